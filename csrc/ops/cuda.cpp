@@ -1,0 +1,123 @@
+// The CUDA backend: check, plan, allocate, launch. No arithmetic and no choice of its own.
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "../cuda/launch.h"
+#include "checks.h"
+#include "tensors.h"
+
+namespace conv2d_ext {
+namespace {
+
+#define CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, tk, variant) &family##_##op##_##dtype##_##tm##x##tn##_##variant,
+constexpr Launcher kLaunchers[] = {CONV2D_EXT_KERNELS(CONV2D_EXT_LAUNCHER)};
+#undef CONV2D_EXT_LAUNCHER
+
+void check_cuda(char const* op, cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(op) + ": CUDA error: " + cudaGetErrorString(error));
+}
+
+int attribute(char const* op, cudaDeviceAttr which, int device) {
+  int value = 0;
+  check_cuda(op, cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+Device device_of(char const* op, int index) {
+  return {attribute(op, cudaDevAttrMultiProcessorCount, index),
+          10 * attribute(op, cudaDevAttrComputeCapabilityMajor, index) +
+              attribute(op, cudaDevAttrComputeCapabilityMinor, index)};
+}
+
+int alignment(void const* address) {
+  uintptr_t const low = reinterpret_cast<uintptr_t>(address) | 16;
+  return int(low & (~low + 1));
+}
+
+// Kernels add up element offsets of padded positions, which lie outside the tensor: the sums must not wrap.
+void check_offsets(char const* op, Problem const& p) {
+  double const reach = double(p.H + p.pad_top + p.pad_bottom) * double(max64(p.x.h, p.y.h)) +
+                       double(p.W + p.pad_left + p.pad_right) * double(max64(p.x.w, p.y.w));
+  if (reach > double(int64_t(1) << 60))
+    fail(op, "padding", "expected padding times the tensor's strides below 2^60 on CUDA, got ", reach);
+}
+
+Plan plan_for(char const* op_name, Op op, Problem const& p, Device const& device, int64_t kernel) {
+  if (kernel == -1) {
+    Plan const plan = make_plan(op, p, device);
+    if (plan.kernel < 0)
+      fail(op_name, "input", "expected a GPU of compute capability 8.0 or later, got ", device.compute_capability / 10,
+           ".", device.compute_capability % 10);
+    return plan;
+  }
+  if (kernel < 0 || kernel >= kRowCount)
+    fail(op_name, "kernel", "expected -1 or a row of the table, 0 to ", kRowCount - 1, ", got ", kernel);
+  if (!supports(kRows[kernel], op, p, device))
+    fail(op_name, "kernel", "expected a row that supports the problem, got ", kernel, " (", kRows[kernel].name, ")");
+  return plan_row(int(kernel), op, p, device);
+}
+
+// x, w, y: the tensors in the problem's roles; out is one of them.
+Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor const* w, Tensor const* y,
+           std::optional<Tensor> const& bias, int64_t kernel) {
+  Tensor const& like = x ? *x : *y;
+  torch::stable::accelerator::DeviceGuard const guard(like.get_device_index());
+  Tensor out = empty_strided(call.out_size, call.out_stride, like);
+  for (int64_t size : call.out_size)
+    if (size == 0) return out;
+  auto address = [&](Tensor const* t) { return t ? t->const_data_ptr() : out.const_data_ptr(); };
+  Problem p = call.problem;
+  p.x_align = alignment(address(x));
+  p.w_align = alignment(address(w));
+  p.y_align = alignment(address(y));
+  check_offsets(op_name, p);
+  Plan const plan = plan_for(op_name, op, p, device_of(op_name, like.get_device_index()), kernel);
+
+  Arguments args{};
+  args.a = address(op == Op::dgrad ? y : x);
+  args.b = address(op == Op::wgrad ? y : w);
+  if (bias) args.bias = bias->const_data_ptr(), args.bias_stride = bias->stride(0);
+  args.out = out.mutable_data_ptr();
+  std::optional<Tensor> workspace;
+  if (plan.workspace_bytes > 0) {
+    workspace = torch::stable::new_empty(like, IntList{plan.workspace_bytes}, torch::headeronly::ScalarType::Byte);
+    args.workspace = workspace->mutable_data_ptr();
+  }
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
+  check_cuda(op_name, kLaunchers[plan.kernel](p, plan, args, static_cast<cudaStream_t>(stream)));
+  return out;
+}
+
+Tensor fprop(Tensor const& input, Tensor const& weight, std::optional<Tensor> const& bias, IntList const& stride,
+             IntList const& padding, IntList const& dilation, int64_t groups, bool allow_tf32, int64_t kernel) {
+  Call const call = check_fprop(input, weight, bias, {stride, padding, dilation, groups}, allow_tf32);
+  return run("conv2d", Op::fprop, call, &input, &weight, nullptr, bias, kernel);
+}
+
+Tensor dgrad(Tensor const& grad_output, Tensor const& weight, IntList const& input_size, IntList const& stride,
+             IntList const& padding, IntList const& dilation, int64_t groups, bool allow_tf32, int64_t kernel) {
+  Call const call = check_dgrad(grad_output, weight, input_size, {stride, padding, dilation, groups}, allow_tf32);
+  return run("dgrad", Op::dgrad, call, nullptr, &weight, &grad_output, std::nullopt, kernel);
+}
+
+Tensor wgrad(Tensor const& grad_output, Tensor const& input, IntList const& weight_size,
+             std::optional<IntList> const& weight_stride, IntList const& stride, IntList const& padding,
+             IntList const& dilation, int64_t groups, bool allow_tf32, int64_t kernel) {
+  Call const call =
+      check_wgrad(grad_output, input, weight_size, weight_stride, {stride, padding, dilation, groups}, allow_tf32);
+  return run("wgrad", Op::wgrad, call, &input, nullptr, &grad_output, std::nullopt, kernel);
+}
+
+}  // namespace
+}  // namespace conv2d_ext
+
+STABLE_TORCH_LIBRARY_IMPL(conv2d_ext, CUDA, m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d_ext::fprop));
+  m.impl("fprop", TORCH_BOX(&conv2d_ext::fprop));
+  m.impl("dgrad", TORCH_BOX(&conv2d_ext::dgrad));
+  m.impl("wgrad", TORCH_BOX(&conv2d_ext::wgrad));
+}
