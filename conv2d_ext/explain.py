@@ -1,0 +1,145 @@
+"""explain: which kernel the planner would choose for a convolution, and what it weighed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import _shapes
+from .functional import _integer, _integers, _named_padding
+
+_H200 = ("NVIDIA H200", 132, 90)  # name, SMs, compute capability
+_MAX_ALIGNMENT = 16  # bytes; what the planner tells apart, and less than the allocator gives
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the planner says of one convolution on one GPU."""
+
+    op: str  # "fprop", "dgrad" or "wgrad"
+    kernel: str  # the row of the table of kernels that would run
+    split_k: int  # parts that the reduction is cut into
+    workspace_bytes: int  # memory for their partial sums
+    candidates: tuple[tuple[str, float | None], ...]  # each row's estimate in microseconds, None: it does not support it
+    reason: str
+
+    def __str__(self) -> str:
+        supported = [(us, name) for name, us in self.candidates if us is not None]
+        width = max((len(name) for _, name in supported), default=0)
+        lines = [f"{self.op}: {self.kernel}", f"  {self.reason}"]
+        if self.workspace_bytes or self.split_k > 1:
+            lines.append(f"  split_k {self.split_k}, workspace {self.workspace_bytes} bytes")
+        lines += [
+            f"  {'->' if name == self.kernel else '  '} {name:{width}}  {us:12.1f} us" for us, name in sorted(supported)
+        ]
+        lines.append(f"  {len(self.candidates) - len(supported)} other rows do not support this problem")
+        return "\n".join(lines)
+
+
+def _size(value: Tensor | Sequence[int], argument: str) -> tuple[int, ...]:
+    size = tuple(value.shape) if isinstance(value, Tensor) else tuple(_integer(v, argument) for v in value)
+    if len(size) == 3 and argument == "input":
+        size = (1, *size)
+    if len(size) != 4:
+        _shapes.fail("explain", argument, "4 dimensions", len(size))
+    return size
+
+
+def _device(device: torch.device | str | int | None) -> tuple[str, int, int]:
+    if device is None and not torch.cuda.is_available():
+        return _H200
+    properties = torch.cuda.get_device_properties(device)
+    return properties.name, properties.multi_processor_count, 10 * properties.major + properties.minor
+
+
+def _alignment(*values: object) -> int:
+    least = _MAX_ALIGNMENT
+    for t in values:
+        if isinstance(t, Tensor) and t.device.type != "meta":
+            address = t.data_ptr()
+            least = min(least, address & -address or least)
+    return least
+
+
+def explain(
+    input: Tensor | Sequence[int],
+    weight: Tensor | Sequence[int],
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    op: str = "fprop",
+    dtype: torch.dtype | None = None,
+    channels_last: bool | None = None,
+    allow_tf32: bool | None = None,
+    device: torch.device | str | int | None = None,
+) -> Explanation:
+    """The kernel that conv2d (or its gradients: op="dgrad", "wgrad") would run for these arguments on a CUDA device.
+
+    input, weight: tensors on any device, or their sizes: (N, C, H, W) or (C, H, W), and (K, C/groups, R, S)
+    dtype:         that of the tensors, or float32
+    channels_last: the layout of both tensors; None: that of the tensors given, or contiguous
+    allow_tf32:    None: torch's flags
+    device:        a CUDA device; None: the current one, or an H200 (132 SMs, 9.0) where there is no GPU
+
+    Nothing is computed and no GPU is needed. The gradients are planned for a grad_output in the output's layout.
+    Raises what conv2d raises for these arguments.
+    """
+    if op not in ("fprop", "dgrad", "wgrad"):
+        raise ValueError(f"explain: op: expected 'fprop', 'dgrad' or 'wgrad', got {op!r}")
+    x_size, w_size = _size(input, "input"), _size(weight, "weight")
+    if dtype is None:
+        dtype = next((t.dtype for t in (input, weight) if isinstance(t, Tensor)), torch.float32)
+    if dtype not in _shapes.DTYPES:
+        _shapes.fail("explain", "dtype", "float16, bfloat16, float32 or float64", _shapes.dtype_text(dtype))
+
+    def meta(value: Tensor | Sequence[int], size: tuple[int, ...]) -> Tensor:
+        if channels_last is not None or not isinstance(value, Tensor):
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            return torch.empty(size, dtype=dtype, device="meta", memory_format=layout)
+        stride = value.stride() if value.dim() == 4 else (value.shape[0] * value.stride(0), *value.stride())
+        return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+
+    x, w = meta(input, x_size), meta(weight, w_size)
+    stride, dilation = _integers(stride, "stride", (2,)), _integers(dilation, "dilation", (2,))
+    if isinstance(padding, str):
+        padding = _named_padding(padding, w, stride, dilation)
+    else:
+        padding = _integers(padding, "padding", (2, 4))
+    groups = _integer(groups, "groups")
+    _, y_stride = _shapes.fprop(x, w, None, stride, padding, dilation, groups)
+    if allow_tf32 is None:
+        allow_tf32 = torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
+    allow_tf32 = allow_tf32 and dtype is torch.float32
+
+    name, sm_count, capability = _device(device)
+    row, split_k, workspace_bytes, *times = torch.ops.conv2d_ext.plan(
+        op,
+        dtype,
+        x_size,
+        x.stride(),
+        w_size,
+        w.stride(),
+        y_stride,
+        stride,
+        padding,
+        dilation,
+        groups,
+        _alignment(input, weight),
+        allow_tf32,
+        sm_count,
+        capability,
+    )
+    rows = torch.ops.conv2d_ext.kernels()
+    candidates = tuple((r, None if ns < 0 else ns / 1000) for r, ns in zip(rows, times, strict=True))
+    where = f"{name} ({sm_count} SMs, compute capability {capability // 10}.{capability % 10})"
+    if row < 0:
+        raise RuntimeError(f"explain: no kernel supports this problem on {where}")
+    supported = sum(us is not None for _, us in candidates)
+    reason = f"least estimated time of {supported} rows that support the problem on {where}"
+    return Explanation(op, rows[row], split_k, workspace_bytes, candidates, reason)
