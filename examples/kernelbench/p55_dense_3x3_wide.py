@@ -1,0 +1,31 @@
+"""KernelBench level 1, problem 55: 3x3, 64 -> 128 channels, images twice as wide as high."""
+
+import torch
+from torch import Tensor, nn
+
+import conv2d_ext
+
+INPUT = (8, 64, 512, 1024)  # N, C, H, W
+
+
+class Model(nn.Module):
+    layer: type[nn.Conv2d] = nn.Conv2d
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = self.layer(in_channels, out_channels, kernel_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class ModelNew(Model):
+    layer = conv2d_ext.Conv2d
+
+
+def get_inputs() -> list[Tensor]:
+    return [torch.rand(INPUT)]
+
+
+def get_init_inputs() -> list[object]:
+    return [64, 128, 3]

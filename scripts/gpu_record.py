@@ -1,0 +1,421 @@
+"""Installs a built wheel on a GPU machine, tests it there, and writes docs/gpu-record.json: of which code, on what.
+
+    python3 scripts/gpu_record.py --wheel dist/conv2d_ext-*.whl     # on the GPU machine, under 9 minutes
+    python3 scripts/gpu_record.py --check                           # anywhere: is the record of this code, and green?
+
+Phases: tests (the suite with --device cuda), sanitizer (scripts/sanitize.py), benchmark (dense layers, float32). The
+record is rewritten after each, so one that was cut off says how far it came. It names the code by a hash over csrc/,
+conv2d_ext/, tests/ and setup.py. `--check` needs no GPU, no wheel and no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sanitize import Counts, Finished, count_tests, run_command, tail
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = "docs/gpu-record.json"
+PARTS = ("csrc", "conv2d_ext", "tests", "setup.py")
+PHASES = ("tests", "sanitizer", "benchmark")
+
+NO_TESTS = 5  # pytest's exit status
+
+# What builds and runs leave between the sources.
+GENERATED_FOLDERS = {"__pycache__", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
+GENERATED_SUFFIXES = {".so", ".pyc", ".pyo", ".pyd", ".orig", ".rej", ".swp"}
+
+
+# ---- which code ------------------------------------------------------------------------------------------------------
+
+
+def generated(path: Path) -> bool:
+    return bool(GENERATED_FOLDERS & set(path.parts)) or path.suffix in GENERATED_SUFFIXES
+
+
+def in_git(root: Path) -> set[str] | None:
+    """What git has or would take of the tree, as relative paths with slashes; None without a .git folder or git."""
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {name for name in listed.split("\0") if name}
+
+
+def sources(root: Path) -> list[str]:
+    """The files that the hash covers, sorted, as paths relative to `root` with slashes.
+
+    A walk and git agree: files that git ignores are left out where git can be asked, and the walk knows what they are.
+    """
+    listed = in_git(root)
+    found = []
+    for part in PARTS:
+        for path in [root / part, *(root / part).rglob("*")]:
+            name = path.relative_to(root).as_posix()
+            if path.is_file() and not generated(path.relative_to(root)) and (listed is None or name in listed):
+                found.append(name)
+    return sorted(found)
+
+
+def digest(root: Path, names: Sequence[str]) -> str:
+    """sha256 over the path and the sha256 of the content of each file."""
+    total = hashlib.sha256()
+    for name in names:
+        content = hashlib.sha256((root / name).read_bytes()).hexdigest()
+        total.update(f"{content}  {name}\n".encode())
+    return total.hexdigest()
+
+
+def code_of(root: Path) -> dict[str, Any]:
+    """{sha256, files, parts}: of all sources, how many they are, and of each part, to say which one differs."""
+    names = sources(root)
+    parts = {part: digest(root, [n for n in names if n == part or n.startswith(part + "/")]) for part in PARTS}
+    return {"sha256": digest(root, names), "files": len(names), "parts": parts}
+
+
+def wheel_of(wheel: Path, root: Path) -> dict[str, Any]:
+    """The wheel's name, its sha256 and those of its libraries, and how its other files differ from conv2d_ext/ here.
+
+    A library can't be compared with csrc/: that it was built from it is for whoever builds and records in one go.
+    """
+    data = {name: (root / name).read_bytes() for name in sources(root) if name.startswith("conv2d_ext/")}
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if n.startswith("conv2d_ext/") and not n.endswith("/")]
+        libraries = {n: hashlib.sha256(archive.read(n)).hexdigest() for n in names if n.endswith(".so")}
+        packed = {n: archive.read(n) for n in names if not generated(Path(n))}
+    differences = sorted(n for n in data.keys() | packed.keys() if data.get(n) != packed.get(n))
+    return {
+        "name": wheel.name,
+        "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        "libraries": libraries,
+        "python_is_of_this_tree": not differences,
+        "differences": differences,
+    }
+
+
+# ---- checking a record -----------------------------------------------------------------------------------------------
+
+
+def verdict(record: Mapping[str, Any] | None, code: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether the record is of this code and all green, and the line that says so."""
+    if record is None:
+        return False, f"{RECORD}: there is none; scripts/gpu_record.py writes it on a GPU machine"
+    recorded = record.get("code", {})
+    if recorded.get("sha256") != code["sha256"]:
+        parts = recorded.get("parts", {})
+        changed = [part for part, value in code["parts"].items() if parts.get(part) != value]
+        return (
+            False,
+            f"{RECORD}: of other code than this: {', '.join(changed) or 'the record is damaged'} changed since",
+        )
+    faults = [f"{name} {state}" for name in PHASES if (state := phase_status(record, name)) != "passed"]
+    if problem := str(record.get("problem", "")):
+        faults.insert(0, problem.splitlines()[0])
+    if not record.get("wheel", {}).get("python_is_of_this_tree", False):
+        faults.append("the wheel was built from other sources")
+    if faults:
+        return False, f"{RECORD}: of this code, not green: {', '.join(faults)}"
+    machine, tests = record.get("machine", {}), record["phases"]["tests"]
+    where = f"{machine.get('gpu')}, torch {machine.get('torch')}, {record.get('date')}"
+    counts = f"{tests.get('passed')} passed, {tests.get('skipped')} skipped"
+    return True, f"{RECORD}: of this code, all green ({where}; {counts})"
+
+
+def phase_status(record: Mapping[str, Any], name: str) -> str:
+    return str(record.get("phases", {}).get(name, {}).get("status", "not run"))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+# ---- making a record -------------------------------------------------------------------------------------------------
+
+# Run with the installed wheel first on the path; prints JSON.
+MACHINE = """
+import json, platform, subprocess, sys
+import torch, conv2d_ext
+from conv2d_ext import _library
+
+def driver():
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None
+
+gpu = torch.cuda.is_available()
+print(json.dumps({
+    "gpu": torch.cuda.get_device_name() if gpu else None,
+    "compute_capability": ".".join(map(str, torch.cuda.get_device_capability())) if gpu else None,
+    "driver": driver(),
+    "torch": torch.__version__,
+    "cuda": torch.version.cuda,
+    "cudnn": torch.backends.cudnn.version() if gpu else None,
+    "python": platform.python_version(),
+    "conv2d_ext": conv2d_ext.__version__,
+    "cuda_library": _library.CUDA_ERROR or "loaded",
+}))
+"""
+
+# A pytest plugin: every process of the run, xdist's workers included, holds the wheel's package before a test can put
+# the repository on the path.
+PLUGIN = """
+import pathlib
+import pytest
+
+SITE = pathlib.Path({site!r})
+
+def pytest_configure(config):
+    import conv2d_ext
+    found = pathlib.Path(conv2d_ext.__file__).resolve()
+    if SITE not in found.parents:
+        raise pytest.UsageError(f"conv2d_ext: expected the wheel installed in {{SITE}}, got {{found}}")
+"""
+PLUGIN_NAME = "the_installed_wheel"
+
+
+class Recorder:
+    """Runs the phases one after the other in a temporary folder, and keeps the record on disk up to date."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options = options
+        self.work = folder / "work"  # where commands run: not in the repository, whose conv2d_ext/ has no libraries
+        self.site = (folder / "site").resolve()
+        self.work.mkdir()
+        path = [str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.record: dict[str, Any] = {
+            "code": code_of(ROOT),
+            "wheel": wheel_of(options.wheel, ROOT),
+            "machine": {},
+            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "phases": {name: {"status": "not run"} for name in PHASES},
+        }
+
+    def save(self) -> None:
+        self.options.output.parent.mkdir(parents=True, exist_ok=True)
+        self.options.output.write_text(json.dumps(self.record, indent=1) + "\n")
+
+    def python(self, *arguments: str, timeout: float) -> Finished:
+        return run_command([sys.executable, *arguments], self.env, self.work, timeout)
+
+    def install(self) -> str:
+        """Installs the wheel and describes the machine; returns what is wrong, if anything is."""
+        pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--target", str(self.site)]
+        finished = self.python(*pip, str(self.options.wheel), timeout=60)
+        if finished.code != 0:
+            return f"pip could not install the wheel:\n{tail(finished.output)}"
+        (self.site / f"{PLUGIN_NAME}.py").write_text(PLUGIN.format(site=str(self.site)))
+        finished = self.python("-c", MACHINE, timeout=60)
+        if finished.code != 0:
+            return f"the wheel does not import:\n{tail(finished.output)}"
+        machine: dict[str, Any] = json.loads(finished.output.strip().splitlines()[-1])
+        self.record["machine"] = machine
+        if machine["gpu"] is None:
+            return "torch finds no GPU here"
+        if machine["cuda_library"] != "loaded":
+            return f"the CUDA library is not loaded: {machine['cuda_library']}"
+        return ""
+
+    def tests(self) -> dict[str, Any]:
+        """The suite in two runs: all but the huge tensors in parallel, then those one at a time, or they don't fit."""
+        end = time.monotonic() + self.options.tests_timeout
+        workers = ["-n", str(self.options.workers)] if self.options.workers else []
+        runs = [self.pytest("not large", workers, end), self.pytest("large", [], end)]
+        counts = add_counts([counted for _, counted in runs])
+        found = {**asdict(counts), "seconds": round(sum(finished.seconds for finished, _ in runs), 1)}
+        if any(finished.code is None for finished, _ in runs):
+            return failed(f"ran out of time ({self.options.tests_timeout:g} s); the counts are of what ran", found)
+        # The second run may have nothing to do: a project without such tests, or arguments that leave them out.
+        codes = [finished.code for finished, _ in runs]
+        if codes[0] != 0 or codes[1] not in (0, NO_TESTS):
+            return failed(f"pytest ended with exit status {codes[0] or codes[1]}", found)
+        if not counts.passed:
+            return failed("no test ran", found)
+        return {"status": "passed", **found}
+
+    def pytest(self, marked: str, workers: Sequence[str], end: float) -> tuple[Finished, Counts | None]:
+        junit = self.work / f"{marked.replace(' ', '_')}.xml"
+        finished = self.python(
+            *("-m", "pytest", str(ROOT / "tests"), "-m", marked, "--device", "cuda", "-q", "--tb=short"),
+            *("-p", "no:cacheprovider", "-p", PLUGIN_NAME, f"--junitxml={junit}"),
+            *workers,
+            *shlex.split(self.options.pytest_arguments),
+            timeout=max(end - time.monotonic(), 1),
+        )
+        print(tail(finished.output, 40), flush=True)
+        return finished, count_tests(junit)
+
+    def sanitizer(self) -> dict[str, Any]:
+        results = self.work / "sanitizer.json"
+        finished = self.python(
+            *(
+                str(ROOT / "scripts" / "sanitize.py"),
+                "--json",
+                str(results),
+                "--timeout",
+                str(self.options.sanitizer_timeout),
+            ),
+            *("--", "-p", PLUGIN_NAME),
+            timeout=self.options.sanitizer_timeout + 30,  # it keeps to its own time
+        )
+        print(tail(finished.output, 60), flush=True)
+        tools = json.loads(results.read_text()) if results.exists() else []
+        found = {"tools": tools, "seconds": finished.seconds}
+        if finished.code == 0:
+            return {"status": "passed", **found}
+        reasons = dict.fromkeys(f"{t['tool']}: {t['reason']}" for t in tools if t["status"] != "passed")
+        return failed("; ".join(reasons) or tail(finished.output, 1), found)
+
+    def benchmark(self) -> dict[str, Any]:
+        results = self.work / "bench.json"
+        budget = self.options.benchmark_timeout
+        command = ["-m", "conv2d_ext", "bench", "--layers", "dense", "--dtypes", "fp32", "--budget", f"{budget:g}"]
+        finished = self.python(
+            *command,
+            *("--json", str(results)),
+            timeout=budget + 30,  # the budget is looked at between cells
+        )
+        print(tail(finished.output, 40), flush=True)
+        try:
+            data = json.loads(results.read_text())
+        except (OSError, json.JSONDecodeError):
+            data = {}
+        found = {"command": shlex.join(["python", *command]), **benchmark_summary(data), "seconds": finished.seconds}
+        if finished.code != 0 or not found["cells"]:
+            return failed(tail(finished.output, 1), found)
+        return {"status": "passed", **found}
+
+    def run(self) -> int:
+        self.save()
+        problem = self.install()
+        self.save()
+        if problem:
+            print(f"gpu_record: {problem}")
+            self.record["problem"] = problem
+            self.save()
+            return 1
+        work: dict[str, Callable[[], dict[str, Any]]] = {
+            "tests": self.tests,
+            "sanitizer": self.sanitizer,
+            "benchmark": self.benchmark,
+        }
+        for name, phase in work.items():
+            if name in self.options.skip:
+                self.record["phases"][name]["reason"] = "left out by --skip"
+                continue
+            print(f"== {name}", flush=True)
+            self.record["phases"][name] = {"status": "not run", "reason": "began, and did not end"}
+            self.save()
+            self.record["phases"][name] = phase()
+            self.save()
+            print(f"== {name}: {self.record['phases'][name]['status']}", flush=True)
+        green, line = verdict(self.record, self.record["code"])
+        print(line)
+        return 0 if green else 1
+
+
+def add_counts(counts: Sequence[Counts | None]) -> Counts:
+    total = Counts()
+    for one in filter(None, counts):
+        total.passed += one.passed
+        total.failed += one.failed
+        total.skipped += one.skipped
+        total.skip_reasons = dict(Counter(total.skip_reasons) + Counter(one.skip_reasons))
+        total.failures = dict(Counter(total.failures) + Counter(one.failures))
+    return total
+
+
+def failed(reason: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    return {"status": "failed", "reason": reason, **found}
+
+
+def benchmark_summary(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the JSON of `conv2d_ext bench`: how much ran, and the geometric means in all, by layout and by op.
+
+    `ratio` is cuDNN's time over ours; `share` is the limit of the machine over our time.
+    """
+    rows = [row for row in data.get("summary", []) if row.get("group") in ("all", "layout", "op")]
+    numbers = ("cells", "ratio", "share", "share_theirs", "least_ratio", "slower")
+    means = {
+        f"{row['group']} {row.get('value', '')}".strip(): {
+            name: round(row[name], 4) for name in numbers if row.get(name) is not None
+        }
+        for row in rows
+    }
+    return {
+        "cells": sum(1 for cell in data.get("cells", []) if cell.get("ratio")),
+        "cells_by_status": dict(Counter(str(cell.get("status")) for cell in data.get("cells", []))),
+        "cells_planned": data.get("cells_planned", 0),
+        "stopped": data.get("stopped", ""),
+        "peaks": data.get("peaks", {}),
+        "geometric_means": means,
+    }
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    def phases(text: str) -> list[str]:
+        chosen = [name for name in text.split(",") if name]
+        if unknown := sorted(set(chosen) - set(PHASES)):
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(PHASES)}, got {', '.join(unknown)}")
+        return chosen
+
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument(
+        "--check", action="store_true", help="say in a line whether the record is of this code and green"
+    )
+    found.add_argument("--wheel", type=Path, help="the wheel to install and test")
+    found.add_argument("--output", type=Path, default=ROOT / RECORD, help=f"default: {RECORD}")
+    found.add_argument("--skip", type=phases, default=[], metavar="A,B", help=f"leave out: {', '.join(PHASES)}")
+    found.add_argument("--workers", type=int, default=8, help="processes of pytest; 0: one, without xdist")
+    found.add_argument("--tests-timeout", type=float, default=210, help="seconds (default: %(default)s)")
+    found.add_argument("--sanitizer-timeout", type=float, default=160, help="seconds, all tools (default: %(default)s)")
+    found.add_argument("--benchmark-timeout", type=float, default=60, help="seconds (default: %(default)s)")
+    found.add_argument("--pytest-arguments", default="", help="more arguments for the suite, in one string")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    options.output = options.output.resolve()
+    if options.check:
+        green, line = verdict(read_record(options.output), code_of(ROOT))
+        print(line)
+        return 0 if green else 1
+    if options.wheel is None or not options.wheel.is_file():
+        raise SystemExit(f"gpu_record: --wheel: expected a wheel that exists, got {options.wheel}")
+    options.wheel = options.wheel.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        return Recorder(options, Path(folder)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
