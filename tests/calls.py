@@ -1,0 +1,78 @@
+"""Calls of the raw operators on a case, and the planner's question for the same tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import conv2d_ext  # noqa: F401  (loads torch.ops.conv2d_ext)
+import torch
+from cases import Case
+from torch import Tensor
+
+OPS = ("fprop", "dgrad", "wgrad")
+
+
+def fprop(case: Case, x: Tensor, w: Tensor, b: Tensor | None, **kwargs: object) -> Tensor:
+    return torch.ops.conv2d_ext.fprop(x, w, b, *case.args, **kwargs)
+
+
+def dgrad(case: Case, go: Tensor, w: Tensor, **kwargs: object) -> Tensor:
+    return torch.ops.conv2d_ext.dgrad(go, w, case.input_size, *case.args, **kwargs)
+
+
+def wgrad(case: Case, go: Tensor, x: Tensor, stride: Sequence[int] | None = None, **kwargs: object) -> Tensor:
+    return torch.ops.conv2d_ext.wgrad(go, x, case.weight_size, stride, *case.args, **kwargs)
+
+
+def call(op: str, case: Case, x: Tensor, w: Tensor, b: Tensor | None, go: Tensor) -> Callable[..., Tensor]:
+    """The operator `op` on these tensors; what is left open are its keyword arguments."""
+    return {
+        "fprop": lambda **kwargs: fprop(case, x, w, b, **kwargs),
+        "dgrad": lambda **kwargs: dgrad(case, go, w, **kwargs),
+        "wgrad": lambda **kwargs: wgrad(case, go, x, **kwargs),
+    }[op]
+
+
+def alignment(*tensors: Tensor) -> int:
+    """The largest power of two, at most 16, that divides every address."""
+    powers = [p for p in (1, 2, 4, 8, 16) if all(t.data_ptr() % p == 0 for t in tensors)]
+    return max(powers)
+
+
+def plan(
+    op: str,
+    case: Case,
+    x: Tensor,
+    w: Tensor,
+    y: Tensor,
+    *,
+    align: int = 16,
+    allow_tf32: bool = False,
+    sm_count: int = 132,
+    capability: int = 90,
+) -> list[int]:
+    """[row, split_k, workspace bytes, estimate of each row in ns or -1]; the tensors give sizes, strides and dtype."""
+    return list(
+        torch.ops.conv2d_ext.plan(
+            op,
+            x.dtype,
+            list(x.shape),
+            list(x.stride()),
+            list(w.shape),
+            list(w.stride()),
+            list(y.stride()),
+            list(case.stride),
+            list(case.padding),
+            list(case.dilation),
+            case.groups,
+            align,
+            allow_tf32,
+            sm_count,
+            capability,
+        )
+    )
+
+
+def candidates(plan: Sequence[int]) -> list[int]:
+    """The rows that support the planned problem."""
+    return [row for row, estimate in enumerate(plan[3:]) if estimate >= 0]

@@ -1,0 +1,249 @@
+"""The one list of convolution shapes. Tests and benchmarks take their cases from here and nowhere else.
+
+A case is a shape in the field's letters, without a dtype, device or layout; those are arguments of `tensors()`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """x[N,C,H,W] * w[K,C/groups,R,S] + bias[K] -> y[N,K,P,Q]. `padding` is (H, W) or (top, bottom, left, right)."""
+
+    name: str
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    R: int
+    S: int
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    bias: bool = True
+    edge: bool = False  # belongs to the small set that runs under compute-sanitizer
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def padding4(self) -> tuple[int, int, int, int]:
+        """(top, bottom, left, right)."""
+        if len(self.padding) == 4:
+            top, bottom, left, right = self.padding
+            return top, bottom, left, right
+        h, w = self.padding
+        return h, h, w, w
+
+    @property
+    def P(self) -> int:
+        top, bottom, _, _ = self.padding4
+        return (self.H + top + bottom - (self.R - 1) * self.dilation[0] - 1) // self.stride[0] + 1
+
+    @property
+    def Q(self) -> int:
+        _, _, left, right = self.padding4
+        return (self.W + left + right - (self.S - 1) * self.dilation[1] - 1) // self.stride[1] + 1
+
+    @property
+    def input_size(self) -> tuple[int, int, int, int]:
+        return self.N, self.C, self.H, self.W
+
+    @property
+    def weight_size(self) -> tuple[int, int, int, int]:
+        return self.K, self.C // self.groups, self.R, self.S
+
+    @property
+    def output_size(self) -> tuple[int, int, int, int]:
+        return self.N, self.K, self.P, self.Q
+
+    @property
+    def args(self) -> tuple[tuple[int, int], tuple[int, ...], tuple[int, int], int]:
+        """What follows the tensors in a call: (stride, padding, dilation, groups)."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    @property
+    def empty(self) -> bool:
+        """No product is summed: a dimension of the reduction or of the result is zero."""
+        return 0 in (self.N, self.C, self.H, self.W, self.K)
+
+    def reduction(self, op: str) -> int:
+        """How many products are summed into one element of the result of `op` ("fprop", "dgrad", "wgrad", "bias")."""
+        if op == "fprop":
+            return self.C // self.groups * self.R * self.S
+        if op == "dgrad":
+            return self.K // self.groups * self.R * self.S
+        return self.N * self.P * self.Q
+
+    @property
+    def seed(self) -> int:
+        """Differs from case to case, but not from run to run as hash() does."""
+        return zlib.crc32(self.name.encode())
+
+    def draw(self, size: Sequence[int], dtype: torch.dtype, seed: int, integers: bool = False) -> Tensor:
+        """Values on the CPU, already rounded to `dtype`: standard normal, or integers in [-3, 3]."""
+        generator = torch.Generator().manual_seed(self.seed + seed)
+        if integers:
+            return torch.randint(-3, 4, tuple(size), generator=generator).to(dtype)
+        return torch.randn(tuple(size), generator=generator, dtype=torch.float64).to(dtype)
+
+    def tensors(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        layout: str = "nchw",
+        seed: int = 0,
+        integers: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(input, weight, bias). `layout` is a key of `layouts.LAYOUTS`: the values do not depend on it."""
+        from layouts import LAYOUTS
+
+        at_input, at_weight, _ = LAYOUTS[layout]
+        x = at_input(self.draw(self.input_size, dtype, seed, integers), device)
+        w = at_weight(self.draw(self.weight_size, dtype, seed + 1, integers), device)
+        b = self.draw((self.K,), dtype, seed + 2, integers).to(device) if self.bias else None
+        return x, w, b
+
+    def grad_output(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        layout: str = "nchw",
+        seed: int = 0,
+        integers: bool = False,
+    ) -> Tensor:
+        from layouts import LAYOUTS
+
+        return LAYOUTS[layout][2](self.draw(self.output_size, dtype, seed + 3, integers), device)
+
+
+# Sizes are small so that the whole suite takes minutes on two cores; what differs between the cases is which
+# branch of a kernel they reach, and the name says which.
+CASES: tuple[Case, ...] = (
+    # plain layers
+    Case("3x3", 2, 16, 9, 10, 24, 3, 3, padding=(1, 1), edge=True),
+    Case("3x3_no_bias", 2, 8, 7, 7, 8, 3, 3, bias=False),
+    Case("1x1", 2, 32, 7, 9, 40, 1, 1),
+    Case("1x1_stride2", 2, 24, 9, 8, 16, 1, 1, stride=(2, 2), edge=True),
+    Case("1x1_padded", 1, 8, 4, 4, 8, 1, 1, padding=(1, 2)),
+    Case("1x1_strided_padded", 1, 8, 6, 5, 8, 1, 1, stride=(2, 3), padding=(1, 1), bias=False),
+    Case("one_pixel", 3, 12, 1, 1, 20, 1, 1),
+    Case("one_of_everything", 1, 1, 1, 1, 1, 1, 1),
+    Case("window_is_the_input", 3, 6, 5, 4, 10, 5, 4),
+    Case("patches_4x4_stride4", 2, 3, 16, 12, 32, 4, 4, stride=(4, 4)),
+    # asymmetric kernels, strides, dilations, paddings
+    Case("1x7", 2, 8, 6, 13, 12, 1, 7, padding=(0, 3)),
+    Case("7x1", 2, 8, 13, 6, 12, 7, 1, padding=(3, 0), bias=False),
+    Case("2x5_stride_1x3", 2, 5, 9, 14, 7, 2, 5, stride=(1, 3), padding=(1, 2), edge=True),
+    Case("5x2_dilation_1x3", 1, 6, 9, 11, 9, 5, 2, padding=(2, 2), dilation=(1, 3)),
+    Case("even_kernel_4x4", 2, 8, 8, 9, 8, 4, 4, stride=(2, 2), padding=(1, 1)),
+    Case("four_pads", 2, 7, 6, 7, 11, 3, 3, padding=(0, 2, 1, 3), edge=True),
+    Case("four_pads_stride2", 1, 8, 7, 8, 16, 3, 3, stride=(2, 2), padding=(0, 1, 0, 1), bias=False),
+    Case("four_pads_one_side", 1, 3, 5, 5, 4, 3, 2, padding=(3, 0, 0, 0)),
+    Case("four_pads_grouped_dilated", 2, 8, 8, 9, 8, 3, 3, (2, 1), (2, 1, 0, 3), (2, 3), 4, edge=True),
+    # strides that do not divide, strides larger than the kernel
+    Case("stride2", 2, 16, 11, 12, 16, 3, 3, stride=(2, 2), padding=(1, 1), edge=True),
+    Case("stride_3x2_uneven", 1, 6, 13, 12, 10, 3, 3, stride=(3, 2)),
+    Case("stride_larger_than_kernel", 2, 8, 13, 14, 12, 2, 3, stride=(4, 5), padding=(1, 0), edge=True),
+    Case("stride_larger_than_input", 2, 5, 6, 6, 7, 3, 3, stride=(9, 7), padding=(1, 1)),
+    Case("1x1_stride5", 2, 8, 11, 12, 8, 1, 1, stride=(5, 5), bias=False),
+    Case("last_rows_unread", 1, 4, 12, 11, 4, 3, 3, stride=(5, 4)),
+    # strides and dilations with and without a common divisor: dgrad's phases differ
+    Case("stride2_dilation2", 2, 8, 12, 13, 10, 3, 3, (2, 2), (2, 2), (2, 2), edge=True),
+    Case("stride4_dilation6", 1, 6, 20, 19, 8, 3, 3, (4, 4), (5, 6), (6, 6), edge=True),
+    Case("stride3_dilation2", 1, 8, 15, 14, 6, 3, 2, (3, 3), (1, 2), (2, 2), edge=True),
+    Case("stride_2x3_dilation_3x2", 1, 5, 12, 13, 7, 3, 4, (2, 3), (3, 2), (3, 2)),
+    Case("dilation_2x4", 2, 7, 13, 15, 9, 3, 3, padding=(2, 4), dilation=(2, 4)),
+    Case("dilation_of_one_tap", 1, 4, 5, 5, 4, 1, 1, dilation=(7, 9)),
+    Case("dilation_touches_padding_only", 1, 4, 3, 3, 6, 3, 3, padding=(8, 8), dilation=(5, 5)),
+    # kernels larger than the input
+    Case("kernel_larger_than_input", 2, 6, 3, 2, 8, 5, 7, padding=(2, 3), edge=True),
+    Case("kernel_larger_one_output", 1, 4, 2, 3, 5, 6, 5, padding=(2, 1)),
+    Case("padding_larger_than_kernel", 1, 5, 4, 4, 6, 3, 3, padding=(5, 6)),
+    # lines
+    Case("W_is_1", 2, 8, 17, 1, 12, 3, 1, padding=(1, 0)),
+    Case("H_is_1", 2, 8, 1, 19, 12, 1, 5, stride=(1, 2), padding=(0, 2)),
+    Case("W_is_1_padded_3x3", 1, 3, 9, 1, 5, 3, 3, padding=(1, 1), edge=True),
+    Case("H_is_1_stride_in_H", 1, 4, 1, 8, 4, 1, 2, stride=(3, 1)),
+    # odd channels; channels of 4 and 8
+    Case("C1_K1", 2, 1, 9, 9, 1, 3, 3, padding=(1, 1), edge=True),
+    Case("C3_K5", 2, 3, 8, 9, 5, 3, 3, padding=(1, 1)),
+    Case("C5_K7", 2, 5, 8, 7, 7, 3, 3),
+    Case("C7_K13", 1, 7, 9, 8, 13, 3, 3, padding=(1, 0), bias=False),
+    Case("C13_K3", 2, 13, 7, 8, 3, 3, 3, edge=True),
+    Case("C4_K12", 2, 4, 8, 8, 12, 3, 3, padding=(1, 1)),
+    Case("C12_K4", 2, 12, 8, 8, 4, 3, 3, padding=(1, 1)),
+    Case("C8_K32", 1, 8, 10, 9, 32, 3, 3),
+    Case("C1_K64", 1, 1, 12, 12, 64, 5, 5, padding=(2, 2)),
+    Case("C64_K1", 1, 64, 10, 8, 1, 3, 3, padding=(1, 1)),
+    Case("stem_7x7_stride2", 1, 3, 22, 21, 16, 7, 7, stride=(2, 2), padding=(3, 3), bias=False),
+    # groups
+    Case("groups2", 2, 8, 7, 8, 12, 3, 3, padding=(1, 1), groups=2, edge=True),
+    Case("groups3_odd", 2, 9, 7, 6, 15, 3, 2, stride=(1, 2), groups=3),
+    Case("groups4_few_outputs", 1, 32, 6, 6, 4, 3, 3, padding=(1, 1), groups=4, bias=False),
+    Case("groups4_many_outputs", 1, 4, 6, 7, 64, 3, 3, padding=(1, 1), groups=4),
+    Case("groups8_of_8", 1, 64, 6, 6, 64, 3, 3, padding=(1, 1), groups=8),
+    Case("groups2_of_64", 1, 128, 5, 5, 128, 3, 3, padding=(1, 1), groups=2),
+    Case("groups5_of_1x1", 2, 15, 4, 5, 10, 1, 1, groups=5),
+    Case("depthwise", 2, 16, 9, 10, 16, 3, 3, padding=(1, 1), groups=16, edge=True),
+    Case("depthwise_stride2", 2, 24, 11, 10, 24, 3, 3, (2, 2), (1, 1), groups=24, bias=False),
+    Case("depthwise_multiplier2", 2, 7, 8, 9, 14, 3, 3, padding=(1, 1), groups=7, edge=True),
+    Case("depthwise_multiplier3_dilated", 1, 5, 11, 10, 15, 3, 3, (1, 2), (2, 2), (2, 2), 5),
+    Case("depthwise_9x9", 1, 8, 14, 13, 8, 9, 9, padding=(4, 4), groups=8),
+    Case("depthwise_31x31", 1, 3, 20, 18, 3, 31, 31, padding=(15, 15), groups=3),
+    Case("depthwise_1x1", 2, 8, 5, 5, 8, 1, 1, groups=8),
+    # tile boundaries: K, NPQ and the reduction just below, at and above multiples of 64 and 128
+    Case("K63_NPQ63", 1, 16, 9, 11, 63, 3, 3),
+    Case("K64_NPQ64", 1, 16, 10, 10, 64, 3, 3, edge=True),
+    Case("K65_NPQ65", 1, 16, 7, 15, 65, 3, 3),
+    Case("K128_NPQ128", 2, 8, 8, 8, 128, 3, 3, padding=(1, 1)),
+    Case("K129_NPQ129", 3, 8, 1, 43, 129, 1, 3, padding=(0, 1), edge=True),
+    Case("K127_NPQ255", 1, 8, 15, 17, 127, 1, 1),
+    Case("K257_1x1", 1, 33, 3, 5, 257, 1, 1, bias=False),
+    Case("C129_K65", 1, 129, 5, 5, 65, 3, 3, padding=(1, 1)),
+    Case("C63_K31_stride2", 1, 63, 9, 9, 31, 3, 3, (2, 2), (1, 1)),
+    # long reductions: fprop and dgrad over channels, wgrad over pixels
+    Case("long_channels", 1, 512, 4, 5, 8, 3, 3, padding=(1, 1)),
+    Case("long_filters", 1, 8, 4, 5, 384, 3, 3, padding=(1, 1)),
+    Case("many_pixels", 4, 3, 65, 63, 4, 3, 3, padding=(1, 1), bias=False),
+    Case("many_pixels_depthwise", 2, 4, 64, 66, 4, 3, 3, padding=(1, 1), groups=4),
+    Case("batch_of_65", 65, 4, 3, 3, 6, 3, 3, padding=(1, 1)),
+    # nothing to sum, or nothing to write
+    Case("N0", 0, 4, 6, 6, 8, 3, 3, padding=(1, 1), edge=True),
+    Case("C0", 2, 0, 6, 5, 4, 3, 3, padding=(1, 1), edge=True),
+    Case("C0_no_bias", 2, 0, 6, 5, 4, 3, 3, bias=False),
+    Case("K0", 2, 4, 6, 5, 0, 3, 3, padding=(1, 1), edge=True),
+    Case("C0_K0_groups2", 1, 0, 4, 4, 0, 3, 3, groups=2),
+    Case("H0", 2, 3, 0, 5, 4, 2, 3, padding=(2, 1)),
+    Case("N0_C0_K0", 0, 0, 4, 4, 0, 1, 1),
+)
+
+BY_NAME = {case.name: case for case in CASES}
+EDGES = tuple(case for case in CASES if case.edge)
+# For tests whose subject is not the arithmetic: one of each kind.
+FEW = tuple(
+    BY_NAME[name]
+    for name in (
+        "3x3",
+        "2x5_stride_1x3",
+        "four_pads_grouped_dilated",
+        "stride3_dilation2",
+        "kernel_larger_than_input",
+        "depthwise_multiplier2",
+        "C13_K3",
+        "K129_NPQ129",
+        "C0",
+    )
+)
+assert len(BY_NAME) == len(CASES), "case names must differ"

@@ -1,0 +1,104 @@
+"""Options, and what every test gets: the device, a fixed seed, torch's strict float32, NaN in fresh memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile(
+    "default", deadline=None, print_blob=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.register_profile("ci", hypothesis.settings.get_profile("default"), derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the tensors of the tests live")
+    parser.addoption("--fuzz", type=int, default=150, help="examples of each hypothesis test in test_fuzz.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Several workers share the cores; one thread each also keeps the order of summation the same in every run.
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --device cuda, of each test that needs a GPU one instance is kept, to be reported as skipped: the others
+
+    are left out of the run, since thousands of skips would hide those that say something.
+    """
+    device = config.getoption("--device")
+    absent = device == "cuda" and not torch.cuda.is_available()
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    seen: set[str] = set()
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if absent and "device" in fixtures:
+            item.add_marker(pytest.mark.skip(reason="torch finds no CUDA device here"))
+        if device == "cpu" and "cuda" in fixtures:
+            function = item.nodeid.split("[")[0]
+            (left_out if function in seen else kept).append(item)
+            seen.add(function)
+        else:
+            kept.append(item)
+    items[:] = kept
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    return str(pytestconfig.getoption("--device"))
+
+
+@pytest.fixture
+def cuda(device: str) -> str:
+    """For a test that has no meaning on a CPU."""
+    if device != "cuda":
+        pytest.skip("needs --device cuda")
+    return device
+
+
+@pytest.fixture(scope="session")
+def examples(pytestconfig: pytest.Config) -> int:
+    return int(pytestconfig.getoption("--fuzz"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_state() -> Iterator[None]:
+    """The seed and strict float32, so that an error bound of float32 holds; a test that wants TF32 sets it itself."""
+    torch.manual_seed(0)
+    # What torch.backends.cudnn.allow_tf32 = False does, which torch's own test code, once imported, forbids. Not the
+    # newer fp32_precision: with it torch.export fails, because torch refuses to read the older flag beside it.
+    torch._C._set_cudnn_allow_tf32(False)
+    yield
+    torch._C._set_cudnn_allow_tf32(True)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that torch hands out is NaN until written: an element of a result that no kernel wrote shows.
+
+    Torch fills it so in its deterministic mode; the same covers the workspaces of the operators.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def package_environment() -> dict[str, str]:
+    """The environment of a subprocess that must import the same conv2d_ext as this process, from any folder."""
+    import conv2d_ext
+
+    folder = str(Path(conv2d_ext.__file__).parent.parent)
+    path = os.pathsep.join(p for p in (folder, os.environ.get("PYTHONPATH", "")) if p)
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,119 @@
+"""The exact result of a case, torch's own result for it, and the error that rounding allows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from cases import Case
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A forward result and the gradients of (output * grad_output).sum()."""
+
+    output: Tensor
+    grad_input: Tensor
+    grad_weight: Tensor
+    grad_bias: Tensor | None
+
+
+def four_sided(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """F.conv2d, with padding of four entries done by F.pad."""
+    if len(padding) == 4:
+        top, bottom, left, right = padding
+        input, padding = F.pad(input, (left, right, top, bottom)), (0, 0)
+    return F.conv2d(input, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def result(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor) -> Result:
+    """F.conv2d's output and gradients for one case. Where F.conv2d refuses an empty tensor, the definition is used."""
+    # ATen's own float64 kernels on the CPU fail on some channels_last weights (slow_conv2d: must be contiguous).
+    if input.dtype == torch.float64:
+        input, weight, grad_output = input.contiguous(), weight.contiguous(), grad_output.contiguous()
+    if case.empty:
+        output = input.new_zeros(case.output_size)
+        output = output if bias is None else output + bias.view(1, -1, 1, 1)
+        grad_bias = None if bias is None else grad_output.sum((0, 2, 3))
+        return Result(output, torch.zeros_like(input), torch.zeros_like(weight), grad_bias)
+    leaves = [t.detach().requires_grad_() for t in (input, weight, bias) if t is not None]
+    output = four_sided(leaves[0], leaves[1], leaves[2] if bias is not None else None, *case.args)
+    grads = torch.autograd.grad(output, leaves, grad_output)
+    return Result(output.detach(), grads[0], grads[1], grads[2] if bias is not None else None)
+
+
+@functools.lru_cache(maxsize=64)
+def exact(case: Case, dtype: torch.dtype, seed: int = 0, integers: bool = False) -> Result:
+    """The result in float64 on the CPU, of the case's values as they are once rounded to `dtype`."""
+    x, w, b = (None if t is None else t.double() for t in case.tensors("cpu", dtype, "nchw", seed, integers))
+    assert x is not None and w is not None
+    return result(case, x, w, b, case.grad_output("cpu", dtype, "nchw", seed, integers).double())
+
+
+@functools.lru_cache(maxsize=64)
+def torchs(case: Case, dtype: torch.dtype, device: str, layout: str, seed: int = 0) -> Result:
+    """What torch itself makes of the case, in the same dtype and layout. On a CPU 16-bit types are computed in float32
+
+    and rounded once, because torch's own 16-bit CPU convolution ends the process on some shapes.
+    """
+    x, w, b = case.tensors(device, dtype, layout, seed)
+    go = case.grad_output(device, dtype, layout, seed)
+    if device != "cpu" or dtype in (torch.float32, torch.float64):
+        return result(case, x, w, b, go)
+    wide = result(case, x.float(), w.float(), None if b is None else b.float(), go.float())
+    return Result(*(None if t is None else t.to(dtype) for t in vars(wide).values()))  # type: ignore[arg-type]
+
+
+def error(value: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over norm of `expected`, in float64. The norm of the difference itself where that is zero."""
+    assert value.shape == expected.shape, f"shape {tuple(value.shape)}, expected {tuple(expected.shape)}"
+    expected = expected.double().cpu()
+    difference = float(torch.linalg.vector_norm(value.detach().double().cpu() - expected))
+    scale = float(torch.linalg.vector_norm(expected))
+    ratio = difference / scale if scale > 0 else difference
+    return ratio if math.isfinite(ratio) else math.inf
+
+
+def unit(dtype: torch.dtype) -> float:
+    """The largest relative error of one rounding to nearest in `dtype`."""
+    return torch.finfo(dtype).eps / 2
+
+
+def ulp(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+def tolerance(dtype: torch.dtype, length: int) -> float:
+    """The error that a sum of `length` products of random signs may have, rounded once to `dtype` at the end.
+
+    Partial sums of k such products grow as sqrt(k), each addition adds at most one unit of the accumulator's type of
+    that, with a random sign: sqrt(length / 2) units in all. Four times that leaves room for an unlucky draw and for the
+    bias. The accumulator is float32 for float32 and the 16-bit types.
+    """
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    return unit(dtype) + 4 * math.sqrt(length / 2 + 1) * unit(accumulator)
+
+
+def assert_close(value: Tensor, expected: Tensor, dtype: torch.dtype, length: int, what: str = "result") -> None:
+    assert value.dtype == dtype, f"{what} has dtype {value.dtype}, expected {dtype}"
+    allowed, found = tolerance(dtype, length), error(value, expected)
+    assert found <= allowed, f"{what}: error {found:.3g} against float64, allowed {allowed:.3g}"
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal bit by bit, NaN included."""
+    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return a.shape == b.shape and torch.equal(a.contiguous().view(width), b.contiguous().view(width))

@@ -1,0 +1,179 @@
+"""The raw gradient operators dgrad and wgrad: against float64, against torch, in every dtype and layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from calls import dgrad, wgrad
+from cases import BY_NAME, CASES, DTYPES, FEW, Case
+from layouts import OTHER, PLAIN
+from reference import Result, assert_close, error, exact, result, same_bits, torchs, ulp
+from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=str)
+A_FEW_CASES = pytest.mark.parametrize("case", FEW, ids=str)
+EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+HALVES_AND_SINGLE = pytest.mark.parametrize(
+    "dtype", (torch.bfloat16, torch.float32), ids=lambda d: str(d).removeprefix("torch.")
+)
+
+
+def gradients(case: Case, dtype: torch.dtype, device: str, layout: str, integers: bool = False) -> tuple[Tensor, Tensor]:
+    """(grad_input, grad_weight) by our operators."""
+    x, w, _ = case.tensors(device, dtype, layout, integers=integers)
+    go = case.grad_output(device, dtype, layout, integers=integers)
+    return dgrad(case, go, w), wgrad(case, go, x)
+
+
+def assert_gradients(case: Case, dtype: torch.dtype, got: tuple[Tensor, Tensor], expected: Result, times: int = 1) -> None:
+    assert_close(got[0], expected.grad_input, dtype, times * case.reduction("dgrad"), "grad_input")
+    assert_close(got[1], expected.grad_weight, dtype, times * case.reduction("wgrad"), "grad_weight")
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("layout", PLAIN)
+@EVERY_CASE
+def test_gradients_agree_with_float64(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
+    assert_gradients(case, dtype, gradients(case, dtype, device, layout), exact(case, dtype))
+
+
+@HALVES_AND_SINGLE
+@pytest.mark.parametrize("layout", OTHER)
+@EVERY_CASE
+def test_gradients_agree_with_float64_in_any_strides(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
+    assert_gradients(case, dtype, gradients(case, dtype, device, layout), exact(case, dtype))
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("layout", PLAIN)
+@EVERY_CASE
+def test_gradients_are_as_accurate_as_torchs(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
+    truth, torch_result = exact(case, dtype), torchs(case, dtype, device, layout)
+    grad_input, grad_weight = gradients(case, dtype, device, layout)
+    for ours, theirs, true in (
+        (grad_input, torch_result.grad_input, truth.grad_input),
+        (grad_weight, torch_result.grad_weight, truth.grad_weight),
+    ):
+        assert error(ours, true) <= 2 * error(theirs, true) + ulp(dtype)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("layout", PLAIN)
+@EVERY_CASE
+def test_gradients_of_small_integers_are_exact(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
+    truth = exact(case, dtype, integers=True)
+    grad_input, grad_weight = gradients(case, dtype, device, layout, integers=True)
+    assert torch.equal(grad_input.cpu(), truth.grad_input.to(dtype))
+    assert torch.equal(grad_weight.cpu(), truth.grad_weight.to(dtype))
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("layout", PLAIN)
+@pytest.mark.parametrize("case", (*FEW, BY_NAME["many_pixels"], BY_NAME["many_pixels_depthwise"]), ids=str)
+def test_gradients_are_the_same_bit_by_bit_in_every_run(
+    case: Case, layout: str, dtype: torch.dtype, device: str
+) -> None:
+    first = gradients(case, dtype, device, layout)
+    for _ in range(3):
+        for a, b in zip(first, gradients(case, dtype, device, layout), strict=True):
+            assert same_bits(a, b)
+
+
+def of_tensors(case: Case, x: Tensor, w: Tensor, go: Tensor) -> Result:
+    return result(case, x.double().cpu(), w.double().cpu(), None, go.double().cpu())
+
+
+@EVERY_DTYPE
+@A_FEW_CASES
+def test_a_constant_gradient_with_zero_strides_reads_as_its_copy(case: Case, dtype: torch.dtype, device: str) -> None:
+    """What autograd hands over for y.sum(): one element, expanded to the shape of y."""
+    x, w, _ = case.tensors(device, dtype)
+    go = torch.tensor(0.75, dtype=dtype, device=device).expand(case.output_size)
+    truth = of_tensors(case, x, w, go)
+    assert_gradients(case, dtype, (dgrad(case, go, w), wgrad(case, go, x)), truth, times=4)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("dims", ((0,), (1,), (2,), (3,), (2, 3)), ids=str)
+def test_a_gradient_expanded_in_some_dimensions_reads_as_its_copy(
+    dims: tuple[int, ...], dtype: torch.dtype, device: str
+) -> None:
+    """What autograd hands over for y.mean(dims).backward(...)."""
+    case = BY_NAME["2x5_stride_1x3"]
+    x, w, _ = case.tensors(device, dtype)
+    go = case.grad_output(device, dtype)
+    for dim in dims:
+        go = go.narrow(dim, 0, 1)
+    go = go.expand(case.output_size)
+    truth = of_tensors(case, x, w, go)
+    assert_gradients(case, dtype, (dgrad(case, go, w), wgrad(case, go, x)), truth, times=4)
+
+
+@EVERY_DTYPE
+def test_gradients_with_an_expanded_input_or_weight_read_them_as_copies(dtype: torch.dtype, device: str) -> None:
+    case = BY_NAME["groups2"]
+    x, w, _ = case.tensors(device, dtype)
+    go = case.grad_output(device, dtype)
+    x, w = x[:1].expand(case.input_size), w[:, :1].expand(case.weight_size)
+    truth = of_tensors(case, x, w, go)
+    assert_gradients(case, dtype, (dgrad(case, go, w), wgrad(case, go, x)), truth, times=4)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("order", ((0, 1, 2, 3), (0, 2, 3, 1), (1, 0, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)), ids=str)
+@A_FEW_CASES
+def test_wgrad_writes_the_strides_it_is_asked_for(
+    case: Case, order: tuple[int, ...], dtype: torch.dtype, device: str
+) -> None:
+    stride, total = [0, 0, 0, 0], 1
+    for dim in reversed(order):
+        stride[dim] = total
+        total *= max(1, case.weight_size[dim])
+    x, _, _ = case.tensors(device, dtype)
+    got = wgrad(case, case.grad_output(device, dtype), x, stride)
+    assert got.stride() == tuple(stride)
+    assert_close(got, exact(case, dtype).grad_weight, dtype, case.reduction("wgrad"))
+
+
+@pytest.mark.parametrize("layout", PLAIN)
+def test_wgrad_is_contiguous_when_no_strides_are_asked_for(layout: str, device: str) -> None:
+    case = BY_NAME["3x3"]
+    x, _, _ = case.tensors(device, layout=layout)
+    assert wgrad(case, case.grad_output(device, layout=layout), x).is_contiguous()
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("name", ("3x3", "stride3_dilation2", "depthwise_multiplier2", "four_pads", "1x1_stride2"))
+def test_a_gradient_that_is_not_finite_reaches_the_inputs_of_its_window_only(
+    name: str, dtype: torch.dtype, device: str
+) -> None:
+    case = BY_NAME[name]
+    x, w, _ = case.tensors(device, dtype)
+    go = case.grad_output(device, dtype)
+    go[0, -1, case.P // 2, case.Q // 2] = float("nan")
+    truth = of_tensors(case, x, w, go)
+    assert torch.equal(dgrad(case, go, w).isnan().cpu(), truth.grad_input.isnan())
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("name", ("3x3_no_bias", "stride_3x2_uneven", "groups3_odd", "1x1"))
+def test_an_input_that_is_not_finite_reaches_the_weights_it_meets_only(
+    name: str, dtype: torch.dtype, device: str
+) -> None:
+    case = BY_NAME[name]
+    x, w, _ = case.tensors(device, dtype)
+    go = case.grad_output(device, dtype)
+    x[0, 0, 0, 0] = float("nan")
+    truth = of_tensors(case, x, w, go)
+    assert torch.equal(wgrad(case, go, x).isnan().cpu(), truth.grad_weight.isnan())
+
+
+def test_inputs_that_no_window_reads_have_zero_gradient(device: str) -> None:
+    case = BY_NAME["last_rows_unread"]
+    x, w, _ = case.tensors(device)
+    got = dgrad(case, case.grad_output(device), w)
+    read = (case.P - 1) * case.stride[0] + case.R
+    assert read < case.H, "the case must have rows that no window reads"
+    assert bool((got[:, :, read:] == 0).all()) and bool((got[:, :, :read] != 0).any())

@@ -1,0 +1,337 @@
+"""scripts/gpu_record.py and scripts/sanitize.py, as far as they can be tried without a GPU."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[tuple[Any, Any]]:
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("gpu_record"), importlib.import_module("sanitize")
+    sys.path.remove(str(SCRIPTS))
+
+
+@pytest.fixture
+def gpu_record(scripts: tuple[Any, Any]) -> Any:
+    return scripts[0]
+
+
+@pytest.fixture
+def sanitize(scripts: tuple[Any, Any]) -> Any:
+    return scripts[1]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A project of four sources."""
+    root = tmp_path / "tree"
+    for name in ("csrc/core/plan.h", "conv2d_ext/__init__.py", "tests/test_a.py", "setup.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"contents of {name}\n")
+    return root
+
+
+@pytest.fixture
+def record(gpu_record: Any, tree: Path) -> dict[str, Any]:
+    """A record of `tree` with nothing wrong."""
+    return {
+        "code": gpu_record.code_of(tree),
+        "wheel": {"python_is_of_this_tree": True},
+        "machine": {"gpu": "a GPU", "torch": "2.11"},
+        "date": "2026-01-01 00:00 UTC",
+        "phases": {
+            "tests": {"status": "passed", "passed": 3, "skipped": 1},
+            "sanitizer": {"status": "passed"},
+            "benchmark": {"status": "passed"},
+        },
+    }
+
+
+# ---- the hash --------------------------------------------------------------------------------------------------------
+
+
+def test_the_hash_covers_every_source(gpu_record: Any, tree: Path) -> None:
+    assert gpu_record.sources(tree) == ["conv2d_ext/__init__.py", "csrc/core/plan.h", "setup.py", "tests/test_a.py"]
+
+
+@pytest.mark.parametrize("name", ["csrc/core/plan.h", "conv2d_ext/__init__.py", "tests/test_a.py", "setup.py"])
+def test_a_changed_byte_changes_the_hash_of_its_part_alone(gpu_record: Any, tree: Path, name: str) -> None:
+    before = gpu_record.code_of(tree)
+    (tree / name).write_text("other contents\n")
+    after = gpu_record.code_of(tree)
+    assert after["sha256"] != before["sha256"]
+    assert [part for part in gpu_record.PARTS if after["parts"][part] != before["parts"][part]] == [name.split("/")[0]]
+
+
+def test_a_renamed_file_and_a_new_file_change_the_hash(gpu_record: Any, tree: Path) -> None:
+    before = gpu_record.code_of(tree)["sha256"]
+    (tree / "csrc/core/plan.h").rename(tree / "csrc/core/choice.h")
+    renamed = gpu_record.code_of(tree)["sha256"]
+    (tree / "csrc/core/plan.h").write_text("contents of csrc/core/plan.h\n")
+    assert len({before, renamed, gpu_record.code_of(tree)["sha256"]}) == 3
+
+
+def test_built_files_and_other_folders_do_not_change_the_hash(gpu_record: Any, tree: Path) -> None:
+    before = gpu_record.code_of(tree)
+    names = ("conv2d_ext/_cuda.abi3.so", "tests/__pycache__/a.pyc", "tests/.hypothesis/b", "docs/a.md", "build/c.h")
+    for name in names:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(b"\0")
+    assert gpu_record.code_of(tree) == before
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_hash_is_the_same_with_and_without_git(gpu_record: Any, tree: Path) -> None:
+    before = gpu_record.code_of(tree)
+    environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-C", str(tree), *arguments], check=True, capture_output=True, env=environment)
+
+    git("init")
+    (tree / ".gitignore").write_text("scratch.txt\n")
+    (tree / "tests/scratch.txt").write_text("git ignores this\n")
+    assert gpu_record.code_of(tree) == before  # nothing is added yet
+    git("add", ".")
+    assert gpu_record.code_of(tree) == before
+    (tree / "setup.py").unlink()  # still in git's index
+    assert gpu_record.code_of(tree)["files"] == before["files"] - 1
+
+
+# ---- the wheel -------------------------------------------------------------------------------------------------------
+
+
+def make_wheel(tree: Path, **changed: str) -> Path:
+    wheel = tree.parent / "conv2d_ext-0-cp310-abi3-linux_x86_64.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path in sorted((tree / "conv2d_ext").rglob("*.py")):
+            name = path.relative_to(tree).as_posix()
+            archive.writestr(name, changed.pop(path.stem, path.read_text()))
+        for stem, text in changed.items():
+            archive.writestr(f"conv2d_ext/{stem}.py", text)
+        archive.writestr("conv2d_ext/_cpu.abi3.so", "binary")
+        archive.writestr("conv2d_ext-0.dist-info/METADATA", "")
+    return wheel
+
+
+def test_a_wheel_of_this_tree_is_recognised(gpu_record: Any, tree: Path) -> None:
+    found = gpu_record.wheel_of(make_wheel(tree), tree)
+    assert found["python_is_of_this_tree"] and found["differences"] == []
+    assert list(found["libraries"]) == ["conv2d_ext/_cpu.abi3.so"]
+
+
+def test_a_wheel_of_another_tree_is_recognised(gpu_record: Any, tree: Path) -> None:
+    (tree / "conv2d_ext/missing.py").write_text("not in the wheel\n")
+    wheel = make_wheel(tree, __init__="older\n", extra="not in the tree\n")
+    with zipfile.ZipFile(wheel) as archive:
+        assert "conv2d_ext/missing.py" in archive.namelist()
+    (tree / "conv2d_ext/later.py").write_text("written after the wheel\n")
+    found = gpu_record.wheel_of(wheel, tree)
+    assert not found["python_is_of_this_tree"]
+    assert found["differences"] == ["conv2d_ext/__init__.py", "conv2d_ext/extra.py", "conv2d_ext/later.py"]
+
+
+# ---- the verdict -----------------------------------------------------------------------------------------------------
+
+
+def test_a_green_record_of_this_code_passes(gpu_record: Any, tree: Path, record: dict[str, Any]) -> None:
+    green, line = gpu_record.verdict(record, gpu_record.code_of(tree))
+    assert green and "all green" in line and "a GPU" in line and "3 passed, 1 skipped" in line and "\n" not in line
+
+
+def test_a_record_of_other_code_fails_and_names_the_part(gpu_record: Any, tree: Path, record: dict[str, Any]) -> None:
+    (tree / "csrc/core/plan.h").write_text("changed\n")
+    green, line = gpu_record.verdict(record, gpu_record.code_of(tree))
+    assert not green and "csrc changed since" in line and "setup.py" not in line
+
+
+@pytest.mark.parametrize("record", [{}, {"code": {}}, None])
+def test_a_damaged_or_missing_record_fails(gpu_record: Any, tree: Path, record: dict[str, Any] | None) -> None:
+    green, line = gpu_record.verdict(record, gpu_record.code_of(tree))
+    assert not green and "\n" not in line
+
+
+@pytest.mark.parametrize("phase", ["tests", "sanitizer", "benchmark"])
+@pytest.mark.parametrize("state", ["failed", "not run", None])
+def test_a_phase_that_did_not_pass_fails(
+    gpu_record: Any, tree: Path, record: dict[str, Any], phase: str, state: str | None
+) -> None:
+    changed = copy.deepcopy(record)
+    if state is None:
+        del changed["phases"][phase]
+    else:
+        changed["phases"][phase]["status"] = state
+    green, line = gpu_record.verdict(changed, gpu_record.code_of(tree))
+    assert not green and f"{phase} {state or 'not run'}" in line
+
+
+def test_a_wheel_of_other_sources_fails(gpu_record: Any, tree: Path, record: dict[str, Any]) -> None:
+    record["wheel"]["python_is_of_this_tree"] = False
+    green, line = gpu_record.verdict(record, gpu_record.code_of(tree))
+    assert not green and "wheel" in line
+
+
+def test_check_prints_one_line_about_this_project(gpu_record: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    status = gpu_record.main(["--check"])
+    out = capsys.readouterr().out
+    assert status in (0, 1) and out.count("\n") == 1 and (status == 0) == ("all green" in out)
+
+
+def test_check_of_a_file_that_is_not_json_fails(gpu_record: Any, tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text('{"code": {')  # a write that was cut off
+    assert gpu_record.main(["--check", "--output", str(tmp_path / "record.json")]) == 1
+
+
+def test_the_benchmark_summary_keeps_the_geometric_means(gpu_record: Any) -> None:
+    row = {"cells": 2, "ratio": 0.512345, "share": None, "slower": 2}
+    data = {
+        "summary": [{"group": "all", "value": "", **row}, {"group": "op", "value": "dgrad", **row}, {"group": "kind"}],
+        "cells": [{"ratio": 0.5}, {"ratio": None}],
+        "cells_planned": 9,
+        "stopped": "the budget of 60 s is spent",
+    }
+    found = gpu_record.benchmark_summary(data)
+    assert found["geometric_means"] == {
+        "all": {"cells": 2, "ratio": 0.5123, "slower": 2},
+        "op dgrad": {"cells": 2, "ratio": 0.5123, "slower": 2},
+    }
+    assert (found["cells"], found["cells_planned"]) == (1, 9)
+    assert gpu_record.benchmark_summary({})["cells"] == 0
+
+
+# ---- the sanitizer ---------------------------------------------------------------------------------------------------
+
+JUNIT = """\
+<testsuites><testsuite>
+<testcase classname="a" name="one"/>
+<testcase classname="a" name="two"><failure message="assert 1 == 2&#10;more">text</failure></testcase>
+<testcase classname="a" name="three"><error message="failed on setup">text</error></testcase>
+<testcase classname="a" name="four"><skipped type="pytest.skip" message="needs sm90">text</skipped></testcase>
+<testcase classname="a" name="five"><skipped type="pytest.skip" message="needs sm90">text</skipped></testcase>
+</testsuite></testsuites>
+"""
+
+
+def test_tests_are_counted_from_pytests_report(sanitize: Any, tmp_path: Path) -> None:
+    (tmp_path / "junit.xml").write_text(JUNIT)
+    counts = sanitize.count_tests(tmp_path / "junit.xml")
+    assert (counts.passed, counts.failed, counts.skipped) == (1, 2, 2)
+    assert counts.skip_reasons == {"needs sm90": 2}
+    assert list(counts.failures) == ["a::two: assert 1 == 2", "a::three: failed on setup"]
+    assert sanitize.count_tests(tmp_path / "absent.xml") is None
+
+
+def test_the_counts_of_several_runs_add_up(gpu_record: Any, sanitize: Any) -> None:
+    one = sanitize.Counts(3, 1, 2, {"needs sm90": 2}, {"a::b: x": 1})
+    two = sanitize.Counts(1, 0, 1, {"needs sm90": 1})
+    assert gpu_record.add_counts([one, None, two]) == sanitize.Counts(4, 1, 3, {"needs sm90": 3}, {"a::b: x": 1})
+
+
+@pytest.mark.parametrize(
+    ("tool", "output", "expected"),
+    [
+        ("memcheck", "========= ERROR SUMMARY: 0 errors\n", 0),
+        ("memcheck", "========= ERROR SUMMARY: 1 error\n", 1),
+        ("memcheck", "========= ERROR SUMMARY: 0 errors\nx\n========= ERROR SUMMARY: 30 errors\n", 30),
+        (
+            "memcheck",
+            "= ERROR SUMMARY: 30 errors\n= ERROR SUMMARY: 10 errors were not printed. Use --print-limit\n",
+            30,
+        ),
+        ("racecheck", "========= RACECHECK SUMMARY: 2 hazards displayed (0 errors, 2 warnings)\n", 2),
+        ("racecheck", "========= ERROR SUMMARY: 0 errors\n", None),
+        ("memcheck", "5 passed\n", None),
+    ],
+)
+def test_findings_are_summed_from_the_summaries(sanitize: Any, tool: str, output: str, expected: int | None) -> None:
+    assert sanitize.findings(tool, output) == expected
+
+
+def test_a_tool_is_clean_only_if_everything_says_so(sanitize: Any) -> None:
+    clean, some = "========= ERROR SUMMARY: 0 errors\n", sanitize.Counts(passed=1)
+
+    def status(code: int | None = 0, output: str = clean, counts: Any = some) -> str:
+        return str(sanitize.judge("memcheck", sanitize.Finished(code, output, 1.0), counts).status)
+
+    assert status() == "passed"
+    assert status(code=1) == status(code=sanitize.FOUND) == status(code=None) == "failed"
+    assert status(output="") == status(output=clean.replace("0", "3")) == "failed"
+    assert status(counts=None) == status(counts=sanitize.Counts(skipped=4)) == "failed"
+
+
+def fake_sanitizer(folder: Path, found: int) -> Path:
+    """A program that prints what compute-sanitizer prints and writes pytest's report of one passed test."""
+    program = folder / "compute-sanitizer"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        + textwrap.dedent(f"""\
+            import os, pathlib, sys
+            assert os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
+            assert sys.argv[sys.argv.index("--kernel-name") + 1] == "kns=conv2d_ext"
+            tool = sys.argv[sys.argv.index("--tool") + 1]
+            junit = next(a for a in sys.argv if a.startswith("--junitxml=")).removeprefix("--junitxml=")
+            pathlib.Path(junit).write_text('<testsuite><testcase classname="a" name="one"/></testsuite>')
+            if tool == "racecheck":
+                print("========= RACECHECK SUMMARY: {found} hazards displayed (0 errors, {found} warnings)")
+            else:
+                print("========= ERROR SUMMARY: {found} errors")
+            sys.exit({86 if found else 0})
+            """)
+    )
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize("found", [0, 2])
+def test_the_sanitizer_pass_reports_every_tool(
+    sanitize: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, found: int
+) -> None:
+    monkeypatch.setattr(sanitize, "filter_problem", lambda *arguments: (True, ""))
+    results = tmp_path / "results.json"
+    status = sanitize.main(["--program", str(fake_sanitizer(tmp_path, found)), "--json", str(results)])
+    assert status == (1 if found else 0)
+    assert [(r["tool"], r["status"], r["findings"]) for r in json.loads(results.read_text())] == [
+        (tool, "failed" if found else "passed", found) for tool in ("memcheck", "racecheck")
+    ]
+    out = capsys.readouterr().out
+    assert "memcheck: " in out and f"racecheck: {'failed' if found else 'passed'}: {found} hazards" in out
+
+
+def test_a_missing_sanitizer_is_not_a_pass(sanitize: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "results.json"
+    assert sanitize.main(["--program", str(tmp_path / "absent"), "--json", str(results)]) == 1
+    assert "no compute-sanitizer" in capsys.readouterr().out
+    assert {r["status"] for r in json.loads(results.read_text())} == {"not run"}
+
+
+def test_a_filter_that_meets_no_kernel_is_not_a_pass(
+    sanitize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sanitize, "KERNEL_NAMES", "print('kernel void conv2d_ext::simt<float>()')")
+    assert sanitize.filter_problem("conv2d_ext", os.environ, tmp_path) == (True, "")
+    useful, reason = sanitize.filter_problem("other", os.environ, tmp_path)
+    assert not useful and "meets none" in reason
+    monkeypatch.setattr(sanitize, "KERNEL_NAMES", "raise SystemExit('no GPU')")
+    assert not sanitize.filter_problem("conv2d_ext", os.environ, tmp_path)[0]
+
+
+def test_a_command_past_its_time_is_interrupted_and_its_output_kept(sanitize: Any, tmp_path: Path) -> None:
+    code = "import time; print('began', flush=True); time.sleep(100)"
+    finished = sanitize.run_command([sys.executable, "-c", code], os.environ, tmp_path, 1.5)
+    assert finished.code is None and "began" in finished.output and finished.seconds < 30

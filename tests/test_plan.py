@@ -1,0 +1,192 @@
+"""The planner: pure, defined for every problem, testable without a GPU."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import conv2d_ext
+import pytest
+import torch
+from calls import OPS, candidates, plan
+from cases import BY_NAME, CASES, DTYPES, Case
+
+ROWS = tuple(torch.ops.conv2d_ext.kernels())
+H200 = {"sm_count": 132, "capability": 90}
+DEVICES = (H200, {"sm_count": 1, "capability": 80}, {"sm_count": 108, "capability": 80}, {"sm_count": 160, "capability": 100})
+
+
+def ask(op: str, case: Case, dtype: torch.dtype, layout: str = "nchw", **kwargs: object) -> list[int]:
+    """The plan for a case of any size: meta tensors have strides but no memory."""
+    memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    x, w, y = (
+        torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format)
+        for size in (case.input_size, case.weight_size, case.output_size)
+    )
+    return plan(op, case, x, w, y, **kwargs)  # type: ignore[arg-type]
+
+
+def random_cases(count: int) -> list[Case]:
+    """From one pixel to 2^31 elements and beyond, with every kind of group."""
+    dice = random.Random(2)
+    made: list[Case] = []
+    while len(made) < count:
+        groups = dice.choice((1, 1, 1, 2, 3, 8, 64))
+        C, K = groups * dice.choice((1, 2, 3, 4, 8, 40, 256)), groups * dice.choice((1, 2, 3, 8, 24, 512))
+        H, W = dice.choice((1, 2, 7, 14, 56, 225, 4096)), dice.choice((1, 3, 7, 28, 112, 224, 5000))
+        case = Case(
+            f"random{len(made)}",
+            dice.choice((0, 1, 2, 32, 129, 4096)),
+            C, H, W, K,
+            dice.choice((1, 2, 3, 5, 7, 31)),
+            dice.choice((1, 2, 3, 4, 7)),
+            (dice.choice((1, 2, 3, 16)), dice.choice((1, 2, 5))),
+            tuple(dice.choice((0, 1, 3, 15)) for _ in range(4)),
+            (dice.choice((1, 2, 6)), dice.choice((1, 3))),
+            groups,
+        )  # fmt: skip
+        if case.P > 0 and case.Q > 0:
+            made.append(case)
+    return made
+
+
+RANDOM = random_cases(300)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_problem_has_a_plan_and_the_plan_is_the_cheapest_candidate(op: str) -> None:
+    for case, dtype, layout in itertools.product((*CASES, *RANDOM), DTYPES, ("nchw", "nhwc")):
+        row, split_k, workspace, *estimates = ask(op, case, dtype, layout)
+        what = f"{case} {op} {dtype} {layout}"
+        assert len(estimates) == len(ROWS), what
+        assert 0 <= row < len(ROWS) and estimates[row] >= 0, what
+        assert estimates[row] == min(e for e in estimates if e >= 0), what
+        assert split_k >= 1, what
+        assert workspace >= 0, what
+        assert min(estimates) >= -1, what
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_every_device_has_a_plan(op: str, device: dict[str, int]) -> None:
+    for case in (*CASES, *RANDOM[:100]):
+        chosen = ask(op, case, torch.float16, **device)
+        assert chosen[0] in candidates(chosen)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_workspace_is_no_larger_than_a_gigabyte_or_a_few_times_the_tensors(op: str) -> None:
+    """Split sums need copies of the result, and conversions copies of the operands: both are bounded."""
+    for case, dtype in itertools.product((*CASES, *RANDOM), DTYPES):
+        workspace = ask(op, case, dtype)[2]
+        sizes = (case.input_size, case.weight_size, case.output_size)
+        tensors = sum(torch.Size(size).numel() for size in sizes) * dtype.itemsize
+        assert workspace <= max(2**30, 4 * tensors), f"{case} {op} {dtype}: {workspace} bytes beside {tensors}"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_plan_is_a_pure_function(op: str) -> None:
+    """Asked again after other questions, the answer is the same."""
+    first = [ask(op, case, torch.float16, "nhwc") for case in RANDOM[:50]]
+    second = [ask(op, case, torch.float16, "nhwc") for case in reversed(RANDOM[:50])]
+    assert first == second[::-1]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_last_rows_of_an_operator_support_everything(op: str) -> None:
+    """The widest row of each dtype supports every case in every stride, so nothing is left without a kernel."""
+    for dtype in DTYPES:
+        common = set(range(len(ROWS)))
+        for case in CASES:
+            x, w, _ = case.tensors("cpu", dtype, "every_other")
+            y = case.grad_output("cpu", dtype, "every_other")
+            common &= set(candidates(plan(op, case, x, w, y, align=dtype.itemsize)))
+        assert common, f"no row supports every case for {op} in {dtype}"
+
+
+def test_a_row_serves_one_operator() -> None:
+    """What a row supports for one operator it does not support for another: names tell them apart."""
+    for dtype in DTYPES:
+        sets = [set(candidates(ask(op, BY_NAME["3x3"], dtype))) for op in OPS]
+        assert all(sets)
+        assert not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+
+
+def test_the_name_of_the_chosen_row_contains_the_operator() -> None:
+    for op, dtype in itertools.product(OPS, DTYPES):
+        assert op in ROWS[ask(op, BY_NAME["3x3"], dtype)[0]]
+
+
+def test_more_work_is_never_estimated_to_take_less_time() -> None:
+    small = Case("small", 1, 64, 28, 28, 64, 3, 3, padding=(1, 1))
+    large = Case("large", 64, 64, 28, 28, 64, 3, 3, padding=(1, 1))
+    for op in OPS:
+        a, b = ask(op, small, torch.float32), ask(op, large, torch.float32)
+        assert b[3 + b[0]] > a[3 + a[0]]
+
+
+def test_a_large_layer_is_not_split_in_the_forward_pass() -> None:
+    """Its tiles fill the machine already; a split would only add a second pass."""
+    case = Case("resnet", 64, 64, 56, 56, 64, 3, 3, padding=(1, 1))
+    for dtype in DTYPES:
+        assert ask("fprop", case, dtype)[1] == 1
+
+
+def test_a_weight_gradient_with_few_filters_and_many_pixels_is_split() -> None:
+    """3x3 weights of 8 channels are less than one tile of work for 132 SMs, the 400000 pixels are not."""
+    case = Case("pixels", 32, 8, 112, 112, 8, 3, 3, padding=(1, 1))
+    assert ask("wgrad", case, torch.float32)[1] > 1
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_explain_names_the_row_of_the_plan(op: str) -> None:
+    case = BY_NAME["3x3"]
+    text = conv2d_ext.explain(
+        case.input_size, case.weight_size, None, *case.args, op=op, dtype=torch.float32, channels_last=False,
+        allow_tf32=False,
+    )  # fmt: skip
+    chosen = ask(op, case, torch.float32)
+    assert text.op == op
+    if not torch.cuda.is_available():
+        assert text.kernel == ROWS[chosen[0]]
+        assert text.split_k == chosen[1]
+        assert text.workspace_bytes == chosen[2]
+    assert text.kernel in str(text)
+    assert [name for name, _ in text.candidates] and text.kernel in {n for n, us in text.candidates if us is not None}
+
+
+def test_explain_takes_tensors_and_shapes_alike() -> None:
+    case = BY_NAME["groups2"]
+    x, w, b = case.tensors("cpu", torch.float16)
+    meta = conv2d_ext.explain(x.to("meta"), w.to("meta"), None, *case.args)
+    assert meta == conv2d_ext.explain(x, w, b, *case.args)
+    assert meta == conv2d_ext.explain(case.input_size, case.weight_size, None, *case.args, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    "change",
+    (
+        {"op": "forward"},
+        {"op": ""},
+        {"weight_size": [4, 3, 3]},
+        {"input_size": []},
+        {"stride": [0, 1]},
+        {"padding": [1, 1, 1]},
+        {"groups": 0},
+        {"groups": 3},
+        {"dilation": [2**62, 2**62]},
+        {"input_size": [2**40, 2**40, 2**40, 2**40]},
+    ),
+    ids=str,
+)
+def test_the_planner_refuses_what_is_not_a_problem(change: dict[str, object]) -> None:
+    question: dict[str, object] = {
+        "op": "fprop", "dtype": torch.float32,
+        "input_size": [1, 4, 5, 5], "input_stride": [100, 25, 5, 1],
+        "weight_size": [4, 4, 3, 3], "weight_stride": [36, 9, 3, 1], "output_stride": [36, 9, 3, 1],
+        "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "alignment": 16, "allow_tf32": False,
+        "sm_count": 132, "compute_capability": 90,
+    }  # fmt: skip
+    assert torch.ops.conv2d_ext.plan(*question.values())[0] >= 0
+    with pytest.raises(RuntimeError):
+        torch.ops.conv2d_ext.plan(*{**question, **change}.values())

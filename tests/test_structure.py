@@ -1,0 +1,210 @@
+"""The rules that the tree itself must keep: who includes whom, where PTX is, that the table of kernels and the compiled
+instances agree, that nothing names the machine it was made on, and what scripts/nvcc.py refuses.
+
+These read the sources, so they need the repository (or the sdist), no GPU, and for the table a C++ preprocessor.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+
+# What a folder may include from csrc/, and a predicate on what it may include from elsewhere.
+ALLOWED = {"core": {"core"}, "cpu": {"core", "cpu"}, "cuda": {"core", "cuda"}, "ops": {"core", "cpu", "cuda", "ops"}}
+STANDARD = re.compile(r"[a-z_0-9]+")  # <cstdint>, not <cuda.h>, not <torch/...>
+TORCH = re.compile(r"(torch|ATen|c10|caffe2)/|Python\.h|pybind11")
+
+SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in {".h", ".cuh", ".cpp", ".cu", ".def"})
+INSTANCES = sorted((CSRC / "cuda" / "instances").glob("*.cu"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def code_of(path: Path) -> str:
+    """The text without comments."""
+    return re.sub(r"//[^\n]*|/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
+
+
+def includes_of(path: Path) -> tuple[list[str], list[str]]:
+    """The names that a source includes in quotes and in angle brackets."""
+    found = re.findall(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)', code_of(path), re.MULTILINE)
+    return [quoted for quoted, _ in found if quoted], [angled for _, angled in found if angled]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name_of)
+def test_includes_go_one_way(source: Path) -> None:
+    folder = source.relative_to(CSRC).parts[0]
+    quoted, angled = includes_of(source)
+    for name in quoted:
+        target = next((base / name for base in (source.parent, CSRC) if (base / name).exists()), None)
+        assert target is not None, f"{name_of(source)} includes {name}, which is not in csrc/"
+        other = target.resolve().relative_to(CSRC).parts[0]
+        assert other in ALLOWED[folder], f"{name_of(source)}: {folder}/ may not include {other}/ ({name})"
+    for name in angled:
+        if folder in ("core", "cpu"):
+            assert STANDARD.fullmatch(name), f"{name_of(source)}: {folder}/ is standard C++ only, not <{name}>"
+        if folder != "ops":
+            assert not TORCH.match(name), f"{name_of(source)}: torch is for ops/ only, not <{name}>"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name_of)
+def test_ptx_is_in_ptx_cuh_alone(source: Path) -> None:
+    if source.name != "ptx.cuh":
+        assert not re.search(r"\b(asm|__asm__)\b", code_of(source))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=name_of)
+def test_no_source_reads_the_environment(source: Path) -> None:
+    assert not re.search(r"\b(secure_)?getenv\b", code_of(source))
+
+
+# ---- the table and the instances -------------------------------------------------------------------------------------
+
+
+def expanded_rows(text: str) -> list[tuple[str, ...]]:
+    """The argument lists of all macro calls that are left after the preprocessor ran over kernels.def and `text`."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"needs a C++ preprocessor; there is no {compiler[0]}")
+    source = f'#include "{CSRC}/core/kernels.def"\n{text}\n'
+    command = [*compiler, "-E", "-P", "-x", "c++", "-"]
+    output = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
+    calls = re.findall(r"\bCONV2D_EXT_\w+\s*\(([^()]*)\)", output)
+    return [tuple(part.strip() for part in call.split(",")) for call in calls]
+
+
+def table_rows() -> list[tuple[str, ...]]:
+    return expanded_rows("CONV2D_EXT_KERNELS(CONV2D_EXT_ROW_IN_TABLE)")
+
+
+def test_every_row_of_the_table_is_compiled_once() -> None:
+    table = Counter(table_rows())
+    assert table, "no rows in kernels.def"
+    compiled: Counter[tuple[str, ...]] = Counter()
+    for path in INSTANCES:
+        lines = code_of(path).splitlines()
+        compiled.update(expanded_rows("\n".join(line for line in lines if not line.lstrip().startswith("#"))))
+    assert {row: count for row, count in table.items() if count > 1} == {}, "rows that are in the table twice"
+    assert sorted(table - compiled) == [], "rows of kernels.def that no file of cuda/instances compiles"
+    assert sorted(compiled - table) == [], "compiled twice, or not in kernels.def"
+
+
+@pytest.mark.parametrize("path", INSTANCES, ids=name_of)
+def test_an_instance_has_two_lines(path: Path) -> None:
+    assert len(code_of(path).split("\n")) <= 3 and path.read_text().endswith("\n")
+
+
+def test_the_ops_name_the_rows_of_the_table() -> None:
+    """kernels() of the installed library is made from the same kernels.def as this tree has."""
+    import torch
+
+    import conv2d_ext  # noqa: F401
+
+    # family_op_dtype_<tile_m>x<tile_n>_variant: a row's first three arguments open its name.
+    names = torch.ops.conv2d_ext.kernels()
+    assert len(names) == len(set(names))
+    assert ["_".join(row[:3]) for row in table_rows()] == ["_".join(name.split("_")[:3]) for name in names]
+
+
+# ---- nothing names a machine -----------------------------------------------------------------------------------------
+
+# Folders of one machine, and hosts of package registries: the project says neither, whoever builds it chooses them.
+# Written with brackets so that this file does not match itself.
+MACHINE = re.compile(r"(?<![\w.~}])/(?:[r]oot|[h]ome|[U]sers|[w]ork|[m]nt|[o]pt)/")
+REGISTRY = re.compile(r"[p]ypi\.org|[p]ythonhosted\.org|[d]ownload\.pytorch\.org|(?:extra-|--)[i]ndex-url|[f]ind-links")
+
+
+def tracked_files() -> list[Path]:
+    """The files that git has or would take; in an sdist, all of them."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return [ROOT / name for name in sorted(set(listed.split("\0"))) if name and (ROOT / name).is_file()]
+    skipped = {".venv", "build", "dist", "__pycache__", ".hypothesis"}
+    return sorted(path for path in ROOT.rglob("*") if path.is_file() and not skipped & set(path.parts))
+
+
+@pytest.mark.parametrize("pattern", [MACHINE, REGISTRY], ids=["folders", "registries"])
+def test_the_tree_names_no_machine(pattern: re.Pattern[str]) -> None:
+    found = []
+    for path in tracked_files():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue  # a picture
+        found += [f"{name_of(path)}:{number}: {line.strip()[:100]}" for number, line in enumerate(lines, 1)
+                  if pattern.search(line)]  # fmt: skip
+    assert found == []
+
+
+def test_the_libraries_name_no_folder_of_the_build_machine() -> None:
+    """Neither in error messages (__FILE__) nor in the line tables of kernels."""
+    import conv2d_ext
+
+    libraries = sorted(Path(conv2d_ext.__file__).parent.glob("*.so"))
+    assert libraries
+    for library in libraries:
+        found = re.findall(rb"[ -~]*(?:/site-packages/|/csrc/)[ -~]*", library.read_bytes())
+        absolute = [text for text in found if text.startswith(b"/") and not text.startswith(b"/proc/self/cwd/")]
+        assert absolute == [], library.name
+
+
+# ---- the build's own check -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nvcc() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("nvcc_script", ROOT / "scripts" / "nvcc.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PTXAS = """ptxas info    : Compiling entry function '_Z3oneI6__halfEvPT_' for 'sm_80'
+ptxas info    : Function properties for _Z3oneI6__halfEvPT_
+    {stack} bytes stack frame, {spill} bytes spill stores, {spill} bytes spill loads
+ptxas info    : Used 24 registers, used 0 barriers, 8 bytes cumulative stack size, 376 bytes cmem[0]
+"""
+
+
+def test_a_build_without_spills_passes(nvcc: ModuleType) -> None:
+    assert nvcc.complaints(PTXAS.format(stack=8, spill=0)) == []
+
+
+def test_a_spill_is_refused_and_names_the_kernel(nvcc: ModuleType) -> None:
+    (line,) = nvcc.complaints(PTXAS.format(stack=736, spill=872))
+    assert "_Z3oneI6__halfEvPT_ (sm_80)" in line and "872 bytes spill stores" in line
+
+
+@pytest.mark.parametrize("code", ["C7510", "C7511", "C7508"])
+def test_lost_performance_is_refused(nvcc: ModuleType, code: str) -> None:
+    loss = (
+        f"ptxas info    : ({code}) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ..."
+    )
+    assert nvcc.complaints(PTXAS.format(stack=0, spill=0) + loss) == [loss]
+
+
+def test_hopper_sources_are_compiled_for_hopper_alone(nvcc: ModuleType) -> None:
+    generic, hopper = "-gencode=arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a"
+    flags = [generic, f"--sm90-gencode={hopper}", "-c"]
+    assert nvcc.arguments(["nvcc", *flags, f"{ROOT}/csrc/cuda/a_sm90.cu"]) == [
+        "nvcc", "-c", "csrc/cuda/a_sm90.cu", f"-gencode={hopper}",
+    ]  # fmt: skip
+    assert nvcc.arguments(["nvcc", *flags, f"-I{ROOT}/csrc", f"{ROOT}/csrc/cuda/sm90/a.cu"]) == [
+        "nvcc", generic, "-c", "-Icsrc", "csrc/cuda/sm90/a.cu",
+    ]  # fmt: skip
