@@ -62,17 +62,17 @@ def _apply(function: type[Function], a: Tensor, b: Tensor, *rest: Any) -> Tensor
     # unwrap tensors that outlived a transform.
     if _transforms_active():
         return function.apply(a, b, *rest)
-    return super(Function, function).apply(_unwrap(a), _unwrap(b), *rest)
+    return super(Function, function).apply(_unwrap(a), _unwrap(b), *rest)  # type: ignore[misc]
 
 
 def conv2d(
     input: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    groups: int,
+    bias: Tensor | None = None,
+    stride: Ints = (1, 1),
+    padding: Ints = (0, 0),
+    dilation: Ints = (1, 1),
+    groups: int = 1,
     allow_tf32: bool = False,
     kernel: int = -1,
 ) -> Tensor:
@@ -155,7 +155,7 @@ def _layout_of(weight: Tensor) -> Ints | None:
     return stride if _shapes.is_dense(weight.shape, stride) else None
 
 
-# ctx.attributes are stride, padding, dilation, groups and allow_tf32. The kernel is left to the planner in a derivative,
+# ctx.attributes are stride, padding, dilation, groups and allow_tf32. A derivative leaves the kernel to the planner,
 # since an argument `kernel` names a row for one op.
 
 
@@ -178,7 +178,7 @@ class Fprop(Function):
         ctx.attributes = inputs[3:8]
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_input = grad_weight = grad_bias = None
         if grad_output is not None:
             input, weight = ctx.saved_tensors
@@ -228,7 +228,7 @@ class Dgrad(Function):
         ctx.attributes = inputs[3:8]
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_grad_output = grad_weight = None
         if cotangent is not None:
             grad_output, weight = ctx.saved_tensors
@@ -273,7 +273,7 @@ class Wgrad(Function):
         ctx.attributes = inputs[4:9]
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_grad_output = grad_input = None
         if cotangent is not None:
             grad_output, input = ctx.saved_tensors
@@ -357,12 +357,12 @@ def _vmap_fprop(batch: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tenso
     output = _shapes.check_problem("conv2d", "input", x, "weight", w, stride, padding, dilation, groups)
     if bias is not None:
         _check_rank("conv2d", "bias", bias, b_dim, 1, "(K)")
-    attributes = (stride, padding, dilation, groups, allow_tf32, kernel)
+    window, choice = (stride, padding, dilation), (allow_tf32, kernel)
     if batch == 0:
         return _nothing(batch, input, output)
 
     if w_dim is None and b_dim is None:
-        y = fprop(_join(input, x_dim, 0), weight, bias, *attributes)
+        y = fprop(_join(input, x_dim, 0), weight, bias, *window, groups, *choice)
         return y.unflatten(0, (batch, x[0])), 0
     # A batched bias asks for batched filters: added afterwards it would be added to a rounded result.
     weight = _batched(weight, w_dim, batch)
@@ -370,12 +370,10 @@ def _vmap_fprop(batch: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tenso
         bias = _batched(bias, b_dim, batch)
     if x_dim is None:
         bias = None if bias is None else _join_inside_groups(bias, 0, 0, groups)
-        y = fprop(input, _join_inside_groups(weight, 0, 0, groups), bias, *attributes)
+        y = fprop(input, _join_inside_groups(weight, 0, 0, groups), bias, *window, groups, *choice)
         return _split_inside_groups(y, 1, groups, batch)
     bias = None if bias is None else bias.flatten()
-    y = fprop(
-        _join(input, x_dim, 1), weight.flatten(0, 1), bias, stride, padding, dilation, groups * batch, allow_tf32, kernel
-    )
+    y = fprop(_join(input, x_dim, 1), weight.flatten(0, 1), bias, *window, groups * batch, *choice)
     return y.unflatten(1, (batch, w[0])), 1
 
 
@@ -388,27 +386,24 @@ def _vmap_dgrad(batch: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tenso
     n, c, h, width = input_size
     w = _unbatched_size(weight, w_dim)
     _shapes.check_problem("dgrad", "input_size", input_size, "weight", w, stride, padding, dilation, groups)
-    attributes = (stride, padding, dilation, groups, allow_tf32, kernel)
+    window, choice = (stride, padding, dilation), (allow_tf32, kernel)
     if batch == 0:
         return _nothing(batch, grad_output, input_size)
 
     if w_dim is None:
-        x = dgrad(_join(grad_output, g_dim, 0), weight, (batch * n, c, h, width), *attributes)
+        x = dgrad(_join(grad_output, g_dim, 0), weight, (batch * n, c, h, width), *window, groups, *choice)
         return x.unflatten(0, (batch, n)), 0
     if g_dim is None:
         # (K, B, C/g): the channels of the result are (g, B, C/g).
-        x = dgrad(grad_output, _join(weight, w_dim, 1), (n, batch * c, h, width), *attributes)
+        x = dgrad(grad_output, _join(weight, w_dim, 1), (n, batch * c, h, width), *window, groups, *choice)
         return _split_inside_groups(x, 1, groups, batch)
     x = dgrad(
         _join(grad_output, g_dim, 1),
         _join(weight, w_dim, 0),
         (n, batch * c, h, width),
-        stride,
-        padding,
-        dilation,
+        *window,
         groups * batch,
-        allow_tf32,
-        kernel,
+        *choice,
     )
     return x.unflatten(1, (batch, c)), 1
 
@@ -422,27 +417,40 @@ def _vmap_wgrad(batch: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tenso
     k, c, r, s = weight_size
     x = _unbatched_size(input, x_dim)
     _shapes.check_problem("wgrad", "input", x, "weight_size", weight_size, stride, padding, dilation, groups)
-    attributes = (stride, padding, dilation, groups, allow_tf32, kernel)
+    window, choice = (stride, padding, dilation), (allow_tf32, kernel)
     if batch == 0:
         return _nothing(batch, input, weight_size)
 
     if x_dim is None:
-        w = wgrad(_join_inside_groups(grad_output, g_dim, 1, groups), input, (batch * k, c, r, s), None, *attributes)
+        w = wgrad(
+            _join_inside_groups(grad_output, g_dim, 1, groups),
+            input,
+            (batch * k, c, r, s),
+            None,
+            *window,
+            groups,
+            *choice,
+        )
         return _split_inside_groups(w, 0, groups, batch)
     if g_dim is None:
-        w = wgrad(grad_output, _join_inside_groups(input, x_dim, 1, groups), (k, batch * c, r, s), None, *attributes)
+        w = wgrad(
+            grad_output,
+            _join_inside_groups(input, x_dim, 1, groups),
+            (k, batch * c, r, s),
+            None,
+            *window,
+            groups,
+            *choice,
+        )
         return w.unflatten(1, (batch, c)), 1
     w = wgrad(
         _join(grad_output, g_dim, 1),
         _join(input, x_dim, 1),
         (batch * k, c, r, s),
         None,
-        stride,
-        padding,
-        dilation,
+        *window,
         groups * batch,
-        allow_tf32,
-        kernel,
+        *choice,
     )
     return w.unflatten(0, (batch, k)), 0
 

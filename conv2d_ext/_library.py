@@ -120,31 +120,12 @@ def _fake_wgrad(
 # The raw ops take the same road, so that calling one on a tensor that requires grad is as right as conv2d.
 
 
-def _conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Ints = (1, 1),
-    padding: Ints = (0, 0),
-    dilation: Ints = (1, 1),
-    groups: int = 1,
-    *,
-    allow_tf32: bool = False,
-    kernel: int = -1,
-) -> Tensor:
-    return _autograd.conv2d(input, weight, bias, stride, padding, dilation, groups, allow_tf32, kernel)
+def _autograd_kernel(road: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    # The dispatcher leaves out arguments that equal their defaults, and passes keyword-only ones by keyword.
+    def call(*args: Any, allow_tf32: bool = False, kernel: int = -1) -> Tensor:
+        return road(*args, allow_tf32=allow_tf32, kernel=kernel)
 
-
-def _fprop(*args: Any, allow_tf32: bool = False, kernel: int = -1) -> Tensor:
-    return _autograd.fprop(*args, allow_tf32, kernel)
-
-
-def _dgrad(*args: Any, allow_tf32: bool = False, kernel: int = -1) -> Tensor:
-    return _autograd.dgrad(*args, allow_tf32, kernel)
-
-
-def _wgrad(*args: Any, allow_tf32: bool = False, kernel: int = -1) -> Tensor:
-    return _autograd.wgrad(*args, allow_tf32, kernel)
+    return call
 
 
 def _top_of_transforms(op: Any, road: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -161,19 +142,19 @@ def _top_of_transforms(op: Any, road: Callable[..., Tensor]) -> Callable[..., Te
         api = FunctorchFunctionalizeAPI(interpreter)
         with api.redispatch_to_next():
             result = op(*api.unwrap_tensors(args), **kwargs)
-        return api.wrap_tensors(result)
+        return api.wrap_tensors((result,))[0]
 
     return call
 
 
 for _op, _road in (
-    (torch.ops.conv2d_ext.conv2d, _conv2d),
-    (torch.ops.conv2d_ext.fprop, _fprop),
-    (torch.ops.conv2d_ext.dgrad, _dgrad),
-    (torch.ops.conv2d_ext.wgrad, _wgrad),
+    (torch.ops.conv2d_ext.conv2d.default, _autograd.conv2d),
+    (torch.ops.conv2d_ext.fprop.default, _autograd.fprop),
+    (torch.ops.conv2d_ext.dgrad.default, _autograd.dgrad),
+    (torch.ops.conv2d_ext.wgrad.default, _autograd.wgrad),
 ):
-    _library.impl(_op.default, _road, "Autograd")
-    _library.impl(_op.default, _top_of_transforms(_op.default, _road), "FuncTorchDynamicLayerFrontMode")
+    _library.impl(_op, _autograd_kernel(_road), "Autograd")
+    _library.impl(_op, _top_of_transforms(_op, _road), "FuncTorchDynamicLayerFrontMode")
 
 
 # Autocast of the public op, like that of aten::conv2d.

@@ -110,9 +110,7 @@ def check_problem(
             _require(v >= 1, op, w_name, expected, list(w))
 
     (n, c, h, width), (k, c_per_group, r, s) = x, w
-    _require(
-        c_per_group * groups == c, op, w_name, f"{c} input channels / {groups} groups in dimension 1", c_per_group
-    )
+    _require(c_per_group * groups == c, op, w_name, f"{c} input channels / {groups} groups in dimension 1", c_per_group)
     _require(k % groups == 0, op, w_name, f"a number of filters divisible by groups = {groups}", k)
     top, bottom, left, right = four_sides(padding)
     padded_h, padded_w = h + top + bottom, width + left + right
@@ -243,7 +241,5 @@ def wgrad(
         fail(op, "weight_stride", "4 integers", len(weight_stride))
     fixed = all(isinstance(v, int) for v in (*weight_size, *weight_stride))
     if fixed and not is_dense(weight_size, weight_stride):
-        fail(
-            op, "weight_stride", f"the strides of a dense tensor of size {list(weight_size)}", list(weight_stride)
-        )
+        fail(op, "weight_stride", f"the strides of a dense tensor of size {list(weight_size)}", list(weight_stride))
     return (k, c, r, s), (weight_stride[0], weight_stride[1], weight_stride[2], weight_stride[3])

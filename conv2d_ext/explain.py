@@ -23,7 +23,7 @@ class Explanation:
     kernel: str  # the row of the table of kernels that would run
     split_k: int  # parts that the reduction is cut into
     workspace_bytes: int  # memory for their partial sums
-    candidates: tuple[tuple[str, float | None], ...]  # each row's estimate in microseconds, None: it does not support it
+    candidates: tuple[tuple[str, float | None], ...]  # (row, estimated us or None: unsupported)
     reason: str
 
     def __str__(self) -> str:

@@ -53,9 +53,7 @@ def _integers(value: Any, argument: str, wanted: tuple[int, ...]) -> tuple[int, 
     return tuple(value)
 
 
-def _named_padding(
-    padding: str, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, ...]:
+def _named_padding(padding: str, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
     if padding == "valid":
         return 0, 0
     if padding != "same":
@@ -73,9 +71,7 @@ def _named_padding(
 def tf32_allowed(t: Tensor) -> bool:
     """Whether torch's flags let a convolution of t round its operands to TF32."""
     # The older flag torch.backends.cudnn.allow_tf32 sets this one too, and reading it raises where they disagree.
-    return (
-        t.dtype is torch.float32 and t.is_cuda and torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
-    )
+    return t.dtype is torch.float32 and t.is_cuda and torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
 
 
 def conv2d(
@@ -116,7 +112,9 @@ def conv2d(
     if bias is not None and not isinstance(bias, Tensor):
         raise TypeError(f"conv2d: bias: expected a Tensor or None, got {type(bias).__name__}")
     if input.is_nested or weight.is_nested:
-        raise RuntimeError(f"conv2d: {'input' if input.is_nested else 'weight'}: expected a strided tensor, got a nested one")
+        raise RuntimeError(
+            f"conv2d: {'input' if input.is_nested else 'weight'}: expected a strided tensor, got a nested one"
+        )
 
     stride = _integers(stride, "stride", (2,))
     dilation = _integers(dilation, "dilation", (2,))

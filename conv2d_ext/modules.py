@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +23,7 @@ class Conv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
         if len(self.padding) == 4 and not isinstance(self.padding, str):
             # What F.pad takes for the other padding modes: the last dimension first.
-            top, bottom, left, right = cast(tuple[int, int, int, int], self.padding)
+            top, bottom, left, right = self.padding
             self._reversed_padding_repeated_twice = [left, right, top, bottom]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -45,7 +45,7 @@ GENERATED_SUFFIXES = {".so", ".pyc", ".pyo", ".pyd", ".orig", ".rej", ".swp"}
 
 
 def generated(path: Path) -> bool:
-    return bool(GENERATED_FOLDERS & set(path.parts)) or path.suffix in GENERATED_SUFFIXES
+    return bool(GENERATED_FOLDERS & set(path.parts)) or path.suffix in GENERATED_SUFFIXES or path.name == "build.json"
 
 
 def in_git(root: Path) -> set[str] | None:

@@ -19,7 +19,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the tensors of the tests live")
-    parser.addoption("--fuzz", type=int, default=150, help="examples of each hypothesis test in test_fuzz.py")
+    parser.addoption("--fuzz", type=int, default=300, help="examples of each hypothesis test in test_fuzz.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:

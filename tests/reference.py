@@ -41,9 +41,6 @@ def four_sided(
 
 def result(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor) -> Result:
     """F.conv2d's output and gradients for one case. Where F.conv2d refuses an empty tensor, the definition is used."""
-    # ATen's own float64 kernels on the CPU fail on some channels_last weights (slow_conv2d: must be contiguous).
-    if input.dtype == torch.float64:
-        input, weight, grad_output = input.contiguous(), weight.contiguous(), grad_output.contiguous()
     if case.empty:
         output = input.new_zeros(case.output_size)
         output = output if bias is None else output + bias.view(1, -1, 1, 1)
@@ -55,12 +52,21 @@ def result(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None, grad_
     return Result(output.detach(), grads[0], grads[1], grads[2] if bias is not None else None)
 
 
+def wide(t: Tensor | None) -> Tensor | None:
+    """In float64 on the CPU, contiguous: some of ATen's float64 kernels there refuse other strides."""
+    return None if t is None else t.detach().double().cpu().contiguous()
+
+
+def of_tensors(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor) -> Result:
+    """The result in float64 of tensors that are not the case's own."""
+    return result(case, wide(input), wide(weight), wide(bias), wide(grad_output))  # type: ignore[arg-type]
+
+
 @functools.lru_cache(maxsize=64)
 def exact(case: Case, dtype: torch.dtype, seed: int = 0, integers: bool = False) -> Result:
     """The result in float64 on the CPU, of the case's values as they are once rounded to `dtype`."""
-    x, w, b = (None if t is None else t.double() for t in case.tensors("cpu", dtype, "nchw", seed, integers))
-    assert x is not None and w is not None
-    return result(case, x, w, b, case.grad_output("cpu", dtype, "nchw", seed, integers).double())
+    x, w, b = case.tensors("cpu", dtype, "nchw", seed, integers)
+    return of_tensors(case, x, w, b, case.grad_output("cpu", dtype, "nchw", seed, integers))
 
 
 @functools.lru_cache(maxsize=64)
@@ -73,8 +79,8 @@ def torchs(case: Case, dtype: torch.dtype, device: str, layout: str, seed: int =
     go = case.grad_output(device, dtype, layout, seed)
     if device != "cpu" or dtype in (torch.float32, torch.float64):
         return result(case, x, w, b, go)
-    wide = result(case, x.float(), w.float(), None if b is None else b.float(), go.float())
-    return Result(*(None if t is None else t.to(dtype) for t in vars(wide).values()))  # type: ignore[arg-type]
+    single = result(case, x.float(), w.float(), None if b is None else b.float(), go.float())
+    return Result(*(None if t is None else t.to(dtype) for t in vars(single).values()))  # type: ignore[arg-type]
 
 
 def error(value: Tensor, expected: Tensor) -> float:

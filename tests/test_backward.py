@@ -7,7 +7,7 @@ import torch
 from calls import dgrad, wgrad
 from cases import BY_NAME, CASES, DTYPES, FEW, Case
 from layouts import OTHER, PLAIN
-from reference import Result, assert_close, error, exact, result, same_bits, torchs, ulp
+from reference import Result, assert_close, error, exact, of_tensors, same_bits, torchs, ulp
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -81,17 +81,13 @@ def test_gradients_are_the_same_bit_by_bit_in_every_run(
             assert same_bits(a, b)
 
 
-def of_tensors(case: Case, x: Tensor, w: Tensor, go: Tensor) -> Result:
-    return result(case, x.double().cpu(), w.double().cpu(), None, go.double().cpu())
-
-
 @EVERY_DTYPE
 @A_FEW_CASES
 def test_a_constant_gradient_with_zero_strides_reads_as_its_copy(case: Case, dtype: torch.dtype, device: str) -> None:
     """What autograd hands over for y.sum(): one element, expanded to the shape of y."""
     x, w, _ = case.tensors(device, dtype)
     go = torch.tensor(0.75, dtype=dtype, device=device).expand(case.output_size)
-    truth = of_tensors(case, x, w, go)
+    truth = of_tensors(case, x, w, None, go)
     assert_gradients(case, dtype, (dgrad(case, go, w), wgrad(case, go, x)), truth, times=4)
 
 
@@ -107,7 +103,7 @@ def test_a_gradient_expanded_in_some_dimensions_reads_as_its_copy(
     for dim in dims:
         go = go.narrow(dim, 0, 1)
     go = go.expand(case.output_size)
-    truth = of_tensors(case, x, w, go)
+    truth = of_tensors(case, x, w, None, go)
     assert_gradients(case, dtype, (dgrad(case, go, w), wgrad(case, go, x)), truth, times=4)
 
 
@@ -117,7 +113,7 @@ def test_gradients_with_an_expanded_input_or_weight_read_them_as_copies(dtype: t
     x, w, _ = case.tensors(device, dtype)
     go = case.grad_output(device, dtype)
     x, w = x[:1].expand(case.input_size), w[:, :1].expand(case.weight_size)
-    truth = of_tensors(case, x, w, go)
+    truth = of_tensors(case, x, w, None, go)
     assert_gradients(case, dtype, (dgrad(case, go, w), wgrad(case, go, x)), truth, times=4)
 
 
@@ -153,7 +149,7 @@ def test_a_gradient_that_is_not_finite_reaches_the_inputs_of_its_window_only(
     x, w, _ = case.tensors(device, dtype)
     go = case.grad_output(device, dtype)
     go[0, -1, case.P // 2, case.Q // 2] = float("nan")
-    truth = of_tensors(case, x, w, go)
+    truth = of_tensors(case, x, w, None, go)
     assert torch.equal(dgrad(case, go, w).isnan().cpu(), truth.grad_input.isnan())
 
 
@@ -166,7 +162,7 @@ def test_an_input_that_is_not_finite_reaches_the_weights_it_meets_only(
     x, w, _ = case.tensors(device, dtype)
     go = case.grad_output(device, dtype)
     x[0, 0, 0, 0] = float("nan")
-    truth = of_tensors(case, x, w, go)
+    truth = of_tensors(case, x, w, None, go)
     assert torch.equal(wgrad(case, go, x).isnan().cpu(), truth.grad_weight.isnan())
 
 

@@ -12,7 +12,7 @@ from cases import DTYPES, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import place
-from reference import result, same_bits, tolerance
+from reference import of_tensors, same_bits, tolerance
 from torch import Tensor
 
 pytestmark = [pytest.mark.usefixtures("poisoned"), pytest.mark.timeout(0)]
@@ -95,10 +95,8 @@ def one_example(device: str):  # noqa: ANN201
         before = [t.clone() for t in (x, w, go)]
         y = conv2d_ext.conv2d(x, w, b, *case.args)
         gx, gw = dgrad(case, go, w), wgrad(case, go, x)
-        X, W, G = (t.double().cpu() for t in (x, w, go))
-        B = None if b is None else b.double().cpu()
-        truth = result(case, X, W, B, G)
-        scale = result(case, X.abs(), W.abs(), None if B is None else B.abs(), G.abs())
+        truth = of_tensors(case, x, w, b, go)
+        scale = of_tensors(case, x.abs(), w.abs(), None if b is None else b.abs(), go.abs())
         for what, value, exact, size, length in (
             ("output", y, truth.output, scale.output, case.reduction("fprop")),
             ("grad_input", gx, truth.grad_input, scale.grad_input, case.reduction("dgrad")),

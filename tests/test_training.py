@@ -33,11 +33,12 @@ def digits() -> tuple[Tensor, Tensor]:
     return torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(data.target)
 
 
-def losses(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> list[float]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+def losses(model: nn.Module, images: Tensor, labels: Tensor, steps: int, rate: float = 0.05) -> list[float]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
     curve = []
     for step in range(steps):
-        at = slice(step * 100 % 1700, step * 100 % 1700 + 100)
+        start = step * 100 % (len(images) - 99)
+        at = slice(start, start + 100)
         loss = nn.functional.cross_entropy(model(images[at]), labels[at])
         optimizer.zero_grad()
         loss.backward()
@@ -62,19 +63,19 @@ def test_the_loss_follows_the_curve_of_torchs_network(
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_a_network_learns_the_digits_as_well_as_torchs(
+def test_a_network_learns_the_digits_as_well_as_torchs_in_float32(
     dtype: torch.dtype, digits: tuple[Tensor, Tensor], device: str
 ) -> None:
     """bfloat16 by autocast, as it is used in training."""
     images, labels = digits[0].to(device), digits[1].to(device)
     right = []
-    for layer in (conv2d_ext.Conv2d, nn.Conv2d):
+    for layer, cast in ((conv2d_ext.Conv2d, dtype == torch.bfloat16), (nn.Conv2d, False)):
         model = network(layer).to(device)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            losses(model.train(), images[:1400], labels[:1400], 14 * 8)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=cast):
+            losses(model.train(), images[:1400], labels[:1400], 14 * 10, rate=0.01)
             right.append(float((model.eval()(images[1400:]).argmax(1) == labels[1400:]).float().mean()))
-    assert right[0] > 0.8
-    assert abs(right[0] - right[1]) < 0.06
+    assert right[0] > 0.85
+    assert abs(right[0] - right[1]) < 0.05
 
 
 def test_training_from_one_seed_is_the_same_bit_by_bit(digits: tuple[Tensor, Tensor], device: str) -> None:
