@@ -9,8 +9,8 @@
 
 namespace conv2d_ext {
 
-enum class Family : uint8_t { simt };
-enum class Variant : uint8_t { nhwc, any };
+enum class Family : uint8_t { igemm, simt, depthwise };
+enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2 };
 
 struct Row {
   Family family;
@@ -69,12 +69,30 @@ constexpr Gemm gemm_of(Op op, Problem const& p) {
   return {p.N * rows * columns, p.C_per_group(), taps_h * taps_w * p.K_per_group(), p.groups * phases_h * phases_w};
 }
 
-// Elements that the SIMT kernels' nhwc variant loads at once.
-constexpr int simt_vector(DType t) { return t == DType::f64 ? 2 : 4; }
-
-constexpr bool channel_vectors(Strides const& s, int align, int64_t channels, DType t) {
-  int const v = simt_vector(t);
+// Can a group's channels be read and written as vectors of v elements?
+constexpr bool channel_vectors(Strides const& s, int align, int64_t channels, int v, DType t) {
   return s.c == 1 && channels % v == 0 && s.n % v == 0 && s.h % v == 0 && s.w % v == 0 && align >= v * size_of(t);
+}
+
+constexpr bool is_nhwc(Variant v) { return v == Variant::nhwc || v == Variant::nhwc_s2; }
+
+constexpr bool depthwise_supports(Row const& row, Problem const& p) {
+  if (p.C_per_group() != 1 || p.K == 0 || p.H == 0 || p.W == 0) return false;
+  if (is_nhwc(row.variant)) {
+    if ((p.C > 1 && p.x.c != 1) || (p.K > 1 && p.y.c != 1)) return false;
+  } else {
+    if ((p.W > 1 && p.x.w != 1) || (p.Q() > 1 && p.y.w != 1)) return false;
+  }
+  // Coordinates of padded images, and numbers of taps, are int in the kernels.
+  constexpr int64_t most = int64_t(1) << 30;
+  if (p.H + p.pad_top + p.pad_bottom > most || p.W + p.pad_left + p.pad_right > most) return false;
+  if (double(p.R) * double(p.S) * double(p.K_per_group()) > double(most)) return false;
+  if (row.tile_m == 0) return true;
+  bool const rows = p.R == row.tile_m && p.stride_h == row.tile_k && p.dilation_h == 1;
+  bool const columns = p.S == row.tile_n && p.stride_w == row.tile_k && p.dilation_w == 1;
+  // A block has at least 4 x 4 outputs of one channel or more; the grid must hold the blocks.
+  double const pixels = double(max64(p.H, p.P()) + 3) * double(max64(p.W, p.Q()) + 3);
+  return p.K == p.C && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
 }
 
 constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d) {
@@ -83,11 +101,20 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::simt: {
       if (d.compute_capability < 80) return false;
       if (row.variant != Variant::nhwc) return true;
-      bool const x = channel_vectors(p.x, p.x_align, p.C_per_group(), p.dtype);
-      bool const w = channel_vectors(p.w, p.w_align, p.C_per_group(), p.dtype);
-      bool const y = channel_vectors(p.y, p.y_align, p.K_per_group(), p.dtype);
+      int const v = p.dtype == DType::f64 ? 2 : 4;  // elements that are loaded at once
+      bool const x = channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype);
+      bool const w = channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype);
+      bool const y = channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype);
       return op == Op::fprop ? x && w : op == Op::dgrad ? y && w : x && y;
     }
+    case Family::igemm:
+      return d.compute_capability == 90 && p.H + p.pad_top + p.pad_bottom <= (1 << 29) &&
+             p.W + p.pad_left + p.pad_right <= (1 << 29) &&
+             channel_vectors(p.x, p.x_align, p.C_per_group(), 8, p.dtype) &&
+             channel_vectors(p.w, p.w_align, p.C_per_group(), 8, p.dtype) &&
+             channel_vectors(p.y, p.y_align, p.K_per_group(), 8, p.dtype);
+    case Family::depthwise:
+      return d.compute_capability >= 80 && depthwise_supports(row, p);
   }
   return false;
 }
@@ -98,28 +125,17 @@ struct Estimate {
   int split_k = 1;
 };
 
-// SIMT: tiles * split_k blocks over the SMs in rounds; a round costs its multiply-adds at a rate that was measured for
-// the tile and the way it loads (docs/tuning.md), plus the prologue and epilogue of a tile, plus the second pass.
-constexpr Estimate simt_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+// The implicit GEMMs: tiles * split_k blocks over the SMs in rounds; a round costs its steps, plus the prologue and
+// epilogue of a tile; a split costs the second pass.
+constexpr Estimate gemm_estimate(Row const& row, Op op, Problem const& p, Device const& d, double step_ns,
+                                 double fixed_ns) {
   Gemm const g = gemm_of(op, p);
-  double const tile = double(row.tile_m) * row.tile_n;
-  int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
-  // Multiply-adds per SM and nanosecond: 128 lanes at 1.755 GHz, times the share that the tile was seen to reach.
-  double const share = tile >= 128 * 128  ? 0.62
-                       : tile >= 128 * 64 ? 0.57
-                       : row.tile_n >= 64 ? 0.45
-                       : row.tile_n >= 32 ? 0.40
-                                          : 0.17;
-  double rate = 128 * 1.755 * share * (p.dtype == DType::f64 ? 0.5 : 1.0);
-  if (row.variant == Variant::any) rate *= tile >= 128 * 128 ? 0.86 : tile >= 64 * 64 ? 0.77 : 0.68;
+  double const tile_bytes = double(row.tile_m) * row.tile_n * (p.dtype == DType::f64 ? 8 : 4);
   double const tiles = double(ceil_div(g.M, row.tile_m)) * double(ceil_div(g.N, row.tile_n)) * double(g.batches);
   int64_t const steps = ceil_div(g.depth, row.tile_k);
-  double const step_ns = tile * row.tile_k / rate;
-  double const fixed_ns = 1500 + tile * 0.05;
-
   Estimate best;
   for (int64_t split = 1; split <= 1024 && (split == 1 || split * 4 <= steps); split += split < 8 ? 1 : split / 4) {
-    double const bytes = split == 1 ? 0 : tiles * double(split) * tile * acc_bytes;
+    double const bytes = split == 1 ? 0 : tiles * double(split) * tile_bytes;
     if (bytes > double(kMaxWorkspaceBytes)) break;
     double const blocks = tiles * double(split);
     int64_t const rounds = blocks > 1e15 ? int64_t(1e15) / d.sm_count : ceil_div(int64_t(blocks), d.sm_count);
@@ -131,12 +147,77 @@ constexpr Estimate simt_estimate(Row const& row, Op op, Problem const& p, Device
   return best;
 }
 
+constexpr Estimate simt_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  double const tile = double(row.tile_m) * row.tile_n;
+  // Multiply-adds per SM and nanosecond: 128 lanes at 1.755 GHz, times the share that the tile was seen to reach.
+  double const share = tile >= 128 * 128  ? 0.62
+                       : tile >= 128 * 64 ? 0.57
+                       : row.tile_n >= 64 ? 0.45
+                       : row.tile_n >= 32 ? 0.40
+                                          : 0.17;
+  double rate = 128 * 1.755 * share * (p.dtype == DType::f64 ? 0.5 : 1.0);
+  if (row.variant == Variant::any) rate *= tile >= 128 * 128 ? 0.86 : tile >= 64 * 64 ? 0.77 : 0.68;
+  return gemm_estimate(row, op, p, d, tile * row.tile_k / rate, 1500 + tile * 0.05);
+}
+
+constexpr Estimate igemm_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  // 2048 multiply-adds per SM and cycle, 1.6 GHz under load, times the share that the tile was seen to reach
+  // (docs/tuning.md): the gathering warpgroup bounds it, more so where it copies along rows.
+  bool const along_k = op == Op::fprop;
+  double const share = row.tile_n >= 256   ? (along_k ? 0.62 : 0.45)
+                       : row.tile_n >= 128 ? (along_k ? 0.47 : 0.29)
+                                           : (along_k ? 0.25 : 0.19);
+  double const tile = double(row.tile_m) * row.tile_n;
+  return gemm_estimate(row, op, p, d, tile * row.tile_k / (2048 * 1.6 * share), 1500 + tile * 0.05);
+}
+
+// Depthwise: the slower of memory and multiply-adds, and for wgrad as many splits as give an SM a dozen blocks.
+// The rates are estimates still.
+constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  bool const nhwc = is_nhwc(row.variant), any = row.tile_m == 0;
+  double const sms = double(d.sm_count) / 132, work = p.flops() / 2;
+  double const elements =
+      double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  // nhwc: lanes without a channel wait. A row of an image off 16 bytes is copied in smaller pieces.
+  double const lanes = nhwc ? double(p.K) / double(ceil_div(p.K, 32) * 32) : 1.0;
+  double const f64 = p.dtype == DType::f64 ? 0.5 : 1.0;
+  double const phases =
+      any && op == Op::dgrad ? double(p.stride_h) * double(p.stride_w) : 1.0;  // taps that do not meet
+  double const memory_ns = elements * size_of(p.dtype) / ((any ? 2000 : 3500) * sms);
+  double const fma_ns = work * phases / ((any ? 700 : 17000) * sms * lanes * f64);
+  Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) + (any ? 5000.0 : 4000.0), 1};
+  if (op != Op::wgrad) return best;
+  double const units = any ? double(ceil_div(p.K, nhwc ? 32 : 1)) * double(ceil_div(p.R * p.S, 32))
+                           : double(ceil_div(p.K, nhwc ? 32 : 1));
+  double const sums = double(p.K) * double(p.R) * double(p.S);
+  double const pixels = double(p.N) * double(p.P()) * double(p.Q());
+  double split = 12.0 * d.sm_count / units;
+  split = split < pixels / 256 ? split : pixels / 256;
+  int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
+  double const room = double(kMaxWorkspaceBytes) / (sums * acc_bytes);
+  split = split < room ? split : room;
+  best.split_k = split < 2 ? 1 : split > 4096 ? 4096 : int(split);
+  double const blocks = units * best.split_k;
+  if (blocks < 2.0 * d.sm_count) best.ns += (best.ns - 4000) * (2.0 * d.sm_count / blocks - 1);
+  if (best.split_k > 1) best.ns += 3000 + sums * acc_bytes * best.split_k * 2 / 2500;
+  return best;
+}
+
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  switch (row.family) {
+    case Family::igemm:
+      return igemm_estimate(row, op, p, d);
+    case Family::depthwise:
+      return depthwise_estimate(row, op, p, d);
+    case Family::simt:
+      break;
+  }
   return simt_estimate(row, op, p, d);
 }
 
 constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
   if (split_k == 1) return 0;
+  if (row.family == Family::depthwise) return p.K * p.R * p.S * split_k * (p.dtype == DType::f64 ? 8 : 4);
   Gemm const g = gemm_of(op, p);
   int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
   return ceil_div(g.M, row.tile_m) * ceil_div(g.N, row.tile_n) * g.batches * split_k * row.tile_m * row.tile_n *

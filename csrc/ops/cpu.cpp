@@ -20,11 +20,37 @@ Tensor call_aten(char const* op, char const* overload, std::array<StableIValue, 
   return stable::detail::to<Tensor>(stack[0]);
 }
 
+// Whether ATen is given channels_last tensors. Not if grouped: ATen's grouped convolution of channels_last tensors
+// crashes on some shapes (5x1, 24 filters a channel) and gives wrong numbers for some strides of size-one dimensions.
+bool aten_channels_last(Problem const& p, Tensor const& a, Tensor const& b) {
+  return p.groups == 1 && p.dtype != DType::f64 && (suggests_channels_last(a) || suggests_channels_last(b));
+}
+
+// The same values in exactly the strides of a contiguous or channels_last tensor, those of size-one dimensions
+// included.
+Tensor canonical(Tensor const& t, bool channels_last) {
+  std::array<int64_t, 4> const size{t.size(0), t.size(1), t.size(2), t.size(3)};
+  std::array<int64_t, 4> const stride = strides_for(size, channels_last);
+  bool exact = true, dense = true;
+  for (int i = 0; i < 4; ++i) {
+    bool const same = t.stride(i) == stride[i];
+    exact = exact && same;
+    dense = dense && (same || size[i] == 1);
+  }
+  if (exact) return t;
+  if (dense) {
+    IntList const sizes(size.begin(), size.end()), strides(stride.begin(), stride.end());
+    return call_aten<4>("aten::as_strided", "", {from(t), from(sizes), from(strides), from(std::optional<int64_t>())});
+  }
+  Tensor copy = empty_strided(size, stride, t);
+  return stable::copy_(copy, t);
+}
+
 bool is_half(DType t) { return t == DType::f16 || t == DType::bf16; }
 Tensor widened(Tensor const& t, DType dtype) { return is_half(dtype) ? stable::to(t, ScalarType::Float) : t; }
 
-void check_kernel(char const* op, int64_t kernel) {
-  if (kernel != -1) fail(op, "kernel", "expected -1 for CPU tensors (the rows are CUDA kernels), got ", kernel);
+void check_row(char const* op, int64_t row) {
+  if (row != -1) fail(op, "row", "expected -1 for CPU tensors (the rows are CUDA kernels), got ", row);
 }
 
 // The result in the strides and dtype that the call promised.
@@ -39,13 +65,6 @@ Tensor laid_out(Call const& call, Tensor const& value, Tensor const& like) {
 Tensor zeros(Call const& call, Tensor const& like) {
   Tensor out = empty_strided(call.out_size, call.out_stride, like);
   return stable::zero_(out);
-}
-
-// A tensor of the right size, dtype and strides-like behaviour that costs one element: ATen's backward asks for the
-// input or weight that it does not read.
-Tensor placeholder(Tensor const& like, std::array<int64_t, 4> const& size) {
-  Tensor one = stable::new_zeros(like, IntList{1});
-  return call_aten<3>("aten::expand", "", {from(one), from(IntList(size.begin(), size.end())), from(false)});
 }
 
 bool symmetric(Problem const& p) { return p.pad_top == p.pad_bottom && p.pad_left == p.pad_right; }
@@ -65,20 +84,28 @@ struct AtenArguments {
 
 Tensor aten_convolution(Problem const& p, Tensor const& x, Tensor const& w, std::optional<Tensor> const& bias) {
   AtenArguments const a(p);
+  bool const last = aten_channels_last(p, x, w);
   return call_aten<9>("aten::convolution", "",
-                      {from(x), from(w), from(bias), from(a.stride), from(a.padding), from(a.dilation), from(false),
-                       from(IntList{0, 0}), from(p.groups)});
+                      {from(canonical(x, last)), from(canonical(w, last)), from(bias), from(a.stride), from(a.padding),
+                       from(a.dilation), from(false), from(IntList{0, 0}), from(p.groups)});
 }
 
-// Element `which` of (grad_input, grad_weight, grad_bias); the other two are not computed.
-Tensor aten_backward(Problem const& p, Tensor const& y, Tensor const& x, Tensor const& w, int which) {
+// grad_input from y and w, or grad_weight from y and x: ATen is given an unread tensor of `size` for the one that is
+// null.
+Tensor aten_backward(Problem const& p, Tensor const& y, Tensor const* x, Tensor const* w,
+                     std::array<int64_t, 4> const& size) {
   AtenArguments const a(p);
+  bool const last = aten_channels_last(p, y, x ? *x : *w);
+  auto operand = [&](Tensor const* t) {
+    return t ? canonical(*t, last) : empty_strided(size, strides_for(size, last), y);
+  };
+  int const which = x ? 1 : 0;  // of grad_input, grad_weight, grad_bias
   StableListHandle mask_list = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(torch_new_list_reserve_size(3, &mask_list));
   for (int i = 0; i < 3; ++i) STABLE_TORCH_ERROR_CODE_CHECK(torch_list_push_back(mask_list, from(i == which)));
-  std::array<StableIValue, 11> stack{from(y),
-                                     from(x),
-                                     from(w),
+  std::array<StableIValue, 11> stack{from(canonical(y, last)),
+                                     from(operand(x)),
+                                     from(operand(w)),
                                      from(std::optional<IntList>()),
                                      from(a.stride),
                                      from(a.padding),
@@ -99,9 +126,9 @@ bool is_empty(std::array<int64_t, 4> const& size) {
 }
 
 Tensor fprop(Tensor const& input, Tensor const& weight, std::optional<Tensor> const& bias, IntList const& stride,
-             IntList const& padding, IntList const& dilation, int64_t groups, bool allow_tf32, int64_t kernel) {
+             IntList const& padding, IntList const& dilation, int64_t groups, bool allow_tf32, int64_t row) {
   Call const call = check_fprop(input, weight, bias, {stride, padding, dilation, groups}, allow_tf32);
-  check_kernel("conv2d", kernel);
+  check_row("conv2d", row);
   Problem const& p = call.problem;
   if (is_empty(call.out_size)) return empty_strided(call.out_size, call.out_stride, input);
   if (p.C == 0 || p.H == 0 || p.W == 0) {  // nothing but padding and bias
@@ -111,23 +138,24 @@ Tensor fprop(Tensor const& input, Tensor const& weight, std::optional<Tensor> co
     return stable::copy_(out, column);
   }
   std::optional<Tensor> wide_bias;
-  if (bias) wide_bias = widened(*bias, p.dtype);
+  if (bias) wide_bias = is_half(p.dtype) ? stable::to(*bias, ScalarType::Float) : *bias;
   Tensor const x = widened(input, p.dtype);
   return laid_out(call, aten_convolution(p, symmetric(p) ? x : padded(p, x), widened(weight, p.dtype), wide_bias),
                   input);
 }
 
 Tensor dgrad(Tensor const& grad_output, Tensor const& weight, IntList const& input_size, IntList const& stride,
-             IntList const& padding, IntList const& dilation, int64_t groups, bool allow_tf32, int64_t kernel) {
+             IntList const& padding, IntList const& dilation, int64_t groups, bool allow_tf32, int64_t row) {
   Call const call = check_dgrad(grad_output, weight, input_size, {stride, padding, dilation, groups}, allow_tf32);
-  check_kernel("dgrad", kernel);
+  check_row("dgrad", row);
   Problem const& p = call.problem;
   if (is_empty(call.out_size) || p.K == 0) return zeros(call, grad_output);
   Tensor const y = widened(grad_output, p.dtype);
   bool const plain = symmetric(p);
   std::array<int64_t, 4> const size{p.N, p.C, plain ? p.H : p.H + p.pad_top + p.pad_bottom,
                                     plain ? p.W : p.W + p.pad_left + p.pad_right};
-  Tensor grad = aten_backward(p, y, placeholder(y, size), widened(weight, p.dtype), 0);
+  Tensor const w = widened(weight, p.dtype);
+  Tensor grad = aten_backward(p, y, nullptr, &w, size);
   if (!plain) grad = stable::narrow(grad, 2, p.pad_top, p.H);
   if (!plain) grad = stable::narrow(grad, 3, p.pad_left, p.W);
   return laid_out(call, grad, grad_output);
@@ -135,15 +163,15 @@ Tensor dgrad(Tensor const& grad_output, Tensor const& weight, IntList const& inp
 
 Tensor wgrad(Tensor const& grad_output, Tensor const& input, IntList const& weight_size,
              std::optional<IntList> const& weight_stride, IntList const& stride, IntList const& padding,
-             IntList const& dilation, int64_t groups, bool allow_tf32, int64_t kernel) {
+             IntList const& dilation, int64_t groups, bool allow_tf32, int64_t row) {
   Call const call =
       check_wgrad(grad_output, input, weight_size, weight_stride, {stride, padding, dilation, groups}, allow_tf32);
-  check_kernel("wgrad", kernel);
+  check_row("wgrad", row);
   Problem const& p = call.problem;
   if (is_empty(call.out_size) || p.N == 0 || p.H == 0 || p.W == 0) return zeros(call, grad_output);
   Tensor const y = widened(grad_output, p.dtype), x = widened(input, p.dtype);
-  return laid_out(call, aten_backward(p, y, symmetric(p) ? x : padded(p, x), placeholder(y, call.out_size), 1),
-                  grad_output);
+  Tensor const whole = symmetric(p) ? x : padded(p, x);
+  return laid_out(call, aten_backward(p, y, &whole, nullptr, call.out_size), grad_output);
 }
 
 }  // namespace

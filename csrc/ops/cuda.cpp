@@ -45,24 +45,24 @@ void check_offsets(char const* op, Problem const& p) {
     fail(op, "padding", "expected padding times the tensor's strides below 2^60 on CUDA, got ", reach);
 }
 
-Plan plan_for(char const* op_name, Op op, Problem const& p, Device const& device, int64_t kernel) {
-  if (kernel == -1) {
+Plan plan_for(char const* op_name, Op op, Problem const& p, Device const& device, int64_t row) {
+  if (row == -1) {
     Plan const plan = make_plan(op, p, device);
     if (plan.kernel < 0)
       fail(op_name, "input", "expected a GPU of compute capability 8.0 or later, got ", device.compute_capability / 10,
            ".", device.compute_capability % 10);
     return plan;
   }
-  if (kernel < 0 || kernel >= kRowCount)
-    fail(op_name, "kernel", "expected -1 or a row of the table, 0 to ", kRowCount - 1, ", got ", kernel);
-  if (!supports(kRows[kernel], op, p, device))
-    fail(op_name, "kernel", "expected a row that supports the problem, got ", kernel, " (", kRows[kernel].name, ")");
-  return plan_row(int(kernel), op, p, device);
+  if (row < 0 || row >= kRowCount)
+    fail(op_name, "row", "expected -1 or a row of the table, 0 to ", kRowCount - 1, ", got ", row);
+  if (!supports(kRows[row], op, p, device))
+    fail(op_name, "row", "expected a row that supports the problem, got ", row, " (", kRows[row].name, ")");
+  return plan_row(int(row), op, p, device);
 }
 
 // x, w, y: the tensors in the problem's roles; out is one of them.
 Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor const* w, Tensor const* y,
-           std::optional<Tensor> const& bias, int64_t kernel) {
+           std::optional<Tensor> const& bias, int64_t row) {
   Tensor const& like = x ? *x : *y;
   torch::stable::accelerator::DeviceGuard const guard(like.get_device_index());
   Tensor out = empty_strided(call.out_size, call.out_stride, like);
@@ -74,7 +74,7 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
   p.w_align = alignment(address(w));
   p.y_align = alignment(address(y));
   check_offsets(op_name, p);
-  Plan const plan = plan_for(op_name, op, p, device_of(op_name, like.get_device_index()), kernel);
+  Plan const plan = plan_for(op_name, op, p, device_of(op_name, like.get_device_index()), row);
 
   Arguments args{};
   args.a = address(op == Op::dgrad ? y : x);
@@ -93,23 +93,23 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
 }
 
 Tensor fprop(Tensor const& input, Tensor const& weight, std::optional<Tensor> const& bias, IntList const& stride,
-             IntList const& padding, IntList const& dilation, int64_t groups, bool allow_tf32, int64_t kernel) {
+             IntList const& padding, IntList const& dilation, int64_t groups, bool allow_tf32, int64_t row) {
   Call const call = check_fprop(input, weight, bias, {stride, padding, dilation, groups}, allow_tf32);
-  return run("conv2d", Op::fprop, call, &input, &weight, nullptr, bias, kernel);
+  return run("conv2d", Op::fprop, call, &input, &weight, nullptr, bias, row);
 }
 
 Tensor dgrad(Tensor const& grad_output, Tensor const& weight, IntList const& input_size, IntList const& stride,
-             IntList const& padding, IntList const& dilation, int64_t groups, bool allow_tf32, int64_t kernel) {
+             IntList const& padding, IntList const& dilation, int64_t groups, bool allow_tf32, int64_t row) {
   Call const call = check_dgrad(grad_output, weight, input_size, {stride, padding, dilation, groups}, allow_tf32);
-  return run("dgrad", Op::dgrad, call, nullptr, &weight, &grad_output, std::nullopt, kernel);
+  return run("dgrad", Op::dgrad, call, nullptr, &weight, &grad_output, std::nullopt, row);
 }
 
 Tensor wgrad(Tensor const& grad_output, Tensor const& input, IntList const& weight_size,
              std::optional<IntList> const& weight_stride, IntList const& stride, IntList const& padding,
-             IntList const& dilation, int64_t groups, bool allow_tf32, int64_t kernel) {
+             IntList const& dilation, int64_t groups, bool allow_tf32, int64_t row) {
   Call const call =
       check_wgrad(grad_output, input, weight_size, weight_stride, {stride, padding, dilation, groups}, allow_tf32);
-  return run("wgrad", Op::wgrad, call, &input, nullptr, &grad_output, std::nullopt, kernel);
+  return run("wgrad", Op::wgrad, call, &input, nullptr, &grad_output, std::nullopt, row);
 }
 
 }  // namespace

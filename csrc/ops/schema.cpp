@@ -83,20 +83,20 @@ IntList plan(StringHandle op_handle, torch::headeronly::ScalarType dtype, IntLis
 }  // namespace conv2d_ext
 
 // The further arguments are keyword-only: allow_tf32 lets float32 operands be rounded to TF32 (Python resolves torch's
-// flags), kernel >= 0 names a row of the table instead of letting the planner choose.
+// flags), row >= 0 names a row of the table instead of letting the planner choose.
 STABLE_TORCH_LIBRARY(conv2d_ext, m) {
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, SymInt[2] padding=0, "
-      "SymInt[2] dilation=1, SymInt groups=1, *, bool allow_tf32=False, int kernel=-1) -> Tensor");
+      "SymInt[2] dilation=1, SymInt groups=1, *, bool allow_tf32=False, int row=-1) -> Tensor");
   m.def(
       "fprop(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
-      "SymInt groups, *, bool allow_tf32=False, int kernel=-1) -> Tensor");
+      "SymInt groups, *, bool allow_tf32=False, int row=-1) -> Tensor");
   m.def(
       "dgrad(Tensor grad_output, Tensor weight, SymInt[] input_size, SymInt[2] stride, SymInt[2] padding, "
-      "SymInt[2] dilation, SymInt groups, *, bool allow_tf32=False, int kernel=-1) -> Tensor");
+      "SymInt[2] dilation, SymInt groups, *, bool allow_tf32=False, int row=-1) -> Tensor");
   m.def(
       "wgrad(Tensor grad_output, Tensor input, SymInt[] weight_size, SymInt[]? weight_stride, SymInt[2] stride, "
-      "SymInt[2] padding, SymInt[2] dilation, SymInt groups, *, bool allow_tf32=False, int kernel=-1) -> Tensor");
+      "SymInt[2] padding, SymInt[2] dilation, SymInt groups, *, bool allow_tf32=False, int row=-1) -> Tensor");
   m.def("kernels() -> str[]");
   m.def(
       "plan(str op, ScalarType dtype, int[] input_size, int[] input_stride, int[] weight_size, int[] weight_stride, "

@@ -1,0 +1,231 @@
+// Depthwise convolution for everything that depthwise.cuh leaves: any filter, stride, dilation and padding, K = m * C.
+// Taps are read in chunks through shared memory, pixels from global memory and its caches.
+//   fprop, dgrad: a block has 256 (nchw) or 8 (nhwc) threads a channel, each with kPixels outputs; nhwc: 32 channels.
+//   dgrad adds over the m filters of a channel and the taps whose distance the stride divides.
+//   wgrad: a warp has kTaps taps of one filter, lanes over pixels (nchw), or of 32 filters, one a lane (nhwc).
+#pragma once
+
+#include "depthwise.cuh"
+
+namespace conv2d_ext::depthwise {
+
+constexpr int kPixels = 4, kChunk = 64, kTaps = 4;
+
+struct AnyParams {
+  void const* in;
+  void const* other;  // w, or y for wgrad
+  void const* bias;
+  void* out;
+  void* partial;
+  int64_t in_n, in_c, in_h, in_w;
+  int64_t out_n, out_c, out_h, out_w;  // wgrad: of y
+  int64_t w_k, w_r, w_s, bias_stride;
+  int64_t pixels, pixel_units, channel_units;
+  int64_t channels;    // of out
+  int64_t multiplier;  // filters a channel
+  int64_t N;
+  int64_t first_block;
+  int64_t taps;  // R * S
+  int in_H, in_W, out_H, out_W;
+  int R, S, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w;
+  int splits, tap_units;
+};
+
+// The input coordinate that output coordinate o meets with tap r; an invalid one is negative.
+// Padded sizes are below 2^30 (plan.h), so no coordinate leaves int.
+template <Op op>
+__device__ inline int meets(int o, int r, int stride, int dilation, int pad) {
+  if constexpr (op != Op::dgrad) return o * stride - pad + r * dilation;
+  int const t = o + pad - r * dilation;
+  if (stride == 1 || t < 0) return t;
+  return t % stride != 0 ? -1 : t / stride;
+}
+
+template <class T, Op op, bool nhwc>
+__global__ void __launch_bounds__(kMaxThreads) gather_any(__grid_constant__ AnyParams const p) {
+  using Acc = decltype(widen(T()));
+  constexpr int channels = nhwc ? kLanes : 1;
+  __shared__ Acc filters[kChunk * (channels + (nhwc ? 1 : 0))];  // [tap][channel], padded against bank conflicts
+  constexpr int pitch = channels + (nhwc ? 1 : 0);
+  int const lane = nhwc ? int(threadIdx.x) % kLanes : 0;
+  int const step = int(blockDim.x) / channels;
+
+  int64_t index = p.first_block + blockIdx.x;
+  int64_t const unit = index % p.pixel_units;
+  index /= p.pixel_units;
+  int64_t const c0 = index % p.channel_units * channels, n = index / p.channel_units;
+  int64_t const c = c0 + lane;
+  bool const exists = c < p.channels;
+  int64_t const in_c = op == Op::dgrad ? c * p.multiplier : c / p.multiplier;
+  T const* const in = static_cast<T const*>(p.in) + n * p.in_n + in_c * p.in_c;
+  uint32_t const taps = uint32_t(p.taps), total = op == Op::dgrad ? uint32_t(p.multiplier) * taps : taps;
+
+  Acc acc[kPixels] = {};
+  int oh[kPixels], ow[kPixels];
+  int64_t const pixel0 = unit * step * kPixels + int(threadIdx.x) / channels;
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) {
+    int64_t const pixel = pixel0 + i * step;
+    bool const inside = exists && pixel < p.pixels;
+    oh[i] = inside ? int(pixel / p.out_W) : -1;
+    ow[i] = inside ? int(pixel % p.out_W) : 0;
+  }
+
+  for (uint32_t first = 0; first < total; first += kChunk) {
+    int const count = int(total - first < kChunk ? total - first : kChunk);
+    __syncthreads();
+    for (int i = threadIdx.x; i < count * channels; i += blockDim.x) {
+      int const which = i / count, t = i % count;
+      uint32_t const tap = (first + t) % taps, filter = (first + t) / taps, r = tap / uint32_t(p.S),
+                     s = tap % uint32_t(p.S);
+      int64_t const k = op == Op::dgrad ? (c0 + which) * p.multiplier + filter : c0 + which;
+      bool const present = c0 + which < p.channels;
+      filters[t * pitch + which] =
+          present ? widen(static_cast<T const*>(p.other)[k * p.w_k + r * p.w_r + s * p.w_s]) : Acc(0);
+    }
+    __syncthreads();
+    int r = int(first % taps / uint32_t(p.S)), s = int(first % taps % uint32_t(p.S));
+    T const* plane = in + first / taps * p.in_c;
+    for (int t = 0; t < count; ++t) {
+      Acc const filter = filters[t * pitch + lane];
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i) {
+        int const h = meets<op>(oh[i], r, p.stride_h, p.dilation_h, p.pad_h);
+        int const w = meets<op>(ow[i], s, p.stride_w, p.dilation_w, p.pad_w);
+        if (oh[i] >= 0 && unsigned(h) < unsigned(p.in_H) && unsigned(w) < unsigned(p.in_W))
+          acc[i] += widen(plane[h * p.in_h + w * p.in_w]) * filter;
+      }
+      if (++s == p.S) {
+        s = 0;
+        if (++r == p.R) r = 0, plane += p.in_c;
+      }
+    }
+  }
+
+  Acc const bias = p.bias != nullptr && exists ? Acc(widen(static_cast<T const*>(p.bias)[c * p.bias_stride])) : Acc(0);
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i)
+    if (oh[i] >= 0)
+      static_cast<T*>(p.out)[n * p.out_n + c * p.out_c + oh[i] * p.out_h + ow[i] * p.out_w] = narrow<T>(acc[i] + bias);
+}
+
+// in = x, other = y; the pixels are N * P * Q, shared out among the splits.
+template <class T, bool nhwc>
+__global__ void __launch_bounds__(kMaxThreads) wgrad_any(__grid_constant__ AnyParams const p) {
+  using Acc = decltype(widen(T()));
+  constexpr int filters = nhwc ? kLanes : 1, lanes = nhwc ? 1 : 32;
+  int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  int64_t index = p.first_block + blockIdx.x;
+  int64_t const tap_unit = index % p.tap_units;
+  index /= p.tap_units;
+  int64_t const k = index % p.channel_units * filters + (nhwc ? lane : 0);
+  int const split = int(index / p.channel_units);
+  int64_t const tap0 = (tap_unit * (blockDim.x / 32) + warp) * kTaps;
+  if (tap0 >= p.taps || (nhwc && k >= p.channels)) return;  // nchw: a warp stays or goes as one
+
+  int dh[kTaps], dw[kTaps];
+  Acc acc[kTaps] = {};
+#pragma unroll
+  for (int i = 0; i < kTaps; ++i) {
+    int64_t const tap = smaller(tap0 + i, p.taps - 1);
+    dh[i] = int(tap / p.S) * p.dilation_h - p.pad_h, dw[i] = int(tap % p.S) * p.dilation_w - p.pad_w;
+  }
+  T const* const x = static_cast<T const*>(p.in) + k / p.multiplier * p.in_c;
+  T const* const y = static_cast<T const*>(p.other) + k * p.out_c;
+  int64_t const share = (p.pixels + p.splits - 1) / p.splits;
+  int64_t const end = smaller(p.pixels, share * (split + 1));
+  int64_t pixel = share * split + (nhwc ? 0 : lane);
+  int q = int(pixel % p.out_W), ph = int(pixel / p.out_W % p.out_H);
+  int64_t n = pixel / p.out_W / p.out_H;
+  for (; pixel < end; pixel += lanes) {
+    Acc const gradient = widen(y[n * p.out_n + ph * p.out_h + q * p.out_w]);
+#pragma unroll
+    for (int i = 0; i < kTaps; ++i) {
+      int const h = ph * p.stride_h + dh[i], w = q * p.stride_w + dw[i];
+      if (unsigned(h) < unsigned(p.in_H) && unsigned(w) < unsigned(p.in_W))
+        acc[i] += widen(x[n * p.in_n + h * p.in_h + w * p.in_w]) * gradient;
+    }
+    q += lanes;
+    while (q >= p.out_W) {
+      q -= p.out_W;
+      if (++ph == p.out_H) ph = 0, ++n;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kTaps; ++i) {
+    Acc v = acc[i];
+    if constexpr (!nhwc) {
+#pragma unroll
+      for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
+    }
+    int64_t const tap = tap0 + i;
+    if (tap < p.taps && (nhwc || lane == 0))
+      store_sum<T>(p.out, p.partial, p.splits, k * p.w_k + tap / p.S * p.w_r + tap % p.S * p.w_s,
+                   (int64_t(split) * p.channels + k) * p.taps + tap, v);
+  }
+}
+
+template <Op op, DType dtype, Variant variant>
+cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  constexpr bool nhwc = variant == Variant::nhwc, sums = op == Op::wgrad;
+  Strides const& in = op == Op::dgrad ? problem.y : problem.x;
+  Strides const& out = op == Op::dgrad ? problem.x : problem.y;
+  AnyParams p{};
+  p.in = args.a, p.other = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride;
+  p.out = args.out, p.partial = args.workspace, p.splits = plan.split_k;
+  p.in_n = in.n, p.in_c = in.c, p.in_h = in.h, p.in_w = in.w;
+  p.out_n = out.n, p.out_c = out.c, p.out_h = out.h, p.out_w = out.w;
+  p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  int const H = int(problem.H), W = int(problem.W), P = int(problem.P()), Q = int(problem.Q());
+  p.in_H = op == Op::dgrad ? P : H, p.in_W = op == Op::dgrad ? Q : W;
+  p.out_H = op == Op::dgrad ? H : P, p.out_W = op == Op::dgrad ? W : Q;
+  p.N = problem.N;
+  p.channels = op == Op::dgrad ? problem.C : problem.K, p.multiplier = problem.K_per_group();
+  p.taps = problem.R * problem.S;
+  p.R = int(problem.R), p.S = int(problem.S);
+  p.stride_h = int(problem.stride_h), p.stride_w = int(problem.stride_w);
+  p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
+  p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
+  p.channel_units = ceil_div(p.channels, nhwc ? kLanes : 1);
+  p.pixels = int64_t(p.out_H) * p.out_W * (sums ? p.N : 1);
+
+  int64_t blocks = 0;
+  unsigned threads = kMaxThreads;
+  if constexpr (sums) {
+    threads = unsigned(min64(kMaxThreads, ceil_div(p.taps, kTaps) * 32));
+    p.tap_units = int(ceil_div(p.taps, int64_t(threads) / 32 * kTaps));
+    blocks = p.tap_units * p.channel_units * p.splits;
+  } else {
+    if (!nhwc) threads = unsigned(min64(kMaxThreads, ceil_div(ceil_div(p.pixels, kPixels), 32) * 32));
+    p.pixel_units = ceil_div(p.pixels, int64_t(threads) / (nhwc ? kLanes : 1) * kPixels);
+    blocks = p.pixel_units * p.channel_units * p.N;
+  }
+  constexpr int64_t kMaxGrid = (int64_t(1) << 31) - 1;
+  for (p.first_block = 0; p.first_block < blocks; p.first_block += kMaxGrid) {
+    unsigned const grid = unsigned(min64(kMaxGrid, blocks - p.first_block));
+    if constexpr (sums)
+      wgrad_any<T, nhwc><<<grid, threads, 0, stream>>>(p);
+    else
+      gather_any<T, op, nhwc><<<grid, threads, 0, stream>>>(p);
+    if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess) return error;
+  }
+  if (!sums || p.splits == 1) return cudaSuccess;
+  return launch_sum<T>(problem, plan, args, stream);
+}
+
+template <Op op, DType dtype, int R, int S, int stride, Variant variant>
+cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  if constexpr (R == 0)
+    return launch_any<op, dtype, variant>(problem, plan, args, stream);
+  else
+    return launch<op, dtype, R, S, stride, variant>(problem, plan, args, stream);
+}
+
+}  // namespace conv2d_ext::depthwise
+
+#define CONV2D_EXT_DEPTHWISE_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
+  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(                                 \
+      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {                      \
+    return depthwise::launch_row<Op::op, DType::dtype, tm, tn, tk, Variant::variant>(p, plan, args, stream); \
+  }

@@ -1,0 +1,2 @@
+#include "../depthwise_any.cuh"
+CONV2D_EXT_DEPTHWISE_ANY(CONV2D_EXT_DEPTHWISE_INSTANCE, f32)

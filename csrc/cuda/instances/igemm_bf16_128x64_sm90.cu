@@ -1,0 +1,2 @@
+#include "../igemm.cuh"
+CONV2D_EXT_IGEMM(CONV2D_EXT_IGEMM_INSTANCE, bf16, 64)
