@@ -46,14 +46,14 @@ def recorded(a: Tensor, b: Tensor, c: Tensor | None = None) -> bool:
 
 
 def call(op: Any, *args: Any) -> Tensor:
-    """The op without autograd; the last two arguments are allow_tf32 and kernel, which cost time where they are passed.
+    """The op without autograd; the last two arguments are allow_tf32 and row, which cost time where they are passed.
 
     Dispatch starts below autograd, which saves the hop through the Python kernel that _library.py registers there for
     those who call torch.ops directly. Dynamo, which traces this in compiled autograd, cannot trace the guard.
     """
     with _no_guard if _traced_by_dynamo() else _below_autograd():
         if args[-2] or args[-1] != -1:
-            return op(*args[:-2], allow_tf32=args[-2], kernel=args[-1])
+            return op(*args[:-2], allow_tf32=args[-2], row=args[-1])
         return op(*args[:-2])
 
 
@@ -74,12 +74,12 @@ def conv2d(
     dilation: Ints = (1, 1),
     groups: int = 1,
     allow_tf32: bool = False,
-    kernel: int = -1,
+    row: int = -1,
 ) -> Tensor:
     """fprop, under the name conv2d in a trace that needs no gradients."""
     if recorded(input, weight, bias):
-        return _apply(Fprop, input, weight, bias, stride, padding, dilation, groups, allow_tf32, kernel)
-    return call(_conv2d_op, input, weight, bias, stride, padding, dilation, groups, allow_tf32, kernel)
+        return _apply(Fprop, input, weight, bias, stride, padding, dilation, groups, allow_tf32, row)
+    return call(_conv2d_op, input, weight, bias, stride, padding, dilation, groups, allow_tf32, row)
 
 
 def fprop(
@@ -91,11 +91,11 @@ def fprop(
     dilation: Ints,
     groups: int,
     allow_tf32: bool = False,
-    kernel: int = -1,
+    row: int = -1,
 ) -> Tensor:
     if recorded(input, weight, bias):
-        return _apply(Fprop, input, weight, bias, stride, padding, dilation, groups, allow_tf32, kernel)
-    return call(_fprop_op, input, weight, bias, stride, padding, dilation, groups, allow_tf32, kernel)
+        return _apply(Fprop, input, weight, bias, stride, padding, dilation, groups, allow_tf32, row)
+    return call(_fprop_op, input, weight, bias, stride, padding, dilation, groups, allow_tf32, row)
 
 
 def dgrad(
@@ -107,9 +107,9 @@ def dgrad(
     dilation: Ints,
     groups: int,
     allow_tf32: bool = False,
-    kernel: int = -1,
+    row: int = -1,
 ) -> Tensor:
-    args = (input_size, stride, padding, dilation, groups, allow_tf32, kernel)
+    args = (input_size, stride, padding, dilation, groups, allow_tf32, row)
     if recorded(grad_output, weight):
         return _apply(Dgrad, grad_output, weight, *args)
     return call(_dgrad_op, grad_output, weight, *args)
@@ -125,9 +125,9 @@ def wgrad(
     dilation: Ints,
     groups: int,
     allow_tf32: bool = False,
-    kernel: int = -1,
+    row: int = -1,
 ) -> Tensor:
-    args = (weight_size, weight_stride, stride, padding, dilation, groups, allow_tf32, kernel)
+    args = (weight_size, weight_stride, stride, padding, dilation, groups, allow_tf32, row)
     if recorded(grad_output, input):
         return _apply(Wgrad, grad_output, input, *args)
     return call(_wgrad_op, grad_output, input, *args)
@@ -156,11 +156,20 @@ def _layout_of(weight: Tensor) -> Ints | None:
 
 
 # ctx.attributes are stride, padding, dilation, groups and allow_tf32. A derivative leaves the kernel to the planner,
-# since an argument `kernel` names a row for one op.
+# since an argument `row` names a kernel for one op.
+
+
+# Function.jvp is called with forward AD switched off at every level, so that a jvp of a jvp would silently lack the
+# mixed derivatives (torch 2.13). Each jvp below switches it on again, over the primals of its own level.
+_forward_ad = forward_ad._set_fwd_grad_enabled
+
+
+def _primals(ctx: Any) -> list[Tensor]:
+    return [forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
 
 
 class Fprop(Function):
-    """(input, weight, bias, stride, padding, dilation, groups, allow_tf32, kernel) -> output"""
+    """(input, weight, bias, stride, padding, dilation, groups, allow_tf32, row) -> output"""
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
@@ -194,15 +203,16 @@ class Fprop(Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
         input_t, weight_t, bias_t = tangents[:3]
-        input, weight = ctx.saved_tensors
-        from_input = from_weight = None
-        if input_t is not None:
-            from_input = fprop(input_t, weight, bias_t, *ctx.attributes)
-        if weight_t is not None:
-            from_weight = fprop(input, weight_t, bias_t if input_t is None else None, *ctx.attributes)
-        if input_t is None and weight_t is None and bias_t is not None:
-            return bias_t.view(1, -1, 1, 1).expand(ctx.output_size)
-        return _add(from_input, from_weight)
+        with _forward_ad(True):
+            input, weight = _primals(ctx)
+            from_input = from_weight = None
+            if input_t is not None:
+                from_input = fprop(input_t, weight, bias_t, *ctx.attributes)
+            if weight_t is not None:
+                from_weight = fprop(input, weight_t, bias_t if input_t is None else None, *ctx.attributes)
+            if input_t is None and weight_t is None and bias_t is not None:
+                return bias_t.view(1, -1, 1, 1).expand(ctx.output_size)
+            return _add(from_input, from_weight)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
@@ -210,7 +220,7 @@ class Fprop(Function):
 
 
 class Dgrad(Function):
-    """(grad_output, weight, input_size, stride, padding, dilation, groups, allow_tf32, kernel) -> grad_input"""
+    """(grad_output, weight, input_size, stride, padding, dilation, groups, allow_tf32, row) -> grad_input"""
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
@@ -241,13 +251,14 @@ class Dgrad(Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
         grad_output_t, weight_t = tangents[:2]
-        grad_output, weight = ctx.saved_tensors
-        a = b = None
-        if grad_output_t is not None:
-            a = dgrad(grad_output_t, weight, ctx.input_size, *ctx.attributes)
-        if weight_t is not None:
-            b = dgrad(grad_output, weight_t, ctx.input_size, *ctx.attributes)
-        return _add(a, b)
+        with _forward_ad(True):
+            grad_output, weight = _primals(ctx)
+            a = b = None
+            if grad_output_t is not None:
+                a = dgrad(grad_output_t, weight, ctx.input_size, *ctx.attributes)
+            if weight_t is not None:
+                b = dgrad(grad_output, weight_t, ctx.input_size, *ctx.attributes)
+            return _add(a, b)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
@@ -255,7 +266,7 @@ class Dgrad(Function):
 
 
 class Wgrad(Function):
-    """(grad_output, input, weight_size, weight_stride, stride, padding, dilation, groups, allow_tf32, kernel)
+    """(grad_output, input, weight_size, weight_stride, stride, padding, dilation, groups, allow_tf32, row)
     -> grad_weight"""
 
     @staticmethod
@@ -286,13 +297,14 @@ class Wgrad(Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
         grad_output_t, input_t = tangents[:2]
-        grad_output, input = ctx.saved_tensors
-        a = b = None
-        if grad_output_t is not None:
-            a = wgrad(grad_output_t, input, ctx.weight_size, ctx.weight_stride, *ctx.attributes)
-        if input_t is not None:
-            b = wgrad(grad_output, input_t, ctx.weight_size, ctx.weight_stride, *ctx.attributes)
-        return _add(a, b)
+        with _forward_ad(True):
+            grad_output, input = _primals(ctx)
+            a = b = None
+            if grad_output_t is not None:
+                a = wgrad(grad_output_t, input, ctx.weight_size, ctx.weight_stride, *ctx.attributes)
+            if input_t is not None:
+                b = wgrad(grad_output, input_t, ctx.weight_size, ctx.weight_stride, *ctx.attributes)
+            return _add(a, b)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
@@ -349,7 +361,7 @@ def _nothing(batch: int, like: Tensor, size: Ints) -> tuple[Tensor, int]:
 
 
 def _vmap_fprop(batch: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-    input, weight, bias, stride, padding, dilation, groups, allow_tf32, kernel = args
+    input, weight, bias, stride, padding, dilation, groups, allow_tf32, row = args
     x_dim, w_dim, b_dim = in_dims[:3]
     _check_rank("conv2d", "input", input, x_dim, 4, "(N, C, H, W)")
     _check_rank("conv2d", "weight", weight, w_dim, 4, "(K, C/groups, R, S)")
@@ -357,7 +369,7 @@ def _vmap_fprop(batch: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tenso
     output = _shapes.check_problem("conv2d", "input", x, "weight", w, stride, padding, dilation, groups)
     if bias is not None:
         _check_rank("conv2d", "bias", bias, b_dim, 1, "(K)")
-    window, choice = (stride, padding, dilation), (allow_tf32, kernel)
+    window, choice = (stride, padding, dilation), (allow_tf32, row)
     if batch == 0:
         return _nothing(batch, input, output)
 
@@ -378,7 +390,7 @@ def _vmap_fprop(batch: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tenso
 
 
 def _vmap_dgrad(batch: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-    grad_output, weight, input_size, stride, padding, dilation, groups, allow_tf32, kernel = args
+    grad_output, weight, input_size, stride, padding, dilation, groups, allow_tf32, row = args
     g_dim, w_dim = in_dims[:2]
     _check_rank("dgrad", "grad_output", grad_output, g_dim, 4, "(N, K, P, Q)")
     _check_rank("dgrad", "weight", weight, w_dim, 4, "(K, C/groups, R, S)")
@@ -386,7 +398,7 @@ def _vmap_dgrad(batch: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tenso
     n, c, h, width = input_size
     w = _unbatched_size(weight, w_dim)
     _shapes.check_problem("dgrad", "input_size", input_size, "weight", w, stride, padding, dilation, groups)
-    window, choice = (stride, padding, dilation), (allow_tf32, kernel)
+    window, choice = (stride, padding, dilation), (allow_tf32, row)
     if batch == 0:
         return _nothing(batch, grad_output, input_size)
 
@@ -409,7 +421,7 @@ def _vmap_dgrad(batch: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tenso
 
 
 def _vmap_wgrad(batch: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-    grad_output, input, weight_size, _, stride, padding, dilation, groups, allow_tf32, kernel = args
+    grad_output, input, weight_size, _, stride, padding, dilation, groups, allow_tf32, row = args
     g_dim, x_dim = in_dims[:2]
     _check_rank("wgrad", "grad_output", grad_output, g_dim, 4, "(N, K, P, Q)")
     _check_rank("wgrad", "input", input, x_dim, 4, "(N, C, H, W)")
@@ -417,7 +429,7 @@ def _vmap_wgrad(batch: int, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tenso
     k, c, r, s = weight_size
     x = _unbatched_size(input, x_dim)
     _shapes.check_problem("wgrad", "input", x, "weight_size", weight_size, stride, padding, dilation, groups)
-    window, choice = (stride, padding, dilation), (allow_tf32, kernel)
+    window, choice = (stride, padding, dilation), (allow_tf32, row)
     if batch == 0:
         return _nothing(batch, input, weight_size)
 

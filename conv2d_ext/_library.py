@@ -45,13 +45,13 @@ _library = torch.library.Library("conv2d_ext", "IMPL")  # registrations last as 
 # Shapes. The fake kernels also serve tensors on the meta device.
 
 
-def _made(op: str, like: Tensor, kernel: int, size_and_stride: tuple[Ints, Ints]) -> Tensor:
-    if kernel != -1:
+def _made(op: str, like: Tensor, row: int, size_and_stride: tuple[Ints, Ints]) -> Tensor:
+    if row != -1:
         if like.device.type == "cpu":
-            _shapes.fail(op, "kernel", "-1 for CPU tensors (the rows are CUDA kernels)", kernel)
+            _shapes.fail(op, "row", "-1 for CPU tensors (the rows are CUDA kernels)", row)
         rows = len(torch.ops.conv2d_ext.kernels())
-        if not 0 <= kernel < rows:
-            _shapes.fail(op, "kernel", f"-1 or a row of the table, 0 to {rows - 1}", kernel)
+        if not 0 <= row < rows:
+            _shapes.fail(op, "row", f"-1 or a row of the table, 0 to {rows - 1}", row)
     size, stride = size_and_stride
     return like.new_empty_strided(size, stride)
 
@@ -67,10 +67,10 @@ def _fake_conv2d(
     groups: int = 1,
     *,
     allow_tf32: bool = False,
-    kernel: int = -1,
+    row: int = -1,
 ) -> Tensor:
     shape = _shapes.fprop(input, weight, bias, stride, padding, dilation, groups)
-    return _made("conv2d", input, kernel, shape)
+    return _made("conv2d", input, row, shape)
 
 
 torch.library.register_fake("conv2d_ext::fprop", _fake_conv2d)
@@ -87,10 +87,10 @@ def _fake_dgrad(
     groups: int,
     *,
     allow_tf32: bool = False,
-    kernel: int = -1,
+    row: int = -1,
 ) -> Tensor:
     shape = _shapes.dgrad(grad_output, weight, input_size, stride, padding, dilation, groups)
-    return _made("dgrad", grad_output, kernel, shape)
+    return _made("dgrad", grad_output, row, shape)
 
 
 @torch.library.register_fake("conv2d_ext::wgrad")
@@ -105,25 +105,26 @@ def _fake_wgrad(
     groups: int,
     *,
     allow_tf32: bool = False,
-    kernel: int = -1,
+    row: int = -1,
 ) -> Tensor:
     shape = _shapes.wgrad(grad_output, input, weight_size, weight_stride, stride, padding, dilation, groups)
-    return _made("wgrad", grad_output, kernel, shape)
+    return _made("wgrad", grad_output, row, shape)
 
 
-# Derivatives of the ops where they are called through torch.ops. Found by experiment (torch 2.13):
-# - Without a kernel for the Autograd keys, torch.func.grad and jvp of an op are silently zero, and backward() warns and
-#   stops there. torch.library.register_autograd fails under torch.func.grad and gives a zero jvp.
-# - A kernel for Autograd that calls a Function serves backward(), double backward and forward AD. Under torch.func it
-#   comes too late, because Function.apply has to be called above the stack of transforms; so the same road is
-#   registered a second time for the key at the top of that stack.
+# Derivatives of the ops where they are called through torch.ops. Found by experiment with torch 2.13:
+# - With no kernel for the Autograd keys, torch.func.grad and jvp of an op are silently zero; backward() warns.
+# - With torch.library.register_autograd, torch.func.grad raises and jvp is silently zero.
+# - With a kernel for Autograd that calls an autograd Function, backward(), double backward and forward AD are right and
+#   torch.func raises: Function.apply has to be called above the stack of transforms, and this kernel is below its top.
+# - With the same kernel registered for the key at the top of that stack as well, torch.func is right too, and vmap goes
+#   by the Functions' rules.
 # The raw ops take the same road, so that calling one on a tensor that requires grad is as right as conv2d.
 
 
 def _autograd_kernel(road: Callable[..., Tensor]) -> Callable[..., Tensor]:
     # The dispatcher leaves out arguments that equal their defaults, and passes keyword-only ones by keyword.
-    def call(*args: Any, allow_tf32: bool = False, kernel: int = -1) -> Tensor:
-        return road(*args, allow_tf32=allow_tf32, kernel=kernel)
+    def call(*args: Any, allow_tf32: bool = False, row: int = -1) -> Tensor:
+        return road(*args, allow_tf32=allow_tf32, row=row)
 
     return call
 
@@ -203,9 +204,9 @@ def _unsupported(op: str, arguments: tuple[str, ...]) -> Callable[..., Tensor]:
                 _shapes.fail(op, argument, "a strided tensor", f"layout {t.layout}")
             if t.is_quantized:
                 _shapes.fail(op, argument, "float16, bfloat16, float32 or float64", _shapes.dtype_text(t.dtype))
-            if t.is_cuda:
+            if t.is_cuda and CUDA_ERROR:
                 raise RuntimeError(f"{op}: {argument}: its device is {t.device}, but {CUDA_ERROR}")
-            if t.device.type != "cpu":
+            if t.device.type not in ("cpu", "cuda"):
                 _shapes.fail(op, argument, "a tensor on cpu or cuda", t.device)
         raise RuntimeError(f"{op}: no kernel for these tensors")
 

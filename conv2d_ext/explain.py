@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _shapes
-from .functional import _integer, _integers, _named_padding
+from .functional import _integer, _integers, _named_padding, tf32_flag
 
 _H200 = ("NVIDIA H200", 132, 90)  # name, SMs, compute capability
 _MAX_ALIGNMENT = 16  # bytes; what the planner tells apart, and less than the allocator gives
@@ -51,7 +51,18 @@ def _size(value: Tensor | Sequence[int], argument: str) -> tuple[int, ...]:
 def _device(device: torch.device | str | int | None) -> tuple[str, int, int]:
     if device is None and not torch.cuda.is_available():
         return _H200
-    properties = torch.cuda.get_device_properties(device)
+    count = torch.cuda.device_count()
+    known = None
+    if not isinstance(device, int):
+        try:
+            known = torch.device("cuda" if device is None else device)
+        except (RuntimeError, TypeError):
+            pass  # torch's message does not say which argument is meant
+    elif 0 <= device < count:
+        known = torch.device("cuda", device)
+    if known is None or known.type != "cuda" or (known.index or 0) >= count:
+        _shapes.fail("explain", "device", f"a CUDA device, of which torch finds {count} here", repr(device))
+    properties = torch.cuda.get_device_properties(known)
     return properties.name, properties.multi_processor_count, 10 * properties.major + properties.minor
 
 
@@ -114,7 +125,7 @@ def explain(
     groups = _integer(groups, "groups")
     _, y_stride = _shapes.fprop(x, w, None, stride, padding, dilation, groups)
     if allow_tf32 is None:
-        allow_tf32 = torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
+        allow_tf32 = tf32_flag()
     allow_tf32 = allow_tf32 and dtype is torch.float32
 
     name, sm_count, capability = _device(device)

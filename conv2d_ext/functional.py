@@ -68,10 +68,22 @@ def _named_padding(padding: str, weight: Tensor, stride: Sequence[int], dilation
     return top, extra_h - top, left, extra_w - left
 
 
+def tf32_flag() -> bool:
+    """Whether torch's flags let float32 convolutions round their operands to TF32."""
+    # The older flag torch.backends.cudnn.allow_tf32 sets this one too, and reading it raises where they disagree. This
+    # is torch.backends.cudnn.conv.fp32_precision, without the two attribute hooks in Python on the way.
+    return torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
+
+
+# Dynamo cannot trace the getter. Marked so, it calls the function while it traces and keeps the result: a compiled
+# graph keeps the precision that it was traced with. (torch.compiler.assume_constant_result sets the same mark, but
+# imports all of torch._dynamo to do so.)
+tf32_flag._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def tf32_allowed(t: Tensor) -> bool:
-    """Whether torch's flags let a convolution of t round its operands to TF32."""
-    # The older flag torch.backends.cudnn.allow_tf32 sets this one too, and reading it raises where they disagree.
-    return t.dtype is torch.float32 and t.is_cuda and torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
+    """Whether a convolution of t may round its operands to TF32."""
+    return t.dtype is torch.float32 and t.is_cuda and tf32_flag()
 
 
 def conv2d(
@@ -97,7 +109,7 @@ def conv2d(
     Returns (N, K, P, Q), or (K, P, Q) for an input without N, with P = (H + top + bottom - (R-1)*dilation - 1) / stride
     + 1, rounded down, and Q likewise. It is channels_last in memory where input or weight is, except for float64.
     Differentiable to any order. Under autocast the tensors are cast as for torch's conv2d. float32 on CUDA uses TF32
-    where torch.backends.cudnn.conv.fp32_precision says "tf32".
+    where torch.backends.cudnn.conv.fp32_precision says "tf32"; torch.compile reads that flag when it traces.
 
     Raises TypeError, ValueError or RuntimeError that names the argument, what was expected and what came.
     """

@@ -1,6 +1,7 @@
-"""Calls with bad arguments: which argument is wrong, and how. Imported by test_errors.py, and run by it as a program,
+"""Calls with bad arguments: which argument is wrong, and how.
 
-so that a call that ends the process shows as a failure of its test and not as the end of all tests:
+Imported by test_errors.py, and run by it as a program, so that a call that ends the process shows as a failure of its
+test and not as the end of all tests:
     python tests/bad_calls.py {conv2d,torch.ops.conv2d,fprop,dgrad,wgrad} {cpu,cuda,meta}
 prints for each dangerous call a line "begin <name>" and then "end <name> <tab> <exception type> <tab> <text>".
 """
@@ -127,7 +128,8 @@ BAD += [
     Bad("padding of four that sums past 2^63", "padding", constant([2**62, 2**62, 0, 0]), ("padding",), True),
     Bad("padding of four that sums to 2^31", "padding", constant([2**30, 2**30, 0, 0]), ("padding",), True),
     Bad("padding that doubles past 2^31", "padding", constant([2**30, 0]), ("padding",), True),
-    Bad("dilation whose window passes 2^31", "dilation", constant([2**30, 1]), ("dilation", "input", "input_size"), True),
+    Bad("dilation whose window passes 2^31", "dilation", constant([2**30, 1]),
+        ("dilation", "input", "input_size"), True),
     Bad("dilation that wraps to a small window", "dilation", constant([2**31 - 1, 1]),
         ("dilation", "input", "input_size"), True),
     Bad("dilation larger than the input", "dilation", constant([4, 1]), ("dilation", "input", "input_size")),
@@ -147,7 +149,8 @@ for _name in ("input_size", "weight_size", "weight_stride"):
 BAD += [
     Bad("input_size with one row more", "input_size", constant([2, 4, 9, 7]), ("input_size", "grad_output"), True),
     Bad("input_size with one image less", "input_size", constant([1, 4, 8, 7]), ("input_size", "grad_output"), True),
-    Bad("weight_size with a larger kernel", "weight_size", constant([6, 2, 4, 3]), ("weight_size", "grad_output"), True),
+    Bad("weight_size with a larger kernel", "weight_size", constant([6, 2, 4, 3]),
+        ("weight_size", "grad_output"), True),
     Bad("weight_size with R = 0", "weight_size", constant([6, 2, 0, 3]), ("weight_size",), True),
     Bad("weight_stride with gaps", "weight_stride", constant([36, 18, 6, 2]), ("weight_stride",), True),
     Bad("weight_stride that overlaps", "weight_stride", constant([9, 9, 3, 1]), ("weight_stride",), True),
@@ -156,7 +159,8 @@ BAD += [
     Bad("input of 2^31 rows", "input", huge(2, 4, 2**31, 7), ("input", "grad_output"), True),
     Bad("input of 2^40 columns", "input", huge(2, 4, 8, 2**40), ("input", "grad_output"), True),
     Bad("weight of 2^31 rows", "weight", huge(6, 2, 2**31, 3), ("weight", "input", "input_size"), True),
-    Bad("weight of 3 * 2^55 filters", "weight", huge(3 * 2**55, 2, 3, 3), ("weight", "input", "bias", "grad_output"), True),
+    Bad("weight of 3 * 2^55 filters", "weight", huge(3 * 2**55, 2, 3, 3),
+        ("weight", "input", "bias", "grad_output"), True),
 ]  # fmt: skip
 
 # Legal sizes whose result does not fit into any memory: any error will do, also the allocator's.

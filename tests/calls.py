@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import conv2d_ext  # noqa: F401  (loads torch.ops.conv2d_ext)
 import torch
 from cases import Case
 from torch import Tensor
+
+import conv2d_ext  # noqa: F401  (loads torch.ops.conv2d_ext)
 
 OPS = ("fprop", "dgrad", "wgrad")
 

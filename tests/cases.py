@@ -203,6 +203,17 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_9x9", 1, 8, 14, 13, 8, 9, 9, padding=(4, 4), groups=8),
     Case("depthwise_31x31", 1, 3, 20, 18, 3, 31, 31, padding=(15, 15), groups=3),
     Case("depthwise_1x1", 2, 8, 5, 5, 8, 1, 1, groups=8),
+    Case("depthwise_multiplier5", 2, 8, 9, 8, 40, 3, 3, (2, 1), (1, 1), groups=8),
+    Case("depthwise_2x5_dilated", 2, 9, 13, 15, 9, 2, 5, (2, 1), (0, 1, 4, 2), (3, 2), 9, edge=True),
+    # filters that have kernels of their own; 512 outputs or more make their wgrad take two passes
+    Case("depthwise_3x3_four_pads", 2, 33, 13, 11, 33, 3, 3, padding=(0, 2, 1, 3), groups=33),
+    Case("depthwise_3x3_stride2", 3, 40, 27, 29, 40, 3, 3, (2, 2), (1, 0, 0, 2), groups=40, edge=True),
+    Case("depthwise_5x5", 2, 33, 17, 19, 33, 5, 5, padding=(2, 1, 3, 2), groups=33, edge=True),
+    Case("depthwise_5x5_stride2", 2, 8, 11, 14, 8, 5, 5, (2, 2), (2, 2), groups=8),
+    Case("depthwise_7x7", 1, 40, 15, 14, 40, 7, 7, padding=(3, 3), groups=40, bias=False),
+    Case("depthwise_7x7_stride2", 2, 8, 37, 35, 8, 7, 7, (2, 2), (3, 0, 2, 4), groups=8, edge=True),
+    Case("depthwise_several_tiles", 1, 2, 60, 131, 2, 3, 3, padding=(1, 1), groups=2),
+    Case("depthwise_several_tiles_stride2", 1, 1, 121, 261, 1, 5, 5, (2, 2), (2, 2)),
     # tile boundaries: K, NPQ and the reduction just below, at and above multiples of 64 and 128
     Case("K63_NPQ63", 1, 16, 9, 11, 63, 3, 3),
     Case("K64_NPQ64", 1, 16, 10, 10, 64, 3, 3, edge=True),
@@ -213,10 +224,16 @@ CASES: tuple[Case, ...] = (
     Case("K257_1x1", 1, 33, 3, 5, 257, 1, 1, bias=False),
     Case("C129_K65", 1, 129, 5, 5, 65, 3, 3, padding=(1, 1)),
     Case("C63_K31_stride2", 1, 63, 9, 9, 31, 3, 3, (2, 2), (1, 1)),
+    # channels in vectors of 8: several tiles of 128 rows, of 64, 128 and 256 columns; steps of 64 that span two taps
+    Case("C72_K264_1x3", 1, 72, 12, 14, 264, 1, 3),
+    Case("C264_K72_strided_dilated", 1, 264, 25, 11, 72, 3, 1, (2, 1), (2, 0), (2, 1)),
+    Case("groups2_of_16_and_24", 1, 32, 11, 12, 48, 3, 2, (2, 3), (1, 1), groups=2),
+    Case("groups2_of_24_and_16", 2, 48, 9, 10, 32, 3, 3, (2, 1), (2, 1, 0, 3), (1, 2), 2, edge=True),
     # long reductions: fprop and dgrad over channels, wgrad over pixels
-    Case("long_channels", 1, 512, 4, 5, 8, 3, 3, padding=(1, 1)),
-    Case("long_filters", 1, 8, 4, 5, 384, 3, 3, padding=(1, 1)),
+    Case("long_channels", 1, 512, 4, 5, 8, 3, 3, padding=(1, 1), edge=True),
+    Case("long_filters", 1, 8, 4, 5, 384, 3, 3, padding=(1, 1), edge=True),
     Case("many_pixels", 4, 3, 65, 63, 4, 3, 3, padding=(1, 1), bias=False),
+    Case("many_pixels_C16_K8", 2, 16, 23, 25, 8, 3, 3, padding=(1, 1), edge=True),
     Case("many_pixels_depthwise", 2, 4, 64, 66, 4, 3, 3, padding=(1, 1), groups=4),
     Case("batch_of_65", 65, 4, 3, 3, 6, 3, 3, padding=(1, 1)),
     # nothing to sum, or nothing to write

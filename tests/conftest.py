@@ -10,6 +10,10 @@ import hypothesis
 import pytest
 import torch
 
+# torch.testing._internal, where OpInfo and opcheck are, forbids on import to set flags but by a context manager, in the
+# whole process. These tests and the program that they test set flags.
+torch.backends.disable_global_flags = lambda: None
+
 hypothesis.settings.register_profile(
     "default", deadline=None, print_blob=True, suppress_health_check=list(hypothesis.HealthCheck)
 )
@@ -29,9 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --device cuda, of each test that needs a GPU one instance is kept, to be reported as skipped: the others
+    """Without --device cuda, one instance of each test that needs a GPU is kept, to be reported as skipped.
 
-    are left out of the run, since thousands of skips would hide those that say something.
+    The others are left out of the run: thousands of skips would hide those that say something.
     """
     device = config.getoption("--device")
     absent = device == "cuda" and not torch.cuda.is_available()
@@ -75,11 +79,10 @@ def examples(pytestconfig: pytest.Config) -> int:
 def fixed_state() -> Iterator[None]:
     """The seed and strict float32, so that an error bound of float32 holds; a test that wants TF32 sets it itself."""
     torch.manual_seed(0)
-    # What torch.backends.cudnn.allow_tf32 = False does, which torch's own test code, once imported, forbids. Not the
-    # newer fp32_precision: with it torch.export fails, because torch refuses to read the older flag beside it.
-    torch._C._set_cudnn_allow_tf32(False)
+    # Not the newer fp32_precision: with it torch.export fails, because torch refuses to read the older flag beside it.
+    torch.backends.cudnn.allow_tf32 = False
     yield
-    torch._C._set_cudnn_allow_tf32(True)
+    torch.backends.cudnn.allow_tf32 = True
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""Where the values of a test tensor lie in memory. Every tensor is a view into a buffer that is NaN elsewhere,
+"""Where the values of a test tensor lie in memory.
 
-so that a kernel that reads outside the view, or reads padding from memory, gives a wrong result and not a right one by luck.
+Every tensor is a view into a buffer that is NaN elsewhere, so that a kernel that reads outside the view, or reads
+padding from memory, gives a wrong result and not a right one by luck.
 """
 
 from __future__ import annotations

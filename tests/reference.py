@@ -71,9 +71,10 @@ def exact(case: Case, dtype: torch.dtype, seed: int = 0, integers: bool = False)
 
 @functools.lru_cache(maxsize=64)
 def torchs(case: Case, dtype: torch.dtype, device: str, layout: str, seed: int = 0) -> Result:
-    """What torch itself makes of the case, in the same dtype and layout. On a CPU 16-bit types are computed in float32
+    """What torch itself makes of the case, in the same dtype and layout.
 
-    and rounded once, because torch's own 16-bit CPU convolution ends the process on some shapes.
+    On a CPU 16-bit types are computed in float32 and rounded once, because torch's own 16-bit CPU convolution ends the
+    process on some shapes.
     """
     x, w, b = case.tensors(device, dtype, layout, seed)
     go = case.grad_output(device, dtype, layout, seed)
@@ -84,7 +85,7 @@ def torchs(case: Case, dtype: torch.dtype, device: str, layout: str, seed: int =
 
 
 def error(value: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over norm of `expected`, in float64. The norm of the difference itself where that is zero."""
+    """Norm of the difference over norm of `expected`, in float64; where that is zero, the norm of the difference."""
     assert value.shape == expected.shape, f"shape {tuple(value.shape)}, expected {tuple(expected.shape)}"
     expected = expected.double().cpu()
     difference = float(torch.linalg.vector_norm(value.detach().double().cpu() - expected))
@@ -108,6 +109,10 @@ def tolerance(dtype: torch.dtype, length: int) -> float:
     Partial sums of k such products grow as sqrt(k), each addition adds at most one unit of the accumulator's type of
     that, with a random sign: sqrt(length / 2) units in all. Four times that leaves room for an unlucky draw and for the
     bias. The accumulator is float32 for float32 and the 16-bit types.
+
+    Tensor cores, which serve the 16-bit types alone, cut where others round: up to two units for each 16 products, all
+    towards zero, so length / 12 units in all. The rounding to a 16-bit type takes about 0.4 of the unit allowed for it,
+    as a norm; the rest is 4900 units of float32 or more.
     """
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     return unit(dtype) + 4 * math.sqrt(length / 2 + 1) * unit(accumulator)

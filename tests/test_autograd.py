@@ -7,7 +7,6 @@ import itertools
 import weakref
 from collections.abc import Callable
 
-import conv2d_ext
 import pytest
 import torch
 from calls import dgrad, wgrad
@@ -17,6 +16,8 @@ from reference import assert_close, error, exact, four_sided, same_bits, toleran
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
+
+import conv2d_ext
 
 # Numerical derivatives take one call an element, so these are smaller than the shared cases but for one of each kind.
 TINY = (
@@ -387,8 +388,8 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Tensor], Case], Callable[..., obje
     "jvp_of_input": lambda g, c: lambda x, w, b: torch.func.jvp(lambda x: f(g, c)(x, w, b), (x,), (x.cos(),)),
     "jvp_of_weight": lambda g, c: lambda x, w, b: torch.func.jvp(lambda w: f(g, c)(x, w, b), (w,), (w.cos(),)),
     "jvp_of_bias": lambda g, c: lambda x, w, b: torch.func.jvp(lambda b: f(g, c)(x, w, b), (b,), (b.cos(),)),
-    "jvp_of_grad": lambda g, c: lambda x, w, b: torch.func.jvp(
-        torch.func.grad(f_sum(g, c), (0, 1, 2)), (x, w, b), (x.cos(), w.sin(), b)
+    "jvp_of_grad": lambda g, c: (
+        lambda x, w, b: torch.func.jvp(torch.func.grad(f_sum(g, c), (0, 1, 2)), (x, w, b), (x.cos(), w.sin(), b))
     ),
     "grad_of_jvp": lambda g, c: torch.func.grad(
         lambda x, w, b: torch.func.jvp(f_sum(g, c), (x, w, b), (x.cos(), w.sin(), b))[1], (0, 1, 2)
@@ -404,8 +405,12 @@ TRANSFORMS: dict[str, Callable[[Callable[..., Tensor], Case], Callable[..., obje
 # so that a package built on it must see this and refuse, or take another way.
 NESTED_FORWARD: dict[str, Callable[[Callable[..., Tensor], Case], Callable[..., object]]] = {
     "jacfwd_of_jacfwd": lambda g, c: torch.func.jacfwd(torch.func.jacfwd(f_sum(g, c), (0, 1)), (0, 1)),
-    "jvp_of_jvp": lambda g, c: lambda x, w, b: torch.func.jvp(
-        lambda x, w: torch.func.jvp(lambda x, w: f(g, c)(x, w, b).pow(2), (x, w), (x, w))[1], (x, w), (x.cos(), w.sin())
+    "jvp_of_jvp": lambda g, c: (
+        lambda x, w, b: torch.func.jvp(
+            lambda x, w: torch.func.jvp(lambda x, w: f(g, c)(x, w, b).pow(2), (x, w), (x, w))[1],
+            (x, w),
+            (x.cos(), w.sin()),
+        )
     ),
 }
 

@@ -20,14 +20,18 @@ HALVES_AND_SINGLE = pytest.mark.parametrize(
 )
 
 
-def gradients(case: Case, dtype: torch.dtype, device: str, layout: str, integers: bool = False) -> tuple[Tensor, Tensor]:
+def gradients(
+    case: Case, dtype: torch.dtype, device: str, layout: str, integers: bool = False
+) -> tuple[Tensor, Tensor]:
     """(grad_input, grad_weight) by our operators."""
     x, w, _ = case.tensors(device, dtype, layout, integers=integers)
     go = case.grad_output(device, dtype, layout, integers=integers)
     return dgrad(case, go, w), wgrad(case, go, x)
 
 
-def assert_gradients(case: Case, dtype: torch.dtype, got: tuple[Tensor, Tensor], expected: Result, times: int = 1) -> None:
+def assert_gradients(
+    case: Case, dtype: torch.dtype, got: tuple[Tensor, Tensor], expected: Result, times: int = 1
+) -> None:
     assert_close(got[0], expected.grad_input, dtype, times * case.reduction("dgrad"), "grad_input")
     assert_close(got[1], expected.grad_weight, dtype, times * case.reduction("wgrad"), "grad_weight")
 
@@ -46,7 +50,7 @@ def test_gradients_agree_with_float64_in_any_strides(case: Case, layout: str, dt
     assert_gradients(case, dtype, gradients(case, dtype, device, layout), exact(case, dtype))
 
 
-@EVERY_DTYPE
+@HALVES_AND_SINGLE  # float64 is what "exact" is computed in: there is nothing better to judge it by
 @pytest.mark.parametrize("layout", PLAIN)
 @EVERY_CASE
 def test_gradients_are_as_accurate_as_torchs(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:

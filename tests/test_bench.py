@@ -20,8 +20,14 @@ LAYERS = bench.load_layers()
 CONV2 = Layer("X", "ResNet-50", "layer1.0.conv2", 2, 64, 56, 56, 64, 3, 3, (1, 1), (1, 1), (1, 1), 1, False)
 
 
-def cell(ours_ms: float | None, theirs_ms: float | None, layer: Layer = CONV2, dtype: str = "fp16",
-         layout: str = "nchw", op: str = "fprop") -> Cell:
+def cell(
+    ours_ms: float | None,
+    theirs_ms: float | None,
+    layer: Layer = CONV2,
+    dtype: str = "fp16",
+    layout: str = "nchw",
+    op: str = "fprop",
+) -> Cell:
     return Cell(layer, dtype, layout, op, ours_ms=ours_ms, theirs_ms=theirs_ms, limit_ms=0.5)
 
 
@@ -47,14 +53,26 @@ def test_a_shrunk_layer_keeps_kind_and_geometry(layer: Layer) -> None:
     small = bench.shrink(layer)
     assert small.kind == layer.kind
     assert (small.R, small.S, small.stride, small.dilation, small.pad) == (
-        layer.R, layer.S, layer.stride, layer.dilation, layer.pad)
+        layer.R,
+        layer.S,
+        layer.stride,
+        layer.dilation,
+        layer.pad,
+    )
     assert small.P >= 1 and small.Q >= 1 and small.flops <= layer.flops
 
 
-@pytest.mark.parametrize(("channels", "filters", "groups", "kind"), [
-    (64, 64, 1, "dense"), (3, 64, 1, "few"), (64, 16, 1, "few"), (64, 64, 64, "depthwise"),
-    (64, 128, 64, "depthwise"), (64, 64, 32, "grouped"),
-])
+@pytest.mark.parametrize(
+    ("channels", "filters", "groups", "kind"),
+    [
+        (64, 64, 1, "dense"),
+        (3, 64, 1, "few"),
+        (64, 16, 1, "few"),
+        (64, 64, 64, "depthwise"),
+        (64, 128, 64, "depthwise"),
+        (64, 64, 32, "grouped"),
+    ],
+)
 def test_kind_follows_from_channels_and_groups(channels: int, filters: int, groups: int, kind: str) -> None:
     assert replace(CONV2, C=channels, K=filters, groups=groups).kind == kind
 
@@ -168,7 +186,8 @@ def test_a_small_run_on_a_cpu_writes_all_cells(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_wrong_result_is_shown_without_a_time_and_fails_the_run(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def wrong(x: torch.Tensor, w: torch.Tensor, *rest: Any) -> torch.Tensor:
         return F.conv2d(x, w, *rest) * 1.001
 
@@ -181,7 +200,8 @@ def test_a_wrong_result_is_shown_without_a_time_and_fails_the_run(
 
 
 def test_an_error_of_one_cell_does_not_end_the_run(
-        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken(*rest: object) -> torch.Tensor:
         raise RuntimeError("no such thing")
 
@@ -196,8 +216,10 @@ def test_a_spent_budget_stops_before_the_next_cell(capsys: pytest.CaptureFixture
     assert "0 of 6 cells" in (out := capsys.readouterr().out) and "budget of 0 s is spent" in out
 
 
-@pytest.mark.parametrize("words", [
-    ("--dtypes", "fp8"), ("--dtypes", "tf32"), ("--layouts", "hwcn"), ("--ops", ""), ("--kernel", "no_such_row")])
+@pytest.mark.parametrize(
+    "words",
+    [("--dtypes", "fp8"), ("--dtypes", "tf32"), ("--layouts", "hwcn"), ("--ops", ""), ("--kernel", "no_such_row")],
+)
 def test_what_cannot_be_run_is_refused_by_name(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*words) == 2
     assert words[0] in capsys.readouterr().err

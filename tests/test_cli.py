@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import conv2d_ext
 import pytest
 import torch
+
+import conv2d_ext
 from conv2d_ext.cli import main
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def command(tmp_path: Path, package_environment: dict[str, str]):  # noqa: ANN201
+def command(tmp_path: Path, package_environment: dict[str, str]) -> Command:
     def run(*arguments: str, timeout: float = 250) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "conv2d_ext", *arguments],
@@ -24,7 +28,7 @@ def command(tmp_path: Path, package_environment: dict[str, str]):  # noqa: ANN20
     return run
 
 
-def test_help_names_the_commands(command) -> None:  # noqa: ANN001
+def test_help_names_the_commands(command: Command) -> None:
     run = command("--help")
     assert run.returncode == 0
     for name in ("info", "check", "bench", "explain", "demo"):
@@ -39,7 +43,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     assert f"conv2d_ext {name}" in capsys.readouterr().out
 
 
-def test_info_prints_versions_and_libraries(command) -> None:  # noqa: ANN001
+def test_info_prints_versions_and_libraries(command: Command) -> None:
     run = command("info")
     assert run.returncode == 0, run.stderr
     assert conv2d_ext.__version__ in run.stdout
@@ -55,7 +59,7 @@ def test_info_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert torch.__version__ in json.dumps(json.loads(capsys.readouterr().out))
 
 
-def test_explain_prints_the_kernel_of_a_shape(command) -> None:  # noqa: ANN001
+def test_explain_prints_the_kernel_of_a_shape(command: Command) -> None:
     run = command("explain", "--input", "8", "64", "56", "56", "--weight", "64", "64", "3", "3", "--padding", "1")
     assert run.returncode == 0, run.stderr
     assert any(name in run.stdout for name in torch.ops.conv2d_ext.kernels())
@@ -80,14 +84,14 @@ def test_explain_of_a_bad_shape_is_one_line_and_not_a_traceback(
 
 
 @pytest.mark.slow
-def test_check_passes(command, device: str) -> None:  # noqa: ANN001
+def test_check_passes(command: Command, device: str) -> None:
     run = command("check", "--device", device)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     assert run.stdout.strip()
 
 
 @pytest.mark.slow
-def test_bench_times_a_scaled_down_layer_and_writes_json(command, device: str, tmp_path: Path) -> None:  # noqa: ANN001
+def test_bench_times_a_scaled_down_layer_and_writes_json(command: Command, device: str, tmp_path: Path) -> None:
     run = command(
         "bench", "--small", "--device", device, "--dtypes", "fp32", "--layouts", "nchw", "--ops", "fprop",
         "--layers", "batch1", "--repeats", "2", "--json", str(tmp_path / "bench.json"), "--markdown",
@@ -99,7 +103,7 @@ def test_bench_times_a_scaled_down_layer_and_writes_json(command, device: str, t
 
 
 @pytest.mark.slow
-def test_the_demo_writes_a_picture_and_both_networks_learn(command, device: str, tmp_path: Path) -> None:  # noqa: ANN001
+def test_the_demo_writes_a_picture_and_both_networks_learn(command: Command, device: str, tmp_path: Path) -> None:
     for module in ("sklearn", "matplotlib"):
         pytest.importorskip(module, reason=f"{module} is not installed: the demo needs it")
     picture = tmp_path / "demo.png"

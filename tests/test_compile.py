@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import conv2d_ext
 import pytest
 import torch
 from calls import OPS, call
@@ -17,6 +16,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+
+import conv2d_ext
 
 OPCHECK_CASES = tuple(
     BY_NAME[name] for name in ("3x3", "four_pads_grouped_dilated", "depthwise_multiplier2", "C0", "N0", "1x1_stride2")
@@ -67,7 +68,7 @@ def test_the_schemas_are_the_documented_ones() -> None:
     for op in ("conv2d", *OPS):
         schema = getattr(torch.ops.conv2d_ext, op).default._schema
         assert not schema.is_mutable and len(schema.returns) == 1
-        assert {a.name for a in schema.arguments if a.kwarg_only} == {"allow_tf32", "kernel"}
+        assert {a.name for a in schema.arguments if a.kwarg_only} == {"allow_tf32", "row"}
 
 
 def fake(op: str, case: Case, dtype: torch.dtype, layout: str, device: str) -> tuple[Tensor, Tensor]:
@@ -247,7 +248,9 @@ def test_new_sizes_of_the_image_do_not_compile_again_when_dynamic(device: str) -
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("arguments", ({"padding": "same"}, {"padding": "valid", "stride": 2}, {"padding": (0, 1, 2, 0)}))
+@pytest.mark.parametrize(
+    "arguments", ({"padding": "same"}, {"padding": "valid", "stride": 2}, {"padding": (0, 1, 2, 0)})
+)
 def test_every_kind_of_padding_compiles_without_a_break(arguments: dict[str, object], device: str) -> None:
     x, w, b = BY_NAME["C4_K12"].tensors(device)
 
@@ -283,9 +286,7 @@ def test_the_compiled_graph_holds_one_operator_a_convolution(device: str) -> Non
 def test_a_module_is_exported_and_runs_at_another_batch_size(device: str) -> None:
     block = Block().to(device).eval()
     batch = torch.export.Dim("batch", min=2, max=1000)
-    program = torch.export.export(
-        block, (torch.randn(4, 3, 12, 10, device=device),), dynamic_shapes={"x": {0: batch}}
-    )
+    program = torch.export.export(block, (torch.randn(4, 3, 12, 10, device=device),), dynamic_shapes={"x": {0: batch}})
     assert [n for n in program.graph.nodes if "conv2d_ext" in str(n.target)]
     x = torch.randn(9, 3, 12, 10, device=device)
     assert error(program.module()(x), block(x)) <= 1e-6

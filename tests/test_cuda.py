@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import conv2d_ext
 import pytest
 import torch
 from calls import OPS, call
 from cases import BY_NAME, CASES, DTYPES, FEW, Case
 from reference import assert_close, error, exact, same_bits, tolerance
 from torch import Tensor
+
+import conv2d_ext
 
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 

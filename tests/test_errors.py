@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import bad_calls
-import conv2d_ext
 import pytest
 import torch
 from bad_calls import ENTRIES, Bad, applicable, arguments, function
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+import conv2d_ext
 
 ERRORS = (RuntimeError, ValueError, TypeError)
 SAFE = [
@@ -125,7 +126,9 @@ def test_tensors_on_two_devices_are_refused(entry: str, name: str, device: str) 
     values[index] = values[index].to("meta" if device == "cpu" else "cpu")
     with pytest.raises(ERRORS) as caught:
         function(entry)(*values)
-    assert "device" in str(caught.value) or re.search(r"expected .*(cpu|cuda|meta).*got .*(cpu|cuda|meta)", str(caught.value))
+    assert "device" in str(caught.value) or re.search(
+        r"expected .*(cpu|cuda|meta).*got .*(cpu|cuda|meta)", str(caught.value)
+    )
 
 
 @pytest.mark.parametrize("entry", ("conv2d", "torch.ops.conv2d"))

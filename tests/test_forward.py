@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import conv2d_ext
+import itertools
+import subprocess
+import sys
+
 import pytest
 import torch
-from calls import fprop
+from calls import dgrad, fprop, wgrad
 from cases import BY_NAME, CASES, DTYPES, FEW, Case
 from layouts import LAYOUTS, OTHER, PLAIN, place
 from reference import assert_close, error, exact, four_sided, same_bits, torchs, ulp
 from torch import Tensor
+
+import conv2d_ext
+
+# All orders that keep the batch outermost, and some that do not.
+DENSE = ((0, 1, 2, 3), (0, 2, 3, 1), (0, 1, 3, 2), (0, 2, 1, 3), (0, 3, 1, 2), (0, 3, 2, 1), (1, 0, 2, 3), (2, 3, 0, 1))
+GROUPED_ROW = Case("1x3_grouped", 5, 16, 6, 1, 48, 1, 3, (2, 1), (1, 3), (1, 1), 4)
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -57,7 +66,7 @@ def test_conv2d_agrees_with_float64_in_any_strides(case: Case, layout: str, dtyp
     assert_close(y, exact(case, dtype).output, dtype, case.reduction("fprop"))
 
 
-@EVERY_DTYPE
+@HALVES_AND_SINGLE  # float64 is what "exact" is computed in: there is nothing better to judge it by
 @pytest.mark.parametrize("layout", PLAIN)
 @EVERY_CASE
 def test_conv2d_is_as_accurate_as_torch(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
@@ -97,9 +106,7 @@ def test_the_result_is_the_same_bit_by_bit_in_every_run(
 
 @EVERY_DTYPE
 @A_FEW_CASES
-def test_the_result_is_a_new_dense_tensor_and_inputs_are_unchanged(
-    case: Case, dtype: torch.dtype, device: str
-) -> None:
+def test_the_result_is_a_new_dense_tensor_and_inputs_are_unchanged(case: Case, dtype: torch.dtype, device: str) -> None:
     x, w, b = case.tensors(device, dtype, "sliced")
     before = [None if t is None else t.clone() for t in (x, w, b)]
     y = conv2d_ext.conv2d(x, w, b, *case.args)
@@ -232,3 +239,82 @@ def test_the_batch_may_lie_in_the_middle_of_a_larger_tensor(device: str) -> None
     for start in (0, 2, 4):
         part = conv2d_ext.conv2d(whole[start : start + 2], w, b, *case.args)
         assert error(part, y[start : start + 2]) <= ulp(torch.float32)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("layout", PLAIN)
+@pytest.mark.parametrize("odd", (0, 1, 2, 7, 1000), ids="stride_{}".format)
+@pytest.mark.parametrize(
+    "name",
+    (
+        "1x7",
+        "7x1",
+        "1x1",
+        "W_is_1",
+        "H_is_1",
+        "K129_NPQ129",
+        "depthwise",
+        "C1_K1",
+        "one_pixel",
+        "groups5_of_1x1",
+        "1x3_grouped",
+    ),
+)
+def test_strides_of_dimensions_of_size_one_mean_nothing(
+    name: str, odd: int, layout: str, dtype: torch.dtype, device: str
+) -> None:
+    """torch 2.13's own CPU convolution in float32 reads past the weight for some of them."""
+    case = {**BY_NAME, GROUPED_ROW.name: GROUPED_ROW}[name]
+    x, w, b = case.tensors(device, dtype, layout)
+    go = case.grad_output(device, dtype, layout)
+    truth = exact(case, dtype)
+    for odd_x, odd_w in ((odd, None), (None, odd), (odd, odd)):
+        X, G, W = odd_strides(x, odd_x), odd_strides(go, odd_x), odd_strides(w, odd_w)
+        assert_close(conv2d_ext.conv2d(X, W, b, *case.args), truth.output, dtype, case.reduction("fprop"))
+        assert_close(dgrad(case, G, W), truth.grad_input, dtype, case.reduction("dgrad"))
+        assert_close(wgrad(case, G, X), truth.grad_weight, dtype, case.reduction("wgrad"))
+
+
+def odd_strides(t: Tensor, stride: int | None) -> Tensor:
+    if stride is None:
+        return t
+    return t.as_strided(t.shape, [stride if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)])
+
+
+@HALVES_AND_SINGLE
+@pytest.mark.parametrize("first,second", list(itertools.product(DENSE, DENSE)), ids=str)
+@pytest.mark.parametrize("name", ("1x7", "7x1", "1x1", "3x3", "groups2", "depthwise_1x1", "1x3_grouped"))
+def test_any_order_of_dimensions_in_memory_reads_the_same(
+    name: str, first: tuple[int, ...], second: tuple[int, ...], dtype: torch.dtype, device: str
+) -> None:
+    case = {**BY_NAME, GROUPED_ROW.name: GROUPED_ROW}[name]
+    x = place(case.draw(case.input_size, dtype, 0), device, first)
+    w = place(case.draw(case.weight_size, dtype, 1), device, second)
+    go = place(case.draw(case.output_size, dtype, 3), device, first)
+    b = case.draw((case.K,), dtype, 2).to(device) if case.bias else None
+    truth = exact(case, dtype)
+    assert_close(conv2d_ext.conv2d(x, w, b, *case.args), truth.output, dtype, case.reduction("fprop"))
+    assert_close(dgrad(case, go, w), truth.grad_input, dtype, case.reduction("dgrad"))
+    assert_close(wgrad(case, go, x), truth.grad_weight, dtype, case.reduction("wgrad"))
+
+
+def test_a_depthwise_weight_with_its_filters_innermost_does_not_end_the_process(
+    device: str, package_environment: dict[str, str]
+) -> None:
+    """torch 2.13's own CPU convolution in float32 crashes on it beside a channels_last input."""
+    program = f"""
+import torch, conv2d_ext
+x = torch.randn(2, 3, 13, 2).contiguous(memory_format=torch.channels_last).to("{device}")
+w = torch.randn(360).as_strided((72, 1, 5, 1), (1, 72, 72, 72)).to("{device}")
+b = torch.randn(72).to("{device}")
+arguments = dict(stride=(1, 6), padding=(2, 4), dilation=(1, 3), groups=3)
+torch.set_num_threads(1)
+y = conv2d_ext.conv2d(x, w, b, **arguments).cpu()
+x, w, b = (t.cpu().contiguous().double() for t in (x, w, b))
+expected = torch.nn.functional.conv2d(x, w, b, **arguments)
+assert torch.allclose(y.double(), expected, atol=1e-5)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, env=package_environment
+    )
+    assert run.returncode == 0, f"ended with {run.returncode}: {run.stderr[-1000:]}"

@@ -6,13 +6,14 @@ import functools
 import subprocess
 import sys
 
-import conv2d_ext
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import BY_NAME, CASES, DTYPES, Case
 from reference import assert_close, error, four_sided, same_bits, tolerance
 from torch import Tensor
+
+import conv2d_ext
 
 
 def draw(device: str, *size: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -215,7 +216,7 @@ def test_functions_and_subclasses_of_tensor_are_respected(device: str) -> None:
         seen: list[object] = []
 
         @classmethod
-        def __torch_function__(cls, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN206
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
             cls.seen.append(func)
             return super().__torch_function__(func, types, args, kwargs or {})
 

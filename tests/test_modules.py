@@ -6,13 +6,14 @@ import copy
 import io
 import pickle
 
-import conv2d_ext
 import pytest
 import torch
-from conv2d_ext import Conv2d, convert
 from reference import error, tolerance
 from torch import Tensor, nn
 from torch.nn.utils import prune
+
+import conv2d_ext
+from conv2d_ext import Conv2d, convert
 
 ARGUMENTS: tuple[tuple[tuple, dict], ...] = (
     ((3, 8, 3), {}),

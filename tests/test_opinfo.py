@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 
-import conv2d_ext
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,8 @@ from cases import DTYPES
 from reference import error, tolerance
 from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
+
+import conv2d_ext
 
 (INFO,) = (info for info in op_db if info.name == "nn.functional.conv2d")
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))

@@ -5,15 +5,21 @@ from __future__ import annotations
 import itertools
 import random
 
-import conv2d_ext
 import pytest
 import torch
 from calls import OPS, candidates, plan
 from cases import BY_NAME, CASES, DTYPES, Case
 
+import conv2d_ext
+
 ROWS = tuple(torch.ops.conv2d_ext.kernels())
 H200 = {"sm_count": 132, "capability": 90}
-DEVICES = (H200, {"sm_count": 1, "capability": 80}, {"sm_count": 108, "capability": 80}, {"sm_count": 160, "capability": 100})
+DEVICES = (
+    H200,
+    {"sm_count": 1, "capability": 80},
+    {"sm_count": 108, "capability": 80},
+    {"sm_count": 160, "capability": 100},
+)
 
 
 def ask(op: str, case: Case, dtype: torch.dtype, layout: str = "nchw", **kwargs: object) -> list[int]:
@@ -132,6 +138,16 @@ def test_a_large_layer_is_not_split_in_the_forward_pass() -> None:
         assert ask("fprop", case, dtype)[1] == 1
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> None:
+    for size, stride, layout in itertools.product((3, 5, 7), (1, 2), ("nchw", "nhwc")):
+        case = Case("depthwise", 32, 96, 56, 56, 96, size, size, (stride, stride), (size // 2,) * 2, groups=96)
+        want = f"{size}x{size}_{layout}" + ("_s2" if stride == 2 else "")
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            name = ROWS[ask(op, case, dtype, layout)[0]]
+            assert name.startswith(f"depthwise_{op}_") and name.endswith(want)
+
+
 def test_a_weight_gradient_with_few_filters_and_many_pixels_is_split() -> None:
     """3x3 weights of 8 channels are less than one tile of work for 132 SMs, the 400000 pixels are not."""
     case = Case("pixels", 32, 8, 112, 112, 8, 3, 3, padding=(1, 1))
@@ -161,6 +177,13 @@ def test_explain_takes_tensors_and_shapes_alike() -> None:
     meta = conv2d_ext.explain(x.to("meta"), w.to("meta"), None, *case.args)
     assert meta == conv2d_ext.explain(x, w, b, *case.args)
     assert meta == conv2d_ext.explain(case.input_size, case.weight_size, None, *case.args, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("wrong", ("meta", "cpu", torch.device("meta"), "cuda:99", 99, -1, "gpu", ""), ids=repr)
+def test_explain_names_a_device_that_is_not_a_cuda_device(wrong: object) -> None:
+    case = BY_NAME["3x3"]
+    with pytest.raises(RuntimeError, match="explain: device: expected .*, got "):
+        conv2d_ext.explain(case.input_size, case.weight_size, None, *case.args, device=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

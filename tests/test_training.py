@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import conv2d_ext
 import pytest
 import torch
 from torch import Tensor, nn
+
+import conv2d_ext
 
 
 def network(layer: type[nn.Conv2d]) -> nn.Sequential:
@@ -80,7 +81,5 @@ def test_a_network_learns_the_digits_as_well_as_torchs_in_float32(
 
 def test_training_from_one_seed_is_the_same_bit_by_bit(digits: tuple[Tensor, Tensor], device: str) -> None:
     images, labels = digits[0].to(device), digits[1].to(device)
-    first, second = (
-        losses(network(conv2d_ext.Conv2d).to(device), images, labels, 10) for _ in range(2)
-    )
+    first, second = (losses(network(conv2d_ext.Conv2d).to(device), images, labels, 10) for _ in range(2))
     assert first == second

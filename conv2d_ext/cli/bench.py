@@ -118,8 +118,10 @@ class Layer:
             return "" if values == (1, 1) else f" {letter}{text}"
 
         groups = f" g{self.groups}" if self.groups > 1 else ""
-        return (f"{self.N}x{self.C}x{self.H}x{self.W} {self.K}x{self.R}x{self.S}"
-                f"{pair('s', self.stride)}{pair('d', self.dilation)}{groups}")
+        return (
+            f"{self.N}x{self.C}x{self.H}x{self.W} {self.K}x{self.R}x{self.S}"
+            f"{pair('s', self.stride)}{pair('d', self.dilation)}{groups}"
+        )
 
 
 def load_layers() -> list[Layer]:
@@ -145,6 +147,7 @@ def select_layers(layers: Sequence[Layer], words: Iterable[str]) -> list[Layer]:
 
 def shrink(layer: Layer) -> Layer:
     """A layer of the same kind and geometry, small enough for a CPU to run in milliseconds."""
+
     def side(size: int, taps: int, dilation: int, pad: int) -> int:
         return min(size, max(16, (taps - 1) * dilation + 1 - 2 * pad + 3))
 
@@ -156,7 +159,11 @@ def shrink(layer: Layer) -> Layer:
     else:
         per_c, per_k = min(per_c, 32), min(per_k, 32)
     return dataclasses.replace(
-        layer, N=min(layer.N, 2), C=per_c * groups, K=per_k * groups, groups=groups,
+        layer,
+        N=min(layer.N, 2),
+        C=per_c * groups,
+        K=per_k * groups,
+        groups=groups,
         H=side(layer.H, layer.R, layer.dilation[0], layer.pad[0]),
         W=side(layer.W, layer.S, layer.dilation[1], layer.pad[1]),
     )
@@ -247,8 +254,11 @@ class Cell:
         extra = {name: getattr(self, name) for name in ("ratio", "tflops", "share", "share_theirs")}
         if cell_error := fields["error"]:  # JSON has no NaN.
             fields["error"] = cell_error if math.isfinite(cell_error) else str(cell_error)
-        return fields | extra | {"layer": self.layer.id, "case": str(self.layer), "kind": self.layer.kind,
-                                 "subsets": self.layer.subsets}
+        return (
+            fields
+            | extra
+            | {"layer": self.layer.id, "case": str(self.layer), "kind": self.layer.kind, "subsets": self.layer.subsets}
+        )
 
 
 def summarize(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -289,8 +299,9 @@ def cross(cells: Sequence[Cell], value: str) -> tuple[list[str], list[list[str]]
         found = [means([c for c in members if c.op == op]) for op in ops]
         if value == "ratio":
             return "/".join(f"{m['ratio']:.2f}" if m["ratio"] else "-" for m in found)
-        ours, theirs = ("/".join(f"{100 * m[name]:.0f}" if m[name] else "-" for m in found)
-                        for name in ("share", "share_theirs"))
+        ours, theirs = (
+            "/".join(f"{100 * m[name]:.0f}" if m[name] else "-" for m in found) for name in ("share", "share_theirs")
+        )
         return f"{ours} ({theirs})"
 
     rows = []
@@ -301,8 +312,23 @@ def cross(cells: Sequence[Cell], value: str) -> tuple[list[str], list[list[str]]
     return [f"{'/'.join(ops)}", *(f"{dtype} {layout}" for dtype, layout in pairs)], rows
 
 
-COLUMNS = ("id", "case", "dtype", "layout", "op", "kernel", "ours ms", "F.conv2d ms", "ratio", "TFLOP/s", "limit ms",
-           "by", "share", "F.conv2d share", "note")
+COLUMNS = (
+    "id",
+    "case",
+    "dtype",
+    "layout",
+    "op",
+    "kernel",
+    "ours ms",
+    "F.conv2d ms",
+    "ratio",
+    "TFLOP/s",
+    "limit ms",
+    "by",
+    "share",
+    "F.conv2d share",
+    "note",
+)
 WIDTHS = (4, 34, 5, 6, 5, 32, 9, 11, 6, 7, 9, 6, 5, 14, 0)
 # What fits into 80 columns.
 NARROW = ("id", "dtype", "layout", "op", "ours ms", "F.conv2d ms", "ratio", "TFLOP/s", "share", "note")
@@ -311,14 +337,28 @@ LEFT = ("id", "case", "dtype", "layout", "op", "kernel", "by", "note", "group", 
 
 def cell_row(cell: Cell) -> list[str]:
     """The texts of COLUMNS for one cell."""
+
     def number(value: float | None, digits: str) -> str:
         return "-" if value is None else format(value, digits)
 
     note = cell.reason if cell.status == "ok" else f"{cell.status}: {cell.reason}"
-    return [cell.layer.id, str(cell.layer), cell.dtype, cell.layout, cell.op, cell.kernel or "-",
-            number(cell.ours_ms, ".4f"), number(cell.theirs_ms, ".4f"), number(cell.ratio, ".2f"),
-            number(cell.tflops, ".3g"), number(cell.limit_ms, ".4f"), cell.bound, number(cell.share, ".0%"),
-            number(cell.share_theirs, ".0%"), note]
+    return [
+        cell.layer.id,
+        str(cell.layer),
+        cell.dtype,
+        cell.layout,
+        cell.op,
+        cell.kernel or "-",
+        number(cell.ours_ms, ".4f"),
+        number(cell.theirs_ms, ".4f"),
+        number(cell.ratio, ".2f"),
+        number(cell.tflops, ".3g"),
+        number(cell.limit_ms, ".4f"),
+        cell.bound,
+        number(cell.share, ".0%"),
+        number(cell.share_theirs, ".0%"),
+        note,
+    ]
 
 
 def text_line(row: Sequence[str]) -> str:
@@ -330,9 +370,19 @@ def text_line(row: Sequence[str]) -> str:
 def summary_rows(summary: Iterable[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the table of geometric means."""
     columns = ["group", "value", "cells", "ratio", "least ratio", f"below {SLOWER}", "share", "F.conv2d share"]
-    return columns, [[row["group"], row["value"], str(row["cells"]), f"{row['ratio']:.3f}",
-                      f"{row['least_ratio']:.2f}", str(row["slower"]), f"{row['share']:.0%}",
-                      f"{row['share_theirs']:.0%}"] for row in summary]
+    return columns, [
+        [
+            row["group"],
+            row["value"],
+            str(row["cells"]),
+            f"{row['ratio']:.3f}",
+            f"{row['least_ratio']:.2f}",
+            str(row["slower"]),
+            f"{row['share']:.0%}",
+            f"{row['share_theirs']:.0%}",
+        ]
+        for row in summary
+    ]
 
 
 # ---------------------------------------------------------------- timers
@@ -520,38 +570,40 @@ def torch_call(layer: Layer, op: str, o: Operands) -> Callable[[], Tensor]:
         return lambda: F.conv2d(o.x, o.w, o.b, layer.stride, layer.pad, layer.dilation, layer.groups)
     index = OPS.index(op) - 1
     mask = [index == 0, index == 1, False]
-    return lambda: torch.ops.aten.convolution_backward(o.g, o.x, o.w, None, stride, pad, dilation, False, [0, 0],
-                                                       layer.groups, mask)[index]
+    return lambda: torch.ops.aten.convolution_backward(
+        o.g, o.x, o.w, None, stride, pad, dilation, False, [0, 0], layer.groups, mask
+    )[index]
 
 
-def our_call(layer: Layer, op: str, o: Operands, allow_tf32: bool, kernel: int) -> Callable[[], Tensor]:
-    """The op through this package. `kernel` -1: the planner's choice, and fprop through the public function."""
+def our_call(layer: Layer, op: str, o: Operands, allow_tf32: bool, row: int) -> Callable[[], Tensor]:
+    """The op through this package. `row` -1: the planner's choice, and fprop through the public function."""
     stride, pad, dilation = list(layer.stride), list(layer.pad), list(layer.dilation)
     ops = torch.ops.conv2d_ext
-    if op == "fprop" and kernel < 0:
+    if op == "fprop" and row < 0:
         return lambda: conv2d_ext.conv2d(o.x, o.w, o.b, layer.stride, layer.pad, layer.dilation, layer.groups)
     if op == "fprop":
-        return lambda: ops.fprop(o.x, o.w, o.b, stride, pad, dilation, layer.groups, allow_tf32=allow_tf32,
-                                 kernel=kernel)
+        return lambda: ops.fprop(o.x, o.w, o.b, stride, pad, dilation, layer.groups, allow_tf32=allow_tf32, row=row)
     if op == "dgrad":
         size = list(o.x.shape)
-        return lambda: ops.dgrad(o.g, o.w, size, stride, pad, dilation, layer.groups, allow_tf32=allow_tf32,
-                                 kernel=kernel)
+        return lambda: ops.dgrad(o.g, o.w, size, stride, pad, dilation, layer.groups, allow_tf32=allow_tf32, row=row)
     size, strides = list(o.w.shape), list(o.w.stride())
-    return lambda: ops.wgrad(o.g, o.x, size, strides, stride, pad, dilation, layer.groups, allow_tf32=allow_tf32,
-                             kernel=kernel)
+    return lambda: ops.wgrad(
+        o.g, o.x, size, strides, stride, pad, dilation, layer.groups, allow_tf32=allow_tf32, row=row
+    )
 
 
 @contextmanager
 def cudnn(enabled: bool, benchmark: bool) -> Iterator[None]:
     """Sets two of cuDNN's flags alone. (torch.backends.cudnn.flags also touches the TF32 flags, in the old way.)"""
-    flags: Any = torch.backends.cudnn
-    before = flags.enabled, flags.benchmark
-    flags.enabled, flags.benchmark = enabled, benchmark
+    # Through the setters: torch's own test library, where it was imported, forbids assigning to the module's flags.
+    before = torch._C._get_cudnn_enabled(), torch._C._get_cudnn_benchmark()
+    torch._C._set_cudnn_enabled(enabled)
+    torch._C._set_cudnn_benchmark(benchmark)
     try:
         yield
     finally:
-        flags.enabled, flags.benchmark = before
+        torch._C._set_cudnn_enabled(before[0])
+        torch._C._set_cudnn_benchmark(before[1])
 
 
 def reference(layer: Layer, op: str, o: Operands) -> tuple[Tensor, str]:
@@ -593,13 +645,21 @@ class DeviceLost(Exception):
 
 def supports(row: str, layer: Layer, op: str, o: Operands, allow_tf32: bool) -> bool:
     """Whether the row of that name takes this problem."""
-    plan = conv2d_ext.explain(o.x, o.w, o.b, layer.stride, layer.pad, layer.dilation, layer.groups, op=op,
-                              allow_tf32=allow_tf32)
+    plan = conv2d_ext.explain(
+        o.x, o.w, o.b, layer.stride, layer.pad, layer.dilation, layer.groups, op=op, allow_tf32=allow_tf32
+    )
     return dict(plan.candidates).get(row) is not None
 
 
-def measure(cell: Cell, operands: Operands, exact: Callable[[], tuple[Tensor, str]], timer: Timer,
-            peaks: dict[str, float], row: str | None, wanted_repeats: int | None) -> None:
+def measure(
+    cell: Cell,
+    operands: Operands,
+    exact: Callable[[], tuple[Tensor, str]],
+    timer: Timer,
+    peaks: dict[str, float],
+    row: str | None,
+    wanted_repeats: int | None,
+) -> None:
     """Fills in a cell: checks ours, then times both. Raises DeviceLost."""
     layer, op, allow_tf32 = cell.layer, cell.op, cell.dtype == "tf32"
     o = operands.map(lambda t: in_layout(t, cell.layout))
@@ -607,14 +667,14 @@ def measure(cell: Cell, operands: Operands, exact: Callable[[], tuple[Tensor, st
     least, cell.bound = limit(layer.flops, layer.elements * storage.itemsize, peaks[cell.dtype], peaks["copy"])
     cell.limit_ms = 1e3 * least
     cell.tolerance = tolerance(cell.dtype, layer.reduction(op))
-    kernel = -1 if row is None else list(torch.ops.conv2d_ext.kernels()).index(row)
+    index = -1 if row is None else list(torch.ops.conv2d_ext.kernels()).index(row)
     captured: list[Captured] = []
     try:
         if row is not None and not supports(row, layer, op, o, allow_tf32):
             cell.status, cell.reason, cell.kernel = "unsupported", f"{row} does not take it", row
             return
         cell.kernel = row or kernel_name(layer, op, o, allow_tf32)
-        ours, theirs = our_call(layer, op, o, allow_tf32, kernel), torch_call(layer, op, o)
+        ours, theirs = our_call(layer, op, o, allow_tf32, index), torch_call(layer, op, o)
 
         expected, arithmetic = exact()
         poison(expected, storage)
@@ -675,8 +735,9 @@ def kernel_name(layer: Layer, op: str, o: Operands, allow_tf32: bool) -> str:
     """The row that the planner takes; on a CPU there are no rows."""
     if o.x.device.type != "cuda":
         return "cpu"
-    return conv2d_ext.explain(o.x, o.w, o.b, layer.stride, layer.pad, layer.dilation, layer.groups, op=op,
-                              allow_tf32=allow_tf32).kernel
+    return conv2d_ext.explain(
+        o.x, o.w, o.b, layer.stride, layer.pad, layer.dilation, layer.groups, op=op, allow_tf32=allow_tf32
+    ).kernel
 
 
 # ---------------------------------------------------------------- the run
@@ -691,8 +752,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             raise ValueError(text)
         return int(text)
 
-    parser.add_argument("--layers", type=words, default=["all"], metavar="A,B",
-                        help=f"ids, kinds ({', '.join(KINDS)}), subsets ({', '.join(SUBSETS)}) or all (default)")
+    parser.add_argument(
+        "--layers",
+        type=words,
+        default=["all"],
+        metavar="A,B",
+        help=f"ids, kinds ({', '.join(KINDS)}), subsets ({', '.join(SUBSETS)}) or all (default)",
+    )
     parser.add_argument("--dtypes", type=words, metavar="A,B", help=f"of {', '.join(STORAGE)}; default: all, CPU: fp32")
     parser.add_argument("--layouts", type=words, default=list(LAYOUTS), metavar="A,B", help=f"of {', '.join(LAYOUTS)}")
     parser.add_argument("--ops", type=words, default=list(OPS), metavar="A,B", help=f"of {', '.join(OPS)}")
@@ -715,13 +781,20 @@ def chosen(name: str, words: Sequence[str], known: Sequence[str]) -> list[str]:
     return [word for word in known if word in words]
 
 
-def plan_cells(layers: Sequence[Layer], dtypes: Sequence[str], layouts: Sequence[str],
-               ops: Sequence[str]) -> list[Cell]:
+def plan_cells(
+    layers: Sequence[Layer], dtypes: Sequence[str], layouts: Sequence[str], ops: Sequence[str]
+) -> list[Cell]:
     """The cells in an order in which neighbours share their data and reference: storage type, then op."""
     storages = list(dict.fromkeys(STORAGE[dtype] for dtype in dtypes))
-    return [Cell(layer, dtype, layout, op)
-            for layer in layers for storage in storages for op in ops
-            for dtype in dtypes if STORAGE[dtype] == storage for layout in layouts]
+    return [
+        Cell(layer, dtype, layout, op)
+        for layer in layers
+        for storage in storages
+        for op in ops
+        for dtype in dtypes
+        if STORAGE[dtype] == storage
+        for layout in layouts
+    ]
 
 
 class Shared:
@@ -755,9 +828,15 @@ class Shared:
     _exact: tuple[Tensor, str] | None = None
 
 
-def run_cells(cells: Sequence[Cell], timer: Timer, peaks: dict[str, float], device: torch.device,
-              args: argparse.Namespace, start: float,
-              save: Callable[[Sequence[Cell]], None]) -> tuple[list[Cell], str]:
+def run_cells(
+    cells: Sequence[Cell],
+    timer: Timer,
+    peaks: dict[str, float],
+    device: torch.device,
+    args: argparse.Namespace,
+    start: float,
+    save: Callable[[Sequence[Cell]], None],
+) -> tuple[list[Cell], str]:
     """Measures the cells until done, out of time, interrupted, or the device is lost. Returns those it measured and,
     if not all, why. `start` is when the budget began, by time.monotonic()."""
     shared = Shared(device, args.seed)
@@ -771,8 +850,15 @@ def run_cells(cells: Sequence[Cell], timer: Timer, peaks: dict[str, float], devi
                 save(done)
             try:
                 with float32_precision("tf32" if cell.dtype == "tf32" else "ieee"):
-                    measure(cell, shared.operands(cell), functools.partial(shared.exact, cell), timer, peaks,
-                            args.kernel, args.repeats)
+                    measure(
+                        cell,
+                        shared.operands(cell),
+                        functools.partial(shared.exact, cell),
+                        timer,
+                        peaks,
+                        args.kernel,
+                        args.repeats,
+                    )
             except torch.OutOfMemoryError as error:  # Not even the data fit.
                 cell.status, cell.reason = "memory", first_line(error)
             except DeviceLost as error:
@@ -799,8 +885,10 @@ def conditions(facts: dict[str, Any], peaks: dict[str, float], dtypes: Sequence[
         how = "median wall-clock time, calls taken in turn, caches as found"
     rates = ", ".join(f"{dtype} {peaks[dtype] / 1e12:.4g} TFLOP/s" for dtype in dtypes)
     empty = f"; an empty replay takes {1e6 * peaks['empty_replay_s']:.1f} us" if "empty_replay_s" in peaks else ""
-    return (f"conv2d_ext {facts['conv2d_ext']}, {facts['date']}. {where}; {how}. "
-            f"Measured: {rates}, copy {peaks['copy'] / 1e12:.3g} TB/s{empty}.")
+    return (
+        f"conv2d_ext {facts['conv2d_ext']}, {facts['date']}. {where}; {how}. "
+        f"Measured: {rates}, copy {peaks['copy'] / 1e12:.3g} TB/s{empty}."
+    )
 
 
 def markdown(cells: Sequence[Cell], line: str, stopped: str, command: str) -> str:
@@ -809,14 +897,19 @@ def markdown(cells: Sequence[Cell], line: str, stopped: str, command: str) -> st
     ratio, share = cross(cells, "ratio"), cross(cells, "share")
     columns, rows = summary_rows(summarize(cells))
     parts = [
-        f"`{command}`", line,
+        f"`{command}`",
+        line,
         *([f"Not complete: {stopped}."] if stopped else []),
         "ratio = F.conv2d's time / ours (above 1: ours is faster); share = limit / time, where the limit is "
         "max(flops / GEMM peak, bytes / copy bandwidth) at the measured rates.",
-        "Ratio, geometric means:", markdown_table(*ratio, ratio[0][:1]),
-        "Share of the limit in per cent, ours (F.conv2d), geometric means:", markdown_table(*share, share[0][:1]),
-        "Groups:", markdown_table(columns, rows, LEFT),
-        "Cells:", markdown_table(COLUMNS, [[t.replace("|", "\\|") for t in cell_row(c)] for c in shown], LEFT),
+        "Ratio, geometric means:",
+        markdown_table(*ratio, ratio[0][:1]),
+        "Share of the limit in per cent, ours (F.conv2d), geometric means:",
+        markdown_table(*share, share[0][:1]),
+        "Groups:",
+        markdown_table(columns, rows, LEFT),
+        "Cells:",
+        markdown_table(COLUMNS, [[t.replace("|", "\\|") for t in cell_row(c)] for c in shown], LEFT),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -834,8 +927,12 @@ def run(args: argparse.Namespace) -> int:
     if args.kernel is not None and not cuda:
         raise UsageError("--kernel: rows of the table are GPU kernels; --device cpu has none")
     layers = select_layers(load_layers(), args.layers)
-    cells = plan_cells([shrink(layer) for layer in layers] if args.small else layers, dtypes,
-                       chosen("layouts", args.layouts, LAYOUTS), chosen("ops", args.ops, OPS))
+    cells = plan_cells(
+        [shrink(layer) for layer in layers] if args.small else layers,
+        dtypes,
+        chosen("layouts", args.layouts, LAYOUTS),
+        chosen("ops", args.ops, OPS),
+    )
     if cuda:
         torch.cuda.set_device(device)
     timer: Timer = CudaTimer(device) if cuda else CpuTimer()
@@ -847,10 +944,22 @@ def run(args: argparse.Namespace) -> int:
 
     def save(done: Sequence[Cell], stopped: str = "running") -> None:
         if args.json is not None:
-            args.json.write_text(json.dumps({
-                "machine": facts, "peaks": peaks, "command": command, "stopped": stopped, "cells_planned": len(cells),
-                "summary": summarize(done), "slower_than": SLOWER, "cells": [cell.to_json() for cell in done],
-            }, indent=1), encoding="utf-8")
+            args.json.write_text(
+                json.dumps(
+                    {
+                        "machine": facts,
+                        "peaks": peaks,
+                        "command": command,
+                        "stopped": stopped,
+                        "cells_planned": len(cells),
+                        "summary": summarize(done),
+                        "slower_than": SLOWER,
+                        "cells": [cell.to_json() for cell in done],
+                    },
+                    indent=1,
+                ),
+                encoding="utf-8",
+            )
 
     if rich_console() is None:
         print(text_line(COLUMNS))
@@ -871,15 +980,22 @@ def report(done: Sequence[Cell], stopped: str, planned: int, seconds: float) -> 
         show_table("cells", [COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows], LEFT)
     timed = [cell for cell in shown if cell.ratio is not None]
     if timed:
-        for title, value in (("F.conv2d's time / ours, geometric means", "ratio"),
-                             ("share of the limit in per cent, ours (F.conv2d), geometric means", "share")):
+        for title, value in (
+            ("F.conv2d's time / ours, geometric means", "ratio"),
+            ("share of the limit in per cent, ours (F.conv2d), geometric means", "share"),
+        ):
             columns, table = cross(done, value)
             show_table(title, columns, table, columns[:1])
         show_table("groups, geometric means", *summary_rows(summarize(done)), LEFT)
-    counts = {status: sum(cell.status == status for cell in done) for status in
-              ("FAIL", "error", "capture", "memory", "unsupported")}
+    counts = {
+        status: sum(cell.status == status for cell in done)
+        for status in ("FAIL", "error", "capture", "memory", "unsupported")
+    }
     problems = "".join(f", {count} {status}" for status, count in counts.items() if count)
     slower = sum(cell.ratio < SLOWER for cell in timed if cell.ratio is not None)
     why = f" ({stopped})" if stopped else ""
-    print(f"\n{len(done)} of {planned} cells in {seconds:.0f} s{why}: {len(timed)} timed beside F.conv2d, "
-          f"{slower} of them slower than {SLOWER}x{problems}", flush=True)
+    print(
+        f"\n{len(done)} of {planned} cells in {seconds:.0f} s{why}: {len(timed)} timed beside F.conv2d, "
+        f"{slower} of them slower than {SLOWER}x{problems}",
+        flush=True,
+    )

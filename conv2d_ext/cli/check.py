@@ -152,8 +152,12 @@ def check_tf32(device: str) -> int:
     with float32_precision("tf32"):
         for case in CASES:
             tensors = operands(case, torch.float32, device)
-            compare(f"{case.name}, output", convolve(case, tensors),
-                    exact(case, [t.detach().cpu().double() for t in tensors]), 2.0**-11)
+            compare(
+                f"{case.name}, output",
+                convolve(case, tensors),
+                exact(case, [t.detach().cpu().double() for t in tensors]),
+                2.0**-11,
+            )
     return len(CASES)
 
 
@@ -169,16 +173,21 @@ def check_rows(device: str) -> int:
         gradients = torch.autograd.grad(y, doubles, g.cpu().double())
         for op, expected in zip(("fprop", "dgrad", "wgrad"), (y.detach(), *gradients), strict=True):
             for index, name in rows_for(case, op, x, w):
-                compare(f"{name}, {op}, {case.name}, {dtype}", run_row(index, case, op, x, w, g), expected,
-                        2 * ROUNDOFF[dtype] + 2.0**-16)
+                compare(
+                    f"{name}, {op}, {case.name}, {dtype}",
+                    run_row(index, case, op, x, w, g),
+                    expected,
+                    2 * ROUNDOFF[dtype] + 2.0**-16,
+                )
                 count += 1
     return count
 
 
 def rows_for(case: Case, op: str, x: Tensor, w: Tensor) -> list[tuple[int, str]]:
     """Index and name of the rows that take this problem in strict arithmetic."""
-    plan = conv2d_ext.explain(x, w, None, case.stride, case.padding, case.dilation, case.groups, op=op,
-                              allow_tf32=False)
+    plan = conv2d_ext.explain(
+        x, w, None, case.stride, case.padding, case.dilation, case.groups, op=op, allow_tf32=False
+    )
     taken = {name for name, estimate in plan.candidates if estimate is not None}
     return [(index, name) for index, name in enumerate(torch.ops.conv2d_ext.kernels()) if name in taken]
 
@@ -187,10 +196,10 @@ def run_row(index: int, case: Case, op: str, x: Tensor, w: Tensor, g: Tensor) ->
     """One op by one row."""
     ops, attributes = torch.ops.conv2d_ext, [list(case.stride), list(case.padding), list(case.dilation), case.groups]
     if op == "fprop":
-        return ops.fprop(x, w, None, *attributes, kernel=index)
+        return ops.fprop(x, w, None, *attributes, row=index)
     if op == "dgrad":
-        return ops.dgrad(g, w, list(x.shape), *attributes, kernel=index)
-    return ops.wgrad(g, x, list(w.shape), list(w.stride()), *attributes, kernel=index)
+        return ops.dgrad(g, w, list(x.shape), *attributes, row=index)
+    return ops.wgrad(g, x, list(w.shape), list(w.stride()), *attributes, row=index)
 
 
 def check_views(device: str) -> int:
@@ -211,8 +220,10 @@ def check_views(device: str) -> int:
 
 def check_second_order(device: str) -> int:
     """Gradients of gradients, numerically, in float64."""
-    cases = [dataclasses.replace(c, size=(1, c.groups * 2, 5, 5), filters=(c.groups * 2, 2, 2, 2), bias=True)
-             for c in (CASES[0], dataclasses.replace(CASES[10], groups=2), CASES[9])]
+    cases = [
+        dataclasses.replace(c, size=(1, c.groups * 2, 5, 5), filters=(c.groups * 2, 2, 2, 2), bias=True)
+        for c in (CASES[0], dataclasses.replace(CASES[10], groups=2), CASES[9])
+    ]
     for case in cases:
         function = functools.partial(convolve_all, case)
         if not torch.autograd.gradgradcheck(function, operands(case, torch.float64, device), raise_exception=False):
@@ -244,7 +255,8 @@ def check_compile(device: str) -> int:
         tensors = operands(case, torch.float32, device)
         eager, ours = function(*tensors), compiled(*tensors)
         results = zip(
-            [ours, *torch.autograd.grad(ours.sum(), tensors)], [eager, *torch.autograd.grad(eager.sum(), tensors)],
+            [ours, *torch.autograd.grad(ours.sum(), tensors)],
+            [eager, *torch.autograd.grad(eager.sum(), tensors)],
             strict=True,
         )
         for mine, wanted in results:
@@ -274,7 +286,8 @@ def check_graph(device: str) -> int:
 def check_module(device: str) -> int:
     """Conv2d and convert: the same parameters, state_dict and results as nn.Conv2d."""
     arguments: list[dict[str, Any]] = [
-        {"kernel_size": 3, "padding": 1}, {"kernel_size": (3, 5), "stride": 2, "groups": 4, "bias": False},
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (3, 5), "stride": 2, "groups": 4, "bias": False},
         {"kernel_size": 3, "padding": "same", "dilation": 2},
         {"kernel_size": 3, "padding": 2, "padding_mode": "reflect"},
     ]
@@ -299,10 +312,14 @@ def check_errors(device: str) -> int:
     x, w = torch.zeros(1, 4, 8, 8, device=device), torch.zeros(4, 4, 3, 3, device=device)
     op = torch.ops.conv2d_ext.conv2d
     calls: dict[str, Callable[[], Tensor]] = {
-        "channels": lambda: op(x[:, :3], w), "stride 0": lambda: op(x, w, None, [0, 0]),
-        "stride of three": lambda: op(x, w, None, [1, 1, 1]), "dimensions": lambda: op(x[0], w),
-        "dtypes": lambda: op(x, w.double()), "integers": lambda: op(x.int(), w.int()),
-        "groups": lambda: op(x, w, None, [1, 1], [0, 0], [1, 1], 3), "bias": lambda: op(x, w, x[0, 0, 0, :3]),
+        "channels": lambda: op(x[:, :3], w),
+        "stride 0": lambda: op(x, w, None, [0, 0]),
+        "stride of three": lambda: op(x, w, None, [1, 1, 1]),
+        "dimensions": lambda: op(x[0], w),
+        "dtypes": lambda: op(x, w.double()),
+        "integers": lambda: op(x.int(), w.int()),
+        "groups": lambda: op(x, w, None, [1, 1], [0, 0], [1, 1], 3),
+        "bias": lambda: op(x, w, x[0, 0, 0, :3]),
         "too large a kernel": lambda: op(x, w, None, [1, 1], [0, 0], [9, 9]),
     }
     for name, call in calls.items():
@@ -321,8 +338,14 @@ def groups(only: str | None) -> Iterator[tuple[str, Callable[[], int]]]:
         for dtype, last in itertools.product(ROUNDOFF, (False, True)):
             layout = "nhwc" if last else "nchw"
             yield f"{device} {str(dtype)[6:]} {layout}", functools.partial(check_all_cases, dtype, device, last)
-        checks = [("views", check_views), ("second order", check_second_order), ("determinism", check_determinism),
-                  ("torch.compile", check_compile), ("Conv2d, convert", check_module), ("errors", check_errors)]
+        checks = [
+            ("views", check_views),
+            ("second order", check_second_order),
+            ("determinism", check_determinism),
+            ("torch.compile", check_compile),
+            ("Conv2d, convert", check_module),
+            ("errors", check_errors),
+        ]
         if device == "cuda":
             checks += [("tf32", check_tf32), ("every kernel", check_rows), ("CUDA graph", check_graph)]
         for name, check in checks:
@@ -347,8 +370,10 @@ def run(args: argparse.Namespace) -> int:
             except Exception as error:  # Whatever breaks one group, the others still say something.
                 failed += 1
                 text = str(error).strip().partition("\n")[0]
-                print(f"{name:<24} FAILED  {text if isinstance(error, Wrong) else f'{type(error).__name__}: {text}'}",
-                      flush=True)
+                print(
+                    f"{name:<24} FAILED  {text if isinstance(error, Wrong) else f'{type(error).__name__}: {text}'}",
+                    flush=True,
+                )
             else:
                 done += count
                 print(f"{name:<24} ok      {count:4d} checks  {time.monotonic() - began:5.1f} s", flush=True)

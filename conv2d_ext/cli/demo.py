@@ -84,16 +84,41 @@ def filters() -> list[Filter]:
     sharpen = 2.5 * F.pad(torch.ones(1, 1), (4, 4, 4, 4)) - 1.5 * gaussian(9, 2.0)
     slope = (torch.arange(7.0) - 3).expand(3, 1, 3, 7) / 6
     return [
-        Filter("strided", "9x9 Gaussian mean, every 6th pixel", gaussian(9, 3.0).expand(3, 1, 9, 9).contiguous(),
-               stride=(6, 6), padding=(4, 4, 4, 4), groups=3),
-        Filter("dilated", "3x3 Sobel pair, taps 3 apart", edges, padding=(3, 3, 3, 3), dilation=(3, 3),
-               show=edge_strength),
-        Filter("grouped", "9x9 sharpening, each color by itself", sharpen.expand(3, 1, 9, 9).contiguous(),
-               padding=(4, 4, 4, 4), groups=3),
-        Filter("asymmetric", "1x41 trail, padded on the left alone", torch.full((3, 1, 1, 41), 1 / 41),
-               padding=(0, 0, 40, 0), groups=3),
-        Filter("all at once", "3x7 slope, stride 1x4, dilation 2x1, 3 groups", slope.contiguous(),
-               stride=(1, 4), padding=(4, 0, 5, 1), dilation=(2, 1), groups=3, show=lambda y: y / 3 + 0.5),
+        Filter(
+            "strided",
+            "9x9 Gaussian mean, every 6th pixel",
+            gaussian(9, 3.0).expand(3, 1, 9, 9).contiguous(),
+            stride=(6, 6),
+            padding=(4, 4, 4, 4),
+            groups=3,
+        ),
+        Filter(
+            "dilated", "3x3 Sobel pair, taps 3 apart", edges, padding=(3, 3, 3, 3), dilation=(3, 3), show=edge_strength
+        ),
+        Filter(
+            "grouped",
+            "9x9 sharpening, each color by itself",
+            sharpen.expand(3, 1, 9, 9).contiguous(),
+            padding=(4, 4, 4, 4),
+            groups=3,
+        ),
+        Filter(
+            "asymmetric",
+            "1x41 trail, padded on the left alone",
+            torch.full((3, 1, 1, 41), 1 / 41),
+            padding=(0, 0, 40, 0),
+            groups=3,
+        ),
+        Filter(
+            "all at once",
+            "3x7 slope, stride 1x4, dilation 2x1, 3 groups",
+            slope.contiguous(),
+            stride=(1, 4),
+            padding=(4, 0, 5, 1),
+            dilation=(2, 1),
+            groups=3,
+            show=lambda y: y / 3 + 0.5,
+        ),
     ]
 
 
@@ -110,8 +135,14 @@ def filter_photo(name: str, output: Path, device: torch.device) -> bool:
         passed = difference <= FILTER_TOLERANCE
         good &= passed
         pictures.append((one.name, one.text, one.show(ours)))
-        rows.append([f"{one.name}: {one.text}", "x".join(map(str, ours.shape[1:])), f"{difference:.1e}",
-                     "ok" if passed else "FAILED"])
+        rows.append(
+            [
+                f"{one.name}: {one.text}",
+                "x".join(map(str, ours.shape[1:])),
+                f"{difference:.1e}",
+                "ok" if passed else "FAILED",
+            ]
+        )
     show_table("photograph, against F.conv2d", ["filter", "result", "largest difference", "check"], rows, ["filter"])
 
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 7.6), layout="constrained")
@@ -163,12 +194,20 @@ def make_net(conv: type[nn.Conv2d], device: torch.device) -> nn.Module:
     """A ConvNet with dense, strided, depthwise, grouped and 1x1 layers, from a fixed seed."""
     torch.manual_seed(0)
     return nn.Sequential(
-        conv(1, 32, 3, padding=1), nn.ReLU(),
-        conv(32, 64, 3, padding=1, groups=4), nn.ReLU(),
-        conv(64, 64, 3, stride=2, padding=1), nn.ReLU(),
-        conv(64, 64, 3, padding=2, dilation=2, groups=64), conv(64, 96, 1), nn.ReLU(),
-        conv(96, 96, (1, 3), padding=(0, 1)), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10),
+        conv(1, 32, 3, padding=1),
+        nn.ReLU(),
+        conv(32, 64, 3, padding=1, groups=4),
+        nn.ReLU(),
+        conv(64, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        conv(64, 64, 3, padding=2, dilation=2, groups=64),
+        conv(64, 96, 1),
+        nn.ReLU(),
+        conv(96, 96, (1, 3), padding=(0, 1)),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(96, 10),
     ).to(device)
 
 
@@ -232,9 +271,14 @@ def one_thread() -> Iterator[None]:
 def training_bar(total: int) -> Iterator[Callable[[str], Callable[[], None]]]:
     """Progress bars of `total` steps; yields a function that adds one and returns what to call after each step."""
     rich = require("rich.progress")
-    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(),
-               rich.TimeElapsedColumn())
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+    )
     with rich.Progress(*columns) as bar:
+
         def add(name: str) -> Callable[[], None]:
             task = bar.add_task(name, total=total)
             return lambda: bar.advance(task)
@@ -258,15 +302,23 @@ def train_digits(epochs: int, device: torch.device) -> bool:
                 training.epoch()
     outputs, expected = (training.outputs() for training in trainings.values())
     accuracies = [float((found.argmax(1) == digits.test_y).float().mean()) for found in (outputs, expected)]
-    rows = [[name, f"{accuracy:.2%}", f"{training.seconds:.2f}"]
-            for (name, training), accuracy in zip(trainings.items(), accuracies, strict=True)]
-    show_table(f"digits: {len(digits.train_x)} to train on, {len(digits.test_x)} to test, {epochs} epochs, {device}",
-               ["network of", "test accuracy", "seconds"], rows, ["network of"])
+    rows = [
+        [name, f"{accuracy:.2%}", f"{training.seconds:.2f}"]
+        for (name, training), accuracy in zip(trainings.items(), accuracies, strict=True)
+    ]
+    show_table(
+        f"digits: {len(digits.train_x)} to train on, {len(digits.test_x)} to test, {epochs} epochs, {device}",
+        ["network of", "test accuracy", "seconds"],
+        rows,
+        ["network of"],
+    )
     last = float((outputs - expected).abs().max() / expected.abs().max())
     apart = int((outputs.argmax(1) != expected.argmax(1)).sum())
-    print(f"largest difference, relative: {first:.1e} of loss and gradients in the first step,\n"
-          f"{last:.1e} of the outputs after training (each step enlarges what rounding began); "
-          f"{apart} of {len(outputs)} test digits are read differently")
+    print(
+        f"largest difference, relative: {first:.1e} of loss and gradients in the first step,\n"
+        f"{last:.1e} of the outputs after training (each step enlarges what rounding began); "
+        f"{apart} of {len(outputs)} test digits are read differently"
+    )
     checks = {
         f"first step within {GRADIENT_TOLERANCE:.0e}": first <= GRADIENT_TOLERANCE,
         f"accuracy at least {LEAST_ACCURACY:.0%}": min(accuracies) >= LEAST_ACCURACY,

@@ -1,6 +1,6 @@
 """Prints the kernel that would run for a shape, and why. Needs no GPU: without one it plans for an H200.
 
-  python -m conv2d_ext explain --input 32 64 56 56 --weight 128 64 3 3 --padding 1 --dtype bf16 --layout nhwc
+python -m conv2d_ext explain --input 32 64 56 56 --weight 128 64 3 3 --padding 1 --dtype bf16 --layout nhwc
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", nargs=4, type=int, required=True, metavar=("N", "C", "H", "W"))
     parser.add_argument("--weight", nargs=4, type=int, required=True, metavar=("K", "C/groups", "R", "S"))
     parser.add_argument("--stride", nargs="+", type=int, default=[1], help="1 or 2 integers (H, W)")
-    parser.add_argument("--padding", nargs="+", type=int, default=[0],
-                        help="1, 2 (H, W) or 4 integers (top, bottom, left, right)")
+    parser.add_argument(
+        "--padding", nargs="+", type=int, default=[0], help="1, 2 (H, W) or 4 integers (top, bottom, left, right)"
+    )
     parser.add_argument("--dilation", nargs="+", type=int, default=[1], help="1 or 2 integers (H, W)")
     parser.add_argument("--groups", type=int, default=1)
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")
@@ -43,8 +44,17 @@ def run(args: argparse.Namespace) -> int:
     dilation = pair("dilation", args.dilation)
     try:
         explanation = conv2d_ext.explain(
-            tuple(args.input), tuple(args.weight), None, stride, padding, dilation, args.groups,
-            op=args.op, dtype=DTYPES[args.dtype], channels_last=args.layout == "nhwc", allow_tf32=args.tf32,
+            tuple(args.input),
+            tuple(args.weight),
+            None,
+            stride,
+            padding,
+            dilation,
+            args.groups,
+            op=args.op,
+            dtype=DTYPES[args.dtype],
+            channels_last=args.layout == "nhwc",
+            allow_tf32=args.tf32,
         )
     except (RuntimeError, ValueError, TypeError) as error:
         raise UsageError(str(error).partition("\n")[0]) from error

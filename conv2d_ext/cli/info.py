@@ -109,8 +109,11 @@ def run(args: argparse.Namespace) -> int:
     line("processor", f"{facts['processor']}, {facts['threads']} threads")
     if facts["gpu"]:
         memory = facts["memory_bytes"] / 2**30
-        line("gpu", f"{facts['gpu']}: compute capability {facts['compute_capability']}, {facts['sm_count']} SMs, "
-                    f"{memory:.0f} GiB")
+        line(
+            "gpu",
+            f"{facts['gpu']}: compute capability {facts['compute_capability']}, {facts['sm_count']} SMs, "
+            f"{memory:.0f} GiB",
+        )
         line("driver", facts["driver"] or "unknown")
     else:
         line("gpu", "none that torch can use")

@@ -499,7 +499,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.trials = options.trials or (SMALL_TRIALS if options.small else TRIALS)
     device = torch.device(options.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     problems = [load(path, options.small) for path in chosen_files(options)]
     print("# " + ", ".join(f"{key} {value}" for key, value in conditions(options, device).items() if value is not None))
     print(HEADER, flush=True)
