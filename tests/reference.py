@@ -111,8 +111,8 @@ def tolerance(dtype: torch.dtype, length: int) -> float:
     bias. The accumulator is float32 for float32 and the 16-bit types.
 
     Tensor cores, which serve the 16-bit types alone, cut where others round: up to two units for each 16 products, all
-    towards zero, so length / 12 units in all. The rounding to a 16-bit type takes about 0.4 of the unit allowed for it,
-    as a norm; the rest is 4900 units of float32 or more.
+    towards zero, so length / 12 units in all. Rounding to a 16-bit type takes about 0.43 of the unit allowed for it,
+    as a norm; the rest is 4600 units of float32 or more.
     """
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     return unit(dtype) + 4 * math.sqrt(length / 2 + 1) * unit(accumulator)

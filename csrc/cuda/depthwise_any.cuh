@@ -41,8 +41,9 @@ __device__ inline int meets(int o, int r, int stride, int dilation, int pad) {
   return t % stride != 0 ? -1 : t / stride;
 }
 
+// The 1: without it ptxas aims at more blocks an SM and spills in f64.
 template <class T, Op op, bool nhwc>
-__global__ void __launch_bounds__(kMaxThreads) gather_any(__grid_constant__ AnyParams const p) {
+__global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ AnyParams const p) {
   using Acc = decltype(widen(T()));
   constexpr int channels = nhwc ? kLanes : 1;
   __shared__ Acc filters[kChunk * (channels + (nhwc ? 1 : 0))];  // [tap][channel], padded against bank conflicts

@@ -205,6 +205,8 @@ __global__ void __launch_bounds__(kThreads, 2) simt_gemm(__grid_constant__ Param
     load_b.load(b, [&](int row, int column) -> int64_t { return rows.b[row] + c.b[column]; });
   };
 
+  // A step's products are summed apart where registers allow: shorter chains of additions, a smaller rounding error.
+  constexpr bool kTwoSums = sizeof(Acc) == 4 && L::FM * L::FN <= 16;
   Acc acc[L::FM][L::FN];
 #pragma unroll
   for (int i = 0; i < L::FM; ++i)
@@ -222,6 +224,7 @@ __global__ void __launch_bounds__(kThreads, 2) simt_gemm(__grid_constant__ Param
     bool const more = step + 1 < count;
     if (more) load(next);
     write_columns(now);  // for step + 2: the columns of this step were last read one step ago
+    Acc part[kTwoSums ? L::FM : 1][kTwoSums ? L::FN : 1] = {};
 #pragma unroll
     for (int k = 0; k < TK; ++k) {
       Acc fragment_a[L::FM], fragment_b[L::FN];
@@ -232,7 +235,18 @@ __global__ void __launch_bounds__(kThreads, 2) simt_gemm(__grid_constant__ Param
 #pragma unroll
       for (int i = 0; i < L::FM; ++i)
 #pragma unroll
-        for (int j = 0; j < L::FN; ++j) acc[i][j] += fragment_a[i] * fragment_b[j];
+        for (int j = 0; j < L::FN; ++j) {
+          if constexpr (kTwoSums)
+            part[i][j] += fragment_a[i] * fragment_b[j];
+          else
+            acc[i][j] += fragment_a[i] * fragment_b[j];
+        }
+    }
+    if constexpr (kTwoSums) {
+#pragma unroll
+      for (int i = 0; i < L::FM; ++i)
+#pragma unroll
+        for (int j = 0; j < L::FN; ++j) acc[i][j] += part[i][j];
     }
     if (more) {
       load_a.store(tile_a[next]);
