@@ -9,7 +9,7 @@
 
 namespace conv2d_ext {
 
-enum class Family : uint8_t { igemm, simt, depthwise };
+enum class Family : uint8_t { igemm, simt, depthwise, grouped };
 enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2 };
 
 struct Row {
@@ -95,6 +95,57 @@ constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   return p.K == p.C && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
 }
 
+// The least number of groups whose channels and filters are multiples of 8 each.
+constexpr int64_t groups_per_unit(Problem const& p) {
+  return max64(8 / gcd64(8, p.C_per_group()), 8 / gcd64(8, p.K_per_group()));
+}
+
+// How many blocks of 8 outputs a warp computes from the same fragments of the inputs: those of a unit, up to four.
+constexpr int grouped_shared_blocks(int64_t blocks) {
+  return blocks <= 4 ? int(blocks) : blocks <= 6 || blocks == 9 ? 3 : 4;
+}
+
+// wgrad of grouped.cuh. A half is a tap and 8 channels; a warp sums up to kGroupedHalves of them, of up to four blocks
+// of 8 filters, over a part of the pixels.
+inline constexpr int kGroupedHalves = 10;
+struct GroupedSums {
+  int64_t slab, n_groups, chunks, items, parts;
+};
+constexpr GroupedSums grouped_sums(Problem const& p) {
+  int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
+  int64_t const slab = min64(p.groups / per_unit, max64(1, 8 / max64(C, K)));
+  int64_t const n_groups = ceil_div(K, grouped_shared_blocks(K)), chunks = ceil_div(C * p.R * p.S, kGroupedHalves);
+  int64_t const items = slab * n_groups * chunks;
+  return {slab, n_groups, chunks, items, max64(1, 8 / items)};
+}
+
+constexpr bool grouped_supports(Op op, Problem const& p) {
+  if (p.groups == 1 || p.C_per_group() < 2 || p.K == 0 || p.C % 8 != 0 || p.K % 8 != 0) return false;
+  if (p.H == 0 || p.W == 0 || p.N == 0) return false;
+  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.K, 8, p.dtype))
+    return false;
+  if (p.R * p.S > 64 || p.stride_h > 4 || p.stride_w > 4 || p.R > 64 || p.S > 64) return false;
+  // Coordinates of padded images are int in the kernels, and so is the number of tiles of 8 x 8 pixels.
+  constexpr int64_t most = int64_t(1) << 30;
+  if (p.H + p.pad_top + p.pad_bottom > most || p.W + p.pad_left + p.pad_right > most) return false;
+  int64_t const out_h = op == Op::dgrad ? ceil_div(p.H, p.stride_h) : p.P();
+  int64_t const out_w = op == Op::dgrad ? ceil_div(p.W, p.stride_w) : p.Q();
+  if (double(p.N) * double(ceil_div(out_h, 8)) * double(ceil_div(out_w, 8)) >= double(most)) return false;
+  // Shared memory must hold a tile of 8 x 8 outputs of one unit with its halo, and the filters.
+  int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
+  if (C > 16 || K > 16 || p.groups / per_unit > 65535) return false;
+  if (p.dilation_h > 64 || p.dilation_w > 64) return false;
+  bool const backward = op == Op::dgrad;
+  int64_t const step_h = backward ? 1 : p.stride_h, step_w = backward ? 1 : p.stride_w;
+  int64_t const halo_h = 7 * step_h + (p.R - 1) * p.dilation_h / (backward ? p.stride_h : 1) + 2;
+  int64_t const halo_w = 7 * step_w + (p.S - 1) * p.dilation_w / (backward ? p.stride_w : 1) + 2 + step_w;
+  if (op == Op::wgrad) return ((halo_h * halo_w + 16) * C + 80 * (K + 4)) * 16 + C * p.R * p.S * 4 <= 220 * 1024;
+  int64_t const ins = backward ? K : C, outs = backward ? C : K, together = grouped_shared_blocks(outs);
+  int64_t const taps = p.R == 3 && p.S == 3 ? 12 : p.R * p.S;
+  return (halo_h * halo_w + 16) * 16 * ins + (taps * ins + 16) * ceil_div(outs, together) * together * 128 <=
+         220 * 1024;
+}
+
 constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d) {
   if (row.op != op || row.dtype != p.dtype) return false;
   switch (row.family) {
@@ -115,6 +166,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
              channel_vectors(p.y, p.y_align, p.K_per_group(), 8, p.dtype);
     case Family::depthwise:
       return d.compute_capability >= 80 && depthwise_supports(row, p);
+    case Family::grouped:
+      return d.compute_capability >= 90 && grouped_supports(op, p);
   }
   return false;
 }
@@ -203,12 +256,36 @@ constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, D
   return best;
 }
 
+constexpr Estimate grouped_estimate(Op op, Problem const& p, Device const& d) {
+  double const elements =
+      double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  double const sms = double(d.sm_count) / 132;
+  double const memory_ns = elements * size_of(p.dtype) / (2500 * sms);
+  if (op != Op::wgrad) return {memory_ns + 4000, 1};
+  // As many parts of the pixels as keep two blocks an SM busy, unless adding the parts up costs more.
+  GroupedSums const sums = grouped_sums(p);
+  int64_t const slabs = ceil_div(p.groups / groups_per_unit(p), sums.slab) * ceil_div(sums.items, 16);
+  double const part_bytes = double(p.K) * double(p.C_per_group()) * double(p.R * p.S) * 4 * double(sums.parts);
+  double const tiles = double(p.N) * double(ceil_div(p.P(), 8)) * double(ceil_div(p.Q(), 8)) / 2;
+  Estimate best{};
+  for (int64_t blocks = 1; blocks == 1 || blocks * slabs <= 2 * d.sm_count; blocks += max64(1, blocks / 8)) {
+    double const bytes = part_bytes * double(blocks);
+    if (blocks > 1 && (bytes > double(kMaxWorkspaceBytes) || double(blocks) > tiles)) break;
+    double const idle = 2.0 * d.sm_count / double(blocks * slabs);
+    double const ns = memory_ns * (idle > 1 ? idle : 1) + 8000 + bytes * 2 / 2500;
+    if (blocks == 1 || ns < best.ns) best = {ns, int(blocks * sums.parts)};
+  }
+  return best;
+}
+
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   switch (row.family) {
     case Family::igemm:
       return igemm_estimate(row, op, p, d);
     case Family::depthwise:
       return depthwise_estimate(row, op, p, d);
+    case Family::grouped:
+      return grouped_estimate(op, p, d);
     case Family::simt:
       break;
   }
@@ -218,6 +295,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
 constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
   if (split_k == 1) return 0;
   if (row.family == Family::depthwise) return p.K * p.R * p.S * split_k * (p.dtype == DType::f64 ? 8 : 4);
+  if (row.family == Family::grouped) return p.K * p.C_per_group() * p.R * p.S * split_k * 4;
   Gemm const g = gemm_of(op, p);
   int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
   return ceil_div(g.M, row.tile_m) * ceil_div(g.N, row.tile_n) * g.batches * split_k * row.tile_m * row.tile_n *
