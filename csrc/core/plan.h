@@ -105,24 +105,25 @@ constexpr int grouped_shared_blocks(int64_t blocks) {
   return blocks <= 4 ? int(blocks) : blocks <= 6 || blocks == 9 ? 3 : 4;
 }
 
-// wgrad of grouped.cuh. A half is a tap and 8 channels; a warp sums up to kGroupedHalves of them, of up to four blocks
-// of 8 filters, over a part of the pixels.
-inline constexpr int kGroupedHalves = 10;
+// wgrad of grouped.cuh. A half is a tap and 8 channels; a warp sums so many of them, of up to four blocks of 8 filters,
+// over a part of the pixels: as many as its registers hold.
+constexpr int grouped_halves(int together) { return together == 4 ? 8 : 10; }
 struct GroupedSums {
   int64_t slab, n_groups, chunks, items, parts;
 };
 constexpr GroupedSums grouped_sums(Problem const& p) {
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
-  int64_t const slab = min64(p.groups / per_unit, max64(1, 8 / max64(C, K)));
-  int64_t const n_groups = ceil_div(K, grouped_shared_blocks(K)), chunks = ceil_div(C * p.R * p.S, kGroupedHalves);
+  int64_t const slab = min64(ceil_div(p.groups, per_unit), max64(1, 8 / max64(C, K)));
+  int const together = grouped_shared_blocks(K);
+  int64_t const n_groups = ceil_div(K, together), chunks = ceil_div(C * p.R * p.S, grouped_halves(together));
   int64_t const items = slab * n_groups * chunks;
   return {slab, n_groups, chunks, items, max64(1, 8 / items)};
 }
 
-constexpr bool grouped_supports(Op op, Problem const& p) {
-  if (p.groups == 1 || p.C_per_group() < 2 || p.K == 0 || p.C % 8 != 0 || p.K % 8 != 0) return false;
-  if (p.H == 0 || p.W == 0 || p.N == 0) return false;
-  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.K, 8, p.dtype))
+constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
+  if (p.groups == 1 || p.C_per_group() < 2 || p.K == 0 || p.H == 0 || p.W == 0 || p.N == 0) return false;
+  if (row.variant == Variant::nhwc &&
+      (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.K, 8, p.dtype)))
     return false;
   if (p.R * p.S > 64 || p.stride_h > 4 || p.stride_w > 4 || p.R > 64 || p.S > 64) return false;
   // Coordinates of padded images are int in the kernels, and so is the number of tiles of 8 x 8 pixels.
@@ -133,7 +134,7 @@ constexpr bool grouped_supports(Op op, Problem const& p) {
   if (double(p.N) * double(ceil_div(out_h, 8)) * double(ceil_div(out_w, 8)) >= double(most)) return false;
   // Shared memory must hold a tile of 8 x 8 outputs of one unit with its halo, and the filters.
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
-  if (C > 16 || K > 16 || p.groups / per_unit > 65535) return false;
+  if (C > 16 || K > 16 || ceil_div(p.groups, per_unit) > 65535) return false;
   if (p.dilation_h > 64 || p.dilation_w > 64) return false;
   bool const backward = op == Op::dgrad;
   int64_t const step_h = backward ? 1 : p.stride_h, step_w = backward ? 1 : p.stride_w;
@@ -167,7 +168,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::depthwise:
       return d.compute_capability >= 80 && depthwise_supports(row, p);
     case Family::grouped:
-      return d.compute_capability >= 90 && grouped_supports(op, p);
+      return d.compute_capability >= 90 && grouped_supports(row, op, p);
   }
   return false;
 }
@@ -256,15 +257,15 @@ constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, D
   return best;
 }
 
-constexpr Estimate grouped_estimate(Op op, Problem const& p, Device const& d) {
+constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   double const sms = double(d.sm_count) / 132;
-  double const memory_ns = elements * size_of(p.dtype) / (2500 * sms);
+  double const memory_ns = elements * size_of(p.dtype) / ((row.variant == Variant::nhwc ? 2500 : 1500) * sms);
   if (op != Op::wgrad) return {memory_ns + 4000, 1};
   // As many parts of the pixels as keep two blocks an SM busy, unless adding the parts up costs more.
   GroupedSums const sums = grouped_sums(p);
-  int64_t const slabs = ceil_div(p.groups / groups_per_unit(p), sums.slab) * ceil_div(sums.items, 16);
+  int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), sums.slab) * ceil_div(sums.items, 16);
   double const part_bytes = double(p.K) * double(p.C_per_group()) * double(p.R * p.S) * 4 * double(sums.parts);
   double const tiles = double(p.N) * double(ceil_div(p.P(), 8)) * double(ceil_div(p.Q(), 8)) / 2;
   Estimate best{};
@@ -285,7 +286,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::depthwise:
       return depthwise_estimate(row, op, p, d);
     case Family::grouped:
-      return grouped_estimate(op, p, d);
+      return grouped_estimate(row, op, p, d);
     case Family::simt:
       break;
   }

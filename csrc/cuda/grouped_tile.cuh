@@ -33,7 +33,6 @@ struct Divisor {
 // One axis of the image: output i of phase f is at i * out_step + f; its taps meet the inputs i * step + offset.
 struct Axis {
   int step, out_step, phases;
-  int in_extent, out_extent;
   int low;        // the least offset of all phases and taps
   int span;       // from the least to the greatest, and one
   int positions;  // outputs of the largest phase
@@ -45,78 +44,139 @@ struct Tap {
   int offset = 0;
 };
 
+// A tensor that tiles are copied from or written to.
+struct Image {
+  void* data;
+  int64_t n, c, h, w;  // element strides
+  int64_t channels;
+  int H, W;
+};
+
+// The part of an image that a block copies, and its slots in shared memory.
+struct Window {
+  int rows, columns;          // of an image's tile, with its halo
+  int blocks, plane;          // planes, and bytes from one to the next
+  int pitch, parity_columns;  // slots from row to row, and from one parity of the columns to the next
+  int chunks, share;          // runs of 32 slots of a row, and how many of those, of all rows, a warp copies
+  Divisor rows_of, columns_of, blocks_of, step, all_rows;
+};
+
 struct Params {
-  void const* in;
+  Image in, out;
   void const* w;
   void const* bias;
-  void* out;
-  int64_t in_n, in_h, in_w, out_n, out_h, out_w, bias_stride;
+  int64_t bias_stride;
   // Weight of output channel o and input channel i of group g, both counted within it.
   int64_t w_group, w_out, w_in, w_r, w_s;
   int64_t N;
-  Axis h, w_axis;
-  int in_per_group, out_per_group, groups_per_unit;
+  Axis axis_h, axis_w;
+  int groups, in_per_group, out_per_group, groups_per_unit;
   int in_blocks, out_blocks;         // of a unit
   int units, slab;                   // in all; of a block of threads
   int n_groups;                      // of a unit: runs of output blocks that share their inputs' fragments
   int squares_h, squares_w, images;  // of a tile
   int tiles_h, tiles_w, tiles;
-  int halo_h, halo_w, pitch, parity_columns;  // slots of an image's tile; columns from one parity to the next
-  int plane;                                  // bytes
-  int stages, stage_bytes, weight_bytes, table_offset, bias_count;
+  int image_step, row_step, column_step;  // from a block's tile to its next: images, outputs
+  Window window;                          // of `in`
+  int warps, stages, stage_bytes, weight_bytes, table_offset, bias_count;
   int halves, taps;                // k8 steps of all phases; taps
+  int store_width;                 // outputs of a row that are stored at once (not nhwc)
   bool is_3x3;                     // unit stride and dilation; each column's three taps are padded to four
   bool mixed;                      // zero weights within units: NaN and infinity may spread, and are looked for
   int phase_tap[kMaxPhases + 1];   // the first tap of each phase
   int phase_half[kMaxPhases + 1];  // and its first half, which is even
   int phase_count[kMaxPhases];     // its halves
   Tap tap[kMaxTaps];
-  Divisor halo_rows, blocks_of_slab, blocks_of_outputs, squares_of, columns_of, filters, step_w;
+  Divisor squares_of, columns_of, filters, runs_of;
 };
 
+// A tile's first image and its first output of a phase. A block walks over every gridDim.x-th tile, without dividing.
 struct Tile {
-  int64_t n;  // its first image
-  int h, w;   // its first output of a phase
+  int number;
+  int64_t n;
+  int h, w;
+
+  __device__ Tile(Params const& p, int first) : number(first) {
+    int const per_image = p.tiles_h * p.tiles_w, rest = first % per_image;
+    n = int64_t(first / per_image) * p.images;
+    h = rest / p.tiles_w * p.squares_h * kSide, w = rest % p.tiles_w * p.squares_w * kSide;
+  }
+
+  __device__ void advance(Params const& p) {
+    number += gridDim.x;
+    w += p.column_step;
+    bool carry = w >= p.tiles_w * p.squares_w * kSide;
+    w -= carry ? p.tiles_w * p.squares_w * kSide : 0;
+    h += p.row_step + (carry ? p.squares_h * kSide : 0);
+    carry = h >= p.tiles_h * p.squares_h * kSide;
+    h -= carry ? p.tiles_h * p.squares_h * kSide : 0;
+    n += p.image_step + (carry ? p.images : 0);
+  }
 };
 
-__device__ inline Tile tile_of(Params const& p, int index) {
-  int const per_image = p.tiles_h * p.tiles_w, rest = index % per_image;
-  return {int64_t(index / per_image) * p.images, rest / p.tiles_w * p.squares_h * kSide,
-          rest % p.tiles_w * p.squares_w * kSide};
-}
-
-// Copies a tile of `in` with its halo, zeros outside of the image. A warp copies a row at a time.
-template <class T>
-__device__ inline void load_tile(Params const& p, Tile const& tile, int first_block, int blocks, uint32_t stage) {
-  int const lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  int const h0 = tile.h * p.h.step + p.h.low, w0 = tile.w * p.w_axis.step + p.w_axis.low;
-  int const per_pixel = int(p.blocks_of_slab.value), items = p.halo_w * per_pixel;
-  T const* const in = static_cast<T const*>(p.in);
-  for (int row = threadIdx.x / 32; row < p.images * p.halo_h; row += warps) {
-    int const image = int(p.halo_rows.quotient(row)), h = h0 + row - image * p.halo_h;
-    bool const inside = tile.n + image < p.N && unsigned(h) < unsigned(p.h.in_extent);
-    T const* const from = in + (tile.n + image) * p.in_n + h * p.in_h + first_block * kBlock;
-    uint32_t const to = stage + row * p.pitch * kSlot;
-#pragma unroll 4
-    for (int i = lane; i < items; i += 32) {
-      int const column = int(p.blocks_of_slab.quotient(i)), block = i - column * per_pixel, w = w0 + column;
-      bool const valid = inside && block < blocks && unsigned(w) < unsigned(p.w_axis.in_extent);
-      int const place = int(p.step_w.quotient(column)), parity = column - place * p.w_axis.step;
-      int const slot = parity * p.parity_columns + place;
-      ptx::cp_async_16(to + block * p.plane + slot * kSlot, valid ? from + w * p.in_w + block * kBlock : in, valid);
+// Copies a window of `images` images from n0 on to shared memory, zeros outside of the image. nhwc: 16 bytes at once,
+// asynchronously, the lanes along the channels. Otherwise the lanes go along the row, and load a slot's channels one by
+// one. A warp copies 32 slots of a row at a time, those of the rows below next.
+template <class T, bool nhwc>
+__device__ inline void load_window(Image const& image, Window const& window, int images, int64_t n0, int64_t N, int h0,
+                                   int w0, int64_t channel0, uint32_t stage) {
+  constexpr int channels = kSlot / int(sizeof(T));
+  int const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int const rows = images * window.rows, total = window.chunks * rows;
+  T const* const data = static_cast<T const*>(image.data);
+  int const left = int(min(image.channels - channel0, int64_t(window.blocks) * channels));
+  int next = warp * window.share;
+  int const end = min(next + window.share, total);
+  while (next < end) {
+    int const chunk = int(window.all_rows.quotient(next)), row0 = next - chunk * rows, i = chunk * 32 + lane;
+    int const count = min(end - next, rows - row0);
+    next += count;
+    int const block = nhwc ? i - int(window.blocks_of.quotient(i)) * window.blocks : int(window.columns_of.quotient(i));
+    int const column = nhwc ? int(window.blocks_of.quotient(i)) : i - block * window.columns;
+    int const place = int(window.step.quotient(column)), parity = column - place * int(window.step.value);
+    int const w = w0 + column;
+    bool const exists = column < window.columns && block < window.blocks;
+    bool const valid = block * channels < left && unsigned(w) < unsigned(image.W);
+    int at = int(window.rows_of.quotient(row0)), h = row0 - at * window.rows;
+    T const* const pixel = data + n0 * image.n + w * image.w + (channel0 + block * channels) * image.c;
+    T const* from = pixel + at * image.n + (h0 + h) * image.h;
+    uint32_t to = stage + block * window.plane + (row0 * window.pitch + parity * window.parity_columns + place) * kSlot;
+#pragma unroll(nhwc ? 4 : 2)
+    for (int k = 0; k < count; ++k) {
+      bool const inside = valid && n0 + at < N && unsigned(h0 + h) < unsigned(image.H);
+      if constexpr (nhwc) {
+        if (exists) ptx::cp_async_16(to, from, inside);
+      } else {
+        Vector<T, channels> v;
+#pragma unroll
+        for (int c = 0; c < channels; ++c)
+          v.v[c] = inside && block * channels + c < left ? from[c * image.c] : narrow<T>(0.f);
+        if (exists) ptx::st_shared_v4(to, *reinterpret_cast<uint4 const*>(&v));
+      }
+      to += window.pitch * kSlot;
+      from += image.h;
+      if (++h == window.rows) {
+        h = 0, ++at;
+        from = pixel + at * image.n + h0 * image.h;
+      }
     }
   }
 }
 
+// The inputs of a tile with their halo.
+template <class T, bool nhwc>
+__device__ inline void load_inputs(Params const& p, Tile const& tile, int first_unit, uint32_t stage) {
+  load_window<T, nhwc>(p.in, p.window, p.images, tile.n, p.N, tile.h * p.axis_h.step + p.axis_h.low,
+                       tile.w * p.axis_w.step + p.axis_w.low, int64_t(first_unit) * p.in_blocks * kBlock, stage);
+}
+
 // ---- host side
 
-inline Axis axis_of(Op op, int64_t in_extent, int64_t out_extent, int64_t taps, int64_t stride, int64_t pad,
-                    int64_t dilation) {
+inline Axis axis_of(Op op, int64_t out_extent, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {
   Axis a{};
   bool const backward = op == Op::dgrad;
   a.step = backward ? 1 : int(stride), a.out_step = backward ? int(stride) : 1;
   a.phases = backward ? int(min64(stride, out_extent)) : 1;
-  a.in_extent = int(in_extent), a.out_extent = int(out_extent);
   a.positions = int(ceil_div(out_extent, a.out_step));
   int64_t low = INT32_MAX, high = INT32_MIN;
   for (int phase = 0; phase < a.phases; ++phase)
@@ -143,39 +203,42 @@ constexpr int groups_of_warp(int shared) { return shared == 1 ? 4 : shared == 2 
 
 constexpr int64_t kSharedMost = 227 * 1024 - 1024, kSharedHalf = kSharedMost / 2 - 1024;
 
+inline Image image_of(void const* data, Strides const& s, int64_t channels, int64_t H, int64_t W) {
+  return {const_cast<void*>(data), s.n, s.c, s.h, s.w, channels, int(H), int(W)};
+}
+
 // Everything but the tiles.
 inline Params params_of(Op op, Problem const& problem, Arguments const& args) {
   Params p{};
   bool const backward = op == Op::dgrad;
-  Strides const& in = backward ? problem.y : problem.x;
-  Strides const& out = backward ? problem.x : problem.y;
-  p.in = args.a, p.w = args.b, p.bias = args.bias, p.out = args.out, p.bias_stride = args.bias_stride;
-  p.in_n = in.n, p.in_h = in.h, p.in_w = in.w;
-  p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
+  int64_t const P = problem.P(), Q = problem.Q();
+  Image const x = image_of(backward ? args.out : args.a, problem.x, problem.C, problem.H, problem.W);
+  Image const y = image_of(backward ? args.a : args.out, problem.y, problem.K, P, Q);
+  p.in = backward ? y : x, p.out = backward ? x : y;
+  p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride;
   int64_t const C = problem.C_per_group(), K = problem.K_per_group();
   p.w_group = K * problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
   p.w_out = backward ? problem.w.c : problem.w.n, p.w_in = backward ? problem.w.n : problem.w.c;
   p.N = problem.N;
-  p.h = axis_of(op, backward ? problem.P() : problem.H, backward ? problem.H : problem.P(), problem.R, problem.stride_h,
-                problem.pad_top, problem.dilation_h);
-  p.w_axis = axis_of(op, backward ? problem.Q() : problem.W, backward ? problem.W : problem.Q(), problem.S,
-                     problem.stride_w, problem.pad_left, problem.dilation_w);
+  p.axis_h = axis_of(op, p.out.H, problem.R, problem.stride_h, problem.pad_top, problem.dilation_h);
+  p.axis_w = axis_of(op, p.out.W, problem.S, problem.stride_w, problem.pad_left, problem.dilation_w);
+  p.groups = int(problem.groups);
   p.in_per_group = int(backward ? K : C), p.out_per_group = int(backward ? C : K);
   p.groups_per_unit = int(groups_per_unit(problem));
   p.in_blocks = p.groups_per_unit * p.in_per_group / kBlock,
   p.out_blocks = p.groups_per_unit * p.out_per_group / kBlock;
-  p.units = int(problem.groups / p.groups_per_unit);
+  p.units = int(ceil_div(problem.groups, p.groups_per_unit));
   p.mixed = p.groups_per_unit > 1;
-  for (int phase = 0; phase < p.h.phases * p.w_axis.phases; ++phase) {
+  for (int phase = 0; phase < p.axis_h.phases * p.axis_w.phases; ++phase) {
     p.phase_tap[phase] = p.taps;
     for (int i = 0; i < problem.R * problem.S; ++i) {
       // In the order of the inputs: by columns, and dgrad's mirrored.
       int const place = backward ? int(problem.R * problem.S) - 1 - i : i;
       int const r = place % int(problem.R), s = place / int(problem.R);
       int const h =
-          tap_offset(op, p.h, phase / p.w_axis.phases, r, problem.stride_h, problem.pad_top, problem.dilation_h);
+          tap_offset(op, p.axis_h, phase / p.axis_w.phases, r, problem.stride_h, problem.pad_top, problem.dilation_h);
       int const w =
-          tap_offset(op, p.w_axis, phase % p.w_axis.phases, s, problem.stride_w, problem.pad_left, problem.dilation_w);
+          tap_offset(op, p.axis_w, phase % p.axis_w.phases, s, problem.stride_w, problem.pad_left, problem.dilation_w);
       if (h >= 0 && w >= 0) p.tap[p.taps++] = {h, w, r, s};
     }
     p.phase_tap[phase + 1] = p.taps;
@@ -186,7 +249,7 @@ inline Params params_of(Op op, Problem const& problem, Arguments const& args) {
 // The k8 steps of each phase.
 inline void set_halves(Params& p, bool is_3x3) {
   p.is_3x3 = is_3x3;
-  for (int phase = 0; phase < p.h.phases * p.w_axis.phases; ++phase) {
+  for (int phase = 0; phase < p.axis_h.phases * p.axis_w.phases; ++phase) {
     int const taps = p.phase_tap[phase + 1] - p.phase_tap[phase];
     p.phase_count[phase] = p.in_blocks * (is_3x3 ? 12 : taps);
     p.phase_half[phase] = p.halves;
@@ -195,27 +258,56 @@ inline void set_halves(Params& p, bool is_3x3) {
   }
 }
 
-// Slots of an image's tile.
-inline void set_halo(Params& p) {
-  p.halo_h = (p.squares_h * kSide - 1) * p.h.step + p.h.span;
-  p.halo_w = (p.squares_w * kSide - 1) * p.w_axis.step + p.w_axis.span;
-  p.parity_columns = int(ceil_div(p.halo_w, p.w_axis.step));
-  p.pitch = p.parity_columns * p.w_axis.step;
+// Planes are apart by so many slots that the copies of a pixel's channels go to different banks.
+inline int plane_bytes(int64_t slots, int blocks) {
+  int const skew = blocks >= 8 || blocks % 2 != 0 ? 1 : 8 / blocks;
+  return int(ceil_div(slots, 8) * 8 + skew) * kSlot;
+}
+
+// The window of a tile of squares_h x squares_w squares; returns the bytes of its planes.
+inline int64_t set_window(Params& p) {
+  Window& w = p.window;
+  w.rows = (p.squares_h * kSide - 1) * p.axis_h.step + p.axis_h.span;
+  w.columns = (p.squares_w * kSide - 1) * p.axis_w.step + p.axis_w.span;
+  w.parity_columns = int(ceil_div(w.columns, p.axis_w.step));
+  w.pitch = w.parity_columns * p.axis_w.step;
+  w.blocks = p.slab * p.in_blocks;
+  w.plane = plane_bytes(int64_t(p.images) * w.rows * w.pitch, w.blocks);
+  return ceil_div(int64_t(w.plane) * w.blocks, 128) * 128;
+}
+
+// What the copies need, by so many warps.
+inline void set_copies(Window& w, int step, int images, int warps) {
+  int const rows = images * w.rows;
+  w.chunks = int(ceil_div(w.columns * w.blocks, 32));
+  w.share = int(ceil_div(w.chunks * rows, warps));
+  w.rows_of = Divisor(uint32_t(w.rows)), w.columns_of = Divisor(uint32_t(w.columns));
+  w.blocks_of = Divisor(uint32_t(w.blocks)), w.step = Divisor(uint32_t(step));
+  w.all_rows = Divisor(uint32_t(rows));
 }
 
 // What follows from the tile.
-inline void set_offsets(Params& p) {
-  p.tiles_h = int(ceil_div(p.h.positions, p.squares_h * kSide));
-  p.tiles_w = int(ceil_div(p.w_axis.positions, p.squares_w * kSide));
+inline void set_offsets(Params& p, int warps) {
+  set_copies(p.window, p.axis_w.step, p.images, warps);
+  p.tiles_h = int(ceil_div(p.axis_h.positions, p.squares_h * kSide));
+  p.tiles_w = int(ceil_div(p.axis_w.positions, p.squares_w * kSide));
   p.tiles = int(p.tiles_h * p.tiles_w * ceil_div(p.N, p.images));
   for (int i = 0; i < p.taps; ++i) {
     int const w = p.tap[i].w;
-    p.tap[i].offset = p.tap[i].h * p.pitch + w % p.w_axis.step * p.parity_columns + w / p.w_axis.step;
+    p.tap[i].offset = p.tap[i].h * p.window.pitch + w % p.axis_w.step * p.window.parity_columns + w / p.axis_w.step;
   }
-  p.halo_rows = Divisor(uint32_t(p.halo_h)), p.blocks_of_slab = Divisor(uint32_t(p.slab * p.in_blocks));
   p.squares_of = Divisor(uint32_t(p.squares_h * p.squares_w * p.images));
   p.columns_of = Divisor(uint32_t(p.squares_w));
-  p.filters = Divisor(uint32_t(p.out_per_group)), p.step_w = Divisor(uint32_t(p.w_axis.step));
+  p.filters = Divisor(uint32_t(p.out_per_group)), p.runs_of = Divisor(uint32_t(p.n_groups));
+}
+
+// Blocks of threads for the tiles, of at most so many, as even as can be.
+inline unsigned set_steps(Params& p, int64_t most) {
+  int const blocks = int(ceil_div(p.tiles, ceil_div(p.tiles, max64(1, most))));
+  int const per_image = p.tiles_h * p.tiles_w, rest = blocks % per_image;
+  p.image_step = blocks / per_image * p.images;
+  p.row_step = rest / p.tiles_w * p.squares_h * kSide, p.column_step = rest % p.tiles_w * p.squares_w * kSide;
+  return unsigned(blocks);
 }
 
 // Chooses slab and tile, and returns the bytes of shared memory.
@@ -228,46 +320,39 @@ inline int64_t set_tiles(Params& p, int shared_blocks, int runs) {
     int64_t const per_slab = ceil_div(p.slab * p.n_groups, runs);  // warps for one square
     p.weight_bytes = int(p.slab * p.n_groups * p.halves * shared_blocks * 128);
     p.bias_count = int(per_slab * runs * shared_blocks * kBlock);
-    int64_t const fixed = p.weight_bytes + p.bias_count * 4 + p.halves * 8;
+    int64_t const fixed = p.weight_bytes + p.bias_count * 4 + p.halves * 16;
     // The cheapest tile: inputs read, and squares multiplied, per output that exists.
     double best = 0;
     int best_h = 0, best_w = 0, best_images = 0;
     int64_t const most = max64(1, kMaxWarps / per_slab);
     for (p.squares_h = 1; p.squares_h <= most; ++p.squares_h)
       for (p.squares_w = 1; p.squares_w * p.squares_h <= most; ++p.squares_w) {
-        set_halo(p);
         p.images = int(max64(1, most / (p.squares_h * p.squares_w)));
-        bool const fills = p.squares_h * kSide >= p.h.positions && p.squares_w * kSide >= p.w_axis.positions;
+        bool const fills = p.squares_h * kSide >= p.axis_h.positions && p.squares_w * kSide >= p.axis_w.positions;
         if (!fills) p.images = 1;
         p.images = int(min64(p.images, p.N));
-        int64_t const slots = int64_t(p.images) * p.halo_h * p.pitch;
-        int64_t const bytes = slots * kSlot * p.in_blocks * p.slab + fixed + 1024;
-        if (bytes > kSharedMost) continue;
-        double const tiles = double(ceil_div(p.h.positions, p.squares_h * kSide)) *
-                             double(ceil_div(p.w_axis.positions, p.squares_w * kSide)) *
+        if (set_window(p) + fixed > kSharedMost) continue;
+        double const slots = double(p.images) * p.window.rows * p.window.pitch;
+        double const tiles = double(ceil_div(p.axis_h.positions, p.squares_h * kSide)) *
+                             double(ceil_div(p.axis_w.positions, p.squares_w * kSide)) *
                              double(ceil_div(p.N, p.images));
         double const squares = double(ceil_div(int64_t(p.squares_h) * p.squares_w * p.images * per_slab, kMaxWarps)) *
                                kMaxWarps / double(per_slab);
-        double const cost = tiles * (double(slots) + squares * kSide * kSide * 0.5);
+        double const cost = tiles * (slots + squares * kSide * kSide * 0.5);
         if (best_h == 0 || cost < best) best = cost, best_h = p.squares_h, best_w = p.squares_w, best_images = p.images;
       }
     if (best_h == 0 && p.slab > 1) continue;
     p.squares_h = best_h > 0 ? best_h : 1, p.squares_w = best_h > 0 ? best_w : 1;
     p.images = best_h > 0 ? best_images : 1;
-    set_halo(p);
-    // Planes are apart by as many slots that the copies of a pixel's blocks go to different banks.
-    int const blocks = p.slab * p.in_blocks;
-    int const skew = blocks >= 8 || blocks % 2 != 0 ? 1 : 8 / blocks;
-    int const slots = int(ceil_div(int64_t(p.images) * p.halo_h * p.pitch, 8)) * 8 + skew;
-    p.plane = slots * kSlot;
-    p.stage_bytes = int(ceil_div(int64_t(p.plane) * blocks, 128) * 128);
+    p.stage_bytes = int(set_window(p));
     int64_t const two = 2 * p.stage_bytes + fixed, one = p.stage_bytes + fixed;
     p.stages = two <= kSharedHalf || (two <= kSharedMost && one > kSharedHalf) ? 2 : 1;
     shared = p.stages == 2 ? two : one;
     break;
   }
-  p.table_offset = p.stages * p.stage_bytes + p.weight_bytes + p.bias_count * 4;
-  set_offsets(p);
+  p.table_offset = p.stages * p.stage_bytes + p.weight_bytes;
+  p.warps = int(min64(kMaxWarps, p.squares_h * p.squares_w * p.images * ceil_div(p.slab * p.n_groups, runs)));
+  set_offsets(p, p.warps);
   return shared;
 }
 

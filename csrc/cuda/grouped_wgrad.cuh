@@ -13,8 +13,6 @@
 
 namespace conv2d_ext::grouped {
 
-constexpr int kPairs = kGroupedHalves / 2;
-
 struct SumParams {
   Params p;  // of fprop; `out` is y here, and is read
   void* w;
@@ -23,33 +21,13 @@ struct SumParams {
   int64_t weights;
   int splits, parts, chunks, items;
   int R, S;
-  int y_plane, y_offset, zero_offset, table_offset;  // bytes
+  Window y;
+  int y_offset, zero_offset, table_offset;  // bytes
 };
 
-// Copies the outputs of a tile, zeros outside of y.
-template <class T>
-__device__ inline void load_outputs(Params const& p, Tile const& tile, int first_block, int blocks, int plane,
-                                    uint32_t stage) {
-  int const lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  int const rows = p.squares_h * kSide, columns = p.squares_w * kSide;
-  int const per_pixel = int(p.blocks_of_outputs.value);
-  T const* const out = static_cast<T const*>(p.out);
-  for (int row = threadIdx.x / 32; row < p.images * rows; row += warps) {
-    int const image = row / rows, h = tile.h + row - image * rows;
-    bool const inside = tile.n + image < p.N && h < p.h.out_extent;
-    T const* const from = out + (tile.n + image) * p.out_n + h * p.out_h + first_block * kBlock;
-    uint32_t const to = stage + row * columns * kSlot;
-#pragma unroll 4
-    for (int i = lane; i < columns * per_pixel; i += 32) {
-      int const column = int(p.blocks_of_outputs.quotient(i)), block = i - column * per_pixel, w = tile.w + column;
-      bool const valid = inside && block < blocks && w < p.w_axis.out_extent;
-      ptx::cp_async_16(to + block * plane + column * kSlot, valid ? from + w * p.out_w + block * kBlock : out, valid);
-    }
-  }
-}
-
-template <class T, int shared_blocks>
+template <class T, bool nhwc, int shared_blocks, int most_halves>
 __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_constant__ SumParams const q) {
+  constexpr int kPairs = most_halves / 2;
   Params const& p = q.p;
   extern __shared__ __align__(128) char dynamic[];
   uint32_t const base = ptx::shared_address(dynamic);
@@ -60,12 +38,12 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
             part = warp / (blockDim.x / 32 / q.parts);
   int const chunk = item % q.chunks, n_group = item / q.chunks, unit = n_group / p.n_groups;
   bool const works = unit < units;
-  int const half0 = chunk * kGroupedHalves, halves = min(kGroupedHalves, p.in_blocks * p.taps - half0);
+  int const half0 = chunk * most_halves, halves = min(most_halves, p.in_blocks * p.taps - half0);
   int const pairs = works ? (halves + 1) / 2 : 0;
 
   for (int i = threadIdx.x; i < 8; i += blockDim.x) reinterpret_cast<uint32_t*>(dynamic + q.zero_offset)[i] = 0;
   for (int i = threadIdx.x; i < p.in_blocks * p.taps; i += blockDim.x)
-    offsets[i] = i / p.taps * p.plane + p.tap[i % p.taps].offset * kSlot;
+    offsets[i] = i / p.taps * p.window.plane + p.tap[i % p.taps].offset * kSlot;
   __syncthreads();
 
   // Lanes 0-7 give the addresses of the first half's 8 pixels of the first row, 8-15 of the second half's; 16-31 the
@@ -75,40 +53,44 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
 #pragma unroll
   for (int i = 0; i < kPairs; ++i) {
     int const half = i * 2 + second < halves ? half0 + i * 2 + second : half0;
-    offset[i] = i < pairs ? offsets[half] + unit * p.in_blocks * p.plane : 0;
+    offset[i] = i < pairs ? offsets[half] + unit * p.in_blocks * p.window.plane : 0;
   }
   float acc[shared_blocks][kPairs][4] = {};
-  int const squares = p.squares_h * p.squares_w * p.images, pitch_bytes = p.pitch * kSlot;
+  int const squares = p.squares_h * p.squares_w * p.images;
+  int const row_bytes = p.axis_h.step * p.window.pitch * kSlot;
   uint32_t const zero = base + q.zero_offset;
-  int const step = gridDim.x, ahead = p.stages == 2 ? step : 0;
-  for (int index = int(blockIdx.x) - ahead, stage = p.stages - 1; index < p.tiles;
-       index += step, stage ^= p.stages - 1) {
-    if (index + ahead < p.tiles) {
-      Tile const next = tile_of(p, index + ahead);
+  Tile tile(p, blockIdx.x), next = tile;
+  bool first = p.stages == 2;
+  for (int stage = p.stages - 1; tile.number < p.tiles; stage ^= p.stages - 1) {
+    if (next.number < p.tiles) {
       uint32_t const to = base + (stage ^ (p.stages - 1)) * p.stage_bytes;
-      load_tile<T>(p, next, first_unit * p.in_blocks, units * p.in_blocks, to);
-      load_outputs<T>(p, next, first_unit * p.out_blocks, units * p.out_blocks, q.y_plane, to + q.y_offset);
+      load_inputs<T, nhwc>(p, next, first_unit, to);
+      load_window<T, nhwc>(p.out, q.y, p.images, next.n, p.N, next.h, next.w,
+                           int64_t(first_unit) * p.out_blocks * kBlock, to + q.y_offset);
     }
     ptx::cp_async_commit_group();
-    if (index < 0) continue;
+    next.advance(p);
+    if (first) {
+      first = false;
+      continue;
+    }
     if (p.stages == 2)
       ptx::cp_async_wait_group<1>();
     else
       ptx::cp_async_wait_group<0>();
     __syncthreads();
-    Tile const tile = tile_of(p, index);
     uint32_t const data = base + stage * p.stage_bytes;
     if (works) {
       for (int square = part; square < squares; square += q.parts) {
         int const row = int(p.columns_of.quotient(square)), w = (square - row * p.squares_w) * kSide;
         int const image = row / p.squares_h, h = row % p.squares_h * kSide;
-        int const rows = min(p.h.out_extent - tile.h - h, kSide), columns = p.w_axis.out_extent - tile.w - w;
+        int const rows = min(p.out.H - tile.h - h, kSide), columns = p.out.W - tile.w - w;
         if (tile.n + image >= p.N || rows <= 0 || columns <= 0) continue;
-        uint32_t const x =
-            data + ((image * p.halo_h + (h + row_of_pair) * p.h.step) * p.pitch + w + column_of_lane) * kSlot;
-        uint32_t const y =
-            data + q.y_offset + (n_group % p.n_groups * shared_blocks + unit * p.out_blocks) * q.y_plane +
-            (((image * p.squares_h * kSide) + h + lane / 8) * p.squares_w * kSide + w + column_of_lane) * kSlot;
+        uint32_t const x = data + image * p.window.rows * p.window.pitch * kSlot + (h + row_of_pair) * row_bytes +
+                           (w + column_of_lane) * kSlot;
+        int const block = unit * p.out_blocks + n_group % p.n_groups * shared_blocks;
+        uint32_t const y = data + q.y_offset + block * q.y.plane +
+                           ((image * q.y.rows + h + lane / 8) * q.y.pitch + w + column_of_lane) * kSlot;
         bool const inside = column_of_lane < columns;
 #pragma unroll
         for (int m = 0; m < kSide; m += 2) {
@@ -116,9 +98,9 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
           uint32_t b[shared_blocks][2];
 #pragma unroll
           for (int j = 0; j < shared_blocks; ++j)
-            ptx::ldmatrix_x2_trans(b[j], y + j * q.y_plane + m * p.squares_w * kSide * kSlot);
+            ptx::ldmatrix_x2_trans(b[j], y + j * q.y.plane + m * q.y.pitch * kSlot);
           bool const valid = inside && m + row_of_pair < rows;
-          uint32_t const from = x + m * p.h.step * pitch_bytes;
+          uint32_t const from = x + m * row_bytes;
 #pragma unroll
           for (int i = 0; i < kPairs; ++i) {
             if (i >= pairs) break;
@@ -132,6 +114,7 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
       }
     }
     __syncthreads();
+    tile.advance(p);
   }
   if (!works) return;
   int64_t const split = int64_t(blockIdx.x) * q.parts + part;
@@ -152,6 +135,7 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
         for (int e = 0; e < 2; ++e) {
           int const filter = filter0 + j * kBlock + e, c = channel - int(p.filters.quotient(filter)) * p.in_per_group;
           if (filter >= p.out_blocks * kBlock || unsigned(c) >= unsigned(p.in_per_group)) continue;
+          if (k0 + filter >= p.out.channels) continue;
           float const sum = acc[j][i][upper * 2 + e];
           if (q.splits > 1)
             partial[(((k0 + filter) * p.in_per_group + c) * q.R + t.r) * q.S + t.s] = sum;
@@ -185,31 +169,30 @@ __global__ void __launch_bounds__(32 * kAddLanes) add_kernel(__grid_constant__ S
 }
 
 // Chooses the tile, and returns the bytes of shared memory.
-inline int64_t set_sum_tiles(SumParams& q, int most_squares) {
+inline int64_t set_sum_tiles(SumParams& q, int most_squares, int warps) {
   Params& p = q.p;
   int64_t const fixed = 32 + p.in_blocks * p.taps * 4;
-  int const blocks_in = p.slab * p.in_blocks, blocks_out = p.slab * p.out_blocks + 4;
   double best = 0;
   int best_h = 1, best_w = 1, best_images = 1;
   auto stage = [&] {
-    set_halo(p);
-    int const skew = blocks_in >= 8 || blocks_in % 2 != 0 ? 1 : 8 / blocks_in;
-    int const pixels = p.images * p.squares_h * p.squares_w * kSide * kSide;
-    p.plane = (int(ceil_div(int64_t(p.images) * p.halo_h * p.pitch, 8)) * 8 + skew) * kSlot;
-    q.y_plane = (pixels + skew) * kSlot;
-    q.y_offset = int(ceil_div(int64_t(p.plane) * blocks_in, 128) * 128);
-    p.stage_bytes = int(ceil_div(q.y_offset + int64_t(q.y_plane) * blocks_out, 128) * 128);
+    q.y_offset = int(set_window(p));
+    Window& y = q.y;
+    y.rows = p.squares_h * kSide, y.columns = y.pitch = y.parity_columns = p.squares_w * kSide;
+    y.blocks = p.slab * p.out_blocks;
+    y.plane = plane_bytes(int64_t(p.images) * y.rows * y.columns, y.blocks);
+    // Four more planes: the last run of blocks may reach past them.
+    p.stage_bytes = int(ceil_div(q.y_offset + int64_t(y.plane) * (y.blocks + 4), 128) * 128);
     return int64_t(p.stage_bytes);
   };
   for (p.squares_h = 1; p.squares_h <= most_squares; ++p.squares_h)
     for (p.squares_w = 1; p.squares_w * p.squares_h <= most_squares; ++p.squares_w) {
-      bool const fills = p.squares_h * kSide >= p.h.positions && p.squares_w * kSide >= p.w_axis.positions;
+      bool const fills = p.squares_h * kSide >= p.axis_h.positions && p.squares_w * kSide >= p.axis_w.positions;
       p.images = int(fills ? min64(p.N, max64(1, most_squares / (p.squares_h * p.squares_w))) : 1);
       if (2 * stage() + fixed > kSharedHalf) continue;
-      double const tiles = double(ceil_div(p.h.positions, p.squares_h * kSide)) *
-                           double(ceil_div(p.w_axis.positions, p.squares_w * kSide)) * double(ceil_div(p.N, p.images));
+      double const tiles = double(ceil_div(p.axis_h.positions, p.squares_h * kSide)) *
+                           double(ceil_div(p.axis_w.positions, p.squares_w * kSide)) * double(ceil_div(p.N, p.images));
       double const pixels = double(p.images) * p.squares_h * p.squares_w * kSide * kSide;
-      double const cost = tiles * (double(p.images) * p.halo_h * p.pitch + 1.5 * pixels + 64);
+      double const cost = tiles * (double(p.images) * p.window.rows * p.window.pitch + 1.5 * pixels + 64);
       if (best == 0 || cost < best) best = cost, best_h = p.squares_h, best_w = p.squares_w, best_images = p.images;
     }
   p.squares_h = best_h, p.squares_w = best_w, p.images = best_images;
@@ -217,21 +200,21 @@ inline int64_t set_sum_tiles(SumParams& q, int most_squares) {
   p.stages = two <= kSharedHalf || (two <= kSharedMost && one > kSharedHalf) ? 2 : 1;
   q.zero_offset = p.stages * p.stage_bytes;
   q.table_offset = q.zero_offset + 32;
-  set_offsets(p);
-  p.blocks_of_outputs = Divisor(uint32_t(p.slab * p.out_blocks));
+  set_offsets(p, warps);
+  set_copies(q.y, 1, p.images, warps);
   return p.stages == 2 ? two : one;
 }
 
-template <class T, int shared_blocks>
+template <class T, bool nhwc, int shared_blocks>
 cudaError_t start_sum(SumParams const& q, dim3 grid, unsigned threads, int64_t shared, cudaStream_t stream) {
-  auto* const kernel = sum_kernel<T, shared_blocks>;
+  auto* const kernel = sum_kernel<T, nhwc, shared_blocks, grouped_halves(shared_blocks)>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (error != cudaSuccess) return error;
   kernel<<<grid, threads, size_t(shared), stream>>>(q);
   return cudaGetLastError();
 }
 
-template <DType dtype>
+template <DType dtype, bool nhwc>
 cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   GroupedSums const sums = grouped_sums(problem);
@@ -243,20 +226,20 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.slab = int(sums.slab), p.n_groups = int(sums.n_groups);
   q.chunks = int(sums.chunks), q.items = int(sums.items);
   q.parts = int(min64(sums.parts, plan.split_k));
-  q.splits = plan.split_k / q.parts * q.parts;
   q.w = args.out, q.partial = static_cast<float*>(args.workspace);
   q.w_k = problem.w.n, q.w_c = problem.w.c, q.w_r = problem.w.h, q.w_s = problem.w.w;
   q.R = int(problem.R), q.S = int(problem.S);
   q.weights = problem.K * problem.C_per_group() * problem.R * problem.S;
-  int64_t const shared = set_sum_tiles(q, int(max64(2, q.parts * 2)));
   int const warps = int(min64(q.items, kMaxSumWarps)) * q.parts;
-  dim3 const grid(unsigned(q.splits / q.parts), unsigned(ceil_div(p.units, p.slab)),
+  int64_t const shared = set_sum_tiles(q, int(max64(2, q.parts * 2)), warps);
+  dim3 const grid(set_steps(p, plan.split_k / q.parts), unsigned(ceil_div(p.units, p.slab)),
                   unsigned(ceil_div(q.items, kMaxSumWarps)));
+  q.splits = int(grid.x) * q.parts;
   int const blocks = grouped_shared_blocks(p.out_blocks);
-  cudaError_t const error = blocks == 1   ? start_sum<T, 1>(q, grid, 32 * warps, shared, stream)
-                            : blocks == 2 ? start_sum<T, 2>(q, grid, 32 * warps, shared, stream)
-                            : blocks == 3 ? start_sum<T, 3>(q, grid, 32 * warps, shared, stream)
-                                          : start_sum<T, 4>(q, grid, 32 * warps, shared, stream);
+  cudaError_t const error = blocks == 1   ? start_sum<T, nhwc, 1>(q, grid, 32 * warps, shared, stream)
+                            : blocks == 2 ? start_sum<T, nhwc, 2>(q, grid, 32 * warps, shared, stream)
+                            : blocks == 3 ? start_sum<T, nhwc, 3>(q, grid, 32 * warps, shared, stream)
+                                          : start_sum<T, nhwc, 4>(q, grid, 32 * warps, shared, stream);
   if (error != cudaSuccess || q.splits == 1) return error;
   add_kernel<T><<<unsigned(ceil_div(q.weights, 32)), 32 * kAddLanes, 0, stream>>>(q);
   return cudaGetLastError();

@@ -44,6 +44,12 @@ __device__ inline void fence_mbarrier_init() { asm volatile("fence.mbarrier_init
 // Makes this thread's writes to shared memory visible to the tensor cores and the copy engine.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// 16 bytes to shared memory.
+__device__ inline void st_shared_v4(uint32_t shared, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
 // ---- cp.async
 
 // 16 bytes to shared memory, past L1; zeros if not `valid`, and then nothing is read and `global` may be any address.
@@ -91,6 +97,13 @@ __device__ inline void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t shared) {
 
 __device__ inline void ldmatrix_x2_trans(uint32_t (&d)[2], uint32_t shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "r"(shared));
+}
+
+// The transposed matrix, in the layout of ldmatrix on both sides.
+__device__ inline uint32_t movmatrix_trans(uint32_t v) {
+  uint32_t d;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(v));
+  return d;
 }
 
 // d[16, 8] += a[16, 16] * b[16, 8]. a: rows 0-7 and 8-15 of k 0-7, then of k 8-15; b: k 0-7, then k 8-15.
