@@ -100,9 +100,11 @@ constexpr int64_t groups_per_unit(Problem const& p) {
   return max64(8 / gcd64(8, p.C_per_group()), 8 / gcd64(8, p.K_per_group()));
 }
 
-// How many blocks of 8 outputs a warp computes from the same fragments of the inputs: those of a unit, up to four.
-constexpr int grouped_shared_blocks(int64_t blocks) {
-  return blocks <= 4 ? int(blocks) : blocks <= 6 || blocks == 9 ? 3 : 4;
+// How many blocks of 8 outputs a warp computes from the same fragments of the inputs: those of a unit, up to four, or
+// two of f32, whose fragments take more registers.
+constexpr int grouped_shared_blocks(int64_t blocks, DType t) {
+  int64_t const most = t == DType::f32 ? 2 : 4;
+  return int(blocks <= most ? blocks : most == 4 && (blocks <= 6 || blocks == 9) ? 3 : most);
 }
 
 // wgrad of grouped.cuh. A half is a tap and 8 channels; a warp sums so many of them, of up to four blocks of 8 filters,
@@ -114,7 +116,7 @@ struct GroupedSums {
 constexpr GroupedSums grouped_sums(Problem const& p) {
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
   int64_t const slab = min64(ceil_div(p.groups, per_unit), max64(1, 8 / max64(C, K)));
-  int const together = grouped_shared_blocks(K);
+  int const together = grouped_shared_blocks(K, p.dtype);
   int64_t const n_groups = ceil_div(K, together), chunks = ceil_div(C * p.R * p.S, grouped_halves(together));
   int64_t const items = slab * n_groups * chunks;
   return {slab, n_groups, chunks, items, max64(1, 8 / items)};
@@ -141,10 +143,11 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   int64_t const halo_h = 7 * step_h + (p.R - 1) * p.dilation_h / (backward ? p.stride_h : 1) + 2;
   int64_t const halo_w = 7 * step_w + (p.S - 1) * p.dilation_w / (backward ? p.stride_w : 1) + 2 + step_w;
   if (op == Op::wgrad) return ((halo_h * halo_w + 16) * C + 80 * (K + 4)) * 16 + C * p.R * p.S * 4 <= 220 * 1024;
-  int64_t const ins = backward ? K : C, outs = backward ? C : K, together = grouped_shared_blocks(outs);
-  int64_t const taps = p.R == 3 && p.S == 3 ? 12 : p.R * p.S;
-  return (halo_h * halo_w + 16) * 16 * ins + (taps * ins + 16) * ceil_div(outs, together) * together * 128 <=
-         220 * 1024;
+  // Blocks of 16 bytes of inputs; f32's filters are kept in two parts.
+  int64_t const wide = size_of(p.dtype) / 2, ins = (backward ? K : C) * wide, outs = backward ? C : K;
+  int64_t const together = grouped_shared_blocks(outs, p.dtype), taps = p.R == 3 && p.S == 3 ? 12 : p.R * p.S;
+  int64_t const filters = (taps * ins + 16) * ceil_div(outs, together) * together * 128 * wide;
+  return (halo_h * halo_w + 16) * 16 * ins + filters <= 220 * 1024;
 }
 
 constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d) {

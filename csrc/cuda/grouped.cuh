@@ -45,10 +45,48 @@ __device__ inline uint32_t nan_marks(uint32_t v) {
   return (v & 0x7fff7fff) + (std::is_same_v<T, __half> ? 0x03ff03ff : 0x007f007f);
 }
 
+// k of an operand's register: two channels of a 16-bit type, one of f32. `parts` says what f32 operands are made of:
+// one TF32 number, the nearest, or two, their sum 22 bits; the products of the two small ones are left out.
+template <class T, int parts>
+__device__ inline void split(uint32_t raw, uint32_t (&part)[parts]) {
+  if constexpr (sizeof(T) == 2) {
+    part[0] = raw;
+  } else {
+    part[0] = ptx::cvt_rna_tf32(__uint_as_float(raw));
+    if constexpr (parts == 2) part[1] = ptx::cvt_rna_tf32(__uint_as_float(raw) - __uint_as_float(part[0]));
+  }
+}
+
+// Two halves, and one.
+template <class T>
+__device__ inline void mma_two(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                               uint32_t b1) {
+  if constexpr (sizeof(T) == 2)
+    ptx::mma_m16n8k16<T>(d, a0, a1, a2, a3, b0, b1);
+  else
+    ptx::mma_m16n8k8_tf32(d, a0, a1, a2, a3, b0, b1);
+}
+
+template <class T>
+__device__ inline void mma_one(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  if constexpr (sizeof(T) == 2)
+    ptx::mma_m16n8k8<T>(d, a0, a1, b);
+  else
+    ptx::mma_m16n8k4_tf32(d, a0, a1, b);
+}
+
+// The pairs of parts that are multiplied, the small products first.
+template <int parts>
+struct Products {
+  static constexpr int count = parts == 2 ? 3 : 1;
+  __device__ static constexpr int a(int i) { return i == 0 && parts == 2 ? 1 : 0; }
+  __device__ static constexpr int b(int i) { return i == 1 ? 1 : 0; }
+};
+
 // Shared memory: stages | filters | tables of the halves | bias.
 struct Shared {
   uint32_t stage;     // address of the first
-  uint32_t* weights;  // [n_group][step][shared block][lane][2]
+  uint32_t* weights;  // [part][n_group][step][shared block][lane][2]
   int64_t* from;      // [half], elements from a filter's first weight
   int* offset;        // [half], bytes from an output's first input
   int* channel;       // [half], its first channel within the unit; negative if there is no such half
@@ -63,7 +101,7 @@ struct Shared {
   }
 };
 
-template <class T, int shared_blocks>
+template <class T, int parts, int shared_blocks>
 __device__ inline void fill_tables(Params const& p, int first_unit, int units, Shared const& s) {
   constexpr int kNone = -(1 << 30);
   for (int half = threadIdx.x; half < p.halves; half += blockDim.x) {
@@ -75,8 +113,8 @@ __device__ inline void fill_tables(Params const& p, int first_unit, int units, S
     bool const exists = block < p.in_blocks && !(p.is_3x3 && place % 4 == 3);
     Tap const& tap = p.tap[exists ? first + (p.is_3x3 ? place / 4 * 3 + place % 4 : place) : 0];
     s.offset[half] = exists ? block * p.window.plane + tap.offset * kSlot : 0;
-    s.channel[half] = exists ? block * kBlock : kNone;
-    s.from[half] = tap.r * p.w_r + tap.s * p.w_s + block * kBlock * p.w_in;
+    s.channel[half] = exists ? block * kChannels<T> : kNone;
+    s.from[half] = tap.r * p.w_r + tap.s * p.w_s + block * kChannels<T> * p.w_in;
   }
   int const blocks = p.n_groups * shared_blocks;  // of outputs, of a unit
   for (int i = threadIdx.x; i < p.bias_count; i += blockDim.x) {
@@ -87,91 +125,141 @@ __device__ inline void fill_tables(Params const& p, int first_unit, int units, S
   }
   __syncthreads();
   // A warp takes a part of the halves of one block of outputs.
-  constexpr int parts = 4;
+  constexpr int shares = 4, per_word = 4 / int(sizeof(T));
   T const* const w = static_cast<T const*>(p.w);
-  int const lane = threadIdx.x % 32, share = (p.halves + parts - 1) / parts;
-  for (int i = threadIdx.x / 32; i < units * blocks * parts; i += blockDim.x / 32) {
-    int const block = i / parts, unit = block / blocks, j = block % shared_blocks;
-    int const out = block % blocks * kBlock + lane / 4, of_group = int(p.filters.quotient(out));
+  int const lane = threadIdx.x % 32, share = (p.halves + shares - 1) / shares;
+  for (int i = threadIdx.x / 32; i < units * blocks * shares; i += blockDim.x / 32) {
+    int const block = i / shares, unit = block / blocks, j = block % shared_blocks;
+    int const out = block % blocks * kBlock + lane / 4, of_group = p.filters.quotient(out);
     int64_t const group = int64_t(first_unit + unit) * p.groups_per_unit + of_group;
     bool const exists = of_group < p.groups_per_unit && group < p.groups;
-    int const channel = lane % 4 * 2 - of_group * p.in_per_group;  // within the group, of the half's first block
+    int const channel = lane % 4 * per_word - of_group * p.in_per_group;  // within the group, of the half's first block
     T const* const from = w + group * p.w_group + (out - of_group * p.out_per_group) * p.w_out + channel * p.w_in;
     uint32_t* const to = s.weights + (block / shared_blocks * p.halves * shared_blocks + j * 2) * 32 + lane * 2;
-    int const begin = i % parts * share, end = min(begin + share, p.halves);
+    int const begin = i % shares * share, end = min(begin + share, p.halves);
 #pragma unroll 8
     for (int half = begin; half < end; ++half) {
       int const c = s.channel[half] + channel;
-      Vector<T, 2> v;
+      Vector<T, per_word> v;
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
+      for (int e = 0; e < per_word; ++e)
         v.v[e] =
             exists && unsigned(c + e) < unsigned(p.in_per_group) ? from[s.from[half] + e * p.w_in] : narrow<T>(0.f);
-      to[half / 2 * (shared_blocks * 64) + half % 2] = *reinterpret_cast<uint32_t const*>(&v);
+      uint32_t part[parts];
+      split<T, parts>(*reinterpret_cast<uint32_t const*>(&v), part);
+#pragma unroll
+      for (int k = 0; k < parts; ++k) to[k * p.part_words + half / 2 * (shared_blocks * 64) + half % 2] = part[k];
     }
   }
 }
 
-// One run of output blocks, any taps: halves [begin, end) from the lane's first input on.
-template <class T, int blocks>
+// One run of output blocks, any taps: `count` halves from `begin` on, from the lane's first input on. With two parts,
+// products are summed apart before they are added: the tensor cores cut where they add to a sum, so the sums they add
+// to stay small.
+template <class T, int parts, int blocks>
 __device__ inline void multiply_any(float (&acc)[blocks][4][4], uint32_t from, int row_bytes, int const* offset,
-                                    uint32_t const* weights, int begin, int end) {
+                                    uint32_t const* weights, int part_words, int begin, int count) {
+  using P = Products<parts>;
   int const lane = threadIdx.x % 32;
+  weights += lane * 2 + begin * blocks * 32;
+  offset += begin;
   from += lane / 8 % 2 * row_bytes;
-#pragma unroll(blocks == 4 ? 1 : 2)
-  for (int half = begin; half + 1 < end; half += 2) {
-    uint32_t const a = from + offset[half + lane / 16];
-    uint2 b[blocks];
+#pragma unroll(blocks > 1 || parts == 2 ? 1 : 2)  // registers are short
+  for (; count > 1; count -= 2, offset += 2, weights += blocks * 64) {
+    uint32_t const a = from + offset[lane / 16];
+    uint2 b[blocks][parts];
 #pragma unroll
     for (int j = 0; j < blocks; ++j)
-      b[j] = reinterpret_cast<uint2 const*>(weights)[(half / 2 * blocks + j) * 32 + lane];
+#pragma unroll
+      for (int k = 0; k < parts; ++k) b[j][k] = *reinterpret_cast<uint2 const*>(weights + k * part_words + j * 64);
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      uint32_t v[4];
-      ptx::ldmatrix_x4(v, a + 2 * m * row_bytes);
+      uint32_t raw[4], v[4][parts];
+      ptx::ldmatrix_x4(raw, a + 2 * m * row_bytes);
 #pragma unroll
-      for (int j = 0; j < blocks; ++j) ptx::mma_m16n8k16<T>(acc[j][m], v[0], v[1], v[2], v[3], b[j].x, b[j].y);
+      for (int i = 0; i < 4; ++i) split<T, parts>(raw[i], v[i]);
+#pragma unroll
+      for (int j = 0; j < blocks; ++j) {
+        float sums[4] = {};
+        float (&to)[4] = parts == 1 ? acc[j][m] : sums;
+#pragma unroll
+        for (int i = 0; i < P::count; ++i)
+          mma_two<T>(to, v[0][P::a(i)], v[1][P::a(i)], v[2][P::a(i)], v[3][P::a(i)], b[j][P::b(i)].x, b[j][P::b(i)].y);
+        if constexpr (parts == 2) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) acc[j][m][e] += sums[e];
+        }
+      }
     }
   }
-  if ((end - begin) % 2 != 0) {
-    uint32_t const a = from + offset[end - 1];
+  if (count > 0) {
+    uint32_t const a = from + offset[0];
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      uint32_t v[2];
-      ptx::ldmatrix_x2(v, a + 2 * m * row_bytes);
+      uint32_t raw[2], v[2][parts];
+      ptx::ldmatrix_x2(raw, a + 2 * m * row_bytes);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) split<T, parts>(raw[i], v[i]);
 #pragma unroll
       for (int j = 0; j < blocks; ++j)
-        ptx::mma_m16n8k8<T>(acc[j][m], v[0], v[1], weights[((end / 2 * blocks + j) * 32 + lane) * 2]);
+#pragma unroll
+        for (int i = 0; i < P::count; ++i)
+          mma_one<T>(acc[j][m], v[0][P::a(i)], v[1][P::a(i)], weights[P::b(i) * part_words + j * 64]);
     }
   }
 }
 
 // 3x3 taps one input apart: every row of 8 inputs is read once for each column of the filter, and serves three rows of
 // outputs from registers.
-template <class T, int blocks>
+template <class T, int parts, int blocks>
 __device__ inline void multiply_3x3(float (&acc)[blocks][4][4], uint32_t from, int pitch_bytes, int plane,
-                                    int in_blocks, uint32_t const* weights) {
+                                    int in_blocks, uint32_t const* weights, int part_words) {
+  using P = Products<parts>;
+  constexpr int rows = parts == 2 ? 4 : 8;  // of outputs at a time: two parts take twice the registers
   int const lane = threadIdx.x % 32;
-  uint2 const* b = reinterpret_cast<uint2 const*>(weights) + lane;
+  weights += lane * 2;
   from += lane / 8 * pitch_bytes;
 #pragma unroll 1
   for (int block = 0; block < in_blocks; ++block, from += plane) {
-#pragma unroll(blocks == 1 ? 3 : 1)  // registers are short
-    for (int s = 0; s < 3; ++s, b += 2 * blocks * 32) {
+#pragma unroll(blocks == 1 && parts == 1 ? 3 : 1)  // registers are short
+    for (int s = 0; s < 3; ++s, weights += 2 * blocks * 64) {
       uint32_t const at = from + s * kSlot;
-      uint32_t row[12];
-      ptx::ldmatrix_x4(*reinterpret_cast<uint32_t (*)[4]>(row), at);
-      ptx::ldmatrix_x4(*reinterpret_cast<uint32_t (*)[4]>(row + 4), at + 4 * pitch_bytes);
-      ptx::ldmatrix_x2(*reinterpret_cast<uint32_t (*)[2]>(row + 8), at + 8 * pitch_bytes);
+      uint32_t raw[12];
+      ptx::ldmatrix_x4(*reinterpret_cast<uint32_t (*)[4]>(raw), at);
+      ptx::ldmatrix_x4(*reinterpret_cast<uint32_t (*)[4]>(raw + 4), at + 4 * pitch_bytes);
+      ptx::ldmatrix_x2(*reinterpret_cast<uint32_t (*)[2]>(raw + 8), at + 8 * pitch_bytes);
 #pragma unroll
-      for (int j = 0; j < blocks; ++j) {
-        uint2 const two = b[j * 32];
-        uint32_t const last = b[(blocks + j) * 32].x;
+      for (int m0 = 0; m0 < 8; m0 += rows) {
+        uint32_t row[rows + 2][parts];
 #pragma unroll
-        for (int m = 0; m < 8; m += 2)
-          ptx::mma_m16n8k16<T>(acc[j][m / 2], row[m], row[m + 1], row[m + 1], row[m + 2], two.x, two.y);
+        for (int i = 0; i < rows + 2; ++i) split<T, parts>(raw[m0 + i], row[i]);
 #pragma unroll
-        for (int m = 0; m < 8; m += 2) ptx::mma_m16n8k8<T>(acc[j][m / 2], row[m + 2], row[m + 3], last);
+        for (int j = 0; j < blocks; ++j) {
+          uint2 two[parts];
+          uint32_t last[parts];
+#pragma unroll
+          for (int k = 0; k < parts; ++k) {
+            two[k] = *reinterpret_cast<uint2 const*>(weights + k * part_words + j * 64);
+            last[k] = weights[k * part_words + (blocks + j) * 64];
+          }
+          float sums[rows / 2][4] = {};
+          auto to = [&](int m) -> float (&)[4] { return parts == 1 ? acc[j][(m0 + m) / 2] : sums[m / 2]; };
+#pragma unroll
+          for (int i = 0; i < P::count; ++i) {
+            int const a = P::a(i), b = P::b(i);
+#pragma unroll
+            for (int m = 0; m < rows; m += 2)
+              mma_two<T>(to(m), row[m][a], row[m + 1][a], row[m + 1][a], row[m + 2][a], two[b].x, two[b].y);
+#pragma unroll
+            for (int m = 0; m < rows; m += 2) mma_one<T>(to(m), row[m + 2][a], row[m + 3][a], last[b]);
+          }
+          if constexpr (parts == 2) {
+#pragma unroll
+            for (int m = 0; m < rows / 2; ++m)
+#pragma unroll
+              for (int e = 0; e < 4; ++e) acc[j][m0 / 2 + m][e] += sums[m][e];
+          }
+        }
       }
     }
   }
@@ -185,9 +273,12 @@ struct Item {
 
 // Computes a warp's outputs again, one at a time, each from the channels of its group.
 template <class T, int shared_blocks, int runs>
-__device__ __noinline__ void repair(Params const& p, Tile const& tile, Item const& item, int phase, int first_unit,
-                                    int units, uint32_t stage, Shared const& s, char const* shared) {
+__device__ __noinline__ void repair(Params const& p, int number, Item item, int phase, int first_unit, int units,
+                                    int stage, char* dynamic) {
   __syncwarp();  // the outputs that are overwritten here have been written
+  Shared const s(p, dynamic);
+  Tile const tile(p, number);
+  char const* const data = dynamic + stage * p.stage_bytes;
   int const lane = threadIdx.x % 32;
   int const phase_h = phase / p.axis_w.phases, phase_w = phase % p.axis_w.phases;
   T const* const w = static_cast<T const*>(p.w);
@@ -210,9 +301,9 @@ __device__ __noinline__ void repair(Params const& p, Tile const& tile, Item cons
     for (int t = p.phase_tap[phase]; t < p.phase_tap[phase + 1]; ++t)
       for (int c = 0; c < p.in_per_group; ++c) {
         int const channel = group * p.in_per_group + c;
-        char const* const from = shared + stage - s.stage + (unit * p.in_blocks + channel / kBlock) * p.window.plane +
-                                 (slot + p.tap[t].offset) * kSlot;
-        sum += widen(reinterpret_cast<T const*>(from)[channel % kBlock]) *
+        char const* const from =
+            data + (unit * p.in_blocks + channel / kChannels<T>)*p.window.plane + (slot + p.tap[t].offset) * kSlot;
+        sum += widen(reinterpret_cast<T const*>(from)[channel % kChannels<T>]) *
                widen(weights[p.tap[t].r * p.w_r + p.tap[t].s * p.w_s + c * p.w_in]);
       }
     sum += s.bias[n_group * shared_blocks * kBlock + index % (shared_blocks * kBlock)];
@@ -264,12 +355,37 @@ __device__ inline bool store(Params const& p, Tile const& tile, Item const& item
     return pack<T>(sums[row % 2 * 2], sums[row % 2 * 2 + 1]);
   };
   auto channel_of = [&](int r, int j) {  // negative: there is no such block
-    int const n_group = item.n_group + r, unit = int(p.runs_of.quotient(n_group));
+    int const n_group = item.n_group + r, unit = p.runs_of.quotient(n_group);
     int const block = (n_group - unit * p.n_groups) * shared_blocks + j;
     return unit < units && block < p.out_blocks ? (int64_t(first_unit + unit) * p.out_blocks + block) * kBlock : -1;
   };
+  if constexpr (sizeof(T) == 4) {  // a quad stores the 32 bytes of a block (nhwc), eight lanes those of a row
+    bool nan = false;
+#pragma unroll
+    for (int r = 0; r < runs; ++r)
+#pragma unroll
+      for (int j = 0; j < shared_blocks; ++j) {
+        int64_t const first = channel_of(r, j), channel = first + quad * 2;
+        if (first < 0) continue;
+        T* to = out + lane / 4 * column_step + channel * p.out.c;
+#pragma unroll
+        for (int row = 0; row < kSide; ++row, to += row_step) {
+          float const low = acc[r][j][row / 2][row % 2 * 2], high = acc[r][j][row / 2][row % 2 * 2 + 1];
+          nan = nan || !(low == low) || !(high == high);
+          if (n >= p.N || lane / 4 >= columns || row >= rows) continue;
+          if constexpr (nhwc) {
+            *reinterpret_cast<float2*>(to) = make_float2(low, high);
+          } else {
+            if (channel < p.out.channels) *to = low;
+            if (channel + 1 < p.out.channels) to[p.out.c] = high;
+          }
+        }
+      }
+    return nan;
+  }
   uint32_t marks = 0;
-  if constexpr (nhwc) {  // a quad of lanes stores a pixel's 64 bytes, a block each
+  if constexpr (sizeof(T) == 4) {
+  } else if constexpr (nhwc) {  // a quad of lanes stores a pixel's 64 bytes, a block each
     int64_t const channel = quad < runs * shared_blocks ? channel_of(quad / shared_blocks, quad % shared_blocks) : -1;
     bool const exists = n < p.N && channel >= 0 && lane / 4 < columns;
     T* to = out + lane / 4 * column_step + channel;
@@ -312,7 +428,7 @@ __device__ inline bool store(Params const& p, Tile const& tile, Item const& item
   return (marks & 0x80008000) != 0;
 }
 
-template <class T, bool nhwc, int shared_blocks, int runs, bool is_3x3>
+template <class T, int parts, bool nhwc, int shared_blocks, int runs, bool is_3x3>
 __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_constant__ Params const p) {
   extern __shared__ __align__(128) char dynamic[];
   Shared const s(p, dynamic);
@@ -322,27 +438,25 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
   int const items = squares * ((units * p.n_groups + runs - 1) / runs);
 
   // With two stages the block is one tile ahead with its copies.
-  Tile tile(p, blockIdx.x), next = tile;
-  bool first = true;
-  for (int stage = p.stages - 1; tile.number < p.tiles; stage ^= p.stages - 1) {
-    if (next.number < p.tiles)
-      load_inputs<T, nhwc>(p, next, first_unit, s.stage + (stage ^ (p.stages - 1)) * p.stage_bytes);
+  int const step = gridDim.x, ahead = p.stages == 2 ? step : 0;
+  for (int number = int(blockIdx.x) - ahead, stage = p.stages - 1; number < p.tiles;
+       number += step, stage ^= p.stages - 1) {
+    int const next = number + ahead;
+    if (next < p.tiles)
+      load_inputs<T, nhwc>(p, Tile(p, next), first_unit, s.stage + (stage ^ (p.stages - 1)) * p.stage_bytes);
     ptx::cp_async_commit_group();
-    next.advance(p);
-    if (first) {
-      fill_tables<T, shared_blocks>(p, first_unit, units, s);
-      first = false;
-      if (p.stages == 2) continue;
-    }
+    if (next == int(blockIdx.x)) fill_tables<T, parts, shared_blocks>(p, first_unit, units, s);
+    if (number < 0) continue;
     if (p.stages == 2)
       ptx::cp_async_wait_group<1>();
     else
       ptx::cp_async_wait_group<0>();
     __syncthreads();
+    Tile const tile(p, number);
     uint32_t const data = s.stage + stage * p.stage_bytes;
     for (int i = warp; i < items; i += warps) {
-      int const n_item = int(p.squares_of.quotient(i)), square = i - n_item * squares;
-      int const row = int(p.columns_of.quotient(square)), column = square - row * p.squares_w;
+      int const n_item = p.squares_of.quotient(i), square = i - n_item * squares;
+      int const row = p.columns_of.quotient(square), column = square - row * p.squares_w;
       Item const item{row / p.squares_h, row % p.squares_h * kSide, column * kSide, n_item * runs};
       int const row_bytes = p.axis_h.step * p.window.pitch * kSlot;  // from a row of outputs to the next
       uint32_t const from =
@@ -352,7 +466,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
         float acc[runs][shared_blocks][4][4];
 #pragma unroll
         for (int r = 0; r < runs; ++r) {
-          int const n_group = item.n_group + r, unit = int(p.runs_of.quotient(n_group));
+          int const n_group = item.n_group + r, unit = p.runs_of.quotient(n_group);
 #pragma unroll
           for (int j = 0; j < shared_blocks; ++j) {
             float2 const bias =
@@ -366,26 +480,26 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
           uint32_t const* const weights = s.weights + n_group * p.halves * shared_blocks * 32;
           uint32_t const plane = unit * p.in_blocks * p.window.plane;
           if constexpr (is_3x3)
-            multiply_3x3<T, shared_blocks>(acc[r], from + plane, row_bytes, p.window.plane, p.in_blocks, weights);
+            multiply_3x3<T, parts, shared_blocks>(acc[r], from + plane, row_bytes, p.window.plane, p.in_blocks, weights,
+                                                  p.part_words);
           else
-            multiply_any<T, shared_blocks>(acc[r], from + plane, row_bytes, s.offset, weights, p.phase_half[phase],
-                                           p.phase_half[phase] + p.phase_count[phase]);
+            multiply_any<T, parts, shared_blocks>(acc[r], from + plane, row_bytes, s.offset, weights, p.part_words,
+                                                  p.phase_half[phase], p.phase_count[phase]);
         }
         bool const nan = store<T, nhwc, shared_blocks, runs>(p, tile, item, phase, first_unit, units, acc);
         if (p.mixed && __any_sync(0xffffffff, nan))
-          repair<T, shared_blocks, runs>(p, tile, item, phase, first_unit, units, data, s, dynamic);
+          repair<T, shared_blocks, runs>(p, number, item, phase, first_unit, units, stage, dynamic);
       }
     }
     __syncthreads();
-    tile.advance(p);
   }
 }
 
-template <class T, bool nhwc, int shared_blocks>
+template <class T, int parts, bool nhwc, int shared_blocks>
 cudaError_t start(Params const& p, bool is_3x3, dim3 grid, unsigned threads, int64_t shared, cudaStream_t stream) {
-  constexpr int runs = groups_of_warp(shared_blocks);
-  auto* const kernel =
-      is_3x3 ? grouped_kernel<T, nhwc, shared_blocks, runs, true> : grouped_kernel<T, nhwc, shared_blocks, runs, false>;
+  constexpr int runs = groups_of_warp(shared_blocks, sizeof(T));
+  auto* const kernel = is_3x3 ? grouped_kernel<T, parts, nhwc, shared_blocks, runs, true>
+                              : grouped_kernel<T, parts, nhwc, shared_blocks, runs, false>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (error != cudaSuccess) return error;
   kernel<<<grid, threads, size_t(shared), stream>>>(p);
@@ -404,30 +518,45 @@ int store_width_of(Params const& p, int align) {
   return 1;
 }
 
-template <Op op, DType dtype, Variant variant>
-cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  constexpr bool nhwc = variant == Variant::nhwc;
-  if constexpr (op == Op::wgrad) return launch_wgrad<dtype, nhwc>(problem, plan, args, stream);
-  using T = typename TypeOf<dtype>::type;
+template <class T, int parts, bool nhwc>
+cudaError_t launch_gather(Op op, Problem const& problem, Arguments const& args, cudaStream_t stream) {
   Params p = params_of(op, problem, args);
+  // Infinity is NaN once it is split into parts, so that is looked for too.
+  if (parts == 2) p.mixed = true;
   bool const is_3x3 = problem.stride_h == 1 && problem.stride_w == 1 && problem.dilation_h == 1 &&
                       problem.dilation_w == 1 && problem.R == 3 && problem.S == 3;
   set_halves(p, is_3x3);
   p.store_width = store_width_of<T>(p, op == Op::dgrad ? problem.x_align : problem.y_align);
-  int const blocks = grouped_shared_blocks(p.out_blocks), runs = groups_of_warp(blocks);
-  int64_t const shared = set_tiles(p, blocks, runs);
+  int const blocks = grouped_shared_blocks(p.out_blocks, problem.dtype), runs = groups_of_warp(blocks, sizeof(T));
+  int64_t const shared = set_tiles(p, blocks, runs, sizeof(T), parts);
+  p.part_words = p.weight_bytes / 4 / parts;
   int sm_count = 0, device = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   int const slabs = int(ceil_div(p.units, p.slab));
   int64_t const resident = int64_t(sm_count) * (shared <= kSharedHalf ? 2 : 1);
-  dim3 const grid(set_steps(p, resident / slabs), unsigned(slabs));
+  dim3 const grid(even_blocks(p, resident / slabs), unsigned(slabs));
   unsigned const threads = 32 * unsigned(p.warps);
-  if (blocks == 1) return start<T, nhwc, 1>(p, is_3x3, grid, threads, shared, stream);
-  if (blocks == 2) return start<T, nhwc, 2>(p, is_3x3, grid, threads, shared, stream);
-  if (blocks == 3) return start<T, nhwc, 3>(p, is_3x3, grid, threads, shared, stream);
-  return start<T, nhwc, 4>(p, is_3x3, grid, threads, shared, stream);
+  if (blocks == 1) return start<T, parts, nhwc, 1>(p, is_3x3, grid, threads, shared, stream);
+  if constexpr (sizeof(T) == 2) {
+    if (blocks == 3) return start<T, parts, nhwc, 3>(p, is_3x3, grid, threads, shared, stream);
+    if (blocks == 4) return start<T, parts, nhwc, 4>(p, is_3x3, grid, threads, shared, stream);
+  }
+  return start<T, parts, nhwc, 2>(p, is_3x3, grid, threads, shared, stream);
+}
+
+template <Op op, DType dtype, Variant variant>
+cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  constexpr bool nhwc = variant == Variant::nhwc;
+  using T = typename TypeOf<dtype>::type;
+  if constexpr (op == Op::wgrad)
+    return launch_wgrad<dtype, nhwc>(problem, plan, args, stream);
+  else if constexpr (dtype == DType::f32)
+    return problem.allow_tf32 ? launch_gather<T, 1, nhwc>(op, problem, args, stream)
+                              : launch_gather<T, 2, nhwc>(op, problem, args, stream);
+  else
+    return launch_gather<T, 1, nhwc>(op, problem, args, stream);
 }
 
 }  // namespace conv2d_ext::grouped

@@ -16,18 +16,26 @@
 
 namespace conv2d_ext::grouped {
 
-constexpr int kBlock = 8;  // channels of 16 bytes, and filters of one mma
+constexpr int kBlock = 8;  // channels of the results that one mma computes
 constexpr int kSide = 8;   // outputs of a warp: 8 x 8
 constexpr int kSlot = 16;  // bytes
 constexpr int kMaxWarps = 8, kMaxSumWarps = 16;
+template <class T>
+constexpr int kChannels = kSlot / int(sizeof(T));  // of a slot
 constexpr int kMaxTaps = 64, kMaxPhases = 16;
 
-// Quotients of numbers whose product with the divisor is below 2^32.
+// Quotients of numbers below 2^31: with 2^l >= value, n * ceil(2^(31 + l) / value) errs by less than n * 2^l.
 struct Divisor {
   uint32_t value = 1, magic = 0;
+  int shift = 0;
   Divisor() = default;
-  explicit Divisor(uint32_t d) : value(d), magic(d == 1 ? 0 : uint32_t(((uint64_t(1) << 32) + d - 1) / d)) {}
-  __device__ uint32_t quotient(uint32_t n) const { return magic == 0 ? n : __umulhi(n, magic); }
+  explicit Divisor(uint32_t d) : value(d) {
+    int l = 1;
+    while ((uint64_t(1) << l) < d) ++l;
+    magic = d == 1 ? 0 : uint32_t(((uint64_t(1) << (31 + l)) + d - 1) / d);
+    shift = l - 1;
+  }
+  __device__ int quotient(int n) const { return magic == 0 ? n : int(__umulhi(uint32_t(n), magic) >> shift); }
 };
 
 // One axis of the image: output i of phase f is at i * out_step + f; its taps meet the inputs i * step + offset.
@@ -76,9 +84,8 @@ struct Params {
   int n_groups;                      // of a unit: runs of output blocks that share their inputs' fragments
   int squares_h, squares_w, images;  // of a tile
   int tiles_h, tiles_w, tiles;
-  int image_step, row_step, column_step;  // from a block's tile to its next: images, outputs
-  Window window;                          // of `in`
-  int warps, stages, stage_bytes, weight_bytes, table_offset, bias_count;
+  Window window;  // of `in`
+  int warps, stages, stage_bytes, weight_bytes, part_words, table_offset, bias_count;
   int halves, taps;                // k8 steps of all phases; taps
   int store_width;                 // outputs of a row that are stored at once (not nhwc)
   bool is_3x3;                     // unit stride and dilation; each column's three taps are padded to four
@@ -87,30 +94,19 @@ struct Params {
   int phase_half[kMaxPhases + 1];  // and its first half, which is even
   int phase_count[kMaxPhases];     // its halves
   Tap tap[kMaxTaps];
-  Divisor squares_of, columns_of, filters, runs_of;
+  Divisor tiles_of_image, tiles_of_row, squares_of, columns_of, filters, runs_of;
 };
 
-// A tile's first image and its first output of a phase. A block walks over every gridDim.x-th tile, without dividing.
+// A tile's first image and its first output of a phase.
 struct Tile {
-  int number;
   int64_t n;
   int h, w;
 
-  __device__ Tile(Params const& p, int first) : number(first) {
-    int const per_image = p.tiles_h * p.tiles_w, rest = first % per_image;
-    n = int64_t(first / per_image) * p.images;
-    h = rest / p.tiles_w * p.squares_h * kSide, w = rest % p.tiles_w * p.squares_w * kSide;
-  }
-
-  __device__ void advance(Params const& p) {
-    number += gridDim.x;
-    w += p.column_step;
-    bool carry = w >= p.tiles_w * p.squares_w * kSide;
-    w -= carry ? p.tiles_w * p.squares_w * kSide : 0;
-    h += p.row_step + (carry ? p.squares_h * kSide : 0);
-    carry = h >= p.tiles_h * p.squares_h * kSide;
-    h -= carry ? p.tiles_h * p.squares_h * kSide : 0;
-    n += p.image_step + (carry ? p.images : 0);
+  __device__ Tile(Params const& p, int number) {
+    int const image = p.tiles_of_image.quotient(number), rest = number - image * p.tiles_h * p.tiles_w;
+    int const row = p.tiles_of_row.quotient(rest);
+    n = int64_t(image) * p.images;
+    h = row * p.squares_h * kSide, w = (rest - row * p.tiles_w) * p.squares_w * kSide;
   }
 };
 
@@ -120,7 +116,7 @@ struct Tile {
 template <class T, bool nhwc>
 __device__ inline void load_window(Image const& image, Window const& window, int images, int64_t n0, int64_t N, int h0,
                                    int w0, int64_t channel0, uint32_t stage) {
-  constexpr int channels = kSlot / int(sizeof(T));
+  constexpr int channels = kChannels<T>;
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int const rows = images * window.rows, total = window.chunks * rows;
   T const* const data = static_cast<T const*>(image.data);
@@ -128,16 +124,16 @@ __device__ inline void load_window(Image const& image, Window const& window, int
   int next = warp * window.share;
   int const end = min(next + window.share, total);
   while (next < end) {
-    int const chunk = int(window.all_rows.quotient(next)), row0 = next - chunk * rows, i = chunk * 32 + lane;
+    int const chunk = window.all_rows.quotient(next), row0 = next - chunk * rows, i = chunk * 32 + lane;
     int const count = min(end - next, rows - row0);
     next += count;
-    int const block = nhwc ? i - int(window.blocks_of.quotient(i)) * window.blocks : int(window.columns_of.quotient(i));
-    int const column = nhwc ? int(window.blocks_of.quotient(i)) : i - block * window.columns;
-    int const place = int(window.step.quotient(column)), parity = column - place * int(window.step.value);
+    int const block = nhwc ? i - window.blocks_of.quotient(i) * window.blocks : window.columns_of.quotient(i);
+    int const column = nhwc ? window.blocks_of.quotient(i) : i - block * window.columns;
+    int const place = window.step.quotient(column), parity = column - place * int(window.step.value);
     int const w = w0 + column;
     bool const exists = column < window.columns && block < window.blocks;
     bool const valid = block * channels < left && unsigned(w) < unsigned(image.W);
-    int at = int(window.rows_of.quotient(row0)), h = row0 - at * window.rows;
+    int at = window.rows_of.quotient(row0), h = row0 - at * window.rows;
     T const* const pixel = data + n0 * image.n + w * image.w + (channel0 + block * channels) * image.c;
     T const* from = pixel + at * image.n + (h0 + h) * image.h;
     uint32_t to = stage + block * window.plane + (row0 * window.pitch + parity * window.parity_columns + place) * kSlot;
@@ -167,7 +163,7 @@ __device__ inline void load_window(Image const& image, Window const& window, int
 template <class T, bool nhwc>
 __device__ inline void load_inputs(Params const& p, Tile const& tile, int first_unit, uint32_t stage) {
   load_window<T, nhwc>(p.in, p.window, p.images, tile.n, p.N, tile.h * p.axis_h.step + p.axis_h.low,
-                       tile.w * p.axis_w.step + p.axis_w.low, int64_t(first_unit) * p.in_blocks * kBlock, stage);
+                       tile.w * p.axis_w.step + p.axis_w.low, int64_t(first_unit) * p.in_blocks * kChannels<T>, stage);
 }
 
 // ---- host side
@@ -198,8 +194,8 @@ inline int tap_offset(Op op, Axis const& a, int phase, int64_t r, int64_t stride
   return at % stride != 0 ? -1 : int(at / stride) - a.low;
 }
 
-// Runs of output blocks that a warp computes: four blocks in all, so that a quad of lanes stores 64 bytes.
-constexpr int groups_of_warp(int shared) { return shared == 1 ? 4 : shared == 2 ? 2 : 1; }
+// Runs of output blocks that a warp computes: 64 bytes of a pixel, which a quad of lanes stores at once.
+constexpr int groups_of_warp(int shared, int element) { return shared * element >= 8 ? 1 : 8 / (shared * element); }
 
 constexpr int64_t kSharedMost = 227 * 1024 - 1024, kSharedHalf = kSharedMost / 2 - 1024;
 
@@ -225,7 +221,7 @@ inline Params params_of(Op op, Problem const& problem, Arguments const& args) {
   p.groups = int(problem.groups);
   p.in_per_group = int(backward ? K : C), p.out_per_group = int(backward ? C : K);
   p.groups_per_unit = int(groups_per_unit(problem));
-  p.in_blocks = p.groups_per_unit * p.in_per_group / kBlock,
+  p.in_blocks = p.groups_per_unit * p.in_per_group * size_of(problem.dtype) / kSlot,
   p.out_blocks = p.groups_per_unit * p.out_per_group / kBlock;
   p.units = int(ceil_div(problem.groups, p.groups_per_unit));
   p.mixed = p.groups_per_unit > 1;
@@ -296,29 +292,26 @@ inline void set_offsets(Params& p, int warps) {
     int const w = p.tap[i].w;
     p.tap[i].offset = p.tap[i].h * p.window.pitch + w % p.axis_w.step * p.window.parity_columns + w / p.axis_w.step;
   }
+  p.tiles_of_image = Divisor(uint32_t(p.tiles_h * p.tiles_w)), p.tiles_of_row = Divisor(uint32_t(p.tiles_w));
   p.squares_of = Divisor(uint32_t(p.squares_h * p.squares_w * p.images));
   p.columns_of = Divisor(uint32_t(p.squares_w));
   p.filters = Divisor(uint32_t(p.out_per_group)), p.runs_of = Divisor(uint32_t(p.n_groups));
 }
 
 // Blocks of threads for the tiles, of at most so many, as even as can be.
-inline unsigned set_steps(Params& p, int64_t most) {
-  int const blocks = int(ceil_div(p.tiles, ceil_div(p.tiles, max64(1, most))));
-  int const per_image = p.tiles_h * p.tiles_w, rest = blocks % per_image;
-  p.image_step = blocks / per_image * p.images;
-  p.row_step = rest / p.tiles_w * p.squares_h * kSide, p.column_step = rest % p.tiles_w * p.squares_w * kSide;
-  return unsigned(blocks);
+inline unsigned even_blocks(Params const& p, int64_t most) {
+  return unsigned(ceil_div(p.tiles, ceil_div(p.tiles, max64(1, most))));
 }
 
 // Chooses slab and tile, and returns the bytes of shared memory.
-inline int64_t set_tiles(Params& p, int shared_blocks, int runs) {
+inline int64_t set_tiles(Params& p, int shared_blocks, int runs, int element, int parts) {
   p.n_groups = int(ceil_div(p.out_blocks, shared_blocks));
   // 64 channels of a pixel are 128 bytes, a line of the caches.
-  p.slab = int(min64(p.units, max64(1, 64 / kBlock / max64(p.in_blocks, p.out_blocks))));
+  p.slab = int(min64(p.units, max64(1, 128 / kSlot / max64(p.in_blocks, p.out_blocks * kBlock * element / kSlot))));
   int64_t shared = 0;
   for (;; p.slab = int(ceil_div(p.slab, 2))) {
     int64_t const per_slab = ceil_div(p.slab * p.n_groups, runs);  // warps for one square
-    p.weight_bytes = int(p.slab * p.n_groups * p.halves * shared_blocks * 128);
+    p.weight_bytes = int(p.slab * p.n_groups * p.halves * shared_blocks * 128 * parts);
     p.bias_count = int(per_slab * runs * shared_blocks * kBlock);
     int64_t const fixed = p.weight_bytes + p.bias_count * 4 + p.halves * 16;
     // The cheapest tile: inputs read, and squares multiplied, per output that exists.

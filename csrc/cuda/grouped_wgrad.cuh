@@ -59,30 +59,28 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
   int const squares = p.squares_h * p.squares_w * p.images;
   int const row_bytes = p.axis_h.step * p.window.pitch * kSlot;
   uint32_t const zero = base + q.zero_offset;
-  Tile tile(p, blockIdx.x), next = tile;
-  bool first = p.stages == 2;
-  for (int stage = p.stages - 1; tile.number < p.tiles; stage ^= p.stages - 1) {
-    if (next.number < p.tiles) {
+  int const step = gridDim.x, ahead = p.stages == 2 ? step : 0;
+  for (int number = int(blockIdx.x) - ahead, stage = p.stages - 1; number < p.tiles;
+       number += step, stage ^= p.stages - 1) {
+    if (number + ahead < p.tiles) {
+      Tile const next(p, number + ahead);
       uint32_t const to = base + (stage ^ (p.stages - 1)) * p.stage_bytes;
       load_inputs<T, nhwc>(p, next, first_unit, to);
       load_window<T, nhwc>(p.out, q.y, p.images, next.n, p.N, next.h, next.w,
                            int64_t(first_unit) * p.out_blocks * kBlock, to + q.y_offset);
     }
     ptx::cp_async_commit_group();
-    next.advance(p);
-    if (first) {
-      first = false;
-      continue;
-    }
+    if (number < 0) continue;
     if (p.stages == 2)
       ptx::cp_async_wait_group<1>();
     else
       ptx::cp_async_wait_group<0>();
     __syncthreads();
+    Tile const tile(p, number);
     uint32_t const data = base + stage * p.stage_bytes;
     if (works) {
       for (int square = part; square < squares; square += q.parts) {
-        int const row = int(p.columns_of.quotient(square)), w = (square - row * p.squares_w) * kSide;
+        int const row = p.columns_of.quotient(square), w = (square - row * p.squares_w) * kSide;
         int const image = row / p.squares_h, h = row % p.squares_h * kSide;
         int const rows = min(p.out.H - tile.h - h, kSide), columns = p.out.W - tile.w - w;
         if (tile.n + image >= p.N || rows <= 0 || columns <= 0) continue;
@@ -114,7 +112,6 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
       }
     }
     __syncthreads();
-    tile.advance(p);
   }
   if (!works) return;
   int64_t const split = int64_t(blockIdx.x) * q.parts + part;
@@ -133,7 +130,7 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
       for (int j = 0; j < shared_blocks; ++j)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          int const filter = filter0 + j * kBlock + e, c = channel - int(p.filters.quotient(filter)) * p.in_per_group;
+          int const filter = filter0 + j * kBlock + e, c = channel - p.filters.quotient(filter) * p.in_per_group;
           if (filter >= p.out_blocks * kBlock || unsigned(c) >= unsigned(p.in_per_group)) continue;
           if (k0 + filter >= p.out.channels) continue;
           float const sum = acc[j][i][upper * 2 + e];
@@ -232,10 +229,10 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   q.weights = problem.K * problem.C_per_group() * problem.R * problem.S;
   int const warps = int(min64(q.items, kMaxSumWarps)) * q.parts;
   int64_t const shared = set_sum_tiles(q, int(max64(2, q.parts * 2)), warps);
-  dim3 const grid(set_steps(p, plan.split_k / q.parts), unsigned(ceil_div(p.units, p.slab)),
+  dim3 const grid(even_blocks(p, plan.split_k / q.parts), unsigned(ceil_div(p.units, p.slab)),
                   unsigned(ceil_div(q.items, kMaxSumWarps)));
   q.splits = int(grid.x) * q.parts;
-  int const blocks = grouped_shared_blocks(p.out_blocks);
+  int const blocks = grouped_shared_blocks(p.out_blocks, problem.dtype);
   cudaError_t const error = blocks == 1   ? start_sum<T, nhwc, 1>(q, grid, 32 * warps, shared, stream)
                             : blocks == 2 ? start_sum<T, nhwc, 2>(q, grid, 32 * warps, shared, stream)
                             : blocks == 3 ? start_sum<T, nhwc, 3>(q, grid, 32 * warps, shared, stream)

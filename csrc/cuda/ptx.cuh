@@ -135,6 +135,29 @@ __device__ inline void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint
         : "r"(a0), "r"(a1), "r"(b0));
 }
 
+// The nearest TF32 number, ties away from zero, in the bits of a float.
+__device__ inline uint32_t cvt_rna_tf32(float v) {
+  uint32_t d;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(d) : "f"(v));
+  return d;
+}
+
+// d[16, 8] += a[16, 8] * b[8, 8] in TF32. a: rows 0-7 and 8-15 of k 0-3, then of k 4-7; b: k 0-3, then k 4-7.
+__device__ inline void mma_m16n8k8_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                        uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// d[16, 8] += a[16, 4] * b[4, 8] in TF32.
+__device__ inline void mma_m16n8k4_tf32(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
+  asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b0));
+}
+
 // ---- registers
 
 template <int count>

@@ -1,0 +1,2 @@
+#include "../grouped.cuh"
+CONV2D_EXT_GROUPED_F32(CONV2D_EXT_GROUPED_INSTANCE, nchw)
