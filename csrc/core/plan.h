@@ -107,19 +107,20 @@ constexpr int grouped_shared_blocks(int64_t blocks, DType t) {
   return int(blocks <= most ? blocks : most == 4 && (blocks <= 6 || blocks == 9) ? 3 : most);
 }
 
-// wgrad of grouped.cuh. A half is a tap and 8 channels; a warp sums so many of them, of up to four blocks of 8 filters,
-// over a part of the pixels: as many as its registers hold.
-constexpr int grouped_halves(int together) { return together == 4 ? 8 : 10; }
+// wgrad of grouped.cuh. A half is a tap and 16 bytes of channels; a warp sums so many of them, of up to four blocks of
+// 8 filters, over a share of the pixels: as many as its registers hold.
+constexpr int grouped_halves(int together, DType t) { return t == DType::f32 ? 20 : together == 4 ? 8 : 10; }
 struct GroupedSums {
-  int64_t slab, n_groups, chunks, items, parts;
+  int64_t slab, together, n_groups, chunks, items, shares;
 };
 constexpr GroupedSums grouped_sums(Problem const& p) {
-  int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
-  int64_t const slab = min64(ceil_div(p.groups, per_unit), max64(1, 8 / max64(C, K)));
-  int const together = grouped_shared_blocks(K, p.dtype);
-  int64_t const n_groups = ceil_div(K, together), chunks = ceil_div(C * p.R * p.S, grouped_halves(together));
-  int64_t const items = slab * n_groups * chunks;
-  return {slab, n_groups, chunks, items, max64(1, 8 / items)};
+  int64_t const wide = size_of(p.dtype) / 2, per_unit = groups_per_unit(p);
+  int64_t const C = per_unit * p.C_per_group() / 8 * wide, K = per_unit * p.K_per_group() / 8;
+  int64_t const slab = min64(ceil_div(p.groups, per_unit), max64(1, 8 / max64(C, K * wide)));
+  int const together = p.dtype == DType::f32 ? 1 : grouped_shared_blocks(K, p.dtype);
+  int64_t const n_groups = ceil_div(K, together);
+  int64_t const chunks = ceil_div(C * p.R * p.S, grouped_halves(together, p.dtype)), items = slab * n_groups * chunks;
+  return {slab, together, n_groups, chunks, items, max64(1, 8 / items)};
 }
 
 constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
@@ -142,9 +143,10 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   int64_t const step_h = backward ? 1 : p.stride_h, step_w = backward ? 1 : p.stride_w;
   int64_t const halo_h = 7 * step_h + (p.R - 1) * p.dilation_h / (backward ? p.stride_h : 1) + 2;
   int64_t const halo_w = 7 * step_w + (p.S - 1) * p.dilation_w / (backward ? p.stride_w : 1) + 2 + step_w;
-  if (op == Op::wgrad) return ((halo_h * halo_w + 16) * C + 80 * (K + 4)) * 16 + C * p.R * p.S * 4 <= 220 * 1024;
   // Blocks of 16 bytes of inputs; f32's filters are kept in two parts.
   int64_t const wide = size_of(p.dtype) / 2, ins = (backward ? K : C) * wide, outs = backward ? C : K;
+  if (op == Op::wgrad)
+    return ((halo_h * halo_w + 16) * ins + 80 * (K * wide + 4)) * 16 + ins * p.R * p.S * 4 <= 220 * 1024;
   int64_t const together = grouped_shared_blocks(outs, p.dtype), taps = p.R == 3 && p.S == 3 ? 12 : p.R * p.S;
   int64_t const filters = (taps * ins + 16) * ceil_div(outs, together) * together * 128 * wide;
   return (halo_h * halo_w + 16) * 16 * ins + filters <= 220 * 1024;
@@ -269,7 +271,7 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   // As many parts of the pixels as keep two blocks an SM busy, unless adding the parts up costs more.
   GroupedSums const sums = grouped_sums(p);
   int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), sums.slab) * ceil_div(sums.items, 16);
-  double const part_bytes = double(p.K) * double(p.C_per_group()) * double(p.R * p.S) * 4 * double(sums.parts);
+  double const part_bytes = double(p.K) * double(p.C_per_group()) * double(p.R * p.S) * 4 * double(sums.shares);
   double const tiles = double(p.N) * double(ceil_div(p.P(), 8)) * double(ceil_div(p.Q(), 8)) / 2;
   Estimate best{};
   for (int64_t blocks = 1; blocks == 1 || blocks * slabs <= 2 * d.sm_count; blocks += max64(1, blocks / 8)) {
@@ -277,7 +279,7 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
     if (blocks > 1 && (bytes > double(kMaxWorkspaceBytes) || double(blocks) > tiles)) break;
     double const idle = 2.0 * d.sm_count / double(blocks * slabs);
     double const ns = memory_ns * (idle > 1 ? idle : 1) + 8000 + bytes * 2 / 2500;
-    if (blocks == 1 || ns < best.ns) best = {ns, int(blocks * sums.parts)};
+    if (blocks == 1 || ns < best.ns) best = {ns, int(blocks * sums.shares)};
   }
   return best;
 }

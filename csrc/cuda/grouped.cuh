@@ -45,18 +45,6 @@ __device__ inline uint32_t nan_marks(uint32_t v) {
   return (v & 0x7fff7fff) + (std::is_same_v<T, __half> ? 0x03ff03ff : 0x007f007f);
 }
 
-// k of an operand's register: two channels of a 16-bit type, one of f32. `parts` says what f32 operands are made of:
-// one TF32 number, the nearest, or two, their sum 22 bits; the products of the two small ones are left out.
-template <class T, int parts>
-__device__ inline void split(uint32_t raw, uint32_t (&part)[parts]) {
-  if constexpr (sizeof(T) == 2) {
-    part[0] = raw;
-  } else {
-    part[0] = ptx::cvt_rna_tf32(__uint_as_float(raw));
-    if constexpr (parts == 2) part[1] = ptx::cvt_rna_tf32(__uint_as_float(raw) - __uint_as_float(part[0]));
-  }
-}
-
 // Two halves, and one.
 template <class T>
 __device__ inline void mma_two(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
@@ -74,14 +62,6 @@ __device__ inline void mma_one(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t
   else
     ptx::mma_m16n8k4_tf32(d, a0, a1, b);
 }
-
-// The pairs of parts that are multiplied, the small products first.
-template <int parts>
-struct Products {
-  static constexpr int count = parts == 2 ? 3 : 1;
-  __device__ static constexpr int a(int i) { return i == 0 && parts == 2 ? 1 : 0; }
-  __device__ static constexpr int b(int i) { return i == 1 ? 1 : 0; }
-};
 
 // Shared memory: stages | filters | tables of the halves | bias.
 struct Shared {

@@ -166,6 +166,26 @@ __device__ inline void load_inputs(Params const& p, Tile const& tile, int first_
                        tile.w * p.axis_w.step + p.axis_w.low, int64_t(first_unit) * p.in_blocks * kChannels<T>, stage);
 }
 
+// k of an operand's register: two channels of a 16-bit type, one of f32. `parts` says what f32 operands are made of:
+// one TF32 number, the nearest, or two, their sum 22 bits; the products of the two small ones are left out.
+template <class T, int parts>
+__device__ inline void split(uint32_t raw, uint32_t (&part)[parts]) {
+  if constexpr (sizeof(T) == 2) {
+    part[0] = raw;
+  } else {
+    part[0] = ptx::cvt_rna_tf32(__uint_as_float(raw));
+    if constexpr (parts == 2) part[1] = ptx::cvt_rna_tf32(__uint_as_float(raw) - __uint_as_float(part[0]));
+  }
+}
+
+// The pairs of parts that are multiplied, the small products first.
+template <int parts>
+struct Products {
+  static constexpr int count = parts == 2 ? 3 : 1;
+  __device__ static constexpr int a(int i) { return i == 0 && parts == 2 ? 1 : 0; }
+  __device__ static constexpr int b(int i) { return i == 1 ? 1 : 0; }
+};
+
 // ---- host side
 
 inline Axis axis_of(Op op, int64_t out_extent, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {

@@ -19,43 +19,131 @@ struct SumParams {
   int64_t w_k, w_c, w_r, w_s;
   float* partial;  // [split][k][c][r][s]
   int64_t weights;
-  int splits, parts, chunks, items;
+  int splits, shares, chunks, items;
   int R, S;
   Window y;
   int y_offset, zero_offset, table_offset;  // bytes
 };
 
-template <class T, bool nhwc, int shared_blocks, int most_halves>
+// The products of 8 x 8 pixels, `rows` of which exist from the lane's first on. x, y: addresses of the lane's first.
+template <class T, int shared_blocks, int kTiles>
+__device__ inline void sum_square(float (&acc)[shared_blocks][kTiles][4], uint32_t x, uint32_t y, int x_row, int y_row,
+                                  int y_plane, int const (&offset)[kTiles][1], int tiles, int rows, bool inside,
+                                  uint32_t zero) {
+#pragma unroll
+  for (int row = 0; row < kSide; row += 2) {
+    uint32_t b[shared_blocks][2];
+#pragma unroll
+    for (int j = 0; j < shared_blocks; ++j) ptx::ldmatrix_x2_trans(b[j], y + j * y_plane + row * y_row);
+    bool const valid = inside && row < rows;
+    uint32_t const from = x + row * x_row;
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+      if (i >= tiles) break;
+      uint32_t a[4];
+      ptx::ldmatrix_x4_trans(a, valid ? from + offset[i][0] : zero);
+#pragma unroll
+      for (int j = 0; j < shared_blocks; ++j) ptx::mma_m16n8k16<T>(acc[j][i], a[0], a[1], a[2], a[3], b[j][0], b[j][1]);
+    }
+  }
+}
+
+// The same in f32; of the lane's two pixels in a row, those before `columns` exist. With two parts the products of a
+// square are summed apart, for the tensor cores cut where they add.
+template <int parts, int kTiles>
+__device__ inline void sum_square(float (&acc)[kTiles][4], uint32_t x, uint32_t y, int x_row, int y_row,
+                                  int const (&offset)[kTiles][2], int tiles, int rows, int columns) {
+  using P = Products<parts>;
+  uint32_t b[kSide][2][parts];
+#pragma unroll
+  for (int row = 0; row < kSide; ++row)
+#pragma unroll
+    for (int k = 0; k < 2; ++k) split<float, parts>(ptx::ld_shared(y + row * y_row + k * 4 * kSlot), b[row][k]);
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    if (i >= tiles) break;
+    float sums[4] = {};
+    float (&to)[4] = parts == 1 ? acc[i] : sums;
+#pragma unroll
+    for (int row = 0; row < kSide; ++row) {
+      uint32_t a[4][parts];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        bool const valid = row < rows && k / 2 * 4 < columns;
+        split<float, parts>(valid ? ptx::ld_shared(x + row * x_row + offset[i][k % 2] + k / 2 * 4 * kSlot) : 0, a[k]);
+      }
+#pragma unroll
+      for (int t = 0; t < P::count; ++t)
+        ptx::mma_m16n8k8_tf32(to, a[0][P::a(t)], a[1][P::a(t)], a[2][P::a(t)], a[3][P::a(t)], b[row][0][P::b(t)],
+                              b[row][1][P::b(t)]);
+    }
+    if constexpr (parts == 2) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) acc[i][e] += sums[e];
+    }
+  }
+}
+
+// One of a warp's sums once more, without tensor cores: infinity is NaN once it is split into parts.
+template <class T>
+__device__ __noinline__ float exact_sum(SumParams const& q, int share, Tap tap, int64_t k, int64_t c) {
+  Params const& p = q.p;
+  float sum = 0;
+  for (int number = blockIdx.x; number < p.tiles; number += gridDim.x) {
+    Tile const tile(p, number);
+    for (int square = share; square < p.squares_h * p.squares_w * p.images; square += q.shares)
+      for (int i = 0; i < kSide * kSide; ++i) {
+        int const row = square / p.squares_w;
+        int64_t const n = tile.n + row / p.squares_h;
+        int const h = tile.h + row % p.squares_h * kSide + i / kSide;
+        int const w = tile.w + square % p.squares_w * kSide + i % kSide;
+        int const in_h = h * p.axis_h.step + p.axis_h.low + tap.h, in_w = w * p.axis_w.step + p.axis_w.low + tap.w;
+        if (n >= p.N || h >= p.out.H || w >= p.out.W) continue;
+        if (unsigned(in_h) >= unsigned(p.in.H) || unsigned(in_w) >= unsigned(p.in.W)) continue;
+        sum += widen(static_cast<T const*>(p.in.data)[n * p.in.n + c * p.in.c + in_h * p.in.h + in_w * p.in.w]) *
+               widen(static_cast<T const*>(p.out.data)[n * p.out.n + k * p.out.c + h * p.out.h + w * p.out.w]);
+      }
+  }
+  return sum;
+}
+
+template <class T, int parts, bool nhwc, int shared_blocks>
 __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_constant__ SumParams const q) {
-  constexpr int kPairs = most_halves / 2;
+  constexpr int per_tile = 16 / kChannels<T>;  // halves of an mma
+  constexpr int most_halves = sizeof(T) == 4 ? 20 : shared_blocks == 4 ? 8 : 10, kTiles = most_halves / per_tile;
   Params const& p = q.p;
   extern __shared__ __align__(128) char dynamic[];
   uint32_t const base = ptx::shared_address(dynamic);
   int* const offsets = reinterpret_cast<int*>(dynamic + q.table_offset);
   int const first_unit = blockIdx.y * p.slab, units = min(p.slab, p.units - first_unit);
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int const item = blockIdx.z * kMaxSumWarps + warp % (blockDim.x / 32 / q.parts),
-            part = warp / (blockDim.x / 32 / q.parts);
+  int const item = blockIdx.z * kMaxSumWarps + warp % (blockDim.x / 32 / q.shares),
+            share = warp / (blockDim.x / 32 / q.shares);
   int const chunk = item % q.chunks, n_group = item / q.chunks, unit = n_group / p.n_groups;
   bool const works = unit < units;
   int const half0 = chunk * most_halves, halves = min(most_halves, p.in_blocks * p.taps - half0);
-  int const pairs = works ? (halves + 1) / 2 : 0;
+  int const tiles = works ? (halves + per_tile - 1) / per_tile : 0;
 
   for (int i = threadIdx.x; i < 8; i += blockDim.x) reinterpret_cast<uint32_t*>(dynamic + q.zero_offset)[i] = 0;
   for (int i = threadIdx.x; i < p.in_blocks * p.taps; i += blockDim.x)
     offsets[i] = i / p.taps * p.window.plane + p.tap[i % p.taps].offset * kSlot;
   __syncthreads();
 
-  // Lanes 0-7 give the addresses of the first half's 8 pixels of the first row, 8-15 of the second half's; 16-31 the
-  // same of the second row.
-  int const second = lane / 8 % 2, row_of_pair = lane / 16, column_of_lane = lane % 8;
-  int offset[kPairs];
+  // f16: lanes 0-7 give the addresses of the first half's 8 pixels of a row, 8-15 of the second half's; 16-31 the same
+  // of the next row. f32: a lane reads channel lane / 4 % 4 of the half lane / 16 and of the second next, of the pixels
+  // lane % 4 and lane % 4 + 4.
+  constexpr bool wide = sizeof(T) == 4;
+  constexpr int of_lane = wide ? 2 : 1;  // halves
+  int const row_of_lane = wide ? 0 : lane / 16, column_of_lane = wide ? lane % 4 : lane % 8;
+  int offset[kTiles][of_lane];
 #pragma unroll
-  for (int i = 0; i < kPairs; ++i) {
-    int const half = i * 2 + second < halves ? half0 + i * 2 + second : half0;
-    offset[i] = i < pairs ? offsets[half] + unit * p.in_blocks * p.window.plane : 0;
-  }
-  float acc[shared_blocks][kPairs][4] = {};
+  for (int i = 0; i < kTiles; ++i)
+#pragma unroll
+    for (int k = 0; k < of_lane; ++k) {
+      int const half = i * per_tile + (wide ? lane / 16 + k * 2 : lane / 8 % 2);
+      offset[i][k] = works ? offsets[half0 + (half < halves ? half : 0)] + unit * p.in_blocks * p.window.plane : 0;
+    }
+  float acc[shared_blocks][kTiles][4] = {};
   int const squares = p.squares_h * p.squares_w * p.images;
   int const row_bytes = p.axis_h.step * p.window.pitch * kSlot;
   uint32_t const zero = base + q.zero_offset;
@@ -79,61 +167,53 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
     Tile const tile(p, number);
     uint32_t const data = base + stage * p.stage_bytes;
     if (works) {
-      for (int square = part; square < squares; square += q.parts) {
+      for (int square = share; square < squares; square += q.shares) {
         int const row = p.columns_of.quotient(square), w = (square - row * p.squares_w) * kSide;
         int const image = row / p.squares_h, h = row % p.squares_h * kSide;
         int const rows = min(p.out.H - tile.h - h, kSide), columns = p.out.W - tile.w - w;
         if (tile.n + image >= p.N || rows <= 0 || columns <= 0) continue;
-        uint32_t const x = data + image * p.window.rows * p.window.pitch * kSlot + (h + row_of_pair) * row_bytes +
+        uint32_t const x = data + image * p.window.rows * p.window.pitch * kSlot + (h + row_of_lane) * row_bytes +
                            (w + column_of_lane) * kSlot;
         int const block = unit * p.out_blocks + n_group % p.n_groups * shared_blocks;
-        uint32_t const y = data + q.y_offset + block * q.y.plane +
-                           ((image * q.y.rows + h + lane / 8) * q.y.pitch + w + column_of_lane) * kSlot;
-        bool const inside = column_of_lane < columns;
-#pragma unroll
-        for (int m = 0; m < kSide; m += 2) {
-          if (m >= rows) break;
-          uint32_t b[shared_blocks][2];
-#pragma unroll
-          for (int j = 0; j < shared_blocks; ++j)
-            ptx::ldmatrix_x2_trans(b[j], y + j * q.y.plane + m * q.y.pitch * kSlot);
-          bool const valid = inside && m + row_of_pair < rows;
-          uint32_t const from = x + m * row_bytes;
-#pragma unroll
-          for (int i = 0; i < kPairs; ++i) {
-            if (i >= pairs) break;
-            uint32_t a[4];
-            ptx::ldmatrix_x4_trans(a, valid ? from + offset[i] : zero);
-#pragma unroll
-            for (int j = 0; j < shared_blocks; ++j)
-              ptx::mma_m16n8k16<T>(acc[j][i], a[0], a[1], a[2], a[3], b[j][0], b[j][1]);
-          }
-        }
+        uint32_t const y = data + q.y_offset + block * (kBlock / kChannels<T>)*q.y.plane +
+                           ((image * q.y.rows + h) * q.y.pitch + w + column_of_lane) * kSlot;
+        int const y_row = q.y.pitch * kSlot;
+        if constexpr (wide)
+          sum_square<parts>(acc[0], x + lane / 4 % 4 * 4, y + lane / 16 * q.y.plane + lane / 4 % 4 * 4, row_bytes,
+                            y_row, offset, tiles, rows, columns - column_of_lane);
+        else
+          sum_square<T>(acc, x, y + lane / 8 * y_row, row_bytes, y_row, q.y.plane, offset, tiles, rows - row_of_lane,
+                        column_of_lane < columns, zero);
       }
     }
     __syncthreads();
   }
   if (!works) return;
-  int64_t const split = int64_t(blockIdx.x) * q.parts + part;
+  int64_t const split = int64_t(blockIdx.x) * q.shares + share;
   float* const partial = q.partial + split * q.weights;
   int const filter0 = n_group % p.n_groups * shared_blocks * kBlock + lane % 4 * 2;
   int64_t const k0 = int64_t(first_unit + unit) * p.out_blocks * kBlock;
 #pragma unroll
-  for (int i = 0; i < kPairs; ++i)
+  for (int i = 0; i < kTiles; ++i)
 #pragma unroll
     for (int upper = 0; upper < 2; ++upper) {
-      int const half = half0 + i * 2 + upper;
-      if (i * 2 + upper >= halves) continue;
-      int const channel = half / p.taps * kBlock + lane / 4;
+      int const place = i * per_tile + (upper * 8 + lane / 4) / kChannels<T>, half = half0 + place;
+      if (place >= halves) continue;
+      int const channel = half / p.taps * kChannels<T> + lane / 4 % kChannels<T>;
       Tap const& t = p.tap[half % p.taps];
 #pragma unroll
       for (int j = 0; j < shared_blocks; ++j)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          int const filter = filter0 + j * kBlock + e, c = channel - p.filters.quotient(filter) * p.in_per_group;
+          int const filter = filter0 + j * kBlock + e, group = p.filters.quotient(filter);
+          int const c = channel - group * p.in_per_group;
           if (filter >= p.out_blocks * kBlock || unsigned(c) >= unsigned(p.in_per_group)) continue;
           if (k0 + filter >= p.out.channels) continue;
-          float const sum = acc[j][i][upper * 2 + e];
+          float sum = acc[j][i][upper * 2 + e];
+          if (parts == 2 && !(sum == sum)) {
+            int64_t const first = (int64_t(first_unit + unit) * p.groups_per_unit + group) * p.in_per_group;
+            sum = exact_sum<T>(q, share, t, k0 + filter, first + c);
+          }
           if (q.splits > 1)
             partial[(((k0 + filter) * p.in_per_group + c) * q.R + t.r) * q.S + t.s] = sum;
           else
@@ -166,7 +246,7 @@ __global__ void __launch_bounds__(32 * kAddLanes) add_kernel(__grid_constant__ S
 }
 
 // Chooses the tile, and returns the bytes of shared memory.
-inline int64_t set_sum_tiles(SumParams& q, int most_squares, int warps) {
+inline int64_t set_sum_tiles(SumParams& q, int most_squares, int warps, int element) {
   Params& p = q.p;
   int64_t const fixed = 32 + p.in_blocks * p.taps * 4;
   double best = 0;
@@ -175,7 +255,7 @@ inline int64_t set_sum_tiles(SumParams& q, int most_squares, int warps) {
     q.y_offset = int(set_window(p));
     Window& y = q.y;
     y.rows = p.squares_h * kSide, y.columns = y.pitch = y.parity_columns = p.squares_w * kSide;
-    y.blocks = p.slab * p.out_blocks;
+    y.blocks = p.slab * p.out_blocks * kBlock * element / kSlot;
     y.plane = plane_bytes(int64_t(p.images) * y.rows * y.columns, y.blocks);
     // Four more planes: the last run of blocks may reach past them.
     p.stage_bytes = int(ceil_div(q.y_offset + int64_t(y.plane) * (y.blocks + 4), 128) * 128);
@@ -202,9 +282,9 @@ inline int64_t set_sum_tiles(SumParams& q, int most_squares, int warps) {
   return p.stages == 2 ? two : one;
 }
 
-template <class T, bool nhwc, int shared_blocks>
+template <class T, int parts, bool nhwc, int shared_blocks>
 cudaError_t start_sum(SumParams const& q, dim3 grid, unsigned threads, int64_t shared, cudaStream_t stream) {
-  auto* const kernel = sum_kernel<T, nhwc, shared_blocks, grouped_halves(shared_blocks)>;
+  auto* const kernel = sum_kernel<T, parts, nhwc, shared_blocks>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (error != cudaSuccess) return error;
   kernel<<<grid, threads, size_t(shared), stream>>>(q);
@@ -222,21 +302,25 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   Params& p = q.p;
   p.slab = int(sums.slab), p.n_groups = int(sums.n_groups);
   q.chunks = int(sums.chunks), q.items = int(sums.items);
-  q.parts = int(min64(sums.parts, plan.split_k));
+  q.shares = int(min64(sums.shares, plan.split_k));
   q.w = args.out, q.partial = static_cast<float*>(args.workspace);
   q.w_k = problem.w.n, q.w_c = problem.w.c, q.w_r = problem.w.h, q.w_s = problem.w.w;
   q.R = int(problem.R), q.S = int(problem.S);
   q.weights = problem.K * problem.C_per_group() * problem.R * problem.S;
-  int const warps = int(min64(q.items, kMaxSumWarps)) * q.parts;
-  int64_t const shared = set_sum_tiles(q, int(max64(2, q.parts * 2)), warps);
-  dim3 const grid(even_blocks(p, plan.split_k / q.parts), unsigned(ceil_div(p.units, p.slab)),
+  int const warps = int(min64(q.items, kMaxSumWarps)) * q.shares;
+  int64_t const shared = set_sum_tiles(q, int(max64(2, q.shares * 2)), warps, sizeof(T));
+  dim3 const grid(even_blocks(p, plan.split_k / q.shares), unsigned(ceil_div(p.units, p.slab)),
                   unsigned(ceil_div(q.items, kMaxSumWarps)));
-  q.splits = int(grid.x) * q.parts;
-  int const blocks = grouped_shared_blocks(p.out_blocks, problem.dtype);
-  cudaError_t const error = blocks == 1   ? start_sum<T, nhwc, 1>(q, grid, 32 * warps, shared, stream)
-                            : blocks == 2 ? start_sum<T, nhwc, 2>(q, grid, 32 * warps, shared, stream)
-                            : blocks == 3 ? start_sum<T, nhwc, 3>(q, grid, 32 * warps, shared, stream)
-                                          : start_sum<T, nhwc, 4>(q, grid, 32 * warps, shared, stream);
+  q.splits = int(grid.x) * q.shares;
+  cudaError_t error = cudaSuccess;
+  if constexpr (dtype == DType::f32)
+    error = problem.allow_tf32 ? start_sum<T, 1, nhwc, 1>(q, grid, 32 * warps, shared, stream)
+                               : start_sum<T, 2, nhwc, 1>(q, grid, 32 * warps, shared, stream);
+  else
+    error = sums.together == 1   ? start_sum<T, 1, nhwc, 1>(q, grid, 32 * warps, shared, stream)
+            : sums.together == 2 ? start_sum<T, 1, nhwc, 2>(q, grid, 32 * warps, shared, stream)
+            : sums.together == 3 ? start_sum<T, 1, nhwc, 3>(q, grid, 32 * warps, shared, stream)
+                                 : start_sum<T, 1, nhwc, 4>(q, grid, 32 * warps, shared, stream);
   if (error != cudaSuccess || q.splits == 1) return error;
   add_kernel<T><<<unsigned(ceil_div(q.weights, 32)), 32 * kAddLanes, 0, stream>>>(q);
   return cudaGetLastError();

@@ -44,6 +44,12 @@ __device__ inline void fence_mbarrier_init() { asm volatile("fence.mbarrier_init
 // Makes this thread's writes to shared memory visible to the tensor cores and the copy engine.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+__device__ inline uint32_t ld_shared(uint32_t shared) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(shared));
+  return v;
+}
+
 // 16 bytes to shared memory.
 __device__ inline void st_shared_v4(uint32_t shared, uint4 v) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
