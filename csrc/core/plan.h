@@ -109,7 +109,7 @@ constexpr int grouped_shared_blocks(int64_t blocks, DType t) {
 
 // wgrad of grouped.cuh. A half is a tap and 16 bytes of channels; a warp sums so many of them, of up to four blocks of
 // 8 filters, over a share of the pixels: as many as its registers hold.
-constexpr int grouped_halves(int together, DType t) { return t == DType::f32 ? 20 : together == 4 ? 8 : 10; }
+constexpr int grouped_halves(int together, DType t) { return t == DType::f32 ? 16 : together == 4 ? 8 : 10; }
 struct GroupedSums {
   int64_t slab, together, n_groups, chunks, items, shares;
 };

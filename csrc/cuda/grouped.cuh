@@ -39,10 +39,16 @@ __device__ inline void transpose_quad(uint32_t (&v)[4]) {
   }
 }
 
-// Bits 15 and 31 are set if a half is NaN; other bits mean nothing.
+// NaN in either half if `marks` has one there, or v is NaN or infinite there.
 template <class T>
-__device__ inline uint32_t nan_marks(uint32_t v) {
-  return (v & 0x7fff7fff) + (std::is_same_v<T, __half> ? 0x03ff03ff : 0x007f007f);
+__device__ inline void mark(Vector<T, 2>& marks, uint32_t v) {
+  if constexpr (std::is_same_v<T, __half>) {
+    __half2& m = reinterpret_cast<__half2&>(marks);
+    m = __hfma2(reinterpret_cast<__half2 const&>(v), __half2half2(__ushort_as_half(0)), m);
+  } else {
+    __nv_bfloat162& m = reinterpret_cast<__nv_bfloat162&>(marks);
+    m = __hfma2(reinterpret_cast<__nv_bfloat162 const&>(v), __bfloat162bfloat162(__ushort_as_bfloat16(0)), m);
+  }
 }
 
 // Two halves, and one.
@@ -312,7 +318,7 @@ __device__ inline void store_row(T* out, int64_t step, int left, int width, uint
   }
 }
 
-// Rounds and stores a warp's outputs; says whether one is NaN. Row lane / 4 of an m16 tile is the pixel
+// Rounds and stores a warp's outputs; says whether one may be NaN. Row lane / 4 of an m16 tile is the pixel
 // of that column in the first of two rows of outputs, row lane / 4 + 8 that of the second.
 template <class T, bool nhwc, int shared_blocks, int runs>
 __device__ inline bool store(Params const& p, Tile const& tile, Item const& item, int phase, int first_unit, int units,
@@ -363,7 +369,7 @@ __device__ inline bool store(Params const& p, Tile const& tile, Item const& item
       }
     return nan;
   }
-  uint32_t marks = 0;
+  Vector<T, 2> marks{};
   if constexpr (sizeof(T) == 4) {
   } else if constexpr (nhwc) {  // a quad of lanes stores a pixel's 64 bytes, a block each
     int64_t const channel = quad < runs * shared_blocks ? channel_of(quad / shared_blocks, quad % shared_blocks) : -1;
@@ -377,7 +383,7 @@ __device__ inline bool store(Params const& p, Tile const& tile, Item const& item
 #pragma unroll
         for (int j = 0; j < shared_blocks; ++j) {
           v[r * shared_blocks + j] = packed(r, j, row);
-          if (p.mixed) marks |= nan_marks<T>(v[r * shared_blocks + j]);
+          mark<T>(marks, v[r * shared_blocks + j]);
         }
       transpose_quad(v);
       if (exists && row < rows) *reinterpret_cast<uint4*>(to) = make_uint4(v[0], v[1], v[2], v[3]);
@@ -396,7 +402,7 @@ __device__ inline bool store(Params const& p, Tile const& tile, Item const& item
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             v[i] = packed(r, j, half + i);
-            if (p.mixed) marks |= nan_marks<T>(v[i]);
+            mark<T>(marks, v[i]);
             v[i] = ptx::movmatrix_trans(v[i]);
           }
           transpose_quad(v);
@@ -405,7 +411,8 @@ __device__ inline bool store(Params const& p, Tile const& tile, Item const& item
         }
       }
   }
-  return (marks & 0x80008000) != 0;
+  float const low = widen(marks.v[0]), high = widen(marks.v[1]);
+  return !(low == low) || !(high == high);
 }
 
 template <class T, int parts, bool nhwc, int shared_blocks, int runs, bool is_3x3>

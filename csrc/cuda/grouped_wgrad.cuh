@@ -110,7 +110,7 @@ __device__ __noinline__ float exact_sum(SumParams const& q, int share, Tap tap, 
 template <class T, int parts, bool nhwc, int shared_blocks>
 __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_constant__ SumParams const q) {
   constexpr int per_tile = 16 / kChannels<T>;  // halves of an mma
-  constexpr int most_halves = sizeof(T) == 4 ? 20 : shared_blocks == 4 ? 8 : 10, kTiles = most_halves / per_tile;
+  constexpr int most_halves = sizeof(T) == 4 ? 16 : shared_blocks == 4 ? 8 : 10, kTiles = most_halves / per_tile;
   Params const& p = q.p;
   extern __shared__ __align__(128) char dynamic[];
   uint32_t const base = ptx::shared_address(dynamic);
@@ -308,7 +308,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   q.R = int(problem.R), q.S = int(problem.S);
   q.weights = problem.K * problem.C_per_group() * problem.R * problem.S;
   int const warps = int(min64(q.items, kMaxSumWarps)) * q.shares;
-  int64_t const shared = set_sum_tiles(q, int(max64(2, q.shares * 2)), warps, sizeof(T));
+  int64_t const shared = set_sum_tiles(q, int(max64(2, q.shares * 2)) * KNOB(GK_SQW, 1), warps, sizeof(T));
   dim3 const grid(even_blocks(p, plan.split_k / q.shares), unsigned(ceil_div(p.units, p.slab)),
                   unsigned(ceil_div(q.items, kMaxSumWarps)));
   q.splits = int(grid.x) * q.shares;
