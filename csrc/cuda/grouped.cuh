@@ -123,14 +123,20 @@ __device__ inline void fill_tables(Params const& p, int first_unit, int units, S
     T const* const from = w + group * p.w_group + (out - of_group * p.out_per_group) * p.w_out + channel * p.w_in;
     uint32_t* const to = s.weights + (block / shared_blocks * p.halves * shared_blocks + j * 2) * 32 + lane * 2;
     int const begin = i % shares * share, end = min(begin + share, p.halves);
-#pragma unroll 8
+#pragma unroll 12
     for (int half = begin; half < end; ++half) {
       int const c = s.channel[half] + channel;
       Vector<T, per_word> v;
+      if (sizeof(T) == 2 && p.paired_weights) {
+        v = exists && unsigned(c) < unsigned(p.in_per_group)
+                ? *reinterpret_cast<Vector<T, per_word> const*>(from + s.from[half])
+                : Vector<T, per_word>{};
+      } else {
 #pragma unroll
-      for (int e = 0; e < per_word; ++e)
-        v.v[e] =
-            exists && unsigned(c + e) < unsigned(p.in_per_group) ? from[s.from[half] + e * p.w_in] : narrow<T>(0.f);
+        for (int e = 0; e < per_word; ++e)
+          v.v[e] = exists && unsigned(c + e) < unsigned(p.in_per_group) ? from[s.from[half] + e * p.w_in]
+                                                                        : narrow<T>(0.f);
+      }
       uint32_t part[parts];
       split<T, parts>(*reinterpret_cast<uint32_t const*>(&v), part);
 #pragma unroll
@@ -150,7 +156,7 @@ __device__ inline void multiply_any(float (&acc)[blocks][4][4], uint32_t from, i
   weights += lane * 2 + begin * blocks * 32;
   offset += begin;
   from += lane / 8 % 2 * row_bytes;
-#pragma unroll(blocks > 1 || parts == 2 ? 1 : 2)  // registers are short
+#pragma unroll 1  // registers are short
   for (; count > 1; count -= 2, offset += 2, weights += blocks * 64) {
     uint32_t const a = from + offset[lane / 16];
     uint2 b[blocks][parts];
@@ -429,10 +435,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
   for (int number = int(blockIdx.x) - ahead, stage = p.stages - 1; number < p.tiles;
        number += step, stage ^= p.stages - 1) {
     int const next = number + ahead;
-    if (next < p.tiles)
+    if (next < p.tiles && (!(p.debug & 1) || next == int(blockIdx.x)))
       load_inputs<T, nhwc>(p, Tile(p, next), first_unit, s.stage + (stage ^ (p.stages - 1)) * p.stage_bytes);
     ptx::cp_async_commit_group();
-    if (next == int(blockIdx.x)) fill_tables<T, parts, shared_blocks>(p, first_unit, units, s);
+    if (next == int(blockIdx.x) && !(p.debug & 8)) fill_tables<T, parts, shared_blocks>(p, first_unit, units, s);
     if (number < 0) continue;
     if (p.stages == 2)
       ptx::cp_async_wait_group<1>();
@@ -463,7 +469,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
 #pragma unroll
               for (int e = 0; e < 4; ++e) acc[r][j][m][e] = e % 2 == 0 ? bias.x : bias.y;
           }
-          if (unit >= units) continue;
+          if (unit >= units || (p.debug & 2)) continue;
           uint32_t const* const weights = s.weights + n_group * p.halves * shared_blocks * 32;
           uint32_t const plane = unit * p.in_blocks * p.window.plane;
           if constexpr (is_3x3)
@@ -473,6 +479,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
             multiply_any<T, parts, shared_blocks>(acc[r], from + plane, row_bytes, s.offset, weights, p.part_words,
                                                   p.phase_half[phase], p.phase_count[phase]);
         }
+        if ((p.debug & 4) && acc[0][0][0][0] != 12345.f) continue;
         bool const nan = store<T, nhwc, shared_blocks, runs>(p, tile, item, phase, first_unit, units, acc);
         if (p.mixed && __any_sync(0xffffffff, nan))
           repair<T, shared_blocks, runs>(p, number, item, phase, first_unit, units, stage, dynamic);
@@ -512,6 +519,8 @@ cudaError_t launch_gather(Op op, Problem const& problem, Arguments const& args, 
   if (parts == 2) p.mixed = true;
   bool const is_3x3 = problem.stride_h == 1 && problem.stride_w == 1 && problem.dilation_h == 1 &&
                       problem.dilation_w == 1 && problem.R == 3 && problem.S == 3;
+  p.paired_weights = p.w_in == 1 && p.in_per_group % 2 == 0 && p.w_group % 2 == 0 && p.w_out % 2 == 0 &&
+                     p.w_r % 2 == 0 && p.w_s % 2 == 0 && problem.w_align >= 4;
   set_halves(p, is_3x3);
   p.store_width = store_width_of<T>(p, op == Op::dgrad ? problem.x_align : problem.y_align);
   int const blocks = grouped_shared_blocks(p.out_blocks, problem.dtype), runs = groups_of_warp(blocks, sizeof(T));
@@ -525,6 +534,7 @@ cudaError_t launch_gather(Op op, Problem const& problem, Arguments const& args, 
   int64_t const resident = int64_t(sm_count) * (shared <= kSharedHalf ? 2 : 1);
   dim3 const grid(even_blocks(p, resident / slabs), unsigned(slabs));
   unsigned const threads = 32 * unsigned(p.warps);
+  p.debug = KNOB(GK_DEBUG, 0);
   if (blocks == 1) return start<T, parts, nhwc, 1>(p, is_3x3, grid, threads, shared, stream);
   if constexpr (sizeof(T) == 2) {
     if (blocks == 3) return start<T, parts, nhwc, 3>(p, is_3x3, grid, threads, shared, stream);

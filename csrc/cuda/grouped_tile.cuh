@@ -92,10 +92,12 @@ struct Params {
   int squares_h, squares_w, images;  // of a tile
   int tiles_h, tiles_w, tiles;
   Window window;  // of `in`
+  int debug;
   int warps, stages, stage_bytes, weight_bytes, part_words, table_offset, bias_count;
   int halves, taps;                // k8 steps of all phases; taps
   int store_width;                 // outputs of a row that are stored at once (not nhwc)
   bool is_3x3;                     // unit stride and dilation; each column's three taps are padded to four
+  bool paired_weights;             // two channels of a 16-bit weight are loaded at once
   bool mixed;                      // zero weights within units: NaN and infinity may spread, and are looked for
   int phase_tap[kMaxPhases + 1];   // the first tap of each phase
   int phase_half[kMaxPhases + 1];  // and its first half, which is even

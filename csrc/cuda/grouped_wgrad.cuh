@@ -48,38 +48,44 @@ __device__ inline void sum_square(float (&acc)[shared_blocks][kTiles][4], uint32
   }
 }
 
-// The same in f32; of the lane's two pixels in a row, those before `columns` exist. With two parts the products of a
-// square are summed apart, for the tensor cores cut where they add.
+// The same in f32; of the lane's two pixels in a row, those before `columns` exist. With two parts the products of four rows
+// are summed apart, for the tensor cores cut where they add.
 template <int parts, int kTiles>
 __device__ inline void sum_square(float (&acc)[kTiles][4], uint32_t x, uint32_t y, int x_row, int y_row,
                                   int const (&offset)[kTiles][2], int tiles, int rows, int columns) {
   using P = Products<parts>;
-  uint32_t b[kSide][2][parts];
+  constexpr int at_once = 4;  // rows whose y is kept in registers
 #pragma unroll
-  for (int row = 0; row < kSide; ++row)
+  for (int row0 = 0; row0 < kSide; row0 += at_once) {
+    uint32_t b[at_once][2][parts];
 #pragma unroll
-    for (int k = 0; k < 2; ++k) split<float, parts>(ptx::ld_shared(y + row * y_row + k * 4 * kSlot), b[row][k]);
+    for (int row = 0; row < at_once; ++row)
 #pragma unroll
-  for (int i = 0; i < kTiles; ++i) {
-    if (i >= tiles) break;
-    float sums[4] = {};
-    float (&to)[4] = parts == 1 ? acc[i] : sums;
+      for (int k = 0; k < 2; ++k)
+        split<float, parts>(ptx::ld_shared(y + (row0 + row) * y_row + k * 4 * kSlot), b[row][k]);
 #pragma unroll
-    for (int row = 0; row < kSide; ++row) {
-      uint32_t a[4][parts];
+    for (int i = 0; i < kTiles; ++i) {
+      if (i >= tiles) break;
+      float sums[4] = {};
+      float(&to)[4] = parts == 1 ? acc[i] : sums;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        bool const valid = row < rows && k / 2 * 4 < columns;
-        split<float, parts>(valid ? ptx::ld_shared(x + row * x_row + offset[i][k % 2] + k / 2 * 4 * kSlot) : 0, a[k]);
+      for (int row = 0; row < at_once; ++row) {
+        uint32_t a[4][parts];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          bool const valid = row0 + row < rows && k / 2 * 4 < columns;
+          uint32_t const from = x + (row0 + row) * x_row + offset[i][k % 2] + k / 2 * 4 * kSlot;
+          split<float, parts>(valid ? ptx::ld_shared(from) : 0, a[k]);
+        }
+#pragma unroll
+        for (int t = 0; t < P::count; ++t)
+          ptx::mma_m16n8k8_tf32(to, a[0][P::a(t)], a[1][P::a(t)], a[2][P::a(t)], a[3][P::a(t)], b[row][0][P::b(t)],
+                                b[row][1][P::b(t)]);
       }
+      if constexpr (parts == 2) {
 #pragma unroll
-      for (int t = 0; t < P::count; ++t)
-        ptx::mma_m16n8k8_tf32(to, a[0][P::a(t)], a[1][P::a(t)], a[2][P::a(t)], a[3][P::a(t)], b[row][0][P::b(t)],
-                              b[row][1][P::b(t)]);
-    }
-    if constexpr (parts == 2) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) acc[i][e] += sums[e];
+        for (int e = 0; e < 4; ++e) acc[i][e] += sums[e];
+      }
     }
   }
 }
@@ -222,24 +228,23 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
     }
 }
 
-constexpr int kAddLanes = 16;  // threads that share the splits of one weight
+constexpr int kAddWarps = 16;
 
-// Adds the partial sums: each thread those of every 16th split, then one the 16 sums, in order.
+// Adds the partial sums of 32 weights: `lanes` warps those of every lanes-th split, then one of them the sums, in order.
 template <class T>
-__global__ void __launch_bounds__(32 * kAddLanes) add_kernel(__grid_constant__ SumParams const q) {
-  __shared__ float sums[kAddLanes][32];
-  int const lane = threadIdx.x % 32, part = threadIdx.x / 32;
-  int64_t const index = int64_t(blockIdx.x) * 32 + lane;
+__global__ void __launch_bounds__(32 * kAddWarps) add_kernel(__grid_constant__ SumParams const q, int lanes) {
+  __shared__ float sums[kAddWarps][32];
+  int const lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = warp % lanes;
+  int64_t const index = (int64_t(blockIdx.x) * (kAddWarps / lanes) + warp / lanes) * 32 + lane;
   float sum = 0;
   if (index < q.weights) {
 #pragma unroll 8
-    for (int split = part; split < q.splits; split += kAddLanes) sum += q.partial[split * q.weights + index];
+    for (int split = first; split < q.splits; split += lanes) sum += q.partial[split * q.weights + index];
   }
-  sums[part][lane] = sum;
+  sums[warp][lane] = sum;
   __syncthreads();
-  if (part > 0 || index >= q.weights) return;
-#pragma unroll
-  for (int i = 1; i < kAddLanes; ++i) sum += sums[i][lane];
+  if (first > 0 || index >= q.weights) return;
+  for (int i = 1; i < lanes; ++i) sum += sums[warp + i][lane];
   int64_t const s = index % q.S, r = index / q.S % q.R, kc = index / (q.S * q.R);
   int64_t const c = kc % q.p.in_per_group, k = kc / q.p.in_per_group;
   static_cast<T*>(q.w)[k * q.w_k + c * q.w_c + r * q.w_r + s * q.w_s] = narrow<T>(sum);
@@ -322,7 +327,9 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
             : sums.together == 3 ? start_sum<T, 1, nhwc, 3>(q, grid, 32 * warps, shared, stream)
                                  : start_sum<T, 1, nhwc, 4>(q, grid, 32 * warps, shared, stream);
   if (error != cudaSuccess || q.splits == 1) return error;
-  add_kernel<T><<<unsigned(ceil_div(q.weights, 32)), 32 * kAddLanes, 0, stream>>>(q);
+  int lanes = 1;
+  while (lanes < kAddWarps && lanes * 8 < q.splits) lanes *= 2;
+  add_kernel<T><<<unsigned(ceil_div(q.weights, 32 * kAddWarps / lanes)), 32 * kAddWarps, 0, stream>>>(q, lanes);
   return cudaGetLastError();
 }
 
