@@ -262,24 +262,37 @@ constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, D
   return best;
 }
 
+// Grouped: reading and writing, and the products of whole blocks and squares, which overlap in part (docs/tuning.md).
 constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  bool const nhwc = row.variant == Variant::nhwc, backward = op == Op::dgrad, sums = op == Op::wgrad;
+  double const sms = double(d.sm_count) / 132;
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  double const sms = double(d.sm_count) / 132;
-  double const memory_ns = elements * size_of(p.dtype) / ((row.variant == Variant::nhwc ? 2500 : 1500) * sms);
-  if (op != Op::wgrad) return {memory_ns + 4000, 1};
-  // As many parts of the pixels as keep two blocks an SM busy, unless adding the parts up costs more.
-  GroupedSums const sums = grouped_sums(p);
-  int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), sums.slab) * ceil_div(sums.items, 16);
-  double const part_bytes = double(p.K) * double(p.C_per_group()) * double(p.R * p.S) * 4 * double(sums.shares);
-  double const tiles = double(p.N) * double(ceil_div(p.P(), 8)) * double(ceil_div(p.Q(), 8)) / 2;
+  // Bytes per ns. nchw: lanes go along rows, and channels_last rows are slow that way; so are a stride's single pixels.
+  double rate = nhwc ? 1650 : p.x.c == 1 && p.C > 1 ? 500 : 1150;
+  if (!nhwc && backward && p.stride_w > 1) rate /= 6;
+  double const memory_ns = elements * size_of(p.dtype) / (rate * sms);
+  int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
+  int64_t const h = backward ? ceil_div(p.H, p.stride_h) : p.P(), w = backward ? ceil_div(p.W, p.stride_w) : p.Q();
+  double const squares = double(p.N) * double(ceil_div(h, 8)) * double(ceil_div(w, 8));
+  double const products = squares * double(ceil_div(p.groups, per_unit)) * double(C * K) * double(p.R * p.S) * 2;
+  double const f32 = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? 2 : 6;  // 8 channels by 8 filters a product, or less
+  double const multiply_ns = products * f32 * (sums ? 0.045 : 0.030) / sms;
+  double const large = memory_ns > multiply_ns ? memory_ns : multiply_ns;
+  double const small = memory_ns > multiply_ns ? multiply_ns : memory_ns;
+  double const work_ns = large + small * small / (2 * (large + 1));
+  if (!sums) return {work_ns + 13000, 1};
+  // As many shares of the pixels as keep two blocks an SM busy, unless adding them up costs more.
+  GroupedSums const g = grouped_sums(p);
+  int64_t const slabs = ceil_div(ceil_div(p.groups, per_unit), g.slab) * ceil_div(g.items, 16);
+  double const share_bytes = double(p.K) * double(p.C_per_group()) * double(p.R * p.S) * 4 * double(g.shares);
   Estimate best{};
   for (int64_t blocks = 1; blocks == 1 || blocks * slabs <= 2 * d.sm_count; blocks += max64(1, blocks / 8)) {
-    double const bytes = part_bytes * double(blocks);
-    if (blocks > 1 && (bytes > double(kMaxWorkspaceBytes) || double(blocks) > tiles)) break;
+    double const bytes = share_bytes * double(blocks);
+    if (blocks > 1 && (bytes > double(kMaxWorkspaceBytes) || double(blocks) > squares / 2)) break;
     double const idle = 2.0 * d.sm_count / double(blocks * slabs);
-    double const ns = memory_ns * (idle > 1 ? idle : 1) + 8000 + bytes * 2 / 2500;
-    if (blocks == 1 || ns < best.ns) best = {ns, int(blocks * sums.shares)};
+    double const ns = work_ns * (idle > 1 ? idle : 1) + 16000 + bytes * 2 / 2500;
+    if (blocks == 1 || ns < best.ns) best = {ns, int(blocks * g.shares)};
   }
   return best;
 }

@@ -134,8 +134,8 @@ __device__ inline void fill_tables(Params const& p, int first_unit, int units, S
       } else {
 #pragma unroll
         for (int e = 0; e < per_word; ++e)
-          v.v[e] = exists && unsigned(c + e) < unsigned(p.in_per_group) ? from[s.from[half] + e * p.w_in]
-                                                                        : narrow<T>(0.f);
+          v.v[e] =
+              exists && unsigned(c + e) < unsigned(p.in_per_group) ? from[s.from[half] + e * p.w_in] : narrow<T>(0.f);
       }
       uint32_t part[parts];
       split<T, parts>(*reinterpret_cast<uint32_t const*>(&v), part);
@@ -435,10 +435,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
   for (int number = int(blockIdx.x) - ahead, stage = p.stages - 1; number < p.tiles;
        number += step, stage ^= p.stages - 1) {
     int const next = number + ahead;
-    if (next < p.tiles && (!(p.debug & 1) || next == int(blockIdx.x)))
+    if (next < p.tiles)
       load_inputs<T, nhwc>(p, Tile(p, next), first_unit, s.stage + (stage ^ (p.stages - 1)) * p.stage_bytes);
     ptx::cp_async_commit_group();
-    if (next == int(blockIdx.x) && !(p.debug & 8)) fill_tables<T, parts, shared_blocks>(p, first_unit, units, s);
+    if (next == int(blockIdx.x)) fill_tables<T, parts, shared_blocks>(p, first_unit, units, s);
     if (number < 0) continue;
     if (p.stages == 2)
       ptx::cp_async_wait_group<1>();
@@ -469,7 +469,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
 #pragma unroll
               for (int e = 0; e < 4; ++e) acc[r][j][m][e] = e % 2 == 0 ? bias.x : bias.y;
           }
-          if (unit >= units || (p.debug & 2)) continue;
+          if (unit >= units) continue;
           uint32_t const* const weights = s.weights + n_group * p.halves * shared_blocks * 32;
           uint32_t const plane = unit * p.in_blocks * p.window.plane;
           if constexpr (is_3x3)
@@ -479,7 +479,6 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
             multiply_any<T, parts, shared_blocks>(acc[r], from + plane, row_bytes, s.offset, weights, p.part_words,
                                                   p.phase_half[phase], p.phase_count[phase]);
         }
-        if ((p.debug & 4) && acc[0][0][0][0] != 12345.f) continue;
         bool const nan = store<T, nhwc, shared_blocks, runs>(p, tile, item, phase, first_unit, units, acc);
         if (p.mixed && __any_sync(0xffffffff, nan))
           repair<T, shared_blocks, runs>(p, number, item, phase, first_unit, units, stage, dynamic);
@@ -534,7 +533,6 @@ cudaError_t launch_gather(Op op, Problem const& problem, Arguments const& args, 
   int64_t const resident = int64_t(sm_count) * (shared <= kSharedHalf ? 2 : 1);
   dim3 const grid(even_blocks(p, resident / slabs), unsigned(slabs));
   unsigned const threads = 32 * unsigned(p.warps);
-  p.debug = KNOB(GK_DEBUG, 0);
   if (blocks == 1) return start<T, parts, nhwc, 1>(p, is_3x3, grid, threads, shared, stream);
   if constexpr (sizeof(T) == 2) {
     if (blocks == 3) return start<T, parts, nhwc, 3>(p, is_3x3, grid, threads, shared, stream);

@@ -14,13 +14,6 @@
 #include "ptx.cuh"
 #include "types.cuh"
 
-#ifdef GROUPED_KNOBS
-#include <cstdlib>
-#define KNOB(name, value) (std::getenv(#name) ? std::atoi(std::getenv(#name)) : (value))
-#else
-#define KNOB(name, value) (value)
-#endif
-
 namespace conv2d_ext::grouped {
 
 constexpr int kBlock = 8;  // channels of the results that one mma computes
@@ -92,7 +85,6 @@ struct Params {
   int squares_h, squares_w, images;  // of a tile
   int tiles_h, tiles_w, tiles;
   Window window;  // of `in`
-  int debug;
   int warps, stages, stage_bytes, weight_bytes, part_words, table_offset, bias_count;
   int halves, taps;                // k8 steps of all phases; taps
   int store_width;                 // outputs of a row that are stored at once (not nhwc)
@@ -336,7 +328,7 @@ inline unsigned even_blocks(Params const& p, int64_t most) {
 inline int64_t set_tiles(Params& p, int shared_blocks, int runs, int element, int parts) {
   p.n_groups = int(ceil_div(p.out_blocks, shared_blocks));
   // 64 channels of a pixel are 128 bytes, a line of the caches.
-  p.slab = int(min64(p.units, max64(1, KNOB(GK_LINE, 128) / kSlot / max64(p.in_blocks, p.out_blocks * kBlock * element / kSlot))));
+  p.slab = int(min64(p.units, max64(1, 128 / kSlot / max64(p.in_blocks, p.out_blocks * kBlock * element / kSlot))));
   int64_t shared = 0;
   for (;; p.slab = int(ceil_div(p.slab, 2))) {
     int64_t const per_slab = ceil_div(p.slab * p.n_groups, runs);  // warps for one square
@@ -346,14 +338,14 @@ inline int64_t set_tiles(Params& p, int shared_blocks, int runs, int element, in
     // The cheapest tile: inputs read, and squares multiplied, per output that exists.
     double best = 0;
     int best_h = 0, best_w = 0, best_images = 0;
-    int64_t const most = max64(1, kMaxWarps * KNOB(GK_SQ, 1) / per_slab);
+    int64_t const most = max64(1, kMaxWarps / per_slab);
     for (p.squares_h = 1; p.squares_h <= most; ++p.squares_h)
       for (p.squares_w = 1; p.squares_w * p.squares_h <= most; ++p.squares_w) {
         p.images = int(max64(1, most / (p.squares_h * p.squares_w)));
         bool const fills = p.squares_h * kSide >= p.axis_h.positions && p.squares_w * kSide >= p.axis_w.positions;
         if (!fills) p.images = 1;
         p.images = int(min64(p.images, p.N));
-        if (set_window(p) + fixed > (KNOB(GK_HALF, 0) ? kSharedHalf : kSharedMost)) continue;
+        if (set_window(p) + fixed > kSharedMost) continue;
         double const slots = double(p.images) * p.window.rows * p.window.pitch;
         double const tiles = double(ceil_div(p.axis_h.positions, p.squares_h * kSide)) *
                              double(ceil_div(p.axis_w.positions, p.squares_w * kSide)) *
@@ -369,7 +361,6 @@ inline int64_t set_tiles(Params& p, int shared_blocks, int runs, int element, in
     p.stage_bytes = int(set_window(p));
     int64_t const two = 2 * p.stage_bytes + fixed, one = p.stage_bytes + fixed;
     p.stages = two <= kSharedHalf || (two <= kSharedMost && one > kSharedHalf) ? 2 : 1;
-    if (KNOB(GK_ST, 2) == 1) p.stages = 1;
     shared = p.stages == 2 ? two : one;
     break;
   }

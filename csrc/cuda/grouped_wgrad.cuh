@@ -48,8 +48,8 @@ __device__ inline void sum_square(float (&acc)[shared_blocks][kTiles][4], uint32
   }
 }
 
-// The same in f32; of the lane's two pixels in a row, those before `columns` exist. With two parts the products of four rows
-// are summed apart, for the tensor cores cut where they add.
+// The same in f32; of the lane's two pixels in a row, those before `columns` exist. With two parts the products of four
+// rows are summed apart, for the tensor cores cut where they add.
 template <int parts, int kTiles>
 __device__ inline void sum_square(float (&acc)[kTiles][4], uint32_t x, uint32_t y, int x_row, int y_row,
                                   int const (&offset)[kTiles][2], int tiles, int rows, int columns) {
@@ -67,7 +67,7 @@ __device__ inline void sum_square(float (&acc)[kTiles][4], uint32_t x, uint32_t 
     for (int i = 0; i < kTiles; ++i) {
       if (i >= tiles) break;
       float sums[4] = {};
-      float(&to)[4] = parts == 1 ? acc[i] : sums;
+      float (&to)[4] = parts == 1 ? acc[i] : sums;
 #pragma unroll
       for (int row = 0; row < at_once; ++row) {
         uint32_t a[4][parts];
@@ -230,7 +230,8 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
 
 constexpr int kAddWarps = 16;
 
-// Adds the partial sums of 32 weights: `lanes` warps those of every lanes-th split, then one of them the sums, in order.
+// Adds the partial sums of 32 weights: `lanes` warps those of every lanes-th split, then one of them the sums, in
+// order.
 template <class T>
 __global__ void __launch_bounds__(32 * kAddWarps) add_kernel(__grid_constant__ SumParams const q, int lanes) {
   __shared__ float sums[kAddWarps][32];
@@ -313,7 +314,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   q.R = int(problem.R), q.S = int(problem.S);
   q.weights = problem.K * problem.C_per_group() * problem.R * problem.S;
   int const warps = int(min64(q.items, kMaxSumWarps)) * q.shares;
-  int64_t const shared = set_sum_tiles(q, int(max64(2, q.shares * 2)) * KNOB(GK_SQW, 1), warps, sizeof(T));
+  int64_t const shared = set_sum_tiles(q, int(max64(2, q.shares * 2)), warps, sizeof(T));
   dim3 const grid(even_blocks(p, plan.split_k / q.shares), unsigned(ceil_div(p.units, p.slab)),
                   unsigned(ceil_div(q.items, kMaxSumWarps)));
   q.splits = int(grid.x) * q.shares;
