@@ -125,8 +125,10 @@ constexpr GroupedSums grouped_sums(Problem const& p) {
 
 constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   if (p.groups == 1 || p.C_per_group() < 2 || p.K == 0 || p.H == 0 || p.W == 0 || p.N == 0) return false;
+  int const slot = 16 / size_of(p.dtype);  // channels that are copied at once
   if (row.variant == Variant::nhwc &&
-      (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.K, 8, p.dtype)))
+      (p.C % 8 != 0 || p.K % 8 != 0 || !channel_vectors(p.x, p.x_align, p.C, slot, p.dtype) ||
+       !channel_vectors(p.y, p.y_align, p.K, slot, p.dtype)))
     return false;
   if (p.R * p.S > 64 || p.stride_h > 4 || p.stride_w > 4 || p.R > 64 || p.S > 64) return false;
   // Coordinates of padded images are int in the kernels, and so is the number of tiles of 8 x 8 pixels.
@@ -173,7 +175,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::depthwise:
       return d.compute_capability >= 80 && depthwise_supports(row, p);
     case Family::grouped:
-      return d.compute_capability >= 90 && grouped_supports(row, op, p);
+      return d.compute_capability == 90 && grouped_supports(row, op, p);
   }
   return false;
 }
