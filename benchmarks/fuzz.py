@@ -35,7 +35,7 @@ from cases import Case  # noqa: E402
 from layouts import LAYOUTS  # noqa: E402
 from reference import tolerance, unit  # noqa: E402
 
-DTYPES = ("fp16", "fp16", "bf16", "fp32", "fp32", "tf32", "fp64")
+DTYPES = ("fp16", "fp16", "bf16", "bf16", "fp32", "fp32", "tf32", "fp64")
 # Of the operands: normal ones; small integers, whose sums are exact; normal ones but one that is not finite.
 VALUES = ("normal", "normal", "integer", "special")
 

@@ -78,14 +78,18 @@ def layer(draw: random.Random, kind: str, most_elements: float = 2**25, most_flo
 def small(draw: random.Random) -> Case:
     """A problem of any kind and any shape, small enough that a GPU checks hundreds a second."""
     while True:
-        kind = draw.choice((*KINDS, "dense"))
+        kind = draw.choice(("dense", "dense", "grouped", "depthwise", "depthwise"))
         R, S = (draw.choice((1, 1, 2, 3, 3, 3, 4, 5, 7)) for _ in range(2))
         if draw.random() < 0.5:
             S = R
-        if kind == "depthwise" and draw.random() < 0.15:
-            R, S = draw.choice(((9, 9), (13, 13), (31, 31), (1, 21), (15, 1)))
         stride = draw.choice(((1, 1), (1, 1), (2, 2), (2, 2), (1, 2), (3, 1), (4, 3), (R, S)))
         dilation = draw.choice(((1, 1), (1, 1), (1, 1), (2, 2), (1, 3), (4, 2)))
+        multiplier = draw.choice((1, 1, 2, 3))
+        if kind == "depthwise" and draw.random() < 0.15:
+            R, S = draw.choice(((9, 9), (13, 13), (31, 31), (1, 21), (15, 1)))
+        elif kind == "depthwise" and draw.random() < 0.7:  # the sizes that have rows of their own
+            R = S = draw.choice((3, 5, 7))
+            stride, dilation, multiplier = draw.choice(((1, 1), (2, 2))), (1, 1), 1
         padding = tuple(draw.randint(0, 4) for _ in range(draw.choice((2, 2, 4))))
         if draw.random() < 0.4:
             padding = ((R - 1) * dilation[0] // 2, (S - 1) * dilation[1] // 2)
@@ -95,7 +99,7 @@ def small(draw: random.Random) -> Case:
             groups = draw.choice((2, 2, 3, 4, 8))
             per_c, per_k = some_channels(draw, 40), some_channels(draw, 40)
         else:
-            groups, per_c, per_k = some_channels(draw, 100), 1, draw.choice((1, 1, 1, 1, 2, 3))
+            groups, per_c, per_k = some_channels(draw, 100), 1, multiplier
         N = draw.choice((1, 1, 2, 2, 3, 5, 9))
         least = [max(0, (t - 1) * d + 1 - sum(p)) for t, d, p in zip((R, S), dilation, sides(padding), strict=True)]
         H, W = (a + log_uniform(draw, 1, draw.choice((12, 40, 120))) for a in least)

@@ -65,6 +65,22 @@ def test_a_shape_is_drawn_again_from_its_seed(shapes: Any, fuzz: Any) -> None:
     assert fuzz.example(3, 8).case != fuzz.example(3, 9).case != fuzz.example(4, 9).case
 
 
+def test_some_thousand_examples_reach_every_row(fuzz: Any, shapes: Any) -> None:
+    """As the planner of an H200 sees them; the two plain layouts are enough."""
+    missed = set(range(len(torch.ops.conv2d_ext.kernels())))
+    for index in range(20_000):
+        e = fuzz.example(0, index)
+        if e.layout in ("nchw", "nhwc"):
+            like = torch.channels_last if e.layout == "nhwc" else torch.contiguous_format
+            sizes = (e.case.input_size, e.case.weight_size, e.case.output_size)
+            x, w, y = (torch.empty(size, dtype=shapes.STORAGE[e.dtype], device="meta").to(memory_format=like)
+                       for size in sizes)  # fmt: skip
+            missed -= set(shapes.plan(e.op, e.case, x, w, y, e.dtype == "tf32")[1])
+        if not missed:
+            return
+    pytest.fail(f"no example for {[torch.ops.conv2d_ext.kernels()[row] for row in missed]}")
+
+
 def test_the_text_of_a_shape_names_what_it_is(shapes: Any) -> None:
     assert shapes.text(BY_NAME["four_pads_grouped_dilated"]) == "2x8x8x9 8x3x3 s2,1 p2,1,0,3 d2,3 g4"
 
