@@ -214,7 +214,15 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_7x7_stride2", 2, 8, 37, 35, 8, 7, 7, (2, 2), (3, 0, 2, 4), groups=8, edge=True),
     Case("depthwise_several_tiles", 1, 2, 60, 131, 2, 3, 3, padding=(1, 1), groups=2),
     Case("depthwise_several_tiles_stride2", 1, 1, 121, 261, 1, 5, 5, (2, 2), (2, 2)),
-    # few channels a group: units of one or several groups, runs of one to four blocks, tiles of several squares and images
+    # images too wide for one tile in channels_last
+    Case("depthwise_wide_3x3", 1, 3, 9, 260, 3, 3, 3, padding=(1, 1), groups=3),
+    Case("depthwise_wide_3x3_stride2", 3, 2, 7, 200, 2, 3, 3, (2, 2), (5, 2, 5, 1), groups=2, edge=True),
+    Case("depthwise_wide_5x5", 1, 2, 11, 230, 2, 5, 5, padding=(4, 2, 0, 3), groups=2),
+    Case("depthwise_wide_5x5_stride2", 1, 5, 28, 300, 5, 5, 5, (2, 2), (2, 3, 2, 6), groups=5),
+    Case("depthwise_wide_5x5_stride2_four_pads", 1, 2, 28, 200, 2, 5, 5, (2, 2), (6, 3, 3, 0), groups=2),
+    Case("depthwise_wide_7x7", 1, 2, 8, 220, 2, 7, 7, padding=(3, 3), groups=2),
+    Case("depthwise_wide_7x7_stride2", 1, 2, 13, 270, 2, 7, 7, (2, 2), (3, 2, 0, 5), groups=2),
+    # few channels a group: units of one or several groups, runs of one to four blocks, several squares and images
     Case("groups16_of_4_several_tiles", 3, 64, 19, 37, 64, 3, 3, padding=(1, 1), groups=16, edge=True),
     Case("groups4_of_16_stride2", 2, 64, 19, 21, 64, 3, 3, (2, 2), (1, 0, 2, 1), groups=4, edge=True),
     Case("groups8_of_2_and_4_5x5", 2, 16, 12, 13, 32, 5, 5, padding=(2, 2), groups=8),
