@@ -150,8 +150,8 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   if (op == Op::wgrad)
     return ((halo_h * halo_w + 16) * ins + 80 * (K * wide + 4)) * 16 + ins * p.R * p.S * 4 <= 220 * 1024;
   int64_t const together = grouped_shared_blocks(outs, p.dtype), taps = p.R == 3 && p.S == 3 ? 12 : p.R * p.S;
-  int64_t const filters = (taps * ins + 16) * ceil_div(outs, together) * together * 128 * wide;
-  return (halo_h * halo_w + 16) * 16 * ins + filters <= 220 * 1024;
+  int64_t const halves = taps * ins + 16, filters = halves * ceil_div(outs, together) * together * 128 * wide;
+  return (halo_h * halo_w + 16) * 16 * ins + filters + halves * 16 <= 220 * 1024;
 }
 
 constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d) {
