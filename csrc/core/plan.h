@@ -10,7 +10,7 @@
 namespace conv2d_ext {
 
 enum class Family : uint8_t { tma, igemm, simt, depthwise };
-enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2, im2col, halo, im2col_2, halo_2 };
+enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2, im2col, halo };
 
 struct Row {
   Family family;
@@ -78,8 +78,7 @@ constexpr bool is_nhwc(Variant v) { return v == Variant::nhwc || v == Variant::n
 
 // ---- tma
 
-constexpr bool is_halo(Variant v) { return v == Variant::halo || v == Variant::halo_2; }
-constexpr int cluster_of(Variant v) { return v == Variant::im2col_2 || v == Variant::halo_2 ? 2 : 1; }
+constexpr bool is_halo(Variant v) { return v == Variant::halo; }
 
 inline constexpr int kHalo = 8;        // pixels that a tile of the halo variants copies beyond its own
 inline constexpr int kMaxPhases = 16;  // of dgrad
@@ -115,6 +114,7 @@ constexpr bool map_supports(Strides const& s, int64_t n, int64_t h, int64_t w, D
 constexpr bool tma_supports(Row const& row, Problem const& p) {
   bool const forward = row.op == Op::fprop;
   int const v = 16 / size_of(p.dtype);
+  if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   if (!channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype)) return false;
   if (!channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype)) return false;
   if (!channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype)) return false;
@@ -124,8 +124,9 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
            double(p.N) * double(p.P()) * double(p.Q()) < 1e11 &&
            double(p.R) * double(p.S) * double(ceil_div(p.C_per_group(), 64)) * double(p.K) < 1e9;
   }
-  // One instruction reduces 2 v channels; those of the next group must not be among them.
-  if (p.groups > 1 && (forward ? p.C_per_group() : p.K_per_group()) % (2 * v) != 0) return false;
+  // One instruction reduces 2 v channels (TF32: a step's 32); those of the next group must not be among them.
+  int const together = p.dtype == DType::f32 ? 32 : 2 * v;
+  if (p.groups > 1 && (forward ? p.C_per_group() : p.K_per_group()) % together != 0) return false;
   if (!map_supports(p.w, p.K, p.R, p.S, p.dtype)) return false;
   if (!(forward ? map_supports(p.x, p.N, p.H, p.W, p.dtype) : map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)))
     return false;
@@ -251,23 +252,26 @@ constexpr Estimate igemm_estimate(Row const& row, Op op, Problem const& p, Devic
   return gemm_estimate(row, op, p, d, tile * row.tile_k / (2048 * 1.6 * share), 1500 + tile * 0.05);
 }
 
-// Tiles of all phases, those included that only fill a cluster.
+// Floats of the filters that the TF32 rows round beforehand; a multiple of 16 bytes.
+constexpr int64_t tma_prepared(Problem const& p) { return ceil_div(p.K * p.C_per_group() * p.R * p.S, 64) * 64; }
+
+// Tiles of all phases.
 constexpr int64_t tma_tiles(Row const& row, Problem const& p) {
   Op const op = row.op;
   if (op == Op::wgrad) {
-    int64_t const runs = p.R * p.S * ceil_div(p.C_per_group(), 64), cluster = cluster_of(row.variant);
-    return ceil_div(runs, row.tile_m / 64 * cluster) * cluster * ceil_div(p.K_per_group(), row.tile_n) * p.groups;
+    int64_t const runs = p.R * p.S * ceil_div(p.C_per_group(), 64);
+    return ceil_div(runs, row.tile_m / 64) * ceil_div(p.K_per_group(), row.tile_n) * p.groups;
   }
   int64_t const phases_h = op == Op::fprop ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = op == Op::fprop ? 1 : phases_of(p.W, p.stride_w);
-  int64_t const cluster = cluster_of(row.variant), N = op == Op::fprop ? p.K_per_group() : p.C_per_group();
+  int64_t const N = op == Op::fprop ? p.K_per_group() : p.C_per_group();
   int64_t tiles = 0;
   for (int64_t i = 0; i < phases_h; ++i)
     for (int64_t j = 0; j < phases_w; ++j) {
       Walk const h = walk_h(op, p, i);
       Walk w = walk_w(op, p, j);
       if (is_halo(row.variant) && w.taps > 0 && h.taps > 0) w = halo_walk(w);
-      tiles += ceil_div(p.N * h.pixels * w.pixels, row.tile_m * cluster) * cluster * ceil_div(N, row.tile_n) * p.groups;
+      tiles += ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * ceil_div(N, row.tile_n) * p.groups;
     }
   return tiles;
 }
@@ -275,7 +279,7 @@ constexpr int64_t tma_tiles(Row const& row, Problem const& p) {
 // tma: a step takes the longest of its instructions and of the copies through L2.
 constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   bool const halo = is_halo(row.variant);
-  int const cluster = cluster_of(row.variant), chunk = 128 / size_of(p.dtype);
+  int const chunk = 128 / size_of(p.dtype);
   double const TM = row.tile_m, TN = row.tile_n;
   int64_t const C = op == Op::fprop ? p.C_per_group() : p.K_per_group(),
                 N = op == Op::fprop ? p.K_per_group() : p.C_per_group();
@@ -292,11 +296,10 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
       Walk const h = walk_h(op, p, i);
       Walk w = walk_w(op, p, j);
       if (halo && w.taps > 0) w = halo_walk(w);
-      int64_t const t = ceil_div(ceil_div(p.N * h.pixels * w.pixels, row.tile_m), cluster) * cluster *
-                        ceil_div(N, row.tile_n) * p.groups;
+      int64_t const t = ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * ceil_div(N, row.tile_n) * p.groups;
       int64_t const steps = h.taps * w.taps * ceil_div(C, chunk);
       double const a = halo && w.taps > 0 ? (TM + kHalo) / double(w.taps) : TM;
-      double const copy_ns = (a + TN / cluster) * 128 / 40;
+      double const copy_ns = (a + TN) * 128 / 70;
       double const ns = double(steps) * (mma_ns > copy_ns ? mma_ns : copy_ns);
       tiles += t;
       if (steps > most) most = steps;
@@ -328,10 +331,9 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
 // As tma_estimate; the pixels are split for whole rounds.
 constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
   double const TM = row.tile_m, TN = row.tile_n;
-  int const cluster = cluster_of(row.variant);
   int64_t const tiles = tma_tiles(row, p), steps = ceil_div(p.N * p.P() * p.Q(), 64);
   double const mma_ns = TM * TN * 64 / (2048 * 1.6 * (TN >= 128 ? 0.92 : 0.75));
-  double const copy_ns = (TM + TN / cluster) * 128 / 40;
+  double const copy_ns = (TM + TN) * 128 / 70;
   double const step_ns = mma_ns > copy_ns ? mma_ns : copy_ns, fixed = 1200 + TM * TN * 0.05;
   bool const two = TM * TN <= 128 * 64;
   Estimate best;
@@ -395,9 +397,12 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
 }
 
 constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
+  if (row.family == Family::tma) {
+    int64_t const partial = split_k == 1 ? 0 : tma_tiles(row, p) * split_k * row.tile_m * row.tile_n * 4;
+    return partial + (p.dtype == DType::f32 ? tma_prepared(p) * 4 : 0);
+  }
   if (split_k == 1) return 0;
   if (row.family == Family::depthwise) return p.K * p.R * p.S * split_k * (p.dtype == DType::f64 ? 8 : 4);
-  if (row.family == Family::tma) return tma_tiles(row, p) * split_k * row.tile_m * row.tile_n * 4;
   Gemm const g = gemm_of(op, p);
   int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
   return ceil_div(g.M, row.tile_m) * ceil_div(g.N, row.tile_n) * g.batches * split_k * row.tile_m * row.tile_n *

@@ -17,6 +17,26 @@ __device__ inline float ld_shared_f32(uint32_t shared) {
   return v;
 }
 
+// Four 8 x 8 matrices of 16-bit elements as mma lays them out; lane i gives the address of row i % 8 of matrix i / 8.
+__device__ inline void stmatrix_x4(uint32_t shared, uint32_t const (&v)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v[0]), "r"(v[1]),
+               "r"(v[2]), "r"(v[3])
+               : "memory");
+}
+
+__device__ inline uint4 ld_shared_v4(uint32_t shared) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(shared)
+               : "memory");
+  return v;
+}
+
+__device__ inline void st_shared_f32x2(uint32_t shared, float low, float high) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(low), "f"(high) : "memory");
+}
+
 // ---- barriers
 
 __device__ inline void mbarrier_init(uint64_t* bar, uint32_t arrivals) {
@@ -45,44 +65,6 @@ __device__ inline void mbarrier_arrive_expect_tx(uint64_t* bar, uint32_t bytes) 
   asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)),
                "r"(bytes)
                : "memory");
-}
-
-// Arrives at the barrier at the same place in block `rank` of the cluster.
-__device__ inline void mbarrier_arrive_cluster(uint64_t* bar, uint32_t rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
-      "}\n" ::"r"(shared_address(bar)),
-      "r"(rank)
-      : "memory");
-}
-
-// As mbarrier_wait, for arrivals from other blocks of the cluster too.
-__device__ inline void mbarrier_wait_cluster(uint64_t* bar, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "retry:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra retry;\n"
-      "}\n" ::"r"(shared_address(bar)),
-      "r"(parity)
-      : "memory");
-}
-
-__device__ inline uint32_t cluster_ctarank() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-__device__ inline void barrier_cluster() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;\n" ::
-          : "memory");
 }
 
 // A barrier of `threads` threads of the block; id 0 is __syncthreads.
@@ -122,16 +104,6 @@ __device__ inline void cp_async_bulk_tensor_4d(uint32_t shared, void const* map,
       : "memory");
 }
 
-// The same, to the same place in all blocks of `mask` of the cluster, each of whose barriers counts it.
-__device__ inline void cp_async_bulk_tensor_4d_multicast(uint32_t shared, void const* map, uint64_t* bar, uint16_t mask,
-                                                         int c0, int c1, int c2, int c3) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-      "[%0], [%1, {%4, %5, %6, %7}], [%2], %3;" ::"r"(shared),
-      "l"(map), "r"(shared_address(bar)), "h"(mask), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
-      : "memory");
-}
-
 // Pixels of an NHWC tensor from (c, w, h, n) on, in the order of the map's bounding box, all moved by the offsets.
 __device__ inline void cp_async_bulk_tensor_im2col(uint32_t shared, void const* map, uint64_t* bar, int c, int w, int h,
                                                    int n, int offset_w, int offset_h) {
@@ -139,17 +111,6 @@ __device__ inline void cp_async_bulk_tensor_im2col(uint32_t shared, void const* 
       "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::"r"(shared),
       "l"(map), "r"(shared_address(bar)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(uint16_t(offset_w)),
-      "h"(uint16_t(offset_h))
-      : "memory");
-}
-
-__device__ inline void cp_async_bulk_tensor_im2col_multicast(uint32_t shared, void const* map, uint64_t* bar,
-                                                             uint16_t mask, int c, int w, int h, int n, int offset_w,
-                                                             int offset_h) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.multicast::cluster "
-      "[%0], [%1, {%4, %5, %6, %7}], [%2], {%8, %9}, %3;" ::"r"(shared),
-      "l"(map), "r"(shared_address(bar)), "h"(mask), "r"(c), "r"(w), "r"(h), "r"(n), "h"(uint16_t(offset_w)),
       "h"(uint16_t(offset_h))
       : "memory");
 }

@@ -13,7 +13,7 @@
 // copy of A serves a row of the filter. The padded columns' results are not stored.
 //
 // TF32: A passes through registers, where it is rounded to nearest; B was rounded, and for dgrad transposed, by
-// tma_prepare. cluster = 2: two blocks with the same filters share B's copies.
+// tma_prepare.
 #pragma once
 
 #include <type_traits>
@@ -28,12 +28,23 @@ constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kRunBytes = 64 * kLineBytes;  // 64 k of 64 rows, N-major
 constexpr int kMaxStages = 16;
 
-template <int TM, int TN>
+template <class T, int TN>
+struct Tables {
+  int64_t out[2][64];  // where a piece's pixels go, or -1; for each warpgroup
+  T bias[2][TN];
+  uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
+};
+
+template <class T, int TM, int TN>
 struct Shape {
   static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;  // an SM
-  static constexpr int a_bytes = (TM + kHalo) * kLineBytes, b_bytes = TN * kLineBytes;
-  static constexpr int ring_bytes = (blocks == 2 ? 111 : 224) * 1024;
-  static constexpr int shared_bytes = ring_bytes + 1024;  // the swizzle wants 1024-byte alignment
+  static constexpr int b_bytes = TN * kLineBytes;
+  static constexpr int staging_bytes = 2 * kRunBytes;  // a piece of the output on its way, for each warpgroup
+  static constexpr int ring_bytes = (blocks == 2 ? 94 : sizeof(T) == 2 ? 207 : 206) * 1024;
+  static constexpr int shared_bytes = ring_bytes + staging_bytes + 1024;  // the swizzle wants 1024-byte alignment
+  // An SM has 228 KB, of which each block takes one more; the rest is in Tables.
+  static constexpr int tables_bytes = int(sizeof(Tables<T, TN>));
+  static_assert(blocks * (shared_bytes + tables_bytes + 1024) <= 228 * 1024);
   // 64K registers: three warpgroups of 128 threads in each block; the last only copies.
   static constexpr int copy_regs = blocks == 2 ? 32 : 56, multiply_regs = blocks == 2 ? 104 : 224;
 };
@@ -57,11 +68,11 @@ struct Params {
   CUtensorMap b;
   Phase phase[kMaxPhases];
   int32_t phases, groups, splits;
-  int32_t tiles, tiles_n;  // tiles: of a cluster
+  int32_t tiles, tiles_n;
   int32_t stages_a, stages_b;
   int32_t chunks;              // of the reduction's channels
   int32_t last;                // instructions that the last chunk takes
-  uint32_t copy_bytes;         // of A
+  int32_t a_bytes;             // of a stage of A
   int32_t stride_h, stride_w;  // A's pixels
   int32_t N;                   // columns of a group
   int32_t group_a;             // channels of A, columns or filters of B a group
@@ -80,7 +91,7 @@ struct Unit {
   int32_t m, n, group, index;  // tiles of a phase and group; `index` counts the block's partial tiles
   int32_t begin, count;        // steps
 
-  __device__ Unit(Params const& p, int unit, int cluster, int rank) {
+  __device__ Unit(Params const& p, int unit) {
     int const split = unit / p.tiles;
     int tile = unit % p.tiles, i = p.phases - 1;
     while (tile < p.phase[i].first_tile) --i;
@@ -89,8 +100,8 @@ struct Unit {
     n = tile % p.tiles_n;
     tile /= p.tiles_n;
     group = tile % p.groups;
-    m = tile / p.groups * cluster + rank;
-    index = unit * cluster + rank;
+    m = tile / p.groups;
+    index = unit;
     int const each = (phase->steps + p.splits - 1) / p.splits;
     begin = split * each;
     int const rest = phase->steps - begin;
@@ -107,16 +118,14 @@ __device__ inline int64_t out_of(Params const& p, Phase const& phase, int64_t m)
   return phase.out + n * p.out_n + i * p.out_h + j * p.out_w;
 }
 
-template <class T, int TM, int TN, bool b_rows, int cluster>
-__device__ void copy(Params const& p, uint32_t ring, uint64_t* full_a, uint64_t* empty_a, uint64_t* full_b,
-                     uint64_t* empty_b) {
-  using S = Shape<TM, TN>;
+template <class T, int TM, int TN, bool b_rows>
+__device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
+  using S = Shape<T, TM, TN>;
   constexpr int chunk_size = kLineBytes / int(sizeof(T));
-  int const rank = cluster == 1 ? 0 : int(ptx::cluster_ctarank());
-  uint32_t const ring_b = ring + p.stages_a * S::a_bytes;
+  uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   Stage a, b;
-  for (int u = blockIdx.x / cluster; u < p.tiles * p.splits; u += gridDim.x / cluster) {
-    Unit const unit(p, u, cluster, rank);
+  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
+    Unit const unit(p, u);
     Phase const& phase = *unit.phase;
     int64_t j = int64_t(unit.m) * TM;
     int64_t i = divide(j, phase.columns);
@@ -126,42 +135,26 @@ __device__ void copy(Params const& p, uint32_t ring, uint64_t* full_a, uint64_t*
     int chunk = unit.begin % p.chunks, tap_w = unit.begin / p.chunks % phase.taps_w,
         tap_h = unit.begin / p.chunks / phase.taps_w;
     for (int step = 0; step < unit.count; ++step) {
-      ptx::mbarrier_wait(&empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
-      ptx::mbarrier_arrive_expect_tx(&full_a[a.index], p.copy_bytes);
-      ptx::cp_async_bulk_tensor_im2col(ring + a.index * S::a_bytes, map_a, &full_a[a.index],
+      ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
+      ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
+      ptx::cp_async_bulk_tensor_im2col(ring + a.index * p.a_bytes, map_a, &tables.full_a[a.index],
                                        unit.group * p.group_a + chunk * chunk_size, w, h, n, tap_w * phase.tap_w,
                                        tap_h * phase.tap_h);
       a.advance(p.stages_a);
       int const r = phase.first_r + tap_h * phase.step_r;
       for (int t = 0; t < phase.taps_a; ++t) {
         int const s = phase.first_s + (tap_w + t) * phase.step_s;
-        if constexpr (cluster == 1)
-          ptx::mbarrier_wait(&empty_b[b.index], b.parity ^ 1);
-        else
-          ptx::mbarrier_wait_cluster(&empty_b[b.index], b.parity ^ 1);
-        ptx::mbarrier_arrive_expect_tx(&full_b[b.index], S::b_bytes);
+        ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
+        ptx::mbarrier_arrive_expect_tx(&tables.full_b[b.index], S::b_bytes);
         uint32_t const to = ring_b + b.index * S::b_bytes;
-        uint64_t* const bar = &full_b[b.index];
-        constexpr uint16_t both = 3;
+        uint64_t* const bar = &tables.full_b[b.index];
         if constexpr (b_rows) {  // 64 filters of 64 columns at a time
-          constexpr int runs = TN / 64 / cluster;
 #pragma unroll
-          for (int run = 0; run < runs; ++run) {
-            int const at = rank * runs + run, c = unit.n * TN + at * 64,
-                      k = unit.group * p.group_b + chunk * chunk_size;
-            if constexpr (cluster == 1)
-              ptx::cp_async_bulk_tensor_4d(to + at * kRunBytes, &p.b, bar, c, s, r, k);
-            else
-              ptx::cp_async_bulk_tensor_4d_multicast(to + at * kRunBytes, &p.b, bar, both, c, s, r, k);
-          }
+          for (int run = 0; run < TN / 64; ++run)
+            ptx::cp_async_bulk_tensor_4d(to + run * kRunBytes, &p.b, bar, unit.n * TN + run * 64, s, r,
+                                         unit.group * p.group_b + chunk * chunk_size);
         } else {
-          constexpr int lines = TN / cluster;
-          int const n0 = unit.group * p.group_b + unit.n * TN + rank * lines;
-          if constexpr (cluster == 1)
-            ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, chunk * chunk_size, s, r, n0);
-          else
-            ptx::cp_async_bulk_tensor_4d_multicast(to + rank * lines * kLineBytes, &p.b, bar, both, chunk * chunk_size,
-                                                   s, r, n0);
+          ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, chunk * chunk_size, s, r, unit.group * p.group_b + unit.n * TN);
         }
         b.advance(p.stages_b);
       }
@@ -176,14 +169,17 @@ __device__ void copy(Params const& p, uint32_t ring, uint64_t* full_a, uint64_t*
   }
 }
 
-// Stores a warpgroup's 64 x TN accumulators; `row` is the thread's first row of the tile.
-// A thread has those of rows lane / 4 and lane / 4 + 8 of its warp's 16, columns 8 j + 2 (lane % 4) + {0, 1}.
+// Stores a warpgroup's 64 x TN accumulators from row `first` of the tile on. A thread has those of rows lane / 4 and
+// lane / 4 + 8 of its warp's 16, columns 8 j + 2 (lane % 4) + {0, 1}. Pieces of 64 rows and 128 bytes of columns pass
+// through shared memory, so that eight lanes store the line of a pixel.
 template <class T, int TM, int TN>
-__device__ void store(Params const& p, Unit const& unit, int row, float (&acc)[TN / 2]) {
-  int const quad = threadIdx.x % 4;
-  int const first_n = unit.n * TN;
+__device__ void store(Params const& p, Unit const& unit, int first, float (&acc)[TN / 2], Tables<T, TN>& tables,
+                      uint32_t staging) {
+  constexpr int columns = kLineBytes / int(sizeof(T));  // of a piece
+  int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  int const thread = int(threadIdx.x) % kWarpgroup, quad = lane % 4, row = warp * 16 + lane / 4;
   if (p.splits > 1) {
-    float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.index) * (TM * TN);
+    float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first * TN;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -192,44 +188,51 @@ __device__ void store(Params const& p, Unit const& unit, int row, float (&acc)[T
             make_float2(acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]);
     return;
   }
-  T* const out = static_cast<T*>(p.out) + unit.group * p.group_out + first_n;
-  T const* const bias = static_cast<T const*>(p.bias) + unit.group * p.group_bias + first_n * p.bias_stride;
-  int64_t const first = int64_t(unit.m) * TM + row;
-  int64_t const to[2] = {out_of(p, *unit.phase, first), out_of(p, *unit.phase, first + 8)};
+  int64_t* const to = tables.out[group];
+  ptx::bar_sync(1 + group, kWarpgroup);  // the last piece has been read, the bias written
+  if (thread < 64) to[thread] = out_of(p, *unit.phase, int64_t(unit.m) * TM + first + thread);
+  if (p.bias != nullptr) {
+    T const* const bias = tables.bias[group];
 #pragma unroll
-  for (int j = 0; j < TN / 8; j += 4) {  // 32 columns
-    if (p.bias != nullptr) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          int const n = (j + i) * 8 + quad * 2 + e;
-          float const value = first_n + n < p.N ? widen(bias[n * p.bias_stride]) : 0;
-          acc[(j + i) * 4 + e] += value;
-          acc[(j + i) * 4 + 2 + e] += value;
-        }
+    for (int j = 0; j < TN / 8; ++j) {
+      Vector<T, 2> const pair = *reinterpret_cast<Vector<T, 2> const*>(bias + j * 8 + quad * 2);
+      float const low = widen(pair.v[0]), high = widen(pair.v[1]);
+      acc[j * 4] += low, acc[j * 4 + 1] += high;
+      acc[j * 4 + 2] += low, acc[j * 4 + 3] += high;
     }
+  }
+  int const n = unit.n * TN + thread % 8 * (columns / 8);
+  T* const out = static_cast<T*>(p.out) + unit.group * p.group_out + n;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if constexpr (std::is_same_v<T, float>) {
+  for (int piece = 0; piece < TN / columns; ++piece) {
+    if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
+    if constexpr (sizeof(T) == 2) {
 #pragma unroll
-        for (int i = j; i < j + 4; ++i) {
-          int const n = i * 8 + quad * 2;
-          if (to[half] >= 0 && first_n + n < p.N)
-            *reinterpret_cast<float2*>(out + to[half] + n) =
-                make_float2(acc[i * 4 + half * 2], acc[i * 4 + half * 2 + 1]);
-        }
-      } else {  // the quad shares the columns out so that a lane writes 16 bytes
+      for (int t = 0; t < 4; ++t) {  // 16 columns
         uint32_t v[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) v[i] = pack<T>(acc[(j + i) * 4 + half * 2], acc[(j + i) * 4 + half * 2 + 1]);
-        transpose_quad(v);
-        int const n = (j + quad) * 8;
-        if (to[half] >= 0 && first_n + n < p.N)
-          *reinterpret_cast<uint4*>(out + to[half] + n) = make_uint4(v[0], v[1], v[2], v[3]);
+        for (int e = 0; e < 4; ++e) {
+          int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
+          v[e] = pack<T>(acc[at], acc[at + 1]);
+        }
+        int const line = warp * 16 + lane % 16, chunk = t * 2 + lane / 16;
+        ptx::stmatrix_x4(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        int const line = row + i % 2 * 8, chunk = i / 2 * 2 + quad / 2, at = (piece * 4 + i / 2) * 4 + i % 2 * 2;
+        ptx::st_shared_f32x2(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16 + quad % 2 * 8, acc[at],
+                             acc[at + 1]);
       }
     }
-    asm volatile("" ::: "memory");  // registers are too short for more loads under way
+    ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int const line = thread / 8 + i * 16;
+      uint4 const v = ptx::ld_shared_v4(staging + line * kLineBytes + ((thread % 8) ^ (line % 8)) * 16);
+      if (to[line] >= 0 && n + piece * columns < p.N) *reinterpret_cast<uint4*>(out + to[line] + piece * columns) = v;
+    }
   }
 }
 
@@ -242,7 +245,8 @@ __device__ inline void load_tf32(uint32_t (&v)[2][4], uint32_t line, int lane, i
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       uint32_t const chunk = uint32_t((first + k) * 2 + i / 2) ^ swizzle;
-      v[k][i] = ptx::cvt_rna_tf32(ptx::ld_shared_f32(at + i % 2 * kCoreBytes + chunk * 16 + lane % 4 * 4));
+      float const value = ptx::ld_shared_f32(at + i % 2 * kCoreBytes + chunk * 16 + lane % 4 * 4);
+      v[k][i] = ptx::cvt_rna_tf32(value);
     }
 }
 
@@ -262,46 +266,46 @@ __device__ inline void fence_operand(uint32_t (&v)[2][4]) {
   for (int i = 0; i < 8; ++i) asm volatile("" : "+r"(v[i / 4][i % 4])::"memory");
 }
 
-template <class T, int TM, int TN, bool b_rows, int cluster>
-__device__ void multiply(Params const& p, uint32_t ring, uint64_t* full_a, uint64_t* empty_a, uint64_t* full_b,
-                         uint64_t* empty_b) {
-  using S = Shape<TM, TN>;
+template <class T, int TM, int TN, bool b_rows>
+__device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
+  using S = Shape<T, TM, TN>;
   constexpr int halves = TM / 128;  // 64-row instructions of a warpgroup
   constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes : 32;
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
-  int const rank = cluster == 1 ? 0 : int(ptx::cluster_ctarank());
-  uint32_t const ring_b = ring + p.stages_a * S::a_bytes;
+  uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   uint32_t const my_a = ring + group * (TM / 2) * kLineBytes;
+  uint32_t const staging = ring + S::ring_bytes + group * kRunBytes;
   Stage a, b;
   float acc[halves][TN / 2];
   [[maybe_unused]] uint32_t even[2][4] = {}, odd[2][4] = {};  // TF32
   auto release = [&](int stage_a, int stage_b) {              // -1: none
-    if (lane == 0 && stage_a >= 0) ptx::mbarrier_arrive(&empty_a[stage_a]);
-    if constexpr (cluster == 1) {
-      if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(&empty_b[stage_b]);
-    } else {
-      if (lane < 2 && stage_b >= 0) ptx::mbarrier_arrive_cluster(&empty_b[stage_b], lane);
-    }
+    if (lane == 0 && stage_a >= 0) ptx::mbarrier_arrive(&tables.empty_a[stage_a]);
+    if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(&tables.empty_b[stage_b]);
   };
-  for (int u = blockIdx.x / cluster; u < p.tiles * p.splits; u += gridDim.x / cluster) {
-    Unit const unit(p, u, cluster, rank);
+  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
+    Unit const unit(p, u);
 #pragma unroll
     for (int h = 0; h < halves; ++h)
 #pragma unroll
       for (int i = 0; i < TN / 2; ++i) acc[h][i] = 0;
     int before_a = -1, before_b = -1;  // stages of the multiplications that are under way
     Phase const& phase = *unit.phase;
+    T bias[(TN + kWarpgroup - 1) / kWarpgroup] = {};  // on its way while the tile is multiplied
+    if (p.bias != nullptr)
+#pragma unroll
+      for (int i = 0; i < TN; i += kWarpgroup) {
+        int const n = i + int(threadIdx.x) % kWarpgroup, at = unit.n * TN + n;
+        if (n < TN && at < p.N)
+          bias[i / kWarpgroup] = static_cast<T const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride];
+      }
     int chunk = unit.begin % p.chunks;
     for (int step = 0; step < unit.count; ++step) {
       int const instructions = chunk == p.chunks - 1 ? p.last : 4;
       if (++chunk == p.chunks) chunk = 0;
-      ptx::mbarrier_wait(&full_a[a.index], a.parity);
+      ptx::mbarrier_wait(&tables.full_a[a.index], a.parity);
       for (int t = 0; t < phase.taps_a; ++t) {
-        if constexpr (cluster == 1)
-          ptx::mbarrier_wait(&full_b[b.index], b.parity);
-        else
-          ptx::mbarrier_wait_cluster(&full_b[b.index], b.parity);
-        uint32_t const from_a = my_a + a.index * S::a_bytes + t * phase.tap_w * kLineBytes;
+        ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
+        uint32_t const from_a = my_a + a.index * p.a_bytes + t * phase.tap_w * kLineBytes;
         uint32_t const from_b = ring_b + b.index * S::b_bytes;
         if constexpr (std::is_same_v<T, float>) {
           // Two halves of a line in turn: one is loaded and rounded while the other is multiplied.
@@ -354,55 +358,55 @@ __device__ void multiply(Params const& p, uint32_t ring, uint64_t* full_a, uint6
 #pragma unroll
     for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
     release(before_a, before_b);
+    if (p.bias != nullptr) {
 #pragma unroll
-    for (int h = 0; h < halves; ++h)
-      store<T, TM, TN>(p, unit, group * (TM / 2) + h * 64 + warp * 16 + lane / 4, acc[h]);
+      for (int i = 0; i < TN; i += kWarpgroup) {
+        int const n = i + int(threadIdx.x) % kWarpgroup;
+        if (n < TN) tables.bias[group][n] = bias[i / kWarpgroup];
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < halves; ++h) store<T, TM, TN>(p, unit, group * (TM / 2) + h * 64, acc[h], tables, staging);
   }
 }
 
 // b_rows: B's columns are contiguous in memory, not its k.
-template <class T, int TM, int TN, bool b_rows, int cluster>
-__global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(kThreads, Shape<TM, TN>::blocks)
-    tma_kernel(__grid_constant__ Params const p) {
-  using S = Shape<TM, TN>;
+template <class T, int TM, int TN, bool b_rows>
+__global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel(__grid_constant__ Params const p) {
+  using S = Shape<T, TM, TN>;
   extern __shared__ uint8_t dynamic[];
-  __shared__ uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
+  __shared__ Tables<T, TN> tables;
   uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kMaxStages; ++i) {
-      ptx::mbarrier_init(&full_a[i], 1);
-      ptx::mbarrier_init(&empty_a[i], 8);  // multiplying warps
-      ptx::mbarrier_init(&full_b[i], 1);
-      ptx::mbarrier_init(&empty_b[i], 8 * cluster);
+      ptx::mbarrier_init(&tables.full_a[i], 1);
+      ptx::mbarrier_init(&tables.empty_a[i], 8);  // multiplying warps
+      ptx::mbarrier_init(&tables.full_b[i], 1);
+      ptx::mbarrier_init(&tables.empty_b[i], 8);
     }
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  if constexpr (cluster > 1) ptx::barrier_cluster();
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    multiply<T, TM, TN, b_rows, cluster>(p, ring, full_a, empty_a, full_b, empty_b);
+    multiply<T, TM, TN, b_rows>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
-    if (threadIdx.x == 2 * kWarpgroup) copy<T, TM, TN, b_rows, cluster>(p, ring, full_a, empty_a, full_b, empty_b);
-  }
-  if constexpr (cluster > 1) {  // a block must not leave while the other may write to it
-    __syncthreads();
-    ptx::barrier_cluster();
+    if (threadIdx.x == 2 * kWarpgroup) copy<T, TM, TN, b_rows>(p, ring, tables);
   }
 }
 
 // Sums the partial tiles in the order of the splits; a thread has four columns.
-template <class T, int TM, int TN, int cluster>
+template <class T, int TM, int TN>
 __global__ void __launch_bounds__(256) tma_reduce(__grid_constant__ Params const p) {
-  Unit const unit(p, int(blockIdx.x) / cluster, cluster, int(blockIdx.x) % cluster);
+  Unit const unit(p, int(blockIdx.x));
   int const first = (int(blockIdx.y) * 256 + int(threadIdx.x)) * 4;
   int64_t const to = out_of(p, *unit.phase, int64_t(unit.m) * TM + first / TN);
   int const n = unit.n * TN + first % TN;
   if (to < 0 || n >= p.N) return;
   float const* partial = static_cast<float const*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
   float4 sum = make_float4(0, 0, 0, 0);
-  for (int split = 0; split < p.splits; ++split, partial += int64_t(p.tiles) * cluster * (TM * TN)) {
+  for (int split = 0; split < p.splits; ++split, partial += int64_t(p.tiles) * (TM * TN)) {
     float4 const v = *reinterpret_cast<float4 const*>(partial);
     sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
   }
@@ -420,10 +424,9 @@ __global__ void __launch_bounds__(256) tma_reduce(__grid_constant__ Params const
 
 template <class T, int TM, int TN>
 cudaError_t params_of(Params& q, Op op, Problem const& p, Row const& row, Plan const& plan, Arguments const& args) {
-  using S = Shape<TM, TN>;
+  using S = Shape<T, TM, TN>;
   constexpr int chunk_size = kLineBytes / int(sizeof(T));
   bool const forward = op == Op::fprop, halo = is_halo(row.variant);
-  int const cluster = cluster_of(row.variant);
   int64_t const C = forward ? p.C_per_group() : p.K_per_group();  // of the reduction
   Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
   int64_t const in_H = forward ? p.H : p.P(), in_W = forward ? p.W : p.Q();
@@ -438,7 +441,7 @@ cudaError_t params_of(Params& q, Op op, Problem const& p, Row const& row, Plan c
   q.bias = args.bias, q.bias_stride = args.bias_stride, q.out = args.out, q.workspace = args.workspace;
   q.out_n = out.n, q.out_h = out.h, q.out_w = out.w;
   q.stride_h = q.stride_w = 1;
-  q.copy_bytes = halo ? S::a_bytes : TM * kLineBytes;
+  q.a_bytes = (halo ? TM + kHalo : TM) * kLineBytes;
   if (forward)
     q.stride_h = int32_t(p.stride_h), q.stride_w = int32_t(p.stride_w);
   else
@@ -456,7 +459,7 @@ cudaError_t params_of(Params& q, Op op, Problem const& p, Row const& row, Plan c
     f.rows = int32_t(h.pixels), f.columns = int32_t(w.pixels);
     f.M = p.N * h.pixels * w.pixels;
     f.first_tile = int32_t(tiles);
-    tiles += ceil_div(f.M, TM * cluster) * q.tiles_n * p.groups;
+    tiles += ceil_div(f.M, TM) * q.tiles_n * p.groups;
     f.taps_w = int32_t(halo ? 1 : w.taps), f.taps_a = int32_t(halo ? w.taps : 1);
     f.steps = taps ? int32_t(h.taps * f.taps_w * q.chunks) : 0;
     f.h0 = int32_t(h.lower), f.w0 = int32_t(w.lower);
@@ -470,37 +473,82 @@ cudaError_t params_of(Params& q, Op op, Problem const& p, Row const& row, Plan c
     if (error != cudaSuccess) return error;
   }
   q.tiles = int32_t(tiles);
-  q.stages_a = halo ? (S::blocks == 2 ? 2 : 3) : S::ring_bytes / (S::a_bytes + S::b_bytes);
-  q.stages_b = int32_t(min64((S::ring_bytes - q.stages_a * S::a_bytes) / S::b_bytes, kMaxStages));
+  q.stages_a = halo ? (S::blocks == 2 ? 2 : 3) : S::ring_bytes / (q.a_bytes + S::b_bytes);
+  q.stages_b = int32_t(min64((S::ring_bytes - q.stages_a * q.a_bytes) / S::b_bytes, kMaxStages));
   return cudaSuccess;
+}
+
+// The filters rounded to TF32, with the reduction's channels contiguous: out[n, r, s, k] for the rows n of B.
+template <class T>
+struct PrepareParams {
+  T const* w;
+  T* out;
+  int64_t count;
+  int32_t R, S, K;        // K: reduction channels a group
+  int32_t N;              // rows of B a group
+  int64_t n, k, r, s, g;  // element strides of w; g: from a group to the next
+};
+
+template <class T>
+__global__ void __launch_bounds__(256) tma_prepare(__grid_constant__ PrepareParams<T> const p) {
+  for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < p.count; i += int64_t(gridDim.x) * 256) {
+    int64_t k = i, s = divide(k, p.K), r = divide(s, p.S), n = divide(r, p.R);
+    int64_t const g = divide(n, p.N);
+    float const value = p.w[g * p.g + n * p.n + k * p.k + r * p.r + s * p.s];
+    p.out[i] = __uint_as_float(ptx::cvt_rna_tf32(value));
+  }
 }
 
 template <Op op, DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  using S = Shape<TM, TN>;
-  constexpr int cluster = cluster_of(variant);
-  constexpr bool b_rows = op == Op::dgrad;
+  using S = Shape<T, TM, TN>;
+  constexpr bool b_rows = op == Op::dgrad && dtype != DType::f32;
   Params p{};
   cudaError_t error = params_of<T, TM, TN>(p, op, problem, kRows[plan.kernel], plan, args);
   if (error != cudaSuccess) return error;
   Strides const& w = problem.w;
-  Tensor4 const b{args.b, dtype, {problem.C_per_group(), problem.S, problem.R, problem.K}, {1, w.w, w.h, w.n}};
-  p.group_b = int32_t(problem.K_per_group());
-  error = b_rows ? encode_tiled(p.b, b, 64, 1, 1, 64) : encode_tiled(p.b, b, 64, 1, 1, TN / cluster);
+  int64_t const C = problem.C_per_group(), K = problem.K_per_group();
+  if constexpr (dtype == DType::f32) {
+    bool const forward = op == Op::fprop;
+    int64_t const depth = forward ? C : K, rows = forward ? problem.K : problem.C, taps = problem.R * problem.S;
+    float* const out = static_cast<float*>(args.workspace);
+    PrepareParams<T> const q{static_cast<float const*>(args.b),
+                             out,
+                             rows * taps * depth,
+                             int32_t(problem.R),
+                             int32_t(problem.S),
+                             int32_t(depth),
+                             int32_t(forward ? K : C),
+                             forward ? w.n : w.c,
+                             forward ? w.c : w.n,
+                             w.h,
+                             w.w,
+                             K * w.n};
+    tma_prepare<T><<<unsigned(min64(ceil_div(q.count, 256), 1024)), 256, 0, stream>>>(q);
+    if ((error = cudaGetLastError()) != cudaSuccess) return error;
+    p.workspace = out + tma_prepared(problem);
+    p.group_b = int32_t(forward ? K : C);
+    Tensor4 const b{out, dtype, {depth, problem.S, problem.R, rows}, {1, depth, problem.S * depth, taps * depth}};
+    error = encode_tiled(p.b, b, kLineBytes / int(sizeof(T)), 1, 1, TN);
+  } else {
+    Tensor4 const b{args.b, dtype, {C, problem.S, problem.R, problem.K}, {1, w.w, w.h, w.n}};
+    p.group_b = int32_t(K);
+    error = encode_tiled(p.b, b, 64, 1, 1, b_rows ? 64 : TN);
+  }
   if (error != cudaSuccess) return error;
 
-  auto* const kernel = tma_kernel<T, TM, TN, b_rows, cluster>;
+  auto* const kernel = tma_kernel<T, TM, TN, b_rows>;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
       cudaSuccess)
     return error;
   int device = 0, sm_count = 0;
   if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
-  int64_t const clusters = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count) * S::blocks / cluster);
-  kernel<<<unsigned(clusters * cluster), kThreads, S::shared_bytes, stream>>>(p);
+  int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count) * S::blocks);
+  kernel<<<unsigned(blocks), kThreads, S::shared_bytes, stream>>>(p);
   if ((error = cudaGetLastError()) != cudaSuccess || p.splits == 1) return error;
-  tma_reduce<T, TM, TN, cluster><<<dim3(unsigned(p.tiles * cluster), TM * TN / 1024), 256, 0, stream>>>(p);
+  tma_reduce<T, TM, TN><<<dim3(unsigned(p.tiles), TM * TN / 1024), 256, 0, stream>>>(p);
   return cudaGetLastError();
 }
 

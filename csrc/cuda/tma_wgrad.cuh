@@ -3,7 +3,7 @@
 // Rows are runs of 64 channels of one tap, TM / 64 of them a tile; columns are TN filters. A stage holds 64 pixels:
 // each run of x comes by an im2col copy, each 64 filters of y too. Both operands are contiguous along rows, not along
 // the pixels that are summed over: M- and N-major. The pixels are split among the blocks; f32 partial tiles go to the
-// workspace, and wgrad_reduce adds them in order. cluster = 2: two blocks with the same filters share y's copies.
+// workspace, and wgrad_reduce adds them in order.
 #pragma once
 
 #include "tma.cuh"
@@ -12,12 +12,12 @@ namespace conv2d_ext::tma {
 
 constexpr int kPixels = 64;  // of a step
 
-template <int TM, int TN>
+template <class T, int TM, int TN>
 struct WgradShape {
-  static constexpr int blocks = Shape<TM, TN>::blocks;
+  static constexpr int blocks = Shape<T, TM, TN>::blocks;
   static constexpr int a_bytes = TM * kLineBytes, b_bytes = TN * kLineBytes;
   static constexpr int stage_bytes = a_bytes + b_bytes;
-  static constexpr int stages = Shape<TM, TN>::ring_bytes / stage_bytes;
+  static constexpr int stages = (blocks == 2 ? 111 : 224) * 1024 / stage_bytes;
   static constexpr int shared_bytes = stages * stage_bytes + 1024;
 };
 
@@ -29,7 +29,7 @@ struct WgradParams {
   int32_t S, C, K;       // C, K: of a group
   int32_t runs, chunks;  // chunks: runs a tap
   int32_t steps, groups, splits;
-  int32_t tiles, tiles_n;  // tiles: of a cluster
+  int32_t tiles, tiles_n;
   int64_t out_k, out_r, out_s;
   void* out;
   void* workspace;
@@ -39,14 +39,14 @@ struct WgradUnit {
   int32_t m, n, group, index;
   int32_t begin, count;
 
-  __device__ WgradUnit(WgradParams const& p, int unit, int cluster, int rank) {
+  __device__ WgradUnit(WgradParams const& p, int unit) {
     int const split = unit / p.tiles;
     int tile = unit % p.tiles;
     n = tile % p.tiles_n;
     tile /= p.tiles_n;
     group = tile % p.groups;
-    m = tile / p.groups * cluster + rank;
-    index = unit * cluster + rank;
+    m = tile / p.groups;
+    index = unit;
     int const each = (p.steps + p.splits - 1) / p.splits;
     begin = split * each;
     int const rest = p.steps - begin;
@@ -54,13 +54,12 @@ struct WgradUnit {
   }
 };
 
-template <int TM, int TN, int cluster>
+template <class T, int TM, int TN>
 __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
-  using S = WgradShape<TM, TN>;
-  int const rank = cluster == 1 ? 0 : int(ptx::cluster_ctarank());
+  using S = WgradShape<T, TM, TN>;
   Stage stage;
-  for (int u = blockIdx.x / cluster; u < p.tiles * p.splits; u += gridDim.x / cluster) {
-    WgradUnit const unit(p, u, cluster, rank);
+  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
+    WgradUnit const unit(p, u);
     int c[TM / 64], offset_h[TM / 64], offset_w[TM / 64];
     int runs = 0;
 #pragma unroll
@@ -76,10 +75,7 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint64_t* full, 
       int64_t ph = divide(q, p.Q);
       int const n = int(divide(ph, p.P));
       int const h = p.h0 + int(ph) * p.stride_h, w = p.w0 + int(q) * p.stride_w;
-      if constexpr (cluster == 1)
-        ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);
-      else
-        ptx::mbarrier_wait_cluster(&empty[stage.index], stage.parity ^ 1);
+      ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);
       ptx::mbarrier_arrive_expect_tx(&full[stage.index], S::b_bytes + runs * kRunBytes);
       uint32_t const to = ring + stage.index * S::stage_bytes;
 #pragma unroll
@@ -88,15 +84,9 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint64_t* full, 
           ptx::cp_async_bulk_tensor_im2col(to + i * kRunBytes, &p.a, &full[stage.index], c[i], w, h, n, offset_w[i],
                                            offset_h[i]);
 #pragma unroll
-      for (int i = 0; i < TN / 64 / cluster; ++i) {
-        int const at = rank * (TN / 64 / cluster) + i;
-        uint32_t const to_b = to + S::a_bytes + at * kRunBytes;
-        if constexpr (cluster == 1)
-          ptx::cp_async_bulk_tensor_im2col(to_b, &p.b, &full[stage.index], k + at * 64, int(q), int(ph), n, 0, 0);
-        else
-          ptx::cp_async_bulk_tensor_im2col_multicast(to_b, &p.b, &full[stage.index], 3, k + at * 64, int(q), int(ph), n,
-                                                     0, 0);
-      }
+      for (int i = 0; i < TN / 64; ++i)
+        ptx::cp_async_bulk_tensor_im2col(to + S::a_bytes + i * kRunBytes, &p.b, &full[stage.index], k + i * 64, int(q),
+                                         int(ph), n, 0, 0);
       stage.advance(S::stages);
     }
   }
@@ -108,33 +98,25 @@ __device__ inline int64_t wgrad_out_of(WgradParams const& p, int m) {
   return run < p.runs && c < p.C ? tap / p.S * p.out_r + tap % p.S * p.out_s + c : -1;
 }
 
-template <class T, int TM, int TN, int cluster>
+template <class T, int TM, int TN>
 __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
-  using S = WgradShape<TM, TN>;
+  using S = WgradShape<T, TM, TN>;
   constexpr int halves = TM / 128;
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
-  int const rank = cluster == 1 ? 0 : int(ptx::cluster_ctarank());
   auto release = [&](int stage) {  // -1: none
-    if constexpr (cluster == 1) {
-      if (lane == 0 && stage >= 0) ptx::mbarrier_arrive(&empty[stage]);
-    } else {
-      if (lane < 2 && stage >= 0) ptx::mbarrier_arrive_cluster(&empty[stage], lane);
-    }
+    if (lane == 0 && stage >= 0) ptx::mbarrier_arrive(&empty[stage]);
   };
   Stage stage;
   float acc[halves][TN / 2];
-  for (int u = blockIdx.x / cluster; u < p.tiles * p.splits; u += gridDim.x / cluster) {
-    WgradUnit const unit(p, u, cluster, rank);
+  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
+    WgradUnit const unit(p, u);
 #pragma unroll
     for (int h = 0; h < halves; ++h)
 #pragma unroll
       for (int i = 0; i < TN / 2; ++i) acc[h][i] = 0;
     int before = -1;
     for (int step = 0; step < unit.count; ++step) {
-      if constexpr (cluster == 1)
-        ptx::mbarrier_wait(&full[stage.index], stage.parity);
-      else
-        ptx::mbarrier_wait_cluster(&full[stage.index], stage.parity);
+      ptx::mbarrier_wait(&full[stage.index], stage.parity);
       uint32_t const from_a = ring + stage.index * S::stage_bytes + group * halves * kRunBytes;
       uint32_t const from_b = ring + stage.index * S::stage_bytes + S::a_bytes;
 #pragma unroll
@@ -192,46 +174,41 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
   }
 }
 
-template <class T, int TM, int TN, int cluster>
-__global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(kThreads, WgradShape<TM, TN>::blocks)
+template <class T, int TM, int TN>
+__global__ void __launch_bounds__(kThreads, WgradShape<T, TM, TN>::blocks)
     wgrad_kernel(__grid_constant__ WgradParams const p) {
-  using S = WgradShape<TM, TN>;
+  using S = WgradShape<T, TM, TN>;
   extern __shared__ uint8_t dynamic[];
   __shared__ uint64_t full[S::stages], empty[S::stages];
   uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::stages; ++i) {
       ptx::mbarrier_init(&full[i], 1);
-      ptx::mbarrier_init(&empty[i], 8 * cluster);  // multiplying warps
+      ptx::mbarrier_init(&empty[i], 8);  // multiplying warps
     }
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  if constexpr (cluster > 1) ptx::barrier_cluster();
   if (threadIdx.x < 2 * kWarpgroup) {
-    ptx::setmaxnreg_inc<Shape<TM, TN>::multiply_regs>();
-    wgrad_multiply<T, TM, TN, cluster>(p, ring, full, empty);
+    ptx::setmaxnreg_inc<Shape<T, TM, TN>::multiply_regs>();
+    wgrad_multiply<T, TM, TN>(p, ring, full, empty);
   } else {
-    ptx::setmaxnreg_dec<Shape<TM, TN>::copy_regs>();
-    if (threadIdx.x == 2 * kWarpgroup) wgrad_copy<TM, TN, cluster>(p, ring, full, empty);
-  }
-  if constexpr (cluster > 1) {  // a block must not leave while the other may write to it
-    __syncthreads();
-    ptx::barrier_cluster();
+    ptx::setmaxnreg_dec<Shape<T, TM, TN>::copy_regs>();
+    if (threadIdx.x == 2 * kWarpgroup) wgrad_copy<T, TM, TN>(p, ring, full, empty);
   }
 }
 
 // Sums the partial tiles in the order of the splits; a thread has four rows, neighbours in memory.
-template <class T, int TM, int TN, int cluster>
+template <class T, int TM, int TN>
 __global__ void __launch_bounds__(256) wgrad_reduce(__grid_constant__ WgradParams const p) {
-  WgradUnit const unit(p, int(blockIdx.x) / cluster, cluster, int(blockIdx.x) % cluster);
+  WgradUnit const unit(p, int(blockIdx.x));
   int const first = (int(blockIdx.y) * 256 + int(threadIdx.x)) * 4;
   int64_t const to = wgrad_out_of(p, unit.m * TM + first % TM);
   int const n = unit.n * TN + first / TM;
   if (to < 0 || n >= p.K) return;
   float const* partial = static_cast<float const*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
   float4 sum = make_float4(0, 0, 0, 0);
-  for (int split = 0; split < p.splits; ++split, partial += int64_t(p.tiles) * cluster * (TM * TN)) {
+  for (int split = 0; split < p.splits; ++split, partial += int64_t(p.tiles) * (TM * TN)) {
     float4 const v = *reinterpret_cast<float4 const*>(partial);
     sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
   }
@@ -242,8 +219,7 @@ __global__ void __launch_bounds__(256) wgrad_reduce(__grid_constant__ WgradParam
 template <DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  using S = WgradShape<TM, TN>;
-  constexpr int cluster = cluster_of(variant);
+  using S = WgradShape<T, TM, TN>;
   Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
   int64_t const P = problem.P(), Q = problem.Q();
   WgradParams p{};
@@ -255,7 +231,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.chunks = int32_t(ceil_div(p.C, 64)), p.runs = int32_t(problem.R * problem.S * p.chunks);
   p.steps = int32_t(ceil_div(p.pixels, kPixels)), p.groups = int32_t(problem.groups), p.splits = plan.split_k;
   p.tiles_n = int32_t(ceil_div(p.K, TN));
-  p.tiles = int32_t(ceil_div(p.runs, TM / 64 * cluster)) * p.tiles_n * p.groups;
+  p.tiles = int32_t(ceil_div(p.runs, TM / 64)) * p.tiles_n * p.groups;
   p.out_k = problem.w.n, p.out_r = problem.w.h, p.out_s = problem.w.w;
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
@@ -266,17 +242,17 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
                         64, kPixels);
   if (error != cudaSuccess) return error;
 
-  auto* const kernel = wgrad_kernel<T, TM, TN, cluster>;
+  auto* const kernel = wgrad_kernel<T, TM, TN>;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
       cudaSuccess)
     return error;
   int device = 0, sm_count = 0;
   if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
-  int64_t const clusters = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count) * S::blocks / cluster);
-  kernel<<<unsigned(clusters * cluster), kThreads, S::shared_bytes, stream>>>(p);
+  int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count) * S::blocks);
+  kernel<<<unsigned(blocks), kThreads, S::shared_bytes, stream>>>(p);
   if ((error = cudaGetLastError()) != cudaSuccess || p.splits == 1) return error;
-  wgrad_reduce<T, TM, TN, cluster><<<dim3(unsigned(p.tiles * cluster), TM * TN / 1024), 256, 0, stream>>>(p);
+  wgrad_reduce<T, TM, TN><<<dim3(unsigned(p.tiles), TM * TN / 1024), 256, 0, stream>>>(p);
   return cudaGetLastError();
 }
 
