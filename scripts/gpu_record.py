@@ -280,8 +280,6 @@ class Recorder:
                 str(results),
                 "--timeout",
                 str(self.options.sanitizer_timeout),
-                "--workers",
-                str(self.options.sanitizer_workers),
             ),
             *("--", "-p", PLUGIN_NAME),
             timeout=self.options.sanitizer_timeout + 30,  # it keeps to its own time
@@ -399,7 +397,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--skip", type=phases, default=[], metavar="A,B", help=f"leave out: {', '.join(PHASES)}")
     found.add_argument("--workers", type=int, default=8, help="processes of pytest; 0: one, without xdist")
     found.add_argument("--tests-timeout", type=float, default=210, help="seconds (default: %(default)s)")
-    found.add_argument("--sanitizer-workers", type=int, default=12, help="processes of each tool")
     found.add_argument("--sanitizer-timeout", type=float, default=160, help="seconds, all tools (default: %(default)s)")
     found.add_argument("--benchmark-timeout", type=float, default=60, help="seconds (default: %(default)s)")
     found.add_argument("--pytest-arguments", default="", help="more arguments for the suite, in one string")

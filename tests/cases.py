@@ -244,6 +244,9 @@ CASES: tuple[Case, ...] = (
     Case("many_pixels_C16_K8", 2, 16, 23, 25, 8, 3, 3, padding=(1, 1), edge=True),
     Case("many_pixels_depthwise", 2, 4, 64, 66, 4, 3, 3, padding=(1, 1), groups=4),
     Case("batch_of_65", 65, 4, 3, 3, 6, 3, 3, padding=(1, 1)),
+    # few tiles, some steps of the reduction: fprop and dgrad, then wgrad (in several parts); for racecheck
+    Case("one_tile_long_depth", 1, 48, 4, 5, 48, 3, 3, padding=(1, 1)),
+    Case("one_tile_some_pixels", 2, 8, 12, 13, 8, 3, 1, padding=(1, 0)),
     # nothing to sum, or nothing to write
     Case("N0", 0, 4, 6, 6, 8, 3, 3, padding=(1, 1), edge=True),
     Case("C0", 2, 0, 6, 5, 4, 3, 3, padding=(1, 1), edge=True),
