@@ -5,7 +5,7 @@
 #   TORCH=torch==2.10.0          the torch to build and run with
 #   CONV2D_EXT_CUDA, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS: see setup.py
 #   JOBS=4                       tests at a time
-#   ARGS="--layers vgg16"        passed on by demo, test, bench and record
+#   ARGS="--layers L06,dense"    passed on by demo, test, bench, record and sanitize
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -27,11 +27,11 @@ SOURCES := setup.py pyproject.toml scripts/nvcc.py $(shell find csrc conv2d_ext 
 # Programs run in a folder of their own: in the root, Python would import conv2d_ext/ instead of the installed wheel.
 RUN := build/run
 
-.PHONY: help demo test wheel bench record lint format audit workflows clean always
+.PHONY: help demo test wheel bench record sanitize lint format audit workflows clean always
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
-	@echo "targets: demo test wheel bench record lint format audit workflows clean"
+	@echo "targets: demo test wheel bench record sanitize lint format audit workflows clean"
 
 demo: $(VENV)/.demo | $(RUN)
 	cd $(RUN) && $(BIN)/python -m conv2d_ext demo $(ARGS)
@@ -56,6 +56,10 @@ bench: $(VENV)/.test | $(RUN)
 # On a machine with a GPU: tests, sanitizer and benchmark of the wheel, into docs/gpu-record.json.
 record: $(VENV)/.test
 	$(BIN)/python scripts/gpu_record.py --wheel $(WHEEL) $(ARGS)
+
+# On a machine with a GPU: the edge cases under compute-sanitizer.
+sanitize: $(VENV)/.test
+	$(BIN)/python scripts/sanitize.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/mypy

@@ -396,7 +396,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--output", type=Path, default=ROOT / RECORD, help=f"default: {RECORD}")
     found.add_argument("--skip", type=phases, default=[], metavar="A,B", help=f"leave out: {', '.join(PHASES)}")
     found.add_argument("--workers", type=int, default=8, help="processes of pytest; 0: one, without xdist")
-    found.add_argument("--tests-timeout", type=float, default=210, help="seconds (default: %(default)s)")
+    found.add_argument("--tests-timeout", type=float, default=240, help="seconds (default: %(default)s)")
     found.add_argument("--sanitizer-timeout", type=float, default=160, help="seconds, all tools (default: %(default)s)")
     found.add_argument("--benchmark-timeout", type=float, default=60, help="seconds (default: %(default)s)")
     found.add_argument("--pytest-arguments", default="", help="more arguments for the suite, in one string")

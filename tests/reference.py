@@ -69,6 +69,69 @@ def exact(case: Case, dtype: torch.dtype, seed: int = 0, integers: bool = False)
     return of_tensors(case, x, w, b, case.grad_output("cpu", dtype, "nchw", seed, integers))
 
 
+SLICE_BITS, SLICES = 17, 4
+
+
+def slices(t: Tensor) -> list[Tensor]:
+    """Tensors of few bits that add up to the float64 `t`: multiples of 2^-17, 2^-34, ... of a power of two above it."""
+    unit = 2.0 ** math.ceil(math.log2(float(t.abs().max()) + 1e-300))
+    found = []
+    for _ in range(SLICES):
+        unit *= 2.0**-SLICE_BITS
+        found.append((t / unit).round() * unit)
+        t = t - found[-1]  # exact: the bits below
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def exact_parts(case: Case, seed: int = 0) -> tuple[Result, Result]:
+    """The result of the float64 values as an unevaluated sum of two float64 tensors, far closer than either alone.
+
+    The operands are cut into slices of 17 bits; the products of two slices, and sums of 2^17 of them, are exact in
+    float64, whatever the order in which torch adds. What those partial results lose when added is kept in the second
+    tensor. Slices whose products are below 2^-68 of the largest are left out.
+    """
+    x, w, b = case.tensors("cpu", torch.float64, "nchw", seed)
+    go = case.grad_output("cpu", torch.float64, "nchw", seed)
+    whole = result(case, x, w, b, go)
+    if case.empty:
+        return whole, Result(*(None if t is None else torch.zeros_like(t) for t in vars(whole).values()))  # type: ignore[arg-type]
+    terms: dict[str, list[Tensor]] = {"output": [], "grad_input": [], "grad_weight": [], "grad_bias": []}
+    xs, ws, gos = slices(x), slices(w), slices(go)
+    for i in range(SLICES):
+        terms["grad_bias"].append(gos[i].sum((0, 2, 3)))
+        for j in range(SLICES - i):
+            part = result(case, xs[i], ws[j], None, gos[i])
+            terms["output"].append(part.output)
+            terms["grad_input"].append(part.grad_input)
+            terms["grad_weight"].append(result(case, xs[j], ws[0], None, gos[i]).grad_weight)
+    if b is None:
+        del terms["grad_bias"]
+    else:
+        terms["output"].append(b.view(1, -1, 1, 1).expand(case.output_size))
+    sums = {name: two_part_sum(some) for name, some in terms.items()}
+    return tuple(Result(**{"grad_bias": None, **{n: s[k] for n, s in sums.items()}}) for k in (0, 1))  # type: ignore[return-value]
+
+
+def two_part_sum(terms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The sum as a rounded one and what rounding left out (Knuth's two-sum)."""
+    high, low = torch.zeros_like(terms[0]), torch.zeros_like(terms[0])
+    for t in terms:
+        total = high + t
+        back = total - high
+        low = low + ((high - (total - back)) + (t - back))
+        high = total
+    return high, low
+
+
+def distance(value: Tensor, case: Case, dtype: torch.dtype, what: str) -> float:
+    """The error of a result of the case, where a float64 one is measured by a finer reference than float64."""
+    if dtype != torch.float64:
+        return error(value, getattr(exact(case, dtype), what))
+    high, low = (getattr(part, what) for part in exact_parts(case))
+    return error(value, high, low)
+
+
 @functools.lru_cache(maxsize=64)
 def torchs(case: Case, dtype: torch.dtype, device: str, layout: str, seed: int = 0) -> Result:
     """What torch itself makes of the case, in the same dtype and layout.
@@ -84,11 +147,15 @@ def torchs(case: Case, dtype: torch.dtype, device: str, layout: str, seed: int =
     return Result(*(None if t is None else t.to(dtype) for t in vars(single).values()))  # type: ignore[arg-type]
 
 
-def error(value: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over norm of `expected`, in float64; where that is zero, the norm of the difference."""
+def error(value: Tensor, expected: Tensor, low: Tensor | None = None) -> float:
+    """Norm of the difference over norm of `expected`, in float64; where that is zero, the norm of the difference.
+
+    `low`: what is to be added to a float64 `expected` and would be lost in it.
+    """
     assert value.shape == expected.shape, f"shape {tuple(value.shape)}, expected {tuple(expected.shape)}"
     expected = expected.double().cpu()
-    difference = float(torch.linalg.vector_norm(value.detach().double().cpu() - expected))
+    gap = value.detach().double().cpu() - expected
+    difference = float(torch.linalg.vector_norm(gap if low is None else gap - low))
     scale = float(torch.linalg.vector_norm(expected))
     ratio = difference / scale if scale > 0 else difference
     return ratio if math.isfinite(ratio) else math.inf
@@ -124,7 +191,10 @@ def assert_close(value: Tensor, expected: Tensor, dtype: torch.dtype, length: in
     assert found <= allowed, f"{what}: error {found:.3g} against float64, allowed {allowed:.3g}"
 
 
+def bits(t: Tensor) -> Tensor:
+    return t.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal bit by bit, NaN included."""
-    width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return a.shape == b.shape and torch.equal(a.contiguous().view(width), b.contiguous().view(width))
+    return a.shape == b.shape and torch.equal(bits(a), bits(b))

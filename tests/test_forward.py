@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 import torch
 from calls import dgrad, fprop, wgrad
 from cases import BY_NAME, CASES, DTYPES, FEW, Case
 from layouts import LAYOUTS, OTHER, PLAIN, place
-from reference import assert_close, error, exact, four_sided, same_bits, torchs, ulp
+from reference import assert_close, distance, error, exact, exact_parts, four_sided, same_bits, torchs, ulp
 from torch import Tensor
 
 import conv2d_ext
@@ -25,6 +26,9 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=str)
 A_FEW_CASES = pytest.mark.parametrize("case", FEW, ids=str)
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+ALL_BUT_HALF = pytest.mark.parametrize(
+    "dtype", (torch.bfloat16, torch.float32, torch.float64), ids=lambda d: str(d).removeprefix("torch.")
+)
 HALVES_AND_SINGLE = pytest.mark.parametrize(
     "dtype", (torch.bfloat16, torch.float32), ids=lambda d: str(d).removeprefix("torch.")
 )
@@ -66,14 +70,34 @@ def test_conv2d_agrees_with_float64_in_any_strides(case: Case, layout: str, dtyp
     assert_close(y, exact(case, dtype).output, dtype, case.reduction("fprop"))
 
 
-@HALVES_AND_SINGLE  # float64 is what "exact" is computed in: there is nothing better to judge it by
+@ALL_BUT_HALF
 @pytest.mark.parametrize("layout", PLAIN)
 @EVERY_CASE
 def test_conv2d_is_as_accurate_as_torch(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
     y = conv2d_ext.conv2d(*case.tensors(device, dtype, layout), *case.args)
-    ours = error(y, exact(case, dtype).output)
-    theirs = error(torchs(case, dtype, device, layout).output, exact(case, dtype).output)
+    ours = distance(y, case, dtype, "output")
+    theirs = distance(torchs(case, dtype, device, layout).output, case, dtype, "output")
     assert ours <= 2 * theirs + ulp(dtype)
+
+
+def test_the_finer_reference_of_float64_is_the_sum_of_rational_numbers() -> None:
+    """high + low, against fractions; the products of some outputs are summed without any rounding."""
+    case = BY_NAME["four_pads_grouped_dilated"]
+    x, w, b = case.tensors("cpu", torch.float64)
+    high, low = (part.output for part in exact_parts(case))
+    top, _, left, _ = case.padding4
+    worst = 0.0
+    for n, k, p, q in itertools.product((0, 1), (0, 5), range(case.P), range(case.Q)):
+        total = Fraction(float(b[k]))
+        for c, r, s in itertools.product(range(w.shape[1]), range(case.R), range(case.S)):
+            h = p * case.stride[0] - top + r * case.dilation[0]
+            at = q * case.stride[1] - left + s * case.dilation[1]
+            if 0 <= h < case.H and 0 <= at < case.W:
+                channel = k // (case.K // case.groups) * w.shape[1] + c
+                total += Fraction(float(x[n, channel, h, at])) * Fraction(float(w[k, c, r, s]))
+        found = Fraction(float(high[n, k, p, q])) + Fraction(float(low[n, k, p, q]))
+        worst = max(worst, float(abs(found - total)))
+    assert worst < 1e-18  # the outputs are of the size of 1, and a unit of float64 there is 1.1e-16
 
 
 @EVERY_DTYPE

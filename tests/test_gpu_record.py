@@ -285,6 +285,8 @@ def fake_sanitizer(folder: Path, found: int) -> Path:
             assert os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
             assert sys.argv[sys.argv.index("--kernel-name") + 1] == "kns=conv2d_ext"
             tool = sys.argv[sys.argv.index("--tool") + 1]
+            mark = sys.argv[sys.argv.index("-m", sys.argv.index("pytest")) + 1]
+            assert mark == ("sanitizer" if tool == "memcheck" else "once")
             junit = next(a for a in sys.argv if a.startswith("--junitxml=")).removeprefix("--junitxml=")
             pathlib.Path(junit).write_text('<testsuite><testcase classname="a" name="one"/></testsuite>')
             if tool == "racecheck":
@@ -307,7 +309,7 @@ def test_the_sanitizer_pass_reports_every_tool(
     status = sanitize.main(["--program", str(fake_sanitizer(tmp_path, found)), "--json", str(results)])
     assert status == (1 if found else 0)
     assert [(r["tool"], r["status"], r["findings"]) for r in json.loads(results.read_text())] == [
-        (tool, "failed" if found else "passed", found) for tool in ("memcheck", "racecheck")
+        (tool, "failed" if found else "passed", found) for tool in ("memcheck", "racecheck", "synccheck")
     ]
     out = capsys.readouterr().out
     assert "memcheck: " in out and f"racecheck: {'failed' if found else 'passed'}: {found} hazards" in out

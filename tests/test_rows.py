@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 import torch
 from calls import OPS, alignment, call, candidates, plan
 from cases import BY_NAME, CASES, DTYPES, Case
 from layouts import LAYOUTS
-from reference import error, exact, same_bits, tolerance
+from reference import bits, error, exact, same_bits, tolerance
 from torch import Tensor
 
 import conv2d_ext  # noqa: F401
@@ -17,6 +18,8 @@ import conv2d_ext  # noqa: F401
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 ROWS = tuple(torch.ops.conv2d_ext.kernels())
+DTYPE_NAMES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "tf32": torch.float32,
+               "f64": torch.float64}  # fmt: skip
 # The layouts that a kernel may treat differently: both plain ones, both unaligned, one that has no unit stride.
 ROW_LAYOUTS = ("nchw", "nhwc", "nhwc_weight", "unaligned", "unaligned_nhwc", "sliced_nhwc", "every_other")
 
@@ -73,9 +76,10 @@ def test_every_row_that_supports_a_case_computes_it(
 ) -> None:
     x, w, b = case.tensors(cuda, dtype, layout)
     go = case.grad_output(cuda, dtype, layout)
-    true, allowed = expected(op, case, dtype), tolerance(dtype, case.reduction(op))
+    true, allowed = expected(op, case, dtype).to(cuda), tolerance(dtype, case.reduction(op))
     sms, capability = machine()
-    wrong = []
+    # Few launches, and one wait for the GPU, which other processes of the run share.
+    names, distances, different = [], [torch.linalg.vector_norm(true)], []
     for where in destinations(op, w):
         run = functools.partial(call(op, case, x, w, b, go), **where)
         tensors = problem(op, x, w, go, run())
@@ -84,11 +88,18 @@ def test_every_row_that_supports_a_case_computes_it(
         assert chosen[0] in rows
         for row in rows:
             first = run(row=row)
-            found = error(first, true)
-            if found > allowed:
-                wrong.append(f"{ROWS[row]} {where}: error {found:.3g}, allowed {allowed:.3g}")
-            elif not same_bits(first, run(row=row)):
-                wrong.append(f"{ROWS[row]} {where}: two runs differ")
+            assert first.shape == true.shape and first.dtype == dtype
+            names.append(f"{ROWS[row]} {where}")
+            distances.append(torch.linalg.vector_norm(first - true))  # in float64, as `true` is
+            different.append((bits(first) != bits(run(row=row))).any())
+    scale, *errors = torch.stack(distances).tolist()
+    wrong = []
+    for name, off, differ in zip(names, errors, torch.stack(different).tolist(), strict=True):
+        off = off / scale if scale > 0 else off
+        if not off <= allowed:  # this way round, NaN is wrong
+            wrong.append(f"{name}: error {off:.3g}, allowed {allowed:.3g}")
+        elif differ:
+            wrong.append(f"{name}: two runs differ")
     assert not wrong, "\n".join(wrong)
 
 
@@ -99,15 +110,55 @@ def test_every_row_that_supports_a_case_computes_it(
 def test_every_row_is_exact_on_small_integers(case: Case, dtype: torch.dtype, layout: str, op: str, cuda: str) -> None:
     x, w, b = case.tensors(cuda, dtype, layout, integers=True)
     go = case.grad_output(cuda, dtype, layout, integers=True)
-    true = expected(op, case, dtype, integers=True).to(dtype)
+    true = expected(op, case, dtype, integers=True).to(cuda, dtype)
     sms, capability = machine()
-    wrong = []
+    names, found = [], []
     for where in destinations(op, w):
         run = functools.partial(call(op, case, x, w, b, go), **where)
         tensors = problem(op, x, w, go, run())
         rows = candidates(plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability))
-        wrong += [ROWS[row] for row in rows if not torch.equal(run(row=row).cpu(), true)]
+        names += [ROWS[row] for row in rows]
+        found += [(run(row=row) != true).any() for row in rows]
+    wrong = [name for name, differs in zip(names, torch.stack(found).tolist(), strict=True) if differs]
     assert not wrong, f"not exact: {', '.join(wrong)}"
+
+
+# Tried in this order, then all others: small, and yet several steps of a kernel's loops.
+ONCE = ("depthwise_3x3_four_pads", "depthwise_3x3_stride2", "depthwise_5x5", "depthwise_5x5_stride2", "depthwise_7x7",
+        "depthwise_7x7_stride2")  # fmt: skip
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_runs_once(name: str, cuda: str) -> None:
+    """The least that reaches every kernel, for the tools of compute-sanitizer that slow it down most."""
+    parts = name.split("_")
+    op = next(part for part in parts if part in OPS)
+    dtype = next(DTYPE_NAMES[part] for part in parts if part in DTYPE_NAMES)
+    first = "one_tile_long_depth"
+    if op == "wgrad":  # enough pixels for a second pass
+        first = "one_tile_some_pixels" if parts[0] == "simt" else "many_pixels_C16_K8"
+    cases = [BY_NAME[n] for n in (first, *ONCE)]
+    for case, layout, tf32 in itertools.product((*cases, *CASES), ("nchw", "nhwc"), (False, True)):
+        x, w, b = case.tensors("cpu", dtype, layout)
+        go = case.grad_output("cpu", dtype, layout)
+        if (tf32 and dtype != torch.float32) or ROWS.index(name) not in candidates(
+            plan(op, case, x, w, go, allow_tf32=tf32, capability=machine()[1])
+        ):
+            continue
+        x, w, b = case.tensors(cuda, dtype, layout)
+        go = case.grad_output(cuda, dtype, layout)
+        keywords: dict[str, object] = {"stride": w.stride()} if op == "wgrad" else {}
+        try:
+            result = call(op, case, x, w, b, go)(row=ROWS.index(name), allow_tf32=tf32, **keywords)
+        except RuntimeError as e:  # float64 results are never channels_last
+            if "a row that supports" not in str(e):
+                raise
+            continue
+        allowed = tolerance(dtype, case.reduction(op)) + (2.0**-10 if tf32 else 0)
+        assert error(result, expected(op, case, dtype)) <= allowed
+        return
+    pytest.fail("no case of the list has a plain layout that the row supports")
 
 
 @pytest.mark.parametrize("op", OPS)

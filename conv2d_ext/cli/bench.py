@@ -408,7 +408,7 @@ class Timer(Protocol):
     def synchronize(self) -> None: ...
 
 
-class CpuCall:
+class EagerCall:
     """A call, run anew by each replay."""
 
     def __init__(self, call: Callable[[], Tensor]) -> None:
@@ -426,7 +426,7 @@ class CpuTimer:
     """Wall-clock time, caches as they are."""
 
     def capture(self, call: Callable[[], Tensor]) -> Captured:
-        return CpuCall(call)
+        return EagerCall(call)
 
     def in_turn(self, captured: Sequence[Captured], repeats: int) -> list[list[float]]:
         times: list[list[float]] = [[] for _ in captured]
@@ -496,9 +496,8 @@ class CudaTimer:
         torch.cuda.synchronize()
 
 
-def median_time(timer: Timer, call: Callable[[], Tensor], repeats: int = 10) -> float:
+def median_time(timer: Timer, captured: Captured, repeats: int = 10) -> float:
     """Seconds of one call, by itself, after a warm-up."""
-    captured = timer.capture(call)
     timer.in_turn([captured], 3)
     times = timer.in_turn([captured], repeats)[0]
     captured.release()
@@ -511,16 +510,21 @@ def measure_peaks(timer: Timer, device: torch.device, dtypes: Sequence[str]) -> 
     nbytes = min(4 << 30, torch.cuda.mem_get_info(device)[0] // 8) if cuda else 256 << 20
     source = torch.randn(nbytes // 4, device=device)
     target = torch.empty_like(source)
-    peaks = {"copy": 2 * nbytes / median_time(timer, functools.partial(target.copy_, source))}
+    # The better of a copy and of a kernel that reads and writes as much. Not captured: of 1 GB or more, a graph hands a
+    # copy to a copy engine, which reaches 2.8 TB/s on an H200 where both of these reach 4.3.
+    ways = (functools.partial(target.copy_, source), functools.partial(torch.neg, source, out=target))
+    peaks = {"copy": 2 * nbytes / min(median_time(timer, EagerCall(way)) for way in ways)}
     del source, target
     size = 8192 if cuda else 1024
     for dtype in dtypes:
         a, b, c = (torch.randn(size, size, device=device).to(STORAGE[dtype]) for _ in range(3))
         with float32_precision("tf32" if dtype == "tf32" else "ieee"):
-            peaks[dtype] = 2 * size**3 / median_time(timer, functools.partial(torch.mm, a, b, out=c))
+            product = timer.capture(functools.partial(torch.mm, a, b, out=c))
+            peaks[dtype] = 2 * size**3 / median_time(timer, product)
     if cuda:
         del a, b, c
-        peaks["empty_replay_s"] = median_time(timer, functools.partial(torch.zeros(1, device=device).fill_, 1.0), 30)
+        empty = timer.capture(functools.partial(torch.zeros(1, device=device).fill_, 1.0))
+        peaks["empty_replay_s"] = median_time(timer, empty, 30)
         torch.cuda.empty_cache()
     return peaks
 

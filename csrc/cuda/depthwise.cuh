@@ -315,8 +315,13 @@ __global__ void __launch_bounds__(kMaxThreads) add_splits(__grid_constant__ Sum 
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < p.count; i += int64_t(gridDim.x) * blockDim.x) {
     Acc const* const from = static_cast<Acc const*>(p.partial) + i;
     Acc sum = 0;
+    for (int split = 0; split < p.splits;) {
+      Acc chain = 0;
+      int const end = split + kChain < p.splits ? split + kChain : p.splits;
 #pragma unroll 8
-    for (int split = 0; split < p.splits; ++split) sum += from[split * p.count];
+      for (; split < end; ++split) chain += from[split * p.count];
+      sum += chain;
+    }
     int64_t const k = i / p.taps, tap = i % p.taps;
     static_cast<T*>(p.w)[k * p.w_k + tap / p.S * p.w_r + tap % p.S * p.w_s] = narrow<T>(sum);
   }

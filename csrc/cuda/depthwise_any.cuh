@@ -10,6 +10,7 @@
 namespace conv2d_ext::depthwise {
 
 constexpr int kPixels = 4, kChunk = 64, kTaps = 4;
+static_assert(kChunk % kChain == 0);
 
 struct AnyParams {
   void const* in;
@@ -87,19 +88,24 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
     __syncthreads();
     int r = int(first % taps / uint32_t(p.S)), s = int(first % taps % uint32_t(p.S));
     T const* plane = in + first / taps * p.in_c;
-    for (int t = 0; t < count; ++t) {
-      Acc const filter = filters[t * pitch + lane];
+    for (int t = 0; t < count;) {
+      Acc chain[kPixels] = {};
+      for (int const end = t + kChain < count ? t + kChain : count; t < end; ++t) {
+        Acc const filter = filters[t * pitch + lane];
 #pragma unroll
-      for (int i = 0; i < kPixels; ++i) {
-        int const h = meets<op>(oh[i], r, p.stride_h, p.dilation_h, p.pad_h);
-        int const w = meets<op>(ow[i], s, p.stride_w, p.dilation_w, p.pad_w);
-        if (oh[i] >= 0 && unsigned(h) < unsigned(p.in_H) && unsigned(w) < unsigned(p.in_W))
-          acc[i] += widen(plane[h * p.in_h + w * p.in_w]) * filter;
+        for (int i = 0; i < kPixels; ++i) {
+          int const h = meets<op>(oh[i], r, p.stride_h, p.dilation_h, p.pad_h);
+          int const w = meets<op>(ow[i], s, p.stride_w, p.dilation_w, p.pad_w);
+          if (oh[i] >= 0 && unsigned(h) < unsigned(p.in_H) && unsigned(w) < unsigned(p.in_W))
+            chain[i] += widen(plane[h * p.in_h + w * p.in_w]) * filter;
+        }
+        if (++s == p.S) {
+          s = 0;
+          if (++r == p.R) r = 0, plane += p.in_c;
+        }
       }
-      if (++s == p.S) {
-        s = 0;
-        if (++r == p.R) r = 0, plane += p.in_c;
-      }
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i) acc[i] += chain[i];
     }
   }
 
@@ -138,19 +144,24 @@ __global__ void __launch_bounds__(kMaxThreads) wgrad_any(__grid_constant__ AnyPa
   int64_t pixel = share * split + (nhwc ? 0 : lane);
   int q = int(pixel % p.out_W), ph = int(pixel / p.out_W % p.out_H);
   int64_t n = pixel / p.out_W / p.out_H;
-  for (; pixel < end; pixel += lanes) {
-    Acc const gradient = widen(y[n * p.out_n + ph * p.out_h + q * p.out_w]);
+  while (pixel < end) {
+    Acc chain[kTaps] = {};
+    for (int64_t const stop = smaller(end, pixel + kChain * lanes); pixel < stop; pixel += lanes) {
+      Acc const gradient = widen(y[n * p.out_n + ph * p.out_h + q * p.out_w]);
 #pragma unroll
-    for (int i = 0; i < kTaps; ++i) {
-      int const h = ph * p.stride_h + dh[i], w = q * p.stride_w + dw[i];
-      if (unsigned(h) < unsigned(p.in_H) && unsigned(w) < unsigned(p.in_W))
-        acc[i] += widen(x[n * p.in_n + h * p.in_h + w * p.in_w]) * gradient;
+      for (int i = 0; i < kTaps; ++i) {
+        int const h = ph * p.stride_h + dh[i], w = q * p.stride_w + dw[i];
+        if (unsigned(h) < unsigned(p.in_H) && unsigned(w) < unsigned(p.in_W))
+          chain[i] += widen(x[n * p.in_n + h * p.in_h + w * p.in_w]) * gradient;
+      }
+      q += lanes;
+      while (q >= p.out_W) {
+        q -= p.out_W;
+        if (++ph == p.out_H) ph = 0, ++n;
+      }
     }
-    q += lanes;
-    while (q >= p.out_W) {
-      q -= p.out_W;
-      if (++ph == p.out_H) ph = 0, ++n;
-    }
+#pragma unroll
+    for (int i = 0; i < kTaps; ++i) acc[i] += chain[i];
   }
 #pragma unroll
   for (int i = 0; i < kTaps; ++i) {

@@ -293,11 +293,19 @@ __global__ void __launch_bounds__(kThreads) simt_reduce(__grid_constant__ Params
   Acc const* partial = static_cast<Acc const*>(p.workspace) + index * (TM * TN) +
                        int64_t(blockIdx.y) * L::VM * L::VN * kThreads + threadIdx.x;
   Acc sum[L::VM][L::VN] = {};
-  for (int64_t split = 0; split < p.splits; ++split, partial += p.tiles * (TM * TN))
+  for (int64_t split = 0; split < p.splits;) {
+    Acc chain[L::VM][L::VN] = {};
+    int64_t const end = split + kChain < p.splits ? split + kChain : p.splits;
+    for (; split < end; ++split, partial += p.tiles * (TM * TN))
+#pragma unroll
+      for (int i = 0; i < L::VM; ++i)
+#pragma unroll
+        for (int j = 0; j < L::VN; ++j) chain[i][j] += partial[(i * L::VN + j) * kThreads];
 #pragma unroll
     for (int i = 0; i < L::VM; ++i)
 #pragma unroll
-      for (int j = 0; j < L::VN; ++j) sum[i][j] += partial[(i * L::VN + j) * kThreads];
+      for (int j = 0; j < L::VN; ++j) sum[i][j] += chain[i][j];
+  }
   store_run<T>(p, t, t.n0, rows, run_m, run_n, sum);
 }
 

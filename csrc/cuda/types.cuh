@@ -27,6 +27,9 @@ struct TypeOf<DType::f64> {
   using type = double;
 };
 
+// Long sums are made of chains of this many terms, whose sums are added: a smaller rounding error than one chain's.
+constexpr int kChain = 16;
+
 __device__ inline float widen(__half v) { return __half2float(v); }
 __device__ inline float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
 __device__ inline float widen(float v) { return v; }

@@ -1,0 +1,185 @@
+"""Random convolution problems for fuzz.py and sweep.py, and what both ask of the planner."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from cases import Case  # noqa: E402
+
+import conv2d_ext  # noqa: E402, F401  (loads torch.ops.conv2d_ext)
+
+OPS = ("fprop", "dgrad", "wgrad")
+# tf32 and fp32 are the same tensors, with and without allow_tf32.
+STORAGE = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "tf32": torch.float32,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
+KINDS = ("dense", "grouped", "depthwise")
+
+
+def log_uniform(draw: random.Random, least: float, most: float) -> int:
+    return int(least * (most / least) ** draw.random() + 0.5)
+
+
+def channels(draw: random.Random, least: int, most: int) -> int:
+    """Mostly multiples of 8, as in networks, and sometimes any number."""
+    count = log_uniform(draw, least, most)
+    step = draw.choice((1, 8, 8, 16, 32))
+    return max(1, count // step * step if count >= step else count)
+
+
+def kernel(draw: random.Random, kind: str) -> tuple[int, int]:
+    if kind == "depthwise":
+        sizes = [(3, 3)] * 4 + [(5, 5), (7, 7)] * 2 + [(9, 9), (13, 13), (21, 21), (31, 31), (1, 11), (11, 1), (3, 1)]
+    else:
+        sizes = [(3, 3)] * 5 + [(1, 1)] * 4 + [(5, 5), (7, 7), (1, 7), (7, 1), (2, 2), (3, 5), (4, 4)]
+    return draw.choice(sizes)
+
+
+def layer(draw: random.Random, kind: str, most_elements: float = 2**25, most_flops: float = 4e10) -> Case:
+    """A problem of the size that networks have: kinds are dense (one group), grouped and depthwise."""
+    while True:
+        R, S = kernel(draw, kind)
+        N = log_uniform(draw, 1, 256)
+        H = log_uniform(draw, 4, 256)
+        W = draw.choice((H, H, H, log_uniform(draw, 4, 256)))
+        if kind == "dense":
+            groups, C, K = 1, channels(draw, 3, 2048), channels(draw, 8, 2048)
+        elif kind == "grouped":
+            per_c = draw.choice((2, 4, 8, 16, 24, 32, 40, 56, 64, 112, log_uniform(draw, 2, 128)))
+            per_k = draw.choice((per_c, per_c, per_c, 2 * per_c, max(1, per_c // 2)))
+            groups = log_uniform(draw, 2, max(2, 1024 // per_c))
+            C, K = groups * per_c, groups * per_k
+        else:
+            C = groups = channels(draw, 8, 2048)
+            K = C * draw.choice((1, 1, 1, 1, 1, 2, 4))
+        stride = draw.choice(((1, 1), (1, 1), (1, 1), (2, 2), (2, 2), (R, S), (2, 1)))
+        dilation = draw.choice(((1, 1),) * 8 + ((2, 2), (1, 3)))
+        same = ((R - 1) * dilation[0] // 2, (S - 1) * dilation[1] // 2)
+        padding = draw.choice((same, same, same, (0, 0), (1, 1), (0, 1, 0, 1)))
+        case = Case("layer", N, C, H, W, K, R, S, stride, padding, dilation, groups, bias=False)
+        if min(case.P, case.Q) < 1 or max(elements(case)) > most_elements or flops(case) > most_flops:
+            continue
+        if sum(elements(case)) >= 2**14:  # below, any row takes the time of its launch
+            return case
+
+
+def small(draw: random.Random) -> Case:
+    """A problem of any kind and any shape, small enough that a GPU checks hundreds a second."""
+    while True:
+        kind = draw.choice(("dense", "dense", "grouped", "depthwise", "depthwise"))
+        R, S = (draw.choice((1, 1, 2, 3, 3, 3, 4, 5, 7)) for _ in range(2))
+        if draw.random() < 0.5:
+            S = R
+        stride = draw.choice(((1, 1), (1, 1), (2, 2), (2, 2), (1, 2), (3, 1), (4, 3), (R, S)))
+        dilation = draw.choice(((1, 1), (1, 1), (1, 1), (2, 2), (1, 3), (4, 2)))
+        multiplier = draw.choice((1, 1, 2, 3))
+        if kind == "depthwise" and draw.random() < 0.15:
+            R, S = draw.choice(((9, 9), (13, 13), (31, 31), (1, 21), (15, 1)))
+        elif kind == "depthwise" and draw.random() < 0.7:  # the sizes that have rows of their own
+            R = S = draw.choice((3, 5, 7))
+            stride, dilation, multiplier = draw.choice(((1, 1), (2, 2))), (1, 1), 1
+        padding = tuple(draw.randint(0, 4) for _ in range(draw.choice((2, 2, 4))))
+        if draw.random() < 0.4:
+            padding = ((R - 1) * dilation[0] // 2, (S - 1) * dilation[1] // 2)
+        if kind == "dense":
+            groups, per_c, per_k = 1, some_channels(draw), some_channels(draw)
+        elif kind == "grouped":
+            groups = draw.choice((2, 2, 3, 4, 8))
+            per_c, per_k = some_channels(draw, 40), some_channels(draw, 40)
+        else:
+            groups, per_c, per_k = some_channels(draw, 100), 1, multiplier
+        N = draw.choice((1, 1, 2, 2, 3, 5, 9))
+        least = [max(0, (t - 1) * d + 1 - sum(p)) for t, d, p in zip((R, S), dilation, sides(padding), strict=True)]
+        H, W = (a + log_uniform(draw, 1, draw.choice((12, 40, 120))) for a in least)
+        C, K = groups * per_c, groups * per_k
+        case = Case("small", N, C, H, W, K, R, S, stride, padding, dilation, groups, bias=draw.random() < 0.5)
+        if max(elements(case)) <= 2**17 and flops(case) <= 2e8 and case.N * case.P * case.Q * R * S * C <= 2**23:
+            return case
+
+
+def some_channels(draw: random.Random, most: int = 272) -> int:
+    return draw.choice(
+        (1, 2, 3, 4, 8, 8, 16, 16, 24, 32, 48, 64, log_uniform(draw, 1, most), log_uniform(draw, 8, most))
+    )
+
+
+def sides(padding: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((top, bottom), (left, right))"""
+    if len(padding) == 2:
+        return (padding[0], padding[0]), (padding[1], padding[1])
+    return (padding[0], padding[1]), (padding[2], padding[3])
+
+
+def elements(case: Case) -> tuple[int, int, int]:
+    """Of input, weight and output."""
+    return (
+        case.N * case.C * case.H * case.W,
+        case.K * (case.C // case.groups) * case.R * case.S,
+        case.N * case.K * case.P * case.Q,
+    )
+
+
+def flops(case: Case) -> int:
+    return 2 * elements(case)[2] * case.reduction("fprop")
+
+
+def text(case: Case) -> str:
+    """One line that names everything of a shape."""
+    extra = f" s{case.stride[0]},{case.stride[1]} p{','.join(map(str, case.padding))}"
+    extra += f" d{case.dilation[0]},{case.dilation[1]}" if case.dilation != (1, 1) else ""
+    extra += f" g{case.groups}" if case.groups > 1 else ""
+    return f"{case.N}x{case.C}x{case.H}x{case.W} {case.K}x{case.R}x{case.S}{extra}"
+
+
+def call(
+    op: str, case: Case, x: Tensor, w: Tensor, b: Tensor | None, go: Tensor, allow_tf32: bool
+) -> Callable[[int], Tensor]:
+    """The op on these tensors, as a function of the row; the result of wgrad has weight's strides if they are dense."""
+    ops, args = torch.ops.conv2d_ext, case.args
+    if op == "fprop":
+        return lambda row: ops.fprop(x, w, b, *args, allow_tf32=allow_tf32, row=row)
+    if op == "dgrad":
+        return lambda row: ops.dgrad(go, w, case.input_size, *args, allow_tf32=allow_tf32, row=row)
+    stride = torch.empty_like(w).stride()
+    return lambda row: ops.wgrad(go, x, case.weight_size, stride, *args, allow_tf32=allow_tf32, row=row)
+
+
+def plan(op: str, case: Case, x: Tensor, w: Tensor, y: Tensor, allow_tf32: bool) -> tuple[int, dict[int, float]]:
+    """The row that make_plan takes, and the estimated microseconds of every row that supports the problem.
+
+    One of the tensors is the op's result, as it allocates it.
+    """
+    if x.is_cuda:
+        properties = torch.cuda.get_device_properties(x.device)
+        sms, capability = properties.multi_processor_count, 10 * properties.major + properties.minor
+    else:
+        sms, capability = 132, 90
+    align = min((t.data_ptr() & -t.data_ptr() or 16 for t in (x, w, y) if t.device.type != "meta"), default=16)
+    chosen, _, _, *times = torch.ops.conv2d_ext.plan(
+        op,
+        x.dtype,
+        list(x.shape),
+        list(x.stride()),
+        list(w.shape),
+        list(w.stride()),
+        list(y.stride()),
+        *(list(a) for a in case.args[:3]),
+        case.groups,
+        min(align, 16),
+        allow_tf32,
+        sms,
+        capability,
+    )
+    return chosen, {row: ns / 1e3 for row, ns in enumerate(times) if ns >= 0}

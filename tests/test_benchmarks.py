@@ -1,0 +1,225 @@
+"""benchmarks/fuzz.py and benchmarks/sweep.py, as far as they can be tried without a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import BY_NAME, CASES, Case
+from reference import error, exact
+from torch import Tensor
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+OPS = ("fprop", "dgrad", "wgrad")
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[tuple[Any, Any, Any]]:
+    sys.path.insert(0, str(FOLDER))
+    yield tuple(importlib.import_module(name) for name in ("shapes", "fuzz", "sweep"))
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture
+def shapes(programs: tuple[Any, Any, Any]) -> Any:
+    return programs[0]
+
+
+@pytest.fixture
+def fuzz(programs: tuple[Any, Any, Any]) -> Any:
+    return programs[1]
+
+
+@pytest.fixture
+def sweep(programs: tuple[Any, Any, Any]) -> Any:
+    return programs[2]
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ("dense", "grouped", "depthwise"))
+def test_random_layers_are_of_their_kind_and_every_one_has_a_row(shapes: Any, kind: str) -> None:
+    draw = random.Random(1)
+    for _ in range(100):
+        case = shapes.layer(draw, kind)
+        assert min(case.P, case.Q) >= 1 and case.C % case.groups == case.K % case.groups == 0
+        is_kind = {"dense": case.groups == 1, "depthwise": case.groups == case.C, "grouped": case.groups > 1}
+        assert is_kind[kind]
+        x, w, y = (torch.empty(s, device="meta") for s in (case.input_size, case.weight_size, case.output_size))
+        for op in OPS:
+            chosen, supported = shapes.plan(op, case, x, w, y, False)
+            assert chosen in supported
+
+
+def test_a_shape_is_drawn_again_from_its_seed(shapes: Any, fuzz: Any) -> None:
+    assert [shapes.small(random.Random(5)) for _ in range(2)] == [shapes.small(random.Random(5))] * 2
+    assert fuzz.example(3, 8) == fuzz.example(3, 8)
+    assert fuzz.example(3, 8).case != fuzz.example(3, 9).case != fuzz.example(4, 9).case
+
+
+def test_some_thousand_examples_reach_every_row(fuzz: Any, shapes: Any) -> None:
+    """As the planner of an H200 sees them; the two plain layouts are enough."""
+    missed = set(range(len(torch.ops.conv2d_ext.kernels())))
+    for index in range(20_000):
+        e = fuzz.example(0, index)
+        if e.layout in ("nchw", "nhwc"):
+            like = torch.channels_last if e.layout == "nhwc" else torch.contiguous_format
+            sizes = (e.case.input_size, e.case.weight_size, e.case.output_size)
+            x, w, y = (torch.empty(size, dtype=shapes.STORAGE[e.dtype], device="meta").to(memory_format=like)
+                       for size in sizes)  # fmt: skip
+            missed -= set(shapes.plan(e.op, e.case, x, w, y, e.dtype == "tf32")[1])
+        if not missed:
+            return
+    pytest.fail(f"no example for {[torch.ops.conv2d_ext.kernels()[row] for row in missed]}")
+
+
+def test_the_text_of_a_shape_names_what_it_is(shapes: Any) -> None:
+    assert shapes.text(BY_NAME["four_pads_grouped_dilated"]) == "2x8x8x9 8x3x3 s2,1 p2,1,0,3 d2,3 g4"
+
+
+# ---- fuzz ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.empty], ids=str)
+def test_the_reference_of_the_fuzzer_is_that_of_the_suite(fuzz: Any, case: Case) -> None:
+    x, w, b = case.tensors("cpu", torch.float64)
+    go = case.grad_output("cpu", torch.float64)
+    truth = exact(case, torch.float64)
+    for op, expected in zip(OPS, (truth.output, truth.grad_input, truth.grad_weight), strict=True):
+        assert error(fuzz.reference(op, case, x, w, b, go), expected) <= 1e-13
+
+
+def test_a_run_on_the_cpu_finds_nothing(fuzz: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert fuzz.main(["--device", "cpu", "--cases", "60"]) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(before)
+    assert "60 cases, 60 results checked, 0 cases failed" in capsys.readouterr().out
+
+
+def first(fuzz: Any, **wanted: object) -> Any:
+    """An example with these properties, of some size."""
+    examples = (fuzz.example(0, index) for index in range(10_000))
+    return next(
+        e
+        for e in examples
+        if all(getattr(e, k) == v for k, v in wanted.items()) and 50 <= e.case.reduction(e.op) <= 1000
+    )
+
+
+def one_off(y: Tensor, by: float) -> Tensor:
+    y = y.clone(memory_format=torch.contiguous_format)
+    y.view(-1)[y.numel() // 2] += by
+    return y
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", ("fp16", "bf16", "fp32", "fp64"))
+@pytest.mark.parametrize("values", ("normal", "integer"))
+def test_a_wrong_element_is_found(fuzz: Any, op: str, dtype: str, values: str) -> None:
+    e = first(fuzz, op=op, dtype=dtype, values=values)
+    assert fuzz.check(e, "cpu") == ([], [-1])
+    (line,) = fuzz.check(e, "cpu", lambda run: lambda row: one_off(run(row), 2.0))[0]
+    assert "wrong" in line
+    (line,) = fuzz.check(e, "cpu", lambda run: lambda row: one_off(run(row), math.nan))[0]
+    assert "wrong" in line
+
+
+def test_a_loss_of_precision_everywhere_is_found(fuzz: Any) -> None:
+    e = first(fuzz, op="fprop", dtype="fp32", values="normal")
+    (line,) = fuzz.check(e, "cpu", lambda run: lambda row: run(row).bfloat16().float())[0]
+    assert "wrong" in line
+
+
+def test_runs_that_differ_are_found(fuzz: Any) -> None:
+    e = first(fuzz, op="fprop", dtype="fp32", values="normal")
+    calls = 0
+
+    def unstable(run: Any) -> Any:
+        def call(row: int) -> Tensor:
+            nonlocal calls
+            calls += 1
+            y = run(row)
+            return y if calls % 2 else y.nextafter(torch.full_like(y, math.inf))
+
+        return call
+
+    assert fuzz.check(e, "cpu", unstable)[0] == ["the op: two runs differ"]
+
+
+def test_a_value_that_is_not_finite_must_stay_where_it_belongs(fuzz: Any) -> None:
+    e = first(fuzz, op="fprop", dtype="fp32", values="special")
+    assert fuzz.check(e, "cpu") == ([], [-1])
+    (line,) = fuzz.check(e, "cpu", lambda run: lambda row: torch.nan_to_num(run(row)))[0]
+    assert "wrong" in line
+
+
+def test_an_exception_is_a_failure_and_not_the_end(
+    fuzz: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(fuzz, "check", broken)
+    try:
+        assert fuzz.main(["--device", "cpu", "--cases", "3", "--seed", "9"]) == 1
+    finally:
+        torch.use_deterministic_algorithms(False)
+    out = capsys.readouterr().out
+    assert "FAIL --seed 9 --only 2" in out and "RuntimeError: no kernel" in out and "3 cases failed" in out
+
+
+# ---- sweep -----------------------------------------------------------------------------------------------------------
+
+
+def problem(sweep: Any, op: str, chosen: float, best: float) -> Any:
+    rows = {"a": (chosen, 1.0), "b": (best, 2.0), "c": (9 * best, 3.0)}
+    return sweep.Problem("dense", BY_NAME["3x3"], op, "fp16", "nhwc", "a", rows)
+
+
+def test_regret_is_the_time_of_the_choice_over_the_best(sweep: Any) -> None:
+    assert problem(sweep, "fprop", 20.0, 10.0).regret == 2.0
+    assert problem(sweep, "fprop", 10.0, 10.0).regret == 1.0
+    problems = [problem(sweep, "fprop", 20.0, 10.0), problem(sweep, "dgrad", 10.0, 20.0)]
+    found = {name: (count, mean, worst) for name, count, mean, worst, _ in sweep.summary(problems)}
+    assert found["all"] == (2, pytest.approx(2**0.5), 2.0)
+    assert found["dgrad"] == (1, 1.0, 1.0)
+    text = sweep.report(problems)
+    assert "the worst ten" in text and "2x16x9x10 24x3x3 s1,1 p1,1" in text and "b 10.0 us" in text
+    assert problems[0].to_json()["best"] == "b"
+
+
+def test_a_sweep_draws_the_same_layers_for_a_seed(sweep: Any) -> None:
+    options = sweep.parser().parse_args(["--shapes", "20", "--kinds", "grouped,depthwise", "--seed", "4"])
+    assert list(sweep.drawn(options)) == list(sweep.drawn(options))
+    assert {kind for kind, *_ in sweep.drawn(options)} == {"grouped", "depthwise"}
+
+
+def test_a_cliff_is_the_ratio_of_the_costs_of_two_neighbours(sweep: Any) -> None:
+    a, b = sweep.steps_of("walk", [(1, 10.0, 5.0, "k"), (2, 20.0, 10.0, "k"), (3, 60.0, 15.0, "l")])
+    assert (a.jump, b.jump) == (1.0, 2.0)
+    assert (b.values, b.kernels) == ((2, 3), ("k", "l"))
+
+
+def test_the_walks_change_one_thing_by_little(sweep: Any, shapes: Any) -> None:
+    for walk, points in sweep.sweeps().items():
+        values = [value for value, _ in points]
+        assert values == sorted(set(values)), walk
+        assert all(max(shapes.elements(case)) < 2**28 and min(case.P, case.Q) > 0 for _, case in points), walk
+
+
+def test_without_a_gpu_the_sweep_says_so(sweep: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert sweep.main([]) == 2
+    assert "no GPU" in capsys.readouterr().err
