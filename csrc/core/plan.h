@@ -283,7 +283,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   double const TM = row.tile_m, TN = row.tile_n;
   int64_t const C = op == Op::fprop ? p.C_per_group() : p.K_per_group(),
                 N = op == Op::fprop ? p.K_per_group() : p.C_per_group();
-  double const mma_ns = TM * TN * 64 / (2048 * 1.6 * (TN >= 128 ? 0.92 : 0.80));
+  double const mma_ns = TM * TN * 64 / (2048 * 1.6 * (TN >= 128 ? 0.92 : TM >= 256 ? 0.80 : 0.72));
   bool const two = TM * TN <= 128 * 64;  // blocks an SM
   Estimate best;
   int64_t tiles = 0, most = 0;

@@ -143,6 +143,16 @@ __device__ inline void wgmma_fence_operand(float (&d)[count]) {
   for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+// The same for an operand in registers: they are not used for anything else before this point.
+template <int n>
+__device__ inline void wgmma_fence_operand(uint32_t (&v)[n][4]) {
+#pragma unroll
+  for (int i = 0; i < n * 4; ++i) asm volatile("" : "+r"(v[i / 4][i % 4])::"memory");
+}
+
+// Keeps the compiler from moving memory accesses across this point, which can take more registers than there are.
+__device__ inline void compiler_fence() { asm volatile("" ::: "memory"); }
+
 // The shared-memory operand of wgmma with 128-byte swizzle: bits 0-13 address, 16-29 leading, 32-45 stride byte offset
 // (all / 16), 62-63 swizzle mode 1.
 __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, uint32_t stride) {
@@ -150,7 +160,7 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
          uint64_t(1) << 62;
 }
 
-// The accumulators of n = 64, 128 and 256, as the first operands.
+// The accumulators of n = 64, 128, 160 and 256, as the first operands.
 #define CONV2D_EXT_REGS_64                                                 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -159,6 +169,10 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
   ", "                                                                               \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define CONV2D_EXT_REGS_160 \
+  CONV2D_EXT_REGS_128       \
+  ", "                      \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define CONV2D_EXT_REGS_256                                                                      \
   CONV2D_EXT_REGS_128                                                                            \
   ", "                                                                                           \
@@ -177,6 +191,10 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
       "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]),      \
       "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),      \
       "+f"(d[63])
+#define CONV2D_EXT_ACC_160(d)                                                                                       \
+  CONV2D_EXT_ACC_128(d), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), \
+      "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]),       \
+      "+f"(d[79])
 #define CONV2D_EXT_ACC_256(d)                                                                                         \
   CONV2D_EXT_ACC_128(d), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]),   \
       "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]),         \
@@ -207,14 +225,16 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
 template <class T, bool transpose_a, bool transpose_b, int count>
 __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b) {
   constexpr int ta = transpose_a, tb = transpose_b;
-  static_assert(count == 32 || count == 64 || count == 128);
+  static_assert(count == 32 || count == 64 || count == 80 || count == 128);
   if constexpr (std::is_same_v<T, __half>) {
     if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "f16", d, a, b, ta, tb, 32, 33, 34, 35);
     if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "f16", d, a, b, ta, tb, 64, 65, 66, 67);
+    if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "f16", d, a, b, ta, tb, 80, 81, 82, 83);
     if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "f16", d, a, b, ta, tb, 128, 129, 130, 131);
   } else {
     if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "bf16", d, a, b, ta, tb, 32, 33, 34, 35);
     if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "bf16", d, a, b, ta, tb, 64, 65, 66, 67);
+    if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "bf16", d, a, b, ta, tb, 80, 81, 82, 83);
     if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "bf16", d, a, b, ta, tb, 128, 129, 130, 131);
   }
 }

@@ -38,7 +38,8 @@ struct Tables {
 template <class T, int TM, int TN>
 struct Shape {
   static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;  // an SM
-  static constexpr int b_bytes = TN * kLineBytes;
+  static constexpr int runs = (TN + 63) / 64;
+  static constexpr int b_bytes = runs * kRunBytes;     // as many if B is K-major: TN lines
   static constexpr int staging_bytes = 2 * kRunBytes;  // a piece of the output on its way, for each warpgroup
   static constexpr int ring_bytes = (blocks == 2 ? 94 : sizeof(T) == 2 ? 207 : 206) * 1024;
   static constexpr int shared_bytes = ring_bytes + staging_bytes + 1024;  // the swizzle wants 1024-byte alignment
@@ -145,12 +146,12 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
       for (int t = 0; t < phase.taps_a; ++t) {
         int const s = phase.first_s + (tap_w + t) * phase.step_s;
         ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
-        ptx::mbarrier_arrive_expect_tx(&tables.full_b[b.index], S::b_bytes);
+        ptx::mbarrier_arrive_expect_tx(&tables.full_b[b.index], b_rows ? S::b_bytes : TN * kLineBytes);
         uint32_t const to = ring_b + b.index * S::b_bytes;
         uint64_t* const bar = &tables.full_b[b.index];
         if constexpr (b_rows) {  // 64 filters of 64 columns at a time
 #pragma unroll
-          for (int run = 0; run < TN / 64; ++run)
+          for (int run = 0; run < S::runs; ++run)
             ptx::cp_async_bulk_tensor_4d(to + run * kRunBytes, &p.b, bar, unit.n * TN + run * 64, s, r,
                                          unit.group * p.group_b + chunk * chunk_size);
         } else {
@@ -204,11 +205,12 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
   int const n = unit.n * TN + thread % 8 * (columns / 8);
   T* const out = static_cast<T*>(p.out) + unit.group * p.group_out + n;
 #pragma unroll
-  for (int piece = 0; piece < TN / columns; ++piece) {
+  for (int piece = 0; piece < (TN + columns - 1) / columns; ++piece) {
     if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
     if constexpr (sizeof(T) == 2) {
 #pragma unroll
       for (int t = 0; t < 4; ++t) {  // 16 columns
+        if (piece * columns + t * 16 >= TN) break;
         uint32_t v[4];
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
@@ -231,7 +233,8 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
     for (int i = 0; i < 4; ++i) {
       int const line = thread / 8 + i * 16;
       uint4 const v = ptx::ld_shared_v4(staging + line * kLineBytes + ((thread % 8) ^ (line % 8)) * 16);
-      if (to[line] >= 0 && n + piece * columns < p.N) *reinterpret_cast<uint4*>(out + to[line] + piece * columns) = v;
+      if (to[line] >= 0 && thread % 8 * (columns / 8) + piece * columns < TN && n + piece * columns < p.N)
+        *reinterpret_cast<uint4*>(out + to[line] + piece * columns) = v;
     }
   }
 }
@@ -258,12 +261,6 @@ __device__ inline void multiply_tf32(float (&acc)[count], uint32_t const (&a)[2]
   for (int k = 0; k < 2; ++k)
     ptx::wgmma_mma_async_tf32(acc, a[k], ptx::wgmma_descriptor(from_b + k * 32, 0, kCoreBytes));
   ptx::wgmma_commit_group();
-}
-
-// Keeps the registers from being used for anything else before this point.
-__device__ inline void fence_operand(uint32_t (&v)[2][4]) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) asm volatile("" : "+r"(v[i / 4][i % 4])::"memory");
 }
 
 template <class T, int TM, int TN, bool b_rows>
@@ -311,12 +308,12 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
           // Two halves of a line in turn: one is loaded and rounded while the other is multiplied.
           static_assert(halves == 1);
           ptx::wgmma_wait_group<1>();
-          fence_operand(even);
+          ptx::wgmma_fence_operand(even);
           load_tf32(even, from_a + warp * 16 * kLineBytes, lane, 0);
           multiply_tf32(acc[0], even, from_b);
           ptx::wgmma_wait_group<1>();
           ptx::wgmma_fence_operand(acc[0]);
-          fence_operand(odd);
+          ptx::wgmma_fence_operand(odd);
           release(before_a, before_b);  // the step before has been read
           load_tf32(odd, from_a + warp * 16 * kLineBytes, lane, 2);
           multiply_tf32(acc[0], odd, from_b + 64);

@@ -15,7 +15,7 @@ constexpr int kPixels = 64;  // of a step
 template <class T, int TM, int TN>
 struct WgradShape {
   static constexpr int blocks = Shape<T, TM, TN>::blocks;
-  static constexpr int a_bytes = TM * kLineBytes, b_bytes = TN * kLineBytes;
+  static constexpr int a_bytes = TM * kLineBytes, runs = (TN + 63) / 64, b_bytes = runs * kRunBytes;
   static constexpr int stage_bytes = a_bytes + b_bytes;
   static constexpr int stages = (blocks == 2 ? 111 : 224) * 1024 / stage_bytes;
   static constexpr int shared_bytes = stages * stage_bytes + 1024;
@@ -84,7 +84,7 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint64_t* full, 
           ptx::cp_async_bulk_tensor_im2col(to + i * kRunBytes, &p.a, &full[stage.index], c[i], w, h, n, offset_w[i],
                                            offset_h[i]);
 #pragma unroll
-      for (int i = 0; i < TN / 64; ++i)
+      for (int i = 0; i < S::runs; ++i)
         ptx::cp_async_bulk_tensor_im2col(to + S::a_bytes + i * kRunBytes, &p.b, &full[stage.index], k + i * 64, int(q),
                                          int(ph), n, 0, 0);
       stage.advance(S::stages);
@@ -153,7 +153,7 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
         for (int i = 0; i < TN / 2; ++i) {
           int const m = row + i % 4 / 2 * 8, n = i / 4 * 8 + quad * 2 + i % 2;
           partial[n * TM + m] = acc[h][i];
-          if (i % 16 == 15) asm volatile("" ::: "memory");  // registers are too short for more addresses
+          if (i % 16 == 15) ptx::compiler_fence();  // registers are too short for more addresses
         }
         continue;
       }
@@ -167,7 +167,7 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
           if (to < 0 || n >= p.K) continue;
           to_n[0] = narrow<T>(acc[h][j * 4 + half * 2]);  // K is a multiple of 8: n + 1 exists too
           to_n[p.out_k] = narrow<T>(acc[h][j * 4 + half * 2 + 1]);
-          asm volatile("" ::: "memory");
+          ptx::compiler_fence();
         }
       }
     }
