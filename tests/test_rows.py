@@ -52,6 +52,16 @@ def expected(op: str, case: Case, dtype: torch.dtype, integers: bool = False) ->
     return {"fprop": r.output, "dgrad": r.grad_input, "wgrad": r.grad_weight}[op]
 
 
+def modes(dtype: torch.dtype) -> tuple[bool, ...]:
+    """Values of allow_tf32 that make a difference."""
+    return (False, True) if dtype == torch.float32 else (False,)
+
+
+def rows_of(planned: list[int], tf32: bool) -> list[int]:
+    """The rows to test: with TF32 allowed, those that make use of it."""
+    return [row for row in candidates(planned) if not tf32 or ROWS[row].startswith(("tma_", "grouped_"))]
+
+
 def row_cases() -> list[object]:
     """Cases by dtype and layout; the edge cases in the plain layouts and main dtypes are the sanitizer's share."""
     parameters = []
@@ -76,25 +86,28 @@ def test_every_row_that_supports_a_case_computes_it(
 ) -> None:
     x, w, b = case.tensors(cuda, dtype, layout)
     go = case.grad_output(cuda, dtype, layout)
-    true, allowed = expected(op, case, dtype).to(cuda), tolerance(dtype, case.reduction(op))
+    true = expected(op, case, dtype).to(cuda)
+    strict = tolerance(dtype, case.reduction(op))
     sms, capability = machine()
     # Few launches, and one wait for the GPU, which other processes of the run share.
-    names, distances, different = [], [torch.linalg.vector_norm(true)], []
-    for where in destinations(op, w):
-        run = functools.partial(call(op, case, x, w, b, go), **where)
+    names, limits, distances, different = [], [], [torch.linalg.vector_norm(true)], []
+    for where, tf32 in itertools.product(destinations(op, w), modes(dtype)):
+        run = functools.partial(call(op, case, x, w, b, go), allow_tf32=tf32, **where)
         tensors = problem(op, x, w, go, run())
-        chosen = plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability)
-        rows = candidates(chosen)
-        assert chosen[0] in rows
-        for row in rows:
+        chosen = plan(
+            op, case, *tensors, align=alignment(*tensors), allow_tf32=tf32, sm_count=sms, capability=capability
+        )
+        assert chosen[0] in candidates(chosen)
+        for row in rows_of(chosen, tf32):
             first = run(row=row)
             assert first.shape == true.shape and first.dtype == dtype
-            names.append(f"{ROWS[row]} {where}")
+            names.append(f"{ROWS[row]} {where}{' TF32' if tf32 else ''}")
+            limits.append(strict + (2.0**-10 if tf32 else 0))
             distances.append(torch.linalg.vector_norm(first - true))  # in float64, as `true` is
             different.append((bits(first) != bits(run(row=row))).any())
     scale, *errors = torch.stack(distances).tolist()
     wrong = []
-    for name, off, differ in zip(names, errors, torch.stack(different).tolist(), strict=True):
+    for name, allowed, off, differ in zip(names, limits, errors, torch.stack(different).tolist(), strict=True):
         off = off / scale if scale > 0 else off
         if not off <= allowed:  # this way round, NaN is wrong
             wrong.append(f"{name}: error {off:.3g}, allowed {allowed:.3g}")
@@ -113,10 +126,13 @@ def test_every_row_is_exact_on_small_integers(case: Case, dtype: torch.dtype, la
     true = expected(op, case, dtype, integers=True).to(cuda, dtype)
     sms, capability = machine()
     names, found = [], []
-    for where in destinations(op, w):
-        run = functools.partial(call(op, case, x, w, b, go), **where)
+    for where, tf32 in itertools.product(destinations(op, w), modes(dtype)):
+        run = functools.partial(call(op, case, x, w, b, go), allow_tf32=tf32, **where)
         tensors = problem(op, x, w, go, run())
-        rows = candidates(plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability))
+        align = alignment(*tensors)
+        rows = rows_of(
+            plan(op, case, *tensors, align=align, allow_tf32=tf32, sm_count=sms, capability=capability), tf32
+        )
         names += [ROWS[row] for row in rows]
         found += [(run(row=row) != true).any() for row in rows]
     wrong = [name for name, differs in zip(names, torch.stack(found).tolist(), strict=True) if differs]
@@ -214,8 +230,8 @@ def test_every_row_supports_some_case(row: int) -> None:
             for layout in ("nchw", "nhwc"):
                 x, w, _ = case.tensors("cpu", dtype, layout)
                 y = case.grad_output("cpu", dtype, layout)
-                for op in OPS:
-                    if row in candidates(plan(op, case, x, w, y)):
+                for op, tf32 in itertools.product(OPS, modes(dtype)):
+                    if row in candidates(plan(op, case, x, w, y, allow_tf32=tf32)):
                         return
     pytest.fail(f"{ROWS[row]} supports no case of the list")
 
