@@ -220,6 +220,13 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_wide_5x5_stride2", 1, 5, 28, 300, 5, 5, 5, (2, 2), (2, 3, 2, 6), groups=5),
     Case("depthwise_wide_5x5_stride2_four_pads", 1, 2, 28, 200, 2, 5, 5, (2, 2), (6, 3, 3, 0), groups=2),
     Case("depthwise_wide_7x7_stride2", 1, 2, 13, 270, 2, 7, 7, (2, 2), (3, 2, 0, 5), groups=2),
+    # few channels a group: units of one or several groups, runs of one to four blocks, tiles of several squares and images
+    Case("groups16_of_4_several_tiles", 3, 64, 19, 37, 64, 3, 3, padding=(1, 1), groups=16, edge=True),
+    Case("groups4_of_16_stride2", 2, 64, 19, 21, 64, 3, 3, (2, 2), (1, 0, 2, 1), groups=4, edge=True),
+    Case("groups8_of_2_and_4_5x5", 2, 16, 12, 13, 32, 5, 5, padding=(2, 2), groups=8),
+    Case("groups2_of_40_and_24", 1, 80, 9, 17, 48, 3, 3, padding=(1, 1), groups=2),
+    Case("groups4_of_32_small_images", 5, 128, 7, 7, 128, 3, 3, padding=(1, 1), groups=4),
+    Case("groups3_of_20_and_12_stride2", 2, 60, 11, 9, 36, 3, 2, (2, 1), (1, 1), (1, 2), 3),
     # tile boundaries: K, NPQ and the reduction just below, at and above multiples of 64 and 128
     Case("K63_NPQ63", 1, 16, 9, 11, 63, 3, 3),
     Case("K64_NPQ64", 1, 16, 10, 10, 64, 3, 3, edge=True),

@@ -148,6 +148,14 @@ def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> No
             assert name.startswith(f"depthwise_{op}_") and name.endswith(want)
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_layers_of_few_channels_a_group_take_the_grouped_row_of_their_layout(op: str) -> None:
+    for per_group, layout, dtype in itertools.product((2, 4, 8, 24), ("nchw", "nhwc"), (torch.float16, torch.bfloat16)):
+        case = Case("resnext", 64, 24 * 8, 28, 28, 24 * 8, 3, 3, padding=(1, 1), groups=24 * 8 // per_group)
+        name = ROWS[ask(op, case, dtype, layout)[0]]
+        assert name.startswith(f"grouped_{op}_") and name.endswith(layout), f"{per_group} {layout} {name}"
+
+
 def test_a_weight_gradient_with_few_filters_and_many_pixels_is_split() -> None:
     """3x3 weights of 8 channels are less than one tile of work for 132 SMs, the 400000 pixels are not."""
     case = Case("pixels", 32, 8, 112, 112, 8, 3, 3, padding=(1, 1))

@@ -1,0 +1,2 @@
+#include "../grouped.cuh"
+CONV2D_EXT_GROUPED(CONV2D_EXT_GROUPED_INSTANCE, f16, 16, nhwc)
