@@ -4,12 +4,14 @@
 
 #include <cstdint>
 
+#include "band.h"
+#include "diagonal.h"
 #include "kernels.def"
 #include "problem.h"
 
 namespace conv2d_ext {
 
-enum class Family : uint8_t { igemm, simt, depthwise };
+enum class Family : uint8_t { igemm, simt, depthwise, band, diagonal };
 enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2 };
 
 struct Row {
@@ -95,6 +97,43 @@ constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   return p.K == p.C && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
 }
 
+constexpr bool band_supports(Row const& row, Op op, Problem const& p) {
+  if (p.C_per_group() != 1 || p.K != p.C || p.R > kBandMaxTaps || p.S > kBandMaxTaps) return false;
+  if (p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
+  if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0) return false;
+  bool const nhwc = is_nhwc(row.variant);
+  if (nhwc ? p.C > 1 && (p.x.c != 1 || p.y.c != 1) : (p.W > 1 && p.x.w != 1) || (p.Q() > 1 && p.y.w != 1)) return false;
+  constexpr int64_t most = int64_t(1) << 29;
+  if (p.H + p.pad_top + p.pad_bottom > most || p.W + p.pad_left + p.pad_right > most) return false;
+  if (op == Op::wgrad) {
+    BandSumsTile const t = band_sums_tile(p, row.tile_m / 16, row.tile_n / 8, nhwc);
+    double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
+    double const steps = double(t.image_units) * double(t.tiles_h) * double(t.tiles_w);
+    return t.shared_bytes <= kBandSharedBytes && units * 4096 < double(most) && steps < double(most);
+  }
+  BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, nhwc);
+  double const blocks =
+      double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(ceil_div(p.N, t.images));
+  return t.shared_bytes <= kBandSharedBytes && blocks < double(most);
+}
+
+constexpr bool diagonal_supports(Row const& row, Op op, Problem const& p) {
+  if (p.C_per_group() != 1 || p.K != p.C || p.R > row.tile_m || p.S > row.tile_n) return false;
+  if (p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
+  if (p.N == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0) return false;
+  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, 8, p.dtype))
+    return false;
+  constexpr int64_t most = int64_t(1) << 29;
+  if (p.H + p.pad_top + p.pad_bottom > most || p.W + p.pad_left + p.pad_right > most) return false;
+  if (op == Op::wgrad) {
+    DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
+    return double(t.tiles_h) * double(t.tiles_w) * double(p.N) < double(most) && t.channel_units * 4096 < most;
+  }
+  bool const backward = op == Op::dgrad;
+  DiagonalTile const t = diagonal_tile(backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
+  return double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(p.N) < double(most);
+}
+
 constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d) {
   if (row.op != op || row.dtype != p.dtype) return false;
   switch (row.family) {
@@ -115,6 +154,10 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
              channel_vectors(p.y, p.y_align, p.K_per_group(), 8, p.dtype);
     case Family::depthwise:
       return d.compute_capability >= 80 && depthwise_supports(row, p);
+    case Family::diagonal:
+      return d.compute_capability == 90 && diagonal_supports(row, op, p);
+    case Family::band:
+      return d.compute_capability == 90 && band_supports(row, op, p);
   }
   return false;
 }
@@ -203,12 +246,76 @@ constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, D
   return best;
 }
 
+constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+  int const depth = row.tile_m / 16, width = row.tile_n / 8;
+  BandSumsTile const t = band_sums_tile(p, depth, width, is_nhwc(row.variant));
+  double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
+  double const products = double(t.channels) * t.images * t.rows * (t.columns / 16) * depth * width;
+  double const step_ns = 700 + products * 1.6 / 1.755, sums = double(p.K) * double(p.R) * double(p.S);
+  Estimate best;
+  for (int64_t split = 1; split <= t.steps() && split <= 64; ++split) {
+    if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
+    double const rounds = double(ceil_div(int64_t(units * double(split)), 2 * d.sm_count));  // two blocks an SM
+    double ns = 4000 + rounds * double(ceil_div(t.steps(), split)) * step_ns * 2;
+    if (split > 1) ns += 3000 + sums * double(split) * 8 / 2500;
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+  }
+  return best;
+}
+
+// Multiplications of 16 x 8 x 8 in 3.2 cycles on each of an SM's four tensor cores.
+constexpr Estimate band_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (op == Op::wgrad) return band_sums_estimate(row, p, d);
+  BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, is_nhwc(row.variant));
+  double const planes = double(ceil_div(p.N, t.images) * t.images) * double(t.channel_units) * t.channels;
+  double const tiles = planes * double(t.tiles_h) * double(t.tiles_w);
+  double const bytes = double(p.N) * double(p.C) * 2 * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
+  return {4000 + tiles * (t.products * 0.8 / 1.755 + 100) / d.sm_count + bytes / 3500, 1};
+}
+
+constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+  DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
+  int64_t const steps = p.N * t.tiles_h * t.tiles_w;
+  int const resident = diagonal_blocks(Op::wgrad, row.tile_m) * d.sm_count;
+  double const copy_ns = t.copied * t.groups * 16 / 3300 * d.sm_count;
+  double const products = double(t.rows) * t.strips * t.groups * ((row.tile_m + 1) / 2) * row.tile_n;
+  double const multiply_ns = products * 1.6 / 1.755;
+  double const step_ns = copy_ns > multiply_ns ? copy_ns : multiply_ns, sums = double(p.K) * double(p.R) * double(p.S);
+  Estimate best;
+  for (int64_t waves = 1; waves <= 4; ++waves) {
+    int64_t split = max64(1, min64(min64(waves * resident / t.channel_units, steps), 4096));
+    split = max64(1, min64(split, int64_t(double(kMaxWorkspaceBytes) / 4 / sums)));
+    double const rounds = double(ceil_div(t.channel_units * split, resident));
+    double ns = 4000 + rounds * (double(ceil_div(steps, split)) * step_ns * resident / d.sm_count + 500);
+    if (split > 1) ns += 3000 + sums * double(split) * 8 / 2500;
+    if (waves == 1 || ns < best.ns) best = {ns, int(split)};
+  }
+  return best;
+}
+
+// Memory, or the multiplications: R * S of 8 channels for 16 pixels, in 3.2 cycles on each of an SM's four tensor
+// cores.
+constexpr Estimate diagonal_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (op == Op::wgrad) return diagonal_sums_estimate(row, p, d);
+  bool const backward = op == Op::dgrad;
+  DiagonalTile const t = diagonal_tile(backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
+  double const planes = double(p.N) * double(t.channel_units) * t.groups * double(t.tiles_h) * double(t.tiles_w);
+  double const pixels = double(t.rows + row.tile_m - 1) * t.pitch + double(t.rows) * 16 * t.strips;
+  double const products = double(t.rows) * t.strips * row.tile_m * row.tile_n;
+  double const memory_ns = planes * pixels * 16 / 3500, multiply_ns = planes * products * 0.8 / 1.755 / d.sm_count;
+  return {4000 + (memory_ns > multiply_ns ? memory_ns : multiply_ns), 1};
+}
+
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   switch (row.family) {
     case Family::igemm:
       return igemm_estimate(row, op, p, d);
     case Family::depthwise:
       return depthwise_estimate(row, op, p, d);
+    case Family::diagonal:
+      return diagonal_estimate(row, op, p, d);
+    case Family::band:
+      return band_estimate(row, op, p, d);
     case Family::simt:
       break;
   }
@@ -217,7 +324,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
 
 constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
   if (split_k == 1) return 0;
-  if (row.family == Family::depthwise) return p.K * p.R * p.S * split_k * (p.dtype == DType::f64 ? 8 : 4);
+  if (row.family == Family::depthwise || row.family == Family::band || row.family == Family::diagonal)
+    return p.K * p.R * p.S * split_k * (p.dtype == DType::f64 ? 8 : 4);
   Gemm const g = gemm_of(op, p);
   int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
   return ceil_div(g.M, row.tile_m) * ceil_div(g.N, row.tile_n) * g.batches * split_k * row.tile_m * row.tile_n *
