@@ -97,7 +97,7 @@ constexpr BandTile band_tile(Op op, Problem const& p, int depth, int width, bool
   return t;
 }
 
-// wgrad: a block's 8 warps share out channels, images, and the rows of a plane.
+// wgrad, of 16-bit types and of f32: a block's 8 warps share out channels, images, and the rows of a plane.
 struct BandSumsTile {
   int channels = 1, images = 1, parts = 1;  // of a block
   int rows = 1, columns = 16;               // rows of x and columns of y in a step
@@ -113,18 +113,21 @@ inline constexpr int kBandSumsWarps = 8, kBandSumsBytes = 110 * 1024;  // two bl
 // depth, width: 16 * depth rows and 8 * width columns of the filter.
 constexpr BandSumsTile band_sums_tile(Problem const& p, int depth, int width, bool nhwc) {
   BandSumsTile t;
-  t.channels = nhwc ? 8 : 1, t.channel_units = ceil_div(p.C, t.channels);
+  int const element = size_of(p.dtype), unit = 16 / element;  // columns of 16 bytes
+  bool const halves = element == 2;
+  t.channels = nhwc ? unit : 1, t.channel_units = ceil_div(p.C, t.channels);
   t.units_r = ceil_div(p.R, 16 * depth), t.units_s = ceil_div(p.S, 8 * width);
   t.tiles_w = ceil_div(p.Q(), 64);
   t.columns = int(ceil_div(ceil_div(p.Q(), t.tiles_w), 16) * 16);
-  t.skew = int(((-p.pad_left) % 8 + 8) % 8);
-  t.x_units = (t.columns / 8 + width + 1) | 1, t.y_units = (t.columns / 8) | 1;
+  t.skew = halves ? int(((-p.pad_left) % 8 + 8) % 8) : 0;
+  t.x_units = ((t.columns + 8 * width) / unit + 1) | 1, t.y_units = (t.columns / unit) | 1;
   auto set = [&](int64_t rows) {
     t.rows = int(rows), t.tiles_h = ceil_div(p.H, rows);
-    t.y_rows = int(ceil_div(rows + 16 * depth - 1, depth));
+    t.y_rows = halves ? int(ceil_div(rows + 16 * depth - 1, depth)) : int(rows) + 16 * depth - 1;
     t.copy_bytes = rows * t.x_units * 16;
-    while (t.copy_bytes % 128 != 64) t.copy_bytes += 16;  // the copies are half the banks apart
-    t.x_bytes = 2 * t.copy_bytes, t.y_bytes = int64_t(t.y_rows) * depth * t.y_units * 16;
+    while (halves && t.copy_bytes % 128 != 64) t.copy_bytes += 16;  // the copies are half the banks apart
+    t.x_bytes = halves ? 2 * t.copy_bytes : t.copy_bytes;
+    t.y_bytes = int64_t(t.y_rows) * (halves ? depth : 1) * t.y_units * 16;
     return (t.x_bytes + t.y_bytes) * t.channels * t.images;
   };
   // As many images as warps, if they are small; else the warps share out the rows of one.

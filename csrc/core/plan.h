@@ -8,10 +8,11 @@
 #include "diagonal.h"
 #include "kernels.def"
 #include "problem.h"
+#include "strip.h"
 
 namespace conv2d_ext {
 
-enum class Family : uint8_t { igemm, simt, depthwise, band, diagonal };
+enum class Family : uint8_t { igemm, simt, depthwise, band, diagonal, strip };
 enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2 };
 
 struct Row {
@@ -97,14 +98,21 @@ constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   return p.K == p.C && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
 }
 
-constexpr bool band_supports(Row const& row, Op op, Problem const& p) {
+// Depthwise rows for stride 1 and K == C: what they have in common.
+constexpr bool unit_stride_depthwise(Row const& row, Problem const& p) {
   if (p.C_per_group() != 1 || p.K != p.C || p.R > kBandMaxTaps || p.S > kBandMaxTaps) return false;
   if (p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0) return false;
   bool const nhwc = is_nhwc(row.variant);
   if (nhwc ? p.C > 1 && (p.x.c != 1 || p.y.c != 1) : (p.W > 1 && p.x.w != 1) || (p.Q() > 1 && p.y.w != 1)) return false;
   constexpr int64_t most = int64_t(1) << 29;
-  if (p.H + p.pad_top + p.pad_bottom > most || p.W + p.pad_left + p.pad_right > most) return false;
+  return p.H + p.pad_top + p.pad_bottom <= most && p.W + p.pad_left + p.pad_right <= most;
+}
+
+constexpr bool band_supports(Row const& row, Op op, Problem const& p) {
+  if (!unit_stride_depthwise(row, p)) return false;
+  bool const nhwc = is_nhwc(row.variant);
+  constexpr int64_t most = int64_t(1) << 29;
   if (op == Op::wgrad) {
     BandSumsTile const t = band_sums_tile(p, row.tile_m / 16, row.tile_n / 8, nhwc);
     double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
@@ -118,13 +126,9 @@ constexpr bool band_supports(Row const& row, Op op, Problem const& p) {
 }
 
 constexpr bool diagonal_supports(Row const& row, Op op, Problem const& p) {
-  if (p.C_per_group() != 1 || p.K != p.C || p.R > row.tile_m || p.S > row.tile_n) return false;
-  if (p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
-  if (p.N == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0) return false;
-  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, 8, p.dtype))
-    return false;
+  if (!unit_stride_depthwise(row, p) || p.R > row.tile_m || p.S > row.tile_n) return false;
+  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, 8, p.dtype)) return false;
   constexpr int64_t most = int64_t(1) << 29;
-  if (p.H + p.pad_top + p.pad_bottom > most || p.W + p.pad_left + p.pad_right > most) return false;
   if (op == Op::wgrad) {
     DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
     return double(t.tiles_h) * double(t.tiles_w) * double(p.N) < double(most) && t.channel_units * 4096 < most;
@@ -132,6 +136,13 @@ constexpr bool diagonal_supports(Row const& row, Op op, Problem const& p) {
   bool const backward = op == Op::dgrad;
   DiagonalTile const t = diagonal_tile(backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
   return double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(p.N) < double(most);
+}
+
+constexpr bool strip_supports(Row const& row, Op op, Problem const& p) {
+  if (!unit_stride_depthwise(row, p)) return false;
+  StripTile const t = strip_tile(op, p, is_nhwc(row.variant));
+  double const blocks = double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(p.N);
+  return t.items() <= kStripThreads && t.shared_bytes <= kStripSharedBytes && blocks < double(1 << 30);
 }
 
 constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d) {
@@ -156,6 +167,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return d.compute_capability >= 80 && depthwise_supports(row, p);
     case Family::diagonal:
       return d.compute_capability == 90 && diagonal_supports(row, op, p);
+    case Family::strip:
+      return d.compute_capability == 90 && strip_supports(row, op, p);
     case Family::band:
       return d.compute_capability == 90 && band_supports(row, op, p);
   }
@@ -251,7 +264,9 @@ constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, Device c
   BandSumsTile const t = band_sums_tile(p, depth, width, is_nhwc(row.variant));
   double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
   double const products = double(t.channels) * t.images * t.rows * (t.columns / 16) * depth * width;
-  double const step_ns = 700 + products * 1.6 / 1.755, sums = double(p.K) * double(p.R) * double(p.S);
+  // Multiplications of 16 x 8 x 16, or their FMAs.
+  double const product_ns = p.dtype == DType::f32 ? 2048 / (128 * 1.755 * 0.75) : 1.6 / 1.755;
+  double const step_ns = 700 + products * product_ns, sums = double(p.K) * double(p.R) * double(p.S);
   Estimate best;
   for (int64_t split = 1; split <= t.steps() && split <= 64; ++split) {
     if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
@@ -271,6 +286,15 @@ constexpr Estimate band_estimate(Row const& row, Op op, Problem const& p, Device
   double const tiles = planes * double(t.tiles_h) * double(t.tiles_w);
   double const bytes = double(p.N) * double(p.C) * 2 * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
   return {4000 + tiles * (t.products * 0.8 / 1.755 + 100) / d.sm_count + bytes / 3500, 1};
+}
+
+// FMAs at three quarters of their peak, in threads for 8 columns of a row.
+constexpr Estimate strip_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  StripTile const t = strip_tile(op, p, is_nhwc(row.variant));
+  double const fmas = double(ceil_div(t.items(), 32) * 32) * kStripWidth * double(p.R) * double(p.S);
+  int64_t const blocks = t.blocks(p.N);
+  double const rounds = blocks < 2 * d.sm_count ? 1.0 : double(blocks) / double(2 * d.sm_count);
+  return {5000 + rounds * (fmas * 2 / (128 * 1.755 * 0.75) + 2000), 1};
 }
 
 constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Device const& d) {
@@ -314,6 +338,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return depthwise_estimate(row, op, p, d);
     case Family::diagonal:
       return diagonal_estimate(row, op, p, d);
+    case Family::strip:
+      return strip_estimate(row, op, p, d);
     case Family::band:
       return band_estimate(row, op, p, d);
     case Family::simt:

@@ -365,8 +365,8 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   int64_t const blocks = t.blocks_of_one_round(problem.N), image_units = ceil_div(problem.N, t.images);
   p.rounds = D == 4 ? 1 : int(max64(1, min64(image_units, blocks / kWantedBlocks)));
   bool const vectors = t.channels == 8 && problem.C % 8 == 0;
-  p.in = source_of(in, args.a, problem.N, t.in_H, t.in_W, nhwc, backward ? problem.y_align : problem.x_align, vectors,
-                   D, t.rows, 8 * t.units);
+  p.in = source_of<T>(in, args.a, problem.N, t.in_H, t.in_W, nhwc, backward ? problem.y_align : problem.x_align,
+                      vectors || !nhwc, D, t.rows, 8 * t.units);
   int const out_align = backward ? problem.x_align : problem.y_align;
   p.out_vectors = nhwc ? vectors && depthwise::rows_aligned(out, true, out_align, 16, 2)
                        : depthwise::rows_aligned(out, false, out_align, 4, 2) && t.origin_w % 2 == 0;

@@ -1,5 +1,5 @@
-// Planes of 16-bit elements in shared memory for band.cuh and band_wgrad.cuh: one channel of one image each, rows on
-// multiples of 16 bytes that are odd ones, so that ldmatrix reads 8 neighbouring rows without a bank conflict. Rows are
+// Planes in shared memory for band.cuh, band_wgrad.cuh and strip.cuh: one channel of one image each, rows on multiples of
+// 16 bytes that are odd ones, so that 8 neighbouring rows are read without a bank conflict, 16 bytes of each. Rows are
 // stored by their remainder mod D: a kernel reads rows that are D apart at once.
 #pragma once
 
@@ -18,7 +18,7 @@ struct Source {
   int64_t N;
   int H, W;
   int pitch, rows;  // elements of a row; rows of each remainder
-  int width;        // elements of one copy: 8, 2 or 1 columns (nchw), 8 or 1 channels (nhwc)
+  int width;        // elements of one copy: columns (nchw) or channels (nhwc); a vector of 16 bytes, 2 or 1
   Divisor copies_of_row, copies_of_plane;
 };
 
@@ -45,7 +45,8 @@ __device__ inline int row_place(int rows, int row) {
 // planes: the block is cut into parts that are as large as a plane has copies.
 template <class T, int D, int E, bool pixels>
 __device__ inline void fill(Source const& s, Window const& at, unsigned char* planes, int plane_bytes) {
-  constexpr int batch = E == 1 ? 4 : pixels ? 2 : 1;  // loads through registers, several on their way
+  constexpr int vector = 16 / int(sizeof(T));
+  constexpr int batch = E * sizeof(T) < 4 ? 4 : pixels ? 2 : 1;  // loads through registers, several on their way
   int const row0 = at.h0 < 0 ? -at.h0 : 0, column0 = at.w0 < 0 ? -at.w0 : 0, copies = int(s.copies_of_plane.value);
   int const part = copies >= int(blockDim.x) ? int(blockDim.x) : (copies + 31) / 32 * 32;
   int const parts = int(blockDim.x) / part, which = int(threadIdx.x) / part;
@@ -73,20 +74,20 @@ __device__ inline void fill(Source const& s, Window const& at, unsigned char* pl
             if (first + j * parts < images)
               *reinterpret_cast<T*>(to + (c * at.images + first + j * parts) * plane_bytes) = v[j];
         } else {
-          Vector<T, 8> v[batch][2];
+          Vector<T, vector> v[batch][2];
 #pragma unroll
           for (int j = 0; j < batch; ++j) {
             v[j][1] = {};
             if (first + j * parts >= images) continue;
             T const* const pixel = from + (first + j * parts) * s.n;
-            v[j][0] = *reinterpret_cast<Vector<T, 8> const*>(pixel);
-            if (valid > 1) v[j][1] = *reinterpret_cast<Vector<T, 8> const*>(pixel + s.w);
+            v[j][0] = *reinterpret_cast<Vector<T, vector> const*>(pixel);
+            if (valid > 1) v[j][1] = *reinterpret_cast<Vector<T, vector> const*>(pixel + s.w);
           }
 #pragma unroll
           for (int j = 0; j < batch; ++j) {
             if (first + j * parts >= images) continue;
 #pragma unroll
-            for (int k = 0; k < 8; ++k)
+            for (int k = 0; k < vector; ++k)
               *reinterpret_cast<Vector<T, 2>*>(to + (k * at.images + first + j * parts) * plane_bytes) =
                   Vector<T, 2>{{v[j][0].v[k], v[j][1].v[k]}};
           }
@@ -102,22 +103,26 @@ __device__ inline void fill(Source const& s, Window const& at, unsigned char* pl
   if constexpr (nhwc) {
     fill<T, D, 2, true>(s, at, planes, plane_bytes);
   } else {
-    if (s.width == 8) return fill<T, D, 8, false>(s, at, planes, plane_bytes);
-    fill<T, D, 2, false>(s, at, planes, plane_bytes);
+    constexpr int vector = 16 / int(sizeof(T));
+    if (s.width == vector) return fill<T, D, vector, false>(s, at, planes, plane_bytes);
+    if constexpr (sizeof(T) == 2) fill<T, D, 2, false>(s, at, planes, plane_bytes);
   }
 }
 
 // ---- host side
 
-// `rows`, `pitch`: of the plane; `vectors`: a block's channels are a whole vector of 8.
-inline Source source_of(Strides const& strides, void const* data, int64_t N, int64_t H, int64_t W, bool nhwc, int align,
-                        bool vectors, int depth, int rows, int pitch) {
-  auto aligned = [&](int bytes) { return depthwise::rows_aligned(strides, nhwc, align, bytes, 2); };
+// `rows`, `pitch`: of the plane; `vectors`: nchw: tiles begin on a multiple of 16 bytes; nhwc: a block's channels are a
+// whole vector.
+template <class T>
+Source source_of(Strides const& strides, void const* data, int64_t N, int64_t H, int64_t W, bool nhwc, int align,
+                 bool vectors, int depth, int rows, int pitch) {
+  constexpr int element = int(sizeof(T)), vector = 16 / element;
+  auto aligned = [&](int bytes) { return depthwise::rows_aligned(strides, nhwc, align, bytes, element); };
   Source s{};
   s.data = data, s.n = strides.n, s.c = strides.c, s.h = strides.h, s.w = nhwc ? strides.w : 1;
   s.N = N, s.H = int(H), s.W = int(W), s.rows = rows, s.pitch = pitch;
-  s.width = nhwc ? (vectors && aligned(16) ? 8 : 1) : aligned(16) ? 8 : aligned(4) ? 2 : 1;
-  int const columns = nhwc ? (s.width == 8 ? 2 : 1) : s.width;
+  s.width = vectors && aligned(16) ? vector : !nhwc && element == 2 && aligned(4) ? 2 : 1;
+  int const columns = nhwc ? (s.width == vector ? 2 : 1) : s.width;
   int64_t const copies = ceil_div(min64(pitch, W), columns);
   s.copies_of_row = Divisor(uint32_t(copies));
   s.copies_of_plane = Divisor(uint32_t(copies * min64(int64_t(rows) * depth, H)));

@@ -13,7 +13,7 @@
 
 namespace conv2d_ext::band {
 
-constexpr int kColumns = 4;  // blocks of 16 columns in a step, at most
+constexpr int kLargest = 4;  // blocks of 16 columns in a step
 
 struct SumsParams {
   Source x, y;
@@ -42,18 +42,54 @@ __device__ inline void shift_copies(unsigned char* planes, int count, int plane_
   }
 }
 
+// A warp's taps: 16 * D rows and 8 * NB columns.
 template <class T, int D, int NB>
 struct Sums {
-  float acc[D][NB][4];
+  static constexpr int kRows = 16 * D, kColumns = 8 * NB, kPlace = D;
+  float acc[D][NB][4] = {};
+
+  // Rows [first, last) of x in the step's planes.
+  __device__ void walk(SumsParams const& p, unsigned char const* plane_x, unsigned char const* plane_y, int first,
+                       int last, int columns) {
+    int const lane = int(threadIdx.x) % 32, blocks = (columns + 15) / 16;
+    uint32_t const pitch_x = p.x.pitch * 2, pitch_y = p.y.pitch * 2;
+    // B's element (k, n) = (2 * (lane % 4), lane / 4) and the next of its column.
+    int const element = p.skew + lane % 4 * 2 + lane / 4;
+    uint32_t const x = ptx::shared_address(plane_x + (element % 2 == 0 ? element * 2 : p.copy_bytes + element * 2 - 2));
+    // A's row m is the row of y for tap D * m: 15 - m rows further down the plane.
+    uint32_t const y = ptx::shared_address(plane_y) + (15 - lane % 16) * pitch_y + lane / 16 * 16;
+    uint32_t a[2][kLargest][4];
+    auto load = [&](int which, int row) {  // A for taps 0, D, 2 D ... at row `row` - (D - 1) of x
+      uint32_t const from = y + uint32_t(row_place<D>(p.y.rows, row)) * pitch_y;
+#pragma unroll
+      for (int k = 0; k < kLargest; ++k)
+        if (k < blocks) ptx::ldmatrix_x4(a[which][k], from + k * 32);
+    };
+    if constexpr (D == 1) {
+      for (int h = first; h < last; ++h) {
+        load(0, h);
+        add(a, 0, x + h * pitch_x, blocks);
+      }
+    } else {
+      load(0, first);
+      for (int h = first; h < last; h += 2) {
+        load(1, h + 1);
+        add(a, 1, x + h * pitch_x, blocks);
+        if (h + 1 >= last) break;
+        load(0, h + 2);
+        add(a, 0, x + (h + 1) * pitch_x, blocks);
+      }
+    }
+  }
 
   // One row of x with D blocks of rows of y.
-  __device__ void add(uint32_t const (&a)[2][kColumns][4], int newest, uint32_t x, int blocks) {
-    uint32_t b[2 * kColumns + NB - 1];
+  __device__ void add(uint32_t const (&a)[2][kLargest][4], int newest, uint32_t x, int blocks) {
+    uint32_t b[2 * kLargest + NB - 1];
 #pragma unroll
-    for (int j = 0; j < 2 * kColumns + NB - 1; ++j)
+    for (int j = 0; j < 2 * kLargest + NB - 1; ++j)
       if (j < 2 * blocks + NB - 1) b[j] = ptx::ld_shared_b32(x + j * 16);
 #pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
+    for (int k = 0; k < kLargest; ++k) {
       if (k >= blocks) break;
 #pragma unroll
       for (int i = 0; i < D; ++i) {
@@ -63,6 +99,67 @@ struct Sums {
           ptx::mma_m16n8k16<T>(acc[i][nb], v[0], v[1], v[2], v[3], b[2 * k + nb], b[2 * k + nb + 1]);
       }
     }
+  }
+
+  // f(row, column, sum) for each tap of the lane.
+  template <class F>
+  __device__ void each(F f) const {
+    int const lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int i = 0; i < D; ++i)
+#pragma unroll
+      for (int nb = 0; nb < NB; ++nb)
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          f((lane / 4 + j / 2 * 8) * D + i, nb * 8 + lane % 4 * 2 + j % 2, acc[i][nb][j]);
+  }
+};
+
+// The same on the FMA units: a lane has every eighth row of taps, and 8 neighbouring columns; a row of x is summed apart.
+template <>
+struct Sums<float, 2, 4> {
+  static constexpr int kRows = 32, kColumns = 32, kPlace = 1;
+  float acc[4][8] = {};
+
+  __device__ void walk(SumsParams const& p, unsigned char const* plane_x, unsigned char const* plane_y, int first,
+                       int last, int columns) {
+    int const lane = int(threadIdx.x) % 32;
+    float const* x = reinterpret_cast<float const*>(plane_x) + first * p.x.pitch + lane % 4 * 8;
+    float const* y = reinterpret_cast<float const*>(plane_y) + (first + kRows - 1 - lane / 4) * p.y.pitch;
+    for (int h = first; h < last; ++h, x += p.x.pitch, y += p.y.pitch) {
+      float sum[4][8] = {};
+#pragma unroll 1
+      for (int q = 0; q < columns; q += 4) {
+        float v[12], g[4][4];
+#pragma unroll
+        for (int j = 0; j < 3; ++j)
+          *reinterpret_cast<float4*>(v + 4 * j) = *reinterpret_cast<float4 const*>(x + q + 4 * j);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          *reinterpret_cast<float4*>(g[i]) = *reinterpret_cast<float4 const*>(y + q - 8 * i * p.y.pitch);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          if (k > 0 && q + k >= columns) break;
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int j = 0; j < 8; ++j) sum[i][j] = fmaf(g[i][k], v[k + j], sum[i][j]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 8; ++j) acc[i][j] += sum[i][j];
+    }
+  }
+
+  template <class F>
+  __device__ void each(F f) const {
+    int const lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) f(lane / 4 + 8 * i, lane % 4 * 8 + j, acc[i][j]);
   }
 };
 
@@ -102,25 +199,11 @@ __global__ void __launch_bounds__(32 * kBandSumsWarps, nhwc ? 1 : 2) wgrad(__gri
   int const planes = p.channels * p.images;
   unsigned char* const planes_y = shared + planes * p.x_bytes;
 
-  int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  int const warp = int(threadIdx.x) / 32;
   int const part = warp % p.parts, image = warp / p.parts % p.images, c = warp / p.parts / p.images;
-  uint32_t const pitch_x = p.x.pitch * int(sizeof(T)), pitch_y = p.y.pitch * int(sizeof(T));
-  // B's element (k, n) = (2 * (lane % 4), lane / 4) and the next of its column.
-  int const element = p.skew + lane % 4 * 2 + lane / 4;
-  uint32_t const x = ptx::shared_address(shared + (c * p.images + image) * p.x_bytes +
-                                         (element % 2 == 0 ? element * 2 : p.copy_bytes + element * 2 - 2));
-  // A's row m is the row of y for r0 + D * m: 15 - m rows further down the plane.
-  uint32_t const y =
-      ptx::shared_address(planes_y + (c * p.images + image) * p.y_bytes) + (15 - lane % 16) * pitch_y + lane / 16 * 16;
-
+  unsigned char* const plane_x = shared + (c * p.images + image) * p.x_bytes;
+  unsigned char* const plane_y = planes_y + (c * p.images + image) * p.y_bytes;
   Sums<T, D, NB> sums;
-#pragma unroll
-  for (int i = 0; i < D; ++i)
-#pragma unroll
-    for (int nb = 0; nb < NB; ++nb)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums.acc[i][nb][j] = 0.f;
-
   for (int64_t step = begin; step < end; ++step) {
     uint32_t rest = uint32_t(step);
     int const tile_w = depthwise::split_off(rest, p.tiles_w), tile_h = depthwise::split_off(rest, p.tiles_h);
@@ -132,54 +215,26 @@ __global__ void __launch_bounds__(32 * kBandSumsWarps, nhwc ? 1 : 2) wgrad(__gri
       __syncthreads();
     }
     fill<T, 1, nhwc>(p.x, {h0, q0 + s0 - p.pad_w - p.skew, c0, channels, p.images, n0}, shared, p.x_bytes);
-    fill<T, D, nhwc>(p.y, {h0 + p.pad_h - r0 - 16 * D + 1, q0, c0, channels, p.images, n0}, planes_y, p.y_bytes);
+    fill<T, Sums<T, D, NB>::kPlace, nhwc>(p.y, {h0 + p.pad_h - r0 - 16 * D + 1, q0, c0, channels, p.images, n0}, planes_y, p.y_bytes);
     __pipeline_commit();
     __pipeline_wait_prior(0);
     __syncthreads();
-    shift_copies(shared, planes, p.x_bytes, p.copy_bytes, p.rows * int(pitch_x));
-    __syncthreads();
+    if constexpr (sizeof(T) == 2) {
+      shift_copies(shared, planes, p.x_bytes, p.copy_bytes, p.rows * p.x.pitch * 2);
+      __syncthreads();
+    }
 
     if (n0 + image >= p.x.N || c >= channels) continue;
     int const rows = p.x.H - h0 < p.rows ? p.x.H - h0 : p.rows;
     int const first = rows * part / p.parts, last = rows * (part + 1) / p.parts;
-    int const columns = p.y.W - q0 < p.columns ? p.y.W - q0 : p.columns, blocks = (columns + 15) / 16;
-    uint32_t a[2][kColumns][4];
-    auto load = [&](int which, int row) {  // A for taps r0 + 0, D, 2D ... at row `row` - (D - 1) of x
-      uint32_t const from = y + uint32_t(row_place<D>(p.y.rows, row)) * pitch_y;
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k)
-        if (k < blocks) ptx::ldmatrix_x4(a[which][k], from + k * 32);
-    };
-    if constexpr (D == 1) {
-      for (int h = first; h < last; ++h) {
-        load(0, h);
-        sums.add(a, 0, x + h * pitch_x, blocks);
-      }
-    } else {
-      load(0, first);
-      for (int h = first; h < last; h += 2) {
-        load(1, h + 1);
-        sums.add(a, 1, x + h * pitch_x, blocks);
-        if (h + 1 >= last) break;
-        load(0, h + 2);
-        sums.add(a, 0, x + (h + 1) * pitch_x, blocks);
-      }
-    }
+    sums.walk(p, plane_x, plane_y, first, last, p.y.W - q0 < p.columns ? p.y.W - q0 : p.columns);
   }
 
   // Warps of a channel are added in order.
   constexpr int taps = 16 * D * 8 * NB;
   __syncthreads();
   float* const totals = reinterpret_cast<float*>(shared);
-#pragma unroll
-  for (int i = 0; i < D; ++i)
-#pragma unroll
-    for (int nb = 0; nb < NB; ++nb)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        int const r = (lane / 4 + j / 2 * 8) * D + i, s = nb * 8 + lane % 4 * 2 + j % 2;
-        totals[warp * taps + r * 8 * NB + s] = sums.acc[i][nb][j];
-      }
+  sums.each([&](int r, int s, float sum) { totals[warp * taps + r * 8 * NB + s] = sum; });
   __syncthreads();
   int const warps = p.parts * p.images;
   for (int i = threadIdx.x; i < channels * taps; i += blockDim.x) {
@@ -199,12 +254,13 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   constexpr int D = tile_m / 16, NB = tile_n / 8;
   constexpr bool nhwc = variant == Variant::nhwc;
   BandSumsTile const t = band_sums_tile(problem, D, NB, nhwc);
-  bool const vectors = problem.C % 8 == 0;
+  constexpr int unit = 16 / int(sizeof(T));
+  bool const vectors = nhwc ? problem.C % unit == 0 : sizeof(T) == 2 || problem.pad_left % unit == 0;
   SumsParams p{};
-  p.x = source_of(problem.x, args.a, problem.N, problem.H, problem.W, nhwc, problem.x_align, vectors, 1, t.rows,
-                  8 * t.x_units);
-  p.y = source_of(problem.y, args.b, problem.N, problem.P(), problem.Q(), nhwc, problem.y_align, vectors, D, t.y_rows,
-                  8 * t.y_units);
+  p.x = source_of<T>(problem.x, args.a, problem.N, problem.H, problem.W, nhwc, problem.x_align, vectors, 1, t.rows,
+                  unit * t.x_units);
+  p.y = source_of<T>(problem.y, args.b, problem.N, problem.P(), problem.Q(), nhwc, problem.y_align, vectors || !nhwc, Sums<T, D, NB>::kPlace, t.y_rows,
+                  unit * t.y_units);
   p.out = args.out, p.partial = args.workspace, p.splits = plan.split_k;
   p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
   p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
