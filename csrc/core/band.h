@@ -47,12 +47,10 @@ constexpr BandTile band_tile(Op op, Problem const& p, int depth, int width, bool
   t.origin_w = shifted ? -rest : 0, t.skew = shifted ? 0 : rest;
   t.tiles_w = shifted ? shifted_tiles : tiles, t.tiles_h = ceil_div(t.out_H, 16 * depth);
   int const all = shifted ? plain : skewed;
-  bool const may_shift = width == 1 && t.tiles_w == 1 && all + 1 <= 6;
-  if (width == 1)
-    t.pairs = may_shift ? (all + 2) / 2 * 2 : (all + 1) / 2 * 2;
-  else
-    t.pairs = all < 2 ? 2 : all;
-  if (t.pairs > (width == 1 ? 6 : 5)) t.pairs = kBandPassPairs, t.passes = (all + kBandPassPairs - 1) / kBandPassPairs;
+  // One block of outputs a warp: no window, so the band may be of any width, and begin with an even or an odd unit.
+  bool const may_shift = width == 1 && t.tiles_w == 1;
+  t.pairs = width == 1 ? (all + (may_shift ? 1 : 0) + 1) / 2 * 2 : all < 2 ? 2 : all;
+  if (width > 1 && t.pairs > 5) t.pairs = kBandPassPairs, t.passes = (all + kBandPassPairs - 1) / kBandPassPairs;
 
   // Which blocks of 16 columns an even and an odd block of outputs multiply: those that meet the image.
   int const taps = (t.pairs + 1) / 2, blocks = width + taps - 1;

@@ -127,15 +127,18 @@ constexpr bool band_supports(Row const& row, Op op, Problem const& p) {
 
 constexpr bool diagonal_supports(Row const& row, Op op, Problem const& p) {
   if (!unit_stride_depthwise(row, p) || p.R > row.tile_m || p.S > row.tile_n) return false;
-  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, 8, p.dtype)) return false;
+  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, 8, p.dtype))
+    return false;
   constexpr int64_t most = int64_t(1) << 29;
   if (op == Op::wgrad) {
     DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
-    return double(t.tiles_h) * double(t.tiles_w) * double(p.N) < double(most) && t.channel_units * 4096 < most;
+    return double(t.tiles_h) * double(t.tiles_w) * double(t.image_units) < double(most) &&
+           t.channel_units * 4096 < most;
   }
   bool const backward = op == Op::dgrad;
-  DiagonalTile const t = diagonal_tile(backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
-  return double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(p.N) < double(most);
+  DiagonalTile const t =
+      diagonal_tile(p.N, backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
+  return double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(t.image_units) < double(most);
 }
 
 constexpr bool strip_supports(Row const& row, Op op, Problem const& p) {
@@ -299,20 +302,21 @@ constexpr Estimate strip_estimate(Row const& row, Op op, Problem const& p, Devic
 
 constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Device const& d) {
   DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
-  int64_t const steps = p.N * t.tiles_h * t.tiles_w;
   int const resident = diagonal_blocks(Op::wgrad, row.tile_m) * d.sm_count;
-  double const copy_ns = t.copied * t.groups * 16 / 3300 * d.sm_count;
+  // Of a strip, where each SM has one.
+  double const copied = (t.rows + row.tile_m) * double(t.pitch_x + t.pitch_y) * t.groups * 16;
   double const products = double(t.rows) * t.strips * t.groups * ((row.tile_m + 1) / 2) * row.tile_n;
-  double const multiply_ns = products * 1.6 / 1.755;
-  double const step_ns = copy_ns > multiply_ns ? copy_ns : multiply_ns, sums = double(p.K) * double(p.R) * double(p.S);
+  double const copy_ns = copied / 3500 * d.sm_count, multiply_ns = products * 1.6 / 1.755;
+  double const unit_ns = copy_ns > multiply_ns ? copy_ns : multiply_ns, sums = double(p.K) * double(p.R) * double(p.S);
   Estimate best;
-  for (int64_t waves = 1; waves <= 4; ++waves) {
-    int64_t split = max64(1, min64(min64(waves * resident / t.channel_units, steps), 4096));
-    split = max64(1, min64(split, int64_t(double(kMaxWorkspaceBytes) / 4 / sums)));
-    double const rounds = double(ceil_div(t.channel_units * split, resident));
-    double ns = 4000 + rounds * (double(ceil_div(steps, split)) * step_ns * resident / d.sm_count + 500);
-    if (split > 1) ns += 3000 + sums * double(split) * 8 / 2500;
-    if (waves == 1 || ns < best.ns) best = {ns, int(split)};
+  for (int64_t split = 1; split <= t.units() && split <= 4096; split += split < 32 ? 1 : split / 32) {
+    if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
+    double const blocks = double(t.channel_units) * double(split), full = double(resident);
+    double const rounds = blocks > full ? double(ceil_div(int64_t(blocks), resident)) : 1.0;
+    double const shared = blocks < full ? (blocks < d.sm_count ? 1.0 : blocks / d.sm_count) : full / d.sm_count;
+    double ns = 5000 + rounds * (double(ceil_div(t.units(), split)) * unit_ns * shared + 1000);
+    if (split > 1) ns += 2500 + sums * double(split) * 8 / 2500;
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
 }
@@ -322,8 +326,10 @@ constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Devi
 constexpr Estimate diagonal_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (op == Op::wgrad) return diagonal_sums_estimate(row, p, d);
   bool const backward = op == Op::dgrad;
-  DiagonalTile const t = diagonal_tile(backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
-  double const planes = double(p.N) * double(t.channel_units) * t.groups * double(t.tiles_h) * double(t.tiles_w);
+  DiagonalTile const t =
+      diagonal_tile(p.N, backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
+  double const units = t.pairs ? double(ceil_div(p.N, 2)) : double(p.N);
+  double const planes = units * double(t.channel_units) * t.groups * double(t.tiles_h) * double(t.tiles_w);
   double const pixels = double(t.rows + row.tile_m - 1) * t.pitch + double(t.rows) * 16 * t.strips;
   double const products = double(t.rows) * t.strips * row.tile_m * row.tile_n;
   double const memory_ns = planes * pixels * 16 / 3500, multiply_ns = planes * products * 0.8 / 1.755 / d.sm_count;

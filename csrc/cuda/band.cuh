@@ -40,7 +40,7 @@ struct Params {
   int shift[2];                  // even and odd blocks of outputs: their columns start `shift` units of 8 earlier
   int first_unit;                // of 8 columns: from the tile's first input to the first that is stored
   int plane_bytes, filter_bytes, filter_pitch, filter_copy;
-  int passes;
+  int passes, blocks;           // over a row of taps; of 16 columns that one of outputs meets
   bool out_vectors;             // nchw: pairs of columns, nhwc: 8 channels
   Divisor taps_of, columns_of;  // by R * S, by S
 };
@@ -114,6 +114,22 @@ __device__ inline void multiply(float (&acc)[G][D][NB][4], uint32_t (&window)[D]
           }
         }
       }
+    }
+  }
+}
+
+// One block of columns against one of outputs, for all rows of the filter.
+template <class T, int G>
+__device__ inline void multiply_block(float (&acc)[G][1][1][4], uint32_t a_row, uint32_t row_bytes,
+                                      uint32_t plane_bytes, uint32_t band, uint32_t band_pitch, int R) {
+#pragma unroll 4
+  for (int e = 0; e < R; ++e, a_row += row_bytes, band += band_pitch) {
+    uint32_t const t0 = ptx::ld_shared_b32(band), t1 = ptx::ld_shared_b32(band + 16);
+#pragma unroll
+    for (int g = 0; g < G; ++g) {
+      uint32_t a[4];
+      ptx::ldmatrix_x4(a, a_row + g * plane_bytes);
+      ptx::mma_m16n8k16<T>(acc[g][0][0], a[0], a[1], a[2], a[3], t0, t1);
     }
   }
 }
@@ -254,6 +270,11 @@ __global__ void __launch_bounds__(nhwc ? 512 : 256, nhwc     ? 1
       int const from = base_w + 8 * (unit + pass * kPassPairs);  // the first column that the warp multiplies
       int const first = from + 15 >= 0 ? 0 : (-from) / 16, last = p.in.W > from ? (p.in.W - from + 15) / 16 : 0;
       uint32_t const row_bytes = p.in.pitch * int(sizeof(T)), band_pitch = p.filter_pitch * int(sizeof(T));
+      if constexpr (D == 1 && NB == 1) {
+        for (int b = first; b < last && b < p.blocks; ++b)
+          multiply_block<T, G>(acc, a + b * 32, row_bytes, p.plane_bytes, band + b * 32, band_pitch, p.R);
+        continue;
+      }
       uint32_t a_row = a + pass * kPassPairs * 16, b = band + pass * kPassPairs * 16;
       uint32_t window[D][NT];
       auto step = [&](int e0, auto edge) {
@@ -329,12 +350,12 @@ cudaError_t start(Params const& p, BandTile const& t, int64_t blocks, cudaStream
     kernel<<<unsigned(blocks), unsigned(64 * t.channels * (t.images / G)), size_t(t.shared_bytes), stream>>>(p);
     return cudaGetLastError();
   };
-  if (t.pairs == 2) return run(gather<T, D, NB, G, 2, nhwc>);
-  if (t.pairs == 4) return run(gather<T, D, NB, G, 4, nhwc>);
   if constexpr (NB == 1) {
-    return run(gather<T, D, NB, G, 6, nhwc>);
+    return run(gather<T, D, NB, G, 2, nhwc>);
   } else {
+    if (t.pairs == 2) return run(gather<T, D, NB, G, 2, nhwc>);
     if (t.pairs == 3) return run(gather<T, D, NB, G, 3, nhwc>);
+    if (t.pairs == 4) return run(gather<T, D, NB, G, 4, nhwc>);
     return run(gather<T, D, NB, G, 5, nhwc>);
   }
 }
@@ -357,7 +378,7 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   p.tiles_h = int(t.tiles_h), p.tiles_w = int(t.tiles_w), p.channel_units = int(t.channel_units);
   p.channels = t.channels, p.images = t.images;
   p.origin_w = t.origin_w, p.skew = t.skew, p.shift[0] = t.shift[0], p.shift[1] = t.shift[1];
-  p.first_unit = t.first_unit, p.passes = t.passes;
+  p.first_unit = t.first_unit, p.passes = t.passes, p.blocks = t.pairs / 2;
   p.plane_bytes = int(t.plane_bytes), p.filter_bytes = int(t.filter_bytes);
   p.filter_pitch = t.filter_pitch, p.filter_copy = t.filter_copy;
 

@@ -1,6 +1,6 @@
-// Planes in shared memory for band.cuh, band_wgrad.cuh and strip.cuh: one channel of one image each, rows on multiples of
-// 16 bytes that are odd ones, so that 8 neighbouring rows are read without a bank conflict, 16 bytes of each. Rows are
-// stored by their remainder mod D: a kernel reads rows that are D apart at once.
+// Planes in shared memory for band.cuh, band_wgrad.cuh and strip.cuh: one channel of one image each, rows on multiples
+// of 16 bytes that are odd ones, so that 8 neighbouring rows are read without a bank conflict, 16 bytes of each. Rows
+// are stored by their remainder mod D: a kernel reads rows that are D apart at once.
 #pragma once
 
 #include "../core/band.h"

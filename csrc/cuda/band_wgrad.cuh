@@ -24,8 +24,7 @@ struct SumsParams {
   int channels, images, parts, rows, columns;
   int tiles_h, tiles_w, units_r, units_s, channel_units;
   int copy_bytes, x_bytes, y_bytes;
-  int64_t steps;
-  int splits;
+  int steps, splits;
 };
 
 // Second copies of rows: element i is element i + 1 of the first.
@@ -110,12 +109,12 @@ struct Sums {
 #pragma unroll
       for (int nb = 0; nb < NB; ++nb)
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          f((lane / 4 + j / 2 * 8) * D + i, nb * 8 + lane % 4 * 2 + j % 2, acc[i][nb][j]);
+        for (int j = 0; j < 4; ++j) f((lane / 4 + j / 2 * 8) * D + i, nb * 8 + lane % 4 * 2 + j % 2, acc[i][nb][j]);
   }
 };
 
-// The same on the FMA units: a lane has every eighth row of taps, and 8 neighbouring columns; a row of x is summed apart.
+// The same on the FMA units: a lane has every eighth row of taps, and 8 neighbouring columns; a row of x is summed
+// apart.
 template <>
 struct Sums<float, 2, 4> {
   static constexpr int kRows = 32, kColumns = 32, kPlace = 1;
@@ -165,13 +164,13 @@ struct Sums<float, 2, 4> {
 
 // A tap from global memory, over the block's steps.
 template <class T>
-__device__ __noinline__ float exact_sum(SumsParams const& p, int64_t begin, int64_t end, int c, int r, int s) {
+__device__ __noinline__ float exact_sum(SumsParams const& p, int begin, int end, int c, int r, int s) {
   T const* const x = static_cast<T const*>(p.x.data) + c * p.x.c;
   T const* const y = static_cast<T const*>(p.y.data) + c * p.y.c;
   float sum = 0.f;
-  for (int64_t step = begin; step < end; ++step) {
-    int const tile_w = int(step % p.tiles_w), tile_h = int(step / p.tiles_w % p.tiles_h);
-    int64_t const n0 = step / p.tiles_w / p.tiles_h * p.images;
+  for (int step = begin; step < end; ++step) {
+    int const tile_w = step % p.tiles_w, tile_h = step / p.tiles_w % p.tiles_h;
+    int64_t const n0 = int64_t(step / p.tiles_w / p.tiles_h) * p.images;
     for (int image = 0; image < p.images && n0 + image < p.x.N; ++image)
       for (int h = tile_h * p.rows; h < (tile_h + 1) * p.rows && h < p.x.H; ++h) {
         int const row = h + p.pad_h - r;
@@ -195,7 +194,7 @@ __global__ void __launch_bounds__(32 * kBandSumsWarps, nhwc ? 1 : 2) wgrad(__gri
   int const r0 = depthwise::split_off(index, p.units_r) * 16 * D;
   int const c0 = depthwise::split_off(index, p.channel_units) * p.channels, split = int(index);
   int const channels = p.C - c0 < p.channels ? p.C - c0 : p.channels;
-  int64_t const begin = p.steps * split / p.splits, end = p.steps * (split + 1) / p.splits;
+  int const begin = int(int64_t(p.steps) * split / p.splits), end = int(int64_t(p.steps) * (split + 1) / p.splits);
   int const planes = p.channels * p.images;
   unsigned char* const planes_y = shared + planes * p.x_bytes;
 
@@ -204,7 +203,7 @@ __global__ void __launch_bounds__(32 * kBandSumsWarps, nhwc ? 1 : 2) wgrad(__gri
   unsigned char* const plane_x = shared + (c * p.images + image) * p.x_bytes;
   unsigned char* const plane_y = planes_y + (c * p.images + image) * p.y_bytes;
   Sums<T, D, NB> sums;
-  for (int64_t step = begin; step < end; ++step) {
+  for (int step = begin; step < end; ++step) {
     uint32_t rest = uint32_t(step);
     int const tile_w = depthwise::split_off(rest, p.tiles_w), tile_h = depthwise::split_off(rest, p.tiles_h);
     int64_t const n0 = int64_t(rest) * p.images;
@@ -215,7 +214,8 @@ __global__ void __launch_bounds__(32 * kBandSumsWarps, nhwc ? 1 : 2) wgrad(__gri
       __syncthreads();
     }
     fill<T, 1, nhwc>(p.x, {h0, q0 + s0 - p.pad_w - p.skew, c0, channels, p.images, n0}, shared, p.x_bytes);
-    fill<T, Sums<T, D, NB>::kPlace, nhwc>(p.y, {h0 + p.pad_h - r0 - 16 * D + 1, q0, c0, channels, p.images, n0}, planes_y, p.y_bytes);
+    fill<T, Sums<T, D, NB>::kPlace, nhwc>(p.y, {h0 + p.pad_h - r0 - 16 * D + 1, q0, c0, channels, p.images, n0},
+                                          planes_y, p.y_bytes);
     __pipeline_commit();
     __pipeline_wait_prior(0);
     __syncthreads();
@@ -258,16 +258,16 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   bool const vectors = nhwc ? problem.C % unit == 0 : sizeof(T) == 2 || problem.pad_left % unit == 0;
   SumsParams p{};
   p.x = source_of<T>(problem.x, args.a, problem.N, problem.H, problem.W, nhwc, problem.x_align, vectors, 1, t.rows,
-                  unit * t.x_units);
-  p.y = source_of<T>(problem.y, args.b, problem.N, problem.P(), problem.Q(), nhwc, problem.y_align, vectors || !nhwc, Sums<T, D, NB>::kPlace, t.y_rows,
-                  unit * t.y_units);
+                     unit * t.x_units);
+  p.y = source_of<T>(problem.y, args.b, problem.N, problem.P(), problem.Q(), nhwc, problem.y_align, vectors || !nhwc,
+                     Sums<T, D, NB>::kPlace, t.y_rows, unit * t.y_units);
   p.out = args.out, p.partial = args.workspace, p.splits = plan.split_k;
   p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
   p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left), p.skew = t.skew;
   p.channels = t.channels, p.images = t.images, p.parts = t.parts, p.rows = t.rows, p.columns = t.columns;
   p.tiles_h = int(t.tiles_h), p.tiles_w = int(t.tiles_w), p.units_r = int(t.units_r), p.units_s = int(t.units_s);
-  p.channel_units = int(t.channel_units), p.steps = t.steps();
+  p.channel_units = int(t.channel_units), p.steps = int(t.steps());
   p.copy_bytes = int(t.copy_bytes), p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes);
   auto* const kernel = wgrad<T, D, NB, nhwc>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))

@@ -3,10 +3,11 @@
 //   out[16 pixels, 8 channels] += in[the pixels, moved by the tap; 8 channels] * diagonal(w[tap, 8 channels]).
 // Seven eighths of the multiplications are with zeros, but no element is converted, and an instruction does 256 of use.
 //
-// A block has a tile of pixels with its halo in shared memory, as planes [row][pixel] of 8 channels, one for each warp.
-// A warp walks down a strip of 16 pixels: each row of inputs, loaded by ldmatrix once for each s, is multiplied with R
-// filter rows into R rows of sums. A finished row takes the place of the inputs that no row needs any more; at the end
-// the block writes the tile. dgrad is fprop with the filter turned round. Needs C % 8 == 0 and 16-byte alignment.
+// A block walks down a strip of an image in steps of some rows, which wait in shared memory, in a ring of stages, as
+// planes [row][pixel] of 8 channels, one for each warp. A row of inputs, loaded by ldmatrix once for each s, is
+// multiplied with R filter rows into R rows of sums, which a warp holds from step to step; a finished row takes the
+// place of the inputs of the step, and then goes to memory. Images of up to 8 columns go in pairs: pixels 8 to 15 are
+// of the second. dgrad is fprop with the filter turned round. Needs C % 8 == 0 and 16-byte alignment.
 //
 // The zeros make NaN of an infinite neighbour channel; a block that finds a NaN computes its outputs again, one product
 // at a time.
@@ -21,6 +22,8 @@ namespace conv2d_ext::diagonal {
 using depthwise::Divisor;
 
 constexpr int kMaxThreads = 32 * kDiagonalGroups;
+template <int R>
+constexpr int kStepRows = diagonal_step(R);
 
 // A tensor as a block copies it: planes of rows * pitch pixels.
 struct Image {
@@ -38,25 +41,28 @@ struct Params {
   int64_t w_k, w_r, w_s, bias_stride;
   int64_t N;
   int C, out_H, out_W, R, S, pad_h, pad_w;
-  bool turned;
-  int tiles_h, tiles_w, channel_units, groups, rows, strips;
+  bool turned, pairs;
+  int tiles_h, tiles_w, channel_units, groups, rows, strips, images;
   Divisor groups_of;
 };
 
 struct Where {
-  int p0, q0, c0, groups;
-  int64_t n;
+  int p0, q0, c0, groups, images;
+  int64_t n0;  // of the first image
 };
 
-// The tile from row h0 and column w0 on; zeros outside the image. A thread stays in a column: rows cost it additions.
+// Rows of a tensor from row h0 and column w0 of an image on; zeros outside the image. `half`: columns of an image, if
+// there are two. A thread stays in a column: rows cost it additions.
 template <class T>
-__device__ inline void load_tile(Image const& s, int64_t offset, int h0, int w0, int groups, int present,
+__device__ inline void load_rows(Image const& s, Where const& at, int image, int half, int h0, int w0, int groups,
                                  Divisor const& groups_of, unsigned char* planes) {
   int const total = s.pitch * groups, row_bytes = s.pitch * 16;
   for (int i = threadIdx.x; i < total; i += blockDim.x) {
-    int const column = int(groups_of.quotient(i)), group = i - column * groups, w = w0 + column;
-    bool const exists = unsigned(w) < unsigned(s.W) && group < present;
-    T const* from = static_cast<T const*>(s.data) + offset + h0 * s.h + w * s.w + group * 8;
+    int const column = int(groups_of.quotient(i)), group = i - column * groups, second = column >= half;
+    int const w = w0 + column - (second ? half : 0);
+    bool const exists = unsigned(w) < unsigned(s.W) && group < at.groups && image + second < at.images;
+    T const* from =
+        static_cast<T const*>(s.data) + (at.n0 + image + second) * s.n + h0 * s.h + w * s.w + at.c0 + group * 8;
     uint32_t to = ptx::shared_address(planes + group * s.plane_bytes + column * 16);
 #pragma unroll 4
     for (int row = 0; row < s.rows; ++row, from += s.h, to += row_bytes)
@@ -130,28 +136,31 @@ __device__ __noinline__ float exact(Params const& p, int64_t n, int c, int y, in
 
 template <class T>
 __device__ inline void store_again(Params const& p, Where const& at) {
-  int const columns = 16 * p.strips, total = p.rows * columns * at.groups * 8;
-  for (int i = threadIdx.x; i < total; i += blockDim.x) {
-    int const pixel = i / (at.groups * 8), c = at.c0 + i % (at.groups * 8);
-    int const y = at.p0 + pixel / columns, x = at.q0 + pixel % columns;
-    if (y < p.out_H && x < p.out_W)
-      static_cast<T*>(p.out)[at.n * p.out_n + y * p.out_h + x * p.out_w + c] = narrow<T>(exact<T>(p, at.n, c, y, x));
-  }
+  int const columns = p.pairs ? 8 : 16 * p.strips, channels = at.groups * 8, pixels = p.rows * columns;
+  for (int64_t n = at.n0; n < at.n0 + at.images; ++n)
+    for (int i = threadIdx.x; i < pixels * channels; i += blockDim.x) {
+      int const pixel = i / channels, c = at.c0 + i % channels;
+      int const y = at.p0 + pixel / columns, x = at.q0 + pixel % columns;
+      if (y < p.out_H && x < p.out_W)
+        static_cast<T*>(p.out)[n * p.out_n + y * p.out_h + x * p.out_w + c] = narrow<T>(exact<T>(p, n, c, y, x));
+    }
 }
 
-// A thread stays in a column.
+// A step's outputs, rows `first` to `last` of the stage; row 0 is row y of the image. A thread stays in a column.
 template <class T>
-__device__ inline void store_tile(Params const& p, Where const& at, int rows, int columns,
+__device__ inline void store_rows(Params const& p, Where const& at, int image, int y, int first, int last,
                                   unsigned char const* planes) {
-  int const total = columns * p.groups;
-  T* const base = static_cast<T*>(p.out) + at.n * p.out_n + at.p0 * p.out_h + at.q0 * p.out_w + at.c0;
+  int const total = 16 * p.strips * p.groups, row_bytes = p.in.pitch * 16;
   for (int i = threadIdx.x; i < total; i += blockDim.x) {
     int const column = int(p.groups_of.quotient(i)), group = i - column * p.groups;
-    if (group >= at.groups) continue;
-    T* to = base + column * p.out_w + group * 8;
-    unsigned char const* from = planes + group * p.in.plane_bytes + column * 16;
+    int const second = p.pairs && column >= 8, x = at.q0 + column - 8 * second;
+    if (group >= at.groups || x >= p.out_W || image + second >= at.images) continue;
+    T* to = static_cast<T*>(p.out) + (at.n0 + image + second) * p.out_n + (y + first) * p.out_h + x * p.out_w + at.c0 +
+            group * 8;
+    unsigned char const* from =
+        planes + group * p.in.plane_bytes + (column + second * (p.in.pitch / 2 - 8)) * 16 + first * row_bytes;
 #pragma unroll 4
-    for (int row = 0; row < rows; ++row, to += p.out_h, from += p.in.pitch * 16)
+    for (int row = first; row < last; ++row, to += p.out_h, from += row_bytes)
       *reinterpret_cast<uint4*>(to) = *reinterpret_cast<uint4 const*>(from);
   }
 }
@@ -164,27 +173,25 @@ __device__ inline void walk(float (&acc)[R][NS][4], uint32_t const (&taps)[R][S]
   for (int u = 0; u < R; ++u) {
     int const i = i0 + u;
     if (edge && i >= rows + R - 1) break;
-    uint32_t a[NS][S / 2 + 1][4];
 #pragma unroll
-    for (int ns = 0; ns < NS; ++ns)
+    for (int ns = 0; ns < NS; ++ns) {
+      uint32_t a[S / 2 + 1][4];
 #pragma unroll
       for (int s = 0; s < S; s += 2) {
+        uint32_t const address = from + u * row_bytes + ns * 256 + s * 16;
         if (s + 1 < S)
-          ptx::ldmatrix_x4(a[ns][s / 2], from + u * row_bytes + ns * 256 + s * 16);
+          ptx::ldmatrix_x4(a[s / 2], address);
         else
-          ptx::ldmatrix_x2(reinterpret_cast<uint32_t (&)[2]>(a[ns][s / 2]), from + u * row_bytes + ns * 256 + s * 16);
+          ptx::ldmatrix_x2(reinterpret_cast<uint32_t (&)[2]>(a[s / 2]), address);
       }
 #pragma unroll
-    for (int r = 0; r < R; ++r) {
-      constexpr auto slot = [](int u, int r) { return (u - r + R) % R; };
-      if (edge && (i - r < 0 || i - r >= rows)) continue;
-#pragma unroll
-      for (int ns = 0; ns < NS; ++ns) {
-        float (&sum)[4] = acc[slot(u, r)][ns];
+      for (int r = 0; r < R; ++r) {
+        if (edge && (i - r < 0 || i - r >= rows)) continue;
+        float (&sum)[4] = acc[(u - r + R) % R][ns];
         if (r == 0) sum[0] = bias0, sum[1] = bias1, sum[2] = bias0, sum[3] = bias1;
 #pragma unroll
         for (int s = 0; s < S; s += 2) {
-          uint32_t const(&v)[4] = a[ns][s / 2];
+          uint32_t const(&v)[4] = a[s / 2];
           if (s + 1 < S)
             ptx::mma_m16n8k16<T>(sum, v[0], v[1], v[2], v[3], taps[r][s], taps[r][s + 1]);
           else
@@ -204,22 +211,36 @@ __device__ inline void walk(float (&acc)[R][NS][4], uint32_t const (&taps)[R][S]
   }
 }
 
-template <class T, int R, int S>
+template <class T, int R, int S, int NS>
 __global__ void __launch_bounds__(kMaxThreads, diagonal_blocks(Op::fprop, R)) gather(__grid_constant__ Params const p) {
-  constexpr int NS = R == 3 ? 2 : 1;
-  extern __shared__ __align__(16) unsigned char planes[];
+  constexpr int step_rows = kStepRows<R>;
+  extern __shared__ __align__(16) unsigned char shared[];
   uint32_t index = blockIdx.x;
   Where at;
   at.c0 = depthwise::split_off(index, p.channel_units) * p.groups * 8;
   at.groups = (p.C - at.c0) / 8 < p.groups ? (p.C - at.c0) / 8 : p.groups;
-  at.q0 = depthwise::split_off(index, p.tiles_w) * 16 * p.strips;
+  at.q0 = depthwise::split_off(index, p.tiles_w) * 16 * NS;
   at.p0 = depthwise::split_off(index, p.tiles_h) * p.rows;
-  at.n = index;
-
-  load_tile<T>(p.in, at.n * p.in.n + at.c0, at.p0 - p.pad_h, at.q0 - p.pad_w, p.groups, at.groups, p.groups_of, planes);
-  int const lane = int(threadIdx.x) % 32, group = int(threadIdx.x) / 32, c0 = at.c0 + group * 8;
+  int const images = p.pairs ? 2 : 1, half = p.pairs ? p.in.pitch / 2 : p.in.pitch;
+  at.n0 = int64_t(index) * p.images * images;
+  at.images = int(depthwise::smaller(p.N - at.n0, p.images * images));
   int const rows = p.out_H - at.p0 < p.rows ? p.out_H - at.p0 : p.rows;
-  int const columns = p.out_W - at.q0 < 16 * p.strips ? p.out_W - at.q0 : 16 * p.strips;
+  int const steps_of_image = (rows + R - 1 + step_rows - 1) / step_rows;
+  int const steps = (at.images + images - 1) / images * steps_of_image, stage_bytes = p.groups * p.in.plane_bytes;
+
+  int next = 0, next_row = 0, next_image = 0;
+  auto load = [&] {  // of step `next`; a group of copies that is empty behind the last
+    if (next < steps)
+      load_rows<T>(p.in, at, next_image, half, at.p0 - p.pad_h + next_row, at.q0 - p.pad_w, p.groups, p.groups_of,
+                   shared + next % kDiagonalStages * stage_bytes);
+    ptx::cp_async_commit_group();
+    ++next, next_row += step_rows;
+    if (next_row >= steps_of_image * step_rows) next_row = 0, next_image += images;
+  };
+#pragma unroll
+  for (int stage = 0; stage < kDiagonalStages - 1; ++stage) load();
+
+  int const lane = int(threadIdx.x) % 32, group = int(threadIdx.x) / 32, c0 = at.c0 + group * 8;
   bool const exists = group < at.groups;
   uint32_t taps[R][S];
   float bias0 = 0.f, bias1 = 0.f;
@@ -230,36 +251,35 @@ __global__ void __launch_bounds__(kMaxThreads, diagonal_blocks(Op::fprop, R)) ga
       bias0 = widen(bias[0]), bias1 = widen(bias[p.bias_stride]);
     }
   }
-  ptx::cp_async_wait_all();
-  __syncthreads();
-
+  uint32_t const row_bytes = p.in.pitch * 16;
+  uint32_t const plane = ptx::shared_address(shared) + group * p.in.plane_bytes +
+                         (lane % 8 + (lane % 16 >= 8 ? (p.pairs ? half : 8) : 0)) * 16;
   uint32_t most = 0;
-  if (exists) {
-    uint32_t const plane = ptx::shared_address(planes) + group * p.in.plane_bytes, row_bytes = p.in.pitch * 16;
-    auto strip = [&]<int count>(std::integral_constant<int, count>, int first) {
-      uint32_t from = plane + (first * 16 + lane % 16 + lane / 16) * 16;
-      uint32_t to = plane + (first * 16 + lane % 16) * 16 - (R - 1) * row_bytes;
-      float acc[R][count][4];
-      auto step = [&](int i0, auto edge) {
-        walk<T, R, S, count, decltype(edge)::value>(acc, taps, bias0, bias1, from, to, row_bytes, i0, rows, most);
-        from += R * row_bytes, to += R * row_bytes;
-      };
-      int i0 = R;
-      step(0, std::true_type{});
-      for (; i0 + R <= rows; i0 += R) step(i0, std::false_type{});
-      for (; i0 < rows + R - 1; i0 += R) step(i0, std::true_type{});
-    };
-    int const strips = (columns + 15) / 16;
-    int first = 0;
-    if constexpr (NS > 1)
-      for (; first + NS <= strips; first += NS) strip(std::integral_constant<int, NS>{}, first);
-    for (; first < strips; ++first) strip(std::integral_constant<int, 1>{}, first);
+  float acc[R][NS][4];
+  int image = 0, i0 = 0;  // the step's, and its first row
+  for (int step = 0; step < steps; ++step) {
+    ptx::cp_async_wait_group<kDiagonalStages - 2>();
+    __syncthreads();  // the step's rows are there, and the stage before has gone to memory
+    load();
+    uint32_t const stage = step % kDiagonalStages * stage_bytes;
+    if (exists) {
+#pragma unroll
+      for (int part = 0; part < step_rows / R; ++part) {
+        uint32_t const to = plane + stage + part * R * row_bytes, from = to + lane / 16 * 16;
+        int const i = i0 + part * R;
+        if (i >= R && i + R <= rows)
+          walk<T, R, S, NS, false>(acc, taps, bias0, bias1, from, to, row_bytes, i, rows, most);
+        else
+          walk<T, R, S, NS, true>(acc, taps, bias0, bias1, from, to, row_bytes, i, rows, most);
+      }
+    }
+    __syncthreads();
+    int const first = i0 < R - 1 ? R - 1 - i0 : 0, past = rows + R - 1 - i0;
+    store_rows<T>(p, at, image, at.p0 + i0 - (R - 1), first, past < step_rows ? past : step_rows, shared + stage);
+    i0 += step_rows;
+    if (i0 >= steps_of_image * step_rows) i0 = 0, image += images;
   }
-
-  if (__syncthreads_or(has_nan<T>(most)) != 0)
-    store_again<T>(p, at);
-  else
-    store_tile<T>(p, at, rows, columns, planes);
+  if (__syncthreads_or(has_nan<T>(most)) != 0) store_again<T>(p, at);
 }
 
 // ---- host side
@@ -279,9 +299,10 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   p.out_H = backward ? int(problem.H) : P, p.out_W = backward ? int(problem.W) : Q;
   p.pad_h = int(backward ? problem.R - 1 - problem.pad_top : problem.pad_top);
   p.pad_w = int(backward ? problem.S - 1 - problem.pad_left : problem.pad_left);
-  DiagonalTile const t = diagonal_tile(p.out_H, p.out_W, problem.C, R, S);
+  DiagonalTile const t = diagonal_tile(problem.N, p.out_H, p.out_W, problem.C, R, S);
   p.tiles_h = int(t.tiles_h), p.tiles_w = int(t.tiles_w), p.channel_units = int(t.channel_units);
-  p.groups = t.groups, p.rows = t.rows, p.strips = t.strips, p.groups_of = Divisor(uint32_t(t.groups));
+  p.groups = t.groups, p.rows = t.rows, p.strips = t.strips, p.images = t.images, p.pairs = t.pairs;
+  p.groups_of = Divisor(uint32_t(t.groups));
   p.in = {args.a,
           in.n,
           in.h,
@@ -291,11 +312,12 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
           t.rows + R - 1,
           t.pitch,
           int(t.plane_bytes)};
-  auto* const kernel = gather<T, R, S>;
+  auto* kernel = gather<T, R, S, 1>;
+  if constexpr (R != 7)
+    if (t.strips == 2) kernel = gather<T, R, S, 2>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  int64_t const blocks = t.tiles_h * t.tiles_w * t.channel_units * problem.N;
-  kernel<<<unsigned(blocks), unsigned(32 * t.groups), size_t(t.shared_bytes), stream>>>(p);
+  kernel<<<unsigned(t.blocks()), unsigned(32 * t.groups), size_t(t.shared_bytes), stream>>>(p);
   return cudaGetLastError();
 }
 

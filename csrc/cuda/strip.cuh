@@ -1,8 +1,8 @@
 // Depthwise convolution with large filters in float32, stride 1, on the FMA units. A block has planes of the image with
 // their halo and its filters in shared memory; a thread computes 8 neighbouring outputs of a row, and a chunk of 4 taps
 // costs it one read of 4 inputs, one of 4 taps, and 32 FMAs. Threads that follow each other have rows that follow each
-// other, so they read the same taps and different banks. Each filter row is summed apart. dgrad is fprop with the filter
-// turned round. nhwc: a block has 4 channels, and its outputs go through shared memory.
+// other, so they read the same taps and different banks. Each filter row is summed apart. dgrad is fprop with the
+// filter turned round. nhwc: a block has 4 channels, and its outputs go through shared memory.
 #pragma once
 
 #include "../core/strip.h"
@@ -35,7 +35,8 @@ __device__ inline void load_filters(Params const& p, int c0, int channels, float
   for (int i = threadIdx.x; i < total; i += blockDim.x) {
     int const c = int(p.taps_of.quotient(i)), tap = i - c * taps;
     int const r = int(p.columns_of.quotient(tap)), s = tap - r * p.S;
-    float* const to = filters + ((c * p.R + (p.turned ? p.R - 1 - r : r)) * p.chunks * 4 + (p.turned ? p.S - 1 - s : s));
+    float* const to =
+        filters + ((c * p.R + (p.turned ? p.R - 1 - r : r)) * p.chunks * 4 + (p.turned ? p.S - 1 - s : s));
     depthwise::copy<float, 1>(to, p.w + (c0 + c) * p.w_k + r * p.w_r + s * p.w_s, 1);
   }
 }
@@ -73,7 +74,8 @@ __device__ inline void add_row(float (&sum)[kStripWidth], float const* x, float 
 }
 
 // From planes of outputs, [channel][row][8 * strips + 4], to memory.
-__device__ inline void store_nhwc(Params const& p, int64_t n0, int c0, int channels, int p0, int q0, float const* planes) {
+__device__ inline void store_nhwc(Params const& p, int64_t n0, int c0, int channels, int p0, int q0,
+                                  float const* planes) {
   int const columns = p.strips * kStripWidth, pitch = columns + 4, pixels = p.rows * columns;
   for (int i = threadIdx.x; i < p.images * pixels; i += blockDim.x) {
     int const image = i / pixels, row = i % pixels / columns, column = i % columns;
@@ -168,8 +170,8 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   Strides const& out = backward ? problem.x : problem.y;
   bool const vectors = nhwc ? t.channels == 4 && problem.C % 4 == 0 : t.pad_w % 4 == 0;
   Params p{};
-  p.in = band::source_of<float>(in, args.a, problem.N, t.in_H, t.in_W, nhwc, backward ? problem.y_align : problem.x_align,
-                                vectors, 1, t.plane_rows, t.pitch);
+  p.in = band::source_of<float>(in, args.a, problem.N, t.in_H, t.in_W, nhwc,
+                                backward ? problem.y_align : problem.x_align, vectors, 1, t.plane_rows, t.pitch);
   p.w = static_cast<float const*>(args.b), p.bias = static_cast<float const*>(args.bias);
   p.out = static_cast<float*>(args.out), p.bias_stride = args.bias_stride;
   p.out_n = out.n, p.out_c = out.c, p.out_h = out.h, p.out_w = nhwc ? out.w : 1;
@@ -179,8 +181,8 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   p.tiles_h = int(t.tiles_h), p.tiles_w = int(t.tiles_w), p.channel_units = int(t.channel_units);
   p.channels = t.channels, p.images = t.images, p.rows = t.rows, p.strips = t.strips, p.chunks = t.chunks;
   p.plane_bytes = t.plane_rows * t.pitch * 4;
-  p.out_vectors = (!nhwc || vectors) &&
-                  depthwise::rows_aligned(out, nhwc, backward ? problem.x_align : problem.y_align, 16, 4);
+  p.out_vectors =
+      (!nhwc || vectors) && depthwise::rows_aligned(out, nhwc, backward ? problem.x_align : problem.y_align, 16, 4);
   p.taps_of = Divisor(uint32_t(p.R * p.S)), p.columns_of = Divisor(uint32_t(p.S));
   auto* const kernel = gather<nhwc>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
