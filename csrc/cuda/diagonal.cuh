@@ -309,7 +309,7 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
           in.w,
           backward ? P : int(problem.H),
           backward ? Q : int(problem.W),
-          t.rows + R - 1,
+          diagonal_step(R),
           t.pitch,
           int(t.plane_bytes)};
   auto* kernel = gather<T, R, S, 1>;
