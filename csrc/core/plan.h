@@ -243,8 +243,10 @@ constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, D
   double const phases =
       any && op == Op::dgrad ? double(p.stride_h) * double(p.stride_w) : 1.0;  // taps that do not meet
   double const memory_ns = elements * size_of(p.dtype) / ((any ? 2000 : 3500) * sms);
-  double const fma_ns = work * phases / ((any ? 700 : 17000) * sms * lanes * f64);
-  Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) + (any ? 5000.0 : 4000.0), 1};
+  double const fma_ns = work * phases / ((any ? 300 : 17000) * sms * lanes * f64);
+  // 16-bit types: their conversions (docs/tuning.md).
+  double const slower = any || size_of(p.dtype) > 2 ? 1.0 : nhwc ? 2.1 : 1.4;
+  Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) * slower + (any ? 5000.0 : 4000.0), 1};
   if (op != Op::wgrad) return best;
   double const units = any ? double(ceil_div(p.K, nhwc ? 32 : 1)) * double(ceil_div(p.R * p.S, 32))
                            : double(ceil_div(p.K, nhwc ? 32 : 1));
@@ -269,7 +271,9 @@ constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, Device c
   double const products = double(t.channels) * t.images * t.rows * (t.columns / 16) * depth * width;
   // Multiplications of 16 x 8 x 16, or their FMAs.
   double const product_ns = p.dtype == DType::f32 ? 2048 / (128 * 1.755 * 0.75) : 1.6 / 1.755;
-  double const step_ns = 700 + products * product_ns, sums = double(p.K) * double(p.R) * double(p.S);
+  // As measured, the copies of a step included.
+  double const slower = is_nhwc(row.variant) ? 2.6 : 1.7;
+  double const step_ns = (700 + products * product_ns) * slower, sums = double(p.K) * double(p.R) * double(p.S);
   Estimate best;
   for (int64_t split = 1; split <= t.steps() && split <= 64; ++split) {
     if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
@@ -287,18 +291,23 @@ constexpr Estimate band_estimate(Row const& row, Op op, Problem const& p, Device
   BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, is_nhwc(row.variant));
   double const planes = double(ceil_div(p.N, t.images) * t.images) * double(t.channel_units) * t.channels;
   double const tiles = planes * double(t.tiles_h) * double(t.tiles_w);
-  double const bytes = double(p.N) * double(p.C) * 2 * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
-  return {4000 + tiles * (t.products * 0.8 / 1.755 + 100) / d.sm_count + bytes / 3500, 1};
+  // Copies and stores of a tile, which the multiplications of others do not hide; nhwc turns them round.
+  double const tile_ns = row.tile_m == 64 ? 2000 : row.tile_m == 32 ? 600 : 150;
+  double const ns = tiles * (t.products * 0.8 / 1.755 + tile_ns) / d.sm_count;
+  return {4000 + ns * (is_nhwc(row.variant) ? 1.4 : 1.0), 1};
 }
 
-// FMAs at three quarters of their peak, in threads for 8 columns of a row.
+// FMAs at six tenths of their peak, not measured yet, in threads for 8 columns of a row.
 constexpr Estimate strip_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   StripTile const t = strip_tile(op, p, is_nhwc(row.variant));
   double const fmas = double(ceil_div(t.items(), 32) * 32) * kStripWidth * double(p.R) * double(p.S);
   int64_t const blocks = t.blocks(p.N);
   double const rounds = blocks < 2 * d.sm_count ? 1.0 : double(blocks) / double(2 * d.sm_count);
-  return {5000 + rounds * (fmas * 2 / (128 * 1.755 * 0.75) + 2000), 1};
+  return {5000 + rounds * (fmas * 2 / (128 * 1.755 * 0.6) + 2000), 1};
 }
+
+// Two kinds of work that hide each other in part.
+constexpr double overlapped(double a, double b) { return a > b ? a + b / 2 : b + a / 2; }
 
 constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Device const& d) {
   DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
@@ -307,14 +316,14 @@ constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Devi
   double const copied = (t.rows + row.tile_m) * double(t.pitch_x + t.pitch_y) * t.groups * 16;
   double const products = double(t.rows) * t.strips * t.groups * ((row.tile_m + 1) / 2) * row.tile_n;
   double const copy_ns = copied / 3500 * d.sm_count, multiply_ns = products * 1.6 / 1.755;
-  double const unit_ns = copy_ns > multiply_ns ? copy_ns : multiply_ns, sums = double(p.K) * double(p.R) * double(p.S);
+  double const unit_ns = overlapped(copy_ns, multiply_ns), sums = double(p.K) * double(p.R) * double(p.S);
   Estimate best;
   for (int64_t split = 1; split <= t.units() && split <= 4096; split += split < 32 ? 1 : split / 32) {
     if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
     double const blocks = double(t.channel_units) * double(split), full = double(resident);
     double const rounds = blocks > full ? double(ceil_div(int64_t(blocks), resident)) : 1.0;
     double const shared = blocks < full ? (blocks < d.sm_count ? 1.0 : blocks / d.sm_count) : full / d.sm_count;
-    double ns = 5000 + rounds * (double(ceil_div(t.units(), split)) * unit_ns * shared + 1000);
+    double ns = 3000 + rounds * (double(ceil_div(t.units(), split)) * unit_ns * shared + 1000);
     if (split > 1) ns += 2500 + sums * double(split) * 8 / 2500;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
@@ -333,7 +342,7 @@ constexpr Estimate diagonal_estimate(Row const& row, Op op, Problem const& p, De
   double const pixels = double(t.rows + row.tile_m - 1) * t.pitch + double(t.rows) * 16 * t.strips;
   double const products = double(t.rows) * t.strips * row.tile_m * row.tile_n;
   double const memory_ns = planes * pixels * 16 / 3500, multiply_ns = planes * products * 0.8 / 1.755 / d.sm_count;
-  return {4000 + (memory_ns > multiply_ns ? memory_ns : multiply_ns), 1};
+  return {4000 + overlapped(memory_ns, multiply_ns), 1};
 }
 
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
