@@ -214,6 +214,11 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_7x7_stride2", 2, 8, 37, 35, 8, 7, 7, (2, 2), (3, 0, 2, 4), groups=8, edge=True),
     Case("depthwise_several_tiles", 1, 2, 60, 131, 2, 3, 3, padding=(1, 1), groups=2),
     Case("depthwise_several_tiles_stride2", 1, 1, 121, 261, 1, 5, 5, (2, 2), (2, 2)),
+    # tensor cores: pairs of small images, several steps and tiles of an image, bands wider than a window
+    Case("depthwise_pairs", 5, 24, 8, 7, 24, 5, 5, padding=(2, 2), groups=24),
+    Case("depthwise_3x3_steps", 1, 8, 50, 35, 8, 3, 3, padding=(1, 1), groups=8, edge=True),
+    Case("depthwise_13x9_tiles", 1, 8, 40, 70, 8, 13, 9, padding=(6, 4), groups=8),
+    Case("depthwise_3x40", 2, 8, 9, 21, 8, 3, 40, padding=(1, 20), groups=8, bias=False),
     # tile boundaries: K, NPQ and the reduction just below, at and above multiples of 64 and 128
     Case("K63_NPQ63", 1, 16, 9, 11, 63, 3, 3),
     Case("K64_NPQ64", 1, 16, 10, 10, 64, 3, 3, edge=True),
