@@ -227,6 +227,11 @@ CASES: tuple[Case, ...] = (
     Case("groups2_of_40_and_24", 1, 80, 9, 17, 48, 3, 3, padding=(1, 1), groups=2),
     Case("groups4_of_32_small_images", 5, 128, 7, 7, 128, 3, 3, padding=(1, 1), groups=4),
     Case("groups3_of_20_and_12_stride2", 2, 60, 11, 9, 36, 3, 2, (2, 1), (1, 1), (1, 2), 3),
+    # tensor cores: pairs of small images, several steps and tiles of an image, bands wider than a window
+    Case("depthwise_pairs", 5, 24, 8, 7, 24, 5, 5, padding=(2, 2), groups=24),
+    Case("depthwise_3x3_steps", 1, 8, 50, 35, 8, 3, 3, padding=(1, 1), groups=8, edge=True),
+    Case("depthwise_13x9_tiles", 1, 8, 40, 70, 8, 13, 9, padding=(6, 4), groups=8),
+    Case("depthwise_3x40", 2, 8, 9, 21, 8, 3, 40, padding=(1, 20), groups=8, bias=False),
     # tile boundaries: K, NPQ and the reduction just below, at and above multiples of 64 and 128
     Case("K63_NPQ63", 1, 16, 9, 11, 63, 3, 3),
     Case("K64_NPQ64", 1, 16, 10, 10, 64, 3, 3, edge=True),

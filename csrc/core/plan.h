@@ -4,12 +4,15 @@
 
 #include <cstdint>
 
+#include "band.h"
+#include "diagonal.h"
 #include "kernels.def"
 #include "problem.h"
+#include "strip.h"
 
 namespace conv2d_ext {
 
-enum class Family : uint8_t { tma, igemm, simt, depthwise, grouped };
+enum class Family : uint8_t { tma, igemm, simt, depthwise, grouped, band, diagonal, strip };
 enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2, im2col, halo };
 
 struct Row {
@@ -231,6 +234,56 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   return (halo_h * halo_w + 16) * 16 * ins + filters <= 220 * 1024;
 }
 
+// Depthwise rows for stride 1 and K == C: what they have in common.
+constexpr bool unit_stride_depthwise(Row const& row, Problem const& p) {
+  if (p.C_per_group() != 1 || p.K != p.C || p.R > kBandMaxTaps || p.S > kBandMaxTaps) return false;
+  if (p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
+  if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0) return false;
+  bool const nhwc = is_nhwc(row.variant);
+  if (nhwc ? p.C > 1 && (p.x.c != 1 || p.y.c != 1) : (p.W > 1 && p.x.w != 1) || (p.Q() > 1 && p.y.w != 1)) return false;
+  constexpr int64_t most = int64_t(1) << 29;
+  return p.H + p.pad_top + p.pad_bottom <= most && p.W + p.pad_left + p.pad_right <= most;
+}
+
+constexpr bool band_supports(Row const& row, Op op, Problem const& p) {
+  if (!unit_stride_depthwise(row, p)) return false;
+  bool const nhwc = is_nhwc(row.variant);
+  constexpr int64_t most = int64_t(1) << 29;
+  if (op == Op::wgrad) {
+    BandSumsTile const t = band_sums_tile(p, row.tile_m / 16, row.tile_n / 8, nhwc);
+    double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
+    double const steps = double(t.image_units) * double(t.tiles_h) * double(t.tiles_w);
+    return t.shared_bytes <= kBandSharedBytes && units * 4096 < double(most) && steps < double(most);
+  }
+  BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, nhwc);
+  double const blocks =
+      double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(ceil_div(p.N, t.images));
+  return t.shared_bytes <= kBandSharedBytes && blocks < double(most);
+}
+
+constexpr bool diagonal_supports(Row const& row, Op op, Problem const& p) {
+  if (!unit_stride_depthwise(row, p) || p.R > row.tile_m || p.S > row.tile_n) return false;
+  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, 8, p.dtype))
+    return false;
+  constexpr int64_t most = int64_t(1) << 29;
+  if (op == Op::wgrad) {
+    DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
+    return double(t.tiles_h) * double(t.tiles_w) * double(t.image_units) < double(most) &&
+           t.channel_units * 4096 < most;
+  }
+  bool const backward = op == Op::dgrad;
+  DiagonalTile const t =
+      diagonal_tile(p.N, backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
+  return double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(t.image_units) < double(most);
+}
+
+constexpr bool strip_supports(Row const& row, Op op, Problem const& p) {
+  if (!unit_stride_depthwise(row, p)) return false;
+  StripTile const t = strip_tile(op, p, is_nhwc(row.variant));
+  double const blocks = double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(p.N);
+  return t.items() <= kStripThreads && t.shared_bytes <= kStripSharedBytes && blocks < double(1 << 30);
+}
+
 constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d) {
   if (row.op != op || row.dtype != p.dtype) return false;
   switch (row.family) {
@@ -255,6 +308,12 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return d.compute_capability >= 80 && depthwise_supports(row, p);
     case Family::grouped:
       return d.compute_capability >= 90 && grouped_supports(row, op, p);
+    case Family::diagonal:
+      return d.compute_capability == 90 && diagonal_supports(row, op, p);
+    case Family::strip:
+      return d.compute_capability == 90 && strip_supports(row, op, p);
+    case Family::band:
+      return d.compute_capability == 90 && band_supports(row, op, p);
   }
   return false;
 }
@@ -422,8 +481,10 @@ constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, D
   double const phases =
       any && op == Op::dgrad ? double(p.stride_h) * double(p.stride_w) : 1.0;  // taps that do not meet
   double const memory_ns = elements * size_of(p.dtype) / ((any ? 2000 : 3500) * sms);
-  double const fma_ns = work * phases / ((any ? 700 : 17000) * sms * lanes * f64);
-  Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) + (any ? 5000.0 : 4000.0), 1};
+  double const fma_ns = work * phases / ((any ? 300 : 17000) * sms * lanes * f64);
+  // 16-bit types: their conversions (docs/tuning.md).
+  double const slower = any || size_of(p.dtype) > 2 ? 1.0 : nhwc ? 2.1 : 1.4;
+  Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) * slower + (any ? 5000.0 : 4000.0), 1};
   if (op != Op::wgrad) return best;
   double const units = any ? double(ceil_div(p.K, nhwc ? 32 : 1)) * double(ceil_div(p.R * p.S, 32))
                            : double(ceil_div(p.K, nhwc ? 32 : 1));
@@ -476,6 +537,87 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   return best;
 }
 
+constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+  int const depth = row.tile_m / 16, width = row.tile_n / 8;
+  BandSumsTile const t = band_sums_tile(p, depth, width, is_nhwc(row.variant));
+  double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
+  double const products = double(t.channels) * t.images * t.rows * (t.columns / 16) * depth * width;
+  // Multiplications of 16 x 8 x 16, or their FMAs.
+  double const product_ns = p.dtype == DType::f32 ? 2048 / (128 * 1.755 * 0.75) : 1.6 / 1.755;
+  // As measured, the copies of a step included.
+  double const slower = is_nhwc(row.variant) ? 2.6 : 1.7;
+  double const step_ns = (700 + products * product_ns) * slower, sums = double(p.K) * double(p.R) * double(p.S);
+  Estimate best;
+  for (int64_t split = 1; split <= t.steps() && split <= 64; ++split) {
+    if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
+    double const rounds = double(ceil_div(int64_t(units * double(split)), 2 * d.sm_count));  // two blocks an SM
+    double ns = 4000 + rounds * double(ceil_div(t.steps(), split)) * step_ns * 2;
+    if (split > 1) ns += 3000 + sums * double(split) * 8 / 2500;
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+  }
+  return best;
+}
+
+// Multiplications of 16 x 8 x 8 in 3.2 cycles on each of an SM's four tensor cores.
+constexpr Estimate band_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (op == Op::wgrad) return band_sums_estimate(row, p, d);
+  BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, is_nhwc(row.variant));
+  double const planes = double(ceil_div(p.N, t.images) * t.images) * double(t.channel_units) * t.channels;
+  double const tiles = planes * double(t.tiles_h) * double(t.tiles_w);
+  // Copies and stores of a tile, which the multiplications of others do not hide; nhwc turns them round.
+  double const tile_ns = row.tile_m == 64 ? 2000 : row.tile_m == 32 ? 600 : 150;
+  double const ns = tiles * (t.products * 0.8 / 1.755 + tile_ns) / d.sm_count;
+  return {4000 + ns * (is_nhwc(row.variant) ? 1.4 : 1.0), 1};
+}
+
+// FMAs at six tenths of their peak, not measured yet, in threads for 8 columns of a row.
+constexpr Estimate strip_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  StripTile const t = strip_tile(op, p, is_nhwc(row.variant));
+  double const fmas = double(ceil_div(t.items(), 32) * 32) * kStripWidth * double(p.R) * double(p.S);
+  int64_t const blocks = t.blocks(p.N);
+  double const rounds = blocks < 2 * d.sm_count ? 1.0 : double(blocks) / double(2 * d.sm_count);
+  return {5000 + rounds * (fmas * 2 / (128 * 1.755 * 0.6) + 2000), 1};
+}
+
+// Two kinds of work that hide each other in part.
+constexpr double overlapped(double a, double b) { return a > b ? a + b / 2 : b + a / 2; }
+
+constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+  DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
+  int const resident = diagonal_blocks(Op::wgrad, row.tile_m) * d.sm_count;
+  // Of a strip, where each SM has one.
+  double const copied = (t.rows + row.tile_m) * double(t.pitch_x + t.pitch_y) * t.groups * 16;
+  double const products = double(t.rows) * t.strips * t.groups * ((row.tile_m + 1) / 2) * row.tile_n;
+  double const copy_ns = copied / 3500 * d.sm_count, multiply_ns = products * 1.6 / 1.755;
+  double const unit_ns = overlapped(copy_ns, multiply_ns), sums = double(p.K) * double(p.R) * double(p.S);
+  Estimate best;
+  for (int64_t split = 1; split <= t.units() && split <= 4096; split += split < 32 ? 1 : split / 32) {
+    if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
+    double const blocks = double(t.channel_units) * double(split), full = double(resident);
+    double const rounds = blocks > full ? double(ceil_div(int64_t(blocks), resident)) : 1.0;
+    double const shared = blocks < full ? (blocks < d.sm_count ? 1.0 : blocks / d.sm_count) : full / d.sm_count;
+    double ns = 3000 + rounds * (double(ceil_div(t.units(), split)) * unit_ns * shared + 1000);
+    if (split > 1) ns += 2500 + sums * double(split) * 8 / 2500;
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+  }
+  return best;
+}
+
+// Memory, or the multiplications: R * S of 8 channels for 16 pixels, in 3.2 cycles on each of an SM's four tensor
+// cores.
+constexpr Estimate diagonal_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (op == Op::wgrad) return diagonal_sums_estimate(row, p, d);
+  bool const backward = op == Op::dgrad;
+  DiagonalTile const t =
+      diagonal_tile(p.N, backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
+  double const units = t.pairs ? double(ceil_div(p.N, 2)) : double(p.N);
+  double const planes = units * double(t.channel_units) * t.groups * double(t.tiles_h) * double(t.tiles_w);
+  double const pixels = double(t.rows + row.tile_m - 1) * t.pitch + double(t.rows) * 16 * t.strips;
+  double const products = double(t.rows) * t.strips * row.tile_m * row.tile_n;
+  double const memory_ns = planes * pixels * 16 / 3500, multiply_ns = planes * products * 0.8 / 1.755 / d.sm_count;
+  return {4000 + overlapped(memory_ns, multiply_ns), 1};
+}
+
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   switch (row.family) {
     case Family::tma:
@@ -486,6 +628,12 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return depthwise_estimate(row, op, p, d);
     case Family::grouped:
       return grouped_estimate(row, op, p, d);
+    case Family::diagonal:
+      return diagonal_estimate(row, op, p, d);
+    case Family::strip:
+      return strip_estimate(row, op, p, d);
+    case Family::band:
+      return band_estimate(row, op, p, d);
     case Family::simt:
       break;
   }
@@ -498,7 +646,8 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     return partial + (p.dtype == DType::f32 ? tma_prepared(p) * 4 : 0);
   }
   if (split_k == 1) return 0;
-  if (row.family == Family::depthwise) return p.K * p.R * p.S * split_k * (p.dtype == DType::f64 ? 8 : 4);
+  if (row.family == Family::depthwise || row.family == Family::band || row.family == Family::diagonal)
+    return p.K * p.R * p.S * split_k * (p.dtype == DType::f64 ? 8 : 4);
   if (row.family == Family::grouped) return p.K * p.C_per_group() * p.R * p.S * split_k * 4;
   Gemm const g = gemm_of(op, p);
   int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;

@@ -137,6 +137,12 @@ __device__ inline void cp_async_bulk_tensor_im2col(uint32_t shared, void const* 
 
 // ---- mma.sync
 
+__device__ inline uint32_t ld_shared_b32(uint32_t shared) {
+  uint32_t v;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(shared));
+  return v;
+}
+
 // Four 8 x 8 matrices of 16-bit elements; lane i's address is of row i % 8 of matrix i / 8, 16 bytes. A lane gets
 // elements 2 (lane % 4) and the next of row lane / 4 of each.
 __device__ inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t shared) {
@@ -166,6 +172,11 @@ __device__ inline uint32_t movmatrix_trans(uint32_t v) {
   uint32_t d;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(v));
   return d;
+}
+
+// Writes two 8 x 8 matrices; a lane holds them as ldmatrix gives them, lanes 0 to 15 give the rows' addresses.
+__device__ inline void stmatrix_x2(uint32_t shared, uint32_t a, uint32_t b) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(shared), "r"(a), "r"(b) : "memory");
 }
 
 // d[16, 8] += a[16, 16] * b[16, 8]. a: rows 0-7 and 8-15 of k 0-7, then of k 8-15; b: k 0-7, then k 8-15.
