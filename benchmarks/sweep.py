@@ -84,12 +84,15 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 def summary(problems: Sequence[Problem]) -> list[tuple[str, int, float, float, float | None]]:
     """(group, problems, geometric mean of the regret, worst regret, geometric mean of torch's time over ours)."""
-    groups: dict[str, list[Problem]] = {"all": list(problems)}
-    for p in problems:
+    order = ("all", *KINDS, *OPS, *STORAGE, *LAYOUTS)
+    groups: dict[str, list[Problem]] = {name: [] for name in order} | {"all": list(problems)}
+    for p in sorted(problems, key=lambda p: [order.index(name) for name in (p.kind, p.op, p.dtype, p.layout)]):
         for name in (p.kind, p.op, p.dtype, p.layout, f"{p.kind} {p.op} {p.dtype} {p.layout}"):
             groups.setdefault(name, []).append(p)
     found = []
     for name, members in groups.items():
+        if not members:
+            continue
         regrets = [p.regret for p in members]
         ratios = [p.torch_us / p.rows[p.chosen][0] for p in members if p.torch_us]
         found.append(

@@ -23,6 +23,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -280,8 +281,6 @@ class Recorder:
                 str(results),
                 "--timeout",
                 str(self.options.sanitizer_timeout),
-                "--workers",
-                str(self.options.sanitizer_workers),
             ),
             *("--", "-p", PLUGIN_NAME),
             timeout=self.options.sanitizer_timeout + 30,  # it keeps to its own time
@@ -327,16 +326,23 @@ class Recorder:
             "sanitizer": self.sanitizer,
             "benchmark": self.benchmark,
         }
-        for name, phase in work.items():
-            if name in self.options.skip:
+        # A benchmark must have the GPU for itself; the others may share it.
+        rounds = [("tests", "sanitizer"), ("benchmark",)] if self.options.together else [(name,) for name in work]
+        for names in rounds:
+            left_out = [name for name in names if name in self.options.skip]
+            for name in left_out:
                 self.record["phases"][name]["reason"] = "left out by --skip"
-                continue
-            print(f"== {name}", flush=True)
-            self.record["phases"][name] = {"status": "not run", "reason": "began, and did not end"}
+            running = [name for name in names if name not in left_out]
+            for name in running:
+                print(f"== {name}", flush=True)
+                self.record["phases"][name] = {"status": "not run", "reason": "began, and did not end"}
             self.save()
-            self.record["phases"][name] = phase()
-            self.save()
-            print(f"== {name}: {self.record['phases'][name]['status']}", flush=True)
+            with ThreadPoolExecutor() as pool:
+                ends = {pool.submit(work[name]): name for name in running}
+                for end in as_completed(ends):
+                    self.record["phases"][ends[end]] = end.result()
+                    self.save()
+                    print(f"== {ends[end]}: {self.record['phases'][ends[end]]['status']}", flush=True)
         green, line = verdict(self.record, self.record["code"])
         print(line)
         return 0 if green else 1
@@ -398,10 +404,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--output", type=Path, default=ROOT / RECORD, help=f"default: {RECORD}")
     found.add_argument("--skip", type=phases, default=[], metavar="A,B", help=f"leave out: {', '.join(PHASES)}")
     found.add_argument("--workers", type=int, default=8, help="processes of pytest; 0: one, without xdist")
-    found.add_argument("--tests-timeout", type=float, default=210, help="seconds (default: %(default)s)")
-    found.add_argument("--sanitizer-workers", type=int, default=12, help="processes of each tool")
+    found.add_argument("--tests-timeout", type=float, default=240, help="seconds (default: %(default)s)")
     found.add_argument("--sanitizer-timeout", type=float, default=160, help="seconds, all tools (default: %(default)s)")
     found.add_argument("--benchmark-timeout", type=float, default=60, help="seconds (default: %(default)s)")
+    found.add_argument("--together", action="store_true", help="run the sanitizer beside the tests: sooner done")
     found.add_argument("--pytest-arguments", default="", help="more arguments for the suite, in one string")
     return found
 

@@ -1,15 +1,16 @@
-"""Runs compute-sanitizer over the tests marked `sanitizer`: one line per tool, exit status 0 if all are clean.
+"""Runs compute-sanitizer over the tests marked for it: one line per tool, exit status 0 if all are clean.
 
-    python scripts/sanitize.py                              # memcheck, racecheck and synccheck
-    python scripts/sanitize.py --tools racecheck --workers 12
-    python scripts/sanitize.py -- -k dgrad                  # the rest goes to pytest
+    python scripts/sanitize.py                                      # memcheck, racecheck and synccheck
+    python scripts/sanitize.py --tools racecheck
+    python scripts/sanitize.py -- -k dgrad                          # the rest goes to pytest
 
 conv2d_ext must be importable, and its kernels launched by the tests; only those are instrumented, since cuDNN's,
 which the tests use as a reference, would take most of the time. PyTorch's caching allocator is off, so that an access
 past a tensor's end leaves the allocation and is seen.
 
---workers N shares the tests out among N processes of compute-sanitizer, since most of their time is the host's. A tool
-is clean if all of its processes are, and together they ran every test.
+memcheck runs the tests marked `sanitizer`, which reach every edge. Under racecheck a launch takes 0.05 to 0.3 s on an
+H200, however often the kernel has run: it and synccheck run the tests marked `once`, one launch of each row. Several
+processes at a time do not help: 12 of them ran memcheck's tests at half the speed of one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 DEFAULT_TOOLS = ("memcheck", "racecheck", "synccheck")
+MARKS = {"racecheck": "once", "synccheck": "once"}  # of the tests that a tool runs; else `sanitizer`
 FOUND = 86  # exit status of compute-sanitizer when the tool found something; pytest's own are 0 to 5
-NOTHING_COLLECTED = 5  # pytest's exit status where no test was selected
-NO_TESTS = "no test ran"
 NAMESPACE = "conv2d_ext"  # of our kernels: part of their mangled names
 
 # Racecheck counts hazards, the other tools errors. memcheck's second line, "... errors were not printed", is not a sum.
@@ -157,11 +156,6 @@ class ToolResult:
     seconds: float = 0.0
     reason: str = ""
 
-    @property
-    def no_tests(self) -> bool:
-        """Nothing to do, and nothing found: pytest was given no test."""
-        return self.reason == NO_TESTS and not self.findings
-
     def __str__(self) -> str:
         what = "hazards" if self.tool == "racecheck" else "errors"
         found = "no summary" if self.findings is None else f"{self.findings} {what}"
@@ -190,8 +184,6 @@ def judge(tool: str, finished: Finished, counts: Counts | None) -> ToolResult:
     )
     if finished.code is None:
         result.reason = "ran out of time"
-    elif finished.code == NOTHING_COLLECTED and not result.findings:
-        result.reason = NO_TESTS
     elif result.findings is None:
         result.reason = f"exit status {finished.code}, and no summary in its output"
     elif result.findings or finished.code == FOUND:
@@ -199,39 +191,15 @@ def judge(tool: str, finished: Finished, counts: Counts | None) -> ToolResult:
     elif finished.code != 0:
         result.reason = f"pytest failed with exit status {finished.code}"
     elif not counts.passed:
-        result.reason = NO_TESTS
+        result.reason = "no test ran"
     else:
         result.status = "passed"
     return result
 
 
-def merge(tool: str, results: Sequence[ToolResult]) -> ToolResult:
-    """The parts of one sharded pass as one result. A part without tests is clean if others had some."""
-    found = [result.findings for result in results if result.findings is not None]
-    total = ToolResult(
-        tool,
-        "failed",
-        sum(found) if found else None,
-        sum(result.passed for result in results),
-        sum(result.failed for result in results),
-        sum(result.skipped for result in results),
-        max(result.seconds for result in results),
-    )
-    bad = [(i, r) for i, r in enumerate(results, 1) if r.status != "passed" and not (r.no_tests and total.passed)]
-    reasons = dict.fromkeys(r.reason for _, r in bad)
-    if not bad:
-        total.status = "passed"
-    elif len(results) == 1:
-        total.reason = bad[0][1].reason
-    else:
-        total.reason = f"{'; '.join(reasons)} (part {', '.join(str(i) for i, _ in bad)} of {len(results)})"
-    return total
-
-
 def sanitizer_command(
-    program: str, tool: str, only: str, junit: Path, pytest_arguments: Sequence[str], tests: Path, part: str = ""
+    program: str, tool: str, only: str, junit: Path, pytest_arguments: Sequence[str], tests: Path
 ) -> list[str]:
-    """`part` is I/N, one of several processes' share of the tests; empty: all of them."""
     return [
         program,
         *("--tool", tool),
@@ -243,9 +211,8 @@ def sanitizer_command(
         ),  # torch probes the driver for functions that it may lack; launches it checks itself
         *("--print-limit", "20"),
         *(("--kernel-name", f"kns={only}") if only else ()),  # kns: a part of the mangled name
-        *(sys.executable, "-m", "pytest", str(tests), "-m", "sanitizer", "--device", "cuda"),
+        *(sys.executable, "-m", "pytest", str(tests), "-m", MARKS.get(tool, "sanitizer"), "--device", "cuda"),
         *("-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=0", "-q", f"--junitxml={junit}"),
-        *(("--shard", part) if part else ()),
         *pytest_arguments,
     ]
 
@@ -283,19 +250,14 @@ def parser() -> argparse.ArgumentParser:
             raise argparse.ArgumentTypeError(f"expected some of {', '.join(TOOLS)}, got {', '.join(unknown)}")
         return chosen
 
-    def positive(text: str) -> int:
-        if int(text) < 1:
-            raise ValueError(text)
-        return int(text)
-
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--tools", type=tools, default=list(DEFAULT_TOOLS), metavar="A,B", help="default: %(default)s")
-    found.add_argument("--workers", type=positive, default=1, help="processes of a tool (default: %(default)s)")
     found.add_argument("--timeout", type=float, default=600, help="seconds for all tools (default: %(default)s)")
     found.add_argument(
         "--only", default=NAMESPACE, help="part of the names of the kernels to check; empty: all kernels"
     )
-    found.add_argument("--tests", type=Path, default=ROOT / "tests", help="file or folder of tests")
+    # All marked tests are in this file; to collect the others as well takes seconds, and under a tool many more.
+    found.add_argument("--tests", type=Path, default=ROOT / "tests" / "test_rows.py", help="file or folder of tests")
     found.add_argument("--json", type=Path, help="write the results to this file as well, after each tool")
     found.add_argument("--program", help="compute-sanitizer, if it is not on PATH or in CUDA_HOME")
     found.add_argument("pytest_arguments", nargs="*", metavar="-- ...", help="for pytest")
@@ -331,24 +293,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if note:
                 print(f"sanitize: {note}", flush=True)
         for index, tool in enumerate(options.tools):
-
-            def one(number: int, tool: str = tool) -> tuple[Finished, ToolResult]:
-                junit = cwd / f"{tool}-{number}.xml"
-                part = f"{number}/{options.workers}" if options.workers > 1 else ""
-                command = sanitizer_command(
-                    program, tool, options.only, junit, options.pytest_arguments, options.tests.resolve(), part
-                )
-                finished = run_command(command, env, cwd, max(end - time.monotonic(), 1))
-                return finished, judge(tool, finished, count_tests(junit))
-
-            with ThreadPoolExecutor(options.workers) as pool:
-                parts = list(pool.map(one, range(1, options.workers + 1)))
-            results[index] = merge(tool, [result for _, result in parts])
+            junit = cwd / f"{tool}.xml"
+            command = sanitizer_command(
+                program, tool, options.only, junit, options.pytest_arguments, options.tests.resolve()
+            )
+            finished = run_command(command, env, cwd, max(end - time.monotonic(), 1))
+            results[index] = judge(tool, finished, count_tests(junit))
             save()
             if results[index].status != "passed":
-                for finished, result in parts:
-                    if result.status != "passed" and not result.no_tests:
-                        print(tail(finished.output, max(10, 60 // options.workers)))
+                print(tail(finished.output, 60))
             print(results[index], flush=True)
     return 0 if all(result.status == "passed" for result in results) else 1
 

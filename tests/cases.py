@@ -217,10 +217,8 @@ CASES: tuple[Case, ...] = (
     # images too wide for one tile in channels_last
     Case("depthwise_wide_3x3", 1, 3, 9, 260, 3, 3, 3, padding=(1, 1), groups=3),
     Case("depthwise_wide_3x3_stride2", 3, 2, 7, 200, 2, 3, 3, (2, 2), (5, 2, 5, 1), groups=2, edge=True),
-    Case("depthwise_wide_5x5", 1, 2, 11, 230, 2, 5, 5, padding=(4, 2, 0, 3), groups=2),
     Case("depthwise_wide_5x5_stride2", 1, 5, 28, 300, 5, 5, 5, (2, 2), (2, 3, 2, 6), groups=5),
     Case("depthwise_wide_5x5_stride2_four_pads", 1, 2, 28, 200, 2, 5, 5, (2, 2), (6, 3, 3, 0), groups=2),
-    Case("depthwise_wide_7x7", 1, 2, 8, 220, 2, 7, 7, padding=(3, 3), groups=2),
     Case("depthwise_wide_7x7_stride2", 1, 2, 13, 270, 2, 7, 7, (2, 2), (3, 2, 0, 5), groups=2),
     # few channels a group: units of one or several groups, runs of one to four blocks, several squares and images
     Case("groups16_of_4_several_tiles", 3, 64, 19, 37, 64, 3, 3, padding=(1, 1), groups=16, edge=True),
@@ -229,6 +227,11 @@ CASES: tuple[Case, ...] = (
     Case("groups2_of_40_and_24", 1, 80, 9, 17, 48, 3, 3, padding=(1, 1), groups=2),
     Case("groups4_of_32_small_images", 5, 128, 7, 7, 128, 3, 3, padding=(1, 1), groups=4),
     Case("groups3_of_20_and_12_stride2", 2, 60, 11, 9, 36, 3, 2, (2, 1), (1, 1), (1, 2), 3),
+    # tensor cores: pairs of small images, several steps and tiles of an image, bands wider than a window
+    Case("depthwise_pairs", 5, 24, 8, 7, 24, 5, 5, padding=(2, 2), groups=24),
+    Case("depthwise_3x3_steps", 1, 8, 50, 35, 8, 3, 3, padding=(1, 1), groups=8, edge=True),
+    Case("depthwise_13x9_tiles", 1, 8, 40, 70, 8, 13, 9, padding=(6, 4), groups=8),
+    Case("depthwise_3x40", 2, 8, 9, 21, 8, 3, 40, padding=(1, 20), groups=8, bias=False),
     # tile boundaries: K, NPQ and the reduction just below, at and above multiples of 64 and 128
     Case("K63_NPQ63", 1, 16, 9, 11, 63, 3, 3),
     Case("K64_NPQ64", 1, 16, 10, 10, 64, 3, 3, edge=True),
@@ -251,6 +254,9 @@ CASES: tuple[Case, ...] = (
     Case("many_pixels_C16_K8", 2, 16, 23, 25, 8, 3, 3, padding=(1, 1), edge=True),
     Case("many_pixels_depthwise", 2, 4, 64, 66, 4, 3, 3, padding=(1, 1), groups=4),
     Case("batch_of_65", 65, 4, 3, 3, 6, 3, 3, padding=(1, 1)),
+    # few tiles, some steps of the reduction: fprop and dgrad, then wgrad (in several parts); for racecheck
+    Case("one_tile_long_depth", 1, 48, 4, 5, 48, 3, 3, padding=(1, 1)),
+    Case("one_tile_some_pixels", 2, 8, 12, 13, 8, 3, 1, padding=(1, 0)),
     # nothing to sum, or nothing to write
     Case("N0", 0, 4, 6, 6, 8, 3, 3, padding=(1, 1), edge=True),
     Case("C0", 2, 0, 6, 5, 4, 3, 3, padding=(1, 1), edge=True),

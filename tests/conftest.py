@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,14 +24,6 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the tensors of the tests live")
     parser.addoption("--fuzz", type=int, default=300, help="examples of each hypothesis test in test_fuzz.py")
-    parser.addoption("--shard", type=shard, metavar="I/N", help="run the I-th of N parts of the tests; I from 1")
-
-
-def shard(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, got {text!r}")
-    return int(index), int(count)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,7 +32,6 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
-@pytest.hookimpl(trylast=True)  # after -m and -k, so that the shards are of what those leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without --device cuda, one instance of each test that needs a GPU is kept, to be reported as skipped.
 
@@ -62,25 +52,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             seen.add(function)
         else:
             kept.append(item)
-    if part := config.getoption("--shard"):
-        kept, others = take_shard(kept, *part)
-        left_out += others
     items[:] = kept
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-
-
-def take_shard(items: list[pytest.Item], index: int, count: int) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """The index-th of count parts, and the rest. Tests of one op and dtype stay together as far as the sizes allow:
-    each process of a sharded run loads (and compute-sanitizer instruments) few of the kernels."""
-
-    def kernels(item: pytest.Item) -> tuple[str, str]:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        return str(params.get("op")), str(params.get("dtype"))
-
-    ordered = sorted(items, key=kernels)
-    first, last = ((index - 1) * len(items) // count, index * len(items) // count)
-    return ordered[first:last], ordered[:first] + ordered[last:]
 
 
 @pytest.fixture(scope="session")

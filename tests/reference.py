@@ -161,17 +161,6 @@ def error(value: Tensor, expected: Tensor, low: Tensor | None = None) -> float:
     return ratio if math.isfinite(ratio) else math.inf
 
 
-def device_error(value: Tensor, expected: Tensor) -> Tensor:
-    """error(), left on the device as a float64 number: a test of many results waits for the device once, not for each.
-
-    `expected` is float64 and on the device of `value`.
-    """
-    assert value.shape == expected.shape, f"shape {tuple(value.shape)}, expected {tuple(expected.shape)}"
-    scale = torch.linalg.vector_norm(expected)
-    difference = torch.linalg.vector_norm(value.double() - expected)
-    return torch.where(scale > 0, difference / scale, difference)
-
-
 def unit(dtype: torch.dtype) -> float:
     """The largest relative error of one rounding to nearest in `dtype`."""
     return torch.finfo(dtype).eps / 2
@@ -203,7 +192,7 @@ def assert_close(value: Tensor, expected: Tensor, dtype: torch.dtype, length: in
 
 
 def bits(t: Tensor) -> Tensor:
-    return t.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
+    return t.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.element_size()])
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

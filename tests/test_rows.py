@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 import torch
 from calls import OPS, alignment, call, candidates, plan
 from cases import BY_NAME, CASES, DTYPES, Case
 from layouts import LAYOUTS
-from reference import bits, device_error, exact, same_bits, tolerance
+from reference import bits, error, exact, same_bits, tolerance
 from torch import Tensor
 
 import conv2d_ext  # noqa: F401
@@ -17,6 +18,8 @@ import conv2d_ext  # noqa: F401
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 ROWS = tuple(torch.ops.conv2d_ext.kernels())
+DTYPE_NAMES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "tf32": torch.float32,
+               "f64": torch.float64}  # fmt: skip
 # The layouts that a kernel may treat differently: both plain ones, both unaligned, one that has no unit stride.
 ROW_LAYOUTS = ("nchw", "nhwc", "nhwc_weight", "unaligned", "unaligned_nhwc", "sliced_nhwc", "every_other")
 
@@ -49,6 +52,16 @@ def expected(op: str, case: Case, dtype: torch.dtype, integers: bool = False) ->
     return {"fprop": r.output, "dgrad": r.grad_input, "wgrad": r.grad_weight}[op]
 
 
+def modes(dtype: torch.dtype) -> tuple[bool, ...]:
+    """Values of allow_tf32 that make a difference."""
+    return (False, True) if dtype == torch.float32 else (False,)
+
+
+def rows_of(planned: list[int], tf32: bool) -> list[int]:
+    """The rows to test: with TF32 allowed, those that make use of it."""
+    return [row for row in candidates(planned) if not tf32 or ROWS[row].startswith(("tma_", "grouped_"))]
+
+
 def row_cases() -> list[object]:
     """Cases by dtype and layout; the edge cases in the plain layouts and main dtypes are the sanitizer's share."""
     parameters = []
@@ -73,24 +86,31 @@ def test_every_row_that_supports_a_case_computes_it(
 ) -> None:
     x, w, b = case.tensors(cuda, dtype, layout)
     go = case.grad_output(cuda, dtype, layout)
-    true, allowed = expected(op, case, dtype).to(cuda), tolerance(dtype, case.reduction(op))
+    true = expected(op, case, dtype).to(cuda)
+    strict = tolerance(dtype, case.reduction(op))
     sms, capability = machine()
-    names, found = [], []
-    for where in destinations(op, w):
-        run = functools.partial(call(op, case, x, w, b, go), **where)
+    # Few launches, and one wait for the GPU, which other processes of the run share.
+    names, limits, distances, different = [], [], [torch.linalg.vector_norm(true)], []
+    for where, tf32 in itertools.product(destinations(op, w), modes(dtype)):
+        run = functools.partial(call(op, case, x, w, b, go), allow_tf32=tf32, **where)
         tensors = problem(op, x, w, go, run())
-        chosen = plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability)
-        rows = candidates(chosen)
-        assert chosen[0] in rows
-        for row in rows:
+        chosen = plan(
+            op, case, *tensors, align=alignment(*tensors), allow_tf32=tf32, sm_count=sms, capability=capability
+        )
+        assert chosen[0] in candidates(chosen)
+        for row in rows_of(chosen, tf32):
             first = run(row=row)
-            names.append(f"{ROWS[row]} {where}")
-            found += [device_error(first, true), (bits(first) != bits(run(row=row))).any().double()]
-    numbers = torch.stack(found).tolist()
+            assert first.shape == true.shape and first.dtype == dtype
+            names.append(f"{ROWS[row]} {where}{' TF32' if tf32 else ''}")
+            limits.append(strict + (2.0**-10 if tf32 else 0))
+            distances.append(torch.linalg.vector_norm(first - true))  # in float64, as `true` is
+            different.append((bits(first) != bits(run(row=row))).any())
+    scale, *errors = torch.stack(distances).tolist()
     wrong = []
-    for name, error, differ in zip(names, numbers[::2], numbers[1::2], strict=True):
-        if not error <= allowed:  # this way round, NaN is wrong
-            wrong.append(f"{name}: error {error:.3g}, allowed {allowed:.3g}")
+    for name, allowed, off, differ in zip(names, limits, errors, torch.stack(different).tolist(), strict=True):
+        off = off / scale if scale > 0 else off
+        if not off <= allowed:  # this way round, NaN is wrong
+            wrong.append(f"{name}: error {off:.3g}, allowed {allowed:.3g}")
         elif differ:
             wrong.append(f"{name}: two runs differ")
     assert not wrong, "\n".join(wrong)
@@ -106,14 +126,55 @@ def test_every_row_is_exact_on_small_integers(case: Case, dtype: torch.dtype, la
     true = expected(op, case, dtype, integers=True).to(cuda, dtype)
     sms, capability = machine()
     names, found = [], []
-    for where in destinations(op, w):
-        run = functools.partial(call(op, case, x, w, b, go), **where)
+    for where, tf32 in itertools.product(destinations(op, w), modes(dtype)):
+        run = functools.partial(call(op, case, x, w, b, go), allow_tf32=tf32, **where)
         tensors = problem(op, x, w, go, run())
-        rows = candidates(plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability))
+        align = alignment(*tensors)
+        rows = rows_of(
+            plan(op, case, *tensors, align=align, allow_tf32=tf32, sm_count=sms, capability=capability), tf32
+        )
         names += [ROWS[row] for row in rows]
         found += [(run(row=row) != true).any() for row in rows]
     wrong = [name for name, differs in zip(names, torch.stack(found).tolist(), strict=True) if differs]
     assert not wrong, f"not exact: {', '.join(wrong)}"
+
+
+# Tried in this order, then all others: small, and yet several steps of a kernel's loops.
+ONCE = ("depthwise_3x3_four_pads", "depthwise_3x3_stride2", "depthwise_5x5", "depthwise_5x5_stride2", "depthwise_7x7",
+        "depthwise_7x7_stride2")  # fmt: skip
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_runs_once(name: str, cuda: str) -> None:
+    """The least that reaches every kernel, for the tools of compute-sanitizer that slow it down most."""
+    parts = name.split("_")
+    op = next(part for part in parts if part in OPS)
+    dtype = next(DTYPE_NAMES[part] for part in parts if part in DTYPE_NAMES)
+    first = "one_tile_long_depth"
+    if op == "wgrad":  # enough pixels for a second pass
+        first = "one_tile_some_pixels" if parts[0] == "simt" else "many_pixels_C16_K8"
+    cases = [BY_NAME[n] for n in (first, *ONCE)]
+    for case, layout, tf32 in itertools.product((*cases, *CASES), ("nchw", "nhwc"), (False, True)):
+        x, w, b = case.tensors("cpu", dtype, layout)
+        go = case.grad_output("cpu", dtype, layout)
+        if (tf32 and dtype != torch.float32) or ROWS.index(name) not in candidates(
+            plan(op, case, x, w, go, allow_tf32=tf32, capability=machine()[1])
+        ):
+            continue
+        x, w, b = case.tensors(cuda, dtype, layout)
+        go = case.grad_output(cuda, dtype, layout)
+        keywords: dict[str, object] = {"stride": w.stride()} if op == "wgrad" else {}
+        try:
+            result = call(op, case, x, w, b, go)(row=ROWS.index(name), allow_tf32=tf32, **keywords)
+        except RuntimeError as e:  # float64 results are never channels_last
+            if "a row that supports" not in str(e):
+                raise
+            continue
+        allowed = tolerance(dtype, case.reduction(op)) + (2.0**-10 if tf32 else 0)
+        assert error(result, expected(op, case, dtype)) <= allowed
+        return
+    pytest.fail("no case of the list has a plain layout that the row supports")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -169,8 +230,8 @@ def test_every_row_supports_some_case(row: int) -> None:
             for layout in ("nchw", "nhwc"):
                 x, w, _ = case.tensors("cpu", dtype, layout)
                 y = case.grad_output("cpu", dtype, layout)
-                for op in OPS:
-                    if row in candidates(plan(op, case, x, w, y)):
+                for op, tf32 in itertools.product(OPS, modes(dtype)):
+                    if row in candidates(plan(op, case, x, w, y, allow_tf32=tf32)):
                         return
     pytest.fail(f"{ROWS[row]} supports no case of the list")
 

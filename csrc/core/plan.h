@@ -4,13 +4,16 @@
 
 #include <cstdint>
 
+#include "band.h"
+#include "diagonal.h"
 #include "kernels.def"
 #include "problem.h"
+#include "strip.h"
 
 namespace conv2d_ext {
 
-enum class Family : uint8_t { igemm, simt, depthwise, grouped };
-enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2 };
+enum class Family : uint8_t { tma, igemm, simt, depthwise, grouped, band, diagonal, strip };
+enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2, im2col, halo };
 
 struct Row {
   Family family;
@@ -75,6 +78,85 @@ constexpr bool channel_vectors(Strides const& s, int align, int64_t channels, in
 }
 
 constexpr bool is_nhwc(Variant v) { return v == Variant::nhwc || v == Variant::nhwc_s2; }
+
+// ---- tma
+
+constexpr bool is_halo(Variant v) { return v == Variant::halo; }
+
+inline constexpr int kHalo = 8;        // pixels that a tile of the halo variants copies beyond its own
+inline constexpr int kMaxPhases = 16;  // of dgrad
+
+constexpr Walk walk_h(Op op, Problem const& p, int64_t phase) {
+  return op == Op::dgrad ? dgrad_walk(p.H, p.R, p.stride_h, p.pad_top, p.dilation_h, phase)
+                         : fprop_walk(p.P(), p.R, p.stride_h, p.pad_top, p.dilation_h);
+}
+constexpr Walk walk_w(Op op, Problem const& p, int64_t phase) {
+  return op == Op::dgrad ? dgrad_walk(p.W, p.S, p.stride_w, p.pad_left, p.dilation_w, phase)
+                         : fprop_walk(p.Q(), p.S, p.stride_w, p.pad_left, p.dilation_w);
+}
+
+// The walk over all columns that its taps touch.
+constexpr Walk halo_walk(Walk w) {
+  w.pixels += (w.taps - 1) * w.tap_stride;
+  return w;
+}
+
+// What an im2col copy can do along one axis.
+constexpr bool im2col_supports(Walk const& w, int64_t extent) {
+  auto corner = [](int64_t v) { return v >= -128 && v <= 127; };
+  return w.stride <= 8 && corner(w.lower) && corner(box_upper(w, extent)) && (w.taps - 1) * w.tap_stride <= 255;
+}
+
+// Sizes and strides that a tensor map can hold; a dimension of size one has stride 0 in a Problem.
+constexpr bool map_supports(Strides const& s, int64_t n, int64_t h, int64_t w, DType t) {
+  constexpr int64_t most = int64_t(1) << 31;
+  auto stride = [t](int64_t size, int64_t v) { return size == 1 || (v > 0 && v * size_of(t) < int64_t(1) << 40); };
+  return n < most && h < most && w < most && stride(n, s.n) && stride(h, s.h) && stride(w, s.w);
+}
+
+constexpr bool tma_supports(Row const& row, Problem const& p) {
+  bool const forward = row.op == Op::fprop;
+  int const v = 16 / size_of(p.dtype);
+  if (p.dtype == DType::f32 && !p.allow_tf32) return false;
+  if (!channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype)) return false;
+  if (!channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype)) return false;
+  if (!channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype)) return false;
+  if (row.op == Op::wgrad) {
+    return map_supports(p.x, p.N, p.H, p.W, p.dtype) && map_supports(p.y, p.N, p.P(), p.Q(), p.dtype) &&
+           im2col_supports(walk_h(row.op, p, 0), p.H) && im2col_supports(walk_w(row.op, p, 0), p.W) &&
+           double(p.N) * double(p.P()) * double(p.Q()) < 1e11 &&
+           double(p.R) * double(p.S) * double(ceil_div(p.C_per_group(), 64)) * double(p.K) < 1e9;
+  }
+  // One instruction reduces 2 v channels (TF32: a step's 32); those of the next group must not be among them.
+  int const together = p.dtype == DType::f32 ? 32 : 2 * v;
+  if (p.groups > 1 && (forward ? p.C_per_group() : p.K_per_group()) % together != 0) return false;
+  if (!map_supports(p.w, p.K, p.R, p.S, p.dtype)) return false;
+  if (!(forward ? map_supports(p.x, p.N, p.H, p.W, p.dtype) : map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)))
+    return false;
+  int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
+                phases_w = forward ? 1 : phases_of(p.W, p.stride_w);
+  if (phases_h * phases_w > kMaxPhases) return false;
+  bool shared = false;
+  for (int64_t i = 0; i < phases_h; ++i)
+    for (int64_t j = 0; j < phases_w; ++j) {
+      Walk const h = walk_h(row.op, p, i);
+      Walk w = walk_w(row.op, p, j);
+      if (h.taps == 0 || w.taps == 0) continue;
+      if (!im2col_supports(h, forward ? p.H : p.P())) return false;
+      if (is_halo(row.variant)) {
+        if (w.stride != 1 || (w.taps - 1) * w.tap_stride > kHalo) return false;
+        shared = shared || w.taps > 1;
+        w = halo_walk(w);
+      }
+      if (!im2col_supports(w, forward ? p.W : p.Q())) return false;
+    }
+  if (is_halo(row.variant) && !shared) return false;
+  // Tiles and steps are counted in 32 bits.
+  Gemm const g = gemm_of(row.op, p);
+  double const pixels = double(g.M) * (is_halo(row.variant) ? double(p.S * p.dilation_w + 1) : 1.0);
+  return (pixels / row.tile_m + 2) * double(ceil_div(g.N, row.tile_n)) * double(g.batches) < 1e6 * 500 &&
+         double(g.depth) < 1e9;
+}
 
 constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   if (p.C_per_group() != 1 || p.K == 0 || p.H == 0 || p.W == 0) return false;
@@ -154,6 +236,56 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   return (halo_h * halo_w + 16) * 16 * ins + filters + halves * 16 <= 220 * 1024;
 }
 
+// Depthwise rows for stride 1 and K == C: what they have in common.
+constexpr bool unit_stride_depthwise(Row const& row, Problem const& p) {
+  if (p.C_per_group() != 1 || p.K != p.C || p.R > kBandMaxTaps || p.S > kBandMaxTaps) return false;
+  if (p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
+  if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0) return false;
+  bool const nhwc = is_nhwc(row.variant);
+  if (nhwc ? p.C > 1 && (p.x.c != 1 || p.y.c != 1) : (p.W > 1 && p.x.w != 1) || (p.Q() > 1 && p.y.w != 1)) return false;
+  constexpr int64_t most = int64_t(1) << 29;
+  return p.H + p.pad_top + p.pad_bottom <= most && p.W + p.pad_left + p.pad_right <= most;
+}
+
+constexpr bool band_supports(Row const& row, Op op, Problem const& p) {
+  if (!unit_stride_depthwise(row, p)) return false;
+  bool const nhwc = is_nhwc(row.variant);
+  constexpr int64_t most = int64_t(1) << 29;
+  if (op == Op::wgrad) {
+    BandSumsTile const t = band_sums_tile(p, row.tile_m / 16, row.tile_n / 8, nhwc);
+    double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
+    double const steps = double(t.image_units) * double(t.tiles_h) * double(t.tiles_w);
+    return t.shared_bytes <= kBandSharedBytes && units * 4096 < double(most) && steps < double(most);
+  }
+  BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, nhwc);
+  double const blocks =
+      double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(ceil_div(p.N, t.images));
+  return t.shared_bytes <= kBandSharedBytes && blocks < double(most);
+}
+
+constexpr bool diagonal_supports(Row const& row, Op op, Problem const& p) {
+  if (!unit_stride_depthwise(row, p) || p.R > row.tile_m || p.S > row.tile_n) return false;
+  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, 8, p.dtype))
+    return false;
+  constexpr int64_t most = int64_t(1) << 29;
+  if (op == Op::wgrad) {
+    DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
+    return double(t.tiles_h) * double(t.tiles_w) * double(t.image_units) < double(most) &&
+           t.channel_units * 4096 < most;
+  }
+  bool const backward = op == Op::dgrad;
+  DiagonalTile const t =
+      diagonal_tile(p.N, backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
+  return double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(t.image_units) < double(most);
+}
+
+constexpr bool strip_supports(Row const& row, Op op, Problem const& p) {
+  if (!unit_stride_depthwise(row, p)) return false;
+  StripTile const t = strip_tile(op, p, is_nhwc(row.variant));
+  double const blocks = double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(p.N);
+  return t.items() <= kStripThreads && t.shared_bytes <= kStripSharedBytes && blocks < double(1 << 30);
+}
+
 constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d) {
   if (row.op != op || row.dtype != p.dtype) return false;
   switch (row.family) {
@@ -172,10 +304,18 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
              channel_vectors(p.x, p.x_align, p.C_per_group(), 8, p.dtype) &&
              channel_vectors(p.w, p.w_align, p.C_per_group(), 8, p.dtype) &&
              channel_vectors(p.y, p.y_align, p.K_per_group(), 8, p.dtype);
+    case Family::tma:
+      return d.compute_capability == 90 && tma_supports(row, p);
     case Family::depthwise:
       return d.compute_capability >= 80 && depthwise_supports(row, p);
     case Family::grouped:
       return d.compute_capability == 90 && grouped_supports(row, op, p);
+    case Family::diagonal:
+      return d.compute_capability == 90 && diagonal_supports(row, op, p);
+    case Family::strip:
+      return d.compute_capability == 90 && strip_supports(row, op, p);
+    case Family::band:
+      return d.compute_capability == 90 && band_supports(row, op, p);
   }
   return false;
 }
@@ -232,6 +372,104 @@ constexpr Estimate igemm_estimate(Row const& row, Op op, Problem const& p, Devic
   return gemm_estimate(row, op, p, d, tile * row.tile_k / (2048 * 1.6 * share), 1500 + tile * 0.05);
 }
 
+// Floats of the filters that the TF32 rows round beforehand; a multiple of 16 bytes.
+constexpr int64_t tma_prepared(Problem const& p) { return ceil_div(p.K * p.C_per_group() * p.R * p.S, 64) * 64; }
+
+// Tiles of all phases.
+constexpr int64_t tma_tiles(Row const& row, Problem const& p) {
+  Op const op = row.op;
+  if (op == Op::wgrad) {
+    int64_t const runs = p.R * p.S * ceil_div(p.C_per_group(), 64);
+    return ceil_div(runs, row.tile_m / 64) * ceil_div(p.K_per_group(), row.tile_n) * p.groups;
+  }
+  int64_t const phases_h = op == Op::fprop ? 1 : phases_of(p.H, p.stride_h),
+                phases_w = op == Op::fprop ? 1 : phases_of(p.W, p.stride_w);
+  int64_t const N = op == Op::fprop ? p.K_per_group() : p.C_per_group();
+  int64_t tiles = 0;
+  for (int64_t i = 0; i < phases_h; ++i)
+    for (int64_t j = 0; j < phases_w; ++j) {
+      Walk const h = walk_h(op, p, i);
+      Walk w = walk_w(op, p, j);
+      if (is_halo(row.variant) && w.taps > 0 && h.taps > 0) w = halo_walk(w);
+      tiles += ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * ceil_div(N, row.tile_n) * p.groups;
+    }
+  return tiles;
+}
+
+// tma: a step takes the longest of its instructions and of the copies through L2.
+constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  bool const halo = is_halo(row.variant);
+  int const chunk = 128 / size_of(p.dtype);
+  double const TM = row.tile_m, TN = row.tile_n;
+  int64_t const C = op == Op::fprop ? p.C_per_group() : p.K_per_group(),
+                N = op == Op::fprop ? p.K_per_group() : p.C_per_group();
+  double const mma_ns = TM * TN * 64 / (2048 * 1.6 * (TN >= 128 ? 0.92 : TM >= 256 ? 0.80 : 0.72));
+  bool const two = TM * TN <= 128 * 64;  // blocks an SM
+  Estimate best;
+  int64_t tiles = 0, most = 0;
+  double whole = 0;  // steps of all tiles, in ns of one SM
+  int64_t const phases_h = op == Op::fprop ? 1 : phases_of(p.H, p.stride_h),
+                phases_w = op == Op::fprop ? 1 : phases_of(p.W, p.stride_w);
+  double longest = 0;
+  for (int64_t i = 0; i < phases_h; ++i)
+    for (int64_t j = 0; j < phases_w; ++j) {
+      Walk const h = walk_h(op, p, i);
+      Walk w = walk_w(op, p, j);
+      if (halo && w.taps > 0) w = halo_walk(w);
+      int64_t const t = ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * ceil_div(N, row.tile_n) * p.groups;
+      int64_t const steps = h.taps * w.taps * ceil_div(C, chunk);
+      double const a = halo && w.taps > 0 ? (TM + kHalo) / double(w.taps) : TM;
+      double const copy_ns = (a + TN) * 128 / 70;
+      double const ns = double(steps) * (mma_ns > copy_ns ? mma_ns : copy_ns);
+      tiles += t;
+      if (steps > most) most = steps;
+      if (ns > longest) longest = ns;
+      whole += double(t) * ns;
+    }
+  double const fixed = 900 + TM * TN * 0.03;
+  double const memory_ns = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +
+                            double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
+                           size_of(p.dtype) / 3500;
+  for (int64_t split = 1; split <= 256 && (split == 1 || split * 2 <= most); split += split < 8 ? 1 : split / 4) {
+    double const bytes = split == 1 ? 0 : double(tiles) * double(split) * TM * TN * 4;
+    if (bytes > double(kMaxWorkspaceBytes)) break;
+    double const units = double(tiles) * double(split), slots = double(d.sm_count);
+    // Whole rounds of the longest tile, but no less than an even share; two blocks an SM hide each other's epilogue.
+    double const each = longest / double(split) + fixed * (two ? 0.5 : 1.0);
+    int64_t const rounds = ceil_div(int64_t(units), int64_t(slots));
+    double const share = (whole + units * fixed * (two ? 0.5 : 1.0)) / slots;
+    double ns = phases_h * phases_w == 1 ? double(rounds) * each : (share > each ? share : each);
+    if (ns < memory_ns) ns = memory_ns;
+    ns += 3000;
+    if (split > 1) ns += 2500 + bytes * 2 / 2500;
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+    if (units >= 4.0 * d.sm_count) break;
+  }
+  return best;
+}
+
+// As tma_estimate; the pixels are split for whole rounds.
+constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
+  double const TM = row.tile_m, TN = row.tile_n;
+  int64_t const tiles = tma_tiles(row, p), steps = ceil_div(p.N * p.P() * p.Q(), 64);
+  double const mma_ns = TM * TN * 64 / (2048 * 1.6 * (TN >= 128 ? 0.92 : 0.75));
+  double const copy_ns = (TM + TN) * 128 / 70;
+  double const step_ns = mma_ns > copy_ns ? mma_ns : copy_ns, fixed = 1200 + TM * TN * 0.05;
+  bool const two = TM * TN <= 128 * 64;
+  Estimate best;
+  for (int64_t split = 1; split <= 1024 && (split == 1 || split * 4 <= steps); split += split < 32 ? 1 : split / 16) {
+    double const bytes = split == 1 ? 0 : double(tiles) * double(split) * TM * TN * 4;
+    if (bytes > double(kMaxWorkspaceBytes)) break;
+    double const slots = double(d.sm_count) * (two ? 2 : 1);
+    int64_t const rounds = ceil_div(tiles * split, int64_t(slots));
+    double ns = double(rounds) * (double(ceil_div(steps, split)) * step_ns * (two ? 2 : 1) + fixed) + 3000;
+    if (split > 1) ns += 2500 + bytes * 2 / 3000;
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+    if (double(tiles * split) >= 12.0 * d.sm_count) break;
+  }
+  return best;
+}
+
 // Depthwise: the slower of memory and multiply-adds, and for wgrad as many splits as give an SM a dozen blocks.
 // The rates are estimates still.
 constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
@@ -245,8 +483,10 @@ constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, D
   double const phases =
       any && op == Op::dgrad ? double(p.stride_h) * double(p.stride_w) : 1.0;  // taps that do not meet
   double const memory_ns = elements * size_of(p.dtype) / ((any ? 2000 : 3500) * sms);
-  double const fma_ns = work * phases / ((any ? 700 : 17000) * sms * lanes * f64);
-  Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) + (any ? 5000.0 : 4000.0), 1};
+  double const fma_ns = work * phases / ((any ? 300 : 17000) * sms * lanes * f64);
+  // 16-bit types: their conversions (docs/tuning.md).
+  double const slower = any || size_of(p.dtype) > 2 ? 1.0 : nhwc ? 2.1 : 1.4;
+  Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) * slower + (any ? 5000.0 : 4000.0), 1};
   if (op != Op::wgrad) return best;
   double const units = any ? double(ceil_div(p.K, nhwc ? 32 : 1)) * double(ceil_div(p.R * p.S, 32))
                            : double(ceil_div(p.K, nhwc ? 32 : 1));
@@ -299,14 +539,103 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   return best;
 }
 
+constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+  int const depth = row.tile_m / 16, width = row.tile_n / 8;
+  BandSumsTile const t = band_sums_tile(p, depth, width, is_nhwc(row.variant));
+  double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
+  double const products = double(t.channels) * t.images * t.rows * (t.columns / 16) * depth * width;
+  // Multiplications of 16 x 8 x 16, or their FMAs.
+  double const product_ns = p.dtype == DType::f32 ? 2048 / (128 * 1.755 * 0.75) : 1.6 / 1.755;
+  // As measured, the copies of a step included.
+  double const slower = is_nhwc(row.variant) ? 2.6 : 1.7;
+  double const step_ns = (700 + products * product_ns) * slower, sums = double(p.K) * double(p.R) * double(p.S);
+  Estimate best;
+  for (int64_t split = 1; split <= t.steps() && split <= 64; ++split) {
+    if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
+    double const rounds = double(ceil_div(int64_t(units * double(split)), 2 * d.sm_count));  // two blocks an SM
+    double ns = 4000 + rounds * double(ceil_div(t.steps(), split)) * step_ns * 2;
+    if (split > 1) ns += 3000 + sums * double(split) * 8 / 2500;
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+  }
+  return best;
+}
+
+// Multiplications of 16 x 8 x 8 in 3.2 cycles on each of an SM's four tensor cores.
+constexpr Estimate band_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (op == Op::wgrad) return band_sums_estimate(row, p, d);
+  BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, is_nhwc(row.variant));
+  double const planes = double(ceil_div(p.N, t.images) * t.images) * double(t.channel_units) * t.channels;
+  double const tiles = planes * double(t.tiles_h) * double(t.tiles_w);
+  // Copies and stores of a tile, which the multiplications of others do not hide; nhwc turns them round.
+  double const tile_ns = row.tile_m == 64 ? 2000 : row.tile_m == 32 ? 600 : 150;
+  double const ns = tiles * (t.products * 0.8 / 1.755 + tile_ns) / d.sm_count;
+  return {4000 + ns * (is_nhwc(row.variant) ? 1.4 : 1.0), 1};
+}
+
+// FMAs at six tenths of their peak, not measured yet, in threads for 8 columns of a row.
+constexpr Estimate strip_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  StripTile const t = strip_tile(op, p, is_nhwc(row.variant));
+  double const fmas = double(ceil_div(t.items(), 32) * 32) * kStripWidth * double(p.R) * double(p.S);
+  int64_t const blocks = t.blocks(p.N);
+  double const rounds = blocks < 2 * d.sm_count ? 1.0 : double(blocks) / double(2 * d.sm_count);
+  return {5000 + rounds * (fmas * 2 / (128 * 1.755 * 0.6) + 2000), 1};
+}
+
+// Two kinds of work that hide each other in part.
+constexpr double overlapped(double a, double b) { return a > b ? a + b / 2 : b + a / 2; }
+
+constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+  DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
+  int const resident = diagonal_blocks(Op::wgrad, row.tile_m) * d.sm_count;
+  // Of a strip, where each SM has one.
+  double const copied = (t.rows + row.tile_m) * double(t.pitch_x + t.pitch_y) * t.groups * 16;
+  double const products = double(t.rows) * t.strips * t.groups * ((row.tile_m + 1) / 2) * row.tile_n;
+  double const copy_ns = copied / 3500 * d.sm_count, multiply_ns = products * 1.6 / 1.755;
+  double const unit_ns = overlapped(copy_ns, multiply_ns), sums = double(p.K) * double(p.R) * double(p.S);
+  Estimate best;
+  for (int64_t split = 1; split <= t.units() && split <= 4096; split += split < 32 ? 1 : split / 32) {
+    if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
+    double const blocks = double(t.channel_units) * double(split), full = double(resident);
+    double const rounds = blocks > full ? double(ceil_div(int64_t(blocks), resident)) : 1.0;
+    double const shared = blocks < full ? (blocks < d.sm_count ? 1.0 : blocks / d.sm_count) : full / d.sm_count;
+    double ns = 3000 + rounds * (double(ceil_div(t.units(), split)) * unit_ns * shared + 1000);
+    if (split > 1) ns += 2500 + sums * double(split) * 8 / 2500;
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+  }
+  return best;
+}
+
+// Memory, or the multiplications: R * S of 8 channels for 16 pixels, in 3.2 cycles on each of an SM's four tensor
+// cores.
+constexpr Estimate diagonal_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (op == Op::wgrad) return diagonal_sums_estimate(row, p, d);
+  bool const backward = op == Op::dgrad;
+  DiagonalTile const t =
+      diagonal_tile(p.N, backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
+  double const units = t.pairs ? double(ceil_div(p.N, 2)) : double(p.N);
+  double const planes = units * double(t.channel_units) * t.groups * double(t.tiles_h) * double(t.tiles_w);
+  double const pixels = double(t.rows + row.tile_m - 1) * t.pitch + double(t.rows) * 16 * t.strips;
+  double const products = double(t.rows) * t.strips * row.tile_m * row.tile_n;
+  double const memory_ns = planes * pixels * 16 / 3500, multiply_ns = planes * products * 0.8 / 1.755 / d.sm_count;
+  return {4000 + overlapped(memory_ns, multiply_ns), 1};
+}
+
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   switch (row.family) {
+    case Family::tma:
+      return op == Op::wgrad ? tma_wgrad_estimate(row, p, d) : tma_estimate(row, op, p, d);
     case Family::igemm:
       return igemm_estimate(row, op, p, d);
     case Family::depthwise:
       return depthwise_estimate(row, op, p, d);
     case Family::grouped:
       return grouped_estimate(row, op, p, d);
+    case Family::diagonal:
+      return diagonal_estimate(row, op, p, d);
+    case Family::strip:
+      return strip_estimate(row, op, p, d);
+    case Family::band:
+      return band_estimate(row, op, p, d);
     case Family::simt:
       break;
   }
@@ -314,8 +643,13 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
 }
 
 constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
+  if (row.family == Family::tma) {
+    int64_t const partial = split_k == 1 ? 0 : tma_tiles(row, p) * split_k * row.tile_m * row.tile_n * 4;
+    return partial + (p.dtype == DType::f32 ? tma_prepared(p) * 4 : 0);
+  }
   if (split_k == 1) return 0;
-  if (row.family == Family::depthwise) return p.K * p.R * p.S * split_k * (p.dtype == DType::f64 ? 8 : 4);
+  if (row.family == Family::depthwise || row.family == Family::band || row.family == Family::diagonal)
+    return p.K * p.R * p.S * split_k * (p.dtype == DType::f64 ? 8 : 4);
   if (row.family == Family::grouped) return p.K * p.C_per_group() * p.R * p.S * split_k * 4;
   Gemm const g = gemm_of(op, p);
   int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;

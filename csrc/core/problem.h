@@ -53,4 +53,39 @@ struct Problem {
   }
 };
 
+// One image axis of fprop or dgrad: `pixels` of the result, of which pixel i meets tap j of `taps` at the coordinate
+// lower + i * stride + j * tap_stride of the other tensor. Tap j is the filter's first_tap + j * tap_step. dgrad has a
+// walk for each phase of the stride: its pixels are phase + i * stride, and all meet the same taps.
+struct Walk {
+  int64_t pixels = 0, taps = 0;
+  int64_t lower = 0, stride = 1, tap_stride = 1;
+  int64_t first_tap = 0, tap_step = 1;
+};
+
+// The last coordinate of the walk's pixels at tap 0, counted from the end of the other tensor's axis.
+constexpr int64_t box_upper(Walk const& w, int64_t extent) { return w.lower + (w.pixels - 1) * w.stride + 1 - extent; }
+
+constexpr int64_t phases_of(int64_t extent, int64_t stride) { return min64(stride, extent); }
+
+constexpr Walk fprop_walk(int64_t pixels, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {
+  return {pixels, taps, -pad, stride, dilation, 0, 1};
+}
+
+// No taps if none meets the phase.
+constexpr Walk dgrad_walk(int64_t extent, int64_t taps, int64_t stride, int64_t pad, int64_t dilation, int64_t phase) {
+  Walk w;
+  w.pixels = ceil_div(extent - phase, stride);
+  int64_t const g = gcd64(dilation, stride), step = stride / g;
+  int64_t r = 0;
+  while (r < min64(step, taps) && (phase + pad - r * dilation) % stride != 0) ++r;
+  if (r == min64(step, taps)) return w;
+  w.taps = ceil_div(taps - r, step);
+  w.tap_stride = dilation / g;
+  // Backwards, so that coordinates grow with the tap.
+  w.first_tap = r + (w.taps - 1) * step;
+  w.tap_step = -step;
+  w.lower = (phase + pad - r * dilation) / stride - (w.taps - 1) * w.tap_stride;
+  return w;
+}
+
 }  // namespace conv2d_ext

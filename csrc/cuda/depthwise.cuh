@@ -309,21 +309,32 @@ struct Sum {
   int splits;
 };
 
+// A lane has a filter tap, each warp of a block every so many splits; the warps' sums are added in their order.
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads) add_splits(__grid_constant__ Sum const p) {
   using Acc = decltype(widen(T()));
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < p.count; i += int64_t(gridDim.x) * blockDim.x) {
-    Acc const* const from = static_cast<Acc const*>(p.partial) + i;
+  __shared__ Acc sums[kMaxThreads];
+  int const warps = int(blockDim.x) / 32, warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  for (int64_t first = int64_t(blockIdx.x) * 32; first < p.count; first += int64_t(gridDim.x) * 32) {
+    int64_t const i = first + lane;
     Acc sum = 0;
-    for (int split = 0; split < p.splits;) {
-      Acc chain = 0;
-      int const end = split + kChain < p.splits ? split + kChain : p.splits;
+    if (i < p.count) {
+      Acc const* const from = static_cast<Acc const*>(p.partial) + i;
+      for (int split = warp; split < p.splits;) {
+        Acc chain = 0;
 #pragma unroll 8
-      for (; split < end; ++split) chain += from[split * p.count];
-      sum += chain;
+        for (int term = 0; term < kChain && split < p.splits; ++term, split += warps) chain += from[split * p.count];
+        sum += chain;
+      }
     }
-    int64_t const k = i / p.taps, tap = i % p.taps;
-    static_cast<T*>(p.w)[k * p.w_k + tap / p.S * p.w_r + tap % p.S * p.w_s] = narrow<T>(sum);
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (warp == 0 && i < p.count) {
+      for (int other = 1; other < warps; ++other) sum += sums[other * 32 + lane];
+      int64_t const k = i / p.taps, tap = i % p.taps;
+      static_cast<T*>(p.w)[k * p.w_k + tap / p.S * p.w_r + tap % p.S * p.w_s] = narrow<T>(sum);
+    }
+    __syncthreads();
   }
 }
 
@@ -333,8 +344,9 @@ template <class T>
 cudaError_t launch_sum(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   int64_t const taps = problem.R * problem.S, count = problem.K * taps;
   Sum const p{args.workspace, args.out, count, problem.w.n, problem.w.h, problem.w.w, taps, problem.S, plan.split_k};
-  unsigned const blocks = unsigned(min64(ceil_div(count, kMaxThreads), 4096));
-  add_splits<T><<<blocks, kMaxThreads, 0, stream>>>(p);
+  unsigned const blocks = unsigned(min64(ceil_div(count, 32), 65536));
+  unsigned const warps = unsigned(min64(ceil_div(plan.split_k, 4), kMaxThreads / 32));
+  add_splits<T><<<blocks, 32 * warps, 0, stream>>>(p);
   return cudaGetLastError();
 }
 

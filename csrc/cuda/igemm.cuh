@@ -13,19 +13,15 @@
 // split_k > 1: f32 partial tiles go to the workspace, and igemm_reduce adds them in order.
 #pragma once
 
+#include "fragments.cuh"
 #include "gather.cuh"
-#include "ptx.cuh"
-#include "types.cuh"
 
 namespace conv2d_ext::igemm {
 
 constexpr int TM = 128, TK = 64;
-constexpr int kWarpgroup = 128;
 static_assert(TM == kWarpgroup, "each gatherer prepares one row");
 constexpr int kThreads = 3 * kWarpgroup;
-constexpr int kLineBytes = 128;             // a swizzled line of shared memory
 constexpr int kRunBytes = TK * kLineBytes;  // 64 k of 64 rows, M- or N-major
-constexpr int kCoreBytes = 8 * kLineBytes;  // the eight lines that the swizzle permutes within
 
 // 64K registers: one warpgroup gathers, two hold accumulators, x 128 threads.
 constexpr int kGatherRegs = 120, kMultiplyRegs = 192;
@@ -38,17 +34,6 @@ struct Ring {
   static constexpr int stages = 196608 / stage_bytes;        // 192 of the 227 KB; the rest is tables
   static constexpr int bytes = stages * stage_bytes + 1024;  // + 1024: the swizzle wants 1024-byte alignment
   static_assert(stages >= 3);
-};
-
-struct Stage {
-  int index = 0;
-  uint32_t parity = 0;
-  __device__ void advance(int stages) {
-    if (++index == stages) {
-      index = 0;
-      parity ^= 1;
-    }
-  }
 };
 
 // The steps of the reduction that a tile's split does.
@@ -202,27 +187,6 @@ __device__ void gather(Params const& p, Tile& tile, Point (&rows)[TM], Columns<T
     }
   }
   ptx::cp_async_wait_all();
-}
-
-template <class T>
-__device__ inline uint32_t pack(float low, float high) {
-  Vector<T, 2> const v{narrow<T>(low), narrow<T>(high)};
-  return *reinterpret_cast<uint32_t const*>(&v);
-}
-
-// Four lanes hold four words each; lane i gets word i of all four, in the order of the lanes.
-__device__ inline void transpose_quad(uint32_t (&v)[4]) {
-  bool const odd = threadIdx.x & 1, upper = threadIdx.x & 2;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    uint32_t const got = __shfl_xor_sync(0xffffffff, odd ? v[i] : v[i + 1], 1);
-    (odd ? v[i] : v[i + 1]) = got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    uint32_t const got = __shfl_xor_sync(0xffffffff, upper ? v[i] : v[i + 2], 2);
-    (upper ? v[i] : v[i + 2]) = got;
-  }
 }
 
 template <class T, int TN, bool a_rows, bool b_rows>

@@ -11,6 +11,32 @@ namespace conv2d_ext::ptx {
 
 __device__ inline uint32_t shared_address(void const* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
+__device__ inline float ld_shared_f32(uint32_t shared) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(shared) : "memory");
+  return v;
+}
+
+// Four 8 x 8 matrices of 16-bit elements as mma lays them out; lane i gives the address of row i % 8 of matrix i / 8.
+__device__ inline void stmatrix_x4(uint32_t shared, uint32_t const (&v)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v[0]), "r"(v[1]),
+               "r"(v[2]), "r"(v[3])
+               : "memory");
+}
+
+__device__ inline uint4 ld_shared_v4(uint32_t shared) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(shared)
+               : "memory");
+  return v;
+}
+
+__device__ inline void st_shared_f32x2(uint32_t shared, float low, float high) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(low), "f"(high) : "memory");
+}
+
 // ---- barriers
 
 __device__ inline void mbarrier_init(uint64_t* bar, uint32_t arrivals) {
@@ -32,6 +58,13 @@ __device__ inline void mbarrier_wait(uint64_t* bar, uint32_t parity) {
       "}\n" ::"r"(shared_address(bar)),
       "r"(parity)
       : "memory");
+}
+
+// Arrives, and has the phase wait for so many bytes of the copy engine.
+__device__ inline void mbarrier_arrive_expect_tx(uint64_t* bar, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)),
+               "r"(bytes)
+               : "memory");
 }
 
 // A barrier of `threads` threads of the block; id 0 is __syncthreads.
@@ -79,7 +112,36 @@ __device__ inline void cp_async_mbarrier_arrive_noinc(uint64_t* bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(bar)) : "memory");
 }
 
+// ---- the copy engine (TMA). `map` is a CUtensorMap in parameter space; `bar` counts the bytes that land.
+
+// A box of a 4-D tensor.
+__device__ inline void cp_async_bulk_tensor_4d(uint32_t shared, void const* map, uint64_t* bar, int c0, int c1, int c2,
+                                               int c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared),
+      "l"(map), "r"(shared_address(bar)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+
+// Pixels of an NHWC tensor from (c, w, h, n) on, in the order of the map's bounding box, all moved by the offsets.
+__device__ inline void cp_async_bulk_tensor_im2col(uint32_t shared, void const* map, uint64_t* bar, int c, int w, int h,
+                                                   int n, int offset_w, int offset_h) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::"r"(shared),
+      "l"(map), "r"(shared_address(bar)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(uint16_t(offset_w)),
+      "h"(uint16_t(offset_h))
+      : "memory");
+}
+
 // ---- mma.sync
+
+__device__ inline uint32_t ld_shared_b32(uint32_t shared) {
+  uint32_t v;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(shared));
+  return v;
+}
 
 // Four 8 x 8 matrices of 16-bit elements; lane i's address is of row i % 8 of matrix i / 8, 16 bytes. A lane gets
 // elements 2 (lane % 4) and the next of row lane / 4 of each.
@@ -112,6 +174,11 @@ __device__ inline uint32_t movmatrix_trans(uint32_t v) {
   return d;
 }
 
+// Writes two 8 x 8 matrices; a lane holds them as ldmatrix gives them, lanes 0 to 15 give the rows' addresses.
+__device__ inline void stmatrix_x2(uint32_t shared, uint32_t a, uint32_t b) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(shared), "r"(a), "r"(b) : "memory");
+}
+
 // d[16, 8] += a[16, 16] * b[16, 8]. a: rows 0-7 and 8-15 of k 0-7, then of k 8-15; b: k 0-7, then k 8-15.
 template <class T>
 __device__ inline void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
@@ -139,13 +206,6 @@ __device__ inline void mma_m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint
     asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a0), "r"(a1), "r"(b0));
-}
-
-// The nearest TF32 number, ties away from zero, in the bits of a float.
-__device__ inline uint32_t cvt_rna_tf32(float v) {
-  uint32_t d;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(d) : "f"(v));
-  return d;
 }
 
 // d[16, 8] += a[16, 8] * b[8, 8] in TF32. a: rows 0-7 and 8-15 of k 0-3, then of k 4-7; b: k 0-3, then k 4-7.
@@ -192,6 +252,16 @@ __device__ inline void wgmma_fence_operand(float (&d)[count]) {
   for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+// The same for an operand in registers: they are not used for anything else before this point.
+template <int n>
+__device__ inline void wgmma_fence_operand(uint32_t (&v)[n][4]) {
+#pragma unroll
+  for (int i = 0; i < n * 4; ++i) asm volatile("" : "+r"(v[i / 4][i % 4])::"memory");
+}
+
+// Keeps the compiler from moving memory accesses across this point, which can take more registers than there are.
+__device__ inline void compiler_fence() { asm volatile("" ::: "memory"); }
+
 // The shared-memory operand of wgmma with 128-byte swizzle: bits 0-13 address, 16-29 leading, 32-45 stride byte offset
 // (all / 16), 62-63 swizzle mode 1.
 __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, uint32_t stride) {
@@ -199,85 +269,99 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
          uint64_t(1) << 62;
 }
 
-#define CONV2D_EXT_WGMMA_N64(type, d, a, b, transpose_a, transpose_b)                                                  \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                             \
-               " {"                                                                                                    \
-               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                \
-               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"                        \
-               "}, %32, %33, 1, 1, 1, %34, %35;"                                                                       \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),       \
-                 "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), \
-                 "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),            \
-                 "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),            \
-                 "+f"(d[30]), "+f"(d[31])                                                                              \
-               : "l"(a), "l"(b), "n"(transpose_a), "n"(transpose_b))
+// The accumulators of n = 64, 128, 160 and 256, as the first operands.
+#define CONV2D_EXT_REGS_64                                                 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define CONV2D_EXT_REGS_128                                                          \
+  CONV2D_EXT_REGS_64                                                                 \
+  ", "                                                                               \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define CONV2D_EXT_REGS_160 \
+  CONV2D_EXT_REGS_128       \
+  ", "                      \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define CONV2D_EXT_REGS_256                                                                      \
+  CONV2D_EXT_REGS_128                                                                            \
+  ", "                                                                                           \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define CONV2D_EXT_ACC_64(d)                                                                                  \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), \
+      "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),  \
+      "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), \
+      "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+#define CONV2D_EXT_ACC_128(d)                                                                                      \
+  CONV2D_EXT_ACC_64(d), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), \
+      "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]),      \
+      "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]),      \
+      "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),      \
+      "+f"(d[63])
+#define CONV2D_EXT_ACC_160(d)                                                                                       \
+  CONV2D_EXT_ACC_128(d), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), \
+      "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]),       \
+      "+f"(d[79])
+#define CONV2D_EXT_ACC_256(d)                                                                                         \
+  CONV2D_EXT_ACC_128(d), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]),   \
+      "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]),         \
+      "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]),         \
+      "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]),         \
+      "+f"(d[95]), "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]),      \
+      "+f"(d[103]), "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), \
+      "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), \
+      "+f"(d[119]), "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), \
+      "+f"(d[127])
 
-#define CONV2D_EXT_WGMMA_N128(type, d, a, b, transpose_a, transpose_b)                                                 \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type                                            \
-               " {"                                                                                                    \
-               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                \
-               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                      \
-               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                      \
-               "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"                        \
-               "}, %64, %65, 1, 1, 1, %66, %67;"                                                                       \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),       \
-                 "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), \
-                 "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),            \
-                 "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),            \
-                 "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]),            \
-                 "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),            \
-                 "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]),            \
-                 "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]),            \
-                 "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])                          \
-               : "l"(a), "l"(b), "n"(transpose_a), "n"(transpose_b))
+// Both operands in shared memory; i to l number the four operands after the accumulators.
+#define CONV2D_EXT_WGMMA(n, type, d, a, b, ta, tb, i, j, k, l)                                          \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" CONV2D_EXT_REGS_##n \
+               "}, %" #i ", %" #j ", 1, 1, 1, %" #k ", %" #l ";"                                        \
+               : CONV2D_EXT_ACC_##n(d)                                                                  \
+               : "l"(a), "l"(b), "n"(ta), "n"(tb))
 
-#define CONV2D_EXT_WGMMA_N256(type, d, a, b, transpose_a, transpose_b)                                                 \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type                                            \
-               " {"                                                                                                    \
-               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                \
-               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                      \
-               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                      \
-               "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "                      \
-               "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "                      \
-               "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "                      \
-               "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "          \
-               "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"        \
-               "}, %128, %129, 1, 1, 1, %130, %131;"                                                                   \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),       \
-                 "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), \
-                 "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),            \
-                 "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),            \
-                 "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]),            \
-                 "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),            \
-                 "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]),            \
-                 "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]),            \
-                 "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]), "+f"(d[64]),            \
-                 "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]),            \
-                 "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]),            \
-                 "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]),            \
-                 "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]),            \
-                 "+f"(d[93]), "+f"(d[94]), "+f"(d[95]), "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]),            \
-                 "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]), "+f"(d[104]), "+f"(d[105]), "+f"(d[106]),     \
-                 "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]),     \
-                 "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]),     \
-                 "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])      \
-               : "l"(a), "l"(b), "n"(transpose_a), "n"(transpose_b))
+// TF32, a in registers: four a thread; i to m number the five operands after the accumulators.
+#define CONV2D_EXT_WGMMA_TF32(n, d, a, b, i, j, k, l, m)                                       \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k8.f32.tf32.tf32 {" CONV2D_EXT_REGS_##n \
+               "}, {%" #i ", %" #j ", %" #k ", %" #l "}, %" #m ", 1, 1, 1;"                    \
+               : CONV2D_EXT_ACC_##n(d)                                                         \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
 // d[64, n] += a[64, 16] * b[16, n]; an operand is K-major, or transposed: M- or N-major. Float accumulators as
 // wgmma.mma_async lays them out: n/2 of them a thread.
 template <class T, bool transpose_a, bool transpose_b, int count>
 __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b) {
   constexpr int ta = transpose_a, tb = transpose_b;
-  static_assert(count == 32 || count == 64 || count == 128);
+  static_assert(count == 32 || count == 64 || count == 80 || count == 128);
   if constexpr (std::is_same_v<T, __half>) {
-    if constexpr (count == 32) CONV2D_EXT_WGMMA_N64("f16", d, a, b, ta, tb);
-    if constexpr (count == 64) CONV2D_EXT_WGMMA_N128("f16", d, a, b, ta, tb);
-    if constexpr (count == 128) CONV2D_EXT_WGMMA_N256("f16", d, a, b, ta, tb);
+    if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "f16", d, a, b, ta, tb, 32, 33, 34, 35);
+    if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "f16", d, a, b, ta, tb, 64, 65, 66, 67);
+    if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "f16", d, a, b, ta, tb, 80, 81, 82, 83);
+    if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "f16", d, a, b, ta, tb, 128, 129, 130, 131);
   } else {
-    if constexpr (count == 32) CONV2D_EXT_WGMMA_N64("bf16", d, a, b, ta, tb);
-    if constexpr (count == 64) CONV2D_EXT_WGMMA_N128("bf16", d, a, b, ta, tb);
-    if constexpr (count == 128) CONV2D_EXT_WGMMA_N256("bf16", d, a, b, ta, tb);
+    if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "bf16", d, a, b, ta, tb, 32, 33, 34, 35);
+    if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "bf16", d, a, b, ta, tb, 64, 65, 66, 67);
+    if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "bf16", d, a, b, ta, tb, 80, 81, 82, 83);
+    if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "bf16", d, a, b, ta, tb, 128, 129, 130, 131);
   }
+}
+
+// d[64, n] += a[64, 8] * b[8, n] in TF32: a in registers, as wgmma.mma_async lays it out; b K-major.
+template <int count>
+__device__ inline void wgmma_mma_async_tf32(float (&d)[count], uint32_t const (&a)[4], uint64_t b) {
+  static_assert(count == 32 || count == 64 || count == 128);
+  if constexpr (count == 32) CONV2D_EXT_WGMMA_TF32(64, d, a, b, 32, 33, 34, 35, 36);
+  if constexpr (count == 64) CONV2D_EXT_WGMMA_TF32(128, d, a, b, 64, 65, 66, 67, 68);
+  if constexpr (count == 128) CONV2D_EXT_WGMMA_TF32(256, d, a, b, 128, 129, 130, 131, 132);
+}
+
+// To TF32, to nearest and ties away from zero: a float whose low 13 bits are zero.
+__device__ inline uint32_t cvt_rna_tf32(float v) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(v));
+  return rounded;
 }
 
 }  // namespace conv2d_ext::ptx

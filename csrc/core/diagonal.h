@@ -1,0 +1,94 @@
+// The tile of cuda/diagonal.cuh for a problem: shared by the planner and the launcher.
+#pragma once
+
+#include "problem.h"
+
+namespace conv2d_ext {
+
+inline constexpr int kDiagonalGroups = 6, kDiagonalStages = 3;
+
+// A block walks down a strip of the image in steps of so many rows.
+constexpr int diagonal_step(int R) { return R == 3 ? 6 : R; }
+// Blocks hide each other's copies: as many an SM as the registers allow.
+constexpr int diagonal_blocks(Op op, int R) { return R == 3 ? 3 : 2; }
+constexpr int diagonal_shared_bytes(Op op, int R) { return 225 * 1024 / diagonal_blocks(op, R) - 1024; }
+
+struct DiagonalTile {
+  int rows = 1, strips = 1;  // outputs of a block: rows, and strips of 16 pixels
+  bool pairs = false;        // images of up to 8 columns: a strip is two images
+  int groups = 1;            // of 8 channels, a warp each
+  int images = 1;            // of a block, one after the other; or pairs of them
+  int pitch = 1;             // pixels of a row in shared memory
+  int64_t tiles_h = 1, tiles_w = 1, channel_units = 1, image_units = 1;
+  int64_t plane_bytes = 0, shared_bytes = 0;
+
+  constexpr int64_t blocks() const { return tiles_h * tiles_w * channel_units * image_units; }
+};
+
+// Few idle warps, and an even number, since two of them share a sector of 32 bytes.
+constexpr int diagonal_groups(int64_t C) {
+  int64_t const all = ceil_div(C, 8);
+  int found = 1;
+  double best = 0;
+  for (int groups = 1; groups <= kDiagonalGroups; ++groups) {
+    double const cost = double(ceil_div(all, groups) * groups) *
+                        (groups >= 4   ? 1.0
+                         : groups >= 2 ? 1.2
+                                       : 1.6) *
+                        (groups % 2 == 0 || groups == all ? 1.0 : 1.1);
+    if (best == 0 || cost <= best) best = cost, found = groups;
+  }
+  return found;
+}
+
+// R, S: of the row of the table, not less than the filter's.
+constexpr DiagonalTile diagonal_tile(int64_t N, int64_t out_H, int64_t out_W, int64_t C, int R, int S) {
+  DiagonalTile t;
+  t.groups = diagonal_groups(C), t.channel_units = ceil_div(C, 8 * t.groups);
+  t.pairs = out_W <= 8 && N > 1;
+  t.strips = out_W <= 16 || R == 7 ? 1 : 2;
+  t.tiles_w = ceil_div(out_W, 16 * t.strips);
+  t.pitch = t.pairs ? 2 * (8 + S - 1) : 16 * t.strips + S - 1;
+  // Enough blocks for several an SM; a tile's rows of halo are read twice.
+  int64_t const units = t.pairs ? ceil_div(N, 2) : N, wanted = 132 * 12;
+  int64_t const columns = t.tiles_w * t.channel_units;
+  int const least = 4 * diagonal_step(R);
+  t.tiles_h = max64(1, min64(ceil_div(wanted, max64(columns * units, 1)), out_H / least));
+  t.rows = int(ceil_div(out_H, t.tiles_h)), t.tiles_h = ceil_div(out_H, t.rows);
+  t.images = int(max64(1, min64(min64(columns * t.tiles_h * units / wanted, units), 64)));
+  t.image_units = ceil_div(units, t.images);
+  t.plane_bytes = ((int64_t(diagonal_step(R)) * t.pitch) | 1) * 16;  // odd: a pixel's groups are in different banks
+  t.shared_bytes = kDiagonalStages * t.plane_bytes * t.groups;
+  return t;
+}
+
+// wgrad: a block walks down strips of images, in steps of R rows of x and of y.
+struct DiagonalSumsTile {
+  int rows = 1, strips = 1, groups = 1;
+  bool pairs = false;            // images of up to 8 columns: a strip is two images
+  int pitch_x = 1, pitch_y = 1;  // pixels of a row in shared memory
+  int64_t tiles_h = 1, tiles_w = 1, channel_units = 1, image_units = 1;
+  int64_t x_bytes = 0, y_bytes = 0, shared_bytes = 0;
+
+  constexpr int64_t units() const { return image_units * tiles_h * tiles_w; }
+};
+
+inline constexpr int kDiagonalSumsStages = 4;
+
+constexpr DiagonalSumsTile diagonal_sums_tile(Problem const& p, int R, int S) {
+  DiagonalSumsTile t;
+  t.groups = diagonal_groups(p.C), t.channel_units = ceil_div(p.C, 8 * t.groups);
+  t.pairs = p.Q() <= 8 && p.N > 1, t.image_units = t.pairs ? ceil_div(p.N, 2) : p.N;
+  t.strips = p.Q() <= 16 || R != 3 ? 1 : 2;
+  t.tiles_w = ceil_div(p.Q(), 16 * t.strips);
+  t.pitch_y = 16 * t.strips, t.pitch_x = t.pairs ? 2 * (8 + S - 1) : t.pitch_y + S - 1;
+  int64_t const wanted = 132 * 12, columns = t.tiles_w * t.channel_units * t.image_units;
+  t.tiles_h = max64(1, min64(ceil_div(wanted, max64(columns, 1)), p.H / (8 * R)));
+  t.rows = int(ceil_div(ceil_div(p.H, t.tiles_h), R) * R), t.tiles_h = ceil_div(p.H, t.rows);
+  t.x_bytes = ((int64_t(R) * t.pitch_x) | 1) * 16;  // odd: a pixel's groups are in different banks
+  t.y_bytes = ((int64_t(R) * t.pitch_y) | 1) * 16;
+  t.shared_bytes = kDiagonalSumsStages * (t.x_bytes + t.y_bytes) * t.groups;
+  return t;
+}
+
+}  // namespace conv2d_ext

@@ -1,0 +1,2 @@
+#include "../band.cuh"
+CONV2D_EXT_BAND(CONV2D_EXT_BAND_INSTANCE, f16, 64)

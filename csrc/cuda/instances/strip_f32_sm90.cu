@@ -1,0 +1,2 @@
+#include "../strip.cuh"
+CONV2D_EXT_STRIP(CONV2D_EXT_STRIP_INSTANCE)

@@ -1,0 +1,552 @@
+// Dense convolution in channels_last on Hopper's copy engine (TMA) and tensor cores (wgmma): fprop and dgrad as an
+// implicit GEMM, out[pixel, n] = sum over taps and channels of A[pixel moved by the tap, channel] * B[n, tap, channel].
+// docs/kernels.md has a figure of the pipeline; tma_wgrad.cuh is its sibling.
+//
+// A persistent block of three warpgroups walks over TM x TN tiles. One thread of the last feeds two rings of
+// stages in shared memory: A (TM + kHalo pixels, 128 bytes of channels each) by im2col copies, which know the padding
+// and the ends of rows and images; B (TN filters, or for dgrad the channels of 64 filters) by tiled copies. The
+// warpgroups multiply, TM / 2 pixels each, and store. `full` and `empty` barriers, a pair a stage, hand the stages
+// over.
+//
+// Variant im2col: every tap copies its own pixels. Variant halo (stride 1 along W): the pixels of a tile include the
+// padded columns, so that the pixels of tap s are those of tap 0 moved by s * dilation, lines of the same stage: one
+// copy of A serves a row of the filter. The padded columns' results are not stored.
+//
+// TF32: A passes through registers, where it is rounded to nearest; B was rounded, and for dgrad transposed, by
+// tma_prepare.
+#pragma once
+
+#include <type_traits>
+
+#include "fragments.cuh"
+#include "gather.cuh"
+#include "tma_map.h"
+
+namespace conv2d_ext::tma {
+
+constexpr int kThreads = 3 * kWarpgroup;
+constexpr int kRunBytes = 64 * kLineBytes;  // 64 k of 64 rows, N-major
+constexpr int kMaxStages = 16;
+
+template <class T, int TN>
+struct Tables {
+  int64_t out[2][64];  // where a piece's pixels go, or -1; for each warpgroup
+  T bias[2][TN];
+  uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
+};
+
+template <class T, int TM, int TN>
+struct Shape {
+  static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;  // an SM
+  static constexpr int runs = (TN + 63) / 64;
+  static constexpr int b_bytes = runs * kRunBytes;     // as many if B is K-major: TN lines
+  static constexpr int staging_bytes = 2 * kRunBytes;  // a piece of the output on its way, for each warpgroup
+  static constexpr int ring_bytes = (blocks == 2 ? 94 : sizeof(T) == 2 ? 207 : 206) * 1024;
+  static constexpr int shared_bytes = ring_bytes + staging_bytes + 1024;  // the swizzle wants 1024-byte alignment
+  // An SM has 228 KB, of which each block takes one more; the rest is in Tables.
+  static constexpr int tables_bytes = int(sizeof(Tables<T, TN>));
+  static_assert(blocks * (shared_bytes + tables_bytes + 1024) <= 228 * 1024);
+  // 64K registers: three warpgroups of 128 threads in each block; the last only copies.
+  static constexpr int copy_regs = blocks == 2 ? 32 : 56, multiply_regs = blocks == 2 ? 104 : 224;
+};
+
+// One phase: its pixels, its taps, and where they are.
+struct Phase {
+  int64_t M;              // pixels of A, padded columns included
+  int64_t out;            // offset of its first pixel
+  int32_t rows, columns;  // pixels an image; columns may include padded ones
+  int32_t valid_columns;
+  int32_t first_tile, steps;
+  int32_t taps_w;        // copies of A a row of the filter
+  int32_t taps_a;        // taps that each of them serves
+  int32_t h0, w0;        // coordinates of pixel (0, 0) at tap (0, 0)
+  int32_t tap_h, tap_w;  // how far a tap moves, in pixels
+  int32_t first_r, first_s, step_r, step_s;
+};
+
+struct Params {
+  CUtensorMap a[kMaxPhases];
+  CUtensorMap b;
+  Phase phase[kMaxPhases];
+  int32_t phases, groups, splits;
+  int32_t tiles, tiles_n;
+  int32_t stages_a, stages_b;
+  int32_t chunks;              // of the reduction's channels
+  int32_t last;                // instructions that the last chunk takes
+  int32_t a_bytes;             // of a stage of A
+  int32_t stride_h, stride_w;  // A's pixels
+  int32_t N;                   // columns of a group
+  int32_t group_a;             // channels of A, columns or filters of B a group
+  int32_t group_b;
+  int64_t group_out, group_bias;
+  int64_t out_n, out_h, out_w;
+  void const* bias;
+  int64_t bias_stride;
+  void* out;
+  void* workspace;
+};
+
+// What one block works on.
+struct Unit {
+  Phase const* phase;
+  int32_t m, n, group, index;  // tiles of a phase and group; `index` counts the block's partial tiles
+  int32_t begin, count;        // steps
+
+  __device__ Unit(Params const& p, int unit) {
+    int const split = unit / p.tiles;
+    int tile = unit % p.tiles, i = p.phases - 1;
+    while (tile < p.phase[i].first_tile) --i;
+    phase = &p.phase[i];
+    tile -= phase->first_tile;
+    n = tile % p.tiles_n;
+    tile /= p.tiles_n;
+    group = tile % p.groups;
+    m = tile / p.groups;
+    index = unit;
+    int const each = (phase->steps + p.splits - 1) / p.splits;
+    begin = split * each;
+    int const rest = phase->steps - begin;
+    count = rest < 0 ? 0 : rest < each ? rest : each;
+  }
+};
+
+// The offset of pixel m, or -1.
+__device__ inline int64_t out_of(Params const& p, Phase const& phase, int64_t m) {
+  if (m >= phase.M) return -1;
+  int64_t j = m, i = divide(j, phase.columns);
+  if (j >= phase.valid_columns) return -1;
+  int64_t const n = divide(i, phase.rows);
+  return phase.out + n * p.out_n + i * p.out_h + j * p.out_w;
+}
+
+template <class T, int TM, int TN, bool b_rows>
+__device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
+  using S = Shape<T, TM, TN>;
+  constexpr int chunk_size = kLineBytes / int(sizeof(T));
+  uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
+  Stage a, b;
+  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
+    Unit const unit(p, u);
+    Phase const& phase = *unit.phase;
+    int64_t j = int64_t(unit.m) * TM;
+    int64_t i = divide(j, phase.columns);
+    int const n = int(divide(i, phase.rows));
+    int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
+    void const* const map_a = &p.a[unit.phase - p.phase];
+    int chunk = unit.begin % p.chunks, tap_w = unit.begin / p.chunks % phase.taps_w,
+        tap_h = unit.begin / p.chunks / phase.taps_w;
+    for (int step = 0; step < unit.count; ++step) {
+      ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
+      ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
+      ptx::cp_async_bulk_tensor_im2col(ring + a.index * p.a_bytes, map_a, &tables.full_a[a.index],
+                                       unit.group * p.group_a + chunk * chunk_size, w, h, n, tap_w * phase.tap_w,
+                                       tap_h * phase.tap_h);
+      a.advance(p.stages_a);
+      int const r = phase.first_r + tap_h * phase.step_r;
+      for (int t = 0; t < phase.taps_a; ++t) {
+        int const s = phase.first_s + (tap_w + t) * phase.step_s;
+        ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
+        ptx::mbarrier_arrive_expect_tx(&tables.full_b[b.index], b_rows ? S::b_bytes : TN * kLineBytes);
+        uint32_t const to = ring_b + b.index * S::b_bytes;
+        uint64_t* const bar = &tables.full_b[b.index];
+        if constexpr (b_rows) {  // 64 filters of 64 columns at a time
+#pragma unroll
+          for (int run = 0; run < S::runs; ++run)
+            ptx::cp_async_bulk_tensor_4d(to + run * kRunBytes, &p.b, bar, unit.n * TN + run * 64, s, r,
+                                         unit.group * p.group_b + chunk * chunk_size);
+        } else {
+          ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, chunk * chunk_size, s, r, unit.group * p.group_b + unit.n * TN);
+        }
+        b.advance(p.stages_b);
+      }
+      if (++chunk == p.chunks) {
+        chunk = 0;
+        if (++tap_w == phase.taps_w) {
+          tap_w = 0;
+          ++tap_h;
+        }
+      }
+    }
+  }
+}
+
+// Stores a warpgroup's 64 x TN accumulators from row `first` of the tile on. A thread has those of rows lane / 4 and
+// lane / 4 + 8 of its warp's 16, columns 8 j + 2 (lane % 4) + {0, 1}. Pieces of 64 rows and 128 bytes of columns pass
+// through shared memory, so that eight lanes store the line of a pixel.
+template <class T, int TM, int TN>
+__device__ void store(Params const& p, Unit const& unit, int first, float (&acc)[TN / 2], Tables<T, TN>& tables,
+                      uint32_t staging) {
+  constexpr int columns = kLineBytes / int(sizeof(T));  // of a piece
+  int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  int const thread = int(threadIdx.x) % kWarpgroup, quad = lane % 4, row = warp * 16 + lane / 4;
+  if (p.splits > 1) {
+    float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first * TN;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int j = 0; j < TN / 8; ++j)
+        *reinterpret_cast<float2*>(partial + (row + half * 8) * TN + j * 8 + quad * 2) =
+            make_float2(acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]);
+    return;
+  }
+  int64_t* const to = tables.out[group];
+  ptx::bar_sync(1 + group, kWarpgroup);  // the last piece has been read, the bias written
+  if (thread < 64) to[thread] = out_of(p, *unit.phase, int64_t(unit.m) * TM + first + thread);
+  if (p.bias != nullptr) {
+    T const* const bias = tables.bias[group];
+#pragma unroll
+    for (int j = 0; j < TN / 8; ++j) {
+      Vector<T, 2> const pair = *reinterpret_cast<Vector<T, 2> const*>(bias + j * 8 + quad * 2);
+      float const low = widen(pair.v[0]), high = widen(pair.v[1]);
+      acc[j * 4] += low, acc[j * 4 + 1] += high;
+      acc[j * 4 + 2] += low, acc[j * 4 + 3] += high;
+    }
+  }
+  int const n = unit.n * TN + thread % 8 * (columns / 8);
+  T* const out = static_cast<T*>(p.out) + unit.group * p.group_out + n;
+#pragma unroll
+  for (int piece = 0; piece < (TN + columns - 1) / columns; ++piece) {
+    if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
+    if constexpr (sizeof(T) == 2) {
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {  // 16 columns
+        if (piece * columns + t * 16 >= TN) break;
+        uint32_t v[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
+          v[e] = pack<T>(acc[at], acc[at + 1]);
+        }
+        int const line = warp * 16 + lane % 16, chunk = t * 2 + lane / 16;
+        ptx::stmatrix_x4(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        int const line = row + i % 2 * 8, chunk = i / 2 * 2 + quad / 2, at = (piece * 4 + i / 2) * 4 + i % 2 * 2;
+        ptx::st_shared_f32x2(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16 + quad % 2 * 8, acc[at],
+                             acc[at + 1]);
+      }
+    }
+    ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int const line = thread / 8 + i * 16;
+      uint4 const v = ptx::ld_shared_v4(staging + line * kLineBytes + ((thread % 8) ^ (line % 8)) * 16);
+      if (to[line] >= 0 && thread % 8 * (columns / 8) + piece * columns < TN && n + piece * columns < p.N)
+        *reinterpret_cast<uint4*>(out + to[line] + piece * columns) = v;
+    }
+  }
+}
+
+// A's values for two instructions of 8 channels, from instruction `first` on, rounded to TF32.
+__device__ inline void load_tf32(uint32_t (&v)[2][4], uint32_t line, int lane, int first) {
+  uint32_t const at = line + lane / 4 * kLineBytes;
+  uint32_t const swizzle = at / kLineBytes % 8;  // the ring is 1024-byte aligned
+#pragma unroll
+  for (int k = 0; k < 2; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      uint32_t const chunk = uint32_t((first + k) * 2 + i / 2) ^ swizzle;
+      float const value = ptx::ld_shared_f32(at + i % 2 * kCoreBytes + chunk * 16 + lane % 4 * 4);
+      v[k][i] = ptx::cvt_rna_tf32(value);
+    }
+}
+
+template <int count>
+__device__ inline void multiply_tf32(float (&acc)[count], uint32_t const (&a)[2][4], uint32_t from_b) {
+  ptx::wgmma_fence_operand(acc);
+  ptx::wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < 2; ++k)
+    ptx::wgmma_mma_async_tf32(acc, a[k], ptx::wgmma_descriptor(from_b + k * 32, 0, kCoreBytes));
+  ptx::wgmma_commit_group();
+}
+
+template <class T, int TM, int TN, bool b_rows>
+__device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
+  using S = Shape<T, TM, TN>;
+  constexpr int halves = TM / 128;  // 64-row instructions of a warpgroup
+  constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes : 32;
+  int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
+  uint32_t const my_a = ring + group * (TM / 2) * kLineBytes;
+  uint32_t const staging = ring + S::ring_bytes + group * kRunBytes;
+  Stage a, b;
+  float acc[halves][TN / 2];
+  [[maybe_unused]] uint32_t even[2][4] = {}, odd[2][4] = {};  // TF32
+  auto release = [&](int stage_a, int stage_b) {              // -1: none
+    if (lane == 0 && stage_a >= 0) ptx::mbarrier_arrive(&tables.empty_a[stage_a]);
+    if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(&tables.empty_b[stage_b]);
+  };
+  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
+    Unit const unit(p, u);
+#pragma unroll
+    for (int h = 0; h < halves; ++h)
+#pragma unroll
+      for (int i = 0; i < TN / 2; ++i) acc[h][i] = 0;
+    int before_a = -1, before_b = -1;  // stages of the multiplications that are under way
+    Phase const& phase = *unit.phase;
+    T bias[(TN + kWarpgroup - 1) / kWarpgroup] = {};  // on its way while the tile is multiplied
+    if (p.bias != nullptr)
+#pragma unroll
+      for (int i = 0; i < TN; i += kWarpgroup) {
+        int const n = i + int(threadIdx.x) % kWarpgroup, at = unit.n * TN + n;
+        if (n < TN && at < p.N)
+          bias[i / kWarpgroup] = static_cast<T const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride];
+      }
+    int chunk = unit.begin % p.chunks;
+    for (int step = 0; step < unit.count; ++step) {
+      int const instructions = chunk == p.chunks - 1 ? p.last : 4;
+      if (++chunk == p.chunks) chunk = 0;
+      ptx::mbarrier_wait(&tables.full_a[a.index], a.parity);
+      for (int t = 0; t < phase.taps_a; ++t) {
+        ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
+        uint32_t const from_a = my_a + a.index * p.a_bytes + t * phase.tap_w * kLineBytes;
+        uint32_t const from_b = ring_b + b.index * S::b_bytes;
+        if constexpr (std::is_same_v<T, float>) {
+          // Two halves of a line in turn: one is loaded and rounded while the other is multiplied.
+          static_assert(halves == 1);
+          ptx::wgmma_wait_group<1>();
+          ptx::wgmma_fence_operand(even);
+          load_tf32(even, from_a + warp * 16 * kLineBytes, lane, 0);
+          multiply_tf32(acc[0], even, from_b);
+          ptx::wgmma_wait_group<1>();
+          ptx::wgmma_fence_operand(acc[0]);
+          ptx::wgmma_fence_operand(odd);
+          release(before_a, before_b);  // the step before has been read
+          load_tf32(odd, from_a + warp * 16 * kLineBytes, lane, 2);
+          multiply_tf32(acc[0], odd, from_b + 64);
+        } else {
+#pragma unroll
+          for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+          auto instruct = [&](auto count) {
+            ptx::wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < decltype(count)::value; ++k)
+#pragma unroll
+              for (int h = 0; h < halves; ++h)
+                ptx::wgmma_mma_async<T, false, b_rows>(
+                    acc[h], ptx::wgmma_descriptor(from_a + h * 64 * kLineBytes + k * 32, 0, kCoreBytes),
+                    ptx::wgmma_descriptor(from_b + k * step_b, kRunBytes, kCoreBytes));
+            ptx::wgmma_commit_group();
+          };
+          // The count is a constant in each: the instructions of a loop would wait for each other.
+          if (instructions == 4)
+            instruct(std::integral_constant<int, 4>());
+          else if (instructions == 3)
+            instruct(std::integral_constant<int, 3>());
+          else if (instructions == 2)
+            instruct(std::integral_constant<int, 2>());
+          else
+            instruct(std::integral_constant<int, 1>());
+          ptx::wgmma_wait_group<1>();
+#pragma unroll
+          for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+          release(before_a, before_b);  // the step before has been read
+        }
+        before_a = t == phase.taps_a - 1 ? a.index : -1;
+        before_b = b.index;
+        b.advance(p.stages_b);
+      }
+      a.advance(p.stages_a);
+    }
+    ptx::wgmma_wait_group<0>();
+#pragma unroll
+    for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+    release(before_a, before_b);
+    if (p.bias != nullptr) {
+#pragma unroll
+      for (int i = 0; i < TN; i += kWarpgroup) {
+        int const n = i + int(threadIdx.x) % kWarpgroup;
+        if (n < TN) tables.bias[group][n] = bias[i / kWarpgroup];
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < halves; ++h) store<T, TM, TN>(p, unit, group * (TM / 2) + h * 64, acc[h], tables, staging);
+  }
+}
+
+// b_rows: B's columns are contiguous in memory, not its k.
+template <class T, int TM, int TN, bool b_rows>
+__global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel(__grid_constant__ Params const p) {
+  using S = Shape<T, TM, TN>;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ Tables<T, TN> tables;
+  uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kMaxStages; ++i) {
+      ptx::mbarrier_init(&tables.full_a[i], 1);
+      ptx::mbarrier_init(&tables.empty_a[i], 8);  // multiplying warps
+      ptx::mbarrier_init(&tables.full_b[i], 1);
+      ptx::mbarrier_init(&tables.empty_b[i], 8);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x < 2 * kWarpgroup) {
+    ptx::setmaxnreg_inc<S::multiply_regs>();
+    multiply<T, TM, TN, b_rows>(p, ring, tables);
+  } else {
+    ptx::setmaxnreg_dec<S::copy_regs>();
+    if (threadIdx.x == 2 * kWarpgroup) copy<T, TM, TN, b_rows>(p, ring, tables);
+  }
+}
+
+// Sums the partial tiles in the order of the splits; a thread has four columns.
+template <class T, int TM, int TN>
+__global__ void __launch_bounds__(256) tma_reduce(__grid_constant__ Params const p) {
+  Unit const unit(p, int(blockIdx.x));
+  int const first = (int(blockIdx.y) * 256 + int(threadIdx.x)) * 4;
+  int64_t const to = out_of(p, *unit.phase, int64_t(unit.m) * TM + first / TN);
+  int const n = unit.n * TN + first % TN;
+  if (to < 0 || n >= p.N) return;
+  float const* partial = static_cast<float const*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
+  float4 sum = make_float4(0, 0, 0, 0);
+  for (int split = 0; split < p.splits; ++split, partial += int64_t(p.tiles) * (TM * TN)) {
+    float4 const v = *reinterpret_cast<float4 const*>(partial);
+    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+  }
+  float const values[4] = {sum.x, sum.y, sum.z, sum.w};
+  Vector<T, 4> out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float const bias = p.bias == nullptr
+                           ? 0
+                           : widen(static_cast<T const*>(p.bias)[unit.group * p.group_bias + (n + i) * p.bias_stride]);
+    out.v[i] = narrow<T>(values[i] + bias);
+  }
+  *reinterpret_cast<Vector<T, 4>*>(static_cast<T*>(p.out) + unit.group * p.group_out + to + n) = out;
+}
+
+template <class T, int TM, int TN>
+cudaError_t params_of(Params& q, Op op, Problem const& p, Row const& row, Plan const& plan, Arguments const& args) {
+  using S = Shape<T, TM, TN>;
+  constexpr int chunk_size = kLineBytes / int(sizeof(T));
+  bool const forward = op == Op::fprop, halo = is_halo(row.variant);
+  int64_t const C = forward ? p.C_per_group() : p.K_per_group();  // of the reduction
+  Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
+  int64_t const in_H = forward ? p.H : p.P(), in_W = forward ? p.W : p.Q();
+  q.groups = int32_t(p.groups), q.splits = plan.split_k;
+  q.chunks = int32_t(ceil_div(C, chunk_size));
+  q.last = int32_t(ceil_div(C - (q.chunks - 1) * chunk_size, chunk_size / 4));
+  q.N = int32_t(forward ? p.K_per_group() : p.C_per_group());
+  q.tiles_n = int32_t(ceil_div(q.N, TN));
+  q.group_a = int32_t(C);
+  q.group_out = q.N;
+  q.group_bias = q.N * args.bias_stride;
+  q.bias = args.bias, q.bias_stride = args.bias_stride, q.out = args.out, q.workspace = args.workspace;
+  q.out_n = out.n, q.out_h = out.h, q.out_w = out.w;
+  q.stride_h = q.stride_w = 1;
+  q.a_bytes = (halo ? TM + kHalo : TM) * kLineBytes;
+  if (forward)
+    q.stride_h = int32_t(p.stride_h), q.stride_w = int32_t(p.stride_w);
+  else
+    q.out_h *= p.stride_h, q.out_w *= p.stride_w;
+  int64_t const phases_w = forward ? 1 : phases_of(p.W, p.stride_w);
+  q.phases = int32_t(forward ? 1 : phases_of(p.H, p.stride_h) * phases_w);
+  int64_t tiles = 0;
+  for (int i = 0; i < q.phases; ++i) {
+    Walk const h = walk_h(op, p, i / phases_w);
+    Walk w = walk_w(op, p, i % phases_w);
+    Phase& f = q.phase[i];
+    bool const taps = h.taps > 0 && w.taps > 0;
+    f.valid_columns = int32_t(w.pixels);
+    if (halo && taps) w = halo_walk(w);
+    f.rows = int32_t(h.pixels), f.columns = int32_t(w.pixels);
+    f.M = p.N * h.pixels * w.pixels;
+    f.first_tile = int32_t(tiles);
+    tiles += ceil_div(f.M, TM) * q.tiles_n * p.groups;
+    f.taps_w = int32_t(halo ? 1 : w.taps), f.taps_a = int32_t(halo ? w.taps : 1);
+    f.steps = taps ? int32_t(h.taps * f.taps_w * q.chunks) : 0;
+    f.h0 = int32_t(h.lower), f.w0 = int32_t(w.lower);
+    f.tap_h = int32_t(h.tap_stride), f.tap_w = int32_t(w.tap_stride);
+    f.first_r = int32_t(h.first_tap), f.step_r = int32_t(h.tap_step);
+    f.first_s = int32_t(w.first_tap), f.step_s = int32_t(w.tap_step);
+    f.out = forward ? 0 : i / phases_w * out.h + i % phases_w * out.w;
+    if (!taps) continue;
+    Tensor4 const a{args.a, p.dtype, {C * p.groups, in_W, in_H, p.N}, {1, in.w, in.h, in.n}};
+    cudaError_t const error = encode_im2col(q.a[i], a, h, w, chunk_size, halo ? TM + kHalo : TM);
+    if (error != cudaSuccess) return error;
+  }
+  q.tiles = int32_t(tiles);
+  q.stages_a = halo ? (S::blocks == 2 ? 2 : 3) : S::ring_bytes / (q.a_bytes + S::b_bytes);
+  q.stages_b = int32_t(min64((S::ring_bytes - q.stages_a * q.a_bytes) / S::b_bytes, kMaxStages));
+  return cudaSuccess;
+}
+
+// The filters rounded to TF32, with the reduction's channels contiguous: out[n, r, s, k] for the rows n of B.
+template <class T>
+struct PrepareParams {
+  T const* w;
+  T* out;
+  int64_t count;
+  int32_t R, S, K;        // K: reduction channels a group
+  int32_t N;              // rows of B a group
+  int64_t n, k, r, s, g;  // element strides of w; g: from a group to the next
+};
+
+template <class T>
+__global__ void __launch_bounds__(256) tma_prepare(__grid_constant__ PrepareParams<T> const p) {
+  for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < p.count; i += int64_t(gridDim.x) * 256) {
+    int64_t k = i, s = divide(k, p.K), r = divide(s, p.S), n = divide(r, p.R);
+    int64_t const g = divide(n, p.N);
+    float const value = p.w[g * p.g + n * p.n + k * p.k + r * p.r + s * p.s];
+    p.out[i] = __uint_as_float(ptx::cvt_rna_tf32(value));
+  }
+}
+
+template <Op op, DType dtype, int TM, int TN, Variant variant>
+cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  using S = Shape<T, TM, TN>;
+  constexpr bool b_rows = op == Op::dgrad && dtype != DType::f32;
+  Params p{};
+  cudaError_t error = params_of<T, TM, TN>(p, op, problem, kRows[plan.kernel], plan, args);
+  if (error != cudaSuccess) return error;
+  Strides const& w = problem.w;
+  int64_t const C = problem.C_per_group(), K = problem.K_per_group();
+  if constexpr (dtype == DType::f32) {
+    bool const forward = op == Op::fprop;
+    int64_t const depth = forward ? C : K, rows = forward ? problem.K : problem.C, taps = problem.R * problem.S;
+    float* const out = static_cast<float*>(args.workspace);
+    PrepareParams<T> const q{static_cast<float const*>(args.b),
+                             out,
+                             rows * taps * depth,
+                             int32_t(problem.R),
+                             int32_t(problem.S),
+                             int32_t(depth),
+                             int32_t(forward ? K : C),
+                             forward ? w.n : w.c,
+                             forward ? w.c : w.n,
+                             w.h,
+                             w.w,
+                             K * w.n};
+    tma_prepare<T><<<unsigned(min64(ceil_div(q.count, 256), 1024)), 256, 0, stream>>>(q);
+    if ((error = cudaGetLastError()) != cudaSuccess) return error;
+    p.workspace = out + tma_prepared(problem);
+    p.group_b = int32_t(forward ? K : C);
+    Tensor4 const b{out, dtype, {depth, problem.S, problem.R, rows}, {1, depth, problem.S * depth, taps * depth}};
+    error = encode_tiled(p.b, b, kLineBytes / int(sizeof(T)), 1, 1, TN);
+  } else {
+    Tensor4 const b{args.b, dtype, {C, problem.S, problem.R, problem.K}, {1, w.w, w.h, w.n}};
+    p.group_b = int32_t(K);
+    error = encode_tiled(p.b, b, 64, 1, 1, b_rows ? 64 : TN);
+  }
+  if (error != cudaSuccess) return error;
+
+  auto* const kernel = tma_kernel<T, TM, TN, b_rows>;
+  if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
+      cudaSuccess)
+    return error;
+  int device = 0, sm_count = 0;
+  if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
+  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
+  int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count) * S::blocks);
+  kernel<<<unsigned(blocks), kThreads, S::shared_bytes, stream>>>(p);
+  if ((error = cudaGetLastError()) != cudaSuccess || p.splits == 1) return error;
+  tma_reduce<T, TM, TN><<<dim3(unsigned(p.tiles), TM * TN / 1024), 256, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+}  // namespace conv2d_ext::tma

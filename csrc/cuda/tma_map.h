@@ -1,0 +1,75 @@
+// Tensor maps: how the copy engine (TMA) sees a tensor. Host code; the driver's encoder is found at run time, so that
+// the library does not need libcuda to load.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include "../core/problem.h"
+
+namespace conv2d_ext::tma {
+
+constexpr CUtensorMapDataType tensor_type(DType t) {
+  return t == DType::f16    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+         : t == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                            : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+}
+
+template <class Function>
+Function driver_function(char const* name) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result;
+  if (cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result) != cudaSuccess) return nullptr;
+  return result == cudaDriverEntryPointSuccess ? reinterpret_cast<Function>(found) : nullptr;
+}
+
+// A 4-D tensor with contiguous channels: sizes and element strides, fastest dimension (channels, stride 1) first.
+struct Tensor4 {
+  void const* address;
+  DType dtype;
+  int64_t size[4];
+  int64_t stride[4];
+};
+
+struct Encoded {
+  cuuint64_t size[4];
+  cuuint64_t stride[3];  // in bytes
+
+  explicit Encoded(Tensor4 const& t) {
+    for (int i = 0; i < 4; ++i) size[i] = cuuint64_t(t.size[i]);
+    // A dimension of size one has stride 0 in a Problem; the engine wants a multiple of 16 bytes, and never uses it.
+    for (int i = 1; i < 4; ++i) stride[i - 1] = t.size[i] == 1 ? 16 : cuuint64_t(t.stride[i]) * size_of(t.dtype);
+  }
+};
+
+inline cudaError_t status(CUresult result) { return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue; }
+
+// Boxes of the tensor, channels x box[0] x box[1] x box[2], swizzled by 128 bytes.
+inline cudaError_t encode_tiled(CUtensorMap& map, Tensor4 const& t, int channels, int b1, int b2, int b3) {
+  static auto const encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
+  if (encode == nullptr) return cudaErrorNotSupported;
+  Encoded const e(t);
+  cuuint32_t const box[4] = {cuuint32_t(channels), cuuint32_t(b1), cuuint32_t(b2), cuuint32_t(b3)};
+  cuuint32_t const step[4] = {1, 1, 1, 1};
+  return status(encode(&map, tensor_type(t.dtype), 4, const_cast<void*>(t.address), e.size, e.stride, box, step,
+                       CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+}
+
+// Runs of `pixels` pixels of an NHWC tensor (size = C, W, H, N), `channels` of each. The walks give the bounding box:
+// their pixels at tap 0.
+inline cudaError_t encode_im2col(CUtensorMap& map, Tensor4 const& t, Walk const& h, Walk const& w, int channels,
+                                 int pixels) {
+  static auto const encode = driver_function<decltype(&cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col");
+  if (encode == nullptr) return cudaErrorNotSupported;
+  Encoded const e(t);
+  int const lower[2] = {int(w.lower), int(h.lower)};
+  int const upper[2] = {int(box_upper(w, t.size[1])), int(box_upper(h, t.size[2]))};
+  cuuint32_t const step[4] = {1, cuuint32_t(w.stride), cuuint32_t(h.stride), 1};
+  return status(encode(&map, tensor_type(t.dtype), 4, const_cast<void*>(t.address), e.size, e.stride, lower, upper,
+                       cuuint32_t(channels), cuuint32_t(pixels), step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                       CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+}
+
+}  // namespace conv2d_ext::tma
