@@ -281,6 +281,7 @@ class Recorder:
                 str(results),
                 "--timeout",
                 str(self.options.sanitizer_timeout),
+                *(["--together"] if self.options.together else []),
             ),
             *("--", "-p", PLUGIN_NAME),
             timeout=self.options.sanitizer_timeout + 30,  # it keeps to its own time
@@ -407,7 +408,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--tests-timeout", type=float, default=240, help="seconds (default: %(default)s)")
     found.add_argument("--sanitizer-timeout", type=float, default=160, help="seconds, all tools (default: %(default)s)")
     found.add_argument("--benchmark-timeout", type=float, default=60, help="seconds (default: %(default)s)")
-    found.add_argument("--together", action="store_true", help="run the sanitizer beside the tests: sooner done")
+    found.add_argument(
+        "--together", action="store_true", help="run the sanitizer's tools beside the tests: sooner done"
+    )
     found.add_argument("--pytest-arguments", default="", help="more arguments for the suite, in one string")
     return found
 

@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,7 @@ def parser() -> argparse.ArgumentParser:
     )
     # All marked tests are in this file; to collect the others as well takes seconds, and under a tool many more.
     found.add_argument("--tests", type=Path, default=ROOT / "tests" / "test_rows.py", help="file or folder of tests")
+    found.add_argument("--together", action="store_true", help="run the tools beside each other: sooner done")
     found.add_argument("--json", type=Path, help="write the results to this file as well, after each tool")
     found.add_argument("--program", help="compute-sanitizer, if it is not on PATH or in CUDA_HOME")
     found.add_argument("pytest_arguments", nargs="*", metavar="-- ...", help="for pytest")
@@ -292,17 +294,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return give_up(note)
             if note:
                 print(f"sanitize: {note}", flush=True)
-        for index, tool in enumerate(options.tools):
+
+        def run(tool: str) -> ToolResult:
             junit = cwd / f"{tool}.xml"
             command = sanitizer_command(
                 program, tool, options.only, junit, options.pytest_arguments, options.tests.resolve()
             )
             finished = run_command(command, env, cwd, max(end - time.monotonic(), 1))
-            results[index] = judge(tool, finished, count_tests(junit))
-            save()
-            if results[index].status != "passed":
-                print(tail(finished.output, 60))
-            print(results[index], flush=True)
+            result = judge(tool, finished, count_tests(junit))
+            print((tail(finished.output, 60) + "\n" if result.status != "passed" else "") + str(result), flush=True)
+            return result
+
+        # Beside each other a tool takes longer, all of them less.
+        with ThreadPoolExecutor(len(options.tools) if options.together else 1) as pool:
+            ends = {pool.submit(run, tool): index for index, tool in enumerate(options.tools)}
+            for finished in as_completed(ends):
+                results[ends[finished]] = finished.result()
+                save()
     return 0 if all(result.status == "passed" for result in results) else 1
 
 

@@ -87,9 +87,15 @@ __device__ inline void fill(Source const& s, Window const& at, unsigned char* pl
           for (int j = 0; j < batch; ++j) {
             if (first + j * parts >= images) continue;
 #pragma unroll
-            for (int k = 0; k < vector; ++k)
-              *reinterpret_cast<Vector<T, 2>*>(to + (k * at.images + first + j * parts) * plane_bytes) =
-                  Vector<T, 2>{{v[j][0].v[k], v[j][1].v[k]}};
+            for (int k = 0; k < vector; ++k) {
+              T* const pair = reinterpret_cast<T*>(to + (k * at.images + first + j * parts) * plane_bytes);
+              if constexpr (sizeof(T) == 2) {  // those windows begin on multiples of 8
+                *reinterpret_cast<Vector<T, 2>*>(pair) = Vector<T, 2>{{v[j][0].v[k], v[j][1].v[k]}};
+              } else {
+                pair[0] = v[j][0].v[k];
+                if (valid > 1 && column + 1 < s.pitch) pair[1] = v[j][1].v[k];
+              }
+            }
           }
         }
       }
