@@ -281,6 +281,8 @@ class Recorder:
                 str(results),
                 "--timeout",
                 str(self.options.sanitizer_timeout),
+                "--tools",
+                self.options.sanitizer_tools,
                 *(["--together"] if self.options.together else []),
             ),
             *("--", "-p", PLUGIN_NAME),
