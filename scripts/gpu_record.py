@@ -343,7 +343,10 @@ class Recorder:
             with ThreadPoolExecutor() as pool:
                 ends = {pool.submit(work[name]): name for name in running}
                 for end in as_completed(ends):
-                    self.record["phases"][ends[end]] = end.result()
+                    error = end.exception()  # must not cost the other phases' results
+                    self.record["phases"][ends[end]] = (
+                        end.result() if error is None else failed(f"{type(error).__name__}: {error}", {})
+                    )
                     self.save()
                     print(f"== {ends[end]}: {self.record['phases'][ends[end]]['status']}", flush=True)
         green, line = verdict(self.record, self.record["code"])
@@ -410,6 +413,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--tests-timeout", type=float, default=240, help="seconds (default: %(default)s)")
     found.add_argument("--sanitizer-timeout", type=float, default=160, help="seconds, all tools (default: %(default)s)")
     found.add_argument("--benchmark-timeout", type=float, default=60, help="seconds (default: %(default)s)")
+    found.add_argument("--sanitizer-tools", default="memcheck,racecheck", metavar="A,B", help="default: %(default)s")
     found.add_argument(
         "--together", action="store_true", help="run the sanitizer's tools beside the tests: sooner done"
     )

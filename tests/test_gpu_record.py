@@ -215,6 +215,58 @@ def test_the_benchmark_summary_keeps_the_geometric_means(gpu_record: Any) -> Non
     assert gpu_record.benchmark_summary({})["cells"] == 0
 
 
+def recorder(gpu_record: Any, tmp_path: Path, *options: str) -> Any:
+    """A Recorder with the command line's own options, whose commands are printed instead of run."""
+    wheel = tmp_path / "conv2d_ext-0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("conv2d_ext/__init__.py", "")
+    output = tmp_path / "record.json"
+    chosen = gpu_record.parser().parse_args(["--wheel", str(wheel), "--output", str(output), *options])
+    made = gpu_record.Recorder(chosen, tmp_path)
+    made.install = lambda: ""
+    made.commands = []
+
+    def python(*arguments: str, timeout: float) -> Any:
+        made.commands.append((arguments, timeout))
+        return gpu_record.Finished(0, "", 0.0)
+
+    made.python = python
+    return made
+
+
+@pytest.mark.parametrize("options", [(), ("--together",), ("--sanitizer-tools", "synccheck", "--workers", "3")])
+def test_every_phase_runs_with_the_options_of_the_command_line(
+    gpu_record: Any, sanitize: Any, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    made = recorder(gpu_record, tmp_path, *options)
+    assert made.run() == 1  # nothing was tested
+    phases = json.loads((tmp_path / "record.json").read_text())["phases"]
+    assert {name: phase["status"] for name, phase in phases.items()} == {
+        "tests": "failed", "sanitizer": "passed", "benchmark": "failed",
+    }  # fmt: skip
+    (given,) = [arguments[1:] for arguments, _ in made.commands if arguments[0].endswith("sanitize.py")]
+    read = sanitize.parser().parse_args(given)
+    assert read.tools == (["synccheck"] if "synccheck" in options else ["memcheck", "racecheck"])
+    assert read.together == ("--together" in options)
+
+
+@pytest.mark.parametrize("options", [(), ("--together",)])
+def test_a_phase_that_raises_costs_no_other_phase_its_result(
+    gpu_record: Any, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    made = recorder(gpu_record, tmp_path, *options)
+
+    def broken() -> dict[str, Any]:
+        raise AttributeError("no such option")
+
+    made.sanitizer = broken
+    made.tests = made.benchmark = lambda: {"status": "passed"}
+    assert made.run() == 1
+    phases = json.loads((tmp_path / "record.json").read_text())["phases"]
+    assert phases["tests"]["status"] == phases["benchmark"]["status"] == "passed"
+    assert phases["sanitizer"]["status"] == "failed" and "no such option" in phases["sanitizer"]["reason"]
+
+
 # ---- the sanitizer ---------------------------------------------------------------------------------------------------
 
 JUNIT = """\
