@@ -22,18 +22,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-import shapes
 import torch
 import torch.nn.functional as F
-from shapes import OPS, STORAGE
 from torch import Tensor
 
-sys.path.insert(0, str(shapes.Path(__file__).resolve().parents[1] / "tests"))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]  # Python may have left the script's own folder out
 
+import shapes  # noqa: E402
 from cases import Case  # noqa: E402
 from layouts import LAYOUTS  # noqa: E402
 from reference import tolerance, unit  # noqa: E402
+from shapes import OPS, STORAGE  # noqa: E402
 
 DTYPES = ("fp16", "fp16", "bf16", "bf16", "fp32", "fp32", "tf32", "fp64")
 # Of the operands: normal ones; small integers, whose sums are exact; normal ones but one that is not finite.

@@ -29,14 +29,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import shapes
 import torch
-from shapes import KINDS, OPS, STORAGE
 from torch import Tensor
 
-sys.path.insert(0, str(shapes.Path(__file__).resolve().parents[1] / "tests"))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]  # Python may have left the script's own folder out
 
+import shapes  # noqa: E402
 from cases import Case  # noqa: E402
+from shapes import KINDS, OPS, STORAGE  # noqa: E402
 
 from conv2d_ext.cli import bench, float32_precision, plain_table  # noqa: E402
 from conv2d_ext.cli.info import machine  # noqa: E402

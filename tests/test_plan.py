@@ -181,6 +181,59 @@ def test_layers_of_few_channels_a_group_take_the_grouped_row_of_their_layout(op:
         assert name.startswith(f"grouped_{op}_") and name.endswith(layout), f"{per_group} {layout} {name}"
 
 
+def named(op: str, case: Case, dtype: torch.dtype, layout: str = "nhwc", **kwargs: object) -> str:
+    return ROWS[ask(op, case, dtype, layout, **kwargs)[0]]
+
+
+DENSE = Case("dense", 32, 128, 56, 56, 128, 3, 3, padding=(1, 1))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_dense_channels_last_layers_take_the_copy_engine(op: str) -> None:
+    layers = (
+        DENSE,
+        Case("strided", 32, 128, 56, 56, 256, 3, 3, (2, 2), (1, 1)),
+        Case("dilated", 8, 2048, 65, 65, 256, 3, 3, (1, 1), (36, 36), (36, 36)),
+        Case("pointwise", 32, 256, 28, 28, 64, 1, 1),
+        Case("asymmetric", 32, 160, 17, 17, 160, 1, 7, (1, 1), (0, 3)),
+        Case("groups", 32, 224, 28, 28, 224, 3, 3, (1, 1), (1, 1), groups=2),
+        Case("latency", 1, 512, 7, 7, 512, 3, 3, padding=(1, 1)),
+    )
+    for case, dtype in itertools.product(layers, (torch.float16, torch.bfloat16)):
+        assert named(op, case, dtype).startswith(f"tma_{op}_"), case
+        assert not named(op, case, dtype, "nchw").startswith("tma_"), case
+        assert not named(op, case, dtype, capability=100).startswith("tma_"), case
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_float32_takes_tensor_cores_only_where_tf32_is_allowed(op: str) -> None:
+    assert named(op, DENSE, torch.float32, allow_tf32=False).startswith("simt_")
+    allowed = named(op, DENSE, torch.float32, allow_tf32=True)
+    assert allowed.startswith("simt_wgrad_" if op == "wgrad" else f"tma_{op}_f32_"), "there is no TF32 wgrad yet"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_the_copy_engine_cannot_take_is_gathered(op: str) -> None:
+    beyond = (
+        Case("offset", 8, 64, 280, 280, 64, 3, 3, (1, 1), (1, 1), (128, 128)),  # (3 - 1) * 128 > 255
+        Case("corner", 8, 64, 56, 56, 64, 3, 3, (1, 1), (130, 130)),  # a padding beyond 127
+    )
+    for case in beyond:
+        assert named(op, case, torch.float16).startswith(f"igemm_{op}_"), case
+    many = Case("phases", 8, 64, 60, 60, 64, 5, 5, (5, 5), (2, 2))  # 25 phases of dgrad
+    assert named(op, many, torch.float16).startswith("igemm_" if op == "dgrad" else "tma_")
+    odd = Case("odd", 8, 60, 56, 56, 64, 3, 3, padding=(1, 1))  # lines off 16 bytes
+    assert named(op, odd, torch.float16).startswith("simt_")
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_wide_images_copy_a_row_of_taps_at_once_and_small_ones_do_not(op: str) -> None:
+    wide = Case("wide", 8, 64, 224, 224, 64, 3, 3, padding=(1, 1))
+    small = Case("small", 1024, 256, 7, 7, 256, 3, 3, padding=(1, 1))
+    assert named(op, wide, torch.float16).endswith("_halo")
+    assert named(op, small, torch.float16).endswith("_im2col")
+
+
 def test_a_weight_gradient_with_few_filters_and_many_pixels_is_split() -> None:
     """3x3 weights of 8 channels are less than one tile of work for 132 SMs, the 400000 pixels are not."""
     case = Case("pixels", 32, 8, 112, 112, 8, 3, 3, padding=(1, 1))
