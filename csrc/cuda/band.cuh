@@ -90,7 +90,7 @@ __device__ inline void multiply(float (&acc)[G][D][NB][4], uint32_t (&window)[D]
     if (edge && e >= R + D - 1) break;
     if (!edge || e < R) {
 #pragma unroll
-      for (int i = 0; i < NT; ++i) window[u][i] = ptx::ld_shared_b32(band + u * band_pitch + i * 16);
+      for (int i = 0; i < NT; ++i) window[u][i] = ptx::ld_shared(band + u * band_pitch + i * 16);
     }
 #pragma unroll
     for (int b = 0; b < NB + J - 1; ++b) {
@@ -124,7 +124,7 @@ __device__ inline void multiply_block(float (&acc)[G][1][1][4], uint32_t a_row, 
                                       uint32_t plane_bytes, uint32_t band, uint32_t band_pitch, int R) {
 #pragma unroll 4
   for (int e = 0; e < R; ++e, a_row += row_bytes, band += band_pitch) {
-    uint32_t const t0 = ptx::ld_shared_b32(band), t1 = ptx::ld_shared_b32(band + 16);
+    uint32_t const t0 = ptx::ld_shared(band), t1 = ptx::ld_shared(band + 16);
 #pragma unroll
     for (int g = 0; g < G; ++g) {
       uint32_t a[4];
@@ -132,25 +132,6 @@ __device__ inline void multiply_block(float (&acc)[G][1][1][4], uint32_t a_row, 
       ptx::mma_m16n8k16<T>(acc[g][0][0], a[0], a[1], a[2], a[3], t0, t1);
     }
   }
-}
-
-// One output from global memory.
-template <class T>
-__device__ __noinline__ float exact(Params const& p, int64_t n, int c, int y, int x) {
-  T const* const in = static_cast<T const*>(p.in.data) + n * p.in.n + c * p.in.c;
-  T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
-  float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
-  for (int r = 0; r < p.R; ++r) {
-    int const h = y - p.pad_h + r;
-    if (unsigned(h) >= unsigned(p.in.H)) continue;
-    for (int s = 0; s < p.S; ++s) {
-      int const v = x - p.pad_w + s;
-      if (unsigned(v) >= unsigned(p.in.W)) continue;
-      sum = fmaf(widen(in[h * p.in.h + v * p.in.w]),
-                 widen(w[(p.turned ? p.R - 1 - r : r) * p.w_r + (p.turned ? p.S - 1 - s : s) * p.w_s]), sum);
-    }
-  }
-  return sum;
 }
 
 template <class T, int D, int NB>
@@ -162,7 +143,8 @@ __device__ inline void store_again(Params const& p, Where const& at, int64_t n0)
     int const c = at.c0 + plane / p.images;
     int64_t const n = n0 + plane % p.images;
     if (n >= p.N || y >= p.out_H || unsigned(x) >= unsigned(p.out_W)) continue;
-    static_cast<T*>(p.out)[n * p.out_n + c * p.out_c + y * p.out_h + x * p.out_w] = narrow<T>(exact<T>(p, n, c, y, x));
+    static_cast<T*>(p.out)[n * p.out_n + c * p.out_c + y * p.out_h + x * p.out_w] =
+        narrow<T>(depthwise::exact<T, false>(p, n, c, y, x));
   }
 }
 

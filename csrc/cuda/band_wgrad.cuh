@@ -86,7 +86,7 @@ struct Sums {
     uint32_t b[2 * kLargest + NB - 1];
 #pragma unroll
     for (int j = 0; j < 2 * kLargest + NB - 1; ++j)
-      if (j < 2 * blocks + NB - 1) b[j] = ptx::ld_shared_b32(x + j * 16);
+      if (j < 2 * blocks + NB - 1) b[j] = ptx::ld_shared(x + j * 16);
 #pragma unroll
     for (int k = 0; k < kLargest; ++k) {
       if (k >= blocks) break;

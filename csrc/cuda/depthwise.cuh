@@ -338,6 +338,30 @@ __global__ void __launch_bounds__(kMaxThreads) add_splits(__grid_constant__ Sum 
   }
 }
 
+// One output of fprop or dgrad at stride 1 from global memory, product by product: for those that tensor cores made
+// NaN. unit_channels: a pixel's channels are neighbours in memory.
+template <class T, bool unit_channels, class Tile>
+__device__ __noinline__ float exact(Tile const& p, int64_t n, int c, int y, int x) {
+  T const* in = static_cast<T const*>(p.in.data) + n * p.in.n;
+  if constexpr (unit_channels)
+    in += c;
+  else
+    in += c * p.in.c;
+  T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
+  float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
+  for (int r = 0; r < p.R; ++r) {
+    int const h = y - p.pad_h + r;
+    if (unsigned(h) >= unsigned(p.in.H)) continue;
+    for (int s = 0; s < p.S; ++s) {
+      int const v = x - p.pad_w + s;
+      if (unsigned(v) >= unsigned(p.in.W)) continue;
+      sum = fmaf(widen(in[h * p.in.h + v * p.in.w]),
+                 widen(w[(p.turned ? p.R - 1 - r : r) * p.w_r + (p.turned ? p.S - 1 - s : s) * p.w_s]), sum);
+    }
+  }
+  return sum;
+}
+
 // ---- host side
 
 template <class T>

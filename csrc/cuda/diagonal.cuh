@@ -115,25 +115,6 @@ __device__ inline bool has_nan(uint32_t v) {
   return a != a || b != b;
 }
 
-// One output from global memory.
-template <class T>
-__device__ __noinline__ float exact(Params const& p, int64_t n, int c, int y, int x) {
-  T const* const in = static_cast<T const*>(p.in.data) + n * p.in.n + c;
-  T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
-  float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
-  for (int r = 0; r < p.R; ++r) {
-    int const h = y - p.pad_h + r;
-    if (unsigned(h) >= unsigned(p.in.H)) continue;
-    for (int s = 0; s < p.S; ++s) {
-      int const v = x - p.pad_w + s;
-      if (unsigned(v) >= unsigned(p.in.W)) continue;
-      sum = fmaf(widen(in[h * p.in.h + v * p.in.w]),
-                 widen(w[(p.turned ? p.R - 1 - r : r) * p.w_r + (p.turned ? p.S - 1 - s : s) * p.w_s]), sum);
-    }
-  }
-  return sum;
-}
-
 template <class T>
 __device__ inline void store_again(Params const& p, Where const& at) {
   int const columns = p.pairs ? 8 : 16 * p.strips, channels = at.groups * 8, pixels = p.rows * columns;
@@ -142,7 +123,8 @@ __device__ inline void store_again(Params const& p, Where const& at) {
       int const pixel = i / channels, c = at.c0 + i % channels;
       int const y = at.p0 + pixel / columns, x = at.q0 + pixel % columns;
       if (y < p.out_H && x < p.out_W)
-        static_cast<T*>(p.out)[n * p.out_n + y * p.out_h + x * p.out_w + c] = narrow<T>(exact<T>(p, n, c, y, x));
+        static_cast<T*>(p.out)[n * p.out_n + y * p.out_h + x * p.out_w + c] =
+            narrow<T>(depthwise::exact<T, true>(p, n, c, y, x));
     }
 }
 

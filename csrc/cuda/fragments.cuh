@@ -1,4 +1,4 @@
-// What the wgmma kernels share: the layout of operands in shared memory and of accumulators in registers.
+// What the tensor-core kernels share: the layout of operands in shared memory and of accumulators in registers.
 #pragma once
 
 #include "ptx.cuh"

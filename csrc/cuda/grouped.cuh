@@ -14,30 +14,10 @@
 // a warp that finds NaN in its sums computes its outputs again, each from its own group alone.
 #pragma once
 
+#include "fragments.cuh"
 #include "grouped_wgrad.cuh"
 
 namespace conv2d_ext::grouped {
-
-template <class T>
-__device__ inline uint32_t pack(float low, float high) {
-  Vector<T, 2> const v{narrow<T>(low), narrow<T>(high)};
-  return *reinterpret_cast<uint32_t const*>(&v);
-}
-
-// Four lanes hold four words each; lane i gets word i of all four, in the order of the lanes.
-__device__ inline void transpose_quad(uint32_t (&v)[4]) {
-  bool const odd = threadIdx.x & 1, upper = threadIdx.x & 2;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    uint32_t const got = __shfl_xor_sync(0xffffffff, odd ? v[i] : v[i + 1], 1);
-    (odd ? v[i] : v[i + 1]) = got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    uint32_t const got = __shfl_xor_sync(0xffffffff, upper ? v[i] : v[i + 2], 2);
-    (upper ? v[i] : v[i + 2]) = got;
-  }
-}
 
 // NaN in either half if `marks` has one there, or v is NaN or infinite there.
 template <class T>

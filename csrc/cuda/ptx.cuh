@@ -137,12 +137,6 @@ __device__ inline void cp_async_bulk_tensor_im2col(uint32_t shared, void const* 
 
 // ---- mma.sync
 
-__device__ inline uint32_t ld_shared_b32(uint32_t shared) {
-  uint32_t v;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(shared));
-  return v;
-}
-
 // Four 8 x 8 matrices of 16-bit elements; lane i's address is of row i % 8 of matrix i / 8, 16 bytes. A lane gets
 // elements 2 (lane % 4) and the next of row lane / 4 of each.
 __device__ inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t shared) {
