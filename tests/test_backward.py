@@ -15,11 +15,8 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=str)
 A_FEW_CASES = pytest.mark.parametrize("case", FEW, ids=str)
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-ALL_BUT_HALF = pytest.mark.parametrize(
-    "dtype", (torch.bfloat16, torch.float32, torch.float64), ids=lambda d: str(d).removeprefix("torch.")
-)
 HALVES_AND_SINGLE = pytest.mark.parametrize(
-    "dtype", (torch.bfloat16, torch.float32), ids=lambda d: str(d).removeprefix("torch.")
+    "dtype", (torch.float16, torch.bfloat16, torch.float32), ids=lambda d: str(d).removeprefix("torch.")
 )
 
 
@@ -53,7 +50,7 @@ def test_gradients_agree_with_float64_in_any_strides(case: Case, layout: str, dt
     assert_gradients(case, dtype, gradients(case, dtype, device, layout), exact(case, dtype))
 
 
-@ALL_BUT_HALF
+@EVERY_DTYPE
 @pytest.mark.parametrize("layout", PLAIN)
 @EVERY_CASE
 def test_gradients_are_as_accurate_as_torchs(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:

@@ -26,11 +26,8 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=str)
 A_FEW_CASES = pytest.mark.parametrize("case", FEW, ids=str)
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-ALL_BUT_HALF = pytest.mark.parametrize(
-    "dtype", (torch.bfloat16, torch.float32, torch.float64), ids=lambda d: str(d).removeprefix("torch.")
-)
 HALVES_AND_SINGLE = pytest.mark.parametrize(
-    "dtype", (torch.bfloat16, torch.float32), ids=lambda d: str(d).removeprefix("torch.")
+    "dtype", (torch.float16, torch.bfloat16, torch.float32), ids=lambda d: str(d).removeprefix("torch.")
 )
 
 
@@ -70,7 +67,7 @@ def test_conv2d_agrees_with_float64_in_any_strides(case: Case, layout: str, dtyp
     assert_close(y, exact(case, dtype).output, dtype, case.reduction("fprop"))
 
 
-@ALL_BUT_HALF
+@EVERY_DTYPE
 @pytest.mark.parametrize("layout", PLAIN)
 @EVERY_CASE
 def test_conv2d_is_as_accurate_as_torch(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
