@@ -35,7 +35,7 @@ import shapes  # noqa: E402
 from cases import Case  # noqa: E402
 from layouts import LAYOUTS  # noqa: E402
 from reference import tolerance, unit  # noqa: E402
-from shapes import OPS, STORAGE  # noqa: E402
+from shapes import OPS, STORAGE, some  # noqa: E402
 
 DTYPES = ("fp16", "fp16", "bf16", "bf16", "fp32", "fp32", "tf32", "fp64")
 # Of the operands: normal ones; small integers, whose sums are exact; normal ones but one that is not finite.
@@ -252,15 +252,6 @@ def work(options: argparse.Namespace, worker: int) -> Found:
 
 
 def parser() -> argparse.ArgumentParser:
-    def some(known: Sequence[str]) -> Callable[[str], list[str]]:
-        def words(given: str) -> list[str]:
-            chosen = given.split(",")
-            if unknown := sorted(set(chosen) - set(known)):
-                raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {', '.join(unknown)}")
-            return chosen
-
-        return words
-
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--cases", type=int, default=10_000, help="default: %(default)s")
     found.add_argument("--seed", type=int, default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -12,11 +13,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import calls  # noqa: E402
+from calls import OPS  # noqa: E402, F401  (for fuzz.py and sweep.py)
 from cases import Case  # noqa: E402
 
-import conv2d_ext  # noqa: E402, F401  (loads torch.ops.conv2d_ext)
-
-OPS = ("fprop", "dgrad", "wgrad")
 # tf32 and fp32 are the same tensors, with and without allow_tf32.
 STORAGE = {
     "fp16": torch.float16,
@@ -147,13 +147,9 @@ def call(
     op: str, case: Case, x: Tensor, w: Tensor, b: Tensor | None, go: Tensor, allow_tf32: bool
 ) -> Callable[[int], Tensor]:
     """The op on these tensors, as a function of the row; the result of wgrad has weight's strides if they are dense."""
-    ops, args = torch.ops.conv2d_ext, case.args
-    if op == "fprop":
-        return lambda row: ops.fprop(x, w, b, *args, allow_tf32=allow_tf32, row=row)
-    if op == "dgrad":
-        return lambda row: ops.dgrad(go, w, case.input_size, *args, allow_tf32=allow_tf32, row=row)
-    stride = torch.empty_like(w).stride()
-    return lambda row: ops.wgrad(go, x, case.weight_size, stride, *args, allow_tf32=allow_tf32, row=row)
+    stride = {"stride": torch.empty_like(w).stride()} if op == "wgrad" else {}
+    run = calls.call(op, case, x, w, b, go)
+    return lambda row: run(allow_tf32=allow_tf32, row=row, **stride)
 
 
 def plan(op: str, case: Case, x: Tensor, w: Tensor, y: Tensor, allow_tf32: bool) -> tuple[int, dict[int, float]]:
@@ -167,19 +163,19 @@ def plan(op: str, case: Case, x: Tensor, w: Tensor, y: Tensor, allow_tf32: bool)
     else:
         sms, capability = 132, 90
     align = min((t.data_ptr() & -t.data_ptr() or 16 for t in (x, w, y) if t.device.type != "meta"), default=16)
-    chosen, _, _, *times = torch.ops.conv2d_ext.plan(
-        op,
-        x.dtype,
-        list(x.shape),
-        list(x.stride()),
-        list(w.shape),
-        list(w.stride()),
-        list(y.stride()),
-        *(list(a) for a in case.args[:3]),
-        case.groups,
-        min(align, 16),
-        allow_tf32,
-        sms,
-        capability,
+    chosen, _, _, *times = calls.plan(
+        op, case, x, w, y, align=min(align, 16), allow_tf32=allow_tf32, sm_count=sms, capability=capability
     )
     return chosen, {row: ns / 1e3 for row, ns in enumerate(times) if ns >= 0}
+
+
+def some(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """For argparse: words of `known`, between commas."""
+
+    def words(given: str) -> list[str]:
+        chosen = given.split(",")
+        if unknown := sorted(set(chosen) - set(known)):
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {', '.join(unknown)}")
+        return chosen
+
+    return words

@@ -37,7 +37,7 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]  # Python may have left t
 
 import shapes  # noqa: E402
 from cases import Case  # noqa: E402
-from shapes import KINDS, OPS, STORAGE  # noqa: E402
+from shapes import KINDS, OPS, STORAGE, some  # noqa: E402
 
 from conv2d_ext.cli import bench, float32_precision, plain_table  # noqa: E402
 from conv2d_ext.cli.info import machine  # noqa: E402
@@ -360,15 +360,6 @@ def run_cliffs(options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    def some(known: Sequence[str]) -> Callable[[str], list[str]]:
-        def words(given: str) -> list[str]:
-            chosen = given.split(",")
-            if unknown := sorted(set(chosen) - set(known)):
-                raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {', '.join(unknown)}")
-            return chosen
-
-        return words
-
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, known, default in (
         ("kinds", KINDS, KINDS),
