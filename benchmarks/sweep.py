@@ -6,7 +6,7 @@
     python benchmarks/sweep.py --cliffs                          # neighbouring sizes instead of random ones
 
 Regret is the time of the row that make_plan takes over that of the best row. The JSON has every row's time and
-estimate, to fit the estimates of csrc/core/plan.h. A row is timed by CUDA events around a call, after a write that
+estimate, to fit the estimates of csrc/core. A row is timed by CUDA events around a call, after a write that
 fills L2; rows near the best are timed again, in turn, and their medians count. Rows estimated at over 50 times the
 least are left out.
 

@@ -1,7 +1,7 @@
 // The tile of cuda/band.cuh for a problem, and what it costs: shared by the planner and the launcher.
 #pragma once
 
-#include "problem.h"
+#include "depthwise.h"
 
 namespace conv2d_ext {
 
@@ -24,7 +24,7 @@ struct BandTile {
   }
 };
 
-inline constexpr int kBandLead = 16, kBandPassPairs = 4, kBandMaxTaps = 127, kBandSharedBytes = 227 * 1024;
+inline constexpr int kBandLead = 16, kBandPassPairs = 4, kBandSharedBytes = 227 * 1024;
 
 // Images that a warp of a tile of 16 * depth rows works on.
 constexpr int band_images(int depth) { return depth == 1 ? 4 : depth == 2 ? 2 : 1; }
@@ -140,6 +140,55 @@ constexpr BandSumsTile band_sums_tile(Problem const& p, int depth, int width, bo
   int64_t const sums = int64_t(kBandSumsWarps) * 16 * depth * 8 * width * 4;
   if (t.shared_bytes < sums) t.shared_bytes = sums;
   return t;
+}
+
+constexpr bool band_supports(Row const& row, Op op, Problem const& p) {
+  if (!unit_stride_depthwise(row, p)) return false;
+  bool const nhwc = is_nhwc(row.variant);
+  constexpr int64_t most = int64_t(1) << 29;
+  if (op == Op::wgrad) {
+    BandSumsTile const t = band_sums_tile(p, row.tile_m / 16, row.tile_n / 8, nhwc);
+    double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
+    double const steps = double(t.image_units) * double(t.tiles_h) * double(t.tiles_w);
+    return t.shared_bytes <= kBandSharedBytes && units * 4096 < double(most) && steps < double(most);
+  }
+  BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, nhwc);
+  double const blocks =
+      double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(ceil_div(p.N, t.images));
+  return t.shared_bytes <= kBandSharedBytes && blocks < double(most);
+}
+
+constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+  int const depth = row.tile_m / 16, width = row.tile_n / 8;
+  BandSumsTile const t = band_sums_tile(p, depth, width, is_nhwc(row.variant));
+  double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
+  double const products = double(t.channels) * t.images * t.rows * (t.columns / 16) * depth * width;
+  // Multiplications of 16 x 8 x 16, or their FMAs.
+  double const product_ns = p.dtype == DType::f32 ? 2048 / (128 * 1.755 * 0.75) : 1.6 / 1.755;
+  // As measured, the copies of a step included.
+  double const slower = is_nhwc(row.variant) ? 2.6 : 1.7;
+  double const step_ns = (700 + products * product_ns) * slower, sums = double(p.K) * double(p.R) * double(p.S);
+  Estimate best;
+  for (int64_t split = 1; split <= t.steps() && split <= 64; ++split) {
+    if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
+    double const rounds = double(ceil_div(int64_t(units * double(split)), 2 * d.sm_count));  // two blocks an SM
+    double ns = 4000 + rounds * double(ceil_div(t.steps(), split)) * step_ns * 2;
+    if (split > 1) ns += 3000 + sums * double(split) * 8 / 2500;
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+  }
+  return best;
+}
+
+// Multiplications of 16 x 8 x 8 in 3.2 cycles on each of an SM's four tensor cores.
+constexpr Estimate band_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (op == Op::wgrad) return band_sums_estimate(row, p, d);
+  BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, is_nhwc(row.variant));
+  double const planes = double(ceil_div(p.N, t.images) * t.images) * double(t.channel_units) * t.channels;
+  double const tiles = planes * double(t.tiles_h) * double(t.tiles_w);
+  // Copies and stores of a tile, which the multiplications of others do not hide; nhwc turns them round.
+  double const tile_ns = row.tile_m == 64 ? 2000 : row.tile_m == 32 ? 600 : 150;
+  double const ns = tiles * (t.products * 0.8 / 1.755 + tile_ns) / d.sm_count;
+  return {4000 + ns * (is_nhwc(row.variant) ? 1.4 : 1.0), 1};
 }
 
 }  // namespace conv2d_ext

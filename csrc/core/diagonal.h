@@ -1,7 +1,7 @@
 // The tile of cuda/diagonal.cuh for a problem: shared by the planner and the launcher.
 #pragma once
 
-#include "problem.h"
+#include "depthwise.h"
 
 namespace conv2d_ext {
 
@@ -89,6 +89,58 @@ constexpr DiagonalSumsTile diagonal_sums_tile(Problem const& p, int R, int S) {
   t.y_bytes = ((int64_t(R) * t.pitch_y) | 1) * 16;
   t.shared_bytes = kDiagonalSumsStages * (t.x_bytes + t.y_bytes) * t.groups;
   return t;
+}
+
+constexpr bool diagonal_supports(Row const& row, Op op, Problem const& p) {
+  if (!unit_stride_depthwise(row, p) || p.R > row.tile_m || p.S > row.tile_n) return false;
+  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, 8, p.dtype))
+    return false;
+  constexpr int64_t most = int64_t(1) << 29;
+  if (op == Op::wgrad) {
+    DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
+    return double(t.tiles_h) * double(t.tiles_w) * double(t.image_units) < double(most) &&
+           t.channel_units * 4096 < most;
+  }
+  bool const backward = op == Op::dgrad;
+  DiagonalTile const t =
+      diagonal_tile(p.N, backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
+  return double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(t.image_units) < double(most);
+}
+
+constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+  DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
+  int const resident = diagonal_blocks(Op::wgrad, row.tile_m) * d.sm_count;
+  // Of a strip, where each SM has one.
+  double const copied = (t.rows + row.tile_m) * double(t.pitch_x + t.pitch_y) * t.groups * 16;
+  double const products = double(t.rows) * t.strips * t.groups * ((row.tile_m + 1) / 2) * row.tile_n;
+  double const copy_ns = copied / 3500 * d.sm_count, multiply_ns = products * 1.6 / 1.755;
+  double const unit_ns = overlapped(copy_ns, multiply_ns), sums = double(p.K) * double(p.R) * double(p.S);
+  Estimate best;
+  for (int64_t split = 1; split <= t.units() && split <= 4096; split += split < 32 ? 1 : split / 32) {
+    if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
+    double const blocks = double(t.channel_units) * double(split), full = double(resident);
+    double const rounds = blocks > full ? double(ceil_div(int64_t(blocks), resident)) : 1.0;
+    double const shared = blocks < full ? (blocks < d.sm_count ? 1.0 : blocks / d.sm_count) : full / d.sm_count;
+    double ns = 3000 + rounds * (double(ceil_div(t.units(), split)) * unit_ns * shared + 1000);
+    if (split > 1) ns += 2500 + sums * double(split) * 8 / 2500;
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+  }
+  return best;
+}
+
+// Memory, or the multiplications: R * S of 8 channels for 16 pixels, in 3.2 cycles on each of an SM's four tensor
+// cores.
+constexpr Estimate diagonal_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (op == Op::wgrad) return diagonal_sums_estimate(row, p, d);
+  bool const backward = op == Op::dgrad;
+  DiagonalTile const t =
+      diagonal_tile(p.N, backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
+  double const units = t.pairs ? double(ceil_div(p.N, 2)) : double(p.N);
+  double const planes = units * double(t.channel_units) * t.groups * double(t.tiles_h) * double(t.tiles_w);
+  double const pixels = double(t.rows + row.tile_m - 1) * t.pitch + double(t.rows) * 16 * t.strips;
+  double const products = double(t.rows) * t.strips * row.tile_m * row.tile_n;
+  double const memory_ns = planes * pixels * 16 / 3500, multiply_ns = planes * products * 0.8 / 1.755 / d.sm_count;
+  return {4000 + overlapped(memory_ns, multiply_ns), 1};
 }
 
 }  // namespace conv2d_ext

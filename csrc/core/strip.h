@@ -1,7 +1,7 @@
 // The tile of cuda/strip.cuh for a problem: shared by the planner and the launcher.
 #pragma once
 
-#include "problem.h"
+#include "depthwise.h"
 
 namespace conv2d_ext {
 
@@ -48,6 +48,22 @@ constexpr StripTile strip_tile(Op op, Problem const& p, bool nhwc) {
   int64_t const fit = (kStripSharedBytes / 3 - t.channels * p.R * t.chunks * 16) / plane;
   set(t.rows, max64(1, min64(min64(p.N, most / t.rows), fit)));
   return t;
+}
+
+constexpr bool strip_supports(Row const& row, Op op, Problem const& p) {
+  if (!unit_stride_depthwise(row, p)) return false;
+  StripTile const t = strip_tile(op, p, is_nhwc(row.variant));
+  double const blocks = double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(p.N);
+  return t.items() <= kStripThreads && t.shared_bytes <= kStripSharedBytes && blocks < double(1 << 30);
+}
+
+// FMAs at six tenths of their peak, not measured yet, in threads for 8 columns of a row.
+constexpr Estimate strip_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  StripTile const t = strip_tile(op, p, is_nhwc(row.variant));
+  double const fmas = double(ceil_div(t.items(), 32) * 32) * kStripWidth * double(p.R) * double(p.S);
+  int64_t const blocks = t.blocks(p.N);
+  double const rounds = blocks < 2 * d.sm_count ? 1.0 : double(blocks) / double(2 * d.sm_count);
+  return {5000 + rounds * (fmas * 2 / (128 * 1.755 * 0.6) + 2000), 1};
 }
 
 }  // namespace conv2d_ext

@@ -10,6 +10,7 @@
 // the eight outputs of a row always read eight neighbouring slots, which lie in different banks.
 #pragma once
 
+#include "../core/grouped.h"
 #include "launch.h"
 #include "ptx.cuh"
 #include "types.cuh"

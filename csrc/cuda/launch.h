@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../core/plan.h"
+#include "../core/row.h"
 
 namespace conv2d_ext {
 

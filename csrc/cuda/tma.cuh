@@ -18,6 +18,7 @@
 
 #include <type_traits>
 
+#include "../core/tma.h"
 #include "fragments.cuh"
 #include "gather.cuh"
 #include "tma_map.h"

@@ -1,0 +1,82 @@
+// depthwise.cuh and depthwise_any.cuh: what their rows take and cost; what all rows for stride 1 and K == C share.
+#pragma once
+
+#include <cstdint>
+
+#include "row.h"
+
+namespace conv2d_ext {
+
+constexpr bool depthwise_supports(Row const& row, Problem const& p) {
+  if (p.C_per_group() != 1 || p.K == 0 || p.H == 0 || p.W == 0) return false;
+  if (is_nhwc(row.variant)) {
+    if ((p.C > 1 && p.x.c != 1) || (p.K > 1 && p.y.c != 1)) return false;
+  } else {
+    if ((p.W > 1 && p.x.w != 1) || (p.Q() > 1 && p.y.w != 1)) return false;
+  }
+  // Coordinates of padded images, and numbers of taps, are int in the kernels.
+  constexpr int64_t most = int64_t(1) << 30;
+  if (p.H + p.pad_top + p.pad_bottom > most || p.W + p.pad_left + p.pad_right > most) return false;
+  if (double(p.R) * double(p.S) * double(p.K_per_group()) > double(most)) return false;
+  if (row.tile_m == 0) return true;
+  bool const rows = p.R == row.tile_m && p.stride_h == row.tile_k && p.dilation_h == 1;
+  bool const columns = p.S == row.tile_n && p.stride_w == row.tile_k && p.dilation_w == 1;
+  // A block has at least 4 x 4 outputs of one channel or more; the grid must hold the blocks.
+  double const pixels = double(max64(p.H, p.P()) + 3) * double(max64(p.W, p.Q()) + 3);
+  return p.K == p.C && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
+}
+
+// Depthwise: the slower of memory and multiply-adds, and for wgrad as many splits as give an SM a dozen blocks.
+// The rates are estimates still.
+constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  bool const nhwc = is_nhwc(row.variant), any = row.tile_m == 0;
+  double const sms = double(d.sm_count) / 132, work = p.flops() / 2;
+  double const elements =
+      double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  // nhwc: lanes without a channel wait. A row of an image off 16 bytes is copied in smaller pieces.
+  double const lanes = nhwc ? double(p.K) / double(ceil_div(p.K, 32) * 32) : 1.0;
+  double const f64 = p.dtype == DType::f64 ? 0.5 : 1.0;
+  double const phases =
+      any && op == Op::dgrad ? double(p.stride_h) * double(p.stride_w) : 1.0;  // taps that do not meet
+  double const memory_ns = elements * size_of(p.dtype) / ((any ? 2000 : 3500) * sms);
+  double const fma_ns = work * phases / ((any ? 300 : 17000) * sms * lanes * f64);
+  // 16-bit types: their conversions (docs/tuning.md).
+  double const slower = any || size_of(p.dtype) > 2 ? 1.0 : nhwc ? 2.1 : 1.4;
+  Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) * slower + (any ? 5000.0 : 4000.0), 1};
+  if (op != Op::wgrad) return best;
+  double const units = any ? double(ceil_div(p.K, nhwc ? 32 : 1)) * double(ceil_div(p.R * p.S, 32))
+                           : double(ceil_div(p.K, nhwc ? 32 : 1));
+  double const sums = double(p.K) * double(p.R) * double(p.S);
+  double const pixels = double(p.N) * double(p.P()) * double(p.Q());
+  double split = 12.0 * d.sm_count / units;
+  split = split < pixels / 256 ? split : pixels / 256;
+  int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
+  double const room = double(kMaxWorkspaceBytes) / (sums * acc_bytes);
+  split = split < room ? split : room;
+  best.split_k = split < 2 ? 1 : split > 4096 ? 4096 : int(split);
+  double const blocks = units * best.split_k;
+  if (blocks < 2.0 * d.sm_count) best.ns += (best.ns - 4000) * (2.0 * d.sm_count / blocks - 1);
+  if (best.split_k > 1) best.ns += 3000 + sums * acc_bytes * best.split_k * 2 / 2500;
+  return best;
+}
+
+// Taps of a row or column that the rows for stride 1 take.
+inline constexpr int kBandMaxTaps = 127;
+
+// Depthwise rows for stride 1 and K == C: what they have in common.
+constexpr bool unit_stride_depthwise(Row const& row, Problem const& p) {
+  if (p.C_per_group() != 1 || p.K != p.C || p.R > kBandMaxTaps || p.S > kBandMaxTaps) return false;
+  if (p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
+  if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0) return false;
+  bool const nhwc = is_nhwc(row.variant);
+  if (nhwc ? p.C > 1 && (p.x.c != 1 || p.y.c != 1) : (p.W > 1 && p.x.w != 1) || (p.Q() > 1 && p.y.w != 1)) return false;
+  constexpr int64_t most = int64_t(1) << 29;
+  return p.H + p.pad_top + p.pad_bottom <= most && p.W + p.pad_left + p.pad_right <= most;
+}
+
+// One sum a weight and split.
+constexpr int64_t depthwise_workspace_bytes(Problem const& p, int split_k) {
+  return split_k == 1 ? 0 : p.K * p.R * p.S * split_k * (p.dtype == DType::f64 ? 8 : 4);
+}
+
+}  // namespace conv2d_ext

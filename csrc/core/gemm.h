@@ -1,0 +1,99 @@
+// simt and igemm: the implicit GEMM of a problem, what its rows take and cost.
+#pragma once
+
+#include <cstdint>
+
+#include "row.h"
+
+namespace conv2d_ext {
+
+// The implicit GEMM of one group: out[M, N] = sum over `depth` of a gathered operand times a plain one.
+//   fprop: M = N*P*Q pixels, N = K/g, depth = R*S*C/g     wgrad: M = R*S*C/g, N = K/g, depth = N*P*Q
+//   dgrad: M = N*H*W pixels, N = C/g, depth = R*S*K/g, in min(stride, H) * min(stride, W) phases: the pixels of a phase
+//          meet the same filter taps, so that none of the work is on zeros.
+struct Gemm {
+  int64_t M, N, depth, batches;  // M, depth: of one phase, rounded up; batches = groups * phases
+};
+
+constexpr Gemm gemm_of(Op op, Problem const& p) {
+  int64_t const taps = p.R * p.S;
+  if (op == Op::fprop) return {p.N * p.P() * p.Q(), p.K_per_group(), taps * p.C_per_group(), p.groups};
+  if (op == Op::wgrad) return {taps * p.C_per_group(), p.K_per_group(), p.N * p.P() * p.Q(), p.groups};
+  int64_t const phases_h = min64(p.stride_h, p.H), phases_w = min64(p.stride_w, p.W);
+  int64_t const rows = ceil_div(p.H, max64(phases_h, 1)), columns = ceil_div(p.W, max64(phases_w, 1));
+  int64_t const taps_h = ceil_div(p.R, p.stride_h / gcd64(p.dilation_h, p.stride_h));
+  int64_t const taps_w = ceil_div(p.S, p.stride_w / gcd64(p.dilation_w, p.stride_w));
+  return {p.N * rows * columns, p.C_per_group(), taps_h * taps_w * p.K_per_group(), p.groups * phases_h * phases_w};
+}
+
+constexpr bool simt_supports(Row const& row, Op op, Problem const& p) {
+  if (row.variant != Variant::nhwc) return true;
+  int const v = p.dtype == DType::f64 ? 2 : 4;  // elements that are loaded at once
+  bool const x = channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype);
+  bool const w = channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype);
+  bool const y = channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype);
+  return op == Op::fprop ? x && w : op == Op::dgrad ? y && w : x && y;
+}
+
+constexpr bool igemm_supports(Problem const& p) {
+  return p.H + p.pad_top + p.pad_bottom <= (1 << 29) && p.W + p.pad_left + p.pad_right <= (1 << 29) &&
+         channel_vectors(p.x, p.x_align, p.C_per_group(), 8, p.dtype) &&
+         channel_vectors(p.w, p.w_align, p.C_per_group(), 8, p.dtype) &&
+         channel_vectors(p.y, p.y_align, p.K_per_group(), 8, p.dtype);
+}
+
+// The implicit GEMMs: tiles * split_k blocks over the SMs in rounds; a round costs its steps, plus the prologue and
+// epilogue of a tile; a split costs the second pass.
+constexpr Estimate gemm_estimate(Row const& row, Op op, Problem const& p, Device const& d, double step_ns,
+                                 double fixed_ns) {
+  Gemm const g = gemm_of(op, p);
+  double const tile_bytes = double(row.tile_m) * row.tile_n * (p.dtype == DType::f64 ? 8 : 4);
+  double const tiles = double(ceil_div(g.M, row.tile_m)) * double(ceil_div(g.N, row.tile_n)) * double(g.batches);
+  int64_t const steps = ceil_div(g.depth, row.tile_k);
+  Estimate best;
+  for (int64_t split = 1; split <= 1024 && (split == 1 || split * 4 <= steps); split += split < 8 ? 1 : split / 4) {
+    double const bytes = split == 1 ? 0 : tiles * double(split) * tile_bytes;
+    if (bytes > double(kMaxWorkspaceBytes)) break;
+    double const blocks = tiles * double(split);
+    int64_t const rounds = blocks > 1e15 ? int64_t(1e15) / d.sm_count : ceil_div(int64_t(blocks), d.sm_count);
+    double ns = double(rounds) * (double(ceil_div(steps, split)) * step_ns + fixed_ns) + 3000;
+    if (split > 1) ns += 3000 + bytes * 2 / 2500;  // written and read again at 2.5 TB/s
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+    if (blocks >= 8.0 * d.sm_count) break;  // enough to fill the device evenly
+  }
+  return best;
+}
+
+constexpr Estimate simt_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  double const tile = double(row.tile_m) * row.tile_n;
+  // Multiply-adds per SM and nanosecond: 128 lanes at 1.755 GHz, times the share that the tile was seen to reach.
+  double const share = tile >= 128 * 128  ? 0.62
+                       : tile >= 128 * 64 ? 0.57
+                       : row.tile_n >= 64 ? 0.45
+                       : row.tile_n >= 32 ? 0.40
+                                          : 0.17;
+  double rate = 128 * 1.755 * share * (p.dtype == DType::f64 ? 0.5 : 1.0);
+  if (row.variant == Variant::any) rate *= tile >= 128 * 128 ? 0.86 : tile >= 64 * 64 ? 0.77 : 0.68;
+  return gemm_estimate(row, op, p, d, tile * row.tile_k / rate, 1500 + tile * 0.05);
+}
+
+constexpr Estimate igemm_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  // 2048 multiply-adds per SM and cycle, 1.6 GHz under load, times the share that the tile was seen to reach
+  // (docs/tuning.md): the gathering warpgroup bounds it, more so where it copies along rows.
+  bool const along_k = op == Op::fprop;
+  double const share = row.tile_n >= 256   ? (along_k ? 0.62 : 0.45)
+                       : row.tile_n >= 128 ? (along_k ? 0.47 : 0.29)
+                                           : (along_k ? 0.25 : 0.19);
+  double const tile = double(row.tile_m) * row.tile_n;
+  return gemm_estimate(row, op, p, d, tile * row.tile_k / (2048 * 1.6 * share), 1500 + tile * 0.05);
+}
+
+constexpr int64_t gemm_workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
+  if (split_k == 1) return 0;
+  Gemm const g = gemm_of(op, p);
+  int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
+  return ceil_div(g.M, row.tile_m) * ceil_div(g.N, row.tile_n) * g.batches * split_k * row.tile_m * row.tile_n *
+         acc_bytes;
+}
+
+}  // namespace conv2d_ext
