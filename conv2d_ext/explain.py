@@ -12,6 +12,12 @@ from . import _shapes
 from .functional import _integer, _integers, _named_padding, tf32_flag
 
 _H200 = ("NVIDIA H200", 132, 90)  # name, SMs, compute capability
+# What an operator calls x, w and y.
+_TENSORS = {
+    "fprop": ("input", "weight", "output"),
+    "dgrad": ("grad_input", "weight", "grad_output"),
+    "wgrad": ("input", "grad_weight", "grad_output"),
+}
 _MAX_ALIGNMENT = 16  # bytes; what the planner tells apart, and less than the allocator gives
 
 
@@ -22,7 +28,8 @@ class Explanation:
     op: str  # "fprop", "dgrad" or "wgrad"
     kernel: str  # the row of the table of kernels that would run
     split_k: int  # parts that the reduction is cut into
-    workspace_bytes: int  # memory for their partial sums
+    workspace_bytes: int  # memory for their partial sums and for packed tensors
+    packed: tuple[str, ...]  # tensors that the kernel runs on copies of, in channels_last with padded channels
     candidates: tuple[tuple[str, float | None], ...]  # (row, estimated us or None: unsupported)
     reason: str
 
@@ -30,6 +37,8 @@ class Explanation:
         supported = [(us, name) for name, us in self.candidates if us is not None]
         width = max((len(name) for _, name in supported), default=0)
         lines = [f"{self.op}: {self.kernel}", f"  {self.reason}"]
+        if self.packed:
+            lines.append(f"  packed: {', '.join(self.packed)}")
         if self.workspace_bytes or self.split_k > 1:
             lines.append(f"  split_k {self.split_k}, workspace {self.workspace_bytes} bytes")
         lines += [
@@ -129,7 +138,7 @@ def explain(
     allow_tf32 = allow_tf32 and dtype is torch.float32
 
     name, sm_count, capability = _device(device)
-    row, split_k, workspace_bytes, *times = torch.ops.conv2d_ext.plan(
+    row, split_k, workspace_bytes, mask, *times = torch.ops.conv2d_ext.plan(
         op,
         dtype,
         x_size,
@@ -153,4 +162,5 @@ def explain(
         raise RuntimeError(f"explain: no kernel supports this problem on {where}")
     supported = sum(us is not None for _, us in candidates)
     reason = f"least estimated time of {supported} rows that support the problem on {where}"
-    return Explanation(op, rows[row], split_k, workspace_bytes, candidates, reason)
+    packed = tuple(name for i, name in enumerate(_TENSORS[op]) if mask >> i & 1)
+    return Explanation(op, rows[row], split_k, workspace_bytes, packed, candidates, reason)

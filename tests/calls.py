@@ -40,7 +40,19 @@ def alignment(*tensors: Tensor) -> int:
     return max(powers)
 
 
-def plan(
+def plan(op: str, case: Case, x: Tensor, w: Tensor, y: Tensor, **kwargs: object) -> list[int]:
+    """[row, split_k, workspace bytes, estimate of each row in ns or -1]; the tensors give sizes, strides and dtype."""
+    row, split_k, workspace, _, *estimates = answer(op, case, x, w, y, **kwargs)  # type: ignore[arg-type]
+    return [row, split_k, workspace, *estimates]
+
+
+def packed(op: str, case: Case, x: Tensor, w: Tensor, y: Tensor, **kwargs: object) -> str:
+    """Those of x, w, y that the planned row runs on packed copies of, such as "xy"."""
+    mask = answer(op, case, x, w, y, **kwargs)[3]  # type: ignore[arg-type]
+    return "".join(name for i, name in enumerate("xwy") if mask >> i & 1)
+
+
+def answer(
     op: str,
     case: Case,
     x: Tensor,
@@ -52,7 +64,7 @@ def plan(
     sm_count: int = 132,
     capability: int = 90,
 ) -> list[int]:
-    """[row, split_k, workspace bytes, estimate of each row in ns or -1]; the tensors give sizes, strides and dtype."""
+    """All that the operator `plan` says."""
     return list(
         torch.ops.conv2d_ext.plan(
             op,

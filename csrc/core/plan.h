@@ -10,6 +10,7 @@
 #include "diagonal.h"
 #include "gemm.h"
 #include "grouped.h"
+#include "pack.h"
 #include "strip.h"
 #include "tma.h"
 
@@ -24,7 +25,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::igemm:
       return hopper && igemm_supports(p);
     case Family::tma:
-      return hopper && tma_supports(row, p);
+      return hopper && (tma_supports(row, p) || pack_supports(row, p));
     case Family::depthwise:
       return d.compute_capability >= 80 && depthwise_supports(row, p);
     case Family::grouped:
@@ -39,10 +40,19 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
   return false;
 }
 
+// Of a row that supports the problem: the tensors that it runs on copies of.
+constexpr Packing packing(Row const& row, Problem const& p) {
+  return row.family != Family::tma || tma_supports(row, p) ? Packing{} : packed(row.op, p).which;
+}
+
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   switch (row.family) {
-    case Family::tma:
-      return op == Op::wgrad ? tma_wgrad_estimate(row, p, d) : tma_estimate(row, op, p, d);
+    case Family::tma: {
+      Packed const q = tma_supports(row, p) ? Packed{{}, p} : packed(op, p);
+      Estimate e = op == Op::wgrad ? tma_wgrad_estimate(row, q.problem, d) : tma_estimate(row, op, q.problem, d);
+      if (q.which.any()) e.ns += packing_ns(op, p, q);
+      return e;
+    }
     case Family::igemm:
       return igemm_estimate(row, op, p, d);
     case Family::depthwise:
@@ -63,8 +73,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
 
 constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
   switch (row.family) {
-    case Family::tma:
-      return tma_workspace_bytes(row, p, split_k);
+    case Family::tma: {
+      if (tma_supports(row, p)) return tma_workspace_bytes(row, p, split_k);
+      Packed const q = packed(op, p);
+      return packed_places(op, p, q, tma_workspace_bytes(row, q.problem, split_k)).bytes;
+    }
     case Family::depthwise:
     case Family::band:
     case Family::diagonal:

@@ -40,6 +40,9 @@ constexpr bool map_supports(Strides const& s, int64_t n, int64_t h, int64_t w, D
   return n < most && h < most && w < most && stride(n, s.n) && stride(h, s.h) && stride(w, s.w);
 }
 
+// Channels of the reduction that one instruction takes (TF32: a step); those of the next group must not be among them.
+constexpr int tma_together(DType t) { return t == DType::f32 ? 32 : 16; }
+
 constexpr bool tma_supports(Row const& row, Problem const& p) {
   bool const forward = row.op == Op::fprop;
   int const v = 16 / size_of(p.dtype);
@@ -53,9 +56,7 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
            double(p.N) * double(p.P()) * double(p.Q()) < 1e11 &&
            double(p.R) * double(p.S) * double(ceil_div(p.C_per_group(), 64)) * double(p.K) < 1e9;
   }
-  // One instruction reduces 2 v channels (TF32: a step's 32); those of the next group must not be among them.
-  int const together = p.dtype == DType::f32 ? 32 : 2 * v;
-  if (p.groups > 1 && (forward ? p.C_per_group() : p.K_per_group()) % together != 0) return false;
+  if (p.groups > 1 && (forward ? p.C_per_group() : p.K_per_group()) % tma_together(p.dtype) != 0) return false;
   if (!map_supports(p.w, p.K, p.R, p.S, p.dtype)) return false;
   if (!(forward ? map_supports(p.x, p.N, p.H, p.W, p.dtype) : map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)))
     return false;

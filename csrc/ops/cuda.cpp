@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "../cuda/launch.h"
+#include "../cuda/pack.h"
 #include "checks.h"
 #include "tensors.h"
 
@@ -88,7 +89,10 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
   }
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
-  check_cuda(op_name, kLaunchers[plan.kernel](p, plan, args, static_cast<cudaStream_t>(stream)));
+  Launcher const launcher = kLaunchers[plan.kernel];
+  check_cuda(op_name, packing(kRows[plan.kernel], p).any()
+                          ? launch_packed(launcher, op, p, plan, args, static_cast<cudaStream_t>(stream))
+                          : launcher(p, plan, args, static_cast<cudaStream_t>(stream)));
   return out;
 }
 

@@ -73,7 +73,8 @@ IntList plan(StringHandle op_handle, torch::headeronly::ScalarType dtype, IntLis
   p.x_align = p.w_align = p.y_align = int(min64(max64(alignment, 1), 16));
   Device const device{int(sm_count), int(compute_capability)};
   Plan const chosen = make_plan(op, p, device);
-  IntList out{chosen.kernel, chosen.split_k, chosen.workspace_bytes};
+  Packing const which = chosen.kernel < 0 ? Packing{} : packing(kRows[chosen.kernel], p);
+  IntList out{chosen.kernel, chosen.split_k, chosen.workspace_bytes, which.x + 2 * which.w + 4 * which.y};
   for (Row const& row : kRows)
     out.push_back(supports(row, op, p, device) ? int64_t(estimate(row, op, p, device).ns) : -1);
   return out;

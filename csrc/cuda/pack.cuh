@@ -1,0 +1,206 @@
+// Packing and unpacking: a tensor in any strides <-> a dense one in channels_last whose channels, and for filters whose
+// filters, are padded a group. A line is a pixel of an image (a tap of a filter), a word 4 bytes of its channels: a float
+// or two halves.
+//
+// A block moves a tile of lines x words, kTile words in all. Where the pixels of a channel are contiguous (NCHW, and
+// filters of several taps) it passes through shared memory: on the strided side a thread moves a vector of pixels of one
+// word's channels, on the packed side 16 bytes of channels. Elsewhere (odd channel counts in channels_last) a thread
+// moves 16 packed bytes from and to single elements.
+#pragma once
+
+#include <cstdint>
+
+#include "gather.cuh"
+#include "types.cuh"
+
+namespace conv2d_ext::pack {
+
+constexpr int kThreads = 256;
+constexpr int kTile = 2048;          // words
+constexpr int kMaxLines = kTile / 4;  // of a tile
+constexpr int kMaxChannels = 64;
+
+struct Tensor {
+  void* plain;
+  void* packed;
+  int64_t lines;       // N * H * W, padded filters included
+  int64_t n, c, h, w;  // element strides of `plain`
+  uint32_t pixels, W;  // H * W
+  uint32_t group_n, group_n_packed;  // filters a group
+  int32_t group_c, group_c_packed;  // channels a group
+  int32_t channels;                 // packed, of all groups
+  int32_t vector;                   // pixels that are moved at once, 0: not through shared memory
+  int32_t log_lines;                // of a tile
+  uint32_t first_block, tiles_c;
+};
+
+// Up to three operands and the bias share a launch.
+struct Params {
+  Tensor tensor[3];
+  int32_t count;
+};
+
+// Shared memory, words. Every eighth line is followed by one more word: vectors of pixels meet few banks twice.
+__device__ inline int word_at(int line, int word, int words) { return line * (words + 1) + line / 8 + word; }
+
+struct Tables {
+  int64_t line[kMaxLines];        // offset in `plain`, -1: padding
+  int64_t channel[kMaxChannels];  // likewise
+  uint32_t word[kTile + kMaxLines + kMaxLines / 8];
+};
+
+// Words of V pixels from and to the vectors of their channels.
+template <class T, int V>
+__device__ void load_words(uint32_t (&words)[V], T const* plain, int64_t line, int64_t const* channel) {
+  constexpr int per_word = 4 / int(sizeof(T));
+  Vector<T, V> v[per_word];
+#pragma unroll
+  for (int e = 0; e < per_word; ++e) {
+    v[e] = {};
+    if (line >= 0 && channel[e] >= 0) v[e] = *reinterpret_cast<Vector<T, V> const*>(plain + line + channel[e]);
+  }
+#pragma unroll
+  for (int i = 0; i < V; ++i) {
+    words[i] = v[0].v[i];
+    if constexpr (per_word == 2) words[i] |= uint32_t(v[1].v[i]) << 16;
+  }
+}
+
+template <class T, int V>
+__device__ void store_words(uint32_t const (&words)[V], T* plain, int64_t line, int64_t const* channel) {
+  constexpr int per_word = 4 / int(sizeof(T));
+#pragma unroll
+  for (int e = 0; e < per_word; ++e) {
+    Vector<T, V> v;
+#pragma unroll
+    for (int i = 0; i < V; ++i) v.v[i] = T(words[i] >> (16 * e));
+    if (line >= 0 && channel[e] >= 0) *reinterpret_cast<Vector<T, V>*>(plain + line + channel[e]) = v;
+  }
+}
+
+template <class T, int V, bool unpack>
+__device__ void plain_side(Tensor const& t, Tables& tables) {
+  constexpr int per_word = 4 / int(sizeof(T)), units = kTile / V / kThreads;
+  int const vectors = (1 << t.log_lines) / V, words = kTile >> t.log_lines;
+  auto at = [&](int i, int& line, int& word) {
+    int const unit = i * kThreads + int(threadIdx.x);
+    line = unit % vectors * V, word = unit / vectors;
+  };
+  uint32_t moved[units][V];
+  if constexpr (!unpack) {
+#pragma unroll
+    for (int i = 0; i < units; ++i) {
+      int line, word;
+      at(i, line, word);
+      load_words<T, V>(moved[i], static_cast<T const*>(t.plain), tables.line[line], &tables.channel[word * per_word]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < units; ++i) {
+    int line, word;
+    at(i, line, word);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      uint32_t& shared = tables.word[word_at(line + k, word, words)];
+      if constexpr (unpack)
+        moved[i][k] = shared;
+      else
+        shared = moved[i][k];
+    }
+    if constexpr (unpack)
+      store_words<T, V>(moved[i], static_cast<T*>(t.plain), tables.line[line], &tables.channel[word * per_word]);
+  }
+}
+
+template <class T, bool unpack>
+__device__ void plain_side(Tensor const& t, Tables& tables) {
+  if (t.vector == 16 / int(sizeof(T)))
+    plain_side<T, 16 / int(sizeof(T)), unpack>(t, tables);
+  else if (t.vector == 8 / int(sizeof(T)))
+    plain_side<T, 8 / int(sizeof(T)), unpack>(t, tables);
+  else
+    plain_side<T, 1, unpack>(t, tables);
+}
+
+// Single elements of 16 packed bytes, not through shared memory.
+template <class T, bool unpack>
+__device__ void plain_elements(Tensor const& t, Tables const& tables, int line, int channel, uint4& v) {
+  constexpr int count = 16 / int(sizeof(T));
+  union {
+    uint4 all;
+    T e[count];
+  } both{v};
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    int64_t const l = tables.line[line], c = tables.channel[channel + i];
+    T* const at = static_cast<T*>(t.plain) + l + c;
+    if constexpr (unpack) {
+      if (l >= 0 && c >= 0) *at = both.e[i];
+    } else {
+      both.e[i] = l >= 0 && c >= 0 ? *at : T(0);
+    }
+  }
+  v = both.all;
+}
+
+template <class T, bool unpack>
+__global__ void __launch_bounds__(kThreads) pack_kernel(__grid_constant__ Params const p) {
+  constexpr int per_word = 4 / int(sizeof(T));
+  __shared__ Tables tables;
+  int which = p.count - 1;
+  while (blockIdx.x < p.tensor[which].first_block) --which;
+  Tensor const& t = p.tensor[which];
+  uint32_t const block = blockIdx.x - t.first_block;
+  int const lines = 1 << t.log_lines, words = kTile >> t.log_lines;
+  int64_t const first_line = int64_t(block / t.tiles_c) * lines;
+  int const first_channel = int(block % t.tiles_c) * words * per_word;
+
+  int64_t first_pixel = first_line;
+  uint32_t const first_n = uint32_t(divide(first_pixel, t.pixels));
+  for (int i = int(threadIdx.x); i < lines; i += kThreads) {
+    uint32_t const moved = uint32_t(first_pixel) + uint32_t(i), pixel = moved % t.pixels;
+    uint32_t const n = first_n + moved / t.pixels, group = n / t.group_n_packed, in_group = n % t.group_n_packed;
+    bool const there = first_line + i < t.lines && in_group < t.group_n;
+    tables.line[i] =
+        there ? (int64_t(group) * t.group_n + in_group) * t.n + pixel / t.W * t.h + pixel % t.W * t.w : -1;
+  }
+  if (threadIdx.x < words * per_word) {
+    int const c = first_channel + int(threadIdx.x), group = c / t.group_c_packed, in_group = c % t.group_c_packed;
+    bool const there = c < t.channels && in_group < t.group_c;
+    tables.channel[threadIdx.x] = there ? (int64_t(group) * t.group_c + in_group) * t.c : -1;
+  }
+  __syncthreads();
+  if (!unpack && t.vector > 0) {
+    plain_side<T, unpack>(t, tables);
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < kTile / 4 / kThreads; ++i) {
+    int const unit = i * kThreads + int(threadIdx.x), quads = words / 4;
+    int const word = unit % quads * 4, line = unit / quads, channel = first_channel + word * per_word;
+    if (first_line + line >= t.lines || channel >= t.channels) continue;
+    uint4* const packed =
+        reinterpret_cast<uint4*>(static_cast<T*>(t.packed) + (first_line + line) * t.channels + channel);
+    uint32_t* const shared = &tables.word[word_at(line, word, words)];
+    if constexpr (unpack) {
+      uint4 v = *packed;
+      if (t.vector > 0)
+        shared[0] = v.x, shared[1] = v.y, shared[2] = v.z, shared[3] = v.w;
+      else
+        plain_elements<T, unpack>(t, tables, line, word * per_word, v);
+    } else {
+      uint4 v;
+      if (t.vector > 0)
+        v = make_uint4(shared[0], shared[1], shared[2], shared[3]);
+      else
+        plain_elements<T, unpack>(t, tables, line, word * per_word, v);
+      *packed = v;
+    }
+  }
+  if (unpack && t.vector > 0) {
+    __syncthreads();
+    plain_side<T, unpack>(t, tables);
+  }
+}
+
+}  // namespace conv2d_ext::pack

@@ -1,0 +1,108 @@
+#include "../core/pack.h"
+
+#include "pack.cuh"
+#include "pack.h"
+
+namespace conv2d_ext {
+namespace {
+
+// Describes a tensor's dimensions, of which the packed ones may be larger.
+struct Shape {
+  int64_t n, n_packed, groups_n;  // a group
+  int64_t c, c_packed, groups_c;  // a group
+  int64_t H, W;
+};
+
+// Pixels that are contiguous and may be moved at once; 0 if two of them are not neighbours.
+int vector_of(Strides const& s, int align, int size, Shape const& shape) {
+  bool const flat = shape.H == 1 || shape.W == 1 || s.h == shape.W * s.w;
+  if ((shape.W == 1 ? s.h : s.w) != 1) return 0;
+  int64_t const run = flat ? shape.H * shape.W : shape.W;
+  for (int v : {16 / size, 8 / size})
+    if (align >= v * size && run % v == 0 && s.n % v == 0 && s.c % v == 0 && (flat || s.h % v == 0)) return v;
+  return 1;
+}
+
+pack::Tensor tensor_of(void* plain, void* packed, Strides const& s, int align, int size, Shape const& shape) {
+  pack::Tensor t{};
+  t.plain = plain, t.packed = packed;
+  t.lines = shape.n_packed * shape.groups_n * shape.H * shape.W;
+  t.n = s.n, t.c = s.c, t.h = s.h, t.w = s.w;
+  t.pixels = uint32_t(shape.H * shape.W), t.W = uint32_t(shape.W);
+  t.group_n = uint32_t(shape.n), t.group_n_packed = uint32_t(shape.n_packed);
+  t.group_c = int32_t(shape.c), t.group_c_packed = int32_t(shape.c_packed);
+  t.channels = int32_t(shape.c_packed * shape.groups_c);
+  t.vector = vector_of(s, align, size, shape);
+  // The widest tile that leaves at most an eighth of its words empty, or the narrowest.
+  int64_t const words = t.channels * int64_t(size) / 4;
+  int64_t wide = 32;
+  while (wide > 4 && round_up(words, wide) * 8 > words * 9) wide /= 2;
+  for (t.log_lines = 0; wide << t.log_lines < pack::kTile;) ++t.log_lines;
+  t.tiles_c = uint32_t(ceil_div(words, wide));
+  return t;
+}
+
+struct Launch {
+  pack::Params params{};
+  int64_t blocks = 0;
+
+  void add(pack::Tensor t) {
+    t.first_block = uint32_t(blocks);
+    blocks += ceil_div(t.lines, int64_t(1) << t.log_lines) * t.tiles_c;
+    params.tensor[params.count++] = t;
+  }
+  template <bool unpack>
+  cudaError_t run(int size, cudaStream_t stream) {
+    if (blocks == 0) return cudaSuccess;
+    auto* const kernel = size == 2 ? pack::pack_kernel<uint16_t, unpack> : pack::pack_kernel<uint32_t, unpack>;
+    kernel<<<unsigned(blocks), pack::kThreads, 0, stream>>>(params);
+    return cudaGetLastError();
+  }
+};
+
+}  // namespace
+
+cudaError_t launch_packed(Launcher row, Op op, Problem const& p, Plan const& plan, Arguments const& given,
+                          cudaStream_t stream) {
+  Packed const q = packed(op, p);
+  Problem const& c = q.problem;
+  PackedPlaces const at = packed_places(op, p, q, tma_workspace_bytes(kRows[plan.kernel], c, plan.split_k));
+  int const size = size_of(p.dtype);
+  int64_t const g = p.groups;
+  Arguments args = given;
+  Launch in, out;
+  // `address` is changed to the packed copy's.
+  auto add = [&](bool packed, bool result, void const* address, int64_t place, Strides const& s, int align,
+                 Shape const& shape) {
+    void* const copy = static_cast<char*>(given.workspace) + place;
+    if (packed) (result ? out : in).add(tensor_of(const_cast<void*>(address), copy, s, align, size, shape));
+    return packed ? copy : const_cast<void*>(address);
+  };
+  Shape const x{p.N, p.N, 1, p.C_per_group(), c.C_per_group(), g, p.H, p.W};
+  Shape const w{p.K_per_group(), c.K_per_group(), g, p.C_per_group(), c.C_per_group(), 1, p.R, p.S};
+  Shape const y{p.N, p.N, 1, p.K_per_group(), c.K_per_group(), g, p.P(), p.Q()};
+  if (op == Op::fprop) {
+    args.a = add(q.which.x, false, given.a, at.x, p.x, p.x_align, x);
+    args.b = add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
+    args.out = add(q.which.y, true, given.out, at.y, p.y, p.y_align, y);
+    if (given.bias != nullptr && at.bias >= 0) {
+      Shape const bias{1, 1, 1, p.K_per_group(), c.K_per_group(), g, 1, 1};
+      args.bias = add(true, false, given.bias, at.bias, {0, given.bias_stride, 0, 0}, size, bias);
+      args.bias_stride = 1;
+    }
+  } else if (op == Op::dgrad) {
+    args.a = add(q.which.y, false, given.a, at.y, p.y, p.y_align, y);
+    args.b = add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
+    args.out = add(q.which.x, true, given.out, at.x, p.x, p.x_align, x);
+  } else {
+    args.a = add(q.which.x, false, given.a, at.x, p.x, p.x_align, x);
+    args.b = add(q.which.y, false, given.b, at.y, p.y, p.y_align, y);
+    args.out = add(q.which.w, true, given.out, at.w, p.w, p.w_align, w);
+  }
+  cudaError_t error = in.run<false>(size, stream);
+  if (error != cudaSuccess) return error;
+  if ((error = row(c, plan, args, stream)) != cudaSuccess) return error;
+  return out.run<true>(size, stream);
+}
+
+}  // namespace conv2d_ext
