@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from calls import OPS, candidates, plan
+from calls import OPS, candidates, packed, plan
 from cases import BY_NAME, CASES, DTYPES, Case
 
 import conv2d_ext
@@ -22,14 +22,17 @@ DEVICES = (
 )
 
 
-def ask(op: str, case: Case, dtype: torch.dtype, layout: str = "nchw", **kwargs: object) -> list[int]:
-    """The plan for a case of any size: meta tensors have strides but no memory."""
+def meta(case: Case, dtype: torch.dtype, layout: str) -> tuple[torch.Tensor, ...]:
+    """x, w and y of a case of any size: meta tensors have strides but no memory."""
     memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
-    x, w, y = (
+    return tuple(
         torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format)
         for size in (case.input_size, case.weight_size, case.output_size)
     )
-    return plan(op, case, x, w, y, **kwargs)  # type: ignore[arg-type]
+
+
+def ask(op: str, case: Case, dtype: torch.dtype, layout: str = "nchw", **kwargs: object) -> list[int]:
+    return plan(op, case, *meta(case, dtype, layout), **kwargs)
 
 
 def random_cases(count: int) -> list[Case]:
@@ -201,7 +204,7 @@ def test_dense_channels_last_layers_take_the_copy_engine(op: str) -> None:
     )
     for case, dtype in itertools.product(layers, (torch.float16, torch.bfloat16)):
         assert named(op, case, dtype).startswith(f"tma_{op}_"), case
-        assert not named(op, case, dtype, "nchw").startswith("tma_"), case
+        assert packed(op, case, *meta(case, dtype, "nhwc")) == "", case
         assert not named(op, case, dtype, capability=100).startswith("tma_"), case
 
 
@@ -222,8 +225,67 @@ def test_what_the_copy_engine_cannot_take_is_gathered(op: str) -> None:
         assert named(op, case, torch.float16).startswith(f"igemm_{op}_"), case
     many = Case("phases", 8, 64, 60, 60, 64, 5, 5, (5, 5), (2, 2))  # 25 phases of dgrad
     assert named(op, many, torch.float16).startswith("igemm_" if op == "dgrad" else "tma_")
-    odd = Case("odd", 8, 60, 56, 56, 64, 3, 3, padding=(1, 1))  # lines off 16 bytes
-    assert named(op, odd, torch.float16).startswith("simt_")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_other_layouts_and_channel_counts_are_packed(op: str) -> None:
+    """Only what needs it; where the passes over memory cost more than they save, another row wins."""
+    odd_c = Case("odd C", 32, 60, 56, 56, 64, 3, 3, padding=(1, 1))  # lines of x off 16 bytes
+    odd_k = Case("odd K", 32, 64, 56, 56, 63, 3, 3, padding=(1, 1))
+    pointwise = Case("pointwise", 32, 256, 28, 28, 512, 1, 1)  # its filters are channels_last in any layout
+    groups = Case("groups", 64, 1232, 14, 14, 1232, 3, 3, padding=(1, 1), groups=11)
+    for case, layout, which in (
+        (DENSE, "nchw", "xwy"),
+        (odd_c, "nhwc", "xw"),
+        (odd_k, "nhwc", "wy"),
+        (pointwise, "nchw", "xy"),
+        (groups, "nchw", "xwy"),
+    ):
+        for dtype in (torch.float16, torch.bfloat16):
+            assert named(op, case, dtype, layout).startswith(f"tma_{op}_"), case
+            assert packed(op, case, *meta(case, dtype, layout)) == which, case
+            assert not named(op, case, dtype, layout, capability=100).startswith("tma_"), case
+    assert packed(op, DENSE, *meta(DENSE, torch.float16, "nhwc"), align=8) == "xwy"
+    depthwise = Case("depthwise", 32, 96, 56, 56, 96, 3, 3, padding=(1, 1), groups=96)
+    tiny = Case("tiny", 1, 3, 8, 8, 4, 3, 3)
+    for case in (depthwise, tiny):
+        assert packed(op, case, *meta(case, torch.float16, "nchw")) == "", case
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_group_is_padded_so_that_an_instruction_does_not_reach_the_next(op: str) -> None:
+    """24 channels a group are a multiple of 8, but fprop and dgrad reduce 16 at a time."""
+    case = Case("groups", 64, 240, 28, 28, 240, 3, 3, padding=(1, 1), groups=10)
+    x, w, y = meta(case, torch.float16, "nhwc")
+    rows = [ROWS[row] for row in candidates(plan(op, case, x, w, y))]
+    assert any(name.startswith("tma_") for name in rows)
+
+
+def test_packed_copies_are_part_of_the_workspace() -> None:
+    copies = 2 * 32 * (128 * 56 * 56 * 2) + 2 * 128 * 128 * 9
+    assert ask("fprop", DENSE, torch.float16, "nchw")[2] >= copies
+    assert ask("fprop", DENSE, torch.float16, "nhwc")[2] == 0
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_tf32_is_packed_too(op: str) -> None:
+    assert named(op, DENSE, torch.float32, "nchw", allow_tf32=True).startswith(f"tma_{op}_f32_")
+    assert named(op, DENSE, torch.float32, "nchw", allow_tf32=False).startswith("simt_")
+
+
+def test_explain_names_the_packed_tensors() -> None:
+    def ask_explain(op: str, channels_last: bool) -> conv2d_ext.Explanation:
+        return conv2d_ext.explain(
+            DENSE.input_size, DENSE.weight_size, None, *DENSE.args, op=op, dtype=torch.float16,
+            channels_last=channels_last,
+        )  # fmt: skip
+
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs sm90")
+    assert ask_explain("fprop", False).packed == ("input", "weight", "output")
+    assert "packed: input, weight, output" in str(ask_explain("fprop", False))
+    assert ask_explain("wgrad", False).packed == ("input", "grad_weight", "grad_output")
+    assert ask_explain("fprop", True).packed == () and "packed" not in str(ask_explain("fprop", True))
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
