@@ -247,6 +247,16 @@ CASES: tuple[Case, ...] = (
     Case("C264_K72_strided_dilated", 1, 264, 25, 11, 72, 3, 1, (2, 1), (2, 0), (2, 1)),
     Case("groups2_of_16_and_24", 1, 32, 11, 12, 48, 3, 2, (2, 3), (1, 1), groups=2),
     Case("groups2_of_24_and_16", 2, 48, 9, 10, 32, 3, 3, (2, 1), (2, 1, 0, 3), (1, 2), 2, edge=True),
+    # 1x1 over whole vectors of pixels, which NCHW needs no copies for: several tiles of filters and of pixels, channels
+    # that end in a chunk or in an instruction, more images than an im2col box has rows
+    Case("1x1_planes", 3, 48, 8, 9, 40, 1, 1, edge=True),
+    Case("1x1_planes_several_tiles", 2, 80, 20, 18, 264, 1, 1),
+    Case("1x1_planes_one_image_C24", 1, 24, 8, 11, 72, 1, 1),
+    Case("1x1_planes_many_images", 131, 16, 2, 4, 16, 1, 1, bias=False),
+    # channels and filters a group that must be padded
+    Case("groups2_of_30_and_21", 2, 60, 9, 8, 42, 3, 3, (1, 1), (1, 1), groups=2, edge=True),
+    Case("groups3_of_72_and_40", 1, 216, 7, 7, 120, 3, 2, (2, 1), (1, 0), groups=3),
+    Case("groups2_of_1_and_70_1x1", 2, 2, 9, 11, 140, 1, 1, groups=2, bias=False),
     # long reductions: fprop and dgrad over channels, wgrad over pixels
     Case("long_channels", 1, 512, 4, 5, 8, 3, 3, padding=(1, 1), edge=True),
     Case("long_filters", 1, 8, 4, 5, 384, 3, 3, padding=(1, 1), edge=True),

@@ -232,7 +232,7 @@ def test_other_layouts_and_channel_counts_are_packed(op: str) -> None:
     """Only what needs it; where the passes over memory cost more than they save, another row wins."""
     odd_c = Case("odd C", 32, 60, 56, 56, 64, 3, 3, padding=(1, 1))  # lines of x off 16 bytes
     odd_k = Case("odd K", 32, 64, 56, 56, 63, 3, 3, padding=(1, 1))
-    pointwise = Case("pointwise", 32, 256, 28, 28, 512, 1, 1)  # its filters are channels_last in any layout
+    pointwise = Case("pointwise", 64, 256, 27, 27, 512, 1, 1)  # its filters are channels_last in any layout
     groups = Case("groups", 64, 1232, 14, 14, 1232, 3, 3, padding=(1, 1), groups=11)
     for case, layout, which in (
         (DENSE, "nchw", "xwy"),
@@ -259,6 +259,21 @@ def test_a_group_is_padded_so_that_an_instruction_does_not_reach_the_next(op: st
     x, w, y = meta(case, torch.float16, "nhwc")
     rows = [ROWS[row] for row in candidates(plan(op, case, x, w, y))]
     assert any(name.startswith("tma_") for name in rows)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> None:
+    """dgrad alone packs its filters, for their k to be contiguous."""
+    layers = (
+        Case("planes", 64, 64, 56, 56, 256, 1, 1),
+        Case("planes", 32, 512, 28, 28, 128, 1, 1),
+    )
+    for case, dtype in itertools.product(layers, (torch.float16, torch.bfloat16)):
+        assert named(op, case, dtype, "nchw").endswith("_pointwise"), case
+        assert packed(op, case, *meta(case, dtype, "nchw")) == ("w" if op == "dgrad" else ""), case
+        assert not named(op, case, dtype, "nhwc").endswith("_pointwise"), case
+    for odd in (Case("pixels", 64, 64, 7, 7, 256, 1, 1), Case("stride", 64, 64, 56, 56, 256, 1, 1, (2, 2))):
+        assert named(op, odd, torch.float16, "nchw").endswith("_im2col"), odd
 
 
 def test_packed_copies_are_part_of_the_workspace() -> None:

@@ -25,7 +25,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::igemm:
       return hopper && igemm_supports(p);
     case Family::tma:
-      return hopper && (tma_supports(row, p) || pack_supports(row, p));
+      return hopper && (in_place_supports(row, p) || pack_supports(row, p));
     case Family::depthwise:
       return d.compute_capability >= 80 && depthwise_supports(row, p);
     case Family::grouped:
@@ -42,14 +42,14 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
 
 // Of a row that supports the problem: the tensors that it runs on copies of.
 constexpr Packing packing(Row const& row, Problem const& p) {
-  return row.family != Family::tma || tma_supports(row, p) ? Packing{} : packed(row.op, p).which;
+  return row.family != Family::tma || in_place_supports(row, p) ? Packing{} : packed(row, p).which;
 }
 
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   switch (row.family) {
     case Family::tma: {
-      Packed const q = tma_supports(row, p) ? Packed{{}, p} : packed(op, p);
-      Estimate e = op == Op::wgrad ? tma_wgrad_estimate(row, q.problem, d) : tma_estimate(row, op, q.problem, d);
+      Packed const q = in_place_supports(row, p) ? Packed{{}, p} : packed(row, p);
+      Estimate e = in_place_estimate(row, op, q.problem, d);
       if (q.which.any()) e.ns += packing_ns(op, p, q);
       return e;
     }
@@ -74,9 +74,9 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
 constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
   switch (row.family) {
     case Family::tma: {
-      if (tma_supports(row, p)) return tma_workspace_bytes(row, p, split_k);
-      Packed const q = packed(op, p);
-      return packed_places(op, p, q, tma_workspace_bytes(row, q.problem, split_k)).bytes;
+      if (in_place_supports(row, p)) return in_place_workspace_bytes(row, p, split_k);
+      Packed const q = packed(row, p);
+      return packed_places(op, p, q, in_place_workspace_bytes(row, q.problem, split_k)).bytes;
     }
     case Family::depthwise:
     case Family::band:

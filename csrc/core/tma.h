@@ -43,13 +43,23 @@ constexpr bool map_supports(Strides const& s, int64_t n, int64_t h, int64_t w, D
 // Channels of the reduction that one instruction takes (TF32: a step); those of the next group must not be among them.
 constexpr int tma_together(DType t) { return t == DType::f32 ? 32 : 16; }
 
+// Tensors that may have any strides and alignment: fprop and dgrad store single elements where they must, and TF32
+// prepares its filters.
+struct TmaTakesAny {
+  bool x, w, y;
+};
+constexpr TmaTakesAny tma_takes_any(Op op, DType t) {
+  return {op == Op::dgrad, t == DType::f32 && op != Op::wgrad, op == Op::fprop};
+}
+
 constexpr bool tma_supports(Row const& row, Problem const& p) {
   bool const forward = row.op == Op::fprop;
   int const v = 16 / size_of(p.dtype);
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
-  if (!channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype)) return false;
-  if (!channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype)) return false;
-  if (!channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype)) return false;
+  TmaTakesAny const any = tma_takes_any(row.op, p.dtype);
+  if (!any.x && !channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype)) return false;
+  if (!any.w && !channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype)) return false;
+  if (!any.y && !channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype)) return false;
   if (row.op == Op::wgrad) {
     return map_supports(p.x, p.N, p.H, p.W, p.dtype) && map_supports(p.y, p.N, p.P(), p.Q(), p.dtype) &&
            im2col_supports(walk_h(row.op, p, 0), p.H) && im2col_supports(walk_w(row.op, p, 0), p.W) &&
@@ -57,7 +67,7 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
            double(p.R) * double(p.S) * double(ceil_div(p.C_per_group(), 64)) * double(p.K) < 1e9;
   }
   if (p.groups > 1 && (forward ? p.C_per_group() : p.K_per_group()) % tma_together(p.dtype) != 0) return false;
-  if (!map_supports(p.w, p.K, p.R, p.S, p.dtype)) return false;
+  if (!any.w && !map_supports(p.w, p.K, p.R, p.S, p.dtype)) return false;
   if (!(forward ? map_supports(p.x, p.N, p.H, p.W, p.dtype) : map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)))
     return false;
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),

@@ -2,10 +2,9 @@
 // filters, are padded a group. A line is a pixel of an image (a tap of a filter), a word 4 bytes of its channels: a float
 // or two halves.
 //
-// A block moves a tile of lines x words, kTile words in all. Where the pixels of a channel are contiguous (NCHW, and
-// filters of several taps) it passes through shared memory: on the strided side a thread moves a vector of pixels of one
-// word's channels, on the packed side 16 bytes of channels. Elsewhere (odd channel counts in channels_last) a thread
-// moves 16 packed bytes from and to single elements.
+// A block moves a tile of lines x words, kTile words in all, through shared memory: on the packed side a thread moves 16
+// bytes of channels, on the strided side a vector of pixels of one word's channels. Where channels lie closer than
+// pixels (channels_last with odd channel counts) the strided side moves single elements instead.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +15,7 @@
 namespace conv2d_ext::pack {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks = 8;            // an SM; what hides the latency
 constexpr int kTile = 2048;          // words
 constexpr int kMaxLines = kTile / 4;  // of a tile
 constexpr int kMaxChannels = 64;
@@ -30,7 +30,7 @@ struct Tensor {
   int32_t group_c, group_c_packed;  // channels a group
   int32_t channels;                 // packed, of all groups
   int32_t vector;                   // pixels that are moved at once, 0: not through shared memory
-  int32_t log_lines;                // of a tile
+  int32_t log_lines, log_words;     // of a tile
   uint32_t first_block, tiles_c;
 };
 
@@ -81,34 +81,38 @@ __device__ void store_words(uint32_t const (&words)[V], T* plain, int64_t line, 
 template <class T, int V, bool unpack>
 __device__ void plain_side(Tensor const& t, Tables& tables) {
   constexpr int per_word = 4 / int(sizeof(T)), units = kTile / V / kThreads;
-  int const vectors = (1 << t.log_lines) / V, words = kTile >> t.log_lines;
+  int const words = kTile >> t.log_lines;
   auto at = [&](int i, int& line, int& word) {
-    int const unit = i * kThreads + int(threadIdx.x);
-    line = unit % vectors * V, word = unit / vectors;
+    int const first = (i * kThreads + int(threadIdx.x)) * V;
+    line = first & ((1 << t.log_lines) - 1), word = first >> t.log_lines;
   };
-  uint32_t moved[units][V];
-  if constexpr (!unpack) {
+  constexpr int together = units < 8 ? units : 8;  // loads that are under way at once
+#pragma unroll 1
+  for (int first = 0; first < units; first += together) {
+    uint32_t moved[together][V];
+    if constexpr (!unpack) {
 #pragma unroll
-    for (int i = 0; i < units; ++i) {
+      for (int i = 0; i < together; ++i) {
+        int line, word;
+        at(first + i, line, word);
+        load_words<T, V>(moved[i], static_cast<T const*>(t.plain), tables.line[line], &tables.channel[word * per_word]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < together; ++i) {
       int line, word;
-      at(i, line, word);
-      load_words<T, V>(moved[i], static_cast<T const*>(t.plain), tables.line[line], &tables.channel[word * per_word]);
-    }
-  }
+      at(first + i, line, word);
 #pragma unroll
-  for (int i = 0; i < units; ++i) {
-    int line, word;
-    at(i, line, word);
-#pragma unroll
-    for (int k = 0; k < V; ++k) {
-      uint32_t& shared = tables.word[word_at(line + k, word, words)];
+      for (int k = 0; k < V; ++k) {
+        uint32_t& shared = tables.word[word_at(line + k, word, words)];
+        if constexpr (unpack)
+          moved[i][k] = shared;
+        else
+          shared = moved[i][k];
+      }
       if constexpr (unpack)
-        moved[i][k] = shared;
-      else
-        shared = moved[i][k];
+        store_words<T, V>(moved[i], static_cast<T*>(t.plain), tables.line[line], &tables.channel[word * per_word]);
     }
-    if constexpr (unpack)
-      store_words<T, V>(moved[i], static_cast<T*>(t.plain), tables.line[line], &tables.channel[word * per_word]);
   }
 }
 
@@ -122,29 +126,35 @@ __device__ void plain_side(Tensor const& t, Tables& tables) {
     plain_side<T, 1, unpack>(t, tables);
 }
 
-// Single elements of 16 packed bytes, not through shared memory.
-template <class T, bool unpack>
-__device__ void plain_elements(Tensor const& t, Tables const& tables, int line, int channel, uint4& v) {
+// 16 packed bytes of single elements.
+template <class T>
+__device__ uint4 load_elements(Tensor const& t, Tables const& tables, int line, int channel) {
   constexpr int count = 16 / int(sizeof(T));
-  union {
-    uint4 all;
-    T e[count];
-  } both{v};
+  Vector<T, count> v;
 #pragma unroll
   for (int i = 0; i < count; ++i) {
     int64_t const l = tables.line[line], c = tables.channel[channel + i];
-    T* const at = static_cast<T*>(t.plain) + l + c;
-    if constexpr (unpack) {
-      if (l >= 0 && c >= 0) *at = both.e[i];
-    } else {
-      both.e[i] = l >= 0 && c >= 0 ? *at : T(0);
-    }
+    v.v[i] = l >= 0 && c >= 0 ? static_cast<T const*>(t.plain)[l + c] : T(0);
   }
-  v = both.all;
+  return *reinterpret_cast<uint4 const*>(&v);
+}
+
+// A tile's single elements; neighbouring threads have neighbouring channels.
+template <class T>
+__device__ void store_elements(Tensor const& t, Tables const& tables) {
+  constexpr int per_word = 4 / int(sizeof(T));
+  int const words = kTile >> t.log_lines, channels = words * per_word;
+#pragma unroll 4
+  for (int i = int(threadIdx.x); i < kTile * per_word; i += kThreads) {
+    int const channel = i & (channels - 1), line = i / per_word >> t.log_words;
+    int64_t const l = tables.line[line], c = tables.channel[channel];
+    uint32_t const word = tables.word[word_at(line, channel / per_word, words)];
+    if (l >= 0 && c >= 0) static_cast<T*>(t.plain)[l + c] = T(word >> (channel % per_word * 16));
+  }
 }
 
 template <class T, bool unpack>
-__global__ void __launch_bounds__(kThreads) pack_kernel(__grid_constant__ Params const p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) pack_kernel(__grid_constant__ Params const p) {
   constexpr int per_word = 4 / int(sizeof(T));
   __shared__ Tables tables;
   int which = p.count - 1;
@@ -176,30 +186,26 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(__grid_constant__ Params
   }
 #pragma unroll
   for (int i = 0; i < kTile / 4 / kThreads; ++i) {
-    int const unit = i * kThreads + int(threadIdx.x), quads = words / 4;
-    int const word = unit % quads * 4, line = unit / quads, channel = first_channel + word * per_word;
+    int const first = (i * kThreads + int(threadIdx.x)) * 4;
+    int const word = first & (words - 1), line = first >> t.log_words, channel = first_channel + word * per_word;
     if (first_line + line >= t.lines || channel >= t.channels) continue;
     uint4* const packed =
         reinterpret_cast<uint4*>(static_cast<T*>(t.packed) + (first_line + line) * t.channels + channel);
     uint32_t* const shared = &tables.word[word_at(line, word, words)];
     if constexpr (unpack) {
-      uint4 v = *packed;
-      if (t.vector > 0)
-        shared[0] = v.x, shared[1] = v.y, shared[2] = v.z, shared[3] = v.w;
-      else
-        plain_elements<T, unpack>(t, tables, line, word * per_word, v);
+      uint4 const v = *packed;
+      shared[0] = v.x, shared[1] = v.y, shared[2] = v.z, shared[3] = v.w;
     } else {
-      uint4 v;
-      if (t.vector > 0)
-        v = make_uint4(shared[0], shared[1], shared[2], shared[3]);
-      else
-        plain_elements<T, unpack>(t, tables, line, word * per_word, v);
-      *packed = v;
+      *packed = t.vector > 0 ? make_uint4(shared[0], shared[1], shared[2], shared[3])
+                             : load_elements<T>(t, tables, line, word * per_word);
     }
   }
-  if (unpack && t.vector > 0) {
+  if constexpr (unpack) {
     __syncthreads();
-    plain_side<T, unpack>(t, tables);
+    if (t.vector > 0)
+      plain_side<T, unpack>(t, tables);
+    else
+      store_elements<T>(t, tables);
   }
 }
 

@@ -13,10 +13,11 @@ struct Shape {
   int64_t H, W;
 };
 
-// Pixels that are contiguous and may be moved at once; 0 if two of them are not neighbours.
+// Pixels that are contiguous and may be moved at once; 0 if channels lie closer than pixels.
 int vector_of(Strides const& s, int align, int size, Shape const& shape) {
   bool const flat = shape.H == 1 || shape.W == 1 || s.h == shape.W * s.w;
-  if ((shape.W == 1 ? s.h : s.w) != 1) return 0;
+  int64_t const step = shape.W > 1 ? s.w : shape.H > 1 ? s.h : s.n;
+  if (step != 1) return step < s.c ? 1 : 0;
   int64_t const run = flat ? shape.H * shape.W : shape.W;
   for (int v : {16 / size, 8 / size})
     if (align >= v * size && run % v == 0 && s.n % v == 0 && s.c % v == 0 && (flat || s.h % v == 0)) return v;
@@ -37,7 +38,8 @@ pack::Tensor tensor_of(void* plain, void* packed, Strides const& s, int align, i
   int64_t const words = t.channels * int64_t(size) / 4;
   int64_t wide = 32;
   while (wide > 4 && round_up(words, wide) * 8 > words * 9) wide /= 2;
-  for (t.log_lines = 0; wide << t.log_lines < pack::kTile;) ++t.log_lines;
+  while (wide << t.log_lines < pack::kTile) ++t.log_lines;
+  while (1 << t.log_words < wide) ++t.log_words;
   t.tiles_c = uint32_t(ceil_div(words, wide));
   return t;
 }
@@ -64,9 +66,10 @@ struct Launch {
 
 cudaError_t launch_packed(Launcher row, Op op, Problem const& p, Plan const& plan, Arguments const& given,
                           cudaStream_t stream) {
-  Packed const q = packed(op, p);
+  Row const& entry = kRows[plan.kernel];
+  Packed const q = packed(entry, p);
   Problem const& c = q.problem;
-  PackedPlaces const at = packed_places(op, p, q, tma_workspace_bytes(kRows[plan.kernel], c, plan.split_k));
+  PackedPlaces const at = packed_places(op, p, q, in_place_workspace_bytes(entry, c, plan.split_k));
   int const size = size_of(p.dtype);
   int64_t const g = p.groups;
   Arguments args = given;
@@ -92,7 +95,10 @@ cudaError_t launch_packed(Launcher row, Op op, Problem const& p, Plan const& pla
     }
   } else if (op == Op::dgrad) {
     args.a = add(q.which.y, false, given.a, at.y, p.y, p.y_align, y);
-    args.b = add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
+    // For 1x1 filters over NCHW, k is to be contiguous.
+    args.b = is_pointwise(entry) ? add(q.which.w, false, given.b, at.w, {0, p.w.n, 0, p.w.c}, p.w_align,
+                                       {1, 1, 1, p.K, p.K, 1, 1, p.C})
+                                 : add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
     args.out = add(q.which.x, true, given.out, at.x, p.x, p.x_align, x);
   } else {
     args.a = add(q.which.x, false, given.a, at.x, p.x, p.x_align, x);

@@ -18,7 +18,7 @@
 
 #include <type_traits>
 
-#include "../core/tma.h"
+#include "../core/pointwise.h"
 #include "fragments.cuh"
 #include "gather.cuh"
 #include "tma_map.h"
@@ -71,6 +71,8 @@ struct Params {
   Phase phase[kMaxPhases];
   int32_t phases, groups, splits;
   int32_t tiles, tiles_n;
+  bool singly;         // the output takes no vectors of channels
+  int32_t rows_first;  // tiles along M that follow each other, 0: those along N do
   int32_t stages_a, stages_b;
   int32_t chunks;              // of the reduction's channels
   int32_t last;                // instructions that the last chunk takes
@@ -80,8 +82,9 @@ struct Params {
   int32_t group_a;             // channels of A, columns or filters of B a group
   int32_t group_b;
   int64_t group_out, group_bias;
-  int64_t out_n, out_h, out_w;
+  int64_t out_n, out_c, out_h, out_w;
   void const* bias;
+  void const* row_bias;  // of the rows, not the columns
   int64_t bias_stride;
   void* out;
   void* workspace;
@@ -99,10 +102,12 @@ struct Unit {
     while (tile < p.phase[i].first_tile) --i;
     phase = &p.phase[i];
     tile -= phase->first_tile;
+    int const row = p.rows_first > 0 ? tile % p.rows_first : 0;
+    tile /= max(p.rows_first, 1);
     n = tile % p.tiles_n;
     tile /= p.tiles_n;
     group = tile % p.groups;
-    m = tile / p.groups;
+    m = tile / p.groups + row;
     index = unit;
     int const each = (phase->steps + p.splits - 1) / p.splits;
     begin = split * each;
@@ -202,6 +207,32 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
       acc[j * 4] += low, acc[j * 4 + 1] += high;
       acc[j * 4 + 2] += low, acc[j * 4 + 3] += high;
     }
+  }
+  if (p.row_bias != nullptr) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int64_t const m = int64_t(unit.m) * TM + first + row + half * 8;
+      float const bias =
+          m < unit.phase->M ? widen(static_cast<T const*>(p.row_bias)[m * p.bias_stride]) : 0.0f;
+#pragma unroll
+      for (int j = 0; j < TN / 8; ++j) acc[j * 4 + half * 2] += bias, acc[j * 4 + half * 2 + 1] += bias;
+    }
+  }
+  if (p.singly) {  // single elements; eight lanes have neighbouring pixels
+    ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int64_t const at = to[row + half * 8];
+      int n = unit.n * TN + quad * 2;
+      T* out = static_cast<T*>(p.out) + unit.group * p.group_out + at + n * p.out_c;
+#pragma unroll
+      for (int j = 0; j < TN / 8; ++j, n += 8, out += 8 * p.out_c) {
+        if (at >= 0 && n < p.N) out[0] = narrow<T>(acc[j * 4 + half * 2]);
+        if (at >= 0 && n + 1 < p.N) out[p.out_c] = narrow<T>(acc[j * 4 + half * 2 + 1]);
+        ptx::compiler_fence();
+      }
+    }
+    return;
   }
   int const n = unit.n * TN + thread % 8 * (columns / 8);
   T* const out = static_cast<T*>(p.out) + unit.group * p.group_out + n;
@@ -408,23 +439,30 @@ __global__ void __launch_bounds__(256) tma_reduce(__grid_constant__ Params const
     float4 const v = *reinterpret_cast<float4 const*>(partial);
     sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
   }
+  if (p.row_bias != nullptr) {
+    int64_t const m = int64_t(unit.m) * TM + first / TN;
+    float const bias = widen(static_cast<T const*>(p.row_bias)[m * p.bias_stride]);
+    sum.x += bias, sum.y += bias, sum.z += bias, sum.w += bias;
+  }
   float const values[4] = {sum.x, sum.y, sum.z, sum.w};
   Vector<T, 4> out;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    float const bias = p.bias == nullptr
+    float const bias = p.bias == nullptr || n + i >= p.N
                            ? 0
                            : widen(static_cast<T const*>(p.bias)[unit.group * p.group_bias + (n + i) * p.bias_stride]);
     out.v[i] = narrow<T>(values[i] + bias);
+    if (p.singly && n + i < p.N)
+      static_cast<T*>(p.out)[unit.group * p.group_out + to + (n + i) * p.out_c] = out.v[i];
   }
-  *reinterpret_cast<Vector<T, 4>*>(static_cast<T*>(p.out) + unit.group * p.group_out + to + n) = out;
+  if (!p.singly) *reinterpret_cast<Vector<T, 4>*>(static_cast<T*>(p.out) + unit.group * p.group_out + to + n) = out;
 }
 
 template <class T, int TM, int TN>
 cudaError_t params_of(Params& q, Op op, Problem const& p, Row const& row, Plan const& plan, Arguments const& args) {
   using S = Shape<T, TM, TN>;
   constexpr int chunk_size = kLineBytes / int(sizeof(T));
-  bool const forward = op == Op::fprop, halo = is_halo(row.variant);
+  bool const forward = op == Op::fprop, halo = is_halo(row.variant), turned = is_pointwise(row);
   int64_t const C = forward ? p.C_per_group() : p.K_per_group();  // of the reduction
   Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
   int64_t const in_H = forward ? p.H : p.P(), in_W = forward ? p.W : p.Q();
@@ -433,11 +471,13 @@ cudaError_t params_of(Params& q, Op op, Problem const& p, Row const& row, Plan c
   q.last = int32_t(ceil_div(C - (q.chunks - 1) * chunk_size, chunk_size / 4));
   q.N = int32_t(forward ? p.K_per_group() : p.C_per_group());
   q.tiles_n = int32_t(ceil_div(q.N, TN));
-  q.group_a = int32_t(C);
-  q.group_out = q.N;
+  q.group_a = turned ? 0 : int32_t(C);
+  q.group_out = turned ? out.n : q.N * out.c;
   q.group_bias = q.N * args.bias_stride;
-  q.bias = args.bias, q.bias_stride = args.bias_stride, q.out = args.out, q.workspace = args.workspace;
-  q.out_n = out.n, q.out_h = out.h, q.out_w = out.w;
+  (turned ? q.row_bias : q.bias) = args.bias;
+  q.bias_stride = args.bias_stride, q.out = args.out, q.workspace = args.workspace;
+  q.singly = !turned && !channel_vectors(out, forward ? p.y_align : p.x_align, q.N, 16 / int(sizeof(T)), p.dtype);
+  q.out_n = out.n, q.out_c = out.c, q.out_h = out.h, q.out_w = out.w;
   q.stride_h = q.stride_w = 1;
   q.a_bytes = (halo ? TM + kHalo : TM) * kLineBytes;
   if (forward)
@@ -466,11 +506,15 @@ cudaError_t params_of(Params& q, Op op, Problem const& p, Row const& row, Plan c
     f.first_s = int32_t(w.first_tap), f.step_s = int32_t(w.tap_step);
     f.out = forward ? 0 : i / phases_w * out.h + i % phases_w * out.w;
     if (!taps) continue;
-    Tensor4 const a{args.a, p.dtype, {C * p.groups, in_W, in_H, p.N}, {1, in.w, in.h, in.n}};
-    cudaError_t const error = encode_im2col(q.a[i], a, h, w, chunk_size, halo ? TM + kHalo : TM);
+    Tensor4 const a{args.a, p.dtype, {turned ? C : C * p.groups, in_W, in_H, p.N}, {1, in.w, in.h, in.n}};
+    // A turned problem's taps may reach further than the box's corners; what is beyond the one row is not stored.
+    Walk box_h = h;
+    if (turned) box_h.pixels = max64(h.pixels, in_H - 127);
+    cudaError_t const error = encode_im2col(q.a[i], a, box_h, w, chunk_size, halo ? TM + kHalo : TM);
     if (error != cudaSuccess) return error;
   }
   q.tiles = int32_t(tiles);
+  if (turned) q.rows_first = int32_t(ceil_div(q.phase[0].M, TM));
   q.stages_a = halo ? (S::blocks == 2 ? 2 : 3) : S::ring_bytes / (q.a_bytes + S::b_bytes);
   q.stages_b = int32_t(min64((S::ring_bytes - q.stages_a * q.a_bytes) / S::b_bytes, kMaxStages));
   return cudaSuccess;

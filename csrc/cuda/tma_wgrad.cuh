@@ -258,7 +258,11 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
 
 template <Op op, DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  if constexpr (op == Op::wgrad)
+  if constexpr (variant == Variant::pointwise) {
+    Arguments turned_args = args;
+    turned_args.a = args.b, turned_args.b = args.a;
+    return launch<turned_op(op), dtype, TM, TN, variant>(turned(op, problem), plan, turned_args, stream);
+  } else if constexpr (op == Op::wgrad)
     return launch_wgrad<dtype, TM, TN, variant>(problem, plan, args, stream);
   else
     return launch<op, dtype, TM, TN, variant>(problem, plan, args, stream);
