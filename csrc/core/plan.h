@@ -1,6 +1,6 @@
 // Which kernel runs a problem: make_plan enumerates the rows of kernels.def, drops those that do not support the
-// problem and takes the cheapest. Pure and constexpr: nothing is read but the arguments. What a family takes and costs is
-// in the family's header.
+// problem and takes the cheapest. Pure and constexpr: nothing is read but the arguments. What a family takes and costs
+// is in the family's header.
 #pragma once
 
 #include <cstdint>
@@ -42,13 +42,13 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
 
 // Of a row that supports the problem: the tensors that it runs on copies of.
 constexpr Packing packing(Row const& row, Problem const& p) {
-  return row.family != Family::tma || in_place_supports(row, p) ? Packing{} : packed(row, p).which;
+  return row.family == Family::tma ? packed(row, p).which : Packing{};
 }
 
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   switch (row.family) {
     case Family::tma: {
-      Packed const q = in_place_supports(row, p) ? Packed{{}, p} : packed(row, p);
+      Packed const q = packed(row, p);
       Estimate e = in_place_estimate(row, op, q.problem, d);
       if (q.which.any()) e.ns += packing_ns(op, p, q);
       return e;
@@ -74,9 +74,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
 constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
   switch (row.family) {
     case Family::tma: {
-      if (in_place_supports(row, p)) return in_place_workspace_bytes(row, p, split_k);
       Packed const q = packed(row, p);
-      return packed_places(op, p, q, in_place_workspace_bytes(row, q.problem, split_k)).bytes;
+      return packed_places(q).bytes + in_place_workspace_bytes(row, q.problem, split_k);
     }
     case Family::depthwise:
     case Family::band:

@@ -1,5 +1,5 @@
-// Variant pointwise of tma: 1x1 filters over images whose pixels are contiguous, channel by channel, as in NCHW. Nothing
-// is packed: the kernels of tma.cuh run another problem, the turned one, whose operands lie as they want them.
+// Variant pointwise of tma: 1x1 filters over images whose pixels are contiguous, channel by channel, as in NCHW.
+// Nothing is packed: the kernels of tma.cuh run another problem, the turned one, whose operands lie as they want them.
 //   fprop   y[k, pixel] = sum over c of w[k, c] * x[c, pixel], for each image: dgrad's kernel with filters for pixels,
 //           pixels for channels and images for groups, which all have the same A
 //   dgrad   x[c, pixel] = sum over k of w[k, c] * y[k, pixel]: likewise, of filters packed with k contiguous
@@ -90,7 +90,14 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
 }
 constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
-  return op == Op::wgrad ? tma_wgrad_estimate(row, p, d) : tma_estimate(row, op, p, d);
+  if (op == Op::wgrad) return tma_wgrad_estimate(row, p, d);
+  Estimate e = tma_estimate(row, op, p, d);
+  if (tma_stores_singly(op, p)) {
+    double const elements = op == Op::fprop ? double(p.N) * double(p.K) * double(p.P()) * double(p.Q())
+                                            : double(p.N) * double(p.C) * double(p.H) * double(p.W);
+    e.ns += elements * (p.dtype == DType::f32 ? 0.0003 : 0.0007) * 132 / d.sm_count;
+  }
+  return e;
 }
 constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int split_k) {
   return is_pointwise(row) ? tma_workspace_bytes(turned(row), turned(row.op, p), split_k)

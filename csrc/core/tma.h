@@ -43,20 +43,26 @@ constexpr bool map_supports(Strides const& s, int64_t n, int64_t h, int64_t w, D
 // Channels of the reduction that one instruction takes (TF32: a step); those of the next group must not be among them.
 constexpr int tma_together(DType t) { return t == DType::f32 ? 32 : 16; }
 
-// Tensors that may have any strides and alignment: fprop and dgrad store single elements where they must, and TF32
-// prepares its filters.
+// Tensors that may have any strides and alignment: fprop and dgrad store single elements where they must (but not those
+// of a stride's phases, which lie apart), and TF32 prepares its filters.
 struct TmaTakesAny {
   bool x, w, y;
 };
-constexpr TmaTakesAny tma_takes_any(Op op, DType t) {
-  return {op == Op::dgrad, t == DType::f32 && op != Op::wgrad, op == Op::fprop};
+constexpr TmaTakesAny tma_takes_any(Op op, Problem const& p) {
+  return {op == Op::dgrad && p.stride_w == 1, p.dtype == DType::f32 && op != Op::wgrad, op == Op::fprop};
+}
+// Is the output of fprop or dgrad stored in single elements?
+constexpr bool tma_stores_singly(Op op, Problem const& p) {
+  bool const forward = op == Op::fprop;
+  return !channel_vectors(forward ? p.y : p.x, forward ? p.y_align : p.x_align,
+                          forward ? p.K_per_group() : p.C_per_group(), 16 / size_of(p.dtype), p.dtype);
 }
 
 constexpr bool tma_supports(Row const& row, Problem const& p) {
   bool const forward = row.op == Op::fprop;
   int const v = 16 / size_of(p.dtype);
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
-  TmaTakesAny const any = tma_takes_any(row.op, p.dtype);
+  TmaTakesAny const any = tma_takes_any(row.op, p);
   if (!any.x && !channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype)) return false;
   if (!any.w && !channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype)) return false;
   if (!any.y && !channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype)) return false;

@@ -1,9 +1,9 @@
 // Packing and unpacking: a tensor in any strides <-> a dense one in channels_last whose channels, and for filters whose
-// filters, are padded a group. A line is a pixel of an image (a tap of a filter), a word 4 bytes of its channels: a float
-// or two halves.
+// filters, are padded a group. A line is a pixel of an image (a tap of a filter), a word 4 bytes of its channels: a
+// float or two halves.
 //
-// A block moves a tile of lines x words, kTile words in all, through shared memory: on the packed side a thread moves 16
-// bytes of channels, on the strided side a vector of pixels of one word's channels. Where channels lie closer than
+// A block moves a tile of lines x words, kTile words in all, through shared memory: on the packed side a thread moves
+// 16 bytes of channels, on the strided side a vector of pixels of one word's channels. Where channels lie closer than
 // pixels (channels_last with odd channel counts) the strided side moves single elements instead.
 #pragma once
 
@@ -16,27 +16,27 @@ namespace conv2d_ext::pack {
 
 constexpr int kThreads = 256;
 constexpr int kBlocks = 8;            // an SM; what hides the latency
-constexpr int kTile = 2048;          // words
+constexpr int kTile = 2048;           // words
 constexpr int kMaxLines = kTile / 4;  // of a tile
 constexpr int kMaxChannels = 64;
 
 struct Tensor {
   void* plain;
   void* packed;
-  int64_t lines;       // N * H * W, padded filters included
-  int64_t n, c, h, w;  // element strides of `plain`
-  uint32_t pixels, W;  // H * W
+  int64_t lines;                     // N * H * W, padded filters included
+  int64_t n, c, h, w;                // element strides of `plain`
+  uint32_t pixels, W;                // H * W
   uint32_t group_n, group_n_packed;  // filters a group
-  int32_t group_c, group_c_packed;  // channels a group
-  int32_t channels;                 // packed, of all groups
-  int32_t vector;                   // pixels that are moved at once, 0: not through shared memory
-  int32_t log_lines, log_words;     // of a tile
+  int32_t group_c, group_c_packed;   // channels a group
+  int32_t channels;                  // packed, of all groups
+  int32_t vector;                    // pixels that are moved at once, 0: not through shared memory
+  int32_t log_lines, log_words;      // of a tile
   uint32_t first_block, tiles_c;
 };
 
-// Up to three operands and the bias share a launch.
+// A launch's operands.
 struct Params {
-  Tensor tensor[3];
+  Tensor tensor[2];
   int32_t count;
 };
 
@@ -171,8 +171,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pack_kernel(__grid_constant
     uint32_t const moved = uint32_t(first_pixel) + uint32_t(i), pixel = moved % t.pixels;
     uint32_t const n = first_n + moved / t.pixels, group = n / t.group_n_packed, in_group = n % t.group_n_packed;
     bool const there = first_line + i < t.lines && in_group < t.group_n;
-    tables.line[i] =
-        there ? (int64_t(group) * t.group_n + in_group) * t.n + pixel / t.W * t.h + pixel % t.W * t.w : -1;
+    tables.line[i] = there ? (int64_t(group) * t.group_n + in_group) * t.n + pixel / t.W * t.h + pixel % t.W * t.w : -1;
   }
   if (threadIdx.x < words * per_word) {
     int const c = first_channel + int(threadIdx.x), group = c / t.group_c_packed, in_group = c % t.group_c_packed;

@@ -69,10 +69,11 @@ cudaError_t launch_packed(Launcher row, Op op, Problem const& p, Plan const& pla
   Row const& entry = kRows[plan.kernel];
   Packed const q = packed(entry, p);
   Problem const& c = q.problem;
-  PackedPlaces const at = packed_places(op, p, q, in_place_workspace_bytes(entry, c, plan.split_k));
+  PackedPlaces const at = packed_places(q);
   int const size = size_of(p.dtype);
   int64_t const g = p.groups;
   Arguments args = given;
+  args.workspace = static_cast<char*>(given.workspace) + at.bytes;
   Launch in, out;
   // `address` is changed to the packed copy's.
   auto add = [&](bool packed, bool result, void const* address, int64_t place, Strides const& s, int align,
@@ -82,23 +83,19 @@ cudaError_t launch_packed(Launcher row, Op op, Problem const& p, Plan const& pla
     return packed ? copy : const_cast<void*>(address);
   };
   Shape const x{p.N, p.N, 1, p.C_per_group(), c.C_per_group(), g, p.H, p.W};
-  Shape const w{p.K_per_group(), c.K_per_group(), g, p.C_per_group(), c.C_per_group(), 1, p.R, p.S};
+  Shape const w{
+      p.K_per_group(), c.K_per_group(), g, p.C_per_group(), packed_w_channels(c.C_per_group(), p.dtype), 1, p.R, p.S};
   Shape const y{p.N, p.N, 1, p.K_per_group(), c.K_per_group(), g, p.P(), p.Q()};
   if (op == Op::fprop) {
     args.a = add(q.which.x, false, given.a, at.x, p.x, p.x_align, x);
     args.b = add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
     args.out = add(q.which.y, true, given.out, at.y, p.y, p.y_align, y);
-    if (given.bias != nullptr && at.bias >= 0) {
-      Shape const bias{1, 1, 1, p.K_per_group(), c.K_per_group(), g, 1, 1};
-      args.bias = add(true, false, given.bias, at.bias, {0, given.bias_stride, 0, 0}, size, bias);
-      args.bias_stride = 1;
-    }
   } else if (op == Op::dgrad) {
     args.a = add(q.which.y, false, given.a, at.y, p.y, p.y_align, y);
     // For 1x1 filters over NCHW, k is to be contiguous.
-    args.b = is_pointwise(entry) ? add(q.which.w, false, given.b, at.w, {0, p.w.n, 0, p.w.c}, p.w_align,
-                                       {1, 1, 1, p.K, p.K, 1, 1, p.C})
-                                 : add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
+    args.b = is_pointwise(entry)
+                 ? add(q.which.w, false, given.b, at.w, {0, p.w.n, 0, p.w.c}, p.w_align, {1, 1, 1, p.K, p.K, 1, 1, p.C})
+                 : add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
     args.out = add(q.which.x, true, given.out, at.x, p.x, p.x_align, x);
   } else {
     args.a = add(q.which.x, false, given.a, at.x, p.x, p.x_align, x);

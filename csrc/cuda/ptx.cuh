@@ -24,6 +24,13 @@ __device__ inline void stmatrix_x4(uint32_t shared, uint32_t const (&v)[4]) {
                : "memory");
 }
 
+// The same of the transposed matrices: column i of matrix j goes to the address of lane 8 j + i.
+__device__ inline void stmatrix_x4_trans(uint32_t shared, uint32_t const (&v)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v[0]),
+               "r"(v[1]), "r"(v[2]), "r"(v[3])
+               : "memory");
+}
+
 __device__ inline uint4 ld_shared_v4(uint32_t shared) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -176,6 +176,66 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   }
 }
 
+// Stores 64 x TN accumulators to an output that takes no vectors of columns, 4 bytes at a time: floats from where they
+// are, eight lanes to neighbouring pixels; pairs of 16-bit pixels by way of shared memory, a line for each column.
+template <class T, int TN>
+__device__ void store_singly(Params const& p, Unit const& unit, float (&acc)[TN / 2], int64_t const* to,
+                             uint32_t staging) {
+  int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  T* const first = static_cast<T*>(p.out) + unit.group * p.group_out;
+  ptx::bar_sync(1 + group, kWarpgroup);
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int64_t const at = to[warp * 16 + lane / 4 + half * 8];
+      int n = unit.n * TN + lane % 4 * 2;
+      T* out = first + at + n * p.out_c;
+#pragma unroll
+      for (int j = 0; j < TN / 8; ++j, n += 8, out += 8 * p.out_c) {
+        if (at >= 0 && n < p.N) out[0] = acc[j * 4 + half * 2];
+        if (at >= 0 && n + 1 < p.N) out[p.out_c] = acc[j * 4 + half * 2 + 1];
+        ptx::compiler_fence();
+      }
+    }
+  } else {
+    int64_t const at0 = to[lane * 2], at1 = to[lane * 2 + 1];
+    bool const neighbours = at0 >= 0 && at1 == at0 + 1;
+#pragma unroll
+    for (int piece = 0; piece < (TN + 63) / 64; ++piece) {
+      if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {  // 16 columns
+        if (piece * 64 + t * 16 >= TN) break;
+        uint32_t v[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
+          v[e] = pack<T>(acc[at], acc[at + 1]);
+        }
+        int const line = t * 16 + lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
+        ptx::stmatrix_x4_trans(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+      }
+      ptx::bar_sync(1 + group, kWarpgroup);
+      int n = unit.n * TN + piece * 64 + warp * 16;
+      T* out = first + n * p.out_c;
+#pragma unroll 4
+      for (int i = 0; i < 16; ++i, ++n, out += p.out_c) {
+        int const line = warp * 16 + i;
+        if (piece * 64 + line >= TN || n >= p.N) break;
+        uint32_t const word =
+            ptx::ld_shared(staging + line * kLineBytes + ((lane / 4) ^ (line % 8)) * 16 + lane % 4 * 4);
+        Vector<T, 2> const pair = *reinterpret_cast<Vector<T, 2> const*>(&word);
+        if (neighbours && reinterpret_cast<uintptr_t>(out + at0) % 4 == 0) {
+          *reinterpret_cast<Vector<T, 2>*>(out + at0) = pair;
+        } else {
+          if (at0 >= 0) out[at0] = pair.v[0];
+          if (at1 >= 0) out[at1] = pair.v[1];
+        }
+      }
+    }
+  }
+}
+
 // Stores a warpgroup's 64 x TN accumulators from row `first` of the tile on. A thread has those of rows lane / 4 and
 // lane / 4 + 8 of its warp's 16, columns 8 j + 2 (lane % 4) + {0, 1}. Pieces of 64 rows and 128 bytes of columns pass
 // through shared memory, so that eight lanes store the line of a pixel.
@@ -212,26 +272,13 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int64_t const m = int64_t(unit.m) * TM + first + row + half * 8;
-      float const bias =
-          m < unit.phase->M ? widen(static_cast<T const*>(p.row_bias)[m * p.bias_stride]) : 0.0f;
+      float const bias = m < unit.phase->M ? widen(static_cast<T const*>(p.row_bias)[m * p.bias_stride]) : 0.0f;
 #pragma unroll
       for (int j = 0; j < TN / 8; ++j) acc[j * 4 + half * 2] += bias, acc[j * 4 + half * 2 + 1] += bias;
     }
   }
-  if (p.singly) {  // single elements; eight lanes have neighbouring pixels
-    ptx::bar_sync(1 + group, kWarpgroup);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int64_t const at = to[row + half * 8];
-      int n = unit.n * TN + quad * 2;
-      T* out = static_cast<T*>(p.out) + unit.group * p.group_out + at + n * p.out_c;
-#pragma unroll
-      for (int j = 0; j < TN / 8; ++j, n += 8, out += 8 * p.out_c) {
-        if (at >= 0 && n < p.N) out[0] = narrow<T>(acc[j * 4 + half * 2]);
-        if (at >= 0 && n + 1 < p.N) out[p.out_c] = narrow<T>(acc[j * 4 + half * 2 + 1]);
-        ptx::compiler_fence();
-      }
-    }
+  if (p.singly) {
+    store_singly<T, TN>(p, unit, acc, to, staging);
     return;
   }
   int const n = unit.n * TN + thread % 8 * (columns / 8);
@@ -452,8 +499,7 @@ __global__ void __launch_bounds__(256) tma_reduce(__grid_constant__ Params const
                            ? 0
                            : widen(static_cast<T const*>(p.bias)[unit.group * p.group_bias + (n + i) * p.bias_stride]);
     out.v[i] = narrow<T>(values[i] + bias);
-    if (p.singly && n + i < p.N)
-      static_cast<T*>(p.out)[unit.group * p.group_out + to + (n + i) * p.out_c] = out.v[i];
+    if (p.singly && n + i < p.N) static_cast<T*>(p.out)[unit.group * p.group_out + to + (n + i) * p.out_c] = out.v[i];
   }
   if (!p.singly) *reinterpret_cast<Vector<T, 4>*>(static_cast<T*>(p.out) + unit.group * p.group_out + to + n) = out;
 }
@@ -476,7 +522,7 @@ cudaError_t params_of(Params& q, Op op, Problem const& p, Row const& row, Plan c
   q.group_bias = q.N * args.bias_stride;
   (turned ? q.row_bias : q.bias) = args.bias;
   q.bias_stride = args.bias_stride, q.out = args.out, q.workspace = args.workspace;
-  q.singly = !turned && !channel_vectors(out, forward ? p.y_align : p.x_align, q.N, 16 / int(sizeof(T)), p.dtype);
+  q.singly = !turned && tma_stores_singly(op, p);
   q.out_n = out.n, q.out_c = out.c, q.out_h = out.h, q.out_w = out.w;
   q.stride_h = q.stride_w = 1;
   q.a_bytes = (halo ? TM + kHalo : TM) * kLineBytes;
