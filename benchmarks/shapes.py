@@ -103,6 +103,11 @@ def small(draw: random.Random) -> Case:
         N = draw.choice((1, 1, 2, 2, 3, 5, 9))
         least = [max(0, (t - 1) * d + 1 - sum(p)) for t, d, p in zip((R, S), dilation, sides(padding), strict=True)]
         H, W = (a + log_uniform(draw, 1, draw.choice((12, 40, 120))) for a in least)
+        if kind == "dense" and draw.random() < 0.2:  # 1x1 over whole vectors of pixels has rows of its own in NCHW
+            R = S = 1
+            stride, padding = (1, 1), (0, 0)
+            per_c, per_k = 16 * draw.randint(1, 8), 16 * draw.randint(1, 8)
+            H, W = H + H % 2, W + -W % 4
         C, K = groups * per_c, groups * per_k
         case = Case("small", N, C, H, W, K, R, S, stride, padding, dilation, groups, bias=draw.random() < 0.5)
         if max(elements(case)) <= 2**17 and flops(case) <= 2e8 and case.N * case.P * case.Q * R * S * C <= 2**23:

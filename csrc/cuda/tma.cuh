@@ -218,13 +218,14 @@ __device__ void store_singly(Params const& p, Unit const& unit, float (&acc)[TN 
       ptx::bar_sync(1 + group, kWarpgroup);
       int n = unit.n * TN + piece * 64 + warp * 16;
       T* out = first + n * p.out_c;
-#pragma unroll 4
+      uint32_t words[16];
+#pragma unroll
+      for (int i = 0; i < 16; ++i)
+        words[i] = ptx::ld_shared(staging + (warp * 16 + i) * kLineBytes + ((lane / 4) ^ (i % 8)) * 16 + lane % 4 * 4);
+#pragma unroll
       for (int i = 0; i < 16; ++i, ++n, out += p.out_c) {
-        int const line = warp * 16 + i;
-        if (piece * 64 + line >= TN || n >= p.N) break;
-        uint32_t const word =
-            ptx::ld_shared(staging + line * kLineBytes + ((lane / 4) ^ (line % 8)) * 16 + lane % 4 * 4);
-        Vector<T, 2> const pair = *reinterpret_cast<Vector<T, 2> const*>(&word);
+        if (piece * 64 + warp * 16 + i >= TN || n >= p.N) break;
+        Vector<T, 2> const pair = *reinterpret_cast<Vector<T, 2> const*>(&words[i]);
         if (neighbours && reinterpret_cast<uintptr_t>(out + at0) % 4 == 0) {
           *reinterpret_cast<Vector<T, 2>*>(out + at0) = pair;
         } else {
