@@ -43,9 +43,10 @@ constexpr bool igemm_supports(Problem const& p) {
 }
 
 // The implicit GEMMs: tiles * split_k blocks over the SMs in rounds; a round costs its steps, plus the prologue and
-// epilogue of a tile; a split costs the second pass.
+// epilogue of a tile; a split costs the second pass. `alone`: how much longer a step of the only block of an SM takes.
+// Fitted to benchmarks/sweep.py.
 constexpr Estimate gemm_estimate(Row const& row, Op op, Problem const& p, Device const& d, double step_ns,
-                                 double fixed_ns) {
+                                 double fixed_ns, double alone) {
   Gemm const g = gemm_of(op, p);
   double const tile_bytes = double(row.tile_m) * row.tile_n * (p.dtype == DType::f64 ? 8 : 4);
   double const tiles = double(ceil_div(g.M, row.tile_m)) * double(ceil_div(g.N, row.tile_n)) * double(g.batches);
@@ -56,8 +57,9 @@ constexpr Estimate gemm_estimate(Row const& row, Op op, Problem const& p, Device
     if (bytes > double(kMaxWorkspaceBytes)) break;
     double const blocks = tiles * double(split);
     int64_t const rounds = blocks > 1e15 ? int64_t(1e15) / d.sm_count : ceil_div(int64_t(blocks), d.sm_count);
-    double ns = double(rounds) * (double(ceil_div(steps, split)) * step_ns + fixed_ns) + 3000;
-    if (split > 1) ns += 3000 + bytes * 2 / 2500;  // written and read again at 2.5 TB/s
+    double const each_ns = double(ceil_div(steps, split)) * step_ns * (rounds == 1 ? alone : 1.0) + fixed_ns;
+    double ns = double(rounds) * each_ns + 6000;
+    if (split > 1) ns += 6000 + bytes * 2 / 2500;  // written and read again at 2.5 TB/s
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
     if (blocks >= 8.0 * d.sm_count) break;  // enough to fill the device evenly
   }
@@ -74,7 +76,8 @@ constexpr Estimate simt_estimate(Row const& row, Op op, Problem const& p, Device
                                           : 0.17;
   double rate = 128 * 1.755 * share * (p.dtype == DType::f64 ? 0.5 : 1.0);
   if (row.variant == Variant::any) rate *= tile >= 128 * 128 ? 0.86 : tile >= 64 * 64 ? 0.77 : 0.68;
-  return gemm_estimate(row, op, p, d, tile * row.tile_k / rate, 1500 + tile * 0.05);
+  if (op == Op::wgrad) rate /= 1.3;
+  return gemm_estimate(row, op, p, d, tile * row.tile_k / rate, 1500 + tile * 0.05, 1.4);
 }
 
 constexpr Estimate igemm_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
@@ -85,7 +88,7 @@ constexpr Estimate igemm_estimate(Row const& row, Op op, Problem const& p, Devic
                        : row.tile_n >= 128 ? (along_k ? 0.47 : 0.29)
                                            : (along_k ? 0.25 : 0.19);
   double const tile = double(row.tile_m) * row.tile_n;
-  return gemm_estimate(row, op, p, d, tile * row.tile_k / (2048 * 1.6 * share), 1500 + tile * 0.05);
+  return gemm_estimate(row, op, p, d, tile * row.tile_k / (2048 * 1.6 * share), 1500 + tile * 0.05, 1.0);
 }
 
 constexpr int64_t gemm_workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
