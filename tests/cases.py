@@ -226,6 +226,10 @@ CASES: tuple[Case, ...] = (
     Case("groups8_of_2_and_4_5x5", 2, 16, 12, 13, 32, 5, 5, padding=(2, 2), groups=8),
     Case("groups2_of_40_and_24", 1, 80, 9, 17, 48, 3, 3, padding=(1, 1), groups=2),
     Case("groups4_of_32_small_images", 5, 128, 7, 7, 128, 3, 3, padding=(1, 1), groups=4),
+    Case("groups132_of_8_many_tiles", 12, 1056, 9, 17, 1056, 3, 3, padding=(1, 1), groups=132),
+    Case("groups5_of_24_odd_sides", 3, 120, 13, 21, 120, 3, 3, padding=(1, 1), groups=5, edge=True),
+    Case("groups6_of_16_and_8_1x1_stride2", 3, 96, 15, 18, 48, 1, 1, (2, 2), groups=6),
+    Case("groups3_of_8_and_56_5x5", 2, 24, 11, 12, 168, 5, 5, padding=(2, 2), groups=3),
     Case("groups3_of_20_and_12_stride2", 2, 60, 11, 9, 36, 3, 2, (2, 1), (1, 1), (1, 2), 3),
     # tensor cores: pairs of small images, several steps and tiles of an image, bands wider than a window
     Case("depthwise_pairs", 5, 24, 8, 7, 24, 5, 5, padding=(2, 2), groups=24),

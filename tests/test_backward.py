@@ -142,27 +142,33 @@ def test_wgrad_is_contiguous_when_no_strides_are_asked_for(layout: str, device: 
 
 
 @EVERY_DTYPE
-@pytest.mark.parametrize("name", ("3x3", "stride3_dilation2", "depthwise_multiplier2", "four_pads", "1x1_stride2"))
+@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
+@pytest.mark.parametrize(
+    "name",
+    ("3x3", "stride3_dilation2", "depthwise_multiplier2", "four_pads", "1x1_stride2", "groups8_of_2_and_4_5x5"),
+)
 def test_a_gradient_that_is_not_finite_reaches_the_inputs_of_its_window_only(
-    name: str, dtype: torch.dtype, device: str
+    name: str, layout: str, dtype: torch.dtype, device: str
 ) -> None:
     case = BY_NAME[name]
-    x, w, _ = case.tensors(device, dtype)
-    go = case.grad_output(device, dtype)
+    x, w, _ = case.tensors(device, dtype, layout)
+    go = case.grad_output(device, dtype, layout)
     go[0, -1, case.P // 2, case.Q // 2] = float("nan")
     truth = of_tensors(case, x, w, None, go)
     assert torch.equal(dgrad(case, go, w).isnan().cpu(), truth.grad_input.isnan())
 
 
 @EVERY_DTYPE
-@pytest.mark.parametrize("name", ("3x3_no_bias", "stride_3x2_uneven", "groups3_odd", "1x1"))
+@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
+@pytest.mark.parametrize("name", ("3x3_no_bias", "stride_3x2_uneven", "groups3_odd", "1x1", "groups4_of_32_small_images"))
 def test_an_input_that_is_not_finite_reaches_the_weights_it_meets_only(
-    name: str, dtype: torch.dtype, device: str
+    name: str, layout: str, dtype: torch.dtype, device: str
 ) -> None:
     case = BY_NAME[name]
-    x, w, _ = case.tensors(device, dtype)
-    go = case.grad_output(device, dtype)
-    x[0, 0, 0, 0] = float("nan")
+    x, w, _ = case.tensors(device, dtype, layout)
+    go = case.grad_output(device, dtype, layout)
+    # The corners meet some of the taps, the last pixel that of a square of outputs with rows that do not exist.
+    x[0, 0, 0, 0] = x[-1, -1, -1, -1] = float("nan")
     truth = of_tensors(case, x, w, None, go)
     assert torch.equal(wgrad(case, go, x).isnan().cpu(), truth.grad_weight.isnan())
 

@@ -206,7 +206,8 @@ def masks(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize(
     "name",
     ("3x3", "1x1_stride2", "2x5_stride_1x3", "four_pads_grouped_dilated", "stride3_dilation2", "depthwise", "C1_K1",
-     "depthwise_multiplier2", "stride_larger_than_kernel", "K129_NPQ129"),
+     "depthwise_multiplier2", "stride_larger_than_kernel", "K129_NPQ129", "groups8_of_2_and_4_5x5",
+     "groups5_of_24_odd_sides"),
 )  # fmt: skip
 def test_a_value_that_is_not_finite_reaches_the_outputs_whose_window_holds_it(
     name: str, value: float, layout: str, dtype: torch.dtype, device: str

@@ -35,10 +35,207 @@ constexpr GroupedSums grouped_sums(Problem const& p) {
   return {slab, together, n_groups, chunks, items, max64(1, 8 / items)};
 }
 
+// One axis of the image: output i of phase f is at i * out_step + f; its taps meet the inputs i * step + offset.
+struct GroupedAxis {
+  int step, out_step, phases;
+  int low;        // the least offset of all phases and taps
+  int span;       // from the least to the greatest, and one
+  int positions;  // outputs of the largest phase
+};
+
+constexpr GroupedAxis grouped_axis(Op op, int64_t out_extent, int64_t taps, int64_t stride, int64_t pad,
+                                   int64_t dilation) {
+  GroupedAxis a{};
+  bool const backward = op == Op::dgrad;
+  a.step = backward ? 1 : int(stride), a.out_step = backward ? int(stride) : 1;
+  a.phases = backward ? int(min64(stride, out_extent)) : 1;
+  a.positions = int(ceil_div(out_extent, a.out_step));
+  int64_t low = INT32_MAX, high = INT32_MIN;
+  for (int phase = 0; phase < a.phases; ++phase)
+    for (int64_t r = 0; r < taps; ++r) {
+      int64_t const at = backward ? phase + pad - r * dilation : r * dilation - pad;
+      if (backward && at % stride != 0) continue;
+      int64_t const offset = backward ? at / stride : at;
+      low = min64(low, offset), high = max64(high, offset);
+    }
+  if (low > high) low = high = 0;
+  a.low = int(low), a.span = int(high - low + 1);
+  return a;
+}
+constexpr GroupedAxis grouped_axis_h(Op op, Problem const& p) {
+  return grouped_axis(op, op == Op::dgrad ? p.H : p.P(), p.R, p.stride_h, p.pad_top, p.dilation_h);
+}
+constexpr GroupedAxis grouped_axis_w(Op op, Problem const& p) {
+  return grouped_axis(op, op == Op::dgrad ? p.W : p.Q(), p.S, p.stride_w, p.pad_left, p.dilation_w);
+}
+
+// 3x3 taps one input apart.
+constexpr bool grouped_is_3x3(Problem const& p) {
+  return p.R == 3 && p.S == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1;
+}
+
+// fprop and dgrad of grouped_lines.cuh: a block's channels, tile and shared memory.
+struct GroupedLines {
+  int64_t slab;      // units of a block of threads, whose channels fit a line of 128 bytes on either side
+  int64_t at_once;   // blocks of 8 outputs that a warp computes from the same inputs
+  int64_t n_groups;  // runs of so many, of a unit
+  int64_t squares_h, squares_w, images;  // of 8 x 8 outputs, of a tile
+  int64_t shares;                        // warps that share the squares
+  int64_t step_h, step_w;                // pixels of shared memory between neighbouring outputs
+  int64_t rows, columns;                 // of an image's inputs
+  int64_t halves, stages, stage_bytes, out_bytes, weight_bytes, shared, blocks_of_sm;
+  double cycles;
+};
+
+constexpr int kLinesTables = 256;  // bytes of what each row keeps beside
+constexpr int64_t lines_shared(int64_t blocks) { return (228 / blocks - 1) * 1024; }  // bytes of each of so many an SM
+constexpr int64_t kLinesShared = lines_shared(1);
+
+constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d) {
+  GroupedLines best{};
+  bool const backward = op == Op::dgrad;
+  int64_t const per_unit = groups_per_unit(p), units = ceil_div(p.groups, per_unit), wide = size_of(p.dtype) / 2;
+  int64_t const in = per_unit * (backward ? p.K_per_group() : p.C_per_group()) / 8 * wide;  // blocks of 16 bytes
+  int64_t const out = per_unit * (backward ? p.C_per_group() : p.K_per_group()) / 8;        // blocks of 8 channels
+  if (in > 8 || out * wide > 8) return best;
+  GroupedAxis const h = grouped_axis_h(op, p), w = grouped_axis_w(op, p);
+  bool const is_3x3 = grouped_is_3x3(p), single = p.R * p.S == 1;
+  GroupedLines t{};
+  t.slab = min64(units, 8 / max64(in, out * wide));
+  t.at_once = p.dtype != DType::f32 ? (out == 3 ? 3 : min64(out, 2)) : p.allow_tf32 ? min64(out, 2) : 1;
+  t.n_groups = ceil_div(out, t.at_once);
+  t.halves = is_3x3 ? in / 2 * 18 + in % 2 * 12 : in * p.R * p.S + h.phases * w.phases;
+  int64_t const parts = p.dtype == DType::f32 && !p.allow_tf32 ? 2 : 1, runs = t.slab * t.n_groups;
+  t.weight_bytes = runs * t.halves * t.at_once * 128 * parts;
+  int64_t const fixed = t.weight_bytes + t.halves * 16 + runs * t.at_once * 32 + kLinesTables;
+  int64_t const slabs = ceil_div(units, t.slab);
+  // One tap with a stride: the copies leave out what lies between.
+  t.step_h = single ? 1 : h.step, t.step_w = single ? 1 : w.step;
+  // Of a square and a run: halves, and wavefronts of shared memory for each.
+  double const products = double(in * p.R * p.S);
+  double const loads = (is_3x3 ? 4 : w.step == 2 && !single ? 16 : 8) + double(t.at_once);
+  for (t.squares_h = 1; t.squares_h <= 8; ++t.squares_h)
+    for (t.squares_w = 1; t.squares_h * t.squares_w <= 8; ++t.squares_w) {
+      bool const fills = t.squares_h * 8 >= h.positions && t.squares_w * 8 >= w.positions;
+      for (t.images = 1; t.squares_h * t.squares_w * t.images <= 8; ++t.images) {
+        if (t.images > 1 && (!fills || t.images > p.N)) break;
+        int64_t const squares = t.squares_h * t.squares_w * t.images;
+        t.rows = (t.squares_h * 8 - 1) * t.step_h + h.span, t.columns = (t.squares_w * 8 - 1) * t.step_w + w.span;
+        int64_t const most = single ? 256 / max64(h.step, w.step) : 256;
+        if (t.rows > most || t.columns > most) continue;
+        int64_t const outs = t.images * t.squares_h * t.squares_w * 64 * h.out_step * w.out_step;
+        if (t.squares_h * 8 * h.out_step > 256 || t.squares_w * 8 * w.out_step > 256) continue;
+        t.stage_bytes = ceil_div(t.images * t.rows * t.columns, 8) * 1024, t.out_bytes = outs * 128;
+        int64_t const besides = fixed + 2 * t.out_bytes;
+        if (besides + t.stage_bytes > kLinesShared) continue;
+        t.blocks_of_sm = besides + 2 * t.stage_bytes <= lines_shared(2) ? 2 : 1;
+        t.stages = min64(4, (lines_shared(t.blocks_of_sm) - besides) / t.stage_bytes);
+        t.shares = min64(squares, max64(1, (t.blocks_of_sm == 1 ? 16 : 8) / runs));
+        t.shared = besides + t.stages * t.stage_bytes;
+        int64_t const blocks = max64(1, d.sm_count * t.blocks_of_sm / slabs);
+        double const tiles = double(ceil_div(h.positions, t.squares_h * 8)) *
+                             double(ceil_div(w.positions, t.squares_w * 8)) * double(ceil_div(p.N, t.images));
+        // Cycles of an SM: lines at 18 bytes a cycle, a square's loads from shared memory and products, and what a
+        // warp takes from one end to the other.
+        double const lines = (double(t.images * t.rows * t.columns) + double(outs)) * 128 / 18;
+        double const square = products * (3.2 * double(t.at_once) > loads ? 3.2 * double(t.at_once) : loads) + 25;
+        double const work = double(squares * runs) * square;
+        double const alone = double(ceil_div(squares, t.shares)) * (300 + 35 * products) + 700;
+        double round = double(t.blocks_of_sm) * ((lines > work ? lines : work) + 300);
+        if (t.stages == 1) round += alone + 1500;
+        double const fill = double(t.weight_bytes) / 36 * double(t.blocks_of_sm) +
+                            double(ceil_div(t.weight_bytes, 128 * 9 * runs * t.shares)) * 800;
+        t.cycles = (round > alone ? round : alone) * double(int64_t((tiles + double(blocks) - 1) / double(blocks))) +
+                   fill + double(t.blocks_of_sm) * 2000;
+        if (best.slab == 0 || t.cycles < best.cycles) best = t;
+      }
+    }
+  return best;
+}
+
+// wgrad of grouped_lines_wgrad.cuh. A job is one block of 8 filters and up to nine pairs of halves, whose sums a warp
+// keeps; a half is a tap and 8 channels.
+struct GroupedSumLines {
+  int64_t slab;           // units of a block of threads
+  int64_t jobs, chunks;   // of a slab, and of one of its blocks of filters
+  int64_t tiles;          // pairs of halves of a job, at most
+  int64_t passes;         // how often the pixels are read, for so many parts of the jobs
+  int64_t shares, warps;  // of a tile's squares; a warp for each job of a pass and share
+  int64_t squares_h, squares_w, images;
+  int64_t step_h, step_w, rows, columns;
+  int64_t stages, x_bytes, stage_bytes, shared;
+  double tile_cycles, all_tiles;
+};
+
+constexpr int64_t kMaxJobs = 16, kSumTables = 320;  // warps of a block; bytes
+
+constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
+  GroupedSumLines best{};
+  int64_t const per_unit = groups_per_unit(p), units = ceil_div(p.groups, per_unit);
+  int64_t const in = per_unit * p.C_per_group() / 8, out = per_unit * p.K_per_group() / 8;  // blocks of 8 channels
+  if (in > 8 || out > 8 || size_of(p.dtype) != 2) return best;
+  GroupedAxis const h = grouped_axis_h(Op::wgrad, p), w = grouped_axis_w(Op::wgrad, p);
+  bool const is_3x3 = grouped_is_3x3(p), one_tap = p.R * p.S == 1;
+  GroupedSumLines t{};
+  t.slab = min64(units, 8 / max64(in, out));
+  int64_t const halves = in * p.R * p.S;
+  t.chunks = is_3x3 ? ceil_div(in, 2) : ceil_div(halves, 18);
+  t.tiles = is_3x3 ? (in == 1 ? 5 : 9) : min64(9, ceil_div(halves, 2));
+  t.jobs = t.slab * out * t.chunks;
+  t.passes = ceil_div(t.jobs, kMaxJobs);
+  int64_t const at_once = ceil_div(t.jobs, t.passes), slabs = ceil_div(units, t.slab);
+  t.step_h = one_tap ? 1 : h.step, t.step_w = one_tap ? 1 : w.step;
+  // Wavefronts of shared memory, of a square and a job.
+  double const square = is_3x3 ? (in == 1 ? 56 : 80) : 8 + double(t.tiles) * (w.step == 2 && !one_tap ? 32 : 16);
+  double best_cost = 0;
+  for (t.squares_h = 1; t.squares_h <= 8; ++t.squares_h)
+    for (t.squares_w = 1; t.squares_h * t.squares_w <= 8; ++t.squares_w) {
+      bool const fills = t.squares_h * 8 >= h.positions && t.squares_w * 8 >= w.positions;
+      for (t.images = 1; t.squares_h * t.squares_w * t.images <= 8; ++t.images) {
+        if (t.images > 1 && (!fills || t.images > p.N)) break;
+        int64_t const squares = t.squares_h * t.squares_w * t.images;
+        t.shares = min64(squares, max64(1, kMaxJobs / at_once)), t.warps = at_once * t.shares;
+        t.rows = (t.squares_h * 8 - 1) * t.step_h + h.span, t.columns = (t.squares_w * 8 - 1) * t.step_w + w.span;
+        int64_t const most = one_tap ? 256 / max64(h.step, w.step) : 256;
+        if (t.rows > most || t.columns > most) continue;
+        // The last fragments reach a row further.
+        t.x_bytes = ceil_div(t.images * t.rows * t.columns + (is_3x3 ? t.columns : 0), 8) * 1024;
+        t.stage_bytes = t.x_bytes + squares * 64 * 128;
+        t.stages = min64(4, (kLinesShared - kSumTables) / t.stage_bytes);
+        if (t.stages == 0) continue;
+        t.shared = max64(t.stages * t.stage_bytes, t.shares > 1 ? t.warps * 9 * 512 : 0) + kSumTables;
+        double const tiles = double(ceil_div(h.positions, t.squares_h * 8)) *
+                             double(ceil_div(w.positions, t.squares_w * 8)) * double(ceil_div(p.N, t.images));
+        // Cycles of a block, an SM's one, for a tile: as in grouped_lines.
+        double const lines = double(t.images * t.rows * t.columns + squares * 64) * 128 / 18;
+        double const work = double(squares * at_once) * square;
+        double const alone = double(ceil_div(squares, t.shares)) * (150 + 60 * double(t.tiles)) + 300;
+        t.tile_cycles = lines > work ? lines : work;
+        t.tile_cycles = t.tile_cycles > alone ? t.tile_cycles : alone;
+        t.tile_cycles += 300;
+        // With one stage nothing is copied meanwhile, with two not all the time.
+        t.tile_cycles += t.stages == 1 ? lines + 1500 : t.stages == 2 ? 600 : 0;
+        t.all_tiles = tiles;
+        double const blocks = double(max64(1, d.sm_count / (slabs * t.passes)));
+        double const cost = t.tile_cycles * double(int64_t((tiles + blocks - 1) / blocks));
+        if (best.slab == 0 || cost < best_cost) best = t, best_cost = cost;
+      }
+    }
+  return best;
+}
+
+// What the copy engine and a block's shared memory can hold.
+constexpr bool grouped_lines_supports(Op op, Problem const& p) {
+  return p.P() > 0 && p.Q() > 0 && ceil_div(p.groups, groups_per_unit(p)) <= 65535 &&
+         map_supports(p.x, p.N, p.H, p.W, p.dtype) && map_supports(p.y, p.N, p.P(), p.Q(), p.dtype) &&
+         (op == Op::wgrad ? grouped_sum_lines(p, h200_sxm).slab : grouped_lines(op, p, h200_sxm).slab) > 0;
+}
+
 constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   if (p.groups == 1 || p.C_per_group() < 2 || p.K == 0 || p.H == 0 || p.W == 0 || p.N == 0) return false;
   int const slot = 16 / size_of(p.dtype);  // channels that are copied at once
-  if (row.variant == Variant::nhwc &&
+  bool const lines = row.variant == Variant::lines;
+  if ((row.variant == Variant::nhwc || lines) &&
       (p.C % 8 != 0 || p.K % 8 != 0 || !channel_vectors(p.x, p.x_align, p.C, slot, p.dtype) ||
        !channel_vectors(p.y, p.y_align, p.K, slot, p.dtype)))
     return false;
@@ -49,6 +246,7 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   int64_t const out_h = op == Op::dgrad ? ceil_div(p.H, p.stride_h) : p.P();
   int64_t const out_w = op == Op::dgrad ? ceil_div(p.W, p.stride_w) : p.Q();
   if (double(p.N) * double(ceil_div(out_h, 8)) * double(ceil_div(out_w, 8)) >= double(most)) return false;
+  if (lines) return grouped_lines_supports(op, p);
   // Shared memory must hold a tile of 8 x 8 outputs of one unit with its halo, and the filters.
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
   if (C > 16 || K > 16 || ceil_div(p.groups, per_unit) > 65535) return false;
@@ -66,15 +264,45 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   return (halo_h * halo_w + 16) * 16 * ins + filters + halves * 16 <= 220 * 1024;
 }
 
+// The same whatever the device.
+constexpr int64_t grouped_lines_workspace_bytes(Problem const& p, int split_k) {
+  GroupedSumLines const t = grouped_sum_lines(p, h200_sxm);
+  int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), t.slab);
+  return slabs * t.jobs * t.tiles * 512 * split_k;
+}
+
+// A launch and the filters, then rounds of tiles. wgrad: as many splits as there are SMs, unless adding them costs
+// more.
+constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const& d) {
+  if (op != Op::wgrad) {
+    GroupedLines const t = grouped_lines(op, p, d);
+    return {t.cycles / 1.95 + 5000, 1};
+  }
+  GroupedSumLines const t = grouped_sum_lines(p, d);
+  double const bytes = double(grouped_lines_workspace_bytes(p, 1));
+  int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), t.slab) * t.passes;
+  Estimate best{};
+  for (int64_t blocks = max64(1, d.sm_count / slabs);; blocks = blocks * 3 / 4) {
+    double const rounds = double(int64_t((t.all_tiles + double(blocks) - 1) / double(blocks)));
+    double const waves = double(ceil_div(blocks * slabs, d.sm_count));
+    double const ns = rounds * waves * t.tile_cycles / 1.75 + 10500 + bytes * double(blocks) / 1500;
+    bool const fits = bytes * double(blocks) <= double(kMaxWorkspaceBytes) || blocks == 1;
+    if (fits && (best.ns == 0 || ns < best.ns)) best = {ns, int(blocks)};
+    if (blocks == 1) break;
+  }
+  return best;
+}
+
 // Grouped: reading and writing, and the products of whole blocks and squares, which overlap in part (docs/tuning.md).
 constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (row.variant == Variant::lines) return grouped_lines_estimate(op, p, d);
   bool const nhwc = row.variant == Variant::nhwc, backward = op == Op::dgrad, sums = op == Op::wgrad;
   double const sms = double(d.sm_count) / 132;
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   // Bytes per ns. nchw: lanes go along rows, and channels_last rows are slow that way; so are a stride's single pixels.
   double rate = nhwc ? 1650 : p.x.c == 1 && p.C > 1 ? 500 : 1150;
-  if (!nhwc && backward && p.stride_w > 1) rate /= 6;
+  if (!nhwc && backward && p.stride_w > 1) rate /= p.x.c == 1 && p.C > 1 ? 3 : 6;
   double const memory_ns = elements * size_of(p.dtype) / (rate * sms);
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
   int64_t const h = backward ? ceil_div(p.H, p.stride_h) : p.P(), w = backward ? ceil_div(p.W, p.stride_w) : p.Q();
@@ -101,7 +329,8 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   return best;
 }
 
-constexpr int64_t grouped_workspace_bytes(Problem const& p, int split_k) {
+constexpr int64_t grouped_workspace_bytes(Row const& row, Problem const& p, int split_k) {
+  if (row.variant == Variant::lines) return row.op == Op::wgrad ? grouped_lines_workspace_bytes(p, split_k) : 0;
   return split_k == 1 ? 0 : p.K * p.C_per_group() * p.R * p.S * split_k * 4;
 }
 

@@ -83,7 +83,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::strip:
       return depthwise_workspace_bytes(p, split_k);
     case Family::grouped:
-      return grouped_workspace_bytes(p, split_k);
+      return grouped_workspace_bytes(row, p, split_k);
     case Family::igemm:
     case Family::simt:
       break;

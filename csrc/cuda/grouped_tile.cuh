@@ -39,13 +39,7 @@ struct Divisor {
   __device__ int quotient(int n) const { return magic == 0 ? n : int(__umulhi(uint32_t(n), magic) >> shift); }
 };
 
-// One axis of the image: output i of phase f is at i * out_step + f; its taps meet the inputs i * step + offset.
-struct Axis {
-  int step, out_step, phases;
-  int low;        // the least offset of all phases and taps
-  int span;       // from the least to the greatest, and one
-  int positions;  // outputs of the largest phase
-};
+using Axis = GroupedAxis;
 
 // A tap of a phase: how far from an output's first input, in rows and columns; the same in slots.
 struct Tap {
@@ -190,25 +184,6 @@ struct Products {
 
 // ---- host side
 
-inline Axis axis_of(Op op, int64_t out_extent, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {
-  Axis a{};
-  bool const backward = op == Op::dgrad;
-  a.step = backward ? 1 : int(stride), a.out_step = backward ? int(stride) : 1;
-  a.phases = backward ? int(min64(stride, out_extent)) : 1;
-  a.positions = int(ceil_div(out_extent, a.out_step));
-  int64_t low = INT32_MAX, high = INT32_MIN;
-  for (int phase = 0; phase < a.phases; ++phase)
-    for (int64_t r = 0; r < taps; ++r) {
-      int64_t const at = backward ? phase + pad - r * dilation : r * dilation - pad;
-      if (backward && at % stride != 0) continue;
-      int64_t const offset = backward ? at / stride : at;
-      low = min64(low, offset), high = max64(high, offset);
-    }
-  if (low > high) low = high = 0;
-  a.low = int(low), a.span = int(high - low + 1);
-  return a;
-}
-
 // The offset of tap r in phase f from the tile's first input, or -1 if they do not meet.
 inline int tap_offset(Op op, Axis const& a, int phase, int64_t r, int64_t stride, int64_t pad, int64_t dilation) {
   if (op != Op::dgrad) return int(r * dilation - pad) - a.low;
@@ -238,8 +213,7 @@ inline Params params_of(Op op, Problem const& problem, Arguments const& args) {
   p.w_group = K * problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
   p.w_out = backward ? problem.w.c : problem.w.n, p.w_in = backward ? problem.w.n : problem.w.c;
   p.N = problem.N;
-  p.axis_h = axis_of(op, p.out.H, problem.R, problem.stride_h, problem.pad_top, problem.dilation_h);
-  p.axis_w = axis_of(op, p.out.W, problem.S, problem.stride_w, problem.pad_left, problem.dilation_w);
+  p.axis_h = grouped_axis_h(op, problem), p.axis_w = grouped_axis_w(op, problem);
   p.groups = int(problem.groups);
   p.in_per_group = int(backward ? K : C), p.out_per_group = int(backward ? C : K);
   p.groups_per_unit = int(groups_per_unit(problem));

@@ -131,6 +131,21 @@ __device__ inline void cp_async_bulk_tensor_4d(uint32_t shared, void const* map,
       : "memory");
 }
 
+// The other way; what lies outside of the tensor is not written.
+__device__ inline void cp_async_bulk_tensor_4d_store(void const* map, uint32_t shared, int c0, int c1, int c2, int c3) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+               "r"(shared), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+               : "memory");
+}
+
+__device__ inline void cp_async_bulk_commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Waits until at most `pending` of this thread's groups of stores have shared memory left to read.
+template <int pending>
+__device__ inline void cp_async_bulk_wait_group_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
+}
+
 // Pixels of an NHWC tensor from (c, w, h, n) on, in the order of the map's bounding box, all moved by the offsets.
 __device__ inline void cp_async_bulk_tensor_im2col(uint32_t shared, void const* map, uint64_t* bar, int c, int w, int h,
                                                    int n, int offset_w, int offset_h) {

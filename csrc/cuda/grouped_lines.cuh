@@ -1,0 +1,635 @@
+// Grouped convolution in channels_last, fprop and dgrad: grouped.cuh's arithmetic, with the copy engine on either side.
+//
+// A pixel's channels are lines of 128 bytes. A block of threads works on a slab of units whose channels fit one line
+// of the inputs and one of the outputs, and walks over tiles. The copy engine fills a ring of stages with the lines of
+// a tile's inputs and their halo, zeros outside of the image; the warps multiply, and put the outputs into shared
+// memory, from where the engine stores what exists of them. The engine swizzles: a line's eight chunks of 16 bytes are
+// in the order chunk ^ (line % 8), so that eight neighbouring pixels' equal chunks lie in different banks.
+//
+// A warp computes 8 x 8 outputs of up to three blocks of 8 channels as four m16 tiles, rows i and i + 4 of the square
+// each: then the fragment of rows i and i + 4 of the inputs is that of tile i for a tap of the first row, of tile i - 1
+// for one of the second, and so on, as ldmatrix has loaded it.
+//
+// The zeros between a unit's groups meet infinities and NaN as in grouped.cuh, and such outputs are computed again.
+#pragma once
+
+#include "fragments.cuh"
+#include "grouped.cuh"
+#include "tma_map.h"
+
+namespace conv2d_ext::grouped {
+
+constexpr int kLine = 128;  // bytes
+constexpr int kNone = -(1 << 30);
+constexpr int kLineWarps = 16;  // at most
+
+// What is contiguous in memory of a 16-bit filter, and can be loaded by pairs.
+enum class Words { none, channels, filters };
+
+struct LineParams {
+  CUtensorMap in, out;
+  Params p;
+  int step_h, step_w;  // pixels of shared memory between neighbouring outputs
+  int shares, stage_bytes, out_bytes, tables_offset;
+  int out_columns, out_rows;  // of an image's tile
+  bool mirrored;              // the taps: dgrad
+  Words words;
+};
+
+// Where the engine has put what would be at this address.
+__device__ inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 3 & 0x70); }
+
+// The 8 x 8 outputs of a phase that a warp computes at once: where they begin in the tile.
+struct Square {
+  int image, h, w;
+
+  __device__ Square(Params const& p, int number) {
+    int const row = p.columns_of.quotient(number);
+    image = row / p.squares_h, h = row % p.squares_h * kSide, w = (number - row * p.squares_w) * kSide;
+  }
+};
+
+// What the warps are told of a stage's tile: which squares exist, and its first output of phase 0.
+struct StageTile {
+  uint32_t squares;
+  int w, h, n;
+};
+
+__device__ inline uint32_t existing_squares(Params const& p, Tile const& tile) {
+  uint32_t found = 0;
+  for (int i = 0; i < p.squares_h * p.squares_w * p.images; ++i) {
+    Square const a(p, i);
+    bool const exists =
+        tile.h + a.h < p.axis_h.positions && tile.w + a.w < p.axis_w.positions && tile.n + a.image < p.N;
+    found |= uint32_t(exists) << i;
+  }
+  return found;
+}
+
+// The squares of a tile: of the first input and the first output, bytes before swizzling.
+struct SquareOffsets {
+  int in, out;
+};
+constexpr int kMaxSquares = 8, kMaxStages = 4;
+
+// A tap and 16 bytes of channels; two are a k step of the products.
+struct Half {
+  int64_t from;  // elements from a filter's first weight
+  int offset;    // bytes from an output's first input, before swizzling; not 3x3
+  int channel;   // its first within the unit; negative if there is no such half
+};
+
+// Shared memory: stages | two tiles of outputs | filters | halves | bias | tables | barriers.
+struct LineShared {
+  uint32_t* weights;  // [part][run][step][block][lane][2]
+  Half* halves;
+  float* bias;       // [run][block][8]
+  StageTile* tiles;  // [stage]
+  SquareOffsets* squares;
+  uint64_t* full;
+
+  __device__ LineShared(LineParams const& q, char* dynamic) {
+    Params const& p = q.p;
+    char* const fixed = dynamic + p.stages * q.stage_bytes + 2 * q.out_bytes;
+    weights = reinterpret_cast<uint32_t*>(fixed);
+    halves = reinterpret_cast<Half*>(fixed + p.weight_bytes);
+    bias = reinterpret_cast<float*>(halves + p.halves);
+    tiles = reinterpret_cast<StageTile*>(dynamic + q.tables_offset);
+    squares = reinterpret_cast<SquareOffsets*>(tiles + kMaxStages);
+    full = reinterpret_cast<uint64_t*>(squares + kMaxSquares);
+  }
+};
+
+// The order of the halves, and whether there is such a one. 3x3: the steps of two blocks of channels go by columns, and
+// a last odd block has steps of two columns, then halves of the third.
+template <bool is_3x3>
+__device__ inline bool half_of(Params const& p, int half, int phase, int& block, int& tap) {
+  if constexpr (is_3x3) {
+    int const pairs = p.in_blocks / 2 * 18;
+    if (half < pairs) {
+      block = half / 18 * 2 + half % 2, tap = half % 18 / 2;
+      return true;
+    }
+    int const rest = half - pairs;
+    block = p.in_blocks - 1;
+    tap = rest < 6 ? rest % 2 * 3 + rest / 2 : 6 + (rest - 6) / 2;
+    return rest < 6 || rest % 2 == 0;
+  } else {
+    int const index = half - p.phase_half[phase];
+    tap = p.phase_tap[phase] + index / p.in_blocks, block = index % p.in_blocks;
+    return tap < p.phase_tap[phase + 1];
+  }
+}
+
+// A register of a fragment: two elements of a 16-bit type, one of f32.
+template <class T>
+union Word {
+  uint32_t word;
+  T v[4 / sizeof(T)];
+  __device__ Word() {}
+};
+template <class T>
+constexpr uint32_t kWordMask = sizeof(T) == 4 ? 0xffffffff : 0xffff;
+
+template <class T, int parts, int blocks, bool is_3x3>
+__device__ inline void fill_lines(LineParams const& q, int first_unit, int units, LineShared const& s) {
+  Params const& p = q.p;
+  for (int i = threadIdx.x; i < p.halves; i += blockDim.x) {
+    int phase = 0, block = 0, tap = 0, r, column;
+    if constexpr (is_3x3) {
+      bool const exists = half_of<true>(p, i, phase, block, tap);
+      s.halves[i].channel = exists ? block * kChannels<T> : kNone;
+      r = tap % 3, column = tap / 3;  // in the order of the inputs; dgrad's taps are mirrored
+      if (q.mirrored) r = 2 - r, column = 2 - column;
+    } else {
+      while (i >= p.phase_half[phase + 1]) ++phase;
+      bool const exists = half_of<false>(p, i, phase, block, tap);
+      if (!exists) block = 0, tap = 0;
+      s.halves[i].channel = exists ? block * kChannels<T> : kNone;
+      s.halves[i].offset = p.tap[tap].offset * kLine + block * kSlot;
+      r = p.tap[tap].r, column = p.tap[tap].s;
+    }
+    s.halves[i].from = r * p.w_r + column * p.w_s + block * kChannels<T> * p.w_in;
+  }
+  if (threadIdx.x < p.squares_h * p.squares_w * p.images) {
+    Square const a(p, threadIdx.x);
+    s.squares[threadIdx.x] = {
+        ((a.image * p.window.rows + a.h * q.step_h) * p.window.columns + a.w * q.step_w) * kLine,
+        ((a.image * q.out_rows + a.h * p.axis_h.out_step) * q.out_columns + a.w * p.axis_w.out_step) * kLine};
+  }
+  int const of_unit = p.n_groups * blocks;  // blocks of outputs
+  for (int i = threadIdx.x; i < p.slab * of_unit * kBlock; i += blockDim.x) {
+    int const unit = i / (of_unit * kBlock), out = i % (of_unit * kBlock);
+    int64_t const at = int64_t(first_unit + unit) * p.out_blocks * kBlock + out;
+    bool const exists = p.bias != nullptr && unit < units && out < p.out_blocks * kBlock && at < p.out.channels;
+    s.bias[i] = exists ? widen(static_cast<T const*>(p.bias)[at * p.bias_stride]) : 0;
+  }
+  __syncthreads();
+  // A warp takes the halves of one block of outputs, or a share of them. A lane's word of a fragment is of one filter
+  // and two channels (f32: one), or, where the filters are contiguous in memory, of two filters and one channel; then
+  // the fragment is transposed.
+  constexpr int per_word = 4 / int(sizeof(T)), batch = 9;
+  T const* const w = static_cast<T const*>(p.w);
+  int const lane = threadIdx.x % 32, warps = blockDim.x / 32, total = units * of_unit, shares = max(1, warps / total);
+  int const share = (p.halves + shares - 1) / shares;
+  bool const transposed = sizeof(T) == 2 && q.words == Words::filters;
+  for (int i = threadIdx.x / 32; i < total * shares; i += warps) {
+    int const block = i / shares, unit = block / of_unit, j = block % blocks;
+    int const out = block % of_unit * kBlock + (transposed ? lane % 4 * 2 : lane / 4);
+    int const of_group = p.filters.quotient(out);
+    int64_t const group = int64_t(first_unit + unit) * p.groups_per_unit + of_group;
+    bool const exists = of_group < p.groups_per_unit && group < p.groups;
+    // Within the group, of the half's first block.
+    int const channel = (transposed ? lane / 4 : lane % 4 * per_word) - of_group * p.in_per_group;
+    T const* const from = w + group * p.w_group + (out - of_group * p.out_per_group) * p.w_out + channel * p.w_in;
+    uint32_t* const to = s.weights + (block / blocks * p.halves * blocks + j * 2) * 32 + lane * 2;
+    int const begin = (i - block * shares) * share, end = min(begin + share, p.halves);
+    // Many loads at once; those of weights that do not exist read the first one and are dropped.
+#pragma unroll 1
+    for (int first = begin; first < end; first += batch) {
+      Word<T> v[batch];
+      uint32_t mask[batch];
+      if (sizeof(T) == 2 && q.words != Words::none) {
+#pragma unroll
+        for (int n = 0; n < batch; ++n) {
+          Half const h = s.halves[min(first + n, end - 1)];
+          bool const valid = exists && unsigned(h.channel + channel) < unsigned(p.in_per_group);
+          v[n].word = *reinterpret_cast<uint32_t const*>(valid ? from + h.from : w);
+          mask[n] = valid ? 0xffffffff : 0;
+        }
+      } else {
+#pragma unroll
+        for (int n = 0; n < batch; ++n) {
+          Half const h = s.halves[min(first + n, end - 1)];
+          mask[n] = 0;
+#pragma unroll
+          for (int e = 0; e < per_word; ++e) {
+            bool const valid = exists && unsigned(h.channel + channel + e) < unsigned(p.in_per_group);
+            v[n].v[e] = *(valid ? from + h.from + e * p.w_in : w);
+            mask[n] |= valid ? kWordMask<T> << e * 16 : 0;
+          }
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < batch; ++n) {
+        int const half = first + n;
+        if (half >= end) break;
+        uint32_t word = v[n].word & mask[n], part[parts];
+        if (transposed) word = ptx::movmatrix_trans(word);
+        split<T, parts>(word, part);
+#pragma unroll
+        for (int k = 0; k < parts; ++k) to[k * p.part_words + half / 2 * (blocks * 64) + half % 2] = part[k];
+      }
+    }
+  }
+  __syncthreads();
+}
+
+// 3x3: a column of the taps for two halves' channels, or two columns for one's; `from` is the lane's input in the
+// first row, `weights` the lane's of the first row's tap.
+template <class T, int parts, int blocks>
+__device__ inline void multiply_pair(float (&acc)[blocks][4][4], uint32_t from, int row_bytes, uint32_t const* weights,
+                                     int part_words) {
+  using P = Products<parts>;
+  uint2 b[3][blocks][parts];
+#pragma unroll
+  for (int r = 0; r < 3; ++r)
+#pragma unroll
+    for (int j = 0; j < blocks; ++j)
+#pragma unroll
+      for (int k = 0; k < parts; ++k)
+        b[r][j][k] = *reinterpret_cast<uint2 const*>(weights + k * part_words + (r * blocks + j) * 64);
+#pragma unroll
+  for (int row = 0; row < 6; ++row) {
+    uint32_t raw[4], v[4][parts];
+    ptx::ldmatrix_x4(raw, swizzled(from + row * row_bytes));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) split<T, parts>(raw[i], v[i]);
+#pragma unroll
+    for (int r = 0; r < 3; ++r) {
+      int const m = row - r;
+      if (m < 0 || m > 3) continue;
+#pragma unroll
+      for (int j = 0; j < blocks; ++j)
+#pragma unroll
+        for (int i = 0; i < P::count; ++i)
+          mma_two<T>(acc[j][m], v[0][P::a(i)], v[1][P::a(i)], v[2][P::a(i)], v[3][P::a(i)], b[r][j][P::b(i)].x,
+                     b[r][j][P::b(i)].y);
+    }
+  }
+}
+
+// The same for one column of one half's channels. The lanes' addresses are of two rows.
+template <class T, int parts, int blocks>
+__device__ inline void multiply_single(float (&acc)[blocks][4][4], uint32_t from, int row_bytes,
+                                       uint32_t const* weights, int part_words) {
+  using P = Products<parts>;
+  uint32_t b[3][blocks][parts];
+#pragma unroll
+  for (int r = 0; r < 3; ++r)
+#pragma unroll
+    for (int j = 0; j < blocks; ++j)
+#pragma unroll
+      for (int k = 0; k < parts; ++k) b[r][j][k] = weights[k * part_words + (r * blocks + j) * 64];
+#pragma unroll
+  for (int pair = 0; pair < 3; ++pair) {
+    uint32_t raw[4], v[4][parts];
+    ptx::ldmatrix_x4(raw, swizzled(from + pair * 2 * row_bytes));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) split<T, parts>(raw[i], v[i]);
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+#pragma unroll
+      for (int r = 0; r < 3; ++r) {
+        int const m = pair * 2 + e - r;
+        if (m < 0 || m > 3) continue;
+#pragma unroll
+        for (int j = 0; j < blocks; ++j)
+#pragma unroll
+          for (int i = 0; i < P::count; ++i)
+            mma_one<T>(acc[j][m], v[e * 2][P::a(i)], v[e * 2 + 1][P::a(i)], b[r][j][P::b(i)]);
+      }
+  }
+}
+
+// With two parts the products are summed apart before they are added: the tensor cores cut where they add to a sum, so
+// the sums they add to stay small.
+template <int parts, int blocks, class Multiply>
+__device__ inline void add_products(float (&acc)[blocks][4][4], Multiply const& multiply) {
+  if constexpr (parts == 1) {
+    multiply(acc);
+  } else {
+    float sums[blocks][4][4] = {};
+    multiply(sums);
+#pragma unroll
+    for (int j = 0; j < blocks; ++j)
+#pragma unroll
+      for (int m = 0; m < 4; ++m)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc[j][m][e] += sums[j][m][e];
+  }
+}
+
+// `from`: the address of the lane's pixel, lane % 8, in the square's first row of inputs.
+template <class T, int parts, int blocks>
+__device__ inline void multiply_lines_3x3(float (&acc)[blocks][4][4], uint32_t from, int row_bytes, int in_blocks,
+                                          uint32_t const* weights, int part_words) {
+  int const lane = threadIdx.x % 32, upper = lane / 16;
+  weights += lane * 2;
+  from += lane / 8 % 2 * 4 * row_bytes;
+#pragma unroll 1
+  for (int block = 0; block + 1 < in_blocks; block += 2)
+#pragma unroll 1
+    for (int s = 0; s < 3; ++s, weights += 3 * blocks * 64)
+      add_products<parts>(acc, [&](auto& sums) {
+        multiply_pair<T, parts, blocks>(sums, from + (block + upper) * kSlot + s * kLine, row_bytes, weights,
+                                        part_words);
+      });
+  if (in_blocks % 2 == 0) return;
+  from += (in_blocks - 1) * kSlot;
+  add_products<parts>(acc, [&](auto& sums) {
+    multiply_pair<T, parts, blocks>(sums, from + upper * kLine, row_bytes, weights, part_words);
+    multiply_single<T, parts, blocks>(sums, from + upper * row_bytes + 2 * kLine, row_bytes, weights + 3 * blocks * 64,
+                                      part_words);
+  });
+}
+
+// Any taps: `count` halves.
+template <class T, int parts, int blocks>
+__device__ inline void multiply_lines_any(float (&acc)[blocks][4][4], uint32_t from, int row_bytes, Half const* half,
+                                          uint32_t const* weights, int part_words, int count) {
+  using P = Products<parts>;
+  int const lane = threadIdx.x % 32;
+  weights += lane * 2;
+  from += lane / 8 % 2 * 4 * row_bytes;
+#pragma unroll 1
+  for (; count > 1; count -= 2, half += 2, weights += blocks * 64) {
+    uint32_t const a = from + half[lane / 16].offset;
+    uint2 b[blocks][parts];
+#pragma unroll
+    for (int j = 0; j < blocks; ++j)
+#pragma unroll
+      for (int k = 0; k < parts; ++k) b[j][k] = *reinterpret_cast<uint2 const*>(weights + k * part_words + j * 64);
+    add_products<parts>(acc, [&](auto& sums) {
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        uint32_t raw[4], v[4][parts];
+        ptx::ldmatrix_x4(raw, swizzled(a + m * row_bytes));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) split<T, parts>(raw[i], v[i]);
+#pragma unroll
+        for (int j = 0; j < blocks; ++j)
+#pragma unroll
+          for (int i = 0; i < P::count; ++i)
+            mma_two<T>(sums[j][m], v[0][P::a(i)], v[1][P::a(i)], v[2][P::a(i)], v[3][P::a(i)], b[j][P::b(i)].x,
+                       b[j][P::b(i)].y);
+      }
+    });
+  }
+  if (count > 0) {
+    uint32_t const a = from + half->offset + lane / 16 * row_bytes;
+    add_products<parts>(acc, [&](auto& sums) {
+#pragma unroll
+      for (int m = 0; m < 4; m += 2) {
+        uint32_t raw[4], v[4][parts];
+        ptx::ldmatrix_x4(raw, swizzled(a + m * row_bytes));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) split<T, parts>(raw[i], v[i]);
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+#pragma unroll
+          for (int j = 0; j < blocks; ++j)
+#pragma unroll
+            for (int i = 0; i < P::count; ++i)
+              mma_one<T>(sums[j][m + e], v[e * 2][P::a(i)], v[e * 2 + 1][P::a(i)],
+                         weights[P::b(i) * part_words + j * 64]);
+      }
+    });
+  }
+}
+
+// Which outputs a warp computes of a square: its unit, and the first of its blocks within the unit.
+struct Run {
+  int number, unit, block;
+};
+
+// Where a lane's first output is, counted from the square's and before swizzling. f32: a lane has two channels of its
+// pixel in each row. Otherwise lanes 0-7 give the addresses of row i to stmatrix, the next those of row i + 4, then
+// those of rows i + 1 and i + 5.
+template <class T>
+__device__ inline int output_of_lane(LineParams const& q, Run const& run) {
+  constexpr bool wide = sizeof(T) == 4;
+  Params const& p = q.p;
+  int const lane = threadIdx.x % 32, row = wide ? 0 : lane / 8 % 2 * 4 + lane / 16, column = wide ? lane / 4 : lane % 8;
+  return (row * p.axis_h.out_step * q.out_columns + column * p.axis_w.out_step) * kLine +
+         (run.unit * p.out_blocks + run.block) * kBlock * int(sizeof(T)) + (wide ? lane % 4 / 2 * kSlot : 0);
+}
+
+// Rounds a warp's outputs into shared memory; says whether one may be NaN.
+template <class T, int blocks>
+__device__ inline bool put(Params const& p, Run const& run, uint32_t to, int row_bytes,
+                           float const (&acc)[blocks][4][4]) {
+  if constexpr (sizeof(T) == 4) {
+    bool nan = false;
+#pragma unroll
+    for (int j = 0; j < blocks; ++j) {
+      if (run.block + j >= p.out_blocks) continue;
+#pragma unroll
+      for (int row = 0; row < kSide; ++row) {
+        float const low = acc[j][row % 4][row / 4 * 2], high = acc[j][row % 4][row / 4 * 2 + 1];
+        nan = nan || !(low == low) || !(high == high);
+        ptx::st_shared_f32x2(swizzled(to + row * row_bytes + j * 32) + threadIdx.x % 2 * 8, low, high);
+      }
+    }
+    return nan;
+  } else {
+    Vector<T, 2> marks{};
+#pragma unroll
+    for (int j = 0; j < blocks; ++j) {
+      if (run.block + j >= p.out_blocks) continue;
+#pragma unroll
+      for (int m = 0; m < 4; m += 2) {
+        uint32_t const v[4] = {pack<T>(acc[j][m][0], acc[j][m][1]), pack<T>(acc[j][m][2], acc[j][m][3]),
+                               pack<T>(acc[j][m + 1][0], acc[j][m + 1][1]),
+                               pack<T>(acc[j][m + 1][2], acc[j][m + 1][3])};
+        ptx::stmatrix_x4(swizzled(to + m * row_bytes + j * kSlot), v);
+        if (p.mixed) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) mark<T>(marks, v[i]);
+        }
+      }
+    }
+    float const low = widen(marks.v[0]), high = widen(marks.v[1]);
+    return !(low == low) || !(high == high);
+  }
+}
+
+// Computes a warp's outputs again, one at a time, each from the channels of its group. `in` and `out`: the square's
+// first pixels, bytes from the start of shared memory.
+template <class T, int blocks>
+__device__ __noinline__ void repair_lines(LineParams const& q, Run run, int phase, int first_unit, int in, int out,
+                                          char* shared, float const* bias) {
+  __syncwarp();  // what is overwritten here has been written
+  Params const& p = q.p;
+  T const* const w = static_cast<T const*>(p.w);
+  for (int i = threadIdx.x % 32; i < blocks * kBlock * kSide * kSide; i += 32) {
+    int const filter = run.block * kBlock + i % (blocks * kBlock), pixel = i / (blocks * kBlock);
+    int const row = pixel / kSide, column = pixel % kSide, of_group = filter / p.out_per_group;
+    int64_t const group = int64_t(first_unit + run.unit) * p.groups_per_unit + of_group;
+    if (filter >= p.out_blocks * kBlock || group >= p.groups) continue;
+    T const* const weights = w + group * p.w_group + filter % p.out_per_group * p.w_out;
+    float sum = 0;
+    for (int t = p.phase_tap[phase]; t < p.phase_tap[phase + 1]; ++t)
+      for (int c = 0; c < p.in_per_group; ++c) {
+        int const channel = run.unit * p.in_blocks * kChannels<T> + of_group * p.in_per_group + c;
+        uint32_t const at = in + (row * q.step_h * p.window.columns + column * q.step_w + p.tap[t].offset) * kLine +
+                            channel / kChannels<T> * kSlot;
+        sum += widen(reinterpret_cast<T const*>(shared + swizzled(at))[channel % kChannels<T>]) *
+               widen(weights[p.tap[t].r * p.w_r + p.tap[t].s * p.w_s + c * p.w_in]);
+      }
+    int const channel = run.unit * p.out_blocks * kBlock + filter;
+    uint32_t const to = out + (row * p.axis_h.out_step * q.out_columns + column * p.axis_w.out_step) * kLine +
+                        channel / kChannels<T> * kSlot;
+    reinterpret_cast<T*>(shared + swizzled(to))[channel % kChannels<T>] =
+        narrow<T>(sum + bias[filter % (blocks * kBlock)]);
+  }
+}
+
+template <class T, int parts, int blocks, bool is_3x3>
+__global__ void __launch_bounds__(kLineWarps * 32, 1) lines_kernel(__grid_constant__ LineParams const q) {
+  extern __shared__ __align__(1024) char lines[];
+  Params const& p = q.p;
+  LineShared const s(q, lines);
+  uint32_t const base = ptx::shared_address(lines);
+  int const first_unit = blockIdx.y * p.slab, units = min(p.slab, p.units - first_unit);
+  int const lane = threadIdx.x % 32, warp = threadIdx.x / 32, threads = blockDim.x;
+  int const bytes = p.images * p.window.rows * p.window.columns * p.window.blocks * kSlot;
+  auto copy = [&](int number, int stage) {
+    Tile const tile(p, number);
+    s.tiles[stage] = {existing_squares(p, tile), tile.w, tile.h, int(tile.n)};
+    ptx::mbarrier_arrive_expect_tx(&s.full[stage], bytes);
+    ptx::cp_async_bulk_tensor_4d(base + stage * q.stage_bytes, &q.in, &s.full[stage],
+                                 first_unit * p.in_blocks * kChannels<T>, tile.w * p.axis_w.step + p.axis_w.low,
+                                 tile.h * p.axis_h.step + p.axis_h.low, int(tile.n));
+  };
+  int next = blockIdx.x;  // tile to be copied
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&s.full[i], 1);
+    ptx::fence_mbarrier_init();
+    for (int i = 0; i < p.stages && next < p.tiles; ++i, next += gridDim.x) copy(next, i);
+  }
+  fill_lines<T, parts, blocks, is_3x3>(q, first_unit, units, s);
+
+  int const runs = threads / 32 / q.shares;
+  Run run;
+  run.number = warp % runs, run.unit = run.number / p.n_groups;
+  run.block = (run.number - run.unit * p.n_groups) * blocks;
+  uint32_t const* const weights = s.weights + run.number * p.halves * blocks * 32;
+  float const* const bias = s.bias + run.number * blocks * kBlock;
+  int const row_bytes = q.step_h * p.window.columns * kLine, out_row_bytes = p.axis_h.out_step * q.out_columns * kLine;
+  int const in_of_lane = run.unit * p.in_blocks * kSlot + lane % 8 * q.step_w * kLine;
+  int const out_of_lane = output_of_lane<T>(q, run);
+  int const squares = run.unit < units ? p.squares_h * p.squares_w * p.images : 0;
+  int const phases_h = is_3x3 ? 1 : p.axis_h.phases, phases_w = is_3x3 ? 1 : p.axis_w.phases;
+  Stage stage;
+  uint32_t out = base + p.stages * q.stage_bytes, other = out + q.out_bytes;
+  for (int number = blockIdx.x; number < p.tiles; number += gridDim.x) {
+    uint32_t const data = base + stage.index * q.stage_bytes;
+    ptx::mbarrier_wait(&s.full[stage.index], stage.parity);
+    StageTile const tile = s.tiles[stage.index];
+    for (int square = warp / runs; square < squares; square += q.shares) {
+      if ((tile.squares >> square & 1) == 0) continue;
+      SquareOffsets const at = s.squares[square];
+      uint32_t const from = data + at.in + in_of_lane;
+      for (int phase_h = 0, phase = 0; phase_h < phases_h; ++phase_h)
+        for (int phase_w = 0; phase_w < phases_w; ++phase_w, ++phase) {
+          float acc[blocks][4][4];
+#pragma unroll
+          for (int j = 0; j < blocks; ++j) {
+            float2 const b = *reinterpret_cast<float2 const*>(bias + j * kBlock + lane % 4 * 2);
+#pragma unroll
+            for (int m = 0; m < 4; ++m)
+#pragma unroll
+              for (int e = 0; e < 4; ++e) acc[j][m][e] = e % 2 == 0 ? b.x : b.y;
+          }
+          if constexpr (is_3x3)
+            multiply_lines_3x3<T, parts, blocks>(acc, from, row_bytes, p.in_blocks, weights, p.part_words);
+          else
+            multiply_lines_any<T, parts, blocks>(acc, from, row_bytes, s.halves + p.phase_half[phase],
+                                                 weights + p.phase_half[phase] * blocks * 32, p.part_words,
+                                                 p.phase_count[phase]);
+          uint32_t const to = out + at.out + (phase_h * q.out_columns + phase_w) * kLine;
+          bool const nan = put<T, blocks>(p, run, to + out_of_lane, out_row_bytes, acc);
+          if (p.mixed && __any_sync(0xffffffff, nan))
+            repair_lines<T, blocks>(q, run, phase, first_unit, int(data + at.in - base), int(to - base), lines, bias);
+        }
+    }
+    // The engine has read the other tile of outputs before anybody passes, so that it can be written next.
+    ptx::fence_proxy_async();
+    if (threadIdx.x == 0) ptx::cp_async_bulk_wait_group_read<0>();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      ptx::cp_async_bulk_tensor_4d_store(&q.out, out, first_unit * p.out_blocks * kBlock, tile.w * p.axis_w.out_step,
+                                         tile.h * p.axis_h.out_step, tile.n);
+      ptx::cp_async_bulk_commit_group();
+      if (next < p.tiles) copy(next, stage.index);
+      next += gridDim.x;
+    }
+    stage.advance(p.stages);
+    uint32_t const written = out;
+    out = other, other = written;
+  }
+  if (threadIdx.x == 0) ptx::cp_async_bulk_wait_group_read<0>();
+}
+
+template <class T, int parts, int blocks>
+cudaError_t start_lines(LineParams const& q, bool is_3x3, dim3 grid, unsigned threads, int64_t shared,
+                        cudaStream_t stream) {
+  auto* const kernel = is_3x3 ? lines_kernel<T, parts, blocks, true> : lines_kernel<T, parts, blocks, false>;
+  cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+  if (error != cudaSuccess) return error;
+  kernel<<<grid, threads, size_t(shared), stream>>>(q);
+  return cudaGetLastError();
+}
+
+template <class T, int parts>
+cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, cudaStream_t stream) {
+  int sm_count = 0, device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
+  GroupedLines const t = grouped_lines(op, problem, Device{sm_count, 90});
+  bool const is_3x3 = grouped_is_3x3(problem), backward = op == Op::dgrad;
+  LineParams q{};
+  Params& p = q.p = params_of(op, problem, args);
+  // Infinity is NaN once it is split into parts, so that is looked for too.
+  if (parts == 2) p.mixed = true;
+  bool const even = p.w_group % 2 == 0 && p.w_r % 2 == 0 && p.w_s % 2 == 0 && problem.w_align >= 4;
+  q.words = even && p.w_in == 1 && p.w_out % 2 == 0 && p.in_per_group % 2 == 0    ? Words::channels
+            : even && p.w_out == 1 && p.w_in % 2 == 0 && p.out_per_group % 2 == 0 ? Words::filters
+                                                                                  : Words::none;
+  p.slab = int(t.slab), p.n_groups = int(t.n_groups), p.stages = int(t.stages);
+  p.squares_h = int(t.squares_h), p.squares_w = int(t.squares_w), p.images = int(t.images);
+  for (int phase = 0; phase < p.axis_h.phases * p.axis_w.phases; ++phase) {
+    int const taps = p.phase_tap[phase + 1] - p.phase_tap[phase];
+    p.phase_count[phase] = is_3x3 ? int(t.halves) : p.in_blocks * taps;
+    p.phase_half[phase] = p.halves;
+    p.halves += (p.phase_count[phase] + 1) / 2 * 2;
+    p.phase_half[phase + 1] = p.halves;
+  }
+  p.weight_bytes = int(t.weight_bytes), p.part_words = p.weight_bytes / 4 / parts;
+  p.window.rows = int(t.rows), p.window.columns = int(t.columns), p.window.blocks = p.slab * p.in_blocks;
+  for (int i = 0; i < p.taps; ++i) p.tap[i].offset = p.tap[i].h * p.window.columns + p.tap[i].w;
+  p.tiles_h = int(ceil_div(p.axis_h.positions, p.squares_h * kSide));
+  p.tiles_w = int(ceil_div(p.axis_w.positions, p.squares_w * kSide));
+  p.tiles = int(p.tiles_h * p.tiles_w * ceil_div(p.N, p.images));
+  p.tiles_of_image = Divisor(uint32_t(p.tiles_h * p.tiles_w)), p.tiles_of_row = Divisor(uint32_t(p.tiles_w));
+  p.columns_of = Divisor(uint32_t(p.squares_w)), p.filters = Divisor(uint32_t(p.out_per_group));
+  q.step_h = int(t.step_h), q.step_w = int(t.step_w), q.shares = int(t.shares);
+  q.stage_bytes = int(t.stage_bytes), q.out_bytes = int(t.out_bytes);
+  q.out_rows = p.squares_h * kSide * p.axis_h.out_step, q.out_columns = p.squares_w * kSide * p.axis_w.out_step;
+  q.mirrored = backward;
+  q.tables_offset = int(t.shared) - kLinesTables;
+  bool const skips = t.step_h != p.axis_h.step || t.step_w != p.axis_w.step;
+  int const skip_h = skips ? p.axis_h.step : 1, skip_w = skips ? p.axis_w.step : 1;
+  auto tensor = [&](Image const& image) {
+    return tma::Tensor4{
+        image.data, problem.dtype, {image.channels, image.W, image.H, problem.N}, {1, image.w, image.h, image.n}};
+  };
+  error = tma::encode_tiled(q.in, tensor(p.in), p.window.blocks * kChannels<T>, (p.window.columns - 1) * skip_w + 1,
+                            (p.window.rows - 1) * skip_h + 1, p.images, skip_w, skip_h);
+  if (error != cudaSuccess) return error;
+  error = tma::encode_tiled(q.out, tensor(p.out), p.slab * p.out_blocks * kBlock, q.out_columns, q.out_rows, p.images);
+  if (error != cudaSuccess) return error;
+  int const slabs = int(ceil_div(p.units, p.slab));
+  dim3 const grid(even_blocks(p, sm_count * t.blocks_of_sm / slabs), unsigned(slabs));
+  unsigned const threads = 32 * unsigned(t.slab * t.n_groups * t.shares);
+  if (t.at_once == 1) return start_lines<T, parts, 1>(q, is_3x3, grid, threads, t.shared, stream);
+  if constexpr (parts == 1) {
+    if (t.at_once == 2) return start_lines<T, parts, 2>(q, is_3x3, grid, threads, t.shared, stream);
+    if constexpr (sizeof(T) == 2) return start_lines<T, parts, 3>(q, is_3x3, grid, threads, t.shared, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace conv2d_ext::grouped

@@ -1,0 +1,2 @@
+#include "../grouped_lines_wgrad.cuh"
+CONV2D_EXT_GROUPED_LINES_F32(CONV2D_EXT_GROUPED_LINES_INSTANCE)
