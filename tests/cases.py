@@ -267,6 +267,12 @@ CASES: tuple[Case, ...] = (
     Case("many_pixels", 4, 3, 65, 63, 4, 3, 3, padding=(1, 1), bias=False),
     Case("many_pixels_C16_K8", 2, 16, 23, 25, 8, 3, 3, padding=(1, 1), edge=True),
     Case("many_pixels_depthwise", 2, 4, 64, 66, 4, 3, 3, padding=(1, 1), groups=4),
+    # more than two tiles of 256 pixels for each of 132 blocks; then, in dgrad, phases that take turns
+    Case("many_tiles", 1, 8, 241, 290, 16, 3, 3, padding=(1, 1)),
+    Case("many_tiles_stride2", 1, 8, 521, 522, 8, 3, 3, stride=(2, 2), padding=(1, 1), bias=False),
+    # taps that share a copy of the pixels although the stride is 2 or 3, all or some of them
+    Case("row_of_taps_stride2", 2, 32, 9, 41, 40, 2, 9, stride=(1, 2), padding=(0, 3)),
+    Case("row_of_taps_stride3_dilation2", 1, 24, 7, 50, 72, 3, 7, stride=(2, 3), padding=(1, 2), dilation=(1, 2)),
     Case("batch_of_65", 65, 4, 3, 3, 6, 3, 3, padding=(1, 1)),
     # few tiles, some steps of the reduction: fprop and dgrad, then wgrad (in several parts); for racecheck
     Case("one_tile_long_depth", 1, 48, 4, 5, 48, 3, 3, padding=(1, 1)),

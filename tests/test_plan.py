@@ -309,6 +309,25 @@ def test_explain_names_the_packed_tensors() -> None:
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_few_filters_multiply_256_pixels_at_once(op: str) -> None:
+    for size in ((32, 64, 224, 224, 64), (1, 64, 540, 960, 64), (1, 32, 160, 160, 32)):
+        case = Case("few_filters", *size, 3, 3, padding=(1, 1))
+        assert named(op, case, torch.float16) == f"tma_{op}_f16_256x64_halo", case
+
+
+def test_taps_share_copies_of_pixels_with_a_stride_too() -> None:
+    case = Case("speech", 32, 32, 79, 341, 32, 5, 10, stride=(2, 2))
+    assert named("fprop", case, torch.float16) == "tma_fprop_f16_256x64_halo"
+
+
+def test_an_incomplete_last_round_of_tiles_is_shared_out() -> None:
+    """265 tiles for 132 blocks: without it, 131 of them would wait while one computes a third tile."""
+    case = Case("dilated", 8, 2048, 65, 65, 256, 3, 3, (1, 1), (36, 36), (36, 36))
+    row, split_k, workspace, *_ = ask("fprop", case, torch.float16, "nhwc")
+    assert split_k > 1 and workspace > 0
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
 def test_wide_images_copy_a_row_of_taps_at_once_and_small_ones_do_not(op: str) -> None:
     wide = Case("wide", 8, 64, 224, 224, 64, 3, 3, padding=(1, 1))
     small = Case("small", 1024, 256, 7, 7, 256, 3, 3, padding=(1, 1))

@@ -78,7 +78,7 @@ constexpr Row turned(Row row) {
 }
 
 constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  Estimate e = tma_estimate(row, turned_op(op), turned(op, p), d);
+  Estimate e = tma_estimate(turned(row), turned_op(op), turned(op, p), d);
   double const bytes = double(p.N) * double(p.H) * double(p.W) * double(p.C + p.K) * size_of(p.dtype);
   if (e.ns < bytes / 3500 + 3000) e.ns = bytes / 3500 + 3000;
   return e;

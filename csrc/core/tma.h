@@ -21,9 +21,20 @@ constexpr Walk walk_w(Op op, Problem const& p, int64_t phase) {
                          : fprop_walk(p.Q(), p.S, p.stride_w, p.pad_left, p.dilation_w);
 }
 
+// How the halo variants take a row of the filter: `copies` of the pixels; copy j serves the taps j, j + copies, ...,
+// each `shift` pixels after the one before.
+struct Halo {
+  int64_t copies, shift;
+};
+constexpr Halo halo_of(Walk const& w) {
+  int64_t const g = gcd64(w.tap_stride, w.stride);
+  return {min64(w.stride / g, w.taps), w.tap_stride / g};
+}
+
 // The walk over all columns that its taps touch.
 constexpr Walk halo_walk(Walk w) {
-  w.pixels += (w.taps - 1) * w.tap_stride;
+  Halo const halo = halo_of(w);
+  w.pixels += (ceil_div(w.taps, halo.copies) - 1) * halo.shift;
   return w;
 }
 
@@ -49,6 +60,12 @@ constexpr bool tma_stores_singly(Op op, Problem const& p) {
   bool const forward = op == Op::fprop;
   return !channel_vectors(forward ? p.y : p.x, forward ? p.y_align : p.x_align,
                           forward ? p.K_per_group() : p.C_per_group(), 16 / size_of(p.dtype), p.dtype);
+}
+
+// Rows of tma_swap.cuh.
+constexpr bool tma_swapped(Row const& row) {
+  return row.op != Op::wgrad && row.variant != Variant::pointwise && row.dtype != DType::f32 && row.tile_m == 256 &&
+         row.tile_n == 64;
 }
 
 constexpr bool tma_supports(Row const& row, Problem const& p) {
@@ -80,8 +97,10 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
       if (h.taps == 0 || w.taps == 0) continue;
       if (!im2col_supports(h, forward ? p.H : p.P())) return false;
       if (is_halo(row.variant)) {
-        if (w.stride != 1 || (w.taps - 1) * w.tap_stride > kHalo) return false;
-        shared = shared || w.taps > 1;
+        Halo const halo = halo_of(w);
+        if (w.stride != 1 && !tma_swapped(row)) return false;
+        if ((ceil_div(w.taps, halo.copies) - 1) * halo.shift > kHalo) return false;
+        shared = shared || w.taps > halo.copies;
         w = halo_walk(w);
       }
       if (!im2col_supports(w, forward ? p.W : p.Q())) return false;
@@ -97,7 +116,29 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
 // Floats of the filters that the TF32 rows round beforehand; a multiple of 16 bytes.
 constexpr int64_t tma_prepared(Problem const& p) { return ceil_div(p.K * p.C_per_group() * p.R * p.S, 64) * 64; }
 
-// Tiles of all phases.
+// Blocks of a round; a constant, so that results do not depend on the device.
+constexpr int64_t tma_slots(Row const& row) { return row.tile_m * row.tile_n <= 128 * 64 ? 264 : 132; }
+
+// How many of its `most` tiles along M a phase computes before it is the next one's turn: the phases of dgrad read the
+// same pixels, so they should not be far apart. A round of the device each, lest some blocks have the longest phase
+// every time; no turns, if there are few tiles, or one phase alone has taps.
+constexpr int64_t tma_turn(int64_t phases_with_taps, int64_t most, int64_t tiles_n) {
+  return phases_with_taps > 1 && most * tiles_n >= 4 * 132 ? max64(132 / tiles_n, 1) : max64(most, 1);
+}
+
+// A split: whole rounds of tiles have a block each; the steps of the remaining tiles are shared out evenly, in their
+// order, among `workers` blocks, on average split_k or fewer a tile. A block's part of a tile goes to the workspace, at
+// the sum of their numbers.
+struct Split {
+  int64_t alone, shared, workers;
+};
+constexpr Split tma_split(Row const& row, int64_t tiles, int64_t split_k) {
+  if (split_k == 1) return {tiles, 0, 0};
+  int64_t const slots = tma_slots(row), shared = tiles % slots;
+  return {tiles - shared, shared, min64(slots, shared * split_k)};
+}
+
+// Tiles of all phases, as many of each; some may be empty.
 constexpr int64_t tma_tiles(Row const& row, Problem const& p) {
   Op const op = row.op;
   if (op == Op::wgrad) {
@@ -107,65 +148,94 @@ constexpr int64_t tma_tiles(Row const& row, Problem const& p) {
   int64_t const phases_h = op == Op::fprop ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = op == Op::fprop ? 1 : phases_of(p.W, p.stride_w);
   int64_t const N = op == Op::fprop ? p.K_per_group() : p.C_per_group();
-  int64_t tiles = 0;
+  int64_t most = 0;
   for (int64_t i = 0; i < phases_h; ++i)
     for (int64_t j = 0; j < phases_w; ++j) {
       Walk const h = walk_h(op, p, i);
       Walk w = walk_w(op, p, j);
       if (is_halo(row.variant) && w.taps > 0 && h.taps > 0) w = halo_walk(w);
-      tiles += ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * ceil_div(N, row.tile_n) * p.groups;
+      most = max64(most, ceil_div(p.N * h.pixels * w.pixels, row.tile_m));
     }
-  return tiles;
+  return most * phases_h * phases_w * ceil_div(N, row.tile_n) * p.groups;
 }
 
-// tma: a step takes the longest of its instructions and of the copies through L2.
-constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  bool const halo = is_halo(row.variant);
-  int const chunk = 128 / size_of(p.dtype);
-  double const TM = row.tile_m, TN = row.tile_n;
-  int64_t const C = op == Op::fprop ? p.C_per_group() : p.K_per_group(),
-                N = op == Op::fprop ? p.K_per_group() : p.C_per_group();
-  double const mma_ns = TM * TN * 64 / (2048 * 1.6 * (TN >= 128 ? 0.92 : TM >= 256 ? 0.80 : 0.72));
-  bool const two = TM * TN <= 128 * 64;  // blocks an SM
-  Estimate best;
-  int64_t tiles = 0, most = 0;
-  double whole = 0;  // steps of all tiles, in ns of one SM
-  int64_t const phases_h = op == Op::fprop ? 1 : phases_of(p.H, p.stride_h),
-                phases_w = op == Op::fprop ? 1 : phases_of(p.W, p.stride_w);
-  double longest = 0;
+// Multiply-adds a nanosecond of a tile while it multiplies.
+constexpr double tma_rate(Row const& row) {
+  if (row.tile_m == 256 && row.tile_n == 64) return 3700;
+  if (row.tile_m == 128 && row.tile_n == 64) return 1850;
+  return row.tile_m == 128 && row.tile_n == 128 ? 2100 : 3900;
+}
+
+// fprop and dgrad. A tile takes the longer of its instructions and its copies, line by line; the constants were fitted
+// to times of random layers (docs/tuning.md).
+constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device const&) {
+  bool const halo = is_halo(row.variant), two = tma_slots(row) > 132, forward = op == Op::fprop;
+  double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
+  int64_t const C = forward ? p.C_per_group() : p.K_per_group(), N = forward ? p.K_per_group() : p.C_per_group();
+  int64_t const line = 128 / size_of(p.dtype), chunks = ceil_div(C, line), tiles_n = ceil_div(N, row.tile_n) * p.groups;
+  double const filled = double(ceil_div(C * 4, line)) / double(chunks * 4);  // instructions of the steps
+  double const mma_ns = area * 64 / tma_rate(row) * filled;
+  bool const keeps_b = tma_swapped(row) && tiles_n == 1 && p.R * p.S * chunks <= 13;
+  int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
+                phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
+  double const fixed = 870 + area * 0.0205;  // ns before and after a tile's steps
+  auto tile_ns = [&](double ns) {
+    if (tma_swapped(row)) return (ns > 1500 ? ns : 1500) + 220;  // the other warpgroup multiplies while one stores
+    return (two ? 2 : 1) * ns + fixed;
+  };
+  int64_t const tiles = tma_tiles(row, p);
+  double longest = 0, whole = 0, empty = double(tiles);  // ns; ns of all tiles; tiles
+  int64_t steps = 1;
   for (int64_t i = 0; i < phases_h; ++i)
     for (int64_t j = 0; j < phases_w; ++j) {
       Walk const h = walk_h(op, p, i);
       Walk w = walk_w(op, p, j);
-      if (halo && w.taps > 0) w = halo_walk(w);
-      int64_t const t = ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * ceil_div(N, row.tile_n) * p.groups;
-      int64_t const steps = h.taps * w.taps * ceil_div(C, chunk);
-      double const a = halo && w.taps > 0 ? (TM + kHalo) / double(w.taps) : TM;
-      double const copy_ns = (a + TN) * 128 / 70;
-      double const ns = double(steps) * (mma_ns > copy_ns ? mma_ns : copy_ns);
-      tiles += t;
-      if (steps > most) most = steps;
+      int64_t const taps = h.taps * w.taps;
+      int64_t copies = taps;
+      if (halo && taps > 0) {
+        copies = h.taps * halo_of(w).copies;
+        w = halo_walk(w);
+      }
+      double const math = double(taps * chunks) * mma_ns;
+      double const copy = double(copies * chunks) * (TM + (halo ? kHalo : 0)) * 2.1 +  // im2col
+                          (keeps_b ? 0 : double(taps * chunks) * TN * 1.07);
+      double const ns = math > copy ? math + copy * 0.21 : copy + math * 0.21;
+      double const count = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
       if (ns > longest) longest = ns;
-      whole += double(t) * ns;
+      whole += count * tile_ns(ns), empty -= count;
+      steps = max64(steps, taps * chunks);
     }
-  double const fixed = 900 + TM * TN * 0.03;
-  double const memory_ns = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +
-                            double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
-                           size_of(p.dtype) / 3500;
-  for (int64_t split = 1; split <= 256 && (split == 1 || split * 2 <= most); split += split < 8 ? 1 : split / 4) {
-    double const bytes = split == 1 ? 0 : double(tiles) * double(split) * TM * TN * 4;
+  whole += empty * 300;
+  double const filter_bytes = double(p.K) * double(p.C_per_group() * p.R * p.S) * size_of(p.dtype);
+  double const memory_ns = ((double(p.N) * double(p.C) * double(p.H) * double(p.W) +
+                             double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
+                                size_of(p.dtype) +
+                            filter_bytes) /
+                           4300;
+  Estimate best;
+  for (int64_t split = 1; split <= 28 && split * 2 <= max64(steps, 2); split += split < 4 ? 1 : split / 2) {
+    Split const s = tma_split(row, tiles, split);
+    if (split > 1 && (s.shared == 0 || s.shared * steps > 1 << 30)) break;
+    double const bytes = double(s.shared + s.workers) * area * 4;
     if (bytes > double(kMaxWorkspaceBytes)) break;
-    double const units = double(tiles) * double(split), slots = double(d.sm_count);
-    // Whole rounds of the longest tile, but no less than an even share; two blocks an SM hide each other's epilogue.
-    double const each = longest / double(split) + fixed * (two ? 0.5 : 1.0);
-    int64_t const rounds = ceil_div(int64_t(units), int64_t(slots));
-    double const share = (whole + units * fixed * (two ? 0.5 : 1.0)) / slots;
-    double ns = phases_h * phases_w == 1 ? double(rounds) * each : (share > each ? share : each);
+    double ns = 0;
+    if (s.alone > 0) {
+      double const each = tile_ns(longest);
+      double const share = whole / double(tma_slots(row)) * double(s.alone) / double(tiles) + each * 0.44;
+      ns = phases == 1 ? double(ceil_div(s.alone, tma_slots(row))) * each : share > each ? share : each;
+      if (two && tiles <= 132) ns -= longest * 0.4;  // a block has an SM for itself
+      if (split == 1) ns += 800;
+    }
+    if (split > 1) {
+      double const parts = double(s.shared) / double(s.workers);  // tiles a worker
+      ns += longest * parts * (two && s.workers > 132 ? 2 : 1) + fixed * 1.1 * (1 + (parts < 1 ? parts : 1));
+      ns += 3400 + bytes / 1600;  // the second launch
+      // Blocks that are not at the same steps read filters that do not stay in L2 anew.
+      if (s.shared * split > tma_slots(row) && filter_bytes > 2e7) ns += filter_bytes / 4300;
+    }
     if (ns < memory_ns) ns = memory_ns;
-    ns += 3000;
-    if (split > 1) ns += 2500 + bytes * 2 / 2500;
+    ns += 4000;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
-    if (units >= 4.0 * d.sm_count) break;
   }
   return best;
 }
@@ -193,7 +263,10 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
 }
 
 constexpr int64_t tma_workspace_bytes(Row const& row, Problem const& p, int split_k) {
-  int64_t const partial = split_k == 1 ? 0 : tma_tiles(row, p) * split_k * row.tile_m * row.tile_n * 4;
+  int64_t const tiles = tma_tiles(row, p);
+  Split const split = tma_split(row, tiles, split_k);
+  int64_t const parts = split_k == 1 ? 0 : row.op == Op::wgrad ? tiles * split_k : split.shared + split.workers;
+  int64_t const partial = parts * row.tile_m * row.tile_n * 4;
   return partial + (p.dtype == DType::f32 ? tma_prepared(p) * 4 : 0);
 }
 

@@ -1,6 +1,6 @@
 // Dense convolution in channels_last on Hopper's copy engine (TMA) and tensor cores (wgmma): fprop and dgrad as an
 // implicit GEMM, out[pixel, n] = sum over taps and channels of A[pixel moved by the tap, channel] * B[n, tap, channel].
-// docs/kernels.md has a figure of the pipeline; tma_wgrad.cuh is its sibling.
+// docs/kernels.md has a figure of the pipeline; tma_swap.cuh has the tiles of 64 filters, tma_wgrad.cuh is the sibling.
 //
 // A persistent block of three warpgroups walks over TM x TN tiles. One thread of the last feeds two rings of
 // stages in shared memory: A (TM + kHalo pixels, 128 bytes of channels each) by im2col copies, which know the padding
@@ -11,6 +11,9 @@
 // Variant im2col: every tap copies its own pixels. Variant halo (stride 1 along W): the pixels of a tile include the
 // padded columns, so that the pixels of tap s are those of tap 0 moved by s * dilation, lines of the same stage: one
 // copy of A serves a row of the filter. The padded columns' results are not stored.
+//
+// With a split, the tiles after the last whole round are not left to some of the blocks: their steps are shared out
+// evenly, and tma_reduce adds the parts of a tile.
 //
 // TF32: A passes through registers, where it is rounded to nearest; B was rounded, and for dgrad transposed, by
 // tma_prepare.
@@ -39,6 +42,7 @@ struct Tables {
 template <class T, int TM, int TN>
 struct Shape {
   static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;  // an SM
+  static constexpr bool keeps_b = false;
   static constexpr int runs = (TN + 63) / 64;
   static constexpr int b_bytes = runs * kRunBytes;     // as many if B is K-major: TN lines
   static constexpr int staging_bytes = 2 * kRunBytes;  // a piece of the output on its way, for each warpgroup
@@ -48,18 +52,57 @@ struct Shape {
   static constexpr int tables_bytes = int(sizeof(Tables<T, TN>));
   static_assert(blocks * (shared_bytes + tables_bytes + 1024) <= 228 * 1024);
   // 64K registers: three warpgroups of 128 threads in each block; the last only copies.
-  static constexpr int copy_regs = blocks == 2 ? 32 : 56, multiply_regs = blocks == 2 ? 104 : 224;
+  static constexpr int copy_regs = blocks == 2 ? 48 : 56, multiply_regs = blocks == 2 ? 96 : 224;
+};
+
+// A divisor that the host knows. Division by multiplication is right for what is less than 2^31.
+struct Divisor {
+  int32_t value = 1;
+  uint32_t multiplier = 0;
+  int32_t shift = 0;
+
+  Divisor() = default;
+  explicit Divisor(int64_t d) : value(int32_t(d)) {
+    if (d <= 1) return;
+    int log = 1;
+    while (int64_t(1) << log < d) ++log;
+    multiplier = uint32_t(((uint64_t(1) << (31 + log)) + uint64_t(d) - 1) / uint64_t(d));
+    shift = log - 1;
+  }
+  __device__ operator int() const { return value; }
+  // The quotient; the remainder is left in n.
+  __device__ int divide(int& n) const {
+    int const quotient = multiplier == 0 ? n : int(__umulhi(uint32_t(n), multiplier) >> shift);
+    n -= quotient * value;
+    return quotient;
+  }
+  __device__ int64_t divide(int64_t& n) const {
+    int64_t quotient;
+    if (n >> 31 == 0) {
+      int rest = int(n);
+      quotient = divide(rest);
+    } else {
+      quotient = int64_t(uint64_t(n) / uint32_t(value));
+    }
+    n -= quotient * value;
+    return quotient;
+  }
 };
 
 // One phase: its pixels, its taps, and where they are.
 struct Phase {
   int64_t M;              // pixels of A, padded columns included
   int64_t out;            // offset of its first pixel
-  int32_t rows, columns;  // pixels an image; columns may include padded ones
+  Divisor rows, columns;  // pixels an image; columns may include padded ones
   int32_t valid_columns;
-  int32_t first_tile, steps;
-  int32_t taps_w;        // copies of A a row of the filter
-  int32_t taps_a;        // taps that each of them serves
+  int32_t tiles, steps;  // tiles along M
+  int32_t taps;          // of a row of the filter
+  int32_t taps_w;        // copies of A for them
+  int32_t taps_a;        // taps that each of the first full_copies serves; the others serve one less
+  int32_t full_copies;
+  int32_t shift;         // pixels from one of these to the next
+  int32_t stages_b;      // of B in all its steps
+  int32_t first_b;       // where these are, if all are kept in shared memory
   int32_t h0, w0;        // coordinates of pixel (0, 0) at tap (0, 0)
   int32_t tap_h, tap_w;  // how far a tap moves, in pixels
   int32_t first_r, first_s, step_r, step_s;
@@ -69,11 +112,17 @@ struct Params {
   CUtensorMap a[kMaxPhases];
   CUtensorMap b;
   Phase phase[kMaxPhases];
-  int32_t phases, groups, splits;
-  int32_t tiles, tiles_n;
-  bool singly;         // the output takes no vectors of channels
-  int32_t rows_first;  // tiles along M that follow each other, 0: those along N do
-  int32_t stages_a, stages_b;
+  Divisor phases, groups;
+  Divisor tiles_n;
+  Divisor turn, last_turn;  // tiles along M of a phase before the next one's
+  Divisor cycle;            // of all phases
+  int32_t cycles;           // before the last
+  int32_t alone, shared;    // tiles
+  Divisor steps, share;     // of a shared tile; that a block takes of them
+  bool singly;              // the output takes no vectors of channels
+  Divisor rows_first;       // tiles along M that follow each other; 1: those along N do
+  Divisor stages_a, stages_b;
+  bool keep_b;                 // all filters stay in the stages of B
   int32_t chunks;              // of the reduction's channels
   int32_t last;                // instructions that the last chunk takes
   int32_t a_bytes;             // of a stage of A
@@ -90,38 +139,58 @@ struct Params {
   void* workspace;
 };
 
-// What one block works on.
+// A tile, or a block's part of one.
 struct Unit {
   Phase const* phase;
-  int32_t m, n, group, index;  // tiles of a phase and group; `index` counts the block's partial tiles
-  int32_t begin, count;        // steps
+  int32_t tile;          // of all
+  int32_t m, n, group;   // tiles of a phase and group
+  int32_t begin, count;  // steps
+  int32_t part;          // where in the workspace the sums go; -1: they are the result
 
-  __device__ Unit(Params const& p, int unit) {
-    int const split = unit / p.tiles;
-    int tile = unit % p.tiles, i = p.phases - 1;
-    while (tile < p.phase[i].first_tile) --i;
-    phase = &p.phase[i];
-    tile -= phase->first_tile;
-    int const row = p.rows_first > 0 ? tile % p.rows_first : 0;
-    tile /= max(p.rows_first, 1);
-    n = tile % p.tiles_n;
-    tile /= p.tiles_n;
-    group = tile % p.groups;
-    m = tile / p.groups + row;
-    index = unit;
-    int const each = (phase->steps + p.splits - 1) / p.splits;
-    begin = split * each;
-    int const rest = phase->steps - begin;
-    count = rest < 0 ? 0 : rest < each ? rest : each;
+  Unit() = default;
+  __device__ Unit(Params const& p, int index) : tile(index), begin(0), part(-1) {
+    int row = index;
+    index = p.rows_first.divide(row);
+    n = index, index = p.tiles_n.divide(n);
+    group = index, index = p.groups.divide(group);
+    int const cycle = p.cycle.divide(index);
+    int const turn = (cycle < p.cycles ? p.turn : p.last_turn).divide(index);
+    phase = &p.phase[turn];
+    m = cycle * p.turn + index + row;
+    count = m < phase->tiles ? phase->steps : 0;
+  }
+};
+
+// The units of a block: every gridDim.x-th tile, then its share of the tiles that are split.
+struct Work {
+  int32_t tile, at;
+
+  __device__ explicit Work(Params const& p) : tile(int(blockIdx.x)), at(int(blockIdx.x) * p.share) {}
+  // False if there is none.
+  __device__ bool take(Params const& p, Unit& unit) {
+    if (tile < p.alone) {
+      unit = Unit(p, tile);
+      tile += int(gridDim.x);
+      return true;
+    }
+    int const end = min((int(blockIdx.x) + 1) * p.share, p.shared * p.steps);
+    if (at >= end) return false;
+    int begin = at;
+    int const index = p.steps.divide(begin), count = min(p.steps - begin, end - at);
+    unit = Unit(p, p.alone + index);
+    unit.begin = begin, unit.count = max(min(unit.count - begin, count), 0);
+    unit.part = int(blockIdx.x) + index;
+    at += count;
+    return true;
   }
 };
 
 // The offset of pixel m, or -1.
 __device__ inline int64_t out_of(Params const& p, Phase const& phase, int64_t m) {
   if (m >= phase.M) return -1;
-  int64_t j = m, i = divide(j, phase.columns);
+  int64_t j = m, i = phase.columns.divide(j);
   if (j >= phase.valid_columns) return -1;
-  int64_t const n = divide(i, phase.rows);
+  int64_t const n = phase.rows.divide(i);
   return phase.out + n * p.out_n + i * p.out_h + j * p.out_w;
 }
 
@@ -131,16 +200,19 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   constexpr int chunk_size = kLineBytes / int(sizeof(T));
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   Stage a, b;
-  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
-    Unit const unit(p, u);
+  Work work(p);
+  for (Unit unit; work.take(p, unit);) {
     Phase const& phase = *unit.phase;
     int64_t j = int64_t(unit.m) * TM;
-    int64_t i = divide(j, phase.columns);
-    int const n = int(divide(i, phase.rows));
+    int64_t i = phase.columns.divide(j);
+    int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
     void const* const map_a = &p.a[unit.phase - p.phase];
-    int chunk = unit.begin % p.chunks, tap_w = unit.begin / p.chunks % phase.taps_w,
-        tap_h = unit.begin / p.chunks / phase.taps_w;
+    int chunk = 0, tap_w = 0, tap_h = 0;
+    if (unit.begin > 0) {
+      chunk = unit.begin % p.chunks;
+      tap_w = unit.begin / p.chunks % phase.taps_w, tap_h = unit.begin / p.chunks / phase.taps_w;
+    }
     for (int step = 0; step < unit.count; ++step) {
       ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
       ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
@@ -176,6 +248,30 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   }
 }
 
+// Stores a warp's 16 columns from n on, up to `end`: their lines of 64 pixels are in shared memory, a lane has a pair.
+template <class T>
+__device__ void store_pairs(Params const& p, T* first, int n, int end, int64_t const* to, uint32_t lines) {
+  int const lane = int(threadIdx.x) % 32;
+  int64_t const at0 = to[lane * 2], at1 = to[lane * 2 + 1];
+  bool const neighbours = at0 >= 0 && at1 == at0 + 1;
+  T* out = first + n * p.out_c;
+  uint32_t words[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i)
+    words[i] = ptx::ld_shared(lines + i * kLineBytes + ((lane / 4) ^ (i % 8)) * 16 + lane % 4 * 4);
+#pragma unroll
+  for (int i = 0; i < 16; ++i, ++n, out += p.out_c) {
+    if (n >= end) break;
+    Vector<T, 2> const pair = *reinterpret_cast<Vector<T, 2> const*>(&words[i]);
+    if (neighbours && reinterpret_cast<uintptr_t>(out + at0) % 4 == 0) {
+      *reinterpret_cast<Vector<T, 2>*>(out + at0) = pair;
+    } else {
+      if (at0 >= 0) out[at0] = pair.v[0];
+      if (at1 >= 0) out[at1] = pair.v[1];
+    }
+  }
+}
+
 // Stores 64 x TN accumulators to an output that takes no vectors of columns, 4 bytes at a time: floats from where they
 // are, eight lanes to neighbouring pixels; pairs of 16-bit pixels by way of shared memory, a line for each column.
 template <class T, int TN>
@@ -198,8 +294,6 @@ __device__ void store_singly(Params const& p, Unit const& unit, float (&acc)[TN 
       }
     }
   } else {
-    int64_t const at0 = to[lane * 2], at1 = to[lane * 2 + 1];
-    bool const neighbours = at0 >= 0 && at1 == at0 + 1;
 #pragma unroll
     for (int piece = 0; piece < (TN + 63) / 64; ++piece) {
       if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
@@ -216,25 +310,23 @@ __device__ void store_singly(Params const& p, Unit const& unit, float (&acc)[TN 
         ptx::stmatrix_x4_trans(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
       }
       ptx::bar_sync(1 + group, kWarpgroup);
-      int n = unit.n * TN + piece * 64 + warp * 16;
-      T* out = first + n * p.out_c;
-      uint32_t words[16];
-#pragma unroll
-      for (int i = 0; i < 16; ++i)
-        words[i] = ptx::ld_shared(staging + (warp * 16 + i) * kLineBytes + ((lane / 4) ^ (i % 8)) * 16 + lane % 4 * 4);
-#pragma unroll
-      for (int i = 0; i < 16; ++i, ++n, out += p.out_c) {
-        if (piece * 64 + warp * 16 + i >= TN || n >= p.N) break;
-        Vector<T, 2> const pair = *reinterpret_cast<Vector<T, 2> const*>(&words[i]);
-        if (neighbours && reinterpret_cast<uintptr_t>(out + at0) % 4 == 0) {
-          *reinterpret_cast<Vector<T, 2>*>(out + at0) = pair;
-        } else {
-          if (at0 >= 0) out[at0] = pair.v[0];
-          if (at1 >= 0) out[at1] = pair.v[1];
-        }
-      }
+      store_pairs(p, first, unit.n * TN + piece * 64 + warp * 16, min(p.N, (unit.n + 1) * TN), to,
+                  staging + warp * 16 * kLineBytes);
     }
   }
+}
+
+// Writes a warpgroup's 64 x TN accumulators, from row `first` of the tile on, to a part in the workspace.
+template <int TM, int TN>
+__device__ void store_part(Params const& p, int part, int first, float const (&acc)[TN / 2]) {
+  int const row = first + int(threadIdx.x) / 32 % 4 * 16 + int(threadIdx.x) % 32 / 4, quad = int(threadIdx.x) % 4;
+  float* const to = static_cast<float*>(p.workspace) + int64_t(part) * (TM * TN) + row * TN + quad * 2;
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int j = 0; j < TN / 8; ++j)
+      *reinterpret_cast<float2*>(to + half * 8 * TN + j * 8) =
+          make_float2(acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]);
 }
 
 // Stores a warpgroup's 64 x TN accumulators from row `first` of the tile on. A thread has those of rows lane / 4 and
@@ -246,16 +338,6 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
   constexpr int columns = kLineBytes / int(sizeof(T));  // of a piece
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   int const thread = int(threadIdx.x) % kWarpgroup, quad = lane % 4, row = warp * 16 + lane / 4;
-  if (p.splits > 1) {
-    float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first * TN;
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int j = 0; j < TN / 8; ++j)
-        *reinterpret_cast<float2*>(partial + (row + half * 8) * TN + j * 8 + quad * 2) =
-            make_float2(acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]);
-    return;
-  }
   int64_t* const to = tables.out[group];
   ptx::bar_sync(1 + group, kWarpgroup);  // the last piece has been read, the bias written
   if (thread < 64) to[thread] = out_of(p, *unit.phase, int64_t(unit.m) * TM + first + thread);
@@ -359,8 +441,8 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
     if (lane == 0 && stage_a >= 0) ptx::mbarrier_arrive(&tables.empty_a[stage_a]);
     if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(&tables.empty_b[stage_b]);
   };
-  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
-    Unit const unit(p, u);
+  Work work(p);
+  for (Unit unit; work.take(p, unit);) {
 #pragma unroll
     for (int h = 0; h < halves; ++h)
 #pragma unroll
@@ -375,14 +457,14 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
         if (n < TN && at < p.N)
           bias[i / kWarpgroup] = static_cast<T const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride];
       }
-    int chunk = unit.begin % p.chunks;
+    int chunk = unit.begin == 0 ? 0 : unit.begin % p.chunks;
     for (int step = 0; step < unit.count; ++step) {
       int const instructions = chunk == p.chunks - 1 ? p.last : 4;
       if (++chunk == p.chunks) chunk = 0;
       ptx::mbarrier_wait(&tables.full_a[a.index], a.parity);
       for (int t = 0; t < phase.taps_a; ++t) {
         ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
-        uint32_t const from_a = my_a + a.index * p.a_bytes + t * phase.tap_w * kLineBytes;
+        uint32_t const from_a = my_a + a.index * p.a_bytes + t * phase.shift * kLineBytes;
         uint32_t const from_b = ring_b + b.index * S::b_bytes;
         if constexpr (std::is_same_v<T, float>) {
           // Two halves of a line in turn: one is loaded and rounded while the other is multiplied.
@@ -442,8 +524,14 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
         if (n < TN) tables.bias[group][n] = bias[i / kWarpgroup];
       }
     }
+    if (unit.part >= 0) {
 #pragma unroll
-    for (int h = 0; h < halves; ++h) store<T, TM, TN>(p, unit, group * (TM / 2) + h * 64, acc[h], tables, staging);
+      for (int h = 0; h < halves; ++h) store_part<TM, TN>(p, unit.part, group * (TM / 2) + h * 64, acc[h]);
+      continue;
+    }
+    Unit const done(p, unit.tile);  // worked out anew, rather than kept in registers while the tile was multiplied
+#pragma unroll
+    for (int h = 0; h < halves; ++h) store<T, TM, TN>(p, done, group * (TM / 2) + h * 64, acc[h], tables, staging);
   }
 }
 
@@ -473,22 +561,24 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
   }
 }
 
-// Sums the partial tiles in the order of the splits; a thread has four columns.
+// Sums the parts of the shared tiles in the order of the blocks; a thread has four columns.
 template <class T, int TM, int TN>
 __global__ void __launch_bounds__(256) tma_reduce(__grid_constant__ Params const p) {
-  Unit const unit(p, int(blockIdx.x));
+  int const tile = int(blockIdx.x);
+  Unit const unit(p, p.alone + tile);
   int const first = (int(blockIdx.y) * 256 + int(threadIdx.x)) * 4;
-  int64_t const to = out_of(p, *unit.phase, int64_t(unit.m) * TM + first / TN);
   int const n = unit.n * TN + first % TN;
-  if (to < 0 || n >= p.N) return;
-  float const* partial = static_cast<float const*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
+  if (n >= p.N) return;
+  int const begin = tile * p.steps, from = begin / p.share, to_block = (begin + p.steps - 1) / p.share;
+  float const* partial = static_cast<float const*>(p.workspace) + int64_t(from + tile) * (TM * TN) + first;
   float4 sum = make_float4(0, 0, 0, 0);
-  for (int split = 0; split < p.splits; ++split, partial += int64_t(p.tiles) * (TM * TN)) {
+  for (int block = from; block <= to_block; ++block, partial += TM * TN) {
     float4 const v = *reinterpret_cast<float4 const*>(partial);
     sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
   }
+  int64_t const m = int64_t(unit.m) * TM + first / TN, to = out_of(p, *unit.phase, m);
+  if (to < 0) return;
   if (p.row_bias != nullptr) {
-    int64_t const m = int64_t(unit.m) * TM + first / TN;
     float const bias = widen(static_cast<T const*>(p.row_bias)[m * p.bias_stride]);
     sum.x += bias, sum.y += bias, sum.z += bias, sum.w += bias;
   }
@@ -505,19 +595,19 @@ __global__ void __launch_bounds__(256) tma_reduce(__grid_constant__ Params const
   if (!p.singly) *reinterpret_cast<Vector<T, 4>*>(static_cast<T*>(p.out) + unit.group * p.group_out + to + n) = out;
 }
 
-template <class T, int TM, int TN>
-cudaError_t params_of(Params& q, Op op, Problem const& p, Row const& row, Plan const& plan, Arguments const& args) {
-  using S = Shape<T, TM, TN>;
+template <class S, class T, int TM, int TN>
+cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row const& row, Plan const& plan,
+                      Arguments const& args) {
   constexpr int chunk_size = kLineBytes / int(sizeof(T));
   bool const forward = op == Op::fprop, halo = is_halo(row.variant), turned = is_pointwise(row);
   int64_t const C = forward ? p.C_per_group() : p.K_per_group();  // of the reduction
   Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
   int64_t const in_H = forward ? p.H : p.P(), in_W = forward ? p.W : p.Q();
-  q.groups = int32_t(p.groups), q.splits = plan.split_k;
+  q.groups = Divisor(p.groups);
   q.chunks = int32_t(ceil_div(C, chunk_size));
   q.last = int32_t(ceil_div(C - (q.chunks - 1) * chunk_size, chunk_size / 4));
   q.N = int32_t(forward ? p.K_per_group() : p.C_per_group());
-  q.tiles_n = int32_t(ceil_div(q.N, TN));
+  q.tiles_n = Divisor(ceil_div(q.N, TN));
   q.group_a = turned ? 0 : int32_t(C);
   q.group_out = turned ? out.n : q.N * out.c;
   q.group_bias = q.N * args.bias_stride;
@@ -532,21 +622,31 @@ cudaError_t params_of(Params& q, Op op, Problem const& p, Row const& row, Plan c
   else
     q.out_h *= p.stride_h, q.out_w *= p.stride_w;
   int64_t const phases_w = forward ? 1 : phases_of(p.W, p.stride_w);
-  q.phases = int32_t(forward ? 1 : phases_of(p.H, p.stride_h) * phases_w);
-  int64_t tiles = 0;
-  for (int i = 0; i < q.phases; ++i) {
+  int64_t const phases = forward ? 1 : phases_of(p.H, p.stride_h) * phases_w;
+  q.phases = Divisor(phases);
+  int64_t most = 0, steps = 1, with_taps = 0, first_b = 0;
+  for (int i = 0; i < phases; ++i) {
     Walk const h = walk_h(op, p, i / phases_w);
     Walk w = walk_w(op, p, i % phases_w);
     Phase& f = q.phase[i];
     bool const taps = h.taps > 0 && w.taps > 0;
     f.valid_columns = int32_t(w.pixels);
+    Halo const shared = halo && taps ? halo_of(w) : Halo{w.taps, 0};
     if (halo && taps) w = halo_walk(w);
-    f.rows = int32_t(h.pixels), f.columns = int32_t(w.pixels);
+    f.rows = Divisor(h.pixels), f.columns = Divisor(w.pixels);
     f.M = p.N * h.pixels * w.pixels;
-    f.first_tile = int32_t(tiles);
-    tiles += ceil_div(f.M, TM) * q.tiles_n * p.groups;
-    f.taps_w = int32_t(halo ? 1 : w.taps), f.taps_a = int32_t(halo ? w.taps : 1);
+    f.tiles = int32_t(ceil_div(f.M, TM));
+    most = max64(most, f.tiles);
+    f.taps = int32_t(w.taps), f.taps_w = int32_t(shared.copies), f.shift = int32_t(shared.shift);
+    if (taps) {
+      f.taps_a = int32_t(ceil_div(w.taps, shared.copies));
+      f.full_copies = int32_t(w.taps - (f.taps_a - 1) * shared.copies);
+    }
     f.steps = taps ? int32_t(h.taps * f.taps_w * q.chunks) : 0;
+    steps = max64(steps, f.steps), with_taps += taps;
+    f.stages_b = taps ? int32_t(h.taps * w.taps * q.chunks) : 0;
+    f.first_b = int32_t(first_b);
+    first_b += f.stages_b;
     f.h0 = int32_t(h.lower), f.w0 = int32_t(w.lower);
     f.tap_h = int32_t(h.tap_stride), f.tap_w = int32_t(w.tap_stride);
     f.first_r = int32_t(h.first_tap), f.step_r = int32_t(h.tap_step);
@@ -560,10 +660,23 @@ cudaError_t params_of(Params& q, Op op, Problem const& p, Row const& row, Plan c
     cudaError_t const error = encode_im2col(q.a[i], a, box_h, w, chunk_size, halo ? TM + kHalo : TM);
     if (error != cudaSuccess) return error;
   }
-  q.tiles = int32_t(tiles);
-  if (turned) q.rows_first = int32_t(ceil_div(q.phase[0].M, TM));
-  q.stages_a = halo ? (S::blocks == 2 ? 2 : 3) : S::ring_bytes / (q.a_bytes + S::b_bytes);
-  q.stages_b = int32_t(min64((S::ring_bytes - q.stages_a * q.a_bytes) / S::b_bytes, kMaxStages));
+  int64_t const tiles_n = q.tiles_n.value * p.groups, turn = tma_turn(with_taps, most, tiles_n);
+  q.turn = Divisor(turn), q.cycle = Divisor(turn * phases), q.cycles = int32_t(most / turn);
+  q.last_turn = Divisor(max64(most % turn, 1));
+  Split const split = tma_split(row, most * phases * tiles_n, plan.split_k);
+  q.alone = int32_t(split.alone), q.shared = int32_t(split.shared);
+  q.steps = Divisor(steps), q.share = Divisor(ceil_div(split.shared * steps, max64(split.workers, 1)));
+  blocks = split.shared == 0 ? split.alone : split.alone > 0 ? tma_slots(row) : split.workers;
+  if (turned) q.rows_first = Divisor(q.phase[0].tiles);
+  int64_t stages_a = halo ? (S::blocks == 2 ? 2 : 3) : S::ring_bytes / (q.a_bytes + S::b_bytes);
+  int64_t stages_b = min64((S::ring_bytes - stages_a * q.a_bytes) / S::b_bytes, kMaxStages);
+  q.keep_b = S::keeps_b && q.shared == 0 && tiles_n == 1 && first_b <= kMaxStages &&
+             first_b * S::b_bytes + 3 * q.a_bytes <= S::ring_bytes;
+  if (q.keep_b) {
+    stages_b = first_b;
+    stages_a = min64((S::ring_bytes - first_b * S::b_bytes) / q.a_bytes, kMaxStages);
+  }
+  q.stages_a = Divisor(stages_a), q.stages_b = Divisor(stages_b);
   return cudaSuccess;
 }
 
@@ -588,13 +701,18 @@ __global__ void __launch_bounds__(256) tma_prepare(__grid_constant__ PreparePara
   }
 }
 
-template <Op op, DType dtype, int TM, int TN, Variant variant>
-cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+// Is B N-major, as the filters of dgrad are, if not prepared?
+constexpr bool rows_of_b(Op op, DType dtype) { return op == Op::dgrad && dtype != DType::f32; }
+
+// S: the shape of `kernel`'s blocks.
+template <class S, Op op, DType dtype, int TM, int TN>
+cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan const& plan, Arguments const& args,
+                          cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  using S = Shape<T, TM, TN>;
-  constexpr bool b_rows = op == Op::dgrad && dtype != DType::f32;
+  constexpr bool b_rows = rows_of_b(op, dtype);
   Params p{};
-  cudaError_t error = params_of<T, TM, TN>(p, op, problem, kRows[plan.kernel], plan, args);
+  int64_t blocks = 0;
+  cudaError_t error = params_of<S, T, TM, TN>(p, blocks, op, problem, kRows[plan.kernel], plan, args);
   if (error != cudaSuccess) return error;
   Strides const& w = problem.w;
   int64_t const C = problem.C_per_group(), K = problem.K_per_group();
@@ -627,18 +745,24 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   }
   if (error != cudaSuccess) return error;
 
-  auto* const kernel = tma_kernel<T, TM, TN, b_rows>;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
       cudaSuccess)
     return error;
   int device = 0, sm_count = 0;
   if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
-  int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count) * S::blocks);
+  if (p.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
   kernel<<<unsigned(blocks), kThreads, S::shared_bytes, stream>>>(p);
-  if ((error = cudaGetLastError()) != cudaSuccess || p.splits == 1) return error;
-  tma_reduce<T, TM, TN><<<dim3(unsigned(p.tiles), TM * TN / 1024), 256, 0, stream>>>(p);
+  if ((error = cudaGetLastError()) != cudaSuccess || p.shared == 0) return error;
+  tma_reduce<T, TM, TN><<<dim3(unsigned(p.shared), TM * TN / 1024), 256, 0, stream>>>(p);
   return cudaGetLastError();
+}
+
+template <Op op, DType dtype, int TM, int TN, Variant variant>
+cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  return launch_kernel<Shape<T, TM, TN>, op, dtype, TM, TN>(tma_kernel<T, TM, TN, rows_of_b(op, dtype)>, problem, plan,
+                                                            args, stream);
 }
 
 }  // namespace conv2d_ext::tma

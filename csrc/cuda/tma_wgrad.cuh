@@ -6,7 +6,7 @@
 // workspace, and wgrad_reduce adds them in order.
 #pragma once
 
-#include "tma.cuh"
+#include "tma_swap.cuh"
 
 namespace conv2d_ext::tma {
 
@@ -264,6 +264,8 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
     return launch<turned_op(op), dtype, TM, TN, variant>(turned(op, problem), plan, turned_args, stream);
   } else if constexpr (op == Op::wgrad)
     return launch_wgrad<dtype, TM, TN, variant>(problem, plan, args, stream);
+  else if constexpr (dtype != DType::f32 && TM == SwapShape::TM && TN == SwapShape::TN)
+    return launch_swapped<op, dtype>(problem, plan, args, stream);
   else
     return launch<op, dtype, TM, TN, variant>(problem, plan, args, stream);
 }

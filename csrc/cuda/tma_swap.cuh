@@ -1,0 +1,312 @@
+// fprop and dgrad for 64 filters a tile (for dgrad: channels), f16 and bf16: tma.cuh with the operands exchanged.
+//   out[n, pixel] = sum over taps and channels of B[n, tap, channel] * A[pixel moved by the tap, channel]
+// An instruction multiplies 64 filters by 256 pixels. With 64 pixels by 64 filters, as tma.cuh would do it, the tensor
+// cores wait for shared memory: those read 4 KB of operands in 32 cycles, these 10 KB in 128.
+//
+// The two warpgroups take turns, a tile each, so that one multiplies while the other stores. The stages of their tiles
+// follow each other in the same rings.
+//
+// If there is one tile of filters and all its taps fit into shared memory beside three stages of A, they are copied
+// once and stay (`keep_b`).
+//
+// Variant halo with a stride along W: taps whose distance is a multiple of the stride share a copy of A.
+#pragma once
+
+#include "tma.cuh"
+
+namespace conv2d_ext::tma {
+
+struct SwapShape {
+  static constexpr int TM = 256, TN = 64;
+  static constexpr int blocks = 1;  // an SM
+  static constexpr bool keeps_b = true;
+  static constexpr int b_bytes = kRunBytes;
+  static constexpr int ring_bytes = 205 * 1024;
+  static constexpr int shared_bytes = ring_bytes + 2 * kRunBytes + 1024;
+  static constexpr int copy_regs = 56, multiply_regs = 224;
+};
+
+struct SwapTables {
+  int64_t out[2][256];  // where a tile's pixels go, or -1; for each warpgroup
+  uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
+};
+static_assert(SwapShape::shared_bytes + sizeof(SwapTables) + 1024 <= 228 * 1024);
+
+// A step of the reduction: one copy of A, which serves `taps` taps.
+struct SwapStep {
+  int32_t copy, chunk, tap_h;
+
+  __device__ SwapStep(Params const& p, Phase const& phase, int step) : copy(0), chunk(0), tap_h(0) {
+    if (step == 0) return;
+    copy = step % phase.taps_w;
+    step /= phase.taps_w;
+    chunk = step % p.chunks, tap_h = step / p.chunks;
+  }
+  __device__ int taps(Phase const& phase) const { return phase.taps_a - (copy >= phase.full_copies); }
+  __device__ void advance(Params const& p, Phase const& phase) {
+    if (++copy < phase.taps_w) return;
+    copy = 0;
+    if (++chunk < p.chunks) return;
+    chunk = 0;
+    ++tap_h;
+  }
+};
+
+// Stages of B in the first `steps` steps of a phase.
+__device__ inline int stages_of_b(Phase const& phase, int steps) {
+  if (steps == 0) return 0;
+  if (steps == phase.steps) return phase.stages_b;
+  int const rows = steps / phase.taps_w, copies = steps % phase.taps_w;
+  return rows * phase.taps + copies * phase.taps_a - max(copies - phase.full_copies, 0);
+}
+
+// The place in a ring `count` stages on.
+__device__ inline Stage skip(Stage at, int count, Divisor const& stages) {
+  at.index += count;
+  at.parity ^= stages.divide(at.index) & 1;
+  return at;
+}
+
+template <bool b_rows>
+__device__ void swap_copy(Params const& p, uint32_t ring, SwapTables& tables) {
+  uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
+  uint32_t kept = 0;  // phases whose filters have been copied
+  Stage a, b;
+  Work work(p);
+  for (Unit unit; work.take(p, unit);) {
+    Phase const& phase = *unit.phase;
+    int const index = int(unit.phase - p.phase);
+    int64_t j = int64_t(unit.m) * SwapShape::TM;
+    int64_t i = phase.columns.divide(j);
+    int const n = int(phase.rows.divide(i));
+    int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
+    if (unit.count == 0) continue;
+    bool const have_b = kept >> index & 1;
+    if (p.keep_b) {
+      kept |= 1u << index;
+      b.index = phase.first_b;
+    }
+    SwapStep at(p, phase, unit.begin);
+    for (int step = 0; step < unit.count; ++step, at.advance(p, phase)) {
+      ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
+      ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
+      ptx::cp_async_bulk_tensor_im2col(ring + a.index * p.a_bytes, &p.a[index], &tables.full_a[a.index],
+                                       unit.group * p.group_a + at.chunk * 64, w, h, n, at.copy * phase.tap_w,
+                                       at.tap_h * phase.tap_h);
+      a.advance(p.stages_a);
+      if (have_b) continue;
+      int const r = phase.first_r + at.tap_h * phase.step_r, taps = at.taps(phase);
+      for (int t = 0; t < taps; ++t) {
+        int const s = phase.first_s + (at.copy + t * phase.taps_w) * phase.step_s;
+        if (!p.keep_b) ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
+        uint64_t* const bar = &tables.full_b[b.index];
+        ptx::mbarrier_arrive_expect_tx(bar, SwapShape::b_bytes);
+        uint32_t const to = ring_b + b.index * SwapShape::b_bytes;
+        int const n = unit.n * SwapShape::TN, k = at.chunk * 64, filter = unit.group * p.group_b + (b_rows ? k : n);
+        ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, b_rows ? n : k, s, r, filter);
+        if (p.keep_b)
+          ++b.index;
+        else
+          b.advance(p.stages_b);
+      }
+    }
+  }
+}
+
+// Stores a warpgroup's accumulators: 64 filters by the 256 pixels whose offsets are `to`. A thread has those of filters
+// lane / 4 and lane / 4 + 8 of its warp's 16, pixels 8 j + 2 (lane % 4) + {0, 1}. Pieces of 64 pixels pass through
+// shared memory, transposed, so that eight lanes store the line of a pixel.
+template <class T>
+__device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[128], int64_t const* to, uint32_t staging) {
+  int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  int const thread = int(threadIdx.x) % kWarpgroup;
+  if (unit.part >= 0) {
+    float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.part) * (SwapShape::TM * SwapShape::TN);
+#pragma unroll
+    for (int i = 0; i < 128; ++i) {
+      int const filter = warp * 16 + lane / 4 + i % 4 / 2 * 8, pixel = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      partial[pixel * SwapShape::TN + filter] = acc[i];
+    }
+    return;
+  }
+  int const n = unit.n * SwapShape::TN;
+  float bias[2] = {};
+  if (p.bias != nullptr) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int const at = n + warp * 16 + lane / 4 + half * 8;
+      if (at < p.N) bias[half] = widen(static_cast<T const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride]);
+    }
+  }
+  if (p.singly) {  // a warp's 16 filters as lines of pixels
+    ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+    for (int piece = 0; piece < 4; ++piece) {
+      __syncwarp();
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {  // 16 pixels
+        uint32_t v[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
+          v[e] = pack<T>(acc[at] + bias[e % 2], acc[at + 1] + bias[e % 2]);
+        }
+        int const line = warp * 16 + lane / 8 % 2 * 8 + lane % 8, chunk = t * 2 + lane / 16;
+        ptx::stmatrix_x4(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+      }
+      __syncwarp();
+      store_pairs(p, static_cast<T*>(p.out) + unit.group * p.group_out, n + warp * 16, p.N, to + piece * 64,
+                  staging + warp * 16 * kLineBytes);
+    }
+    return;
+  }
+  int const column = n + thread % 8 * 8;
+  T* const out = static_cast<T*>(p.out) + unit.group * p.group_out + column;
+#pragma unroll
+  for (int piece = 0; piece < 4; ++piece) {
+    if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {  // 16 pixels
+      uint32_t v[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
+        v[e] = pack<T>(acc[at] + bias[e % 2], acc[at + 1] + bias[e % 2]);
+      }
+      int const line = t * 16 + lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
+      ptx::stmatrix_x4_trans(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+    }
+    ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int const line = thread / 8 + i * 16;
+      uint4 const v = ptx::ld_shared_v4(staging + line * kLineBytes + ((thread % 8) ^ (line % 8)) * 16);
+      int64_t const pixel = to[piece * 64 + line];
+      if (pixel >= 0 && column < p.N) *reinterpret_cast<uint4*>(out + pixel) = v;
+    }
+  }
+}
+
+template <class T, bool b_rows>
+__device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables) {
+  constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes : 32;
+  int const group = int(threadIdx.x) / kWarpgroup, lane = int(threadIdx.x) % 32;
+  int const thread = int(threadIdx.x) % kWarpgroup;
+  uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
+  uint32_t const staging = ring + SwapShape::ring_bytes + group * kRunBytes;
+  Stage a, b;
+  float acc[128];
+  auto release = [&](int stage_a, int stage_b) {  // -1: none
+    if (lane == 0 && stage_a >= 0) ptx::mbarrier_arrive(&tables.empty_a[stage_a]);
+    if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(&tables.empty_b[stage_b]);
+  };
+  Work work(p);
+  Unit unit, next;
+  bool more = work.take(p, next), first = true;
+  for (bool mine = group == 0; more; mine = !mine, first = false) {
+    unit = next;
+    more = work.take(p, next);
+    Phase const& phase = *unit.phase;
+    if (!mine) {
+      a = skip(a, unit.count, p.stages_a);
+      if (!p.keep_b && unit.count > 0)
+        b = skip(b, stages_of_b(phase, unit.begin + unit.count) - stages_of_b(phase, unit.begin), p.stages_b);
+      continue;
+    }
+    int64_t offset[2];  // of two pixels of the tile
+#pragma unroll
+    for (int i = 0; i < 2; ++i) offset[i] = out_of(p, phase, int64_t(unit.m) * SwapShape::TM + i * kWarpgroup + thread);
+#pragma unroll
+    for (int i = 0; i < 128; ++i) acc[i] = 0;
+    if (p.keep_b) b = {phase.first_b, 0};
+    // A warpgroup's turn begins when the other has seen its last stage arrive: a barrier's parity says nothing about
+    // the trip before the last.
+    if (!first) ptx::bar_sync(3 + group, 2 * kWarpgroup);
+    int before_a = -1, before_b = -1;  // stages of the multiplications that are under way
+    if (unit.count > 0) {
+      SwapStep at(p, phase, unit.begin);
+      for (int step = 0; step < unit.count; ++step, at.advance(p, phase)) {
+        int const instructions = at.chunk == p.chunks - 1 ? p.last : 4, taps = at.taps(phase);
+        ptx::mbarrier_wait(&tables.full_a[a.index], a.parity);
+        for (int t = 0; t < taps; ++t) {
+          ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
+          uint32_t const from_a = ring + a.index * p.a_bytes + t * phase.shift * kLineBytes;
+          uint32_t const from_b = ring_b + b.index * SwapShape::b_bytes;
+          ptx::wgmma_fence_operand(acc);
+          auto instruct = [&](auto count) {
+            ptx::wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < decltype(count)::value; ++k)
+              ptx::wgmma_mma_async<T, b_rows, false>(acc,
+                                                     ptx::wgmma_descriptor(from_b + k * step_b, kRunBytes, kCoreBytes),
+                                                     ptx::wgmma_descriptor(from_a + k * 32, 0, kCoreBytes));
+            ptx::wgmma_commit_group();
+          };
+          // The count is a constant in each: the instructions of a loop would wait for each other.
+          if (instructions == 4)
+            instruct(std::integral_constant<int, 4>());
+          else if (instructions == 3)
+            instruct(std::integral_constant<int, 3>());
+          else if (instructions == 2)
+            instruct(std::integral_constant<int, 2>());
+          else
+            instruct(std::integral_constant<int, 1>());
+          if (step == unit.count - 1 && t == taps - 1 && more) ptx::bar_arrive(4 - group, 2 * kWarpgroup);
+          ptx::wgmma_wait_group<1>();
+          ptx::wgmma_fence_operand(acc);
+          release(before_a, before_b);  // the step before has been read
+          before_a = t == taps - 1 ? a.index : -1;
+          before_b = p.keep_b ? -1 : b.index;
+          if (p.keep_b)
+            ++b.index;
+          else
+            b.advance(p.stages_b);
+        }
+        a.advance(p.stages_a);
+      }
+    }
+    if (unit.count == 0 && more) ptx::bar_arrive(4 - group, 2 * kWarpgroup);
+    ptx::wgmma_wait_group<0>();
+    ptx::wgmma_fence_operand(acc);
+    release(before_a, before_b);
+    ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets and piece have been read
+#pragma unroll
+    for (int i = 0; i < 2; ++i) tables.out[group][i * kWarpgroup + thread] = offset[i];
+    swap_store<T>(p, unit, acc, tables.out[group], staging);
+  }
+}
+
+// b_rows: B's columns are contiguous in memory, not its k.
+template <class T, bool b_rows>
+__global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__ Params const p) {
+  extern __shared__ uint8_t dynamic[];
+  __shared__ SwapTables tables;
+  uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
+  if (threadIdx.x == 0) {
+    constexpr int warps = kWarpgroup / 32;  // that read a stage
+    for (int i = 0; i < kMaxStages; ++i) {
+      ptx::mbarrier_init(&tables.full_a[i], 1);
+      ptx::mbarrier_init(&tables.empty_a[i], warps);
+      ptx::mbarrier_init(&tables.full_b[i], 1);
+      ptx::mbarrier_init(&tables.empty_b[i], warps);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x < 2 * kWarpgroup) {
+    ptx::setmaxnreg_inc<SwapShape::multiply_regs>();
+    swap_multiply<T, b_rows>(p, ring, tables);
+  } else {
+    ptx::setmaxnreg_dec<SwapShape::copy_regs>();
+    if (threadIdx.x == 2 * kWarpgroup) swap_copy<b_rows>(p, ring, tables);
+  }
+}
+
+template <Op op, DType dtype>
+cudaError_t launch_swapped(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  return launch_kernel<SwapShape, op, dtype, SwapShape::TM, SwapShape::TN>(tma_swap_kernel<T, rows_of_b(op, dtype)>,
+                                                                           problem, plan, args, stream);
+}
+
+}  // namespace conv2d_ext::tma
