@@ -220,7 +220,7 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_wide_5x5_stride2", 1, 5, 28, 300, 5, 5, 5, (2, 2), (2, 3, 2, 6), groups=5),
     Case("depthwise_wide_5x5_stride2_four_pads", 1, 2, 28, 200, 2, 5, 5, (2, 2), (6, 3, 3, 0), groups=2),
     Case("depthwise_wide_7x7_stride2", 1, 2, 13, 270, 2, 7, 7, (2, 2), (3, 2, 0, 5), groups=2),
-    # depthwise in NCHW by warps that walk down images: several stretches, pieces of a row, images of a warp, whole planes
+    # depthwise in NCHW by warps that walk down images: stretches, pieces of a row, images of a warp, whole planes
     Case("depthwise_stretches", 2, 2, 131, 40, 2, 3, 3, padding=(1, 1), groups=2, edge=True),
     Case("depthwise_stretches_stride2", 1, 2, 131, 72, 2, 5, 5, (2, 2), (2, 2), groups=2),
     Case("depthwise_pieces", 1, 2, 12, 272, 2, 7, 7, padding=(3, 3), groups=2),

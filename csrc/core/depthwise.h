@@ -58,7 +58,11 @@ constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, D
   double const phases =
       any && op == Op::dgrad ? double(p.stride_h) * double(p.stride_w) : 1.0;  // taps that do not meet
   double const memory_ns = elements * size_of(p.dtype) / ((any ? 2000 : 3500) * sms);
-  double const fma_ns = work * phases / ((any ? 300 : 17000) * sms * lanes * f64);
+  // The general row gives 128 outputs of a plane to a warp (nhwc: 32 to a block); few outputs leave most lanes idle.
+  int64_t const outputs = op == Op::dgrad ? p.H * p.W : p.P() * p.Q(), together = nhwc ? 32 : 128;
+  double const full = double(ceil_div(outputs, together) * together) / double(max64(outputs, 1));
+  double const idle = any && op != Op::wgrad && full > 2 ? full / 2 : 1.0;
+  double const fma_ns = work * phases * idle / ((any ? 300 : 17000) * sms * lanes * f64);
   // 16-bit types: their conversions (docs/tuning.md).
   double const slower = any || size_of(p.dtype) > 2 ? 1.0 : nhwc ? 2.1 : 1.4;
   Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) * slower + (any ? 5000.0 : 4000.0), 1};

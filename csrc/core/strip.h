@@ -64,7 +64,7 @@ constexpr Estimate strip_estimate(Row const& row, Op op, Problem const& p, Devic
   int64_t const blocks = t.blocks(p.N);
   double const rounds = blocks < 2 * d.sm_count ? 1.0 : double(blocks) / double(2 * d.sm_count);
   double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
-  double const memory_ns = elements * 4 / 1600 * 132 / d.sm_count;
+  double const memory_ns = elements * 4 / (t.out_W <= 16 ? 1100 : 1600) * 132 / d.sm_count;
   return {5000 + memory_ns + rounds * (fmas * 2 / (128 * 1.755 * 0.55) + 2000), 1};
 }
 
