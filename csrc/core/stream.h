@@ -194,25 +194,17 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
     double const step_ns = (40 + 4.0 * double(p.R) * double(p.S)) / (9.6 * d.sm_count);
     // Small images leave lanes without work; rows of outputs off 16 bytes are stored in pieces.
     double const lanes = t.out_W <= 16 ? 1.5 : 1.0, pieces = t.out_W % 4 == 0 ? 1.0 : 1.4;
-    double const ns = 3000 + memory_ns * (sums ? 1.0 : pieces) +
-                      steps * step_ns * lanes *
-                          (sums              ? 1.3
-                           : row.tile_m == 3 ? 0.6
-                                             : 1.0);
+    double const slower = sums ? 1.3 : row.tile_m == 3 ? 0.6 : 1.0;
+    double const ns = 3000 + memory_ns * (sums ? 1.0 : pieces) + steps * step_ns * lanes * slower;
     return with_splits(ns, row.tile_m == 3 ? 4 : 6, double(p.C), double(ceil_div(t.walks(), kStreamWarps)));
   }
   StreamTile const t = stream_tile(row, op, p, d);
   bool const spread = op == Op::dgrad && row.tile_k == 2;
   double const rows = spread ? t.rows / 2.0 + row.tile_m / 2 + 10 : double(t.rows - 1) * row.tile_k + row.tile_m + 10;
   double const steps = double(t.walks()) * double(p.C) * rows;
-  double const slower = (t.planes       ? 3.4
-                         : t.width == 1 ? 4.4
-                         : t.width == 2 ? 1.3
-                                        : 1.0) *
-                        (sums ? 1.4 : 1.0) *
-                        (row.tile_k == 1 || spread ? 1.0
-                         : sums                    ? 1.7
-                                                   : 0.9);
+  double const copies = t.planes ? 3.4 : t.width == 1 ? 4.4 : t.width == 2 ? 1.3 : 1.0;
+  double const strided = row.tile_k == 1 || spread ? 1.0 : sums ? 1.2 : 0.9;
+  double const slower = copies * strided * (sums ? 1.4 : 1.0);
   double const step_ns = (25 + 2.0 * row.tile_m) * slower / (7.2 * d.sm_count), ns = 3500 + memory_ns + steps * step_ns;
   if (t.planes) return with_splits(ns, 4, double(p.C / kStreamPlanes), double(t.walks()));
   return with_splits(ns, 10, double(p.C), double(ceil_div(t.walks(), kStreamWarps)));
