@@ -148,11 +148,21 @@ def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> No
         want = f"{size}x{size}_{layout}" + ("_s2" if stride == 2 else "")
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
             name = ROWS[ask(op, case, dtype, layout)[0]]
-            if dtype != torch.float32 and stride == 1 and layout == "nchw" and size == 7 and op == "wgrad":
-                continue  # as fast on tensor cores
-            tensor_cores = dtype != torch.float32 and stride == 1 and layout == "nhwc"
-            family = "diagonal" if tensor_cores else "depthwise"
-            assert name.startswith(f"{family}_{op}_") and name.endswith(want), name
+            families = ("depthwise", "stream") if layout == "nchw" else ("depthwise",)
+            if dtype != torch.float32 and layout == "nchw":
+                families = ("stream",)
+            elif dtype != torch.float32 and stride == 1:
+                families = ("diagonal",)
+            assert name.startswith(tuple(f"{family}_{op}_" for family in families)) and name.endswith(want), name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_small_depthwise_filters_of_any_size_walk_down_images(op: str) -> None:
+    for (r, s), dtype in itertools.product(((3, 1), (1, 7), (3, 7), (2, 3)), (torch.float16, torch.float32)):
+        case = Case("any", 32, 64, 56, 56, 64, r, s, padding=(r // 2, 0), groups=64)
+        side = next(side for side in (3, 5, 7) if side >= max(r, s))
+        name = ROWS[ask(op, case, dtype)[0]]
+        assert name.startswith(f"stream_{op}_") and name.endswith(f"{side}x{side}_nchw"), name
 
 
 @pytest.mark.parametrize("op", OPS)

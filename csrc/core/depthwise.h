@@ -26,6 +26,25 @@ constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   return p.K == p.C && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
 }
 
+// nchw, one filter size: what narrow copies and stores of rows off 16 bytes cost, and small images, was measured.
+constexpr double depthwise_nchw_ns(Row const& row, Op op, Problem const& p, double memory_ns, double fma_ns) {
+  int const element = size_of(p.dtype);
+  auto bytes_of = [&](Strides const& s, int align) {
+    int bytes = align < 16 ? align : 16;
+    while (bytes > element && (s.n * element % bytes != 0 || s.c * element % bytes != 0 || s.h * element % bytes != 0))
+      bytes /= 2;
+    return bytes;
+  };
+  int const x = bytes_of(p.x, p.x_align), y = bytes_of(p.y, p.y_align), bytes = x < y ? x : y;
+  double narrow = bytes >= 16 ? 1.0 : bytes >= 8 ? (element == 2 ? 1.2 : 1.7) : bytes >= 4 ? 4.0 : 6.0;
+  if (p.Q() <= 16) narrow *= 1.5;
+  double const slower = (element == 2 ? 1.15 : 1.0) * (row.tile_m == 7 ? 1.1 : 1.0) *
+                        (op == Op::wgrad                      ? 1.3
+                         : op == Op::dgrad && row.tile_k == 2 ? 1.35
+                                                              : 1.0);
+  return 4000 + overlapped(memory_ns * 3500 / 4000 * narrow, fma_ns) * slower;
+}
+
 // Depthwise: the slower of memory and multiply-adds, and for wgrad as many splits as give an SM a dozen blocks.
 // The rates are estimates still.
 constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
@@ -39,10 +58,15 @@ constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, D
   double const phases =
       any && op == Op::dgrad ? double(p.stride_h) * double(p.stride_w) : 1.0;  // taps that do not meet
   double const memory_ns = elements * size_of(p.dtype) / ((any ? 2000 : 3500) * sms);
-  double const fma_ns = work * phases / ((any ? 300 : 17000) * sms * lanes * f64);
+  // The general row gives 128 outputs of a plane to a warp (nhwc: 32 to a block); few outputs leave most lanes idle.
+  int64_t const outputs = op == Op::dgrad ? p.H * p.W : p.P() * p.Q(), together = nhwc ? 32 : 128;
+  double const full = double(ceil_div(outputs, together) * together) / double(max64(outputs, 1));
+  double const idle = any && op != Op::wgrad && full > 2 ? full / 2 : 1.0;
+  double const fma_ns = work * phases * idle / ((any ? 300 : 17000) * sms * lanes * f64);
   // 16-bit types: their conversions (docs/tuning.md).
   double const slower = any || size_of(p.dtype) > 2 ? 1.0 : nhwc ? 2.1 : 1.4;
   Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) * slower + (any ? 5000.0 : 4000.0), 1};
+  if (!any && !nhwc) best.ns = depthwise_nchw_ns(row, op, p, memory_ns, fma_ns);
   if (op != Op::wgrad) return best;
   double const units = any ? double(ceil_div(p.K, nhwc ? 32 : 1)) * double(ceil_div(p.R * p.S, 32))
                            : double(ceil_div(p.K, nhwc ? 32 : 1));

@@ -11,6 +11,7 @@
 #include "gemm.h"
 #include "grouped.h"
 #include "pack.h"
+#include "stream.h"
 #include "strip.h"
 #include "tma.h"
 
@@ -34,6 +35,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && diagonal_supports(row, op, p);
     case Family::strip:
       return hopper && strip_supports(row, op, p);
+    case Family::stream:
+      return hopper && stream_supports(row, p);
     case Family::band:
       return hopper && band_supports(row, op, p);
   }
@@ -63,6 +66,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return diagonal_estimate(row, op, p, d);
     case Family::strip:
       return strip_estimate(row, op, p, d);
+    case Family::stream:
+      return stream_estimate(row, op, p, d);
     case Family::band:
       return band_estimate(row, op, p, d);
     case Family::simt:
@@ -81,6 +86,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::band:
     case Family::diagonal:
     case Family::strip:
+    case Family::stream:
       return depthwise_workspace_bytes(p, split_k);
     case Family::grouped:
       return grouped_workspace_bytes(row, p, split_k);

@@ -57,13 +57,15 @@ constexpr bool strip_supports(Row const& row, Op op, Problem const& p) {
   return t.items() <= kStripThreads && t.shared_bytes <= kStripSharedBytes && blocks < double(1 << 30);
 }
 
-// FMAs at six tenths of their peak, not measured yet, in threads for 8 columns of a row.
+// FMAs at half of their peak, in threads for 8 columns of a row, and the planes' copies, which blocks hide badly.
 constexpr Estimate strip_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   StripTile const t = strip_tile(op, p, is_nhwc(row.variant));
   double const fmas = double(ceil_div(t.items(), 32) * 32) * kStripWidth * double(p.R) * double(p.S);
   int64_t const blocks = t.blocks(p.N);
   double const rounds = blocks < 2 * d.sm_count ? 1.0 : double(blocks) / double(2 * d.sm_count);
-  return {5000 + rounds * (fmas * 2 / (128 * 1.755 * 0.6) + 2000), 1};
+  double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
+  double const memory_ns = elements * 4 / (t.out_W <= 16 ? 1100 : 1600) * 132 / d.sm_count;
+  return {5000 + memory_ns + rounds * (fmas * 2 / (128 * 1.755 * 0.55) + 2000), 1};
 }
 
 }  // namespace conv2d_ext

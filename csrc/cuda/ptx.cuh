@@ -109,6 +109,24 @@ __device__ inline void cp_async_16(uint32_t shared, void const* global, bool val
                : "memory");
 }
 
+// 4, 8 or 16 bytes by way of L1, and the 256 around them to L2; the same where they are not `valid`.
+template <int bytes>
+__device__ inline void cp_async_ca(uint32_t shared, void const* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global.L2::256B [%0], [%1], %2, %3;" ::"r"(shared), "l"(global), "n"(bytes),
+               "r"(valid ? bytes : 0)
+               : "memory");
+}
+
+__device__ inline uint16_t ld_shared_u16(uint32_t shared) {
+  uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(shared) : "memory");
+  return v;
+}
+
+__device__ inline void st_shared_u16(uint32_t shared, uint16_t v) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared), "h"(v) : "memory");
+}
+
 __device__ inline void cp_async_commit_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most `pending` of this thread's groups have not landed.

@@ -1,0 +1,213 @@
+// The shares of cuda/stream.cuh for a problem: shared by the planner and the launcher.
+#pragma once
+
+#include "depthwise.h"
+
+namespace conv2d_ext {
+
+// Every row of `s` begins on a multiple of `bytes`.
+constexpr bool stream_aligned(Strides const& s, int align, int bytes, int element) {
+  int const v = bytes / element;
+  return align >= bytes && s.n % v == 0 && s.c % v == 0 && s.h % v == 0;
+}
+
+inline constexpr int kStreamUnits = 16, kStreamWarps = 4, kStreamColumns = 8, kStreamPlanes = 8;
+
+// Rows of a stretch of `height` rows of outputs, `walks` images and pieces of them: the stretches fill the `slots` of
+// the GPU evenly, and meet few rows twice; a walk's beginning takes the time of some rows more.
+constexpr int stream_rows(int height, int stride, int R, double walks, double slots) {
+  double best = 0;
+  int rows = height;
+  for (int stretches = 1; stretches <= 64 && (stretches == 1 || height / stretches >= 4); ++stretches) {
+    int const each = int(ceil_div(height, stretches));
+    double const rounds = walks * double(ceil_div(height, each)) / slots;
+    double const whole = rounds > 1e9 ? rounds : double(int64_t(rounds) + (double(int64_t(rounds)) < rounds ? 1 : 0));
+    double const cost = (rounds + 3 * whole) * double((each - 1) * stride + R + 10);
+    if (best != 0 && cost >= best) continue;
+    best = cost, rows = each;
+  }
+  return rows;
+}
+
+// 16-bit types. A unit is 8 columns of outputs of one image (wgrad: of y); a warp walks down 16 units of one channel.
+struct StreamTile {
+  int in_H = 0, in_W = 0, out_H = 0, out_W = 0;
+  int pad_h = 0, pad_w = 0;  // input coordinate = output coordinate * stride - pad + tap; may be negative
+  int origin = 0;            // the first unit begins so many columns before the first output
+  int shift = 0;             // columns from the first of a unit's inputs to its first tap
+  int width = 1;             // elements of one copy; 2 and more: outputs are stored in pairs
+  int blocks = 1, span = 1;  // units of a row, of a piece of it
+  int images = 1, half = 1;  // of a warp, of 8 units; a unit more is left between two of them
+  int first = 0, copies = 1, copies_y = 1;  // of a piece: first column that is copied; copies of a row
+  int rows = 1;                             // of outputs, in a stretch that a warp walks down
+  int64_t pieces = 1, stretches = 1, groups = 1;
+  bool planes = false;  // small images of odd rows: a block copies whole planes of kStreamPlanes channels
+  int64_t planes_bytes = 0;
+
+  constexpr int64_t walks() const { return pieces * stretches * groups; }  // of a channel
+};
+
+// Blocks of an SM, as the registers and the rings allow.
+constexpr int stream_blocks(int R, int stride, int width) {
+  if (width == 4) return stride == 2 ? (R == 3 ? 5 : 4) : R == 3 ? 8 : R == 5 ? 6 : 5;
+  if (width == 2) return stride == 2 ? 3 : R == 3 ? 6 : R == 5 ? 5 : 4;
+  return stride == 2 ? 2 : R == 3 ? 5 : 4;
+}
+
+// `s` has whole planes of H x W one after the other, 8 of which begin on 16 bytes.
+constexpr bool stream_planes(Strides const& s, int align, int64_t H, int64_t W) {
+  return align >= 16 && s.n % 8 == 0 && s.c == H * W && (H == 1 || s.h == W);
+}
+
+// Copies of a lane for each row of inputs, at most: enough for 16 units of one image.
+constexpr int stream_passes(int stride, int width) { return (width == 4 ? 2 : width == 2 ? 2 : 4) * stride; }
+
+constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device const& d) {
+  StreamTile t;
+  bool const backward = op == Op::dgrad;
+  int const stride = row.tile_k;
+  // dgrad with stride 2: a unit is 16 columns of x, which meet 16 columns of y as with stride 1.
+  bool const spread = backward && stride == 2;
+  int const columns = kStreamColumns * (spread ? 1 : stride), unit_W = kStreamColumns * (spread ? 2 : 1);
+  t.in_H = int(backward ? p.P() : p.H), t.in_W = int(backward ? p.Q() : p.W);
+  t.out_H = int(backward ? p.H : p.P()), t.out_W = int(backward ? p.W : p.Q());
+  t.pad_h = int(backward && !spread ? p.R - 1 - p.pad_top : p.pad_top);
+  t.pad_w = int(spread ? (p.S - 1) / 2 - p.pad_left / 2 : backward ? p.S - 1 - p.pad_left : p.pad_left);
+  Strides const& in = backward ? p.y : p.x;
+  Strides const& out = backward ? p.x : p.y;
+  int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
+  // A unit's 16 * stride inputs begin on a multiple of a copy; the taps of its last output end with the last.
+  for (int width = 4;; width /= 2) {
+    int const width_out = op == Op::wgrad ? width : width == 1 ? 1 : spread ? 4 : 2;
+    t.width = width, t.shift = ((-t.pad_w) % width + width) % width;
+    t.origin = !spread && 7 * stride + p.S + t.shift > 16 * stride ? 2 : 0, t.shift -= t.origin * stride;
+    bool const takes = stream_aligned(in, align, width * 2, 2) && t.in_W % width == 0;
+    bool const stores = stream_aligned(out, out_align, width_out * 2, 2) && t.out_W % width_out == 0;
+    if (width == 1 || (takes && stores && t.origin % width_out == 0)) break;
+  }
+  t.blocks = int(ceil_div(t.out_W + t.origin, unit_W));
+  t.pieces = ceil_div(t.blocks, t.width == 4 ? 16 : 15);
+  t.span = int(ceil_div(t.blocks, t.pieces));
+  // What of a piece's columns is in the image; of a single piece, no more.
+  int const base = -t.origin * stride - t.pad_w - t.shift, end = base + (t.span + 1) * columns;
+  t.first = t.pieces == 1 && base < 0 ? 0 : base;
+  t.copies = int(max64(1, ceil_div((t.pieces == 1 && end > t.in_W ? t.in_W : end) - t.first, t.width)));
+  t.copies_y = int(ceil_div(t.pieces == 1 ? t.out_W + t.origin : t.span * kStreamColumns, t.width));
+  t.half = t.span <= 8 ? 8 / t.span : 1;
+  t.images = int(min64(t.span <= 8 ? 2 * t.half : 1, 32 * stream_passes(spread ? 1 : stride, t.width) / t.copies));
+  t.groups = ceil_div(p.N, t.images);
+  t.planes_bytes = int64_t(kStreamPlanes) * t.images * (int64_t(t.in_H) * t.in_W + int64_t(t.out_H) * t.out_W) * 2;
+  t.planes = stride == 1 && t.width == 1 && t.span <= 2 && t.images * t.in_W <= 128 && t.planes_bytes <= 104 * 1024 &&
+             base <= 0 && t.in_W - base <= (t.span + 1) * columns && p.C % kStreamPlanes == 0 &&
+             stream_planes(in, align, t.in_H, t.in_W) && stream_planes(out, out_align, t.out_H, t.out_W);
+  t.rows = t.out_H;
+  if (t.planes) return t;
+  double const slots = double(d.sm_count) * kStreamWarps * stream_blocks(row.tile_m, stride, t.width);
+  t.rows = stream_rows(t.out_H, stride, row.tile_m, double(t.groups) * double(t.pieces) * double(p.C), slots);
+  t.stretches = ceil_div(t.out_H, t.rows);
+  return t;
+}
+
+// f32, on the FMA units. A lane has 4 columns of outputs, and the inputs 4 columns on; its neighbours have the others.
+struct StreamF32Tile {
+  int in_H = 0, in_W = 0, out_H = 0, out_W = 0;
+  int pad_h = 0, pad_w = 0;           // input coordinate = output coordinate - pad + tap; may be negative
+  int origin = 0;                     // the first lane's outputs begin so many columns before the first
+  int shift = 0;                      // of the 12 inputs of a lane and its neighbours, the first tap's
+  int width = 1;                      // elements of one load
+  int quads = 1, pieces = 1;          // of outputs in a piece of a row; pieces of a row
+  int slots = 1, planes = 1;          // lanes for a piece, with those that hold its halo; planes of a warp
+  int rows = 1;                       // of outputs, in a stretch that a warp walks down
+  int64_t stretches = 1, groups = 1;  // of an image; of `planes` planes
+
+  constexpr int64_t walks() const { return stretches * pieces * groups; }  // wgrad: of a channel
+};
+
+// Blocks of an SM, as the registers allow.
+constexpr int stream_f32_blocks(int R, int S) {
+  return R <= 3 && S <= 3 ? 6 : R <= 5 && S <= 5 ? 4 : R <= 3 || S <= 3 ? 4 : 3;
+}
+
+constexpr StreamF32Tile stream_f32_tile(Row const& row, Op op, Problem const& p, Device const& d) {
+  StreamF32Tile t;
+  bool const backward = op == Op::dgrad;
+  t.in_H = int(backward ? p.P() : p.H), t.in_W = int(backward ? p.Q() : p.W);
+  t.out_H = int(backward ? p.H : p.P()), t.out_W = int(backward ? p.W : p.Q());
+  t.pad_h = int(backward ? p.R - 1 - p.pad_top : p.pad_top);
+  t.pad_w = int(backward ? p.S - 1 - p.pad_left : p.pad_left);
+  Strides const& in = backward ? p.y : p.x;
+  int const align = backward ? p.y_align : p.x_align;
+  for (int width = 4; width > 1 && t.width == 1; width /= 2)
+    if (stream_aligned(in, align, width * 4, 4) && t.in_W % width == 0) t.width = width;
+  t.shift = ((-t.pad_w) % t.width + t.width) % t.width;
+  if (row.tile_n + t.shift > 9) t.origin = 2, t.shift -= 2;  // the last tap of the last output is one of the 12
+  int const all = int(ceil_div(t.out_W + t.origin, 4));
+  t.pieces = int(ceil_div(all, 30)), t.quads = int(ceil_div(all, t.pieces));
+  // One lane between two rows where what it holds for both is zero.
+  int const first = 4 - t.origin - t.pad_w - t.shift;
+  bool const zeros = t.pieces == 1 && first <= 0 && first + 4 * all >= t.in_W;
+  t.slots = t.quads + (zeros ? 1 : 2);
+  t.planes = 32 / t.slots;
+  t.groups = ceil_div(op == Op::wgrad ? p.N : p.N * p.C, t.planes);  // wgrad: of one channel
+  double const slots = double(d.sm_count) * kStreamWarps * stream_f32_blocks(int(p.R), int(p.S));
+  t.rows =
+      stream_rows(t.out_H, 1, row.tile_m, double(t.groups) * t.pieces * (op == Op::wgrad ? double(p.C) : 1.0), slots);
+  t.stretches = ceil_div(t.out_H, t.rows);
+  return t;
+}
+
+constexpr bool stream_supports(Row const& row, Problem const& p) {
+  // The smallest size that holds the filter.
+  int64_t const side = max64(p.R, p.S);
+  if (p.C_per_group() != 1 || p.K != p.C || row.tile_m != (side <= 3 ? 3 : side <= 5 ? 5 : side <= 7 ? 7 : 0))
+    return false;
+  if (p.stride_h != row.tile_k || p.stride_w != row.tile_k || p.dilation_h != 1 || p.dilation_w != 1) return false;
+  if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0) return false;
+  if ((p.W > 1 && p.x.w != 1) || (p.Q() > 1 && p.y.w != 1)) return false;
+  // Numbers of units, walks and planes, and coordinates of padded images, are 32 bits in the kernels.
+  constexpr int64_t most = int64_t(1) << 29;
+  if (p.H + p.pad_top + p.pad_bottom > most || p.W + p.pad_left + p.pad_right > most) return false;
+  double const rows = double(p.N) * double(p.C) * double(max64(p.H, p.P()));
+  return rows * double(ceil_div(max64(p.W, p.Q()), kStreamColumns) + 1) < double(most);
+}
+
+// The bytes at the rate that the copies reach, and half of the walks' steps, which they don't hide (docs/tuning.md).
+constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  bool const sums = op == Op::wgrad, halves = p.dtype != DType::f32;
+  double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
+  double const memory_ns = elements * size_of(p.dtype) / 3900 * 132 / d.sm_count;
+  // wgrad: so many blocks an SM; every warp has a walk. A second pass takes longer than an uneven first one does.
+  auto with_splits = [&](double ns, double blocks, double units, double shares) {
+    Estimate best{ns, 1};
+    if (!sums || (units >= 2.0 * d.sm_count && memory_ns < 20000)) return best;
+    double split = blocks * d.sm_count / units;
+    split = split < shares ? split : shares;
+    double const taps = double(p.K) * double(p.R) * double(p.S), room = double(kMaxWorkspaceBytes) / (taps * 4);
+    split = split < room ? split : room;
+    best.split_k = split < 2 ? 1 : split > 4096 ? 4096 : int(split);
+    if (best.split_k > 1) best.ns += 3000 + taps * 4 * best.split_k * 2 / 2500;
+    return best;
+  };
+  if (!halves) {
+    StreamF32Tile const t = stream_f32_tile(row, op, p, d);
+    double const steps = double(t.walks()) * (sums ? double(p.C) : 1.0) * (t.rows + row.tile_m + 9);
+    double const step_ns = (40 + 4.0 * double(p.R) * double(p.S)) / (9.6 * d.sm_count);
+    // Small images leave lanes without work; rows of outputs off 16 bytes are stored in pieces.
+    double const lanes = t.out_W <= 16 ? 1.5 : 1.0, pieces = t.out_W % 4 == 0 ? 1.0 : 1.4;
+    double const slower = sums ? 1.3 : row.tile_m == 3 ? 0.6 : 1.0;
+    double const ns = 3000 + memory_ns * (sums ? 1.0 : pieces) + steps * step_ns * lanes * slower;
+    return with_splits(ns, row.tile_m == 3 ? 4 : 6, double(p.C), double(ceil_div(t.walks(), kStreamWarps)));
+  }
+  StreamTile const t = stream_tile(row, op, p, d);
+  bool const spread = op == Op::dgrad && row.tile_k == 2;
+  double const rows = spread ? t.rows / 2.0 + row.tile_m / 2 + 10 : double(t.rows - 1) * row.tile_k + row.tile_m + 10;
+  double const steps = double(t.walks()) * double(p.C) * rows;
+  double const copies = t.planes ? 3.4 : t.width == 1 ? 4.4 : t.width == 2 ? 1.3 : 1.0;
+  double const strided = row.tile_k == 1 || spread ? 1.0 : sums ? 1.2 : 0.9;
+  double const slower = copies * strided * (sums ? 1.4 : 1.0);
+  double const step_ns = (25 + 2.0 * row.tile_m) * slower / (7.2 * d.sm_count), ns = 3500 + memory_ns + steps * step_ns;
+  if (t.planes) return with_splits(ns, 4, double(p.C / kStreamPlanes), double(t.walks()));
+  return with_splits(ns, 10, double(p.C), double(ceil_div(t.walks(), kStreamWarps)));
+}
+
+}  // namespace conv2d_ext

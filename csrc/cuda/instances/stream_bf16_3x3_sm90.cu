@@ -1,0 +1,2 @@
+#include "../stream.cuh"
+CONV2D_EXT_STREAM(CONV2D_EXT_STREAM_INSTANCE, bf16, 3)

@@ -1,0 +1,869 @@
+// Depthwise convolution of small filters in NCHW, 16-bit types, stride 1 or 2, on tensor cores. A unit is 8 columns of
+// outputs of one image. Its row of outputs is a row of 16 inputs times a banded 16 x 8 matrix for each filter row; mma
+// multiplies 16 units, which may be of several images, at once. A warp walks down its units: it copies every row of
+// inputs once to a ring of its own in shared memory, a ring's length ahead, and adds it to the sums of the R rows of
+// outputs that it meets. No warp waits for another. dgrad is fprop with the filter turned round.
+// wgrad: the same walk; ldmatrix transposes x and y, so that mma sums over the 16 units, and the diagonals of its 16 x
+// 8 results are the taps.
+#pragma once
+
+#include "../core/stream.h"
+#include "depthwise.cuh"
+#include "ptx.cuh"
+
+namespace conv2d_ext::stream {
+
+struct Source {
+  void const* data;
+  int64_t n, c, h, w;  // element strides
+  int H, W;
+};
+
+struct Params {
+  Source in, y;   // y: wgrad alone
+  void const* w;  // the tap that meets the first input; dgrad: the last one
+  void const* bias;
+  void* out;
+  void* partial;
+  int64_t out_n, out_c, out_h;
+  int64_t w_k, w_r, w_s, bias_stride;  // w_r, w_s: dgrad: negative
+  int64_t N;
+  int C, R, S, out_H, out_W, pad_h, pad_w, pad_left, origin, shift, splits;  // pad_left: dgrad with stride 2
+  int span, images, half, first, copies, copies_y, rows;
+  uint32_t pieces, stretches, walks;  // walks: of a channel
+};
+
+// Which columns, rows and images of a channel a warp walks down.
+struct Walk {
+  int c, p0, rows, q0;
+  int64_t n0;
+
+  __device__ Walk(Params const& p, int c, uint32_t index) : c(c) {
+    q0 = int(index % p.pieces) * p.span * kStreamColumns - p.origin;
+    index /= p.pieces;
+    p0 = int(index % p.stretches) * p.rows;
+    rows = p.out_H - p0 < p.rows ? p.out_H - p0 : p.rows;
+    n0 = int64_t(index / p.stretches) * p.images;
+  }
+};
+
+// One of the 16 units: its image among the warp's, and its place among the image's.
+struct Unit {
+  int image, place;
+  bool exists;
+
+  __device__ Unit(Params const& p, int i) {
+    if (p.span > 8) {
+      image = 0, place = i, exists = i < p.span;
+    } else {
+      image = i % 8 / p.span, place = i % 8 % p.span, exists = image < p.half;
+      image += i / 8 * p.half;
+    }
+    exists = exists && image < p.images;
+    if (!exists) image = place = 0;
+  }
+};
+
+// A warp's copies of rows of a tensor to its ring, `passes` a lane and row, of `width` elements.
+template <class T, int width, int passes>
+struct Copies {
+  char const* from[passes];  // in the next row
+  int64_t row_bytes;
+  uint32_t to[passes];  // in the ring's first slot
+  bool exists[passes];
+  T held[width == 1 ? passes : 1];
+  int held_slot = -1;
+
+  // `column`: the first that is copied, `place` elements into a segment of `pitch`; `count` copies of each image.
+  __device__ Copies(Source const& s, Walk const& at, int64_t N, int row, int column, int place, int count, int images,
+                    int pitch, uint32_t ring)
+      : row_bytes(s.h * int64_t(sizeof(T))) {
+#pragma unroll
+    for (int i = 0; i < passes; ++i) {
+      int const which = int(threadIdx.x) % 32 + 32 * i, image = which / count, x = which % count * width;
+      exists[i] = image < images && at.n0 + image < N && unsigned(column + x) < unsigned(s.W);
+      T const* const first = static_cast<T const*>(s.data) + at.n0 * s.n + at.c * s.c + row * s.h + column;
+      from[i] = reinterpret_cast<char const*>(first + (exists[i] ? image * s.n + x : 0));
+      to[i] = ring + (image * pitch + place + x) * int(sizeof(T));
+    }
+  }
+
+  // Copies the next row, or zeros if it is not `inside` the image. Single elements arrive with the next row.
+  __device__ void row(int slot, bool inside) {
+    if constexpr (width == 1) {
+      finish();
+      held_slot = slot;
+#pragma unroll
+      for (int i = 0; i < passes; ++i) {
+        held[i] = narrow<T>(0.f);
+        if (inside && exists[i]) held[i] = *reinterpret_cast<T const*>(from[i]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < passes; ++i)
+        if (exists[i]) ptx::cp_async_ca<width* int(sizeof(T))>(to[i] + slot, from[i], inside);
+    }
+#pragma unroll
+    for (int i = 0; i < passes; ++i) from[i] += row_bytes;
+  }
+  __device__ void finish() {
+    if (held_slot < 0) return;
+#pragma unroll
+    for (int i = 0; i < passes; ++i)
+      if (exists[i]) ptx::st_shared_u16(to[i] + held_slot, reinterpret_cast<uint16_t const&>(held[i]));
+  }
+};
+
+// The rows of a walk's inputs that exist, counted from its first.
+struct Within {
+  int low;
+  unsigned count;
+  __device__ Within(int first, int H, int steps) {
+    int const end = steps < H - first ? steps : H - first;
+    low = first < 0 ? -first : 0, count = end > low ? unsigned(end - low) : 0;
+  }
+  __device__ bool operator()(int step) const { return unsigned(step - low) < count; }
+};
+
+__device__ inline void clear(uint32_t shared, int bytes) {
+  for (int i = int(threadIdx.x) % 32 * 16; i < bytes; i += 32 * 16) ptx::st_shared_v4(shared + i, {});
+  __syncwarp();
+}
+
+// Two neighbouring outputs of a unit, row after row. `pairs`: both exist or none.
+template <class T, bool pairs>
+struct Outputs {
+  char* to;
+  int64_t row_bytes;
+  bool keep[2];
+
+  __device__ Outputs(Params const& p, Walk const& at, int unit, int t) : row_bytes(p.out_h * int64_t(sizeof(T))) {
+    Unit const u(p, unit);
+    int const x = at.q0 + u.place * kStreamColumns + 2 * t;
+    bool const exists = u.exists && at.n0 + u.image < p.N;
+    to = reinterpret_cast<char*>(static_cast<T*>(p.out) + (at.n0 + u.image) * p.out_n + at.c * p.out_c +
+                                 at.p0 * p.out_h + x);
+    keep[0] = exists && unsigned(x) < unsigned(p.out_W);
+    keep[1] = pairs ? keep[0] : exists && unsigned(x + 1) < unsigned(p.out_W);
+  }
+  __device__ T* elements() const { return reinterpret_cast<T*>(to); }
+  __device__ void store(Vector<T, 2> const& v) {
+    if constexpr (pairs) {
+      if (keep[0]) *reinterpret_cast<Vector<T, 2>*>(to) = v;
+    } else {
+      if (keep[0]) elements()[0] = v.v[0];
+      if (keep[1]) elements()[1] = v.v[1];
+    }
+    to += row_bytes;
+  }
+};
+
+// Outputs that are NaN or infinite make a NaN of their products with zero.
+__device__ inline __half2 spoil(__half2 sum, Vector<__half, 2> const& v) {
+  return __hfma2(__halves2half2(v.v[0], v.v[1]), __half2(), sum);
+}
+__device__ inline __nv_bfloat162 spoil(__nv_bfloat162 sum, Vector<__nv_bfloat16, 2> const& v) {
+  return __hfma2(__halves2bfloat162(v.v[0], v.v[1]), __nv_bfloat162(), sum);
+}
+template <class T>
+struct PairOf;
+template <>
+struct PairOf<__half> {
+  using type = __half2;
+};
+template <>
+struct PairOf<__nv_bfloat16> {
+  using type = __nv_bfloat162;
+};
+
+// One output from global memory, product by product.
+template <class T, int stride>
+__device__ float exact(Params const& p, int64_t n, int c, int y, int x) {
+  T const* const in = static_cast<T const*>(p.in.data) + n * p.in.n + c * p.in.c;
+  T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
+  float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
+  for (int r = 0; r < p.R; ++r)
+    for (int s = 0; s < p.S; ++s) {
+      int const h = y * stride - p.pad_h + r, v = x * stride - p.pad_w + s;
+      if (unsigned(h) < unsigned(p.in.H) && unsigned(v) < unsigned(p.in.W))
+        sum = fmaf(widen(in[h * p.in.h + v]), widen(w[r * p.w_r + s * p.w_s]), sum);
+    }
+  return sum;
+}
+
+// A zero of the band or of the padding may have met an infinity: a lane's outputs that are NaN are made again, product
+// by product.
+template <class T, int stride>
+__device__ __noinline__ void again(Params const& p, uint32_t task) {
+  int const lane = int(threadIdx.x) % 32;
+  Walk const at(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
+  for (int i = lane / 4; i < kStreamUnits; i += 8) {
+    Unit const u(p, i);
+    Outputs<T, false> out(p, at, i, lane % 4);
+    for (int y = at.p0; y < at.p0 + at.rows; ++y, out.to += out.row_bytes)
+      for (int e = 0; e < 2; ++e)
+        if (out.keep[e] && widen(out.elements()[e]) != widen(out.elements()[e]))
+          out.elements()[e] = narrow<T>(
+              exact<T, stride>(p, at.n0 + u.image, at.c, y, at.q0 + u.place * kStreamColumns + 2 * (lane % 4) + e));
+  }
+}
+
+// Rows of outputs that a row of inputs meets, and slots of the ring: a multiple of them times the stride, so that all
+// of the loop's addresses are known.
+constexpr int live(int R, int stride) { return (R + stride - 1) / stride; }
+constexpr int ring(int R, int stride) {
+  int const turn = live(R, stride) * stride;
+  return turn < 6 ? 2 * turn : turn;
+}
+// A warp's row of inputs, and of y, in its ring.
+constexpr int slot_bytes(int stride) { return 512 * stride; }
+constexpr int kSlotBytesY = (kStreamUnits + 1) * 16;
+
+// b[k][n] of each filter row: tap k - n * stride - shift.
+template <class T, int R, int stride>
+__device__ inline void load_band(Params const& p, int c, uint32_t (&band)[R][stride][2]) {
+  int const lane = int(threadIdx.x) % 32;
+#pragma unroll
+  for (int k = 0; k < stride; ++k)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int const s = 16 * k + 8 * i + lane % 4 * 2 - lane / 4 * stride - p.shift;
+      T const* from = static_cast<T const*>(p.w) + c * p.w_k + s * p.w_s;
+#pragma unroll
+      for (int r = 0; r < R; ++r, from += p.w_r) {
+        Vector<T, 2> v{{narrow<T>(0.f), narrow<T>(0.f)}};
+        if (r < p.R && unsigned(s) < unsigned(p.S)) v.v[0] = from[0];
+        if (r < p.R && unsigned(s + 1) < unsigned(p.S)) v.v[1] = from[p.w_s];
+        band[r][k][i] = reinterpret_cast<uint32_t const&>(v);
+      }
+    }
+}
+
+template <class T, int R, int stride, int width, int passes>
+__global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, width) - (width == 4 && passes > stride))
+    gather(__grid_constant__ Params const p) {
+  constexpr int A = live(R, stride), slots = ring(R, stride), slot = slot_bytes(stride);
+  static_assert((R - 1) % stride == 0 && stride * (A - 1) == R - 1);
+  extern __shared__ __align__(16) unsigned char shared[];
+  int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = int(threadIdx.x) / 32;
+  uint32_t const task = blockIdx.x * kStreamWarps + warp;
+  if (task >= p.walks * uint32_t(p.C)) return;
+  Walk const at(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
+  uint32_t const begin = ptx::shared_address(shared) + warp * slots * slot;
+  clear(begin, slots * slot);
+  int const base = at.q0 * stride - p.pad_w - p.shift, first = p.pieces == 1 ? p.first : base;
+  int const h0 = at.p0 * stride - p.pad_h;
+  Within const within(h0, p.in.H, (at.rows - 1) * stride + R);
+  Copies<T, width, passes> copies(p.in, at, p.N, h0, first, first - base, p.copies, p.images,
+                                  (p.span + 1) * kStreamColumns * stride, begin);
+  auto copy = [&](int slot_of, int step) {
+    copies.row(slot_of * slot, within(step));
+    ptx::cp_async_commit_group();
+  };
+#pragma unroll
+  for (int i = 0; i < slots - 1; ++i) copy(i, i);
+
+  uint32_t band[R][stride][2];
+  load_band<T>(p, at.c, band);
+  float const bias = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[at.c * p.bias_stride]) : 0.f;
+  Outputs<T, (width > 1)> out0(p, at, g, t), out1(p, at, g + 8, t);
+  // ldmatrix takes rows 0 to 7 and 8 to 15 of the units' first 8 inputs, then of the next.
+  Unit const mine(p, lane % 16);
+  uint32_t const rows = begin + ((mine.image * (p.span + 1) + mine.place) * stride + lane / 16) * 16;
+
+  float acc[A][4];  // of the row of outputs so many rows above the walk's
+  auto multiply = [&](int step, int at_slot, int ahead) {
+    ptx::cp_async_wait_group<slots - 2>();
+    __syncwarp();
+    uint32_t a[stride][4];
+#pragma unroll
+    for (int k = 0; k < stride; ++k) ptx::ldmatrix_x4(a[k], rows + at_slot * slot + k * 32);
+    copy((at_slot + slots - 1) % slots, ahead);
+    int const odd = step % stride;
+    if (odd == 0) {
+#pragma unroll
+      for (int j = A - 1; j > 0; --j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) acc[j][i] = acc[j - 1][i];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[0][i] = bias;
+    }
+#pragma unroll
+    for (int j = 0; j < A; ++j)
+      if (stride * j + odd < R)
+#pragma unroll
+        for (int k = 0; k < stride; ++k)
+          ptx::mma_m16n8k16<T>(acc[j], a[k][0], a[k][1], a[k][2], a[k][3], band[stride * j + odd][k][0],
+                               band[stride * j + odd][k][1]);
+  };
+#pragma unroll
+  for (int step = 0; step < R - 1; ++step) multiply(step, step % slots, step + slots - 1);
+  typename PairOf<T>::type spoilt{};
+  int left = at.rows;
+#pragma unroll 1
+  for (int begin = R - 1; left > 0; begin += slots) {
+#pragma unroll
+    for (int i = 0; i < slots; ++i) {
+      multiply(R - 1 + i, (R - 1 + i) % slots, begin + i + slots - 1);
+      if (i % stride != 0) continue;
+      Vector<T, 2> const v0{{narrow<T>(acc[A - 1][0]), narrow<T>(acc[A - 1][1])}};
+      Vector<T, 2> const v1{{narrow<T>(acc[A - 1][2]), narrow<T>(acc[A - 1][3])}};
+      spoilt = spoil(spoil(spoilt, v0), v1);
+      out0.store(v0);
+      out1.store(v1);
+      if (--left == 0) break;
+    }
+  }
+  if (__low2float(spoilt) != 0 || __high2float(spoilt) != 0) again<T, stride>(p, task);
+}
+
+// ---- small images: a block copies whole planes of 8 channels, which are neighbours in memory, and each of its warps
+// has one of the channels.
+
+constexpr int kPlanePasses = 4;
+
+// Planes [image][channel] of `images` images, to shared memory or back, 16 bytes at a time.
+template <class T>
+__device__ inline void copy_planes(Source const& s, int64_t n0, int c0, int images, uint32_t planes) {
+  int const area = s.H * s.W;  // 16-byte pieces of 8 planes
+  T const* const from = static_cast<T const*>(s.data) + n0 * s.n + c0 * s.c;
+  for (int i = threadIdx.x; i < images * area; i += blockDim.x) {
+    int const image = i / area, piece = i - image * area;
+    ptx::cp_async_16(planes + i * 16, from + image * s.n + piece * 8, true);
+  }
+}
+
+// A warp's rows of planes in shared memory, to where ldmatrix finds the units.
+template <class T>
+struct PlaneRows {
+  uint32_t from[kPlanePasses], to[kPlanePasses];
+  bool exists[kPlanePasses];
+  int row_bytes;
+
+  __device__ PlaneRows(Source const& s, int images, int channel, int place, int pitch, uint32_t planes)
+      : row_bytes(s.W * int(sizeof(T))) {
+#pragma unroll
+    for (int i = 0; i < kPlanePasses; ++i) {
+      int const which = int(threadIdx.x) % 32 + 32 * i, image = which / s.W, x = which - image * s.W;
+      exists[i] = image < images;
+      from[i] = planes + ((image * kStreamPlanes + channel) * s.H * s.W + x) * int(sizeof(T));
+      to[i] = (image * pitch + place + x) * int(sizeof(T));
+    }
+  }
+  __device__ void copy(uint32_t slot, int row, bool inside) const {
+#pragma unroll
+    for (int i = 0; i < kPlanePasses; ++i)
+      if (exists[i])
+        ptx::st_shared_u16(slot + to[i], inside ? ptx::ld_shared_u16(from[i] + row * row_bytes) : uint16_t(0));
+  }
+};
+
+template <class T, int R>
+__global__ void __launch_bounds__(kStreamPlanes * 32, R == 7 ? 2 : 3) gather_planes(__grid_constant__ Params const p) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = int(threadIdx.x) / 32;
+  int const units = p.C / kStreamPlanes, c0 = int(blockIdx.x % unsigned(units)) * kStreamPlanes;
+  Walk const at(p, c0 + warp, blockIdx.x / unsigned(units));
+  int const images = int(depthwise::smaller(p.N - at.n0, p.images));
+  int const area = p.in.H * p.in.W, out_area = p.out_H * p.out_W;
+  uint32_t const planes = ptx::shared_address(shared), outputs = planes + p.images * area * 16;
+  uint32_t const slots = outputs + p.images * out_area * 16 + warp * 2 * slot_bytes(1);
+  copy_planes<T>(p.in, at.n0, c0, images, planes);
+  clear(slots, 2 * slot_bytes(1));
+  uint32_t band[R][1][2];
+  load_band<T>(p, at.c, band);
+  float const bias = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[at.c * p.bias_stride]) : 0.f;
+  Unit const mine(p, lane % 16), units_out[2] = {Unit(p, g), Unit(p, g + 8)};
+  uint32_t const offset = ((mine.image * (p.span + 1) + mine.place) + lane / 16) * 16;
+  uint32_t to[2];
+  bool keep[2][2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    int const x = at.q0 + units_out[i].place * kStreamColumns + 2 * t;
+    to[i] = outputs + ((units_out[i].image * kStreamPlanes + warp) * out_area + x) * int(sizeof(T));
+#pragma unroll
+    for (int e = 0; e < 2; ++e) keep[i][e] = units_out[i].exists && unsigned(x + e) < unsigned(p.out_W);
+  }
+  PlaneRows<T> const rows(p.in, images, warp, p.pad_w + p.shift + p.origin, (p.span + 1) * kStreamColumns, planes);
+  ptx::cp_async_wait_all();
+  __syncthreads();
+
+  uint32_t slot = 0;
+  float acc[R][4];  // of the row of outputs so many rows above the walk's
+  typename PairOf<T>::type spoilt{};
+  int const steps = p.out_H + R - 1;
+#pragma unroll 1
+  for (int begin = 0; begin < steps; begin += R) {
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+      int const step = begin + i, h = step - p.pad_h;
+      if (step >= steps) break;
+      rows.copy(slots + slot, h, unsigned(h) < unsigned(p.in.H));
+      __syncwarp();
+      uint32_t a[4];
+      ptx::ldmatrix_x4(a, slots + slot + offset);
+      slot ^= slot_bytes(1);
+#pragma unroll
+      for (int r = R - 1; r > 0; --r)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) acc[r][j] = acc[r - 1][j];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) acc[0][j] = bias;
+#pragma unroll
+      for (int r = 0; r < R; ++r) ptx::mma_m16n8k16<T>(acc[r], a[0], a[1], a[2], a[3], band[r][0][0], band[r][0][1]);
+      if (step < R - 1) continue;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        Vector<T, 2> const v{{narrow<T>(acc[R - 1][2 * half]), narrow<T>(acc[R - 1][2 * half + 1])}};
+        spoilt = spoil(spoilt, v);
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          if (keep[half][e])
+            ptx::st_shared_u16(to[half] + e * int(sizeof(T)), reinterpret_cast<uint16_t const&>(v.v[e]));
+        to[half] += p.out_W * int(sizeof(T));
+      }
+    }
+  }
+  __syncthreads();
+  T* const out = static_cast<T*>(p.out) + at.n0 * p.out_n + c0 * p.out_c;
+  for (int i = threadIdx.x; i < images * out_area; i += blockDim.x) {
+    int const image = i / out_area, piece = i - image * out_area;
+    *reinterpret_cast<uint4*>(out + image * p.out_n + piece * 8) = ptx::ld_shared_v4(outputs + i * 16);
+  }
+  __syncthreads();
+  if (__low2float(spoilt) != 0 || __high2float(spoilt) != 0)
+    again<T, 1>(p, blockIdx.x / unsigned(units) * uint32_t(p.C) + at.c);
+}
+
+// ---- dgrad with stride 2. A unit is 16 columns of x. A row of y meets R rows of x; the even and the odd columns of x
+// meet every other tap, so that the sums of a row are two products.
+
+// One element of x, product by product.
+template <class T>
+__device__ __noinline__ float exact_spread(Params const& p, int64_t n, int c, int y, int x) {
+  float sum = 0;
+  for (int r = 0; r < p.R; ++r)
+    for (int s = 0; s < p.S; ++s) {
+      int const h = y + p.pad_h - r, w = x + p.pad_left - s;
+      if (h % 2 != 0 || w % 2 != 0 || unsigned(h / 2) >= unsigned(p.in.H) || unsigned(w / 2) >= unsigned(p.in.W))
+        continue;
+      sum = fmaf(widen(static_cast<T const*>(p.in.data)[n * p.in.n + c * p.in.c + h / 2 * p.in.h + w / 2]),
+                 widen(static_cast<T const*>(p.w)[c * p.w_k + r * p.w_r + s * p.w_s]), sum);
+    }
+  return sum;
+}
+
+// Four neighbouring columns of a unit.
+template <class T, bool vectors>
+struct SpreadOutputs {
+  char* to;  // in row 0
+  int x;
+  bool keep[vectors ? 1 : 4];
+
+  __device__ SpreadOutputs(Params const& p, Walk const& at, int unit, int t) {
+    Unit const u(p, unit);
+    x = at.q0 * 2 + u.place * 16 + 4 * t;
+    bool const exists = u.exists && at.n0 + u.image < p.N;
+    to = reinterpret_cast<char*>(static_cast<T*>(p.out) + (at.n0 + u.image) * p.out_n + at.c * p.out_c + x);
+#pragma unroll
+    for (int i = 0; i < (vectors ? 1 : 4); ++i) keep[i] = exists && unsigned(x + i) < unsigned(p.out_W);
+  }
+  __device__ void store(int64_t offset, Vector<T, 4> const& v) const {
+    if constexpr (vectors) {
+      if (keep[0]) *reinterpret_cast<Vector<T, 4>*>(to + offset) = v;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (keep[i]) reinterpret_cast<T*>(to + offset)[i] = v.v[i];
+    }
+  }
+};
+
+template <class T, int R, int width, int passes>
+__global__ void __launch_bounds__(kStreamWarps * 32, R == 3 && width == 4 ? 5 : 3)
+    spread(__grid_constant__ Params const p) {
+  constexpr int slots = 8, slot = slot_bytes(1);
+  extern __shared__ __align__(16) unsigned char shared[];
+  int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = int(threadIdx.x) / 32;
+  uint32_t const task = blockIdx.x * kStreamWarps + warp;
+  if (task >= p.walks * uint32_t(p.C)) return;
+  Walk const at(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
+  uint32_t const begin = ptx::shared_address(shared) + warp * slots * slot;
+  clear(begin, slots * slot);
+  // Row i of y that the walk takes is v0 + i; after it rows 2 (v0 + i) - pad_h and the next of x are complete.
+  int const last = at.p0 + at.rows - 1 + p.pad_h, lowest = at.p0 + p.pad_h - (R - 1);
+  int const v0 = lowest >= 0 ? lowest / 2 : (lowest - 1) / 2, steps = last / 2 - v0 + 1;
+  int const base = at.q0 - p.pad_w - p.shift, first = p.pieces == 1 ? p.first : base;
+  Within const within(v0, p.in.H, steps);
+  Copies<T, width, passes> copies(p.in, at, p.N, v0, first, first - base, p.copies, p.images,
+                                  (p.span + 1) * kStreamColumns, begin);
+  auto copy = [&](int slot_of, int step) {
+    copies.row(slot_of * slot, within(step));
+    ptx::cp_async_commit_group();
+  };
+#pragma unroll
+  for (int i = 0; i < slots - 1; ++i) copy(i, i);
+
+  // Column 2 n + b of x meets, in column k of the window, tap 2 (n + (odd + b) / 2 + low - k) + (odd + b) % 2.
+  uint32_t band[R][2][2];
+  int const odd = p.pad_left % 2, low = (p.S - 1) / 2 + p.shift;
+#pragma unroll
+  for (int b = 0; b < 2; ++b)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int const s = 2 * (g + (odd + b) / 2 + low - 8 * i - 2 * t) + (odd + b) % 2;  // of the second element 2 less
+      T const* from = static_cast<T const*>(p.w) + at.c * p.w_k + s * p.w_s;
+#pragma unroll
+      for (int r = 0; r < R; ++r, from += p.w_r) {
+        Vector<T, 2> v{{narrow<T>(0.f), narrow<T>(0.f)}};
+        if (r < p.R && unsigned(s) < unsigned(p.S)) v.v[0] = from[0];
+        if (r < p.R && unsigned(s - 2) < unsigned(p.S)) v.v[1] = from[-2 * p.w_s];
+        band[r][b][i] = reinterpret_cast<uint32_t const&>(v);
+      }
+    }
+  SpreadOutputs<T, (width > 1)> const out0(p, at, g, t), out1(p, at, g + 8, t);
+  int64_t const row_bytes = p.out_h * int64_t(sizeof(T));
+  Unit const mine(p, lane % 16);
+  uint32_t const rows = begin + ((mine.image * (p.span + 1) + mine.place) + lane / 16) * 16;
+
+  float acc[R][2][4] = {};  // of the rows of x from the next complete one on
+  typename PairOf<T>::type spoilt{};
+  int y = 2 * v0 - p.pad_h;
+#pragma unroll 1
+  for (int first_step = 0; first_step < steps; first_step += slots) {
+#pragma unroll
+    for (int i = 0; i < slots; ++i) {
+      if (first_step + i >= steps) break;
+      ptx::cp_async_wait_group<slots - 2>();
+      __syncwarp();
+      uint32_t a[4];
+      ptx::ldmatrix_x4(a, rows + i * slot);
+      copy((i + slots - 1) % slots, first_step + i + slots - 1);
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int b = 0; b < 2; ++b)
+          ptx::mma_m16n8k16<T>(acc[r][b], a[0], a[1], a[2], a[3], band[r][b][0], band[r][b][1]);
+#pragma unroll
+      for (int e = 0; e < 2; ++e, ++y) {
+        if (y < at.p0 || y >= at.p0 + at.rows) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          Vector<T, 4> v;
+#pragma unroll
+          for (int j = 0; j < 4; ++j) v.v[j] = narrow<T>(acc[e][j % 2][2 * half + j / 2]);
+          spoilt = spoil(spoil(spoilt, Vector<T, 2>{{v.v[0], v.v[1]}}), Vector<T, 2>{{v.v[2], v.v[3]}});
+          (half == 0 ? out0 : out1).store(y * row_bytes, v);
+        }
+      }
+#pragma unroll
+      for (int b = 0; b < 2; ++b)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+#pragma unroll
+          for (int r = 0; r + 2 < R; ++r) acc[r][b][j] = acc[r + 2][b][j];
+          acc[R - 2][b][j] = acc[R - 1][b][j] = 0;
+        }
+    }
+  }
+  if (__low2float(spoilt) == 0 && __high2float(spoilt) == 0) return;
+  Walk const walk(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
+  for (int unit = g; unit < kStreamUnits; unit += 8) {
+    Unit const u(p, unit);
+    SpreadOutputs<T, false> const out(p, walk, unit, t);
+    for (int row = walk.p0; row < walk.p0 + walk.rows; ++row)
+      for (int i = 0; i < 4; ++i) {
+        T* const to = reinterpret_cast<T*>(out.to + row * row_bytes) + i;
+        if (out.keep[i] && widen(*to) != widen(*to))
+          *to = narrow<T>(exact_spread<T>(p, walk.n0 + u.image, walk.c, row, out.x + i));
+      }
+  }
+}
+
+// One tap's sum over the pixels of some walks, by a warp: for those that a zero made NaN.
+template <class T, int stride>
+__device__ __noinline__ float exact_sum(Params const& p, int c, uint32_t begin, uint32_t end, int r, int s) {
+  float sum = 0;
+  int const columns = p.span * kStreamColumns;
+  for (uint32_t index = begin; index < end; ++index) {
+    Walk const at(p, c, index);
+    for (int64_t n = at.n0; n < at.n0 + p.images && n < p.N; ++n)
+      for (int pixel = int(threadIdx.x) % 32; pixel < at.rows * columns; pixel += 32) {
+        int const y = at.p0 + pixel / columns, x = at.q0 + pixel % columns;
+        int const h = y * stride - p.pad_h + r, w = x * stride - p.pad_w + s;
+        if (unsigned(x) >= unsigned(p.out_W) || unsigned(h) >= unsigned(p.in.H) || unsigned(w) >= unsigned(p.in.W))
+          continue;
+        sum = fmaf(widen(static_cast<T const*>(p.in.data)[n * p.in.n + c * p.in.c + h * p.in.h + w]),
+                   widen(static_cast<T const*>(p.y.data)[n * p.y.n + c * p.y.c + y * p.y.h + x]), sum);
+      }
+  }
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+  return sum;
+}
+
+template <class T, int R, int stride, int width, int passes, int passes_y>
+__global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, width) - (R<7 || passes> stride))
+    wgrad(__grid_constant__ Params const p) {
+  constexpr int A = live(R, stride), slots = ring(R, stride), slot = slot_bytes(stride) + kSlotBytesY;
+  extern __shared__ __align__(16) unsigned char shared[];
+  int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = int(threadIdx.x) / 32;
+  int const c = int(blockIdx.x % uint32_t(p.C)), split = int(blockIdx.x / uint32_t(p.C));
+  uint32_t const begin = uint32_t(uint64_t(p.walks) * split / p.splits);
+  uint32_t const end = uint32_t(uint64_t(p.walks) * (split + 1) / p.splits);
+  uint32_t const ring_begin = ptx::shared_address(shared) + warp * slots * slot;
+  // ldmatrix takes the first and the next 8 inputs of units 0 to 7, then of the others.
+  Unit const mine(p, lane % 8 + lane / 16 * 8), mine_y(p, lane % 16);
+  uint32_t const rows = ring_begin + ((mine.image * (p.span + 1) + mine.place) * stride + lane / 8 % 2) * 16;
+  // The last 16 bytes of a row of y stay zero.
+  uint32_t const rows_y =
+      ring_begin + slot_bytes(stride) + (mine_y.exists ? mine_y.image * p.span + mine_y.place : kStreamUnits) * 16;
+
+  float acc[R][stride][4] = {};
+  for (uint32_t index = begin + warp; index < end; index += kStreamWarps) {
+    Walk const at(p, c, index);
+    __syncwarp();
+    clear(ring_begin, slots * slot);
+    int const base = at.q0 * stride - p.pad_w - p.shift, first = p.pieces == 1 ? p.first : base;
+    int const h0 = at.p0 * stride - p.pad_h, steps = (at.rows - 1) * stride + R;
+    Within const within(h0, p.in.H, steps);
+    Copies<T, width, passes> copies(p.in, at, p.N, h0, first, first - base, p.copies, p.images,
+                                    (p.span + 1) * kStreamColumns * stride, ring_begin);
+    Copies<T, width, passes_y> copies_y(p.y, at, p.N, at.p0, at.q0, 0, p.copies_y, p.images, p.span * kStreamColumns,
+                                        ring_begin + slot_bytes(stride));
+    auto copy = [&](int slot_of, int step, bool odd) {
+      copies.row(slot_of * slot, within(step));
+      if (!odd) copies_y.row(slot_of * slot, step < at.rows * stride);
+      ptx::cp_async_commit_group();
+    };
+#pragma unroll
+    for (int i = 0; i < slots - 1; ++i) copy(i, i, i % stride != 0);
+    uint32_t y[A][2] = {};
+#pragma unroll 1
+    for (int step = 0; step < steps; step += slots) {
+#pragma unroll
+      for (int i = 0; i < slots; ++i) {
+        ptx::cp_async_wait_group<slots - 2>();
+        __syncwarp();
+        uint32_t x[stride][4];
+#pragma unroll
+        for (int k = 0; k < stride; ++k) ptx::ldmatrix_x4_trans(x[k], rows + i * slot + k * 32);
+        if (i % stride == 0) {
+#pragma unroll
+          for (int j = A - 1; j > 0; --j) y[j][0] = y[j - 1][0], y[j][1] = y[j - 1][1];
+          ptx::ldmatrix_x2_trans(y[0], rows_y + i * slot);
+        }
+        copy((i + slots - 1) % slots, step + i + slots - 1, (i + slots - 1) % stride != 0);
+#pragma unroll
+        for (int j = 0; j < A; ++j)
+          if (stride * j + i % stride < R)
+#pragma unroll
+            for (int k = 0; k < stride; ++k)
+              ptx::mma_m16n8k16<T>(acc[stride * j + i % stride][k], x[k][0], x[k][1], x[k][2], x[k][3], y[j][0],
+                                   y[j][1]);
+      }
+    }
+    ptx::cp_async_wait_all();
+  }
+
+  // The sums of products of input i and output j of a unit: tap i - j * stride - shift.
+  __syncthreads();
+  float (*const sums)[R][16 * stride][kStreamColumns + 1] =
+      reinterpret_cast<float (*)[R][16 * stride][kStreamColumns + 1]>(shared);
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int k = 0; k < stride; ++k)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[warp][r][16 * k + g + j / 2 * 8][2 * t + j % 2] = acc[r][k][j];
+  __syncthreads();
+  bool nan = false;
+  for (int i = threadIdx.x; i < p.R * p.S; i += blockDim.x) {
+    int const r = i / p.S, s = i % p.S;
+    float sum = 0;
+    for (int other = 0; other < kStreamWarps; ++other)
+#pragma unroll
+      for (int j = 0; j < kStreamColumns; ++j) sum += sums[other][r][s + p.shift + j * stride][j];
+    nan = nan || sum != sum;
+    depthwise::store_sum<T>(p.out, p.partial, p.splits, c * p.w_k + r * p.w_r + s * p.w_s,
+                            (int64_t(split) * p.C + c) * p.R * p.S + i, sum);
+  }
+  if (__syncthreads_or(nan) == 0) return;
+  for (int i = warp; i < p.R * p.S; i += kStreamWarps) {
+    int const r = i / p.S, s = i % p.S;
+    float const sum = exact_sum<T, stride>(p, c, begin, end, r, s);
+    if (lane == 0)
+      depthwise::store_sum<T>(p.out, p.partial, p.splits, c * p.w_k + r * p.w_r + s * p.w_s,
+                              (int64_t(split) * p.C + c) * p.R * p.S + i, sum);
+  }
+}
+
+// A block sums over its share of the groups of images.
+template <class T, int R>
+__global__ void __launch_bounds__(kStreamPlanes * 32, 2) wgrad_planes(__grid_constant__ Params const p) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  constexpr int slot_both = slot_bytes(1) + 512;  // kSlotBytesY, and a power of two in all
+  int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = int(threadIdx.x) / 32;
+  int const units = p.C / kStreamPlanes, c0 = int(blockIdx.x % unsigned(units)) * kStreamPlanes, c = c0 + warp;
+  int const split = int(blockIdx.x / unsigned(units));
+  uint32_t const begin = uint32_t(uint64_t(p.walks) * split / p.splits);
+  uint32_t const end = uint32_t(uint64_t(p.walks) * (split + 1) / p.splits);
+  uint32_t const planes = ptx::shared_address(shared), planes_y = planes + p.images * p.in.H * p.in.W * 16;
+  uint32_t const slots = planes_y + p.images * p.out_H * p.out_W * 16 + warp * 2 * slot_both;
+  Unit const mine(p, lane % 8 + lane / 16 * 8), mine_y(p, lane % 16);
+  uint32_t const offset = ((mine.image * (p.span + 1) + mine.place) + lane / 8 % 2) * 16;
+  uint32_t const offset_y = slot_bytes(1) + (mine_y.exists ? mine_y.image * p.span + mine_y.place : kStreamUnits) * 16;
+  clear(slots, 2 * slot_both);
+
+  float acc[R][4] = {};
+  for (uint32_t index = begin; index < end; ++index) {
+    Walk const at(p, c, index);
+    int const images = int(depthwise::smaller(p.N - at.n0, p.images));
+    __syncthreads();
+    copy_planes<T>(p.in, at.n0, c0, images, planes);
+    copy_planes<T>(p.y, at.n0, c0, images, planes_y);
+    if (images < p.images) clear(slots, 2 * slot_both);
+    PlaneRows<T> const rows(p.in, images, warp, p.pad_w + p.shift + p.origin, (p.span + 1) * kStreamColumns, planes);
+    PlaneRows<T> const rows_y(p.y, images, warp, slot_bytes(1) / int(sizeof(T)) + p.origin, p.span * kStreamColumns,
+                              planes_y);
+    ptx::cp_async_wait_all();
+    __syncthreads();
+    uint32_t y[R][2] = {}, slot = 0;
+    int const steps = p.out_H + R - 1;
+#pragma unroll 1
+    for (int first = 0; first < steps; first += R) {
+#pragma unroll
+      for (int i = 0; i < R; ++i) {
+        int const step = first + i, h = step - p.pad_h;
+        if (step >= steps) break;
+        rows.copy(slots + slot, h, unsigned(h) < unsigned(p.in.H));
+        rows_y.copy(slots + slot, step, step < p.out_H);
+        __syncwarp();
+        uint32_t x[4];
+#pragma unroll
+        for (int r = R - 1; r > 0; --r) y[r][0] = y[r - 1][0], y[r][1] = y[r - 1][1];
+        ptx::ldmatrix_x4_trans(x, slots + slot + offset);
+        ptx::ldmatrix_x2_trans(y[0], slots + slot + offset_y);
+        slot ^= slot_both;
+#pragma unroll
+        for (int r = 0; r < R; ++r) ptx::mma_m16n8k16<T>(acc[r], x[0], x[1], x[2], x[3], y[r][0], y[r][1]);
+      }
+    }
+  }
+
+  __syncthreads();
+  float (*const sums)[R][16][kStreamColumns + 1] = reinterpret_cast<float (*)[R][16][kStreamColumns + 1]>(shared);
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sums[warp][r][g + j / 2 * 8][2 * t + j % 2] = acc[r][j];
+  __syncwarp();
+  bool nan = false;
+  auto store = [&](int tap, float sum) {
+    depthwise::store_sum<T>(p.out, p.partial, p.splits, c * p.w_k + tap / p.S * p.w_r + tap % p.S * p.w_s,
+                            (int64_t(split) * p.C + c) * p.R * p.S + tap, sum);
+  };
+  for (int tap = lane; tap < p.R * p.S; tap += 32) {
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < kStreamColumns; ++j) sum += sums[warp][tap / p.S][tap % p.S + p.shift + j][j];
+    nan = nan || sum != sum;
+    store(tap, sum);
+  }
+  if (!__any_sync(0xffffffffu, nan)) return;
+  for (int tap = 0; tap < p.R * p.S; ++tap) {
+    float const sum = exact_sum<T, 1>(p, c, begin, end, tap / p.S, tap % p.S);
+    if (lane == 0) store(tap, sum);
+  }
+}
+
+// ---- host side
+
+template <Op op, DType dtype, int R, int stride>
+cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  constexpr Row row{Family::stream, op, dtype, R, R, stride, stride == 2 ? Variant::nchw_s2 : Variant::nchw, ""};
+  using T = typename TypeOf<dtype>::type;
+  constexpr bool backward = op == Op::dgrad, sums = op == Op::wgrad;
+  constexpr bool spreads = backward && stride == 2;
+  StreamTile const t = stream_tile(row, op, problem, h200_sxm);
+  Strides const& in = backward ? problem.y : problem.x;
+  Strides const& out = backward ? problem.x : problem.y;
+  Strides const& w = problem.w;
+  Params p{};
+  p.in = {args.a, in.n, in.c, in.h, 1, t.in_H, t.in_W};
+  p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out = args.out, p.partial = args.workspace;
+  p.out_n = out.n, p.out_c = out.c, p.out_h = out.h;
+  p.w_k = w.n, p.w_r = w.h, p.w_s = w.w;
+  if (backward && !spreads) {
+    p.w = static_cast<T const*>(args.b) + (problem.R - 1) * w.h + (problem.S - 1) * w.w;
+    p.w_r = -w.h, p.w_s = -w.w;
+  }
+  p.N = problem.N, p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
+  p.out_H = t.out_H, p.out_W = t.out_W, p.pad_h = t.pad_h, p.pad_w = t.pad_w, p.pad_left = int(problem.pad_left);
+  p.origin = t.origin, p.shift = t.shift, p.splits = plan.split_k;
+  p.span = t.span, p.images = t.images, p.half = t.half, p.first = t.first, p.copies = t.copies;
+  p.copies_y = t.copies_y, p.rows = t.rows;
+  p.pieces = uint32_t(t.pieces), p.stretches = uint32_t(t.stretches), p.walks = uint32_t(t.walks());
+  int64_t const rings = int64_t(kStreamWarps) * ring(R, stride) * (slot_bytes(stride) + (sums ? kSlotBytesY : 0));
+  int64_t const shared = max64(rings, sums ? kStreamWarps * R * 16 * stride * (kStreamColumns + 1) * 4 : 0);
+  auto start = [&](auto* kernel, int64_t blocks) {
+    kernel<<<unsigned(blocks), kStreamWarps * 32, size_t(shared), stream>>>(p);
+    return cudaGetLastError();
+  };
+  if constexpr (sums) p.y = {args.b, out.n, out.c, out.h, 1, t.out_H, t.out_W};
+  if constexpr (stride == 1) {
+    if (t.planes) {
+      int64_t const bytes = max64(t.planes_bytes + kStreamPlanes * 2 * (slot_bytes(1) + (sums ? 512 : 0)),
+                                  sums ? kStreamPlanes * R * 16 * (kStreamColumns + 1) * 4 : 0);
+      auto start_planes = [&](auto* kernel, int64_t blocks) {
+        if (bytes > 48 * 1024)
+          if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)))
+            return error;
+        kernel<<<unsigned(blocks), kStreamPlanes * 32, size_t(bytes), stream>>>(p);
+        return cudaGetLastError();
+      };
+      int64_t const units = problem.C / kStreamPlanes;
+      if constexpr (!sums) {
+        return start_planes(gather_planes<T, R>, units * t.groups);
+      } else {
+        cudaError_t const error = start_planes(wgrad_planes<T, R>, units * p.splits);
+        if (error != cudaSuccess || p.splits == 1) return error;
+        return depthwise::launch_sum<T>(problem, plan, args, stream);
+      }
+    }
+  }
+  int const passes = int(ceil_div(t.images * t.copies, 32));
+  if constexpr (spreads) {
+    auto start_spread = [&](auto* kernel) {
+      kernel<<<unsigned(ceil_div(t.walks() * problem.C, kStreamWarps)), kStreamWarps * 32,
+               kStreamWarps * 8 * slot_bytes(1), stream>>>(p);
+      return cudaGetLastError();
+    };
+    if (t.width == 4 && passes == 1) return start_spread(spread<T, R, 4, 1>);
+    if (t.width == 4) return start_spread(spread<T, R, 4, 2>);
+    if (t.width == 2) return start_spread(spread<T, R, 2, 2>);
+    return start_spread(spread<T, R, 1, 4>);
+  } else if constexpr (!sums) {
+    int64_t const blocks = ceil_div(t.walks() * problem.C, kStreamWarps);
+    if (t.width == 4 && passes <= stride) return start(gather<T, R, stride, 4, stride>, blocks);
+    if (t.width == 4) return start(gather<T, R, stride, 4, stream_passes(stride, 4)>, blocks);
+    if (t.width == 2) return start(gather<T, R, stride, 2, stream_passes(stride, 2)>, blocks);
+    return start(gather<T, R, stride, 1, stream_passes(stride, 1)>, blocks);
+  } else {
+    auto* const kernel = t.width == 4 && passes <= stride ? wgrad<T, R, stride, 4, stride, 1>
+                         : t.width == 4                   ? wgrad<T, R, stride, 4, stream_passes(stride, 4), 1>
+                         : t.width == 2                   ? wgrad<T, R, stride, 2, stream_passes(stride, 2), 2>
+                                                          : wgrad<T, R, stride, 1, stream_passes(stride, 1), 4>;
+    cudaError_t const error = start(kernel, problem.C * p.splits);
+    if (error != cudaSuccess || p.splits == 1) return error;
+    return depthwise::launch_sum<T>(problem, plan, args, stream);
+  }
+}
+
+}  // namespace conv2d_ext::stream
+
+#define CONV2D_EXT_STREAM_INSTANCE(family, op, dtype, tm, tn, tk, variant)              \
+  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
+      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
+    return stream::launch<Op::op, DType::dtype, tm, tk>(p, plan, args, stream);         \
+  }
