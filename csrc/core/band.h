@@ -166,7 +166,8 @@ constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, Device c
   // Multiplications of 16 x 8 x 16, or their FMAs.
   double const product_ns = p.dtype == DType::f32 ? 2048 / (128 * 1.755 * 0.75) : 1.6 / 1.755;
   // As measured, the copies of a step included.
-  double const slower = is_nhwc(row.variant) ? 2.6 : 1.7;
+  bool const few_taps = p.R <= 7 && p.S <= 7;  // copies alone
+  double const slower = is_nhwc(row.variant) ? 2.6 : few_taps ? 4.0 : 1.7;
   double const step_ns = (700 + products * product_ns) * slower, sums = double(p.K) * double(p.R) * double(p.S);
   Estimate best;
   for (int64_t split = 1; split <= t.steps() && split <= 64; ++split) {

@@ -36,8 +36,8 @@ constexpr double depthwise_nchw_ns(Row const& row, Op op, Problem const& p, doub
     return bytes;
   };
   int const x = bytes_of(p.x, p.x_align), y = bytes_of(p.y, p.y_align), bytes = x < y ? x : y;
-  double narrow = bytes >= 16 ? 1.0 : bytes >= 8 ? (element == 2 ? 1.2 : 1.7) : bytes >= 4 ? 4.0 : 6.0;
-  if (p.Q() <= 16) narrow *= 1.5;
+  double narrow = bytes >= 16 ? 1.0 : bytes >= 8 ? (element == 2 ? 1.2 : 1.7) : bytes >= 4 ? 1.9 : 2.9;
+  if (p.Q() <= 16) narrow *= p.Q() <= 8 ? 3.7 : 1.9;
   double const slower = (element == 2 ? 1.15 : 1.0) * (row.tile_m == 7 ? 1.1 : 1.0) *
                         (op == Op::wgrad                      ? 1.3
                          : op == Op::dgrad && row.tile_k == 2 ? 1.35

@@ -191,10 +191,11 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
   if (!halves) {
     StreamF32Tile const t = stream_f32_tile(row, op, p, d);
     double const steps = double(t.walks()) * (sums ? double(p.C) : 1.0) * (t.rows + row.tile_m + 9);
-    double const step_ns = (40 + 4.0 * double(p.R) * double(p.S)) / (9.6 * d.sm_count);
+    double const single = row.tile_m == 3 && t.width == 1 ? 60 : 0;  // loads of single elements
+    double const step_ns = (40 + single + 4.0 * double(p.R) * double(p.S)) / (9.6 * d.sm_count);
     // Small images leave lanes without work; rows of outputs off 16 bytes are stored in pieces.
-    double const lanes = t.out_W <= 16 ? 1.5 : 1.0, pieces = t.out_W % 4 == 0 ? 1.0 : 1.4;
-    double const slower = sums ? 1.3 : row.tile_m == 3 ? 0.6 : 1.0;
+    double const lanes = t.out_W <= 16 ? (sums ? 2.2 : 1.5) : 1.0, pieces = t.out_W % 4 == 0 ? 1.0 : 1.4;
+    double const slower = sums ? 1.1 : row.tile_m == 3 ? 0.6 : 1.0;
     double const ns = 3000 + memory_ns * (sums ? 1.0 : pieces) + steps * step_ns * lanes * slower;
     return with_splits(ns, row.tile_m == 3 ? 4 : 6, double(p.C), double(ceil_div(t.walks(), kStreamWarps)));
   }
