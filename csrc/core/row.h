@@ -8,7 +8,7 @@
 
 namespace conv2d_ext {
 
-enum class Family : uint8_t { tma, igemm, simt, depthwise, grouped, band, diagonal, strip };
+enum class Family : uint8_t { tma, igemm, simt, depthwise, grouped, band, column, diagonal, strip };
 enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2, im2col, halo, pointwise };
 
 struct Row {
@@ -58,6 +58,13 @@ struct Estimate {
 // Can a group's channels be read and written as vectors of v elements?
 constexpr bool channel_vectors(Strides const& s, int align, int64_t channels, int v, DType t) {
   return s.c == 1 && channels % v == 0 && s.n % v == 0 && s.h % v == 0 && s.w % v == 0 && align >= v * size_of(t);
+}
+
+// Sizes and strides that a tensor map can hold; a dimension of size one has stride 0 in a Problem.
+constexpr bool map_supports(Strides const& s, int64_t n, int64_t h, int64_t w, DType t) {
+  constexpr int64_t most = int64_t(1) << 31;
+  auto stride = [t](int64_t size, int64_t v) { return size == 1 || (v > 0 && v * size_of(t) < int64_t(1) << 40); };
+  return n < most && h < most && w < most && stride(n, s.n) && stride(h, s.h) && stride(w, s.w);
 }
 
 constexpr bool is_nhwc(Variant v) { return v == Variant::nhwc || v == Variant::nhwc_s2; }

@@ -33,13 +33,6 @@ constexpr bool im2col_supports(Walk const& w, int64_t extent) {
   return w.stride <= 8 && corner(w.lower) && corner(box_upper(w, extent)) && (w.taps - 1) * w.tap_stride <= 255;
 }
 
-// Sizes and strides that a tensor map can hold; a dimension of size one has stride 0 in a Problem.
-constexpr bool map_supports(Strides const& s, int64_t n, int64_t h, int64_t w, DType t) {
-  constexpr int64_t most = int64_t(1) << 31;
-  auto stride = [t](int64_t size, int64_t v) { return size == 1 || (v > 0 && v * size_of(t) < int64_t(1) << 40); };
-  return n < most && h < most && w < most && stride(n, s.n) && stride(h, s.h) && stride(w, s.w);
-}
-
 // Channels of the reduction that one instruction takes (TF32: a step); those of the next group must not be among them.
 constexpr int tma_together(DType t) { return t == DType::f32 ? 32 : 16; }
 
