@@ -75,10 +75,11 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   // Few idle lanes, little halo.
   ColumnTile t;
   double best = 0;
-  for (int64_t tiles = 1; tiles <= min64(all, 64); ++tiles) {
+  int64_t most_strips = min64(all, most / (piece / vector));
+  while (axis.extent(int(most_strips) * width) > 256) --most_strips;
+  int64_t const first = ceil_div(all, most_strips);
+  for (int64_t tiles = first; tiles <= min64(all, first + 7); ++tiles) {
     int64_t const strips = ceil_div(all, tiles);
-    if (axis.extent(int(strips) * width) > 256 || strips > most) continue;
-    if (best != 0 && tiles > 8) break;
     double const halo = double(axis.extent(int(strips) * width)) / axis.advance(int(strips) * width);
     double const memory = 32 * size * (axis.advance(width) * vector * halo + outputs) / kColumnBytes *
                           double(tiles * strips) / double(all);
@@ -149,6 +150,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     consider(4 * even);
     consider(t.units);
   }
+  if (t.ns == 0) consider(t.units);  // there is no room for partial sums
   return t;
 }
 
@@ -165,7 +167,6 @@ constexpr bool column_supports(Row const& row, Op op, Problem const& p) {
   constexpr int64_t most = int64_t(1) << 30;
   double const columns = double(max64(p.W, p.Q())) + 8, rows = double(max64(p.H, p.P())) + 8;
   return p.H + p.pad_top + p.pad_bottom < most && p.W + p.pad_left + p.pad_right < most &&
-         double(p.N) * columns * rows * double(p.C) / 8 < double(most) * 64 &&
          double(p.N) * columns * rows < double(most);
 }
 

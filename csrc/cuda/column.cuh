@@ -30,7 +30,7 @@ struct Params {
   int64_t out_n, out_h, out_w;
   int64_t N;
   int C, H, W, P, Q, pad_h, start_w, origin;  // start_w: first input column
-  int channels, strips, images;  // of a block
+  int channels, strips, images;               // of a block
   int slices, tiles_w, units, each, shares;
   int stages, in_bytes, y_bytes, in_copied, y_copied;  // copied: without the padding to 128 bytes
 };
