@@ -40,8 +40,9 @@ constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, D
       any && op == Op::dgrad ? double(p.stride_h) * double(p.stride_w) : 1.0;  // taps that do not meet
   double const memory_ns = elements * size_of(p.dtype) / ((any ? 2000 : 3500) * sms);
   double const fma_ns = work * phases / ((any ? 300 : 17000) * sms * lanes * f64);
-  // 16-bit types: their conversions (docs/tuning.md).
-  double const slower = any || size_of(p.dtype) > 2 ? 1.0 : nhwc ? 2.1 : 1.4;
+  // 16-bit types: their conversions; 3x3 in channels_last: as measured (docs/tuning.md).
+  bool const wide = size_of(p.dtype) > 2;
+  double const slower = any || (wide && !(nhwc && row.tile_m == 3)) ? 1.0 : nhwc ? 2.1 : 1.4;
   Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) * slower + (any ? 5000.0 : 4000.0), 1};
   if (op != Op::wgrad) return best;
   double const units = any ? double(ceil_div(p.K, nhwc ? 32 : 1)) * double(ceil_div(p.R * p.S, 32))

@@ -48,7 +48,7 @@ __device__ inline Strip strip_of(Params const& p, int index, int end) {
   int const height = op == Op::dgrad ? p.H : p.P;
   Strip u;
   u.h0 = depthwise::split_off(rest, height);
-  u.w0 = depthwise::split_off(rest, p.tiles_w) * p.strips * column_width(R);
+  u.w0 = depthwise::split_off(rest, p.tiles_w) * p.strips * kColumnWidth;
   u.n0 = int(rest) * p.images;
   u.rows = height - u.h0 < end - index ? height - u.h0 : end - index;
   if constexpr (op == Op::dgrad) {
@@ -133,17 +133,10 @@ __device__ inline void load(uint32_t shared, float (&v)[V]) {
 #pragma unroll
       for (int e = 0; e < V; ++e) v[e] = widen(h.v[e]);
     }
-  } else if constexpr (sizeof(T) * V == 4) {
-    uint32_t const q = ptx::ld_shared(shared);
-    if constexpr (V == 1) {
-      v[0] = __uint_as_float(q);
-    } else {
-      Vector<T, 2> const h = *reinterpret_cast<Vector<T, 2> const*>(&q);
-      v[0] = widen(h.v[0]), v[1] = widen(h.v[1]);
-    }
   } else {
-    uint16_t const q = ptx::ld_shared_u16(shared);
-    v[0] = widen(*reinterpret_cast<T const*>(&q));
+    uint32_t const q = ptx::ld_shared(shared);
+    Vector<T, 2> const h = *reinterpret_cast<Vector<T, 2> const*>(&q);
+    v[0] = widen(h.v[0]), v[1] = widen(h.v[1]);
   }
 }
 
@@ -165,7 +158,7 @@ template <class T, Op op, int R, int stride>
 __global__ void __launch_bounds__(column_threads(R), 65536 / column_threads(R) / column_registers(R))
     gather(__grid_constant__ Params const p) {
   constexpr ColumnAxis axis{op == Op::dgrad, R, stride};
-  constexpr int V = column_vector(R), width = column_width(R), IW = axis.extent(width);
+  constexpr int V = column_vector(R), width = kColumnWidth, IW = axis.extent(width);
   // Sums of output rows that further input rows meet. dgrad: `stride` of them are complete after every input row, else
   // one after every `stride` of them.
   constexpr bool backward = op == Op::dgrad;
@@ -292,7 +285,7 @@ __device__ __noinline__ float exact_sum(Params const& p, int begin, int end, int
       for (int row = strip.h0; row < strip.h0 + strip.rows; ++row) {
         int const h = row * stride - p.pad_h + r;
         if (unsigned(h) >= unsigned(p.H)) continue;
-        for (int q = strip.w0; q < strip.w0 + p.strips * column_width(R) && q < p.Q; ++q) {
+        for (int q = strip.w0; q < strip.w0 + p.strips * kColumnWidth && q < p.Q; ++q) {
           int const v = q * stride + p.start_w + s;
           if (unsigned(v) < unsigned(p.W))
             sum = fmaf(widen(x[h * p.x_h + v * p.x_w]), widen(y[row * p.y_h + q * p.y_w]), sum);
@@ -307,7 +300,7 @@ template <class T, int R, int stride>
 __global__ void __launch_bounds__(column_threads(R), 65536 / column_threads(R) / column_registers(R))
     wgrad(__grid_constant__ Params const p) {
   constexpr ColumnAxis axis{false, R, stride};
-  constexpr int V = column_vector(R), width = column_width(R), IW = axis.extent(width), taps = R * R;
+  constexpr int V = column_vector(R), width = kColumnWidth, IW = axis.extent(width), taps = R * R;
   // Rows of y that an input row meets, in a cycle of input rows that is unrolled: row u meets slot(u, r) with tap r.
   constexpr int slots = (R + stride - 1) / stride, period = slots * stride;
   constexpr auto slot = [](int u, int r) {
@@ -433,7 +426,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.slices = int(t.slices), p.tiles_w = int(t.tiles_w);
   p.units = int(t.units), p.each = int(t.each), p.shares = int(t.shares);
   p.stages = t.stages, p.in_bytes = int(t.in_bytes), p.y_bytes = int(t.y_bytes);
-  constexpr int width = column_width(R);
+  constexpr int width = kColumnWidth;
   int const columns = axis.extent(t.strips * width), pixel = t.channels * t.images * int(sizeof(T));
   p.in_copied = columns * pixel, p.y_copied = t.strips * width * pixel;
   tma::Tensor4 const from{

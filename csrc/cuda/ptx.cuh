@@ -90,12 +90,6 @@ __device__ inline uint32_t ld_shared(uint32_t shared) {
   return v;
 }
 
-__device__ inline uint16_t ld_shared_u16(uint32_t shared) {
-  uint16_t v;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(shared) : "memory");
-  return v;
-}
-
 __device__ inline uint2 ld_shared_v2(uint32_t shared) {
   uint2 v;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(shared) : "memory");

@@ -1,2 +1,0 @@
-#include "../column.cuh"
-CONV2D_EXT_COLUMN_7(CONV2D_EXT_COLUMN_INSTANCE, bf16)
