@@ -10,7 +10,7 @@ import torch
 from calls import OPS, alignment, call, candidates, plan
 from cases import BY_NAME, CASES, DTYPES, Case
 from layouts import LAYOUTS
-from reference import bits, error, exact, same_bits, tolerance
+from reference import bits, error, exact, of_tensors, same_bits, tolerance
 from torch import Tensor
 
 import conv2d_ext  # noqa: F401
@@ -137,6 +137,27 @@ def test_every_row_is_exact_on_small_integers(case: Case, dtype: torch.dtype, la
         found += [(run(row=row) != true).any() for row in rows]
     wrong = [name for name, differs in zip(names, torch.stack(found).tolist(), strict=True) if differs]
     assert not wrong, f"not exact: {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float32), ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("name", ("depthwise", "depthwise_5x5", "depthwise_5x5_stride2_four_pads", "depthwise_slices"))
+def test_an_infinite_pixel_reaches_the_taps_that_meet_it_in_every_depthwise_row(
+    name: str, dtype: torch.dtype, cuda: str
+) -> None:
+    """Beside the image's edge a kernel may multiply a pixel with a gradient that it made zero."""
+    case = BY_NAME[name]
+    x, w, b = case.tensors(cuda, dtype, "nhwc")
+    go = case.grad_output(cuda, dtype, "nhwc")
+    for index in ((0, 0, 0, 0), (-1, -1, -1, -1), (0, case.C // 2, -1, -1)):
+        x[index] = float("inf")
+    infinite = of_tensors(case, x, w, None, go).grad_weight.isfinite().logical_not().to(cuda)
+    run = call("wgrad", case, x, w, b, go)
+    sms, capability = machine()
+    tensors = problem("wgrad", x, w, go, run())
+    rows = candidates(plan("wgrad", case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability))
+    for row in rows:
+        if ROWS[row].startswith(("column_", "diagonal_", "depthwise_")):
+            assert torch.equal(run(row=row).isfinite().logical_not(), infinite), ROWS[row]
 
 
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.

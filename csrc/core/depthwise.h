@@ -63,8 +63,9 @@ constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, D
   double const full = double(ceil_div(outputs, together) * together) / double(max64(outputs, 1));
   double const idle = any && op != Op::wgrad && full > 2 ? full / 2 : 1.0;
   double const fma_ns = work * phases * idle / ((any ? 300 : 17000) * sms * lanes * f64);
-  // 16-bit types: their conversions (docs/tuning.md).
-  double const slower = any || size_of(p.dtype) > 2 ? 1.0 : nhwc ? 2.1 : 1.4;
+  // 16-bit types: their conversions; 3x3 in channels_last: as measured (docs/tuning.md).
+  bool const wide = size_of(p.dtype) > 2;
+  double const slower = any || (wide && !(nhwc && row.tile_m == 3)) ? 1.0 : nhwc ? 2.1 : 1.4;
   Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) * slower + (any ? 5000.0 : 4000.0), 1};
   if (!any && !nhwc) best.ns = depthwise_nchw_ns(row, op, p, memory_ns, fma_ns);
   if (op != Op::wgrad) return best;

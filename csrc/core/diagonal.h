@@ -7,11 +7,8 @@ namespace conv2d_ext {
 
 inline constexpr int kDiagonalGroups = 6, kDiagonalStages = 3;
 
-// A block walks down a strip of the image in steps of so many rows.
-constexpr int diagonal_step(int R) { return R == 3 ? 6 : R; }
 // Blocks hide each other's copies: as many an SM as the registers allow.
-constexpr int diagonal_blocks(Op op, int R) { return R == 3 ? 3 : 2; }
-constexpr int diagonal_shared_bytes(Op op, int R) { return 225 * 1024 / diagonal_blocks(op, R) - 1024; }
+inline constexpr int kDiagonalBlocks = 2;
 
 struct DiagonalTile {
   int rows = 1, strips = 1;  // outputs of a block: rows, and strips of 16 pixels
@@ -52,19 +49,19 @@ constexpr DiagonalTile diagonal_tile(int64_t N, int64_t out_H, int64_t out_W, in
   // Enough blocks for several an SM; a tile's rows of halo are read twice.
   int64_t const units = t.pairs ? ceil_div(N, 2) : N, wanted = 132 * 12;
   int64_t const columns = t.tiles_w * t.channel_units;
-  int const least = 4 * diagonal_step(R);
+  int const least = 4 * R;
   t.tiles_h = max64(1, min64(ceil_div(wanted, max64(columns * units, 1)), out_H / least));
   t.rows = int(ceil_div(out_H, t.tiles_h)), t.tiles_h = ceil_div(out_H, t.rows);
   t.images = int(max64(1, min64(min64(columns * t.tiles_h * units / wanted, units), 64)));
   t.image_units = ceil_div(units, t.images);
-  t.plane_bytes = ((int64_t(diagonal_step(R)) * t.pitch) | 1) * 16;  // odd: a pixel's groups are in different banks
+  t.plane_bytes = ((int64_t(R) * t.pitch) | 1) * 16;  // odd: a pixel's groups are in different banks
   t.shared_bytes = kDiagonalStages * t.plane_bytes * t.groups;
   return t;
 }
 
 // wgrad: a block walks down strips of images, in steps of R rows of x and of y.
 struct DiagonalSumsTile {
-  int rows = 1, strips = 1, groups = 1;
+  int rows = 1, groups = 1;
   bool pairs = false;            // images of up to 8 columns: a strip is two images
   int pitch_x = 1, pitch_y = 1;  // pixels of a row in shared memory
   int64_t tiles_h = 1, tiles_w = 1, channel_units = 1, image_units = 1;
@@ -79,9 +76,8 @@ constexpr DiagonalSumsTile diagonal_sums_tile(Problem const& p, int R, int S) {
   DiagonalSumsTile t;
   t.groups = diagonal_groups(p.C), t.channel_units = ceil_div(p.C, 8 * t.groups);
   t.pairs = p.Q() <= 8 && p.N > 1, t.image_units = t.pairs ? ceil_div(p.N, 2) : p.N;
-  t.strips = p.Q() <= 16 || R != 3 ? 1 : 2;
-  t.tiles_w = ceil_div(p.Q(), 16 * t.strips);
-  t.pitch_y = 16 * t.strips, t.pitch_x = t.pairs ? 2 * (8 + S - 1) : t.pitch_y + S - 1;
+  t.tiles_w = ceil_div(p.Q(), 16);
+  t.pitch_y = 16, t.pitch_x = t.pairs ? 2 * (8 + S - 1) : t.pitch_y + S - 1;
   int64_t const wanted = 132 * 12, columns = t.tiles_w * t.channel_units * t.image_units;
   t.tiles_h = max64(1, min64(ceil_div(wanted, max64(columns, 1)), p.H / (8 * R)));
   t.rows = int(ceil_div(ceil_div(p.H, t.tiles_h), R) * R), t.tiles_h = ceil_div(p.H, t.rows);
@@ -109,10 +105,10 @@ constexpr bool diagonal_supports(Row const& row, Op op, Problem const& p) {
 
 constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Device const& d) {
   DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
-  int const resident = diagonal_blocks(Op::wgrad, row.tile_m) * d.sm_count;
+  int const resident = kDiagonalBlocks * d.sm_count;
   // Of a strip, where each SM has one.
   double const copied = (t.rows + row.tile_m) * double(t.pitch_x + t.pitch_y) * t.groups * 16;
-  double const products = double(t.rows) * t.strips * t.groups * ((row.tile_m + 1) / 2) * row.tile_n;
+  double const products = double(t.rows) * t.groups * ((row.tile_m + 1) / 2) * row.tile_n;
   double const copy_ns = copied / 3500 * d.sm_count, multiply_ns = products * 1.6 / 1.755;
   double const unit_ns = overlapped(copy_ns, multiply_ns), sums = double(p.K) * double(p.R) * double(p.S);
   Estimate best;

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "band.h"
+#include "column.h"
 #include "depthwise.h"
 #include "diagonal.h"
 #include "gemm.h"
@@ -31,6 +32,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return d.compute_capability >= 80 && depthwise_supports(row, p);
     case Family::grouped:
       return hopper && grouped_supports(row, op, p);
+    case Family::column:
+      return hopper && column_supports(row, op, p);
     case Family::diagonal:
       return hopper && diagonal_supports(row, op, p);
     case Family::strip:
@@ -62,6 +65,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return depthwise_estimate(row, op, p, d);
     case Family::grouped:
       return grouped_estimate(row, op, p, d);
+    case Family::column:
+      return column_estimate(row, op, p, d);
     case Family::diagonal:
       return diagonal_estimate(row, op, p, d);
     case Family::strip:
@@ -84,6 +89,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     }
     case Family::depthwise:
     case Family::band:
+    case Family::column:
     case Family::diagonal:
     case Family::strip:
     case Family::stream:

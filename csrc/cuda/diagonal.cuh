@@ -3,7 +3,7 @@
 //   out[16 pixels, 8 channels] += in[the pixels, moved by the tap; 8 channels] * diagonal(w[tap, 8 channels]).
 // Seven eighths of the multiplications are with zeros, but no element is converted, and an instruction does 256 of use.
 //
-// A block walks down a strip of an image in steps of some rows, which wait in shared memory, in a ring of stages, as
+// A block walks down a strip of an image in steps of R rows, which wait in shared memory, in a ring of stages, as
 // planes [row][pixel] of 8 channels, one for each warp. A row of inputs, loaded by ldmatrix once for each s, is
 // multiplied with R filter rows into R rows of sums, which a warp holds from step to step; a finished row takes the
 // place of the inputs of the step, and then goes to memory. Images of up to 8 columns go in pairs: pixels 8 to 15 are
@@ -22,8 +22,6 @@ namespace conv2d_ext::diagonal {
 using depthwise::Divisor;
 
 constexpr int kMaxThreads = 32 * kDiagonalGroups;
-template <int R>
-constexpr int kStepRows = diagonal_step(R);
 
 // A tensor as a block copies it: planes of rows * pitch pixels.
 struct Image {
@@ -194,8 +192,7 @@ __device__ inline void walk(float (&acc)[R][NS][4], uint32_t const (&taps)[R][S]
 }
 
 template <class T, int R, int S, int NS>
-__global__ void __launch_bounds__(kMaxThreads, diagonal_blocks(Op::fprop, R)) gather(__grid_constant__ Params const p) {
-  constexpr int step_rows = kStepRows<R>;
+__global__ void __launch_bounds__(kMaxThreads, kDiagonalBlocks) gather(__grid_constant__ Params const p) {
   extern __shared__ __align__(16) unsigned char shared[];
   uint32_t index = blockIdx.x;
   Where at;
@@ -207,7 +204,7 @@ __global__ void __launch_bounds__(kMaxThreads, diagonal_blocks(Op::fprop, R)) ga
   at.n0 = int64_t(index) * p.images * images;
   at.images = int(depthwise::smaller(p.N - at.n0, p.images * images));
   int const rows = p.out_H - at.p0 < p.rows ? p.out_H - at.p0 : p.rows;
-  int const steps_of_image = (rows + R - 1 + step_rows - 1) / step_rows;
+  int const steps_of_image = (rows + R - 1 + R - 1) / R;
   int const steps = (at.images + images - 1) / images * steps_of_image, stage_bytes = p.groups * p.in.plane_bytes;
 
   int next = 0, next_row = 0, next_image = 0;
@@ -216,8 +213,8 @@ __global__ void __launch_bounds__(kMaxThreads, diagonal_blocks(Op::fprop, R)) ga
       load_rows<T>(p.in, at, next_image, half, at.p0 - p.pad_h + next_row, at.q0 - p.pad_w, p.groups, p.groups_of,
                    shared + next % kDiagonalStages * stage_bytes);
     ptx::cp_async_commit_group();
-    ++next, next_row += step_rows;
-    if (next_row >= steps_of_image * step_rows) next_row = 0, next_image += images;
+    ++next, next_row += R;
+    if (next_row >= steps_of_image * R) next_row = 0, next_image += images;
   };
 #pragma unroll
   for (int stage = 0; stage < kDiagonalStages - 1; ++stage) load();
@@ -245,21 +242,17 @@ __global__ void __launch_bounds__(kMaxThreads, diagonal_blocks(Op::fprop, R)) ga
     load();
     uint32_t const stage = step % kDiagonalStages * stage_bytes;
     if (exists) {
-#pragma unroll
-      for (int part = 0; part < step_rows / R; ++part) {
-        uint32_t const to = plane + stage + part * R * row_bytes, from = to + lane / 16 * 16;
-        int const i = i0 + part * R;
-        if (i >= R && i + R <= rows)
-          walk<T, R, S, NS, false>(acc, taps, bias0, bias1, from, to, row_bytes, i, rows, most);
-        else
-          walk<T, R, S, NS, true>(acc, taps, bias0, bias1, from, to, row_bytes, i, rows, most);
-      }
+      uint32_t const to = plane + stage, from = to + lane / 16 * 16;
+      if (i0 >= R && i0 + R <= rows)
+        walk<T, R, S, NS, false>(acc, taps, bias0, bias1, from, to, row_bytes, i0, rows, most);
+      else
+        walk<T, R, S, NS, true>(acc, taps, bias0, bias1, from, to, row_bytes, i0, rows, most);
     }
     __syncthreads();
     int const first = i0 < R - 1 ? R - 1 - i0 : 0, past = rows + R - 1 - i0;
-    store_rows<T>(p, at, image, at.p0 + i0 - (R - 1), first, past < step_rows ? past : step_rows, shared + stage);
-    i0 += step_rows;
-    if (i0 >= steps_of_image * step_rows) i0 = 0, image += images;
+    store_rows<T>(p, at, image, at.p0 + i0 - (R - 1), first, past < R ? past : R, shared + stage);
+    i0 += R;
+    if (i0 >= steps_of_image * R) i0 = 0, image += images;
   }
   if (__syncthreads_or(has_nan<T>(most)) != 0) store_again<T>(p, at);
 }
@@ -291,7 +284,7 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
           in.w,
           backward ? P : int(problem.H),
           backward ? Q : int(problem.W),
-          diagonal_step(R),
+          R,
           t.pitch,
           int(t.plane_bytes)};
   auto* kernel = gather<T, R, S, 1>;

@@ -20,7 +20,7 @@ struct SumsParams {
   void* partial;
   int64_t w_k, w_r, w_s, N;
   int units, C, R, S, pad_h, pad_w;
-  int tiles_h, tiles_w, channel_units, groups, rows, strips, splits;
+  int tiles_h, tiles_w, channel_units, groups, rows, splits;
   bool pairs;
   Divisor groups_of;
 };
@@ -33,7 +33,7 @@ struct Strip {
 __device__ inline Strip strip_of(SumsParams const& p, int unit) {
   uint32_t rest = uint32_t(unit);
   Strip s;
-  s.q0 = depthwise::split_off(rest, p.tiles_w) * 16 * p.strips;
+  s.q0 = depthwise::split_off(rest, p.tiles_w) * 16;
   s.h0 = depthwise::split_off(rest, p.tiles_h) * p.rows;
   s.rows = p.x.H - s.h0 < p.rows ? p.x.H - s.h0 : p.rows;
   s.n0 = int(rest);
@@ -53,7 +53,7 @@ __device__ __noinline__ float exact_sum(SumsParams const& p, int begin, int end,
       for (int h = at.h0; h < at.h0 + at.rows; ++h) {
         int const row = h + p.pad_h - r;
         if (unsigned(row) >= unsigned(p.y.H)) continue;
-        for (int q = at.q0; q < at.q0 + 16 * p.strips && q < p.y.W; ++q) {
+        for (int q = at.q0; q < at.q0 + 16 && q < p.y.W; ++q) {
           int const w = q + s - p.pad_w;
           if (unsigned(w) < unsigned(p.x.W))
             sum = fmaf(widen(x[h * p.x.h + w * p.x.w]), widen(y[row * p.y.h + q * p.y.w]), sum);
@@ -65,8 +65,7 @@ __device__ __noinline__ float exact_sum(SumsParams const& p, int begin, int end,
 }
 
 template <class T, int R, int S>
-__global__ void __launch_bounds__(kMaxThreads, diagonal_blocks(Op::wgrad, R))
-    wgrad(__grid_constant__ SumsParams const p) {
+__global__ void __launch_bounds__(kMaxThreads, kDiagonalBlocks) wgrad(__grid_constant__ SumsParams const p) {
   constexpr int pairs = (R + 1) / 2, stages = kDiagonalSumsStages;
   static_assert(2 * pairs - 1 <= R, "a row of x meets rows of y of two stages");
   extern __shared__ __align__(16) unsigned char shared[];
@@ -122,31 +121,29 @@ __global__ void __launch_bounds__(kMaxThreads, diagonal_blocks(Op::wgrad, R))
       load();
       if (row < 0 || group >= at.groups) continue;
       uint32_t const stage = step % stages * stage_bytes, last = (step + stages - 1) % stages * stage_bytes;
-      for (int ns = 0; ns < p.strips; ++ns) {
-        uint32_t const from_x = x + stage + ns * 256;
-        uint32_t const now = y + stage + ns * 256, before = y + last + ns * 256 + R * pitch_y;
+      uint32_t const from_x = x + stage;
+      uint32_t const now = y + stage, before = y + last + R * pitch_y;
 #pragma unroll
-        for (int u = 0; u < R; ++u) {
-          uint32_t b[S + 1][2];
+      for (int u = 0; u < R; ++u) {
+        uint32_t b[S + 1][2];
 #pragma unroll
-          for (int s = 0; s < S; s += 2) {
-            uint32_t v[4];
-            if (s + 1 < S) {
-              ptx::ldmatrix_x4_trans(v, from_x + u * pitch_x + s * 16);
-              b[s + 1][0] = v[2], b[s + 1][1] = v[3];
-            } else {
-              ptx::ldmatrix_x2_trans(reinterpret_cast<uint32_t (&)[2]>(v), from_x + u * pitch_x + s * 16);
-            }
-            b[s][0] = v[0], b[s][1] = v[1];
+        for (int s = 0; s < S; s += 2) {
+          uint32_t v[4];
+          if (s + 1 < S) {
+            ptx::ldmatrix_x4_trans(v, from_x + u * pitch_x + s * 16);
+            b[s + 1][0] = v[2], b[s + 1][1] = v[3];
+          } else {
+            ptx::ldmatrix_x2_trans(reinterpret_cast<uint32_t (&)[2]>(v), from_x + u * pitch_x + s * 16);
           }
+          b[s][0] = v[0], b[s][1] = v[1];
+        }
 #pragma unroll
-          for (int k = 0; k < pairs; ++k) {
-            int const up = u - 2 * k;  // rows `up` and `up` - 1 of y
-            uint32_t a[4];
-            ptx::ldmatrix_x4_trans(a, (up > 0 || (up == 0 && !above) ? now : before) + up * pitch_y);
+        for (int k = 0; k < pairs; ++k) {
+          int const up = u - 2 * k;  // rows `up` and `up` - 1 of y
+          uint32_t a[4];
+          ptx::ldmatrix_x4_trans(a, (up > 0 || (up == 0 && !above) ? now : before) + up * pitch_y);
 #pragma unroll
-            for (int s = 0; s < S; ++s) ptx::mma_m16n8k16<T>(acc[k][s], a[0], a[1], a[2], a[3], b[s][0], b[s][1]);
-          }
+          for (int s = 0; s < S; ++s) ptx::mma_m16n8k16<T>(acc[k][s], a[0], a[1], a[2], a[3], b[s][0], b[s][1]);
         }
       }
     }
@@ -183,7 +180,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.N = problem.N, p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
   p.tiles_h = int(t.tiles_h), p.tiles_w = int(t.tiles_w), p.channel_units = int(t.channel_units);
-  p.units = int(t.units()), p.groups = t.groups, p.rows = t.rows, p.strips = t.strips, p.pairs = t.pairs;
+  p.units = int(t.units()), p.groups = t.groups, p.rows = t.rows, p.pairs = t.pairs;
   p.groups_of = Divisor(uint32_t(t.groups));
   auto* const kernel = wgrad<T, R, S>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))

@@ -95,6 +95,12 @@ __device__ inline uint32_t ld_shared(uint32_t shared) {
   return v;
 }
 
+__device__ inline uint2 ld_shared_v2(uint32_t shared) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(shared) : "memory");
+  return v;
+}
+
 // 16 bytes to shared memory.
 __device__ inline void st_shared_v4(uint32_t shared, uint4 v) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)

@@ -1,0 +1,179 @@
+// The tile of cuda/column.cuh for a problem: shared by the planner and the launcher.
+#pragma once
+
+#include "depthwise.h"
+
+namespace conv2d_ext {
+
+inline constexpr int kColumnStages = 12;
+
+// A thread's channels, and outputs in a row: its sums and its filter are in registers.
+constexpr int column_vector(int R) { return R == 3 ? 4 : 2; }
+inline constexpr int kColumnWidth = 4;
+constexpr int column_registers(int R) { return R == 3 ? 128 : 144; }
+constexpr int column_threads(int R) { return R == 3 ? 256 : 224; }
+
+// Along one axis: which input, counted from the strip's first, output a meets with tap r.
+//   fprop, wgrad: a * stride + r     dgrad: (a + parity - r) / stride + low where that divides, else none
+struct ColumnAxis {
+  bool backward;
+  int R, stride;
+
+  constexpr int parity() const { return backward ? (R - 1) / 2 % stride : 0; }  // of 'same' padding; others move strips
+  constexpr int low() const { return backward ? (R - 1 - parity()) / stride : 0; }
+  constexpr int index(int a, int r) const {
+    if (!backward) return a * stride + r;
+    int const t = a + parity() - r;
+    return t % stride != 0 ? -1 : t / stride + low();
+  }
+  // Is tap r the one with which output a meets its first input?
+  constexpr bool first(int a, int r) const {
+    if (!backward) return r == 0;
+    return r + stride >= R;
+  }
+  // How many inputs `count` neighbouring outputs meet, and how far the inputs of `count` outputs are from the next's.
+  constexpr int extent(int count) const {
+    return backward ? (count - 1 + parity()) / stride + low() + 1 : (count - 1) * stride + R;
+  }
+  constexpr int advance(int count) const { return backward ? count / stride : count * stride; }
+  // The first output of the first strip, and the coordinate of its index 0.
+  constexpr int64_t origin(int64_t pad) const { return backward ? -((pad + parity()) % stride) : 0; }
+  constexpr int64_t start(int64_t pad) const {
+    return backward ? (origin(pad) + pad - parity()) / stride - low() : -pad;
+  }
+};
+
+struct ColumnTile {
+  int channels = 8, strips = 1, images = 1;  // of a block
+  int64_t slices = 1, tiles_w = 1, image_units = 1;
+  int64_t units = 1, each = 1, shares = 1;  // rows of outputs of a slice, of a block; blocks of a slice
+  int resident = 1, stages = 1;             // blocks of an SM
+  int64_t in_bytes = 0, y_bytes = 0, shared_bytes = 0;
+  double ns = 0;
+
+  constexpr int64_t warps(int vector) const { return ceil_div(int64_t(channels) / vector * strips * images, 32); }
+};
+
+constexpr int64_t to128(int64_t bytes) { return (bytes + 127) / 128 * 128; }
+
+// An SM copies so many bytes a cycle, and issues so many of its four instructions.
+inline constexpr double kColumnBytes = 17, kColumnIssue = 3.0;
+inline constexpr double kColumnLatency = 6000;  // cycles of a copy on a busy GPU
+
+constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Device const& d) {
+  bool const backward = op == Op::dgrad, sums = op == Op::wgrad;
+  int const vector = column_vector(R), width = kColumnWidth, size = size_of(p.dtype), piece = 16 / size;
+  ColumnAxis const axis{backward, R, stride};
+  int64_t const H = backward ? p.H : p.P(), W = (backward ? p.W : p.Q()) - axis.origin(p.pad_left);
+  int64_t const all = ceil_div(W, width), vectors = ceil_div(p.C, piece) * piece / vector;
+  int const most = column_threads(R), warps_of_sm = 65536 / 32 / column_registers(R);
+  // Of a thread, for an input row: outputs that it makes of it, and instructions.
+  double const outputs = width * vector * (backward ? double(stride) : 1.0 / stride);
+  double const issue = outputs * R * R / (backward ? stride * stride : 1) + axis.extent(width) * (vector + 2.0) +
+                       outputs * (1 + 3.0 / vector) + 60;
+
+  // Few idle lanes, little halo.
+  ColumnTile t;
+  double best = 0;
+  int64_t most_strips = min64(all, most / (piece / vector));
+  while (axis.extent(int(most_strips) * width) > 256) --most_strips;
+  int64_t const first = ceil_div(all, most_strips);
+  for (int64_t tiles = first; tiles <= min64(all, first + 7); ++tiles) {
+    int64_t const strips = ceil_div(all, tiles);
+    double const halo = double(axis.extent(int(strips) * width)) / axis.advance(int(strips) * width);
+    double const memory = 32 * size * (axis.advance(width) * vector * halo + outputs) / kColumnBytes *
+                          double(tiles * strips) / double(all);
+    for (int lanes_wanted = most; lanes_wanted >= 64; lanes_wanted /= 2) {
+      int64_t const least = ceil_div(vectors, max64(1, min64(lanes_wanted / strips, 256 / vector)));
+      for (int64_t slices = least; slices < least + 3; ++slices) {
+        int64_t const channels = ceil_div(ceil_div(p.C, piece), slices) * piece;
+        for (int64_t images = 1; images <= (tiles > 1 ? 1 : min64(p.N, 8)); images *= 2) {
+          int64_t const lanes = channels / vector * strips * images, warps = ceil_div(lanes, 32);
+          if (lanes > most) break;
+          double const idle = double(warps * 32) / double(lanes) * double(ceil_div(p.C, channels) * channels) /
+                              double(p.C) * double(tiles * strips) / double(all);
+          int64_t const blocks = min64(warps_of_sm / warps, 16);
+          double const multiply = issue * idle / kColumnIssue;
+          double const cost = (memory > multiply ? memory + multiply / 8 : multiply + memory / 8) *
+                              (1.5 - 0.5 * double(blocks * warps) / double(warps_of_sm)) *
+                              (channels * size % 32 != 0 && slices > 1 ? 1.1 : 1.0) *
+                              (channels * size < 128 && slices > 1 ? 1.05 : 1.0) * (images > 1 ? 1.02 : 1.0);
+          if (best != 0 && cost >= best) continue;
+          best = cost;
+          t.channels = int(channels), t.strips = int(strips), t.images = int(images), t.resident = int(blocks);
+        }
+      }
+    }
+  }
+  t.slices = ceil_div(p.C, t.channels), t.tiles_w = ceil_div(all, t.strips), t.image_units = ceil_div(p.N, t.images);
+  int64_t const pixel = int64_t(t.channels) * size * t.images, warps = t.warps(vector);
+  t.in_bytes = to128(pixel * axis.extent(t.strips * width));
+  t.y_bytes = sums ? to128(pixel * t.strips * width) : 0;
+  int64_t const stage = t.in_bytes + t.y_bytes;
+  // wgrad: sums of the block's threads, in place of the stages; else the filters, beside them.
+  int64_t const totals = sums ? warps * 32 * R * R * vector * 4 : 0,
+                filters = sums ? 0 : int64_t(t.channels) * R * R * size;
+  auto room = [](int resident) constexpr { return 220 * 1024 / resident - 1024; };
+  while (t.resident > 1 && max64(3 * stage + filters, totals) > room(t.resident)) --t.resident;
+
+  // Shares: rows of all strips, one after the other, as even as they go; or whole strips, whose first and last rows are
+  // not read twice. wgrad: fewer of them leave fewer partial sums.
+  t.units = t.tiles_w * t.image_units * H;
+  double const copied =
+      double(t.in_bytes) + double(pixel) * t.strips * width * (backward ? double(stride) : 1.0 / stride);
+  int64_t const slots = max64(1, int64_t(t.resident) * d.sm_count / t.slices), taps = p.C * R * R;
+  auto consider = [&](int64_t each) {
+    ColumnTile u = t;
+    u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
+    if (sums && u.shares > 1 && u.shares * taps * 4 > kMaxWorkspaceBytes) return;
+    int64_t const blocks = u.shares * t.slices, full = int64_t(t.resident) * d.sm_count;
+    int64_t const resident = ceil_div(min64(blocks, full), d.sm_count);
+    // Where all blocks of an SM are there, more in flight are slower.
+    int64_t const wanted = resident == t.resident ? 5 : kColumnStages;
+    u.stages = int(max64(3, min64(wanted, (room(t.resident) - filters) / stage)));
+    u.shared_bytes = max64(u.stages * stage + filters, totals);
+    double const copy = double(resident) * copied / kColumnBytes;
+    double const multiply = double(resident) * double(warps) * issue / kColumnIssue;
+    double const latency = kColumnLatency / (u.stages - 1);
+    double step = copy > multiply ? copy + multiply / 8 : multiply + copy / 8;
+    step = step > latency ? step : latency;
+    double const halo = u.each % H == 0 ? 0 : R - 1, rows = backward ? 1.0 / stride : stride;
+    u.ns = 1500 + double(ceil_div(blocks, full)) * ((double(u.each) * rows + halo) * step / 1.8 + 1500);
+    if (sums) u.ns += 2000 + (u.shares > 1 ? 3500 + double(u.shares) * double(taps) * 8 / 2500 : 0);
+    if (t.ns == 0 || u.ns < t.ns) t = u;
+  };
+  int64_t const even = ceil_div(t.units, slots);
+  consider(even);
+  consider(ceil_div(even, H) * H);
+  if (H > 1 && even < H) consider(ceil_div(H, H / even));
+  if (sums && even < 16) {
+    consider(4 * even);
+    consider(t.units);
+  }
+  if (t.ns == 0) consider(t.units);  // there is no room for partial sums
+  return t;
+}
+
+constexpr bool column_supports(Row const& row, Op op, Problem const& p) {
+  if (p.C_per_group() != 1 || p.K != p.C || p.R != row.tile_m || p.S != row.tile_n) return false;
+  if (p.stride_h != row.tile_k || p.stride_w != row.tile_k || p.dilation_h != 1 || p.dilation_w != 1) return false;
+  if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0) return false;
+  int const v = 16 / size_of(p.dtype);
+  if (!channel_vectors(p.x, p.x_align, p.C, v, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, v, p.dtype))
+    return false;
+  if (op != Op::dgrad && !map_supports(p.x, p.N, p.H, p.W, p.dtype)) return false;
+  if (op != Op::fprop && !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)) return false;
+  // Rows of all strips, and coordinates, are int.
+  constexpr int64_t most = int64_t(1) << 30;
+  double const columns = double(max64(p.W, p.Q())) + 8, rows = double(max64(p.H, p.P())) + 8;
+  return p.H + p.pad_top + p.pad_bottom < most && p.W + p.pad_left + p.pad_right < most &&
+         double(p.N) * columns * rows < double(most);
+}
+
+constexpr Estimate column_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  ColumnTile const t = column_tile(op, p, row.tile_m, row.tile_k, d);
+  // 5x5: as measured.
+  return {row.tile_m == 3 ? t.ns : 1.4 * t.ns, op == Op::wgrad ? int(t.shares) : 1};
+}
+
+}  // namespace conv2d_ext

@@ -1,0 +1,458 @@
+// Depthwise convolution in channels_last at memory speed: square filters of compiled size, stride 1 or 2.
+//
+// A block walks down a strip of images (all their columns, if they fit) with a slice of the channels, input row by
+// input row. The copy engine brings the rows, zeros around the image included, to a ring of stages in shared memory; a
+// thread has some channels of a few neighbouring outputs, reads each input of its columns once, and adds its
+// products to the sums of all output rows that meet the row. Filter and sums stay in registers. A block goes on with
+// the next strip without emptying the ring; its share of the strips is fixed, so wgrad's sums have a fixed order. Needs
+// 16-byte channel vectors.
+#pragma once
+
+#include <utility>
+
+#include "../core/column.h"
+#include "depthwise.cuh"
+#include "ptx.cuh"
+#include "tma_map.h"
+
+namespace conv2d_ext::column {
+
+struct Params {
+  CUtensorMap in, y;  // y: wgrad alone
+  void const* x_data;
+  void const* y_data;  // wgrad: for sums that are made again
+  int64_t x_n, x_h, x_w, y_n, y_h, y_w;
+  void const* w;
+  void const* bias;
+  void* out;      // of fprop and dgrad
+  void* partial;  // of wgrad: [share][c][tap]
+  int64_t w_k, w_r, w_s, bias_stride;
+  int64_t out_n, out_h, out_w;
+  int64_t N;
+  int C, H, W, P, Q, pad_h, start_w, origin;  // start_w: first input column
+  int channels, strips, images;               // of a block
+  int slices, tiles_w, units, each, shares;
+  int stages, in_bytes, y_bytes, in_copied, y_copied;  // copied: without the padding to 128 bytes
+};
+
+// What a block walks over at a time: rows [h0, h0 + rows) from column w0 on of images n0 on, of y for wgrad, else of
+// the result.
+struct Strip {
+  int n0, h0, w0, rows, first, count;  // first, count: input rows
+};
+
+// From row `index` of all strips on, as far as the strip and the block's share, which ends at row `end`, reach.
+template <Op op, int R, int stride>
+__device__ inline Strip strip_of(Params const& p, int index, int end) {
+  uint32_t rest = uint32_t(index);
+  int const height = op == Op::dgrad ? p.H : p.P;
+  Strip u;
+  u.h0 = depthwise::split_off(rest, height);
+  u.w0 = depthwise::split_off(rest, p.tiles_w) * p.strips * kColumnWidth;
+  u.n0 = int(rest) * p.images;
+  u.rows = height - u.h0 < end - index ? height - u.h0 : end - index;
+  if constexpr (op == Op::dgrad) {
+    int const past = u.h0 + p.pad_h + u.rows - 1, lowest = u.h0 + p.pad_h - R + stride;
+    u.first = stride == 1 ? lowest : lowest >> 1;
+    u.count = past / stride - u.first + 1;
+  } else {
+    u.first = u.h0 * stride - p.pad_h;
+    u.count = (u.rows - 1) * stride + R;
+  }
+  return u;
+}
+
+// Rows of zeros around the image are neither copied nor multiplied.
+template <Op op>
+__device__ inline bool has_in(Params const& p, Strip const& u, int row) {
+  return unsigned(u.first + row) < unsigned(op == Op::dgrad ? p.P : p.H);
+}
+// wgrad: the row of y that an input row is the first to meet comes with it.
+template <Op op, int stride>
+__device__ inline bool has_y(Strip const& u, int row) {
+  return op == Op::wgrad && row % stride == 0 && row / stride < u.rows;
+}
+
+// The ring of stages, in shared memory, and what is to be copied next: thread 0 keeps ahead of the block.
+template <Op op, int R, int stride>
+struct Ring {
+  uint64_t full[kColumnStages], empty[kColumnStages];
+  Strip at;
+  int index, end, row, c0, stage;
+  uint32_t parity;
+
+  __device__ void start(Params const& p, int begin, int past, int slice, unsigned char* shared) {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < p.stages; ++i) {
+        ptx::mbarrier_init(&full[i], 1);
+        ptx::mbarrier_init(&empty[i], blockDim.x / 32);
+      }
+      ptx::fence_mbarrier_init();
+      at = strip_of<op, R, stride>(p, begin, past);
+      index = begin, end = past, row = 0, c0 = slice * p.channels, stage = 0, parity = 1;
+      for (int i = 0; i < p.stages - 1; ++i) copy(p, shared);
+    }
+    __syncthreads();
+  }
+
+  // The next row that has something to copy.
+  __device__ void copy(Params const& p, unsigned char* shared) {
+    bool in, y;
+    for (;; ++row) {
+      if (row == at.count) {
+        row = 0;
+        if ((index += at.rows) < end) at = strip_of<op, R, stride>(p, index, end);
+      }
+      if (index >= end) return;
+      in = has_in<op>(p, at, row), y = has_y<op, stride>(at, row);
+      if (in || y) break;
+    }
+    ptx::mbarrier_wait(&empty[stage], parity);
+    ptx::mbarrier_arrive_expect_tx(&full[stage], uint32_t((in ? p.in_copied : 0) + (y ? p.y_copied : 0)));
+    uint32_t const to = ptx::shared_address(shared) + stage * (p.in_bytes + p.y_bytes);
+    constexpr ColumnAxis axis{op == Op::dgrad, R, stride};
+    if (in)
+      ptx::cp_async_bulk_tensor_4d(to, &p.in, &full[stage], c0, axis.advance(at.w0) + p.start_w, at.first + row, at.n0);
+    if (y) ptx::cp_async_bulk_tensor_4d(to + p.in_bytes, &p.y, &full[stage], c0, at.w0, at.h0 + row / stride, at.n0);
+    ++row;
+    if (++stage == p.stages) stage = 0, parity ^= 1;
+  }
+};
+
+template <class T, int V>
+__device__ inline void load(uint32_t shared, float (&v)[V]) {
+  if constexpr (sizeof(T) * V == 16) {
+    uint4 const q = ptx::ld_shared_v4(shared);
+    v[0] = __uint_as_float(q.x), v[1] = __uint_as_float(q.y), v[2] = __uint_as_float(q.z), v[3] = __uint_as_float(q.w);
+  } else if constexpr (sizeof(T) * V == 8) {
+    uint2 const q = ptx::ld_shared_v2(shared);
+    if constexpr (V == 2) {
+      v[0] = __uint_as_float(q.x), v[1] = __uint_as_float(q.y);
+    } else {
+      Vector<T, 4> const h = *reinterpret_cast<Vector<T, 4> const*>(&q);
+#pragma unroll
+      for (int e = 0; e < V; ++e) v[e] = widen(h.v[e]);
+    }
+  } else {
+    uint32_t const q = ptx::ld_shared(shared);
+    Vector<T, 2> const h = *reinterpret_cast<Vector<T, 2> const*>(&q);
+    v[0] = widen(h.v[0]), v[1] = widen(h.v[1]);
+  }
+}
+
+// A thread's place in its block; a thread without one reads what another reads.
+struct Place {
+  int quad, strip, image;
+  bool exists;  // has a place and channels
+
+  template <int V>
+  __device__ static Place of_thread(Params const& p, int c0) {
+    int const quads = p.channels / V, all = int(threadIdx.x) / quads;
+    int const quad = int(threadIdx.x) - all * quads, image = all / p.strips;
+    if (image >= p.images) return {0, 0, 0, false};
+    return {quad, all - image * p.strips, image, c0 + quad * V < p.C};
+  }
+};
+
+template <class T, Op op, int R, int stride>
+__global__ void __launch_bounds__(column_threads(R), 65536 / column_threads(R) / column_registers(R))
+    gather(__grid_constant__ Params const p) {
+  constexpr ColumnAxis axis{op == Op::dgrad, R, stride};
+  constexpr int V = column_vector(R), width = kColumnWidth, IW = axis.extent(width);
+  // Sums of output rows that further input rows meet. dgrad: `stride` of them are complete after every input row, else
+  // one after every `stride` of them.
+  constexpr bool backward = op == Op::dgrad;
+  constexpr int slots = backward ? R : (R + stride - 1) / stride, done = backward ? stride : 1;
+  extern __shared__ __align__(128) unsigned char shared[];
+  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
+  int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
+  __shared__ Ring<op, R, stride> ring;
+  ring.start(p, begin, end, slice, shared);
+
+  Place const me = Place::of_thread<V>(p, c0);
+  int const c = c0 + me.quad * V;
+  // The slice's filters come through shared memory: a thread's own are far apart in global memory.
+  T* const filters = reinterpret_cast<T*>(shared + p.stages * p.in_bytes);
+  int const present = p.C - c0 < p.channels ? p.C - c0 : p.channels;
+  for (int i = threadIdx.x; i < present * R * R; i += blockDim.x) {
+    int const channel = i / (R * R), tap = i % (R * R);
+    filters[i] = static_cast<T const*>(p.w)[(c0 + channel) * p.w_k + tap / R * p.w_r + tap % R * p.w_s];
+  }
+  __syncthreads();
+  float filter[R][R][V], bias[V];
+#pragma unroll
+  for (int e = 0; e < V; ++e) {
+    T const* const w = filters + (me.exists ? me.quad * V + e : 0) * R * R;
+#pragma unroll
+    for (int tap = 0; tap < R * R; ++tap) filter[tap / R][tap % R][e] = widen(w[tap]);
+    bias[e] = op == Op::fprop && me.exists && p.bias != nullptr
+                  ? widen(static_cast<T const*>(p.bias)[(c + e) * p.bias_stride])
+                  : 0.f;
+  }
+
+  int const pitch = p.channels * int(sizeof(T)), columns = (p.in_copied / p.images) / pitch;
+  uint32_t const mine = ptx::shared_address(shared) + (me.image * columns + axis.advance(me.strip * width)) * pitch +
+                        me.quad * V * int(sizeof(T));
+  float acc[slots][width][V];
+  int stage = 0;
+  uint32_t parity = 0;
+  for (int index = begin; index < end;) {
+    Strip const strip = strip_of<op, R, stride>(p, index, end);
+    index += strip.rows;
+    int const w0 = p.origin + strip.w0 + me.strip * width, columns_out = op == Op::dgrad ? p.W : p.Q;
+    bool const exists = me.exists && strip.n0 + me.image < p.N;
+    int out_row = op == Op::dgrad ? strip.first * stride - p.pad_h - strip.h0 : -(slots - 1);
+    T* to = static_cast<T*>(p.out) + int64_t(strip.n0 + me.image) * p.out_n + int64_t(strip.h0 + out_row) * p.out_h +
+            w0 * p.out_w + c;
+
+    auto store = [&](float const(&sums)[width][V]) {
+      if (exists && unsigned(out_row) < unsigned(strip.rows)) {
+#pragma unroll
+        for (int b = 0; b < width; ++b) {
+          Vector<T, V> v;
+#pragma unroll
+          for (int e = 0; e < V; ++e) v.v[e] = narrow<T>(sums[b][e]);
+          if (unsigned(w0 + b) < unsigned(columns_out)) *reinterpret_cast<Vector<T, V>*>(to + b * p.out_w) = v;
+        }
+      }
+      ++out_row, to += p.out_h;
+    };
+    // Row u of every `stride` rows; dgrad: 0. The first product of each sum moves it on by `done` rows, where that is
+    // due.
+    auto step = [&]<int u>(std::integral_constant<int, u>, int row) {
+      auto tap = [](int k) constexpr { return backward ? k : u + (slots - 1 - k) * stride; };
+      bool const with_in = has_in<op>(p, strip, row);
+      if (with_in) {
+        ptx::mbarrier_wait(&ring.full[stage], parity);
+        uint32_t const from = mine + stage * p.in_bytes;
+#pragma unroll
+        for (int j = 0; j < IW; ++j) {
+          float in[V];
+          load<T, V>(from + j * pitch, in);
+#pragma unroll
+          for (int k = 0; k < slots; ++k) {
+            if (tap(k) >= R) continue;
+#pragma unroll
+            for (int b = 0; b < width; ++b)
+#pragma unroll
+              for (int s = 0; s < R; ++s) {
+                if (axis.index(b, s) != j) continue;
+#pragma unroll
+                for (int e = 0; e < V; ++e) {
+                  float const before = u != 0 || !axis.first(b, s) ? acc[k][b][e]
+                                       : k + done < slots          ? acc[k + done][b][e]
+                                                                   : bias[e];
+                  acc[k][b][e] = fmaf(in[e], filter[tap(k)][s][e], before);
+                }
+              }
+          }
+        }
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&ring.empty[stage]);
+        if (++stage == p.stages) stage = 0, parity ^= 1;
+      } else if constexpr (u == 0) {
+#pragma unroll
+        for (int k = 0; k < slots; ++k)
+#pragma unroll
+          for (int i = 0; i < width * V; ++i)
+            acc[k][i / V][i % V] = k + done < slots ? acc[k + done][i / V][i % V] : bias[i % V];
+      }
+      if constexpr (u == (backward ? 0 : (R - 1) % stride)) {
+#pragma unroll
+        for (int k = 0; k < done; ++k) store(acc[k]);
+      }
+      if (with_in && threadIdx.x == 0) ring.copy(p, shared);
+    };
+#pragma unroll 1
+    for (int row = 0; row < strip.count; row += backward ? 1 : stride) {
+      step(std::integral_constant<int, 0>(), row);
+      if constexpr (!backward && stride == 2)
+        if (row + 1 < strip.count) step(std::integral_constant<int, 1>(), row + 1);
+    }
+  }
+}
+
+// A sum of wgrad from global memory, over the block's units: for those that a zero made NaN.
+template <class T, int R, int stride>
+__device__ __noinline__ float exact_sum(Params const& p, int begin, int end, int c, int r, int s) {
+  float sum = 0.f;
+  for (int index = begin; index < end;) {
+    Strip const strip = strip_of<Op::wgrad, R, stride>(p, index, end);
+    index += strip.rows;
+    for (int64_t n = strip.n0; n < strip.n0 + p.images && n < p.N; ++n) {
+      T const* const x = static_cast<T const*>(p.x_data) + n * p.x_n + c;
+      T const* const y = static_cast<T const*>(p.y_data) + n * p.y_n + c;
+      for (int row = strip.h0; row < strip.h0 + strip.rows; ++row) {
+        int const h = row * stride - p.pad_h + r;
+        if (unsigned(h) >= unsigned(p.H)) continue;
+        for (int q = strip.w0; q < strip.w0 + p.strips * kColumnWidth && q < p.Q; ++q) {
+          int const v = q * stride + p.start_w + s;
+          if (unsigned(v) < unsigned(p.W))
+            sum = fmaf(widen(x[h * p.x_h + v * p.x_w]), widen(y[row * p.y_h + q * p.y_w]), sum);
+        }
+      }
+    }
+  }
+  return sum;
+}
+
+template <class T, int R, int stride>
+__global__ void __launch_bounds__(column_threads(R), 65536 / column_threads(R) / column_registers(R))
+    wgrad(__grid_constant__ Params const p) {
+  constexpr ColumnAxis axis{false, R, stride};
+  constexpr int V = column_vector(R), width = kColumnWidth, IW = axis.extent(width), taps = R * R;
+  // Rows of y that an input row meets, in a cycle of input rows that is unrolled: row u meets slot(u, r) with tap r.
+  constexpr int slots = (R + stride - 1) / stride, period = slots * stride;
+  constexpr auto slot = [](int u, int r) {
+    return (u + period - r) % stride != 0 ? -1 : (u + period - r) / stride % slots;
+  };
+  extern __shared__ __align__(128) unsigned char shared[];
+  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
+  int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
+  __shared__ Ring<Op::wgrad, R, stride> ring;
+  ring.start(p, begin, end, slice, shared);
+
+  Place const me = Place::of_thread<V>(p, c0);
+  int const pitch = p.channels * int(sizeof(T)), columns = (p.in_copied / p.images) / pitch;
+  uint32_t const base = ptx::shared_address(shared) + me.quad * V * int(sizeof(T));
+  uint32_t const mine = base + (me.image * columns + axis.advance(me.strip * width)) * pitch;
+  uint32_t const mine_y = base + p.in_bytes + (me.image * p.strips + me.strip) * width * pitch;
+  float acc[R][R][V] = {};
+  float y[slots][width][V];
+  int stage = 0;
+  uint32_t parity = 0;
+  for (int index = begin; index < end;) {
+    Strip const strip = strip_of<Op::wgrad, R, stride>(p, index, end);
+    index += strip.rows;
+#pragma unroll
+    for (int i = 0; i < slots * width * V; ++i) y[i / (width * V)][i / V % width][i % V] = 0.f;
+
+    auto step = [&]<int u>(std::integral_constant<int, u>, int row) {
+      bool const with_in = has_in<Op::wgrad>(p, strip, row), with_y = has_y<Op::wgrad, stride>(strip, row);
+      if (with_in || with_y) ptx::mbarrier_wait(&ring.full[stage], parity);
+      uint32_t const from = mine + stage * (p.in_bytes + p.y_bytes), from_y = mine_y + stage * (p.in_bytes + p.y_bytes);
+      if constexpr (u % stride == 0) {  // beyond the unit y is zero
+#pragma unroll
+        for (int b = 0; b < width; ++b) {
+          if (with_y)
+            load<T, V>(from_y + b * pitch, y[slot(u, 0)][b]);
+          else
+#pragma unroll
+            for (int e = 0; e < V; ++e) y[slot(u, 0)][b][e] = 0.f;
+        }
+      }
+      if (with_in) {
+#pragma unroll
+        for (int j = 0; j < IW; ++j) {
+          float in[V];
+          load<T, V>(from + j * pitch, in);
+#pragma unroll
+          for (int r = 0; r < R; ++r) {
+            if (slot(u, r) < 0) continue;
+#pragma unroll
+            for (int b = 0; b < width; ++b)
+#pragma unroll
+              for (int s = 0; s < R; ++s) {
+                if (axis.index(b, s) != j) continue;
+#pragma unroll
+                for (int e = 0; e < V; ++e) acc[r][s][e] = fmaf(in[e], y[slot(u, r)][b][e], acc[r][s][e]);
+              }
+          }
+        }
+      }
+      if (!with_in && !with_y) return;
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&ring.empty[stage]);
+      if (++stage == p.stages) stage = 0, parity ^= 1;
+      if (threadIdx.x == 0) ring.copy(p, shared);
+    };
+    for (int row = 0; row < strip.count; row += period)
+      [&]<int... u>(std::integer_sequence<int, u...>) {
+        ((row + u < strip.count ? step(std::integral_constant<int, u>(), row + u) : void()), ...);
+      }(std::make_integer_sequence<int, period>());
+  }
+
+  // Sums of the threads that share channels, in their order.
+  int const quads = p.channels / V, members = p.strips * p.images;
+  float* const sums = reinterpret_cast<float*>(shared);
+  __syncthreads();
+  if (me.exists) {
+    float* const to = sums + (me.image * p.strips + me.strip) * (taps * V) * quads + me.quad;
+#pragma unroll
+    for (int i = 0; i < taps * V; ++i) to[i * quads] = acc[i / V / R][i / V % R][i % V];
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < p.channels * taps; i += blockDim.x) {
+    int const tap = i % taps, channel = i / taps, c = c0 + channel;
+    if (c >= p.C) break;
+    float const* const from = sums + (tap * V + channel % V) * quads + channel / V;
+    float sum = 0.f;
+    for (int member = 0; member < members; ++member) sum += from[member * (taps * V) * quads];
+    if (sum != sum) sum = exact_sum<T, R, stride>(p, begin, end, c, tap / R, tap % R);
+    depthwise::store_sum<T>(p.out, p.partial, p.shares, c * p.w_k + tap / R * p.w_r + tap % R * p.w_s,
+                            (int64_t(share) * p.C + c) * taps + tap, sum);
+  }
+}
+
+// ---- host side
+
+template <Op op, DType dtype, int R, int S, int stride>
+cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  static_assert(R == S);
+  using T = typename TypeOf<dtype>::type;
+  constexpr bool backward = op == Op::dgrad, sums = op == Op::wgrad;
+  constexpr ColumnAxis axis{backward, R, stride};
+  Strides const &x = problem.x, &y = problem.y;
+  Strides const& in = backward ? y : x;
+  Strides const& out = backward ? x : y;
+  int device = 0;
+  Device gpu = h200_sxm;
+  if (auto const error = cudaGetDevice(&device)) return error;
+  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  ColumnTile const t = column_tile(op, problem, R, stride, gpu);
+  if (sums && t.shares != plan.split_k) return cudaErrorInvalidValue;
+  Params p{};
+  p.N = problem.N, p.C = int(problem.C), p.H = int(problem.H), p.W = int(problem.W);
+  p.P = int(problem.P()), p.Q = int(problem.Q());
+  p.pad_h = int(problem.pad_top), p.start_w = int(axis.start(problem.pad_left));
+  p.origin = int(axis.origin(problem.pad_left));
+  p.x_data = args.a, p.y_data = args.b;
+  p.x_n = x.n, p.x_h = x.h, p.x_w = x.w, p.y_n = y.n, p.y_h = y.h, p.y_w = y.w;
+  p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride;
+  p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  p.out = args.out, p.partial = args.workspace;
+  p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
+  p.channels = t.channels, p.strips = t.strips, p.images = t.images;
+  p.slices = int(t.slices), p.tiles_w = int(t.tiles_w);
+  p.units = int(t.units), p.each = int(t.each), p.shares = int(t.shares);
+  p.stages = t.stages, p.in_bytes = int(t.in_bytes), p.y_bytes = int(t.y_bytes);
+  constexpr int width = kColumnWidth;
+  int const columns = axis.extent(t.strips * width), pixel = t.channels * t.images * int(sizeof(T));
+  p.in_copied = columns * pixel, p.y_copied = t.strips * width * pixel;
+  tma::Tensor4 const from{
+      args.a, dtype, {problem.C, backward ? p.Q : p.W, backward ? p.P : p.H, problem.N}, {1, in.w, in.h, in.n}};
+  if (auto const error = tma::encode_boxes(p.in, from, t.channels, columns, 1, t.images)) return error;
+  if constexpr (sums)
+    if (auto const error = tma::encode_boxes(p.y, {args.b, dtype, {problem.C, p.Q, p.P, problem.N}, {1, y.w, y.h, y.n}},
+                                             t.channels, t.strips * width, 1, t.images))
+      return error;
+  void (*kernel)(Params);
+  if constexpr (sums)
+    kernel = wgrad<T, R, stride>;
+  else
+    kernel = gather<T, op, R, stride>;
+  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
+    return error;
+  unsigned const threads = unsigned(t.warps(column_vector(R)) * 32);
+  kernel<<<unsigned(t.slices * p.shares), threads, size_t(t.shared_bytes), stream>>>(p);
+  if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || !sums || p.shares == 1) return error;
+  return depthwise::launch_sum<T>(problem, plan, args, stream);
+}
+
+}  // namespace conv2d_ext::column
+
+#define CONV2D_EXT_COLUMN_INSTANCE(family, op, dtype, tm, tn, tk, variant)              \
+  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
+      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
+    return column::launch<Op::op, DType::dtype, tm, tn, tk>(p, plan, args, stream);     \
+  }
