@@ -10,7 +10,7 @@ import torch
 from calls import OPS, alignment, call, candidates, plan
 from cases import BY_NAME, CASES, DTYPES, Case
 from layouts import LAYOUTS
-from reference import bits, error, exact, same_bits, tolerance
+from reference import bits, error, exact, of_tensors, same_bits, tolerance
 from torch import Tensor
 
 import conv2d_ext  # noqa: F401
@@ -137,6 +137,27 @@ def test_every_row_is_exact_on_small_integers(case: Case, dtype: torch.dtype, la
         found += [(run(row=row) != true).any() for row in rows]
     wrong = [name for name, differs in zip(names, torch.stack(found).tolist(), strict=True) if differs]
     assert not wrong, f"not exact: {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("value", (float("nan"), float("inf")))
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("name", ("3x3", "wgrad_72_to_136", "wgrad_five_taps_dilated"))
+def test_no_row_of_wgrad_lets_an_input_that_is_not_finite_reach_weights_that_do_not_meet_it(
+    name: str, dtype: torch.dtype, value: float, cuda: str
+) -> None:
+    """Rows may multiply what lies beyond the ends of grad_output's lines, as zeros, with it."""
+    case = BY_NAME[name]
+    x, w, b = case.tensors(cuda, dtype, "nhwc")
+    go = case.grad_output(cuda, dtype, "nhwc")
+    for channel, (h, column) in enumerate(((0, 0), (0, case.W - 1), (case.H // 2, 1), (case.H - 1, case.W - 2))):
+        x[-1, channel, h, column] = value
+    meets = ~of_tensors(case, x, w, None, go).grad_weight.isfinite()
+    sms, capability = machine()
+    run = functools.partial(call("wgrad", case, x, w, b, go), stride=w.stride())
+    tensors = problem("wgrad", x, w, go, run())
+    rows = candidates(plan("wgrad", case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability))
+    wrong = [ROWS[row] for row in rows if not torch.equal(~run(row=row).isfinite().cpu(), meets)]
+    assert not wrong, ", ".join(wrong)
 
 
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.
