@@ -297,6 +297,11 @@ CASES: tuple[Case, ...] = (
     # few tiles, some steps of the reduction: fprop and dgrad, then wgrad (in several parts); for racecheck
     Case("one_tile_long_depth", 1, 48, 4, 5, 48, 3, 3, padding=(1, 1)),
     Case("one_tile_some_pixels", 2, 8, 12, 13, 8, 3, 1, padding=(1, 0)),
+    # dense wgrad: tiles of 64 to 128 filters by 64 channels of three taps, in parts that do not divide them evenly
+    Case("wgrad_72_to_136", 3, 72, 11, 22, 136, 3, 3, padding=(1, 1), bias=False),
+    Case("wgrad_five_taps_dilated", 1, 64, 8, 21, 40, 2, 5, padding=(1, 4), dilation=(1, 4), edge=True),
+    Case("wgrad_many_filters", 1, 8, 12, 13, 712, 7, 7, padding=(3, 3), bias=False),
+    Case("wgrad_32_channels", 2, 32, 17, 18, 72, 5, 4, stride=(2, 1), padding=(2, 1)),
     # nothing to sum, or nothing to write
     Case("N0", 0, 4, 6, 6, 8, 3, 3, padding=(1, 1), edge=True),
     Case("C0", 2, 0, 6, 5, 4, 3, 3, padding=(1, 1), edge=True),

@@ -160,6 +160,27 @@ def test_an_infinite_pixel_reaches_the_taps_that_meet_it_in_every_depthwise_row(
             assert torch.equal(run(row=row).isfinite().logical_not(), infinite), ROWS[row]
 
 
+@pytest.mark.parametrize("value", (float("nan"), float("inf")))
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("name", ("3x3", "wgrad_72_to_136", "wgrad_five_taps_dilated"))
+def test_no_row_of_wgrad_lets_an_input_that_is_not_finite_reach_weights_that_do_not_meet_it(
+    name: str, dtype: torch.dtype, value: float, cuda: str
+) -> None:
+    """Rows may multiply what lies beyond the ends of grad_output's lines, as zeros, with it."""
+    case = BY_NAME[name]
+    x, w, b = case.tensors(cuda, dtype, "nhwc")
+    go = case.grad_output(cuda, dtype, "nhwc")
+    for channel, (h, column) in enumerate(((0, 0), (0, case.W - 1), (case.H // 2, 1), (case.H - 1, case.W - 2))):
+        x[-1, channel, h, column] = value
+    meets = ~of_tensors(case, x, w, None, go).grad_weight.isfinite()
+    sms, capability = machine()
+    run = functools.partial(call("wgrad", case, x, w, b, go), stride=w.stride())
+    tensors = problem("wgrad", x, w, go, run())
+    rows = candidates(plan("wgrad", case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability))
+    wrong = [ROWS[row] for row in rows if not torch.equal(~run(row=row).isfinite().cpu(), meets)]
+    assert not wrong, ", ".join(wrong)
+
+
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.
 ONCE = ("depthwise_3x3_four_pads", "depthwise_3x3_stride2", "depthwise_5x5", "depthwise_5x5_stride2", "depthwise_7x7",
         "depthwise_7x7_stride2")  # fmt: skip

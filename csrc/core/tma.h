@@ -68,6 +68,70 @@ constexpr bool tma_swapped(Row const& row) {
          row.tile_n == 64;
 }
 
+inline constexpr int kWgradPixels = 64;  // of a step
+inline constexpr int kWgradTaps = 3;     // of a row of the filter, that one copy serves in wgrad's halo variant
+
+// How a row of wgrad cuts a problem. A tile's rows are runs: 64 channels of a tap, in the halo variant of kWgradTaps
+// taps, in the narrow one all channels of a tap.
+struct WgradTiles {
+  bool stores = false;  // whole tiles; else all go through the workspace
+  int64_t columns = 0;  // of y, padded ones included
+  int64_t runs = 0, tiles = 0, steps = 0;
+};
+
+constexpr WgradTiles wgrad_tiles(Row const& row, Problem const& p) {
+  bool const halo = is_halo(row.variant), narrow = row.variant == Variant::narrow;
+  WgradTiles t;
+  t.stores = !halo && !narrow;
+  t.columns = p.Q() + (halo ? (min64(p.S, kWgradTaps) - 1) * p.dilation_w : 0);
+  t.runs = p.R * (halo ? ceil_div(p.S, kWgradTaps) : p.S) * (narrow ? 1 : ceil_div(p.C_per_group(), 64));
+  int64_t const run_rows = halo ? 64 * kWgradTaps : narrow ? 32 : 64;
+  t.tiles = ceil_div(t.runs, row.tile_m / run_rows) * ceil_div(p.K_per_group(), row.tile_n) * p.groups;
+  t.steps = ceil_div(p.N * p.P() * t.columns, kWgradPixels);
+  return t;
+}
+
+// How blocks share the work. First `whole` tiles, one block each. Of the others, `aligned` blocks a tile take turns
+// with the steps of its first `aligned_steps`, so that all read neighbouring pixels at a time, which stay in L2. What
+// is left of the tiles, a strip of each, is cut into equal shares for the blocks that are left.
+struct WgradShares {
+  int64_t whole = 0, shared = 0;  // tiles
+  int64_t aligned = 0, aligned_steps = 0;
+  int64_t strip_steps = 0, strip_workers = 0;
+
+  constexpr int64_t partial() const {  // tiles at most in the workspace: a strip's neighbour is a block's or a tile's
+    return shared * aligned + (strip_workers == 0 ? 0 : strip_workers + shared - 1);
+  }
+};
+
+// workers == 1: no tile is shared, unless it must be.
+constexpr WgradShares wgrad_shares(WgradTiles const& t, int64_t workers) {
+  WgradShares s;
+  s.whole = !t.stores ? 0 : workers == 1 ? t.tiles : t.tiles / workers * workers;
+  s.shared = t.tiles - s.whole;
+  if (s.shared == 0) return s;
+  s.aligned = workers / s.shared;
+  s.strip_workers = workers - s.aligned * s.shared;
+  s.aligned_steps = s.strip_workers == 0 ? t.steps : s.aligned * s.shared * t.steps / workers;
+  s.strip_steps = t.steps - s.aligned_steps;
+  return s;
+}
+
+constexpr bool wgrad_supports(Row const& row, Problem const& p) {
+  Walk w = walk_w(row.op, p, 0);
+  if (!map_supports(p.x, p.N, p.H, p.W, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)) return false;
+  if (!im2col_supports(walk_h(row.op, p, 0), p.H) || !im2col_supports(w, p.W)) return false;
+  if (double(p.N) * double(p.P()) * double(p.Q()) >= 1e11) return false;
+  if (double(p.R) * double(p.S) * double(ceil_div(p.C_per_group(), 64)) * double(p.K) >= 1e9) return false;
+  WgradTiles const t = wgrad_tiles(row, p);
+  if (t.stores) return true;
+  if (t.tiles > 128 || t.steps == 0) return false;
+  if (row.variant == Variant::narrow) return p.C_per_group() <= 32;
+  if (w.stride != 1 || w.taps < 2 || (kWgradTaps - 1) * p.dilation_w > kHalo) return false;
+  w.pixels = t.columns;
+  return im2col_supports(w, p.W);
+}
+
 constexpr bool tma_supports(Row const& row, Problem const& p) {
   bool const forward = row.op == Op::fprop;
   int const v = 16 / size_of(p.dtype);
@@ -76,12 +140,7 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
   if (!any.x && !channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype)) return false;
   if (!any.w && !channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype)) return false;
   if (!any.y && !channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype)) return false;
-  if (row.op == Op::wgrad) {
-    return map_supports(p.x, p.N, p.H, p.W, p.dtype) && map_supports(p.y, p.N, p.P(), p.Q(), p.dtype) &&
-           im2col_supports(walk_h(row.op, p, 0), p.H) && im2col_supports(walk_w(row.op, p, 0), p.W) &&
-           double(p.N) * double(p.P()) * double(p.Q()) < 1e11 &&
-           double(p.R) * double(p.S) * double(ceil_div(p.C_per_group(), 64)) * double(p.K) < 1e9;
-  }
+  if (row.op == Op::wgrad) return wgrad_supports(row, p);
   if (p.groups > 1 && (forward ? p.C_per_group() : p.K_per_group()) % tma_together(p.dtype) != 0) return false;
   if (!any.w && !map_supports(p.w, p.K, p.R, p.S, p.dtype)) return false;
   if (!(forward ? map_supports(p.x, p.N, p.H, p.W, p.dtype) : map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)))
@@ -141,10 +200,6 @@ constexpr Split tma_split(Row const& row, int64_t tiles, int64_t split_k) {
 // Tiles of all phases, as many of each; some may be empty.
 constexpr int64_t tma_tiles(Row const& row, Problem const& p) {
   Op const op = row.op;
-  if (op == Op::wgrad) {
-    int64_t const runs = p.R * p.S * ceil_div(p.C_per_group(), 64);
-    return ceil_div(runs, row.tile_m / 64) * ceil_div(p.K_per_group(), row.tile_n) * p.groups;
-  }
   int64_t const phases_h = op == Op::fprop ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = op == Op::fprop ? 1 : phases_of(p.W, p.stride_w);
   int64_t const N = op == Op::fprop ? p.K_per_group() : p.C_per_group();
@@ -240,32 +295,60 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   return best;
 }
 
-// As tma_estimate; the pixels are split for whole rounds.
+// As tma_estimate; split_k is the number of blocks that share tiles, 1 if none does.
 constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
   double const TM = row.tile_m, TN = row.tile_n;
-  int64_t const tiles = tma_tiles(row, p), steps = ceil_div(p.N * p.P() * p.Q(), 64);
-  double const mma_ns = TM * TN * 64 / (2048 * 1.6 * (TN >= 128 ? 0.92 : 0.75));
-  double const copy_ns = (TM + TN) * 128 / 70;
-  double const step_ns = mma_ns > copy_ns ? mma_ns : copy_ns, fixed = 1200 + TM * TN * 0.05;
-  bool const two = TM * TN <= 128 * 64;
+  bool const halo = is_halo(row.variant), narrow = row.variant == Variant::narrow;
+  WgradTiles const t = wgrad_tiles(row, p);
+  bool const two = TM * TN <= 128 * 64;  // blocks an SM
+  double const share = halo || narrow         ? 0.83
+                       : two                  ? 0.6
+                       : TN < 128             ? 0.75
+                       : TM * TN <= 128 * 128 ? 0.84
+                       : TM > TN              ? 0.9
+                                              : 0.92;
+  double const mma_ns = TM * TN * 64 / (2048 * 1.6 * share);
+  // Copies take the time of their bytes through L2, or of their lines; those that the channels do not fill take longer.
+  double const x_lines = halo ? TM / (64 * kWgradTaps) * (kWgradPixels + 2) : narrow ? TM * 2 : TM;
+  double const filled = p.C_per_group() % (narrow ? 32 : 64) == 0 ? 1 : 1 - 1.0 / double(ceil_div(p.C_per_group(), 64));
+  double const lines_ns = x_lines * (3 - 1.75 * filled) + TN * 1.25;
+  double const bytes_ns = (x_lines * (narrow ? 0.5 : 1.0) + TN) * 128 / 70;
+  double const copy_ns = lines_ns > bytes_ns ? lines_ns : bytes_ns;
+  double const step_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * (two ? 2 : 1), fixed = 900 + TM * TN * 0.03;
+  double const memory_ns = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +
+                            double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
+                           size_of(p.dtype) / 4000;
+  int64_t const slots = int64_t(d.sm_count) * (two ? 2 : 1);
   Estimate best;
-  for (int64_t split = 1; split <= 1024 && (split == 1 || split * 4 <= steps); split += split < 32 ? 1 : split / 16) {
-    double const bytes = split == 1 ? 0 : double(tiles) * double(split) * TM * TN * 4;
-    if (bytes > double(kMaxWorkspaceBytes)) break;
-    double const slots = double(d.sm_count) * (two ? 2 : 1);
-    int64_t const rounds = ceil_div(tiles * split, int64_t(slots));
-    double ns = double(rounds) * (double(ceil_div(steps, split)) * step_ns * (two ? 2 : 1) + fixed) + 3000;
-    if (split > 1) ns += 2500 + bytes * 2 / 3000;
-    if (split == 1 || ns < best.ns) best = {ns, int(split)};
-    if (double(tiles * split) >= 12.0 * d.sm_count) break;
+  if (t.stores) {
+    double const ns = double(ceil_div(t.tiles, slots)) * (double(t.steps) * step_ns + fixed);
+    best = {(ns > memory_ns ? ns : memory_ns) + 4000, 1};
+  }
+  int64_t const even = t.tiles < slots ? slots / t.tiles * t.tiles : slots;  // no strips
+  int64_t const long_parts = min64(t.tiles * t.steps / 3, slots);
+  for (int64_t workers : {slots, even, long_parts, slots / 2, slots / 4, slots / 8, int64_t(1)}) {
+    if (workers < 1 || (workers == 1 && t.stores)) continue;
+    WgradShares const s = wgrad_shares(t, workers);
+    double const bytes = double(s.partial()) * TM * TN * 4;
+    if (s.shared == 0 || s.shared * t.steps < workers || bytes > double(kMaxWorkspaceBytes)) continue;
+    double longest = s.aligned == 0 ? 0 : double(ceil_div(s.aligned_steps, s.aligned)) * step_ns + fixed;
+    if (s.strip_workers > 0) {
+      double const strips = double(s.shared) / double(s.strip_workers);
+      double const ns = strips * double(s.strip_steps) * step_ns + (strips + 1) * fixed;
+      if (ns > longest) longest = ns;
+    }
+    double ns = double(s.whole / workers) * (double(t.steps) * step_ns + fixed) + longest;
+    if (ns < memory_ns) ns = memory_ns;
+    ns += 4000 + 2000 + bytes * 2 / 5000;
+    if (best.ns == 0 || ns < best.ns) best = {ns, int(workers)};
   }
   return best;
 }
 
 constexpr int64_t tma_workspace_bytes(Row const& row, Problem const& p, int split_k) {
-  int64_t const tiles = tma_tiles(row, p);
-  Split const split = tma_split(row, tiles, split_k);
-  int64_t const parts = split_k == 1 ? 0 : row.op == Op::wgrad ? tiles * split_k : split.shared + split.workers;
+  if (row.op == Op::wgrad) return wgrad_shares(wgrad_tiles(row, p), split_k).partial() * row.tile_m * row.tile_n * 4;
+  Split const split = tma_split(row, tma_tiles(row, p), split_k);
+  int64_t const parts = split_k == 1 ? 0 : split.shared + split.workers;
   int64_t const partial = parts * row.tile_m * row.tile_n * 4;
   return partial + (p.dtype == DType::f32 ? tma_prepared(p) * 4 : 0);
 }

@@ -84,6 +84,10 @@ __device__ inline void bar_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Programmatic dependent launch: the next kernel's blocks may start, and there wait for all of this grid's writes.
+__device__ inline void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;"); }
+__device__ inline void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 __device__ inline void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 // Makes this thread's writes to shared memory visible to the tensor cores and the copy engine.
@@ -184,6 +188,21 @@ __device__ inline void cp_async_bulk_tensor_im2col(uint32_t shared, void const* 
       "l"(map), "r"(shared_address(bar)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(uint16_t(offset_w)),
       "h"(uint16_t(offset_h))
       : "memory");
+}
+
+// From shared memory to a box of a 5-D tensor; what lies outside of the tensor is not written.
+__device__ inline void cp_async_bulk_tensor_store_5d(void const* map, uint32_t shared, int c0, int c1, int c2, int c3,
+                                                     int c4) {
+  asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),
+               "r"(shared), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+               : "memory");
+}
+
+__device__ inline void cp_async_bulk_commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Waits until this thread's stores have read shared memory.
+__device__ inline void cp_async_bulk_wait_group_read() {
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 
 // ---- mma.sync
@@ -307,14 +326,16 @@ __device__ inline void wgmma_fence_operand(uint32_t (&v)[n][4]) {
 // Keeps the compiler from moving memory accesses across this point, which can take more registers than there are.
 __device__ inline void compiler_fence() { asm volatile("" ::: "memory"); }
 
-// The shared-memory operand of wgmma with 128-byte swizzle: bits 0-13 address, 16-29 leading, 32-45 stride byte offset
-// (all / 16), 62-63 swizzle mode 1.
+// The shared-memory operand of wgmma, swizzled by 128 bytes (mode 1) or 64 (mode 2): bits 0-13 address, 16-29 leading,
+// 32-45 stride byte offset (all / 16), 62-63 mode.
+template <int swizzle = 128>
 __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, uint32_t stride) {
+  static_assert(swizzle == 128 || swizzle == 64);
   return uint64_t((shared & 0x3FFFF) >> 4) | uint64_t(leading >> 4) << 16 | uint64_t(stride >> 4) << 32 |
-         uint64_t(1) << 62;
+         uint64_t(128 / swizzle) << 62;
 }
 
-// The accumulators of n = 64, 128, 160 and 256, as the first operands.
+// The accumulators of n = 64, 128, 160, 192 and 256, as the first operands.
 #define CONV2D_EXT_REGS_64                                                 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -327,6 +348,10 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
   CONV2D_EXT_REGS_128       \
   ", "                      \
   "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define CONV2D_EXT_REGS_192 \
+  CONV2D_EXT_REGS_160       \
+  ", "                      \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define CONV2D_EXT_REGS_256                                                                      \
   CONV2D_EXT_REGS_128                                                                            \
   ", "                                                                                           \
@@ -349,6 +374,10 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
   CONV2D_EXT_ACC_128(d), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), \
       "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]),       \
       "+f"(d[79])
+#define CONV2D_EXT_ACC_192(d)                                                                                       \
+  CONV2D_EXT_ACC_160(d), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), \
+      "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]), "+f"(d[93]), "+f"(d[94]),       \
+      "+f"(d[95])
 #define CONV2D_EXT_ACC_256(d)                                                                                         \
   CONV2D_EXT_ACC_128(d), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]),   \
       "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]),         \
@@ -379,16 +408,18 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
 template <class T, bool transpose_a, bool transpose_b, int count>
 __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b) {
   constexpr int ta = transpose_a, tb = transpose_b;
-  static_assert(count == 32 || count == 64 || count == 80 || count == 128);
+  static_assert(count == 32 || count == 64 || count == 80 || count == 96 || count == 128);
   if constexpr (std::is_same_v<T, __half>) {
     if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "f16", d, a, b, ta, tb, 32, 33, 34, 35);
     if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "f16", d, a, b, ta, tb, 64, 65, 66, 67);
     if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "f16", d, a, b, ta, tb, 80, 81, 82, 83);
+    if constexpr (count == 96) CONV2D_EXT_WGMMA(192, "f16", d, a, b, ta, tb, 96, 97, 98, 99);
     if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "f16", d, a, b, ta, tb, 128, 129, 130, 131);
   } else {
     if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "bf16", d, a, b, ta, tb, 32, 33, 34, 35);
     if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "bf16", d, a, b, ta, tb, 64, 65, 66, 67);
     if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "bf16", d, a, b, ta, tb, 80, 81, 82, 83);
+    if constexpr (count == 96) CONV2D_EXT_WGMMA(192, "bf16", d, a, b, ta, tb, 96, 97, 98, 99);
     if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "bf16", d, a, b, ta, tb, 128, 129, 130, 131);
   }
 }

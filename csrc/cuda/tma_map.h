@@ -68,8 +68,8 @@ inline cudaError_t encode_boxes(CUtensorMap& map, Tensor4 const& t, int channels
   return encode_tiled(map, t, channels, b1, b2, b3, 1, 1, CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
-// Runs of `pixels` pixels of an NHWC tensor (size = C, W, H, N), `channels` of each. The walks give the bounding box:
-// their pixels at tap 0.
+// Runs of `pixels` pixels of an NHWC tensor (size = C, W, H, N), `channels` of each, 128 bytes or 64, which are
+// swizzled. The walks give the bounding box: their pixels at tap 0.
 inline cudaError_t encode_im2col(CUtensorMap& map, Tensor4 const& t, Walk const& h, Walk const& w, int channels,
                                  int pixels) {
   static auto const encode = driver_function<decltype(&cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col");
@@ -78,10 +78,27 @@ inline cudaError_t encode_im2col(CUtensorMap& map, Tensor4 const& t, Walk const&
   int const lower[2] = {int(w.lower), int(h.lower)};
   int const upper[2] = {int(box_upper(w, t.size[1])), int(box_upper(h, t.size[2]))};
   cuuint32_t const step[4] = {1, cuuint32_t(w.stride), cuuint32_t(h.stride), 1};
+  CUtensorMapSwizzle const swizzle =
+      channels * size_of(t.dtype) == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
   return status(encode(&map, tensor_type(t.dtype), 4, const_cast<void*>(t.address), e.size, e.stride, lower, upper,
-                       cuuint32_t(channels), cuuint32_t(pixels), step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                       CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+                       cuuint32_t(channels), cuuint32_t(pixels), step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+}
+
+// The filters of a problem, boxes of 128 bytes of channels of one tap x `filters`; coordinates channel, s, r, filter,
+// group.
+inline cudaError_t encode_filters(CUtensorMap& map, void* address, Problem const& p, int filters) {
+  static auto const encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
+  if (encode == nullptr) return cudaErrorNotSupported;
+  int64_t const sizes[5] = {p.C_per_group(), p.S, p.R, p.K_per_group(), p.groups};
+  int64_t const strides[4] = {p.w.w, p.w.h, p.w.n, p.K_per_group() * p.w.n};
+  cuuint64_t size[5], stride[4];
+  for (int i = 0; i < 5; ++i) size[i] = cuuint64_t(sizes[i]);
+  for (int i = 0; i < 4; ++i) stride[i] = sizes[i + 1] == 1 ? 16 : cuuint64_t(strides[i]) * size_of(p.dtype);
+  cuuint32_t const box[5] = {cuuint32_t(128 / size_of(p.dtype)), 1, 1, cuuint32_t(filters), 1},
+                   step[5] = {1, 1, 1, 1, 1};
+  return status(encode(&map, tensor_type(p.dtype), 5, address, size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                       CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
 }  // namespace conv2d_ext::tma

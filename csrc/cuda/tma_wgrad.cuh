@@ -1,259 +1,556 @@
 // wgrad in channels_last on Hopper's copy engine and tensor cores, f16 and bf16: the sibling of tma.cuh.
 //   out[tap, channel; filter] = sum over pixels of x[pixel moved by the tap, channel] * y[pixel, filter]
-// Rows are runs of 64 channels of one tap, TM / 64 of them a tile; columns are TN filters. A stage holds 64 pixels:
-// each run of x comes by an im2col copy, each 64 filters of y too. Both operands are contiguous along rows, not along
-// the pixels that are summed over: M- and N-major. The pixels are split among the blocks; f32 partial tiles go to the
-// workspace, and wgrad_reduce adds them in order.
+// A stage holds 64 pixels. Both operands are contiguous along their rows, not along the pixels that are summed over: M-
+// and N-major.
+//
+// Variant im2col: rows are runs of 64 channels of one tap, TM / 64 of them a tile; columns are TN filters. Each run of
+// x comes by an im2col copy of its own.
+//
+// Variants halo and narrow: filters are the rows of the instruction; its columns are one or more runs of x, and each
+// multiplying warpgroup has columns of its own.
+//   halo (stride 1 along W): a run is 64 channels of kTaps taps of a row of the filter. x's pixels include the padded
+//   columns, so that those of the next tap are the same lines moved by the dilation: one copy serves the run, and the
+//   distance of the instruction's blocks of 64 columns is that of two taps, some lines. y is zero at padded columns.
+//   narrow: a run is the 32 channels of a tap; lines of 64 bytes.
+//
+// WgradShares says which tiles and steps a block has. Parts of tiles go to the workspace, and wgrad_reduce adds them in
+// the order of the blocks.
 #pragma once
 
 #include "tma_swap.cuh"
 
 namespace conv2d_ext::tma {
 
-constexpr int kPixels = 64;  // of a step
+constexpr int kPixels = kWgradPixels, kTaps = kWgradTaps;
 
-template <class T, int TM, int TN>
+// A stage holds x_copies runs of x and y_copies times 64 filters of y. An instruction's rows are 64, its columns
+// `columns`; a multiplying warpgroup has `halves` of them, and `runs` of the runs.
+template <class T, Variant variant, int TM, int TN>
 struct WgradShape {
-  static constexpr int blocks = Shape<T, TM, TN>::blocks;
-  static constexpr int a_bytes = TM * kLineBytes, runs = (TN + 63) / 64, b_bytes = runs * kRunBytes;
-  static constexpr int stage_bytes = a_bytes + b_bytes;
-  static constexpr int stages = (blocks == 2 ? 111 : 224) * 1024 / stage_bytes;
-  static constexpr int shared_bytes = stages * stage_bytes + 1024;
+  static constexpr int warpgroups = 2, halves = TM / 128, columns = TN, runs = halves;
+  static constexpr int blocks = Shape<T, TM, TN>::blocks, threads = kThreads;
+  static constexpr int copy_regs = blocks == 2 ? 48 : 56, multiply_regs = blocks == 2 ? 96 : 224;
+  static constexpr int line_bytes = kLineBytes, x_bytes = kRunBytes;  // x_bytes: of a run
+  static constexpr int x_copies = TM / 64, y_copies = (TN + 63) / 64;
+  static constexpr int x_at = 0, y_at = x_copies * x_bytes, stage_bytes = y_at + y_copies * kRunBytes;
+  // Results on their way to memory: 64 channels of TN filters for each multiplying warpgroup.
+  static constexpr int staging_bytes = TN * kLineBytes, room = (blocks == 2 ? 112 : 225) * 1024;
+  static constexpr int stages = room / stage_bytes, stages_beside_staging = (room - 2 * staging_bytes) / stage_bytes;
+  static constexpr int shared_bytes = room + 1024;
+};
+
+// Of the variants whose rows are filters.
+template <class T, Variant variant, int TM, int TN>
+  requires(variant != Variant::im2col)
+struct WgradShape<T, variant, TM, TN> {
+  static constexpr bool halo = is_halo(variant);
+  static constexpr int columns = halo ? kTaps * 64 : 160, run_columns = halo ? columns : 32;
+  static constexpr int warpgroups = TM / columns, halves = TN / 64, runs = columns / run_columns;
+  static constexpr int blocks = 1, threads = (warpgroups + 1) * kWarpgroup;
+  static constexpr int copy_regs = 56, multiply_regs = warpgroups == 3 ? 152 : 224;
+  static_assert((warpgroups * multiply_regs + copy_regs) * kWarpgroup <= 65536);
+  static constexpr int line_bytes = halo ? kLineBytes : kLineBytes / 2;
+  static constexpr int x_bytes = (halo ? kPixels + kHalo : kPixels) * line_bytes;
+  static constexpr int x_copies = warpgroups * runs, y_copies = halves;
+  static constexpr int y_at = 0, x_at = y_copies * kRunBytes, stage_bytes = x_at + x_copies * x_bytes;
+  static constexpr int stages = 225 * 1024 / stage_bytes, shared_bytes = stages * stage_bytes + 1024;
+  static_assert(x_bytes % kCoreBytes == 0);
 };
 
 struct WgradParams {
-  CUtensorMap a, b;  // x, y
-  int64_t pixels;    // N * P * Q
-  int32_t P, Q;
+  CUtensorMap x, y, w;  // w: what whole tiles are stored to
+  int32_t P, columns;   // rows and columns of y; columns may include padded ones
   int32_t h0, w0, stride_h, stride_w, dilation_h, dilation_w;
-  int32_t S, C, K;       // C, K: of a group
+  int32_t R, S, C, K;    // C, K: of a group
   int32_t runs, chunks;  // chunks: runs a tap
-  int32_t steps, groups, splits;
-  int32_t tiles, tiles_n;
+  int32_t steps, groups;
+  int32_t tiles_n;
+  int32_t stages;
+  int32_t copy_bytes;  // of a run
+  WgradShares shares;
   int64_t out_k, out_r, out_s;
   void* out;
   void* workspace;
 };
 
+// What a block works on next.
 struct WgradUnit {
-  int32_t m, n, group, index;
-  int32_t begin, count;
+  int32_t m, n, group;
+  int32_t begin, count, stride;  // steps
+  int32_t slot;                  // of the partial tile in the workspace, or -1: the tile is whole
 
-  __device__ WgradUnit(WgradParams const& p, int unit) {
-    int const split = unit / p.tiles;
-    int tile = unit % p.tiles;
+  __device__ void locate(WgradParams const& p, int tile) {
     n = tile % p.tiles_n;
     tile /= p.tiles_n;
     group = tile % p.groups;
     m = tile / p.groups;
-    index = unit;
-    int const each = (p.steps + p.splits - 1) / p.splits;
-    begin = split * each;
-    int const rest = p.steps - begin;
-    count = rest < 0 ? 0 : rest < each ? rest : each;
   }
 };
 
-template <class T, int TM, int TN>
-__device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
-  using S = WgradShape<T, TM, TN>;
-  Stage stage;
-  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
-    WgradUnit const unit(p, u);
-    int c[TM / 64], offset_h[TM / 64], offset_w[TM / 64];
-    int runs = 0;
-#pragma unroll
-    for (int i = 0; i < TM / 64; ++i) {
-      int const run = unit.m * (TM / 64) + i, tap = run / p.chunks;
-      if (run < p.runs) ++runs;
-      c[i] = unit.group * p.C + run % p.chunks * 64;
-      offset_h[i] = tap / p.S * p.dilation_h, offset_w[i] = tap % p.S * p.dilation_w;
+// A block's parts of the work, in turn.
+class WgradWork {
+  int tile_;
+  int64_t strip_, strip_end_;
+
+ public:
+  __device__ explicit WgradWork(WgradParams const& p) : tile_(int(blockIdx.x)), strip_(0), strip_end_(0) {
+    WgradShares const& s = p.shares;
+    int64_t const worker = blockIdx.x - s.shared * s.aligned;
+    if (worker < 0 || s.strip_workers == 0) return;
+    strip_ = worker * (s.shared * s.strip_steps) / s.strip_workers;
+    strip_end_ = (worker + 1) * (s.shared * s.strip_steps) / s.strip_workers;
+  }
+  __device__ bool next(WgradParams const& p, WgradUnit& unit) {
+    WgradShares const& s = p.shares;
+    int const shared = tile_ - int(s.whole);
+    if (shared < 0) {
+      unit.locate(p, tile_);
+      unit.begin = 0, unit.count = p.steps, unit.stride = 1, unit.slot = -1;
+      tile_ += int(gridDim.x);
+      return true;
     }
-    int const k = unit.group * p.K + unit.n * TN;
+    // Past the whole tiles, of which each block has as many, tile_ counts blocks again.
+    if (shared < s.shared * s.aligned) {
+      int64_t tile = shared;
+      int64_t const part = divide(tile, s.shared);
+      unit.locate(p, int(s.whole + tile));
+      unit.begin = int(part), unit.stride = int(s.aligned);
+      unit.count = (int(s.aligned_steps) - unit.begin + unit.stride - 1) / unit.stride;
+      unit.slot = shared;
+      tile_ += 1 << 30;
+      return true;
+    }
+    if (strip_ >= strip_end_) return false;
+    int64_t rest = strip_;
+    int64_t const tile = divide(rest, s.strip_steps);
+    unit.locate(p, int(s.whole + tile));
+    unit.count = int(min64(strip_end_ - strip_, s.strip_steps - rest));
+    // Downwards, so that blocks with the ends, or the beginnings, of strips keep pace.
+    unit.begin = int(s.aligned_steps + rest) + unit.count - 1, unit.stride = -1;
+    unit.slot = int(blockIdx.x + tile);  // both grow along the strips
+    strip_ += unit.count;
+    return true;
+  }
+};
+
+// The first pixel of a unit's i'th step.
+struct WgradPixel {
+  int n, p, q;
+  __device__ WgradPixel(WgradParams const& params, WgradUnit const& unit, int i) {
+    int64_t column = int64_t(unit.begin + i * unit.stride) * kPixels, row = divide(column, params.columns);
+    n = int(divide(row, params.P));
+    p = int(row), q = int(column);
+  }
+};
+
+// Where a run begins. halo: rows of the filter first, so that neighbours share pixels.
+template <Variant variant>
+struct WgradRun {
+  int r, s, c;
+  __device__ WgradRun(WgradParams const& p, int run) {
+    if constexpr (is_halo(variant)) {
+      r = run % p.R;
+      int const rest = run / p.R, in_row = (p.S + kTaps - 1) / kTaps;
+      s = rest % in_row * kTaps;
+      c = rest / in_row * 64;
+    } else {
+      int const tap = run / p.chunks;
+      r = tap / p.S, s = tap % p.S;
+      c = run % p.chunks * 64;
+    }
+  }
+};
+
+// One thread of each warp of the last warpgroup shares in the copies: one alone would take longer to issue them than a
+// step is multiplied.
+template <class T, Variant variant, int TM, int TN>
+__device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
+  using S = WgradShape<T, variant, TM, TN>;
+  constexpr int each = (S::x_copies + S::y_copies + 3) / 4;
+  int const warp = int(threadIdx.x) / 32 % 4;
+  Stage stage;
+  WgradUnit unit;
+  for (WgradWork work(p); work.next(p, unit);) {
+    int const first = unit.m * S::x_copies, runs = min(p.runs - first, S::x_copies);
+    int c[each], offset_h[each], offset_w[each];
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      int const copy = warp + 4 * i;
+      WgradRun<variant> const run(p, first + copy);
+      offset_h[i] = run.r * p.dilation_h, offset_w[i] = run.s * p.dilation_w;
+      c[i] = copy < S::x_copies ? unit.group * p.C + run.c : unit.group * p.K + unit.n * TN + (copy - S::x_copies) * 64;
+    }
     for (int step = 0; step < unit.count; ++step) {
-      int64_t q = int64_t(unit.begin + step) * kPixels;
-      int64_t ph = divide(q, p.Q);
-      int const n = int(divide(ph, p.P));
-      int const h = p.h0 + int(ph) * p.stride_h, w = p.w0 + int(q) * p.stride_w;
+      WgradPixel const pixel(p, unit, step);
+      int const h = p.h0 + pixel.p * p.stride_h, w = p.w0 + pixel.q * p.stride_w;
+      uint64_t* const bar = &full[stage.index];
       ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);
-      ptx::mbarrier_arrive_expect_tx(&full[stage.index], S::b_bytes + runs * kRunBytes);
+      if (warp == 0) ptx::mbarrier_arrive_expect_tx(bar, S::y_copies * kRunBytes + runs * p.copy_bytes);
       uint32_t const to = ring + stage.index * S::stage_bytes;
 #pragma unroll
-      for (int i = 0; i < TM / 64; ++i)
-        if (i < runs)
-          ptx::cp_async_bulk_tensor_im2col(to + i * kRunBytes, &p.a, &full[stage.index], c[i], w, h, n, offset_w[i],
-                                           offset_h[i]);
-#pragma unroll
-      for (int i = 0; i < S::runs; ++i)
-        ptx::cp_async_bulk_tensor_im2col(to + S::a_bytes + i * kRunBytes, &p.b, &full[stage.index], k + i * 64, int(q),
-                                         int(ph), n, 0, 0);
-      stage.advance(S::stages);
+      for (int i = 0; i < each; ++i) {
+        int const copy = warp + 4 * i;
+        if (copy < runs)
+          ptx::cp_async_bulk_tensor_im2col(to + S::x_at + copy * S::x_bytes, &p.x, bar, c[i], w, h, pixel.n,
+                                           offset_w[i], offset_h[i]);
+        else if (copy >= S::x_copies && copy < S::x_copies + S::y_copies)
+          ptx::cp_async_bulk_tensor_im2col(to + S::y_at + (copy - S::x_copies) * kRunBytes, &p.y, bar, c[i], pixel.q,
+                                           pixel.p, pixel.n, 0, 0);
+      }
+      stage.advance(p.stages);
     }
   }
 }
 
-// The offset of row m (channel m % 64 of a run) within a filter, or -1.
-__device__ inline int64_t wgrad_out_of(WgradParams const& p, int m) {
-  int const run = m / 64, tap = run / p.chunks, c = run % p.chunks * 64 + m % 64;
-  return run < p.runs && c < p.C ? tap / p.S * p.out_r + tap % p.S * p.out_s + c : -1;
+// Stores a warpgroup's sums `first` elements into the workspace: a thread's neighbours together, and those of all
+// threads.
+template <int count>
+__device__ inline void wgrad_store_part(WgradParams const& p, int64_t first, float const (&acc)[count]) {
+  float4* const to = static_cast<float4*>(p.workspace) + first / 4 + threadIdx.x % kWarpgroup;
+#pragma unroll
+  for (int j = 0; j < count / 4; ++j)
+    to[j * kWarpgroup] = make_float4(acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3]);
 }
 
-template <class T, int TM, int TN>
-__device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
-  using S = WgradShape<T, TM, TN>;
-  constexpr int halves = TM / 128;
+// Stores a warpgroup's sums, 64 channels of a run by TN filters. A thread has those of rows lane / 4 and lane / 4 + 8
+// of its warp's 16, columns 8 j + 2 (lane % 4) + {0, 1}. They are turned round on the way through shared memory, where
+// a line is a filter; the copy engine stores the lines.
+template <class T, int TN>
+__device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int run, float const (&acc)[TN / 2],
+                            uint32_t staging) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  bool const stores = threadIdx.x % kWarpgroup == 0;
+  if (stores) ptx::cp_async_bulk_wait_group_read();  // the lines are free
+  ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+  for (int t = 0; t < TN / 16; ++t) {  // 16 filters
+    uint32_t const v[4] = {pack<T>(acc[t * 8], acc[t * 8 + 1]), pack<T>(acc[t * 8 + 2], acc[t * 8 + 3]),
+                           pack<T>(acc[t * 8 + 4], acc[t * 8 + 5]), pack<T>(acc[t * 8 + 6], acc[t * 8 + 7])};
+    int const line = t * 16 + lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
+    ptx::stmatrix_x4_trans(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+  }
+  ptx::fence_proxy_async();
+  ptx::bar_sync(1 + group, kWarpgroup);
+  if (stores && run < p.runs) {
+    int const tap = run / p.chunks;
+    ptx::cp_async_bulk_tensor_store_5d(&p.w, staging, run % p.chunks * 64, tap % p.S, tap / p.S, unit.n * TN,
+                                       unit.group);
+    ptx::cp_async_bulk_commit_group();
+  }
+}
+
+template <class T, Variant variant, int TM, int TN>
+__device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
+  using S = WgradShape<T, variant, TM, TN>;
+  constexpr bool filters = variant != Variant::im2col;
+  constexpr int core_bytes = 8 * S::line_bytes;  // of B
+  int const group = int(threadIdx.x) / kWarpgroup, lane = int(threadIdx.x) % 32;
+  int const my_x = S::x_at + group * S::runs * S::x_bytes, a_at = filters ? S::y_at : my_x,
+            b_at = filters ? my_x : S::y_at;
+  // Of B's blocks of 64, or 32, columns.
+  uint32_t const distance = is_halo(variant) ? p.dilation_w * kLineBytes : S::line_bytes * kPixels;
   auto release = [&](int stage) {  // -1: none
     if (lane == 0 && stage >= 0) ptx::mbarrier_arrive(&empty[stage]);
   };
   Stage stage;
-  float acc[halves][TN / 2];
-  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
-    WgradUnit const unit(p, u);
+  float acc[S::halves][S::columns / 2];
+  WgradUnit unit;
+  for (WgradWork work(p); work.next(p, unit);) {
+    int const first = (unit.m * S::warpgroups + group) * S::runs;
+    if (first >= p.runs) {  // nothing to do
+      for (int step = 0; step < unit.count; ++step) {
+        ptx::mbarrier_wait(&full[stage.index], stage.parity);
+        release(stage.index);
+        stage.advance(p.stages);
+      }
+      continue;
+    }
 #pragma unroll
-    for (int h = 0; h < halves; ++h)
+    for (int h = 0; h < S::halves; ++h)
 #pragma unroll
-      for (int i = 0; i < TN / 2; ++i) acc[h][i] = 0;
+      for (int i = 0; i < S::columns / 2; ++i) acc[h][i] = 0;
     int before = -1;
     for (int step = 0; step < unit.count; ++step) {
       ptx::mbarrier_wait(&full[stage.index], stage.parity);
-      uint32_t const from_a = ring + stage.index * S::stage_bytes + group * halves * kRunBytes;
-      uint32_t const from_b = ring + stage.index * S::stage_bytes + S::a_bytes;
+      uint32_t const from_a = ring + stage.index * S::stage_bytes + a_at;
+      uint32_t const from_b = ring + stage.index * S::stage_bytes + b_at;
 #pragma unroll
-      for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+      for (int h = 0; h < S::halves; ++h) ptx::wgmma_fence_operand(acc[h]);
       ptx::wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kPixels / 16; ++k)
 #pragma unroll
-        for (int h = 0; h < halves; ++h)
+        for (int h = 0; h < S::halves; ++h)
           ptx::wgmma_mma_async<T, true, true>(
               acc[h], ptx::wgmma_descriptor(from_a + h * kRunBytes + k * 2 * kCoreBytes, kRunBytes, kCoreBytes),
-              ptx::wgmma_descriptor(from_b + k * 2 * kCoreBytes, kRunBytes, kCoreBytes));
+              ptx::wgmma_descriptor<S::line_bytes>(from_b + k * 2 * core_bytes, distance, core_bytes));
       ptx::wgmma_commit_group();
       ptx::wgmma_wait_group<1>();
 #pragma unroll
-      for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+      for (int h = 0; h < S::halves; ++h) ptx::wgmma_fence_operand(acc[h]);
       release(before);  // the step before has been read
       before = stage.index;
-      stage.advance(S::stages);
+      stage.advance(p.stages);
     }
     ptx::wgmma_wait_group<0>();
 #pragma unroll
-    for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+    for (int h = 0; h < S::halves; ++h) ptx::wgmma_fence_operand(acc[h]);
     release(before);
-
-    // A thread's accumulators: of rows lane / 4 and lane / 4 + 8 of its warp's 16, columns 8 j + 2 (lane % 4) + {0, 1}.
-    int const quad = lane % 4;
+    if (filters || unit.slot >= 0) {
 #pragma unroll
-    for (int h = 0; h < halves; ++h) {
-      int const row = (group * halves + h) * 64 + warp * 16 + lane / 4;
-      if (p.splits > 1) {
-        float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.index) * (TM * TN);
+      for (int h = 0; h < S::halves; ++h)
+        wgrad_store_part(p, int64_t(unit.slot) * (TM * TN) + (group * S::halves + h) * 64 * S::columns, acc[h]);
+    } else if constexpr (!filters) {
+      uint32_t const staging = ring + p.stages * S::stage_bytes + group * S::staging_bytes;
 #pragma unroll
-        for (int i = 0; i < TN / 2; ++i) {
-          int const m = row + i % 4 / 2 * 8, n = i / 4 * 8 + quad * 2 + i % 2;
-          partial[n * TM + m] = acc[h][i];
-          if (i % 16 == 15) ptx::compiler_fence();  // registers are too short for more addresses
-        }
-        continue;
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {  // 8 lanes write 8 neighbours
-        int64_t const to = wgrad_out_of(p, unit.m * TM + row + half * 8);
-        int n = unit.n * TN + quad * 2;
-        T* to_n = static_cast<T*>(p.out) + to + (unit.group * p.K + n) * p.out_k;
-#pragma unroll
-        for (int j = 0; j < TN / 8; ++j, n += 8, to_n += 8 * p.out_k) {
-          if (to < 0 || n >= p.K) continue;
-          to_n[0] = narrow<T>(acc[h][j * 4 + half * 2]);  // K is a multiple of 8: n + 1 exists too
-          to_n[p.out_k] = narrow<T>(acc[h][j * 4 + half * 2 + 1]);
-          ptx::compiler_fence();
-        }
-      }
+      for (int h = 0; h < S::halves; ++h) wgrad_store<T, TN>(p, unit, first + h, acc[h], staging);
     }
   }
+  if (!filters && threadIdx.x % kWarpgroup == 0)
+    ptx::cp_async_bulk_wait_group_read();  // shared memory ends with the block
 }
 
-template <class T, int TM, int TN>
-__global__ void __launch_bounds__(kThreads, WgradShape<T, TM, TN>::blocks)
+template <class T, Variant variant, int TM, int TN>
+__global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, WgradShape<T, variant, TM, TN>::blocks)
     wgrad_kernel(__grid_constant__ WgradParams const p) {
-  using S = WgradShape<T, TM, TN>;
+  using S = WgradShape<T, variant, TM, TN>;
   extern __shared__ uint8_t dynamic[];
   __shared__ uint64_t full[S::stages], empty[S::stages];
   uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::stages; ++i) {
       ptx::mbarrier_init(&full[i], 1);
-      ptx::mbarrier_init(&empty[i], 8);  // multiplying warps
+      ptx::mbarrier_init(&empty[i], S::warpgroups * 4);  // multiplying warps
     }
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  if (threadIdx.x < 2 * kWarpgroup) {
-    ptx::setmaxnreg_inc<Shape<T, TM, TN>::multiply_regs>();
-    wgrad_multiply<T, TM, TN>(p, ring, full, empty);
+  ptx::griddepcontrol_launch_dependents();
+  if (threadIdx.x < S::warpgroups * kWarpgroup) {
+    ptx::setmaxnreg_inc<S::multiply_regs>();
+    wgrad_multiply<T, variant, TM, TN>(p, ring, full, empty);
   } else {
-    ptx::setmaxnreg_dec<Shape<T, TM, TN>::copy_regs>();
-    if (threadIdx.x == 2 * kWarpgroup) wgrad_copy<T, TM, TN>(p, ring, full, empty);
+    ptx::setmaxnreg_dec<S::copy_regs>();
+    if (threadIdx.x % 32 == 0) wgrad_copy<T, variant, TM, TN>(p, ring, full, empty);
   }
 }
 
-// Sums the partial tiles in the order of the splits; a thread has four rows, neighbours in memory.
-template <class T, int TM, int TN>
-__global__ void __launch_bounds__(256) wgrad_reduce(__grid_constant__ WgradParams const p) {
-  WgradUnit const unit(p, int(blockIdx.x));
-  int const first = (int(blockIdx.y) * 256 + int(threadIdx.x)) * 4;
-  int64_t const to = wgrad_out_of(p, unit.m * TM + first % TM);
-  int const n = unit.n * TN + first / TM;
-  if (to < 0 || n >= p.K) return;
-  float const* partial = static_cast<float const*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
-  float4 sum = make_float4(0, 0, 0, 0);
-  for (int split = 0; split < p.splits; ++split, partial += int64_t(p.tiles) * (TM * TN)) {
-    float4 const v = *reinterpret_cast<float4 const*>(partial);
-    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+// x and y, for sums of single products.
+struct Images {
+  void const* x;
+  void const* y;
+  int64_t x_n, x_h, x_w, y_n, y_h, y_w;
+  int64_t pixels;  // N * P * Q
+  int32_t H, W, Q;
+};
+
+// One weight by single products, by a whole warp: zeros of y at padded columns make NaN of an infinite x. Sums that are
+// NaN stay so.
+template <class T>
+__device__ float wgrad_exact(WgradParams const& p, Images const& images, int k, int c, int r, int s) {
+  T const* const x = static_cast<T const*>(images.x) + c;
+  T const* const y = static_cast<T const*>(images.y) + k;
+  float total = 0;
+  for (int64_t first = 0; first < images.pixels; first += 32 * kChain) {
+    float sum = 0;
+#pragma unroll 4
+    for (int i = 0; i < kChain; ++i) {
+      int64_t j = first + i * 32 + int(threadIdx.x) % 32;
+      bool const inside = j < images.pixels;
+      int64_t row = divide(j, images.Q);
+      int64_t const n = divide(row, p.P), h = row * p.stride_h + p.h0 + r * p.dilation_h,
+                    w = j + p.w0 + s * p.dilation_w;
+      if (inside && h >= 0 && h < images.H && w >= 0 && w < images.W)
+        sum += widen(x[n * images.x_n + h * images.x_h + w * images.x_w]) *
+               widen(y[n * images.y_n + row * images.y_h + j * images.y_w]);
+    }
+    total += sum;
+    if (__any_sync(0xffffffff, total != total)) return NAN;
   }
-  Vector<T, 4> const out{narrow<T>(sum.x), narrow<T>(sum.y), narrow<T>(sum.z), narrow<T>(sum.w)};
-  *reinterpret_cast<Vector<T, 4>*>(static_cast<T*>(p.out) + to + (unit.group * p.K + n) * p.out_k) = out;
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) total += __shfl_xor_sync(0xffffffff, total, lane);
+  return total;
+}
+
+constexpr int kReduceWarps = 16;
+
+// Adds the parts of the shared tiles in the order of the blocks that made them. `slices` warps have 16 rows by 16
+// columns as two instructions hold them, and each adds every slices'th part.
+template <class T, Variant variant, int TM, int TN>
+__global__ void __launch_bounds__(kReduceWarps * 32)
+    wgrad_reduce(__grid_constant__ WgradParams const p, __grid_constant__ Images const images, int slices) {
+  using S = WgradShape<T, variant, TM, TN>;
+  constexpr bool filters = variant != Variant::im2col;
+  constexpr int pieces = TM * TN / (64 * 8), in_row = S::columns / 8;  // pieces: 64 rows by 8 columns
+  constexpr int together = 4;
+  __shared__ float4 sums[kReduceWarps][2][32];
+  WgradShares const& s = p.shares;
+  int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, slice = warp % slices;
+  int const item = int(blockIdx.x) * (kReduceWarps / slices) + warp / slices;
+  int const shared = item / (pieces * 2), rows = item % 4 * 16, piece = item / 4 % (pieces / 2) * 2;
+  bool valid = shared < s.shared;
+
+  // Where the first of the weights are: filter k, channel c of a tap.
+  WgradUnit unit;
+  unit.locate(p, int(s.whole) + shared);
+  int k = unit.n * TN, c_of_run = rows, s_of_run = 0, run;
+  if constexpr (filters) {
+    constexpr int in_run = S::run_columns / 8;
+    run = (unit.m * S::warpgroups + piece / in_row / S::halves) * S::runs + piece % in_row / in_run;
+    k += piece / in_row % S::halves * 64 + rows;
+    c_of_run = piece % in_run % 8 * 8;
+    s_of_run = piece % in_run / 8;
+  } else {
+    run = unit.m * S::x_copies + piece / in_row;
+    k += piece % in_row * 8;
+  }
+  WgradRun<variant> at(p, run);
+  at.c += c_of_run, at.s += s_of_run;
+  valid = valid && run < p.runs && at.s < p.S && k < p.K && at.c < p.C;
+
+  // Parts of the aligned blocks, then of those with strips.
+  int first_strip = 0, count = int(s.aligned);
+  if (s.strip_workers > 0) {
+    auto worker_of = [&](int64_t step) { return int(((step + 1) * s.strip_workers - 1) / (s.shared * s.strip_steps)); };
+    first_strip = worker_of(shared * s.strip_steps);
+    count += worker_of((shared + 1) * s.strip_steps - 1) - first_strip + 1;
+    first_strip += int(s.shared * s.aligned) + shared - int(s.aligned);
+  }
+  if (!valid) count = 0;
+  float4 const* const from = static_cast<float4 const*>(p.workspace) + piece * kWarpgroup + rows * 2 + lane;
+  ptx::griddepcontrol_wait();
+  float4 sum[2] = {};
+  for (int i = slice; i < count; i += slices * together) {
+    float4 v[together][2];
+#pragma unroll
+    for (int u = 0; u < together; ++u) {
+      int const part = i + u * slices;
+      int64_t const slot = part < s.aligned ? shared + part * s.shared : first_strip + part;
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        v[u][j] = part < count ? from[slot * (pieces * kWarpgroup) + j * kWarpgroup] : make_float4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int u = 0; u < together; ++u)
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        sum[j].x += v[u][j].x, sum[j].y += v[u][j].y, sum[j].z += v[u][j].z, sum[j].w += v[u][j].w;
+  }
+  if (slices > 1) {
+    for (int j = 0; j < 2; ++j) sums[warp][j][lane] = sum[j];
+    __syncthreads();
+    if (slice > 0) return;
+    for (int i = 1; i < slices; ++i)
+      for (int j = 0; j < 2; ++j) {
+        float4 const v = sums[warp + i][j][lane];
+        sum[j].x += v.x, sum[j].y += v.y, sum[j].z += v.z, sum[j].w += v.w;
+      }
+  }
+  if (!valid) return;
+
+  // A lane's sums are pairs of neighbours of a row; it stores two channels of a filter.
+  float values[8] = {sum[0].x, sum[0].y, sum[0].z, sum[0].w, sum[1].x, sum[1].y, sum[1].z, sum[1].w};
+  auto filter_of = [&](int lane, int i) { return k + lane / 4 + (filters ? i / 2 % 2 : i / 4) * 8; };
+  auto channel_of = [&](int lane, int i) { return at.c + lane % 4 * 2 + i % 2 + (filters ? i / 4 : i / 2 % 2) * 8; };
+  auto exists = [&](int i) { return filter_of(lane, i) < p.K && channel_of(lane, i) < p.C; };
+  if constexpr (is_halo(variant)) {
+    unsigned tried = 0;
+    while (true) {
+      int mine = -1;
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (values[i] != values[i] && exists(i) && (tried >> i & 1) == 0) mine = i;
+      unsigned const left = __ballot_sync(0xffffffff, mine >= 0);
+      if (left == 0) break;
+      int const whose = __ffs(int(left)) - 1, which = __shfl_sync(0xffffffff, mine, whose);
+      float const exact = wgrad_exact<T>(p, images, unit.group * p.K + filter_of(whose, which),
+                                         unit.group * p.C + channel_of(whose, which), at.r, at.s);
+      if (lane != whose) continue;
+      tried |= 1u << which;
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+        if (i == which) values[i] = exact;
+    }
+  }
+  T* const out = static_cast<T*>(p.out) + at.r * p.out_r + at.s * p.out_s;
+#pragma unroll
+  for (int i = 0; i < 8; i += 2) {
+    uint32_t pair = pack<T>(values[i], values[i + 1]);
+    if constexpr (!filters) pair = ptx::movmatrix_trans(pair);
+    if (exists(i))
+      *reinterpret_cast<uint32_t*>(out + (int64_t(unit.group) * p.K + filter_of(lane, i)) * p.out_k +
+                                   channel_of(lane, i)) = pair;
+  }
 }
 
 template <DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  using S = WgradShape<T, TM, TN>;
+  constexpr bool halo = is_halo(variant), filters = variant != Variant::im2col;
   Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
+  WgradTiles const t = wgrad_tiles(kRows[plan.kernel], problem);
   int64_t const P = problem.P(), Q = problem.Q();
   WgradParams p{};
-  p.pixels = problem.N * P * Q, p.P = int32_t(P), p.Q = int32_t(Q);
+  p.P = int32_t(P), p.columns = int32_t(t.columns);
   p.h0 = int32_t(h.lower), p.w0 = int32_t(w.lower);
   p.stride_h = int32_t(h.stride), p.stride_w = int32_t(w.stride);
   p.dilation_h = int32_t(h.tap_stride), p.dilation_w = int32_t(w.tap_stride);
-  p.S = int32_t(problem.S), p.C = int32_t(problem.C_per_group()), p.K = int32_t(problem.K_per_group());
-  p.chunks = int32_t(ceil_div(p.C, 64)), p.runs = int32_t(problem.R * problem.S * p.chunks);
-  p.steps = int32_t(ceil_div(p.pixels, kPixels)), p.groups = int32_t(problem.groups), p.splits = plan.split_k;
+  p.R = int32_t(problem.R), p.S = int32_t(problem.S);
+  p.C = int32_t(problem.C_per_group()), p.K = int32_t(problem.K_per_group());
+  p.chunks = int32_t(ceil_div(p.C, 64)), p.runs = int32_t(t.runs);
+  p.steps = int32_t(t.steps), p.groups = int32_t(problem.groups);
   p.tiles_n = int32_t(ceil_div(p.K, TN));
-  p.tiles = int32_t(ceil_div(p.runs, TM / 64)) * p.tiles_n * p.groups;
+  p.shares = wgrad_shares(t, plan.split_k);
   p.out_k = problem.w.n, p.out_r = problem.w.h, p.out_s = problem.w.w;
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
-  cudaError_t error = encode_im2col(
-      p.a, {args.a, dtype, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h, w, 64, kPixels);
+  Walk box_x = w, box_y{Q, 1};
+  if (halo) box_x.pixels = box_y.pixels = t.columns;
+  int const channels = variant == Variant::narrow ? 32 : 64, lines = int(kPixels + t.columns - Q);
+  p.copy_bytes = lines * channels * size_of(dtype);
+  cudaError_t error =
+      encode_im2col(p.x, {args.a, dtype, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h, box_x,
+                    channels, lines);
   if (error != cudaSuccess) return error;
-  error = encode_im2col(p.b, {args.b, dtype, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1}, Walk{Q, 1},
-                        64, kPixels);
+  error = encode_im2col(p.y, {args.b, dtype, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1}, box_y, 64,
+                        kPixels);
   if (error != cudaSuccess) return error;
+  using S = WgradShape<T, variant, TM, TN>;
+  p.stages = S::stages;
+  if constexpr (!filters) {
+    if (p.shares.whole > 0) p.stages = S::stages_beside_staging;
+    if ((error = encode_filters(p.w, args.out, problem, TN)) != cudaSuccess) return error;
+  }
 
-  auto* const kernel = wgrad_kernel<T, TM, TN>;
+  auto* const kernel = wgrad_kernel<T, variant, TM, TN>;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
       cudaSuccess)
     return error;
-  int device = 0, sm_count = 0;
-  if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
-  int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count) * S::blocks);
-  kernel<<<unsigned(blocks), kThreads, S::shared_bytes, stream>>>(p);
-  if ((error = cudaGetLastError()) != cudaSuccess || p.splits == 1) return error;
-  wgrad_reduce<T, TM, TN><<<dim3(unsigned(p.tiles), TM * TN / 1024), 256, 0, stream>>>(p);
-  return cudaGetLastError();
+  int64_t const shared = p.shares.shared;
+  int64_t workers = plan.split_k;
+  if (shared == 0) {  // as many blocks as there is room for
+    int device = 0, sm_count = 0;
+    if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
+    if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess)
+      return error;
+    workers = min64(t.tiles, int64_t(sm_count) * S::blocks);
+  }
+  kernel<<<unsigned(workers), unsigned(S::threads), S::shared_bytes, stream>>>(p);
+  if ((error = cudaGetLastError()) != cudaSuccess || shared == 0) return error;
+
+  Images const images{
+      args.a,    args.b, x.n, x.h, x.w, y.n, y.h, y.w, problem.N * P * Q, int32_t(problem.H), int32_t(problem.W),
+      int32_t(Q)};
+  int slices = 1;
+  while (slices < kReduceWarps && slices * shared * 4 < workers) slices *= 2;
+  int64_t const items = shared * (TM * TN / 256);  // 16 rows by 16 columns
+  cudaLaunchAttribute early{};                     // the launch need not wait for the end of the kernel before
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(ceil_div(items * slices, kReduceWarps))), config.blockDim = dim3(kReduceWarps * 32);
+  config.stream = stream, config.attrs = &early, config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, wgrad_reduce<T, variant, TM, TN>, p, images, slices);
 }
 
 template <Op op, DType dtype, int TM, int TN, Variant variant>
