@@ -267,6 +267,8 @@ CASES: tuple[Case, ...] = (
     # few tiles, some steps of the reduction: fprop and dgrad, then wgrad (in several parts); for racecheck
     Case("one_tile_long_depth", 1, 48, 4, 5, 48, 3, 3, padding=(1, 1)),
     Case("one_tile_some_pixels", 2, 8, 12, 13, 8, 3, 1, padding=(1, 0)),
+    # one round of tiles for every SM and some more, whose reduction is split
+    Case("tail_of_tiles", 1, 64, 190, 190, 8, 3, 3, padding=(1, 1), bias=False),
     # nothing to sum, or nothing to write
     Case("N0", 0, 4, 6, 6, 8, 3, 3, padding=(1, 1), edge=True),
     Case("C0", 2, 0, 6, 5, 4, 3, 3, padding=(1, 1), edge=True),

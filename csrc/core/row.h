@@ -9,7 +9,7 @@
 namespace conv2d_ext {
 
 enum class Family : uint8_t { tma, igemm, simt, depthwise, grouped, band, diagonal, strip };
-enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2, im2col, halo, pointwise };
+enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2, im2col, halo, pointwise, raw, raw_halo };
 
 struct Row {
   Family family;
