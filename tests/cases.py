@@ -302,6 +302,8 @@ CASES: tuple[Case, ...] = (
     Case("wgrad_five_taps_dilated", 1, 64, 8, 21, 40, 2, 5, padding=(1, 4), dilation=(1, 4), edge=True),
     Case("wgrad_many_filters", 1, 8, 12, 13, 712, 7, 7, padding=(3, 3), bias=False),
     Case("wgrad_32_channels", 2, 32, 17, 18, 72, 5, 4, stride=(2, 1), padding=(2, 1)),
+    # one round of tiles for every SM and some more, whose reduction is split
+    Case("tail_of_tiles", 1, 64, 190, 190, 8, 3, 3, padding=(1, 1), bias=False),
     # nothing to sum, or nothing to write
     Case("N0", 0, 4, 6, 6, 8, 3, 3, padding=(1, 1), edge=True),
     Case("C0", 2, 0, 6, 5, 4, 3, 3, padding=(1, 1), edge=True),

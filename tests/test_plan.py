@@ -228,8 +228,35 @@ def test_dense_channels_last_layers_take_the_copy_engine(op: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_float32_takes_tensor_cores_only_where_tf32_is_allowed(op: str) -> None:
     assert named(op, DENSE, torch.float32, allow_tf32=False).startswith("simt_")
-    allowed = named(op, DENSE, torch.float32, allow_tf32=True)
-    assert allowed.startswith("simt_wgrad_" if op == "wgrad" else f"tma_{op}_f32_"), "there is no TF32 wgrad yet"
+    assert named(op, DENSE, torch.float32, allow_tf32=True).startswith(f"tma_{op}_f32_")
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_tf32_rounds_filters_as_it_goes_where_few_pixels_meet_them(op: str) -> None:
+    few = Case("few", 2, 1280, 8, 8, 1280, 3, 3, padding=(1, 1))
+    many = Case("many", 64, 256, 56, 56, 256, 3, 3, padding=(1, 1))
+    assert "_raw" in named(op, few, torch.float32, allow_tf32=True)
+    assert "_raw" not in named(op, many, torch.float32, allow_tf32=True)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_tf32_tiles_are_as_wide_as_the_layer(op: str) -> None:
+    for channels in (160, 192):
+        case = Case("inception", 64, channels, 17, 17, channels, 7, 1, padding=(3, 0))
+        assert f"x{channels}_" in named(op, case, torch.float32, allow_tf32=True)
+
+
+def test_tf32_splits_the_tiles_of_the_last_round() -> None:
+    """145 tiles for 132 SMs: the last 13 are shared out, and only they take workspace beside the rounded filters."""
+    case = Case("inception", 64, 192, 17, 17, 192, 7, 1, padding=(3, 0))
+    plan = ask("fprop", case, torch.float32, "nhwc", allow_tf32=True)
+    assert plan[1] == 10
+    assert plan[2] == 13 * 10 * 128 * 192 * 4 + 192 * 192 * 7 * 4
+
+
+def test_tf32_weight_gradients_do_not_add_up_too_many_pixels_in_one_chain() -> None:
+    case = Case("pixels", 32, 64, 224, 224, 64, 3, 3, padding=(1, 1))
+    assert ask("wgrad", case, torch.float32, "nhwc", allow_tf32=True)[1] >= 32 * 224 * 224 / 8192
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -302,10 +329,11 @@ def test_packed_copies_are_part_of_the_workspace() -> None:
     assert ask("fprop", DENSE, torch.float16, "nhwc")[2] == 0
 
 
-@pytest.mark.parametrize("op", ("fprop", "dgrad"))
-def test_tf32_packs_only_the_pixels_that_it_reads(op: str) -> None:
+@pytest.mark.parametrize("op", OPS)
+def test_tf32_packs_all_tensors_of_another_layout(op: str) -> None:
     assert named(op, DENSE, torch.float32, "nchw", allow_tf32=True).startswith(f"tma_{op}_f32_")
-    assert packed(op, DENSE, *meta(DENSE, torch.float32, "nchw"), allow_tf32=True) == ("x" if op == "fprop" else "y")
+    assert packed(op, DENSE, *meta(DENSE, torch.float32, "nchw"), allow_tf32=True) == "xwy"
+    assert packed(op, DENSE, *meta(DENSE, torch.float32, "nhwc"), allow_tf32=True) == ""
     assert named(op, DENSE, torch.float32, "nchw", allow_tf32=False).startswith("simt_")
 
 

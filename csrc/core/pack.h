@@ -94,7 +94,7 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (copies > kMaxPackedBytes || (copies > kFreePackedBytes && copies > 3 * plain)) return false;
   if (is_pointwise(row)) return row.op != Op::wgrad && pointwise_supports(row.op, packed(row, p).problem);
   Packed const q = packed(row, p);
-  return q.which.any() && tma_supports(row, q.problem);
+  return q.which.any() && in_place_supports(row, q.problem);
 }
 
 // Where the copies are, in bytes from the start of the workspace, -1: there is none; the row's own part is at `bytes`.

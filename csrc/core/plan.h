@@ -81,11 +81,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
   return simt_estimate(row, op, p, d);
 }
 
-constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
+constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k, Device const& d) {
   switch (row.family) {
     case Family::tma: {
       Packed const q = packed(row, p);
-      return packed_places(q).bytes + in_place_workspace_bytes(row, q.problem, split_k);
+      return packed_places(q).bytes + in_place_workspace_bytes(row, q.problem, split_k, d);
     }
     case Family::depthwise:
     case Family::band:
@@ -106,7 +106,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
 // The plan for one row; the caller has asked supports() first.
 constexpr Plan plan_row(int kernel, Op op, Problem const& p, Device const& d) {
   Estimate const e = estimate(kRows[kernel], op, p, d);
-  return {kernel, e.split_k, workspace_bytes(kRows[kernel], op, p, e.split_k)};
+  return {kernel, e.split_k, workspace_bytes(kRows[kernel], op, p, e.split_k, d)};
 }
 
 // There is always a plan on a GPU of compute capability 8.0 or later; kernel = -1 otherwise.

@@ -9,7 +9,20 @@
 namespace conv2d_ext {
 
 enum class Family : uint8_t { tma, igemm, simt, depthwise, grouped, band, column, diagonal, strip, stream };
-enum class Variant : uint8_t { nhwc, any, nchw, nchw_s2, nhwc_s2, im2col, halo, pointwise, narrow, lines };
+enum class Variant : uint8_t {
+  nhwc,
+  any,
+  nchw,
+  nchw_s2,
+  nhwc_s2,
+  im2col,
+  halo,
+  pointwise,
+  narrow,
+  raw,
+  raw_halo,
+  lines
+};
 
 struct Row {
   Family family;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "gemm.h"
 
@@ -47,13 +48,14 @@ constexpr bool im2col_supports(Walk const& w, int64_t extent) {
 // Channels of the reduction that one instruction takes (TF32: a step); those of the next group must not be among them.
 constexpr int tma_together(DType t) { return t == DType::f32 ? 32 : 16; }
 
-// Tensors that may have any strides and alignment: fprop and dgrad store single elements where they must (but not those
-// of a stride's phases, which lie apart), and TF32 prepares its filters.
+// Tensors that may have any strides and alignment: fprop and dgrad in 16-bit types store single elements where they
+// must, but not those of a stride's phases, which lie apart.
 struct TmaTakesAny {
   bool x, w, y;
 };
 constexpr TmaTakesAny tma_takes_any(Op op, Problem const& p) {
-  return {op == Op::dgrad && p.stride_w == 1, p.dtype == DType::f32 && op != Op::wgrad, op == Op::fprop};
+  if (p.dtype == DType::f32) return {false, false, false};
+  return {op == Op::dgrad && p.stride_w == 1, false, op == Op::fprop};
 }
 // Is the output of fprop or dgrad stored in single elements?
 constexpr bool tma_stores_singly(Op op, Problem const& p) {

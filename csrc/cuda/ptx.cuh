@@ -40,6 +40,12 @@ __device__ inline uint4 ld_shared_v4(uint32_t shared) {
   return v;
 }
 
+__device__ inline uint2 ld_shared_v2(uint32_t shared) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(shared) : "memory");
+  return v;
+}
+
 __device__ inline void st_shared_f32x2(uint32_t shared, float low, float high) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(low), "f"(high) : "memory");
 }
@@ -151,6 +157,16 @@ __device__ inline void cp_async_wait_all() { asm volatile("cp.async.wait_all;" :
 __device__ inline void cp_async_mbarrier_arrive_noinc(uint64_t* bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(bar)) : "memory");
 }
+
+// ---- dependent launches
+
+// Lets the next kernel of the stream begin, if it was launched so.
+__device__ inline void griddepcontrol_launch_dependents() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+// Waits until the kernel before this one has ended and its writes are visible.
+__device__ inline void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // ---- the copy engine (TMA). `map` is a CUtensorMap in parameter space; `bar` counts the bytes that land.
 
@@ -335,7 +351,8 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
          uint64_t(128 / swizzle) << 62;
 }
 
-// The accumulators of n = 64, 128, 160, 192 and 256, as the first operands.
+// The accumulators of n = 32, 64, 128, 160, 192 and 256, as the first operands.
+#define CONV2D_EXT_REGS_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define CONV2D_EXT_REGS_64                                                 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -359,6 +376,9 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
   "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define CONV2D_EXT_ACC_32(d)                                                                                  \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), \
+      "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
 #define CONV2D_EXT_ACC_64(d)                                                                                  \
   "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), \
       "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),  \
@@ -427,10 +447,21 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b
 // d[64, n] += a[64, 8] * b[8, n] in TF32: a in registers, as wgmma.mma_async lays it out; b K-major.
 template <int count>
 __device__ inline void wgmma_mma_async_tf32(float (&d)[count], uint32_t const (&a)[4], uint64_t b) {
-  static_assert(count == 32 || count == 64 || count == 128);
+  static_assert(count == 16 || count == 32 || count == 64 || count == 80 || count == 96 || count == 128);
+  if constexpr (count == 16) CONV2D_EXT_WGMMA_TF32(32, d, a, b, 16, 17, 18, 19, 20);
   if constexpr (count == 32) CONV2D_EXT_WGMMA_TF32(64, d, a, b, 32, 33, 34, 35, 36);
   if constexpr (count == 64) CONV2D_EXT_WGMMA_TF32(128, d, a, b, 64, 65, 66, 67, 68);
+  if constexpr (count == 80) CONV2D_EXT_WGMMA_TF32(160, d, a, b, 80, 81, 82, 83, 84);
+  if constexpr (count == 96) CONV2D_EXT_WGMMA_TF32(192, d, a, b, 96, 97, 98, 99, 100);
   if constexpr (count == 128) CONV2D_EXT_WGMMA_TF32(256, d, a, b, 128, 129, 130, 131, 132);
+}
+
+// To TF32, to nearest and ties to even: a float whose low 13 bits are zero. One instruction on Hopper, where cvt.rna
+// takes three.
+__device__ inline uint32_t cvt_rn_tf32(float v) {
+  uint32_t rounded;
+  asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(v));
+  return rounded;
 }
 
 // To TF32, to nearest and ties away from zero: a float whose low 13 bits are zero.

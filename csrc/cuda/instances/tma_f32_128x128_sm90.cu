@@ -1,2 +1,2 @@
-#include "../tma_wgrad.cuh"
-CONV2D_EXT_TMA_TF32(CONV2D_EXT_TMA_INSTANCE, f32, 128, 128)
+#include "../tma_wgrad_tf32.cuh"
+CONV2D_EXT_TMA_TF32_RAW(CONV2D_EXT_TMA_TF32_INSTANCE, 128, 128)

@@ -1,0 +1,375 @@
+// wgrad in channels_last in TF32: what tma_wgrad.cuh does for the 16-bit types, for float operands. wgmma takes those
+// K-major only, with the pixels contiguous, while the copies' lines hold the channels of a pixel; and it truncates what
+// should be rounded. So both operands pass through registers:
+//   A (x) is loaded as fragments, rounded, and multiplied from the registers;
+//   B (y) is turned and rounded by a warpgroup of its own: stages of pixels x filters become filters x pixels.
+// Rows are runs of 32 channels of one tap, TM / 32 of them a tile; columns are TN filters. A stage holds 32 pixels.
+//
+// Four warpgroups: two multiply, one turns B, one copies. Barriers of the ring: `full` (copied) and
+// `empty` (read by the multiplying and the turning warps); of the ring of turned stages: `turned` and `used`.
+//
+// The order of the sum is free as long as A and B agree: of each 8 pixels an instruction takes 0 2 4 6 1 3 5 7, so that
+// the lanes of a load of A lie in different banks. The order of the rows is free too: lane i of a warp has rows of
+// neighbouring channels, which are loaded and stored as vectors.
+#pragma once
+
+#include "tma_tf32.cuh"
+
+namespace conv2d_ext::tf32 {
+
+struct WgradParams {
+  CUtensorMap a, b;  // x, y
+  int64_t pixels;    // N * P * Q
+  int32_t P, Q;
+  int32_t h0, w0, stride_h, stride_w, dilation_h, dilation_w;
+  int32_t S, C, K;       // C, K: of a group
+  int32_t runs, chunks;  // chunks: runs a tap
+  int32_t steps, groups, splits;
+  int32_t tiles, tiles_n;
+  int64_t out_k, out_r, out_s;
+  void* out;
+  void* workspace;
+};
+
+struct WgradUnit {
+  int32_t m, n, group, index;
+  int32_t begin, count;
+
+  __device__ WgradUnit(WgradParams const& p, int unit) {
+    int const split = unit / p.tiles;
+    int tile = unit % p.tiles;
+    n = tile % p.tiles_n;
+    tile /= p.tiles_n;
+    group = tile % p.groups;
+    m = tile / p.groups;
+    index = unit;
+    int const each = (p.steps + p.splits - 1) / p.splits;
+    begin = split * each;
+    int const rest = p.steps - begin;
+    count = rest < 0 ? 0 : rest < each ? rest : each;
+  }
+};
+
+template <int TM, int TN>
+struct WgradShape {
+  static constexpr int threads = 4 * kWarpgroup;
+  static constexpr int run = 32, pixels = 32;  // channels or filters of a line; pixels of a step
+  static constexpr int run_bytes = pixels * kLineBytes;
+  static constexpr int a_bytes = TM * kLineBytes, b_bytes = TN * kLineBytes, stage_bytes = a_bytes + b_bytes;
+  static constexpr int turned_stages = 3;
+  static constexpr int stages = (225 * 1024 - turned_stages * b_bytes) / stage_bytes;
+  static constexpr int ring_bytes = stages * stage_bytes;
+  static constexpr int shared_bytes = ring_bytes + turned_stages * b_bytes + 1024;
+  static constexpr int halves = TM / 128;    // 64-row instructions of a warpgroup
+  static constexpr int vector = 2 * halves;  // neighbouring rows of a thread
+  // 64K registers: two multiplying warpgroups, one that turns, one that copies.
+  static constexpr int multiply_regs = 208, turn_regs = 56, copy_regs = 40;
+  static_assert((2 * multiply_regs + turn_regs + copy_regs) * kWarpgroup <= 65536);
+};
+
+template <int TM, int TN>
+struct WgradBarriers {
+  using S = WgradShape<TM, TN>;
+  uint64_t full[S::stages], empty[S::stages], turned[S::turned_stages], used[S::turned_stages];
+};
+
+// One thread of each warp of the copying warpgroup copies a share of the runs: a single one could not keep up.
+template <int TM, int TN>
+__device__ void wgrad_copy(WgradParams const& p, uint32_t ring, WgradBarriers<TM, TN>& bars) {
+  using S = WgradShape<TM, TN>;
+  constexpr int runs_a = TM / S::run, runs_b = TN / S::run, copiers = 4, share = runs_a / copiers;
+  int const copier = int(threadIdx.x) / 32 % copiers;
+  Stage stage;
+  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
+    WgradUnit const unit(p, u);
+    int c[share], offset_h[share], offset_w[share];
+    int runs = 0;
+#pragma unroll
+    for (int i = 0; i < share; ++i) {
+      int const run = unit.m * runs_a + copier * share + i, tap = run / p.chunks;
+      if (run < p.runs) ++runs;
+      c[i] = unit.group * p.C + run % p.chunks * S::run;
+      offset_h[i] = tap / p.S * p.dilation_h, offset_w[i] = tap % p.S * p.dilation_w;
+    }
+    int const k = unit.group * p.K + unit.n * TN;
+    for (int step = 0; step < unit.count; ++step) {
+      int64_t q = int64_t(unit.begin + step) * S::pixels;
+      int64_t ph = divide(q, p.Q);
+      int const n = int(divide(ph, p.P));
+      int const h = p.h0 + int(ph) * p.stride_h, w = p.w0 + int(q) * p.stride_w;
+      uint64_t* const full = &bars.full[stage.index];
+      ptx::mbarrier_wait(&bars.empty[stage.index], stage.parity ^ 1);
+      ptx::mbarrier_arrive_expect_tx(full, (runs + (runs_b + copiers - 1 - copier) / copiers) * S::run_bytes);
+      uint32_t const to = ring + stage.index * S::stage_bytes;
+      for (int i = copier; i < runs_b; i += copiers)  // first, for these have the longer way
+        ptx::cp_async_bulk_tensor_im2col(to + S::a_bytes + i * S::run_bytes, &p.b, full, k + i * S::run, int(q),
+                                         int(ph), n, 0, 0);
+#pragma unroll
+      for (int i = 0; i < share; ++i)
+        if (i < runs)
+          ptx::cp_async_bulk_tensor_im2col(to + (copier * share + i) * S::run_bytes, &p.a, full, c[i], w, h, n,
+                                           offset_w[i], offset_h[i]);
+      stage.advance(S::stages);
+    }
+  }
+}
+
+// A warp turns 8 pixels of all filters; a lane has a filter of each run.
+template <int TM, int TN>
+__device__ void wgrad_turn(WgradParams const& p, uint32_t ring, WgradBarriers<TM, TN>& bars) {
+  using S = WgradShape<TM, TN>;
+  constexpr int runs = TN / S::run, together = 3;  // as many as there are registers for
+  int const warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  uint32_t from[8];  // of the pixels
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    from[i] = ring + S::a_bytes + (warp * 8 + i) * kLineBytes + ((lane / 4) ^ i) * 16 + lane % 4 * 4;
+  uint32_t const to = ring + S::ring_bytes + lane * kLineBytes;
+  uint32_t const even = ((warp * 2) ^ (lane % 8)) * 16, odd = ((warp * 2 + 1) ^ (lane % 8)) * 16;
+  Stage stage, turned;
+  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
+    WgradUnit const unit(p, u);
+    for (int step = 0; step < unit.count; ++step) {
+      ptx::mbarrier_wait(&bars.full[stage.index], stage.parity);
+#pragma unroll
+      for (int first = 0; first < runs; first += together) {
+        uint32_t v[together][8];
+#pragma unroll
+        for (int run = 0; run < together && first + run < runs; ++run)
+#pragma unroll
+          for (int i = 0; i < 8; ++i)
+            v[run][i] = ptx::cvt_rn_tf32(
+                ptx::ld_shared_f32(from[i] + stage.index * S::stage_bytes + (first + run) * S::run_bytes));
+        if (first == 0) ptx::mbarrier_wait(&bars.used[turned.index], turned.parity ^ 1);
+#pragma unroll
+        for (int run = 0; run < together && first + run < runs; ++run) {
+          uint32_t const line = to + turned.index * S::b_bytes + (first + run) * S::run * kLineBytes;
+          ptx::st_shared_v4(line + even, make_uint4(v[run][0], v[run][2], v[run][4], v[run][6]));
+          ptx::st_shared_v4(line + odd, make_uint4(v[run][1], v[run][3], v[run][5], v[run][7]));
+        }
+      }
+      ptx::fence_proxy_async();
+      __syncwarp();
+      if (lane == 0) {
+        ptx::mbarrier_arrive(&bars.turned[turned.index]);
+        ptx::mbarrier_arrive(&bars.empty[stage.index]);
+      }
+      stage.advance(S::stages);
+      turned.advance(S::turned_stages);
+    }
+  }
+}
+
+// A's values for an instruction of 8 pixels and each half of the rows, rounded: of pixel 2 (lane % 4) and of the next.
+template <int halves>
+__device__ inline void wgrad_load(uint32_t (&v)[halves][4], uint32_t even, uint32_t odd) {
+  if constexpr (halves == 2) {
+    uint4 const a = ptx::ld_shared_v4(even), b = ptx::ld_shared_v4(odd);
+    v[0][0] = a.x, v[0][1] = a.y, v[1][0] = a.z, v[1][1] = a.w;
+    v[0][2] = b.x, v[0][3] = b.y, v[1][2] = b.z, v[1][3] = b.w;
+  } else {
+    uint2 const a = ptx::ld_shared_v2(even), b = ptx::ld_shared_v2(odd);
+    v[0][0] = a.x, v[0][1] = a.y, v[0][2] = b.x, v[0][3] = b.y;
+  }
+#pragma unroll
+  for (int h = 0; h < halves; ++h)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[h][i] = ptx::cvt_rn_tf32(__uint_as_float(v[h][i]));
+}
+
+// The offset of row m (channel m % 32 of a run) within a filter, or -1.
+__device__ inline int64_t wgrad_out_of(WgradParams const& p, int m) {
+  int const run = m / 32, tap = run / p.chunks, c = run % p.chunks * 32 + m % 32;
+  return run < p.runs && c < p.C ? tap / p.S * p.out_r + tap % p.S * p.out_s + c : -1;
+}
+
+// Stores a thread's sums: of rows `first` to first + 2 halves - 1, columns 8 j + 2 (lane % 4) + {0, 1}.
+template <int TM, int TN, int halves>
+__device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int first,
+                            float const (&acc)[halves][TN / 2]) {
+  using V = Vector<float, 2 * halves>;
+  int const quad = int(threadIdx.x) % 4;
+  auto values = [&](int j, int e) {
+    V v;
+#pragma unroll
+    for (int i = 0; i < 2 * halves; ++i) v.v[i] = acc[i / 2][j * 4 + i % 2 * 2 + e];
+    return v;
+  };
+  if (p.splits > 1) {
+    float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
+#pragma unroll
+    for (int j = 0; j < TN / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) *reinterpret_cast<V*>(partial + (j * 8 + quad * 2 + e) * TM) = values(j, e);
+    return;
+  }
+  int64_t const to = wgrad_out_of(p, unit.m * TM + first);
+  if (to < 0) return;
+  int n = unit.n * TN + quad * 2;
+  float* to_n = static_cast<float*>(p.out) + to + (unit.group * p.K + n) * p.out_k;
+#pragma unroll
+  for (int j = 0; j < TN / 8; ++j, n += 8, to_n += 8 * p.out_k) {
+    if (n >= p.K) break;
+    *reinterpret_cast<V*>(to_n) = values(j, 0);  // K is a multiple of 4: n + 1 exists too
+    *reinterpret_cast<V*>(to_n + p.out_k) = values(j, 1);
+    ptx::compiler_fence();
+  }
+}
+
+template <int TM, int TN>
+__device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, WgradBarriers<TM, TN>& bars) {
+  using S = WgradShape<TM, TN>;
+  constexpr int halves = S::halves;
+  int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  int const first = warp * 16 * halves + lane / 4 * S::vector;  // row
+  // A thread's vector in the lines of pixel 2 (lane % 4) and the next.
+  uint32_t const lines = ring + first / S::run * S::run_bytes + lane % 4 * 2 * kLineBytes;
+  uint32_t const chunk = first % S::run / 4, within = first % 4 * 4;
+  uint32_t const even = lines + (chunk ^ (lane % 4 * 2)) * 16 + within;
+  uint32_t const odd = lines + kLineBytes + (chunk ^ (lane % 4 * 2 + 1)) * 16 + within;
+  Stage stage, turned;
+  float acc[halves][TN / 2];
+  uint32_t a[2][halves][4] = {};
+  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
+    WgradUnit const unit(p, u);
+#pragma unroll
+    for (int h = 0; h < halves; ++h)
+#pragma unroll
+      for (int i = 0; i < TN / 2; ++i) acc[h][i] = 0;
+    int before = -1;  // turned stage of the multiplications that are under way
+    for (int step = 0; step < unit.count; ++step) {
+      ptx::mbarrier_wait(&bars.full[stage.index], stage.parity);
+      uint32_t const from_b = ring + S::ring_bytes + turned.index * S::b_bytes;
+#pragma unroll
+      for (int k = 0; k < S::pixels / 8; ++k) {  // fragments are loaded while those before are multiplied
+        ptx::wgmma_wait_group<1>();
+        ptx::wgmma_fence_operand(a[k % 2]);
+        uint32_t const at = stage.index * S::stage_bytes + k * kCoreBytes;
+        wgrad_load<halves>(a[k % 2], even + at, odd + at);
+        if (k == 0) ptx::mbarrier_wait(&bars.turned[turned.index], turned.parity);
+        if (k == 1 && lane == 0 && before >= 0) ptx::mbarrier_arrive(&bars.used[before]);
+#pragma unroll
+        for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int h = 0; h < halves; ++h)
+          ptx::wgmma_mma_async_tf32(acc[h], a[k % 2][h], ptx::wgmma_descriptor(from_b + k * 32, 0, kCoreBytes));
+        ptx::wgmma_commit_group();
+      }
+      if (lane == 0) ptx::mbarrier_arrive(&bars.empty[stage.index]);
+      before = turned.index;
+      stage.advance(S::stages);
+      turned.advance(S::turned_stages);
+    }
+    ptx::wgmma_wait_group<0>();
+#pragma unroll
+    for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+    if (lane == 0 && before >= 0) ptx::mbarrier_arrive(&bars.used[before]);
+    wgrad_store<TM, TN, halves>(p, unit, first, acc);
+  }
+}
+
+template <int TM, int TN>
+__global__ void __launch_bounds__(WgradShape<TM, TN>::threads, 1) wgrad_kernel(__grid_constant__ WgradParams const p) {
+  using S = WgradShape<TM, TN>;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ WgradBarriers<TM, TN> bars;
+  uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < S::stages; ++i) {
+      ptx::mbarrier_init(&bars.full[i], 4);    // copying warps
+      ptx::mbarrier_init(&bars.empty[i], 12);  // multiplying and turning warps
+    }
+    for (int i = 0; i < S::turned_stages; ++i) {
+      ptx::mbarrier_init(&bars.turned[i], 4);
+      ptx::mbarrier_init(&bars.used[i], 8);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  int const role = int(threadIdx.x) / kWarpgroup;
+  if (role < 2) {
+    ptx::setmaxnreg_inc<S::multiply_regs>();
+    wgrad_multiply<TM, TN>(p, ring, bars);
+  } else if (role == 2) {
+    ptx::setmaxnreg_dec<S::turn_regs>();
+    wgrad_turn<TM, TN>(p, ring, bars);
+  } else {
+    ptx::setmaxnreg_dec<S::copy_regs>();
+    if (threadIdx.x % 32 == 0) wgrad_copy<TM, TN>(p, ring, bars);
+  }
+}
+
+// Sums the partial tiles in the order of the splits; a thread has four rows, neighbours in memory.
+template <int TM, int TN>
+__global__ void __launch_bounds__(256) wgrad_reduce(__grid_constant__ WgradParams const p) {
+  WgradUnit const unit(p, int(blockIdx.x));
+  int const first = (int(blockIdx.y) * 256 + int(threadIdx.x)) * 4;
+  int64_t const to = wgrad_out_of(p, unit.m * TM + first % TM);
+  int const n = unit.n * TN + first / TM;
+  if (to < 0 || n >= p.K) return;
+  float const* partial = static_cast<float const*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
+  float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 4
+  for (int split = 0; split < p.splits; ++split, partial += int64_t(p.tiles) * (TM * TN)) {
+    float4 const v = *reinterpret_cast<float4 const*>(partial);
+    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+  }
+  *reinterpret_cast<float4*>(static_cast<float*>(p.out) + to + (unit.group * p.K + n) * p.out_k) = sum;
+}
+
+template <int TM, int TN>
+cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using S = WgradShape<TM, TN>;
+  Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
+  int64_t const P = problem.P(), Q = problem.Q();
+  WgradParams p{};
+  p.pixels = problem.N * P * Q, p.P = int32_t(P), p.Q = int32_t(Q);
+  p.h0 = int32_t(h.lower), p.w0 = int32_t(w.lower);
+  p.stride_h = int32_t(h.stride), p.stride_w = int32_t(w.stride);
+  p.dilation_h = int32_t(h.tap_stride), p.dilation_w = int32_t(w.tap_stride);
+  p.S = int32_t(problem.S), p.C = int32_t(problem.C_per_group()), p.K = int32_t(problem.K_per_group());
+  p.chunks = int32_t(ceil_div(p.C, S::run)), p.runs = int32_t(problem.R * problem.S * p.chunks);
+  p.steps = int32_t(ceil_div(p.pixels, S::pixels)), p.groups = int32_t(problem.groups), p.splits = plan.split_k;
+  p.tiles_n = int32_t(ceil_div(p.K, TN));
+  p.tiles = int32_t(ceil_div(p.runs, TM / S::run)) * p.tiles_n * p.groups;
+  p.out_k = problem.w.n, p.out_r = problem.w.h, p.out_s = problem.w.w;
+  p.out = args.out, p.workspace = args.workspace;
+  Strides const &x = problem.x, &y = problem.y;
+  cudaError_t error =
+      encode_im2col(p.a, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h, w,
+                    S::run, S::pixels);
+  if (error != cudaSuccess) return error;
+  error = encode_im2col(p.b, {args.b, DType::f32, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1},
+                        Walk{Q, 1}, S::run, S::pixels);
+  if (error != cudaSuccess) return error;
+
+  auto* const kernel = wgrad_kernel<TM, TN>;
+  if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
+      cudaSuccess)
+    return error;
+  int device = 0, sm_count = 0;
+  if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
+  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
+  int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count));
+  kernel<<<unsigned(blocks), S::threads, S::shared_bytes, stream>>>(p);
+  if ((error = cudaGetLastError()) != cudaSuccess || p.splits == 1) return error;
+  wgrad_reduce<TM, TN><<<dim3(unsigned(p.tiles), TM * TN / 1024), 256, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+template <Op op, int TM, int TN, Variant variant>
+cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  if constexpr (op == Op::wgrad)
+    return launch_wgrad<TM, TN>(problem, plan, args, stream);
+  else
+    return launch<op, TM, TN, variant>(problem, plan, args, stream);
+}
+
+}  // namespace conv2d_ext::tf32
+
+#define CONV2D_EXT_TMA_TF32_INSTANCE(family, op, dtype, tm, tn, tk, variant)            \
+  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
+      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
+    return tf32::launch_row<Op::op, tm, tn, Variant::variant>(p, plan, args, stream);   \
+  }
