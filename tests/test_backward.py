@@ -160,7 +160,9 @@ def test_a_gradient_that_is_not_finite_reaches_the_inputs_of_its_window_only(
 
 @EVERY_DTYPE
 @pytest.mark.parametrize("layout", ("nchw", "nhwc"))
-@pytest.mark.parametrize("name", ("3x3_no_bias", "stride_3x2_uneven", "groups3_odd", "1x1", "groups4_of_32_small_images"))
+@pytest.mark.parametrize(
+    "name", ("3x3_no_bias", "stride_3x2_uneven", "groups3_odd", "1x1", "groups4_of_32_small_images")
+)
 def test_an_input_that_is_not_finite_reaches_the_weights_it_meets_only(
     name: str, layout: str, dtype: torch.dtype, device: str
 ) -> None:

@@ -66,8 +66,7 @@ constexpr bool tma_stores_singly(Op op, Problem const& p) {
 
 // Rows of tma_swap.cuh.
 constexpr bool tma_swapped(Row const& row) {
-  return row.op != Op::wgrad && row.variant != Variant::pointwise && row.dtype != DType::f32 && row.tile_m == 256 &&
-         row.tile_n == 64;
+  return row.op != Op::wgrad && row.variant != Variant::pointwise && row.tile_m == 256 && row.tile_n == 64;
 }
 
 inline constexpr int kWgradPixels = 64;  // of a step
@@ -137,7 +136,6 @@ constexpr bool wgrad_supports(Row const& row, Problem const& p) {
 constexpr bool tma_supports(Row const& row, Problem const& p) {
   bool const forward = row.op == Op::fprop;
   int const v = 16 / size_of(p.dtype);
-  if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   TmaTakesAny const any = tma_takes_any(row.op, p);
   if (!any.x && !channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype)) return false;
   if (!any.w && !channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype)) return false;
@@ -173,9 +171,6 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
   return (pixels / row.tile_m + 2) * double(ceil_div(g.N, row.tile_n)) * double(g.batches) < 1e6 * 500 &&
          double(g.depth) < 1e9;
 }
-
-// Floats of the filters that the TF32 rows round beforehand; a multiple of 16 bytes.
-constexpr int64_t tma_prepared(Problem const& p) { return ceil_div(p.K * p.C_per_group() * p.R * p.S, 64) * 64; }
 
 // Blocks of a round; a constant, so that results do not depend on the device.
 constexpr int64_t tma_slots(Row const& row) { return row.tile_m * row.tile_n <= 128 * 64 ? 264 : 132; }
@@ -351,8 +346,7 @@ constexpr int64_t tma_workspace_bytes(Row const& row, Problem const& p, int spli
   if (row.op == Op::wgrad) return wgrad_shares(wgrad_tiles(row, p), split_k).partial() * row.tile_m * row.tile_n * 4;
   Split const split = tma_split(row, tma_tiles(row, p), split_k);
   int64_t const parts = split_k == 1 ? 0 : split.shared + split.workers;
-  int64_t const partial = parts * row.tile_m * row.tile_n * 4;
-  return partial + (p.dtype == DType::f32 ? tma_prepared(p) * 4 : 0);
+  return parts * row.tile_m * row.tile_n * 4;
 }
 
 }  // namespace conv2d_ext

@@ -15,8 +15,7 @@
 // With a split, the tiles after the last whole round are not left to some of the blocks: their steps are shared out
 // evenly, and tma_reduce adds the parts of a tile.
 //
-// TF32: A passes through registers, where it is rounded to nearest; B was rounded, and for dgrad transposed, by
-// tma_prepare.
+// tma_tf32.cuh does the same for float operands.
 #pragma once
 
 #include <type_traits>
@@ -46,7 +45,7 @@ struct Shape {
   static constexpr int runs = (TN + 63) / 64;
   static constexpr int b_bytes = runs * kRunBytes;     // as many if B is K-major: TN lines
   static constexpr int staging_bytes = 2 * kRunBytes;  // a piece of the output on its way, for each warpgroup
-  static constexpr int ring_bytes = (blocks == 2 ? 94 : sizeof(T) == 2 ? 207 : 206) * 1024;
+  static constexpr int ring_bytes = (blocks == 2 ? 94 : 207) * 1024;
   static constexpr int shared_bytes = ring_bytes + staging_bytes + 1024;  // the swizzle wants 1024-byte alignment
   // An SM has 228 KB, of which each block takes one more; the rest is in Tables.
   static constexpr int tables_bytes = int(sizeof(Tables<T, TN>));
@@ -272,47 +271,32 @@ __device__ void store_pairs(Params const& p, T* first, int n, int end, int64_t c
   }
 }
 
-// Stores 64 x TN accumulators to an output that takes no vectors of columns, 4 bytes at a time: floats from where they
-// are, eight lanes to neighbouring pixels; pairs of 16-bit pixels by way of shared memory, a line for each column.
+// Stores 64 x TN accumulators to an output that takes no vectors of columns, pairs of pixels by way of shared memory, a
+// line for each column.
 template <class T, int TN>
 __device__ void store_singly(Params const& p, Unit const& unit, float (&acc)[TN / 2], int64_t const* to,
                              uint32_t staging) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   T* const first = static_cast<T*>(p.out) + unit.group * p.group_out;
   ptx::bar_sync(1 + group, kWarpgroup);
-  if constexpr (sizeof(T) == 4) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int64_t const at = to[warp * 16 + lane / 4 + half * 8];
-      int n = unit.n * TN + lane % 4 * 2;
-      T* out = first + at + n * p.out_c;
+  for (int piece = 0; piece < (TN + 63) / 64; ++piece) {
+    if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
 #pragma unroll
-      for (int j = 0; j < TN / 8; ++j, n += 8, out += 8 * p.out_c) {
-        if (at >= 0 && n < p.N) out[0] = acc[j * 4 + half * 2];
-        if (at >= 0 && n + 1 < p.N) out[p.out_c] = acc[j * 4 + half * 2 + 1];
-        ptx::compiler_fence();
+    for (int t = 0; t < 4; ++t) {  // 16 columns
+      if (piece * 64 + t * 16 >= TN) break;
+      uint32_t v[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
+        v[e] = pack<T>(acc[at], acc[at + 1]);
       }
+      int const line = t * 16 + lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
+      ptx::stmatrix_x4_trans(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
     }
-  } else {
-#pragma unroll
-    for (int piece = 0; piece < (TN + 63) / 64; ++piece) {
-      if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
-#pragma unroll
-      for (int t = 0; t < 4; ++t) {  // 16 columns
-        if (piece * 64 + t * 16 >= TN) break;
-        uint32_t v[4];
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
-          v[e] = pack<T>(acc[at], acc[at + 1]);
-        }
-        int const line = t * 16 + lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
-        ptx::stmatrix_x4_trans(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
-      }
-      ptx::bar_sync(1 + group, kWarpgroup);
-      store_pairs(p, first, unit.n * TN + piece * 64 + warp * 16, min(p.N, (unit.n + 1) * TN), to,
-                  staging + warp * 16 * kLineBytes);
-    }
+    ptx::bar_sync(1 + group, kWarpgroup);
+    store_pairs(p, first, unit.n * TN + piece * 64 + warp * 16, min(p.N, (unit.n + 1) * TN), to,
+                staging + warp * 16 * kLineBytes);
   }
 }
 
@@ -369,26 +353,17 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
 #pragma unroll
   for (int piece = 0; piece < (TN + columns - 1) / columns; ++piece) {
     if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
-    if constexpr (sizeof(T) == 2) {
 #pragma unroll
-      for (int t = 0; t < 4; ++t) {  // 16 columns
-        if (piece * columns + t * 16 >= TN) break;
-        uint32_t v[4];
+    for (int t = 0; t < 4; ++t) {  // 16 columns
+      if (piece * columns + t * 16 >= TN) break;
+      uint32_t v[4];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
-          v[e] = pack<T>(acc[at], acc[at + 1]);
-        }
-        int const line = warp * 16 + lane % 16, chunk = t * 2 + lane / 16;
-        ptx::stmatrix_x4(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+      for (int e = 0; e < 4; ++e) {
+        int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
+        v[e] = pack<T>(acc[at], acc[at + 1]);
       }
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        int const line = row + i % 2 * 8, chunk = i / 2 * 2 + quad / 2, at = (piece * 4 + i / 2) * 4 + i % 2 * 2;
-        ptx::st_shared_f32x2(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16 + quad % 2 * 8, acc[at],
-                             acc[at + 1]);
-      }
+      int const line = warp * 16 + lane % 16, chunk = t * 2 + lane / 16;
+      ptx::stmatrix_x4(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
     }
     ptx::bar_sync(1 + group, kWarpgroup);
 #pragma unroll
@@ -399,30 +374,6 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
         *reinterpret_cast<uint4*>(out + to[line] + piece * columns) = v;
     }
   }
-}
-
-// A's values for two instructions of 8 channels, from instruction `first` on, rounded to TF32.
-__device__ inline void load_tf32(uint32_t (&v)[2][4], uint32_t line, int lane, int first) {
-  uint32_t const at = line + lane / 4 * kLineBytes;
-  uint32_t const swizzle = at / kLineBytes % 8;  // the ring is 1024-byte aligned
-#pragma unroll
-  for (int k = 0; k < 2; ++k)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint32_t const chunk = uint32_t((first + k) * 2 + i / 2) ^ swizzle;
-      float const value = ptx::ld_shared_f32(at + i % 2 * kCoreBytes + chunk * 16 + lane % 4 * 4);
-      v[k][i] = ptx::cvt_rna_tf32(value);
-    }
-}
-
-template <int count>
-__device__ inline void multiply_tf32(float (&acc)[count], uint32_t const (&a)[2][4], uint32_t from_b) {
-  ptx::wgmma_fence_operand(acc);
-  ptx::wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < 2; ++k)
-    ptx::wgmma_mma_async_tf32(acc, a[k], ptx::wgmma_descriptor(from_b + k * 32, 0, kCoreBytes));
-  ptx::wgmma_commit_group();
 }
 
 template <class T, int TM, int TN, bool b_rows>
@@ -436,8 +387,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
   uint32_t const staging = ring + S::ring_bytes + group * kRunBytes;
   Stage a, b;
   float acc[halves][TN / 2];
-  [[maybe_unused]] uint32_t even[2][4] = {}, odd[2][4] = {};  // TF32
-  auto release = [&](int stage_a, int stage_b) {              // -1: none
+  auto release = [&](int stage_a, int stage_b) {  // -1: none
     if (lane == 0 && stage_a >= 0) ptx::mbarrier_arrive(&tables.empty_a[stage_a]);
     if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(&tables.empty_b[stage_b]);
   };
@@ -466,47 +416,32 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
         ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
         uint32_t const from_a = my_a + a.index * p.a_bytes + t * phase.shift * kLineBytes;
         uint32_t const from_b = ring_b + b.index * S::b_bytes;
-        if constexpr (std::is_same_v<T, float>) {
-          // Two halves of a line in turn: one is loaded and rounded while the other is multiplied.
-          static_assert(halves == 1);
-          ptx::wgmma_wait_group<1>();
-          ptx::wgmma_fence_operand(even);
-          load_tf32(even, from_a + warp * 16 * kLineBytes, lane, 0);
-          multiply_tf32(acc[0], even, from_b);
-          ptx::wgmma_wait_group<1>();
-          ptx::wgmma_fence_operand(acc[0]);
-          ptx::wgmma_fence_operand(odd);
-          release(before_a, before_b);  // the step before has been read
-          load_tf32(odd, from_a + warp * 16 * kLineBytes, lane, 2);
-          multiply_tf32(acc[0], odd, from_b + 64);
-        } else {
 #pragma unroll
-          for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
-          auto instruct = [&](auto count) {
-            ptx::wgmma_fence();
+        for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+        auto instruct = [&](auto count) {
+          ptx::wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < decltype(count)::value; ++k)
+          for (int k = 0; k < decltype(count)::value; ++k)
 #pragma unroll
-              for (int h = 0; h < halves; ++h)
-                ptx::wgmma_mma_async<T, false, b_rows>(
-                    acc[h], ptx::wgmma_descriptor(from_a + h * 64 * kLineBytes + k * 32, 0, kCoreBytes),
-                    ptx::wgmma_descriptor(from_b + k * step_b, kRunBytes, kCoreBytes));
-            ptx::wgmma_commit_group();
-          };
-          // The count is a constant in each: the instructions of a loop would wait for each other.
-          if (instructions == 4)
-            instruct(std::integral_constant<int, 4>());
-          else if (instructions == 3)
-            instruct(std::integral_constant<int, 3>());
-          else if (instructions == 2)
-            instruct(std::integral_constant<int, 2>());
-          else
-            instruct(std::integral_constant<int, 1>());
-          ptx::wgmma_wait_group<1>();
+            for (int h = 0; h < halves; ++h)
+              ptx::wgmma_mma_async<T, false, b_rows>(
+                  acc[h], ptx::wgmma_descriptor(from_a + h * 64 * kLineBytes + k * 32, 0, kCoreBytes),
+                  ptx::wgmma_descriptor(from_b + k * step_b, kRunBytes, kCoreBytes));
+          ptx::wgmma_commit_group();
+        };
+        // The count is a constant in each: the instructions of a loop would wait for each other.
+        if (instructions == 4)
+          instruct(std::integral_constant<int, 4>());
+        else if (instructions == 3)
+          instruct(std::integral_constant<int, 3>());
+        else if (instructions == 2)
+          instruct(std::integral_constant<int, 2>());
+        else
+          instruct(std::integral_constant<int, 1>());
+        ptx::wgmma_wait_group<1>();
 #pragma unroll
-          for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
-          release(before_a, before_b);  // the step before has been read
-        }
+        for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+        release(before_a, before_b);  // the step before has been read
         before_a = t == phase.taps_a - 1 ? a.index : -1;
         before_b = b.index;
         b.advance(p.stages_b);
@@ -680,69 +615,20 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   return cudaSuccess;
 }
 
-// The filters rounded to TF32, with the reduction's channels contiguous: out[n, r, s, k] for the rows n of B.
-template <class T>
-struct PrepareParams {
-  T const* w;
-  T* out;
-  int64_t count;
-  int32_t R, S, K;        // K: reduction channels a group
-  int32_t N;              // rows of B a group
-  int64_t n, k, r, s, g;  // element strides of w; g: from a group to the next
-};
-
-template <class T>
-__global__ void __launch_bounds__(256) tma_prepare(__grid_constant__ PrepareParams<T> const p) {
-  for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < p.count; i += int64_t(gridDim.x) * 256) {
-    int64_t k = i, s = divide(k, p.K), r = divide(s, p.S), n = divide(r, p.R);
-    int64_t const g = divide(n, p.N);
-    float const value = p.w[g * p.g + n * p.n + k * p.k + r * p.r + s * p.s];
-    p.out[i] = __uint_as_float(ptx::cvt_rna_tf32(value));
-  }
-}
-
-// Is B N-major, as the filters of dgrad are, if not prepared?
-constexpr bool rows_of_b(Op op, DType dtype) { return op == Op::dgrad && dtype != DType::f32; }
-
 // S: the shape of `kernel`'s blocks.
 template <class S, Op op, DType dtype, int TM, int TN>
 cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan const& plan, Arguments const& args,
                           cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  constexpr bool b_rows = rows_of_b(op, dtype);
+  constexpr bool b_rows = op == Op::dgrad;  // B is N-major
   Params p{};
   int64_t blocks = 0;
   cudaError_t error = params_of<S, T, TM, TN>(p, blocks, op, problem, kRows[plan.kernel], plan, args);
   if (error != cudaSuccess) return error;
   Strides const& w = problem.w;
-  int64_t const C = problem.C_per_group(), K = problem.K_per_group();
-  if constexpr (dtype == DType::f32) {
-    bool const forward = op == Op::fprop;
-    int64_t const depth = forward ? C : K, rows = forward ? problem.K : problem.C, taps = problem.R * problem.S;
-    float* const out = static_cast<float*>(args.workspace);
-    PrepareParams<T> const q{static_cast<float const*>(args.b),
-                             out,
-                             rows * taps * depth,
-                             int32_t(problem.R),
-                             int32_t(problem.S),
-                             int32_t(depth),
-                             int32_t(forward ? K : C),
-                             forward ? w.n : w.c,
-                             forward ? w.c : w.n,
-                             w.h,
-                             w.w,
-                             K * w.n};
-    tma_prepare<T><<<unsigned(min64(ceil_div(q.count, 256), 1024)), 256, 0, stream>>>(q);
-    if ((error = cudaGetLastError()) != cudaSuccess) return error;
-    p.workspace = out + tma_prepared(problem);
-    p.group_b = int32_t(forward ? K : C);
-    Tensor4 const b{out, dtype, {depth, problem.S, problem.R, rows}, {1, depth, problem.S * depth, taps * depth}};
-    error = encode_tiled(p.b, b, kLineBytes / int(sizeof(T)), 1, 1, TN);
-  } else {
-    Tensor4 const b{args.b, dtype, {C, problem.S, problem.R, problem.K}, {1, w.w, w.h, w.n}};
-    p.group_b = int32_t(K);
-    error = encode_tiled(p.b, b, 64, 1, 1, b_rows ? 64 : TN);
-  }
+  Tensor4 const b{args.b, dtype, {problem.C_per_group(), problem.S, problem.R, problem.K}, {1, w.w, w.h, w.n}};
+  p.group_b = int32_t(problem.K_per_group());
+  error = encode_tiled(p.b, b, 64, 1, 1, b_rows ? 64 : TN);
   if (error != cudaSuccess) return error;
 
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
@@ -761,8 +647,8 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
 template <Op op, DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  return launch_kernel<Shape<T, TM, TN>, op, dtype, TM, TN>(tma_kernel<T, TM, TN, rows_of_b(op, dtype)>, problem, plan,
-                                                            args, stream);
+  return launch_kernel<Shape<T, TM, TN>, op, dtype, TM, TN>(tma_kernel<T, TM, TN, op == Op::dgrad>, problem, plan, args,
+                                                            stream);
 }
 
 }  // namespace conv2d_ext::tma

@@ -305,8 +305,8 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
 template <Op op, DType dtype>
 cudaError_t launch_swapped(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  return launch_kernel<SwapShape, op, dtype, SwapShape::TM, SwapShape::TN>(tma_swap_kernel<T, rows_of_b(op, dtype)>,
-                                                                           problem, plan, args, stream);
+  return launch_kernel<SwapShape, op, dtype, SwapShape::TM, SwapShape::TN>(tma_swap_kernel<T, op == Op::dgrad>, problem,
+                                                                           plan, args, stream);
 }
 
 }  // namespace conv2d_ext::tma

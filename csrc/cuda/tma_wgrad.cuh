@@ -220,7 +220,7 @@ __device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int run
                             uint32_t staging) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   bool const stores = threadIdx.x % kWarpgroup == 0;
-  if (stores) ptx::cp_async_bulk_wait_group_read();  // the lines are free
+  if (stores) ptx::cp_async_bulk_wait_group_read<0>();  // the lines are free
   ptx::bar_sync(1 + group, kWarpgroup);
 #pragma unroll
   for (int t = 0; t < TN / 16; ++t) {  // 16 filters
@@ -307,7 +307,7 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
     }
   }
   if (!filters && threadIdx.x % kWarpgroup == 0)
-    ptx::cp_async_bulk_wait_group_read();  // shared memory ends with the block
+    ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
 template <class T, Variant variant, int TM, int TN>
@@ -561,7 +561,7 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
     return launch<turned_op(op), dtype, TM, TN, variant>(turned(op, problem), plan, turned_args, stream);
   } else if constexpr (op == Op::wgrad)
     return launch_wgrad<dtype, TM, TN, variant>(problem, plan, args, stream);
-  else if constexpr (dtype != DType::f32 && TM == SwapShape::TM && TN == SwapShape::TN)
+  else if constexpr (TM == SwapShape::TM && TN == SwapShape::TN)
     return launch_swapped<op, dtype>(problem, plan, args, stream);
   else
     return launch<op, dtype, TM, TN, variant>(problem, plan, args, stream);
