@@ -12,7 +12,7 @@ import torch
 from calls import dgrad, fprop, wgrad
 from cases import BY_NAME, CASES, DTYPES, FEW, Case
 from layouts import LAYOUTS, OTHER, PLAIN, place
-from reference import assert_close, distance, error, exact, exact_parts, four_sided, same_bits, torchs, ulp
+from reference import assert_close, distance, error, exact, exact_parts, four_sided, same_bits, torchs_to_compare, ulp
 from torch import Tensor
 
 import conv2d_ext
@@ -73,7 +73,7 @@ def test_conv2d_agrees_with_float64_in_any_strides(case: Case, layout: str, dtyp
 def test_conv2d_is_as_accurate_as_torch(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
     y = conv2d_ext.conv2d(*case.tensors(device, dtype, layout), *case.args)
     ours = distance(y, case, dtype, "output")
-    theirs = distance(torchs(case, dtype, device, layout).output, case, dtype, "output")
+    theirs = distance(torchs_to_compare(case, dtype, device, layout).output, case, dtype, "output")
     assert ours <= 2 * theirs + ulp(dtype)
 
 

@@ -99,7 +99,7 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
 
 // Where the copies are, in bytes from the start of the workspace, -1: there is none; the row's own part is at `bytes`.
 struct PackedPlaces {
-  int64_t x = -1, w = -1, y = -1, bytes = 0;
+  int64_t x = -1, w = -1, y = -1, bias = -1, bytes = 0;
 };
 constexpr PackedPlaces packed_places(Packed const& q) {
   PackedPlaces at;
@@ -112,6 +112,7 @@ constexpr PackedPlaces packed_places(Packed const& q) {
   at.x = place(q.which.x, c.N * c.C * c.H * c.W);
   at.w = place(q.which.w, c.K * packed_w_channels(c.C_per_group(), c.dtype) * c.R * c.S);
   at.y = place(q.which.y, c.N * c.K * c.P() * c.Q());
+  at.bias = place(q.which.y, c.K);  // of fprop, padded as y is
   return at;
 }
 
@@ -125,7 +126,7 @@ constexpr double packing_ns(Op op, Problem const& p, Packed const& q) {
   bool const out = op == Op::fprop ? q.which.y : op == Op::dgrad ? q.which.x : q.which.w;
   bool const in = (op != Op::dgrad && q.which.x) || (op != Op::wgrad && q.which.w) || (op != Op::fprop && q.which.y);
   double const elements = (q.which.x ? x : 0) + (q.which.w ? w : 0) + (q.which.y ? y : 0);
-  return elements * size_of(p.dtype) / 3300 + (in ? 3000 : 0) + (out ? 3000 : 0);
+  return elements * size_of(p.dtype) / 3300 + (in ? 4000 : 0) + (out ? 4000 : 0);
 }
 
 }  // namespace conv2d_ext

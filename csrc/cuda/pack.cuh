@@ -36,7 +36,7 @@ struct Tensor {
 
 // A launch's operands.
 struct Params {
-  Tensor tensor[2];
+  Tensor tensor[3];  // with the bias
   int32_t count;
 };
 

@@ -89,6 +89,11 @@ cudaError_t launch_packed(Launcher row, Op op, Problem const& p, Plan const& pla
   if (op == Op::fprop) {
     args.a = add(q.which.x, false, given.a, at.x, p.x, p.x_align, x);
     args.b = add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
+    if (given.bias != nullptr && c.K != p.K) {
+      Shape const bias{1, 1, 1, p.K_per_group(), c.K_per_group(), g, 1, 1};
+      args.bias = add(true, false, given.bias, at.bias, {0, given.bias_stride, 0, 0}, size, bias);
+      args.bias_stride = 1;
+    }
     args.out = add(q.which.y, true, given.out, at.y, p.y, p.y_align, y);
   } else if (op == Op::dgrad) {
     args.a = add(q.which.y, false, given.a, at.y, p.y, p.y_align, y);
