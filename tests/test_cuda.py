@@ -111,6 +111,23 @@ def test_several_streams_at_once_do_not_share_a_workspace(op: str, cuda: str) ->
         assert all(same_bits(want, y) for y in got)
 
 
+def test_a_thread_of_autograd_may_begin_with_a_convolution(cuda: str, package_environment: dict[str, str]) -> None:
+    """Nothing has made the device's context current in that thread before, and tensor maps of the driver need one."""
+    program = """
+import torch, conv2d_ext
+x = torch.ones(2, 64, 16, 16, device="cuda", dtype=torch.float16).to(memory_format=torch.channels_last).requires_grad_()
+w = torch.ones(64, 64, 3, 3, device="cuda", dtype=torch.float16).to(memory_format=torch.channels_last).requires_grad_()
+y = conv2d_ext.conv2d(x, w, padding=1)
+gradient = torch.ones_like(y)
+gx, gw = torch.autograd.grad(y, (x, w), gradient)
+assert gx[0, 0, 5, 5] == 64 * 9 and gw[0, 0, 1, 1] == 2 * 16 * 16
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=200, env=package_environment
+    )
+    assert run.returncode == 0, run.stderr
+
+
 def test_the_stream_of_the_backward_pass_is_that_of_the_forward_pass(cuda: str) -> None:
     case = BY_NAME["3x3"]
     x, w, b = (t.requires_grad_() for t in case.tensors(cuda))

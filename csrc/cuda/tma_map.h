@@ -42,7 +42,8 @@ struct Encoded {
   }
 };
 
-inline cudaError_t status(CUresult result) { return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue; }
+// The driver's errors have the runtime's numbers.
+inline cudaError_t status(CUresult result) { return static_cast<cudaError_t>(result); }
 
 inline cudaError_t encode_tiled(CUtensorMap& map, Tensor4 const& t, int channels, int b1, int b2, int b3, int step1,
                                 int step2, CUtensorMapSwizzle swizzle) {

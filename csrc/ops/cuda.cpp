@@ -66,6 +66,9 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
            std::optional<Tensor> const& bias, int64_t row) {
   Tensor const& like = x ? *x : *y;
   torch::stable::accelerator::DeviceGuard const guard(like.get_device_index());
+  // A thread of autograd may come here before anything has made the device's context current in it, and the driver's
+  // tensor maps need one.
+  check_cuda(op_name, cudaSetDevice(like.get_device_index()));
   Tensor out = empty_strided(call.out_size, call.out_stride, like);
   for (int64_t size : call.out_size)
     if (size == 0) return out;
