@@ -4,7 +4,8 @@
     python3 scripts/gpu_record.py --check                           # anywhere: is the record of this code, and green?
 
 Phases: tests (the suite with --device cuda), sanitizer (scripts/sanitize.py), benchmark (dense layers, float32). The
-record is rewritten after each, so one that was cut off says how far it came. It names the code by a hash over csrc/,
+record is rewritten after each, so one that was cut off says how far it came; a phase left out by --skip keeps what an
+earlier run on the same code, wheel and machine recorded, so a record can be made in several runs. It names the code by a hash over csrc/,
 conv2d_ext/, tests/ and setup.py. `--check` needs no GPU, no wheel and no torch.
 """
 
@@ -217,6 +218,13 @@ class Recorder:
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "phases": {name: {"status": "not run"} for name in PHASES},
         }
+        self.earlier = read_record(options.output) or {}
+
+    def earlier_phase(self, name: str) -> dict[str, Any]:
+        """What an earlier run recorded of this phase, if it was on the same code, wheel and machine."""
+        if any(self.earlier.get(key) != self.record[key] for key in ("code", "wheel", "machine")):
+            return {}
+        return dict(self.earlier.get("phases", {}).get(name, {}))
 
     def save(self) -> None:
         self.options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -334,7 +342,8 @@ class Recorder:
         for names in rounds:
             left_out = [name for name in names if name in self.options.skip]
             for name in left_out:
-                self.record["phases"][name]["reason"] = "left out by --skip"
+                missing = {"status": "not run", "reason": "left out by --skip"}
+                self.record["phases"][name] = self.earlier_phase(name) or missing
             running = [name for name in names if name not in left_out]
             for name in running:
                 print(f"== {name}", flush=True)

@@ -141,6 +141,12 @@ def tail(text: str, lines: int = 15) -> str:
     return "\n".join(text.strip().splitlines()[-lines:])
 
 
+def first_findings(output: str, lines: int = 40) -> str:
+    """The first lines that compute-sanitizer itself wrote, its host frames left out: later findings follow from them."""
+    own = [line for line in output.splitlines() if line.startswith("=========") and "Host Frame" not in line]
+    return "\n".join(own[:lines])
+
+
 # ---- one tool --------------------------------------------------------------------------------------------------------
 
 
@@ -302,7 +308,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             finished = run_command(command, env, cwd, max(end - time.monotonic(), 1))
             result = judge(tool, finished, count_tests(junit))
-            print((tail(finished.output, 60) + "\n" if result.status != "passed" else "") + str(result), flush=True)
+            if result.status != "passed":
+                print(first_findings(finished.output), tail(finished.output), sep="\n", flush=True)
+            print(result, flush=True)
             return result
 
         # Beside each other a tool takes longer, all of them less.

@@ -52,7 +52,8 @@ struct WgradShape<T, variant, TM, TN> {
   static constexpr int line_bytes = halo ? kLineBytes : kLineBytes / 2;
   static constexpr int x_bytes = (halo ? kPixels + kHalo : kPixels) * line_bytes;
   static constexpr int x_copies = warpgroups * runs, y_copies = halves;
-  static constexpr int y_at = 0, x_at = y_copies * kRunBytes, stage_bytes = x_at + x_copies * x_bytes;
+  // y last: compute-sanitizer takes halo's blocks of columns, which lie over each other, for one behind the other.
+  static constexpr int x_at = 0, y_at = x_copies * x_bytes, stage_bytes = y_at + y_copies * kRunBytes;
   static constexpr int stages = 225 * 1024 / stage_bytes, shared_bytes = stages * stage_bytes + 1024;
   static_assert(x_bytes % kCoreBytes == 0);
 };
