@@ -1,6 +1,6 @@
 """Installs a built wheel on a GPU machine, tests it there, and writes docs/gpu-record.json: of which code, on what.
 
-    python3 scripts/gpu_record.py --wheel dist/conv2d_ext-*.whl     # on the GPU machine, under 9 minutes
+    python3 scripts/gpu_record.py --wheel dist/conv2d_ext-*.whl     # on the GPU machine, a quarter of an hour
     python3 scripts/gpu_record.py --check                           # anywhere: is the record of this code, and green?
 
 Phases: tests (the suite with --device cuda), sanitizer (scripts/sanitize.py), benchmark (dense layers, float32). The
@@ -419,10 +419,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--output", type=Path, default=ROOT / RECORD, help=f"default: {RECORD}")
     found.add_argument("--skip", type=phases, default=[], metavar="A,B", help=f"leave out: {', '.join(PHASES)}")
     found.add_argument("--workers", type=int, default=8, help="processes of pytest; 0: one, without xdist")
-    found.add_argument("--tests-timeout", type=float, default=240, help="seconds (default: %(default)s)")
-    found.add_argument("--sanitizer-timeout", type=float, default=160, help="seconds, all tools (default: %(default)s)")
+    found.add_argument("--tests-timeout", type=float, default=400, help="seconds (default: %(default)s)")
+    found.add_argument("--sanitizer-timeout", type=float, default=900, help="seconds, all tools (default: %(default)s)")
     found.add_argument("--benchmark-timeout", type=float, default=60, help="seconds (default: %(default)s)")
-    found.add_argument("--sanitizer-tools", default="memcheck,racecheck", metavar="A,B", help="default: %(default)s")
+    found.add_argument("--sanitizer-tools", default="memcheck,racecheck,synccheck", metavar="A,B", help="default: %(default)s")
     found.add_argument(
         "--together", action="store_true", help="run the sanitizer's tools beside the tests: sooner done"
     )

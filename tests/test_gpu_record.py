@@ -246,7 +246,7 @@ def test_every_phase_runs_with_the_options_of_the_command_line(
     }  # fmt: skip
     (given,) = [arguments[1:] for arguments, _ in made.commands if arguments[0].endswith("sanitize.py")]
     read = sanitize.parser().parse_args(given)
-    assert read.tools == (["synccheck"] if "synccheck" in options else ["memcheck", "racecheck"])
+    assert read.tools == (["synccheck"] if "synccheck" in options else ["memcheck", "racecheck", "synccheck"])
     assert read.together == ("--together" in options)
 
 
@@ -265,6 +265,20 @@ def test_a_phase_that_raises_costs_no_other_phase_its_result(
     phases = json.loads((tmp_path / "record.json").read_text())["phases"]
     assert phases["tests"]["status"] == phases["benchmark"]["status"] == "passed"
     assert phases["sanitizer"]["status"] == "failed" and "no such option" in phases["sanitizer"]["reason"]
+
+
+def test_a_record_can_be_made_in_several_runs(gpu_record: Any, tmp_path: Path) -> None:
+    def run(machine: str, *options: str) -> dict[str, Any]:
+        made = recorder(gpu_record, tmp_path, *options)
+        made.tests = made.sanitizer = made.benchmark = lambda: {"status": "passed"}
+        made.record["machine"] = {"gpu": machine}
+        made.run()
+        return {name: p["status"] for name, p in json.loads((tmp_path / "record.json").read_text())["phases"].items()}
+
+    assert run("a", "--skip", "sanitizer") == {"tests": "passed", "sanitizer": "not run", "benchmark": "passed"}
+    assert set(run("a", "--skip", "tests,benchmark").values()) == {"passed"}
+    # Another machine's results are not taken over.
+    assert run("b", "--skip", "tests") == {"tests": "not run", "sanitizer": "passed", "benchmark": "passed"}
 
 
 # ---- the sanitizer ---------------------------------------------------------------------------------------------------
