@@ -219,7 +219,7 @@ def recorder(gpu_record: Any, tmp_path: Path, *options: str) -> Any:
     """A Recorder with the command line's own options, whose commands are printed instead of run."""
     wheel = tmp_path / "conv2d_ext-0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("conv2d_ext/__init__.py", "")
+        archive.writestr(zipfile.ZipInfo("conv2d_ext/__init__.py"), "")  # of 1980: each time the same wheel
     output = tmp_path / "record.json"
     chosen = gpu_record.parser().parse_args(["--wheel", str(wheel), "--output", str(output), *options])
     made = gpu_record.Recorder(chosen, tmp_path)
@@ -269,6 +269,7 @@ def test_a_phase_that_raises_costs_no_other_phase_its_result(
 
 def test_a_record_can_be_made_in_several_runs(gpu_record: Any, tmp_path: Path) -> None:
     def run(machine: str, *options: str) -> dict[str, Any]:
+        shutil.rmtree(tmp_path / "work", ignore_errors=True)  # of the run before
         made = recorder(gpu_record, tmp_path, *options)
         made.tests = made.sanitizer = made.benchmark = lambda: {"status": "passed"}
         made.record["machine"] = {"gpu": machine}
