@@ -42,7 +42,9 @@ constexpr double depthwise_nchw_ns(Row const& row, Op op, Problem const& p, doub
                         (op == Op::wgrad                      ? 1.3
                          : op == Op::dgrad && row.tile_k == 2 ? 1.35
                                                               : 1.0);
-  return 4000 + overlapped(memory_ns * 3500 / 4000 * narrow, fma_ns) * slower;
+  // Small images: the latency of copies that no other work of the block hides.
+  double const latency = p.Q() <= 16 ? 8000 : 4000;
+  return latency + (op == Op::wgrad ? 5000 : 0) + overlapped(memory_ns * 3500 / 4000 * narrow, fma_ns) * slower;
 }
 
 // Depthwise: the slower of memory and multiply-adds, and for wgrad as many splits as give an SM a dozen blocks.

@@ -29,6 +29,43 @@ constexpr int stream_rows(int height, int stride, int R, double walks, double sl
   return rows;
 }
 
+// How a warp's ring in shared memory holds rows of a tensor: chunks of kStreamChunk rows of each of its images, one
+// after the other as in memory, or a segment of every row.
+struct StreamRing {
+  bool whole = true;     // rows
+  int columns = 0;       // of a segment
+  int pitch = 0;         // bytes from a row to the next
+  int image_bytes = 0;   // from an image to the next
+  int stage_bytes = 16;  // from a chunk to the next
+};
+
+inline constexpr int kStreamChunk = 8;        // of a multiple of 16 bytes, whatever a row has
+inline constexpr int kStreamRingBegin = 256;  // bytes of a warp before its ring of inputs: 8 barriers, and a gap
+
+// `columns` of units of `unit` columns, of which a row has `span`; a lane may read `window` columns beyond either end.
+constexpr StreamRing stream_ring(Strides const& s, int W, int columns, int unit, int span, int window, int images,
+                                 bool whole, int element) {
+  StreamRing t;
+  int const gap = window * element + 16;
+  t.whole = whole, t.columns = columns;
+  int64_t const row = s.h * element;
+  t.pitch = whole ? W * element : columns * element + gap;
+  while (!whole && (t.pitch - row) % 16 != 0) t.pitch += element;
+  // Whole rows: units that are read together are in different banks.
+  t.image_bytes = int(ceil_div(32 + kStreamChunk * t.pitch + gap, 16) * 16);
+  while (whole && t.image_bytes % 128 != span * unit * element / 16 * 16 % 128) t.image_bytes += 16;
+  t.stage_bytes = images * t.image_bytes;
+  return t;
+}
+
+struct RingTile {
+  bool used = false;
+  bool odd = false;  // pairs of elements lie across words, or outputs are stored one by one
+  StreamRing in;
+  int stages = 1;
+  int64_t shared_bytes = 0;
+};
+
 // 16-bit types. A unit is 8 columns of outputs of one image (wgrad: of y); a warp walks down 16 units of one channel.
 struct StreamTile {
   int in_H = 0, in_W = 0, out_H = 0, out_W = 0;
@@ -43,6 +80,7 @@ struct StreamTile {
   int64_t pieces = 1, stretches = 1, groups = 1;
   bool planes = false;  // small images of odd rows: a block copies whole planes of kStreamPlanes channels
   int64_t planes_bytes = 0;
+  RingTile ring;  // fprop and dgrad
 
   constexpr int64_t walks() const { return pieces * stretches * groups; }  // of a channel
 };
@@ -54,6 +92,12 @@ constexpr int stream_blocks(int R, int stride, int width) {
   return stride == 2 ? 2 : R == 3 ? 5 : 4;
 }
 
+// Blocks of an SM of cuda/stream_ring.cuh, as the registers allow.
+constexpr int ring_blocks(int R, int stride, bool spread) {
+  if (stride == 2) return R == 3 ? 5 : R == 7 && spread ? 3 : 4;
+  return R == 3 ? 7 : R == 5 ? 6 : 5;
+}
+
 // `s` has whole planes of H x W one after the other, 8 of which begin on 16 bytes.
 constexpr bool stream_planes(Strides const& s, int align, int64_t H, int64_t W) {
   return align >= 16 && s.n % 8 == 0 && s.c == H * W && (H == 1 || s.h == W);
@@ -61,6 +105,44 @@ constexpr bool stream_planes(Strides const& s, int align, int64_t H, int64_t W) 
 
 // Copies of a lane for each row of inputs, at most: enough for 16 units of one image.
 constexpr int stream_passes(int stride, int width) { return (width == 4 ? 2 : width == 2 ? 2 : 4) * stride; }
+
+// A warp's ring for `images` images and walks of so many rows of inputs.
+constexpr RingTile ring_tile(StreamRing const& in, int rows, int blocks) {
+  RingTile t;
+  t.used = true, t.in = in;
+  auto shared = [&](int stages) { return kStreamWarps * (kStreamRingBegin + int64_t(stages) * in.stage_bytes); };
+  t.stages = int(min64(4, ceil_div(rows, kStreamChunk)));
+  while (t.stages > 2 && shared(t.stages) + 1024 > 227 * 1024 / blocks) --t.stages;
+  t.shared_bytes = shared(t.stages);
+  return t;
+}
+
+// Changes a tile of fprop or dgrad to one for cuda/stream_ring.cuh.
+constexpr void set_ring(StreamTile& t, Row const& row, Op op, Problem const& p, Device const& d) {
+  bool const backward = op == Op::dgrad, spread = backward && row.tile_k == 2;
+  int const step = spread ? 1 : row.tile_k, unit = kStreamColumns * step, window = 16 * step;
+  int const stored = spread ? 4 : 2;  // elements at once
+  Strides const& in = backward ? p.y : p.x;
+  Strides const& out = backward ? p.x : p.y;
+  int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
+  bool const odd =
+      !stream_aligned(in, align, 4, 2) || !stream_aligned(out, out_align, 2 * stored, 2) || t.out_W % stored != 0;
+  t.origin = 0, t.shift = odd ? 0 : (t.pad_w % 2 + 2) % 2;
+  t.blocks = int(ceil_div(t.out_W, kStreamColumns * (spread ? 2 : 1)));
+  t.pieces = ceil_div(t.blocks, kStreamUnits), t.span = int(ceil_div(t.blocks, t.pieces));
+  bool const whole = t.pieces == 1 && t.in_W <= kStreamUnits * unit + 64 && (t.in_H == 1 || in.h == t.in_W);
+  t.half = t.span <= 8 ? 8 / t.span : 1;
+  t.images = whole && t.span <= 8 ? int(min64(2 * t.half, p.N)) : 1;
+  t.groups = ceil_div(p.N, t.images);
+  int const blocks = ring_blocks(row.tile_m, row.tile_k, spread);
+  double const walks = double(t.groups) * double(t.pieces) * double(p.C);
+  t.rows = stream_rows(t.out_H, row.tile_k, row.tile_m, walks, double(d.sm_count) * kStreamWarps * blocks);
+  t.stretches = ceil_div(t.out_H, t.rows);
+  int const rows = int(min64(t.in_H, spread ? t.rows / 2 + row.tile_m : (t.rows - 1) * row.tile_k + row.tile_m));
+  t.ring = ring_tile(stream_ring(in, t.in_W, (t.span - 1) * unit + window, unit, t.span, window, t.images, whole, 2),
+                     rows, blocks);
+  t.ring.odd = odd;
+}
 
 constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device const& d) {
   StreamTile t;
@@ -102,25 +184,76 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
              stream_planes(in, align, t.in_H, t.in_W) && stream_planes(out, out_align, t.out_H, t.out_W);
   t.rows = t.out_H;
   if (t.planes) return t;
+  if (op != Op::wgrad && (t.width == 1 || t.pieces > 1)) {
+    set_ring(t, row, op, p, d);
+    return t;
+  }
   double const slots = double(d.sm_count) * kStreamWarps * stream_blocks(row.tile_m, stride, t.width);
   t.rows = stream_rows(t.out_H, stride, row.tile_m, double(t.groups) * double(t.pieces) * double(p.C), slots);
   t.stretches = ceil_div(t.out_H, t.rows);
   return t;
 }
 
-// f32, on the FMA units. A lane has 4 columns of outputs, and the inputs 4 columns on; its neighbours have the others.
+// f32, fprop and dgrad: a unit is `width` columns of outputs, and a warp's lanes have units for 128 columns of one
+// channel.
+struct StreamLanesTile {
+  int in_H = 0, in_W = 0, out_H = 0, out_W = 0;
+  int pad_h = 0, pad_w = 0;  // input coordinate = output coordinate - pad + tap; may be negative
+  int width = 1, shift = 0;  // shift: columns from the first of a unit's inputs to its first tap
+  int span = 1, images = 1;  // units of a piece of a row; images of a warp
+  int rows = 1;              // of outputs, in a stretch that a warp walks down
+  int64_t pieces = 1, stretches = 1, groups = 1;
+  RingTile ring;
+
+  constexpr int64_t walks() const { return pieces * stretches * groups; }  // of a channel
+};
+
+inline constexpr int kStreamLanes = 128;
+
+// Blocks of an SM, as the registers allow.
+constexpr int ring_f32_blocks(int R, int S) { return R * S <= 9 ? 6 : R * S <= 25 ? 5 : 4; }
+
+constexpr StreamLanesTile stream_lanes_tile(int size, Op op, Problem const& p, Device const& d) {
+  StreamLanesTile t;
+  bool const backward = op == Op::dgrad;
+  t.in_H = int(backward ? p.P() : p.H), t.in_W = int(backward ? p.Q() : p.W);
+  t.out_H = int(backward ? p.H : p.P()), t.out_W = int(backward ? p.W : p.Q());
+  t.pad_h = int(backward ? p.R - 1 - p.pad_top : p.pad_top);
+  t.pad_w = int(backward ? p.S - 1 - p.pad_left : p.pad_left);
+  Strides const& in = backward ? p.y : p.x;
+  Strides const& out = backward ? p.x : p.y;
+  int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
+  bool const pairs =
+      stream_aligned(in, align, 8, 4) && stream_aligned(out, out_align, 8, 4) && t.out_W % 2 == 0 && t.in_W % 2 == 0;
+  t.width = pairs ? 2 : 1, t.shift = pairs ? (t.pad_w % 2 + 2) % 2 : 0;
+  int const units = kStreamLanes / t.width, all = int(ceil_div(t.out_W, t.width)), window = size + 3;
+  t.pieces = ceil_div(all, units), t.span = int(ceil_div(all, t.pieces));
+  bool const whole = t.pieces == 1 && t.in_W <= kStreamLanes + 64 && (t.in_H == 1 || in.h == t.in_W);
+  t.images = whole ? int(min64(min64(units / t.span, 32), p.N)) : 1;
+  t.groups = ceil_div(p.N, t.images);
+  int const blocks = ring_f32_blocks(int(p.R), int(p.S));
+  double const walks = double(t.groups) * double(t.pieces) * double(p.C);
+  t.rows = stream_rows(t.out_H, 1, size, walks, double(d.sm_count) * kStreamWarps * blocks);
+  t.stretches = ceil_div(t.out_H, t.rows);
+  t.ring =
+      ring_tile(stream_ring(in, t.in_W, (t.span - 1) * t.width + window, t.width, t.span, window, t.images, whole, 4),
+                int(min64(t.in_H, t.rows - 1 + size)), blocks);
+  return t;
+}
+
+// f32, wgrad. A lane has 4 columns of y, and the inputs 4 columns on; its neighbours have the others.
 struct StreamF32Tile {
   int in_H = 0, in_W = 0, out_H = 0, out_W = 0;
-  int pad_h = 0, pad_w = 0;           // input coordinate = output coordinate - pad + tap; may be negative
-  int origin = 0;                     // the first lane's outputs begin so many columns before the first
+  int pad_h = 0, pad_w = 0;           // input coordinate = coordinate of y - pad + tap
+  int origin = 0;                     // the first lane's columns begin so many before the first
   int shift = 0;                      // of the 12 inputs of a lane and its neighbours, the first tap's
   int width = 1;                      // elements of one load
-  int quads = 1, pieces = 1;          // of outputs in a piece of a row; pieces of a row
+  int quads = 1, pieces = 1;          // of columns in a piece of a row; pieces of a row
   int slots = 1, planes = 1;          // lanes for a piece, with those that hold its halo; planes of a warp
-  int rows = 1;                       // of outputs, in a stretch that a warp walks down
+  int rows = 1;                       // of y, in a stretch that a warp walks down
   int64_t stretches = 1, groups = 1;  // of an image; of `planes` planes
 
-  constexpr int64_t walks() const { return stretches * pieces * groups; }  // wgrad: of a channel
+  constexpr int64_t walks() const { return stretches * pieces * groups; }  // of a channel
 };
 
 // Blocks of an SM, as the registers allow.
@@ -128,19 +261,14 @@ constexpr int stream_f32_blocks(int R, int S) {
   return R <= 3 && S <= 3 ? 6 : R <= 5 && S <= 5 ? 4 : R <= 3 || S <= 3 ? 4 : 3;
 }
 
-constexpr StreamF32Tile stream_f32_tile(Row const& row, Op op, Problem const& p, Device const& d) {
+constexpr StreamF32Tile stream_f32_tile(int size, Problem const& p, Device const& d) {
   StreamF32Tile t;
-  bool const backward = op == Op::dgrad;
-  t.in_H = int(backward ? p.P() : p.H), t.in_W = int(backward ? p.Q() : p.W);
-  t.out_H = int(backward ? p.H : p.P()), t.out_W = int(backward ? p.W : p.Q());
-  t.pad_h = int(backward ? p.R - 1 - p.pad_top : p.pad_top);
-  t.pad_w = int(backward ? p.S - 1 - p.pad_left : p.pad_left);
-  Strides const& in = backward ? p.y : p.x;
-  int const align = backward ? p.y_align : p.x_align;
+  t.in_H = int(p.H), t.in_W = int(p.W), t.out_H = int(p.P()), t.out_W = int(p.Q());
+  t.pad_h = int(p.pad_top), t.pad_w = int(p.pad_left);
   for (int width = 4; width > 1 && t.width == 1; width /= 2)
-    if (stream_aligned(in, align, width * 4, 4) && t.in_W % width == 0) t.width = width;
+    if (stream_aligned(p.x, p.x_align, width * 4, 4) && t.in_W % width == 0) t.width = width;
   t.shift = ((-t.pad_w) % t.width + t.width) % t.width;
-  if (row.tile_n + t.shift > 9) t.origin = 2, t.shift -= 2;  // the last tap of the last output is one of the 12
+  if (size + t.shift > 9) t.origin = 2, t.shift -= 2;  // the last tap of the last column is one of the 12
   int const all = int(ceil_div(t.out_W + t.origin, 4));
   t.pieces = int(ceil_div(all, 30)), t.quads = int(ceil_div(all, t.pieces));
   // One lane between two rows where what it holds for both is zero.
@@ -148,10 +276,9 @@ constexpr StreamF32Tile stream_f32_tile(Row const& row, Op op, Problem const& p,
   bool const zeros = t.pieces == 1 && first <= 0 && first + 4 * all >= t.in_W;
   t.slots = t.quads + (zeros ? 1 : 2);
   t.planes = 32 / t.slots;
-  t.groups = ceil_div(op == Op::wgrad ? p.N : p.N * p.C, t.planes);  // wgrad: of one channel
+  t.groups = ceil_div(p.N, t.planes);
   double const slots = double(d.sm_count) * kStreamWarps * stream_f32_blocks(int(p.R), int(p.S));
-  t.rows =
-      stream_rows(t.out_H, 1, row.tile_m, double(t.groups) * t.pieces * (op == Op::wgrad ? double(p.C) : 1.0), slots);
+  t.rows = stream_rows(t.out_H, 1, size, double(t.groups) * t.pieces * double(p.C), slots);
   t.stretches = ceil_div(t.out_H, t.rows);
   return t;
 }
@@ -185,25 +312,38 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
     double const taps = double(p.K) * double(p.R) * double(p.S), room = double(kMaxWorkspaceBytes) / (taps * 4);
     split = split < room ? split : room;
     best.split_k = split < 2 ? 1 : split > 4096 ? 4096 : int(split);
-    if (best.split_k > 1) best.ns += 3000 + taps * 4 * best.split_k * 2 / 2500;
+    if (best.split_k > 1) best.ns += 6000 + taps * 4 * best.split_k * 2 / 2500;
     return best;
   };
-  if (!halves) {
-    StreamF32Tile const t = stream_f32_tile(row, op, p, d);
-    double const steps = double(t.walks()) * (sums ? double(p.C) : 1.0) * (t.rows + row.tile_m + 9);
+  if (!halves && sums) {
+    StreamF32Tile const t = stream_f32_tile(row.tile_m, p, d);
+    double const steps = double(t.walks()) * double(p.C) * (t.rows + row.tile_m + 9);
     double const single = row.tile_m == 3 && t.width == 1 ? 60 : 0;  // loads of single elements
     double const step_ns = (40 + single + 4.0 * double(p.R) * double(p.S)) / (9.6 * d.sm_count);
-    // Small images leave lanes without work; rows of outputs off 16 bytes are stored in pieces.
-    double const lanes = t.out_W <= 16 ? (sums ? 2.2 : 1.5) : 1.0, pieces = t.out_W % 4 == 0 ? 1.0 : 1.4;
-    double const slower = sums ? 1.1 : row.tile_m == 3 ? 0.6 : 1.0;
-    double const ns = 3000 + memory_ns * (sums ? 1.0 : pieces) + steps * step_ns * lanes * slower;
-    return with_splits(ns, row.tile_m == 3 ? 4 : 6, double(p.C), double(ceil_div(t.walks(), kStreamWarps)));
+    double const lanes = t.out_W <= 16 ? 2.2 : 1.0;  // small images leave lanes without work
+    return with_splits(3000 + memory_ns + steps * step_ns * lanes * 1.1, row.tile_m == 3 ? 4 : 6, double(p.C),
+                       double(ceil_div(t.walks(), kStreamWarps)));
+  }
+  if (!halves) {
+    // FMAs, what is beside them and, of odd rows, loads of single elements.
+    StreamLanesTile const t = stream_lanes_tile(row.tile_m, op, p, d);
+    double const steps = double(t.walks()) * double(p.C) * (t.rows + row.tile_m + 3);
+    double const instructions = 4.0 * double(p.R) * double(p.S) + 50 + (t.width == 1 ? 8.0 * double(p.S) : 0);
+    double const issue_ns = steps * instructions / (7.0 * d.sm_count), sum = memory_ns + issue_ns;
+    double const most = memory_ns > issue_ns ? memory_ns : issue_ns;
+    return {4000 + (most + (sum - most) / 4) * (row.tile_m == 3 ? 1.2 : 1.0), 1};
   }
   StreamTile const t = stream_tile(row, op, p, d);
   bool const spread = op == Op::dgrad && row.tile_k == 2;
   double const rows = spread ? t.rows / 2.0 + row.tile_m / 2 + 10 : double(t.rows - 1) * row.tile_k + row.tile_m + 10;
   double const steps = double(t.walks()) * double(p.C) * rows;
-  double const copies = t.planes ? 3.4 : t.width == 1 ? 4.4 : t.width == 2 ? 1.3 : 1.0;
+  double const copies = t.planes       ? 3.4
+                        : t.ring.used  ? (!t.ring.odd ? 1.2
+                                          : spread    ? 4.0
+                                                      : 1.9)
+                        : t.width == 1 ? 3.9
+                        : t.width == 2 ? 1.3
+                                       : 1.0;
   double const strided = row.tile_k == 1 || spread ? 1.0 : sums ? 1.2 : 0.9;
   double const slower = copies * strided * (sums ? 1.4 : 1.0);
   double const step_ns = (25 + 2.0 * row.tile_m) * slower / (7.2 * d.sm_count), ns = 3500 + memory_ns + steps * step_ns;

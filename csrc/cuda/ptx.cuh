@@ -160,6 +160,13 @@ __device__ inline void griddepcontrol_wait() { asm volatile("griddepcontrol.wait
 
 // ---- the copy engine (TMA). `map` is a CUtensorMap in parameter space; `bar` counts the bytes that land.
 
+// `bytes` of memory as they lie; addresses and bytes are multiples of 16.
+__device__ inline void cp_async_bulk(uint32_t shared, void const* global, uint32_t bytes, uint64_t* bar) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+               "l"(global), "r"(bytes), "r"(shared_address(bar))
+               : "memory");
+}
+
 // A box of a 4-D tensor.
 __device__ inline void cp_async_bulk_tensor_4d(uint32_t shared, void const* map, uint64_t* bar, int c0, int c1, int c2,
                                                int c3) {

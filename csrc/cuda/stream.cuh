@@ -5,64 +5,12 @@
 // outputs that it meets. No warp waits for another. dgrad is fprop with the filter turned round.
 // wgrad: the same walk; ldmatrix transposes x and y, so that mma sums over the 16 units, and the diagonals of its 16 x
 // 8 results are the taps.
+// Rows of fprop and dgrad that begin anywhere, and wide ones, are for stream_ring.cuh.
 #pragma once
 
-#include "../core/stream.h"
-#include "depthwise.cuh"
-#include "ptx.cuh"
+#include "stream_ring.cuh"
 
 namespace conv2d_ext::stream {
-
-struct Source {
-  void const* data;
-  int64_t n, c, h, w;  // element strides
-  int H, W;
-};
-
-struct Params {
-  Source in, y;   // y: wgrad alone
-  void const* w;  // the tap that meets the first input; dgrad: the last one
-  void const* bias;
-  void* out;
-  void* partial;
-  int64_t out_n, out_c, out_h;
-  int64_t w_k, w_r, w_s, bias_stride;  // w_r, w_s: dgrad: negative
-  int64_t N;
-  int C, R, S, out_H, out_W, pad_h, pad_w, pad_left, origin, shift, splits;  // pad_left: dgrad with stride 2
-  int span, images, half, first, copies, copies_y, rows;
-  uint32_t pieces, stretches, walks;  // walks: of a channel
-};
-
-// Which columns, rows and images of a channel a warp walks down.
-struct Walk {
-  int c, p0, rows, q0;
-  int64_t n0;
-
-  __device__ Walk(Params const& p, int c, uint32_t index) : c(c) {
-    q0 = int(index % p.pieces) * p.span * kStreamColumns - p.origin;
-    index /= p.pieces;
-    p0 = int(index % p.stretches) * p.rows;
-    rows = p.out_H - p0 < p.rows ? p.out_H - p0 : p.rows;
-    n0 = int64_t(index / p.stretches) * p.images;
-  }
-};
-
-// One of the 16 units: its image among the warp's, and its place among the image's.
-struct Unit {
-  int image, place;
-  bool exists;
-
-  __device__ Unit(Params const& p, int i) {
-    if (p.span > 8) {
-      image = 0, place = i, exists = i < p.span;
-    } else {
-      image = i % 8 / p.span, place = i % 8 % p.span, exists = image < p.half;
-      image += i / 8 * p.half;
-    }
-    exists = exists && image < p.images;
-    if (!exists) image = place = 0;
-  }
-};
 
 // A warp's copies of rows of a tensor to its ring, `passes` a lane and row, of `width` elements.
 template <class T, int width, int passes>
@@ -130,87 +78,7 @@ __device__ inline void clear(uint32_t shared, int bytes) {
   __syncwarp();
 }
 
-// Two neighbouring outputs of a unit, row after row. `pairs`: both exist or none.
-template <class T, bool pairs>
-struct Outputs {
-  char* to;
-  int64_t row_bytes;
-  bool keep[2];
-
-  __device__ Outputs(Params const& p, Walk const& at, int unit, int t) : row_bytes(p.out_h * int64_t(sizeof(T))) {
-    Unit const u(p, unit);
-    int const x = at.q0 + u.place * kStreamColumns + 2 * t;
-    bool const exists = u.exists && at.n0 + u.image < p.N;
-    to = reinterpret_cast<char*>(static_cast<T*>(p.out) + (at.n0 + u.image) * p.out_n + at.c * p.out_c +
-                                 at.p0 * p.out_h + x);
-    keep[0] = exists && unsigned(x) < unsigned(p.out_W);
-    keep[1] = pairs ? keep[0] : exists && unsigned(x + 1) < unsigned(p.out_W);
-  }
-  __device__ T* elements() const { return reinterpret_cast<T*>(to); }
-  __device__ void store(Vector<T, 2> const& v) {
-    if constexpr (pairs) {
-      if (keep[0]) *reinterpret_cast<Vector<T, 2>*>(to) = v;
-    } else {
-      if (keep[0]) elements()[0] = v.v[0];
-      if (keep[1]) elements()[1] = v.v[1];
-    }
-    to += row_bytes;
-  }
-};
-
-// Outputs that are NaN or infinite make a NaN of their products with zero.
-__device__ inline __half2 spoil(__half2 sum, Vector<__half, 2> const& v) {
-  return __hfma2(__halves2half2(v.v[0], v.v[1]), __half2(), sum);
-}
-__device__ inline __nv_bfloat162 spoil(__nv_bfloat162 sum, Vector<__nv_bfloat16, 2> const& v) {
-  return __hfma2(__halves2bfloat162(v.v[0], v.v[1]), __nv_bfloat162(), sum);
-}
-template <class T>
-struct PairOf;
-template <>
-struct PairOf<__half> {
-  using type = __half2;
-};
-template <>
-struct PairOf<__nv_bfloat16> {
-  using type = __nv_bfloat162;
-};
-
-// One output from global memory, product by product.
-template <class T, int stride>
-__device__ float exact(Params const& p, int64_t n, int c, int y, int x) {
-  T const* const in = static_cast<T const*>(p.in.data) + n * p.in.n + c * p.in.c;
-  T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
-  float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
-  for (int r = 0; r < p.R; ++r)
-    for (int s = 0; s < p.S; ++s) {
-      int const h = y * stride - p.pad_h + r, v = x * stride - p.pad_w + s;
-      if (unsigned(h) < unsigned(p.in.H) && unsigned(v) < unsigned(p.in.W))
-        sum = fmaf(widen(in[h * p.in.h + v]), widen(w[r * p.w_r + s * p.w_s]), sum);
-    }
-  return sum;
-}
-
-// A zero of the band or of the padding may have met an infinity: a lane's outputs that are NaN are made again, product
-// by product.
-template <class T, int stride>
-__device__ __noinline__ void again(Params const& p, uint32_t task) {
-  int const lane = int(threadIdx.x) % 32;
-  Walk const at(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
-  for (int i = lane / 4; i < kStreamUnits; i += 8) {
-    Unit const u(p, i);
-    Outputs<T, false> out(p, at, i, lane % 4);
-    for (int y = at.p0; y < at.p0 + at.rows; ++y, out.to += out.row_bytes)
-      for (int e = 0; e < 2; ++e)
-        if (out.keep[e] && widen(out.elements()[e]) != widen(out.elements()[e]))
-          out.elements()[e] = narrow<T>(
-              exact<T, stride>(p, at.n0 + u.image, at.c, y, at.q0 + u.place * kStreamColumns + 2 * (lane % 4) + e));
-  }
-}
-
-// Rows of outputs that a row of inputs meets, and slots of the ring: a multiple of them times the stride, so that all
-// of the loop's addresses are known.
-constexpr int live(int R, int stride) { return (R + stride - 1) / stride; }
+// Slots of the ring: a multiple of `live` rows times the stride, so that all of the loop's addresses are known.
 constexpr int ring(int R, int stride) {
   int const turn = live(R, stride) * stride;
   return turn < 6 ? 2 * turn : turn;
@@ -218,26 +86,6 @@ constexpr int ring(int R, int stride) {
 // A warp's row of inputs, and of y, in its ring.
 constexpr int slot_bytes(int stride) { return 512 * stride; }
 constexpr int kSlotBytesY = (kStreamUnits + 1) * 16;
-
-// b[k][n] of each filter row: tap k - n * stride - shift.
-template <class T, int R, int stride>
-__device__ inline void load_band(Params const& p, int c, uint32_t (&band)[R][stride][2]) {
-  int const lane = int(threadIdx.x) % 32;
-#pragma unroll
-  for (int k = 0; k < stride; ++k)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      int const s = 16 * k + 8 * i + lane % 4 * 2 - lane / 4 * stride - p.shift;
-      T const* from = static_cast<T const*>(p.w) + c * p.w_k + s * p.w_s;
-#pragma unroll
-      for (int r = 0; r < R; ++r, from += p.w_r) {
-        Vector<T, 2> v{{narrow<T>(0.f), narrow<T>(0.f)}};
-        if (r < p.R && unsigned(s) < unsigned(p.S)) v.v[0] = from[0];
-        if (r < p.R && unsigned(s + 1) < unsigned(p.S)) v.v[1] = from[p.w_s];
-        band[r][k][i] = reinterpret_cast<uint32_t const&>(v);
-      }
-    }
-}
 
 template <class T, int R, int stride, int width, int passes>
 __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, width) - (width == 4 && passes > stride))
@@ -266,7 +114,7 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, wi
   uint32_t band[R][stride][2];
   load_band<T>(p, at.c, band);
   float const bias = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[at.c * p.bias_stride]) : 0.f;
-  Outputs<T, (width > 1)> out0(p, at, g, t), out1(p, at, g + 8, t);
+  Outputs<T, true> out0(p, at, g, t), out1(p, at, g + 8, t);
   // ldmatrix takes rows 0 to 7 and 8 to 15 of the units' first 8 inputs, then of the next.
   Unit const mine(p, lane % 16);
   uint32_t const rows = begin + ((mine.image * (p.span + 1) + mine.place) * stride + lane / 16) * 16;
@@ -438,47 +286,6 @@ __global__ void __launch_bounds__(kStreamPlanes * 32, R == 7 ? 2 : 3) gather_pla
 // ---- dgrad with stride 2. A unit is 16 columns of x. A row of y meets R rows of x; the even and the odd columns of x
 // meet every other tap, so that the sums of a row are two products.
 
-// One element of x, product by product.
-template <class T>
-__device__ __noinline__ float exact_spread(Params const& p, int64_t n, int c, int y, int x) {
-  float sum = 0;
-  for (int r = 0; r < p.R; ++r)
-    for (int s = 0; s < p.S; ++s) {
-      int const h = y + p.pad_h - r, w = x + p.pad_left - s;
-      if (h % 2 != 0 || w % 2 != 0 || unsigned(h / 2) >= unsigned(p.in.H) || unsigned(w / 2) >= unsigned(p.in.W))
-        continue;
-      sum = fmaf(widen(static_cast<T const*>(p.in.data)[n * p.in.n + c * p.in.c + h / 2 * p.in.h + w / 2]),
-                 widen(static_cast<T const*>(p.w)[c * p.w_k + r * p.w_r + s * p.w_s]), sum);
-    }
-  return sum;
-}
-
-// Four neighbouring columns of a unit.
-template <class T, bool vectors>
-struct SpreadOutputs {
-  char* to;  // in row 0
-  int x;
-  bool keep[vectors ? 1 : 4];
-
-  __device__ SpreadOutputs(Params const& p, Walk const& at, int unit, int t) {
-    Unit const u(p, unit);
-    x = at.q0 * 2 + u.place * 16 + 4 * t;
-    bool const exists = u.exists && at.n0 + u.image < p.N;
-    to = reinterpret_cast<char*>(static_cast<T*>(p.out) + (at.n0 + u.image) * p.out_n + at.c * p.out_c + x);
-#pragma unroll
-    for (int i = 0; i < (vectors ? 1 : 4); ++i) keep[i] = exists && unsigned(x + i) < unsigned(p.out_W);
-  }
-  __device__ void store(int64_t offset, Vector<T, 4> const& v) const {
-    if constexpr (vectors) {
-      if (keep[0]) *reinterpret_cast<Vector<T, 4>*>(to + offset) = v;
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (keep[i]) reinterpret_cast<T*>(to + offset)[i] = v.v[i];
-    }
-  }
-};
-
 template <class T, int R, int width, int passes>
 __global__ void __launch_bounds__(kStreamWarps * 32, R == 3 && width == 4 ? 5 : 3)
     spread(__grid_constant__ Params const p) {
@@ -504,24 +311,9 @@ __global__ void __launch_bounds__(kStreamWarps * 32, R == 3 && width == 4 ? 5 : 
 #pragma unroll
   for (int i = 0; i < slots - 1; ++i) copy(i, i);
 
-  // Column 2 n + b of x meets, in column k of the window, tap 2 (n + (odd + b) / 2 + low - k) + (odd + b) % 2.
   uint32_t band[R][2][2];
-  int const odd = p.pad_left % 2, low = (p.S - 1) / 2 + p.shift;
-#pragma unroll
-  for (int b = 0; b < 2; ++b)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      int const s = 2 * (g + (odd + b) / 2 + low - 8 * i - 2 * t) + (odd + b) % 2;  // of the second element 2 less
-      T const* from = static_cast<T const*>(p.w) + at.c * p.w_k + s * p.w_s;
-#pragma unroll
-      for (int r = 0; r < R; ++r, from += p.w_r) {
-        Vector<T, 2> v{{narrow<T>(0.f), narrow<T>(0.f)}};
-        if (r < p.R && unsigned(s) < unsigned(p.S)) v.v[0] = from[0];
-        if (r < p.R && unsigned(s - 2) < unsigned(p.S)) v.v[1] = from[-2 * p.w_s];
-        band[r][b][i] = reinterpret_cast<uint32_t const&>(v);
-      }
-    }
-  SpreadOutputs<T, (width > 1)> const out0(p, at, g, t), out1(p, at, g + 8, t);
+  load_spread_band<T>(p, at.c, band);
+  SpreadOutputs<T, true> const out0(p, at, g, t), out1(p, at, g + 8, t);
   int64_t const row_bytes = p.out_h * int64_t(sizeof(T));
   Unit const mine(p, lane % 16);
   uint32_t const rows = begin + ((mine.image * (p.span + 1) + mine.place) + lane / 16) * 16;
@@ -566,40 +358,7 @@ __global__ void __launch_bounds__(kStreamWarps * 32, R == 3 && width == 4 ? 5 : 
         }
     }
   }
-  if (__low2float(spoilt) == 0 && __high2float(spoilt) == 0) return;
-  Walk const walk(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
-  for (int unit = g; unit < kStreamUnits; unit += 8) {
-    Unit const u(p, unit);
-    SpreadOutputs<T, false> const out(p, walk, unit, t);
-    for (int row = walk.p0; row < walk.p0 + walk.rows; ++row)
-      for (int i = 0; i < 4; ++i) {
-        T* const to = reinterpret_cast<T*>(out.to + row * row_bytes) + i;
-        if (out.keep[i] && widen(*to) != widen(*to))
-          *to = narrow<T>(exact_spread<T>(p, walk.n0 + u.image, walk.c, row, out.x + i));
-      }
-  }
-}
-
-// One tap's sum over the pixels of some walks, by a warp: for those that a zero made NaN.
-template <class T, int stride>
-__device__ __noinline__ float exact_sum(Params const& p, int c, uint32_t begin, uint32_t end, int r, int s) {
-  float sum = 0;
-  int const columns = p.span * kStreamColumns;
-  for (uint32_t index = begin; index < end; ++index) {
-    Walk const at(p, c, index);
-    for (int64_t n = at.n0; n < at.n0 + p.images && n < p.N; ++n)
-      for (int pixel = int(threadIdx.x) % 32; pixel < at.rows * columns; pixel += 32) {
-        int const y = at.p0 + pixel / columns, x = at.q0 + pixel % columns;
-        int const h = y * stride - p.pad_h + r, w = x * stride - p.pad_w + s;
-        if (unsigned(x) >= unsigned(p.out_W) || unsigned(h) >= unsigned(p.in.H) || unsigned(w) >= unsigned(p.in.W))
-          continue;
-        sum = fmaf(widen(static_cast<T const*>(p.in.data)[n * p.in.n + c * p.in.c + h * p.in.h + w]),
-                   widen(static_cast<T const*>(p.y.data)[n * p.y.n + c * p.y.c + y * p.y.h + x]), sum);
-      }
-  }
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-  return sum;
+  if (__low2float(spoilt) != 0 || __high2float(spoilt) != 0) spread_again<T>(p, task);
 }
 
 template <class T, int R, int stride, int width, int passes, int passes_y>
@@ -607,7 +366,7 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, wi
     wgrad(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), slots = ring(R, stride), slot = slot_bytes(stride) + kSlotBytesY;
   extern __shared__ __align__(16) unsigned char shared[];
-  int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = int(threadIdx.x) / 32;
+  int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   int const c = int(blockIdx.x % uint32_t(p.C)), split = int(blockIdx.x / uint32_t(p.C));
   uint32_t const begin = uint32_t(uint64_t(p.walks) * split / p.splits);
   uint32_t const end = uint32_t(uint64_t(p.walks) * (split + 1) / p.splits);
@@ -666,36 +425,7 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, wi
     ptx::cp_async_wait_all();
   }
 
-  // The sums of products of input i and output j of a unit: tap i - j * stride - shift.
-  __syncthreads();
-  float (*const sums)[R][16 * stride][kStreamColumns + 1] =
-      reinterpret_cast<float (*)[R][16 * stride][kStreamColumns + 1]>(shared);
-#pragma unroll
-  for (int r = 0; r < R; ++r)
-#pragma unroll
-    for (int k = 0; k < stride; ++k)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums[warp][r][16 * k + g + j / 2 * 8][2 * t + j % 2] = acc[r][k][j];
-  __syncthreads();
-  bool nan = false;
-  for (int i = threadIdx.x; i < p.R * p.S; i += blockDim.x) {
-    int const r = i / p.S, s = i % p.S;
-    float sum = 0;
-    for (int other = 0; other < kStreamWarps; ++other)
-#pragma unroll
-      for (int j = 0; j < kStreamColumns; ++j) sum += sums[other][r][s + p.shift + j * stride][j];
-    nan = nan || sum != sum;
-    depthwise::store_sum<T>(p.out, p.partial, p.splits, c * p.w_k + r * p.w_r + s * p.w_s,
-                            (int64_t(split) * p.C + c) * p.R * p.S + i, sum);
-  }
-  if (__syncthreads_or(nan) == 0) return;
-  for (int i = warp; i < p.R * p.S; i += kStreamWarps) {
-    int const r = i / p.S, s = i % p.S;
-    float const sum = exact_sum<T, stride>(p, c, begin, end, r, s);
-    if (lane == 0)
-      depthwise::store_sum<T>(p.out, p.partial, p.splits, c * p.w_k + r * p.w_r + s * p.w_s,
-                              (int64_t(split) * p.C + c) * p.R * p.S + i, sum);
-  }
+  store_sums<T, R, stride>(p, c, split, begin, end, acc, shared);
 }
 
 // A block sums over its share of the groups of images.
@@ -790,7 +520,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   Strides const& out = backward ? problem.x : problem.y;
   Strides const& w = problem.w;
   Params p{};
-  p.in = {args.a, in.n, in.c, in.h, 1, t.in_H, t.in_W};
+  p.in = source_of(args.a, in, problem, t.in_H, t.in_W, sizeof(T));
   p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out = args.out, p.partial = args.workspace;
   p.out_n = out.n, p.out_c = out.c, p.out_h = out.h;
   p.w_k = w.n, p.w_r = w.h, p.w_s = w.w;
@@ -803,14 +533,15 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.origin = t.origin, p.shift = t.shift, p.splits = plan.split_k;
   p.span = t.span, p.images = t.images, p.half = t.half, p.first = t.first, p.copies = t.copies;
   p.copies_y = t.copies_y, p.rows = t.rows;
-  p.pieces = uint32_t(t.pieces), p.stretches = uint32_t(t.stretches), p.walks = uint32_t(t.walks());
+  p.columns = t.span * kStreamColumns, p.pieces = uint32_t(t.pieces), p.stretches = uint32_t(t.stretches),
+  p.walks = uint32_t(t.walks());
   int64_t const rings = int64_t(kStreamWarps) * ring(R, stride) * (slot_bytes(stride) + (sums ? kSlotBytesY : 0));
   int64_t const shared = max64(rings, sums ? kStreamWarps * R * 16 * stride * (kStreamColumns + 1) * 4 : 0);
   auto start = [&](auto* kernel, int64_t blocks) {
     kernel<<<unsigned(blocks), kStreamWarps * 32, size_t(shared), stream>>>(p);
     return cudaGetLastError();
   };
-  if constexpr (sums) p.y = {args.b, out.n, out.c, out.h, 1, t.out_H, t.out_W};
+  if constexpr (sums) p.y = source_of(args.b, out, problem, t.out_H, t.out_W, sizeof(T));
   if constexpr (stride == 1) {
     if (t.planes) {
       int64_t const bytes = max64(t.planes_bytes + kStreamPlanes * 2 * (slot_bytes(1) + (sums ? 512 : 0)),
@@ -832,6 +563,17 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       }
     }
   }
+  if constexpr (!sums) {
+    if (t.ring.used) {
+      set_ring(p.stages, p.warp_bytes, p.ring, t.ring);
+      int64_t const blocks = ceil_div(t.walks() * problem.C, kStreamWarps);
+      if constexpr (spreads)
+        return start_ring(t.ring.odd ? spread_ring<T, R, true> : spread_ring<T, R, false>, p, blocks, t.ring, stream);
+      else
+        return start_ring(t.ring.odd ? gather_ring<T, R, stride, true> : gather_ring<T, R, stride, false>, p, blocks,
+                          t.ring, stream);
+    }
+  }
   int const passes = int(ceil_div(t.images * t.copies, 32));
   if constexpr (spreads) {
     auto start_spread = [&](auto* kernel) {
@@ -841,14 +583,12 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     };
     if (t.width == 4 && passes == 1) return start_spread(spread<T, R, 4, 1>);
     if (t.width == 4) return start_spread(spread<T, R, 4, 2>);
-    if (t.width == 2) return start_spread(spread<T, R, 2, 2>);
-    return start_spread(spread<T, R, 1, 4>);
+    return start_spread(spread<T, R, 2, 2>);
   } else if constexpr (!sums) {
     int64_t const blocks = ceil_div(t.walks() * problem.C, kStreamWarps);
     if (t.width == 4 && passes <= stride) return start(gather<T, R, stride, 4, stride>, blocks);
     if (t.width == 4) return start(gather<T, R, stride, 4, stream_passes(stride, 4)>, blocks);
-    if (t.width == 2) return start(gather<T, R, stride, 2, stream_passes(stride, 2)>, blocks);
-    return start(gather<T, R, stride, 1, stream_passes(stride, 1)>, blocks);
+    return start(gather<T, R, stride, 2, stream_passes(stride, 2)>, blocks);
   } else {
     auto* const kernel = t.width == 4 && passes <= stride ? wgrad<T, R, stride, 4, stride, 1>
                          : t.width == 4                   ? wgrad<T, R, stride, 4, stream_passes(stride, 4), 1>

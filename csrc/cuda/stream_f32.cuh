@@ -1,27 +1,156 @@
-// Depthwise convolution of small filters in NCHW, float32, stride 1, on the FMA units and without shared memory. A warp
-// walks down pieces of rows of one image or several. A lane loads 4 columns of every row of inputs once, gets the
-// columns beside them from its neighbours, and adds them to its 4 columns of the R rows of outputs that they meet.
-// Loads are a ring's length ahead. dgrad is fprop with the filter turned round. wgrad: a lane keeps the last R rows of
-// its 4 columns of y, and a sum for each tap.
+// Depthwise convolution of small filters in NCHW, float32, stride 1, on the FMA units. fprop: a warp walks down images
+// with the ring of stream_ring.cuh. A unit is 2 columns of outputs, or one where rows are odd, and a lane has units for
+// 4: it takes the columns that they meet from the ring and adds them to the sums of the R rows of outputs. dgrad is
+// fprop with the filter turned round. wgrad: a lane loads 4 columns of every row of x and y once, gets the columns
+// beside them from its neighbours, and keeps the last R rows of y, and a sum for each tap. Loads are a ring's length
+// ahead.
 #pragma once
 
-#include "stream.cuh"
+#include "stream_ring.cuh"
 
 namespace conv2d_ext::stream {
 
+// One of a warp's units: its image among the warp's, and its place among the image's.
+struct LaneUnit {
+  int image, place;
+  bool exists;
+
+  __device__ LaneUnit(Params const& p, int i) : image(i / p.span), place(i % p.span), exists(image < p.images) {
+    if (!exists) image = place = 0;
+  }
+};
+
+// A lane's units: the columns that a unit of `width` meets, from the ring; zeros beyond the borders.
+template <int S, int width, int shift>
+struct Windows {
+  static constexpr int units = 4 / width, columns = (S + width - 1 + shift + width - 1) / width * width;
+  static_assert(units * columns <= 32 * width);
+  uint32_t address[units];
+  uint32_t inside = 0;  // a bit for each of the loads
+
+  __device__ Windows(Params const& p, Ring<float> const& ring, Walk const& at, int images, int h, int base, int W) {
+#pragma unroll
+    for (int j = 0; j < units; ++j) {
+      LaneUnit const u(p, int(threadIdx.x) % 32 + 32 * j);
+      int const column = base + u.place * width;
+      address[j] = unit_address(ring, at, u, h, base, column, columns);
+#pragma unroll
+      for (int i = 0; i < columns; i += width)
+        if (u.exists && u.image < images && unsigned(column + i) < unsigned(W))
+          inside |= 1u << (j * columns + i) / width;
+    }
+  }
+  __device__ void load(int j, uint32_t offset, float (&v)[columns]) const {
+#pragma unroll
+    for (int i = 0; i < columns; i += width) {
+      bool const have = inside >> (j * columns + i) / width & 1;
+      if constexpr (width == 2) {
+        uint2 const pair = ptx::ld_shared_v2(address[j] + offset + 4 * i);
+        v[i] = have ? __uint_as_float(pair.x) : 0.f, v[i + 1] = have ? __uint_as_float(pair.y) : 0.f;
+      } else {
+        float const one = ptx::ld_shared_f32(address[j] + offset + 4 * i);
+        v[i] = have ? one : 0.f;
+      }
+    }
+  }
+};
+
+// Filters of R x S, or (`part`) of p.R x p.S, which are no more.
+template <int R, int S, int width, int shift, bool part>
+__global__ void __launch_bounds__(kStreamWarps * 32, ring_f32_blocks(R, S) - (width == 1 || (part && R * S == 49)))
+    gather_f32(__grid_constant__ Params const p) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  constexpr int units = 4 / width;
+  int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  uint32_t const task = blockIdx.x * kStreamWarps + warp;
+  if (task >= p.walks * uint32_t(p.C)) return;
+  Walk const at(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
+  make_barriers(shared + warp * p.warp_bytes, p.stages);
+  uint32_t const data = ptx::shared_address(shared) + warp * p.warp_bytes + kStreamRingBegin;
+  Ring<float> ring(p.ring, p.in, p.stages, warp * p.warp_bytes, data);
+  int const images = int(depthwise::smaller(p.N - at.n0, p.images));
+  int const h0 = at.p0 - p.pad_h, steps = at.rows + R - 1, base = at.q0 - p.pad_w - shift;
+  ring.start(at, images, h0, steps, base);
+
+  float filter[R][S];
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int s = 0; s < S; ++s) {
+      filter[r][s] = 0;
+      if (!part || (r < p.R && s < p.S))
+        filter[r][s] = __ldg(static_cast<float const*>(p.w) + at.c * p.w_k + r * p.w_r + s * p.w_s);
+    }
+  float const bias = p.bias != nullptr ? static_cast<float const*>(p.bias)[at.c * p.bias_stride] : 0.f;
+  float* out[units];
+  bool keep[units];
+#pragma unroll
+  for (int j = 0; j < units; ++j) {
+    LaneUnit const u(p, lane + 32 * j);
+    int const x = at.q0 + u.place * width;
+    keep[j] = u.exists && u.image < images && x < p.out_W;
+    out[j] = static_cast<float*>(p.out) + (at.n0 + u.image) * p.out_n + at.c * p.out_c + at.p0 * p.out_h + x;
+  }
+  Windows<S, width, shift> const windows(p, ring, at, images, h0, base, p.in.W);
+
+  float acc[R][4];  // of the rows of outputs that a row of inputs meets, each in its place till it is complete
+#pragma unroll 1
+  for (int begin = 0; begin < steps; begin += R) {
+    ring.refill();
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+      int const step = begin + i;
+      if (step >= steps) break;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) acc[i][e] = bias;
+      if (ring.has(step)) {
+        ring.open();
+#pragma unroll
+        for (int j = 0; j < units; ++j) {
+          float window[Windows<S, width, shift>::columns];
+          windows.load(j, ring.offset, window);
+#pragma unroll
+          for (int r = 0; r < R; ++r) {
+            if (part && r >= p.R) break;
+#pragma unroll
+            for (int s = 0; s < S; ++s) {
+              if (part && s >= p.S) break;
+#pragma unroll
+              for (int e = 0; e < width; ++e) {
+                float& sum = acc[(i - r + R) % R][j * width + e];
+                sum = fmaf(window[shift + s + e], filter[r][s], sum);
+              }
+            }
+          }
+        }
+        ring.close();
+      }
+      if (step < R - 1) continue;
+      float const(&sum)[4] = acc[(i + 1) % R];
+#pragma unroll
+      for (int j = 0; j < units; ++j) {
+        if constexpr (width == 2) {
+          if (keep[j]) *reinterpret_cast<float2*>(out[j]) = make_float2(sum[2 * j], sum[2 * j + 1]);
+        } else {
+          if (keep[j]) *out[j] = sum[j];
+        }
+        out[j] += p.out_h;
+      }
+    }
+  }
+}
+
+// ---- wgrad
+
 struct ParamsF32 {
-  Source in, y;  // y: wgrad alone
+  Source in, y;
   float* partial;
-  float const* w;
-  float const* bias;
   float* out;
-  int64_t out_n, out_c, out_h;
-  int64_t w_k, w_r, w_s, bias_stride;
+  int64_t w_k, w_r, w_s;
   int64_t N;
   int C, R, S, out_H, out_W, pad_h, pad_w, origin, first, rows, in_width, out_width, splits;
-  uint32_t walks;                                                // wgrad: of a channel
-  uint32_t all, stretches, pieces, planes, slots, quads, warps;  // all: planes of all images
-  bool turned;
+  uint32_t walks;  // of a channel
+  uint32_t stretches, pieces, planes, slots, quads;
 };
 
 // Row after row of 4 columns.
@@ -69,92 +198,6 @@ __device__ inline uint32_t columns_within(int column, int W) {
   for (int i = 0; i < 4; ++i)
     if (unsigned(column + i) < unsigned(W)) mask |= 1u << i;
   return mask;
-}
-
-// Filters of R x S, or (`part`) of p.R x p.S, which are no more.
-template <int R, int S, int shift, bool part>
-__global__ void __launch_bounds__(kStreamWarps * 32, stream_f32_blocks(R, S))
-    gather_f32(__grid_constant__ ParamsF32 const p) {
-  constexpr int U = R < 5 ? 2 * R : R;
-  int const lane = int(threadIdx.x) % 32;
-  uint32_t index = blockIdx.x * kStreamWarps + threadIdx.x / 32;
-  if (index >= p.warps) return;
-  uint32_t const piece = index % p.pieces;
-  index /= p.pieces;
-  uint32_t const stretch = index % p.stretches, which = uint32_t(lane) / p.slots;
-  uint32_t const plane = index / p.stretches * p.planes + which;
-  int const slot = lane - int(which * p.slots) - 1;  // -1 and the last hold the halo
-  bool const exists = which < p.planes && plane < p.all;
-  int const quad = int(piece * p.quads) + slot, c = exists ? int(plane % uint32_t(p.C)) : 0;
-  int64_t const n = exists ? plane / uint32_t(p.C) : 0;
-  int const p0 = int(stretch) * p.rows, rows = p.out_H - p0 < p.rows ? p.out_H - p0 : p.rows;
-
-  float filter[R][S];
-#pragma unroll
-  for (int r = 0; r < R; ++r)
-#pragma unroll
-    for (int s = 0; s < S; ++s) {
-      filter[r][s] = 0;
-      if (!part || (r < p.R && s < p.S))
-        filter[r][s] =
-            __ldg(p.w + c * p.w_k + (p.turned ? p.R - 1 - r : r) * p.w_r + (p.turned ? p.S - 1 - s : s) * p.w_s);
-    }
-  float const bias = p.bias != nullptr ? p.bias[c * p.bias_stride] : 0.f;
-
-  int const h0 = p0 - p.pad_h, steps = rows + R - 1, column = p.first + 4 * quad, x = 4 * quad - p.origin;
-  Quad in{static_cast<float const*>(p.in.data) + n * p.in.n + c * p.in.c + h0 * p.in.h + column,
-          exists ? columns_within(column, p.in.W) : 0};
-  bool const stores = exists && slot >= 0 && slot < int(p.quads);
-  uint32_t const keep = stores ? columns_within(x, p.out_W) : 0;
-  float* out = p.out + n * p.out_n + c * p.out_c + p0 * p.out_h + x;
-
-  float own[U][4];
-#pragma unroll
-  for (int i = 0; i < U; ++i) in.load(p.in, p.in_width, unsigned(h0 + i) < unsigned(p.in.H), own[i]);
-  float acc[R][4];  // of the row of outputs so many rows above the walk's
-#pragma unroll 1
-  for (int first = 0; first < steps; first += U) {
-#pragma unroll
-    for (int i = 0; i < U; ++i) {
-#pragma unroll
-      for (int r = R - 1; r > 0; --r)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) acc[r][j] = acc[r - 1][j];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) acc[0][j] = bias;
-      float window[12];
-      window_of<shift, S + 3>(own[i], lane, window);
-      int const step = first + i;
-      in.load(p.in, p.in_width, unsigned(h0 + step + U) < unsigned(p.in.H), own[i]);
-#pragma unroll
-      for (int r = 0; r < R; ++r) {
-        if (part && r >= p.R) break;
-#pragma unroll
-        for (int s = 0; s < S; ++s) {
-          if (part && s >= p.S) break;
-#pragma unroll
-          for (int j = 0; j < 4; ++j) acc[r][j] = fmaf(window[shift + s + j], filter[r][s], acc[r][j]);
-        }
-      }
-      if (step >= R - 1 && step < steps) {
-        float const(&sum)[4] = acc[R - 1];
-        if (keep == 15 && p.out_width == 4) {
-          *reinterpret_cast<float4*>(out) = make_float4(sum[0], sum[1], sum[2], sum[3]);
-        } else {
-#pragma unroll
-          for (int j = 0; j < 4; j += 2) {
-            if ((keep >> j & 3) == 3 && p.out_width >= 2) {
-              *reinterpret_cast<float2*>(out + j) = make_float2(sum[j], sum[j + 1]);
-            } else {
-              if (keep >> j & 1) out[j] = sum[j];
-              if (keep >> j & 2) out[j + 1] = sum[j + 1];
-            }
-          }
-        }
-        out += p.out_h;
-      }
-    }
-  }
 }
 
 // Where a lane of wgrad works: a piece of a stretch of an image.
@@ -274,31 +317,22 @@ __global__ void __launch_bounds__(kStreamWarps * 32, R == 3   ? 4
 
 template <Op op, int R>
 cudaError_t launch_f32(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  constexpr Row row{Family::stream, op, DType::f32, R, R, 1, Variant::nchw, ""};
-  constexpr bool backward = op == Op::dgrad, sums = op == Op::wgrad;
-  StreamF32Tile const t = stream_f32_tile(row, op, problem, h200_sxm);
-  Strides const& in = backward ? problem.y : problem.x;
-  Strides const& out = backward ? problem.x : problem.y;
-  ParamsF32 p{};
-  p.in = {args.a, in.n, in.c, in.h, 1, t.in_H, t.in_W};
-  p.w = static_cast<float const*>(args.b), p.bias = static_cast<float const*>(args.bias);
-  p.bias_stride = args.bias_stride, p.out = static_cast<float*>(args.out);
-  p.out_n = out.n, p.out_c = out.c, p.out_h = out.h;
-  p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
-  p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
-  p.out_H = t.out_H, p.out_W = t.out_W, p.pad_h = t.pad_h, p.origin = t.origin;
-  p.first = 4 - t.origin - t.pad_w - t.shift, p.rows = t.rows, p.in_width = t.width;
-  int const align = backward ? problem.x_align : problem.y_align;
-  p.out_width = t.origin == 0 && stream_aligned(out, align, 16, 4) ? 4 : stream_aligned(out, align, 8, 4) ? 2 : 1;
-  p.all = uint32_t(problem.N * problem.C), p.stretches = uint32_t(t.stretches), p.pieces = uint32_t(t.pieces);
-  p.planes = uint32_t(t.planes), p.slots = uint32_t(t.slots), p.quads = uint32_t(t.quads);
-  p.warps = uint32_t(t.stretches * t.pieces * t.groups);
-  p.turned = backward;
-  p.pad_w = t.pad_w, p.N = problem.N, p.splits = plan.split_k;
-  if constexpr (sums) {
-    p.y = {args.b, out.n, out.c, out.h, 1, t.out_H, t.out_W};
+  if constexpr (op == Op::wgrad) {
+    StreamF32Tile const t = stream_f32_tile(R, problem, h200_sxm);
+    Strides const &x = problem.x, &y = problem.y, &w = problem.w;
+    ParamsF32 p{};
+    p.in = source_of(args.a, x, problem, t.in_H, t.in_W, 4), p.y = source_of(args.b, y, problem, t.out_H, t.out_W, 4);
+    p.out = static_cast<float*>(args.out), p.partial = static_cast<float*>(args.workspace);
+    p.w_k = w.n, p.w_r = w.h, p.w_s = w.w;
+    p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S), p.N = problem.N, p.splits = plan.split_k;
+    p.out_H = t.out_H, p.out_W = t.out_W, p.pad_h = t.pad_h, p.pad_w = t.pad_w, p.origin = t.origin;
+    p.first = 4 - t.origin - t.pad_w - t.shift, p.rows = t.rows, p.in_width = t.width;
+    p.out_width = t.origin == 0 && stream_aligned(y, problem.y_align, 16, 4) ? 4
+                  : stream_aligned(y, problem.y_align, 8, 4)                 ? 2
+                                                                             : 1;
     if (t.out_W % p.out_width != 0) p.out_width = 1;
-    p.partial = static_cast<float*>(args.workspace), p.walks = uint32_t(t.walks());
+    p.stretches = uint32_t(t.stretches), p.pieces = uint32_t(t.pieces), p.walks = uint32_t(t.walks());
+    p.planes = uint32_t(t.planes), p.slots = uint32_t(t.slots), p.quads = uint32_t(t.quads);
     auto start = [&](auto* kernel) {
       kernel<<<unsigned(problem.C * p.splits), kStreamWarps * 32, 0, stream>>>(p);
       return cudaGetLastError();
@@ -312,23 +346,38 @@ cudaError_t launch_f32(Problem const& problem, Plan const& plan, Arguments const
     if (error != cudaSuccess || p.splits == 1) return error;
     return depthwise::launch_sum<float>(problem, plan, args, stream);
   } else {
-    auto start = [&](auto* kernel) {
-      kernel<<<unsigned(ceil_div(p.warps, kStreamWarps)), kStreamWarps * 32, 0, stream>>>(p);
-      return cudaGetLastError();
-    };
-    auto shifted = [&]<int rows, int columns, bool part>() {
-      if (t.shift == 0) return start(gather_f32<rows, columns, 0, part>);
-      if (t.shift == 1) return start(gather_f32<rows, columns, 1, part>);
-      if (t.shift == 2) return start(gather_f32<rows, columns, 2, part>);
-      if constexpr (columns + 3 <= 9) return start(gather_f32<rows, columns, 3, part>);
-      return cudaErrorInvalidValue;
-    };
-    if (problem.R == R && problem.S == R) return shifted.template operator()<R, R, false>();
-    if constexpr (R == 7) {
-      if (problem.R <= 3) return shifted.template operator()<3, R, true>();
-      if (problem.S <= 3) return shifted.template operator()<R, 3, true>();
+    constexpr bool backward = op == Op::dgrad;
+    StreamLanesTile const t = stream_lanes_tile(R, op, problem, h200_sxm);
+    Strides const& in = backward ? problem.y : problem.x;
+    Strides const& out = backward ? problem.x : problem.y;
+    Strides const& w = problem.w;
+    Params p{};
+    p.in = source_of(args.a, in, problem, t.in_H, t.in_W, 4);
+    p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out = args.out;
+    p.out_n = out.n, p.out_c = out.c, p.out_h = out.h;
+    p.w_k = w.n, p.w_r = w.h, p.w_s = w.w;
+    if (backward) {
+      p.w = static_cast<float const*>(args.b) + (problem.R - 1) * w.h + (problem.S - 1) * w.w;
+      p.w_r = -w.h, p.w_s = -w.w;
     }
-    return shifted.template operator()<R, R, true>();
+    p.N = problem.N, p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
+    p.out_H = t.out_H, p.out_W = t.out_W, p.pad_h = t.pad_h, p.pad_w = t.pad_w;
+    p.span = t.span, p.columns = t.span * t.width, p.images = t.images, p.rows = t.rows;
+    p.pieces = uint32_t(t.pieces), p.stretches = uint32_t(t.stretches), p.walks = uint32_t(t.walks());
+    set_ring(p.stages, p.warp_bytes, p.ring, t.ring);
+    int64_t const blocks = ceil_div(t.walks() * problem.C, kStreamWarps);
+    auto of = [&]<int rows, int columns, bool part>() {
+      auto* const kernel = t.width == 1   ? gather_f32<rows, columns, 1, 0, part>
+                           : t.shift == 0 ? gather_f32<rows, columns, 2, 0, part>
+                                          : gather_f32<rows, columns, 2, 1, part>;
+      return start_ring(kernel, p, blocks, t.ring, stream);
+    };
+    if (problem.R == R && problem.S == R) return of.template operator()<R, R, false>();
+    if constexpr (R == 7) {
+      if (problem.R <= 3) return of.template operator()<3, R, true>();
+      if (problem.S <= 3) return of.template operator()<R, 3, true>();
+    }
+    return of.template operator()<R, R, true>();
   }
 }
 
