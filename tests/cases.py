@@ -266,6 +266,9 @@ CASES: tuple[Case, ...] = (
     Case("K257_1x1", 1, 33, 3, 5, 257, 1, 1, bias=False),
     Case("C129_K65", 1, 129, 5, 5, 65, 3, 3, padding=(1, 1)),
     Case("C63_K31_stride2", 1, 63, 9, 9, 31, 3, 3, (2, 2), (1, 1)),
+    Case("C32_K32_5x10_stride2", 2, 32, 15, 45, 32, 5, 10, (2, 2)),
+    Case("C24_K96_stride2", 3, 24, 21, 34, 96, 3, 3, (2, 2), (1, 0, 0, 2)),
+    Case("C32_K40_4x4_stride2", 2, 32, 18, 23, 40, 4, 4, (2, 2), (2, 1), edge=True),
     # channels in vectors of 8: several tiles of 128 rows, of 64, 128 and 256 columns; steps of 64 that span two taps
     Case("C72_K264_1x3", 1, 72, 12, 14, 264, 1, 3),
     Case("C264_K72_strided_dilated", 1, 264, 25, 11, 72, 3, 1, (2, 1), (2, 0), (2, 1)),

@@ -364,6 +364,14 @@ def test_taps_share_copies_of_pixels_with_a_stride_too() -> None:
     assert named("fprop", case, torch.float16) == "tma_fprop_f16_256x64_halo"
 
 
+def test_few_channels_have_the_phases_of_a_stride_computed_together() -> None:
+    for case in (
+        Case("speech", 32, 32, 79, 341, 32, 5, 10, stride=(2, 2)),
+        Case("yolo", 32, 32, 320, 320, 64, 3, 3, stride=(2, 2), padding=(1, 1)),
+    ):
+        assert named("dgrad", case, torch.float16) == "tma_dgrad_f16_128x128_phases", case
+
+
 def test_an_incomplete_last_round_of_tiles_is_shared_out() -> None:
     """265 tiles for 132 blocks: without it, 131 of them would wait while one computes a third tile."""
     case = Case("dilated", 8, 2048, 65, 65, 256, 3, 3, (1, 1), (36, 36), (36, 36))

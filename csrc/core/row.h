@@ -19,6 +19,7 @@ enum class Variant : uint8_t {
   halo,
   pointwise,
   narrow,
+  phases,
   raw,
   raw_halo,
   lines

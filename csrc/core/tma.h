@@ -64,6 +64,47 @@ constexpr bool tma_stores_singly(Op op, Problem const& p) {
                           forward ? p.K_per_group() : p.C_per_group(), 16 / size_of(p.dtype), p.dtype);
 }
 
+// Bytes of a pixel's channels that fprop and dgrad in 16-bit types copy at a time. Lines that end early are slow.
+constexpr int tma_line(int64_t channels) { return channels <= 32 ? 64 : 128; }
+
+// tma_phases.cuh, one image axis: the coordinates of y, beginning with `lower`, that the two phases of a stride of two
+// meet, and the taps that they do it with.
+inline constexpr int kMaxPhaseTaps = 16;
+struct PhaseTaps {
+  Walk phase[2];
+  int64_t lower = 0, count = 0;
+
+  // -1: the phase does not meet it.
+  constexpr int64_t tap(int64_t i, int p) const {
+    Walk const& w = phase[p];
+    int64_t const at = lower + i - w.lower;
+    return at < 0 || at >= w.taps ? -1 : w.first_tap + at * w.tap_step;
+  }
+  constexpr Walk walk() const { return {phase[0].pixels, count, lower}; }
+};
+constexpr PhaseTaps phase_taps(int64_t extent, int64_t taps, int64_t pad) {
+  PhaseTaps t{{dgrad_walk(extent, taps, 2, pad, 1, 0), dgrad_walk(extent, taps, 2, pad, 1, 1)}};
+  Walk const &a = t.phase[0], &b = t.phase[1];
+  t.lower = min64(a.lower, b.lower);
+  t.count = max64(a.lower + a.taps, b.lower + b.taps) - t.lower;
+  return t;
+}
+
+// How tma_phases.cuh cuts a problem.
+inline constexpr int kPhasesBytes = 207 * 1024;  // of shared memory, for the filters and two rings of stages
+struct PhasesShape {
+  static constexpr int TM = 128, CW = 32;  // pixels of y of a tile, channels of x
+  int line, a_bytes, run_bytes;
+  int64_t chunks, stages;  // of each ring
+
+  constexpr explicit PhasesShape(Problem const& p)
+      : line(tma_line(p.K)),
+        a_bytes((TM + kHalo) * line),
+        run_bytes(line * CW),
+        chunks(ceil_div(p.K * 2, line)),
+        stages((kPhasesBytes - p.R * p.S * chunks * run_bytes) / (2 * a_bytes)) {}
+};
+
 // Rows of tma_swap.cuh.
 constexpr bool tma_swapped(Row const& row) {
   return row.op != Op::wgrad && row.variant != Variant::pointwise && row.tile_m == 256 && row.tile_n == 64;
@@ -133,7 +174,22 @@ constexpr bool wgrad_supports(Row const& row, Problem const& p) {
   return im2col_supports(w, p.W);
 }
 
+constexpr bool phases_supports(Problem const& p) {
+  if (p.stride_h != 2 || p.stride_w != 2 || p.dilation_h != 1 || p.dilation_w != 1 || p.groups != 1) return false;
+  if (p.R < 2 || p.S < 2 || p.R > kMaxPhaseTaps || p.H < 2 || p.W < 2 || p.K > 4096) return false;
+  if (p.C > PhasesShape::CW || PhasesShape(p).stages < 2) return false;
+  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.w, p.w_align, p.C, 8, p.dtype) ||
+      !channel_vectors(p.y, p.y_align, p.K, 8, p.dtype))
+    return false;
+  if (!map_supports(p.w, p.K, p.R, p.S, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)) return false;
+  PhaseTaps const h = phase_taps(p.H, p.R, p.pad_top), w = phase_taps(p.W, p.S, p.pad_left);
+  if (w.count - 1 > kHalo || !im2col_supports(h.walk(), p.P()) || !im2col_supports(halo_walk(w.walk()), p.Q()))
+    return false;
+  return double(p.N) * double(p.H) * double(p.W + 2 * kHalo) < 1e11;
+}
+
 constexpr bool tma_supports(Row const& row, Problem const& p) {
+  if (row.variant == Variant::phases) return phases_supports(p);
   bool const forward = row.op == Op::fprop;
   int const v = 16 / size_of(p.dtype);
   TmaTakesAny const any = tma_takes_any(row.op, p);
@@ -218,16 +274,33 @@ constexpr double tma_rate(Row const& row) {
   return row.tile_m == 128 && row.tile_n == 128 ? 2100 : 3900;
 }
 
+// Each of the two warpgroups of an SM multiplies at half the rate, and stores while the other multiplies.
+constexpr Estimate phases_estimate(Problem const& p) {
+  PhasesShape const shape(p);
+  PhaseTaps const h = phase_taps(p.H, p.R, p.pad_top), w = phase_taps(p.W, p.S, p.pad_left);
+  double const taps = double(p.R) * double(p.S) * double(shape.chunks);
+  double const tile_ns = taps * shape.TM * shape.CW * (shape.line / 2) / 800 + 1700;
+  int64_t const tiles = ceil_div(p.N * h.walk().pixels * halo_walk(w.walk()).pixels, shape.TM);
+  double const ns = double(ceil_div(tiles, 264)) * tile_ns;
+  double const elements =
+      double(p.N) * double(p.C) * double(p.H) * double(p.W) + double(p.N) * double(p.K) * double(p.P()) * double(p.Q());
+  double const memory_ns = elements * size_of(p.dtype) / 3500;
+  return {(ns > memory_ns ? ns : memory_ns) + 6000, 1};
+}
+
 // fprop and dgrad. A tile takes the longer of its instructions and its copies, line by line; the constants were fitted
 // to times of random layers (docs/tuning.md).
 constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device const&) {
+  if (row.variant == Variant::phases) return phases_estimate(p);
   bool const halo = is_halo(row.variant), two = tma_slots(row) > 132, forward = op == Op::fprop;
   double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
   int64_t const C = forward ? p.C_per_group() : p.K_per_group(), N = forward ? p.K_per_group() : p.C_per_group();
   int64_t const line = 128 / size_of(p.dtype), chunks = ceil_div(C, line), tiles_n = ceil_div(N, row.tile_n) * p.groups;
   double const filled = double(ceil_div(C * 4, line)) / double(chunks * 4);  // instructions of the steps
-  double const mma_ns = area * 64 / tma_rate(row) * filled;
-  bool const keeps_b = tma_swapped(row) && tiles_n == 1 && p.R * p.S * chunks <= 13;
+  double const mma_ns = area * 64 / tma_rate(row) * filled * (tma_swapped(row) && C <= 32 ? 1.4 : 1.0);
+  int64_t const stages_b = p.R * p.S * chunks;
+  bool const keeps_b = tma_swapped(row) && tiles_n == 1 && stages_b <= 64 &&
+                       (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024;
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
   double const fixed = 870 + area * 0.0205;  // ns before and after a tile's steps

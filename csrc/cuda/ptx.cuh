@@ -61,17 +61,18 @@ __device__ inline void mbarrier_arrive(uint64_t* bar) {
 }
 
 // Waits until the barrier's phase of this parity has completed.
-__device__ inline void mbarrier_wait(uint64_t* bar, uint32_t parity) {
+__device__ inline void mbarrier_wait(uint32_t bar, uint32_t parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
       "retry:\n"
       "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra retry;\n"
-      "}\n" ::"r"(shared_address(bar)),
+      "}\n" ::"r"(bar),
       "r"(parity)
       : "memory");
 }
+__device__ inline void mbarrier_wait(uint64_t* bar, uint32_t parity) { mbarrier_wait(shared_address(bar), parity); }
 
 // Arrives, and has the phase wait for so many bytes of the copy engine.
 __device__ inline void mbarrier_arrive_expect_tx(uint64_t* bar, uint32_t bytes) {
@@ -418,14 +419,16 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
 template <class T, bool transpose_a, bool transpose_b, int count>
 __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b) {
   constexpr int ta = transpose_a, tb = transpose_b;
-  static_assert(count == 32 || count == 64 || count == 80 || count == 96 || count == 128);
+  static_assert(count == 16 || count == 32 || count == 64 || count == 80 || count == 96 || count == 128);
   if constexpr (std::is_same_v<T, __half>) {
+    if constexpr (count == 16) CONV2D_EXT_WGMMA(32, "f16", d, a, b, ta, tb, 16, 17, 18, 19);
     if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "f16", d, a, b, ta, tb, 32, 33, 34, 35);
     if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "f16", d, a, b, ta, tb, 64, 65, 66, 67);
     if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "f16", d, a, b, ta, tb, 80, 81, 82, 83);
     if constexpr (count == 96) CONV2D_EXT_WGMMA(192, "f16", d, a, b, ta, tb, 96, 97, 98, 99);
     if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "f16", d, a, b, ta, tb, 128, 129, 130, 131);
   } else {
+    if constexpr (count == 16) CONV2D_EXT_WGMMA(32, "bf16", d, a, b, ta, tb, 16, 17, 18, 19);
     if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "bf16", d, a, b, ta, tb, 32, 33, 34, 35);
     if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "bf16", d, a, b, ta, tb, 64, 65, 66, 67);
     if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "bf16", d, a, b, ta, tb, 80, 81, 82, 83);

@@ -3,8 +3,8 @@
 // docs/kernels.md has a figure of the pipeline; tma_swap.cuh has the tiles of 64 filters, tma_wgrad.cuh is the sibling.
 //
 // A persistent block of three warpgroups walks over TM x TN tiles. One thread of the last feeds two rings of
-// stages in shared memory: A (TM + kHalo pixels, 128 bytes of channels each) by im2col copies, which know the padding
-// and the ends of rows and images; B (TN filters, or for dgrad the channels of 64 filters) by tiled copies. The
+// stages in shared memory: A (TM + kHalo pixels, 128 or 64 bytes of channels each) by im2col copies, which know the
+// padding and the ends of rows and images; B (TN filters, or for dgrad the channels of 64 filters) by tiled copies. The
 // warpgroups multiply, TM / 2 pixels each, and store. `full` and `empty` barriers, a pair a stage, hand the stages
 // over.
 //
@@ -30,6 +30,7 @@ namespace conv2d_ext::tma {
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kRunBytes = 64 * kLineBytes;  // 64 k of 64 rows, N-major
 constexpr int kMaxStages = 16;
+constexpr int kMaxKept = 64;  // stages of B that stay
 
 template <class T, int TN>
 struct Tables {
@@ -42,6 +43,8 @@ template <class T, int TM, int TN>
 struct Shape {
   static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;  // an SM
   static constexpr bool keeps_b = false;
+  static constexpr int columns(int) { return 64; }  // that a copy of B takes at most, if it is N-major
+  static constexpr int kept_bytes(int, int, bool) { return 0; }
   static constexpr int runs = (TN + 63) / 64;
   static constexpr int b_bytes = runs * kRunBytes;     // as many if B is K-major: TN lines
   static constexpr int staging_bytes = 2 * kRunBytes;  // a piece of the output on its way, for each warpgroup
@@ -124,7 +127,8 @@ struct Params {
   bool keep_b;                 // all filters stay in the stages of B
   int32_t chunks;              // of the reduction's channels
   int32_t last;                // instructions that the last chunk takes
-  int32_t a_bytes;             // of a stage of A
+  int32_t line;                // bytes of a chunk: 128, or 64 for up to 32 channels
+  int32_t a_bytes, b_bytes;    // of a stage
   int32_t stride_h, stride_w;  // A's pixels
   int32_t N;                   // columns of a group
   int32_t group_a;             // channels of A, columns or filters of B a group
@@ -165,6 +169,9 @@ struct Work {
   int32_t tile, at;
 
   __device__ explicit Work(Params const& p) : tile(int(blockIdx.x)), at(int(blockIdx.x) * p.share) {}
+  __device__ bool more(Params const& p) const {
+    return tile < p.alone || at < min((int(blockIdx.x) + 1) * p.share, p.shared * p.steps);
+  }
   // False if there is none.
   __device__ bool take(Params const& p, Unit& unit) {
     if (tile < p.alone) {
@@ -184,6 +191,13 @@ struct Work {
   }
 };
 
+// Descriptors of operands with contiguous channels, without the address.
+__device__ inline uint64_t layout_of(int line) {
+  return line == kLineBytes ? ptx::wgmma_descriptor<128>(0, 0, 8 * 128) : ptx::wgmma_descriptor<64>(0, 0, 8 * 64);
+}
+
+__device__ inline uint64_t at_address(uint64_t layout, uint32_t shared) { return layout | (shared & 0x3FFFF) >> 4; }
+
 // The offset of pixel m, or -1.
 __device__ inline int64_t out_of(Params const& p, Phase const& phase, int64_t m) {
   if (m >= phase.M) return -1;
@@ -196,7 +210,7 @@ __device__ inline int64_t out_of(Params const& p, Phase const& phase, int64_t m)
 template <class T, int TM, int TN, bool b_rows>
 __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   using S = Shape<T, TM, TN>;
-  constexpr int chunk_size = kLineBytes / int(sizeof(T));
+  int const chunk_size = p.line / int(sizeof(T));
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   Stage a, b;
   Work work(p);
@@ -207,6 +221,8 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
     int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
     void const* const map_a = &p.a[unit.phase - p.phase];
+    int const runs = min(S::runs, (p.N - unit.n * TN + 63) / 64);
+    int const bytes_b = b_rows ? runs * chunk_size * kLineBytes : min(TN, p.N) * p.line;
     int chunk = 0, tap_w = 0, tap_h = 0;
     if (unit.begin > 0) {
       chunk = unit.begin % p.chunks;
@@ -223,12 +239,11 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
       for (int t = 0; t < phase.taps_a; ++t) {
         int const s = phase.first_s + (tap_w + t) * phase.step_s;
         ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
-        ptx::mbarrier_arrive_expect_tx(&tables.full_b[b.index], b_rows ? S::b_bytes : TN * kLineBytes);
-        uint32_t const to = ring_b + b.index * S::b_bytes;
+        ptx::mbarrier_arrive_expect_tx(&tables.full_b[b.index], bytes_b);
+        uint32_t const to = ring_b + b.index * p.b_bytes;
         uint64_t* const bar = &tables.full_b[b.index];
-        if constexpr (b_rows) {  // 64 filters of 64 columns at a time
-#pragma unroll
-          for (int run = 0; run < S::runs; ++run)
+        if constexpr (b_rows) {  // a chunk of filters of 64 columns at a time
+          for (int run = 0; run < runs; ++run)
             ptx::cp_async_bulk_tensor_4d(to + run * kRunBytes, &p.b, bar, unit.n * TN + run * 64, s, r,
                                          unit.group * p.group_b + chunk * chunk_size);
         } else {
@@ -383,7 +398,9 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
   constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes : 32;
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
-  uint32_t const my_a = ring + group * (TM / 2) * kLineBytes;
+  uint32_t const my_a = ring + group * (TM / 2) * p.line;
+  uint64_t const layout = layout_of(p.line),
+                 layout_b = b_rows ? ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes) : layout;
   uint32_t const staging = ring + S::ring_bytes + group * kRunBytes;
   Stage a, b;
   float acc[halves][TN / 2];
@@ -414,8 +431,8 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
       ptx::mbarrier_wait(&tables.full_a[a.index], a.parity);
       for (int t = 0; t < phase.taps_a; ++t) {
         ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
-        uint32_t const from_a = my_a + a.index * p.a_bytes + t * phase.shift * kLineBytes;
-        uint32_t const from_b = ring_b + b.index * S::b_bytes;
+        uint32_t const from_a = my_a + a.index * p.a_bytes + t * phase.shift * p.line;
+        uint32_t const from_b = ring_b + b.index * p.b_bytes;
 #pragma unroll
         for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
         auto instruct = [&](auto count) {
@@ -424,9 +441,8 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
           for (int k = 0; k < decltype(count)::value; ++k)
 #pragma unroll
             for (int h = 0; h < halves; ++h)
-              ptx::wgmma_mma_async<T, false, b_rows>(
-                  acc[h], ptx::wgmma_descriptor(from_a + h * 64 * kLineBytes + k * 32, 0, kCoreBytes),
-                  ptx::wgmma_descriptor(from_b + k * step_b, kRunBytes, kCoreBytes));
+              ptx::wgmma_mma_async<T, false, b_rows>(acc[h], at_address(layout, from_a + h * 64 * p.line + k * 32),
+                                                     at_address(layout_b, from_b + k * step_b));
           ptx::wgmma_commit_group();
         };
         // The count is a constant in each: the instructions of a loop would wait for each other.
@@ -533,14 +549,15 @@ __global__ void __launch_bounds__(256) tma_reduce(__grid_constant__ Params const
 template <class S, class T, int TM, int TN>
 cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row const& row, Plan const& plan,
                       Arguments const& args) {
-  constexpr int chunk_size = kLineBytes / int(sizeof(T));
   bool const forward = op == Op::fprop, halo = is_halo(row.variant), turned = is_pointwise(row);
   int64_t const C = forward ? p.C_per_group() : p.K_per_group();  // of the reduction
   Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
   int64_t const in_H = forward ? p.H : p.P(), in_W = forward ? p.W : p.Q();
+  q.line = tma_line(C);
+  int const chunk_size = q.line / int(sizeof(T));
   q.groups = Divisor(p.groups);
   q.chunks = int32_t(ceil_div(C, chunk_size));
-  q.last = int32_t(ceil_div(C - (q.chunks - 1) * chunk_size, chunk_size / 4));
+  q.last = int32_t(ceil_div(C - (q.chunks - 1) * chunk_size, 16));
   q.N = int32_t(forward ? p.K_per_group() : p.C_per_group());
   q.tiles_n = Divisor(ceil_div(q.N, TN));
   q.group_a = turned ? 0 : int32_t(C);
@@ -551,7 +568,9 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   q.singly = !turned && tma_stores_singly(op, p);
   q.out_n = out.n, q.out_c = out.c, q.out_h = out.h, q.out_w = out.w;
   q.stride_h = q.stride_w = 1;
-  q.a_bytes = (halo ? TM + kHalo : TM) * kLineBytes;
+  q.a_bytes = (halo ? TM + kHalo : TM) * q.line;
+  q.b_bytes = forward ? S::b_bytes / kLineBytes * q.line : S::b_bytes;
+  if (S::keeps_b) q.b_bytes = S::kept_bytes(q.N, q.line, forward);
   if (forward)
     q.stride_h = int32_t(p.stride_h), q.stride_w = int32_t(p.stride_w);
   else
@@ -603,13 +622,15 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   q.steps = Divisor(steps), q.share = Divisor(ceil_div(split.shared * steps, max64(split.workers, 1)));
   blocks = split.shared == 0 ? split.alone : split.alone > 0 ? tma_slots(row) : split.workers;
   if (turned) q.rows_first = Divisor(q.phase[0].tiles);
-  int64_t stages_a = halo ? (S::blocks == 2 ? 2 : 3) : S::ring_bytes / (q.a_bytes + S::b_bytes);
-  int64_t stages_b = min64((S::ring_bytes - stages_a * q.a_bytes) / S::b_bytes, kMaxStages);
-  q.keep_b = S::keeps_b && q.shared == 0 && tiles_n == 1 && first_b <= kMaxStages &&
-             first_b * S::b_bytes + 3 * q.a_bytes <= S::ring_bytes;
+  int64_t stages_a = halo ? (S::blocks == 2 ? 2 : 3) * (kLineBytes / q.line)
+                          : min64(S::ring_bytes / (q.a_bytes + q.b_bytes), kMaxStages);
+  int64_t stages_b = min64((S::ring_bytes - stages_a * q.a_bytes) / q.b_bytes, kMaxStages);
+  q.keep_b = S::keeps_b && q.shared == 0 && tiles_n == 1 && first_b <= kMaxKept &&
+             first_b * q.b_bytes + 3 * q.a_bytes <= S::ring_bytes;
   if (q.keep_b) {
     stages_b = first_b;
-    stages_a = min64((S::ring_bytes - first_b * S::b_bytes) / q.a_bytes, kMaxStages);
+    stages_a = min64((S::ring_bytes - first_b * q.b_bytes) / q.a_bytes, kMaxStages);
+    if (q.line == 64) stages_a -= stages_a % 2;  // the stages of B begin at a multiple of 1024 bytes
   }
   q.stages_a = Divisor(stages_a), q.stages_b = Divisor(stages_b);
   return cudaSuccess;
@@ -628,7 +649,10 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   Strides const& w = problem.w;
   Tensor4 const b{args.b, dtype, {problem.C_per_group(), problem.S, problem.R, problem.K}, {1, w.w, w.h, w.n}};
   p.group_b = int32_t(problem.K_per_group());
-  error = encode_tiled(p.b, b, 64, 1, 1, b_rows ? 64 : TN);
+  int const chunk = p.line / int(sizeof(T)), columns = S::columns(p.N);
+  bool const short_lines = (b_rows ? columns : chunk) * int(sizeof(T)) == 64;
+  error = encode_tiled(p.b, b, b_rows ? columns : chunk, 1, 1, b_rows ? chunk : int(min64(TN, p.N)), 1, 1,
+                       short_lines ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B);
   if (error != cudaSuccess) return error;
 
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=

@@ -21,6 +21,11 @@ struct SwapShape {
   static constexpr int blocks = 1;  // an SM
   static constexpr bool keeps_b = true;
   static constexpr int b_bytes = kRunBytes;
+  static constexpr int columns(int N) { return N <= 32 ? 32 : 64; }
+  // Instructions read what is behind few filters too, for sums that are not stored.
+  static constexpr int kept_bytes(int N, int line, bool forward) {
+    return forward ? ((N < 64 ? N : 64) * line + kCoreBytes - 1) / kCoreBytes * kCoreBytes : line * columns(N);
+  }
   static constexpr int ring_bytes = 205 * 1024;
   static constexpr int shared_bytes = ring_bytes + 2 * kRunBytes + 1024;
   static constexpr int copy_regs = 56, multiply_regs = 224;
@@ -28,7 +33,7 @@ struct SwapShape {
 
 struct SwapTables {
   int64_t out[2][256];  // where a tile's pixels go, or -1; for each warpgroup
-  uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
+  uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxKept], empty_b[kMaxStages];
 };
 static_assert(SwapShape::shared_bytes + sizeof(SwapTables) + 1024 <= 228 * 1024);
 
@@ -42,9 +47,8 @@ struct SwapStep {
     step /= phase.taps_w;
     chunk = step % p.chunks, tap_h = step / p.chunks;
   }
-  __device__ int taps(Phase const& phase) const { return phase.taps_a - (copy >= phase.full_copies); }
-  __device__ void advance(Params const& p, Phase const& phase) {
-    if (++copy < phase.taps_w) return;
+  __device__ void advance(Params const& p, int taps_w) {
+    if (++copy < taps_w) return;
     copy = 0;
     if (++chunk < p.chunks) return;
     chunk = 0;
@@ -70,6 +74,8 @@ __device__ inline Stage skip(Stage at, int count, Divisor const& stages) {
 template <bool b_rows>
 __device__ void swap_copy(Params const& p, uint32_t ring, SwapTables& tables) {
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
+  int const chunk_size = p.line / 2;
+  int const bytes_b = b_rows ? chunk_size * 2 * SwapShape::columns(p.N) : min(SwapShape::TN, p.N) * p.line;
   uint32_t kept = 0;  // phases whose filters have been copied
   Stage a, b;
   Work work(p);
@@ -87,22 +93,23 @@ __device__ void swap_copy(Params const& p, uint32_t ring, SwapTables& tables) {
       b.index = phase.first_b;
     }
     SwapStep at(p, phase, unit.begin);
-    for (int step = 0; step < unit.count; ++step, at.advance(p, phase)) {
+    for (int step = 0; step < unit.count; ++step, at.advance(p, phase.taps_w)) {
       ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
       ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
       ptx::cp_async_bulk_tensor_im2col(ring + a.index * p.a_bytes, &p.a[index], &tables.full_a[a.index],
-                                       unit.group * p.group_a + at.chunk * 64, w, h, n, at.copy * phase.tap_w,
+                                       unit.group * p.group_a + at.chunk * chunk_size, w, h, n, at.copy * phase.tap_w,
                                        at.tap_h * phase.tap_h);
       a.advance(p.stages_a);
       if (have_b) continue;
-      int const r = phase.first_r + at.tap_h * phase.step_r, taps = at.taps(phase);
+      int const r = phase.first_r + at.tap_h * phase.step_r, taps = phase.taps_a - (at.copy >= phase.full_copies);
       for (int t = 0; t < taps; ++t) {
         int const s = phase.first_s + (at.copy + t * phase.taps_w) * phase.step_s;
         if (!p.keep_b) ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
         uint64_t* const bar = &tables.full_b[b.index];
-        ptx::mbarrier_arrive_expect_tx(bar, SwapShape::b_bytes);
-        uint32_t const to = ring_b + b.index * SwapShape::b_bytes;
-        int const n = unit.n * SwapShape::TN, k = at.chunk * 64, filter = unit.group * p.group_b + (b_rows ? k : n);
+        ptx::mbarrier_arrive_expect_tx(bar, bytes_b);
+        uint32_t const to = ring_b + b.index * p.b_bytes;
+        int const n = unit.n * SwapShape::TN, k = at.chunk * chunk_size,
+                  filter = unit.group * p.group_b + (b_rows ? k : n);
         ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, b_rows ? n : k, s, r, filter);
         if (p.keep_b)
           ++b.index;
@@ -187,13 +194,22 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[128],
   }
 }
 
+// The instructions between two taps of 32 channels take as long as their multiplication. So what they need is in
+// registers: addresses and descriptors in units of 16 bytes, and the fields of the phase.
 template <class T, bool b_rows>
 __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables) {
-  constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes : 32;
-  int const group = int(threadIdx.x) / kWarpgroup, lane = int(threadIdx.x) % 32;
+  // 32 columns are read twice; the second time for sums that are not stored.
+  int const line_b = b_rows ? 2 * SwapShape::columns(p.N) : p.line;
+  uint32_t const step_b = b_rows ? line_b : 2;  // 16 k
+  uint64_t const layout = layout_of(p.line), layout_b = layout_of(line_b);
+  int const group = __shfl_sync(0xffffffff, int(threadIdx.x) / kWarpgroup, 0), lane = int(threadIdx.x) % 32;
   int const thread = int(threadIdx.x) % kWarpgroup;
-  uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   uint32_t const staging = ring + SwapShape::ring_bytes + group * kRunBytes;
+  // From a shuffle, or the compiler works them out anew for every tap.
+  uint32_t const ring_a = __shfl_sync(0xffffffff, ring / 16, 0);
+  uint32_t const bars = __shfl_sync(0xffffffff, ptx::shared_address(&tables), 0);
+  uint32_t const full_a = bars + offsetof(SwapTables, full_a), full_b = bars + offsetof(SwapTables, full_b);
+  uint32_t seen = 0;  // phases whose filters have arrived and stay
   Stage a, b;
   float acc[128];
   auto release = [&](int stage_a, int stage_b) {  // -1: none
@@ -201,11 +217,9 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
     if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(&tables.empty_b[stage_b]);
   };
   Work work(p);
-  Unit unit, next;
-  bool more = work.take(p, next), first = true;
-  for (bool mine = group == 0; more; mine = !mine, first = false) {
-    unit = next;
-    more = work.take(p, next);
+  Unit unit;
+  bool first = true;
+  for (bool mine = group == 0; work.take(p, unit); mine = !mine, first = false) {
     Phase const& phase = *unit.phase;
     if (!mine) {
       a = skip(a, unit.count, p.stages_a);
@@ -213,66 +227,86 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
         b = skip(b, stages_of_b(phase, unit.begin + unit.count) - stages_of_b(phase, unit.begin), p.stages_b);
       continue;
     }
-    int64_t offset[2];  // of two pixels of the tile
+    bool const more = work.more(p);
+    int64_t* const to = tables.out[group];
+    ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets and piece have been read
 #pragma unroll
-    for (int i = 0; i < 2; ++i) offset[i] = out_of(p, phase, int64_t(unit.m) * SwapShape::TM + i * kWarpgroup + thread);
+    for (int i = 0; i < 2; ++i)
+      to[i * kWarpgroup + thread] = out_of(p, phase, int64_t(unit.m) * SwapShape::TM + i * kWarpgroup + thread);
 #pragma unroll
     for (int i = 0; i < 128; ++i) acc[i] = 0;
-    if (p.keep_b) b = {phase.first_b, 0};
+    bool const wait_b = !(seen >> (unit.phase - p.phase) & 1);
+    if (p.keep_b) {
+      b = {phase.first_b, 0};
+      if (unit.count > 0) seen |= 1u << (unit.phase - p.phase);
+    }
     // A warpgroup's turn begins when the other has seen its last stage arrive: a barrier's parity says nothing about
     // the trip before the last.
     if (!first) ptx::bar_sync(3 + group, 2 * kWarpgroup);
     int before_a = -1, before_b = -1;  // stages of the multiplications that are under way
-    if (unit.count > 0) {
-      SwapStep at(p, phase, unit.begin);
-      for (int step = 0; step < unit.count; ++step, at.advance(p, phase)) {
-        int const instructions = at.chunk == p.chunks - 1 ? p.last : 4, taps = at.taps(phase);
-        ptx::mbarrier_wait(&tables.full_a[a.index], a.parity);
-        for (int t = 0; t < taps; ++t) {
-          ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
-          uint32_t const from_a = ring + a.index * p.a_bytes + t * phase.shift * kLineBytes;
-          uint32_t const from_b = ring_b + b.index * SwapShape::b_bytes;
-          ptx::wgmma_fence_operand(acc);
-          auto instruct = [&](auto count) {
-            ptx::wgmma_fence();
+    int const taps_w = phase.taps_w, taps_a = phase.taps_a, full_copies = phase.full_copies;
+    uint32_t const shift = uint32_t(phase.shift * p.line) / 16, ring_b = ring_a + uint32_t(p.stages_a * p.a_bytes) / 16;
+    SwapStep at(p, phase, unit.count == 0 ? 0 : unit.begin);
+    for (int step = 0; step < unit.count; ++step, at.advance(p, taps_w)) {
+      int const instructions = at.chunk == p.chunks - 1 ? p.last : 4, taps = taps_a - (at.copy >= full_copies);
+      ptx::mbarrier_wait(full_a + a.index * 8, a.parity);
+      uint32_t from_a = ring_a + a.index * (uint32_t(p.a_bytes) / 16);
+      if (p.keep_b && instructions == 2) {  // nothing is released within a row of taps
+        ptx::wgmma_fence_operand(acc);
+        ptx::wgmma_fence();
+        for (int t = 0; t < taps; ++t, from_a += shift, ++b.index) {
+          if (wait_b) ptx::mbarrier_wait(full_b + b.index * 8, 0);
+          uint32_t const from_b = ring_b + b.index * (uint32_t(p.b_bytes) / 16);
 #pragma unroll
-            for (int k = 0; k < decltype(count)::value; ++k)
-              ptx::wgmma_mma_async<T, b_rows, false>(acc,
-                                                     ptx::wgmma_descriptor(from_b + k * step_b, kRunBytes, kCoreBytes),
-                                                     ptx::wgmma_descriptor(from_a + k * 32, 0, kCoreBytes));
-            ptx::wgmma_commit_group();
-          };
-          // The count is a constant in each: the instructions of a loop would wait for each other.
-          if (instructions == 4)
-            instruct(std::integral_constant<int, 4>());
-          else if (instructions == 3)
-            instruct(std::integral_constant<int, 3>());
-          else if (instructions == 2)
-            instruct(std::integral_constant<int, 2>());
-          else
-            instruct(std::integral_constant<int, 1>());
-          if (step == unit.count - 1 && t == taps - 1 && more) ptx::bar_arrive(4 - group, 2 * kWarpgroup);
-          ptx::wgmma_wait_group<1>();
-          ptx::wgmma_fence_operand(acc);
-          release(before_a, before_b);  // the step before has been read
-          before_a = t == taps - 1 ? a.index : -1;
-          before_b = p.keep_b ? -1 : b.index;
-          if (p.keep_b)
-            ++b.index;
-          else
-            b.advance(p.stages_b);
+          for (int k = 0; k < 2; ++k)
+            ptx::wgmma_mma_async<T, b_rows, false>(acc, layout_b | (from_b + k * step_b), layout | (from_a + k * 2));
         }
+        ptx::wgmma_commit_group();
+        ptx::wgmma_wait_group<1>();
+        ptx::wgmma_fence_operand(acc);
+        release(before_a, -1);
+        before_a = a.index;
         a.advance(p.stages_a);
+        continue;
       }
+      for (int t = 0; t < taps; ++t, from_a += shift) {
+        if (wait_b) ptx::mbarrier_wait(full_b + b.index * 8, b.parity);
+        uint32_t const from_b = ring_b + b.index * (uint32_t(p.b_bytes) / 16);
+        ptx::wgmma_fence_operand(acc);
+        auto instruct = [&](auto count) {
+          ptx::wgmma_fence();
+#pragma unroll
+          for (int k = 0; k < decltype(count)::value; ++k)
+            ptx::wgmma_mma_async<T, b_rows, false>(acc, layout_b | (from_b + k * step_b), layout | (from_a + k * 2));
+          ptx::wgmma_commit_group();
+        };
+        // The count is a constant in each: the instructions of a loop would wait for each other.
+        if (instructions == 4)
+          instruct(std::integral_constant<int, 4>());
+        else if (instructions == 2)
+          instruct(std::integral_constant<int, 2>());
+        else if (instructions == 3)
+          instruct(std::integral_constant<int, 3>());
+        else
+          instruct(std::integral_constant<int, 1>());
+        ptx::wgmma_wait_group<1>();
+        ptx::wgmma_fence_operand(acc);
+        release(before_a, before_b);  // the step before has been read
+        before_a = t == taps - 1 ? a.index : -1;
+        before_b = p.keep_b ? -1 : b.index;
+        if (p.keep_b)
+          ++b.index;
+        else
+          b.advance(p.stages_b);
+      }
+      a.advance(p.stages_a);
     }
-    if (unit.count == 0 && more) ptx::bar_arrive(4 - group, 2 * kWarpgroup);
+    if (more) ptx::bar_arrive(4 - group, 2 * kWarpgroup);
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);
     release(before_a, before_b);
-    ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets and piece have been read
-#pragma unroll
-    for (int i = 0; i < 2; ++i) tables.out[group][i * kWarpgroup + thread] = offset[i];
-    swap_store<T>(p, unit, acc, tables.out[group], staging);
+    ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
+    swap_store<T>(p, unit, acc, to, staging);
   }
 }
 
@@ -287,9 +321,9 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
     for (int i = 0; i < kMaxStages; ++i) {
       ptx::mbarrier_init(&tables.full_a[i], 1);
       ptx::mbarrier_init(&tables.empty_a[i], warps);
-      ptx::mbarrier_init(&tables.full_b[i], 1);
       ptx::mbarrier_init(&tables.empty_b[i], warps);
     }
+    for (int i = 0; i < kMaxKept; ++i) ptx::mbarrier_init(&tables.full_b[i], 1);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

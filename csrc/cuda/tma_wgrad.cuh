@@ -17,6 +17,7 @@
 // the order of the blocks.
 #pragma once
 
+#include "tma_phases.cuh"
 #include "tma_swap.cuh"
 
 namespace conv2d_ext::tma {
@@ -562,6 +563,8 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
     return launch<turned_op(op), dtype, TM, TN, variant>(turned(op, problem), plan, turned_args, stream);
   } else if constexpr (op == Op::wgrad)
     return launch_wgrad<dtype, TM, TN, variant>(problem, plan, args, stream);
+  else if constexpr (variant == Variant::phases)
+    return launch_phases<dtype>(problem, args, stream);
   else if constexpr (TM == SwapShape::TM && TN == SwapShape::TN)
     return launch_swapped<op, dtype>(problem, plan, args, stream);
   else
