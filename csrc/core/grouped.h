@@ -191,9 +191,10 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
   int64_t const at_once = ceil_div(t.jobs, t.passes), slabs = ceil_div(units, t.slab);
   t.step_h = one_tap ? 1 : h.step, t.step_w = one_tap ? 1 : w.step;
   // Cycles of an SM, of a square and a job.
-  double const f32 = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? 3.1 : 5.5, f32_alone = p.dtype != DType::f32 ? 1 : 9;
+  double const f32 = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? 3.1 : 5.5;
+  double const f32_alone = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? 7.5 : 9;
   double const square =
-      f32 * (is_3x3 ? (in == 1 ? 95 : 130) : 8 + double(t.tiles) * (w.step == 2 && !one_tap ? 32 : 16));
+      f32 * (is_3x3 ? (in == 1 ? 95 : 134) : 8 + double(t.tiles) * (w.step == 2 && !one_tap ? 32 : 16));
   double best_cost = 0;
   for (t.squares_h = 1; t.squares_h <= 8; ++t.squares_h)
     for (t.squares_w = 1; t.squares_h * t.squares_w <= 8; ++t.squares_w) {
