@@ -242,6 +242,8 @@ CASES: tuple[Case, ...] = (
     Case("groups8_of_2_and_4_5x5", 2, 16, 12, 13, 32, 5, 5, padding=(2, 2), groups=8),
     Case("groups2_of_40_and_24", 1, 80, 9, 17, 48, 3, 3, padding=(1, 1), groups=2),
     Case("groups4_of_32_small_images", 5, 128, 7, 7, 128, 3, 3, padding=(1, 1), groups=4),
+    Case("groups4_of_16_14_rows", 2, 64, 14, 9, 64, 3, 3, padding=(1, 1), groups=4),
+    Case("groups8_of_8_12_rows", 2, 64, 12, 15, 64, 3, 3, padding=(1, 1), groups=8),
     Case("groups132_of_8_many_tiles", 12, 1056, 9, 17, 1056, 3, 3, padding=(1, 1), groups=132),
     Case("groups5_of_24_odd_sides", 3, 120, 13, 21, 120, 3, 3, padding=(1, 1), groups=5, edge=True),
     Case("groups6_of_16_and_8_1x1_stride2", 3, 96, 15, 18, 48, 1, 1, (2, 2), groups=6),

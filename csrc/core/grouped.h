@@ -111,8 +111,8 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d) {
   int64_t const slabs = ceil_div(units, t.slab);
   // One tap with a stride: the copies leave out what lies between.
   t.step_h = single ? 1 : h.step, t.step_w = single ? 1 : w.step;
-  // Of a square and a run: halves, and wavefronts of shared memory for each.
-  double const products = double(in * p.R * p.S);
+  // Of a square and a run: halves, and cycles of an SM for each.
+  double const products = double(in * p.R * p.S), product = p.dtype != DType::f32 ? 5.4 : p.allow_tf32 ? 5.8 : 15.5;
   double const loads = (is_3x3 ? 4 : w.step == 2 && !single ? 16 : 8) + double(t.at_once);
   for (t.squares_h = 1; t.squares_h <= 8; ++t.squares_h)
     for (t.squares_w = 1; t.squares_h * t.squares_w <= 8; ++t.squares_w) {
@@ -138,7 +138,8 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d) {
         // Cycles of an SM: lines at 18 bytes a cycle, a square's loads from shared memory and products, and what a
         // warp takes from one end to the other.
         double const lines = (double(t.images * t.rows * t.columns) + double(outs)) * 128 / 18;
-        double const square = products * (3.2 * double(t.at_once) > loads ? 3.2 * double(t.at_once) : loads) + 25;
+        double const multiply = product * double(t.at_once),
+                     square = products * (multiply > loads ? multiply : loads) + 90;
         double const work = double(squares * runs) * square;
         double const alone = double(ceil_div(squares, t.shares)) * (300 + 35 * products) + 700;
         double round = double(t.blocks_of_sm) * ((lines > work ? lines : work) + 300);
@@ -167,26 +168,33 @@ struct GroupedSumLines {
   double tile_cycles, all_tiles;
 };
 
-constexpr int64_t kMaxJobs = 16, kSumTables = 320;  // warps of a block; bytes
+constexpr int64_t kSumTables = 320;  // bytes
+// Warps of a block: strict f32 takes more registers.
+constexpr int64_t grouped_most_jobs(bool strict) { return strict ? 8 : 16; }
 
 constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
   GroupedSumLines best{};
   int64_t const per_unit = groups_per_unit(p), units = ceil_div(p.groups, per_unit);
   int64_t const in = per_unit * p.C_per_group() / 8, out = per_unit * p.K_per_group() / 8;  // blocks of 8 channels
-  if (in > 8 || out > 8 || size_of(p.dtype) != 2) return best;
+  int64_t const of_line = 16 / size_of(p.dtype);
+  if (in > of_line || out > of_line) return best;
   GroupedAxis const h = grouped_axis_h(Op::wgrad, p), w = grouped_axis_w(Op::wgrad, p);
   bool const is_3x3 = grouped_is_3x3(p), one_tap = p.R * p.S == 1;
   GroupedSumLines t{};
-  t.slab = min64(units, 8 / max64(in, out));
+  t.slab = min64(units, of_line / max64(in, out));
   int64_t const halves = in * p.R * p.S;
   t.chunks = is_3x3 ? ceil_div(in, 2) : ceil_div(halves, 18);
   t.tiles = is_3x3 ? (in == 1 ? 5 : 9) : min64(9, ceil_div(halves, 2));
   t.jobs = t.slab * out * t.chunks;
-  t.passes = ceil_div(t.jobs, kMaxJobs);
+  int64_t const most_jobs = grouped_most_jobs(p.dtype == DType::f32 && !p.allow_tf32);
+  t.passes = ceil_div(t.jobs, most_jobs);
   int64_t const at_once = ceil_div(t.jobs, t.passes), slabs = ceil_div(units, t.slab);
   t.step_h = one_tap ? 1 : h.step, t.step_w = one_tap ? 1 : w.step;
-  // Wavefronts of shared memory, of a square and a job.
-  double const square = is_3x3 ? (in == 1 ? 56 : 80) : 8 + double(t.tiles) * (w.step == 2 && !one_tap ? 32 : 16);
+  // Cycles of an SM, of a square and a job.
+  double const f32 = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? 3.1 : 5.5;
+  double const f32_alone = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? 7.5 : 9;
+  double const square =
+      f32 * (is_3x3 ? (in == 1 ? 95 : 134) : 8 + double(t.tiles) * (w.step == 2 && !one_tap ? 32 : 16));
   double best_cost = 0;
   for (t.squares_h = 1; t.squares_h <= 8; ++t.squares_h)
     for (t.squares_w = 1; t.squares_h * t.squares_w <= 8; ++t.squares_w) {
@@ -194,7 +202,7 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
       for (t.images = 1; t.squares_h * t.squares_w * t.images <= 8; ++t.images) {
         if (t.images > 1 && (!fills || t.images > p.N)) break;
         int64_t const squares = t.squares_h * t.squares_w * t.images;
-        t.shares = min64(squares, max64(1, kMaxJobs / at_once)), t.warps = at_once * t.shares;
+        t.shares = min64(squares, max64(1, most_jobs / at_once)), t.warps = at_once * t.shares;
         t.rows = (t.squares_h * 8 - 1) * t.step_h + h.span, t.columns = (t.squares_w * 8 - 1) * t.step_w + w.span;
         int64_t const most = one_tap ? 256 / max64(h.step, w.step) : 256;
         if (t.rows > most || t.columns > most) continue;
@@ -207,9 +215,9 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
         double const tiles = double(ceil_div(h.positions, t.squares_h * 8)) *
                              double(ceil_div(w.positions, t.squares_w * 8)) * double(ceil_div(p.N, t.images));
         // Cycles of a block, an SM's one, for a tile: as in grouped_lines.
-        double const lines = double(t.images * t.rows * t.columns + squares * 64) * 128 / 18;
+        double const lines = double(t.images * t.rows * t.columns + squares * 64) * 128 / 20;
         double const work = double(squares * at_once) * square;
-        double const alone = double(ceil_div(squares, t.shares)) * (150 + 60 * double(t.tiles)) + 300;
+        double const alone = double(ceil_div(squares, t.shares)) * f32_alone * (150 + 60 * double(t.tiles)) + 300;
         t.tile_cycles = lines > work ? lines : work;
         t.tile_cycles = t.tile_cycles > alone ? t.tile_cycles : alone;
         t.tile_cycles += 300;
@@ -279,16 +287,17 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
     return {t.cycles / 1.95 + 5000, 1};
   }
   GroupedSumLines const t = grouped_sum_lines(p, d);
-  double const bytes = double(grouped_lines_workspace_bytes(p, 1));
   int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), t.slab) * t.passes;
+  double const bytes = double(slabs / t.passes * t.jobs * t.tiles * 512);
   Estimate best{};
-  for (int64_t blocks = max64(1, d.sm_count / slabs);; blocks = blocks * 3 / 4) {
-    double const rounds = double(int64_t((t.all_tiles + double(blocks) - 1) / double(blocks)));
-    double const waves = double(ceil_div(blocks * slabs, d.sm_count));
-    double const ns = rounds * waves * t.tile_cycles / 1.75 + 10500 + bytes * double(blocks) / 1500;
-    bool const fits = bytes * double(blocks) <= double(kMaxWorkspaceBytes) || blocks == 1;
+  for (int64_t most = max64(1, d.sm_count / slabs);; most = most * 3 / 4) {
+    // As even as can be.
+    int64_t const tiles = int64_t(t.all_tiles), blocks = ceil_div(tiles, ceil_div(tiles, most));
+    int64_t const rounds = ceil_div(tiles, blocks), waves = ceil_div(blocks * slabs, d.sm_count);
+    double const ns = double(rounds * waves) * t.tile_cycles / 1.75 + 9000 + bytes * double(blocks) / 1500;
+    bool const fits = bytes * double(blocks) <= double(kMaxWorkspaceBytes) || most == 1;
     if (fits && (best.ns == 0 || ns < best.ns)) best = {ns, int(blocks)};
-    if (blocks == 1) break;
+    if (most == 1) break;
   }
   return best;
 }
@@ -301,18 +310,23 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   // Bytes per ns. nchw: lanes go along rows, and channels_last rows are slow that way; so are a stride's single pixels.
-  double rate = nhwc ? 1650 : p.x.c == 1 && p.C > 1 ? 500 : 1150;
-  if (!nhwc && backward && p.stride_w > 1) rate /= p.x.c == 1 && p.C > 1 ? 3 : 6;
+  double rate = nhwc ? 1650 : p.x.c == 1 && p.C > 1 ? 500 : p.dtype == DType::f32 ? 1500 : 1150;
+  if (!nhwc && p.stride_w > 1) rate /= !backward ? 1.33 : p.x.c == 1 && p.C > 1 ? 3 : 6;
   double const memory_ns = elements * size_of(p.dtype) / (rate * sms);
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
   int64_t const h = backward ? ceil_div(p.H, p.stride_h) : p.P(), w = backward ? ceil_div(p.W, p.stride_w) : p.Q();
   double const squares = double(p.N) * double(ceil_div(h, 8)) * double(ceil_div(w, 8));
   double const products = squares * double(ceil_div(p.groups, per_unit)) * double(C * K) * double(p.R * p.S) * 2;
-  double const f32 = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? 2 : 6;  // 8 channels by 8 filters a product, or less
+  // 8 channels by 8 filters a product, or less.
+  double const f32 = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? (sums ? 4 : 1.6) : (sums ? 4.6 : 5);
   double const multiply_ns = products * f32 * (sums ? 0.045 : 0.030) / sms;
   double const large = memory_ns > multiply_ns ? memory_ns : multiply_ns;
   double const small = memory_ns > multiply_ns ? multiply_ns : memory_ns;
-  double const work_ns = large + small * small / (2 * (large + 1));
+  // The filters of a block, which arrive slowly, before the first product.
+  double const filters_ns =
+      sums ? 0 : double(C * K) * double(p.R * p.S) * (p.dtype == DType::f32 && !p.allow_tf32 ? 300 : 150);
+  double const both_ns = large + small * small / (2 * (large + 1)),
+               work_ns = both_ns > filters_ns ? both_ns : filters_ns;
   if (!sums) return {work_ns + 13000, 1};
   // As many shares of the pixels as keep two blocks an SM busy, unless adding them up costs more.
   GroupedSums const g = grouped_sums(p);

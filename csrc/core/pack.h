@@ -1,11 +1,12 @@
-// Packing: tensors that a tma row cannot read or write in place are copied to the workspace, channels_last, each
-// group's channels and filters padded with zeros to what the row takes; the row then runs on the packed problem, and a
-// result is copied back. Padded channels are zeros in both operands of a product; what a padded filter yields is
-// dropped.
+// Packing: tensors that a row of tma or of grouped's lines cannot read or write in place are copied to the workspace,
+// channels_last, for tma each group's channels and filters padded with zeros to what the row takes; the row then runs
+// on the packed problem, and a result is copied back. Padded channels are zeros in both operands of a product; what a
+// padded filter yields is dropped.
 #pragma once
 
 #include <cstdint>
 
+#include "grouped.h"
 #include "pointwise.h"
 
 namespace conv2d_ext {
@@ -55,12 +56,25 @@ constexpr PackedGroup packed_group(Op op, Problem const& p) {
 // Filters are packed in lines of whole vectors, even if the row does with fewer channels.
 constexpr int64_t packed_w_channels(int64_t C, DType t) { return round_up(C, 16 / size_of(t)); }
 
-// What of the problem is packed for a row of tma that supports it, and the problem that the row then runs.
+// What of the problem is packed for a row that supports it, and the problem that the row then runs.
 struct Packed {
   Packing which;
   Problem problem;
 };
+
+// For rows of grouped: filters stay where they are, and nothing is padded.
+constexpr Packed packed_lines(Row const& row, Problem const& p) {
+  Packed q{{}, p};
+  if (row.variant != Variant::lines) return q;
+  q.which.x = !fits_in_place(p.x, p.x_align, p.C, p.N, p.H, p.W, p.dtype);
+  q.which.y = !fits_in_place(p.y, p.y_align, p.K, p.N, p.P(), p.Q(), p.dtype);
+  if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
+  if (q.which.y) q.problem.y = channels_last_strides(p.K, p.P(), p.Q()), q.problem.y_align = 16;
+  return q;
+}
+
 constexpr Packed packed(Row const& row, Problem const& p) {
+  if (row.family == Family::grouped) return packed_lines(row, p);
   Op const op = row.op;
   if (is_pointwise(row)) {  // only filters are packed, those of dgrad with k contiguous
     if (pointwise_supports(op, p)) return {{}, p};
@@ -85,6 +99,12 @@ constexpr Packed packed(Row const& row, Problem const& p) {
 
 constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.K == 0) return false;
+  if (row.family == Family::grouped) {
+    double const elements =
+        double(p.N) * (double(p.H) * double(p.W) * double(p.C) + double(p.P()) * double(p.Q()) * double(p.K));
+    Packed const q = packed_lines(row, p);
+    return q.which.any() && elements * size_of(p.dtype) <= kMaxPackedBytes && grouped_supports(row, row.op, q.problem);
+  }
   PackedGroup const g = packed_group(row.op, p);
   double const x = double(p.N) * double(p.H) * double(p.W), y = double(p.N) * double(p.P()) * double(p.Q()),
                w = double(p.R) * double(p.S), groups = double(p.groups);

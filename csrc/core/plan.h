@@ -31,7 +31,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::depthwise:
       return d.compute_capability >= 80 && depthwise_supports(row, p);
     case Family::grouped:
-      return hopper && grouped_supports(row, op, p);
+      return hopper && (grouped_supports(row, op, p) || pack_supports(row, p));
     case Family::column:
       return hopper && column_supports(row, op, p);
     case Family::diagonal:
@@ -48,14 +48,16 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
 
 // Of a row that supports the problem: the tensors that it runs on copies of.
 constexpr Packing packing(Row const& row, Problem const& p) {
-  return row.family == Family::tma ? packed(row, p).which : Packing{};
+  return row.family == Family::tma || row.family == Family::grouped ? packed(row, p).which : Packing{};
 }
 
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   switch (row.family) {
-    case Family::tma: {
+    case Family::tma:
+    case Family::grouped: {
       Packed const q = packed(row, p);
-      Estimate e = in_place_estimate(row, op, q.problem, d);
+      Estimate e = row.family == Family::tma ? in_place_estimate(row, op, q.problem, d)
+                                             : grouped_estimate(row, op, q.problem, d);
       if (q.which.any()) e.ns += packing_ns(op, p, q);
       return e;
     }
@@ -63,8 +65,6 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return igemm_estimate(row, op, p, d);
     case Family::depthwise:
       return depthwise_estimate(row, op, p, d);
-    case Family::grouped:
-      return grouped_estimate(row, op, p, d);
     case Family::column:
       return column_estimate(row, op, p, d);
     case Family::diagonal:
@@ -83,9 +83,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
 
 constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k, Device const& d) {
   switch (row.family) {
-    case Family::tma: {
+    case Family::tma:
+    case Family::grouped: {
       Packed const q = packed(row, p);
-      return packed_places(q).bytes + in_place_workspace_bytes(row, q.problem, split_k, d);
+      return packed_places(q).bytes + (row.family == Family::tma ? in_place_workspace_bytes(row, q.problem, split_k, d)
+                                                                 : grouped_workspace_bytes(row, q.problem, split_k));
     }
     case Family::depthwise:
     case Family::band:
@@ -94,8 +96,6 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::strip:
     case Family::stream:
       return depthwise_workspace_bytes(p, split_k);
-    case Family::grouped:
-      return grouped_workspace_bytes(row, p, split_k);
     case Family::igemm:
     case Family::simt:
       break;

@@ -496,8 +496,7 @@ cudaError_t launch_gather(Op op, Problem const& problem, Arguments const& args, 
   Params p = params_of(op, problem, args);
   // Infinity is NaN once it is split into parts, so that is looked for too.
   if (parts == 2) p.mixed = true;
-  bool const is_3x3 = problem.stride_h == 1 && problem.stride_w == 1 && problem.dilation_h == 1 &&
-                      problem.dilation_w == 1 && problem.R == 3 && problem.S == 3;
+  bool const is_3x3 = grouped_is_3x3(problem);
   p.paired_weights = p.w_in == 1 && p.in_per_group % 2 == 0 && p.w_group % 2 == 0 && p.w_out % 2 == 0 &&
                      p.w_r % 2 == 0 && p.w_s % 2 == 0 && problem.w_align >= 4;
   set_halves(p, is_3x3);
@@ -505,10 +504,9 @@ cudaError_t launch_gather(Op op, Problem const& problem, Arguments const& args, 
   int const blocks = grouped_shared_blocks(p.out_blocks, problem.dtype), runs = groups_of_warp(blocks, sizeof(T));
   int64_t const shared = set_tiles(p, blocks, runs, sizeof(T), parts);
   p.part_words = p.weight_bytes / 4 / parts;
-  int sm_count = 0, device = 0;
-  cudaError_t error = cudaGetDevice(&device);
+  int sm_count = 0;
+  cudaError_t const error = count_sms(sm_count);
   if (error != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   int const slabs = int(ceil_div(p.units, p.slab));
   int64_t const resident = int64_t(sm_count) * (shared <= kSharedHalf ? 2 : 1);
   dim3 const grid(even_blocks(p, resident / slabs), unsigned(slabs));

@@ -28,12 +28,12 @@ enum class Words { none, channels, filters };
 
 struct LineParams {
   CUtensorMap in, out;
-  Params p;
   int step_h, step_w;  // pixels of shared memory between neighbouring outputs
   int shares, stage_bytes, out_bytes, tables_offset;
   int out_columns, out_rows;  // of an image's tile
   bool mirrored;              // the taps: dgrad
   Words words;
+  Params p;
 };
 
 // Where the engine has put what would be at this address.
@@ -49,26 +49,9 @@ struct Square {
   }
 };
 
-// What the warps are told of a stage's tile: which squares exist, and its first output of phase 0.
-struct StageTile {
-  uint32_t squares;
-  int w, h, n;
-};
-
-__device__ inline uint32_t existing_squares(Params const& p, Tile const& tile) {
-  uint32_t found = 0;
-  for (int i = 0; i < p.squares_h * p.squares_w * p.images; ++i) {
-    Square const a(p, i);
-    bool const exists =
-        tile.h + a.h < p.axis_h.positions && tile.w + a.w < p.axis_w.positions && tile.n + a.image < p.N;
-    found |= uint32_t(exists) << i;
-  }
-  return found;
-}
-
-// The squares of a tile: of the first input and the first output, bytes before swizzling.
-struct SquareOffsets {
-  int in, out;
+// A square of a tile: its first input and output, bytes before swizzling, its first output of phase 0 and its image.
+struct TileSquare {
+  int in, out, h, w, image;
 };
 constexpr int kMaxSquares = 8, kMaxStages = 4;
 
@@ -83,9 +66,8 @@ struct Half {
 struct LineShared {
   uint32_t* weights;  // [part][run][step][block][lane][2]
   Half* halves;
-  float* bias;       // [run][block][8]
-  StageTile* tiles;  // [stage]
-  SquareOffsets* squares;
+  float* bias;  // [run][block][8]
+  TileSquare* squares;
   uint64_t* full;
 
   __device__ LineShared(LineParams const& q, char* dynamic) {
@@ -94,8 +76,7 @@ struct LineShared {
     weights = reinterpret_cast<uint32_t*>(fixed);
     halves = reinterpret_cast<Half*>(fixed + p.weight_bytes);
     bias = reinterpret_cast<float*>(halves + p.halves);
-    tiles = reinterpret_cast<StageTile*>(dynamic + q.tables_offset);
-    squares = reinterpret_cast<SquareOffsets*>(tiles + kMaxStages);
+    squares = reinterpret_cast<TileSquare*>(dynamic + q.tables_offset);
     full = reinterpret_cast<uint64_t*>(squares + kMaxSquares);
   }
 };
@@ -121,41 +102,40 @@ __device__ inline bool half_of(Params const& p, int half, int phase, int& block,
   }
 }
 
-// A register of a fragment: two elements of a 16-bit type, one of f32.
-template <class T>
-union Word {
-  uint32_t word;
-  T v[4 / sizeof(T)];
-  __device__ Word() {}
-};
-template <class T>
-constexpr uint32_t kWordMask = sizeof(T) == 4 ? 0xffffffff : 0xffff;
-
 template <class T, int parts, int blocks, bool is_3x3>
 __device__ inline void fill_lines(LineParams const& q, int first_unit, int units, LineShared const& s) {
   Params const& p = q.p;
-  for (int i = threadIdx.x; i < p.halves; i += blockDim.x) {
-    int phase = 0, block = 0, tap = 0, r, column;
-    if constexpr (is_3x3) {
-      bool const exists = half_of<true>(p, i, phase, block, tap);
-      s.halves[i].channel = exists ? block * kChannels<T> : kNone;
-      r = tap % 3, column = tap / 3;  // in the order of the inputs; dgrad's taps are mirrored
-      if (q.mirrored) r = 2 - r, column = 2 - column;
-    } else {
+  auto from_of = [&](int r, int column, int block) {
+    return r * p.w_r + column * p.w_s + block * kChannels<T> * p.w_in;
+  };
+  if constexpr (!is_3x3) {
+    for (int i = threadIdx.x; i < p.halves; i += blockDim.x) {
+      int phase = 0, block = 0, tap = 0;
       while (i >= p.phase_half[phase + 1]) ++phase;
       bool const exists = half_of<false>(p, i, phase, block, tap);
       if (!exists) block = 0, tap = 0;
-      s.halves[i].channel = exists ? block * kChannels<T> : kNone;
-      s.halves[i].offset = p.tap[tap].offset * kLine + block * kSlot;
-      r = p.tap[tap].r, column = p.tap[tap].s;
+      s.halves[i] = {from_of(p.tap[tap].r, p.tap[tap].s, block), p.tap[tap].offset * kLine + block * kSlot,
+                     exists ? block * kChannels<T> : kNone};
     }
-    s.halves[i].from = r * p.w_r + column * p.w_s + block * kChannels<T> * p.w_in;
   }
+  // Those of 3x3 are worked out where they are needed: nobody has to wait for a table.
+  auto half_at = [&](int i) {
+    if constexpr (is_3x3) {
+      int block, tap;
+      bool const exists = half_of<true>(p, i, 0, block, tap);
+      int const r = tap % 3, column = tap / 3;  // in the order of the inputs; dgrad's taps are mirrored
+      return Half{q.mirrored ? from_of(2 - r, 2 - column, block) : from_of(r, column, block), 0,
+                  exists ? block * kChannels<T> : kNone};
+    } else {
+      return s.halves[i];
+    }
+  };
   if (threadIdx.x < p.squares_h * p.squares_w * p.images) {
     Square const a(p, threadIdx.x);
     s.squares[threadIdx.x] = {
         ((a.image * p.window.rows + a.h * q.step_h) * p.window.columns + a.w * q.step_w) * kLine,
-        ((a.image * q.out_rows + a.h * p.axis_h.out_step) * q.out_columns + a.w * p.axis_w.out_step) * kLine};
+        ((a.image * q.out_rows + a.h * p.axis_h.out_step) * q.out_columns + a.w * p.axis_w.out_step) * kLine, a.h, a.w,
+        a.image};
   }
   int const of_unit = p.n_groups * blocks;  // blocks of outputs
   for (int i = threadIdx.x; i < p.slab * of_unit * kBlock; i += blockDim.x) {
@@ -164,63 +144,62 @@ __device__ inline void fill_lines(LineParams const& q, int first_unit, int units
     bool const exists = p.bias != nullptr && unit < units && out < p.out_blocks * kBlock && at < p.out.channels;
     s.bias[i] = exists ? widen(static_cast<T const*>(p.bias)[at * p.bias_stride]) : 0;
   }
-  __syncthreads();
+  if constexpr (!is_3x3) __syncthreads();
   // A warp takes the halves of one block of outputs, or a share of them. A lane's word of a fragment is of one filter
   // and two channels (f32: one), or, where the filters are contiguous in memory, of two filters and one channel; then
   // the fragment is transposed.
-  constexpr int per_word = 4 / int(sizeof(T)), batch = 9;
+  constexpr int per_word = 4 / int(sizeof(T));
   T const* const w = static_cast<T const*>(p.w);
   int const lane = threadIdx.x % 32, warps = blockDim.x / 32, total = units * of_unit, shares = max(1, warps / total);
   int const share = (p.halves + shares - 1) / shares;
-  bool const transposed = sizeof(T) == 2 && q.words == Words::filters;
-  for (int i = threadIdx.x / 32; i < total * shares; i += warps) {
-    int const block = i / shares, unit = block / of_unit, j = block % blocks;
-    int const out = block % of_unit * kBlock + (transposed ? lane % 4 * 2 : lane / 4);
+  bool const transposed = sizeof(T) == 2 && q.words == Words::filters, words = sizeof(T) == 4 || q.words != Words::none;
+  // The warp's shares of the fragments: its block of outputs, its halves, and the first one's word of the lane.
+  auto each_share = [&](auto const& f) {
+    for (int i = threadIdx.x / 32; i < total * shares; i += warps) {
+      int const block = i / shares, begin = (i - block * shares) * share;
+      f(block, begin, min(begin + share, p.halves),
+        s.weights + (block / blocks * p.halves * blocks + block % blocks * 2) * 32 + lane * 2);
+    }
+  };
+  auto word_of = [](uint32_t* first, int half) { return first + half / 2 * (blocks * 64) + half % 2; };
+  each_share([&](int block, int begin, int end, uint32_t* to) {
+    int const unit = block / of_unit, out = block % of_unit * kBlock + (transposed ? lane % 4 * 2 : lane / 4);
     int const of_group = p.filters.quotient(out);
     int64_t const group = int64_t(first_unit + unit) * p.groups_per_unit + of_group;
     bool const exists = of_group < p.groups_per_unit && group < p.groups;
     // Within the group, of the half's first block.
     int const channel = (transposed ? lane / 4 : lane % 4 * per_word) - of_group * p.in_per_group;
     T const* const from = w + group * p.w_group + (out - of_group * p.out_per_group) * p.w_out + channel * p.w_in;
-    uint32_t* const to = s.weights + (block / blocks * p.halves * blocks + j * 2) * 32 + lane * 2;
-    int const begin = (i - block * shares) * share, end = min(begin + share, p.halves);
-    // Many loads at once; those of weights that do not exist read the first one and are dropped.
-#pragma unroll 1
-    for (int first = begin; first < end; first += batch) {
-      Word<T> v[batch];
-      uint32_t mask[batch];
-      if (sizeof(T) == 2 && q.words != Words::none) {
+    // The lanes work out 32 halves at once; then all copy the words of one half after the other.
+    for (int first = begin; first < end; first += 32) {
+      Half const mine = half_at(min(first + lane, end - 1));
+      for (int n = 0; n < min(32, end - first); ++n) {
+        int64_t const at = __shfl_sync(0xffffffff, mine.from, n);
+        int const c = __shfl_sync(0xffffffff, mine.channel, n) + channel;
+        bool const valid = exists && unsigned(c) < unsigned(p.in_per_group);
+        if (words) {
+          ptx::cp_async_ca<4>(ptx::shared_address(word_of(to, first + n)), valid ? from + at : w, valid);
+        } else {
+          Vector<T, per_word> v;
 #pragma unroll
-        for (int n = 0; n < batch; ++n) {
-          Half const h = s.halves[min(first + n, end - 1)];
-          bool const valid = exists && unsigned(h.channel + channel) < unsigned(p.in_per_group);
-          v[n].word = *reinterpret_cast<uint32_t const*>(valid ? from + h.from : w);
-          mask[n] = valid ? 0xffffffff : 0;
-        }
-      } else {
-#pragma unroll
-        for (int n = 0; n < batch; ++n) {
-          Half const h = s.halves[min(first + n, end - 1)];
-          mask[n] = 0;
-#pragma unroll
-          for (int e = 0; e < per_word; ++e) {
-            bool const valid = exists && unsigned(h.channel + channel + e) < unsigned(p.in_per_group);
-            v[n].v[e] = *(valid ? from + h.from + e * p.w_in : w);
-            mask[n] |= valid ? kWordMask<T> << e * 16 : 0;
-          }
+          for (int e = 0; e < per_word; ++e)
+            v.v[e] = exists && unsigned(c + e) < unsigned(p.in_per_group) ? from[at + e * p.w_in] : narrow<T>(0.f);
+          *word_of(to, first + n) = *reinterpret_cast<uint32_t const*>(&v);
         }
       }
-#pragma unroll
-      for (int n = 0; n < batch; ++n) {
-        int const half = first + n;
-        if (half >= end) break;
-        uint32_t word = v[n].word & mask[n], part[parts];
+    }
+  });
+  ptx::cp_async_wait_all();
+  if (sizeof(T) == 4 || transposed) {  // every lane changes its own words
+    each_share([&](int, int begin, int end, uint32_t* to) {
+      for (int half = begin; half < end; ++half) {
+        uint32_t word = *word_of(to, half), part[parts];
         if (transposed) word = ptx::movmatrix_trans(word);
         split<T, parts>(word, part);
 #pragma unroll
-        for (int k = 0; k < parts; ++k) to[k * p.part_words + half / 2 * (blocks * 64) + half % 2] = part[k];
+        for (int k = 0; k < parts; ++k) word_of(to, half)[k * p.part_words] = part[k];
       }
-    }
+    });
   }
   __syncthreads();
 }
@@ -486,17 +465,18 @@ __global__ void __launch_bounds__(kLineWarps * 32, 1) lines_kernel(__grid_consta
   int const bytes = p.images * p.window.rows * p.window.columns * p.window.blocks * kSlot;
   auto copy = [&](int number, int stage) {
     Tile const tile(p, number);
-    s.tiles[stage] = {existing_squares(p, tile), tile.w, tile.h, int(tile.n)};
     ptx::mbarrier_arrive_expect_tx(&s.full[stage], bytes);
     ptx::cp_async_bulk_tensor_4d(base + stage * q.stage_bytes, &q.in, &s.full[stage],
                                  first_unit * p.in_blocks * kChannels<T>, tile.w * p.axis_w.step + p.axis_w.low,
                                  tile.h * p.axis_h.step + p.axis_h.low, int(tile.n));
   };
   int next = blockIdx.x;  // tile to be copied
-  if (threadIdx.x == 0) {
+  bool const copies = int(threadIdx.x) == threads - 32;
+  if (copies) {
     for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&s.full[i], 1);
     ptx::fence_mbarrier_init();
     for (int i = 0; i < p.stages && next < p.tiles; ++i, next += gridDim.x) copy(next, i);
+    ptx::prefetch_tensormap(&q.out);
   }
   fill_lines<T, parts, blocks, is_3x3>(q, first_unit, units, s);
 
@@ -516,10 +496,11 @@ __global__ void __launch_bounds__(kLineWarps * 32, 1) lines_kernel(__grid_consta
   for (int number = blockIdx.x; number < p.tiles; number += gridDim.x) {
     uint32_t const data = base + stage.index * q.stage_bytes;
     ptx::mbarrier_wait(&s.full[stage.index], stage.parity);
-    StageTile const tile = s.tiles[stage.index];
+    Tile const tile(p, number);
     for (int square = warp / runs; square < squares; square += q.shares) {
-      if ((tile.squares >> square & 1) == 0) continue;
-      SquareOffsets const at = s.squares[square];
+      TileSquare const at = s.squares[square];
+      if (tile.h + at.h >= p.axis_h.positions || tile.w + at.w >= p.axis_w.positions || tile.n + at.image >= p.N)
+        continue;
       uint32_t const from = data + at.in + in_of_lane;
       for (int phase_h = 0, phase = 0; phase_h < phases_h; ++phase_h)
         for (int phase_w = 0; phase_w < phases_w; ++phase_w, ++phase) {
@@ -546,11 +527,11 @@ __global__ void __launch_bounds__(kLineWarps * 32, 1) lines_kernel(__grid_consta
     }
     // The engine has read the other tile of outputs before anybody passes, so that it can be written next.
     ptx::fence_proxy_async();
-    if (threadIdx.x == 0) ptx::cp_async_bulk_wait_group_read<0>();
+    if (copies) ptx::cp_async_bulk_wait_group_read<0>();
     __syncthreads();
-    if (threadIdx.x == 0) {
+    if (copies) {
       ptx::cp_async_bulk_tensor_4d_store(&q.out, out, first_unit * p.out_blocks * kBlock, tile.w * p.axis_w.out_step,
-                                         tile.h * p.axis_h.out_step, tile.n);
+                                         tile.h * p.axis_h.out_step, int(tile.n));
       ptx::cp_async_bulk_commit_group();
       if (next < p.tiles) copy(next, stage.index);
       next += gridDim.x;
@@ -559,7 +540,7 @@ __global__ void __launch_bounds__(kLineWarps * 32, 1) lines_kernel(__grid_consta
     uint32_t const written = out;
     out = other, other = written;
   }
-  if (threadIdx.x == 0) ptx::cp_async_bulk_wait_group_read<0>();
+  if (copies) ptx::cp_async_bulk_wait_group_read<0>();
 }
 
 template <class T, int parts, int blocks>
@@ -572,12 +553,36 @@ cudaError_t start_lines(LineParams const& q, bool is_3x3, dim3 grid, unsigned th
   return cudaGetLastError();
 }
 
+// A plan of core/grouped.h: its tiles.
+template <class Lines>
+void set_lines(Params& p, Lines const& t) {
+  p.slab = int(t.slab), p.stages = int(t.stages);
+  p.squares_h = int(t.squares_h), p.squares_w = int(t.squares_w), p.images = int(t.images);
+  p.window.rows = int(t.rows), p.window.columns = int(t.columns), p.window.blocks = p.slab * p.in_blocks;
+  for (int i = 0; i < p.taps; ++i) p.tap[i].offset = p.tap[i].h * p.window.columns + p.tap[i].w;
+  count_tiles(p);
+}
+
+// The maps of its boxes of inputs and outputs; step: pixels of shared memory between neighbouring outputs.
+inline cudaError_t encode_lines(CUtensorMap& in, CUtensorMap& out, Params const& p, DType dtype, int step_h, int step_w,
+                                int out_rows, int out_columns) {
+  bool const skips = step_h != p.axis_h.step || step_w != p.axis_w.step;
+  int const skip_h = skips ? p.axis_h.step : 1, skip_w = skips ? p.axis_w.step : 1;
+  auto tensor = [&](Image const& i) {
+    return tma::Tensor4{i.data, dtype, {i.channels, i.W, i.H, p.N}, {1, i.w, i.h, i.n}};
+  };
+  cudaError_t const error =
+      tma::encode_tiled(in, tensor(p.in), p.window.blocks * kSlot / size_of(dtype), (p.window.columns - 1) * skip_w + 1,
+                        (p.window.rows - 1) * skip_h + 1, p.images, skip_w, skip_h);
+  if (error != cudaSuccess) return error;
+  return tma::encode_tiled(out, tensor(p.out), p.slab * p.out_blocks * kBlock, out_columns, out_rows, p.images);
+}
+
 template <class T, int parts>
 cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, cudaStream_t stream) {
-  int sm_count = 0, device = 0;
-  cudaError_t error = cudaGetDevice(&device);
+  int sm_count = 0;
+  cudaError_t error = count_sms(sm_count);
   if (error != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   GroupedLines const t = grouped_lines(op, problem, Device{sm_count, 90});
   bool const is_3x3 = grouped_is_3x3(problem), backward = op == Op::dgrad;
   LineParams q{};
@@ -588,8 +593,8 @@ cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, c
   q.words = even && p.w_in == 1 && p.w_out % 2 == 0 && p.in_per_group % 2 == 0    ? Words::channels
             : even && p.w_out == 1 && p.w_in % 2 == 0 && p.out_per_group % 2 == 0 ? Words::filters
                                                                                   : Words::none;
-  p.slab = int(t.slab), p.n_groups = int(t.n_groups), p.stages = int(t.stages);
-  p.squares_h = int(t.squares_h), p.squares_w = int(t.squares_w), p.images = int(t.images);
+  set_lines(p, t);
+  p.n_groups = int(t.n_groups);
   for (int phase = 0; phase < p.axis_h.phases * p.axis_w.phases; ++phase) {
     int const taps = p.phase_tap[phase + 1] - p.phase_tap[phase];
     p.phase_count[phase] = is_3x3 ? int(t.halves) : p.in_blocks * taps;
@@ -598,28 +603,12 @@ cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, c
     p.phase_half[phase + 1] = p.halves;
   }
   p.weight_bytes = int(t.weight_bytes), p.part_words = p.weight_bytes / 4 / parts;
-  p.window.rows = int(t.rows), p.window.columns = int(t.columns), p.window.blocks = p.slab * p.in_blocks;
-  for (int i = 0; i < p.taps; ++i) p.tap[i].offset = p.tap[i].h * p.window.columns + p.tap[i].w;
-  p.tiles_h = int(ceil_div(p.axis_h.positions, p.squares_h * kSide));
-  p.tiles_w = int(ceil_div(p.axis_w.positions, p.squares_w * kSide));
-  p.tiles = int(p.tiles_h * p.tiles_w * ceil_div(p.N, p.images));
-  p.tiles_of_image = Divisor(uint32_t(p.tiles_h * p.tiles_w)), p.tiles_of_row = Divisor(uint32_t(p.tiles_w));
-  p.columns_of = Divisor(uint32_t(p.squares_w)), p.filters = Divisor(uint32_t(p.out_per_group));
   q.step_h = int(t.step_h), q.step_w = int(t.step_w), q.shares = int(t.shares);
   q.stage_bytes = int(t.stage_bytes), q.out_bytes = int(t.out_bytes);
   q.out_rows = p.squares_h * kSide * p.axis_h.out_step, q.out_columns = p.squares_w * kSide * p.axis_w.out_step;
   q.mirrored = backward;
   q.tables_offset = int(t.shared) - kLinesTables;
-  bool const skips = t.step_h != p.axis_h.step || t.step_w != p.axis_w.step;
-  int const skip_h = skips ? p.axis_h.step : 1, skip_w = skips ? p.axis_w.step : 1;
-  auto tensor = [&](Image const& image) {
-    return tma::Tensor4{
-        image.data, problem.dtype, {image.channels, image.W, image.H, problem.N}, {1, image.w, image.h, image.n}};
-  };
-  error = tma::encode_tiled(q.in, tensor(p.in), p.window.blocks * kChannels<T>, (p.window.columns - 1) * skip_w + 1,
-                            (p.window.rows - 1) * skip_h + 1, p.images, skip_w, skip_h);
-  if (error != cudaSuccess) return error;
-  error = tma::encode_tiled(q.out, tensor(p.out), p.slab * p.out_blocks * kBlock, q.out_columns, q.out_rows, p.images);
+  error = encode_lines(q.in, q.out, p, problem.dtype, q.step_h, q.step_w, q.out_rows, q.out_columns);
   if (error != cudaSuccess) return error;
   int const slabs = int(ceil_div(p.units, p.slab));
   dim3 const grid(even_blocks(p, sm_count * t.blocks_of_sm / slabs), unsigned(slabs));

@@ -4,7 +4,7 @@
 // into a fragment whose k is the pixel. An m16 tile has two halves, a tap and 8 channels of x each; its 8 columns are
 // filters, its 16 pixels rows i and i + 4 of an 8 x 8 square. A warp keeps the sums of up to nine such tiles for one
 // block of filters for all the pixels that its block of threads walks over: a job. Then they go to the workspace as
-// they lie in the registers, and a second kernel adds them in order and puts them where they belong.
+// they lie in the registers, and a second kernel, launched early, adds them in order and puts them where they belong.
 //
 // Outputs outside of y are zeros in shared memory, and their x must not be multiplied: 0 * NaN would spread. Lanes
 // whose column does not exist read zeros for x; rows that do not exist are left out.
@@ -18,117 +18,217 @@ constexpr int kJobTiles = 9;
 
 struct SumLineParams {
   CUtensorMap x, y;
-  Params p;  // of fprop; `out` is y
   void* w;
   int64_t w_k, w_c, w_r, w_s;
   float* partial;  // [split][slab][job][tile][lane][4]
   int step_h, step_w;
+  int in_blocks;            // of 8 channels, of a unit
   int jobs, chunks, tiles;  // of a slab; jobs of a block of filters; m16 tiles of a job
   int shares, splits;
   int y_rows, y_columns, y_offset, stage_bytes, tables_offset;
   int64_t fragments;  // of a split
+  Params p;           // of fprop; `out` is y
 };
 
-// A square of a tile: its first pixel of x and of y, bytes before swizzling, and its first output.
+// A square of a tile: its first pixel of x and of y, bytes before swizzling, its first output and its image.
 struct SumSquare {
-  int x, y, h, w;
+  int x, y, h, w, image;
 };
 
 // Shared memory: stages | tables | barriers. The sums of shares take the stages' place in the end.
 struct SumShared {
-  StageTile* tiles;  // [stage]
   SumSquare* squares;
   uint32_t zero;  // address of 16 bytes of zeros
   uint64_t *full, *empty;
 
   __device__ SumShared(SumLineParams const& q, char* dynamic) {
     char* const tables = dynamic + q.tables_offset;
-    tiles = reinterpret_cast<StageTile*>(tables);
-    squares = reinterpret_cast<SumSquare*>(tiles + kMaxStages);
+    squares = reinterpret_cast<SumSquare*>(tables);
     full = reinterpret_cast<uint64_t*>(squares + kMaxSquares);
     empty = full + kMaxStages;
     zero = ptx::shared_address(empty + kMaxStages);
   }
 };
 
-// The products of one tile with rows i and i + 4, of which `rows` exist in all.
-template <class T, bool full>
-__device__ inline void sum_rows(float (&acc)[4], uint32_t const (&x)[4], uint32_t const (&y)[2], int row, int rows) {
-  if (full || row + 4 < rows)
-    ptx::mma_m16n8k16<T>(acc, x[0], x[1], x[2], x[3], y[0], y[1]);
-  else if (row < rows)
-    ptx::mma_m16n8k8<T>(acc, x[0], x[1], y[0]);
+// A warp's fragments of two halves of x and of a block of filters of y. f16: of rows i and i + 4. f32: of row i, of the
+// upper or the lower half of a square; its k are the pixels 0 2 4 6 1 3 5 7, which lie in different banks.
+template <class T, int parts>
+struct SumX {
+  uint32_t v[4][parts];
+};
+template <class T, int parts>
+struct SumY {
+  uint32_t v[2][parts];
+};
+
+// What a lane reads of a square's x. f16: a pixel of one half in one row, or zeros in its place; f32: a channel of two
+// neighbouring pixels of both halves.
+struct SumLane {
+  int other_pixel, other_half;  // bytes; f32
+  bool valid, next_valid;       // the pixels
+  uint32_t zero;
+};
+
+template <class T, int parts>
+__device__ inline void load_x(SumX<T, parts>& x, uint32_t at, SumLane const& lane) {
+  if constexpr (sizeof(T) == 2) {
+    uint32_t v[4];
+    ptx::ldmatrix_x4_trans(v, lane.valid ? swizzled(at) : lane.zero);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x.v[i][0] = v[i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      uint32_t const from = at + i / 2 * lane.other_pixel + i % 2 * lane.other_half;
+      bool const valid = i / 2 == 0 ? lane.valid : lane.next_valid;
+      split<T, parts>(valid ? ptx::ld_shared(swizzled(from)) : 0, x.v[i]);
+    }
+  }
+}
+
+// y of rows i and i + 4, f32 of rows i, for i from 0 to 3; `at`: the lane's first.
+template <class T, int parts>
+__device__ inline void load_y(SumY<T, parts> (&y)[4], uint32_t at, int row_bytes) {
+  if constexpr (sizeof(T) == 2) {
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      uint32_t v[4];
+      ptx::ldmatrix_x4_trans(v, swizzled(at + i * row_bytes));
+#pragma unroll
+      for (int k = 0; k < 4; ++k) y[i + k / 2].v[k % 2][0] = v[k];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int k = 0; k < 2; ++k) split<T, parts>(ptx::ld_shared(swizzled(at + i * row_bytes + k * kLine)), y[i].v[k]);
+  }
+}
+
+// The products of one tile with rows i and i + 4, f32 with row i, of which `rows` exist in all; kRows of them, if that
+// is not zero.
+template <class T, int parts, int kRows>
+__device__ inline void sum_rows(float (&acc)[4], SumX<T, parts> const& x, SumY<T, parts> const& y, int row, int rows) {
+  int const exist = kRows > 0 ? kRows : rows;
+  auto const& a = x.v;
+  auto const& b = y.v;
+  if constexpr (sizeof(T) == 2) {
+    if (row + 4 < exist)
+      ptx::mma_m16n8k16<T>(acc, a[0][0], a[1][0], a[2][0], a[3][0], b[0][0], b[1][0]);
+    else if (row < exist)
+      ptx::mma_m16n8k8<T>(acc, a[0][0], a[1][0], b[0][0]);
+  } else if (row < exist) {
+    using P = Products<parts>;
+#pragma unroll
+    for (int i = 0; i < P::count; ++i) {
+      int const k = P::a(i), l = P::b(i);
+      ptx::mma_m16n8k8_tf32(acc, a[0][k], a[1][k], a[2][k], a[3][k], b[0][l], b[1][l]);
+    }
+  }
+}
+
+// With two parts a square's products are summed apart: the tensor cores cut where they add.
+template <int parts, int count, class Multiply>
+__device__ inline void add_sums(float (*acc)[4], Multiply const& multiply) {
+  if constexpr (parts == 1) {
+    multiply(acc);
+  } else {
+    float sums[count][4] = {};
+    multiply(sums);
+#pragma unroll
+    for (int i = 0; i < count; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) acc[i][e] += sums[i][e];
+  }
 }
 
 // 3x3: the columns s of two blocks of channels; tile 3 s + r.
-template <class T, bool full>
-__device__ inline void sum_pair(float (&acc)[kJobTiles][4], uint32_t from, int row_bytes, uint32_t const (&y)[4][2],
-                                int rows, bool valid, uint32_t zero) {
+template <class T, int parts, int kRows>
+__device__ inline void sum_pair(float (&acc)[kJobTiles][4], uint32_t from, int row_bytes, SumY<T, parts> const (&y)[4],
+                                int rows, SumLane const& lane) {
 #pragma unroll
-  for (int row = 0; row < 6; ++row, from += row_bytes)
+  for (int s = 0; s < 3; ++s)
+    add_sums<parts, 3>(acc + s * 3, [&](float (*sums)[4]) {
 #pragma unroll
-    for (int s = 0; s < 3; ++s) {
-      uint32_t x[4];
-      ptx::ldmatrix_x4_trans(x, valid ? swizzled(from + s * kLine) : zero);
+      for (int row = 0; row < 6; ++row) {
+        SumX<T, parts> x;
+        load_x(x, from + s * kLine + row * row_bytes, lane);
 #pragma unroll
-      for (int r = 0; r < 3; ++r)
-        if (row - r >= 0 && row - r < 4) sum_rows<T, full>(acc[s * 3 + r], x, y[row - r], row - r, rows);
-    }
+        for (int r = 0; r < 3; ++r)
+          if (row - r >= 0 && row - r < 4) sum_rows<T, parts, kRows>(sums[r], x, y[row - r], row - r, rows);
+      }
+    });
 }
 
 // One block: tile r is columns 0 and 1 of row r, tile 3 column 2 of rows 0 and 1, tile 4 column 2 of row 2.
-template <class T, bool full>
-__device__ inline void sum_single(float (&acc)[kJobTiles][4], uint32_t columns, uint32_t column, int row_bytes,
-                                  uint32_t const (&y)[4][2], int rows, bool valid, uint32_t zero) {
+template <class T, int parts, int kRows>
+__device__ inline void sum_single(float (&acc)[kJobTiles][4], uint32_t columns, SumLane const& of_columns,
+                                  uint32_t column, SumLane const& of_column, int row_bytes,
+                                  SumY<T, parts> const (&y)[4], int rows) {
+  add_sums<parts, 3>(acc, [&](float (*sums)[4]) {
 #pragma unroll
-  for (int row = 0; row < 6; ++row, columns += row_bytes, column += row_bytes) {
-    uint32_t x[4];
-    ptx::ldmatrix_x4_trans(x, valid ? swizzled(columns) : zero);
+    for (int row = 0; row < 6; ++row) {
+      SumX<T, parts> x;
+      load_x(x, columns + row * row_bytes, of_columns);
 #pragma unroll
-    for (int r = 0; r < 3; ++r)
-      if (row - r >= 0 && row - r < 4) sum_rows<T, full>(acc[r], x, y[row - r], row - r, rows);
-    // The second half's row is one further, so that of row 9 does not exist; nor is it needed there.
-    ptx::ldmatrix_x4_trans(x, valid ? swizzled(column) : zero);
-    if (row < 4) sum_rows<T, full>(acc[3], x, y[row], row, rows);
-    if (row >= 2) sum_rows<T, full>(acc[4], x, y[row - 2], row - 2, rows);
-  }
+      for (int r = 0; r < 3; ++r)
+        if (row - r >= 0 && row - r < 4) sum_rows<T, parts, kRows>(sums[r], x, y[row - r], row - r, rows);
+    }
+  });
+  add_sums<parts, 2>(acc + 3, [&](float (*sums)[4]) {
+#pragma unroll
+    for (int row = 0; row < 6; ++row) {
+      // The second half's row is one further, so that of row 9 does not exist; nor is it needed there.
+      SumX<T, parts> x;
+      load_x(x, column + row * row_bytes, of_column);
+      if (row < 4) sum_rows<T, parts, kRows>(sums[0], x, y[row], row, rows);
+      if (row >= 2) sum_rows<T, parts, kRows>(sums[1], x, y[row - 2], row - 2, rows);
+    }
+  });
 }
 
 // The halves of a job's tile: 8 channels of x and a tap each.
 template <bool is_3x3>
-__device__ inline bool sum_half(Params const& p, int chunk, int tile, int upper, int& block, int& tap) {
+__device__ inline bool sum_half(SumLineParams const& q, int chunk, int tile, int upper, int& block, int& tap) {
   if constexpr (is_3x3) {
-    if (chunk * 2 + 1 < p.in_blocks) {
+    if (chunk * 2 + 1 < q.in_blocks) {
       block = chunk * 2 + upper, tap = tile;
       return true;
     }
-    block = p.in_blocks - 1;
+    block = q.in_blocks - 1;
     tap = tile < 3 ? upper * 3 + tile : tile == 3 ? 6 + upper : 8;
     return tile < 4 || (tile == 4 && upper == 0);
   } else {
     int const index = (chunk * kJobTiles + tile) * 2 + upper;
-    tap = index / p.in_blocks, block = index - tap * p.in_blocks;
-    return tap < p.taps;
+    tap = index / q.in_blocks, block = index - tap * q.in_blocks;
+    return tap < q.p.taps;
   }
 }
 
 // Where a sum belongs: element e of a lane's four.
+struct Place {
+  bool exists;
+  int tap, c;  // within the group
+  int64_t k;
+};
 template <class T, bool is_3x3>
-__device__ inline T* weight_of(SumLineParams const& q, int slab, int job, int tile, int lane, int e) {
+__device__ inline Place place_of(SumLineParams const& q, int slab, int job, int tile, int lane, int e) {
   Params const& p = q.p;
   int const of_block = job / q.chunks, unit = of_block / p.out_blocks;
   int block, tap;
-  if (!sum_half<is_3x3>(p, job - of_block * q.chunks, tile, e / 2, block, tap)) return nullptr;
+  bool const exists = sum_half<is_3x3>(q, job - of_block * q.chunks, tile, e / 2, block, tap);
   int const filter = (of_block - unit * p.out_blocks) * kBlock + lane % 4 * 2 + e % 2;
   int const of_group = p.filters.quotient(filter), c = block * kBlock + lane / 4 - of_group * p.in_per_group;
   int64_t const k = (int64_t(slab) * p.slab + unit) * p.out_blocks * kBlock + filter;
-  if (unsigned(c) >= unsigned(p.in_per_group) || k >= p.out.channels) return nullptr;
-  return static_cast<T*>(q.w) + k * q.w_k + c * q.w_c + p.tap[tap].r * q.w_r + p.tap[tap].s * q.w_s;
+  return {exists && unsigned(c) < unsigned(p.in_per_group) && k < p.out.channels, tap, c, k};
 }
 
-template <class T, bool is_3x3>
-__global__ void __launch_bounds__(kMaxJobs * 32, 1) sum_lines_kernel(__grid_constant__ SumLineParams const q) {
+template <class T, int parts, bool is_3x3>
+__global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
+    sum_lines_kernel(__grid_constant__ SumLineParams const q) {
   extern __shared__ __align__(1024) char lines[];
+  constexpr bool wide = sizeof(T) == 4;
+  constexpr int block_bytes = kBlock * int(sizeof(T));
   Params const& p = q.p;
   uint32_t const base = ptx::shared_address(lines);
   SumShared const t(q, lines);
@@ -136,29 +236,14 @@ __global__ void __launch_bounds__(kMaxJobs * 32, 1) sum_lines_kernel(__grid_cons
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   int const squares = p.squares_h * p.squares_w * p.images;
   int const first_unit = blockIdx.y * p.slab;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < p.stages; ++i) {
-      ptx::mbarrier_init(&t.full[i], 1);
-      ptx::mbarrier_init(&t.empty[i], warps);
-    }
-    ptx::fence_mbarrier_init();
-  }
-  if (threadIdx.x < squares) {
-    Square const a(p, threadIdx.x);
-    t.squares[threadIdx.x] = {((a.image * p.window.rows + a.h * q.step_h) * p.window.columns + a.w * q.step_w) * kLine,
-                              ((a.image * q.y_rows + a.h) * q.y_columns + a.w) * kLine, a.h, a.w};
-  }
-  if (threadIdx.x < 4) reinterpret_cast<uint32_t*>(t.empty + kMaxStages)[threadIdx.x] = 0;
-  __syncthreads();
   // The first thread has the engine fill the stages, ...
-  int const x_bytes = p.images * p.window.rows * p.window.columns * p.slab * p.in_blocks * kSlot;
-  int const y_bytes = p.images * q.y_rows * q.y_columns * p.slab * p.out_blocks * kSlot;
+  int const x_bytes = p.images * p.window.rows * p.window.columns * p.slab * q.in_blocks * block_bytes;
+  int const y_bytes = p.images * q.y_rows * q.y_columns * p.slab * p.out_blocks * block_bytes;
   auto copy = [&](int number, int stage) {
     Tile const tile(p, number);
     uint32_t const to = base + stage * q.stage_bytes;
-    t.tiles[stage] = {existing_squares(p, tile), tile.w, tile.h, int(tile.n)};
     ptx::mbarrier_arrive_expect_tx(&t.full[stage], x_bytes + y_bytes);
-    ptx::cp_async_bulk_tensor_4d(to, &q.x, &t.full[stage], first_unit * p.in_blocks * kBlock,
+    ptx::cp_async_bulk_tensor_4d(to, &q.x, &t.full[stage], first_unit * q.in_blocks * kBlock,
                                  tile.w * p.axis_w.step + p.axis_w.low, tile.h * p.axis_h.step + p.axis_h.low,
                                  int(tile.n));
     ptx::cp_async_bulk_tensor_4d(to + q.y_offset, &q.y, &t.full[stage], first_unit * p.out_blocks * kBlock, tile.w,
@@ -166,76 +251,118 @@ __global__ void __launch_bounds__(kMaxJobs * 32, 1) sum_lines_kernel(__grid_cons
   };
   int next = blockIdx.x;  // tile to be copied
   if (threadIdx.x == 0) {
+    for (int i = 0; i < p.stages; ++i) {
+      ptx::mbarrier_init(&t.full[i], 1);
+      ptx::mbarrier_init(&t.empty[i], warps);
+    }
+    ptx::fence_mbarrier_init();
     for (int i = 0; i < p.stages && next < p.tiles; ++i, next += gridDim.x) copy(next, i);
   }
+  if (threadIdx.x < squares) {
+    Square const a(p, threadIdx.x);
+    t.squares[threadIdx.x] = {((a.image * p.window.rows + a.h * q.step_h) * p.window.columns + a.w * q.step_w) * kLine,
+                              ((a.image * q.y_rows + a.h) * q.y_columns + a.w) * kLine, a.h, a.w, a.image};
+  }
+  if (threadIdx.x < 4) reinterpret_cast<uint32_t*>(t.empty + kMaxStages)[threadIdx.x] = 0;
+  __syncthreads();
 
   int const per_share = warps / q.shares, share = warp / per_share;
   int const job = blockIdx.z * per_share + warp % per_share;
   int const of_block = job / q.chunks, chunk = job - of_block * q.chunks, unit = of_block / p.out_blocks;
   bool const works = job < q.jobs && first_unit + unit < p.units;
-  bool const single = is_3x3 && chunk * 2 + 1 >= p.in_blocks;
+  bool const single = is_3x3 && chunk * 2 + 1 >= q.in_blocks;
   int const row_bytes = q.step_h * p.window.columns * kLine, y_row = q.y_columns * kLine;
-  // x: matrices are half 0 of row i, half 1 of row i, and of row i + 4. y: rows i, i + 4, i + 1, i + 5.
-  int const upper = lane / 8 % 2;
-  int const x_lane =
-      (lane / 16 * 4 * q.step_h * p.window.columns + lane % 8 * q.step_w) * kLine + unit * p.in_blocks * kSlot;
-  int const y_lane = ((lane / 8 % 2 * 4 + lane / 16) * q.y_columns + lane % 8) * kLine + of_block * kSlot + q.y_offset;
+  // f16, x: matrices are half 0 of row i, half 1 of row i, and of row i + 4; y: rows i, i + 4, i + 1, i + 5. f32: a
+  // lane has channel lane / 4 of a block, of pixels 2 (lane % 4) and the next.
+  int const upper = lane / 8 % 2, pixel = wide ? lane % 4 * 2 : lane % 8;
+  int const of_lane = wide ? lane / 16 * kSlot + lane / 4 % 4 * 4 : 0;
+  int const x_lane = ((wide ? 0 : lane / 16 * 4 * q.step_h) * p.window.columns + pixel * q.step_w) * kLine +
+                     unit * q.in_blocks * block_bytes + of_lane;
+  int const y_lane = ((wide ? 0 : lane / 8 % 2 * 4 + lane / 16) * q.y_columns + pixel) * kLine +
+                     of_block * block_bytes + of_lane + q.y_offset;
+  // Of a tile's two halves, in 16 bytes each: where the lane's first is and, f32, from there to the second.
   constexpr int offsets = is_3x3 ? 2 : kJobTiles;
-  int offset[offsets];
+  uint32_t halves[offsets];
+  auto set_halves = [&](int i, int first, int second) {
+    int const mine = !wide && upper > 0 ? second : first;
+    halves[i] = uint32_t(mine / kSlot) | uint32_t((second - first) / kSlot) << 16;
+  };
   if constexpr (is_3x3) {
-    offset[0] = single ? (p.in_blocks - 1) * kSlot + upper * kLine : (chunk * 2 + upper) * kSlot;
-    offset[1] = (p.in_blocks - 1) * kSlot + 2 * kLine + upper * row_bytes;
+    int const last = (q.in_blocks - 1) * block_bytes, one = single ? last : chunk * 2 * block_bytes;
+    set_halves(0, one, one + (single ? kLine : block_bytes));
+    set_halves(1, last + 2 * kLine, last + 2 * kLine + row_bytes);
   } else {
 #pragma unroll
     for (int i = 0; i < offsets; ++i) {
-      int block, tap;
-      bool const exists = sum_half<false>(p, chunk, i, upper, block, tap);
-      offset[i] = exists ? p.tap[tap].offset * kLine + block * kSlot : 0;
+      int at[2];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        int block, tap;
+        bool const exists = sum_half<false>(q, chunk, i, k, block, tap);
+        at[k] = exists ? p.tap[tap].offset * kLine + block * block_bytes : 0;
+      }
+      set_halves(i, at[0], at[1]);
     }
   }
-  int const tiles = min(q.tiles, is_3x3 ? kJobTiles : (p.taps * p.in_blocks + 1) / 2 - chunk * kJobTiles);
+  int const tiles = min(q.tiles, is_3x3 ? kJobTiles : (p.taps * q.in_blocks + 1) / 2 - chunk * kJobTiles);
 
   float acc[kJobTiles][4] = {};
   Stage stage, refill;
   for (int number = blockIdx.x; number < p.tiles; number += gridDim.x) {
     uint32_t const data = base + stage.index * q.stage_bytes;
     ptx::mbarrier_wait(&t.full[stage.index], stage.parity);
-    StageTile const tile = t.tiles[stage.index];
+    Tile const tile(p, number);
     for (int square = share; works && square < squares; square += q.shares) {
-      if ((tile.squares >> square & 1) == 0) continue;
       SumSquare const a = t.squares[square];
       int const rows = p.out.H - tile.h - a.h, columns = p.out.W - tile.w - a.w;
-      bool const valid = lane % 8 < columns;
-      uint32_t const from = data + a.x + x_lane, at = data + a.y + y_lane;
-      uint32_t y[4][2];
+      if (rows <= 0 || columns <= 0 || tile.n + a.image >= p.N) continue;
+      auto first_of = [&](int i) { return (halves[i] & 0xffff) * kSlot; };
+      auto lane_of = [&](int i) {
+        return SumLane{q.step_w * kLine, (int(halves[i]) >> 16) * kSlot, pixel < columns, pixel + 1 < columns, zero};
+      };
+      auto sum_from = [&](auto known, uint32_t from, uint32_t at, int rows) {
+        SumY<T, parts> y[4];
+        load_y(y, at, y_row);
+        constexpr int kRows = decltype(known)::value;
+        if constexpr (is_3x3) {
+          if (single)
+            sum_single<T, parts, kRows>(acc, from + first_of(0), lane_of(0), from + first_of(1), lane_of(1), row_bytes,
+                                        y, rows);
+          else
+            sum_pair<T, parts, kRows>(acc, from + first_of(0), row_bytes, y, rows, lane_of(0));
+        } else {
 #pragma unroll
-      for (int i = 0; i < 4; i += 2) {
-        uint32_t v[4];
-        ptx::ldmatrix_x4_trans(v, swizzled(at + i * y_row));
-        y[i][0] = v[0], y[i][1] = v[1], y[i + 1][0] = v[2], y[i + 1][1] = v[3];
-      }
-      if constexpr (is_3x3) {
-        if (single && rows >= kSide)
-          sum_single<T, true>(acc, from + offset[0], from + offset[1], row_bytes, y, rows, valid, zero);
-        else if (single)
-          sum_single<T, false>(acc, from + offset[0], from + offset[1], row_bytes, y, rows, valid, zero);
-        else if (rows >= kSide)
-          sum_pair<T, true>(acc, from + offset[0], row_bytes, y, rows, valid, zero);
-        else
-          sum_pair<T, false>(acc, from + offset[0], row_bytes, y, rows, valid, zero);
-      } else {
-        int const mine = valid ? rows - lane / 16 * 4 : 0;  // of the lane's from its first on
+          for (int i = 0; i < kJobTiles; ++i) {
+            if (i >= tiles) break;
+            add_sums<parts, 1>(acc + i, [&](float (*sums)[4]) {
 #pragma unroll
-        for (int i = 0; i < kJobTiles; ++i) {
-          if (i >= tiles) break;
-#pragma unroll
-          for (int m = 0; m < 4; ++m) {
-            uint32_t x[4];
-            ptx::ldmatrix_x4_trans(x, m < mine ? swizzled(from + offset[i] + m * row_bytes) : zero);
-            ptx::mma_m16n8k16<T>(acc[i], x[0], x[1], x[2], x[3], y[m][0], y[m][1]);
+              for (int m = 0; m < 4; ++m) {
+                SumX<T, parts> x;
+                load_x(x, from + first_of(i) + m * row_bytes, lane_of(i));
+                sum_rows<T, parts, kRows>(sums[0], x, y[m], m, rows);
+              }
+            });
           }
         }
-      }
+      };
+      auto sum = [&](auto known) {
+        uint32_t const from = data + a.x + x_lane, at = data + a.y + y_lane;
+#pragma unroll 1
+        for (int first = 0; first < kSide; first += wide ? 4 : kSide)
+          sum_from(known, from + first * row_bytes, at + first * y_row, rows - first);
+      };
+      // What images of 7, 14 and 28 rows leave has code of its own.
+      constexpr bool special = is_3x3 && !wide;
+      if (rows >= kSide)
+        sum(std::integral_constant<int, kSide>{});
+      else if (special && rows == 7)
+        sum(std::integral_constant<int, special ? 7 : 0>{});
+      else if (special && rows == 6)
+        sum(std::integral_constant<int, special ? 6 : 0>{});
+      else if (special && rows == 4)
+        sum(std::integral_constant<int, special ? 4 : 0>{});
+      else
+        sum(std::integral_constant<int, 0>{});
     }
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&t.empty[stage.index]);
@@ -248,6 +375,7 @@ __global__ void __launch_bounds__(kMaxJobs * 32, 1) sum_lines_kernel(__grid_cons
       next += gridDim.x;
     }
   }
+  ptx::griddepcontrol_launch_dependents();
   // The first share adds the others' sums to its own, in order.
   if (q.shares > 1) {
     ptx::bar_sync(1, warps * 32);  // everybody has read the stages
@@ -273,6 +401,16 @@ __global__ void __launch_bounds__(kMaxJobs * 32, 1) sum_lines_kernel(__grid_cons
     if (i >= tiles) break;
     partial[i * 32] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
   }
+  if constexpr (parts == 2) {
+    // Infinity is NaN once it is split into parts. The accumulators are not needed any more.
+#pragma unroll 1
+    for (int i = 0; i < tiles * 4; ++i) {
+      float& sum = reinterpret_cast<float*>(&partial[i / 4 * 32])[i % 4];
+      if (sum == sum) continue;
+      Place const at = place_of<T, is_3x3>(q, blockIdx.y, job, i / 4, lane, i % 4);
+      if (at.exists) sum = exact_sum<T>(p, 1, 0, p.tap[at.tap], at.k, at.k / p.out_per_group * p.in_per_group + at.c);
+    }
+  }
 }
 
 constexpr int kAddLineWarps = 8;
@@ -283,10 +421,12 @@ template <class T, bool is_3x3>
 __global__ void __launch_bounds__(32 * kAddLineWarps)
     add_lines_kernel(__grid_constant__ SumLineParams const q, int together) {
   __shared__ float4 sums[kAddLineWarps][32];
+  Params const& p = q.p;
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = warp % together;
   int64_t const fragment = int64_t(blockIdx.x) * (kAddLineWarps / together) + warp / together;
   auto add = [](float4& a, float4 const& b) { a.x += b.x, a.y += b.y, a.z += b.z, a.w += b.w; };
   float4 sum{};
+  ptx::griddepcontrol_wait();
   if (fragment < q.fragments) {
     float4 const* const partial = reinterpret_cast<float4 const*>(q.partial) + fragment * 32 + lane;
 #pragma unroll 4
@@ -301,44 +441,43 @@ __global__ void __launch_bounds__(32 * kAddLineWarps)
   float const values[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
-    T* const to = weight_of<T, is_3x3>(q, slab, job, tile, lane, e);
-    if (to != nullptr) *to = narrow<T>(values[e]);
+    Place const at = place_of<T, is_3x3>(q, slab, job, tile, lane, e);
+    if (at.exists)
+      static_cast<T*>(q.w)[at.k * q.w_k + at.c * q.w_c + p.tap[at.tap].r * q.w_r + p.tap[at.tap].s * q.w_s] =
+          narrow<T>(values[e]);
   }
 }
 
-template <class T, bool is_3x3>
+template <class T, int parts, bool is_3x3>
 cudaError_t start_sum_lines(SumLineParams const& q, dim3 grid, unsigned threads, int64_t shared, cudaStream_t stream) {
-  auto* const kernel = sum_lines_kernel<T, is_3x3>;
-  cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+  auto* const kernel = sum_lines_kernel<T, parts, is_3x3>;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (error != cudaSuccess) return error;
   kernel<<<grid, threads, size_t(shared), stream>>>(q);
+  if ((error = cudaGetLastError()) != cudaSuccess) return error;
   int together = 1;
   while (together < kAddLineWarps && together * 4 <= q.splits) together *= 2;
-  add_lines_kernel<T, is_3x3>
-      <<<unsigned(ceil_div(q.fragments, kAddLineWarps / together)), 32 * kAddLineWarps, 0, stream>>>(q, together);
-  return cudaGetLastError();
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(ceil_div(q.fragments, kAddLineWarps / together)));
+  config.blockDim = dim3(32 * kAddLineWarps), config.stream = stream, config.attrs = &early, config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, add_lines_kernel<T, is_3x3>, q, together);
 }
 
-template <class T>
+template <class T, int parts>
 cudaError_t launch_sum_lines(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  int sm_count = 0, device = 0;
-  cudaError_t error = cudaGetDevice(&device);
+  int sm_count = 0;
+  cudaError_t error = count_sms(sm_count);
   if (error != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   GroupedSumLines const t = grouped_sum_lines(problem, Device{sm_count, 90});
   SumLineParams q{};
   Arguments swapped = args;
   swapped.out = const_cast<void*>(args.b), swapped.b = nullptr, swapped.bias = nullptr;
   Params& p = q.p = params_of(Op::fprop, problem, swapped);
-  p.slab = int(t.slab), p.stages = int(t.stages);
-  p.squares_h = int(t.squares_h), p.squares_w = int(t.squares_w), p.images = int(t.images);
-  p.window.rows = int(t.rows), p.window.columns = int(t.columns);
-  for (int i = 0; i < p.taps; ++i) p.tap[i].offset = p.tap[i].h * p.window.columns + p.tap[i].w;
-  p.tiles_h = int(ceil_div(p.axis_h.positions, p.squares_h * kSide));
-  p.tiles_w = int(ceil_div(p.axis_w.positions, p.squares_w * kSide));
-  p.tiles = int(p.tiles_h * p.tiles_w * ceil_div(p.N, p.images));
-  p.tiles_of_image = Divisor(uint32_t(p.tiles_h * p.tiles_w)), p.tiles_of_row = Divisor(uint32_t(p.tiles_w));
-  p.columns_of = Divisor(uint32_t(p.squares_w)), p.filters = Divisor(uint32_t(p.out_per_group));
+  set_lines(p, t);
+  q.in_blocks = p.in_blocks * kSlot / (kBlock * int(sizeof(T)));
   q.w = args.out, q.partial = static_cast<float*>(args.workspace);
   q.w_k = problem.w.n, q.w_c = problem.w.c, q.w_r = problem.w.h, q.w_s = problem.w.w;
   q.step_h = int(t.step_h), q.step_w = int(t.step_w);
@@ -347,34 +486,25 @@ cudaError_t launch_sum_lines(Problem const& problem, Plan const& plan, Arguments
   q.y_offset = int(t.x_bytes), q.stage_bytes = int(t.stage_bytes), q.tables_offset = int(t.shared) - int(kSumTables);
   int64_t const slabs = ceil_div(p.units, p.slab);
   q.fragments = slabs * q.jobs * q.tiles;
-  bool const skips = t.step_h != p.axis_h.step || t.step_w != p.axis_w.step;
-  int const skip_h = skips ? p.axis_h.step : 1, skip_w = skips ? p.axis_w.step : 1;
-  auto tensor = [&](Image const& image) {
-    return tma::Tensor4{
-        image.data, problem.dtype, {image.channels, image.W, image.H, problem.N}, {1, image.w, image.h, image.n}};
-  };
-  error = tma::encode_tiled(q.x, tensor(p.in), p.slab * p.in_blocks * kBlock, (p.window.columns - 1) * skip_w + 1,
-                            (p.window.rows - 1) * skip_h + 1, p.images, skip_w, skip_h);
-  if (error != cudaSuccess) return error;
-  error = tma::encode_tiled(q.y, tensor(p.out), p.slab * p.out_blocks * kBlock, q.y_columns, q.y_rows, p.images);
+  error = encode_lines(q.x, q.y, p, problem.dtype, q.step_h, q.step_w, q.y_rows, q.y_columns);
   if (error != cudaSuccess) return error;
   dim3 const grid(even_blocks(p, plan.split_k), unsigned(slabs), unsigned(t.passes));
   q.splits = int(grid.x);
   unsigned const threads = 32 * unsigned(t.warps);
-  return grouped_is_3x3(problem) ? start_sum_lines<T, true>(q, grid, threads, t.shared, stream)
-                                 : start_sum_lines<T, false>(q, grid, threads, t.shared, stream);
+  return grouped_is_3x3(problem) ? start_sum_lines<T, parts, true>(q, grid, threads, t.shared, stream)
+                                 : start_sum_lines<T, parts, false>(q, grid, threads, t.shared, stream);
 }
 
 template <Op op, DType dtype>
 cudaError_t start_rows(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
+  constexpr int strict = dtype == DType::f32 ? 2 : 1;
   if constexpr (op == Op::wgrad)
-    return launch_sum_lines<T>(problem, plan, args, stream);
-  else if constexpr (dtype == DType::f32)
-    return problem.allow_tf32 ? launch_lines<T, 1>(op, problem, args, stream)
-                              : launch_lines<T, 2>(op, problem, args, stream);
+    return problem.allow_tf32 ? launch_sum_lines<T, 1>(problem, plan, args, stream)
+                              : launch_sum_lines<T, strict>(problem, plan, args, stream);
   else
-    return launch_lines<T, 1>(op, problem, args, stream);
+    return problem.allow_tf32 ? launch_lines<T, 1>(op, problem, args, stream)
+                              : launch_lines<T, strict>(op, problem, args, stream);
 }
 
 }  // namespace conv2d_ext::grouped

@@ -81,16 +81,16 @@ struct Params {
   int tiles_h, tiles_w, tiles;
   Window window;  // of `in`
   int warps, stages, stage_bytes, weight_bytes, part_words, table_offset, bias_count;
-  int halves, taps;                // k8 steps of all phases; taps
-  int store_width;                 // outputs of a row that are stored at once (not nhwc)
-  bool is_3x3;                     // unit stride and dilation; each column's three taps are padded to four
-  bool paired_weights;             // two channels of a 16-bit weight are loaded at once
-  bool mixed;                      // zero weights within units: NaN and infinity may spread, and are looked for
+  int halves, taps;     // k8 steps of all phases; taps
+  int store_width;      // outputs of a row that are stored at once (not nhwc)
+  bool is_3x3;          // unit stride and dilation; each column's three taps are padded to four
+  bool paired_weights;  // two channels of a 16-bit weight are loaded at once
+  bool mixed;           // zero weights within units: NaN and infinity may spread, and are looked for
+  Divisor tiles_of_image, tiles_of_row, squares_of, columns_of, filters, runs_of;
   int phase_tap[kMaxPhases + 1];   // the first tap of each phase
   int phase_half[kMaxPhases + 1];  // and its first half, which is even
   int phase_count[kMaxPhases];     // its halves
-  Tap tap[kMaxTaps];
-  Divisor tiles_of_image, tiles_of_row, squares_of, columns_of, filters, runs_of;
+  Tap tap[kMaxTaps];               // last: a cold line of the parameters costs a trip to memory
 };
 
 // A tile's first image and its first output of a phase.
@@ -169,8 +169,8 @@ __device__ inline void split(uint32_t raw, uint32_t (&part)[parts]) {
   if constexpr (sizeof(T) == 2) {
     part[0] = raw;
   } else {
-    part[0] = ptx::cvt_rna_tf32(__uint_as_float(raw));
-    if constexpr (parts == 2) part[1] = ptx::cvt_rna_tf32(__uint_as_float(raw) - __uint_as_float(part[0]));
+    part[0] = ptx::cvt_rn_tf32(__uint_as_float(raw));
+    if constexpr (parts == 2) part[1] = ptx::cvt_rn_tf32(__uint_as_float(raw) - __uint_as_float(part[0]));
   }
 }
 
@@ -195,6 +195,12 @@ inline int tap_offset(Op op, Axis const& a, int phase, int64_t r, int64_t stride
 constexpr int groups_of_warp(int shared, int element) { return shared * element >= 8 ? 1 : 8 / (shared * element); }
 
 constexpr int64_t kSharedMost = 227 * 1024 - 1024, kSharedHalf = kSharedMost / 2 - 1024;
+
+inline cudaError_t count_sms(int& count) {
+  int device = 0;
+  cudaError_t const error = cudaGetDevice(&device);
+  return error != cudaSuccess ? error : cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+}
 
 inline Image image_of(void const* data, Strides const& s, int64_t channels, int64_t H, int64_t W) {
   return {const_cast<void*>(data), s.n, s.c, s.h, s.w, channels, int(H), int(W)};
@@ -278,20 +284,25 @@ inline void set_copies(Window& w, int step, int images, int warps) {
   w.all_rows = Divisor(uint32_t(rows));
 }
 
-// What follows from the tile.
-inline void set_offsets(Params& p, int warps) {
-  set_copies(p.window, p.axis_w.step, p.images, warps);
+// What follows from a tile's squares and images.
+inline void count_tiles(Params& p) {
   p.tiles_h = int(ceil_div(p.axis_h.positions, p.squares_h * kSide));
   p.tiles_w = int(ceil_div(p.axis_w.positions, p.squares_w * kSide));
   p.tiles = int(p.tiles_h * p.tiles_w * ceil_div(p.N, p.images));
+  p.tiles_of_image = Divisor(uint32_t(p.tiles_h * p.tiles_w)), p.tiles_of_row = Divisor(uint32_t(p.tiles_w));
+  p.columns_of = Divisor(uint32_t(p.squares_w)), p.filters = Divisor(uint32_t(p.out_per_group));
+}
+
+// The same, and from its window.
+inline void set_offsets(Params& p, int warps) {
+  set_copies(p.window, p.axis_w.step, p.images, warps);
+  count_tiles(p);
   for (int i = 0; i < p.taps; ++i) {
     int const w = p.tap[i].w;
     p.tap[i].offset = p.tap[i].h * p.window.pitch + w % p.axis_w.step * p.window.parity_columns + w / p.axis_w.step;
   }
-  p.tiles_of_image = Divisor(uint32_t(p.tiles_h * p.tiles_w)), p.tiles_of_row = Divisor(uint32_t(p.tiles_w));
   p.squares_of = Divisor(uint32_t(p.squares_h * p.squares_w * p.images));
-  p.columns_of = Divisor(uint32_t(p.squares_w));
-  p.filters = Divisor(uint32_t(p.out_per_group)), p.runs_of = Divisor(uint32_t(p.n_groups));
+  p.runs_of = Divisor(uint32_t(p.n_groups));
 }
 
 // Blocks of threads for the tiles, of at most so many, as even as can be.

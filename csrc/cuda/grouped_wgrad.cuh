@@ -92,12 +92,11 @@ __device__ inline void sum_square(float (&acc)[kTiles][4], uint32_t x, uint32_t 
 
 // One of a warp's sums once more, without tensor cores: infinity is NaN once it is split into parts.
 template <class T>
-__device__ __noinline__ float exact_sum(SumParams const& q, int share, Tap tap, int64_t k, int64_t c) {
-  Params const& p = q.p;
+__device__ __noinline__ float exact_sum(Params const& p, int shares, int share, Tap tap, int64_t k, int64_t c) {
   float sum = 0;
   for (int number = blockIdx.x; number < p.tiles; number += gridDim.x) {
     Tile const tile(p, number);
-    for (int square = share; square < p.squares_h * p.squares_w * p.images; square += q.shares)
+    for (int square = share; square < p.squares_h * p.squares_w * p.images; square += shares)
       for (int i = 0; i < kSide * kSide; ++i) {
         int const row = square / p.squares_w;
         int64_t const n = tile.n + row / p.squares_h;
@@ -218,7 +217,7 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
           float sum = acc[j][i][upper * 2 + e];
           if (parts == 2 && !(sum == sum)) {
             int64_t const first = (int64_t(first_unit + unit) * p.groups_per_unit + group) * p.in_per_group;
-            sum = exact_sum<T>(q, share, t, k0 + filter, first + c);
+            sum = exact_sum<T>(p, q.shares, share, t, k0 + filter, first + c);
           }
           if (q.splits > 1)
             partial[(((k0 + filter) * p.in_per_group + c) * q.R + t.r) * q.S + t.s] = sum;

@@ -295,6 +295,11 @@ __device__ inline void mma_m16n8k4_tf32(float (&d)[4], uint32_t a0, uint32_t a1,
       : "r"(a0), "r"(a1), "r"(b0));
 }
 
+// Has a tensor map of the kernel's parameters fetched before it is needed.
+__device__ inline void prefetch_tensormap(void const* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 // ---- registers
 
 template <int count>
@@ -454,13 +459,6 @@ __device__ inline void wgmma_mma_async_tf32(float (&d)[count], uint32_t const (&
 __device__ inline uint32_t cvt_rn_tf32(float v) {
   uint32_t rounded;
   asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(v));
-  return rounded;
-}
-
-// To TF32, to nearest and ties away from zero: a float whose low 13 bits are zero.
-__device__ inline uint32_t cvt_rna_tf32(float v) {
-  uint32_t rounded;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(v));
   return rounded;
 }
 
