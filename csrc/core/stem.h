@@ -87,7 +87,7 @@ struct StemSums {
   int64_t rows = 0, groups = 0, tiles_h = 0, tiles_w = 0;
   int64_t channel_slabs, slabs, chunks, splits;
   int64_t in_rows, in_columns, pitch;  // elements of a row of inputs
-  int64_t line, big_bytes, shared_bytes, parts;
+  int64_t line, big_bytes, shared_bytes, blocks_of_sm, parts;
   double ns = 0;
 };
 constexpr Op stem_wgrad_view(Problem const& p) {
@@ -116,15 +116,18 @@ constexpr StemSums stem_sums(Row const& row, Problem const& p, Device const& d) 
       t.shared_bytes =
           max64(2 * t.big_bytes + ceil_div(t.in_rows * t.pitch * size, 16) * 16, t.splits > 1 ? t.chunks * 8192 : 0);
       if (t.shared_bytes > stem_shared(2)) break;
+      // Of 128 registers a thread, an SM has enough for 16 warps.
+      t.blocks_of_sm = 3 * t.chunks * t.splits <= 16 && t.shared_bytes <= stem_shared(3) ? 3 : 2;
       double const tiles = double(p.N) * double(t.tiles_h) * double(t.tiles_w);
-      double const blocks = double(max64(1, 2 * d.sm_count / each));
+      double const blocks = double(max64(1, t.blocks_of_sm * d.sm_count / each));
       t.parts = int64_t(tiles < blocks ? tiles : blocks);
       // Nanoseconds of an SM for an input's element, a warp's step of 8 pixels, and 16 bytes of the pixels' lines.
       double const work = stem_copied(v, t.in_rows, t.in_columns) * 0.08 +
                           double(ceil_div(slots, t.splits)) * double(t.splits * t.chunks) * (size == 2 ? 9 : 18) +
                           double(pixels) * double(size) * 8 * 0.25;
-      t.ns = double(int64_t((tiles + blocks - 1) / blocks)) * 2 * (work + 400) + 10000 +
-             double(t.parts) * double(each * t.chunks) * 16384 / 2500;
+      t.ns = double(int64_t((tiles + blocks - 1) / blocks)) * double(t.blocks_of_sm) *
+                 (work * (t.blocks_of_sm == 3 ? 0.75 : 1) + 400) +
+             10000 + double(t.parts) * double(each * t.chunks) * 16384 / 2500;
       if (best.rows == 0 || t.ns < best.ns) best = t;
     }
   }
@@ -144,6 +147,9 @@ struct StemNarrow {
 };
 inline constexpr int64_t kNarrowLine = 80;  // bytes of a pixel of a chunk, padded: eight of them lie in different banks
 
+// Blocks of an SM that its registers hold.
+constexpr int stem_narrow_blocks(int64_t tile_n) { return tile_n == 8 ? 3 : 2; }
+
 constexpr StemNarrow stem_narrow(Row const& row, Op op, Problem const& p, Device const& d) {
   StemNarrow best, t;
   t.h = grouped_axis_h(op, p), t.w = grouped_axis_w(op, p);
@@ -153,7 +159,7 @@ constexpr StemNarrow stem_narrow(Row const& row, Op op, Problem const& p, Device
   t.chunks = ceil_div(in * size, 64);
   t.weight_bytes = int64_t(t.h.span) * t.w.span * t.chunks * row.tile_n * 64;
   int64_t const tables = row.tile_n * 20 + row.tile_n * (t.h.span + t.w.span) * 4;
-  int64_t const all = ceil_div(t.w.positions, 8);
+  int64_t const all = ceil_div(t.w.positions, 8), most_blocks = stem_narrow_blocks(row.tile_n);
   // Cycles of a step of all warps: wavefronts of shared memory, or products.
   double const loads = double(row.tile_m) / 16 * 4 + 2 * double(row.tile_n),
                products = double(row.tile_m) / 16 * double(row.tile_n) / 8 * 1.7 * double(size) / 2;
@@ -166,7 +172,8 @@ constexpr StemNarrow stem_narrow(Row const& row, Op op, Problem const& p, Device
     t.stage_bytes = t.in_rows * t.in_columns * kNarrowLine;
     int64_t const fixed = t.weight_bytes + tables;
     if (fixed + t.stage_bytes > stem_shared(1)) continue;
-    t.blocks_of_sm = fixed + t.stage_bytes <= stem_shared(2) ? 2 : 1;
+    t.blocks_of_sm = 1;
+    while (t.blocks_of_sm < most_blocks && fixed + t.stage_bytes <= stem_shared(t.blocks_of_sm + 1)) ++t.blocks_of_sm;
     t.stages = fixed + 2 * t.stage_bytes <= stem_shared(t.blocks_of_sm) ? 2 : 1;
     t.shared_bytes = fixed + t.stages * t.stage_bytes;
     double const tiles = double(t.tiles_h) * double(t.tiles_w) * double(p.N);
@@ -222,7 +229,8 @@ constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device
     bool const backward = op == Op::dgrad;
     bool const vectors = backward ? channel_vectors(p.y, p.y_align, p.K, 16 / size_of(p.dtype), p.dtype)
                                   : channel_vectors(p.x, p.x_align, p.C, 16 / size_of(p.dtype), p.dtype);
-    return {stem_narrow(row, op, p, d).ns * (vectors ? 0.9 : 1.5), 1};
+    double const waits = row.tile_n == 8 ? 0.8 : row.tile_n == 16 ? 1.1 : 1.6;
+    return {stem_narrow(row, op, p, d).ns * waits * (vectors ? 1 : 1.45), 1};
   }
   return {op == Op::wgrad ? stem_sums(row, p, d).ns * 1.5 : stem_tile(row, op, p, d).ns * 1.8, 1};
 }
