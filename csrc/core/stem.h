@@ -30,7 +30,7 @@ struct StemTile {
   double ns = 0;
 };
 
-inline constexpr int kStemThreads = 256, kStemMostChannels = 16;
+inline constexpr int kStemThreads = 256, kStemMostChannels = 8;
 // Elements of a row of 32 outputs that a warp stages: eight rows' lie in different banks.
 inline constexpr int kStemStaged = 40;
 constexpr int64_t stem_shared(int64_t blocks) { return (228 / blocks - 1) * 1024; }  // bytes of each of so many an SM
@@ -148,7 +148,7 @@ struct StemNarrow {
 inline constexpr int64_t kNarrowLine = 80;  // bytes of a pixel of a chunk, padded: eight of them lie in different banks
 
 // Blocks of an SM that its registers hold.
-constexpr int stem_narrow_blocks(int64_t tile_n) { return tile_n == 8 ? 3 : 2; }
+constexpr int stem_narrow_blocks(int64_t tile_n, DType t) { return tile_n == 8 && size_of(t) == 2 ? 3 : 2; }
 
 constexpr StemNarrow stem_narrow(Row const& row, Op op, Problem const& p, Device const& d) {
   StemNarrow best, t;
@@ -159,7 +159,7 @@ constexpr StemNarrow stem_narrow(Row const& row, Op op, Problem const& p, Device
   t.chunks = ceil_div(in * size, 64);
   t.weight_bytes = int64_t(t.h.span) * t.w.span * t.chunks * row.tile_n * 64;
   int64_t const tables = row.tile_n * 20 + row.tile_n * (t.h.span + t.w.span) * 4;
-  int64_t const all = ceil_div(t.w.positions, 8), most_blocks = stem_narrow_blocks(row.tile_n);
+  int64_t const all = ceil_div(t.w.positions, 8), most_blocks = stem_narrow_blocks(row.tile_n, p.dtype);
   // Cycles of a step of all warps: wavefronts of shared memory, or products.
   double const loads = double(row.tile_m) / 16 * 4 + 2 * double(row.tile_n),
                products = double(row.tile_m) / 16 * double(row.tile_n) / 8 * 1.7 * double(size) / 2;

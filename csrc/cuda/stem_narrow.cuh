@@ -120,8 +120,8 @@ __device__ inline void copy_chunk(NarrowParams const& p, int64_t n, int h, int w
     }
     return;
   }
-  // Up to 16 loads of a thread at a time: registers are short.
-  constexpr int together = lanes == 4 ? 3 : 2;
+  // 16 loads of a thread at a time.
+  constexpr int together = 16 / lanes;
   int const count = p.in_rows * 4 * p.in_columns;
   for (int i0 = threadIdx.x; i0 < count; i0 += kStemThreads * together) {
     Vector<T, lanes> v[together];
@@ -248,7 +248,7 @@ __device__ inline void store_narrow(NarrowParams const& p, float const (&acc)[ti
 }
 
 template <class T, int tiles, int blocks>
-__global__ void __launch_bounds__(kStemThreads, blocks == 1 ? 3 : 2)
+__global__ void __launch_bounds__(kStemThreads, blocks == 1 && sizeof(T) == 2 ? 3 : 2)
     gather_narrow(__grid_constant__ NarrowParams const p) {
   extern __shared__ __align__(16) char dynamic[];
   NarrowShared<blocks> const s(p, dynamic);
