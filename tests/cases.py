@@ -142,6 +142,15 @@ CASES: tuple[Case, ...] = (
     Case("one_of_everything", 1, 1, 1, 1, 1, 1, 1),
     Case("window_is_the_input", 3, 6, 5, 4, 10, 5, 4),
     Case("patches_4x4_stride4", 2, 3, 16, 12, 32, 4, 4, stride=(4, 4)),
+    Case("patches_8x2", 1, 2, 24, 10, 24, 8, 2, stride=(8, 2), bias=False),
+    # few channels or filters
+    Case("stem_3x3_stride2", 2, 3, 21, 70, 32, 3, 3, stride=(2, 2), padding=(1, 1)),
+    Case("stem_7x7_stride2_72_filters", 1, 3, 22, 40, 72, 7, 7, stride=(2, 2), padding=(3, 3)),
+    Case("stem_11x11_stride4", 1, 3, 47, 43, 40, 11, 11, stride=(4, 4), padding=(2, 2), bias=False),
+    Case("stem_one_channel_5x20", 2, 1, 12, 75, 20, 5, 20, stride=(2, 2), edge=True),
+    Case("stem_five_channels_wide", 1, 5, 6, 600, 16, 3, 2, padding=(1, 0)),
+    Case("few_filters_3x3", 1, 72, 37, 20, 3, 3, 3, padding=(1, 1), edge=True),
+    Case("few_filters_5x4_four_pads", 2, 24, 9, 33, 7, 5, 4, padding=(2, 1, 0, 3), bias=False),
     # asymmetric kernels, strides, dilations, paddings
     Case("1x7", 2, 8, 6, 13, 12, 1, 7, padding=(0, 3)),
     Case("7x1", 2, 8, 13, 6, 12, 7, 1, padding=(3, 0), bias=False),

@@ -182,6 +182,28 @@ def test_large_depthwise_filters_take_tensor_cores_or_strips(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_first_and_last_layers_take_stem_rows(op: str) -> None:
+    first = Case("first", 64, 3, 224, 224, 64, 7, 7, (2, 2), (3, 3))
+    last = Case("last", 1, 64, 1080, 1920, 3, 3, 3, padding=(1, 1))
+    for case, dtype, layout in itertools.product((first, last), (torch.float16, torch.bfloat16), ("nchw", "nhwc")):
+        name = ROWS[ask(op, case, dtype, layout)[0]]
+        narrow = op != "wgrad" and (op == "fprop") == (case is last)
+        assert name.startswith(f"stem_{op}_") and name.endswith("_any" if narrow else f"_{layout}"), name
+    for case in (first, last):
+        assert ROWS[ask(op, case, torch.float32, allow_tf32=True)[0]].startswith("stem_")
+        assert not ROWS[ask(op, case, torch.float32)[0]].startswith("stem_")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_few_channels_in_patches_are_copied_and_take_dense_rows(op: str) -> None:
+    case = Case("vit", 64, 3, 224, 224, 768, 16, 16, (16, 16))
+    for layout in ("nchw", "nhwc"):
+        planned = ask(op, case, torch.float16, layout)
+        assert ROWS[planned[0]].startswith(f"tma_{op}_"), planned
+        assert "x" in packed(op, case, *meta(case, torch.float16, layout))
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_asymmetric_depthwise_filters_take_the_row_that_holds_them(op: str) -> None:
     for r, s in ((1, 7), (7, 1), (3, 5), (2, 4)):
         case = Case("asymmetric", 32, 128, 28, 28, 128, r, s, padding=(r // 2, s // 2), groups=128)

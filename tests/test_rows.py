@@ -64,7 +64,7 @@ SANITIZING = "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ
 
 def rows_of(planned: list[int], tf32: bool) -> list[int]:
     """The rows to test: with TF32 allowed, those that make use of it."""
-    return [row for row in candidates(planned) if not tf32 or ROWS[row].startswith(("tma_", "grouped_"))]
+    return [row for row in candidates(planned) if not tf32 or ROWS[row].startswith(("tma_", "grouped_", "stem_"))]
 
 
 def row_cases() -> list[object]:
@@ -213,6 +213,35 @@ def test_no_row_of_wgrad_lets_an_input_that_is_not_finite_reach_weights_that_do_
     rows = candidates(plan("wgrad", case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability))
     wrong = [ROWS[row] for row in rows if not torch.equal(~run(row=row).isfinite().cpu(), meets)]
     assert not wrong, ", ".join(wrong)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("value", (float("nan"), float("inf")))
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize(
+    "name", ("stem_3x3_stride2", "stem_11x11_stride4", "stem_one_channel_5x20", "few_filters_5x4_four_pads")
+)
+def test_a_stem_row_spreads_what_is_not_finite_to_what_meets_it_alone(
+    name: str, dtype: torch.dtype, value: float, op: str, cuda: str
+) -> None:
+    """Rows multiply ends of runs, pixels beyond a row's end and taps that a phase does not meet with zeros."""
+    case = BY_NAME[name]
+    for layout in ("nchw", "nhwc"):
+        x, w, b = case.tensors(cuda, dtype, layout)
+        go = case.grad_output(cuda, dtype, layout)
+        changed = go if op == "dgrad" else x
+        for h, column in ((0, 0), (0, -1), (changed.shape[2] // 2, 3), (-1, -2)):
+            changed[-1, -1, h, column] = value
+        r = of_tensors(case, x, w, b, go)
+        meets = ~{"fprop": r.output, "dgrad": r.grad_input, "wgrad": r.grad_weight}[op].isfinite()
+        sms, capability = machine()
+        run = call(op, case, x, w, b, go)
+        tensors = problem(op, x, w, go, run())
+        planned = plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability)
+        rows = [row for row in candidates(planned) if ROWS[row].startswith("stem_")]
+        assert rows
+        wrong = [ROWS[row] for row in rows if not torch.equal(~run(row=row).isfinite().cpu(), meets.cpu())]
+        assert not wrong, ", ".join(wrong)
 
 
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.

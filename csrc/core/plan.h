@@ -11,7 +11,8 @@
 #include "diagonal.h"
 #include "gemm.h"
 #include "grouped.h"
-#include "pack.h"
+#include "patch.h"
+#include "stem.h"
 #include "stream.h"
 #include "strip.h"
 #include "tma.h"
@@ -26,8 +27,10 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return d.compute_capability >= 80 && simt_supports(row, op, p);
     case Family::igemm:
       return hopper && igemm_supports(p);
-    case Family::tma:
-      return hopper && (in_place_supports(row, p) || pack_supports(row, p));
+    case Family::tma: {
+      Problem const t = tma_problem(row, p);
+      return hopper && (in_place_supports(row, t) || pack_supports(row, t));
+    }
     case Family::depthwise:
       return d.compute_capability >= 80 && depthwise_supports(row, p);
     case Family::grouped:
@@ -42,23 +45,30 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && stream_supports(row, p);
     case Family::band:
       return hopper && band_supports(row, op, p);
+    case Family::stem:
+      return hopper && stem_supports(row, op, p, h200_sxm);
   }
   return false;
 }
 
 // Of a row that supports the problem: the tensors that it runs on copies of.
 constexpr Packing packing(Row const& row, Problem const& p) {
-  return row.family == Family::tma || row.family == Family::grouped ? packed(row, p).which : Packing{};
+  if (row.family != Family::tma && row.family != Family::grouped) return {};
+  Packing which = packed(row, tma_problem(row, p)).which;
+  which.x |= is_patches(row, p);
+  return which;
 }
 
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   switch (row.family) {
     case Family::tma:
     case Family::grouped: {
-      Packed const q = packed(row, p);
+      Problem const t = tma_problem(row, p);
+      Packed const q = packed(row, t);
       Estimate e = row.family == Family::tma ? in_place_estimate(row, op, q.problem, d)
                                              : grouped_estimate(row, op, q.problem, d);
-      if (q.which.any()) e.ns += packing_ns(op, p, q);
+      if (q.which.any()) e.ns += packing_ns(op, t, q);
+      e.ns += patch_ns(row, p);
       return e;
     }
     case Family::igemm:
@@ -75,6 +85,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return stream_estimate(row, op, p, d);
     case Family::band:
       return band_estimate(row, op, p, d);
+    case Family::stem:
+      return stem_estimate(row, op, p, h200_sxm);
     case Family::simt:
       break;
   }
@@ -85,9 +97,10 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
   switch (row.family) {
     case Family::tma:
     case Family::grouped: {
-      Packed const q = packed(row, p);
-      return packed_places(q).bytes + (row.family == Family::tma ? in_place_workspace_bytes(row, q.problem, split_k, d)
-                                                                 : grouped_workspace_bytes(row, q.problem, split_k));
+      Packed const q = packed(row, tma_problem(row, p));
+      return patch_bytes(row, p) + packed_places(q).bytes +
+             (row.family == Family::tma ? in_place_workspace_bytes(row, q.problem, split_k, d)
+                                        : grouped_workspace_bytes(row, q.problem, split_k));
     }
     case Family::depthwise:
     case Family::band:
@@ -96,6 +109,8 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::strip:
     case Family::stream:
       return depthwise_workspace_bytes(p, split_k);
+    case Family::stem:
+      return stem_workspace_bytes(op, row, p, h200_sxm);
     case Family::igemm:
     case Family::simt:
       break;

@@ -1,7 +1,6 @@
-#include "../core/pack.h"
-
 #include "pack.cuh"
 #include "pack.h"
+#include "patch.cuh"
 
 namespace conv2d_ext {
 namespace {
@@ -62,10 +61,8 @@ struct Launch {
   }
 };
 
-}  // namespace
-
-cudaError_t launch_packed(Launcher row, Op op, Problem const& p, Plan const& plan, Arguments const& given,
-                          cudaStream_t stream) {
+cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& plan, Arguments const& given,
+                            cudaStream_t stream) {
   Row const& entry = kRows[plan.kernel];
   Packed const q = packed(entry, p);
   Problem const& c = q.problem;
@@ -111,6 +108,24 @@ cudaError_t launch_packed(Launcher row, Op op, Problem const& p, Plan const& pla
   if (error != cudaSuccess) return error;
   if ((error = row(c, plan, args, stream)) != cudaSuccess) return error;
   return out.run<true>(size, stream);
+}
+
+}  // namespace
+
+cudaError_t launch_packed(Launcher row, Op op, Problem const& p, Plan const& plan, Arguments const& given,
+                          cudaStream_t stream) {
+  if (!is_patches(kRows[plan.kernel], p)) return launch_operands(row, op, p, plan, given, stream);
+  Problem const c = patches(p);
+  Arguments args = given;
+  args.workspace = static_cast<char*>(given.workspace) + patch_bytes(kRows[plan.kernel], p);
+  if (op == Op::dgrad)
+    args.out = given.workspace;
+  else
+    args.a = given.workspace;
+  if (op != Op::dgrad)
+    if (auto const error = patch::launch<false>(p, given.a, given.workspace, stream)) return error;
+  if (auto const error = launch_operands(row, op, c, plan, args, stream)) return error;
+  return op == Op::dgrad ? patch::launch<true>(p, given.out, given.workspace, stream) : cudaSuccess;
 }
 
 }  // namespace conv2d_ext

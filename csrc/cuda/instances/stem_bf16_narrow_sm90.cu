@@ -1,0 +1,2 @@
+#include "../stem_narrow.cuh"
+CONV2D_EXT_STEM_NARROW(CONV2D_EXT_STEM_NARROW_INSTANCE, bf16)

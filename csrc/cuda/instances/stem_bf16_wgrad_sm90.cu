@@ -1,0 +1,2 @@
+#include "../stem_wgrad.cuh"
+CONV2D_EXT_STEM_WGRAD(CONV2D_EXT_STEM_WGRAD_INSTANCE, bf16)

@@ -1,0 +1,2 @@
+#include "../stem.cuh"
+CONV2D_EXT_STEM(CONV2D_EXT_STEM_INSTANCE, f16)

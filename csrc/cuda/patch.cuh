@@ -1,0 +1,83 @@
+// Copies images in any strides to patches and back (core/patch.h). A thread moves 16 bytes of a patch.
+#pragma once
+
+#include "../core/patch.h"
+#include "launch.h"
+#include "types.cuh"
+
+namespace conv2d_ext::patch {
+
+constexpr int kThreads = 256;
+
+struct Params {
+  void* image;
+  void* patches;
+  int64_t n, c, h, w;  // element strides of the image
+  int C, R, S, P, Q;
+  bool channels_first, vectors;  // vectors: 16 bytes of a patch lie together in the image
+  int64_t count;                 // of 16 bytes
+};
+
+template <class T, bool back>
+__global__ void __launch_bounds__(kThreads) copy(__grid_constant__ Params const p) {
+  constexpr int lanes = 16 / int(sizeof(T));
+  int64_t const i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= p.count) return;
+  int const of_patch = p.C * p.R * p.S / lanes;
+  int64_t const patch = i / of_patch, row = patch / p.Q, n = row / p.P;
+  int const e = int(i - patch * of_patch) * lanes;
+  int c, r, s;
+  if (p.channels_first)
+    c = e / (p.R * p.S), r = e / p.S % p.R, s = e % p.S;
+  else
+    r = e / (p.S * p.C), s = e / p.C % p.S, c = e % p.C;
+  T* const image = static_cast<T*>(p.image) + n * p.n + (row - n * p.P) * p.R * p.h + (patch - row * p.Q) * p.S * p.w;
+  uint4* const packed = static_cast<uint4*>(p.patches) + i;
+  if (p.vectors) {
+    uint4* const plain = reinterpret_cast<uint4*>(image + c * p.c + r * p.h + s * p.w);
+    if constexpr (back)
+      *plain = *packed;
+    else
+      *packed = *plain;
+    return;
+  }
+  Vector<T, lanes> v;
+  if constexpr (back) v = *reinterpret_cast<Vector<T, lanes> const*>(packed);
+#pragma unroll
+  for (int k = 0; k < lanes; ++k) {
+    T& element = image[c * p.c + r * p.h + s * p.w];
+    if constexpr (back)
+      element = v.v[k];
+    else
+      v.v[k] = element;
+    if (p.channels_first) {
+      if (++s == p.S) s = 0, ++r;
+      if (r == p.R) r = 0, ++c;
+    } else {
+      if (++c == p.C) c = 0, ++s;
+      if (s == p.S) s = 0, ++r;
+    }
+  }
+  if constexpr (!back) *packed = *reinterpret_cast<uint4 const*>(&v);
+}
+
+template <bool back>
+cudaError_t launch(Problem const& problem, void const* image, void* patches, cudaStream_t stream) {
+  int const size = size_of(problem.dtype), lanes = 16 / size;
+  Strides const& s = problem.x;
+  Params p{};
+  p.image = const_cast<void*>(image), p.patches = patches;
+  p.n = s.n, p.c = s.c, p.h = s.h, p.w = s.w;
+  p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S), p.P = int(problem.P()), p.Q = int(problem.Q());
+  p.channels_first = patch_channels_first(problem);
+  auto whole = [&](int64_t stride) { return stride % lanes == 0; };
+  bool const runs = p.channels_first ? s.w == 1 && whole(p.S) && whole(s.c)
+                                     : (p.C == 1 || s.c == 1) && s.w == p.C && whole(p.S * p.C);
+  p.vectors = runs && problem.x_align >= 16 && whole(s.n) && whole(s.h);
+  p.count = problem.N * problem.C * problem.H * problem.W / lanes;
+  auto* const kernel = size == 2 ? copy<uint16_t, back> : copy<uint32_t, back>;
+  kernel<<<unsigned(ceil_div(p.count, kThreads)), kThreads, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+}  // namespace conv2d_ext::patch
