@@ -197,7 +197,8 @@ constexpr WalkTile walk_tile(Op op, Problem const& p, int R, int stride, Device 
     double const count = backward ? double(rows - 1) / stride + R / stride + 1 : double((rows - 1) * stride + R);
     double const walk_ns = rounds * (count * step + 1000);
     double const both = memory_ns > walk_ns ? memory_ns + walk_ns / 8 : walk_ns + memory_ns / 8;
-    double const ns = 4800 + (size == 2 ? 1.17 : 1.0) * both;
+    // As measured.
+    double const ns = 4300 + (size == 2 && (stride == 2 || rounds < 1.5) ? 1.17 : 1.0) * both;
     if (best.ns == 0 || ns < best.ns)
       best.ns = ns, best.rows = rows, best.chunks = ceil_div(H, rows), best.threads = threads;
     if (rows == 1) break;
@@ -208,7 +209,8 @@ constexpr WalkTile walk_tile(Op op, Problem const& p, int R, int stride, Device 
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
   if (op == Op::wgrad) return 5000 + t.ns;
-  return 4000 + (p.dtype != DType::f32 ? 1.0 : stride == 1 ? 1.25 : op == Op::dgrad ? 1.15 : 1.0) * t.ns;
+  double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image
+  return 6500 + (p.dtype != DType::f32 ? pieces : stride == 1 ? 1.25 : op == Op::dgrad ? 1.15 : 1.0) * t.ns;
 }
 
 // Numbers of threads, and offsets in bytes from pixel to pixel of a row, are 32-bit.
