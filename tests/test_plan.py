@@ -161,6 +161,24 @@ def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> No
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_depthwise_channels_that_fill_no_vectors_keep_a_fast_row_in_channels_last(op: str) -> None:
+    for channels, stride, dtype in itertools.product((3, 12, 36, 100), (1, 2), (torch.float16, torch.float32)):
+        case = Case("odd", 64, channels, 56, 56, channels, 3, 3, (stride, stride), (1, 1), groups=channels, bias=False)
+        name = ROWS[ask(op, case, dtype, "nhwc")[0]]
+        vectors = channels % (16 // dtype.itemsize) == 0
+        want = f"column_{op}_" if op != "wgrad" or vectors else f"depthwise_{op}_"
+        assert name.startswith(want) and (vectors or op != "wgrad" or "_0x0_" in name), (channels, name)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_dilated_depthwise_layers_and_multipliers_take_the_row_for_any_filter_in_channels_last(op: str) -> None:
+    for multiplier, dilation, dtype in ((2, 1, torch.float16), (1, 2, torch.float16), (1, 2, torch.float32)):
+        case = Case("any", 64, 96, 56, 56, 96 * multiplier, 3, 3, (1, 1), (dilation, dilation), (dilation, dilation), 96)
+        name = ROWS[ask(op, case, dtype, "nhwc")[0]]
+        assert name.startswith(f"depthwise_{op}_") and name.endswith("_0x0_nhwc"), name
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_small_depthwise_filters_of_any_size_walk_down_images(op: str) -> None:
     for (r, s), dtype in itertools.product(((3, 1), (1, 7), (3, 7), (2, 3)), (torch.float16, torch.float32)):
         case = Case("any", 32, 64, 56, 56, 64, r, s, padding=(r // 2, 0), groups=64)

@@ -11,6 +11,7 @@
 #include "diagonal.h"
 #include "gemm.h"
 #include "grouped.h"
+#include "lines.h"
 #include "patch.h"
 #include "stem.h"
 #include "stream.h"
@@ -32,7 +33,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && (in_place_supports(row, t) || pack_supports(row, t));
     }
     case Family::depthwise:
-      return d.compute_capability >= 80 && depthwise_supports(row, p);
+      return d.compute_capability >= 80 && (is_lines(row) ? line_supports(row, p) : depthwise_supports(row, p));
     case Family::grouped:
       return hopper && (grouped_supports(row, op, p) || pack_supports(row, p));
     case Family::column:
@@ -74,17 +75,19 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::igemm:
       return igemm_estimate(row, op, p, d);
     case Family::depthwise:
-      return depthwise_estimate(row, op, p, d);
+      return is_lines(row)          ? line_estimate(op, p, d)
+             : is_nhwc(row.variant) ? depthwise_nhwc_estimate(row, op, p, d)
+                                    : depthwise_estimate(row, op, p, d);
     case Family::column:
       return column_estimate(row, op, p, d);
     case Family::diagonal:
       return diagonal_estimate(row, op, p, d);
     case Family::strip:
-      return strip_estimate(row, op, p, d);
+      return small_filter_estimate(row, p, strip_estimate(row, op, p, d));
     case Family::stream:
       return stream_estimate(row, op, p, d);
     case Family::band:
-      return band_estimate(row, op, p, d);
+      return small_filter_estimate(row, p, band_estimate(row, op, p, d));
     case Family::stem:
       return stem_estimate(row, op, p, h200_sxm);
     case Family::simt:

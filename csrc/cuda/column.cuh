@@ -1,16 +1,17 @@
 // Depthwise convolution in channels_last at memory speed: square filters of compiled size, stride 1 or 2.
 //
 // A block walks down a strip of images (all their columns, if they fit) with a slice of the channels, input row by
-// input row. The copy engine brings the rows, zeros around the image included, to a ring of stages in shared memory; a
-// thread has some channels of a few neighbouring outputs, reads each input of its columns once, and adds its
-// products to the sums of all output rows that meet the row. Filter and sums stay in registers. A block goes on with
-// the next strip without emptying the ring; its share of the strips is fixed, so wgrad's sums have a fixed order. Needs
-// 16-byte channel vectors.
+// input row. The copy engine brings the rows, zeros around the image included, to a ring of stages in shared memory, at
+// the command of a warp of its own. A thread of the others has some channels of a few neighbouring outputs, reads each
+// input of its columns once, and adds its products to the sums of all output rows that meet the row. Filter and sums
+// stay in registers. A block goes on with the next strip without emptying the ring; its share of the strips is fixed, so
+// wgrad's sums have a fixed order. Needs 16-byte channel vectors; fprop and dgrad of others, and of small layers, go to
+// column_walk.cuh.
 #pragma once
 
 #include <utility>
 
-#include "../core/column.h"
+#include "column_walk.cuh"
 #include "depthwise.cuh"
 #include "ptx.cuh"
 #include "tma_map.h"
@@ -73,49 +74,44 @@ __device__ inline bool has_y(Strip const& u, int row) {
   return op == Op::wgrad && row % stride == 0 && row / stride < u.rows;
 }
 
-// The ring of stages, in shared memory, and what is to be copied next: thread 0 keeps ahead of the block.
+// The ring of stages, in shared memory. A warp of its own keeps ahead of those that multiply.
 template <Op op, int R, int stride>
 struct Ring {
   uint64_t full[kColumnStages], empty[kColumnStages];
-  Strip at;
-  int index, end, row, c0, stage;
-  uint32_t parity;
 
-  __device__ void start(Params const& p, int begin, int past, int slice, unsigned char* shared) {
+  __device__ void start(Params const& p, int readers) {
     if (threadIdx.x == 0) {
       for (int i = 0; i < p.stages; ++i) {
         ptx::mbarrier_init(&full[i], 1);
-        ptx::mbarrier_init(&empty[i], blockDim.x / 32);
+        ptx::mbarrier_init(&empty[i], readers);
       }
       ptx::fence_mbarrier_init();
-      at = strip_of<op, R, stride>(p, begin, past);
-      index = begin, end = past, row = 0, c0 = slice * p.channels, stage = 0, parity = 1;
-      for (int i = 0; i < p.stages - 1; ++i) copy(p, shared);
     }
     __syncthreads();
   }
 
-  // The next row that has something to copy.
-  __device__ void copy(Params const& p, unsigned char* shared) {
-    bool in, y;
-    for (;; ++row) {
-      if (row == at.count) {
-        row = 0;
-        if ((index += at.rows) < end) at = strip_of<op, R, stride>(p, index, end);
-      }
-      if (index >= end) return;
-      in = has_in<op>(p, at, row), y = has_y<op, stride>(at, row);
-      if (in || y) break;
-    }
-    ptx::mbarrier_wait(&empty[stage], parity);
-    ptx::mbarrier_arrive_expect_tx(&full[stage], uint32_t((in ? p.in_copied : 0) + (y ? p.y_copied : 0)));
-    uint32_t const to = ptx::shared_address(shared) + stage * (p.in_bytes + p.y_bytes);
+  // Every row of the block's share that has something to copy; by one thread.
+  __device__ void copy(Params const& p, int index, int end, int c0, unsigned char* shared) {
     constexpr ColumnAxis axis{op == Op::dgrad, R, stride};
-    if (in)
-      ptx::cp_async_bulk_tensor_4d(to, &p.in, &full[stage], c0, axis.advance(at.w0) + p.start_w, at.first + row, at.n0);
-    if (y) ptx::cp_async_bulk_tensor_4d(to + p.in_bytes, &p.y, &full[stage], c0, at.w0, at.h0 + row / stride, at.n0);
-    ++row;
-    if (++stage == p.stages) stage = 0, parity ^= 1;
+    int stage = 0;
+    uint32_t parity = 1;
+    while (index < end) {
+      Strip const at = strip_of<op, R, stride>(p, index, end);
+      index += at.rows;
+      for (int row = 0; row < at.count; ++row) {
+        bool const in = has_in<op>(p, at, row), y = has_y<op, stride>(at, row);
+        if (!in && !y) continue;
+        ptx::mbarrier_wait(&empty[stage], parity);
+        ptx::mbarrier_arrive_expect_tx(&full[stage], uint32_t((in ? p.in_copied : 0) + (y ? p.y_copied : 0)));
+        uint32_t const to = ptx::shared_address(shared) + stage * (p.in_bytes + p.y_bytes);
+        if (in)
+          ptx::cp_async_bulk_tensor_4d(to, &p.in, &full[stage], c0, axis.advance(at.w0) + p.start_w, at.first + row,
+                                       at.n0);
+        if (y)
+          ptx::cp_async_bulk_tensor_4d(to + p.in_bytes, &p.y, &full[stage], c0, at.w0, at.h0 + row / stride, at.n0);
+        if (++stage == p.stages) stage = 0, parity ^= 1;
+      }
+    }
   }
 };
 
@@ -155,8 +151,7 @@ struct Place {
 };
 
 template <class T, Op op, int R, int stride>
-__global__ void __launch_bounds__(column_threads(R), 65536 / column_threads(R) / column_registers(R))
-    gather(__grid_constant__ Params const p) {
+__global__ void __launch_bounds__(kColumnThreads + 32, 2) gather(__grid_constant__ Params const p) {
   constexpr ColumnAxis axis{op == Op::dgrad, R, stride};
   constexpr int V = column_vector(R), width = kColumnWidth, IW = axis.extent(width);
   // Sums of output rows that further input rows meet. dgrad: `stride` of them are complete after every input row, else
@@ -167,18 +162,23 @@ __global__ void __launch_bounds__(column_threads(R), 65536 / column_threads(R) /
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
   __shared__ Ring<op, R, stride> ring;
-  ring.start(p, begin, end, slice, shared);
+  int const readers = int(blockDim.x) - 32;  // threads
+  ring.start(p, readers / 32);
 
+  if (int(threadIdx.x) >= readers) {
+    if (int(threadIdx.x) == readers) ring.copy(p, begin, end, c0, shared);
+    return;
+  }
   Place const me = Place::of_thread<V>(p, c0);
   int const c = c0 + me.quad * V;
   // The slice's filters come through shared memory: a thread's own are far apart in global memory.
   T* const filters = reinterpret_cast<T*>(shared + p.stages * p.in_bytes);
   int const present = p.C - c0 < p.channels ? p.C - c0 : p.channels;
-  for (int i = threadIdx.x; i < present * R * R; i += blockDim.x) {
+  for (int i = threadIdx.x; i < present * R * R; i += readers) {
     int const channel = i / (R * R), tap = i % (R * R);
     filters[i] = static_cast<T const*>(p.w)[(c0 + channel) * p.w_k + tap / R * p.w_r + tap % R * p.w_s];
   }
-  __syncthreads();
+  ptx::bar_sync(1, readers);
   float filter[R][R][V], bias[V];
 #pragma unroll
   for (int e = 0; e < V; ++e) {
@@ -261,7 +261,6 @@ __global__ void __launch_bounds__(column_threads(R), 65536 / column_threads(R) /
 #pragma unroll
         for (int k = 0; k < done; ++k) store(acc[k]);
       }
-      if (with_in && threadIdx.x == 0) ring.copy(p, shared);
     };
 #pragma unroll 1
     for (int row = 0; row < strip.count; row += backward ? 1 : stride) {
@@ -297,8 +296,7 @@ __device__ __noinline__ float exact_sum(Params const& p, int begin, int end, int
 }
 
 template <class T, int R, int stride>
-__global__ void __launch_bounds__(column_threads(R), 65536 / column_threads(R) / column_registers(R))
-    wgrad(__grid_constant__ Params const p) {
+__global__ void __launch_bounds__(kColumnThreads + 32, 2) wgrad(__grid_constant__ Params const p) {
   constexpr ColumnAxis axis{false, R, stride};
   constexpr int V = column_vector(R), width = kColumnWidth, IW = axis.extent(width), taps = R * R;
   // Rows of y that an input row meets, in a cycle of input rows that is unrolled: row u meets slot(u, r) with tap r.
@@ -310,8 +308,13 @@ __global__ void __launch_bounds__(column_threads(R), 65536 / column_threads(R) /
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
   __shared__ Ring<Op::wgrad, R, stride> ring;
-  ring.start(p, begin, end, slice, shared);
+  int const readers = int(blockDim.x) - 32;  // threads
+  ring.start(p, readers / 32);
 
+  if (int(threadIdx.x) >= readers) {
+    if (int(threadIdx.x) == readers) ring.copy(p, begin, end, c0, shared);
+    return;
+  }
   Place const me = Place::of_thread<V>(p, c0);
   int const pitch = p.channels * int(sizeof(T)), columns = (p.in_copied / p.images) / pitch;
   uint32_t const base = ptx::shared_address(shared) + me.quad * V * int(sizeof(T));
@@ -364,7 +367,6 @@ __global__ void __launch_bounds__(column_threads(R), 65536 / column_threads(R) /
       __syncwarp();
       if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&ring.empty[stage]);
       if (++stage == p.stages) stage = 0, parity ^= 1;
-      if (threadIdx.x == 0) ring.copy(p, shared);
     };
     for (int row = 0; row < strip.count; row += period)
       [&]<int... u>(std::integer_sequence<int, u...>) {
@@ -375,14 +377,14 @@ __global__ void __launch_bounds__(column_threads(R), 65536 / column_threads(R) /
   // Sums of the threads that share channels, in their order.
   int const quads = p.channels / V, members = p.strips * p.images;
   float* const sums = reinterpret_cast<float*>(shared);
-  __syncthreads();
+  ptx::bar_sync(1, readers);
   if (me.exists) {
     float* const to = sums + (me.image * p.strips + me.strip) * (taps * V) * quads + me.quad;
 #pragma unroll
     for (int i = 0; i < taps * V; ++i) to[i * quads] = acc[i / V / R][i / V % R][i % V];
   }
-  __syncthreads();
-  for (int i = threadIdx.x; i < p.channels * taps; i += blockDim.x) {
+  ptx::bar_sync(1, readers);
+  for (int i = threadIdx.x; i < p.channels * taps; i += readers) {
     int const tap = i % taps, channel = i / taps, c = c0 + channel;
     if (c >= p.C) break;
     float const* const from = sums + (tap * V + channel % V) * quads + channel / V;
@@ -395,6 +397,36 @@ __global__ void __launch_bounds__(column_threads(R), 65536 / column_threads(R) /
 }
 
 // ---- host side
+
+template <Op op, class T, int R, int stride>
+cudaError_t launch_walk(Problem const& problem, WalkTile const& t, Arguments const& args, cudaStream_t stream) {
+  constexpr bool backward = op == Op::dgrad, turned = backward && stride == 1;
+  constexpr ColumnAxis axis{backward && !turned, R, stride};
+  constexpr Op kind = turned ? Op::fprop : op;
+  Strides const& in = backward ? problem.y : problem.x;
+  Strides const& out = backward ? problem.x : problem.y;
+  WalkParams p{};
+  p.in = args.a, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out = args.out;
+  p.in_n = in.n, p.in_h = in.h, p.in_w = in.w, p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
+  p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  p.in_H = int(backward ? problem.P() : problem.H), p.in_W = int(backward ? problem.Q() : problem.W);
+  p.out_H = int(backward ? problem.H : problem.P()), p.out_W = int(backward ? problem.W : problem.Q());
+  p.pad_h = int(problem.pad_top);
+  int64_t pad_w = problem.pad_left;
+  if (turned) {
+    p.w = static_cast<T const*>(args.b) + (R - 1) * (p.w_r + p.w_s);
+    p.w_r = -p.w_r, p.w_s = -p.w_s, p.pad_h = R - 1 - p.pad_h, pad_w = R - 1 - pad_w;
+  }
+  p.start_w = int(axis.start(pad_w)), p.origin = int(axis.origin(pad_w));
+  p.quads = int(problem.C / t.vector), p.strips = int(t.strips), p.chunks = int(t.chunks), p.rows = int(t.rows);
+  p.threads = uint32_t(t.threads);
+  constexpr int V = walk_vector(R, sizeof(T));
+  void (*kernel)(WalkParams) = walk<T, kind, R, stride, V, walk_width(op, R, stride, V)>;
+  if constexpr (V > 1)
+    if (t.vector == 1) kernel = walk<T, kind, R, stride, 1, walk_width(op, R, stride, 1)>;
+  kernel<<<unsigned(ceil_div(t.threads, kWalkThreads)), kWalkThreads, 0, stream>>>(p);
+  return cudaGetLastError();
+}
 
 template <Op op, DType dtype, int R, int S, int stride>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
@@ -409,6 +441,13 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   Device gpu = h200_sxm;
   if (auto const error = cudaGetDevice(&device)) return error;
   if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  if constexpr (!sums) {
+    WalkTile const walk = walk_tile(op, problem, R, stride, gpu);
+    if (column_walks(op, problem) &&
+        (!column_copies(op, problem) ||
+         walk.ns < column_ns(op, problem, column_tile(op, problem, R, stride, gpu), R, stride)))
+      return launch_walk<op, T, R, stride>(problem, walk, args, stream);
+  }
   ColumnTile const t = column_tile(op, problem, R, stride, gpu);
   if (sums && t.shares != plan.split_k) return cudaErrorInvalidValue;
   Params p{};
@@ -443,7 +482,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     kernel = gather<T, op, R, stride>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  unsigned const threads = unsigned(t.warps(column_vector(R)) * 32);
+  unsigned const threads = unsigned(t.warps(column_vector(R)) * 32 + 32);
   kernel<<<unsigned(t.slices * p.shares), threads, size_t(t.shared_bytes), stream>>>(p);
   if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || !sums || p.shares == 1) return error;
   return depthwise::launch_sum<T>(problem, plan, args, stream);

@@ -1,15 +1,16 @@
-// Depthwise convolution for everything that depthwise.cuh leaves: any filter, stride, dilation and padding, K = m * C.
+// Depthwise convolution in NCHW for everything that depthwise.cuh leaves: any filter, stride, dilation and padding,
+// K = m * C.
 // Taps are read in chunks through shared memory, pixels from global memory and its caches.
-//   fprop, dgrad: a block has 256 (nchw) or 8 (nhwc) threads a channel, each with kPixels outputs; nhwc: 32 channels.
+//   fprop, dgrad: a block has 256 threads of one channel, each with kPixels outputs.
 //   dgrad adds over the m filters of a channel and the taps whose distance the stride divides.
-//   wgrad: a warp has kTaps taps of one filter, lanes over pixels (nchw), or of 32 filters, one a lane (nhwc).
+//   wgrad: a warp has kTaps taps of one filter, lanes over pixels.
 #pragma once
 
-#include "depthwise.cuh"
+#include "depthwise_lines.cuh"
 
 namespace conv2d_ext::depthwise {
 
-constexpr int kPixels = 4, kChunk = 64, kTaps = 4;
+constexpr int kPixels = 4, kChunk = 64;
 static_assert(kChunk % kChain == 0);
 
 struct AnyParams {
@@ -21,7 +22,7 @@ struct AnyParams {
   int64_t in_n, in_c, in_h, in_w;
   int64_t out_n, out_c, out_h, out_w;  // wgrad: of y
   int64_t w_k, w_r, w_s, bias_stride;
-  int64_t pixels, pixel_units, channel_units;
+  int64_t pixels, pixel_units;
   int64_t channels;    // of out
   int64_t multiplier;  // filters a channel
   int64_t N;
@@ -43,32 +44,27 @@ __device__ inline int meets(int o, int r, int stride, int dilation, int pad) {
 }
 
 // The 1: without it ptxas aims at more blocks an SM and spills in f64.
-template <class T, Op op, bool nhwc>
+template <class T, Op op>
 __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ AnyParams const p) {
   using Acc = decltype(widen(T()));
-  constexpr int channels = nhwc ? kLanes : 1;
-  __shared__ Acc filters[kChunk * (channels + (nhwc ? 1 : 0))];  // [tap][channel], padded against bank conflicts
-  constexpr int pitch = channels + (nhwc ? 1 : 0);
-  int const lane = nhwc ? int(threadIdx.x) % kLanes : 0;
-  int const step = int(blockDim.x) / channels;
+  __shared__ Acc filters[kChunk];
+  int const step = int(blockDim.x);
 
   int64_t index = p.first_block + blockIdx.x;
   int64_t const unit = index % p.pixel_units;
   index /= p.pixel_units;
-  int64_t const c0 = index % p.channel_units * channels, n = index / p.channel_units;
-  int64_t const c = c0 + lane;
-  bool const exists = c < p.channels;
+  int64_t const c = index % p.channels, n = index / p.channels;
   int64_t const in_c = op == Op::dgrad ? c * p.multiplier : c / p.multiplier;
   T const* const in = static_cast<T const*>(p.in) + n * p.in_n + in_c * p.in_c;
   uint32_t const taps = uint32_t(p.taps), total = op == Op::dgrad ? uint32_t(p.multiplier) * taps : taps;
 
   Acc acc[kPixels] = {};
   int oh[kPixels], ow[kPixels];
-  int64_t const pixel0 = unit * step * kPixels + int(threadIdx.x) / channels;
+  int64_t const pixel0 = unit * step * kPixels + threadIdx.x;
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) {
     int64_t const pixel = pixel0 + i * step;
-    bool const inside = exists && pixel < p.pixels;
+    bool const inside = pixel < p.pixels;
     oh[i] = inside ? int(pixel / p.out_W) : -1;
     ow[i] = inside ? int(pixel % p.out_W) : 0;
   }
@@ -76,14 +72,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
   for (uint32_t first = 0; first < total; first += kChunk) {
     int const count = int(total - first < kChunk ? total - first : kChunk);
     __syncthreads();
-    for (int i = threadIdx.x; i < count * channels; i += blockDim.x) {
-      int const which = i / count, t = i % count;
+    for (int t = threadIdx.x; t < count; t += blockDim.x) {
       uint32_t const tap = (first + t) % taps, filter = (first + t) / taps, r = tap / uint32_t(p.S),
                      s = tap % uint32_t(p.S);
-      int64_t const k = op == Op::dgrad ? (c0 + which) * p.multiplier + filter : c0 + which;
-      bool const present = c0 + which < p.channels;
-      filters[t * pitch + which] =
-          present ? widen(static_cast<T const*>(p.other)[k * p.w_k + r * p.w_r + s * p.w_s]) : Acc(0);
+      int64_t const k = op == Op::dgrad ? c * p.multiplier + filter : c;
+      filters[t] = widen(static_cast<T const*>(p.other)[k * p.w_k + r * p.w_r + s * p.w_s]);
     }
     __syncthreads();
     int r = int(first % taps / uint32_t(p.S)), s = int(first % taps % uint32_t(p.S));
@@ -91,7 +84,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
     for (int t = 0; t < count;) {
       Acc chain[kPixels] = {};
       for (int const end = t + kChain < count ? t + kChain : count; t < end; ++t) {
-        Acc const filter = filters[t * pitch + lane];
+        Acc const filter = filters[t];
 #pragma unroll
         for (int i = 0; i < kPixels; ++i) {
           int const h = meets<op>(oh[i], r, p.stride_h, p.dilation_h, p.pad_h);
@@ -109,7 +102,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
     }
   }
 
-  Acc const bias = p.bias != nullptr && exists ? Acc(widen(static_cast<T const*>(p.bias)[c * p.bias_stride])) : Acc(0);
+  Acc const bias = p.bias != nullptr ? Acc(widen(static_cast<T const*>(p.bias)[c * p.bias_stride])) : Acc(0);
 #pragma unroll
   for (int i = 0; i < kPixels; ++i)
     if (oh[i] >= 0)
@@ -117,18 +110,18 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
 }
 
 // in = x, other = y; the pixels are N * P * Q, shared out among the splits.
-template <class T, bool nhwc>
+template <class T>
 __global__ void __launch_bounds__(kMaxThreads) wgrad_any(__grid_constant__ AnyParams const p) {
   using Acc = decltype(widen(T()));
-  constexpr int filters = nhwc ? kLanes : 1, lanes = nhwc ? 1 : 32;
+  constexpr int lanes = 32;
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   int64_t index = p.first_block + blockIdx.x;
   int64_t const tap_unit = index % p.tap_units;
   index /= p.tap_units;
-  int64_t const k = index % p.channel_units * filters + (nhwc ? lane : 0);
-  int const split = int(index / p.channel_units);
+  int64_t const k = index % p.channels;
+  int const split = int(index / p.channels);
   int64_t const tap0 = (tap_unit * (blockDim.x / 32) + warp) * kTaps;
-  if (tap0 >= p.taps || (nhwc && k >= p.channels)) return;  // nchw: a warp stays or goes as one
+  if (tap0 >= p.taps) return;  // a warp stays or goes as one
 
   int dh[kTaps], dw[kTaps];
   Acc acc[kTaps] = {};
@@ -141,7 +134,7 @@ __global__ void __launch_bounds__(kMaxThreads) wgrad_any(__grid_constant__ AnyPa
   T const* const y = static_cast<T const*>(p.other) + k * p.out_c;
   int64_t const share = (p.pixels + p.splits - 1) / p.splits;
   int64_t const end = smaller(p.pixels, share * (split + 1));
-  int64_t pixel = share * split + (nhwc ? 0 : lane);
+  int64_t pixel = share * split + lane;
   int q = int(pixel % p.out_W), ph = int(pixel / p.out_W % p.out_H);
   int64_t n = pixel / p.out_W / p.out_H;
   while (pixel < end) {
@@ -166,21 +159,19 @@ __global__ void __launch_bounds__(kMaxThreads) wgrad_any(__grid_constant__ AnyPa
 #pragma unroll
   for (int i = 0; i < kTaps; ++i) {
     Acc v = acc[i];
-    if constexpr (!nhwc) {
 #pragma unroll
-      for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
-    }
+    for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
     int64_t const tap = tap0 + i;
-    if (tap < p.taps && (nhwc || lane == 0))
+    if (tap < p.taps && lane == 0)
       store_sum<T>(p.out, p.partial, p.splits, k * p.w_k + tap / p.S * p.w_r + tap % p.S * p.w_s,
                    (int64_t(split) * p.channels + k) * p.taps + tap, v);
   }
 }
 
-template <Op op, DType dtype, Variant variant>
+template <Op op, DType dtype>
 cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  constexpr bool nhwc = variant == Variant::nhwc, sums = op == Op::wgrad;
+  constexpr bool sums = op == Op::wgrad;
   Strides const& in = op == Op::dgrad ? problem.y : problem.x;
   Strides const& out = op == Op::dgrad ? problem.x : problem.y;
   AnyParams p{};
@@ -199,7 +190,6 @@ cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const
   p.stride_h = int(problem.stride_h), p.stride_w = int(problem.stride_w);
   p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
-  p.channel_units = ceil_div(p.channels, nhwc ? kLanes : 1);
   p.pixels = int64_t(p.out_H) * p.out_W * (sums ? p.N : 1);
 
   int64_t blocks = 0;
@@ -207,19 +197,19 @@ cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const
   if constexpr (sums) {
     threads = unsigned(min64(kMaxThreads, ceil_div(p.taps, kTaps) * 32));
     p.tap_units = int(ceil_div(p.taps, int64_t(threads) / 32 * kTaps));
-    blocks = p.tap_units * p.channel_units * p.splits;
+    blocks = p.tap_units * p.channels * p.splits;
   } else {
-    if (!nhwc) threads = unsigned(min64(kMaxThreads, ceil_div(ceil_div(p.pixels, kPixels), 32) * 32));
-    p.pixel_units = ceil_div(p.pixels, int64_t(threads) / (nhwc ? kLanes : 1) * kPixels);
-    blocks = p.pixel_units * p.channel_units * p.N;
+    threads = unsigned(min64(kMaxThreads, ceil_div(ceil_div(p.pixels, kPixels), 32) * 32));
+    p.pixel_units = ceil_div(p.pixels, int64_t(threads) * kPixels);
+    blocks = p.pixel_units * p.channels * p.N;
   }
   constexpr int64_t kMaxGrid = (int64_t(1) << 31) - 1;
   for (p.first_block = 0; p.first_block < blocks; p.first_block += kMaxGrid) {
     unsigned const grid = unsigned(min64(kMaxGrid, blocks - p.first_block));
     if constexpr (sums)
-      wgrad_any<T, nhwc><<<grid, threads, 0, stream>>>(p);
+      wgrad_any<T><<<grid, threads, 0, stream>>>(p);
     else
-      gather_any<T, op, nhwc><<<grid, threads, 0, stream>>>(p);
+      gather_any<T, op><<<grid, threads, 0, stream>>>(p);
     if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess) return error;
   }
   if (!sums || p.splits == 1) return cudaSuccess;
@@ -228,8 +218,10 @@ cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const
 
 template <Op op, DType dtype, int R, int S, int stride, Variant variant>
 cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  if constexpr (R == 0)
-    return launch_any<op, dtype, variant>(problem, plan, args, stream);
+  if constexpr (R == 0 && variant == Variant::nhwc)
+    return launch_lines<op, dtype>(problem, plan, args, stream);
+  else if constexpr (R == 0)
+    return launch_any<op, dtype>(problem, plan, args, stream);
   else
     return launch<op, dtype, R, S, stride, variant>(problem, plan, args, stream);
 }
