@@ -304,6 +304,11 @@ CASES: tuple[Case, ...] = (
     # more than two tiles of 256 pixels for each of 132 blocks; then, in dgrad, phases that take turns
     Case("many_tiles", 1, 8, 241, 290, 16, 3, 3, padding=(1, 1)),
     Case("many_tiles_stride2", 1, 8, 521, 522, 8, 3, 3, stride=(2, 2), padding=(1, 1), bias=False),
+    # the same with four, and in dgrad three, tiles of 64 filters, whose taps a block keeps
+    Case("many_tiles_K200", 3, 16, 64, 48, 200, 3, 3, padding=(1, 1)),
+    Case("many_tiles_C136", 4, 136, 64, 48, 16, 3, 3, padding=(1, 1)),
+    # a group's last columns, which a store of 64 must not pass
+    Case("groups2_of_96", 2, 192, 11, 13, 192, 3, 3, padding=(1, 1), groups=2),
     # taps that share a copy of the pixels although the stride is 2 or 3, all or some of them
     Case("row_of_taps_stride2", 2, 32, 9, 41, 40, 2, 9, stride=(1, 2), padding=(0, 3)),
     Case("row_of_taps_stride3_dilation2", 1, 24, 7, 50, 72, 3, 7, stride=(2, 3), padding=(1, 2), dilation=(1, 2)),

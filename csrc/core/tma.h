@@ -10,8 +10,9 @@ namespace conv2d_ext {
 
 constexpr bool is_halo(Variant v) { return v == Variant::halo; }
 
-inline constexpr int kHalo = 8;        // pixels that a tile of the halo variants copies beyond its own
-inline constexpr int kMaxPhases = 16;  // of dgrad
+inline constexpr int kHalo = 8;          // pixels that a tile of the halo variants copies beyond its own
+inline constexpr int kMaxPhases = 16;    // of dgrad
+inline constexpr int kMaxKeptTiles = 4;  // tiles of filters, of which a block keeps its own in shared memory
 
 constexpr Walk walk_h(Op op, Problem const& p, int64_t phase) {
   return op == Op::dgrad ? dgrad_walk(p.H, p.R, p.stride_h, p.pad_top, p.dilation_h, phase)
@@ -269,7 +270,7 @@ constexpr int64_t tma_tiles(Row const& row, Problem const& p) {
 
 // Multiply-adds a nanosecond of a tile while it multiplies.
 constexpr double tma_rate(Row const& row) {
-  if (row.tile_m == 256 && row.tile_n == 64) return 3700;
+  if (row.tile_m == 256 && row.tile_n == 64) return 3760;
   if (row.tile_m == 128 && row.tile_n == 64) return 1850;
   return row.tile_m == 128 && row.tile_n == 128 ? 2100 : 3900;
 }
@@ -299,14 +300,14 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   double const filled = double(ceil_div(C * 4, line)) / double(chunks * 4);  // instructions of the steps
   double const mma_ns = area * 64 / tma_rate(row) * filled * (tma_swapped(row) && C <= 32 ? 1.4 : 1.0);
   int64_t const stages_b = p.R * p.S * chunks;
-  bool const keeps_b = tma_swapped(row) && tiles_n == 1 && stages_b <= 64 &&
+  bool const keeps_b = tma_swapped(row) && tiles_n <= kMaxKeptTiles && stages_b <= 64 &&
                        (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024;
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
   double const fixed = 870 + area * 0.0205;  // ns before and after a tile's steps
   auto tile_ns = [&](double ns) {
     if (tma_swapped(row)) return (ns > 1500 ? ns : 1500) + 220;  // the other warpgroup multiplies while one stores
-    return (two ? 2 : 1) * ns + fixed;
+    return (two ? 2.0 : halo ? (row.tile_m == 256 ? 1.1 : 1.08) : 1.0) * ns + fixed;
   };
   int64_t const tiles = tma_tiles(row, p);
   double longest = 0, whole = 0, empty = double(tiles);  // ns; ns of all tiles; tiles
@@ -358,7 +359,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > tma_slots(row) && filter_bytes > 2e7) ns += filter_bytes / 4300;
     }
-    if (ns < memory_ns) ns = memory_ns;
+    if (ns < memory_ns) ns = memory_ns + ns * 0.03;  // the less of the rest, the better
     ns += 4000;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }

@@ -22,6 +22,13 @@ struct Stage {
   }
 };
 
+// A value that is the same in all lanes of a warp, which the compiler then keeps in a register, a uniform one where it
+// can.
+template <class T>
+__device__ inline T warp_uniform(T v) {
+  return __shfl_sync(0xffffffff, v, 0);
+}
+
 template <class T>
 __device__ inline uint32_t pack(float low, float high) {
   Vector<T, 2> const v{narrow<T>(low), narrow<T>(high)};

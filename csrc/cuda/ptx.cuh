@@ -56,9 +56,11 @@ __device__ inline void mbarrier_init(uint64_t* bar, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(arrivals) : "memory");
 }
 
-__device__ inline void mbarrier_arrive(uint64_t* bar) {
-  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
+// `bar`: a barrier's address in shared memory.
+__device__ inline void mbarrier_arrive(uint32_t bar) {
+  asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
+__device__ inline void mbarrier_arrive(uint64_t* bar) { mbarrier_arrive(shared_address(bar)); }
 
 // Waits until the barrier's phase of this parity has completed.
 __device__ inline void mbarrier_wait(uint32_t bar, uint32_t parity) {

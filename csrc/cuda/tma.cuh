@@ -28,15 +28,29 @@
 namespace conv2d_ext::tma {
 
 constexpr int kThreads = 3 * kWarpgroup;
-constexpr int kRunBytes = 64 * kLineBytes;  // 64 k of 64 rows, N-major
+constexpr int kRunBytes = 64 * kLineBytes;    // 64 k of 64 rows, N-major
+constexpr int kPieceBytes = 16 * kLineBytes;  // of the output: a warp's rows, 128 bytes of columns
 constexpr int kMaxStages = 16;
 constexpr int kMaxKept = 64;  // stages of B that stay
+constexpr int kReduceThreads = 256;
 
 template <class T, int TN>
 struct Tables {
-  int64_t out[2][64];  // where a piece's pixels go, or -1; for each warpgroup
+  int64_t out[2][64];  // where pixels go that are stored in single elements, or -1; for each warpgroup
   T bias[2][TN];
   uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
+};
+
+// Their addresses, kept in registers: worked out anew at every step they cost more instructions than the step itself.
+struct Barriers {
+  uint32_t full_a, empty_a, full_b, empty_b;
+
+  template <class AnyTables>
+  __device__ explicit Barriers(AnyTables const& t)
+      : full_a(warp_uniform(ptx::shared_address(t.full_a))),
+        empty_a(warp_uniform(ptx::shared_address(t.empty_a))),
+        full_b(warp_uniform(ptx::shared_address(t.full_b))),
+        empty_b(warp_uniform(ptx::shared_address(t.empty_b))) {}
 };
 
 template <class T, int TM, int TN>
@@ -46,12 +60,16 @@ struct Shape {
   static constexpr int columns(int) { return 64; }  // that a copy of B takes at most, if it is N-major
   static constexpr int kept_bytes(int, int, bool) { return 0; }
   static constexpr int runs = (TN + 63) / 64;
-  static constexpr int b_bytes = runs * kRunBytes;     // as many if B is K-major: TN lines
-  static constexpr int staging_bytes = 2 * kRunBytes;  // a piece of the output on its way, for each warpgroup
+  static constexpr int b_bytes = runs * kRunBytes;  // as many if B is K-major: TN lines
+  // Pieces of the output on their way: one for each multiplying warp, or several if the copy engine stores them.
+  static constexpr int pieces = TN % 64 != 0 ? 0 : blocks == 2 ? 1 : 2;
   static constexpr int ring_bytes = (blocks == 2 ? 94 : 207) * 1024;
-  static constexpr int shared_bytes = ring_bytes + staging_bytes + 1024;  // the swizzle wants 1024-byte alignment
-  // An SM has 228 KB, of which each block takes one more; the rest is in Tables.
+  static constexpr int ring_beside_pieces = blocks == 2 ? ring_bytes : 192 * 1024;
+  // An SM has 228 KB, of which each block takes one more; the ring begins at a multiple of 1024, for the swizzle.
   static constexpr int tables_bytes = int(sizeof(Tables<T, TN>));
+  static constexpr int shared_bytes = blocks == 2 ? 111 * 1024 : 227 * 1024 - tables_bytes;
+  static constexpr int room = shared_bytes + tables_bytes - (tables_bytes + 1023) / 1024 * 1024;
+  static_assert(ring_bytes + 8 * kPieceBytes <= room && ring_beside_pieces + 8 * pieces * kPieceBytes <= room);
   static_assert(blocks * (shared_bytes + tables_bytes + 1024) <= 228 * 1024);
   // 64K registers: three warpgroups of 128 threads in each block; the last only copies.
   static constexpr int copy_regs = blocks == 2 ? 48 : 56, multiply_regs = blocks == 2 ? 96 : 224;
@@ -91,6 +109,26 @@ struct Divisor {
   }
 };
 
+// How blocks share the tiles after the whole rounds: `aligned` blocks a tile take aligned_share of its first
+// aligned_steps each, so that many read the same filters at a time. What is left, a strip of each tile, is cut into
+// equal shares for the blocks that are left.
+struct Shares {
+  int32_t shared = 0;  // tiles
+  int32_t aligned = 0, aligned_steps = 0, aligned_share = 0;
+  int32_t strip_steps = 0, strip_share = 0;
+
+  Shares() = default;
+  Shares(Split const& split, int64_t steps) : shared(int32_t(split.shared)) {
+    if (shared == 0) return;
+    aligned = int32_t(split.workers / shared);
+    int64_t const left = split.workers - aligned * split.shared;
+    aligned_steps = int32_t(left == 0 ? steps : aligned * split.shared * steps / split.workers);
+    aligned_share = int32_t(ceil_div(aligned_steps, aligned));
+    strip_steps = int32_t(steps - aligned_steps);
+    if (left > 0) strip_share = int32_t(ceil_div(split.shared * strip_steps, left));
+  }
+};
+
 // One phase: its pixels, its taps, and where they are.
 struct Phase {
   int64_t M;              // pixels of A, padded columns included
@@ -100,6 +138,7 @@ struct Phase {
   int32_t tiles, steps;  // tiles along M
   int32_t taps;          // of a row of the filter
   int32_t taps_w;        // copies of A for them
+  int32_t copies;        // of A for all taps of a chunk
   int32_t taps_a;        // taps that each of the first full_copies serves; the others serve one less
   int32_t full_copies;
   int32_t shift;         // pixels from one of these to the next
@@ -113,19 +152,23 @@ struct Phase {
 struct Params {
   CUtensorMap a[kMaxPhases];
   CUtensorMap b;
+  CUtensorMap out_rows;  // the output's pixels as rows, for a piece, if `by_engine`
   Phase phase[kMaxPhases];
   Divisor phases, groups;
   Divisor tiles_n;
   Divisor turn, last_turn;  // tiles along M of a phase before the next one's
   Divisor cycle;            // of all phases
   int32_t cycles;           // before the last
-  int32_t alone, shared;    // tiles
-  Divisor steps, share;     // of a shared tile; that a block takes of them
-  bool singly;              // the output takes no vectors of channels
-  Divisor rows_first;       // tiles along M that follow each other; 1: those along N do
+  int32_t alone;            // tiles that a block has for itself
+  Shares shares;            // the others
+  Divisor strip_steps;
+  bool by_engine;      // the copy engine stores tiles
+  bool singly;         // the output takes no vectors of channels
+  Divisor rows_first;  // tiles along M that follow each other; 1: those along N do
   Divisor stages_a, stages_b;
   bool keep_b;                 // all filters stay in the stages of B
   int32_t chunks;              // of the reduction's channels
+  int32_t together;            // chunks whose taps are taken together
   int32_t last;                // instructions that the last chunk takes
   int32_t line;                // bytes of a chunk: 128, or 64 for up to 32 channels
   int32_t a_bytes, b_bytes;    // of a stage
@@ -144,7 +187,7 @@ struct Params {
 
 // A tile, or a block's part of one.
 struct Unit {
-  Phase const* phase;
+  int32_t phase;         // its index
   int32_t tile;          // of all
   int32_t m, n, group;   // tiles of a phase and group
   int32_t begin, count;  // steps
@@ -158,20 +201,26 @@ struct Unit {
     group = index, index = p.groups.divide(group);
     int const cycle = p.cycle.divide(index);
     int const turn = (cycle < p.cycles ? p.turn : p.last_turn).divide(index);
-    phase = &p.phase[turn];
+    phase = turn;
     m = cycle * p.turn + index + row;
-    count = m < phase->tiles ? phase->steps : 0;
+    count = m < p.phase[turn].tiles ? p.phase[turn].steps : 0;
   }
 };
 
 // The units of a block: every gridDim.x-th tile, then its share of the tiles that are split.
 struct Work {
-  int32_t tile, at;
+  int32_t tile, strip, strip_end;
+  bool aligned;
 
-  __device__ explicit Work(Params const& p) : tile(int(blockIdx.x)), at(int(blockIdx.x) * p.share) {}
-  __device__ bool more(Params const& p) const {
-    return tile < p.alone || at < min((int(blockIdx.x) + 1) * p.share, p.shared * p.steps);
+  __device__ explicit Work(Params const& p) : tile(int(blockIdx.x)), strip(0), strip_end(0) {
+    Shares const& s = p.shares;
+    int const worker = tile - s.aligned * s.shared;
+    aligned = worker < 0;
+    if (aligned) return;
+    strip = worker * s.strip_share;
+    strip_end = min(strip + s.strip_share, s.shared * s.strip_steps);
   }
+  __device__ bool more(Params const& p) const { return tile < p.alone || aligned || strip < strip_end; }
   // False if there is none.
   __device__ bool take(Params const& p, Unit& unit) {
     if (tile < p.alone) {
@@ -179,14 +228,25 @@ struct Work {
       tile += int(gridDim.x);
       return true;
     }
-    int const end = min((int(blockIdx.x) + 1) * p.share, p.shared * p.steps);
-    if (at >= end) return false;
-    int begin = at;
-    int const index = p.steps.divide(begin), count = min(p.steps - begin, end - at);
-    unit = Unit(p, p.alone + index);
-    unit.begin = begin, unit.count = max(min(unit.count - begin, count), 0);
-    unit.part = int(blockIdx.x) + index;
-    at += count;
+    int index, count;
+    Shares const& s = p.shares;
+    if (aligned) {
+      aligned = false;
+      int const part = int(blockIdx.x) / s.shared;
+      index = int(blockIdx.x) % s.shared;
+      unit = Unit(p, p.alone + index);
+      unit.begin = part * s.aligned_share, unit.part = int(blockIdx.x);
+      count = min(s.aligned_share, s.aligned_steps - unit.begin);
+    } else {
+      if (strip >= strip_end) return false;
+      int begin = strip;
+      index = p.strip_steps.divide(begin);
+      unit = Unit(p, p.alone + index);
+      unit.begin = s.aligned_steps + begin, unit.part = int(blockIdx.x) + index;
+      count = min(s.strip_steps - begin, strip_end - strip);
+      strip += count;
+    }
+    unit.count = max(min(unit.count - unit.begin, count), 0);
     return true;
   }
 };
@@ -197,6 +257,31 @@ __device__ inline uint64_t layout_of(int line) {
 }
 
 __device__ inline uint64_t at_address(uint64_t layout, uint32_t shared) { return layout | (shared & 0x3FFFF) >> 4; }
+
+// A step of the reduction, one copy of A. All taps of `together` chunks follow each other, then those of the next ones:
+// what the taps of a chunk share of A stays in L2, and chunks that are taken together share lines of 256 bytes.
+struct Step {
+  int32_t tap_w = 0, tap_h = 0, chunk = 0, first = 0;  // first: of the chunks taken together
+  int32_t taps_w, copies, chunks, together;
+
+  __device__ Step(Params const& p, Phase const& phase, int step)
+      : taps_w(phase.taps_w), copies(phase.copies), chunks(p.chunks), together(p.together) {
+    if (step == 0) return;
+    chunk = first = step / (together * copies) * together;
+    step -= first * copies;
+    int const row = min(together, chunks - first) * taps_w;
+    tap_h = step / row, step %= row;
+    chunk += step / taps_w, tap_w = step % taps_w;
+  }
+  __device__ bool last_chunk() const { return chunk == chunks - 1; }
+  __device__ void advance() {
+    if (++tap_w < taps_w) return;
+    tap_w = 0;
+    if (++chunk < min(first + together, chunks)) return;
+    if (++tap_h * taps_w == copies) tap_h = 0, first = chunk;
+    chunk = first;
+  }
+};
 
 // The offset of pixel m, or -1.
 __device__ inline int64_t out_of(Params const& p, Phase const& phase, int64_t m) {
@@ -215,29 +300,26 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   Stage a, b;
   Work work(p);
   for (Unit unit; work.take(p, unit);) {
-    Phase const& phase = *unit.phase;
+    Phase const& phase = p.phase[unit.phase];
     int64_t j = int64_t(unit.m) * TM;
     int64_t i = phase.columns.divide(j);
     int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
-    void const* const map_a = &p.a[unit.phase - p.phase];
     int const runs = min(S::runs, (p.N - unit.n * TN + 63) / 64);
     int const bytes_b = b_rows ? runs * chunk_size * kLineBytes : min(TN, p.N) * p.line;
-    int chunk = 0, tap_w = 0, tap_h = 0;
-    if (unit.begin > 0) {
-      chunk = unit.begin % p.chunks;
-      tap_w = unit.begin / p.chunks % phase.taps_w, tap_h = unit.begin / p.chunks / phase.taps_w;
-    }
-    for (int step = 0; step < unit.count; ++step) {
+    void const* const map_a = &p.a[unit.phase];
+    Step at(p, phase, unit.begin);
+    for (int step = 0; step < unit.count; ++step, at.advance()) {
+      int const chunk = at.chunk * chunk_size;
       ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
       ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
       ptx::cp_async_bulk_tensor_im2col(ring + a.index * p.a_bytes, map_a, &tables.full_a[a.index],
-                                       unit.group * p.group_a + chunk * chunk_size, w, h, n, tap_w * phase.tap_w,
-                                       tap_h * phase.tap_h);
+                                       unit.group * p.group_a + chunk, w, h, n, at.tap_w * phase.tap_w,
+                                       at.tap_h * phase.tap_h);
       a.advance(p.stages_a);
-      int const r = phase.first_r + tap_h * phase.step_r;
+      int const r = phase.first_r + at.tap_h * phase.step_r;
       for (int t = 0; t < phase.taps_a; ++t) {
-        int const s = phase.first_s + (tap_w + t) * phase.step_s;
+        int const s = phase.first_s + (at.tap_w + t) * phase.step_s;
         ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
         ptx::mbarrier_arrive_expect_tx(&tables.full_b[b.index], bytes_b);
         uint32_t const to = ring_b + b.index * p.b_bytes;
@@ -245,18 +327,11 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
         if constexpr (b_rows) {  // a chunk of filters of 64 columns at a time
           for (int run = 0; run < runs; ++run)
             ptx::cp_async_bulk_tensor_4d(to + run * kRunBytes, &p.b, bar, unit.n * TN + run * 64, s, r,
-                                         unit.group * p.group_b + chunk * chunk_size);
+                                         unit.group * p.group_b + chunk);
         } else {
-          ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, chunk * chunk_size, s, r, unit.group * p.group_b + unit.n * TN);
+          ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, chunk, s, r, unit.group * p.group_b + unit.n * TN);
         }
         b.advance(p.stages_b);
-      }
-      if (++chunk == p.chunks) {
-        chunk = 0;
-        if (++tap_w == phase.taps_w) {
-          tap_w = 0;
-          ++tap_h;
-        }
       }
     }
   }
@@ -328,18 +403,55 @@ __device__ void store_part(Params const& p, int part, int first, float const (&a
           make_float2(acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]);
 }
 
+// Puts 16 rows by 128 bytes of columns of a warp's accumulators into lines of shared memory.
+template <class T, int TN>
+__device__ void stage_piece(float const (&acc)[TN / 2], int piece, uint32_t lines) {
+  int const lane = int(threadIdx.x) % 32;
+#pragma unroll
+  for (int t = 0; t < 4; ++t) {  // 16 columns
+    if (piece * 64 + t * 16 >= TN) break;
+    uint32_t v[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
+      v[e] = pack<T>(acc[at], acc[at + 1]);
+    }
+    int const line = lane % 16, chunk = t * 2 + lane / 16;
+    ptx::stmatrix_x4(lines + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+  }
+}
+
+// Has the copy engine store a warp's 16 x TN accumulators, rows from m on; it leaves out what is beyond the tensor.
+template <class T, int TM, int TN>
+__device__ void store_by_engine(Params const& p, Unit const& unit, int64_t m, float const (&acc)[TN / 2],
+                                uint32_t staging) {
+  constexpr int pieces = Shape<T, TM, TN>::pieces;
+  int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+#pragma unroll
+  for (int piece = 0; piece < TN / 64; ++piece) {
+    uint32_t const lines = staging + (warp * pieces + piece % pieces) * kPieceBytes;
+    if (lane == 0) ptx::cp_async_bulk_wait_group_read<pieces - 1>();  // the lines are free
+    __syncwarp();
+    stage_piece<T, TN>(acc, piece, lines);
+    ptx::fence_proxy_async();
+    __syncwarp();
+    if (lane != 0) continue;
+    ptx::cp_async_bulk_tensor_4d_store(&p.out_rows, lines, unit.n * TN + piece * 64, int(m), unit.group, 0);
+    ptx::cp_async_bulk_commit_group();
+  }
+}
+
 // Stores a warpgroup's 64 x TN accumulators from row `first` of the tile on. A thread has those of rows lane / 4 and
-// lane / 4 + 8 of its warp's 16, columns 8 j + 2 (lane % 4) + {0, 1}. Pieces of 64 rows and 128 bytes of columns pass
-// through shared memory, so that eight lanes store the line of a pixel.
+// lane / 4 + 8 of its warp's 16, columns 8 j + 2 (lane % 4) + {0, 1}. Pieces of a warp's rows and 128 bytes of columns
+// pass through shared memory, so that eight lanes store the line of a pixel. Warps do not wait for each other.
 template <class T, int TM, int TN>
 __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)[TN / 2], Tables<T, TN>& tables,
                       uint32_t staging) {
+  using S = Shape<T, TM, TN>;
   constexpr int columns = kLineBytes / int(sizeof(T));  // of a piece
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
-  int const thread = int(threadIdx.x) % kWarpgroup, quad = lane % 4, row = warp * 16 + lane / 4;
-  int64_t* const to = tables.out[group];
-  ptx::bar_sync(1 + group, kWarpgroup);  // the last piece has been read, the bias written
-  if (thread < 64) to[thread] = out_of(p, *unit.phase, int64_t(unit.m) * TM + first + thread);
+  int const quad = lane % 4;
+  int64_t const m = int64_t(unit.m) * TM + first + warp * 16;
   if (p.bias != nullptr) {
     T const* const bias = tables.bias[group];
 #pragma unroll
@@ -353,40 +465,42 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
   if (p.row_bias != nullptr) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      int64_t const m = int64_t(unit.m) * TM + first + row + half * 8;
-      float const bias = m < unit.phase->M ? widen(static_cast<T const*>(p.row_bias)[m * p.bias_stride]) : 0.0f;
+      int64_t const row = m + lane / 4 + half * 8;
+      float const bias =
+          row < p.phase[unit.phase].M ? widen(static_cast<T const*>(p.row_bias)[row * p.bias_stride]) : 0.0f;
 #pragma unroll
       for (int j = 0; j < TN / 8; ++j) acc[j * 4 + half * 2] += bias, acc[j * 4 + half * 2 + 1] += bias;
     }
   }
   if (p.singly) {
-    store_singly<T, TN>(p, unit, acc, to, staging);
+    ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets have been read
+    if (lane < 16) tables.out[group][warp * 16 + lane] = out_of(p, p.phase[unit.phase], m + lane);
+    store_singly<T, TN>(p, unit, acc, tables.out[group], staging);
     return;
   }
-  int const n = unit.n * TN + thread % 8 * (columns / 8);
+  if constexpr (S::pieces > 0)
+    if (p.by_engine) {
+      store_by_engine<T, TM, TN>(p, unit, m, acc, staging);
+      return;
+    }
+  int64_t const mine = out_of(p, p.phase[unit.phase], m + lane % 16);
+  int64_t to[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[i] = __shfl_sync(0xffffffff, mine, i * 4 + lane / 8);
+  int const n = unit.n * TN + lane % 8 * (columns / 8);
+  uint32_t const lines = staging + warp * kPieceBytes;
   T* const out = static_cast<T*>(p.out) + unit.group * p.group_out + n;
 #pragma unroll
   for (int piece = 0; piece < (TN + columns - 1) / columns; ++piece) {
-    if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
-#pragma unroll
-    for (int t = 0; t < 4; ++t) {  // 16 columns
-      if (piece * columns + t * 16 >= TN) break;
-      uint32_t v[4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
-        v[e] = pack<T>(acc[at], acc[at + 1]);
-      }
-      int const line = warp * 16 + lane % 16, chunk = t * 2 + lane / 16;
-      ptx::stmatrix_x4(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
-    }
-    ptx::bar_sync(1 + group, kWarpgroup);
+    __syncwarp();
+    stage_piece<T, TN>(acc, piece, lines);
+    __syncwarp();
+    bool const inside = lane % 8 * (columns / 8) + piece * columns < TN && n + piece * columns < p.N;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      int const line = thread / 8 + i * 16;
-      uint4 const v = ptx::ld_shared_v4(staging + line * kLineBytes + ((thread % 8) ^ (line % 8)) * 16);
-      if (to[line] >= 0 && thread % 8 * (columns / 8) + piece * columns < TN && n + piece * columns < p.N)
-        *reinterpret_cast<uint4*>(out + to[line] + piece * columns) = v;
+      int const line = i * 4 + lane / 8;
+      uint4 const v = ptx::ld_shared_v4(lines + line * kLineBytes + ((lane % 8) ^ (line % 8)) * 16);
+      if (to[i] >= 0 && inside) *reinterpret_cast<uint4*>(out + to[i] + piece * columns) = v;
     }
   }
 }
@@ -396,26 +510,31 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
   using S = Shape<T, TM, TN>;
   constexpr int halves = TM / 128;  // 64-row instructions of a warpgroup
   constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes : 32;
-  int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   uint32_t const my_a = ring + group * (TM / 2) * p.line;
   uint64_t const layout = layout_of(p.line),
                  layout_b = b_rows ? ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes) : layout;
-  uint32_t const staging = ring + S::ring_bytes + group * kRunBytes;
+  Barriers const bars(tables);
+  uint32_t const staging = ring + (p.by_engine ? S::ring_beside_pieces : S::ring_bytes + group * kRunBytes);
   Stage a, b;
   float acc[halves][TN / 2];
   auto release = [&](int stage_a, int stage_b) {  // -1: none
-    if (lane == 0 && stage_a >= 0) ptx::mbarrier_arrive(&tables.empty_a[stage_a]);
-    if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(&tables.empty_b[stage_b]);
+    if (lane == 0 && stage_a >= 0) ptx::mbarrier_arrive(bars.empty_a + stage_a * 8);
+    if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(bars.empty_b + stage_b * 8);
   };
   Work work(p);
-  for (Unit unit; work.take(p, unit);) {
+  Unit unit, next;
+  for (bool more = work.take(p, next); more;) {
+    unit = next;
 #pragma unroll
     for (int h = 0; h < halves; ++h)
 #pragma unroll
       for (int i = 0; i < TN / 2; ++i) acc[h][i] = 0;
     int before_a = -1, before_b = -1;  // stages of the multiplications that are under way
-    Phase const& phase = *unit.phase;
+    Phase const& phase = p.phase[unit.phase];
+    int const taps = phase.taps_a;
+    uint32_t const shift = phase.shift * p.line;
     T bias[(TN + kWarpgroup - 1) / kWarpgroup] = {};  // on its way while the tile is multiplied
     if (p.bias != nullptr)
 #pragma unroll
@@ -424,14 +543,13 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
         if (n < TN && at < p.N)
           bias[i / kWarpgroup] = static_cast<T const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride];
       }
-    int chunk = unit.begin == 0 ? 0 : unit.begin % p.chunks;
-    for (int step = 0; step < unit.count; ++step) {
-      int const instructions = chunk == p.chunks - 1 ? p.last : 4;
-      if (++chunk == p.chunks) chunk = 0;
-      ptx::mbarrier_wait(&tables.full_a[a.index], a.parity);
-      for (int t = 0; t < phase.taps_a; ++t) {
-        ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
-        uint32_t const from_a = my_a + a.index * p.a_bytes + t * phase.shift * p.line;
+    Step at(p, phase, unit.begin);
+    for (int step = 0; step < unit.count; ++step, at.advance()) {
+      int const instructions = at.last_chunk() ? p.last : 4;
+      ptx::mbarrier_wait(bars.full_a + a.index * 8, a.parity);
+      uint32_t from_a = my_a + a.index * p.a_bytes;
+      for (int t = 0; t < taps; ++t, from_a += shift) {
+        ptx::mbarrier_wait(bars.full_b + b.index * 8, b.parity);
         uint32_t const from_b = ring_b + b.index * p.b_bytes;
 #pragma unroll
         for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
@@ -458,32 +576,37 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
 #pragma unroll
         for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
         release(before_a, before_b);  // the step before has been read
-        before_a = t == phase.taps_a - 1 ? a.index : -1;
+        before_a = t == taps - 1 ? a.index : -1;
         before_b = b.index;
         b.advance(p.stages_b);
       }
       a.advance(p.stages_a);
     }
+    // Worked out while the last multiplications are under way; this one anew, rather than kept in registers until now.
+    more = work.take(p, next);
+    Unit const done(p, unit.tile);
     ptx::wgmma_wait_group<0>();
 #pragma unroll
     for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
     release(before_a, before_b);
     if (p.bias != nullptr) {
+      ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's have been read
 #pragma unroll
       for (int i = 0; i < TN; i += kWarpgroup) {
         int const n = i + int(threadIdx.x) % kWarpgroup;
         if (n < TN) tables.bias[group][n] = bias[i / kWarpgroup];
       }
+      ptx::bar_sync(1 + group, kWarpgroup);
     }
     if (unit.part >= 0) {
 #pragma unroll
       for (int h = 0; h < halves; ++h) store_part<TM, TN>(p, unit.part, group * (TM / 2) + h * 64, acc[h]);
       continue;
     }
-    Unit const done(p, unit.tile);  // worked out anew, rather than kept in registers while the tile was multiplied
 #pragma unroll
     for (int h = 0; h < halves; ++h) store<T, TM, TN>(p, done, group * (TM / 2) + h * 64, acc[h], tables, staging);
   }
+  if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
 // b_rows: B's columns are contiguous in memory, not its k.
@@ -492,7 +615,7 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
   using S = Shape<T, TM, TN>;
   extern __shared__ uint8_t dynamic[];
   __shared__ Tables<T, TN> tables;
-  uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
+  uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kMaxStages; ++i) {
       ptx::mbarrier_init(&tables.full_a[i], 1);
@@ -508,26 +631,44 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
     multiply<T, TM, TN, b_rows>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
-    if (threadIdx.x == 2 * kWarpgroup) copy<T, TM, TN, b_rows>(p, ring, tables);
+    if (threadIdx.x == 2 * kWarpgroup) {
+      copy<T, TM, TN, b_rows>(p, ring, tables);
+      ptx::griddepcontrol_launch_dependents();
+    }
   }
 }
 
-// Sums the parts of the shared tiles in the order of the blocks; a thread has four columns.
+// Sums the parts of the shared tiles in the order of their steps; a thread has four columns.
 template <class T, int TM, int TN>
-__global__ void __launch_bounds__(256) tma_reduce(__grid_constant__ Params const p) {
+__global__ void __launch_bounds__(kReduceThreads) tma_reduce(__grid_constant__ Params const p) {
+  constexpr int together = 8;
+  Shares const& s = p.shares;
   int const tile = int(blockIdx.x);
   Unit const unit(p, p.alone + tile);
-  int const first = (int(blockIdx.y) * 256 + int(threadIdx.x)) * 4;
+  int const first = (int(blockIdx.y) * kReduceThreads + int(threadIdx.x)) * 4;
   int const n = unit.n * TN + first % TN;
   if (n >= p.N) return;
-  int const begin = tile * p.steps, from = begin / p.share, to_block = (begin + p.steps - 1) / p.share;
-  float const* partial = static_cast<float const*>(p.workspace) + int64_t(from + tile) * (TM * TN) + first;
-  float4 sum = make_float4(0, 0, 0, 0);
-  for (int block = from; block <= to_block; ++block, partial += TM * TN) {
-    float4 const v = *reinterpret_cast<float4 const*>(partial);
-    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+  int count = s.aligned, strips = 0;
+  if (s.strip_steps > 0) {
+    int const begin = tile * s.strip_steps, from = begin / s.strip_share;
+    count += (begin + s.strip_steps - 1) / s.strip_share - from + 1;
+    strips = s.aligned * s.shared + from + tile - s.aligned;
   }
-  int64_t const m = int64_t(unit.m) * TM + first / TN, to = out_of(p, *unit.phase, m);
+  float const* const partial = static_cast<float const*>(p.workspace) + first;
+  ptx::griddepcontrol_wait();
+  float4 sum = make_float4(0, 0, 0, 0);
+  for (int i = 0; i < count; i += together) {
+    float4 v[together];
+#pragma unroll
+    for (int j = 0; j < together; ++j) {
+      int const part = i + j < s.aligned ? (i + j) * s.shared + tile : strips + i + j;
+      v[j] = i + j < count ? *reinterpret_cast<float4 const*>(partial + int64_t(part) * (TM * TN))
+                           : make_float4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int j = 0; j < together; ++j) sum.x += v[j].x, sum.y += v[j].y, sum.z += v[j].z, sum.w += v[j].w;
+  }
+  int64_t const m = int64_t(unit.m) * TM + first / TN, to = out_of(p, p.phase[unit.phase], m);
   if (to < 0) return;
   if (p.row_bias != nullptr) {
     float const bias = widen(static_cast<T const*>(p.row_bias)[m * p.bias_stride]);
@@ -547,9 +688,9 @@ __global__ void __launch_bounds__(256) tma_reduce(__grid_constant__ Params const
 }
 
 template <class S, class T, int TM, int TN>
-cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row const& row, Plan const& plan,
+cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row const& kernel_row, Plan const& plan,
                       Arguments const& args) {
-  bool const forward = op == Op::fprop, halo = is_halo(row.variant), turned = is_pointwise(row);
+  bool const forward = op == Op::fprop, halo = is_halo(kernel_row.variant), turned = is_pointwise(kernel_row);
   int64_t const C = forward ? p.C_per_group() : p.K_per_group();  // of the reduction
   Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
   int64_t const in_H = forward ? p.H : p.P(), in_W = forward ? p.W : p.Q();
@@ -558,6 +699,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   q.groups = Divisor(p.groups);
   q.chunks = int32_t(ceil_div(C, chunk_size));
   q.last = int32_t(ceil_div(C - (q.chunks - 1) * chunk_size, 16));
+  q.together = forward && p.stride_w > 1 ? q.chunks : 1;
   q.N = int32_t(forward ? p.K_per_group() : p.C_per_group());
   q.tiles_n = Divisor(ceil_div(q.N, TN));
   q.group_a = turned ? 0 : int32_t(C);
@@ -596,7 +738,8 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
       f.taps_a = int32_t(ceil_div(w.taps, shared.copies));
       f.full_copies = int32_t(w.taps - (f.taps_a - 1) * shared.copies);
     }
-    f.steps = taps ? int32_t(h.taps * f.taps_w * q.chunks) : 0;
+    f.copies = taps ? int32_t(h.taps * f.taps_w) : 1;
+    f.steps = taps ? f.copies * q.chunks : 0;
     steps = max64(steps, f.steps), with_taps += taps;
     f.stages_b = taps ? int32_t(h.taps * w.taps * q.chunks) : 0;
     f.first_b = int32_t(first_b);
@@ -617,15 +760,28 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   int64_t const tiles_n = q.tiles_n.value * p.groups, turn = tma_turn(with_taps, most, tiles_n);
   q.turn = Divisor(turn), q.cycle = Divisor(turn * phases), q.cycles = int32_t(most / turn);
   q.last_turn = Divisor(max64(most % turn, 1));
-  Split const split = tma_split(row, most * phases * tiles_n, plan.split_k);
-  q.alone = int32_t(split.alone), q.shared = int32_t(split.shared);
-  q.steps = Divisor(steps), q.share = Divisor(ceil_div(split.shared * steps, max64(split.workers, 1)));
-  blocks = split.shared == 0 ? split.alone : split.alone > 0 ? tma_slots(row) : split.workers;
+  Split const split = tma_split(kernel_row, most * phases * tiles_n, plan.split_k);
+  q.alone = int32_t(split.alone);
+  q.shares = Shares(split, steps);
+  q.strip_steps = Divisor(q.shares.strip_steps);
+  blocks = split.shared == 0 ? split.alone : split.alone > 0 ? tma_slots(kernel_row) : split.workers;
   if (turned) q.rows_first = Divisor(q.phase[0].tiles);
-  int64_t stages_a = halo ? (S::blocks == 2 ? 2 : 3) * (kLineBytes / q.line)
-                          : min64(S::ring_bytes / (q.a_bytes + q.b_bytes), kMaxStages);
-  int64_t stages_b = min64((S::ring_bytes - stages_a * q.a_bytes) / q.b_bytes, kMaxStages);
-  q.keep_b = S::keeps_b && q.shared == 0 && tiles_n == 1 && first_b <= kMaxKept &&
+  int64_t const out_W = forward ? p.Q() : p.W, out_H = forward ? p.P() : p.H;
+  // Are the output's pixels rows of a matrix?
+  int64_t const row = out_W > 1 ? out.w : out_H > 1 ? out.h : p.N > 1 ? out.n : q.N * p.groups;
+  q.by_engine = S::pieces > 0 && !halo && !turned && !q.singly && phases == 1 && (forward || p.stride_h == 1) &&
+                (out_H == 1 || out.h == out_W * row) && (p.N == 1 || out.n == out_H * out_W * row) &&
+                q.phase[0].M < int64_t(1) << 31;
+  if (q.by_engine) {
+    Tensor4 const rows{args.out, p.dtype, {q.N, q.phase[0].M, p.groups, 1}, {1, row, q.N, 0}};
+    cudaError_t const error = encode_tiled(q.out_rows, rows, 64, 16, 1, 1);
+    if (error != cudaSuccess) return error;
+  }
+  int64_t const ring = q.by_engine ? S::ring_beside_pieces : S::ring_bytes;
+  int64_t stages_a =
+      halo ? (S::blocks == 2 ? 2 : 3) * (kLineBytes / q.line) : min64(ring / (q.a_bytes + q.b_bytes), kMaxStages);
+  int64_t stages_b = min64((ring - stages_a * q.a_bytes) / q.b_bytes, kMaxStages);
+  q.keep_b = S::keeps_b && q.shares.shared == 0 && tiles_n <= kMaxKeptTiles && first_b <= kMaxKept &&
              first_b * q.b_bytes + 3 * q.a_bytes <= S::ring_bytes;
   if (q.keep_b) {
     stages_b = first_b;
@@ -634,6 +790,22 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   }
   q.stages_a = Divisor(stages_a), q.stages_b = Divisor(stages_b);
   return cudaSuccess;
+}
+
+// Launches tma_reduce, `each` blocks for a tile. Its blocks may be on an SM as soon as the kernel before has left that:
+// lest the first few SMs get all of them, they ask for as much shared memory as makes them spread over the device.
+inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int each, cudaStream_t stream) {
+  int64_t const blocks = p.shares.shared * each, an_sm = ceil_div(blocks, 132);
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(p.shares.shared), unsigned(each)), config.blockDim = dim3(kReduceThreads);
+  config.stream = stream, config.attrs = &early, config.numAttrs = 1;
+  constexpr int most = 224 * 1024;  // of an SM; each block takes 1024 bytes more than it asks for
+  if (an_sm < 2048 / kReduceThreads) config.dynamicSmemBytes = size_t(most / an_sm - 1024);
+  cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  return error != cudaSuccess ? error : cudaLaunchKernelEx(&config, kernel, p);
 }
 
 // S: the shape of `kernel`'s blocks.
@@ -661,11 +833,11 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   int device = 0, sm_count = 0;
   if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
-  if (p.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
+  if (p.shares.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
+  if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
   kernel<<<unsigned(blocks), kThreads, S::shared_bytes, stream>>>(p);
-  if ((error = cudaGetLastError()) != cudaSuccess || p.shared == 0) return error;
-  tma_reduce<T, TM, TN><<<dim3(unsigned(p.shared), TM * TN / 1024), 256, 0, stream>>>(p);
-  return cudaGetLastError();
+  if ((error = cudaGetLastError()) != cudaSuccess || p.shares.shared == 0) return error;
+  return launch_reduce(tma_reduce<T, TM, TN>, p, TM * TN / (4 * kReduceThreads), stream);
 }
 
 template <Op op, DType dtype, int TM, int TN, Variant variant>

@@ -6,8 +6,8 @@
 // The two warpgroups take turns, a tile each, so that one multiplies while the other stores. The stages of their tiles
 // follow each other in the same rings.
 //
-// If there is one tile of filters and all its taps fit into shared memory beside three stages of A, they are copied
-// once and stay (`keep_b`).
+// If there are few tiles of filters and all taps of one fit into shared memory beside three stages of A, a block copies
+// those of its own tile once, and they stay (`keep_b`).
 //
 // Variant halo with a stride along W: taps whose distance is a multiple of the stride share a copy of A.
 #pragma once
@@ -20,13 +20,14 @@ struct SwapShape {
   static constexpr int TM = 256, TN = 64;
   static constexpr int blocks = 1;  // an SM
   static constexpr bool keeps_b = true;
+  static constexpr int pieces = 0;  // the copy engine does not store
   static constexpr int b_bytes = kRunBytes;
   static constexpr int columns(int N) { return N <= 32 ? 32 : 64; }
   // Instructions read what is behind few filters too, for sums that are not stored.
   static constexpr int kept_bytes(int N, int line, bool forward) {
     return forward ? ((N < 64 ? N : 64) * line + kCoreBytes - 1) / kCoreBytes * kCoreBytes : line * columns(N);
   }
-  static constexpr int ring_bytes = 205 * 1024;
+  static constexpr int ring_bytes = 205 * 1024, ring_beside_pieces = ring_bytes;
   static constexpr int shared_bytes = ring_bytes + 2 * kRunBytes + 1024;
   static constexpr int copy_regs = 56, multiply_regs = 224;
 };
@@ -80,8 +81,8 @@ __device__ void swap_copy(Params const& p, uint32_t ring, SwapTables& tables) {
   Stage a, b;
   Work work(p);
   for (Unit unit; work.take(p, unit);) {
-    Phase const& phase = *unit.phase;
-    int const index = int(unit.phase - p.phase);
+    int const index = unit.phase;
+    Phase const& phase = p.phase[index];
     int64_t j = int64_t(unit.m) * SwapShape::TM;
     int64_t i = phase.columns.divide(j);
     int const n = int(phase.rows.divide(i));
@@ -220,7 +221,7 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
   Unit unit;
   bool first = true;
   for (bool mine = group == 0; work.take(p, unit); mine = !mine, first = false) {
-    Phase const& phase = *unit.phase;
+    Phase const& phase = p.phase[unit.phase];
     if (!mine) {
       a = skip(a, unit.count, p.stages_a);
       if (!p.keep_b && unit.count > 0)
@@ -235,10 +236,10 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
       to[i * kWarpgroup + thread] = out_of(p, phase, int64_t(unit.m) * SwapShape::TM + i * kWarpgroup + thread);
 #pragma unroll
     for (int i = 0; i < 128; ++i) acc[i] = 0;
-    bool const wait_b = !(seen >> (unit.phase - p.phase) & 1);
+    bool const wait_b = !(seen >> unit.phase & 1);
     if (p.keep_b) {
       b = {phase.first_b, 0};
-      if (unit.count > 0) seen |= 1u << (unit.phase - p.phase);
+      if (unit.count > 0) seen |= 1u << unit.phase;
     }
     // A warpgroup's turn begins when the other has seen its last stage arrive: a barrier's parity says nothing about
     // the trip before the last.
@@ -332,7 +333,10 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
     swap_multiply<T, b_rows>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<SwapShape::copy_regs>();
-    if (threadIdx.x == 2 * kWarpgroup) swap_copy<b_rows>(p, ring, tables);
+    if (threadIdx.x == 2 * kWarpgroup) {
+      swap_copy<b_rows>(p, ring, tables);
+      ptx::griddepcontrol_launch_dependents();
+    }
   }
 }
 

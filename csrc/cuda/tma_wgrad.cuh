@@ -246,13 +246,15 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
   using S = WgradShape<T, variant, TM, TN>;
   constexpr bool filters = variant != Variant::im2col;
   constexpr int core_bytes = 8 * S::line_bytes;  // of B
-  int const group = int(threadIdx.x) / kWarpgroup, lane = int(threadIdx.x) % 32;
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
+  uint32_t const full_at = warp_uniform(ptx::shared_address(full));
+  uint32_t const empty_at = warp_uniform(ptx::shared_address(empty));
   int const my_x = S::x_at + group * S::runs * S::x_bytes, a_at = filters ? S::y_at : my_x,
             b_at = filters ? my_x : S::y_at;
   // Of B's blocks of 64, or 32, columns.
   uint32_t const distance = is_halo(variant) ? p.dilation_w * kLineBytes : S::line_bytes * kPixels;
   auto release = [&](int stage) {  // -1: none
-    if (lane == 0 && stage >= 0) ptx::mbarrier_arrive(&empty[stage]);
+    if (lane == 0 && stage >= 0) ptx::mbarrier_arrive(empty_at + stage * 8);
   };
   Stage stage;
   float acc[S::halves][S::columns / 2];
@@ -261,7 +263,7 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
     int const first = (unit.m * S::warpgroups + group) * S::runs;
     if (first >= p.runs) {  // nothing to do
       for (int step = 0; step < unit.count; ++step) {
-        ptx::mbarrier_wait(&full[stage.index], stage.parity);
+        ptx::mbarrier_wait(full_at + stage.index * 8, stage.parity);
         release(stage.index);
         stage.advance(p.stages);
       }
@@ -273,7 +275,7 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
       for (int i = 0; i < S::columns / 2; ++i) acc[h][i] = 0;
     int before = -1;
     for (int step = 0; step < unit.count; ++step) {
-      ptx::mbarrier_wait(&full[stage.index], stage.parity);
+      ptx::mbarrier_wait(full_at + stage.index * 8, stage.parity);
       uint32_t const from_a = ring + stage.index * S::stage_bytes + a_at;
       uint32_t const from_b = ring + stage.index * S::stage_bytes + b_at;
 #pragma unroll
@@ -318,7 +320,7 @@ __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, Wgrad
   using S = WgradShape<T, variant, TM, TN>;
   extern __shared__ uint8_t dynamic[];
   __shared__ uint64_t full[S::stages], empty[S::stages];
-  uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
+  uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::stages; ++i) {
       ptx::mbarrier_init(&full[i], 1);
