@@ -20,6 +20,7 @@ constexpr bool tf32_supports(Row const& row, Problem const& p) {
     return false;
   bool const x = map_supports(p.x, p.N, p.H, p.W, p.dtype), y = map_supports(p.y, p.N, p.P(), p.Q(), p.dtype);
   double const taps = double(p.R) * double(p.S);
+  if (row.op == Op::wgrad && halo) return p.dilation_w == 1 && wgrad_supports(row, p);
   if (row.op == Op::wgrad)
     return x && y && im2col_supports(walk_h(row.op, p, 0), p.H) && im2col_supports(walk_w(row.op, p, 0), p.W) &&
            double(p.N) * double(p.P()) * double(p.Q()) < 1e11 &&
@@ -92,6 +93,8 @@ constexpr int64_t tf32_whole(int64_t tiles, int split, int64_t slots) {
 }
 
 constexpr int64_t tf32_workspace_bytes(Row const& row, Op op, Problem const& p, int split_k, Device const& d) {
+  if (op == Op::wgrad && tf32_is_halo(row.variant))
+    return wgrad_shares(wgrad_tiles(row, p), split_k).partial() * row.tile_m * row.tile_n * 4;
   int64_t const tiles = split_k == 1 ? 0 : tf32_tiles(row, p);
   int64_t const whole = op == Op::wgrad ? 0 : tf32_whole(tiles, split_k, tf32_slots(row, d));
   return (tiles - whole) * split_k * row.tile_m * row.tile_n * 4 + tf32_prepared_bytes(row, op, p);
@@ -175,8 +178,19 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p, Device
 // add: an error of 2.3e-9 a pixel for random data, here at most 2e-5.
 inline constexpr int64_t kTf32Pixels = 8192;
 
+// wgrad's halo. Lines of a step: each run's x is copied and loaded, y copied, read, and written for two sets of taps, and
+// wgmma reads that for each run.
+constexpr Estimate tf32_wgrad_halo_estimate(Row const& row, Problem const& p, Device const& d) {
+  double const x = 3 * 64, y = 2 * 34, columns = 3 * 64, copied = x + y;
+  double const lines = copied + x + y + 128 + 3 * columns;
+  double const step_ns = tf32_step_ns(3 * 64 * columns / 32.0 * 1.2, lines * 1.1, copied * 3.22);
+  return wgrad_shared_estimate(row, wgrad_tiles(row, p), d.sm_count, step_ns, 200 + 0.15 * row.tile_m * row.tile_n,
+                               tf32_memory_ns(p, 3600));
+}
+
 // wgrad. A tile's lines: wgmma reads the turned B for each 64 rows; A and B are copied and read, B is written again.
 constexpr Estimate tf32_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
+  if (tf32_is_halo(row.variant)) return tf32_wgrad_halo_estimate(row, p, d);
   double const TM = row.tile_m, TN = row.tile_n;
   int64_t const tiles = tf32_tiles(row, p), pixels = p.N * p.P() * p.Q(), steps = ceil_div(pixels, 32);
   int64_t const rows = p.R * p.S * ceil_div(p.C_per_group(), kTf32Line) * kTf32Line;

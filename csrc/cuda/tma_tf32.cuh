@@ -12,6 +12,7 @@
 #pragma once
 
 #include "../core/tma_tf32.h"
+#include "dependent.cuh"
 #include "fragments.cuh"
 #include "gather.cuh"
 #include "tma_map.h"
@@ -557,20 +558,6 @@ cudaError_t params_of(Params& q, Op op, Variant variant, Problem const& p, Plan 
   return cudaSuccess;
 }
 
-// Launches a kernel that may begin before the one before it has ended, and waits for it itself.
-template <class Params>
-cudaError_t launch_dependent(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, Params const& p,
-                             cudaStream_t stream) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(blocks)), config.blockDim = dim3(unsigned(threads));
-  config.dynamicSmemBytes = size_t(shared_bytes), config.stream = stream;
-  config.attrs = &attribute, config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, p);
-}
-
 // The filters as they are, for the raw variants.
 template <Op op, int TM, int TN>
 cudaError_t launch_raw(Params& p, Problem const& problem, void const* filters, int64_t blocks, cudaStream_t stream) {
@@ -619,7 +606,7 @@ cudaError_t launch_prepared(Params& p, Problem const& problem, void const* filte
   auto* const kernel = main_kernel<TM, TN>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;
-  return launch_dependent(kernel, blocks, kThreads, S::shared_bytes, p, stream);
+  return launch_dependent(kernel, blocks, kThreads, S::shared_bytes, stream, p);
 }
 
 template <Op op, int TM, int TN, Variant variant>
