@@ -8,7 +8,7 @@
 
 namespace conv2d_ext {
 
-constexpr bool is_halo(Variant v) { return v == Variant::halo; }
+constexpr bool is_halo(Variant v) { return v == Variant::halo || v == Variant::raw_halo; }
 
 inline constexpr int kHalo = 8;        // pixels that a tile of the halo variants copies beyond its own
 inline constexpr int kMaxPhases = 16;  // of dgrad
@@ -48,13 +48,11 @@ constexpr bool im2col_supports(Walk const& w, int64_t extent) {
 // Channels of the reduction that one instruction takes (TF32: a step); those of the next group must not be among them.
 constexpr int tma_together(DType t) { return t == DType::f32 ? 32 : 16; }
 
-// Tensors that may have any strides and alignment: fprop and dgrad in 16-bit types store single elements where they
-// must, but not those of a stride's phases, which lie apart.
+// Tensors that may have any strides and alignment: fprop and dgrad store single elements where they must, but not those of a stride's phases, which lie apart.
 struct TmaTakesAny {
   bool x, w, y;
 };
 constexpr TmaTakesAny tma_takes_any(Op op, Problem const& p) {
-  if (p.dtype == DType::f32) return {false, false, false};
   return {op == Op::dgrad && p.stride_w == 1, false, op == Op::fprop};
 }
 // Is the output of fprop or dgrad stored in single elements?
@@ -130,6 +128,7 @@ constexpr bool wgrad_supports(Row const& row, Problem const& p) {
   if (t.tiles > 128 || t.steps == 0) return false;
   if (row.variant == Variant::narrow) return p.C_per_group() <= 32;
   if (w.stride != 1 || w.taps < 2 || (kWgradTaps - 1) * p.dilation_w > kHalo) return false;
+  if (p.dtype == DType::f32 && p.dilation_w != 1) return false;
   w.pixels = t.columns;
   return im2col_supports(w, p.W);
 }
@@ -158,7 +157,7 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
       if (!im2col_supports(h, forward ? p.H : p.P())) return false;
       if (is_halo(row.variant)) {
         Halo const halo = halo_of(w);
-        if (w.stride != 1 && !tma_swapped(row)) return false;
+        if (w.stride != 1 && !tma_swapped(row) && p.dtype != DType::f32) return false;
         if ((ceil_div(w.taps, halo.copies) - 1) * halo.shift > kHalo) return false;
         shared = shared || w.taps > halo.copies;
         w = halo_walk(w);
