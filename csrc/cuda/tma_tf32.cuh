@@ -183,28 +183,36 @@ __device__ void store(Params const& p, Unit const& unit, int64_t const* to, floa
 // has places q and q + 4 of them, which are channels 8 q + 2 (i / 8) and the next.
 __host__ __device__ constexpr int channel_at(int i) { return i % 4 * 8 + i / 8 * 2 + i / 4 % 2; }
 
-// A's values for instructions 2 i and 2 i + 1 of a line, rounded.
-__device__ inline void load(uint32_t (&v)[2][4], uint32_t line, int lane, int i) {
+// A's values for `count` instructions of a line from `first` on, rounded.
+template <int count>
+__device__ inline void load(uint32_t (&v)[count][4], uint32_t line, int lane, int first) {
   uint32_t const at = line + lane / 4 * kLineBytes;
-  uint32_t const chunk = uint32_t(lane % 4 * 2 + i) ^ (at / kLineBytes % 8);  // the ring is 1024-byte aligned
-  uint4 const low = ptx::ld_shared_v4(at + chunk * 16), high = ptx::ld_shared_v4(at + kCoreBytes + chunk * 16);
-  v[0][0] = low.x, v[0][1] = high.x, v[0][2] = low.y, v[0][3] = high.y;
-  v[1][0] = low.z, v[1][1] = high.z, v[1][2] = low.w, v[1][3] = high.w;
 #pragma unroll
-  for (int e = 0; e < 8; ++e) v[e / 4][e % 4] = ptx::cvt_rn_tf32(__uint_as_float(v[e / 4][e % 4]));
+  for (int i = 0; i < count; i += 2) {
+    uint32_t const chunk = uint32_t(lane % 4 * 2 + (first + i) / 2) ^ (at / kLineBytes % 8);  // the ring is 1024-byte aligned
+    uint4 const low = ptx::ld_shared_v4(at + chunk * 16), high = ptx::ld_shared_v4(at + kCoreBytes + chunk * 16);
+    v[i][0] = low.x, v[i][1] = high.x, v[i][2] = low.y, v[i][3] = high.y;
+    v[i + 1][0] = low.z, v[i + 1][1] = high.z, v[i + 1][2] = low.w, v[i + 1][3] = high.w;
+  }
+#pragma unroll
+  for (int e = 0; e < count * 4; ++e) v[e / 4][e % 4] = ptx::cvt_rn_tf32(__uint_as_float(v[e / 4][e % 4]));
 }
 
 template <int TM, int TN>
 __device__ void multiply(Params const& p, uint32_t ring, Tables<TM, TN>& tables) {
   using S = Shape<TM, TN>;
-  constexpr int halves = S::halves;
+  // A step's instructions go in parts of the tile's halves: the next is loaded and rounded while one is multiplied.
+  constexpr int halves = S::halves, together = halves == 2 && TN <= 128 ? 4 : 2, parts = halves * 4 / together;
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   uint32_t const my_a = ring + (group * (TM / 2) + warp * 16) * kLineBytes;
   uint32_t const staging = ring + S::ring_bytes + group * kPieceBytes;
+  auto release = [&](int stage_b) {  // -1: none
+    if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(&tables.empty_b[stage_b]);
+  };
   Stage a, b;
   float acc[halves][TN / 2];
-  uint32_t v[2][2][4] = {};
+  uint32_t v[2][together][4] = {};
   Work work(p);
   int odd = 0;  // of the tile's number
   for (Unit unit; work.take(p, unit); odd ^= 1) {
@@ -234,19 +242,19 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<TM, TN>& tables)
         uint32_t const from_a = my_a + a.index * p.a_bytes + t * phase.shift * kLineBytes;
         uint32_t const from_b = ring_b + b.index * S::b_bytes;
 #pragma unroll
-        for (int part = 0; part < 2 * halves; ++part) {  // one is loaded and rounded while the one before is multiplied
-          int const i = part / halves, h = part % halves;
+        for (int part = 0; part < parts; ++part) {
+          int const first = part / halves * together, h = part % halves, buffer = part % 2;
           ptx::wgmma_wait_group<1>();
-          ptx::wgmma_fence_operand(v[part % 2]);
-          load(v[part % 2], from_a + h * 64 * kLineBytes, lane, i);
+          ptx::wgmma_fence_operand(v[buffer]);
+          load(v[buffer], from_a + h * 64 * kLineBytes, lane, first);
           if (part == 0) ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
-          if (part == 1 && lane == 0 && before >= 0) ptx::mbarrier_arrive(&tables.empty_b[before]);
+          if (part == 1) release(before);
           ptx::wgmma_fence_operand(acc[h]);
           ptx::wgmma_fence();
 #pragma unroll
-          for (int k = 0; k < 2; ++k)
-            ptx::wgmma_mma_async_tf32(acc[h], v[part % 2][k],
-                                      ptx::wgmma_descriptor(from_b + (i * 2 + k) * 32, 0, kCoreBytes));
+          for (int k = 0; k < together; ++k)
+            ptx::wgmma_mma_async_tf32(acc[h], v[buffer][k],
+                                      ptx::wgmma_descriptor(from_b + (first + k) * 32, 0, kCoreBytes));
           ptx::wgmma_commit_group();
         }
         before = b.index;
@@ -258,7 +266,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<TM, TN>& tables)
     ptx::wgmma_wait_group<0>();
 #pragma unroll
     for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
-    if (lane == 0 && before >= 0) ptx::mbarrier_arrive(&tables.empty_b[before]);
+    release(before);
     if (p.bias != nullptr) {
 #pragma unroll
       for (int i = 0; i < TN; i += kWarpgroup) {

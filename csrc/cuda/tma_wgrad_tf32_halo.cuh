@@ -90,21 +90,25 @@ __device__ inline void turn(WgradParams const& p, uint32_t ring, Barriers& bars)
   for (WgradWork work(p); work.next(p, unit);) {
     for (int step = 0; step < unit.count; ++step) {
       ptx::mbarrier_wait(&bars.full[stage.index], stage.parity);
+      uint32_t v[2][span];
+#pragma unroll
+      for (int i = 0; i < 2 * span; ++i) {
+        int const part = i / span, line = part * 16 + i % span;
+        v[part][i % span] = __float_as_uint(ptx::ld_shared_f32(from + stage.index * kStageBytes + line * kLineBytes +
+                                                               ((lane / 4) ^ (line % 8)) * 16));
+      }
+      ptx::mbarrier_wait(&bars.used[turned.index], turned.parity ^ 1);
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
-        uint32_t v[span];
 #pragma unroll
-        for (int i = 0; i < span; ++i)
-          v[i] = ptx::cvt_rn_tf32(ptx::ld_shared_f32(from + stage.index * kStageBytes + (part * 16 + i) * kLineBytes +
-                                                     ((lane / 4) ^ (i % 8)) * 16));
-        if (part == 0) ptx::mbarrier_wait(&bars.used[turned.index], turned.parity ^ 1);
+        for (int i = 0; i < span; ++i) v[part][i] = ptx::cvt_rn_tf32(__uint_as_float(v[part][i]));
 #pragma unroll
         for (int h = 0; h <= kTaps; ++h)
 #pragma unroll
-          for (int half = 0; half < 2; ++half)
+          for (int i = h; i < 16; i += 8)
             ptx::st_shared_v4(to + turned.index * kTurnedBytes + h * kRegionBytes +
-                                  ((part * 2 + half) ^ (filter / 2 % 4)) * 16,
-                              make_uint4(v[h + half * 8], v[h + half * 8 + 2], v[h + half * 8 + 4], v[h + half * 8 + 6]));
+                                  ((part * 2 + i / 8) ^ (filter / 2 % 4)) * 16,
+                              make_uint4(v[part][i], v[part][i + 2], v[part][i + 4], v[part][i + 6]));
       }
       ptx::fence_proxy_async();
       __syncwarp();
@@ -148,7 +152,7 @@ __device__ inline void multiply(WgradParams const& p, uint32_t ring, Barriers& b
                             lines + (lane % 4 * 2 + 1) * kLineBytes + (chunk ^ (lane % 4 * 2 + 1)) * 16};
   Stage stage, turned;
   float acc[kColumns / 2];
-  uint32_t a[2][1][4] = {};
+  uint32_t a[2][2][4] = {};
   WgradUnit unit;
   for (WgradWork work(p); work.next(p, unit);) {
     if (unit.m * kRuns + group >= p.runs) {  // nothing to do
@@ -174,17 +178,20 @@ __device__ inline void multiply(WgradParams const& p, uint32_t ring, Barriers& b
         ptx::mbarrier_wait(&bars.full[stage.index], stage.parity);
         uint32_t const at = stage.index * kStageBytes, from_b = ring + kTurnedAt + turned.index * kTurnedBytes;
 #pragma unroll
-        for (int k = 0; k < kPixels / 8; ++k) {  // fragments are loaded while those before are multiplied
+        for (int half = 0; half < 2; ++half) {  // fragments are loaded while those before are multiplied
           ptx::wgmma_wait_group<1>();
-          ptx::wgmma_fence_operand(a[k % 2]);
-          load(a[k % 2][0], from[k % 2] + at + k / 2 * 2 * kCoreBytes);
-          if (k == 0) ptx::mbarrier_wait(&bars.turned[turned.index], turned.parity);
-          if (k == 1 && lane == 0 && before >= 0) ptx::mbarrier_arrive(&bars.used[before]);
+          ptx::wgmma_fence_operand(a[half]);
+#pragma unroll
+          for (int odd = 0; odd < 2; ++odd) load(a[half][odd], from[odd] + at + half * 2 * kCoreBytes);
+          if (half == 0) ptx::mbarrier_wait(&bars.turned[turned.index], turned.parity);
+          if (half == 1 && lane == 0 && before >= 0) ptx::mbarrier_arrive(&bars.used[before]);
           ptx::wgmma_fence_operand(acc);
           ptx::wgmma_fence();
-          ptx::wgmma_mma_async_tf32(
-              acc, a[k % 2][0],
-              ptx::wgmma_descriptor<64>(from_b + k % 2 * kRegionBytes + k / 2 * 32, 0, 8 * kTurnedLine));
+#pragma unroll
+          for (int odd = 0; odd < 2; ++odd)
+            ptx::wgmma_mma_async_tf32(
+                acc, a[half][odd],
+                ptx::wgmma_descriptor<64>(from_b + odd * kRegionBytes + half * 32, 0, 8 * kTurnedLine));
           ptx::wgmma_commit_group();
         }
         if (lane == 0) ptx::mbarrier_arrive(&bars.empty[stage.index]);
