@@ -103,8 +103,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
 }
 constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int split_k, Device const& d) {
   if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
-  return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k)
-                               : tma_workspace_bytes(row, p, split_k);
+  return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);
 }
 
 }  // namespace conv2d_ext

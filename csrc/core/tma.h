@@ -48,7 +48,8 @@ constexpr bool im2col_supports(Walk const& w, int64_t extent) {
 // Channels of the reduction that one instruction takes (TF32: a step); those of the next group must not be among them.
 constexpr int tma_together(DType t) { return t == DType::f32 ? 32 : 16; }
 
-// Tensors that may have any strides and alignment: fprop and dgrad store single elements where they must, but not those of a stride's phases, which lie apart.
+// Tensors that may have any strides and alignment: fprop and dgrad store single elements where they must, but not those
+// of a stride's phases, which lie apart.
 struct TmaTakesAny {
   bool x, w, y;
 };
@@ -69,7 +70,7 @@ constexpr bool tma_swapped(Row const& row) {
 
 inline constexpr int kWgradPixels = 64;  // of a step; TF32: 32
 constexpr int wgrad_pixels(DType t) { return t == DType::f32 ? 32 : kWgradPixels; }
-inline constexpr int kWgradTaps = 3;     // of a row of the filter, that one copy serves in wgrad's halo variant
+inline constexpr int kWgradTaps = 3;  // of a row of the filter, that one copy serves in wgrad's halo variant
 
 // How a row of wgrad cuts a problem. A tile's rows are runs: 64 channels of a tap, in the halo variant of kWgradTaps
 // taps, in the narrow one all channels of a tap.
@@ -292,8 +293,8 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   return best;
 }
 
-// The best way to share the tiles: split_k is the number of blocks that share some, 1 if none does. fixed: ns of a tile or
-// part beside its steps.
+// The best way to share the tiles: split_k is the number of blocks that share some, 1 if none does. fixed: ns of a tile
+// or part beside its steps.
 constexpr Estimate wgrad_shared_estimate(Row const& row, WgradTiles const& t, int64_t slots, double step_ns,
                                          double fixed, double memory_ns) {
   Estimate best;

@@ -111,12 +111,12 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
 // add: an error of 2.3e-9 a pixel for random data, here at most 2e-5.
 inline constexpr int64_t kTf32Pixels = 8192;
 
-// wgrad's halo. Lines of a step: each run's x is copied and loaded, y copied, read, and written for two sets of taps, and
-// wgmma reads that for each run.
+// wgrad's halo. Lines of a step: each run's x is copied and loaded, y copied, read, and written for two sets of taps,
+// and wgmma reads that for each run.
 constexpr Estimate tf32_wgrad_halo_estimate(Row const& row, Problem const& p, Device const& d) {
   double const x = 3 * 64, y = 2 * 34, columns = 3 * 64, copied = x + y;
   double const lines = copied + x + y + 128 + 3 * columns;
-  double const step_ns = tf32_step_ns(3 * 64 * columns / 32.0 * 1.2, lines * 1.1, copied * 3.22);
+  double const step_ns = tf32_step_ns(3 * 64 * columns / 32.0 * 1.45, lines * 1.35, copied * 3.22);
   return wgrad_shared_estimate(row, wgrad_tiles(row, p), d.sm_count, step_ns, 200 + 0.15 * row.tile_m * row.tile_n,
                                tf32_memory_ns(p, 3600));
 }

@@ -4,8 +4,8 @@
 //   B (filters) has been rounded, its reduction's channels contiguous, by prepare_kernel. Variants raw and raw_halo,
 //   for few pixels that meet many filters: by a warpgroup of the kernel's own, which reads copied stages and writes
 //   those that are multiplied.
-// The walk over the tiles, im2col, halo and the rings are tma.cuh's, whose comment explains them. The last tiles, which
-// would not fill a round, are split.
+// Tiles, splits, im2col and the rings are tma.cuh's, whose comment explains them. Variant halo takes any stride along
+// W: taps whose distance is a multiple of it share a copy.
 //
 // The order of the sum is free as long as A and B agree. A thread needs two channels of a line for each of a step's
 // four instructions; channel_at orders the channels of a line so that these eight lie in two vectors of four.
@@ -35,7 +35,7 @@ struct Tables {
 template <int TM, int TN>
 struct Shape {
   static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;  // an SM
-  static constexpr int halves = TM / 128;             // 64-row instructions of a warpgroup
+  static constexpr int halves = TM / 128;                     // 64-row instructions of a warpgroup
   static constexpr bool keeps_b = false;
   static constexpr int b_bytes = TN * kLineBytes;
   static constexpr int staging_bytes = 2 * kPieceBytes;
@@ -111,8 +111,7 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<TM, TN>& tables, Rin
             ptx::cp_async_bulk_tensor_4d(to + run * kTf32Line * kLineBytes, &p.b, bar, unit.n * TN + run * kTf32Line, s,
                                          r, unit.group * p.group_b + at.chunk * kTf32Line);
         } else {
-          ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, at.chunk * kTf32Line, s, r,
-                                       unit.group * p.group_b + unit.n * TN);
+          ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, at.chunk * kTf32Line, s, r, unit.group * p.group_b + unit.n * TN);
         }
         b.advance(ring_b.stages);
       }
@@ -120,8 +119,8 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<TM, TN>& tables, Rin
   }
 }
 
-// Stores a warp's 16 lines of 32 columns, from column n on, that are in shared memory, to an output that takes no vectors
-// of columns: eight lanes have neighbouring pixels.
+// Stores a warp's 16 lines of 32 columns, from column n on, that are in shared memory, to an output that takes no
+// vectors of columns: eight lanes have neighbouring pixels.
 __device__ inline void store_singly(Params const& p, Unit const& unit, int n, int64_t const* to, uint32_t lines) {
   int const lane = int(threadIdx.x) % 32, line = lane % 8;
   int64_t const low = to[line], high = to[line + 8];
@@ -189,7 +188,8 @@ __device__ inline void load(uint32_t (&v)[count][4], uint32_t line, int lane, in
   uint32_t const at = line + lane / 4 * kLineBytes;
 #pragma unroll
   for (int i = 0; i < count; i += 2) {
-    uint32_t const chunk = uint32_t(lane % 4 * 2 + (first + i) / 2) ^ (at / kLineBytes % 8);  // the ring is 1024-byte aligned
+    uint32_t const chunk =
+        uint32_t(lane % 4 * 2 + (first + i) / 2) ^ (at / kLineBytes % 8);  // the ring is 1024-byte aligned
     uint4 const low = ptx::ld_shared_v4(at + chunk * 16), high = ptx::ld_shared_v4(at + kCoreBytes + chunk * 16);
     v[i][0] = low.x, v[i][1] = high.x, v[i][2] = low.y, v[i][3] = high.y;
     v[i + 1][0] = low.z, v[i + 1][1] = high.z, v[i + 1][2] = low.w, v[i + 1][3] = high.w;
@@ -201,8 +201,8 @@ __device__ inline void load(uint32_t (&v)[count][4], uint32_t line, int lane, in
 template <int TM, int TN>
 __device__ void multiply(Params const& p, uint32_t ring, Tables<TM, TN>& tables) {
   using S = Shape<TM, TN>;
-  // A step's instructions go in parts of the tile's halves: the next is loaded and rounded while one is multiplied.
-  constexpr int halves = S::halves, together = halves == 2 && TN <= 128 ? 4 : 2, parts = halves * 4 / together;
+  // Instructions of a line that go together, if there are registers for them; the next are loaded while they run.
+  constexpr int halves = S::halves, together = TM * TN <= 256 * 128 ? 4 : 2;
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   uint32_t const my_a = ring + (group * (TM / 2) + warp * 16) * kLineBytes;
@@ -224,7 +224,8 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<TM, TN>& tables)
     for (int h = 0; h < halves; ++h)
 #pragma unroll
       for (int i = 0; i < TN / 2; ++i) acc[h][i] = 0;
-    int before = -1;  // stage of B of the multiplications that are under way
+    int before = -1, oldest = -1;  // stages of B of the multiplications that are under way
+    bool odd_tap = false;
     float bias[(TN + kWarpgroup - 1) / kWarpgroup] = {};  // on its way while the tile is multiplied
     if (p.bias != nullptr)
 #pragma unroll
@@ -241,21 +242,32 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<TM, TN>& tables)
       for (int t = 0; t < taps; ++t) {
         uint32_t const from_a = my_a + a.index * p.a_bytes + t * phase.shift * kLineBytes;
         uint32_t const from_b = ring_b + b.index * S::b_bytes;
-#pragma unroll
-        for (int part = 0; part < parts; ++part) {
-          int const first = part / halves * together, h = part % halves, buffer = part % 2;
+        auto instruct = [&](int h, int first, uint32_t (&values)[together][4]) {
           ptx::wgmma_wait_group<1>();
-          ptx::wgmma_fence_operand(v[buffer]);
-          load(v[buffer], from_a + h * 64 * kLineBytes, lane, first);
-          if (part == 0) ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
-          if (part == 1) release(before);
+          ptx::wgmma_fence_operand(values);
+          load(values, from_a + h * 64 * kLineBytes, lane, first);
+          if (h == halves - 1 && first == 0) release(halves == 2 ? before : oldest);
+          if (h == 0 && first == 0) ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
           ptx::wgmma_fence_operand(acc[h]);
           ptx::wgmma_fence();
 #pragma unroll
           for (int k = 0; k < together; ++k)
-            ptx::wgmma_mma_async_tf32(acc[h], v[buffer][k],
+            ptx::wgmma_mma_async_tf32(acc[h], values[k],
                                       ptx::wgmma_descriptor(from_b + (first + k) * 32, 0, kCoreBytes));
           ptx::wgmma_commit_group();
+        };
+        if constexpr (halves == 2) {
+#pragma unroll
+          for (int first = 0; first < 4; first += together) {
+            instruct(0, first, v[0]);
+            instruct(1, first, v[1]);
+          }
+        } else {
+          if (odd_tap)  // registers have no index
+            instruct(0, 0, v[1]);
+          else
+            instruct(0, 0, v[0]);
+          odd_tap = !odd_tap, oldest = before;
         }
         before = b.index;
         b.advance(p.stages_b);
@@ -266,6 +278,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<TM, TN>& tables)
     ptx::wgmma_wait_group<0>();
 #pragma unroll
     for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+    if (halves == 1) release(oldest);
     release(before);
     if (p.bias != nullptr) {
 #pragma unroll
@@ -319,7 +332,7 @@ __global__ void __launch_bounds__(kThreads, Shape<TM, TN>::blocks) main_kernel(_
   }
 }
 
-constexpr int kRoundedStages = 2;
+constexpr int kRoundedStages = 3;
 
 // A warpgroup's work in the raw variants: rounds the copied stages of B and orders their channels. b_rows: their lines
 // hold columns of one filter, and are turned as well.
@@ -515,6 +528,13 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   error = params_of<S, float, TM, TN>(p, blocks, op, problem, kRows[plan.kernel], plan, args);
   if (error != cudaSuccess) return error;
   if (p.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
+  Phase const& first = p.phase[0];
+  if (is_halo(variant) && first.taps_w > 1) {  // a copy of A serves fewer taps, so more are to be on their way
+    int64_t const room = S::ring_bytes / (p.a_bytes + first.taps * S::b_bytes / first.taps_w);
+    int64_t const stages_a = max64(p.stages_a.value, min64(room, kMaxStages));
+    p.stages_a = tma::Divisor(stages_a);
+    p.stages_b = tma::Divisor(min64((S::ring_bytes - stages_a * p.a_bytes) / S::b_bytes, kMaxStages));
+  }
   if constexpr (tf32_is_raw(variant))
     error = launch_raw<op, TM, TN>(p, problem, args.b, blocks, stream);
   else

@@ -437,7 +437,8 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
       int const part = i + u * slices;
 #pragma unroll
       for (int j = 0; j < 2; ++j)
-        v[u][j] = part < count ? from[parts.slot(part) * (pieces * kWarpgroup) + j * kWarpgroup] : make_float4(0, 0, 0, 0);
+        v[u][j] =
+            part < count ? from[parts.slot(part) * (pieces * kWarpgroup) + j * kWarpgroup] : make_float4(0, 0, 0, 0);
     }
 #pragma unroll
     for (int u = 0; u < together; ++u)
@@ -553,8 +554,8 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   int slices = 1;
   while (slices < kReduceWarps && slices * shared * 4 < workers) slices *= 2;
   int64_t const items = shared * (TM * TN / 256);  // 16 rows by 16 columns
-  return launch_dependent(wgrad_reduce<T, variant, TM, TN>, ceil_div(items * slices, kReduceWarps), kReduceWarps * 32, 0,
-                          stream, p, images, slices);
+  return launch_dependent(wgrad_reduce<T, variant, TM, TN>, ceil_div(items * slices, kReduceWarps), kReduceWarps * 32,
+                          0, stream, p, images, slices);
 }
 
 template <Op op, DType dtype, int TM, int TN, Variant variant>

@@ -4,10 +4,10 @@
 // As in tma_wgrad_tf32.cuh, x is loaded as fragments and rounded, and y turned and rounded by warps of its own; but the
 // fragments of x are loaded once for all taps, which are columns of the same instruction.
 //
-// For that the pixels of a step, 32, are summed in the order 0 2 4 ... 14, 1 3 ... 15, 16 18 ... 30, 17 19 ... 31, eight
-// an instruction. y's pixels include the padded columns, which are zeros, before those of the image. A turned stage has
-// four regions of 64 filters: region h holds pixels h, h + 2, ... h + 14, and those 16 further. An instruction whose
-// first pixel is odd or even takes regions 1 to 3 or 0 to 2: 192 columns.
+// For that the pixels of a step, 32, are summed in the order 0 2 4 ... 14, 1 3 ... 15, 16 18 ... 30, 17 19 ... 31,
+// eight an instruction. y's pixels include the padded columns, which are zeros, before those of the image. A turned
+// stage has four regions of 64 filters: region h holds pixels h, h + 2, ... h + 14, and those 16 further. An
+// instruction whose first pixel is odd or even takes regions 1 to 3 or 0 to 2: 192 columns.
 //
 // The fourth warpgroup: two warps turn y, two copy. Barriers as in tma_wgrad_tf32.cuh. Sums go to the workspace, after
 // every kChainSteps steps and at the end; WgradShares says who has which. Zeros of y make NaN of an infinite x: weights
@@ -24,7 +24,7 @@ using Run = tma::WgradRun<Variant::halo>;
 
 constexpr int kRuns = 3, kTaps = kWgradTaps, kPixels = wgrad_pixels(DType::f32);
 constexpr int kThreads = (kRuns + 1) * kWarpgroup;
-constexpr int kXBytes = kPixels * kLineBytes, kYLines = kPixels + kTaps - 1;      // of 32 channels, filters
+constexpr int kXBytes = kPixels * kLineBytes, kYLines = kPixels + kTaps - 1;  // of 32 channels, filters
 constexpr int kYBytes = (kYLines + 7) / 8 * kCoreBytes, kYAt = kRuns * 2 * kXBytes, kStageBytes = kYAt + 2 * kYBytes;
 constexpr int kTurnedLine = kLineBytes / 2, kRegionBytes = 64 * kTurnedLine, kTurnedBytes = (kTaps + 1) * kRegionBytes;
 constexpr int kTurnedStages = 3, kStages = (225 * 1024 - kTurnedStages * kTurnedBytes) / kStageBytes;
@@ -94,8 +94,8 @@ __device__ inline void turn(WgradParams const& p, uint32_t ring, Barriers& bars)
 #pragma unroll
       for (int i = 0; i < 2 * span; ++i) {
         int const part = i / span, line = part * 16 + i % span;
-        v[part][i % span] = __float_as_uint(ptx::ld_shared_f32(from + stage.index * kStageBytes + line * kLineBytes +
-                                                               ((lane / 4) ^ (line % 8)) * 16));
+        v[part][i % span] = __float_as_uint(
+            ptx::ld_shared_f32(from + stage.index * kStageBytes + line * kLineBytes + ((lane / 4) ^ (line % 8)) * 16));
       }
       ptx::mbarrier_wait(&bars.used[turned.index], turned.parity ^ 1);
 #pragma unroll
@@ -106,9 +106,9 @@ __device__ inline void turn(WgradParams const& p, uint32_t ring, Barriers& bars)
         for (int h = 0; h <= kTaps; ++h)
 #pragma unroll
           for (int i = h; i < 16; i += 8)
-            ptx::st_shared_v4(to + turned.index * kTurnedBytes + h * kRegionBytes +
-                                  ((part * 2 + i / 8) ^ (filter / 2 % 4)) * 16,
-                              make_uint4(v[part][i], v[part][i + 2], v[part][i + 4], v[part][i + 6]));
+            ptx::st_shared_v4(
+                to + turned.index * kTurnedBytes + h * kRegionBytes + ((part * 2 + i / 8) ^ (filter / 2 % 4)) * 16,
+                make_uint4(v[part][i], v[part][i + 2], v[part][i + 4], v[part][i + 6]));
       }
       ptx::fence_proxy_async();
       __syncwarp();
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(__grid_constant__ WgradPar
   uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
-      ptx::mbarrier_init(&bars.full[i], 2);               // copying warps
+      ptx::mbarrier_init(&bars.full[i], 2);              // copying warps
       ptx::mbarrier_init(&bars.empty[i], runs * 4 + 2);  // multiplying and turning warps
     }
     for (int i = 0; i < kTurnedStages; ++i) {
@@ -240,8 +240,8 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(__grid_constant__ WgradPar
 
 constexpr int kReduceWarps = 16;
 
-// Adds the parts of the tiles in the order of the blocks that made them. `slices` warps have two columns of 64 channels,
-// and each adds every slices'th part.
+// Adds the parts of the tiles in the order of the blocks that made them. `slices` warps have two columns of 64
+// channels, and each adds every slices'th part.
 template <int runs>
 __global__ void __launch_bounds__(kReduceWarps * 32)
     reduce(__grid_constant__ WgradParams const p, __grid_constant__ Images const images, int slices) {
@@ -255,8 +255,8 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
   Run const run(p, unit.m * runs + at / kRunFloats);
   int const column = at / 64 % kColumns, tap = padded_columns(p) - column / 64;
   int const k = unit.n * 64 + column % 64, c = run.c + at % 64, s = run.s + tap;
-  bool const valid = tile < p.shares.shared && unit.m * runs + at / kRunFloats < p.runs && tap >= 0 && s < p.S &&
-                     k < p.K && c < p.C;
+  bool const valid =
+      tile < p.shares.shared && unit.m * runs + at / kRunFloats < p.runs && tap >= 0 && s < p.S && k < p.K && c < p.C;
   tma::WgradParts const parts(p.shares, tile);
   int const count = valid ? parts.count : 0;
   float const* const from = static_cast<float const*>(p.workspace) + at;
@@ -288,9 +288,9 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
     if (valid && values[i] != values[i]) nan |= 1u << i;
   for (unsigned lanes; (lanes = __ballot_sync(0xffffffff, nan != 0)) != 0;) {
     int const whose = __ffs(int(lanes)) - 1, which = __ffs(int(__shfl_sync(0xffffffff, nan, whose))) - 1;
-    float const exact = tma::wgrad_exact<float>(
-        p, images, unit.group * p.K + __shfl_sync(0xffffffff, k, whose),
-        unit.group * p.C + __shfl_sync(0xffffffff, c, whose) + which, run.r, __shfl_sync(0xffffffff, s, whose));
+    float const exact = tma::wgrad_exact<float>(p, images, unit.group * p.K + __shfl_sync(0xffffffff, k, whose),
+                                                unit.group * p.C + __shfl_sync(0xffffffff, c, whose) + which, run.r,
+                                                __shfl_sync(0xffffffff, s, whose));
     if (lane != whose) continue;
     nan &= nan - 1;
 #pragma unroll
@@ -322,8 +322,9 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   Strides const &x = problem.x, &y = problem.y;
   Walk box_x = w, box_y{t.columns, 1, Q - t.columns};
   box_x.pixels = t.columns;
-  cudaError_t error = tma::encode_im2col(
-      p.x, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h, box_x, 32, kPixels);
+  cudaError_t error =
+      tma::encode_im2col(p.x, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h,
+                         box_x, 32, kPixels);
   if (error != cudaSuccess) return error;
   error = tma::encode_im2col(p.y, {args.b, DType::f32, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1},
                              box_y, 32, kYLines);
@@ -337,8 +338,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       int32_t(Q)};
   int slices = 1;
   while (slices < kReduceWarps && slices * t.tiles * 4 < plan.split_k) slices *= 2;
-  return launch_dependent(reduce<kRuns>, ceil_div(t.tiles * (TM * TN / 128) * slices, kReduceWarps), kReduceWarps * 32, 0,
-                          stream, p, images, slices);
+  return launch_dependent(reduce<kRuns>, ceil_div(t.tiles * (TM * TN / 128) * slices, kReduceWarps), kReduceWarps * 32,
+                          0, stream, p, images, slices);
 }
 
 }  // namespace conv2d_ext::tf32::halo
