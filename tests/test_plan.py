@@ -247,7 +247,7 @@ def test_tf32_tiles_are_as_wide_as_the_layer(op: str) -> None:
 
 
 def test_tf32_splits_the_tiles_of_the_last_round() -> None:
-    """145 tiles for 132 SMs: the steps of the last 13 are shared out, and only they take workspace beside the filters."""
+    """145 tiles for 132 SMs: the steps of the last 13 are shared out; only they take workspace beside the filters."""
     case = Case("inception", 64, 192, 17, 17, 192, 7, 1, padding=(3, 0))
     plan = ask("fprop", case, torch.float32, "nhwc", allow_tf32=True)
     assert plan[1] > 1
