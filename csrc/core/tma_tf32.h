@@ -69,7 +69,10 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
       int64_t const steps = h.taps * w.taps * ceil_div(C, kTf32Line);
       double of_a = TM;
       if (halo && steps > 0) {
-        of_a = (TM + kHalo) * double(halo_of(w).copies) / double(w.taps);
+        Halo const shared = halo_of(w);
+        // With a stride a copy serves fewer taps and there are fewer of them on their way.
+        double const slower = shared.copies == 1 ? 1 : two ? 1.5 : 1.2;
+        of_a = (TM + kHalo) * double(shared.copies) / double(w.taps) * slower;
         w = halo_walk(w);
       }
       double const copied = of_a + TN, lines = TM / 64 * TN + TM + copied + (raw ? 2 * TN : 0);
@@ -117,7 +120,7 @@ constexpr Estimate tf32_wgrad_halo_estimate(Row const& row, Problem const& p, De
   double const x = 3 * 64, y = 2 * 34, columns = 3 * 64, copied = x + y;
   double const lines = copied + x + y + 128 + 3 * columns;
   double const step_ns = tf32_step_ns(3 * 64 * columns / 32.0 * 1.45, lines * 1.35, copied * 3.22);
-  return wgrad_shared_estimate(row, wgrad_tiles(row, p), d.sm_count, step_ns, 200 + 0.15 * row.tile_m * row.tile_n,
+  return wgrad_shared_estimate(row, wgrad_tiles(row, p), d.sm_count, step_ns, 200 + 0.1 * row.tile_m * row.tile_n,
                                tf32_memory_ns(p, 3600));
 }
 
