@@ -195,7 +195,9 @@ def test_walks_down_whole_images_use_their_ring_many_times(
 
 
 @pytest.mark.parametrize("value", (float("nan"), float("inf")))
-@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize(
+    "dtype", (torch.float16, torch.bfloat16, torch.float32), ids=lambda d: str(d).removeprefix("torch.")
+)
 @pytest.mark.parametrize("name", ("3x3", "wgrad_72_to_136", "wgrad_five_taps_dilated"))
 def test_no_row_of_wgrad_lets_an_input_that_is_not_finite_reach_weights_that_do_not_meet_it(
     name: str, dtype: torch.dtype, value: float, cuda: str
@@ -208,9 +210,11 @@ def test_no_row_of_wgrad_lets_an_input_that_is_not_finite_reach_weights_that_do_
         x[-1, channel, h, column] = value
     meets = ~of_tensors(case, x, w, None, go).grad_weight.isfinite()
     sms, capability = machine()
-    run = functools.partial(call("wgrad", case, x, w, b, go), stride=w.stride())
+    tf32 = dtype == torch.float32
+    run = functools.partial(call("wgrad", case, x, w, b, go), stride=w.stride(), allow_tf32=tf32)
     tensors = problem("wgrad", x, w, go, run())
-    rows = candidates(plan("wgrad", case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability))
+    align = alignment(*tensors)
+    rows = candidates(plan("wgrad", case, *tensors, align=align, sm_count=sms, capability=capability, allow_tf32=tf32))
     wrong = [ROWS[row] for row in rows if not torch.equal(~run(row=row).isfinite().cpu(), meets)]
     assert not wrong, ", ".join(wrong)
 
@@ -242,6 +246,26 @@ def test_a_stem_row_spreads_what_is_not_finite_to_what_meets_it_alone(
         assert rows
         wrong = [ROWS[row] for row in rows if not torch.equal(~run(row=row).isfinite().cpu(), meets.cpu())]
         assert not wrong, ", ".join(wrong)
+
+
+@pytest.mark.parametrize("row", [name for name in ROWS if name.startswith("tma_wgrad_f32_")])
+def test_tf32_weight_gradients_of_many_pixels_are_as_exact_as_those_of_few(row: str, cuda: str) -> None:
+    """The tensor cores' sums lose their lowest bits, more of them the longer the chain of pixels."""
+    case = Case("many_pixels", 20, 8, 320, 320, 8, 3, 3, padding=(1, 1))
+    draw = torch.Generator(cuda).manual_seed(0)
+    x, go = (
+        torch.randn(size, generator=draw, device=cuda).bfloat16().float().to(memory_format=torch.channels_last)
+        for size in (case.input_size, case.output_size)
+    )
+    w = torch.empty(case.weight_size, device=cuda).to(memory_format=torch.channels_last)
+    sms, capability = machine()
+    if ROWS.index(row) not in candidates(
+        plan("wgrad", case, x, w, go, allow_tf32=True, sm_count=sms, capability=capability)
+    ):
+        pytest.skip("needs sm90")
+    made = call("wgrad", case, x, w, None, go)(row=ROWS.index(row), allow_tf32=True, stride=w.stride())
+    exact_made = torch.nn.grad.conv2d_weight(x.double(), case.weight_size, go.double(), padding=1)
+    assert (made - exact_made).norm() <= 3e-5 * exact_made.norm()
 
 
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.

@@ -87,24 +87,23 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
 // Of any row of the family, by its variant.
 constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (is_pointwise(row)) return pointwise_supports(row.op, p);
-  return p.dtype == DType::f32 ? tf32_supports(row, p) : tma_supports(row, p);
+  return (p.dtype != DType::f32 || p.allow_tf32) && tma_supports(row, p);
 }
 constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
-  if (p.dtype == DType::f32) return op == Op::wgrad ? tf32_wgrad_estimate(row, p, d) : tf32_estimate(row, op, p, d);
-  if (op == Op::wgrad) return tma_wgrad_estimate(row, p, d);
-  Estimate e = tma_estimate(row, op, p, d);
+  bool const tf32 = p.dtype == DType::f32;
+  if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
+  Estimate e = tf32 ? tf32_estimate(row, op, p) : tma_estimate(row, op, p, d);
   if (tma_stores_singly(op, p)) {
     double const elements = op == Op::fprop ? double(p.N) * double(p.K) * double(p.P()) * double(p.Q())
                                             : double(p.N) * double(p.C) * double(p.H) * double(p.W);
-    e.ns += elements * 0.0007 * 132 / d.sm_count;
+    e.ns += elements * (tf32 ? 0.0002 : 0.0007) * 132 / d.sm_count;
   }
   return e;
 }
 constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int split_k, Device const& d) {
   if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
-  return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k, d)
-                               : tma_workspace_bytes(row, p, split_k);
+  return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);
 }
 
 }  // namespace conv2d_ext

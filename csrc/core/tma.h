@@ -8,7 +8,7 @@
 
 namespace conv2d_ext {
 
-constexpr bool is_halo(Variant v) { return v == Variant::halo; }
+constexpr bool is_halo(Variant v) { return v == Variant::halo || v == Variant::raw_halo; }
 
 inline constexpr int kHalo = 8;          // pixels that a tile of the halo variants copies beyond its own
 inline constexpr int kMaxPhases = 16;    // of dgrad
@@ -49,13 +49,12 @@ constexpr bool im2col_supports(Walk const& w, int64_t extent) {
 // Channels of the reduction that one instruction takes (TF32: a step); those of the next group must not be among them.
 constexpr int tma_together(DType t) { return t == DType::f32 ? 32 : 16; }
 
-// Tensors that may have any strides and alignment: fprop and dgrad in 16-bit types store single elements where they
-// must, but not those of a stride's phases, which lie apart.
+// Tensors that may have any strides and alignment: fprop and dgrad store single elements where they must, but not those
+// of a stride's phases, which lie apart.
 struct TmaTakesAny {
   bool x, w, y;
 };
 constexpr TmaTakesAny tma_takes_any(Op op, Problem const& p) {
-  if (p.dtype == DType::f32) return {false, false, false};
   return {op == Op::dgrad && p.stride_w == 1, false, op == Op::fprop};
 }
 // Is the output of fprop or dgrad stored in single elements?
@@ -111,8 +110,9 @@ constexpr bool tma_swapped(Row const& row) {
   return row.op != Op::wgrad && row.variant != Variant::pointwise && row.tile_m == 256 && row.tile_n == 64;
 }
 
-inline constexpr int kWgradPixels = 64;  // of a step
-inline constexpr int kWgradTaps = 3;     // of a row of the filter, that one copy serves in wgrad's halo variant
+inline constexpr int kWgradPixels = 64;  // of a step; TF32: 32
+constexpr int wgrad_pixels(DType t) { return t == DType::f32 ? 32 : kWgradPixels; }
+inline constexpr int kWgradTaps = 3;  // of a row of the filter, that one copy serves in wgrad's halo variant
 
 // How a row of wgrad cuts a problem. A tile's rows are runs: 64 channels of a tap, in the halo variant of kWgradTaps
 // taps, in the narrow one all channels of a tap.
@@ -130,7 +130,7 @@ constexpr WgradTiles wgrad_tiles(Row const& row, Problem const& p) {
   t.runs = p.R * (halo ? ceil_div(p.S, kWgradTaps) : p.S) * (narrow ? 1 : ceil_div(p.C_per_group(), 64));
   int64_t const run_rows = halo ? 64 * kWgradTaps : narrow ? 32 : 64;
   t.tiles = ceil_div(t.runs, row.tile_m / run_rows) * ceil_div(p.K_per_group(), row.tile_n) * p.groups;
-  t.steps = ceil_div(p.N * p.P() * t.columns, kWgradPixels);
+  t.steps = ceil_div(p.N * p.P() * t.columns, wgrad_pixels(p.dtype));
   return t;
 }
 
@@ -171,6 +171,7 @@ constexpr bool wgrad_supports(Row const& row, Problem const& p) {
   if (t.tiles > 128 || t.steps == 0) return false;
   if (row.variant == Variant::narrow) return p.C_per_group() <= 32;
   if (w.stride != 1 || w.taps < 2 || (kWgradTaps - 1) * p.dilation_w > kHalo) return false;
+  if (p.dtype == DType::f32 && p.dilation_w != 1) return false;
   w.pixels = t.columns;
   return im2col_supports(w, p.W);
 }
@@ -214,7 +215,7 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
       if (!im2col_supports(h, forward ? p.H : p.P())) return false;
       if (is_halo(row.variant)) {
         Halo const halo = halo_of(w);
-        if (w.stride != 1 && !tma_swapped(row)) return false;
+        if (w.stride != 1 && !tma_swapped(row) && p.dtype != DType::f32) return false;
         if ((ceil_div(w.taps, halo.copies) - 1) * halo.shift > kHalo) return false;
         shared = shared || w.taps > halo.copies;
         w = halo_walk(w);
@@ -366,7 +367,37 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   return best;
 }
 
-// As tma_estimate; split_k is the number of blocks that share tiles, 1 if none does.
+// The best way to share the tiles: split_k is the number of blocks that share some, 1 if none does. fixed: ns of a tile
+// or part beside its steps.
+constexpr Estimate wgrad_shared_estimate(Row const& row, WgradTiles const& t, int64_t slots, double step_ns,
+                                         double fixed, double memory_ns) {
+  Estimate best;
+  if (t.stores) {
+    double const ns = double(ceil_div(t.tiles, slots)) * (double(t.steps) * step_ns + fixed);
+    best = {(ns > memory_ns ? ns : memory_ns) + 4000, 1};
+  }
+  int64_t const even = t.tiles < slots ? slots / t.tiles * t.tiles : slots;  // no strips
+  int64_t const long_parts = min64(t.tiles * t.steps / 3, slots);
+  for (int64_t workers : {slots, even, long_parts, slots / 2, slots / 4, slots / 8, int64_t(1)}) {
+    if (workers < 1 || (workers == 1 && t.stores)) continue;
+    WgradShares const s = wgrad_shares(t, workers);
+    double const bytes = double(s.partial()) * row.tile_m * row.tile_n * 4;
+    if (s.shared == 0 || s.shared * t.steps < workers || bytes > double(kMaxWorkspaceBytes)) continue;
+    double longest = s.aligned == 0 ? 0 : double(ceil_div(s.aligned_steps, s.aligned)) * step_ns + fixed;
+    if (s.strip_workers > 0) {
+      double const strips = double(s.shared) / double(s.strip_workers);
+      double const ns = strips * double(s.strip_steps) * step_ns + (strips + 1) * fixed;
+      if (ns > longest) longest = ns;
+    }
+    double ns = double(s.whole / workers) * (double(t.steps) * step_ns + fixed) + longest;
+    if (ns < memory_ns) ns = memory_ns;
+    ns += 4000 + 2000 + bytes * 2 / 5000;
+    if (best.ns == 0 || ns < best.ns) best = {ns, int(workers)};
+  }
+  return best;
+}
+
+// As tma_estimate.
 constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
   double const TM = row.tile_m, TN = row.tile_n;
   bool const halo = is_halo(row.variant), narrow = row.variant == Variant::narrow;
@@ -389,31 +420,7 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
   double const memory_ns = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +
                             double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
                            size_of(p.dtype) / 4000;
-  int64_t const slots = int64_t(d.sm_count) * (two ? 2 : 1);
-  Estimate best;
-  if (t.stores) {
-    double const ns = double(ceil_div(t.tiles, slots)) * (double(t.steps) * step_ns + fixed);
-    best = {(ns > memory_ns ? ns : memory_ns) + 4000, 1};
-  }
-  int64_t const even = t.tiles < slots ? slots / t.tiles * t.tiles : slots;  // no strips
-  int64_t const long_parts = min64(t.tiles * t.steps / 3, slots);
-  for (int64_t workers : {slots, even, long_parts, slots / 2, slots / 4, slots / 8, int64_t(1)}) {
-    if (workers < 1 || (workers == 1 && t.stores)) continue;
-    WgradShares const s = wgrad_shares(t, workers);
-    double const bytes = double(s.partial()) * TM * TN * 4;
-    if (s.shared == 0 || s.shared * t.steps < workers || bytes > double(kMaxWorkspaceBytes)) continue;
-    double longest = s.aligned == 0 ? 0 : double(ceil_div(s.aligned_steps, s.aligned)) * step_ns + fixed;
-    if (s.strip_workers > 0) {
-      double const strips = double(s.shared) / double(s.strip_workers);
-      double const ns = strips * double(s.strip_steps) * step_ns + (strips + 1) * fixed;
-      if (ns > longest) longest = ns;
-    }
-    double ns = double(s.whole / workers) * (double(t.steps) * step_ns + fixed) + longest;
-    if (ns < memory_ns) ns = memory_ns;
-    ns += 4000 + 2000 + bytes * 2 / 5000;
-    if (best.ns == 0 || ns < best.ns) best = {ns, int(workers)};
-  }
-  return best;
+  return wgrad_shared_estimate(row, t, int64_t(d.sm_count) * (two ? 2 : 1), step_ns, fixed, memory_ns);
 }
 
 constexpr int64_t tma_workspace_bytes(Row const& row, Problem const& p, int split_k) {

@@ -7,75 +7,14 @@
 
 namespace conv2d_ext {
 
-constexpr bool tf32_is_halo(Variant v) { return v == Variant::halo || v == Variant::raw_halo; }
 constexpr bool tf32_is_raw(Variant v) { return v == Variant::raw || v == Variant::raw_halo; }
 
 inline constexpr int kTf32Line = 32;  // channels of a line, and of a step
 
-constexpr bool tf32_supports(Row const& row, Problem const& p) {
-  bool const forward = row.op == Op::fprop, halo = tf32_is_halo(row.variant);
-  if (!p.allow_tf32 || !channel_vectors(p.x, p.x_align, p.C_per_group(), 4, p.dtype) ||
-      !channel_vectors(p.w, p.w_align, p.C_per_group(), 4, p.dtype) ||
-      !channel_vectors(p.y, p.y_align, p.K_per_group(), 4, p.dtype))
-    return false;
-  bool const x = map_supports(p.x, p.N, p.H, p.W, p.dtype), y = map_supports(p.y, p.N, p.P(), p.Q(), p.dtype);
-  double const taps = double(p.R) * double(p.S);
-  if (row.op == Op::wgrad)
-    return x && y && im2col_supports(walk_h(row.op, p, 0), p.H) && im2col_supports(walk_w(row.op, p, 0), p.W) &&
-           double(p.N) * double(p.P()) * double(p.Q()) < 1e11 &&
-           taps * double(ceil_div(p.C_per_group(), kTf32Line)) * double(p.K) < 1e9;
-  // A step takes a line of channels; those of the next group must not be among them.
-  if (p.groups > 1 && (forward ? p.C_per_group() : p.K_per_group()) % kTf32Line != 0) return false;
-  if (!(forward ? x : y) || !map_supports(p.w, p.K, p.R, p.S, p.dtype)) return false;
-  int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
-                phases_w = forward ? 1 : phases_of(p.W, p.stride_w);
-  if (phases_h * phases_w > kMaxPhases) return false;
-  bool shared = false;
-  for (int64_t i = 0; i < phases_h; ++i)
-    for (int64_t j = 0; j < phases_w; ++j) {
-      Walk const h = walk_h(row.op, p, i);
-      Walk w = walk_w(row.op, p, j);
-      if (h.taps == 0 || w.taps == 0) continue;
-      if (!im2col_supports(h, forward ? p.H : p.P())) return false;
-      if (halo) {
-        if (w.stride != 1 || (w.taps - 1) * w.tap_stride > kHalo) return false;
-        shared = shared || w.taps > 1;
-        w = halo_walk(w);
-      }
-      if (!im2col_supports(w, forward ? p.W : p.Q())) return false;
-    }
-  if (halo && !shared) return false;
-  // Tiles and steps are counted in 32 bits.
-  Gemm const g = gemm_of(row.op, p);
-  double const pixels = double(g.M) * (halo ? double(p.S * p.dilation_w + 1) : 1.0);
-  return (pixels / row.tile_m + 2) * double(ceil_div(g.N, row.tile_n)) * double(g.batches) < 1e6 * 500 &&
-         double(g.depth) < 1e9;
-}
-
-// Blocks that an SM runs, and the device.
-constexpr int tf32_blocks(int tile_m, int tile_n) { return tile_m * tile_n <= 128 * 64 ? 2 : 1; }
-constexpr int64_t tf32_slots(Row const& row, Device const& d) {
-  return d.sm_count * (row.op == Op::wgrad ? 1 : tf32_blocks(row.tile_m, row.tile_n));
-}
-
-// Tiles of all phases.
-constexpr int64_t tf32_tiles(Row const& row, Problem const& p) {
-  Op const op = row.op;
-  if (op == Op::wgrad)
-    return ceil_div(p.R * p.S * ceil_div(p.C_per_group(), kTf32Line), row.tile_m / kTf32Line) *
-           ceil_div(p.K_per_group(), row.tile_n) * p.groups;
-  int64_t const phases_h = op == Op::fprop ? 1 : phases_of(p.H, p.stride_h),
-                phases_w = op == Op::fprop ? 1 : phases_of(p.W, p.stride_w);
-  int64_t const N = op == Op::fprop ? p.K_per_group() : p.C_per_group();
-  int64_t tiles = 0;
-  for (int64_t i = 0; i < phases_h; ++i)
-    for (int64_t j = 0; j < phases_w; ++j) {
-      Walk const h = walk_h(op, p, i);
-      Walk w = walk_w(op, p, j);
-      if (tf32_is_halo(row.variant) && w.taps > 0 && h.taps > 0) w = halo_walk(w);
-      tiles += ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * ceil_div(N, row.tile_n) * p.groups;
-    }
-  return tiles;
+// Tiles of wgrad's im2col variant.
+constexpr int64_t tf32_wgrad_tiles(Row const& row, Problem const& p) {
+  return ceil_div(p.R * p.S * ceil_div(p.C_per_group(), kTf32Line), row.tile_m / kTf32Line) *
+         ceil_div(p.K_per_group(), row.tile_n) * p.groups;
 }
 
 // Bytes of the filters that the rows but the raw ones round beforehand, the reduction's channels in whole lines.
@@ -85,16 +24,10 @@ constexpr int64_t tf32_prepared_bytes(Row const& row, Op op, Problem const& p) {
   return rows * p.R * p.S * ceil_div(depth, kTf32Line) * kTf32Line * 4;
 }
 
-// Tiles that are not split: all, or whole rounds of the blocks that run at a time. A split shares out the rest, so that
-// the last round is as full as the others.
-constexpr int64_t tf32_whole(int64_t tiles, int split, int64_t slots) {
-  return split == 1 ? tiles : tiles - tiles % slots;
-}
-
-constexpr int64_t tf32_workspace_bytes(Row const& row, Op op, Problem const& p, int split_k, Device const& d) {
-  int64_t const tiles = split_k == 1 ? 0 : tf32_tiles(row, p);
-  int64_t const whole = op == Op::wgrad ? 0 : tf32_whole(tiles, split_k, tf32_slots(row, d));
-  return (tiles - whole) * split_k * row.tile_m * row.tile_n * 4 + tf32_prepared_bytes(row, op, p);
+constexpr int64_t tf32_workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
+  if (op == Op::wgrad && !is_halo(row.variant))
+    return split_k == 1 ? 0 : tf32_wgrad_tiles(row, p) * split_k * row.tile_m * row.tile_n * 4;
+  return tma_workspace_bytes(row, p, split_k) + tf32_prepared_bytes(row, op, p);
 }
 
 // The constants below were fitted to times of the rows (docs/tuning.md): the model is off by a tenth, wgrad's by half
@@ -117,56 +50,62 @@ constexpr double tf32_step_ns(double multiply, double lines, double copied) {
 
 // fprop and dgrad. A tile's lines: wgmma reads B for each 64 rows, A is loaded to registers, both are copied; the raw
 // variants read and write B once more.
-constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  bool const halo = tf32_is_halo(row.variant), raw = tf32_is_raw(row.variant), forward = op == Op::fprop;
-  double const TM = row.tile_m, TN = row.tile_n;
+constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
+  bool const halo = is_halo(row.variant), raw = tf32_is_raw(row.variant), forward = op == Op::fprop;
+  double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
   int64_t const C = forward ? p.C_per_group() : p.K_per_group(), N = forward ? p.K_per_group() : p.C_per_group();
-  int64_t const slots = tf32_slots(row, d);
-  bool const two = slots > d.sm_count;  // blocks an SM
+  int64_t const slots = tma_slots(row), tiles_n = ceil_div(N, row.tile_n) * p.groups;
+  bool const two = slots > 132;  // blocks an SM
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
-                phases_w = forward ? 1 : phases_of(p.W, p.stride_w);
-  int64_t tiles = 0, most = 0;
-  double whole = 0, longest = 0;  // ns of all tiles, of one
+                phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
+  double const fixed = (1330 + 0.1 * area) * (two ? 0.82 : 1);  // of a tile
+  int64_t const tiles = tma_tiles(row, p);
+  int64_t most = 1;
+  double whole = 0, longest = 0, empty = double(tiles);  // ns of all tiles, of one; tiles
   for (int64_t i = 0; i < phases_h; ++i)
     for (int64_t j = 0; j < phases_w; ++j) {
       Walk const h = walk_h(op, p, i);
       Walk w = walk_w(op, p, j);
-      if (halo && h.taps > 0 && w.taps > 0) w = halo_walk(w);
-      int64_t const t = ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * ceil_div(N, row.tile_n) * p.groups;
       int64_t const steps = h.taps * w.taps * ceil_div(C, kTf32Line);
-      double const copied = (halo && w.taps > 0 ? (TM + kHalo) / double(w.taps) : TM) + TN;
-      double const lines = TM / 64 * TN + TM + copied + (raw ? 2 * TN : 0);
-      double const ns = double(steps) * tf32_step_ns(TM * TN / 32 * 1.16, lines * 1.17, copied * 3.09) * (two ? 2 : 1);
-      tiles += t;
-      if (steps > most) most = steps;
+      double of_a = TM;
+      if (halo && steps > 0) {
+        Halo const shared = halo_of(w);
+        // With a stride a copy serves fewer taps and there are fewer of them on their way.
+        double const slower = shared.copies == 1 ? 1 : two ? 1.5 : 1.2;
+        of_a = (TM + kHalo) * double(shared.copies) / double(w.taps) * slower;
+        w = halo_walk(w);
+      }
+      double const copied = of_a + TN, lines = TM / 64 * TN + TM + copied + (raw ? 2 * TN : 0);
+      double const ns = double(steps) * tf32_step_ns(area / 32 * 1.16, lines * 1.17, copied * 3.09) * (two ? 2 : 1);
+      double const count = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
+      most = max64(most, steps);
       if (ns > longest) longest = ns;
-      whole += double(t) * ns;
+      whole += count * (ns + fixed), empty -= count;
     }
-  double const fixed = (1330 + 0.1 * TM * TN) * (two ? 0.82 : 1);  // of a tile
+  whole += empty * 300;
   double const filters = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * 4;
   double const before = 1500 + (raw ? 0 : 1000 + filters * 2 / 2300), memory_ns = tf32_memory_ns(p, 4100);
-  auto with = [&](int64_t split) {
-    int64_t const unsplit = tf32_whole(tiles, int(split), slots), parts = (tiles - unsplit) * split;
+  Estimate best;
+  for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
+    Split const s = tma_split(row, tiles, split);
+    if (split > 1 && (s.shared == 0 || s.shared * most > 1 << 30)) break;
+    double const bytes = double(s.shared + s.workers) * area * 4;
+    if (bytes > double(kMaxWorkspaceBytes)) break;
     double ns = 0;
-    if (split > 1) {
-      double const mean = whole / double(tiles), share = double(ceil_div(most, split)) / double(most);
-      ns = double(unsplit / slots) * (mean + fixed) + double(ceil_div(parts, slots)) * (mean * share + fixed) + 4600 +
-           double(parts) * TM * TN * 8 / 10300;
-    } else if (phases_h * phases_w == 1) {
-      ns = double(ceil_div(tiles, slots)) * (longest + fixed);
-    } else {  // no less than an even share
-      double const share = (whole + double(tiles) * fixed) / double(slots) + longest * 0.21;
-      ns = share > longest + fixed ? share : longest + fixed;
+    if (s.alone > 0) {
+      double const each = longest + fixed, share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.3;
+      ns = phases == 1 ? double(ceil_div(s.alone, slots)) * each : share > each ? share : each;
+      if (two && tiles <= 132) ns -= longest * 0.4;  // a block has an SM for itself
     }
-    return (ns > memory_ns ? ns : memory_ns) + before;
-  };
-  Estimate best{with(1), 1};
-  int64_t const rest = tiles % slots;
-  for (int64_t rounds = 1; rounds <= 2 && rest > 0; ++rounds) {  // of the parts of the rest
-    int64_t const split = min64(rounds * slots / rest, most / 2);
-    if (split < 2 || double(rest * split) * TM * TN * 4 > double(kMaxWorkspaceBytes)) continue;
-    double const ns = with(split);
-    if (ns < best.ns) best = {ns, int(split)};
+    if (split > 1) {
+      double const parts = double(s.shared) / double(s.workers);  // tiles a worker
+      ns += longest * parts * (two && s.workers <= 132 ? 0.6 : 1) + fixed * (1 + (parts < 1 ? parts : 1));
+      ns += 3400 + bytes / 3000;  // the second launch
+      // Blocks that are not at the same steps read filters that do not stay in L2 anew.
+      if (s.shared * split > slots && filters > 2e7) ns += filters / 4300;
+    }
+    ns = (ns > memory_ns ? ns : memory_ns) + before;
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
 }
@@ -175,10 +114,21 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p, Device
 // add: an error of 2.3e-9 a pixel for random data, here at most 2e-5.
 inline constexpr int64_t kTf32Pixels = 8192;
 
+// wgrad's halo. Lines of a step: each run's x is copied and loaded, y copied, read, and written for two sets of taps,
+// and wgmma reads that for each run.
+constexpr Estimate tf32_wgrad_halo_estimate(Row const& row, Problem const& p, Device const& d) {
+  double const x = 3 * 64, y = 2 * 34, columns = 3 * 64, copied = x + y;
+  double const lines = copied + x + y + 128 + 3 * columns;
+  double const step_ns = tf32_step_ns(3 * 64 * columns / 32.0 * 1.45, lines * 1.35, copied * 3.22);
+  return wgrad_shared_estimate(row, wgrad_tiles(row, p), d.sm_count, step_ns, 200 + 0.1 * row.tile_m * row.tile_n,
+                               tf32_memory_ns(p, 3600));
+}
+
 // wgrad. A tile's lines: wgmma reads the turned B for each 64 rows; A and B are copied and read, B is written again.
 constexpr Estimate tf32_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
+  if (is_halo(row.variant)) return tf32_wgrad_halo_estimate(row, p, d);
   double const TM = row.tile_m, TN = row.tile_n;
-  int64_t const tiles = tf32_tiles(row, p), pixels = p.N * p.P() * p.Q(), steps = ceil_div(pixels, 32);
+  int64_t const tiles = tf32_wgrad_tiles(row, p), pixels = p.N * p.P() * p.Q(), steps = ceil_div(pixels, 32);
   int64_t const rows = p.R * p.S * ceil_div(p.C_per_group(), kTf32Line) * kTf32Line;
   double const copied = double(min64(row.tile_m, rows)) + TN, lines = TM / 64 * TN + TM + copied + 2 * TN;
   double const step_ns = tf32_step_ns(TM * TN / 32 * 1.37, lines, copied * 3.22), fixed = 200 + 0.15 * TM * TN;

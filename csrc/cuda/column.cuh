@@ -4,9 +4,9 @@
 // input row. The copy engine brings the rows, zeros around the image included, to a ring of stages in shared memory, at
 // the command of a warp of its own. A thread of the others has some channels of a few neighbouring outputs, reads each
 // input of its columns once, and adds its products to the sums of all output rows that meet the row. Filter and sums
-// stay in registers. A block goes on with the next strip without emptying the ring; its share of the strips is fixed, so
-// wgrad's sums have a fixed order. Needs 16-byte channel vectors; fprop and dgrad of others, and of small layers, go to
-// column_walk.cuh.
+// stay in registers. A block goes on with the next strip without emptying the ring; its share of the strips is fixed,
+// so wgrad's sums have a fixed order. Needs 16-byte channel vectors; fprop and dgrad of others, and of small layers, go
+// to column_walk.cuh.
 #pragma once
 
 #include <utility>

@@ -10,6 +10,7 @@
 // whose column does not exist read zeros for x; rows that do not exist are left out.
 #pragma once
 
+#include "dependent.cuh"
 #include "grouped_lines.cuh"
 
 namespace conv2d_ext::grouped {
@@ -457,13 +458,8 @@ cudaError_t start_sum_lines(SumLineParams const& q, dim3 grid, unsigned threads,
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
   int together = 1;
   while (together < kAddLineWarps && together * 4 <= q.splits) together *= 2;
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(ceil_div(q.fragments, kAddLineWarps / together)));
-  config.blockDim = dim3(32 * kAddLineWarps), config.stream = stream, config.attrs = &early, config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, add_lines_kernel<T, is_3x3>, q, together);
+  return launch_dependent(add_lines_kernel<T, is_3x3>, dim3(unsigned(ceil_div(q.fragments, kAddLineWarps / together))),
+                          32 * kAddLineWarps, 0, stream, q, together);
 }
 
 template <class T, int parts>

@@ -21,6 +21,7 @@
 #include <type_traits>
 
 #include "../core/pointwise.h"
+#include "dependent.cuh"
 #include "fragments.cuh"
 #include "gather.cuh"
 #include "tma_map.h"
@@ -796,16 +797,12 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
 // lest the first few SMs get all of them, they ask for as much shared memory as makes them spread over the device.
 inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int each, cudaStream_t stream) {
   int64_t const blocks = p.shares.shared * each, an_sm = ceil_div(blocks, 132);
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(p.shares.shared), unsigned(each)), config.blockDim = dim3(kReduceThreads);
-  config.stream = stream, config.attrs = &early, config.numAttrs = 1;
   constexpr int most = 224 * 1024;  // of an SM; each block takes 1024 bytes more than it asks for
-  if (an_sm < 2048 / kReduceThreads) config.dynamicSmemBytes = size_t(most / an_sm - 1024);
+  int const shared_bytes = an_sm < 2048 / kReduceThreads ? int(most / an_sm - 1024) : 0;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
-  return error != cudaSuccess ? error : cudaLaunchKernelEx(&config, kernel, p);
+  if (error != cudaSuccess) return error;
+  dim3 const grid{unsigned(p.shares.shared), unsigned(each)};
+  return launch_dependent(kernel, grid, kReduceThreads, shared_bytes, stream, p);
 }
 
 // S: the shape of `kernel`'s blocks.

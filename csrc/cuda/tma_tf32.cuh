@@ -4,29 +4,29 @@
 //   B (filters) has been rounded, its reduction's channels contiguous, by prepare_kernel. Variants raw and raw_halo,
 //   for few pixels that meet many filters: by a warpgroup of the kernel's own, which reads copied stages and writes
 //   those that are multiplied.
-// The walk over the tiles, im2col, halo and the rings are tma.cuh's, whose comment explains them. The last tiles, which
-// would not fill a round, are split.
+// Tiles, splits, im2col and the rings are tma.cuh's, whose comment explains them. Variant halo takes any stride along
+// W: taps whose distance is a multiple of it share a copy.
 //
 // The order of the sum is free as long as A and B agree. A thread needs two channels of a line for each of a step's
 // four instructions; channel_at orders the channels of a line so that these eight lie in two vectors of four.
 #pragma once
 
 #include "../core/tma_tf32.h"
-#include "fragments.cuh"
-#include "gather.cuh"
-#include "tma_map.h"
+#include "dependent.cuh"
+#include "tma.cuh"
 
 namespace conv2d_ext::tf32 {
 
-using tma::encode_im2col, tma::encode_tiled, tma::Tensor4;
+using tma::encode_im2col, tma::encode_tiled, tma::kMaxStages, tma::out_of, tma::params_of, tma::Phase, tma::Tensor4,
+    tma::Unit, tma::Work;
+using Params = tma::Params;
 
 constexpr int kThreads = 3 * kWarpgroup, kRawThreads = 4 * kWarpgroup;
-constexpr int kMaxStages = 16;
 constexpr int kPieceBytes = 64 * kLineBytes;  // 64 pixels of the output on their way
 
-template <int TN>
+template <int TM, int TN>
 struct Tables {
-  int64_t out[2][64];  // where a piece's pixels go, or -1; for each warpgroup
+  int64_t out[2][2][TM / 2];  // where a tile's pixels go, or -1; for each warpgroup, every other tile
   float bias[2][TN];
   uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
   uint64_t full_raw[kMaxStages], empty_raw[kMaxStages];
@@ -34,95 +34,19 @@ struct Tables {
 
 template <int TM, int TN>
 struct Shape {
-  static constexpr int blocks = tf32_blocks(TM, TN);  // an SM
-  static constexpr int halves = TM / 128;             // 64-row instructions of a warpgroup
+  static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;  // an SM
+  static constexpr int halves = TM / 128;                     // 64-row instructions of a warpgroup
+  static constexpr bool keeps_b = false;
   static constexpr int b_bytes = TN * kLineBytes;
   static constexpr int staging_bytes = 2 * kPieceBytes;
-  static constexpr int ring_bytes = (blocks == 2 ? 93 : 205) * 1024;
+  static constexpr int ring_bytes = (blocks == 2 ? 90 : 203) * 1024;
   static constexpr int shared_bytes = ring_bytes + staging_bytes + 1024;  // the swizzle wants 1024-byte alignment
   // An SM has 228 KB, of which each block takes one more; the rest is in Tables.
-  static constexpr int tables_bytes = int(sizeof(Tables<TN>));
+  static constexpr int tables_bytes = int(sizeof(Tables<TM, TN>));
   static_assert(blocks * (shared_bytes + tables_bytes + 1024) <= 228 * 1024);
   // 64K registers: three warpgroups of 128 threads in each block; the last only copies.
-  static constexpr int copy_regs = blocks == 2 ? 32 : 56, multiply_regs = blocks == 2 ? 104 : 224;
+  static constexpr int copy_regs = blocks == 2 ? 48 : 56, multiply_regs = blocks == 2 ? 96 : 224;
 };
-
-// One phase: its pixels, its taps, and where they are.
-struct Phase {
-  int64_t M;              // pixels of A, padded columns included
-  int64_t out;            // offset of its first pixel
-  int32_t rows, columns;  // pixels an image; columns may include padded ones
-  int32_t valid_columns;
-  int32_t first_tile, steps;
-  int32_t taps_w;        // copies of A a row of the filter
-  int32_t taps_a;        // taps that each of them serves
-  int32_t h0, w0;        // coordinates of pixel (0, 0) at tap (0, 0)
-  int32_t tap_h, tap_w;  // how far a tap moves, in pixels
-  int32_t first_r, first_s, step_r, step_s;
-};
-
-struct Params {
-  CUtensorMap a[kMaxPhases];
-  CUtensorMap b;
-  Phase phase[kMaxPhases];
-  int32_t phases, groups, splits;
-  int32_t tiles, tiles_n;
-  int32_t whole;  // the first tiles, which are not split
-  int32_t stages_a, stages_b, stages_raw;
-  int32_t chunks;              // lines of the reduction's channels
-  int32_t a_bytes;             // of a stage of A
-  int32_t stride_h, stride_w;  // A's pixels
-  int32_t N;                   // columns of a group
-  int32_t group_a;             // channels of A, columns or filters of B a group
-  int32_t group_b;
-  int64_t group_out, group_bias;
-  int64_t out_n, out_h, out_w;
-  void const* bias;
-  int64_t bias_stride;
-  void* out;
-  void* workspace;
-};
-
-// What one block works on.
-struct Unit {
-  Phase const* phase;
-  int32_t m, n, group;
-  int32_t parts, index;  // `index` counts the partial tiles
-  int32_t begin, count;  // steps
-
-  __device__ Unit(Params const& p, int unit) {
-    int tile = unit, split = 0;
-    parts = 1, index = 0;
-    if (unit >= p.whole) {
-      int const rest = p.tiles - p.whole;
-      parts = p.splits, index = unit - p.whole;
-      split = index / rest, tile = p.whole + index % rest;
-    }
-    int i = p.phases - 1;
-    while (tile < p.phase[i].first_tile) --i;
-    phase = &p.phase[i];
-    tile -= phase->first_tile;
-    n = tile % p.tiles_n;
-    tile /= p.tiles_n;
-    group = tile % p.groups;
-    m = tile / p.groups;
-    int const each = (phase->steps + parts - 1) / parts;
-    begin = split * each;
-    int const rest = phase->steps - begin;
-    count = rest < 0 ? 0 : rest < each ? rest : each;
-  }
-};
-
-__device__ inline int units(Params const& p) { return p.whole + (p.tiles - p.whole) * p.splits; }
-
-// The offset of pixel m, or -1.
-__device__ inline int64_t out_of(Params const& p, Phase const& phase, int64_t m) {
-  if (m >= phase.M) return -1;
-  int64_t j = m, i = divide(j, phase.columns);
-  if (j >= phase.valid_columns) return -1;
-  int64_t const n = divide(i, phase.rows);
-  return phase.out + n * p.out_n + i * p.out_h + j * p.out_w;
-}
 
 // A ring of stages of B.
 struct RingB {
@@ -131,31 +55,52 @@ struct RingB {
   uint64_t *full, *empty;
 };
 
+// A step of the reduction: one copy of A, a line of its channels, which serves `taps` taps. All taps of a line follow
+// each other: they read the same pixels, which stay in L2.
+struct Step {
+  int32_t copy, chunk, tap_h, taps_h;
+
+  __device__ Step(Phase const& phase, Params const& p, int step)
+      : copy(0), chunk(0), tap_h(0), taps_h(phase.steps / max(phase.taps_w * p.chunks, 1)) {
+    if (step == 0) return;
+    copy = step % phase.taps_w;
+    step /= phase.taps_w;
+    tap_h = step % taps_h, chunk = step / taps_h;
+  }
+  __device__ int taps(Phase const& phase) const { return phase.taps_a - (copy >= phase.full_copies); }
+  __device__ void advance(Phase const& phase) {
+    if (++copy < phase.taps_w) return;
+    copy = 0;
+    if (++tap_h < taps_h) return;
+    tap_h = 0;
+    ++chunk;
+  }
+};
+
 // b_rows: B's rows are contiguous in memory, not its channels.
 template <int TM, int TN, bool b_rows>
-__device__ void copy(Params const& p, uint32_t ring, Tables<TN>& tables, RingB const& ring_b) {
+__device__ void copy(Params const& p, uint32_t ring, Tables<TM, TN>& tables, RingB const& ring_b) {
   using S = Shape<TM, TN>;
   Stage a, b;
-  for (int u = blockIdx.x; u < units(p); u += gridDim.x) {
-    Unit const unit(p, u);
+  Work work(p);
+  for (Unit unit; work.take(p, unit);) {
     Phase const& phase = *unit.phase;
     int64_t j = int64_t(unit.m) * TM;
-    int64_t i = divide(j, phase.columns);
-    int const n = int(divide(i, phase.rows));
+    int64_t i = phase.columns.divide(j);
+    int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
     void const* const map_a = &p.a[unit.phase - p.phase];
-    int chunk = unit.begin % p.chunks, tap_w = unit.begin / p.chunks % phase.taps_w,
-        tap_h = unit.begin / p.chunks / phase.taps_w;
-    for (int step = 0; step < unit.count; ++step) {
+    Step at(phase, p, unit.begin);
+    for (int step = 0; step < unit.count; ++step, at.advance(phase)) {
       ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
       ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
       ptx::cp_async_bulk_tensor_im2col(ring + a.index * p.a_bytes, map_a, &tables.full_a[a.index],
-                                       unit.group * p.group_a + chunk * kTf32Line, w, h, n, tap_w * phase.tap_w,
-                                       tap_h * phase.tap_h);
+                                       unit.group * p.group_a + at.chunk * kTf32Line, w, h, n, at.copy * phase.tap_w,
+                                       at.tap_h * phase.tap_h);
       a.advance(p.stages_a);
-      int const r = phase.first_r + tap_h * phase.step_r;
-      for (int t = 0; t < phase.taps_a; ++t) {
-        int const s = phase.first_s + (tap_w + t) * phase.step_s;
+      int const r = phase.first_r + at.tap_h * phase.step_r, taps = at.taps(phase);
+      for (int t = 0; t < taps; ++t) {
+        int const s = phase.first_s + (at.copy + t * phase.taps_w) * phase.step_s;
         uint64_t* const bar = &ring_b.full[b.index];
         uint32_t const to = ring_b.first + b.index * S::b_bytes;
         ptx::mbarrier_wait(&ring_b.empty[b.index], b.parity ^ 1);
@@ -164,44 +109,41 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<TN>& tables, RingB c
 #pragma unroll
           for (int run = 0; run < TN / kTf32Line; ++run)
             ptx::cp_async_bulk_tensor_4d(to + run * kTf32Line * kLineBytes, &p.b, bar, unit.n * TN + run * kTf32Line, s,
-                                         r, unit.group * p.group_b + chunk * kTf32Line);
+                                         r, unit.group * p.group_b + at.chunk * kTf32Line);
         } else {
-          ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, chunk * kTf32Line, s, r, unit.group * p.group_b + unit.n * TN);
+          ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, at.chunk * kTf32Line, s, r, unit.group * p.group_b + unit.n * TN);
         }
         b.advance(ring_b.stages);
-      }
-      if (++chunk == p.chunks) {
-        chunk = 0;
-        if (++tap_w == phase.taps_w) {
-          tap_w = 0;
-          ++tap_h;
-        }
       }
     }
   }
 }
 
-// Stores a warpgroup's 64 x TN accumulators from row `first` of the tile on. A thread has those of rows lane / 4 and
+// Stores a warp's 16 lines of 32 columns, from column n on, that are in shared memory, to an output that takes no
+// vectors of columns: eight lanes have neighbouring pixels.
+__device__ inline void store_singly(Params const& p, Unit const& unit, int n, int64_t const* to, uint32_t lines) {
+  int const lane = int(threadIdx.x) % 32, line = lane % 8;
+  int64_t const low = to[line], high = to[line + 8];
+  n += lane / 8;
+  float* out = static_cast<float*>(p.out) + unit.group * p.group_out + n * p.out_c;
+#pragma unroll 1
+  for (int chunk = 0; chunk < 8 && n < p.N; ++chunk, n += 4, out += 4 * p.out_c) {
+    uint32_t const from = lines + line * kLineBytes + (chunk ^ line) * 16 + lane / 8 * 4;
+    float const first = ptx::ld_shared_f32(from), second = ptx::ld_shared_f32(from + kCoreBytes);
+    if (low >= 0) out[low] = first;
+    if (high >= 0) out[high] = second;
+  }
+}
+
+// Stores 64 x TN accumulators; their pixels' offsets are `to`. A thread has those of rows lane / 4 and
 // lane / 4 + 8 of its warp's 16, columns 8 j + 2 (lane % 4) + {0, 1}. Pieces of 64 rows and 32 columns pass through
 // shared memory, so that eight lanes store the line of a pixel.
 template <int TM, int TN>
-__device__ void store(Params const& p, Unit const& unit, int first, float (&acc)[TN / 2], Tables<TN>& tables,
-                      uint32_t staging) {
+__device__ void store(Params const& p, Unit const& unit, int64_t const* to, float (&acc)[TN / 2],
+                      Tables<TM, TN> const& tables, uint32_t staging) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   int const thread = int(threadIdx.x) % kWarpgroup, quad = lane % 4, row = warp * 16 + lane / 4;
-  if (unit.parts > 1) {
-    float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first * TN;
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int j = 0; j < TN / 8; ++j)
-        *reinterpret_cast<float2*>(partial + (row + half * 8) * TN + j * 8 + quad * 2) =
-            make_float2(acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]);
-    return;
-  }
-  int64_t* const to = tables.out[group];
-  ptx::bar_sync(1 + group, kWarpgroup);  // the last piece has been read, the bias written
-  if (thread < 64) to[thread] = out_of(p, *unit.phase, int64_t(unit.m) * TM + first + thread);
+  ptx::bar_sync(1 + group, kWarpgroup);  // the last piece has been read; `to` and the bias are written
   if (p.bias != nullptr) {
     float const* const bias = tables.bias[group];
 #pragma unroll
@@ -223,6 +165,10 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
                            acc[at + 1]);
     }
     ptx::bar_sync(1 + group, kWarpgroup);
+    if (p.singly) {
+      store_singly(p, unit, unit.n * TN + piece * 32, to + warp * 16, staging + warp * 16 * kLineBytes);
+      continue;
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       int const line = thread / 8 + i * 16;
@@ -236,36 +182,50 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
 // has places q and q + 4 of them, which are channels 8 q + 2 (i / 8) and the next.
 __host__ __device__ constexpr int channel_at(int i) { return i % 4 * 8 + i / 8 * 2 + i / 4 % 2; }
 
-// A's values for instructions 2 i and 2 i + 1 of a line, rounded.
-__device__ inline void load(uint32_t (&v)[2][4], uint32_t line, int lane, int i) {
+// A's values for `count` instructions of a line from `first` on, rounded.
+template <int count>
+__device__ inline void load(uint32_t (&v)[count][4], uint32_t line, int lane, int first) {
   uint32_t const at = line + lane / 4 * kLineBytes;
-  uint32_t const chunk = uint32_t(lane % 4 * 2 + i) ^ (at / kLineBytes % 8);  // the ring is 1024-byte aligned
-  uint4 const low = ptx::ld_shared_v4(at + chunk * 16), high = ptx::ld_shared_v4(at + kCoreBytes + chunk * 16);
-  v[0][0] = low.x, v[0][1] = high.x, v[0][2] = low.y, v[0][3] = high.y;
-  v[1][0] = low.z, v[1][1] = high.z, v[1][2] = low.w, v[1][3] = high.w;
 #pragma unroll
-  for (int e = 0; e < 8; ++e) v[e / 4][e % 4] = ptx::cvt_rn_tf32(__uint_as_float(v[e / 4][e % 4]));
+  for (int i = 0; i < count; i += 2) {
+    uint32_t const chunk =
+        uint32_t(lane % 4 * 2 + (first + i) / 2) ^ (at / kLineBytes % 8);  // the ring is 1024-byte aligned
+    uint4 const low = ptx::ld_shared_v4(at + chunk * 16), high = ptx::ld_shared_v4(at + kCoreBytes + chunk * 16);
+    v[i][0] = low.x, v[i][1] = high.x, v[i][2] = low.y, v[i][3] = high.y;
+    v[i + 1][0] = low.z, v[i + 1][1] = high.z, v[i + 1][2] = low.w, v[i + 1][3] = high.w;
+  }
+#pragma unroll
+  for (int e = 0; e < count * 4; ++e) v[e / 4][e % 4] = ptx::cvt_rn_tf32(__uint_as_float(v[e / 4][e % 4]));
 }
 
 template <int TM, int TN>
-__device__ void multiply(Params const& p, uint32_t ring, Tables<TN>& tables) {
+__device__ void multiply(Params const& p, uint32_t ring, Tables<TM, TN>& tables) {
   using S = Shape<TM, TN>;
-  constexpr int halves = S::halves;
+  // Instructions of a line that go together, if there are registers for them; the next are loaded while they run.
+  constexpr int halves = S::halves, together = TM * TN <= 256 * 128 ? 4 : 2;
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   uint32_t const my_a = ring + (group * (TM / 2) + warp * 16) * kLineBytes;
   uint32_t const staging = ring + S::ring_bytes + group * kPieceBytes;
+  auto release = [&](int stage_b) {  // -1: none
+    if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(&tables.empty_b[stage_b]);
+  };
   Stage a, b;
   float acc[halves][TN / 2];
-  uint32_t v[2][2][4] = {};
-  for (int u = blockIdx.x; u < units(p); u += gridDim.x) {
-    Unit const unit(p, u);
+  uint32_t v[2][together][4] = {};
+  Work work(p);
+  int odd = 0;  // of the tile's number
+  for (Unit unit; work.take(p, unit); odd ^= 1) {
+    Phase const& phase = *unit.phase;
+    int64_t* const to = tables.out[group][odd];
+    if (int const row = int(threadIdx.x) % kWarpgroup; row < TM / 2)
+      to[row] = out_of(p, phase, int64_t(unit.m) * TM + group * (TM / 2) + row);
 #pragma unroll
     for (int h = 0; h < halves; ++h)
 #pragma unroll
       for (int i = 0; i < TN / 2; ++i) acc[h][i] = 0;
-    int before = -1;  // stage of B of the multiplications that are under way
-    Phase const& phase = *unit.phase;
+    int before = -1, oldest = -1;  // stages of B of the multiplications that are under way
+    bool odd_tap = false;
     float bias[(TN + kWarpgroup - 1) / kWarpgroup] = {};  // on its way while the tile is multiplied
     if (p.bias != nullptr)
 #pragma unroll
@@ -274,26 +234,40 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<TN>& tables) {
         if (n < TN && at < p.N)
           bias[i / kWarpgroup] = static_cast<float const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride];
       }
+    int copy = unit.begin == 0 ? 0 : unit.begin % phase.taps_w;
     for (int step = 0; step < unit.count; ++step) {
+      int const taps = phase.taps_a - (copy >= phase.full_copies);
+      if (++copy == phase.taps_w) copy = 0;
       ptx::mbarrier_wait(&tables.full_a[a.index], a.parity);
-      for (int t = 0; t < phase.taps_a; ++t) {
-        uint32_t const from_a = my_a + a.index * p.a_bytes + t * phase.tap_w * kLineBytes;
+      for (int t = 0; t < taps; ++t) {
+        uint32_t const from_a = my_a + a.index * p.a_bytes + t * phase.shift * kLineBytes;
         uint32_t const from_b = ring_b + b.index * S::b_bytes;
-#pragma unroll
-        for (int part = 0; part < 2 * halves; ++part) {  // one is loaded and rounded while the one before is multiplied
-          int const i = part / halves, h = part % halves;
+        auto instruct = [&](int h, int first, uint32_t (&values)[together][4]) {
           ptx::wgmma_wait_group<1>();
-          ptx::wgmma_fence_operand(v[part % 2]);
-          load(v[part % 2], from_a + h * 64 * kLineBytes, lane, i);
-          if (part == 0) ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
-          if (part == 1 && lane == 0 && before >= 0) ptx::mbarrier_arrive(&tables.empty_b[before]);
+          ptx::wgmma_fence_operand(values);
+          load(values, from_a + h * 64 * kLineBytes, lane, first);
+          if (h == halves - 1 && first == 0) release(halves == 2 ? before : oldest);
+          if (h == 0 && first == 0) ptx::mbarrier_wait(&tables.full_b[b.index], b.parity);
           ptx::wgmma_fence_operand(acc[h]);
           ptx::wgmma_fence();
 #pragma unroll
-          for (int k = 0; k < 2; ++k)
-            ptx::wgmma_mma_async_tf32(acc[h], v[part % 2][k],
-                                      ptx::wgmma_descriptor(from_b + (i * 2 + k) * 32, 0, kCoreBytes));
+          for (int k = 0; k < together; ++k)
+            ptx::wgmma_mma_async_tf32(acc[h], values[k],
+                                      ptx::wgmma_descriptor(from_b + (first + k) * 32, 0, kCoreBytes));
           ptx::wgmma_commit_group();
+        };
+        if constexpr (halves == 2) {
+#pragma unroll
+          for (int first = 0; first < 4; first += together) {
+            instruct(0, first, v[0]);
+            instruct(1, first, v[1]);
+          }
+        } else {
+          if (odd_tap)  // registers have no index
+            instruct(0, 0, v[1]);
+          else
+            instruct(0, 0, v[0]);
+          odd_tap = !odd_tap, oldest = before;
         }
         before = b.index;
         b.advance(p.stages_b);
@@ -304,7 +278,8 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<TN>& tables) {
     ptx::wgmma_wait_group<0>();
 #pragma unroll
     for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
-    if (lane == 0 && before >= 0) ptx::mbarrier_arrive(&tables.empty_b[before]);
+    if (halves == 1) release(oldest);
+    release(before);
     if (p.bias != nullptr) {
 #pragma unroll
       for (int i = 0; i < TN; i += kWarpgroup) {
@@ -312,14 +287,20 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<TN>& tables) {
         if (n < TN) tables.bias[group][n] = bias[i / kWarpgroup];
       }
     }
+    if (unit.part >= 0) {
 #pragma unroll
-    for (int h = 0; h < halves; ++h) store<TM, TN>(p, unit, group * (TM / 2) + h * 64, acc[h], tables, staging);
+      for (int h = 0; h < halves; ++h) tma::store_part<TM, TN>(p, unit.part, group * (TM / 2) + h * 64, acc[h]);
+      continue;
+    }
+    Unit const done(p, unit.tile);  // worked out anew, rather than kept in registers while the tile was multiplied
+#pragma unroll
+    for (int h = 0; h < halves; ++h) store<TM, TN>(p, done, to + h * 64, acc[h], tables, staging);
   }
 }
 
 // fillers_b: arrivals that fill a stage of B.
-template <int TN>
-__device__ void init_barriers(Tables<TN>& tables, int fillers_b) {
+template <int TM, int TN>
+__device__ void init_barriers(Tables<TM, TN>& tables, int fillers_b) {
   for (int i = 0; i < kMaxStages; ++i) {
     ptx::mbarrier_init(&tables.full_a[i], 1);
     ptx::mbarrier_init(&tables.empty_a[i], 8);  // multiplying warps
@@ -335,7 +316,7 @@ template <int TM, int TN>
 __global__ void __launch_bounds__(kThreads, Shape<TM, TN>::blocks) main_kernel(__grid_constant__ Params const p) {
   using S = Shape<TM, TN>;
   extern __shared__ uint8_t dynamic[];
-  __shared__ Tables<TN> tables;
+  __shared__ Tables<TM, TN> tables;
   uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   if (threadIdx.x == 0) init_barriers(tables, 1);
   __syncthreads();
@@ -351,18 +332,21 @@ __global__ void __launch_bounds__(kThreads, Shape<TM, TN>::blocks) main_kernel(_
   }
 }
 
-constexpr int kRoundedStages = 2;
+constexpr int kRoundedStages = 3;
 
 // A warpgroup's work in the raw variants: rounds the copied stages of B and orders their channels. b_rows: their lines
 // hold columns of one filter, and are turned as well.
 template <int TM, int TN, bool b_rows>
-__device__ void round_b(Params const& p, RingB const& from, uint32_t to, Tables<TN>& tables) {
+__device__ void round_b(Params const& p, RingB const& from, uint32_t to, Tables<TM, TN>& tables) {
   using S = Shape<TM, TN>;
   int const thread = int(threadIdx.x) % kWarpgroup, warp = thread / 32, lane = thread % 32;
   Stage raw, b;
-  for (int u = blockIdx.x; u < units(p); u += gridDim.x) {
-    Unit const unit(p, u);
-    for (int step = 0; step < unit.count * unit.phase->taps_a; ++step) {
+  Work work(p);
+  for (Unit unit; work.take(p, unit);) {
+    int stages = 0;
+    for (Step at(*unit.phase, p, unit.begin); unit.count > 0; --unit.count, at.advance(*unit.phase))
+      stages += at.taps(*unit.phase);
+    for (; stages > 0; --stages) {
       uint32_t const source = from.first + raw.index * S::b_bytes, rounded = to + b.index * S::b_bytes;
       ptx::mbarrier_wait(&from.full[raw.index], raw.parity);
       ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
@@ -411,17 +395,17 @@ __device__ void round_b(Params const& p, RingB const& from, uint32_t to, Tables<
 }
 
 template <int TM, int TN, bool b_rows>
-__global__ void __launch_bounds__(kRawThreads, 1) raw_kernel(__grid_constant__ Params const p) {
+__global__ void __launch_bounds__(kRawThreads, 1) raw_kernel(__grid_constant__ Params const p, int stages_raw) {
   using S = Shape<TM, TN>;
   static_assert(S::blocks == 1);
   // 64K registers: two multiplying warpgroups, one that rounds, one that copies.
   constexpr int multiply_regs = 200, round_regs = 64, copy_regs = 48;
   static_assert((2 * multiply_regs + round_regs + copy_regs) * kWarpgroup <= 65536);
   extern __shared__ uint8_t dynamic[];
-  __shared__ Tables<TN> tables;
+  __shared__ Tables<TM, TN> tables;
   uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   uint32_t const rounded = ring + p.stages_a * p.a_bytes;
-  RingB const raw{rounded + p.stages_b * S::b_bytes, p.stages_raw, tables.full_raw, tables.empty_raw};
+  RingB const raw{rounded + p.stages_b * S::b_bytes, stages_raw, tables.full_raw, tables.empty_raw};
   if (threadIdx.x == 0) init_barriers(tables, 4);
   __syncthreads();
   int const role = int(threadIdx.x) / kWarpgroup;
@@ -480,97 +464,6 @@ __global__ void __launch_bounds__(256) prepare_kernel(__grid_constant__ PrepareP
   }
 }
 
-// Sums the partial tiles in the order of the splits; a thread has four columns.
-template <int TM, int TN>
-__global__ void __launch_bounds__(256) reduce_kernel(__grid_constant__ Params const p) {
-  Unit const unit(p, p.whole + int(blockIdx.x));
-  int const first = (int(blockIdx.y) * 256 + int(threadIdx.x)) * 4;
-  int64_t const to = out_of(p, *unit.phase, int64_t(unit.m) * TM + first / TN);
-  int const n = unit.n * TN + first % TN;
-  if (to < 0 || n >= p.N) return;
-  float const* partial = static_cast<float const*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
-  float4 sum = make_float4(0, 0, 0, 0);
-  for (int split = 0; split < p.splits; ++split, partial += int64_t(p.tiles - p.whole) * (TM * TN)) {
-    float4 const v = *reinterpret_cast<float4 const*>(partial);
-    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-  }
-  if (p.bias != nullptr) {
-    float const* const bias = static_cast<float const*>(p.bias) + unit.group * p.group_bias + n * p.bias_stride;
-    sum.x += bias[0], sum.y += bias[p.bias_stride], sum.z += bias[2 * p.bias_stride], sum.w += bias[3 * p.bias_stride];
-  }
-  *reinterpret_cast<float4*>(static_cast<float*>(p.out) + unit.group * p.group_out + to + n) = sum;
-}
-
-template <int TM, int TN>
-cudaError_t params_of(Params& q, Op op, Variant variant, Problem const& p, Plan const& plan, Arguments const& args,
-                      int sm_count) {
-  using S = Shape<TM, TN>;
-  bool const forward = op == Op::fprop, halo = tf32_is_halo(variant);
-  int64_t const C = forward ? p.C_per_group() : p.K_per_group();  // of the reduction
-  Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
-  int64_t const in_H = forward ? p.H : p.P(), in_W = forward ? p.W : p.Q();
-  q.groups = int32_t(p.groups), q.splits = plan.split_k;
-  q.chunks = int32_t(ceil_div(C, kTf32Line));
-  q.N = int32_t(forward ? p.K_per_group() : p.C_per_group());
-  q.tiles_n = int32_t(ceil_div(q.N, TN));
-  q.group_a = int32_t(C);
-  q.group_out = q.N;
-  q.group_bias = q.N * args.bias_stride;
-  q.bias = args.bias, q.bias_stride = args.bias_stride, q.out = args.out, q.workspace = args.workspace;
-  q.out_n = out.n, q.out_h = out.h, q.out_w = out.w;
-  q.stride_h = q.stride_w = 1;
-  q.a_bytes = (halo ? TM + kHalo : TM) * kLineBytes;
-  if (forward)
-    q.stride_h = int32_t(p.stride_h), q.stride_w = int32_t(p.stride_w);
-  else
-    q.out_h *= p.stride_h, q.out_w *= p.stride_w;
-  int64_t const phases_w = forward ? 1 : phases_of(p.W, p.stride_w);
-  q.phases = int32_t(forward ? 1 : phases_of(p.H, p.stride_h) * phases_w);
-  int64_t tiles = 0;
-  for (int i = 0; i < q.phases; ++i) {
-    Walk const h = walk_h(op, p, i / phases_w);
-    Walk w = walk_w(op, p, i % phases_w);
-    Phase& f = q.phase[i];
-    bool const taps = h.taps > 0 && w.taps > 0;
-    f.valid_columns = int32_t(w.pixels);
-    if (halo && taps) w = halo_walk(w);
-    f.rows = int32_t(h.pixels), f.columns = int32_t(w.pixels);
-    f.M = p.N * h.pixels * w.pixels;
-    f.first_tile = int32_t(tiles);
-    tiles += ceil_div(f.M, TM) * q.tiles_n * p.groups;
-    f.taps_w = int32_t(halo ? 1 : w.taps), f.taps_a = int32_t(halo ? w.taps : 1);
-    f.steps = taps ? int32_t(h.taps * f.taps_w * q.chunks) : 0;
-    f.h0 = int32_t(h.lower), f.w0 = int32_t(w.lower);
-    f.tap_h = int32_t(h.tap_stride), f.tap_w = int32_t(w.tap_stride);
-    f.first_r = int32_t(h.first_tap), f.step_r = int32_t(h.tap_step);
-    f.first_s = int32_t(w.first_tap), f.step_s = int32_t(w.tap_step);
-    f.out = forward ? 0 : i / phases_w * out.h + i % phases_w * out.w;
-    if (!taps) continue;
-    Tensor4 const a{args.a, p.dtype, {C * p.groups, in_W, in_H, p.N}, {1, in.w, in.h, in.n}};
-    cudaError_t const error = encode_im2col(q.a[i], a, h, w, kTf32Line, halo ? TM + kHalo : TM);
-    if (error != cudaSuccess) return error;
-  }
-  q.tiles = int32_t(tiles);
-  q.whole = int32_t(tf32_whole(tiles, q.splits, int64_t(sm_count) * S::blocks));
-  q.stages_a = halo ? (S::blocks == 2 ? 2 : 3) : S::ring_bytes / (q.a_bytes + S::b_bytes);
-  q.stages_b = int32_t(min64((S::ring_bytes - q.stages_a * q.a_bytes) / S::b_bytes, kMaxStages));
-  return cudaSuccess;
-}
-
-// Launches a kernel that may begin before the one before it has ended, and waits for it itself.
-template <class Params>
-cudaError_t launch_dependent(void (*kernel)(Params), int64_t blocks, int threads, int shared_bytes, Params const& p,
-                             cudaStream_t stream) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(blocks)), config.blockDim = dim3(unsigned(threads));
-  config.dynamicSmemBytes = size_t(shared_bytes), config.stream = stream;
-  config.attrs = &attribute, config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, p);
-}
-
 // The filters as they are, for the raw variants.
 template <Op op, int TM, int TN>
 cudaError_t launch_raw(Params& p, Problem const& problem, void const* filters, int64_t blocks, cudaStream_t stream) {
@@ -578,17 +471,18 @@ cudaError_t launch_raw(Params& p, Problem const& problem, void const* filters, i
   constexpr bool b_rows = op == Op::dgrad;
   Strides const& w = problem.w;
   p.group_b = int32_t(problem.K_per_group());
-  p.stages_b = kRoundedStages;
-  int const ring = S::ring_bytes - p.stages_b * S::b_bytes;
-  p.stages_a = min64(p.stages_a, ring / (p.a_bytes + S::b_bytes));
-  p.stages_raw = int32_t(min64((ring - p.stages_a * p.a_bytes) / S::b_bytes, kMaxStages));
+  p.stages_b = tma::Divisor(kRoundedStages);
+  int const ring = S::ring_bytes - kRoundedStages * S::b_bytes;
+  int64_t const stages_a = min64(p.stages_a.value, ring / (p.a_bytes + S::b_bytes));
+  int const stages_raw = int(min64((ring - stages_a * p.a_bytes) / S::b_bytes, kMaxStages));
+  p.stages_a = tma::Divisor(stages_a);
   Tensor4 const b{filters, DType::f32, {problem.C_per_group(), problem.S, problem.R, problem.K}, {1, w.w, w.h, w.n}};
   cudaError_t error = encode_tiled(p.b, b, kTf32Line, 1, 1, b_rows ? kTf32Line : TN);
   if (error != cudaSuccess) return error;
   auto* const kernel = raw_kernel<TM, TN, b_rows>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;
-  kernel<<<unsigned(blocks), kRawThreads, S::shared_bytes, stream>>>(p);
+  kernel<<<unsigned(blocks), kRawThreads, S::shared_bytes, stream>>>(p, stages_raw);
   return cudaGetLastError();
 }
 
@@ -619,7 +513,7 @@ cudaError_t launch_prepared(Params& p, Problem const& problem, void const* filte
   auto* const kernel = main_kernel<TM, TN>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;
-  return launch_dependent(kernel, blocks, kThreads, S::shared_bytes, p, stream);
+  return launch_dependent(kernel, dim3(unsigned(blocks)), kThreads, S::shared_bytes, stream, p);
 }
 
 template <Op op, int TM, int TN, Variant variant>
@@ -630,15 +524,23 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if (error != cudaSuccess) return error;
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   Params p{};
-  if ((error = params_of<TM, TN>(p, op, variant, problem, plan, args, sm_count)) != cudaSuccess) return error;
-  int64_t const all = p.whole + int64_t(p.tiles - p.whole) * p.splits;
-  int64_t const blocks = min64(all, int64_t(sm_count) * S::blocks);
+  int64_t blocks = 0;
+  error = params_of<S, float, TM, TN>(p, blocks, op, problem, kRows[plan.kernel], plan, args);
+  if (error != cudaSuccess) return error;
+  if (p.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
+  Phase const& first = p.phase[0];
+  if (is_halo(variant) && first.taps_w > 1) {  // a copy of A serves fewer taps, so more are to be on their way
+    int64_t const room = S::ring_bytes / (p.a_bytes + first.taps * S::b_bytes / first.taps_w);
+    int64_t const stages_a = max64(p.stages_a.value, min64(room, kMaxStages));
+    p.stages_a = tma::Divisor(stages_a);
+    p.stages_b = tma::Divisor(min64((S::ring_bytes - stages_a * p.a_bytes) / S::b_bytes, kMaxStages));
+  }
   if constexpr (tf32_is_raw(variant))
     error = launch_raw<op, TM, TN>(p, problem, args.b, blocks, stream);
   else
     error = launch_prepared<op, TM, TN>(p, problem, args.b, blocks, sm_count, stream);
-  if (error != cudaSuccess || p.tiles == p.whole) return error;
-  reduce_kernel<TM, TN><<<dim3(unsigned(p.tiles - p.whole), TM * TN / 1024), 256, 0, stream>>>(p);
+  if (error != cudaSuccess || p.shared == 0) return error;
+  tma::tma_reduce<float, TM, TN><<<dim3(unsigned(p.shared), TM * TN / 1024), 256, 0, stream>>>(p);
   return cudaGetLastError();
 }
 

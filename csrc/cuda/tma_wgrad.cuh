@@ -376,6 +376,21 @@ __device__ float wgrad_exact(WgradParams const& p, Images const& images, int k, 
   return total;
 }
 
+// Where the parts of a shared tile are: those of the aligned blocks, then of the blocks with strips.
+struct WgradParts {
+  int shared, stride, aligned, first_strip, count;
+
+  __device__ WgradParts(WgradShares const& s, int shared)
+      : shared(shared), stride(int(s.shared)), aligned(int(s.aligned)), first_strip(0), count(aligned) {
+    if (s.strip_workers == 0) return;
+    auto worker_of = [&](int64_t step) { return int(((step + 1) * s.strip_workers - 1) / (s.shared * s.strip_steps)); };
+    first_strip = worker_of(shared * s.strip_steps);
+    count += worker_of((shared + 1) * s.strip_steps - 1) - first_strip + 1;
+    first_strip += int(s.shared * s.aligned) + shared - aligned;
+  }
+  __device__ int64_t slot(int part) const { return part < aligned ? shared + part * stride : first_strip + part; }
+};
+
 constexpr int kReduceWarps = 16;
 
 // Adds the parts of the shared tiles in the order of the blocks that made them. `slices` warps have 16 rows by 16
@@ -412,15 +427,8 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
   at.c += c_of_run, at.s += s_of_run;
   valid = valid && run < p.runs && at.s < p.S && k < p.K && at.c < p.C;
 
-  // Parts of the aligned blocks, then of those with strips.
-  int first_strip = 0, count = int(s.aligned);
-  if (s.strip_workers > 0) {
-    auto worker_of = [&](int64_t step) { return int(((step + 1) * s.strip_workers - 1) / (s.shared * s.strip_steps)); };
-    first_strip = worker_of(shared * s.strip_steps);
-    count += worker_of((shared + 1) * s.strip_steps - 1) - first_strip + 1;
-    first_strip += int(s.shared * s.aligned) + shared - int(s.aligned);
-  }
-  if (!valid) count = 0;
+  WgradParts const parts(s, shared);
+  int const count = valid ? parts.count : 0;
   float4 const* const from = static_cast<float4 const*>(p.workspace) + piece * kWarpgroup + rows * 2 + lane;
   ptx::griddepcontrol_wait();
   float4 sum[2] = {};
@@ -429,10 +437,10 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
 #pragma unroll
     for (int u = 0; u < together; ++u) {
       int const part = i + u * slices;
-      int64_t const slot = part < s.aligned ? shared + part * s.shared : first_strip + part;
 #pragma unroll
       for (int j = 0; j < 2; ++j)
-        v[u][j] = part < count ? from[slot * (pieces * kWarpgroup) + j * kWarpgroup] : make_float4(0, 0, 0, 0);
+        v[u][j] =
+            part < count ? from[parts.slot(part) * (pieces * kWarpgroup) + j * kWarpgroup] : make_float4(0, 0, 0, 0);
     }
 #pragma unroll
     for (int u = 0; u < together; ++u)
@@ -548,13 +556,8 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   int slices = 1;
   while (slices < kReduceWarps && slices * shared * 4 < workers) slices *= 2;
   int64_t const items = shared * (TM * TN / 256);  // 16 rows by 16 columns
-  cudaLaunchAttribute early{};                     // the launch need not wait for the end of the kernel before
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(ceil_div(items * slices, kReduceWarps))), config.blockDim = dim3(kReduceWarps * 32);
-  config.stream = stream, config.attrs = &early, config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, wgrad_reduce<T, variant, TM, TN>, p, images, slices);
+  return launch_dependent(wgrad_reduce<T, variant, TM, TN>, dim3(unsigned(ceil_div(items * slices, kReduceWarps))),
+                          kReduceWarps * 32, 0, stream, p, images, slices);
 }
 
 template <Op op, DType dtype, int TM, int TN, Variant variant>

@@ -162,7 +162,7 @@ __device__ void wgrad_turn(WgradParams const& p, uint32_t ring, WgradBarriers<TM
 
 // A's values for an instruction of 8 pixels and each half of the rows, rounded: of pixel 2 (lane % 4) and of the next.
 template <int halves>
-__device__ inline void wgrad_load(uint32_t (&v)[halves][4], uint32_t even, uint32_t odd) {
+__device__ inline void wgrad_load(uint32_t (*v)[4], uint32_t even, uint32_t odd) {
   if constexpr (halves == 2) {
     uint4 const a = ptx::ld_shared_v4(even), b = ptx::ld_shared_v4(odd);
     v[0][0] = a.x, v[0][1] = a.y, v[1][0] = a.z, v[1][1] = a.w;
@@ -219,7 +219,8 @@ __device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int fir
 template <int TM, int TN>
 __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, WgradBarriers<TM, TN>& bars) {
   using S = WgradShape<TM, TN>;
-  constexpr int halves = S::halves;
+  // Instructions of a half of the rows that go together, if there are registers for them.
+  constexpr int halves = S::halves, together = TM * TN <= 256 * 128 ? 2 : 1;
   int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   int const first = warp * 16 * halves + lane / 4 * S::vector;  // row
   // A thread's vector in the lines of pixel 2 (lane % 4) and the next.
@@ -229,7 +230,7 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, WgradBarrier
   uint32_t const odd = lines + kLineBytes + (chunk ^ (lane % 4 * 2 + 1)) * 16 + within;
   Stage stage, turned;
   float acc[halves][TN / 2];
-  uint32_t a[2][halves][4] = {};
+  uint32_t a[2][together * halves][4] = {};
   for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
     WgradUnit const unit(p, u);
 #pragma unroll
@@ -241,19 +242,24 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, WgradBarrier
       ptx::mbarrier_wait(&bars.full[stage.index], stage.parity);
       uint32_t const from_b = ring + S::ring_bytes + turned.index * S::b_bytes;
 #pragma unroll
-      for (int k = 0; k < S::pixels / 8; ++k) {  // fragments are loaded while those before are multiplied
+      for (int part = 0; part < S::pixels / 8 / together;
+           ++part) {  // fragments are loaded while those before are multiplied
         ptx::wgmma_wait_group<1>();
-        ptx::wgmma_fence_operand(a[k % 2]);
-        uint32_t const at = stage.index * S::stage_bytes + k * kCoreBytes;
-        wgrad_load<halves>(a[k % 2], even + at, odd + at);
-        if (k == 0) ptx::mbarrier_wait(&bars.turned[turned.index], turned.parity);
-        if (k == 1 && lane == 0 && before >= 0) ptx::mbarrier_arrive(&bars.used[before]);
+        ptx::wgmma_fence_operand(a[part % 2]);
+#pragma unroll
+        for (int i = 0; i < together; ++i) {
+          uint32_t const at = stage.index * S::stage_bytes + (part * together + i) * kCoreBytes;
+          wgrad_load<halves>(&a[part % 2][i * halves], even + at, odd + at);
+        }
+        if (part == 0) ptx::mbarrier_wait(&bars.turned[turned.index], turned.parity);
+        if (part == 1 && lane == 0 && before >= 0) ptx::mbarrier_arrive(&bars.used[before]);
 #pragma unroll
         for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
         ptx::wgmma_fence();
 #pragma unroll
-        for (int h = 0; h < halves; ++h)
-          ptx::wgmma_mma_async_tf32(acc[h], a[k % 2][h], ptx::wgmma_descriptor(from_b + k * 32, 0, kCoreBytes));
+        for (int i = 0; i < together * halves; ++i)
+          ptx::wgmma_mma_async_tf32(acc[i % halves], a[part % 2][i],
+                                    ptx::wgmma_descriptor(from_b + (part * together + i / halves) * 32, 0, kCoreBytes));
         ptx::wgmma_commit_group();
       }
       if (lane == 0) ptx::mbarrier_arrive(&bars.empty[stage.index]);

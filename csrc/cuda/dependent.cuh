@@ -1,0 +1,22 @@
+// A launch that may begin before the kernel before it has ended.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace conv2d_ext {
+
+// The kernel waits for the one before by itself.
+template <class... Params>
+cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
+                             Params const&... params) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = size_t(shared_bytes), config.stream = stream;
+  config.attrs = &attribute, config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, params...);
+}
+
+}  // namespace conv2d_ext
