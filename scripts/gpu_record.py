@@ -5,8 +5,8 @@
 
 Phases: tests (the suite with --device cuda), sanitizer (scripts/sanitize.py), benchmark (dense layers, float32). The
 record is rewritten after each, so one that was cut off says how far it came; a phase left out by --skip keeps what an
-earlier run on the same code, wheel and machine recorded, so a record can be made in several runs. It names the code by a hash over csrc/,
-conv2d_ext/, tests/ and setup.py. `--check` needs no GPU, no wheel and no torch.
+earlier run on the same code, wheel and machine recorded, so a record can be made in several runs. It names the code by
+a hash over csrc/, conv2d_ext/, tests/ and setup.py. `--check` needs no GPU, no wheel and no torch.
 """
 
 from __future__ import annotations
@@ -422,7 +422,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--tests-timeout", type=float, default=400, help="seconds (default: %(default)s)")
     found.add_argument("--sanitizer-timeout", type=float, default=900, help="seconds, all tools (default: %(default)s)")
     found.add_argument("--benchmark-timeout", type=float, default=60, help="seconds (default: %(default)s)")
-    found.add_argument("--sanitizer-tools", default="memcheck,racecheck,synccheck", metavar="A,B", help="default: %(default)s")
+    found.add_argument(
+        "--sanitizer-tools", default="memcheck,racecheck,synccheck", metavar="A,B", help="default: %(default)s"
+    )
     found.add_argument(
         "--together", action="store_true", help="run the sanitizer's tools beside the tests: sooner done"
     )

@@ -142,7 +142,7 @@ def tail(text: str, lines: int = 15) -> str:
 
 
 def first_findings(output: str, lines: int = 40) -> str:
-    """The first lines that compute-sanitizer itself wrote, its host frames left out: later findings follow from them."""
+    """The first lines that compute-sanitizer itself wrote, without host frames: later findings follow from them."""
     own = [line for line in output.splitlines() if line.startswith("=========") and "Host Frame" not in line]
     return "\n".join(own[:lines])
 

@@ -173,7 +173,9 @@ def test_depthwise_channels_that_fill_no_vectors_keep_a_fast_row_in_channels_las
 @pytest.mark.parametrize("op", OPS)
 def test_dilated_depthwise_layers_and_multipliers_take_the_row_for_any_filter_in_channels_last(op: str) -> None:
     for multiplier, dilation, dtype in ((2, 1, torch.float16), (1, 2, torch.float16), (1, 2, torch.float32)):
-        case = Case("any", 64, 96, 56, 56, 96 * multiplier, 3, 3, (1, 1), (dilation, dilation), (dilation, dilation), 96)
+        case = Case(
+            "any", 64, 96, 56, 56, 96 * multiplier, 3, 3, (1, 1), (dilation, dilation), (dilation, dilation), 96
+        )
         name = ROWS[ask(op, case, dtype, "nhwc")[0]]
         assert name.startswith(f"depthwise_{op}_") and name.endswith("_0x0_nhwc"), name
 
