@@ -37,9 +37,11 @@ struct Shape {
   static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;  // an SM
   static constexpr int halves = TM / 128;                     // 64-row instructions of a warpgroup
   static constexpr bool keeps_b = false;
+  static constexpr int kept_bytes(int, int, bool) { return 0; }
+  static constexpr int pieces = 0;  // of the output that the copy engine stores
   static constexpr int b_bytes = TN * kLineBytes;
   static constexpr int staging_bytes = 2 * kPieceBytes;
-  static constexpr int ring_bytes = (blocks == 2 ? 90 : 203) * 1024;
+  static constexpr int ring_bytes = (blocks == 2 ? 90 : 203) * 1024, ring_beside_pieces = ring_bytes;
   static constexpr int shared_bytes = ring_bytes + staging_bytes + 1024;  // the swizzle wants 1024-byte alignment
   // An SM has 228 KB, of which each block takes one more; the rest is in Tables.
   static constexpr int tables_bytes = int(sizeof(Tables<TM, TN>));
@@ -84,12 +86,12 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<TM, TN>& tables, Rin
   Stage a, b;
   Work work(p);
   for (Unit unit; work.take(p, unit);) {
-    Phase const& phase = *unit.phase;
+    Phase const& phase = p.phase[unit.phase];
     int64_t j = int64_t(unit.m) * TM;
     int64_t i = phase.columns.divide(j);
     int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
-    void const* const map_a = &p.a[unit.phase - p.phase];
+    void const* const map_a = &p.a[unit.phase];
     Step at(phase, p, unit.begin);
     for (int step = 0; step < unit.count; ++step, at.advance(phase)) {
       ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
@@ -216,7 +218,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<TM, TN>& tables)
   Work work(p);
   int odd = 0;  // of the tile's number
   for (Unit unit; work.take(p, unit); odd ^= 1) {
-    Phase const& phase = *unit.phase;
+    Phase const& phase = p.phase[unit.phase];
     int64_t* const to = tables.out[group][odd];
     if (int const row = int(threadIdx.x) % kWarpgroup; row < TM / 2)
       to[row] = out_of(p, phase, int64_t(unit.m) * TM + group * (TM / 2) + row);
@@ -344,8 +346,8 @@ __device__ void round_b(Params const& p, RingB const& from, uint32_t to, Tables<
   Work work(p);
   for (Unit unit; work.take(p, unit);) {
     int stages = 0;
-    for (Step at(*unit.phase, p, unit.begin); unit.count > 0; --unit.count, at.advance(*unit.phase))
-      stages += at.taps(*unit.phase);
+    Phase const& phase = p.phase[unit.phase];
+    for (Step at(phase, p, unit.begin); unit.count > 0; --unit.count, at.advance(phase)) stages += at.taps(phase);
     for (; stages > 0; --stages) {
       uint32_t const source = from.first + raw.index * S::b_bytes, rounded = to + b.index * S::b_bytes;
       ptx::mbarrier_wait(&from.full[raw.index], raw.parity);
@@ -527,7 +529,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   int64_t blocks = 0;
   error = params_of<S, float, TM, TN>(p, blocks, op, problem, kRows[plan.kernel], plan, args);
   if (error != cudaSuccess) return error;
-  if (p.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
+  if (p.shares.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
   Phase const& first = p.phase[0];
   if (is_halo(variant) && first.taps_w > 1) {  // a copy of A serves fewer taps, so more are to be on their way
     int64_t const room = S::ring_bytes / (p.a_bytes + first.taps * S::b_bytes / first.taps_w);
@@ -539,9 +541,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     error = launch_raw<op, TM, TN>(p, problem, args.b, blocks, stream);
   else
     error = launch_prepared<op, TM, TN>(p, problem, args.b, blocks, sm_count, stream);
-  if (error != cudaSuccess || p.shared == 0) return error;
-  tma::tma_reduce<float, TM, TN><<<dim3(unsigned(p.shared), TM * TN / 1024), 256, 0, stream>>>(p);
-  return cudaGetLastError();
+  if (error != cudaSuccess || p.shares.shared == 0) return error;
+  return tma::launch_reduce(tma::tma_reduce<float, TM, TN>, p, TM * TN / (4 * tma::kReduceThreads), stream);
 }
 
 }  // namespace conv2d_ext::tf32
