@@ -200,12 +200,15 @@ __device__ inline void load(uint32_t (&v)[count][4], uint32_t line, int lane, in
   for (int e = 0; e < count * 4; ++e) v[e / 4][e % 4] = ptx::cvt_rn_tf32(__uint_as_float(v[e / 4][e % 4]));
 }
 
-template <int TM, int TN>
+// together: instructions of a line that follow each other, as many as there are registers for; the next are loaded
+// while they run.
+template <int TM, int TN, int together>
 __device__ void multiply(Params const& p, uint32_t ring, Tables<TM, TN>& tables) {
   using S = Shape<TM, TN>;
-  // Instructions of a line that go together, if there are registers for them; the next are loaded while they run.
-  constexpr int halves = S::halves, together = TM * TN <= 256 * 128 ? 4 : 2;
-  int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  constexpr int halves = S::halves;
+  static_assert(halves == 2 || together == 4);
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = int(threadIdx.x) / 32 % 4;
+  int const lane = int(threadIdx.x) % 32;
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   uint32_t const my_a = ring + (group * (TM / 2) + warp * 16) * kLineBytes;
   uint32_t const staging = ring + S::ring_bytes + group * kPieceBytes;
@@ -324,7 +327,7 @@ __global__ void __launch_bounds__(kThreads, Shape<TM, TN>::blocks) main_kernel(_
   __syncthreads();
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    multiply<TM, TN>(p, ring, tables);
+    multiply<TM, TN, TM * TN <= 256 * 128 ? 4 : 2>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     if (threadIdx.x == 2 * kWarpgroup) {
@@ -401,7 +404,7 @@ __global__ void __launch_bounds__(kRawThreads, 1) raw_kernel(__grid_constant__ P
   using S = Shape<TM, TN>;
   static_assert(S::blocks == 1);
   // 64K registers: two multiplying warpgroups, one that rounds, one that copies.
-  constexpr int multiply_regs = 200, round_regs = 64, copy_regs = 48;
+  constexpr int multiply_regs = 200, round_regs = b_rows ? 56 : 64, copy_regs = b_rows ? 56 : 48;
   static_assert((2 * multiply_regs + round_regs + copy_regs) * kWarpgroup <= 65536);
   extern __shared__ uint8_t dynamic[];
   __shared__ Tables<TM, TN> tables;
@@ -413,7 +416,7 @@ __global__ void __launch_bounds__(kRawThreads, 1) raw_kernel(__grid_constant__ P
   int const role = int(threadIdx.x) / kWarpgroup;
   if (role < 2) {
     ptx::setmaxnreg_inc<multiply_regs>();
-    multiply<TM, TN>(p, ring, tables);
+    multiply<TM, TN, TM == 256 ? 2 : 4>(p, ring, tables);
   } else if (role == 2) {
     ptx::setmaxnreg_dec<round_regs>();
     round_b<TM, TN, b_rows>(p, raw, rounded, tables);
