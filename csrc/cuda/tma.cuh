@@ -695,7 +695,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   int64_t const C = forward ? p.C_per_group() : p.K_per_group();  // of the reduction
   Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
   int64_t const in_H = forward ? p.H : p.P(), in_W = forward ? p.W : p.Q();
-  q.line = tma_line(C);
+  q.line = sizeof(T) == 4 ? kLineBytes : tma_line(C);
   int const chunk_size = q.line / int(sizeof(T));
   q.groups = Divisor(p.groups);
   q.chunks = int32_t(ceil_div(C, chunk_size));

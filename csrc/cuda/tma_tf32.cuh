@@ -37,9 +37,11 @@ struct Shape {
   static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;  // an SM
   static constexpr int halves = TM / 128;                     // 64-row instructions of a warpgroup
   static constexpr bool keeps_b = false;
+  static constexpr int kept_bytes(int, int, bool) { return 0; }
+  static constexpr int pieces = 0;  // of the output that the copy engine stores
   static constexpr int b_bytes = TN * kLineBytes;
   static constexpr int staging_bytes = 2 * kPieceBytes;
-  static constexpr int ring_bytes = (blocks == 2 ? 90 : 203) * 1024;
+  static constexpr int ring_bytes = (blocks == 2 ? 90 : 203) * 1024, ring_beside_pieces = ring_bytes;
   static constexpr int shared_bytes = ring_bytes + staging_bytes + 1024;  // the swizzle wants 1024-byte alignment
   // An SM has 228 KB, of which each block takes one more; the rest is in Tables.
   static constexpr int tables_bytes = int(sizeof(Tables<TM, TN>));
@@ -84,12 +86,12 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<TM, TN>& tables, Rin
   Stage a, b;
   Work work(p);
   for (Unit unit; work.take(p, unit);) {
-    Phase const& phase = *unit.phase;
+    Phase const& phase = p.phase[unit.phase];
     int64_t j = int64_t(unit.m) * TM;
     int64_t i = phase.columns.divide(j);
     int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
-    void const* const map_a = &p.a[unit.phase - p.phase];
+    void const* const map_a = &p.a[unit.phase];
     Step at(phase, p, unit.begin);
     for (int step = 0; step < unit.count; ++step, at.advance(phase)) {
       ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
@@ -198,12 +200,15 @@ __device__ inline void load(uint32_t (&v)[count][4], uint32_t line, int lane, in
   for (int e = 0; e < count * 4; ++e) v[e / 4][e % 4] = ptx::cvt_rn_tf32(__uint_as_float(v[e / 4][e % 4]));
 }
 
-template <int TM, int TN>
+// together: instructions of a line that follow each other, as many as there are registers for; the next are loaded
+// while they run.
+template <int TM, int TN, int together>
 __device__ void multiply(Params const& p, uint32_t ring, Tables<TM, TN>& tables) {
   using S = Shape<TM, TN>;
-  // Instructions of a line that go together, if there are registers for them; the next are loaded while they run.
-  constexpr int halves = S::halves, together = TM * TN <= 256 * 128 ? 4 : 2;
-  int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  constexpr int halves = S::halves;
+  static_assert(halves == 2 || together == 4);
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = int(threadIdx.x) / 32 % 4;
+  int const lane = int(threadIdx.x) % 32;
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   uint32_t const my_a = ring + (group * (TM / 2) + warp * 16) * kLineBytes;
   uint32_t const staging = ring + S::ring_bytes + group * kPieceBytes;
@@ -216,7 +221,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<TM, TN>& tables)
   Work work(p);
   int odd = 0;  // of the tile's number
   for (Unit unit; work.take(p, unit); odd ^= 1) {
-    Phase const& phase = *unit.phase;
+    Phase const& phase = p.phase[unit.phase];
     int64_t* const to = tables.out[group][odd];
     if (int const row = int(threadIdx.x) % kWarpgroup; row < TM / 2)
       to[row] = out_of(p, phase, int64_t(unit.m) * TM + group * (TM / 2) + row);
@@ -322,7 +327,7 @@ __global__ void __launch_bounds__(kThreads, Shape<TM, TN>::blocks) main_kernel(_
   __syncthreads();
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    multiply<TM, TN>(p, ring, tables);
+    multiply<TM, TN, TM * TN <= 256 * 128 ? 4 : 2>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     if (threadIdx.x == 2 * kWarpgroup) {
@@ -344,8 +349,8 @@ __device__ void round_b(Params const& p, RingB const& from, uint32_t to, Tables<
   Work work(p);
   for (Unit unit; work.take(p, unit);) {
     int stages = 0;
-    for (Step at(*unit.phase, p, unit.begin); unit.count > 0; --unit.count, at.advance(*unit.phase))
-      stages += at.taps(*unit.phase);
+    Phase const& phase = p.phase[unit.phase];
+    for (Step at(phase, p, unit.begin); unit.count > 0; --unit.count, at.advance(phase)) stages += at.taps(phase);
     for (; stages > 0; --stages) {
       uint32_t const source = from.first + raw.index * S::b_bytes, rounded = to + b.index * S::b_bytes;
       ptx::mbarrier_wait(&from.full[raw.index], raw.parity);
@@ -399,7 +404,7 @@ __global__ void __launch_bounds__(kRawThreads, 1) raw_kernel(__grid_constant__ P
   using S = Shape<TM, TN>;
   static_assert(S::blocks == 1);
   // 64K registers: two multiplying warpgroups, one that rounds, one that copies.
-  constexpr int multiply_regs = 200, round_regs = 64, copy_regs = 48;
+  constexpr int multiply_regs = 200, round_regs = b_rows ? 56 : 64, copy_regs = b_rows ? 56 : 48;
   static_assert((2 * multiply_regs + round_regs + copy_regs) * kWarpgroup <= 65536);
   extern __shared__ uint8_t dynamic[];
   __shared__ Tables<TM, TN> tables;
@@ -411,7 +416,7 @@ __global__ void __launch_bounds__(kRawThreads, 1) raw_kernel(__grid_constant__ P
   int const role = int(threadIdx.x) / kWarpgroup;
   if (role < 2) {
     ptx::setmaxnreg_inc<multiply_regs>();
-    multiply<TM, TN>(p, ring, tables);
+    multiply<TM, TN, TM == 256 ? 2 : 4>(p, ring, tables);
   } else if (role == 2) {
     ptx::setmaxnreg_dec<round_regs>();
     round_b<TM, TN, b_rows>(p, raw, rounded, tables);
@@ -527,7 +532,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   int64_t blocks = 0;
   error = params_of<S, float, TM, TN>(p, blocks, op, problem, kRows[plan.kernel], plan, args);
   if (error != cudaSuccess) return error;
-  if (p.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
+  if (p.shares.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
   Phase const& first = p.phase[0];
   if (is_halo(variant) && first.taps_w > 1) {  // a copy of A serves fewer taps, so more are to be on their way
     int64_t const room = S::ring_bytes / (p.a_bytes + first.taps * S::b_bytes / first.taps_w);
@@ -539,9 +544,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     error = launch_raw<op, TM, TN>(p, problem, args.b, blocks, stream);
   else
     error = launch_prepared<op, TM, TN>(p, problem, args.b, blocks, sm_count, stream);
-  if (error != cudaSuccess || p.shared == 0) return error;
-  tma::tma_reduce<float, TM, TN><<<dim3(unsigned(p.shared), TM * TN / 1024), 256, 0, stream>>>(p);
-  return cudaGetLastError();
+  if (error != cudaSuccess || p.shares.shared == 0) return error;
+  return tma::launch_reduce(tma::tma_reduce<float, TM, TN>, p, TM * TN / (4 * tma::kReduceThreads), stream);
 }
 
 }  // namespace conv2d_ext::tf32
