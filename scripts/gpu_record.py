@@ -277,7 +277,7 @@ class Recorder:
             *shlex.split(self.options.pytest_arguments),
             timeout=max(end - time.monotonic(), 1),
         )
-        print(tail(finished.output, 40), flush=True)
+        print(tail(finished.output, 200), flush=True)
         return finished, count_tests(junit)
 
     def sanitizer(self) -> dict[str, Any]:
