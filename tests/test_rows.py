@@ -274,9 +274,12 @@ ONCE = ("depthwise_3x3_four_pads", "depthwise_3x3_stride2", "depthwise_5x5", "de
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name in ROWS if "_bf16_" not in name])
 def test_every_row_runs_once(name: str, cuda: str) -> None:
-    """The least that reaches every kernel, for the tools of compute-sanitizer that slow it down most."""
+    """The least that reaches every kernel, for the tools of compute-sanitizer that slow it down most.
+
+    Rows of bf16 are left out: the threads of a kernel do the same for both 16-bit types.
+    """
     parts = name.split("_")
     op = next(part for part in parts if part in OPS)
     dtype = next(DTYPE_NAMES[part] for part in parts if part in DTYPE_NAMES)

@@ -156,7 +156,8 @@ __device__ inline void copy_inputs(Params const& p, int64_t n, int h, int w, int
   int const second = p.copies == 2 ? p.in_rows * pitch - 1 : 0;
   int const together = p.runs ? p.C : 1, channels = p.runs ? 1 : p.C;  // of a line; lines of a row
   int const parts = (p.in_columns * together + 63) / 64, units = (p.in_rows + 3) / 4 * channels * parts;
-  T const* const image = static_cast<T const*>(p.in) + n * p.in_n + w * p.in_w;
+  // The stride of a width of one is 0, also where a row is one run.
+  T const* const image = static_cast<T const*>(p.in) + n * p.in_n + int64_t(w) * (p.runs ? p.C : p.in_w);
   for (int unit = threadIdx.x / 32; unit < units; unit += int(blockDim.x) / 32) {
     int const index = unit / parts, four = index / channels, c = index - four * channels, row = four * 4;
     Lines<T> const l{image + (h + row) * p.in_h + c * p.in_c,
