@@ -1,11 +1,11 @@
 """Installs a built wheel on a GPU machine, tests it there, and writes docs/gpu-record.json: of which code, on what.
 
-    python3 scripts/gpu_record.py --wheel dist/conv2d_ext-*.whl     # on the GPU machine, a quarter of an hour
+    python3 scripts/gpu_record.py --wheel dist/conv2d_ext-*.whl     # on the GPU machine, about 20 minutes
     python3 scripts/gpu_record.py --check                           # anywhere: is the record of this code, and green?
 
 Phases: tests (the suite with --device cuda), sanitizer (scripts/sanitize.py), benchmark (dense layers, float32). The
 record is rewritten after each, so one that was cut off says how far it came; a phase left out by --skip keeps what an
-earlier run on the same code, wheel and machine recorded, so a record can be made in several runs. It names the code by
+earlier run on the same code and machine recorded, so a record can be made in several runs. It names the code by
 a hash over csrc/, conv2d_ext/, tests/ and setup.py. `--check` needs no GPU, no wheel and no torch.
 """
 
@@ -221,8 +221,11 @@ class Recorder:
         self.earlier = read_record(options.output) or {}
 
     def earlier_phase(self, name: str) -> dict[str, Any]:
-        """What an earlier run recorded of this phase, if it was on the same code, wheel and machine."""
-        if any(self.earlier.get(key) != self.record[key] for key in ("code", "wheel", "machine")):
+        """What an earlier run recorded of this phase, if it was on the same code and machine. Its wheel may be another
+        build of this code: two builds differ in bytes."""
+        if any(self.earlier.get(key) != self.record[key] for key in ("code", "machine")):
+            return {}
+        if self.earlier["wheel"]["differences"] != self.record["wheel"]["differences"]:
             return {}
         return dict(self.earlier.get("phases", {}).get(name, {}))
 
@@ -353,9 +356,8 @@ class Recorder:
                 ends = {pool.submit(work[name]): name for name in running}
                 for end in as_completed(ends):
                     error = end.exception()  # must not cost the other phases' results
-                    self.record["phases"][ends[end]] = (
-                        end.result() if error is None else failed(f"{type(error).__name__}: {error}", {})
-                    )
+                    result = end.result() if error is None else failed(f"{type(error).__name__}: {error}", {})
+                    self.record["phases"][ends[end]] = {**result, "wheel": self.record["wheel"]["sha256"]}
                     self.save()
                     print(f"== {ends[end]}: {self.record['phases'][ends[end]]['status']}", flush=True)
         green, line = verdict(self.record, self.record["code"])
@@ -421,7 +423,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--workers", type=int, default=8, help="processes of pytest; 0: one, without xdist")
     found.add_argument("--tests-timeout", type=float, default=400, help="seconds (default: %(default)s)")
     found.add_argument("--sanitizer-timeout", type=float, default=900, help="seconds, all tools (default: %(default)s)")
-    found.add_argument("--benchmark-timeout", type=float, default=60, help="seconds (default: %(default)s)")
+    found.add_argument("--benchmark-timeout", type=float, default=240, help="seconds (default: %(default)s)")
     found.add_argument(
         "--sanitizer-tools", default="memcheck,racecheck,synccheck", metavar="A,B", help="default: %(default)s"
     )
