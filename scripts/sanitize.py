@@ -9,8 +9,9 @@ which the tests use as a reference, would take most of the time. PyTorch's cachi
 past a tensor's end leaves the allocation and is seen.
 
 memcheck runs the tests marked `sanitizer`, which reach every edge. Under racecheck a launch takes 0.05 to 0.3 s on an
-H200, however often the kernel has run: it and synccheck run the tests marked `once`, one launch of each row. Several
-processes at a time do not help: 12 of them ran memcheck's tests at half the speed of one.
+H200, however often the kernel has run: it and synccheck run the tests marked `once`, one launch of each row but
+bfloat16's, whose kernels are float16's with another type. Several processes at a time do not help: 12 of them ran
+memcheck's tests at half the speed of one.
 """
 
 from __future__ import annotations
