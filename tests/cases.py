@@ -291,6 +291,8 @@ CASES: tuple[Case, ...] = (
     Case("1x1_planes_several_tiles", 2, 80, 20, 18, 264, 1, 1),
     Case("1x1_planes_one_image_C24", 1, 24, 8, 11, 72, 1, 1),
     Case("1x1_planes_many_images", 131, 16, 2, 4, 16, 1, 1, bias=False),
+    Case("1x1_planes_filters_that_do_not_stay", 1, 600, 6, 8, 552, 1, 1),
+    Case("1x1_planes_off_lines", 3, 37, 5, 24, 145, 1, 1, bias=False),
     # channels and filters a group that must be padded
     Case("groups2_of_30_and_21", 2, 60, 9, 8, 42, 3, 3, (1, 1), (1, 1), groups=2, edge=True),
     Case("groups3_of_72_and_40", 1, 216, 7, 7, 120, 3, 2, (2, 1), (1, 0), groups=3),

@@ -377,11 +377,28 @@ def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> N
         Case("planes", 32, 512, 28, 28, 128, 1, 1),
     )
     for case, dtype in itertools.product(layers, (torch.float16, torch.bfloat16)):
-        assert named(op, case, dtype, "nchw").endswith("_pointwise"), case
+        name = named(op, case, dtype, "nchw")
+        assert name.startswith("pixels_") if op == "wgrad" else name.endswith("_pointwise"), case
         assert packed(op, case, *meta(case, dtype, "nchw")) == ("w" if op == "dgrad" else ""), case
         assert not named(op, case, dtype, "nhwc").endswith("_pointwise"), case
     for odd in (Case("pixels", 256, 256, 13, 13, 256, 1, 1), Case("stride", 64, 64, 56, 56, 256, 1, 1, (2, 2))):
         assert named(op, odd, torch.float16, "nchw").endswith("_im2col"), odd
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_pointwise_layers_in_tf32_take_pixels_rows_in_nchw(op: str) -> None:
+    """Also with channels off vectors, and where pixels of a 16-bit type would be; not in float32's own precision."""
+    for C, K, H in ((64, 128, 256), (24, 144, 56), (144, 24, 56), (256, 64, 56), (37, 61, 28), (384, 96, 14)):
+        case = Case("planes", 32, C, H, H, K, 1, 1)
+        assert ROWS[ask(op, case, torch.float32, "nchw", allow_tf32=True)[0]].startswith(f"pixels_{op}_f32_"), case
+        assert not ROWS[ask(op, case, torch.float32, "nchw")[0]].startswith("pixels_"), case
+        assert not ROWS[ask(op, case, torch.float32, "nhwc", allow_tf32=True)[0]].startswith("pixels_"), case
+    for case in (
+        Case("pixels", 32, 64, 13, 13, 128, 1, 1),
+        Case("stride", 32, 64, 56, 56, 128, 1, 1, (2, 2)),
+        Case("3x3", 32, 64, 56, 56, 128, 3, 3, padding=(1, 1)),
+    ):
+        assert not ROWS[ask(op, case, torch.float32, "nchw", allow_tf32=True)[0]].startswith("pixels_"), case
 
 
 def test_packed_copies_are_part_of_the_workspace() -> None:

@@ -13,6 +13,7 @@
 #include "grouped.h"
 #include "lines.h"
 #include "patch.h"
+#include "pixels.h"
 #include "stem.h"
 #include "stream.h"
 #include "strip.h"
@@ -48,6 +49,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && band_supports(row, op, p);
     case Family::stem:
       return hopper && stem_supports(row, op, p, h200_sxm);
+    case Family::pixels:
+      return hopper && pixels_supports(row, op, p);
   }
   return false;
 }
@@ -90,6 +93,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return small_filter_estimate(row, p, band_estimate(row, op, p, d));
     case Family::stem:
       return stem_estimate(row, op, p, h200_sxm);
+    case Family::pixels:
+      return pixels_estimate(row, op, p, d);
     case Family::simt:
       break;
   }
@@ -114,6 +119,8 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       return depthwise_workspace_bytes(p, split_k);
     case Family::stem:
       return stem_workspace_bytes(op, row, p, h200_sxm);
+    case Family::pixels:
+      return pixels_workspace_bytes(row, op, p);
     case Family::igemm:
     case Family::simt:
       break;
