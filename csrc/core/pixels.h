@@ -48,14 +48,18 @@ struct PixelsWgrad {
 };
 
 constexpr bool pixels_supports(Row const& row, Op op, Problem const& p) {
-  if ((p.dtype == DType::f32 && !p.allow_tf32) || p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1) return false;
+  if ((p.dtype == DType::f32 && !p.allow_tf32) || p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 ||
+      p.groups != 1)
+    return false;
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
   constexpr double most = double(int64_t(1) << 31);
   if (double(p.H) * double(p.W) >= most || double(runs_of(p)) >= most / 2 || p.C >= most / 4 || p.K >= most / 4)
     return false;
   if (!pixel_vectors(p.x, p.x_align, p) || !pixel_vectors(p.y, p.y_align, p)) return false;
-  auto rows = [&](int64_t size, int64_t step) { return size == 1 || (step > 0 && step % (16 / size_of(p.dtype)) == 0 && step < int64_t(1) << 38); };
+  auto rows = [&](int64_t size, int64_t step) {
+    return size == 1 || (step > 0 && step % (16 / size_of(p.dtype)) == 0 && step < int64_t(1) << 38);
+  };
   if (!rows(p.C, p.x.c) || !rows(p.K, p.y.c)) return false;
   if (op == Op::wgrad) {
     PixelsWgrad const w(row, p);
@@ -80,21 +84,22 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
   return {(ns > memory_ns ? ns : memory_ns) + 5500, 1};
 }
 
-// fprop and dgrad: tiles in rounds, each of its steps and its stores, or memory, which writes more slowly than it reads.
-// The fewer rounds, the less these overlap. Fitted to times of the rows (docs/tuning.md).
+// fprop and dgrad: tiles in rounds, each of its steps and its stores, or memory, which writes more slowly than it
+// reads. The fewer rounds, the less these overlap. Fitted to times of the rows (docs/tuning.md).
 constexpr Estimate pixels_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (op == Op::wgrad) return pixels_wgrad_estimate(row, p, d);
   PixelsShape const s(row, p);
   double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
   int64_t const tiles_n = ceil_div(pixels_columns(op, p), row.tile_n);
-  double const step_ns = tf32_step_ns(area / 32 * 1.16, 0, (TM + (s.keep ? 0 : TN)) * 3.09);
-  double const tile_ns = double(s.chunks) * step_ns + 600 + 0.07 * area;
   int64_t const rounds =
       ceil_div(ceil_div(runs_of(p), row.tile_m / run_pixels(p.dtype)), max64(1, d.sm_count / tiles_n));
-  double const pixels = double(p.N) * double(p.H) * double(p.W) * 4;
-  double const ns = double(rounds) * tile_ns,
-               memory_ns =
-                   pixels * (double(pixels_depth(op, p)) / 4100 + double(pixels_columns(op, p)) / 3550) * 132 / d.sm_count;
+  double const step_ns = tf32_step_ns(area / 32 * (rounds == 1 ? 0.95 : 1.16), 0, (TM + (s.keep ? 0 : TN)) * 3.7);
+  double const tile_ns = double(s.chunks) * step_ns + 600 + 0.07 * area;
+  // Tiles of filters beyond the first find the pixels in L2.
+  double const in = double(pixels_depth(op, p)), out = double(pixels_columns(op, p)), again = double(tiles_n - 1);
+  double const memory_ns =
+      double(p.N) * double(p.H) * double(p.W) * 4 * (in / 4100 + in * again / 16000 + out / 3550) * 132 / d.sm_count;
+  double const ns = double(rounds) * tile_ns;
   double const most = ns > memory_ns ? ns : memory_ns, least = ns > memory_ns ? memory_ns : ns;
   return {4000 + most + least / double(rounds + 1), 1};
 }

@@ -23,7 +23,7 @@ using tma::Divisor, tma::Tensor4, tma::encode_tiled;
 constexpr int kWarps = 8;  // that multiply
 constexpr int kThreads = kWarps * 32 + 128;
 constexpr int kRunPixels = run_pixels(DType::f32);
-constexpr int kRunBytes = kTf32Line * kLineBytes;  // of a warp, in a stage
+constexpr int kRunBytes = kTf32Line * kLineBytes;        // of a warp, in a stage
 constexpr int kSharedBytes = PixelsShape::bytes + 1024;  // the swizzle wants 1024-byte alignment
 
 // 64K registers: two multiplying warpgroups and one that copies.
@@ -100,8 +100,7 @@ __device__ void copy(Params const& p, uint32_t kept, uint32_t ring, Tables<TN>& 
       if (lane == 0) {
         ptx::mbarrier_wait(&tables.empty[stage.index], stage.parity ^ 1);  // passes on the first trip round the ring
         ptx::mbarrier_arrive_expect_tx(full, p.stage_bytes);
-        if (!p.keep)
-          ptx::cp_async_bulk_tensor_4d(to + S::pixel_bytes, &p.filters, full, chunk * kTf32Line, n0, 0, 0);
+        if (!p.keep) ptx::cp_async_bulk_tensor_4d(to + S::pixel_bytes, &p.filters, full, chunk * kTf32Line, n0, 0, 0);
       }
       __syncwarp();
       if (lane < S::runs)
@@ -119,8 +118,7 @@ __device__ inline void load(uint32_t (&v)[2][2][4], uint32_t lines, uint32_t eve
     uint4 const high = ptx::ld_shared_v4(lines + step * kCoreBytes + odd);
     uint32_t const values[2][4] = {{low.x, low.y, high.x, high.y}, {low.z, low.w, high.z, high.w}};
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      v[i / 4][step][i % 4] = ptx::cvt_rn_tf32(__uint_as_float(values[i / 4][i % 4]));
+    for (int i = 0; i < 8; ++i) v[i / 4][step][i % 4] = ptx::cvt_rn_tf32(__uint_as_float(values[i / 4][i % 4]));
   }
 }
 
@@ -140,11 +138,11 @@ __device__ void store(Params const& p, int run, int n0, float const (&acc)[2][N 
     float2 const bias = *reinterpret_cast<float2 const*>(biases + j * 8 + quad * 2);
     float const(&a)[N / 2] = acc[0], (&b)[N / 2] = acc[1];
     if (n + j * 8 < p.N)
-      __stcs(reinterpret_cast<float4*>(to), make_float4(a[j * 4] + bias.x, a[j * 4 + 2] + bias.x, b[j * 4] + bias.x,
-                                                   b[j * 4 + 2] + bias.x));
+      __stcs(reinterpret_cast<float4*>(to),
+             make_float4(a[j * 4] + bias.x, a[j * 4 + 2] + bias.x, b[j * 4] + bias.x, b[j * 4 + 2] + bias.x));
     if (n + j * 8 + 1 < p.N)
-      __stcs(reinterpret_cast<float4*>(to + p.out_c), make_float4(a[j * 4 + 1] + bias.y, a[j * 4 + 3] + bias.y,
-                                                             b[j * 4 + 1] + bias.y, b[j * 4 + 3] + bias.y));
+      __stcs(reinterpret_cast<float4*>(to + p.out_c),
+             make_float4(a[j * 4 + 1] + bias.y, a[j * 4 + 3] + bias.y, b[j * 4 + 1] + bias.y, b[j * 4 + 3] + bias.y));
   }
 }
 
@@ -268,5 +266,5 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 #define CONV2D_EXT_PIXELS_INSTANCE(family, op, dtype, tm, tn, tk, variant)              \
   cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
       Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return pixels::launch<Op::op, tm, tn>(p, plan, args, stream);                           \
+    return pixels::launch<Op::op, tm, tn>(p, plan, args, stream);                       \
   }

@@ -1,5 +1,6 @@
-// wgrad of 1x1 filters in NCHW, in TF32 and the 16-bit types, in place: w[k, c] = sum over images and pixels of y[k, pixel] * x[c, pixel].
-// Both operands have the reduction contiguous. The rows of a tile are channels of the tensor that has more of them.
+// wgrad of 1x1 filters in NCHW, in TF32 and the 16-bit types, in place: w[k, c] = sum over images and pixels of y[k,
+// pixel] * x[c, pixel]. Both operands have the reduction contiguous. The rows of a tile are channels of the tensor that
+// has more of them.
 //
 // A stage holds a run of 128 bytes of pixels: TM lines of one tensor, TN of the other, swizzled. Eight warps load
 // fragments for mma.sync, and round floats to nearest; of a line a thread has two neighbouring vectors of 16 bytes, for
@@ -26,7 +27,7 @@ constexpr int kReduceLanes = 32, kReduceParts = 8;
 template <int TM, int TN>
 struct Shape {
   static constexpr int stage_bytes = (TM + TN) * kLineBytes, stages = 220 * 1024 / stage_bytes;
-  static constexpr int shared_bytes = stages * stage_bytes + 1024;  // the swizzle wants 1024-byte alignment
+  static constexpr int shared_bytes = stages * stage_bytes + 1024;         // the swizzle wants 1024-byte alignment
   static constexpr int warps_n = TN / 32, warp_m = TM * warps_n / kWarps;  // a warp has warp_m x 32 sums
 };
 
@@ -77,7 +78,8 @@ __device__ inline void load(uint32_t (&v)[count][4], uint32_t from) {
 }
 
 template <class T>
-__device__ inline void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+__device__ inline void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                           uint32_t b1) {
   if constexpr (std::is_same_v<T, float>)
     ptx::mma_m16n8k8_tf32(d, a0, a1, a2, a3, b0, b1);
   else
@@ -93,54 +95,58 @@ __device__ void multiply(Params const& p, uint32_t ring, Barriers<TM, TN>& barri
   int const m = warp / S::warps_n * S::warp_m, n = warp % S::warps_n * 32;
   bool const needed = tile / p.tiles_n * TM + m < p.M && tile % p.tiles_n * TN + n < p.N;
   uint32_t const at = ring + lane / 4 * kLineBytes;
-  float acc[rows][columns][4] = {}, sum[rows][columns][4] = {};
+  float acc[rows][columns][4] = {};
+  uint32_t a[2][rows * 2][4], b[2][columns][4];  // of the two halves of a run
   Stage stage;
-  int chain = 0;
-  auto end_chain = [&] {
-#pragma unroll
-    for (int i = 0; i < rows * columns * 4; ++i) {
-      float& v = acc[i / (columns * 4)][i / 4 % columns][i % 4];
-      sum[i / (columns * 4)][i / 4 % columns][i % 4] += v;
-      v = 0;
-    }
+  auto load_half = [&](int half) {
+    uint32_t const from = at + stage.index * S::stage_bytes + ((quad * 2 + half) ^ (lane / 4)) * 16;
+    load<T>(a[half], from + m * kLineBytes);
+    load<T>(b[half], from + (TM + n) * kLineBytes);
   };
-  for (int run = part; run < p.all_runs; run += p.split) {
-    ptx::mbarrier_wait(&barriers.full[stage.index], stage.parity);
-    if (needed) {
-      uint32_t const from = at + stage.index * S::stage_bytes;
+  auto multiply_half = [&](int half) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint32_t const chunk = ((quad * 2 + half) ^ (lane / 4)) * 16;
-        uint32_t a[rows * 2][4], b[columns][4];
-        load<T>(a, from + m * kLineBytes + chunk);
-        load<T>(b, from + (TM + n) * kLineBytes + chunk);
+    for (int step = 0; step < 4; step += 2)
 #pragma unroll
-        for (int step = 0; step < 4; step += 2)
+      for (int i = 0; i < rows; ++i)
 #pragma unroll
-          for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < columns; ++j)
+          mma<T>(acc[i][j], a[half][i * 2][step], a[half][i * 2 + 1][step], a[half][i * 2][step + 1],
+                 a[half][i * 2 + 1][step + 1], b[half][j][step], b[half][j][step + 1]);
+  };
+  float* const to = p.parts + (int64_t(tile) * p.split + part) * TM * TN + (m + lane / 4) * TN + n + quad * 2;
+  auto store = [&](bool first) {
 #pragma unroll
-            for (int j = 0; j < columns; ++j)
-              mma<T>(acc[i][j], a[i * 2][step], a[i * 2 + 1][step], a[i * 2][step + 1], a[i * 2 + 1][step + 1],
-                     b[j][step], b[j][step + 1]);
+    for (int i = 0; i < rows * 2; ++i)
+#pragma unroll
+      for (int j = 0; j < columns; ++j) {
+        float2* const at_pair = reinterpret_cast<float2*>(to + i * 8 * TN + j * 8);
+        float &x = acc[i / 2][j][i % 2 * 2], &y = acc[i / 2][j][i % 2 * 2 + 1];
+        float2 const before = first ? make_float2(0, 0) : *at_pair;
+        *at_pair = make_float2(before.x + x, before.y + y);
+        x = y = 0;
       }
-    }
+  };
+  ptx::mbarrier_wait(&barriers.full[0], 0);
+  if (needed) load_half(0);
+  int chain = 0;
+  bool first = true;
+  for (int run = part; run < p.all_runs; run += p.split) {
+    if (needed) load_half(1);
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&barriers.empty[stage.index]);
     stage.advance(S::stages);
+    if (needed) multiply_half(0);
+    if (run + p.split < p.all_runs) {  // loaded while the other half is multiplied
+      ptx::mbarrier_wait(&barriers.full[stage.index], stage.parity);
+      if (needed) load_half(0);
+    }
+    if (needed) multiply_half(1);
     if (++chain == kChain) {
-      chain = 0;
-      end_chain();
+      store(first);
+      chain = 0, first = false;
     }
   }
-  end_chain();
-  float* const to = p.parts + (int64_t(tile) * p.split + part) * TM * TN + (m + lane / 4) * TN + n + quad * 2;
-#pragma unroll
-  for (int i = 0; i < rows; ++i)
-#pragma unroll
-    for (int j = 0; j < columns; ++j) {
-      *reinterpret_cast<float2*>(to + i * 16 * TN + j * 8) = make_float2(sum[i][j][0], sum[i][j][1]);
-      *reinterpret_cast<float2*>(to + (i * 16 + 8) * TN + j * 8) = make_float2(sum[i][j][2], sum[i][j][3]);
-    }
+  store(first);
 }
 
 template <class T, int TM, int TN>
@@ -236,5 +242,5 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 #define CONV2D_EXT_PIXELS_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)        \
   cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
       Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return pixels_wgrad::launch<DType::dtype, tm, tn>(p, plan, args, stream);                         \
+    return pixels_wgrad::launch<DType::dtype, tm, tn>(p, plan, args, stream);           \
   }
