@@ -1,5 +1,5 @@
-// pixels.cuh and pixels_wgrad.cuh: 1x1 filters in NCHW, read and written in place. What their rows take and
-// cost, and what the launchers share with the planner.
+// pixels.cuh and pixels_wgrad.cuh: 1x1 filters in NCHW, read and written in place. What their rows take and cost, and
+// what the launchers share with the planner.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +54,7 @@ constexpr bool pixels_supports(Row const& row, Op op, Problem const& p) {
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
   constexpr double most = double(int64_t(1) << 31);
-  if (double(p.H) * double(p.W) >= most || double(runs_of(p)) >= most / 2 || p.C >= most / 4 || p.K >= most / 4)
+  if (double(p.H) * double(p.W) >= most / 2 || double(runs_of(p)) >= most / 2 || p.C >= most / 4 || p.K >= most / 4)
     return false;
   if (!pixel_vectors(p.x, p.x_align, p) || !pixel_vectors(p.y, p.y_align, p)) return false;
   auto rows = [&](int64_t size, int64_t step) {
@@ -63,7 +63,7 @@ constexpr bool pixels_supports(Row const& row, Op op, Problem const& p) {
   if (!rows(p.C, p.x.c) || !rows(p.K, p.y.c)) return false;
   if (op == Op::wgrad) {
     PixelsWgrad const w(row, p);
-    return double(p.C) * double(p.K) < 1e9 && w.tiles_m * w.tiles_n <= 4096;
+    return double(w.tiles_m) * double(w.tiles_n) * row.tile_m * row.tile_n * 4 <= double(kMaxWorkspaceBytes);
   }
   return ceil_div(pixels_columns(op, p), row.tile_n) <= 132 && double(p.C) * double(p.K) < 1e9;
 }
