@@ -74,14 +74,14 @@ constexpr int64_t pixels_workspace_bytes(Row const& row, Op op, Problem const& p
   return w.tiles_m * w.tiles_n * w.split * row.tile_m * row.tile_n * 4;
 }
 
-// A run of wgrad is bound by the lines of shared memory that are copied, and loaded by each warp that needs them.
+// Instructions and loads of fragments, which hide each other badly. Fitted to times of the rows (docs/tuning.md).
 constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
   PixelsWgrad const w(row, p);
-  double const lines = row.tile_m + row.tile_n + row.tile_m * row.tile_n / 32 + row.tile_n * 4, run_ns = lines * 0.8;
+  double const run_ns = 80 + 0.058 * row.tile_m * row.tile_n;
   double const runs = double(ceil_div(runs_of(p), w.split));
   double const ns = double(ceil_div(w.tiles_m * w.tiles_n * w.split, d.sm_count)) * (runs * run_ns + 1500);
   double const memory_ns = tf32_memory_ns(p, 4000) * size_of(p.dtype) / 4;
-  return {(ns > memory_ns ? ns : memory_ns) + 5500, 1};
+  return {(ns > memory_ns ? ns : memory_ns) + 3500, 1};
 }
 
 // fprop and dgrad: tiles in rounds, each of its steps and its stores, or memory, which writes more slowly than it
@@ -91,17 +91,21 @@ constexpr Estimate pixels_estimate(Row const& row, Op op, Problem const& p, Devi
   PixelsShape const s(row, p);
   double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
   int64_t const tiles_n = ceil_div(pixels_columns(op, p), row.tile_n);
-  int64_t const rounds =
-      ceil_div(ceil_div(runs_of(p), row.tile_m / run_pixels(p.dtype)), max64(1, d.sm_count / tiles_n));
-  double const step_ns = tf32_step_ns(area / 32 * (rounds == 1 ? 0.95 : 1.16), 0, (TM + (s.keep ? 0 : TN)) * 3.7);
+  int64_t const tiles_m = ceil_div(runs_of(p), row.tile_m / run_pixels(p.dtype));
+  int64_t const rounds = ceil_div(tiles_m, max64(1, d.sm_count / tiles_n));
+  double const busy = rounds > 1 ? 1 : double(tiles_m * tiles_n) / d.sm_count;  // of the SMs, which share L2
+  double const multiply = area / 32 * (rounds == 1 ? 0.95 : 1.16), copied = (TM + (s.keep ? 0 : TN)) * 3.09 * busy;
+  double step_ns = tf32_step_ns(multiply, 0, copied);
+  if (!s.keep && TN == 64 && step_ns < 600) step_ns = 600;
   double const tile_ns = double(s.chunks) * step_ns + 600 + 0.07 * area;
+  double const before = 4000 + (s.keep ? double(s.chunks) * TN * 128 / 43 : 0);  // the filters' copies
   // Tiles of filters beyond the first find the pixels in L2.
   double const in = double(pixels_depth(op, p)), out = double(pixels_columns(op, p)), again = double(tiles_n - 1);
   double const memory_ns =
       double(p.N) * double(p.H) * double(p.W) * 4 * (in / 4100 + in * again / 16000 + out / 3550) * 132 / d.sm_count;
   double const ns = double(rounds) * tile_ns;
   double const most = ns > memory_ns ? ns : memory_ns, least = ns > memory_ns ? memory_ns : ns;
-  return {4000 + most + least / double(rounds + 1), 1};
+  return {before + most + least / double(rounds + 1), 1};
 }
 
 }  // namespace conv2d_ext
