@@ -96,7 +96,7 @@ constexpr Estimate pixels_estimate(Row const& row, Op op, Problem const& p, Devi
   double const busy = rounds > 1 ? 1 : double(tiles_m * tiles_n) / d.sm_count;  // of the SMs, which share L2
   double const multiply = area / 32 * (rounds == 1 ? 0.95 : 1.16), copied = (TM + (s.keep ? 0 : TN)) * 3.09 * busy;
   double step_ns = tf32_step_ns(multiply, 0, copied);
-  if (!s.keep && TN == 64 && step_ns < 600) step_ns = 600;
+  if (!s.keep && TN == 64 && step_ns < 550) step_ns = 550;
   double const tile_ns = double(s.chunks) * step_ns + 600 + 0.07 * area;
   double const before = 4000 + (s.keep ? double(s.chunks) * TN * 128 / 43 : 0);  // the filters' copies
   // Tiles of filters beyond the first find the pixels in L2.
