@@ -8,7 +8,20 @@
 
 namespace conv2d_ext {
 
-enum class Family : uint8_t { tma, igemm, simt, depthwise, grouped, band, column, diagonal, strip, stream, stem, pixels };
+enum class Family : uint8_t {
+  tma,
+  igemm,
+  simt,
+  depthwise,
+  grouped,
+  band,
+  column,
+  diagonal,
+  strip,
+  stream,
+  stem,
+  pixels
+};
 enum class Variant : uint8_t {
   nhwc,
   any,
