@@ -255,6 +255,11 @@ CASES: tuple[Case, ...] = (
     Case("groups8_of_8_12_rows", 2, 64, 12, 15, 64, 3, 3, padding=(1, 1), groups=8),
     Case("groups132_of_8_many_tiles", 12, 1056, 9, 17, 1056, 3, 3, padding=(1, 1), groups=132),
     Case("groups5_of_24_odd_sides", 3, 120, 13, 21, 120, 3, 3, padding=(1, 1), groups=5, edge=True),
+    Case("groups8_of_8_stride3", 2, 64, 20, 26, 64, 5, 5, (3, 3), (2, 2), groups=8),
+    # groups that end within a line or a step of it
+    Case("groups3_of_56_several_images", 5, 168, 9, 11, 168, 3, 3, padding=(1, 1), groups=3),
+    Case("groups2_of_72_and_40_stride2", 3, 144, 17, 15, 80, 3, 3, (2, 2), (1, 1), groups=2, edge=True),
+    Case("groups2_of_40_padding_9", 1, 80, 6, 7, 80, 3, 3, padding=(9, 9), groups=2),
     Case("groups6_of_16_and_8_1x1_stride2", 3, 96, 15, 18, 48, 1, 1, (2, 2), groups=6),
     Case("groups3_of_8_and_56_5x5", 2, 24, 11, 12, 168, 5, 5, padding=(2, 2), groups=3),
     Case("groups3_of_20_and_12_stride2", 2, 60, 11, 9, 36, 3, 2, (2, 1), (1, 1), (1, 2), 3),

@@ -76,7 +76,7 @@ constexpr Estimate simt_estimate(Row const& row, Op op, Problem const& p, Device
                                           : 0.17;
   double rate = 128 * 1.755 * share * (p.dtype == DType::f64 ? 0.5 : 1.0);
   if (row.variant == Variant::any) rate *= tile >= 128 * 128 ? 0.86 : tile >= 64 * 64 ? 0.77 : 0.68;
-  if (op == Op::wgrad) rate /= 1.3;
+  if (op == Op::wgrad && row.variant != Variant::any) rate /= tile >= 128 * 128 ? 1.05 : 1.25;
   return gemm_estimate(row, op, p, d, tile * row.tile_k / rate, 1500 + tile * 0.05, 1.4);
 }
 

@@ -81,11 +81,17 @@ struct GroupedLines {
   int64_t n_groups;  // runs of so many, of a unit
   int64_t squares_h, squares_w, images;  // of 8 x 8 outputs, of a tile
   int64_t shares;                        // warps that share the squares
-  int64_t step_h, step_w;                // pixels of shared memory between neighbouring outputs
-  int64_t rows, columns;                 // of an image's inputs
+  int64_t step_h;                        // rows of shared memory between neighbouring outputs
+  int64_t rows, columns;                 // of an image's inputs, of a plane
+  int64_t planes, plane_bytes;           // with a stride, columns that leave the same remainder lie together
   int64_t halves, stages, stage_bytes, out_bytes, weight_bytes, shared, blocks_of_sm;
   double cycles;
 };
+
+// Warps of an SM, by their registers.
+constexpr int grouped_line_warps(DType t, int64_t at_once) {
+  return t == DType::f32 || at_once == 3 ? 16 : at_once == 2 ? 20 : 24;
+}
 
 constexpr int kLinesTables = 256;  // bytes of what each row keeps beside
 constexpr int64_t lines_shared(int64_t blocks) { return (228 / blocks - 1) * 1024; }  // bytes of each of so many an SM
@@ -110,36 +116,37 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d) {
   int64_t const fixed = t.weight_bytes + t.halves * 16 + runs * t.at_once * 32 + kLinesTables;
   int64_t const slabs = ceil_div(units, t.slab);
   // One tap with a stride: the copies leave out what lies between.
-  t.step_h = single ? 1 : h.step, t.step_w = single ? 1 : w.step;
+  t.step_h = single ? 1 : h.step, t.planes = single ? 1 : w.step;
   // Of a square and a run: halves, and cycles of an SM for each.
   double const products = double(in * p.R * p.S), product = p.dtype != DType::f32 ? 5.4 : p.allow_tf32 ? 5.8 : 15.5;
-  double const loads = (is_3x3 ? 4 : w.step == 2 && !single ? 16 : 8) + double(t.at_once);
+  double const loads = (is_3x3 ? 4 : 8) + double(t.at_once);
   for (t.squares_h = 1; t.squares_h <= 8; ++t.squares_h)
     for (t.squares_w = 1; t.squares_h * t.squares_w <= 8; ++t.squares_w) {
       bool const fills = t.squares_h * 8 >= h.positions && t.squares_w * 8 >= w.positions;
       for (t.images = 1; t.squares_h * t.squares_w * t.images <= 8; ++t.images) {
         if (t.images > 1 && (!fills || t.images > p.N)) break;
         int64_t const squares = t.squares_h * t.squares_w * t.images;
-        t.rows = (t.squares_h * 8 - 1) * t.step_h + h.span, t.columns = (t.squares_w * 8 - 1) * t.step_w + w.span;
-        int64_t const most = single ? 256 / max64(h.step, w.step) : 256;
-        if (t.rows > most || t.columns > most) continue;
+        t.rows = (t.squares_h * 8 - 1) * t.step_h + h.span;
+        t.columns = t.squares_w * 8 - 1 + ceil_div(w.span, t.planes);
+        if (t.rows * h.step > 256 * t.step_h || t.columns * w.step > 256) continue;
         int64_t const outs = t.images * t.squares_h * t.squares_w * 64 * h.out_step * w.out_step;
         if (t.squares_h * 8 * h.out_step > 256 || t.squares_w * 8 * w.out_step > 256) continue;
-        t.stage_bytes = ceil_div(t.images * t.rows * t.columns, 8) * 1024, t.out_bytes = outs * 128;
+        t.plane_bytes = ceil_div(t.images * t.rows * t.columns, 8) * 1024;
+        t.stage_bytes = t.planes * t.plane_bytes, t.out_bytes = outs * 128;
         int64_t const besides = fixed + 2 * t.out_bytes;
         if (besides + t.stage_bytes > kLinesShared) continue;
         t.blocks_of_sm = besides + 2 * t.stage_bytes <= lines_shared(2) ? 2 : 1;
         t.stages = min64(4, (lines_shared(t.blocks_of_sm) - besides) / t.stage_bytes);
-        t.shares = min64(squares, max64(1, (t.blocks_of_sm == 1 ? 16 : 8) / runs));
+        t.shares = min64(squares, max64(1, grouped_line_warps(p.dtype, t.at_once) / t.blocks_of_sm / runs));
         t.shared = besides + t.stages * t.stage_bytes;
         int64_t const blocks = max64(1, d.sm_count * t.blocks_of_sm / slabs);
         double const tiles = double(ceil_div(h.positions, t.squares_h * 8)) *
                              double(ceil_div(w.positions, t.squares_w * 8)) * double(ceil_div(p.N, t.images));
         // Cycles of an SM: lines at 18 bytes a cycle, a square's loads from shared memory and products, and what a
         // warp takes from one end to the other.
-        double const lines = (double(t.images * t.rows * t.columns) + double(outs)) * 128 / 18;
+        double const lines = (double(t.images * t.rows * t.columns * t.planes) + double(outs)) * 128 / 18;
         double const multiply = product * double(t.at_once),
-                     square = products * (multiply > loads ? multiply : loads) + 90;
+                     square = products * (multiply > loads ? multiply : loads) * (is_3x3 || single ? 1 : 1.65) + 90;
         double const work = double(squares * runs) * square;
         double const alone = double(ceil_div(squares, t.shares)) * (300 + 35 * products) + 700;
         double round = double(t.blocks_of_sm) * ((lines > work ? lines : work) + 300);
@@ -163,7 +170,7 @@ struct GroupedSumLines {
   int64_t passes;         // how often the pixels are read, for so many parts of the jobs
   int64_t shares, warps;  // of a tile's squares; a warp for each job of a pass and share
   int64_t squares_h, squares_w, images;
-  int64_t step_h, step_w, rows, columns;
+  int64_t step_h, rows, columns, planes, plane_bytes;
   int64_t stages, x_bytes, stage_bytes, shared;
   double tile_cycles, all_tiles;
 };
@@ -189,12 +196,11 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
   int64_t const most_jobs = grouped_most_jobs(p.dtype == DType::f32 && !p.allow_tf32);
   t.passes = ceil_div(t.jobs, most_jobs);
   int64_t const at_once = ceil_div(t.jobs, t.passes), slabs = ceil_div(units, t.slab);
-  t.step_h = one_tap ? 1 : h.step, t.step_w = one_tap ? 1 : w.step;
+  t.step_h = one_tap ? 1 : h.step, t.planes = one_tap ? 1 : w.step;
   // Cycles of an SM, of a square and a job.
   double const f32 = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? 3.1 : 5.5;
   double const f32_alone = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? 7.5 : 9;
-  double const square =
-      f32 * (is_3x3 ? (in == 1 ? 95 : 134) : 8 + double(t.tiles) * (w.step == 2 && !one_tap ? 32 : 16));
+  double const square = f32 * (is_3x3 ? (in == 1 ? 95 : 134) : 8 + double(t.tiles) * (p.dtype == DType::f32 ? 23 : 20));
   double best_cost = 0;
   for (t.squares_h = 1; t.squares_h <= 8; ++t.squares_h)
     for (t.squares_w = 1; t.squares_h * t.squares_w <= 8; ++t.squares_w) {
@@ -203,11 +209,12 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
         if (t.images > 1 && (!fills || t.images > p.N)) break;
         int64_t const squares = t.squares_h * t.squares_w * t.images;
         t.shares = min64(squares, max64(1, most_jobs / at_once)), t.warps = at_once * t.shares;
-        t.rows = (t.squares_h * 8 - 1) * t.step_h + h.span, t.columns = (t.squares_w * 8 - 1) * t.step_w + w.span;
-        int64_t const most = one_tap ? 256 / max64(h.step, w.step) : 256;
-        if (t.rows > most || t.columns > most) continue;
+        t.rows = (t.squares_h * 8 - 1) * t.step_h + h.span;
+        t.columns = t.squares_w * 8 - 1 + ceil_div(w.span, t.planes);
+        if (t.rows * h.step > 256 * t.step_h || t.columns * w.step > 256) continue;
         // The last fragments reach a row further.
-        t.x_bytes = ceil_div(t.images * t.rows * t.columns + (is_3x3 ? t.columns : 0), 8) * 1024;
+        t.plane_bytes = ceil_div(t.images * t.rows * t.columns + (is_3x3 ? t.columns : 0), 8) * 1024;
+        t.x_bytes = t.planes * t.plane_bytes;
         t.stage_bytes = t.x_bytes + squares * 64 * 128;
         t.stages = min64(4, (kLinesShared - kSumTables) / t.stage_bytes);
         if (t.stages == 0) continue;
@@ -215,7 +222,7 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
         double const tiles = double(ceil_div(h.positions, t.squares_h * 8)) *
                              double(ceil_div(w.positions, t.squares_w * 8)) * double(ceil_div(p.N, t.images));
         // Cycles of a block, an SM's one, for a tile: as in grouped_lines.
-        double const lines = double(t.images * t.rows * t.columns + squares * 64) * 128 / 20;
+        double const lines = double(t.images * t.rows * t.columns * t.planes + squares * 64) * 128 / 20;
         double const work = double(squares * at_once) * square;
         double const alone = double(ceil_div(squares, t.shares)) * f32_alone * (150 + 60 * double(t.tiles)) + 300;
         t.tile_cycles = lines > work ? lines : work;
@@ -325,7 +332,7 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   // The filters of a block, which arrive slowly, before the first product.
   double const filters_ns =
       sums ? 0 : double(C * K) * double(p.R * p.S) * (p.dtype == DType::f32 && !p.allow_tf32 ? 300 : 150);
-  double const both_ns = large + small * small / (2 * (large + 1)),
+  double const both_ns = (large + small * small / (2 * (large + 1))) * (sums && !nhwc && !p.allow_tf32 ? 1.22 : 1.0),
                work_ns = both_ns > filters_ns ? both_ns : filters_ns;
   if (!sums) return {work_ns + 13000, 1};
   // As many shares of the pixels as keep two blocks an SM busy, unless adding them up costs more.

@@ -37,7 +37,8 @@ constexpr PackedGroup packed_group(Op op, Problem const& p) {
   // reduced: over these channels; most: what may be left in the last line for it to be filled.
   auto pad = [&](bool reduced, int64_t most, bool in_place, int64_t channels, double pixels) {
     int64_t const whole = round_up(channels, line);
-    int64_t const least = round_up(channels, reduced && p.groups > 1 ? tma_together(p.dtype) : v);
+    bool const whole_steps = reduced && p.groups > 1 && !tma_maps_groups(op, p);
+    int64_t const least = round_up(channels, whole_steps ? tma_together(p.dtype) : v);
     bool const is_packed = least != channels || !in_place;
     bool const small = pixels * double(whole) * double(p.groups) * size_of(p.dtype) <= kFreePackedBytes;
     return is_packed && small && least % line <= most ? whole : least;

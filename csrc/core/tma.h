@@ -40,14 +40,26 @@ constexpr Walk halo_walk(Walk w) {
   return w;
 }
 
-// What an im2col copy can do along one axis.
-constexpr bool im2col_supports(Walk const& w, int64_t extent) {
-  auto corner = [](int64_t v) { return v >= -128 && v <= 127; };
-  return w.stride <= 8 && corner(w.lower) && corner(box_upper(w, extent)) && (w.taps - 1) * w.tap_stride <= 255;
+// What an im2col copy can do along one axis; groups: if they are a dimension of the map.
+constexpr bool im2col_supports(Walk const& w, int64_t extent, bool groups = false) {
+  int64_t const most = groups ? 16 : 128;
+  auto corner = [=](int64_t v) { return v >= -most && v < most; };
+  return w.stride <= 8 && corner(w.lower) && corner(box_upper(w, extent)) && (w.taps - 1) * w.tap_stride < 2 * most;
 }
 
 // Channels of the reduction that one instruction takes (TF32: a step); those of the next group must not be among them.
 constexpr int tma_together(DType t) { return t == DType::f32 ? 32 : 16; }
+
+// Are the groups a dimension of the map that fprop's and dgrad's pixels are copied by? It then puts zeros behind a
+// group's channels. Such a map allows for small filters and padding alone.
+constexpr bool tma_maps_groups(Op op, Problem const& p) {
+  auto axis = [](int64_t taps, int64_t dilation, int64_t stride, int64_t before, int64_t behind) {
+    return (taps - 1) * dilation + stride <= 16 && before <= 8 && behind <= 8;
+  };
+  return p.groups > 1 && (op == Op::fprop ? p.C_per_group() : p.K_per_group()) % tma_together(p.dtype) != 0 &&
+         axis(p.R, p.dilation_h, p.stride_h, p.pad_top, p.pad_bottom) &&
+         axis(p.S, p.dilation_w, p.stride_w, p.pad_left, p.pad_right);
+}
 
 // Tensors that may have any strides and alignment: fprop and dgrad store single elements where they must, but not those
 // of a stride's phases, which lie apart.
@@ -199,7 +211,9 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
   if (!any.w && !channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype)) return false;
   if (!any.y && !channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype)) return false;
   if (row.op == Op::wgrad) return wgrad_supports(row, p);
-  if (p.groups > 1 && (forward ? p.C_per_group() : p.K_per_group()) % tma_together(p.dtype) != 0) return false;
+  bool const groups = tma_maps_groups(row.op, p);
+  if (p.groups > 1 && !groups && (forward ? p.C_per_group() : p.K_per_group()) % tma_together(p.dtype) != 0)
+    return false;
   if (!any.w && !map_supports(p.w, p.K, p.R, p.S, p.dtype)) return false;
   if (!(forward ? map_supports(p.x, p.N, p.H, p.W, p.dtype) : map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)))
     return false;
@@ -212,7 +226,7 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
       Walk const h = walk_h(row.op, p, i);
       Walk w = walk_w(row.op, p, j);
       if (h.taps == 0 || w.taps == 0) continue;
-      if (!im2col_supports(h, forward ? p.H : p.P())) return false;
+      if (!im2col_supports(h, forward ? p.H : p.P(), groups)) return false;
       if (is_halo(row.variant)) {
         Halo const halo = halo_of(w);
         if (w.stride != 1 && !tma_swapped(row) && p.dtype != DType::f32) return false;
@@ -220,7 +234,7 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
         shared = shared || w.taps > halo.copies;
         w = halo_walk(w);
       }
-      if (!im2col_supports(w, forward ? p.W : p.Q())) return false;
+      if (!im2col_supports(w, forward ? p.W : p.Q(), groups)) return false;
     }
   if (is_halo(row.variant) && !shared) return false;
   // Tiles and steps are counted in 32 bits.
@@ -305,6 +319,8 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
                        (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024;
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
+  // Lines that lie across those of memory, and end early, take longer.
+  double const line_ns = tma_maps_groups(op, p) && C > 32 ? 3.8 + 6.7 * (1 - double(C) / double(chunks * line)) : 2.1;
   double const fixed = 870 + area * 0.0205;  // ns before and after a tile's steps
   auto tile_ns = [&](double ns) {
     if (tma_swapped(row)) return (ns > 1500 ? ns : 1500) + 220;  // the other warpgroup multiplies while one stores
@@ -324,7 +340,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
         w = halo_walk(w);
       }
       double const math = double(taps * chunks) * mma_ns;
-      double const copy = double(copies * chunks) * (TM + (halo ? kHalo : 0)) * 2.1 +  // im2col
+      double const copy = double(copies * chunks) * (TM + (halo ? kHalo : 0)) * line_ns +  // im2col
                           (keeps_b ? 0 : double(taps * chunks) * TN * 1.07);
       double const ns = math > copy ? math + copy * 0.21 : copy + math * 0.21;
       double const count = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
@@ -360,8 +376,8 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > tma_slots(row) && filter_bytes > 2e7) ns += filter_bytes / 4300;
     }
-    if (ns < memory_ns) ns = memory_ns + ns * 0.03;  // the less of the rest, the better
-    ns += 4000;
+    if (ns < memory_ns) ns = memory_ns + ns * 0.03;              // the less of the rest, the better
+    ns += 4000 + (tma_swapped(row) && p.groups > 1 ? 2800 : 0);  // filters of a group do not stay
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;

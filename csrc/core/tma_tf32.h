@@ -84,7 +84,8 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     }
   whole += empty * 300;
   double const filters = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * 4;
-  double const before = 1500 + (raw ? 0 : 1000 + filters * 2 / 2300), memory_ns = tf32_memory_ns(p, 4100);
+  double const prepare = raw ? 0 : 1000 + filters * 2 / 2300;
+  double const before = 1500 + prepare + (raw || p.groups == 1 ? 0 : 4000), memory_ns = tf32_memory_ns(p, 4100);
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);

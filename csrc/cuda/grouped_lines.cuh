@@ -21,14 +21,20 @@ namespace conv2d_ext::grouped {
 
 constexpr int kLine = 128;  // bytes
 constexpr int kNone = -(1 << 30);
-constexpr int kLineWarps = 16;  // at most
+// At most, of a block; f32 of either kind has as many.
+template <class T>
+constexpr int line_warps(int blocks) {
+  return grouped_line_warps(sizeof(T) == 4 ? DType::f32 : DType::f16, blocks);
+}
 
 // What is contiguous in memory of a 16-bit filter, and can be loaded by pairs.
 enum class Words { none, channels, filters };
 
 struct LineParams {
   CUtensorMap in, out;
-  int step_h, step_w;  // pixels of shared memory between neighbouring outputs
+  int step_h;               // rows of shared memory between neighbouring outputs
+  int planes, plane_bytes;  // of the inputs' columns
+  int filter_bytes;         // of a group's filters, if they are copied as they lie in memory; else 0
   int shares, stage_bytes, out_bytes, tables_offset;
   int out_columns, out_rows;  // of an image's tile
   bool mirrored;              // the taps: dgrad
@@ -68,7 +74,7 @@ struct LineShared {
   Half* halves;
   float* bias;  // [run][block][8]
   TileSquare* squares;
-  uint64_t* full;
+  uint64_t *full, *filters;
 
   __device__ LineShared(LineParams const& q, char* dynamic) {
     Params const& p = q.p;
@@ -77,7 +83,7 @@ struct LineShared {
     halves = reinterpret_cast<Half*>(fixed + p.weight_bytes);
     bias = reinterpret_cast<float*>(halves + p.halves);
     squares = reinterpret_cast<TileSquare*>(dynamic + q.tables_offset);
-    full = reinterpret_cast<uint64_t*>(squares + kMaxSquares);
+    full = reinterpret_cast<uint64_t*>(squares + kMaxSquares), filters = full + kMaxStages;
   }
 };
 
@@ -102,8 +108,10 @@ __device__ inline bool half_of(Params const& p, int half, int phase, int& block,
   }
 }
 
+// `staged`: where the slab's filters are, if the engine copies them.
 template <class T, int parts, int blocks, bool is_3x3>
-__device__ inline void fill_lines(LineParams const& q, int first_unit, int units, LineShared const& s) {
+__device__ inline void fill_lines(LineParams const& q, int first_unit, int units, LineShared const& s,
+                                  char const* staged) {
   Params const& p = q.p;
   auto from_of = [&](int r, int column, int block) {
     return r * p.w_r + column * p.w_s + block * kChannels<T> * p.w_in;
@@ -133,7 +141,7 @@ __device__ inline void fill_lines(LineParams const& q, int first_unit, int units
   if (threadIdx.x < p.squares_h * p.squares_w * p.images) {
     Square const a(p, threadIdx.x);
     s.squares[threadIdx.x] = {
-        ((a.image * p.window.rows + a.h * q.step_h) * p.window.columns + a.w * q.step_w) * kLine,
+        ((a.image * p.window.rows + a.h * q.step_h) * p.window.columns + a.w) * kLine,
         ((a.image * q.out_rows + a.h * p.axis_h.out_step) * q.out_columns + a.w * p.axis_w.out_step) * kLine, a.h, a.w,
         a.image};
   }
@@ -149,7 +157,11 @@ __device__ inline void fill_lines(LineParams const& q, int first_unit, int units
   // and two channels (f32: one), or, where the filters are contiguous in memory, of two filters and one channel; then
   // the fragment is transposed.
   constexpr int per_word = 4 / int(sizeof(T));
-  T const* const w = static_cast<T const*>(p.w);
+  bool const is_staged = q.filter_bytes > 0;
+  if (is_staged) ptx::mbarrier_wait(s.filters, 0);
+  // Of the slab's first group.
+  T const* const w = is_staged ? reinterpret_cast<T const*>(staged)
+                               : static_cast<T const*>(p.w) + int64_t(first_unit) * p.groups_per_unit * p.w_group;
   int const lane = threadIdx.x % 32, warps = blockDim.x / 32, total = units * of_unit, shares = max(1, warps / total);
   int const share = (p.halves + shares - 1) / shares;
   bool const transposed = sizeof(T) == 2 && q.words == Words::filters, words = sizeof(T) == 4 || q.words != Words::none;
@@ -162,11 +174,18 @@ __device__ inline void fill_lines(LineParams const& q, int first_unit, int units
     }
   };
   auto word_of = [](uint32_t* first, int half) { return first + half / 2 * (blocks * 64) + half % 2; };
+  auto finish = [&](uint32_t* to, uint32_t word) {
+    uint32_t part[parts];
+    if (transposed) word = ptx::movmatrix_trans(word);
+    split<T, parts>(word, part);
+#pragma unroll
+    for (int k = 0; k < parts; ++k) to[k * p.part_words] = part[k];
+  };
   each_share([&](int block, int begin, int end, uint32_t* to) {
     int const unit = block / of_unit, out = block % of_unit * kBlock + (transposed ? lane % 4 * 2 : lane / 4);
     int const of_group = p.filters.quotient(out);
-    int64_t const group = int64_t(first_unit + unit) * p.groups_per_unit + of_group;
-    bool const exists = of_group < p.groups_per_unit && group < p.groups;
+    int const group = unit * p.groups_per_unit + of_group;  // of the slab's
+    bool const exists = of_group < p.groups_per_unit && first_unit * p.groups_per_unit + group < p.groups;
     // Within the group, of the half's first block.
     int const channel = (transposed ? lane / 4 : lane % 4 * per_word) - of_group * p.in_per_group;
     T const* const from = w + group * p.w_group + (out - of_group * p.out_per_group) * p.w_out + channel * p.w_in;
@@ -177,7 +196,9 @@ __device__ inline void fill_lines(LineParams const& q, int first_unit, int units
         int64_t const at = __shfl_sync(0xffffffff, mine.from, n);
         int const c = __shfl_sync(0xffffffff, mine.channel, n) + channel;
         bool const valid = exists && unsigned(c) < unsigned(p.in_per_group);
-        if (words) {
+        if (words && is_staged) {
+          finish(word_of(to, first + n), valid ? *reinterpret_cast<uint32_t const*>(from + at) : 0);
+        } else if (words) {
           ptx::cp_async_ca<4>(ptx::shared_address(word_of(to, first + n)), valid ? from + at : w, valid);
         } else {
           Vector<T, per_word> v;
@@ -190,15 +211,9 @@ __device__ inline void fill_lines(LineParams const& q, int first_unit, int units
     }
   });
   ptx::cp_async_wait_all();
-  if (sizeof(T) == 4 || transposed) {  // every lane changes its own words
+  if (!is_staged && (sizeof(T) == 4 || transposed)) {  // every lane changes its own words
     each_share([&](int, int begin, int end, uint32_t* to) {
-      for (int half = begin; half < end; ++half) {
-        uint32_t word = *word_of(to, half), part[parts];
-        if (transposed) word = ptx::movmatrix_trans(word);
-        split<T, parts>(word, part);
-#pragma unroll
-        for (int k = 0; k < parts; ++k) word_of(to, half)[k * p.part_words] = part[k];
-      }
+      for (int half = begin; half < end; ++half) finish(word_of(to, half), *word_of(to, half));
     });
   }
   __syncthreads();
@@ -441,7 +456,7 @@ __device__ __noinline__ void repair_lines(LineParams const& q, Run run, int phas
     for (int t = p.phase_tap[phase]; t < p.phase_tap[phase + 1]; ++t)
       for (int c = 0; c < p.in_per_group; ++c) {
         int const channel = run.unit * p.in_blocks * kChannels<T> + of_group * p.in_per_group + c;
-        uint32_t const at = in + (row * q.step_h * p.window.columns + column * q.step_w + p.tap[t].offset) * kLine +
+        uint32_t const at = in + (row * q.step_h * p.window.columns + column + p.tap[t].offset) * kLine +
                             channel / kChannels<T> * kSlot;
         sum += widen(reinterpret_cast<T const*>(shared + swizzled(at))[channel % kChannels<T>]) *
                widen(weights[p.tap[t].r * p.w_r + p.tap[t].s * p.w_s + c * p.w_in]);
@@ -455,30 +470,45 @@ __device__ __noinline__ void repair_lines(LineParams const& q, Run run, int phas
 }
 
 template <class T, int parts, int blocks, bool is_3x3>
-__global__ void __launch_bounds__(kLineWarps * 32, 1) lines_kernel(__grid_constant__ LineParams const q) {
+__global__ void __launch_bounds__(line_warps<T>(blocks) * 32, 1) lines_kernel(__grid_constant__ LineParams const q) {
   extern __shared__ __align__(1024) char lines[];
   Params const& p = q.p;
   LineShared const s(q, lines);
   uint32_t const base = ptx::shared_address(lines);
   int const first_unit = blockIdx.y * p.slab, units = min(p.slab, p.units - first_unit);
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32, threads = blockDim.x;
-  int const bytes = p.images * p.window.rows * p.window.columns * p.window.blocks * kSlot;
+  int const bytes = q.planes * p.images * p.window.rows * p.window.columns * p.window.blocks * kSlot;
   auto copy = [&](int number, int stage) {
     Tile const tile(p, number);
     ptx::mbarrier_arrive_expect_tx(&s.full[stage], bytes);
-    ptx::cp_async_bulk_tensor_4d(base + stage * q.stage_bytes, &q.in, &s.full[stage],
-                                 first_unit * p.in_blocks * kChannels<T>, tile.w * p.axis_w.step + p.axis_w.low,
-                                 tile.h * p.axis_h.step + p.axis_h.low, int(tile.n));
+    for (int plane = 0; plane < q.planes; ++plane)
+      ptx::cp_async_bulk_tensor_4d(base + stage * q.stage_bytes + plane * q.plane_bytes, &q.in, &s.full[stage],
+                                   first_unit * p.in_blocks * kChannels<T>,
+                                   tile.w * p.axis_w.step + p.axis_w.low + plane, tile.h * p.axis_h.step + p.axis_h.low,
+                                   int(tile.n));
   };
   int next = blockIdx.x;  // tile to be copied
   bool const copies = int(threadIdx.x) == threads - 32;
+  char* const staged = lines + p.stages * q.stage_bytes;  // in the outputs' place
   if (copies) {
     for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&s.full[i], 1);
+    ptx::mbarrier_init(s.filters, 1);
     ptx::fence_mbarrier_init();
+    if (q.filter_bytes > 0) {
+      int const first_group = first_unit * p.groups_per_unit,
+                groups = min(units * p.groups_per_unit, p.groups - first_group);
+      uint32_t const bytes = uint32_t(groups) * uint32_t(q.filter_bytes);
+      ptx::mbarrier_arrive_expect_tx(s.filters, bytes);
+      ptx::cp_async_bulk(ptx::shared_address(staged), static_cast<T const*>(p.w) + first_group * p.w_group, bytes,
+                         s.filters);
+    }
+  }
+  if (q.filter_bytes > 0) __syncthreads();  // everybody waits for the filters
+  if (copies) {
     for (int i = 0; i < p.stages && next < p.tiles; ++i, next += gridDim.x) copy(next, i);
     ptx::prefetch_tensormap(&q.out);
   }
-  fill_lines<T, parts, blocks, is_3x3>(q, first_unit, units, s);
+  fill_lines<T, parts, blocks, is_3x3>(q, first_unit, units, s, staged);
 
   int const runs = threads / 32 / q.shares;
   Run run;
@@ -487,7 +517,7 @@ __global__ void __launch_bounds__(kLineWarps * 32, 1) lines_kernel(__grid_consta
   uint32_t const* const weights = s.weights + run.number * p.halves * blocks * 32;
   float const* const bias = s.bias + run.number * blocks * kBlock;
   int const row_bytes = q.step_h * p.window.columns * kLine, out_row_bytes = p.axis_h.out_step * q.out_columns * kLine;
-  int const in_of_lane = run.unit * p.in_blocks * kSlot + lane % 8 * q.step_w * kLine;
+  int const in_of_lane = run.unit * p.in_blocks * kSlot + lane % 8 * kLine;
   int const out_of_lane = output_of_lane<T>(q, run);
   int const squares = run.unit < units ? p.squares_h * p.squares_w * p.images : 0;
   int const phases_h = is_3x3 ? 1 : p.axis_h.phases, phases_w = is_3x3 ? 1 : p.axis_w.phases;
@@ -559,15 +589,18 @@ void set_lines(Params& p, Lines const& t) {
   p.slab = int(t.slab), p.stages = int(t.stages);
   p.squares_h = int(t.squares_h), p.squares_w = int(t.squares_w), p.images = int(t.images);
   p.window.rows = int(t.rows), p.window.columns = int(t.columns), p.window.blocks = p.slab * p.in_blocks;
-  for (int i = 0; i < p.taps; ++i) p.tap[i].offset = p.tap[i].h * p.window.columns + p.tap[i].w;
+  int const planes = int(t.planes), plane = int(t.plane_bytes) / kLine;
+  for (int i = 0; i < p.taps; ++i) {
+    Tap& tap = p.tap[i];
+    tap.offset = tap.w % planes * plane + tap.h * p.window.columns + tap.w / planes;
+  }
   count_tiles(p);
 }
 
-// The maps of its boxes of inputs and outputs; step: pixels of shared memory between neighbouring outputs.
-inline cudaError_t encode_lines(CUtensorMap& in, CUtensorMap& out, Params const& p, DType dtype, int step_h, int step_w,
+// The maps of its boxes of inputs and outputs; step_h: rows of shared memory between neighbouring outputs.
+inline cudaError_t encode_lines(CUtensorMap& in, CUtensorMap& out, Params const& p, DType dtype, int step_h,
                                 int out_rows, int out_columns) {
-  bool const skips = step_h != p.axis_h.step || step_w != p.axis_w.step;
-  int const skip_h = skips ? p.axis_h.step : 1, skip_w = skips ? p.axis_w.step : 1;
+  int const skip_h = p.axis_h.step / step_h, skip_w = p.axis_w.step;
   auto tensor = [&](Image const& i) {
     return tma::Tensor4{i.data, dtype, {i.channels, i.W, i.H, p.N}, {1, i.w, i.h, i.n}};
   };
@@ -603,12 +636,21 @@ cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, c
     p.phase_half[phase + 1] = p.halves;
   }
   p.weight_bytes = int(t.weight_bytes), p.part_words = p.weight_bytes / 4 / parts;
-  q.step_h = int(t.step_h), q.step_w = int(t.step_w), q.shares = int(t.shares);
+  q.step_h = int(t.step_h), q.shares = int(t.shares);
+  q.planes = int(t.planes), q.plane_bytes = int(t.plane_bytes);
+  // Filters that lie together in memory, and have room in the outputs' place.
+  Strides const& w = problem.w;
+  int64_t const filter = problem.C_per_group() * problem.R * problem.S,
+                group_bytes = problem.K_per_group() * filter * size_of(problem.dtype);
+  bool const dense =
+      w.n == filter && (problem.C_per_group() - 1) * w.c + (problem.R - 1) * w.h + (problem.S - 1) * w.w == filter - 1;
+  if (dense && problem.w_align >= 16 && t.slab * p.groups_per_unit * group_bytes <= 2 * t.out_bytes)
+    q.filter_bytes = int(group_bytes);
   q.stage_bytes = int(t.stage_bytes), q.out_bytes = int(t.out_bytes);
   q.out_rows = p.squares_h * kSide * p.axis_h.out_step, q.out_columns = p.squares_w * kSide * p.axis_w.out_step;
   q.mirrored = backward;
   q.tables_offset = int(t.shared) - kLinesTables;
-  error = encode_lines(q.in, q.out, p, problem.dtype, q.step_h, q.step_w, q.out_rows, q.out_columns);
+  error = encode_lines(q.in, q.out, p, problem.dtype, q.step_h, q.out_rows, q.out_columns);
   if (error != cudaSuccess) return error;
   int const slabs = int(ceil_div(p.units, p.slab));
   dim3 const grid(even_blocks(p, sm_count * t.blocks_of_sm / slabs), unsigned(slabs));

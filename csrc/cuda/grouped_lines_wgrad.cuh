@@ -22,7 +22,8 @@ struct SumLineParams {
   void* w;
   int64_t w_k, w_c, w_r, w_s;
   float* partial;  // [split][slab][job][tile][lane][4]
-  int step_h, step_w;
+  int step_h;
+  int planes, plane_bytes;  // of x, as in LineParams
   int in_blocks;            // of 8 channels, of a unit
   int jobs, chunks, tiles;  // of a slab; jobs of a block of filters; m16 tiles of a job
   int shares, splits;
@@ -238,15 +239,16 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
   int const squares = p.squares_h * p.squares_w * p.images;
   int const first_unit = blockIdx.y * p.slab;
   // The first thread has the engine fill the stages, ...
-  int const x_bytes = p.images * p.window.rows * p.window.columns * p.slab * q.in_blocks * block_bytes;
+  int const x_bytes = q.planes * p.images * p.window.rows * p.window.columns * p.slab * q.in_blocks * block_bytes;
   int const y_bytes = p.images * q.y_rows * q.y_columns * p.slab * p.out_blocks * block_bytes;
   auto copy = [&](int number, int stage) {
     Tile const tile(p, number);
     uint32_t const to = base + stage * q.stage_bytes;
     ptx::mbarrier_arrive_expect_tx(&t.full[stage], x_bytes + y_bytes);
-    ptx::cp_async_bulk_tensor_4d(to, &q.x, &t.full[stage], first_unit * q.in_blocks * kBlock,
-                                 tile.w * p.axis_w.step + p.axis_w.low, tile.h * p.axis_h.step + p.axis_h.low,
-                                 int(tile.n));
+    for (int plane = 0; plane < q.planes; ++plane)
+      ptx::cp_async_bulk_tensor_4d(to + plane * q.plane_bytes, &q.x, &t.full[stage], first_unit * q.in_blocks * kBlock,
+                                   tile.w * p.axis_w.step + p.axis_w.low + plane, tile.h * p.axis_h.step + p.axis_h.low,
+                                   int(tile.n));
     ptx::cp_async_bulk_tensor_4d(to + q.y_offset, &q.y, &t.full[stage], first_unit * p.out_blocks * kBlock, tile.w,
                                  tile.h, int(tile.n));
   };
@@ -261,7 +263,7 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
   }
   if (threadIdx.x < squares) {
     Square const a(p, threadIdx.x);
-    t.squares[threadIdx.x] = {((a.image * p.window.rows + a.h * q.step_h) * p.window.columns + a.w * q.step_w) * kLine,
+    t.squares[threadIdx.x] = {((a.image * p.window.rows + a.h * q.step_h) * p.window.columns + a.w) * kLine,
                               ((a.image * q.y_rows + a.h) * q.y_columns + a.w) * kLine, a.h, a.w, a.image};
   }
   if (threadIdx.x < 4) reinterpret_cast<uint32_t*>(t.empty + kMaxStages)[threadIdx.x] = 0;
@@ -277,7 +279,7 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
   // lane has channel lane / 4 of a block, of pixels 2 (lane % 4) and the next.
   int const upper = lane / 8 % 2, pixel = wide ? lane % 4 * 2 : lane % 8;
   int const of_lane = wide ? lane / 16 * kSlot + lane / 4 % 4 * 4 : 0;
-  int const x_lane = ((wide ? 0 : lane / 16 * 4 * q.step_h) * p.window.columns + pixel * q.step_w) * kLine +
+  int const x_lane = ((wide ? 0 : lane / 16 * 4 * q.step_h) * p.window.columns + pixel) * kLine +
                      unit * q.in_blocks * block_bytes + of_lane;
   int const y_lane = ((wide ? 0 : lane / 8 % 2 * 4 + lane / 16) * q.y_columns + pixel) * kLine +
                      of_block * block_bytes + of_lane + q.y_offset;
@@ -319,7 +321,7 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
       if (rows <= 0 || columns <= 0 || tile.n + a.image >= p.N) continue;
       auto first_of = [&](int i) { return (halves[i] & 0xffff) * kSlot; };
       auto lane_of = [&](int i) {
-        return SumLane{q.step_w * kLine, (int(halves[i]) >> 16) * kSlot, pixel < columns, pixel + 1 < columns, zero};
+        return SumLane{kLine, (int(halves[i]) >> 16) * kSlot, pixel < columns, pixel + 1 < columns, zero};
       };
       auto sum_from = [&](auto known, uint32_t from, uint32_t at, int rows) {
         SumY<T, parts> y[4];
@@ -403,9 +405,12 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
     partial[i * 32] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
   }
   if constexpr (parts == 2) {
-    // Infinity is NaN once it is split into parts. The accumulators are not needed any more.
+    // Infinity is NaN once it is split into parts.
+    bool nan = false;
+#pragma unroll
+    for (int i = 0; i < kJobTiles * 4; ++i) nan = nan || !(acc[i / 4][i % 4] == acc[i / 4][i % 4]);
 #pragma unroll 1
-    for (int i = 0; i < tiles * 4; ++i) {
+    for (int i = 0; nan && i < tiles * 4; ++i) {
       float& sum = reinterpret_cast<float*>(&partial[i / 4 * 32])[i % 4];
       if (sum == sum) continue;
       Place const at = place_of<T, is_3x3>(q, blockIdx.y, job, i / 4, lane, i % 4);
@@ -476,13 +481,14 @@ cudaError_t launch_sum_lines(Problem const& problem, Plan const& plan, Arguments
   q.in_blocks = p.in_blocks * kSlot / (kBlock * int(sizeof(T)));
   q.w = args.out, q.partial = static_cast<float*>(args.workspace);
   q.w_k = problem.w.n, q.w_c = problem.w.c, q.w_r = problem.w.h, q.w_s = problem.w.w;
-  q.step_h = int(t.step_h), q.step_w = int(t.step_w);
+  q.step_h = int(t.step_h);
+  q.planes = int(t.planes), q.plane_bytes = int(t.plane_bytes);
   q.jobs = int(t.jobs), q.chunks = int(t.chunks), q.tiles = int(t.tiles), q.shares = int(t.shares);
   q.y_rows = p.squares_h * kSide, q.y_columns = p.squares_w * kSide;
   q.y_offset = int(t.x_bytes), q.stage_bytes = int(t.stage_bytes), q.tables_offset = int(t.shared) - int(kSumTables);
   int64_t const slabs = ceil_div(p.units, p.slab);
   q.fragments = slabs * q.jobs * q.tiles;
-  error = encode_lines(q.x, q.y, p, problem.dtype, q.step_h, q.step_w, q.y_rows, q.y_columns);
+  error = encode_lines(q.x, q.y, p, problem.dtype, q.step_h, q.y_rows, q.y_columns);
   if (error != cudaSuccess) return error;
   dim3 const grid(even_blocks(p, plan.split_k), unsigned(slabs), unsigned(t.passes));
   q.splits = int(grid.x);

@@ -180,6 +180,15 @@ __device__ inline void cp_async_bulk_tensor_4d(uint32_t shared, void const* map,
       : "memory");
 }
 
+__device__ inline void cp_async_bulk_tensor_5d(uint32_t shared, void const* map, uint64_t* bar, int c0, int c1, int c2,
+                                               int c3, int c4) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(shared),
+      "l"(map), "r"(shared_address(bar)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+      : "memory");
+}
+
 // The other way; what lies outside of the tensor is not written.
 __device__ inline void cp_async_bulk_tensor_4d_store(void const* map, uint32_t shared, int c0, int c1, int c2, int c3) {
   asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
@@ -203,6 +212,17 @@ __device__ inline void cp_async_bulk_tensor_im2col(uint32_t shared, void const* 
       "[%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::"r"(shared),
       "l"(map), "r"(shared_address(bar)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(uint16_t(offset_w)),
       "h"(uint16_t(offset_h))
+      : "memory");
+}
+
+// The same where the tensor has a fifth dimension, which nothing moves along.
+__device__ inline void cp_async_bulk_tensor_im2col_5d(uint32_t shared, void const* map, uint64_t* bar, int c, int w,
+                                                      int h, int n, int g, int offset_w, int offset_h) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6, %7}], [%2], {%8, %9, %10};" ::"r"(shared),
+      "l"(map), "r"(shared_address(bar)), "r"(c), "r"(w), "r"(h), "r"(n), "r"(g), "h"(uint16_t(offset_w)),
+      "h"(uint16_t(offset_h)), "h"(uint16_t(0))
       : "memory");
 }
 

@@ -175,8 +175,8 @@ struct Params {
   int32_t a_bytes, b_bytes;    // of a stage
   int32_t stride_h, stride_w;  // A's pixels
   int32_t N;                   // columns of a group
-  int32_t group_a;             // channels of A, columns or filters of B a group
-  int32_t group_b;
+  int32_t group_a;             // channels of A a group
+  bool maps_groups;            // they have a map of their own; the group is a coordinate
   int64_t group_out, group_bias;
   int64_t out_n, out_c, out_h, out_w;
   void const* bias;
@@ -293,6 +293,15 @@ __device__ inline int64_t out_of(Params const& p, Phase const& phase, int64_t m)
   return phase.out + n * p.out_n + i * p.out_h + j * p.out_w;
 }
 
+// Copies pixels of A from (w, h, n) on, moved by the offsets; `channel` counts within the group.
+__device__ inline void copy_pixels(Params const& p, uint32_t to, CUtensorMap const& map, uint64_t* bar, int group,
+                                   int channel, int w, int h, int n, int offset_w, int offset_h) {
+  if (p.maps_groups)
+    ptx::cp_async_bulk_tensor_im2col_5d(to, &map, bar, channel, w, h, n, group, offset_w, offset_h);
+  else
+    ptx::cp_async_bulk_tensor_im2col(to, &map, bar, group * p.group_a + channel, w, h, n, offset_w, offset_h);
+}
+
 template <class T, int TM, int TN, bool b_rows>
 __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   using S = Shape<T, TM, TN>;
@@ -308,15 +317,14 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
     int const runs = min(S::runs, (p.N - unit.n * TN + 63) / 64);
     int const bytes_b = b_rows ? runs * chunk_size * kLineBytes : min(TN, p.N) * p.line;
-    void const* const map_a = &p.a[unit.phase];
+    CUtensorMap const& map_a = p.a[unit.phase];
     Step at(p, phase, unit.begin);
     for (int step = 0; step < unit.count; ++step, at.advance()) {
       int const chunk = at.chunk * chunk_size;
       ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
       ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
-      ptx::cp_async_bulk_tensor_im2col(ring + a.index * p.a_bytes, map_a, &tables.full_a[a.index],
-                                       unit.group * p.group_a + chunk, w, h, n, at.tap_w * phase.tap_w,
-                                       at.tap_h * phase.tap_h);
+      copy_pixels(p, ring + a.index * p.a_bytes, map_a, &tables.full_a[a.index], unit.group, chunk, w, h, n,
+                  at.tap_w * phase.tap_w, at.tap_h * phase.tap_h);
       a.advance(p.stages_a);
       int const r = phase.first_r + at.tap_h * phase.step_r;
       for (int t = 0; t < phase.taps_a; ++t) {
@@ -327,10 +335,10 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
         uint64_t* const bar = &tables.full_b[b.index];
         if constexpr (b_rows) {  // a chunk of filters of 64 columns at a time
           for (int run = 0; run < runs; ++run)
-            ptx::cp_async_bulk_tensor_4d(to + run * kRunBytes, &p.b, bar, unit.n * TN + run * 64, s, r,
-                                         unit.group * p.group_b + chunk);
+            ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &p.b, bar, unit.n * TN + run * 64, s, r, chunk,
+                                         unit.group);
         } else {
-          ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, chunk, s, r, unit.group * p.group_b + unit.n * TN);
+          ptx::cp_async_bulk_tensor_5d(to, &p.b, bar, chunk, s, r, unit.n * TN, unit.group);
         }
         b.advance(p.stages_b);
       }
@@ -704,6 +712,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   q.N = int32_t(forward ? p.K_per_group() : p.C_per_group());
   q.tiles_n = Divisor(ceil_div(q.N, TN));
   q.group_a = turned ? 0 : int32_t(C);
+  q.maps_groups = !turned && tma_maps_groups(op, p);
   q.group_out = turned ? out.n : q.N * out.c;
   q.group_bias = q.N * args.bias_stride;
   (turned ? q.row_bias : q.bias) = args.bias;
@@ -751,11 +760,13 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     f.first_s = int32_t(w.first_tap), f.step_s = int32_t(w.tap_step);
     f.out = forward ? 0 : i / phases_w * out.h + i % phases_w * out.w;
     if (!taps) continue;
-    Tensor4 const a{args.a, p.dtype, {turned ? C : C * p.groups, in_W, in_H, p.N}, {1, in.w, in.h, in.n}};
+    int64_t const groups_of_map = q.maps_groups ? p.groups : 0;
+    Tensor4 const a{
+        args.a, p.dtype, {turned || q.maps_groups ? C : C * p.groups, in_W, in_H, p.N}, {1, in.w, in.h, in.n}};
     // A turned problem's taps may reach further than the box's corners; what is beyond the one row is not stored.
     Walk box_h = h;
     if (turned) box_h.pixels = max64(h.pixels, in_H - 127);
-    cudaError_t const error = encode_im2col(q.a[i], a, box_h, w, chunk_size, halo ? TM + kHalo : TM);
+    cudaError_t const error = encode_im2col(q.a[i], a, box_h, w, chunk_size, halo ? TM + kHalo : TM, groups_of_map);
     if (error != cudaSuccess) return error;
   }
   int64_t const tiles_n = q.tiles_n.value * p.groups, turn = tma_turn(with_taps, most, tiles_n);
@@ -815,13 +826,8 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   int64_t blocks = 0;
   cudaError_t error = params_of<S, T, TM, TN>(p, blocks, op, problem, kRows[plan.kernel], plan, args);
   if (error != cudaSuccess) return error;
-  Strides const& w = problem.w;
-  Tensor4 const b{args.b, dtype, {problem.C_per_group(), problem.S, problem.R, problem.K}, {1, w.w, w.h, w.n}};
-  p.group_b = int32_t(problem.K_per_group());
   int const chunk = p.line / int(sizeof(T)), columns = S::columns(p.N);
-  bool const short_lines = (b_rows ? columns : chunk) * int(sizeof(T)) == 64;
-  error = encode_tiled(p.b, b, b_rows ? columns : chunk, 1, 1, b_rows ? chunk : int(min64(TN, p.N)), 1, 1,
-                       short_lines ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B);
+  error = encode_filters(p.b, args.b, problem, b_rows ? columns : chunk, b_rows ? chunk : int(min64(TN, p.N)));
   if (error != cudaSuccess) return error;
 
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=

@@ -70,25 +70,29 @@ inline cudaError_t encode_boxes(CUtensorMap& map, Tensor4 const& t, int channels
 }
 
 // Runs of `pixels` pixels of an NHWC tensor (size = C, W, H, N), `channels` of each, 128 bytes or 64, which are
-// swizzled. The walks give the bounding box: their pixels at tap 0.
+// swizzled. The walks give the bounding box: their pixels at tap 0. groups > 0: the tensor is one of so many, of C
+// channels each, that follow each other in a pixel; the group is the last coordinate, and behind its channels are
+// zeros.
 inline cudaError_t encode_im2col(CUtensorMap& map, Tensor4 const& t, Walk const& h, Walk const& w, int channels,
-                                 int pixels) {
+                                 int pixels, int64_t groups = 0) {
   static auto const encode = driver_function<decltype(&cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col");
   if (encode == nullptr) return cudaErrorNotSupported;
   Encoded const e(t);
-  int const lower[2] = {int(w.lower), int(h.lower)};
-  int const upper[2] = {int(box_upper(w, t.size[1])), int(box_upper(h, t.size[2]))};
-  cuuint32_t const step[4] = {1, cuuint32_t(w.stride), cuuint32_t(h.stride), 1};
+  cuuint64_t const size[5] = {e.size[0], e.size[1], e.size[2], e.size[3], cuuint64_t(groups)};
+  cuuint64_t const stride[4] = {e.stride[0], e.stride[1], e.stride[2], e.size[0] * size_of(t.dtype)};
+  int const lower[3] = {int(w.lower), int(h.lower), 0};
+  int const upper[3] = {int(box_upper(w, t.size[1])), int(box_upper(h, t.size[2])), 0};
+  cuuint32_t const step[5] = {1, cuuint32_t(w.stride), cuuint32_t(h.stride), 1, 1};
   CUtensorMapSwizzle const swizzle =
       channels * size_of(t.dtype) == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
-  return status(encode(&map, tensor_type(t.dtype), 4, const_cast<void*>(t.address), e.size, e.stride, lower, upper,
-                       cuuint32_t(channels), cuuint32_t(pixels), step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+  return status(encode(&map, tensor_type(t.dtype), groups > 0 ? 5 : 4, const_cast<void*>(t.address), size, stride,
+                       lower, upper, cuuint32_t(channels), cuuint32_t(pixels), step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                       swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
-// The filters of a problem, boxes of 128 bytes of channels of one tap x `filters`; coordinates channel, s, r, filter,
-// group.
-inline cudaError_t encode_filters(CUtensorMap& map, void* address, Problem const& p, int filters) {
+// The filters of a problem, boxes of `channels` of one tap x `filters`, swizzled as their lines of 128 or 64 bytes are;
+// coordinates channel, s, r, filter, group.
+inline cudaError_t encode_filters(CUtensorMap& map, void const* address, Problem const& p, int channels, int filters) {
   static auto const encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
   if (encode == nullptr) return cudaErrorNotSupported;
   int64_t const sizes[5] = {p.C_per_group(), p.S, p.R, p.K_per_group(), p.groups};
@@ -96,10 +100,12 @@ inline cudaError_t encode_filters(CUtensorMap& map, void* address, Problem const
   cuuint64_t size[5], stride[4];
   for (int i = 0; i < 5; ++i) size[i] = cuuint64_t(sizes[i]);
   for (int i = 0; i < 4; ++i) stride[i] = sizes[i + 1] == 1 ? 16 : cuuint64_t(strides[i]) * size_of(p.dtype);
-  cuuint32_t const box[5] = {cuuint32_t(128 / size_of(p.dtype)), 1, 1, cuuint32_t(filters), 1},
-                   step[5] = {1, 1, 1, 1, 1};
-  return status(encode(&map, tensor_type(p.dtype), 5, address, size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                       CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+  cuuint32_t const box[5] = {cuuint32_t(channels), 1, 1, cuuint32_t(filters), 1}, step[5] = {1, 1, 1, 1, 1};
+  CUtensorMapSwizzle const swizzle =
+      channels * size_of(p.dtype) == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
+  return status(encode(&map, tensor_type(p.dtype), 5, const_cast<void*>(address), size, stride, box, step,
+                       CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
 }  // namespace conv2d_ext::tma

@@ -97,9 +97,8 @@ __device__ void swap_copy(Params const& p, uint32_t ring, SwapTables& tables) {
     for (int step = 0; step < unit.count; ++step, at.advance(p, phase.taps_w)) {
       ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
       ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
-      ptx::cp_async_bulk_tensor_im2col(ring + a.index * p.a_bytes, &p.a[index], &tables.full_a[a.index],
-                                       unit.group * p.group_a + at.chunk * chunk_size, w, h, n, at.copy * phase.tap_w,
-                                       at.tap_h * phase.tap_h);
+      copy_pixels(p, ring + a.index * p.a_bytes, p.a[index], &tables.full_a[a.index], unit.group, at.chunk * chunk_size,
+                  w, h, n, at.copy * phase.tap_w, at.tap_h * phase.tap_h);
       a.advance(p.stages_a);
       if (have_b) continue;
       int const r = phase.first_r + at.tap_h * phase.step_r, taps = phase.taps_a - (at.copy >= phase.full_copies);
@@ -109,9 +108,8 @@ __device__ void swap_copy(Params const& p, uint32_t ring, SwapTables& tables) {
         uint64_t* const bar = &tables.full_b[b.index];
         ptx::mbarrier_arrive_expect_tx(bar, bytes_b);
         uint32_t const to = ring_b + b.index * p.b_bytes;
-        int const n = unit.n * SwapShape::TN, k = at.chunk * chunk_size,
-                  filter = unit.group * p.group_b + (b_rows ? k : n);
-        ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, b_rows ? n : k, s, r, filter);
+        int const n = unit.n * SwapShape::TN, k = at.chunk * chunk_size;
+        ptx::cp_async_bulk_tensor_5d(to, &p.b, bar, b_rows ? n : k, s, r, b_rows ? k : n, unit.group);
         if (p.keep_b)
           ++b.index;
         else

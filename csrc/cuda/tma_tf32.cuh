@@ -17,8 +17,8 @@
 
 namespace conv2d_ext::tf32 {
 
-using tma::encode_im2col, tma::encode_tiled, tma::kMaxStages, tma::out_of, tma::params_of, tma::Phase, tma::Tensor4,
-    tma::Unit, tma::Work;
+using tma::encode_filters, tma::encode_im2col, tma::kMaxStages, tma::out_of, tma::params_of, tma::Phase, tma::Unit,
+    tma::Work;
 using Params = tma::Params;
 
 constexpr int kThreads = 3 * kWarpgroup, kRawThreads = 4 * kWarpgroup;
@@ -91,14 +91,13 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<TM, TN>& tables, Rin
     int64_t i = phase.columns.divide(j);
     int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
-    void const* const map_a = &p.a[unit.phase];
+    CUtensorMap const& map_a = p.a[unit.phase];
     Step at(phase, p, unit.begin);
     for (int step = 0; step < unit.count; ++step, at.advance(phase)) {
       ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
       ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
-      ptx::cp_async_bulk_tensor_im2col(ring + a.index * p.a_bytes, map_a, &tables.full_a[a.index],
-                                       unit.group * p.group_a + at.chunk * kTf32Line, w, h, n, at.copy * phase.tap_w,
-                                       at.tap_h * phase.tap_h);
+      tma::copy_pixels(p, ring + a.index * p.a_bytes, map_a, &tables.full_a[a.index], unit.group, at.chunk * kTf32Line,
+                       w, h, n, at.copy * phase.tap_w, at.tap_h * phase.tap_h);
       a.advance(p.stages_a);
       int const r = phase.first_r + at.tap_h * phase.step_r, taps = at.taps(phase);
       for (int t = 0; t < taps; ++t) {
@@ -110,10 +109,10 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<TM, TN>& tables, Rin
         if constexpr (b_rows) {  // 32 channels of the reduction, 32 rows each, at a time
 #pragma unroll
           for (int run = 0; run < TN / kTf32Line; ++run)
-            ptx::cp_async_bulk_tensor_4d(to + run * kTf32Line * kLineBytes, &p.b, bar, unit.n * TN + run * kTf32Line, s,
-                                         r, unit.group * p.group_b + at.chunk * kTf32Line);
+            ptx::cp_async_bulk_tensor_5d(to + run * kTf32Line * kLineBytes, &p.b, bar, unit.n * TN + run * kTf32Line, s,
+                                         r, at.chunk * kTf32Line, unit.group);
         } else {
-          ptx::cp_async_bulk_tensor_4d(to, &p.b, bar, at.chunk * kTf32Line, s, r, unit.group * p.group_b + unit.n * TN);
+          ptx::cp_async_bulk_tensor_5d(to, &p.b, bar, at.chunk * kTf32Line, s, r, unit.n * TN, unit.group);
         }
         b.advance(ring_b.stages);
       }
@@ -474,15 +473,12 @@ template <Op op, int TM, int TN>
 cudaError_t launch_raw(Params& p, Problem const& problem, void const* filters, int64_t blocks, cudaStream_t stream) {
   using S = Shape<TM, TN>;
   constexpr bool b_rows = op == Op::dgrad;
-  Strides const& w = problem.w;
-  p.group_b = int32_t(problem.K_per_group());
   p.stages_b = tma::Divisor(kRoundedStages);
   int const ring = S::ring_bytes - kRoundedStages * S::b_bytes;
   int64_t const stages_a = min64(p.stages_a.value, ring / (p.a_bytes + S::b_bytes));
   int const stages_raw = int(min64((ring - stages_a * p.a_bytes) / S::b_bytes, kMaxStages));
   p.stages_a = tma::Divisor(stages_a);
-  Tensor4 const b{filters, DType::f32, {problem.C_per_group(), problem.S, problem.R, problem.K}, {1, w.w, w.h, w.n}};
-  cudaError_t error = encode_tiled(p.b, b, kTf32Line, 1, 1, b_rows ? kTf32Line : TN);
+  cudaError_t error = encode_filters(p.b, filters, problem, kTf32Line, b_rows ? kTf32Line : TN);
   if (error != cudaSuccess) return error;
   auto* const kernel = raw_kernel<TM, TN, b_rows>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
@@ -509,11 +505,11 @@ cudaError_t launch_prepared(Params& p, Problem const& problem, void const* filte
   prepare_kernel<!forward><<<unsigned(min64(q.tiles, sm_count * 8)), 256, 0, stream>>>(q);
   cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return error;
-  p.group_b = int32_t(rows);
   int64_t const row = q.lines * kTf32Line;
-  Tensor4 const b{
-      q.out, DType::f32, {row, problem.S, problem.R, rows * problem.groups}, {1, row, problem.S * row, taps * row}};
-  if ((error = encode_tiled(p.b, b, kTf32Line, 1, 1, TN)) != cudaSuccess) return error;
+  Problem prepared = problem;
+  prepared.C = row * problem.groups, prepared.K = rows * problem.groups;
+  prepared.w = {taps * row, 1, problem.S * row, row};
+  if ((error = encode_filters(p.b, q.out, prepared, kTf32Line, TN)) != cudaSuccess) return error;
   p.workspace = q.out + rows * problem.groups * taps * row;
   auto* const kernel = main_kernel<TM, TN>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);

@@ -531,7 +531,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.stages = S::stages;
   if constexpr (!filters) {
     if (p.shares.whole > 0) p.stages = S::stages_beside_staging;
-    if ((error = encode_filters(p.w, args.out, problem, TN)) != cudaSuccess) return error;
+    if ((error = encode_filters(p.w, args.out, problem, 64, TN)) != cudaSuccess) return error;
   }
 
   auto* const kernel = wgrad_kernel<T, variant, TM, TN>;
