@@ -361,11 +361,16 @@ def test_other_layouts_and_channel_counts_are_packed(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_a_group_is_padded_so_that_an_instruction_does_not_reach_the_next(op: str) -> None:
-    """24 channels a group are a multiple of 8, but fprop and dgrad reduce 16 at a time."""
-    case = Case("groups", 64, 240, 28, 28, 240, 3, 3, padding=(1, 1), groups=10)
-    x, w, y = meta(case, torch.float16, "nhwc")
-    rows = [ROWS[row] for row in candidates(plan(op, case, x, w, y))]
+def test_a_group_that_ends_within_a_step_is_copied_in_place(op: str) -> None:
+    """fprop and dgrad reduce 16 channels at a time, TF32 32: zeros follow the group's, not the next group's channels."""
+    for per_group, dtype, tf32 in ((56, torch.float16, False), (112, torch.float32, True)):
+        channels = 4 * per_group
+        case = Case("groups", 32, channels, 56, 56, channels, 3, 3, padding=(1, 1), groups=4)
+        assert named(op, case, dtype, allow_tf32=tf32).startswith(f"tma_{op}_"), case
+        assert packed(op, case, *meta(case, dtype, "nhwc"), allow_tf32=tf32) == "", case
+    # A map of groups allows for small padding alone; beyond, the groups are padded.
+    case = Case("padding", 32, 224, 28, 28, 224, 3, 3, padding=(9, 9), groups=4)
+    rows = [ROWS[row] for row in candidates(plan(op, case, *meta(case, torch.float16, "nhwc")))]
     assert any(name.startswith("tma_") for name in rows)
 
 

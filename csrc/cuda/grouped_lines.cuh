@@ -6,6 +6,10 @@
 // memory, from where the engine stores what exists of them. The engine swizzles: a line's eight chunks of 16 bytes are
 // in the order chunk ^ (line % 8), so that eight neighbouring pixels' equal chunks lie in different banks.
 //
+// With a stride along W, neighbouring outputs would read every second line, and so half of the banks: there each
+// remainder of the column has a copy and a plane of its own. The filters come as they lie in memory, if they lie
+// together, to where the outputs will be, and are put in the order of the fragments from there.
+//
 // A warp computes 8 x 8 outputs of up to three blocks of 8 channels as four m16 tiles, rows i and i + 4 of the square
 // each: then the fragment of rows i and i + 4 of the inputs is that of tile i for a tap of the first row, of tile i - 1
 // for one of the second, and so on, as ldmatrix has loaded it.
