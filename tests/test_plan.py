@@ -362,7 +362,7 @@ def test_other_layouts_and_channel_counts_are_packed(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_group_that_ends_within_a_step_is_copied_in_place(op: str) -> None:
-    """fprop and dgrad reduce 16 channels at a time, TF32 32: zeros follow the group's, not the next group's channels."""
+    """fprop and dgrad reduce 16 channels at a time, TF32 32: zeros follow the group's, not the next group's."""
     for per_group, dtype, tf32 in ((56, torch.float16, False), (112, torch.float32, True)):
         channels = 4 * per_group
         case = Case("groups", 32, channels, 56, 56, channels, 3, 3, padding=(1, 1), groups=4)
