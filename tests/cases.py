@@ -166,6 +166,7 @@ CASES: tuple[Case, ...] = (
     Case("stride_3x2_uneven", 1, 6, 13, 12, 10, 3, 3, stride=(3, 2)),
     Case("stride_larger_than_kernel", 2, 8, 13, 14, 12, 2, 3, stride=(4, 5), padding=(1, 0), edge=True),
     Case("stride_larger_than_input", 2, 5, 6, 6, 7, 3, 3, stride=(9, 7), padding=(1, 1)),
+    Case("1x1_several_tiles_a_block", 3, 16, 112, 112, 192, 1, 1),
     Case("1x1_stride5", 2, 8, 11, 12, 8, 1, 1, stride=(5, 5), bias=False),
     Case("last_rows_unread", 1, 4, 12, 11, 4, 3, 3, stride=(5, 4)),
     # strides and dilations with and without a common divisor: dgrad's phases differ

@@ -5,8 +5,8 @@
 // A persistent block of three warpgroups walks over TM x TN tiles. One thread of the last feeds two rings of
 // stages in shared memory: A (TM + kHalo pixels, 128 or 64 bytes of channels each) by im2col copies, which know the
 // padding and the ends of rows and images; B (TN filters, or for dgrad the channels of 64 filters) by tiled copies. The
-// warpgroups multiply, TM / 2 pixels each, and store. `full` and `empty` barriers, a pair a stage, hand the stages
-// over.
+// warpgroups multiply, TM / 2 pixels each, and store; those of 128x128 tiles take turns, a tile each, so that one
+// multiplies while the other stores. `full` and `empty` barriers, a pair a stage, hand the stages over.
 //
 // Variant im2col: every tap copies its own pixels. Variant halo (stride 1 along W): the pixels of a tile include the
 // padded columns, so that the pixels of tap s are those of tap 0 moved by s * dilation, lines of the same stage: one
@@ -57,19 +57,22 @@ struct Barriers {
 template <class T, int TM, int TN>
 struct Shape {
   static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;  // an SM
+  static constexpr bool turns = TM == 128 && TN == 128;       // a warpgroup has whole tiles, not halves
   static constexpr bool keeps_b = false;
   static constexpr int columns(int) { return 64; }  // that a copy of B takes at most, if it is N-major
   static constexpr int kept_bytes(int, int, bool) { return 0; }
   static constexpr int runs = (TN + 63) / 64;
   static constexpr int b_bytes = runs * kRunBytes;  // as many if B is K-major: TN lines
-  // Pieces of the output on their way: one for each multiplying warp, or several if the copy engine stores them.
-  static constexpr int pieces = TN % 64 != 0 ? 0 : blocks == 2 ? 1 : 2;
+  // Pieces of the output on their way: one for each multiplying warp, or several if the copy engine stores them; they
+  // divide those of a tile, so that the next tile's first takes the place of the oldest.
+  static constexpr int pieces = TN % 64 != 0 ? 0 : blocks == 2 ? 1 : TN % 128 != 0 ? 3 : 2;
   static constexpr int ring_bytes = (blocks == 2 ? 94 : 207) * 1024;
-  static constexpr int ring_beside_pieces = blocks == 2 ? ring_bytes : 192 * 1024;
+  static constexpr int ring_beside_pieces = blocks == 2 ? ring_bytes : (224 - 16 * pieces) * 1024;
   // An SM has 228 KB, of which each block takes one more; the ring begins at a multiple of 1024, for the swizzle.
   static constexpr int tables_bytes = int(sizeof(Tables<T, TN>));
   static constexpr int shared_bytes = blocks == 2 ? 111 * 1024 : 227 * 1024 - tables_bytes;
   static constexpr int room = shared_bytes + tables_bytes - (tables_bytes + 1023) / 1024 * 1024;
+  static_assert(pieces == 0 || TN / 64 % pieces == 0);
   static_assert(ring_bytes + 8 * kPieceBytes <= room && ring_beside_pieces + 8 * pieces * kPieceBytes <= room);
   static_assert(blocks * (shared_bytes + tables_bytes + 1024) <= 228 * 1024);
   // 64K registers: three warpgroups of 128 threads in each block; the last only copies.
@@ -251,6 +254,13 @@ struct Work {
     return true;
   }
 };
+
+// The place in a ring `count` stages on.
+__device__ inline Stage skip(Stage at, int count, Divisor const& stages) {
+  at.index += count;
+  at.parity ^= stages.divide(at.index) & 1;
+  return at;
+}
 
 // Descriptors of operands with contiguous channels, without the address.
 __device__ inline uint64_t layout_of(int line) {
@@ -517,11 +527,12 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
 template <class T, int TM, int TN, bool b_rows>
 __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   using S = Shape<T, TM, TN>;
-  constexpr int halves = TM / 128;  // 64-row instructions of a warpgroup
+  constexpr int halves = S::turns ? TM / 64 : TM / 128;  // 64-row instructions of a warpgroup
   constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes : 32;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
-  uint32_t const my_a = ring + group * (TM / 2) * p.line;
+  int const my_rows = S::turns ? 0 : group * (TM / 2);
+  uint32_t const my_a = ring + my_rows * p.line;
   uint64_t const layout = layout_of(p.line),
                  layout_b = b_rows ? ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes) : layout;
   Barriers const bars(tables);
@@ -534,8 +545,15 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
   };
   Work work(p);
   Unit unit, next;
+  bool mine = !S::turns || group == 0, first = true;
   for (bool more = work.take(p, next); more;) {
     unit = next;
+    if (!mine) {
+      a = skip(a, unit.count, p.stages_a), b = skip(b, unit.count * p.phase[unit.phase].taps_a, p.stages_b);
+      mine = true, first = false;
+      more = work.take(p, next);
+      continue;
+    }
 #pragma unroll
     for (int h = 0; h < halves; ++h)
 #pragma unroll
@@ -553,6 +571,8 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
           bias[i / kWarpgroup] = static_cast<T const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride];
       }
     Step at(p, phase, unit.begin);
+    // A turn begins when the other has seen its last stage arrive, as in tma_swap.cuh.
+    if (S::turns && !first) ptx::bar_sync(3 + group, 2 * kWarpgroup);
     for (int step = 0; step < unit.count; ++step, at.advance()) {
       int const instructions = at.last_chunk() ? p.last : 4;
       ptx::mbarrier_wait(bars.full_a + a.index * 8, a.parity);
@@ -591,6 +611,10 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
       }
       a.advance(p.stages_a);
     }
+    if (S::turns) {
+      if (work.more(p)) ptx::bar_arrive(4 - group, 2 * kWarpgroup);
+      mine = first = false;
+    }
     // Worked out while the last multiplications are under way; this one anew, rather than kept in registers until now.
     more = work.take(p, next);
     Unit const done(p, unit.tile);
@@ -609,11 +633,11 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
     }
     if (unit.part >= 0) {
 #pragma unroll
-      for (int h = 0; h < halves; ++h) store_part<TM, TN>(p, unit.part, group * (TM / 2) + h * 64, acc[h]);
+      for (int h = 0; h < halves; ++h) store_part<TM, TN>(p, unit.part, my_rows + h * 64, acc[h]);
       continue;
     }
 #pragma unroll
-    for (int h = 0; h < halves; ++h) store<T, TM, TN>(p, done, group * (TM / 2) + h * 64, acc[h], tables, staging);
+    for (int h = 0; h < halves; ++h) store<T, TM, TN>(p, done, my_rows + h * 64, acc[h], tables, staging);
   }
   if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
@@ -626,11 +650,12 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
   __shared__ Tables<T, TN> tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   if (threadIdx.x == 0) {
+    constexpr int warps = S::turns ? 4 : 8;  // that read a stage
     for (int i = 0; i < kMaxStages; ++i) {
       ptx::mbarrier_init(&tables.full_a[i], 1);
-      ptx::mbarrier_init(&tables.empty_a[i], 8);  // multiplying warps
+      ptx::mbarrier_init(&tables.empty_a[i], warps);
       ptx::mbarrier_init(&tables.full_b[i], 1);
-      ptx::mbarrier_init(&tables.empty_b[i], 8);
+      ptx::mbarrier_init(&tables.empty_b[i], warps);
     }
     ptx::fence_mbarrier_init();
   }

@@ -65,13 +65,6 @@ __device__ inline int stages_of_b(Phase const& phase, int steps) {
   return rows * phase.taps + copies * phase.taps_a - max(copies - phase.full_copies, 0);
 }
 
-// The place in a ring `count` stages on.
-__device__ inline Stage skip(Stage at, int count, Divisor const& stages) {
-  at.index += count;
-  at.parity ^= stages.divide(at.index) & 1;
-  return at;
-}
-
 template <bool b_rows>
 __device__ void swap_copy(Params const& p, uint32_t ring, SwapTables& tables) {
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
