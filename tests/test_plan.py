@@ -438,7 +438,7 @@ def test_explain_names_the_packed_tensors() -> None:
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
 def test_few_filters_multiply_256_pixels_at_once(op: str) -> None:
-    for size in ((32, 64, 224, 224, 64), (1, 64, 540, 960, 64), (1, 32, 160, 160, 32)):
+    for size in ((32, 64, 224, 224, 64), (1, 64, 540, 960, 64)):
         case = Case("few_filters", *size, 3, 3, padding=(1, 1))
         assert named(op, case, torch.float16) == f"tma_{op}_f16_256x64_halo", case
 

@@ -88,7 +88,9 @@ constexpr Estimate igemm_estimate(Row const& row, Op op, Problem const& p, Devic
                        : row.tile_n >= 128 ? (along_k ? 0.47 : 0.29)
                                            : (along_k ? 0.25 : 0.19);
   double const tile = double(row.tile_m) * row.tile_n;
-  return gemm_estimate(row, op, p, d, tile * row.tile_k / (2048 * 1.6 * share), 1500 + tile * 0.05, 1.0);
+  Estimate e = gemm_estimate(row, op, p, d, tile * row.tile_k / (2048 * 1.6 * share), 1500 + tile * 0.05, 1.0);
+  e.ns += 3000;  // as much as tma's estimates have beside their tiles, lest igemm win small problems
+  return e;
 }
 
 constexpr int64_t gemm_workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {

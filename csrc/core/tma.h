@@ -283,11 +283,22 @@ constexpr int64_t tma_tiles(Row const& row, Problem const& p) {
   return most * phases_h * phases_w * ceil_div(N, row.tile_n) * p.groups;
 }
 
-// Multiply-adds a nanosecond of a tile while it multiplies.
-constexpr double tma_rate(Row const& row) {
-  if (row.tile_m == 256 && row.tile_n == 64) return 3760;
-  if (row.tile_m == 128 && row.tile_n == 64) return 1850;
-  return row.tile_m == 128 && row.tile_n == 128 ? 2100 : 3900;
+// What a tile of fprop or dgrad takes. All constants of these estimates were fitted to times of random layers
+// (docs/tuning.md).
+struct TmaTile {
+  double rate;          // multiply-adds a nanosecond
+  double fixed;         // ns before and after its steps
+  double im2col, halo;  // what the fit is off by
+};
+constexpr TmaTile tma_tile(Row const& row) {
+  bool const forward = row.op == Op::fprop;
+  if (row.tile_n == 256) return {5360, 1106, forward ? 1.04 : 0.99, 1};
+  if (row.tile_n == 192) return {6150, 755, forward ? 1 : 0.99, 1};
+  if (row.tile_n == 160) return {4780, 1687, forward ? 1.02 : 1.05, forward ? 0.94 : 0.97};
+  if (row.tile_m == 256 && row.tile_n == 128) return {5380, 1112, 1, forward ? 0.99 : 0.96};
+  if (row.tile_m == 256) return {5240, 424, forward ? 1.04 : 1.03, forward ? 0.96 : 0.95};
+  if (row.tile_n == 128) return {6430, 584, forward ? 0.96 : 1.03, forward ? 1.04 : 1};
+  return {4120, 603, forward ? 1.07 : 1.09, forward ? 0.94 : 0.97};
 }
 
 // Each of the two warpgroups of an SM multiplies at half the rate, and stores while the other multiplies.
@@ -304,80 +315,125 @@ constexpr Estimate phases_estimate(Problem const& p) {
   return {(ns > memory_ns ? ns : memory_ns) + 6000, 1};
 }
 
-// fprop and dgrad. A tile takes the longer of its instructions and its copies, line by line; the constants were fitted
-// to times of random layers (docs/tuning.md).
+// The share of an axis's taps that lie within the tensor.
+constexpr double taps_inside(Walk const& w, int64_t extent) {
+  int64_t inside = 0;
+  for (int64_t tap = 0; tap < w.taps; ++tap) {
+    int64_t const at = w.lower + tap * w.tap_stride;
+    int64_t const first = at < 0 ? ceil_div(-at, w.stride) : 0, last = at >= extent ? -1 : (extent - 1 - at) / w.stride;
+    inside += max64(min64(last, w.pixels - 1) - first + 1, 0);
+  }
+  return double(inside) / double(max64(w.taps * w.pixels, 1));
+}
+
+// The steps that are shared out by a split, as `Shares` in tma.cuh has them: ns of the block with the most work.
+constexpr double tma_shared_ns(Split const& s, double steps, double step_ns, double part_ns) {
+  double const shared = double(s.shared), aligned = double(s.workers / s.shared);
+  double const left = double(s.workers) - aligned * shared;
+  double const aligned_steps = left == 0 ? steps : double(int64_t(aligned * shared * steps / double(s.workers)));
+  double const ns = double(ceil_div(int64_t(aligned_steps), int64_t(aligned))) * step_ns + part_ns;
+  double const strip_steps = steps - aligned_steps;
+  if (left == 0 || strip_steps == 0) return ns;
+  double const strip = double(ceil_div(int64_t(shared * strip_steps), int64_t(left)));
+  double const strip_ns = strip * step_ns + (strip / strip_steps + 1) * part_ns;
+  return ns > strip_ns ? ns : strip_ns;
+}
+
+// fprop and dgrad. A tile takes the longer of its instructions and its copies, line by line, and part of the other.
 constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device const&) {
   if (row.variant == Variant::phases) return phases_estimate(p);
-  bool const halo = is_halo(row.variant), two = tma_slots(row) > 132, forward = op == Op::fprop;
-  double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
+  bool const halo = is_halo(row.variant), two = tma_slots(row) > 132, forward = op == Op::fprop,
+             swapped = tma_swapped(row);
+  TmaTile const tile = tma_tile(row);
+  double const TM = row.tile_m, TN = row.tile_n, area = TM * TN, slots = double(tma_slots(row));
   int64_t const C = forward ? p.C_per_group() : p.K_per_group(), N = forward ? p.K_per_group() : p.C_per_group();
   int64_t const line = 128 / size_of(p.dtype), chunks = ceil_div(C, line), tiles_n = ceil_div(N, row.tile_n) * p.groups;
   double const filled = double(ceil_div(C * 4, line)) / double(chunks * 4);  // instructions of the steps
-  double const mma_ns = area * 64 / tma_rate(row) * filled * (tma_swapped(row) && C <= 32 ? 1.4 : 1.0);
+  double const mma_ns = area * 64 / tile.rate * filled * (swapped && C <= 32 ? 1.24 : 1.0);
   int64_t const stages_b = p.R * p.S * chunks;
-  bool const keeps_b = tma_swapped(row) && tiles_n <= kMaxKeptTiles && stages_b <= 64 &&
+  bool const keeps_b = swapped && tiles_n <= kMaxKeptTiles && stages_b <= 64 &&
                        (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024;
+  // Lines that end early take longer, more so if they lie across those of memory.
+  double const line_ns = tma_maps_groups(op, p) && C > 32 ? 1.71 + 3.01 * (1 - double(C) / double(chunks * line))
+                                                          : 0.944 * (C % (tma_line(C) / 2) == 0 ? 1 : 1.48);
+  double const filter_ns = keeps_b ? 0 : 0.754 * (forward ? 1 : 1.08);
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
-  // Lines that lie across those of memory, and end early, take longer.
-  double const line_ns = tma_maps_groups(op, p) && C > 32 ? 3.8 + 6.7 * (1 - double(C) / double(chunks * line)) : 2.1;
-  double const fixed = 870 + area * 0.0205;  // ns before and after a tile's steps
-  auto tile_ns = [&](double ns) {
-    if (tma_swapped(row)) return (ns > 1500 ? ns : 1500) + 220;  // the other warpgroup multiplies while one stores
-    return (two ? 2.0 : halo ? (row.tile_m == 256 ? 1.1 : 1.08) : 1.0) * ns + fixed;
-  };
+  double const fixed = tile.fixed * (phases > 1 ? 1.49 : 1);
+  double const beside = two ? 1.82 : 1, padded = halo && !swapped ? 1.13 : 1;
   int64_t const tiles = tma_tiles(row, p);
-  double longest = 0, whole = 0, empty = double(tiles);  // ns; ns of all tiles; tiles
-  int64_t steps = 1;
-  for (int64_t i = 0; i < phases_h; ++i)
-    for (int64_t j = 0; j < phases_w; ++j) {
-      Walk const h = walk_h(op, p, i);
-      Walk w = walk_w(op, p, j);
-      int64_t const taps = h.taps * w.taps;
-      int64_t copies = taps;
-      if (halo && taps > 0) {
-        copies = h.taps * halo_of(w).copies;
-        w = halo_walk(w);
-      }
-      double const math = double(taps * chunks) * mma_ns;
-      double const copy = double(copies * chunks) * (TM + (halo ? kHalo : 0)) * line_ns +  // im2col
-                          (keeps_b ? 0 : double(taps * chunks) * TN * 1.07);
-      double const ns = math > copy ? math + copy * 0.21 : copy + math * 0.21;
-      double const count = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
-      if (ns > longest) longest = ns;
-      whole += count * tile_ns(ns), empty -= count;
-      steps = max64(steps, taps * chunks);
-    }
-  whole += empty * 300;
   double const filter_bytes = double(p.K) * double(p.C_per_group() * p.R * p.S) * size_of(p.dtype);
-  double const memory_ns = ((double(p.N) * double(p.C) * double(p.H) * double(p.W) +
+  double touched = 1;  // of x
+  if (forward && p.R < p.stride_h) touched *= double(p.R) / double(p.stride_h);
+  if (forward && p.S < p.stride_w) touched *= double(p.S) / double(p.stride_w);
+  double const memory_ns = ((double(p.N) * double(p.C) * double(p.H) * double(p.W) * touched +
                              double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
                                 size_of(p.dtype) +
                             filter_bytes) /
-                           4300;
+                           4880;
+  double least_ns = 0;  // the GPU lowers its clock when all tensor cores multiply what is not zero
+  // A phase's tiles, and ns of the steps of one while all SMs are at work.
+  double count[kMaxPhases] = {}, steps_ns[kMaxPhases] = {};
+  int64_t steps = 1;
+  for (int64_t i = 0; i < phases; ++i) {
+    Walk const h = walk_h(op, p, i / phases_w);
+    Walk w = walk_w(op, p, i % phases_w);
+    int64_t const taps = h.taps * w.taps;
+    int64_t copies = taps;
+    double const inside =
+        phases > 1 ? 1 : taps_inside(h, forward ? p.H : p.P()) * taps_inside(w, forward ? p.W : p.Q());
+    if (halo && taps > 0) {
+      copies = h.taps * halo_of(w).copies;
+      w = halo_walk(w);
+    }
+    double const math = double(taps * chunks) * mma_ns;
+    double const copy = double(copies * chunks) * (TM + (halo ? kHalo : 0)) * line_ns * (1.674 - 0.674 * inside) +
+                        double(taps * chunks) * TN * filter_ns;
+    steps_ns[i] = math > copy ? math + copy * 0.678 : copy + math * 0.678;
+    count[i] = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
+    least_ns += count[i] * double(taps * chunks) * area * 64 * filled * inside / (132 * 2950);
+    steps = max64(steps, taps * chunks);
+  }
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(steps, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
     if (split > 1 && (s.shared == 0 || s.shared * steps > 1 << 30)) break;
-    double const bytes = double(s.shared + s.workers) * area * 4;
-    if (bytes > double(kMaxWorkspaceBytes)) break;
-    double ns = 0;
-    if (s.alone > 0) {
-      double const each = tile_ns(longest);
-      double const share = whole / double(tma_slots(row)) * double(s.alone) / double(tiles) + each * 0.44;
-      ns = phases == 1 ? double(ceil_div(s.alone, tma_slots(row))) * each : share > each ? share : each;
-      if (two && tiles <= 132) ns -= longest * 0.4;  // a block has an SM for itself
-      if (split == 1) ns += 800;
+    if (double(s.shared + s.workers) * area * 4 > double(kMaxWorkspaceBytes)) break;
+    double const blocks = double(tiles) * double(split) < slots ? double(tiles) * double(split) : slots;
+    double const busy = 1 - 0.28 * (1 - blocks / slots);
+    double longest = 0, each = 0, whole = 0, empty = double(tiles);
+    for (int64_t i = 0; i < phases; ++i) {
+      double const ns = steps_ns[i] * busy;
+      double const tile_ns = swapped ? (ns > 140 ? ns : 140) + fixed : ns * beside * padded + fixed;
+      if (ns > longest) longest = ns;
+      if (tile_ns > each) each = tile_ns;
+      whole += count[i] * tile_ns, empty -= count[i];
+    }
+    whole += empty * 300;
+    double ns = swapped ? 1200 : 0;
+    if (s.alone > 0 && phases > 1) {
+      double const share = whole / slots * double(s.alone) / double(tiles) + (split > 1 ? 0 : each * 0.39);
+      ns += share > each ? share : each;
+    } else if (two) {  // a block that has an SM for itself is faster
+      int64_t const rest = s.alone % tma_slots(row);
+      ns += double(s.alone / tma_slots(row)) * each;
+      ns += rest == 0 ? 0 : rest <= 132 ? longest * padded * 1.31 + fixed : each;
+    } else {
+      ns += double(ceil_div(s.alone, tma_slots(row))) * each;
     }
     if (split > 1) {
-      double const parts = double(s.shared) / double(s.workers);  // tiles a worker
-      ns += longest * parts * (two && s.workers > 132 ? 2 : 1) + fixed * 1.1 * (1 + (parts < 1 ? parts : 1));
-      ns += 3400 + bytes / 1600;  // the second launch
+      double const step_ns = longest * padded / double(steps) * (s.workers > 132 ? beside : 1);
+      ns += tma_shared_ns(s, double(steps), step_ns, 853 + area * 0.0157);
+      int64_t const aligned = s.workers / s.shared * s.shared;
+      double const parts = double(s.workers == aligned ? aligned : s.workers + s.shared);
+      ns += 2360 + parts * area * 4 / 2880;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > tma_slots(row) && filter_bytes > 2e7) ns += filter_bytes / 4300;
     }
-    if (ns < memory_ns) ns = memory_ns + ns * 0.03;              // the less of the rest, the better
-    ns += 4000 + (tma_swapped(row) && p.groups > 1 ? 2800 : 0);  // filters of a group do not stay
+    if (ns < least_ns) ns = least_ns * 0.8 + ns * 0.2;
+    ns = ns > memory_ns ? ns + memory_ns * 0.51 : memory_ns + ns * 0.51;
+    // Filters of a group do not stay.
+    ns = (ns + 7600 + (swapped && p.groups > 1 ? 2800 : 0)) * (halo ? tile.halo : tile.im2col);
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
