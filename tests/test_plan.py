@@ -436,6 +436,20 @@ def test_explain_names_the_packed_tensors() -> None:
     assert ask_explain("fprop", True).packed == () and "packed" not in str(ask_explain("fprop", True))
 
 
+def test_192_filters_are_one_tile_wide() -> None:
+    case = Case("inception", 64, 192, 17, 17, 192, 7, 1, padding=(3, 0))
+    for op in ("fprop", "dgrad"):
+        assert named(op, case, torch.float16) == f"tma_{op}_f16_128x192_im2col"
+
+
+def test_few_steps_take_tiles_that_are_stored_beside_multiplication() -> None:
+    for case in (
+        Case("downsample", 256, 512, 14, 14, 512, 3, 3, (2, 2), (1, 1)),
+        Case("yolo", 32, 256, 40, 40, 512, 3, 3, (2, 2), (1, 1)),
+    ):
+        assert named("fprop", case, torch.float16) == "tma_fprop_f16_128x128_im2col", case
+
+
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
 def test_few_filters_multiply_256_pixels_at_once(op: str) -> None:
     for size in ((32, 64, 224, 224, 64), (1, 64, 540, 960, 64)):

@@ -293,7 +293,7 @@ struct TmaTile {
 constexpr TmaTile tma_tile(Row const& row) {
   bool const forward = row.op == Op::fprop;
   if (row.tile_n == 256) return {5360, 1106, forward ? 1.04 : 0.99, 1};
-  if (row.tile_n == 192) return {6150, 755, forward ? 1 : 0.99, 1};
+  if (row.tile_n == 192) return {6150, 1050, forward ? 1 : 0.99, 1};
   if (row.tile_n == 160) return {4780, 1687, forward ? 1.02 : 1.05, forward ? 0.94 : 0.97};
   if (row.tile_m == 256 && row.tile_n == 128) return {5380, 1112, 1, forward ? 0.99 : 0.96};
   if (row.tile_m == 256) return {5240, 424, forward ? 1.04 : 1.03, forward ? 0.96 : 0.95};

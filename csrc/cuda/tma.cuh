@@ -65,14 +65,13 @@ struct Shape {
   static constexpr int b_bytes = runs * kRunBytes;  // as many if B is K-major: TN lines
   // Pieces of the output on their way: one for each multiplying warp, or several if the copy engine stores them; they
   // divide those of a tile, so that the next tile's first takes the place of the oldest.
-  static constexpr int pieces = TN % 64 != 0 ? 0 : blocks == 2 ? 1 : TN % 128 != 0 ? 3 : 2;
+  static constexpr int pieces = TN % 64 != 0 ? 0 : blocks == 2 ? 1 : TN == 192 ? 3 : 2;
   static constexpr int ring_bytes = (blocks == 2 ? 94 : 207) * 1024;
   static constexpr int ring_beside_pieces = blocks == 2 ? ring_bytes : (224 - 16 * pieces) * 1024;
   // An SM has 228 KB, of which each block takes one more; the ring begins at a multiple of 1024, for the swizzle.
   static constexpr int tables_bytes = int(sizeof(Tables<T, TN>));
   static constexpr int shared_bytes = blocks == 2 ? 111 * 1024 : 227 * 1024 - tables_bytes;
   static constexpr int room = shared_bytes + tables_bytes - (tables_bytes + 1023) / 1024 * 1024;
-  static_assert(pieces == 0 || TN / 64 % pieces == 0);
   static_assert(ring_bytes + 8 * kPieceBytes <= room && ring_beside_pieces + 8 * pieces * kPieceBytes <= room);
   static_assert(blocks * (shared_bytes + tables_bytes + 1024) <= 228 * 1024);
   // 64K registers: three warpgroups of 128 threads in each block; the last only copies.
@@ -445,6 +444,7 @@ template <class T, int TM, int TN>
 __device__ void store_by_engine(Params const& p, Unit const& unit, int64_t m, float const (&acc)[TN / 2],
                                 uint32_t staging) {
   constexpr int pieces = Shape<T, TM, TN>::pieces;
+  static_assert(TN == 64 || TN / 64 % pieces == 0);  // TN == 64: pointwise, which never comes here
   int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
 #pragma unroll
   for (int piece = 0; piece < TN / 64; ++piece) {
