@@ -301,3 +301,12 @@ def test_a_traced_module_is_saved_and_computes_and_differentiates_the_same(
     loaded(x).square().sum().backward()
     module(x).square().sum().backward()
     assert torch.equal(loaded.weight.grad, module.weight.grad)
+
+
+def test_a_lazy_convolution_becomes_ours_when_it_is_first_called(device: str) -> None:
+    model = convert(nn.Sequential(nn.LazyConv2d(6, 3))).to(device)
+    x = torch.randn(2, 4, 8, 8, device=device)
+    model(x)
+    assert type(model[0]) is Conv2d
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied(x), model(x))
