@@ -296,7 +296,7 @@ def test_strict_float32_copies_vectors_of_channels_and_packs_the_operands_of_ano
     op: str, layout: str
 ) -> None:
     assert named(op, DENSE, torch.float32, layout, allow_tf32=False) == f"simt_{op}_f32_128x128_nhwc"
-    read = {"fprop": "xw", "dgrad": "wy", "wgrad": "xy"}[op] if layout == "nchw" else ""
+    read = {"fprop": "xw", "dgrad": "wy", "wgrad": "xwy"}[op] if layout == "nchw" else ""
     assert packed(op, DENSE, *meta(DENSE, torch.float32, layout), allow_tf32=False) == read
     odd = Case("odd", 32, 127, 56, 56, 129, 3, 3, padding=(1, 1))
     assert named(op, odd, torch.float32, layout, allow_tf32=False).endswith("_any")

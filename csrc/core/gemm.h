@@ -136,6 +136,8 @@ constexpr Estimate simt_estimate(Row const& row, Op op, Problem const& p, Device
                                           : 0.12;
   double rate = 128 * 1.755 * share * (p.dtype == DType::f64 ? 0.5 : 1.0);
   if (op == Op::wgrad) rate /= 1.3;
+  // Neighbours along k lie apart: filters of one tap over NCHW.
+  if (op != Op::wgrad && p.R * p.S == 1 && (op == Op::fprop ? p.x : p.y).c != 1) rate *= 0.7;
   return gemm_estimate(row, op, p, d, tile * row.tile_k / rate, 1500 + tile * 0.05, 1.4);
 }
 

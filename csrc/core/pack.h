@@ -73,12 +73,13 @@ constexpr Packed packed_lines(Row const& row, Problem const& p) {
   return q;
 }
 
-// For rows of simt: the operands alone, and nothing is padded.
+// For rows of simt, which pad nothing. Results are stored in place, but for filters, whose taps would be far apart in a
+// tile, and dgrad's pixels of a stride's phases.
 constexpr Packed packed_simt(Row const& row, Problem const& p) {
   Packed q{{}, p};
   if (row.variant != Variant::nhwc) return q;
   SimtVectors const v = simt_vectors(p);
-  q.which = {row.op != Op::dgrad && !v.x, row.op != Op::wgrad && !v.w, row.op != Op::fprop && !v.y};
+  q.which = {(row.op != Op::dgrad || p.stride_w > 1) && !v.x, !v.w, row.op != Op::fprop && !v.y};
   if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
   if (q.which.w) q.problem.w = channels_last_strides(p.C_per_group(), p.R, p.S), q.problem.w_align = 16;
   if (q.which.y) q.problem.y = channels_last_strides(p.K, p.P(), p.Q()), q.problem.y_align = 16;
