@@ -17,6 +17,7 @@ _op = torch.ops.conv2d_ext.conv2d.default
 _is_compiling = torch.compiler.is_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
 _any_autocast = torch._C._is_any_autocast_enabled
+_jit_trace = torch._C._get_tracing_state
 
 
 def _integer(value: Any, argument: str) -> int:
@@ -154,6 +155,11 @@ def _conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
+    if _jit_trace() is not None:
+        # torch.jit.trace can record the op and call it again, but no Function. Under it sizes are tensors, of which
+        # padding='same' is made here.
+        padding = [int(p) for p in padding]
+        return _op(input, weight, bias, stride, padding, dilation, groups, allow_tf32=tf32_allowed(input))
     if _is_compiling() or _transforms_active():
         return _op(input, weight, bias, stride, padding, dilation, groups, allow_tf32=tf32_allowed(input))
     if _any_autocast():

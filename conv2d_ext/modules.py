@@ -37,8 +37,8 @@ def convert(module: M) -> M:
     """Makes every torch.nn.Conv2d in `module` a conv2d_ext.Conv2d, in place, and returns `module`.
 
     `module` itself may be one. Each stays the object that it was, with its Parameters, buffers, hooks and
-    parametrizations; only its class changes. Subclasses of nn.Conv2d are left alone, since they may compute something
-    else. Raises TypeError where `module` is no nn.Module.
+    parametrizations; only its class changes, that of a LazyConv2d when it is first called. Other subclasses of
+    nn.Conv2d are left alone, since they may compute something else. Raises TypeError where `module` is no nn.Module.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"convert: module: expected a torch.nn.Module, got {type(module).__name__}")
@@ -46,6 +46,8 @@ def convert(module: M) -> M:
         kind = type(child)
         if kind is nn.Conv2d:
             child.__class__ = Conv2d
+        elif kind is nn.LazyConv2d:
+            child.cls_to_become = Conv2d  # type: ignore[assignment]
         elif kind.__bases__ == (nn.Conv2d,) and parametrize.is_parametrized(child):
             # torch.nn.utils.parametrize gave this module a class of its own, derived from nn.Conv2d, whose properties
             # compute the parameters: the same class is made again, derived from Conv2d.

@@ -195,6 +195,8 @@ CASES: tuple[Case, ...] = (
     Case("C4_K12", 2, 4, 8, 8, 12, 3, 3, padding=(1, 1)),
     Case("C12_K4", 2, 12, 8, 8, 4, 3, 3, padding=(1, 1)),
     Case("C8_K32", 1, 8, 10, 9, 32, 3, 3),
+    # A few filters more than a tile; steps of the reduction that end within a tap; several of its tables.
+    Case("C20_K132", 3, 20, 19, 17, 132, 5, 3, (2, 1), (3, 0), (1, 2), bias=False),
     Case("C1_K64", 1, 1, 12, 12, 64, 5, 5, padding=(2, 2)),
     Case("C64_K1", 1, 64, 10, 8, 1, 3, 3, padding=(1, 1)),
     Case("stem_7x7_stride2", 1, 3, 22, 21, 16, 7, 7, stride=(2, 2), padding=(3, 3), bias=False),

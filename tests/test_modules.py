@@ -284,3 +284,29 @@ def test_functional_call_and_swapped_parameters_reach_the_operator(device: str) 
     other = {"weight": torch.randn_like(layer.weight), "bias": torch.zeros_like(layer.bias)}
     y = torch.func.functional_call(layer, other, (x,))
     assert error(y, nn.functional.conv2d(x, other["weight"])) <= 1e-13
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("arguments", ({}, {"padding": "same"}, {"padding": (1, 0, 2, 1), "stride": 2}), ids=str)
+def test_a_traced_module_is_saved_and_computes_and_differentiates_the_same(
+    arguments: dict[str, object], device: str
+) -> None:
+    module = conv2d_ext.Conv2d(4, 6, 3, **arguments).to(device)
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(module, torch.randn(2, 4, 8, 8, device=device)), file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    x = torch.randn(3, 4, 9, 10, device=device)
+    assert torch.equal(loaded(x), module(x))
+    loaded(x).square().sum().backward()
+    module(x).square().sum().backward()
+    assert torch.equal(loaded.weight.grad, module.weight.grad)
+
+
+def test_a_lazy_convolution_becomes_ours_when_it_is_first_called(device: str) -> None:
+    model = convert(nn.Sequential(nn.LazyConv2d(6, 3))).to(device)
+    x = torch.randn(2, 4, 8, 8, device=device)
+    model(x)
+    assert type(model[0]) is Conv2d
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied(x), model(x))

@@ -290,6 +290,31 @@ def test_float32_takes_tensor_cores_only_where_tf32_is_allowed(op: str) -> None:
     assert named(op, DENSE, torch.float32, allow_tf32=True).startswith(f"tma_{op}_f32_")
 
 
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", ("nhwc", "nchw"))
+def test_strict_float32_copies_vectors_of_channels_and_packs_the_operands_of_another_layout(
+    op: str, layout: str
+) -> None:
+    assert named(op, DENSE, torch.float32, layout, allow_tf32=False) == f"simt_{op}_f32_128x128_nhwc"
+    read = {"fprop": "xw", "dgrad": "wy", "wgrad": "xwy"}[op] if layout == "nchw" else ""
+    assert packed(op, DENSE, *meta(DENSE, torch.float32, layout), allow_tf32=False) == read
+    odd = Case("odd", 32, 127, 56, 56, 129, 3, 3, padding=(1, 1))
+    assert named(op, odd, torch.float32, layout, allow_tf32=False).endswith("_any")
+    # 2^30 elements: the vectors' addresses have 32 bits.
+    large = Case("large", 2688, 128, 56, 56, 128, 3, 3, padding=(1, 1))
+    assert named(op, large, torch.float32, layout, allow_tf32=False).endswith("_any")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_float64_copies_vectors_of_channels_where_they_are_contiguous(op: str) -> None:
+    x, w, y = (t.contiguous(memory_format=torch.channels_last) for t in meta(DENSE, torch.float64, "nchw"))
+    rows = candidates(plan(op, DENSE, x, w, y))
+    assert ROWS.index(f"simt_{op}_f64_64x64_nhwc") in rows
+    assert ROWS.index(f"simt_{op}_f64_64x64_nhwc") not in candidates(
+        plan(op, DENSE, *meta(DENSE, torch.float64, "nchw"))
+    )
+
+
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
 def test_tf32_rounds_filters_as_it_goes_where_few_pixels_meet_them(op: str) -> None:
     few = Case("few", 2, 1280, 8, 8, 1280, 3, 3, padding=(1, 1))

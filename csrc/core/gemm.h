@@ -26,13 +26,35 @@ constexpr Gemm gemm_of(Op op, Problem const& p) {
   return {p.N * rows * columns, p.C_per_group(), taps_h * taps_w * p.K_per_group(), p.groups * phases_h * phases_w};
 }
 
+// Elements from the first to the last of a tensor.
+constexpr double span_of(Strides const& s, int64_t n, int64_t c, int64_t h, int64_t w) {
+  auto reach = [](int64_t size, int64_t stride) { return double(max64(size - 1, 0)) * double(stride); };
+  return reach(n, s.n) + reach(c, s.c) + reach(h, s.h) + reach(w, s.w) + 1;
+}
+
+// The operands of an op that simt_copy.cuh can copy in vectors of 16 bytes.
+struct SimtVectors {
+  bool x, w, y;
+};
+constexpr SimtVectors simt_vectors(Problem const& p) {
+  int const v = 16 / size_of(p.dtype);
+  return {channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype),
+          channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype),
+          channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype)};
+}
+
 constexpr bool simt_supports(Row const& row, Op op, Problem const& p) {
   if (row.variant != Variant::nhwc) return true;
-  int const v = p.dtype == DType::f64 ? 2 : 4;  // elements that are loaded at once
-  bool const x = channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype);
-  bool const w = channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype);
-  bool const y = channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype);
-  return op == Op::fprop ? x && w : op == Op::dgrad ? y && w : x && y;
+  SimtVectors const v = simt_vectors(p);
+  constexpr double most = 1 << 30;  // it computes addresses in 32 bits
+  bool const x = v.x && span_of(p.x, p.N, p.C, p.H, p.W) < most;
+  bool const w = v.w && span_of(p.w, p.K, p.C_per_group(), p.R, p.S) < most;
+  bool const y = v.y && span_of(p.y, p.N, p.K, p.P(), p.Q()) < most;
+  return p.H + p.pad_top + p.pad_bottom <= (1 << 29) && p.W + p.pad_left + p.pad_right <= (1 << 29) &&
+         gemm_of(op, p).depth < int64_t(1) << 31 &&
+         (op == Op::fprop   ? x && w
+          : op == Op::dgrad ? y && w
+                            : x && y);
 }
 
 constexpr bool igemm_supports(Problem const& p) {
@@ -66,17 +88,56 @@ constexpr Estimate gemm_estimate(Row const& row, Op op, Problem const& p, Device
   return best;
 }
 
-constexpr Estimate simt_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+// simt_copy.cuh: blocks of 64 to 256 threads, 512 threads an SM (f64: 256) at a time; fewer warps wait more for each
+// other.
+constexpr Estimate simt_copy_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  bool const f64 = p.dtype == DType::f64;
   double const tile = double(row.tile_m) * row.tile_n;
   // Multiply-adds per SM and nanosecond: 128 lanes at 1.755 GHz, times the share that the tile was seen to reach.
-  double const share = tile >= 128 * 128  ? 0.62
-                       : tile >= 128 * 64 ? 0.57
-                       : row.tile_n >= 64 ? 0.45
-                       : row.tile_n >= 32 ? 0.40
-                                          : 0.17;
+  double const share = f64                 ? 0.30
+                       : tile >= 128 * 128 ? (op == Op::wgrad ? 0.69 : 0.65)
+                       : tile >= 128 * 64  ? (op == Op::fprop ? 0.56 : 0.64)
+                       : row.tile_n >= 64  ? (op == Op::fprop ? 0.50 : 0.56)
+                                           : (op == Op::fprop ? 0.43 : 0.48);
+  double const step_ns = tile * row.tile_k / (128 * 1.755 * share), fixed_ns = tile * 0.14;
+  int64_t const warps = int64_t(tile) / 64 / 32, most = (f64 ? 8 : 16) / warps;  // of a block; blocks an SM
+  // How much longer than its share of a full SM a block takes if `blocks` are on it.
+  auto slower = [&](int64_t blocks) {
+    double const w = double(blocks * warps), full = double(most * warps);
+    return (w + 3.5) / w * full / (full + 3.5) * (w < 4 ? (4 + 3.5) / (w + 3.5) : 1);
+  };
+  Gemm const g = gemm_of(op, p);
+  double const tiles = double(ceil_div(g.M, row.tile_m)) * double(ceil_div(g.N, row.tile_n)) * double(g.batches);
+  int64_t const steps = ceil_div(g.depth, row.tile_k);
+  Estimate best;
+  for (int64_t split = 1; split <= 1024 && (split == 1 || split * 4 <= steps); split += split < 32 ? 1 : split / 16) {
+    double const bytes = split == 1 ? 0 : tiles * double(split) * tile * size_of(p.dtype);
+    if (bytes > double(kMaxWorkspaceBytes)) break;
+    double const blocks = tiles * double(split);
+    int64_t const each = blocks > 1e15 ? int64_t(1e15) / d.sm_count : ceil_div(int64_t(blocks), d.sm_count);
+    int64_t const last = each % most;
+    double const block_ns = double(ceil_div(steps, split)) * step_ns + fixed_ns;
+    double ns = (double(each - last) + (last > 0 ? double(last) * slower(last) : 0)) * block_ns + 7000;
+    if (split > 1) ns += 4000 + bytes * 2 / 2500;  // written and read again at 2.5 TB/s
+    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+    if (blocks >= 64.0 * d.sm_count) break;  // enough to fill the device evenly
+  }
+  return best;
+}
+
+constexpr Estimate simt_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (row.variant == Variant::nhwc) return simt_copy_estimate(row, op, p, d);
+  double const tile = double(row.tile_m) * row.tile_n;
+  // The same of simt.cuh, whose blocks of 256 threads come two an SM.
+  double const share = tile >= 128 * 128  ? 0.53
+                       : tile >= 128 * 64 ? 0.44
+                       : row.tile_n >= 64 ? 0.35
+                       : row.tile_n >= 32 ? 0.27
+                                          : 0.12;
   double rate = 128 * 1.755 * share * (p.dtype == DType::f64 ? 0.5 : 1.0);
-  if (row.variant == Variant::any) rate *= tile >= 128 * 128 ? 0.86 : tile >= 64 * 64 ? 0.77 : 0.68;
-  if (op == Op::wgrad && row.variant != Variant::any) rate /= tile >= 128 * 128 ? 1.05 : 1.25;
+  if (op == Op::wgrad) rate /= 1.3;
+  // Neighbours along k lie apart: filters of one tap over NCHW.
+  if (op != Op::wgrad && p.R * p.S == 1 && (op == Op::fprop ? p.x : p.y).c != 1) rate *= 0.7;
   return gemm_estimate(row, op, p, d, tile * row.tile_k / rate, 1500 + tile * 0.05, 1.4);
 }
 

@@ -1,7 +1,7 @@
-// Packing: tensors that a row of tma or of grouped's lines cannot read or write in place are copied to the workspace,
-// channels_last, for tma each group's channels and filters padded with zeros to what the row takes; the row then runs
-// on the packed problem, and a result is copied back. Padded channels are zeros in both operands of a product; what a
-// padded filter yields is dropped.
+// Packing: tensors that a row of tma, of grouped's lines or of simt's nhwc cannot read or write in place are copied to
+// the workspace, channels_last, for tma each group's channels and filters padded with zeros to what the row takes; the
+// row then runs on the packed problem, and a result is copied back. Padded channels are zeros in both operands of a
+// product; what a padded filter yields is dropped.
 #pragma once
 
 #include <cstdint>
@@ -74,7 +74,21 @@ constexpr Packed packed_lines(Row const& row, Problem const& p) {
   return q;
 }
 
+// For rows of simt, which pad nothing. Results are stored in place, but for filters, whose taps would be far apart in a
+// tile, and dgrad's pixels of a stride's phases.
+constexpr Packed packed_simt(Row const& row, Problem const& p) {
+  Packed q{{}, p};
+  if (row.variant != Variant::nhwc) return q;
+  SimtVectors const v = simt_vectors(p);
+  q.which = {(row.op != Op::dgrad || p.stride_w > 1) && !v.x, !v.w, row.op != Op::fprop && !v.y};
+  if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
+  if (q.which.w) q.problem.w = channels_last_strides(p.C_per_group(), p.R, p.S), q.problem.w_align = 16;
+  if (q.which.y) q.problem.y = channels_last_strides(p.K, p.P(), p.Q()), q.problem.y_align = 16;
+  return q;
+}
+
 constexpr Packed packed(Row const& row, Problem const& p) {
+  if (row.family == Family::simt) return packed_simt(row, p);
   if (row.family == Family::grouped) return packed_lines(row, p);
   Op const op = row.op;
   if (is_pointwise(row)) {  // only filters are packed, those of dgrad with k contiguous
@@ -105,6 +119,10 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
         double(p.N) * (double(p.H) * double(p.W) * double(p.C) + double(p.P()) * double(p.Q()) * double(p.K));
     Packed const q = packed_lines(row, p);
     return q.which.any() && elements * size_of(p.dtype) <= kMaxPackedBytes && grouped_supports(row, row.op, q.problem);
+  }
+  if (row.family == Family::simt) {
+    Packed const q = packed_simt(row, p);
+    return p.dtype == DType::f32 && q.which.any() && simt_supports(row, row.op, q.problem);
   }
   PackedGroup const g = packed_group(row.op, p);
   double const x = double(p.N) * double(p.H) * double(p.W), y = double(p.N) * double(p.P()) * double(p.Q()),

@@ -26,7 +26,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
   bool const hopper = d.compute_capability == 90;
   switch (row.family) {
     case Family::simt:
-      return d.compute_capability >= 80 && simt_supports(row, op, p);
+      return d.compute_capability >= 80 && (simt_supports(row, op, p) || (hopper && pack_supports(row, p)));
     case Family::igemm:
       return hopper && igemm_supports(p);
     case Family::tma: {
@@ -57,7 +57,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
 
 // Of a row that supports the problem: the tensors that it runs on copies of.
 constexpr Packing packing(Row const& row, Problem const& p) {
-  if (row.family != Family::tma && row.family != Family::grouped) return {};
+  if (row.family != Family::tma && row.family != Family::grouped && row.family != Family::simt) return {};
   Packing which = packed(row, tma_problem(row, p)).which;
   which.x |= is_patches(row, p);
   return which;
@@ -66,11 +66,13 @@ constexpr Packing packing(Row const& row, Problem const& p) {
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   switch (row.family) {
     case Family::tma:
-    case Family::grouped: {
+    case Family::grouped:
+    case Family::simt: {
       Problem const t = tma_problem(row, p);
       Packed const q = packed(row, t);
-      Estimate e = row.family == Family::tma ? in_place_estimate(row, op, q.problem, d)
-                                             : grouped_estimate(row, op, q.problem, d);
+      Estimate e = row.family == Family::tma       ? in_place_estimate(row, op, q.problem, d)
+                   : row.family == Family::grouped ? grouped_estimate(row, op, q.problem, d)
+                                                   : simt_estimate(row, op, q.problem, d);
       if (q.which.any()) e.ns += packing_ns(op, t, q);
       e.ns += patch_ns(row, p);
       return e;
@@ -95,20 +97,20 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return stem_estimate(row, op, p, h200_sxm);
     case Family::pixels:
       return pixels_estimate(row, op, p, d);
-    case Family::simt:
-      break;
   }
-  return simt_estimate(row, op, p, d);
+  return {};
 }
 
 constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k, Device const& d) {
   switch (row.family) {
     case Family::tma:
-    case Family::grouped: {
+    case Family::grouped:
+    case Family::simt: {
       Packed const q = packed(row, tma_problem(row, p));
       return patch_bytes(row, p) + packed_places(q).bytes +
-             (row.family == Family::tma ? in_place_workspace_bytes(row, q.problem, split_k, d)
-                                        : grouped_workspace_bytes(row, q.problem, split_k));
+             (row.family == Family::tma       ? in_place_workspace_bytes(row, q.problem, split_k, d)
+              : row.family == Family::grouped ? grouped_workspace_bytes(row, q.problem, split_k)
+                                              : gemm_workspace_bytes(row, op, p, split_k));
     }
     case Family::depthwise:
     case Family::band:
@@ -122,7 +124,6 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::pixels:
       return pixels_workspace_bytes(row, op, p);
     case Family::igemm:
-    case Family::simt:
       break;
   }
   return gemm_workspace_bytes(row, op, p, split_k);

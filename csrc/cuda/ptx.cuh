@@ -357,6 +357,21 @@ __device__ inline void wgmma_fence_operand(uint32_t (&v)[n][4]) {
   for (int i = 0; i < n * 4; ++i) asm volatile("" : "+r"(v[i / 4][i % 4])::"memory");
 }
 
+// The same value, of which the compiler knows nothing: what is made of it is worked out where it is needed, not ahead
+// and kept in registers, and sums with it are not simplified.
+__device__ inline int unknown(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+__device__ inline float unknown(float v) {
+  asm volatile("" : "+f"(v));
+  return v;
+}
+__device__ inline double unknown(double v) {
+  asm volatile("" : "+d"(v));
+  return v;
+}
+
 // Keeps the compiler from moving memory accesses across this point, which can take more registers than there are.
 __device__ inline void compiler_fence() { asm volatile("" ::: "memory"); }
 
