@@ -47,7 +47,10 @@ constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, int S, Devi
                             double(ceil_div(p.N, images) * images) / double(p.N) * double(slices * channels) /
                             double(p.C);
         double const halo = (1 + double(blocks + window - 1) / double(blocks)) / 2;
-        double const cost = (idle + 2 * halo) * (channels == 32 ? 1 : channels == 16 ? 1.05 : 1.3) *
+        double const cost = (idle + 2 * halo) *
+                            (channels == 32   ? 1
+                             : channels == 16 ? 1.05
+                                              : 1.3) *
                             (1.3 - 0.3 * double(channels / 8 * groups) / kToeplitzWarps);
         if (best != 0 && cost >= best) continue;
         best = cost;
@@ -58,8 +61,8 @@ constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, int S, Devi
   t.slices = ceil_div(p.C, t.channels), t.tiles_w = ceil_div(all, t.blocks), t.image_units = ceil_div(p.N, t.images);
   int64_t const pixel = int64_t(t.channels) * 2 * t.images;
   t.in_bytes = to1024(pixel * (t.blocks + window - 1) * 4), t.out_bytes = to1024(pixel * t.blocks * 4);
-  t.stages = int(max64(2, min64(kToeplitzStages, (224 * 1024 / resident - 2048 - kToeplitzBuffers * t.out_bytes) /
-                                                     t.in_bytes)));
+  t.stages = int(
+      max64(2, min64(kToeplitzStages, (224 * 1024 / resident - 2048 - kToeplitzBuffers * t.out_bytes) / t.in_bytes)));
   t.shared_bytes = t.stages * t.in_bytes + kToeplitzBuffers * t.out_bytes + 1024;
   t.rows = ceil_div(H, p.dilation_h);
   t.units = t.tiles_w * t.image_units * p.dilation_h * t.rows;
@@ -72,7 +75,9 @@ constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, int S, Devi
     double const present = blocks < full ? max_of(1, blocks / d.sm_count) : resident;
     double const row_ns = (R == 3 ? 600 : R == 5 ? 750 : 900) + 35 * present * present;
     double const halo = double((R - 1) * ceil_div(u.each, t.rows) + (u.each % t.rows == 0 ? 0 : (R - 1) / 2));
-    u.ns = (R == 3 ? 6500 : R == 5 ? 8000 : 13500) +
+    u.ns = (R == 3   ? 6500
+            : R == 5 ? 8000
+                     : 13500) +
            double(ceil_div(int64_t(blocks), int64_t(full))) * (double(u.each) + halo) * row_ns;
     if (t.ns == 0 || u.ns < t.ns) t = u;
   };
@@ -84,7 +89,7 @@ constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, int S, Devi
 }
 
 // wgrad: blocks of 8 columns; a warp has 4 channels of 16 of them.
-constexpr int toeplitz_sums_warps(int R) { return R == 3 ? 8 : 4; }      // of a block
+constexpr int toeplitz_sums_warps(int R) { return R == 3 ? 8 : 4; }     // of a block
 constexpr int toeplitz_sums_resident(int R) { return R == 5 ? 3 : 2; }  // blocks of an SM
 
 struct ToeplitzSumsTile {
@@ -118,7 +123,10 @@ constexpr ToeplitzSumsTile toeplitz_sums_tile(Problem const& p, int R, Device co
                             double(ceil_div(p.N, images) * images) / double(p.N) * double(slices * channels) /
                             double(p.C);
         double const halo = 1 + double((p.S - 1) * p.dilation_w) / double(blocks * 16);
-        double const cost = (idle + 2 * halo) * (channels == 32 ? 1 : channels == 16 ? 1.05 : 1.3) *
+        double const cost = (idle + 2 * halo) *
+                            (channels == 32   ? 1
+                             : channels == 16 ? 1.05
+                                              : 1.3) *
                             (1.3 - 0.3 * double(channels / 4 * groups) / warps);
         if (best != 0 && cost >= best) continue;
         best = cost;
@@ -143,10 +151,13 @@ constexpr ToeplitzSumsTile toeplitz_sums_tile(Problem const& p, int R, Device co
     if (u.shares > 1 && double(u.shares) * taps * 4 > double(kMaxWorkspaceBytes)) return;
     double const blocks = double(u.shares * t.slices), full = double(resident) * d.sm_count;
     double const present = blocks < full ? max_of(1, blocks / d.sm_count) : resident;
-    double const row_ns =
-        R == 3 ? 700 + 160 * present * present : R == 5 ? 650 + 50 * present * present : 800 + 50 * present * present;
+    double const row_ns = R == 3   ? 700 + 160 * present * present
+                          : R == 5 ? 650 + 50 * present * present
+                                   : 800 + 50 * present * present;
     double const halo = double((p.R - 1) * (ceil_div(u.each, t.rows) + (u.each % t.rows == 0 ? 0 : 1)));
-    u.ns = (R == 3 ? 8000 : R == 5 ? 8500 : 11000) +
+    u.ns = (R == 3   ? 8000
+            : R == 5 ? 8500
+                     : 11000) +
            double(ceil_div(int64_t(blocks), int64_t(full))) * (double(u.each) + halo) * row_ns;
     if (u.shares > 1) u.ns += 3500 + double(u.shares) * taps * 8 / 2500;
     if (t.ns == 0 || u.ns < t.ns) t = u;

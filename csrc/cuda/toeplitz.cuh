@@ -9,11 +9,11 @@
 // to a ring of stages, swizzled so that eight neighbouring pixels are in different banks. A warp of the others has 8
 // channels of 16 blocks of columns, of one image or of several; it multiplies each row with all rows of the filter into
 // the sums of all outputs that meet it, whose registers move on by a row with the first product. Finished rows go
-// through shared memory to the copy engine. dgrad is fprop with the filter turned round; rows that a dilation sets apart
-// are strips of their own.
+// through shared memory to the copy engine. dgrad is fprop with the filter turned round; rows that a dilation sets
+// apart are strips of their own.
 //
-// The zeros beside the diagonals make NaN of an infinite neighbour; a block that finds a NaN computes its outputs again,
-// one product at a time.
+// The zeros beside the diagonals make NaN of an infinite neighbour; a block that finds a NaN computes its outputs
+// again, one product at a time.
 #pragma once
 
 #include "../core/toeplitz.h"
@@ -256,8 +256,7 @@ __global__ void __launch_bounds__(32 * kToeplitzWarps, toeplitz_resident(R)) gat
             int const r = R - 1 - k;
             ptx::mma_m16n8k16<T>(acc[k][pair], word(0, 0), word(1, 0), word(0, 1), word(1, 1), taps(pair, r, 0),
                                  taps(pair, r, 1));
-            if constexpr (window == 3)
-              ptx::mma_m16n8k8<T>(acc[k][pair], word(0, 2), word(1, 2), taps(pair, r, 2));
+            if constexpr (window == 3) ptx::mma_m16n8k8<T>(acc[k][pair], word(0, 2), word(1, 2), taps(pair, r, 2));
           }
       } else {
 #pragma unroll
@@ -347,8 +346,8 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   if (auto const error =
           map_of(p.in, args.a, dtype, in, problem.C, p.in_W, p.in_H, problem.N, t.channels, columns, t.images))
     return error;
-  if (auto const error =
-          map_of(p.out, args.out, dtype, out, problem.C, p.out_W, p.out_H, problem.N, t.channels, t.blocks * 4, t.images))
+  if (auto const error = map_of(p.out, args.out, dtype, out, problem.C, p.out_W, p.out_H, problem.N, t.channels,
+                                t.blocks * 4, t.images))
     return error;
   auto* const kernel = gather<T, R, window>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))

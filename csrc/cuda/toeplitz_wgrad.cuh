@@ -91,7 +91,8 @@ __device__ __noinline__ float exact_sum(SumsParams const& p, int index, int end,
         if (h >= p.P || unsigned(v) >= unsigned(p.H)) continue;
         for (int q = strip.w0; q < strip.w0 + p.blocks * 8 && q < p.Q; ++q) {
           int const u = q - p.pad_w + s * p.dilation_w;
-          if (unsigned(u) < unsigned(p.W)) sum = fmaf(widen(x[v * p.x_h + u * p.x_w]), widen(y[h * p.y_h + q * p.y_w]), sum);
+          if (unsigned(u) < unsigned(p.W))
+            sum = fmaf(widen(x[v * p.x_h + u * p.x_w]), widen(y[h * p.y_h + q * p.y_w]), sum);
         }
       }
     }
@@ -106,8 +107,8 @@ __device__ inline void transpose(uint2 a, uint2 b, uint32_t (&v)[4]) {
 }
 
 template <class T, int R>
-__global__ void __launch_bounds__(32 * toeplitz_sums_warps(R), toeplitz_sums_resident(R)) wgrad(
-    __grid_constant__ SumsParams const p) {
+__global__ void __launch_bounds__(32 * toeplitz_sums_warps(R), toeplitz_sums_resident(R))
+    wgrad(__grid_constant__ SumsParams const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ SumsCopier copier;
   uint32_t const padding = -ptx::shared_address(dynamic) % 1024, shared = ptx::shared_address(dynamic) + padding;
@@ -123,7 +124,8 @@ __global__ void __launch_bounds__(32 * toeplitz_sums_warps(R), toeplitz_sums_res
 
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
   int const quads = p.channels / 4, quad = warp % quads, octets = p.channels / 8;
-  // Blocks 4t to 4t + 3 of the warp's; of those that there are not, y is zero. Eight pixels on, the swizzle is the same.
+  // Blocks 4t to 4t + 3 of the warp's; of those that there are not, y is zero. Eight pixels on, the swizzle is the
+  // same.
   uint32_t from_x[4], from_y[4];
   bool exists[4];
 #pragma unroll
@@ -256,8 +258,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes), p.columns = t.columns(problem);
   int const pixel = t.images * t.channels * int(sizeof(T));
   p.x_copied = p.columns * pixel, p.y_copied = t.blocks * 8 * pixel;
-  if (auto const error =
-          map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, t.channels, p.columns, t.images))
+  if (auto const error = map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, t.channels, p.columns, t.images))
     return error;
   if (auto const error =
           map_of(p.y, args.b, dtype, y, problem.C, p.Q, p.P, problem.N, t.channels, t.blocks * 8, t.images))
