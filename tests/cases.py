@@ -273,6 +273,12 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_5x5_stride2_four_pads", 2, 24, 18, 13, 24, 5, 5, (2, 2), (4, 1, 3, 2), groups=24, edge=True),
     Case("depthwise_padding_beyond_7x7", 2, 16, 3, 9, 16, 7, 7, padding=(9, 8), groups=16),
     Case("depthwise_3x3_steps", 1, 8, 50, 35, 8, 3, 3, padding=(1, 1), groups=8, edge=True),
+    # phases of a dilation, several tiles of a row, images of a block that there are not
+    Case("depthwise_dilated_2", 3, 40, 21, 34, 40, 3, 3, (1, 1), (2, 1), (2, 2), 40, edge=True),
+    Case("depthwise_dilated_3_by_4", 2, 16, 17, 35, 16, 3, 3, (1, 1), (3, 4), (3, 4), 16),
+    Case("depthwise_dilated_5x2", 1, 24, 19, 12, 24, 5, 2, (1, 1), (0, 3, 2, 5), (3, 8), 24),
+    Case("depthwise_wide_5x5", 1, 8, 6, 300, 8, 5, 5, padding=(2, 2), groups=8),
+    Case("depthwise_images_of_7x7", 35, 72, 7, 7, 72, 3, 3, padding=(1, 1), groups=72),
     Case("depthwise_13x9_tiles", 1, 8, 40, 70, 8, 13, 9, padding=(6, 4), groups=8),
     Case("depthwise_3x40", 2, 8, 9, 21, 8, 3, 40, padding=(1, 20), groups=8, bias=False),
     # tile boundaries: K, NPQ and the reduction just below, at and above multiples of 64 and 128

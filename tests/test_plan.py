@@ -145,8 +145,8 @@ def test_a_large_layer_is_not_split_in_the_forward_pass() -> None:
 def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> None:
     for size, stride, layout in itertools.product((3, 5, 7), (1, 2), ("nchw", "nhwc")):
         case = Case("depthwise", 32, 96, 56, 56, 96, size, size, (stride, stride), (size // 2,) * 2, groups=96)
-        want = f"{size}x{size}_{layout}" + ("_s2" if stride == 2 else "")
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            want = f"{size}x{size}_{layout}" + ("_s2" if stride == 2 else "")
             name = ROWS[ask(op, case, dtype, layout)[0]]
             families = ("depthwise",)
             if layout == "nchw":
@@ -156,7 +156,9 @@ def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> No
             elif (size, stride) == (5, 2):  # near each other: by the operator and the shape
                 families = ("column", "depthwise")
             elif dtype != torch.float32 and stride == 1:
-                families = ("diagonal",)
+                # the two are near each other for 7x7
+                families = ("toeplitz",) if size == 5 else ("toeplitz", "diagonal")
+                want = f"_{size}x{9 if op == 'wgrad' else 5}_nhwc" if size == 5 else "_nhwc"
             assert name.startswith(tuple(f"{family}_{op}_" for family in families)) and name.endswith(want), name
 
 
@@ -172,12 +174,21 @@ def test_depthwise_channels_that_fill_no_vectors_keep_a_fast_row_in_channels_las
 
 @pytest.mark.parametrize("op", OPS)
 def test_dilated_depthwise_layers_and_multipliers_take_the_row_for_any_filter_in_channels_last(op: str) -> None:
-    for multiplier, dilation, dtype in ((2, 1, torch.float16), (1, 2, torch.float16), (1, 2, torch.float32)):
+    for multiplier, dilation, dtype in ((2, 1, torch.float16), (2, 2, torch.float16), (1, 2, torch.float32)):
         case = Case(
             "any", 64, 96, 56, 56, 96 * multiplier, 3, 3, (1, 1), (dilation, dilation), (dilation, dilation), 96
         )
         name = ROWS[ask(op, case, dtype, "nhwc")[0]]
         assert name.startswith(f"depthwise_{op}_") and name.endswith("_0x0_nhwc"), name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_dilated_depthwise_layers_of_16_bits_take_tensor_cores_in_channels_last(op: str) -> None:
+    for size, dilation in ((3, 2), (3, 4), (5, 2)):
+        pad = (size // 2 * dilation,) * 2
+        case = Case("dilated", 64, 96, 56, 56, 96, size, size, (1, 1), pad, (dilation, dilation), 96)
+        for dtype in (torch.float16, torch.bfloat16):
+            assert ROWS[ask(op, case, dtype, "nhwc")[0]].startswith(f"toeplitz_{op}_"), (size, dilation)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -228,8 +239,10 @@ def test_asymmetric_depthwise_filters_take_the_row_that_holds_them(op: str) -> N
     for r, s in ((1, 7), (7, 1), (3, 5), (2, 4)):
         case = Case("asymmetric", 32, 128, 28, 28, 128, r, s, padding=(r // 2, s // 2), groups=128)
         name = ROWS[ask(op, case, torch.float16, "nhwc")[0]]
-        side = next(side for side in (5, 7) if side >= max(r, s))
-        assert name.startswith(f"diagonal_{op}_") and name.endswith(f"{side}x{side}_nhwc"), name
+        if max(r, s) < 7:
+            assert name.startswith(f"toeplitz_{op}_") and name.endswith(f"3x{9 if op == 'wgrad' else 5}_nhwc"), name
+        else:
+            assert name.startswith((f"toeplitz_{op}_", f"diagonal_{op}_")), name
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -18,6 +18,7 @@
 #include "stream.h"
 #include "strip.h"
 #include "tma.h"
+#include "toeplitz.h"
 
 namespace conv2d_ext {
 
@@ -41,6 +42,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && column_supports(row, op, p);
     case Family::diagonal:
       return hopper && diagonal_supports(row, op, p);
+    case Family::toeplitz:
+      return hopper && toeplitz_supports(row, op, p);
     case Family::strip:
       return hopper && strip_supports(row, op, p);
     case Family::stream:
@@ -87,6 +90,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return column_estimate(row, op, p, d);
     case Family::diagonal:
       return diagonal_estimate(row, op, p, d);
+    case Family::toeplitz:
+      return toeplitz_estimate(row, op, p, d);
     case Family::strip:
       return small_filter_estimate(row, p, strip_estimate(row, op, p, d));
     case Family::stream:
@@ -116,6 +121,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::band:
     case Family::column:
     case Family::diagonal:
+    case Family::toeplitz:
     case Family::strip:
     case Family::stream:
       return depthwise_workspace_bytes(p, split_k);

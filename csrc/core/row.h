@@ -20,7 +20,8 @@ enum class Family : uint8_t {
   strip,
   stream,
   stem,
-  pixels
+  pixels,
+  toeplitz
 };
 enum class Variant : uint8_t {
   nhwc,

@@ -198,6 +198,12 @@ __device__ inline void cp_async_bulk_tensor_4d_store(void const* map, uint32_t s
 
 __device__ inline void cp_async_bulk_commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
+// Waits until all but `pending` of this thread's groups of stores are in global memory.
+template <int pending>
+__device__ inline void cp_async_bulk_wait_group() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(pending) : "memory");
+}
+
 // Waits until at most `pending` of this thread's groups of stores have shared memory left to read.
 template <int pending>
 __device__ inline void cp_async_bulk_wait_group_read() {

@@ -1,0 +1,2 @@
+#include "../toeplitz_wgrad.cuh"
+CONV2D_EXT_TOEPLITZ_WGRAD(CONV2D_EXT_TOEPLITZ_WGRAD_INSTANCE, bf16)

@@ -1,0 +1,365 @@
+// Depthwise convolution in channels_last on tensor cores (mma.sync), float16 and bfloat16, stride 1: along a row of the
+// image, two channels of 4 neighbouring outputs are a window of 8 or 12 inputs times a matrix with the taps along its
+// diagonals, of the row of the filter and these channels:
+//   out[16 blocks of 4 columns; 4 columns, 2 channels] += in[the blocks; 8 columns, 2 channels] * taps[r].
+// A pixel's 8 channels, which a lane reads and writes as 16 bytes, are an operand of four such products, so nothing is
+// moved or converted, and borders cost nothing: the copy engine writes the zeros.
+//
+// A block walks down a strip of images with a slice of the channels, row by row. A warp of its own has the rows copied
+// to a ring of stages, swizzled so that eight neighbouring pixels are in different banks. A warp of the others has 8
+// channels of 16 blocks of columns, of one image or of several; it multiplies each row with all rows of the filter into
+// the sums of all outputs that meet it, whose registers move on by a row with the first product. Finished rows go
+// through shared memory to the copy engine. dgrad is fprop with the filter turned round; rows that a dilation sets
+// apart are strips of their own.
+//
+// The zeros beside the diagonals make NaN of an infinite neighbour; a block that finds a NaN computes its outputs
+// again, one product at a time.
+#pragma once
+
+#include "../core/toeplitz.h"
+#include "depthwise.cuh"
+#include "ptx.cuh"
+#include "tma_map.h"
+
+namespace conv2d_ext::toeplitz {
+
+struct Params {
+  CUtensorMap in, out;
+  void const* in_data;
+  void const* w;
+  void const* bias;
+  void* out_data;
+  int64_t in_n, in_h, in_w, out_n, out_h, out_w;
+  int64_t w_k, w_r, w_s, bias_stride;
+  int N, C, in_H, in_W, out_H, out_W;
+  int R, S, dilation_h, dilation_w, pad_h, pad_w;
+  int channels, blocks, images, slices, tiles_w, rows;
+  int units, each, stages, in_bytes, in_copied, out_bytes;
+};
+
+// Rows first + i * dilation of the inputs, and h0 + i * dilation of the outputs.
+struct Strip {
+  int n0, w0, h0, first, rows;
+};
+
+// From row `index` of all strips on, as far as the strip and the block's share, which ends at row `end`, reach.
+// `columns`: of a block of columns; `above`: rows of taps that the filter does not have.
+template <class Shape>
+__device__ inline Strip strip_of(Shape const& p, int index, int end, int columns, int above) {
+  uint32_t rest = uint32_t(index);
+  Strip s;
+  int const row = depthwise::split_off(rest, p.rows), phase = depthwise::split_off(rest, p.dilation_h);
+  s.w0 = depthwise::split_off(rest, p.tiles_w) * p.blocks * columns;
+  s.n0 = int(rest) * p.images;
+  s.rows = p.rows - row < end - index ? p.rows - row : end - index;
+  s.h0 = phase + row * p.dilation_h;
+  s.first = s.h0 - p.pad_h - above * p.dilation_h;
+  return s;
+}
+
+template <int R>
+__device__ inline Strip strip_of(Params const& p, int index, int end) {
+  return strip_of(p, index, end, 4, R - p.R);
+}
+
+__device__ inline bool has_row(Params const& p, Strip const& s, int row) {
+  return unsigned(s.first + row * p.dilation_h) < unsigned(p.in_H);
+}
+
+// Bytes from the first pixel's to where the copy engine puts 16 bytes, number `chunk`, of a pixel of `chunks` of them.
+__device__ inline uint32_t swizzled(int pixel, int chunk, int chunks) {
+  int const offset = (pixel * chunks + chunk) * 16;
+  return uint32_t(offset ^ (offset / 128 % chunks * 16));
+}
+
+// The rows of the block's share in turn, those outside the image left out; by one thread.
+template <int R>
+struct Copier {
+  Strip strip{};
+  int index, end, row = 0, stage = 0;
+
+  __device__ void next(Params const& p, uint64_t* full, int c0, uint32_t shared) {
+    for (;; ++row) {
+      if (row == strip.rows + R - 1 || strip.rows == 0) {
+        if (index >= end) return;
+        strip = strip_of<R>(p, index, end);
+        index += strip.rows, row = 0;
+      }
+      if (has_row(p, strip, row)) break;
+    }
+    ptx::mbarrier_arrive_expect_tx(&full[stage], uint32_t(p.in_copied));
+    ptx::cp_async_bulk_tensor_4d(shared + stage * p.in_bytes, &p.in, &full[stage], c0, strip.w0 - p.pad_w,
+                                 strip.first + row * p.dilation_h, strip.n0);
+    ++row;
+    if (++stage == p.stages) stage = 0;
+  }
+};
+
+// The taps of 8 channels as operands: lane (g, t) has inputs t, t + 4, t + 8 of output g / 2, channel g % 2 of a pair.
+// One half of an operand is zero, so two of them share a register.
+template <class T, int R, int window>
+struct Taps {
+  uint32_t near[4][R], far[4][(R + 1) / 2];  // inputs t and t + 4; t + 8, of two rows
+  uint32_t low, high;                        // bytes of the operand in the low half, and in the high one
+
+  __device__ Taps(Params const& p, int c0) {
+    int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+    low = g % 2 == 0 ? 0x4410 : 0x1044, high = g % 2 == 0 ? 0x4432 : 0x3244;
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) {
+      int const c = c0 + pair * 2 + g % 2;
+      T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
+#pragma unroll
+      for (int row = 0; row < R; ++row) {
+        uint32_t tap[window];
+#pragma unroll
+        for (int j = 0; j < window; ++j) {
+          int const distance = t + 4 * j - g / 2, r = row - (R - p.R);
+          int const s = p.dilation_w == 1 ? distance : distance / p.dilation_w;
+          tap[j] = 0;
+          if (distance >= 0 && s * p.dilation_w == distance && s < p.S && r >= 0 && c < p.C)
+            tap[j] = *reinterpret_cast<uint16_t const*>(w + r * p.w_r + s * p.w_s);
+        }
+        near[pair][row] = tap[0] | tap[1] << 16;
+        if constexpr (window == 3) far[pair][row / 2] = row % 2 == 0 ? tap[2] : far[pair][row / 2] | tap[2] << 16;
+      }
+    }
+  }
+  __device__ uint32_t operator()(int pair, int row, int j) const {
+    return j < 2 ? __byte_perm(near[pair][row], 0, j == 0 ? low : high)
+                 : __byte_perm(far[pair][row / 2], 0, row % 2 == 0 ? low : high);
+  }
+};
+
+template <class T>
+__device__ inline uint32_t pack(float low, float high) {
+  Vector<T, 2> const v{{narrow<T>(low), narrow<T>(high)}};
+  return *reinterpret_cast<uint32_t const*>(&v);
+}
+
+// The larger of each half; NaN if one of the two is.
+template <class T>
+__device__ inline uint32_t max_or_nan(uint32_t a, uint32_t b) {
+  if constexpr (std::is_same_v<T, __half>) {
+    __half2 const v = __hmax2_nan(*reinterpret_cast<__half2*>(&a), *reinterpret_cast<__half2*>(&b));
+    return *reinterpret_cast<uint32_t const*>(&v);
+  } else {
+    __nv_bfloat162 const v =
+        __hmax2_nan(*reinterpret_cast<__nv_bfloat162*>(&a), *reinterpret_cast<__nv_bfloat162*>(&b));
+    return *reinterpret_cast<uint32_t const*>(&v);
+  }
+}
+
+template <class T>
+__device__ inline bool has_nan(uint32_t v) {
+  Vector<T, 2> const halves = *reinterpret_cast<Vector<T, 2>*>(&v);
+  float const a = widen(halves.v[0]), b = widen(halves.v[1]);
+  return a != a || b != b;
+}
+
+// The block's outputs from global memory, product by product.
+template <class T, int R>
+__device__ __noinline__ void store_again(Params const& p, int index, int end, int c0) {
+  int const columns = p.blocks * 4;
+  while (index < end) {
+    Strip const strip = strip_of<R>(p, index, end);
+    index += strip.rows;
+    for (int64_t i = threadIdx.x; i < int64_t(strip.rows) * p.images * columns * p.channels; i += blockDim.x) {
+      int64_t rest = i / p.channels;
+      int const c = c0 + int(i % p.channels), x = strip.w0 + int(rest % columns);
+      rest /= columns;
+      int64_t const n = strip.n0 + rest % p.images;
+      int const y = strip.h0 + int(rest / p.images) * p.dilation_h;
+      if (c >= p.C || x >= p.out_W || y >= p.out_H || n >= p.N) continue;
+      T const* const in = static_cast<T const*>(p.in_data) + n * p.in_n + c;
+      T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
+      float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
+      for (int r = 0; r < p.R; ++r)
+        for (int s = 0; s < p.S; ++s) {
+          int const h = y - p.pad_h + r * p.dilation_h, v = x - p.pad_w + s * p.dilation_w;
+          if (unsigned(h) < unsigned(p.in_H) && unsigned(v) < unsigned(p.in_W))
+            sum = fmaf(widen(in[h * p.in_h + v * p.in_w]), widen(w[r * p.w_r + s * p.w_s]), sum);
+        }
+      static_cast<T*>(p.out_data)[n * p.out_n + y * p.out_h + x * p.out_w + c] = narrow<T>(sum);
+    }
+  }
+}
+
+template <class T, int R, int window>
+__global__ void __launch_bounds__(32 * kToeplitzWarps, toeplitz_resident(R)) gather(__grid_constant__ Params const p) {
+  extern __shared__ __align__(1024) unsigned char dynamic[];
+  __shared__ uint64_t full[kToeplitzStages];
+  __shared__ float biases[32];
+  uint32_t const shared = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
+  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
+  int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
+  // Another warp's than the one that stores, if there is one: both have some hundred instructions a row.
+  bool const copies = threadIdx.x == (blockDim.x > 32 ? 32 : 0);
+  Copier<R> copier;
+  copier.index = begin, copier.end = end;
+  if (copies) {
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&full[i], 1);
+    ptx::fence_mbarrier_init();
+    for (int i = 0; i < p.stages; ++i) copier.next(p, full, c0, shared);
+  }
+  if (p.bias != nullptr && int(threadIdx.x) < p.channels)
+    biases[threadIdx.x] = c0 + int(threadIdx.x) < p.C
+                              ? widen(static_cast<T const*>(p.bias)[(c0 + int(threadIdx.x)) * p.bias_stride])
+                              : 0.f;
+
+  int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
+  int const octets = p.channels / 8, octet = warp % octets;
+  int const columns = (p.blocks + window - 1) * 4;
+  // Of blocks g and g + 8 of the warp's.
+  uint32_t from[2][window], to[2];
+  bool exists[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int const block = warp / octets * 16 + g + 8 * half;
+    exists[half] = block < p.blocks * p.images;
+    int const image = exists[half] ? block / p.blocks : 0;
+    int const column = (exists[half] ? block - image * p.blocks : 0) * 4 + t;
+#pragma unroll
+    for (int j = 0; j < window; ++j) from[half][j] = shared + swizzled(image * columns + column + 4 * j, octet, octets);
+    to[half] = shared + p.stages * p.in_bytes + swizzled(image * p.blocks * 4 + column, octet, octets);
+  }
+  Taps<T, R, window> const taps(p, c0 + octet * 8);
+  __syncthreads();
+
+  uint32_t most = 0, parity = 0;
+  float acc[R][4][4];
+  int stage = 0, buffer = 0;
+  for (int index = begin; index < end;) {
+    Strip const s = strip_of<R>(p, index, end);
+    index += s.rows;
+#pragma unroll 1
+    for (int row = 0; row < s.rows + R - 1; ++row) {
+      bool const with_in = has_row(p, s, row), with_out = row >= R - 1;
+      if (with_in) {
+        ptx::mbarrier_wait(&full[stage], parity);
+        uint4 in[2][window];
+#pragma unroll
+        for (int j = 0; j < window; ++j)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) in[half][j] = ptx::ld_shared_v4(from[half][j] + stage * p.in_bytes);
+        if (++stage == p.stages) stage = 0, parity ^= 1;
+#pragma unroll
+        for (int k = 0; k < R; ++k)
+#pragma unroll
+          for (int pair = 0; pair < 4; ++pair) {
+            auto word = [&](int half, int j) {
+              uint4 const& v = in[half][j];
+              return pair == 0 ? v.x : pair == 1 ? v.y : pair == 2 ? v.z : v.w;
+            };
+#pragma unroll
+            for (int e = 0; e < 4; ++e) acc[k][pair][e] = k + 1 < R ? acc[k + 1][pair][e] : 0.f;
+            int const r = R - 1 - k;
+            ptx::mma_m16n8k16<T>(acc[k][pair], word(0, 0), word(1, 0), word(0, 1), word(1, 1), taps(pair, r, 0),
+                                 taps(pair, r, 1));
+            if constexpr (window == 3) ptx::mma_m16n8k8<T>(acc[k][pair], word(0, 2), word(1, 2), taps(pair, r, 2));
+          }
+      } else {
+#pragma unroll
+        for (int k = 0; k < R; ++k)
+#pragma unroll
+          for (int i = 0; i < 16; ++i) acc[k][i / 4][i % 4] = k + 1 < R ? acc[k + 1][i / 4][i % 4] : 0.f;
+      }
+      if (with_out) {
+        uint32_t out[2][4];
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) {
+          float2 b = make_float2(0.f, 0.f);
+          if (p.bias != nullptr) b = *reinterpret_cast<float2 const*>(biases + octet * 8 + pair * 2);
+          out[0][pair] = pack<T>(acc[0][pair][0] + b.x, acc[0][pair][1] + b.y);
+          out[1][pair] = pack<T>(acc[0][pair][2] + b.x, acc[0][pair][3] + b.y);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          if (!exists[half]) continue;
+#pragma unroll
+          for (int pair = 0; pair < 4; ++pair) most = max_or_nan<T>(most, out[half][pair]);
+          ptx::st_shared_v4(to[half] + buffer * p.out_bytes,
+                            make_uint4(out[half][0], out[half][1], out[half][2], out[half][3]));
+        }
+        ptx::fence_proxy_async();
+        // Of three buffers the next is free when the last row but one is stored.
+        if (threadIdx.x == 0) ptx::cp_async_bulk_wait_group_read<1>();
+      }
+      ptx::bar_sync(1, int(blockDim.x));  // all have read the row and written theirs
+      if (threadIdx.x == 0 && with_out) {
+        ptx::cp_async_bulk_tensor_4d_store(&p.out, shared + p.stages * p.in_bytes + buffer * p.out_bytes, c0, s.w0,
+                                           s.h0 + (row - (R - 1)) * p.dilation_h, s.n0);
+        ptx::cp_async_bulk_commit_group();
+      }
+      if (copies && with_in) copier.next(p, full, c0, shared);
+      if (with_out && ++buffer == kToeplitzBuffers) buffer = 0;
+    }
+  }
+  if (threadIdx.x == 0) ptx::cp_async_bulk_wait_group<0>();
+  if (__syncthreads_or(has_nan<T>(most)) != 0) store_again<T, R>(p, begin, end, c0);
+}
+
+// ---- host side
+
+inline cudaError_t map_of(CUtensorMap& map, void const* data, DType dtype, Strides const& s, int64_t C, int64_t W,
+                          int64_t H, int64_t N, int channels, int columns, int images) {
+  CUtensorMapSwizzle const swizzle = channels == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+                                     : channels == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                     : channels == 16 ? CU_TENSOR_MAP_SWIZZLE_32B
+                                                      : CU_TENSOR_MAP_SWIZZLE_NONE;
+  return tma::encode_tiled(map, {data, dtype, {C, W, H, N}, {1, s.w, s.h, s.n}}, channels, columns, 1, images, 1, 1,
+                           swizzle);
+}
+
+template <Op op, DType dtype, int R, int S>
+cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  constexpr bool backward = op == Op::dgrad;
+  constexpr int window = toeplitz_window(S);
+  Strides const& in = backward ? problem.y : problem.x;
+  Strides const& out = backward ? problem.x : problem.y;
+  int device = 0;
+  Device gpu = h200_sxm;
+  if (auto const error = cudaGetDevice(&device)) return error;
+  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  ToeplitzTile const t = toeplitz_tile(op, problem, R, S, gpu);
+  Params p{};
+  p.in_data = args.a, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out_data = args.out;
+  p.in_n = in.n, p.in_h = in.h, p.in_w = in.w, p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
+  p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  p.N = int(problem.N), p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
+  p.in_H = int(backward ? problem.P() : problem.H), p.in_W = int(backward ? problem.Q() : problem.W);
+  p.out_H = int(backward ? problem.H : problem.P()), p.out_W = int(backward ? problem.W : problem.Q());
+  p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
+  p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
+  if (backward) {
+    p.w = static_cast<T const*>(args.b) + (problem.R - 1) * p.w_r + (problem.S - 1) * p.w_s;
+    p.w_r = -p.w_r, p.w_s = -p.w_s;
+    p.pad_h = (p.R - 1) * p.dilation_h - p.pad_h, p.pad_w = (p.S - 1) * p.dilation_w - p.pad_w;
+  }
+  p.channels = t.channels, p.blocks = t.blocks, p.images = t.images;
+  p.slices = int(t.slices), p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
+  p.units = int(t.units), p.each = int(t.each), p.stages = t.stages;
+  p.in_bytes = int(t.in_bytes), p.out_bytes = int(t.out_bytes);
+  int const columns = (t.blocks + window - 1) * 4;
+  p.in_copied = columns * t.images * t.channels * int(sizeof(T));
+  if (auto const error =
+          map_of(p.in, args.a, dtype, in, problem.C, p.in_W, p.in_H, problem.N, t.channels, columns, t.images))
+    return error;
+  if (auto const error = map_of(p.out, args.out, dtype, out, problem.C, p.out_W, p.out_H, problem.N, t.channels,
+                                t.blocks * 4, t.images))
+    return error;
+  auto* const kernel = gather<T, R, window>;
+  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
+    return error;
+  kernel<<<unsigned(t.slices * t.shares), unsigned(32 * t.warps()), size_t(t.shared_bytes), stream>>>(p);
+  return cudaGetLastError();
+}
+
+}  // namespace conv2d_ext::toeplitz
+
+#define CONV2D_EXT_TOEPLITZ_INSTANCE(family, op, dtype, tm, tn, tk, variant)            \
+  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
+      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
+    return toeplitz::launch<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);       \
+  }
