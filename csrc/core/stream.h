@@ -115,11 +115,13 @@ constexpr int ring_warps(int64_t span, int units) { return int(ceil_div(span, un
 constexpr int ring_teams(int warps) { return kStreamWarps / warps; }
 
 // Bytes of an image's ring of outputs, or 0: `turn` rows of it are written while as many are stored. So many rows are
-// a multiple of 16 bytes, whatever a row has. It pays for rows of several warps that are off L2's sectors.
+// a multiple of 16 bytes, whatever a row has. It pays for rows of several warps, in 16-bit types where they are off
+// L2's sectors.
 constexpr int ring_out_bytes(Strides const& out, int64_t H, int64_t W, int warps, int64_t pieces, int turn,
                              int element) {
   bool const dense = pieces == 1 && (H == 1 || out.h == W);
-  if (!dense || warps == 1 || W * element % 32 == 0 || double(H) * double(W) > double(1 << 28)) return 0;
+  if (!dense || warps == 1 || (element == 2 && W * element % 32 == 0) || double(H) * double(W) > double(1 << 28))
+    return 0;
   int const unit = 16 / element;
   return int(ceil_div(2 * turn + 1, unit) * unit * W * element);
 }
