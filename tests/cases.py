@@ -245,6 +245,11 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_planes_valid", 17, 8, 12, 11, 8, 4, 5, groups=8),
     Case("depthwise_7x7_padding_1", 2, 3, 20, 28, 3, 7, 7, padding=(1, 1), groups=3),
     Case("depthwise_7x7_padding_8", 3, 2, 9, 8, 2, 7, 7, padding=(8, 9), groups=2),
+    # rows of several warps, whose outputs leave by way of shared memory: rounds of its ring, ends off 16 bytes
+    Case("depthwise_team", 1, 3, 70, 254, 3, 3, 3, groups=3, edge=True),
+    Case("depthwise_team_odd", 2, 2, 40, 391, 2, 7, 7, padding=(3, 3), groups=2),
+    Case("depthwise_team_3x7", 1, 2, 40, 256, 2, 3, 7, groups=2),
+    Case("depthwise_team_stride2", 1, 3, 61, 521, 3, 5, 5, (2, 2), (2, 2), groups=3),
     Case("depthwise_3x1", 2, 5, 17, 20, 5, 3, 1, padding=(1, 0), groups=5),
     Case("depthwise_3x7", 2, 5, 17, 36, 5, 3, 7, groups=5),
     Case("depthwise_7x2_stride2", 2, 5, 17, 36, 5, 7, 2, (2, 2), (3, 1), groups=5),

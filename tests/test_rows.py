@@ -167,13 +167,16 @@ def test_an_infinite_pixel_reaches_the_taps_that_meet_it_in_every_depthwise_row(
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
 @pytest.mark.parametrize("dtype", (torch.float16, torch.float32), ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("size,stride,width", ((3, 1, 37), (7, 1, 37), (5, 1, 22), (7, 1, 150), (3, 2, 37), (7, 2, 75)))
+@pytest.mark.parametrize(
+    "size,stride,width",
+    ((3, 1, 37), (7, 1, 37), (5, 1, 22), (7, 1, 150), (3, 1, 254), (5, 1, 513), (3, 2, 37), (7, 2, 75), (5, 2, 261)),
+)
 def test_walks_down_whole_images_use_their_ring_many_times(
     size: int, stride: int, width: int, dtype: torch.dtype, op: str, cuda: str
 ) -> None:
     """Small problems are cut into short stretches, so that few rows of a ring are filled twice."""
     case = Case(
-        "walks", 16, 512, 61, width, 512, size, size, (stride, stride), (size // 2, size // 2), groups=512, bias=False
+        "walks", 16, 256, 61, width, 256, size, size, (stride, stride), (size // 2, size // 2), groups=256, bias=False
     )
     generator = torch.Generator(cuda).manual_seed(1)
     x, w, go = (
@@ -188,10 +191,11 @@ def test_walks_down_whole_images_use_their_ring_many_times(
     sms, capability = machine()
     tensors = problem(op, x, w, go, run())
     rows = candidates(plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability))
-    for row in rows:
-        if ROWS[row].startswith("stream_"):
-            gap = float((run(row=row).double() - true).norm() / true.norm())  # on the GPU: the tensors are large
-            assert gap < tolerance(dtype, size * size), ROWS[row]
+    walking = [row for row in rows if ROWS[row].startswith("stream_")]
+    assert len(walking) == (0 if dtype == torch.float32 and stride == 2 else 1)  # there is none for these
+    for row in walking:
+        gap = float((run(row=row).double() - true).norm() / true.norm())  # on the GPU: the tensors are large
+        assert gap < tolerance(dtype, size * size), ROWS[row]
 
 
 @pytest.mark.parametrize("value", (float("nan"), float("inf")))

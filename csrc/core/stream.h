@@ -29,30 +29,32 @@ constexpr int stream_rows(int height, int stride, int R, double walks, double sl
   return rows;
 }
 
-// How a warp's ring in shared memory holds rows of a tensor: chunks of kStreamChunk rows of each of its images, one
-// after the other as in memory, or a segment of every row.
+// How a team's ring in shared memory holds rows of a tensor: chunks of rows of each of its images, one after the other
+// as in memory, or a segment of every row.
 struct StreamRing {
   bool whole = true;     // rows
+  int chunk = 8;         // rows; so many are a multiple of 16 bytes, whatever a row has
   int columns = 0;       // of a segment
   int pitch = 0;         // bytes from a row to the next
   int image_bytes = 0;   // from an image to the next
   int stage_bytes = 16;  // from a chunk to the next
 };
 
-inline constexpr int kStreamChunk = 8;        // of a multiple of 16 bytes, whatever a row has
-inline constexpr int kStreamRingBegin = 256;  // bytes of a warp before its ring of inputs: 8 barriers, and a gap
+// Bytes of a team before its ring of inputs: 8 barriers, what its copies are at, and a gap.
+inline constexpr int kStreamRingBegin = 704;
+inline constexpr int kStreamRingEnd = 32;  // bytes behind a ring of outputs: the last row's end, what is known of it
 
 // `columns` of units of `unit` columns, of which a row has `span`; a lane may read `window` columns beyond either end.
 constexpr StreamRing stream_ring(Strides const& s, int W, int columns, int unit, int span, int window, int images,
-                                 bool whole, int element) {
+                                 bool whole, int element, int chunk) {
   StreamRing t;
   int const gap = window * element + 16;
-  t.whole = whole, t.columns = columns;
+  t.whole = whole, t.columns = columns, t.chunk = chunk;
   int64_t const row = s.h * element;
   t.pitch = whole ? W * element : columns * element + gap;
   while (!whole && (t.pitch - row) % 16 != 0) t.pitch += element;
   // Whole rows: units that are read together are in different banks.
-  t.image_bytes = int(ceil_div(32 + kStreamChunk * t.pitch + gap, 16) * 16);
+  t.image_bytes = int(ceil_div(32 + chunk * t.pitch + gap, 16) * 16);
   while (whole && t.image_bytes % 128 != span * unit * element / 16 * 16 % 128) t.image_bytes += 16;
   t.stage_bytes = images * t.image_bytes;
   return t;
@@ -60,10 +62,12 @@ constexpr StreamRing stream_ring(Strides const& s, int W, int columns, int unit,
 
 struct RingTile {
   bool used = false;
-  bool odd = false;  // pairs of elements lie across words, or outputs are stored one by one
+  bool odd = false;          // pairs of elements lie across words, or outputs are stored one by one
+  int warps = 1, teams = 1;  // warps that share a row, a ring and a piece of the work; such teams of a block
   StreamRing in;
   int stages = 1;
-  int64_t shared_bytes = 0;
+  int out_bytes = 0;  // of an image's ring of outputs, where rows of outputs follow each other in memory; or 0
+  int64_t team_bytes = 0, shared_bytes = 0;
 };
 
 // 16-bit types. A unit is 8 columns of outputs of one image (wgrad: of y); a warp walks down 16 units of one channel.
@@ -106,14 +110,36 @@ constexpr bool stream_planes(Strides const& s, int align, int64_t H, int64_t W) 
 // Copies of a lane for each row of inputs, at most: enough for 16 units of one image.
 constexpr int stream_passes(int stride, int width) { return (width == 4 ? 2 : width == 2 ? 2 : 4) * stride; }
 
-// A warp's ring for `images` images and walks of so many rows of inputs.
-constexpr RingTile ring_tile(StreamRing const& in, int rows, int blocks) {
+// Warps that share a row of so many units, of which a warp has `units`; such teams of a block.
+constexpr int ring_warps(int64_t span, int units) { return int(ceil_div(span, units)); }
+constexpr int ring_teams(int warps) { return kStreamWarps / warps; }
+
+// Bytes of an image's ring of outputs, or 0: `turn` rows of it are written while as many are stored. So many rows are
+// a multiple of 16 bytes, whatever a row has. It pays for rows of several warps, in 16-bit types where they are off
+// L2's sectors.
+constexpr int ring_out_bytes(Strides const& out, int64_t H, int64_t W, int warps, int64_t pieces, int turn,
+                             int element) {
+  bool const dense = pieces == 1 && (H == 1 || out.h == W);
+  if (!dense || warps == 1 || (element == 2 && W * element % 32 == 0) || double(H) * double(W) > double(1 << 28))
+    return 0;
+  int const unit = 16 / element;
+  return int(ceil_div(2 * turn + 1, unit) * unit * W * element);
+}
+
+// A team's ring, for walks of so many rows of inputs, `turn` of them in a round of the loop.
+constexpr RingTile ring_tile(StreamRing const& in, int warps, int images, int out_bytes, int rows, int turn,
+                             int blocks) {
   RingTile t;
-  t.used = true, t.in = in;
-  auto shared = [&](int stages) { return kStreamWarps * (kStreamRingBegin + int64_t(stages) * in.stage_bytes); };
-  t.stages = int(min64(4, ceil_div(rows, kStreamChunk)));
-  while (t.stages > 2 && shared(t.stages) + 1024 > 227 * 1024 / blocks) --t.stages;
-  t.shared_bytes = shared(t.stages);
+  t.used = true, t.in = in, t.warps = warps, t.teams = ring_teams(warps), t.out_bytes = out_bytes;
+  auto bytes = [&](int stages) {
+    return kStreamRingBegin + int64_t(stages) * in.stage_bytes +
+           (out_bytes > 0 ? int64_t(images) * (out_bytes + kStreamRingEnd) : 0);
+  };
+  // The rows of a round are copied before it begins, also where it begins with the last row of a chunk.
+  int const least = 1 + int(ceil_div(turn - 1, in.chunk)), all = int(ceil_div(rows, in.chunk));
+  t.stages = all < 4 ? all : 4;
+  while (t.stages > 2 && t.stages > least && t.teams * bytes(t.stages) + 1024 > 227 * 1024 / blocks) --t.stages;
+  t.team_bytes = bytes(t.stages), t.shared_bytes = t.teams * t.team_bytes;
   return t;
 }
 
@@ -129,18 +155,22 @@ constexpr void set_ring(StreamTile& t, Row const& row, Op op, Problem const& p, 
       !stream_aligned(in, align, 4, 2) || !stream_aligned(out, out_align, 2 * stored, 2) || t.out_W % stored != 0;
   t.origin = 0, t.shift = odd ? 0 : (t.pad_w % 2 + 2) % 2;
   t.blocks = int(ceil_div(t.out_W, kStreamColumns * (spread ? 2 : 1)));
-  t.pieces = ceil_div(t.blocks, kStreamUnits), t.span = int(ceil_div(t.blocks, t.pieces));
-  bool const whole = t.pieces == 1 && t.in_W <= kStreamUnits * unit + 64 && (t.in_H == 1 || in.h == t.in_W);
+  t.pieces = ceil_div(t.blocks, kStreamWarps * kStreamUnits), t.span = int(ceil_div(t.blocks, t.pieces));
+  bool const whole =
+      t.pieces == 1 && t.in_W <= kStreamWarps * kStreamUnits * unit + 64 && (t.in_H == 1 || in.h == t.in_W);
+  int const warps = ring_warps(t.span, kStreamUnits);
   t.half = t.span <= 8 ? 8 / t.span : 1;
   t.images = whole && t.span <= 8 ? int(min64(2 * t.half, p.N)) : 1;
   t.groups = ceil_div(p.N, t.images);
   int const blocks = ring_blocks(row.tile_m, row.tile_k, spread);
   double const walks = double(t.groups) * double(t.pieces) * double(p.C);
-  t.rows = stream_rows(t.out_H, row.tile_k, row.tile_m, walks, double(d.sm_count) * kStreamWarps * blocks);
+  t.rows = stream_rows(t.out_H, row.tile_k, row.tile_m, walks, double(d.sm_count) * ring_teams(warps) * blocks);
   t.stretches = ceil_div(t.out_H, t.rows);
   int const rows = int(min64(t.in_H, spread ? t.rows / 2 + row.tile_m : (t.rows - 1) * row.tile_k + row.tile_m));
-  t.ring = ring_tile(stream_ring(in, t.in_W, (t.span - 1) * unit + window, unit, t.span, window, t.images, whole, 2),
-                     rows, blocks);
+  int const live = (row.tile_m + row.tile_k - 1) / row.tile_k;
+  int const out_bytes = spread ? 0 : ring_out_bytes(out, t.out_H, t.out_W, warps, t.pieces, live, 2);
+  t.ring = ring_tile(stream_ring(in, t.in_W, (t.span - 1) * unit + window, unit, t.span, window, t.images, whole, 2, 8),
+                     warps, t.images, out_bytes, rows, spread ? row.tile_m : live * row.tile_k, blocks);
   t.ring.odd = odd;
 }
 
@@ -195,13 +225,13 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
 }
 
 // f32, fprop and dgrad: a unit is `width` columns of outputs, and a warp's lanes have units for 128 columns of one
-// channel.
+// channel. A team of up to kStreamWarps warps has a row.
 struct StreamLanesTile {
   int in_H = 0, in_W = 0, out_H = 0, out_W = 0;
   int pad_h = 0, pad_w = 0;  // input coordinate = output coordinate - pad + tap; may be negative
   int width = 1, shift = 0;  // shift: columns from the first of a unit's inputs to its first tap
-  int span = 1, images = 1;  // units of a piece of a row; images of a warp
-  int rows = 1;              // of outputs, in a stretch that a warp walks down
+  int span = 1, images = 1;  // units of a piece of a row; images of a team
+  int rows = 1;              // of outputs, in a stretch that a team walks down
   int64_t pieces = 1, stretches = 1, groups = 1;
   RingTile ring;
 
@@ -227,17 +257,20 @@ constexpr StreamLanesTile stream_lanes_tile(int size, Op op, Problem const& p, D
       stream_aligned(in, align, 8, 4) && stream_aligned(out, out_align, 8, 4) && t.out_W % 2 == 0 && t.in_W % 2 == 0;
   t.width = pairs ? 2 : 1, t.shift = pairs ? (t.pad_w % 2 + 2) % 2 : 0;
   int const units = kStreamLanes / t.width, all = int(ceil_div(t.out_W, t.width)), window = size + 3;
-  t.pieces = ceil_div(all, units), t.span = int(ceil_div(all, t.pieces));
-  bool const whole = t.pieces == 1 && t.in_W <= kStreamLanes + 64 && (t.in_H == 1 || in.h == t.in_W);
-  t.images = whole ? int(min64(min64(units / t.span, 32), p.N)) : 1;
+  t.pieces = ceil_div(all, kStreamWarps * units), t.span = int(ceil_div(all, t.pieces));
+  bool const whole = t.pieces == 1 && t.in_W <= kStreamWarps * kStreamLanes + 64 && (t.in_H == 1 || in.h == t.in_W);
+  int const warps = ring_warps(t.span, units);
+  t.images = whole && warps == 1 ? int(min64(min64(units / t.span, 32), p.N)) : 1;
   t.groups = ceil_div(p.N, t.images);
   int const blocks = ring_f32_blocks(int(p.R), int(p.S));
   double const walks = double(t.groups) * double(t.pieces) * double(p.C);
-  t.rows = stream_rows(t.out_H, 1, size, walks, double(d.sm_count) * kStreamWarps * blocks);
+  t.rows = stream_rows(t.out_H, 1, size, walks, double(d.sm_count) * ring_teams(warps) * blocks);
   t.stretches = ceil_div(t.out_H, t.rows);
-  t.ring =
-      ring_tile(stream_ring(in, t.in_W, (t.span - 1) * t.width + window, t.width, t.span, window, t.images, whole, 4),
-                int(min64(t.in_H, t.rows - 1 + size)), blocks);
+  int const turn = size == 7 && p.R <= 3 ? 3 : size, chunk = warps > 1 && turn < 7 ? 4 : 8;
+  t.ring = ring_tile(
+      stream_ring(in, t.in_W, (t.span - 1) * t.width + window, t.width, t.span, window, t.images, whole, 4, chunk),
+      warps, t.images, ring_out_bytes(out, t.out_H, t.out_W, warps, t.pieces, turn, 4),
+      int(min64(t.in_H, t.rows - 1 + size)), turn, blocks);
   return t;
 }
 
@@ -327,16 +360,16 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
   if (!halves) {
     // FMAs, what is beside them and, of odd rows, loads of single elements.
     StreamLanesTile const t = stream_lanes_tile(row.tile_m, op, p, d);
-    double const steps = double(t.walks()) * double(p.C) * (t.rows + row.tile_m + 3);
+    double const steps = double(t.walks()) * t.ring.warps * double(p.C) * (t.rows + row.tile_m + 3);
     double const instructions = 4.0 * double(p.R) * double(p.S) + 50 + (t.width == 1 ? 8.0 * double(p.S) : 0);
     double const issue_ns = steps * instructions / (7.0 * d.sm_count), sum = memory_ns + issue_ns;
     double const most = memory_ns > issue_ns ? memory_ns : issue_ns;
-    return {4000 + (most + (sum - most) / 4) * (row.tile_m == 3 ? 1.2 : 1.0), 1};
+    return {4000 + (most + (sum - most) / 4) * (row.tile_m == 3 && t.ring.warps == 1 ? 1.2 : 1.0), 1};
   }
   StreamTile const t = stream_tile(row, op, p, d);
   bool const spread = op == Op::dgrad && row.tile_k == 2;
   double const rows = spread ? t.rows / 2.0 + row.tile_m / 2 + 10 : double(t.rows - 1) * row.tile_k + row.tile_m + 10;
-  double const steps = double(t.walks()) * double(p.C) * rows;
+  double const steps = double(t.walks()) * t.ring.warps * double(p.C) * rows;
   double const copies = t.planes       ? 3.4
                         : t.ring.used  ? (!t.ring.odd ? 1.2
                                           : spread    ? 4.0

@@ -88,6 +88,23 @@ __device__ inline void bar_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// The same; whether it is true in any of the threads.
+template <int id>
+__device__ inline bool bar_red_or(int threads, bool value) {
+  int any;
+  asm volatile(
+      "{\n"
+      ".reg .pred in, out;\n"
+      "setp.ne.u32 in, %3, 0;\n"
+      "barrier.red.or.pred out, %1, %2, in;\n"
+      "selp.s32 %0, 1, 0, out;\n"
+      "}\n"
+      : "=r"(any)
+      : "n"(id), "r"(threads), "r"(unsigned(value))
+      : "memory");
+  return any != 0;
+}
+
 // Arrives at such a barrier and does not wait.
 __device__ inline void bar_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -102,6 +119,10 @@ __device__ inline uint32_t ld_shared(uint32_t shared) {
   uint32_t v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(shared));
   return v;
+}
+
+__device__ inline void st_shared(uint32_t shared, uint32_t v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared), "r"(v) : "memory");
 }
 
 // 16 bytes to shared memory.
@@ -170,6 +191,12 @@ __device__ inline void cp_async_bulk(uint32_t shared, void const* global, uint32
                : "memory");
 }
 
+// The other way.
+__device__ inline void cp_async_bulk_store(void* global, uint32_t shared, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(shared), "r"(bytes)
+               : "memory");
+}
+
 // A box of a 4-D tensor.
 __device__ inline void cp_async_bulk_tensor_4d(uint32_t shared, void const* map, uint64_t* bar, int c0, int c1, int c2,
                                                int c3) {
@@ -209,6 +236,9 @@ template <int pending>
 __device__ inline void cp_async_bulk_wait_group_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
 }
+
+// Waits until all of this thread's groups of stores have been written.
+__device__ inline void cp_async_bulk_wait_all() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // Pixels of an NHWC tensor from (c, w, h, n) on, in the order of the map's bounding box, all moved by the offsets.
 __device__ inline void cp_async_bulk_tensor_im2col(uint32_t shared, void const* map, uint64_t* bar, int c, int w, int h,

@@ -565,13 +565,15 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   }
   if constexpr (!sums) {
     if (t.ring.used) {
-      set_ring(p.stages, p.warp_bytes, p.ring, t.ring);
-      int64_t const blocks = ceil_div(t.walks() * problem.C, kStreamWarps);
+      int64_t const walks = t.walks() * problem.C;
       if constexpr (spreads)
-        return start_ring(t.ring.odd ? spread_ring<T, R, true> : spread_ring<T, R, false>, p, blocks, t.ring, stream);
+        return start_ring(t.ring.odd ? spread_ring<T, R, true> : spread_ring<T, R, false>, p, 2, walks, t.ring, stream);
       else
-        return start_ring(t.ring.odd ? gather_ring<T, R, stride, true> : gather_ring<T, R, stride, false>, p, blocks,
-                          t.ring, stream);
+        return start_ring(t.ring.out_bytes > 0 ? t.ring.odd ? gather_ring<T, R, stride, true, true>
+                                                            : gather_ring<T, R, stride, false, true>
+                          : t.ring.odd         ? gather_ring<T, R, stride, true, false>
+                                               : gather_ring<T, R, stride, false, false>,
+                          p, 2, walks, t.ring, stream);
     }
   }
   int const passes = int(ceil_div(t.images * t.copies, 32));

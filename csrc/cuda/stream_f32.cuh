@@ -10,7 +10,7 @@
 
 namespace conv2d_ext::stream {
 
-// One of a warp's units: its image among the warp's, and its place among the image's.
+// One of a team's units: its image among the team's, and its place among the image's.
 struct LaneUnit {
   int image, place;
   bool exists;
@@ -20,19 +20,22 @@ struct LaneUnit {
   }
 };
 
-// A lane's units: the columns that a unit of `width` meets, from the ring; zeros beyond the borders.
+// A lane's units, every 32nd from `first` on: the columns that a unit of `width` meets, from the ring; zeros beyond the
+// borders.
 template <int S, int width, int shift>
 struct Windows {
   static constexpr int units = 4 / width, columns = (S + width - 1 + shift + width - 1) / width * width;
-  static_assert(units * columns <= 32 * width);
+  static_assert(units * columns / width + units <= 32);
   uint32_t address[units];
-  uint32_t inside = 0;  // a bit for each of the loads
+  uint32_t inside = 0;  // a bit for each of the loads; and at the other end one for each unit with outputs
 
-  __device__ Windows(Params const& p, Ring<float> const& ring, Walk const& at, int images, int h, int base, int W) {
+  __device__ Windows(Params const& p, Ring<float> const& ring, Walk const& at, int first, int images, int h, int base,
+                     int W) {
 #pragma unroll
     for (int j = 0; j < units; ++j) {
-      LaneUnit const u(p, int(threadIdx.x) % 32 + 32 * j);
+      LaneUnit const u(p, first + 32 * j);
       int const column = base + u.place * width;
+      if (u.exists && u.image < images && at.q0 + u.place * width < p.out_W) inside |= 1u << (31 - j);
       address[j] = unit_address(ring, at, u, h, base, column, columns);
 #pragma unroll
       for (int i = 0; i < columns; i += width)
@@ -40,6 +43,7 @@ struct Windows {
           inside |= 1u << (j * columns + i) / width;
     }
   }
+  __device__ bool keeps(int j) const { return inside >> (31 - j) & 1; }
   __device__ void load(int j, uint32_t offset, float (&v)[columns]) const {
 #pragma unroll
     for (int i = 0; i < columns; i += width) {
@@ -55,22 +59,24 @@ struct Windows {
   }
 };
 
-// Filters of R x S, or (`part`) of p.R x p.S, which are no more.
-template <int R, int S, int width, int shift, bool part>
+// Filters of R x S, or (`part`) of p.R x p.S, which are no more. `stored`: rows of outputs follow each other in memory,
+// and go there by way of the ring of outputs.
+template <int R, int S, int width, int shift, bool part, bool stored>
 __global__ void __launch_bounds__(kStreamWarps * 32, ring_f32_blocks(R, S) - (width == 1 || (part && R * S == 49)))
     gather_f32(__grid_constant__ Params const p) {
   extern __shared__ __align__(16) unsigned char shared[];
   constexpr int units = 4 / width;
-  int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  uint32_t const task = blockIdx.x * kStreamWarps + warp;
+  Team const team(p.warps);
+  int const first = team.warp * 32 * units + int(threadIdx.x) % 32;
+  uint32_t const task = blockIdx.x * ring_teams(p.warps) + team.index;
   if (task >= p.walks * uint32_t(p.C)) return;
   Walk const at(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
-  make_barriers(shared + warp * p.warp_bytes, p.stages);
-  uint32_t const data = ptx::shared_address(shared) + warp * p.warp_bytes + kStreamRingBegin;
-  Ring<float> ring(p.ring, p.in, p.stages, warp * p.warp_bytes, data);
+  make_barriers(team, shared + team.index * p.team_bytes, p.stages);
+  uint32_t const data = ptx::shared_address(shared) + team.index * p.team_bytes + kStreamRingBegin;
+  Ring<float> ring(p.ring, p.in, p.stages, team.index * p.team_bytes, data);
   int const images = int(depthwise::smaller(p.N - at.n0, p.images));
   int const h0 = at.p0 - p.pad_h, steps = at.rows + R - 1, base = at.q0 - p.pad_w - shift;
-  ring.start(at, images, h0, steps, base);
+  ring.start(team, at, images, h0, steps, base);
 
   float filter[R][S];
 #pragma unroll
@@ -82,21 +88,28 @@ __global__ void __launch_bounds__(kStreamWarps * 32, ring_f32_blocks(R, S) - (wi
         filter[r][s] = __ldg(static_cast<float const*>(p.w) + at.c * p.w_k + r * p.w_r + s * p.w_s);
     }
   float const bias = p.bias != nullptr ? static_cast<float const*>(p.bias)[at.c * p.bias_stride] : 0.f;
-  float* out[units];
-  bool keep[units];
+  Stores<float> const stores(p, team, at, images, data + p.stages * p.ring.stage_bytes);
+  using Place = std::conditional_t<stored, uint32_t, uint64_t>;
+  Place to[units];  // the next row's address in memory, or the first row's in the ring
 #pragma unroll
   for (int j = 0; j < units; ++j) {
-    LaneUnit const u(p, lane + 32 * j);
-    int const x = at.q0 + u.place * width;
-    keep[j] = u.exists && u.image < images && x < p.out_W;
-    out[j] = static_cast<float*>(p.out) + (at.n0 + u.image) * p.out_n + at.c * p.out_c + at.p0 * p.out_h + x;
+    LaneUnit const u(p, first + 32 * j);
+    if constexpr (stored)
+      to[j] = stores.place(at, u.image);
+    else
+      to[j] = reinterpret_cast<uint64_t>(stores.address(at, u.image));
+    to[j] += (at.q0 + u.place * width) * sizeof(float);
   }
-  Windows<S, width, shift> const windows(p, ring, at, images, h0, base, p.in.W);
+  Windows<S, width, shift> const windows(p, ring, at, first, images, h0, base, p.in.W);
 
   float acc[R][4];  // of the rows of outputs that a row of inputs meets, each in its place till it is complete
+  uint32_t row = 0;
 #pragma unroll 1
   for (int begin = 0; begin < steps; begin += R) {
+    if (stored) stores.prepare();
+    team.sync();
     ring.refill();
+    if (stored && begin >= R) stores.store((begin - R + 1) * p.row_bytes, false);
 #pragma unroll
     for (int i = 0; i < R; ++i) {
       int const step = begin + i;
@@ -129,15 +142,29 @@ __global__ void __launch_bounds__(kStreamWarps * 32, ring_f32_blocks(R, S) - (wi
       float const(&sum)[4] = acc[(i + 1) % R];
 #pragma unroll
       for (int j = 0; j < units; ++j) {
-        if constexpr (width == 2) {
-          if (keep[j]) *reinterpret_cast<float2*>(out[j]) = make_float2(sum[2 * j], sum[2 * j + 1]);
+        if constexpr (stored) {
+          if constexpr (width == 2) {
+            if (windows.keeps(j)) ptx::st_shared_f32x2(to[j] + row, sum[2 * j], sum[2 * j + 1]);
+          } else {
+            if (windows.keeps(j)) ptx::st_shared(to[j] + row, __float_as_uint(sum[j]));
+          }
         } else {
-          if (keep[j]) *out[j] = sum[j];
+          if constexpr (width == 2) {
+            if (windows.keeps(j)) *reinterpret_cast<float2*>(to[j]) = make_float2(sum[2 * j], sum[2 * j + 1]);
+          } else {
+            if (windows.keeps(j)) *reinterpret_cast<float*>(to[j]) = sum[j];
+          }
+          to[j] += p.out_h * sizeof(float);
         }
-        out[j] += p.out_h;
       }
+      if constexpr (stored) row = next_row(p, row);
     }
   }
+  if constexpr (!stored) return;
+  stores.prepare();
+  team.sync();
+  stores.store(at.rows * p.row_bytes, true);
+  ptx::cp_async_bulk_wait_group_read<0>();
 }
 
 // ---- wgrad
@@ -364,13 +391,16 @@ cudaError_t launch_f32(Problem const& problem, Plan const& plan, Arguments const
     p.out_H = t.out_H, p.out_W = t.out_W, p.pad_h = t.pad_h, p.pad_w = t.pad_w;
     p.span = t.span, p.columns = t.span * t.width, p.images = t.images, p.rows = t.rows;
     p.pieces = uint32_t(t.pieces), p.stretches = uint32_t(t.stretches), p.walks = uint32_t(t.walks());
-    set_ring(p.stages, p.warp_bytes, p.ring, t.ring);
-    int64_t const blocks = ceil_div(t.walks() * problem.C, kStreamWarps);
+    int64_t const walks = t.walks() * problem.C;
+    auto with = [&]<int rows, int columns, bool part, bool stored>() {
+      auto* const kernel = t.width == 1   ? gather_f32<rows, columns, 1, 0, part, stored>
+                           : t.shift == 0 ? gather_f32<rows, columns, 2, 0, part, stored>
+                                          : gather_f32<rows, columns, 2, 1, part, stored>;
+      return start_ring(kernel, p, 4, walks, t.ring, stream);
+    };
     auto of = [&]<int rows, int columns, bool part>() {
-      auto* const kernel = t.width == 1   ? gather_f32<rows, columns, 1, 0, part>
-                           : t.shift == 0 ? gather_f32<rows, columns, 2, 0, part>
-                                          : gather_f32<rows, columns, 2, 1, part>;
-      return start_ring(kernel, p, blocks, t.ring, stream);
+      return t.ring.out_bytes > 0 ? with.template operator()<rows, columns, part, true>()
+                                  : with.template operator()<rows, columns, part, false>();
     };
     if (problem.R == R && problem.S == R) return of.template operator()<R, R, false>();
     if constexpr (R == 7) {

@@ -27,7 +27,8 @@ struct Params {
   int C, R, S, out_H, out_W, pad_h, pad_w, pad_left, origin, shift, splits;  // pad_left: dgrad with stride 2
   int span, columns, images, half, first, copies, copies_y, rows;            // columns: of a piece
   uint32_t pieces, stretches, walks;                                         // walks: of a channel
-  int stages, warp_bytes;                                                    // stream_ring.cuh
+  int warps, stages, team_bytes, out_bytes;                                  // stream_ring.cuh
+  uint32_t row_bytes;                                                        // of outputs
   StreamRing ring;
 };
 
@@ -45,7 +46,7 @@ struct Walk {
   }
 };
 
-// One of the 16 units: its image among the warp's, and its place among the image's.
+// One of a warp's 16 units, or of a team's: its image among the warp's, and its place among the image's.
 struct Unit {
   int image, place;
   bool exists;
@@ -124,12 +125,12 @@ __device__ float exact(Params const& p, int64_t n, int c, int y, int x) {
 }
 
 // A zero of the band or of the padding may have met an infinity: a lane's outputs that are NaN are made again, product
-// by product.
+// by product. The warp's units are those from `first` on.
 template <class T, int stride>
-__device__ __noinline__ void again(Params const& p, uint32_t task) {
+__device__ __noinline__ void again(Params const& p, uint32_t task, int first = 0) {
   int const lane = int(threadIdx.x) % 32;
   Walk const at(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
-  for (int i = lane / 4; i < kStreamUnits; i += 8) {
+  for (int i = first + lane / 4; i < first + kStreamUnits; i += 8) {
     Unit const u(p, i);
     Outputs<T, false> out(p, at, i, lane % 4);
     for (int y = at.p0; y < at.p0 + at.rows; ++y, out.to += out.row_bytes)
@@ -214,11 +215,11 @@ struct SpreadOutputs {
 
 // A lane's outputs of `spread` that are NaN, product by product.
 template <class T>
-__device__ __noinline__ void spread_again(Params const& p, uint32_t task) {
+__device__ __noinline__ void spread_again(Params const& p, uint32_t task, int first = 0) {
   int const g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4;
   int64_t const row_bytes = p.out_h * int64_t(sizeof(T));
   Walk const walk(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
-  for (int unit = g; unit < kStreamUnits; unit += 8) {
+  for (int unit = first + g; unit < first + kStreamUnits; unit += 8) {
     Unit const u(p, unit);
     SpreadOutputs<T, false> const out(p, walk, unit, t);
     for (int row = walk.p0; row < walk.p0 + walk.rows; ++row)
