@@ -17,11 +17,10 @@ constexpr int64_t tf32_wgrad_tiles(Row const& row, Problem const& p) {
          ceil_div(p.K_per_group(), row.tile_n) * p.groups;
 }
 
-// Bytes of the filters that the rows but the raw ones round beforehand, the reduction's channels in whole lines.
+// Bytes of the filters that dgrad's rows but the raw ones turn beforehand, in whole lines.
 constexpr int64_t tf32_prepared_bytes(Row const& row, Op op, Problem const& p) {
-  if (op == Op::wgrad || tf32_is_raw(row.variant)) return 0;
-  int64_t const rows = op == Op::fprop ? p.K : p.C, depth = op == Op::fprop ? p.C_per_group() : p.K_per_group();
-  return rows * p.R * p.S * ceil_div(depth, kTf32Line) * kTf32Line * 4;
+  if (op != Op::dgrad || tf32_is_raw(row.variant)) return 0;
+  return p.C * p.R * p.S * ceil_div(p.K_per_group(), kTf32Line) * kTf32Line * 4;
 }
 
 constexpr int64_t tf32_workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
@@ -111,9 +110,9 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   return best;
 }
 
-// Pixels that are added up in one chain, if the workspace allows. The tensor cores cut off the lowest bits of what they
-// add: an error of 2.3e-9 a pixel for random data, here at most 2e-5.
-inline constexpr int64_t kTf32Pixels = 8192;
+// Pixels that wgrad adds up in one chain. The tensor cores cut off the lowest bits of what they add: an error of 2.3e-9
+// a pixel for random data, here at most 1.4e-5.
+inline constexpr int64_t kTf32Pixels = 6144;
 
 // wgrad's halo. Lines of a step: each run's x is copied and loaded, y copied, read, and written for two sets of taps,
 // and wgmma reads that for each run.
@@ -134,18 +133,17 @@ constexpr Estimate tf32_wgrad_estimate(Row const& row, Problem const& p, Device 
   double const copied = double(min64(row.tile_m, rows)) + TN, lines = TM / 64 * TN + TM + copied + 2 * TN;
   double const step_ns = tf32_step_ns(TM * TN / 32 * 1.37, lines, copied * 3.22), fixed = 200 + 0.15 * TM * TN;
   double const memory_ns = tf32_memory_ns(p, 3600), tile_bytes = TM * TN * 4;
-  int64_t const least =
-      min64(ceil_div(pixels, kTf32Pixels), int64_t(double(kMaxWorkspaceBytes) / tile_bytes) / max64(tiles, 1));
   auto with = [&](int64_t split) {
-    double ns = double(ceil_div(tiles * split, d.sm_count)) * (double(ceil_div(steps, split)) * step_ns + fixed);
+    int64_t const each = ceil_div(steps, split), chains = ceil_div(each * 32, kTf32Pixels);
+    double ns = double(ceil_div(tiles * split, d.sm_count)) * (double(each) * step_ns + double(chains) * fixed);
     if (split > 1) ns += 5100 + double(tiles * split) * tile_bytes * 2 / 12500;
     return (ns > memory_ns ? ns + memory_ns / 10 : memory_ns + ns / 10) + 1000;
   };
-  Estimate best{with(max64(least, 1)), int(max64(least, 1))};
-  int64_t const first = ceil_div(max64(least, 1) * tiles, d.sm_count);
+  Estimate best{with(1), 1};
+  int64_t const first = ceil_div(tiles, d.sm_count);
   for (int64_t rounds = first; rounds < first + 5 && tiles > 0; ++rounds) {
     int64_t const split = min64(rounds * d.sm_count / tiles, steps / 2);
-    if (split < max64(least, 2) || double(tiles * split) * tile_bytes > double(kMaxWorkspaceBytes)) continue;
+    if (split < 2 || double(tiles * split) * tile_bytes > double(kMaxWorkspaceBytes)) continue;
     double const ns = with(split);
     if (ns < best.ns) best = {ns, int(split)};
   }
