@@ -47,17 +47,25 @@ constexpr double tf32_step_ns(double multiply, double lines, double copied) {
   return (most > copied ? most : copied) / 1.755;
 }
 
-// fprop and dgrad. A tile's lines: wgmma reads B for each 64 rows, A is loaded to registers, both are copied; the raw
-// variants read and write B once more.
+// fprop and dgrad. A tile's lines: wgmma reads A, and B for each 64 rows (with exchanged operands, 64 filters and all
+// pixels), both are copied; the raw variants read and write B once more.
 constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   bool const halo = is_halo(row.variant), raw = tf32_is_raw(row.variant), forward = op == Op::fprop;
+  bool const swapped = tma_swapped(row);
   double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
   int64_t const C = forward ? p.C_per_group() : p.K_per_group(), N = forward ? p.K_per_group() : p.C_per_group();
   int64_t const slots = tma_slots(row), tiles_n = ceil_div(N, row.tile_n) * p.groups;
   bool const two = slots > 132;  // blocks an SM
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
-  double const fixed = (1330 + 0.1 * area) * (two ? 0.82 : 1);  // of a tile
+  int64_t const stages_b = p.R * p.S * ceil_div(C, kTf32Line);
+  bool const keeps_b =
+      swapped && tiles_n <= kMaxKeptTiles && stages_b <= 64 && (stages_b * min64(N, 64) + 3 * 264) * 128 <= 205 * 1024;
+  double const filled = double(ceil_div(C, 8)) / double(ceil_div(C, kTf32Line) * 4);  // instructions of the steps
+  double const fixed = swapped ? 3600 : (990 + 0.047 * area) * (two ? 1.5 : 1);       // of a part
+  auto tile_ns = [&](double ns) {  // with exchanged operands one warpgroup multiplies while the other stores
+    return swapped ? (ns > 1600 ? ns : 1600) + 1500 : ns + fixed;
+  };
   int64_t const tiles = tma_tiles(row, p);
   int64_t most = 1;
   double whole = 0, longest = 0, empty = double(tiles);  // ns of all tiles, of one; tiles
@@ -74,17 +82,19 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
         of_a = (TM + kHalo) * double(shared.copies) / double(w.taps) * slower;
         w = halo_walk(w);
       }
-      double const copied = of_a + TN, lines = TM / 64 * TN + TM + copied + (raw ? 2 * TN : 0);
-      double const ns = double(steps) * tf32_step_ns(area / 32 * 1.16, lines * 1.17, copied * 3.09) * (two ? 2 : 1);
+      double const copied = of_a + (keeps_b ? 0 : TN * 0.46);
+      double const lines = (swapped ? 64 + TM : TM / 64 * TN + TM) + copied + (raw ? 2 * TN : 0);
+      double const ns = double(steps) * (two ? 2 : 1) *
+                        tf32_step_ns(area / 32 * filled * (swapped ? 1.01 : 1.07), lines * 0.98, copied * 3.35);
       double const count = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
       most = max64(most, steps);
       if (ns > longest) longest = ns;
-      whole += count * (ns + fixed), empty -= count;
+      whole += count * tile_ns(ns), empty -= count;
     }
   whole += empty * 300;
   double const filters = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * 4;
-  double const prepare = raw ? 0 : 1000 + filters * 2 / 2300;
-  double const before = 1500 + prepare + (raw || p.groups == 1 ? 0 : 4000), memory_ns = tf32_memory_ns(p, 4100);
+  double const prepare = forward || raw ? 0 : 1000 + filters * 2 / 2170 + (p.groups == 1 ? 0 : 4000);
+  double const before = 4000 + prepare, memory_ns = tf32_memory_ns(p, 4100);
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
@@ -93,18 +103,20 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     if (bytes > double(kMaxWorkspaceBytes)) break;
     double ns = 0;
     if (s.alone > 0) {
-      double const each = longest + fixed, share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.3;
+      double const each = tile_ns(longest),
+                   share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.3;
       ns = phases == 1 ? double(ceil_div(s.alone, slots)) * each : share > each ? share : each;
       if (two && tiles <= 132) ns -= longest * 0.4;  // a block has an SM for itself
     }
     if (split > 1) {
       double const parts = double(s.shared) / double(s.workers);  // tiles a worker
       ns += longest * parts * (two && s.workers <= 132 ? 0.6 : 1) + fixed * (1 + (parts < 1 ? parts : 1));
-      ns += 3400 + bytes / 3000;  // the second launch
+      ns += 2000 + bytes / 3000;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > slots && filters > 2e7) ns += filters / 4300;
     }
-    ns = (ns > memory_ns ? ns : memory_ns) + before;
+    if (ns < memory_ns) ns = memory_ns + ns * 0.05;  // the less of the rest, the better
+    ns += before;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
