@@ -312,11 +312,9 @@ def test_tf32_splits_the_tiles_of_the_last_round() -> None:
     assert plan[2] <= (13 + 132) * 128 * 192 * 4 + 192 * 192 * 7 * 4
 
 
-def test_tf32_weight_gradients_take_a_row_of_taps_at_once_and_do_not_add_up_too_many_pixels_in_one_chain() -> None:
+def test_tf32_weight_gradients_take_a_row_of_taps_at_once() -> None:
     halo = Case("halo", 32, 64, 224, 224, 64, 3, 3, padding=(1, 1))
     assert named("wgrad", halo, torch.float32, allow_tf32=True) == "tma_wgrad_f32_576x64_halo"
-    case = Case("pixels", 32, 64, 224, 224, 64, 3, 3, (2, 2), padding=(1, 1))
-    assert ask("wgrad", case, torch.float32, "nhwc", allow_tf32=True)[1] >= 32 * 112 * 112 / 8192
 
 
 @pytest.mark.parametrize("op", OPS)
