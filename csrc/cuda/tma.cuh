@@ -15,7 +15,7 @@
 // With a split, the tiles after the last whole round are not left to some of the blocks: their steps are shared out
 // evenly, and tma_reduce adds the parts of a tile.
 //
-// tma_tf32.cuh does the same for float operands.
+// Floats are multiplied in TF32, rounded by the copy engine; tma_tf32.cuh launches these.
 #pragma once
 
 #include <type_traits>
