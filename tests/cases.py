@@ -320,6 +320,8 @@ CASES: tuple[Case, ...] = (
     Case("long_channels", 1, 512, 4, 5, 8, 3, 3, padding=(1, 1), edge=True),
     Case("long_filters", 1, 8, 4, 5, 384, 3, 3, padding=(1, 1), edge=True),
     Case("many_pixels", 4, 3, 65, 63, 4, 3, 3, padding=(1, 1), bias=False),
+    # two runs of 64 pixels a warp of 256 x 160, whose lines of float are an odd number of pieces
+    Case("pixels_of_160_filters", 3, 32, 20, 20, 160, 3, 3, padding=(1, 1)),
     Case("many_pixels_C16_K8", 2, 16, 23, 25, 8, 3, 3, padding=(1, 1), edge=True),
     Case("many_pixels_depthwise", 2, 4, 64, 66, 4, 3, 3, padding=(1, 1), groups=4),
     # more than two tiles of 256 pixels for each of 132 blocks; then, in dgrad, phases that take turns

@@ -269,7 +269,7 @@ def test_tf32_weight_gradients_of_many_pixels_are_as_exact_as_those_of_few(row: 
         pytest.skip("needs sm90")
     made = call("wgrad", case, x, w, None, go)(row=ROWS.index(row), allow_tf32=True, stride=w.stride())
     exact_made = torch.nn.grad.conv2d_weight(x.double(), case.weight_size, go.double(), padding=1)
-    assert (made - exact_made).norm() <= 3e-5 * exact_made.norm()
+    assert (made - exact_made).norm() <= 2e-5 * exact_made.norm()
 
 
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.

@@ -17,11 +17,10 @@ constexpr int64_t tf32_wgrad_tiles(Row const& row, Problem const& p) {
          ceil_div(p.K_per_group(), row.tile_n) * p.groups;
 }
 
-// Bytes of the filters that the rows but the raw ones round beforehand, the reduction's channels in whole lines.
+// Bytes of the filters that dgrad's rows but the raw ones turn beforehand, in whole lines.
 constexpr int64_t tf32_prepared_bytes(Row const& row, Op op, Problem const& p) {
-  if (op == Op::wgrad || tf32_is_raw(row.variant)) return 0;
-  int64_t const rows = op == Op::fprop ? p.K : p.C, depth = op == Op::fprop ? p.C_per_group() : p.K_per_group();
-  return rows * p.R * p.S * ceil_div(depth, kTf32Line) * kTf32Line * 4;
+  if (op != Op::dgrad || tf32_is_raw(row.variant)) return 0;
+  return p.C * p.R * p.S * ceil_div(p.K_per_group(), kTf32Line) * kTf32Line * 4;
 }
 
 constexpr int64_t tf32_workspace_bytes(Row const& row, Op op, Problem const& p, int split_k) {
@@ -48,17 +47,25 @@ constexpr double tf32_step_ns(double multiply, double lines, double copied) {
   return (most > copied ? most : copied) / 1.755;
 }
 
-// fprop and dgrad. A tile's lines: wgmma reads B for each 64 rows, A is loaded to registers, both are copied; the raw
-// variants read and write B once more.
+// fprop and dgrad. A tile's lines: wgmma reads A, and B for each 64 rows (with exchanged operands, 64 filters and all
+// pixels), both are copied; the raw variants read and write B once more.
 constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   bool const halo = is_halo(row.variant), raw = tf32_is_raw(row.variant), forward = op == Op::fprop;
+  bool const swapped = tma_swapped(row);
   double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
   int64_t const C = forward ? p.C_per_group() : p.K_per_group(), N = forward ? p.K_per_group() : p.C_per_group();
   int64_t const slots = tma_slots(row), tiles_n = ceil_div(N, row.tile_n) * p.groups;
   bool const two = slots > 132;  // blocks an SM
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
-  double const fixed = (1330 + 0.1 * area) * (two ? 0.82 : 1);  // of a tile
+  int64_t const stages_b = p.R * p.S * ceil_div(C, kTf32Line);
+  bool const keeps_b =
+      swapped && tiles_n <= kMaxKeptTiles && stages_b <= 64 && (stages_b * min64(N, 64) + 3 * 264) * 128 <= 205 * 1024;
+  double const filled = double(ceil_div(C, 8)) / double(ceil_div(C, kTf32Line) * 4);  // instructions of the steps
+  double const fixed = swapped ? 3600 : (990 + 0.047 * area) * (two ? 1.5 : 1);       // of a part
+  auto tile_ns = [&](double ns) {  // with exchanged operands one warpgroup multiplies while the other stores
+    return swapped ? (ns > 1600 ? ns : 1600) + 1500 : ns + fixed;
+  };
   int64_t const tiles = tma_tiles(row, p);
   int64_t most = 1;
   double whole = 0, longest = 0, empty = double(tiles);  // ns of all tiles, of one; tiles
@@ -75,17 +82,19 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
         of_a = (TM + kHalo) * double(shared.copies) / double(w.taps) * slower;
         w = halo_walk(w);
       }
-      double const copied = of_a + TN, lines = TM / 64 * TN + TM + copied + (raw ? 2 * TN : 0);
-      double const ns = double(steps) * tf32_step_ns(area / 32 * 1.16, lines * 1.17, copied * 3.09) * (two ? 2 : 1);
+      double const copied = of_a + (keeps_b ? 0 : TN * 0.46);
+      double const lines = (swapped ? 64 + TM : TM / 64 * TN + TM) + copied + (raw ? 2 * TN : 0);
+      double const ns = double(steps) * (two ? 2 : 1) *
+                        tf32_step_ns(area / 32 * filled * (swapped ? 1.01 : 1.07), lines * 0.98, copied * 3.35);
       double const count = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
       most = max64(most, steps);
       if (ns > longest) longest = ns;
-      whole += count * (ns + fixed), empty -= count;
+      whole += count * tile_ns(ns), empty -= count;
     }
   whole += empty * 300;
   double const filters = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * 4;
-  double const prepare = raw ? 0 : 1000 + filters * 2 / 2300;
-  double const before = 1500 + prepare + (raw || p.groups == 1 ? 0 : 4000), memory_ns = tf32_memory_ns(p, 4100);
+  double const prepare = forward || raw ? 0 : 1000 + filters * 2 / 2170 + (p.groups == 1 ? 0 : 4000);
+  double const before = 4000 + prepare, memory_ns = tf32_memory_ns(p, 4100);
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
@@ -94,26 +103,28 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     if (bytes > double(kMaxWorkspaceBytes)) break;
     double ns = 0;
     if (s.alone > 0) {
-      double const each = longest + fixed, share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.3;
+      double const each = tile_ns(longest),
+                   share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.3;
       ns = phases == 1 ? double(ceil_div(s.alone, slots)) * each : share > each ? share : each;
       if (two && tiles <= 132) ns -= longest * 0.4;  // a block has an SM for itself
     }
     if (split > 1) {
       double const parts = double(s.shared) / double(s.workers);  // tiles a worker
       ns += longest * parts * (two && s.workers <= 132 ? 0.6 : 1) + fixed * (1 + (parts < 1 ? parts : 1));
-      ns += 3400 + bytes / 3000;  // the second launch
+      ns += 2000 + bytes / 3000;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > slots && filters > 2e7) ns += filters / 4300;
     }
-    ns = (ns > memory_ns ? ns : memory_ns) + before;
+    if (ns < memory_ns) ns = memory_ns + ns * 0.05;  // the less of the rest, the better
+    ns += before;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
 }
 
-// Pixels that are added up in one chain, if the workspace allows. The tensor cores cut off the lowest bits of what they
-// add: an error of 2.3e-9 a pixel for random data, here at most 2e-5.
-inline constexpr int64_t kTf32Pixels = 8192;
+// Pixels that wgrad adds up in one chain. The tensor cores cut off the lowest bits of what they add: an error of 2.3e-9
+// a pixel for random data, here at most 1.4e-5.
+inline constexpr int64_t kTf32Pixels = 6144;
 
 // wgrad's halo. Lines of a step: each run's x is copied and loaded, y copied, read, and written for two sets of taps,
 // and wgmma reads that for each run.
@@ -134,18 +145,17 @@ constexpr Estimate tf32_wgrad_estimate(Row const& row, Problem const& p, Device 
   double const copied = double(min64(row.tile_m, rows)) + TN, lines = TM / 64 * TN + TM + copied + 2 * TN;
   double const step_ns = tf32_step_ns(TM * TN / 32 * 1.37, lines, copied * 3.22), fixed = 200 + 0.15 * TM * TN;
   double const memory_ns = tf32_memory_ns(p, 3600), tile_bytes = TM * TN * 4;
-  int64_t const least =
-      min64(ceil_div(pixels, kTf32Pixels), int64_t(double(kMaxWorkspaceBytes) / tile_bytes) / max64(tiles, 1));
   auto with = [&](int64_t split) {
-    double ns = double(ceil_div(tiles * split, d.sm_count)) * (double(ceil_div(steps, split)) * step_ns + fixed);
+    int64_t const each = ceil_div(steps, split), chains = ceil_div(each * 32, kTf32Pixels);
+    double ns = double(ceil_div(tiles * split, d.sm_count)) * (double(each) * step_ns + double(chains) * fixed);
     if (split > 1) ns += 5100 + double(tiles * split) * tile_bytes * 2 / 12500;
     return (ns > memory_ns ? ns + memory_ns / 10 : memory_ns + ns / 10) + 1000;
   };
-  Estimate best{with(max64(least, 1)), int(max64(least, 1))};
-  int64_t const first = ceil_div(max64(least, 1) * tiles, d.sm_count);
+  Estimate best{with(1), 1};
+  int64_t const first = ceil_div(tiles, d.sm_count);
   for (int64_t rounds = first; rounds < first + 5 && tiles > 0; ++rounds) {
     int64_t const split = min64(rounds * d.sm_count / tiles, steps / 2);
-    if (split < max64(least, 2) || double(tiles * split) * tile_bytes > double(kMaxWorkspaceBytes)) continue;
+    if (split < 2 || double(tiles * split) * tile_bytes > double(kMaxWorkspaceBytes)) continue;
     double const ns = with(split);
     if (ns < best.ns) best = {ns, int(split)};
   }

@@ -46,6 +46,10 @@ __device__ inline uint2 ld_shared_v2(uint32_t shared) {
   return v;
 }
 
+__device__ inline void st_shared_f32(uint32_t shared, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared), "f"(v) : "memory");
+}
+
 __device__ inline void st_shared_f32x2(uint32_t shared, float low, float high) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(low), "f"(high) : "memory");
 }
@@ -478,6 +482,13 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
       "+f"(d[119]), "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), \
       "+f"(d[127])
 
+// TF32, both operands in shared memory; i and j number them after the accumulators.
+#define CONV2D_EXT_WGMMA_TF32_SHARED(n, d, a, b, i, j)                                                            \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k8.f32.tf32.tf32 {" CONV2D_EXT_REGS_##n "}, %" #i ", %" #j \
+                                                                                               ", 1, 1, 1;"       \
+               : CONV2D_EXT_ACC_##n(d)                                                                            \
+               : "l"(a), "l"(b))
+
 // Both operands in shared memory; i to l number the four operands after the accumulators.
 #define CONV2D_EXT_WGMMA(n, type, d, a, b, ta, tb, i, j, k, l)                                          \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" CONV2D_EXT_REGS_##n \
@@ -492,13 +503,21 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
                : CONV2D_EXT_ACC_##n(d)                                                         \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
-// d[64, n] += a[64, 16] * b[16, n]; an operand is K-major, or transposed: M- or N-major. Float accumulators as
-// wgmma.mma_async lays them out: n/2 of them a thread.
+// d[64, n] += a[64, 16] * b[16, n]; an operand is K-major, or transposed: M- or N-major. Floats, in TF32: a[64, 8] and
+// b[8, n], K-major. Float accumulators as wgmma.mma_async lays them out: n/2 of them a thread.
 template <class T, bool transpose_a, bool transpose_b, int count>
 __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b) {
   constexpr int ta = transpose_a, tb = transpose_b;
   static_assert(count == 16 || count == 32 || count == 64 || count == 80 || count == 96 || count == 128);
-  if constexpr (std::is_same_v<T, __half>) {
+  if constexpr (std::is_same_v<T, float>) {
+    static_assert(!transpose_a && !transpose_b);
+    if constexpr (count == 16) CONV2D_EXT_WGMMA_TF32_SHARED(32, d, a, b, 16, 17);
+    if constexpr (count == 32) CONV2D_EXT_WGMMA_TF32_SHARED(64, d, a, b, 32, 33);
+    if constexpr (count == 64) CONV2D_EXT_WGMMA_TF32_SHARED(128, d, a, b, 64, 65);
+    if constexpr (count == 80) CONV2D_EXT_WGMMA_TF32_SHARED(160, d, a, b, 80, 81);
+    if constexpr (count == 96) CONV2D_EXT_WGMMA_TF32_SHARED(192, d, a, b, 96, 97);
+    if constexpr (count == 128) CONV2D_EXT_WGMMA_TF32_SHARED(256, d, a, b, 128, 129);
+  } else if constexpr (std::is_same_v<T, __half>) {
     if constexpr (count == 16) CONV2D_EXT_WGMMA(32, "f16", d, a, b, ta, tb, 16, 17, 18, 19);
     if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "f16", d, a, b, ta, tb, 32, 33, 34, 35);
     if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "f16", d, a, b, ta, tb, 64, 65, 66, 67);

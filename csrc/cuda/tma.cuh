@@ -15,7 +15,7 @@
 // With a split, the tiles after the last whole round are not left to some of the blocks: their steps are shared out
 // evenly, and tma_reduce adds the parts of a tile.
 //
-// tma_tf32.cuh does the same for float operands.
+// Floats are multiplied in TF32, rounded by the copy engine; tma_tf32.cuh launches these.
 #pragma once
 
 #include <type_traits>
@@ -37,7 +37,8 @@ constexpr int kReduceThreads = 256;
 
 template <class T, int TN>
 struct Tables {
-  int64_t out[2][64];  // where pixels go that are stored in single elements, or -1; for each warpgroup
+  // Where pixels go that are stored in single elements, or -1; for each warpgroup. Floats need none.
+  int64_t out[2][sizeof(T) == 4 ? 1 : 64];
   T bias[2][TN];
   uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
 };
@@ -56,16 +57,22 @@ struct Barriers {
 
 template <class T, int TM, int TN>
 struct Shape {
-  static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;  // an SM
-  static constexpr bool turns = TM == 128 && TN == 128;       // a warpgroup has whole tiles, not halves
+  static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;               // an SM
+  static constexpr bool turns = sizeof(T) == 2 && TM == 128 && TN == 128;  // a warpgroup has whole tiles, not halves
   static constexpr bool keeps_b = false;
   static constexpr int columns(int) { return 64; }  // that a copy of B takes at most, if it is N-major
   static constexpr int kept_bytes(int, int, bool) { return 0; }
   static constexpr int runs = (TN + 63) / 64;
-  static constexpr int b_bytes = runs * kRunBytes;  // as many if B is K-major: TN lines
+  // As many if B is K-major: TN lines. Floats are never N-major.
+  static constexpr int b_bytes = sizeof(T) == 4 ? TN * kLineBytes : runs * kRunBytes;
   // Pieces of the output on their way: one for each multiplying warp, or several if the copy engine stores them; they
   // divide those of a tile, so that the next tile's first takes the place of the oldest.
-  static constexpr int pieces = TN % 64 != 0 ? 0 : blocks == 2 ? 1 : TN == 192 ? 3 : 2;
+  static constexpr int lines = TN * int(sizeof(T)) / kLineBytes;  // of a pixel
+  static constexpr int pieces = lines * kLineBytes != TN * int(sizeof(T)) ? 0
+                                : blocks == 2                             ? 1
+                                : lines % 2 == 0                          ? 2
+                                : lines == 3                              ? 3
+                                                                          : 1;
   static constexpr int ring_bytes = (blocks == 2 ? 94 : 207) * 1024;
   static constexpr int ring_beside_pieces = blocks == 2 ? ring_bytes : (224 - 16 * pieces) * 1024;
   // An SM has 228 KB, of which each block takes one more; the ring begins at a multiple of 1024, for the swizzle.
@@ -336,8 +343,9 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
                   at.tap_w * phase.tap_w, at.tap_h * phase.tap_h);
       a.advance(p.stages_a);
       int const r = phase.first_r + at.tap_h * phase.step_r;
-      for (int t = 0; t < phase.taps_a; ++t) {
-        int const s = phase.first_s + (at.tap_w + t) * phase.step_s;
+      int const taps = phase.taps_a - (at.tap_w >= phase.full_copies);
+      for (int t = 0; t < taps; ++t) {
+        int const s = phase.first_s + (at.tap_w + t * phase.taps_w) * phase.step_s;
         ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
         ptx::mbarrier_arrive_expect_tx(&tables.full_b[b.index], bytes_b);
         uint32_t const to = ring_b + b.index * p.b_bytes;
@@ -421,21 +429,46 @@ __device__ void store_part(Params const& p, int part, int first, float const (&a
           make_float2(acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]);
 }
 
+// The same for floats, a warp's 16 lines of 32 columns, from column n on, that are in shared memory: eight lanes have
+// neighbouring pixels. mine: the offset of pixel lane % 16.
+__device__ inline void store_floats_singly(Params const& p, Unit const& unit, int n, int64_t mine, uint32_t lines) {
+  int const lane = int(threadIdx.x) % 32, line = lane % 8;
+  int64_t const low = __shfl_sync(0xffffffff, mine, line), high = __shfl_sync(0xffffffff, mine, line + 8);
+  n += lane / 8;
+  float* out = static_cast<float*>(p.out) + unit.group * p.group_out + n * p.out_c;
+#pragma unroll 1
+  for (int chunk = 0; chunk < 8 && n < p.N; ++chunk, n += 4, out += 4 * p.out_c) {
+    uint32_t const from = lines + line * kLineBytes + (chunk ^ line) * 16 + lane / 8 * 4;
+    float const first = ptx::ld_shared_f32(from), second = ptx::ld_shared_f32(from + kCoreBytes);
+    if (low >= 0) out[low] = first;
+    if (high >= 0) out[high] = second;
+  }
+}
+
 // Puts 16 rows by 128 bytes of columns of a warp's accumulators into lines of shared memory.
 template <class T, int TN>
 __device__ void stage_piece(float const (&acc)[TN / 2], int piece, uint32_t lines) {
   int const lane = int(threadIdx.x) % 32;
+  if constexpr (sizeof(T) == 4) {
 #pragma unroll
-  for (int t = 0; t < 4; ++t) {  // 16 columns
-    if (piece * 64 + t * 16 >= TN) break;
-    uint32_t v[4];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
-      v[e] = pack<T>(acc[at], acc[at + 1]);
+    for (int i = 0; i < 8; ++i) {
+      int const line = lane / 4 + i % 2 * 8, chunk = i / 2 * 2 + lane % 4 / 2, at = (piece * 4 + i / 2) * 4 + i % 2 * 2;
+      ptx::st_shared_f32x2(lines + line * kLineBytes + (chunk ^ (line % 8)) * 16 + lane % 2 * 8, acc[at], acc[at + 1]);
     }
-    int const line = lane % 16, chunk = t * 2 + lane / 16;
-    ptx::stmatrix_x4(lines + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+    return;
+  } else {
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {  // 16 columns
+      if (piece * 64 + t * 16 >= TN) break;
+      uint32_t v[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
+        v[e] = pack<T>(acc[at], acc[at + 1]);
+      }
+      int const line = lane % 16, chunk = t * 2 + lane / 16;
+      ptx::stmatrix_x4(lines + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+    }
   }
 }
 
@@ -443,11 +476,11 @@ __device__ void stage_piece(float const (&acc)[TN / 2], int piece, uint32_t line
 template <class T, int TM, int TN>
 __device__ void store_by_engine(Params const& p, Unit const& unit, int64_t m, float const (&acc)[TN / 2],
                                 uint32_t staging) {
-  constexpr int pieces = Shape<T, TM, TN>::pieces;
-  static_assert(TN == 64 || TN / 64 % pieces == 0);  // TN == 64: pointwise, which never comes here
+  constexpr int pieces = Shape<T, TM, TN>::pieces, columns = kLineBytes / int(sizeof(T));
+  static_assert(TN / columns % pieces == 0);
   int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
 #pragma unroll
-  for (int piece = 0; piece < TN / 64; ++piece) {
+  for (int piece = 0; piece < TN / columns; ++piece) {
     uint32_t const lines = staging + (warp * pieces + piece % pieces) * kPieceBytes;
     if (lane == 0) ptx::cp_async_bulk_wait_group_read<pieces - 1>();  // the lines are free
     __syncwarp();
@@ -455,7 +488,7 @@ __device__ void store_by_engine(Params const& p, Unit const& unit, int64_t m, fl
     ptx::fence_proxy_async();
     __syncwarp();
     if (lane != 0) continue;
-    ptx::cp_async_bulk_tensor_4d_store(&p.out_rows, lines, unit.n * TN + piece * 64, int(m), unit.group, 0);
+    ptx::cp_async_bulk_tensor_4d_store(&p.out_rows, lines, unit.n * TN + piece * columns, int(m), unit.group, 0);
     ptx::cp_async_bulk_commit_group();
   }
 }
@@ -491,12 +524,13 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
       for (int j = 0; j < TN / 8; ++j) acc[j * 4 + half * 2] += bias, acc[j * 4 + half * 2 + 1] += bias;
     }
   }
-  if (p.singly) {
-    ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets have been read
-    if (lane < 16) tables.out[group][warp * 16 + lane] = out_of(p, p.phase[unit.phase], m + lane);
-    store_singly<T, TN>(p, unit, acc, tables.out[group], staging);
-    return;
-  }
+  if constexpr (sizeof(T) == 2)
+    if (p.singly) {
+      ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets have been read
+      if (lane < 16) tables.out[group][warp * 16 + lane] = out_of(p, p.phase[unit.phase], m + lane);
+      store_singly<T, TN>(p, unit, acc, tables.out[group], staging);
+      return;
+    }
   if constexpr (S::pieces > 0)
     if (p.by_engine) {
       store_by_engine<T, TM, TN>(p, unit, m, acc, staging);
@@ -514,6 +548,11 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
     __syncwarp();
     stage_piece<T, TN>(acc, piece, lines);
     __syncwarp();
+    if constexpr (sizeof(T) == 4)
+      if (p.singly) {
+        store_floats_singly(p, unit, unit.n * TN + piece * columns, mine, lines);
+        continue;
+      }
     bool const inside = lane % 8 * (columns / 8) + piece * columns < TN && n + piece * columns < p.N;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -560,7 +599,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
       for (int i = 0; i < TN / 2; ++i) acc[h][i] = 0;
     int before_a = -1, before_b = -1;  // stages of the multiplications that are under way
     Phase const& phase = p.phase[unit.phase];
-    int const taps = phase.taps_a;
+    int const most_taps = phase.taps_a, full_copies = phase.full_copies;
     uint32_t const shift = phase.shift * p.line;
     T bias[(TN + kWarpgroup - 1) / kWarpgroup] = {};  // on its way while the tile is multiplied
     if (p.bias != nullptr)
@@ -575,6 +614,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
     if (S::turns && !first) ptx::bar_sync(3 + group, 2 * kWarpgroup);
     for (int step = 0; step < unit.count; ++step, at.advance()) {
       int const instructions = at.last_chunk() ? p.last : 4;
+      int const taps = most_taps - (sizeof(T) == 4 && at.tap_w >= full_copies);
       ptx::mbarrier_wait(bars.full_a + a.index * 8, a.parity);
       uint32_t from_a = my_a + a.index * p.a_bytes;
       for (int t = 0; t < taps; ++t, from_a += shift) {
@@ -666,6 +706,7 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     if (threadIdx.x == 2 * kWarpgroup) {
+      if constexpr (sizeof(T) == 4) ptx::griddepcontrol_wait();  // for B
       copy<T, TM, TN, b_rows>(p, ring, tables);
       ptx::griddepcontrol_launch_dependents();
     }
@@ -732,7 +773,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   int const chunk_size = q.line / int(sizeof(T));
   q.groups = Divisor(p.groups);
   q.chunks = int32_t(ceil_div(C, chunk_size));
-  q.last = int32_t(ceil_div(C - (q.chunks - 1) * chunk_size, 16));
+  q.last = int32_t(ceil_div(C - (q.chunks - 1) * chunk_size, 32 / int64_t(sizeof(T))));
   q.together = forward && p.stride_w > 1 ? q.chunks : 1;
   q.N = int32_t(forward ? p.K_per_group() : p.C_per_group());
   q.tiles_n = Divisor(ceil_div(q.N, TN));
@@ -747,7 +788,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   q.stride_h = q.stride_w = 1;
   q.a_bytes = (halo ? TM + kHalo : TM) * q.line;
   q.b_bytes = forward ? S::b_bytes / kLineBytes * q.line : S::b_bytes;
-  if (S::keeps_b) q.b_bytes = S::kept_bytes(q.N, q.line, forward);
+  if (S::keeps_b) q.b_bytes = S::kept_bytes(q.N, q.line, forward || sizeof(T) == 4);
   if (forward)
     q.stride_h = int32_t(p.stride_h), q.stride_w = int32_t(p.stride_w);
   else
@@ -786,8 +827,11 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     f.out = forward ? 0 : i / phases_w * out.h + i % phases_w * out.w;
     if (!taps) continue;
     int64_t const groups_of_map = q.maps_groups ? p.groups : 0;
-    Tensor4 const a{
-        args.a, p.dtype, {turned || q.maps_groups ? C : C * p.groups, in_W, in_H, p.N}, {1, in.w, in.h, in.n}};
+    Tensor4 const a{args.a,
+                    p.dtype,
+                    {turned || q.maps_groups ? C : C * p.groups, in_W, in_H, p.N},
+                    {1, in.w, in.h, in.n},
+                    sizeof(T) == 4};
     // A turned problem's taps may reach further than the box's corners; what is beyond the one row is not stored.
     Walk box_h = h;
     if (turned) box_h.pixels = max64(h.pixels, in_H - 127);
@@ -811,7 +855,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
                 q.phase[0].M < int64_t(1) << 31;
   if (q.by_engine) {
     Tensor4 const rows{args.out, p.dtype, {q.N, q.phase[0].M, p.groups, 1}, {1, row, q.N, 0}};
-    cudaError_t const error = encode_tiled(q.out_rows, rows, 64, 16, 1, 1);
+    cudaError_t const error = encode_tiled(q.out_rows, rows, kLineBytes / int(sizeof(T)), 16, 1, 1);
     if (error != cudaSuccess) return error;
   }
   int64_t const ring = q.by_engine ? S::ring_beside_pieces : S::ring_bytes;
@@ -831,8 +875,8 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
 
 // Launches tma_reduce, `each` blocks for a tile. Its blocks may be on an SM as soon as the kernel before has left that:
 // lest the first few SMs get all of them, they ask for as much shared memory as makes them spread over the device.
-inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int each, cudaStream_t stream) {
-  int64_t const blocks = p.shares.shared * each, an_sm = ceil_div(blocks, 132);
+inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int each, int sm_count, cudaStream_t stream) {
+  int64_t const blocks = p.shares.shared * each, an_sm = ceil_div(blocks, sm_count);
   constexpr int most = 224 * 1024;  // of an SM; each block takes 1024 bytes more than it asks for
   int const shared_bytes = an_sm < 2048 / kReduceThreads ? int(most / an_sm - 1024) : 0;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
@@ -865,7 +909,7 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
   kernel<<<unsigned(blocks), kThreads, S::shared_bytes, stream>>>(p);
   if ((error = cudaGetLastError()) != cudaSuccess || p.shares.shared == 0) return error;
-  return launch_reduce(tma_reduce<T, TM, TN>, p, TM * TN / (4 * kReduceThreads), stream);
+  return launch_reduce(tma_reduce<T, TM, TN>, p, TM * TN / (4 * kReduceThreads), sm_count, stream);
 }
 
 template <Op op, DType dtype, int TM, int TN, Variant variant>

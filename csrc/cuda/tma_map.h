@@ -9,9 +9,10 @@
 
 namespace conv2d_ext::tma {
 
-constexpr CUtensorMapDataType tensor_type(DType t) {
+constexpr CUtensorMapDataType tensor_type(DType t, bool rounded = false) {
   return t == DType::f16    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
          : t == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+         : rounded          ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32
                             : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
 }
 
@@ -29,6 +30,7 @@ struct Tensor4 {
   DType dtype;
   int64_t size[4];
   int64_t stride[4];
+  bool rounded = false;  // the engine rounds floats to TF32, to nearest and ties to even, as it copies them
 };
 
 struct Encoded {
@@ -52,8 +54,8 @@ inline cudaError_t encode_tiled(CUtensorMap& map, Tensor4 const& t, int channels
   Encoded const e(t);
   cuuint32_t const box[4] = {cuuint32_t(channels), cuuint32_t(b1), cuuint32_t(b2), cuuint32_t(b3)};
   cuuint32_t const step[4] = {1, cuuint32_t(step1), cuuint32_t(step2), 1};
-  return status(encode(&map, tensor_type(t.dtype), 4, const_cast<void*>(t.address), e.size, e.stride, box, step,
-                       CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+  return status(encode(&map, tensor_type(t.dtype, t.rounded), 4, const_cast<void*>(t.address), e.size, e.stride, box,
+                       step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
@@ -85,14 +87,16 @@ inline cudaError_t encode_im2col(CUtensorMap& map, Tensor4 const& t, Walk const&
   cuuint32_t const step[5] = {1, cuuint32_t(w.stride), cuuint32_t(h.stride), 1, 1};
   CUtensorMapSwizzle const swizzle =
       channels * size_of(t.dtype) == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
-  return status(encode(&map, tensor_type(t.dtype), groups > 0 ? 5 : 4, const_cast<void*>(t.address), size, stride,
-                       lower, upper, cuuint32_t(channels), cuuint32_t(pixels), step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                       swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+  return status(encode(&map, tensor_type(t.dtype, t.rounded), groups > 0 ? 5 : 4, const_cast<void*>(t.address), size,
+                       stride, lower, upper, cuuint32_t(channels), cuuint32_t(pixels), step,
+                       CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
 // The filters of a problem, boxes of `channels` of one tap x `filters`, swizzled as their lines of 128 or 64 bytes are;
 // coordinates channel, s, r, filter, group.
-inline cudaError_t encode_filters(CUtensorMap& map, void const* address, Problem const& p, int channels, int filters) {
+inline cudaError_t encode_filters(CUtensorMap& map, void const* address, Problem const& p, int channels, int filters,
+                                  bool rounded = false) {
   static auto const encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
   if (encode == nullptr) return cudaErrorNotSupported;
   int64_t const sizes[5] = {p.C_per_group(), p.S, p.R, p.K_per_group(), p.groups};
@@ -103,7 +107,7 @@ inline cudaError_t encode_filters(CUtensorMap& map, void const* address, Problem
   cuuint32_t const box[5] = {cuuint32_t(channels), 1, 1, cuuint32_t(filters), 1}, step[5] = {1, 1, 1, 1, 1};
   CUtensorMapSwizzle const swizzle =
       channels * size_of(p.dtype) == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
-  return status(encode(&map, tensor_type(p.dtype), 5, const_cast<void*>(address), size, stride, box, step,
+  return status(encode(&map, tensor_type(p.dtype, rounded), 5, const_cast<void*>(address), size, stride, box, step,
                        CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }

@@ -1,4 +1,4 @@
-// fprop and dgrad for 64 filters a tile (for dgrad: channels), f16 and bf16: tma.cuh with the operands exchanged.
+// fprop and dgrad for 64 filters a tile (for dgrad: channels): tma.cuh with the operands exchanged.
 //   out[n, pixel] = sum over taps and channels of B[n, tap, channel] * A[pixel moved by the tap, channel]
 // An instruction multiplies 64 filters by 256 pixels. With 64 pixels by 64 filters, as tma.cuh would do it, the tensor
 // cores wait for shared memory: those read 4 KB of operands in 32 cycles, these 10 KB in 128.
@@ -65,10 +65,10 @@ __device__ inline int stages_of_b(Phase const& phase, int steps) {
   return rows * phase.taps + copies * phase.taps_a - max(copies - phase.full_copies, 0);
 }
 
-template <bool b_rows>
+template <class T, bool b_rows>
 __device__ void swap_copy(Params const& p, uint32_t ring, SwapTables& tables) {
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
-  int const chunk_size = p.line / 2;
+  int const chunk_size = p.line / int(sizeof(T));
   int const bytes_b = b_rows ? chunk_size * 2 * SwapShape::columns(p.N) : min(SwapShape::TN, p.N) * p.line;
   uint32_t kept = 0;  // phases whose filters have been copied
   Stage a, b;
@@ -112,6 +112,53 @@ __device__ void swap_copy(Params const& p, uint32_t ring, SwapTables& tables) {
   }
 }
 
+// Stores floats as swap_store does. Pieces of 32 pixels, whose 64 filters are two lines. Results that take no vectors
+// are stored directly: four lanes have eight neighbouring pixels.
+__device__ inline void swap_store_floats(Params const& p, Unit const& unit, float (&acc)[128], int64_t const* to,
+                                         float const (&bias)[2], uint32_t staging) {
+  int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  int const thread = int(threadIdx.x) % kWarpgroup, filter = warp * 16 + lane / 4, quad = lane % 4;
+#pragma unroll
+  for (int i = 0; i < 128; ++i) acc[i] += bias[i % 4 / 2];
+  float* const out = static_cast<float*>(p.out) + unit.group * p.group_out;
+  int const n = unit.n * SwapShape::TN;
+  if (p.singly) {
+    float* const low = out + (n + filter) * p.out_c;
+    float* const high = low + 8 * p.out_c;
+    bool const has_low = n + filter < p.N, has_high = n + filter + 8 < p.N;
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+      int64_t const pixel = to[i / 2 * 8 + quad * 2 + i % 2];
+      if (pixel >= 0 && has_low) low[pixel] = acc[i / 2 * 4 + i % 2];
+      if (pixel >= 0 && has_high) high[pixel] = acc[i / 2 * 4 + 2 + i % 2];
+    }
+    return;
+  }
+  // Filter f of pixel i is in line f / 32 * 32 + i; chunks are exchanged so that a store of a warp meets every bank
+  // once.
+  auto at = [&](int pixel, int f) {
+    return staging + (f / 32 * 32 + pixel) * kLineBytes + ((f % 32 / 4) ^ (pixel & 6)) * 16 + f % 4 * 4;
+  };
+  int const column = n + thread % 8 * 4;
+#pragma unroll
+  for (int piece = 0; piece < 8; ++piece) {
+    if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      int const pixel = i / 4 * 8 + quad * 2 + i % 2;
+      ptx::st_shared_f32(at(pixel, filter + i % 4 / 2 * 8), acc[piece * 16 + i]);
+    }
+    ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int const pixel = thread / 8 + i % 2 * 16, half = i / 2 * 32;
+      uint4 const v = ptx::ld_shared_v4(at(pixel, half + thread % 8 * 4));
+      int64_t const where = to[piece * 32 + pixel];
+      if (where >= 0 && column + half < p.N) *reinterpret_cast<uint4*>(out + where + column + half) = v;
+    }
+  }
+}
+
 // Stores a warpgroup's accumulators: 64 filters by the 256 pixels whose offsets are `to`. A thread has those of filters
 // lane / 4 and lane / 4 + 8 of its warp's 16, pixels 8 j + 2 (lane % 4) + {0, 1}. Pieces of 64 pixels pass through
 // shared memory, transposed, so that eight lanes store the line of a pixel.
@@ -137,11 +184,37 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[128],
       if (at < p.N) bias[half] = widen(static_cast<T const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride]);
     }
   }
-  if (p.singly) {  // a warp's 16 filters as lines of pixels
-    ptx::bar_sync(1 + group, kWarpgroup);
+  if constexpr (sizeof(T) == 4) {
+    swap_store_floats(p, unit, acc, to, bias, staging);
+    return;
+  } else {
+    if (p.singly) {  // a warp's 16 filters as lines of pixels
+      ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+      for (int piece = 0; piece < 4; ++piece) {
+        __syncwarp();
+#pragma unroll
+        for (int t = 0; t < 4; ++t) {  // 16 pixels
+          uint32_t v[4];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
+            v[e] = pack<T>(acc[at] + bias[e % 2], acc[at + 1] + bias[e % 2]);
+          }
+          int const line = warp * 16 + lane / 8 % 2 * 8 + lane % 8, chunk = t * 2 + lane / 16;
+          ptx::stmatrix_x4(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+        }
+        __syncwarp();
+        store_pairs(p, static_cast<T*>(p.out) + unit.group * p.group_out, n + warp * 16, p.N, to + piece * 64,
+                    staging + warp * 16 * kLineBytes);
+      }
+      return;
+    }
+    int const column = n + thread % 8 * 8;
+    T* const out = static_cast<T*>(p.out) + unit.group * p.group_out + column;
 #pragma unroll
     for (int piece = 0; piece < 4; ++piece) {
-      __syncwarp();
+      if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
 #pragma unroll
       for (int t = 0; t < 4; ++t) {  // 16 pixels
         uint32_t v[4];
@@ -150,38 +223,17 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[128],
           int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
           v[e] = pack<T>(acc[at] + bias[e % 2], acc[at + 1] + bias[e % 2]);
         }
-        int const line = warp * 16 + lane / 8 % 2 * 8 + lane % 8, chunk = t * 2 + lane / 16;
-        ptx::stmatrix_x4(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+        int const line = t * 16 + lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
+        ptx::stmatrix_x4_trans(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
       }
-      __syncwarp();
-      store_pairs(p, static_cast<T*>(p.out) + unit.group * p.group_out, n + warp * 16, p.N, to + piece * 64,
-                  staging + warp * 16 * kLineBytes);
-    }
-    return;
-  }
-  int const column = n + thread % 8 * 8;
-  T* const out = static_cast<T*>(p.out) + unit.group * p.group_out + column;
+      ptx::bar_sync(1 + group, kWarpgroup);
 #pragma unroll
-  for (int piece = 0; piece < 4; ++piece) {
-    if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
-#pragma unroll
-    for (int t = 0; t < 4; ++t) {  // 16 pixels
-      uint32_t v[4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
-        v[e] = pack<T>(acc[at] + bias[e % 2], acc[at + 1] + bias[e % 2]);
+      for (int i = 0; i < 4; ++i) {
+        int const line = thread / 8 + i * 16;
+        uint4 const v = ptx::ld_shared_v4(staging + line * kLineBytes + ((thread % 8) ^ (line % 8)) * 16);
+        int64_t const pixel = to[piece * 64 + line];
+        if (pixel >= 0 && column < p.N) *reinterpret_cast<uint4*>(out + pixel) = v;
       }
-      int const line = t * 16 + lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
-      ptx::stmatrix_x4_trans(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
-    }
-    ptx::bar_sync(1 + group, kWarpgroup);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int const line = thread / 8 + i * 16;
-      uint4 const v = ptx::ld_shared_v4(staging + line * kLineBytes + ((thread % 8) ^ (line % 8)) * 16);
-      int64_t const pixel = to[piece * 64 + line];
-      if (pixel >= 0 && column < p.N) *reinterpret_cast<uint4*>(out + pixel) = v;
     }
   }
 }
@@ -325,7 +377,8 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
   } else {
     ptx::setmaxnreg_dec<SwapShape::copy_regs>();
     if (threadIdx.x == 2 * kWarpgroup) {
-      swap_copy<b_rows>(p, ring, tables);
+      if constexpr (sizeof(T) == 4) ptx::griddepcontrol_wait();  // for B
+      swap_copy<T, b_rows>(p, ring, tables);
       ptx::griddepcontrol_launch_dependents();
     }
   }

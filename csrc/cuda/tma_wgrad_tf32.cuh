@@ -1,8 +1,8 @@
 // wgrad in channels_last in TF32: what tma_wgrad.cuh does for the 16-bit types, for float operands. wgmma takes those
-// K-major only, with the pixels contiguous, while the copies' lines hold the channels of a pixel; and it truncates what
-// should be rounded. So both operands pass through registers:
-//   A (x) is loaded as fragments, rounded, and multiplied from the registers;
-//   B (y) is turned and rounded by a warpgroup of its own: stages of pixels x filters become filters x pixels.
+// K-major only, with the pixels contiguous, while the copies' lines hold the channels of a pixel. So both operands pass
+// through registers (the copy engine has rounded them):
+//   A (x) is loaded as fragments and multiplied from the registers;
+//   B (y) is turned by a warpgroup of its own: stages of pixels x filters become filters x pixels.
 // Rows are runs of 32 channels of one tap, TM / 32 of them a tile; columns are TN filters. A stage holds 32 pixels.
 //
 // Four warpgroups: two multiply, one turns B, one copies. Barriers of the ring: `full` (copied) and
@@ -11,11 +11,16 @@
 // The order of the sum is free as long as A and B agree: of each 8 pixels an instruction takes 0 2 4 6 1 3 5 7, so that
 // the lanes of a load of A lie in different banks. The order of the rows is free too: lane i of a warp has rows of
 // neighbouring channels, which are loaded and stored as vectors.
+//
+// The tensor cores cut off the lowest bits of what they add, so sums are stored, and added to what was stored before,
+// after every kChainSteps steps.
 #pragma once
 
 #include "tma_tf32.cuh"
 
 namespace conv2d_ext::tf32 {
+
+constexpr int kChainSteps = int(kTf32Pixels) / wgrad_pixels(DType::f32);
 
 struct WgradParams {
   CUtensorMap a, b;  // x, y
@@ -138,8 +143,7 @@ __device__ void wgrad_turn(WgradParams const& p, uint32_t ring, WgradBarriers<TM
         for (int run = 0; run < together && first + run < runs; ++run)
 #pragma unroll
           for (int i = 0; i < 8; ++i)
-            v[run][i] = ptx::cvt_rn_tf32(
-                ptx::ld_shared_f32(from[i] + stage.index * S::stage_bytes + (first + run) * S::run_bytes));
+            v[run][i] = ptx::ld_shared(from[i] + stage.index * S::stage_bytes + (first + run) * S::run_bytes);
         if (first == 0) ptx::mbarrier_wait(&bars.used[turned.index], turned.parity ^ 1);
 #pragma unroll
         for (int run = 0; run < together && first + run < runs; ++run) {
@@ -160,7 +164,7 @@ __device__ void wgrad_turn(WgradParams const& p, uint32_t ring, WgradBarriers<TM
   }
 }
 
-// A's values for an instruction of 8 pixels and each half of the rows, rounded: of pixel 2 (lane % 4) and of the next.
+// A's values for an instruction of 8 pixels and each half of the rows: of pixel 2 (lane % 4) and of the next.
 template <int halves>
 __device__ inline void wgrad_load(uint32_t (*v)[4], uint32_t even, uint32_t odd) {
   if constexpr (halves == 2) {
@@ -171,10 +175,6 @@ __device__ inline void wgrad_load(uint32_t (*v)[4], uint32_t even, uint32_t odd)
     uint2 const a = ptx::ld_shared_v2(even), b = ptx::ld_shared_v2(odd);
     v[0][0] = a.x, v[0][1] = a.y, v[0][2] = b.x, v[0][3] = b.y;
   }
-#pragma unroll
-  for (int h = 0; h < halves; ++h)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[h][i] = ptx::cvt_rn_tf32(__uint_as_float(v[h][i]));
 }
 
 // The offset of row m (channel m % 32 of a run) within a filter, or -1.
@@ -183,24 +183,28 @@ __device__ inline int64_t wgrad_out_of(WgradParams const& p, int m) {
   return run < p.runs && c < p.C ? tap / p.S * p.out_r + tap % p.S * p.out_s + c : -1;
 }
 
-// Stores a thread's sums: of rows `first` to first + 2 halves - 1, columns 8 j + 2 (lane % 4) + {0, 1}.
+// Stores a thread's sums, or adds them to what it has stored: of rows `first` to first + 2 halves - 1, columns
+// 8 j + 2 (lane % 4) + {0, 1}.
 template <int TM, int TN, int halves>
-__device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int first,
-                            float const (&acc)[halves][TN / 2]) {
+__device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int first, float const (&acc)[halves][TN / 2],
+                            bool add) {
   using V = Vector<float, 2 * halves>;
   int const quad = int(threadIdx.x) % 4;
-  auto values = [&](int j, int e) {
-    V v;
+  auto store = [&](float* to, int j, int e) {
+    V v{};
+    if (add) v = *reinterpret_cast<V const*>(to);
 #pragma unroll
-    for (int i = 0; i < 2 * halves; ++i) v.v[i] = acc[i / 2][j * 4 + i % 2 * 2 + e];
-    return v;
+    for (int i = 0; i < 2 * halves; ++i) v.v[i] += acc[i / 2][j * 4 + i % 2 * 2 + e];
+    *reinterpret_cast<V*>(to) = v;
   };
   if (p.splits > 1) {
     float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
 #pragma unroll
-    for (int j = 0; j < TN / 8; ++j)
+    for (int j = 0; j < TN / 8; ++j) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e) *reinterpret_cast<V*>(partial + (j * 8 + quad * 2 + e) * TM) = values(j, e);
+      for (int e = 0; e < 2; ++e) store(partial + (j * 8 + quad * 2 + e) * TM, j, e);
+      if (j % 4 == 3) ptx::compiler_fence();
+    }
     return;
   }
   int64_t const to = wgrad_out_of(p, unit.m * TM + first);
@@ -210,8 +214,8 @@ __device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int fir
 #pragma unroll
   for (int j = 0; j < TN / 8; ++j, n += 8, to_n += 8 * p.out_k) {
     if (n >= p.K) break;
-    *reinterpret_cast<V*>(to_n) = values(j, 0);  // K is a multiple of 4: n + 1 exists too
-    *reinterpret_cast<V*>(to_n + p.out_k) = values(j, 1);
+    store(to_n, j, 0);  // K is a multiple of 4: n + 1 exists too
+    store(to_n + p.out_k, j, 1);
     ptx::compiler_fence();
   }
 }
@@ -233,45 +237,50 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, WgradBarrier
   uint32_t a[2][together * halves][4] = {};
   for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
     WgradUnit const unit(p, u);
+    int step = 0;
+    do {
+      int const begin = step, end = min(step + kChainSteps, unit.count);
 #pragma unroll
-    for (int h = 0; h < halves; ++h)
+      for (int h = 0; h < halves; ++h)
 #pragma unroll
-      for (int i = 0; i < TN / 2; ++i) acc[h][i] = 0;
-    int before = -1;  // turned stage of the multiplications that are under way
-    for (int step = 0; step < unit.count; ++step) {
-      ptx::mbarrier_wait(&bars.full[stage.index], stage.parity);
-      uint32_t const from_b = ring + S::ring_bytes + turned.index * S::b_bytes;
+        for (int i = 0; i < TN / 2; ++i) acc[h][i] = 0;
+      int before = -1;  // turned stage of the multiplications that are under way
+      for (; step < end; ++step) {
+        ptx::mbarrier_wait(&bars.full[stage.index], stage.parity);
+        uint32_t const from_b = ring + S::ring_bytes + turned.index * S::b_bytes;
 #pragma unroll
-      for (int part = 0; part < S::pixels / 8 / together;
-           ++part) {  // fragments are loaded while those before are multiplied
-        ptx::wgmma_wait_group<1>();
-        ptx::wgmma_fence_operand(a[part % 2]);
+        for (int part = 0; part < S::pixels / 8 / together;
+             ++part) {  // fragments are loaded while those before are multiplied
+          ptx::wgmma_wait_group<1>();
+          ptx::wgmma_fence_operand(a[part % 2]);
 #pragma unroll
-        for (int i = 0; i < together; ++i) {
-          uint32_t const at = stage.index * S::stage_bytes + (part * together + i) * kCoreBytes;
-          wgrad_load<halves>(&a[part % 2][i * halves], even + at, odd + at);
+          for (int i = 0; i < together; ++i) {
+            uint32_t const at = stage.index * S::stage_bytes + (part * together + i) * kCoreBytes;
+            wgrad_load<halves>(&a[part % 2][i * halves], even + at, odd + at);
+          }
+          if (part == 0) ptx::mbarrier_wait(&bars.turned[turned.index], turned.parity);
+          if (part == 1 && lane == 0 && before >= 0) ptx::mbarrier_arrive(&bars.used[before]);
+#pragma unroll
+          for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+          ptx::wgmma_fence();
+#pragma unroll
+          for (int i = 0; i < together * halves; ++i)
+            ptx::wgmma_mma_async_tf32(
+                acc[i % halves], a[part % 2][i],
+                ptx::wgmma_descriptor(from_b + (part * together + i / halves) * 32, 0, kCoreBytes));
+          ptx::wgmma_commit_group();
         }
-        if (part == 0) ptx::mbarrier_wait(&bars.turned[turned.index], turned.parity);
-        if (part == 1 && lane == 0 && before >= 0) ptx::mbarrier_arrive(&bars.used[before]);
-#pragma unroll
-        for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
-        ptx::wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < together * halves; ++i)
-          ptx::wgmma_mma_async_tf32(acc[i % halves], a[part % 2][i],
-                                    ptx::wgmma_descriptor(from_b + (part * together + i / halves) * 32, 0, kCoreBytes));
-        ptx::wgmma_commit_group();
+        if (lane == 0) ptx::mbarrier_arrive(&bars.empty[stage.index]);
+        before = turned.index;
+        stage.advance(S::stages);
+        turned.advance(S::turned_stages);
       }
-      if (lane == 0) ptx::mbarrier_arrive(&bars.empty[stage.index]);
-      before = turned.index;
-      stage.advance(S::stages);
-      turned.advance(S::turned_stages);
-    }
-    ptx::wgmma_wait_group<0>();
+      ptx::wgmma_wait_group<0>();
 #pragma unroll
-    for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
-    if (lane == 0 && before >= 0) ptx::mbarrier_arrive(&bars.used[before]);
-    wgrad_store<TM, TN, halves>(p, unit, first, acc);
+      for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+      if (lane == 0 && before >= 0) ptx::mbarrier_arrive(&bars.used[before]);
+      wgrad_store<TM, TN, halves>(p, unit, first, acc, begin > 0);
+    } while (step < unit.count);
   }
 }
 
@@ -343,10 +352,10 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
   cudaError_t error =
-      encode_im2col(p.a, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h, w,
-                    S::run, S::pixels);
+      encode_im2col(p.a, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}, true},
+                    h, w, S::run, S::pixels);
   if (error != cudaSuccess) return error;
-  error = encode_im2col(p.b, {args.b, DType::f32, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1},
+  error = encode_im2col(p.b, {args.b, DType::f32, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}, true}, Walk{P, 1},
                         Walk{Q, 1}, S::run, S::pixels);
   if (error != cudaSuccess) return error;
 

@@ -1,7 +1,7 @@
 // wgrad of filters with neighbouring taps (stride and dilation 1 along W), channels_last, in TF32. A run is 64 channels
 // of a row of the filter, kTaps taps of it; a tile is three runs, one for each multiplying warpgroup, by 64 filters.
 //   out[run, channel; tap, filter] = sum over pixels of x[pixel, channel] * y[pixel - tap, filter]
-// As in tma_wgrad_tf32.cuh, x is loaded as fragments and rounded, and y turned and rounded by warps of its own; but the
+// As in tma_wgrad_tf32.cuh, x is loaded as fragments, and y turned by warps of its own; but the
 // fragments of x are loaded once for all taps, which are columns of the same instruction.
 //
 // For that the pixels of a step, 32, are summed in the order 0 2 4 ... 14, 1 3 ... 15, 16 18 ... 30, 17 19 ... 31,
@@ -90,25 +90,22 @@ __device__ inline void turn(WgradParams const& p, uint32_t ring, Barriers& bars)
   for (WgradWork work(p); work.next(p, unit);) {
     for (int step = 0; step < unit.count; ++step) {
       ptx::mbarrier_wait(&bars.full[stage.index], stage.parity);
-      uint32_t v[2][span];
-#pragma unroll
-      for (int i = 0; i < 2 * span; ++i) {
-        int const part = i / span, line = part * 16 + i % span;
-        v[part][i % span] = __float_as_uint(
-            ptx::ld_shared_f32(from + stage.index * kStageBytes + line * kLineBytes + ((lane / 4) ^ (line % 8)) * 16));
-      }
-      ptx::mbarrier_wait(&bars.used[turned.index], turned.parity ^ 1);
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
+        uint32_t v[span];
 #pragma unroll
-        for (int i = 0; i < span; ++i) v[part][i] = ptx::cvt_rn_tf32(__uint_as_float(v[part][i]));
+        for (int i = 0; i < span; ++i) {
+          int const line = part * 16 + i;
+          v[i] = ptx::ld_shared(from + stage.index * kStageBytes + line * kLineBytes + ((lane / 4) ^ (line % 8)) * 16);
+        }
+        if (part == 0) ptx::mbarrier_wait(&bars.used[turned.index], turned.parity ^ 1);
 #pragma unroll
         for (int h = 0; h <= kTaps; ++h)
 #pragma unroll
           for (int i = h; i < 16; i += 8)
             ptx::st_shared_v4(
                 to + turned.index * kTurnedBytes + h * kRegionBytes + ((part * 2 + i / 8) ^ (filter / 2 % 4)) * 16,
-                make_uint4(v[part][i], v[part][i + 2], v[part][i + 4], v[part][i + 6]));
+                make_uint4(v[i], v[i + 2], v[i + 4], v[i + 6]));
       }
       ptx::fence_proxy_async();
       __syncwarp();
@@ -122,12 +119,10 @@ __device__ inline void turn(WgradParams const& p, uint32_t ring, Barriers& bars)
   }
 }
 
-// Two neighbouring channels of pixels i and i + 8, rounded.
+// Two neighbouring channels of pixels i and i + 8.
 __device__ inline void load(uint32_t (&v)[4], uint32_t from) {
   uint2 const low = ptx::ld_shared_v2(from), high = ptx::ld_shared_v2(from + kCoreBytes);
   v[0] = low.x, v[1] = low.y, v[2] = high.x, v[3] = high.y;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) v[i] = ptx::cvt_rn_tf32(__uint_as_float(v[i]));
 }
 
 // Writes, or adds, a thread's sums to the workspace: of two channels, columns 8 j + 2 (lane % 4) + {0, 1}.
@@ -322,12 +317,12 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   Strides const &x = problem.x, &y = problem.y;
   Walk box_x = w, box_y{t.columns, 1, Q - t.columns};
   box_x.pixels = t.columns;
-  cudaError_t error =
-      tma::encode_im2col(p.x, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h,
-                         box_x, 32, kPixels);
+  cudaError_t error = tma::encode_im2col(
+      p.x, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}, true}, h, box_x, 32,
+      kPixels);
   if (error != cudaSuccess) return error;
-  error = tma::encode_im2col(p.y, {args.b, DType::f32, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1},
-                             box_y, 32, kYLines);
+  error = tma::encode_im2col(p.y, {args.b, DType::f32, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}, true},
+                             Walk{P, 1}, box_y, 32, kYLines);
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(kernel<kRuns>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;
