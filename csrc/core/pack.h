@@ -74,11 +74,11 @@ constexpr Packed packed_lines(Row const& row, Problem const& p) {
   return q;
 }
 
-// For rows of simt, which pad nothing. Results are stored in place, but for filters, whose taps would be far apart in a
-// tile, and dgrad's pixels of a stride's phases.
+// For rows of simt in f32, which pad nothing. Results are stored in place, but for filters, whose taps would be far apart
+// in a tile, and dgrad's pixels of a stride's phases.
 constexpr Packed packed_simt(Row const& row, Problem const& p) {
   Packed q{{}, p};
-  if (row.variant != Variant::nhwc) return q;
+  if (row.variant != Variant::nhwc || p.dtype != DType::f32) return q;
   SimtVectors const v = simt_vectors(p);
   q.which = {(row.op != Op::dgrad || p.stride_w > 1) && !v.x, !v.w, row.op != Op::fprop && !v.y};
   if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
@@ -122,7 +122,7 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
   }
   if (row.family == Family::simt) {
     Packed const q = packed_simt(row, p);
-    return p.dtype == DType::f32 && q.which.any() && simt_supports(row, row.op, q.problem);
+    return q.which.any() && simt_supports(row, row.op, q.problem);
   }
   PackedGroup const g = packed_group(row.op, p);
   double const x = double(p.N) * double(p.H) * double(p.W), y = double(p.N) * double(p.P()) * double(p.Q()),

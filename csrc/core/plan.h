@@ -27,7 +27,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
   bool const hopper = d.compute_capability == 90;
   switch (row.family) {
     case Family::simt:
-      return d.compute_capability >= 80 && (simt_supports(row, op, p) || (hopper && pack_supports(row, p)));
+      if (packed_simt(row, p).which.any()) return hopper && pack_supports(row, p);  // pack_sm90.cu
+      return d.compute_capability >= 80 && simt_supports(row, op, p);
     case Family::igemm:
       return hopper && igemm_supports(p);
     case Family::tma: {
