@@ -74,8 +74,8 @@ constexpr Packed packed_lines(Row const& row, Problem const& p) {
   return q;
 }
 
-// For rows of simt in f32, which pad nothing. Results are stored in place, but for filters, whose taps would be far apart
-// in a tile, and dgrad's pixels of a stride's phases.
+// For rows of simt in f32, which pad nothing. Results are stored in place, but for filters, whose taps would be far
+// apart in a tile, and dgrad's pixels of a stride's phases.
 constexpr Packed packed_simt(Row const& row, Problem const& p) {
   Packed q{{}, p};
   if (row.variant != Variant::nhwc || p.dtype != DType::f32) return q;

@@ -63,9 +63,9 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
       swapped && tiles_n <= kMaxKeptTiles && stages_b <= 64 && (stages_b * min64(N, 64) + 3 * 264) * 128 <= 205 * 1024;
   double const filled = double(ceil_div(C, 8)) / double(ceil_div(C, kTf32Line) * 4);  // instructions of the steps
   double const fixed = swapped ? 3600 : (990 + 0.047 * area) * (two ? 1.5 : 1);       // of a part
-  auto tile_ns = [&](double ns) {  // with exchanged operands one warpgroup multiplies while the other stores
-    return swapped ? (ns > 1600 ? ns : 1600) + 1500 : ns + fixed;
-  };
+  // With exchanged operands one warpgroup multiplies while the other stores, single elements at 0.6 TB/s of the device.
+  double const store_ns = tma_stores_singly(op, p) ? 13400 * double(min64(N, row.tile_n)) / 64 : 1600;
+  auto tile_ns = [&](double ns) { return swapped ? (ns > store_ns ? ns : store_ns) + 1500 : ns + fixed; };
   int64_t const tiles = tma_tiles(row, p);
   int64_t most = 1;
   double whole = 0, longest = 0, empty = double(tiles);  // ns of all tiles, of one; tiles
