@@ -251,6 +251,8 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_team_3x7", 1, 2, 40, 256, 2, 3, 7, groups=2),
     Case("depthwise_team_stride2", 1, 3, 61, 521, 3, 5, 5, (2, 2), (2, 2), groups=3),
     Case("depthwise_3x1", 2, 5, 17, 20, 5, 3, 1, padding=(1, 0), groups=5),
+    Case("depthwise_3x1_stride2x3", 2, 8, 17, 20, 8, 3, 1, (2, 3), (1, 1), groups=8),
+    Case("depthwise_5x1_dilated_multiplier2", 2, 5, 17, 19, 10, 5, 1, (1, 1), (4, 1), (2, 3), 5),
     Case("depthwise_3x7", 2, 5, 17, 36, 5, 3, 7, groups=5),
     Case("depthwise_7x2_stride2", 2, 5, 17, 36, 5, 7, 2, (2, 2), (3, 1), groups=5),
     # few channels a group: units of one or several groups, runs of one to four blocks, several squares and images

@@ -241,8 +241,8 @@ def test_a_stem_row_spreads_what_is_not_finite_to_what_meets_it_alone(
         x, w, b = case.tensors(cuda, dtype, layout)
         go = case.grad_output(cuda, dtype, layout)
         changed = go if op == "dgrad" else x
-        for h, column in ((0, 0), (0, -1), (changed.shape[2] // 2, 3), (-1, -2)):
-            changed[-1, -1, h, column] = value
+        for channel, (h, column) in enumerate(((0, 0), (0, -1), (changed.shape[2] // 2, 3), (-1, -2))):
+            changed[-1, channel % changed.shape[1], h, column] = value
         r = of_tensors(case, x, w, b, go)
         meets = ~{"fprop": r.output, "dgrad": r.grad_input, "wgrad": r.grad_weight}[op].isfinite()
         sms, capability = machine()

@@ -32,6 +32,9 @@ constexpr bool line_supports(Row const& row, Problem const& p) {
   return depthwise_supports(row, p) && double(p.N) * pixels * (double(max64(p.C, p.K)) / 16 + 1) < 4e9;
 }
 
+// The distance of a row's taps, in inputs. That of a single tap is free: as the stride it makes the window dense.
+constexpr int64_t line_dilation(Problem const& p) { return p.S == 1 ? p.stride_w : p.dilation_w; }
+
 constexpr LineTile line_tile(Op op, Problem const& p) {
   LineTile t;
   bool const backward = op == Op::dgrad;
@@ -41,8 +44,8 @@ constexpr LineTile line_tile(Op op, Problem const& p) {
     t.vector = 4;
   int64_t const quads = (backward ? p.C : p.K) / t.vector;
   t.slices = ceil_div(quads, 32), t.lanes = int(ceil_div(quads, t.slices)), t.groups = kLineThreads / t.lanes;
-  int64_t const g = backward ? gcd64(p.dilation_w, p.stride_w) : 1;
-  int64_t const stride = backward ? 1 : p.stride_w, tap_stride = p.S == 1 ? stride : p.dilation_w / g;
+  int64_t const g = backward ? gcd64(line_dilation(p), p.stride_w) : 1;
+  int64_t const stride = backward ? 1 : p.stride_w, tap_stride = line_dilation(p) / g;
   int64_t const height = backward ? ceil_div(p.H, p.stride_h) : p.P(),
                 width = backward ? ceil_div(p.W, p.stride_w) : p.Q();
   auto columns = [&](int64_t spread) constexpr { return ceil_div(width, kLineOutputs * spread) * spread; };

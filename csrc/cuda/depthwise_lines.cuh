@@ -309,7 +309,8 @@ cudaError_t launch_lines(Problem const& problem, Plan const& plan, Arguments con
   };
   if constexpr (sums) {
     p.h[0] = line_of(fprop_walk(problem.P(), problem.R, problem.stride_h, problem.pad_top, problem.dilation_h), 0, 1);
-    p.w[0] = line_of(fprop_walk(problem.Q(), problem.S, problem.stride_w, problem.pad_left, problem.dilation_w), 0, 1);
+    p.w[0] =
+        line_of(fprop_walk(problem.Q(), problem.S, problem.stride_w, problem.pad_left, line_dilation(problem)), 0, 1);
     p.tap_units = t.tap_units, p.tap_slices = t.tap_slices, p.members = t.members;
     p.segments = int(t.segments), p.each = int(t.each);
     auto* kernel = t.vector == 1 ? wgrad_lines<T, 1, 0> : wgrad_lines<T, most, 0>;
@@ -339,13 +340,13 @@ cudaError_t launch_lines(Problem const& problem, Plan const& plan, Arguments con
                         ph + i, problem.stride_h);
           for (int i = 0; i < count_w; ++i)
             p.w[i] = line_of(
-                dgrad_walk(problem.W, problem.S, problem.stride_w, problem.pad_left, problem.dilation_w, pw + i),
+                dgrad_walk(problem.W, problem.S, problem.stride_w, problem.pad_left, line_dilation(problem), pw + i),
                 pw + i, problem.stride_w);
         } else {
           p.h[0] =
               line_of(fprop_walk(problem.P(), problem.R, problem.stride_h, problem.pad_top, problem.dilation_h), 0, 1);
-          p.w[0] =
-              line_of(fprop_walk(problem.Q(), problem.S, problem.stride_w, problem.pad_left, problem.dilation_w), 0, 1);
+          p.w[0] = line_of(
+              fprop_walk(problem.Q(), problem.S, problem.stride_w, problem.pad_left, line_dilation(problem)), 0, 1);
         }
         p.phases_w = count_w;
         if (auto const error = start(kernel, t.blocks(p.N), count_h * count_w, shared)) return error;

@@ -213,10 +213,42 @@ __global__ void __launch_bounds__(kStemThreads, 2) sum(__grid_constant__ SumPara
   }
 }
 
-// 32 sums by 8 shares of the parts.
+// A sum without the products with what lies outside of small, by all threads of a block; the value of thread 0 counts.
+template <class T>
+__device__ inline float exact_sum(SumParams const& q, int channel, int element) {
+  __shared__ double shares[kWarps];
+  Params const& p = q.p;
+  int const run = p.S * p.C, r = element / run, s = element % run / p.C, c = element % p.C;
+  T const* const big = static_cast<T const*>(p.out) + channel * p.out_c;
+  T const* const small = static_cast<T const*>(p.in) + c * p.in_c;
+  int64_t const lines = p.tiles / (p.tiles_h * p.tiles_w) * p.P;  // of all images
+  double sum = 0;
+  for (int64_t line = threadIdx.x / 32; line < lines; line += kWarps) {
+    int64_t const n = line / p.P;
+    int const row = int(line - n * p.P), h = row * p.stride_h - p.pad_h + r * p.dilation_h;
+    if (unsigned(h) >= unsigned(p.H)) continue;
+    for (int column = threadIdx.x % 32; column < p.Q; column += 32) {
+      int const w = column * p.stride_w - p.pad_w + s;
+      if (unsigned(w) < unsigned(p.W))
+        sum += double(widen(big[n * p.out_n + row * p.out_h + column * p.out_w])) *
+               double(widen(small[n * p.in_n + h * p.in_h + w * p.in_w]));
+    }
+  }
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+  __syncthreads();  // the shares of the sum before have been read
+  if (threadIdx.x % 32 == 0) shares[threadIdx.x / 32] = sum;
+  __syncthreads();
+  for (int i = 1; threadIdx.x == 0 && i < kWarps; ++i) sum += shares[i];
+  return float(sum);
+}
+
+// 32 sums by 8 shares of the parts. Where big is x, the zeros around small may make a NaN of an infinite or NaN pixel
+// that no product has: such sums are taken again.
 template <class T>
 __global__ void __launch_bounds__(kStemThreads) add_parts(__grid_constant__ SumParams const q) {
   __shared__ float shares[8][32];
+  __shared__ unsigned again;
   Params const& p = q.p;
   int const share = threadIdx.x / 32, lane = threadIdx.x % 32;
   int const element = int(blockIdx.x) * 32 % q.wide + lane, channel = int(blockIdx.x) * 32 / q.wide;
@@ -228,13 +260,27 @@ __global__ void __launch_bounds__(kStemThreads) add_parts(__grid_constant__ SumP
   for (int i = begin; i < end; ++i, from += step) sum += *from;
   shares[share][lane] = sum;
   __syncthreads();
-  if (share != 0 || channel >= p.K || element >= q.elements) return;
+  auto store = [&](int element, float sum) {
+    int const run = p.S * p.C, r = element / run, s = element % run / p.C, c = element % p.C;
+    static_cast<T*>(
+        const_cast<void*>(p.w))[int64_t(channel) * p.w_out + c * p.w_in + (p.mirrored ? p.R - 1 - r : r) * p.w_r +
+                                (p.mirrored ? p.S - 1 - s : s) * p.w_s] = narrow<T>(sum);
+  };
+  if (share == 0) {
 #pragma unroll
-  for (int i = 1; i < 8; ++i) sum += shares[i][lane];
-  int const run = p.S * p.C, r = element / run, s = element % run / p.C, c = element % p.C;
-  static_cast<T*>(
-      const_cast<void*>(p.w))[int64_t(channel) * p.w_out + c * p.w_in + (p.mirrored ? p.R - 1 - r : r) * p.w_r +
-                              (p.mirrored ? p.S - 1 - s : s) * p.w_s] = narrow<T>(sum);
+    for (int i = 1; i < 8; ++i) sum += shares[i][lane];
+    bool const exists = channel < p.K && element < q.elements;
+    if (exists) store(element, sum);
+    unsigned const nan = __ballot_sync(0xffffffffu, exists && sum != sum);
+    if (lane == 0) again = nan;
+  }
+  if (!p.mirrored) return;
+  __syncthreads();
+  for (unsigned left = again; left != 0; left &= left - 1) {
+    int const i = element - lane + __ffs(int(left)) - 1;
+    float const exact = exact_sum<T>(q, channel, i);
+    if (threadIdx.x == 0) store(i, exact);
+  }
 }
 
 template <DType dtype, Variant variant>
