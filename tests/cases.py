@@ -250,6 +250,16 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_team_odd", 2, 2, 40, 391, 2, 7, 7, padding=(3, 3), groups=2),
     Case("depthwise_team_3x7", 1, 2, 40, 256, 2, 3, 7, groups=2),
     Case("depthwise_team_stride2", 1, 3, 61, 521, 3, 5, 5, (2, 2), (2, 2), groups=3),
+    # band.cuh: zeros between taps, between the pixels of grad_output
+    Case("depthwise_13x13_stride2", 2, 9, 30, 27, 9, 13, 13, (2, 2), (6, 6), groups=9, edge=True),
+    Case("depthwise_9x5_stride3x1", 1, 8, 29, 40, 8, 9, 5, (3, 1), (4, 0), groups=8),
+    Case("depthwise_7x7_dilated", 3, 8, 33, 31, 8, 7, 7, padding=(9, 6), dilation=(3, 2), groups=8),
+    Case("depthwise_5x11_stride2_dilated", 1, 16, 40, 50, 16, 5, 11, (2, 3), (3, 1, 8, 9), (3, 2), 16),
+    # strip.cuh: neighbouring threads with images, with 8 rows; parts of a filter with a stride, classes of a dilation
+    Case("depthwise_11x11_images", 11, 5, 9, 10, 5, 11, 11, padding=(5, 5), groups=5, edge=True),
+    Case("depthwise_9x9_rows", 2, 3, 24, 40, 3, 9, 9, padding=(4, 4), groups=3),
+    Case("depthwise_10x9_stride2_images", 9, 4, 31, 30, 4, 10, 9, (2, 2), (4, 5), groups=4),
+    Case("depthwise_8x8_stride4_dilated", 2, 4, 50, 47, 4, 8, 8, (4, 4), (9, 6), (2, 2), 4),
     Case("depthwise_3x1", 2, 5, 17, 20, 5, 3, 1, padding=(1, 0), groups=5),
     Case("depthwise_3x1_stride2x3", 2, 8, 17, 20, 8, 3, 1, (2, 3), (1, 1), groups=8),
     Case("depthwise_5x1_dilated_multiplier2", 2, 5, 17, 19, 10, 5, 1, (1, 1), (4, 1), (2, 3), 5),

@@ -213,6 +213,17 @@ def test_large_depthwise_filters_take_tensor_cores_or_strips(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_large_depthwise_filters_with_a_stride_or_a_dilation_take_tensor_cores(op: str) -> None:
+    for stride, dilation in ((2, 1), (1, 2)):
+        steps = (stride,) * 2, (6 * dilation,) * 2, (dilation,) * 2
+        case = Case("large", 32, 128, 56, 56, 128, 13, 13, *steps, groups=128)
+        for dtype in (torch.float16, torch.bfloat16):
+            assert ROWS[ask(op, case, dtype)[0]].startswith(f"band_{op}_")
+        family = "band" if op == "wgrad" else "strip"
+        assert ROWS[ask(op, case, torch.float32)[0]].startswith(f"{family}_{op}_f32_")
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_first_and_last_layers_take_stem_rows(op: str) -> None:
     first = Case("first", 64, 3, 224, 224, 64, 7, 7, (2, 2), (3, 3))
     last = Case("last", 1, 64, 1080, 1920, 3, 3, 3, padding=(1, 1))

@@ -5,6 +5,15 @@
 
 namespace conv2d_ext {
 
+constexpr int64_t spread_extent(int64_t n, int64_t step) { return (n - 1) * step + 1; }
+
+// The problem of unit stride and dilation of which this one is a part: zeros between the taps and between y's pixels.
+constexpr Problem spread(Problem p) {
+  p.R = spread_extent(p.R, p.dilation_h), p.S = spread_extent(p.S, p.dilation_w);
+  p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
+  return p;
+}
+
 struct BandTile {
   int in_H = 0, in_W = 0, out_H = 0, out_W = 0;
   int pad_h = 0, pad_w = 0;       // input coordinate = output coordinate - pad + tap; may be negative
@@ -142,7 +151,9 @@ constexpr BandSumsTile band_sums_tile(Problem const& p, int depth, int width, bo
   return t;
 }
 
-constexpr bool band_supports(Row const& row, Op op, Problem const& p) {
+constexpr bool band_supports(Row const& row, Op op, Problem const& problem) {
+  if (problem.P() == 0 || problem.Q() == 0 || problem.R == 0 || problem.S == 0) return false;
+  Problem const p = spread(problem);
   if (!unit_stride_depthwise(row, p)) return false;
   bool const nhwc = is_nhwc(row.variant);
   constexpr int64_t most = int64_t(1) << 29;
@@ -158,7 +169,7 @@ constexpr bool band_supports(Row const& row, Op op, Problem const& p) {
   return t.shared_bytes <= kBandSharedBytes && blocks < double(most);
 }
 
-constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, bool strided, Device const& d) {
   int const depth = row.tile_m / 16, width = row.tile_n / 8;
   BandSumsTile const t = band_sums_tile(p, depth, width, is_nhwc(row.variant));
   double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
@@ -167,7 +178,16 @@ constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, Device c
   double const product_ns = p.dtype == DType::f32 ? 2048 / (128 * 1.755 * 0.75) : 1.6 / 1.755;
   // As measured, the copies of a step included.
   bool const few_taps = p.R <= 7 && p.S <= 7;  // copies alone
-  double const slower = is_nhwc(row.variant) ? 2.6 : few_taps ? 4.0 : 1.7;
+  bool const nhwc = is_nhwc(row.variant), f32 = p.dtype == DType::f32;
+  double const elements = !strided || f32 ? 1.0 : nhwc ? 2.4 : 1.5;  // of y, copied one by one
+  double const slower = (f32    ? (nhwc       ? 1.5
+                                   : few_taps ? 2.0
+                                              : 1.1)
+                         : nhwc ? 2.6
+                                : (few_taps     ? 4.0
+                                   : depth == 1 ? 3.0
+                                                : 1.7)) *
+                        elements;
   double const step_ns = (700 + products * product_ns) * slower, sums = double(p.K) * double(p.R) * double(p.S);
   Estimate best;
   for (int64_t split = 1; split <= t.steps() && split <= 64; ++split) {
@@ -181,15 +201,22 @@ constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, Device c
 }
 
 // Multiplications of 16 x 8 x 8 in 3.2 cycles on each of an SM's four tensor cores.
-constexpr Estimate band_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  if (op == Op::wgrad) return band_sums_estimate(row, p, d);
-  BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, is_nhwc(row.variant));
+constexpr Estimate band_estimate(Row const& row, Op op, Problem const& problem, Device const& d) {
+  Problem const p = spread(problem);
+  bool const strided = problem.stride_h > 1 || problem.stride_w > 1, nhwc = is_nhwc(row.variant);
+  if (op == Op::wgrad) return band_sums_estimate(row, p, strided, d);
+  BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, nhwc);
   double const planes = double(ceil_div(p.N, t.images) * t.images) * double(t.channel_units) * t.channels;
   double const tiles = planes * double(t.tiles_h) * double(t.tiles_w);
   // Copies and stores of a tile, which the multiplications of others do not hide; nhwc turns them round.
   double const tile_ns = row.tile_m == 64 ? 2000 : row.tile_m == 32 ? 600 : 150;
   double const ns = tiles * (t.products * 0.8 / 1.755 + tile_ns) / d.sm_count;
-  return {4000 + ns * (is_nhwc(row.variant) ? 1.4 : 1.0), 1};
+  // Single elements, copied (dgrad) or stored.
+  double steps = 1;
+  if (strided && op == Op::dgrad) steps = row.tile_m == 16 ? 1.6 : 1.2;
+  if (strided && op == Op::fprop && !nhwc) steps = row.tile_m == 32 ? 1.4 : 1.9;
+  if (row.tile_m == 16 && problem.dilation_w > 1 && p.S > 16) steps *= 1.5;
+  return {4000 + ns * (nhwc ? 1.4 : 1.0) * steps, 1};
 }
 
 }  // namespace conv2d_ext

@@ -37,13 +37,15 @@ constexpr double depthwise_nchw_ns(Row const& row, Op op, Problem const& p, doub
   };
   int const x = bytes_of(p.x, p.x_align), y = bytes_of(p.y, p.y_align), bytes = x < y ? x : y;
   double narrow = bytes >= 16 ? 1.0 : bytes >= 8 ? (element == 2 ? 1.2 : 1.7) : bytes >= 4 ? 1.9 : 2.9;
-  if (p.Q() <= 16) narrow *= p.Q() <= 8 ? 3.7 : 1.9;
+  int64_t const width = max64(p.W, p.Q());
+  if (width <= 16) narrow *= width <= 8 ? 3.7 : 1.9;
+  if (op == Op::wgrad && bytes < 4) narrow *= 1.4;
   double const slower = (element == 2 ? 1.15 : 1.0) * (row.tile_m == 7 ? 1.1 : 1.0) *
                         (op == Op::wgrad                      ? 1.3
                          : op == Op::dgrad && row.tile_k == 2 ? 1.35
                                                               : 1.0);
   // Small images: the latency of copies that no other work of the block hides.
-  double const latency = p.Q() <= 16 ? 8000 : 4000;
+  double const latency = width <= 16 ? 8000 : 4000;
   return latency + (op == Op::wgrad ? 5000 : 0) + overlapped(memory_ns * 3500 / 4000 * narrow, fma_ns) * slower;
 }
 
@@ -64,7 +66,8 @@ constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, D
   int64_t const outputs = op == Op::dgrad ? p.H * p.W : p.P() * p.Q(), together = nhwc ? 32 : 128;
   double const full = double(ceil_div(outputs, together) * together) / double(max64(outputs, 1));
   double const idle = any && op != Op::wgrad && full > 2 ? full / 2 : 1.0;
-  double const fma_ns = work * phases * idle / ((any ? 300 : 17000) * sms * lanes * f64);
+  double const rate = !any ? 17000 : op == Op::fprop ? 750 : op == Op::dgrad ? 500 : 300;  // multiply-adds a nanosecond
+  double const fma_ns = work * phases * idle / (rate * sms * lanes * f64);
   // 16-bit types: their conversions; 3x3 in channels_last: as measured (docs/tuning.md).
   bool const wide = size_of(p.dtype) > 2;
   double const slower = any || (wide && !(nhwc && row.tile_m == 3)) ? 1.0 : nhwc ? 2.1 : 1.4;

@@ -93,7 +93,7 @@ constexpr Estimate depthwise_nhwc_estimate(Row const& row, Op op, Problem const&
 
 // Rows for large filters that take small ones as well, in channels_last: as measured.
 constexpr Estimate small_filter_estimate(Row const& row, Problem const& p, Estimate e) {
-  if (is_nhwc(row.variant) && p.R <= 7 && p.S <= 7) e.ns = 9000 + 2.2 * e.ns;
+  if (is_nhwc(row.variant) && (p.R - 1) * p.dilation_h < 7 && (p.S - 1) * p.dilation_w < 7) e.ns = 9000 + 2.2 * e.ns;
   return e;
 }
 

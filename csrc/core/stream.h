@@ -266,11 +266,12 @@ constexpr StreamLanesTile stream_lanes_tile(int size, Op op, Problem const& p, D
   double const walks = double(t.groups) * double(t.pieces) * double(p.C);
   t.rows = stream_rows(t.out_H, 1, size, walks, double(d.sm_count) * ring_teams(warps) * blocks);
   t.stretches = ceil_div(t.out_H, t.rows);
-  int const turn = size == 7 && p.R <= 3 ? 3 : size, chunk = warps > 1 && turn < 7 ? 4 : 8;
-  t.ring = ring_tile(
-      stream_ring(in, t.in_W, (t.span - 1) * t.width + window, t.width, t.span, window, t.images, whole, 4, chunk),
-      warps, t.images, ring_out_bytes(out, t.out_H, t.out_W, warps, t.pieces, turn, 4),
-      int(min64(t.in_H, t.rows - 1 + size)), turn, blocks);
+  int const turn = size == 7 && p.R <= 3 ? 3 : size;
+  // Larger filters have no time left for a ring of outputs (docs/tuning.md).
+  int const out_bytes = size == 3 ? ring_out_bytes(out, t.out_H, t.out_W, warps, t.pieces, turn, 4) : 0;
+  t.ring = ring_tile(stream_ring(in, t.in_W, (t.span - 1) * t.width + window, t.width, t.span, window, t.images, whole,
+                                 4, out_bytes > 0 ? 4 : 8),
+                     warps, t.images, out_bytes, int(min64(t.in_H, t.rows - 1 + size)), turn, blocks);
   return t;
 }
 

@@ -1,4 +1,4 @@
-// Depthwise convolution with large filters on tensor cores (mma.sync), float16 and bfloat16, stride 1: a filter's row
+// Depthwise convolution with large filters on tensor cores (mma.sync), float16 and bfloat16: a filter's row
 // as a banded matrix. For one channel and one tap row r
 //   out[p, q] += sum over w of in[p - pad + r, w] * T_r[w, q],    T_r[w, q] = filter[r][w - q + pad], 0 outside it.
 // A: 16 rows of the image by 16 columns, as ldmatrix reads them from a plane in shared memory. B: 16 columns by 8
@@ -9,6 +9,9 @@
 // for the even and the odd blocks. The 16 rows of an A are D apart: its products with T_r, T_(r-1), ... belong to D
 // rows of outputs, so a warp reads each A once, and holds a window of D bands. Rows are stored by their remainder mod
 // D, so that those of an A are neighbours. dgrad is fprop with the filter turned round.
+//
+// Strides and dilations are zeros too: between the taps of the filter and, in dgrad, between the pixels of y; fprop
+// stores one of stride x stride outputs.
 //
 // T's zeros make NaN of infinite inputs that an output does not meet; a block that finds a NaN among its outputs
 // computes them again, one product at a time.
@@ -32,6 +35,8 @@ struct Params {
   int64_t N;
   int C;
   int out_H, out_W, R, S, pad_h, pad_w;
+  int taps_h, taps_w, tap_step_h, tap_step_w;  // of R x S, the taps that are not zeros
+  int out_step_h, out_step_w;                  // of out_H x out_W, the outputs that are stored
   bool turned;
   int tiles_h, tiles_w, channel_units;
   int channels, images, rounds;  // of a block; images of a round
@@ -42,7 +47,7 @@ struct Params {
   int plane_bytes, filter_bytes, filter_pitch, filter_copy;
   int passes, blocks;           // over a row of taps; of 16 columns that one of outputs meets
   bool out_vectors;             // nchw: pairs of columns, nhwc: 8 channels
-  Divisor taps_of, columns_of;  // by R * S, by S
+  Divisor taps_of, columns_of;  // by taps_h * taps_w, by taps_w
 };
 
 // A block's tile and its first channel and image.
@@ -56,7 +61,7 @@ struct Where {
 template <class T>
 __device__ inline void load_filters(Params const& p, Where const& at, T* filters) {
   constexpr int batch = 4;  // loads on their way
-  int const taps = p.R * p.S, total = at.channels * taps, step = int(blockDim.x);
+  int const taps = p.taps_h * p.taps_w, total = at.channels * taps, step = int(blockDim.x);
   T const* const w = static_cast<T const*>(p.w) + at.c0 * p.w_k;
   for (int first = threadIdx.x; first < total; first += batch * step) {
     T v[batch];
@@ -66,10 +71,11 @@ __device__ inline void load_filters(Params const& p, Where const& at, T* filters
       int const i = first + j * step;
       if (i >= total) continue;
       int const c = int(p.taps_of.quotient(i)), tap = i - c * taps;
-      int const r = int(p.columns_of.quotient(tap)), s = tap - r * p.S;
+      int const r = int(p.columns_of.quotient(tap)), s = tap - r * p.taps_w;
+      int const h = r * p.tap_step_h, column = s * p.tap_step_w;
       v[j] = w[c * p.w_k + r * p.w_r + s * p.w_s];
-      to[j] = filters + c * 2 * p.filter_copy + (p.turned ? p.R - 1 - r : r) * p.filter_pitch + kLead + p.skew +
-              (p.turned ? p.S - 1 - s : s);
+      to[j] = filters + c * 2 * p.filter_copy + (p.turned ? p.R - 1 - h : h) * p.filter_pitch + kLead + p.skew +
+              (p.turned ? p.S - 1 - column : column);
     }
 #pragma unroll
     for (int j = 0; j < batch; ++j)
@@ -134,6 +140,33 @@ __device__ inline void multiply_block(float (&acc)[G][1][1][4], uint32_t a_row, 
   }
 }
 
+// Where an output is stored, if it is.
+__device__ inline bool is_stored(Params const& p, int y, int x) {
+  return y < p.out_H && unsigned(x) < unsigned(p.out_W) && y % p.out_step_h == 0 && x % p.out_step_w == 0;
+}
+template <class T>
+__device__ inline T* place_of(Params const& p, int64_t n, int c, int y, int x) {
+  return static_cast<T*>(p.out) + n * p.out_n + c * p.out_c + y / p.out_step_h * p.out_h + x / p.out_step_w * p.out_w;
+}
+
+// An output from global memory, product by product.
+template <class T>
+__device__ __noinline__ float exact(Params const& p, int64_t n, int c, int y, int x) {
+  T const* const in = static_cast<T const*>(p.in.data) + n * p.in.n + c * p.in.c;
+  T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
+  float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
+  for (int r = 0; r < p.taps_h; ++r)
+    for (int s = 0; s < p.taps_w; ++s) {
+      int const h = y - p.pad_h + (p.turned ? p.R - 1 - r * p.tap_step_h : r * p.tap_step_h);
+      int const column = x - p.pad_w + (p.turned ? p.S - 1 - s * p.tap_step_w : s * p.tap_step_w);
+      if (unsigned(h) >= unsigned(p.in.H) || unsigned(column) >= unsigned(p.in.W)) continue;
+      if (h % p.in.step_h != 0 || column % p.in.step_w != 0) continue;
+      sum = fmaf(widen(in[h / p.in.step_h * p.in.h + column / p.in.step_w * p.in.w]), widen(w[r * p.w_r + s * p.w_s]),
+                 sum);
+    }
+  return sum;
+}
+
 template <class T, int D, int NB>
 __device__ inline void store_again(Params const& p, Where const& at, int64_t n0) {
   constexpr int pixels = 16 * D * 16 * NB;
@@ -142,9 +175,7 @@ __device__ inline void store_again(Params const& p, Where const& at, int64_t n0)
     int const plane = i / pixels, y = at.p0 + i % pixels / (16 * NB), x = at.q0 + i % (16 * NB);
     int const c = at.c0 + plane / p.images;
     int64_t const n = n0 + plane % p.images;
-    if (n >= p.N || y >= p.out_H || unsigned(x) >= unsigned(p.out_W)) continue;
-    static_cast<T*>(p.out)[n * p.out_n + c * p.out_c + y * p.out_h + x * p.out_w] =
-        narrow<T>(depthwise::exact<T, false>(p, n, c, y, x));
+    if (n < p.N && is_stored(p, y, x)) *place_of<T>(p, n, c, y, x) = narrow<T>(exact<T>(p, n, c, y, x));
   }
 }
 
@@ -157,8 +188,7 @@ __device__ inline void store_nhwc(Params const& p, Where const& at, int64_t n0, 
     int const image = i / (16 * D * pairs), row = i / pairs % (16 * D), column = i % pairs * 2;
     int const y = at.p0 + row, x = at.q0 + column;
     int64_t const n = n0 + image;
-    if (n >= p.N || y >= p.out_H || x >= p.out_W || x + 1 < 0) continue;
-    T* const out = static_cast<T*>(p.out) + n * p.out_n + at.c0 * p.out_c + y * p.out_h + x * p.out_w;
+    if (n >= p.N || !(is_stored(p, y, x) || is_stored(p, y, x + 1))) continue;
     unsigned char const* from = planes + image * p.plane_bytes + (row * pitch + column) * int(sizeof(T));
     Vector<T, 8> pixel[2];
 #pragma unroll
@@ -169,8 +199,8 @@ __device__ inline void store_nhwc(Params const& p, Where const& at, int64_t n0, 
     }
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
-      if (unsigned(x + side) >= unsigned(p.out_W)) continue;
-      T* const to = out + side * p.out_w;
+      if (!is_stored(p, y, x + side)) continue;
+      T* const to = place_of<T>(p, n, at.c0, y, x + side);
       if (p.out_vectors) {
         *reinterpret_cast<Vector<T, 8>*>(to) = pixel[side];
       } else {
@@ -280,7 +310,7 @@ __global__ void __launch_bounds__(nhwc ? 512 : 256, nhwc     ? 1
     if (busy) {
       constexpr int pitch = 16 * NB + 8;
       int const x = at.q0 + 8 * odd + row;
-      bool const pairs = p.out_vectors && x >= 0;
+      bool const pairs = p.out_vectors && x >= 0, some = p.out_step_h > 1 || p.out_step_w > 1;
 #pragma unroll
       for (int g = 0; g < G; ++g) {
         int64_t const n = n0 + group * G + g;
@@ -301,6 +331,11 @@ __global__ void __launch_bounds__(nhwc ? 512 : 256, nhwc     ? 1
               if (nhwc) {
                 *reinterpret_cast<Vector<T, 2>*>(plane + g * p.plane_bytes +
                                                  (r * pitch + 8 * odd + 16 * nb + row) * int(sizeof(T))) = v;
+              } else if (some) {
+#pragma unroll
+                for (int side = 0; side < 2; ++side)
+                  if (is_stored(p, y, x + 16 * nb + side))
+                    *place_of<T>(p, n, at.c0 + c, y, x + 16 * nb + side) = v.v[side];
               } else if (pairs && x + 16 * nb + 1 < p.out_W) {
                 *reinterpret_cast<Vector<T, 2>*>(to + 16 * nb) = v;
               } else {
@@ -347,14 +382,18 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   using T = typename TypeOf<dtype>::type;
   constexpr int D = tile_m / 16, NB = tile_n / 16;
   constexpr bool nhwc = variant == Variant::nhwc, backward = op == Op::dgrad;
-  BandTile const t = band_tile(op, problem, D, NB, nhwc);
+  Problem const whole = spread(problem);
+  BandTile const t = band_tile(op, whole, D, NB, nhwc);
   Strides const& in = backward ? problem.y : problem.x;
   Strides const& out = backward ? problem.x : problem.y;
   Params p{};
   p.w = args.b, p.bias = args.bias, p.out = args.out, p.bias_stride = args.bias_stride;
   p.out_n = out.n, p.out_c = out.c, p.out_h = out.h, p.out_w = nhwc ? out.w : 1;
   p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
-  p.N = problem.N, p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
+  p.N = problem.N, p.C = int(problem.C), p.R = int(whole.R), p.S = int(whole.S);
+  p.taps_h = int(problem.R), p.taps_w = int(problem.S);
+  p.tap_step_h = int(problem.dilation_h), p.tap_step_w = int(problem.dilation_w);
+  p.out_step_h = backward ? 1 : int(problem.stride_h), p.out_step_w = backward ? 1 : int(problem.stride_w);
   p.out_H = t.out_H, p.out_W = t.out_W, p.pad_h = t.pad_h, p.pad_w = t.pad_w;
   p.turned = backward;
   p.tiles_h = int(t.tiles_h), p.tiles_w = int(t.tiles_w), p.channel_units = int(t.channel_units);
@@ -368,12 +407,14 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   int64_t const blocks = t.blocks_of_one_round(problem.N), image_units = ceil_div(problem.N, t.images);
   p.rounds = D == 4 ? 1 : int(max64(1, min64(image_units, blocks / kWantedBlocks)));
   bool const vectors = t.channels == 8 && problem.C % 8 == 0;
-  p.in = source_of<T>(in, args.a, problem.N, t.in_H, t.in_W, nhwc, backward ? problem.y_align : problem.x_align,
-                      vectors || !nhwc, D, t.rows, 8 * t.units);
+  p.in = backward ? source_of<T>(in, args.a, problem.N, problem.P(), problem.Q(), nhwc, problem.y_align,
+                                 vectors || !nhwc, D, t.rows, 8 * t.units, problem.stride_h, problem.stride_w)
+                  : source_of<T>(in, args.a, problem.N, problem.H, problem.W, nhwc, problem.x_align, vectors || !nhwc,
+                                 D, t.rows, 8 * t.units);
   int const out_align = backward ? problem.x_align : problem.y_align;
   p.out_vectors = nhwc ? vectors && depthwise::rows_aligned(out, true, out_align, 16, 2)
                        : depthwise::rows_aligned(out, false, out_align, 4, 2) && t.origin_w % 2 == 0;
-  p.taps_of = Divisor(uint32_t(p.R * p.S)), p.columns_of = Divisor(uint32_t(p.S));
+  p.taps_of = Divisor(uint32_t(p.taps_h * p.taps_w)), p.columns_of = Divisor(uint32_t(p.taps_w));
   return start<T, D, NB, nhwc>(p, t, t.tiles_h * t.tiles_w * t.channel_units * ceil_div(image_units, p.rounds), stream);
 }
 

@@ -17,8 +17,9 @@ struct Source {
   int64_t n, c, h, w;  // element strides
   int64_t N;
   int H, W;
-  int pitch, rows;  // elements of a row; rows of each remainder
-  int width;        // elements of one copy: columns (nchw) or channels (nhwc); a vector of 16 bytes, 2 or 1
+  int step_h = 1, step_w = 1;  // only every so many of the H rows and W columns exist, those between are zeros
+  int pitch, rows;             // elements of a row; rows of each remainder
+  int width;                   // elements of one copy: columns (nchw) or channels (nhwc); a vector of 16 bytes, 2 or 1
   Divisor copies_of_row, copies_of_plane;
 };
 
@@ -43,10 +44,10 @@ __device__ inline int row_place(int rows, int row) {
 // Copies what of the window is in the image. E elements of a row at a time, or (`pixels`) 8 channels of two
 // neighbouring pixels, which go to 8 planes. Planes are [channel][image]. A thread takes the same place of several
 // planes: the block is cut into parts that are as large as a plane has copies.
-template <class T, int D, int E, bool pixels>
-__device__ inline void fill(Source const& s, Window const& at, unsigned char* planes, int plane_bytes) {
+template <class T, int D, int E, bool pixels, int pairs>
+__device__ inline void copy_window(Source const& s, Window const& at, unsigned char* planes, int plane_bytes) {
   constexpr int vector = 16 / int(sizeof(T));
-  constexpr int batch = E * sizeof(T) < 4 ? 4 : pixels ? 2 : 1;  // loads through registers, several on their way
+  constexpr int batch = E * sizeof(T) < 4 ? 4 : pixels ? pairs : 1;  // loads through registers, several on their way
   int const row0 = at.h0 < 0 ? -at.h0 : 0, column0 = at.w0 < 0 ? -at.w0 : 0, copies = int(s.copies_of_plane.value);
   int const part = copies >= int(blockDim.x) ? int(blockDim.x) : (copies + 31) / 32 * 32;
   int const parts = int(blockDim.x) / part, which = int(threadIdx.x) / part;
@@ -57,11 +58,17 @@ __device__ inline void fill(Source const& s, Window const& at, unsigned char* pl
     int const row = row0 + y, column = column0 + x, h = at.h0 + row, w = at.w0 + column;
     if (row >= s.rows * D || column >= s.pitch || h >= s.H || w >= s.W) continue;
     unsigned char* const to = planes + (row_place<D>(s.rows, row) * s.pitch + column) * int(sizeof(T));
-    T const* const from = static_cast<T const*>(s.data) + at.n0 * s.n + at.c0 * s.c + h * s.h + w * s.w;
+    T const* from = static_cast<T const*>(s.data) + at.n0 * s.n + at.c0 * s.c;
+    if (E == 1 && (s.step_h > 1 || s.step_w > 1)) {
+      if (h % s.step_h != 0 || w % s.step_w != 0) continue;
+      from += h / s.step_h * s.h + w / s.step_w * s.w;
+    } else {
+      from += h * s.h + w * s.w;
+    }
     int const valid = s.W - w < E ? s.W - w : E;
     for (int c = 0; c < (pixels ? 1 : at.channels); ++c) {
       for (int first = which; first < images; first += parts * batch) {
-        if constexpr (batch == 1) {
+        if constexpr (batch == 1 && !pixels) {
           depthwise::copy<T, E>(reinterpret_cast<T*>(to + (c * at.images + first) * plane_bytes),
                                 from + first * s.n + c * s.c, valid);
         } else if constexpr (!pixels) {
@@ -103,31 +110,35 @@ __device__ inline void fill(Source const& s, Window const& at, unsigned char* pl
   }
 }
 
-template <class T, int D, bool nhwc>
+// `pairs`: of pixels that a thread loads at once.
+template <class T, int D, bool nhwc, int pairs = 2>
 __device__ inline void fill(Source const& s, Window const& at, unsigned char* planes, int plane_bytes) {
-  if (s.width == 1) return fill<T, D, 1, false>(s, at, planes, plane_bytes);
+  if (s.width == 1) return copy_window<T, D, 1, false, 1>(s, at, planes, plane_bytes);
   if constexpr (nhwc) {
-    fill<T, D, 2, true>(s, at, planes, plane_bytes);
+    copy_window<T, D, 2, true, pairs>(s, at, planes, plane_bytes);
   } else {
     constexpr int vector = 16 / int(sizeof(T));
-    if (s.width == vector) return fill<T, D, vector, false>(s, at, planes, plane_bytes);
-    if constexpr (sizeof(T) == 2) fill<T, D, 2, false>(s, at, planes, plane_bytes);
+    if (s.width == vector) return copy_window<T, D, vector, false, 1>(s, at, planes, plane_bytes);
+    if constexpr (sizeof(T) == 2) copy_window<T, D, 2, false, 1>(s, at, planes, plane_bytes);
   }
 }
 
 // ---- host side
 
 // `rows`, `pitch`: of the plane; `vectors`: nchw: tiles begin on a multiple of 16 bytes; nhwc: a block's channels are a
-// whole vector.
+// whole vector. `H`, `W`: of the tensor, whose rows and columns are steps apart.
 template <class T>
 Source source_of(Strides const& strides, void const* data, int64_t N, int64_t H, int64_t W, bool nhwc, int align,
-                 bool vectors, int depth, int rows, int pitch) {
+                 bool vectors, int depth, int rows, int pitch, int64_t step_h = 1, int64_t step_w = 1) {
   constexpr int element = int(sizeof(T)), vector = 16 / element;
   auto aligned = [&](int bytes) { return depthwise::rows_aligned(strides, nhwc, align, bytes, element); };
   Source s{};
+  H = spread_extent(H, step_h), W = spread_extent(W, step_w);
+  s.step_h = int(step_h), s.step_w = int(step_w);
   s.data = data, s.n = strides.n, s.c = strides.c, s.h = strides.h, s.w = nhwc ? strides.w : 1;
   s.N = N, s.H = int(H), s.W = int(W), s.rows = rows, s.pitch = pitch;
-  s.width = vectors && aligned(16) ? vector : !nhwc && element == 2 && aligned(4) ? 2 : 1;
+  bool const whole = step_h == 1 && step_w == 1;
+  s.width = !whole ? 1 : vectors && aligned(16) ? vector : !nhwc && element == 2 && aligned(4) ? 2 : 1;
   int const columns = nhwc ? (s.width == vector ? 2 : 1) : s.width;
   int64_t const copies = ceil_div(min64(pitch, W), columns);
   s.copies_of_row = Divisor(uint32_t(copies));

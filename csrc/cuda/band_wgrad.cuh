@@ -21,6 +21,7 @@ struct SumsParams {
   void* partial;
   int64_t w_k, w_r, w_s;
   int C, R, S, pad_h, pad_w, skew;
+  int taps_h, taps_w, tap_step_h, tap_step_w;  // of R x S, the taps that are not zeros
   int channels, images, parts, rows, columns;
   int tiles_h, tiles_w, units_r, units_s, channel_units;
   int copy_bytes, x_bytes, y_bytes;
@@ -174,12 +175,12 @@ __device__ __noinline__ float exact_sum(SumsParams const& p, int begin, int end,
     for (int image = 0; image < p.images && n0 + image < p.x.N; ++image)
       for (int h = tile_h * p.rows; h < (tile_h + 1) * p.rows && h < p.x.H; ++h) {
         int const row = h + p.pad_h - r;
-        if (unsigned(row) >= unsigned(p.y.H)) continue;
+        if (unsigned(row) >= unsigned(p.y.H) || row % p.y.step_h != 0) continue;
         for (int q = tile_w * p.columns; q < (tile_w + 1) * p.columns && q < p.y.W; ++q) {
           int const w = q + s - p.pad_w;
-          if (unsigned(w) < unsigned(p.x.W))
+          if (unsigned(w) < unsigned(p.x.W) && q % p.y.step_w == 0)
             sum = fmaf(widen(x[(n0 + image) * p.x.n + h * p.x.h + w * p.x.w]),
-                       widen(y[(n0 + image) * p.y.n + row * p.y.h + q * p.y.w]), sum);
+                       widen(y[(n0 + image) * p.y.n + row / p.y.step_h * p.y.h + q / p.y.step_w * p.y.w]), sum);
         }
       }
   }
@@ -239,12 +240,13 @@ __global__ void __launch_bounds__(32 * kBandSumsWarps, nhwc ? 1 : 2) wgrad(__gri
   int const warps = p.parts * p.images;
   for (int i = threadIdx.x; i < channels * taps; i += blockDim.x) {
     int const k = i / taps, tap = i % taps, r = r0 + tap / (8 * NB), s = s0 + tap % (8 * NB);
-    if (r >= p.R || s >= p.S) continue;
+    if (r >= p.R || s >= p.S || r % p.tap_step_h != 0 || s % p.tap_step_w != 0) continue;
+    int const tap_h = r / p.tap_step_h, tap_w = s / p.tap_step_w;
     float sum = 0.f;
     for (int other = 0; other < warps; ++other) sum += totals[(k * warps + other) * taps + tap];
     if (sum != sum) sum = exact_sum<T>(p, begin, end, c0 + k, r, s);
-    depthwise::store_sum<T>(p.out, p.partial, p.splits, (c0 + k) * p.w_k + r * p.w_r + s * p.w_s,
-                            (int64_t(split) * p.C + c0 + k) * p.R * p.S + r * p.S + s, sum);
+    depthwise::store_sum<T>(p.out, p.partial, p.splits, (c0 + k) * p.w_k + tap_h * p.w_r + tap_w * p.w_s,
+                            ((int64_t(split) * p.C + c0 + k) * p.taps_h + tap_h) * p.taps_w + tap_w, sum);
   }
 }
 
@@ -253,17 +255,20 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   using T = typename TypeOf<dtype>::type;
   constexpr int D = tile_m / 16, NB = tile_n / 8;
   constexpr bool nhwc = variant == Variant::nhwc;
-  BandSumsTile const t = band_sums_tile(problem, D, NB, nhwc);
+  Problem const whole = spread(problem);
+  BandSumsTile const t = band_sums_tile(whole, D, NB, nhwc);
   constexpr int unit = 16 / int(sizeof(T));
   bool const vectors = nhwc ? problem.C % unit == 0 : sizeof(T) == 2 || problem.pad_left % unit == 0;
   SumsParams p{};
   p.x = source_of<T>(problem.x, args.a, problem.N, problem.H, problem.W, nhwc, problem.x_align, vectors, 1, t.rows,
                      unit * t.x_units);
   p.y = source_of<T>(problem.y, args.b, problem.N, problem.P(), problem.Q(), nhwc, problem.y_align, vectors || !nhwc,
-                     Sums<T, D, NB>::kPlace, t.y_rows, unit * t.y_units);
+                     Sums<T, D, NB>::kPlace, t.y_rows, unit * t.y_units, problem.stride_h, problem.stride_w);
   p.out = args.out, p.partial = args.workspace, p.splits = plan.split_k;
   p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
-  p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
+  p.C = int(problem.C), p.R = int(whole.R), p.S = int(whole.S);
+  p.taps_h = int(problem.R), p.taps_w = int(problem.S);
+  p.tap_step_h = int(problem.dilation_h), p.tap_step_w = int(problem.dilation_w);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left), p.skew = t.skew;
   p.channels = t.channels, p.images = t.images, p.parts = t.parts, p.rows = t.rows, p.columns = t.columns;
   p.tiles_h = int(t.tiles_h), p.tiles_w = int(t.tiles_w), p.units_r = int(t.units_r), p.units_s = int(t.units_s);

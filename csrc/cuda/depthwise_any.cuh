@@ -1,8 +1,7 @@
 // Depthwise convolution in NCHW for everything that depthwise.cuh leaves: any filter, stride, dilation and padding,
-// K = m * C.
-// Taps are read in chunks through shared memory, pixels from global memory and its caches.
+// K = m * C. Taps and pixels come from global memory and its caches.
 //   fprop, dgrad: a block has 256 threads of one channel, each with kPixels outputs.
-//   dgrad adds over the m filters of a channel and the taps whose distance the stride divides.
+//   dgrad adds over the m filters of a channel; a pixel meets every so many taps, whose distance the stride divides.
 //   wgrad: a warp has kTaps taps of one filter, lanes over pixels.
 #pragma once
 
@@ -10,8 +9,8 @@
 
 namespace conv2d_ext::depthwise {
 
-constexpr int kPixels = 4, kChunk = 64;
-static_assert(kChunk % kChain == 0);
+constexpr int kPixels = 4;
+constexpr int kNowhere = -(1 << 30);  // a coordinate that no step brings into an image
 
 struct AnyParams {
   void const* in;
@@ -33,80 +32,99 @@ struct AnyParams {
   int splits, tap_units;
 };
 
-// The input coordinate that output coordinate o meets with tap r; an invalid one is negative.
-// Padded sizes are below 2^30 (plan.h), so no coordinate leaves int.
-template <Op op>
-__device__ inline int meets(int o, int r, int stride, int dilation, int pad) {
-  if constexpr (op != Op::dgrad) return o * stride - pad + r * dilation;
-  int const t = o + pad - r * dilation;
-  if (stride == 1 || t < 0) return t;
-  return t % stride != 0 ? -1 : t / stride;
-}
+// Along one axis, the taps that an output meets: those from `first` on, `step` apart; and the input that it meets with
+// the first of them, and how far on the next one's is. Padded sizes are below 2^30 (plan.h), so no coordinate leaves
+// int.
+struct Meetings {
+  int first, step, input, next;
 
-// The 1: without it ptxas aims at more blocks an SM and spills in f64.
-template <class T, Op op>
+  __device__ Meetings(bool backward, int output, int stride, int dilation, int pad) {
+    first = 0, step = 1, input = output * stride - pad, next = dilation;
+    if (!backward) return;
+    if (stride == 1) {
+      input = output + pad, next = -dilation;
+      return;
+    }
+    int divisor = stride;  // the greatest common one
+    for (int rest = dilation; rest != 0;) {
+      int const last = divisor % rest;
+      divisor = rest, rest = last;
+    }
+    step = stride / divisor, next = -(dilation / divisor), input = output + pad;
+    while (first < step && input % stride != 0) ++first, input -= dilation;
+    input = first < step ? input / stride : kNowhere;
+  }
+};
+
+// `phases`: dgrad with a stride: the pixels of a thread may meet different taps. The 1: without it ptxas aims at more
+// blocks an SM and spills.
+template <class T, bool backward, bool phases>
 __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ AnyParams const p) {
   using Acc = decltype(widen(T()));
-  __shared__ Acc filters[kChunk];
   int const step = int(blockDim.x);
-
   int64_t index = p.first_block + blockIdx.x;
   int64_t const unit = index % p.pixel_units;
   index /= p.pixel_units;
   int64_t const c = index % p.channels, n = index / p.channels;
-  int64_t const in_c = op == Op::dgrad ? c * p.multiplier : c / p.multiplier;
-  T const* const in = static_cast<T const*>(p.in) + n * p.in_n + in_c * p.in_c;
-  uint32_t const taps = uint32_t(p.taps), total = op == Op::dgrad ? uint32_t(p.multiplier) * taps : taps;
+  T const* plane = static_cast<T const*>(p.in) + n * p.in_n + (backward ? c * p.multiplier : c / p.multiplier) * p.in_c;
+  T const* filter = static_cast<T const*>(p.other) + (backward ? c * p.multiplier : c) * p.w_k;
 
   Acc acc[kPixels] = {};
-  int oh[kPixels], ow[kPixels];
+  int oh[kPixels], ow[kPixels], h0[kPixels], w0[kPixels], r0[kPixels], s0[kPixels];
+  int step_r = 1, step_s = 1, next_h = 1, next_w = 1;
   int64_t const pixel0 = unit * step * kPixels + threadIdx.x;
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) {
     int64_t const pixel = pixel0 + i * step;
     bool const inside = pixel < p.pixels;
     oh[i] = inside ? int(pixel / p.out_W) : -1;
-    ow[i] = inside ? int(pixel % p.out_W) : 0;
+    ow[i] = inside ? int(pixel - int64_t(oh[i]) * p.out_W) : 0;
+    Meetings const h(backward, inside ? oh[i] : 0, p.stride_h, p.dilation_h, p.pad_h);
+    Meetings const w(backward, ow[i], p.stride_w, p.dilation_w, p.pad_w);
+    h0[i] = inside ? h.input : kNowhere, w0[i] = w.input, r0[i] = h.first, s0[i] = w.first;
+    step_r = h.step, step_s = w.step, next_h = h.next, next_w = w.next;
   }
+  int const rows = (p.R + step_r - 1) / step_r, columns = (p.S + step_s - 1) / step_s;
+  int64_t const next_tap = step_s * p.w_s;
 
-  for (uint32_t first = 0; first < total; first += kChunk) {
-    int const count = int(total - first < kChunk ? total - first : kChunk);
-    __syncthreads();
-    for (int t = threadIdx.x; t < count; t += blockDim.x) {
-      uint32_t const tap = (first + t) % taps, filter = (first + t) / taps, r = tap / uint32_t(p.S),
-                     s = tap % uint32_t(p.S);
-      int64_t const k = op == Op::dgrad ? c * p.multiplier + filter : c;
-      filters[t] = widen(static_cast<T const*>(p.other)[k * p.w_k + r * p.w_r + s * p.w_s]);
-    }
-    __syncthreads();
-    int r = int(first % taps / uint32_t(p.S)), s = int(first % taps % uint32_t(p.S));
-    T const* plane = in + first / taps * p.in_c;
-    for (int t = 0; t < count;) {
-      Acc chain[kPixels] = {};
-      for (int const end = t + kChain < count ? t + kChain : count; t < end; ++t) {
-        Acc const filter = filters[t];
+  for (int64_t m = backward ? p.multiplier : 1; m > 0; --m, plane += p.in_c, filter += p.w_k)
+    for (int j = 0; j < rows; ++j) {
+      T const *row[kPixels], *taps[phases ? kPixels : 1];
+      int w[kPixels];
 #pragma unroll
-        for (int i = 0; i < kPixels; ++i) {
-          int const h = meets<op>(oh[i], r, p.stride_h, p.dilation_h, p.pad_h);
-          int const w = meets<op>(ow[i], s, p.stride_w, p.dilation_w, p.pad_w);
-          if (oh[i] >= 0 && unsigned(h) < unsigned(p.in_H) && unsigned(w) < unsigned(p.in_W))
-            chain[i] += widen(plane[h * p.in_h + w * p.in_w]) * filter;
-        }
-        if (++s == p.S) {
-          s = 0;
-          if (++r == p.R) r = 0, plane += p.in_c;
-        }
+      for (int i = 0; i < kPixels; ++i) {
+        int const h = h0[i] + j * next_h, r = (phases ? r0[i] : 0) + j * step_r;
+        bool const meets = unsigned(h) < unsigned(p.in_H) && r < p.R;
+        row[i] = plane + (meets ? h : 0) * p.in_h, w[i] = meets ? w0[i] : kNowhere;
+        if (phases || i == 0) taps[i] = filter + r * p.w_r + (phases ? s0[i] : 0) * p.w_s;
       }
+      for (int k = 0; k < columns;) {
+        Acc chain[kPixels] = {};
+        int const end = columns - k < kChain ? columns : k + kChain;
+#pragma unroll(phases ? 2 : 4)
+        for (; k < end; ++k) {
+          Acc const tap = phases ? Acc(0) : widen(taps[0][k * next_tap]);
 #pragma unroll
-      for (int i = 0; i < kPixels; ++i) acc[i] += chain[i];
+          for (int i = 0; i < kPixels; ++i) {
+            int const v = w[i] + k * next_w;
+            if (unsigned(v) >= unsigned(p.in_W)) continue;
+            if constexpr (phases) {
+              if (s0[i] + k * step_s < p.S) chain[i] += widen(row[i][v]) * widen(taps[i][k * next_tap]);
+            } else {
+              chain[i] += widen(row[i][v]) * tap;
+            }
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kPixels; ++i) acc[i] += chain[i];
+      }
     }
-  }
 
   Acc const bias = p.bias != nullptr ? Acc(widen(static_cast<T const*>(p.bias)[c * p.bias_stride])) : Acc(0);
 #pragma unroll
   for (int i = 0; i < kPixels; ++i)
     if (oh[i] >= 0)
-      static_cast<T*>(p.out)[n * p.out_n + c * p.out_c + oh[i] * p.out_h + ow[i] * p.out_w] = narrow<T>(acc[i] + bias);
+      static_cast<T*>(p.out)[n * p.out_n + c * p.out_c + oh[i] * p.out_h + ow[i]] = narrow<T>(acc[i] + bias);
 }
 
 // in = x, other = y; the pixels are N * P * Q, shared out among the splits.
@@ -208,8 +226,12 @@ cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const
     unsigned const grid = unsigned(min64(kMaxGrid, blocks - p.first_block));
     if constexpr (sums)
       wgrad_any<T><<<grid, threads, 0, stream>>>(p);
+    else if (op == Op::fprop)
+      gather_any<T, false, false><<<grid, threads, 0, stream>>>(p);
+    else if (p.stride_h == 1 && p.stride_w == 1)
+      gather_any<T, true, false><<<grid, threads, 0, stream>>>(p);
     else
-      gather_any<T, op><<<grid, threads, 0, stream>>>(p);
+      gather_any<T, true, true><<<grid, threads, 0, stream>>>(p);
     if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess) return error;
   }
   if (!sums || p.splits == 1) return cudaSuccess;

@@ -399,11 +399,14 @@ cudaError_t launch_f32(Problem const& problem, Plan const& plan, Arguments const
       return start_ring(kernel, p, 4, walks, t.ring, stream);
     };
     auto of = [&]<int rows, int columns, bool part>() {
-      return t.ring.out_bytes > 0 ? with.template operator()<rows, columns, part, true>()
-                                  : with.template operator()<rows, columns, part, false>();
+      if constexpr (R == 3)
+        if (t.ring.out_bytes > 0) return with.template operator()<rows, columns, part, true>();
+      return with.template operator()<rows, columns, part, false>();
     };
     if (problem.R == R && problem.S == R) return of.template operator()<R, R, false>();
     if constexpr (R == 7) {
+      if (problem.R == 3 && problem.S == R) return of.template operator()<3, R, false>();
+      if (problem.R == R && problem.S == 3) return of.template operator()<R, 3, false>();
       if (problem.R <= 3) return of.template operator()<3, R, true>();
       if (problem.S <= 3) return of.template operator()<R, 3, true>();
     }
