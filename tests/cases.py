@@ -276,6 +276,10 @@ CASES: tuple[Case, ...] = (
     Case("groups132_of_8_many_tiles", 12, 1056, 9, 17, 1056, 3, 3, padding=(1, 1), groups=132),
     Case("groups5_of_24_odd_sides", 3, 120, 13, 21, 120, 3, 3, padding=(1, 1), groups=5, edge=True),
     Case("groups8_of_8_stride3", 2, 64, 20, 26, 64, 5, 5, (3, 3), (2, 2), groups=8),
+    # rows of NCHW that begin anywhere within 16 bytes, slabs that are not whole, or are halved
+    Case("groups13_of_8_odd_images", 2, 104, 27, 25, 104, 3, 3, padding=(1, 1), groups=13, edge=True),
+    Case("groups8_of_8_56_columns_stride2", 1, 64, 20, 56, 64, 3, 3, (2, 2), (1, 1), groups=8),
+    Case("groups8_of_8_padding_9", 2, 64, 6, 40, 64, 3, 3, padding=(9, 2), groups=8),
     # groups that end within a line or a step of it
     Case("groups3_of_56_several_images", 5, 168, 9, 11, 168, 3, 3, padding=(1, 1), groups=3),
     Case("groups2_of_72_and_40_stride2", 3, 144, 17, 15, 80, 3, 3, (2, 2), (1, 1), groups=2, edge=True),

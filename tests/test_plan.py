@@ -263,7 +263,7 @@ def test_layers_of_few_channels_a_group_take_the_grouped_row_of_their_layout(op:
         name = ROWS[ask(op, case, dtype, layout)[0]]
         if (op, per_group, layout) == ("wgrad", 24, "nhwc"):
             continue  # about where the dense rows take over
-        variants = {"nchw": ("nchw", "lines"), "nhwc": ("lines",)}[layout]  # lines takes NCHW by way of copies
+        variants = {"nchw": ("nchw", "lines"), "nhwc": ("lines",)}[layout]  # lines takes NCHW too
         assert name.startswith(f"grouped_{op}_") and name.endswith(variants), f"{per_group} {layout} {name}"
 
 
@@ -276,12 +276,16 @@ def test_grouped_layers_in_float32_take_lines_in_channels_last(op: str, tf32: bo
         assert name == f"grouped_{op}_f32_8x8_lines", f"{channels} {name}"
 
 
-def test_strided_grouped_dgrad_in_nchw_runs_on_copies() -> None:
-    case = Case("strided", 64, 256, 56, 56, 256, 3, 3, (2, 2), (1, 1), groups=32)
-    assert named("dgrad", case, torch.float16, "nchw") == "grouped_dgrad_f16_8x8_lines"
-    x, w, y = (torch.empty(size, dtype=torch.float16, device="meta") for size in
-               (case.input_size, case.weight_size, case.output_size))  # fmt: skip
-    assert packed("dgrad", case, x, w, y) == "xy"
+@pytest.mark.parametrize("op", OPS)
+def test_grouped_layers_in_nchw_run_in_place_where_whole_rows_fit(op: str) -> None:
+    def taken(width: int) -> tuple[str, str]:
+        case = Case("strided", 64, 256, 56, width, 256, 3, 3, (2, 2), (1, 1), groups=32)
+        x, w, y = (torch.empty(size, dtype=torch.float16, device="meta") for size in
+                   (case.input_size, case.weight_size, case.output_size))  # fmt: skip
+        return named(op, case, torch.float16, "nchw"), packed(op, case, x, w, y)
+
+    assert taken(28) == (f"grouped_{op}_f16_8x8_lines", "")
+    assert taken(224) == (f"grouped_{op}_f16_8x8_lines", "xy")
 
 
 def named(op: str, case: Case, dtype: torch.dtype, layout: str = "nhwc", **kwargs: object) -> str:

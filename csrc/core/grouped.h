@@ -85,8 +85,25 @@ struct GroupedLines {
   int64_t rows, columns;                 // of an image's inputs, of a plane
   int64_t planes, plane_bytes;           // with a stride, columns that leave the same remainder lie together
   int64_t halves, stages, stage_bytes, out_bytes, weight_bytes, shared, blocks_of_sm;
+  bool planar;                   // see grouped_planar
+  int64_t raw_pitch, raw_bytes;  // of a channel's pixels, and of all, as they are copied
   double cycles;
 };
+
+// NCHW without gaps, whose channels are turned into lines in shared memory: in place.
+constexpr bool grouped_planar(Problem const& p) {
+  auto planar = [](Strides const& s, int align, int64_t N, int64_t C, int64_t H, int64_t W) {
+    auto is = [](int64_t size, int64_t stride, int64_t wanted) { return size == 1 || stride == wanted; };
+    return align >= 16 && C % 8 == 0 && is(N, s.n, C * H * W) && is(C, s.c, H * W) && is(H, s.h, W) && is(W, s.w, 1);
+  };
+  return p.H * p.W > 1 && planar(p.x, p.x_align, p.N, p.C, p.H, p.W) && planar(p.y, p.y_align, p.N, p.K, p.P(), p.Q());
+}
+
+// Bytes of a channel of so many rows of a tensor, as they are copied: whole images lie together, else a channel's rows
+// begin anywhere within 16 bytes.
+constexpr int64_t planar_pitch(bool whole, int64_t rows, int64_t H, int64_t W, DType t) {
+  return whole ? H * W * size_of(t) : ceil_div(min64(rows, H) * W * size_of(t) + 16 - size_of(t), 16) * 16;
+}
 
 // Warps of an SM, by their registers.
 constexpr int grouped_line_warps(DType t, int64_t at_once) {
@@ -97,7 +114,9 @@ constexpr int kLinesTables = 256;  // bytes of what each row keeps beside
 constexpr int64_t lines_shared(int64_t blocks) { return (228 / blocks - 1) * 1024; }  // bytes of each of so many an SM
 constexpr int64_t kLinesShared = lines_shared(1);
 
-constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d) {
+// Planar tiles that do not fit with so many units are tried with half of them, but for a stride: packing is faster
+// there.
+constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, int64_t most_units = 8) {
   GroupedLines best{};
   bool const backward = op == Op::dgrad;
   int64_t const per_unit = groups_per_unit(p), units = ceil_div(p.groups, per_unit), wide = size_of(p.dtype) / 2;
@@ -106,8 +125,10 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d) {
   if (in > 8 || out * wide > 8) return best;
   GroupedAxis const h = grouped_axis_h(op, p), w = grouped_axis_w(op, p);
   bool const is_3x3 = grouped_is_3x3(p), single = p.R * p.S == 1;
+  int64_t const in_h = backward ? p.P() : p.H, in_w = backward ? p.Q() : p.W;
   GroupedLines t{};
-  t.slab = min64(units, 8 / max64(in, out * wide));
+  t.planar = grouped_planar(p);
+  t.slab = min64(min64(units, most_units), 8 / max64(in, out * wide));
   t.at_once = p.dtype != DType::f32 ? (out == 3 ? 3 : min64(out, 2)) : p.allow_tf32 ? min64(out, 2) : 1;
   t.n_groups = ceil_div(out, t.at_once);
   t.halves = is_3x3 ? in / 2 * 18 + in % 2 * 12 : in * p.R * p.S + h.phases * w.phases;
@@ -123,6 +144,7 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d) {
   for (t.squares_h = 1; t.squares_h <= 8; ++t.squares_h)
     for (t.squares_w = 1; t.squares_h * t.squares_w <= 8; ++t.squares_w) {
       bool const fills = t.squares_h * 8 >= h.positions && t.squares_w * 8 >= w.positions;
+      if (t.planar && t.squares_w * 8 < w.positions) continue;  // whole rows are copied
       for (t.images = 1; t.squares_h * t.squares_w * t.images <= 8; ++t.images) {
         if (t.images > 1 && (!fills || t.images > p.N)) break;
         int64_t const squares = t.squares_h * t.squares_w * t.images;
@@ -133,11 +155,16 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d) {
         if (t.squares_h * 8 * h.out_step > 256 || t.squares_w * 8 * w.out_step > 256) continue;
         t.plane_bytes = ceil_div(t.images * t.rows * t.columns, 8) * 1024;
         t.stage_bytes = t.planes * t.plane_bytes, t.out_bytes = outs * 128;
-        int64_t const besides = fixed + 2 * t.out_bytes;
+        if (t.planar) {
+          t.raw_pitch = planar_pitch(fills, (t.rows - 1) * h.step / t.step_h + 1, in_h, in_w, p.dtype);
+          t.raw_bytes = ceil_div(t.images * t.slab * in * 16 / size_of(p.dtype) * t.raw_pitch, 128) * 128;
+        }
+        int64_t const besides = fixed + (t.planar ? t.out_bytes + t.raw_bytes : 2 * t.out_bytes);
         if (besides + t.stage_bytes > kLinesShared) continue;
-        t.blocks_of_sm = besides + 2 * t.stage_bytes <= lines_shared(2) ? 2 : 1;
-        t.stages = min64(4, (lines_shared(t.blocks_of_sm) - besides) / t.stage_bytes);
-        t.shares = min64(squares, max64(1, grouped_line_warps(p.dtype, t.at_once) / t.blocks_of_sm / runs));
+        t.blocks_of_sm = besides + (t.planar ? 1 : 2) * t.stage_bytes <= lines_shared(2) ? 2 : 1;
+        t.stages = t.planar ? 1 : min64(4, (lines_shared(t.blocks_of_sm) - besides) / t.stage_bytes);
+        t.shares = max64(1, grouped_line_warps(p.dtype, t.at_once) / t.blocks_of_sm / runs);
+        if (!t.planar) t.shares = min64(t.shares, squares);  // the others turn planar tiles
         t.shared = besides + t.stages * t.stage_bytes;
         int64_t const blocks = max64(1, d.sm_count * t.blocks_of_sm / slabs);
         double const tiles = double(ceil_div(h.positions, t.squares_h * 8)) *
@@ -150,7 +177,18 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d) {
         double const work = double(squares * runs) * square;
         double const alone = double(ceil_div(squares, t.shares)) * (300 + 35 * products) + 700;
         double round = double(t.blocks_of_sm) * ((lines > work ? lines : work) + 300);
-        if (t.stages == 1) round += alone + 1500;
+        if (t.planar) {
+          // 16 bytes of a pixel turned either way, in cycles.
+          double const turn = double(t.images * t.rows * t.columns * t.planes * t.slab * in) * 0.5 +
+                              double(outs * t.slab * out * wide) * 0.6 + 800;
+          double const busy = turn + (work > alone ? work : alone),
+                       bytes = double(t.raw_bytes + outs * t.slab * out * wide * 16) / 18;
+          round = double(t.blocks_of_sm) * (t.blocks_of_sm == 1 ? 1 : 0.85) * (turn + work);
+          round = round > busy ? round : busy;
+          round = (round > bytes * double(t.blocks_of_sm) ? round : bytes * double(t.blocks_of_sm)) + 600;
+        } else if (t.stages == 1) {
+          round += alone + 1500;
+        }
         double const fill = double(t.weight_bytes) / 36 * double(t.blocks_of_sm) +
                             double(ceil_div(t.weight_bytes, 128 * 9 * runs * t.shares)) * 800;
         t.cycles = (round > alone ? round : alone) * double(int64_t((tiles + double(blocks) - 1) / double(blocks))) +
@@ -158,7 +196,7 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d) {
         if (best.slab == 0 || t.cycles < best.cycles) best = t;
       }
     }
-  return best;
+  return best.slab > 0 || !t.planar || t.planes > 1 || t.slab == 1 ? best : grouped_lines(op, p, d, t.slab / 2);
 }
 
 // wgrad of grouped_lines_wgrad.cuh. A job is one block of 8 filters and up to nine pairs of halves, whose sums a warp
@@ -172,6 +210,8 @@ struct GroupedSumLines {
   int64_t squares_h, squares_w, images;
   int64_t step_h, rows, columns, planes, plane_bytes;
   int64_t stages, x_bytes, stage_bytes, shared;
+  bool planar;  // as in GroupedLines
+  int64_t x_pitch, y_pitch, raw_x_bytes, raw_bytes;
   double tile_cycles, all_tiles;
 };
 
@@ -179,7 +219,7 @@ constexpr int64_t kSumTables = 320;  // bytes
 // Warps of a block: strict f32 takes more registers.
 constexpr int64_t grouped_most_jobs(bool strict) { return strict ? 8 : 16; }
 
-constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
+constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, int64_t most_units = 8) {
   GroupedSumLines best{};
   int64_t const per_unit = groups_per_unit(p), units = ceil_div(p.groups, per_unit);
   int64_t const in = per_unit * p.C_per_group() / 8, out = per_unit * p.K_per_group() / 8;  // blocks of 8 channels
@@ -188,7 +228,8 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
   GroupedAxis const h = grouped_axis_h(Op::wgrad, p), w = grouped_axis_w(Op::wgrad, p);
   bool const is_3x3 = grouped_is_3x3(p), one_tap = p.R * p.S == 1;
   GroupedSumLines t{};
-  t.slab = min64(units, of_line / max64(in, out));
+  t.planar = grouped_planar(p);
+  t.slab = min64(min64(units, most_units), of_line / max64(in, out));
   int64_t const halves = in * p.R * p.S;
   t.chunks = is_3x3 ? ceil_div(in, 2) : ceil_div(halves, 18);
   t.tiles = is_3x3 ? (in == 1 ? 5 : 9) : min64(9, ceil_div(halves, 2));
@@ -205,10 +246,13 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
   for (t.squares_h = 1; t.squares_h <= 8; ++t.squares_h)
     for (t.squares_w = 1; t.squares_h * t.squares_w <= 8; ++t.squares_w) {
       bool const fills = t.squares_h * 8 >= h.positions && t.squares_w * 8 >= w.positions;
+      if (t.planar && t.squares_w * 8 < w.positions) continue;  // whole rows are copied
       for (t.images = 1; t.squares_h * t.squares_w * t.images <= 8; ++t.images) {
         if (t.images > 1 && (!fills || t.images > p.N)) break;
         int64_t const squares = t.squares_h * t.squares_w * t.images;
-        t.shares = min64(squares, max64(1, most_jobs / at_once)), t.warps = at_once * t.shares;
+        t.shares = max64(1, most_jobs / at_once);
+        if (!t.planar) t.shares = min64(t.shares, squares);
+        t.warps = at_once * t.shares;
         t.rows = (t.squares_h * 8 - 1) * t.step_h + h.span;
         t.columns = t.squares_w * 8 - 1 + ceil_div(w.span, t.planes);
         if (t.rows * h.step > 256 * t.step_h || t.columns * w.step > 256) continue;
@@ -217,8 +261,15 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
         t.x_bytes = t.planes * t.plane_bytes;
         t.stage_bytes = t.x_bytes + squares * 64 * 128;
         t.stages = min64(4, (kLinesShared - kSumTables) / t.stage_bytes);
+        if (t.planar) {
+          t.x_pitch = planar_pitch(fills, (t.rows - 1) * h.step / t.step_h + 1, p.H, p.W, p.dtype);
+          t.y_pitch = planar_pitch(fills, t.squares_h * 8, p.P(), p.Q(), p.dtype);
+          t.raw_x_bytes = ceil_div(t.images * t.slab * in * 8 * t.x_pitch, 128) * 128;
+          t.raw_bytes = t.raw_x_bytes + ceil_div(t.images * t.slab * out * 8 * t.y_pitch, 128) * 128;
+          t.stages = t.stage_bytes + t.raw_bytes + kSumTables <= kLinesShared ? 1 : 0;
+        }
         if (t.stages == 0) continue;
-        t.shared = max64(t.stages * t.stage_bytes, t.shares > 1 ? t.warps * 9 * 512 : 0) + kSumTables;
+        t.shared = max64(t.stages * t.stage_bytes + t.raw_bytes, t.shares > 1 ? t.warps * 9 * 512 : 0) + kSumTables;
         double const tiles = double(ceil_div(h.positions, t.squares_h * 8)) *
                              double(ceil_div(w.positions, t.squares_w * 8)) * double(ceil_div(p.N, t.images));
         // Cycles of a block, an SM's one, for a tile: as in grouped_lines.
@@ -230,13 +281,21 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d) {
         t.tile_cycles += 300;
         // With one stage nothing is copied meanwhile, with two not all the time.
         t.tile_cycles += t.stages == 1 ? lines + 1500 : t.stages == 2 ? 600 : 0;
+        if (t.planar) {
+          double const slots = double(t.slab * size_of(p.dtype) / 2);  // 16 bytes of a pixel turned, in cycles
+          double const turn = (double(t.images * t.rows * t.columns * t.planes * in) + double(squares * 64 * out)) *
+                                  slots * 0.5 +
+                              600,
+                       bytes = double(t.raw_bytes) / 18, busy = turn + (work > alone ? work : alone);
+          t.tile_cycles = (busy > bytes ? busy : bytes) + 600;
+        }
         t.all_tiles = tiles;
         double const blocks = double(max64(1, d.sm_count / (slabs * t.passes)));
         double const cost = t.tile_cycles * double(int64_t((tiles + blocks - 1) / blocks));
         if (best.slab == 0 || cost < best_cost) best = t, best_cost = cost;
       }
     }
-  return best;
+  return best.slab > 0 || !t.planar || t.planes > 1 || t.slab == 1 ? best : grouped_sum_lines(p, d, t.slab / 2);
 }
 
 // What the copy engine and a block's shared memory can hold.
@@ -252,7 +311,8 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   bool const lines = row.variant == Variant::lines;
   if ((row.variant == Variant::nhwc || lines) &&
       (p.C % 8 != 0 || p.K % 8 != 0 || !channel_vectors(p.x, p.x_align, p.C, slot, p.dtype) ||
-       !channel_vectors(p.y, p.y_align, p.K, slot, p.dtype)))
+       !channel_vectors(p.y, p.y_align, p.K, slot, p.dtype)) &&
+      !(lines && grouped_planar(p)))
     return false;
   if (p.R * p.S > 64 || p.stride_h > 4 || p.stride_w > 4 || p.R > 64 || p.S > 64) return false;
   // Coordinates of padded images are int in the kernels, and so is the number of tiles of 8 x 8 pixels.
@@ -289,11 +349,14 @@ constexpr int64_t grouped_lines_workspace_bytes(Problem const& p, int split_k) {
 // A launch and the filters, then rounds of tiles. wgrad: as many splits as there are SMs, unless adding them costs
 // more.
 constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const& d) {
+  bool const f32 = p.dtype == DType::f32;
   if (op != Op::wgrad) {
     GroupedLines const t = grouped_lines(op, p, d);
-    return {t.cycles / 1.95 + 5000, 1};
+    double const slower = !t.planar ? 1 : p.stride_w > 1 ? 1.35 : f32 ? 1.15 : 1.2;  // as measured
+    return {t.cycles / 1.95 * slower + 5000, 1};
   }
   GroupedSumLines const t = grouped_sum_lines(p, d);
+  double const slower = !t.planar ? 1 : p.stride_w > 1 ? (f32 ? 1.45 : 1.75) : f32 ? 1.15 : 1.2;
   int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), t.slab) * t.passes;
   double const bytes = double(slabs / t.passes * t.jobs * t.tiles * 512);
   Estimate best{};
@@ -301,7 +364,7 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
     // As even as can be.
     int64_t const tiles = int64_t(t.all_tiles), blocks = ceil_div(tiles, ceil_div(tiles, most));
     int64_t const rounds = ceil_div(tiles, blocks), waves = ceil_div(blocks * slabs, d.sm_count);
-    double const ns = double(rounds * waves) * t.tile_cycles / 1.75 + 9000 + bytes * double(blocks) / 1500;
+    double const ns = double(rounds * waves) * t.tile_cycles * slower / 1.75 + 9000 + bytes * double(blocks) / 1500;
     bool const fits = bytes * double(blocks) <= double(kMaxWorkspaceBytes) || most == 1;
     if (fits && (best.ns == 0 || ns < best.ns)) best = {ns, int(blocks)};
     if (most == 1) break;
@@ -318,7 +381,8 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   // Bytes per ns. nchw: lanes go along rows, and channels_last rows are slow that way; so are a stride's single pixels.
   double rate = nhwc ? 1650 : p.x.c == 1 && p.C > 1 ? 500 : p.dtype == DType::f32 ? 1500 : 1150;
-  if (!nhwc && p.stride_w > 1) rate /= !backward ? 1.33 : p.x.c == 1 && p.C > 1 ? 3 : 6;
+  if (!nhwc && p.stride_w > 1)
+    rate /= !backward ? (p.dtype == DType::f32 ? 1.65 : 1.33) : p.x.c == 1 && p.C > 1 ? 3 : 6;
   double const memory_ns = elements * size_of(p.dtype) / (rate * sms);
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
   int64_t const h = backward ? ceil_div(p.H, p.stride_h) : p.P(), w = backward ? ceil_div(p.W, p.stride_w) : p.Q();

@@ -63,10 +63,10 @@ struct Packed {
   Problem problem;
 };
 
-// For rows of grouped: filters stay where they are, and nothing is padded.
+// For rows of grouped: filters stay where they are, and nothing is padded. NCHW that lines takes is not packed.
 constexpr Packed packed_lines(Row const& row, Problem const& p) {
   Packed q{{}, p};
-  if (row.variant != Variant::lines) return q;
+  if (row.variant != Variant::lines || grouped_supports(row, row.op, p)) return q;
   q.which.x = !fits_in_place(p.x, p.x_align, p.C, p.N, p.H, p.W, p.dtype);
   q.which.y = !fits_in_place(p.y, p.y_align, p.K, p.N, p.P(), p.Q(), p.dtype);
   if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;

@@ -1,4 +1,4 @@
-// Grouped convolution in channels_last, fprop and dgrad: grouped.cuh's arithmetic, with the copy engine on either side.
+// Grouped convolution, fprop and dgrad: grouped.cuh's arithmetic, with the copy engine on either side.
 //
 // A pixel's channels are lines of 128 bytes. A block of threads works on a slab of units whose channels fit one line
 // of the inputs and one of the outputs, and walks over tiles. The copy engine fills a ring of stages with the lines of
@@ -9,6 +9,10 @@
 // With a stride along W, neighbouring outputs would read every second line, and so half of the banks: there each
 // remainder of the column has a copy and a plane of its own. The filters come as they lie in memory, if they lie
 // together, to where the outputs will be, and are put in the order of the fragments from there.
+//
+// NCHW without gaps is planar: the engine copies whole rows of a channel as they lie in memory, or whole images; the
+// warps turn them into the lines, and after the products turn the outputs' lines into runs of pixels, which they store
+// themselves. There is one stage then, and the next tile is copied while this one is multiplied.
 //
 // A warp computes 8 x 8 outputs of up to three blocks of 8 channels as four m16 tiles, rows i and i + 4 of the square
 // each: then the fragment of rows i and i + 4 of the inputs is that of tile i for a tap of the first row, of tile i - 1
@@ -34,6 +38,18 @@ constexpr int line_warps(int blocks) {
 // What is contiguous in memory of a 16-bit filter, and can be loaded by pairs.
 enum class Words { none, channels, filters };
 
+// How a tile's channels are copied from NCHW, rows of pixels of each or whole images, and the lines that they are
+// turned into.
+struct Planar {
+  bool whole;
+  int offset, pitch;         // in shared memory; bytes of a channel there
+  int shift;                 // bytes that a channel begins later than the one before, within 16
+  int step_h, low_h, low_w;  // a tile's first line
+  int skip_h, skip_w;        // from line to line
+  int planes, plane_bytes, images, rows, columns, slots;
+  Divisor plane_of, row_of, image_of, pairs;
+};
+
 struct LineParams {
   CUtensorMap in, out;
   int step_h;               // rows of shared memory between neighbouring outputs
@@ -43,6 +59,10 @@ struct LineParams {
   int out_columns, out_rows;  // of an image's tile
   bool mirrored;              // the taps: dgrad
   Words words;
+  bool planar;       // NCHW, in place
+  int fixed_offset;  // what lies behind stages, outputs and the planar copies
+  Planar raw;
+  Divisor out_pixels, out_width;
   Params p;
 };
 
@@ -72,7 +92,8 @@ struct Half {
   int channel;   // its first within the unit; negative if there is no such half
 };
 
-// Shared memory: stages | two tiles of outputs | filters | halves | bias | tables | barriers.
+// Shared memory: stages | two tiles of outputs | filters | halves | bias | tables | barriers. Planar: one stage, one
+// tile of outputs, and the channels as they were copied behind them.
 struct LineShared {
   uint32_t* weights;  // [part][run][step][block][lane][2]
   Half* halves;
@@ -82,7 +103,7 @@ struct LineShared {
 
   __device__ LineShared(LineParams const& q, char* dynamic) {
     Params const& p = q.p;
-    char* const fixed = dynamic + p.stages * q.stage_bytes + 2 * q.out_bytes;
+    char* const fixed = dynamic + q.fixed_offset;
     weights = reinterpret_cast<uint32_t*>(fixed);
     halves = reinterpret_cast<Half*>(fixed + p.weight_bytes);
     bias = reinterpret_cast<float*>(halves + p.halves);
@@ -473,6 +494,165 @@ __device__ __noinline__ void repair_lines(LineParams const& q, Run run, int phas
   }
 }
 
+// ---- NCHW, in place
+
+// Of so many lines.
+inline Planar planar_of(Image const& image, int size, bool whole, int64_t offset, int64_t pitch, int images, int rows,
+                        int columns, int slots) {
+  Planar t{};
+  t.whole = whole, t.offset = int(offset), t.pitch = int(pitch);
+  t.shift = whole ? 0 : int(int64_t(image.H) * image.W * size % 16);
+  t.step_h = t.skip_h = t.skip_w = t.planes = 1;
+  t.images = images, t.rows = rows, t.columns = columns, t.slots = slots;
+  t.plane_of = Divisor(uint32_t(images * rows * columns)), t.row_of = Divisor(uint32_t(columns));
+  t.image_of = Divisor(uint32_t(rows)), t.pairs = Divisor(uint32_t(ceil_div(slots, 2)));
+  return t;
+}
+
+// Of a tile's inputs, whose window is known.
+template <class Lines>
+Planar planar_inputs(Params const& p, Lines const& t, int size, int64_t offset, int64_t pitch) {
+  bool const whole = t.squares_h * kSide >= p.axis_h.positions;
+  Planar q = planar_of(p.in, size, whole, offset, pitch, p.images, p.window.rows, p.window.columns, p.window.blocks);
+  q.step_h = p.axis_h.step, q.low_h = p.axis_h.low, q.low_w = p.axis_w.low;
+  q.skip_h = p.axis_h.step / int(t.step_h), q.skip_w = p.axis_w.step;
+  q.planes = int(t.planes), q.plane_bytes = int(t.plane_bytes);
+  return q;
+}
+
+// The rows of an image that a tile needs.
+struct PlanarRows {
+  int first, end;
+
+  __device__ PlanarRows(Planar const& t, Image const& image, Tile const& tile) {
+    int const h0 = tile.h * t.step_h + t.low_h;
+    first = t.whole ? 0 : max(h0, 0);
+    end = t.whole ? image.H : max(first, min(h0 + (t.rows - 1) * t.skip_h + 1, image.H));
+  }
+};
+
+// One run of memory for each channel, or image. Each warp's first lane has a share of them, and arrives once.
+template <class T>
+__device__ inline void copy_planar(Planar const& t, Image const& image, int64_t N, Tile const& tile, int first_channel,
+                                   uint32_t raw, uint64_t* full) {
+  if (threadIdx.x % 32 != 0) return;
+  PlanarRows const rows(t, image, tile);
+  int const warp = threadIdx.x / 32, warps = blockDim.x / 32, most = t.slots * kChannels<T>;
+  int const channels = int(min(int64_t(most), image.channels - first_channel));
+  int const runs = t.whole ? int(min(int64_t(t.images), N - tile.n)) : channels;
+  int64_t const pitch = int64_t(image.H) * image.W * int(sizeof(T)), step = t.whole ? image.n * int(sizeof(T)) : pitch;
+  int64_t const begin = int64_t(rows.first) * image.W * int(sizeof(T)),
+                length = t.whole ? channels * pitch : int64_t(rows.end - rows.first) * image.W * int(sizeof(T));
+  char const* const from =
+      static_cast<char const*>(image.data) + tile.n * image.n * int(sizeof(T)) + first_channel * pitch;
+  // From 16 bytes to 16 bytes: what else is there belongs to the same tensor.
+  auto each = [&](auto const& f) {
+    for (int i = warp; i < runs && length > 0; i += warps) {
+      int64_t const at = i * step + begin, aligned = at & ~int64_t(15);
+      f(i, aligned, uint32_t(((at + length + 15) & ~int64_t(15)) - aligned));
+    }
+  };
+  uint32_t bytes = 0;
+  each([&](int, int64_t, uint32_t count) { bytes += count; });
+  ptx::mbarrier_arrive_expect_tx(full, bytes);
+  int const to = t.whole ? most * t.pitch : t.pitch;
+  each([&](int i, int64_t at, uint32_t count) { ptx::cp_async_bulk(raw + i * to, from + at, count, full); });
+}
+
+// Turns the channels that were copied into lines, zeros outside of the image. A warp takes 32 lines and two slots of
+// each.
+template <class T>
+__device__ inline void turn_planar(Planar const& t, Image const& image, int64_t N, Tile const& tile, char* lines,
+                                   char const* raw) {
+  constexpr int channels = kChannels<T>, size = int(sizeof(T));
+  using Word = std::conditional_t<size == 2, uint16_t, uint32_t>;
+  PlanarRows const rows(t, image, tile);
+  int const lane = threadIdx.x % 32, warps = blockDim.x / 32, W = image.W;
+  int const of_plane = t.images * t.rows * t.columns, positions = t.planes * of_plane;
+  int const h0 = tile.h * t.step_h + t.low_h, start = t.whole ? 0 : rows.first * W * size;
+  int const pairs = (t.slots + 1) / 2, units = (positions + 31) / 32 * pairs;
+  int offset[channels];  // of a slot's channels, which begin like any other slot's
+#pragma unroll
+  for (int c = 0; c < channels; ++c) offset[c] = c * t.pitch + ((start + c * t.shift) & (t.whole ? 0 : 15));
+  for (int unit = threadIdx.x / 32; unit < units; unit += warps) {
+    int const run = t.pairs.quotient(unit), pair = unit - run * pairs, position = run * 32 + lane;
+    int const plane = t.planes == 1 ? 0 : t.plane_of.quotient(position), line = position - plane * of_plane;
+    int const image_row = t.row_of.quotient(line), column = line - image_row * t.columns;
+    int const n = t.image_of.quotient(image_row), row = image_row - n * t.rows;
+    int const h = h0 + row * t.skip_h, w = t.low_w + plane + column * t.skip_w;
+    bool const inside = unsigned(h) < unsigned(image.H) && unsigned(w) < unsigned(W) && tile.n + n < N;
+    char const* const from = raw + (inside ? n * t.slots * channels * t.pitch + ((h - rows.first) * W + w) * size : 0);
+    int const to = plane * t.plane_bytes + line * kLine;
+    if (position >= positions) continue;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      int const slot = pair * 2 + k;
+      if (slot >= t.slots) break;
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        auto word = [&](int c) {
+          return uint32_t(*reinterpret_cast<Word const*>(from + slot * channels * t.pitch + offset[c]));
+        };
+        words[i] = size == 4 ? word(i) : word(i * 2 % channels) | word((i * 2 + 1) % channels) << 16;
+        if (!inside) words[i] = 0;
+      }
+      *reinterpret_cast<uint4*>(lines + swizzled(to + slot * kSlot)) =
+          make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
+}
+
+// Stores the outputs of a tile, whose rows are whole, as runs of pixels. A warp takes 32 pixels, of 16-bit types in
+// rows of even length 32 pairs of them, and two slots of each.
+template <class T, int together>
+__device__ inline void store_planar(LineParams const& q, Tile const& tile, int first_channel, char const* out) {
+  Params const& p = q.p;
+  constexpr int channels = kChannels<T>, size = int(sizeof(T));
+  int const lane = threadIdx.x % 32, warps = blockDim.x / 32, W = p.out.W;
+  int const h0 = tile.h * p.axis_h.out_step, rows = min(q.out_rows, p.out.H - h0);
+  int const images = int(min(int64_t(p.images), p.N - tile.n)), pixels = images * rows * W;
+  int const blocks = p.slab * p.out_blocks * kBlock / channels, pairs = (blocks + 1) / 2;
+  int const left = int(min(int64_t(blocks), (p.out.channels - first_channel) / channels));
+  int const units = (pixels + 32 * together - 1) / (32 * together) * pairs;
+  T* const data = static_cast<T*>(p.out.data) + tile.n * p.out.n + first_channel * p.out.c + h0 * p.out.h;
+  for (int unit = threadIdx.x / 32; unit < units; unit += warps) {
+    int const run = unit / pairs, pair = unit - run * pairs, position = (run * 32 + lane) * together;
+    int const image = p.images == 1 ? 0 : q.out_pixels.quotient(position), pixel = position - image * p.out.H * W;
+    int const row = q.out_width.quotient(pixel), column = pixel - row * W;
+    if (position >= pixels) continue;
+    int const from = ((image * q.out_rows + row) * q.out_columns + column) * kLine;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      int const block = pair * 2 + k;
+      if (block >= left) break;
+      uint32_t v[together][4];
+#pragma unroll
+      for (int i = 0; i < together; ++i)
+        *reinterpret_cast<uint4*>(v[i]) =
+            *reinterpret_cast<uint4 const*>(out + swizzled(from + i * kLine + block * kSlot));
+      T* to = data + image * p.out.n + int64_t(block * channels) * p.out.c + pixel;
+#pragma unroll
+      for (int c = 0; c < channels; ++c, to += p.out.c) {
+        if constexpr (size == 4)
+          *reinterpret_cast<uint32_t*>(to) = v[0][c];
+        else if constexpr (together == 1)
+          *reinterpret_cast<uint16_t*>(to) = uint16_t(v[0][c / 2] >> c % 2 * 16);
+        else
+          *reinterpret_cast<uint32_t*>(to) = __byte_perm(v[0][c / 2], v[1][c / 2], c % 2 == 0 ? 0x5410 : 0x7632);
+      }
+    }
+  }
+}
+
+template <class T>
+__device__ inline void store_planar(LineParams const& q, Tile const& tile, int first_channel, char const* out) {
+  if (sizeof(T) == 2 && q.p.out.W % 2 == 0)
+    store_planar<T, 2>(q, tile, first_channel, out);
+  else
+    store_planar<T, 1>(q, tile, first_channel, out);
+}
+
 template <class T, int parts, int blocks, bool is_3x3>
 __global__ void __launch_bounds__(line_warps<T>(blocks) * 32, 1) lines_kernel(__grid_constant__ LineParams const q) {
   extern __shared__ __align__(1024) char lines[];
@@ -491,11 +671,15 @@ __global__ void __launch_bounds__(line_warps<T>(blocks) * 32, 1) lines_kernel(__
                                    tile.w * p.axis_w.step + p.axis_w.low + plane, tile.h * p.axis_h.step + p.axis_h.low,
                                    int(tile.n));
   };
+  auto copy_raw = [&](int number) {
+    copy_planar<T>(q.raw, p.in, p.N, Tile(p, number), first_unit * p.in_blocks * kChannels<T>, base + q.raw.offset,
+                   s.full);
+  };
   int next = blockIdx.x;  // tile to be copied
   bool const copies = int(threadIdx.x) == threads - 32;
   char* const staged = lines + p.stages * q.stage_bytes;  // in the outputs' place
   if (copies) {
-    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&s.full[i], 1);
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&s.full[i], q.planar ? threads / 32 : 1);
     ptx::mbarrier_init(s.filters, 1);
     ptx::fence_mbarrier_init();
     if (q.filter_bytes > 0) {
@@ -507,8 +691,11 @@ __global__ void __launch_bounds__(line_warps<T>(blocks) * 32, 1) lines_kernel(__
                          s.filters);
     }
   }
-  if (q.filter_bytes > 0) __syncthreads();  // everybody waits for the filters
-  if (copies) {
+  if (q.filter_bytes > 0 || q.planar) __syncthreads();  // everybody waits for the filters, or copies
+  if (q.planar) {
+    copy_raw(next);
+    next += gridDim.x;
+  } else if (copies) {
     for (int i = 0; i < p.stages && next < p.tiles; ++i, next += gridDim.x) copy(next, i);
     ptx::prefetch_tensormap(&q.out);
   }
@@ -531,6 +718,12 @@ __global__ void __launch_bounds__(line_warps<T>(blocks) * 32, 1) lines_kernel(__
     uint32_t const data = base + stage.index * q.stage_bytes;
     ptx::mbarrier_wait(&s.full[stage.index], stage.parity);
     Tile const tile(p, number);
+    if (q.planar) {
+      turn_planar<T>(q.raw, p.in, p.N, tile, lines, lines + q.raw.offset);
+      __syncthreads();
+      if (next < p.tiles) copy_raw(next);
+      next += gridDim.x;
+    }
     for (int square = warp / runs; square < squares; square += q.shares) {
       TileSquare const at = s.squares[square];
       if (tile.h + at.h >= p.axis_h.positions || tile.w + at.w >= p.axis_w.positions || tile.n + at.image >= p.N)
@@ -558,6 +751,12 @@ __global__ void __launch_bounds__(line_warps<T>(blocks) * 32, 1) lines_kernel(__
           if (p.mixed && __any_sync(0xffffffff, nan))
             repair_lines<T, blocks>(q, run, phase, first_unit, int(data + at.in - base), int(to - base), lines, bias);
         }
+    }
+    if (q.planar) {
+      __syncthreads();
+      store_planar<T>(q, tile, first_unit * p.out_blocks * kBlock, staged);
+      stage.advance(1);
+      continue;
     }
     // The engine has read the other tile of outputs before anybody passes, so that it can be written next.
     ptx::fence_proxy_async();
@@ -648,14 +847,21 @@ cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, c
                 group_bytes = problem.K_per_group() * filter * size_of(problem.dtype);
   bool const dense =
       w.n == filter && (problem.C_per_group() - 1) * w.c + (problem.R - 1) * w.h + (problem.S - 1) * w.w == filter - 1;
-  if (dense && problem.w_align >= 16 && t.slab * p.groups_per_unit * group_bytes <= 2 * t.out_bytes)
+  int64_t const outs = (t.planar ? 1 : 2) * t.out_bytes;
+  if (dense && problem.w_align >= 16 && t.slab * p.groups_per_unit * group_bytes <= outs)
     q.filter_bytes = int(group_bytes);
   q.stage_bytes = int(t.stage_bytes), q.out_bytes = int(t.out_bytes);
   q.out_rows = p.squares_h * kSide * p.axis_h.out_step, q.out_columns = p.squares_w * kSide * p.axis_w.out_step;
   q.mirrored = backward;
   q.tables_offset = int(t.shared) - kLinesTables;
-  error = encode_lines(q.in, q.out, p, problem.dtype, q.step_h, q.out_rows, q.out_columns);
-  if (error != cudaSuccess) return error;
+  q.planar = t.planar, q.fixed_offset = int(t.stages * t.stage_bytes + outs + t.raw_bytes);
+  if (t.planar) {
+    q.raw = planar_inputs(p, t, size_of(problem.dtype), t.stage_bytes + t.out_bytes, t.raw_pitch);
+    q.out_pixels = Divisor(uint32_t(p.out.H * p.out.W)), q.out_width = Divisor(uint32_t(p.out.W));
+  } else {
+    error = encode_lines(q.in, q.out, p, problem.dtype, q.step_h, q.out_rows, q.out_columns);
+    if (error != cudaSuccess) return error;
+  }
   int const slabs = int(ceil_div(p.units, p.slab));
   dim3 const grid(even_blocks(p, sm_count * t.blocks_of_sm / slabs), unsigned(slabs));
   unsigned const threads = 32 * unsigned(t.slab * t.n_groups * t.shares);

@@ -29,7 +29,9 @@ struct SumLineParams {
   int shares, splits;
   int y_rows, y_columns, y_offset, stage_bytes, tables_offset;
   int64_t fragments;  // of a split
-  Params p;           // of fprop; `out` is y
+  bool planar;        // as in LineParams
+  Planar raw_x, raw_y;
+  Params p;  // of fprop; `out` is y
 };
 
 // A square of a tile: its first pixel of x and of y, bytes before swizzling, its first output and its image.
@@ -37,7 +39,7 @@ struct SumSquare {
   int x, y, h, w, image;
 };
 
-// Shared memory: stages | tables | barriers. The sums of shares take the stages' place in the end.
+// Shared memory: stages | planar copies | tables | barriers. The sums of shares take the stages' place in the end.
 struct SumShared {
   SumSquare* squares;
   uint32_t zero;  // address of 16 bytes of zeros
@@ -252,14 +254,25 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
     ptx::cp_async_bulk_tensor_4d(to + q.y_offset, &q.y, &t.full[stage], first_unit * p.out_blocks * kBlock, tile.w,
                                  tile.h, int(tile.n));
   };
+  auto copy_raw = [&](int number) {
+    Tile const tile(p, number);
+    copy_planar<T>(q.raw_x, p.in, p.N, tile, first_unit * q.in_blocks * kBlock, base + q.raw_x.offset, t.full);
+    copy_planar<T>(q.raw_y, p.out, p.N, tile, first_unit * p.out_blocks * kBlock, base + q.raw_y.offset, t.full);
+  };
   int next = blockIdx.x;  // tile to be copied
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) {
-      ptx::mbarrier_init(&t.full[i], 1);
+      ptx::mbarrier_init(&t.full[i], q.planar ? 2 * warps : 1);
       ptx::mbarrier_init(&t.empty[i], warps);
     }
     ptx::fence_mbarrier_init();
-    for (int i = 0; i < p.stages && next < p.tiles; ++i, next += gridDim.x) copy(next, i);
+    if (!q.planar)
+      for (int i = 0; i < p.stages && next < p.tiles; ++i, next += gridDim.x) copy(next, i);
+  }
+  if (q.planar) {
+    __syncthreads();  // the barriers are there
+    copy_raw(next);
+    next += gridDim.x;
   }
   if (threadIdx.x < squares) {
     Square const a(p, threadIdx.x);
@@ -315,6 +328,13 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
     uint32_t const data = base + stage.index * q.stage_bytes;
     ptx::mbarrier_wait(&t.full[stage.index], stage.parity);
     Tile const tile(p, number);
+    if (q.planar) {
+      turn_planar<T>(q.raw_x, p.in, p.N, tile, lines, lines + q.raw_x.offset);
+      turn_planar<T>(q.raw_y, p.out, p.N, tile, lines + q.y_offset, lines + q.raw_y.offset);
+      __syncthreads();
+      if (next < p.tiles) copy_raw(next);
+      next += gridDim.x;
+    }
     for (int square = share; works && square < squares; square += q.shares) {
       SumSquare const a = t.squares[square];
       int const rows = p.out.H - tile.h - a.h, columns = p.out.W - tile.w - a.w;
@@ -366,6 +386,11 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
         sum(std::integral_constant<int, special ? 4 : 0>{});
       else
         sum(std::integral_constant<int, 0>{});
+    }
+    if (q.planar) {
+      __syncthreads();
+      stage.advance(1);
+      continue;
     }
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(&t.empty[stage.index]);
@@ -488,8 +513,16 @@ cudaError_t launch_sum_lines(Problem const& problem, Plan const& plan, Arguments
   q.y_offset = int(t.x_bytes), q.stage_bytes = int(t.stage_bytes), q.tables_offset = int(t.shared) - int(kSumTables);
   int64_t const slabs = ceil_div(p.units, p.slab);
   q.fragments = slabs * q.jobs * q.tiles;
-  error = encode_lines(q.x, q.y, p, problem.dtype, q.step_h, q.y_rows, q.y_columns);
-  if (error != cudaSuccess) return error;
+  q.planar = t.planar;
+  if (t.planar) {
+    int const size = size_of(problem.dtype);
+    q.raw_x = planar_inputs(p, t, size, t.stage_bytes, t.x_pitch);
+    q.raw_y = planar_of(p.out, size, q.raw_x.whole, t.stage_bytes + t.raw_x_bytes, t.y_pitch, p.images, q.y_rows,
+                        q.y_columns, p.slab * p.out_blocks * kBlock * size / kSlot);
+  } else {
+    error = encode_lines(q.x, q.y, p, problem.dtype, q.step_h, q.y_rows, q.y_columns);
+    if (error != cudaSuccess) return error;
+  }
   dim3 const grid(even_blocks(p, plan.split_k), unsigned(slabs), unsigned(t.passes));
   q.splits = int(grid.x);
   unsigned const threads = 32 * unsigned(t.warps);
