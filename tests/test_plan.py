@@ -256,7 +256,9 @@ def test_asymmetric_depthwise_filters_take_the_row_that_holds_them(op: str) -> N
         name = ROWS[ask(op, case, torch.float16, "nhwc")[0]]
         if max(r, s) < 7:
             # wgrad: the rows for more taps are near
-            assert name.startswith(f"toeplitz_{op}_") and name.endswith("x9_nhwc" if op == "wgrad" else "3x5_nhwc"), name
+            assert name.startswith(f"toeplitz_{op}_") and name.endswith("x9_nhwc" if op == "wgrad" else "3x5_nhwc"), (
+                name
+            )
         else:
             assert name.startswith((f"toeplitz_{op}_", f"diagonal_{op}_")), name
 
