@@ -102,7 +102,10 @@ constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, int S, Devi
     double const present = blocks < full ? max_of(1, blocks / d.sm_count) : resident;
     double const row_ns = (R == 3 ? 570 : R == 5 ? 600 : 1010) + (R == 5 ? 28 : 35) * present * present;
     double const halo = double((R - 1) * ceil_div(u.each, t.rows) + (u.each % t.rows == 0 ? 0 : (R - 1) / 2));
-    u.ns = (R == 7 ? 6500 : 5500) + double(ceil_div(int64_t(blocks), int64_t(full))) * (double(u.each) + halo) * row_ns;
+    u.ns = (R == 7   ? 6500
+            : R == 5 ? 5500
+                     : 6100) +
+           double(ceil_div(int64_t(blocks), int64_t(full))) * (double(u.each) + halo) * row_ns;
     if (t.ns == 0 || u.ns < t.ns) t = u;
   };
   int64_t const even = ceil_div(t.units, slots);
