@@ -300,6 +300,11 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_dilated_5x2", 1, 24, 19, 12, 24, 5, 2, (1, 1), (0, 3, 2, 5), (3, 8), 24),
     Case("depthwise_wide_5x5", 1, 8, 6, 300, 8, 5, 5, padding=(2, 2), groups=8),
     Case("depthwise_images_of_7x7", 35, 72, 7, 7, 72, 3, 3, padding=(1, 1), groups=72),
+    # walks: filters of more channels than a block has threads, vectors of two channels, several results a channel
+    Case("depthwise_5x5_multiplier2", 2, 135, 9, 11, 270, 5, 5, padding=(2, 2), groups=135, edge=True),
+    Case("depthwise_7x7_stride2_multiplier3", 1, 9, 15, 14, 27, 7, 7, (2, 2), (3, 2), groups=9),
+    Case("depthwise_3x3_stride2_pairs", 9, 66, 21, 13, 66, 3, 3, (2, 2), (1, 1), groups=66, bias=False),
+    Case("depthwise_7x7_odd", 1, 261, 8, 9, 261, 7, 7, padding=(3, 3), groups=261),
     Case("depthwise_13x9_tiles", 1, 8, 40, 70, 8, 13, 9, padding=(6, 4), groups=8),
     Case("depthwise_3x40", 2, 8, 9, 21, 8, 3, 40, padding=(1, 20), groups=8, bias=False),
     # tile boundaries: K, NPQ and the reduction just below, at and above multiples of 64 and 128

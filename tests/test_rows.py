@@ -148,7 +148,18 @@ def test_every_row_is_exact_on_small_integers(case: Case, dtype: torch.dtype, la
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.float32), ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("name", ("depthwise", "depthwise_5x5", "depthwise_5x5_stride2_four_pads", "depthwise_slices"))
+@pytest.mark.parametrize(
+    "name",
+    (
+        "depthwise",
+        "depthwise_5x5",
+        "depthwise_5x5_stride2_four_pads",
+        "depthwise_slices",
+        "depthwise_5x5_multiplier2",
+        "depthwise_7x7_odd",
+        "depthwise_3x3_stride2_pairs",
+    ),
+)
 def test_an_infinite_pixel_reaches_the_taps_that_meet_it_in_every_depthwise_row(
     name: str, dtype: torch.dtype, cuda: str
 ) -> None:

@@ -1,7 +1,7 @@
-// The tiles of cuda/column.cuh and cuda/column_walk.cuh for a problem: shared by the planner and the launcher.
+// The tiles of cuda/column.cuh for a problem: shared by the planner and the launcher.
 #pragma once
 
-#include "depthwise.h"
+#include "walk.h"
 
 namespace conv2d_ext {
 
@@ -12,36 +12,6 @@ constexpr int column_vector(int R) { return R == 3 ? 4 : 2; }
 inline constexpr int kColumnWidth = 4;
 inline constexpr int kColumnThreads = 224;  // that multiply; one warp more copies
 inline constexpr int kColumnRegisters = 65536 / 2 / (kColumnThreads + 32);
-
-// Along one axis: which input, counted from the strip's first, output a meets with tap r.
-//   fprop, wgrad: a * stride + r     dgrad: (a + parity - r) / stride + low where that divides, else none
-struct ColumnAxis {
-  bool backward;
-  int R, stride;
-
-  constexpr int parity() const { return backward ? (R - 1) / 2 % stride : 0; }  // of 'same' padding; others move strips
-  constexpr int low() const { return backward ? (R - 1 - parity()) / stride : 0; }
-  constexpr int index(int a, int r) const {
-    if (!backward) return a * stride + r;
-    int const t = a + parity() - r;
-    return t % stride != 0 ? -1 : t / stride + low();
-  }
-  // Is tap r the one with which output a meets its first input?
-  constexpr bool first(int a, int r) const {
-    if (!backward) return r == 0;
-    return r + stride >= R;
-  }
-  // How many inputs `count` neighbouring outputs meet, and how far the inputs of `count` outputs are from the next's.
-  constexpr int extent(int count) const {
-    return backward ? (count - 1 + parity()) / stride + low() + 1 : (count - 1) * stride + R;
-  }
-  constexpr int advance(int count) const { return backward ? count / stride : count * stride; }
-  // The first output of the first strip, and the coordinate of its index 0.
-  constexpr int64_t origin(int64_t pad) const { return backward ? -((pad + parity()) % stride) : 0; }
-  constexpr int64_t start(int64_t pad) const {
-    return backward ? (origin(pad) + pad - parity()) / stride - low() : -pad;
-  }
-};
 
 struct ColumnTile {
   int channels = 8, strips = 1, images = 1;  // of a block
@@ -154,58 +124,6 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   return t;
 }
 
-// fprop and dgrad without the copy engine (cuda/column_walk.cuh): a thread has `vector` channels of `width` columns and
-// walks down `rows` rows of outputs.
-inline constexpr int kWalkThreads = 256;
-
-constexpr int walk_vector(int R, int size) { return R != 3 ? 1 : size == 2 ? 4 : 2; }
-constexpr int walk_width(Op op, int R, int stride, int vector) {
-  return R != 3 ? (op == Op::dgrad ? 8 : 4) : vector == 4 && stride == 2 && op == Op::fprop ? 2 : 4;
-}
-
-struct WalkTile {
-  int vector = 1, width = 4;
-  int64_t strips = 1, rows = 1, chunks = 1, threads = 0;
-  double ns = 0;
-};
-
-constexpr WalkTile walk_tile(Op op, Problem const& p, int R, int stride, Device const& d) {
-  bool const backward = op == Op::dgrad;
-  int const size = size_of(p.dtype);
-  WalkTile best;
-  int v = walk_vector(R, size);
-  if (!channel_vectors(p.x, p.x_align, p.C, v, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, v, p.dtype)) v = 1;
-  best.vector = v, best.width = walk_width(op, R, stride, v);
-  ColumnAxis const axis{backward, R, stride};
-  int64_t const H = backward ? p.H : p.P(), W = (backward ? p.W : p.Q()) - axis.origin(p.pad_left);
-  best.strips = ceil_div(W, best.width);
-  // Instructions of a thread for an input row.
-  double const outputs = best.width * v * (backward ? double(stride) : 1.0 / stride);
-  double const issue = outputs * R * R / (backward ? stride * stride : 1) + axis.extent(best.width) * (v + 6.0) +
-                       outputs * (1 + 6.0 / v) + 30;
-  double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
-  double const memory_ns = elements * size / (3300.0 * d.sm_count / 132);
-  for (int64_t chunks = 1; chunks <= H; chunks = chunks < 4 ? chunks + 1 : ceil_div(chunks * 3, 2)) {
-    int64_t const rows = ceil_div(H, chunks), threads = p.N * best.strips * (p.C / v) * ceil_div(H, rows);
-    if (chunks > 1 && threads >= int64_t(1) << 31) break;
-    double const blocks = double(ceil_div(threads, kWalkThreads)), resident = 2.0 * d.sm_count;
-    // Of an input row, where an SM has all its blocks, and where it waits for one load after the other.
-    double const share = blocks > resident ? 1 : blocks > resident / 2 ? blocks / resident : 0.5;
-    double const multiply = issue * share * 16 / 4 / 0.55 / 1.755;
-    double const step = multiply > 400 ? multiply : 400;
-    double const rounds = blocks > resident ? blocks / resident : 1;
-    double const count = backward ? double(rows - 1) / stride + R / stride + 1 : double((rows - 1) * stride + R);
-    double const walk_ns = rounds * (count * step + 1000);
-    double const both = memory_ns > walk_ns ? memory_ns + walk_ns / 8 : walk_ns + memory_ns / 8;
-    // As measured.
-    double const ns = 4300 + (size == 2 && (stride == 2 || rounds < 1.5) ? 1.17 : 1.0) * both;
-    if (best.ns == 0 || ns < best.ns)
-      best.ns = ns, best.rows = rows, best.chunks = ceil_div(H, rows), best.threads = threads;
-    if (rows == 1) break;
-  }
-  return best;
-}
-
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
   if (op == Op::wgrad) return 5000 + t.ns;
@@ -213,35 +131,26 @@ constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, 
   return 6500 + (p.dtype != DType::f32 ? pieces : stride == 1 ? 1.25 : op == Op::dgrad ? 1.15 : 1.0) * t.ns;
 }
 
-// Numbers of threads, and offsets in bytes from pixel to pixel of a row, are 32-bit.
-constexpr bool column_walks(Op op, Problem const& p) {
-  constexpr int64_t most = int64_t(1) << 31;
-  return op != Op::wgrad && (p.C == 1 || (p.x.c == 1 && p.y.c == 1)) && p.x.w < most / 512 && p.y.w < most / 512 &&
-         double(p.N) * (double(max64(p.W, p.Q())) + 8) * double(p.C) < double(most);
-}
-
 // Can the copy engine bring the rows?
 constexpr bool column_copies(Op op, Problem const& p) {
   int const v = 16 / size_of(p.dtype);
-  return channel_vectors(p.x, p.x_align, p.C, v, p.dtype) && channel_vectors(p.y, p.y_align, p.C, v, p.dtype) &&
+  return p.K == p.C && channel_vectors(p.x, p.x_align, p.C, v, p.dtype) &&
+         channel_vectors(p.y, p.y_align, p.C, v, p.dtype) &&
          (op == Op::dgrad || map_supports(p.x, p.N, p.H, p.W, p.dtype)) &&
          (op == Op::fprop || map_supports(p.y, p.N, p.P(), p.Q(), p.dtype));
 }
 
+// The walks of 3x3 are in these rows too.
+constexpr bool column_walks(Row const& row, Op op, Problem const& p) {
+  return row.tile_m == 3 && op != Op::wgrad && walks(op, p);
+}
+
 constexpr bool column_supports(Row const& row, Op op, Problem const& p) {
-  if (p.C_per_group() != 1 || p.K != p.C || p.R != row.tile_m || p.S != row.tile_n) return false;
-  if (p.stride_h != row.tile_k || p.stride_w != row.tile_k || p.dilation_h != 1 || p.dilation_w != 1) return false;
-  if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0) return false;
-  if (!column_copies(op, p) && !column_walks(op, p)) return false;
-  // Rows of all strips, and coordinates, are int.
-  constexpr int64_t most = int64_t(1) << 30;
-  double const columns = double(max64(p.W, p.Q())) + 8, rows = double(max64(p.H, p.P())) + 8;
-  return p.H + p.pad_top + p.pad_bottom < most && p.W + p.pad_left + p.pad_right < most &&
-         double(p.N) * columns * rows < double(most);
+  return p.C_per_group() == 1 && walk_filter(row, p) && (column_copies(op, p) || column_walks(row, op, p));
 }
 
 constexpr Estimate column_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  double const walk_ns = !column_walks(op, p) ? 0 : walk_tile(op, p, row.tile_m, row.tile_k, d).ns;
+  double const walk_ns = !column_walks(row, op, p) ? 0 : walk_tile(op, p, row.tile_m, row.tile_k, d).ns;
   if (!column_copies(op, p)) return {walk_ns, 1};
   ColumnTile const t = column_tile(op, p, row.tile_m, row.tile_k, d);
   double const ns = column_ns(op, p, t, row.tile_m, row.tile_k);

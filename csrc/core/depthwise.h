@@ -21,12 +21,12 @@ constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   if (row.tile_m == 0) return true;
   bool const rows = p.R == row.tile_m && p.stride_h == row.tile_k && p.dilation_h == 1;
   bool const columns = p.S == row.tile_n && p.stride_w == row.tile_k && p.dilation_w == 1;
-  // A block has at least 4 x 4 outputs of one channel or more; the grid must hold the blocks.
+  // A block has at least 4 x 4 outputs of a channel; the grid must hold the blocks.
   double const pixels = double(max64(p.H, p.P()) + 3) * double(max64(p.W, p.Q()) + 3);
   return p.K == p.C && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
 }
 
-// nchw, one filter size: what narrow copies and stores of rows off 16 bytes cost, and small images, was measured.
+// One filter size: what narrow copies and stores of rows off 16 bytes cost, and small images, was measured.
 constexpr double depthwise_nchw_ns(Row const& row, Op op, Problem const& p, double memory_ns, double fma_ns) {
   int const element = size_of(p.dtype);
   auto bytes_of = [&](Strides const& s, int align) {
@@ -49,33 +49,27 @@ constexpr double depthwise_nchw_ns(Row const& row, Op op, Problem const& p, doub
   return latency + (op == Op::wgrad ? 5000 : 0) + overlapped(memory_ns * 3500 / 4000 * narrow, fma_ns) * slower;
 }
 
-// Depthwise: the slower of memory and multiply-adds, and for wgrad as many splits as give an SM a dozen blocks.
+// Rows in NCHW: the slower of memory and multiply-adds, and for wgrad as many splits as give an SM a dozen blocks.
 // The rates are estimates still.
 constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  bool const nhwc = is_nhwc(row.variant), any = row.tile_m == 0;
+  bool const any = row.tile_m == 0;
   double const sms = double(d.sm_count) / 132, work = p.flops() / 2;
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  // nhwc: lanes without a channel wait. A row of an image off 16 bytes is copied in smaller pieces.
-  double const lanes = nhwc ? double(p.K) / double(ceil_div(p.K, 32) * 32) : 1.0;
   double const f64 = p.dtype == DType::f64 ? 0.5 : 1.0;
   double const phases =
       any && op == Op::dgrad ? double(p.stride_h) * double(p.stride_w) : 1.0;  // taps that do not meet
   double const memory_ns = elements * size_of(p.dtype) / ((any ? 2000 : 3500) * sms);
-  // The general row gives 128 outputs of a plane to a warp (nhwc: 32 to a block); few outputs leave most lanes idle.
-  int64_t const outputs = op == Op::dgrad ? p.H * p.W : p.P() * p.Q(), together = nhwc ? 32 : 128;
-  double const full = double(ceil_div(outputs, together) * together) / double(max64(outputs, 1));
+  // The general row gives 128 outputs of a plane to a warp; few outputs leave most lanes idle.
+  int64_t const outputs = op == Op::dgrad ? p.H * p.W : p.P() * p.Q();
+  double const full = double(ceil_div(outputs, 128) * 128) / double(max64(outputs, 1));
   double const idle = any && op != Op::wgrad && full > 2 ? full / 2 : 1.0;
   double const rate = !any ? 17000 : op == Op::fprop ? 750 : op == Op::dgrad ? 500 : 300;  // multiply-adds a nanosecond
-  double const fma_ns = work * phases * idle / (rate * sms * lanes * f64);
-  // 16-bit types: their conversions; 3x3 in channels_last: as measured (docs/tuning.md).
-  bool const wide = size_of(p.dtype) > 2;
-  double const slower = any || (wide && !(nhwc && row.tile_m == 3)) ? 1.0 : nhwc ? 2.1 : 1.4;
-  Estimate best{(memory_ns > fma_ns ? memory_ns : fma_ns) * slower + (any ? 5000.0 : 4000.0), 1};
-  if (!any && !nhwc) best.ns = depthwise_nchw_ns(row, op, p, memory_ns, fma_ns);
+  double const fma_ns = work * phases * idle / (rate * sms * f64);
+  Estimate best{
+      any ? (memory_ns > fma_ns ? memory_ns : fma_ns) + 5000 : depthwise_nchw_ns(row, op, p, memory_ns, fma_ns), 1};
   if (op != Op::wgrad) return best;
-  double const units = any ? double(ceil_div(p.K, nhwc ? 32 : 1)) * double(ceil_div(p.R * p.S, 32))
-                           : double(ceil_div(p.K, nhwc ? 32 : 1));
+  double const units = any ? double(p.K) * double(ceil_div(p.R * p.S, 32)) : double(p.K);
   double const sums = double(p.K) * double(p.R) * double(p.S);
   double const pixels = double(p.N) * double(p.P()) * double(p.Q());
   double split = 12.0 * d.sm_count / units;

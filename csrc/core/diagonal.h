@@ -117,7 +117,8 @@ constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Devi
     double const blocks = double(t.channel_units) * double(split), full = double(resident);
     double const rounds = blocks > full ? double(ceil_div(int64_t(blocks), resident)) : 1.0;
     double const shared = blocks < full ? (blocks < d.sm_count ? 1.0 : blocks / d.sm_count) : full / d.sm_count;
-    double ns = 9000 + 1.3 * rounds * (double(ceil_div(t.units(), split)) * unit_ns * shared + 1000);
+    double ns =
+        9000 + (row.tile_m == 7 ? 1.55 : 1.3) * rounds * (double(ceil_div(t.units(), split)) * unit_ns * shared + 1000);
     if (split > 1) ns += 2500 + sums * double(split) * 8 / 2500;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
@@ -137,9 +138,9 @@ constexpr Estimate diagonal_estimate(Row const& row, Op op, Problem const& p, De
   double const products = double(t.rows) * t.strips * row.tile_m * row.tile_n;
   double const memory_ns = planes * pixels * 16 / 3500, multiply_ns = planes * products * 0.8 / 1.755 / d.sm_count;
   // As measured.
-  return {
-      row.tile_m == 7 ? 11000 + 1.3 * overlapped(memory_ns, multiply_ns) : 14000 + overlapped(memory_ns, multiply_ns),
-      1};
+  return {row.tile_m == 7 ? 11000 + 1.3 * overlapped(memory_ns, multiply_ns)
+                          : 8500 + 1.25 * overlapped(memory_ns, multiply_ns),
+          1};
 }
 
 }  // namespace conv2d_ext

@@ -77,23 +77,16 @@ constexpr LineTile line_tile(Op op, Problem const& p) {
   return t;
 }
 
-// Rows for one filter size: as measured, also with channels that take no copies of 16 bytes.
-constexpr Estimate depthwise_nhwc_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  Estimate e = depthwise_estimate(row, op, p, d);
-  int const v = 16 / size_of(p.dtype);
-  bool const sums = op == Op::wgrad, f32 = p.dtype == DType::f32;
-  bool const narrow =
-      !channel_vectors(p.x, p.x_align, p.C, v, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, v, p.dtype);
-  double slower = (row.tile_k == 2 ? 1.4 : 1.0) * (narrow ? (sums ? 6.0 : 2.6) : 1.0);
-  if (!f32 && sums) slower *= 1.4;
-  if (f32 && row.tile_m > 3) slower *= sums ? 2.5 : 1.85;
-  e.ns = 9000 + slower * (e.ns - 4000);
-  return e;
-}
-
-// Rows for large filters that take small ones as well, in channels_last: as measured.
+// Rows for large filters that take small ones as well, in channels_last: as measured. Small layers of 16-bit types
+// whose channels come in vectors take little longer than they are estimated at.
 constexpr Estimate small_filter_estimate(Row const& row, Problem const& p, Estimate e) {
-  if (is_nhwc(row.variant) && (p.R - 1) * p.dilation_h < 7 && (p.S - 1) * p.dilation_w < 7) e.ns = 9000 + 2.2 * e.ns;
+  if (!is_nhwc(row.variant) || (p.R - 1) * p.dilation_h >= 7 || (p.S - 1) * p.dilation_w >= 7) return e;
+  bool const unit = p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1;
+  bool const small =
+      unit && size_of(p.dtype) == 2 && e.ns < 12000 && row.tile_m <= 32 && p.R >= (row.op == Op::wgrad ? 7 : 5);
+  bool const vectors =
+      channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) && channel_vectors(p.y, p.y_align, p.C, 8, p.dtype);
+  e.ns = small && vectors ? 1.15 * e.ns : 9000 + 2.2 * e.ns;
   return e;
 }
 

@@ -19,6 +19,7 @@
 #include "strip.h"
 #include "tma.h"
 #include "toeplitz.h"
+#include "walk.h"
 
 namespace conv2d_ext {
 
@@ -36,7 +37,9 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && (in_place_supports(row, t) || pack_supports(row, t));
     }
     case Family::depthwise:
-      return d.compute_capability >= 80 && (is_lines(row) ? line_supports(row, p) : depthwise_supports(row, p));
+      return d.compute_capability >= 80 && (is_lines(row)  ? line_supports(row, p)
+                                            : is_walk(row) ? walk_supports(row, op, p)
+                                                           : depthwise_supports(row, p));
     case Family::grouped:
       return hopper && (grouped_supports(row, op, p) || pack_supports(row, p));
     case Family::column:
@@ -84,9 +87,9 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::igemm:
       return igemm_estimate(row, op, p, d);
     case Family::depthwise:
-      return is_lines(row)          ? line_estimate(op, p, d)
-             : is_nhwc(row.variant) ? depthwise_nhwc_estimate(row, op, p, d)
-                                    : depthwise_estimate(row, op, p, d);
+      return is_lines(row)  ? line_estimate(op, p, d)
+             : is_walk(row) ? walk_estimate(row, op, p, d)
+                            : depthwise_estimate(row, op, p, d);
     case Family::column:
       return column_estimate(row, op, p, d);
     case Family::diagonal:

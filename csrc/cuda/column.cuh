@@ -6,13 +6,13 @@
 // input of its columns once, and adds its products to the sums of all output rows that meet the row. Filter and sums
 // stay in registers. A block goes on with the next strip without emptying the ring; its share of the strips is fixed,
 // so wgrad's sums have a fixed order. Needs 16-byte channel vectors; fprop and dgrad of others, and of small layers, go
-// to column_walk.cuh.
+// to depthwise_walk.cuh.
 #pragma once
 
 #include <utility>
 
-#include "column_walk.cuh"
-#include "depthwise.cuh"
+#include "../core/column.h"
+#include "depthwise_walk.cuh"
 #include "ptx.cuh"
 #include "tma_map.h"
 
@@ -152,12 +152,10 @@ struct Place {
 
 template <class T, Op op, int R, int stride>
 __global__ void __launch_bounds__(kColumnThreads + 32, 2) gather(__grid_constant__ Params const p) {
+  using Rows = depthwise::WalkRows<op, R, stride>;
   constexpr ColumnAxis axis{op == Op::dgrad, R, stride};
-  constexpr int V = column_vector(R), width = kColumnWidth, IW = axis.extent(width);
-  // Sums of output rows that further input rows meet. dgrad: `stride` of them are complete after every input row, else
-  // one after every `stride` of them.
+  constexpr int V = column_vector(R), width = kColumnWidth, slots = Rows::slots, done = Rows::done;
   constexpr bool backward = op == Op::dgrad;
-  constexpr int slots = backward ? R : (R + stride - 1) / stride, done = backward ? stride : 1;
   extern __shared__ __align__(128) unsigned char shared[];
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
@@ -217,36 +215,13 @@ __global__ void __launch_bounds__(kColumnThreads + 32, 2) gather(__grid_constant
       }
       ++out_row, to += p.out_h;
     };
-    // Row u of every `stride` rows; dgrad: 0. The first product of each sum moves it on by `done` rows, where that is
-    // due.
+    // Row u of every `stride` rows; dgrad: 0.
     auto step = [&]<int u>(std::integral_constant<int, u>, int row) {
-      auto tap = [](int k) constexpr { return backward ? k : u + (slots - 1 - k) * stride; };
       bool const with_in = has_in<op>(p, strip, row);
       if (with_in) {
         ptx::mbarrier_wait(&ring.full[stage], parity);
         uint32_t const from = mine + stage * p.in_bytes;
-#pragma unroll
-        for (int j = 0; j < IW; ++j) {
-          float in[V];
-          load<T, V>(from + j * pitch, in);
-#pragma unroll
-          for (int k = 0; k < slots; ++k) {
-            if (tap(k) >= R) continue;
-#pragma unroll
-            for (int b = 0; b < width; ++b)
-#pragma unroll
-              for (int s = 0; s < R; ++s) {
-                if (axis.index(b, s) != j) continue;
-#pragma unroll
-                for (int e = 0; e < V; ++e) {
-                  float const before = u != 0 || !axis.first(b, s) ? acc[k][b][e]
-                                       : k + done < slots          ? acc[k + done][b][e]
-                                                                   : bias[e];
-                  acc[k][b][e] = fmaf(in[e], filter[tap(k)][s][e], before);
-                }
-              }
-          }
-        }
+        Rows::template add<u>([&](int j, float (&in)[V]) { load<T, V>(from + j * pitch, in); }, filter, bias, acc);
         __syncwarp();
         if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&ring.empty[stage]);
         if (++stage == p.stages) stage = 0, parity ^= 1;
@@ -297,13 +272,9 @@ __device__ __noinline__ float exact_sum(Params const& p, int begin, int end, int
 
 template <class T, int R, int stride>
 __global__ void __launch_bounds__(kColumnThreads + 32, 2) wgrad(__grid_constant__ Params const p) {
+  using Taps = depthwise::WalkTaps<R, stride>;
   constexpr ColumnAxis axis{false, R, stride};
-  constexpr int V = column_vector(R), width = kColumnWidth, IW = axis.extent(width), taps = R * R;
-  // Rows of y that an input row meets, in a cycle of input rows that is unrolled: row u meets slot(u, r) with tap r.
-  constexpr int slots = (R + stride - 1) / stride, period = slots * stride;
-  constexpr auto slot = [](int u, int r) {
-    return (u + period - r) % stride != 0 ? -1 : (u + period - r) / stride % slots;
-  };
+  constexpr int V = column_vector(R), width = kColumnWidth, taps = R * R, slots = Taps::slots, period = Taps::period;
   extern __shared__ __align__(128) unsigned char shared[];
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
@@ -338,31 +309,13 @@ __global__ void __launch_bounds__(kColumnThreads + 32, 2) wgrad(__grid_constant_
 #pragma unroll
         for (int b = 0; b < width; ++b) {
           if (with_y)
-            load<T, V>(from_y + b * pitch, y[slot(u, 0)][b]);
+            load<T, V>(from_y + b * pitch, y[Taps::slot(u, 0)][b]);
           else
 #pragma unroll
-            for (int e = 0; e < V; ++e) y[slot(u, 0)][b][e] = 0.f;
+            for (int e = 0; e < V; ++e) y[Taps::slot(u, 0)][b][e] = 0.f;
         }
       }
-      if (with_in) {
-#pragma unroll
-        for (int j = 0; j < IW; ++j) {
-          float in[V];
-          load<T, V>(from + j * pitch, in);
-#pragma unroll
-          for (int r = 0; r < R; ++r) {
-            if (slot(u, r) < 0) continue;
-#pragma unroll
-            for (int b = 0; b < width; ++b)
-#pragma unroll
-              for (int s = 0; s < R; ++s) {
-                if (axis.index(b, s) != j) continue;
-#pragma unroll
-                for (int e = 0; e < V; ++e) acc[r][s][e] = fmaf(in[e], y[slot(u, r)][b][e], acc[r][s][e]);
-              }
-          }
-        }
-      }
+      if (with_in) Taps::template add<u>([&](int j, float (&in)[V]) { load<T, V>(from + j * pitch, in); }, y, acc);
       if (!with_in && !with_y) return;
       __syncwarp();
       if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&ring.empty[stage]);
@@ -398,36 +351,6 @@ __global__ void __launch_bounds__(kColumnThreads + 32, 2) wgrad(__grid_constant_
 
 // ---- host side
 
-template <Op op, class T, int R, int stride>
-cudaError_t launch_walk(Problem const& problem, WalkTile const& t, Arguments const& args, cudaStream_t stream) {
-  constexpr bool backward = op == Op::dgrad, turned = backward && stride == 1;
-  constexpr ColumnAxis axis{backward && !turned, R, stride};
-  constexpr Op kind = turned ? Op::fprop : op;
-  Strides const& in = backward ? problem.y : problem.x;
-  Strides const& out = backward ? problem.x : problem.y;
-  WalkParams p{};
-  p.in = args.a, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out = args.out;
-  p.in_n = in.n, p.in_h = in.h, p.in_w = in.w, p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
-  p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
-  p.in_H = int(backward ? problem.P() : problem.H), p.in_W = int(backward ? problem.Q() : problem.W);
-  p.out_H = int(backward ? problem.H : problem.P()), p.out_W = int(backward ? problem.W : problem.Q());
-  p.pad_h = int(problem.pad_top);
-  int64_t pad_w = problem.pad_left;
-  if (turned) {
-    p.w = static_cast<T const*>(args.b) + (R - 1) * (p.w_r + p.w_s);
-    p.w_r = -p.w_r, p.w_s = -p.w_s, p.pad_h = R - 1 - p.pad_h, pad_w = R - 1 - pad_w;
-  }
-  p.start_w = int(axis.start(pad_w)), p.origin = int(axis.origin(pad_w));
-  p.quads = int(problem.C / t.vector), p.strips = int(t.strips), p.chunks = int(t.chunks), p.rows = int(t.rows);
-  p.threads = uint32_t(t.threads);
-  constexpr int V = walk_vector(R, sizeof(T));
-  void (*kernel)(WalkParams) = walk<T, kind, R, stride, V, walk_width(op, R, stride, V)>;
-  if constexpr (V > 1)
-    if (t.vector == 1) kernel = walk<T, kind, R, stride, 1, walk_width(op, R, stride, 1)>;
-  kernel<<<unsigned(ceil_div(t.threads, kWalkThreads)), kWalkThreads, 0, stream>>>(p);
-  return cudaGetLastError();
-}
-
 template <Op op, DType dtype, int R, int S, int stride>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   static_assert(R == S);
@@ -441,12 +364,11 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   Device gpu = h200_sxm;
   if (auto const error = cudaGetDevice(&device)) return error;
   if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
-  if constexpr (!sums) {
+  if constexpr (!sums && R == 3) {
     WalkTile const walk = walk_tile(op, problem, R, stride, gpu);
-    if (column_walks(op, problem) &&
-        (!column_copies(op, problem) ||
-         walk.ns < column_ns(op, problem, column_tile(op, problem, R, stride, gpu), R, stride)))
-      return launch_walk<op, T, R, stride>(problem, walk, args, stream);
+    if (walks(op, problem) && (!column_copies(op, problem) ||
+                               walk.ns < column_ns(op, problem, column_tile(op, problem, R, stride, gpu), R, stride)))
+      return depthwise::launch_walk<op, T, R, stride>(problem, walk, args, stream);
   }
   ColumnTile const t = column_tile(op, problem, R, stride, gpu);
   if (sums && t.shares != plan.split_k) return cudaErrorInvalidValue;

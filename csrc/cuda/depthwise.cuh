@@ -1,9 +1,8 @@
 // Depthwise convolution (one channel a group, one filter a channel) at memory speed: square filters of compiled size,
 // stride 1 or 2, no dilation. out[n, c, p, q] = sum over (r, s) of in * w[c, r, s]; in is x for fprop, y for dgrad.
 // A block copies a tile of the input with its halo to shared memory (asynchronous copies, zero outside the image), and
-// each thread computes TH x TW outputs from it, or for wgrad adds TH x TW gradients to its R x R sums.
-//   nchw: a thread's outputs are neighbours along W; a block takes several planes of small images.
-//   nhwc: a lane is one of 32 channels, a warp has one TH x TW patch; a block takes several images if they are small.
+// each thread computes TH x TW outputs from it, or for wgrad adds TH x TW gradients to its R x R sums. A thread's
+// outputs are neighbours along W; a block takes several planes of small images. channels_last: depthwise_walk.cuh.
 // Blocks hide each other's copies: shared memory and registers allow several on an SM.
 #pragma once
 
@@ -15,9 +14,8 @@ namespace conv2d_ext::depthwise {
 struct Item {
   int plane, row_group, strip;
   bool exists;
-  template <bool nhwc>
   __device__ static Item of_thread(Params const& p) {
-    int const i = nhwc ? int(threadIdx.x) / kLanes : int(threadIdx.x);
+    int const i = int(threadIdx.x);
     int const plane = int(p.per_plane.quotient(i)), rest = i - plane * int(p.per_plane.value);
     int const row_group = int(p.per_row.quotient(rest));
     return {plane, row_group, rest - row_group * int(p.per_row.value), plane < p.planes};
@@ -64,7 +62,7 @@ __device__ inline void store_rows(Params const& p, T* out, int h0, int w0, float
 }
 
 // fprop and dgrad.
-template <class T, Op op, int R, int stride, bool nhwc>
+template <class T, Op op, int R, int stride>
 __global__ void __launch_bounds__(kMaxThreads, 2) gather(__grid_constant__ Params const p) {
   using F = Patch<op, R, stride>;
   using A = typename F::A;
@@ -74,40 +72,33 @@ __global__ void __launch_bounds__(kMaxThreads, 2) gather(__grid_constant__ Param
   T* const tile = reinterpret_cast<T*>(shared + p.weight_bytes);
 
   uint32_t index = blockIdx.x;
-  int const unit = nhwc ? split_off(index, p.channel_units) : 0;
   int const tile_w = split_off(index, p.tiles_w), tile_h = split_off(index, p.tiles_h);
-  int64_t const c0 = nhwc ? unit * kLanes : split_off(index, p.channel_units) * p.planes;
-  int64_t const n0 = nhwc ? int64_t(index) * p.planes : index;
-  int64_t const left = nhwc ? p.N - n0 : p.C - c0;
-  int const present = int(left < p.planes ? left : p.planes);
-  int const channels = nhwc ? int(smaller(p.C - c0, kLanes)) : present;  // whose filters are needed
+  int64_t const c0 = split_off(index, p.channel_units) * p.planes, n0 = index;
+  int const present = int(smaller(p.C - c0, p.planes));
   T const* const base = static_cast<T const*>(p.in.data) + n0 * p.in.n + c0 * p.in.c;
-  if (!nhwc && p.in.whole) {
+  if (p.in.whole) {
     clear(tile, p.planes * p.in.rows * p.in.pitch);
     __syncthreads();
   }
-  fill<T, nhwc>(p.in, base, nhwc ? p.in.n : p.in.c, p.planes, present, p.in.start_h + tile_h * p.in.step_h,
-                p.in.start_w + tile_w * p.in.step_w, channels, tile);
+  fill<T>(p.in, base, p.in.c, p.planes, present, p.in.start_h + tile_h * p.in.step_h,
+          p.in.start_w + tile_w * p.in.step_w, tile);
   __pipeline_commit();
 
-  // Filters: [tap][channel], padded so that taps too are in different banks; nchw: [channel][tap].
+  // Filters: [channel][tap].
   T const* const w = static_cast<T const*>(p.w);
-  for (int i = threadIdx.x; i < channels * taps; i += blockDim.x) {
+  for (int i = threadIdx.x; i < present * taps; i += blockDim.x) {
     int const c = i / taps, tap = i % taps;
-    float const v = widen(w[(c0 + c) * p.w_c + tap / R * p.w_r + tap % R * p.w_s]);
-    filters[nhwc ? tap * (kLanes + 1) + c : i] = v;
+    filters[i] = widen(w[(c0 + c) * p.w_c + tap / R * p.w_r + tap % R * p.w_s]);
   }
   __pipeline_wait_prior(0);
   __syncthreads();
 
-  Item const item = Item::of_thread<nhwc>(p);
-  int const lane = int(threadIdx.x) % kLanes;
-  int const c = nhwc ? lane : item.plane;
-  if (!item.exists || item.plane >= present || c >= channels) return;
+  Item const item = Item::of_thread(p);
+  int const c = item.plane;
+  if (!item.exists || c >= present) return;
   float filter[R][R];
 #pragma unroll
-  for (int tap = 0; tap < taps; ++tap)
-    filter[tap / R][tap % R] = filters[nhwc ? tap * (kLanes + 1) + c : c * taps + tap];
+  for (int tap = 0; tap < taps; ++tap) filter[tap / R][tap % R] = filters[c * taps + tap];
   float const bias = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[(c0 + c) * p.bias_stride]) : 0.f;
   float acc[F::TH][F::TW];
 #pragma unroll
@@ -116,12 +107,11 @@ __global__ void __launch_bounds__(kMaxThreads, 2) gather(__grid_constant__ Param
     for (int b = 0; b < F::TW; ++b) acc[a][b] = bias;
 
   int const column = item.strip * A::advance(F::TW);
-  T const* from = tile + (item.plane * p.in.rows + item.row_group * A::advance(F::TH)) * p.in.pitch +
-                  (nhwc ? column * kLanes + lane : column + p.lead);
+  T const* from = tile + (c * p.in.rows + item.row_group * A::advance(F::TH)) * p.in.pitch + column + p.lead;
 #pragma unroll
   for (int i = 0; i < F::IH; ++i, from += p.in.pitch) {
     float in[F::IW];
-    load_row<T, F::IW, F::shift, nhwc>(from, in);
+    load_row<T, F::IW, F::shift>(from, in);
 #pragma unroll
     for (int a = 0; a < F::TH; ++a) {
       int const r = A::tap(a, i);
@@ -136,21 +126,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2) gather(__grid_constant__ Param
 
   int const h0 = p.origin_h + (tile_h * p.row_groups + item.row_group) * F::TH;
   int const w0 = p.origin_w + (tile_w * p.strips + item.strip) * F::TW;
-  int64_t const plane =
-      nhwc ? (n0 + item.plane) * p.out_n + (c0 + c) * p.out_c : n0 * p.out_n + (c0 + item.plane) * p.out_c;
-  T* const out = static_cast<T*>(p.out) + plane;
-  if constexpr (nhwc) {
-#pragma unroll
-    for (int a = 0; a < F::TH; ++a) {
-      if (unsigned(h0 + a) >= unsigned(p.out_H)) continue;
-      T* const row = out + (h0 + a) * p.out_h;
-#pragma unroll
-      for (int b = 0; b < F::TW; ++b)
-        if (unsigned(w0 + b) < unsigned(p.out_W)) row[(w0 + b) * p.out_w] = narrow<T>(acc[a][b]);
-    }
-  } else {
-    store_rows<T>(p, out, h0, w0, acc);
-  }
+  store_rows<T>(p, static_cast<T*>(p.out) + n0 * p.out_n + (c0 + c) * p.out_c, h0, w0, acc);
 }
 
 // Sums of a split go to partial[split][k][tap], or rounded to the filter where there is one split.
@@ -164,17 +140,17 @@ __device__ inline void store_sum(void* w, void* partial, int splits, int64_t fil
 }
 
 // A patch's products, added to the sums of its thread.
-template <class T, int R, int stride, bool nhwc>
+template <class T, int R, int stride>
 __device__ inline void add_patch(Params const& p, T const* x, T const* y0, float (&acc)[R][R]) {
   using F = Patch<Op::wgrad, R, stride>;
   using A = typename F::A;
   float y[F::TH][F::TW];
 #pragma unroll
-  for (int a = 0; a < F::TH; ++a) load_row<T, F::TW, 0, nhwc>(y0 + a * p.y.pitch, y[a]);
+  for (int a = 0; a < F::TH; ++a) load_row<T, F::TW, 0>(y0 + a * p.y.pitch, y[a]);
 #pragma unroll
   for (int i = 0; i < F::IH; ++i, x += p.in.pitch) {
     float in[F::IW];
-    load_row<T, F::IW, F::shift, nhwc>(x, in);
+    load_row<T, F::IW, F::shift>(x, in);
 #pragma unroll
     for (int a = 0; a < F::TH; ++a) {
       int const r = A::tap(a, i);
@@ -188,25 +164,23 @@ __device__ inline void add_patch(Params const& p, T const* x, T const* y0, float
 }
 
 // The same for the first `rows` rows and `columns` columns of the patch alone.
-template <class T, int R, int stride, bool nhwc>
+template <class T, int R, int stride>
 __device__ inline void add_exactly(Params const& p, T const* x, T const* y, int rows, int columns, float (&acc)[R][R]) {
   using F = Patch<Op::wgrad, R, stride>;
-  constexpr int pixel = nhwc ? kLanes : 1;
 #pragma unroll 1
   for (int i = 0; i < F::TH * F::TW; ++i) {
     int const a = i / F::TW, b = i % F::TW;
     if (a >= rows || b >= columns) continue;
-    float const gradient = widen(y[a * p.y.pitch + b * pixel]);
-    T const* const from = x + a * stride * p.in.pitch + (b * stride + (nhwc ? 0 : F::shift)) * pixel;
+    float const gradient = widen(y[a * p.y.pitch + b]);
+    T const* const from = x + a * stride * p.in.pitch + b * stride + F::shift;
 #pragma unroll
     for (int tap = 0; tap < R * R; ++tap)
-      acc[tap / R][tap % R] =
-          fmaf(widen(from[tap / R * p.in.pitch + tap % R * pixel]), gradient, acc[tap / R][tap % R]);
+      acc[tap / R][tap % R] = fmaf(widen(from[tap / R * p.in.pitch + tap % R]), gradient, acc[tap / R][tap % R]);
   }
 }
 
-// A block walks over its share of the tiles of one channel (nchw: `planes` images at a time) or of 32 (nhwc).
-template <class T, int R, int stride, bool nhwc>
+// A block walks over its share of the tiles of one channel, `planes` images at a time.
+template <class T, int R, int stride>
 __global__ void __launch_bounds__(kMaxThreads, 2) wgrad(__grid_constant__ Params const p) {
   using F = Patch<Op::wgrad, R, stride>;
   constexpr int taps = R * R;
@@ -215,17 +189,14 @@ __global__ void __launch_bounds__(kMaxThreads, 2) wgrad(__grid_constant__ Params
   T* const tile_y = reinterpret_cast<T*>(shared + p.y_offset);
 
   uint32_t rest = blockIdx.x;
-  int64_t const c0 = split_off(rest, p.channel_units) * (nhwc ? kLanes : 1);
+  int64_t const c = split_off(rest, p.channel_units);
   int const split = int(rest);
-  int const channels = nhwc ? int(smaller(p.C - c0, kLanes)) : 1;
   int64_t const tiles = int64_t(p.image_units) * p.tiles_h * p.tiles_w;
   int64_t const begin = tiles * split / p.splits, end = tiles * (split + 1) / p.splits;
-  Item const item = Item::of_thread<nhwc>(p);
-  int const lane = int(threadIdx.x) % kLanes;
+  Item const item = Item::of_thread(p);
   int const row0 = item.row_group * F::TH, column0 = item.strip * F::TW;
-  T const* const x0 = tile + (item.plane * p.in.rows + row0 * stride) * p.in.pitch +
-                      (nhwc ? column0 * stride * kLanes + lane : column0 * stride + p.lead);
-  T const* const y0 = tile_y + (item.plane * p.y.rows + row0) * p.y.pitch + (nhwc ? column0 * kLanes + lane : column0);
+  T const* const x0 = tile + (item.plane * p.in.rows + row0 * stride) * p.in.pitch + column0 * stride + p.lead;
+  T const* const y0 = tile_y + (item.plane * p.y.rows + row0) * p.y.pitch + column0;
 
   // A patch may reach beyond y, where y counts as zero. Only if that made a NaN of an infinite or NaN x does the block
   // start again and leave such products out.
@@ -238,25 +209,25 @@ __global__ void __launch_bounds__(kMaxThreads, 2) wgrad(__grid_constant__ Params
       int const tile_w = split_off(index, p.tiles_w), tile_h = split_off(index, p.tiles_h);
       int64_t const n0 = int64_t(index) * p.planes;
       int const present = int(smaller(p.N - n0, p.planes));
-      __syncthreads();                                       // the last tile has been read
-      if (!nhwc && (step == begin || present < p.planes)) {  // zeros around whole images stay
+      __syncthreads();                            // the last tile has been read
+      if (step == begin || present < p.planes) {  // zeros around whole images stay
         if (p.in.whole) clear(tile, p.planes * p.in.rows * p.in.pitch);
         if (p.y.whole) clear(tile_y, p.planes * p.y.rows * p.y.pitch);
         __syncthreads();
       }
-      fill<T, nhwc>(p.in, static_cast<T const*>(p.in.data) + n0 * p.in.n + c0 * p.in.c, p.in.n, p.planes, present,
-                    p.in.start_h + tile_h * p.in.step_h, p.in.start_w + tile_w * p.in.step_w, channels, tile);
-      fill<T, nhwc>(p.y, static_cast<T const*>(p.y.data) + n0 * p.y.n + c0 * p.y.c, p.y.n, p.planes, present,
-                    tile_h * p.y.step_h, tile_w * p.y.step_w, channels, tile_y);
+      fill<T>(p.in, static_cast<T const*>(p.in.data) + n0 * p.in.n + c * p.in.c, p.in.n, p.planes, present,
+              p.in.start_h + tile_h * p.in.step_h, p.in.start_w + tile_w * p.in.step_w, tile);
+      fill<T>(p.y, static_cast<T const*>(p.y.data) + n0 * p.y.n + c * p.y.c, p.y.n, p.planes, present,
+              tile_h * p.y.step_h, tile_w * p.y.step_w, tile_y);
       __pipeline_commit();
       __pipeline_wait_prior(0);
       __syncthreads();
       if (!item.exists) continue;
       if (again)
-        add_exactly<T, R, stride, nhwc>(p, x0, y0, item.plane < present ? p.y.H - tile_h * p.y.step_h - row0 : 0,
-                                        p.y.W - tile_w * p.y.step_w - column0, acc);
+        add_exactly<T, R, stride>(p, x0, y0, item.plane < present ? p.y.H - tile_h * p.y.step_h - row0 : 0,
+                                  p.y.W - tile_w * p.y.step_w - column0, acc);
       else
-        add_patch<T, R, stride, nhwc>(p, x0, y0, acc);
+        add_patch<T, R, stride>(p, x0, y0, acc);
     }
     bool nan = false;
 #pragma unroll
@@ -267,34 +238,18 @@ __global__ void __launch_bounds__(kMaxThreads, 2) wgrad(__grid_constant__ Params
   // The block's sums, always added in the order of lanes and warps.
   __syncthreads();
   float* const sums = reinterpret_cast<float*>(shared);
-  int const warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
-  if constexpr (nhwc) {
-    for (int turn = 0; turn < warps; ++turn) {
-      if (turn == warp) {
+  int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
 #pragma unroll
-        for (int tap = 0; tap < taps; ++tap) {
-          float& sum = sums[lane * taps + tap];  // taps is odd: no bank conflict
-          sum = acc[tap / R][tap % R] + (turn == 0 ? 0.f : sum);
-        }
-      }
-      __syncthreads();
-    }
-  } else {
+  for (int tap = 0; tap < taps; ++tap) {
+    float v = acc[tap / R][tap % R];
 #pragma unroll
-    for (int tap = 0; tap < taps; ++tap) {
-      float v = acc[tap / R][tap % R];
-#pragma unroll
-      for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
-      if (lane == 0) sums[warp * taps + tap] = v;
-    }
-    __syncthreads();
+    for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
+    if (lane == 0) sums[warp * taps + tap] = v;
   }
-  for (int i = threadIdx.x; i < channels * taps; i += blockDim.x) {
-    int const tap = i % taps;
-    float sum = sums[i];
-    if constexpr (!nhwc)
-      for (int other = 1; other < warps; ++other) sum += sums[other * taps + tap];
-    int64_t const c = c0 + i / taps;
+  __syncthreads();
+  for (int tap = threadIdx.x; tap < taps; tap += blockDim.x) {
+    float sum = sums[tap];
+    for (int other = 1; other < warps; ++other) sum += sums[other * taps + tap];
     store_sum<T>(p.out, p.partial, p.splits, c * p.w_c + tap / R * p.w_r + tap % R * p.w_s,
                  (int64_t(split) * p.C + c) * taps + tap, sum);
   }
@@ -386,23 +341,19 @@ inline bool rows_aligned(Strides const& s, bool nhwc, int align, int bytes, int 
   return align >= bytes && s.n % v == 0 && s.h % v == 0 && (nhwc ? s.w : s.c) % v == 0;
 }
 
-// Sets how the rows of a tile are copied; nchw: `lead` columns are put before the first, so that copies are aligned.
-inline int set_copies(Source& s, Strides const& strides, bool nhwc, int align, int element_bytes, int shift,
+// Sets how the rows of a tile are copied; `lead` columns are put before the first, so that copies are aligned.
+inline int set_copies(Source& s, Strides const& strides, int align, int element_bytes, int shift,
                       bool several_tiles_w) {
   int lead = 0;
   s.width = 1;
-  for (int bytes = 16; bytes > element_bytes; bytes /= nhwc ? 16 : 2) {
-    int const v = bytes / element_bytes;
-    if (!rows_aligned(strides, nhwc, align, bytes, element_bytes)) continue;
-    if (!nhwc) {
-      int const rest = modulo(int64_t(s.start_w) - shift, v);
-      if (rest % kQuad != 0 || (several_tiles_w && s.step_w % v != 0)) continue;
-      lead = rest;
-    }
-    s.width = v;
+  for (int bytes = 16; bytes > element_bytes; bytes /= 2) {
+    int const v = bytes / element_bytes, rest = modulo(int64_t(s.start_w) - shift, v);
+    if (!rows_aligned(strides, false, align, bytes, element_bytes)) continue;
+    if (rest % kQuad != 0 || (several_tiles_w && s.step_w % v != 0)) continue;
+    lead = rest, s.width = v;
     break;
   }
-  s.start_w -= nhwc ? 0 : shift + lead;
+  s.start_w -= shift + lead;
   return lead;
 }
 
@@ -416,21 +367,18 @@ inline void copy_whole(Source& s) {
   s.image_copies = Divisor(uint32_t(copies * rows));
 }
 
-template <class T, Op op, int R, int stride, bool nhwc>
+template <class T, Op op, int R, int stride>
 struct Tiling {
   using F = Patch<op, R, stride>;
   using A = typename F::A;
-  static constexpr int kMaxFilterBytes = op == Op::wgrad ? 0 : (nhwc ? kLanes + 1 : kMaxPlanes) * R * R * 4;
+  static constexpr int kMaxFilterBytes = op == Op::wgrad ? 0 : kMaxPlanes * R * R * 4;
   int strips = 1, row_groups = 1, planes = 1, tiles_h = 1, tiles_w = 1;
 
-  // Elements of a row of the tile; nchw: the most that any alignment may need.
+  // Elements of a row of the tile: the most that any alignment may need.
   static constexpr int64_t pitch(int64_t strips) {
-    if (nhwc) return (A::advance(F::TW) * (strips - 1) + F::IW) * kLanes;
     return ceil_div(A::advance(F::TW) * (strips - 1) + F::quads * kQuad, 8) * 8 + 8;
   }
-  static constexpr int64_t pitch_y(int64_t strips) {
-    return nhwc ? strips * F::TW * kLanes : ceil_div(strips * F::TW, 8) * 8;
-  }
+  static constexpr int64_t pitch_y(int64_t strips) { return ceil_div(strips * F::TW, 8) * 8; }
   static constexpr int64_t rows(int64_t row_groups) { return A::advance(F::TH) * (row_groups - 1) + F::IH; }
   static constexpr int64_t bytes(int64_t strips, int64_t row_groups) {
     int64_t const y = op == Op::wgrad ? pitch_y(strips) * row_groups * F::TH : 0;
@@ -440,8 +388,7 @@ struct Tiling {
   // Takes the tile with the least copied inputs and computed outputs.
   Tiling(int64_t height, int64_t width, int64_t count) {
     constexpr int64_t budget = kSharedBytes - kMaxFilterBytes;
-    int const most = nhwc ? kMaxThreads / kLanes : kMaxThreads;
-    int most_strips = nhwc ? most : 32;
+    int most_strips = 32;
     while (most_strips > 2 && bytes(most_strips, 1) > budget) most_strips -= 2;  // even, and two always fit
     static_assert(bytes(2, 1) <= budget);
     int64_t const all_strips = ceil_div(width, F::TW), all_groups = ceil_div(height, F::TH);
@@ -450,25 +397,25 @@ struct Tiling {
     for (int64_t across = first; across < first + 8 && (across == first || across <= all_strips); ++across) {
       int64_t s = ceil_div(all_strips, across);
       if (across > 1 && s % 2 == 1 && s < most_strips) ++s;  // tiles begin on multiples of 8 columns
-      int64_t groups = min64(most / s, all_groups);
+      int64_t groups = min64(kMaxThreads / s, all_groups);
       while (groups > 1 && bytes(s, groups) > budget) --groups;
       if (bytes(s, groups) > budget && s > 1) continue;
       int64_t const down = ceil_div(all_groups, groups);
       groups = ceil_div(all_groups, down);
       int64_t const tiles = ceil_div(all_strips, s) * down;
-      double const cost = double(tiles) * (double(bytes(s, groups)) / sizeof(T) / (nhwc ? kLanes : 1) +
-                                           2.0 * double(s * F::TW * groups * F::TH));
+      double const cost =
+          double(tiles) * (double(bytes(s, groups)) / sizeof(T) + 2.0 * double(s * F::TW * groups * F::TH));
       if (best != 0 && cost >= best) continue;
       best = cost;
       strips = int(s), row_groups = int(groups), tiles_h = int(down), tiles_w = int(ceil_div(all_strips, s));
     }
-    int64_t const fit = min64(most / (strips * row_groups), budget / bytes(strips, row_groups));
+    int64_t const fit = min64(kMaxThreads / (strips * row_groups), budget / bytes(strips, row_groups));
     planes = int(max64(1, min64(min64(fit, kMaxPlanes), count)));
   }
 };
 
 // The parts of the parameters that depend on shapes alone, and the tile's.
-template <class Tile, Op op, bool nhwc>
+template <class Tile, Op op>
 Source source_of(Problem const& p, Tile const& tile, void const* data, bool output_side, bool halo) {
   using F = typename Tile::F;
   using A = typename F::A;
@@ -481,18 +428,16 @@ Source source_of(Problem const& p, Tile const& tile, void const* data, bool outp
   s.start_h = halo ? int(A::start(p.pad_top)) : 0, s.start_w = halo ? int(A::start(p.pad_left)) : 0;
   s.step_h = halo ? A::advance(rows) : rows, s.step_w = halo ? A::advance(columns) : columns;
   s.rows = int(halo ? Tile::rows(tile.row_groups) : rows);
-  s.columns = halo ? A::advance(columns - F::TW) + F::IW : columns;
   s.rows_of = Divisor(uint32_t(s.rows));
   return s;
 }
 
-template <Op op, DType dtype, int R, int S, int stride, Variant variant>
+template <Op op, DType dtype, int R, int S, int stride>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   static_assert(R == S);
   using T = typename TypeOf<dtype>::type;
-  constexpr bool nhwc = variant == Variant::nhwc || variant == Variant::nhwc_s2;
-  constexpr bool backward = op == Op::dgrad, sums = op == Op::wgrad, images = nhwc || sums;
-  using Tile = Tiling<T, op, R, stride, nhwc>;
+  constexpr bool backward = op == Op::dgrad, sums = op == Op::wgrad;
+  using Tile = Tiling<T, op, R, stride>;
   using F = typename Tile::F;
   using A = typename F::A;
   constexpr int element = int(sizeof(T));
@@ -503,19 +448,19 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.N = problem.N, p.C = int(problem.C);
   p.out_H = int(backward ? problem.H : problem.P()), p.out_W = int(backward ? problem.W : problem.Q());
   p.origin_h = int(A::origin(problem.pad_top)), p.origin_w = int(A::origin(problem.pad_left));
-  Tile const tile(p.out_H - p.origin_h, p.out_W - p.origin_w, images ? problem.N : problem.C);
+  Tile const tile(p.out_H - p.origin_h, p.out_W - p.origin_w, sums ? problem.N : problem.C);
   p.strips = tile.strips, p.row_groups = tile.row_groups, p.planes = tile.planes;
   p.tiles_h = tile.tiles_h, p.tiles_w = tile.tiles_w;
   p.per_plane = Divisor(uint32_t(p.strips * p.row_groups)), p.per_row = Divisor(uint32_t(p.strips));
-  p.channel_units = int(ceil_div(problem.C, nhwc ? kLanes : sums ? 1 : p.planes));
-  p.image_units = int(images ? ceil_div(problem.N, p.planes) : problem.N);
+  p.channel_units = int(ceil_div(problem.C, sums ? 1 : p.planes));
+  p.image_units = int(sums ? ceil_div(problem.N, p.planes) : problem.N);
 
-  p.in = source_of<Tile, op, nhwc>(problem, tile, args.a, backward, true);
-  p.lead = set_copies(p.in, in, nhwc, backward ? problem.y_align : problem.x_align, element, F::shift, p.tiles_w > 1);
+  p.in = source_of<Tile, op>(problem, tile, args.a, backward, true);
+  p.lead = set_copies(p.in, in, backward ? problem.y_align : problem.x_align, element, F::shift, p.tiles_w > 1);
   int const columns = A::advance(F::TW) * (p.strips - 1) + F::quads * kQuad;
-  p.in.pitch = nhwc ? p.in.columns * kLanes : int(ceil_div(p.lead + columns, 8) * 8);
-  p.in.lanes_log2 = nhwc ? 5 : log2_at_least(p.in.pitch / p.in.width);
-  bool const whole = !nhwc && p.tiles_h == 1 && p.tiles_w == 1;
+  p.in.pitch = int(ceil_div(p.lead + columns, 8) * 8);
+  p.in.lanes_log2 = log2_at_least(p.in.pitch / p.in.width);
+  bool const whole = p.tiles_h == 1 && p.tiles_w == 1;
   if (whole) copy_whole(p.in);
 
   p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride;
@@ -525,10 +470,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   int const out_align = backward ? problem.x_align : problem.y_align;
   p.out_width = 1;
   for (int width = kQuad; width > 1 && p.out_width == 1; width /= 2)
-    if (rows_aligned(out, nhwc, out_align, width * element, element) && p.origin_w % width == 0) p.out_width = width;
+    if (rows_aligned(out, false, out_align, width * element, element) && p.origin_w % width == 0) p.out_width = width;
 
-  unsigned const threads = unsigned(ceil_div(p.planes * p.strips * p.row_groups * (nhwc ? kLanes : 1), 32) * 32);
-  int64_t const filters = sums ? 0 : int64_t(nhwc ? kLanes + 1 : p.planes) * R * R * 4;
+  unsigned const threads = unsigned(ceil_div(p.planes * p.strips * p.row_groups, 32) * 32);
+  int64_t const filters = sums ? 0 : int64_t(p.planes) * R * R * 4;
   p.weight_bytes = int(ceil_div(filters, 16) * 16);
   int64_t shared = p.weight_bytes + ceil_div(int64_t(p.planes) * p.in.rows * p.in.pitch * element, 16) * 16;
   auto start = [&](auto* kernel, int64_t blocks) {
@@ -539,17 +484,17 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     return cudaGetLastError();
   };
   if constexpr (!sums) {
-    return start(gather<T, op, R, stride, nhwc>, int64_t(p.tiles_h) * p.tiles_w * p.channel_units * p.image_units);
+    return start(gather<T, op, R, stride>, int64_t(p.tiles_h) * p.tiles_w * p.channel_units * p.image_units);
   } else {
-    p.y = source_of<Tile, op, nhwc>(problem, tile, args.b, true, false);
-    set_copies(p.y, out, nhwc, problem.y_align, element, 0, p.tiles_w > 1);
+    p.y = source_of<Tile, op>(problem, tile, args.b, true, false);
+    set_copies(p.y, out, problem.y_align, element, 0, p.tiles_w > 1);
     p.y.pitch = int(Tile::pitch_y(p.strips));
-    p.y.lanes_log2 = nhwc ? 5 : log2_at_least(p.y.pitch / p.y.width);
+    p.y.lanes_log2 = log2_at_least(p.y.pitch / p.y.width);
     if (whole) copy_whole(p.y);
     p.y_offset = int(shared);
     shared += int64_t(p.planes) * p.y.rows * p.y.pitch * element;
-    shared = max64(shared, int64_t(nhwc ? kLanes : kMaxThreads / 32) * R * R * 4);
-    if (cudaError_t const error = start(wgrad<T, R, stride, nhwc>, int64_t(p.channel_units) * p.splits);
+    shared = max64(shared, int64_t(kMaxThreads / 32) * R * R * 4);
+    if (cudaError_t const error = start(wgrad<T, R, stride>, int64_t(p.channel_units) * p.splits);
         error != cudaSuccess || p.splits == 1)
       return error;
     return launch_sum<T>(problem, plan, args, stream);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "depthwise_lines.cuh"
+#include "depthwise_walk.cuh"
 
 namespace conv2d_ext::depthwise {
 
@@ -244,8 +245,10 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
     return launch_lines<op, dtype>(problem, plan, args, stream);
   else if constexpr (R == 0)
     return launch_any<op, dtype>(problem, plan, args, stream);
+  else if constexpr (is_nhwc(variant))
+    return launch_walks<op, dtype, R, S, stride>(problem, plan, args, stream);
   else
-    return launch<op, dtype, R, S, stride, variant>(problem, plan, args, stream);
+    return launch<op, dtype, R, S, stride>(problem, plan, args, stream);
 }
 
 }  // namespace conv2d_ext::depthwise

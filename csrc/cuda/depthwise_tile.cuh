@@ -9,8 +9,7 @@
 namespace conv2d_ext::depthwise {
 
 constexpr int kMaxThreads = 256;
-constexpr int kLanes = 32;               // channels of a warp (nhwc)
-constexpr int kQuad = 4;                 // elements that a lane reads from shared memory at once (nchw)
+constexpr int kQuad = 4;                 // elements that a lane reads from shared memory at once
 constexpr int kSharedBytes = 74 * 1024;  // three blocks fit an SM of 227 KB; a GPU of 8.x still fits one
 constexpr int kMaxPlanes = 128;
 
@@ -61,25 +60,24 @@ struct Patch {
   static constexpr bool pairs = op == Op::dgrad && stride == 2;
   static constexpr int TH = pairs ? 4 : 7, TW = pairs ? 8 : 4;
   static constexpr int IH = A::extent(TH), IW = A::extent(TW);
-  // nchw: a strip's inputs begin at this column of a quad where the padding is 'same'.
+  // A strip's inputs begin at this column of a quad where the padding is 'same'.
   static constexpr int shift = modulo(A::start((R - 1) / 2), kQuad);
   static constexpr int quads = (shift + IW + kQuad - 1) / kQuad;
   static_assert(A::advance(TW) % kQuad == 0 && TW % kQuad == 0);
 };
 
-// A tensor as a block copies it to shared memory: `rows` rows of each plane. nchw: `pitch` columns a row; nhwc:
-// `columns` pixels of kLanes channels.
+// A tensor as a block copies it to shared memory: `rows` rows of `pitch` columns of each plane.
 struct Source {
   void const* data;
   int64_t n, c, h, w;    // element strides
   int H, W;              // extents
   int start_h, start_w;  // coordinate of the tile's first row and column for the first tile; may be negative
   int step_h, step_w;    // from tile to tile
-  int rows, columns, pitch;
+  int rows, pitch;
   int width;        // elements of one copy
   int lanes_log2;   // threads that share a row
   Divisor rows_of;  // by `rows`
-  // nchw, one tile an image: copies are counted over the image, so that no thread waits beside a short row.
+  // One tile an image: copies are counted over the image, so that no thread waits beside a short row.
   bool whole;
   Divisor image_copies, row_copies;  // of an image, of a row
 };
@@ -93,13 +91,13 @@ struct Params {
   int64_t w_c, w_r, w_s, bias_stride;
   int64_t out_n, out_c, out_h, out_w;
   int out_H, out_W, origin_h, origin_w;
-  int out_width;  // elements of one store (nchw)
+  int out_width;  // elements of one store
   int64_t N;
   int C;
   int strips, row_groups, planes;  // of a block
   Divisor per_plane, per_row;      // by strips * row_groups, by strips
   int tiles_h, tiles_w, channel_units, image_units;
-  int lead;  // nchw: columns before a tile's first quad
+  int lead;  // columns before a tile's first quad
   int splits;
   int weight_bytes, y_offset;  // shared memory: filters, tile of in, tile of y
 };
@@ -113,13 +111,11 @@ __device__ inline void copy(T* to, T const* from, int valid) {
     *to = valid > 0 ? *from : narrow<T>(0.f);
 }
 
-template <class T, int E, bool nhwc>
+template <class T, int E>
 __device__ inline void fill(Source const& s, T const* base, int64_t plane_stride, int planes, int present, int h0,
-                            int w0, int channels, T* tile) {
+                            int w0, T* tile) {
   int const lanes = 1 << s.lanes_log2, lane = int(threadIdx.x) & (lanes - 1);
   int const step = int(blockDim.x) >> s.lanes_log2;
-  constexpr int per_pixel = kLanes / E;
-  int const items = nhwc ? s.columns * per_pixel : s.pitch / E;
 #pragma unroll 2
   for (int row = int(threadIdx.x) >> s.lanes_log2; row < planes * s.rows; row += step) {
     int const plane = int(s.rows_of.quotient(row)), h = h0 + row - plane * s.rows;
@@ -127,20 +123,11 @@ __device__ inline void fill(Source const& s, T const* base, int64_t plane_stride
     T const* const from = base + (inside ? plane * plane_stride + h * s.h : 0);
     T* const to = tile + row * s.pitch;
 #pragma unroll 2
-    for (int i = lane; i < items; i += lanes) {
-      int valid = 0;
-      int64_t offset = 0;
-      if constexpr (nhwc) {
-        int const w = w0 + i / per_pixel, c = i % per_pixel * E;
-        valid = unsigned(w) < unsigned(s.W) ? channels - c : 0;
-        offset = w * s.w + c;
-      } else {
-        int const w = w0 + i * E;
-        valid = w < 0 ? 0 : s.W - w;
-        offset = w;
-      }
+    for (int i = lane; i < s.pitch / E; i += lanes) {
+      int const w = w0 + i * E;
+      int valid = w < 0 ? 0 : s.W - w;
       valid = !inside || valid < 0 ? 0 : valid > E ? E : valid;
-      copy<T, E>(to + i * E, valid > 0 ? from + offset : base, valid);
+      copy<T, E>(to + i * E, valid > 0 ? from + w : base, valid);
     }
   }
 }
@@ -185,43 +172,35 @@ __device__ inline void clear(T* tile, int elements) {
   for (int i = threadIdx.x; i < elements * int(sizeof(T)) / 16; i += blockDim.x) to[i] = make_float4(0, 0, 0, 0);
 }
 
-template <class T, bool nhwc>
+template <class T>
 __device__ inline void fill(Source const& s, T const* base, int64_t plane_stride, int planes, int present, int h0,
-                            int w0, int channels, T* tile) {
+                            int w0, T* tile) {
   constexpr int most = 16 / int(sizeof(T));
-  if constexpr (!nhwc) {
-    if (s.whole) {
-      if (s.width == most) fill_whole<T, most>(s, base, plane_stride, present, tile);
-      if constexpr (most > 4)
-        if (s.width == 4) fill_whole<T, 4>(s, base, plane_stride, present, tile);
-      if (s.width == 2) fill_whole<T, 2>(s, base, plane_stride, present, tile);
-      if (s.width == 1) fill_whole<T, 1>(s, base, plane_stride, present, tile);
-      return;
-    }
+  if (s.whole) {
+    if (s.width == most) fill_whole<T, most>(s, base, plane_stride, present, tile);
+    if constexpr (most > 4)
+      if (s.width == 4) fill_whole<T, 4>(s, base, plane_stride, present, tile);
+    if (s.width == 2) fill_whole<T, 2>(s, base, plane_stride, present, tile);
+    if (s.width == 1) fill_whole<T, 1>(s, base, plane_stride, present, tile);
+    return;
   }
-  if (s.width == most) fill<T, most, nhwc>(s, base, plane_stride, planes, present, h0, w0, channels, tile);
-  if constexpr (!nhwc && most > 4)
-    if (s.width == 4) fill<T, 4, nhwc>(s, base, plane_stride, planes, present, h0, w0, channels, tile);
-  if constexpr (!nhwc)
-    if (s.width == 2) fill<T, 2, nhwc>(s, base, plane_stride, planes, present, h0, w0, channels, tile);
-  if (s.width == 1) fill<T, 1, nhwc>(s, base, plane_stride, planes, present, h0, w0, channels, tile);
+  if (s.width == most) fill<T, most>(s, base, plane_stride, planes, present, h0, w0, tile);
+  if constexpr (most > 4)
+    if (s.width == 4) fill<T, 4>(s, base, plane_stride, planes, present, h0, w0, tile);
+  if (s.width == 2) fill<T, 2>(s, base, plane_stride, planes, present, h0, w0, tile);
+  if (s.width == 1) fill<T, 1>(s, base, plane_stride, planes, present, h0, w0, tile);
 }
 
-// A lane's `count` inputs of a row: neighbours in quads (nchw) or its channel's (nhwc).
-template <class T, int count, int shift, bool nhwc>
+// A thread's `count` inputs of a row, in quads.
+template <class T, int count, int shift>
 __device__ inline void load_row(T const* from, float (&in)[count]) {
-  if constexpr (nhwc) {
 #pragma unroll
-    for (int j = 0; j < count; ++j) in[j] = widen(from[j * kLanes]);
-  } else {
+  for (int quad = 0; quad < (shift + count + kQuad - 1) / kQuad; ++quad) {
+    Vector<T, kQuad> const v = *reinterpret_cast<Vector<T, kQuad> const*>(from + quad * kQuad);
 #pragma unroll
-    for (int quad = 0; quad < (shift + count + kQuad - 1) / kQuad; ++quad) {
-      Vector<T, kQuad> const v = *reinterpret_cast<Vector<T, kQuad> const*>(from + quad * kQuad);
-#pragma unroll
-      for (int e = 0; e < kQuad; ++e) {
-        int const j = quad * kQuad + e - shift;
-        if (j >= 0 && j < count) in[j] = widen(v.v[e]);
-      }
+    for (int e = 0; e < kQuad; ++e) {
+      int const j = quad * kQuad + e - shift;
+      if (j >= 0 && j < count) in[j] = widen(v.v[e]);
     }
   }
 }

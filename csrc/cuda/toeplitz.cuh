@@ -6,11 +6,11 @@
 // moved or converted, and borders cost nothing: the copy engine writes the zeros.
 //
 // A block walks down a strip of images with a slice of the channels, row by row. A warp of its own has the rows copied
-// to a ring of stages, swizzled so that eight neighbouring pixels are in different banks. A warp of the others has 8
-// channels of 16 blocks of columns, of one image or of several; it multiplies each row with all rows of the filter into
-// the sums of all outputs that meet it, whose registers move on by a row with the first product. Finished rows go
-// through shared memory to the copy engine. dgrad is fprop with the filter turned round; rows that a dilation sets
-// apart are strips of their own.
+// to a ring of stages, swizzled so that eight neighbouring pixels are in different banks, and the finished rows stored,
+// which go through shared memory. A warp of the others has 8 channels of 16 blocks of columns, of one image or of
+// several; it multiplies each row with all rows of the filter into the sums of all outputs that meet it, whose
+// registers move on by a row with the first product. Warps wait for no other but the first one. dgrad is fprop with the
+// filter turned round; rows that a dilation sets apart are strips of their own.
 //
 // The zeros beside the diagonals make NaN of an infinite neighbour; a block that finds a NaN computes its outputs
 // again, one product at a time.
@@ -105,26 +105,32 @@ struct Taps {
   __device__ Taps(Params const& p, int c0) {
     int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
     low = g % 2 == 0 ? 0x4410 : 0x1044, high = g % 2 == 0 ? 0x4432 : 0x3244;
+    int const c = c0 + g % 2, above = R - p.R;
 #pragma unroll
-    for (int pair = 0; pair < 4; ++pair) {
-      int const c = c0 + pair * 2 + g % 2;
-      T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
+    for (int j = 0; j < window; ++j) {
+      int const distance = t + 4 * j - g / 2, s = p.dilation_w == 1 ? distance : distance / p.dilation_w;
+      bool const exists = distance >= 0 && s * p.dilation_w == distance && s < p.S;
+      T const* const w = static_cast<T const*>(p.w) + c * p.w_k + s * p.w_s;
 #pragma unroll
-      for (int row = 0; row < R; ++row) {
-        uint32_t tap[window];
+      for (int pair = 0; pair < 4; ++pair) {
+        bool const present = exists && c + pair * 2 < p.C;
+        T const* from = w + pair * 2 * p.w_k;
 #pragma unroll
-        for (int j = 0; j < window; ++j) {
-          int const distance = t + 4 * j - g / 2, r = row - (R - p.R);
-          int const s = p.dilation_w == 1 ? distance : distance / p.dilation_w;
-          tap[j] = 0;
-          if (distance >= 0 && s * p.dilation_w == distance && s < p.S && r >= 0 && c < p.C)
-            tap[j] = *reinterpret_cast<uint16_t const*>(w + r * p.w_r + s * p.w_s);
+        for (int row = 0; row < R; ++row) {
+          uint32_t tap = 0;
+          if (row >= above) {
+            if (present) tap = *reinterpret_cast<uint16_t const*>(from);
+            from += p.w_r;
+          }
+          if (j == 0) near[pair][row] = tap;
+          if (j == 1) near[pair][row] |= tap << 16;
+          if (j == 2) far[pair][row / 2] = row % 2 == 0 ? tap : far[pair][row / 2] | tap << 16;
         }
-        near[pair][row] = tap[0] | tap[1] << 16;
-        if constexpr (window == 3) far[pair][row / 2] = row % 2 == 0 ? tap[2] : far[pair][row / 2] | tap[2] << 16;
       }
     }
   }
+  // So that operands are not made ahead, and kept in registers that there are not.
+  __device__ void renew() { low = uint32_t(ptx::unknown(int(low))), high = uint32_t(ptx::unknown(int(high))); }
   __device__ uint32_t operator()(int pair, int row, int j) const {
     return j < 2 ? __byte_perm(near[pair][row], 0, j == 0 ? low : high)
                  : __byte_perm(far[pair][row / 2], 0, row % 2 == 0 ? low : high);
@@ -159,12 +165,12 @@ __device__ inline bool has_nan(uint32_t v) {
 
 // The block's outputs from global memory, product by product.
 template <class T, int R>
-__device__ __noinline__ void store_again(Params const& p, int index, int end, int c0) {
+__device__ __noinline__ void store_again(Params const& p, int index, int end, int c0, int threads) {
   int const columns = p.blocks * 4;
   while (index < end) {
     Strip const strip = strip_of<R>(p, index, end);
     index += strip.rows;
-    for (int64_t i = threadIdx.x; i < int64_t(strip.rows) * p.images * columns * p.channels; i += blockDim.x) {
+    for (int64_t i = threadIdx.x; i < int64_t(strip.rows) * p.images * columns * p.channels; i += threads) {
       int64_t rest = i / p.channels;
       int const c = c0 + int(i % p.channels), x = strip.w0 + int(rest % columns);
       rest /= columns;
@@ -185,33 +191,67 @@ __device__ __noinline__ void store_again(Params const& p, int index, int end, in
   }
 }
 
-template <class T, int R, int window>
-__global__ void __launch_bounds__(32 * kToeplitzWarps, toeplitz_resident(R)) gather(__grid_constant__ Params const p) {
-  extern __shared__ __align__(1024) unsigned char dynamic[];
-  __shared__ uint64_t full[kToeplitzStages];
-  __shared__ float biases[32];
-  uint32_t const shared = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
-  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
-  int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
-  // Another warp's than the one that stores, if there is one: both have some hundred instructions a row.
-  bool const copies = threadIdx.x == (blockDim.x > 32 ? 32 : 0);
+// Of the stages and of the buffers of finished rows.
+struct Barriers {
+  uint64_t full[kToeplitzStages], empty[kToeplitzStages];
+  uint64_t done[kToeplitzBuffers], free[kToeplitzBuffers];
+
+  __device__ void start(int stages, int readers) {
+    for (int i = 0; i < stages; ++i) {
+      ptx::mbarrier_init(&full[i], 1);
+      ptx::mbarrier_init(&empty[i], readers);
+    }
+    for (int i = 0; i < kToeplitzBuffers; ++i) {
+      ptx::mbarrier_init(&done[i], readers);
+      ptx::mbarrier_init(&free[i], 1);
+    }
+    ptx::fence_mbarrier_init();
+  }
+};
+
+// Has the rows of the block's share copied, each as soon as its stage is free, and the finished ones stored.
+template <int R>
+__device__ inline void move_rows(Params const& p, Barriers& barriers, int begin, int end, int c0, uint32_t shared) {
   Copier<R> copier;
   copier.index = begin, copier.end = end;
-  if (copies) {
-    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&full[i], 1);
-    ptx::fence_mbarrier_init();
-    for (int i = 0; i < p.stages; ++i) copier.next(p, full, c0, shared);
+  for (int i = 0; i < p.stages; ++i) copier.next(p, barriers.full, c0, shared);
+  uint32_t const outputs = shared + p.stages * p.in_bytes;
+  int stage = 0, buffer = 0, last = -1;
+  uint32_t parity = 0, parity_out = 0;
+  for (int index = begin; index < end;) {
+    Strip const s = strip_of<R>(p, index, end);
+    index += s.rows;
+    for (int row = 0; row < s.rows + R - 1; ++row) {
+      if (has_row(p, s, row)) {
+        ptx::mbarrier_wait(&barriers.empty[stage], parity);
+        copier.next(p, barriers.full, c0, shared);
+        if (++stage == p.stages) stage = 0, parity ^= 1;
+      }
+      if (row < R - 1) continue;
+      ptx::mbarrier_wait(&barriers.done[buffer], parity_out);
+      ptx::cp_async_bulk_tensor_4d_store(&p.out, outputs + buffer * p.out_bytes, c0, s.w0,
+                                         s.h0 + (row - (R - 1)) * p.dilation_h, s.n0);
+      ptx::cp_async_bulk_commit_group();
+      ptx::cp_async_bulk_wait_group_read<1>();  // the row before has been read
+      if (last >= 0) ptx::mbarrier_arrive(&barriers.free[last]);
+      last = buffer;
+      if (++buffer == kToeplitzBuffers) buffer = 0, parity_out ^= 1;
+    }
   }
-  if (p.bias != nullptr && int(threadIdx.x) < p.channels)
-    biases[threadIdx.x] = c0 + int(threadIdx.x) < p.C
-                              ? widen(static_cast<T const*>(p.bias)[(c0 + int(threadIdx.x)) * p.bias_stride])
-                              : 0.f;
+  ptx::cp_async_bulk_wait_group<0>();
+}
 
+// The products of a warp; returns the larger of its outputs, or a NaN.
+template <class T, int R, int window>
+__device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, float const* biases, int begin, int end,
+                                         int c0, uint32_t shared) {
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
   int const octets = p.channels / 8, octet = warp % octets;
+  Taps<T, R, window> taps(p, c0 + octet * 8);
   int const columns = (p.blocks + window - 1) * 4;
-  // Of blocks g and g + 8 of the warp's.
-  uint32_t from[2][window], to[2];
+  // Of blocks g and g + 8 of the warp's. Four pixels on, the swizzle has changed by `flip`.
+  uint32_t const step = p.channels * 8, flip = octets > 1 ? p.channels : 0;
+  uint32_t from[2], to[2];
   bool exists[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -219,14 +259,11 @@ __global__ void __launch_bounds__(32 * kToeplitzWarps, toeplitz_resident(R)) gat
     exists[half] = block < p.blocks * p.images;
     int const image = exists[half] ? block / p.blocks : 0;
     int const column = (exists[half] ? block - image * p.blocks : 0) * 4 + t;
-#pragma unroll
-    for (int j = 0; j < window; ++j) from[half][j] = shared + swizzled(image * columns + column + 4 * j, octet, octets);
+    from[half] = shared + swizzled(image * columns + column, octet, octets);
     to[half] = shared + p.stages * p.in_bytes + swizzled(image * p.blocks * 4 + column, octet, octets);
   }
-  Taps<T, R, window> const taps(p, c0 + octet * 8);
-  __syncthreads();
 
-  uint32_t most = 0, parity = 0;
+  uint32_t most = 0, parity = 0, parity_out = 1;
   float acc[R][4][4];
   int stage = 0, buffer = 0;
   for (int index = begin; index < end;) {
@@ -236,13 +273,18 @@ __global__ void __launch_bounds__(32 * kToeplitzWarps, toeplitz_resident(R)) gat
     for (int row = 0; row < s.rows + R - 1; ++row) {
       bool const with_in = has_row(p, s, row), with_out = row >= R - 1;
       if (with_in) {
-        ptx::mbarrier_wait(&full[stage], parity);
+        ptx::mbarrier_wait(&barriers.full[stage], parity);
+        uint32_t const offset = stage * p.in_bytes;
         uint4 in[2][window];
 #pragma unroll
         for (int j = 0; j < window; ++j)
 #pragma unroll
-          for (int half = 0; half < 2; ++half) in[half][j] = ptx::ld_shared_v4(from[half][j] + stage * p.in_bytes);
+          for (int half = 0; half < 2; ++half)
+            in[half][j] = ptx::ld_shared_v4(((from[half] + j * step) ^ (j % 2 * flip)) + offset);
+        __syncwarp();
+        if (lane == 0) ptx::mbarrier_arrive(&barriers.empty[stage]);
         if (++stage == p.stages) stage = 0, parity ^= 1;
+        taps.renew();
 #pragma unroll
         for (int k = 0; k < R; ++k)
 #pragma unroll
@@ -273,6 +315,7 @@ __global__ void __launch_bounds__(32 * kToeplitzWarps, toeplitz_resident(R)) gat
           out[0][pair] = pack<T>(acc[0][pair][0] + b.x, acc[0][pair][1] + b.y);
           out[1][pair] = pack<T>(acc[0][pair][2] + b.x, acc[0][pair][3] + b.y);
         }
+        ptx::mbarrier_wait(&barriers.free[buffer], parity_out);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           if (!exists[half]) continue;
@@ -282,21 +325,55 @@ __global__ void __launch_bounds__(32 * kToeplitzWarps, toeplitz_resident(R)) gat
                             make_uint4(out[half][0], out[half][1], out[half][2], out[half][3]));
         }
         ptx::fence_proxy_async();
-        // Of three buffers the next is free when the last row but one is stored.
-        if (threadIdx.x == 0) ptx::cp_async_bulk_wait_group_read<1>();
+        __syncwarp();
+        if (lane == 0) ptx::mbarrier_arrive(&barriers.done[buffer]);
+        if (++buffer == kToeplitzBuffers) buffer = 0, parity_out ^= 1;
       }
-      ptx::bar_sync(1, int(blockDim.x));  // all have read the row and written theirs
-      if (threadIdx.x == 0 && with_out) {
-        ptx::cp_async_bulk_tensor_4d_store(&p.out, shared + p.stages * p.in_bytes + buffer * p.out_bytes, c0, s.w0,
-                                           s.h0 + (row - (R - 1)) * p.dilation_h, s.n0);
-        ptx::cp_async_bulk_commit_group();
-      }
-      if (copies && with_in) copier.next(p, full, c0, shared);
-      if (with_out && ++buffer == kToeplitzBuffers) buffer = 0;
     }
   }
-  if (threadIdx.x == 0) ptx::cp_async_bulk_wait_group<0>();
-  if (__syncthreads_or(has_nan<T>(most)) != 0) store_again<T, R>(p, begin, end, c0);
+  return most;
+}
+
+// Is the thread one of those that multiply? Where these need more registers than there are for all threads, they have
+// the copying warps'.
+template <int R>
+__device__ inline bool take_role() {
+  bool const multiplies = int(threadIdx.x) < 32 * toeplitz_warps(R);
+  if constexpr (R > 3) {
+    if (multiplies)
+      ptx::setmaxnreg_inc<kToeplitzRegisters>();
+    else
+      ptx::setmaxnreg_dec<kToeplitzCopyRegisters>();
+  }
+  return multiplies;
+}
+
+template <class T, int R, int window>
+__global__ void __launch_bounds__(toeplitz_threads(R), toeplitz_resident(R)) gather(__grid_constant__ Params const p) {
+  extern __shared__ __align__(1024) unsigned char dynamic[];
+  __shared__ Barriers barriers;
+  __shared__ float biases[kToeplitzChannels];
+  __shared__ int again;
+  uint32_t const shared = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
+  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
+  int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
+  int const readers = p.channels / 8 * ((p.blocks * p.images + 15) / 16) * 32;  // threads
+  if (threadIdx.x == 0) barriers.start(p.stages, readers / 32), again = 0;
+  if (p.bias != nullptr && int(threadIdx.x) < p.channels)
+    biases[threadIdx.x] = c0 + int(threadIdx.x) < p.C
+                              ? widen(static_cast<T const*>(p.bias)[(c0 + int(threadIdx.x)) * p.bias_stride])
+                              : 0.f;
+  __syncthreads();
+  if (!take_role<R>()) {
+    if (int(threadIdx.x) / 32 != toeplitz_warps(R)) return;
+    if (threadIdx.x % 32 == 0) move_rows<R>(p, barriers, begin, end, c0, shared);
+    __syncwarp();
+    ptx::bar_sync(1, readers + 32);
+  } else if (int(threadIdx.x) < readers) {
+    if (has_nan<T>(multiply_rows<T, R, window>(p, barriers, biases, begin, end, c0, shared))) again = 1;
+    ptx::bar_sync(1, readers + 32);  // all is stored
+    if (again != 0) store_again<T, R>(p, begin, end, c0, readers);
+  }
 }
 
 // ---- host side
@@ -352,7 +429,7 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   auto* const kernel = gather<T, R, window>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  kernel<<<unsigned(t.slices * t.shares), unsigned(32 * t.warps()), size_t(t.shared_bytes), stream>>>(p);
+  kernel<<<unsigned(t.slices * t.shares), toeplitz_threads(R), size_t(t.shared_bytes), stream>>>(p);
   return cudaGetLastError();
 }
 

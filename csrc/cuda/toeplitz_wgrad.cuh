@@ -34,45 +34,37 @@ __device__ inline bool has_x(SumsParams const& p, Strip const& s, int row) {
   return unsigned(s.first + row * p.dilation_h) < unsigned(p.H);
 }
 
-// The rows of the block's share in turn: of x inside the image, and of y. By one thread; in shared memory, since other
-// threads need their registers.
-struct SumsCopier {
+struct SumsRing {
   uint64_t full[kToeplitzStages], empty[kToeplitzStages];
-  Strip strip;
-  int index, end, row, stage;
-  uint32_t parity;
 
-  __device__ void start(SumsParams const& p, int begin, int past) {
-    strip = Strip{}, index = begin, end = past, row = stage = 0, parity = 1;
-    for (int i = 0; i < p.stages; ++i) {
+  __device__ void start(int stages, int readers) {
+    for (int i = 0; i < stages; ++i) {
       ptx::mbarrier_init(&full[i], 1);
-      ptx::mbarrier_init(&empty[i], blockDim.x / 32);
+      ptx::mbarrier_init(&empty[i], readers);
     }
     ptx::fence_mbarrier_init();
   }
 
-  __device__ void next(SumsParams const& p, int c0, uint32_t shared) {
-    bool with_x = false, with_y = false;
-    for (;; ++row) {
-      if (row == strip.rows + p.R - 1 || strip.rows == 0) {
-        if (index >= end) return;
-        strip = strip_of(p, index, end);
-        index += strip.rows, row = 0;
+  // The rows of the block's share in turn: of x inside the image, and of y. By one thread.
+  __device__ void copy(SumsParams const& p, int index, int end, int c0, uint32_t shared) {
+    int stage = 0;
+    uint32_t parity = 1;
+    while (index < end) {
+      Strip const s = strip_of(p, index, end);
+      index += s.rows;
+      for (int row = 0; row < s.rows + p.R - 1; ++row) {
+        bool const with_x = has_x(p, s, row), with_y = row < s.rows;
+        if (!with_x && !with_y) continue;
+        ptx::mbarrier_wait(&empty[stage], parity);
+        ptx::mbarrier_arrive_expect_tx(&full[stage], uint32_t((with_x ? p.x_copied : 0) + (with_y ? p.y_copied : 0)));
+        uint32_t const to = shared + stage * (p.x_bytes + p.y_bytes);
+        if (with_x)
+          ptx::cp_async_bulk_tensor_4d(to, &p.x, &full[stage], c0, s.w0 - p.pad_w, s.first + row * p.dilation_h, s.n0);
+        if (with_y)
+          ptx::cp_async_bulk_tensor_4d(to + p.x_bytes, &p.y, &full[stage], c0, s.w0, s.h0 + row * p.dilation_h, s.n0);
+        if (++stage == p.stages) stage = 0, parity ^= 1;
       }
-      with_x = has_x(p, strip, row), with_y = row < strip.rows;
-      if (with_x || with_y) break;
     }
-    ptx::mbarrier_wait(&empty[stage], parity);
-    ptx::mbarrier_arrive_expect_tx(&full[stage], uint32_t((with_x ? p.x_copied : 0) + (with_y ? p.y_copied : 0)));
-    uint32_t const to = shared + stage * (p.x_bytes + p.y_bytes);
-    if (with_x)
-      ptx::cp_async_bulk_tensor_4d(to, &p.x, &full[stage], c0, strip.w0 - p.pad_w, strip.first + row * p.dilation_h,
-                                   strip.n0);
-    if (with_y)
-      ptx::cp_async_bulk_tensor_4d(to + p.x_bytes, &p.y, &full[stage], c0, strip.w0, strip.h0 + row * p.dilation_h,
-                                   strip.n0);
-    ++row;
-    if (++stage == p.stages) stage = 0, parity ^= 1;
   }
 };
 
@@ -107,20 +99,21 @@ __device__ inline void transpose(uint2 a, uint2 b, uint32_t (&v)[4]) {
 }
 
 template <class T, int R>
-__global__ void __launch_bounds__(32 * toeplitz_sums_warps(R), toeplitz_sums_resident(R))
+__global__ void __launch_bounds__(toeplitz_threads(R), toeplitz_resident(R))
     wgrad(__grid_constant__ SumsParams const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
-  __shared__ SumsCopier copier;
+  __shared__ SumsRing ring;
   uint32_t const padding = -ptx::shared_address(dynamic) % 1024, shared = ptx::shared_address(dynamic) + padding;
-  // The block's share of the rows, and its first channel: in shared memory, since the sums need the registers.
-  __shared__ int share, begin, end, c0;
-  if (threadIdx.x == 0) {
-    share = int(blockIdx.x) / p.slices, c0 = int(blockIdx.x) % p.slices * p.channels;
-    begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
-    copier.start(p, begin, end);
-    // A stage is filled again two rows after it was read, when no warp is likely to be that far behind.
-    for (int i = 0; i < p.stages - 2; ++i) copier.next(p, c0, shared);
+  int const share = int(blockIdx.x) / p.slices, c0 = int(blockIdx.x) % p.slices * p.channels;
+  int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
+  int const readers = p.channels / 4 * ((p.blocks * p.images + 15) / 16) * 32;  // threads
+  if (threadIdx.x == 0) ring.start(p.stages, readers / 32);
+  __syncthreads();
+  if (!take_role<R>()) {
+    if (int(threadIdx.x) == 32 * toeplitz_warps(R)) ring.copy(p, begin, end, c0, shared);
+    return;
   }
+  if (int(threadIdx.x) >= readers) return;
 
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
   int const quads = p.channels / 4, quad = warp % quads, octets = p.channels / 8;
@@ -137,7 +130,6 @@ __global__ void __launch_bounds__(32 * toeplitz_sums_warps(R), toeplitz_sums_res
     from_x[i] = shared + swizzled(image * p.columns + column, quad / 2, octets) + quad % 2 * 8;
     from_y[i] = shared + p.x_bytes + swizzled(image * p.blocks * 8 + column, quad / 2, octets) + quad % 2 * 8;
   }
-  __syncthreads();
 
   float acc[R][4][4] = {};
   uint32_t y[R][2][4];  // rows of y, the last one first
@@ -160,7 +152,7 @@ __global__ void __launch_bounds__(32 * toeplitz_sums_warps(R), toeplitz_sums_res
         for (int i = 0; i < 8; ++i) y[0][i / 4][i % 4] = 0;
         continue;
       }
-      ptx::mbarrier_wait(&copier.full[stage], parity);
+      ptx::mbarrier_wait(&ring.full[stage], parity);
       uint32_t const offset = stage * (p.x_bytes + p.y_bytes);
       if (with_y) {
         uint2 v[4];
@@ -190,16 +182,15 @@ __global__ void __launch_bounds__(32 * toeplitz_sums_warps(R), toeplitz_sums_res
             ptx::mma_m16n8k16<T>(acc[r][c], x[0][c], x[1][c], x[2][c], x[3][c], y[r][0][c], y[r][1][c]);
       }
       __syncwarp();
-      if (lane == 0) ptx::mbarrier_arrive(&copier.empty[stage]);
+      if (lane == 0) ptx::mbarrier_arrive(&ring.empty[stage]);
       if (++stage == p.stages) stage = 0, parity ^= 1;
-      if (threadIdx.x == 0) copier.next(p, c0, shared);
     }
   }
 
   // Diagonals of a warp's d, one row of the filter after the other, then the sums of the warps that share channels.
-  __syncthreads();
+  ptx::bar_sync(1, readers);
   float* const d = reinterpret_cast<float*>(dynamic + padding) + warp * 512;
-  float* const totals = reinterpret_cast<float*>(dynamic + padding) + int(blockDim.x) / 32 * 512;
+  float* const totals = reinterpret_cast<float*>(dynamic + padding) + readers / 32 * 512;
   int const taps = p.R * p.S, group = warp / quads;
 #pragma unroll
   for (int r = 0; r < R; ++r) {
@@ -221,9 +212,9 @@ __global__ void __launch_bounds__(32 * toeplitz_sums_warps(R), toeplitz_sums_res
     }
     __syncwarp();
   }
-  __syncthreads();
-  int const groups = int(blockDim.x) / 32 / quads;
-  for (int i = threadIdx.x; i < p.channels * taps; i += blockDim.x) {
+  ptx::bar_sync(1, readers);
+  int const groups = readers / 32 / quads;
+  for (int i = threadIdx.x; i < p.channels * taps; i += readers) {
     int const c = c0 + i / taps, tap = i % taps, r = tap / p.S, s = tap % p.S;
     if (c >= p.C) break;
     float sum = 0.f;
@@ -255,7 +246,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.channels = t.channels, p.blocks = t.blocks, p.images = t.images;
   p.slices = int(t.slices), p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
   p.units = int(t.units), p.each = int(t.each), p.shares = int(t.shares), p.stages = t.stages;
-  p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes), p.columns = t.columns(problem);
+  p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes), p.columns = t.x_columns(problem);
   int const pixel = t.images * t.channels * int(sizeof(T));
   p.x_copied = p.columns * pixel, p.y_copied = t.blocks * 8 * pixel;
   if (auto const error = map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, t.channels, p.columns, t.images))
@@ -266,7 +257,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   auto* const kernel = wgrad<T, R>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  kernel<<<unsigned(t.slices * t.shares), unsigned(32 * t.warps()), size_t(t.shared_bytes), stream>>>(p);
+  kernel<<<unsigned(t.slices * t.shares), toeplitz_threads(R), size_t(t.shared_bytes), stream>>>(p);
   if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || p.shares == 1) return error;
   return depthwise::launch_sum<T>(problem, plan, args, stream);
 }
