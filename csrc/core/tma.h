@@ -361,6 +361,9 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
   double const fixed = tile.fixed * (phases > 1 ? 1.49 : 1);
   double const beside = two ? 1.82 : 1, padded = halo && !swapped ? 1.13 : 1;
+  // Single rows said so of 3x3 filters with a stride (L08 and L41 of docs/tuning.md).
+  double const strided =
+      forward && p.stride_w > 1 && p.R * p.S > 1 && row.tile_m == 256 && row.tile_n == 128 ? 1.04 : 1;
   int64_t const tiles = tma_tiles(row, p);
   double const filter_bytes = double(p.K) * double(p.C_per_group() * p.R * p.S) * size_of(p.dtype);
   double touched = 1;  // of x
@@ -439,7 +442,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     if (ns < least_ns) ns = least_ns * 0.8 + ns * 0.2;
     ns = ns > memory_ns ? ns + memory_ns * 0.51 : memory_ns + ns * 0.51;
     // Filters of a group do not stay.
-    ns = (ns + 7600 + (swapped && p.groups > 1 ? 2800 : 0)) * (halo ? tile.halo : tile.im2col);
+    ns = (ns + 7600 + (swapped && p.groups > 1 ? 2800 : 0)) * (halo ? tile.halo : tile.im2col) * strided;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
