@@ -507,6 +507,14 @@ def test_few_steps_take_tiles_that_are_stored_beside_multiplication() -> None:
         assert named("fprop", case, torch.float16) == "tma_fprop_f16_128x128_im2col", case
 
 
+def test_full_rounds_take_tiles_that_read_little_for_their_products() -> None:
+    for case in (
+        Case("vgg16", 64, 512, 28, 28, 512, 3, 3, padding=(1, 1)),
+        Case("resnet50", 256, 1024, 14, 14, 2048, 1, 1, (2, 2)),
+    ):
+        assert named("fprop", case, torch.float16) == "tma_fprop_f16_256x128_im2col", case
+
+
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
 def test_few_filters_multiply_256_pixels_at_once(op: str) -> None:
     for size in ((32, 64, 224, 224, 64), (1, 64, 540, 960, 64)):

@@ -296,8 +296,8 @@ constexpr TmaTile tma_tile(Row const& row) {
   if (row.tile_n == 192) return {6150, 1050, forward ? 1 : 0.99, 1};
   if (row.tile_n == 160) return {4780, 1687, forward ? 1.02 : 1.05, forward ? 0.94 : 0.97};
   if (row.tile_m == 256 && row.tile_n == 128) return {5380, 1112, 1, forward ? 0.99 : 0.96};
-  if (row.tile_m == 256) return {5240, 424, forward ? 1.04 : 1.03, forward ? 0.96 : 0.95};
-  if (row.tile_n == 128) return {6430, 584, forward ? 0.96 : 1.03, forward ? 1.04 : 1};
+  if (row.tile_m == 256) return {5240, 424, forward ? 1.01 : 1.03, forward ? 0.96 : 0.95};
+  if (row.tile_n == 128) return {6430, 584, forward ? 0.96 : 1.03, forward ? 1.04 : 0.97};
   return {4120, 603, forward ? 1.07 : 1.09, forward ? 0.94 : 0.97};
 }
 
@@ -361,6 +361,9 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
   double const fixed = tile.fixed * (phases > 1 ? 1.49 : 1);
   double const beside = two ? 1.82 : 1, padded = halo && !swapped ? 1.13 : 1;
+  // Single rows said so of 3x3 filters with a stride (L08 and L41 of docs/tuning.md).
+  double const strided =
+      forward && p.stride_w > 1 && p.R * p.S > 1 && row.tile_m == 256 && row.tile_n == 128 ? 1.04 : 1;
   int64_t const tiles = tma_tiles(row, p);
   double const filter_bytes = double(p.K) * double(p.C_per_group() * p.R * p.S) * size_of(p.dtype);
   double touched = 1;  // of x
@@ -371,7 +374,9 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
                                 size_of(p.dtype) +
                             filter_bytes) /
                            4880;
-  double least_ns = 0;  // the GPU lowers its clock when all tensor cores multiply what is not zero
+  // The GPU lowers its clock when all tensor cores multiply what is not zero, and L2 serves all SMs at once more slowly
+  // than a few: fprop's smaller tiles, which read more lines for their products, are bound by that.
+  double least_ns = 0;
   // A phase's tiles, and ns of the steps of one while all SMs are at work.
   double count[kMaxPhases] = {}, steps_ns[kMaxPhases] = {};
   int64_t steps = 1;
@@ -391,7 +396,11 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
                         double(taps * chunks) * TN * filter_ns;
     steps_ns[i] = math > copy ? math + copy * 0.678 : copy + math * 0.678;
     count[i] = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
-    least_ns += count[i] * double(taps * chunks) * area * 64 * filled * inside / (132 * 2950);
+    double const lines =
+        double(copies * chunks) * (TM + (halo ? kHalo : 0)) + (keeps_b ? 0 : double(taps * chunks) * TN);
+    double const busy_ns = double(taps * chunks) * area * 64 * filled * inside / 2950,
+                 l2_ns = forward ? lines * 1.5 : 0;
+    least_ns += count[i] * (busy_ns > l2_ns ? busy_ns : l2_ns) / 132;
     steps = max64(steps, taps * chunks);
   }
   Estimate best;
@@ -433,7 +442,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     if (ns < least_ns) ns = least_ns * 0.8 + ns * 0.2;
     ns = ns > memory_ns ? ns + memory_ns * 0.51 : memory_ns + ns * 0.51;
     // Filters of a group do not stay.
-    ns = (ns + 7600 + (swapped && p.groups > 1 ? 2800 : 0)) * (halo ? tile.halo : tile.im2col);
+    ns = (ns + 7600 + (swapped && p.groups > 1 ? 2800 : 0)) * (halo ? tile.halo : tile.im2col) * strided;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
