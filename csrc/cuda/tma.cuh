@@ -464,7 +464,7 @@ __device__ void store_floats_singly(Params const& p, Unit const& unit, int64_t m
       for (int i = 0; i < 8; ++i) v[i] = ptx::ld_shared_f32((get ^ (i / 2 * 32)) + i * 256 + half * 128);
 #pragma unroll
       for (int i = 0; i < 8; ++i, to += p.out_c)
-        if (pixel >= 0 && n + i < p.N) *to = v[i];
+        if (pixel >= 0 && n + i < p.N) __stcs(to, v[i]);
     }
   }
 }

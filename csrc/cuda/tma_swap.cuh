@@ -143,7 +143,7 @@ __device__ inline void swap_store_floats(Params const& p, Unit const& unit, floa
         v[i] = ptx::ld_shared_f32(lines + i * kLineBytes + ((lane / 4) ^ (i % 4 * 2)) * 16 + lane % 4 * 4);
 #pragma unroll
       for (int i = 0; i < 16; ++i, line += p.out_c)
-        if (pixel >= 0 && i < filters) *line = v[i];
+        if (pixel >= 0 && i < filters) __stcs(line, v[i]);
     }
     return;
   }
