@@ -114,7 +114,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > slots && filters > 2e7) ns += filters / 4300;
     }
-    ns = (overlapped(ns, memory_ns) + before) * (raw ? 1.1 : 1);
+    ns = (overlapped(ns, memory_ns) + before) * (raw ? 1.1 : halo && (swapped || area == 128 * 128) ? 0.97 : 1);
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;

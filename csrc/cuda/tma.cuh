@@ -798,7 +798,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   q.groups = Divisor(p.groups);
   q.chunks = int32_t(ceil_div(C, chunk_size));
   q.last = int32_t(ceil_div(C - (q.chunks - 1) * chunk_size, 32 / int64_t(sizeof(T))));
-  q.together = forward && p.stride_w > 1 ? q.chunks : 1;
+  q.together = forward && p.stride_w > 1 ? (sizeof(T) == 4 ? int32_t(min64(q.chunks, 2)) : q.chunks) : 1;
   q.N = int32_t(forward ? p.K_per_group() : p.C_per_group());
   q.tiles_n = Divisor(ceil_div(q.N, TN));
   q.group_a = turned ? 0 : int32_t(C);
