@@ -372,6 +372,18 @@ def test_tf32_splits_the_tiles_of_the_last_round() -> None:
     assert plan[2] <= (13 + 132) * 128 * 192 * 4 + 192 * 192 * 7 * 4
 
 
+def test_tf32_shares_no_tiles_that_would_be_cut_into_many_strips() -> None:
+    """392 tiles: of the last 128 four blocks would take a strip each of 32, which cost more than the rest."""
+    assert ask("fprop", Case("pointwise", 64, 512, 28, 28, 128, 1, 1), torch.float32, "nhwc", allow_tf32=True)[1] == 1
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
+def test_tf32_layers_of_64_filters_exchange_operands(op: str, layout: str) -> None:
+    case = Case("vgg", 32, 64, 224, 224, 64, 3, 3, padding=(1, 1))
+    assert named(op, case, torch.float32, layout, allow_tf32=True) == f"tma_{op}_f32_256x64_halo"
+
+
 def test_tf32_weight_gradients_take_a_row_of_taps_at_once() -> None:
     halo = Case("halo", 32, 64, 224, 224, 64, 3, 3, padding=(1, 1))
     assert named("wgrad", halo, torch.float32, allow_tf32=True) == "tma_wgrad_f32_576x64_halo"

@@ -63,8 +63,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
       swapped && tiles_n <= kMaxKeptTiles && stages_b <= 64 && (stages_b * min64(N, 64) + 3 * 264) * 128 <= 205 * 1024;
   double const filled = double(ceil_div(C, 8)) / double(ceil_div(C, kTf32Line) * 4);  // instructions of the steps
   double const fixed = swapped ? 3600 : (990 + 0.047 * area) * (two ? 1.5 : 1);       // of a part
-  // With exchanged operands one warpgroup multiplies while the other stores, single elements at 0.6 TB/s of the device.
-  double const store_ns = tma_stores_singly(op, p) ? 13400 * double(min64(N, row.tile_n)) / 64 : 1600;
+  double const store_ns = 1600;  // with exchanged operands one warpgroup multiplies while the other stores
   auto tile_ns = [&](double ns) { return swapped ? (ns > store_ns ? ns : store_ns) + 1500 : ns + fixed; };
   int64_t const tiles = tma_tiles(row, p);
   int64_t most = 1;
@@ -94,7 +93,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   whole += empty * 300;
   double const filters = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * 4;
   double const prepare = forward || raw ? 0 : 1000 + filters * 2 / 2170 + (p.groups == 1 ? 0 : 4000);
-  double const before = 4000 + prepare, memory_ns = tf32_memory_ns(p, 4100);
+  double const before = 4000 + prepare, memory_ns = tf32_memory_ns(p, 4300);
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
@@ -109,14 +108,13 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
       if (two && tiles <= 132) ns -= longest * 0.4;  // a block has an SM for itself
     }
     if (split > 1) {
-      double const parts = double(s.shared) / double(s.workers);  // tiles a worker
-      ns += longest * parts * (two && s.workers <= 132 ? 0.6 : 1) + fixed * (1 + (parts < 1 ? parts : 1));
+      double const step_ns = longest / double(most) * (two && s.workers <= 132 ? 0.6 : 1);
+      ns += tma_shared_ns(s, double(most), step_ns, fixed);
       ns += 2000 + bytes / 3000;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > slots && filters > 2e7) ns += filters / 4300;
     }
-    if (ns < memory_ns) ns = memory_ns + ns * 0.05;  // the less of the rest, the better
-    ns += before;
+    ns = (overlapped(ns, memory_ns) + before) * (raw ? 1.1 : halo && (swapped || area == 128 * 128) ? 0.97 : 1);
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;

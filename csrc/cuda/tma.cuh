@@ -429,19 +429,43 @@ __device__ void store_part(Params const& p, int part, int first, float const (&a
           make_float2(acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]);
 }
 
-// The same for floats, a warp's 16 lines of 32 columns, from column n on, that are in shared memory: eight lanes have
-// neighbouring pixels. mine: the offset of pixel lane % 16.
-__device__ inline void store_floats_singly(Params const& p, Unit const& unit, int n, int64_t mine, uint32_t lines) {
-  int const lane = int(threadIdx.x) % 32, line = lane % 8;
-  int64_t const low = __shfl_sync(0xffffffff, mine, line), high = __shfl_sync(0xffffffff, mine, line + 8);
-  n += lane / 8;
-  float* out = static_cast<float*>(p.out) + unit.group * p.group_out + n * p.out_c;
-#pragma unroll 1
-  for (int chunk = 0; chunk < 8 && n < p.N; ++chunk, n += 4, out += 4 * p.out_c) {
-    uint32_t const from = lines + line * kLineBytes + (chunk ^ line) * 16 + lane / 8 * 4;
-    float const first = ptx::ld_shared_f32(from), second = ptx::ld_shared_f32(from + kCoreBytes);
-    if (low >= 0) out[low] = first;
-    if (high >= 0) out[high] = second;
+// The same for floats. A column's 64 pixels are two lines, each of which a warp stores at once. mine: the offset of the
+// warp's pixel lane % 16.
+template <int TN>
+__device__ void store_floats_singly(Params const& p, Unit const& unit, int64_t mine, float const (&acc)[TN / 2],
+                                    uint32_t staging) {
+  int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  ptx::bar_sync(1 + group, kWarpgroup);  // the last lines have been read
+  if (lane < 16) {
+    ptx::st_shared(staging + (warp * 16 + lane) * 8, uint32_t(mine));
+    ptx::st_shared(staging + (warp * 16 + lane) * 8 + 4, uint32_t(mine >> 32));
+  }
+  ptx::bar_sync(1 + group, kWarpgroup);
+  uint2 const low = ptx::ld_shared_v2(staging + lane * 8), high = ptx::ld_shared_v2(staging + (lane + 32) * 8);
+  // Column c has pixel i at i ^ c / 2 % 4 * 8, so that a warp's stores, to four pairs of columns, meet every bank once.
+  uint32_t const put = staging + lane % 4 * 512 + ((warp * 16 + lane / 4) ^ (lane % 4 * 8)) * 4;
+  uint32_t const get = staging + warp * 2048 + lane * 4;
+#pragma unroll
+  for (int piece = 0; piece < TN / 32; ++piece) {
+    ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+      ptx::st_shared_f32((put ^ (i % 4 / 2 * 32)) + i / 4 * 2048 + i % 2 * 256, acc[piece * 16 + i]);
+    ptx::bar_sync(1 + group, kWarpgroup);
+    int const n = unit.n * TN + piece * 32 + warp * 8;
+    float* const out = static_cast<float*>(p.out) + unit.group * p.group_out + n * p.out_c;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint2 const words = half == 0 ? low : high;
+      int64_t const pixel = int64_t(words.y) << 32 | words.x;
+      float* to = out + pixel;
+      float v[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[i] = ptx::ld_shared_f32((get ^ (i / 2 * 32)) + i * 256 + half * 128);
+#pragma unroll
+      for (int i = 0; i < 8; ++i, to += p.out_c)
+        if (pixel >= 0 && n + i < p.N) __stcs(to, v[i]);
+    }
   }
 }
 
@@ -537,6 +561,11 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
       return;
     }
   int64_t const mine = out_of(p, p.phase[unit.phase], m + lane % 16);
+  if constexpr (sizeof(T) == 4)
+    if (p.singly) {
+      store_floats_singly<TN>(p, unit, mine, acc, staging);
+      return;
+    }
   int64_t to[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) to[i] = __shfl_sync(0xffffffff, mine, i * 4 + lane / 8);
@@ -548,11 +577,6 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
     __syncwarp();
     stage_piece<T, TN>(acc, piece, lines);
     __syncwarp();
-    if constexpr (sizeof(T) == 4)
-      if (p.singly) {
-        store_floats_singly(p, unit, unit.n * TN + piece * columns, mine, lines);
-        continue;
-      }
     bool const inside = lane % 8 * (columns / 8) + piece * columns < TN && n + piece * columns < p.N;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -774,7 +798,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   q.groups = Divisor(p.groups);
   q.chunks = int32_t(ceil_div(C, chunk_size));
   q.last = int32_t(ceil_div(C - (q.chunks - 1) * chunk_size, 32 / int64_t(sizeof(T))));
-  q.together = forward && p.stride_w > 1 ? q.chunks : 1;
+  q.together = forward && p.stride_w > 1 ? (sizeof(T) == 4 ? int32_t(min64(q.chunks, 2)) : q.chunks) : 1;
   q.N = int32_t(forward ? p.K_per_group() : p.C_per_group());
   q.tiles_n = Divisor(ceil_div(q.N, TN));
   q.group_a = turned ? 0 : int32_t(C);

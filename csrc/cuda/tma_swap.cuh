@@ -112,8 +112,8 @@ __device__ void swap_copy(Params const& p, uint32_t ring, SwapTables& tables) {
   }
 }
 
-// Stores floats as swap_store does. Pieces of 32 pixels, whose 64 filters are two lines. Results that take no vectors
-// are stored directly: four lanes have eight neighbouring pixels.
+// Stores floats as swap_store does. Pieces of 32 pixels, whose 64 filters are two lines. Where the result takes no
+// vectors, a filter's 32 pixels are a line, which a warp stores at once.
 __device__ inline void swap_store_floats(Params const& p, Unit const& unit, float (&acc)[128], int64_t const* to,
                                          float const (&bias)[2], uint32_t staging) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
@@ -123,14 +123,27 @@ __device__ inline void swap_store_floats(Params const& p, Unit const& unit, floa
   float* const out = static_cast<float*>(p.out) + unit.group * p.group_out;
   int const n = unit.n * SwapShape::TN;
   if (p.singly) {
-    float* const low = out + (n + filter) * p.out_c;
-    float* const high = low + 8 * p.out_c;
-    bool const has_low = n + filter < p.N, has_high = n + filter + 8 < p.N;
+    uint32_t const lines = staging + warp * kPieceBytes;
+    int const filters = min(p.N - n - warp * 16, 16);
 #pragma unroll
-    for (int i = 0; i < 64; ++i) {
-      int64_t const pixel = to[i / 2 * 8 + quad * 2 + i % 2];
-      if (pixel >= 0 && has_low) low[pixel] = acc[i / 2 * 4 + i % 2];
-      if (pixel >= 0 && has_high) high[pixel] = acc[i / 2 * 4 + 2 + i % 2];
+    for (int piece = 0; piece < 8; ++piece) {
+      int64_t const pixel = to[piece * 32 + lane];
+      float* line = out + (n + warp * 16) * p.out_c + pixel;
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        int const row = lane / 4 + i % 2 * 8, chunk = i / 2 * 2 + quad / 2, at = piece * 16 + i / 2 * 4 + i % 2 * 2;
+        ptx::st_shared_f32x2(lines + row * kLineBytes + (chunk ^ (row % 4 * 2)) * 16 + quad % 2 * 8, acc[at],
+                             acc[at + 1]);
+      }
+      __syncwarp();
+      float v[16];
+#pragma unroll
+      for (int i = 0; i < 16; ++i)
+        v[i] = ptx::ld_shared_f32(lines + i * kLineBytes + ((lane / 4) ^ (i % 4 * 2)) * 16 + lane % 4 * 4);
+#pragma unroll
+      for (int i = 0; i < 16; ++i, line += p.out_c)
+        if (pixel >= 0 && i < filters) __stcs(line, v[i]);
     }
     return;
   }
