@@ -10,8 +10,8 @@ past a tensor's end leaves the allocation and is seen.
 
 memcheck runs the tests marked `sanitizer`, which reach every edge. Under racecheck a launch takes 0.05 to 0.3 s on an
 H200, however often the kernel has run: it and synccheck run the tests marked `once`, one launch of each row but
-bfloat16's, whose kernels are float16's with another type. With --together a tool is three processes, by the operator
-whose rows they launch, so that each instruments a third of the kernels.
+bfloat16's, whose kernels are float16's with another type. Several processes at a time do not help: 12 of them ran
+memcheck's tests at half the speed of one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 DEFAULT_TOOLS = ("memcheck", "racecheck", "synccheck")
 MARKS = {"racecheck": "once", "synccheck": "once"}  # of the tests that a tool runs; else `sanitizer`
-SHARES = ("wgrad", "dgrad and not wgrad", "not dgrad and not wgrad")  # pytest's -k: together all tests, each once
 FOUND = 86  # exit status of compute-sanitizer when the tool found something; pytest's own are 0 to 5
 NAMESPACE = "conv2d_ext"  # of our kernels: part of their mangled names
 
@@ -206,21 +205,6 @@ def judge(tool: str, finished: Finished, counts: Counts | None) -> ToolResult:
     return result
 
 
-def merge(shares: Sequence[ToolResult]) -> ToolResult:
-    """Of a tool's processes, which ran beside each other: clean if all are."""
-    known = [share.findings for share in shares if share.findings is not None]
-    return ToolResult(
-        shares[0].tool,
-        "passed" if all(share.status == "passed" for share in shares) else "failed",
-        sum(known) if len(known) == len(shares) or any(known) else None,
-        sum(share.passed for share in shares),
-        sum(share.failed for share in shares),
-        sum(share.skipped for share in shares),
-        max(share.seconds for share in shares),
-        "; ".join(sorted({share.reason for share in shares} - {""})),
-    )
-
-
 def sanitizer_command(
     program: str, tool: str, only: str, junit: Path, pytest_arguments: Sequence[str], tests: Path
 ) -> list[str]:
@@ -282,9 +266,7 @@ def parser() -> argparse.ArgumentParser:
     )
     # All marked tests are in this file; to collect the others as well takes seconds, and under a tool many more.
     found.add_argument("--tests", type=Path, default=ROOT / "tests" / "test_rows.py", help="file or folder of tests")
-    found.add_argument(
-        "--together", action="store_true", help="run tools, and operators of a tool, beside each other: sooner done"
-    )
+    found.add_argument("--together", action="store_true", help="run the tools beside each other: sooner done")
     found.add_argument("--json", type=Path, help="write the results to this file as well, after each tool")
     found.add_argument("--program", help="compute-sanitizer, if it is not on PATH or in CUDA_HOME")
     found.add_argument("pytest_arguments", nargs="*", metavar="-- ...", help="for pytest")
@@ -320,24 +302,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if note:
                 print(f"sanitize: {note}", flush=True)
 
-        def run(tool: str, share: str) -> ToolResult:
-            junit = cwd / f"{tool} {share}.xml"
-            arguments = [*options.pytest_arguments, *(("-k", share) if share else ())]
-            command = sanitizer_command(program, tool, options.only, junit, arguments, options.tests.resolve())
+        def run(tool: str) -> ToolResult:
+            junit = cwd / f"{tool}.xml"
+            command = sanitizer_command(
+                program, tool, options.only, junit, options.pytest_arguments, options.tests.resolve()
+            )
             finished = run_command(command, env, cwd, max(end - time.monotonic(), 1))
             result = judge(tool, finished, count_tests(junit))
             if result.status != "passed":
                 print(first_findings(finished.output), tail(finished.output), sep="\n", flush=True)
+            print(result, flush=True)
             return result
 
-        # Beside each other a process takes longer, all of them less; one that waits for a core has none to instrument.
-        shares = SHARES if options.together and "-k" not in options.pytest_arguments else ("",)
-        workers = max((os.cpu_count() or 1) // 2, len(options.tools)) if options.together else 1
-        with ThreadPoolExecutor(workers) as pool:
-            parts = {tool: [pool.submit(run, tool, share) for share in shares] for tool in options.tools}
-            for index, futures in enumerate(parts.values()):
-                results[index] = merge([future.result() for future in futures])
-                print(results[index], flush=True)
+        # Beside each other a tool takes longer, all of them less.
+        with ThreadPoolExecutor(len(options.tools) if options.together else 1) as pool:
+            ends = {pool.submit(run, tool): index for index, tool in enumerate(options.tools)}
+            for finished in as_completed(ends):
+                results[ends[finished]] = finished.result()
                 save()
     return 0 if all(result.status == "passed" for result in results) else 1
 
