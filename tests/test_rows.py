@@ -94,10 +94,12 @@ def test_every_row_that_supports_a_case_computes_it(
 ) -> None:
     x, w, b = case.tensors(cuda, dtype, layout)
     go = case.grad_output(cuda, dtype, layout)
-    true = expected(op, case, dtype).to(cuda)
+    # Few launches, and one wait for the GPU, which other processes of the run share. The sanitizer slows each launch
+    # and allocation: with it, the results are compared on the CPU.
+    judge = "cpu" if SANITIZING else cuda
+    true = expected(op, case, dtype).to(judge)
     strict = tolerance(dtype, case.reduction(op))
     sms, capability = machine()
-    # Few launches, and one wait for the GPU, which other processes of the run share.
     names, limits, distances, different = [], [], [torch.linalg.vector_norm(true)], []
     for where, tf32 in itertools.product(destinations(op, w), modes(dtype)):
         run = functools.partial(call(op, case, x, w, b, go), allow_tf32=tf32, **where)
@@ -107,7 +109,7 @@ def test_every_row_that_supports_a_case_computes_it(
         )
         assert chosen[0] in candidates(chosen)
         for row in rows_of(chosen, tf32):
-            first = run(row=row)
+            first = run(row=row).to(judge)
             assert first.shape == true.shape and first.dtype == dtype
             names.append(f"{ROWS[row]} {where}{' TF32' if tf32 else ''}")
             limits.append(strict + (2.0**-10 if tf32 else 0))

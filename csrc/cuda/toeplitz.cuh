@@ -195,6 +195,7 @@ __device__ __noinline__ void store_again(Params const& p, int index, int end, in
 struct Barriers {
   uint64_t full[kToeplitzStages], empty[kToeplitzStages];
   uint64_t done[kToeplitzBuffers], free[kToeplitzBuffers];
+  uint64_t stored;  // all rows
 
   __device__ void start(int stages, int readers) {
     for (int i = 0; i < stages; ++i) {
@@ -205,6 +206,7 @@ struct Barriers {
       ptx::mbarrier_init(&done[i], readers);
       ptx::mbarrier_init(&free[i], 1);
     }
+    ptx::mbarrier_init(&stored, 1);
     ptx::fence_mbarrier_init();
   }
 };
@@ -365,14 +367,15 @@ __global__ void __launch_bounds__(toeplitz_threads(R), toeplitz_resident(R)) gat
                               : 0.f;
   __syncthreads();
   if (!take_role<R>()) {
-    if (int(threadIdx.x) / 32 != toeplitz_warps(R)) return;
-    if (threadIdx.x % 32 == 0) move_rows<R>(p, barriers, begin, end, c0, shared);
-    __syncwarp();
-    ptx::bar_sync(1, readers + 32);
+    if (int(threadIdx.x) != 32 * toeplitz_warps(R)) return;
+    move_rows<R>(p, barriers, begin, end, c0, shared);
+    ptx::mbarrier_arrive(&barriers.stored);
   } else if (int(threadIdx.x) < readers) {
     if (has_nan<T>(multiply_rows<T, R, window>(p, barriers, biases, begin, end, c0, shared))) again = 1;
-    ptx::bar_sync(1, readers + 32);  // all is stored
-    if (again != 0) store_again<T, R>(p, begin, end, c0, readers);
+    ptx::bar_sync(1, readers);
+    if (again == 0) return;
+    ptx::mbarrier_wait(&barriers.stored, 0);
+    store_again<T, R>(p, begin, end, c0, readers);
   }
 }
 
