@@ -1,10 +1,10 @@
 // fprop and dgrad of dense convolutions in channels_last in TF32: the kernels of tma.cuh and tma_swap.cuh for floats.
 // The copy engine rounds both operands as it copies them, to nearest; wgmma would truncate them.
 //
-// wgmma takes TF32 operands from shared memory with the reduction contiguous only. The filters of fprop are so; for dgrad
-// they are turned beforehand, by prepare_kernel. Variants raw and raw_halo read them as they are, with the operands
-// exchanged: the channels are the rows of the instruction, whose fragments come from registers, and the pixels its
-// columns.
+// wgmma takes TF32 operands from shared memory with the reduction contiguous only. The filters of fprop are so; for
+// dgrad they are turned beforehand, by prepare_kernel. Variants raw and raw_halo read them as they are, with the
+// operands exchanged: the channels are the rows of the instruction, whose fragments come from registers, and the pixels
+// its columns.
 #pragma once
 
 #include "../core/tma_tf32.h"
@@ -78,8 +78,9 @@ __device__ void raw_copy(Params const& p, uint32_t ring, RawTables<TM>& tables) 
 }
 
 // Stores a warpgroup's accumulators: a thread has those of channels first and first + 1 of the 64, pixels
-// 8 j + 2 (lane % 4) + {0, 1}. Pieces of 32 pixels pass through shared memory, two lines each, so that eight lanes store
-// the line of a pixel; where the result takes no vectors, a channel's 32 pixels are a line, which a warp stores at once.
+// 8 j + 2 (lane % 4) + {0, 1}. Pieces of 32 pixels pass through shared memory, two lines each, so that eight lanes
+// store the line of a pixel; where the result takes no vectors, a channel's 32 pixels are a line, which a warp stores
+// at once.
 template <int TM, int TN>
 __device__ void raw_store(Params const& p, Unit const& unit, float const (&acc)[TM / 2], int64_t const* to,
                           uint32_t staging) {
@@ -224,6 +225,8 @@ __global__ void __launch_bounds__(tma::kThreads, 1) raw_kernel(__grid_constant__
   static_assert(S::shared_bytes + sizeof(tables) + 1024 <= 228 * 1024);
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   if (threadIdx.x == 0) {
+    if (p.phase[0].steps > 0) ptx::prefetch_tensormap(&p.a[0]);
+    ptx::prefetch_tensormap(&p.b);
     constexpr int warps = 8;  // that read a stage
     for (int i = 0; i < kMaxStages; ++i) {
       ptx::mbarrier_init(&tables.full_a[i], 1);
