@@ -113,7 +113,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     if (split > 1) {
       double const step_ns = longest / double(most) * (two && s.workers <= 132 ? 0.6 : 1);
       ns += tma_shared_ns(s, double(most), step_ns, fixed);
-      ns += (halo && TM == 128 && TN == 128 ? 3000 : 2000) + bytes / 3000;  // the second launch
+      ns += (!raw && halo && TM == 128 && TN == 128 ? 3000 : 2000) + bytes / 3000;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > slots && filters > 2e7) ns += filters / 4300;
     }
