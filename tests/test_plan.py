@@ -350,7 +350,7 @@ def test_float64_copies_vectors_of_channels_where_they_are_contiguous(op: str) -
     )
 
 
-def test_tf32_dgrad_turns_filters_as_it_goes_where_few_pixels_meet_them() -> None:
+def test_tf32_dgrad_reads_filters_as_they_are_where_few_pixels_meet_them() -> None:
     few = Case("few", 2, 1280, 8, 8, 1280, 3, 3, padding=(1, 1))
     many = Case("many", 64, 256, 56, 56, 256, 3, 3, padding=(1, 1))
     assert "_raw" in named("dgrad", few, torch.float32, allow_tf32=True)

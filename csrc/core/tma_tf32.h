@@ -48,7 +48,7 @@ constexpr double tf32_step_ns(double multiply, double lines, double copied) {
 }
 
 // fprop and dgrad. A tile's lines: wgmma reads A, and B for each 64 rows (with exchanged operands, 64 filters and all
-// pixels), both are copied; the raw variants read and write B once more.
+// pixels; the raw variants read the filters as fragments, and all pixels for each 64 channels), both are copied.
 constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   bool const halo = is_halo(row.variant), raw = tf32_is_raw(row.variant), forward = op == Op::fprop;
   bool const swapped = tma_swapped(row);
@@ -64,6 +64,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   double const filled = double(ceil_div(C, 8)) / double(ceil_div(C, kTf32Line) * 4);  // instructions of the steps
   double const fixed = swapped ? 3600 : (990 + 0.047 * area) * (two ? 1.5 : 1);       // of a part
   double const store_ns = 1600;  // with exchanged operands one warpgroup multiplies while the other stores
+  double const slower_raw = !raw ? 1 : area > 128 * 128 ? 1.06 : 1.25;
   auto tile_ns = [&](double ns) { return swapped ? (ns > store_ns ? ns : store_ns) + 1500 : ns + fixed; };
   int64_t const tiles = tma_tiles(row, p);
   int64_t most = 1;
@@ -73,26 +74,28 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
       Walk const h = walk_h(op, p, i);
       Walk w = walk_w(op, p, j);
       int64_t const steps = h.taps * w.taps * ceil_div(C, kTf32Line);
+      int64_t copies = steps;
       double of_a = TM;
       if (halo && steps > 0) {
         Halo const shared = halo_of(w);
         // With a stride a copy serves fewer taps and there are fewer of them on their way.
         double const slower = shared.copies == 1 ? 1 : two ? 1.5 : 1.2;
         of_a = (TM + kHalo) * double(shared.copies) / double(w.taps) * slower;
+        copies = h.taps * shared.copies * ceil_div(C, kTf32Line);
         w = halo_walk(w);
       }
       double const copied = of_a + (keeps_b ? 0 : TN * 0.46);
-      double const lines = (swapped ? 64 + TM : TM / 64 * TN + TM) + copied + (raw ? 2 * TN : 0);
-      double const ns = double(steps) * (two ? 2 : 1) *
+      double const lines = (swapped ? 64 + TM : raw ? TN / 64 * TM + TN : TM / 64 * TN + TM) + copied;
+      double const ns = double(steps) * (two ? 2 : slower_raw) *
                         tf32_step_ns(area / 32 * filled * (swapped ? 1.01 : 1.07), lines * 0.98, copied * 3.35);
       double const count = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
-      most = max64(most, steps);
+      most = max64(most, copies);
       if (ns > longest) longest = ns;
       whole += count * tile_ns(ns), empty -= count;
     }
   whole += empty * 300;
   double const filters = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * 4;
-  double const prepare = forward || raw ? 0 : 1000 + filters * 2 / 2170 + (p.groups == 1 ? 0 : 4000);
+  double const prepare = forward || raw ? 0 : 1600 + filters * 2 / 2170 + (p.groups == 1 ? 0 : 4000);
   double const before = 4000 + prepare, memory_ns = tf32_memory_ns(p, 4300);
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
@@ -110,11 +113,11 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     if (split > 1) {
       double const step_ns = longest / double(most) * (two && s.workers <= 132 ? 0.6 : 1);
       ns += tma_shared_ns(s, double(most), step_ns, fixed);
-      ns += 2000 + bytes / 3000;  // the second launch
+      ns += (!raw && halo && TM == 128 && TN == 128 ? 3000 : 2000) + bytes / 3000;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > slots && filters > 2e7) ns += filters / 4300;
     }
-    ns = (overlapped(ns, memory_ns) + before) * (raw ? 1.1 : halo && (swapped || area == 128 * 128) ? 0.97 : 1);
+    ns = (overlapped(ns, memory_ns) + before) * (!raw && halo && (swapped || area == 128 * 128) ? 0.97 : 1);
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;

@@ -1,9 +1,10 @@
 // fprop and dgrad of dense convolutions in channels_last in TF32: the kernels of tma.cuh and tma_swap.cuh for floats.
 // The copy engine rounds both operands as it copies them, to nearest; wgmma would truncate them.
 //
-// wgmma takes TF32 operands with the reduction contiguous only. The filters of fprop are so; for dgrad they are turned
-// beforehand, by prepare_kernel. Variants raw and raw_halo, for few pixels that meet many filters: by a warpgroup of
-// the kernel's own, which reads copied stages and writes those that are multiplied.
+// wgmma takes TF32 operands from shared memory with the reduction contiguous only. The filters of fprop are so; for
+// dgrad they are turned beforehand, by prepare_kernel. Variants raw and raw_halo read them as they are, with the
+// operands exchanged: the channels are the rows of the instruction, whose fragments come from registers, and the pixels
+// its columns.
 #pragma once
 
 #include "../core/tma_tf32.h"
@@ -16,19 +17,34 @@ using tma::encode_filters, tma::encode_im2col, tma::kMaxStages, tma::params_of, 
     tma::Work;
 using Params = tma::Params;
 
-constexpr int kRawThreads = 4 * kWarpgroup, kRawBarriers = 2 * kMaxStages * int(sizeof(uint64_t));
-
-// The ring of stages of filters as they are.
-struct RawRing {
-  uint32_t first;
-  int stages;
-  uint64_t *full, *empty;
+// raw: a tile's TN channels are the rows, 64 a warpgroup, its TM pixels the columns. A stage of filters has lines of 32
+// channels of a filter, 32 filters for each of TN / 32 runs.
+template <int TM, int TN>
+struct RawShape {
+  static_assert(TN == 128 && (TM == 128 || TM == 256));
+  static constexpr int run_bytes = kTf32Line * kLineBytes, b_bytes = TN * kLineBytes;
+  static constexpr int ring_bytes = 205 * 1024;
+  static constexpr int shared_bytes = ring_bytes + 2 * tma::kRunBytes + 1024;
+  static constexpr int copy_regs = 56, multiply_regs = 224;
 };
 
-// Copies of 32 filters, 32 channels each, at a time.
+template <int TM>
+struct RawTables {
+  int64_t out[2][TM];  // where a tile's pixels go, or -1; for each warpgroup
+  uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
+};
+
+// The channel of row i of a warp's first eight rows; row i + 8 has the next one, so that a thread loads two neighbours.
+// Of the 16 lanes that load at a time, eight have channels that are 16 further than those of the others: they read, of
+// four filters, every bank once.
+__device__ inline int raw_channel(int warp, int i) {
+  return warp / 2 * 32 + (warp % 2 * 2 + i / 4 + i / 2 % 2 * 4) * 4 + i % 2 * 2;
+}
+
 template <int TM, int TN>
-__device__ void raw_copy(Params const& p, uint32_t ring, tma::Tables<float, TN>& tables, RawRing const& raw) {
-  constexpr int b_bytes = TN * kLineBytes;
+__device__ void raw_copy(Params const& p, uint32_t ring, RawTables<TM>& tables) {
+  using S = RawShape<TM, TN>;
+  uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   Stage a, b;
   Work work(p);
   for (Unit unit; work.take(p, unit);) {
@@ -48,104 +64,186 @@ __device__ void raw_copy(Params const& p, uint32_t ring, tma::Tables<float, TN>&
       int const r = phase.first_r + at.tap_h * phase.step_r, taps = phase.taps_a - (at.tap_w >= phase.full_copies);
       for (int t = 0; t < taps; ++t) {
         int const s = phase.first_s + (at.tap_w + t * phase.taps_w) * phase.step_s;
-        uint64_t* const bar = &raw.full[b.index];
-        uint32_t const to = raw.first + b.index * b_bytes;
-        ptx::mbarrier_wait(&raw.empty[b.index], b.parity ^ 1);
-        ptx::mbarrier_arrive_expect_tx(bar, b_bytes);
+        uint64_t* const bar = &tables.full_b[b.index];
+        ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
+        ptx::mbarrier_arrive_expect_tx(bar, S::b_bytes);
 #pragma unroll
         for (int run = 0; run < TN / kTf32Line; ++run)
-          ptx::cp_async_bulk_tensor_5d(to + run * kTf32Line * kLineBytes, &p.b, bar, unit.n * TN + run * kTf32Line, s,
-                                       r, k, unit.group);
-        b.advance(raw.stages);
+          ptx::cp_async_bulk_tensor_5d(ring_b + b.index * S::b_bytes + run * S::run_bytes, &p.b, bar,
+                                       unit.n * TN + run * kTf32Line, s, r, k, unit.group);
+        b.advance(p.stages_b);
       }
     }
   }
 }
 
-constexpr int kTurnedStages = 3;
-
-// Turns the copied stages, whose lines hold columns of one filter: a warp has eight of the filters, a lane a column of
-// each 32.
+// Stores a warpgroup's accumulators: a thread has those of channels first and first + 1 of the 64, pixels
+// 8 j + 2 (lane % 4) + {0, 1}. Pieces of 32 pixels pass through shared memory, two lines each, so that eight lanes
+// store the line of a pixel; where the result takes no vectors, a channel's 32 pixels are a line, which a warp stores
+// at once.
 template <int TM, int TN>
-__device__ void raw_turn(Params const& p, RawRing const& from, uint32_t to, tma::Tables<float, TN>& tables) {
-  constexpr int b_bytes = TN * kLineBytes, together = 2;  // as many runs as there are registers for
-  static_assert(TN / 32 % together == 0);
-  int const warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
-  Stage raw, b;
+__device__ void raw_store(Params const& p, Unit const& unit, float const (&acc)[TM / 2], int64_t const* to,
+                          uint32_t staging) {
+  int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
+  int const thread = int(threadIdx.x) % kWarpgroup, quad = lane % 4, first = raw_channel(warp, lane / 4);
+  if (unit.part >= 0) {
+    float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.part) * (TM * TN) + group * 64 + first;
+#pragma unroll
+    for (int i = 0; i < TM / 4; ++i)
+      *reinterpret_cast<float2*>(partial + (i / 2 * 8 + quad * 2 + i % 2) * TN) =
+          make_float2(acc[i / 2 * 4 + i % 2], acc[i / 2 * 4 + i % 2 + 2]);
+    return;
+  }
+  int const n = unit.n * TN + group * 64;
+  float* const out = static_cast<float*>(p.out) + unit.group * p.group_out;
+  if (p.singly) {
+    uint32_t const lines = staging + warp * tma::kPieceBytes;
+#pragma unroll
+    for (int piece = 0; piece < TM / 32; ++piece) {
+      int64_t const pixel = to[piece * 32 + lane];
+      __syncwarp();
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        int const row = lane / 4 + i % 2 * 8, chunk = i / 2 * 2 + quad / 2, at = piece * 16 + i / 2 * 4 + i % 2 * 2;
+        ptx::st_shared_f32x2(lines + row * kLineBytes + (chunk ^ (row % 4 * 2)) * 16 + quad % 2 * 8, acc[at],
+                             acc[at + 1]);
+      }
+      __syncwarp();
+      float v[16];
+#pragma unroll
+      for (int i = 0; i < 16; ++i)
+        v[i] = ptx::ld_shared_f32(lines + i * kLineBytes + ((lane / 4) ^ (i % 4 * 2)) * 16 + lane % 4 * 4);
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        int const column = n + raw_channel(warp, i % 8) + i / 8;
+        if (pixel >= 0 && column < p.N) __stcs(out + pixel + column * p.out_c, v[i]);
+      }
+    }
+    return;
+  }
+  // Chunks are exchanged so that a store of a warp meets every bank once.
+  auto at = [&](int pixel, int channel) {
+    return staging + (channel / 32 * 32 + pixel) * kLineBytes + ((channel % 32 / 4) ^ (pixel / 2 % 4)) * 16 +
+           channel % 4 * 4;
+  };
+  int const column = n + thread % 8 * 4;
+#pragma unroll
+  for (int piece = 0; piece < TM / 32; ++piece) {
+    ptx::bar_sync(1 + group, kWarpgroup);  // the last piece has been read
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      int const a = piece * 16 + i / 2 * 4 + i % 2;
+      ptx::st_shared_f32x2(at(i / 2 * 8 + quad * 2 + i % 2, first), acc[a], acc[a + 2]);
+    }
+    ptx::bar_sync(1 + group, kWarpgroup);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int const pixel = thread / 8 + i % 2 * 16, half = i / 2 * 32;
+      uint4 const v = ptx::ld_shared_v4(at(pixel, half + thread % 8 * 4));
+      int64_t const where = to[piece * 32 + pixel];
+      if (where >= 0 && column + half < p.N) *reinterpret_cast<uint4*>(out + where + column + half) = v;
+    }
+  }
+}
+
+template <int TM, int TN>
+__device__ void raw_multiply(Params const& p, uint32_t ring, RawTables<TM>& tables) {
+  using S = RawShape<TM, TN>;
+  constexpr int together = 2, parts = kTf32Line / 8 / together;  // instructions whose fragments are loaded together
+  static_assert(parts == 2);
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
+  int const thread = int(threadIdx.x) % kWarpgroup;
+  // A thread's two channels in the lines of filters lane % 4 and lane % 4 + 4.
+  int const first = raw_channel(thread / 32, lane / 4), chunk = first % 32 / 4;
+  uint32_t const lines = ring + p.stages_a * p.a_bytes + (group * 2 + first / 32) * S::run_bytes + first % 4 * 4;
+  uint32_t const low = lines + lane % 4 * kLineBytes + (chunk ^ (lane % 4)) * 16;
+  uint32_t const high = lines + (lane % 4 + 4) * kLineBytes + (chunk ^ (lane % 4 + 4)) * 16;
+  uint64_t const layout = tma::layout_of(kLineBytes);
+  uint32_t const staging = ring + S::ring_bytes + group * tma::kRunBytes;
+  tma::Barriers const bars(tables);
+  int64_t* const to = tables.out[group];
+  Stage a, b;
+  float acc[TM / 2];
+  uint32_t v[parts][together][4] = {};
   Work work(p);
   for (Unit unit; work.take(p, unit);) {
-    int stages = 0;
     Phase const& phase = p.phase[unit.phase];
-    for (Step at(p, phase, unit.begin); unit.count > 0; --unit.count, at.advance())
-      stages += phase.taps_a - (at.tap_w >= phase.full_copies);
-    for (; stages > 0; --stages) {
-      uint32_t const source = from.first + raw.index * b_bytes, turned = to + b.index * b_bytes;
-      ptx::mbarrier_wait(&from.full[raw.index], raw.parity);
-      ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
+    if (unit.part < 0) {
+      ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets have been read
 #pragma unroll
-      for (int first = 0; first < TN / 32; first += together) {
-        uint32_t v[together][8];
-#pragma unroll
-        for (int i = 0; i < together * 8; ++i) {
-          int const line = (first + i / 8) * 32 + warp * 8 + i % 8;
-          v[i / 8][i % 8] = ptx::ld_shared(source + line * kLineBytes + ((lane / 4) ^ (i % 8)) * 16 + lane % 4 * 4);
-        }
-#pragma unroll
-        for (int run = 0; run < together; ++run) {
-          uint32_t const line = turned + ((first + run) * 32 + lane) * kLineBytes;
-          uint32_t const(&u)[8] = v[run];
-          ptx::st_shared_v4(line + ((warp * 2) ^ (lane % 8)) * 16, make_uint4(u[0], u[1], u[2], u[3]));
-          ptx::st_shared_v4(line + ((warp * 2 + 1) ^ (lane % 8)) * 16, make_uint4(u[4], u[5], u[6], u[7]));
-        }
-      }
-      ptx::fence_proxy_async();
-      __syncwarp();
-      if (lane == 0) {
-        ptx::mbarrier_arrive(&tables.full_b[b.index]);
-        ptx::mbarrier_arrive(&from.empty[raw.index]);
-      }
-      raw.advance(from.stages);
-      b.advance(p.stages_b);
+      for (int i = thread; i < TM; i += kWarpgroup) to[i] = tma::out_of(p, phase, int64_t(unit.m) * TM + i);
     }
+#pragma unroll
+    for (int i = 0; i < TM / 2; ++i) acc[i] = 0;
+    int before_a = -1;  // stage of the multiplications that are under way
+    uint32_t const shift = phase.shift * kLineBytes;
+    int const taps_a = phase.taps_a, full_copies = phase.full_copies;
+    Step at(p, phase, unit.begin);
+    for (int step = 0; step < unit.count; ++step, at.advance()) {
+      int const taps = taps_a - (at.tap_w >= full_copies);
+      ptx::mbarrier_wait(bars.full_a + a.index * 8, a.parity);
+      uint32_t from_a = ring + a.index * p.a_bytes;
+      for (int t = 0; t < taps; ++t, from_a += shift) {
+        ptx::mbarrier_wait(bars.full_b + b.index * 8, b.parity);
+#pragma unroll
+        for (int part = 0; part < parts; ++part) {  // fragments are loaded while those before are multiplied
+          ptx::wgmma_wait_group<1>();
+          ptx::wgmma_fence_operand(v[part]);
+#pragma unroll
+          for (int i = 0; i < together; ++i) {
+            uint32_t const offset = b.index * S::b_bytes + (part * together + i) * kCoreBytes;
+            uint2 const l = ptx::ld_shared_v2(low + offset), h = ptx::ld_shared_v2(high + offset);
+            v[part][i][0] = l.x, v[part][i][1] = l.y, v[part][i][2] = h.x, v[part][i][3] = h.y;
+          }
+          if (part == 1 && lane == 0 && before_a >= 0) ptx::mbarrier_arrive(bars.empty_a + before_a * 8);
+          ptx::wgmma_fence_operand(acc);
+          ptx::wgmma_fence();
+#pragma unroll
+          for (int i = 0; i < together; ++i)
+            ptx::wgmma_mma_async_tf32(acc, v[part][i], tma::at_address(layout, from_a + (part * together + i) * 32));
+          ptx::wgmma_commit_group();
+        }
+        if (lane == 0) ptx::mbarrier_arrive(bars.empty_b + b.index * 8);
+        before_a = t == taps - 1 ? a.index : -1;
+        b.advance(p.stages_b);
+      }
+      a.advance(p.stages_a);
+    }
+    ptx::wgmma_wait_group<0>();
+    ptx::wgmma_fence_operand(acc);
+    if (lane == 0 && before_a >= 0) ptx::mbarrier_arrive(bars.empty_a + before_a * 8);
+    ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
+    raw_store<TM, TN>(p, unit, acc, to, staging);
   }
 }
 
 template <int TM, int TN>
-__global__ void __launch_bounds__(kRawThreads, 1) raw_kernel(__grid_constant__ Params const p, int stages_raw) {
-  using S = tma::Shape<float, TM, TN>;
-  static_assert(S::blocks == 1 && (S::tables_bytes + kRawBarriers + 1023) / 1024 == (S::tables_bytes + 1023) / 1024);
-  // 64K registers: two multiplying warpgroups, one that turns, one that copies.
-  constexpr int multiply_regs = 208, turn_regs = 56, copy_regs = 40;
-  static_assert((2 * multiply_regs + turn_regs + copy_regs) * kWarpgroup <= 65536);
+__global__ void __launch_bounds__(tma::kThreads, 1) raw_kernel(__grid_constant__ Params const p) {
+  using S = RawShape<TM, TN>;
   extern __shared__ uint8_t dynamic[];
-  __shared__ tma::Tables<float, TN> tables;
-  __shared__ uint64_t full_raw[kMaxStages], empty_raw[kMaxStages];
+  __shared__ RawTables<TM> tables;
+  static_assert(S::shared_bytes + sizeof(tables) + 1024 <= 228 * 1024);
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
-  uint32_t const turned = ring + p.stages_a * p.a_bytes;
-  RawRing const raw{turned + p.stages_b * S::b_bytes, stages_raw, full_raw, empty_raw};
   if (threadIdx.x == 0) {
+    if (p.phase[0].steps > 0) ptx::prefetch_tensormap(&p.a[0]);
+    ptx::prefetch_tensormap(&p.b);
+    constexpr int warps = 8;  // that read a stage
     for (int i = 0; i < kMaxStages; ++i) {
       ptx::mbarrier_init(&tables.full_a[i], 1);
-      ptx::mbarrier_init(&tables.empty_a[i], 8);  // multiplying warps
-      ptx::mbarrier_init(&tables.full_b[i], 4);   // turning warps
-      ptx::mbarrier_init(&tables.empty_b[i], 8);
-      ptx::mbarrier_init(&full_raw[i], 1);
-      ptx::mbarrier_init(&empty_raw[i], 4);
+      ptx::mbarrier_init(&tables.empty_a[i], warps);
+      ptx::mbarrier_init(&tables.full_b[i], 1);
+      ptx::mbarrier_init(&tables.empty_b[i], warps);
     }
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  int const role = int(threadIdx.x) / kWarpgroup;
-  if (role < 2) {
-    ptx::setmaxnreg_inc<multiply_regs>();
-    tma::multiply<float, TM, TN, false>(p, ring, tables);
-  } else if (role == 2) {
-    ptx::setmaxnreg_dec<turn_regs>();
-    raw_turn<TM, TN>(p, raw, turned, tables);
+  if (threadIdx.x < 2 * kWarpgroup) {
+    ptx::setmaxnreg_inc<S::multiply_regs>();
+    raw_multiply<TM, TN>(p, ring, tables);
   } else {
-    ptx::setmaxnreg_dec<copy_regs>();
-    if (threadIdx.x == 3 * kWarpgroup) {
-      raw_copy<TM, TN>(p, ring, tables, raw);
+    ptx::setmaxnreg_dec<S::copy_regs>();
+    if (threadIdx.x == 2 * kWarpgroup) {
+      raw_copy<TM, TN>(p, ring, tables);
       ptx::griddepcontrol_launch_dependents();
     }
   }
@@ -187,19 +285,18 @@ __global__ void __launch_bounds__(threads) prepare_kernel(__grid_constant__ Prep
 
 template <int TM, int TN>
 cudaError_t launch_raw(Params& p, Problem const& problem, void const* filters, int64_t blocks, cudaStream_t stream) {
-  using S = tma::Shape<float, TM, TN>;
-  p.stages_b = tma::Divisor(kTurnedStages);
-  int const ring = (p.by_engine ? S::ring_beside_pieces : S::ring_bytes) - kTurnedStages * S::b_bytes;
-  int64_t const stages_a = min64(p.stages_a.value, ring / (p.a_bytes + S::b_bytes));
-  int const stages_raw = int(min64((ring - stages_a * p.a_bytes) / S::b_bytes, kMaxStages));
+  using S = RawShape<TM, TN>;
+  int64_t const taps = p.phase[0].taps_w == 0 ? 1 : ceil_div(p.phase[0].taps, p.phase[0].taps_w);  // that share a copy
+  int64_t const stages_a = min64(max64(S::ring_bytes / (p.a_bytes + taps * S::b_bytes), 2), kMaxStages);
   p.stages_a = tma::Divisor(stages_a);
+  p.stages_b = tma::Divisor(min64((S::ring_bytes - stages_a * p.a_bytes) / S::b_bytes, kMaxStages));
+  p.by_engine = false;
   cudaError_t error = encode_filters(p.b, filters, problem, kTf32Line, kTf32Line, true);
   if (error != cudaSuccess) return error;
   auto* const kernel = raw_kernel<TM, TN>;
-  constexpr int shared_bytes = S::shared_bytes - kRawBarriers;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;
-  kernel<<<unsigned(blocks), kRawThreads, shared_bytes, stream>>>(p, stages_raw);
+  kernel<<<unsigned(blocks), tma::kThreads, S::shared_bytes, stream>>>(p);
   return cudaGetLastError();
 }
 

@@ -291,6 +291,8 @@ __global__ void __launch_bounds__(WgradShape<TM, TN>::threads, 1) wgrad_kernel(_
   __shared__ WgradBarriers<TM, TN> bars;
   uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   if (threadIdx.x == 0) {
+    ptx::prefetch_tensormap(&p.a);
+    ptx::prefetch_tensormap(&p.b);
     for (int i = 0; i < S::stages; ++i) {
       ptx::mbarrier_init(&bars.full[i], 4);    // copying warps
       ptx::mbarrier_init(&bars.empty[i], 12);  // multiplying and turning warps
@@ -311,24 +313,34 @@ __global__ void __launch_bounds__(WgradShape<TM, TN>::threads, 1) wgrad_kernel(_
     wgrad_turn<TM, TN>(p, ring, bars);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
-    if (threadIdx.x % 32 == 0) wgrad_copy<TM, TN>(p, ring, bars);
+    if (threadIdx.x % 32 == 0) {
+      wgrad_copy<TM, TN>(p, ring, bars);
+      ptx::griddepcontrol_launch_dependents();
+    }
   }
 }
 
 // Sums the partial tiles in the order of the splits; a thread has four rows, neighbours in memory.
 template <int TM, int TN>
 __global__ void __launch_bounds__(256) wgrad_reduce(__grid_constant__ WgradParams const p) {
+  constexpr int together = 8;
   WgradUnit const unit(p, int(blockIdx.x));
   int const first = (int(blockIdx.y) * 256 + int(threadIdx.x)) * 4;
   int64_t const to = wgrad_out_of(p, unit.m * TM + first % TM);
   int const n = unit.n * TN + first / TM;
   if (to < 0 || n >= p.K) return;
-  float const* partial = static_cast<float const*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
+  float const* const partial = static_cast<float const*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
+  ptx::griddepcontrol_wait();
   float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-  for (int split = 0; split < p.splits; ++split, partial += int64_t(p.tiles) * (TM * TN)) {
-    float4 const v = *reinterpret_cast<float4 const*>(partial);
-    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+  for (int split = 0; split < p.splits; split += together) {
+    float4 v[together];
+#pragma unroll
+    for (int i = 0; i < together; ++i)
+      v[i] = split + i < p.splits
+                 ? *reinterpret_cast<float4 const*>(partial + (split + i) * int64_t(p.tiles) * (TM * TN))
+                 : make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < together; ++i) sum.x += v[i].x, sum.y += v[i].y, sum.z += v[i].z, sum.w += v[i].w;
   }
   *reinterpret_cast<float4*>(static_cast<float*>(p.out) + to + (unit.group * p.K + n) * p.out_k) = sum;
 }
@@ -369,8 +381,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count));
   kernel<<<unsigned(blocks), S::threads, S::shared_bytes, stream>>>(p);
   if ((error = cudaGetLastError()) != cudaSuccess || p.splits == 1) return error;
-  wgrad_reduce<TM, TN><<<dim3(unsigned(p.tiles), TM * TN / 1024), 256, 0, stream>>>(p);
-  return cudaGetLastError();
+  return launch_dependent(wgrad_reduce<TM, TN>, dim3(unsigned(p.tiles), TM * TN / 1024), 256, 0, stream, p);
 }
 
 template <Op op, int TM, int TN, Variant variant>
