@@ -208,6 +208,7 @@ CASES: tuple[Case, ...] = (
     Case("groups8_of_8", 1, 64, 6, 6, 64, 3, 3, padding=(1, 1), groups=8),
     Case("groups2_of_64", 1, 128, 5, 5, 128, 3, 3, padding=(1, 1), groups=2),
     Case("groups5_of_1x1", 2, 15, 4, 5, 10, 1, 1, groups=5),
+    Case("groups4_one_product", 2, 32, 5, 6, 4, 1, 1, groups=4),  # dgrad: what strict float32 rounds once
     Case("depthwise", 2, 16, 9, 10, 16, 3, 3, padding=(1, 1), groups=16, edge=True),
     Case("depthwise_stride2", 2, 24, 11, 10, 24, 3, 3, (2, 2), (1, 1), groups=24, bias=False),
     Case("depthwise_multiplier2", 2, 7, 8, 9, 14, 3, 3, padding=(1, 1), groups=7, edge=True),

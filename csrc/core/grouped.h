@@ -307,6 +307,10 @@ constexpr bool grouped_lines_supports(Op op, Problem const& p) {
 
 constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   if (p.groups == 1 || p.C_per_group() < 2 || p.K == 0 || p.H == 0 || p.W == 0 || p.N == 0) return false;
+  // Two TF32 halves of an operand leave up to 2^-21 of a product of strict f32, which is more than float32's rounding
+  // explains where a result is one product.
+  int64_t const terms = op == Op::wgrad ? p.N * p.P() * p.Q() : op == Op::dgrad ? p.K_per_group() * p.R * p.S : 2;
+  if (p.dtype == DType::f32 && !p.allow_tf32 && terms == 1) return false;
   int const slot = 16 / size_of(p.dtype);  // channels that are copied at once
   bool const lines = row.variant == Variant::lines;
   if ((row.variant == Variant::nhwc || lines) &&
@@ -398,7 +402,7 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
       sums ? 0 : double(C * K) * double(p.R * p.S) * (p.dtype == DType::f32 && !p.allow_tf32 ? 300 : 150);
   double const both_ns = (large + small * small / (2 * (large + 1))) * (sums && !nhwc && !p.allow_tf32 ? 1.22 : 1.0),
                work_ns = both_ns > filters_ns ? both_ns : filters_ns;
-  if (!sums) return {work_ns + 13000, 1};
+  if (!sums) return {work_ns + (nhwc || p.dtype == DType::f32 ? 13000 : 15000), 1};
   // As many shares of the pixels as keep two blocks an SM busy, unless adding them up costs more.
   GroupedSums const g = grouped_sums(p);
   int64_t const slabs = ceil_div(ceil_div(p.groups, per_unit), g.slab) * ceil_div(g.items, 16);

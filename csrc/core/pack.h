@@ -100,7 +100,8 @@ constexpr Packed packed(Row const& row, Problem const& p) {
   }
   PackedGroup const g = packed_group(op, p);
   bool const C = g.C != p.C_per_group(), K = g.K != p.K_per_group();
-  TmaTakesAny const any = tma_takes_any(op, p);
+  TmaTakesAny any = tma_takes_any(op, p);
+  any.w |= tma_adds_into_any(row, p);
   Packed q{{}, p};
   q.which.x = C || (!any.x && !fits_in_place(p.x, p.x_align, g.C, p.N, p.H, p.W, p.dtype));
   q.which.w = C || K || (!any.w && !fits_in_place(p.w, p.w_align, g.C, p.K, p.R, p.S, p.dtype));
@@ -165,7 +166,8 @@ constexpr double packing_ns(Op op, Problem const& p, Packed const& q) {
   bool const out = op == Op::fprop ? q.which.y : op == Op::dgrad ? q.which.x : q.which.w;
   bool const in = (op != Op::dgrad && q.which.x) || (op != Op::wgrad && q.which.w) || (op != Op::fprop && q.which.y);
   double const elements = (q.which.x ? x : 0) + (q.which.w ? w : 0) + (q.which.y ? y : 0);
-  return elements * size_of(p.dtype) / 3300 + (in ? 4000 : 0) + (out ? 4000 : 0);
+  double const rate = size_of(p.dtype) == 2 && p.H * p.W <= 256 ? 2700 : 3300;  // short planes
+  return elements * size_of(p.dtype) / rate + (in ? 4000 : 0) + (out ? 4000 : 0);
 }
 
 }  // namespace conv2d_ext

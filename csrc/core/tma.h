@@ -69,6 +69,12 @@ struct TmaTakesAny {
 constexpr TmaTakesAny tma_takes_any(Op op, Problem const& p) {
   return {op == Op::dgrad && p.stride_w == 1, false, op == Op::fprop};
 }
+// wgrad in 16-bit types stores what it adds up in any strides where that is faster than a launch that unpacks it, but
+// for rows whose whole tiles are stored at once.
+constexpr bool tma_adds_into_any(Row const& row, Problem const& p) {
+  return row.op == Op::wgrad && row.dtype != DType::f32 && (is_halo(row.variant) || row.variant == Variant::narrow) &&
+         double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) <= 320 * 1024;
+}
 // Is the output of fprop or dgrad stored in single elements?
 constexpr bool tma_stores_singly(Op op, Problem const& p) {
   bool const forward = op == Op::fprop;
@@ -206,7 +212,8 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
   if (row.variant == Variant::phases) return phases_supports(p);
   bool const forward = row.op == Op::fprop;
   int const v = 16 / size_of(p.dtype);
-  TmaTakesAny const any = tma_takes_any(row.op, p);
+  TmaTakesAny any = tma_takes_any(row.op, p);
+  any.w |= tma_adds_into_any(row, p);
   if (!any.x && !channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype)) return false;
   if (!any.w && !channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype)) return false;
   if (!any.y && !channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype)) return false;
@@ -439,10 +446,12 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > tma_slots(row) && filter_bytes > 2e7) ns += filter_bytes / 4300;
     }
+    if (p.groups > 1 && halo && two && tiles > tma_slots(row)) ns *= 1.15;  // as measured
     if (ns < least_ns) ns = least_ns * 0.8 + ns * 0.2;
     ns = ns > memory_ns ? ns + memory_ns * 0.51 : memory_ns + ns * 0.51;
     // Filters of a group do not stay.
-    ns = (ns + 7600 + (swapped && p.groups > 1 ? 2800 : 0)) * (halo ? tile.halo : tile.im2col) * strided;
+    double const anew = !swapped || p.groups == 1 ? 0 : tma_maps_groups(op, p) ? 2800 : 800;
+    ns = (ns + 7600 + anew) * (halo ? tile.halo : tile.im2col) * strided;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
@@ -497,11 +506,18 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
   double const lines_ns = x_lines * (3 - 1.75 * filled) + TN * 1.25;
   double const bytes_ns = (x_lines * (narrow ? 0.5 : 1.0) + TN) * 128 / 70;
   double const copy_ns = lines_ns > bytes_ns ? lines_ns : bytes_ns;
-  double const step_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * (two ? 2 : 1), fixed = 900 + TM * TN * 0.03;
+  // As measured: a few steps of a group's whole lines take longer than their products, many do not.
+  bool const short_sums = halo && p.groups > 1 && p.C_per_group() > 32;
+  double const beside = !two ? 1 : p.groups > 1 ? 2.4 : 2;  // the other block of an SM
+  double const step_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * beside * (short_sums ? 0.87 : 1),
+               fixed = 900 + TM * TN * 0.03 + (short_sums ? 3500 : 0);
   double const memory_ns = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +
                             double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
                            size_of(p.dtype) / 4000;
-  return wgrad_shared_estimate(row, t, int64_t(d.sm_count) * (two ? 2 : 1), step_ns, fixed, memory_ns);
+  Estimate e = wgrad_shared_estimate(row, t, int64_t(d.sm_count) * (two ? 2 : 1), step_ns, fixed, memory_ns);
+  if (!channel_vectors(p.w, p.w_align, p.C_per_group(), 2, p.dtype))  // single weights
+    e.ns += double(p.K) * double(p.C_per_group() * p.R * p.S) * 0.009;
+  return e;
 }
 
 constexpr int64_t tma_workspace_bytes(Row const& row, Problem const& p, int split_k) {

@@ -70,7 +70,8 @@ struct WgradParams {
   int32_t stages;
   int32_t copy_bytes;  // of a run
   WgradShares shares;
-  int64_t out_k, out_r, out_s;
+  int64_t out_k, out_c, out_r, out_s;
+  bool pairs;  // of channels are stored at once
   void* out;
   void* workspace;
 };
@@ -489,9 +490,13 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
   for (int i = 0; i < 8; i += 2) {
     uint32_t pair = pack<T>(values[i], values[i + 1]);
     if constexpr (!filters) pair = ptx::movmatrix_trans(pair);
-    if (exists(i))
-      *reinterpret_cast<uint32_t*>(out + (int64_t(unit.group) * p.K + filter_of(lane, i)) * p.out_k +
-                                   channel_of(lane, i)) = pair;
+    if (!exists(i)) continue;
+    T* const to = out + (int64_t(unit.group) * p.K + filter_of(lane, i)) * p.out_k + channel_of(lane, i) * p.out_c;
+    if (!filters || p.pairs) {
+      *reinterpret_cast<uint32_t*>(to) = pair;
+    } else {
+      to[0] = narrow<T>(values[i]), to[p.out_c] = narrow<T>(values[i + 1]);
+    }
   }
 }
 
@@ -513,7 +518,8 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.steps = int32_t(t.steps), p.groups = int32_t(problem.groups);
   p.tiles_n = int32_t(ceil_div(p.K, TN));
   p.shares = wgrad_shares(t, plan.split_k);
-  p.out_k = problem.w.n, p.out_r = problem.w.h, p.out_s = problem.w.w;
+  p.out_k = problem.w.n, p.out_c = problem.w.c, p.out_r = problem.w.h, p.out_s = problem.w.w;
+  p.pairs = channel_vectors(problem.w, problem.w_align, p.C, 2, dtype);
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
   Walk box_x = w, box_y{Q, 1};
