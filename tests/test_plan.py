@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import pytest
 import torch
@@ -528,6 +529,19 @@ def test_full_rounds_take_tiles_that_read_little_for_their_products() -> None:
         Case("resnet50", 256, 1024, 14, 14, 2048, 1, 1, (2, 2)),
     ):
         assert named("fprop", case, torch.float16) == "tma_fprop_f16_256x128_im2col", case
+
+
+def test_few_tiles_are_small_ones() -> None:
+    """1x1 filters over small images: a block for each of many small tiles, rather than large ones for some SMs."""
+    for dtype in (torch.float16, torch.bfloat16):
+        for op, case in itertools.product(
+            ("fprop", "dgrad"),
+            (
+                Case("diffusion", 2, 1920, 16, 16, 1280, 1, 1),
+                Case("mobilenet", 1, 960, 7, 7, 960, 1, 1),
+            ),
+        ):
+            assert re.search("_64x(64|128)_im2col$", named(op, case, dtype)), (op, case)
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))

@@ -185,6 +185,8 @@ constexpr bool wgrad_supports(Row const& row, Problem const& p) {
   if (double(p.N) * double(p.P()) * double(p.Q()) >= 1e11) return false;
   if (double(p.R) * double(p.S) * double(ceil_div(p.C_per_group(), 64)) * double(p.K) >= 1e9) return false;
   WgradTiles const t = wgrad_tiles(row, p);
+  constexpr int64_t most = int64_t(1) << 30;
+  if (t.columns >= most || p.P() >= most) return false;  // the sum of two coordinates is an int
   if (t.stores) return true;
   if (t.tiles > 128 || t.steps == 0) return false;
   if (row.variant == Variant::narrow) return p.C_per_group() <= 32;
@@ -252,7 +254,7 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
 }
 
 // Blocks of a round; a constant, so that results do not depend on the device.
-constexpr int64_t tma_slots(Row const& row) { return row.tile_m * row.tile_n <= 128 * 64 ? 264 : 132; }
+constexpr int64_t tma_slots(Row const& row) { return row.tile_m == 128 && row.tile_n == 64 ? 264 : 132; }
 
 // How many of its `most` tiles along M a phase computes before it is the next one's turn: the phases of dgrad read the
 // same pixels, so they should not be far apart. A round of the device each, lest some blocks have the longest phase
@@ -299,12 +301,14 @@ struct TmaTile {
 };
 constexpr TmaTile tma_tile(Row const& row) {
   bool const forward = row.op == Op::fprop;
+  if (row.tile_m == 64 && row.tile_n == 64) return {1800, 600, 0.92, 1};
+  if (row.tile_m == 64) return {3830, 600, 0.93, 1};
   if (row.tile_n == 256) return {5360, 1106, forward ? 1.04 : 0.99, 1};
   if (row.tile_n == 192) return {6150, 1050, forward ? 1 : 0.99, 1};
   if (row.tile_n == 160) return {4780, 1687, forward ? 1.02 : 1.05, forward ? 0.94 : 0.97};
   if (row.tile_m == 256 && row.tile_n == 128) return {5380, 1112, 1, forward ? 0.99 : 0.96};
   if (row.tile_m == 256) return {5240, 424, forward ? 1.01 : 1.03, forward ? 0.96 : 0.95};
-  if (row.tile_n == 128) return {6430, 584, forward ? 0.96 : 1.03, forward ? 1.04 : 0.97};
+  if (row.tile_n == 128) return {6430, 584, forward ? 0.96 : 0.97, forward ? 1.04 : 0.97};
   return {4120, 603, forward ? 1.07 : 1.09, forward ? 0.94 : 0.97};
 }
 
@@ -368,9 +372,11 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
   double const fixed = tile.fixed * (phases > 1 ? 1.49 : 1);
   double const beside = two ? 1.82 : 1, padded = halo && !swapped ? 1.13 : 1;
-  // Single rows said so of 3x3 filters with a stride (L08 and L41 of docs/tuning.md).
-  double const strided =
-      forward && p.stride_w > 1 && p.R * p.S > 1 && row.tile_m == 256 && row.tile_n == 128 ? 1.04 : 1;
+  // Single rows said so of 3x3 filters with a stride (L08 and L41 of docs/tuning.md, and dgrad of few tiles).
+  double const strided = forward && p.stride_w > 1 && p.R * p.S > 1 && row.tile_m == 256 && row.tile_n == 128 ? 1.04
+                         : phases > 1 && two && halo                                                          ? 1.06
+                         : phases > 1 && phases == p.R * p.S && row.tile_m == 128 && row.tile_n == 128        ? 1.06
+                                                                                                              : 1;
   int64_t const tiles = tma_tiles(row, p);
   double const filter_bytes = double(p.K) * double(p.C_per_group() * p.R * p.S) * size_of(p.dtype);
   double touched = 1;  // of x
@@ -406,7 +412,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     double const lines =
         double(copies * chunks) * (TM + (halo ? kHalo : 0)) + (keeps_b ? 0 : double(taps * chunks) * TN);
     double const busy_ns = double(taps * chunks) * area * 64 * filled * inside / 2950,
-                 l2_ns = forward ? lines * 1.5 : 0;
+                 l2_ns = forward ? lines * 1.46 : 0;
     least_ns += count[i] * (busy_ns > l2_ns ? busy_ns : l2_ns) / 132;
     steps = max64(steps, taps * chunks);
   }
@@ -494,9 +500,9 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
   WgradTiles const t = wgrad_tiles(row, p);
   bool const two = TM * TN <= 128 * 64;  // blocks an SM
   double const share = halo || narrow         ? 0.83
-                       : two                  ? 0.6
+                       : two                  ? 0.5
                        : TN < 128             ? 0.75
-                       : TM * TN <= 128 * 128 ? 0.84
+                       : TM * TN <= 128 * 128 ? 0.9
                        : TM > TN              ? 0.9
                                               : 0.92;
   double const mma_ns = TM * TN * 64 / (2048 * 1.6 * share);
@@ -504,7 +510,7 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
   double const x_lines = halo ? TM / (64 * kWgradTaps) * (kWgradPixels + 2) : narrow ? TM * 2 : TM;
   double const filled = p.C_per_group() % (narrow ? 32 : 64) == 0 ? 1 : 1 - 1.0 / double(ceil_div(p.C_per_group(), 64));
   double const lines_ns = x_lines * (3 - 1.75 * filled) + TN * 1.25;
-  double const bytes_ns = (x_lines * (narrow ? 0.5 : 1.0) + TN) * 128 / 70;
+  double const bytes_ns = (x_lines * (narrow ? 0.5 : 1.0) + TN) * 128 / 96;
   double const copy_ns = lines_ns > bytes_ns ? lines_ns : bytes_ns;
   // As measured: a few steps of a group's whole lines take longer than their products, many do not.
   bool const short_sums = halo && p.groups > 1 && p.C_per_group() > 32;

@@ -81,10 +81,11 @@ __device__ inline void mbarrier_wait(uint32_t bar, uint32_t parity) {
 __device__ inline void mbarrier_wait(uint64_t* bar, uint32_t parity) { mbarrier_wait(shared_address(bar), parity); }
 
 // Arrives, and has the phase wait for so many bytes of the copy engine.
+__device__ inline void mbarrier_arrive_expect_tx(uint32_t bar, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
 __device__ inline void mbarrier_arrive_expect_tx(uint64_t* bar, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)),
-               "r"(bytes)
-               : "memory");
+  mbarrier_arrive_expect_tx(shared_address(bar), bytes);
 }
 
 // A barrier of `threads` threads of the block; id 0 is __syncthreads.
@@ -211,13 +212,17 @@ __device__ inline void cp_async_bulk_tensor_4d(uint32_t shared, void const* map,
       : "memory");
 }
 
-__device__ inline void cp_async_bulk_tensor_5d(uint32_t shared, void const* map, uint64_t* bar, int c0, int c1, int c2,
+__device__ inline void cp_async_bulk_tensor_5d(uint32_t shared, void const* map, uint32_t bar, int c0, int c1, int c2,
                                                int c3, int c4) {
   asm volatile(
       "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(shared),
-      "l"(map), "r"(shared_address(bar)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+      "l"(map), "r"(bar), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
       : "memory");
+}
+__device__ inline void cp_async_bulk_tensor_5d(uint32_t shared, void const* map, uint64_t* bar, int c0, int c1, int c2,
+                                               int c3, int c4) {
+  cp_async_bulk_tensor_5d(shared, map, shared_address(bar), c0, c1, c2, c3, c4);
 }
 
 // The other way; what lies outside of the tensor is not written.
@@ -245,25 +250,32 @@ __device__ inline void cp_async_bulk_wait_group_read() {
 __device__ inline void cp_async_bulk_wait_all() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // Pixels of an NHWC tensor from (c, w, h, n) on, in the order of the map's bounding box, all moved by the offsets.
-__device__ inline void cp_async_bulk_tensor_im2col(uint32_t shared, void const* map, uint64_t* bar, int c, int w, int h,
+__device__ inline void cp_async_bulk_tensor_im2col(uint32_t shared, void const* map, uint32_t bar, int c, int w, int h,
                                                    int n, int offset_w, int offset_h) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::"r"(shared),
-      "l"(map), "r"(shared_address(bar)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(uint16_t(offset_w)),
-      "h"(uint16_t(offset_h))
+      "l"(map), "r"(bar), "r"(c), "r"(w), "r"(h), "r"(n), "h"(uint16_t(offset_w)), "h"(uint16_t(offset_h))
       : "memory");
+}
+__device__ inline void cp_async_bulk_tensor_im2col(uint32_t shared, void const* map, uint64_t* bar, int c, int w, int h,
+                                                   int n, int offset_w, int offset_h) {
+  cp_async_bulk_tensor_im2col(shared, map, shared_address(bar), c, w, h, n, offset_w, offset_h);
 }
 
 // The same where the tensor has a fifth dimension, which nothing moves along.
-__device__ inline void cp_async_bulk_tensor_im2col_5d(uint32_t shared, void const* map, uint64_t* bar, int c, int w,
+__device__ inline void cp_async_bulk_tensor_im2col_5d(uint32_t shared, void const* map, uint32_t bar, int c, int w,
                                                       int h, int n, int g, int offset_w, int offset_h) {
   asm volatile(
       "cp.async.bulk.tensor.5d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5, %6, %7}], [%2], {%8, %9, %10};" ::"r"(shared),
-      "l"(map), "r"(shared_address(bar)), "r"(c), "r"(w), "r"(h), "r"(n), "r"(g), "h"(uint16_t(offset_w)),
-      "h"(uint16_t(offset_h)), "h"(uint16_t(0))
+      "l"(map), "r"(bar), "r"(c), "r"(w), "r"(h), "r"(n), "r"(g), "h"(uint16_t(offset_w)), "h"(uint16_t(offset_h)),
+      "h"(uint16_t(0))
       : "memory");
+}
+__device__ inline void cp_async_bulk_tensor_im2col_5d(uint32_t shared, void const* map, uint64_t* bar, int c, int w,
+                                                      int h, int n, int g, int offset_w, int offset_h) {
+  cp_async_bulk_tensor_im2col_5d(shared, map, shared_address(bar), c, w, h, n, g, offset_w, offset_h);
 }
 
 // From shared memory to a box of a 5-D tensor; what lies outside of the tensor is not written.

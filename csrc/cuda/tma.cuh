@@ -2,11 +2,12 @@
 // implicit GEMM, out[pixel, n] = sum over taps and channels of A[pixel moved by the tap, channel] * B[n, tap, channel].
 // docs/kernels.md has a figure of the pipeline; tma_swap.cuh has the tiles of 64 filters, tma_wgrad.cuh is the sibling.
 //
-// A persistent block of three warpgroups walks over TM x TN tiles. One thread of the last feeds two rings of
-// stages in shared memory: A (TM + kHalo pixels, 128 or 64 bytes of channels each) by im2col copies, which know the
-// padding and the ends of rows and images; B (TN filters, or for dgrad the channels of 64 filters) by tiled copies. The
-// warpgroups multiply, TM / 2 pixels each, and store; those of 128x128 tiles take turns, a tile each, so that one
-// multiplies while the other stores. `full` and `empty` barriers, a pair a stage, hand the stages over.
+// A persistent block of three warpgroups walks over TM x TN tiles. Four threads of the last feed two rings of
+// stages in shared memory, two each: A (TM + kHalo pixels, 128 or 64 bytes of channels each) by im2col copies, which
+// know the padding and the ends of rows and images; B (TN filters, or for dgrad the channels of 64 filters) by tiled
+// copies. The warpgroups multiply, TM / 2 pixels each, and store; those of tiles of 128x128 and of 64 pixels take
+// turns, a tile each, so that one multiplies while the other stores. `full` and `empty` barriers, a pair a stage, hand
+// the stages over.
 //
 // Variant im2col: every tap copies its own pixels. Variant halo (stride 1 along W): the pixels of a tile include the
 // padded columns, so that the pixels of tap s are those of tap 0 moved by s * dilation, lines of the same stage: one
@@ -57,8 +58,9 @@ struct Barriers {
 
 template <class T, int TM, int TN>
 struct Shape {
-  static constexpr int blocks = TM * TN <= 128 * 64 ? 2 : 1;               // an SM
-  static constexpr bool turns = sizeof(T) == 2 && TM == 128 && TN == 128;  // a warpgroup has whole tiles, not halves
+  static constexpr int blocks = TM == 128 && TN == 64 ? 2 : 1;  // an SM
+  // A warpgroup has whole tiles, not halves.
+  static constexpr bool turns = sizeof(T) == 2 && (TM == 64 || (TM == 128 && TN == 128));
   static constexpr bool keeps_b = false;
   static constexpr int columns(int) { return 64; }  // that a copy of B takes at most, if it is N-major
   static constexpr int kept_bytes(int, int, bool) { return 0; }
@@ -310,7 +312,7 @@ __device__ inline int64_t out_of(Params const& p, Phase const& phase, int64_t m)
 }
 
 // Copies pixels of A from (w, h, n) on, moved by the offsets; `channel` counts within the group.
-__device__ inline void copy_pixels(Params const& p, uint32_t to, CUtensorMap const& map, uint64_t* bar, int group,
+__device__ inline void copy_pixels(Params const& p, uint32_t to, CUtensorMap const& map, uint32_t bar, int group,
                                    int channel, int w, int h, int n, int offset_w, int offset_h) {
   if (p.maps_groups)
     ptx::cp_async_bulk_tensor_im2col_5d(to, &map, bar, channel, w, h, n, group, offset_w, offset_h);
@@ -318,12 +320,19 @@ __device__ inline void copy_pixels(Params const& p, uint32_t to, CUtensorMap con
     ptx::cp_async_bulk_tensor_im2col(to, &map, bar, group * p.group_a + channel, w, h, n, offset_w, offset_h);
 }
 
-template <class T, int TM, int TN, bool b_rows>
-__device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
-  using S = Shape<T, TM, TN>;
-  int const chunk_size = p.line / int(sizeof(T));
-  uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
-  Stage a, b;
+__device__ inline void copy_pixels(Params const& p, uint32_t to, CUtensorMap const& map, uint64_t* bar, int group,
+                                   int channel, int w, int h, int n, int offset_w, int offset_h) {
+  copy_pixels(p, to, map, ptx::shared_address(bar), group, channel, w, h, n, offset_w, offset_h);
+}
+
+// Two threads copy A, each to every other stage, and two B: one takes longer to prepare a copy than the engine takes
+// for a small one. A stage has the same thread always, which cannot get two trips round the ring ahead of it.
+constexpr int kCopiers = 2;
+
+template <class T, int TM>
+__device__ void copy_a(Params const& p, uint32_t ring, Barriers const& bars, int copier) {
+  int const chunk_size = p.line / int(sizeof(T)), bytes = p.a_bytes, stages = p.stages_a;
+  Stage a;
   Work work(p);
   for (Unit unit; work.take(p, unit);) {
     Phase const& phase = p.phase[unit.phase];
@@ -331,33 +340,57 @@ __device__ void copy(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
     int64_t i = phase.columns.divide(j);
     int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
-    int const runs = min(S::runs, (p.N - unit.n * TN + 63) / 64);
-    int const bytes_b = b_rows ? runs * chunk_size * kLineBytes : min(TN, p.N) * p.line;
-    CUtensorMap const& map_a = p.a[unit.phase];
+    int const tap_h = phase.tap_h, tap_w = phase.tap_w;
+    CUtensorMap const& map = p.a[unit.phase];
     Step at(p, phase, unit.begin);
+#pragma unroll 1
     for (int step = 0; step < unit.count; ++step, at.advance()) {
-      int const chunk = at.chunk * chunk_size;
-      ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
-      ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
-      copy_pixels(p, ring + a.index * p.a_bytes, map_a, &tables.full_a[a.index], unit.group, chunk, w, h, n,
-                  at.tap_w * phase.tap_w, at.tap_h * phase.tap_h);
-      a.advance(p.stages_a);
-      int const r = phase.first_r + at.tap_h * phase.step_r;
-      int const taps = phase.taps_a - (at.tap_w >= phase.full_copies);
-      for (int t = 0; t < taps; ++t) {
-        int const s = phase.first_s + (at.tap_w + t * phase.taps_w) * phase.step_s;
-        ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
-        ptx::mbarrier_arrive_expect_tx(&tables.full_b[b.index], bytes_b);
-        uint32_t const to = ring_b + b.index * p.b_bytes;
-        uint64_t* const bar = &tables.full_b[b.index];
-        if constexpr (b_rows) {  // a chunk of filters of 64 columns at a time
-          for (int run = 0; run < runs; ++run)
-            ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &p.b, bar, unit.n * TN + run * 64, s, r, chunk,
-                                         unit.group);
-        } else {
-          ptx::cp_async_bulk_tensor_5d(to, &p.b, bar, chunk, s, r, unit.n * TN, unit.group);
+      if (a.index % 2 == copier) {
+        uint32_t const full = bars.full_a + a.index * 8;
+        // Passes at once on the first trip round the ring.
+        ptx::mbarrier_wait(bars.empty_a + a.index * 8, a.parity ^ 1);
+        ptx::mbarrier_arrive_expect_tx(full, bytes);
+        copy_pixels(p, ring + a.index * bytes, map, full, unit.group, at.chunk * chunk_size, w, h, n, at.tap_w * tap_w,
+                    at.tap_h * tap_h);
+      }
+      a.advance(stages);
+    }
+  }
+}
+
+template <class T, int TM, int TN, bool b_rows>
+__device__ void copy_b(Params const& p, uint32_t ring, Barriers const& bars, int copier) {
+  using S = Shape<T, TM, TN>;
+  int const chunk_size = p.line / int(sizeof(T)), stage_bytes = p.b_bytes, stages = p.stages_b;
+  ring += p.stages_a * p.a_bytes;
+  Stage b;
+  Work work(p);
+  for (Unit unit; work.take(p, unit);) {
+    Phase const& phase = p.phase[unit.phase];
+    int const first = unit.n * TN, runs = min(S::runs, (p.N - first + 63) / 64);
+    int const bytes = b_rows ? runs * chunk_size * kLineBytes : min(TN, p.N) * p.line;
+    int const most_taps = phase.taps_a, full_copies = phase.full_copies, step_s = phase.step_s;
+    int const first_s = phase.first_s, next_s = phase.taps_w * step_s, first_r = phase.first_r, step_r = phase.step_r;
+    Step at(p, phase, unit.begin);
+#pragma unroll 1
+    for (int step = 0; step < unit.count; ++step, at.advance()) {
+      int const chunk = at.chunk * chunk_size, r = first_r + at.tap_h * step_r;
+      int const taps = most_taps - (at.tap_w >= full_copies);
+      int s = first_s + at.tap_w * step_s;
+#pragma unroll 1
+      for (int t = 0; t < taps; ++t, s += next_s) {
+        if (b.index % 2 == copier) {
+          uint32_t const full = bars.full_b + b.index * 8, to = ring + b.index * stage_bytes;
+          ptx::mbarrier_wait(bars.empty_b + b.index * 8, b.parity ^ 1);
+          ptx::mbarrier_arrive_expect_tx(full, bytes);
+          if constexpr (b_rows) {  // a chunk of filters of 64 columns at a time
+            for (int run = 0; run < runs; ++run)
+              ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &p.b, full, first + run * 64, s, r, chunk, unit.group);
+          } else {
+            ptx::cp_async_bulk_tensor_5d(to, &p.b, full, chunk, s, r, first, unit.group);
+          }
         }
-        b.advance(p.stages_b);
+        b.advance(stages);
       }
     }
   }
@@ -729,10 +762,15 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
     multiply<T, TM, TN, b_rows>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
-    if (threadIdx.x == 2 * kWarpgroup) {
-      if constexpr (sizeof(T) == 4) ptx::griddepcontrol_wait();  // for B
-      copy<T, TM, TN, b_rows>(p, ring, tables);
+    Barriers const bars(tables);
+    if constexpr (sizeof(T) == 4) ptx::griddepcontrol_wait();  // for B
+    if (threadIdx.x % 32 != 0) return;
+    int const copier = int(threadIdx.x) / 32 % 4;
+    if (copier < kCopiers) {
+      copy_a<T, TM>(p, ring, bars, copier);
       ptx::griddepcontrol_launch_dependents();
+    } else {
+      copy_b<T, TM, TN, b_rows>(p, ring, bars, copier - kCopiers);
     }
   }
 }

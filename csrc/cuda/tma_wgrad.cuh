@@ -136,13 +136,23 @@ class WgradWork {
   }
 };
 
-// The first pixel of a unit's i'th step.
+// The first pixel of a unit's steps, in turn. Divisions at each step took longer than its copies.
 struct WgradPixel {
   int n, p, q;
-  __device__ WgradPixel(WgradParams const& params, WgradUnit const& unit, int i) {
-    int64_t column = int64_t(unit.begin + i * unit.stride) * kPixels, row = divide(column, params.columns);
-    n = int(divide(row, params.P));
-    p = int(row), q = int(column);
+  int next_n, next_p, next_q;  // from a step to the next; backwards, if that is so, in images alone
+
+  __device__ WgradPixel(WgradParams const& params, WgradUnit const& unit) {
+    int64_t column = int64_t(unit.begin) * kPixels, row = divide(column, params.columns);
+    n = int(divide(row, params.P)), p = int(row), q = int(column);
+    int64_t const image = int64_t(params.P) * params.columns, by = int64_t(unit.stride) * kPixels;
+    next_n = by < 0 ? -int((image - 1 - by) / image) : 0;
+    column = by - next_n * image, row = divide(column, params.columns);
+    next_n += int(divide(row, params.P)), next_p = int(row), next_q = int(column);
+  }
+  __device__ void advance(WgradParams const& params) {
+    q += next_q, p += next_p, n += next_n;
+    if (q >= params.columns) q -= params.columns, ++p;
+    if (p >= params.P) p -= params.P, ++n;
   }
 };
 
@@ -167,7 +177,7 @@ struct WgradRun {
 // One thread of each warp of the last warpgroup shares in the copies: one alone would take longer to issue them than a
 // step is multiplied.
 template <class T, Variant variant, int TM, int TN>
-__device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
+__device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, uint32_t empty) {
   using S = WgradShape<T, variant, TM, TN>;
   constexpr int each = (S::x_copies + S::y_copies + 3) / 4;
   int const warp = int(threadIdx.x) / 32 % 4;
@@ -183,11 +193,12 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint64_t* full, 
       offset_h[i] = run.r * p.dilation_h, offset_w[i] = run.s * p.dilation_w;
       c[i] = copy < S::x_copies ? unit.group * p.C + run.c : unit.group * p.K + unit.n * TN + (copy - S::x_copies) * 64;
     }
-    for (int step = 0; step < unit.count; ++step) {
-      WgradPixel const pixel(p, unit, step);
+    WgradPixel pixel(p, unit);
+#pragma unroll 1
+    for (int step = 0; step < unit.count; ++step, pixel.advance(p)) {
       int const h = p.h0 + pixel.p * p.stride_h, w = p.w0 + pixel.q * p.stride_w;
-      uint64_t* const bar = &full[stage.index];
-      ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);
+      uint32_t const bar = full + stage.index * 8;
+      ptx::mbarrier_wait(empty + stage.index * 8, stage.parity ^ 1);
       if (warp == 0) ptx::mbarrier_arrive_expect_tx(bar, S::y_copies * kRunBytes + runs * p.copy_bytes);
       uint32_t const to = ring + stage.index * S::stage_bytes;
 #pragma unroll
@@ -336,7 +347,9 @@ __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, Wgrad
     wgrad_multiply<T, variant, TM, TN>(p, ring, full, empty);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
-    if (threadIdx.x % 32 == 0) wgrad_copy<T, variant, TM, TN>(p, ring, full, empty);
+    uint32_t const full_at = warp_uniform(ptx::shared_address(full)),
+                   empty_at = warp_uniform(ptx::shared_address(empty));
+    if (threadIdx.x % 32 == 0) wgrad_copy<T, variant, TM, TN>(p, ring, full_at, empty_at);
   }
 }
 
