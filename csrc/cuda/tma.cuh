@@ -724,13 +724,13 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
+  ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
     multiply<T, TM, TN, b_rows>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     if (threadIdx.x == 2 * kWarpgroup) {
-      if constexpr (sizeof(T) == 4) ptx::griddepcontrol_wait();  // for B
       copy<T, TM, TN, b_rows>(p, ring, tables);
       ptx::griddepcontrol_launch_dependents();
     }
@@ -754,6 +754,7 @@ __global__ void __launch_bounds__(kReduceThreads) tma_reduce(__grid_constant__ P
     strips = s.aligned * s.shared + from + tile - s.aligned;
   }
   float const* const partial = static_cast<float const*>(p.workspace) + first;
+  ptx::griddepcontrol_launch_dependents();
   ptx::griddepcontrol_wait();
   float4 sum = make_float4(0, 0, 0, 0);
   for (int i = 0; i < count; i += together) {
@@ -931,8 +932,8 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   if (p.shares.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
   if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
-  kernel<<<unsigned(blocks), kThreads, S::shared_bytes, stream>>>(p);
-  if ((error = cudaGetLastError()) != cudaSuccess || p.shares.shared == 0) return error;
+  error = launch_dependent(kernel, dim3(unsigned(blocks)), kThreads, S::shared_bytes, stream, p);
+  if (error != cudaSuccess || p.shares.shared == 0) return error;
   return launch_reduce(tma_reduce<T, TM, TN>, p, TM * TN / (4 * kReduceThreads), sm_count, stream);
 }
 
