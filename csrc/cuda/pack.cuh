@@ -4,8 +4,9 @@
 //
 // A block moves a tile of lines x words, kTile words in all, through shared memory: on the packed side a thread moves
 // 16 bytes of channels, on the strided side a vector of pixels of one word's channels. Where channels lie closer than
-// pixels (channels_last with odd channel counts) the strided side moves single elements instead. Images of an odd number
-// of pixels, up to 17x17, and filters, whose channels follow each other without gaps, are moved as runs of channels.
+// pixels (channels_last with odd channel counts) the strided side moves single elements instead. Images of an odd
+// number of pixels, up to 17x17, and filters, whose channels follow each other without gaps, are moved as runs of
+// channels.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +22,8 @@ constexpr int kBlocks = 8;            // an SM; what hides the latency
 constexpr int kTile = 2048;           // words
 constexpr int kMaxLines = kTile / 4;  // of a tile
 constexpr int kMaxChannels = 64;
-constexpr int kMaxRunVectors = 640;   // of a tile of runs
-constexpr int kRunVectors = 512;      // of a tile of several images, at most
+constexpr int kMaxRunVectors = 640;  // of a tile of runs
+constexpr int kRunVectors = 512;     // of a tile of several images, at most
 
 struct Tensor {
   void* plain;
@@ -173,7 +174,8 @@ __device__ void move_runs(Tensor const& t, uint32_t block, uint32_t* words) {
   // The plain side of vector i; null: padding.
   auto plain = [&](int i) -> uint4* {
     int const image = i / run, at = first_c * pixels + i % run * vector;
-    uint32_t const n = uint32_t(first_n) + uint32_t(image), group = n / t.group_n_packed, in_group = n % t.group_n_packed;
+    uint32_t const n = uint32_t(first_n) + uint32_t(image), group = n / t.group_n_packed,
+                   in_group = n % t.group_n_packed;
     if (i >= most || (first_n + image) * pixels >= t.lines || in_group >= t.group_n || at >= t.group_c * pixels)
       return nullptr;
     return reinterpret_cast<uint4*>(static_cast<T*>(t.plain) + (int64_t(group) * t.group_n + in_group) * t.n + at);
