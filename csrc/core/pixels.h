@@ -83,7 +83,7 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
   double const memory_ns = tf32_memory_ns(p, 4000) * size_of(p.dtype) / 4;
   // In 16-bit types the second launch, of a few blocks for each weight, was measured apart.
   double const weights = double(w.tiles_m * w.tiles_n) * row.tile_m * row.tile_n;
-  double const sum_ns = p.dtype == DType::f32 ? 0 : 3000 + weights * 0.02 + weights * double(w.split) * 4 / 3000;
+  double const sum_ns = p.dtype == DType::f32 ? 0 : 4000 + weights * 0.02;
   return {(ns > memory_ns ? ns : memory_ns) + 3500 + sum_ns, 1};
 }
 
