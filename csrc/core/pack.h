@@ -163,7 +163,7 @@ constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
   if (split_k > 1 && tma_tiles(row, p) < tma_slots(row)) return 0;
   switch (row.tile_n) {
     case 64:
-      return row.tile_m == 256 ? 4000 : 0;
+      return row.tile_m == 256 ? 3000 : 0;
     case 128:
       return 8000;
     case 160:
