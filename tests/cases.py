@@ -139,6 +139,10 @@ CASES: tuple[Case, ...] = (
     Case("1x1_padded", 1, 8, 4, 4, 8, 1, 1, padding=(1, 2)),
     Case("1x1_strided_padded", 1, 8, 6, 5, 8, 1, 1, stride=(2, 3), padding=(1, 1), bias=False),
     Case("one_pixel", 3, 12, 1, 1, 20, 1, 1),
+    # packed as whole runs of channels, results at odd pixels by turns
+    Case("runs_3x3_72_channels", 3, 72, 7, 7, 40, 3, 3, padding=(1, 1), edge=True),
+    Case("runs_5x5_images_9x7", 2, 24, 9, 7, 136, 5, 5, padding=(2, 2), bias=False),
+    Case("odd_pixels_2_columns_of_tiles", 3, 40, 13, 15, 264, 1, 1, edge=True),
     Case("one_of_everything", 1, 1, 1, 1, 1, 1, 1),
     Case("window_is_the_input", 3, 6, 5, 4, 10, 5, 4),
     Case("patches_4x4_stride4", 2, 3, 16, 12, 32, 4, 4, stride=(4, 4)),

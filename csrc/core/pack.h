@@ -156,6 +156,26 @@ constexpr PackedPlaces packed_places(Packed const& q) {
   return at;
 }
 
+// fprop and dgrad in 16-bit types that store single elements, as in NCHW, unless all tiles are split: how much longer
+// than by 128x64 the last tile's stores take, which no other tile's multiplication hides; measured, by rows.
+constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
+  if (row.family != Family::tma || row.op == Op::wgrad || is_pointwise(row) || row.variant == Variant::phases) return 0;
+  if (p.dtype == DType::f32 || !tma_stores_singly(row.op, p)) return 0;
+  if (split_k > 1 && tma_tiles(row, p) < tma_slots(row)) return 0;
+  switch (row.tile_n) {
+    case 64:
+      return row.tile_m == 256 ? 3000 : 0;
+    case 128:
+      return 8000;
+    case 160:
+      return 10000;
+    case 192:
+      return 2000;
+    default:
+      return 3300;
+  }
+}
+
 // The passes that pack and unpack: one launch for the operands, one for the result.
 constexpr double packing_ns(Op op, Problem const& p, Packed const& q) {
   Problem const& c = q.problem;

@@ -80,6 +80,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       Estimate e = row.family == Family::tma       ? in_place_estimate(row, op, q.problem, d)
                    : row.family == Family::grouped ? grouped_estimate(row, op, q.problem, d)
                                                    : simt_estimate(row, op, q.problem, d);
+      e.ns += last_store_ns(row, q.problem, e.split_k);
       if (q.which.any()) e.ns += packing_ns(op, t, q);
       e.ns += patch_ns(row, p);
       return e;

@@ -4,12 +4,15 @@
 //
 // A block moves a tile of lines x words, kTile words in all, through shared memory: on the packed side a thread moves
 // 16 bytes of channels, on the strided side a vector of pixels of one word's channels. Where channels lie closer than
-// pixels (channels_last with odd channel counts) the strided side moves single elements instead.
+// pixels (channels_last with odd channel counts) the strided side moves single elements instead. Images of an odd
+// number of pixels, up to 17x17, and filters, whose channels follow each other without gaps, are moved as runs of
+// channels.
 #pragma once
 
 #include <cstdint>
 
 #include "gather.cuh"
+#include "ptx.cuh"
 #include "types.cuh"
 
 namespace conv2d_ext::pack {
@@ -19,6 +22,8 @@ constexpr int kBlocks = 8;            // an SM; what hides the latency
 constexpr int kTile = 2048;           // words
 constexpr int kMaxLines = kTile / 4;  // of a tile
 constexpr int kMaxChannels = 64;
+constexpr int kMaxRunVectors = 640;  // of a tile of runs
+constexpr int kRunVectors = 512;     // of a tile of several images, at most
 
 struct Tensor {
   void* plain;
@@ -31,6 +36,8 @@ struct Tensor {
   int32_t channels;                  // packed, of all groups
   int32_t vector;                    // pixels that are moved at once, 0: not through shared memory
   int32_t log_lines, log_words;      // of a tile
+  int32_t run_images;                // or filters of a tile of runs; 0: not moved so
+  int32_t run_log_vectors;           // of a pixel's channels in such a tile
   uint32_t first_block, tiles_c;
 };
 
@@ -46,8 +53,10 @@ __device__ inline int word_at(int line, int word, int words) { return line * (wo
 struct Tables {
   int64_t line[kMaxLines];        // offset in `plain`, -1: padding
   int64_t channel[kMaxChannels];  // likewise
-  uint32_t word[kTile + kMaxLines + kMaxLines / 8];
+  alignas(16) uint32_t word[kTile + kMaxLines + kMaxLines / 8];
 };
+
+static_assert(kMaxRunVectors * 16 <= int(sizeof(Tables::word)));
 
 // Words of V pixels from and to the vectors of their channels.
 template <class T, int V>
@@ -153,14 +162,79 @@ __device__ void store_elements(Tensor const& t, Tables const& tables) {
   }
 }
 
+// A tile of runs: the same channels of `run_images` images or filters.
+template <class T, bool unpack>
+__device__ void move_runs(Tensor const& t, uint32_t block, uint32_t* words) {
+  constexpr int vector = 16 / int(sizeof(T)), units = (kMaxRunVectors + kThreads - 1) / kThreads;
+  T* const shared = reinterpret_cast<T*>(words);  // image, channel, pixel
+  int const vectors = 1 << t.run_log_vectors, pixels = int(t.pixels), run = pixels * vectors, most = t.run_images * run;
+  int64_t const first_n = int64_t(block / t.tiles_c) * t.run_images;
+  int const first_c = int(block % t.tiles_c) * (vectors * vector);
+  uint4 v[units];
+  // The plain side of vector i; null: padding.
+  auto plain = [&](int i) -> uint4* {
+    int const image = i / run, at = first_c * pixels + i % run * vector;
+    uint32_t const n = uint32_t(first_n) + uint32_t(image), group = n / t.group_n_packed,
+                   in_group = n % t.group_n_packed;
+    if (i >= most || (first_n + image) * pixels >= t.lines || in_group >= t.group_n || at >= t.group_c * pixels)
+      return nullptr;
+    return reinterpret_cast<uint4*>(static_cast<T*>(t.plain) + (int64_t(group) * t.group_n + in_group) * t.n + at);
+  };
+  // Likewise the packed side, and where the vector's first channel is in shared memory.
+  auto packed = [&](int i, T*& from) -> uint4* {
+    int const c = (i & (vectors - 1)) * vector, line_of_tile = i >> t.run_log_vectors;
+    int const image = line_of_tile / pixels, pixel = line_of_tile % pixels;
+    from = shared + (image * vectors * vector + c) * pixels + pixel;
+    int64_t const line = (first_n + image) * pixels + pixel;
+    if (i >= most || line >= t.lines || first_c + c >= t.channels) return nullptr;
+    return reinterpret_cast<uint4*>(static_cast<T*>(t.packed) + line * t.channels + first_c + c);
+  };
+  auto each = [&](auto&& work) {
+#pragma unroll
+    for (int u = 0; u < units; ++u) work(u, u * kThreads + int(threadIdx.x));
+  };
+  T* from;
+  each([&](int u, int i) {
+    uint4 const* const address = unpack ? packed(i, from) : plain(i);
+    v[u] = address != nullptr ? *address : make_uint4(0, 0, 0, 0);
+  });
+  each([&](int u, int i) {
+    if constexpr (unpack) {
+      if (packed(i, from) == nullptr) return;
+      Vector<T, vector> const e = *reinterpret_cast<Vector<T, vector>*>(&v[u]);
+#pragma unroll
+      for (int j = 0; j < vector; ++j) from[j * pixels] = e.v[j];
+    } else if (i < most) {
+      reinterpret_cast<uint4*>(shared)[i] = v[u];
+    }
+  });
+  __syncthreads();
+  each([&](int, int i) {
+    if constexpr (unpack) {
+      if (uint4* const address = plain(i)) *address = reinterpret_cast<uint4*>(shared)[i];
+    } else if (uint4* const address = packed(i, from)) {
+      Vector<T, vector> e;
+#pragma unroll
+      for (int j = 0; j < vector; ++j) e.v[j] = from[j * pixels];
+      *address = *reinterpret_cast<uint4*>(&e);
+    }
+  });
+}
+
 template <class T, bool unpack>
 __global__ void __launch_bounds__(kThreads, kBlocks) pack_kernel(__grid_constant__ Params const p) {
   constexpr int per_word = 4 / int(sizeof(T));
   __shared__ Tables tables;
+  if constexpr (!unpack) ptx::griddepcontrol_launch_dependents();
   int which = p.count - 1;
   while (blockIdx.x < p.tensor[which].first_block) --which;
   Tensor const& t = p.tensor[which];
   uint32_t const block = blockIdx.x - t.first_block;
+  if (t.run_images > 0) {
+    if constexpr (unpack) ptx::griddepcontrol_wait();
+    move_runs<T, unpack>(t, block, tables.word);
+    return;
+  }
   int const lines = 1 << t.log_lines, words = kTile >> t.log_lines;
   int64_t const first_line = int64_t(block / t.tiles_c) * lines;
   int const first_channel = int(block % t.tiles_c) * words * per_word;
@@ -179,6 +253,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pack_kernel(__grid_constant
     tables.channel[threadIdx.x] = there ? (int64_t(group) * t.group_c + in_group) * t.c : -1;
   }
   __syncthreads();
+  if constexpr (unpack) ptx::griddepcontrol_wait();
   if (!unpack && t.vector > 0) {
     plain_side<T, unpack>(t, tables);
     __syncthreads();

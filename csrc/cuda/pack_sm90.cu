@@ -1,3 +1,4 @@
+#include "dependent.cuh"
 #include "pack.cuh"
 #include "pack.h"
 #include "patch.cuh"
@@ -33,6 +34,17 @@ pack::Tensor tensor_of(void* plain, void* packed, Strides const& s, int align, i
   t.group_c = int32_t(shape.c), t.group_c_packed = int32_t(shape.c_packed);
   t.channels = int32_t(shape.c_packed * shape.groups_c);
   t.vector = vector_of(s, align, size, shape);
+  int const v = 16 / size;
+  int64_t const H = shape.H, W = shape.W, pixels = H * W;
+  bool const dense = (W == 1 || s.w == 1) && (H == 1 || s.h == W) && (shape.c == 1 || s.c == pixels);
+  if (t.vector == 1 && pixels * 2 <= pack::kMaxRunVectors && dense && shape.groups_c == 1 && shape.c % v == 0 &&
+      s.n % v == 0 && align >= 16 && shape.c * pixels < 1 << 30) {
+    t.run_log_vectors = 3;  // a line of 128 bytes
+    while (pixels << t.run_log_vectors > pack::kMaxRunVectors) --t.run_log_vectors;
+    t.run_images = int32_t(max64(1, pack::kRunVectors / (pixels << t.run_log_vectors)));
+    t.tiles_c = uint32_t(ceil_div(t.channels, int64_t(v) << t.run_log_vectors));
+    return t;
+  }
   // The widest tile that leaves at most an eighth of its words empty, or the narrowest.
   int64_t const words = t.channels * int64_t(size) / 4;
   int64_t wide = 32;
@@ -49,13 +61,15 @@ struct Launch {
 
   void add(pack::Tensor t) {
     t.first_block = uint32_t(blocks);
-    blocks += ceil_div(t.lines, int64_t(1) << t.log_lines) * t.tiles_c;
+    int64_t const lines = t.run_images > 0 ? t.run_images * int64_t(t.pixels) : int64_t(1) << t.log_lines;
+    blocks += ceil_div(t.lines, lines) * t.tiles_c;
     params.tensor[params.count++] = t;
   }
   template <bool unpack>
   cudaError_t run(int size, cudaStream_t stream) {
     if (blocks == 0) return cudaSuccess;
     auto* const kernel = size == 2 ? pack::pack_kernel<uint16_t, unpack> : pack::pack_kernel<uint32_t, unpack>;
+    if constexpr (unpack) return launch_dependent(kernel, dim3(unsigned(blocks)), pack::kThreads, 0, stream, params);
     kernel<<<unsigned(blocks), pack::kThreads, 0, stream>>>(params);
     return cudaGetLastError();
   }

@@ -35,6 +35,7 @@ constexpr int kPieceBytes = 16 * kLineBytes;  // of the output: a warp's rows, 1
 constexpr int kMaxStages = 16;
 constexpr int kMaxKept = 64;  // stages of B that stay
 constexpr int kReduceThreads = 256;
+constexpr int kReduceSide = 32;  // a block's four sums a thread as a square
 
 template <class T, int TN>
 struct Tables {
@@ -757,13 +758,13 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
+  ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
     multiply<T, TM, TN, b_rows>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     Barriers const bars(tables);
-    if constexpr (sizeof(T) == 4) ptx::griddepcontrol_wait();  // for B
     if (threadIdx.x % 32 != 0) return;
     int const copier = int(threadIdx.x) / 32 % 4;
     if (copier < kCopiers) {
@@ -776,15 +777,22 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
 }
 
 // Sums the parts of the shared tiles in the order of their steps; a thread has four columns.
+// Where those are stored far apart, a block has 32 pixels by 32 columns, and its lanes go along the pixels to store
+// them.
 template <class T, int TM, int TN>
 __global__ void __launch_bounds__(kReduceThreads) tma_reduce(__grid_constant__ Params const p) {
-  constexpr int together = 8;
+  constexpr int together = 8, side = kReduceSide, blocks_n = TN / side;
+  static_assert(kReduceThreads * 4 == side * side && TN % side == 0 && TM % side == 0);
+  __shared__ float turned[side][side + 1];  // column, pixel
   Shares const& s = p.shares;
   int const tile = int(blockIdx.x);
   Unit const unit(p, p.alone + tile);
-  int const first = (int(blockIdx.y) * kReduceThreads + int(threadIdx.x)) * 4;
+  bool const turns = p.singly && p.out_c != 1;
+  int const block = int(blockIdx.y), thread = int(threadIdx.x);
+  int const first = turns ? (block / blocks_n * side + thread / 8) * TN + block % blocks_n * side + thread % 8 * 4
+                          : (block * kReduceThreads + thread) * 4;
   int const n = unit.n * TN + first % TN;
-  if (n >= p.N) return;
+  if (!turns && n >= p.N) return;
   int count = s.aligned, strips = 0;
   if (s.strip_steps > 0) {
     int const begin = tile * s.strip_steps, from = begin / s.strip_share;
@@ -792,6 +800,7 @@ __global__ void __launch_bounds__(kReduceThreads) tma_reduce(__grid_constant__ P
     strips = s.aligned * s.shared + from + tile - s.aligned;
   }
   float const* const partial = static_cast<float const*>(p.workspace) + first;
+  ptx::griddepcontrol_launch_dependents();
   ptx::griddepcontrol_wait();
   float4 sum = make_float4(0, 0, 0, 0);
   for (int i = 0; i < count; i += together) {
@@ -805,7 +814,27 @@ __global__ void __launch_bounds__(kReduceThreads) tma_reduce(__grid_constant__ P
 #pragma unroll
     for (int j = 0; j < together; ++j) sum.x += v[j].x, sum.y += v[j].y, sum.z += v[j].z, sum.w += v[j].w;
   }
-  int64_t const m = int64_t(unit.m) * TM + first / TN, to = out_of(p, p.phase[unit.phase], m);
+  if (turns) {
+    turned[thread % 8 * 4][thread / 8] = sum.x, turned[thread % 8 * 4 + 1][thread / 8] = sum.y;
+    turned[thread % 8 * 4 + 2][thread / 8] = sum.z, turned[thread % 8 * 4 + 3][thread / 8] = sum.w;
+  }
+  int64_t const m = int64_t(unit.m) * TM + (turns ? block / blocks_n * side + thread % 32 : first / TN),
+                to = out_of(p, p.phase[unit.phase], m);
+  if (turns) {
+    int const lane = int(threadIdx.x) % 32, column = int(threadIdx.x) / 32 * 4;
+    Unit const same(p, p.alone + int(blockIdx.x));  // anew, rather than kept in registers
+    __syncthreads();
+    T* const out = static_cast<T*>(p.out) + same.group * p.group_out + to;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int const at = same.n * TN + int(blockIdx.y) % blocks_n * side + column + i;
+      if (to < 0 || at >= p.N) break;
+      float const bias =
+          p.bias == nullptr ? 0 : widen(static_cast<T const*>(p.bias)[same.group * p.group_bias + at * p.bias_stride]);
+      out[at * p.out_c] = narrow<T>(turned[column + i][lane] + bias);
+    }
+    return;
+  }
   if (to < 0) return;
   if (p.row_bias != nullptr) {
     float const bias = widen(static_cast<T const*>(p.row_bias)[m * p.bias_stride]);
@@ -939,9 +968,10 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
 // lest the first few SMs get all of them, they ask for as much shared memory as makes them spread over the device.
 inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int each, int sm_count, cudaStream_t stream) {
   int64_t const blocks = p.shares.shared * each, an_sm = ceil_div(blocks, sm_count);
-  constexpr int most = 224 * 1024;  // of an SM; each block takes 1024 bytes more than it asks for
-  int const shared_bytes = an_sm < 2048 / kReduceThreads ? int(most / an_sm - 1024) : 0;
-  cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  constexpr int most = 224 * 1024;                                  // of an SM
+  constexpr int more = 1024 + kReduceSide * (kReduceSide + 1) * 4;  // that each block takes than it asks for
+  int const shared_bytes = an_sm < 2048 / kReduceThreads ? int(most / an_sm - more) : 0;
+  cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most - more);
   if (error != cudaSuccess) return error;
   dim3 const grid{unsigned(p.shares.shared), unsigned(each)};
   return launch_dependent(kernel, grid, kReduceThreads, shared_bytes, stream, p);
@@ -969,8 +999,8 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   if (p.shares.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
   if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
-  kernel<<<unsigned(blocks), kThreads, S::shared_bytes, stream>>>(p);
-  if ((error = cudaGetLastError()) != cudaSuccess || p.shares.shared == 0) return error;
+  error = launch_dependent(kernel, dim3(unsigned(blocks)), kThreads, S::shared_bytes, stream, p);
+  if (error != cudaSuccess || p.shares.shared == 0) return error;
   return launch_reduce(tma_reduce<T, TM, TN>, p, TM * TN / (4 * kReduceThreads), sm_count, stream);
 }
 

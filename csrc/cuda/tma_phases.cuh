@@ -187,6 +187,7 @@ __global__ void __launch_bounds__(kThreads, 1) phases_kernel(__grid_constant__ P
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
+  ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   int const warpgroup = int(threadIdx.x) / kWarpgroup;
   if (warpgroup < 2) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
@@ -236,8 +237,8 @@ cudaError_t launch_phases(Problem const& problem, Arguments const& args, cudaStr
   int device = 0, sm_count = 0;
   if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
-  kernel<<<unsigned(min64(ceil_div(p.tiles, 2), sm_count)), kThreads, shared_bytes, stream>>>(p);
-  return cudaGetLastError();
+  return launch_dependent(kernel, dim3(unsigned(min64(ceil_div(p.tiles, 2), sm_count))), kThreads, shared_bytes, stream,
+                          p);
 }
 
 }  // namespace conv2d_ext::tma

@@ -384,13 +384,13 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
+  ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<SwapShape::multiply_regs>();
     swap_multiply<T, b_rows>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<SwapShape::copy_regs>();
     if (threadIdx.x == 2 * kWarpgroup) {
-      if constexpr (sizeof(T) == 4) ptx::griddepcontrol_wait();  // for B
       swap_copy<T, b_rows>(p, ring, tables);
       ptx::griddepcontrol_launch_dependents();
     }

@@ -342,6 +342,7 @@ __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, Wgrad
   }
   __syncthreads();
   ptx::griddepcontrol_launch_dependents();
+  ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < S::warpgroups * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
     wgrad_multiply<T, variant, TM, TN>(p, ring, full, empty);
@@ -444,6 +445,7 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
   WgradParts const parts(s, shared);
   int const count = valid ? parts.count : 0;
   float4 const* const from = static_cast<float4 const*>(p.workspace) + piece * kWarpgroup + rows * 2 + lane;
+  ptx::griddepcontrol_launch_dependents();
   ptx::griddepcontrol_wait();
   float4 sum[2] = {};
   for (int i = slice; i < count; i += slices * together) {
@@ -566,8 +568,8 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
       return error;
     workers = min64(t.tiles, int64_t(sm_count) * S::blocks);
   }
-  kernel<<<unsigned(workers), unsigned(S::threads), S::shared_bytes, stream>>>(p);
-  if ((error = cudaGetLastError()) != cudaSuccess || shared == 0) return error;
+  error = launch_dependent(kernel, dim3(unsigned(workers)), S::threads, S::shared_bytes, stream, p);
+  if (error != cudaSuccess || shared == 0) return error;
 
   Images const images{
       args.a,    args.b, x.n, x.h, x.w, y.n, y.h, y.w, problem.N * P * Q, int32_t(problem.H), int32_t(problem.W),
