@@ -372,6 +372,9 @@ CASES: tuple[Case, ...] = (
     Case("wgrad_32_channels", 2, 32, 17, 18, 72, 5, 4, stride=(2, 1), padding=(2, 1)),
     # one round of tiles for every SM and some more, whose reduction is split
     Case("tail_of_tiles", 1, 64, 190, 190, 8, 3, 3, padding=(1, 1), bias=False),
+    # two tiles of 64 filters or channels, whose filters do not all stay in shared memory
+    Case("two_tiles_of_filters", 2, 72, 40, 61, 104, 3, 3, padding=(1, 1)),
+    Case("two_tiles_of_filters_stride2", 3, 72, 41, 62, 104, 3, 3, stride=(2, 2), padding=(1, 1), bias=False),
     # nothing to sum, or nothing to write
     Case("N0", 0, 4, 6, 6, 8, 3, 3, padding=(1, 1), edge=True),
     Case("C0", 2, 0, 6, 5, 4, 3, 3, padding=(1, 1), edge=True),

@@ -63,7 +63,8 @@ struct Shape {
   // A warpgroup has whole tiles, not halves.
   static constexpr bool turns = sizeof(T) == 2 && (TM == 64 || (TM == 128 && TN == 128));
   static constexpr bool keeps_b = false;
-  static constexpr int columns(int) { return 64; }  // that a copy of B takes at most, if it is N-major
+  static constexpr int halo_stages = blocks == 2 ? 2 : 3;  // of A, lines of 128 bytes
+  static constexpr int columns(int) { return 64; }         // that a copy of B takes at most, if it is N-major
   static constexpr int kept_bytes(int, int, bool) { return 0; }
   static constexpr int runs = (TN + 63) / 64;
   // As many if B is K-major: TN lines. Floats are never N-major.
@@ -950,8 +951,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     if (error != cudaSuccess) return error;
   }
   int64_t const ring = q.by_engine ? S::ring_beside_pieces : S::ring_bytes;
-  int64_t stages_a =
-      halo ? (S::blocks == 2 ? 2 : 3) * (kLineBytes / q.line) : min64(ring / (q.a_bytes + q.b_bytes), kMaxStages);
+  int64_t stages_a = halo ? S::halo_stages * (kLineBytes / q.line) : min64(ring / (q.a_bytes + q.b_bytes), kMaxStages);
   int64_t stages_b = min64((ring - stages_a * q.a_bytes) / q.b_bytes, kMaxStages);
   q.keep_b = S::keeps_b && q.shares.shared == 0 && tiles_n <= kMaxKeptTiles && first_b <= kMaxKept &&
              first_b * q.b_bytes + 3 * q.a_bytes <= S::ring_bytes;

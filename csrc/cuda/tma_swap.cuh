@@ -9,6 +9,8 @@
 // If there are few tiles of filters and all taps of one fit into shared memory beside three stages of A, a block copies
 // those of its own tile once, and they stay (`keep_b`).
 //
+// A thread copies pixels and another filters, so that neither waits for the other's stages.
+//
 // Variant halo with a stride along W: taps whose distance is a multiple of the stride share a copy of A.
 #pragma once
 
@@ -20,6 +22,7 @@ struct SwapShape {
   static constexpr int TM = 256, TN = 64;
   static constexpr int blocks = 1;  // an SM
   static constexpr bool keeps_b = true;
+  static constexpr int halo_stages = 4;
   static constexpr int pieces = 0;  // the copy engine does not store
   static constexpr int b_bytes = kRunBytes;
   static constexpr int columns(int N) { return N <= 32 ? 32 : 64; }
@@ -65,35 +68,49 @@ __device__ inline int stages_of_b(Phase const& phase, int steps) {
   return rows * phase.taps + copies * phase.taps_a - max(copies - phase.full_copies, 0);
 }
 
-template <class T, bool b_rows>
-__device__ void swap_copy(Params const& p, uint32_t ring, SwapTables& tables) {
-  uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
+template <class T>
+__device__ void swap_copy_a(Params const& p, uint32_t ring, SwapTables& tables) {
   int const chunk_size = p.line / int(sizeof(T));
-  int const bytes_b = b_rows ? chunk_size * 2 * SwapShape::columns(p.N) : min(SwapShape::TN, p.N) * p.line;
-  uint32_t kept = 0;  // phases whose filters have been copied
-  Stage a, b;
+  Stage a;
   Work work(p);
   for (Unit unit; work.take(p, unit);) {
-    int const index = unit.phase;
-    Phase const& phase = p.phase[index];
+    if (unit.count == 0) continue;
+    Phase const& phase = p.phase[unit.phase];
+    CUtensorMap const& map = p.a[unit.phase];
     int64_t j = int64_t(unit.m) * SwapShape::TM;
     int64_t i = phase.columns.divide(j);
     int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
+    SwapStep at(p, phase, unit.begin);
+    for (int step = 0; step < unit.count; ++step, at.advance(p, phase.taps_w), a.advance(p.stages_a)) {
+      uint64_t* const bar = &tables.full_a[a.index];
+      ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
+      ptx::mbarrier_arrive_expect_tx(bar, p.a_bytes);
+      copy_pixels(p, ring + a.index * p.a_bytes, map, bar, unit.group, at.chunk * chunk_size, w, h, n,
+                  at.copy * phase.tap_w, at.tap_h * phase.tap_h);
+    }
+  }
+}
+
+template <class T, bool b_rows>
+__device__ void swap_copy_b(Params const& p, uint32_t ring, SwapTables& tables) {
+  uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
+  int const chunk_size = p.line / int(sizeof(T));
+  int const bytes_b = b_rows ? chunk_size * 2 * SwapShape::columns(p.N) : min(SwapShape::TN, p.N) * p.line;
+  uint32_t kept = 0;  // phases whose filters have been copied
+  Stage b;
+  Work work(p);
+  for (Unit unit; work.take(p, unit);) {
+    int const index = unit.phase;
+    Phase const& phase = p.phase[index];
     if (unit.count == 0) continue;
-    bool const have_b = kept >> index & 1;
     if (p.keep_b) {
+      if (kept >> index & 1) continue;
       kept |= 1u << index;
       b.index = phase.first_b;
     }
     SwapStep at(p, phase, unit.begin);
     for (int step = 0; step < unit.count; ++step, at.advance(p, phase.taps_w)) {
-      ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
-      ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
-      copy_pixels(p, ring + a.index * p.a_bytes, p.a[index], &tables.full_a[a.index], unit.group, at.chunk * chunk_size,
-                  w, h, n, at.copy * phase.tap_w, at.tap_h * phase.tap_h);
-      a.advance(p.stages_a);
-      if (have_b) continue;
       int const r = phase.first_r + at.tap_h * phase.step_r, taps = phase.taps_a - (at.copy >= phase.full_copies);
       for (int t = 0; t < taps; ++t) {
         int const s = phase.first_s + (at.copy + t * phase.taps_w) * phase.step_s;
@@ -391,8 +408,10 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
   } else {
     ptx::setmaxnreg_dec<SwapShape::copy_regs>();
     if (threadIdx.x == 2 * kWarpgroup) {
-      swap_copy<T, b_rows>(p, ring, tables);
+      swap_copy_a<T>(p, ring, tables);
       ptx::griddepcontrol_launch_dependents();
+    } else if (threadIdx.x == 2 * kWarpgroup + 32) {
+      swap_copy_b<T, b_rows>(p, ring, tables);
     }
   }
 }
