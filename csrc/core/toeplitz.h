@@ -94,17 +94,22 @@ constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, int S, Devi
       max64(2, min64(kToeplitzStages, (224 * 1024 / resident - 2048 - kToeplitzBuffers * t.out_bytes) / t.in_bytes)));
   t.shared_bytes = t.stages * t.in_bytes + kToeplitzBuffers * t.out_bytes + 1024;
   int64_t const slots = max64(1, int64_t(resident) * d.sm_count / t.slices);
+  // Of the bytes beyond those that L2 keeps, as measured for channels that fill no slices.
+  double const bytes = 2.0 * double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
+  double const memory_ns = (bytes - 40e6) / (2200.0 * d.sm_count / 132);
   auto consider = [&](int64_t each) {
     ToeplitzTile u = t;
     u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
     // As measured.
     double const blocks = double(u.shares * t.slices), full = double(resident) * d.sm_count;
     double const present = blocks < full ? max_of(1, blocks / d.sm_count) : resident;
-    double const row_ns = (R == 3 ? 570 : R == 5 ? 600 : 1010) + (R == 5 ? 28 : 35) * present * present;
+    double const alone = R == 3 ? 445 : R == 5 ? 465 : 745, beside = R == 3 ? 28 : R == 5 ? 25 : 35;
+    double const ragged = R == 3 && t.slices * t.channels != p.C ? 1.3 : 1.0;
+    double const row_ns = (alone + beside * present * present) * ragged;
     double const halo = double((R - 1) * ceil_div(u.each, t.rows) + (u.each % t.rows == 0 ? 0 : (R - 1) / 2));
-    u.ns = (R == 7   ? 6500
-            : R == 5 ? 5500
-                     : 6100) +
+    u.ns = (R == 7   ? 9000
+            : R == 5 ? 6300
+                     : 6800) +
            double(ceil_div(int64_t(blocks), int64_t(full))) * (double(u.each) + halo) * row_ns;
     if (t.ns == 0 || u.ns < t.ns) t = u;
   };
@@ -112,6 +117,7 @@ constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, int S, Devi
   consider(even);
   consider(ceil_div(even, t.rows) * t.rows);
   if (t.rows > 1 && even < t.rows) consider(ceil_div(t.rows, t.rows / even));
+  t.ns = max_of(t.ns, memory_ns);
   return t;
 }
 

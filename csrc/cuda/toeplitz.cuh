@@ -16,6 +16,8 @@
 // again, one product at a time.
 #pragma once
 
+#include <utility>
+
 #include "../core/toeplitz.h"
 #include "depthwise.cuh"
 #include "ptx.cuh"
@@ -104,7 +106,6 @@ struct Taps {
 
   __device__ Taps(Params const& p, int c0) {
     int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-    low = g % 2 == 0 ? 0x4410 : 0x1044, high = g % 2 == 0 ? 0x4432 : 0x3244;
     int const c = c0 + g % 2, above = R - p.R;
 #pragma unroll
     for (int j = 0; j < window; ++j) {
@@ -129,8 +130,11 @@ struct Taps {
       }
     }
   }
-  // So that operands are not made ahead, and kept in registers that there are not.
-  __device__ void renew() { low = uint32_t(ptx::unknown(int(low))), high = uint32_t(ptx::unknown(int(high))); }
+  // After this, operands are made anew: those made ahead stay in registers, which R == 7 does not have.
+  __device__ void renew(uint32_t constants) {
+    uint2 const v = ptx::ld_shared_v2(constants + threadIdx.x / 4 % 2 * uint32_t(sizeof(uint2)));
+    low = v.x, high = v.y;
+  }
   __device__ uint32_t operator()(int pair, int row, int j) const {
     return j < 2 ? __byte_perm(near[pair][row], 0, j == 0 ? low : high)
                  : __byte_perm(far[pair][row / 2], 0, row % 2 == 0 ? low : high);
@@ -245,14 +249,14 @@ __device__ inline void move_rows(Params const& p, Barriers& barriers, int begin,
 
 // The products of a warp; returns the larger of its outputs, or a NaN.
 template <class T, int R, int window>
-__device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, float const* biases, int begin, int end,
-                                         int c0, uint32_t shared) {
+__device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, float const* biases, uint32_t constants,
+                                         int begin, int end, int c0, uint32_t shared) {
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
   int const octets = p.channels / 8, octet = warp % octets;
   Taps<T, R, window> taps(p, c0 + octet * 8);
   int const columns = (p.blocks + window - 1) * 4;
   // Of blocks g and g + 8 of the warp's. Four pixels on, the swizzle has changed by `flip`.
-  uint32_t const step = p.channels * 8, flip = octets > 1 ? p.channels : 0;
+  uint32_t const step_in = p.channels * 8, flip = octets > 1 ? p.channels : 0;
   uint32_t from[2], to[2];
   bool exists[2];
 #pragma unroll
@@ -265,73 +269,84 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
     to[half] = shared + p.stages * p.in_bytes + swizzled(image * p.blocks * 4 + column, octet, octets);
   }
 
+  // What the compiler cannot know: of plain copies it makes one for each instruction that reads them.
+  uint32_t const one = ptx::ld_shared(constants + 2 * uint32_t(sizeof(uint2)));
+  taps.renew(constants);
   uint32_t most = 0, parity = 0, parity_out = 1;
   float acc[R][4][4];
   int stage = 0, buffer = 0;
   for (int index = begin; index < end;) {
     Strip const s = strip_of<R>(p, index, end);
     index += s.rows;
-#pragma unroll 1
-    for (int row = 0; row < s.rows + R - 1; ++row) {
-      bool const with_in = has_row(p, s, row), with_out = row >= R - 1;
-      if (with_in) {
+    int const rows = s.rows + R - 1;
+    // Row u of a cycle of R rows: the sums that it completes are in place u, those of k rows on in place (u + k) % R.
+    auto step = [&]<int u>(std::integral_constant<int, u>, int row) {
+      // A row that there is not is one of zeros.
+      uint4 in[2][window] = {};
+      if (has_row(p, s, row)) {
         ptx::mbarrier_wait(&barriers.full[stage], parity);
         uint32_t const offset = stage * p.in_bytes;
-        uint4 in[2][window];
 #pragma unroll
         for (int j = 0; j < window; ++j)
 #pragma unroll
           for (int half = 0; half < 2; ++half)
-            in[half][j] = ptx::ld_shared_v4(((from[half] + j * step) ^ (j % 2 * flip)) + offset);
+            in[half][j] = ptx::ld_shared_v4(((from[half] + j * step_in) ^ (j % 2 * flip)) + offset);
         __syncwarp();
         if (lane == 0) ptx::mbarrier_arrive(&barriers.empty[stage]);
         if (++stage == p.stages) stage = 0, parity ^= 1;
-        taps.renew();
+      }
+      if constexpr (R == 7) taps.renew(constants);
 #pragma unroll
-        for (int k = 0; k < R; ++k)
+      for (int pair = 0; pair < 4; ++pair) {
+        uint32_t words[2][window];
 #pragma unroll
-          for (int pair = 0; pair < 4; ++pair) {
-            auto word = [&](int half, int j) {
-              uint4 const& v = in[half][j];
-              return pair == 0 ? v.x : pair == 1 ? v.y : pair == 2 ? v.z : v.w;
-            };
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
-            for (int e = 0; e < 4; ++e) acc[k][pair][e] = k + 1 < R ? acc[k + 1][pair][e] : 0.f;
-            int const r = R - 1 - k;
-            ptx::mma_m16n8k16<T>(acc[k][pair], word(0, 0), word(1, 0), word(0, 1), word(1, 1), taps(pair, r, 0),
-                                 taps(pair, r, 1));
-            if constexpr (window == 3) ptx::mma_m16n8k8<T>(acc[k][pair], word(0, 2), word(1, 2), taps(pair, r, 2));
+          for (int j = 0; j < window; ++j) {
+            uint4 const& v = in[half][j];
+            words[half][j] = (pair == 0 ? v.x : pair == 1 ? v.y : pair == 2 ? v.z : v.w) * one;
           }
-      } else {
 #pragma unroll
-        for (int k = 0; k < R; ++k)
-#pragma unroll
-          for (int i = 0; i < 16; ++i) acc[k][i / 4][i % 4] = k + 1 < R ? acc[k + 1][i / 4][i % 4] : 0.f;
-      }
-      if (with_out) {
-        uint32_t out[2][4];
-#pragma unroll
-        for (int pair = 0; pair < 4; ++pair) {
-          float2 b = make_float2(0.f, 0.f);
-          if (p.bias != nullptr) b = *reinterpret_cast<float2 const*>(biases + octet * 8 + pair * 2);
-          out[0][pair] = pack<T>(acc[0][pair][0] + b.x, acc[0][pair][1] + b.y);
-          out[1][pair] = pack<T>(acc[0][pair][2] + b.x, acc[0][pair][3] + b.y);
+        for (int k = 0; k < R; ++k) {
+          auto& sums = acc[(u + k) % R][pair];
+          if (k + 1 == R) sums[0] = sums[1] = sums[2] = sums[3] = 0.f;
+          ptx::mma_m16n8k16<T>(sums, words[0][0], words[1][0], words[0][1], words[1][1], taps(pair, R - 1 - k, 0),
+                               taps(pair, R - 1 - k, 1));
         }
-        ptx::mbarrier_wait(&barriers.free[buffer], parity_out);
+        if constexpr (window == 3)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          if (!exists[half]) continue;
-#pragma unroll
-          for (int pair = 0; pair < 4; ++pair) most = max_or_nan<T>(most, out[half][pair]);
-          ptx::st_shared_v4(to[half] + buffer * p.out_bytes,
-                            make_uint4(out[half][0], out[half][1], out[half][2], out[half][3]));
-        }
-        ptx::fence_proxy_async();
-        __syncwarp();
-        if (lane == 0) ptx::mbarrier_arrive(&barriers.done[buffer]);
-        if (++buffer == kToeplitzBuffers) buffer = 0, parity_out ^= 1;
+          for (int k = 0; k < R; ++k)
+            ptx::mma_m16n8k8<T>(acc[(u + k) % R][pair], words[0][2], words[1][2], taps(pair, R - 1 - k, 2));
       }
-    }
+      if (row < R - 1) return;
+      uint32_t out[2][4];
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        float const(&sums)[4] = acc[u][pair];
+        float2 b = make_float2(0.f, 0.f);
+        if (p.bias != nullptr) b = *reinterpret_cast<float2 const*>(biases + octet * 8 + pair * 2);
+        out[0][pair] = pack<T>(sums[0] + b.x, sums[1] + b.y);
+        out[1][pair] = pack<T>(sums[2] + b.x, sums[3] + b.y);
+      }
+      ptx::mbarrier_wait(&barriers.free[buffer], parity_out);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (!exists[half]) continue;
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) most = max_or_nan<T>(most, out[half][pair]);
+        ptx::st_shared_v4(to[half] + buffer * p.out_bytes,
+                          make_uint4(out[half][0], out[half][1], out[half][2], out[half][3]));
+      }
+      ptx::fence_proxy_async();
+      __syncwarp();
+      if (lane == 0) ptx::mbarrier_arrive(&barriers.done[buffer]);
+      if (++buffer == kToeplitzBuffers) buffer = 0, parity_out ^= 1;
+    };
+#pragma unroll 1
+    for (int row = 0; row < rows; row += R)
+      [&]<int... u>(std::integer_sequence<int, u...>) {
+        ((row + u < rows ? step(std::integral_constant<int, u>(), row + u) : void()), ...);
+      }(std::make_integer_sequence<int, R>());
   }
   return most;
 }
@@ -356,11 +371,16 @@ __global__ void __launch_bounds__(toeplitz_threads(R), toeplitz_resident(R)) gat
   __shared__ Barriers barriers;
   __shared__ float biases[kToeplitzChannels];
   __shared__ int again;
+  __shared__ uint2 constants[3];
   uint32_t const shared = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
   int const readers = p.channels / 8 * ((p.blocks * p.images + 15) / 16) * 32;  // threads
-  if (threadIdx.x == 0) barriers.start(p.stages, readers / 32), again = 0;
+  if (threadIdx.x == 0) {
+    barriers.start(p.stages, readers / 32), again = 0;
+    constants[0] = make_uint2(0x4410, 0x4432), constants[1] = make_uint2(0x1044, 0x3244);  // Taps' low and high
+    constants[2].x = 1;
+  }
   if (p.bias != nullptr && int(threadIdx.x) < p.channels)
     biases[threadIdx.x] = c0 + int(threadIdx.x) < p.C
                               ? widen(static_cast<T const*>(p.bias)[(c0 + int(threadIdx.x)) * p.bias_stride])
@@ -371,7 +391,9 @@ __global__ void __launch_bounds__(toeplitz_threads(R), toeplitz_resident(R)) gat
     move_rows<R>(p, barriers, begin, end, c0, shared);
     ptx::mbarrier_arrive(&barriers.stored);
   } else if (int(threadIdx.x) < readers) {
-    if (has_nan<T>(multiply_rows<T, R, window>(p, barriers, biases, begin, end, c0, shared))) again = 1;
+    if (has_nan<T>(
+            multiply_rows<T, R, window>(p, barriers, biases, ptx::shared_address(constants), begin, end, c0, shared)))
+      again = 1;
     ptx::bar_sync(1, readers);
     if (again == 0) return;
     ptx::mbarrier_wait(&barriers.stored, 0);
