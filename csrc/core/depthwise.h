@@ -23,7 +23,8 @@ constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   bool const columns = p.S == row.tile_n && p.stride_w == row.tile_k && p.dilation_w == 1;
   // A block has at least 4 x 4 outputs of a channel; the grid must hold the blocks.
   double const pixels = double(max64(p.H, p.P()) + 3) * double(max64(p.W, p.Q()) + 3);
-  return p.K == p.C && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
+  return (p.K == p.C || row.op == Op::dgrad) && rows && columns &&
+         double(p.N) * double(p.C) * pixels / 16 < double(most);
 }
 
 // One filter size: what narrow copies and stores of rows off 16 bytes cost, and small images, was measured.

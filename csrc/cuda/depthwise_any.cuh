@@ -11,6 +11,7 @@
 namespace conv2d_ext::depthwise {
 
 constexpr int kPixels = 4;
+constexpr int kColumns = 3;           // of a row of taps, whose loads are on their way together
 constexpr int kNowhere = -(1 << 30);  // a coordinate that no step brings into an image
 
 struct AnyParams {
@@ -30,8 +31,25 @@ struct AnyParams {
   int64_t taps;  // R * S
   int in_H, in_W, out_H, out_W;
   int R, S, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w;
+  int step_h, step_w, next_h, next_w;  // fprop, dgrad: Meetings
   int splits, tap_units;
 };
+
+// 64-bit division is a long subroutine, and most numbers don't need it.
+__device__ inline int64_t quotient(int64_t a, int64_t b) {
+  return uint64_t(a | b) >> 32 != 0 ? a / b : int64_t(uint32_t(a) / uint32_t(b));
+}
+
+__device__ inline int64_t split_off(int64_t& value, int64_t divisor) {
+  int64_t const whole = quotient(value, divisor), rest = value - whole * divisor;
+  value = whole;
+  return rest;
+}
+
+template <class T>
+__device__ inline bool finite(T v) {
+  return v - v == T(0);
+}
 
 // Along one axis, the taps that an output meets: those from `first` on, `step` apart; and the input that it meets with
 // the first of them, and how far on the next one's is. Padded sizes are below 2^30 (plan.h), so no coordinate leaves
@@ -39,20 +57,14 @@ struct AnyParams {
 struct Meetings {
   int first, step, input, next;
 
-  __device__ Meetings(bool backward, int output, int stride, int dilation, int pad) {
-    first = 0, step = 1, input = output * stride - pad, next = dilation;
+  __device__ Meetings(bool backward, int output, int stride, int dilation, int pad, int taps_apart, int inputs_apart) {
+    first = 0, step = taps_apart, input = output * stride - pad, next = inputs_apart;
     if (!backward) return;
-    if (stride == 1) {
-      input = output + pad, next = -dilation;
-      return;
-    }
-    int divisor = stride;  // the greatest common one
-    for (int rest = dilation; rest != 0;) {
-      int const last = divisor % rest;
-      divisor = rest, rest = last;
-    }
-    step = stride / divisor, next = -(dilation / divisor), input = output + pad;
-    while (first < step && input % stride != 0) ++first, input -= dilation;
+    input = output + pad;
+    if (stride == 1) return;
+    int rest = input % stride;
+    int const down = dilation % stride;
+    while (first < step && rest != 0) ++first, input -= dilation, rest += rest < down ? stride - down : -down;
     input = first < step ? input / stride : kNowhere;
   }
 };
@@ -64,10 +76,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
   using Acc = decltype(widen(T()));
   int const step = int(blockDim.x);
   int64_t index = p.first_block + blockIdx.x;
-  int64_t const unit = index % p.pixel_units;
-  index /= p.pixel_units;
-  int64_t const c = index % p.channels, n = index / p.channels;
-  T const* plane = static_cast<T const*>(p.in) + n * p.in_n + (backward ? c * p.multiplier : c / p.multiplier) * p.in_c;
+  int64_t const unit = split_off(index, p.pixel_units), c = split_off(index, p.channels), n = index;
+  T const* plane =
+      static_cast<T const*>(p.in) + n * p.in_n + (backward ? c * p.multiplier : quotient(c, p.multiplier)) * p.in_c;
   T const* filter = static_cast<T const*>(p.other) + (backward ? c * p.multiplier : c) * p.w_k;
 
   Acc acc[kPixels] = {};
@@ -78,10 +89,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
   for (int i = 0; i < kPixels; ++i) {
     int64_t const pixel = pixel0 + i * step;
     bool const inside = pixel < p.pixels;
-    oh[i] = inside ? int(pixel / p.out_W) : -1;
+    oh[i] = inside ? int(quotient(pixel, p.out_W)) : -1;
     ow[i] = inside ? int(pixel - int64_t(oh[i]) * p.out_W) : 0;
-    Meetings const h(backward, inside ? oh[i] : 0, p.stride_h, p.dilation_h, p.pad_h);
-    Meetings const w(backward, ow[i], p.stride_w, p.dilation_w, p.pad_w);
+    Meetings const h(backward, inside ? oh[i] : 0, p.stride_h, p.dilation_h, p.pad_h, p.step_h, p.next_h);
+    Meetings const w(backward, ow[i], p.stride_w, p.dilation_w, p.pad_w, p.step_w, p.next_w);
     h0[i] = inside ? h.input : kNowhere, w0[i] = w.input, r0[i] = h.first, s0[i] = w.first;
     step_r = h.step, step_s = w.step, next_h = h.next, next_w = w.next;
   }
@@ -102,19 +113,40 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
       for (int k = 0; k < columns;) {
         Acc chain[kPixels] = {};
         int const end = columns - k < kChain ? columns : k + kChain;
-#pragma unroll(phases ? 2 : 4)
-        for (; k < end; ++k) {
-          Acc const tap = phases ? Acc(0) : widen(taps[0][k * next_tap]);
+        if constexpr (phases) {
+#pragma unroll 2
+          for (; k < end; ++k) {
 #pragma unroll
-          for (int i = 0; i < kPixels; ++i) {
-            int const v = w[i] + k * next_w;
-            if (unsigned(v) >= unsigned(p.in_W)) continue;
-            if constexpr (phases) {
-              if (s0[i] + k * step_s < p.S) chain[i] += widen(row[i][v]) * widen(taps[i][k * next_tap]);
-            } else {
-              chain[i] += widen(row[i][v]) * tap;
+            for (int i = 0; i < kPixels; ++i) {
+              int const v = w[i] + k * next_w;
+              if (unsigned(v) < unsigned(p.in_W) && s0[i] + k * step_s < p.S)
+                chain[i] += widen(row[i][v]) * widen(taps[i][k * next_tap]);
             }
           }
+        } else {
+          for (; k < end; k += kColumns) {
+            Acc tap[kColumns];
+            T in[kColumns][kPixels];
+#pragma unroll
+            for (int u = 0; u < kColumns; ++u) {
+              bool const exists = k + u < end;
+              tap[u] = exists ? widen(taps[0][(k + u) * next_tap]) : Acc(0);
+#pragma unroll
+              for (int i = 0; i < kPixels; ++i) {
+                int const v = w[i] + (k + u) * next_w;
+                in[u][i] = narrow<T>(Acc(0));
+                if (exists && unsigned(v) < unsigned(p.in_W)) in[u][i] = row[i][v];
+              }
+            }
+#pragma unroll
+            for (int u = 0; u < kColumns; ++u) {
+              bool const zeros = finite(tap[u]);  // may stand for what lies outside
+#pragma unroll
+              for (int i = 0; i < kPixels; ++i)
+                if (zeros || unsigned(w[i] + (k + u) * next_w) < unsigned(p.in_W)) chain[i] += widen(in[u][i]) * tap[u];
+            }
+          }
+          k = end;
         }
 #pragma unroll
         for (int i = 0; i < kPixels; ++i) acc[i] += chain[i];
@@ -130,47 +162,58 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
 
 // in = x, other = y; the pixels are N * P * Q, shared out among the splits.
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads) wgrad_any(__grid_constant__ AnyParams const p) {
+__global__ void __launch_bounds__(kMaxThreads, sizeof(T) == 8 ? 2 : 3) wgrad_any(__grid_constant__ AnyParams const p) {
   using Acc = decltype(widen(T()));
   constexpr int lanes = 32;
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   int64_t index = p.first_block + blockIdx.x;
-  int64_t const tap_unit = index % p.tap_units;
-  index /= p.tap_units;
-  int64_t const k = index % p.channels;
-  int const split = int(index / p.channels);
+  int64_t const tap_unit = split_off(index, p.tap_units), k = split_off(index, p.channels);
+  int const split = int(index);
   int64_t const tap0 = (tap_unit * (blockDim.x / 32) + warp) * kTaps;
   if (tap0 >= p.taps) return;  // a warp stays or goes as one
 
   int dh[kTaps], dw[kTaps];
+  int64_t offset[kTaps];
   Acc acc[kTaps] = {};
 #pragma unroll
   for (int i = 0; i < kTaps; ++i) {
-    int64_t const tap = smaller(tap0 + i, p.taps - 1);
-    dh[i] = int(tap / p.S) * p.dilation_h - p.pad_h, dw[i] = int(tap % p.S) * p.dilation_w - p.pad_w;
+    int64_t const tap = smaller(tap0 + i, p.taps - 1), r = quotient(tap, p.S);
+    dh[i] = int(r) * p.dilation_h - p.pad_h, dw[i] = int(tap - r * p.S) * p.dilation_w - p.pad_w;
+    offset[i] = dh[i] * p.in_h + dw[i] * p.in_w;
   }
-  T const* const x = static_cast<T const*>(p.in) + k / p.multiplier * p.in_c;
+  T const* const x = static_cast<T const*>(p.in) + quotient(k, p.multiplier) * p.in_c;
   T const* const y = static_cast<T const*>(p.other) + k * p.out_c;
   int64_t const share = (p.pixels + p.splits - 1) / p.splits;
   int64_t const end = smaller(p.pixels, share * (split + 1));
-  int64_t pixel = share * split + lane;
-  int q = int(pixel % p.out_W), ph = int(pixel / p.out_W % p.out_H);
-  int64_t n = pixel / p.out_W / p.out_H;
+  int64_t pixel = share * split + lane, n = pixel;
+  int q = int(split_off(n, p.out_W)), ph = int(split_off(n, p.out_H));
+  int const rows = lanes / p.out_W, columns = lanes % p.out_W;  // from a lane's pixel to its next
   while (pixel < end) {
     Acc chain[kTaps] = {};
     for (int64_t const stop = smaller(end, pixel + kChain * lanes); pixel < stop; pixel += lanes) {
       Acc const gradient = widen(y[n * p.out_n + ph * p.out_h + q * p.out_w]);
+      int const h0 = ph * p.stride_h, w0 = q * p.stride_w;
+      T const* const from = x + n * p.in_n + h0 * p.in_h + w0 * p.in_w;
+      auto meets = [&](int i) {
+        return unsigned(h0 + dh[i]) < unsigned(p.in_H) && unsigned(w0 + dw[i]) < unsigned(p.in_W);
+      };
+      T v[kTaps];
 #pragma unroll
       for (int i = 0; i < kTaps; ++i) {
-        int const h = ph * p.stride_h + dh[i], w = q * p.stride_w + dw[i];
-        if (unsigned(h) < unsigned(p.in_H) && unsigned(w) < unsigned(p.in_W))
-          chain[i] += widen(x[n * p.in_n + h * p.in_h + w * p.in_w]) * gradient;
+        v[i] = narrow<T>(Acc(0));
+        if (meets(i)) v[i] = from[offset[i]];
       }
-      q += lanes;
-      while (q >= p.out_W) {
-        q -= p.out_W;
-        if (++ph == p.out_H) ph = 0, ++n;
+      if (finite(gradient)) {  // zeros may stand for what lies outside
+#pragma unroll
+        for (int i = 0; i < kTaps; ++i) chain[i] += widen(v[i]) * gradient;
+      } else {
+#pragma unroll
+        for (int i = 0; i < kTaps; ++i)
+          if (meets(i)) chain[i] += widen(v[i]) * gradient;
       }
+      q += columns, ph += rows;
+      if (q >= p.out_W) q -= p.out_W, ++ph;
+      while (ph >= p.out_H) ph -= p.out_H, ++n;
     }
 #pragma unroll
     for (int i = 0; i < kTaps; ++i) acc[i] += chain[i];
@@ -209,6 +252,11 @@ cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const
   p.stride_h = int(problem.stride_h), p.stride_w = int(problem.stride_w);
   p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
+  auto steps = [](int stride, int dilation, int& step, int& next) {
+    int const common = op == Op::dgrad ? int(gcd64(stride, dilation)) : stride;
+    step = stride / common, next = op == Op::dgrad ? -(dilation / common) : dilation;
+  };
+  steps(p.stride_h, p.dilation_h, p.step_h, p.next_h), steps(p.stride_w, p.dilation_w, p.step_w, p.next_w);
   p.pixels = int64_t(p.out_H) * p.out_W * (sums ? p.N : 1);
 
   int64_t blocks = 0;
@@ -218,7 +266,8 @@ cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const
     p.tap_units = int(ceil_div(p.taps, int64_t(threads) / 32 * kTaps));
     blocks = p.tap_units * p.channels * p.splits;
   } else {
-    threads = unsigned(min64(kMaxThreads, ceil_div(ceil_div(p.pixels, kPixels), 32) * 32));
+    int64_t const units = ceil_div(p.pixels, kMaxThreads * kPixels);  // as even as whole warps allow
+    threads = unsigned(ceil_div(ceil_div(p.pixels, units * kPixels), 32) * 32);
     p.pixel_units = ceil_div(p.pixels, int64_t(threads) * kPixels);
     blocks = p.pixel_units * p.channels * p.N;
   }
