@@ -72,7 +72,7 @@ constexpr Estimate depthwise_any_estimate(Op op, Problem const& p, Device const&
     double const room = double(kMaxWorkspaceBytes) / (double(p.K) * taps * acc_bytes);
     split = split < room ? split : room;
     Estimate e{0, split < 2 ? 1 : split > 4096 ? 4096 : int(split)};
-    e.ns = ns(units * e.split_k, pixels / 32 / e.split_k + 1, 160, 900);
+    e.ns = ns(units * e.split_k, pixels / 32 / e.split_k + 1, 220, 900);
     if (e.split_k > 1) e.ns += 3000 + double(p.K) * taps * acc_bytes * e.split_k * 2 / 2500;
     return e;
   }
@@ -85,8 +85,9 @@ constexpr Estimate depthwise_any_estimate(Op op, Problem const& p, Device const&
   };
   double const rows = double(met(p.R, p.stride_h, p.dilation_h)) * double(backward ? p.K_per_group() : 1);
   double const columns = double(met(p.S, p.stride_w, p.dilation_w));
-  double const start = phases ? 1000.0 + 40 * double(p.stride_h + p.stride_w) : 450.0;  // instructions of a thread
-  return {ns(warps, rows, start / rows + 40 + (phases ? 60 : 26) * columns, 400 + (phases ? 150 : 60) * columns), 1};
+  double const start = phases ? 1400.0 + 40 * double(p.stride_h + p.stride_w) : 850.0;  // instructions of a thread
+  double const row = backward && !phases ? 55 : 40, column = phases ? 60 : backward ? 36 : 26;
+  return {ns(warps, rows, start / rows + row + column * columns, 550 + (phases ? 150 : 60) * columns), 1};
 }
 
 // Rows in NCHW for one filter size: the slower of memory and multiply-adds, and for wgrad as many splits as give an SM
