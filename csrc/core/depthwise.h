@@ -59,7 +59,7 @@ constexpr Estimate depthwise_any_estimate(Op op, Problem const& p, Device const&
   double const memory_ns = elements * size_of(p.dtype) / 2500 * 132 / d.sm_count;
   auto ns = [&](double warps, double steps, double instructions, double wait_ns) {
     double const issue_ns = warps * steps * instructions / (4.2 * d.sm_count);
-    double const rounds = warps / (20.0 * d.sm_count), waits_ns = steps * wait_ns * (rounds < 1 ? 1.0 : rounds);
+    double const rounds = warps / (16.0 * d.sm_count), waits_ns = steps * wait_ns * (rounds < 1 ? 1.0 : rounds);
     double const most = issue_ns > waits_ns ? issue_ns : waits_ns;
     return 5000 + (most > memory_ns ? most : memory_ns) * (p.dtype == DType::f64 ? 2.0 : 1.0);
   };
@@ -67,12 +67,12 @@ constexpr Estimate depthwise_any_estimate(Op op, Problem const& p, Device const&
     double const taps = double(p.R) * double(p.S), units = double(p.K) * double(ceil_div(p.R * p.S, 9));
     double const pixels = double(p.N) * double(p.P()) * double(p.Q());
     int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
-    double split = 24.0 * d.sm_count / units;
-    split = split < pixels / 512 ? split : pixels / 512;
+    double split = 16.0 * d.sm_count / units;  // the warps that an SM's registers hold
+    split = split < pixels / 128 ? split : pixels / 128;
     double const room = double(kMaxWorkspaceBytes) / (double(p.K) * taps * acc_bytes);
     split = split < room ? split : room;
     Estimate e{0, split < 2 ? 1 : split > 4096 ? 4096 : int(split)};
-    e.ns = ns(units * e.split_k, pixels / 32 / e.split_k + 1, 220, 900);
+    e.ns = ns(units * e.split_k, pixels / 32 / e.split_k + 4, 220, 900);
     if (e.split_k > 1) e.ns += 3000 + double(p.K) * taps * acc_bytes * e.split_k * 2 / 2500;
     return e;
   }
@@ -85,7 +85,9 @@ constexpr Estimate depthwise_any_estimate(Op op, Problem const& p, Device const&
   };
   double const rows = double(met(p.R, p.stride_h, p.dilation_h)) * double(backward ? p.K_per_group() : 1);
   double const columns = double(met(p.S, p.stride_w, p.dilation_w));
-  double const start = phases ? 1400.0 + 40 * double(p.stride_h + p.stride_w) : 850.0;  // instructions of a thread
+  double const start = phases     ? 1400.0 + 40 * double(p.stride_h + p.stride_w)  // instructions of a thread
+                       : backward ? 850.0
+                                  : 650.0;
   double const row = backward && !phases ? 55 : 40, column = phases ? 60 : backward ? 36 : 26;
   return {ns(warps, rows, start / rows + row + column * columns, 550 + (phases ? 150 : 60) * columns), 1};
 }

@@ -31,7 +31,7 @@ struct AnyParams {
   int64_t taps;  // R * S
   int in_H, in_W, out_H, out_W;
   int R, S, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w;
-  int step_h, step_w, next_h, next_w;  // fprop, dgrad: Meetings
+  int step_h, step_w, next_h, next_w;  // dgrad with a stride: Meetings
   int splits, tap_units;
 };
 
@@ -58,10 +58,11 @@ struct Meetings {
   int first, step, input, next;
 
   __device__ Meetings(bool backward, int output, int stride, int dilation, int pad, int taps_apart, int inputs_apart) {
-    first = 0, step = taps_apart, input = output * stride - pad, next = inputs_apart;
+    first = 0, step = 1, input = output * stride - pad, next = dilation;
     if (!backward) return;
-    input = output + pad;
+    input = output + pad, next = -dilation;
     if (stride == 1) return;
+    step = taps_apart, next = inputs_apart;
     int rest = input % stride;
     int const down = dilation % stride;
     while (first < step && rest != 0) ++first, input -= dilation, rest += rest < down ? stride - down : -down;
@@ -94,7 +95,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
     Meetings const h(backward, inside ? oh[i] : 0, p.stride_h, p.dilation_h, p.pad_h, p.step_h, p.next_h);
     Meetings const w(backward, ow[i], p.stride_w, p.dilation_w, p.pad_w, p.step_w, p.next_w);
     h0[i] = inside ? h.input : kNowhere, w0[i] = w.input, r0[i] = h.first, s0[i] = w.first;
-    step_r = h.step, step_s = w.step, next_h = h.next, next_w = w.next;
+    if (phases) step_r = h.step, step_s = w.step;
+    next_h = h.next, next_w = w.next;
   }
   int const rows = (p.R + step_r - 1) / step_r, columns = (p.S + step_s - 1) / step_s;
   int64_t const next_tap = step_s * p.w_s;
@@ -237,8 +239,8 @@ cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const
   p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
   auto steps = [](int stride, int dilation, int& step, int& next) {
-    int const common = op == Op::dgrad ? int(gcd64(stride, dilation)) : stride;
-    step = stride / common, next = op == Op::dgrad ? -(dilation / common) : dilation;
+    int const common = int(gcd64(stride, dilation));
+    step = stride / common, next = -(dilation / common);
   };
   steps(p.stride_h, p.dilation_h, p.step_h, p.next_h), steps(p.stride_w, p.dilation_w, p.step_w, p.next_w);
   p.pixels = int64_t(p.out_H) * p.out_W * (sums ? p.N : 1);
