@@ -67,7 +67,9 @@ constexpr Estimate depthwise_any_estimate(Op op, Problem const& p, Device const&
     double const taps = double(p.R) * double(p.S), units = double(p.K) * double(ceil_div(p.R * p.S, 9));
     double const pixels = double(p.N) * double(p.P()) * double(p.Q());
     int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
-    double split = 16.0 * d.sm_count / units;  // the warps that an SM's registers hold
+    // The registers of an SM hold 16 warps, in blocks of up to eight for different taps.
+    int64_t const block = min64(8, ceil_div(p.R * p.S, 9)), together = 16 / block;
+    double split = double(together * d.sm_count) / (double(p.K) * double(ceil_div(p.R * p.S, 9 * block)));
     split = split < pixels / 128 ? split : pixels / 128;
     double const room = double(kMaxWorkspaceBytes) / (double(p.K) * taps * acc_bytes);
     split = split < room ? split : room;

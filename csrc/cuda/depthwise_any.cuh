@@ -31,7 +31,6 @@ struct AnyParams {
   int64_t taps;  // R * S
   int in_H, in_W, out_H, out_W;
   int R, S, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w;
-  int step_h, step_w, next_h, next_w;  // dgrad with a stride: Meetings
   int splits, tap_units;
 };
 
@@ -57,15 +56,20 @@ __device__ inline bool finite(T v) {
 struct Meetings {
   int first, step, input, next;
 
-  __device__ Meetings(bool backward, int output, int stride, int dilation, int pad, int taps_apart, int inputs_apart) {
+  __device__ Meetings(bool backward, int output, int stride, int dilation, int pad) {
     first = 0, step = 1, input = output * stride - pad, next = dilation;
     if (!backward) return;
-    input = output + pad, next = -dilation;
-    if (stride == 1) return;
-    step = taps_apart, next = inputs_apart;
-    int rest = input % stride;
-    int const down = dilation % stride;
-    while (first < step && rest != 0) ++first, input -= dilation, rest += rest < down ? stride - down : -down;
+    if (stride == 1) {
+      input = output + pad, next = -dilation;
+      return;
+    }
+    int divisor = stride;  // the greatest common one
+    for (int rest = dilation; rest != 0;) {
+      int const last = divisor % rest;
+      divisor = rest, rest = last;
+    }
+    step = stride / divisor, next = -(dilation / divisor), input = output + pad;
+    while (first < step && input % stride != 0) ++first, input -= dilation;
     input = first < step ? input / stride : kNowhere;
   }
 };
@@ -77,9 +81,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
   using Acc = decltype(widen(T()));
   int const step = int(blockDim.x);
   int64_t index = p.first_block + blockIdx.x;
-  int64_t const unit = split_off(index, p.pixel_units), c = split_off(index, p.channels), n = index;
-  T const* plane =
-      static_cast<T const*>(p.in) + n * p.in_n + (backward ? c * p.multiplier : quotient(c, p.multiplier)) * p.in_c;
+  int64_t const unit = index % p.pixel_units;
+  index /= p.pixel_units;
+  int64_t const c = index % p.channels, n = index / p.channels;
+  T const* plane = static_cast<T const*>(p.in) + n * p.in_n + (backward ? c * p.multiplier : c / p.multiplier) * p.in_c;
   T const* filter = static_cast<T const*>(p.other) + (backward ? c * p.multiplier : c) * p.w_k;
 
   Acc acc[kPixels] = {};
@@ -90,13 +95,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
   for (int i = 0; i < kPixels; ++i) {
     int64_t const pixel = pixel0 + i * step;
     bool const inside = pixel < p.pixels;
-    oh[i] = inside ? int(quotient(pixel, p.out_W)) : -1;
+    oh[i] = inside ? int(pixel / p.out_W) : -1;
     ow[i] = inside ? int(pixel - int64_t(oh[i]) * p.out_W) : 0;
-    Meetings const h(backward, inside ? oh[i] : 0, p.stride_h, p.dilation_h, p.pad_h, p.step_h, p.next_h);
-    Meetings const w(backward, ow[i], p.stride_w, p.dilation_w, p.pad_w, p.step_w, p.next_w);
+    Meetings const h(backward, inside ? oh[i] : 0, p.stride_h, p.dilation_h, p.pad_h);
+    Meetings const w(backward, ow[i], p.stride_w, p.dilation_w, p.pad_w);
     h0[i] = inside ? h.input : kNowhere, w0[i] = w.input, r0[i] = h.first, s0[i] = w.first;
-    if (phases) step_r = h.step, step_s = w.step;
-    next_h = h.next, next_w = w.next;
+    step_r = h.step, step_s = w.step, next_h = h.next, next_w = w.next;
   }
   int const rows = (p.R + step_r - 1) / step_r, columns = (p.S + step_s - 1) / step_s;
   int64_t const next_tap = step_s * p.w_s;
@@ -238,11 +242,6 @@ cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const
   p.stride_h = int(problem.stride_h), p.stride_w = int(problem.stride_w);
   p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
-  auto steps = [](int stride, int dilation, int& step, int& next) {
-    int const common = int(gcd64(stride, dilation));
-    step = stride / common, next = -(dilation / common);
-  };
-  steps(p.stride_h, p.dilation_h, p.step_h, p.next_h), steps(p.stride_w, p.dilation_w, p.step_w, p.next_w);
   p.pixels = int64_t(p.out_H) * p.out_W * (sums ? p.N : 1);
 
   int64_t blocks = 0;
