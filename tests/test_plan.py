@@ -188,6 +188,14 @@ def test_dilated_depthwise_layers_and_dgrad_of_multipliers_take_the_row_for_any_
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_multipliers_take_the_rows_of_their_filter_in_nchw(op: str) -> None:
+    for (size, stride), dtype in itertools.product(((3, 1), (3, 2), (5, 1)), (torch.float16, torch.float32)):
+        case = Case("m", 32, 96, 56, 56, 192, size, size, (stride, stride), (size // 2,) * 2, groups=96)
+        name = ROWS[ask(op, case, dtype)[0]]
+        assert f"{size}x{size}_nchw" in name and name.startswith((f"depthwise_{op}_", f"stream_{op}_")), name
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_dilated_depthwise_layers_of_16_bits_take_tensor_cores_in_channels_last(op: str) -> None:
     for size, dilation in ((3, 2), (3, 4), (5, 2)):
         pad = (size // 2 * dilation,) * 2
@@ -224,8 +232,9 @@ def test_large_depthwise_filters_with_a_stride_or_a_dilation_take_tensor_cores(o
         case = Case("large", 32, 128, 56, 56, 128, 13, 13, *steps, groups=128)
         for dtype in (torch.float16, torch.bfloat16):
             assert ROWS[ask(op, case, dtype)[0]].startswith(f"band_{op}_")
-        family = "band" if op == "wgrad" else "strip"
-        assert ROWS[ask(op, case, torch.float32)[0]].startswith(f"{family}_{op}_f32_")
+        families = ("band", "depthwise") if op == "wgrad" else ("strip",)  # near each other
+        name = ROWS[ask(op, case, torch.float32)[0]]
+        assert name.startswith(tuple(f"{family}_{op}_f32_" for family in families)), name
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -210,7 +210,9 @@ constexpr Estimate band_estimate(Row const& row, Op op, Problem const& problem, 
   double const tiles = planes * double(t.tiles_h) * double(t.tiles_w);
   // Copies and stores of a tile, which the multiplications of others do not hide; nhwc turns them round.
   double const tile_ns = row.tile_m == 64 ? 2000 : row.tile_m == 32 ? 600 : 150;
-  double const ns = tiles * (t.products * 0.8 / 1.755 + tile_ns) / d.sm_count;
+  double const least_ns = row.tile_m == 64 ? 9000 : row.tile_m == 32 ? 4500 : 3500;  // of few tiles, as measured
+  double const sum_ns = tiles * (t.products * 0.8 / 1.755 + tile_ns) / d.sm_count;
+  double const ns = sum_ns > least_ns ? sum_ns : least_ns;
   // Single elements, copied (dgrad) or stored.
   double steps = 1;
   if (strided && op == Op::dgrad) steps = row.tile_m == 16 ? 1.6 : 1.2;

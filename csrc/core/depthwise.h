@@ -23,7 +23,8 @@ constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   bool const columns = p.S == row.tile_n && p.stride_w == row.tile_k && p.dilation_w == 1;
   // A block has at least 4 x 4 outputs of a channel; the grid must hold the blocks.
   double const pixels = double(max64(p.H, p.P()) + 3) * double(max64(p.W, p.Q()) + 3);
-  return p.K == p.C && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
+  return (p.K == p.C || row.op == Op::dgrad) && rows && columns &&
+         double(p.N) * double(p.C) * pixels / 16 < double(most);
 }
 
 // One filter size: what narrow copies and stores of rows off 16 bytes cost, and small images, was measured.
@@ -41,46 +42,78 @@ constexpr double depthwise_nchw_ns(Row const& row, Op op, Problem const& p, doub
   if (width <= 16) narrow *= width <= 8 ? 3.7 : 1.9;
   if (op == Op::wgrad && bytes < 4) narrow *= 1.4;
   double const slower = (element == 2 ? 1.15 : 1.0) * (row.tile_m == 7 ? 1.1 : 1.0) *
-                        (op == Op::wgrad                      ? 1.3
+                        (op == Op::wgrad                      ? (element == 2 ? 1.7 : 1.3)
                          : op == Op::dgrad && row.tile_k == 2 ? 1.35
                                                               : 1.0);
   // Small images: the latency of copies that no other work of the block hides.
-  double const latency = width <= 16 ? 8000 : 4000;
+  double const latency = width <= 16 ? 8000 : 7000;
   return latency + (op == Op::wgrad ? 5000 : 0) + overlapped(memory_ns * 3500 / 4000 * narrow, fma_ns) * slower;
 }
 
-// Rows in NCHW: the slower of memory and multiply-adds, and for wgrad as many splits as give an SM a dozen blocks.
-// The rates are estimates still.
-constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  bool const any = row.tile_m == 0;
-  double const sms = double(d.sm_count) / 132, work = p.flops() / 2;
+// Rows for any filter: a warp's steps one after the other, each with its instructions and a wait for its loads, which
+// the SM's other warps hide; as measured. A step is a row of taps of fprop and dgrad, for 128 outputs, and for wgrad 32
+// pixels with nine taps.
+constexpr Estimate depthwise_any_estimate(Op op, Problem const& p, Device const& d) {
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  double const f64 = p.dtype == DType::f64 ? 0.5 : 1.0;
-  double const phases =
-      any && op == Op::dgrad ? double(p.stride_h) * double(p.stride_w) : 1.0;  // taps that do not meet
-  double const memory_ns = elements * size_of(p.dtype) / ((any ? 2000 : 3500) * sms);
-  // The general row gives 128 outputs of a plane to a warp; few outputs leave most lanes idle.
-  int64_t const outputs = op == Op::dgrad ? p.H * p.W : p.P() * p.Q();
-  double const full = double(ceil_div(outputs, 128) * 128) / double(max64(outputs, 1));
-  double const idle = any && op != Op::wgrad && full > 2 ? full / 2 : 1.0;
-  double const rate = !any ? 17000 : op == Op::fprop ? 750 : op == Op::dgrad ? 500 : 300;  // multiply-adds a nanosecond
-  double const fma_ns = work * phases * idle / (rate * sms * f64);
-  Estimate best{
-      any ? (memory_ns > fma_ns ? memory_ns : fma_ns) + 5000 : depthwise_nchw_ns(row, op, p, memory_ns, fma_ns), 1};
+  double const memory_ns = elements * size_of(p.dtype) / 2500 * 132 / d.sm_count;
+  auto ns = [&](double warps, double steps, double instructions, double wait_ns) {
+    double const issue_ns = warps * steps * instructions / (4.2 * d.sm_count);
+    double const rounds = warps / (16.0 * d.sm_count), waits_ns = steps * wait_ns * (rounds < 1 ? 1.0 : rounds);
+    double const most = issue_ns > waits_ns ? issue_ns : waits_ns;
+    return 5000 + (most > memory_ns ? most : memory_ns) * (p.dtype == DType::f64 ? 2.0 : 1.0);
+  };
+  if (op == Op::wgrad) {
+    double const taps = double(p.R) * double(p.S), units = double(p.K) * double(ceil_div(p.R * p.S, 9));
+    double const pixels = double(p.N) * double(p.P()) * double(p.Q());
+    int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
+    // The registers of an SM hold 16 warps, in blocks of up to eight for different taps.
+    int64_t const block = min64(8, ceil_div(p.R * p.S, 9)), together = 16 / block;
+    double split = double(together * d.sm_count) / (double(p.K) * double(ceil_div(p.R * p.S, 9 * block)));
+    split = split < pixels / 128 ? split : pixels / 128;
+    double const room = double(kMaxWorkspaceBytes) / (double(p.K) * taps * acc_bytes);
+    split = split < room ? split : room;
+    Estimate e{0, split < 2 ? 1 : split > 4096 ? 4096 : int(split)};
+    e.ns = ns(units * e.split_k, pixels / 32 / e.split_k + 4, 220, 900);
+    if (e.split_k > 1) e.ns += 3000 + double(p.K) * taps * acc_bytes * e.split_k * 2 / 2500;
+    return e;
+  }
+  bool const backward = op == Op::dgrad, phases = backward && (p.stride_h > 1 || p.stride_w > 1);
+  double const outputs = backward ? double(p.H) * double(p.W) : double(p.P()) * double(p.Q());
+  double const planes = double(p.N) * double(backward ? p.C : p.K);
+  double const warps = planes * double(ceil_div(int64_t(outputs), 128));
+  auto met = [&](int64_t taps, int64_t stride, int64_t dilation) {
+    return ceil_div(taps, backward ? stride / gcd64(stride, dilation) : 1);
+  };
+  double const rows = double(met(p.R, p.stride_h, p.dilation_h)) * double(backward ? p.K_per_group() : 1);
+  double const columns = double(met(p.S, p.stride_w, p.dilation_w));
+  double const start = phases     ? 1400.0 + 40 * double(p.stride_h + p.stride_w)  // instructions of a thread
+                       : backward ? 850.0
+                                  : 650.0;
+  double const row = backward && !phases ? 55 : 40, column = phases ? 60 : backward ? 36 : 26;
+  return {ns(warps, rows, start / rows + row + column * columns, 550 + (phases ? 150 : 60) * columns), 1};
+}
+
+// Rows in NCHW for one filter size: the slower of memory and multiply-adds, and for wgrad as many splits as give an SM
+// a dozen blocks.
+constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (row.tile_m == 0) return depthwise_any_estimate(op, p, d);
+  double const sms = double(d.sm_count) / 132;
+  double const elements =
+      double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  double const memory_ns = elements * size_of(p.dtype) / (3500 * sms), fma_ns = p.flops() / 2 / (17000 * sms);
+  Estimate best{depthwise_nchw_ns(row, op, p, memory_ns, fma_ns), 1};
   if (op != Op::wgrad) return best;
-  double const units = any ? double(p.K) * double(ceil_div(p.R * p.S, 32)) : double(p.K);
   double const sums = double(p.K) * double(p.R) * double(p.S);
   double const pixels = double(p.N) * double(p.P()) * double(p.Q());
-  double split = 12.0 * d.sm_count / units;
+  double split = 12.0 * d.sm_count / double(p.K);
   split = split < pixels / 256 ? split : pixels / 256;
-  int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
-  double const room = double(kMaxWorkspaceBytes) / (sums * acc_bytes);
+  double const room = double(kMaxWorkspaceBytes) / (sums * 4);
   split = split < room ? split : room;
   best.split_k = split < 2 ? 1 : split > 4096 ? 4096 : int(split);
-  double const blocks = units * best.split_k;
+  double const blocks = double(p.K) * best.split_k;
   if (blocks < 2.0 * d.sm_count) best.ns += (best.ns - 4000) * (2.0 * d.sm_count / blocks - 1);
-  if (best.split_k > 1) best.ns += 3000 + sums * acc_bytes * best.split_k * 2 / 2500;
+  if (best.split_k > 1) best.ns += 3000 + sums * 4 * best.split_k * 2 / 2500;
   return best;
 }
 

@@ -23,8 +23,32 @@
 
 namespace conv2d_ext {
 
+// Rows of NCHW that take one filter a channel run K = m * C in m turns, each with every m-th filter: fprop and wgrad.
+inline constexpr int64_t kMaxTurns = 8;
+
+constexpr int64_t depthwise_turns(Row const& row, Problem const& p) {
+  bool const one_filter = (row.family == Family::depthwise && row.tile_m > 0) || row.family == Family::stream ||
+                          row.family == Family::strip || row.family == Family::band;
+  bool const several = p.C_per_group() == 1 && p.K_per_group() > 1 && p.K_per_group() <= kMaxTurns;
+  return one_filter && !is_nhwc(row.variant) && row.op != Op::dgrad && several ? p.K_per_group() : 1;
+}
+
+// The first turn's problem. Another begins so many filters on in w and y; none is aligned better than that allows.
+constexpr Problem depthwise_turn(Row const& row, Problem p) {
+  int64_t const turns = depthwise_turns(row, p);
+  if (turns == 1) return p;
+  auto aligned = [&](int align, int64_t step) {
+    while (step * size_of(p.dtype) % align != 0) align /= 2;
+    return align;
+  };
+  p.w_align = aligned(p.w_align, p.w.n), p.y_align = aligned(p.y_align, p.y.c);
+  p.K /= turns, p.w.n *= turns, p.y.c *= turns;
+  return p;
+}
+
 constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d) {
   if (row.op != op || row.dtype != p.dtype) return false;
+  if (depthwise_turns(row, p) > 1) return supports(row, op, depthwise_turn(row, p), d);
   bool const hopper = d.compute_capability == 90;
   switch (row.family) {
     case Family::simt:
@@ -71,6 +95,11 @@ constexpr Packing packing(Row const& row, Problem const& p) {
 }
 
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (int64_t const turns = depthwise_turns(row, p); turns > 1) {
+    Estimate e = estimate(row, op, depthwise_turn(row, p), d);
+    e.ns *= double(turns);
+    return e;
+  }
   switch (row.family) {
     case Family::tma:
     case Family::grouped:
@@ -112,6 +141,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
 }
 
 constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k, Device const& d) {
+  if (depthwise_turns(row, p) > 1) return workspace_bytes(row, op, depthwise_turn(row, p), split_k, d);
   switch (row.family) {
     case Family::tma:
     case Family::grouped:

@@ -380,7 +380,9 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
                                        : 1.0;
   double const strided = row.tile_k == 1 || spread ? 1.0 : sums ? 1.2 : 0.9;
   double const slower = copies * strided * (sums ? 1.4 : 1.0);
-  double const step_ns = (25 + 2.0 * row.tile_m) * slower / (7.2 * d.sm_count), ns = 3500 + memory_ns + steps * step_ns;
+  double const step_ns = (25 + 2.0 * row.tile_m) * slower / (7.2 * d.sm_count);
+  double const walk_ns = t.ring.used && t.ring.odd && !spread ? rows * 55 * row.tile_m : 0;  // of one warp
+  double const steps_ns = steps * step_ns, ns = 3500 + memory_ns + (steps_ns > walk_ns ? steps_ns : walk_ns);
   if (t.planes) return with_splits(ns, 4, double(p.C / kStreamPlanes), double(t.walks()));
   return with_splits(ns, 10, double(p.C), double(ceil_div(t.walks(), kStreamWarps)));
 }

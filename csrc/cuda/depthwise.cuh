@@ -1,5 +1,6 @@
 // Depthwise convolution (one channel a group, one filter a channel) at memory speed: square filters of compiled size,
 // stride 1 or 2, no dilation. out[n, c, p, q] = sum over (r, s) of in * w[c, r, s]; in is x for fprop, y for dgrad.
+// dgrad adds up over the m filters of a channel, K = m * C; the others take K == C.
 // A block copies a tile of the input with its halo to shared memory (asynchronous copies, zero outside the image), and
 // each thread computes TH x TW outputs from it, or for wgrad adds TH x TW gradients to its R x R sums. A thread's
 // outputs are neighbours along W; a block takes several planes of small images. channels_last: depthwise_walk.cuh.
@@ -76,53 +77,60 @@ __global__ void __launch_bounds__(kMaxThreads, 2) gather(__grid_constant__ Param
   int64_t const c0 = split_off(index, p.channel_units) * p.planes, n0 = index;
   int const present = int(smaller(p.C - c0, p.planes));
   T const* const base = static_cast<T const*>(p.in.data) + n0 * p.in.n + c0 * p.in.c;
-  if (p.in.whole) {
-    clear(tile, p.planes * p.in.rows * p.in.pitch);
-    __syncthreads();
-  }
-  fill<T>(p.in, base, p.in.c, p.planes, present, p.in.start_h + tile_h * p.in.step_h,
-          p.in.start_w + tile_w * p.in.step_w, tile);
-  __pipeline_commit();
-
-  // Filters: [channel][tap].
-  T const* const w = static_cast<T const*>(p.w);
-  for (int i = threadIdx.x; i < present * taps; i += blockDim.x) {
-    int const c = i / taps, tap = i % taps;
-    filters[i] = widen(w[(c0 + c) * p.w_c + tap / R * p.w_r + tap % R * p.w_s]);
-  }
-  __pipeline_wait_prior(0);
-  __syncthreads();
-
   Item const item = Item::of_thread(p);
   int const c = item.plane;
-  if (!item.exists || c >= present) return;
-  float filter[R][R];
-#pragma unroll
-  for (int tap = 0; tap < taps; ++tap) filter[tap / R][tap % R] = filters[c * taps + tap];
-  float const bias = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[(c0 + c) * p.bias_stride]) : 0.f;
+  bool const works = item.exists && c < present;
   float acc[F::TH][F::TW];
+  float const bias = works && p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[(c0 + c) * p.bias_stride]) : 0.f;
 #pragma unroll
   for (int a = 0; a < F::TH; ++a)
 #pragma unroll
     for (int b = 0; b < F::TW; ++b) acc[a][b] = bias;
+  if (p.in.whole) {
+    clear(tile, p.planes * p.in.rows * p.in.pitch);
+    __syncthreads();
+  }
 
-  int const column = item.strip * A::advance(F::TW);
-  T const* from = tile + (c * p.in.rows + item.row_group * A::advance(F::TH)) * p.in.pitch + column + p.lead;
+  int const multiplier = op == Op::dgrad ? p.multiplier : 1;
+#pragma unroll 1
+  for (int m = 0; m < multiplier; ++m) {
+    if (m > 0) __syncthreads();  // the last filters' tile has been read
+    fill<T>(p.in, base + m * p.in_m, p.in.c, p.planes, present, p.in.start_h + tile_h * p.in.step_h,
+            p.in.start_w + tile_w * p.in.step_w, tile);
+    __pipeline_commit();
+
+    // Filters: [channel][tap].
+    T const* const w = static_cast<T const*>(p.w) + m * p.w_m;
+    for (int i = threadIdx.x; i < present * taps; i += blockDim.x) {
+      int const which = i / taps, tap = i % taps;
+      filters[i] = widen(w[(c0 + which) * p.w_c + tap / R * p.w_r + tap % R * p.w_s]);
+    }
+    __pipeline_wait_prior(0);
+    __syncthreads();
+
+    if (!works) continue;
+    float filter[R][R];
 #pragma unroll
-  for (int i = 0; i < F::IH; ++i, from += p.in.pitch) {
-    float in[F::IW];
-    load_row<T, F::IW, F::shift>(from, in);
+    for (int tap = 0; tap < taps; ++tap) filter[tap / R][tap % R] = filters[c * taps + tap];
+    int const column = item.strip * A::advance(F::TW);
+    T const* from = tile + (c * p.in.rows + item.row_group * A::advance(F::TH)) * p.in.pitch + column + p.lead;
 #pragma unroll
-    for (int a = 0; a < F::TH; ++a) {
-      int const r = A::tap(a, i);
-      if (r < 0 || r >= R) continue;
+    for (int i = 0; i < F::IH; ++i, from += p.in.pitch) {
+      float in[F::IW];
+      load_row<T, F::IW, F::shift>(from, in);
 #pragma unroll
-      for (int b = 0; b < F::TW; ++b)
+      for (int a = 0; a < F::TH; ++a) {
+        int const r = A::tap(a, i);
+        if (r < 0 || r >= R) continue;
 #pragma unroll
-        for (int s = 0; s < R; ++s)
-          if (A::index(b, s) >= 0) acc[a][b] = fmaf(in[A::index(b, s)], filter[r][s], acc[a][b]);
+        for (int b = 0; b < F::TW; ++b)
+#pragma unroll
+          for (int s = 0; s < R; ++s)
+            if (A::index(b, s) >= 0) acc[a][b] = fmaf(in[A::index(b, s)], filter[r][s], acc[a][b]);
+      }
     }
   }
+  if (!works) return;
 
   int const h0 = p.origin_h + (tile_h * p.row_groups + item.row_group) * F::TH;
   int const w0 = p.origin_w + (tile_w * p.strips + item.strip) * F::TW;
@@ -456,6 +464,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.image_units = int(sums ? ceil_div(problem.N, p.planes) : problem.N);
 
   p.in = source_of<Tile, op>(problem, tile, args.a, backward, true);
+  p.multiplier = int(problem.K_per_group()), p.in_m = p.in.c, p.w_m = problem.w.n;
+  if (backward) p.in.c *= p.multiplier;
   p.lead = set_copies(p.in, in, backward ? problem.y_align : problem.x_align, element, F::shift, p.tiles_w > 1);
   int const columns = A::advance(F::TW) * (p.strips - 1) + F::quads * kQuad;
   p.in.pitch = int(ceil_div(p.lead + columns, 8) * 8);
@@ -464,7 +474,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if (whole) copy_whole(p.in);
 
   p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride;
-  p.w_c = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  p.w_c = problem.w.n * p.multiplier, p.w_r = problem.w.h, p.w_s = problem.w.w;
   p.out = args.out, p.partial = args.workspace, p.splits = plan.split_k;
   p.out_n = out.n, p.out_c = out.c, p.out_h = out.h, p.out_w = out.w;
   int const out_align = backward ? problem.x_align : problem.y_align;

@@ -2,7 +2,7 @@
 // K = m * C. Taps and pixels come from global memory and its caches.
 //   fprop, dgrad: a block has 256 threads of one channel, each with kPixels outputs.
 //   dgrad adds over the m filters of a channel; a pixel meets every so many taps, whose distance the stride divides.
-//   wgrad: a warp has kTaps taps of one filter, lanes over pixels.
+//   wgrad: a warp has kSumTaps taps of one filter, lanes over pixels.
 #pragma once
 
 #include "depthwise_lines.cuh"
@@ -11,6 +11,7 @@
 namespace conv2d_ext::depthwise {
 
 constexpr int kPixels = 4;
+constexpr int kSumTaps = 9;           // of a warp of wgrad
 constexpr int kNowhere = -(1 << 30);  // a coordinate that no step brings into an image
 
 struct AnyParams {
@@ -32,6 +33,22 @@ struct AnyParams {
   int R, S, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w;
   int splits, tap_units;
 };
+
+// 64-bit division is a long subroutine, and most numbers don't need it.
+__device__ inline int64_t quotient(int64_t a, int64_t b) {
+  return uint64_t(a | b) >> 32 != 0 ? a / b : int64_t(uint32_t(a) / uint32_t(b));
+}
+
+__device__ inline int64_t split_off(int64_t& value, int64_t divisor) {
+  int64_t const whole = quotient(value, divisor), rest = value - whole * divisor;
+  value = whole;
+  return rest;
+}
+
+template <class T>
+__device__ inline bool finite(T v) {
+  return v - v == T(0);
+}
 
 // Along one axis, the taps that an output meets: those from `first` on, `step` apart; and the input that it meets with
 // the first of them, and how far on the next one's is. Padded sizes are below 2^30 (plan.h), so no coordinate leaves
@@ -130,53 +147,69 @@ __global__ void __launch_bounds__(kMaxThreads, 1) gather_any(__grid_constant__ A
 
 // in = x, other = y; the pixels are N * P * Q, shared out among the splits.
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads) wgrad_any(__grid_constant__ AnyParams const p) {
+__global__ void __launch_bounds__(kMaxThreads, sizeof(T) == 8 ? 1 : 2) wgrad_any(__grid_constant__ AnyParams const p) {
   using Acc = decltype(widen(T()));
   constexpr int lanes = 32;
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   int64_t index = p.first_block + blockIdx.x;
-  int64_t const tap_unit = index % p.tap_units;
-  index /= p.tap_units;
-  int64_t const k = index % p.channels;
-  int const split = int(index / p.channels);
-  int64_t const tap0 = (tap_unit * (blockDim.x / 32) + warp) * kTaps;
+  int64_t const tap_unit = split_off(index, p.tap_units), k = split_off(index, p.channels);
+  int const split = int(index);
+  int64_t const tap0 = (tap_unit * (blockDim.x / 32) + warp) * kSumTaps;
   if (tap0 >= p.taps) return;  // a warp stays or goes as one
 
-  int dh[kTaps], dw[kTaps];
-  Acc acc[kTaps] = {};
+  int dh[kSumTaps], dw[kSumTaps];
+  int64_t offset[kSumTaps];
+  Acc acc[kSumTaps] = {};
 #pragma unroll
-  for (int i = 0; i < kTaps; ++i) {
-    int64_t const tap = smaller(tap0 + i, p.taps - 1);
-    dh[i] = int(tap / p.S) * p.dilation_h - p.pad_h, dw[i] = int(tap % p.S) * p.dilation_w - p.pad_w;
+  for (int i = 0; i < kSumTaps; ++i) {
+    int64_t const tap = smaller(tap0 + i, p.taps - 1), r = quotient(tap, p.S);
+    dh[i] = int(r) * p.dilation_h - p.pad_h, dw[i] = int(tap - r * p.S) * p.dilation_w - p.pad_w;
+    offset[i] = dh[i] * p.in_h + dw[i] * p.in_w;
   }
-  T const* const x = static_cast<T const*>(p.in) + k / p.multiplier * p.in_c;
-  T const* const y = static_cast<T const*>(p.other) + k * p.out_c;
   int64_t const share = (p.pixels + p.splits - 1) / p.splits;
   int64_t const end = smaller(p.pixels, share * (split + 1));
-  int64_t pixel = share * split + lane;
-  int q = int(pixel % p.out_W), ph = int(pixel / p.out_W % p.out_H);
-  int64_t n = pixel / p.out_W / p.out_H;
+  int64_t pixel = share * split + lane, n = pixel;
+  int q = int(split_off(n, p.out_W)), ph = int(split_off(n, p.out_H));
+  T const* x = static_cast<T const*>(p.in) + quotient(k, p.multiplier) * p.in_c + n * p.in_n +
+               int64_t(ph) * p.stride_h * p.in_h + int64_t(q) * p.stride_w * p.in_w;
+  T const* y = static_cast<T const*>(p.other) + k * p.out_c + n * p.out_n + ph * p.out_h + q * p.out_w;
+  // To a lane's next pixel; from the end of a row to the next; from the end of an image to the next.
+  int const rows = lanes / p.out_W, columns = lanes % p.out_W;
+  int64_t const x_row = p.stride_h * p.in_h, y_row = p.out_h;
+  int64_t const x_step = rows * x_row + columns * p.stride_w * p.in_w, y_step = rows * y_row + columns * p.out_w;
+  int64_t const x_turn = x_row - p.out_W * p.stride_w * p.in_w, y_turn = y_row - p.out_W * p.out_w;
+  int64_t const x_image = p.in_n - p.out_H * x_row, y_image = p.out_n - p.out_H * y_row;
   while (pixel < end) {
-    Acc chain[kTaps] = {};
+    Acc chain[kSumTaps] = {};
     for (int64_t const stop = smaller(end, pixel + kChain * lanes); pixel < stop; pixel += lanes) {
-      Acc const gradient = widen(y[n * p.out_n + ph * p.out_h + q * p.out_w]);
+      Acc const gradient = widen(*y);
+      int const h0 = ph * p.stride_h, w0 = q * p.stride_w;
+      auto meets = [&](int i) {
+        return unsigned(h0 + dh[i]) < unsigned(p.in_H) && unsigned(w0 + dw[i]) < unsigned(p.in_W);
+      };
+      T v[kSumTaps];
 #pragma unroll
-      for (int i = 0; i < kTaps; ++i) {
-        int const h = ph * p.stride_h + dh[i], w = q * p.stride_w + dw[i];
-        if (unsigned(h) < unsigned(p.in_H) && unsigned(w) < unsigned(p.in_W))
-          chain[i] += widen(x[n * p.in_n + h * p.in_h + w * p.in_w]) * gradient;
+      for (int i = 0; i < kSumTaps; ++i) {
+        v[i] = narrow<T>(Acc(0));
+        if (meets(i)) v[i] = x[offset[i]];
       }
-      q += lanes;
-      while (q >= p.out_W) {
-        q -= p.out_W;
-        if (++ph == p.out_H) ph = 0, ++n;
+      if (finite(gradient)) {  // zeros may stand for what lies outside
+#pragma unroll
+        for (int i = 0; i < kSumTaps; ++i) chain[i] += widen(v[i]) * gradient;
+      } else {
+#pragma unroll
+        for (int i = 0; i < kSumTaps; ++i)
+          if (meets(i)) chain[i] += widen(v[i]) * gradient;
       }
+      q += columns, ph += rows, x += x_step, y += y_step;
+      if (q >= p.out_W) q -= p.out_W, ++ph, x += x_turn, y += y_turn;
+      while (ph >= p.out_H) ph -= p.out_H, x += x_image, y += y_image;
     }
 #pragma unroll
-    for (int i = 0; i < kTaps; ++i) acc[i] += chain[i];
+    for (int i = 0; i < kSumTaps; ++i) acc[i] += chain[i];
   }
 #pragma unroll
-  for (int i = 0; i < kTaps; ++i) {
+  for (int i = 0; i < kSumTaps; ++i) {
     Acc v = acc[i];
 #pragma unroll
     for (int distance = 16; distance > 0; distance /= 2) v += __shfl_xor_sync(0xffffffffu, v, distance);
@@ -214,11 +247,12 @@ cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const
   int64_t blocks = 0;
   unsigned threads = kMaxThreads;
   if constexpr (sums) {
-    threads = unsigned(min64(kMaxThreads, ceil_div(p.taps, kTaps) * 32));
-    p.tap_units = int(ceil_div(p.taps, int64_t(threads) / 32 * kTaps));
+    threads = unsigned(min64(kMaxThreads, ceil_div(p.taps, kSumTaps) * 32));
+    p.tap_units = int(ceil_div(p.taps, int64_t(threads) / 32 * kSumTaps));
     blocks = p.tap_units * p.channels * p.splits;
   } else {
-    threads = unsigned(min64(kMaxThreads, ceil_div(ceil_div(p.pixels, kPixels), 32) * 32));
+    int64_t const units = ceil_div(p.pixels, kMaxThreads * kPixels);  // as even as whole warps allow
+    threads = unsigned(ceil_div(ceil_div(p.pixels, units * kPixels), 32) * 32);
     p.pixel_units = ceil_div(p.pixels, int64_t(threads) * kPixels);
     blocks = p.pixel_units * p.channels * p.N;
   }

@@ -89,6 +89,8 @@ struct Params {
   void* out;      // of fprop and dgrad
   void* partial;  // of wgrad: [split][c][tap]
   int64_t w_c, w_r, w_s, bias_stride;
+  int64_t in_m, w_m;  // dgrad: from one filter of a channel to the next
+  int multiplier;
   int64_t out_n, out_c, out_h, out_w;
   int out_H, out_W, origin_h, origin_w;
   int out_width;  // elements of one store

@@ -93,9 +93,27 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
   Launcher const launcher = kLaunchers[plan.kernel];
-  check_cuda(op_name, packing(kRows[plan.kernel], p).any()
-                          ? launch_packed(launcher, op, p, plan, args, static_cast<cudaStream_t>(stream))
-                          : launcher(p, plan, args, static_cast<cudaStream_t>(stream)));
+  Row const& chosen = kRows[plan.kernel];
+  auto const on = static_cast<cudaStream_t>(stream);
+  if (packing(chosen, p).any()) {
+    check_cuda(op_name, launch_packed(launcher, op, p, plan, args, on));
+    return out;
+  }
+  int64_t const turns = depthwise_turns(chosen, p);
+  Problem const turn = depthwise_turn(chosen, p);
+  int const element = size_of(p.dtype);
+  auto past = [element](void const* address, int64_t elements) {
+    return static_cast<char const*>(address) + elements * element;
+  };
+  for (int64_t i = 0; i < turns; ++i) {
+    int64_t const w_step = i * p.w.n, y_step = i * p.y.c;
+    Arguments part = args;
+    part.b = past(args.b, op == Op::wgrad ? y_step : w_step);
+    part.out = static_cast<char*>(args.out) + (op == Op::wgrad ? w_step : y_step) * element;
+    if (args.bias) part.bias = past(args.bias, i * args.bias_stride);
+    part.bias_stride = args.bias_stride * turns;
+    check_cuda(op_name, launcher(turn, plan, part, on));
+  }
   return out;
 }
 
