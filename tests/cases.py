@@ -308,7 +308,7 @@ CASES: tuple[Case, ...] = (
     # walks: filters of more channels than a block has threads, vectors of two channels, several results a channel
     Case("depthwise_5x5_multiplier2", 2, 135, 9, 11, 270, 5, 5, padding=(2, 2), groups=135, edge=True),
     Case("depthwise_7x7_stride2_multiplier3", 1, 9, 15, 14, 27, 7, 7, (2, 2), (3, 2), groups=9),
-    # NCHW takes several filters a channel in turns; planes of odd size, so that turns begin off the first one's alignment
+    # NCHW takes several filters a channel in turns; planes of odd size, so that turns are aligned less than the first
     Case("depthwise_3x3_multiplier3_pairs", 3, 5, 12, 9, 15, 3, 3, padding=(0, 1), groups=5, edge=True),
     Case("depthwise_11x11_multiplier2", 2, 5, 15, 17, 10, 11, 11, padding=(5, 5), groups=5, edge=True),
     Case("depthwise_3x3_stride2_pairs", 9, 66, 21, 13, 66, 3, 3, (2, 2), (1, 1), groups=66, bias=False),

@@ -229,7 +229,12 @@ constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device
     bool const backward = op == Op::dgrad;
     bool const vectors = backward ? channel_vectors(p.y, p.y_align, p.K, 16 / size_of(p.dtype), p.dtype)
                                   : channel_vectors(p.x, p.x_align, p.C, 16 / size_of(p.dtype), p.dtype);
-    double const waits = row.tile_n == 8 ? 0.8 : row.tile_n == 16 ? 1.1 : 1.6;
+    bool const tf32 = p.dtype == DType::f32;
+    double const waits = row.tile_n == 8    ? (backward && !tf32 ? 0.75 : 0.8)
+                         : row.tile_n == 16 ? 1.1
+                         : !backward        ? 1.6
+                         : tf32             ? 1.05
+                                            : 1.5;
     return {stem_narrow(row, op, p, d).ns * waits * (vectors ? 1 : 1.45), 1};
   }
   return {op == Op::wgrad ? stem_sums(row, p, d).ns * 1.5 : stem_tile(row, op, p, d).ns * 1.8, 1};
