@@ -310,10 +310,13 @@ class Recorder:
     def benchmark(self) -> dict[str, Any]:
         results = self.work / "bench.json"
         budget = self.options.benchmark_timeout
+        where = self.options.benchmark_markdown
+        tables = ["--markdown", str(where.resolve())] if where else []
         command = ["-m", "conv2d_ext", "bench", "--layers", "dense", "--dtypes", "fp32", "--budget", f"{budget:g}"]
         finished = self.python(
             *command,
             *("--json", str(results)),
+            *tables,
             timeout=budget + 30,  # the budget is looked at between cells
         )
         print(tail(finished.output, 40), flush=True)
@@ -424,6 +427,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--tests-timeout", type=float, default=400, help="seconds (default: %(default)s)")
     found.add_argument("--sanitizer-timeout", type=float, default=900, help="seconds, all tools (default: %(default)s)")
     found.add_argument("--benchmark-timeout", type=float, default=240, help="seconds (default: %(default)s)")
+    found.add_argument("--benchmark-markdown", type=Path, metavar="FILE", help="write the benchmark's tables here")
     found.add_argument(
         "--sanitizer-tools", default="memcheck,racecheck,synccheck", metavar="A,B", help="default: %(default)s"
     )
