@@ -7,6 +7,9 @@
 
 namespace conv2d_ext {
 
+// By rows in NCHW that are made for one: more would take many launches, or one sum of all products (dgrad).
+inline constexpr int64_t kMostFiltersAChannel = 8;
+
 constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   if (p.C_per_group() != 1 || p.K == 0 || p.H == 0 || p.W == 0) return false;
   if (is_nhwc(row.variant)) {
@@ -23,8 +26,8 @@ constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   bool const columns = p.S == row.tile_n && p.stride_w == row.tile_k && p.dilation_w == 1;
   // A block has at least 4 x 4 outputs of a channel; the grid must hold the blocks.
   double const pixels = double(max64(p.H, p.P()) + 3) * double(max64(p.W, p.Q()) + 3);
-  return (p.K == p.C || row.op == Op::dgrad) && rows && columns &&
-         double(p.N) * double(p.C) * pixels / 16 < double(most);
+  bool const adds = row.op == Op::dgrad && p.K_per_group() <= kMostFiltersAChannel;
+  return (p.K == p.C || adds) && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
 }
 
 // One filter size: what narrow copies and stores of rows off 16 bytes cost, and small images, was measured.

@@ -24,12 +24,10 @@
 namespace conv2d_ext {
 
 // Rows of NCHW that take one filter a channel run K = m * C in m turns, each with every m-th filter: fprop and wgrad.
-inline constexpr int64_t kMaxTurns = 8;
-
 constexpr int64_t depthwise_turns(Row const& row, Problem const& p) {
   bool const one_filter = (row.family == Family::depthwise && row.tile_m > 0) || row.family == Family::stream ||
                           row.family == Family::strip || row.family == Family::band;
-  bool const several = p.C_per_group() == 1 && p.K_per_group() > 1 && p.K_per_group() <= kMaxTurns;
+  bool const several = p.C_per_group() == 1 && p.K_per_group() > 1 && p.K_per_group() <= kMostFiltersAChannel;
   return one_filter && !is_nhwc(row.variant) && row.op != Op::dgrad && several ? p.K_per_group() : 1;
 }
 
