@@ -431,9 +431,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--sanitizer-tools", default="memcheck,racecheck,synccheck", metavar="A,B", help="default: %(default)s"
     )
-    found.add_argument(
-        "--together", action="store_true", help="run the sanitizer's tools beside the tests: sooner done"
-    )
+    found.add_argument("--together", action="store_true", help="run the tests and the sanitizer's tools at once")
     found.add_argument("--pytest-arguments", default="", help="more arguments for the suite, in one string")
     return found
 
