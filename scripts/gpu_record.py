@@ -1,6 +1,7 @@
 """Installs a built wheel on a GPU machine, tests it there, and writes docs/gpu-record.json: of which code, on what.
 
     python3 scripts/gpu_record.py --wheel dist/conv2d_ext-*.whl     # on the GPU machine, about 20 minutes
+    python3 scripts/gpu_record.py --wheel ... --gpus 4 --workers 32 # where there are several GPUs, about 6 minutes
     python3 scripts/gpu_record.py --check                           # anywhere: is the record of this code, and green?
 
 Phases: tests (the suite with --device cuda), sanitizer (scripts/sanitize.py), benchmark (dense layers, float32). The
@@ -187,10 +188,17 @@ print(json.dumps({
 # A pytest plugin: every process of the run, xdist's workers included, holds the wheel's package before a test can put
 # the repository on the path.
 PLUGIN = """
+import os
 import pathlib
 import pytest
 
 SITE = pathlib.Path({site!r})
+
+# Each of xdist's workers has another of the visible GPUs as its first, the one that "cuda" means.
+gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % len(gpus)
+if first:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first:] + gpus[:first])
 
 def pytest_configure(config):
     import conv2d_ext
@@ -233,8 +241,10 @@ class Recorder:
         self.options.output.parent.mkdir(parents=True, exist_ok=True)
         self.options.output.write_text(json.dumps(self.record, indent=1) + "\n")
 
-    def python(self, *arguments: str, timeout: float) -> Finished:
-        return run_command([sys.executable, *arguments], self.env, self.work, timeout)
+    def python(self, *arguments: str, timeout: float, phase: str = "") -> Finished:
+        gpus = shares(self.options.gpus).get(phase)
+        chosen = {**self.env, "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else self.env
+        return run_command([sys.executable, *arguments], chosen, self.work, timeout)
 
     def install(self) -> str:
         """Installs the wheel and describes the machine; returns what is wrong, if anything is."""
@@ -279,6 +289,7 @@ class Recorder:
             *workers,
             *shlex.split(self.options.pytest_arguments),
             timeout=max(end - time.monotonic(), 1),
+            phase="tests",
         )
         print(tail(finished.output, 200), flush=True)
         return finished, count_tests(junit)
@@ -294,10 +305,11 @@ class Recorder:
                 str(self.options.sanitizer_timeout),
                 "--tools",
                 self.options.sanitizer_tools,
-                *(["--together"] if self.options.together else []),
+                *(["--together"] if self.options.together or self.options.gpus > 1 else []),
             ),
             *("--", "-p", PLUGIN_NAME),
             timeout=self.options.sanitizer_timeout + 30,  # it keeps to its own time
+            phase="sanitizer",
         )
         print(tail(finished.output, 60), flush=True)
         tools = json.loads(results.read_text()) if results.exists() else []
@@ -318,6 +330,7 @@ class Recorder:
             *("--json", str(results)),
             *tables,
             timeout=budget + 30,  # the budget is looked at between cells
+            phase="benchmark",
         )
         print(tail(finished.output, 40), flush=True)
         try:
@@ -343,8 +356,12 @@ class Recorder:
             "sanitizer": self.sanitizer,
             "benchmark": self.benchmark,
         }
-        # A benchmark must have the GPU for itself; the others may share it.
-        rounds = [("tests", "sanitizer"), ("benchmark",)] if self.options.together else [(name,) for name in work]
+        # A benchmark must have a GPU for itself; the others may share one.
+        rounds: list[tuple[str, ...]] = [(name,) for name in work]
+        if self.options.gpus > 1:
+            rounds = [PHASES]
+        elif self.options.together:
+            rounds = [("tests", "sanitizer"), ("benchmark",)]
         for names in rounds:
             left_out = [name for name in names if name in self.options.skip]
             for name in left_out:
@@ -366,6 +383,13 @@ class Recorder:
         green, line = verdict(self.record, self.record["code"])
         print(line)
         return 0 if green else 1
+
+
+def shares(gpus: int) -> dict[str, list[int]]:
+    """The GPUs of each phase where there are several: one for the benchmark alone, the others for both other phases."""
+    if gpus < 2:
+        return {}
+    return {"benchmark": [0], "tests": list(range(gpus - 1, 0, -1)), "sanitizer": list(range(1, gpus))}
 
 
 def add_counts(counts: Sequence[Counts | None]) -> Counts:
@@ -432,6 +456,9 @@ def parser() -> argparse.ArgumentParser:
         "--sanitizer-tools", default="memcheck,racecheck,synccheck", metavar="A,B", help="default: %(default)s"
     )
     found.add_argument("--together", action="store_true", help="run the tests and the sanitizer's tools at once")
+    found.add_argument(
+        "--gpus", type=int, default=1, help="spread the phases over so many GPUs, all at once (default: %(default)s)"
+    )
     found.add_argument("--pytest-arguments", default="", help="more arguments for the suite, in one string")
     return found
 

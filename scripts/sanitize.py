@@ -138,6 +138,11 @@ def run_command(command: Sequence[str], env: Mapping[str, str], cwd: Path, timeo
         return Finished(code, log.read(), round(time.monotonic() - begin, 1))
 
 
+def visible_gpus(env: Mapping[str, str]) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES names; nothing where it isn't set."""
+    return [gpu for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+
+
 def tail(text: str, lines: int = 15) -> str:
     return "\n".join(text.strip().splitlines()[-lines:])
 
@@ -302,21 +307,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if note:
                 print(f"sanitize: {note}", flush=True)
 
-        def run(tool: str) -> ToolResult:
+        def run(tool: str, gpu: str | None) -> ToolResult:
             junit = cwd / f"{tool}.xml"
             command = sanitizer_command(
                 program, tool, options.only, junit, options.pytest_arguments, options.tests.resolve()
             )
-            finished = run_command(command, env, cwd, max(end - time.monotonic(), 1))
+            chosen = env if gpu is None else {**env, "CUDA_VISIBLE_DEVICES": gpu}
+            finished = run_command(command, chosen, cwd, max(end - time.monotonic(), 1))
             result = judge(tool, finished, count_tests(junit))
             if result.status != "passed":
                 print(first_findings(finished.output), tail(finished.output), sep="\n", flush=True)
             print(result, flush=True)
             return result
 
-        # Beside each other a tool takes longer, all of them less.
+        # Beside each other a tool takes longer, all of them less. GPUs named by CUDA_VISIBLE_DEVICES are taken in turn.
+        gpus = visible_gpus(env) if options.together else []
         with ThreadPoolExecutor(len(options.tools) if options.together else 1) as pool:
-            ends = {pool.submit(run, tool): index for index, tool in enumerate(options.tools)}
+            ends = {
+                pool.submit(run, tool, gpus[index % len(gpus)] if gpus else None): index
+                for index, tool in enumerate(options.tools)
+            }
             for finished in as_completed(ends):
                 results[ends[finished]] = finished.result()
                 save()

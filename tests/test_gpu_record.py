@@ -226,7 +226,7 @@ def recorder(gpu_record: Any, tmp_path: Path, *options: str) -> Any:
     made.install = lambda: ""
     made.commands = []
 
-    def python(*arguments: str, timeout: float) -> Any:
+    def python(*arguments: str, timeout: float, phase: str = "") -> Any:
         made.commands.append((arguments, timeout))
         return gpu_record.Finished(0, "", 0.0)
 
@@ -234,7 +234,9 @@ def recorder(gpu_record: Any, tmp_path: Path, *options: str) -> Any:
     return made
 
 
-@pytest.mark.parametrize("options", [(), ("--together",), ("--sanitizer-tools", "synccheck", "--workers", "3")])
+@pytest.mark.parametrize(
+    "options", [(), ("--together",), ("--gpus", "4"), ("--sanitizer-tools", "synccheck", "--workers", "3")]
+)
 def test_every_phase_runs_with_the_options_of_the_command_line(
     gpu_record: Any, sanitize: Any, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
@@ -247,10 +249,42 @@ def test_every_phase_runs_with_the_options_of_the_command_line(
     (given,) = [arguments[1:] for arguments, _ in made.commands if arguments[0].endswith("sanitize.py")]
     read = sanitize.parser().parse_args(given)
     assert read.tools == (["synccheck"] if "synccheck" in options else ["memcheck", "racecheck", "synccheck"])
-    assert read.together == ("--together" in options)
+    assert read.together == bool({"--together", "--gpus"} & set(options))
 
 
-@pytest.mark.parametrize("options", [(), ("--together",)])
+@pytest.mark.parametrize("gpus", [2, 3, 8])
+def test_the_benchmark_shares_its_gpu_with_no_other_phase(gpu_record: Any, gpus: int) -> None:
+    shares = gpu_record.shares(gpus)
+    assert shares.keys() == set(gpu_record.PHASES)
+    assert {0}.isdisjoint(shares["tests"] + shares["sanitizer"]) and shares["benchmark"] == [0]
+    assert set(sum(shares.values(), [])) == set(range(gpus))
+
+
+def test_one_gpu_is_nobodys_share(gpu_record: Any) -> None:
+    assert gpu_record.shares(1) == {}
+
+
+def test_a_phase_sees_its_gpus_alone(gpu_record: Any, tmp_path: Path) -> None:
+    made = recorder(gpu_record, tmp_path, "--gpus", "3")
+    seen = ["-c", "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))"]
+    run = gpu_record.Recorder.python
+    assert run(made, *seen, timeout=60, phase="tests").output.strip() == "2,1"
+    assert run(made, *seen, timeout=60, phase="benchmark").output.strip() == "0"
+    made.options.gpus = 1
+    assert run(made, *seen, timeout=60, phase="tests").output.strip() == str(os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+@pytest.mark.parametrize(("worker", "order"), [("gw0", "2,5,1"), ("gw1", "5,1,2"), ("gw2", "1,2,5"), ("gw3", "2,5,1")])
+def test_workers_take_the_gpus_in_turn(
+    gpu_record: Any, monkeypatch: pytest.MonkeyPatch, worker: str, order: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,1")
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+    exec(gpu_record.PLUGIN.format(site="site"), {})
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == order
+
+
+@pytest.mark.parametrize("options", [(), ("--together",), ("--gpus", "2")])
 def test_a_phase_that_raises_costs_no_other_phase_its_result(
     gpu_record: Any, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
