@@ -129,6 +129,23 @@ __device__ void swap_copy_b(Params const& p, uint32_t ring, SwapTables& tables) 
   }
 }
 
+// A warp's accumulators of 16 rows and of the 32 pixels of a piece, turned in 16 lines of shared memory: v[i] is row
+// i's at pixel `lane`, so that a store of a warp is a line of a row.
+template <int kCount>
+__device__ inline void swap_piece(float const (&acc)[kCount], int piece, uint32_t lines, float (&v)[16]) {
+  int const lane = int(threadIdx.x) % 32, quad = lane % 4;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    int const row = lane / 4 + i % 2 * 8, chunk = i / 2 * 2 + quad / 2, at = piece * 16 + i / 2 * 4 + i % 2 * 2;
+    ptx::st_shared_f32x2(lines + row * kLineBytes + (chunk ^ (row % 4 * 2)) * 16 + quad % 2 * 8, acc[at], acc[at + 1]);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 16; ++i)
+    v[i] = ptx::ld_shared_f32(lines + i * kLineBytes + ((lane / 4) ^ (i % 4 * 2)) * 16 + lane % 4 * 4);
+}
+
 // Stores floats as swap_store does. Pieces of 32 pixels, whose 64 filters are two lines. Where the result takes no
 // vectors, a filter's 32 pixels are a line, which a warp stores at once.
 __device__ inline void swap_store_floats(Params const& p, Unit const& unit, float (&acc)[128], int64_t const* to,
@@ -146,18 +163,8 @@ __device__ inline void swap_store_floats(Params const& p, Unit const& unit, floa
     for (int piece = 0; piece < 8; ++piece) {
       int64_t const pixel = to[piece * 32 + lane];
       float* line = out + (n + warp * 16) * p.out_c + pixel;
-      __syncwarp();
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        int const row = lane / 4 + i % 2 * 8, chunk = i / 2 * 2 + quad / 2, at = piece * 16 + i / 2 * 4 + i % 2 * 2;
-        ptx::st_shared_f32x2(lines + row * kLineBytes + (chunk ^ (row % 4 * 2)) * 16 + quad % 2 * 8, acc[at],
-                             acc[at + 1]);
-      }
-      __syncwarp();
       float v[16];
-#pragma unroll
-      for (int i = 0; i < 16; ++i)
-        v[i] = ptx::ld_shared_f32(lines + i * kLineBytes + ((lane / 4) ^ (i % 4 * 2)) * 16 + lane % 4 * 4);
+      swap_piece(acc, piece, lines, v);
 #pragma unroll
       for (int i = 0; i < 16; ++i, line += p.out_c)
         if (pixel >= 0 && i < filters) __stcs(line, v[i]);

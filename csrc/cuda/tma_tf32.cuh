@@ -101,18 +101,8 @@ __device__ void raw_store(Params const& p, Unit const& unit, float const (&acc)[
 #pragma unroll
     for (int piece = 0; piece < TM / 32; ++piece) {
       int64_t const pixel = to[piece * 32 + lane];
-      __syncwarp();
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        int const row = lane / 4 + i % 2 * 8, chunk = i / 2 * 2 + quad / 2, at = piece * 16 + i / 2 * 4 + i % 2 * 2;
-        ptx::st_shared_f32x2(lines + row * kLineBytes + (chunk ^ (row % 4 * 2)) * 16 + quad % 2 * 8, acc[at],
-                             acc[at + 1]);
-      }
-      __syncwarp();
       float v[16];
-#pragma unroll
-      for (int i = 0; i < 16; ++i)
-        v[i] = ptx::ld_shared_f32(lines + i * kLineBytes + ((lane / 4) ^ (i % 4 * 2)) * 16 + lane % 4 * 4);
+      tma::swap_piece(acc, piece, lines, v);
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         int const column = n + raw_channel(warp, i % 8) + i / 8;
