@@ -1,10 +1,12 @@
-"""benchmarks/fuzz.py and benchmarks/sweep.py, as far as they can be tried without a GPU."""
+"""benchmarks/fuzz.py, sweep.py and bounds.py, as far as they can be tried without a GPU."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import random
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,30 +18,36 @@ from cases import BY_NAME, CASES, Case
 from reference import error, exact
 from torch import Tensor
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "benchmarks"
 OPS = ("fprop", "dgrad", "wgrad")
 
 
 @pytest.fixture(scope="module")
-def programs() -> Iterator[tuple[Any, Any, Any]]:
+def programs() -> Iterator[tuple[Any, ...]]:
     sys.path.insert(0, str(FOLDER))
-    yield tuple(importlib.import_module(name) for name in ("shapes", "fuzz", "sweep"))
+    yield tuple(importlib.import_module(name) for name in ("shapes", "fuzz", "sweep", "bounds"))
     sys.path.remove(str(FOLDER))
 
 
 @pytest.fixture
-def shapes(programs: tuple[Any, Any, Any]) -> Any:
+def shapes(programs: tuple[Any, ...]) -> Any:
     return programs[0]
 
 
 @pytest.fixture
-def fuzz(programs: tuple[Any, Any, Any]) -> Any:
+def fuzz(programs: tuple[Any, ...]) -> Any:
     return programs[1]
 
 
 @pytest.fixture
-def sweep(programs: tuple[Any, Any, Any]) -> Any:
+def sweep(programs: tuple[Any, ...]) -> Any:
     return programs[2]
+
+
+@pytest.fixture
+def bounds(programs: tuple[Any, ...]) -> Any:
+    return programs[3]
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
@@ -223,3 +231,95 @@ def test_without_a_gpu_the_sweep_says_so(sweep: Any, capsys: pytest.CaptureFixtu
         pytest.skip("there is a GPU")
     assert sweep.main([]) == 2
     assert "no GPU" in capsys.readouterr().err
+
+
+# ---- bounds ----------------------------------------------------------------------------------------------------------
+
+
+def kernels_of_the_tree() -> set[tuple[str, str]]:
+    """(file, namespace::function) of every __global__ function."""
+    found = set()
+    for path in sorted((ROOT / "csrc" / "cuda").glob("*.cuh")):
+        text = re.sub(r"//[^\n]*", "", path.read_text())
+        names = re.findall(r"__global__.*?(\w+)\(\s*__grid_constant__", text, re.DOTALL)
+        assert len(names) == text.count("__global__"), path.name
+        space = re.search(r"namespace conv2d_ext::([\w:]+) \{", text)
+        found |= {(path.stem, f"{space[1]}::{name}") for name in names if space}
+    return found
+
+
+def test_every_kernel_has_an_entry(bounds: Any) -> None:
+    entries = {(e.file, e.kernel) for e in bounds.ENTRIES}
+    assert sorted(kernels_of_the_tree() - entries) == [], "kernels that benchmarks/bounds.py does not profile"
+    assert sorted(entries - kernels_of_the_tree()) == [], "entries without a kernel"
+
+
+def test_every_entry_has_a_row_that_supports_its_layer(bounds: Any, shapes: Any) -> None:
+    """As the planner of an H200 sees it."""
+    seen = set()
+    for e in bounds.ENTRIES:
+        like = torch.channels_last if e.layout == "nhwc" else torch.contiguous_format
+        sizes = (e.case.input_size, e.case.weight_size, e.case.output_size)
+        x, w, y = (torch.empty(size, dtype=shapes.STORAGE[e.dtype], device="meta").to(memory_format=like)
+                   for size in sizes)  # fmt: skip
+        assert f"_{e.op}_" in torch.ops.conv2d_ext.kernels()[e.chosen(x, w, y)]
+        seen.add((e.file, e.kernel, e.op, e.what))
+    assert len(seen) == len(bounds.ENTRIES)
+
+
+def metrics(bounds: Any, **given: float) -> dict[str, float]:
+    names = {column: metric for column, _, metric in bounds.BUSY}
+    names |= {reason: bounds.STALL.format(reason) for reason in (*bounds.STALLS, *bounds.NO_STALLS)}
+    return dict.fromkeys(bounds.metric_names(), 0.0) | {names.get(name, name): value for name, value in given.items()}
+
+
+def test_the_busiest_part_bounds_a_kernel_or_else_what_warps_wait_for(bounds: Any) -> None:
+    assert bounds.bound_by(metrics(bounds, DRAM=61, tensor=74, barrier=3)) == "tensor cores"
+    idle = metrics(bounds, DRAM=59, tensor=40, barrier=1, wait=3, not_selected=4)
+    assert bounds.bound_by(idle) == "waits for the last instruction's latency"
+    assert bounds.stalls(idle)[:2] == [(37.5, "wait"), (12.5, "barrier")]
+
+
+def page(bounds: Any, *launches: tuple[int, str, float]) -> str:
+    """A raw page as ncu prints it."""
+    names = ["ID", "Kernel Name", "Push/Pop_Range", *bounds.metric_names()]
+    rows = [names, [""] * len(names)]
+    for entry, kernel, ns in launches:
+        rest = ["1,000"] * (len(names) - 4)
+        rows.append(["0", kernel, f"<default domain>:{bounds.RANGE.format(entry)}:none", f"{ns:,.0f}", *rest])
+    return "==PROF== Connected\n" + "\n".join(",".join(f'"{field}"' for field in row) for row in rows) + "\n"
+
+
+def test_of_an_entrys_launches_the_longest_of_its_kernel_counts(bounds: Any) -> None:
+    text = page(bounds, (3, "void conv2d_ext::pack::pack_kernel<2>(Params)", 9000),
+                (3, "void conv2d_ext::tma::tma_kernel<__half, 128>(Params)", 2000),
+                (3, "void conv2d_ext::tma::tma_kernel<__half, 128>(Params)", 3000),
+                (4, "void conv2d_ext::tma::tma_kernel<__half, 128>(Params)", 4000))  # fmt: skip
+    launches = bounds.parsed(text)
+    assert len(launches) == 4
+    assert bounds.longest(launches, 3, "tma::tma_kernel")[bounds.NANOSECONDS] == 3000
+    assert bounds.longest(launches, 3, "tma::tma_kernel")[bounds.REGISTERS] == 1000
+    assert bounds.longest(launches, 4, "pack::pack_kernel") is None
+
+
+def test_parts_are_joined_into_one_table(bounds: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = [bounds.selected([], (i, 3)) for i in (1, 2, 3)]
+    assert sorted(sum(numbers, [])) == list(range(len(bounds.ENTRIES)))
+    files = []
+    for i in (2, 0):
+        e = bounds.ENTRIES[i]
+        result = {"file": e.file, "kernel": e.kernel, "op": e.op, "layer": e.what, "row": "tma_op_f16_128x128_im2col"}
+        measured = metrics(bounds, L2=70, wait=3, barrier=1) | {bounds.NANOSECONDS: 12_340.0}
+        files.append(tmp_path / f"{i}.json")
+        files[-1].write_text(json.dumps({"machine": {"gpu": "A"}, "results": [result | {"metrics": measured}]}))
+    assert bounds.main(["--join", *map(str, files)]) == 0
+    gpu, _, _, _, first, second = capsys.readouterr().out.splitlines()
+    assert gpu == "gpu A" and "L04" in first and "L08" in second
+    assert "| 128x128_im2col | 12.3 | 0 | 70 |" in first and first.endswith("| wait 75, barrier 25 | L2 |")
+
+
+def test_without_a_gpu_or_ncu_bounds_says_so(bounds: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available() and bounds.shutil.which("ncu"):
+        pytest.skip("there is a GPU, and ncu")
+    assert bounds.main([]) == 2
+    assert "needs a GPU" in capsys.readouterr().err
