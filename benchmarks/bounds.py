@@ -231,6 +231,7 @@ STALLS = {
     "math_pipe_throttle": "room in an arithmetic unit",
     "membar": "a fence",
     "mio_throttle": "room in the queue to shared memory",
+    "misc": "something else",
     "no_instruction": "instructions",
     "short_scoreboard": "shared memory",
     "sleeping": "a sleep",

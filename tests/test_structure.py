@@ -120,6 +120,13 @@ def test_the_ops_name_the_rows_of_the_table() -> None:
     assert ["_".join(row[:3]) for row in table_rows()] == ["_".join(name.split("_")[:3]) for name in names]
 
 
+def test_the_kernels_page_names_every_kernel_file_and_no_other() -> None:
+    """Where the page writes tma*.cuh, the table at its head has the names."""
+    kernels = {path.name for path in (CSRC / "cuda").glob("*.cuh") if "__global__" in code_of(path)}
+    named = set(re.findall(r"\b\w+\.cuh\b", (ROOT / "docs" / "kernels.md").read_text()))
+    assert sorted(kernels - named) == [] and sorted(named - {path.name for path in SOURCES}) == []
+
+
 # ---- nothing names a machine -----------------------------------------------------------------------------------------
 
 # Folders of one machine, and hosts of package registries: the project says neither, whoever builds it chooses them.
