@@ -203,14 +203,14 @@ def selected(only: Sequence[str], part: tuple[int, int]) -> list[int]:
 
 # ---- what is measured ------------------------------------------------------------------------------------------------
 
-# How busy a part of the GPU is, per cent of its peak: column of the table, name, ncu's metric.
+# How busy a part of the GPU is, per cent of its peak: column of the table, name, ncu's metric. A column shows the busiest.
 BUSY = (
     ("DRAM", "DRAM", "dram__throughput.avg.pct_of_peak_sustained_elapsed"),
     ("L2", "L2", "lts__throughput.avg.pct_of_peak_sustained_elapsed"),
     ("L1", "L1 and shared memory", "l1tex__throughput.avg.pct_of_peak_sustained_active"),
     ("tensor", "tensor cores", "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"),
     ("FMA", "FMA units", "sm__inst_executed_pipe_fma.avg.pct_of_peak_sustained_active"),
-    ("FP64", "FP64 units", "sm__inst_executed_pipe_fp64.avg.pct_of_peak_sustained_active"),
+    ("FMA", "FP64 units", "sm__inst_executed_pipe_fp64.avg.pct_of_peak_sustained_active"),
     ("issue", "issue slots", "sm__inst_issued.avg.pct_of_peak_sustained_active"),
 )
 NANOSECONDS = "gpu__time_duration.sum"
@@ -236,7 +236,7 @@ STALLS = {
     "short_scoreboard": "shared memory",
     "sleeping": "a sleep",
     "tex_throttle": "room in the queue to the texture unit",
-    "wait": "the last instruction's latency",
+    "wait": "its last instruction",
 }
 NO_STALLS = ("selected", "not_selected")  # warps that issue, or could
 FULL = 60  # per cent of its peak from which on a part of the GPU bounds a kernel
@@ -255,8 +255,12 @@ def stalls(metrics: Mapping[str, float]) -> list[tuple[float, str]]:
 
 
 def bound_by(metrics: Mapping[str, float]) -> str:
-    """The busiest part of the GPU if it is FULL; else no part is, and what warps wait for most bounds the kernel."""
-    value, name = max((metrics[metric], name) for _, name, metric in BUSY)
+    """The busiest part of the GPU if it is FULL, else what warps wait for most. What DRAM moves passes L2, which says
+    nothing of its own where DRAM is FULL."""
+    busy = {name: metrics[metric] for _, name, metric in BUSY}
+    if busy["DRAM"] >= FULL:
+        del busy["L2"]
+    name, value = max(busy.items(), key=lambda item: item[1])
     if value >= FULL:
         return name
     found = stalls(metrics)
@@ -336,21 +340,23 @@ def longest(launches: Iterable[tuple[int, str, dict[str, float]]], entry: int, k
 
 CALL = ("kernel", "op, layer", "row")
 REASONS = ("stalls, %", "bound by")
-COLUMNS = (*CALL, "us", *(column for column, _, _ in BUSY), "warps", "registers", *REASONS)
+COLUMNS = (*CALL, "us", *dict.fromkeys(column for column, _, _ in BUSY), "warps", "registers", *REASONS)
 
 
 def table(results: Iterable[dict[str, Any]]) -> str:
     lines = []
     for r in results:
-        m, first = r["metrics"], (f"{r['file']}: {r['kernel']}", f"{r['op']} {r['layer']}", r["row"].split("_", 3)[3])
+        name = f"{r['file']}.cuh: {r['kernel'].rpartition('::')[2]}"
+        m, first = r["metrics"], (name, f"{r['op']} {r['layer']}", r["row"].split("_", 3)[3])
         if m is None:
             lines.append((*first, *[""] * (len(COLUMNS) - len(first) - 1), "not launched"))
             continue
         top = ", ".join(f"{reason} {share:.0f}" for share, reason in stalls(m)[:2])
-        busy = [f"{m[metric]:.0f}" for _, _, metric in BUSY]
-        lines.append(
-            (*first, f"{m[NANOSECONDS] / 1e3:.1f}", *busy, f"{m[WARPS]:.0f}", f"{m[REGISTERS]:.0f}", top, bound_by(m))
-        )
+        busy: dict[str, float] = {}
+        for column, _, metric in BUSY:
+            busy[column] = max(busy.get(column, 0), m[metric])
+        rest = [f"{value:.0f}" for value in (*busy.values(), m[WARPS], m[REGISTERS])]
+        lines.append((*first, f"{m[NANOSECONDS] / 1e3:.1f}", *rest, top, bound_by(m)))
     return markdown_table(COLUMNS, lines, (*CALL, *REASONS))
 
 

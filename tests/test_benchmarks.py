@@ -268,15 +268,17 @@ def test_every_entry_has_a_row_that_supports_its_layer(bounds: Any, shapes: Any)
 
 
 def metrics(bounds: Any, **given: float) -> dict[str, float]:
-    names = {column: metric for column, _, metric in bounds.BUSY}
+    names = {name.split()[0]: metric for _, name, metric in bounds.BUSY}
     names |= {reason: bounds.STALL.format(reason) for reason in (*bounds.STALLS, *bounds.NO_STALLS)}
     return dict.fromkeys(bounds.metric_names(), 0.0) | {names.get(name, name): value for name, value in given.items()}
 
 
 def test_the_busiest_part_bounds_a_kernel_or_else_what_warps_wait_for(bounds: Any) -> None:
     assert bounds.bound_by(metrics(bounds, DRAM=61, tensor=74, barrier=3)) == "tensor cores"
+    assert bounds.bound_by(metrics(bounds, DRAM=61, L2=74)) == "DRAM"  # through L2
+    assert bounds.bound_by(metrics(bounds, DRAM=59, L2=74)) == "L2"
     idle = metrics(bounds, DRAM=59, tensor=40, barrier=1, wait=3, not_selected=4)
-    assert bounds.bound_by(idle) == "waits for the last instruction's latency"
+    assert bounds.bound_by(idle) == "waits for its last instruction"
     assert bounds.stalls(idle)[:2] == [(37.5, "wait"), (12.5, "barrier")]
 
 
@@ -315,7 +317,11 @@ def test_parts_are_joined_into_one_table(bounds: Any, tmp_path: Path, capsys: py
     assert bounds.main(["--join", *map(str, files)]) == 0
     gpu, _, _, _, first, second = capsys.readouterr().out.splitlines()
     assert gpu == "gpu A" and "L04" in first and "L08" in second
-    assert "| 128x128_im2col | 12.3 | 0 | 70 |" in first and first.endswith("| wait 75, barrier 25 | L2 |")
+    assert (
+        first.startswith("| tma.cuh: tma_kernel |")
+        and "| 128x128_im2col | 12.3 | 0 | 70 |" in first
+        and first.endswith("| wait 75, barrier 25 | L2 |")
+    )
 
 
 def test_without_a_gpu_or_ncu_bounds_says_so(bounds: Any, capsys: pytest.CaptureFixture[str]) -> None:
