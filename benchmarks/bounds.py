@@ -203,7 +203,7 @@ def selected(only: Sequence[str], part: tuple[int, int]) -> list[int]:
 
 # ---- what is measured ------------------------------------------------------------------------------------------------
 
-# How busy a part of the GPU is, per cent of its peak: column of the table, name, ncu's metric. A column shows the busiest.
+# How busy parts of the GPU are, per cent of their peak: (column of the table, which shows the busiest; name; metric).
 BUSY = (
     ("DRAM", "DRAM", "dram__throughput.avg.pct_of_peak_sustained_elapsed"),
     ("L2", "L2", "lts__throughput.avg.pct_of_peak_sustained_elapsed"),
