@@ -305,6 +305,7 @@ def profile(numbers: Sequence[int]) -> list[dict[str, Any]]:
     return [
         dataclasses.asdict(dataclasses.replace(ENTRIES[n], layer=ENTRIES[n].what))
         | {"row": rows[str(n)], "metrics": longest(launches, n, ENTRIES[n].kernel)}
+        | {"launches": [name for entry, name, _ in launches if entry == n]}
         for n in numbers
     ]
 
@@ -331,8 +332,9 @@ def number(text: str) -> float:
 
 
 def longest(launches: Iterable[tuple[int, str, dict[str, float]]], entry: int, kernel: str) -> dict[str, float] | None:
-    """The metrics of the kernel's longest launch by that entry; ncu leaves out all namespaces but the last."""
-    pattern = re.compile(rf"\b{'::'.join(kernel.split('::')[-2:])}\b(?!::)")
+    """The metrics of the kernel's longest launch by that entry. ncu leaves out namespaces, at times all of them."""
+    *_, space, function = kernel.split("::")
+    pattern = re.compile(rf"(?:\b{space}::|[^:\w]){function}\b(?!::)")
     found = [metrics for index, name, metrics in launches if index == entry and pattern.search(name)]
     return max(found, key=lambda metrics: metrics[NANOSECONDS], default=None)
 
@@ -350,7 +352,7 @@ def table(results: Iterable[dict[str, Any]]) -> str:
         name = f"{r['file']}.cuh: {r['kernel'].rpartition('::')[2]}"
         m, first = r["metrics"], (name, f"{r['op']} {r['layer']}", r["row"].split("_", 3)[3])
         if m is None:
-            lines.append((*first, *[""] * (len(COLUMNS) - len(first) - 1), "not launched"))
+            lines.append((*first, *[""] * (len(COLUMNS) - len(first) - 1), f"not launched: {', '.join(r['launches'])}"))
             continue
         top = ", ".join(f"{reason} {share:.0f}" for share, reason in stalls(m)[:2])
         busy: dict[str, float] = {}
