@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ STORAGE = {
     "fp32": torch.float32,
     "fp64": torch.float64,
 }
-KINDS = ("dense", "grouped", "depthwise")
+KINDS = ("network", "dense", "grouped", "depthwise")
 
 
 def log_uniform(draw: random.Random, least: float, most: float) -> int:
@@ -47,9 +49,95 @@ def kernel(draw: random.Random, kind: str) -> tuple[int, int]:
     return draw.choice(sizes)
 
 
+@functools.cache
+def networks() -> dict[str, list[dict[str, Any]]]:
+    """Dense layers of networks: sizes, square where W or S are not given, the stride, and a padding that keeps the size
+    unless it is given."""
+
+    def layers(of: Iterable[tuple[int, int]], *kinds: Callable[[int, int], dict[str, Any]]) -> list[dict[str, Any]]:
+        return [kind(H, C) for H, C in of for kind in kinds]
+
+    def same(R: int, stride: int = 1, c: float = 1, k: float = 1, **more: Any) -> Callable[[int, int], dict[str, Any]]:
+        return lambda H, C: {"H": H, "C": int(C * c), "K": int(C * k), "R": R, "stride": stride, **more}
+
+    def each(H: int, pairs: Iterable[tuple[int, int]], R: int, **more: Any) -> list[dict[str, Any]]:
+        return [{"H": H, "C": C, "K": K, "R": R, **more} for C, K in pairs]
+
+    stages = [(56, 64), (28, 128), (14, 256), (7, 512)]
+    next_stages = [(56, 64), (28, 128), (14, 256)]
+    narrow = [(16, 96), (24, 144), (40, 240), (80, 480), (112, 672), (192, 1152), (48, 288), (160, 960), (232, 1392)]
+    return {
+        "ResNet": layers(stages, same(3), same(1, c=4), same(1, k=4))
+        + layers(next_stages, same(3, 2, k=2), same(1, 2, k=2), same(3, 2, c=2, k=2), same(1, 2, c=4, k=8)),
+        "VGG": layers([(224, 64), (112, 128), (56, 256), (28, 512), (14, 512)], same(3), same(3, c=0.5)),
+        "U-Net": layers(
+            [(572, 64), (284, 128), (140, 256), (68, 512), (256, 64), (128, 128), (64, 256), (32, 512), (16, 1024)],
+            same(3), same(3, c=0.5), same(3, c=2), same(3, pad=0), same(2, 2, k=2, pad=0),
+        ),
+        "diffusion": layers(
+            [(64, 320), (32, 640), (16, 1280), (8, 1280), (128, 320), (64, 640), (32, 1280), (64, 128), (32, 256)],
+            same(3), same(3, c=2), same(3, c=1.5), same(3, 2), same(1), same(1, c=2), same(1, k=2), same(1, k=4),
+        ),
+        "autoencoder": layers([(512, 128), (256, 256), (128, 512), (64, 512)], same(3), same(3, c=2), same(3, 2)),
+        "EfficientNet": [
+            layer
+            for H in (112, 56, 28, 14, 7)
+            for C, K in narrow
+            for layer in each(H, [(C, K), (K, C)], 1)
+            if 500 <= H * C <= 3000
+        ],
+        "YOLO": layers(
+            [(320, 32), (160, 64), (80, 128), (40, 256), (20, 512), (160, 48), (80, 96), (40, 192), (13, 512)],
+            same(3), same(3, 2, k=2), same(1, k=0.5), same(1, c=2), same(1), same(1, c=1.5),
+        ),
+        "ConvNeXt": layers([(56, 96), (28, 192), (14, 384), (56, 128), (28, 256), (14, 512), (7, 768)],
+                           same(2, 2, k=2, pad=0), same(1, k=4), same(1, c=4)),
+        "Inception": each(17, [(128, 128), (160, 192), (192, 192)], 1, S=7)
+        + each(17, [(128, 192), (160, 160)], 7, S=1)
+        + each(35, [(64, 96), (96, 96)], 3)
+        + each(35, [(288, 384)], 3, stride=2, pad=0)
+        + each(17, [(768, 192)], 1)
+        + each(8, [(1280, 320), (2048, 448)], 1)
+        + each(8, [(448, 384)], 3)
+        + each(35, [(48, 64)], 5),
+        "DenseNet": [
+            layer
+            for H, most in ((56, 256), (28, 512), (14, 1024), (7, 1024))
+            for layer in each(H, [(128, 32), (192, 48)], 3) + each(H, [(C, 128) for C in range(64, most, 96)], 1)
+        ],
+        "DeepLab": [
+            layer
+            for d in (2, 4, 6, 12)
+            for H in (33, 65)
+            for layer in each(H, [(2048, 256), (512, 512)], 3, dilation=d)
+        ]
+        + each(33, [(2048, 256), (1280, 256)], 1),
+    }  # fmt: skip
+
+
+def of_network(draw: random.Random) -> tuple[Any, ...]:
+    """N, C, H, W, K, R, S, stride, padding and dilation of a layer; one of eight has sizes a little off."""
+    of = draw.choice(draw.choice(list(networks().values())))
+    N = draw.choice((1, 1, 2, 4, 8, 8, 16, 16, 32, 32, 64, 64, 128, 256, log_uniform(draw, 1, 256)))
+    C, H, K, R, stride, dilation = of["C"], of["H"], of["K"], of["R"], of.get("stride", 1), of.get("dilation", 1)
+    W, S = of.get("W", H), of.get("S", R)
+    if draw.random() < 0.125:
+        H, W = H + draw.randint(-2, 3), W + draw.randint(-2, 3)
+        C, K = C + draw.choice((-8, 0, 0, 8)), K + draw.choice((-8, 0, 0, 8))
+    pad = [of.get("pad", (taps - 1) * dilation // 2) for taps in (R, S)]
+    return N, C, H, W, K, R, S, (stride, stride), tuple(pad), (dilation, dilation)
+
+
 def layer(draw: random.Random, kind: str, most_elements: float = 2**25, most_flops: float = 4e10) -> Case:
-    """A problem of the size that networks have: kinds are dense (one group), grouped and depthwise."""
+    """A problem of the size that networks have: kinds are network (dense layers of known ones), dense (any sizes, one
+    group), grouped and depthwise."""
     while True:
+        if kind == "network":
+            N, C, H, W, K, R, S, *attributes = of_network(draw)
+            case = Case("layer", N, C, H, W, K, R, S, *attributes, bias=False)
+            if min(case.P, case.Q) >= 1 and max(elements(case)) <= most_elements and 2e6 <= flops(case) <= most_flops:
+                return case
+            continue
         R, S = kernel(draw, kind)
         N = log_uniform(draw, 1, 256)
         H = log_uniform(draw, 4, 256)

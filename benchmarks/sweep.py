@@ -2,12 +2,13 @@
 
     python benchmarks/sweep.py                                   # 200 shapes, all three ops of each
     python benchmarks/sweep.py --kinds depthwise --dtypes fp16 --shapes 1000 --budget 120 --seed 3 --json sweep.json
+    python benchmarks/sweep.py --kinds network --dtypes fp16,tf32 --reach 2.6 --shapes 250  # dense layers of networks
     python benchmarks/sweep.py --torch                           # F.conv2d with cudnn.benchmark beside them
     python benchmarks/sweep.py --cliffs                          # neighbouring sizes instead of random ones
 
 Regret is the time of the row that make_plan takes over that of the best row. The JSON has every row's time and
 estimate, to fit the estimates of csrc/core. A row is timed by CUDA events around a call, after a write that
-fills L2; rows near the best are timed again, in turn, and their medians count. Rows estimated at over 50 times the
+fills L2; rows near the best are timed again, in turn, and their medians count. Rows estimated at over --reach times the
 least are left out.
 
 --cliffs walks along C, W, the filter's size, groups and the batch, one at a time. The cost of a layer is its time over
@@ -44,7 +45,6 @@ from conv2d_ext.cli.info import machine  # noqa: E402
 
 DTYPES = ("fp16", "bf16", "tf32", "fp32")
 LAYOUTS = ("nchw", "nhwc")
-LEFT_OUT = 50  # times the least estimate
 LAUNCH_S = 3e-6  # that no kernel is faster than
 
 
@@ -137,6 +137,7 @@ class Stopwatch:
             return torch.cuda.Event(enable_timing=True)
 
         events = [[(event(), event()) for _ in range(repeats)] for _ in calls]
+        torch.cuda._sleep(300_000)  # the host gets ahead, lest the first call's launch show
         for i in range(repeats):
             for call, pairs in zip(calls, events, strict=True):
                 self.flush.zero_()
@@ -169,7 +170,7 @@ def torch_call(op: str, case: Case, x: Tensor, w: Tensor, go: Tensor) -> Callabl
     )
 
 
-def measure(p: Problem, tensors: tuple[Tensor, Tensor, Tensor], watch: Stopwatch, beside_torch: bool) -> None:
+def measure(p: Problem, tensors: tuple[Tensor, Tensor, Tensor], watch: Stopwatch, options: argparse.Namespace) -> None:
     """Fills in the times of a problem's rows."""
     x, w, go = tensors
     tf32 = p.dtype == "tf32"
@@ -180,7 +181,7 @@ def measure(p: Problem, tensors: tuple[Tensor, Tensor, Tensor], watch: Stopwatch
     del made, problem
     names = torch.ops.conv2d_ext.kernels()
     least = min(estimates.values())
-    rows = [row for row, us in estimates.items() if us <= LEFT_OUT * least or row == chosen]
+    rows = [row for row, us in estimates.items() if us <= options.reach * least or row == chosen]
     p.left_out = len(estimates) - len(rows)
 
     calls = {row: (lambda row=row: run(row)) for row in rows}
@@ -196,7 +197,7 @@ def measure(p: Problem, tensors: tuple[Tensor, Tensor, Tensor], watch: Stopwatch
                 times[row] += more
     p.chosen = names[chosen]
     p.rows = {names[row]: (statistics.median(times[row]), estimates[row]) for row in rows}
-    if beside_torch and len(p.case.padding) == 2:
+    if options.torch and len(p.case.padding) == 2:
         theirs = torch_call(p.op, p.case, x, w, go)
         with bench.cudnn(enabled=True, benchmark=True), float32_precision("tf32" if tf32 else "ieee"):
             theirs()
@@ -227,7 +228,7 @@ def run_random(options: argparse.Namespace) -> int:
         tensors = operands(case, dtype, layout, "cuda")
         for op in options.ops:
             p = Problem(kind, case, op, dtype, layout)
-            measure(p, tensors, watch, options.torch)
+            measure(p, tensors, watch, options)
             problems.append(p)
     print(report(problems))
     print(f"\n{len(problems)} problems, {sum(len(p.rows) for p in problems)} rows timed, ", end="")
@@ -374,6 +375,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--budget", type=float, metavar="SECONDS", help="start no shape after this time")
     found.add_argument("--most-elements", type=float, default=2**25, help="of a tensor (default: %(default)g)")
     found.add_argument("--most-gflops", type=float, default=40, help="of a layer (default: %(default)g)")
+    found.add_argument("--reach", type=float, default=50, help="times the least estimate (default: %(default)g)")
     found.add_argument("--torch", action="store_true", help="time F.conv2d with cudnn.benchmark as well")
     found.add_argument("--json", type=Path, metavar="FILE", help="write every time here")
     found.add_argument("--cliffs", action="store_true", help="compare neighbouring sizes instead")

@@ -53,13 +53,18 @@ def bounds(programs: tuple[Any, ...]) -> Any:
 # ---- shapes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ("dense", "grouped", "depthwise"))
+@pytest.mark.parametrize("kind", ("network", "dense", "grouped", "depthwise"))
 def test_random_layers_are_of_their_kind_and_every_one_has_a_row(shapes: Any, kind: str) -> None:
     draw = random.Random(1)
     for _ in range(100):
         case = shapes.layer(draw, kind)
         assert min(case.P, case.Q) >= 1 and case.C % case.groups == case.K % case.groups == 0
-        is_kind = {"dense": case.groups == 1, "depthwise": case.groups == case.C, "grouped": case.groups > 1}
+        is_kind = {
+            "network": case.groups == 1,
+            "dense": case.groups == 1,
+            "depthwise": case.groups == case.C,
+            "grouped": case.groups > 1,
+        }
         assert is_kind[kind]
         x, w, y = (torch.empty(s, device="meta") for s in (case.input_size, case.weight_size, case.output_size))
         for op in OPS:
