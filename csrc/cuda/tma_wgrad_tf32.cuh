@@ -320,29 +320,42 @@ __global__ void __launch_bounds__(WgradShape<TM, TN>::threads, 1) wgrad_kernel(_
   }
 }
 
-// Sums the partial tiles in the order of the splits; a thread has four rows, neighbours in memory.
-template <int TM, int TN>
-__global__ void __launch_bounds__(256) wgrad_reduce(__grid_constant__ WgradParams const p) {
-  constexpr int together = 8;
+// Sums the partial tiles in the order of the splits, or `runs` runs of these, which are then added in their order. A
+// thread has four rows, neighbours in memory, of one run; many splits of few tiles would leave most SMs idle with one.
+// Shared memory would keep its blocks from an SM until the kernel before has left it, so runs are lanes of a warp.
+inline constexpr int kReduceThreads = 256, kReduceRuns = 4, kReduceRunSplits = 16;
+template <int TM, int TN, int runs>
+__global__ void __launch_bounds__(kReduceThreads) wgrad_reduce(__grid_constant__ WgradParams const p) {
+  constexpr int together = 8, fours = 32 / runs;  // of a warp
   WgradUnit const unit(p, int(blockIdx.x));
-  int const first = (int(blockIdx.y) * 256 + int(threadIdx.x)) * 4;
+  int const thread = int(blockIdx.y) * kReduceThreads + int(threadIdx.x);
+  int const first = (thread / 32 * fours + thread % fours) * 4, run = thread % 32 / fours;
   int64_t const to = wgrad_out_of(p, unit.m * TM + first % TM);
   int const n = unit.n * TN + first / TM;
-  if (to < 0 || n >= p.K) return;
+  bool const stores = to >= 0 && n < p.K;
+  if (runs == 1 && !stores) return;
   float const* const partial = static_cast<float const*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
+  int const each = runs == 1 ? p.splits : (p.splits + runs - 1) / runs;
+  int const end = stores ? min((run + 1) * each, p.splits) : 0;
   ptx::griddepcontrol_wait();
   float4 sum = make_float4(0, 0, 0, 0);
-  for (int split = 0; split < p.splits; split += together) {
+  for (int split = run * each; split < end; split += together) {
     float4 v[together];
 #pragma unroll
     for (int i = 0; i < together; ++i)
-      v[i] = split + i < p.splits
-                 ? *reinterpret_cast<float4 const*>(partial + (split + i) * int64_t(p.tiles) * (TM * TN))
-                 : make_float4(0, 0, 0, 0);
+      v[i] = split + i < end ? *reinterpret_cast<float4 const*>(partial + (split + i) * int64_t(p.tiles) * (TM * TN))
+                             : make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int i = 0; i < together; ++i) sum.x += v[i].x, sum.y += v[i].y, sum.z += v[i].z, sum.w += v[i].w;
   }
-  *reinterpret_cast<float4*>(static_cast<float*>(p.out) + to + (unit.group * p.K + n) * p.out_k) = sum;
+  float4 total = sum;
+#pragma unroll
+  for (int i = 1; i < runs; ++i) {
+    auto of_run = [&](float v) { return __shfl_down_sync(0xffffffff, v, unsigned(i * fours)); };
+    total.x += of_run(sum.x), total.y += of_run(sum.y), total.z += of_run(sum.z), total.w += of_run(sum.w);
+  }
+  if (run == 0 && stores)
+    *reinterpret_cast<float4*>(static_cast<float*>(p.out) + to + (unit.group * p.K + n) * p.out_k) = total;
 }
 
 template <int TM, int TN>
@@ -381,7 +394,10 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count));
   kernel<<<unsigned(blocks), S::threads, S::shared_bytes, stream>>>(p);
   if ((error = cudaGetLastError()) != cudaSuccess || p.splits == 1) return error;
-  return launch_dependent(wgrad_reduce<TM, TN>, dim3(unsigned(p.tiles), TM * TN / 1024), 256, 0, stream, p);
+  bool const many = p.splits > kReduceRunSplits;
+  dim3 const grid{unsigned(p.tiles), unsigned(TM * TN / 4 / kReduceThreads * (many ? kReduceRuns : 1))};
+  return launch_dependent(many ? wgrad_reduce<TM, TN, kReduceRuns> : wgrad_reduce<TM, TN, 1>, grid, kReduceThreads, 0,
+                          stream, p);
 }
 
 template <Op op, int TM, int TN, Variant variant>
