@@ -62,10 +62,12 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   bool const keeps_b =
       swapped && tiles_n <= kMaxKeptTiles && stages_b <= 64 && (stages_b * min64(N, 64) + 3 * 264) * 128 <= 205 * 1024;
   double const filled = double(ceil_div(C, 8)) / double(ceil_div(C, kTf32Line) * 4);  // instructions of the steps
-  double const fixed = swapped ? 3600 : (990 + 0.047 * area) * (two ? 1.5 : 1);       // of a part
-  double const store_ns = 1600;  // with exchanged operands one warpgroup multiplies while the other stores
-  double const slower_raw = !raw ? 1 : area > 128 * 128 ? 1.06 : 1.25;
-  auto tile_ns = [&](double ns) { return swapped ? (ns > store_ns ? ns : store_ns) + 1500 : ns + fixed; };
+  double const fixed = swapped ? 3600 : (910 + 0.085 * area) * (two ? 0.9 : 1);       // of a part
+  double const store_ns = 1350;  // with exchanged operands one warpgroup multiplies while the other stores
+  double const slower_raw = !raw ? 1 : area > 128 * 128 ? 0.93 : 1.3;
+  // Results in NCHW: the raw variants have neighbouring pixels of a channel in neighbouring threads' registers.
+  double const singly = swapped || !tma_stores_singly(op, p) ? 0 : area * (raw ? 0.11 : 0.024);
+  auto tile_ns = [&](double ns) { return swapped ? (ns > store_ns ? ns : store_ns) + 1200 : ns + fixed + singly; };
   int64_t const tiles = tma_tiles(row, p);
   int64_t most = 1;
   double whole = 0, longest = 0, empty = double(tiles);  // ns of all tiles, of one; tiles
@@ -79,15 +81,15 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
       if (halo && steps > 0) {
         Halo const shared = halo_of(w);
         // With a stride a copy serves fewer taps and there are fewer of them on their way.
-        double const slower = shared.copies == 1 ? 1 : two ? 1.5 : 1.2;
+        double const slower = shared.copies == 1 ? 1 : two ? 1.38 : 1.15;
         of_a = (TM + kHalo) * double(shared.copies) / double(w.taps) * slower;
         copies = h.taps * shared.copies * ceil_div(C, kTf32Line);
         w = halo_walk(w);
       }
-      double const copied = of_a + (keeps_b ? 0 : TN * 0.46);
+      double const copied = of_a + (keeps_b ? 0 : TN * 0.41);
       double const lines = (swapped ? 64 + TM : raw ? TN / 64 * TM + TN : TM / 64 * TN + TM) + copied;
-      double const ns = double(steps) * (two ? 2 : slower_raw) *
-                        tf32_step_ns(area / 32 * filled * (swapped ? 1.01 : 1.07), lines * 0.98, copied * 3.35);
+      double const ns = double(steps) * (two ? 2.4 : slower_raw) *
+                        tf32_step_ns(area / 32 * filled * (swapped ? 1.01 : 1.07), lines * 0.94, copied * 3.35);
       double const count = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
       most = max64(most, copies);
       if (ns > longest) longest = ns;
@@ -95,8 +97,8 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     }
   whole += empty * 300;
   double const filters = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * 4;
-  double const prepare = forward || raw ? 0 : 1600 + filters * 2 / 2170 + (p.groups == 1 ? 0 : 4000);
-  double const before = 4000 + prepare, memory_ns = tf32_memory_ns(p, 4300);
+  double const prepare = forward || raw ? 0 : 2750 + filters * 2 / 2350 + (p.groups == 1 ? 0 : 4000);
+  double const before = 3850 + prepare, memory_ns = tf32_memory_ns(p, 5300);
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
@@ -106,18 +108,23 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     double ns = 0;
     if (s.alone > 0) {
       double const each = tile_ns(longest),
-                   share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.3;
+                   share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.34;
       ns = phases == 1 ? double(ceil_div(s.alone, slots)) * each : share > each ? share : each;
-      if (two && tiles <= 132) ns -= longest * 0.4;  // a block has an SM for itself
+      if (two && tiles <= 132) ns -= longest * 0.29;  // a block has an SM for itself
     }
     if (split > 1) {
-      double const step_ns = longest / double(most) * (two && s.workers <= 132 ? 0.6 : 1);
+      double const step_ns = longest / double(most) * (two && s.workers <= 132 ? 0.67 : 1);
       ns += tma_shared_ns(s, double(most), step_ns, fixed);
-      ns += (!raw && halo && TM == 128 && TN == 128 ? 3000 : 2000) + bytes / 3000;  // the second launch
+      ns += (!raw && halo && TM == 128 && TN == 128 ? 2300 : 2100) + bytes / 2750;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > slots && filters > 2e7) ns += filters / 4300;
     }
-    ns = (overlapped(ns, memory_ns) + before) * (!raw && halo && (swapped || area == 128 * 128) ? 0.97 : 1);
+    double const off = (halo ? 1.04 : 1.1) *
+                       (!swapped ? 1
+                        : halo   ? 1.04
+                                 : 1.18) *
+                       (!raw && halo && (swapped || area == 128 * 128) ? 0.97 : 1);  // what the fit is off by
+    ns = ((ns > memory_ns ? ns + memory_ns * 0.18 : memory_ns + ns * 0.18) + before) * off;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
@@ -143,14 +150,22 @@ constexpr Estimate tf32_wgrad_estimate(Row const& row, Problem const& p, Device 
   double const TM = row.tile_m, TN = row.tile_n;
   int64_t const tiles = tf32_wgrad_tiles(row, p), pixels = p.N * p.P() * p.Q(), steps = ceil_div(pixels, 32);
   int64_t const rows = p.R * p.S * ceil_div(p.C_per_group(), kTf32Line) * kTf32Line;
-  double const copied = double(min64(row.tile_m, rows)) + TN, lines = TM / 64 * TN + TM + copied + 2 * TN;
-  double const step_ns = tf32_step_ns(TM * TN / 32 * 1.37, lines, copied * 3.22), fixed = 200 + 0.15 * TM * TN;
-  double const memory_ns = tf32_memory_ns(p, 3600), tile_bytes = TM * TN * 4;
+  double const of_x = double(min64(row.tile_m, rows)), lines = TM / 64 * TN + TM + of_x + 3 * TN;
+  // Lines that end early or lie across those of memory take longer.
+  int64_t const of_y = min64(row.tile_n, ceil_div(p.K_per_group(), kTf32Line) * kTf32Line);
+  double const copied = of_x * (p.C_per_group() % kTf32Line == 0 ? 1 : 1.11) +
+                        double(of_y) * (p.K_per_group() % kTf32Line == 0 ? 1 : 1.12);
+  double const step_ns = tf32_step_ns(TM * TN / 32 * 1.315, lines * 1.11, copied * 3.57) + 10,
+               fixed = 210 + 0.2 * TM * TN;
+  double const memory_ns = tf32_memory_ns(p, 3950), tile_bytes = TM * TN * 4;
   auto with = [&](int64_t split) {
     int64_t const each = ceil_div(steps, split), chains = ceil_div(each * 32, kTf32Pixels);
     double ns = double(ceil_div(tiles * split, d.sm_count)) * (double(each) * step_ns + double(chains) * fixed);
-    if (split > 1) ns += 5100 + double(tiles * split) * tile_bytes * 2 / 12500;
-    return (ns > memory_ns ? ns + memory_ns / 10 : memory_ns + ns / 10) + 1000;
+    // The second launch: eight parts of a sum are loaded at a time, one after the other eight.
+    if (split > 1)
+      ns +=
+          3400 + double(tiles * split) * tile_bytes * 2 / 12500 + double(ceil_div(split, 8)) * 400 + double(split) * 12;
+    return (ns > memory_ns ? ns + memory_ns / 10 : memory_ns + ns / 10) + 1200;
   };
   Estimate best{with(1), 1};
   int64_t const first = ceil_div(tiles, d.sm_count);
