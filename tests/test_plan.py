@@ -548,7 +548,9 @@ def test_full_rounds_take_tiles_that_read_little_for_their_products() -> None:
         Case("vgg16", 64, 512, 28, 28, 512, 3, 3, padding=(1, 1)),
         Case("resnet50", 256, 1024, 14, 14, 2048, 1, 1, (2, 2)),
     ):
-        assert named("fprop", case, torch.float16) == "tma_fprop_f16_256x128_im2col", case
+        # The two were measured within 1 % of each other.
+        tiles = ("tma_fprop_f16_256x128_im2col", "tma_fprop_f16_128x256_im2col")
+        assert named("fprop", case, torch.float16) in tiles, case
 
 
 def test_few_tiles_are_small_ones() -> None:

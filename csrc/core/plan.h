@@ -108,6 +108,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
                    : row.family == Family::grouped ? grouped_estimate(row, op, q.problem, d)
                                                    : simt_estimate(row, op, q.problem, d);
       e.ns += last_store_ns(row, q.problem, e.split_k);
+      e.ns *= packed_wgrad_share(row, q.which);
       if (q.which.any()) e.ns += packing_ns(op, t, q);
       e.ns += patch_ns(row, p);
       return e;

@@ -301,15 +301,15 @@ struct TmaTile {
 };
 constexpr TmaTile tma_tile(Row const& row) {
   bool const forward = row.op == Op::fprop;
-  if (row.tile_m == 64 && row.tile_n == 64) return {1800, 600, 0.92, 1};
-  if (row.tile_m == 64) return {3830, 600, 0.93, 1};
-  if (row.tile_n == 256) return {5360, 1106, forward ? 1.04 : 0.99, 1};
-  if (row.tile_n == 192) return {6150, 1050, forward ? 1 : 0.99, 1};
-  if (row.tile_n == 160) return {4780, 1687, forward ? 1.02 : 1.05, forward ? 0.94 : 0.97};
-  if (row.tile_m == 256 && row.tile_n == 128) return {5380, 1112, 1, forward ? 0.99 : 0.96};
-  if (row.tile_m == 256) return {5240, 424, forward ? 1.01 : 1.03, forward ? 0.96 : 0.95};
-  if (row.tile_n == 128) return {6430, 584, forward ? 0.96 : 0.97, forward ? 1.04 : 0.97};
-  return {4120, 603, forward ? 1.07 : 1.09, forward ? 0.94 : 0.97};
+  if (row.tile_m == 64 && row.tile_n == 64) return {1660, 820, 0.94, 1};
+  if (row.tile_m == 64) return {3520, 820, forward ? 0.89 : 0.95, 1};
+  if (row.tile_n == 256) return {6650, 1240, forward ? 1.10 : 1.05, 1};
+  if (row.tile_n == 192) return {5900, 1050, forward ? 1.04 : 1.01, 1};
+  if (row.tile_n == 160) return {4590, 1820, forward ? 1.12 : 1.13, forward ? 0.98 : 0.93};
+  if (row.tile_m == 256 && row.tile_n == 128) return {4950, 1160, forward ? 1.12 : 1.10, forward ? 0.93 : 1.02};
+  if (row.tile_m == 256) return {5450, 390, 1.09, forward ? 1.00 : 0.95};
+  if (row.tile_n == 128) return {9000, 720, forward ? 1.00 : 1.03, forward ? 1.08 : 1.05};
+  return {2970, 600, 1.01, forward ? 0.80 : 0.83};
 }
 
 // Each of the two warpgroups of an SM multiplies at half the rate, and stores while the other multiplies.
@@ -360,18 +360,19 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   int64_t const C = forward ? p.C_per_group() : p.K_per_group(), N = forward ? p.K_per_group() : p.C_per_group();
   int64_t const line = 128 / size_of(p.dtype), chunks = ceil_div(C, line), tiles_n = ceil_div(N, row.tile_n) * p.groups;
   double const filled = double(ceil_div(C * 4, line)) / double(chunks * 4);  // instructions of the steps
-  double const mma_ns = area * 64 / tile.rate * filled * (swapped && C <= 32 ? 1.24 : 1.0);
+  double const mma_ns = area * 64 / tile.rate * filled * (swapped && C <= 32 ? 1.49 : 1.0);
   int64_t const stages_b = p.R * p.S * chunks;
   bool const keeps_b = swapped && tiles_n <= kMaxKeptTiles && stages_b <= 64 &&
                        (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024;
   // Lines that end early take longer, more so if they lie across those of memory.
   double const line_ns = tma_maps_groups(op, p) && C > 32 ? 1.71 + 3.01 * (1 - double(C) / double(chunks * line))
-                                                          : 0.944 * (C % (tma_line(C) / 2) == 0 ? 1 : 1.48);
-  double const filter_ns = keeps_b ? 0 : 0.754 * (forward ? 1 : 1.08);
+                                                          : 1.10 * (C % (tma_line(C) / 2) == 0 ? 1 : 1.78);
+  double const filter_ns = keeps_b ? 0 : 0.84 * (forward ? 1 : 1.08);
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
-  double const fixed = tile.fixed * (phases > 1 ? 1.49 : 1);
-  double const beside = two ? 1.82 : 1, padded = halo && !swapped ? 1.13 : 1;
+  double const fixed = tile.fixed * (phases > 1 ? 1.61 : 1) *
+                       (N % (line / 2) == 0 ? 1 : 1.20);  // results that lie across lines of memory
+  double const beside = two ? 2.04 : 1, padded = halo && !swapped ? 1.27 : 1;
   // Single rows said so of 3x3 filters with a stride (L08 and L41 of docs/tuning.md, and dgrad of few tiles).
   double const strided = forward && p.stride_w > 1 && p.R * p.S > 1 && row.tile_m == 256 && row.tile_n == 128 ? 1.04
                          : phases > 1 && two && halo                                                          ? 1.06
@@ -386,7 +387,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
                              double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
                                 size_of(p.dtype) +
                             filter_bytes) /
-                           4880;
+                           6050;
   // The GPU lowers its clock when all tensor cores multiply what is not zero, and L2 serves all SMs at once more slowly
   // than a few: fprop's smaller tiles, which read more lines for their products, are bound by that.
   double least_ns = 0;
@@ -405,14 +406,14 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
       w = halo_walk(w);
     }
     double const math = double(taps * chunks) * mma_ns;
-    double const copy = double(copies * chunks) * (TM + (halo ? kHalo : 0)) * line_ns * (1.674 - 0.674 * inside) +
+    double const copy = double(copies * chunks) * (TM + (halo ? kHalo : 0)) * line_ns * (1.75 - 0.75 * inside) +
                         double(taps * chunks) * TN * filter_ns;
-    steps_ns[i] = math > copy ? math + copy * 0.678 : copy + math * 0.678;
+    steps_ns[i] = math > copy ? math + copy * 0.76 : copy + math * 0.76;
     count[i] = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
     double const lines =
         double(copies * chunks) * (TM + (halo ? kHalo : 0)) + (keeps_b ? 0 : double(taps * chunks) * TN);
-    double const busy_ns = double(taps * chunks) * area * 64 * filled * inside / 2950,
-                 l2_ns = forward ? lines * 1.46 : 0;
+    double const busy_ns = double(taps * chunks) * area * 64 * filled * inside / 3190,
+                 l2_ns = forward ? lines * 1.40 : 0;
     least_ns += count[i] * (busy_ns > l2_ns ? busy_ns : l2_ns) / 132;
     steps = max64(steps, taps * chunks);
   }
@@ -445,19 +446,19 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     }
     if (split > 1) {
       double const step_ns = longest * padded / double(steps) * (s.workers > 132 ? beside : 1);
-      ns += tma_shared_ns(s, double(steps), step_ns, 853 + area * 0.0157);
+      ns += tma_shared_ns(s, double(steps), step_ns, 890 + area * 0.017);
       int64_t const aligned = s.workers / s.shared * s.shared;
       double const parts = double(s.workers == aligned ? aligned : s.workers + s.shared);
-      ns += 2360 + parts * area * 4 / 2880;  // the second launch
+      ns += 2740 + parts * area * 4 / 2070;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > tma_slots(row) && filter_bytes > 2e7) ns += filter_bytes / 4300;
     }
     if (p.groups > 1 && halo && two && tiles > tma_slots(row)) ns *= 1.15;  // as measured
-    if (ns < least_ns) ns = least_ns * 0.8 + ns * 0.2;
-    ns = ns > memory_ns ? ns + memory_ns * 0.51 : memory_ns + ns * 0.51;
+    if (ns < least_ns) ns = least_ns * 0.80 + ns * 0.20;
+    ns = ns > memory_ns ? ns + memory_ns * 0.27 : memory_ns + ns * 0.27;
     // Filters of a group do not stay.
     double const anew = !swapped || p.groups == 1 ? 0 : tma_maps_groups(op, p) ? 2800 : 800;
-    ns = (ns + 7600 + anew) * (halo ? tile.halo : tile.im2col) * strided;
+    ns = (ns + 7300 + anew) * (halo ? tile.halo : tile.im2col) * strided;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
@@ -487,7 +488,7 @@ constexpr Estimate wgrad_shared_estimate(Row const& row, WgradTiles const& t, in
     }
     double ns = double(s.whole / workers) * (double(t.steps) * step_ns + fixed) + longest;
     if (ns < memory_ns) ns = memory_ns;
-    ns += 4000 + 2000 + bytes * 2 / 5000;
+    ns += 4000 + 2450 + bytes * 2 / 3500;
     if (best.ns == 0 || ns < best.ns) best = {ns, int(workers)};
   }
   return best;
@@ -499,27 +500,30 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
   bool const halo = is_halo(row.variant), narrow = row.variant == Variant::narrow;
   WgradTiles const t = wgrad_tiles(row, p);
   bool const two = TM * TN <= 128 * 64;  // blocks an SM
-  double const share = halo || narrow         ? 0.83
-                       : two                  ? 0.5
+  double const share = halo && TN == 64       ? 0.95
+                       : halo || narrow       ? 0.83
+                       : two                  ? 0.35
                        : TN < 128             ? 0.75
                        : TM * TN <= 128 * 128 ? 0.9
-                       : TM > TN              ? 0.9
-                                              : 0.92;
+                       : TM > TN              ? 0.83
+                                              : 0.98;
   double const mma_ns = TM * TN * 64 / (2048 * 1.6 * share);
   // Copies take the time of their bytes through L2, or of their lines; those that the channels do not fill take longer.
   double const x_lines = halo ? TM / (64 * kWgradTaps) * (kWgradPixels + 2) : narrow ? TM * 2 : TM;
   double const filled = p.C_per_group() % (narrow ? 32 : 64) == 0 ? 1 : 1 - 1.0 / double(ceil_div(p.C_per_group(), 64));
-  double const lines_ns = x_lines * (3 - 1.75 * filled) + TN * 1.25;
-  double const bytes_ns = (x_lines * (narrow ? 0.5 : 1.0) + TN) * 128 / 96;
+  double const lines_ns = x_lines * (2.7 - 1.15 * filled) + TN * 1.34;
+  // Lines that lie across those of memory.
+  double const x_across = p.C_per_group() % 64 == 0 ? 1 : 1.5, y_across = p.K_per_group() % 64 == 0 ? 1 : 1.65;
+  double const bytes_ns = (x_lines * x_across * (narrow ? 0.5 : 1.0) + TN * y_across) * 128 / 89;
   double const copy_ns = lines_ns > bytes_ns ? lines_ns : bytes_ns;
   // As measured: a few steps of a group's whole lines take longer than their products, many do not.
   bool const short_sums = halo && p.groups > 1 && p.C_per_group() > 32;
-  double const beside = !two ? 1 : p.groups > 1 ? 2.4 : 2;  // the other block of an SM
+  double const beside = !two ? 1 : p.groups > 1 ? 2.4 : 2.2;  // the other block of an SM
   double const step_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * beside * (short_sums ? 0.87 : 1),
-               fixed = 900 + TM * TN * 0.03 + (short_sums ? 3500 : 0);
+               fixed = 930 + TM * TN * 0.047 + (short_sums ? 3500 : 0);
   double const memory_ns = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +
                             double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
-                           size_of(p.dtype) / 4000;
+                           size_of(p.dtype) / 3700;
   Estimate e = wgrad_shared_estimate(row, t, int64_t(d.sm_count) * (two ? 2 : 1), step_ns, fixed, memory_ns);
   if (!channel_vectors(p.w, p.w_align, p.C_per_group(), 2, p.dtype))  // single weights
     e.ns += double(p.K) * double(p.C_per_group() * p.R * p.S) * 0.009;
