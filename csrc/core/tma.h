@@ -367,7 +367,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   // Lines that end early take longer, more so if they lie across those of memory.
   double const line_ns = tma_maps_groups(op, p) && C > 32 ? 1.71 + 3.01 * (1 - double(C) / double(chunks * line))
                                                           : 1.10 * (C % (tma_line(C) / 2) == 0 ? 1 : 1.78);
-  double const filter_ns = keeps_b ? 0 : 0.84 * (forward ? 1 : 1.08);
+  double const filter_ns = keeps_b ? 0 : 0.84 * (forward ? 1 : 1.08) * (C % (tma_line(C) / 2) == 0 ? 1 : 1.4);
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
   double const fixed = tile.fixed * (phases > 1 ? 1.61 : 1) *
