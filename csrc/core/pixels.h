@@ -98,18 +98,18 @@ constexpr Estimate pixels_estimate(Row const& row, Op op, Problem const& p, Devi
   int64_t const tiles_m = ceil_div(runs_of(p), row.tile_m / run_pixels(p.dtype));
   int64_t const rounds = ceil_div(tiles_m, max64(1, d.sm_count / tiles_n));
   double const busy = rounds > 1 ? 1 : double(tiles_m * tiles_n) / d.sm_count;  // of the SMs, which share L2
-  double const multiply = area / 32 * (rounds == 1 ? 1.33 : 1.2), copied = (TM + (s.keep ? 0 : TN)) * 3.46 * busy;
+  double const multiply = area / 32 * (rounds == 1 ? 1.38 : 1.25), copied = (TM + (s.keep ? 0 : TN)) * 3.46 * busy;
   double step_ns = tf32_step_ns(multiply, 0, copied);
-  if (!s.keep && TN == 64 && step_ns < 570) step_ns = 570;
-  double const tile_ns = double(s.chunks) * step_ns + 670 + 0.07 * area;
+  if (!s.keep && TN == 64 && step_ns < 550) step_ns = 550;
+  double const tile_ns = double(s.chunks) * step_ns + 720 + 0.07 * area;
   // The filters are rounded into lines beforehand, dgrad's are turned as well, and those that stay are copied first.
   double const weights = double(s.chunks) * TN * 128;
-  double const prepare_ns = weights * double(tiles_n) / (op == Op::fprop ? 4000 : 3350);
-  double const before = 4150 + prepare_ns + (s.keep ? weights / 43 : 0);
+  double const prepare_ns = weights * double(tiles_n) / (op == Op::fprop ? 4000 : 2950);
+  double const before = 4300 + prepare_ns + (s.keep ? weights / 43 : 0);
   // Tiles of filters beyond the first find the pixels in L2.
   double const in = double(pixels_depth(op, p)), out = double(pixels_columns(op, p)), again = double(tiles_n - 1);
   double const memory_ns =
-      double(p.N) * double(p.H) * double(p.W) * 4 * (in / 4600 + in * again / 14700 + out / 4260) * 132 / d.sm_count;
+      double(p.N) * double(p.H) * double(p.W) * 4 * (in / 5100 + in * again / 14100 + out / 4600) * 132 / d.sm_count;
   double const ns = double(rounds) * tile_ns;
   double const most = ns > memory_ns ? ns : memory_ns, least = ns > memory_ns ? memory_ns : ns;
   return {before + most + least / double(rounds + 1), 1};

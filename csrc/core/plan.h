@@ -107,6 +107,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       Estimate e = row.family == Family::tma       ? in_place_estimate(row, op, q.problem, d)
                    : row.family == Family::grouped ? grouped_estimate(row, op, q.problem, d)
                                                    : simt_estimate(row, op, q.problem, d);
+      // As measured beside rows of the tensor cores.
+      if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12;
       e.ns += last_store_ns(row, q.problem, e.split_k);
       e.ns *= packed_wgrad_share(row, q.which);
       if (q.which.any()) e.ns += packing_ns(op, t, q);

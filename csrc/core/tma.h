@@ -367,7 +367,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   // Lines that end early take longer, more so if they lie across those of memory.
   double const line_ns = tma_maps_groups(op, p) && C > 32 ? 1.71 + 3.01 * (1 - double(C) / double(chunks * line))
                                                           : 1.10 * (C % (tma_line(C) / 2) == 0 ? 1 : 1.78);
-  double const filter_ns = keeps_b ? 0 : 0.84 * (forward ? 1 : 1.08);
+  double const filter_ns = keeps_b ? 0 : 0.84 * (forward ? 1 : 1.08) * (C % (tma_line(C) / 2) == 0 ? 1 : 1.4);
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
   double const fixed = tile.fixed * (phases > 1 ? 1.61 : 1) *
@@ -378,6 +378,8 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
                          : phases > 1 && two && halo                                                          ? 1.06
                          : phases > 1 && phases == p.R * p.S && row.tile_m == 128 && row.tile_n == 128        ? 1.06
                                                                                                               : 1;
+  // Few filters leave half of the instructions' rows empty; as measured (L56, L19).
+  double const few = forward && halo && swapped && N <= 32 && C > 32 ? 1.08 : 1;
   int64_t const tiles = tma_tiles(row, p);
   double const filter_bytes = double(p.K) * double(p.C_per_group() * p.R * p.S) * size_of(p.dtype);
   double touched = 1;  // of x
@@ -458,7 +460,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     ns = ns > memory_ns ? ns + memory_ns * 0.27 : memory_ns + ns * 0.27;
     // Filters of a group do not stay.
     double const anew = !swapped || p.groups == 1 ? 0 : tma_maps_groups(op, p) ? 2800 : 800;
-    ns = (ns + 7300 + anew) * (halo ? tile.halo : tile.im2col) * strided;
+    ns = (ns + 7300 + anew) * (halo ? tile.halo : tile.im2col) * strided * few;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;

@@ -62,12 +62,12 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   bool const keeps_b =
       swapped && tiles_n <= kMaxKeptTiles && stages_b <= 64 && (stages_b * min64(N, 64) + 3 * 264) * 128 <= 205 * 1024;
   double const filled = double(ceil_div(C, 8)) / double(ceil_div(C, kTf32Line) * 4);  // instructions of the steps
-  double const fixed = swapped ? 3600 : (910 + 0.085 * area) * (two ? 0.9 : 1);       // of a part
-  double const store_ns = 1350;  // with exchanged operands one warpgroup multiplies while the other stores
+  double const fixed = swapped ? 3300 : 880 + 0.1 * area;                             // of a part
+  double const store_ns = 1400;  // with exchanged operands one warpgroup multiplies while the other stores
   double const slower_raw = !raw ? 1 : area > 128 * 128 ? 0.93 : 1.3;
   // Results in NCHW: the raw variants have neighbouring pixels of a channel in neighbouring threads' registers.
-  double const singly = swapped || !tma_stores_singly(op, p) ? 0 : area * (raw ? 0.11 : 0.024);
-  auto tile_ns = [&](double ns) { return swapped ? (ns > store_ns ? ns : store_ns) + 1200 : ns + fixed + singly; };
+  double const singly = swapped || !tma_stores_singly(op, p) ? 0 : area * (raw ? 0.122 : 0.036);
+  auto tile_ns = [&](double ns) { return swapped ? (ns > store_ns ? ns : store_ns) + 900 : ns + fixed + singly; };
   int64_t const tiles = tma_tiles(row, p);
   int64_t most = 1;
   double whole = 0, longest = 0, empty = double(tiles);  // ns of all tiles, of one; tiles
@@ -81,14 +81,14 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
       if (halo && steps > 0) {
         Halo const shared = halo_of(w);
         // With a stride a copy serves fewer taps and there are fewer of them on their way.
-        double const slower = shared.copies == 1 ? 1 : two ? 1.38 : 1.15;
+        double const slower = shared.copies == 1 ? 1 : two ? 1.32 : 1.1;
         of_a = (TM + kHalo) * double(shared.copies) / double(w.taps) * slower;
         copies = h.taps * shared.copies * ceil_div(C, kTf32Line);
         w = halo_walk(w);
       }
-      double const copied = of_a + (keeps_b ? 0 : TN * 0.41);
+      double const copied = of_a + (keeps_b ? 0 : TN * 0.44);
       double const lines = (swapped ? 64 + TM : raw ? TN / 64 * TM + TN : TM / 64 * TN + TM) + copied;
-      double const ns = double(steps) * (two ? 2.4 : slower_raw) *
+      double const ns = double(steps) * (two ? 2.5 : slower_raw) *
                         tf32_step_ns(area / 32 * filled * (swapped ? 1.01 : 1.07), lines * 0.94, copied * 3.35);
       double const count = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
       most = max64(most, copies);
@@ -97,8 +97,9 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     }
   whole += empty * 300;
   double const filters = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * 4;
-  double const prepare = forward || raw ? 0 : 2750 + filters * 2 / 2350 + (p.groups == 1 ? 0 : 4000);
-  double const before = 3850 + prepare, memory_ns = tf32_memory_ns(p, 5300);
+  double const prepare = forward || raw ? 0 : 3000 + filters * 2 / 2450 + (p.groups == 1 ? 0 : 4000);
+  double const first = !swapped ? 0 : halo ? 2500 : 800;  // with exchanged operands nothing hides the first stages
+  double const before = 3400 + first + prepare, memory_ns = tf32_memory_ns(p, 5300);
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
@@ -108,23 +109,21 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     double ns = 0;
     if (s.alone > 0) {
       double const each = tile_ns(longest),
-                   share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.34;
+                   share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.35;
       ns = phases == 1 ? double(ceil_div(s.alone, slots)) * each : share > each ? share : each;
-      if (two && tiles <= 132) ns -= longest * 0.29;  // a block has an SM for itself
+      if (two && tiles <= 132) ns -= longest * 0.25;  // a block has an SM for itself
     }
     if (split > 1) {
       double const step_ns = longest / double(most) * (two && s.workers <= 132 ? 0.67 : 1);
       ns += tma_shared_ns(s, double(most), step_ns, fixed);
-      ns += (!raw && halo && TM == 128 && TN == 128 ? 2300 : 2100) + bytes / 2750;  // the second launch
+      ns += (!raw && halo && TM == 128 && TN == 128 ? 2200 : 2100) + bytes / 2650;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > slots && filters > 2e7) ns += filters / 4300;
     }
-    double const off = (halo ? 1.04 : 1.1) *
-                       (!swapped ? 1
-                        : halo   ? 1.04
-                                 : 1.18) *
-                       (!raw && halo && (swapped || area == 128 * 128) ? 0.97 : 1);  // what the fit is off by
-    ns = ((ns > memory_ns ? ns + memory_ns * 0.18 : memory_ns + ns * 0.18) + before) * off;
+    double const off = halo      ? (!raw && (swapped || area == 128 * 128) ? 1.01 : 1.04)
+                       : swapped ? 1.34
+                                 : 1.1;  // what the fit is off by
+    ns = ((ns > memory_ns ? ns + memory_ns * 0.15 : memory_ns + ns * 0.15) + before) * off;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
