@@ -244,7 +244,12 @@ def test_no_row_of_wgrad_lets_an_input_that_is_not_finite_reach_weights_that_do_
 )
 @pytest.mark.parametrize(
     "name",
-    ("groups16_of_4_several_tiles", "groups4_of_16_stride2", "groups8_of_2_and_4_5x5", "groups6_of_16_and_8_1x1_stride2"),
+    (
+        "groups16_of_4_several_tiles",
+        "groups4_of_16_stride2",
+        "groups8_of_2_and_4_5x5",
+        "groups6_of_16_and_8_1x1_stride2",
+    ),
 )
 def test_an_infinite_gradient_reaches_no_weight_whose_input_lies_in_the_padding(
     name: str, dtype: torch.dtype, cuda: str
