@@ -285,6 +285,11 @@ CASES: tuple[Case, ...] = (
     Case("groups13_of_8_odd_images", 2, 104, 27, 25, 104, 3, 3, padding=(1, 1), groups=13, edge=True),
     Case("groups8_of_8_56_columns_stride2", 1, 64, 20, 56, 64, 3, 3, (2, 2), (1, 1), groups=8),
     Case("groups8_of_8_padding_9", 2, 64, 6, 40, 64, 3, 3, padding=(9, 2), groups=8),
+    # images of whole vectors of pixels, rows that begin within one, and more tiles than blocks
+    Case("groups8_of_8_28_columns", 3, 64, 26, 28, 64, 3, 3, padding=(1, 1), groups=8, edge=True),
+    Case("groups4_of_16_28_columns_stride2", 2, 64, 18, 28, 64, 3, 3, (2, 2), (1, 1), groups=4),
+    Case("groups8_of_8_several_images", 11, 64, 8, 7, 64, 3, 3, padding=(1, 1), groups=8),
+    Case("groups132_of_8_stride2_many_tiles", 4, 1056, 18, 34, 1056, 3, 3, (2, 2), (1, 1), groups=132),
     # groups that end within a line or a step of it
     Case("groups3_of_56_several_images", 5, 168, 9, 11, 168, 3, 3, padding=(1, 1), groups=3),
     Case("groups2_of_72_and_40_stride2", 3, 144, 17, 15, 80, 3, 3, (2, 2), (1, 1), groups=2, edge=True),

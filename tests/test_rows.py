@@ -239,6 +239,46 @@ def test_no_row_of_wgrad_lets_an_input_that_is_not_finite_reach_weights_that_do_
     assert not wrong, ", ".join(wrong)
 
 
+@pytest.mark.parametrize(
+    "dtype", (torch.float16, torch.bfloat16, torch.float32), ids=lambda d: str(d).removeprefix("torch.")
+)
+@pytest.mark.parametrize(
+    "name",
+    (
+        "groups16_of_4_several_tiles",
+        "groups4_of_16_stride2",
+        "groups8_of_2_and_4_5x5",
+        "groups6_of_16_and_8_1x1_stride2",
+    ),
+)
+def test_an_infinite_gradient_reaches_no_weight_whose_input_lies_in_the_padding(
+    name: str, dtype: torch.dtype, cuda: str
+) -> None:
+    """In every grouped row of wgrad; the zeros around an image make NaN of it."""
+    case = BY_NAME[name]
+    wrong = []
+    for layout, tf32 in itertools.product(("nchw", "nhwc"), modes(dtype)):
+        x, w, b = case.tensors(cuda, dtype, layout)
+        go = case.grad_output(cuda, dtype, layout)
+        for channel, (h, column) in enumerate(((0, 0), (0, -1), (case.P // 2, 0), (-1, -1))):
+            go[-1, channel, h, column] = float("inf")
+        # Which inputs, all of them not zero, meet an infinite gradient.
+        met = of_tensors(case, torch.ones_like(x), w, None, go.isinf().to(dtype)).grad_weight > 0
+        run = functools.partial(call("wgrad", case, x, w, b, go), allow_tf32=tf32)
+        sms, capability = machine()
+        tensors = problem("wgrad", x, w, go, run())
+        planned = plan(
+            "wgrad", case, *tensors, align=alignment(*tensors), allow_tf32=tf32, sm_count=sms, capability=capability
+        )
+        rows = [row for row in candidates(planned) if ROWS[row].startswith("grouped_")]
+        assert rows
+        for row in rows:
+            found = run(row=row).cpu()
+            if not (torch.equal(~found.isfinite(), met) and torch.equal(found.isinf(), met)):
+                wrong.append(f"{ROWS[row]} {layout}{' TF32' if tf32 else ''}")
+    assert not wrong, ", ".join(wrong)
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("value", (float("nan"), float("inf")))
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=lambda d: str(d).removeprefix("torch."))

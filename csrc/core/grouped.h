@@ -115,8 +115,9 @@ constexpr int64_t lines_shared(int64_t blocks) { return (228 / blocks - 1) * 102
 constexpr int64_t kLinesShared = lines_shared(1);
 
 // Planar tiles that do not fit with so many units are tried with half of them, but for a stride: packing is faster
-// there.
-constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, int64_t most_units = 8) {
+// there. any: the first that fits will do.
+constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, bool any = false,
+                                     int64_t most_units = 8) {
   GroupedLines best{};
   bool const backward = op == Op::dgrad;
   int64_t const per_unit = groups_per_unit(p), units = ceil_div(p.groups, per_unit), wide = size_of(p.dtype) / 2;
@@ -141,8 +142,10 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, i
   // Of a square and a run: halves, and cycles of an SM for each.
   double const products = double(in * p.R * p.S), product = p.dtype != DType::f32 ? 5.4 : p.allow_tf32 ? 5.8 : 15.5;
   double const loads = (is_3x3 ? 4 : 8) + double(t.at_once);
-  for (t.squares_h = 1; t.squares_h <= 8; ++t.squares_h)
-    for (t.squares_w = 1; t.squares_h * t.squares_w <= 8; ++t.squares_w) {
+  // None that begin behind the last output.
+  int64_t const most_h = min64(8, ceil_div(h.positions, 8)), most_w = min64(8, ceil_div(w.positions, 8));
+  for (t.squares_h = 1; t.squares_h <= most_h; ++t.squares_h)
+    for (t.squares_w = 1; t.squares_w <= most_w && t.squares_h * t.squares_w <= 8; ++t.squares_w) {
       bool const fills = t.squares_h * 8 >= h.positions && t.squares_w * 8 >= w.positions;
       if (t.planar && t.squares_w * 8 < w.positions) continue;  // whole rows are copied
       for (t.images = 1; t.squares_h * t.squares_w * t.images <= 8; ++t.images) {
@@ -166,6 +169,7 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, i
         t.shares = max64(1, grouped_line_warps(p.dtype, t.at_once) / t.blocks_of_sm / runs);
         if (!t.planar) t.shares = min64(t.shares, squares);  // the others turn planar tiles
         t.shared = besides + t.stages * t.stage_bytes;
+        if (any) return t;
         int64_t const blocks = max64(1, d.sm_count * t.blocks_of_sm / slabs);
         double const tiles = double(ceil_div(h.positions, t.squares_h * 8)) *
                              double(ceil_div(w.positions, t.squares_w * 8)) * double(ceil_div(p.N, t.images));
@@ -196,7 +200,7 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, i
         if (best.slab == 0 || t.cycles < best.cycles) best = t;
       }
     }
-  return best.slab > 0 || !t.planar || t.planes > 1 || t.slab == 1 ? best : grouped_lines(op, p, d, t.slab / 2);
+  return best.slab > 0 || !t.planar || t.planes > 1 || t.slab == 1 ? best : grouped_lines(op, p, d, any, t.slab / 2);
 }
 
 // wgrad of grouped_lines_wgrad.cuh. A job is one block of 8 filters and up to nine pairs of halves, whose sums a warp
@@ -219,7 +223,8 @@ constexpr int64_t kSumTables = 320;  // bytes
 // Warps of a block: strict f32 takes more registers.
 constexpr int64_t grouped_most_jobs(bool strict) { return strict ? 8 : 16; }
 
-constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, int64_t most_units = 8) {
+constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, bool any = false,
+                                            int64_t most_units = 8) {
   GroupedSumLines best{};
   int64_t const per_unit = groups_per_unit(p), units = ceil_div(p.groups, per_unit);
   int64_t const in = per_unit * p.C_per_group() / 8, out = per_unit * p.K_per_group() / 8;  // blocks of 8 channels
@@ -243,15 +248,17 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, i
   double const f32_alone = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? 7.5 : 9;
   double const square = f32 * (is_3x3 ? (in == 1 ? 95 : 134) : 8 + double(t.tiles) * (p.dtype == DType::f32 ? 23 : 20));
   double best_cost = 0;
-  for (t.squares_h = 1; t.squares_h <= 8; ++t.squares_h)
-    for (t.squares_w = 1; t.squares_h * t.squares_w <= 8; ++t.squares_w) {
+  // None that begin behind the last output.
+  int64_t const most_h = min64(8, ceil_div(h.positions, 8)), most_w = min64(8, ceil_div(w.positions, 8));
+  for (t.squares_h = 1; t.squares_h <= most_h; ++t.squares_h)
+    for (t.squares_w = 1; t.squares_w <= most_w && t.squares_h * t.squares_w <= 8; ++t.squares_w) {
       bool const fills = t.squares_h * 8 >= h.positions && t.squares_w * 8 >= w.positions;
       if (t.planar && t.squares_w * 8 < w.positions) continue;  // whole rows are copied
       for (t.images = 1; t.squares_h * t.squares_w * t.images <= 8; ++t.images) {
         if (t.images > 1 && (!fills || t.images > p.N)) break;
         int64_t const squares = t.squares_h * t.squares_w * t.images;
         t.shares = max64(1, most_jobs / at_once);
-        if (!t.planar) t.shares = min64(t.shares, squares);
+        if (!t.planar && p.dtype == DType::f32) t.shares = min64(t.shares, squares);
         t.warps = at_once * t.shares;
         t.rows = (t.squares_h * 8 - 1) * t.step_h + h.span;
         t.columns = t.squares_w * 8 - 1 + ceil_div(w.span, t.planes);
@@ -269,13 +276,17 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, i
           t.stages = t.stage_bytes + t.raw_bytes + kSumTables <= kLinesShared ? 1 : 0;
         }
         if (t.stages == 0) continue;
+        if (any) return t;
         t.shared = max64(t.stages * t.stage_bytes + t.raw_bytes, t.shares > 1 ? t.warps * 9 * 512 : 0) + kSumTables;
         double const tiles = double(ceil_div(h.positions, t.squares_h * 8)) *
                              double(ceil_div(w.positions, t.squares_w * 8)) * double(ceil_div(p.N, t.images));
         // Cycles of a block, an SM's one, for a tile: as in grouped_lines.
         double const lines = double(t.images * t.rows * t.columns * t.planes + squares * 64) * 128 / 20;
         double const work = double(squares * at_once) * square;
-        double const alone = double(ceil_div(squares, t.shares)) * f32_alone * (150 + 60 * double(t.tiles)) + 300;
+        // In 16-bit types, of which several tiles are there at a time, shares go on from tile to tile.
+        double const of_share = t.stages > 1 && p.dtype != DType::f32 ? double(squares) / double(t.shares)
+                                                                      : double(ceil_div(squares, t.shares));
+        double const alone = of_share * f32_alone * (150 + 60 * double(t.tiles)) + 300;
         t.tile_cycles = lines > work ? lines : work;
         t.tile_cycles = t.tile_cycles > alone ? t.tile_cycles : alone;
         t.tile_cycles += 300;
@@ -295,14 +306,14 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, i
         if (best.slab == 0 || cost < best_cost) best = t, best_cost = cost;
       }
     }
-  return best.slab > 0 || !t.planar || t.planes > 1 || t.slab == 1 ? best : grouped_sum_lines(p, d, t.slab / 2);
+  return best.slab > 0 || !t.planar || t.planes > 1 || t.slab == 1 ? best : grouped_sum_lines(p, d, any, t.slab / 2);
 }
 
 // What the copy engine and a block's shared memory can hold.
 constexpr bool grouped_lines_supports(Op op, Problem const& p) {
   return p.P() > 0 && p.Q() > 0 && ceil_div(p.groups, groups_per_unit(p)) <= 65535 &&
          map_supports(p.x, p.N, p.H, p.W, p.dtype) && map_supports(p.y, p.N, p.P(), p.Q(), p.dtype) &&
-         (op == Op::wgrad ? grouped_sum_lines(p, h200_sxm).slab : grouped_lines(op, p, h200_sxm).slab) > 0;
+         (op == Op::wgrad ? grouped_sum_lines(p, h200_sxm, true).slab : grouped_lines(op, p, h200_sxm, true).slab) > 0;
 }
 
 constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
@@ -356,11 +367,18 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
   bool const f32 = p.dtype == DType::f32;
   if (op != Op::wgrad) {
     GroupedLines const t = grouped_lines(op, p, d);
-    double const slower = !t.planar ? 1 : p.stride_w > 1 ? 1.35 : f32 ? 1.15 : 1.2;  // as measured
+    // As measured; with a stride, many blocks of inputs leave room for little else.
+    double const in = double(groups_per_unit(p) * (op == Op::dgrad ? p.K_per_group() : p.C_per_group()) / 8 *
+                             (size_of(p.dtype) / 2)),
+                 strided = 0.8 + 0.085 * in > 1 ? 0.8 + 0.085 * in : 1;
+    double const slower = !t.planar ? (p.stride_w > 1 ? strided : 1) : p.stride_w > 1 ? 1.35 : f32 ? 1.15 : 1.2;
     return {t.cycles / 1.95 * slower + 5000, 1};
   }
   GroupedSumLines const t = grouped_sum_lines(p, d);
-  double const slower = !t.planar ? 1 : p.stride_w > 1 ? (f32 ? 1.45 : 1.75) : f32 ? 1.15 : 1.2;
+  double const slower = !t.planar        ? (p.stride_w > 1 && f32 && !p.allow_tf32 ? 1.12 : 1)
+                        : p.stride_w > 1 ? (f32 ? 1.45 : 1.75)
+                        : f32            ? 1.15
+                                         : 1.2;
   int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), t.slab) * t.passes;
   double const bytes = double(slabs / t.passes * t.jobs * t.tiles * 512);
   Estimate best{};

@@ -366,8 +366,11 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
                        (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024;
   // Lines that end early take longer, more so if they lie across those of memory.
   double const line_ns = tma_maps_groups(op, p) && C > 32 ? 1.71 + 3.01 * (1 - double(C) / double(chunks * line))
-                                                          : 1.10 * (C % (tma_line(C) / 2) == 0 ? 1 : 1.78);
-  double const filter_ns = keeps_b ? 0 : 0.84 * (forward ? 1 : 1.08) * (C % (tma_line(C) / 2) == 0 ? 1 : 1.4);
+                                                          : 1.10 * (C % (tma_line(C) / 2) == 0 ? 1
+                                                                    : p.groups > 1             ? 1.3
+                                                                                               : 1.78);
+  double const filter_ns =
+      keeps_b ? 0 : 0.84 * (forward ? 1 : 1.08) * (C % (tma_line(C) / 2) == 0 || p.groups > 1 ? 1 : 1.4);
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
   double const fixed = tile.fixed * (phases > 1 ? 1.61 : 1) *
@@ -455,7 +458,13 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > tma_slots(row) && filter_bytes > 2e7) ns += filter_bytes / 4300;
     }
-    if (p.groups > 1 && halo && two && tiles > tma_slots(row)) ns *= 1.15;  // as measured
+    // As measured; C > line: groups that end within their second line.
+    if (p.groups > 1 && halo && two && tiles > tma_slots(row)) ns *= 1.15;
+    if (p.groups > 1 && C > line && C % line != 0) {
+      if (phases > 1 && !swapped) ns *= 0.8;
+      if (row.tile_m == 128 && row.tile_n == 128) ns *= halo ? 1.1 : 1.4;
+      if (phases == 1 && swapped && halo) ns *= 0.92;
+    }
     if (ns < least_ns) ns = least_ns * 0.80 + ns * 0.20;
     ns = ns > memory_ns ? ns + memory_ns * 0.27 : memory_ns + ns * 0.27;
     // Filters of a group do not stay.

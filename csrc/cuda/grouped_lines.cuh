@@ -47,7 +47,8 @@ struct Planar {
   int step_h, low_h, low_w;  // a tile's first line
   int skip_h, skip_w;        // from line to line
   int planes, plane_bytes, images, rows, columns, slots;
-  Divisor plane_of, row_of, image_of, pairs;
+  bool vectors;  // see turn_vectors
+  Divisor plane_of, row_of, image_of, pairs, width;
 };
 
 struct LineParams {
@@ -506,6 +507,8 @@ inline Planar planar_of(Image const& image, int size, bool whole, int64_t offset
   t.images = images, t.rows = rows, t.columns = columns, t.slots = slots;
   t.plane_of = Divisor(uint32_t(images * rows * columns)), t.row_of = Divisor(uint32_t(columns));
   t.image_of = Divisor(uint32_t(rows)), t.pairs = Divisor(uint32_t(ceil_div(slots, 2)));
+  t.width = Divisor(uint32_t(image.W));
+  t.vectors = size == 2 && int64_t(image.H) * image.W % 8 == 0;
   return t;
 }
 
@@ -517,6 +520,7 @@ Planar planar_inputs(Params const& p, Lines const& t, int size, int64_t offset, 
   q.step_h = p.axis_h.step, q.low_h = p.axis_h.low, q.low_w = p.axis_w.low;
   q.skip_h = p.axis_h.step / int(t.step_h), q.skip_w = p.axis_w.step;
   q.planes = int(t.planes), q.plane_bytes = int(t.plane_bytes);
+  q.vectors = q.vectors && q.skip_h == 1 && q.skip_w == q.planes;
   return q;
 }
 
@@ -601,6 +605,69 @@ __device__ inline void turn_planar(Planar const& t, Image const& image, int64_t 
           make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
+}
+
+// The same where 8 pixels of a channel, which begin at 16 bytes in shared memory, may be in several rows of the image
+// but lie together for all channels: ldmatrix and stmatrix turn blocks of 8 channels. A warp takes 32 pixels and four
+// slots of each. Lines outside of the image are zeroed, those beside it only once.
+template <class T>
+__device__ inline void turn_vectors(Planar const& t, Image const& image, int64_t N, Tile const& tile, char* lines,
+                                    char const* raw, bool first) {
+  constexpr int channels = kChannels<T>;
+  PlanarRows const rows(t, image, tile);
+  int const lane = threadIdx.x % 32, warps = blockDim.x / 32, W = image.W;
+  int const h0 = tile.h * t.step_h + t.low_h, images = int(min(int64_t(t.images), N - tile.n));
+  int const begin = rows.first * W, end = rows.end * W, aligned = begin & ~7;
+  int const runs = (end - aligned + 31) / 32, quads = (t.slots + 3) / 4, units = runs * images * quads;
+  uint32_t const lines_at = ptx::shared_address(lines), raw_at = ptx::shared_address(raw);
+  for (int unit = threadIdx.x / 32; unit < units; unit += warps) {
+    int const of_quad = quads == 1 ? unit : unit / 2, first_slot = (unit - of_quad * quads) * 4;
+    int const n = images == 1 ? 0 : int(unsigned(of_quad) / unsigned(runs)), in_run = (of_quad - n * runs) * 32;
+    int const pixel = aligned + in_run + lane, h = t.width.quotient(pixel);
+    int const row = h - h0, from_left = pixel - h * W - t.low_w;
+    int const column = t.planes == 1 ? from_left : from_left / t.planes, plane = from_left - column * t.planes;
+    bool const valid =
+        pixel >= begin && pixel < end && unsigned(row) < unsigned(t.rows) && from_left >= 0 && column < t.columns;
+    uint32_t const line = lines_at + plane * t.plane_bytes + ((n * t.rows + row) * t.columns + column) * kLine;
+    uint32_t const to = swizzled(line);
+    bool const all = __all_sync(0xffffffff, valid);
+    // A lane's channel and block of 8 pixels; blocks beyond the end are not read.
+    int const block = in_run + lane / 8 * 8;
+    uint32_t const from = raw_at + (n * t.slots * channels + lane % 8) * t.pitch +
+                          (block < end - aligned ? block : in_run) * int(sizeof(T));
+    for (int slot = first_slot; slot < min(first_slot + 4, t.slots); ++slot) {
+      uint32_t v[4];
+      ptx::ldmatrix_x4_trans(v, from + slot * channels * t.pitch);
+      if (all) {
+        ptx::stmatrix_x4(to ^ slot * kSlot, v);
+        continue;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // word by word: two channels of the pixel lane / 4 of a block
+        uint32_t const word = __shfl_sync(0xffffffff, valid ? to - lines_at : ~0u, i * 8 + lane / 4);
+        if (word != ~0u) *reinterpret_cast<uint32_t*>(lines + (word ^ slot * kSlot) + lane % 4 * 4) = v[i];
+      }
+    }
+  }
+  bool const inside = h0 >= 0 && h0 + t.rows <= image.H;
+  if (!first && (t.whole || inside) && images == t.images) return;
+  int const of_plane = t.images * t.rows * t.columns;
+  for (int position = threadIdx.x; position < t.planes * of_plane; position += blockDim.x) {
+    int const plane = t.planes == 1 ? 0 : t.plane_of.quotient(position), line = position - plane * of_plane;
+    int const image_row = t.row_of.quotient(line), w = t.low_w + plane + (line - image_row * t.columns) * t.planes;
+    int const n = t.image_of.quotient(image_row), h = h0 + image_row - n * t.rows;
+    if (unsigned(h) < unsigned(image.H) && unsigned(w) < unsigned(W) && n < images) continue;
+    for (int slot = 0; slot < t.slots; ++slot)
+      *reinterpret_cast<uint4*>(lines + swizzled(plane * t.plane_bytes + line * kLine + slot * kSlot)) = uint4{};
+  }
+}
+
+template <class T>
+__device__ inline void turn(Planar const& t, Image const& image, int64_t N, Tile const& tile, char* lines,
+                            char const* raw, bool first) {
+  if constexpr (sizeof(T) == 2)
+    if (t.vectors) return turn_vectors<T>(t, image, N, tile, lines, raw, first);
+  turn_planar<T>(t, image, N, tile, lines, raw);
 }
 
 // Stores the outputs of a tile, whose rows are whole, as runs of pixels. A warp takes 32 pixels, of 16-bit types in
@@ -719,7 +786,7 @@ __global__ void __launch_bounds__(line_warps<T>(blocks) * 32, 1) lines_kernel(__
     ptx::mbarrier_wait(&s.full[stage.index], stage.parity);
     Tile const tile(p, number);
     if (q.planar) {
-      turn_planar<T>(q.raw, p.in, p.N, tile, lines, lines + q.raw.offset);
+      turn<T>(q.raw, p.in, p.N, tile, lines, lines + q.raw.offset, number == int(blockIdx.x));
       __syncthreads();
       if (next < p.tiles) copy_raw(next);
       next += gridDim.x;

@@ -324,18 +324,21 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
 
   float acc[kJobTiles][4] = {};
   Stage stage, refill;
-  for (int number = blockIdx.x; number < p.tiles; number += gridDim.x) {
+  int square = share;  // the next one of the share, counted from the tile's first
+  for (int number = blockIdx.x; number < p.tiles; number += gridDim.x, square -= squares) {
     uint32_t const data = base + stage.index * q.stage_bytes;
     ptx::mbarrier_wait(&t.full[stage.index], stage.parity);
     Tile const tile(p, number);
     if (q.planar) {
-      turn_planar<T>(q.raw_x, p.in, p.N, tile, lines, lines + q.raw_x.offset);
-      turn_planar<T>(q.raw_y, p.out, p.N, tile, lines + q.y_offset, lines + q.raw_y.offset);
+      bool const first = number == int(blockIdx.x);
+      turn<T>(q.raw_x, p.in, p.N, tile, lines, lines + q.raw_x.offset, first);
+      turn<T>(q.raw_y, p.out, p.N, tile, lines + q.y_offset, lines + q.raw_y.offset, first);
       __syncthreads();
       if (next < p.tiles) copy_raw(next);
       next += gridDim.x;
     }
-    for (int square = share; works && square < squares; square += q.shares) {
+    for (; square < squares; square += q.shares) {
+      if (!works) continue;
       SumSquare const a = t.squares[square];
       int const rows = p.out.H - tile.h - a.h, columns = p.out.W - tile.w - a.w;
       if (rows <= 0 || columns <= 0 || tile.n + a.image >= p.N) continue;
@@ -429,18 +432,16 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
     if (i >= tiles) break;
     partial[i * 32] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
   }
-  if constexpr (parts == 2) {
-    // Infinity is NaN once it is split into parts.
-    bool nan = false;
+  // Sums that are not numbers once more.
+  bool nan = false;
 #pragma unroll
-    for (int i = 0; i < kJobTiles * 4; ++i) nan = nan || !(acc[i / 4][i % 4] == acc[i / 4][i % 4]);
+  for (int i = 0; i < kJobTiles * 4; ++i) nan = nan || !(acc[i / 4][i % 4] == acc[i / 4][i % 4]);
 #pragma unroll 1
-    for (int i = 0; nan && i < tiles * 4; ++i) {
-      float& sum = reinterpret_cast<float*>(&partial[i / 4 * 32])[i % 4];
-      if (sum == sum) continue;
-      Place const at = place_of<T, is_3x3>(q, blockIdx.y, job, i / 4, lane, i % 4);
-      if (at.exists) sum = exact_sum<T>(p, 1, 0, p.tap[at.tap], at.k, at.k / p.out_per_group * p.in_per_group + at.c);
-    }
+  for (int i = 0; nan && i < tiles * 4; ++i) {
+    float& sum = reinterpret_cast<float*>(&partial[i / 4 * 32])[i % 4];
+    if (sum == sum) continue;
+    Place const at = place_of<T, is_3x3>(q, blockIdx.y, job, i / 4, lane, i % 4);
+    if (at.exists) sum = exact_sum<T>(p, 1, 0, p.tap[at.tap], at.k, at.k / p.out_per_group * p.in_per_group + at.c);
   }
 }
 

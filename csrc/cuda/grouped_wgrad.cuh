@@ -90,7 +90,8 @@ __device__ inline void sum_square(float (&acc)[kTiles][4], uint32_t x, uint32_t 
   }
 }
 
-// One of a warp's sums once more, without tensor cores: infinity is NaN once it is split into parts.
+// One of a warp's sums once more, without tensor cores: those that are NaN. Infinity is, once it is split into parts,
+// and so is the product of an infinite output with the zeros around an image.
 template <class T>
 __device__ __noinline__ float exact_sum(Params const& p, int shares, int share, Tap tap, int64_t k, int64_t c) {
   float sum = 0;
@@ -107,6 +108,7 @@ __device__ __noinline__ float exact_sum(Params const& p, int shares, int share, 
         if (unsigned(in_h) >= unsigned(p.in.H) || unsigned(in_w) >= unsigned(p.in.W)) continue;
         sum += widen(static_cast<T const*>(p.in.data)[n * p.in.n + c * p.in.c + in_h * p.in.h + in_w * p.in.w]) *
                widen(static_cast<T const*>(p.out.data)[n * p.out.n + k * p.out.c + h * p.out.h + w * p.out.w]);
+        if (!(sum == sum)) return sum;
       }
   }
   return sum;
@@ -198,33 +200,52 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
   float* const partial = q.partial + split * q.weights;
   int const filter0 = n_group % p.n_groups * shared_blocks * kBlock + lane % 4 * 2;
   int64_t const k0 = int64_t(first_unit + unit) * p.out_blocks * kBlock;
+  // Calls use(tap, filter, channel within the group, group of the unit) for a sum that exists.
+  auto place = [&](int i, int upper, int j, int e, auto const& use) {
+    int const of_chunk = i * per_tile + (upper * 8 + lane / 4) / kChannels<T>, half = half0 + of_chunk;
+    if (of_chunk >= halves) return;
+    int const channel = half / p.taps * kChannels<T> + lane / 4 % kChannels<T>;
+    int const filter = filter0 + j * kBlock + e, group = p.filters.quotient(filter);
+    int const c = channel - group * p.in_per_group;
+    if (filter >= p.out_blocks * kBlock || unsigned(c) >= unsigned(p.in_per_group)) return;
+    if (k0 + filter < p.out.channels) use(p.tap[half % p.taps], k0 + filter, c, group);
+  };
+  auto partial_at = [&](Tap const& t, int64_t k, int c) -> float& {
+    return partial[((k * p.in_per_group + c) * q.R + t.r) * q.S + t.s];
+  };
+  auto weight_at = [&](Tap const& t, int64_t k, int c) -> T& {
+    return static_cast<T*>(q.w)[k * q.w_k + c * q.w_c + t.r * q.w_r + t.s * q.w_s];
+  };
+  auto store = [&](Tap const& t, int64_t k, int c, float sum) {
+    if (q.splits > 1)
+      partial_at(t, k, c) = sum;
+    else
+      weight_at(t, k, c) = narrow<T>(sum);
+  };
+  bool nan = false;
 #pragma unroll
   for (int i = 0; i < kTiles; ++i)
 #pragma unroll
-    for (int upper = 0; upper < 2; ++upper) {
-      int const place = i * per_tile + (upper * 8 + lane / 4) / kChannels<T>, half = half0 + place;
-      if (place >= halves) continue;
-      int const channel = half / p.taps * kChannels<T> + lane / 4 % kChannels<T>;
-      Tap const& t = p.tap[half % p.taps];
+    for (int upper = 0; upper < 2; ++upper)
 #pragma unroll
       for (int j = 0; j < shared_blocks; ++j)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          int const filter = filter0 + j * kBlock + e, group = p.filters.quotient(filter);
-          int const c = channel - group * p.in_per_group;
-          if (filter >= p.out_blocks * kBlock || unsigned(c) >= unsigned(p.in_per_group)) continue;
-          if (k0 + filter >= p.out.channels) continue;
-          float sum = acc[j][i][upper * 2 + e];
-          if (parts == 2 && !(sum == sum)) {
+        for (int e = 0; e < 2; ++e)
+          place(i, upper, j, e, [&](Tap const& t, int64_t k, int c, int) {
+            float const sum = acc[j][i][upper * 2 + e];
+            nan = nan || !(sum == sum);
+            store(t, k, c, sum);
+          });
+  // Sums that are not numbers once more.
+#pragma unroll 1
+  for (int n = 0; nan && n < kTiles * shared_blocks * 4; ++n)
+    place(n / (shared_blocks * 4), n / (shared_blocks * 2) % 2, n / 2 % shared_blocks, n % 2,
+          [&](Tap const& t, int64_t k, int c, int group) {
+            float const sum = q.splits > 1 ? partial_at(t, k, c) : widen(weight_at(t, k, c));
+            if (sum == sum) return;
             int64_t const first = (int64_t(first_unit + unit) * p.groups_per_unit + group) * p.in_per_group;
-            sum = exact_sum<T>(p, q.shares, share, t, k0 + filter, first + c);
-          }
-          if (q.splits > 1)
-            partial[(((k0 + filter) * p.in_per_group + c) * q.R + t.r) * q.S + t.s] = sum;
-          else
-            static_cast<T*>(q.w)[(k0 + filter) * q.w_k + c * q.w_c + t.r * q.w_r + t.s * q.w_s] = narrow<T>(sum);
-        }
-    }
+            store(t, k, c, exact_sum<T>(p, q.shares, share, t, k, first + c));
+          });
 }
 
 constexpr int kAddWarps = 16;
