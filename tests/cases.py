@@ -300,6 +300,7 @@ CASES: tuple[Case, ...] = (
     # tensor cores: pairs of small images, several steps and tiles of an image, bands wider than a window
     Case("depthwise_pairs", 5, 24, 8, 7, 24, 5, 5, padding=(2, 2), groups=24),
     Case("depthwise_slices", 3, 600, 9, 10, 600, 3, 3, padding=(1, 1), groups=600),
+    Case("depthwise_turns", 24, 4224, 7, 7, 4224, 3, 3, padding=(1, 1), groups=4224),
     Case("depthwise_strips_stride2", 1, 8, 19, 333, 8, 3, 3, (2, 2), (0, 1, 2, 1), groups=8),
     Case("depthwise_5x5_stride2_four_pads", 2, 24, 18, 13, 24, 5, 5, (2, 2), (4, 1, 3, 2), groups=24, edge=True),
     Case("depthwise_padding_beyond_7x7", 2, 16, 3, 9, 16, 7, 7, padding=(9, 8), groups=16),

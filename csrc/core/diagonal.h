@@ -137,10 +137,11 @@ constexpr Estimate diagonal_estimate(Row const& row, Op op, Problem const& p, De
   double const pixels = double(t.rows + row.tile_m - 1) * t.pitch + double(t.rows) * 16 * t.strips;
   double const products = double(t.rows) * t.strips * row.tile_m * row.tile_n;
   double const memory_ns = planes * pixels * 16 / 3500, multiply_ns = planes * products * 0.8 / 1.755 / d.sm_count;
-  // As measured.
-  return {row.tile_m == 7 ? 11000 + 1.3 * overlapped(memory_ns, multiply_ns)
-                          : 8500 + 1.25 * overlapped(memory_ns, multiply_ns),
-          1};
+  // As measured: all of a few blocks' rows wait for their copies, one after the other.
+  double const ns = row.tile_m == 7 ? 11000 + 1.3 * overlapped(memory_ns, multiply_ns)
+                                    : 8500 + 1.25 * overlapped(memory_ns, multiply_ns);
+  double const chain_ns = 5000 + 420.0 * t.images * (t.rows + row.tile_m - 1);
+  return {ns > chain_ns ? ns : chain_ns, 1};
 }
 
 }  // namespace conv2d_ext

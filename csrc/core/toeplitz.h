@@ -6,13 +6,10 @@
 namespace conv2d_ext {
 
 inline constexpr int kToeplitzStages = 12, kToeplitzBuffers = 3, kToeplitzChannels = 64;
-// Of a block: warps that multiply, and threads. 3x3: one warp more copies. Other filters' sums and operands need more
-// than the 168 registers that 384 threads have; a warpgroup that copies leaves most of its own to the two that
-// multiply.
-constexpr int toeplitz_warps(int R) { return R == 3 ? 4 : 8; }
-constexpr int toeplitz_threads(int R) { return 32 * toeplitz_warps(R) + (R == 3 ? 32 : 128); }
-constexpr int toeplitz_resident(int R) { return R == 3 ? 3 : 1; }  // blocks of an SM
-inline constexpr int kToeplitzRegisters = 232, kToeplitzCopyRegisters = 40;
+// Of a block, one an SM: warps that multiply, and threads. Sums and operands need more than the 168 registers that 384
+// threads have; a warpgroup that copies leaves most of its own to the two that multiply.
+inline constexpr int kToeplitzWarps = 8, kToeplitzThreads = 32 * kToeplitzWarps + 128;
+inline constexpr int kToeplitzRegisters = 240, kToeplitzCopyRegisters = 24;
 static_assert(256 * kToeplitzRegisters + 128 * kToeplitzCopyRegisters <= 384 * 168);
 
 // A window of inputs, in blocks of 4 columns, that 4 neighbouring outputs meet.
@@ -23,8 +20,9 @@ struct ToeplitzBlocks {
   int warp_channels = 8;                     // of a warp
   int channels = 8, blocks = 1, images = 1;  // of a block of threads
   int64_t slices = 1, tiles_w = 1, image_units = 1;
-  int64_t rows = 1;                         // of a strip: of one phase of the dilation
-  int64_t units = 1, each = 1, shares = 1;  // rows of outputs of a slice, of a block; blocks of a slice
+  int64_t rows = 1;  // of a strip: of one phase of the dilation
+  // Rows of outputs of a slice, of a block's turn; blocks of a slice, which take turns.
+  int64_t units = 1, each = 1, shares = 1;
   int stages = 1;
   int64_t shared_bytes = 0;
   double ns = 0;
@@ -46,34 +44,28 @@ constexpr double max_of(double a, double b) { return a > b ? a : b; }
 
 constexpr int64_t to1024(int64_t bytes) { return (bytes + 1023) / 1024 * 1024; }
 
-// Few idle warps, little halo. H, W: of the outputs, wgrad: of y. `halo`: blocks of columns of inputs more than of
-// these.
-constexpr ToeplitzBlocks toeplitz_blocks(Op op, Problem const& p, int R, int64_t H, int64_t W, double halo) {
+// For a number of channels of a block: few idle warps, little halo. H, W: of the outputs, wgrad: of y. `halo`: blocks
+// of columns of inputs more than of these.
+constexpr ToeplitzBlocks toeplitz_blocks(Op op, Problem const& p, int channels, int64_t H, int64_t W, double halo) {
   ToeplitzBlocks t;
-  if (op == Op::wgrad) t.warp_channels = 4;
-  int const warps = toeplitz_warps(R), columns = op == Op::wgrad ? 8 : 4;
+  t.warp_channels = op == Op::wgrad ? 4 : 8, t.channels = channels;
+  int const columns = op == Op::wgrad ? 8 : 4;
   int64_t const all = ceil_div(W, columns);
+  // Blocks of columns, and those in a row: the copy engine takes up to 256 columns.
+  int64_t const most = 16 * (kToeplitzWarps / (channels / t.warp_channels)),
+                first = ceil_div(all, min64(most, 240 / columns));
   double best = 0;
-  for (int channels = t.warp_channels * warps; channels >= 8; channels /= 2) {
-    int64_t const slices = ceil_div(p.C, channels);
-    // Blocks of columns, and those in a row: the copy engine takes up to 256 columns.
-    int64_t const most = 16 * (warps / (channels / t.warp_channels)), first = ceil_div(all, min64(most, 240 / columns));
-    for (int64_t tiles = first; tiles <= min64(all, first + 3); ++tiles) {
-      int64_t const blocks = ceil_div(all, tiles);
-      for (int64_t images = 1; images <= (tiles > 1 ? 1 : min64(p.N, most / blocks)); ++images) {
-        int64_t const groups = ceil_div(blocks * images, 16);
-        double const idle = double(groups * 16) / double(blocks * images) * double(tiles * blocks) / double(all) *
-                            double(ceil_div(p.N, images) * images) / double(p.N) * double(slices * channels) /
-                            double(p.C);
-        double const cost = (idle + 2 + halo / double(blocks)) *
-                            (channels >= 32   ? 1
-                             : channels == 16 ? 1.05
-                                              : 1.3) *
-                            (1.3 - 0.3 * double(channels / t.warp_channels * groups) / warps);
-        if (best != 0 && cost >= best) continue;
-        best = cost;
-        t.channels = channels, t.blocks = int(blocks), t.images = int(images);
-      }
+  for (int64_t tiles = first; tiles <= min64(all, first + 3); ++tiles) {
+    int64_t const blocks = ceil_div(all, tiles);
+    for (int64_t images = 1; images <= (tiles > 1 ? 1 : min64(p.N, most / blocks)); ++images) {
+      int64_t const groups = ceil_div(blocks * images, 16);
+      double const idle = double(groups * 16) / double(blocks * images) * double(tiles * blocks) / double(all) *
+                          double(ceil_div(p.N, images) * images) / double(p.N);
+      double const cost = (idle + 2 + halo / double(blocks)) *
+                          (1.3 - 0.3 * double(channels / t.warp_channels * groups) / kToeplitzWarps);
+      if (best != 0 && cost >= best) continue;
+      best = cost;
+      t.blocks = int(blocks), t.images = int(images);
     }
   }
   t.slices = ceil_div(p.C, t.channels), t.tiles_w = ceil_div(all, t.blocks), t.image_units = ceil_div(p.N, t.images);
@@ -82,82 +74,92 @@ constexpr ToeplitzBlocks toeplitz_blocks(Op op, Problem const& p, int R, int64_t
   return t;
 }
 
+// What a block's rows take, each `row_ns`, or memory, as measured: short runs of channels take longer, and blocks that
+// take turns less, since they are near each other.
+constexpr double toeplitz_walk_ns(ToeplitzBlocks const& t, Problem const& p, double rows, double row_ns,
+                                  Device const& d) {
+  double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
+  double const memory_ns = 2 * elements / (3400.0 * d.sm_count / 132) * (t.channels >= 64 ? 1 : 1.1) *
+                           (t.each * t.shares < t.units ? 1 : 1.04);
+  return max_of(memory_ns, rows * row_ns) * (t.channels >= 32 ? 1 : t.channels == 16 ? 1.2 : 1.6);
+}
+
+// Rows that a block multiplies, one round of blocks after the other, and a part of those that lie outside of the image.
+// Turns that do not end where strips do have a halo of rows.
+constexpr double toeplitz_rows(ToeplitzBlocks const& t, int64_t R, Device const& d) {
+  double const strips = double(t.each) / double(t.rows), turns = double(ceil_div(ceil_div(t.units, t.each), t.shares));
+  double const halo = t.each % t.rows == 0 ? 0 : t.rows % t.each == 0 ? 1 - strips : 1;
+  return double(ceil_div(t.shares * t.slices, d.sm_count)) * turns *
+         (double(t.each) + double(R - 1) * (halo + 0.3 * strips));
+}
+
+// Turns of some lengths: one for each block, whole strips, and parts of them.
+template <class Tile, class Consider>
+constexpr void consider_turns(Tile t, Device const& d, Consider const& consider) {
+  int64_t const slots = max64(1, d.sm_count / t.slices), even = ceil_div(t.units, slots);
+  auto turns_of = [&](int64_t each) {
+    t.each = min64(each, t.units), t.shares = min64(slots, ceil_div(t.units, t.each));
+    consider(t);
+  };
+  turns_of(even);
+  turns_of(ceil_div(even, t.rows) * t.rows);
+  if (even > t.rows) turns_of(t.rows);
+  if (t.rows > 1 && even < t.rows) turns_of(ceil_div(t.rows, t.rows / even));
+  for (int64_t parts = 2; t.rows / parts >= 14 && even > t.rows / parts; parts *= 2) turns_of(ceil_div(t.rows, parts));
+}
+
 constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, int S, Device const& d) {
   bool const backward = op == Op::dgrad;
-  int const window = toeplitz_window(S), resident = toeplitz_resident(R);
-  ToeplitzTile t;
-  static_cast<ToeplitzBlocks&>(t) =
-      toeplitz_blocks(op, p, R, backward ? p.H : p.P(), backward ? p.W : p.Q(), window - 1);
-  int64_t const pixel = int64_t(t.channels) * 2 * t.images;
-  t.in_bytes = to1024(pixel * (t.blocks + window - 1) * 4), t.out_bytes = to1024(pixel * t.blocks * 4);
-  t.stages = int(
-      max64(2, min64(kToeplitzStages, (224 * 1024 / resident - 2048 - kToeplitzBuffers * t.out_bytes) / t.in_bytes)));
-  t.shared_bytes = t.stages * t.in_bytes + kToeplitzBuffers * t.out_bytes + 1024;
-  int64_t const slots = max64(1, int64_t(resident) * d.sm_count / t.slices);
-  // Of the bytes beyond those that L2 keeps, as measured for channels that fill no slices.
-  double const bytes = 2.0 * double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
-  double const memory_ns = (bytes - 40e6) / (2200.0 * d.sm_count / 132);
-  auto consider = [&](int64_t each) {
-    ToeplitzTile u = t;
-    u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
+  int const window = toeplitz_window(S);
+  ToeplitzTile best;
+  for (int channels = kToeplitzChannels; channels >= 8; channels /= 2) {
+    ToeplitzTile t;
+    static_cast<ToeplitzBlocks&>(t) =
+        toeplitz_blocks(op, p, channels, backward ? p.H : p.P(), backward ? p.W : p.Q(), window - 1);
+    int64_t const pixel = int64_t(t.channels) * 2 * t.images;
+    t.in_bytes = to1024(pixel * (t.blocks + window - 1) * 4), t.out_bytes = to1024(pixel * t.blocks * 4);
+    t.stages = int(max64(2, min64(kToeplitzStages, (224 * 1024 - 2048 - kToeplitzBuffers * t.out_bytes) / t.in_bytes)));
+    t.shared_bytes = t.stages * t.in_bytes + kToeplitzBuffers * t.out_bytes + 1024;
     // As measured.
-    double const blocks = double(u.shares * t.slices), full = double(resident) * d.sm_count;
-    double const present = blocks < full ? max_of(1, blocks / d.sm_count) : resident;
-    double const alone = R == 3 ? 445 : R == 5 ? 465 : 745, beside = R == 3 ? 28 : R == 5 ? 25 : 35;
-    double const ragged = R == 3 && t.slices * t.channels != p.C ? 1.3 : 1.0;
-    double const row_ns = (alone + beside * present * present) * ragged;
-    double const halo = double((R - 1) * ceil_div(u.each, t.rows) + (u.each % t.rows == 0 ? 0 : (R - 1) / 2));
-    u.ns = (R == 7   ? 9000
-            : R == 5 ? 6300
-                     : 6800) +
-           double(ceil_div(int64_t(blocks), int64_t(full))) * (double(u.each) + halo) * row_ns;
-    if (t.ns == 0 || u.ns < t.ns) t = u;
-  };
-  int64_t const even = ceil_div(t.units, slots);
-  consider(even);
-  consider(ceil_div(even, t.rows) * t.rows);
-  if (t.rows > 1 && even < t.rows) consider(ceil_div(t.rows, t.rows / even));
-  t.ns = max_of(t.ns, memory_ns);
-  return t;
+    double const row_ns = R == 3 ? 400 : R == 5 ? 450 : 760, start_ns = R == 7 ? 11500 : 7800;
+    consider_turns(t, d, [&](ToeplitzTile const& u) {
+      double const ns = start_ns + toeplitz_walk_ns(u, p, toeplitz_rows(u, R, d), row_ns, d);
+      if (best.ns == 0 || ns < best.ns) best = u, best.ns = ns;
+    });
+  }
+  return best;
 }
 
 constexpr ToeplitzSumsTile toeplitz_sums_tile(Problem const& p, int R, Device const& d) {
-  int const resident = toeplitz_resident(R);
-  ToeplitzSumsTile t;
-  static_cast<ToeplitzBlocks&>(t) =
-      toeplitz_blocks(Op::wgrad, p, R, p.P(), p.Q(), double((p.S - 1) * p.dilation_w) / 8);
-  int64_t const pixel = int64_t(t.channels) * 2 * t.images;
-  t.x_bytes = to1024(pixel * t.x_columns(p)), t.y_bytes = to1024(pixel * t.blocks * 8);
-  int64_t const stage = t.x_bytes + t.y_bytes;
-  t.stages = int(max64(4, min64(kToeplitzStages, (224 * 1024 / resident - 2048) / stage)));
-  int64_t const totals = int64_t(t.warps()) * 2048 + int64_t(t.groups()) * t.channels * p.R * p.S * 4;
-  t.shared_bytes = max64(t.stages * stage, totals) + 1024;
-  int64_t const slots = max64(1, int64_t(resident) * d.sm_count / t.slices);
+  ToeplitzSumsTile best;
   double const taps = double(p.C) * double(p.R) * double(p.S);
-  auto consider = [&](int64_t each) {
-    ToeplitzSumsTile u = t;
-    u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
-    if (u.shares > 1 && double(u.shares) * taps * 4 > double(kMaxWorkspaceBytes)) return;
-    double const blocks = double(u.shares * t.slices), full = double(resident) * d.sm_count;
-    double const present = blocks < full ? max_of(1, blocks / d.sm_count) : resident;
-    double const row_ns = R == 3   ? 460 + 105 * present * present
-                          : R == 5 ? 690 + 54 * present * present
-                                   : 760 + 48 * present * present;
-    double const halo = double((p.R - 1) * (ceil_div(u.each, t.rows) + (u.each % t.rows == 0 ? 0 : 1)));
-    u.ns = (R == 5 ? 5500 : 4500) + double(ceil_div(int64_t(blocks), int64_t(full))) * (double(u.each) + halo) * row_ns;
-    if (u.shares > 1) u.ns += 3500 + double(u.shares) * taps * 8 / 2500;
-    if (t.ns == 0 || u.ns < t.ns) t = u;
-  };
-  int64_t const even = ceil_div(t.units, slots);
-  consider(even);
-  consider(ceil_div(even, t.rows) * t.rows);
-  if (t.rows > 1 && even < t.rows) consider(ceil_div(t.rows, t.rows / even));
-  if (even < 16) {
-    consider(4 * even);
-    consider(t.units);
+  for (int channels = 32; channels >= 8; channels /= 2) {
+    ToeplitzSumsTile t;
+    static_cast<ToeplitzBlocks&>(t) =
+        toeplitz_blocks(Op::wgrad, p, channels, p.P(), p.Q(), double((p.S - 1) * p.dilation_w) / 8);
+    int64_t const pixel = int64_t(t.channels) * 2 * t.images;
+    t.x_bytes = to1024(pixel * t.x_columns(p)), t.y_bytes = to1024(pixel * t.blocks * 8);
+    int64_t const stage = t.x_bytes + t.y_bytes;
+    t.stages = int(max64(4, min64(kToeplitzStages, (224 * 1024 - 2048) / stage)));
+    int64_t const totals = int64_t(t.warps()) * 2048 + int64_t(t.groups()) * t.channels * p.R * p.S * 4;
+    t.shared_bytes = max64(t.stages * stage, totals) + 1024;
+    // As measured.
+    double const row_ns = R == 3 ? 560 : R == 5 ? 700 : 760;
+    auto consider = [&](ToeplitzSumsTile const& u) {
+      if (u.shares > 1 && double(u.shares) * taps * 4 > double(kMaxWorkspaceBytes)) return;
+      double const sums = u.shares > 1 ? 3500 + double(u.shares) * taps * 8 / 2500 : 0;
+      double const ns = 7000 + toeplitz_walk_ns(u, p, toeplitz_rows(u, R, d), row_ns, d) + sums;
+      if (best.ns == 0 || ns < best.ns) best = u, best.ns = ns;
+    };
+    consider_turns(t, d, consider);
+    // Fewer blocks, whose sums are fewer.
+    t.each = min64(t.units, 4 * ceil_div(t.units, max64(1, d.sm_count / t.slices)));
+    t.shares = ceil_div(t.units, t.each);
+    consider(t);
+    t.each = t.units, t.shares = 1;
+    consider(t);  // the least partial sums
   }
-  if (t.ns == 0) consider(t.units);  // there is no room for partial sums
-  return t;
+  return best;
 }
 
 constexpr bool toeplitz_supports(Row const& row, Op op, Problem const& p) {

@@ -8,9 +8,9 @@
 // A block walks down a strip of images with a slice of the channels, row by row. A warp of its own has the rows copied
 // to a ring of stages, swizzled so that eight neighbouring pixels are in different banks, and the finished rows stored,
 // which go through shared memory. A warp of the others has 8 channels of 16 blocks of columns, of one image or of
-// several; it multiplies each row with all rows of the filter into the sums of all outputs that meet it, whose
-// registers move on by a row with the first product. Warps wait for no other but the first one. dgrad is fprop with the
-// filter turned round; rows that a dilation sets apart are strips of their own.
+// several; it multiplies each row with all rows of the filter into the sums of all outputs that meet it, while the next
+// row is loaded and before that what the last row completed is stored. Warps wait for no other but the first one. dgrad
+// is fprop with the filter turned round; rows that a dilation sets apart are strips of their own.
 //
 // The zeros beside the diagonals make NaN of an infinite neighbour; a block that finds a NaN computes its outputs
 // again, one product at a time.
@@ -36,7 +36,7 @@ struct Params {
   int N, C, in_H, in_W, out_H, out_W;
   int R, S, dilation_h, dilation_w, pad_h, pad_w;
   int channels, blocks, images, slices, tiles_w, rows;
-  int units, each, stages, in_bytes, in_copied, out_bytes;
+  int units, each, skip, stages, in_bytes, in_copied, out_bytes;
 };
 
 // Rows first + i * dilation of the inputs, and h0 + i * dilation of the outputs.
@@ -44,10 +44,10 @@ struct Strip {
   int n0, w0, h0, first, rows;
 };
 
-// From row `index` of all strips on, as far as the strip and the block's share, which ends at row `end`, reach.
-// `columns`: of a block of columns; `above`: rows of taps that the filter does not have.
+// From row `index` of all strips on, as far as the strip and the block's turn, which ends at row `end`, reach; `index`
+// and `end` move on. `columns`: of a block of columns; `above`: rows of taps that the filter does not have.
 template <class Shape>
-__device__ inline Strip strip_of(Shape const& p, int index, int end, int columns, int above) {
+__device__ inline Strip next_strip(Shape const& p, int& index, int& end, int columns, int above) {
   uint32_t rest = uint32_t(index);
   Strip s;
   int const row = depthwise::split_off(rest, p.rows), phase = depthwise::split_off(rest, p.dilation_h);
@@ -56,12 +56,17 @@ __device__ inline Strip strip_of(Shape const& p, int index, int end, int columns
   s.rows = p.rows - row < end - index ? p.rows - row : end - index;
   s.h0 = phase + row * p.dilation_h;
   s.first = s.h0 - p.pad_h - above * p.dilation_h;
+  index += s.rows;
+  if (index == end) {
+    index += p.skip;
+    end = p.units - index < p.each ? p.units : index + p.each;
+  }
   return s;
 }
 
 template <int R>
-__device__ inline Strip strip_of(Params const& p, int index, int end) {
-  return strip_of(p, index, end, 4, R - p.R);
+__device__ inline Strip next_strip(Params const& p, int& index, int& end) {
+  return next_strip(p, index, end, 4, R - p.R);
 }
 
 __device__ inline bool has_row(Params const& p, Strip const& s, int row) {
@@ -84,8 +89,8 @@ struct Copier {
     for (;; ++row) {
       if (row == strip.rows + R - 1 || strip.rows == 0) {
         if (index >= end) return;
-        strip = strip_of<R>(p, index, end);
-        index += strip.rows, row = 0;
+        strip = next_strip<R>(p, index, end);
+        row = 0;
       }
       if (has_row(p, strip, row)) break;
     }
@@ -172,8 +177,7 @@ template <class T, int R>
 __device__ __noinline__ void store_again(Params const& p, int index, int end, int c0, int threads) {
   int const columns = p.blocks * 4;
   while (index < end) {
-    Strip const strip = strip_of<R>(p, index, end);
-    index += strip.rows;
+    Strip const strip = next_strip<R>(p, index, end);
     for (int64_t i = threadIdx.x; i < int64_t(strip.rows) * p.images * columns * p.channels; i += threads) {
       int64_t rest = i / p.channels;
       int const c = c0 + int(i % p.channels), x = strip.w0 + int(rest % columns);
@@ -225,8 +229,7 @@ __device__ inline void move_rows(Params const& p, Barriers& barriers, int begin,
   int stage = 0, buffer = 0, last = -1;
   uint32_t parity = 0, parity_out = 0;
   for (int index = begin; index < end;) {
-    Strip const s = strip_of<R>(p, index, end);
-    index += s.rows;
+    Strip const s = next_strip<R>(p, index, end);
     for (int row = 0; row < s.rows + R - 1; ++row) {
       if (has_row(p, s, row)) {
         ptx::mbarrier_wait(&barriers.empty[stage], parity);
@@ -276,57 +279,30 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
   float acc[R][4][4];
   int stage = 0, buffer = 0;
   for (int index = begin; index < end;) {
-    Strip const s = strip_of<R>(p, index, end);
-    index += s.rows;
+    Strip const s = next_strip<R>(p, index, end);
     int const rows = s.rows + R - 1;
-    // Row u of a cycle of R rows: the sums that it completes are in place u, those of k rows on in place (u + k) % R.
-    auto step = [&]<int u>(std::integral_constant<int, u>, int row) {
-      // A row that there is not is one of zeros.
-      uint4 in[2][window] = {};
-      if (has_row(p, s, row)) {
-        ptx::mbarrier_wait(&barriers.full[stage], parity);
-        uint32_t const offset = stage * p.in_bytes;
+    uint4 in[2][window];  // of the next row
+    auto load = [&](int row) {
+      if (row >= rows || !has_row(p, s, row)) return;
+      ptx::mbarrier_wait(&barriers.full[stage], parity);
+      uint32_t const offset = stage * p.in_bytes;
 #pragma unroll
-        for (int j = 0; j < window; ++j)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            in[half][j] = ptx::ld_shared_v4(((from[half] + j * step_in) ^ (j % 2 * flip)) + offset);
-        __syncwarp();
-        if (lane == 0) ptx::mbarrier_arrive(&barriers.empty[stage]);
-        if (++stage == p.stages) stage = 0, parity ^= 1;
-      }
-      if constexpr (R == 7) taps.renew(constants);
-#pragma unroll
-      for (int pair = 0; pair < 4; ++pair) {
-        uint32_t words[2][window];
+      for (int j = 0; j < window; ++j)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-#pragma unroll
-          for (int j = 0; j < window; ++j) {
-            uint4 const& v = in[half][j];
-            words[half][j] = (pair == 0 ? v.x : pair == 1 ? v.y : pair == 2 ? v.z : v.w) * one;
-          }
-#pragma unroll
-        for (int k = 0; k < R; ++k) {
-          auto& sums = acc[(u + k) % R][pair];
-          if (k + 1 == R) sums[0] = sums[1] = sums[2] = sums[3] = 0.f;
-          ptx::mma_m16n8k16<T>(sums, words[0][0], words[1][0], words[0][1], words[1][1], taps(pair, R - 1 - k, 0),
-                               taps(pair, R - 1 - k, 1));
-        }
-        if constexpr (window == 3)
-#pragma unroll
-          for (int k = 0; k < R; ++k)
-            ptx::mma_m16n8k8<T>(acc[(u + k) % R][pair], words[0][2], words[1][2], taps(pair, R - 1 - k, 2));
-      }
-      if (row < R - 1) return;
+          in[half][j] = ptx::ld_shared_v4(((from[half] + j * step_in) ^ (j % 2 * flip)) + offset);
+      __syncwarp();
+      if (lane == 0) ptx::mbarrier_arrive(&barriers.empty[stage]);
+      if (++stage == p.stages) stage = 0, parity ^= 1;
+    };
+    auto store = [&](float const(&sums)[4][4]) {
       uint32_t out[2][4];
 #pragma unroll
       for (int pair = 0; pair < 4; ++pair) {
-        float const(&sums)[4] = acc[u][pair];
         float2 b = make_float2(0.f, 0.f);
         if (p.bias != nullptr) b = *reinterpret_cast<float2 const*>(biases + octet * 8 + pair * 2);
-        out[0][pair] = pack<T>(sums[0] + b.x, sums[1] + b.y);
-        out[1][pair] = pack<T>(sums[2] + b.x, sums[3] + b.y);
+        out[0][pair] = pack<T>(sums[pair][0] + b.x, sums[pair][1] + b.y);
+        out[1][pair] = pack<T>(sums[pair][2] + b.x, sums[pair][3] + b.y);
       }
       ptx::mbarrier_wait(&barriers.free[buffer], parity_out);
 #pragma unroll
@@ -342,31 +318,63 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
       if (lane == 0) ptx::mbarrier_arrive(&barriers.done[buffer]);
       if (++buffer == kToeplitzBuffers) buffer = 0, parity_out ^= 1;
     };
+    // Row u of a cycle of R rows: the sums that it completes are in place u, those of k rows on in place (u + k) % R.
+    // What the row before has completed is stored first, and its place is taken.
+    auto step = [&]<int u>(std::integral_constant<int, u>, int row) {
+      bool const present = row < rows && has_row(p, s, row);
+      uint32_t words[4][2][window];
+      if (present) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int j = 0; j < window; ++j) {
+            uint4 const& v = in[half][j];
+            words[0][half][j] = v.x * one, words[1][half][j] = v.y * one;
+            words[2][half][j] = v.z * one, words[3][half][j] = v.w * one;
+          }
+      }
+      load(row + 1);
+      auto& last = acc[(u + R - 1) % R];
+      if (row >= R) store(last);
+#pragma unroll
+      for (int i = 0; i < 16; ++i) last[i / 4][i % 4] = 0.f;
+      if (!present) return;
+      if constexpr (R == 7) taps.renew(constants);
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        auto const& v = words[pair];
+#pragma unroll
+        for (int k = 0; k < R; ++k)
+          ptx::mma_m16n8k16<T>(acc[(u + k) % R][pair], v[0][0], v[1][0], v[0][1], v[1][1], taps(pair, R - 1 - k, 0),
+                               taps(pair, R - 1 - k, 1));
+        if constexpr (window == 3)
+#pragma unroll
+          for (int k = 0; k < R; ++k)
+            ptx::mma_m16n8k8<T>(acc[(u + k) % R][pair], v[0][2], v[1][2], taps(pair, R - 1 - k, 2));
+      }
+    };
+    load(0);
 #pragma unroll 1
-    for (int row = 0; row < rows; row += R)
+    for (int row = 0; row <= rows; row += R)
       [&]<int... u>(std::integer_sequence<int, u...>) {
-        ((row + u < rows ? step(std::integral_constant<int, u>(), row + u) : void()), ...);
+        ((row + u <= rows ? step(std::integral_constant<int, u>(), row + u) : void()), ...);
       }(std::make_integer_sequence<int, R>());
   }
   return most;
 }
 
-// Is the thread one of those that multiply? Where these need more registers than there are for all threads, they have
-// the copying warps'.
-template <int R>
+// Is the thread one of those that multiply? These have the registers of the copying warps.
 __device__ inline bool take_role() {
-  bool const multiplies = int(threadIdx.x) < 32 * toeplitz_warps(R);
-  if constexpr (R > 3) {
-    if (multiplies)
-      ptx::setmaxnreg_inc<kToeplitzRegisters>();
-    else
-      ptx::setmaxnreg_dec<kToeplitzCopyRegisters>();
-  }
+  bool const multiplies = int(threadIdx.x) < 32 * kToeplitzWarps;
+  if (multiplies)
+    ptx::setmaxnreg_inc<kToeplitzRegisters>();
+  else
+    ptx::setmaxnreg_dec<kToeplitzCopyRegisters>();
   return multiplies;
 }
 
 template <class T, int R, int window>
-__global__ void __launch_bounds__(toeplitz_threads(R), toeplitz_resident(R)) gather(__grid_constant__ Params const p) {
+__global__ void __launch_bounds__(kToeplitzThreads, 1) gather(__grid_constant__ Params const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ Barriers barriers;
   __shared__ float biases[kToeplitzChannels];
@@ -386,8 +394,8 @@ __global__ void __launch_bounds__(toeplitz_threads(R), toeplitz_resident(R)) gat
                               ? widen(static_cast<T const*>(p.bias)[(c0 + int(threadIdx.x)) * p.bias_stride])
                               : 0.f;
   __syncthreads();
-  if (!take_role<R>()) {
-    if (int(threadIdx.x) != 32 * toeplitz_warps(R)) return;
+  if (!take_role()) {
+    if (int(threadIdx.x) != 32 * kToeplitzWarps) return;
     move_rows<R>(p, barriers, begin, end, c0, shared);
     ptx::mbarrier_arrive(&barriers.stored);
   } else if (int(threadIdx.x) < readers) {
@@ -441,7 +449,7 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   }
   p.channels = t.channels, p.blocks = t.blocks, p.images = t.images;
   p.slices = int(t.slices), p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
-  p.units = int(t.units), p.each = int(t.each), p.stages = t.stages;
+  p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each), p.stages = t.stages;
   p.in_bytes = int(t.in_bytes), p.out_bytes = int(t.out_bytes);
   int const columns = (t.blocks + window - 1) * 4;
   p.in_copied = columns * t.images * t.channels * int(sizeof(T));
@@ -454,7 +462,7 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   auto* const kernel = gather<T, R, window>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  kernel<<<unsigned(t.slices * t.shares), toeplitz_threads(R), size_t(t.shared_bytes), stream>>>(p);
+  kernel<<<unsigned(t.slices * t.shares), kToeplitzThreads, size_t(t.shared_bytes), stream>>>(p);
   return cudaGetLastError();
 }
 

@@ -25,10 +25,12 @@ struct SumsParams {
   int N, C, H, W, P, Q;
   int R, S, dilation_h, dilation_w, pad_h, pad_w;
   int channels, blocks, images, slices, tiles_w, rows;
-  int units, each, shares, stages, x_bytes, y_bytes, x_copied, y_copied, columns;  // columns: of x
+  int units, each, skip, shares, stages, x_bytes, y_bytes, x_copied, y_copied, columns;  // columns: of x
 };
 
-__device__ inline Strip strip_of(SumsParams const& p, int index, int end) { return strip_of(p, index, end, 8, 0); }
+__device__ inline Strip next_strip(SumsParams const& p, int& index, int& end) {
+  return next_strip(p, index, end, 8, 0);
+}
 
 __device__ inline bool has_x(SumsParams const& p, Strip const& s, int row) {
   return unsigned(s.first + row * p.dilation_h) < unsigned(p.H);
@@ -50,8 +52,7 @@ struct SumsRing {
     int stage = 0;
     uint32_t parity = 1;
     while (index < end) {
-      Strip const s = strip_of(p, index, end);
-      index += s.rows;
+      Strip const s = next_strip(p, index, end);
       for (int row = 0; row < s.rows + p.R - 1; ++row) {
         bool const with_x = has_x(p, s, row), with_y = row < s.rows;
         if (!with_x && !with_y) continue;
@@ -73,8 +74,7 @@ template <class T>
 __device__ __noinline__ float exact_sum(SumsParams const& p, int index, int end, int c, int r, int s) {
   float sum = 0.f;
   while (index < end) {
-    Strip const strip = strip_of(p, index, end);
-    index += strip.rows;
+    Strip const strip = next_strip(p, index, end);
     for (int64_t n = strip.n0; n < strip.n0 + p.images && n < p.N; ++n) {
       T const* const x = static_cast<T const*>(p.x_data) + n * p.x_n + c;
       T const* const y = static_cast<T const*>(p.y_data) + n * p.y_n + c;
@@ -99,8 +99,7 @@ __device__ inline void transpose(uint2 a, uint2 b, uint32_t (&v)[4]) {
 }
 
 template <class T, int R>
-__global__ void __launch_bounds__(toeplitz_threads(R), toeplitz_resident(R))
-    wgrad(__grid_constant__ SumsParams const p) {
+__global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ SumsParams const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ SumsRing ring;
   uint32_t const padding = -ptx::shared_address(dynamic) % 1024, shared = ptx::shared_address(dynamic) + padding;
@@ -109,8 +108,8 @@ __global__ void __launch_bounds__(toeplitz_threads(R), toeplitz_resident(R))
   int const readers = p.channels / 4 * ((p.blocks * p.images + 15) / 16) * 32;  // threads
   if (threadIdx.x == 0) ring.start(p.stages, readers / 32);
   __syncthreads();
-  if (!take_role<R>()) {
-    if (int(threadIdx.x) == 32 * toeplitz_warps(R)) ring.copy(p, begin, end, c0, shared);
+  if (!take_role()) {
+    if (int(threadIdx.x) == 32 * kToeplitzWarps) ring.copy(p, begin, end, c0, shared);
     return;
   }
   if (int(threadIdx.x) >= readers) return;
@@ -132,27 +131,18 @@ __global__ void __launch_bounds__(toeplitz_threads(R), toeplitz_resident(R))
   }
 
   float acc[R][4][4] = {};
-  uint32_t y[R][2][4];  // rows of y, the last one first
+  uint32_t y[R][2][4];
   int stage = 0;
   uint32_t parity = 0;
-  for (int index = begin; index < end;) {
-    Strip const s = strip_of(p, index, end);
-    index += s.rows;
+  for (int index = begin, turn = end; index < turn;) {
+    Strip const s = next_strip(p, index, turn);
+    int const rows = s.rows + p.R - 1;
 #pragma unroll
     for (int i = 0; i < R * 8; ++i) y[i / 8][i / 4 % 2][i % 4] = 0;
-#pragma unroll 1
-    for (int row = 0; row < s.rows + p.R - 1; ++row) {
-#pragma unroll
-      for (int r = R - 1; r > 0; --r)
-#pragma unroll
-        for (int i = 0; i < 8; ++i) y[r][i / 4][i % 4] = y[r - 1][i / 4][i % 4];
+    // Row u of a cycle of R rows: its row of y is in place u, the one of r rows before in place (u + R - r) % R.
+    auto step = [&]<int u>(std::integral_constant<int, u>, int row) {
       bool const with_x = has_x(p, s, row), with_y = row < s.rows;
-      if (!with_x && !with_y) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) y[0][i / 4][i % 4] = 0;
-        continue;
-      }
-      ptx::mbarrier_wait(&ring.full[stage], parity);
+      if (with_x || with_y) ptx::mbarrier_wait(&ring.full[stage], parity);
       uint32_t const offset = stage * (p.x_bytes + p.y_bytes);
       if (with_y) {
         uint2 v[4];
@@ -161,10 +151,10 @@ __global__ void __launch_bounds__(toeplitz_threads(R), toeplitz_resident(R))
           v[i] = ptx::ld_shared_v2(from_y[i] + offset);
           if (!exists[i]) v[i] = make_uint2(0, 0);
         }
-        transpose(v[0], v[1], y[0][0]), transpose(v[2], v[3], y[0][1]);
+        transpose(v[0], v[1], y[u][0]), transpose(v[2], v[3], y[u][1]);
       } else {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) y[0][i / 4][i % 4] = 0;
+        for (int i = 0; i < 8; ++i) y[u][i / 4][i % 4] = 0;
       }
       if (with_x) {
         uint32_t x[4][4];  // operand, channel
@@ -178,13 +168,21 @@ __global__ void __launch_bounds__(toeplitz_threads(R), toeplitz_resident(R))
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
-          for (int c = 0; c < 4; ++c)
-            ptx::mma_m16n8k16<T>(acc[r][c], x[0][c], x[1][c], x[2][c], x[3][c], y[r][0][c], y[r][1][c]);
+          for (int c = 0; c < 4; ++c) {
+            auto const& at = y[(u + R - r) % R];
+            ptx::mma_m16n8k16<T>(acc[r][c], x[0][c], x[1][c], x[2][c], x[3][c], at[0][c], at[1][c]);
+          }
       }
+      if (!with_x && !with_y) return;
       __syncwarp();
       if (lane == 0) ptx::mbarrier_arrive(&ring.empty[stage]);
       if (++stage == p.stages) stage = 0, parity ^= 1;
-    }
+    };
+#pragma unroll 1
+    for (int row = 0; row < rows; row += R)
+      [&]<int... u>(std::integer_sequence<int, u...>) {
+        ((row + u < rows ? step(std::integral_constant<int, u>(), row + u) : void()), ...);
+      }(std::make_integer_sequence<int, R>());
   }
 
   // Diagonals of a warp's d, one row of the filter after the other, then the sums of the warps that share channels.
@@ -245,7 +243,8 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
   p.channels = t.channels, p.blocks = t.blocks, p.images = t.images;
   p.slices = int(t.slices), p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
-  p.units = int(t.units), p.each = int(t.each), p.shares = int(t.shares), p.stages = t.stages;
+  p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each);
+  p.shares = int(t.shares), p.stages = t.stages;
   p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes), p.columns = t.x_columns(problem);
   int const pixel = t.images * t.channels * int(sizeof(T));
   p.x_copied = p.columns * pixel, p.y_copied = t.blocks * 8 * pixel;
@@ -257,7 +256,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   auto* const kernel = wgrad<T, R>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  kernel<<<unsigned(t.slices * t.shares), toeplitz_threads(R), size_t(t.shared_bytes), stream>>>(p);
+  kernel<<<unsigned(t.slices * t.shares), kToeplitzThreads, size_t(t.shared_bytes), stream>>>(p);
   if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || p.shares == 1) return error;
   return depthwise::launch_sum<T>(problem, plan, args, stream);
 }
