@@ -309,7 +309,8 @@ constexpr TmaTile tma_tile(Row const& row) {
   bool const forward = row.op == Op::fprop;
   if (row.tile_m == 64 && row.tile_n == 64) return {1660, 820, 0.94, 1};
   if (row.tile_m == 64) return {3520, 820, forward ? 0.89 : 0.95, 1};
-  if (row.tile_m == 144 || row.tile_m == 192) return {5900, 1300, 1, 1};
+  if (row.tile_m == 144) return {5900, 1300, 1.03, 1};
+  if (row.tile_m == 192) return {5900, 1300, 1.02, 1};
   if (row.tile_n == 256) return {6650, 1240, forward ? 1.10 : 1.05, 1};
   if (row.tile_n == 192) return {5900, 1050, forward ? 1.04 : 1.01, 1};
   if (row.tile_n == 160) return {4590, 1820, forward ? 1.12 : 1.13, forward ? 0.98 : 0.93};
@@ -395,8 +396,10 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   double const filled = double(ceil_div(C * 4, line)) / double(chunks * 4);  // instructions of the steps
   double const mma_ns = area * 64 / tile.rate * filled * (swapped && C <= 32 ? 1.49 : 1.0);
   int64_t const stages_b = p.R * p.S * chunks;
-  bool const keeps_b = swapped && tiles_n <= kMaxKeptTiles && stages_b <= 64 &&
-                       (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024;
+  bool const keeps_b =
+      tiles_n <= kMaxKeptTiles &&
+      (swapped ? stages_b <= 64 && (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024
+               : !tma_swapped_wide(row) && stages_b <= 16 && stages_b * row.tile_n * tma_line(C) <= 100 * 1024);
   // Lines that end early take longer, more so if they lie across those of memory.
   double const line_ns = tma_maps_groups(op, p) && C > 32 ? 1.71 + 3.01 * (1 - double(C) / double(chunks * line))
                                                           : 1.10 * (C % (tma_line(C) / 2) == 0 ? 1 : 1.78);
@@ -409,6 +412,8 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   // Single rows said so of 3x3 filters with a stride (L08 and L41 of docs/tuning.md, and dgrad of few tiles).
   double const strided = forward && p.stride_w > 1 && p.R * p.S > 1 && row.tile_m == 256 && row.tile_n == 128 ? 1.04
                          : phases > 1 && two && halo                                                          ? 1.06
+                         : phases > 1 && swapped && halo && chunks <= 2                                       ? 1.07
+                         : phases > 1 && !halo && row.tile_m == 256 && row.tile_n == 128                      ? 0.88
                          : phases > 1 && phases == p.R * p.S && row.tile_m == 128 && row.tile_n == 128        ? 1.06
                                                                                                               : 1;
   int64_t const tiles = tma_tiles(row, p);
