@@ -13,6 +13,9 @@
 // padded columns, so that the pixels of tap s are those of tap 0 moved by s * dilation, lines of the same stage: one
 // copy of A serves a row of the filter. The padded columns' results are not stored.
 //
+// Filters of few steps stay in shared memory for all tiles of a block. 128x256 has a second kernel, for large dilations,
+// that leaves out rows of taps where all pixels of a tile meet padding.
+//
 // With a split, the tiles after the last whole round are not left to some of the blocks: their steps are shared out
 // evenly, and tma_reduce adds the parts of a tile.
 //
