@@ -171,6 +171,7 @@ CASES: tuple[Case, ...] = (
     Case("stride_larger_than_kernel", 2, 8, 13, 14, 12, 2, 3, stride=(4, 5), padding=(1, 0), edge=True),
     Case("stride_larger_than_input", 2, 5, 6, 6, 7, 3, 3, stride=(9, 7), padding=(1, 1)),
     Case("1x1_several_tiles_a_block", 3, 16, 112, 112, 192, 1, 1),
+    Case("1x1_several_tiles_a_block_72_channels", 2, 72, 96, 96, 136, 1, 1),
     Case("1x1_stride5", 2, 8, 11, 12, 8, 1, 1, stride=(5, 5), bias=False),
     Case("last_rows_unread", 1, 4, 12, 11, 4, 3, 3, stride=(5, 4)),
     # strides and dilations with and without a common divisor: dgrad's phases differ
@@ -181,6 +182,10 @@ CASES: tuple[Case, ...] = (
     Case("dilation_2x4", 2, 7, 13, 15, 9, 3, 3, padding=(2, 4), dilation=(2, 4)),
     Case("dilation_of_one_tap", 1, 4, 5, 5, 4, 1, 1, dilation=(7, 9)),
     Case("dilation_touches_padding_only", 1, 4, 3, 3, 6, 3, 3, padding=(8, 8), dilation=(5, 5)),
+    # rows of taps where whole tiles of pixels meet padding
+    Case("dilation_rows_in_padding", 2, 40, 41, 23, 72, 3, 3, padding=(24, 9), dilation=(24, 9), edge=True),
+    Case("dilation_rows_in_padding_split", 1, 520, 33, 33, 72, 3, 3, padding=(24, 24), dilation=(24, 24)),
+    Case("dilation_rows_in_padding_stride2", 1, 72, 50, 60, 104, 3, 3, (2, 2), (40, 4), (40, 4), bias=False),
     # kernels larger than the input
     Case("kernel_larger_than_input", 2, 6, 3, 2, 8, 5, 7, padding=(2, 3), edge=True),
     Case("kernel_larger_one_output", 1, 4, 2, 3, 5, 6, 5, padding=(2, 1)),

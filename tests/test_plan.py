@@ -530,17 +530,38 @@ def test_explain_names_the_packed_tensors() -> None:
 
 
 def test_192_filters_are_one_tile_wide() -> None:
-    case = Case("inception", 64, 192, 17, 17, 192, 7, 1, padding=(3, 0))
+    case = Case("diffusion", 2, 320, 64, 64, 320, 3, 3, padding=(1, 1))
     for op in ("fprop", "dgrad"):
         assert named(op, case, torch.float16) == f"tma_{op}_f16_128x192_im2col"
 
 
+def test_tiles_fill_one_round_of_the_device() -> None:
+    """Tiles of 128 pixels of these would be a few more than the SMs, or three quarters of them."""
+    for dtype, name in ((torch.float16, "f16"), (torch.bfloat16, "bf16")):
+        for op, (tile, case) in itertools.product(
+            ("fprop", "dgrad"),
+            (
+                ("144x192", Case("inception", 64, 192, 17, 17, 192, 7, 1, padding=(3, 0))),
+                ("144x192", Case("inception", 64, 160, 17, 17, 160, 1, 7, padding=(0, 3))),
+                ("192x128", Case("resnet50", 64, 256, 14, 14, 256, 3, 3, padding=(1, 1))),
+                ("192x128", Case("resnet50", 32, 128, 28, 28, 128, 3, 3, padding=(1, 1))),
+            ),
+        ):
+            assert named(op, case, dtype) == f"tma_{op}_{name}_{tile}_im2col", (op, case)
+
+
+def test_rows_of_taps_in_padding_cost_little() -> None:
+    def estimate(op: str, dilation: int) -> float:
+        case = Case("aspp", 8, 2048, 65, 65, 256, 3, 3, (1, 1), (dilation, dilation), (dilation, dilation))
+        return ask(op, case, torch.float16, "nhwc")[3 + ROWS.index(f"tma_{op}_f16_128x256_im2col")]
+
+    for op in ("fprop", "dgrad"):
+        assert estimate(op, 36) < 0.85 * estimate(op, 6), op
+
+
 def test_few_steps_take_tiles_that_are_stored_beside_multiplication() -> None:
-    for case in (
-        Case("downsample", 256, 512, 14, 14, 512, 3, 3, (2, 2), (1, 1)),
-        Case("yolo", 32, 256, 40, 40, 512, 3, 3, (2, 2), (1, 1)),
-    ):
-        assert named("fprop", case, torch.float16) == "tma_fprop_f16_128x128_im2col", case
+    case = Case("yolo", 32, 256, 40, 40, 512, 3, 3, (2, 2), (1, 1))
+    assert named("fprop", case, torch.float16) == "tma_fprop_f16_128x128_im2col"
 
 
 def test_full_rounds_take_tiles_that_read_little_for_their_products() -> None:

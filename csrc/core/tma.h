@@ -128,6 +128,12 @@ constexpr bool tma_swapped(Row const& row) {
   return row.op != Op::wgrad && row.variant != Variant::pointwise && row.tile_m == 256 && row.tile_n == 64;
 }
 
+// Rows of tma_swap_wide.cuh.
+constexpr bool tma_swapped_wide(Row const& row) {
+  return row.op != Op::wgrad && row.variant == Variant::im2col && row.dtype != DType::f32 && row.tile_m % 128 != 0 &&
+         row.tile_m != 64;
+}
+
 inline constexpr int kWgradPixels = 64;  // of a step; TF32: 32
 constexpr int wgrad_pixels(DType t) { return t == DType::f32 ? 32 : kWgradPixels; }
 inline constexpr int kWgradTaps = 3;  // of a row of the filter, that one copy serves in wgrad's halo variant
@@ -303,6 +309,8 @@ constexpr TmaTile tma_tile(Row const& row) {
   bool const forward = row.op == Op::fprop;
   if (row.tile_m == 64 && row.tile_n == 64) return {1660, 820, 0.94, 1};
   if (row.tile_m == 64) return {3520, 820, forward ? 0.89 : 0.95, 1};
+  if (row.tile_m == 144) return {5900, 1300, 1.03, 1};
+  if (row.tile_m == 192) return {5900, 1300, 1.02, 1};
   if (row.tile_n == 256) return {6650, 1240, forward ? 1.10 : 1.05, 1};
   if (row.tile_n == 192) return {5900, 1050, forward ? 1.04 : 1.01, 1};
   if (row.tile_n == 160) return {4590, 1820, forward ? 1.12 : 1.13, forward ? 0.98 : 0.93};
@@ -337,6 +345,32 @@ constexpr double taps_inside(Walk const& w, int64_t extent) {
   return double(inside) / double(max64(w.taps * w.pixels, 1));
 }
 
+// Tiles whose kernel leaves out rows of taps where all pixels of a tile meet padding. (In others the test alone cost as
+// much as it saved.)
+constexpr bool tma_skips_padding(int tile_m, int tile_n, Variant v) {
+  return tile_m == 128 && tile_n == 256 && v == Variant::im2col;
+}
+
+// The share of the steps that is left, 1 if that kernel is not worth it.
+constexpr double tma_steps_left(Row const& row, Op op, Problem const& p) {
+  if (op == Op::wgrad || row.dtype == DType::f32 || !tma_skips_padding(row.tile_m, row.tile_n, row.variant)) return 1;
+  if (op == Op::dgrad && phases_of(p.H, p.stride_h) * phases_of(p.W, p.stride_w) > 1) return 1;
+  Walk const h = walk_h(op, p, 0), w = walk_w(op, p, 0);
+  if (h.taps < 2 || h.pixels == 0 || w.pixels == 0) return 1;
+  int64_t const extent = op == Op::fprop ? p.H : p.P();
+  double const pixels = double(h.pixels), tile = row.tile_m / double(w.pixels) / pixels;  // a tile's share of an image
+  if (tile >= 1) return 1;
+  double left = 0;
+  for (int64_t tap = 0; tap < h.taps; ++tap) {
+    Walk one = h;
+    one.lower += tap * h.tap_stride, one.taps = 1;
+    double const inside = taps_inside(one, extent);
+    if (inside > 0) left += inside + tile < 1 ? inside + tile : 1;
+  }
+  left = tile + (1 - tile) * left / double(h.taps);
+  return left < 0.8 ? left : 1;
+}
+
 // The steps that are shared out by a split, as `Shares` in tma.cuh has them: ns of the block with the most work.
 constexpr double tma_shared_ns(Split const& s, double steps, double step_ns, double part_ns) {
   double const shared = double(s.shared), aligned = double(s.workers / s.shared);
@@ -362,8 +396,10 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   double const filled = double(ceil_div(C * 4, line)) / double(chunks * 4);  // instructions of the steps
   double const mma_ns = area * 64 / tile.rate * filled * (swapped && C <= 32 ? 1.49 : 1.0);
   int64_t const stages_b = p.R * p.S * chunks;
-  bool const keeps_b = swapped && tiles_n <= kMaxKeptTiles && stages_b <= 64 &&
-                       (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024;
+  bool const keeps_b =
+      tiles_n <= kMaxKeptTiles &&
+      (swapped ? stages_b <= 64 && (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024
+               : !tma_swapped_wide(row) && stages_b <= 16 && stages_b * row.tile_n * tma_line(C) <= 100 * 1024);
   // Lines that end early take longer, more so if they lie across those of memory.
   double const line_ns = tma_maps_groups(op, p) && C > 32 ? 1.71 + 3.01 * (1 - double(C) / double(chunks * line))
                                                           : 1.10 * (C % (tma_line(C) / 2) == 0 ? 1
@@ -379,11 +415,14 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   // Single rows said so of 3x3 filters with a stride (L08 and L41 of docs/tuning.md, and dgrad of few tiles).
   double const strided = forward && p.stride_w > 1 && p.R * p.S > 1 && row.tile_m == 256 && row.tile_n == 128 ? 1.04
                          : phases > 1 && two && halo                                                          ? 1.06
+                         : phases > 1 && swapped && halo && chunks <= 2                                       ? 1.07
+                         : phases > 1 && !halo && row.tile_m == 256 && row.tile_n == 128                      ? 0.88
                          : phases > 1 && phases == p.R * p.S && row.tile_m == 128 && row.tile_n == 128        ? 1.06
                                                                                                               : 1;
   // Few filters leave half of the instructions' rows empty; as measured (L56, L19).
   double const few = forward && halo && swapped && N <= 32 && C > 32 ? 1.08 : 1;
   int64_t const tiles = tma_tiles(row, p);
+  double const met = tma_steps_left(row, op, p);
   double const filter_bytes = double(p.K) * double(p.C_per_group() * p.R * p.S) * size_of(p.dtype);
   double touched = 1;  // of x
   if (forward && p.R < p.stride_h) touched *= double(p.R) / double(p.stride_h);
@@ -410,13 +449,14 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
       copies = h.taps * halo_of(w).copies;
       w = halo_walk(w);
     }
-    double const math = double(taps * chunks) * mma_ns;
-    double const copy = double(copies * chunks) * (TM + (halo ? kHalo : 0)) * line_ns * (1.75 - 0.75 * inside) +
-                        double(taps * chunks) * TN * filter_ns;
+    double const math = double(taps * chunks) * met * mma_ns;
+    double const copy =
+        double(copies * chunks) * met * (TM + (halo ? kHalo : 0)) * line_ns * (1.75 - 0.75 * inside / met) +
+        double(taps * chunks) * met * TN * filter_ns;
     steps_ns[i] = math > copy ? math + copy * 0.76 : copy + math * 0.76;
     count[i] = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
     double const lines =
-        double(copies * chunks) * (TM + (halo ? kHalo : 0)) + (keeps_b ? 0 : double(taps * chunks) * TN);
+        met * (double(copies * chunks) * (TM + (halo ? kHalo : 0)) + (keeps_b ? 0 : double(taps * chunks) * TN));
     double const busy_ns = double(taps * chunks) * area * 64 * filled * inside / 3190,
                  l2_ns = forward ? lines * 1.40 : 0;
     least_ns += count[i] * (busy_ns > l2_ns ? busy_ns : l2_ns) / 132;
@@ -425,7 +465,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(steps, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
-    if (split > 1 && (s.shared == 0 || s.shared * steps > 1 << 30)) break;
+    if (split > 1 && (tma_swapped_wide(row) || s.shared == 0 || s.shared * steps > 1 << 30)) break;
     if (double(s.shared + s.workers) * area * 4 > double(kMaxWorkspaceBytes)) break;
     double const blocks = double(tiles) * double(split) < slots ? double(tiles) * double(split) : slots;
     double const busy = 1 - 0.28 * (1 - blocks / slots);

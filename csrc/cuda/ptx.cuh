@@ -446,6 +446,10 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
   ", "                                                                               \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define CONV2D_EXT_REGS_144 \
+  CONV2D_EXT_REGS_128       \
+  ", "                      \
+  "%64, %65, %66, %67, %68, %69, %70, %71"
 #define CONV2D_EXT_REGS_160 \
   CONV2D_EXT_REGS_128       \
   ", "                      \
@@ -475,6 +479,9 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
       "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]),      \
       "+f"(d[55]), "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),      \
       "+f"(d[63])
+#define CONV2D_EXT_ACC_144(d)                                                                                       \
+  CONV2D_EXT_ACC_128(d), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), \
+      "+f"(d[71])
 #define CONV2D_EXT_ACC_160(d)                                                                                       \
   CONV2D_EXT_ACC_128(d), "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), \
       "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]), "+f"(d[78]),       \
@@ -520,9 +527,9 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
 template <class T, bool transpose_a, bool transpose_b, int count>
 __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b) {
   constexpr int ta = transpose_a, tb = transpose_b;
-  static_assert(count == 16 || count == 32 || count == 64 || count == 80 || count == 96 || count == 128);
+  static_assert(count == 16 || count == 32 || count == 64 || count == 72 || count == 80 || count == 96 || count == 128);
   if constexpr (std::is_same_v<T, float>) {
-    static_assert(!transpose_a && !transpose_b);
+    static_assert(!transpose_a && !transpose_b && count != 72);
     if constexpr (count == 16) CONV2D_EXT_WGMMA_TF32_SHARED(32, d, a, b, 16, 17);
     if constexpr (count == 32) CONV2D_EXT_WGMMA_TF32_SHARED(64, d, a, b, 32, 33);
     if constexpr (count == 64) CONV2D_EXT_WGMMA_TF32_SHARED(128, d, a, b, 64, 65);
@@ -533,6 +540,7 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b
     if constexpr (count == 16) CONV2D_EXT_WGMMA(32, "f16", d, a, b, ta, tb, 16, 17, 18, 19);
     if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "f16", d, a, b, ta, tb, 32, 33, 34, 35);
     if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "f16", d, a, b, ta, tb, 64, 65, 66, 67);
+    if constexpr (count == 72) CONV2D_EXT_WGMMA(144, "f16", d, a, b, ta, tb, 72, 73, 74, 75);
     if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "f16", d, a, b, ta, tb, 80, 81, 82, 83);
     if constexpr (count == 96) CONV2D_EXT_WGMMA(192, "f16", d, a, b, ta, tb, 96, 97, 98, 99);
     if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "f16", d, a, b, ta, tb, 128, 129, 130, 131);
@@ -540,6 +548,7 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b
     if constexpr (count == 16) CONV2D_EXT_WGMMA(32, "bf16", d, a, b, ta, tb, 16, 17, 18, 19);
     if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "bf16", d, a, b, ta, tb, 32, 33, 34, 35);
     if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "bf16", d, a, b, ta, tb, 64, 65, 66, 67);
+    if constexpr (count == 72) CONV2D_EXT_WGMMA(144, "bf16", d, a, b, ta, tb, 72, 73, 74, 75);
     if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "bf16", d, a, b, ta, tb, 80, 81, 82, 83);
     if constexpr (count == 96) CONV2D_EXT_WGMMA(192, "bf16", d, a, b, ta, tb, 96, 97, 98, 99);
     if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "bf16", d, a, b, ta, tb, 128, 129, 130, 131);

@@ -13,6 +13,9 @@
 // padded columns, so that the pixels of tap s are those of tap 0 moved by s * dilation, lines of the same stage: one
 // copy of A serves a row of the filter. The padded columns' results are not stored.
 //
+// Filters of few steps stay in shared memory for all tiles of a block. 128x256 has a second kernel, for large dilations,
+// that leaves out rows of taps where all pixels of a tile meet padding.
+//
 // With a split, the tiles after the last whole round are not left to some of the blocks: their steps are shared out
 // evenly, and tma_reduce adds the parts of a tile.
 //
@@ -59,10 +62,11 @@ struct Barriers {
 
 template <class T, int TM, int TN>
 struct Shape {
+  static constexpr int threads = kThreads;
   static constexpr int blocks = TM == 128 && TN == 64 ? 2 : 1;  // an SM
   // A warpgroup has whole tiles, not halves.
   static constexpr bool turns = sizeof(T) == 2 && (TM == 64 || (TM == 128 && TN == 128));
-  static constexpr bool keeps_b = false;
+  static constexpr bool keeps_b = false, stays = sizeof(T) == 2, splits = true;
   static constexpr int halo_stages = blocks == 2 ? 2 : 3;  // of A, lines of 128 bytes
   static constexpr int columns(int) { return 64; }         // that a copy of B takes at most, if it is N-major
   static constexpr int kept_bytes(int, int, bool) { return 0; }
@@ -197,15 +201,17 @@ struct Params {
   int64_t bias_stride;
   void* out;
   void* workspace;
+  int32_t rows_a, tile_m;  // rows of A's images; both for skip_padding
 };
 
 // A tile, or a block's part of one.
 struct Unit {
-  int32_t phase;         // its index
-  int32_t tile;          // of all
-  int32_t m, n, group;   // tiles of a phase and group
-  int32_t begin, count;  // steps
-  int32_t part;          // where in the workspace the sums go; -1: they are the result
+  int32_t phase;              // its index
+  int32_t tile;               // of all
+  int32_t m, n, group;        // tiles of a phase and group
+  int32_t begin, count;       // steps
+  int32_t part;               // where in the workspace the sums go; -1: they are the result
+  int32_t first_tap, copies;  // after skip_padding: row of taps; copies of A for all taps of a chunk
 
   Unit() = default;
   __device__ Unit(Params const& p, int index) : tile(index), begin(0), part(-1) {
@@ -218,6 +224,24 @@ struct Unit {
     phase = turn;
     m = cycle * p.turn + index + row;
     count = m < p.phase[turn].tiles ? p.phase[turn].steps : 0;
+  }
+
+  // Leaves out the rows of taps with which all pixels of the tile meet padding; a tile of several images has all. A
+  // part of a tile keeps its share of the steps that are left.
+  __device__ void skip_padding(Params const& p) {
+    Phase const& f = p.phase[phase];
+    first_tap = 0, copies = f.copies;
+    int64_t from = int64_t(m) * p.tile_m, to = min(from + p.tile_m, f.M) - 1;
+    int64_t top = f.columns.divide(from), bottom = f.columns.divide(to);
+    if (f.rows.divide(top) != f.rows.divide(bottom)) return;
+    int const highest = f.h0 + int(top) * p.stride_h, lowest = f.h0 + int(bottom) * p.stride_h;  // at the first tap
+    int rows = copies / f.taps_w;
+    while (rows > 0 && highest + (rows - 1) * f.tap_h >= p.rows_a) --rows;
+    while (first_tap < rows && lowest + first_tap * f.tap_h < 0) ++first_tap;
+    copies = (rows - first_tap) * f.taps_w;
+    int64_t const left = int64_t(copies) * p.chunks;
+    int const end = int((begin + count) * left / f.steps);
+    begin = int(begin * left / f.steps), count = end - begin;
   }
 };
 
@@ -236,9 +260,11 @@ struct Work {
   }
   __device__ bool more(Params const& p) const { return tile < p.alone || aligned || strip < strip_end; }
   // False if there is none.
+  template <bool skips = false>
   __device__ bool take(Params const& p, Unit& unit) {
     if (tile < p.alone) {
       unit = Unit(p, tile);
+      if constexpr (skips) unit.skip_padding(p);
       tile += int(gridDim.x);
       return true;
     }
@@ -261,6 +287,7 @@ struct Work {
       strip += count;
     }
     unit.count = max(min(unit.count - unit.begin, count), 0);
+    if constexpr (skips) unit.skip_padding(p);
     return true;
   }
 };
@@ -285,8 +312,9 @@ struct Step {
   int32_t tap_w = 0, tap_h = 0, chunk = 0, first = 0;  // first: of the chunks taken together
   int32_t taps_w, copies, chunks, together;
 
-  __device__ Step(Params const& p, Phase const& phase, int step)
-      : taps_w(phase.taps_w), copies(phase.copies), chunks(p.chunks), together(p.together) {
+  __device__ Step(Params const& p, Phase const& phase, int step) : Step(p, phase, step, phase.copies) {}
+  __device__ Step(Params const& p, Phase const& phase, int step, int copies)
+      : taps_w(phase.taps_w), copies(copies), chunks(p.chunks), together(p.together) {
     if (step == 0) return;
     chunk = first = step / (together * copies) * together;
     step -= first * copies;
@@ -331,20 +359,20 @@ __device__ inline void copy_pixels(Params const& p, uint32_t to, CUtensorMap con
 // for a small one. A stage has the same thread always, which cannot get two trips round the ring ahead of it.
 constexpr int kCopiers = 2;
 
-template <class T, int TM>
+template <class T, int TM, bool skips = false>
 __device__ void copy_a(Params const& p, uint32_t ring, Barriers const& bars, int copier) {
   int const chunk_size = p.line / int(sizeof(T)), bytes = p.a_bytes, stages = p.stages_a;
   Stage a;
   Work work(p);
-  for (Unit unit; work.take(p, unit);) {
+  for (Unit unit; work.take<skips>(p, unit);) {
     Phase const& phase = p.phase[unit.phase];
     int64_t j = int64_t(unit.m) * TM;
     int64_t i = phase.columns.divide(j);
     int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
-    int const tap_h = phase.tap_h, tap_w = phase.tap_w;
+    int const tap_h = phase.tap_h, tap_w = phase.tap_w, first_h = skips ? unit.first_tap * tap_h : 0;
     CUtensorMap const& map = p.a[unit.phase];
-    Step at(p, phase, unit.begin);
+    Step at(p, phase, unit.begin, skips ? unit.copies : phase.copies);
 #pragma unroll 1
     for (int step = 0; step < unit.count; ++step, at.advance()) {
       if (a.index % 2 == copier) {
@@ -353,27 +381,27 @@ __device__ void copy_a(Params const& p, uint32_t ring, Barriers const& bars, int
         ptx::mbarrier_wait(bars.empty_a + a.index * 8, a.parity ^ 1);
         ptx::mbarrier_arrive_expect_tx(full, bytes);
         copy_pixels(p, ring + a.index * bytes, map, full, unit.group, at.chunk * chunk_size, w, h, n, at.tap_w * tap_w,
-                    at.tap_h * tap_h);
+                    first_h + at.tap_h * tap_h);
       }
       a.advance(stages);
     }
   }
 }
 
-template <class T, int TM, int TN, bool b_rows>
+template <class T, int TM, int TN, bool b_rows, bool skips = false>
 __device__ void copy_b(Params const& p, uint32_t ring, Barriers const& bars, int copier) {
-  using S = Shape<T, TM, TN>;
   int const chunk_size = p.line / int(sizeof(T)), stage_bytes = p.b_bytes, stages = p.stages_b;
   ring += p.stages_a * p.a_bytes;
   Stage b;
   Work work(p);
-  for (Unit unit; work.take(p, unit);) {
+  for (Unit unit; work.take<skips>(p, unit);) {
     Phase const& phase = p.phase[unit.phase];
-    int const first = unit.n * TN, runs = min(S::runs, (p.N - first + 63) / 64);
+    int const first = unit.n * TN, runs = min((TN + 63) / 64, (p.N - first + 63) / 64);
     int const bytes = b_rows ? runs * chunk_size * kLineBytes : min(TN, p.N) * p.line;
     int const most_taps = phase.taps_a, full_copies = phase.full_copies, step_s = phase.step_s;
-    int const first_s = phase.first_s, next_s = phase.taps_w * step_s, first_r = phase.first_r, step_r = phase.step_r;
-    Step at(p, phase, unit.begin);
+    int const first_s = phase.first_s, next_s = phase.taps_w * step_s, step_r = phase.step_r,
+              first_r = phase.first_r + (skips ? unit.first_tap * step_r : 0);
+    Step at(p, phase, unit.begin, skips ? unit.copies : phase.copies);
 #pragma unroll 1
     for (int step = 0; step < unit.count; ++step, at.advance()) {
       int const chunk = at.chunk * chunk_size, r = first_r + at.tap_h * step_r;
@@ -395,6 +423,7 @@ __device__ void copy_b(Params const& p, uint32_t ring, Barriers const& bars, int
         b.advance(stages);
       }
     }
+    if (p.keep_b) return;
   }
 }
 
@@ -622,7 +651,7 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
   }
 }
 
-template <class T, int TM, int TN, bool b_rows>
+template <class T, int TM, int TN, bool b_rows, bool skips>
 __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   using S = Shape<T, TM, TN>;
   constexpr int halves = S::turns ? TM / 64 : TM / 128;  // 64-row instructions of a warpgroup
@@ -643,13 +672,20 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
   };
   Work work(p);
   Unit unit, next;
+  auto take = [&] {
+    bool const more = work.take<skips>(p, next);
+    if constexpr (skips)  // or the compiler takes them for different in each lane
+      next.begin = warp_uniform(next.begin), next.count = warp_uniform(next.count),
+      next.copies = warp_uniform(next.copies);
+    return more;
+  };
   bool mine = !S::turns || group == 0, first = true;
-  for (bool more = work.take(p, next); more;) {
+  for (bool more = take(); more;) {
     unit = next;
     if (!mine) {
       a = skip(a, unit.count, p.stages_a), b = skip(b, unit.count * p.phase[unit.phase].taps_a, p.stages_b);
       mine = true, first = false;
-      more = work.take(p, next);
+      more = take();
       continue;
     }
 #pragma unroll
@@ -668,7 +704,8 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
         if (n < TN && at < p.N)
           bias[i / kWarpgroup] = static_cast<T const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride];
       }
-    Step at(p, phase, unit.begin);
+    if (p.keep_b) b = {};
+    Step at(p, phase, unit.begin, skips ? unit.copies : phase.copies);
     // A turn begins when the other has seen its last stage arrive, as in tma_swap.cuh.
     if (S::turns && !first) ptx::bar_sync(3 + group, 2 * kWarpgroup);
     for (int step = 0; step < unit.count; ++step, at.advance()) {
@@ -705,7 +742,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
         for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
         release(before_a, before_b);  // the step before has been read
         before_a = t == taps - 1 ? a.index : -1;
-        before_b = b.index;
+        before_b = p.keep_b ? -1 : b.index;
         b.advance(p.stages_b);
       }
       a.advance(p.stages_a);
@@ -715,7 +752,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
       mine = first = false;
     }
     // Worked out while the last multiplications are under way; this one anew, rather than kept in registers until now.
-    more = work.take(p, next);
+    more = take();
     Unit const done(p, unit.tile);
     ptx::wgmma_wait_group<0>();
 #pragma unroll
@@ -741,8 +778,9 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
   if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
-// b_rows: B's columns are contiguous in memory, not its k.
-template <class T, int TM, int TN, bool b_rows>
+// b_rows: B's columns are contiguous in memory, not its k. skips: rows of taps where all of a tile's pixels meet
+// padding.
+template <class T, int TM, int TN, bool b_rows, bool skips = false>
 __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel(__grid_constant__ Params const p) {
   using S = Shape<T, TM, TN>;
   extern __shared__ uint8_t dynamic[];
@@ -762,17 +800,17 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    multiply<T, TM, TN, b_rows>(p, ring, tables);
+    multiply<T, TM, TN, b_rows, skips>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     Barriers const bars(tables);
     if (threadIdx.x % 32 != 0) return;
     int const copier = int(threadIdx.x) / 32 % 4;
     if (copier < kCopiers) {
-      copy_a<T, TM>(p, ring, bars, copier);
+      copy_a<T, TM, skips>(p, ring, bars, copier);
       ptx::griddepcontrol_launch_dependents();
     } else {
-      copy_b<T, TM, TN, b_rows>(p, ring, bars, copier - kCopiers);
+      copy_b<T, TM, TN, b_rows, skips>(p, ring, bars, copier - kCopiers);
     }
   }
 }
@@ -878,6 +916,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   q.singly = !turned && tma_stores_singly(op, p);
   q.out_n = out.n, q.out_c = out.c, q.out_h = out.h, q.out_w = out.w;
   q.stride_h = q.stride_w = 1;
+  q.rows_a = int32_t(in_H), q.tile_m = TM;
   q.a_bytes = (halo ? TM + kHalo : TM) * q.line;
   q.b_bytes = forward ? S::b_bytes / kLineBytes * q.line : S::b_bytes;
   if (S::keeps_b) q.b_bytes = S::kept_bytes(q.N, q.line, forward || sizeof(T) == 4);
@@ -960,6 +999,13 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     stages_a = min64((S::ring_bytes - first_b * q.b_bytes) / q.a_bytes, kMaxStages);
     if (q.line == 64) stages_a -= stages_a % 2;  // the stages of B begin at a multiple of 1024 bytes
   }
+  // A block's tiles have the same filters, if the blocks are a multiple of the tiles along N.
+  if (S::stays && !turned && q.shares.shared == 0 && phases == 1 && tiles_n <= kMaxKeptTiles && first_b <= kMaxStages &&
+      first_b * q.b_bytes <= ring / 2) {
+    q.keep_b = true;
+    stages_b = first_b;
+    stages_a = min64((ring - first_b * q.b_bytes) / q.a_bytes, kMaxStages);
+  }
   q.stages_a = Divisor(stages_a), q.stages_b = Divisor(stages_b);
   return cudaSuccess;
 }
@@ -999,16 +1045,20 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   if (p.shares.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
   if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
-  error = launch_dependent(kernel, dim3(unsigned(blocks)), kThreads, S::shared_bytes, stream, p);
+  error = launch_dependent(kernel, dim3(unsigned(blocks)), S::threads, S::shared_bytes, stream, p);
   if (error != cudaSuccess || p.shares.shared == 0) return error;
-  return launch_reduce(tma_reduce<T, TM, TN>, p, TM * TN / (4 * kReduceThreads), sm_count, stream);
+  if constexpr (S::splits)
+    error = launch_reduce(tma_reduce<T, TM, TN>, p, TM * TN / (4 * kReduceThreads), sm_count, stream);
+  return error;
 }
 
 template <Op op, DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  return launch_kernel<Shape<T, TM, TN>, op, dtype, TM, TN>(tma_kernel<T, TM, TN, op == Op::dgrad>, problem, plan, args,
-                                                            stream);
+  void (*kernel)(Params) = tma_kernel<T, TM, TN, op == Op::dgrad>;
+  if constexpr (tma_skips_padding(TM, TN, variant))
+    if (tma_steps_left(kRows[plan.kernel], op, problem) < 1) kernel = tma_kernel<T, TM, TN, op == Op::dgrad, true>;
+  return launch_kernel<Shape<T, TM, TN>, op, dtype, TM, TN>(kernel, problem, plan, args, stream);
 }
 
 }  // namespace conv2d_ext::tma

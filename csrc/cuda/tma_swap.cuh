@@ -20,8 +20,9 @@ namespace conv2d_ext::tma {
 
 struct SwapShape {
   static constexpr int TM = 256, TN = 64;
+  static constexpr int threads = kThreads;
   static constexpr int blocks = 1;  // an SM
-  static constexpr bool keeps_b = true;
+  static constexpr bool keeps_b = true, stays = false, splits = true;
   static constexpr int halo_stages = 4;
   static constexpr int pieces = 0;  // the copy engine does not store
   static constexpr int b_bytes = kRunBytes;

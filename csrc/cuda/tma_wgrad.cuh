@@ -19,6 +19,7 @@
 
 #include "tma_phases.cuh"
 #include "tma_swap.cuh"
+#include "tma_swap_wide.cuh"
 
 namespace conv2d_ext::tma {
 
@@ -593,6 +594,8 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
     return launch_phases<dtype>(problem, args, stream);
   else if constexpr (TM == SwapShape::TM && TN == SwapShape::TN)
     return launch_swapped<op, dtype>(problem, plan, args, stream);
+  else if constexpr (TM % 128 != 0 && TM != 64)
+    return launch_swapped_wide<op, dtype, TM, TN>(problem, plan, args, stream);
   else
     return launch<op, dtype, TM, TN, variant>(problem, plan, args, stream);
 }
