@@ -382,6 +382,8 @@ CASES: tuple[Case, ...] = (
     # dense wgrad: tiles of 64 to 128 filters by 64 channels of three taps, in parts that do not divide them evenly
     Case("wgrad_72_to_136", 3, 72, 11, 22, 136, 3, 3, padding=(1, 1), bias=False),
     Case("wgrad_five_taps_dilated", 1, 64, 8, 21, 40, 2, 5, padding=(1, 4), dilation=(1, 4), edge=True),
+    # more tiles of 64 pixels than SMs, of an odd number of steps: two warpgroups of a block take turns
+    Case("tiles_of_64_pixels_in_turns", 9, 24, 31, 31, 64, 3, 3, padding=(1, 1)),
     Case("wgrad_many_filters", 1, 8, 12, 13, 712, 7, 7, padding=(3, 3), bias=False),
     Case("wgrad_32_channels", 2, 32, 17, 18, 72, 5, 4, stride=(2, 1), padding=(2, 1)),
     # one round of tiles for every SM and some more, whose reduction is split

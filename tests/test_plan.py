@@ -585,6 +585,11 @@ def test_few_tiles_are_small_ones() -> None:
             ),
         ):
             assert re.search("_64x(64|128)_im2col$", named(op, case, dtype)), (op, case)
+        # Without a split, whose parts would take a second kernel.
+        row, split_k, *_ = ask("wgrad", Case("diffusion", 2, 640, 32, 32, 640, 1, 1), dtype, "nhwc")
+        assert ROWS[row].endswith("_64x64_im2col") and split_k == 1
+    tf32 = ask("fprop", Case("resnet", 1, 256, 14, 14, 1024, 1, 1), torch.float32, "nhwc", allow_tf32=True)
+    assert ROWS[tf32[0]] == "tma_fprop_f32_64x64_im2col"
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))

@@ -307,8 +307,8 @@ struct TmaTile {
 };
 constexpr TmaTile tma_tile(Row const& row) {
   bool const forward = row.op == Op::fprop;
-  if (row.tile_m == 64 && row.tile_n == 64) return {1660, 820, 0.94, 1};
-  if (row.tile_m == 64) return {3520, 820, forward ? 0.89 : 0.95, 1};
+  if (row.tile_m == 64 && row.tile_n == 64) return {1660, 820, 0.80, 1};
+  if (row.tile_m == 64) return {3520, 820, forward ? 0.85 : 0.95, 1};
   if (row.tile_m == 144) return {5900, 1300, 1.03, 1};
   if (row.tile_m == 192) return {5900, 1300, 1.02, 1};
   if (row.tile_n == 256) return {6650, 1240, forward ? 1.10 : 1.05, 1};
@@ -550,9 +550,10 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
   double const TM = row.tile_m, TN = row.tile_n;
   bool const halo = is_halo(row.variant), narrow = row.variant == Variant::narrow;
   WgradTiles const t = wgrad_tiles(row, p);
-  bool const two = TM * TN <= 128 * 64;  // blocks an SM
+  bool const small = TM == 64, two = TM * TN <= 128 * 64 && !(small && t.tiles <= d.sm_count);  // blocks an SM
   double const share = halo && TN == 64       ? 0.95
                        : halo || narrow       ? 0.83
+                       : small                ? 0.55
                        : two                  ? 0.35
                        : TN < 128             ? 0.75
                        : TM * TN <= 128 * 128 ? 0.9
@@ -569,13 +570,14 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
   double const copy_ns = lines_ns > bytes_ns ? lines_ns : bytes_ns;
   // As measured: a few steps of a group's whole lines take longer than their products, many do not.
   bool const short_sums = halo && p.groups > 1 && p.C_per_group() > 32;
-  double const beside = !two ? 1 : p.groups > 1 ? 2.4 : 2.2;  // the other block of an SM
+  double const beside = !two ? 1 : small ? 1.65 : p.groups > 1 ? 2.4 : 2.2;  // the other block of an SM
   double const step_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * beside * (short_sums ? 0.87 : 1),
                fixed = 930 + TM * TN * 0.047 + (short_sums ? 3500 : 0);
   double const memory_ns = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +
                             double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
                            size_of(p.dtype) / 3700;
   Estimate e = wgrad_shared_estimate(row, t, int64_t(d.sm_count) * (two ? 2 : 1), step_ns, fixed, memory_ns);
+  if (small) e.ns += 800;                                             // few steps take as long as with larger tiles
   if (!channel_vectors(p.w, p.w_align, p.C_per_group(), 2, p.dtype))  // single weights
     e.ns += double(p.K) * double(p.C_per_group() * p.R * p.S) * 0.009;
   return e;

@@ -1,13 +1,13 @@
 // Dense convolution in channels_last on Hopper's copy engine (TMA) and tensor cores (wgmma): fprop and dgrad as an
 // implicit GEMM, out[pixel, n] = sum over taps and channels of A[pixel moved by the tap, channel] * B[n, tap, channel].
-// docs/kernels.md has a figure of the pipeline; tma_swap.cuh has the tiles of 64 filters, tma_wgrad.cuh is the sibling.
+// docs/kernels.md has a figure of the pipeline; tma_swap.cuh has the tiles of 64 filters, tma_small.cuh those of 64
+// pixels, tma_wgrad.cuh is the sibling.
 //
 // A persistent block of three warpgroups walks over TM x TN tiles. Four threads of the last feed two rings of
 // stages in shared memory, two each: A (TM + kHalo pixels, 128 or 64 bytes of channels each) by im2col copies, which
 // know the padding and the ends of rows and images; B (TN filters, or for dgrad the channels of 64 filters) by tiled
-// copies. The warpgroups multiply, TM / 2 pixels each, and store; those of tiles of 128x128 and of 64 pixels take
-// turns, a tile each, so that one multiplies while the other stores. `full` and `empty` barriers, a pair a stage, hand
-// the stages over.
+// copies. The warpgroups multiply, TM / 2 pixels each, and store; those of tiles of 128x128 take turns, a tile each, so
+// that one multiplies while the other stores. `full` and `empty` barriers, a pair a stage, hand the stages over.
 //
 // Variant im2col: every tap copies its own pixels. Variant halo (stride 1 along W): the pixels of a tile include the
 // padded columns, so that the pixels of tap s are those of tap 0 moved by s * dilation, lines of the same stage: one
@@ -214,8 +214,13 @@ struct Unit {
   int32_t first_tap, copies;  // after skip_padding: row of taps; copies of A for all taps of a chunk
 
   Unit() = default;
-  __device__ Unit(Params const& p, int index) : tile(index), begin(0), part(-1) {
+  // quick: by one division where that will do, which blocks of a single tile notice.
+  __device__ Unit(Params const& p, int index, bool quick = false) : tile(index), begin(0), part(-1) {
     int row = index;
+    if (quick && p.phases == 1 && p.groups == 1 && p.rows_first == 1) {
+      phase = group = 0, n = index, m = p.tiles_n.divide(n), count = p.phase[0].steps;
+      return;
+    }
     index = p.rows_first.divide(row);
     n = index, index = p.tiles_n.divide(n);
     group = index, index = p.groups.divide(group);
@@ -261,9 +266,9 @@ struct Work {
   __device__ bool more(Params const& p) const { return tile < p.alone || aligned || strip < strip_end; }
   // False if there is none.
   template <bool skips = false>
-  __device__ bool take(Params const& p, Unit& unit) {
+  __device__ bool take(Params const& p, Unit& unit, bool quick = false) {
     if (tile < p.alone) {
-      unit = Unit(p, tile);
+      unit = Unit(p, tile, quick);
       if constexpr (skips) unit.skip_padding(p);
       tile += int(gridDim.x);
       return true;
@@ -274,14 +279,14 @@ struct Work {
       aligned = false;
       int const part = int(blockIdx.x) / s.shared;
       index = int(blockIdx.x) % s.shared;
-      unit = Unit(p, p.alone + index);
+      unit = Unit(p, p.alone + index, quick);
       unit.begin = part * s.aligned_share, unit.part = int(blockIdx.x);
       count = min(s.aligned_share, s.aligned_steps - unit.begin);
     } else {
       if (strip >= strip_end) return false;
       int begin = strip;
       index = p.strip_steps.divide(begin);
-      unit = Unit(p, p.alone + index);
+      unit = Unit(p, p.alone + index, quick);
       unit.begin = s.aligned_steps + begin, unit.part = int(blockIdx.x) + index;
       count = min(s.strip_steps - begin, strip_end - strip);
       strip += count;
@@ -786,9 +791,9 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
   extern __shared__ uint8_t dynamic[];
   __shared__ Tables<T, TN> tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
-  if (threadIdx.x == 0) {
+  if (threadIdx.x % 32 == 0) {               // one thread for all barriers would take 1 us
     constexpr int warps = S::turns ? 4 : 8;  // that read a stage
-    for (int i = 0; i < kMaxStages; ++i) {
+    for (int i = int(threadIdx.x) / 32; i < kMaxStages; i += kThreads / 32) {
       ptx::mbarrier_init(&tables.full_a[i], 1);
       ptx::mbarrier_init(&tables.empty_a[i], warps);
       ptx::mbarrier_init(&tables.full_b[i], 1);

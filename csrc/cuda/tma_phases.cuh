@@ -178,12 +178,12 @@ __global__ void __launch_bounds__(kThreads, 1) phases_kernel(__grid_constant__ P
   __shared__ PhasesTables tables;
   uint32_t const filters = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   uint32_t const rings = filters + p.R * p.S * p.chunks * p.run_bytes;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 2 * kMaxStages; ++i) {
+  if (threadIdx.x % 32 == 0) {
+    for (int i = int(threadIdx.x) / 32; i < 2 * kMaxStages; i += kThreads / 32) {
       ptx::mbarrier_init(&tables.full[i / kMaxStages][i % kMaxStages], 1);
       ptx::mbarrier_init(&tables.empty[i / kMaxStages][i % kMaxStages], kWarpgroup / 32);
     }
-    ptx::mbarrier_init(&tables.filters, 2);  // copying warps
+    if (threadIdx.x == 0) ptx::mbarrier_init(&tables.filters, 2);  // copying warps
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

@@ -398,14 +398,15 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
   extern __shared__ uint8_t dynamic[];
   __shared__ SwapTables tables;
   uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
-  if (threadIdx.x == 0) {
+  if (threadIdx.x % 32 == 0) {
     constexpr int warps = kWarpgroup / 32;  // that read a stage
-    for (int i = 0; i < kMaxStages; ++i) {
+    int const warp = int(threadIdx.x) / 32;
+    for (int i = warp; i < kMaxStages; i += kThreads / 32) {
       ptx::mbarrier_init(&tables.full_a[i], 1);
       ptx::mbarrier_init(&tables.empty_a[i], warps);
       ptx::mbarrier_init(&tables.empty_b[i], warps);
     }
-    for (int i = 0; i < kMaxKept; ++i) ptx::mbarrier_init(&tables.full_b[i], 1);
+    for (int i = warp; i < kMaxKept; i += kThreads / 32) ptx::mbarrier_init(&tables.full_b[i], 1);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

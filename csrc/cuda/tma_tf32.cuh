@@ -9,6 +9,7 @@
 
 #include "../core/tma_tf32.h"
 #include "dependent.cuh"
+#include "tma_small.cuh"
 #include "tma_swap.cuh"
 
 namespace conv2d_ext::tf32 {
@@ -214,11 +215,13 @@ __global__ void __launch_bounds__(tma::kThreads, 1) raw_kernel(__grid_constant__
   __shared__ RawTables<TM> tables;
   static_assert(S::shared_bytes + sizeof(tables) + 1024 <= 228 * 1024);
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 2 * kWarpgroup) {
     if (p.phase[0].steps > 0) ptx::prefetch_tensormap(&p.a[0]);
     ptx::prefetch_tensormap(&p.b);
+  }
+  if (threadIdx.x % 32 == 0) {
     constexpr int warps = 8;  // that read a stage
-    for (int i = 0; i < kMaxStages; ++i) {
+    for (int i = int(threadIdx.x) / 32; i < kMaxStages; i += tma::kThreads / 32) {
       ptx::mbarrier_init(&tables.full_a[i], 1);
       ptx::mbarrier_init(&tables.empty_a[i], warps);
       ptx::mbarrier_init(&tables.full_b[i], 1);
@@ -342,6 +345,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     void (*kernel)(Params) = nullptr;
     if constexpr (swapped)
       kernel = tma::tma_swap_kernel<float, false>;
+    else if constexpr (TM == 64)
+      kernel = tma::small_kernel<float, TN, false>;
     else
       kernel = tma::tma_kernel<float, TM, TN, false>;
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);

@@ -18,6 +18,7 @@
 #pragma once
 
 #include "tma_phases.cuh"
+#include "tma_small.cuh"
 #include "tma_swap.cuh"
 #include "tma_swap_wide.cuh"
 
@@ -29,16 +30,18 @@ constexpr int kPixels = kWgradPixels, kTaps = kWgradTaps;
 // `columns`; a multiplying warpgroup has `halves` of them, and `runs` of the runs.
 template <class T, Variant variant, int TM, int TN>
 struct WgradShape {
-  static constexpr int warpgroups = 2, halves = TM / 128, columns = TN, runs = halves;
-  static constexpr int blocks = Shape<T, TM, TN>::blocks, threads = kThreads;
-  static constexpr int copy_regs = blocks == 2 ? 48 : 56, multiply_regs = blocks == 2 ? 96 : 224;
+  static constexpr int warpgroups = TM == 64 ? 1 : 2, halves = TM / 64 / warpgroups, columns = TN, runs = halves;
+  static constexpr int blocks = TM == 64 ? 2 : Shape<T, TM, TN>::blocks, threads = (warpgroups + 1) * kWarpgroup;
+  static constexpr int copy_regs = blocks == 2 ? 48 : 56, multiply_regs = TM == 64 ? 160 : blocks == 2 ? 96 : 224;
   static constexpr int line_bytes = kLineBytes, x_bytes = kRunBytes;  // x_bytes: of a run
   static constexpr int x_copies = TM / 64, y_copies = (TN + 63) / 64;
   static constexpr int x_at = 0, y_at = x_copies * x_bytes, stage_bytes = y_at + y_copies * kRunBytes;
   // Results on their way to memory: 64 channels of TN filters for each multiplying warpgroup.
-  static constexpr int staging_bytes = TN * kLineBytes, room = (blocks == 2 ? 112 : 225) * 1024;
-  static constexpr int stages = room / stage_bytes, stages_beside_staging = (room - 2 * staging_bytes) / stage_bytes;
+  static constexpr int staging_bytes = TN * kLineBytes, room = (blocks == 2 ? 111 : 225) * 1024;
+  static constexpr int stages = room / stage_bytes;
+  static constexpr int stages_beside_staging = (room - warpgroups * staging_bytes) / stage_bytes;
   static constexpr int shared_bytes = room + 1024;
+  static_assert(blocks * (shared_bytes + 16 * stages + 1024) <= 228 * 1024);  // an SM keeps one more of each block
 };
 
 // Of the variants whose rows are filters.
@@ -182,6 +185,7 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, u
   using S = WgradShape<T, variant, TM, TN>;
   constexpr int each = (S::x_copies + S::y_copies + 3) / 4;
   int const warp = int(threadIdx.x) / 32 % 4;
+  if (warp >= S::x_copies + S::y_copies) return;
   Stage stage;
   WgradUnit unit;
   for (WgradWork work(p); work.next(p, unit);) {
@@ -334,8 +338,8 @@ __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, Wgrad
   extern __shared__ uint8_t dynamic[];
   __shared__ uint64_t full[S::stages], empty[S::stages];
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < S::stages; ++i) {
+  if (threadIdx.x % 32 == 0) {
+    for (int i = int(threadIdx.x) / 32; i < S::stages; i += S::threads / 32) {
       ptx::mbarrier_init(&full[i], 1);
       ptx::mbarrier_init(&empty[i], S::warpgroups * 4);  // multiplying warps
     }
@@ -596,6 +600,8 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
     return launch_swapped<op, dtype>(problem, plan, args, stream);
   else if constexpr (TM % 128 != 0 && TM != 64)
     return launch_swapped_wide<op, dtype, TM, TN>(problem, plan, args, stream);
+  else if constexpr (TM == 64)
+    return launch_small<op, dtype, TN>(problem, plan, args, stream);
   else
     return launch<op, dtype, TM, TN, variant>(problem, plan, args, stream);
 }

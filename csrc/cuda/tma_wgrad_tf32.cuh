@@ -293,11 +293,14 @@ __global__ void __launch_bounds__(WgradShape<TM, TN>::threads, 1) wgrad_kernel(_
   if (threadIdx.x == 0) {
     ptx::prefetch_tensormap(&p.a);
     ptx::prefetch_tensormap(&p.b);
-    for (int i = 0; i < S::stages; ++i) {
+  }
+  if (threadIdx.x % 32 == 0) {
+    int const warp = int(threadIdx.x) / 32;
+    for (int i = warp; i < S::stages; i += S::threads / 32) {
       ptx::mbarrier_init(&bars.full[i], 4);    // copying warps
       ptx::mbarrier_init(&bars.empty[i], 12);  // multiplying and turning warps
     }
-    for (int i = 0; i < S::turned_stages; ++i) {
+    for (int i = warp; i < S::turned_stages; i += S::threads / 32) {
       ptx::mbarrier_init(&bars.turned[i], 4);
       ptx::mbarrier_init(&bars.used[i], 8);
     }

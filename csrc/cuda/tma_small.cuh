@@ -1,0 +1,218 @@
+// Tiles of 64 pixels, for layers of few tiles: fprop and dgrad as in tma.cuh, variant im2col.
+//
+// The products of such a tile's step take less time than what a step asks of barriers: an SM takes some 20 cycles for
+// each wait or arrival of a warp, of which tma.cuh has 20 a step. So both operands are in one ring here, and a stage is
+// two steps. Four threads copy, two each operand, each to every other stage; two warpgroups take turns with whole
+// tiles.
+#pragma once
+
+#include "tma.cuh"
+
+namespace conv2d_ext::tma {
+
+constexpr int kTogether = 2;  // steps of a stage
+
+__device__ inline int small_stages(Params const& p) { return p.stages_a.value / kTogether; }
+
+// Bytes of B's columns that a stage has of a step.
+template <class T, int TN, bool b_rows>
+__device__ int small_bytes_b(Params const& p, Unit const& unit) {
+  int const runs = min(Shape<T, 64, TN>::runs, (p.N - unit.n * TN + 63) / 64);
+  return b_rows ? runs * (p.line / int(sizeof(T))) * kLineBytes : min(TN, p.N) * p.line;
+}
+
+// All threads meet here once the barriers are set up, and wait for operands that the kernel before has packed.
+__device__ inline void small_begin() {
+  ptx::bar_sync(0, kThreads);
+  ptx::griddepcontrol_wait();
+}
+
+// of_a: copies A, else B. `full` waits for the bytes of both, which the thread of A announces. A whole warp works out
+// the first tile while others set up the barriers; then one thread goes on.
+template <class T, int TN, bool b_rows, bool of_a>
+__device__ void small_copy(Params const& p, uint32_t ring, Tables<T, TN>& tables, int copier) {
+  constexpr int TM = 64;
+  int const chunk_size = p.line / int(sizeof(T)), stages = small_stages(p), a_bytes = p.a_bytes, b_bytes = p.b_bytes;
+  int const stage_bytes = kTogether * (a_bytes + b_bytes);
+  Barriers const bars(tables);
+  Stage stage;
+  Work work(p);
+  Unit unit;
+  bool set_up = false;
+  for (bool more = work.take(p, unit, true); more; more = work.take(p, unit, true)) {
+    Phase const& phase = p.phase[unit.phase];
+    int64_t j = int64_t(unit.m) * TM;
+    int64_t i = phase.columns.divide(j);
+    int const n = int(phase.rows.divide(i));
+    int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
+    int const tap_h = phase.tap_h, tap_w = phase.tap_w;
+    int const first_r = phase.first_r, step_r = phase.step_r, first_s = phase.first_s, step_s = phase.step_s;
+    int const bytes_b = small_bytes_b<T, TN, b_rows>(p, unit), first = unit.n * TN;
+    CUtensorMap const& map = p.a[unit.phase];
+    Step at(p, phase, unit.begin);
+    if (!set_up) {
+      small_begin();
+      if (threadIdx.x % 32 != 0) return;
+      set_up = true;
+    }
+#pragma unroll 1
+    for (int step = 0; step < unit.count; step += kTogether) {
+      int const steps = min(kTogether, unit.count - step);
+      bool const mine = stage.index % 2 == copier;
+      uint32_t const full = bars.full_a + stage.index * 8;
+      uint32_t to = ring + stage.index * stage_bytes + (of_a ? 0 : kTogether * a_bytes);
+      if (mine) {
+        // Passes at once on the first trip round the ring.
+        ptx::mbarrier_wait(bars.empty_a + stage.index * 8, stage.parity ^ 1);
+        if (of_a) ptx::mbarrier_arrive_expect_tx(full, steps * (a_bytes + bytes_b));
+      }
+#pragma unroll 1
+      for (int t = 0; t < steps; ++t, at.advance()) {
+        int const chunk = at.chunk * chunk_size;
+        if (!mine) continue;
+        if constexpr (of_a) {
+          copy_pixels(p, to, map, full, unit.group, chunk, w, h, n, at.tap_w * tap_w, at.tap_h * tap_h);
+          to += a_bytes;
+        } else {
+          int const r = first_r + at.tap_h * step_r, s = first_s + at.tap_w * step_s;
+          if constexpr (b_rows) {
+            for (int run = 0; run * 64 < min(TN, p.N - first); ++run)
+              ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &p.b, full, first + run * 64, s, r, chunk, unit.group);
+          } else {
+            ptx::cp_async_bulk_tensor_5d(to, &p.b, full, chunk, s, r, first, unit.group);
+          }
+          to += b_bytes;
+        }
+      }
+      stage.advance(stages);
+    }
+  }
+  if (!set_up) small_begin();  // a block without work
+  if (of_a) ptx::griddepcontrol_launch_dependents();
+}
+
+template <class T, int TN, bool b_rows>
+__device__ void small_multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
+  constexpr int TM = 64;
+  using S = Shape<T, TM, TN>;
+  constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes : 32;
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
+  uint64_t const layout = layout_of(p.line),
+                 layout_b = b_rows ? ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes) : layout;
+  uint32_t const stage_bytes = kTogether * (p.a_bytes + p.b_bytes);
+  int const stages = small_stages(p);
+  Barriers const bars(tables);
+  uint32_t const staging = ring + (p.by_engine ? S::ring_beside_pieces : S::ring_bytes + group * kRunBytes);
+  Stage stage;
+  float acc[TN / 2];
+  auto release = [&](int before) {  // -1: none
+    if (lane == 0 && before >= 0) ptx::mbarrier_arrive(bars.empty_a + before * 8);
+  };
+  Work work(p);
+  Unit unit, next;
+  bool mine = group == 0, first = true;
+  for (bool more = work.take(p, next, true); more;) {
+    unit = next;
+    if (!mine) {
+      int const at = stage.index + (unit.count + kTogether - 1) / kTogether;
+      stage.index = at % stages, stage.parity ^= at / stages & 1;
+      mine = true, first = false;
+      more = work.take(p, next, true);
+      continue;
+    }
+#pragma unroll
+    for (int i = 0; i < TN / 2; ++i) acc[i] = 0;
+    int before = -1;           // stage of the multiplications that are under way
+    T bias = narrow<T>(0.0f);  // on its way while the tile is multiplied
+    int const column = int(threadIdx.x) % kWarpgroup;
+    if (p.bias != nullptr && column < TN && unit.n * TN + column < p.N)
+      bias = static_cast<T const*>(p.bias)[unit.group * p.group_bias + (unit.n * TN + column) * p.bias_stride];
+    Step at(p, p.phase[unit.phase], unit.begin);
+    // A turn begins when the other has seen its last stage arrive, as in tma_swap.cuh.
+    if (!first) ptx::bar_sync(3 + group, 2 * kWarpgroup);
+    for (int step = 0; step < unit.count; step += kTogether) {
+      ptx::mbarrier_wait(bars.full_a + stage.index * 8, stage.parity);
+      uint32_t const from = ring + stage.index * stage_bytes;
+      ptx::wgmma_fence_operand(acc);
+#pragma unroll
+      for (int t = 0; t < kTogether; ++t) {
+        if (step + t >= unit.count) break;
+        uint32_t const from_a = from + t * p.a_bytes, from_b = from + kTogether * p.a_bytes + t * p.b_bytes;
+        auto instruct = [&](auto count) {
+          ptx::wgmma_fence();
+#pragma unroll
+          for (int k = 0; k < decltype(count)::value; ++k)
+            ptx::wgmma_mma_async<T, false, b_rows>(acc, at_address(layout, from_a + k * 32),
+                                                   at_address(layout_b, from_b + k * step_b));
+        };
+        // The count is a constant in each: the instructions of a loop would wait for each other.
+        int const instructions = at.last_chunk() ? p.last : 4;
+        if (instructions == 4)
+          instruct(std::integral_constant<int, 4>());
+        else if (instructions == 3)
+          instruct(std::integral_constant<int, 3>());
+        else if (instructions == 2)
+          instruct(std::integral_constant<int, 2>());
+        else
+          instruct(std::integral_constant<int, 1>());
+        at.advance();
+      }
+      ptx::wgmma_commit_group();
+      ptx::wgmma_wait_group<1>();
+      ptx::wgmma_fence_operand(acc);
+      release(before);  // the stage before has been read
+      before = stage.index;
+      stage.advance(stages);
+    }
+    if (work.more(p)) ptx::bar_arrive(4 - group, 2 * kWarpgroup);
+    mine = first = false;
+    more = work.take(p, next, true);  // while the last multiplications are under way
+    ptx::wgmma_wait_group<0>();
+    ptx::wgmma_fence_operand(acc);
+    release(before);
+    if (p.bias != nullptr) {
+      ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's have been read
+      if (column < TN) tables.bias[group][column] = bias;
+      ptx::bar_sync(1 + group, kWarpgroup);
+    }
+    if (unit.part >= 0)
+      store_part<TM, TN>(p, unit.part, 0, acc);
+    else
+      store<T, TM, TN>(p, unit, 0, acc, tables, staging);
+  }
+  if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
+}
+
+// b_rows: B's columns are contiguous in memory, not its k.
+template <class T, int TN, bool b_rows>
+__global__ void __launch_bounds__(kThreads, 1) small_kernel(__grid_constant__ Params const p) {
+  extern __shared__ uint8_t dynamic[];
+  __shared__ Tables<T, TN> tables;
+  uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
+  int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp % 4;
+  if (warp < 2 * kWarpgroup / 32) {
+    if (threadIdx.x % 32 == 0) {
+      for (int i = warp; i < small_stages(p); i += 2 * kWarpgroup / 32) {
+        ptx::mbarrier_init(&tables.full_a[i], 1);
+        ptx::mbarrier_init(&tables.empty_a[i], kWarpgroup / 32);  // the warps that read a stage
+      }
+      ptx::fence_mbarrier_init();
+    }
+    __syncwarp();
+    small_begin();
+    small_multiply<T, TN, b_rows>(p, ring, tables);
+  } else if (copier < kCopiers) {
+    small_copy<T, TN, b_rows, true>(p, ring, tables, copier);
+  } else {
+    small_copy<T, TN, b_rows, false>(p, ring, tables, copier - kCopiers);
+  }
+}
+
+template <Op op, DType dtype, int TN>
+cudaError_t launch_small(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  return launch_kernel<Shape<T, 64, TN>, op, dtype, 64, TN>(small_kernel<T, TN, op == Op::dgrad>, problem, plan, args,
+                                                            stream);
+}
+
+}  // namespace conv2d_ext::tma
