@@ -90,6 +90,7 @@ def depthwise(N: int, C: int, H: int, R: int, stride: int = 1, dilation: int = 1
 
 DILATED = depthwise(32, 256, 32, 3, 1, 2)
 TRIPLE = depthwise(64, 96, 56, 3, 3)  # a stride of 3
+ODD_TRIPLE = depthwise(32, 128, 57, 3, 3)  # and rows that no vector fits
 UNPADDED = Case("dw", 16, 64, 512, 512, 64, 3, 3, groups=64, bias=False)  # KernelBench's 82
 
 ENTRIES = (
@@ -170,8 +171,10 @@ ENTRIES = (
     Entry("depthwise", "depthwise::gather", "fprop", "L21", "fp32", "nchw", "depthwise"),
     Entry("depthwise", "depthwise::wgrad", "wgrad", "L20", "fp32", "nchw", "depthwise"),
     Entry("depthwise", "depthwise::add_splits", "wgrad", "L20", "fp32", "nchw", "depthwise"),
-    Entry("depthwise_any", "depthwise::gather_any", "fprop", DILATED, "fp32", "nchw", "0x0_nchw"),
-    Entry("depthwise_any", "depthwise::wgrad_any", "wgrad", DILATED, "fp32", "nchw", "0x0_nchw"),
+    Entry("depthwise_any", "depthwise::gather_any", "fprop", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
+    Entry("depthwise_any", "depthwise::wgrad_any", "wgrad", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
+    Entry("depthwise_staged", "depthwise::gather_staged", "fprop", DILATED, "fp32", "nchw", "0x0_nchw"),
+    Entry("depthwise_staged", "depthwise::wgrad_staged", "wgrad", DILATED, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_lines", "depthwise::gather_lines", "fprop", TRIPLE, "fp16", "nhwc", "0x0_nhwc"),
     Entry("depthwise_lines", "depthwise::wgrad_lines", "wgrad", TRIPLE, "fp16", "nhwc", "0x0_nhwc"),
     Entry("depthwise_walk", "depthwise::walk", "fprop", depthwise(64, 100, 56, 3), "fp16", "nhwc", "column|depthwise"),

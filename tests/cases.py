@@ -312,6 +312,10 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_3x3_steps", 1, 8, 50, 35, 8, 3, 3, padding=(1, 1), groups=8, edge=True),
     # phases of a dilation, several tiles of a row, images of a block that there are not
     Case("depthwise_dilated_2", 3, 40, 21, 34, 40, 3, 3, (1, 1), (2, 1), (2, 2), 40, edge=True),
+    Case("depthwise_nine_images_dilated", 9, 5, 14, 15, 5, 3, 3, (1, 1), (2, 2), (2, 2), 5, edge=True),
+    Case("depthwise_nine_images_stride3", 9, 4, 13, 16, 8, 4, 5, (3, 2), (1, 4, 3, 0), (1, 1), 4),
+    Case("depthwise_stride4_by_6_dilated", 3, 4, 37, 44, 4, 3, 3, (4, 6), (2, 5), (2, 4), 4),
+    Case("depthwise_too_wide_for_shared_memory", 1, 2, 3, 25000, 2, 3, 3, (1, 1), (1, 2), (1, 2), 2),
     Case("depthwise_dilated_3_by_4", 2, 16, 17, 35, 16, 3, 3, (1, 1), (3, 4), (3, 4), 16),
     Case("depthwise_dilated_5x2", 1, 24, 19, 12, 24, 5, 2, (1, 1), (0, 3, 2, 5), (3, 8), 24),
     Case("depthwise_wide_5x5", 1, 8, 6, 300, 8, 5, 5, padding=(2, 2), groups=8),

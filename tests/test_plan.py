@@ -226,13 +226,13 @@ def test_large_depthwise_filters_take_tensor_cores_or_strips(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_large_depthwise_filters_with_a_stride_or_a_dilation_take_tensor_cores(op: str) -> None:
+def test_large_depthwise_filters_with_a_stride_or_a_dilation_take_tensor_cores_or_shared_memory(op: str) -> None:
     for stride, dilation in ((2, 1), (1, 2)):
         steps = (stride,) * 2, (6 * dilation,) * 2, (dilation,) * 2
         case = Case("large", 32, 128, 56, 56, 128, 13, 13, *steps, groups=128)
         for dtype in (torch.float16, torch.bfloat16):
-            assert ROWS[ask(op, case, dtype)[0]].startswith(f"band_{op}_")
-        families = ("band", "depthwise") if op == "wgrad" else ("strip",)  # near each other
+            assert ROWS[ask(op, case, dtype)[0]].startswith((f"band_{op}_", f"depthwise_{op}_"))
+        families = ("band", "depthwise") if op == "wgrad" else ("strip", "depthwise")  # near each other
         name = ROWS[ask(op, case, torch.float32)[0]]
         assert name.startswith(tuple(f"{family}_{op}_f32_" for family in families)), name
 

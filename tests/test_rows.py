@@ -160,6 +160,8 @@ def test_every_row_is_exact_on_small_integers(case: Case, dtype: torch.dtype, la
         "depthwise_5x5_multiplier2",
         "depthwise_7x7_odd",
         "depthwise_3x3_stride2_pairs",
+        "depthwise_nine_images_dilated",
+        "depthwise_nine_images_stride3",
     ),
 )
 def test_an_infinite_pixel_reaches_the_taps_that_meet_it_in_every_depthwise_row(

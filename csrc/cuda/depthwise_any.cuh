@@ -1,5 +1,5 @@
 // Depthwise convolution in NCHW for everything that depthwise.cuh leaves: any filter, stride, dilation and padding,
-// K = m * C. Taps and pixels come from global memory and its caches.
+// K = m * C. Taps and pixels come from global memory and its caches; depthwise_staged.cuh has what fits shared memory.
 //   fprop, dgrad: a block has 256 threads of one channel, each with kPixels outputs.
 //   dgrad adds over the m filters of a channel; a pixel meets every so many taps, whose distance the stride divides.
 //   wgrad: a warp has kSumTaps taps of one filter, lanes over pixels.
@@ -273,12 +273,16 @@ cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const
   return launch_sum<T>(problem, plan, args, stream);
 }
 
+// In depthwise_staged.cuh.
+template <Op op, DType dtype>
+cudaError_t launch_any_filter(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream);
+
 template <Op op, DType dtype, int R, int S, int stride, Variant variant>
 cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   if constexpr (R == 0 && variant == Variant::nhwc)
     return launch_lines<op, dtype>(problem, plan, args, stream);
   else if constexpr (R == 0)
-    return launch_any<op, dtype>(problem, plan, args, stream);
+    return launch_any_filter<op, dtype>(problem, plan, args, stream);
   else if constexpr (is_nhwc(variant))
     return launch_walks<op, dtype, R, S, stride>(problem, plan, args, stream);
   else

@@ -1,2 +1,2 @@
-#include "../depthwise_any.cuh"
+#include "../depthwise_staged.cuh"
 CONV2D_EXT_DEPTHWISE_ANY(CONV2D_EXT_DEPTHWISE_INSTANCE, f16)
