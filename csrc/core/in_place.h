@@ -46,7 +46,7 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
 
 // Of any row of the family, by its variant.
 constexpr bool in_place_supports(Row const& row, Problem const& p) {
-  if (is_pointwise(row)) return pointwise_supports(row, p);
+  if (is_pointwise(row)) return pointwise_supports(row.op, p);
   return (p.dtype != DType::f32 || p.allow_tf32) && tma_supports(row, p);
 }
 constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {

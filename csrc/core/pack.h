@@ -126,7 +126,7 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
     Packed const q = packed_simt(row, p);
     return q.which.any() && simt_supports(row, row.op, q.problem);
   }
-  if (is_pointwise(row)) return row.op != Op::wgrad && pointwise_supports(row, packed(row, p).problem);
+  if (is_pointwise(row)) return row.op != Op::wgrad && pointwise_supports(row.op, packed(row, p).problem);
   PackedGroup const g = packed_group(row.op, p);
   double const x = double(p.N) * double(p.H) * double(p.W), y = double(p.N) * double(p.P()) * double(p.Q()),
                w = double(p.R) * double(p.S), groups = double(p.groups);

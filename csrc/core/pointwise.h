@@ -84,13 +84,6 @@ constexpr bool pointwise_supports(Op op, Problem const& p) {
 
 constexpr bool is_pointwise(Row const& row) { return row.variant == Variant::pointwise; }
 
-// Are so many filters whole warpgroups' rows?
-constexpr bool pointwise_tile(int filters) { return filters % 64 == 0; }
-
-constexpr bool pointwise_supports(Row const& row, Problem const& p) {
-  return (row.op == Op::wgrad || pointwise_tile(row.tile_n)) && pointwise_supports(row.op, p);
-}
-
 constexpr Row turned(Row row) {
   row.op = turned_op(row.op);
   return row;

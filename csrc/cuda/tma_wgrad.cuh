@@ -588,10 +588,8 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
     turned_args.a = args.b, turned_args.b = args.a;
     if constexpr (op == Op::wgrad)
       return launch<Op::fprop, dtype, TM, TN, variant>(turned(op, problem), plan, turned_args, stream);
-    else if constexpr (pointwise_tile(TN))  // the turned problem's rows are filters
+    else  // the turned problem's rows are filters
       return launch<Op::dgrad, dtype, TN, TM, variant>(turned(op, problem), plan, turned_args, stream);
-    else
-      return cudaErrorInvalidValue;
   } else if constexpr (op == Op::wgrad)
     return launch_wgrad<dtype, TM, TN, variant>(problem, plan, args, stream);
   else if constexpr (variant == Variant::phases)
