@@ -467,16 +467,22 @@ def test_a_group_that_ends_within_a_step_is_copied_in_place(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> None:
-    """dgrad alone packs its filters, for their k to be contiguous."""
+    """Any number of channels; filters are packed only where those of a filter take no vectors."""
     layers = (
         Case("planes", 64, 64, 56, 56, 256, 1, 1),
         Case("planes", 32, 512, 28, 28, 128, 1, 1),
+        Case("planes", 64, 24, 56, 56, 144, 1, 1),
+        Case("planes", 64, 144, 28, 28, 40, 1, 1),
     )
     for case, dtype in itertools.product(layers, (torch.float16, torch.bfloat16)):
         name = named(op, case, dtype, "nchw")
         assert name.endswith("_pointwise") or (op == "wgrad" and name.startswith("pixels_")), case
-        assert packed(op, case, *meta(case, dtype, "nchw")) == ("w" if op == "dgrad" else ""), case
+        assert packed(op, case, *meta(case, dtype, "nchw")) == "", case
         assert not named(op, case, dtype, "nhwc").endswith("_pointwise"), case
+    if op != "wgrad":
+        any_channels = Case("planes", 64, 100, 56, 56, 44, 1, 1)
+        assert named(op, any_channels, torch.float16, "nchw").endswith("_pointwise")
+        assert packed(op, any_channels, *meta(any_channels, torch.float16, "nchw")) == "w"
     for odd in (Case("pixels", 256, 256, 13, 13, 256, 1, 1), Case("stride", 64, 64, 56, 56, 256, 1, 1, (2, 2))):
         assert named(op, odd, torch.float16, "nchw").endswith("_im2col"), odd
 

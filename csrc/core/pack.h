@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "grouped.h"
-#include "pointwise.h"
+#include "in_place.h"
 
 namespace conv2d_ext {
 
@@ -91,10 +91,11 @@ constexpr Packed packed(Row const& row, Problem const& p) {
   if (row.family == Family::simt) return packed_simt(row, p);
   if (row.family == Family::grouped) return packed_lines(row, p);
   Op const op = row.op;
-  if (is_pointwise(row)) {  // only filters are packed, those of dgrad with k contiguous
+  if (is_pointwise(row)) {  // only filters are packed, with contiguous k of the turned problem
     if (pointwise_supports(op, p)) return {{}, p};
     Packed q{{false, true, false}, p};
-    q.problem.w = op == Op::dgrad ? Strides{1, p.K, 0, 0} : Strides{p.C, 1, 0, 0};
+    q.problem.w = op == Op::dgrad ? Strides{1, packed_w_channels(p.K, p.dtype), 0, 0}
+                                  : Strides{packed_w_channels(p.C, p.dtype), 1, 0, 0};
     q.problem.w_align = 16;
     return q;
   }
@@ -125,6 +126,7 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
     Packed const q = packed_simt(row, p);
     return q.which.any() && simt_supports(row, row.op, q.problem);
   }
+  if (is_pointwise(row)) return row.op != Op::wgrad && pointwise_supports(row.op, packed(row, p).problem);
   PackedGroup const g = packed_group(row.op, p);
   double const x = double(p.N) * double(p.H) * double(p.W), y = double(p.N) * double(p.P()) * double(p.Q()),
                w = double(p.R) * double(p.S), groups = double(p.groups);
@@ -132,7 +134,6 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
       (x * double(p.C) + y * double(p.K) + w * double(p.K) * double(p.C_per_group())) * size_of(p.dtype);
   double const copies = (x * double(g.C) + y * double(g.K) + w * double(g.K) * double(g.C)) * groups * size_of(p.dtype);
   if (copies > kMaxPackedBytes || (copies > kFreePackedBytes && copies > 3 * plain)) return false;
-  if (is_pointwise(row)) return row.op != Op::wgrad && pointwise_supports(row.op, packed(row, p).problem);
   Packed const q = packed(row, p);
   return q.which.any() && in_place_supports(row, q.problem);
 }
@@ -150,7 +151,7 @@ constexpr PackedPlaces packed_places(Packed const& q) {
   };
   Problem const& c = q.problem;
   at.x = place(q.which.x, c.N * c.C * c.H * c.W);
-  at.w = place(q.which.w, c.K * packed_w_channels(c.C_per_group(), c.dtype) * c.R * c.S);
+  at.w = place(q.which.w, c.w.n == 1 ? c.C * c.w.c : c.K * packed_w_channels(c.C_per_group(), c.dtype) * c.R * c.S);
   at.y = place(q.which.y, c.N * c.K * c.P() * c.Q());
   at.bias = place(q.which.y, c.K);  // of fprop, padded as y is
   return at;

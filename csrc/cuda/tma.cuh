@@ -13,8 +13,8 @@
 // padded columns, so that the pixels of tap s are those of tap 0 moved by s * dilation, lines of the same stage: one
 // copy of A serves a row of the filter. The padded columns' results are not stored.
 //
-// Filters of few steps stay in shared memory for all tiles of a block. 128x256 has a second kernel, for large dilations,
-// that leaves out rows of taps where all pixels of a tile meet padding.
+// Filters of few steps stay in shared memory for all tiles of a block. 128x256 has a second kernel, for large
+// dilations, that leaves out rows of taps where all pixels of a tile meet padding.
 //
 // With a split, the tiles after the last whole round are not left to some of the blocks: their steps are shared out
 // evenly, and tma_reduce adds the parts of a tile.
@@ -31,6 +31,9 @@
 #include "tma_map.h"
 
 namespace conv2d_ext::tma {
+
+// What A is: pixels of an im2col copy, or filters of a turned problem with contiguous k or contiguous rows.
+enum class A : uint8_t { pixels, lines, rows };
 
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kRunBytes = 64 * kLineBytes;    // 64 k of 64 rows, N-major
@@ -60,13 +63,13 @@ struct Barriers {
         empty_b(warp_uniform(ptx::shared_address(t.empty_b))) {}
 };
 
-template <class T, int TM, int TN>
+template <class T, int TM, int TN, bool turned = false>
 struct Shape {
   static constexpr int threads = kThreads;
   static constexpr int blocks = TM == 128 && TN == 64 ? 2 : 1;  // an SM
   // A warpgroup has whole tiles, not halves.
   static constexpr bool turns = sizeof(T) == 2 && (TM == 64 || (TM == 128 && TN == 128));
-  static constexpr bool keeps_b = false, stays = sizeof(T) == 2, splits = true;
+  static constexpr bool keeps_b = false, stays = sizeof(T) == 2 && TM != 64, splits = true;
   static constexpr int halo_stages = blocks == 2 ? 2 : 3;  // of A, lines of 128 bytes
   static constexpr int columns(int) { return 64; }         // that a copy of B takes at most, if it is N-major
   static constexpr int kept_bytes(int, int, bool) { return 0; }
@@ -185,6 +188,7 @@ struct Params {
   Divisor rows_first;  // tiles along M that follow each other; 1: those along N do
   Divisor stages_a, stages_b;
   bool keep_b;                 // all filters stay in the stages of B
+  bool keep_a;                 // a block's rows of A, which all its tiles have, stay in the stages of A
   int32_t chunks;              // of the reduction's channels
   int32_t together;            // chunks whose taps are taken together
   int32_t last;                // instructions that the last chunk takes
@@ -364,7 +368,7 @@ __device__ inline void copy_pixels(Params const& p, uint32_t to, CUtensorMap con
 // for a small one. A stage has the same thread always, which cannot get two trips round the ring ahead of it.
 constexpr int kCopiers = 2;
 
-template <class T, int TM, bool skips = false>
+template <class T, int TM, A a_is, bool skips = false>
 __device__ void copy_a(Params const& p, uint32_t ring, Barriers const& bars, int copier) {
   int const chunk_size = p.line / int(sizeof(T)), bytes = p.a_bytes, stages = p.stages_a;
   Stage a;
@@ -377,19 +381,29 @@ __device__ void copy_a(Params const& p, uint32_t ring, Barriers const& bars, int
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
     int const tap_h = phase.tap_h, tap_w = phase.tap_w, first_h = skips ? unit.first_tap * tap_h : 0;
     CUtensorMap const& map = p.a[unit.phase];
+    int const first_row = unit.m * TM, runs = min(TM / 64, (int(phase.M) - first_row + 63) / 64);
     Step at(p, phase, unit.begin, skips ? unit.copies : phase.copies);
 #pragma unroll 1
     for (int step = 0; step < unit.count; ++step, at.advance()) {
       if (a.index % 2 == copier) {
-        uint32_t const full = bars.full_a + a.index * 8;
+        uint32_t const full = bars.full_a + a.index * 8, to = ring + a.index * bytes;
         // Passes at once on the first trip round the ring.
         ptx::mbarrier_wait(bars.empty_a + a.index * 8, a.parity ^ 1);
-        ptx::mbarrier_arrive_expect_tx(full, bytes);
-        copy_pixels(p, ring + a.index * bytes, map, full, unit.group, at.chunk * chunk_size, w, h, n, at.tap_w * tap_w,
-                    first_h + at.tap_h * tap_h);
+        if constexpr (a_is == A::rows) {  // 64 rows of a chunk at a time
+          ptx::mbarrier_arrive_expect_tx(full, runs * chunk_size * kLineBytes);
+#pragma unroll 1
+          for (int run = 0; run < runs; ++run)
+            ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &map, full, first_row + run * 64, 0, 0,
+                                         at.chunk * chunk_size, 0);
+        } else {
+          ptx::mbarrier_arrive_expect_tx(full, bytes);
+          copy_pixels(p, to, map, full, unit.group, at.chunk * chunk_size, w, h, n, at.tap_w * tap_w,
+                      first_h + at.tap_h * tap_h);
+        }
       }
       a.advance(stages);
     }
+    if (a_is != A::pixels && p.keep_a) return;
   }
 }
 
@@ -566,10 +580,10 @@ __device__ void stage_piece(float const (&acc)[TN / 2], int piece, uint32_t line
 }
 
 // Has the copy engine store a warp's 16 x TN accumulators, rows from m on; it leaves out what is beyond the tensor.
-template <class T, int TM, int TN>
+template <class T, int TM, int TN, bool turned>
 __device__ void store_by_engine(Params const& p, Unit const& unit, int64_t m, float const (&acc)[TN / 2],
                                 uint32_t staging) {
-  constexpr int pieces = Shape<T, TM, TN>::pieces, columns = kLineBytes / int(sizeof(T));
+  constexpr int pieces = Shape<T, TM, TN, turned>::pieces, columns = kLineBytes / int(sizeof(T));
   static_assert(TN / columns % pieces == 0);
   int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
 #pragma unroll
@@ -589,10 +603,10 @@ __device__ void store_by_engine(Params const& p, Unit const& unit, int64_t m, fl
 // Stores a warpgroup's 64 x TN accumulators from row `first` of the tile on. A thread has those of rows lane / 4 and
 // lane / 4 + 8 of its warp's 16, columns 8 j + 2 (lane % 4) + {0, 1}. Pieces of a warp's rows and 128 bytes of columns
 // pass through shared memory, so that eight lanes store the line of a pixel. Warps do not wait for each other.
-template <class T, int TM, int TN>
+template <class T, int TM, int TN, bool turned>
 __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)[TN / 2], Tables<T, TN>& tables,
                       uint32_t staging) {
-  using S = Shape<T, TM, TN>;
+  using S = Shape<T, TM, TN, turned>;
   constexpr int columns = kLineBytes / int(sizeof(T));  // of a piece
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   int const quad = lane % 4;
@@ -626,7 +640,7 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
     }
   if constexpr (S::pieces > 0)
     if (p.by_engine) {
-      store_by_engine<T, TM, TN>(p, unit, m, acc, staging);
+      store_by_engine<T, TM, TN, turned>(p, unit, m, acc, staging);
       return;
     }
   int64_t const mine = out_of(p, p.phase[unit.phase], m + lane % 16);
@@ -656,17 +670,18 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
   }
 }
 
-template <class T, int TM, int TN, bool b_rows, bool skips>
+template <class T, int TM, int TN, A a_is, bool b_rows, bool skips>
 __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
-  using S = Shape<T, TM, TN>;
+  constexpr bool a_rows = a_is == A::rows, turned = a_is != A::pixels;
+  using S = Shape<T, TM, TN, turned>;
   constexpr int halves = S::turns ? TM / 64 : TM / 128;  // 64-row instructions of a warpgroup
-  constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes : 32;
+  constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32, step_b = b_rows ? 2 * kCoreBytes : 32;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   int const my_rows = S::turns ? 0 : group * (TM / 2);
-  uint32_t const my_a = ring + my_rows * p.line;
-  uint64_t const layout = layout_of(p.line),
-                 layout_b = b_rows ? ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes) : layout;
+  uint32_t const half_a = a_rows ? kRunBytes : 64 * p.line, my_a = ring + my_rows / 64 * half_a;
+  uint64_t const rows = ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes), lines = layout_of(p.line),
+                 layout_a = a_rows ? rows : lines, layout_b = b_rows ? rows : lines;
   Barriers const bars(tables);
   uint32_t const staging = ring + (p.by_engine ? S::ring_beside_pieces : S::ring_bytes + group * kRunBytes);
   Stage a, b;
@@ -716,7 +731,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
     for (int step = 0; step < unit.count; ++step, at.advance()) {
       int const instructions = at.last_chunk() ? p.last : 4;
       int const taps = most_taps - (sizeof(T) == 4 && at.tap_w >= full_copies);
-      ptx::mbarrier_wait(bars.full_a + a.index * 8, a.parity);
+      ptx::mbarrier_wait(bars.full_a + a.index * 8, turned && p.keep_a ? 0 : a.parity);
       uint32_t from_a = my_a + a.index * p.a_bytes;
       for (int t = 0; t < taps; ++t, from_a += shift) {
         ptx::mbarrier_wait(bars.full_b + b.index * 8, b.parity);
@@ -729,8 +744,8 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
           for (int k = 0; k < decltype(count)::value; ++k)
 #pragma unroll
             for (int h = 0; h < halves; ++h)
-              ptx::wgmma_mma_async<T, false, b_rows>(acc[h], at_address(layout, from_a + h * 64 * p.line + k * 32),
-                                                     at_address(layout_b, from_b + k * step_b));
+              ptx::wgmma_mma_async<T, a_rows, b_rows>(acc[h], at_address(layout_a, from_a + h * half_a + k * step_a),
+                                                      at_address(layout_b, from_b + k * step_b));
           ptx::wgmma_commit_group();
         };
         // The count is a constant in each: the instructions of a loop would wait for each other.
@@ -778,16 +793,16 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
       continue;
     }
 #pragma unroll
-    for (int h = 0; h < halves; ++h) store<T, TM, TN>(p, done, my_rows + h * 64, acc[h], tables, staging);
+    for (int h = 0; h < halves; ++h) store<T, TM, TN, turned>(p, done, my_rows + h * 64, acc[h], tables, staging);
   }
   if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
 // b_rows: B's columns are contiguous in memory, not its k. skips: rows of taps where all of a tile's pixels meet
 // padding.
-template <class T, int TM, int TN, bool b_rows, bool skips = false>
+template <class T, int TM, int TN, A a_is, bool b_rows, bool skips = false>
 __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel(__grid_constant__ Params const p) {
-  using S = Shape<T, TM, TN>;
+  using S = Shape<T, TM, TN, a_is != A::pixels>;
   extern __shared__ uint8_t dynamic[];
   __shared__ Tables<T, TN> tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
@@ -805,14 +820,14 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    multiply<T, TM, TN, b_rows, skips>(p, ring, tables);
+    multiply<T, TM, TN, a_is, b_rows, skips>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     Barriers const bars(tables);
     if (threadIdx.x % 32 != 0) return;
     int const copier = int(threadIdx.x) / 32 % 4;
     if (copier < kCopiers) {
-      copy_a<T, TM, skips>(p, ring, bars, copier);
+      copy_a<T, TM, a_is, skips>(p, ring, bars, copier);
       ptx::griddepcontrol_launch_dependents();
     } else {
       copy_b<T, TM, TN, b_rows, skips>(p, ring, bars, copier - kCopiers);
@@ -904,6 +919,8 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   int64_t const C = forward ? p.C_per_group() : p.K_per_group();  // of the reduction
   Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
   int64_t const in_H = forward ? p.H : p.P(), in_W = forward ? p.W : p.Q();
+  bool const images = turned && op == Op::dgrad;  // are the groups
+  bool const a_rows = images && in.c != 1;
   q.line = sizeof(T) == 4 ? kLineBytes : tma_line(C);
   int const chunk_size = q.line / int(sizeof(T));
   q.groups = Divisor(p.groups);
@@ -922,7 +939,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   q.out_n = out.n, q.out_c = out.c, q.out_h = out.h, q.out_w = out.w;
   q.stride_h = q.stride_w = 1;
   q.rows_a = int32_t(in_H), q.tile_m = TM;
-  q.a_bytes = (halo ? TM + kHalo : TM) * q.line;
+  q.a_bytes = a_rows ? TM * kLineBytes : (halo ? TM + kHalo : TM) * q.line;
   q.b_bytes = forward ? S::b_bytes / kLineBytes * q.line : S::b_bytes;
   if (S::keeps_b) q.b_bytes = S::kept_bytes(q.N, q.line, forward || sizeof(T) == 4);
   if (forward)
@@ -971,7 +988,11 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     // A turned problem's taps may reach further than the box's corners; what is beyond the one row is not stored.
     Walk box_h = h;
     if (turned) box_h.pixels = max64(h.pixels, in_H - 127);
-    cudaError_t const error = encode_im2col(q.a[i], a, box_h, w, chunk_size, halo ? TM + kHalo : TM, groups_of_map);
+    Problem filters;
+    filters.C = in_W, filters.K = C, filters.R = filters.S = 1, filters.w.n = in.c, filters.dtype = p.dtype;
+    cudaError_t const error =
+        a_rows ? encode_filters(q.a[i], args.a, filters, 64, chunk_size)
+               : encode_im2col(q.a[i], a, box_h, w, chunk_size, halo ? TM + kHalo : TM, groups_of_map);
     if (error != cudaSuccess) return error;
   }
   int64_t const tiles_n = q.tiles_n.value * p.groups, turn = tma_turn(with_taps, most, tiles_n);
@@ -986,11 +1007,11 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   int64_t const out_W = forward ? p.Q() : p.W, out_H = forward ? p.P() : p.H;
   // Are the output's pixels rows of a matrix?
   int64_t const row = out_W > 1 ? out.w : out_H > 1 ? out.h : p.N > 1 ? out.n : q.N * p.groups;
-  q.by_engine = S::pieces > 0 && !halo && !turned && !q.singly && phases == 1 && (forward || p.stride_h == 1) &&
-                (out_H == 1 || out.h == out_W * row) && (p.N == 1 || out.n == out_H * out_W * row) &&
-                q.phase[0].M < int64_t(1) << 31;
+  q.by_engine = S::pieces > 0 && !halo && !q.singly && turned == images && phases == 1 &&
+                (forward || p.stride_h == 1) && (out_H == 1 || out.h == out_W * row) &&
+                (p.N == 1 || out.n == out_H * out_W * row) && q.phase[0].M < int64_t(1) << 31;
   if (q.by_engine) {
-    Tensor4 const rows{args.out, p.dtype, {q.N, q.phase[0].M, p.groups, 1}, {1, row, q.N, 0}};
+    Tensor4 const rows{args.out, p.dtype, {q.N, q.phase[0].M, p.groups, 1}, {1, row, q.group_out, 0}};
     cudaError_t const error = encode_tiled(q.out_rows, rows, kLineBytes / int(sizeof(T)), 16, 1, 1);
     if (error != cudaSuccess) return error;
   }
@@ -1010,6 +1031,14 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     q.keep_b = true;
     stages_b = first_b;
     stages_a = min64((ring - first_b * q.b_bytes) / q.a_bytes, kMaxStages);
+  }
+  // Images share the filters, which are A.
+  int64_t const kept_bytes = q.chunks * q.a_bytes;
+  q.keep_a = images && q.shares.shared == 0 && q.phase[0].tiles <= kMaxKeptTiles && q.chunks <= kMaxStages &&
+             kept_bytes + 3 * q.b_bytes <= ring;
+  if (q.keep_a) {
+    stages_a = q.chunks;
+    stages_b = min64((ring - kept_bytes) / q.b_bytes, kMaxStages);
   }
   q.stages_a = Divisor(stages_a), q.stages_b = Divisor(stages_b);
   return cudaSuccess;
@@ -1050,6 +1079,7 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   if (p.shares.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
   if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
+  if (p.keep_a) blocks -= blocks % p.phase[0].tiles;
   error = launch_dependent(kernel, dim3(unsigned(blocks)), S::threads, S::shared_bytes, stream, p);
   if (error != cudaSuccess || p.shares.shared == 0) return error;
   if constexpr (S::splits)
@@ -1060,10 +1090,15 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
 template <Op op, DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  void (*kernel)(Params) = tma_kernel<T, TM, TN, op == Op::dgrad>;
+  constexpr bool images = variant == Variant::pointwise && op == Op::dgrad;  // are the groups
+  constexpr A a_is = images ? A::lines : A::pixels;
+  void (*kernel)(Params) = tma_kernel<T, TM, TN, a_is, op == Op::dgrad>;
+  if constexpr (images)
+    if (problem.y.c != 1) kernel = tma_kernel<T, TM, TN, A::rows, true>;
   if constexpr (tma_skips_padding(TM, TN, variant))
-    if (tma_steps_left(kRows[plan.kernel], op, problem) < 1) kernel = tma_kernel<T, TM, TN, op == Op::dgrad, true>;
-  return launch_kernel<Shape<T, TM, TN>, op, dtype, TM, TN>(kernel, problem, plan, args, stream);
+    if (tma_steps_left(kRows[plan.kernel], op, problem) < 1)
+      kernel = tma_kernel<T, TM, TN, a_is, op == Op::dgrad, true>;
+  return launch_kernel<Shape<T, TM, TN, images>, op, dtype, TM, TN>(kernel, problem, plan, args, stream);
 }
 
 }  // namespace conv2d_ext::tma

@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
     if (threadIdx.x % 32 != 0) return;
     int const copier = int(threadIdx.x) / 32 % 4;
     if (copier < kCopiers) {
-      copy_a<T, TP>(p, ring, bars, copier);
+      copy_a<T, TP, A::pixels>(p, ring, bars, copier);
       ptx::griddepcontrol_launch_dependents();
     } else {
       copy_b<T, TP, TF, b_rows>(p, ring, bars, copier - kCopiers);

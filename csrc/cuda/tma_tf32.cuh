@@ -348,7 +348,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     else if constexpr (TM == 64)
       kernel = tma::small_kernel<float, TN, false>;
     else
-      kernel = tma::tma_kernel<float, TM, TN, false>;
+      kernel = tma::tma_kernel<float, TM, TN, tma::A::pixels, false>;
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
     if (error != cudaSuccess) return error;
     error = launch_dependent(kernel, dim3(unsigned(blocks)), tma::kThreads, S::shared_bytes, stream, p);

@@ -591,7 +591,10 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
   if constexpr (variant == Variant::pointwise) {
     Arguments turned_args = args;
     turned_args.a = args.b, turned_args.b = args.a;
-    return launch<turned_op(op), dtype, TM, TN, variant>(turned(op, problem), plan, turned_args, stream);
+    if constexpr (op == Op::wgrad)
+      return launch<Op::fprop, dtype, TM, TN, variant>(turned(op, problem), plan, turned_args, stream);
+    else  // the turned problem's rows are filters
+      return launch<Op::dgrad, dtype, TN, TM, variant>(turned(op, problem), plan, turned_args, stream);
   } else if constexpr (op == Op::wgrad)
     return launch_wgrad<dtype, TM, TN, variant>(problem, plan, args, stream);
   else if constexpr (variant == Variant::phases)

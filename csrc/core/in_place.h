@@ -1,0 +1,71 @@
+// Of rows of tma of any variant: what they take without packing, and what that costs. Apart from what the kernels
+// include, so that a new constant compiles none of them.
+#pragma once
+
+#include <cstdint>
+
+#include "pointwise.h"
+
+namespace conv2d_ext {
+
+// What the turned problem's estimate of wgrad leaves out, by rows, as measured.
+constexpr double pointwise_more_ns(Row const& row) {
+  if (row.tile_m == 128 && row.tile_n == 128) return 1400;
+  if (row.tile_m == 128 && row.tile_n == 64) return 0;
+  if (row.tile_n == 64) return 1500;
+  return row.tile_m == 256 && row.tile_n == 128 ? 800 : -300;
+}
+
+// fprop and dgrad: rounds of tiles or memory. Constants fitted to times of the rows (docs/tuning.md).
+constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  double const bytes = double(p.N) * double(p.H) * double(p.W) * size_of(p.dtype);
+  if (op == Op::wgrad) {
+    Estimate e = tma_estimate(turned(row), turned_op(op), turned(op, p), d);
+    e.ns += pointwise_more_ns(row);
+    double const least = bytes * double(p.C + p.K) / 3500 + 3000;
+    if (e.ns < least) e.ns = least;
+    return e;
+  }
+  double const TM = row.tile_n, TN = row.tile_m;  // of the turned problem
+  int64_t const depth = op == Op::fprop ? p.C : p.K, rows = op == Op::fprop ? p.K : p.C;
+  int64_t const tiles_m = ceil_div(rows, row.tile_n), chunks = ceil_div(depth, 64);
+  int64_t const tiles_n = p.N * ceil_div(p.H * p.W, row.tile_m);
+  bool const keep = tiles_m <= kMaxKeptTiles && chunks <= 16 && double(chunks) * TM * 128 + 3 * TN * 128 <= 192 * 1024;
+  int64_t const blocks = keep ? 132 - 132 % tiles_m : 132;
+  double const copied = (TN * (depth <= 32 ? 0.5 : 1.0) + (keep ? 0 : TM)) * 1.161;
+  double const multiplied = TM * TN * double(ceil_div(depth, 16)) / double(chunks) * 16 / 3600;
+  double const work = double(chunks) * (copied > multiplied ? copied : multiplied), store = 721 + TM * TN * 0.033;
+  bool const turns = TM == 64 || (TM == 128 && TN == 128);  // a warpgroup stores while the other multiplies
+  double const tile_ns =
+      turns ? (work > store / 2 ? work + store * 0.316 : store / 2 + work * 0.633) : work + store * 0.542;
+  double const ns = double(ceil_div(tiles_m * tiles_n, blocks)) * tile_ns * 132 / d.sm_count;
+  double const memory_ns = bytes * (double(depth) / 4220 + double(rows) / 4980 + double(depth * (tiles_m - 1)) / 29700);
+  double const before = 8500 + (keep ? double(chunks) * TM * 128 / 87.5 : 0);
+  return {before + (ns > memory_ns ? ns + memory_ns * 0.363 : memory_ns + ns * 0.363), 1};
+}
+
+// Of any row of the family, by its variant.
+constexpr bool in_place_supports(Row const& row, Problem const& p) {
+  if (is_pointwise(row)) return pointwise_supports(row.op, p);
+  return (p.dtype != DType::f32 || p.allow_tf32) && tma_supports(row, p);
+}
+constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
+  bool const tf32 = p.dtype == DType::f32;
+  if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
+  Estimate e = tf32 ? tf32_estimate(row, op, p) : tma_estimate(row, op, p, d);
+  if (tma_stores_singly(op, p)) {
+    double const elements = op == Op::fprop ? double(p.N) * double(p.K) * double(p.P()) * double(p.Q())
+                                            : double(p.N) * double(p.C) * double(p.H) * double(p.W);
+    // Lanes go along the pixels.
+    bool const across = (op == Op::fprop ? p.y.c : p.x.c) == 1 && p.H * p.W > 1;
+    e.ns += elements * (across ? (tf32 ? 0.01 : 0.016) : tf32 ? 0.0002 : 0.0007) * 132 / d.sm_count;
+  }
+  return e;
+}
+constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int split_k, Device const& d) {
+  if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
+  return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);
+}
+
+}  // namespace conv2d_ext

@@ -1,0 +1,2 @@
+#include "../tma_wgrad.cuh"
+CONV2D_EXT_TMA_POINTWISE_TILES(CONV2D_EXT_TMA_INSTANCE, bf16)
