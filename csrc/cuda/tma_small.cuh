@@ -178,7 +178,7 @@ __device__ void small_multiply(Params const& p, uint32_t ring, Tables<T, TN>& ta
     if (unit.part >= 0)
       store_part<TM, TN>(p, unit.part, 0, acc);
     else
-      store<T, TM, TN>(p, unit, 0, acc, tables, staging);
+      store<T, TM, TN, false>(p, unit, 0, acc, tables, staging);
   }
   if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
