@@ -143,7 +143,7 @@ CASES: tuple[Case, ...] = (
     Case("runs_3x3_72_channels", 3, 72, 7, 7, 40, 3, 3, padding=(1, 1), edge=True),
     Case("runs_5x5_images_9x7", 2, 24, 9, 7, 136, 5, 5, padding=(2, 2), bias=False),
     Case("odd_pixels_2_columns_of_tiles", 3, 40, 13, 15, 264, 1, 1, edge=True),
-    # images of whole vectors of pixels: any number of channels, runs of pixels that end early, blocks with several tiles
+    # images of whole vectors of pixels: any number of channels, runs of pixels that end early, blocks of several tiles
     Case("planes_24_to_144", 3, 24, 12, 10, 144, 1, 1, edge=True),
     Case("planes_37_to_61", 5, 37, 8, 9, 61, 1, 1, edge=True),
     Case("planes_200_to_24", 2, 200, 16, 17, 24, 1, 1, bias=False),

@@ -309,7 +309,7 @@ constexpr TmaTile tma_tile(Row const& row) {
   bool const forward = row.op == Op::fprop;
   if (row.tile_m == 64 && row.tile_n == 64) return {1660, 820, 0.80, 1};
   if (row.tile_m == 64) return {3520, 820, forward ? 0.85 : 0.95, 1};
-  if (row.tile_m == 144) return {5900, 1300, 1.03, 1};
+  if (row.tile_m == 144) return {5900, 1300, 1.00, 1};
   if (row.tile_m == 192) return {5900, 1300, 1.02, 1};
   if (row.tile_n == 256) return {6650, 1240, forward ? 1.10 : 1.05, 1};
   if (row.tile_n == 192) return {5900, 1050, forward ? 1.04 : 1.01, 1};
