@@ -1,7 +1,7 @@
 """Installs a built wheel on a GPU machine, tests it there, and writes docs/gpu-record.json: of which code, on what.
 
     python3 scripts/gpu_record.py --wheel dist/conv2d_ext-*.whl     # on the GPU machine, about 20 minutes
-    python3 scripts/gpu_record.py --wheel ... --gpus 4 --workers 32 # where there are several GPUs, about 6 minutes
+    python3 scripts/gpu_record.py --wheel ... --gpus 4              # where there are several GPUs: all phases at once
     python3 scripts/gpu_record.py --check                           # anywhere: is the record of this code, and green?
 
 Phases: tests (the suite with --device cuda), sanitizer (scripts/sanitize.py), benchmark (dense layers, float32). The
