@@ -188,17 +188,10 @@ print(json.dumps({
 # A pytest plugin: every process of the run, xdist's workers included, holds the wheel's package before a test can put
 # the repository on the path.
 PLUGIN = """
-import os
 import pathlib
 import pytest
 
 SITE = pathlib.Path({site!r})
-
-# Each of xdist's workers has another of the visible GPUs as its first, the one that "cuda" means.
-gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-first = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % len(gpus)
-if first:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first:] + gpus[:first])
 
 def pytest_configure(config):
     import conv2d_ext
@@ -386,10 +379,11 @@ class Recorder:
 
 
 def shares(gpus: int) -> dict[str, list[int]]:
-    """The GPUs of each phase where there are several: one for the benchmark alone, the others for both other phases."""
+    """The GPUs of each phase where there are several: one for the benchmark, one for the suite, which more do not make
+    faster, and the others for the sanitizer's tools, which the suite beside them makes twice as slow."""
     if gpus < 2:
         return {}
-    return {"benchmark": [0], "tests": list(range(gpus - 1, 0, -1)), "sanitizer": list(range(1, gpus))}
+    return {"benchmark": [0], "tests": [1], "sanitizer": list(range(2, gpus)) or [1]}
 
 
 def add_counts(counts: Sequence[Counts | None]) -> Counts:

@@ -89,3 +89,12 @@ def answer(
 def candidates(plan: Sequence[int]) -> list[int]:
     """The rows that support the planned problem."""
     return [row for row, estimate in enumerate(plan[3:]) if estimate >= 0]
+
+
+def meta(case: Case, dtype: torch.dtype, layout: str) -> tuple[torch.Tensor, ...]:
+    """x, w and y of a case of any size: meta tensors have strides but no memory."""
+    memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    return tuple(
+        torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format)
+        for size in (case.input_size, case.weight_size, case.output_size)
+    )

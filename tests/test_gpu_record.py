@@ -257,6 +257,7 @@ def test_the_benchmark_shares_its_gpu_with_no_other_phase(gpu_record: Any, gpus:
     shares = gpu_record.shares(gpus)
     assert shares.keys() == set(gpu_record.PHASES)
     assert {0}.isdisjoint(shares["tests"] + shares["sanitizer"]) and shares["benchmark"] == [0]
+    assert gpus == 2 or set(shares["tests"]).isdisjoint(shares["sanitizer"])
     assert set(sum(shares.values(), [])) == set(range(gpus))
 
 
@@ -265,23 +266,13 @@ def test_one_gpu_is_nobodys_share(gpu_record: Any) -> None:
 
 
 def test_a_phase_sees_its_gpus_alone(gpu_record: Any, tmp_path: Path) -> None:
-    made = recorder(gpu_record, tmp_path, "--gpus", "3")
+    made = recorder(gpu_record, tmp_path, "--gpus", "4")
     seen = ["-c", "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))"]
     run = gpu_record.Recorder.python
-    assert run(made, *seen, timeout=60, phase="tests").output.strip() == "2,1"
+    assert run(made, *seen, timeout=60, phase="sanitizer").output.strip() == "2,3"
     assert run(made, *seen, timeout=60, phase="benchmark").output.strip() == "0"
     made.options.gpus = 1
     assert run(made, *seen, timeout=60, phase="tests").output.strip() == str(os.environ.get("CUDA_VISIBLE_DEVICES"))
-
-
-@pytest.mark.parametrize(("worker", "order"), [("gw0", "2,5,1"), ("gw1", "5,1,2"), ("gw2", "1,2,5"), ("gw3", "2,5,1")])
-def test_workers_take_the_gpus_in_turn(
-    gpu_record: Any, monkeypatch: pytest.MonkeyPatch, worker: str, order: str
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,1")
-    monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
-    exec(gpu_record.PLUGIN.format(site="site"), {})
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == order
 
 
 @pytest.mark.parametrize("options", [(), ("--together",), ("--gpus", "2")])

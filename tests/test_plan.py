@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from calls import OPS, candidates, packed, plan
+from calls import OPS, candidates, meta, packed, plan
 from cases import BY_NAME, CASES, DTYPES, Case
 
 import conv2d_ext
@@ -21,15 +21,6 @@ DEVICES = (
     {"sm_count": 108, "capability": 80},
     {"sm_count": 160, "capability": 100},
 )
-
-
-def meta(case: Case, dtype: torch.dtype, layout: str) -> tuple[torch.Tensor, ...]:
-    """x, w and y of a case of any size: meta tensors have strides but no memory."""
-    memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
-    return tuple(
-        torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format)
-        for size in (case.input_size, case.weight_size, case.output_size)
-    )
 
 
 def ask(op: str, case: Case, dtype: torch.dtype, layout: str = "nchw", **kwargs: object) -> list[int]:
