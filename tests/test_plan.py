@@ -221,11 +221,12 @@ def test_large_depthwise_filters_with_a_stride_or_a_dilation_take_tensor_cores_o
     for stride, dilation in ((2, 1), (1, 2)):
         steps = (stride,) * 2, (6 * dilation,) * 2, (dilation,) * 2
         case = Case("large", 32, 128, 56, 56, 128, 13, 13, *steps, groups=128)
+        # In two of these the estimates of both families are within 2 % of each other.
+        near = ("band", "depthwise") if (op, stride) == ("fprop", 2) else ("band",)
         for dtype in (torch.float16, torch.bfloat16):
-            assert ROWS[ask(op, case, dtype)[0]].startswith((f"band_{op}_", f"depthwise_{op}_"))
-        families = ("band", "depthwise") if op == "wgrad" else ("strip", "depthwise")  # near each other
-        name = ROWS[ask(op, case, torch.float32)[0]]
-        assert name.startswith(tuple(f"{family}_{op}_f32_" for family in families)), name
+            assert ROWS[ask(op, case, dtype)[0]].startswith(tuple(f"{family}_{op}_" for family in near))
+        family = {("fprop", 2): ("strip", "depthwise"), ("dgrad", 2): ("strip",)}.get((op, dilation), ("depthwise",))
+        assert ROWS[ask(op, case, torch.float32)[0]].startswith(tuple(f"{f}_{op}_f32_" for f in family))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -467,7 +468,7 @@ def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> N
     )
     for case, dtype in itertools.product(layers, (torch.float16, torch.bfloat16)):
         name = named(op, case, dtype, "nchw")
-        assert name.endswith("_pointwise") or (op == "wgrad" and name.startswith("pixels_")), case
+        assert name.startswith("pixels_wgrad_") if op == "wgrad" else name.endswith("_pointwise"), case
         assert packed(op, case, *meta(case, dtype, "nchw")) == "", case
         assert not named(op, case, dtype, "nhwc").endswith("_pointwise"), case
     if op != "wgrad":
@@ -557,8 +558,11 @@ def test_rows_of_taps_in_padding_cost_little() -> None:
 
 
 def test_few_steps_take_tiles_that_are_stored_beside_multiplication() -> None:
-    case = Case("yolo", 32, 256, 40, 40, 512, 3, 3, (2, 2), (1, 1))
-    assert named("fprop", case, torch.float16) == "tma_fprop_f16_128x128_im2col"
+    for case in (
+        Case("downsample", 256, 512, 14, 14, 512, 3, 3, (2, 2), (1, 1)),
+        Case("yolo", 32, 256, 40, 40, 512, 3, 3, (2, 2), (1, 1)),
+    ):
+        assert named("fprop", case, torch.float16) == "tma_fprop_f16_128x128_im2col", case
 
 
 def test_full_rounds_take_tiles_that_read_little_for_their_products() -> None:
@@ -566,7 +570,7 @@ def test_full_rounds_take_tiles_that_read_little_for_their_products() -> None:
         Case("vgg16", 64, 512, 28, 28, 512, 3, 3, padding=(1, 1)),
         Case("resnet50", 256, 1024, 14, 14, 2048, 1, 1, (2, 2)),
     ):
-        # The two were measured within 1 % of each other.
+        # The two were measured within 1.5 % of each other.
         tiles = ("tma_fprop_f16_256x128_im2col", "tma_fprop_f16_128x256_im2col")
         assert named("fprop", case, torch.float16) in tiles, case
 

@@ -670,6 +670,19 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
   }
 }
 
+// Calls `run` with the count, 1 to 4, as a constant: the instructions of a loop would wait for each other.
+template <class Run>
+__device__ __forceinline__ void with_constant(int count, Run const& run) {
+  if (count == 4)
+    run(std::integral_constant<int, 4>());
+  else if (count == 3)
+    run(std::integral_constant<int, 3>());
+  else if (count == 2)
+    run(std::integral_constant<int, 2>());
+  else
+    run(std::integral_constant<int, 1>());
+}
+
 template <class T, int TM, int TN, A a_is, bool b_rows, bool skips>
 __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   constexpr bool a_rows = a_is == A::rows, turned = a_is != A::pixels;
@@ -748,15 +761,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
                                                       at_address(layout_b, from_b + k * step_b));
           ptx::wgmma_commit_group();
         };
-        // The count is a constant in each: the instructions of a loop would wait for each other.
-        if (instructions == 4)
-          instruct(std::integral_constant<int, 4>());
-        else if (instructions == 3)
-          instruct(std::integral_constant<int, 3>());
-        else if (instructions == 2)
-          instruct(std::integral_constant<int, 2>());
-        else
-          instruct(std::integral_constant<int, 1>());
+        with_constant(instructions, instruct);
         ptx::wgmma_wait_group<1>();
 #pragma unroll
         for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);

@@ -145,16 +145,7 @@ __device__ void small_multiply(Params const& p, uint32_t ring, Tables<T, TN>& ta
             ptx::wgmma_mma_async<T, false, b_rows>(acc, at_address(layout, from_a + k * 32),
                                                    at_address(layout_b, from_b + k * step_b));
         };
-        // The count is a constant in each: the instructions of a loop would wait for each other.
-        int const instructions = at.last_chunk() ? p.last : 4;
-        if (instructions == 4)
-          instruct(std::integral_constant<int, 4>());
-        else if (instructions == 3)
-          instruct(std::integral_constant<int, 3>());
-        else if (instructions == 2)
-          instruct(std::integral_constant<int, 2>());
-        else
-          instruct(std::integral_constant<int, 1>());
+        with_constant(at.last_chunk() ? p.last : 4, instruct);
         at.advance();
       }
       ptx::wgmma_commit_group();

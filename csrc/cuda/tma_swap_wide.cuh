@@ -142,15 +142,7 @@ __device__ void swap_wide_multiply(Params const& p, uint32_t ring, SwapWideTable
           ptx::wgmma_mma_async<T, b_rows, false>(acc, layout_b | (from_b + k * step_b), layout | (from_a + k * 2));
         ptx::wgmma_commit_group();
       };
-      // The count is a constant in each: the instructions of a loop would wait for each other.
-      if (instructions == 4)
-        instruct(std::integral_constant<int, 4>());
-      else if (instructions == 3)
-        instruct(std::integral_constant<int, 3>());
-      else if (instructions == 2)
-        instruct(std::integral_constant<int, 2>());
-      else
-        instruct(std::integral_constant<int, 1>());
+      with_constant(instructions, instruct);
       ptx::wgmma_wait_group<1>();
       ptx::wgmma_fence_operand(acc);
       release(before_a, before_b);  // the step before has been read
