@@ -368,8 +368,8 @@ struct Images {
   int32_t H, W, Q;
 };
 
-// One weight by single products, by a whole warp: zeros of y at padded columns make NaN of an infinite x. Sums that are
-// NaN stay so.
+// One weight by single products, by a whole warp: zeros of y at padded columns make NaN of an infinite x, zeros around
+// x of an infinite y. Sums that are NaN stay so.
 template <class T>
 __device__ float wgrad_exact(WgradParams const& p, Images const& images, int k, int c, int r, int s) {
   T const* const x = static_cast<T const*>(images.x) + c;
@@ -383,7 +383,7 @@ __device__ float wgrad_exact(WgradParams const& p, Images const& images, int k, 
       bool const inside = j < images.pixels;
       int64_t row = divide(j, images.Q);
       int64_t const n = divide(row, p.P), h = row * p.stride_h + p.h0 + r * p.dilation_h,
-                    w = j + p.w0 + s * p.dilation_w;
+                    w = j * p.stride_w + p.w0 + s * p.dilation_w;
       if (inside && h >= 0 && h < images.H && w >= 0 && w < images.W)
         sum += widen(x[n * images.x_n + h * images.x_h + w * images.x_w]) *
                widen(y[n * images.y_n + row * images.y_h + j * images.y_w]);
@@ -486,7 +486,7 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
   auto filter_of = [&](int lane, int i) { return k + lane / 4 + (filters ? i / 2 % 2 : i / 4) * 8; };
   auto channel_of = [&](int lane, int i) { return at.c + lane % 4 * 2 + i % 2 + (filters ? i / 4 : i / 2 % 2) * 8; };
   auto exists = [&](int i) { return filter_of(lane, i) < p.K && channel_of(lane, i) < p.C; };
-  if constexpr (is_halo(variant)) {
+  if constexpr (filters) {
     unsigned tried = 0;
     while (true) {
       int mine = -1;
