@@ -39,7 +39,9 @@ constexpr int diagonal_groups(int64_t C) {
 }
 
 // R, S: of the row of the table, not less than the filter's.
-constexpr DiagonalTile diagonal_tile(int64_t N, int64_t out_H, int64_t out_W, int64_t C, int R, int S) {
+constexpr DiagonalTile diagonal_tile(Op op, Problem const& p, int R, int S, Device const& d) {
+  int64_t const N = p.N, C = p.C;
+  int64_t const out_H = op == Op::dgrad ? p.H : p.P(), out_W = op == Op::dgrad ? p.W : p.Q();
   DiagonalTile t;
   t.groups = diagonal_groups(C), t.channel_units = ceil_div(C, 8 * t.groups);
   t.pairs = out_W <= 8 && N > 1;
@@ -47,7 +49,7 @@ constexpr DiagonalTile diagonal_tile(int64_t N, int64_t out_H, int64_t out_W, in
   t.tiles_w = ceil_div(out_W, 16 * t.strips);
   t.pitch = t.pairs ? 2 * (8 + S - 1) : 16 * t.strips + S - 1;
   // Enough blocks for several an SM; a tile's rows of halo are read twice.
-  int64_t const units = t.pairs ? ceil_div(N, 2) : N, wanted = 132 * 12;
+  int64_t const units = t.pairs ? ceil_div(N, 2) : N, wanted = d.sm_count * 12;
   int64_t const columns = t.tiles_w * t.channel_units;
   int const least = 4 * R;
   t.tiles_h = max64(1, min64(ceil_div(wanted, max64(columns * units, 1)), out_H / least));
@@ -72,13 +74,13 @@ struct DiagonalSumsTile {
 
 inline constexpr int kDiagonalSumsStages = 4;
 
-constexpr DiagonalSumsTile diagonal_sums_tile(Problem const& p, int R, int S) {
+constexpr DiagonalSumsTile diagonal_sums_tile(Problem const& p, int R, int S, Device const& d) {
   DiagonalSumsTile t;
   t.groups = diagonal_groups(p.C), t.channel_units = ceil_div(p.C, 8 * t.groups);
   t.pairs = p.Q() <= 8 && p.N > 1, t.image_units = t.pairs ? ceil_div(p.N, 2) : p.N;
   t.tiles_w = ceil_div(p.Q(), 16);
   t.pitch_y = 16, t.pitch_x = t.pairs ? 2 * (8 + S - 1) : t.pitch_y + S - 1;
-  int64_t const wanted = 132 * 12, columns = t.tiles_w * t.channel_units * t.image_units;
+  int64_t const wanted = d.sm_count * 12, columns = t.tiles_w * t.channel_units * t.image_units;
   t.tiles_h = max64(1, min64(ceil_div(wanted, max64(columns, 1)), p.H / (8 * R)));
   t.rows = int(ceil_div(ceil_div(p.H, t.tiles_h), R) * R), t.tiles_h = ceil_div(p.H, t.rows);
   t.x_bytes = ((int64_t(R) * t.pitch_x) | 1) * 16;  // odd: a pixel's groups are in different banks
@@ -87,24 +89,22 @@ constexpr DiagonalSumsTile diagonal_sums_tile(Problem const& p, int R, int S) {
   return t;
 }
 
-constexpr bool diagonal_supports(Row const& row, Op op, Problem const& p) {
+constexpr bool diagonal_supports(Row const& row, Op op, Problem const& p, Device const& d) {
   if (!unit_stride_depthwise(row, p) || p.R > row.tile_m || p.S > row.tile_n) return false;
   if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, 8, p.dtype))
     return false;
   constexpr int64_t most = int64_t(1) << 29;
   if (op == Op::wgrad) {
-    DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
+    DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n, d);
     return double(t.tiles_h) * double(t.tiles_w) * double(t.image_units) < double(most) &&
            t.channel_units * 4096 < most;
   }
-  bool const backward = op == Op::dgrad;
-  DiagonalTile const t =
-      diagonal_tile(p.N, backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
+  DiagonalTile const t = diagonal_tile(op, p, row.tile_m, row.tile_n, d);
   return double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(t.image_units) < double(most);
 }
 
 constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Device const& d) {
-  DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n);
+  DiagonalSumsTile const t = diagonal_sums_tile(p, row.tile_m, row.tile_n, d);
   int const resident = kDiagonalBlocks * d.sm_count;
   // Of a strip, where each SM has one.
   double const copied = (t.rows + row.tile_m) * double(t.pitch_x + t.pitch_y) * t.groups * 16;
@@ -129,9 +129,7 @@ constexpr Estimate diagonal_sums_estimate(Row const& row, Problem const& p, Devi
 // cores.
 constexpr Estimate diagonal_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (op == Op::wgrad) return diagonal_sums_estimate(row, p, d);
-  bool const backward = op == Op::dgrad;
-  DiagonalTile const t =
-      diagonal_tile(p.N, backward ? p.H : p.P(), backward ? p.W : p.Q(), p.C, row.tile_m, row.tile_n);
+  DiagonalTile const t = diagonal_tile(op, p, row.tile_m, row.tile_n, d);
   double const units = t.pairs ? double(ceil_div(p.N, 2)) : double(p.N);
   double const planes = units * double(t.channel_units) * t.groups * double(t.tiles_h) * double(t.tiles_w);
   double const pixels = double(t.rows + row.tile_m - 1) * t.pitch + double(t.rows) * 16 * t.strips;

@@ -30,15 +30,15 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
   int64_t const depth = op == Op::fprop ? p.C : p.K, rows = op == Op::fprop ? p.K : p.C;
   int64_t const tiles_m = ceil_div(rows, row.tile_n), chunks = ceil_div(depth, 64);
   int64_t const tiles_n = p.N * ceil_div(p.H * p.W, row.tile_m);
-  bool const keep = tiles_m <= kMaxKeptTiles && chunks <= 16 && double(chunks) * TM * 128 + 3 * TN * 128 <= 192 * 1024;
-  int64_t const blocks = keep ? 132 - 132 % tiles_m : 132;
+  bool const keep = keeps_filters(tiles_m, chunks, row.tile_n * 128, row.tile_m * 128, 192 * 1024);
+  int64_t const blocks = keep ? max64(d.sm_count / tiles_m, 1) * tiles_m : d.sm_count;
   double const copied = (TN * (depth <= 32 ? 0.5 : 1.0) + (keep ? 0 : TM)) * 1.161;
   double const multiplied = TM * TN * double(ceil_div(depth, 16)) / double(chunks) * 16 / 3600;
   double const work = double(chunks) * (copied > multiplied ? copied : multiplied), store = 721 + TM * TN * 0.033;
   bool const turns = TM == 64 || (TM == 128 && TN == 128);  // a warpgroup stores while the other multiplies
   double const tile_ns =
       turns ? (work > store / 2 ? work + store * 0.316 : store / 2 + work * 0.633) : work + store * 0.542;
-  double const ns = double(ceil_div(tiles_m * tiles_n, blocks)) * tile_ns * 132 / d.sm_count;
+  double const ns = double(ceil_div(tiles_m * tiles_n, blocks)) * tile_ns;
   double const memory_ns = bytes * (double(depth) / 4220 + double(rows) / 4980 + double(depth * (tiles_m - 1)) / 29700);
   double const before = 8500 + (keep ? double(chunks) * TM * 128 / 87.5 : 0);
   return {before + (ns > memory_ns ? ns + memory_ns * 0.363 : memory_ns + ns * 0.363), 1};

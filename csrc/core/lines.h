@@ -35,7 +35,7 @@ constexpr bool line_supports(Row const& row, Problem const& p) {
 // The distance of a row's taps, in inputs. That of a single tap is free: as the stride it makes the window dense.
 constexpr int64_t line_dilation(Problem const& p) { return p.S == 1 ? p.stride_w : p.dilation_w; }
 
-constexpr LineTile line_tile(Op op, Problem const& p) {
+constexpr LineTile line_tile(Op op, Problem const& p, Device const& d) {
   LineTile t;
   bool const backward = op == Op::dgrad;
   int const acc = p.dtype == DType::f64 ? 8 : 4;
@@ -61,7 +61,7 @@ constexpr LineTile line_tile(Op op, Problem const& p) {
     t.tap_slices = int(ceil_div(t.tap_units, together)), t.members = t.groups / together;
     // Runs of columns: enough of them for all blocks.
     int64_t const rows = max64(p.N * height, 1),
-                  wanted = int64_t(132) * 8 * t.members / max64(t.slices * t.tap_slices, 1);
+                  wanted = int64_t(d.sm_count) * 8 * t.members / max64(t.slices * t.tap_slices, 1);
     t.segments = min64(t.widths, max64(ceil_div(t.widths, 16), min64(ceil_div(wanted, rows), ceil_div(t.widths, 2))));
     t.each = ceil_div(t.widths, t.segments), t.segments = ceil_div(t.widths, t.each);
     return t;
@@ -71,7 +71,7 @@ constexpr LineTile line_tile(Op op, Problem const& p) {
   // Copying the filter to shared memory is shared by some rows, if all threads have work.
   if (t.filter_rows == p.R && t.filter_columns == p.S && (!backward || p.K == p.C)) {
     double const threads = double(p.N) * double(height) * double(t.widths) * double(quads);
-    t.rows = int(max64(1, min64(min64(8, height), int64_t(threads / (132 * 2048 * 2)))));
+    t.rows = int(max64(1, min64(min64(8, height), int64_t(threads / (double(d.sm_count) * 2048 * 2)))));
     t.heights = ceil_div(height, t.rows);
   }
   return t;
@@ -92,7 +92,7 @@ constexpr Estimate small_filter_estimate(Row const& row, Problem const& p, Estim
 
 // The rates are fitted.
 constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
-  LineTile const t = line_tile(op, p);
+  LineTile const t = line_tile(op, p, d);
   bool const backward = op == Op::dgrad;
   double const sms = double(d.sm_count), V = t.vector, f64 = p.dtype == DType::f64 ? 2 : 1;
   double const elements =

@@ -68,7 +68,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::column:
       return hopper && column_supports(row, op, p);
     case Family::diagonal:
-      return hopper && diagonal_supports(row, op, p);
+      return hopper && diagonal_supports(row, op, p, d);
     case Family::toeplitz:
       return hopper && toeplitz_supports(row, op, p);
     case Family::strip:

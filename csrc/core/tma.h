@@ -10,9 +10,15 @@ namespace conv2d_ext {
 
 constexpr bool is_halo(Variant v) { return v == Variant::halo || v == Variant::raw_halo; }
 
-inline constexpr int kHalo = 8;          // pixels that a tile of the halo variants copies beyond its own
-inline constexpr int kMaxPhases = 16;    // of dgrad
+inline constexpr int kHalo = 8;        // pixels that a tile of the halo variants copies beyond its own
+inline constexpr int kMaxPhases = 16;  // of dgrad
+inline constexpr int kMaxStages = 16;
 inline constexpr int kMaxKeptTiles = 4;  // tiles of filters, of which a block keeps its own in shared memory
+
+// 1x1 filters of images of contiguous pixels: does a block keep its tile's, beside three stages of pixels?
+constexpr bool keeps_filters(int64_t tiles, int64_t chunks, int64_t chunk_bytes, int64_t pixel_bytes, int64_t ring) {
+  return tiles <= kMaxKeptTiles && chunks <= kMaxStages && chunks * chunk_bytes + 3 * pixel_bytes <= ring;
+}
 
 constexpr Walk walk_h(Op op, Problem const& p, int64_t phase) {
   return op == Op::dgrad ? dgrad_walk(p.H, p.R, p.stride_h, p.pad_top, p.dilation_h, phase)

@@ -298,7 +298,11 @@ cudaError_t launch_lines(Problem const& problem, Plan const& plan, Arguments con
   p.in_H = int(backward ? problem.P() : problem.H), p.in_W = int(backward ? problem.Q() : problem.W);
   p.N = problem.N, p.channels = backward ? problem.C : problem.K, p.multiplier = int(problem.K_per_group());
   p.S = int(problem.S);
-  LineTile const t = line_tile(op, problem);
+  int device = 0;
+  Device gpu = h200_sxm;
+  if (auto const error = cudaGetDevice(&device)) return error;
+  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  LineTile const t = line_tile(op, problem, gpu);
   p.lanes = t.lanes, p.groups = t.groups, p.slices = int(t.slices), p.spread = t.spread, p.rows = t.rows;
   p.filter_rows = t.filter_rows, p.filter_columns = t.filter_columns;
   auto start = [&](auto* kernel, int64_t blocks, int phases, size_t shared) {

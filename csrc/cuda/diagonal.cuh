@@ -274,7 +274,11 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   p.out_H = backward ? int(problem.H) : P, p.out_W = backward ? int(problem.W) : Q;
   p.pad_h = int(backward ? problem.R - 1 - problem.pad_top : problem.pad_top);
   p.pad_w = int(backward ? problem.S - 1 - problem.pad_left : problem.pad_left);
-  DiagonalTile const t = diagonal_tile(problem.N, p.out_H, p.out_W, problem.C, R, S);
+  int device = 0;
+  Device gpu = h200_sxm;
+  if (auto const error = cudaGetDevice(&device)) return error;
+  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  DiagonalTile const t = diagonal_tile(op, problem, R, S, gpu);
   p.tiles_h = int(t.tiles_h), p.tiles_w = int(t.tiles_w), p.channel_units = int(t.channel_units);
   p.groups = t.groups, p.rows = t.rows, p.strips = t.strips, p.images = t.images, p.pairs = t.pairs;
   p.groups_of = Divisor(uint32_t(t.groups));

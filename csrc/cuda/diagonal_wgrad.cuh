@@ -170,7 +170,11 @@ __global__ void __launch_bounds__(kMaxThreads, kDiagonalBlocks) wgrad(__grid_con
 template <DType dtype, int R, int S>
 cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  DiagonalSumsTile const t = diagonal_sums_tile(problem, R, S);
+  int device = 0;
+  Device gpu = h200_sxm;
+  if (auto const error = cudaGetDevice(&device)) return error;
+  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  DiagonalSumsTile const t = diagonal_sums_tile(problem, R, S, gpu);
   SumsParams p{};
   Strides const &x = problem.x, &y = problem.y;
   p.x = {args.a, x.n, x.h, x.w, int(problem.H), int(problem.W), R, t.pitch_x, int(t.x_bytes)};

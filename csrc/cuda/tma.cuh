@@ -38,8 +38,7 @@ enum class A : uint8_t { pixels, lines, rows };
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kRunBytes = 64 * kLineBytes;    // 64 k of 64 rows, N-major
 constexpr int kPieceBytes = 16 * kLineBytes;  // of the output: a warp's rows, 128 bytes of columns
-constexpr int kMaxStages = 16;
-constexpr int kMaxKept = 64;  // stages of B that stay
+constexpr int kMaxKept = 64;                  // stages of B that stay
 constexpr int kReduceThreads = 256;
 constexpr int kReduceSide = 32;  // a block's four sums a thread as a square
 
@@ -1038,12 +1037,10 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     stages_a = min64((ring - first_b * q.b_bytes) / q.a_bytes, kMaxStages);
   }
   // Images share the filters, which are A.
-  int64_t const kept_bytes = q.chunks * q.a_bytes;
-  q.keep_a = images && q.shares.shared == 0 && q.phase[0].tiles <= kMaxKeptTiles && q.chunks <= kMaxStages &&
-             kept_bytes + 3 * q.b_bytes <= ring;
+  q.keep_a = images && q.shares.shared == 0 && keeps_filters(q.phase[0].tiles, q.chunks, q.a_bytes, q.b_bytes, ring);
   if (q.keep_a) {
     stages_a = q.chunks;
-    stages_b = min64((ring - kept_bytes) / q.b_bytes, kMaxStages);
+    stages_b = min64((ring - q.chunks * q.a_bytes) / q.b_bytes, kMaxStages);
   }
   q.stages_a = Divisor(stages_a), q.stages_b = Divisor(stages_b);
   return cudaSuccess;

@@ -147,12 +147,26 @@ __device__ inline void swap_piece(float const (&acc)[kCount], int piece, uint32_
     v[i] = ptx::ld_shared_f32(lines + i * kLineBytes + ((lane / 4) ^ (i % 4 * 2)) * 16 + lane % 4 * 4);
 }
 
+// Stores a piece of 32 pixels, whose offsets are `to`, by the 64 columns from n on; eight lanes store the line of a
+// pixel. at(pixel, column): where it is in shared memory.
+template <class At>
+__device__ inline void store_float_piece(Params const& p, At at, float* out, int n, int64_t const* to) {
+  int const thread = int(threadIdx.x) % kWarpgroup;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    int const pixel = thread / 8 + i % 2 * 16, column = i / 2 * 32 + thread % 8 * 4;
+    uint4 const v = ptx::ld_shared_v4(at(pixel, column));
+    int64_t const where = to[pixel];
+    if (where >= 0 && n + column < p.N) *reinterpret_cast<uint4*>(out + where + n + column) = v;
+  }
+}
+
 // Stores floats as swap_store does. Pieces of 32 pixels, whose 64 filters are two lines. Where the result takes no
 // vectors, a filter's 32 pixels are a line, which a warp stores at once.
 __device__ inline void swap_store_floats(Params const& p, Unit const& unit, float (&acc)[128], int64_t const* to,
                                          float const (&bias)[2], uint32_t staging) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
-  int const thread = int(threadIdx.x) % kWarpgroup, filter = warp * 16 + lane / 4, quad = lane % 4;
+  int const filter = warp * 16 + lane / 4, quad = lane % 4;
 #pragma unroll
   for (int i = 0; i < 128; ++i) acc[i] += bias[i % 4 / 2];
   float* const out = static_cast<float*>(p.out) + unit.group * p.group_out;
@@ -177,7 +191,6 @@ __device__ inline void swap_store_floats(Params const& p, Unit const& unit, floa
   auto at = [&](int pixel, int f) {
     return staging + (f / 32 * 32 + pixel) * kLineBytes + ((f % 32 / 4) ^ (pixel & 6)) * 16 + f % 4 * 4;
   };
-  int const column = n + thread % 8 * 4;
 #pragma unroll
   for (int piece = 0; piece < 8; ++piece) {
     if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
@@ -187,13 +200,7 @@ __device__ inline void swap_store_floats(Params const& p, Unit const& unit, floa
       ptx::st_shared_f32(at(pixel, filter + i % 4 / 2 * 8), acc[piece * 16 + i]);
     }
     ptx::bar_sync(1 + group, kWarpgroup);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int const pixel = thread / 8 + i % 2 * 16, half = i / 2 * 32;
-      uint4 const v = ptx::ld_shared_v4(at(pixel, half + thread % 8 * 4));
-      int64_t const where = to[piece * 32 + pixel];
-      if (where >= 0 && column + half < p.N) *reinterpret_cast<uint4*>(out + where + column + half) = v;
-    }
+    store_float_piece(p, at, out, n, to + piece * 32);
   }
 }
 

@@ -14,8 +14,7 @@
 
 namespace conv2d_ext::tf32 {
 
-using tma::encode_filters, tma::encode_im2col, tma::kMaxStages, tma::params_of, tma::Phase, tma::Step, tma::Unit,
-    tma::Work;
+using tma::encode_filters, tma::encode_im2col, tma::params_of, tma::Phase, tma::Step, tma::Unit, tma::Work;
 using Params = tma::Params;
 
 // raw: a tile's TN channels are the rows, 64 a warpgroup, its TM pixels the columns. A stage of filters has lines of 32
@@ -86,7 +85,7 @@ template <int TM, int TN>
 __device__ void raw_store(Params const& p, Unit const& unit, float const (&acc)[TM / 2], int64_t const* to,
                           uint32_t staging) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
-  int const thread = int(threadIdx.x) % kWarpgroup, quad = lane % 4, first = raw_channel(warp, lane / 4);
+  int const quad = lane % 4, first = raw_channel(warp, lane / 4);
   if (unit.part >= 0) {
     float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.part) * (TM * TN) + group * 64 + first;
 #pragma unroll
@@ -117,7 +116,6 @@ __device__ void raw_store(Params const& p, Unit const& unit, float const (&acc)[
     return staging + (channel / 32 * 32 + pixel) * kLineBytes + ((channel % 32 / 4) ^ (pixel / 2 % 4)) * 16 +
            channel % 4 * 4;
   };
-  int const column = n + thread % 8 * 4;
 #pragma unroll
   for (int piece = 0; piece < TM / 32; ++piece) {
     ptx::bar_sync(1 + group, kWarpgroup);  // the last piece has been read
@@ -127,13 +125,7 @@ __device__ void raw_store(Params const& p, Unit const& unit, float const (&acc)[
       ptx::st_shared_f32x2(at(i / 2 * 8 + quad * 2 + i % 2, first), acc[a], acc[a + 2]);
     }
     ptx::bar_sync(1 + group, kWarpgroup);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int const pixel = thread / 8 + i % 2 * 16, half = i / 2 * 32;
-      uint4 const v = ptx::ld_shared_v4(at(pixel, half + thread % 8 * 4));
-      int64_t const where = to[piece * 32 + pixel];
-      if (where >= 0 && column + half < p.N) *reinterpret_cast<uint4*>(out + where + column + half) = v;
-    }
+    tma::store_float_piece(p, at, out, n, to + piece * 32);
   }
 }
 
