@@ -136,6 +136,7 @@ ENTRIES = (
     Entry("simt_copy", "simt::simt_copy", "fprop", "L09", "fp32", "nhwc", "simt.*nhwc"),
     Entry("simt_copy", "simt::simt_copy", "wgrad", "L06", "fp32", "nhwc", "simt.*nhwc"),
     Entry("simt_copy", "simt::simt_copy", "fprop", dense(16, 128, 56, 128, 3), "fp64", "nhwc", "simt.*nhwc"),
+    Entry("simt_tile", "simt::simt_fold", "wgrad", "L06", "fp32", "nhwc", "simt.*nhwc"),
     Entry("simt_tile", "simt::simt_reduce", "wgrad", "L06", "fp32", "nhwc", "simt.*nhwc"),
     Entry("grouped", "grouped::grouped_kernel", "fprop", "L15", "fp16", "nhwc", "grouped.*nhwc"),
     Entry("grouped", "grouped::grouped_kernel", "fprop", "L15", "fp16", "nchw", "grouped.*nchw"),

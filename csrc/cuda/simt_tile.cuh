@@ -120,6 +120,17 @@ __device__ inline void store_tile(Params const& p, Tile const& t, int64_t index,
   }
 }
 
+// Adds every kFolds'th of many splits, in order, to one of the first kFolds: a few tiles have too few threads for all.
+constexpr int kFolds = 16, kFoldThreads = 256;
+template <class Acc>
+__global__ void __launch_bounds__(kFoldThreads) simt_fold(Acc* const partial, int64_t elements, int64_t splits) {
+  Acc* const mine = partial + int64_t(blockIdx.x) * kFoldThreads + threadIdx.x;
+  Acc sum = 0;
+#pragma unroll 8
+  for (int64_t split = blockIdx.y; split < splits; split += kFolds) sum += mine[split * elements];
+  mine[blockIdx.y * elements] = sum;
+}
+
 // Sums a tile's partial sums in the order of the splits; one block for each run of a tile's threads.
 template <class L, class T>
 __global__ void __launch_bounds__(L::kThreads) simt_reduce(__grid_constant__ Params const p) {
@@ -174,6 +185,15 @@ cudaError_t launch_tiles(void (*kernel)(Params), int shared_bytes, Params p, cud
   }
   if (p.splits == 1) return cudaSuccess;
   p.first_tile = 0;  // partial sums fit in kMaxWorkspaceBytes, so these tiles fit one grid
+  if (p.splits > 2 * kFolds) {
+    using Acc = decltype(widen(T()));
+    static_assert(L::TM * L::TN % kFoldThreads == 0);
+    int64_t const elements = p.tiles * (L::TM * L::TN);
+    simt_fold<<<dim3(unsigned(elements / kFoldThreads), kFolds), kFoldThreads, 0, stream>>>(
+        static_cast<Acc*>(p.workspace), elements, p.splits);
+    if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess) return error;
+    p.splits = kFolds;
+  }
   simt_reduce<L, T><<<dim3(unsigned(p.tiles), L::runs_m * L::runs_n), L::kThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
