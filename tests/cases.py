@@ -258,6 +258,10 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_planes", 17, 16, 7, 7, 16, 5, 5, padding=(2, 2), groups=16, edge=True),
     Case("depthwise_planes_two_units", 9, 8, 14, 14, 8, 7, 7, padding=(3, 3), groups=8),
     Case("depthwise_planes_valid", 17, 8, 12, 11, 8, 4, 5, groups=8),
+    Case("depthwise_planes_stride2", 19, 24, 14, 14, 24, 3, 3, (2, 2), (1, 1), groups=24, edge=True),
+    Case("depthwise_planes_stretches", 5, 2, 28, 28, 2, 5, 5, padding=(2, 2), groups=2),
+    Case("depthwise_planes_stretches_stride2", 5, 2, 28, 28, 2, 7, 7, (2, 2), (3, 3), groups=2, bias=False),
+    Case("depthwise_planes_in_turns", 330, 1056, 2, 2, 1056, 3, 3, padding=(1, 1), groups=1056),
     Case("depthwise_7x7_padding_1", 2, 3, 20, 28, 3, 7, 7, padding=(1, 1), groups=3),
     Case("depthwise_7x7_padding_8", 3, 2, 9, 8, 2, 7, 7, padding=(8, 9), groups=2),
     # rows of several warps, whose outputs leave by way of shared memory: rounds of its ring, ends off 16 bytes

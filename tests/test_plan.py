@@ -204,6 +204,20 @@ def test_small_depthwise_filters_of_any_size_walk_down_images(op: str) -> None:
         assert name.startswith(f"stream_{op}_") and name.endswith(f"{side}x{side}_nchw"), name
 
 
+def test_one_image_of_float32_sums_the_gradient_of_depthwise_weights_by_tiles() -> None:
+    for size, side, channels in ((3, 14, 576), (3, 7, 960), (5, 7, 1152)):
+        case = Case("one", 1, channels, side, side, channels, size, size, padding=(size // 2,) * 2, groups=channels)
+        assert ROWS[ask("wgrad", case, torch.float32)[0]] == f"depthwise_wgrad_f32_{size}x{size}_nchw"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_small_images_of_16_bits_walk_down_whole_planes(op: str) -> None:
+    for side, size, stride in itertools.product((7, 14, 28), (3, 5, 7), (1, 2)):
+        case = Case("small", 128, 384, side, side, 384, size, size, (stride, stride), (size // 2,) * 2, groups=384)
+        name = ROWS[ask(op, case, torch.float16)[0]]
+        assert name == f"stream_{op}_f16_{size}x{size}_nchw" + ("_s2" if stride == 2 else ""), (side, name)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_large_depthwise_filters_take_tensor_cores_or_strips(op: str) -> None:
     for layout, (image, size, tile) in itertools.product(("nchw", "nhwc"), ((56, 31, 64), (28, 29, 32), (14, 27, 16))):

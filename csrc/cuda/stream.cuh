@@ -8,6 +8,7 @@
 // Rows of fprop and dgrad that begin anywhere, and wide ones, are for stream_ring.cuh.
 #pragma once
 
+#include "stream_planes.cuh"
 #include "stream_ring.cuh"
 
 namespace conv2d_ext::stream {
@@ -165,124 +166,6 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, wi
   if (__low2float(spoilt) != 0 || __high2float(spoilt) != 0) again<T, stride>(p, task);
 }
 
-// ---- small images: a block copies whole planes of 8 channels, which are neighbours in memory, and each of its warps
-// has one of the channels.
-
-constexpr int kPlanePasses = 4;
-
-// Planes [image][channel] of `images` images, to shared memory or back, 16 bytes at a time.
-template <class T>
-__device__ inline void copy_planes(Source const& s, int64_t n0, int c0, int images, uint32_t planes) {
-  int const area = s.H * s.W;  // 16-byte pieces of 8 planes
-  T const* const from = static_cast<T const*>(s.data) + n0 * s.n + c0 * s.c;
-  for (int i = threadIdx.x; i < images * area; i += blockDim.x) {
-    int const image = i / area, piece = i - image * area;
-    ptx::cp_async_16(planes + i * 16, from + image * s.n + piece * 8, true);
-  }
-}
-
-// A warp's rows of planes in shared memory, to where ldmatrix finds the units.
-template <class T>
-struct PlaneRows {
-  uint32_t from[kPlanePasses], to[kPlanePasses];
-  bool exists[kPlanePasses];
-  int row_bytes;
-
-  __device__ PlaneRows(Source const& s, int images, int channel, int place, int pitch, uint32_t planes)
-      : row_bytes(s.W * int(sizeof(T))) {
-#pragma unroll
-    for (int i = 0; i < kPlanePasses; ++i) {
-      int const which = int(threadIdx.x) % 32 + 32 * i, image = which / s.W, x = which - image * s.W;
-      exists[i] = image < images;
-      from[i] = planes + ((image * kStreamPlanes + channel) * s.H * s.W + x) * int(sizeof(T));
-      to[i] = (image * pitch + place + x) * int(sizeof(T));
-    }
-  }
-  __device__ void copy(uint32_t slot, int row, bool inside) const {
-#pragma unroll
-    for (int i = 0; i < kPlanePasses; ++i)
-      if (exists[i])
-        ptx::st_shared_u16(slot + to[i], inside ? ptx::ld_shared_u16(from[i] + row * row_bytes) : uint16_t(0));
-  }
-};
-
-template <class T, int R>
-__global__ void __launch_bounds__(kStreamPlanes * 32, R == 7 ? 2 : 3) gather_planes(__grid_constant__ Params const p) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = int(threadIdx.x) / 32;
-  int const units = p.C / kStreamPlanes, c0 = int(blockIdx.x % unsigned(units)) * kStreamPlanes;
-  Walk const at(p, c0 + warp, blockIdx.x / unsigned(units));
-  int const images = int(depthwise::smaller(p.N - at.n0, p.images));
-  int const area = p.in.H * p.in.W, out_area = p.out_H * p.out_W;
-  uint32_t const planes = ptx::shared_address(shared), outputs = planes + p.images * area * 16;
-  uint32_t const slots = outputs + p.images * out_area * 16 + warp * 2 * slot_bytes(1);
-  copy_planes<T>(p.in, at.n0, c0, images, planes);
-  clear(slots, 2 * slot_bytes(1));
-  uint32_t band[R][1][2];
-  load_band<T>(p, at.c, band);
-  float const bias = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[at.c * p.bias_stride]) : 0.f;
-  Unit const mine(p, lane % 16), units_out[2] = {Unit(p, g), Unit(p, g + 8)};
-  uint32_t const offset = ((mine.image * (p.span + 1) + mine.place) + lane / 16) * 16;
-  uint32_t to[2];
-  bool keep[2][2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    int const x = at.q0 + units_out[i].place * kStreamColumns + 2 * t;
-    to[i] = outputs + ((units_out[i].image * kStreamPlanes + warp) * out_area + x) * int(sizeof(T));
-#pragma unroll
-    for (int e = 0; e < 2; ++e) keep[i][e] = units_out[i].exists && unsigned(x + e) < unsigned(p.out_W);
-  }
-  PlaneRows<T> const rows(p.in, images, warp, p.pad_w + p.shift + p.origin, (p.span + 1) * kStreamColumns, planes);
-  ptx::cp_async_wait_all();
-  __syncthreads();
-
-  uint32_t slot = 0;
-  float acc[R][4];  // of the row of outputs so many rows above the walk's
-  typename PairOf<T>::type spoilt{};
-  int const steps = p.out_H + R - 1;
-#pragma unroll 1
-  for (int begin = 0; begin < steps; begin += R) {
-#pragma unroll
-    for (int i = 0; i < R; ++i) {
-      int const step = begin + i, h = step - p.pad_h;
-      if (step >= steps) break;
-      rows.copy(slots + slot, h, unsigned(h) < unsigned(p.in.H));
-      __syncwarp();
-      uint32_t a[4];
-      ptx::ldmatrix_x4(a, slots + slot + offset);
-      slot ^= slot_bytes(1);
-#pragma unroll
-      for (int r = R - 1; r > 0; --r)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) acc[r][j] = acc[r - 1][j];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) acc[0][j] = bias;
-#pragma unroll
-      for (int r = 0; r < R; ++r) ptx::mma_m16n8k16<T>(acc[r], a[0], a[1], a[2], a[3], band[r][0][0], band[r][0][1]);
-      if (step < R - 1) continue;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        Vector<T, 2> const v{{narrow<T>(acc[R - 1][2 * half]), narrow<T>(acc[R - 1][2 * half + 1])}};
-        spoilt = spoil(spoilt, v);
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          if (keep[half][e])
-            ptx::st_shared_u16(to[half] + e * int(sizeof(T)), reinterpret_cast<uint16_t const&>(v.v[e]));
-        to[half] += p.out_W * int(sizeof(T));
-      }
-    }
-  }
-  __syncthreads();
-  T* const out = static_cast<T*>(p.out) + at.n0 * p.out_n + c0 * p.out_c;
-  for (int i = threadIdx.x; i < images * out_area; i += blockDim.x) {
-    int const image = i / out_area, piece = i - image * out_area;
-    *reinterpret_cast<uint4*>(out + image * p.out_n + piece * 8) = ptx::ld_shared_v4(outputs + i * 16);
-  }
-  __syncthreads();
-  if (__low2float(spoilt) != 0 || __high2float(spoilt) != 0)
-    again<T, 1>(p, blockIdx.x / unsigned(units) * uint32_t(p.C) + at.c);
-}
-
 // ---- dgrad with stride 2. A unit is 16 columns of x. A row of y meets R rows of x; the even and the odd columns of x
 // meet every other tap, so that the sums of a row are two products.
 
@@ -428,85 +311,6 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, wi
   store_sums<T, R, stride>(p, c, split, begin, end, acc, shared);
 }
 
-// A block sums over its share of the groups of images.
-template <class T, int R>
-__global__ void __launch_bounds__(kStreamPlanes * 32, 2) wgrad_planes(__grid_constant__ Params const p) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  constexpr int slot_both = slot_bytes(1) + 512;  // kSlotBytesY, and a power of two in all
-  int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = int(threadIdx.x) / 32;
-  int const units = p.C / kStreamPlanes, c0 = int(blockIdx.x % unsigned(units)) * kStreamPlanes, c = c0 + warp;
-  int const split = int(blockIdx.x / unsigned(units));
-  uint32_t const begin = uint32_t(uint64_t(p.walks) * split / p.splits);
-  uint32_t const end = uint32_t(uint64_t(p.walks) * (split + 1) / p.splits);
-  uint32_t const planes = ptx::shared_address(shared), planes_y = planes + p.images * p.in.H * p.in.W * 16;
-  uint32_t const slots = planes_y + p.images * p.out_H * p.out_W * 16 + warp * 2 * slot_both;
-  Unit const mine(p, lane % 8 + lane / 16 * 8), mine_y(p, lane % 16);
-  uint32_t const offset = ((mine.image * (p.span + 1) + mine.place) + lane / 8 % 2) * 16;
-  uint32_t const offset_y = slot_bytes(1) + (mine_y.exists ? mine_y.image * p.span + mine_y.place : kStreamUnits) * 16;
-  clear(slots, 2 * slot_both);
-
-  float acc[R][4] = {};
-  for (uint32_t index = begin; index < end; ++index) {
-    Walk const at(p, c, index);
-    int const images = int(depthwise::smaller(p.N - at.n0, p.images));
-    __syncthreads();
-    copy_planes<T>(p.in, at.n0, c0, images, planes);
-    copy_planes<T>(p.y, at.n0, c0, images, planes_y);
-    if (images < p.images) clear(slots, 2 * slot_both);
-    PlaneRows<T> const rows(p.in, images, warp, p.pad_w + p.shift + p.origin, (p.span + 1) * kStreamColumns, planes);
-    PlaneRows<T> const rows_y(p.y, images, warp, slot_bytes(1) / int(sizeof(T)) + p.origin, p.span * kStreamColumns,
-                              planes_y);
-    ptx::cp_async_wait_all();
-    __syncthreads();
-    uint32_t y[R][2] = {}, slot = 0;
-    int const steps = p.out_H + R - 1;
-#pragma unroll 1
-    for (int first = 0; first < steps; first += R) {
-#pragma unroll
-      for (int i = 0; i < R; ++i) {
-        int const step = first + i, h = step - p.pad_h;
-        if (step >= steps) break;
-        rows.copy(slots + slot, h, unsigned(h) < unsigned(p.in.H));
-        rows_y.copy(slots + slot, step, step < p.out_H);
-        __syncwarp();
-        uint32_t x[4];
-#pragma unroll
-        for (int r = R - 1; r > 0; --r) y[r][0] = y[r - 1][0], y[r][1] = y[r - 1][1];
-        ptx::ldmatrix_x4_trans(x, slots + slot + offset);
-        ptx::ldmatrix_x2_trans(y[0], slots + slot + offset_y);
-        slot ^= slot_both;
-#pragma unroll
-        for (int r = 0; r < R; ++r) ptx::mma_m16n8k16<T>(acc[r], x[0], x[1], x[2], x[3], y[r][0], y[r][1]);
-      }
-    }
-  }
-
-  __syncthreads();
-  float (*const sums)[R][16][kStreamColumns + 1] = reinterpret_cast<float (*)[R][16][kStreamColumns + 1]>(shared);
-#pragma unroll
-  for (int r = 0; r < R; ++r)
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sums[warp][r][g + j / 2 * 8][2 * t + j % 2] = acc[r][j];
-  __syncwarp();
-  bool nan = false;
-  auto store = [&](int tap, float sum) {
-    depthwise::store_sum<T>(p.out, p.partial, p.splits, c * p.w_k + tap / p.S * p.w_r + tap % p.S * p.w_s,
-                            (int64_t(split) * p.C + c) * p.R * p.S + tap, sum);
-  };
-  for (int tap = lane; tap < p.R * p.S; tap += 32) {
-    float sum = 0;
-#pragma unroll
-    for (int j = 0; j < kStreamColumns; ++j) sum += sums[warp][tap / p.S][tap % p.S + p.shift + j][j];
-    nan = nan || sum != sum;
-    store(tap, sum);
-  }
-  if (!__any_sync(0xffffffffu, nan)) return;
-  for (int tap = 0; tap < p.R * p.S; ++tap) {
-    float const sum = exact_sum<T, 1>(p, c, begin, end, tap / p.S, tap % p.S);
-    if (lane == 0) store(tap, sum);
-  }
-}
-
 // ---- host side
 
 template <Op op, DType dtype, int R, int stride>
@@ -542,25 +346,36 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     return cudaGetLastError();
   };
   if constexpr (sums) p.y = source_of(args.b, out, problem, t.out_H, t.out_W, sizeof(T));
-  if constexpr (stride == 1) {
-    if (t.planes) {
-      int64_t const bytes = max64(t.planes_bytes + kStreamPlanes * 2 * (slot_bytes(1) + (sums ? 512 : 0)),
-                                  sums ? kStreamPlanes * R * 16 * (kStreamColumns + 1) * 4 : 0);
-      auto start_planes = [&](auto* kernel, int64_t blocks) {
-        if (bytes > 48 * 1024)
-          if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)))
-            return error;
-        kernel<<<unsigned(blocks), kStreamPlanes * 32, size_t(bytes), stream>>>(p);
-        return cudaGetLastError();
-      };
-      int64_t const units = problem.C / kStreamPlanes;
-      if constexpr (!sums) {
-        return start_planes(gather_planes<T, R>, units * t.groups);
-      } else {
-        cudaError_t const error = start_planes(wgrad_planes<T, R>, units * p.splits);
-        if (error != cudaSuccess || p.splits == 1) return error;
-        return depthwise::launch_sum<T>(problem, plan, args, stream);
-      }
+  if (t.planes.used) {
+    p.channels = t.planes.channels, p.stages = t.planes.stages, p.stage_bytes = t.planes.stage_bytes;
+    p.image_bytes = t.planes.in_bytes, p.image_bytes_y = t.planes.y_bytes;
+    int64_t const units = problem.C / p.channels;
+    p.groups = uint32_t(t.groups), p.items = uint32_t(units * t.groups);
+    auto start_planes = [&](auto* kernel, int64_t blocks) {
+      int const bytes = int(t.planes.shared_bytes);
+      if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
+        return error;
+      kernel<<<unsigned(blocks), kPlanesWarps * 32, size_t(bytes), stream>>>(p);
+      return cudaGetLastError();
+    };
+    int64_t const blocks = min64(p.items, int64_t(t.planes.together) * h200_sxm.sm_count);
+    bool const odd = t.planes.odd, words = t.out_W % 2 == 0;
+    if constexpr (spreads) {
+      return start_planes(!words ? spread_planes<T, R, true, false>
+                          : odd  ? spread_planes<T, R, true, true>
+                                 : spread_planes<T, R, false, true>,
+                          blocks);
+    } else if constexpr (!sums) {
+      // With a stride, images of even rows may have odd rows of outputs.
+      return start_planes(odd || (!words && stride == 1) ? gather_planes<T, R, stride, true, false>
+                          : words                        ? gather_planes<T, R, stride, false, true>
+                                                         : gather_planes<T, R, stride, false, stride == 1>,
+                          blocks);
+    } else {
+      cudaError_t const error =
+          start_planes(odd ? wgrad_planes<T, R, stride, true> : wgrad_planes<T, R, stride, false>, units * p.splits);
+      if (error != cudaSuccess || p.splits == 1) return error;
+      return depthwise::launch_sum<T>(problem, plan, args, stream);
     }
   }
   if constexpr (!sums) {

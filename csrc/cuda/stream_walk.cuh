@@ -30,6 +30,8 @@ struct Params {
   int warps, stages, team_bytes, out_bytes;                                  // stream_ring.cuh
   uint32_t row_bytes;                                                        // of outputs
   StreamRing ring;
+  int channels, image_bytes, image_bytes_y, stage_bytes;  // stream_planes.cuh
+  uint32_t groups, items;
 };
 
 // Which columns, rows and images of a channel a warp walks down.

@@ -1,0 +1,447 @@
+// The walks of stream.cuh over small images whose planes lie one after the other in memory. A block takes `channels`
+// neighbouring channels of some images at a time: the copy engine brings their planes as one run of each image, whole
+// lines wherever rows begin, to one of several stages in shared memory, ahead of the warps. A warp has a channel and a
+// stretch of its rows, of 16 units of all the images; fprop's and dgrad's outputs take the same way back. A block stays
+// with its channels as long as it has images of them.
+#pragma once
+
+#include "stream_walk.cuh"
+
+namespace conv2d_ext::stream {
+
+// What a block takes at a time; the next is of the next images, then of the next channels.
+struct PlanesItem {
+  int c0;
+  uint32_t group;
+
+  __device__ PlanesItem(Params const& p, uint32_t item) {
+    uint32_t const unit = item / p.groups;
+    c0 = int(unit) * p.channels, group = item - unit * p.groups;
+  }
+  __device__ void next(Params const& p) {
+    if (++group < p.groups) return;
+    group = 0, c0 += p.channels;
+  }
+  __device__ int64_t n0(Params const& p) const { return int64_t(group) * p.images; }
+  __device__ int images(Params const& p) const { return int(depthwise::smaller(p.N - n0(p), p.images)); }
+};
+
+// A warp's channel of a block's, and its rows of outputs.
+struct PlanesStretch {
+  int channel, p0, rows;
+
+  __device__ explicit PlanesStretch(Params const& p, int warp) {
+    int const stretch = warp / p.channels;
+    channel = warp - stretch * p.channels, p0 = stretch * p.rows;
+    rows = p.out_H - p0 < p.rows ? p.out_H - p0 : p.rows;
+  }
+};
+
+// As a number that the compiler knows to be the same in all lanes.
+__device__ inline int planes_warp() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0); }
+
+// The barriers of the stages are at the beginning of shared memory.
+__device__ inline uint64_t* planes_barrier(int stage) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  return reinterpret_cast<uint64_t*>(shared) + stage;
+}
+__device__ inline uint32_t planes_stages() { return ptx::shared_address(planes_barrier(0)) + kPlanesBegin; }
+__device__ inline void make_planes_barriers(int stages) {
+  if (threadIdx.x == 0)
+    for (int i = 0; i < stages; ++i) ptx::mbarrier_init(planes_barrier(i), 1);
+  ptx::fence_mbarrier_init();
+  __syncthreads();
+}
+
+template <class T>
+__device__ inline T const* planes_of(Source const& s, int64_t n, int c0) {
+  return static_cast<T const*>(s.data) + n * s.n + c0 * s.c;
+}
+
+// Has the copy engine bring an item to a stage, by a warp: x, and for wgrad y behind it.
+template <class T, bool sums>
+__device__ inline void fill_planes(Params const& p, PlanesItem const& at, int stage) {
+  int const lane = int(threadIdx.x) % 32, images = at.images(p);
+  uint32_t const bytes = uint32_t(p.channels * p.in.H * p.in.W) * sizeof(T);
+  uint32_t const bytes_y = sums ? uint32_t(p.channels * p.y.H * p.y.W) * sizeof(T) : 0;
+  uint64_t* const full = planes_barrier(stage);
+  uint32_t const to = planes_stages() + stage * p.stage_bytes;
+  if (lane == 0) ptx::mbarrier_arrive_expect_tx(full, uint32_t(images) * (bytes + bytes_y));
+  __syncwarp();
+  if (lane >= images) return;
+  int64_t const n = at.n0(p) + lane;
+  ptx::cp_async_bulk(to + lane * p.image_bytes, planes_of<T>(p.in, n, at.c0), bytes, full);
+  if (sums)
+    ptx::cp_async_bulk(to + p.images * p.image_bytes + lane * p.image_bytes_y, planes_of<T>(p.y, n, at.c0), bytes_y,
+                       full);
+}
+
+// A row of a warp's units: pairs of columns 2t and 2t + 1 of each of `count` times 8 columns of units g and g + 8.
+// `odd`: pairs may lie across words.
+template <int count, bool odd>
+struct PlanePairs {
+  uint32_t address[2];  // of row 0 in stage 0
+  uint32_t mask[count][2];
+
+  // `column`: the first unit's first; `planes`: of the warp's channel of the first image.
+  __device__ PlanePairs(Params const& p, Source const& s, int images, int column, int unit_columns, uint32_t planes,
+                        int image_bytes) {
+    int const lane = int(threadIdx.x) % 32, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      Unit const u(p, lane / 4 + 8 * i);
+      int const x = column + u.place * unit_columns;
+      bool const meets = u.exists && x + 8 * count > 0 && x < s.W;
+      address[i] = planes + u.image * image_bytes + ((meets ? x : 0) + 2 * t) * 2;
+#pragma unroll
+      for (int k = 0; k < count; ++k) {
+        bool const exists = u.exists && u.image < images;
+        mask[k][i] = (exists && unsigned(x + 8 * k + 2 * t) < unsigned(s.W) ? 0xffffu : 0u) |
+                     (exists && unsigned(x + 8 * k + 2 * t + 1) < unsigned(s.W) ? 0xffff0000u : 0u);
+      }
+    }
+  }
+  __device__ uint32_t load(uint32_t offset, int k, int i) const {
+    uint32_t const from = address[i] + offset, word = (odd ? from & ~3u : from) + 16 * k;
+    uint32_t v = ptx::ld_shared(word);
+    if (odd) v = __byte_perm(v, ptx::ld_shared(word + 4), from & 2 ? 0x5432 : 0x3210);
+    return v & mask[k][i];
+  }
+};
+
+// Neighbouring pairs of outputs of a unit, in shared memory. `words`: rows begin on words.
+template <class T, int pairs, bool words>
+struct PlaneOutputs {
+  uint32_t to;  // of row 0 in the first of two places
+  bool keep[2 * pairs];
+
+  __device__ PlaneOutputs(Params const& p, int unit, int unit_columns, uint32_t planes) {
+    Unit const u(p, unit);
+    int const x = u.place * unit_columns + int(threadIdx.x) % 4 * 2 * pairs;
+    to = planes + u.image * p.image_bytes_y + x * sizeof(T);
+#pragma unroll
+    for (int e = 0; e < 2 * pairs; ++e) keep[e] = u.exists && x + e < p.out_W;
+  }
+  __device__ void store(uint32_t offset, int pair, uint32_t v) const {
+    uint32_t const at = to + offset + pair * 4;
+    if constexpr (words) {
+      if (keep[2 * pair]) ptx::st_shared(at, v);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        if (keep[2 * pair + e]) ptx::st_shared_u16(at + 2 * e, uint16_t(v >> 16 * e));
+    }
+  }
+};
+
+// Two sums as elements of 16 bits; what is not finite makes a NaN of `spoilt`, which begins as zero.
+template <class T>
+__device__ inline uint32_t planes_pair(float low, float high, uint32_t& spoilt) {
+  using Pair = typename PairOf<T>::type;
+  Vector<T, 2> const v{{narrow<T>(low), narrow<T>(high)}};
+  Pair const sum = spoil(reinterpret_cast<Pair const&>(spoilt), v);
+  spoilt = reinterpret_cast<uint32_t const&>(sum);
+  return reinterpret_cast<uint32_t const&>(v);
+}
+// NaN in either half is no zero.
+__device__ inline bool is_spoilt(uint32_t spoilt) { return (spoilt & 0x7fff7fff) != 0; }
+
+// The share of a block of fprop or dgrad: walk(images, stage, outputs), which is a warp's of an item, between the
+// copies there and back; begin(c): the warp's channel changes.
+template <class T, class Begin, class Walking>
+__device__ inline void for_each_item(Params const& p, int warp, int channel, uint32_t begin_item, uint32_t end,
+                                     Begin const& begin, Walking const& walk) {
+  int const lane = int(threadIdx.x) % 32;
+  uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes;
+  make_planes_barriers(p.stages);
+  PlanesItem at(p, begin_item), ahead = at;
+  auto fill = [&](int stage) {
+    fill_planes<T, false>(p, ahead, stage);
+    ahead.next(p);
+  };
+  if (warp == 0)
+    for (uint32_t i = begin_item; i < end && i < begin_item + p.stages; ++i) fill(int(i - begin_item));
+  int stage = 0, parity = 0, c0 = -1;
+  uint32_t place = 0;
+#pragma unroll 1
+  for (uint32_t item = begin_item; item < end; ++item, at.next(p)) {
+    int const images = at.images(p);
+    if (at.c0 != c0) begin(channel + (c0 = at.c0));
+    ptx::mbarrier_wait(planes_barrier(stage), parity);
+    walk(images, uint32_t(stage * p.stage_bytes), place);
+    // The next outputs' place is free, the stage has been read, and these outputs are there.
+    ptx::fence_proxy_async();
+    if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
+    __syncthreads();
+    if (warp == 0) {
+      if (lane < images)
+        ptx::cp_async_bulk_store(static_cast<T*>(p.out) + (at.n0(p) + lane) * p.out_n + at.c0 * p.out_c,
+                                 outputs + place + lane * p.image_bytes_y,
+                                 uint32_t(p.channels * p.out_H * p.out_W) * sizeof(T));
+      ptx::cp_async_bulk_commit_group();
+      if (item + p.stages < end) fill(stage);
+    }
+    place = place == 0 ? uint32_t(p.images * p.image_bytes_y) : 0;
+    if (++stage == p.stages) stage = 0, parity ^= 1;
+  }
+}
+
+// Has every warp make its outputs of the block's items again that are NaN, if there are any: again(task).
+template <class Again>
+__device__ inline void if_spoilt(Params const& p, int warp, uint32_t begin, uint32_t end, bool spoilt,
+                                 Again const& again) {
+  if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
+  if (__syncthreads_or(spoilt) == 0) return;
+  if (warp == 0) ptx::cp_async_bulk_wait_all();
+  __syncthreads();
+  int const channel = warp % p.channels, stretch = warp / p.channels;
+  PlanesItem at(p, begin);
+  for (uint32_t item = begin; item < end; ++item, at.next(p))
+    again((at.group * p.stretches + stretch) * uint32_t(p.C) + at.c0 + channel);
+}
+
+template <class T, int R, int stride, bool odd, bool words>
+__global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
+    gather_planes(__grid_constant__ Params const p) {
+  constexpr int A = live(R, stride), turn = A * stride;
+  int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
+  PlanesStretch const mine(p, warp);
+  uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
+  uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
+  uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
+  uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
+  uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes + mine.channel * p.out_H * out_row_bytes;
+  PlaneOutputs<T, 1, words> const out0(p, g, kStreamColumns, outputs), out1(p, g + 8, kStreamColumns, outputs);
+  auto inputs_of = [&](int images) {
+    return PlanePairs<2 * stride, odd>(p, p.in, images, -p.pad_w - p.shift, kStreamColumns * stride, planes,
+                                       p.image_bytes);
+  };
+  int present = p.images;
+  PlanePairs<2 * stride, odd> inputs = inputs_of(present);
+  uint32_t band[R][stride][2];
+  float bias = 0;
+  uint32_t spoilt = 0;
+  for_each_item<T>(
+      p, warp, mine.channel, begin, end,
+      [&](int c) {
+        load_band<T>(p, c, band);
+        bias = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
+      },
+      [&](int images, uint32_t stage, uint32_t place) {
+        if (images != present) inputs = inputs_of(present = images);
+        int const h0 = mine.p0 * stride - p.pad_h, steps = mine.rows > 0 ? (mine.rows - 1) * stride + R : 0;
+        uint32_t row = stage + h0 * int(row_bytes), out = place + mine.p0 * out_row_bytes;
+        float acc[A][4];  // of the rows of outputs that a row of inputs meets, each in its place till it is complete
+#pragma unroll 1
+        for (int first = 0; first < steps; first += turn) {
+#pragma unroll
+          for (int i = 0; i < turn; ++i, row += row_bytes) {
+            int const step = first + i, odd_row = i % stride;
+            if (step >= steps) break;
+            if (odd_row == 0)
+#pragma unroll
+              for (int e = 0; e < 4; ++e) acc[i / stride][e] = 0;
+            if (unsigned(h0 + step) < unsigned(p.in.H)) {
+              uint32_t a[stride][4];
+#pragma unroll
+              for (int k = 0; k < stride; ++k)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) a[k][j] = inputs.load(row, 2 * k + j / 2, j % 2);
+#pragma unroll
+              for (int j = 0; j < A; ++j)
+                if (stride * j + odd_row < R)
+#pragma unroll
+                  for (int k = 0; k < stride; ++k)
+                    ptx::mma_m16n8k16<T>(acc[(i / stride - j + A) % A], a[k][0], a[k][1], a[k][2], a[k][3],
+                                         band[stride * j + odd_row][k][0], band[stride * j + odd_row][k][1]);
+            }
+            if (odd_row != 0 || step < R - 1) continue;
+            float const(&sum)[4] = acc[(i / stride + 1) % A];
+            out0.store(out, 0, planes_pair<T>(sum[0] + bias, sum[1] + bias, spoilt));
+            out1.store(out, 0, planes_pair<T>(sum[2] + bias, sum[3] + bias, spoilt));
+            out += out_row_bytes;
+          }
+        }
+      });
+  if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { again<T, stride>(p, task); });
+}
+
+// dgrad with stride 2; see `spread`.
+template <class T, int R, bool odd, bool words>
+__global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
+    spread_planes(__grid_constant__ Params const p) {
+  int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
+  PlanesStretch const mine(p, warp);
+  uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
+  uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
+  uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
+  uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
+  uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes + mine.channel * p.out_H * out_row_bytes;
+  PlaneOutputs<T, 2, words> const out0(p, g, 2 * kStreamColumns, outputs), out1(p, g + 8, 2 * kStreamColumns, outputs);
+  auto inputs_of = [&](int images) {
+    return PlanePairs<2, odd>(p, p.in, images, -p.pad_w - p.shift, kStreamColumns, planes, p.image_bytes);
+  };
+  int present = p.images;
+  PlanePairs<2, odd> inputs = inputs_of(present);
+  uint32_t band[R][2][2];
+  uint32_t spoilt = 0;
+  for_each_item<T>(
+      p, warp, mine.channel, begin, end, [&](int c) { load_spread_band<T>(p, c, band); },
+      [&](int images, uint32_t stage, uint32_t place) {
+        if (images != present) inputs = inputs_of(present = images);
+        // Row i of y that the walk takes is v0 + i; after it rows 2 (v0 + i) - pad_h and the next of x are complete.
+        int const last = mine.p0 + mine.rows - 1 + p.pad_h, lowest = mine.p0 + p.pad_h - (R - 1);
+        int const v0 = lowest >= 0 ? lowest / 2 : (lowest - 1) / 2, steps = mine.rows > 0 ? last / 2 - v0 + 1 : 0;
+        uint32_t row = stage + v0 * int(row_bytes);
+        int y = 2 * v0 - p.pad_h;
+        float acc[R][2][4] = {};  // of the rows of x that a row of y meets, each in its place till it is complete
+#pragma unroll 1
+        for (int first = 0; first < steps; first += R) {
+#pragma unroll
+          for (int i = 0; i < R; ++i, row += row_bytes) {
+            if (first + i >= steps) break;
+            if (unsigned(v0 + first + i) < unsigned(p.in.H)) {
+              uint32_t a[4];
+#pragma unroll
+              for (int j = 0; j < 4; ++j) a[j] = inputs.load(row, j / 2, j % 2);
+#pragma unroll
+              for (int r = 0; r < R; ++r)
+#pragma unroll
+                for (int b = 0; b < 2; ++b)
+                  ptx::mma_m16n8k16<T>(acc[(2 * i + r) % R][b], a[0], a[1], a[2], a[3], band[r][b][0], band[r][b][1]);
+            }
+#pragma unroll
+            for (int e = 0; e < 2; ++e, ++y) {
+              float (&sum)[2][4] = acc[(2 * i + e) % R];
+              if (y >= mine.p0 && y < mine.p0 + mine.rows) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half)
+#pragma unroll
+                  for (int pair = 0; pair < 2; ++pair) {
+                    int const j = 2 * half + pair;
+                    (half == 0 ? out0 : out1)
+                        .store(place + y * out_row_bytes, pair, planes_pair<T>(sum[0][j], sum[1][j], spoilt));
+                  }
+              }
+#pragma unroll
+              for (int b = 0; b < 2; ++b)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) sum[b][j] = 0;
+            }
+          }
+        }
+      });
+  if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { spread_again<T>(p, task); });
+}
+
+// A block sums over its share of the groups of images. movmatrix transposes the units' rows, so that mma sums over
+// them.
+template <class T, int R, int stride, bool odd>
+__global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
+    wgrad_planes(__grid_constant__ Params const p) {
+  constexpr int A = live(R, stride), turn = A * stride;
+  extern __shared__ __align__(16) unsigned char shared[];
+  int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = planes_warp();
+  PlanesStretch const mine(p, warp);
+  int const units = p.C / p.channels;
+  int const unit = int(blockIdx.x % unsigned(units)), split = int(blockIdx.x / unsigned(units)), c0 = unit * p.channels;
+  uint32_t const begin = uint32_t(uint64_t(p.groups) * split / p.splits);
+  uint32_t const end = uint32_t(uint64_t(p.groups) * (split + 1) / p.splits);
+  uint32_t const row_bytes = p.in.W * sizeof(T), row_bytes_y = p.y.W * sizeof(T);
+  uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
+  uint32_t const planes_y = planes_stages() + p.images * p.image_bytes + mine.channel * p.y.H * row_bytes_y;
+  auto inputs_of = [&](int images) {
+    return PlanePairs<2 * stride, odd>(p, p.in, images, -p.pad_w - p.shift, kStreamColumns * stride, planes,
+                                       p.image_bytes);
+  };
+  auto gradients_of = [&](int images) {
+    return PlanePairs<1, odd>(p, p.y, images, 0, kStreamColumns, planes_y, p.image_bytes_y);
+  };
+  int present = p.images;
+  PlanePairs<2 * stride, odd> inputs = inputs_of(present);
+  PlanePairs<1, odd> gradients = gradients_of(present);
+  make_planes_barriers(p.stages);
+  PlanesItem at(p, unit * p.groups + begin), ahead = at;
+  auto fill = [&](int stage) {
+    fill_planes<T, true>(p, ahead, stage);
+    ahead.next(p);
+  };
+  if (warp == 0)
+    for (uint32_t i = begin; i < end && i < begin + p.stages; ++i) fill(int(i - begin));
+
+  float acc[R][stride][4] = {};
+  int stage = 0, parity = 0;
+#pragma unroll 1
+  for (uint32_t item = begin; item < end; ++item, at.next(p)) {
+    if (int const images = at.images(p); images != present)
+      present = images, inputs = inputs_of(present), gradients = gradients_of(present);
+    int const h0 = mine.p0 * stride - p.pad_h, steps = mine.rows > 0 ? (mine.rows - 1) * stride + R : 0;
+    uint32_t row = stage * p.stage_bytes + h0 * int(row_bytes);
+    uint32_t row_y = stage * p.stage_bytes + mine.p0 * row_bytes_y;
+    uint32_t y[A][2] = {};
+    ptx::mbarrier_wait(planes_barrier(stage), parity);
+#pragma unroll 1
+    for (int first = 0; first < steps; first += turn) {
+#pragma unroll
+      for (int i = 0; i < turn; ++i, row += row_bytes) {
+        int const step = first + i;
+        if (step >= steps) break;
+        if (i % stride == 0) {
+          bool const exists = step < mine.rows * stride;
+#pragma unroll
+          for (int j = 0; j < 2; ++j) y[i / stride][j] = exists ? ptx::movmatrix_trans(gradients.load(row_y, 0, j)) : 0;
+          row_y += row_bytes_y;
+        }
+        if (unsigned(h0 + step) >= unsigned(p.in.H)) continue;
+        uint32_t x[stride][4];
+#pragma unroll
+        for (int k = 0; k < stride; ++k)
+#pragma unroll
+          for (int j = 0; j < 4; ++j) x[k][j] = ptx::movmatrix_trans(inputs.load(row, 2 * k + j % 2, j / 2));
+#pragma unroll
+        for (int j = 0; j < A; ++j)
+          if (stride * j + i % stride < R)
+#pragma unroll
+            for (int k = 0; k < stride; ++k)
+              ptx::mma_m16n8k16<T>(acc[stride * j + i % stride][k], x[k][0], x[k][1], x[k][2], x[k][3],
+                                   y[(i / stride - j + A) % A][0], y[(i / stride - j + A) % A][1]);
+      }
+    }
+    __syncthreads();  // the stage has been read
+    if (warp == 0 && item + p.stages < end) fill(stage);
+    if (++stage == p.stages) stage = 0, parity ^= 1;
+  }
+
+  float (*const sums)[R][16 * stride][kStreamColumns + 1] =
+      reinterpret_cast<float (*)[R][16 * stride][kStreamColumns + 1]>(shared + kPlanesBegin);
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int k = 0; k < stride; ++k)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[warp][r][16 * k + g + j / 2 * 8][2 * t + j % 2] = acc[r][k][j];
+  __syncthreads();
+  int const taps = p.R * p.S;
+  auto store = [&](int which, int tap, float sum) {
+    depthwise::store_sum<T>(p.out, p.partial, p.splits, (c0 + which) * p.w_k + tap / p.S * p.w_r + tap % p.S * p.w_s,
+                            (int64_t(split) * p.C + c0 + which) * taps + tap, sum);
+  };
+  bool nan = false;
+  for (int i = threadIdx.x; i < p.channels * taps; i += blockDim.x) {
+    int const which = i / taps, tap = i - which * taps;
+    float sum = 0;
+    for (int other = which; other < kPlanesWarps; other += p.channels)
+#pragma unroll
+      for (int j = 0; j < kStreamColumns; ++j) sum += sums[other][tap / p.S][tap % p.S + p.shift + j * stride][j];
+    nan = nan || sum != sum;
+    store(which, tap, sum);
+  }
+  if (__syncthreads_or(nan) == 0) return;
+  for (int i = warp; i < p.channels * taps; i += kPlanesWarps) {
+    int const which = i / taps, tap = i - which * taps;
+    float const sum = exact_sum<T, stride>(p, c0 + which, begin * p.stretches, end * p.stretches, tap / p.S, tap % p.S);
+    if (lane == 0) store(which, tap, sum);
+  }
+}
+
+}  // namespace conv2d_ext::stream
