@@ -113,6 +113,7 @@ __global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1) wgrad(__g
     return;
   }
   if (int(threadIdx.x) >= readers) return;
+  ptx::griddepcontrol_launch_dependents();
 
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
   int const quads = p.channels / 4, quad = warp % quads, octets = p.channels / 8;
@@ -258,7 +259,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
     return error;
   kernel<<<unsigned(t.slices * t.shares), toeplitz_threads(kToeplitzWarps), size_t(t.shared_bytes), stream>>>(p);
   if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || p.shares == 1) return error;
-  return depthwise::launch_sum<T>(problem, plan, args, stream);
+  return depthwise::launch_sum<T>(problem, plan, args, stream, true);
 }
 
 }  // namespace conv2d_ext::toeplitz
