@@ -98,7 +98,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   double const copied =
       double(t.in_bytes) + double(pixel) * t.strips * width * (backward ? double(stride) : 1.0 / stride);
   int64_t const slots = max64(1, int64_t(t.resident) * d.sm_count / t.slices), taps = p.C * R * R;
-  bool const turns = !sums && (size == 4 || stride == 2);
+  // As measured: float16 of 5x5 and dgrad of stride 2, and 5x5 on small images, take longer by turns.
+  bool const turns = !sums && (size == 4 ? R == 3 || H >= 28 : stride == 2 && R == 3 && !backward);
   auto consider = [&](int64_t each) {
     ColumnTile u = t;
     u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
