@@ -119,11 +119,12 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     u.ns = 1500 + double(ceil_div(blocks, full)) * ((double(u.each) * rows + halo) * step / 1.8 + 1500);
     // Short turns of many blocks, one after the other: what all read at a time is close together, and comes at the rate
     // of large layers.
-    if (turns && 2 * blocks > 3 * full) {
+    u.turns = turns && 2 * blocks > 3 * full;
+    if (u.turns) {
       double const issue_ns =
           double(blocks) * (double(u.each) * rows + halo) * double(warps) * issue / kColumnIssue / 1.8 / d.sm_count;
       double const memory_ns = 0.83 * walk_memory_ns(p, d);
-      u.ns = 3000 + 1.05 * (memory_ns > issue_ns ? memory_ns : issue_ns), u.turns = true;
+      u.ns = 3000 + 1.05 * (memory_ns > issue_ns ? memory_ns : issue_ns);
     }
     if (sums) u.ns += 2000 + (u.shares > 1 ? 3500 + double(u.shares) * double(taps) * 8 / 2500 : 0);
     if (t.ns == 0 || u.ns < t.ns) t = u;
