@@ -17,6 +17,7 @@ struct ColumnTile {
   int channels = 8, strips = 1, images = 1;  // of a block
   int64_t slices = 1, tiles_w = 1, image_units = 1;
   int64_t units = 1, each = 1, shares = 1;  // rows of outputs of a slice, of a block; blocks of a slice
+  bool turns = false;                       // many short shares, one after the other
   int resident = 1, stages = 1;             // blocks of an SM
   int64_t in_bytes = 0, y_bytes = 0, shared_bytes = 0;
   double ns = 0;
@@ -48,32 +49,37 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   int64_t most_strips = min64(all, most / (piece / vector));
   while (axis.extent(int(most_strips) * width) > 256) --most_strips;
   int64_t const first = ceil_div(all, most_strips);
+  int const lane_counts[] = {most, 128, 64};
   for (int64_t tiles = first; tiles <= min64(all, first + 7); ++tiles) {
     int64_t const strips = ceil_div(all, tiles);
     double const halo = double(axis.extent(int(strips) * width)) / axis.advance(int(strips) * width);
     double const memory = 32 * size * (axis.advance(width) * vector * halo + outputs) / kColumnBytes *
                           double(tiles * strips) / double(all);
-    for (int lanes_wanted = most; lanes_wanted >= 64; lanes_wanted /= 2) {
-      int64_t const least = ceil_div(vectors, max64(1, min64(lanes_wanted / strips, 256 / vector)));
-      for (int64_t slices = least; slices < least + 3; ++slices) {
-        int64_t const channels = ceil_div(ceil_div(p.C, piece), slices) * piece;
-        for (int64_t images = 1; images <= (tiles > 1 ? 1 : min64(p.N, 8)); images *= 2) {
+    for (int64_t images = 1; images <= (tiles > 1 ? 1 : min64(p.N, 8)); images *= 2)
+      for (int lanes_wanted : lane_counts) {
+        int64_t const least = ceil_div(vectors, max64(1, min64(lanes_wanted / (strips * images), 256 / vector)));
+        for (int64_t slices = least; slices < least + 3; ++slices) {
+          int64_t const channels = ceil_div(ceil_div(p.C, piece), slices) * piece;
           int64_t const lanes = channels / vector * strips * images, warps = ceil_div(lanes, 32);
-          if (lanes > most) break;
+          if (lanes > most) continue;
           double const idle = double(warps * 32) / double(lanes) * double(ceil_div(p.C, channels) * channels) /
                               double(p.C) * double(tiles * strips) / double(all);
           int64_t const blocks = min64(warps_of_sm / (warps + 1), 16);
           double const multiply = issue * idle / kColumnIssue;
+          // As measured: bytes of a pixel that a block reads, and what it does for each of its channels at its begin or
+          // end.
           double const cost = (memory > multiply ? memory + multiply / 8 : multiply + memory / 8) *
                               (1.5 - 0.5 * double(blocks * (warps + 1)) / double(warps_of_sm)) *
                               (channels * size % 32 != 0 && slices > 1 ? 1.1 : 1.0) *
-                              (channels * size < 128 && slices > 1 ? 1.05 : 1.0) * (images > 1 ? 1.02 : 1.0);
+                              (channels * size < 128 && slices > 1 ? 1.05 : 1.0) * (images > 1 ? 1.02 : 1.0) *
+                              (images > 1 && strips * images > 16 ? 1.1 : 1.0) * (sums && tiles > 1 ? 1.1 : 1.0) *
+                              (1 + (sums && size == 4 ? 24 : 8) / double(channels * size)) *
+                              (1 + 0.3 / double(strips * images));
           if (best != 0 && cost >= best) continue;
           best = cost;
           t.channels = int(channels), t.strips = int(strips), t.images = int(images), t.resident = int(blocks);
         }
       }
-    }
   }
   t.slices = ceil_div(p.C, t.channels), t.tiles_w = ceil_div(all, t.strips), t.image_units = ceil_div(p.N, t.images);
   int64_t const pixel = int64_t(t.channels) * size * t.images, warps = t.warps(vector);
@@ -92,6 +98,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   double const copied =
       double(t.in_bytes) + double(pixel) * t.strips * width * (backward ? double(stride) : 1.0 / stride);
   int64_t const slots = max64(1, int64_t(t.resident) * d.sm_count / t.slices), taps = p.C * R * R;
+  // As measured: float16 of 5x5 and dgrad of stride 2, and 5x5 on small images, take longer by turns.
+  bool const turns = !sums && (size == 4 ? R == 3 || H >= 28 : stride == 2 && R == 3 && !backward);
   auto consider = [&](int64_t each) {
     ColumnTile u = t;
     u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
@@ -109,6 +117,15 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     step = step > latency ? step : latency;
     double const halo = u.each % H == 0 ? 0 : R - 1, rows = backward ? 1.0 / stride : stride;
     u.ns = 1500 + double(ceil_div(blocks, full)) * ((double(u.each) * rows + halo) * step / 1.8 + 1500);
+    // Short turns of many blocks, one after the other: what all read at a time is close together, and comes at the rate
+    // of large layers.
+    u.turns = turns && 2 * blocks > 3 * full;
+    if (u.turns) {
+      double const issue_ns =
+          double(blocks) * (double(u.each) * rows + halo) * double(warps) * issue / kColumnIssue / 1.8 / d.sm_count;
+      double const memory_ns = 0.83 * walk_memory_ns(p, d);
+      u.ns = 3000 + 1.05 * (memory_ns > issue_ns ? memory_ns : issue_ns);
+    }
     if (sums) u.ns += 2000 + (u.shares > 1 ? 3500 + double(u.shares) * double(taps) * 8 / 2500 : 0);
     if (t.ns == 0 || u.ns < t.ns) t = u;
   };
@@ -116,6 +133,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   consider(even);
   consider(ceil_div(even, H) * H);
   if (H > 1 && even < H) consider(ceil_div(H, H / even));
+  if (turns) consider(ceil_div(H, max64(1, H / 7)));
   if (sums && even < 16) {
     consider(4 * even);
     consider(t.units);
@@ -127,6 +145,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
   if (op == Op::wgrad) return 5000 + t.ns;
+  if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image
   double const slower = p.dtype != DType::f32 ? (stride == 1 ? 1.1 : 1.0)
                         : stride == 1         ? (t.tiles_w > 1 ? 1.04 : 0.95)

@@ -6,11 +6,17 @@
 namespace conv2d_ext {
 
 inline constexpr int kToeplitzStages = 12, kToeplitzBuffers = 3, kToeplitzChannels = 64;
-// Of a block, one an SM: warps that multiply, and threads. Sums and operands need more than the 168 registers that 384
-// threads have; a warpgroup that copies leaves most of its own to the two that multiply.
-inline constexpr int kToeplitzWarps = 8, kToeplitzThreads = 32 * kToeplitzWarps + 128;
-inline constexpr int kToeplitzRegisters = 240, kToeplitzCopyRegisters = 24;
-static_assert(256 * kToeplitzRegisters + 128 * kToeplitzCopyRegisters <= 384 * 168);
+// What multiplies 16 blocks of columns of 8 channels (wgrad: 4): a warp, of whom a block of threads, one an SM, has
+// eight. For fprop and dgrad of 7x7 two warps, of 4 channels each: their sums and operands fit half the registers, and
+// twice as many warps hide what one waits for.
+inline constexpr int kToeplitzWarps = 8;
+constexpr int toeplitz_warps(Op op, int R) { return op != Op::wgrad && R == 7 ? 2 * kToeplitzWarps : kToeplitzWarps; }
+// A warpgroup more copies, and leaves most of its registers to those that multiply.
+constexpr int toeplitz_threads(int warps) { return 32 * warps + 128; }
+constexpr int toeplitz_registers(int warps) { return warps == kToeplitzWarps ? 240 : 112; }
+inline constexpr int kToeplitzCopyRegisters = 24;
+static_assert(256 * 240 + 128 * kToeplitzCopyRegisters <= 384 * 168);
+static_assert(512 * 112 + 128 * kToeplitzCopyRegisters <= 640 * 96);
 
 // A window of inputs, in blocks of 4 columns, that 4 neighbouring outputs meet.
 constexpr int toeplitz_window(int S) { return S <= 5 ? 2 : 3; }

@@ -50,6 +50,9 @@ constexpr int walk_width(Op op, int R, int stride, int vector) {
   return vector == 4 && stride == 2 && op == Op::fprop ? 2 : 4;
 }
 
+// Rows that fprop and dgrad ask for in L2 ahead of the one that they load; larger filters gain nothing.
+constexpr int walk_ahead(int R) { return R == 3 ? 2 : 0; }
+
 // Channels of a thread: vectors where the strides allow.
 constexpr int walk_channels(Op op, Problem const& p, int R) {
   int const v = walk_vector(op, R, size_of(p.dtype));
@@ -85,7 +88,7 @@ constexpr WalkTile walk_tile(Op op, Problem const& p, int R, int stride, Device 
   double const outputs = best.width * v * (backward ? double(stride) : 1.0 / stride);
   double const issue = outputs * R * R / (backward ? stride * stride : 1) + axis.extent(best.width) * (v + 6.0) +
                        outputs * (1 + 6.0 / v) + 30;
-  double const memory_ns = walk_memory_ns(p, d);
+  double const memory_ns = (walk_ahead(R) > 0 ? 0.85 : 1) * walk_memory_ns(p, d);
   for (int64_t chunks = 1; chunks <= H; chunks = chunks < 4 ? chunks + 1 : ceil_div(chunks * 3, 2)) {
     int64_t const rows = ceil_div(H, chunks), threads = p.N * best.strips * (p.K / v) * ceil_div(H, rows);
     if (chunks > 1 && threads >= int64_t(1) << 31) break;
@@ -93,13 +96,15 @@ constexpr WalkTile walk_tile(Op op, Problem const& p, int R, int stride, Device 
     // Of an input row, where an SM has all its blocks, and where it waits for one load after the other.
     double const share = blocks > resident ? 1 : blocks > resident / 2 ? blocks / resident : 0.5;
     double const multiply = issue * share * 16 / 4 / 0.55 / 1.755;
-    double const step = multiply > 400 ? multiply : 400;
+    double const least = walk_ahead(R) > 0 ? 300 : 400, step = multiply > least ? multiply : least;
     double const rounds = blocks > resident ? blocks / resident : 1;
     double const count = backward ? double(rows - 1) / stride + R / stride + 1 : double((rows - 1) * stride + R);
     double const walk_ns = rounds * (count * step + 1000);
     double const both = memory_ns > walk_ns ? memory_ns + walk_ns / 8 : walk_ns + memory_ns / 8;
-    // As measured.
-    double const ns = 4300 + (size == 2 && (stride == 2 || rounds < 1.5) ? 1.17 : 1.0) * both;
+    // As measured. Rows far apart share less of what is in L2.
+    double const apart = R == 3 && rows > 16 && rounds > 1 ? 1.1 : 1.0;
+    double const start_ns = R == 3 && size == 4 && rounds >= 2.5 ? 8000 : 4300;
+    double const ns = start_ns + ((size == 2 && stride == 2 && !backward) || rounds < 2.5 ? 1.17 : 1.0) * apart * both;
     if (best.ns == 0 || ns < best.ns)
       best.ns = ns, best.rows = rows, best.chunks = ceil_div(H, rows), best.threads = threads;
     if (rows == 1) break;

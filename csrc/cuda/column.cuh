@@ -286,6 +286,7 @@ __global__ void __launch_bounds__(kColumnThreads + 32, 2) wgrad(__grid_constant_
     if (int(threadIdx.x) == readers) ring.copy(p, begin, end, c0, shared);
     return;
   }
+  ptx::griddepcontrol_launch_dependents();
   Place const me = Place::of_thread<V>(p, c0);
   int const pitch = p.channels * int(sizeof(T)), columns = (p.in_copied / p.images) / pitch;
   uint32_t const base = ptx::shared_address(shared) + me.quad * V * int(sizeof(T));
@@ -407,7 +408,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   unsigned const threads = unsigned(t.warps(column_vector(R)) * 32 + 32);
   kernel<<<unsigned(t.slices * p.shares), threads, size_t(t.shared_bytes), stream>>>(p);
   if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || !sums || p.shares == 1) return error;
-  return depthwise::launch_sum<T>(problem, plan, args, stream);
+  return depthwise::launch_sum<T>(problem, plan, args, stream, true);
 }
 
 }  // namespace conv2d_ext::column

@@ -7,7 +7,9 @@
 // Blocks hide each other's copies: shared memory and registers allow several on an SM.
 #pragma once
 
+#include "dependent.cuh"
 #include "depthwise_tile.cuh"
+#include "ptx.cuh"
 
 namespace conv2d_ext::depthwise {
 
@@ -272,10 +274,14 @@ struct Sum {
   int splits;
 };
 
-// A lane has a filter tap, each warp of a block every so many splits; the warps' sums are added in their order.
+// A lane has a filter tap, each warp of a block every so many splits; the warps' sums are added in their order. It may
+// begin before the first pass has ended.
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads) add_splits(__grid_constant__ Sum const p) {
   using Acc = decltype(widen(T()));
+#if __CUDA_ARCH__ >= 900
+  ptx::griddepcontrol_wait();
+#endif
   __shared__ Acc sums[kMaxThreads];
   int const warps = int(blockDim.x) / 32, warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   for (int64_t first = int64_t(blockIdx.x) * 32; first < p.count; first += int64_t(gridDim.x) * 32) {
@@ -328,11 +334,13 @@ __device__ __noinline__ float exact(Tile const& p, int64_t n, int c, int y, int 
 // ---- host side
 
 template <class T>
-cudaError_t launch_sum(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+cudaError_t launch_sum(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream,
+                       bool dependent = false) {
   int64_t const taps = problem.R * problem.S, count = problem.K * taps;
   Sum const p{args.workspace, args.out, count, problem.w.n, problem.w.h, problem.w.w, taps, problem.S, plan.split_k};
   unsigned const blocks = unsigned(min64(ceil_div(count, 32), 65536));
   unsigned const warps = unsigned(min64(ceil_div(plan.split_k, 4), kMaxThreads / 32));
+  if (dependent) return launch_dependent(add_splits<T>, dim3(blocks), int(32 * warps), 0, stream, p);
   add_splits<T><<<blocks, 32 * warps, 0, stream>>>(p);
   return cudaGetLastError();
 }

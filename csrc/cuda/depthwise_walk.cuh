@@ -9,6 +9,7 @@
 
 #include "../core/walk.h"
 #include "depthwise.cuh"
+#include "ptx.cuh"
 
 namespace conv2d_ext::depthwise {
 
@@ -174,8 +175,17 @@ __global__ void __launch_bounds__(kWalkThreads, 2) walk(__grid_constant__ WalkPa
   uint32_t const step_in = uint32_t(p.in_w) * sizeof(T), step_out = uint32_t(p.out_w) * sizeof(T);
   bool const whole = w0 >= 0 && w0 + IW <= p.in_W, whole_out = q0 >= 0 && q0 + width <= p.out_W;
 
+  // A row's lines come to L2 before they are loaded: registers hold one row ahead.
+  auto ask = [&](int row, T const* at) {
+    if (row >= count || unsigned(first + row) >= unsigned(p.in_H)) return;
+#pragma unroll
+    for (int j = 0; j < IW; ++j)
+      if (unsigned(w0 + j) < unsigned(p.in_W)) ptx::prefetch_l2(reinterpret_cast<char const*>(at) + j * step_in);
+  };
+  constexpr int ahead = walk_ahead(R);
   Packed<T, V> next[IW];
   auto load = [&](int row) {  // of the input, counted from the first
+    if constexpr (ahead > 0) ask(row + ahead, from + ahead * p.in_h);
     auto at = [&](int j) {
       return *reinterpret_cast<typename Packed<T, V>::Word const*>(reinterpret_cast<char const*>(from) + j * step_in);
     };
@@ -217,6 +227,7 @@ __global__ void __launch_bounds__(kWalkThreads, 2) walk(__grid_constant__ WalkPa
       for (int k = 0; k < done; ++k) store(acc[k]);
     }
   };
+  if constexpr (ahead > 0) ask(1, from + p.in_h);
   load(0);
 #pragma unroll 1
   for (int row = 0; row < count; row += backward ? 1 : stride) {

@@ -177,6 +177,9 @@ __device__ inline void cp_async_mbarrier_arrive_noinc(uint64_t* bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(bar)) : "memory");
 }
 
+// The line of an address is brought to L2.
+__device__ inline void prefetch_l2(void const* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+
 // ---- dependent launches
 
 // Lets the next kernel of the stream begin, if it was launched so.

@@ -7,10 +7,11 @@
 //
 // A block walks down a strip of images with a slice of the channels, row by row. A warp of its own has the rows copied
 // to a ring of stages, swizzled so that eight neighbouring pixels are in different banks, and the finished rows stored,
-// which go through shared memory. A warp of the others has 8 channels of 16 blocks of columns, of one image or of
-// several; it multiplies each row with all rows of the filter into the sums of all outputs that meet it, while the next
-// row is loaded and before that what the last row completed is stored. Warps wait for no other but the first one. dgrad
-// is fprop with the filter turned round; rows that a dilation sets apart are strips of their own.
+// which go through shared memory. A warp of the others has 8 channels (7x7: 4) of 16 blocks of columns, of one image or
+// of several; it multiplies each row with all rows of the filter into the sums of all outputs that meet it, while the
+// next row is loaded (7x7: which other warps hide) and after what the last row completed is stored. Warps wait for no
+// other but the first one. dgrad is fprop with the filter turned round; rows that a dilation sets apart are strips of
+// their own.
 //
 // The zeros beside the diagonals make NaN of an infinite neighbour; a block that finds a NaN computes its outputs
 // again, one product at a time.
@@ -102,12 +103,12 @@ struct Copier {
   }
 };
 
-// The taps of 8 channels as operands: lane (g, t) has inputs t, t + 4, t + 8 of output g / 2, channel g % 2 of a pair.
-// One half of an operand is zero, so two of them share a register.
-template <class T, int R, int window>
+// The taps of some pairs of channels as operands: lane (g, t) has inputs t, t + 4, t + 8 of output g / 2, channel g % 2
+// of a pair. One half of an operand is zero, so two of them share a register.
+template <class T, int R, int window, int pairs>
 struct Taps {
-  uint32_t near[4][R], far[4][(R + 1) / 2];  // inputs t and t + 4; t + 8, of two rows
-  uint32_t low, high;                        // bytes of the operand in the low half, and in the high one
+  uint32_t near[pairs][R], far[pairs][(R + 1) / 2];  // inputs t and t + 4; t + 8, of two rows
+  uint32_t low, high;                                // bytes of the operand in the low half, and in the high one
 
   __device__ Taps(Params const& p, int c0) {
     int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
@@ -118,7 +119,7 @@ struct Taps {
       bool const exists = distance >= 0 && s * p.dilation_w == distance && s < p.S;
       T const* const w = static_cast<T const*>(p.w) + c * p.w_k + s * p.w_s;
 #pragma unroll
-      for (int pair = 0; pair < 4; ++pair) {
+      for (int pair = 0; pair < pairs; ++pair) {
         bool const present = exists && c + pair * 2 < p.C;
         T const* from = w + pair * 2 * p.w_k;
 #pragma unroll
@@ -250,13 +251,36 @@ __device__ inline void move_rows(Params const& p, Barriers& barriers, int begin,
   ptx::cp_async_bulk_wait_group<0>();
 }
 
+// A pixel's channels.
+template <int pairs>
+struct Pixel {
+  uint32_t v[pairs];
+
+  __device__ void load(uint32_t shared) {
+    if constexpr (pairs == 4) {
+      uint4 const a = ptx::ld_shared_v4(shared);
+      v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+    } else {
+      uint2 const a = ptx::ld_shared_v2(shared);
+      v[0] = a.x, v[1] = a.y;
+    }
+  }
+  __device__ void store(uint32_t shared) const {
+    if constexpr (pairs == 4)
+      ptx::st_shared_v4(shared, make_uint4(v[0], v[1], v[2], v[3]));
+    else
+      ptx::st_shared_f32x2(shared, __uint_as_float(v[0]), __uint_as_float(v[1]));
+  }
+};
+
 // The products of a warp; returns the larger of its outputs, or a NaN.
-template <class T, int R, int window>
+template <class T, int R, int window, int pairs>
 __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, float const* biases, uint32_t constants,
                                          int begin, int end, int c0, uint32_t shared) {
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
-  int const octets = p.channels / 8, octet = warp % octets;
-  Taps<T, R, window> taps(p, c0 + octet * 8);
+  int const octets = p.channels / 8, mates = p.channels / (2 * pairs), mate = warp % mates;
+  int const octet = mate * pairs / 4, first = mate * pairs % 4 * 4;  // byte of the octet
+  Taps<T, R, window, pairs> taps(p, c0 + mate * (2 * pairs));
   int const columns = (p.blocks + window - 1) * 4;
   // Of blocks g and g + 8 of the warp's. Four pixels on, the swizzle has changed by `flip`.
   uint32_t const step_in = p.channels * 8, flip = octets > 1 ? p.channels : 0;
@@ -264,24 +288,25 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
   bool exists[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    int const block = warp / octets * 16 + g + 8 * half;
+    int const block = warp / mates * 16 + g + 8 * half;
     exists[half] = block < p.blocks * p.images;
     int const image = exists[half] ? block / p.blocks : 0;
     int const column = (exists[half] ? block - image * p.blocks : 0) * 4 + t;
-    from[half] = shared + swizzled(image * columns + column, octet, octets);
-    to[half] = shared + p.stages * p.in_bytes + swizzled(image * p.blocks * 4 + column, octet, octets);
+    from[half] = shared + swizzled(image * columns + column, octet, octets) + first;
+    to[half] = shared + p.stages * p.in_bytes + swizzled(image * p.blocks * 4 + column, octet, octets) + first;
   }
 
   // What the compiler cannot know: of plain copies it makes one for each instruction that reads them.
   uint32_t const one = ptx::ld_shared(constants + 2 * uint32_t(sizeof(uint2)));
   taps.renew(constants);
   uint32_t most = 0, parity = 0, parity_out = 1;
-  float acc[R][4][4];
+  float acc[R][pairs][4];
   int stage = 0, buffer = 0;
   for (int index = begin; index < end;) {
     Strip const s = next_strip<R>(p, index, end);
     int const rows = s.rows + R - 1;
-    uint4 in[2][window];  // of the next row
+    constexpr bool ahead = pairs == 4;
+    Pixel<pairs> in[2][window];  // of the next row, if loaded ahead
     auto load = [&](int row) {
       if (row >= rows || !has_row(p, s, row)) return;
       ptx::mbarrier_wait(&barriers.full[stage], parity);
@@ -289,29 +314,27 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
 #pragma unroll
       for (int j = 0; j < window; ++j)
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-          in[half][j] = ptx::ld_shared_v4(((from[half] + j * step_in) ^ (j % 2 * flip)) + offset);
+        for (int half = 0; half < 2; ++half) in[half][j].load(((from[half] + j * step_in) ^ (j % 2 * flip)) + offset);
       __syncwarp();
       if (lane == 0) ptx::mbarrier_arrive(&barriers.empty[stage]);
       if (++stage == p.stages) stage = 0, parity ^= 1;
     };
-    auto store = [&](float const(&sums)[4][4]) {
-      uint32_t out[2][4];
+    auto store = [&](float const(&sums)[pairs][4]) {
+      Pixel<pairs> out[2];
 #pragma unroll
-      for (int pair = 0; pair < 4; ++pair) {
+      for (int pair = 0; pair < pairs; ++pair) {
         float2 b = make_float2(0.f, 0.f);
-        if (p.bias != nullptr) b = *reinterpret_cast<float2 const*>(biases + octet * 8 + pair * 2);
-        out[0][pair] = pack<T>(sums[pair][0] + b.x, sums[pair][1] + b.y);
-        out[1][pair] = pack<T>(sums[pair][2] + b.x, sums[pair][3] + b.y);
+        if (p.bias != nullptr) b = *reinterpret_cast<float2 const*>(biases + (mate * pairs + pair) * 2);
+        out[0].v[pair] = pack<T>(sums[pair][0] + b.x, sums[pair][1] + b.y);
+        out[1].v[pair] = pack<T>(sums[pair][2] + b.x, sums[pair][3] + b.y);
       }
       ptx::mbarrier_wait(&barriers.free[buffer], parity_out);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (!exists[half]) continue;
 #pragma unroll
-        for (int pair = 0; pair < 4; ++pair) most = max_or_nan<T>(most, out[half][pair]);
-        ptx::st_shared_v4(to[half] + buffer * p.out_bytes,
-                          make_uint4(out[half][0], out[half][1], out[half][2], out[half][3]));
+        for (int pair = 0; pair < pairs; ++pair) most = max_or_nan<T>(most, out[half].v[pair]);
+        out[half].store(to[half] + buffer * p.out_bytes);
       }
       ptx::fence_proxy_async();
       __syncwarp();
@@ -322,26 +345,25 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
     // What the row before has completed is stored first, and its place is taken.
     auto step = [&]<int u>(std::integral_constant<int, u>, int row) {
       bool const present = row < rows && has_row(p, s, row);
-      uint32_t words[4][2][window];
+      if constexpr (!ahead) load(row);
+      uint32_t words[pairs][2][window];
       if (present) {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
-          for (int j = 0; j < window; ++j) {
-            uint4 const& v = in[half][j];
-            words[0][half][j] = v.x * one, words[1][half][j] = v.y * one;
-            words[2][half][j] = v.z * one, words[3][half][j] = v.w * one;
-          }
+          for (int j = 0; j < window; ++j)
+#pragma unroll
+            for (int pair = 0; pair < pairs; ++pair) words[pair][half][j] = in[half][j].v[pair] * one;
       }
-      load(row + 1);
+      if constexpr (ahead) load(row + 1);
       auto& last = acc[(u + R - 1) % R];
       if (row >= R) store(last);
 #pragma unroll
-      for (int i = 0; i < 16; ++i) last[i / 4][i % 4] = 0.f;
+      for (int i = 0; i < pairs * 4; ++i) last[i / 4][i % 4] = 0.f;
       if (!present) return;
       if constexpr (R == 7) taps.renew(constants);
 #pragma unroll
-      for (int pair = 0; pair < 4; ++pair) {
+      for (int pair = 0; pair < pairs; ++pair) {
         auto const& v = words[pair];
 #pragma unroll
         for (int k = 0; k < R; ++k)
@@ -353,7 +375,7 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
             ptx::mma_m16n8k8<T>(acc[(u + k) % R][pair], v[0][2], v[1][2], taps(pair, R - 1 - k, 2));
       }
     };
-    load(0);
+    if constexpr (ahead) load(0);
 #pragma unroll 1
     for (int row = 0; row <= rows; row += R)
       [&]<int... u>(std::integer_sequence<int, u...>) {
@@ -364,17 +386,18 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
 }
 
 // Is the thread one of those that multiply? These have the registers of the copying warps.
+template <int warps>
 __device__ inline bool take_role() {
-  bool const multiplies = int(threadIdx.x) < 32 * kToeplitzWarps;
+  bool const multiplies = int(threadIdx.x) < 32 * warps;
   if (multiplies)
-    ptx::setmaxnreg_inc<kToeplitzRegisters>();
+    ptx::setmaxnreg_inc<toeplitz_registers(warps)>();
   else
     ptx::setmaxnreg_dec<kToeplitzCopyRegisters>();
   return multiplies;
 }
 
-template <class T, int R, int window>
-__global__ void __launch_bounds__(kToeplitzThreads, 1) gather(__grid_constant__ Params const p) {
+template <class T, int R, int window, int warps>
+__global__ void __launch_bounds__(toeplitz_threads(warps), 1) gather(__grid_constant__ Params const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ Barriers barriers;
   __shared__ float biases[kToeplitzChannels];
@@ -383,7 +406,8 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) gather(__grid_constant__ 
   uint32_t const shared = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
-  int const readers = p.channels / 8 * ((p.blocks * p.images + 15) / 16) * 32;  // threads
+  constexpr int pairs = 4 * kToeplitzWarps / warps;                                       // of channels, of a warp
+  int const readers = p.channels / (2 * pairs) * ((p.blocks * p.images + 15) / 16) * 32;  // threads
   if (threadIdx.x == 0) {
     barriers.start(p.stages, readers / 32), again = 0;
     constants[0] = make_uint2(0x4410, 0x4432), constants[1] = make_uint2(0x1044, 0x3244);  // Taps' low and high
@@ -394,14 +418,14 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) gather(__grid_constant__ 
                               ? widen(static_cast<T const*>(p.bias)[(c0 + int(threadIdx.x)) * p.bias_stride])
                               : 0.f;
   __syncthreads();
-  if (!take_role()) {
-    if (int(threadIdx.x) != 32 * kToeplitzWarps) return;
+  if (!take_role<warps>()) {
+    if (int(threadIdx.x) != 32 * warps) return;
     move_rows<R>(p, barriers, begin, end, c0, shared);
     ptx::mbarrier_arrive(&barriers.stored);
   } else if (int(threadIdx.x) < readers) {
-    if (has_nan<T>(
-            multiply_rows<T, R, window>(p, barriers, biases, ptx::shared_address(constants), begin, end, c0, shared)))
-      again = 1;
+    uint32_t const most =
+        multiply_rows<T, R, window, pairs>(p, barriers, biases, ptx::shared_address(constants), begin, end, c0, shared);
+    if (has_nan<T>(most)) again = 1;
     ptx::bar_sync(1, readers);
     if (again == 0) return;
     ptx::mbarrier_wait(&barriers.stored, 0);
@@ -425,7 +449,7 @@ template <Op op, DType dtype, int R, int S>
 cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool backward = op == Op::dgrad;
-  constexpr int window = toeplitz_window(S);
+  constexpr int window = toeplitz_window(S), warps = toeplitz_warps(op, R);
   Strides const& in = backward ? problem.y : problem.x;
   Strides const& out = backward ? problem.x : problem.y;
   int device = 0;
@@ -459,10 +483,10 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   if (auto const error = map_of(p.out, args.out, dtype, out, problem.C, p.out_W, p.out_H, problem.N, t.channels,
                                 t.blocks * 4, t.images))
     return error;
-  auto* const kernel = gather<T, R, window>;
+  auto* const kernel = gather<T, R, window, warps>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  kernel<<<unsigned(t.slices * t.shares), kToeplitzThreads, size_t(t.shared_bytes), stream>>>(p);
+  kernel<<<unsigned(t.slices * t.shares), toeplitz_threads(warps), size_t(t.shared_bytes), stream>>>(p);
   return cudaGetLastError();
 }
 

@@ -99,7 +99,7 @@ __device__ inline void transpose(uint2 a, uint2 b, uint32_t (&v)[4]) {
 }
 
 template <class T, int R>
-__global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ SumsParams const p) {
+__global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1) wgrad(__grid_constant__ SumsParams const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ SumsRing ring;
   uint32_t const padding = -ptx::shared_address(dynamic) % 1024, shared = ptx::shared_address(dynamic) + padding;
@@ -108,11 +108,12 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ S
   int const readers = p.channels / 4 * ((p.blocks * p.images + 15) / 16) * 32;  // threads
   if (threadIdx.x == 0) ring.start(p.stages, readers / 32);
   __syncthreads();
-  if (!take_role()) {
+  if (!take_role<kToeplitzWarps>()) {
     if (int(threadIdx.x) == 32 * kToeplitzWarps) ring.copy(p, begin, end, c0, shared);
     return;
   }
   if (int(threadIdx.x) >= readers) return;
+  ptx::griddepcontrol_launch_dependents();
 
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
   int const quads = p.channels / 4, quad = warp % quads, octets = p.channels / 8;
@@ -256,9 +257,9 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   auto* const kernel = wgrad<T, R>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  kernel<<<unsigned(t.slices * t.shares), kToeplitzThreads, size_t(t.shared_bytes), stream>>>(p);
+  kernel<<<unsigned(t.slices * t.shares), toeplitz_threads(kToeplitzWarps), size_t(t.shared_bytes), stream>>>(p);
   if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || p.shares == 1) return error;
-  return depthwise::launch_sum<T>(problem, plan, args, stream);
+  return depthwise::launch_sum<T>(problem, plan, args, stream, true);
 }
 
 }  // namespace conv2d_ext::toeplitz
