@@ -349,6 +349,11 @@ CASES: tuple[Case, ...] = (
     Case("K127_NPQ255", 1, 8, 15, 17, 127, 1, 1),
     Case("K257_1x1", 1, 33, 3, 5, 257, 1, 1, bias=False),
     Case("C129_K65", 1, 129, 5, 5, 65, 3, 3, padding=(1, 1)),
+    # odd channels side by side, packed in vectors of 16 bytes: several lines a vector, several rounds of threads a line
+    Case("C21_K9", 2, 21, 9, 7, 9, 3, 3, padding=(1, 1), edge=True),
+    Case("C2053_K9_1x1", 1, 2053, 2, 3, 9, 1, 1),
+    Case("C65_K130_1x1", 3, 65, 21, 19, 130, 1, 1, bias=False),
+    Case("C9_K130_unpacked", 1, 9, 61, 67, 130, 1, 1),  # enough results for a pass that unpacks them
     Case("C63_K31_stride2", 1, 63, 9, 9, 31, 3, 3, (2, 2), (1, 1)),
     Case("C32_K32_5x10_stride2", 2, 32, 15, 45, 32, 5, 10, (2, 2)),
     Case("C24_K96_stride2", 3, 24, 21, 34, 96, 3, 3, (2, 2), (1, 0, 0, 2)),

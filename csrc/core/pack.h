@@ -26,17 +26,33 @@ constexpr bool fits_in_place(Strides const& s, int align, int64_t channels, int6
   return channel_vectors(s, align, channels, 16 / size_of(t), t) && map_supports(s, n, h, w, t);
 }
 
+// What tma takes in any strides, unless a pass over memory is faster: fprop's pixels of channels that lie side by side
+// but take no vectors are stored one by one. A packed result takes an eighth of that time, and 6 us for its launches.
+// Few tiles with long sums are split, and tma_reduce stores neighbouring channels at once.
+constexpr TmaTakesAny packs_rather(Op op, Problem const& p) {
+  TmaTakesAny any = tma_takes_any(op, p);
+  double const pixels = double(p.N) * double(p.P()) * double(p.Q()),
+               bytes = pixels * double(p.K + 16) * size_of(p.dtype);
+  bool const across = p.groups == 1 && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0;
+  bool const split = pixels * double(round_up(p.K, 128)) <= 66.0 * 128 * 128 && p.C * p.R * p.S >= 4096;
+  if (op == Op::fprop && across && !split && pixels * double(p.K) > 500e3 && bytes <= kMaxPackedBytes) any.y = false;
+  return any;
+}
+
 // Channels and filters a group, padded. Where more than half of the last line of 128 bytes of a packed tensor would be
-// empty, it is filled with zeros: the copy engine takes up to 16 ns for a line that ends early, 2 for a whole one.
+// empty, it is filled with zeros: the copy engine takes up to 16 ns for a line that ends early, 2 for a whole one. Up
+// to 32 channels of 16-bit types have lines of 64 bytes where they are summed over, and in wgrad's narrow rows.
 struct PackedGroup {
   int64_t C, K;
 };
 constexpr PackedGroup packed_group(Op op, Problem const& p) {
   int64_t const line = 128 / size_of(p.dtype), v = 16 / size_of(p.dtype);
-  TmaTakesAny const any = tma_takes_any(op, p);
-  // reduced: over these channels; most: what may be left in the last line for it to be filled.
-  auto pad = [&](bool reduced, int64_t most, bool in_place, int64_t channels, double pixels) {
-    int64_t const whole = round_up(channels, line);
+  TmaTakesAny const any = packs_rather(op, p);
+  // reduced: over these channels; few: up to 32 have shorter lines; most: what may be left in the last line for it to
+  // be filled.
+  auto pad = [&](bool reduced, bool few, int64_t most, bool in_place, int64_t channels, double pixels) {
+    bool const narrow = few && p.groups == 1 && size_of(p.dtype) == 2;
+    int64_t const whole = round_up(channels, narrow ? tma_line(channels) / 2 : line);
     bool const whole_steps = reduced && p.groups > 1 && !tma_maps_groups(op, p);
     int64_t const least = round_up(channels, whole_steps ? tma_together(p.dtype) : v);
     bool const is_packed = least != channels || !in_place;
@@ -50,8 +66,8 @@ constexpr PackedGroup packed_group(Op op, Problem const& p) {
   int64_t const C = p.C_per_group(), K = p.K_per_group();
   // dgrad copies filters along C, but for TF32.
   int64_t const most = op != Op::dgrad ? line / 2 : any.w || C > line ? -1 : line / 2;
-  return {any.x && any.w ? C : pad(op == Op::fprop, most, x, C, x_pixels),
-          any.y ? K : pad(op == Op::dgrad, line / 2, y, K, y_pixels)};
+  return {any.x && any.w ? C : pad(op == Op::fprop, op != Op::dgrad, most, x, C, x_pixels),
+          any.y ? K : pad(op == Op::dgrad, op == Op::dgrad, op == Op::fprop ? -1 : line / 2, y, K, y_pixels)};
 }
 
 // Filters are packed in lines of whole vectors, even if the row does with fewer channels.
@@ -101,7 +117,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
   }
   PackedGroup const g = packed_group(op, p);
   bool const C = g.C != p.C_per_group(), K = g.K != p.K_per_group();
-  TmaTakesAny any = tma_takes_any(op, p);
+  TmaTakesAny any = packs_rather(op, p);
   any.w |= tma_adds_into_any(row, p);
   Packed q{{}, p};
   q.which.x = C || (!any.x && !fits_in_place(p.x, p.x_align, g.C, p.N, p.H, p.W, p.dtype));

@@ -235,7 +235,12 @@ constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device
                          : !backward        ? 1.6
                          : tf32             ? 1.05
                                             : 1.5;
-    return {stem_narrow(row, op, p, d).ns * waits * (vectors ? 1 : 1.45), 1};
+    StemNarrow const t = stem_narrow(row, op, p, d);
+    // Of each chunk the block waits for the copies; several taps show that.
+    int64_t chunks = t.chunks;
+    double more = 1;
+    for (; !backward && p.R * p.S > 1 && chunks > 2; chunks /= 2) more += 0.25;
+    return {t.ns * waits * more * (vectors ? 1 : 1.45), 1};
   }
   return {op == Op::wgrad ? stem_sums(row, p, d).ns * 1.5 : stem_tile(row, op, p, d).ns * 1.8, 1};
 }

@@ -4,9 +4,9 @@
 //
 // A block moves a tile of lines x words, kTile words in all, through shared memory: on the packed side a thread moves
 // 16 bytes of channels, on the strided side a vector of pixels of one word's channels. Where channels lie closer than
-// pixels (channels_last with odd channel counts) the strided side moves single elements instead. Images of an odd
-// number of pixels, up to 17x17, and filters, whose channels follow each other without gaps, are moved as runs of
-// channels.
+// pixels (channels_last with odd channel counts) the strided side moves single elements instead; if such a tensor has
+// no gaps, threads put 16 bytes of the one side together from 32 of the other. Images of an odd number of pixels, up to
+// 17x17, and filters, whose channels follow each other without gaps, are moved as runs of channels.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +38,7 @@ struct Tensor {
   int32_t log_lines, log_words;      // of a tile
   int32_t run_images;                // or filters of a tile of runs; 0: not moved so
   int32_t run_log_vectors;           // of a pixel's channels in such a tile
+  int32_t dense;                     // vectors a thread, if one group is channels_last without gaps; else 0
   uint32_t first_block, tiles_c;
 };
 
@@ -221,6 +222,91 @@ __device__ void move_runs(Tensor const& t, uint32_t block, uint32_t* words) {
   });
 }
 
+// 16 of the 32 bytes of a and b, from `bytes` < 16 on.
+__device__ inline uint4 window(uint4 a, uint4 b, uint32_t bytes) {
+  uint32_t w[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+  for (int i = 0; i < 6; ++i) w[i] = bytes & 8 ? w[i + 2] : w[i];
+#pragma unroll
+  for (int i = 0; i < 5; ++i) w[i] = bytes & 4 ? w[i + 1] : w[i];
+  uint32_t const shift = bytes % 4 * 8;
+  return make_uint4(__funnelshift_r(w[0], w[1], shift), __funnelshift_r(w[1], w[2], shift),
+                    __funnelshift_r(w[2], w[3], shift), __funnelshift_r(w[3], w[4], shift));
+}
+
+// Zeros from byte `bytes` on.
+__device__ inline uint4 first_bytes(uint4 v, int bytes) {
+  auto mask = [=](int word) { return bytes >= word * 4 + 4 ? 0xFFFFFFFF : bytes <= word * 4 ? 0 : 0xFFFF; };
+  return make_uint4(v.x & mask(0), v.y & mask(1), v.z & mask(2), v.w & mask(3));
+}
+
+// A block's vectors of 16 bytes of a tensor in channels_last without gaps, on the side that is written. What they hold
+// begins anywhere on the other side, so that two vectors of that are read. Offsets are elements from the block's first.
+template <class T, bool unpack>
+__device__ void move_dense(Tensor const& t, uint32_t block) {
+  constexpr uint32_t size = sizeof(T), n = 16 / size, step = kThreads * n;
+  uint32_t const channels = uint32_t(t.group_c), written = unpack ? channels : uint32_t(t.channels),
+                 read = unpack ? uint32_t(t.channels) : channels;
+  int64_t const lines = int64_t(t.group_n) * t.pixels, first = int64_t(block) * t.dense * step;
+  int64_t begin = first, first_line = divide(begin, written);
+  int64_t const first_read = first_line * read / n * n;
+  T const* const from = static_cast<T const*>(unpack ? t.packed : t.plain) + first_read;
+  T* const to = static_cast<T*>(unpack ? t.plain : t.packed) + first;
+  // None behind the filters that there are.
+  uint32_t const end = uint32_t(min(max(lines * read - first_read, int64_t(0)), int64_t(1) << 31)), whole = end / n;
+  uint32_t const write_end = uint32_t(min((unpack ? lines : t.lines) * written - first, int64_t(1) << 31));
+  auto vector = [=](uint32_t i, bool there = true) {
+    return there && i < whole ? reinterpret_cast<uint4 const*>(from)[i] : make_uint4(0, 0, 0, 0);
+  };
+
+  uint32_t put = threadIdx.x * n, moved = uint32_t(begin) + put;
+  uint32_t c = moved % written;  // where the vector begins in its line
+  uint32_t line = uint32_t(first_line * read - first_read) + moved / written * read;
+  uint32_t const step_c = step % written, step_line = step / written * read;
+#pragma unroll 1
+  for (int u = 0; u < t.dense; ++u, put += step) {
+    if (put >= write_end) return;
+    uint32_t const at = line + c, left = channels - c;  // of the line; wraps where that is padding
+    uint4 const low = vector(at / n), high = vector(at / n + 1);
+    uint4 const next = vector((line + read) / n, unpack && left < n);
+    uint4 v = window(low, high, at % n * size);
+    if constexpr (unpack) {
+      if (channels < n) {  // of several lines
+        Vector<T, n> e;
+        uint32_t from_line = line, channel = c;
+#pragma unroll
+        for (uint32_t i = 0; i < n; ++i) {
+          e.v[i] = from_line < end ? from[from_line + channel] : T(0);
+          if (++channel == channels) channel = 0, from_line += read;
+        }
+        v = *reinterpret_cast<uint4 const*>(&e);
+      } else if (left < n) {  // the next line's first channels follow
+        uint4 const behind = window(make_uint4(0, 0, 0, 0), next, (n - left) * size);
+        v = first_bytes(v, int(left * size));
+        v.x |= behind.x, v.y |= behind.y, v.z |= behind.z, v.w |= behind.w;
+      }
+      if (put + n <= write_end) {
+        *reinterpret_cast<uint4*>(to + put) = v;
+      } else {
+        Vector<T, n> const e = *reinterpret_cast<Vector<T, n> const*>(&v);
+#pragma unroll
+        for (uint32_t i = 0; i < n; ++i)
+          if (put + i < write_end) to[put + i] = e.v[i];
+      }
+    } else {
+      if (at + n > whole * n && at < end) {  // what is left behind the last whole vector
+        Vector<T, n> e;
+#pragma unroll
+        for (uint32_t i = 0; i < n; ++i) e.v[i] = at + i < end ? from[at + i] : T(0);
+        v = *reinterpret_cast<uint4 const*>(&e);
+      }
+      *reinterpret_cast<uint4*>(to + put) = first_bytes(v, int(left) * int(size));
+    }
+    c += step_c, line += step_line;
+    if (c >= written) c -= written, line += read;
+  }
+}
+
 template <class T, bool unpack>
 __global__ void __launch_bounds__(kThreads, kBlocks) pack_kernel(__grid_constant__ Params const p) {
   constexpr int per_word = 4 / int(sizeof(T));
@@ -233,6 +319,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pack_kernel(__grid_constant
   if (t.run_images > 0) {
     if constexpr (unpack) ptx::griddepcontrol_wait();
     move_runs<T, unpack>(t, block, tables.word);
+    return;
+  }
+  if (t.dense > 0) {
+    if constexpr (unpack) ptx::griddepcontrol_wait();
+    move_dense<T, unpack>(t, block);
     return;
   }
   int const lines = 1 << t.log_lines, words = kTile >> t.log_lines;

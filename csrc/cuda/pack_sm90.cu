@@ -45,6 +45,15 @@ pack::Tensor tensor_of(void* plain, void* packed, Strides const& s, int align, i
     t.tiles_c = uint32_t(ceil_div(t.channels, int64_t(v) << t.run_log_vectors));
     return t;
   }
+  bool const adjacent = s.c == 1 && ((H == 1 && W == 1) || (W == 1 ? s.h : s.w) == shape.c) &&
+                        (W == 1 || H == 1 || s.h == W * shape.c) && (shape.n == 1 || s.n == pixels * shape.c);
+  if (adjacent && shape.groups_c == 1 && shape.groups_n == 1 && align >= 16 && shape.c_packed < 1 << 24) {
+    // Four rounds of blocks on an H200 before a thread has more vectors.
+    int64_t const blocks = ceil_div(t.lines * t.channels, int64_t(v) * pack::kThreads);
+    t.dense = blocks > 8 * 4 * 132 ? 4 : blocks > 4 * 132 ? 2 : 1;
+    t.tiles_c = 1;
+    return t;
+  }
   // The widest tile that leaves at most an eighth of its words empty, or the narrowest.
   int64_t const words = t.channels * int64_t(size) / 4;
   int64_t wide = 32;
@@ -59,10 +68,14 @@ struct Launch {
   pack::Params params{};
   int64_t blocks = 0;
 
-  void add(pack::Tensor t) {
+  void add(pack::Tensor t, int size, bool result) {
     t.first_block = uint32_t(blocks);
     int64_t const lines = t.run_images > 0 ? t.run_images * int64_t(t.pixels) : int64_t(1) << t.log_lines;
-    blocks += ceil_div(t.lines, lines) * t.tiles_c;
+    if (t.dense > 0)
+      blocks += ceil_div((result ? int64_t(t.group_n) * t.pixels * t.group_c : t.lines * t.channels) * size,
+                         int64_t(pack::kThreads) * 16 * t.dense);
+    else
+      blocks += ceil_div(t.lines, lines) * t.tiles_c;
     params.tensor[params.count++] = t;
   }
   template <bool unpack>
@@ -90,7 +103,10 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
   auto add = [&](bool packed, bool result, void const* address, int64_t place, Strides const& s, int align,
                  Shape const& shape) {
     void* const copy = static_cast<char*>(given.workspace) + place;
-    if (packed) (result ? out : in).add(tensor_of(const_cast<void*>(address), copy, s, align, size, shape));
+    if (packed) {
+      auto const tensor = tensor_of(const_cast<void*>(address), copy, s, align, size, shape);
+      (result ? out : in).add(tensor, size, result);
+    }
     return packed ? copy : const_cast<void*>(address);
   };
   Shape const x{p.N, p.N, 1, p.C_per_group(), c.C_per_group(), g, p.H, p.W};

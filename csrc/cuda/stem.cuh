@@ -241,6 +241,7 @@ __device__ inline void store_nhwc(Params const& p, float const (&acc)[groups * b
   for (int i = 0; i < groups; ++i) {
     Outputs<T> const o(p, n, row0, column0, group0 + i, first);
     T* const to = o.at + g * p.out_w;
+    bool const pairs = reinterpret_cast<uintptr_t>(to) % (2 * sizeof(T)) == 0;
 #pragma unroll
     for (int j0 = 0; j0 < blocks; j0 += 4) {
       float v[4][2];
@@ -261,7 +262,7 @@ __device__ inline void store_nhwc(Params const& p, float const (&acc)[groups * b
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           int const filter = (j0 + j) * 8 + t * 2;
-          store_two(to + filter * p.out_c, p.out_c, p.K - first - filter, p.vectors, v[j][0], v[j][1]);
+          store_two(to + filter, 1, p.K - first - filter, pairs, v[j][0], v[j][1]);
         }
       }
     }
