@@ -178,26 +178,29 @@ constexpr PackedPlaces packed_places(Packed const& q) {
 constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
   if (row.family != Family::tma || row.op == Op::wgrad || is_pointwise(row) || row.variant == Variant::phases) return 0;
   if (p.dtype == DType::f32 || !tma_stores_singly(row.op, p)) return 0;
-  if (split_k > 1 && tma_tiles(row, p) < tma_slots(row)) return -1000;
-  if (row.tile_m == 64) return row.tile_n == 64 ? 200 : 2600;
+  if (split_k > 1 && tma_tiles(row, p) < tma_slots(row)) return -823;
+  if (row.tile_m == 64) return row.tile_n == 64 ? 133 : 2460;
+  if (tma_swapped_wide(row)) return row.tile_n == 192 ? 2150 : 1010;
   switch (row.tile_n) {
     case 64:
-      return row.tile_m == 256 ? 5600 : 1400;
+      return row.tile_m == 256 ? 5250 : 2500;
     case 128:
-      return 8600;
+      return 9040;
     case 160:
-      return 9200;
+      return 7780;
     case 192:
-      return 1600;
+      return 2210;
     default:
-      return 4100;
+      return 6340;
   }
 }
 
 // wgrad in 16-bit types on packed copies: how much longer its own part was measured to take than in channels_last.
-constexpr double packed_wgrad_share(Row const& row, Packing const& which) {
+constexpr double packed_wgrad_share(Row const& row, Problem const& p, Packing const& which) {
   if (row.family != Family::tma || row.op != Op::wgrad || row.dtype == DType::f32 || !which.x) return 1;
-  return is_halo(row.variant) ? 0.97 : 1.08;
+  if (is_halo(row.variant)) return 1.03;
+  if (row.tile_m == 128 && row.tile_n == 128) return p.H * p.W <= 512 ? 1.2 : 1.06;
+  return row.tile_n == 64 ? 1.12 : 1.08;
 }
 
 // The passes that pack and unpack: one launch for the operands, one for the result.

@@ -78,13 +78,13 @@ constexpr int64_t pixels_workspace_bytes(Row const& row, Op op, Problem const& p
 constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
   PixelsWgrad const w(row, p);
   bool const tf32 = p.dtype == DType::f32;
-  double const area = double(row.tile_m) * row.tile_n, run_ns = tf32 ? 88 + 0.0586 * area : 89 + 0.042 * area;
+  double const area = double(row.tile_m) * row.tile_n, run_ns = tf32 ? 88 + 0.0586 * area : 89 + 0.036 * area;
   double const runs = double(ceil_div(runs_of(p), w.split));
-  double const ns = double(ceil_div(w.tiles_m * w.tiles_n * w.split, d.sm_count)) * (runs * run_ns + 1600);
-  double const memory_ns = tf32_memory_ns(p, 3800) * size_of(p.dtype) / 4;
+  double const ns = double(ceil_div(w.tiles_m * w.tiles_n * w.split, d.sm_count)) * (runs * run_ns + 2080);
+  double const memory_ns = tf32_memory_ns(p, 4710) * size_of(p.dtype) / 4;
   // The second launch adds `split` parts of each weight.
   double const weights = double(w.tiles_m * w.tiles_n) * area;
-  double const sum_ns = (tf32 ? 4500 : 6900) + weights * ((tf32 ? 0.0168 : 0.02) + 0.0007 * double(w.split));
+  double const sum_ns = (tf32 ? 4500 : 5700) + weights * ((tf32 ? 0.0168 : 0.048) + 0.0004 * double(w.split));
   return {(ns > memory_ns ? ns : memory_ns) + sum_ns, 1};
 }
 
@@ -98,18 +98,19 @@ constexpr Estimate pixels_estimate(Row const& row, Op op, Problem const& p, Devi
   int64_t const tiles_m = ceil_div(runs_of(p), row.tile_m / run_pixels(p.dtype));
   int64_t const rounds = ceil_div(tiles_m, max64(1, d.sm_count / tiles_n));
   double const busy = rounds > 1 ? 1 : double(tiles_m * tiles_n) / d.sm_count;  // of the SMs, which share L2
-  double const multiply = area / 32 * (rounds == 1 ? 1.38 : 1.25), copied = (TM + (s.keep ? 0 : TN)) * 3.46 * busy;
+  double const multiply = area / 32 * (rounds == 1 ? 1.34 : 1.29) * (TN == 256 && !s.keep ? 1.02 : 1),
+               copied = (TM + (s.keep ? 0 : TN)) * 3.46 * busy;
   double step_ns = tf32_step_ns(multiply, 0, copied);
   if (!s.keep && TN == 64 && step_ns < 550) step_ns = 550;
-  double const tile_ns = double(s.chunks) * step_ns + 720 + 0.07 * area;
+  double const tile_ns = double(s.chunks) * step_ns + 828 + 0.052 * area;
   // The filters are rounded into lines beforehand, dgrad's are turned as well, and those that stay are copied first.
   double const weights = double(s.chunks) * TN * 128;
-  double const prepare_ns = weights * double(tiles_n) / (op == Op::fprop ? 4000 : 2950);
-  double const before = 4300 + prepare_ns + (s.keep ? weights / 43 : 0);
+  double const prepare_ns = weights * double(tiles_n) / (op == Op::fprop ? 3920 : 515);
+  double const before = 4840 + prepare_ns + (s.keep ? weights / 43 : 0);
   // Tiles of filters beyond the first find the pixels in L2.
   double const in = double(pixels_depth(op, p)), out = double(pixels_columns(op, p)), again = double(tiles_n - 1);
   double const memory_ns =
-      double(p.N) * double(p.H) * double(p.W) * 4 * (in / 5100 + in * again / 14100 + out / 4600) * 132 / d.sm_count;
+      double(p.N) * double(p.H) * double(p.W) * 4 * (in / 6300 + in * again / 12190 + out / 5100) * 132 / d.sm_count;
   double const ns = double(rounds) * tile_ns;
   double const most = ns > memory_ns ? ns : memory_ns, least = ns > memory_ns ? memory_ns : ns;
   return {before + most + least / double(rounds + 1), 1};

@@ -149,7 +149,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       // As measured beside rows of the tensor cores.
       if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12;
       e.ns += last_store_ns(row, q.problem, e.split_k);
-      e.ns *= packed_wgrad_share(row, q.which);
+      e.ns *= packed_wgrad_share(row, t, q.which);
       if (q.which.any()) e.ns += packing_ns(op, t, q);
       e.ns += patch_ns(row, p);
       return e;

@@ -223,26 +223,39 @@ constexpr bool stem_supports(Row const& row, Op op, Problem const& p, Device con
   return t.rows > 0 && stem_sums_bytes(t) <= kMaxWorkspaceBytes;
 }
 
-// The models leave out what a warp waits for; measured layers took so many times longer.
+// The models leave out what a warp waits for and how long a block gathers its filters; as measured.
 constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  bool const tf32 = p.dtype == DType::f32;
   if (stem_is_narrow(row)) {
     bool const backward = op == Op::dgrad;
     bool const vectors = backward ? channel_vectors(p.y, p.y_align, p.K, 16 / size_of(p.dtype), p.dtype)
                                   : channel_vectors(p.x, p.x_align, p.C, 16 / size_of(p.dtype), p.dtype);
-    bool const tf32 = p.dtype == DType::f32;
-    double const waits = row.tile_n == 8    ? (backward && !tf32 ? 0.75 : 0.8)
-                         : row.tile_n == 16 ? 1.1
+    double const waits = row.tile_n == 8    ? (backward && !tf32 ? 0.8 : 0.88)
+                         : row.tile_n == 16 ? (tf32 ? 0.98 : 1.15)
                          : !backward        ? 1.6
-                         : tf32             ? 1.05
-                                            : 1.5;
+                         : tf32             ? 0.95
+                                            : 1.6;
     StemNarrow const t = stem_narrow(row, op, p, d);
+    double const alone = t.blocks_of_sm > 1 || row.tile_n > 16 ? 1 : tf32 ? 1.3 : 1.5;  // on its SM
     // Of each chunk the block waits for the copies; several taps show that.
     int64_t chunks = t.chunks;
     double more = 1;
     for (; !backward && p.R * p.S > 1 && chunks > 2; chunks /= 2) more += 0.25;
-    return {t.ns * waits * more * (vectors ? 1 : 1.45), 1};
+    return {t.ns * waits * alone * more * (vectors ? 1 : 1.45) + double(t.weight_bytes) * 0.25, 1};
   }
-  return {op == Op::wgrad ? stem_sums(row, p, d).ns * 1.5 : stem_tile(row, op, p, d).ns * 1.8, 1};
+  if (op == Op::wgrad) {
+    StemView const v = stem_view(stem_wgrad_view(p), p);
+    double const big = v.stride_w > 1 && p.R * p.S * v.C > 128 ? 1.5 : 1.15;
+    // In NCHW, of rows whose runs of 8 pixels begin off their vectors.
+    double const across_ns = is_nhwc(row.variant) || v.Q % 8 == 0
+                                 ? 0
+                                 : double(p.N) * double(v.P) * double(v.Q) * double(ceil_div(v.K, 64)) * 10.0 *
+                                       size_of(p.dtype) / d.sm_count;
+    return {15000 + (stem_sums(row, p, d).ns - 10000) * big + across_ns, 1};
+  }
+  StemTile const t = stem_tile(row, op, p, d);
+  StemView const v = stem_view(op, p);
+  return {t.ns * (tf32 ? 1.6 : 1.8) + double(t.steps * min64(v.K, row.tile_n)) * (tf32 ? 6.0 : 9.5), 1};
 }
 
 constexpr int64_t stem_workspace_bytes(Op op, Row const& row, Problem const& p, Device const& d) {

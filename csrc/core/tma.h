@@ -313,17 +313,17 @@ struct TmaTile {
 };
 constexpr TmaTile tma_tile(Row const& row) {
   bool const forward = row.op == Op::fprop;
-  if (row.tile_m == 64 && row.tile_n == 64) return {1660, 820, 0.80, 1};
-  if (row.tile_m == 64) return {3520, 820, forward ? 0.85 : 0.95, 1};
-  if (row.tile_m == 144) return {5900, 1300, 1.00, 1};
-  if (row.tile_m == 192) return {5900, 1300, 1.02, 1};
-  if (row.tile_n == 256) return {6650, 1240, forward ? 1.10 : 1.05, 1};
-  if (row.tile_n == 192) return {5900, 1050, forward ? 1.04 : 1.01, 1};
-  if (row.tile_n == 160) return {4590, 1820, forward ? 1.12 : 1.13, forward ? 0.98 : 0.93};
-  if (row.tile_m == 256 && row.tile_n == 128) return {4950, 1160, forward ? 1.12 : 1.10, forward ? 0.93 : 1.02};
-  if (row.tile_m == 256) return {5450, 390, 1.09, forward ? 1.00 : 0.95};
-  if (row.tile_n == 128) return {9000, 720, forward ? 1.00 : 1.03, forward ? 1.08 : 1.05};
-  return {2970, 600, 1.01, forward ? 0.80 : 0.83};
+  if (row.tile_m == 64 && row.tile_n == 64) return {1750, 1520, 0.80, 1};
+  if (row.tile_m == 64) return {2670, 1070, 0.97, 1};
+  if (row.tile_m == 144) return {3450, 2230, 1.02, 1};
+  if (row.tile_m == 192) return {3350, 2420, 0.92, 1};
+  if (row.tile_n == 256) return {5350, 1720, forward ? 1.23 : 1.19, 1};
+  if (row.tile_n == 192) return {4160, 1450, forward ? 1.10 : 1.07, 1};
+  if (row.tile_n == 160) return {3720, 3340, forward ? 1.10 : 1.16, forward ? 1.05 : 1.00};
+  if (row.tile_m == 256 && row.tile_n == 128) return {3580, 1670, forward ? 1.16 : 1.19, forward ? 0.97 : 1.01};
+  if (row.tile_m == 256) return {4330, 617, 1.28, forward ? 1.05 : 1.01};
+  if (row.tile_n == 128) return {5960, 768, forward ? 1.16 : 1.34, forward ? 1.27 : 1.29};
+  return {2280, 646, 1.11, forward ? 0.88 : 0.90};
 }
 
 // Each of the two warpgroups of an SM multiplies at half the rate, and stores while the other multiplies.
@@ -400,33 +400,38 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   int64_t const C = forward ? p.C_per_group() : p.K_per_group(), N = forward ? p.K_per_group() : p.C_per_group();
   int64_t const line = 128 / size_of(p.dtype), chunks = ceil_div(C, line), tiles_n = ceil_div(N, row.tile_n) * p.groups;
   double const filled = double(ceil_div(C * 4, line)) / double(chunks * 4);  // instructions of the steps
-  double const mma_ns = area * 64 / tile.rate * filled * (swapped && C <= 32 ? 1.49 : 1.0);
+  double const mma_ns = area * 64 / tile.rate * filled * (swapped && C <= 32 ? 1.03 : 1.0);
   int64_t const stages_b = p.R * p.S * chunks;
   bool const keeps_b =
       tiles_n <= kMaxKeptTiles &&
       (swapped ? stages_b <= 64 && (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024
                : !tma_swapped_wide(row) && stages_b <= 16 && stages_b * row.tile_n * tma_line(C) <= 100 * 1024);
   // Lines that end early take longer, more so if they lie across those of memory.
-  double const line_ns = tma_maps_groups(op, p) && C > 32 ? 1.71 + 3.01 * (1 - double(C) / double(chunks * line))
-                                                          : 1.10 * (C % (tma_line(C) / 2) == 0 ? 1
-                                                                    : p.groups > 1             ? 1.3
-                                                                                               : 1.78);
+  double const line_ns = tma_maps_groups(op, p) && C > 32 ? 1.92 + 3.01 * (1 - double(C) / double(chunks * line))
+                                                          : 1.07 *
+                                                                (C % (tma_line(C) / 2) == 0 ? 1
+                                                                 : p.groups > 1             ? 1.66
+                                                                 : row.tile_m == 64 || two  ? 2.86
+                                                                                            : 1.81) *
+                                                                (C <= 8                                 ? 1.54
+                                                                 : C <= 16 && (row.tile_m == 64 || two) ? 1.22
+                                                                                                        : 1);
   double const filter_ns =
-      keeps_b ? 0 : 0.84 * (forward ? 1 : 1.08) * (C % (tma_line(C) / 2) == 0 || p.groups > 1 ? 1 : 1.4);
+      keeps_b ? 0 : 0.37 * (forward ? 1 : 0.38) * (C % (tma_line(C) / 2) == 0 || p.groups > 1 ? 1 : 2.35);
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
-  double const fixed = tile.fixed * (phases > 1 ? 1.61 : 1) *
-                       (N % (line / 2) == 0 ? 1 : 1.20);  // results that lie across lines of memory
-  double const beside = two ? 2.04 : 1, padded = halo && !swapped ? 1.27 : 1;
+  double const fixed = tile.fixed * (phases > 1 ? 1.54 : 1) *
+                       (N % (line / 2) == 0 ? 1 : 1.30);  // results that lie across lines of memory
+  double const beside = two ? 2.11 : 1, padded = halo && !swapped ? 1.18 : 1;
   // Single rows said so of 3x3 filters with a stride (L08 and L41 of docs/tuning.md, and dgrad of few tiles).
-  double const strided = forward && p.stride_w > 1 && p.R * p.S > 1 && row.tile_m == 256 && row.tile_n == 128 ? 1.04
-                         : phases > 1 && two && halo                                                          ? 1.06
-                         : phases > 1 && swapped && halo && chunks <= 2                                       ? 1.07
-                         : phases > 1 && !halo && row.tile_m == 256 && row.tile_n == 128                      ? 0.88
-                         : phases > 1 && phases == p.R * p.S && row.tile_m == 128 && row.tile_n == 128        ? 1.06
+  double const strided = forward && p.stride_w > 1 && p.R * p.S > 1 && row.tile_m == 256 && row.tile_n == 128 ? 0.91
+                         : phases > 1 && two && halo                                                          ? 1.13
+                         : phases > 1 && swapped && halo && chunks <= 2                                       ? 1.09
+                         : phases > 1 && !halo && row.tile_m == 256 && row.tile_n == 128                      ? 1.03
+                         : phases > 1 && phases == p.R * p.S && row.tile_m == 128 && row.tile_n == 128        ? 1.14
                                                                                                               : 1;
   // Few filters leave half of the instructions' rows empty; as measured (L56, L19).
-  double const few = forward && halo && swapped && N <= 32 && C > 32 ? 1.08 : 1;
+  double const few = forward && halo && swapped && N <= 32 && C > 32 ? 1.07 : 1;
   int64_t const tiles = tma_tiles(row, p);
   double const met = tma_steps_left(row, op, p);
   double const filter_bytes = double(p.K) * double(p.C_per_group() * p.R * p.S) * size_of(p.dtype);
@@ -437,7 +442,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
                              double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
                                 size_of(p.dtype) +
                             filter_bytes) /
-                           6050;
+                           6660;
   // The GPU lowers its clock when all tensor cores multiply what is not zero, and L2 serves all SMs at once more slowly
   // than a few: fprop's smaller tiles, which read more lines for their products, are bound by that.
   double least_ns = 0;
@@ -457,14 +462,14 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     }
     double const math = double(taps * chunks) * met * mma_ns;
     double const copy =
-        double(copies * chunks) * met * (TM + (halo ? kHalo : 0)) * line_ns * (1.75 - 0.75 * inside / met) +
+        double(copies * chunks) * met * (TM + (halo ? kHalo : 0)) * line_ns * (2.11 - 1.11 * inside / met) +
         double(taps * chunks) * met * TN * filter_ns;
-    steps_ns[i] = math > copy ? math + copy * 0.76 : copy + math * 0.76;
+    steps_ns[i] = math > copy ? math + copy * 0.36 : copy + math * 0.36;
     count[i] = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
     double const lines =
         met * (double(copies * chunks) * (TM + (halo ? kHalo : 0)) + (keeps_b ? 0 : double(taps * chunks) * TN));
-    double const busy_ns = double(taps * chunks) * area * 64 * filled * inside / 3190,
-                 l2_ns = forward ? lines * 1.40 : 0;
+    double const busy_ns = double(taps * chunks) * area * 64 * filled * inside / 3780,
+                 l2_ns = forward ? lines * 1.24 : 0;
     least_ns += count[i] * (busy_ns > l2_ns ? busy_ns : l2_ns) / 132;
     steps = max64(steps, taps * chunks);
   }
@@ -474,7 +479,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     if (split > 1 && (tma_swapped_wide(row) || s.shared == 0 || s.shared * steps > 1 << 30)) break;
     if (double(s.shared + s.workers) * area * 4 > double(kMaxWorkspaceBytes)) break;
     double const blocks = double(tiles) * double(split) < slots ? double(tiles) * double(split) : slots;
-    double const busy = 1 - 0.28 * (1 - blocks / slots);
+    double const busy = 1 - 0.18 * (1 - blocks / slots);
     double longest = 0, each = 0, whole = 0, empty = double(tiles);
     for (int64_t i = 0; i < phases; ++i) {
       double const ns = steps_ns[i] * busy;
@@ -484,38 +489,38 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
       whole += count[i] * tile_ns, empty -= count[i];
     }
     whole += empty * 300;
-    double ns = swapped ? 1200 : 0;
+    double ns = swapped ? 1290 : 0;
     if (s.alone > 0 && phases > 1) {
-      double const share = whole / slots * double(s.alone) / double(tiles) + (split > 1 ? 0 : each * 0.39);
+      double const share = whole / slots * double(s.alone) / double(tiles) + (split > 1 ? 0 : each * 0.43);
       ns += share > each ? share : each;
     } else if (two) {  // a block that has an SM for itself is faster
       int64_t const rest = s.alone % tma_slots(row);
       ns += double(s.alone / tma_slots(row)) * each;
-      ns += rest == 0 ? 0 : rest <= 132 ? longest * padded * 1.31 + fixed : each;
+      ns += rest == 0 ? 0 : rest <= 132 ? longest * padded * 1.19 + fixed : each;
     } else {
       ns += double(ceil_div(s.alone, tma_slots(row))) * each;
     }
     if (split > 1) {
       double const step_ns = longest * padded / double(steps) * (s.workers > 132 ? beside : 1);
-      ns += tma_shared_ns(s, double(steps), step_ns, 890 + area * 0.017);
+      ns += tma_shared_ns(s, double(steps), step_ns, 1340 + area * 0.014);
       int64_t const aligned = s.workers / s.shared * s.shared;
       double const parts = double(s.workers == aligned ? aligned : s.workers + s.shared);
-      ns += 2740 + parts * area * 4 / 2070;  // the second launch
+      ns += 3730 + parts * area * 4 / 2550;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > tma_slots(row) && filter_bytes > 2e7) ns += filter_bytes / 4300;
     }
     // As measured; C > line: groups that end within their second line.
-    if (p.groups > 1 && halo && two && tiles > tma_slots(row)) ns *= 1.15;
+    if (p.groups > 1 && halo && two && tiles > tma_slots(row)) ns *= 1.13;
     if (p.groups > 1 && C > line && C % line != 0) {
-      if (phases > 1 && !swapped) ns *= 0.8;
-      if (row.tile_m == 128 && row.tile_n == 128) ns *= halo ? 1.1 : 1.4;
-      if (phases == 1 && swapped && halo) ns *= 0.92;
+      if (phases > 1 && !swapped) ns *= 0.74;
+      if (row.tile_m == 128 && row.tile_n == 128) ns *= halo ? 1.19 : 1.29;
+      if (phases == 1 && swapped && halo) ns *= 0.90;
     }
-    if (ns < least_ns) ns = least_ns * 0.80 + ns * 0.20;
-    ns = ns > memory_ns ? ns + memory_ns * 0.27 : memory_ns + ns * 0.27;
+    if (ns < least_ns) ns = least_ns * 0.83 + ns * 0.17;
+    ns = ns > memory_ns ? ns + memory_ns * 0.068 : memory_ns + ns * 0.068;
     // Filters of a group do not stay.
-    double const anew = !swapped || p.groups == 1 ? 0 : tma_maps_groups(op, p) ? 2800 : 800;
-    ns = (ns + 7300 + anew) * (halo ? tile.halo : tile.im2col) * strided * few;
+    double const anew = !swapped || p.groups == 1 ? 0 : tma_maps_groups(op, p) ? 2350 : 896;
+    ns = (ns + 6680 + anew) * (halo ? tile.halo : tile.im2col) * strided * few;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
@@ -528,7 +533,7 @@ constexpr Estimate wgrad_shared_estimate(Row const& row, WgradTiles const& t, in
   Estimate best;
   if (t.stores) {
     double const ns = double(ceil_div(t.tiles, slots)) * (double(t.steps) * step_ns + fixed);
-    best = {(ns > memory_ns ? ns : memory_ns) + 4000, 1};
+    best = {(ns > memory_ns ? ns : memory_ns) + 3980, 1};
   }
   int64_t const even = t.tiles < slots ? slots / t.tiles * t.tiles : slots;  // no strips
   int64_t const long_parts = min64(t.tiles * t.steps / 3, slots);
@@ -545,7 +550,7 @@ constexpr Estimate wgrad_shared_estimate(Row const& row, WgradTiles const& t, in
     }
     double ns = double(s.whole / workers) * (double(t.steps) * step_ns + fixed) + longest;
     if (ns < memory_ns) ns = memory_ns;
-    ns += 4000 + 2450 + bytes * 2 / 3500;
+    ns += 3980 + 2560 + bytes * 2 / 4430;
     if (best.ns == 0 || ns < best.ns) best = {ns, int(workers)};
   }
   return best;
@@ -557,35 +562,35 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
   bool const halo = is_halo(row.variant), narrow = row.variant == Variant::narrow;
   WgradTiles const t = wgrad_tiles(row, p);
   bool const small = TM == 64, two = TM * TN <= 128 * 64 && !(small && t.tiles <= d.sm_count);  // blocks an SM
-  double const share = halo && TN == 64       ? 0.95
-                       : halo || narrow       ? 0.83
+  double const share = halo && TN == 64       ? 0.86
+                       : halo || narrow       ? 0.77
                        : small                ? 0.55
-                       : two                  ? 0.35
+                       : two                  ? 0.54
                        : TN < 128             ? 0.75
                        : TM * TN <= 128 * 128 ? 0.9
-                       : TM > TN              ? 0.83
-                                              : 0.98;
-  double const mma_ns = TM * TN * 64 / (2048 * 1.6 * share);
+                       : TM > TN              ? 0.78
+                                              : 0.93;
+  double const mma_ns = TM * TN * 64 / (2048 * 1.56 * share);
   // Copies take the time of their bytes through L2, or of their lines; those that the channels do not fill take longer.
   double const x_lines = halo ? TM / (64 * kWgradTaps) * (kWgradPixels + 2) : narrow ? TM * 2 : TM;
   double const filled = p.C_per_group() % (narrow ? 32 : 64) == 0 ? 1 : 1 - 1.0 / double(ceil_div(p.C_per_group(), 64));
-  double const lines_ns = x_lines * (2.7 - 1.15 * filled) + TN * 1.34;
+  double const lines_ns = x_lines * (2.65 - 1.18 * filled) + TN * 1.68;
   // Lines that lie across those of memory.
-  double const x_across = p.C_per_group() % 64 == 0 ? 1 : 1.5, y_across = p.K_per_group() % 64 == 0 ? 1 : 1.65;
+  double const x_across = p.C_per_group() % 64 == 0 ? 1 : 1.51, y_across = p.K_per_group() % 64 == 0 ? 1 : 1.87;
   double const bytes_ns = (x_lines * x_across * (narrow ? 0.5 : 1.0) + TN * y_across) * 128 / 89;
   double const copy_ns = lines_ns > bytes_ns ? lines_ns : bytes_ns;
   // As measured: a few steps of a group's whole lines take longer than their products, many do not.
   bool const short_sums = halo && p.groups > 1 && p.C_per_group() > 32;
-  double const beside = !two ? 1 : small ? 1.65 : p.groups > 1 ? 2.4 : 2.2;  // the other block of an SM
-  double const step_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * beside * (short_sums ? 0.87 : 1),
-               fixed = 930 + TM * TN * 0.047 + (short_sums ? 3500 : 0);
+  double const beside = !two ? 1 : small ? 1.44 : p.groups > 1 ? 2.35 : 2.27;  // the other block of an SM
+  double const step_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * beside * (short_sums ? 0.90 : 1),
+               fixed = 1240 + TM * TN * 0.067 + (short_sums ? 4380 : 0);
   double const memory_ns = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +
                             double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
-                           size_of(p.dtype) / 3700;
+                           size_of(p.dtype) / 3440;
   Estimate e = wgrad_shared_estimate(row, t, int64_t(d.sm_count) * (two ? 2 : 1), step_ns, fixed, memory_ns);
-  if (small) e.ns += 800;                                             // few steps take as long as with larger tiles
+  if (small) e.ns += 288;                                             // few steps take as long as with larger tiles
   if (!channel_vectors(p.w, p.w_align, p.C_per_group(), 2, p.dtype))  // single weights
-    e.ns += double(p.K) * double(p.C_per_group() * p.R * p.S) * 0.009;
+    e.ns += double(p.K) * double(p.C_per_group() * p.R * p.S) * 0.0087;
   return e;
 }
 

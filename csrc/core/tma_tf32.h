@@ -62,12 +62,12 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   bool const keeps_b =
       swapped && tiles_n <= kMaxKeptTiles && stages_b <= 64 && (stages_b * min64(N, 64) + 3 * 264) * 128 <= 205 * 1024;
   double const filled = double(ceil_div(C, 8)) / double(ceil_div(C, kTf32Line) * 4);  // instructions of the steps
-  double const fixed = swapped ? 3300 : 880 + 0.1 * area;                             // of a part
-  double const store_ns = 1400;  // with exchanged operands one warpgroup multiplies while the other stores
-  double const slower_raw = !raw ? 1 : area > 128 * 128 ? 0.93 : 1.3;
+  double const fixed = swapped ? 2270 : 880 + 0.1 * area;                             // of a part
+  double const store_ns = 2330;  // with exchanged operands one warpgroup multiplies while the other stores
+  double const slower_raw = !raw ? 1 : area > 128 * 128 ? 0.93 : 1.23;
   // Results in NCHW: the raw variants have neighbouring pixels of a channel in neighbouring threads' registers.
-  double const singly = swapped || !tma_stores_singly(op, p) ? 0 : area * (raw ? 0.122 : 0.036);
-  auto tile_ns = [&](double ns) { return swapped ? (ns > store_ns ? ns : store_ns) + 900 : ns + fixed + singly; };
+  double const singly = swapped || !tma_stores_singly(op, p) ? 0 : area * (raw ? 0.17 : 0.049);
+  auto tile_ns = [&](double ns) { return swapped ? (ns > store_ns ? ns : store_ns) + 550 : ns + fixed + singly; };
   int64_t const tiles = tma_tiles(row, p);
   int64_t most = 1;
   double whole = 0, longest = 0, empty = double(tiles);  // ns of all tiles, of one; tiles
@@ -81,15 +81,15 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
       if (halo && steps > 0) {
         Halo const shared = halo_of(w);
         // With a stride a copy serves fewer taps and there are fewer of them on their way.
-        double const slower = shared.copies == 1 ? 1 : two ? 1.32 : 1.1;
+        double const slower = shared.copies == 1 ? 1 : two ? 1.02 : 0.94;
         of_a = (TM + kHalo) * double(shared.copies) / double(w.taps) * slower;
         copies = h.taps * shared.copies * ceil_div(C, kTf32Line);
         w = halo_walk(w);
       }
-      double const copied = of_a + (keeps_b ? 0 : TN * 0.44);
+      double const copied = (of_a + (keeps_b ? 0 : TN * 0.52)) * (C * 4 <= 16 ? 2.66 : 1);
       double const lines = (swapped ? 64 + TM : raw ? TN / 64 * TM + TN : TM / 64 * TN + TM) + copied;
-      double const ns = double(steps) * (two ? 2.5 : slower_raw) *
-                        tf32_step_ns(area / 32 * filled * (swapped ? 1.01 : 1.07), lines * 0.94, copied * 3.35);
+      double const ns = double(steps) * (two ? 2.54 : slower_raw) *
+                        tf32_step_ns(area / 32 * filled * (swapped ? 0.95 : 0.99), lines * 0.87, copied * 3.35);
       double const count = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
       most = max64(most, copies);
       if (ns > longest) longest = ns;
@@ -97,9 +97,12 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     }
   whole += empty * 300;
   double const filters = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * 4;
-  double const prepare = forward || raw ? 0 : 3000 + filters * 2 / 2450 + (p.groups == 1 ? 0 : 4000);
-  double const first = !swapped ? 0 : halo ? 2500 : 800;  // with exchanged operands nothing hides the first stages
-  double const before = 3400 + first + prepare, memory_ns = tf32_memory_ns(p, 5300);
+  double const prepare = forward || raw ? 0 : 2750 + filters * 2 / 2310 + (p.groups == 1 ? 0 : 2800);
+  double const first = !swapped ? 0 : halo ? 3370 : 1070;  // with exchanged operands nothing hides the first stages
+  // Tiles of filters beyond the first find the pixels in L2.
+  double const again_ns = double(ceil_div(N, row.tile_n) - 1) * double(p.N) * double(C * p.groups) *
+                          (forward ? double(p.H) * double(p.W) : double(p.P()) * double(p.Q())) * 4 / 38400;
+  double const before = 3940 + first + prepare, memory_ns = tf32_memory_ns(p, 5300) + again_ns;
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
@@ -109,21 +112,21 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     double ns = 0;
     if (s.alone > 0) {
       double const each = tile_ns(longest),
-                   share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.35;
+                   share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.55;
       ns = phases == 1 ? double(ceil_div(s.alone, slots)) * each : share > each ? share : each;
-      if (two && tiles <= 132) ns -= longest * 0.25;  // a block has an SM for itself
+      if (two && tiles <= 132) ns -= longest * 0.21;  // a block has an SM for itself
     }
     if (split > 1) {
-      double const step_ns = longest / double(most) * (two && s.workers <= 132 ? 0.67 : 1);
+      double const step_ns = longest / double(most);
       ns += tma_shared_ns(s, double(most), step_ns, fixed);
-      ns += (!raw && halo && TM == 128 && TN == 128 ? 2200 : 2100) + bytes / 2650;  // the second launch
+      ns += (!raw && halo && TM == 128 && TN == 128 ? 1900 : 1830) + bytes / 1930;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
-      if (s.shared * split > slots && filters > 2e7) ns += filters / 4300;
+      if (s.shared * split > slots && filters > 2e7) ns += filters / 4210;
     }
-    double const off = halo      ? (!raw && (swapped || area == 128 * 128) ? 1.01 : 1.04)
-                       : swapped ? 1.34
-                                 : 1.1;  // what the fit is off by
-    ns = ((ns > memory_ns ? ns + memory_ns * 0.15 : memory_ns + ns * 0.15) + before) * off;
+    double const off = halo      ? (!raw && (swapped || area == 128 * 128) ? 1.05 : 1.09)
+                       : swapped ? 1.23
+                                 : 1.06;  // what the fit is off by
+    ns = ((ns > memory_ns ? ns + memory_ns * 0.065 : memory_ns + ns * 0.065) + before) * off;
     if (swapped && p.groups > 1 && N <= 32 && p.stride_w > 1) ns *= 0.8;  // as measured
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
