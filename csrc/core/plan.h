@@ -118,7 +118,6 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     if (row.variant == Variant::narrow) return channel_vectors(p.x, p.x_align, C, 8, p.dtype) ? 0.78 : 0.95;
     double const across = strided && C % line != 0 && C > 32 ? 1.25 : 1;  // lines that end early
     if (is(64, 64)) return (strided ? 1.35 : 1.1) * across;
-    if (is(128, 64)) return (C > line ? 1 : strided ? 0.9 : 0.75) * across;
     if (is(256, 64)) return (strided && C > 32 ? 1.2 : 1) * across;
     return (strided && is(128, 128) ? 1.12 : 1) * across;
   }
