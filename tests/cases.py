@@ -305,6 +305,10 @@ CASES: tuple[Case, ...] = (
     Case("groups4_of_16_28_columns_stride2", 2, 64, 18, 28, 64, 3, 3, (2, 2), (1, 1), groups=4),
     Case("groups8_of_8_several_images", 11, 64, 8, 7, 64, 3, 3, padding=(1, 1), groups=8),
     Case("groups132_of_8_stride2_many_tiles", 4, 1056, 18, 34, 1056, 3, 3, (2, 2), (1, 1), groups=132),
+    # NCHW in place: rows of even length whose channels begin anywhere; wgrad in halves of lines
+    Case("groups4_of_16_37_rows_of_14", 3, 64, 37, 14, 64, 3, 3, padding=(1, 1), groups=4, edge=True),
+    Case("groups2_of_16_and_32_14_rows_stride2", 3, 32, 14, 14, 64, 3, 3, (2, 2), (2, 1, 0, 1), groups=2),
+    Case("groups3_of_32_and_96", 3, 96, 11, 14, 288, 3, 3, padding=(1, 1), groups=3, edge=True),
     # groups that end within a line or a step of it
     Case("groups3_of_56_several_images", 5, 168, 9, 11, 168, 3, 3, padding=(1, 1), groups=3),
     Case("groups2_of_72_and_40_stride2", 3, 144, 17, 15, 80, 3, 3, (2, 2), (1, 1), groups=2, edge=True),

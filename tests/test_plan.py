@@ -299,6 +299,13 @@ def test_grouped_layers_in_float32_take_lines_in_channels_last(op: str, tf32: bo
         assert name == f"grouped_{op}_f32_8x8_lines", f"{channels} {name}"
 
 
+def test_wgrad_of_groups_of_32_takes_lines_of_32_channels() -> None:
+    small = Case("resnext", 64, 1024, 7, 7, 1024, 3, 3, padding=(1, 1), groups=32)
+    strided = Case("resnext", 32, 1024, 28, 28, 1024, 3, 3, (2, 2), (1, 1), groups=32)
+    for case, layout in ((small, "nhwc"), (strided, "nhwc"), (strided, "nchw")):
+        assert named("wgrad", case, torch.float16, layout) == "tma_wgrad_f16_320x64_narrow", f"{case} {layout}"
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_grouped_layers_in_nchw_run_in_place_where_whole_rows_fit(op: str) -> None:
     def taken(width: int) -> tuple[str, str]:

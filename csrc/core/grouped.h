@@ -370,14 +370,20 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
     // As measured; with a stride, many blocks of inputs leave room for little else.
     double const in = double(groups_per_unit(p) * (op == Op::dgrad ? p.K_per_group() : p.C_per_group()) / 8 *
                              (size_of(p.dtype) / 2)),
-                 strided = 0.8 + 0.085 * in > 1 ? 0.8 + 0.085 * in : 1;
-    double const slower = !t.planar ? (p.stride_w > 1 ? strided : 1) : p.stride_w > 1 ? 1.35 : f32 ? 1.15 : 1.2;
+                 strided = 0.8 + 0.085 * in > 1 ? 0.8 + 0.085 * in : 1,
+                 wide = !f32 && in >= (op == Op::dgrad && p.stride_w > 1 ? 2 : 4) ? 1.17 : 1;
+    double const slower = !t.planar ? (p.stride_w > 1 ? strided : 1) * wide : p.stride_w > 1 ? 1.35 : f32 ? 1.15 : 1.2;
     return {t.cycles / 1.95 * slower + 5000, 1};
   }
   GroupedSumLines const t = grouped_sum_lines(p, d);
-  double const slower = !t.planar        ? (p.stride_w > 1 && f32 && !p.allow_tf32 ? 1.12 : 1)
+  int64_t const in = groups_per_unit(p) * p.C_per_group() / 8;
+  double const slower = !t.planar && f32 ? (p.stride_w > 1 && !p.allow_tf32 ? 1.12 : 1)
+                        : !t.planar      ? (p.stride_w > 1 ? 1.25
+                                            : in > 1       ? 1.15
+                                                           : 1)
                         : p.stride_w > 1 ? (f32 ? 1.45 : 1.75)
                         : f32            ? 1.15
+                        : in <= 4        ? 1.38
                                          : 1.2;
   int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), t.slab) * t.passes;
   double const bytes = double(slabs / t.passes * t.jobs * t.tiles * 512);
@@ -405,6 +411,7 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   double rate = nhwc ? 1650 : p.x.c == 1 && p.C > 1 ? 500 : p.dtype == DType::f32 ? 1500 : 1150;
   if (!nhwc && p.stride_w > 1)
     rate /= !backward ? (p.dtype == DType::f32 ? 1.65 : 1.33) : p.x.c == 1 && p.C > 1 ? 3 : 6;
+  if (!nhwc && p.W < 8) rate /= 2.5;  // rows that leave most lanes idle
   double const memory_ns = elements * size_of(p.dtype) / (rate * sms);
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
   int64_t const h = backward ? ceil_div(p.H, p.stride_h) : p.P(), w = backward ? ceil_div(p.W, p.stride_w) : p.Q();

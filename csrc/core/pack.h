@@ -45,7 +45,8 @@ constexpr TmaTakesAny packs_rather(Op op, Problem const& p) {
 struct PackedGroup {
   int64_t C, K;
 };
-constexpr PackedGroup packed_group(Op op, Problem const& p) {
+constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
+  Op const op = row.op;
   int64_t const line = 128 / size_of(p.dtype), v = 16 / size_of(p.dtype);
   TmaTakesAny const any = packs_rather(op, p);
   // reduced: over these channels; few: up to 32 have shorter lines; most: what may be left in the last line for it to
@@ -66,6 +67,8 @@ constexpr PackedGroup packed_group(Op op, Problem const& p) {
   int64_t const C = p.C_per_group(), K = p.K_per_group();
   // dgrad copies filters along C, but for TF32.
   int64_t const most = op != Op::dgrad ? line / 2 : any.w || C > line ? -1 : line / 2;
+  // Halves of lines do for narrow, whose taps of a group have 32 channels.
+  if (row.variant == Variant::narrow && p.groups > 1 && C == 32 && K % line == 32) return {C, K};
   return {any.x && any.w ? C : pad(op == Op::fprop, op != Op::dgrad, most, x, C, x_pixels),
           any.y ? K : pad(op == Op::dgrad, op == Op::dgrad, op == Op::fprop ? -1 : line / 2, y, K, y_pixels)};
 }
@@ -115,7 +118,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     q.problem.w_align = 16;
     return q;
   }
-  PackedGroup const g = packed_group(op, p);
+  PackedGroup const g = packed_group(row, p);
   bool const C = g.C != p.C_per_group(), K = g.K != p.K_per_group();
   TmaTakesAny any = packs_rather(op, p);
   any.w |= tma_adds_into_any(row, p);
@@ -143,7 +146,7 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
     return q.which.any() && simt_supports(row, row.op, q.problem);
   }
   if (is_pointwise(row)) return row.op != Op::wgrad && pointwise_supports(row.op, packed(row, p).problem);
-  PackedGroup const g = packed_group(row.op, p);
+  PackedGroup const g = packed_group(row, p);
   double const x = double(p.N) * double(p.H) * double(p.W), y = double(p.N) * double(p.P()) * double(p.Q()),
                w = double(p.R) * double(p.S), groups = double(p.groups);
   double const plain =

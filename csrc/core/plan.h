@@ -131,6 +131,33 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   return e;
 }
 
+// Rows over groups, as measured beside each other: how much longer they take than was estimated.
+constexpr double groups_as_measured(Row const& row, Problem const& p) {
+  bool const strided = p.stride_w > 1, f32 = p.dtype == DType::f32, halo = is_halo(row.variant);
+  int64_t const C = p.C_per_group(), line = 128 / size_of(p.dtype);
+  // NCHW in 16-bit types, turned two pixels at a time.
+  if (row.family == Family::grouped)
+    return row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 && p.H * p.W % 8 != 0 && grouped_planar(p) ? 0.9 : 1;
+  if (row.family != Family::tma || p.groups == 1) return 1;
+  auto is = [&](int tile_m, int tile_n) { return row.tile_m == tile_m && row.tile_n == tile_n; };
+  if (row.op == Op::wgrad) {
+    if (f32) return 1;
+    if (row.variant == Variant::narrow) return channel_vectors(p.x, p.x_align, C, 8, p.dtype) ? 0.78 : 0.95;
+    double const across = strided && C % line != 0 && C > 32 ? 1.25 : 1;  // lines that end early
+    if (is(64, 64)) return (strided ? 1.35 : 1.1) * across;
+    if (is(256, 64)) return (strided && C > 32 ? 1.2 : 1) * across;
+    return (strided && is(128, 128) ? 1.12 : 1) * across;
+  }
+  if (f32) {
+    bool const across = strided && C > line && C % line != 0;
+    if (row.op == Op::dgrad) return across && is(256, 64) && halo ? 1.08 : 1;
+    if (across) return is(256, 128) ? 1.22 : is(128, 128) ? 1.12 : is(256, 64) ? (halo ? 0.86 : 0.7) : 1;
+    return C < line && (is(256, 32) || (is(256, 64) && halo && !strided)) ? 1.2 : 1;
+  }
+  if (row.op == Op::dgrad && strided && is(256, 128) && !halo && C > line && C % line != 0) return 1.15;
+  return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
+}
+
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (int64_t const turns = depthwise_turns(row, p); turns > 1) {
     Estimate e = estimate(row, op, depthwise_turn(row, p), d);
@@ -149,7 +176,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       // As measured beside rows of the tensor cores.
       if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12;
       e.ns += last_store_ns(row, q.problem, e.split_k);
-      e.ns *= packed_wgrad_share(row, t, q.which);
+      e.ns *= packed_wgrad_share(row, t, q.which) * groups_as_measured(row, p);
       if (q.which.any()) e.ns += packing_ns(op, t, q);
       e.ns += patch_ns(row, p);
       return e;

@@ -127,7 +127,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
                        : swapped ? 1.23
                                  : 1.06;  // what the fit is off by
     ns = ((ns > memory_ns ? ns + memory_ns * 0.065 : memory_ns + ns * 0.065) + before) * off;
-    if (swapped && p.groups > 1 && N <= 32 && p.stride_w > 1) ns *= 0.8;  // as measured
+    if (!forward && swapped && p.groups > 1 && N <= 32 && p.stride_w > 1) ns *= 0.8;  // as measured
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;

@@ -47,7 +47,7 @@ struct Planar {
   int step_h, low_h, low_w;  // a tile's first line
   int skip_h, skip_w;        // from line to line
   int planes, plane_bytes, images, rows, columns, slots;
-  bool vectors;  // see turn_vectors
+  bool vectors, twos;  // see turn_vectors and turn_twos
   Divisor plane_of, row_of, image_of, pairs, width;
 };
 
@@ -509,6 +509,7 @@ inline Planar planar_of(Image const& image, int size, bool whole, int64_t offset
   t.image_of = Divisor(uint32_t(rows)), t.pairs = Divisor(uint32_t(ceil_div(slots, 2)));
   t.width = Divisor(uint32_t(image.W));
   t.vectors = size == 2 && int64_t(image.H) * image.W % 8 == 0;
+  t.twos = image.W % 2 == 0;
   return t;
 }
 
@@ -520,7 +521,9 @@ Planar planar_inputs(Params const& p, Lines const& t, int size, int64_t offset, 
   q.step_h = p.axis_h.step, q.low_h = p.axis_h.low, q.low_w = p.axis_w.low;
   q.skip_h = p.axis_h.step / int(t.step_h), q.skip_w = p.axis_w.step;
   q.planes = int(t.planes), q.plane_bytes = int(t.plane_bytes);
-  q.vectors = q.vectors && q.skip_h == 1 && q.skip_w == q.planes;
+  bool const all_rows = q.skip_h == 1 && q.skip_w == q.planes;
+  q.vectors = q.vectors && all_rows;
+  q.twos = q.twos && all_rows && (size == 2 || t.planes == 1);  // as measured
   return q;
 }
 
@@ -607,9 +610,26 @@ __device__ inline void turn_planar(Planar const& t, Image const& image, int64_t 
   }
 }
 
+// Zeroes the lines outside of the image, those beside it only once, where others are written for every tile.
+__device__ inline void zero_outside(Planar const& t, Image const& image, Tile const& tile, int images, char* lines,
+                                    bool first) {
+  int const h0 = tile.h * t.step_h + t.low_h;
+  bool const inside = h0 >= 0 && h0 + t.rows <= image.H;
+  if (!first && (t.whole || inside) && images == t.images) return;
+  int const of_plane = t.images * t.rows * t.columns;
+  for (int position = threadIdx.x; position < t.planes * of_plane; position += blockDim.x) {
+    int const plane = t.planes == 1 ? 0 : t.plane_of.quotient(position), line = position - plane * of_plane;
+    int const image_row = t.row_of.quotient(line), w = t.low_w + plane + (line - image_row * t.columns) * t.planes;
+    int const n = t.image_of.quotient(image_row), h = h0 + image_row - n * t.rows;
+    if (unsigned(h) < unsigned(image.H) && unsigned(w) < unsigned(image.W) && n < images) continue;
+    for (int slot = 0; slot < t.slots; ++slot)
+      *reinterpret_cast<uint4*>(lines + swizzled(plane * t.plane_bytes + line * kLine + slot * kSlot)) = uint4{};
+  }
+}
+
 // The same where 8 pixels of a channel, which begin at 16 bytes in shared memory, may be in several rows of the image
 // but lie together for all channels: ldmatrix and stmatrix turn blocks of 8 channels. A warp takes 32 pixels and four
-// slots of each. Lines outside of the image are zeroed, those beside it only once.
+// slots of each.
 template <class T>
 __device__ inline void turn_vectors(Planar const& t, Image const& image, int64_t N, Tile const& tile, char* lines,
                                     char const* raw, bool first) {
@@ -649,17 +669,67 @@ __device__ inline void turn_vectors(Planar const& t, Image const& image, int64_t
       }
     }
   }
-  bool const inside = h0 >= 0 && h0 + t.rows <= image.H;
-  if (!first && (t.whole || inside) && images == t.images) return;
-  int const of_plane = t.images * t.rows * t.columns;
-  for (int position = threadIdx.x; position < t.planes * of_plane; position += blockDim.x) {
-    int const plane = t.planes == 1 ? 0 : t.plane_of.quotient(position), line = position - plane * of_plane;
-    int const image_row = t.row_of.quotient(line), w = t.low_w + plane + (line - image_row * t.columns) * t.planes;
-    int const n = t.image_of.quotient(image_row), h = h0 + image_row - n * t.rows;
-    if (unsigned(h) < unsigned(image.H) && unsigned(w) < unsigned(W) && n < images) continue;
-    for (int slot = 0; slot < t.slots; ++slot)
-      *reinterpret_cast<uint4*>(lines + swizzled(plane * t.plane_bytes + line * kLine + slot * kSlot)) = uint4{};
+  zero_outside(t, image, tile, images, lines, first);
+}
+
+// The same for rows of even length, by loads of two pixels of a channel. A warp takes 64 pixels and two slots of each.
+template <class T>
+__device__ inline void turn_twos(Planar const& t, Image const& image, int64_t N, Tile const& tile, char* lines,
+                                 char const* raw, bool first) {
+  constexpr int channels = kChannels<T>, size = int(sizeof(T));
+  using Two = std::conditional_t<size == 2, uint32_t, uint2>;
+  PlanarRows const rows(t, image, tile);
+  int const lane = threadIdx.x % 32, warps = blockDim.x / 32, W = image.W;
+  int const h0 = tile.h * t.step_h + t.low_h, images = int(min(int64_t(t.images), N - tile.n));
+  int const pixels = (rows.end - rows.first) * W, start = t.whole ? 0 : rows.first * W * size;
+  int const pairs = (t.slots + 1) / 2, runs = (pixels + 63) / 64, units = runs * images * pairs;
+  int offset[channels];  // of a slot's channels, which begin like any other slot's
+#pragma unroll
+  for (int c = 0; c < channels; ++c) offset[c] = c * t.pitch + ((start + c * t.shift) & (t.whole ? 0 : 15));
+  for (int unit = threadIdx.x / 32; unit < units; unit += warps) {
+    int const of_pair = t.pairs.quotient(unit), pair = unit - of_pair * pairs;
+    int const n = images == 1 ? 0 : int(unsigned(of_pair) / unsigned(runs)),
+              pixel = (of_pair - n * runs) * 64 + lane * 2;
+    int const from_first = t.width.quotient(pixel), row = rows.first + from_first - h0;
+    if (pixel >= pixels || unsigned(row) >= unsigned(t.rows)) continue;
+    int const from_left = pixel - from_first * W - t.low_w;
+    // Where the two pixels go, or -1. Of eight neighbouring lanes four begin with the second one: then all banks
+    // differ.
+    int const swap = lane / 4 % 2;
+    int to[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int const at = from_left + (i ^ swap), column = t.planes == 1 ? at : at / t.planes;
+      int const line = (n * t.rows + row) * t.columns + column;
+      to[i] =
+          at < 0 || column >= t.columns ? -1 : int(swizzled((at - column * t.planes) * t.plane_bytes + line * kLine));
+    }
+    char const* const from = raw + n * t.slots * channels * t.pitch + pixel * size;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      int const slot = pair * 2 + k;
+      if (slot >= t.slots) break;
+      Two v[channels];
+#pragma unroll
+      for (int c = 0; c < channels; ++c)
+        v[c] = *reinterpret_cast<Two const*>(from + slot * channels * t.pitch + offset[c]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        uint32_t words[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if constexpr (size == 2)
+            words[j] = __byte_perm(v[j * 2], v[j * 2 + 1], (i ^ swap) == 0 ? 0x5410 : 0x7632);
+          else
+            words[j] = (i ^ swap) == 0 ? v[j].x : v[j].y;
+        }
+        if (to[i] >= 0)
+          *reinterpret_cast<uint4*>(lines + (to[i] ^ slot * kSlot)) =
+              make_uint4(words[0], words[1], words[2], words[3]);
+      }
+    }
   }
+  zero_outside(t, image, tile, images, lines, first);
 }
 
 template <class T>
@@ -667,11 +737,12 @@ __device__ inline void turn(Planar const& t, Image const& image, int64_t N, Tile
                             char const* raw, bool first) {
   if constexpr (sizeof(T) == 2)
     if (t.vectors) return turn_vectors<T>(t, image, N, tile, lines, raw, first);
+  if (t.twos) return turn_twos<T>(t, image, N, tile, lines, raw, first);
   turn_planar<T>(t, image, N, tile, lines, raw);
 }
 
-// Stores the outputs of a tile, whose rows are whole, as runs of pixels. A warp takes 32 pixels, of 16-bit types in
-// rows of even length 32 pairs of them, and two slots of each.
+// Stores the outputs of a tile, whose rows are whole, as runs of pixels. A warp takes 32 pixels, in rows of even length
+// 32 pairs of them, and two slots of each.
 template <class T, int together>
 __device__ inline void store_planar(LineParams const& q, Tile const& tile, int first_channel, char const* out) {
   Params const& p = q.p;
@@ -701,8 +772,10 @@ __device__ inline void store_planar(LineParams const& q, Tile const& tile, int f
       T* to = data + image * p.out.n + int64_t(block * channels) * p.out.c + pixel;
 #pragma unroll
       for (int c = 0; c < channels; ++c, to += p.out.c) {
-        if constexpr (size == 4)
+        if constexpr (size == 4 && together == 1)
           *reinterpret_cast<uint32_t*>(to) = v[0][c];
+        else if constexpr (size == 4)
+          *reinterpret_cast<uint2*>(to) = make_uint2(v[0][c], v[1][c]);
         else if constexpr (together == 1)
           *reinterpret_cast<uint16_t*>(to) = uint16_t(v[0][c / 2] >> c % 2 * 16);
         else
@@ -714,7 +787,7 @@ __device__ inline void store_planar(LineParams const& q, Tile const& tile, int f
 
 template <class T>
 __device__ inline void store_planar(LineParams const& q, Tile const& tile, int first_channel, char const* out) {
-  if (sizeof(T) == 2 && q.p.out.W % 2 == 0)
+  if (q.p.out.W % 2 == 0)
     store_planar<T, 2>(q, tile, first_channel, out);
   else
     store_planar<T, 1>(q, tile, first_channel, out);
