@@ -178,14 +178,24 @@ struct WgradRun {
   }
 };
 
+// Where all `threads` of a block meet once its barriers are set up; then operands are there that the kernel before has
+// packed.
+template <int threads>
+__device__ inline void wgrad_begin() {
+  if (threadIdx.x % 32 == 0) ptx::fence_mbarrier_init();
+  __syncwarp();
+  ptx::bar_sync(0, threads);
+  ptx::griddepcontrol_wait();
+}
+
 // One thread of each warp of the last warpgroup shares in the copies: one alone would take longer to issue them than a
-// step is multiplied.
+// step is multiplied. The whole warp works out the first unit while others set up the barriers.
 template <class T, Variant variant, int TM, int TN>
 __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, uint32_t empty) {
   using S = WgradShape<T, variant, TM, TN>;
   constexpr int each = (S::x_copies + S::y_copies + 3) / 4;
-  int const warp = int(threadIdx.x) / 32 % 4;
-  if (warp >= S::x_copies + S::y_copies) return;
+  int const warp = warp_uniform(int(threadIdx.x) / 32) % 4;
+  bool begun = false;
   Stage stage;
   WgradUnit unit;
   for (WgradWork work(p); work.next(p, unit);) {
@@ -199,6 +209,11 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, u
       c[i] = copy < S::x_copies ? unit.group * p.C + run.c : unit.group * p.K + unit.n * TN + (copy - S::x_copies) * 64;
     }
     WgradPixel pixel(p, unit);
+    if (!begun) {
+      wgrad_begin<S::threads>();
+      if (threadIdx.x % 32 != 0 || warp >= S::x_copies + S::y_copies) return;
+      begun = true;
+    }
 #pragma unroll 1
     for (int step = 0; step < unit.count; ++step, pixel.advance(p)) {
       int const h = p.h0 + pixel.p * p.stride_h, w = p.w0 + pixel.q * p.stride_w;
@@ -219,6 +234,7 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, u
       stage.advance(p.stages);
     }
   }
+  if (!begun) wgrad_begin<S::threads>();  // a block without work
 }
 
 // Stores a warpgroup's sums `first` elements into the workspace: a thread's neighbours together, and those of all
@@ -338,24 +354,23 @@ __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, Wgrad
   extern __shared__ uint8_t dynamic[];
   __shared__ uint64_t full[S::stages], empty[S::stages];
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
-  if (threadIdx.x % 32 == 0) {
-    for (int i = int(threadIdx.x) / 32; i < S::stages; i += S::threads / 32) {
-      ptx::mbarrier_init(&full[i], 1);
-      ptx::mbarrier_init(&empty[i], S::warpgroups * 4);  // multiplying warps
-    }
-    ptx::fence_mbarrier_init();
-  }
-  __syncthreads();
-  ptx::griddepcontrol_launch_dependents();
-  ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < S::warpgroups * kWarpgroup) {
+    constexpr int warps = S::warpgroups * 4;
+    if (threadIdx.x % 32 == 0)
+      for (int i = int(threadIdx.x) / 32; i < S::stages; i += warps) {
+        ptx::mbarrier_init(&full[i], 1);
+        ptx::mbarrier_init(&empty[i], warps);
+      }
+    __syncwarp();  // setmaxnreg is for whole warps
     ptx::setmaxnreg_inc<S::multiply_regs>();
+    wgrad_begin<S::threads>();
+    ptx::griddepcontrol_launch_dependents();
     wgrad_multiply<T, variant, TM, TN>(p, ring, full, empty);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     uint32_t const full_at = warp_uniform(ptx::shared_address(full)),
                    empty_at = warp_uniform(ptx::shared_address(empty));
-    if (threadIdx.x % 32 == 0) wgrad_copy<T, variant, TM, TN>(p, ring, full_at, empty_at);
+    wgrad_copy<T, variant, TM, TN>(p, ring, full_at, empty_at);
   }
 }
 
