@@ -258,6 +258,7 @@ struct Work {
   int32_t tile, strip, strip_end;
   bool aligned;
 
+  Work() = default;
   __device__ explicit Work(Params const& p) : tile(int(blockIdx.x)), strip(0), strip_end(0) {
     Shares const& s = p.shares;
     int const worker = tile - s.aligned * s.shared;
@@ -320,6 +321,7 @@ struct Step {
   int32_t tap_w = 0, tap_h = 0, chunk = 0, first = 0;  // first: of the chunks taken together
   int32_t taps_w, copies, chunks, together;
 
+  Step() = default;
   __device__ Step(Params const& p, Phase const& phase, int step) : Step(p, phase, step, phase.copies) {}
   __device__ Step(Params const& p, Phase const& phase, int step, int copies)
       : taps_w(phase.taps_w), copies(copies), chunks(p.chunks), together(p.together) {

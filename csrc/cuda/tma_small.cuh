@@ -21,40 +21,46 @@ __device__ int small_bytes_b(Params const& p, Unit const& unit) {
   return b_rows ? runs * (p.line / int(sizeof(T))) * kLineBytes : min(TN, p.N) * p.line;
 }
 
-// All threads meet here once the barriers are set up, and wait for operands that the kernel before has packed.
-__device__ inline void small_begin() {
-  ptx::bar_sync(0, kThreads);
-  ptx::griddepcontrol_wait();
-}
+// A copying thread's units, in turn: the first pixel and step of each. The first is worked out while other warps set up
+// the barriers.
+struct SmallCopies {
+  Work work;
+  Unit unit;
+  Step at;
+  int n, h, w;
+  bool more;
 
-// of_a: copies A, else B. `full` waits for the bytes of both, which the thread of A announces. A whole warp works out
-// the first tile while others set up the barriers; then one thread goes on.
+  __device__ void begin(Params const& p) {
+    work = Work(p);
+    next(p);
+  }
+  __device__ void next(Params const& p) {
+    more = work.take(p, unit, true);
+    if (!more) return;
+    Phase const& phase = p.phase[unit.phase];
+    int64_t j = int64_t(unit.m) * 64;
+    int64_t i = phase.columns.divide(j);
+    n = int(phase.rows.divide(i));
+    h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
+    at = Step(p, phase, unit.begin);
+  }
+};
+
+// One thread. of_a: copies A, else B. `full` waits for the bytes of both, which the thread of A announces.
 template <class T, int TN, bool b_rows, bool of_a>
-__device__ void small_copy(Params const& p, uint32_t ring, Tables<T, TN>& tables, int copier) {
-  constexpr int TM = 64;
+__device__ void small_copy(Params const& p, uint32_t ring, Tables<T, TN>& tables, int copier, SmallCopies& copies) {
   int const chunk_size = p.line / int(sizeof(T)), stages = small_stages(p), a_bytes = p.a_bytes, b_bytes = p.b_bytes;
   int const stage_bytes = kTogether * (a_bytes + b_bytes);
   Barriers const bars(tables);
   Stage stage;
-  Work work(p);
-  Unit unit;
-  bool set_up = false;
-  for (bool more = work.take(p, unit, true); more; more = work.take(p, unit, true)) {
+  for (; copies.more; copies.next(p)) {
+    Unit const& unit = copies.unit;
+    Step& at = copies.at;
     Phase const& phase = p.phase[unit.phase];
-    int64_t j = int64_t(unit.m) * TM;
-    int64_t i = phase.columns.divide(j);
-    int const n = int(phase.rows.divide(i));
-    int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
     int const tap_h = phase.tap_h, tap_w = phase.tap_w;
     int const first_r = phase.first_r, step_r = phase.step_r, first_s = phase.first_s, step_s = phase.step_s;
     int const bytes_b = small_bytes_b<T, TN, b_rows>(p, unit), first = unit.n * TN;
     CUtensorMap const& map = p.a[unit.phase];
-    Step at(p, phase, unit.begin);
-    if (!set_up) {
-      small_begin();
-      if (threadIdx.x % 32 != 0) return;
-      set_up = true;
-    }
 #pragma unroll 1
     for (int step = 0; step < unit.count; step += kTogether) {
       int const steps = min(kTogether, unit.count - step);
@@ -71,7 +77,8 @@ __device__ void small_copy(Params const& p, uint32_t ring, Tables<T, TN>& tables
         int const chunk = at.chunk * chunk_size;
         if (!mine) continue;
         if constexpr (of_a) {
-          copy_pixels(p, to, map, full, unit.group, chunk, w, h, n, at.tap_w * tap_w, at.tap_h * tap_h);
+          copy_pixels(p, to, map, full, unit.group, chunk, copies.w, copies.h, copies.n, at.tap_w * tap_w,
+                      at.tap_h * tap_h);
           to += a_bytes;
         } else {
           int const r = first_r + at.tap_h * step_r, s = first_s + at.tap_w * step_s;
@@ -87,7 +94,6 @@ __device__ void small_copy(Params const& p, uint32_t ring, Tables<T, TN>& tables
       stage.advance(stages);
     }
   }
-  if (!set_up) small_begin();  // a block without work
   if (of_a) ptx::griddepcontrol_launch_dependents();
 }
 
@@ -181,7 +187,9 @@ __global__ void __launch_bounds__(kThreads, 1) small_kernel(__grid_constant__ Pa
   __shared__ Tables<T, TN> tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp % 4;
-  if (warp < 2 * kWarpgroup / 32) {
+  bool const multiplies = warp < 2 * kWarpgroup / 32;
+  SmallCopies copies;
+  if (multiplies) {
     if (threadIdx.x % 32 == 0) {
       for (int i = warp; i < small_stages(p); i += 2 * kWarpgroup / 32) {
         ptx::mbarrier_init(&tables.full_a[i], 1);
@@ -189,13 +197,18 @@ __global__ void __launch_bounds__(kThreads, 1) small_kernel(__grid_constant__ Pa
       }
       ptx::fence_mbarrier_init();
     }
-    __syncwarp();
-    small_begin();
-    small_multiply<T, TN, b_rows>(p, ring, tables);
-  } else if (copier < kCopiers) {
-    small_copy<T, TN, b_rows, true>(p, ring, tables, copier);
   } else {
-    small_copy<T, TN, b_rows, false>(p, ring, tables, copier - kCopiers);
+    copies.begin(p);
+  }
+  __syncthreads();
+  ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
+  if (multiplies) {
+    small_multiply<T, TN, b_rows>(p, ring, tables);
+  } else if (threadIdx.x % 32 == 0) {
+    if (copier < kCopiers)
+      small_copy<T, TN, b_rows, true>(p, ring, tables, copier, copies);
+    else
+      small_copy<T, TN, b_rows, false>(p, ring, tables, copier - kCopiers, copies);
   }
 }
 

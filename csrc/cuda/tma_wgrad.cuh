@@ -100,6 +100,7 @@ class WgradWork {
   int64_t strip_, strip_end_;
 
  public:
+  WgradWork() = default;
   __device__ explicit WgradWork(WgradParams const& p) : tile_(int(blockIdx.x)), strip_(0), strip_end_(0) {
     WgradShares const& s = p.shares;
     int64_t const worker = blockIdx.x - s.shared * s.aligned;
@@ -145,6 +146,7 @@ struct WgradPixel {
   int n, p, q;
   int next_n, next_p, next_q;  // from a step to the next; backwards, if that is so, in images alone
 
+  WgradPixel() = default;
   __device__ WgradPixel(WgradParams const& params, WgradUnit const& unit) {
     int64_t column = int64_t(unit.begin) * kPixels, row = divide(column, params.columns);
     n = int(divide(row, params.P)), p = int(row), q = int(column);
@@ -178,29 +180,27 @@ struct WgradRun {
   }
 };
 
-// Where all `threads` of a block meet once its barriers are set up; then operands are there that the kernel before has
-// packed.
-template <int threads>
-__device__ inline void wgrad_begin() {
-  if (threadIdx.x % 32 == 0) ptx::fence_mbarrier_init();
-  __syncwarp();
-  ptx::bar_sync(0, threads);
-  ptx::griddepcontrol_wait();
-}
-
-// One thread of each warp of the last warpgroup shares in the copies: one alone would take longer to issue them than a
-// step is multiplied. The whole warp works out the first unit while others set up the barriers.
+// A copying warp's units, in turn: of each its copies and its first pixel. The first unit is worked out while other
+// warps set up the barriers.
 template <class T, Variant variant, int TM, int TN>
-__device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, uint32_t empty) {
+struct WgradCopies {
   using S = WgradShape<T, variant, TM, TN>;
-  constexpr int each = (S::x_copies + S::y_copies + 3) / 4;
-  int const warp = warp_uniform(int(threadIdx.x) / 32) % 4;
-  bool begun = false;
-  Stage stage;
+  static constexpr int each = (S::x_copies + S::y_copies + 3) / 4;
+  WgradWork work;
   WgradUnit unit;
-  for (WgradWork work(p); work.next(p, unit);) {
-    int const first = unit.m * S::x_copies, runs = min(p.runs - first, S::x_copies);
-    int c[each], offset_h[each], offset_w[each];
+  WgradPixel pixel;
+  int runs, c[each], offset_h[each], offset_w[each];
+  bool more;
+
+  __device__ void begin(WgradParams const& p, int warp) {
+    work = WgradWork(p);
+    next(p, warp);
+  }
+  __device__ void next(WgradParams const& p, int warp) {
+    more = work.next(p, unit);
+    if (!more) return;
+    int const first = unit.m * S::x_copies;
+    runs = min(p.runs - first, S::x_copies);
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       int const copy = warp + 4 * i;
@@ -208,33 +208,40 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, u
       offset_h[i] = run.r * p.dilation_h, offset_w[i] = run.s * p.dilation_w;
       c[i] = copy < S::x_copies ? unit.group * p.C + run.c : unit.group * p.K + unit.n * TN + (copy - S::x_copies) * 64;
     }
-    WgradPixel pixel(p, unit);
-    if (!begun) {
-      wgrad_begin<S::threads>();
-      if (threadIdx.x % 32 != 0 || warp >= S::x_copies + S::y_copies) return;
-      begun = true;
-    }
+    pixel = WgradPixel(p, unit);
+  }
+};
+
+// One thread of each warp of the last warpgroup shares in the copies: one alone would take longer to issue them than a
+// step is multiplied.
+template <class T, Variant variant, int TM, int TN>
+__device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, uint32_t empty, int warp,
+                           WgradCopies<T, variant, TM, TN>& copies) {
+  using S = WgradShape<T, variant, TM, TN>;
+  if (warp >= S::x_copies + S::y_copies) return;
+  Stage stage;
+  for (; copies.more; copies.next(p, warp)) {
+    WgradPixel& pixel = copies.pixel;
 #pragma unroll 1
-    for (int step = 0; step < unit.count; ++step, pixel.advance(p)) {
+    for (int step = 0; step < copies.unit.count; ++step, pixel.advance(p)) {
       int const h = p.h0 + pixel.p * p.stride_h, w = p.w0 + pixel.q * p.stride_w;
       uint32_t const bar = full + stage.index * 8;
       ptx::mbarrier_wait(empty + stage.index * 8, stage.parity ^ 1);
-      if (warp == 0) ptx::mbarrier_arrive_expect_tx(bar, S::y_copies * kRunBytes + runs * p.copy_bytes);
+      if (warp == 0) ptx::mbarrier_arrive_expect_tx(bar, S::y_copies * kRunBytes + copies.runs * p.copy_bytes);
       uint32_t const to = ring + stage.index * S::stage_bytes;
 #pragma unroll
-      for (int i = 0; i < each; ++i) {
+      for (int i = 0; i < copies.each; ++i) {
         int const copy = warp + 4 * i;
-        if (copy < runs)
-          ptx::cp_async_bulk_tensor_im2col(to + S::x_at + copy * S::x_bytes, &p.x, bar, c[i], w, h, pixel.n,
-                                           offset_w[i], offset_h[i]);
+        if (copy < copies.runs)
+          ptx::cp_async_bulk_tensor_im2col(to + S::x_at + copy * S::x_bytes, &p.x, bar, copies.c[i], w, h, pixel.n,
+                                           copies.offset_w[i], copies.offset_h[i]);
         else if (copy >= S::x_copies && copy < S::x_copies + S::y_copies)
-          ptx::cp_async_bulk_tensor_im2col(to + S::y_at + (copy - S::x_copies) * kRunBytes, &p.y, bar, c[i], pixel.q,
-                                           pixel.p, pixel.n, 0, 0);
+          ptx::cp_async_bulk_tensor_im2col(to + S::y_at + (copy - S::x_copies) * kRunBytes, &p.y, bar, copies.c[i],
+                                           pixel.q, pixel.p, pixel.n, 0, 0);
       }
       stage.advance(p.stages);
     }
   }
-  if (!begun) wgrad_begin<S::threads>();  // a block without work
 }
 
 // Stores a warpgroup's sums `first` elements into the workspace: a thread's neighbours together, and those of all
@@ -354,23 +361,31 @@ __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, Wgrad
   extern __shared__ uint8_t dynamic[];
   __shared__ uint64_t full[S::stages], empty[S::stages];
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
-  if (threadIdx.x < S::warpgroups * kWarpgroup) {
-    constexpr int warps = S::warpgroups * 4;
-    if (threadIdx.x % 32 == 0)
-      for (int i = int(threadIdx.x) / 32; i < S::stages; i += warps) {
+  int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp % 4;
+  constexpr int multiplying = S::warpgroups * 4;  // warps
+  WgradCopies<T, variant, TM, TN> copies;
+  if (warp < multiplying) {
+    if (threadIdx.x % 32 == 0) {
+      for (int i = warp; i < S::stages; i += multiplying) {
         ptx::mbarrier_init(&full[i], 1);
-        ptx::mbarrier_init(&empty[i], warps);
+        ptx::mbarrier_init(&empty[i], multiplying);
       }
-    __syncwarp();  // setmaxnreg is for whole warps
+      ptx::fence_mbarrier_init();
+    }
+  } else {
+    copies.begin(p, copier);
+  }
+  __syncthreads();
+  ptx::griddepcontrol_launch_dependents();
+  ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
+  if (warp < multiplying) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    wgrad_begin<S::threads>();
-    ptx::griddepcontrol_launch_dependents();
     wgrad_multiply<T, variant, TM, TN>(p, ring, full, empty);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     uint32_t const full_at = warp_uniform(ptx::shared_address(full)),
                    empty_at = warp_uniform(ptx::shared_address(empty));
-    wgrad_copy<T, variant, TM, TN>(p, ring, full_at, empty_at);
+    if (threadIdx.x % 32 == 0) wgrad_copy<T, variant, TM, TN>(p, ring, full_at, empty_at, copier, copies);
   }
 }
 
