@@ -246,7 +246,7 @@ def kernels_of_the_tree() -> set[tuple[str, str]]:
     found = set()
     for path in sorted((ROOT / "csrc" / "cuda").glob("*.cuh")):
         text = re.sub(r"//[^\n]*", "", path.read_text())
-        names = re.findall(r"__global__.*?(\w+)\(\s*__grid_constant__", text, re.DOTALL)
+        names = re.findall(r"__global__[^{]*?\b(?!__)(\w+)\((?=[^()]*\) \{)", text)
         assert len(names) == text.count("__global__"), path.name
         space = re.search(r"namespace conv2d_ext::([\w:]+) \{", text)
         found |= {(path.stem, f"{space[1]}::{name}") for name in names if space}

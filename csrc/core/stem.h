@@ -237,10 +237,8 @@ constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device
                                             : 1.6;
     StemNarrow const t = stem_narrow(row, op, p, d);
     double const alone = t.blocks_of_sm > 1 || row.tile_n > 16 ? 1 : tf32 ? 1.3 : 1.5;  // on its SM
-    // Of each chunk the block waits for the copies; several taps show that.
-    int64_t chunks = t.chunks;
-    double more = 1;
-    for (; !backward && p.R * p.S > 1 && chunks > 2; chunks /= 2) more += 0.25;
+    // Of each chunk the block waits for the copies; several taps of many chunks show that.
+    double const more = !backward && !tf32 && p.R * p.S > 1 && t.chunks > 4 ? 1.4 : 1;
     return {t.ns * waits * alone * more * (vectors ? 1 : 1.45) + double(t.weight_bytes) * 0.25, 1};
   }
   if (op == Op::wgrad) {
