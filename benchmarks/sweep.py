@@ -11,9 +11,9 @@ estimate, to fit the estimates of csrc/core. A row is timed by CUDA events aroun
 fills L2; rows near the best are timed again, in turn, and their medians count. Rows estimated at over --reach times the
 least are left out.
 
---cliffs walks along C, K, W, the filter's size, groups and the batch, one at a time. The cost of a layer is its time over
-what its bytes and flops take at the machine's measured rates, plus a launch; it prints the worst ratio of the costs of
-two neighbours, and the exit status is 1 if that is above --jump.
+--cliffs walks along C, K, W, the filter's size, groups and the batch, one at a time. The cost of a layer is its time
+over what its bytes and flops take at the machine's measured rates, plus a launch; it prints the worst ratio of the
+costs of two neighbours, and the exit status is 1 if that is above --jump.
 """
 
 from __future__ import annotations
