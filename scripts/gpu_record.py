@@ -380,7 +380,7 @@ class Recorder:
 
 def shares(gpus: int) -> dict[str, list[int]]:
     """The GPUs of each phase where there are several: one for the benchmark, one for the suite, which more do not make
-    faster, and the others for the sanitizer's tools, which the suite beside them makes twice as slow."""
+    faster, and the others for the sanitizer's tools."""
     if gpus < 2:
         return {}
     return {"benchmark": [0], "tests": [1], "sanitizer": list(range(2, gpus)) or [1]}
