@@ -1,7 +1,7 @@
 """Installs a built wheel on a GPU machine, tests it there, and writes docs/gpu-record.json: of which code, on what.
 
     python3 scripts/gpu_record.py --wheel dist/conv2d_ext-*.whl     # on the GPU machine, about 20 minutes
-    python3 scripts/gpu_record.py --wheel ... --gpus 4              # where there are several GPUs: all phases at once
+    python3 scripts/gpu_record.py --wheel ... --gpus 2              # the sanitizer on GPUs of its own, beside the suite
     python3 scripts/gpu_record.py --check                           # anywhere: is the record of this code, and green?
 
 Phases: tests (the suite with --device cuda), sanitizer (scripts/sanitize.py), benchmark (dense layers, float32). The
@@ -349,11 +349,9 @@ class Recorder:
             "sanitizer": self.sanitizer,
             "benchmark": self.benchmark,
         }
-        # A benchmark must have a GPU for itself; the others may share one.
+        # A benchmark must have the machine for itself; the others may share it.
         rounds: list[tuple[str, ...]] = [(name,) for name in work]
-        if self.options.gpus > 1:
-            rounds = [PHASES]
-        elif self.options.together:
+        if self.options.together or self.options.gpus > 1:
             rounds = [("tests", "sanitizer"), ("benchmark",)]
         for names in rounds:
             left_out = [name for name in names if name in self.options.skip]
@@ -379,11 +377,11 @@ class Recorder:
 
 
 def shares(gpus: int) -> dict[str, list[int]]:
-    """The GPUs of each phase where there are several: one for the benchmark, one for the suite, which more do not make
-    faster, and the others for the sanitizer's tools."""
+    """The GPUs of each phase where there are several: the suite uses the first, but for what takes two; the others are
+    the sanitizer's; the benchmark comes when these are done."""
     if gpus < 2:
         return {}
-    return {"benchmark": [0], "tests": [1], "sanitizer": list(range(2, gpus)) or [1]}
+    return {"tests": list(range(gpus)), "sanitizer": list(range(1, gpus)), "benchmark": [0]}
 
 
 def add_counts(counts: Sequence[Counts | None]) -> Counts:
@@ -451,7 +449,10 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--together", action="store_true", help="run the tests and the sanitizer's tools at once")
     found.add_argument(
-        "--gpus", type=int, default=1, help="spread the phases over so many GPUs, all at once (default: %(default)s)"
+        "--gpus",
+        type=int,
+        default=1,
+        help="run suite and sanitizer beside each other on so many GPUs (default: %(default)s)",
     )
     found.add_argument("--pytest-arguments", default="", help="more arguments for the suite, in one string")
     return found
