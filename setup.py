@@ -175,7 +175,7 @@ def torch_build_ext() -> type[build_ext]:
 
 def sources(name: str) -> list[str]:
     """The sources of a library, relative to the root."""
-    patterns = ["ops/schema.cpp", "ops/cpu.cpp", "cpu/**/*.cpp"]
+    patterns = ["ops/schema.cpp", "ops/cpu.cpp"]
     if name == CUDA:
         patterns = ["ops/cuda.cpp", "cuda/**/*.cu", "cuda/**/*.cpp"]
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
