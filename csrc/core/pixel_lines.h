@@ -61,18 +61,18 @@ constexpr bool pixel_lines_supports(Row const& row, Problem const& p) {
 // fitted to times of the rows (docs/tuning.md).
 constexpr Estimate pixel_lines_estimate(Row const& row, Problem const& p, Device const& d) {
   PixelLines const s(row, p);
-  double const pixels = double(p.N) * double(p.H) * double(p.W), TN = row.tile_n;
-  double const steps = double(ceil_div(s.depth, 16));
-  double const multiply = steps * TN * 64 * 16 / 1800;
-  double const repack = steps * 2 * (s.depth % 8 == 0 ? 4 : 9), store = double(s.columns) * 2.2;
-  double const each = multiply + repack + store, alone = each + 900;
-  int64_t const tiles = ceil_div(int64_t(pixels), kLinesPixels), blocks = d.sm_count;
-  double const turns = double(ceil_div(tiles, blocks * s.groups));
-  double const of_sm = double(ceil_div(tiles, blocks));
-  double const work = turns * alone > of_sm * each ? turns * alone : of_sm * each;
-  double const memory_ns = pixels * double(p.C + p.K) * 2 / 3600;
-  double const before = 5000 + double(ceil_div(ceil_div(s.depth, 64) * ceil_div(s.columns, 64), s.groups)) * 300;
-  return {before + (work > memory_ns ? work + memory_ns * 0.2 : memory_ns + work * 0.2), 1};
+  double const pixels = double(p.N) * double(p.H) * double(p.W), steps = double(ceil_div(s.depth, 16));
+  double const multiply = steps * double(row.tile_n) * 0.309;
+  double const repack = steps * 2 * (s.depth % 8 == 0 ? 1.4 : 22.9);
+  double const store = double(s.columns) * (s.columns % 2 == 0 ? 4.8 : 10.1);
+  double const each = multiply + repack + store;
+  int64_t const tiles = ceil_div(int64_t(pixels), kLinesPixels);
+  double const alone = double(ceil_div(tiles, d.sm_count * s.groups)) * (each + 965),
+               together = double(ceil_div(tiles, d.sm_count)) * each;
+  double const work = alone > together ? alone : together;
+  double const memory_ns = pixels * 2 * (double(s.depth) / 4350 + double(s.columns) / 5010);
+  double const before = 8180 + double(ceil_div(s.depth, 64) * ceil_div(s.columns, 64)) * 394;
+  return {before + (work > memory_ns ? work + memory_ns * 0.58 : memory_ns + work * 0.58), 1};
 }
 
 }  // namespace conv2d_ext

@@ -97,6 +97,9 @@ constexpr Packing packing(Row const& row, Problem const& p) {
 // Depthwise rows in NCHW, as measured beside each other: what their own estimates, which are of large layers, leave
 // out.
 constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estimate e) {
+  // strip reads all taps for each of a stride's phases.
+  int64_t const phases = p.stride_h * p.stride_w;
+  if (row.family == Family::strip && row.op == Op::dgrad && phases > 25) e.ns *= double(phases) / 8;
   if (is_nhwc(row.variant)) return e;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad, tiles = row.family == Family::depthwise;
   int64_t const width = max64(p.W, p.Q()), strides = p.stride_h * p.stride_w;

@@ -156,8 +156,10 @@ __global__ void __launch_bounds__(Shape<TN>::threads, 1) kernel(__grid_constant_
   };
   int item = 0;
   Vectors const of_filters(p.w_columns, forward), of_pixels(p.depth, true);
-  for (; item < items.slabs; ++item)
-    take(item, filters + (group + item * groups) * p.slab_rows * kLineBytes, of_filters, p.slab_rows, p.filter_plane);
+  for (; item < items.slabs; ++item) {
+    int const first = (group + item * groups) * p.slab_rows, left = p.filter_plane / kLineBytes - first;
+    take(item, filters + first * kLineBytes, of_filters, min(p.slab_rows, left), p.filter_plane);
+  }
   __syncthreads();  // all filters are there
 
   uint64_t const layout = ptx::wgmma_descriptor(0, 0, kCoreBytes),
