@@ -2,13 +2,14 @@
 
     python benchmarks/first_call.py                      # 100 random layers, three ops each, as the planner runs them
     python benchmarks/first_call.py --rows               # every row of the table, on the first random layer it supports
+    python benchmarks/first_call.py --eager              # the same with all kernels loaded beforehand
     python benchmarks/first_call.py --trace              # and which kernels and CUDA calls the slow ones spend it in
 
 A call is timed by the host, from before it until the GPU is idle again. Memory for tensors, results and workspaces is
-there beforehand, and one convolution has run. Shapes differ, so that the kernels of most calls have run before; the
-first use of a kernel loads it (CUDA_MODULE_LOADING=LAZY, which is the default). Exit status 1 if a shape's
-first call takes more than --limit longer than the fastest of its later ones; those are repeated in a process of their
-own, since one time may be the host's.
+there beforehand, and one convolution has run. The first use of a kernel in a process loads it, by default
+(CUDA_MODULE_LOADING=LAZY), which --eager leaves out. Exit status 1 if a shape's first call takes more than --limit
+longer than the fastest of its later ones; those are repeated in processes of their own, since one time may be the
+host's.
 """
 
 from __future__ import annotations
@@ -151,13 +152,14 @@ def measure(calls: Sequence[Call]) -> list[Times]:
     return found
 
 
-def in_a_process(calls: Sequence[Call], traced: bool = False) -> Any:
+def in_a_process(calls: Sequence[Call], eager: bool, traced: bool = False) -> Any:
     """measure(), or trace(), in a process whose first calls these are."""
+    environment = {**os.environ, "CUDA_MODULE_LOADING": "EAGER"} if eager else None
     with tempfile.TemporaryDirectory() as folder:
         given, answer = Path(folder, "calls.json"), Path(folder, "answer.json")
         given.write_text(json.dumps([(vars(c.case), *c[1:]) for c in calls]))
         arguments = [sys.executable, __file__, "--of", str(given), str(answer)] + ["--trace"] * traced
-        subprocess.run(arguments, check=True)
+        subprocess.run(arguments, check=True, env=environment)
         return json.loads(answer.read_text())
 
 
@@ -246,6 +248,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--shapes", type=int, default=100, help="default: %(default)s")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--rows", action="store_true", help="every row once instead of the planner's choices")
+    found.add_argument("--eager", action="store_true", help="load all kernels beforehand")
     found.add_argument("--trace", action="store_true", help="repeat the first calls under torch's profiler")
     found.add_argument("--show", type=float, default=300, metavar="US", help="least that is shown (default: %(default)s)")
     found.add_argument("--limit", type=float, default=1000, metavar="US", help="default: %(default)s")
@@ -263,16 +266,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             of_file(options)
             return 0
         calls = todo(options)
-        times = [Times(*t) for t in in_a_process(calls)]
-        traces = in_a_process(calls, traced=True) if options.trace else []
+        times = [Times(*t) for t in in_a_process(calls, options.eager)]
+        traces = in_a_process(calls, options.eager, traced=True) if options.trace else []
     over = [i for i, t in enumerate(times) if t.extra > options.limit]
     for i in over:  # the fastest of three first calls
-        again = [Times(*in_a_process([calls[i]])[0]) for _ in range(2)]
+        again = [Times(*in_a_process([calls[i]], options.eager)[0]) for _ in range(2)]
         times[i] = min([times[i], *again], key=lambda t: t.extra)
     print(report(calls, times, traces, options.show))
     extra = [t.extra for t in times]
     over = [i for i in over if times[i].extra > options.limit]
-    print(f"\nCUDA_MODULE_LOADING {os.environ.get('CUDA_MODULE_LOADING', 'not set')}; {len(calls)} first calls: ", end="")
+    print(f"\n{len(calls)} first calls{', all kernels loaded' if options.eager else ''}: ", end="")
     print(f"{statistics.median(extra):.0f} us longer in the median, {statistics.mean(extra):.0f} in the mean, ", end="")
     print(f"{max(extra):.0f} at most; {sum(e > options.show for e in extra)} above {options.show:g}, ", end="")
     print(f"{len(over)} above {options.limit:g}")
