@@ -250,7 +250,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--rows", action="store_true", help="every row once instead of the planner's choices")
     found.add_argument("--eager", action="store_true", help="load all kernels beforehand")
     found.add_argument("--trace", action="store_true", help="repeat the first calls under torch's profiler")
-    found.add_argument("--show", type=float, default=300, metavar="US", help="least that is shown (default: %(default)s)")
+    found.add_argument("--show", type=float, default=300, metavar="US", help="least shown (default: %(default)s)")
     found.add_argument("--limit", type=float, default=1000, metavar="US", help="default: %(default)s")
     found.add_argument("--of", type=Path, nargs=2, help=argparse.SUPPRESS)  # calls and answer of in_a_process
     return found

@@ -57,8 +57,8 @@ constexpr bool pixel_lines_supports(Row const& row, Problem const& p) {
   return PixelLines(row, p).groups > 0;
 }
 
-// A warpgroup's tile takes one thing after the other; the warpgroups of an SM share its units, and all memory. Constants
-// fitted to times of the rows (docs/tuning.md).
+// A warpgroup's tile takes one thing after the other; the warpgroups of an SM share its units, and all memory.
+// Constants fitted to times of the rows (docs/tuning.md).
 constexpr Estimate pixel_lines_estimate(Row const& row, Problem const& p, Device const& d) {
   PixelLines const s(row, p);
   double const pixels = double(p.N) * double(p.H) * double(p.W), steps = double(ceil_div(s.depth, 16));

@@ -177,6 +177,12 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       Estimate e = row.family == Family::tma       ? in_place_estimate(row, op, q.problem, d)
                    : row.family == Family::grouped ? grouped_estimate(row, op, q.problem, d)
                                                    : simt_estimate(row, op, q.problem, d);
+      // dgrad with a stride stores single pixels that lie apart, in NCHW.
+      if (row.family == Family::simt && row.variant == Variant::any && op == Op::dgrad && p.stride_w > 1 &&
+          p.x.w == 1) {
+        double const least = double(p.N) * double(p.C) * double(p.H) * double(p.W) * 0.0075 + 3500;
+        if (e.ns < least) e.ns = least;
+      }
       // As measured beside rows of the tensor cores.
       if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12;
       e.ns += last_store_ns(row, q.problem, e.split_k);

@@ -2,14 +2,16 @@
 // x[pixel, c] * w[k, c], dgrad x[pixel, c] = sum over k of y[pixel, k] * w[k, c]. The tensors lie there as matrices
 // whose rows need not begin at vectors, so that neither tensor maps nor vectors of channels can read them.
 //
-// A persistent block keeps all filters in shared memory. Each of its warpgroups walks over tiles of 64 pixels by itself:
+// A persistent block keeps all filters in shared memory. Each of its warpgroups walks over tiles of 64 pixels by
+// itself:
 // - a thread has the copy engine bring the tile's bytes as they lie, in a ring of stages;
-// - the threads put each 16 bytes of a row's channels, out of two neighbouring vectors, where wgmma wants them: lines of
+// - the threads put each 16 bytes of a row's channels, out of two neighbouring vectors, where wgmma wants them: lines
+// of
 //   64 channels, swizzled, zeros behind the last channel;
 // - wgmma multiplies them by all filters;
 // - the sums, with the bias, are put together as they will lie in memory, and stored by the copy engine.
-// The warpgroups' copies, products and stores hide each other. Filters come the same way first, each warpgroup's share of
-// their rows: of fprop K-major, of dgrad N-major.
+// The warpgroups' copies, products and stores hide each other. Filters come the same way first, each warpgroup's share
+// of their rows: of fprop K-major, of dgrad N-major.
 #pragma once
 
 #include "../core/pixel_lines.h"
@@ -29,7 +31,7 @@ struct Params {
   void* out;
   int64_t bias_stride, pixels;
   int32_t depth, columns, w_rows, w_columns;  // w as it lies: of fprop columns x depth, of dgrad depth x columns
-  int32_t tiles, slab_rows;  // slab: of w, what a warpgroup takes at once
+  int32_t tiles, slab_rows;                   // slab: of w, what a warpgroup takes at once
   int32_t stages, stage_bytes, group_bytes, tile_bytes, out_bytes, filter_bytes;
   int32_t filter_plane;  // bytes from 64 columns of w as it lies to the next, in shared memory
 };
@@ -116,8 +118,7 @@ __global__ void __launch_bounds__(Shape<TN>::threads, 1) kernel(__grid_constant_
     ptx::fence_mbarrier_init();
   }
   for (int i = int(threadIdx.x); i < TN; i += int(blockDim.x))
-    tables.bias[i] =
-        p.bias != nullptr && i < p.columns ? widen(static_cast<T const*>(p.bias)[i * p.bias_stride]) : 0.f;
+    tables.bias[i] = p.bias != nullptr && i < p.columns ? widen(static_cast<T const*>(p.bias)[i * p.bias_stride]) : 0.f;
   __syncthreads();
 
   Items const items(p, group, groups);
