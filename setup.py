@@ -7,6 +7,7 @@ Environment:
     CONV2D_EXT_CUDA       unset: build `_cuda` if nvcc is found; 1: a missing nvcc is an error; 0: leave it out
     CUDA_HOME             the CUDA toolkit; default: the one of the nvcc on PATH
     TORCH_CUDA_ARCH_LIST  architectures of the sources that are not for Hopper alone; default: 8.0+PTX;9.0
+    CONV2D_EXT_LINEINFO   1: keep source lines for profilers, in modules three times as large and as slow to load
     MAX_JOBS              compilers at a time
 """
 
@@ -175,7 +176,7 @@ def torch_build_ext() -> type[build_ext]:
 
 def sources(name: str) -> list[str]:
     """The sources of a library, relative to the root."""
-    patterns = ["ops/schema.cpp", "ops/cpu.cpp", "cpu/**/*.cpp"]
+    patterns = ["ops/schema.cpp", "ops/cpu.cpp"]
     if name == CUDA:
         patterns = ["ops/cuda.cpp", "cuda/**/*.cu", "cuda/**/*.cpp"]
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
@@ -188,7 +189,8 @@ def prefix_maps(prefixes: dict[str, str]) -> list[str]:
 
 def nvcc_flags() -> list[str]:
     return [
-        *["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "-Xcompiler=-fvisibility=hidden,-Wall"],
+        *["-std=c++20", "-O3", "-DNDEBUG", "-Xcompiler=-fvisibility=hidden,-Wall"],
+        *(["-lineinfo"] if os.environ.get("CONV2D_EXT_LINEINFO") == "1" else []),
         # Registers and spills go to the log, which scripts/nvcc.py reads.
         "-Xptxas=-v",
         # torch switches these off for its own headers' sake; no device source includes one.

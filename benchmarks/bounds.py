@@ -129,6 +129,8 @@ ENTRIES = (
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "fp16", "nchw", "pixels"),
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "tf32", "nchw", "pixels"),
     Entry("pixels_wgrad", "pixels_wgrad::reduce_kernel", "wgrad", "L07", "fp16", "nchw", "pixels"),
+    Entry("pixels_lines", "pixel_lines::kernel", "fprop", dense(64, 116, 28, 116, 1), "fp16", "nhwc", "pixels"),
+    Entry("pixels_lines", "pixel_lines::kernel", "dgrad", dense(32, 256, 52, 255, 1), "fp16", "nhwc", "pixels"),
     Entry("igemm", "igemm::igemm_kernel", "fprop", "L09", "fp16", "nhwc", "igemm"),
     Entry("igemm", "igemm::igemm_kernel", "wgrad", "L09", "fp16", "nhwc", "igemm"),
     Entry("igemm", "igemm::igemm_reduce", "wgrad", "L09", "fp16", "nhwc", "igemm"),

@@ -27,7 +27,7 @@ STORAGE = {
     "fp32": torch.float32,
     "fp64": torch.float64,
 }
-KINDS = ("network", "dense", "grouped", "depthwise")
+KINDS = ("network", "dense", "few", "grouped", "depthwise")
 
 
 def log_uniform(draw: random.Random, least: float, most: float) -> int:
@@ -130,7 +130,7 @@ def of_network(draw: random.Random) -> tuple[Any, ...]:
 
 def layer(draw: random.Random, kind: str, most_elements: float = 2**25, most_flops: float = 4e10) -> Case:
     """A problem of the size that networks have: kinds are network (dense layers of known ones), dense (any sizes, one
-    group), grouped and depthwise."""
+    group), few (of up to 24 channels or filters), grouped and depthwise."""
     while True:
         if kind == "network":
             N, C, H, W, K, R, S, *attributes = of_network(draw)
@@ -144,6 +144,10 @@ def layer(draw: random.Random, kind: str, most_elements: float = 2**25, most_flo
         W = draw.choice((H, H, H, log_uniform(draw, 4, 256)))
         if kind == "dense":
             groups, C, K = 1, channels(draw, 3, 2048), channels(draw, 8, 2048)
+        elif kind == "few":
+            groups, few, many = 1, draw.choice((1, 2, 3, 3, 3, 4, 6, 8, 12, 16, 21, 24)), channels(draw, 16, 512)
+            C, K = draw.choice(((few, many), (many, few)))
+            H, W = 2 * H, 2 * W
         elif kind == "grouped":
             per_c = draw.choice((2, 4, 8, 16, 24, 32, 40, 56, 64, 112, log_uniform(draw, 2, 128)))
             per_k = draw.choice((per_c, per_c, per_c, 2 * per_c, max(1, per_c // 2)))

@@ -54,6 +54,8 @@ def complaints(log: str) -> list[str]:
 
 def compile_one(given: list[str]) -> int:
     args = arguments(given)
+    if "-o" not in args:  # such as --version: there is no object to judge
+        return subprocess.run(args, cwd=ROOT).returncode
     target = ROOT / args[args.index("-o") + 1]
     # A compiler takes the current folder's name from PWD if that leads there, and writes it into line tables.
     result = subprocess.run(
@@ -85,6 +87,10 @@ def report(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--report":
-        sys.exit(report(Path(sys.argv[2])))
-    sys.exit(compile_one(sys.argv[1:]))
+    match sys.argv[1:]:
+        case ["--report", folder]:
+            sys.exit(report(Path(folder)))
+        case [] | ["--report", *_]:
+            sys.exit(__doc__)
+        case given:
+            sys.exit(compile_one(given))

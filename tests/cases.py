@@ -375,6 +375,13 @@ CASES: tuple[Case, ...] = (
     Case("1x1_planes_many_images", 131, 16, 2, 4, 16, 1, 1, bias=False),
     Case("1x1_planes_filters_that_do_not_stay", 1, 600, 6, 8, 552, 1, 1),
     Case("1x1_planes_off_lines", 3, 37, 5, 24, 145, 1, 1, bias=False),
+    # 1x1 over pixels whose channels lie side by side but take no vectors: few and many channels, a last tile whose
+    # bytes are no multiple of 16, filters of several warpgroups, more tiles than the warpgroups of 132 SMs
+    Case("1x1_lines_of_odd_channels", 1, 29, 7, 9, 21, 1, 1, edge=True),
+    Case("1x1_lines_C116", 2, 116, 9, 11, 116, 1, 1),
+    Case("1x1_lines_C255_K130", 1, 255, 13, 13, 130, 1, 1, bias=False),
+    Case("1x1_lines_one_channel", 3, 1, 5, 5, 200, 1, 1),
+    Case("1x1_lines_many_tiles", 9, 5, 65, 63, 7, 1, 1),
     # channels and filters a group that must be padded
     Case("groups2_of_30_and_21", 2, 60, 9, 8, 42, 3, 3, (1, 1), (1, 1), groups=2, edge=True),
     Case("groups3_of_72_and_40", 1, 216, 7, 7, 120, 3, 2, (2, 1), (1, 0), groups=3),

@@ -53,7 +53,7 @@ def bounds(programs: tuple[Any, ...]) -> Any:
 # ---- shapes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ("network", "dense", "grouped", "depthwise"))
+@pytest.mark.parametrize("kind", ("network", "dense", "few", "grouped", "depthwise"))
 def test_random_layers_are_of_their_kind_and_every_one_has_a_row(shapes: Any, kind: str) -> None:
     draw = random.Random(1)
     for _ in range(100):
@@ -62,6 +62,7 @@ def test_random_layers_are_of_their_kind_and_every_one_has_a_row(shapes: Any, ki
         is_kind = {
             "network": case.groups == 1,
             "dense": case.groups == 1,
+            "few": case.groups == 1 and min(case.C, case.K) <= 24,
             "depthwise": case.groups == case.C,
             "grouped": case.groups > 1,
         }

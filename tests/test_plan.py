@@ -592,9 +592,29 @@ def test_full_rounds_take_tiles_that_read_little_for_their_products() -> None:
         Case("vgg16", 64, 512, 28, 28, 512, 3, 3, padding=(1, 1)),
         Case("resnet50", 256, 1024, 14, 14, 2048, 1, 1, (2, 2)),
     ):
-        # The three were measured within 1.5 % of each other.
-        tiles = tuple(f"tma_fprop_f16_{tile}_im2col" for tile in ("256x128", "128x256", "128x128"))
-        assert named("fprop", case, torch.float16) in tiles, case
+        # The second's by 128x128 was measured within 1.5 % of the others.
+        known = ("256x128", "128x256", "128x128") if case.R == 1 else ("256x128", "128x256")
+        assert named("fprop", case, torch.float16) in [f"tma_fprop_f16_{tile}_im2col" for tile in known], case
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=("f16", "bf16"))
+def test_1x1_over_odd_channels_in_channels_last_stays_in_place(dtype: torch.dtype) -> None:
+    def chosen(op: str, *sizes: int, **more: object) -> str:
+        return ROWS[ask(op, Case("lines", *sizes, 1, 1, **more), dtype, "nhwc")[0]]
+
+    for op, sizes in itertools.product(
+        ("fprop", "dgrad"), ((64, 116, 28, 28, 116), (64, 58, 28, 28, 58), (64, 24, 56, 56, 58))
+    ):
+        assert re.match(f"pixels_{op}_.*_nhwc$", chosen(op, *sizes)), (op, sizes)
+    assert chosen("fprop", 8, 256, 64, 64, 21).endswith("_64x32_nhwc")
+    # Vectors of channels are the copy engine's; many odd channels are better packed; wgrad has no such row.
+    for op, sizes in (
+        ("fprop", (64, 128, 28, 28, 128)),
+        ("fprop", (32, 255, 52, 52, 255)),
+        ("wgrad", (64, 116, 28, 28, 116)),
+    ):
+        assert not chosen(op, *sizes).startswith("pixels_"), (op, sizes)
+    assert not chosen("fprop", 64, 116, 28, 28, 116, stride=(2, 2)).startswith("pixels_")
 
 
 def test_few_tiles_are_small_ones() -> None:

@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 
 # What a folder may include from csrc/, and a predicate on what it may include from elsewhere.
-ALLOWED = {"core": {"core"}, "cpu": {"core", "cpu"}, "cuda": {"core", "cuda"}, "ops": {"core", "cpu", "cuda", "ops"}}
+ALLOWED = {"core": {"core"}, "cuda": {"core", "cuda"}, "ops": {"core", "cuda", "ops"}}
 STANDARD = re.compile(r"[a-z_0-9]+")  # <cstdint>, not <cuda.h>, not <torch/...>
 TORCH = re.compile(r"(torch|ATen|c10|caffe2)/|Python\.h|pybind11")
 
@@ -55,7 +56,7 @@ def test_includes_go_one_way(source: Path) -> None:
         other = target.resolve().relative_to(CSRC).parts[0]
         assert other in ALLOWED[folder], f"{name_of(source)}: {folder}/ may not include {other}/ ({name})"
     for name in angled:
-        if folder in ("core", "cpu"):
+        if folder == "core":
             assert STANDARD.fullmatch(name), f"{name_of(source)}: {folder}/ is standard C++ only, not <{name}>"
         if folder != "ops":
             assert not TORCH.match(name), f"{name_of(source)}: torch is for ops/ only, not <{name}>"
@@ -204,6 +205,15 @@ def test_lost_performance_is_refused(nvcc: ModuleType, code: str) -> None:
         f"ptxas info    : ({code}) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ..."
     )
     assert nvcc.complaints(PTXAS.format(stack=0, spill=0) + loss) == [loss]
+
+
+def test_without_an_object_the_compiler_is_run_as_it_stands(nvcc: ModuleType) -> None:
+    assert nvcc.compile_one([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+
+
+def test_without_arguments_the_build_s_check_says_how_it_is_run() -> None:
+    run = subprocess.run([sys.executable, ROOT / "scripts" / "nvcc.py"], capture_output=True, text=True)
+    assert run.returncode == 1 and "--report" in run.stderr and "Traceback" not in run.stderr
 
 
 def test_hopper_sources_are_compiled_for_hopper_alone(nvcc: ModuleType) -> None:

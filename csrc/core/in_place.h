@@ -22,7 +22,9 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
   if (op == Op::wgrad) {
     Estimate e = tma_estimate(turned(row), turned_op(op), turned(op, p), d);
     e.ns = e.ns * (row.tile_m == 128 && row.tile_n == 64 ? 0.94 : 0.88) + pointwise_more_ns(row);
-    double const least = bytes * double(p.C + p.K) / 3500 + 3000;
+    // Channels whose pixels begin across lines of memory take longer.
+    bool const across = p.H * p.W * size_of(p.dtype) % 128 != 0;
+    double const least = bytes * double(p.C + p.K) / (across ? 1400 : 3500) + 3000;
     if (e.ns < least) e.ns = least;
     return e;
   }

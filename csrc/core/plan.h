@@ -13,6 +13,7 @@
 #include "grouped.h"
 #include "lines.h"
 #include "patch.h"
+#include "pixel_lines.h"
 #include "pixels.h"
 #include "staged.h"
 #include "stem.h"
@@ -80,7 +81,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::stem:
       return hopper && stem_supports(row, op, p, h200_sxm);
     case Family::pixels:
-      return hopper && pixels_supports(row, op, p);
+      return hopper && (is_nhwc(row.variant) ? pixel_lines_supports(row, p) : pixels_supports(row, op, p));
   }
   return false;
 }
@@ -96,6 +97,9 @@ constexpr Packing packing(Row const& row, Problem const& p) {
 // Depthwise rows in NCHW, as measured beside each other: what their own estimates, which are of large layers, leave
 // out.
 constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estimate e) {
+  // strip reads all taps for each of a stride's phases.
+  int64_t const phases = p.stride_h * p.stride_w;
+  if (row.family == Family::strip && row.op == Op::dgrad && phases > 25) e.ns *= double(phases) / 8;
   if (is_nhwc(row.variant)) return e;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad, tiles = row.family == Family::depthwise;
   int64_t const width = max64(p.W, p.Q()), strides = p.stride_h * p.stride_w;
@@ -173,6 +177,12 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       Estimate e = row.family == Family::tma       ? in_place_estimate(row, op, q.problem, d)
                    : row.family == Family::grouped ? grouped_estimate(row, op, q.problem, d)
                                                    : simt_estimate(row, op, q.problem, d);
+      // dgrad with a stride stores single pixels that lie apart, in NCHW.
+      if (row.family == Family::simt && row.variant == Variant::any && op == Op::dgrad && p.stride_w > 1 &&
+          p.x.w == 1) {
+        double const least = double(p.N) * double(p.C) * double(p.H) * double(p.W) * 0.0075 + 3500;
+        if (e.ns < least) e.ns = least;
+      }
       // As measured beside rows of the tensor cores.
       if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12;
       e.ns += last_store_ns(row, q.problem, e.split_k);
@@ -203,7 +213,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::stem:
       return stem_estimate(row, op, p, h200_sxm);
     case Family::pixels:
-      return pixels_estimate(row, op, p, d);
+      return is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d) : pixels_estimate(row, op, p, d);
   }
   return {};
 }
@@ -231,7 +241,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::stem:
       return stem_workspace_bytes(op, row, p, h200_sxm);
     case Family::pixels:
-      return pixels_workspace_bytes(row, op, p);
+      return is_nhwc(row.variant) ? 0 : pixels_workspace_bytes(row, op, p);
     case Family::igemm:
       break;
   }

@@ -4,8 +4,8 @@
 // A block of 256 threads computes a TM x TN tile. Row parts live in shared memory for the tile's life, the parts of k
 // for two steps. Each step, threads load the next TK columns of A and B into registers, multiply the present ones out
 // of shared memory, and store the loaded ones, converted to the accumulator's type, into the other buffer.
-// split_k > 1: the blocks of a tile write partial sums to the workspace, and simt_reduce adds them in order.
-//
+// split_k > 1: the blocks of a tile write partial sums to the workspace, and simt_reduce adds them in order, after
+// simt_fold has made few of many.
 // Operands are loaded one element at a time; simt_copy.cuh is for those that come in vectors.
 #pragma once
 

@@ -1,0 +1,78 @@
+// pixels_lines.cuh: 1x1 filters in channels_last without gaps, any number of channels, read and written in place. What
+// its rows take and cost, and what the launcher shares with the planner.
+#pragma once
+
+#include <cstdint>
+
+#include "row.h"
+
+namespace conv2d_ext {
+
+inline constexpr int kLinesPixels = 64;  // of a tile
+inline constexpr int kLinesBytes = 224 * 1024;
+inline constexpr int kLinesMostStages = 4;
+
+// How a block uses shared memory: all filters stay there, beside what each of its warpgroups needs: pixels as they lie
+// in memory, in `stages`, one tile's as the tensor cores want them, and its results as they will lie in memory.
+struct PixelLines {
+  int64_t depth = 0, columns = 0;  // channels that are summed over, and the result's
+  int64_t chunks = 0;              // of 64 of the depth
+  int64_t filter_bytes = 0, stage_bytes = 0, tile_bytes = 0, out_bytes = 0;
+  int64_t groups = 0, stages = 0;  // groups == 0: it does not fit
+
+  constexpr PixelLines(Row const& row, Problem const& p) {
+    bool const forward = row.op == Op::fprop;
+    depth = forward ? p.C : p.K, columns = forward ? p.K : p.C;
+    if (depth > 2048 || columns > row.tile_n) return;
+    chunks = ceil_div(depth, 64);
+    filter_bytes = chunks * 64 * max64(row.tile_n, 64) * 2;
+    // Filters pass through a stage too, 64 lines of them, each of one channel's or one filter's weights.
+    int64_t const line = forward ? depth : max64(depth, columns);
+    stage_bytes = ceil_div(kLinesPixels * line * 2 + 32, 128) * 128;
+    tile_bytes = chunks * kLinesPixels * 128, out_bytes = ceil_div(kLinesPixels * columns * 2, 1024) * 1024;
+    int64_t const left = kLinesBytes - filter_bytes;
+    for (int64_t g = row.tile_n == 256 ? 2 : 4; g >= 1; --g) {
+      int64_t const each = left / g / 1024 * 1024 - tile_bytes - out_bytes;
+      if (each < stage_bytes) continue;
+      stages = min64(kLinesMostStages, each / stage_bytes);
+      groups = g;
+      return;
+    }
+  }
+  constexpr int64_t group_bytes() const { return tile_bytes + out_bytes + ceil_div(stages * stage_bytes, 1024) * 1024; }
+};
+
+// Do the pixels of an image follow each other, channels side by side?
+constexpr bool dense_pixels(Strides const& s, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return (c == 1 || s.c == 1) && (w == 1 || s.w == c) && (h == 1 || s.h == w * c) && (n == 1 || s.n == h * w * c);
+}
+
+constexpr bool pixel_lines_supports(Row const& row, Problem const& p) {
+  if (p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1) return false;
+  if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
+  if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
+  if (!dense_pixels(p.x, p.N, p.C, p.H, p.W) || !dense_pixels(p.y, p.N, p.K, p.H, p.W)) return false;
+  if (!dense_pixels(p.w, p.K, p.C, 1, 1) || p.x_align < 16 || p.w_align < 16 || p.y_align < 16) return false;
+  if (double(p.N) * double(p.H) * double(p.W) / kLinesPixels >= double(1 << 30)) return false;
+  return PixelLines(row, p).groups > 0;
+}
+
+// A warpgroup's tile takes one thing after the other; the warpgroups of an SM share its units, and all memory.
+// Constants fitted to times of the rows (docs/tuning.md).
+constexpr Estimate pixel_lines_estimate(Row const& row, Problem const& p, Device const& d) {
+  PixelLines const s(row, p);
+  double const pixels = double(p.N) * double(p.H) * double(p.W), steps = double(ceil_div(s.depth, 16));
+  double const multiply = steps * double(row.tile_n) * 0.309;
+  double const repack = steps * 2 * (s.depth % 8 == 0 ? 1.4 : 22.9);
+  double const store = double(s.columns) * (s.columns % 2 == 0 ? 4.8 : 10.1);
+  double const each = multiply + repack + store;
+  int64_t const tiles = ceil_div(int64_t(pixels), kLinesPixels);
+  double const alone = double(ceil_div(tiles, d.sm_count * s.groups)) * (each + 965),
+               together = double(ceil_div(tiles, d.sm_count)) * each;
+  double const work = alone > together ? alone : together;
+  double const memory_ns = pixels * 2 * (double(s.depth) / 4350 + double(s.columns) / 5010);
+  double const before = 8180 + double(ceil_div(s.depth, 64) * ceil_div(s.columns, 64)) * 394;
+  return {before + (work > memory_ns ? work + memory_ns * 0.58 : memory_ns + work * 0.58), 1};
+}
+
+}  // namespace conv2d_ext
