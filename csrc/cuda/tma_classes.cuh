@@ -1,4 +1,4 @@
-// dgrad with a stride of two, f16 and bf16, K up to 256 filters: a tile's pixels of y stay in shared memory for all
+// dgrad with a stride of two, f16 and bf16, of few filters: a tile's pixels of y stay in shared memory for all
 // four phases of the stride. tma.cuh takes the phases as tiles of their own, which copy y again and of which those of
 // few taps are over before the results of the one before are stored.
 //   x[2i + a, 2j + b, c] = sum over taps (u, v) and k of w[k, r, s, c] * y[i + u, j + v, k], r(a, u), s(b, v)
