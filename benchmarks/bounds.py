@@ -110,6 +110,7 @@ ENTRIES = (
     Entry("tma_swap_wide", "tma::tma_swap_wide_kernel", "fprop", "L12", "fp16", "nhwc", "144x192_im2col"),
     Entry("tma_swap_wide", "tma::tma_swap_wide_kernel", "dgrad", dense(64, 256, 14, 256, 3), "fp16", "nhwc", "192x128"),
     Entry("tma_phases", "tma::phases_kernel", "dgrad", "L39", "fp16", "nhwc", "phases"),
+    Entry("tma_classes", "tma::classes_kernel", "dgrad", "L08", "fp16", "nhwc", "256x128_halo"),
     Entry("tma_wgrad", "tma::wgrad_kernel", "wgrad", "L04", "fp16", "nhwc", "im2col"),
     Entry("tma_wgrad", "tma::wgrad_kernel", "wgrad", "L06", "fp16", "nhwc", "halo"),
     Entry("tma_wgrad", "tma::wgrad_kernel", "wgrad", "L39", "fp16", "nhwc", "narrow"),

@@ -172,6 +172,9 @@ CASES: tuple[Case, ...] = (
     Case("four_pads_grouped_dilated", 2, 8, 8, 9, 8, 3, 3, (2, 1), (2, 1, 0, 3), (2, 3), 4, edge=True),
     # strides that do not divide, strides larger than the kernel
     Case("stride2", 2, 16, 11, 12, 16, 3, 3, stride=(2, 2), padding=(1, 1), edge=True),
+    # dgrad keeps the pixels of a tile for all phases of the stride: more than 64 channels.
+    Case("stride2_136_channels", 3, 136, 17, 20, 72, 3, 3, stride=(2, 2), padding=(1, 1), edge=True),
+    Case("stride2_72_channels_5x4", 2, 72, 12, 9, 40, 5, 4, stride=(2, 2), padding=(2, 1, 0, 3), bias=False),
     Case("stride_3x2_uneven", 1, 6, 13, 12, 10, 3, 3, stride=(3, 2)),
     Case("stride_larger_than_kernel", 2, 8, 13, 14, 12, 2, 3, stride=(4, 5), padding=(1, 0), edge=True),
     Case("stride_larger_than_input", 2, 5, 6, 6, 7, 3, 3, stride=(9, 7), padding=(1, 1)),

@@ -655,6 +655,13 @@ def test_few_channels_have_the_phases_of_a_stride_computed_together() -> None:
         assert named("dgrad", case, torch.float16) == "tma_dgrad_f16_128x128_phases", case
 
 
+def test_few_filters_keep_their_pixels_for_all_phases_of_a_stride() -> None:
+    case = Case("resnet50", 256, 128, 56, 56, 128, 3, 3, stride=(2, 2), padding=(1, 1))
+    for dtype, name in ((torch.float16, "f16"), (torch.bfloat16, "bf16")):
+        assert named("dgrad", case, dtype) == f"tma_dgrad_{name}_256x128_halo"
+        assert ask("dgrad", case, dtype, "nhwc")[1:3] == [1, 0]
+
+
 def test_an_incomplete_last_round_of_tiles_is_shared_out() -> None:
     """265 tiles for 132 blocks: without it, 131 of them would wait while one computes a third tile."""
     case = Case("dilated", 8, 2048, 65, 65, 256, 3, 3, (1, 1), (36, 36), (36, 36))

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "pointwise.h"
+#include "tma_classes.h"
 
 namespace conv2d_ext {
 
@@ -50,12 +51,13 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
 // Of any row of the family, by its variant.
 constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (is_pointwise(row)) return pointwise_supports(row.op, p);
-  return (p.dtype != DType::f32 || p.allow_tf32) && tma_supports(row, p);
+  return (p.dtype != DType::f32 || p.allow_tf32) && (takes_classes(row, p) || tma_supports(row, p));
 }
 constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
   bool const tf32 = p.dtype == DType::f32;
   if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
+  if (takes_classes(row, p)) return classes_estimate(p, d);
   Estimate e = tf32 ? tf32_estimate(row, op, p) : tma_estimate(row, op, p, d);
   if (tma_stores_singly(op, p)) {
     double const elements = op == Op::fprop ? double(p.N) * double(p.K) * double(p.P()) * double(p.Q())

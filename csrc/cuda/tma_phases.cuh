@@ -99,7 +99,8 @@ __device__ void phases_store(PhasesParams const& p, int64_t first, float const (
       int const line = lane / 8 + i * 4;
       uint4 const v = ptx::ld_shared_v4(lines + line * kLineBytes + ((lane % 8) ^ (line % 8)) * 16);
       int64_t const at = __shfl_sync(0xffffffff, to, line);
-      if (at >= 0 && (int(at) & needs) == needs && c < p.C) *reinterpret_cast<uint4*>(out + (at & ~int64_t(7))) = v;
+      // An index in vectors: the compiler splits the store if the bits are masked out of an offset in elements.
+      if (at >= 0 && (int(at) & needs) == needs && c < p.C) reinterpret_cast<uint4*>(out)[at / 8] = v;
     }
   }
 }

@@ -1,2 +1,2 @@
-#include "../tma_wgrad.cuh"
-CONV2D_EXT_TMA(CONV2D_EXT_TMA_INSTANCE, f16, 256, 128)
+#include "../tma_classes.cuh"
+CONV2D_EXT_TMA(CONV2D_EXT_TMA_STRIDED_INSTANCE, f16, 256, 128)
