@@ -6,6 +6,7 @@
 
 #include "pointwise.h"
 #include "tma_strict.h"
+#include "tma_strict_wgrad.h"
 
 namespace conv2d_ext {
 
@@ -53,7 +54,8 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
   return (p.dtype != DType::f32 || p.allow_tf32) && tma_supports(row, p);
 }
 constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  if (row.family == Family::tma_strict) return strict_estimate(row, op, p);
+  if (row.family == Family::tma_strict)
+    return op == Op::wgrad ? strict_wgrad_estimate(row, p, d) : strict_estimate(row, op, p);
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
   bool const tf32 = p.dtype == DType::f32;
   if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
@@ -68,7 +70,9 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   return e;
 }
 constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int split_k, Device const& d) {
-  if (row.family == Family::tma_strict) return strict_workspace_bytes(row, row.op, p, split_k);
+  if (row.family == Family::tma_strict)
+    return row.op == Op::wgrad ? strict_wgrad_workspace_bytes(row, p, split_k)
+                               : strict_workspace_bytes(row, row.op, p, split_k);
   if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
   return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);
 }
