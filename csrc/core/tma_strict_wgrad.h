@@ -14,18 +14,18 @@ constexpr int64_t strict_wgrad_workspace_bytes(Row const& row, Problem const& p,
   return split_k == 1 ? tiles * (row.tile_m / 16) * 4 : tiles * split_k * row.tile_m * row.tile_n * 4;
 }
 
-// As tf32_wgrad_estimate. A step's instructions come thrice, and read the turned B thrice, which is written twice.
+// ns of a step of 32 pixels, measured: nearly what three products take in 128x128, more in the others.
+constexpr double strict_wgrad_step_ns(Row const& row) {
+  if (row.tile_n == 128) return 1015;
+  if (row.tile_n == 32) return 705;
+  return row.tile_m == 128 ? 690 : 875;
+}
+
+// As tf32_wgrad_estimate.
 constexpr Estimate strict_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
   double const TM = row.tile_m, TN = row.tile_n;
-  int64_t const tiles = tf32_wgrad_tiles(row, p), pixels = p.N * p.P() * p.Q(), steps = ceil_div(pixels, 32);
-  int64_t const rows = p.R * p.S * ceil_div(p.C_per_group(), kTf32Line) * kTf32Line;
-  double const of_x = double(min64(row.tile_m, rows)), lines = TM / 64 * TN * 3 + TM + of_x + 4 * TN;
-  // Lines that end early or lie across those of memory take longer.
-  int64_t const of_y = min64(row.tile_n, ceil_div(p.K_per_group(), kTf32Line) * kTf32Line);
-  double const copied = of_x * (p.C_per_group() % kTf32Line == 0 ? 1 : 1.11) +
-                        double(of_y) * (p.K_per_group() % kTf32Line == 0 ? 1 : 1.12);
-  double const step_ns = tf32_step_ns(TM * TN / 32 * 3 * 1.1, lines * 1.05, copied * 3.57) + 10,
-               fixed = 400 + 0.2 * TM * TN;
+  int64_t const tiles = tf32_wgrad_tiles(row, p), steps = ceil_div(p.N * p.P() * p.Q(), 32);
+  double const step_ns = strict_wgrad_step_ns(row), fixed = 400 + 0.2 * TM * TN;
   double const memory_ns = tf32_memory_ns(p, 3950), tile_bytes = TM * TN * 4;
   auto with = [&](int64_t split) {
     int64_t const each = ceil_div(steps, split), chains = ceil_div(each * 32, kTf32Pixels);
@@ -38,7 +38,7 @@ constexpr Estimate strict_wgrad_estimate(Row const& row, Problem const& p, Devic
   };
   Estimate best{with(1), 1};
   int64_t const first = ceil_div(tiles, d.sm_count);
-  for (int64_t rounds = first; rounds < first + 5 && tiles > 0; ++rounds) {
+  for (int64_t rounds = first; rounds < first + 8 && tiles > 0; ++rounds) {
     int64_t const split = min64(rounds * d.sm_count / tiles, steps / 2);
     if (split < 2 || double(tiles * split) * tile_bytes > double(kMaxWorkspaceBytes)) continue;
     double const ns = with(split);

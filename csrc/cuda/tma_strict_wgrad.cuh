@@ -29,9 +29,11 @@ struct Shape {
   static constexpr int stages = (225 * 1024 - turned_stages * turned_bytes) / stage_bytes;
   static constexpr int ring_bytes = stages * stage_bytes;
   static constexpr int shared_bytes = ring_bytes + turned_stages * turned_bytes + 1024;
-  static constexpr int multiply_regs = multipliers == 2 ? 208 : 136, turn_regs = 56, copy_regs = 40;
+  static constexpr int multiply_regs = multipliers == 2 ? 208 : 128, turn_regs = 56, copy_regs = 40;
   static_assert((multipliers == 2 || multipliers == 3) && TM % 64 == 0 && TN % 32 == 0);
-  static_assert((multipliers * multiply_regs + turn_regs + copy_regs) * kWarpgroup <= 65536);
+  // Of what the block has at launch, a multiple of 8 registers a thread.
+  static_assert((multipliers * multiply_regs + turn_regs + copy_regs) * kWarpgroup <=
+                65536 / threads / 8 * 8 * threads);
 };
 
 template <int TM, int TN>
