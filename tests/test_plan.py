@@ -417,6 +417,21 @@ def test_tf32_weight_gradients_take_a_row_of_taps_at_once() -> None:
     assert named("wgrad", halo, torch.float32, allow_tf32=True) == "tma_wgrad_f32_576x64_halo"
 
 
+@pytest.mark.parametrize("layout", ("nhwc", "nchw"))
+def test_strict_float32_weight_gradients_take_tensor_cores_by_tiles_that_fit(layout: str) -> None:
+    for case, tile in (
+        (DENSE, "128x128"),
+        (Case("64", 32, 64, 56, 56, 64, 3, 3, padding=(1, 1)), "192x64"),
+        (Case("32", 64, 128, 28, 28, 32, 3, 3, padding=(1, 1)), "192x32"),
+        (Case("56 a group", 32, 448, 28, 28, 448, 3, 3, padding=(1, 1), groups=8), "192x64"),
+    ):
+        assert named("wgrad", case, torch.float32, layout) == f"tma_strict_wgrad_f32_{tile}_im2col"
+        assert not named("wgrad", case, torch.float32, layout, capability=100).startswith("tma_")
+    few = Case("4 a group", 64, 128, 56, 56, 128, 3, 3, padding=(1, 1), groups=32)
+    assert named("wgrad", few, torch.float32, layout).startswith("grouped_")
+    assert not named("wgrad", Case("small", 1, 8, 5, 5, 8, 1, 1), torch.float32, layout).startswith("tma_")
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_what_the_copy_engine_cannot_take_is_gathered(op: str) -> None:
     beyond = (

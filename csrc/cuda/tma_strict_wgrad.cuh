@@ -53,21 +53,6 @@ __device__ inline uint32_t low_part(uint32_t v, uint32_t high) {
   return ptx::cvt_rn_tf32(__uint_as_float(v) - __uint_as_float(high));
 }
 
-// d = a * b.
-template <int count>
-__device__ inline void multiply_anew(float (&d)[count], uint32_t const (&a)[4], uint64_t b) {
-  static_assert(count == 16 || count == 32 || count == 64);
-#define CONV2D_EXT_STRICT_WGMMA(n, i, j, k, l, m)                                              \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k8.f32.tf32.tf32 {" CONV2D_EXT_REGS_##n \
-               "}, {%" #i ", %" #j ", %" #k ", %" #l "}, %" #m ", 0, 1, 1;"                    \
-               : CONV2D_EXT_ACC_##n(d)                                                         \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-  if constexpr (count == 16) CONV2D_EXT_STRICT_WGMMA(32, 16, 17, 18, 19, 20);
-  if constexpr (count == 32) CONV2D_EXT_STRICT_WGMMA(64, 32, 33, 34, 35, 36);
-  if constexpr (count == 64) CONV2D_EXT_STRICT_WGMMA(128, 64, 65, 66, 67, 68);
-#undef CONV2D_EXT_STRICT_WGMMA
-}
-
 // As tf32::wgrad_copy.
 template <int TM, int TN>
 __device__ void copy(WgradParams const& p, uint32_t ring, Barriers<TM, TN>& bars) {
@@ -239,7 +224,7 @@ __device__ void multiply(WgradParams const& p, uint32_t ring, Barriers<TM, TN>& 
         ptx::wgmma_fence_operand(high);
         ptx::wgmma_fence_operand(low);
         ptx::wgmma_fence();
-        multiply_anew(acc, low[0], b(0, false));
+        ptx::wgmma_mma_async_tf32_first(acc, low[0], b(0, false));
 #pragma unroll
         for (int i = 0; i < parts; ++i) {
           ptx::wgmma_mma_async_tf32(acc, high[i], b(i, true));
