@@ -348,24 +348,45 @@ def test_dense_channels_last_layers_take_the_copy_engine(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_float32_takes_tensor_cores_only_where_tf32_is_allowed(op: str) -> None:
-    assert named(op, DENSE, torch.float32, allow_tf32=False).startswith("simt_")
+def test_float32_is_rounded_to_tf32_only_where_that_is_allowed(op: str) -> None:
+    strict = named(op, DENSE, torch.float32, allow_tf32=False)
+    assert strict.startswith("simt_" if op == "wgrad" else f"tma_strict_{op}_")
     assert named(op, DENSE, torch.float32, allow_tf32=True).startswith(f"tma_{op}_f32_")
 
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ("nhwc", "nchw"))
-def test_strict_float32_copies_vectors_of_channels_and_packs_the_operands_of_another_layout(
-    op: str, layout: str
-) -> None:
-    assert named(op, DENSE, torch.float32, layout, allow_tf32=False) == f"simt_{op}_f32_128x128_nhwc"
+def test_strict_float32_packs_the_operands_of_another_layout(op: str, layout: str) -> None:
     read = {"fprop": "xw", "dgrad": "wy", "wgrad": "xwy"}[op] if layout == "nchw" else ""
     assert packed(op, DENSE, *meta(DENSE, torch.float32, layout), allow_tf32=False) == read
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_strict_float32_by_fma_copies_vectors_of_channels(op: str) -> None:
+    row = ROWS.index(f"simt_{op}_f32_128x128_nhwc")
     odd = Case("odd", 32, 127, 56, 56, 129, 3, 3, padding=(1, 1))
-    assert named(op, odd, torch.float32, layout, allow_tf32=False).endswith("_any")
     # 2^30 elements: the vectors' addresses have 32 bits.
     large = Case("large", 2688, 128, 56, 56, 128, 3, 3, padding=(1, 1))
-    assert named(op, large, torch.float32, layout, allow_tf32=False).endswith("_any")
+    for case, layout in itertools.product((DENSE, odd, large), ("nhwc", "nchw")):
+        assert (row in candidates(ask(op, case, torch.float32, layout))) == (case is DENSE), (case, layout)
+    assert named(op, DENSE, torch.float32, capability=100) == ROWS[row]
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_strict_float32_takes_tensor_cores_where_that_is_faster(op: str) -> None:
+    def strict(case: Case, layout: str = "nhwc") -> str:
+        return named(op, case, torch.float32, layout, allow_tf32=False)
+
+    for layout in ("nhwc", "nchw"):
+        assert strict(DENSE, layout) == f"tma_strict_{op}_f32_128x128_im2col"
+        assert strict(Case("64", 32, 64, 56, 56, 64, 3, 3, padding=(1, 1)), layout) == (
+            f"tma_strict_{op}_f32_128x64_im2col"
+        )
+        assert strict(Case("32", 32, 32, 56, 56, 32, 3, 3, padding=(1, 1)), layout) == (
+            f"tma_strict_{op}_f32_128x32_im2col"
+        )
+    assert strict(Case("odd", 32, 127, 56, 56, 129, 3, 3, padding=(1, 1))).startswith("tma_strict_")
+    assert not strict(Case("small", 1, 16, 5, 5, 16, 1, 1)).startswith("tma_")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -544,7 +565,6 @@ def test_tf32_packs_tensors_of_another_layout_but_results(op: str) -> None:
     read = {"fprop": "xw", "dgrad": "wy", "wgrad": "xwy"}[op]
     assert packed(op, DENSE, *meta(DENSE, torch.float32, "nchw"), allow_tf32=True) == read
     assert packed(op, DENSE, *meta(DENSE, torch.float32, "nhwc"), allow_tf32=True) == ""
-    assert named(op, DENSE, torch.float32, "nchw", allow_tf32=False).startswith("simt_")
 
 
 def test_explain_names_the_packed_tensors() -> None:

@@ -144,7 +144,7 @@ __device__ void mend(Params const& p, Source const& q, Unit const& unit, int fir
   }
 }
 
-template <int TN, int chain>
+template <int TN>
 __device__ void multiply(Params const& p, Source const& source, uint32_t ring, tma::Tables<float, TN>& tables) {
   using S = Shape<TN>;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
@@ -154,6 +154,7 @@ __device__ void multiply(Params const& p, Source const& source, uint32_t ring, t
   uint64_t const layout = tma::layout_of(kLineBytes);
   tma::Barriers const bars(tables);
   uint32_t const staging = ring + S::ring_bytes + group * tma::kRunBytes;
+  bool const short_last = p.last <= 2;  // instructions of the last channels
   Stage stage;
   float total[TN / 2], acc[TN / 2];
   Parts parts[2] = {};
@@ -179,53 +180,55 @@ __device__ void multiply(Params const& p, Source const& source, uint32_t ring, t
       uint32_t const full = bars.full_a + stage.index * 8;
       ptx::mbarrier_wait(full, stage.parity);
       load(next, lines + stage.index * S::stage_bytes);
-      // Again, at an address that needs the parts, whose lowest bits are zero: or ptxas has them made behind the next wait
-      // for products.
-      uint32_t bits = 0;
+      if constexpr (TN == 128) {
+        // Again, at an address that needs the parts, whose lowest bits are zero: or ptxas has them made behind the next
+        // wait for products. With fewer columns that is faster.
+        uint32_t bits = 0;
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
+        for (int i = 0; i < 4; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) bits |= next.low[i][j];
-      ptx::mbarrier_wait(full | (bits & 1), stage.parity);
+          for (int j = 0; j < 4; ++j) bits |= next.low[i][j];
+        ptx::mbarrier_wait(full | (bits & 1), stage.parity);
+      }
     };
-    // A step: its products, and beside them the pixels of the next one. begins: a sum.
-    auto one = [&](auto begins, Parts& now, Parts& next, bool last) {
+    Step at(p, p.phase[unit.phase], unit.begin);
+    // A step: its products, and beside them the pixels of the next one.
+    auto one = [&](Parts& now, Parts& next, bool last) {
       uint32_t const high = ring + stage.index * S::stage_bytes + S::a_bytes, low = high + S::part_bytes;
-      if constexpr (decltype(begins)::value) {
-        ptx::wgmma_wait_group<0>();
-        move();
-        if (before >= 0) release(before);
-      }
-      ptx::wgmma_fence_operand(acc);
-      ptx::wgmma_fence();
-      // The small products first: what is cut off of their sums is smaller.
+      ptx::wgmma_wait_group<0>();
+      move();
+      if (before >= 0) release(before);
+      auto instruct = [&](auto instructions) {
+        ptx::wgmma_fence_operand(acc);
+        ptx::wgmma_fence();
+        // The small products first: what is cut off of their sums is smaller.
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        if (k == 0 && decltype(begins)::value)
-          ptx::wgmma_mma_async_tf32_first(acc, now.low[k], tma::at_address(layout, high));
-        else
-          ptx::wgmma_mma_async_tf32(acc, now.low[k], tma::at_address(layout, high + k * 32));
-        ptx::wgmma_mma_async_tf32(acc, now.high[k], tma::at_address(layout, low + k * 32));
-      }
+        for (int k = 0; k < decltype(instructions)::value; ++k) {
+          if (k == 0)
+            ptx::wgmma_mma_async_tf32_first(acc, now.low[k], tma::at_address(layout, high));
+          else
+            ptx::wgmma_mma_async_tf32(acc, now.low[k], tma::at_address(layout, high + k * 32));
+          ptx::wgmma_mma_async_tf32(acc, now.high[k], tma::at_address(layout, low + k * 32));
+        }
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        ptx::wgmma_mma_async_tf32(acc, now.high[k], tma::at_address(layout, high + k * 32));
-      ptx::wgmma_commit_group();
-      if constexpr (!decltype(begins)::value) {
-        ptx::wgmma_wait_group<1>();
-        ptx::wgmma_fence_operand(next.high);
-        ptx::wgmma_fence_operand(next.low);
-        release(before);
-      }
+        for (int k = 0; k < decltype(instructions)::value; ++k)
+          ptx::wgmma_mma_async_tf32(acc, now.high[k], tma::at_address(layout, high + k * 32));
+        ptx::wgmma_commit_group();
+      };
+      if (short_last && at.last_chunk())
+        instruct(std::integral_constant<int, 2>());
+      else
+        instruct(std::integral_constant<int, 4>());
+      at.advance();
       before = stage.index;
       stage.advance(S::stages);
       if (!last) take(next);
     };
     if (count > 0) take(parts[0]);
     for (int step = 0; step < count; step += 2) {
-      one(std::true_type(), parts[0], parts[1], step + 1 == count);
+      one(parts[0], parts[1], step + 1 == count);
       if (step + 1 == count) break;
-      one(std::bool_constant<chain == 1>(), parts[1], parts[0], step + 2 == count);
+      one(parts[1], parts[0], step + 2 == count);
     }
     ptx::wgmma_wait_group<0>();
     move();
@@ -249,7 +252,7 @@ __device__ void multiply(Params const& p, Source const& source, uint32_t ring, t
   }
 }
 
-template <int TN, int chain>
+template <int TN>
 __global__ void __launch_bounds__(tma::kThreads, 1)
     strict_kernel(__grid_constant__ Params const p, __grid_constant__ Source const source) {
   using S = Shape<TN>;
@@ -268,7 +271,7 @@ __global__ void __launch_bounds__(tma::kThreads, 1)
   ptx::griddepcontrol_wait();  // for filters that the kernel before has split
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    multiply<TN, chain>(p, source, ring, tables);
+    multiply<TN>(p, source, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     if (threadIdx.x != 2 * kWarpgroup) return;
@@ -322,7 +325,7 @@ __global__ void __launch_bounds__(256) split_kernel(__grid_constant__ SplitParam
   }
 }
 
-template <Op op, int TM, int TN, int chain>
+template <Op op, int TM, int TN>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using S = Shape<TN>;
   static_assert(TM == kTM);
@@ -368,7 +371,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                       int32_t(forward ? problem.H : problem.P()),
                       int32_t(forward ? problem.W : problem.Q()),
                       int32_t(K)};
-  auto* const kernel = strict_kernel<TN, chain>;
+  auto* const kernel = strict_kernel<TN>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;
   error = launch_dependent(kernel, dim3(unsigned(blocks)), tma::kThreads, S::shared_bytes, stream, p, source);
@@ -378,8 +381,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 
 }  // namespace conv2d_ext::strict
 
-#define CONV2D_EXT_TMA_STRICT_INSTANCE(family, op, dtype, tm, tn, tk, variant)            \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(              \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {   \
-    return strict::launch<Op::op, tm, tn, Variant::variant == Variant::raw ? 2 : 1>(p, plan, args, stream); \
+#define CONV2D_EXT_TMA_STRICT_INSTANCE(family, op, dtype, tm, tn, tk, variant)          \
+  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
+      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
+    return strict::launch<Op::op, tm, tn>(p, plan, args, stream);                       \
   }
