@@ -34,7 +34,7 @@ constexpr Estimate strict_wgrad_estimate(Row const& row, Problem const& p, Devic
     if (split > 1)
       ns +=
           1400 + double(tiles * split) * tile_bytes * 2 / 12500 + double(ceil_div(split, 8)) * 400 + double(split) * 12;
-    return (ns > memory_ns ? ns + memory_ns / 10 : memory_ns + ns / 10) + 5000;
+    return (ns > memory_ns ? ns + memory_ns / 10 : memory_ns + ns / 10) + 3500;
   };
   Estimate best{with(1), 1};
   int64_t const first = ceil_div(tiles, d.sm_count);

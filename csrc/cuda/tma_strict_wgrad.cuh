@@ -114,8 +114,7 @@ __device__ void turn(WgradParams const& p, uint32_t ring, Barriers<TM, TN>& bars
       for (int run = 0; run < TN / S::run; ++run) {
         uint32_t v[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i)
-          v[i] = ptx::ld_shared(from[i] + stage.index * S::stage_bytes + run * S::run_bytes);
+        for (int i = 0; i < 8; ++i) v[i] = ptx::ld_shared(from[i] + stage.index * S::stage_bytes + run * S::run_bytes);
         if (run == 0) ptx::mbarrier_wait(&bars.used[turned.index], turned.parity ^ 1);
         uint32_t const line = to + turned.index * S::turned_bytes + run * S::run * kLineBytes;
         uint32_t high[8];
@@ -326,8 +325,8 @@ __device__ inline void mend(WgradParams const& p, Images const& images, bool val
     if (valid && values[i] != values[i]) nan |= 1u << i;
   for (unsigned lanes; (lanes = __ballot_sync(0xffffffff, nan != 0)) != 0;) {
     int const whose = __ffs(int(lanes)) - 1, which = __ffs(int(__shfl_sync(0xffffffff, nan, whose))) - 1;
-    float const sum = exact(p, images, group, __shfl_sync(0xffffffff, m, whose) + which,
-                            __shfl_sync(0xffffffff, k, whose));
+    float const sum =
+        exact(p, images, group, __shfl_sync(0xffffffff, m, whose) + which, __shfl_sync(0xffffffff, k, whose));
     if (int(threadIdx.x) % 32 != whose) continue;
     nan &= nan - 1;
 #pragma unroll
@@ -402,9 +401,9 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.out_k = problem.w.n, p.out_r = problem.w.h, p.out_s = problem.w.w;
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
-  cudaError_t error = encode_im2col(
-      p.a, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h, w, S::run,
-      S::pixels);
+  cudaError_t error =
+      encode_im2col(p.a, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h, w,
+                    S::run, S::pixels);
   if (error != cudaSuccess) return error;
   error = encode_im2col(p.b, {args.b, DType::f32, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1},
                         Walk{Q, 1}, S::run, S::pixels);
@@ -418,8 +417,16 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count));
   main<<<unsigned(blocks), S::threads, S::shared_bytes, stream>>>(p);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
-  Images const images{static_cast<float const*>(args.a), static_cast<float const*>(args.b), x.n, x.h, x.w, y.n, y.h,
-                      y.w, int32_t(problem.H), int32_t(problem.W)};
+  Images const images{static_cast<float const*>(args.a),
+                      static_cast<float const*>(args.b),
+                      x.n,
+                      x.h,
+                      x.w,
+                      y.n,
+                      y.h,
+                      y.w,
+                      int32_t(problem.H),
+                      int32_t(problem.W)};
   bool const many = p.splits > tf32::kReduceRunSplits;
   auto* const second = p.splits == 1 ? finish<TM, TN, 0> : many ? finish<TM, TN, tf32::kReduceRuns> : finish<TM, TN, 1>;
   dim3 const grid{unsigned(p.tiles), unsigned(TM * TN / 4 / tf32::kReduceThreads * (many ? tf32::kReduceRuns : 1))};
