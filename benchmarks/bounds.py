@@ -363,7 +363,7 @@ def table(results: Iterable[dict[str, Any]]) -> str:
     lines = []
     for r in results:
         name = f"{r['file']}.cuh: {r['kernel'].rpartition('::')[2]}"
-        m, first = r["metrics"], (name, f"{r['op']} {r['layer']}", r["row"].split("_", 3)[3])
+        m, first = r["metrics"], (name, f"{r['op']} {r['layer']}", re.sub(r"^.*?_(?=\d+x)", "", r["row"]))
         if m is None:
             lines.append((*first, *[""] * (len(COLUMNS) - len(first) - 1), f"not launched: {', '.join(r['launches'])}"))
             continue

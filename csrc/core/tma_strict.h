@@ -33,9 +33,14 @@ constexpr Estimate strict_estimate(Row const& row, Op op, Problem const& p) {
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
   // Instructions of the last channels are left out in pairs.
   bool const half = C % kStrictLine != 0 && C % kStrictLine <= kStrictLine / 2;
-  double const chunks = double(ceil_div(C, kStrictLine)), filled = half ? (chunks - 0.22) / chunks : 1;
-  double const step_ns = (row.tile_n == 128 ? 893 : row.tile_n == 64 ? 600 : 400) * filled,
-               fixed = row.tile_n == 128 ? 2410 : row.tile_n == 64 ? 1650 : 1400;
+  double const chunks = double(ceil_div(C, kStrictLine)), filled = half ? (chunks - 0.26) / chunks : 1;
+  double const step_ns = (row.tile_n == 128  ? 901
+                          : row.tile_n == 64 ? 617
+                                             : 464) *
+                         filled,
+               fixed = row.tile_n == 128  ? 2310
+                       : row.tile_n == 64 ? 1610
+                                          : 1390;
   int64_t const tiles = tma_tiles(row, p);
   int64_t most = 1;
   double whole = 0, empty = double(tiles);
@@ -51,7 +56,7 @@ constexpr Estimate strict_estimate(Row const& row, Op op, Problem const& p) {
   double const x = double(p.N) * double(p.C) * double(p.H) * double(p.W),
                y = double(p.N) * double(p.K) * double(p.P()) * double(p.Q()),
                prepared = double(strict_prepared_bytes(op, p));
-  double const memory_ns = (x + y) * 4 / 3260, before = 5200 + prepared / 1990;
+  double const memory_ns = (x + y) * 4 / 3590, before = 5490 + prepared / 2340;
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
@@ -64,7 +69,7 @@ constexpr Estimate strict_estimate(Row const& row, Op op, Problem const& p) {
                    share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.55;
       ns = phases == 1 ? double(ceil_div(s.alone, slots)) * each : share > each ? share : each;
     }
-    if (split > 1) ns += tma_shared_ns(s, double(most), step_ns, fixed * 1.42) + 1770 + bytes / 4330;
+    if (split > 1) ns += tma_shared_ns(s, double(most), step_ns, fixed * 1.07) + 2270 + bytes / 3610;
     ns = (ns > memory_ns ? ns + memory_ns * 0.2 : memory_ns + ns * 0.2) + before;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }

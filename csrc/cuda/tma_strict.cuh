@@ -2,8 +2,8 @@
 // tma.cuh, variant im2col, of operands that are each the sum of two TF32 numbers. Three products of these are left, for
 // the fourth is smaller than a rounding: high * high + high * low + low * high.
 //
-// The tensor cores cut off what they add, so their sums are short: those of a step, 32 channels of a tap, which are then
-// added to float32 registers, rounded to nearest.
+// The tensor cores cut off what they add, so their sums are short: those of a step, 32 channels of a tap, which are
+// then added to float32 registers, rounded to nearest.
 //
 // A persistent block of three warpgroups walks over 128 x TN tiles. A thread of the last feeds a ring of stages: pixels
 // as they are, and both parts of the filters, which split_kernel has split (for dgrad also turned) beforehand. The
@@ -149,8 +149,7 @@ __device__ void multiply(Params const& p, Source const& source, uint32_t ring, t
   using S = Shape<TN>;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   int const warp = int(threadIdx.x) / 32 % 4, first = group * 64;
-  uint32_t const lines =
-      ring + (first + warp * 16 + lane % 16) * kLineBytes + ((lane / 16) ^ (lane % 8)) * 16;
+  uint32_t const lines = ring + (first + warp * 16 + lane % 16) * kLineBytes + ((lane / 16) ^ (lane % 8)) * 16;
   uint64_t const layout = tma::layout_of(kLineBytes);
   tma::Barriers const bars(tables);
   uint32_t const staging = ring + S::ring_bytes + group * tma::kRunBytes;
