@@ -121,6 +121,9 @@ ENTRIES = (
     Entry("tma_wgrad_tf32", "tf32::wgrad_reduce", "wgrad", "L09", "tf32", "nhwc", "im2col"),
     Entry("tma_wgrad_tf32_halo", "tf32::halo::kernel", "wgrad", "L06", "tf32", "nhwc", "halo"),
     Entry("tma_wgrad_tf32_halo", "tf32::halo::reduce", "wgrad", "L06", "tf32", "nhwc", "halo"),
+    Entry("tma_strict_wgrad", "strict_wgrad::kernel", "wgrad", "L04", "fp32", "nhwc", "strict_wgrad_f32_128x128"),
+    Entry("tma_strict_wgrad", "strict_wgrad::kernel", "wgrad", "L06", "fp32", "nhwc", "strict_wgrad_f32_192x64"),
+    Entry("tma_strict_wgrad", "strict_wgrad::finish", "wgrad", "L06", "fp32", "nhwc", "strict_wgrad_f32_192x64"),
     Entry("pack", "pack::pack_kernel", "fprop", "L06", "fp16", "nchw", "tma"),
     Entry("pack", "pack::pack_kernel", "dgrad", "L08", "fp16", "nchw", "tma"),
     Entry("pack", "pack::pack_kernel", "fprop", "L06", "tf32", "nchw", "tma"),
@@ -132,6 +135,9 @@ ENTRIES = (
     Entry("pixels_wgrad", "pixels_wgrad::reduce_kernel", "wgrad", "L07", "fp16", "nchw", "pixels"),
     Entry("pixels_lines", "pixel_lines::kernel", "fprop", dense(64, 116, 28, 116, 1), "fp16", "nhwc", "pixels"),
     Entry("pixels_lines", "pixel_lines::kernel", "dgrad", dense(32, 256, 52, 255, 1), "fp16", "nhwc", "pixels"),
+    Entry("tma_strict", "strict::strict_kernel", "fprop", "L04", "fp32", "nhwc", "tma_strict.*128x128"),
+    Entry("tma_strict", "strict::strict_kernel", "fprop", "L06", "fp32", "nhwc", "tma_strict.*128x64"),
+    Entry("tma_strict", "strict::split_kernel", "dgrad", "L04", "fp32", "nhwc", "tma_strict.*128x128"),
     Entry("igemm", "igemm::igemm_kernel", "fprop", "L09", "fp16", "nhwc", "igemm"),
     Entry("igemm", "igemm::igemm_kernel", "wgrad", "L09", "fp16", "nhwc", "igemm"),
     Entry("igemm", "igemm::igemm_reduce", "wgrad", "L09", "fp16", "nhwc", "igemm"),
@@ -360,7 +366,7 @@ def table(results: Iterable[dict[str, Any]]) -> str:
     lines = []
     for r in results:
         name = f"{r['file']}.cuh: {r['kernel'].rpartition('::')[2]}"
-        m, first = r["metrics"], (name, f"{r['op']} {r['layer']}", r["row"].split("_", 3)[3])
+        m, first = r["metrics"], (name, f"{r['op']} {r['layer']}", re.sub(r"^.*?_(?=\d+x)", "", r["row"]))
         if m is None:
             lines.append((*first, *[""] * (len(COLUMNS) - len(first) - 1), f"not launched: {', '.join(r['launches'])}"))
             continue

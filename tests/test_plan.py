@@ -348,24 +348,45 @@ def test_dense_channels_last_layers_take_the_copy_engine(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_float32_takes_tensor_cores_only_where_tf32_is_allowed(op: str) -> None:
-    assert named(op, DENSE, torch.float32, allow_tf32=False).startswith("simt_")
+def test_float32_is_rounded_to_tf32_only_where_that_is_allowed(op: str) -> None:
+    strict = named(op, DENSE, torch.float32, allow_tf32=False)
+    assert strict.startswith(f"tma_strict_{op}_f32_")
     assert named(op, DENSE, torch.float32, allow_tf32=True).startswith(f"tma_{op}_f32_")
 
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ("nhwc", "nchw"))
-def test_strict_float32_copies_vectors_of_channels_and_packs_the_operands_of_another_layout(
-    op: str, layout: str
-) -> None:
-    assert named(op, DENSE, torch.float32, layout, allow_tf32=False) == f"simt_{op}_f32_128x128_nhwc"
+def test_strict_float32_packs_the_operands_of_another_layout(op: str, layout: str) -> None:
     read = {"fprop": "xw", "dgrad": "wy", "wgrad": "xwy"}[op] if layout == "nchw" else ""
     assert packed(op, DENSE, *meta(DENSE, torch.float32, layout), allow_tf32=False) == read
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_strict_float32_by_fma_copies_vectors_of_channels(op: str) -> None:
+    row = ROWS.index(f"simt_{op}_f32_128x128_nhwc")
     odd = Case("odd", 32, 127, 56, 56, 129, 3, 3, padding=(1, 1))
-    assert named(op, odd, torch.float32, layout, allow_tf32=False).endswith("_any")
     # 2^30 elements: the vectors' addresses have 32 bits.
     large = Case("large", 2688, 128, 56, 56, 128, 3, 3, padding=(1, 1))
-    assert named(op, large, torch.float32, layout, allow_tf32=False).endswith("_any")
+    for case, layout in itertools.product((DENSE, odd, large), ("nhwc", "nchw")):
+        assert (row in candidates(ask(op, case, torch.float32, layout))) == (case is DENSE), (case, layout)
+    assert named(op, DENSE, torch.float32, capability=100) == ROWS[row]
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_strict_float32_takes_tensor_cores_where_that_is_faster(op: str) -> None:
+    def strict(case: Case, layout: str = "nhwc") -> str:
+        return named(op, case, torch.float32, layout, allow_tf32=False)
+
+    for layout in ("nhwc", "nchw"):
+        assert strict(DENSE, layout) == f"tma_strict_{op}_f32_128x128_im2col"
+        assert strict(Case("64", 32, 64, 56, 56, 64, 3, 3, padding=(1, 1)), layout) == (
+            f"tma_strict_{op}_f32_128x64_im2col"
+        )
+        assert strict(Case("32", 32, 32, 56, 56, 32, 3, 3, padding=(1, 1)), layout) == (
+            f"tma_strict_{op}_f32_128x32_im2col"
+        )
+    assert strict(Case("odd", 32, 127, 56, 56, 129, 3, 3, padding=(1, 1))).startswith("tma_strict_")
+    assert not strict(Case("small", 1, 16, 5, 5, 16, 1, 1)).startswith("tma_")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -415,6 +436,20 @@ def test_tf32_layers_of_64_filters_exchange_operands(op: str, layout: str) -> No
 def test_tf32_weight_gradients_take_a_row_of_taps_at_once() -> None:
     halo = Case("halo", 32, 64, 224, 224, 64, 3, 3, padding=(1, 1))
     assert named("wgrad", halo, torch.float32, allow_tf32=True) == "tma_wgrad_f32_576x64_halo"
+
+
+@pytest.mark.parametrize("layout", ("nhwc", "nchw"))
+def test_strict_float32_weight_gradients_take_tensor_cores_by_tiles_that_fit(layout: str) -> None:
+    for case, tile in (
+        (DENSE, "128x128"),
+        (Case("64", 32, 64, 56, 56, 64, 3, 3, padding=(1, 1)), "192x64"),
+        (Case("32", 64, 128, 28, 28, 32, 3, 3, padding=(1, 1)), "192x32"),
+        (Case("56 a group", 32, 448, 28, 28, 448, 3, 3, padding=(1, 1), groups=8), "192x64"),
+    ):
+        assert named("wgrad", case, torch.float32, layout) == f"tma_strict_wgrad_f32_{tile}_im2col"
+        assert not named("wgrad", case, torch.float32, layout, capability=100).startswith("tma_")
+    few = Case("4 a group", 64, 128, 56, 56, 128, 3, 3, padding=(1, 1), groups=32)
+    assert named("wgrad", few, torch.float32, layout).startswith("grouped_")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -529,7 +564,6 @@ def test_tf32_packs_tensors_of_another_layout_but_results(op: str) -> None:
     read = {"fprop": "xw", "dgrad": "wy", "wgrad": "xwy"}[op]
     assert packed(op, DENSE, *meta(DENSE, torch.float32, "nchw"), allow_tf32=True) == read
     assert packed(op, DENSE, *meta(DENSE, torch.float32, "nhwc"), allow_tf32=True) == ""
-    assert named(op, DENSE, torch.float32, "nchw", allow_tf32=False).startswith("simt_")
 
 
 def test_explain_names_the_packed_tensors() -> None:

@@ -388,6 +388,37 @@ def test_tf32_weight_gradients_of_many_pixels_are_as_exact_as_those_of_few(row: 
     assert (made - exact_made).norm() <= 2e-5 * exact_made.norm()
 
 
+@pytest.mark.parametrize("row", [name for name in ROWS if name.startswith("tma_strict_wgrad_")])
+def test_strict_weight_gradients_of_many_pixels_are_as_exact_as_float32(row: str, cuda: str) -> None:
+    """Three TF32 products, whose sums the tensor cores cut off: short ones, which float32 adds up."""
+    case = Case("many_pixels", 20, 8, 320, 320, 8, 3, 3, padding=(1, 1))
+    draw = torch.Generator(cuda).manual_seed(0)
+    x, go = (
+        torch.randn(size, generator=draw, device=cuda).to(memory_format=torch.channels_last)
+        for size in (case.input_size, case.output_size)
+    )
+    w = torch.empty(case.weight_size, device=cuda).to(memory_format=torch.channels_last)
+    if ROWS.index(row) not in candidates(plan("wgrad", case, x, w, go, capability=machine()[1])):
+        pytest.skip("needs sm90")
+    made = call("wgrad", case, x, w, None, go)(row=ROWS.index(row), stride=w.stride())
+    exact_made = torch.nn.grad.conv2d_weight(x.double(), case.weight_size, go.double(), padding=1)
+    assert (made - exact_made).norm() <= 5e-7 * exact_made.norm()
+
+
+@pytest.mark.parametrize("row", [name for name in ROWS if name.startswith("tma_strict_wgrad_")])
+def test_strict_weight_gradients_of_the_largest_floats_are_finite(row: str, cuda: str) -> None:
+    """TF32 rounds these to infinity."""
+    case = Case("largest", 2, 8, 9, 9, 8, 3, 3, padding=(1, 1))
+    x, w, _ = case.tensors(cuda, torch.float32, "nhwc")
+    go = case.grad_output(cuda, torch.float32, "nhwc") * 0.125
+    x[0, 3, 4, 4] = torch.finfo(torch.float32).max
+    if ROWS.index(row) not in candidates(plan("wgrad", case, x, w, go, capability=machine()[1])):
+        pytest.skip("needs sm90")
+    made = call("wgrad", case, x, w, None, go)(row=ROWS.index(row), stride=w.stride())
+    exact_made = torch.nn.grad.conv2d_weight(x.double(), case.weight_size, go.double(), padding=1).float()
+    torch.testing.assert_close(made, exact_made, rtol=1e-6, atol=1e-5)
+
+
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.
 ONCE = ("depthwise_3x3_four_pads", "depthwise_3x3_stride2", "depthwise_5x5", "depthwise_5x5_stride2", "depthwise_7x7",
         "depthwise_7x7_stride2")  # fmt: skip

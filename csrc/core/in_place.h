@@ -6,6 +6,8 @@
 
 #include "pointwise.h"
 #include "tma_classes.h"
+#include "tma_strict.h"
+#include "tma_strict_wgrad.h"
 
 namespace conv2d_ext {
 
@@ -48,12 +50,15 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
   return {before + (ns > memory_ns ? ns + memory_ns * 0.47 : memory_ns + ns * 0.47) * off, 1};
 }
 
-// Of any row of the family, by its variant.
+// Of any row of the families tma and tma_strict.
 constexpr bool in_place_supports(Row const& row, Problem const& p) {
+  if (row.family == Family::tma_strict) return strict_supports(row, p);
   if (is_pointwise(row)) return pointwise_supports(row.op, p);
   return (p.dtype != DType::f32 || p.allow_tf32) && (takes_classes(row, p) || tma_supports(row, p));
 }
 constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (row.family == Family::tma_strict)
+    return op == Op::wgrad ? strict_wgrad_estimate(row, p, d) : strict_estimate(row, op, p);
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
   bool const tf32 = p.dtype == DType::f32;
   if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
@@ -69,6 +74,9 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   return e;
 }
 constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int split_k, Device const& d) {
+  if (row.family == Family::tma_strict)
+    return row.op == Op::wgrad ? strict_wgrad_workspace_bytes(row, p, split_k)
+                               : strict_workspace_bytes(row, row.op, p, split_k);
   if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
   return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);
 }

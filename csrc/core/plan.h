@@ -56,7 +56,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return d.compute_capability >= 80 && simt_supports(row, op, p);
     case Family::igemm:
       return hopper && igemm_supports(p);
-    case Family::tma: {
+    case Family::tma:
+    case Family::tma_strict: {
       Problem const t = tma_problem(row, p);
       return hopper && (in_place_supports(row, t) || pack_supports(row, t));
     }
@@ -88,7 +89,9 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
 
 // Of a row that supports the problem: the tensors that it runs on copies of.
 constexpr Packing packing(Row const& row, Problem const& p) {
-  if (row.family != Family::tma && row.family != Family::grouped && row.family != Family::simt) return {};
+  if (row.family != Family::tma && row.family != Family::tma_strict && row.family != Family::grouped &&
+      row.family != Family::simt)
+    return {};
   Packing which = packed(row, tma_problem(row, p)).which;
   which.x |= is_patches(row, p);
   return which;
@@ -170,13 +173,14 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
   }
   switch (row.family) {
     case Family::tma:
+    case Family::tma_strict:
     case Family::grouped:
     case Family::simt: {
       Problem const t = tma_problem(row, p);
       Packed const q = packed(row, t);
-      Estimate e = row.family == Family::tma       ? in_place_estimate(row, op, q.problem, d)
+      Estimate e = row.family == Family::simt      ? simt_estimate(row, op, q.problem, d)
                    : row.family == Family::grouped ? grouped_estimate(row, op, q.problem, d)
-                                                   : simt_estimate(row, op, q.problem, d);
+                                                   : in_place_estimate(row, op, q.problem, d);
       // dgrad with a stride stores single pixels that lie apart, in NCHW.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::dgrad && p.stride_w > 1 &&
           p.x.w == 1) {
@@ -222,13 +226,14 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
   if (depthwise_turns(row, p) > 1) return workspace_bytes(row, op, depthwise_turn(row, p), split_k, d);
   switch (row.family) {
     case Family::tma:
+    case Family::tma_strict:
     case Family::grouped:
     case Family::simt: {
       Packed const q = packed(row, tma_problem(row, p));
       return patch_bytes(row, p) + packed_places(q).bytes +
-             (row.family == Family::tma       ? in_place_workspace_bytes(row, q.problem, split_k, d)
+             (row.family == Family::simt      ? gemm_workspace_bytes(row, op, p, split_k)
               : row.family == Family::grouped ? grouped_workspace_bytes(row, q.problem, split_k)
-                                              : gemm_workspace_bytes(row, op, p, split_k));
+                                              : in_place_workspace_bytes(row, q.problem, split_k, d));
     }
     case Family::depthwise:
     case Family::band:

@@ -10,6 +10,7 @@ namespace conv2d_ext {
 
 enum class Family : uint8_t {
   tma,
+  tma_strict,
   igemm,
   simt,
   depthwise,

@@ -266,7 +266,9 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
 }
 
 // Blocks of a round; a constant, so that results do not depend on the device.
-constexpr int64_t tma_slots(Row const& row) { return row.tile_m == 128 && row.tile_n == 64 ? 264 : 132; }
+constexpr int64_t tma_slots(Row const& row) {
+  return row.family == Family::tma && row.tile_m == 128 && row.tile_n == 64 ? 264 : 132;
+}
 
 // How many of its `most` tiles along M a phase computes before it is the next one's turn: the phases of dgrad read the
 // same pixels, so they should not be far apart. A round of the device each, lest some blocks have the longest phase

@@ -518,12 +518,15 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
                : CONV2D_EXT_ACC_##n(d)                                                                  \
                : "l"(a), "l"(b), "n"(ta), "n"(tb))
 
-// TF32, a in registers: four a thread; i to m number the five operands after the accumulators.
-#define CONV2D_EXT_WGMMA_TF32(n, d, a, b, i, j, k, l, m)                                       \
+// TF32, a in registers: four a thread; i to m number the five operands after the accumulators. adds: 1, or 0 to begin
+// a sum.
+#define CONV2D_EXT_WGMMA_TF32_SCALED(adds, n, d, a, b, i, j, k, l, m)                          \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k8.f32.tf32.tf32 {" CONV2D_EXT_REGS_##n \
-               "}, {%" #i ", %" #j ", %" #k ", %" #l "}, %" #m ", 1, 1, 1;"                    \
+               "}, {%" #i ", %" #j ", %" #k ", %" #l "}, %" #m ", " #adds ", 1, 1;"            \
                : CONV2D_EXT_ACC_##n(d)                                                         \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define CONV2D_EXT_WGMMA_TF32(n, d, a, b, i, j, k, l, m) \
+  CONV2D_EXT_WGMMA_TF32_SCALED(1, n, d, a, b, i, j, k, l, m)
 
 // d[64, n] += a[64, 16] * b[16, n]; an operand is K-major, or transposed: M- or N-major. Floats, in TF32: a[64, 8] and
 // b[8, n], K-major. Float accumulators as wgmma.mma_async lays them out: n/2 of them a thread.
@@ -568,6 +571,15 @@ __device__ inline void wgmma_mma_async_tf32(float (&d)[count], uint32_t const (&
   if constexpr (count == 80) CONV2D_EXT_WGMMA_TF32(160, d, a, b, 80, 81, 82, 83, 84);
   if constexpr (count == 96) CONV2D_EXT_WGMMA_TF32(192, d, a, b, 96, 97, 98, 99, 100);
   if constexpr (count == 128) CONV2D_EXT_WGMMA_TF32(256, d, a, b, 128, 129, 130, 131, 132);
+}
+
+// The same without what d was.
+template <int count>
+__device__ inline void wgmma_mma_async_tf32_first(float (&d)[count], uint32_t const (&a)[4], uint64_t b) {
+  static_assert(count == 16 || count == 32 || count == 64);
+  if constexpr (count == 16) CONV2D_EXT_WGMMA_TF32_SCALED(0, 32, d, a, b, 16, 17, 18, 19, 20);
+  if constexpr (count == 32) CONV2D_EXT_WGMMA_TF32_SCALED(0, 64, d, a, b, 32, 33, 34, 35, 36);
+  if constexpr (count == 64) CONV2D_EXT_WGMMA_TF32_SCALED(0, 128, d, a, b, 64, 65, 66, 67, 68);
 }
 
 // To TF32, to nearest and ties to even: a float whose low 13 bits are zero. One instruction on Hopper, where cvt.rna

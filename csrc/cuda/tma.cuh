@@ -920,7 +920,7 @@ __global__ void __launch_bounds__(kReduceThreads) tma_reduce(__grid_constant__ P
 
 template <class S, class T, int TM, int TN>
 cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row const& kernel_row, Plan const& plan,
-                      Arguments const& args) {
+                      Arguments const& args, bool rounded = sizeof(T) == 4) {
   bool const forward = op == Op::fprop, halo = is_halo(kernel_row.variant), turned = is_pointwise(kernel_row);
   int64_t const C = forward ? p.C_per_group() : p.K_per_group();  // of the reduction
   Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
@@ -990,7 +990,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
                     p.dtype,
                     {turned || q.maps_groups ? C : C * p.groups, in_W, in_H, p.N},
                     {1, in.w, in.h, in.n},
-                    sizeof(T) == 4};
+                    rounded};
     // A turned problem's taps may reach further than the box's corners; what is beyond the one row is not stored.
     Walk box_h = h;
     if (turned) box_h.pixels = max64(h.pixels, in_H - 127);

@@ -1,0 +1,2 @@
+#include "../tma_strict.cuh"
+CONV2D_EXT_TMA_STRICT_TILES(CONV2D_EXT_TMA_STRICT_INSTANCE)
