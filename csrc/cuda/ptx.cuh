@@ -525,8 +525,7 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
                "}, {%" #i ", %" #j ", %" #k ", %" #l "}, %" #m ", " #adds ", 1, 1;"            \
                : CONV2D_EXT_ACC_##n(d)                                                         \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-#define CONV2D_EXT_WGMMA_TF32(n, d, a, b, i, j, k, l, m) \
-  CONV2D_EXT_WGMMA_TF32_SCALED(1, n, d, a, b, i, j, k, l, m)
+#define CONV2D_EXT_WGMMA_TF32(n, d, a, b, i, j, k, l, m) CONV2D_EXT_WGMMA_TF32_SCALED(1, n, d, a, b, i, j, k, l, m)
 
 // d[64, n] += a[64, 16] * b[16, n]; an operand is K-major, or transposed: M- or N-major. Floats, in TF32: a[64, 8] and
 // b[8, n], K-major. Float accumulators as wgmma.mma_async lays them out: n/2 of them a thread.

@@ -986,11 +986,8 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     f.out = forward ? 0 : i / phases_w * out.h + i % phases_w * out.w;
     if (!taps) continue;
     int64_t const groups_of_map = q.maps_groups ? p.groups : 0;
-    Tensor4 const a{args.a,
-                    p.dtype,
-                    {turned || q.maps_groups ? C : C * p.groups, in_W, in_H, p.N},
-                    {1, in.w, in.h, in.n},
-                    rounded};
+    Tensor4 const a{
+        args.a, p.dtype, {turned || q.maps_groups ? C : C * p.groups, in_W, in_H, p.N}, {1, in.w, in.h, in.n}, rounded};
     // A turned problem's taps may reach further than the box's corners; what is beyond the one row is not stored.
     Walk box_h = h;
     if (turned) box_h.pixels = max64(h.pixels, in_H - 127);
