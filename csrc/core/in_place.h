@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "lean.h"
 #include "pointwise.h"
 
 namespace conv2d_ext {
@@ -48,10 +49,12 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
 // Of any row of the family, by its variant.
 constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (is_pointwise(row)) return pointwise_supports(row.op, p);
-  return (p.dtype != DType::f32 || p.allow_tf32) && tma_supports(row, p);
+  return (p.dtype != DType::f32 || p.allow_tf32) &&
+         (row.variant == Variant::lean ? lean_supports(row, p) : tma_supports(row, p));
 }
 constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
+  if (row.variant == Variant::lean) return lean_estimate(row, p);
   bool const tf32 = p.dtype == DType::f32;
   if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
   Estimate e = tf32 ? tf32_estimate(row, op, p) : tma_estimate(row, op, p, d);
@@ -66,6 +69,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
 }
 constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int split_k, Device const& d) {
   if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
+  if (row.variant == Variant::lean) return 0;
   return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);
 }
 
