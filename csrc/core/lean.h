@@ -9,6 +9,22 @@ namespace conv2d_ext {
 
 inline constexpr int kLeanSplits = 8;  // blocks of a cluster at most
 
+// Clusters of so many blocks that a GPU of 132 SMs holds at a time, a block an SM; 0: such a split is not made.
+constexpr int64_t lean_clusters(int splits) {
+  switch (splits) {
+    case 2:
+      return 64;
+    case 3:
+      return 39;
+    case 4:
+      return 30;
+    case 8:
+      return 15;
+    default:
+      return 0;
+  }
+}
+
 constexpr bool lean_supports(Row const& row, Problem const& p) {
   int const v = 16 / size_of(p.dtype);
   if (p.groups != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0)
@@ -20,11 +36,44 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
   Row like = row;
   like.variant = Variant::im2col;
   if (!tma_supports(like, p)) return false;
-  Gemm const g = gemm_of(row.op, p);
-  return g.M < 65535 * 64 && g.N * p.R * p.S < int64_t(1) << 30;
+  // Tiles along M are a grid's second dimension.
+  int64_t const most = int64_t(65535) * 64, pixels = p.N * (row.op == Op::dgrad ? p.H * p.W : p.P() * p.Q());
+  if (double(p.N) * double(p.H) * double(p.W) >= double(most) || double(p.N) * double(p.P()) * double(p.Q()) >= most)
+    return false;
+  return (row.op == Op::wgrad ? p.K : pixels) < most && max64(p.K, p.C) * p.R * p.S < int64_t(1) << 30;
 }
 
-// Not fitted yet.
-constexpr Estimate lean_estimate(Row const& row, Problem const& p) { return {1e9 + double(p.N) + row.tile_m, 1}; }
+// A step takes the longest of three: what a block alone on its SM waits for, the lines that L2 delivers to all SMs, and
+// the multiplications. Constants fitted to the times of 798 choices of tile and split (docs/tuning.md).
+constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
+  bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad, tf32 = p.dtype == DType::f32;
+  double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
+  int64_t const taps = p.R * p.S, line = 128 / size_of(p.dtype), C = dgrad ? p.K : p.C;
+  int64_t const pixels = p.N * (dgrad ? p.H * p.W : p.P() * p.Q());
+  int64_t const M = wgrad ? p.K : pixels, N = row.op == Op::fprop ? p.K : p.C;
+  int64_t const steps = wgrad ? ceil_div(pixels, 64) : ceil_div(C, line) * taps;
+  int64_t const tiles = ceil_div(M, row.tile_m) * ceil_div(N, row.tile_n) * (wgrad ? taps : 1);
+  double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
+                        double(p.K) * double(p.C) * double(taps)) *
+                       size_of(p.dtype);
+  double const lines_ns = (TM + TN) * (dgrad ? 1.237 : 1.08) * (C * size_of(p.dtype) <= 64 ? 1.6 : 1);
+  double const multiply_ns = area * (tf32 ? 32 / (1024 * 1.43) : 64 / (2048 * 1.43));
+  double const busy_ns = lines_ns > multiply_ns ? lines_ns : multiply_ns;
+  double const alone_ns = 78 + (TM + TN) * 0.35 + (taps > 1 ? 20 : 0);
+  double const resident = area <= 64 * 64 ? 3 : 2;  // blocks of an SM
+  Estimate best;
+  for (int split : {1, 2, 3, 4, 8}) {
+    if (split > 1 && (split > row.tile_n / 8 || steps < 2 * split || tiles > lean_clusters(split))) continue;
+    double const share = double(ceil_div(steps, split)), blocks = double(tiles) * split / 132,
+                 each = double(ceil_div(tiles * split, 132));
+    double const full = (each * 0.79 + blocks * 0.21) * share * busy_ns;
+    double const alone = share * alone_ns * (each > resident ? each / resident : 1);
+    double ns = 5968 + (full > alone ? full + alone * 0.04 : alone + full * 0.04) + (each - 1) * 51 +
+                area * each * 0.041 + bytes / 5560;
+    if (split > 1) ns += 1076 + area * 0.155;
+    if (best.ns == 0 || ns < best.ns) best = {ns, split};
+  }
+  return best;
+}
 
 }  // namespace conv2d_ext
