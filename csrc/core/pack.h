@@ -48,7 +48,7 @@ struct PackedGroup {
 constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
   Op const op = row.op;
   int64_t const line = 128 / size_of(p.dtype), v = 16 / size_of(p.dtype);
-  TmaTakesAny const any = row.variant == Variant::lean ? TmaTakesAny{} : packs_rather(op, p);
+  TmaTakesAny const any = packs_rather(op, p);
   // reduced: over these channels; few: up to 32 have shorter lines; most: what may be left in the last line for it to
   // be filled.
   auto pad = [&](bool reduced, bool few, int64_t most, bool in_place, int64_t channels, double pixels) {
@@ -120,7 +120,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
   }
   PackedGroup const g = packed_group(row, p);
   bool const C = g.C != p.C_per_group(), K = g.K != p.K_per_group();
-  TmaTakesAny any = row.variant == Variant::lean ? TmaTakesAny{} : packs_rather(op, p);
+  TmaTakesAny any = packs_rather(op, p);
   any.w |= tma_adds_into_any(row, p);
   Packed q{{}, p};
   q.which.x = C || (!any.x && !fits_in_place(p.x, p.x_align, g.C, p.N, p.H, p.W, p.dtype));
@@ -135,6 +135,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
 
 constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.K == 0) return false;
+  if (row.variant == Variant::lean) return false;  // launches that pack cost more than it gains
   if (row.family == Family::grouped) {
     double const elements =
         double(p.N) * (double(p.H) * double(p.W) * double(p.C) + double(p.P()) * double(p.Q()) * double(p.K));

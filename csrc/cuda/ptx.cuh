@@ -56,8 +56,8 @@ __device__ inline void st_shared_f32x2(uint32_t shared, float low, float high) {
 
 // ---- lanes
 
-// True in one lane of a converged warp. ptxas knows that, and what such a branch is given stays in uniform registers; in
-// a branch on the lane's number every copy begins with loops that move them there.
+// True in one lane of a converged warp. ptxas knows that, and what such a branch is given stays in uniform registers;
+// in a branch on the lane's number every copy begins with loops that move them there.
 __device__ inline bool elect() {
   uint32_t elected;
   asm volatile(
@@ -221,10 +221,10 @@ __device__ inline void barrier_cluster_wait() { asm volatile("barrier.cluster.wa
 
 // Writes to a block of the cluster; its barrier counts the bytes.
 __device__ inline void st_async_v4(uint32_t mapped, float const* v, uint32_t mapped_bar) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-                   mapped),
-               "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(mapped_bar)
-               : "memory");
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(mapped),
+      "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(mapped_bar)
+      : "memory");
 }
 
 // Waits for what blocks of the cluster write.

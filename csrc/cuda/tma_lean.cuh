@@ -1,8 +1,8 @@
 // Small dense problems in channels_last: fprop, dgrad of one phase and wgrad as an implicit GEMM, as in tma.cuh, but
 // one tile of TM x TN a block, and nothing that many tiles would need: no persistent blocks, phases, groups or rows of
 // padded columns. What a launch loses beside its products is what is left out here.
-// fprop and dgrad: out[pixel, n] = sum over taps and channels of A[pixel moved by the tap, channel] * B[n, tap, channel].
-// wgrad: w[k, tap, c] = sum over pixels of A[pixel, k] * B[pixel moved by the tap, c]; a tile is of one tap.
+// fprop and dgrad: out[pixel, n] = sum over taps and channels of A[moved pixel, channel] * B[n, tap, channel].
+// wgrad: w[k, tap, c] = sum over pixels of A[pixel, k] * B[moved pixel, c]; a tile is of one tap.
 //
 // A warp copies A and another B, each with barriers of its own, which it sets up itself: the first trip round the ring
 // is asked for before the block meets. A stage is two steps. One or two warpgroups multiply, 64 rows each, and store
