@@ -12,7 +12,6 @@
 // the tile: the others write theirs into its shared memory, and it adds all in their order. There is no second launch.
 #pragma once
 
-#include "../core/lean.h"
 #include "tma.cuh"
 
 namespace conv2d_ext::tma {
