@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 
 import pytest
 import torch
@@ -650,22 +649,23 @@ def test_1x1_over_odd_channels_in_channels_last_stays_in_place(dtype: torch.dtyp
     assert not chosen("fprop", 64, 116, 28, 28, 116, stride=(2, 2)).startswith("pixels_")
 
 
-def test_few_tiles_are_small_ones() -> None:
-    """1x1 filters over small images: a block for each of many small tiles, rather than large ones for some SMs."""
+def test_few_tiles_have_a_block_each() -> None:
+    """1x1 filters on small images, single images: many small tiles, or parts of them in clusters, in one launch."""
     for dtype in (torch.float16, torch.bfloat16):
         for op, case in itertools.product(
-            ("fprop", "dgrad"),
+            OPS,
             (
-                Case("diffusion", 2, 1920, 16, 16, 1280, 1, 1),
                 Case("mobilenet", 1, 960, 7, 7, 960, 1, 1),
+                Case("resnet", 1, 256, 14, 14, 1024, 1, 1),
+                Case("latency", 1, 512, 7, 7, 512, 3, 3, padding=(1, 1)),
             ),
         ):
-            assert re.search("_64x(64|128)_im2col$", named(op, case, dtype)), (op, case)
-        # Without a split, whose parts would take a second kernel.
-        row, split_k, *_ = ask("wgrad", Case("diffusion", 2, 640, 32, 32, 640, 1, 1), dtype, "nhwc")
-        assert ROWS[row].endswith("_64x64_im2col") and split_k == 1
-    tf32 = ask("fprop", Case("resnet", 1, 256, 14, 14, 1024, 1, 1), torch.float32, "nhwc", allow_tf32=True)
-    assert ROWS[tf32[0]] == "tma_fprop_f32_64x64_im2col"
+            row, _, workspace, *_ = ask(op, case, dtype, "nhwc")
+            assert ROWS[row].endswith("_lean") and workspace == 0, (op, case)
+        assert named("fprop", Case("diffusion", 2, 1920, 16, 16, 1280, 1, 1), dtype).endswith("_64x128_lean")
+    deep = Case("latency", 1, 512, 7, 7, 512, 3, 3, padding=(1, 1))
+    assert ask("fprop", deep, torch.float16, "nhwc")[1] > 1
+    assert named("fprop", deep, torch.float32, allow_tf32=True).endswith("_lean")
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))

@@ -135,6 +135,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
 
 constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.K == 0) return false;
+  if (row.variant == Variant::lean) return false;  // launches that pack cost more than it gains
   if (row.family == Family::grouped) {
     double const elements =
         double(p.N) * (double(p.H) * double(p.W) * double(p.C) + double(p.P()) * double(p.Q()) * double(p.K));

@@ -37,7 +37,8 @@ enum class Variant : uint8_t {
   phases,
   raw,
   raw_halo,
-  lines
+  lines,
+  lean
 };
 
 struct Row {

@@ -54,6 +54,22 @@ __device__ inline void st_shared_f32x2(uint32_t shared, float low, float high) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(low), "f"(high) : "memory");
 }
 
+// ---- lanes
+
+// True in one lane of a converged warp. ptxas knows that, and what such a branch is given stays in uniform registers;
+// in a branch on the lane's number every copy begins with loops that move them there.
+__device__ inline bool elect() {
+  uint32_t elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred one;\n"
+      "elect.sync _|one, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, one;\n"
+      "}\n"
+      : "=r"(elected));
+  return elected != 0;
+}
+
 // ---- barriers
 
 __device__ inline void mbarrier_init(uint64_t* bar, uint32_t arrivals) {
@@ -189,6 +205,40 @@ __device__ inline void griddepcontrol_launch_dependents() {
 
 // Waits until the kernel before this one has ended and its writes are visible.
 __device__ inline void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// ---- clusters
+
+// The address, in the cluster's window, of what block `rank` has at this address of its own.
+__device__ inline uint32_t mapa(uint32_t shared, uint32_t rank) {
+  uint32_t mapped;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(shared), "r"(rank));
+  return mapped;
+}
+
+// All threads of a cluster's blocks arrive, and wait.
+__device__ inline void barrier_cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+__device__ inline void barrier_cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+
+// Writes to a block of the cluster; its barrier counts the bytes.
+__device__ inline void st_async_v4(uint32_t mapped, float const* v, uint32_t mapped_bar) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(mapped),
+      "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(mapped_bar)
+      : "memory");
+}
+
+// Waits for what blocks of the cluster write.
+__device__ inline void mbarrier_wait_cluster(uint32_t bar, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "retry:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra retry;\n"
+      "}\n" ::"r"(bar),
+      "r"(parity)
+      : "memory");
+}
 
 // ---- the copy engine (TMA). `map` is a CUtensorMap in parameter space; `bar` counts the bytes that land.
 

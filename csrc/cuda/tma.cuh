@@ -830,8 +830,8 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     Barriers const bars(tables);
-    if (threadIdx.x % 32 != 0) return;
-    int const copier = int(threadIdx.x) / 32 % 4;
+    int const copier = warp_uniform(int(threadIdx.x) / 32 % 4);
+    if (!ptx::elect()) return;
     if (copier < kCopiers) {
       copy_a<T, TM, a_is, skips>(p, ring, bars, copier);
       ptx::griddepcontrol_launch_dependents();

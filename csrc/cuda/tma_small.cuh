@@ -139,10 +139,10 @@ __device__ void small_multiply(Params const& p, uint32_t ring, Tables<T, TN>& ta
     for (int step = 0; step < unit.count; step += kTogether) {
       ptx::mbarrier_wait(bars.full_a + stage.index * 8, stage.parity);
       uint32_t const from = ring + stage.index * stage_bytes;
-      ptx::wgmma_fence_operand(acc);
 #pragma unroll
       for (int t = 0; t < kTogether; ++t) {
         if (step + t >= unit.count) break;
+        ptx::wgmma_fence_operand(acc);
         uint32_t const from_a = from + t * p.a_bytes, from_b = from + kTogether * p.a_bytes + t * p.b_bytes;
         auto instruct = [&](auto count) {
           ptx::wgmma_fence();
@@ -150,14 +150,15 @@ __device__ void small_multiply(Params const& p, uint32_t ring, Tables<T, TN>& ta
           for (int k = 0; k < decltype(count)::value; ++k)
             ptx::wgmma_mma_async<T, false, b_rows>(acc, at_address(layout, from_a + k * 32),
                                                    at_address(layout_b, from_b + k * step_b));
+          // Not after the choice of `count`: a group that ends elsewhere is another one, of nothing, to wait for.
+          ptx::wgmma_commit_group();
         };
         with_constant(at.last_chunk() ? p.last : 4, instruct);
         at.advance();
+        ptx::wgmma_wait_group<1>();
+        ptx::wgmma_fence_operand(acc);
+        if (t == 0) release(before);  // the stage before has been read
       }
-      ptx::wgmma_commit_group();
-      ptx::wgmma_wait_group<1>();
-      ptx::wgmma_fence_operand(acc);
-      release(before);  // the stage before has been read
       before = stage.index;
       stage.advance(stages);
     }
@@ -204,7 +205,7 @@ __global__ void __launch_bounds__(kThreads, 1) small_kernel(__grid_constant__ Pa
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (multiplies) {
     small_multiply<T, TN, b_rows>(p, ring, tables);
-  } else if (threadIdx.x % 32 == 0) {
+  } else if (ptx::elect()) {
     if (copier < kCopiers)
       small_copy<T, TN, b_rows, true>(p, ring, tables, copier, copies);
     else

@@ -349,8 +349,8 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
 #pragma unroll
           for (int k = 0; k < 2; ++k)
             ptx::wgmma_mma_async<T, b_rows, false>(acc, layout_b | (from_b + k * step_b), layout | (from_a + k * 2));
+          ptx::wgmma_commit_group();  // behind the loop it would end a group of nothing, and all taps be waited for
         }
-        ptx::wgmma_commit_group();
         ptx::wgmma_wait_group<1>();
         ptx::wgmma_fence_operand(acc);
         release(before_a, -1);
@@ -423,10 +423,11 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
     swap_multiply<T, b_rows>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<SwapShape::copy_regs>();
-    if (threadIdx.x == 2 * kWarpgroup) {
+    int const warp = warp_uniform(int(threadIdx.x) / 32 % 4);
+    if (warp == 0 && ptx::elect()) {
       swap_copy_a<T>(p, ring, tables);
       ptx::griddepcontrol_launch_dependents();
-    } else if (threadIdx.x == 2 * kWarpgroup + 32) {
+    } else if (warp == 1 && ptx::elect()) {
       swap_copy_b<T, b_rows>(p, ring, tables);
     }
   }

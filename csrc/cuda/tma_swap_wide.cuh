@@ -183,8 +183,8 @@ __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     Barriers const bars(tables);
-    if (threadIdx.x % 32 != 0) return;
-    int const copier = int(threadIdx.x) / 32 % 4;
+    int const copier = warp_uniform(int(threadIdx.x) / 32 % 4);
+    if (!ptx::elect()) return;
     if (copier < kCopiers) {
       copy_a<T, TP, A::pixels>(p, ring, bars, copier);
       ptx::griddepcontrol_launch_dependents();

@@ -385,7 +385,7 @@ __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, Wgrad
     ptx::setmaxnreg_dec<S::copy_regs>();
     uint32_t const full_at = warp_uniform(ptx::shared_address(full)),
                    empty_at = warp_uniform(ptx::shared_address(empty));
-    if (threadIdx.x % 32 == 0) wgrad_copy<T, variant, TM, TN>(p, ring, full_at, empty_at, copier, copies);
+    if (ptx::elect()) wgrad_copy<T, variant, TM, TN>(p, ring, full_at, empty_at, copier, copies);
   }
 }
 

@@ -1,0 +1,80 @@
+// tma_lean.cuh: what its rows take and cost. Apart from tma.h, which the other kernels include.
+#pragma once
+
+#include <cstdint>
+
+#include "tma.h"
+
+namespace conv2d_ext {
+
+// Clusters of so many blocks that a GPU of 132 SMs holds at a time, a block an SM; 0: such a split is not made.
+constexpr int64_t lean_clusters(int splits) {
+  switch (splits) {
+    case 2:
+      return 64;
+    case 3:
+      return 39;
+    case 4:
+      return 30;
+    case 8:
+      return 15;
+    default:
+      return 0;
+  }
+}
+
+constexpr bool lean_supports(Row const& row, Problem const& p) {
+  int const v = 16 / size_of(p.dtype);
+  if (p.groups != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0)
+    return false;
+  if (row.op == Op::dgrad && (min64(p.stride_h, p.H) > 1 || min64(p.stride_w, p.W) > 1)) return false;
+  if (!channel_vectors(p.x, p.x_align, p.C, v, p.dtype) || !channel_vectors(p.w, p.w_align, p.C, v, p.dtype) ||
+      !channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
+    return false;
+  Row like = row;
+  like.variant = Variant::im2col;
+  if (!tma_supports(like, p)) return false;
+  // Tiles along M are a grid's second dimension.
+  int64_t const most = int64_t(65535) * 64, pixels = p.N * (row.op == Op::dgrad ? p.H * p.W : p.P() * p.Q());
+  if (double(p.N) * double(p.H) * double(p.W) >= double(most) || double(p.N) * double(p.P()) * double(p.Q()) >= most)
+    return false;
+  return (row.op == Op::wgrad ? p.K : pixels) < most && max64(p.K, p.C) * p.R * p.S < int64_t(1) << 30;
+}
+
+// A step takes the longest of three: what a block alone on its SM waits for, the lines that L2 delivers to all SMs, and
+// the multiplications. Constants fitted to the times of 798 choices of tile and split (docs/tuning.md).
+constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
+  bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad, tf32 = p.dtype == DType::f32;
+  double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
+  int64_t const taps = p.R * p.S, line = 128 / size_of(p.dtype), C = dgrad ? p.K : p.C;
+  int64_t const pixels = p.N * (dgrad ? p.H * p.W : p.P() * p.Q());
+  int64_t const M = wgrad ? p.K : pixels, N = row.op == Op::fprop ? p.K : p.C;
+  int64_t const steps = wgrad ? ceil_div(pixels, 64) : ceil_div(C, line) * taps;
+  int64_t const tiles = ceil_div(M, row.tile_m) * ceil_div(N, row.tile_n) * (wgrad ? taps : 1);
+  double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
+                        double(p.K) * double(p.C) * double(taps)) *
+                       size_of(p.dtype);
+  double const lines_ns = (TM + TN) * (dgrad ? 1.237 : 1.08) * (C * size_of(p.dtype) <= 64 ? 1.6 : 1);
+  double const multiply_ns = area * (tf32 ? 32 / (1024 * 1.43) : 64 / (2048 * 1.43));
+  double const busy_ns = lines_ns > multiply_ns ? lines_ns : multiply_ns;
+  double const alone_ns = 78 + (TM + TN) * 0.35 + (taps == 1 ? 0 : TN < 64 ? 45 : 20);
+  double const resident = area <= 64 * 64 ? 3 : 2;  // blocks of an SM
+  // 5968 as measured, less by what the other rows' estimates leave out of layers of 6 to 20 us.
+  double const before = tf32 ? 3000 : wgrad ? 4300 : 4470;
+  Estimate best;
+  for (int split : {1, 2, 3, 4, 8}) {
+    if (split > 1 && (split > row.tile_n / 8 || steps < 2 * split || tiles > lean_clusters(split))) continue;
+    double const share = double(ceil_div(steps, split)), blocks = double(tiles) * split / 132,
+                 each = double(ceil_div(tiles * split, 132));
+    double const full = (each * 0.79 + blocks * 0.21) * share * busy_ns;
+    double const alone = share * alone_ns * (each > resident ? each / resident : 1);
+    double ns = before + (full > alone ? full + alone * 0.04 : alone + full * 0.04) + (each - 1) * 51 +
+                area * each * 0.041 + bytes / 5560;
+    if (split > 1) ns += 1076 + area * 0.155;
+    if (taps > 1 && ns > 16500) ns *= 1.5;  // as measured: larger layers' taps are slower than 1x1 filters' (L19, L56)
+    if (best.ns == 0 || ns < best.ns) best = {ns, split};
+  }
+  return best;
+}
+
+}  // namespace conv2d_ext

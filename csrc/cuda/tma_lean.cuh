@@ -1,0 +1,415 @@
+// Small dense problems in channels_last: fprop, dgrad of one phase and wgrad as an implicit GEMM, as in tma.cuh, but
+// one tile of TM x TN a block, and nothing that many tiles would need: no persistent blocks, phases, groups or rows of
+// padded columns. What a launch loses beside its products is what is left out here.
+// fprop and dgrad: out[pixel, n] = sum over taps and channels of A[moved pixel, channel] * B[n, tap, channel].
+// wgrad: w[k, tap, c] = sum over pixels of A[pixel, k] * B[moved pixel, c]; a tile is of one tap.
+//
+// A warp copies A and another B, each with barriers of its own, which it sets up itself: the first trip round the ring
+// is asked for before the block meets. A stage is two steps. One or two warpgroups multiply, 64 rows each, and store
+// from registers.
+//
+// A split of the reduction is a cluster, whose blocks have a part of the steps each. Every block adds some columns of
+// the tile: the others write theirs into its shared memory, and it adds all in their order. There is no second launch.
+#pragma once
+
+#include "tma.cuh"
+
+namespace conv2d_ext::tma {
+
+constexpr int kLeanLines = 2;   // steps, of 128 bytes of the reduction each (wgrad: 64 pixels), of a stage
+constexpr int kLeanStages = 8;  // at most
+
+struct LeanParams {
+  CUtensorMap a, b;
+  Divisor columns, rows;  // of an image of the result; wgrad: of y
+  Divisor tiles_n;        // wgrad: blockIdx.x counts them for each tap
+  Divisor taps, taps_w;   // of the filter
+  int32_t M, N;           // of the result
+  int32_t steps, share;   // in all; of a block
+  int32_t splits, per;    // blocks of a cluster; blocks of 8 columns whose sums one adds
+  int32_t stages;
+  int32_t h0, w0, stride_h, stride_w;  // of A's pixels; wgrad: of B's
+  int32_t tap_h, tap_w;
+  int32_t first_r, first_s, step_r, step_s;
+  int64_t out_n, out_h, out_w;  // wgrad: from filter to filter, from tap to tap
+  void const* bias;
+  int64_t bias_stride;
+  void* out;
+};
+
+template <int TM, int TN>
+struct LeanShape {
+  static constexpr int multiplying = TM / 64 * kWarpgroup, threads = multiplying + 2 * 32;
+  static constexpr int a_bytes = TM * kLineBytes, b_bytes = TN * kLineBytes;  // of a step
+  static constexpr int stage_bytes = kLeanLines * (a_bytes + b_bytes);
+};
+
+struct LeanTables {
+  uint64_t full_a[kLeanStages], full_b[kLeanStages], empty[kLeanStages], parts;
+};
+
+// The steps of one of the two copying threads.
+template <class T, int TM, int TN, bool a_rows, bool b_rows, bool of_a>
+struct LeanCopies {
+  using S = LeanShape<TM, TN>;
+  static constexpr int chunk_size = kLineBytes / int(sizeof(T));
+  int32_t left, chunk, tap_h, tap_w;  // wgrad: chunk counts 64 pixels
+  int32_t n, h, w, first, bytes;
+  uint32_t to;
+  Stage stage;
+
+  __device__ void begin(LeanParams const& p, uint32_t ring, int begin, int count, int n_tile, int tap) {
+    left = count, chunk = begin, tap_h = tap_w = 0;
+    to = ring + (of_a ? 0 : kLeanLines * S::a_bytes);
+    first = of_a ? int(blockIdx.y) * TM : n_tile * TN;
+    if constexpr (a_rows) {
+      tap_w = tap, tap_h = p.taps_w.divide(tap_w);
+      bytes = of_a ? min(TM / 64, (p.M - first + 63) / 64) * kRunBytes
+                   : min((TN + 63) / 64, (p.N - first + 63) / 64) * kRunBytes;
+    } else {
+      if (p.taps > 1 && begin > 0) {
+        tap_w = begin, chunk = p.taps.divide(tap_w);
+        tap_h = p.taps_w.divide(tap_w);
+      }
+      if (of_a) {
+        int j = first;
+        int i = p.columns.divide(j);
+        n = p.rows.divide(i);
+        h = p.h0 + i * p.stride_h, w = p.w0 + j * p.stride_w;
+      }
+      bytes = of_a     ? S::a_bytes
+              : b_rows ? min((TN + 63) / 64, (p.N - first + 63) / 64) * kRunBytes
+                       : min(TN, p.N) * kLineBytes;
+    }
+  }
+
+  __device__ void copy(LeanParams const& p, uint32_t at, uint32_t full) {
+    if constexpr (a_rows) {
+      int j = chunk * 64;
+      int i = p.columns.divide(j);
+      int const image = p.rows.divide(i);
+      if constexpr (!of_a) i = p.h0 + i * p.stride_h, j = p.w0 + j * p.stride_w;
+#pragma unroll 1
+      for (int run = 0; run * kRunBytes < bytes; ++run)
+        ptx::cp_async_bulk_tensor_im2col(at + run * kRunBytes, of_a ? &p.a : &p.b, full, first + run * 64, j, i, image,
+                                         of_a ? 0 : tap_w * p.tap_w, of_a ? 0 : tap_h * p.tap_h);
+      ++chunk;
+      return;
+    } else {
+      if constexpr (of_a) {
+        ptx::cp_async_bulk_tensor_im2col(at, &p.a, full, chunk * chunk_size, w, h, n, tap_w * p.tap_w, tap_h * p.tap_h);
+      } else {
+        int const r = p.first_r + tap_h * p.step_r, s = p.first_s + tap_w * p.step_s;
+        if constexpr (b_rows) {
+#pragma unroll 1
+          for (int run = 0; run * kRunBytes < bytes; ++run)
+            ptx::cp_async_bulk_tensor_5d(at + run * kRunBytes, &p.b, full, first + run * 64, s, r, chunk * chunk_size,
+                                         0);
+        } else {
+          ptx::cp_async_bulk_tensor_5d(at, &p.b, full, chunk * chunk_size, s, r, first, 0);
+        }
+      }
+      if (p.taps == 1) {
+        ++chunk;
+        return;
+      }
+      if (++tap_w < p.taps_w) return;
+      tap_w = 0;
+      if (++tap_h * p.taps_w < p.taps) return;
+      tap_h = 0, ++chunk;
+    }
+  }
+
+  // The steps of a stage.
+  __device__ void copy_stage(LeanParams const& p, LeanTables& tables) {
+    int const steps = min(left, kLeanLines);
+    uint32_t const full = ptx::shared_address(of_a ? &tables.full_a[stage.index] : &tables.full_b[stage.index]);
+    ptx::mbarrier_arrive_expect_tx(full, steps * bytes);
+    uint32_t at = to + stage.index * S::stage_bytes;
+#pragma unroll 1
+    for (int i = 0; i < steps; ++i, at += of_a ? S::a_bytes : S::b_bytes) copy(p, at, full);
+    left -= steps;
+  }
+
+  // Before the barriers are known to others: the first trip round the ring.
+  __device__ void first_trip(LeanParams const& p, LeanTables& tables) {
+#pragma unroll 1
+    for (int i = 0; i < p.stages; ++i) {
+      ptx::mbarrier_init(of_a ? &tables.full_a[i] : &tables.full_b[i], 1);
+      ptx::fence_mbarrier_init();
+      stage.index = i;
+      if (left > 0) copy_stage(p, tables);
+    }
+    stage.index = 0;
+  }
+  __device__ void others(LeanParams const& p, LeanTables& tables) {
+#pragma unroll 1
+    for (; left > 0; stage.advance(p.stages)) {
+      ptx::mbarrier_wait(&tables.empty[stage.index], stage.parity);
+      copy_stage(p, tables);
+    }
+  }
+};
+
+// Stores a thread's pairs of 8 columns.
+template <class T>
+__device__ void lean_store_block(LeanParams const& p, float const* acc, int64_t const (&out)[2], int n) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (out[half] < 0 || n >= p.N) continue;
+    Vector<T, 2> const v{narrow<T>(acc[half * 2]), narrow<T>(acc[half * 2 + 1])};
+    *reinterpret_cast<Vector<T, 2>*>(static_cast<T*>(p.out) + out[half] + n) = v;
+  }
+}
+
+template <class T, int TM, int TN, bool a_rows, bool b_rows>
+__device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& tables, int count, int rank, int n_tile,
+                              int tap) {
+  using S = LeanShape<TM, TN>;
+  constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32, step_b = b_rows ? 2 * kCoreBytes : 32;
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = int(threadIdx.x) / 32 % 4;
+  int const lane = int(threadIdx.x) % 32, quad = lane % 4;
+  uint64_t const rows = ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes), lines = layout_of(kLineBytes);
+  uint64_t const layout_a = a_rows ? rows : lines, layout_b = b_rows ? rows : lines;
+  int const n = n_tile * TN + quad * 2;
+  float acc[TN / 2];
+#pragma unroll
+  for (int i = 0; i < TN / 2; ++i) acc[i] = 0;
+  Vector<T, 2> bias[TN / 8];
+  bool const biased = !a_rows && p.bias != nullptr;
+  if (biased && p.splits == 1) {
+    T const* const from = static_cast<T const*>(p.bias);
+#pragma unroll
+    for (int j = 0; j < TN / 8; ++j) {
+      int const at = n + j * 8;
+      bias[j] = {narrow<T>(0.0f), narrow<T>(0.0f)};
+      if (at < p.N) bias[j] = {from[at * p.bias_stride], from[(at + 1) * p.bias_stride]};
+    }
+  }
+  int64_t out[2];
+  int tap_w = tap;
+  int const tap_h = a_rows ? p.taps_w.divide(tap_w) : 0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int const m = int(blockIdx.y) * TM + group * 64 + warp * 16 + lane / 4 + half * 8;
+    int j = m, i = p.columns.divide(j), image = p.rows.divide(i);
+    out[half] = m >= p.M ? -1
+                : a_rows ? m * p.out_n + tap_h * p.out_h + tap_w * p.out_w
+                         : image * p.out_n + i * p.out_h + j * p.out_w;
+  }
+  uint32_t const my_ring = ring + group * (64 * kLineBytes);
+  Stage stage;
+  int before = -1;
+#pragma unroll 1
+  for (int step = 0; step < count; step += kLeanLines, stage.advance(p.stages)) {
+    ptx::mbarrier_wait(&tables.full_a[stage.index], stage.parity);
+    ptx::mbarrier_wait(&tables.full_b[stage.index], stage.parity);
+    uint32_t const from_a = my_ring + stage.index * S::stage_bytes,
+                   from_b = ring + stage.index * S::stage_bytes + kLeanLines * S::a_bytes;
+#pragma unroll
+    for (int t = 0; t < kLeanLines; ++t) {
+      if (step + t >= count) break;
+      ptx::wgmma_fence_operand(acc);
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        ptx::wgmma_mma_async<T, a_rows, b_rows>(acc, at_address(layout_a, from_a + t * S::a_bytes + k * step_a),
+                                                at_address(layout_b, from_b + t * S::b_bytes + k * step_b));
+      // In the same block of instructions: a group begun elsewhere would be a second one, of nothing.
+      ptx::wgmma_commit_group();
+      ptx::wgmma_wait_group<1>();
+      ptx::wgmma_fence_operand(acc);
+      if (t == 0 && lane == 0 && before >= 0) ptx::mbarrier_arrive(&tables.empty[before]);
+    }
+    before = stage.index;
+  }
+  ptx::wgmma_wait_group<0>();
+  ptx::wgmma_fence_operand(acc);
+  if (p.splits > 1) {
+    // A thread's sums of 8 columns go to the block that adds these, its own among them, to the thread of the same
+    // number there.
+    constexpr int blocks = TN / 8;
+    uint32_t const mine = ring + p.stages * S::stage_bytes + int(threadIdx.x) * 16,
+                   bar = ptx::shared_address(&tables.parts);
+    int const part_bytes = p.per * S::multiplying * 16;
+    ptx::barrier_cluster_wait();  // the others have set up their barriers
+    int to = 0, its = 0;
+#pragma unroll
+    for (int j = 0; j < blocks; ++j, ++its) {
+      if (its == p.per) its = 0, ++to;
+      ptx::st_async_v4(ptx::mapa(mine + rank * part_bytes + its * (S::multiplying * 16), to), acc + j * 4,
+                       ptx::mapa(bar, to));
+    }
+    ptx::mbarrier_wait_cluster(bar, 0);
+    int const first = rank * p.per, last = min(first + p.per, blocks);
+#pragma unroll 1
+    for (int j = first; j < last; ++j) {
+      float sum[4] = {};
+      uint32_t from = mine + (j - first) * (S::multiplying * 16);
+#pragma unroll 4
+      for (int s = 0; s < p.splits; ++s, from += part_bytes) {
+        uint4 const v = ptx::ld_shared_v4(from);
+        sum[0] += __uint_as_float(v.x), sum[1] += __uint_as_float(v.y), sum[2] += __uint_as_float(v.z),
+            sum[3] += __uint_as_float(v.w);
+      }
+      int const at = n + j * 8;
+      if (biased && at < p.N) {
+        T const* const from = static_cast<T const*>(p.bias);
+        float const low = widen(from[at * p.bias_stride]), high = widen(from[(at + 1) * p.bias_stride]);
+        sum[0] += low, sum[1] += high, sum[2] += low, sum[3] += high;
+      }
+      lean_store_block<T>(p, sum, out, at);
+    }
+    return;
+  }
+  if (biased) {
+#pragma unroll
+    for (int j = 0; j < TN / 8; ++j) {
+      acc[j * 4] += widen(bias[j].v[0]), acc[j * 4 + 1] += widen(bias[j].v[1]);
+      acc[j * 4 + 2] += widen(bias[j].v[0]), acc[j * 4 + 3] += widen(bias[j].v[1]);
+    }
+  }
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int j = 0; j < TN / 8; ++j) lean_store_block<T>(p, acc + j * 4, out, n + j * 8);
+  } else {
+    // Four lanes exchange their words of four blocks of 8 columns, so that each stores one block of a row at once.
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int j = 0; j < TN / 8; j += 4) {
+        uint32_t v[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[i] = pack<T>(acc[(j + i) * 4 + half * 2], acc[(j + i) * 4 + half * 2 + 1]);
+        transpose_quad(v);
+        int const at = n_tile * TN + (j + quad) * 8;
+        if (out[half] >= 0 && at < p.N)
+          *reinterpret_cast<uint4*>(static_cast<T*>(p.out) + out[half] + at) = make_uint4(v[0], v[1], v[2], v[3]);
+      }
+  }
+}
+
+template <class T, int TM, int TN, bool a_rows, bool b_rows>
+__global__ void __launch_bounds__(LeanShape<TM, TN>::threads, TM == 64 ? 2 : 1)
+    lean_kernel(__grid_constant__ LeanParams const p) {
+  using S = LeanShape<TM, TN>;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ LeanTables tables;
+  uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
+  int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp - S::multiplying / 32;
+  int n_tile = int(blockIdx.x), tap = 0;
+  if constexpr (a_rows) tap = p.tiles_n.divide(n_tile);
+  int const rank = int(blockIdx.z);
+  int const begin = rank * p.share, count = max(min(p.share, p.steps - begin), 0);
+  LeanCopies<T, TM, TN, a_rows, b_rows, true> copies_a;
+  LeanCopies<T, TM, TN, a_rows, b_rows, false> copies_b;
+  if (copier == 0) {
+    if (ptx::elect()) {
+      ptx::griddepcontrol_wait();
+      copies_a.begin(p, ring, begin, count, n_tile, tap);
+      copies_a.first_trip(p, tables);
+    }
+  } else if (copier == 1) {
+    if (ptx::elect()) {
+      ptx::griddepcontrol_wait();
+      copies_b.begin(p, ring, begin, count, n_tile, tap);
+      copies_b.first_trip(p, tables);
+    }
+  } else if (warp == 0 && ptx::elect()) {
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&tables.empty[i], S::multiplying / 32);
+    ptx::mbarrier_init(&tables.parts, 1);
+    ptx::fence_mbarrier_init();
+    if (p.splits > 1) {
+      int const mine = max(min(p.per, TN / 8 - rank * p.per), 0);
+      ptx::mbarrier_arrive_expect_tx(&tables.parts, p.splits * mine * S::multiplying * 16);
+    }
+  }
+  __syncwarp();
+  __syncthreads();
+  if (p.splits > 1) ptx::barrier_cluster_arrive();
+  if (copier < 0) {
+    ptx::griddepcontrol_wait();
+    lean_multiply<T, TM, TN, a_rows, b_rows>(p, ring, tables, count, rank, n_tile, tap);
+  } else {
+    if (ptx::elect()) {
+      if (copier == 0) {
+        copies_a.others(p, tables);
+        ptx::griddepcontrol_launch_dependents();
+      } else {
+        copies_b.others(p, tables);
+      }
+    }
+    __syncwarp();
+    if (p.splits > 1) ptx::barrier_cluster_wait();
+  }
+}
+
+template <Op op, DType dtype, int TM, int TN>
+cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  using S = LeanShape<TM, TN>;
+  constexpr bool forward = op == Op::fprop, wgrad = op == Op::wgrad, b_rows = !forward;
+  constexpr int chunk_size = kLineBytes / int(sizeof(T));
+  constexpr Op walked = wgrad ? Op::fprop : op;
+  Walk const h = walk_h(walked, p, 0), w = walk_w(walked, p, 0);
+  int64_t const C = op == Op::dgrad ? p.K : p.C, splits = plan.split_k;
+  int64_t const in_H = op == Op::dgrad ? p.P() : p.H, in_W = op == Op::dgrad ? p.Q() : p.W;
+  Strides const &in = op == Op::dgrad ? p.y : p.x, &out = forward ? p.y : wgrad ? p.w : p.x;
+  int64_t const pixels = p.N * h.pixels * w.pixels, taps = h.taps * w.taps;
+  LeanParams q{};
+  q.columns = Divisor(w.pixels), q.rows = Divisor(h.pixels);
+  q.taps_w = Divisor(w.taps), q.taps = Divisor(taps);
+  q.M = int32_t(wgrad ? p.K : pixels), q.N = int32_t(forward ? p.K : p.C);
+  q.tiles_n = Divisor(ceil_div(q.N, TN));
+  q.steps = int32_t(wgrad ? ceil_div(pixels, 64) : ceil_div(C, chunk_size) * taps);
+  q.splits = int32_t(splits), q.share = int32_t(ceil_div(q.steps, splits)), q.per = int32_t(ceil_div(TN / 8, splits));
+  q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
+  q.stride_h = int32_t(h.stride), q.stride_w = int32_t(w.stride);
+  q.tap_h = int32_t(h.tap_stride), q.tap_w = int32_t(w.tap_stride);
+  q.first_r = int32_t(h.first_tap), q.step_r = int32_t(h.tap_step);
+  q.first_s = int32_t(w.first_tap), q.step_s = int32_t(w.tap_step);
+  q.out_n = out.n, q.out_h = out.h, q.out_w = out.w;
+  q.bias = args.bias, q.bias_stride = args.bias_stride, q.out = args.out;
+  Tensor4 const walks{args.a, p.dtype, {C, in_W, in_H, p.N}, {1, in.w, in.h, in.n}, sizeof(T) == 4};
+  cudaError_t error;
+  if constexpr (wgrad) {
+    Tensor4 const y{args.b, p.dtype, {p.K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}};
+    if ((error = encode_im2col(q.a, y, Walk{p.P(), 1}, Walk{p.Q(), 1}, 64, 64)) != cudaSuccess) return error;
+    error = encode_im2col(q.b, walks, h, w, 64, 64);
+  } else {
+    if ((error = encode_im2col(q.a, walks, h, w, chunk_size, TM)) != cudaSuccess) return error;
+    error = encode_filters(q.b, args.b, p, b_rows ? 64 : chunk_size, b_rows ? chunk_size : int(min64(TN, q.N)),
+                           sizeof(T) == 4);
+  }
+  if (error != cudaSuccess) return error;
+  int64_t const tiles_n = q.tiles_n.value * (wgrad ? taps : 1), tiles_m = ceil_div(q.M, TM);
+  int64_t const blocks = tiles_n * tiles_m * splits;
+  // Two or three blocks share an SM where there are so many.
+  int64_t const parts = splits == 1 ? 0 : splits * q.per * S::multiplying * 16;
+  int64_t const room = (blocks <= 132 ? 224 : blocks <= 264 || TM == 128 ? 111 : 73) * 1024 - 2048 - parts;
+  int64_t const shared = ceil_div(q.share, kLeanLines);
+  // A stage is given back when the next one has arrived.
+  q.stages = int32_t(min64(max64(min64(room / S::stage_bytes, kLeanStages), 2), shared));
+  auto const kernel = lean_kernel<T, TM, TN, wgrad, b_rows>;
+  if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 226 * 1024)) != cudaSuccess)
+    return error;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
+  attributes[1].val.clusterDim.z = unsigned(splits);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(tiles_n), unsigned(tiles_m), unsigned(splits)), config.blockDim = dim3(S::threads);
+  config.dynamicSmemBytes = size_t(q.stages * S::stage_bytes + parts + 1024), config.stream = stream;
+  config.attrs = attributes, config.numAttrs = splits > 1 ? 2 : 1;
+  return cudaLaunchKernelEx(&config, kernel, q);
+}
+
+}  // namespace conv2d_ext::tma
+
+#define CONV2D_EXT_TMA_LEAN_INSTANCE(family, op, dtype, tm, tn, tk, variant)            \
+  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
+      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
+    return tma::launch_lean<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);       \
+  }
