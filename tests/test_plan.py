@@ -204,10 +204,23 @@ def test_small_depthwise_filters_of_any_size_walk_down_images(op: str) -> None:
         assert name.startswith(f"stream_{op}_") and name.endswith(f"{side}x{side}_nchw"), name
 
 
-def test_one_image_of_float32_sums_the_gradient_of_depthwise_weights_by_tiles() -> None:
-    for size, side, channels in ((3, 14, 576), (3, 7, 960), (5, 7, 1152)):
-        case = Case("one", 1, channels, side, side, channels, size, size, padding=(size // 2,) * 2, groups=channels)
-        assert ROWS[ask("wgrad", case, torch.float32)[0]] == f"depthwise_wgrad_f32_{size}x{size}_nchw"
+@pytest.mark.parametrize("op", OPS)
+def test_small_images_of_float32_walk_down_whole_planes(op: str) -> None:
+    for side, size, stride in itertools.product((7, 14, 28), (3, 5, 7), (1, 2)):
+        case = Case("small", 256, 384, side, side, 384, size, size, (stride, stride), (size // 2,) * 2, groups=384)
+        assert ROWS[ask(op, case, torch.float32)[0]] == f"stream_{op}_f32_{size}x{size}_nchw", (side, size, stride)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_one_small_image_is_computed_by_a_thread_for_some_outputs(op: str) -> None:
+    for (side, size, channels), dtype in itertools.product(((14, 3, 576), (7, 3, 960), (7, 5, 1152)), DTYPES):
+        if dtype == torch.float64:
+            continue
+        pad = (size // 2,) * 2
+        case = Case("one", 1, channels, side, side, channels, size, size, padding=pad, groups=channels, bias=False)
+        assert ROWS[ask(op, case, dtype)[0]].startswith(f"stream_{op}_"), (case, dtype)
+        if size == 3:
+            assert ROWS[ask(op, case, dtype, "nhwc")[0]].startswith(f"column_{op}_"), (case, dtype)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -96,7 +96,7 @@ constexpr Packing packing(Row const& row, Problem const& p) {
 // Depthwise rows in NCHW, as measured beside each other: what their own estimates, which are of large layers, leave
 // out.
 constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estimate e) {
-  if (is_nhwc(row.variant)) return e;
+  if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad, tiles = row.family == Family::depthwise;
   int64_t const width = max64(p.W, p.Q()), strides = p.stride_h * p.stride_w;
   double const elements = double(p.N) * double(p.K) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
