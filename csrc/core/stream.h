@@ -463,7 +463,7 @@ constexpr PlanesF32Tile planes_f32_tile(int size, Op op, Problem const& p, Devic
       double const steps = spread ? rows / 2.0 + size / 2 : min64((rows - 1) * stride + size, t.in_H);
       int64_t const sms = d.sm_count, most = sms * together;
       double const rounds = items <= most ? double(ceil_div(items, sms)) : double(ceil_div(items, most) * together);
-      q.warps_ns = rounds * kPlanesWarps * (steps * (12 + units * unit) + 250) / (4 * 1.755 * (sums ? 0.6 : 0.78));
+      q.warps_ns = rounds * kPlanesWarps * (steps * (12 + units * unit) + 250) / (4 * 1.755 * (sums ? 0.78 : 1.0));
       if (t.planes.used && t.planes.warps_ns <= q.warps_ns) continue;
       t.planes = q;
     }
