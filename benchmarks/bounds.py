@@ -88,6 +88,7 @@ def depthwise(N: int, C: int, H: int, R: int, stride: int = 1, dilation: int = 1
     return Case("dw", N, C, H, H, C, R, R, (stride, stride), (pad, pad), (dilation, dilation), C, bias=False)
 
 
+STRIDED = depthwise(64, 96, 28, 3, 2)
 DILATED = depthwise(32, 256, 32, 3, 1, 2)
 TRIPLE = depthwise(64, 96, 56, 3, 3)  # a stride of 3
 ODD_TRIPLE = depthwise(32, 128, 57, 3, 3)  # and rows that no vector fits
@@ -202,12 +203,17 @@ ENTRIES = (
     Entry("stream", "stream::wgrad", "wgrad", "L21", "fp16", "nchw", "stream"),
     Entry("stream_planes", "stream::gather_planes", "fprop", "L24", "fp16", "nchw", "stream"),
     Entry("stream_planes", "stream::wgrad_planes", "wgrad", "L24", "fp16", "nchw", "stream"),
-    Entry("stream_planes", "stream::spread_planes", "dgrad", depthwise(64, 96, 28, 3, 2), "fp16", "nchw", "stream"),
+    Entry("stream_planes", "stream::spread_planes", "dgrad", STRIDED, "fp16", "nchw", "stream"),
     Entry("stream_ring", "stream::gather_ring", "fprop", depthwise(64, 96, 57, 3), "fp16", "nchw", "stream"),
     Entry("stream_ring", "stream::spread_ring", "dgrad", depthwise(64, 96, 113, 3, 2), "fp16", "nchw", "stream"),
-    Entry("stream_f32", "stream::gather_f32", "fprop", "L26", "fp32", "nchw", "stream"),
+    Entry("stream_f32", "stream::gather_f32", "fprop", depthwise(16, 96, 112, 7), "fp32", "nchw", "stream"),
     Entry("stream_f32", "stream::gather_f32", "fprop", UNPADDED, "fp32", "nchw", "stream"),
-    Entry("stream_f32", "stream::wgrad_f32", "wgrad", "L23", "fp32", "nchw", "stream"),
+    Entry("stream_f32", "stream::wgrad_f32", "wgrad", depthwise(16, 96, 112, 5), "fp32", "nchw", "stream"),
+    Entry("stream_planes_f32", "stream::gather_planes_f32", "fprop", "L24", "fp32", "nchw", "stream"),
+    Entry("stream_planes_f32", "stream::wgrad_planes_f32", "wgrad", "L24", "fp32", "nchw", "stream"),
+    Entry("stream_planes_f32", "stream::spread_planes_f32", "dgrad", STRIDED, "fp32", "nchw", "stream"),
+    Entry("depthwise_direct", "depthwise::direct", "fprop", depthwise(1, 576, 14, 3), "fp32", "nchw", "stream"),
+    Entry("depthwise_direct", "depthwise::direct_wgrad", "wgrad", depthwise(1, 576, 14, 3), "fp32", "nchw", "stream"),
 )  # fmt: skip
 
 

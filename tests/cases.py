@@ -264,6 +264,13 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_planes_stride2", 19, 24, 14, 14, 24, 3, 3, (2, 2), (1, 1), groups=24, edge=True),
     Case("depthwise_planes_stretches", 5, 2, 28, 28, 2, 5, 5, padding=(2, 2), groups=2),
     Case("depthwise_planes_stretches_stride2", 5, 2, 28, 28, 2, 7, 7, (2, 2), (3, 3), groups=2, bias=False),
+    Case("depthwise_planes_of_64", 5, 4, 64, 61, 4, 3, 3, (2, 2), (1, 1), groups=4),
+    Case("depthwise_planes_of_one_column", 37, 16, 9, 1, 16, 3, 3, padding=(1, 1), groups=16),
+    Case("depthwise_planes_5x5_stride2", 6, 8, 14, 13, 8, 5, 5, (2, 2), (2, 1), groups=8, edge=True),
+    # depthwise, few outputs: a thread for some of them
+    Case("depthwise_few", 1, 37, 7, 6, 37, 3, 3, padding=(1, 1), groups=37, edge=True),
+    Case("depthwise_few_stride2", 2, 24, 9, 14, 24, 3, 3, (2, 2), (1, 0), groups=24, edge=True),
+    Case("depthwise_few_5x5_stride2", 1, 9, 11, 8, 9, 5, 5, (2, 2), (1, 3), groups=9),
     Case("depthwise_planes_in_turns", 330, 1056, 2, 2, 1056, 3, 3, padding=(1, 1), groups=1056),
     Case("depthwise_7x7_padding_1", 2, 3, 20, 28, 3, 7, 7, padding=(1, 1), groups=3),
     Case("depthwise_7x7_padding_8", 3, 2, 9, 8, 2, 7, 7, padding=(8, 9), groups=2),

@@ -142,6 +142,8 @@ def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> No
             families = ("depthwise",)
             if layout == "nchw":
                 families = ("stream",) if dtype != torch.float32 else ("depthwise", "stream")
+                if dtype == torch.float32:  # stream's row of float32 takes stride 2 too, where images are small
+                    want = f"{size}x{size}_nchw"
             elif size == 3:  # near each other, but for float32 and stride 2, which tensor cores do not take
                 families = ("column", "depthwise") if op == "wgrad" else ("column",)
                 if dtype != torch.float32 and stride == 1:
@@ -152,7 +154,9 @@ def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> No
                 # the two are near each other for 7x7
                 families = ("toeplitz",) if size == 5 else ("toeplitz", "diagonal")
                 want = f"_{size}x{9 if op == 'wgrad' else 5}_nhwc" if size == 5 else "_nhwc"
-            assert name.startswith(tuple(f"{family}_{op}_" for family in families)) and name.endswith(want), name
+            assert name.startswith(tuple(f"{family}_{op}_" for family in families)) and name.removesuffix(
+                "_s2" if "_s2" not in want else ""
+            ).endswith(want), name
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -203,10 +207,23 @@ def test_small_depthwise_filters_of_any_size_walk_down_images(op: str) -> None:
         assert name.startswith(f"stream_{op}_") and name.endswith(f"{side}x{side}_nchw"), name
 
 
-def test_one_image_of_float32_sums_the_gradient_of_depthwise_weights_by_tiles() -> None:
-    for size, side, channels in ((3, 14, 576), (3, 7, 960), (5, 7, 1152)):
-        case = Case("one", 1, channels, side, side, channels, size, size, padding=(size // 2,) * 2, groups=channels)
-        assert ROWS[ask("wgrad", case, torch.float32)[0]] == f"depthwise_wgrad_f32_{size}x{size}_nchw"
+@pytest.mark.parametrize("op", OPS)
+def test_small_images_of_float32_walk_down_whole_planes(op: str) -> None:
+    for side, size, stride in itertools.product((7, 14), (3, 5, 7), (1, 2)):
+        case = Case("small", 256, 384, side, side, 384, size, size, (stride, stride), (size // 2,) * 2, groups=384)
+        assert ROWS[ask(op, case, torch.float32)[0]] == f"stream_{op}_f32_{size}x{size}_nchw", (side, size, stride)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_one_small_image_is_computed_by_a_thread_for_some_outputs(op: str) -> None:
+    for (side, size, channels), dtype in itertools.product(((14, 3, 576), (7, 3, 960), (7, 5, 1152)), DTYPES):
+        if dtype == torch.float64:
+            continue
+        pad = (size // 2,) * 2
+        case = Case("one", 1, channels, side, side, channels, size, size, padding=pad, groups=channels, bias=False)
+        assert ROWS[ask(op, case, dtype)[0]].startswith(f"stream_{op}_"), (case, dtype)
+        if size == 3 and op != "wgrad":
+            assert ROWS[ask(op, case, dtype, "nhwc")[0]].startswith(f"column_{op}_"), (case, dtype)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -103,7 +103,7 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   // strip reads all taps for each of a stride's phases.
   int64_t const phases = p.stride_h * p.stride_w;
   if (row.family == Family::strip && row.op == Op::dgrad && phases > 25) e.ns *= double(phases) / 8;
-  if (is_nhwc(row.variant)) return e;
+  if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad, tiles = row.family == Family::depthwise;
   int64_t const width = max64(p.W, p.Q()), strides = p.stride_h * p.stride_w;
   double const elements = double(p.N) * double(p.K) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
@@ -121,6 +121,9 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   }
   if (f32 && tiles && row.tile_k == 2 && width > 32 && (p.W % 2 != 0 || p.Q() % 2 != 0))
     e.ns *= sums ? 1.5 : row.op == Op::dgrad ? 1.75 : 1.15;
+  // Beside whole planes.
+  if (f32 && tiles && row.tile_m == 3 && row.tile_k == 1 && !sums && width > 16 && width <= 32) e.ns *= 1.1;
+  if (f32 && tiles && row.tile_k == 2 && row.op == Op::fprop && width > 32 && width <= 64) e.ns *= 1.3;
   if (tiles && row.op == Op::fprop && row.tile_k == 2 && width <= 16) e.ns += row.tile_m == 3 ? 4000 : 8000;
   // Few outputs of a tile each hide nothing of its copies.
   if (tiles && row.tile_m > 0 && row.tile_k == 1 && !sums && width <= (row.tile_m == 7 ? 16 : 8))

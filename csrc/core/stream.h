@@ -1,7 +1,7 @@
 // The shares of cuda/stream.cuh for a problem: shared by the planner and the launcher.
 #pragma once
 
-#include "depthwise.h"
+#include "direct.h"
 
 namespace conv2d_ext {
 
@@ -118,9 +118,9 @@ constexpr int ring_blocks(int R, int stride, bool spread) {
   return R == 3 ? 7 : R == 5 ? 6 : 5;
 }
 
-// `s` has whole planes of H x W one after the other, 8 of which begin on 16 bytes.
-constexpr bool stream_planes(Strides const& s, int align, int64_t H, int64_t W) {
-  return align >= 16 && s.n % 8 == 0 && s.c == H * W && (H == 1 || s.h == W);
+// `s` has whole planes of H x W one after the other, and images that begin on 16 bytes.
+constexpr bool whole_planes(Strides const& s, int align, int64_t H, int64_t W, int element) {
+  return align >= 16 && s.n % (16 / element) == 0 && s.c == H * W && (H == 1 || s.h == W);
 }
 
 // Copies of a lane for each row of inputs, at most: enough for 16 units of one image.
@@ -192,7 +192,7 @@ constexpr void set_ring(StreamTile& t, Row const& row, Op op, Problem const& p, 
 
 // A tile of cuda/stream_planes.cuh changes `t` where it takes the problem. As measured, it beats other walks on images
 // of up to 32 columns, of which two blocks or more of an SM have enough in shared memory for a warp's units.
-constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p) {
+constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p, Device const& d) {
   bool const backward = op == Op::dgrad, spread = backward && row.tile_k == 2, sums = op == Op::wgrad;
   int const step = spread ? 1 : row.tile_k, columns = kStreamColumns * (spread ? 2 : 1);
   Strides const& in = backward ? p.y : p.x;
@@ -200,7 +200,7 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
   if (p.N < 4 && !sums) return;
   if (t.in_H > 32 || t.in_W > 32 || t.out_H > 32 || t.out_W > 32) return;
-  if (!stream_planes(in, align, t.in_H, t.in_W) || !stream_planes(out, out_align, t.out_H, t.out_W)) return;
+  if (!whole_planes(in, align, t.in_H, t.in_W, 2) || !whole_planes(out, out_align, t.out_H, t.out_W, 2)) return;
   int const area = t.in_H * t.in_W, out_area = t.out_H * t.out_W;
   int const blocks = int(ceil_div(t.out_W, columns)), half = 8 / blocks;
   bool const odd = t.in_W % 2 != 0 || (sums && t.out_W % 2 != 0);
@@ -230,7 +230,7 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
     q.used = true, q.together = together;
     int64_t const rows = ceil_div(t.out_H, kPlanesWarps / channels), items = p.C / channels * ceil_div(p.N, images);
     double const steps = spread ? rows / 2.0 + row.tile_m / 2 : double(rows - 1) * row.tile_k + row.tile_m;
-    int64_t const sms = h200_sxm.sm_count, most = sms * together;
+    int64_t const sms = d.sm_count, most = sms * together;
     double const rounds = items <= most ? double(ceil_div(items, sms)) : double(ceil_div(items, most) * together);
     q.warps_ns = rounds * kPlanesWarps * (steps * row_steps + 120) / (4 * 1.755 * (together > 2 ? 0.62 : 0.57));
     if (t.planes.used && t.planes.warps_ns <= q.warps_ns) return;
@@ -266,7 +266,7 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
   Strides const& in = backward ? p.y : p.x;
   Strides const& out = backward ? p.x : p.y;
   int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
-  set_planes(t, row, op, p);
+  set_planes(t, row, op, p, d);
   if (t.planes.used) return t;
   // A unit's 16 * stride inputs begin on a multiple of a copy; the taps of its last output end with the last.
   for (int width = 4;; width /= 2) {
@@ -391,23 +391,116 @@ constexpr StreamF32Tile stream_f32_tile(int size, Problem const& p, Device const
   return t;
 }
 
+// f32, whole planes of small images: cuda/stream_planes_f32.cuh. A unit is `width` columns of outputs (wgrad: of y) of
+// one image; dgrad with stride 2: 2.
+struct PlanesF32Tile {
+  int in_H = 0, in_W = 0, out_H = 0, out_W = 0;
+  int pad_h = 0, pad_w = 0;  // as in StreamTile
+  int width = 1, shift = 0;  // shift: columns from the first of a unit's inputs to its first tap
+  int span = 1, slots = 1;   // units of a row; lanes from one image's to the next one's
+  int images = 1;            // of a warp
+  PlanesTile planes;
+};
+
+// Blocks of an SM, as the registers allow.
+constexpr int planes_f32_blocks(int R) { return R == 3 ? 3 : 2; }
+
+// Units of a lane.
+constexpr int planes_f32_units(int width) { return width == 2 ? 1 : 2; }
+
+constexpr PlanesF32Tile planes_f32_tile(int size, Op op, Problem const& p, Device const& d) {
+  PlanesF32Tile t;
+  bool const backward = op == Op::dgrad, sums = op == Op::wgrad;
+  int const stride = int(p.stride_h);
+  bool const spread = backward && stride == 2;
+  t.in_H = int(backward ? p.P() : p.H), t.in_W = int(backward ? p.Q() : p.W);
+  t.out_H = int(backward ? p.H : p.P()), t.out_W = int(backward ? p.W : p.Q());
+  t.pad_h = int(backward && !spread ? p.R - 1 - p.pad_top : p.pad_top);
+  t.pad_w = int(backward && !spread ? p.S - 1 - p.pad_left : p.pad_left);
+  Strides const& in = backward ? p.y : p.x;
+  Strides const& out = backward ? p.x : p.y;
+  int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
+  if (p.R != size || p.S != size || (p.N < 4 && !sums)) return t;
+  if (t.in_H > 64 || t.in_W > 64 || t.out_H > 64 || t.out_W > 64) return t;
+  if (!whole_planes(in, align, t.in_H, t.in_W, 4) || !whole_planes(out, out_align, t.out_H, t.out_W, 4)) return t;
+  int const area = t.in_H * t.in_W, out_area = t.out_H * t.out_W;
+  bool const pairs = spread || (t.in_W % 2 == 0 && (stride == 2 || t.out_W % 2 == 0));
+  t.width = pairs ? 2 : 1, t.shift = pairs && !spread ? (t.pad_w % 2 + 2) % 2 : 0;
+  t.span = int(ceil_div(t.out_W, t.width)), t.slots = t.span;
+  // Lanes of an image that are a power of two meet no other image's banks.
+  for (int slots = 1; slots <= 32; slots *= 2)
+    if (slots >= t.span && 8 * t.span >= 7 * slots) t.slots = slots;
+  // From an image to the next: so that lanes read different banks.
+  auto pitch = [&](int bytes, int unit_bytes) {
+    int const apart = int(ceil_div(t.slots * unit_bytes, 16)) * 16 % 128;
+    bytes = int(ceil_div(bytes, 16) * 16);
+    while (bytes % 128 != apart) bytes += 16;
+    return bytes;
+  };
+  int const in_bytes = spread ? 4 : 4 * t.width * stride, out_bytes = 4 * t.width;
+  double const loads = spread ? (p.S + 1) / 2 : double(ceil_div((t.width - 1) * stride + p.S + t.shift, t.width));
+  double const unit = loads * (1 + t.width) + double(p.R) * double(p.S) * (spread ? 1 : double(t.width) / stride) +
+                      (spread ? 8 : 4.0 / stride);
+  int const units = planes_f32_units(t.width);
+  t.images = int(min64(min64(32 * units / t.slots, 32), p.N));  // a lane copies an image
+  if (t.images == 0) return t;
+  for (int channels = 1; channels <= kPlanesWarps; channels *= 2) {
+    // A run of a block's planes is a multiple of 16 bytes.
+    if (channels * area % 4 != 0 || channels * out_area % 4 != 0 || p.C % channels != 0) continue;
+    for (int together = planes_f32_blocks(size); together > 1; --together) {
+      PlanesTile q;
+      q.channels = channels;
+      q.in_bytes = pitch(channels * area * 4, in_bytes), q.y_bytes = pitch(channels * out_area * 4, out_bytes);
+      // Windows reach beyond a row's ends.
+      q.stage_bytes = int(ceil_div(t.images * (q.in_bytes + (sums ? q.y_bytes : 0)) + 96, 128) * 128);
+      int64_t const rest = kPlanesBegin + (sums ? 0 : 2 * t.images * q.y_bytes);
+      int64_t const stages = (227 * 1024 / together - 1024 - rest) / q.stage_bytes;
+      if (stages < 2) continue;
+      q.stages = int(min64(3, stages)), q.shared_bytes = rest + int64_t(q.stages) * q.stage_bytes;
+      if (sums) q.shared_bytes = max64(q.shared_bytes, kPlanesBegin + kPlanesWarps * size * size * 4);
+      q.used = true, q.together = together;
+      int64_t const rows = ceil_div(t.out_H, kPlanesWarps / channels), items = p.C / channels * ceil_div(p.N, t.images);
+      double const steps = spread ? rows / 2.0 + size / 2 : min64((rows - 1) * stride + size, t.in_H);
+      int64_t const sms = d.sm_count, most = sms * together;
+      double const rounds = items <= most ? double(ceil_div(items, sms)) : double(ceil_div(items, most) * together);
+      q.warps_ns = rounds * kPlanesWarps * (steps * (12 + units * unit) + 250) / (4 * 1.755 * (sums ? 0.78 : 1.0));
+      if (t.planes.used && t.planes.warps_ns <= q.warps_ns) continue;
+      t.planes = q;
+    }
+  }
+  return t;
+}
+
 constexpr bool stream_supports(Row const& row, Problem const& p) {
   // The smallest size that holds the filter.
   int64_t const side = max64(p.R, p.S);
   if (p.C_per_group() != 1 || p.K != p.C || row.tile_m != (side <= 3 ? 3 : side <= 5 ? 5 : side <= 7 ? 7 : 0))
     return false;
-  if (p.stride_h != row.tile_k || p.stride_w != row.tile_k || p.dilation_h != 1 || p.dilation_w != 1) return false;
+  bool const f32 = p.dtype == DType::f32 && p.stride_h == 2;  // planes alone
+  int64_t const stride = f32 ? 2 : row.tile_k;
+  if (p.stride_h != stride || p.stride_w != stride || p.dilation_h != 1 || p.dilation_w != 1) return false;
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0) return false;
   if ((p.W > 1 && p.x.w != 1) || (p.Q() > 1 && p.y.w != 1)) return false;
   // Numbers of units, walks and planes, and coordinates of padded images, are 32 bits in the kernels.
   constexpr int64_t most = int64_t(1) << 29;
   if (p.H + p.pad_top + p.pad_bottom > most || p.W + p.pad_left + p.pad_right > most) return false;
   double const rows = double(p.N) * double(p.C) * double(max64(p.H, p.P()));
+  if (f32 && !direct_tile(row.op, p, row.tile_m, 2).used &&
+      !planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used)
+    return false;
   return rows * double(ceil_div(max64(p.W, p.Q()), kStreamColumns) + 1) < double(most);
+}
+
+// Small images have kernels of their own, whose estimates are of small layers too.
+constexpr bool is_small_stream(Row const& row, Problem const& p) {
+  return row.family == Family::stream &&
+         (direct_tile(row.op, p, row.tile_m, int(p.stride_h)).used ||
+          (p.dtype == DType::f32 && planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used));
 }
 
 // The bytes at the rate that the copies reach, and half of the walks' steps, which they don't hide (docs/tuning.md).
 constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (DirectTile const t = direct_tile(op, p, row.tile_m, int(p.stride_h)); t.used) return {t.ns, 1};
   bool const sums = op == Op::wgrad, halves = p.dtype != DType::f32;
   double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
   double const memory_ns = elements * size_of(p.dtype) / 3900 * 132 / d.sm_count;
@@ -423,6 +516,25 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
     if (best.split_k > 1) best.ns += 6000 + taps * 4 * best.split_k * 2 / 2500;
     return best;
   };
+  // Of planes: what the copies or the warps take, whichever is more.
+  auto with_planes = [&](PlanesTile const& q, int images) {
+    double const copies_ns = memory_ns * (sums ? 1.25 : 1.15), most = copies_ns > q.warps_ns ? copies_ns : q.warps_ns;
+    if (!sums) return Estimate{7000 + most, 1};
+    // A block's first copies and its sums take the time of an item and a half.
+    int64_t const slots = int64_t(q.together) * d.sm_count, units = p.C / q.channels, groups = ceil_div(p.N, images);
+    int64_t const room = max64(1, kMaxWorkspaceBytes / (p.K * p.R * p.S * 4));
+    Estimate best{0, 1};
+    for (int64_t split = 1; split <= 64 && split <= groups && split <= room; ++split) {
+      double const rounds = double(ceil_div(units * split, slots)) * (double(ceil_div(groups, split)) + 1.5);
+      if (split == 1 || rounds + 0.5 < best.ns) best = {rounds + (split > 1 ? 0.5 : 0), int(split)};
+    }
+    best.ns = 7500 + most + (best.split_k > 1 ? 3000 : 0);
+    return best;
+  };
+  if (!halves) {
+    PlanesF32Tile const t = planes_f32_tile(row.tile_m, op, p, d);
+    if (t.planes.used) return with_planes(t.planes, t.images);
+  }
   if (!halves && sums) {
     StreamF32Tile const t = stream_f32_tile(row.tile_m, p, d);
     double const steps = double(t.walks()) * double(p.C) * (t.rows + row.tile_m + 9);
@@ -443,20 +555,7 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
   }
   StreamTile const t = stream_tile(row, op, p, d);
   bool const spread = op == Op::dgrad && row.tile_k == 2;
-  if (t.planes.used) {
-    double const copies_ns = memory_ns * (sums ? 1.25 : 1.15), warps_ns = t.planes.warps_ns;
-    double const most = copies_ns > warps_ns ? copies_ns : warps_ns;
-    if (!sums) return {7000 + most, 1};
-    // A block's first copies and its sums take the time of an item and a half.
-    int64_t const slots = int64_t(t.planes.together) * d.sm_count, units = p.C / t.planes.channels;
-    Estimate best{0, 1};
-    for (int64_t split = 1; split <= 64 && split <= t.groups; ++split) {
-      double const rounds = double(ceil_div(units * split, slots)) * (double(ceil_div(t.groups, split)) + 1.5);
-      if (split == 1 || rounds + 0.5 < best.ns) best = {rounds + (split > 1 ? 0.5 : 0), int(split)};
-    }
-    best.ns = 7500 + most + (best.split_k > 1 ? 3000 : 0);
-    return best;
-  }
+  if (t.planes.used) return with_planes(t.planes, t.images);
   double const rows = spread ? t.rows / 2.0 + row.tile_m / 2 + 10 : double(t.rows - 1) * row.tile_k + row.tile_m + 10;
   double const steps = double(t.walks()) * t.ring.warps * double(p.C) * rows;
   double const copies = t.ring.used    ? (!t.ring.odd ? 1.2

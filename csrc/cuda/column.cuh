@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "../core/column.h"
+#include "depthwise_direct.cuh"
 #include "depthwise_walk.cuh"
 #include "ptx.cuh"
 #include "tma_map.h"
@@ -365,6 +366,9 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   Device gpu = h200_sxm;
   if (auto const error = cudaGetDevice(&device)) return error;
   if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  if constexpr (R == 3 && !sums)
+    if (DirectTile const d = direct_tile(op, problem, R, stride); d.used)
+      return depthwise::launch_direct<op, T, R, stride, true>(problem, d, args, stream);
   if constexpr (!sums && R == 3) {
     WalkTile const walk = walk_tile(op, problem, R, stride, gpu);
     if (walks(op, problem) && (!column_copies(op, problem) ||

@@ -6,6 +6,7 @@
 // ahead.
 #pragma once
 
+#include "stream_planes_f32.cuh"
 #include "stream_ring.cuh"
 
 namespace conv2d_ext::stream {
@@ -344,6 +345,13 @@ __global__ void __launch_bounds__(kStreamWarps * 32, R == 3   ? 4
 
 template <Op op, int R>
 cudaError_t launch_f32(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  bool const strided = problem.stride_h == 2;
+  if (DirectTile const t = direct_tile(op, problem, R, strided ? 2 : 1); t.used)
+    return strided ? depthwise::launch_direct<op, float, R, 2, false>(problem, t, args, stream)
+                   : depthwise::launch_direct<op, float, R, 1, false>(problem, t, args, stream);
+  if (strided) return launch_planes_f32<op, R, 2>(problem, plan, args, stream);
+  if (planes_f32_tile(R, op, problem, h200_sxm).planes.used)
+    return launch_planes_f32<op, R, 1>(problem, plan, args, stream);
   if constexpr (op == Op::wgrad) {
     StreamF32Tile const t = stream_f32_tile(R, problem, h200_sxm);
     Strides const &x = problem.x, &y = problem.y, &w = problem.w;
