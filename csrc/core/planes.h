@@ -11,7 +11,7 @@ constexpr int kPlaneTaps = 64, kPlaneChannels = 64;   // of a filter, at most; o
 constexpr int kSumTaps = 9;                           // wgrad's, at most
 constexpr int64_t kPlaneStep = 64 * 128;              // bytes: 64 filters of a tap and a line
 constexpr int kPlaneColumns[] = {64, 128, 192, 216};  // of one instruction
-constexpr int64_t kPlaneTables = 256;                 // bytes for barriers and the like
+constexpr int64_t kPlaneTables = 768;  // bytes for barriers, and 2 for each thread: what is between rows goes there
 
 // What a block computes at a time: 64 results' channels, or twice as many, of a tile of whole rows, or of whole images.
 struct PlaneTile {
@@ -210,9 +210,13 @@ constexpr int64_t planes_workspace_bytes(Op op, Problem const& p, Device const& 
   return p.groups * ceil_div(out, 128) * 2 * ceil_div(in, kPlaneChannels) * p.R * p.S * kPlaneStep;
 }
 
+// As measured: longer than the cycles say.
 constexpr Estimate planes_estimate(Op op, Problem const& p, Device const& d) {
-  if (op == Op::wgrad) return {plane_sums(p, d).cycles / 1.7 + 9000, 1};
-  return {plane_tile(op, p, d).cycles / 1.7 + 9000 + double(planes_workspace_bytes(op, p, d)) / 1500, 1};
+  bool const strided = p.stride_h > 1 || p.stride_w > 1;
+  if (op == Op::wgrad) return {plane_sums(p, d).cycles / 1.7 * (strided ? 2.5 : p.W % 2 != 0 ? 1.6 : 1.4) + 9000, 1};
+  PlaneTile const t = plane_tile(op, p, d);
+  double const slower = strided ? (t.phases == 4 && t.whole ? 1.6 : 1.42) : t.whole ? 1.35 : 1.22;
+  return {t.cycles / 1.7 * slower + 9000 + double(planes_workspace_bytes(op, p, d)) / 1500, 1};
 }
 
 }  // namespace conv2d_ext

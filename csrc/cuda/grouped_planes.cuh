@@ -184,7 +184,8 @@ struct Shared {
     lines = ptx::shared_address(begin);
     raw = lines + p.raw_offset, out = lines + p.out_offset, ring = lines + p.ring_offset;
     full_raw = reinterpret_cast<uint64_t*>(begin + p.tables_offset);
-    empty_raw = full_raw + 2, full = full_raw + 4, empty = full + 8, dump = lines + p.tables_offset + 192;
+    empty_raw = full_raw + 2, full = full_raw + 4, empty = full + 8,
+    dump = lines + p.tables_offset + 256 + threadIdx.x % 256 * 2;
     line_of = reinterpret_cast<int*>(begin + p.tables_offset + kPlaneTables),
     place = line_of + (p.in.pixels + 1) / 2 * 2;
   }
