@@ -310,6 +310,12 @@ CASES: tuple[Case, ...] = (
     Case("groups13_of_8_odd_images", 2, 104, 27, 25, 104, 3, 3, padding=(1, 1), groups=13, edge=True),
     Case("groups8_of_8_56_columns_stride2", 1, 64, 20, 56, 64, 3, 3, (2, 2), (1, 1), groups=8),
     Case("groups8_of_8_padding_9", 2, 64, 6, 40, 64, 3, 3, padding=(9, 2), groups=8),
+    # many channels a group in NCHW: whole images and parts, two lines of channels, phases
+    Case("groups2_of_72_and_136", 3, 144, 14, 14, 272, 3, 3, padding=(1, 1), groups=2, edge=True),
+    Case("groups3_of_40_five_images", 5, 120, 7, 7, 72, 3, 3, padding=(1, 1), groups=3),
+    Case("groups2_of_64_rows", 2, 128, 27, 28, 128, 3, 3, padding=(1, 1), groups=2),
+    Case("groups2_of_64_and_72_stride2", 2, 128, 15, 28, 144, 3, 3, (2, 2), (1, 1), groups=2),
+    Case("groups2_of_24_four_pads", 3, 48, 9, 13, 80, 3, 2, (2, 1), (2, 0, 1, 3), (1, 2), 2, edge=True),
     # images of whole vectors of pixels, rows that begin within one, and more tiles than blocks
     Case("groups8_of_8_28_columns", 3, 64, 26, 28, 64, 3, 3, padding=(1, 1), groups=8, edge=True),
     Case("groups4_of_16_28_columns_stride2", 2, 64, 18, 28, 64, 3, 3, (2, 2), (1, 1), groups=4),

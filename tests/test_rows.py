@@ -271,6 +271,8 @@ INFINITE = (
     "groups8_of_2_and_4_5x5",
     "groups6_of_16_and_8_1x1_stride2",
     "groups8_of_8_28_columns",
+    "groups3_of_40_five_images",
+    "groups2_of_64_and_72_stride2",
     "depthwise_5x5",
     "depthwise_3x3_stride2",
     "depthwise_dilated_2",

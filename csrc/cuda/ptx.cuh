@@ -489,7 +489,7 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
          uint64_t(128 / swizzle) << 62;
 }
 
-// The accumulators of n = 32, 64, 128, 160, 192 and 256, as the first operands.
+// The accumulators of n = 32, 64, 128, 144, 160, 192, 216 and 256, as the first operands.
 #define CONV2D_EXT_REGS_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define CONV2D_EXT_REGS_64                                                 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
@@ -553,6 +553,13 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
       "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), \
       "+f"(d[119]), "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), \
       "+f"(d[127])
+#define CONV2D_EXT_REGS_216 \
+  CONV2D_EXT_REGS_192       \
+  ", "                      \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107"
+#define CONV2D_EXT_ACC_216(d)                                                                                          \
+  CONV2D_EXT_ACC_192(d), "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), \
+      "+f"(d[103]), "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107])
 
 // TF32, both operands in shared memory; i and j number them after the accumulators.
 #define CONV2D_EXT_WGMMA_TF32_SHARED(n, d, a, b, i, j)                                                            \
@@ -582,7 +589,8 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
 template <class T, bool transpose_a, bool transpose_b, int count>
 __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b) {
   constexpr int ta = transpose_a, tb = transpose_b;
-  static_assert(count == 16 || count == 32 || count == 64 || count == 72 || count == 80 || count == 96 || count == 128);
+  static_assert(count == 16 || count == 32 || count == 64 || count == 72 || count == 80 || count == 96 ||
+                count == 108 || count == 128);
   if constexpr (std::is_same_v<T, float>) {
     static_assert(!transpose_a && !transpose_b && count != 72);
     if constexpr (count == 16) CONV2D_EXT_WGMMA_TF32_SHARED(32, d, a, b, 16, 17);
@@ -598,6 +606,7 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b
     if constexpr (count == 72) CONV2D_EXT_WGMMA(144, "f16", d, a, b, ta, tb, 72, 73, 74, 75);
     if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "f16", d, a, b, ta, tb, 80, 81, 82, 83);
     if constexpr (count == 96) CONV2D_EXT_WGMMA(192, "f16", d, a, b, ta, tb, 96, 97, 98, 99);
+    if constexpr (count == 108) CONV2D_EXT_WGMMA(216, "f16", d, a, b, ta, tb, 108, 109, 110, 111);
     if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "f16", d, a, b, ta, tb, 128, 129, 130, 131);
   } else {
     if constexpr (count == 16) CONV2D_EXT_WGMMA(32, "bf16", d, a, b, ta, tb, 16, 17, 18, 19);
@@ -606,6 +615,7 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b
     if constexpr (count == 72) CONV2D_EXT_WGMMA(144, "bf16", d, a, b, ta, tb, 72, 73, 74, 75);
     if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "bf16", d, a, b, ta, tb, 80, 81, 82, 83);
     if constexpr (count == 96) CONV2D_EXT_WGMMA(192, "bf16", d, a, b, ta, tb, 96, 97, 98, 99);
+    if constexpr (count == 108) CONV2D_EXT_WGMMA(216, "bf16", d, a, b, ta, tb, 108, 109, 110, 111);
     if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "bf16", d, a, b, ta, tb, 128, 129, 130, 131);
   }
 }
