@@ -125,7 +125,9 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
     e.ns *= sums ? 1.5 : row.op == Op::dgrad ? 1.75 : 1.15;
   // Beside whole planes.
   if (f32 && tiles && row.tile_m == 3 && row.tile_k == 1 && !sums && width > 16 && width <= 32) e.ns *= 1.1;
-  if (f32 && tiles && row.tile_k == 2 && row.op == Op::fprop && width > 32 && width <= 64) e.ns *= 1.3;
+  if (f32 && tiles && row.tile_k == 2 && row.op == Op::fprop && width > 32 &&
+      planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used)
+    e.ns *= 1.3;
   if (tiles && row.op == Op::fprop && row.tile_k == 2 && width <= 16) e.ns += row.tile_m == 3 ? 4000 : 8000;
   // Few outputs of a tile each hide nothing of its copies.
   if (tiles && row.tile_m > 0 && row.tile_k == 1 && !sums && width <= (row.tile_m == 7 ? 16 : 8))
