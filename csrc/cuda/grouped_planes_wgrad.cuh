@@ -79,6 +79,7 @@ __device__ void sum_products(SumParams const& p, SumUnit const& unit, uint32_t l
 #pragma unroll
       for (int b = 0; b < blocks; ++b) ptx::wgmma_fence_operand(acc[b]);
       ptx::wgmma_fence();
+#pragma unroll 1  // or descriptors are made ahead, and spill
       for (int k = 0; k < p.pixels / 16; ++k) {
 #pragma unroll
         for (int b = 0; b < blocks; ++b)
