@@ -180,8 +180,8 @@ __device__ void multiply(Params const& p, Source const& source, uint32_t ring, t
       ptx::mbarrier_wait(full, stage.parity);
       load(next, lines + stage.index * S::stage_bytes);
       if constexpr (TN == 128) {
-        // Again, at an address that needs the parts, by a mask that is zero: or ptxas has them made behind the next wait
-        // for products. With fewer columns that is faster.
+        // Again, at an address that needs the parts, by a mask that is zero: or ptxas has them made behind the next
+        // wait for products. With fewer columns that is faster.
         uint32_t bits = 0;
 #pragma unroll
         for (int i = 0; i < 4; ++i)
