@@ -214,7 +214,8 @@ def test_walks_down_whole_images_use_their_ring_many_times(
     tensors = problem(op, x, w, go, run())
     rows = candidates(plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability))
     walking = [row for row in rows if ROWS[row].startswith("stream_")]
-    assert len(walking) == (0 if dtype == torch.float32 and stride == 2 else 1)  # there is none for these
+    assert len(walking) <= 1
+    assert walking or (dtype == torch.float32 and stride == 2)  # of these, small images alone
     for row in walking:
         gap = float((run(row=row).double() - true).norm() / true.norm())  # on the GPU: the tensors are large
         assert gap < tolerance(dtype, size * size), ROWS[row]

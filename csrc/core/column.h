@@ -18,7 +18,6 @@ struct ColumnTile {
   int channels = 8, strips = 1, images = 1;  // of a block
   int64_t slices = 1, tiles_w = 1, image_units = 1;
   int64_t units = 1, each = 1, shares = 1;  // rows of outputs of a slice, of a block; blocks of a slice
-  bool turns = false;                       // many short shares, one after the other
   int resident = 1, stages = 1;             // blocks of an SM
   int64_t in_bytes = 0, y_bytes = 0, shared_bytes = 0;
   double ns = 0;
@@ -99,8 +98,6 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   double const copied =
       double(t.in_bytes) + double(pixel) * t.strips * width * (backward ? double(stride) : 1.0 / stride);
   int64_t const slots = max64(1, int64_t(t.resident) * d.sm_count / t.slices), taps = p.C * R * R;
-  // As measured: float16 of 5x5 and dgrad of stride 2, and 5x5 on small images, take longer by turns.
-  bool const turns = !sums && (size == 4 ? R == 3 || H >= 28 : stride == 2 && R == 3 && !backward);
   auto consider = [&](int64_t each) {
     ColumnTile u = t;
     u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
@@ -118,15 +115,6 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     step = step > latency ? step : latency;
     double const halo = u.each % H == 0 ? 0 : R - 1, rows = backward ? 1.0 / stride : stride;
     u.ns = 1500 + double(ceil_div(blocks, full)) * ((double(u.each) * rows + halo) * step / 1.8 + 1500);
-    // Short turns of many blocks, one after the other: what all read at a time is close together, and comes at the rate
-    // of large layers.
-    u.turns = turns && 2 * blocks > 3 * full;
-    if (u.turns) {
-      double const issue_ns =
-          double(blocks) * (double(u.each) * rows + halo) * double(warps) * issue / kColumnIssue / 1.8 / d.sm_count;
-      double const memory_ns = 0.83 * walk_memory_ns(p, d);
-      u.ns = 3000 + 1.05 * (memory_ns > issue_ns ? memory_ns : issue_ns);
-    }
     if (sums) u.ns += 2000 + (u.shares > 1 ? 3500 + double(u.shares) * double(taps) * 8 / 2500 : 0);
     if (t.ns == 0 || u.ns < t.ns) t = u;
   };
@@ -134,7 +122,6 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   consider(even);
   consider(ceil_div(even, H) * H);
   if (H > 1 && even < H) consider(ceil_div(H, H / even));
-  if (turns) consider(ceil_div(H, max64(1, H / 7)));
   if (sums && even < 16) {
     consider(4 * even);
     consider(t.units);
@@ -146,7 +133,6 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
   if (op == Op::wgrad) return 5000 + t.ns;
-  if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image
   double const slower = p.dtype != DType::f32 ? (stride == 1 ? 1.1 : 1.0)
                         : stride == 1         ? (t.tiles_w > 1 ? 1.04 : 0.95)
