@@ -208,18 +208,21 @@ constexpr bool wgrad_supports(Row const& row, Problem const& p) {
   return im2col_supports(w, p.W);
 }
 
-constexpr bool phases_supports(Problem const& p) {
+// What both kernels for all phases of a stride of two ask for: tma_phases.cuh, tma_classes.cuh.
+constexpr bool phases_together_support(Problem const& p) {
   if (p.stride_h != 2 || p.stride_w != 2 || p.dilation_h != 1 || p.dilation_w != 1 || p.groups != 1) return false;
-  if (p.R < 2 || p.S < 2 || p.R > kMaxPhaseTaps || p.H < 2 || p.W < 2 || p.K > 4096) return false;
-  if (p.C > PhasesShape::CW || PhasesShape(p).stages < 2) return false;
+  if (p.R < 2 || p.S < 2 || p.R > kMaxPhaseTaps || p.H < 2 || p.W < 2) return false;
   if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.w, p.w_align, p.C, 8, p.dtype) ||
       !channel_vectors(p.y, p.y_align, p.K, 8, p.dtype))
     return false;
   if (!map_supports(p.w, p.K, p.R, p.S, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)) return false;
   PhaseTaps const h = phase_taps(p.H, p.R, p.pad_top), w = phase_taps(p.W, p.S, p.pad_left);
-  if (w.count - 1 > kHalo || !im2col_supports(h.walk(), p.P()) || !im2col_supports(halo_walk(w.walk()), p.Q()))
-    return false;
-  return double(p.N) * double(p.H) * double(p.W + 2 * kHalo) < 1e11;
+  return w.count - 1 <= kHalo && im2col_supports(h.walk(), p.P()) && im2col_supports(halo_walk(w.walk()), p.Q());
+}
+
+constexpr bool phases_supports(Problem const& p) {
+  if (p.K > 4096 || p.C > PhasesShape::CW || !phases_together_support(p)) return false;
+  return PhasesShape(p).stages >= 2 && double(p.N) * double(p.H) * double(p.W + 2 * kHalo) < 1e11;
 }
 
 constexpr bool tma_supports(Row const& row, Problem const& p) {

@@ -26,17 +26,9 @@ constexpr int64_t classes_tiles(Problem const& p) {
 }
 
 constexpr bool classes_supports(Problem const& p) {
-  if (p.stride_h != 2 || p.stride_w != 2 || p.dilation_h != 1 || p.dilation_w != 1 || p.groups != 1) return false;
-  if (p.R < 2 || p.S < 2 || p.R > kMaxPhaseTaps || p.S > kMaxPhaseTaps || p.H < 2 || p.W < 2) return false;
-  if (p.K > kClassesSlots * 64 || p.C <= 64 || classes_stages(p) < 3) return false;
-  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.w, p.w_align, p.C, 8, p.dtype) ||
-      !channel_vectors(p.y, p.y_align, p.K, 8, p.dtype))
-    return false;
-  if (!map_supports(p.w, p.K, p.R, p.S, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)) return false;
-  PhaseTaps const h = phase_taps(p.H, p.R, p.pad_top), w = phase_taps(p.W, p.S, p.pad_left);
-  if (w.count - 1 > kHalo || !im2col_supports(h.walk(), p.P()) || !im2col_supports(halo_walk(w.walk()), p.Q()))
-    return false;
-  return double(p.N) * double(p.H) * double(p.W + 2 * kHalo) * double(p.C) < 1e12;  // tiles are counted in 32 bits
+  if (p.S > kMaxPhaseTaps || p.K > kClassesSlots * 64 || p.C <= 64 || !phases_together_support(p)) return false;
+  // Tiles are counted in 32 bits.
+  return classes_stages(p) >= 3 && double(p.N) * double(p.H) * double(p.W + 2 * kHalo) * double(p.C) < 1e12;
 }
 
 constexpr bool takes_classes(Row const& row, Problem const& p) {

@@ -147,38 +147,49 @@ constexpr Estimate tf32_wgrad_halo_estimate(Row const& row, Problem const& p, De
                                tf32_memory_ns(p, 3600));
 }
 
-// wgrad. A tile's lines: wgmma reads the turned B for each 64 rows; A and B are copied and read, B is written again.
-constexpr Estimate tf32_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
-  if (is_halo(row.variant)) return tf32_wgrad_halo_estimate(row, p, d);
-  double const TM = row.tile_m, TN = row.tile_n;
-  int64_t const tiles = tf32_wgrad_tiles(row, p), pixels = p.N * p.P() * p.Q(), steps = ceil_div(pixels, 32);
-  int64_t const rows = p.R * p.S * ceil_div(p.C_per_group(), kTf32Line) * kTf32Line;
-  double const of_x = double(min64(row.tile_m, rows)), lines = TM / 64 * TN + TM + of_x + 3 * TN;
-  // Lines that end early or lie across those of memory take longer.
-  int64_t const of_y = min64(row.tile_n, ceil_div(p.K_per_group(), kTf32Line) * kTf32Line);
-  double const copied = of_x * (p.C_per_group() % kTf32Line == 0 ? 1 : 1.11) +
-                        double(of_y) * (p.K_per_group() % kTf32Line == 0 ? 1 : 1.12);
-  double const step_ns = tf32_step_ns(TM * TN / 32 * 1.315, lines * 1.11, copied * 3.57) + 10,
-               fixed = 210 + 0.2 * TM * TN;
-  double const memory_ns = tf32_memory_ns(p, 3950), tile_bytes = TM * TN * 4;
+// What was measured of wgrad's rows without halo: ns of a step of 32 pixels, of a chain's sums, of all before, of a
+// launch with whole tiles and of a second one; rounds of the device that splits are tried for.
+struct Tf32WgradTimes {
+  double step_ns, chain_ns, before_ns, launch_ns, second_ns;
+  int64_t rounds;
+};
+
+constexpr Estimate tf32_wgrad_by_splits(Row const& row, Problem const& p, Device const& d, Tf32WgradTimes const& t) {
+  int64_t const tiles = tf32_wgrad_tiles(row, p), steps = ceil_div(p.N * p.P() * p.Q(), 32);
+  double const memory_ns = tf32_memory_ns(p, 3950), tile_bytes = double(row.tile_m) * row.tile_n * 4;
   auto with = [&](int64_t split) {
     int64_t const each = ceil_div(steps, split), chains = ceil_div(each * 32, kTf32Pixels);
-    double ns = double(ceil_div(tiles * split, d.sm_count)) * (double(each) * step_ns + double(chains) * fixed);
+    double ns = double(ceil_div(tiles * split, d.sm_count)) * (double(each) * t.step_ns + double(chains) * t.chain_ns) +
+                t.launch_ns;
     // The second launch: eight parts of a sum are loaded at a time, one after the other eight.
     if (split > 1)
-      ns +=
-          3400 + double(tiles * split) * tile_bytes * 2 / 12500 + double(ceil_div(split, 8)) * 400 + double(split) * 12;
-    return (ns > memory_ns ? ns + memory_ns / 10 : memory_ns + ns / 10) + 1200;
+      ns += t.second_ns + double(tiles * split) * tile_bytes * 2 / 12500 + double(ceil_div(split, 8)) * 400 +
+            double(split) * 12;
+    return (ns > memory_ns ? ns + memory_ns / 10 : memory_ns + ns / 10) + t.before_ns;
   };
   Estimate best{with(1), 1};
   int64_t const first = ceil_div(tiles, d.sm_count);
-  for (int64_t rounds = first; rounds < first + 5 && tiles > 0; ++rounds) {
+  for (int64_t rounds = first; rounds < first + t.rounds && tiles > 0; ++rounds) {
     int64_t const split = min64(rounds * d.sm_count / tiles, steps / 2);
     if (split < 2 || double(tiles * split) * tile_bytes > double(kMaxWorkspaceBytes)) continue;
     double const ns = with(split);
     if (ns < best.ns) best = {ns, int(split)};
   }
   return best;
+}
+
+// wgrad. A tile's lines: wgmma reads the turned B for each 64 rows; A and B are copied and read, B is written again.
+constexpr Estimate tf32_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
+  if (is_halo(row.variant)) return tf32_wgrad_halo_estimate(row, p, d);
+  double const TM = row.tile_m, TN = row.tile_n;
+  int64_t const rows = p.R * p.S * ceil_div(p.C_per_group(), kTf32Line) * kTf32Line;
+  double const of_x = double(min64(row.tile_m, rows)), lines = TM / 64 * TN + TM + of_x + 3 * TN;
+  // Lines that end early or lie across those of memory take longer.
+  int64_t const of_y = min64(row.tile_n, ceil_div(p.K_per_group(), kTf32Line) * kTf32Line);
+  double const copied = of_x * (p.C_per_group() % kTf32Line == 0 ? 1 : 1.11) +
+                        double(of_y) * (p.K_per_group() % kTf32Line == 0 ? 1 : 1.12);
+  double const step_ns = tf32_step_ns(TM * TN / 32 * 1.315, lines * 1.11, copied * 3.57) + 10;
+  return tf32_wgrad_by_splits(row, p, d, {step_ns, 210 + 0.2 * TM * TN, 1200, 0, 3400, 5});
 }
 
 }  // namespace conv2d_ext
