@@ -418,6 +418,15 @@ def test_strict_float32_takes_tensor_cores_where_that_is_faster(op: str) -> None
     assert strict(Case("odd", 32, 127, 56, 56, 129, 3, 3, padding=(1, 1))).startswith("tma_strict_")
 
 
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_strict_float32_of_a_few_products_stays_on_fma(op: str) -> None:
+    # Packed copies, which these layouts may take, have more channels.
+    for channels, layout in itertools.product((1, 3, 4, 15), ("nhwc", "nchw")):
+        few = Case("few", 32, channels, 28, 28, channels, 3, 3, padding=(1, 1))
+        rows = candidates(ask(op, few, torch.float32, layout, allow_tf32=False))
+        assert not any(ROWS[row].startswith("tma_strict") for row in rows), (channels, layout)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_float64_copies_vectors_of_channels_where_they_are_contiguous(op: str) -> None:
     x, w, y = (t.contiguous(memory_format=torch.channels_last) for t in meta(DENSE, torch.float64, "nchw"))

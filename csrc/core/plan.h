@@ -59,6 +59,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && igemm_supports(p);
     case Family::tma:
     case Family::tma_strict: {
+      if (row.family == Family::tma_strict && !strict_is_exact(op, p)) return false;
       Problem const t = tma_problem(row, p);
       return hopper && (in_place_supports(row, t) || pack_supports(row, t));
     }

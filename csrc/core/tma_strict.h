@@ -9,12 +9,16 @@ namespace conv2d_ext {
 
 inline constexpr int kStrictLine = 32;  // channels of a step
 
-// Sums of a few products, whose error is that of the split operands, are left to FMA.
+// Sums of a few products, whose error is that of the split operands, are left to FMA. Asked of a problem as it comes:
+// in packed copies channels are padded.
 inline constexpr int64_t kStrictLeast = 16;  // channels, dgrad: filters, of a group
 
+constexpr bool strict_is_exact(Op op, Problem const& p) {
+  return op == Op::wgrad || (op == Op::fprop ? p.C_per_group() : p.K_per_group()) >= kStrictLeast;
+}
+
 constexpr bool strict_supports(Row const& row, Problem const& p) {
-  int64_t const least = row.op == Op::fprop ? p.C_per_group() : row.op == Op::dgrad ? p.K_per_group() : kStrictLeast;
-  return p.dtype == DType::f32 && !p.allow_tf32 && least >= kStrictLeast && tma_supports(row, p);
+  return p.dtype == DType::f32 && !p.allow_tf32 && tma_supports(row, p);
 }
 
 // Bytes of the split filters: two parts of whole lines.
