@@ -108,6 +108,8 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad, tiles = row.family == Family::depthwise;
   int64_t const width = max64(p.W, p.Q()), strides = p.stride_h * p.stride_w;
+  if (row.family == Family::stream) e.ns *= f32 ? 1.25 : (row.tile_k == 2 ? 1.5 : 1.33) * (sums ? 1.2 : 1.0);
+  if (tiles && row.tile_m > 0) e.ns *= row.tile_m == 3 ? (f32 ? 1.05 : 1.25) : (f32 ? 1.25 : 1.4);
   double const elements = double(p.N) * double(p.K) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
   if (f32 && sums && row.family == Family::stream) {
     // A walk's steps follow each other, however few walks there are.
@@ -132,15 +134,10 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   // Few outputs of a tile each hide nothing of its copies.
   if (tiles && row.tile_m > 0 && row.tile_k == 1 && !sums && width <= (row.tile_m == 7 ? 16 : 8))
     e.ns += row.tile_m == 3 ? 4000 : row.tile_m == 5 ? 9000 : 5000;
-  if (tiles && row.tile_m == 0 && sums && e.ns < 15000) e.ns *= 1.35;
-  if (tiles && row.tile_m == 0 && row.op == Op::dgrad && strides > 1 && e.ns < 12000) e.ns += 2500;
   if (!f32 && row.op == Op::dgrad && row.tile_k == 2) {
     if (row.family == Family::stream && e.ns < 10500) e.ns = 10500;
     if (tiles && width <= 16) e.ns += 3000;
   }
-  if (tiles && row.tile_m == 0 && sums && strides >= 16 && e.ns < 25000) e.ns *= 1.5;
-  if (row.family == Family::band && sums && p.dilation_h * p.dilation_w > 1) e.ns *= 1.3;
-  if (row.family == Family::band && row.op == Op::fprop && strides >= 16 && e.ns < 20000) e.ns *= 1.5;
   if (row.family == Family::strip && row.op == Op::dgrad && strides >= 9) e.ns += 2000 * double(strides);
   return e;
 }
@@ -218,11 +215,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::toeplitz:
       return toeplitz_estimate(row, op, p, d);
     case Family::strip:
-      return depthwise_as_measured(row, p, small_filter_estimate(row, p, strip_estimate(row, op, p, d)));
+      return depthwise_as_measured(row, p, strip_estimate(row, op, p, d));
     case Family::stream:
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
     case Family::band:
-      return depthwise_as_measured(row, p, small_filter_estimate(row, p, band_estimate(row, op, p, d)));
+      return depthwise_as_measured(row, p, band_estimate(row, op, p, d));
     case Family::stem:
       return stem_estimate(row, op, p, h200_sxm);
     case Family::pixels:
