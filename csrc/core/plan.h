@@ -108,8 +108,11 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad, tiles = row.family == Family::depthwise;
   int64_t const width = max64(p.W, p.Q()), strides = p.stride_h * p.stride_w;
-  if (row.family == Family::stream) e.ns *= f32 ? 1.25 : (row.tile_k == 2 ? 1.5 : 1.33) * (sums ? 1.2 : 1.0);
-  if (tiles && row.tile_m > 0) e.ns *= row.tile_m == 3 ? (f32 ? 1.05 : 1.25) : (f32 ? 1.25 : 1.4);
+  // Rows made for large layers, beside those for any filter.
+  if (row.family == Family::stream && f32 && (!sums || row.tile_m > 3)) e.ns *= 1.25;
+  if (row.family == Family::stream && !f32)
+    e.ns *= stream_tile(row, row.op, p, h200_sxm).planes.used ? 1.15 : sums ? (row.tile_k == 2 ? 1.8 : 1.6) : 1.33;
+  if (tiles && row.tile_m > 0) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : (f32 ? 1.25 : 1.4);
   double const elements = double(p.N) * double(p.K) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
   if (f32 && sums && row.family == Family::stream) {
     // A walk's steps follow each other, however few walks there are.

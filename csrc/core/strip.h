@@ -170,7 +170,7 @@ constexpr Estimate strip_estimate(Row const& row, Op op, Problem const& p, Devic
                        : p.stride_h == 1 && p.stride_w == 1 ? 1.7
                        : op == Op::dgrad                    ? 2.4
                                                             : 1.4;
-  return {5000 + (memory_ns + share * fmas / (128 * 1.755 * 0.55) + rounds * 2000 * parts) * steps, 1};
+  return {6200 + (memory_ns + share * fmas / (128 * 1.755 * 0.55) + rounds * 2000 * parts) * steps, 1};
 }
 
 }  // namespace conv2d_ext
