@@ -2,12 +2,10 @@
 
     python benchmarks/first_call.py                      # every row that the planner takes over 1,500 random layers
     python benchmarks/first_call.py --rows               # every row of the table, on the first random layer it supports
-    python benchmarks/first_call.py --eager              # the same with all kernels loaded beforehand
     python benchmarks/first_call.py --trace              # and which kernels and CUDA calls the slow ones spend it in
 
 A call is timed by the host, from before it until the GPU is idle again. Memory for tensors, results and workspaces is
-there beforehand, and one convolution has run. The first use of a kernel in a process loads it, by default
-(CUDA_MODULE_LOADING=LAZY), which --eager leaves out. Exit status 1 if a shape's first call takes more than --limit
+there beforehand, and one convolution has run, with which all kernels are loaded. Exit status 1 if a shape's first call takes more than --limit
 longer than the fastest of its later ones; those are repeated in two more processes, since one time may be the host's.
 --budget ends the measurement, of calls in random order, after so many seconds.
 """
@@ -17,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -156,12 +153,11 @@ def measure(calls: Sequence[Call], budget: float) -> list[Times]:
 
 def in_a_process(calls: Sequence[Call], options: argparse.Namespace, traced: bool = False) -> Any:
     """measure(), or trace(), in a process whose first calls these are."""
-    environment = {**os.environ, "CUDA_MODULE_LOADING": "EAGER"} if options.eager else None
     with tempfile.TemporaryDirectory() as folder:
         given, answer = Path(folder, "calls.json"), Path(folder, "answer.json")
         given.write_text(json.dumps([(vars(c.case), *c[1:]) for c in calls]))
         arguments = [sys.executable, __file__, "--of", given, answer, "--budget", str(options.budget)]
-        subprocess.run(arguments + ["--trace"] * traced, check=True, env=environment)
+        subprocess.run(arguments + ["--trace"] * traced, check=True)
         return json.loads(answer.read_text())
 
 
@@ -257,7 +253,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--budget", type=float, default=15, metavar="SECONDS", help="of each process (default: %(default)g)")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--rows", action="store_true", help="every row once instead of the planner's choices")
-    found.add_argument("--eager", action="store_true", help="load all kernels beforehand")
     found.add_argument("--trace", action="store_true", help="repeat the first calls under torch's profiler")
     found.add_argument("--show", type=float, default=300, metavar="US", help="least shown (default: %(default)s)")
     found.add_argument("--limit", type=float, default=1000, metavar="US", help="default: %(default)s")
@@ -286,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report(calls, times, traces, options.show))
     extra = [t.extra for t in times]
     over = [i for i in over if times[i].extra > options.limit]
-    print(f"\n{len(calls)} first calls{', all kernels loaded' if options.eager else ''}: ", end="")
+    print(f"\n{len(calls)} first calls: ", end="")
     print(f"{statistics.median(extra):.0f} us longer in the median, {statistics.mean(extra):.0f} in the mean, ", end="")
     print(f"{max(extra):.0f} at most; {sum(e > options.show for e in extra)} above {options.show:g}, ", end="")
     print(f"{len(over)} above {options.limit:g}{f'; the budget left out {left_out}' if left_out else ''}")
