@@ -205,8 +205,8 @@ constexpr Estimate band_estimate(Row const& row, Op op, Problem const& problem, 
   bool const vectors = nhwc ? channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) : p.W % 8 == 0;
   // Single elements, copied (dgrad) or stored.
   double const single = !strided ? 1.0 : op == Op::dgrad ? (nhwc ? 1.5 : 1.1) : (nhwc ? 0.85 : 1.9);
-  double const byte_ns = 0.095 * single * (vectors ? 1.0 : nhwc ? 1.75 : 1.33);
-  double const product_ns = row.tile_m == 64 ? (nhwc ? 0.84 : 1.03) : row.tile_m == 32 ? (nhwc ? 0.33 : 0.49) : 0;
+  double const byte_ns = (nhwc || row.tile_m > 16 ? 0.095 : 0.07) * single * (vectors ? 1.0 : nhwc ? 1.75 : 1.33);
+  double const product_ns = row.tile_m == 64 ? (nhwc ? 0.84 : 0.9) : row.tile_m == 32 ? (nhwc ? 0.33 : 0.49) : 0;
   double const planes = double(t.channels) * t.images;
   double const copies_ns = planes * double(t.plane_bytes) * byte_ns, products_ns = planes * t.products * product_ns;
   // A warp's products follow each other; two blocks hide that.
@@ -214,7 +214,7 @@ constexpr Estimate band_estimate(Row const& row, Op op, Problem const& problem, 
   int64_t const room = nhwc ? 1 : max64(1, min64(4, kBandSharedBytes / (t.shared_bytes + 1024)));
   auto round_ns = [&](double blocks) {
     double const products = blocks * products_ns > chain_ns ? blocks * products_ns : chain_ns;
-    return (nhwc ? 2600 : 2000) + blocks * copies_ns + products;
+    return (nhwc ? 2600 : row.tile_m == 64 ? 6000 : 2500) + blocks * copies_ns + products;
   };
   int64_t const blocks = ceil_div(t.blocks_of_one_round(p.N), d.sm_count);
   return {(nhwc ? 5300 : 5900) + in_rounds(blocks, room, nhwc ? 1 : 1.25, round_ns), 1};
