@@ -182,8 +182,10 @@ constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, bool str
   double const product_ns = f32 ? (nhwc ? 23.0 : 18.2) : nhwc ? 3.9 : depth == 1 ? 11.3 : 4.2;
   double const byte_ns = nhwc ? (f32 ? 0.17 : 0.159) * (vectors || f32 ? 1 : 2) : f32 ? 0 : vectors ? 0.011 : 0.04;
   double const y_bytes = double(t.y_bytes) * (strided && !nhwc ? 2.7 : 1.0);  // copied one by one
-  double const step_ns = (f32 ? 0 : nhwc ? 1100 : 1830) + products * product_ns +
-                         planes * (double(t.x_bytes) + y_bytes) * byte_ns;
+  double const step_ns = (f32    ? 0
+                          : nhwc ? 1100
+                                 : 1830) +
+                         products * product_ns + planes * (double(t.x_bytes) + y_bytes) * byte_ns;
   double const begin = f32 ? 6600 : 3700, end = f32 ? (nhwc ? 0 : 2500) : nhwc ? 4670 : 3330;
   Estimate best;
   for (int64_t split = 1; split <= t.steps() && split <= 64; ++split) {

@@ -99,49 +99,15 @@ constexpr Packing packing(Row const& row, Problem const& p) {
   return which;
 }
 
-// Depthwise rows in NCHW, as measured beside each other: what their own estimates, which are of large layers, leave
-// out.
+// Depthwise rows, as measured beside each other: what their own estimates, which are of large layers, leave out.
 constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estimate e) {
   // strip reads all taps for each of a stride's phases.
   int64_t const phases = p.stride_h * p.stride_w;
   if (row.family == Family::strip && row.op == Op::dgrad && phases > 25) e.ns *= double(phases) / 8;
   if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
-  bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad, tiles = row.family == Family::depthwise;
-  int64_t const width = max64(p.W, p.Q()), strides = p.stride_h * p.stride_w;
-  // Rows made for large layers, beside those for any filter.
+  bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad;
   if (row.family == Family::stream && f32 && (!sums || row.tile_m > 3)) e.ns *= 1.25;
-  if (row.family == Family::stream && !f32)
-    e.ns *= stream_tile(row, row.op, p, h200_sxm).planes.used ? 1.15 : sums ? (row.tile_k == 2 ? 1.8 : 1.6) : 1.33;
-  if (tiles && row.tile_m > 0) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : (f32 ? 1.25 : 1.4);
-  double const elements = double(p.N) * double(p.K) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
-  if (f32 && sums && row.family == Family::stream) {
-    // A walk's steps follow each other, however few walks there are.
-    double const least = row.tile_m == 3 ? 11500 : 20000;
-    if (row.tile_m == 7) e.ns *= 1.3;
-    if (e.ns < least) e.ns = least;
-  }
-  if (f32 && sums && tiles && row.tile_m > 0) {
-    if (width > 8 && width <= 16 && e.ns > 12000) e.ns = 12000 + (e.ns - 12000) * 0.65;
-    // Of few images, the second copy of a tile is the last.
-    double const copies = elements * 8 / 3500, least = row.tile_m == 3 ? 0 : row.tile_m == 5 ? 1500 : 5000;
-    e.ns -= 5000 - (copies > 5000 ? 5000 : copies > least ? copies : least);
-  }
-  if (f32 && tiles && row.tile_k == 2 && width > 32 && (p.W % 2 != 0 || p.Q() % 2 != 0))
-    e.ns *= sums ? 1.5 : row.op == Op::dgrad ? 1.75 : 1.15;
-  // Beside whole planes.
-  if (f32 && tiles && row.tile_m == 3 && row.tile_k == 1 && !sums && width > 16 && width <= 32) e.ns *= 1.1;
-  if (f32 && tiles && row.tile_k == 2 && row.op == Op::fprop && width > 32 &&
-      planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used)
-    e.ns *= 1.3;
-  if (tiles && row.op == Op::fprop && row.tile_k == 2 && width <= 16) e.ns += row.tile_m == 3 ? 4000 : 8000;
-  // Few outputs of a tile each hide nothing of its copies.
-  if (tiles && row.tile_m > 0 && row.tile_k == 1 && !sums && width <= (row.tile_m == 7 ? 16 : 8))
-    e.ns += row.tile_m == 3 ? 4000 : row.tile_m == 5 ? 9000 : 5000;
-  if (!f32 && row.op == Op::dgrad && row.tile_k == 2) {
-    if (row.family == Family::stream && e.ns < 10500) e.ns = 10500;
-    if (tiles && width <= 16) e.ns += 3000;
-  }
-  if (row.family == Family::strip && row.op == Op::dgrad && strides >= 9) e.ns += 2000 * double(strides);
+  if (row.family == Family::depthwise && row.tile_m > 0) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : f32 ? 1.25 : 1.4;
   return e;
 }
 

@@ -26,7 +26,7 @@ struct StagedTile {
   int64_t shared_bytes = 0;
   // wgrad: warps of a block for different taps; warps that share out the outputs; blocks for different taps.
   int tap_groups = 1, parts = 1, tap_units = 1;
-  double block_ns = 0, together = 1;  // a block's or, for wgrad, a step's time; blocks of an SM
+  double block_ns = 0, together = 1;      // a block's or, for wgrad, a step's time; blocks of an SM
   double loads = 0, items = 0, item = 0;  // instructions of a block's copies; its runs of outputs, instructions of one
 
   constexpr int threads(Op op) const { return op == Op::wgrad ? 32 * tap_groups * parts : 256; }
