@@ -175,7 +175,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::depthwise:
       return is_lines(row)     ? line_estimate(op, p, d)
              : is_walk(row)    ? walk_estimate(row, op, p, d)
-             : row.tile_m == 0 ? depthwise_as_measured(row, p, any_filter_estimate(op, p, d))
+             : row.tile_m == 0 ? any_filter_estimate(op, p, d)
                                : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d));
     case Family::column:
       return column_estimate(row, op, p, d);
@@ -188,7 +188,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::stream:
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
     case Family::band:
-      return depthwise_as_measured(row, p, band_estimate(row, op, p, d));
+      return band_estimate(row, op, p, d);
     case Family::stem:
       return stem_estimate(row, op, p, h200_sxm);
     case Family::pixels:
