@@ -105,7 +105,8 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
   double ns = 0;
   if (op != Op::wgrad) {
     double const multiplier = backward ? double(p.K_per_group()) : 1;
-    double const row = multiplier * taps_h * (loads * (6 + V) + taps_w * (products + 4) + 20) + 2 * products + 40;
+    double const load = 6 + V + (!backward && V > 1 ? (t.ratio != 1 ? 5 : 1) : 0);  // fprop's wait longer
+    double const row = multiplier * taps_h * (loads * load + taps_w * (products + 4) + 20) + 2 * products + 40;
     double const phases = backward ? double(phases_of(p.H, p.stride_h)) * double(phases_of(p.W, p.stride_w)) : 1;
     double const filters = double(p.R) * double(p.S) * V / t.groups * 25 + 100;  // to shared memory
     double const warps = double(t.blocks(p.N)) * phases * kLineThreads / 32;

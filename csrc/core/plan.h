@@ -106,8 +106,15 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (row.family == Family::strip && row.op == Op::dgrad && phases > 25) e.ns *= double(phases) / 8;
   if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad;
+  bool const tiles = row.family == Family::depthwise && row.tile_m > 0;
   if (row.family == Family::stream && f32 && (!sums || row.tile_m > 3)) e.ns *= 1.25;
-  if (row.family == Family::depthwise && row.tile_m > 0) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : f32 ? 1.25 : 1.4;
+  if (tiles) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : f32 ? 1.25 : 1.4;
+  // A walk's steps follow each other, however few walks there are.
+  double const least = row.family == Family::stream && f32 && sums ? (row.tile_m == 3 ? 11500 : 20000) : 0;
+  if (e.ns < least) e.ns = least;
+  // Rows that begin off pairs, copied one by one.
+  bool const odd = max64(p.W, p.Q()) > 32 && (p.W % 2 != 0 || p.Q() % 2 != 0);
+  if (tiles && f32 && odd && row.tile_k == 2) e.ns *= sums ? 1.2 : row.op == Op::dgrad ? 2.1 : 1.1;
   return e;
 }
 
