@@ -5,9 +5,9 @@
     python benchmarks/first_call.py --trace              # and which kernels and CUDA calls the slow ones spend it in
 
 A call is timed by the host, from before it until the GPU is idle again. Memory for tensors, results and workspaces is
-there beforehand, and one convolution has run, with which all kernels are loaded. Exit status 1 if a shape's first call takes more than --limit
-longer than the fastest of its later ones; those are repeated in two more processes, since one time may be the host's.
---budget ends the measurement, of calls in random order, after so many seconds.
+there beforehand, and one convolution has run, with which all kernels are loaded. Exit status 1 if a shape's first call
+takes more than --limit longer than the fastest of its later ones; those are repeated in two more processes, since one
+time may be the host's. --budget ends the measurement, of calls in random order, after so many seconds.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def parser() -> argparse.ArgumentParser:
         text = f"of {', '.join(known)}; default: all"
         found.add_argument(f"--{name}", type=some(known), default=list(known), metavar="A,B", help=text)
     found.add_argument("--shapes", type=int, default=1500, help="default: %(default)s")
-    found.add_argument("--budget", type=float, default=15, metavar="SECONDS", help="of each process (default: %(default)g)")
+    found.add_argument("--budget", type=float, default=15, metavar="S", help="of each process (default: %(default)g)")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--rows", action="store_true", help="every row once instead of the planner's choices")
     found.add_argument("--trace", action="store_true", help="repeat the first calls under torch's profiler")

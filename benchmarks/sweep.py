@@ -137,7 +137,7 @@ class Stopwatch:
             return torch.cuda.Event(enable_timing=True)
 
         events = [[(event(), event()) for _ in range(repeats)] for _ in calls]
-        # The host gets ahead, and stays so where a call of several kernels takes it longer than the write takes the GPU.
+        # The host gets ahead, and stays so where a call of several kernels takes it longer than the write the GPU.
         torch.cuda._sleep(300_000 + 60_000 * len(calls) * repeats)
         for i in range(repeats):
             for call, pairs in zip(calls, events, strict=True):
