@@ -157,6 +157,7 @@ def torch_build_ext() -> type[build_ext]:
                 made = cpp_extension.CUDAExtension(ext.name, **flags)
                 made.libraries = ["torch_cpu", "cudart_static", "dl", "rt", "pthread"]
                 made.library_dirs.insert(0, self.make_stand_in(ext))
+                made.extra_link_args += ["-Wl,--wrap=__cudaRegisterFunction"]  # csrc/cuda/load.cpp
                 made.extra_link_args += ["-Wl,--no-as-needed", "-ltorch_cuda"]
             vars(ext).update({name: value for name, value in vars(made).items() if not name.startswith("_")})
 

@@ -1,15 +1,13 @@
 """What the first call of a shape costs beyond the second: planning, loading kernels, tensor maps, memory.
 
-    python benchmarks/first_call.py                      # 100 random layers, three ops each, as the planner runs them
+    python benchmarks/first_call.py                      # every row that the planner takes over 1,500 random layers
     python benchmarks/first_call.py --rows               # every row of the table, on the first random layer it supports
-    python benchmarks/first_call.py --eager              # the same with all kernels loaded beforehand
     python benchmarks/first_call.py --trace              # and which kernels and CUDA calls the slow ones spend it in
 
 A call is timed by the host, from before it until the GPU is idle again. Memory for tensors, results and workspaces is
-there beforehand, and one convolution has run. The first use of a kernel in a process loads it, by default
-(CUDA_MODULE_LOADING=LAZY), which --eager leaves out. Exit status 1 if a shape's first call takes more than --limit
-longer than the fastest of its later ones; those are repeated in processes of their own, since one time may be the
-host's.
+there beforehand, and one convolution has run, with which all kernels are loaded. Exit status 1 if a shape's first call
+takes more than --limit longer than the fastest of its later ones; those are repeated in two more processes, since one
+time may be the host's. --budget ends the measurement, of calls in random order, after so many seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -89,14 +86,12 @@ def todo(options: argparse.Namespace) -> list[Call]:
     found, seen = [], set()
     for case, dtype, layout in layers(options):
         for op in OPS:
-            if not options.rows:
-                found.append(Call(case, op, dtype, layout))
-                continue
-            estimates = shapes.plan(op, case, *meta(case, dtype, layout), dtype == "tf32")[1]
-            for row, us in estimates.items():
+            chosen, estimates = shapes.plan(op, case, *meta(case, dtype, layout), dtype == "tf32")
+            for row, us in estimates.items() if options.rows else ((chosen, 0.0),):
                 if row not in seen and us < 5000:
                     seen.add(row)
-                    found.append(Call(case, op, dtype, layout, row))
+                    found.append(Call(case, op, dtype, layout, row if options.rows else -1))
+    random.Random(options.seed).shuffle(found)
     return found
 
 
@@ -129,7 +124,9 @@ def once(run: Callable[[], Tensor]) -> tuple[float, float]:
     return (host - begin) / 1e3, (end - begin) / 1e3
 
 
-def measure(calls: Sequence[Call]) -> list[Times]:
+def measure(calls: Sequence[Call], budget: float) -> list[Times]:
+    """Of the calls that the budget allows, in seconds from here."""
+    end = time.monotonic() + budget
     operands, found = Operands(), []
     for op in OPS:
         operands.run(Call(Case("warm", 1, 8, 8, 8, 8, 1, 1, bias=False), op, "fp64", "nchw"))()
@@ -137,6 +134,8 @@ def measure(calls: Sequence[Call]) -> list[Times]:
     gc.collect()
     gc.disable()
     for call in calls:
+        if time.monotonic() > end:
+            break
         run = operands.run(call)
         before = torch.cuda.memory_stats()["segment.all.allocated"]
         try:
@@ -152,14 +151,13 @@ def measure(calls: Sequence[Call]) -> list[Times]:
     return found
 
 
-def in_a_process(calls: Sequence[Call], eager: bool, traced: bool = False) -> Any:
+def in_a_process(calls: Sequence[Call], options: argparse.Namespace, traced: bool = False) -> Any:
     """measure(), or trace(), in a process whose first calls these are."""
-    environment = {**os.environ, "CUDA_MODULE_LOADING": "EAGER"} if eager else None
     with tempfile.TemporaryDirectory() as folder:
         given, answer = Path(folder, "calls.json"), Path(folder, "answer.json")
         given.write_text(json.dumps([(vars(c.case), *c[1:]) for c in calls]))
-        arguments = [sys.executable, __file__, "--of", str(given), str(answer)] + ["--trace"] * traced
-        subprocess.run(arguments, check=True, env=environment)
+        arguments = [sys.executable, __file__, "--of", given, answer, "--budget", str(options.budget)]
+        subprocess.run(arguments + ["--trace"] * traced, check=True)
         return json.loads(answer.read_text())
 
 
@@ -169,7 +167,7 @@ def of_file(options: argparse.Namespace) -> None:
 
     given, answer = options.of
     calls = [Call(tuples(case), *rest) for case, *rest in json.loads(given.read_text())]
-    answer.write_text(json.dumps(trace(calls) if options.trace else measure(calls)))
+    answer.write_text(json.dumps(trace(calls) if options.trace else measure(calls, options.budget)))
 
 
 def trace(calls: Sequence[Call]) -> list[dict[str, Any]]:
@@ -212,7 +210,7 @@ def trace(calls: Sequence[Call]) -> list[dict[str, Any]]:
 
 def report(calls: Sequence[Call], times: Sequence[Times], traces: Sequence[dict[str, Any]], show_us: float) -> str:
     names = torch.ops.conv2d_ext.kernels()
-    rows: set[str] = set()
+    families: dict[str, list[float]] = {}
     kernels: set[str] = set()
     lines = []
     for i, (call, t) in enumerate(zip(calls, times, strict=True)):
@@ -220,8 +218,9 @@ def report(calls: Sequence[Call], times: Sequence[Times], traces: Sequence[dict[
         chosen = shapes.plan(call.op, call.case, *meta(call.case, call.dtype, call.layout), call.dtype == "tf32")[0]
         plan_us = (time.perf_counter_ns() - begin) / 1e3
         name = names[chosen if call.row < 0 else call.row]
-        notes = ["" if name in rows else "row's first"]
-        rows.add(name)
+        family, _, dtype = name.replace("tma_strict", "strict").split("_")[:3]
+        families.setdefault(f"{family} {dtype}", []).append(t.extra)
+        notes = []
         if traces:
             fresh = [k for k in traces[i]["kernels"] if k not in kernels]
             kernels.update(fresh)
@@ -230,14 +229,19 @@ def report(calls: Sequence[Call], times: Sequence[Times], traces: Sequence[dict[
         if t.segments:
             notes.append(f"{t.segments} cudaMalloc")
         if t.extra > show_us:
-            lines.append((t.extra, t, f"{plan_us:.0f}", name, str(call), ", ".join(n for n in notes if n)))
+            lines.append((t.extra, t, f"{plan_us:.0f}", name, str(call), ", ".join(notes)))
     lines.sort(key=lambda line: -line[0])
     shown = [
         (f"{extra:.0f}", f"{t.first:.0f}", f"{t.first_host:.0f}", f"{t.later:.0f}", f"{t.later_host:.0f}", *rest)
         for extra, t, *rest in lines
     ]
     columns = ("extra", "first", "host", "later", "host", "plan", "row", "call", "notes")
-    return plain_table(columns, shown, columns[6:])
+    sums = [
+        (name, str(len(extra)), f"{statistics.median(extra):.0f}", f"{max(extra):.0f}")
+        for name, extra in sorted(families.items(), key=lambda item: -max(item[1]))
+    ]
+    table = plain_table(("family", "calls", "extra, median", "most"), sums, ("family",))
+    return f"{table}\n\n{plain_table(columns, shown, columns[6:])}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -245,10 +249,10 @@ def parser() -> argparse.ArgumentParser:
     for name, known in (("kinds", KINDS), ("dtypes", tuple(STORAGE)), ("layouts", LAYOUTS)):
         text = f"of {', '.join(known)}; default: all"
         found.add_argument(f"--{name}", type=some(known), default=list(known), metavar="A,B", help=text)
-    found.add_argument("--shapes", type=int, default=100, help="default: %(default)s")
+    found.add_argument("--shapes", type=int, default=1500, help="default: %(default)s")
+    found.add_argument("--budget", type=float, default=15, metavar="S", help="of each process (default: %(default)g)")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--rows", action="store_true", help="every row once instead of the planner's choices")
-    found.add_argument("--eager", action="store_true", help="load all kernels beforehand")
     found.add_argument("--trace", action="store_true", help="repeat the first calls under torch's profiler")
     found.add_argument("--show", type=float, default=300, metavar="US", help="least shown (default: %(default)s)")
     found.add_argument("--limit", type=float, default=1000, metavar="US", help="default: %(default)s")
@@ -266,19 +270,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             of_file(options)
             return 0
         calls = todo(options)
-        times = [Times(*t) for t in in_a_process(calls, options.eager)]
-        traces = in_a_process(calls, options.eager, traced=True) if options.trace else []
+        times = [Times(*t) for t in in_a_process(calls, options)]
+        left_out = len(calls) - len(times)
+        calls = calls[: len(times)]
+        traces = in_a_process(calls, options, traced=True) if options.trace else []
     over = [i for i, t in enumerate(times) if t.extra > options.limit]
-    for i in over:  # the fastest of three first calls
-        again = [Times(*in_a_process([calls[i]], options.eager)[0]) for _ in range(2)]
-        times[i] = min([times[i], *again], key=lambda t: t.extra)
+    for _ in range(2 if over else 0):  # the fastest of three first calls; no more comes before each than the first time
+        for i, t in zip(over, in_a_process([calls[i] for i in over], options), strict=False):
+            times[i] = min(times[i], Times(*t), key=lambda t: t.extra)
     print(report(calls, times, traces, options.show))
     extra = [t.extra for t in times]
     over = [i for i in over if times[i].extra > options.limit]
-    print(f"\n{len(calls)} first calls{', all kernels loaded' if options.eager else ''}: ", end="")
+    print(f"\n{len(calls)} first calls: ", end="")
     print(f"{statistics.median(extra):.0f} us longer in the median, {statistics.mean(extra):.0f} in the mean, ", end="")
     print(f"{max(extra):.0f} at most; {sum(e > options.show for e in extra)} above {options.show:g}, ", end="")
-    print(f"{len(over)} above {options.limit:g}")
+    print(f"{len(over)} above {options.limit:g}{f'; the budget left out {left_out}' if left_out else ''}")
     return 1 if over else 0
 
 

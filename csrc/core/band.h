@@ -2,6 +2,7 @@
 #pragma once
 
 #include "depthwise.h"
+#include "rounds.h"
 
 namespace conv2d_ext {
 
@@ -169,56 +170,57 @@ constexpr bool band_supports(Row const& row, Op op, Problem const& problem) {
   return t.shared_bytes <= kBandSharedBytes && blocks < double(most);
 }
 
+// A step's copies and multiplications, of 16 x 8 x 16 or their FMAs, as measured.
 constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, bool strided, Device const& d) {
   int const depth = row.tile_m / 16, width = row.tile_n / 8;
   BandSumsTile const t = band_sums_tile(p, depth, width, is_nhwc(row.variant));
-  double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
-  double const products = double(t.channels) * t.images * t.rows * (t.columns / 16) * depth * width;
-  // Multiplications of 16 x 8 x 16, or their FMAs.
-  double const product_ns = p.dtype == DType::f32 ? 2048 / (128 * 1.755 * 0.75) : 1.6 / 1.755;
-  // As measured, the copies of a step included.
-  bool const few_taps = p.R <= 7 && p.S <= 7;  // copies alone
   bool const nhwc = is_nhwc(row.variant), f32 = p.dtype == DType::f32;
-  double const elements = !strided || f32 ? 1.0 : nhwc ? 2.4 : 1.5;  // of y, copied one by one
-  double const slower = (f32    ? (nhwc       ? 1.5
-                                   : few_taps ? 2.0
-                                              : 1.1)
-                         : nhwc ? 2.6
-                                : (few_taps     ? 4.0
-                                   : depth == 1 ? 3.0
-                                                : 1.7)) *
-                        elements;
-  double const step_ns = (700 + products * product_ns) * slower, sums = double(p.K) * double(p.R) * double(p.S);
+  bool const vectors = nhwc ? channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) : p.W % 8 == 0;
+  double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
+  double const planes = double(t.channels) * t.images, sums = double(p.K) * double(p.R) * double(p.S);
+  double const products = planes * t.rows * (t.columns / 16) * depth * width;
+  double const fma_ns = nhwc ? 23.0 : strided ? 27.0 : 21.0, mma_ns = nhwc ? 3.9 : depth == 1 ? 11.3 : 4.2;
+  double const product_ns = f32 ? fma_ns : mma_ns;
+  double const byte_ns = nhwc ? (f32 ? 0.17 : 0.159) * (vectors || f32 ? 1 : 2) : f32 ? 0 : vectors ? 0.011 : 0.04;
+  double const y_bytes = double(t.y_bytes) * (strided && !nhwc ? 2.7 : 1.0);  // copied one by one
+  double const step_ns = (f32    ? 0
+                          : nhwc ? 1100
+                                 : 1830) +
+                         products * product_ns + planes * (double(t.x_bytes) + y_bytes) * byte_ns;
+  double const begin = f32 ? 6600 : 3700, end = f32 ? (nhwc ? 0 : 2500) : nhwc ? 4670 : 3330;
   Estimate best;
   for (int64_t split = 1; split <= t.steps() && split <= 64; ++split) {
     if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
     double const rounds = double(ceil_div(int64_t(units * double(split)), 2 * d.sm_count));  // two blocks an SM
-    double ns = 4000 + rounds * double(ceil_div(t.steps(), split)) * step_ns * 2;
-    if (split > 1) ns += 3000 + sums * double(split) * 8 / 2500;
+    double ns = begin + rounds * (double(ceil_div(t.steps(), split)) * step_ns + end);
+    if (split > 1) ns += 2700 + sums * double(split) * 8 / 2500;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
 }
 
-// Multiplications of 16 x 8 x 8 in 3.2 cycles on each of an SM's four tensor cores.
+// A block's planes are copied, and then multiplied. As measured.
 constexpr Estimate band_estimate(Row const& row, Op op, Problem const& problem, Device const& d) {
   Problem const p = spread(problem);
   bool const strided = problem.stride_h > 1 || problem.stride_w > 1, nhwc = is_nhwc(row.variant);
   if (op == Op::wgrad) return band_sums_estimate(row, p, strided, d);
   BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, nhwc);
-  double const planes = double(ceil_div(p.N, t.images) * t.images) * double(t.channel_units) * t.channels;
-  double const tiles = planes * double(t.tiles_h) * double(t.tiles_w);
-  // Copies and stores of a tile, which the multiplications of others do not hide; nhwc turns them round.
-  double const tile_ns = row.tile_m == 64 ? 2000 : row.tile_m == 32 ? 600 : 150;
-  double const least_ns = row.tile_m == 64 ? 9000 : row.tile_m == 32 ? 4500 : 3500;  // of few tiles, as measured
-  double const sum_ns = tiles * (t.products * 0.8 / 1.755 + tile_ns) / d.sm_count;
-  double const ns = sum_ns > least_ns ? sum_ns : least_ns;
+  bool const vectors = nhwc ? channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) : p.W % 8 == 0;
   // Single elements, copied (dgrad) or stored.
-  double steps = 1;
-  if (strided && op == Op::dgrad) steps = row.tile_m == 16 ? 1.6 : 1.2;
-  if (strided && op == Op::fprop && !nhwc) steps = row.tile_m == 32 ? 1.4 : 1.9;
-  if (row.tile_m == 16 && problem.dilation_w > 1 && p.S > 16) steps *= 1.5;
-  return {4000 + ns * (nhwc ? 1.4 : 1.0) * steps, 1};
+  double const single = !strided ? 1.0 : op == Op::dgrad ? (nhwc ? 1.5 : 1.1) : (nhwc ? 0.85 : 1.9);
+  double const byte_ns = (nhwc || row.tile_m > 16 ? 0.095 : 0.07) * single * (vectors ? 1.0 : nhwc ? 1.75 : 1.33);
+  double const product_ns = row.tile_m == 64 ? (nhwc ? 0.84 : 0.9) : row.tile_m == 32 ? (nhwc ? 0.33 : 0.49) : 0;
+  double const planes = double(t.channels) * t.images;
+  double const copies_ns = planes * double(t.plane_bytes) * byte_ns, products_ns = planes * t.products * product_ns;
+  // A warp's products follow each other; two blocks hide that.
+  double const chain_ns = nhwc ? t.products * band_images(row.tile_m / 16) * 5 : 0;
+  int64_t const room = nhwc ? 1 : max64(1, min64(4, kBandSharedBytes / (t.shared_bytes + 1024)));
+  auto round_ns = [&](double blocks) {
+    double const products = blocks * products_ns > chain_ns ? blocks * products_ns : chain_ns;
+    return (nhwc ? 2600 : row.tile_m == 64 ? 6000 : 2500) + blocks * copies_ns + products;
+  };
+  int64_t const blocks = ceil_div(t.blocks_of_one_round(p.N), d.sm_count);
+  return {(nhwc ? 5300 : 5900) + in_rounds(blocks, room, nhwc ? 1 : 1.25, round_ns), 1};
 }
 
 }  // namespace conv2d_ext

@@ -64,7 +64,8 @@ constexpr Estimate depthwise_any_estimate(Op op, Problem const& p, Device const&
     double const issue_ns = warps * steps * instructions / (4.2 * d.sm_count);
     double const rounds = warps / (16.0 * d.sm_count), waits_ns = steps * wait_ns * (rounds < 1 ? 1.0 : rounds);
     double const most = issue_ns > waits_ns ? issue_ns : waits_ns;
-    return 5000 + (most > memory_ns ? most : memory_ns) * (p.dtype == DType::f64 ? 2.0 : 1.0);
+    double const begin = op == Op::fprop ? 5800 : op == Op::dgrad ? 8500 : 7500;
+    return begin + (most > memory_ns ? most : memory_ns) * (p.dtype == DType::f64 ? 2.0 : 1.0);
   };
   if (op == Op::wgrad) {
     double const taps = double(p.R) * double(p.S), units = double(p.K) * double(ceil_div(p.R * p.S, 9));

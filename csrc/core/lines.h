@@ -77,17 +77,16 @@ constexpr LineTile line_tile(Op op, Problem const& p, Device const& d) {
   return t;
 }
 
-// Rows for large filters that take small ones as well, in channels_last: as measured. Small layers of 16-bit types
-// whose channels come in vectors take little longer than they are estimated at.
-constexpr Estimate small_filter_estimate(Row const& row, Problem const& p, Estimate e) {
-  if (!is_nhwc(row.variant) || (p.R - 1) * p.dilation_h >= 7 || (p.S - 1) * p.dilation_w >= 7) return e;
-  bool const unit = p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1;
-  bool const small =
-      unit && size_of(p.dtype) == 2 && e.ns < 12000 && row.tile_m <= 32 && p.R >= (row.op == Op::wgrad ? 7 : 5);
-  bool const vectors =
-      channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) && channel_vectors(p.y, p.y_align, p.C, 8, p.dtype);
-  e.ns = small && vectors ? 1.15 * e.ns : 9000 + 2.2 * e.ns;
-  return e;
+// Of the pairs of an output's and a filter's row, those that meet one of the image.
+constexpr double rows_met(Problem const& p) {
+  int64_t const P = p.P(), s = p.stride_h;
+  double met = 0;
+  for (int64_t r = 0; r < p.R; ++r) {
+    int64_t const first = p.pad_top - r * p.dilation_h, last = p.H - 1 + first;  // of outputs, times the stride
+    if (last < 0) continue;
+    met += double(max64(0, min64(P - 1, last / s) - (first > 0 ? ceil_div(first, s) : 0) + 1));
+  }
+  return met / (double(P) * double(p.R));
 }
 
 // The rates are fitted.
@@ -106,7 +105,8 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
   double ns = 0;
   if (op != Op::wgrad) {
     double const multiplier = backward ? double(p.K_per_group()) : 1;
-    double const row = multiplier * taps_h * (loads * (6 + V) + taps_w * (products + 4) + 20) + 2 * products + 40;
+    double const load = 6 + V + (!backward && V > 1 ? (t.ratio != 1 ? 5 : 1) : 0);  // fprop's wait longer
+    double const row = multiplier * taps_h * (loads * load + taps_w * (products + 4) + 20) + 2 * products + 40;
     double const phases = backward ? double(phases_of(p.H, p.stride_h)) * double(phases_of(p.W, p.stride_w)) : 1;
     double const filters = double(p.R) * double(p.S) * V / t.groups * 25 + 100;  // to shared memory
     double const warps = double(t.blocks(p.N)) * phases * kLineThreads / 32;
@@ -118,8 +118,9 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
   }
   double const runs = double(p.N) * double(p.P()) * double(t.segments), units = double(t.slices) * t.tap_slices;
   double const group = loads * (6 + V) + kLineOutputs * (6 + V) + kLineTaps * products * 1.4 + 40;
-  double const run = group * double(t.each) + 60;
+  double const run = group * double(t.each) * rows_met(p) + 60;
   double const sums = double(p.K) * double(p.R) * double(p.S);
+  double const begin = size_of(p.dtype) == 2 ? 12000 : 14000, scale = size_of(p.dtype) == 2 ? 1.65 : 1.25;
   Estimate best;
   for (int64_t split = 1; split <= 4096; split += split < 8 ? 1 : split / 8) {
     if (split > 1 && (sums * double(split) * 4 * f64 > double(kMaxWorkspaceBytes) || double(split) > runs)) break;
@@ -129,7 +130,7 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
     double const rounds = blocks / sms / resident < 1 ? 1 : blocks / sms / resident;
     double const speed = resident * 8 * mine / (4 * 1.755 * 0.5), chain = mine * 2;
     ns = rounds * (speed > chain ? speed : chain);
-    ns = 14000 + 1.8 * overlapped(memory_ns, ns) + (split > 1 ? 2500 + sums * 4 * f64 * double(split) * 2 / 2500 : 0);
+    ns = begin + scale * overlapped(memory_ns, ns) + (split > 1 ? 2500 + sums * 4 * f64 * double(split) * 2 / 2500 : 0);
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;

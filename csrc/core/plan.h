@@ -100,49 +100,22 @@ constexpr Packing packing(Row const& row, Problem const& p) {
   return which;
 }
 
-// Depthwise rows in NCHW, as measured beside each other: what their own estimates, which are of large layers, leave
-// out.
+// Depthwise rows, as measured beside each other: what their own estimates, which are of large layers, leave out.
 constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estimate e) {
   // strip reads all taps for each of a stride's phases.
   int64_t const phases = p.stride_h * p.stride_w;
   if (row.family == Family::strip && row.op == Op::dgrad && phases > 25) e.ns *= double(phases) / 8;
   if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
-  bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad, tiles = row.family == Family::depthwise;
-  int64_t const width = max64(p.W, p.Q()), strides = p.stride_h * p.stride_w;
-  double const elements = double(p.N) * double(p.K) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
-  if (f32 && sums && row.family == Family::stream) {
-    // A walk's steps follow each other, however few walks there are.
-    double const least = row.tile_m == 3 ? 11500 : 20000;
-    if (row.tile_m == 7) e.ns *= 1.3;
-    if (e.ns < least) e.ns = least;
-  }
-  if (f32 && sums && tiles && row.tile_m > 0) {
-    if (width > 8 && width <= 16 && e.ns > 12000) e.ns = 12000 + (e.ns - 12000) * 0.65;
-    // Of few images, the second copy of a tile is the last.
-    double const copies = elements * 8 / 3500, least = row.tile_m == 3 ? 0 : row.tile_m == 5 ? 1500 : 5000;
-    e.ns -= 5000 - (copies > 5000 ? 5000 : copies > least ? copies : least);
-  }
-  if (f32 && tiles && row.tile_k == 2 && width > 32 && (p.W % 2 != 0 || p.Q() % 2 != 0))
-    e.ns *= sums ? 1.5 : row.op == Op::dgrad ? 1.75 : 1.15;
-  // Beside whole planes.
-  if (f32 && tiles && row.tile_m == 3 && row.tile_k == 1 && !sums && width > 16 && width <= 32) e.ns *= 1.1;
-  if (f32 && tiles && row.tile_k == 2 && row.op == Op::fprop && width > 32 &&
-      planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used)
-    e.ns *= 1.3;
-  if (tiles && row.op == Op::fprop && row.tile_k == 2 && width <= 16) e.ns += row.tile_m == 3 ? 4000 : 8000;
-  // Few outputs of a tile each hide nothing of its copies.
-  if (tiles && row.tile_m > 0 && row.tile_k == 1 && !sums && width <= (row.tile_m == 7 ? 16 : 8))
-    e.ns += row.tile_m == 3 ? 4000 : row.tile_m == 5 ? 9000 : 5000;
-  if (tiles && row.tile_m == 0 && sums && e.ns < 15000) e.ns *= 1.35;
-  if (tiles && row.tile_m == 0 && row.op == Op::dgrad && strides > 1 && e.ns < 12000) e.ns += 2500;
-  if (!f32 && row.op == Op::dgrad && row.tile_k == 2) {
-    if (row.family == Family::stream && e.ns < 10500) e.ns = 10500;
-    if (tiles && width <= 16) e.ns += 3000;
-  }
-  if (tiles && row.tile_m == 0 && sums && strides >= 16 && e.ns < 25000) e.ns *= 1.5;
-  if (row.family == Family::band && sums && p.dilation_h * p.dilation_w > 1) e.ns *= 1.3;
-  if (row.family == Family::band && row.op == Op::fprop && strides >= 16 && e.ns < 20000) e.ns *= 1.5;
-  if (row.family == Family::strip && row.op == Op::dgrad && strides >= 9) e.ns += 2000 * double(strides);
+  bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad;
+  bool const tiles = row.family == Family::depthwise && row.tile_m > 0;
+  if (row.family == Family::stream && f32 && (!sums || row.tile_m > 3)) e.ns *= 1.25;
+  if (tiles) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : f32 ? 1.25 : 1.4;
+  // A walk's steps follow each other, however few walks there are.
+  double const least = row.family == Family::stream && f32 && sums ? (row.tile_m == 3 ? 11500 : 20000) : 0;
+  if (e.ns < least) e.ns = least;
+  // Rows that begin off pairs, copied one by one.
+  bool const odd = max64(p.W, p.Q()) > 32 && (p.W % 2 != 0 || p.Q() % 2 != 0);
+  if (tiles && f32 && odd && row.tile_k == 2) e.ns *= sums ? 1.2 : row.op == Op::dgrad ? 2.1 : 1.1;
   return e;
 }
 
@@ -210,7 +183,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::depthwise:
       return is_lines(row)     ? line_estimate(op, p, d)
              : is_walk(row)    ? walk_estimate(row, op, p, d)
-             : row.tile_m == 0 ? depthwise_as_measured(row, p, any_filter_estimate(op, p, d))
+             : row.tile_m == 0 ? any_filter_estimate(op, p, d)
                                : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d));
     case Family::column:
       return column_estimate(row, op, p, d);
@@ -219,11 +192,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::toeplitz:
       return toeplitz_estimate(row, op, p, d);
     case Family::strip:
-      return depthwise_as_measured(row, p, small_filter_estimate(row, p, strip_estimate(row, op, p, d)));
+      return depthwise_as_measured(row, p, strip_estimate(row, op, p, d));
     case Family::stream:
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
     case Family::band:
-      return depthwise_as_measured(row, p, small_filter_estimate(row, p, band_estimate(row, op, p, d)));
+      return band_estimate(row, op, p, d);
     case Family::stem:
       return stem_estimate(row, op, p, h200_sxm);
     case Family::pixels:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "depthwise.h"
+#include "rounds.h"
 
 namespace conv2d_ext {
 
@@ -25,7 +26,8 @@ struct StagedTile {
   int64_t shared_bytes = 0;
   // wgrad: warps of a block for different taps; warps that share out the outputs; blocks for different taps.
   int tap_groups = 1, parts = 1, tap_units = 1;
-  double block_ns = 0, together = 1;  // a block's or, for wgrad, a step's time; blocks of an SM
+  double block_ns = 0, together = 1;      // a block's or, for wgrad, a step's time; blocks of an SM
+  double loads = 0, items = 0, item = 0;  // instructions of a block's copies; its runs of outputs, instructions of one
 
   constexpr int threads(Op op) const { return op == Op::wgrad ? 32 * tap_groups * parts : 256; }
 };
@@ -126,7 +128,9 @@ constexpr StagedTile staged_tile(Op op, Problem const& p) {
                          (sums ? double(images * rows) * t.out_W / 32 * (4 + 30.0 / t.width_y) : 0);
     int64_t const items = ceil_div(outputs, kStagedRun) * t.classes;
     double const rounds = double(ceil_div(items, sums ? t.parts : warps));
-    double const steps = rounds * warps * (sums ? 90.0 : 120.0 + 11 * double(taps * filters) / double(t.classes));
+    c.item = sums ? 90.0 : 120.0 + 11 * double(taps * filters) / double(t.classes);
+    c.loads = loads, c.items = double(items);
+    double const steps = rounds * warps * c.item;
     double const registers = sums ? 88 : 64;
     double together = double(227 * 1024) / double(c.shared_bytes + 1024);
     double const most = 65536 / (registers * t.threads(op));
@@ -160,25 +164,32 @@ constexpr StagedTile staged_tile(Op op, Problem const& p) {
   return best;
 }
 
+// Fitted to 1,100 times (docs/tuning.md). The tile's choice above has constants of its own.
 constexpr Estimate staged_estimate(StagedTile const& t, Op op, Problem const& p, Device const& d) {
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   double const memory_ns = elements * size_of(p.dtype) / 3500 * 132 / d.sm_count, slots = t.together * d.sm_count;
   if (op != Op::wgrad) {
-    double const rounds = double(t.bands) * double(t.groups) * double(op == Op::dgrad ? p.C : p.K) / slots;
-    double const ns = (rounds < 1 ? 1 : rounds) * t.block_ns * t.together;
-    return {4000 + (ns > memory_ns ? ns : memory_ns), 1};
+    double const slower = t.classes > 1 ? 1.78 : op == Op::dgrad ? 1.24 : 1.0;
+    double const work_ns = (1.46 * t.loads + t.items * t.item) / 4.61 * slower;
+    int64_t const blocks = ceil_div(t.bands * t.groups * (op == Op::dgrad ? p.C : p.K), d.sm_count);
+    double const ns =
+        in_rounds(blocks, int64_t(t.together), 1.3, [&](double together) { return 1950 + together * work_ns; });
+    return {5950 + (ns > memory_ns ? ns : memory_ns), 1};
   }
+  // A step's runs follow each other in a warp; other blocks of the SM do not lengthen it.
   double const sums = double(p.K) * double(p.R) * double(p.S) * (p.dtype == DType::f64 ? 8 : 4);
   double const units = double(p.K) * t.tap_units;
+  double const step_ns =
+      1500 + 345 * double(ceil_div(int64_t(t.items), t.parts)) + 1.04 * t.loads + 14.4 * t.items * t.tap_groups;
   int64_t const steps = t.bands * t.groups;
   Estimate best;
   for (int64_t split = 1; split <= steps && split <= kStagedSplits; split += 1 + split / 16) {
     if (split > 1 && sums * double(split) > double(kMaxWorkspaceBytes)) break;
     double const rounds = double(ceil_div(int64_t(units * double(split)), int64_t(slots)));
-    double ns = rounds * double(ceil_div(steps, split)) * t.block_ns * t.together;
-    ns = 4000 + (ns > memory_ns ? ns : memory_ns);
-    if (split > 1) ns += 3000 + sums * double(split) * 2 / 2500;
+    double ns = rounds * (double(ceil_div(steps, split)) * step_ns + 3000);
+    ns = 4800 + (ns > memory_ns ? ns : memory_ns);
+    if (split > 1) ns += 4360 + sums * double(split) * 2 / 2500;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;

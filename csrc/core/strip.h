@@ -2,6 +2,7 @@
 #pragma once
 
 #include "depthwise.h"
+#include "rounds.h"
 
 namespace conv2d_ext {
 
@@ -147,6 +148,17 @@ constexpr Estimate strip_estimate(Row const& row, Op op, Problem const& p, Devic
   double const parts = op == Op::dgrad ? 1.0 : double(t.h.parts) * double(t.w.parts);
   double const taps = strip_met(t.h, together) * t.h.most_taps() * t.chunks * 4 * parts;
   double const fmas = double(ceil_div(t.items(), 32) * 32) * kStripWidth * taps;
+  if (is_nhwc(row.variant)) {  // as measured
+    bool const whole = t.h.whole() && t.w.whole(), vectors = channel_vectors(p.x, p.x_align, p.C, 4, p.dtype);
+    double const planes = double(t.channels) * t.images * double(t.plane_bytes);
+    double const copies_ns = planes * 0.054 * (whole ? 1.0 : 1.9) * (vectors ? 1 : 2);
+    double const work_ns = copies_ns + fmas / (128 * 1.755) * 0.29, latency = 3200 * parts + 31 * taps;
+    int64_t const threads = ceil_div(t.items(), 32) * 32;
+    int64_t const room = max64(1, min64(min64(kStripSharedBytes / (t.shared_bytes + 1024), 896 / threads), 16));
+    return {6300 + in_rounds(ceil_div(t.blocks(p.N), d.sm_count), room, 1.2,
+                             [&](double together) { return latency + together * work_ns; }),
+            1};
+  }
   // Of an SM: its share of the blocks, and how many of them run at once.
   double const blocks = double(t.blocks(p.N)) / d.sm_count, share = blocks < 1 ? 1.0 : blocks;
   double const together_blocks = double(max64(2, min64(16, 896 / max64(32, t.items()))));
@@ -158,7 +170,7 @@ constexpr Estimate strip_estimate(Row const& row, Op op, Problem const& p, Devic
                        : p.stride_h == 1 && p.stride_w == 1 ? 1.7
                        : op == Op::dgrad                    ? 2.4
                                                             : 1.4;
-  return {5000 + (memory_ns + share * fmas / (128 * 1.755 * 0.55) + rounds * 2000 * parts) * steps, 1};
+  return {6200 + (memory_ns + share * fmas / (128 * 1.755 * 0.55) + rounds * 2000 * parts) * steps, 1};
 }
 
 }  // namespace conv2d_ext

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "../cuda/launch.h"
+#include "../cuda/load.h"
 #include "../cuda/pack.h"
 #include "checks.h"
 #include "tensors.h"
@@ -69,6 +70,7 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
   // A thread of autograd may come here before anything has made the device's context current in it, and the driver's
   // tensor maps need one.
   check_cuda(op_name, cudaSetDevice(like.get_device_index()));
+  load_kernels(like.get_device_index());
   Tensor out = empty_strided(call.out_size, call.out_stride, like);
   for (int64_t size : call.out_size)
     if (size == 0) return out;
