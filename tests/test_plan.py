@@ -699,6 +699,18 @@ def test_few_tiles_have_a_block_each() -> None:
     assert named("fprop", deep, torch.float32, allow_tf32=True).endswith("_lean")
 
 
+def test_filters_of_1x1_stay_where_memory_bounds_the_layer() -> None:
+    """The second kernel of the rows of 64x128; it takes what the first does not, and small problems are not its own."""
+    for dtype in (torch.float16, torch.bfloat16):
+        for C, H, K in ((64, 56, 256), (128, 28, 512), (256, 56, 64), (24, 112, 144)):
+            assert named("fprop", Case("wide", 64, C, H, H, K, 1, 1), dtype).endswith("_64x128_im2col")
+            assert named("dgrad", Case("wide", 64, K, H, H, C, 1, 1), dtype).endswith("_64x128_im2col")
+        assert named("fprop", Case("one", 1, 64, 56, 56, 256, 1, 1), dtype).endswith("_lean")
+        assert not named("fprop", Case("deep", 64, 512, 28, 28, 512, 1, 1), dtype).endswith("_64x128_im2col")
+    wide = Case("wide", 64, 128, 28, 28, 512, 1, 1)
+    assert named("fprop", wide, torch.float32, allow_tf32=True).endswith("_64x128_im2col")
+
+
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
 def test_few_filters_multiply_256_pixels_at_once(op: str) -> None:
     for size in ((32, 64, 224, 224, 64), (1, 64, 540, 960, 64)):
