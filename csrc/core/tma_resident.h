@@ -72,22 +72,33 @@ constexpr bool takes_resident(Row const& row, Problem const& p) {
          ResidentShape(row.op, p).tiles * ResidentShape(row.op, p).tiles_n >= 132;
 }
 
-// What fprop or dgrad reads and writes, filters left out; as measured, a copy of more than it reads is slower.
+// What fprop or dgrad reads and writes, filters left out. Writing is slower than reading, and lines of memory that
+// pixels share take longer.
 constexpr double memory_bound_ns(Op op, Problem const& p) {
   double const pixels = double(p.N) * double(op == Op::fprop ? p.P() * p.Q() : p.H * p.W) * size_of(p.dtype);
   double const C = double(p.C), K = double(p.K);
-  return pixels * (op == Op::fprop ? C / 4280 + K / 3510 : K / 4280 + C / 3510);
+  double const ns = pixels * (op == Op::fprop ? C / 4280 + K / 3510 : K / 4280 + C / 3510);
+  bool const shared = p.C * size_of(p.dtype) % 128 != 0 || p.K * size_of(p.dtype) % 128 != 0;
+  return shared ? ns * 1.2 + 1000 : ns;
 }
 
-// Memory, or rounds of tiles. Fitted to 23 layers (docs/tuning.md).
+// Memory, or rounds of tiles. Fitted to 170 times of the rows (docs/tuning.md).
 constexpr Estimate resident_estimate(Op op, Problem const& p, Device const& d) {
   ResidentShape const s(op, p);
-  double const memory_ns = memory_bound_ns(op, p), columns = double(op == Op::fprop ? p.K : p.C) / double(s.tiles_n);
+  bool const tf32 = p.dtype == DType::f32, few = s.groups == 2 && !tf32;  // pixels under way
+  double const N = double(op == Op::fprop ? p.K : p.C), parts = double(s.tiles_n);
+  double const read = double(s.tiles) * 64 * double(s.chunks) * s.line;
+  double ns = memory_bound_ns(op, p) + (s.tiles_n == 1 ? double(s.chunks - 1) * 300 : 0);
+  if (few) {
+    double const least = read * parts / 3900 + double(s.tiles) * 64 * N * size_of(p.dtype) / 3510;
+    if (ns < least) ns = least;
+  }
   int64_t const slots = max64(d.sm_count / s.tiles_n, 1) * s.groups, units = s.block_n / ResidentShape::columns;
-  double const tile_ns = double(units * s.chunks) * s.line * 1.4 +
-                         columns / ResidentShape::columns * (p.dtype == DType::f32 ? 500 : 350);
-  double const work_ns = double(ceil_div(s.tiles, slots) * s.groups) * tile_ns + double(s.chunks * s.block_n * s.line) / 65;
-  return {5500 + (memory_ns > work_ns ? memory_ns : work_ns), 1};
+  double const tile_ns = double(units * s.chunks) * s.line * (s.groups == 2 ? 1.46 : 1.25) +
+                         N / parts / ResidentShape::columns * (tf32 ? 500 : 300);
+  double const rounds = double(s.tiles) / double(slots) * 0.6 + double(ceil_div(s.tiles, slots)) * 0.4;
+  double const work_ns = rounds * s.groups * tile_ns + double(s.chunks * s.block_n * s.line) / 65;
+  return {6500 + (ns > work_ns ? ns : work_ns), 1};
 }
 
 }  // namespace conv2d_ext

@@ -94,8 +94,8 @@ struct LeanCopies {
       if constexpr (!of_a) i = p.h0 + i * p.stride_h, j = p.w0 + j * p.stride_w;
 #pragma unroll 1
       for (int run = 0; run * S::run_bytes < bytes; ++run)
-        ptx::cp_async_bulk_tensor_im2col(at + run * S::run_bytes, of_a ? &p.a : &p.b, full, first + run * 64, j, i, image,
-                                         of_a ? 0 : tap_w * p.tap_w, of_a ? 0 : tap_h * p.tap_h);
+        ptx::cp_async_bulk_tensor_im2col(at + run * S::run_bytes, of_a ? &p.a : &p.b, full, first + run * 64, j, i,
+                                         image, of_a ? 0 : tap_w * p.tap_w, of_a ? 0 : tap_h * p.tap_h);
       ++chunk;
       return;
     } else {
@@ -106,8 +106,8 @@ struct LeanCopies {
         if constexpr (b_rows) {
 #pragma unroll 1
           for (int run = 0; run * S::b_run_bytes < bytes; ++run)
-            ptx::cp_async_bulk_tensor_5d(at + run * S::b_run_bytes, &p.b, full, first + run * 64, s, r, chunk * chunk_size,
-                                         0);
+            ptx::cp_async_bulk_tensor_5d(at + run * S::b_run_bytes, &p.b, full, first + run * 64, s, r,
+                                         chunk * chunk_size, 0);
         } else {
           ptx::cp_async_bulk_tensor_5d(at, &p.b, full, chunk * chunk_size, s, r, first, 0);
         }
@@ -173,7 +173,8 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32, step_b = b_rows ? 2 * core_b : 32;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = int(threadIdx.x) / 32 % 4;
   int const lane = int(threadIdx.x) % 32, quad = lane % 4;
-  uint64_t const lines = layout_of(line), layout_a = a_rows ? ptx::wgmma_descriptor(0, S::run_bytes, kCoreBytes) : lines;
+  uint64_t const lines = layout_of(line),
+                 layout_a = a_rows ? ptx::wgmma_descriptor(0, S::run_bytes, kCoreBytes) : lines;
   uint64_t layout_b = lines;
   if constexpr (b_rows) layout_b = ptx::wgmma_descriptor<column_bytes>(0, S::b_run_bytes, core_b);
   int const n = n_tile * TN + quad * 2;
@@ -383,8 +384,7 @@ cudaError_t launch_lean_lines(Problem const& p, Plan const& plan, Arguments cons
     error = encode_im2col(q.b, walks, h, w, 64, 64);
   } else {
     if ((error = encode_im2col(q.a, walks, h, w, chunk_size, TM)) != cudaSuccess) return error;
-    error = encode_filters(q.b, args.b, p, b_rows ? S::columns : chunk_size,
-                           b_rows ? chunk_size : int(min64(TN, q.N)),
+    error = encode_filters(q.b, args.b, p, b_rows ? S::columns : chunk_size, b_rows ? chunk_size : int(min64(TN, q.N)),
                            sizeof(T) == 4);
   }
   if (error != cudaSuccess) return error;

@@ -10,7 +10,8 @@
 #pragma once
 
 #include "../core/tma_resident.h"
-#include "tma.cuh"
+#include "tma_wgrad.cuh"
+#include "tma_wgrad_tf32.cuh"
 
 namespace conv2d_ext::tma {
 
@@ -19,10 +20,10 @@ struct ResidentParams {
   Divisor columns, rows;  // of an image of the result
   int32_t N;              // columns of the result
   int32_t tiles, tiles_n;
-  int32_t block_n;        // columns of a block
-  int32_t chunks, last;   // of the reduction; instructions of the last
-  int32_t line;           // bytes of a chunk
-  int32_t b_bytes;        // of a chunk of the block's filters
+  int32_t block_n;       // columns of a block
+  int32_t chunks, last;  // of the reduction; instructions of the last
+  int32_t line;          // bytes of a chunk
+  int32_t b_bytes;       // of a chunk of the block's filters
   int32_t stages;
   int32_t h0, w0, stride_h, stride_w;
   void const* bias;
@@ -254,10 +255,10 @@ cudaError_t launch_resident_or(Problem const& problem, Plan const& plan, Argumen
 }  // namespace conv2d_ext::tma
 
 // launch: the first kernel of a row.
-#define CONV2D_EXT_TMA_RESIDENT_ROW(family, op, dtype, tm, tn, variant, launch)                 \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(                    \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {         \
-    return tma::launch_resident_or<Op::op, DType::dtype, tn>(p, plan, args, stream,             \
+#define CONV2D_EXT_TMA_RESIDENT_ROW(family, op, dtype, tm, tn, variant, launch)                              \
+  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(                                 \
+      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {                      \
+    return tma::launch_resident_or<Op::op, DType::dtype, tn>(p, plan, args, stream,                          \
                                                              [&] { return launch(p, plan, args, stream); }); \
   }
 #define CONV2D_EXT_TMA_RESIDENT_INSTANCE(family, op, dtype, tm, tn, tk, variant) \

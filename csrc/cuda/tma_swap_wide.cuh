@@ -20,8 +20,8 @@ struct SwapWideShape {
   static constexpr int blocks = 1;  // an SM
   static constexpr bool keeps_b = false, stays = false, splits = false;
   static constexpr int halo_stages = 0;
-  // Pixels that a warpgroup stores at a time, and how many such pieces are on their way, if the copy engine stores them.
-  // They divide those of a tile.
+  // Pixels that a warpgroup stores at a time, and how many such pieces are on their way, if the copy engine stores
+  // them. They divide those of a tile.
   static constexpr int piece = 48, pieces = TP / piece % 2 == 0 ? 2 : 3;
   // Else a piece of up to 64 lines, and behind it where a tile's pixels go, or -1.
   static constexpr int staging = pieces * piece * kLineBytes, offsets = (TP + 63) / 64 * 64;
