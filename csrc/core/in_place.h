@@ -76,6 +76,10 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     e.ns *= 1.38;
   else if (halves && p.R * p.S > 1 && e.ns < 16000)
     e.ns += (16000 - e.ns) * 0.35;
+  // Strides over long sums (L08, L41, and others of docs/tuning.md).
+  if (tf32 && op == Op::fprop && p.stride_w > 1 && p.R * p.S > 1 && p.C >= 128 && p.groups == 1 &&
+      row.variant == Variant::im2col && row.tile_m == 128 && row.tile_n == 128)
+    e.ns *= 0.87;
   bool const one_tap = op != Op::wgrad && p.R * p.S == 1 && p.groups == 1;
   if (one_tap && !tf32 && row.variant == Variant::im2col) e.ns *= 1.07;
   if (one_tap && p.stride_h * p.stride_w == 1) {
@@ -85,10 +89,10 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   bool const one_phase = op == Op::fprop || phases_of(p.H, p.stride_h) * phases_of(p.W, p.stride_w) == 1;
   if (tma_swapped_wide(row) && one_phase && !tma_stores_singly(op, p))
     e.ns = (e.ns - double(ceil_div(tma_tiles(row, p), d.sm_count)) * (row.tile_m == 192 ? 400 : 600)) *
-           (row.tile_m != 192 ? 1
-            : one_tap         ? 1.06
-            : p.stride_w == 1 ? 0.965
-                              : 1);
+           (row.tile_m != 192            ? 1
+            : one_tap                    ? 1.06
+            : p.stride_w == 1 && !halves ? (op == Op::fprop ? 0.965 : 0.93)
+                                         : 1);
   if (tma_stores_singly(op, p)) {
     double const elements = op == Op::fprop ? double(p.N) * double(p.K) * double(p.P()) * double(p.Q())
                                             : double(p.N) * double(p.C) * double(p.H) * double(p.W);

@@ -58,7 +58,7 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   // Lines of 64 bytes take less, those that end early more.
   bool const halves = C * size_of(p.dtype) <= 64;
   double const line_ns = !halves                                   ? 1
-                         : tf32 || wgrad                           ? 1.6
+                         : tf32 || wgrad || taps == 1              ? 1.6
                          : C % 32 != 0 || (dgrad && p.C % 32 != 0) ? 4
                          : dgrad                                   ? 0.75
                                                                    : 1;
@@ -81,6 +81,7 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     if (split > 1) ns += 1076 + area * 0.155;
     // As measured: 1x1 filters whose pixels share lines of memory, and tiles of 128x128 that do not fit at a time.
     if (taps == 1 && !wgrad && (p.C * size_of(p.dtype) % 128 != 0 || p.K * size_of(p.dtype) % 128 != 0)) ns *= 1.2;
+    if (taps == 1 && dgrad && each > 2 && p.C % 64 != 0) ns *= 1.4;
     if (taps == 1 && area >= 64 * 128 && each > (area > 64 * 128 ? 1 : 2))
       ns *= area > 64 * 128 && each > 2 ? 1.17 : 1.12;
     // As measured: larger layers take longer, those of several taps from a smaller size on (L19, L56; 1x1: L22).
