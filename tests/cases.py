@@ -180,6 +180,8 @@ CASES: tuple[Case, ...] = (
     Case("stride_larger_than_input", 2, 5, 6, 6, 7, 3, 3, stride=(9, 7), padding=(1, 1)),
     Case("1x1_several_tiles_a_block", 3, 16, 112, 112, 192, 1, 1),
     Case("1x1_several_tiles_a_block_72_channels", 2, 72, 96, 96, 136, 1, 1),
+    # Filters that stay in shared memory, a part of them in each block.
+    Case("1x1_filters_stay_in_parts", 1, 520, 57, 41, 392, 1, 1, padding=(1, 0), edge=True),
     Case("1x1_stride5", 2, 8, 11, 12, 8, 1, 1, stride=(5, 5), bias=False),
     Case("last_rows_unread", 1, 4, 12, 11, 4, 3, 3, stride=(5, 4)),
     # strides and dilations with and without a common divisor: dgrad's phases differ

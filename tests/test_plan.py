@@ -622,9 +622,8 @@ def test_explain_names_the_packed_tensors() -> None:
 
 
 def test_192_filters_are_one_tile_wide() -> None:
-    case = Case("diffusion", 2, 320, 64, 64, 320, 3, 3, padding=(1, 1))
-    for op in ("fprop", "dgrad"):
-        assert named(op, case, torch.float16) == f"tma_{op}_f16_128x192_im2col"
+    case = Case("encoder", 64, 192, 28, 28, 384, 2, 2, stride=(2, 2))
+    assert named("dgrad", case, torch.float16) == "tma_dgrad_f16_128x192_im2col"
 
 
 def test_tiles_fill_one_round_of_the_device() -> None:
@@ -706,6 +705,18 @@ def test_few_tiles_have_a_block_each() -> None:
     deep = Case("latency", 1, 512, 7, 7, 512, 3, 3, padding=(1, 1))
     assert ask("fprop", deep, torch.float16, "nhwc")[1] > 1
     assert named("fprop", deep, torch.float32, allow_tf32=True).endswith("_lean")
+
+
+def test_filters_of_1x1_stay_where_memory_bounds_the_layer() -> None:
+    """The second kernel of the rows of 64x128; it takes what the first does not, and small problems are not its own."""
+    for dtype in (torch.float16, torch.bfloat16):
+        for C, H, K in ((64, 56, 256), (128, 28, 512), (256, 56, 64), (24, 112, 144)):
+            assert named("fprop", Case("wide", 64, C, H, H, K, 1, 1), dtype).endswith("_64x128_im2col")
+            assert named("dgrad", Case("wide", 64, K, H, H, C, 1, 1), dtype).endswith("_64x128_im2col")
+        assert named("fprop", Case("one", 1, 64, 56, 56, 256, 1, 1), dtype).endswith("_lean")
+        assert not named("fprop", Case("deep", 64, 512, 28, 28, 512, 1, 1), dtype).endswith("_64x128_im2col")
+    wide = Case("wide", 64, 128, 28, 28, 512, 1, 1)
+    assert named("fprop", wide, torch.float32, allow_tf32=True).endswith("_64x128_im2col")
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))

@@ -7,6 +7,7 @@
 #include "lean.h"
 #include "pointwise.h"
 #include "tma_classes.h"
+#include "tma_resident.h"
 #include "tma_strict.h"
 #include "tma_strict_wgrad.h"
 
@@ -56,7 +57,8 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (row.family == Family::tma_strict) return strict_supports(row, p);
   if (is_pointwise(row)) return pointwise_supports(row.op, p);
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
-  return row.variant == Variant::lean ? lean_supports(row, p) : takes_classes(row, p) || tma_supports(row, p);
+  return row.variant == Variant::lean ? lean_supports(row, p)
+                                      : takes_classes(row, p) || takes_resident(row, p) || tma_supports(row, p);
 }
 constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (row.family == Family::tma_strict)
@@ -66,7 +68,33 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   bool const tf32 = p.dtype == DType::f32;
   if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
   if (takes_classes(row, p)) return classes_estimate(p, d);
+  if (takes_resident(row, p)) return resident_estimate(op, p, d);
   Estimate e = tf32 ? tf32_estimate(row, op, p) : tma_estimate(row, op, p, d);
+  // As measured: lines of 64 bytes; what stores by the copy engine save where the pixels are rows of a matrix.
+  bool const halves = !tf32 && p.groups == 1 && tma_line(op == Op::fprop ? p.C : p.K) == 64;
+  if (halves && is_halo(row.variant) && row.tile_m == 128 && row.tile_n == 64)
+    e.ns *= 1.38;
+  else if (halves && p.R * p.S > 1 && e.ns < 16000)
+    e.ns += (16000 - e.ns) * 0.35;
+  // Strides, as measured (L08, L41, and others of docs/tuning.md).
+  if (tf32 && op == Op::fprop && p.stride_w > 1 && p.R * p.S > 1 && p.groups == 1 && row.variant == Variant::im2col &&
+      row.tile_n == 128) {
+    if (row.tile_m == 128 && p.C >= 128) e.ns *= 0.87;
+    if (row.tile_m == 256 && p.K <= 128) e.ns *= 1.1;
+  }
+  bool const one_tap = op != Op::wgrad && p.R * p.S == 1 && p.groups == 1;
+  if (one_tap && !tf32 && row.variant == Variant::im2col) e.ns *= 1.07;
+  if (one_tap && p.stride_h * p.stride_w == 1) {
+    double const least = memory_bound_ns(op, p) * 1.04 + (tf32 ? 6500 : 8000);
+    if (e.ns < least) e.ns = least * 0.95 + e.ns * 0.05;  // the rows keep their order
+  }
+  bool const one_phase = op == Op::fprop || phases_of(p.H, p.stride_h) * phases_of(p.W, p.stride_w) == 1;
+  if (tma_swapped_wide(row) && one_phase && !tma_stores_singly(op, p))
+    e.ns = (e.ns - double(ceil_div(tma_tiles(row, p), d.sm_count)) * (row.tile_m == 192 ? 400 : 600)) *
+           (row.tile_m != 192            ? 1
+            : one_tap                    ? 1.06
+            : p.stride_w == 1 && !halves ? (op == Op::fprop ? 0.965 : 0.93)
+                                         : 1);
   if (tma_stores_singly(op, p)) {
     double const elements = op == Op::fprop ? double(p.N) * double(p.K) * double(p.P()) * double(p.Q())
                                             : double(p.N) * double(p.C) * double(p.H) * double(p.W);

@@ -45,7 +45,8 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
 // the multiplications. Constants fitted to the times of 798 choices of tile and split (docs/tuning.md).
 constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad, tf32 = p.dtype == DType::f32;
-  double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
+  // dgrad's tiles of 64x64 are half as wide for up to 32 channels.
+  double const TM = row.tile_m, TN = dgrad && row.tile_n == 64 && p.C <= 32 ? 32 : row.tile_n, area = TM * TN;
   int64_t const taps = p.R * p.S, line = 128 / size_of(p.dtype), C = dgrad ? p.K : p.C;
   int64_t const pixels = p.N * (dgrad ? p.H * p.W : p.P() * p.Q());
   int64_t const M = wgrad ? p.K : pixels, N = row.op == Op::fprop ? p.K : p.C;
@@ -54,7 +55,14 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
                         double(p.K) * double(p.C) * double(taps)) *
                        size_of(p.dtype);
-  double const lines_ns = (TM + TN) * (dgrad ? 1.237 : 1.08) * (C * size_of(p.dtype) <= 64 ? 1.6 : 1);
+  // Lines of 64 bytes take less, those that end early more.
+  bool const halves = C * size_of(p.dtype) <= 64;
+  double const line_ns = !halves                                   ? 1
+                         : tf32 || wgrad || taps == 1              ? 1.6
+                         : C % 32 != 0 || (dgrad && p.C % 32 != 0) ? 4
+                         : dgrad                                   ? 0.75
+                                                                   : 1;
+  double const lines_ns = (TM + TN) * (dgrad ? 1.237 : 1.08) * line_ns;
   double const multiply_ns = area * (tf32 ? 32 / (1024 * 1.43) : 64 / (2048 * 1.43));
   double const busy_ns = lines_ns > multiply_ns ? lines_ns : multiply_ns;
   double const alone_ns = 78 + (TM + TN) * 0.35 + (taps == 1 ? 0 : TN < 64 ? 45 : 20);
@@ -66,11 +74,16 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     if (split > 1 && (split > row.tile_n / 8 || steps < 2 * split || tiles > lean_clusters(split))) continue;
     double const share = double(ceil_div(steps, split)), blocks = double(tiles) * split / 132,
                  each = double(ceil_div(tiles * split, 132));
-    double const full = (each * 0.79 + blocks * 0.21) * share * busy_ns;
+    double const full = (each * 0.79 + blocks * 0.21) * share * busy_ns * (halves && each > 4 ? dgrad ? 1.9 : 1.45 : 1);
     double const alone = share * alone_ns * (each > resident ? each / resident : 1);
     double ns = before + (full > alone ? full + alone * 0.04 : alone + full * 0.04) + (each - 1) * 51 +
                 area * each * 0.041 + bytes / 5560;
     if (split > 1) ns += 1076 + area * 0.155;
+    // As measured: 1x1 filters whose pixels share lines of memory, and tiles of 128x128 that do not fit at a time.
+    if (taps == 1 && !wgrad && (p.C * size_of(p.dtype) % 128 != 0 || p.K * size_of(p.dtype) % 128 != 0)) ns *= 1.2;
+    if (taps == 1 && dgrad && each > 2 && p.C % 64 != 0) ns *= 1.4;
+    if (taps == 1 && area >= 64 * 128 && each > (area > 64 * 128 ? 1 : 2))
+      ns *= area > 64 * 128 && each > 2 ? 1.17 : 1.12;
     // As measured: larger layers take longer, those of several taps from a smaller size on (L19, L56; 1x1: L22).
     if (ns > (taps > 1 ? 16500 : 30000)) ns *= 1.5;
     if (best.ns == 0 || ns < best.ns) best = {ns, split};

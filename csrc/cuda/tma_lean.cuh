@@ -16,7 +16,6 @@
 
 namespace conv2d_ext::tma {
 
-constexpr int kLeanLines = 2;   // steps, of 128 bytes of the reduction each (wgrad: 64 pixels), of a stage
 constexpr int kLeanStages = 8;  // at most
 
 struct LeanParams {
@@ -37,11 +36,15 @@ struct LeanParams {
   void* out;
 };
 
-template <int TM, int TN>
+// line: bytes of the reduction of a step (wgrad: 128 for 64 pixels).
+template <int TM, int TN, int line>
 struct LeanShape {
   static constexpr int multiplying = TM / 64 * kWarpgroup, threads = multiplying + 2 * 32;
-  static constexpr int a_bytes = TM * kLineBytes, b_bytes = TN * kLineBytes;  // of a step
-  static constexpr int stage_bytes = kLeanLines * (a_bytes + b_bytes);
+  static constexpr int steps = line == 64 ? 3 : 2;                // of a stage
+  static constexpr int a_bytes = TM * line, b_bytes = TN * line;  // of a step
+  // N-major operands are copied in runs of 64 columns, B in runs of all if there are fewer.
+  static constexpr int columns = TN < 64 ? TN : 64, run_bytes = 64 * line, b_run_bytes = columns * line;
+  static constexpr int stage_bytes = steps * (a_bytes + b_bytes);
 };
 
 struct LeanTables {
@@ -49,10 +52,10 @@ struct LeanTables {
 };
 
 // The steps of one of the two copying threads.
-template <class T, int TM, int TN, bool a_rows, bool b_rows, bool of_a>
+template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool of_a>
 struct LeanCopies {
-  using S = LeanShape<TM, TN>;
-  static constexpr int chunk_size = kLineBytes / int(sizeof(T));
+  using S = LeanShape<TM, TN, line>;
+  static constexpr int chunk_size = line / int(sizeof(T));
   int32_t left, chunk, tap_h, tap_w;  // wgrad: chunk counts 64 pixels
   int32_t n, h, w, first, bytes;
   uint32_t to;
@@ -60,12 +63,12 @@ struct LeanCopies {
 
   __device__ void begin(LeanParams const& p, uint32_t ring, int begin, int count, int n_tile, int tap) {
     left = count, chunk = begin, tap_h = tap_w = 0;
-    to = ring + (of_a ? 0 : kLeanLines * S::a_bytes);
+    to = ring + (of_a ? 0 : S::steps * S::a_bytes);
     first = of_a ? int(blockIdx.y) * TM : n_tile * TN;
     if constexpr (a_rows) {
       tap_w = tap, tap_h = p.taps_w.divide(tap_w);
-      bytes = of_a ? min(TM / 64, (p.M - first + 63) / 64) * kRunBytes
-                   : min((TN + 63) / 64, (p.N - first + 63) / 64) * kRunBytes;
+      bytes = of_a ? min(TM / 64, (p.M - first + 63) / 64) * S::run_bytes
+                   : min((TN + 63) / 64, (p.N - first + 63) / 64) * S::b_run_bytes;
     } else {
       if (p.taps > 1 && begin > 0) {
         tap_w = begin, chunk = p.taps.divide(tap_w);
@@ -78,8 +81,8 @@ struct LeanCopies {
         h = p.h0 + i * p.stride_h, w = p.w0 + j * p.stride_w;
       }
       bytes = of_a     ? S::a_bytes
-              : b_rows ? min((TN + 63) / 64, (p.N - first + 63) / 64) * kRunBytes
-                       : min(TN, p.N) * kLineBytes;
+              : b_rows ? min((TN + 63) / 64, (p.N - first + 63) / 64) * S::b_run_bytes
+                       : min(TN, p.N) * line;
     }
   }
 
@@ -90,9 +93,9 @@ struct LeanCopies {
       int const image = p.rows.divide(i);
       if constexpr (!of_a) i = p.h0 + i * p.stride_h, j = p.w0 + j * p.stride_w;
 #pragma unroll 1
-      for (int run = 0; run * kRunBytes < bytes; ++run)
-        ptx::cp_async_bulk_tensor_im2col(at + run * kRunBytes, of_a ? &p.a : &p.b, full, first + run * 64, j, i, image,
-                                         of_a ? 0 : tap_w * p.tap_w, of_a ? 0 : tap_h * p.tap_h);
+      for (int run = 0; run * S::run_bytes < bytes; ++run)
+        ptx::cp_async_bulk_tensor_im2col(at + run * S::run_bytes, of_a ? &p.a : &p.b, full, first + run * 64, j, i,
+                                         image, of_a ? 0 : tap_w * p.tap_w, of_a ? 0 : tap_h * p.tap_h);
       ++chunk;
       return;
     } else {
@@ -102,9 +105,9 @@ struct LeanCopies {
         int const r = p.first_r + tap_h * p.step_r, s = p.first_s + tap_w * p.step_s;
         if constexpr (b_rows) {
 #pragma unroll 1
-          for (int run = 0; run * kRunBytes < bytes; ++run)
-            ptx::cp_async_bulk_tensor_5d(at + run * kRunBytes, &p.b, full, first + run * 64, s, r, chunk * chunk_size,
-                                         0);
+          for (int run = 0; run * S::b_run_bytes < bytes; ++run)
+            ptx::cp_async_bulk_tensor_5d(at + run * S::b_run_bytes, &p.b, full, first + run * 64, s, r,
+                                         chunk * chunk_size, 0);
         } else {
           ptx::cp_async_bulk_tensor_5d(at, &p.b, full, chunk * chunk_size, s, r, first, 0);
         }
@@ -122,7 +125,7 @@ struct LeanCopies {
 
   // The steps of a stage.
   __device__ void copy_stage(LeanParams const& p, LeanTables& tables) {
-    int const steps = min(left, kLeanLines);
+    int const steps = min(left, S::steps);
     uint32_t const full = ptx::shared_address(of_a ? &tables.full_a[stage.index] : &tables.full_b[stage.index]);
     ptx::mbarrier_arrive_expect_tx(full, steps * bytes);
     uint32_t at = to + stage.index * S::stage_bytes;
@@ -162,15 +165,18 @@ __device__ void lean_store_block(LeanParams const& p, float const* acc, int64_t 
   }
 }
 
-template <class T, int TM, int TN, bool a_rows, bool b_rows>
+template <class T, int TM, int TN, int line, bool a_rows, bool b_rows>
 __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& tables, int count, int rank, int n_tile,
                               int tap) {
-  using S = LeanShape<TM, TN>;
-  constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32, step_b = b_rows ? 2 * kCoreBytes : 32;
+  using S = LeanShape<TM, TN, line>;
+  constexpr int column_bytes = S::columns * int(sizeof(T)), core_b = 8 * column_bytes;  // of a line of B, N-major
+  constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32, step_b = b_rows ? 2 * core_b : 32;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = int(threadIdx.x) / 32 % 4;
   int const lane = int(threadIdx.x) % 32, quad = lane % 4;
-  uint64_t const rows = ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes), lines = layout_of(kLineBytes);
-  uint64_t const layout_a = a_rows ? rows : lines, layout_b = b_rows ? rows : lines;
+  uint64_t const lines = layout_of(line),
+                 layout_a = a_rows ? ptx::wgmma_descriptor(0, S::run_bytes, kCoreBytes) : lines;
+  uint64_t layout_b = lines;
+  if constexpr (b_rows) layout_b = ptx::wgmma_descriptor<column_bytes>(0, S::b_run_bytes, core_b);
   int const n = n_tile * TN + quad * 2;
   float acc[TN / 2];
 #pragma unroll
@@ -197,22 +203,22 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
                 : a_rows ? m * p.out_n + tap_h * p.out_h + tap_w * p.out_w
                          : image * p.out_n + i * p.out_h + j * p.out_w;
   }
-  uint32_t const my_ring = ring + group * (64 * kLineBytes);
+  uint32_t const my_ring = ring + group * (64 * line);
   Stage stage;
   int before = -1;
 #pragma unroll 1
-  for (int step = 0; step < count; step += kLeanLines, stage.advance(p.stages)) {
+  for (int step = 0; step < count; step += S::steps, stage.advance(p.stages)) {
     ptx::mbarrier_wait(&tables.full_a[stage.index], stage.parity);
     ptx::mbarrier_wait(&tables.full_b[stage.index], stage.parity);
     uint32_t const from_a = my_ring + stage.index * S::stage_bytes,
-                   from_b = ring + stage.index * S::stage_bytes + kLeanLines * S::a_bytes;
+                   from_b = ring + stage.index * S::stage_bytes + S::steps * S::a_bytes;
 #pragma unroll
-    for (int t = 0; t < kLeanLines; ++t) {
+    for (int t = 0; t < S::steps; ++t) {
       if (step + t >= count) break;
       ptx::wgmma_fence_operand(acc);
       ptx::wgmma_fence();
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
+      for (int k = 0; k < line / 32; ++k)
         ptx::wgmma_mma_async<T, a_rows, b_rows>(acc, at_address(layout_a, from_a + t * S::a_bytes + k * step_a),
                                                 at_address(layout_b, from_b + t * S::b_bytes + k * step_b));
       // In the same block of instructions: a group begun elsewhere would be a second one, of nothing.
@@ -289,10 +295,10 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   }
 }
 
-template <class T, int TM, int TN, bool a_rows, bool b_rows>
-__global__ void __launch_bounds__(LeanShape<TM, TN>::threads, TM == 64 ? 2 : 1)
+template <class T, int TM, int TN, int line, bool a_rows, bool b_rows>
+__global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2 : 1)
     lean_kernel(__grid_constant__ LeanParams const p) {
-  using S = LeanShape<TM, TN>;
+  using S = LeanShape<TM, TN, line>;
   extern __shared__ uint8_t dynamic[];
   __shared__ LeanTables tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
@@ -301,8 +307,8 @@ __global__ void __launch_bounds__(LeanShape<TM, TN>::threads, TM == 64 ? 2 : 1)
   if constexpr (a_rows) tap = p.tiles_n.divide(n_tile);
   int const rank = int(blockIdx.z);
   int const begin = rank * p.share, count = max(min(p.share, p.steps - begin), 0);
-  LeanCopies<T, TM, TN, a_rows, b_rows, true> copies_a;
-  LeanCopies<T, TM, TN, a_rows, b_rows, false> copies_b;
+  LeanCopies<T, TM, TN, line, a_rows, b_rows, true> copies_a;
+  LeanCopies<T, TM, TN, line, a_rows, b_rows, false> copies_b;
   if (copier == 0) {
     if (ptx::elect()) {
       ptx::griddepcontrol_wait();
@@ -329,7 +335,7 @@ __global__ void __launch_bounds__(LeanShape<TM, TN>::threads, TM == 64 ? 2 : 1)
   if (p.splits > 1) ptx::barrier_cluster_arrive();
   if (copier < 0) {
     ptx::griddepcontrol_wait();
-    lean_multiply<T, TM, TN, a_rows, b_rows>(p, ring, tables, count, rank, n_tile, tap);
+    lean_multiply<T, TM, TN, line, a_rows, b_rows>(p, ring, tables, count, rank, n_tile, tap);
   } else {
     if (ptx::elect()) {
       if (copier == 0) {
@@ -344,12 +350,12 @@ __global__ void __launch_bounds__(LeanShape<TM, TN>::threads, TM == 64 ? 2 : 1)
   }
 }
 
-template <Op op, DType dtype, int TM, int TN>
-cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+template <Op op, DType dtype, int TM, int TN, int line>
+cudaError_t launch_lean_lines(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  using S = LeanShape<TM, TN>;
+  using S = LeanShape<TM, TN, line>;
   constexpr bool forward = op == Op::fprop, wgrad = op == Op::wgrad, b_rows = !forward;
-  constexpr int chunk_size = kLineBytes / int(sizeof(T));
+  constexpr int chunk_size = line / int(sizeof(T));
   constexpr Op walked = wgrad ? Op::fprop : op;
   Walk const h = walk_h(walked, p, 0), w = walk_w(walked, p, 0);
   int64_t const C = op == Op::dgrad ? p.K : p.C, splits = plan.split_k;
@@ -378,7 +384,7 @@ cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& arg
     error = encode_im2col(q.b, walks, h, w, 64, 64);
   } else {
     if ((error = encode_im2col(q.a, walks, h, w, chunk_size, TM)) != cudaSuccess) return error;
-    error = encode_filters(q.b, args.b, p, b_rows ? 64 : chunk_size, b_rows ? chunk_size : int(min64(TN, q.N)),
+    error = encode_filters(q.b, args.b, p, b_rows ? S::columns : chunk_size, b_rows ? chunk_size : int(min64(TN, q.N)),
                            sizeof(T) == 4);
   }
   if (error != cudaSuccess) return error;
@@ -387,10 +393,10 @@ cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& arg
   // Two or three blocks share an SM where there are so many.
   int64_t const parts = splits == 1 ? 0 : splits * q.per * S::multiplying * 16;
   int64_t const room = (blocks <= 132 ? 224 : blocks <= 264 || TM == 128 ? 111 : 73) * 1024 - 2048 - parts;
-  int64_t const shared = ceil_div(q.share, kLeanLines);
+  int64_t const shared = ceil_div(q.share, S::steps);
   // A stage is given back when the next one has arrived.
   q.stages = int32_t(min64(max64(min64(room / S::stage_bytes, kLeanStages), 2), shared));
-  auto const kernel = lean_kernel<T, TM, TN, wgrad, b_rows>;
+  auto const kernel = lean_kernel<T, TM, TN, line, wgrad, b_rows>;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 226 * 1024)) != cudaSuccess)
     return error;
   cudaLaunchAttribute attributes[2]{};
@@ -404,6 +410,16 @@ cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& arg
   config.dynamicSmemBytes = size_t(q.stages * S::stage_bytes + parts + 1024), config.stream = stream;
   config.attrs = attributes, config.numAttrs = splits > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, q);
+}
+
+template <Op op, DType dtype, int TM, int TN>
+cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  if constexpr (op == Op::dgrad && TM == 64 && TN == 64)
+    if (p.C <= 32) return launch_lean<op, dtype, TM, 32>(p, plan, args, stream);
+  if constexpr (op != Op::wgrad && dtype != DType::f32)
+    if (tma_line(op == Op::fprop ? p.C : p.K) == 64)
+      return launch_lean_lines<op, dtype, TM, TN, 64>(p, plan, args, stream);
+  return launch_lean_lines<op, dtype, TM, TN, kLineBytes>(p, plan, args, stream);
 }
 
 }  // namespace conv2d_ext::tma

@@ -9,10 +9,7 @@
 
 namespace conv2d_ext::tma {
 
-template <int TP, int TF>
 struct SwapWideTables {
-  static constexpr int offsets = (TP + 63) / 64 * 64;
-  int64_t out[TF / 64][offsets];  // where a tile's pixels go, or -1; for each warpgroup
   uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
 };
 
@@ -23,15 +20,19 @@ struct SwapWideShape {
   static constexpr int blocks = 1;  // an SM
   static constexpr bool keeps_b = false, stays = false, splits = false;
   static constexpr int halo_stages = 0;
-  static constexpr int pieces = 0;  // the copy engine does not store
+  // Pixels that a warpgroup stores at a time, and how many such pieces are on their way, if the copy engine stores
+  // them. They divide those of a tile.
+  static constexpr int piece = 48, pieces = TP / piece % 2 == 0 ? 2 : 3;
+  // Else a piece of up to 64 lines, and behind it where a tile's pixels go, or -1.
+  static constexpr int staging = pieces * piece * kLineBytes, offsets = (TP + 63) / 64 * 64;
+  static_assert(kRunBytes + offsets * 8 <= staging && TP / piece % pieces == 0);
   static constexpr int columns(int) { return 64; }
   static constexpr int kept_bytes(int, int, bool) { return 0; }
   static constexpr int b_bytes = multiplying * kRunBytes;
-  static constexpr int piece = 48;  // pixels that a warpgroup stores at a time
-  static constexpr int tables_bytes = int(sizeof(SwapWideTables<TP, TF>));
-  static constexpr int ring_bytes = (226 * 1024 - tables_bytes - multiplying * kRunBytes) / 1024 * 1024;
+  static constexpr int tables_bytes = int(sizeof(SwapWideTables));
+  static constexpr int ring_bytes = (226 * 1024 - tables_bytes - multiplying * staging) / 1024 * 1024;
   static constexpr int ring_beside_pieces = ring_bytes;
-  static constexpr int shared_bytes = ring_bytes + multiplying * kRunBytes + 1024;
+  static constexpr int shared_bytes = ring_bytes + multiplying * staging + 1024;
   // 64K registers.
   static constexpr int copy_regs = 56, multiply_regs = multiplying == 2 ? 224 : 152;
   static_assert((multiplying * multiply_regs + copy_regs) * kWarpgroup <= 65536);
@@ -56,6 +57,15 @@ __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float 
   auto pair = [&](int j, int half) {  // two pixels of a filter
     return pack<T>(acc[j * 4 + half * 2] + bias[half], acc[j * 4 + half * 2 + 1] + bias[half]);
   };
+  auto stage = [&](int piece, uint32_t lines) {
+#pragma unroll
+    for (int t = 0; t < pixels / 16; ++t) {
+      int const j = piece * (pixels / 8) + t * 2;
+      uint32_t const v[4] = {pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1)};
+      int const line = t * 16 + lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
+      ptx::stmatrix_x4_trans(lines + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
+    }
+  };
   if (p.singly) {  // a warp's 16 filters as lines of pixels
 #pragma unroll
     for (int piece = 0; piece < (TP + 63) / 64; ++piece) {
@@ -74,18 +84,29 @@ __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float 
     }
     return;
   }
+  if (p.by_engine) {
+    constexpr int pieces = SwapWideShape<TP, TF>::pieces;
+#pragma unroll
+    for (int piece = 0; piece < TP / pixels; ++piece) {
+      uint32_t const lines = staging + piece % pieces * pixels * kLineBytes;
+      if (lane == 0) ptx::cp_async_bulk_wait_group_read<pieces - 1>();
+      ptx::bar_sync(1 + group, kWarpgroup);  // the lines are free
+      stage(piece, lines);
+      ptx::fence_proxy_async();
+      ptx::bar_sync(1 + group, kWarpgroup);
+      if (lane != 0 || warp * 16 >= pixels) continue;
+      ptx::cp_async_bulk_tensor_4d_store(&p.out_rows, lines + warp * kPieceBytes, n,
+                                         unit.m * TP + piece * pixels + warp * 16, unit.group, 0);
+      ptx::cp_async_bulk_commit_group();
+    }
+    return;
+  }
   int const column = n + thread % 8 * 8;
   T* const out = static_cast<T*>(p.out) + unit.group * p.group_out + column;
 #pragma unroll
   for (int piece = 0; piece < TP / pixels; ++piece) {
     if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
-#pragma unroll
-    for (int t = 0; t < pixels / 16; ++t) {
-      int const j = piece * (pixels / 8) + t * 2;
-      uint32_t const v[4] = {pair(j, 0), pair(j, 1), pair(j + 1, 0), pair(j + 1, 1)};
-      int const line = t * 16 + lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
-      ptx::stmatrix_x4_trans(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
-    }
+    stage(piece, staging);
     ptx::bar_sync(1 + group, kWarpgroup);
 #pragma unroll
     for (int i = 0; i < pixels / 16; ++i) {
@@ -98,19 +119,20 @@ __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float 
 }
 
 template <class T, int TP, int TF, bool b_rows>
-__device__ void swap_wide_multiply(Params const& p, uint32_t ring, SwapWideTables<TP, TF>& tables) {
+__device__ void swap_wide_multiply(Params const& p, uint32_t ring, uint8_t* memory, SwapWideTables& tables) {
   using S = SwapWideShape<TP, TF>;
   constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes / 16 : 2;  // 16 k
   uint64_t const layout = layout_of(p.line), layout_b = b_rows ? layout_of(kLineBytes) : layout;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   int const thread = int(threadIdx.x) % kWarpgroup;
-  uint32_t const staging = ring + S::ring_bytes + group * kRunBytes;
+  int const offset = S::ring_bytes + group * S::staging;
+  uint32_t const staging = ring + offset;
   // Addresses in units of 16 bytes.
   uint32_t const ring_a = warp_uniform(ring / 16), a_bytes = uint32_t(p.a_bytes) / 16;
   uint32_t const b_bytes = uint32_t(p.b_bytes) / 16, filters = uint32_t(b_rows ? kRunBytes : 64 * p.line) / 16;
   uint32_t const ring_b = warp_uniform(ring_a + p.stages_a * a_bytes + group * filters);
   Barriers const bars(tables);
-  int64_t* const to = tables.out[group];
+  int64_t* const to = reinterpret_cast<int64_t*>(memory + offset + kRunBytes);
   Stage a, b;
   float acc[TP / 2];
   auto release = [&](int stage_a, int stage_b) {  // -1: none
@@ -122,9 +144,11 @@ __device__ void swap_wide_multiply(Params const& p, uint32_t ring, SwapWideTable
   Work work(p);
   for (Unit unit; work.take(p, unit);) {
     Phase const& phase = p.phase[unit.phase];
-    ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets and piece have been read
-    for (int i = thread; i < tables.offsets; i += kWarpgroup)
-      to[i] = i < TP ? out_of(p, phase, int64_t(unit.m) * TP + i) : -1;
+    if (!p.by_engine) {
+      ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets and piece have been read
+      for (int i = thread; i < S::offsets; i += kWarpgroup)
+        to[i] = i < TP ? out_of(p, phase, int64_t(unit.m) * TP + i) : -1;
+    }
 #pragma unroll
     for (int i = 0; i < TP / 2; ++i) acc[i] = 0;
     int before_a = -1, before_b = -1;  // stages of the multiplications that are under way
@@ -152,9 +176,10 @@ __device__ void swap_wide_multiply(Params const& p, uint32_t ring, SwapWideTable
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);
     release(before_a, before_b);
-    ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
+    if (!p.by_engine) ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
     swap_wide_store<T, TP, TF>(p, unit, unit.n * TF + group * 64, acc, to, staging);
   }
+  if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
 // b_rows: B's columns are contiguous in memory, not its k.
@@ -163,8 +188,9 @@ __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
     tma_swap_wide_kernel(__grid_constant__ Params const p) {
   using S = SwapWideShape<TP, TF>;
   extern __shared__ uint8_t dynamic[];
-  __shared__ SwapWideTables<TP, TF> tables;
+  __shared__ SwapWideTables tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
+  uint8_t* const memory = dynamic + (ring - ptx::shared_address(dynamic));
   if (threadIdx.x == 0) {
     constexpr int warps = S::multiplying * 4;
     for (int i = 0; i < kMaxStages; ++i) {
@@ -179,7 +205,7 @@ __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < S::multiplying * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    swap_wide_multiply<T, TP, TF, b_rows>(p, ring, tables);
+    swap_wide_multiply<T, TP, TF, b_rows>(p, ring, memory, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     Barriers const bars(tables);

@@ -1,2 +1,2 @@
-#include "../tma_wgrad.cuh"
-CONV2D_EXT_TMA_SMALL(CONV2D_EXT_TMA_INSTANCE, f16)
+#include "../tma_resident.cuh"
+CONV2D_EXT_TMA_SMALL(CONV2D_EXT_TMA_RESIDENT_INSTANCE, f16)
