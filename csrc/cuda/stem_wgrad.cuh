@@ -45,6 +45,17 @@ __device__ inline void copy_big(SumParams const& q, int64_t n, int row0, int col
       ptx::cp_async_16(ptx::shared_address(to) + pixel * q.line + vector * 16,
                        image + vector * lanes + (row0 + row) * p.out_h + w * p.out_w, valid);
     }
+  } else if (nchw && sizeof(T) == 4) {
+    int const count = p.groups * 8, lines = 64 * p.rows;
+    int const pad = q.slots > p.rows * p.groups ? 8 : 0;  // the last row has the odd slot
+    for (int line = threadIdx.x / 32; line < lines; line += threads / 32) {
+      int const row = line / 64, k = line % 64;
+      bool const valid = row0 + row < p.P && first + k < p.K;
+      T const* const from = image + k * p.out_c + (row0 + row) * p.out_h + column0 * p.out_w;
+      uint32_t const at = ptx::shared_address(to) + k * q.line + row * count * 4;
+      for (int i = threadIdx.x % 32; i < count + (row == p.rows - 1 ? pad : 0); i += 32)
+        ptx::cp_async_ca<4>(at + i * 4, from + i * p.out_w, valid && i < count && column0 + i < p.Q);
+    }
   } else if (nchw) {
     int const pad = q.slots - p.rows * p.groups, parts = (p.groups + pad + 7) / 8;  // the last row has the odd slot
     for (int unit = threadIdx.x / 32; unit < 16 * p.rows * parts; unit += threads / 32) {
