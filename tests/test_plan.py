@@ -268,9 +268,10 @@ def test_first_and_last_layers_take_stem_rows(op: str) -> None:
         name = ROWS[ask(op, case, dtype, layout)[0]]
         narrow = op != "wgrad" and (op == "fprop") == (case is last)
         assert name.startswith(f"stem_{op}_") and name.endswith("_any" if narrow else f"_{layout}"), name
-    for case in (first, last):
-        assert ROWS[ask(op, case, torch.float32, allow_tf32=True)[0]].startswith("stem_")
-        assert not ROWS[ask(op, case, torch.float32)[0]].startswith("stem_")
+    for case, tf32 in itertools.product((first, last), (True, False)):
+        assert ROWS[ask(op, case, torch.float32, allow_tf32=tf32)[0]].startswith("stem_")
+    nine = Case("nine products", 64, 1, 28, 28, 32, 3, 3, padding=(1, 1))  # whose split operands' error shows
+    assert op != "fprop" or not ROWS[ask(op, nine, torch.float32)[0]].startswith("stem_")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -567,12 +568,13 @@ def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> N
 
 @pytest.mark.parametrize("op", OPS)
 def test_pointwise_layers_in_tf32_take_pixels_rows_in_nchw(op: str) -> None:
-    """Also with channels off vectors, and where pixels of a 16-bit type would be; not in float32's own precision."""
+    """Also with channels off vectors, and where pixels of a 16-bit type would be; others between few channels alone."""
     for C, K, H in ((64, 128, 256), (24, 144, 56), (144, 24, 56), (256, 64, 56), (37, 61, 28), (384, 96, 14)):
         case = Case("planes", 32, C, H, H, K, 1, 1)
         assert ROWS[ask(op, case, torch.float32, "nchw", allow_tf32=True)[0]].startswith(f"pixels_{op}_f32_"), case
-        assert not ROWS[ask(op, case, torch.float32, "nchw")[0]].startswith("pixels_"), case
-        assert not ROWS[ask(op, case, torch.float32, "nhwc", allow_tf32=True)[0]].startswith("pixels_"), case
+        if min(C, K) > 32:
+            assert not ROWS[ask(op, case, torch.float32, "nchw")[0]].startswith("pixels_"), case
+            assert not ROWS[ask(op, case, torch.float32, "nhwc", allow_tf32=True)[0]].startswith("pixels_"), case
     for case in (
         Case("pixels", 32, 64, 13, 13, 128, 1, 1),
         Case("stride", 32, 64, 56, 56, 128, 1, 1, (2, 2)),
@@ -749,8 +751,8 @@ def test_weight_gradients_of_few_filters_copy_a_row_of_taps_at_once_and_of_32_ch
 
 
 def test_a_weight_gradient_with_few_filters_and_many_pixels_is_split() -> None:
-    """3x3 weights of 8 channels are less than one tile of work for 132 SMs, the 400000 pixels are not."""
-    case = Case("pixels", 32, 8, 112, 112, 8, 3, 3, padding=(1, 1))
+    """3x3 weights of 12 channels are less than one tile of work for 132 SMs, the 400000 pixels are not."""
+    case = Case("pixels", 32, 12, 112, 112, 12, 3, 3, padding=(1, 1))
     assert ask("wgrad", case, torch.float32)[1] > 1
 
 
