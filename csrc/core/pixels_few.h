@@ -16,9 +16,7 @@ inline constexpr int64_t kFewFilterBytes = 96 * 1024;
 
 // Is a pixel's address a multiple of its number in the image (nchw: of contiguous planes), or of all images (nhwc)?
 constexpr bool few_pixels_lie(bool nhwc, Strides const& s, int align, Problem const& p, int64_t channels) {
-  auto whole = [](int64_t size, int64_t step) {
-    return size == 1 || (step > 0 && step % 4 == 0 && step < 1 << 22);
-  };
+  auto whole = [](int64_t size, int64_t step) { return size == 1 || (step > 0 && step % 4 == 0 && step < 1 << 22); };
   if (align < 16 || p.H >= 1 << 15 || p.W >= 1 << 15) return false;
   if (!nhwc)
     return (p.W == 1 || s.w == 1) && (p.H == 1 || s.h == p.W) && p.H * p.W % 4 == 0 && whole(channels, s.c) &&
@@ -45,15 +43,18 @@ struct FewSums {
 };
 
 constexpr bool few_pixels_supports(Row const& row, Op op, Problem const& p) {
-  if (p.dtype != DType::f32 || p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1) return false;
+  if (p.dtype != DType::f32 || p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1)
+    return false;
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
   bool const nhwc = is_nhwc(row.variant);
   if (!few_pixels_lie(nhwc, p.x, p.x_align, p, p.C) || !few_pixels_lie(nhwc, p.y, p.y_align, p, p.K)) return false;
   if (double(p.N) * double(ceil_div(p.H * p.W, kFewRun)) >= double(1 << 30)) return false;
   if (op == Op::wgrad) {
+    // Two blocks an SM have registers for 96 columns in TF32 alone; the large tile is for what would be packed.
     FewSums const s(row, p);
-    return s.rows <= row.tile_m && s.slabs <= 3 && s.units >= kFewWarps;
+    bool const fits = row.tile_n == 96 ? p.allow_tf32 && s.columns > 32 : row.tile_m == 16 || !p.allow_tf32;
+    return fits && s.rows <= row.tile_m && s.slabs <= 3 && s.units >= kFewWarps;
   }
   int64_t const depth = op == Op::fprop ? p.C : p.K, columns = op == Op::fprop ? p.K : p.C;
   return !p.allow_tf32 && depth >= 16 && depth <= kFewMostChannels && columns <= kFewMostChannels &&
@@ -64,19 +65,17 @@ constexpr int64_t few_pixels_workspace_bytes(Row const& row, Op op, Problem cons
   return op == Op::wgrad ? FewSums(row, p).parts * FewSums(row, p).slabs * row.tile_m * row.tile_n * 4 : 0;
 }
 
-// Memory, or instructions of the tensor cores. Fitted to times of the rows (docs/tuning.md).
+// Memory; of the large tile, whose blocks are alone on their SMs, what they wait for. Fitted to times of the rows
+// (docs/tuning.md).
 constexpr Estimate few_pixels_estimate(Row const& row, Op op, Problem const& p) {
-  double const pixels = double(p.N) * double(p.H) * double(p.W), products = p.allow_tf32 ? 1 : 3;
-  double const memory_ns = pixels * double(p.C + p.K) * 4 / 3300;
+  double const pixels = double(p.N) * double(p.H) * double(p.W);
   if (op == Op::wgrad) {
     FewSums const s(row, p);
-    double const area = double(row.tile_m) * row.tile_n * double(s.slabs);
-    double const work = pixels / 8 * area / 128 * products * 9 / (4 * 132 * 1.75);
-    return {9000 + double(s.parts) * area * 4 / 2500 + (memory_ns > work ? memory_ns : work), 1};
+    double const elements = double(s.rows * s.slabs + s.columns);
+    double const ns = row.tile_m == 32 ? 0.165 * double(s.slabs) : elements * 4 / (row.tile_n == 96 ? 3600 : 3200);
+    return {9000 + pixels * ns, 1};
   }
-  int64_t const depth = op == Op::fprop ? p.C : p.K, columns = op == Op::fprop ? p.K : p.C;
-  double const work = pixels / 8 * double(ceil_div(depth, 8) * ceil_div(columns, 32) * 2) * 3 * 9 / (4 * 132 * 1.75);
-  return {6000 + (memory_ns > work ? memory_ns : work), 1};
+  return {9000 + double(p.C * p.K) * 1.8 + pixels * double(p.C + p.K) * 4 / 2700, 1};
 }
 
 }  // namespace conv2d_ext

@@ -1,7 +1,7 @@
 // fprop and dgrad of 1x1 filters between few channels over NCHW, in place, in strict float32:
 //   y[columns, pixels] = w[columns, channels] * x[channels, pixels]
-// A warp computes 32 pixels of 32 filters at a time, by mma.sync of words split as in stem.cuh. Its lanes read pixels as
-// vectors that are fragments already, for the order of the pixels is free; a later slab of filters finds them in L1.
+// A warp computes 32 pixels of 32 filters at a time, by mma.sync of words split as in stem.cuh. Its lanes read pixels
+// as vectors that are fragments already, for the order of the pixels is free; a later slab of filters finds them in L1.
 // Filters stay in shared memory as fragments. Results that are not finite are made again from the operands.
 #pragma once
 
@@ -79,8 +79,7 @@ __global__ void __launch_bounds__(kGatherThreads, 2) gather_pixels(__grid_consta
       float nothing[4] = {};  // NaN, if a sum is not finite
 #pragma unroll
       for (int i = 0; i < 32; ++i) nothing[i % 4] += acc[i / 16][i / 4 % 4][i % 4] * 0.0f;
-      bool const wrong =
-          __any_sync(0xffffffffu, (nothing[0] + nothing[1]) + (nothing[2] + nothing[3]) != 0.0f) != 0;
+      bool const wrong = __any_sync(0xffffffffu, (nothing[0] + nothing[1]) + (nothing[2] + nothing[3]) != 0.0f) != 0;
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
@@ -123,7 +122,8 @@ cudaError_t launch_gather(Problem const& problem, Plan const& plan, Arguments co
   Strides const &in = forward ? problem.x : problem.y, &out = forward ? problem.y : problem.x;
   Params p{};
   p.in = static_cast<float const*>(args.a), p.w = static_cast<float const*>(args.b);
-  p.bias = static_cast<float const*>(args.bias), p.bias_stride = args.bias_stride, p.out = static_cast<float*>(args.out);
+  p.bias = static_cast<float const*>(args.bias), p.bias_stride = args.bias_stride,
+  p.out = static_cast<float*>(args.out);
   p.in_n = in.n, p.in_c = int(in.c), p.out_n = out.n, p.out_c = int(out.c);
   p.w_in = forward ? problem.w.c : problem.w.n, p.w_out = forward ? problem.w.n : problem.w.c;
   p.depth = int(forward ? problem.C : problem.K), p.columns = int(forward ? problem.K : problem.C);

@@ -1,10 +1,10 @@
-// wgrad of 1x1 filters between few channels in float32: dw[rows, columns] = a[pixels, rows]^T * b[pixels, columns], where
-// a is the tensor with fewer channels. Memory bounds it: nothing passes through shared memory.
+// wgrad of 1x1 filters between few channels in float32: dw[rows, columns] = a[pixels, rows]^T * b[pixels, columns],
+// where a is the tensor with fewer channels. Memory bounds it: nothing passes through shared memory.
 //
 // A warp has all weights, as sums of mma.sync, over 16 pixels at a time, which each of its lanes reads as vectors: the
-// order of the rows and of the columns is free, and that of the pixels, as long as both operands agree. In channels_last
-// (nhwc) a vector is neighbouring channels of a pixel, else (nchw) neighbouring pixels of a channel. The warps of a block
-// add their sums, and a second kernel those of the blocks, in order.
+// order of the rows and of the columns is free, and that of the pixels, as long as both operands agree. In
+// channels_last (nhwc) a vector is neighbouring channels of a pixel, else (nchw) neighbouring pixels of a channel. The
+// warps of a block add their sums, and a second kernel those of the blocks, in order.
 //
 // Strict float32 is as in stem.cuh, whose split words these are; weights that are not finite are summed again.
 #pragma once
@@ -31,9 +31,9 @@ struct SumParams {
   Operand a, b;
   Divisor units_of;  // of an image
   int units, units_of_image, images;
-  int64_t pixels;  // nchw: of an image; nhwc: of all
+  int64_t pixels;                         // nchw: of an image; nhwc: of all
   int parts, rows, columns, slabs, wide;  // wide: columns of a slab
-  float* sums;  // [part][slab][rows of the tile][columns of the tile]
+  float* sums;                            // [part][slab][rows of the tile][columns of the tile]
   float* out;
   int64_t out_row, out_column;
 };
@@ -47,8 +47,8 @@ __device__ inline Word<T> word(float v) {
 }
 
 // Numbers [step of 8 pixels][block of 8 channels][half of the pixels] of 16 pixels. nhwc: of pixel `at` + lane % 4 and
-// every fourth from there, `left` of them exist, and of channels first + lane / 4 * blocks and the next; nchw: of element
-// `at` of an image, if it exists, and the next three, and of channels first + 8 i + lane / 4.
+// every fourth from there, `left` of them exist, and of channels first + lane / 4 * blocks and the next; nchw: of
+// element `at` of an image, if it exists, and the next three, and of channels first + 8 i + lane / 4.
 template <bool nchw, int blocks>
 __device__ inline void load(float (&v)[2][blocks][2], Operand const& o, int64_t at, bool exists, int64_t left,
                             int first, int last) {
@@ -77,7 +77,8 @@ __device__ inline void load(float (&v)[2][blocks][2], Operand const& o, int64_t 
 }
 
 template <class T, bool nchw, int TM, int TN>
-__global__ void __launch_bounds__(kThreads, few_sums_blocks(TM, TN, is_split<T>)) sum_pixels(__grid_constant__ SumParams const p) {
+__global__ void __launch_bounds__(kThreads, few_sums_blocks(TM, TN, is_split<T>))
+    sum_pixels(__grid_constant__ SumParams const p) {
   constexpr int A = TM / 16, B = TN / 32;
   extern __shared__ __align__(16) char dynamic[];
   int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
@@ -159,7 +160,8 @@ __device__ inline float exact(SumParams const& p, int row, int column) {
   for (int n = 0; n < (nchw ? p.images : 1); ++n)
     for (int64_t pixel = threadIdx.x; pixel < p.pixels; pixel += kThreads) {
       float const a = nchw ? p.a.at[n * p.a.image + row * int64_t(p.a.step) + pixel] : p.a.at[pixel * p.a.step + row],
-                  b = nchw ? p.b.at[n * p.b.image + column * int64_t(p.b.step) + pixel] : p.b.at[pixel * p.b.step + column];
+                  b = nchw ? p.b.at[n * p.b.image + column * int64_t(p.b.step) + pixel]
+                           : p.b.at[pixel * p.b.step + column];
       sum += double(a) * double(b);
     }
 #pragma unroll
@@ -220,7 +222,8 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.units = int(t.units), p.pixels = nchw ? pixels : pixels * problem.N;
   int64_t const each = ceil_div(pixels, kFewRun);
   p.units_of = Divisor(uint32_t(each)), p.units_of_image = int(each), p.images = int(problem.N);
-  p.parts = int(t.parts), p.slabs = int(t.slabs), p.wide = int(t.wide), p.rows = int(t.rows), p.columns = int(t.columns);
+  p.parts = int(t.parts), p.slabs = int(t.slabs), p.wide = int(t.wide), p.rows = int(t.rows),
+  p.columns = int(t.columns);
   p.sums = static_cast<float*>(args.workspace), p.out = static_cast<float*>(args.out);
   p.out_row = t.swapped ? problem.w.n : problem.w.c, p.out_column = t.swapped ? problem.w.c : problem.w.n;
   auto run = [&](auto* main, auto* second) {
@@ -230,8 +233,11 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
     if (auto const error = cudaGetLastError()) return error;
     return launch_dependent(second, dim3(unsigned(t.slabs * TM * TN / 32)), kThreads, 0, stream, p);
   };
-  if (problem.allow_tf32) return run(sum_pixels<float, nchw, TM, TN>, add_parts<float, nchw, TM, TN>);
-  return run(sum_pixels<Split, nchw, TM, TN>, add_parts<Split, nchw, TM, TN>);
+  if constexpr (TM == 16)
+    if (problem.allow_tf32) return run(sum_pixels<float, nchw, TM, TN>, add_parts<float, nchw, TM, TN>);
+  if constexpr (TN != 96)
+    if (!problem.allow_tf32) return run(sum_pixels<Split, nchw, TM, TN>, add_parts<Split, nchw, TM, TN>);
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace conv2d_ext::pixels_few

@@ -375,7 +375,8 @@ __device__ inline float made_again(Params const& p, int64_t n, int h, int w, int
     int const r = i / p.S, s = i - r * p.S;
     int const row = h * p.stride_h - p.pad_h + r * p.dilation_h, column = w * p.stride_w - p.pad_w + s;
     if (unsigned(row) >= unsigned(p.H) || unsigned(column) >= unsigned(p.W)) continue;
-    float const* const weights = filter + (p.mirrored ? p.R - 1 - r : r) * p.w_r + (p.mirrored ? p.S - 1 - s : s) * p.w_s;
+    float const* const weights =
+        filter + (p.mirrored ? p.R - 1 - r : r) * p.w_r + (p.mirrored ? p.S - 1 - s : s) * p.w_s;
 #pragma unroll 1
     for (int c = 0; c < p.C; ++c)
       sum = fmaf(image[row * p.in_h + column * p.in_w + c * p.in_c], weights[c * p.w_in], sum);

@@ -175,7 +175,8 @@ __global__ void __launch_bounds__(kStemThreads, 2) sum(__grid_constant__ SumPara
       int64_t next_n;
       int next_row, next_column;
       place(tile + q.parts, next_n, next_row, next_column);
-      copy_big<T, nchw>(q, next_n, next_row, next_column, SumPlace(q, thread()).first, dynamic + (stage ^ 1) * q.big_bytes);
+      copy_big<T, nchw>(q, next_n, next_row, next_column, SumPlace(q, thread()).first,
+                        dynamic + (stage ^ 1) * q.big_bytes);
     }
     ptx::cp_async_commit_group();
     ptx::cp_async_wait_group<1>();
