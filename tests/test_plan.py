@@ -583,6 +583,21 @@ def test_pointwise_layers_in_tf32_take_pixels_rows_in_nchw(op: str) -> None:
         assert not ROWS[ask(op, case, torch.float32, "nchw", allow_tf32=True)[0]].startswith("pixels_"), case
 
 
+def test_pointwise_layers_between_few_channels_in_float32_stay_in_place() -> None:
+    for C, K in ((16, 96), (32, 16), (8, 48)):
+        case = Case("few", 64, C, 112, 112, K, 1, 1)
+        for layout, tf32 in itertools.product(("nchw", "nhwc"), (True, False)):
+            name = ROWS[ask("wgrad", case, torch.float32, layout, allow_tf32=tf32)[0]]
+            assert re.match(f"pixels_wgrad_f32_16x(32|96)_{layout}$", name), (case, tf32, name)
+        for op in ("fprop", "dgrad"):
+            few = (C if op == "fprop" else K) < 16  # products of a sum
+            name = ROWS[ask(op, case, torch.float32, "nchw")[0]]
+            assert (name == f"pixels_{op}_f32_32x32_nchw") is not few, (case, name)
+    wide = Case("wide", 64, 24, 56, 56, 144, 1, 1)  # of 32 rows strict float32 over NCHW alone
+    assert ROWS[ask("wgrad", wide, torch.float32, "nchw")[0]] == "pixels_wgrad_f32_32x64_nchw"
+    assert ROWS[ask("wgrad", wide, torch.float32, "nhwc")[0]].startswith("tma_strict_")
+
+
 def test_packed_copies_are_part_of_the_workspace() -> None:
     copies = 2 * 32 * 128 * 56 * 56 + 2 * 128 * 128 * 9
     assert ask("fprop", DENSE, torch.float16, "nchw")[2] >= copies

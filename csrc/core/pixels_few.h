@@ -53,10 +53,11 @@ constexpr bool few_pixels_supports(Row const& row, Op op, Problem const& p) {
   if (op == Op::wgrad) {
     // Two blocks an SM have registers for 96 columns in TF32 alone; the large tile is for what would be packed.
     FewSums const s(row, p);
-    bool const fits = row.tile_n == 96 ? p.allow_tf32 && s.columns > 32 : row.tile_m == 16 || !p.allow_tf32;
+    bool const fits = row.tile_n == 96 ? p.allow_tf32 : row.tile_m == 16 || !p.allow_tf32;
     return fits && s.rows <= row.tile_m && s.slabs <= 3 && s.units >= kFewWarps;
   }
   int64_t const depth = op == Op::fprop ? p.C : p.K, columns = op == Op::fprop ? p.K : p.C;
+  if (min64(depth, columns) > 32) return false;  // more were not measured
   return !p.allow_tf32 && depth >= 16 && depth <= kFewMostChannels && columns <= kFewMostChannels &&
          ceil_div(depth, 8) * ceil_div(columns, 32) * 1024 <= kFewFilterBytes;
 }
@@ -72,7 +73,11 @@ constexpr Estimate few_pixels_estimate(Row const& row, Op op, Problem const& p) 
   if (op == Op::wgrad) {
     FewSums const s(row, p);
     double const elements = double(s.rows * s.slabs + s.columns);
-    double const ns = row.tile_m == 32 ? 0.165 * double(s.slabs) : elements * 4 / (row.tile_n == 96 ? 3600 : 3200);
+    double const ns = row.tile_m == 32 ? 0.165 * double(s.slabs)
+                                       : elements * 4 /
+                                             (row.tile_n != 96 ? 3200
+                                              : s.columns > 32 ? 3600
+                                                               : 3000);
     return {9000 + pixels * ns, 1};
   }
   return {9000 + double(p.C * p.K) * 1.8 + pixels * double(p.C + p.K) * 4 / 2700, 1};
