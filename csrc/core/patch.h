@@ -1,6 +1,6 @@
 // Patches: a filter that steps by its own size over an image that it divides meets every input once, as in the first
 // layer of a vision transformer. Few channels of it are copied to the workspace patch by patch, in the order of the
-// filters' memory, and the rows of tma, and fprop's of tma_strict, run the product of matrices that is left: a 1x1
+// filters' memory, and the rows of tma and tma_strict run the product of matrices that is left: a 1x1
 // filter over patches.
 #pragma once
 
@@ -16,7 +16,7 @@ constexpr bool patch_channels_first(Problem const& p) {
 }
 
 constexpr bool is_patches(Row const& row, Problem const& p) {
-  if (row.family != Family::tma && (row.family != Family::tma_strict || row.op != Op::fprop)) return false;
+  if (row.family != Family::tma && row.family != Family::tma_strict) return false;
   if (is_pointwise(row) || p.groups != 1 || p.C < 1 || p.C > kPatchMostChannels || p.N == 0) return false;
   if (p.stride_h != p.R || p.stride_w != p.S || p.R * p.S == 1 || p.H % p.R != 0 || p.W % p.S != 0) return false;
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;

@@ -15,6 +15,7 @@
 #include "patch.h"
 #include "pixel_lines.h"
 #include "pixels.h"
+#include "pixels_few.h"
 #include "planes.h"
 #include "staged.h"
 #include "stem.h"
@@ -85,6 +86,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::stem:
       return hopper && stem_supports(row, op, p, h200_sxm);
     case Family::pixels:
+      if (is_few_pixels(row)) return hopper && few_pixels_supports(row, op, p);
       return hopper && (is_nhwc(row.variant) ? pixel_lines_supports(row, p) : pixels_supports(row, op, p));
   }
   return false;
@@ -200,6 +202,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::stem:
       return stem_estimate(row, op, p, h200_sxm);
     case Family::pixels:
+      if (is_few_pixels(row)) return few_pixels_estimate(row, op, p);
       return is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d) : pixels_estimate(row, op, p, d);
   }
   return {};
@@ -230,6 +233,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::stem:
       return stem_workspace_bytes(op, row, p, h200_sxm);
     case Family::pixels:
+      if (is_few_pixels(row)) return few_pixels_workspace_bytes(row, op, p);
       return is_nhwc(row.variant) ? 0 : pixels_workspace_bytes(row, op, p);
     case Family::igemm:
       break;

@@ -188,6 +188,9 @@ constexpr StemNarrow stem_narrow(Row const& row, Op op, Problem const& p, Device
   return best;
 }
 
+inline constexpr int64_t kStemStrictLeast = 16;  // products of a sum
+constexpr bool stem_is_strict(Problem const& p) { return p.dtype == DType::f32 && !p.allow_tf32; }
+
 constexpr bool stem_is_narrow(Row const& row) { return row.variant == Variant::any; }
 
 // Where channels lie closer than pixels, a store has neighbouring filters, else neighbouring pixels.
@@ -198,7 +201,9 @@ constexpr bool stem_is_nhwc(Strides const& s, int64_t channels, int64_t columns)
 constexpr bool stem_supports(Row const& row, Op op, Problem const& p, Device const& d) {
   if (p.groups != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0 || p.P() <= 0 || p.Q() <= 0)
     return false;
-  if (p.dtype == DType::f32 && !p.allow_tf32) return false;
+  // In strict float32, sums of a few products, whose error is that of the split operands, are left to FMA.
+  int64_t const products = op == Op::wgrad ? p.N * p.P() * p.Q() : (op == Op::fprop ? p.C : p.K) * p.R * p.S;
+  if (stem_is_strict(p) && products < kStemStrictLeast) return false;
   bool const unit_stride = p.stride_h == 1 && p.stride_w == 1, narrow = stem_is_narrow(row);
   Op const view_op = op == Op::wgrad ? stem_wgrad_view(p) : op;
   bool const few_filters = narrow ? op == Op::fprop : view_op == Op::dgrad;
@@ -220,11 +225,11 @@ constexpr bool stem_supports(Row const& row, Op op, Problem const& p, Device con
   if (stem_is_nhwc(v.out, v.K, v.Q) != is_nhwc(row.variant)) return false;
   if (op != Op::wgrad) return stem_tile(row, op, p, d).rows > 0;
   StemSums const t = stem_sums(row, p, d);
-  return t.rows > 0 && stem_sums_bytes(t) <= kMaxWorkspaceBytes;
+  return t.rows > 0 && stem_sums_bytes(t) <= kMaxWorkspaceBytes && p.N <= (int64_t(1) << 30) / (t.tiles_h * t.tiles_w);
 }
 
 // The models leave out what a warp waits for and how long a block gathers its filters; as measured.
-constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   bool const tf32 = p.dtype == DType::f32;
   if (stem_is_narrow(row)) {
     bool const backward = op == Op::dgrad;
@@ -254,6 +259,17 @@ constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device
   StemTile const t = stem_tile(row, op, p, d);
   StemView const v = stem_view(op, p);
   return {t.ns * (tf32 ? 1.6 : 1.8) + double(t.steps * min64(v.K, row.tile_n)) * (tf32 ? 6.0 : 9.5), 1};
+}
+
+constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  Estimate e = stem_rounded_estimate(row, op, p, d);
+  // As measured: the more columns of a block, the less is left of what three products hide behind.
+  if (stem_is_strict(p))
+    e.ns *= !stem_is_narrow(row) ? (op == Op::wgrad ? 1.22 : 1.12)
+            : row.tile_n == 8    ? 1.36
+            : row.tile_n == 16   ? 1.45
+                                 : 1.6;
+  return e;
 }
 
 constexpr int64_t stem_workspace_bytes(Op op, Row const& row, Problem const& p, Device const& d) {

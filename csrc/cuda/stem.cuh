@@ -11,11 +11,31 @@
 //
 // The same words are either operand of mma.sync: in channels_last (nhwc) pixels are its rows, else (nchw) filters are,
 // and four lanes hold 32 pixels or filters that lie together in memory.
+//
+// Strict float32 (Split): words are kept as they are and split in registers into two TF32 numbers each; of a step, 8
+// products, three mma.sync make a sum that is added to float32 registers. Results that are not finite, as an infinity
+// times a split number may be, are summed again from the operands.
 #pragma once
+
+#include <type_traits>
 
 #include "../core/stem.h"
 #include "depthwise_tile.cuh"
 #include "fragments.cuh"
+
+namespace conv2d_ext {
+
+// float32 whose products are as exact as float32's.
+struct Split {
+  float v;
+};
+__device__ inline float widen(Split v) { return v.v; }
+template <>
+__device__ inline Split narrow(float v) {
+  return {v};
+}
+
+}  // namespace conv2d_ext
 
 namespace conv2d_ext::stem {
 
@@ -39,18 +59,47 @@ struct Params {
 };
 
 template <class T>
-__device__ inline void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                           uint32_t b1) {
-  if constexpr (sizeof(T) == 2)
-    ptx::mma_m16n8k16<T>(d, a0, a1, a2, a3, b0, b1);
-  else
-    ptx::mma_m16n8k8_tf32(d, a0, a1, a2, a3, b0, b1);
+constexpr bool is_split = std::is_same_v<T, Split>;
+
+// 32 bits of an operand, or the two parts of a number.
+struct Parts {
+  uint32_t high, low;
+};
+template <class T>
+using Word = std::conditional_t<is_split<T>, Parts, uint32_t>;
+
+template <class T>
+__device__ inline Word<T> word_of(uint32_t bits) {
+  if constexpr (is_split<T>) {
+    float const v = __uint_as_float(bits);
+    uint32_t const high = ptx::cvt_rn_tf32(v);
+    // What is left has 12 bits, of which the tensor cores take 11.
+    return {high, __float_as_uint(v - __uint_as_float(high))};
+  } else {
+    return bits;
+  }
 }
 
-// What the tensor cores multiply.
+template <class T>
+__device__ inline void mma(float (&d)[4], Word<T> a0, Word<T> a1, Word<T> a2, Word<T> a3, Word<T> b0, Word<T> b1) {
+  if constexpr (is_split<T>) {
+    float sum[4] = {};  // the small products first
+    ptx::mma_m16n8k8_tf32(sum, a0.low, a1.low, a2.low, a3.low, b0.high, b1.high);
+    ptx::mma_m16n8k8_tf32(sum, a0.high, a1.high, a2.high, a3.high, b0.low, b1.low);
+    ptx::mma_m16n8k8_tf32(sum, a0.high, a1.high, a2.high, a3.high, b0.high, b1.high);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[i] += sum[i];
+  } else if constexpr (sizeof(T) == 2) {
+    ptx::mma_m16n8k16<T>(d, a0, a1, a2, a3, b0, b1);
+  } else {
+    ptx::mma_m16n8k8_tf32(d, a0, a1, a2, a3, b0, b1);
+  }
+}
+
+// What words of shared memory hold.
 template <class T>
 __device__ inline T rounded(T v) {
-  if constexpr (sizeof(T) == 4)
+  if constexpr (std::is_same_v<T, float>)
     return __uint_as_float(ptx::cvt_rn_tf32(v));
   else
     return v;
@@ -186,23 +235,24 @@ __device__ inline void multiply(float (&acc)[groups * blocks / 2][4], uint32_t c
 #pragma unroll 1
   for (; steps > 0; --steps, words += 4, weights += blocks * 16) {
     int4 const at = *words;
-    uint32_t x[groups][2];
+    Word<T> x[groups][2];
 #pragma unroll
     for (int i = 0; i < groups; ++i) {
-      x[i][0] = ptx::ld_shared(from[i] + at.x * 4) & uint32_t(at.y);
-      x[i][1] = ptx::ld_shared(from[i] + at.z * 4) & uint32_t(at.w);
+      x[i][0] = word_of<T>(ptx::ld_shared(from[i] + at.x * 4) & uint32_t(at.y));
+      x[i][1] = word_of<T>(ptx::ld_shared(from[i] + at.z * 4) & uint32_t(at.w));
     }
 #pragma unroll
     for (int j = 0; j < blocks / 2; ++j) {
-      uint4 const w = weights[j * 32];
+      uint4 const four = weights[j * 32];
+      Word<T> const w[4] = {word_of<T>(four.x), word_of<T>(four.y), word_of<T>(four.z), word_of<T>(four.w)};
       if constexpr (nchw) {
 #pragma unroll
-        for (int i = 0; i < groups; ++i) mma<T>(acc[j * groups + i], w.x, w.z, w.y, w.w, x[i][0], x[i][1]);
+        for (int i = 0; i < groups; ++i) mma<T>(acc[j * groups + i], w[0], w[2], w[1], w[3], x[i][0], x[i][1]);
       } else {
 #pragma unroll
         for (int i = 0; i < groups; i += 2) {
-          mma<T>(acc[i / 2 * blocks + 2 * j], x[i][0], x[i + 1][0], x[i][1], x[i + 1][1], w.x, w.y);
-          mma<T>(acc[i / 2 * blocks + 2 * j + 1], x[i][0], x[i + 1][0], x[i][1], x[i + 1][1], w.z, w.w);
+          mma<T>(acc[i / 2 * blocks + 2 * j], x[i][0], x[i + 1][0], x[i][1], x[i + 1][1], w[0], w[1]);
+          mma<T>(acc[i / 2 * blocks + 2 * j + 1], x[i][0], x[i + 1][0], x[i][1], x[i + 1][1], w[2], w[3]);
         }
       }
     }
@@ -223,9 +273,10 @@ __device__ inline void store_two(T* to, int64_t step, int left, bool vector, flo
 template <class T>
 struct Outputs {
   T* at;
-  int left;
+  int left, h, w;
   __device__ Outputs(Params const& p, int64_t n, int row0, int column0, int group, int first) {
-    int const row = p.groups_of.quotient(group), h = row0 + row, w = column0 + (group - row * p.groups) * 8;
+    int const row = p.groups_of.quotient(group);
+    h = row0 + row, w = column0 + (group - row * p.groups) * 8;
     bool const exists = row < p.rows && h < p.P && w < p.Q;
     at = static_cast<T*>(p.out) + n * p.out_n + h * p.out_h + w * p.out_w + first * p.out_c;
     left = exists ? min(8, p.Q - w) : 0;
@@ -314,6 +365,40 @@ __device__ inline void store_nchw(Params const& p, float const (&acc)[groups * b
   }
 }
 
+// Filter k's result of pixel (h, w), product by product.
+__device__ inline float made_again(Params const& p, int64_t n, int h, int w, int k) {
+  float const* const image = static_cast<float const*>(p.in) + n * p.in_n;
+  float const* const filter = static_cast<float const*>(p.w) + int64_t(k) * p.w_out;
+  float sum = 0;
+#pragma unroll 1
+  for (int i = 0; i < p.R * p.S; ++i) {
+    int const r = i / p.S, s = i - r * p.S;
+    int const row = h * p.stride_h - p.pad_h + r * p.dilation_h, column = w * p.stride_w - p.pad_w + s;
+    if (unsigned(row) >= unsigned(p.H) || unsigned(column) >= unsigned(p.W)) continue;
+    float const* const weights =
+        filter + (p.mirrored ? p.R - 1 - r : r) * p.w_r + (p.mirrored ? p.S - 1 - s : s) * p.w_s;
+#pragma unroll 1
+    for (int c = 0; c < p.C; ++c)
+      sum = fmaf(image[row * p.in_h + column * p.in_w + c * p.in_c], weights[c * p.w_in], sum);
+  }
+  return sum;
+}
+
+// Looks through a warp's results, which have been stored, for those that are not finite.
+template <int groups, int blocks>
+__device__ __noinline__ void mend(Params const& p, int64_t n, int row0, int column0, int group0, int first,
+                                  float const* bias) {
+  __syncwarp();
+#pragma unroll 1
+  for (int i = threadIdx.x % 32; i < groups * blocks * 64; i += 32) {
+    int const pixel = i % 8, filter = i / (groups * 8);
+    Outputs<float> const o(p, n, row0, column0, group0 + i / 8 % groups, first);
+    if (pixel >= o.left || first + filter >= p.K) continue;
+    float* const to = o.at + pixel * p.out_w + filter * p.out_c;
+    if (!isfinite(*to)) *to = made_again(p, n, o.h, o.w + pixel, first + filter) + bias[filter];
+  }
+}
+
 template <class T, bool nchw, int groups, int blocks>
 __global__ void __launch_bounds__(kStemThreads, 2) gather(__grid_constant__ Params const p) {
   extern __shared__ __align__(16) char dynamic[];
@@ -341,11 +426,20 @@ __global__ void __launch_bounds__(kStemThreads, 2) gather(__grid_constant__ Para
       }
       float acc[groups * blocks / 2][4] = {};
       multiply<T, nchw, groups, blocks>(acc, from, p.steps, s);
+      bool wrong = false;
+      if constexpr (is_split<T>) {
+        float nothing[4] = {};  // NaN, if a sum is not finite
+#pragma unroll
+        for (int i = 0; i < groups * blocks * 2; ++i) nothing[i % 4] += acc[i / 4][i % 4] * 0.0f;
+        wrong = __any_sync(0xffffffffu, (nothing[0] + nothing[1]) + (nothing[2] + nothing[3]) != 0.0f);
+      }
       if constexpr (nchw)
         store_nchw<T, groups, blocks>(p, acc, n, row0, column0, item * groups, first, s.bias,
                                       s.staged + threadIdx.x / 32 * 8 * kStemStaged);
       else
         store_nhwc<T, groups, blocks>(p, acc, n, row0, column0, item * groups, first, s.bias);
+      if constexpr (is_split<T>)
+        if (wrong) mend<groups, blocks>(p, n, row0, column0, item * groups, first, s.bias);
     }
   }
 }
@@ -386,7 +480,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.tiles = problem.N * t.tiles_h * t.tiles_w;
   p.groups_of = Divisor(uint32_t(p.groups));
   int64_t const blocks = min64(p.tiles, max64(1, h200_sxm.sm_count * t.blocks_of_sm / t.slabs)) * t.slabs;
-  auto* const kernel = gather<T, nchw, tile_m / 8, tile_n / 8>;
+  auto* kernel = gather<T, nchw, tile_m / 8, tile_n / 8>;
+  constexpr int at_once = 4;  // runs for whose parts there are registers
+  if constexpr (dtype == DType::f32)
+    if (!problem.allow_tf32) kernel = gather<Split, nchw, at_once, tile_n / 8>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
   kernel<<<unsigned(blocks), kStemThreads, size_t(t.shared_bytes), stream>>>(p);

@@ -153,21 +153,28 @@ __device__ inline void multiply_narrow(float (&acc)[tiles][blocks][4], NarrowPar
 #pragma unroll 1
     for (int v = 0; v < p.w_axis.span; ++v, weights += tap_step) {
       uint32_t const tap = (u * p.in_columns + v) * uint32_t(kNarrowLine);
-#pragma unroll(blocks == 8 ? 1 : 2)  // registers are short
+#pragma unroll(blocks == 8 || is_split<T> ? 1 : 2)  // registers are short
       for (int step = 0; step < 2; ++step) {
-        uint2 b[blocks];
+        Word<T> b[blocks][2];
 #pragma unroll
-        for (int j = 0; j < blocks; ++j) b[j] = weights[(step * blocks + j) * 32];
+        for (int j = 0; j < blocks; ++j) {
+          uint2 const two = weights[(step * blocks + j) * 32];
+          b[j][0] = word_of<T>(two.x), b[j][1] = word_of<T>(two.y);
+        }
 #pragma unroll
         for (int m = 0; m < tiles; ++m) {
-          uint32_t a[4];
-          ptx::ldmatrix_x4(a, from[m] + tap + step * 32);
-          if constexpr (sizeof(T) == 4) {
+          uint32_t words[4];
+          ptx::ldmatrix_x4(words, from[m] + tap + step * 32);
+          Word<T> a[4];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) a[i] = ptx::cvt_rn_tf32(__uint_as_float(a[i]));
+          for (int i = 0; i < 4; ++i) {
+            if constexpr (std::is_same_v<T, float>)
+              a[i] = ptx::cvt_rn_tf32(__uint_as_float(words[i]));
+            else
+              a[i] = word_of<T>(words[i]);
           }
 #pragma unroll
-          for (int j = 0; j < blocks; ++j) mma<T>(acc[m][j], a[0], a[1], a[2], a[3], b[j].x, b[j].y);
+          for (int j = 0; j < blocks; ++j) mma<T>(acc[m][j], a[0], a[1], a[2], a[3], b[j][0], b[j][1]);
         }
       }
     }
@@ -201,6 +208,12 @@ __device__ __noinline__ float sum_again(NarrowParams const& p, int64_t n, int h,
   return sum;
 }
 
+// May a sum be NaN, or infinite where numbers are split, that is not so?
+template <class T>
+__device__ inline bool is_wrong(float sum) {
+  return is_split<T> ? !isfinite(sum) : isnan(sum);
+}
+
 // Result (row lane / 4 of run `group`, column `index`), or null if there is none.
 template <class T, int blocks>
 struct NarrowResult {
@@ -232,7 +245,7 @@ __device__ inline void store_narrow(NarrowParams const& p, float const (&acc)[ti
         int const index = j * 8 + t * 2 + e;
         NarrowResult<T, blocks> const r(p, n, row0, column0, group0 + i, index, s);
         float const v = acc[i / 2][j][i % 2 * 2 + e];
-        again |= isnan(v);
+        again |= is_wrong<T>(v);
         if (r.at != nullptr) *r.at = narrow<T>(v + s.bias[index]);
       }
   if (!again) return;
@@ -242,7 +255,7 @@ __device__ inline void store_narrow(NarrowParams const& p, float const (&acc)[ti
     for (int k = 0; k < blocks * 2; ++k) {
       int const index = k / 2 * 8 + t * 2 + k % 2;
       NarrowResult<T, blocks> const r(p, n, row0, column0, group0 + i, index, s);
-      if (r.at != nullptr && isnan(widen(*r.at)))
+      if (r.at != nullptr && is_wrong<T>(widen(*r.at)))
         *r.at = narrow<T>(sum_again<T>(p, n, r.h, r.w, (first + index) % p.out_channels) + s.bias[index]);
     }
 }
@@ -337,7 +350,9 @@ cudaError_t launch_narrow(Problem const& problem, Plan const& plan, Arguments co
   p.columns_of = Divisor(uint32_t(p.in_columns)), p.groups_of = Divisor(uint32_t(p.groups));
   p.tiles = problem.N * t.tiles_h * t.tiles_w;
   int64_t const blocks = min64(p.tiles, max64(1, h200_sxm.sm_count * t.blocks_of_sm / t.slabs)) * t.slabs;
-  auto* const kernel = gather_narrow<T, tile_m / 16 / kWarps, tile_n / 8>;
+  auto* kernel = gather_narrow<T, tile_m / 16 / kWarps, tile_n / 8>;
+  if constexpr (dtype == DType::f32)
+    if (!problem.allow_tf32) kernel = gather_narrow<Split, tile_m / 16 / kWarps, tile_n / 8>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
   kernel<<<unsigned(blocks), kStemThreads, size_t(t.shared_bytes), stream>>>(p);

@@ -45,6 +45,17 @@ __device__ inline void copy_big(SumParams const& q, int64_t n, int row0, int col
       ptx::cp_async_16(ptx::shared_address(to) + pixel * q.line + vector * 16,
                        image + vector * lanes + (row0 + row) * p.out_h + w * p.out_w, valid);
     }
+  } else if (nchw && sizeof(T) == 4) {
+    int const count = p.groups * 8, lines = 64 * p.rows;
+    int const pad = q.slots > p.rows * p.groups ? 8 : 0;  // the last row has the odd slot
+    for (int line = threadIdx.x / 32; line < lines; line += threads / 32) {
+      int const row = line / 64, k = line % 64;
+      bool const valid = row0 + row < p.P && first + k < p.K;
+      T const* const from = image + k * p.out_c + (row0 + row) * p.out_h + column0 * p.out_w;
+      uint32_t const at = ptx::shared_address(to) + k * q.line + row * count * 4;
+      for (int i = threadIdx.x % 32; i < count + (row == p.rows - 1 ? pad : 0); i += 32)
+        ptx::cp_async_ca<4>(at + i * 4, from + i * p.out_w, valid && i < count && column0 + i < p.Q);
+    }
   } else if (nchw) {
     int const pad = q.slots - p.rows * p.groups, parts = (p.groups + pad + 7) / 8;  // the last row has the odd slot
     for (int unit = threadIdx.x / 32; unit < 16 * p.rows * parts; unit += threads / 32) {
@@ -85,7 +96,7 @@ __device__ inline void copy_big(SumParams const& q, int64_t n, int row0, int col
 
 // Of 16 channels from `m` on and the pixels of a step from slot on.
 template <class T, bool nchw>
-__device__ inline void load_big(uint32_t (&a)[4], uint32_t big, int line, int slot, int m) {
+__device__ inline void load_big(Word<T> (&a)[4], uint32_t big, int line, int slot, int m) {
   int const lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, row = lane % 8, low = lane / 8 % 2, high = lane / 16;
   if constexpr (sizeof(T) == 2) {
     if constexpr (nchw)
@@ -95,9 +106,13 @@ __device__ inline void load_big(uint32_t (&a)[4], uint32_t big, int line, int sl
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
+      constexpr int pixel_line = 288;  // nhwc
       int const channel = m + g + i % 2 * 8, pixel = slot * 8 + t + i / 2 * 4;
-      float const v = ptx::ld_shared_f32(big + (nchw ? channel * line + pixel * 4 : pixel * line + channel * 4));
-      a[i] = ptx::cvt_rn_tf32(v);
+      float const v = ptx::ld_shared_f32(big + (nchw ? channel * line + pixel * 4 : pixel * pixel_line + channel * 4));
+      if constexpr (is_split<T>)
+        a[i] = word_of<T>(__float_as_uint(v));
+      else
+        a[i] = ptx::cvt_rn_tf32(v);
     }
   }
 }
@@ -111,52 +126,64 @@ __device__ inline uint32_t load_small(uint32_t at, int step) {
     return ptx::ld_shared(at);
 }
 
+// What a warp sums: the first of 64 channels and of 32 elements of the filter, over a part of the tiles; `split` is its
+// share of their pixels.
+struct SumPlace {
+  int lane, chunk, split, part, first, element;
+  __device__ SumPlace(SumParams const& q, unsigned thread) {
+    int const slabs = q.p.slabs, warp = int(thread) / 32, block = int(blockIdx.x);
+    lane = int(thread) % 32, chunk = warp % q.chunks, split = warp / q.chunks;
+    part = block / (slabs * q.channel_slabs), first = block / slabs % q.channel_slabs * 64;
+    element = (block % slabs * q.chunks + chunk) * 32;
+  }
+};
+
 template <class T, bool nchw>
 __global__ void __launch_bounds__(kStemThreads, 2) sum(__grid_constant__ SumParams const q) {
   extern __shared__ __align__(16) char dynamic[];
   Params const& p = q.p;
   constexpr int size = int(sizeof(T)), slots_of_step = 4 / size;
   T* const small = reinterpret_cast<T*>(dynamic + 2 * q.big_bytes);
-  int const warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  int const chunk = warp % q.chunks, split = warp / q.chunks;
-  int const slab = int(blockIdx.x) % p.slabs, channel_slab = int(blockIdx.x) / p.slabs % q.channel_slabs;
-  int const each = p.slabs * q.channel_slabs, part = int(blockIdx.x) / each, first = channel_slab * 64;
-  int const element0 = (slab * q.chunks + chunk) * 32;
+  SumPlace const at(q, threadIdx.x);
+  int const t = at.lane % 4;
+  // This thread's number, which the compiler takes for another: registers are short for what follows from it.
+  auto thread = [] { return __shfl_xor_sync(0xffffffffu, threadIdx.x, 0); };
   int const pixel_bytes = p.stride_w * p.C * size;
   uint32_t from[4];  // of this lane's elements of the filter
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    int const element = element0 + j * 8 + g, r = element / (p.S * p.C), at = element % (p.S * p.C);
+    int const element = at.element + j * 8 + at.lane / 4, r = element / (p.S * p.C), rest = element % (p.S * p.C);
     from[j] = ptx::shared_address(small) + t * slots_of_step * pixel_bytes +
-              (r < p.R ? (r * p.dilation_h * p.pitch + at) * size : 0);
+              (r < p.R ? (r * p.dilation_h * p.pitch + rest) * size : 0);
   }
   float acc[4][4][4] = {};
-  auto place = [&](int64_t tile, int64_t& n, int& row0, int& column0) {
+  auto place = [&](int tile, int64_t& n, int& row0, int& column0) {
     n = tile / (p.tiles_h * p.tiles_w);
-    int const of_image = int(tile - n * (p.tiles_h * p.tiles_w));
+    int const of_image = tile - int(n) * (p.tiles_h * p.tiles_w);
     row0 = of_image / p.tiles_w * p.rows, column0 = of_image % p.tiles_w * (p.groups * 8);
   };
   int64_t n;
   int row0, column0, stage = 0;
-  place(part, n, row0, column0);
-  copy_big<T, nchw>(q, n, row0, column0, first, dynamic);
+  place(at.part, n, row0, column0);
+  copy_big<T, nchw>(q, n, row0, column0, at.first, dynamic);
   ptx::cp_async_commit_group();
-  for (int64_t tile = part; tile < p.tiles; tile += q.parts, stage ^= 1) {
+  for (int tile = at.part; tile < int(p.tiles); tile += q.parts, stage ^= 1) {
     place(tile, n, row0, column0);
     __syncthreads();  // the tile before has been read
     copy_inputs<T>(p, n, row0 * p.stride_h - p.pad_h, column0 * p.stride_w - p.pad_w, p.pitch, small);
-    if (tile + q.parts < p.tiles) {
+    if (tile + q.parts < int(p.tiles)) {
       int64_t next_n;
       int next_row, next_column;
       place(tile + q.parts, next_n, next_row, next_column);
-      copy_big<T, nchw>(q, next_n, next_row, next_column, first, dynamic + (stage ^ 1) * q.big_bytes);
+      copy_big<T, nchw>(q, next_n, next_row, next_column, SumPlace(q, thread()).first,
+                        dynamic + (stage ^ 1) * q.big_bytes);
     }
     ptx::cp_async_commit_group();
     ptx::cp_async_wait_group<1>();
     __syncthreads();
     uint32_t const big = ptx::shared_address(dynamic) + stage * q.big_bytes;
 #pragma unroll 1
-    for (int slot = split * slots_of_step; slot < q.slots; slot += q.splits * slots_of_step) {
+    for (int slot = SumPlace(q, thread()).split * slots_of_step; slot < q.slots; slot += q.splits * slots_of_step) {
       uint32_t base[2], mask[2];  // mask: zeros beyond the end of a row
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -167,41 +194,43 @@ __global__ void __launch_bounds__(kStemThreads, 2) sum(__grid_constant__ SumPara
         mask[i] = left >= slots_of_step ? 0xffffffffu : left == 1 ? 0xffffu : 0;
         base[i] = exists ? row * p.stride_h * p.pitch * size + (run * 8 + pixel) * pixel_bytes : 0;
       }
-      uint32_t b[4][2];
+      Word<T> b[4][2];
 #pragma unroll
       for (int j = 0; j < 4; ++j)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) b[j][i] = load_small<T>(from[j] + base[i], pixel_bytes) & mask[i];
+        for (int i = 0; i < 2; ++i) b[j][i] = word_of<T>(load_small<T>(from[j] + base[i], pixel_bytes) & mask[i]);
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
-        uint32_t a[4];
-        load_big<T, nchw>(a, big, q.line, slot, m * 16);
+        Word<T> a[4];
+        load_big<T, nchw>(a, big, nchw && is_split<T> ? warp_uniform(q.line) : q.line, slot, m * 16);
 #pragma unroll
         for (int j = 0; j < 4; ++j) mma<T>(acc[m][j], a[0], a[1], a[2], a[3], b[j][0], b[j][1]);
       }
     }
   }
   ptx::cp_async_wait_all();
-  float4* const shared = reinterpret_cast<float4*>(dynamic) + chunk * 512 + lane;
+  SumPlace const my(q, thread());
+  float4* const shared = reinterpret_cast<float4*>(dynamic) + my.chunk * 512 + my.lane;
   for (int s = 1; s < q.splits; ++s) {
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       float (&v)[4] = acc[i / 4][i % 4];
-      if (split == s) shared[i * 32] = make_float4(v[0], v[1], v[2], v[3]);
+      if (my.split == s) shared[i * 32] = make_float4(v[0], v[1], v[2], v[3]);
     }
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       float (&v)[4] = acc[i / 4][i % 4];
-      if (split == 0) {
+      if (my.split == 0) {
         float4 const other = shared[i * 32];
         v[0] += other.x, v[1] += other.y, v[2] += other.z, v[3] += other.w;
       }
     }
   }
-  if (split == 0) {
-    float* const to = q.sums + (int64_t(part) * q.channel_slabs * 64 + first + g) * q.wide + element0 + t * 2;
+  if (my.split == 0) {
+    float* const to = q.sums + (int64_t(my.part) * q.channel_slabs * 64 + my.first + my.lane / 4) * q.wide +
+                      my.element + my.lane % 4 * 2;
 #pragma unroll
     for (int m = 0; m < 4; ++m)
 #pragma unroll
@@ -244,7 +273,7 @@ __device__ inline float exact_sum(SumParams const& q, int channel, int element) 
 }
 
 // 32 sums by 8 shares of the parts. Where big is x, the zeros around small may make a NaN of an infinite or NaN pixel
-// that no product has: such sums are taken again.
+// that no product has: such sums are taken again, and those of split numbers that are not finite.
 template <class T>
 __global__ void __launch_bounds__(kStemThreads) add_parts(__grid_constant__ SumParams const q) {
   __shared__ float shares[8][32];
@@ -271,10 +300,10 @@ __global__ void __launch_bounds__(kStemThreads) add_parts(__grid_constant__ SumP
     for (int i = 1; i < 8; ++i) sum += shares[i][lane];
     bool const exists = channel < p.K && element < q.elements;
     if (exists) store(element, sum);
-    unsigned const nan = __ballot_sync(0xffffffffu, exists && sum != sum);
-    if (lane == 0) again = nan;
+    unsigned const wrong = __ballot_sync(0xffffffffu, exists && (is_split<T> ? !isfinite(sum) : sum != sum));
+    if (lane == 0) again = wrong;
   }
-  if (!p.mirrored) return;
+  if (!p.mirrored && !is_split<T>) return;
   __syncthreads();
   for (unsigned left = again; left != 0; left &= left - 1) {
     int const i = element - lane + __ffs(int(left)) - 1;
@@ -302,13 +331,16 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   q.elements = p.R * p.S * p.C, q.parts = int(t.parts), q.wide = int(t.slabs * t.chunks * 32);
   q.lines_of = Divisor(uint32_t(q.slots * size_of(dtype) / 2)), p.groups_of = Divisor(uint32_t(p.groups));
   q.sums = static_cast<float*>(args.workspace);
-  auto* const kernel = sum<T, nchw>;
+  auto* kernel = sum<T, nchw>;
+  auto* add = add_parts<T>;
+  if constexpr (dtype == DType::f32)
+    if (!problem.allow_tf32) kernel = sum<Split, nchw>, add = add_parts<Split>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
   kernel<<<unsigned(t.parts * t.channel_slabs * t.slabs), unsigned(t.chunks * t.splits * 32), size_t(t.shared_bytes),
            stream>>>(q);
   if (auto const error = cudaGetLastError()) return error;
-  add_parts<T><<<unsigned(t.channel_slabs * 64 * q.wide / 32), kStemThreads, 0, stream>>>(q);
+  add<<<unsigned(t.channel_slabs * 64 * q.wide / 32), kStemThreads, 0, stream>>>(q);
   return cudaGetLastError();
 }
 

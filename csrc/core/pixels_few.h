@@ -1,0 +1,86 @@
+// pixels_few.cuh, pixels_few_wgrad.cuh: 1x1 filters between few channels in float32, read and written in place. What
+// their rows take and cost, and what the launchers share with the planner.
+#pragma once
+
+#include <cstdint>
+
+#include "row.h"
+
+namespace conv2d_ext {
+
+constexpr bool is_few_pixels(Row const& row) { return row.family == Family::pixels && row.tile_k == 8; }
+
+inline constexpr int kFewWarps = 8, kFewRun = 16, kFewGroup = 32;  // pixels of a warp's turn: wgrad, fprop and dgrad
+inline constexpr int64_t kFewMostChannels = 256;
+inline constexpr int64_t kFewFilterBytes = 96 * 1024;
+
+// Is a pixel's address a multiple of its number in the image (nchw: of contiguous planes), or of all images (nhwc)?
+constexpr bool few_pixels_lie(bool nhwc, Strides const& s, int align, Problem const& p, int64_t channels) {
+  auto whole = [](int64_t size, int64_t step) { return size == 1 || (step > 0 && step % 4 == 0 && step < 1 << 22); };
+  if (align < 16 || p.H >= 1 << 15 || p.W >= 1 << 15) return false;
+  if (!nhwc)
+    return (p.W == 1 || s.w == 1) && (p.H == 1 || s.h == p.W) && p.H * p.W % 4 == 0 && whole(channels, s.c) &&
+           (p.N == 1 || (s.n > 0 && s.n % 4 == 0));
+  int64_t const pixel = p.W > 1 ? s.w : p.H > 1 ? s.h : s.n;
+  return (channels == 1 || s.c == 1) && channels % 4 == 0 && whole(p.N * p.H * p.W, pixel) &&
+         (p.H == 1 || s.h == p.W * pixel) && (p.N == 1 || s.n == p.H * p.W * pixel);
+}
+
+// wgrad: a warp has all weights of a slab, rows of the tensor with fewer channels.
+// Blocks of an SM, for which there are registers.
+constexpr int few_sums_blocks(int tile_m, int tile_n, bool strict) {
+  return tile_m * tile_n <= 16 * (strict ? 32 : 96) ? 2 : 1;
+}
+struct FewSums {
+  bool swapped = false;  // rows are channels of y
+  int64_t rows, columns, slabs, wide, units, parts;
+  constexpr FewSums(Row const& row, Problem const& p) : swapped(p.K < p.C) {
+    rows = swapped ? p.K : p.C, columns = swapped ? p.C : p.K;
+    units = is_nhwc(row.variant) ? ceil_div(p.N * p.H * p.W, kFewRun) : p.N * ceil_div(p.H * p.W, kFewRun);
+    slabs = ceil_div(columns, row.tile_n), wide = ceil_div(columns, slabs * 4) * 4;
+    parts = max64(1, min64(few_sums_blocks(row.tile_m, row.tile_n, !p.allow_tf32) * 132 / slabs, units / kFewWarps));
+  }
+};
+
+constexpr bool few_pixels_supports(Row const& row, Op op, Problem const& p) {
+  if (p.dtype != DType::f32 || p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1)
+    return false;
+  if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
+  if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
+  bool const nhwc = is_nhwc(row.variant);
+  if (!few_pixels_lie(nhwc, p.x, p.x_align, p, p.C) || !few_pixels_lie(nhwc, p.y, p.y_align, p, p.K)) return false;
+  if (double(p.N) * double(ceil_div(p.H * p.W, kFewRun)) >= double(1 << 30)) return false;
+  if (op == Op::wgrad) {
+    // Two blocks an SM have registers for 96 columns in TF32 alone; the large tile is for what would be packed.
+    FewSums const s(row, p);
+    bool const fits = row.tile_n == 96 ? p.allow_tf32 : row.tile_m == 16 || !p.allow_tf32;
+    return fits && s.rows <= row.tile_m && s.slabs <= 3 && s.units >= kFewWarps;
+  }
+  int64_t const depth = op == Op::fprop ? p.C : p.K, columns = op == Op::fprop ? p.K : p.C;
+  if (min64(depth, columns) > 32) return false;  // more were not measured
+  return !p.allow_tf32 && depth >= 16 && depth <= kFewMostChannels && columns <= kFewMostChannels &&
+         ceil_div(depth, 8) * ceil_div(columns, 32) * 1024 <= kFewFilterBytes;
+}
+
+constexpr int64_t few_pixels_workspace_bytes(Row const& row, Op op, Problem const& p) {
+  return op == Op::wgrad ? FewSums(row, p).parts * FewSums(row, p).slabs * row.tile_m * row.tile_n * 4 : 0;
+}
+
+// Memory; of the large tile, whose blocks are alone on their SMs, what they wait for. Fitted to times of the rows
+// (docs/tuning.md).
+constexpr Estimate few_pixels_estimate(Row const& row, Op op, Problem const& p) {
+  double const pixels = double(p.N) * double(p.H) * double(p.W);
+  if (op == Op::wgrad) {
+    FewSums const s(row, p);
+    double const elements = double(s.rows * s.slabs + s.columns);
+    double const ns = row.tile_m == 32 ? 0.165 * double(s.slabs)
+                                       : elements * 4 /
+                                             (row.tile_n != 96 ? 3200
+                                              : s.columns > 32 ? 3600
+                                                               : 3000);
+    return {9000 + pixels * ns, 1};
+  }
+  return {9000 + double(p.C * p.K) * 1.8 + pixels * double(p.C + p.K) * 4 / 2700, 1};
+}
+
+}  // namespace conv2d_ext

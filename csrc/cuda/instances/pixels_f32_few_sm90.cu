@@ -1,0 +1,2 @@
+#include "../pixels_few.cuh"
+CONV2D_EXT_PIXELS_FEW(CONV2D_EXT_PIXELS_FEW_INSTANCE)

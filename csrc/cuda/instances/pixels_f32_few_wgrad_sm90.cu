@@ -1,0 +1,2 @@
+#include "../pixels_few_wgrad.cuh"
+CONV2D_EXT_PIXELS_FEW_WGRAD(CONV2D_EXT_PIXELS_FEW_WGRAD_INSTANCE)
