@@ -401,7 +401,7 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
     double const in = double(groups_per_unit(p) * (op == Op::dgrad ? p.K_per_group() : p.C_per_group()) / 8 *
                              (size_of(p.dtype) / 2)),
                  strided = 0.8 + 0.085 * in > 1 ? 0.8 + 0.085 * in : 1,
-                 wide = p.stride_w == 1 ? (!f32 && in > 5 ? 1.1 : 1)
+                 wide = p.stride_w == 1 ? (!f32 && in > 5 ? 1.2 : 1)
                         : f32           ? (op == Op::dgrad && in > 5 ? 1.22 : 1)
                                         : (in >= (op == Op::dgrad ? 2 : 4) ? 1.17 : 1);
     double const rows = !t.planar && grouped_step_3x3(op, p) == 2 ? 0.85 : 1;  // that taps share
