@@ -305,6 +305,11 @@ CASES: tuple[Case, ...] = (
     Case("groups4_of_32_small_images", 5, 128, 7, 7, 128, 3, 3, padding=(1, 1), groups=4),
     Case("groups4_of_16_14_rows", 2, 64, 14, 9, 64, 3, 3, padding=(1, 1), groups=4),
     Case("groups8_of_8_12_rows", 2, 64, 12, 15, 64, 3, 3, padding=(1, 1), groups=8),
+    # 3x3 with strides by lines: three blocks of filters, a set of two that stand for three, columns of one remainder
+    Case("groups3_of_24_stride2", 3, 72, 13, 18, 72, 3, 3, (2, 2), (1, 1), groups=3, edge=True),
+    Case("groups2_of_40_stride2x1", 2, 80, 23, 9, 80, 3, 3, (2, 1), (1, 1), groups=2),
+    Case("groups8_of_8_stride1x2", 2, 64, 11, 20, 64, 3, 3, (1, 2), (1, 2), groups=8),
+    Case("groups4_of_16_one_column_stride2", 2, 64, 9, 1, 64, 3, 3, (2, 2), (1, 1), groups=4),
     Case("groups132_of_8_many_tiles", 12, 1056, 9, 17, 1056, 3, 3, padding=(1, 1), groups=132),
     Case("groups5_of_24_odd_sides", 3, 120, 13, 21, 120, 3, 3, padding=(1, 1), groups=5, edge=True),
     Case("groups8_of_8_stride3", 2, 64, 20, 26, 64, 5, 5, (3, 3), (2, 2), groups=8),

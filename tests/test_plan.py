@@ -317,6 +317,14 @@ def test_grouped_layers_in_float32_take_lines_in_channels_last(op: str, tf32: bo
         assert name == f"grouped_{op}_f32_8x8_lines", f"{channels} {name}"
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_few_channels_a_group_with_a_stride_take_lines(op: str) -> None:
+    for channels, side, per_group in ((512, 28, 16), (512, 56, 16), (168, 56, 24), (888, 14, 24)):
+        case = Case("strided", 64, channels, side, side, channels, 3, 3, (2, 2), (1, 1), groups=channels // per_group)
+        name = named(op, case, torch.float16)
+        assert name == f"grouped_{op}_f16_8x8_lines", f"{case} {name}"
+
+
 def test_wgrad_of_groups_of_32_takes_lines_of_32_channels() -> None:
     small = Case("resnext", 64, 1024, 7, 7, 1024, 3, 3, padding=(1, 1), groups=32)
     strided = Case("resnext", 32, 1024, 28, 28, 1024, 3, 3, (2, 2), (1, 1), groups=32)

@@ -74,6 +74,14 @@ constexpr bool grouped_is_3x3(Problem const& p) {
   return p.R == 3 && p.S == 3 && p.stride_h == 1 && p.stride_w == 1 && p.dilation_h == 1 && p.dilation_w == 1;
 }
 
+// The same with rows of outputs one or two inputs apart, as grouped_lines.cuh multiplies them: how many; 0: neither.
+constexpr int64_t grouped_step_3x3(Op op, Problem const& p) {
+  if (grouped_is_3x3(p)) return 1;
+  bool const takes = op == Op::fprop && p.R == 3 && p.S == 3 && p.dilation_h == 1 && p.dilation_w == 1 &&
+                     p.stride_h <= 2 && p.stride_w <= 2;
+  return takes ? p.stride_h : 0;
+}
+
 // fprop and dgrad of grouped_lines.cuh: a block's channels, tile and shared memory.
 struct GroupedLines {
   int64_t slab;      // units of a block of threads, whose channels fit a line of 128 bytes on either side
@@ -106,8 +114,8 @@ constexpr int64_t planar_pitch(bool whole, int64_t rows, int64_t H, int64_t W, D
 }
 
 // Warps of an SM, by their registers.
-constexpr int grouped_line_warps(DType t, int64_t at_once) {
-  return t == DType::f32 || at_once == 3 ? 16 : at_once == 2 ? 20 : 24;
+constexpr int grouped_line_warps(DType t, int64_t at_once, int64_t step) {
+  return t == DType::f32 || at_once == 3 || (at_once == 2 && step == 2) ? 16 : at_once == 2 ? 20 : 24;
 }
 
 constexpr int kLinesTables = 256;  // bytes of what each row keeps beside
@@ -125,7 +133,8 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
   int64_t const out = per_unit * (backward ? p.C_per_group() : p.K_per_group()) / 8;        // blocks of 8 channels
   if (in > 8 || out * wide > 8) return best;
   GroupedAxis const h = grouped_axis_h(op, p), w = grouped_axis_w(op, p);
-  bool const is_3x3 = grouped_is_3x3(p), single = p.R * p.S == 1;
+  int64_t const step = grouped_step_3x3(op, p);
+  bool const is_3x3 = step > 0, single = p.R * p.S == 1;
   int64_t const in_h = backward ? p.P() : p.H, in_w = backward ? p.Q() : p.W;
   GroupedLines t{};
   t.planar = grouped_planar(p);
@@ -141,7 +150,7 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
   t.step_h = single ? 1 : h.step, t.planes = single ? 1 : w.step;
   // Of a square and a run: halves, and cycles of an SM for each.
   double const products = double(in * p.R * p.S), product = p.dtype != DType::f32 ? 5.4 : p.allow_tf32 ? 5.8 : 15.5;
-  double const loads = (is_3x3 ? 4 : 8) + double(t.at_once);
+  double const loads = (step == 1 ? 4 : step == 2 ? 6 : 8) + double(t.at_once);
   // None that begin behind the last output.
   int64_t const most_h = min64(8, ceil_div(h.positions, 8)), most_w = min64(8, ceil_div(w.positions, 8));
   for (t.squares_h = 1; t.squares_h <= most_h; ++t.squares_h)
@@ -166,7 +175,7 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
         if (besides + t.stage_bytes > kLinesShared) continue;
         t.blocks_of_sm = besides + (t.planar ? 1 : 2) * t.stage_bytes <= lines_shared(2) ? 2 : 1;
         t.stages = t.planar ? 1 : min64(4, (lines_shared(t.blocks_of_sm) - besides) / t.stage_bytes);
-        t.shares = max64(1, grouped_line_warps(p.dtype, t.at_once) / t.blocks_of_sm / runs);
+        t.shares = max64(1, grouped_line_warps(p.dtype, t.at_once, step) / t.blocks_of_sm / runs);
         if (!t.planar) t.shares = min64(t.shares, squares);  // the others turn planar tiles
         t.shared = besides + t.stages * t.stage_bytes;
         if (any) return t;
@@ -176,8 +185,11 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
         // Cycles of an SM: lines at 18 bytes a cycle, a square's loads from shared memory and products, and what a
         // warp takes from one end to the other.
         double const lines = (double(t.images * t.rows * t.columns * t.planes) + double(outs)) * 128 / 18;
-        double const multiply = product * double(t.at_once),
-                     square = products * (multiply > loads ? multiply : loads) * (is_3x3 || single ? 1 : 1.65) + 90;
+        double const multiply = product * double(t.at_once), square = products * (multiply > loads ? multiply : loads) *
+                                                                          (step == 1 || single ? 1
+                                                                           : step == 2         ? 1.3
+                                                                                               : 1.65) +
+                                                                      90;
         double const work = double(squares * runs) * square;
         double const alone = double(ceil_div(squares, t.shares)) * (300 + 35 * products) + 700;
         double round = double(t.blocks_of_sm) * ((lines > work ? lines : work) + 300);
@@ -193,6 +205,8 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
         } else if (t.stages == 1) {
           round += alone + 1500;
         }
+        // As measured: where there is little work, the barriers of one block hide behind the other's.
+        if (!t.planar && t.blocks_of_sm == 2 && t.images == 1 && squares > 1 && step == 1 && in <= 2) round *= 0.84;
         double const fill = double(t.weight_bytes) / 36 * double(t.blocks_of_sm) +
                             double(ceil_div(t.weight_bytes, 128 * 9 * runs * t.shares)) * 800;
         t.cycles = (round > alone ? round : alone) * double(int64_t((tiles + double(blocks) - 1) / double(blocks))) +
@@ -204,13 +218,15 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
 }
 
 // wgrad of grouped_lines_wgrad.cuh. A job is one block of 8 filters and up to nine pairs of halves, whose sums a warp
-// keeps; a half is a tap and 8 channels.
+// keeps; a half is a tap and 8 channels. Whole jobs (grouped_lines_whole.cuh) are all taps of 8 channels, five tiles
+// for each of `together` blocks of filters.
 struct GroupedSumLines {
-  int64_t slab;           // units of a block of threads
-  int64_t jobs, chunks;   // of a slab, and of one of its blocks of filters
-  int64_t tiles;          // pairs of halves of a job, at most
-  int64_t passes;         // how often the pixels are read, for so many parts of the jobs
-  int64_t shares, warps;  // of a tile's squares; a warp for each job of a pass and share
+  int64_t slab;            // units of a block of threads
+  int64_t together, sets;  // blocks of filters of a whole job, else 0; such jobs of a unit's block of channels
+  int64_t jobs, chunks;    // of a slab, and of one of its blocks or sets of filters
+  int64_t tiles;           // pairs of halves of a job, at most
+  int64_t passes;          // how often the pixels are read, for so many parts of the jobs
+  int64_t shares, warps;   // of a tile's squares; a warp for each job of a pass and share
   int64_t squares_h, squares_w, images;
   int64_t step_h, rows, columns, planes, plane_bytes;
   int64_t stages, x_bytes, stage_bytes, shared;
@@ -220,8 +236,17 @@ struct GroupedSumLines {
 };
 
 constexpr int64_t kSumTables = 320;  // bytes
-// Warps of a block: strict f32 takes more registers.
-constexpr int64_t grouped_most_jobs(bool strict) { return strict ? 8 : 16; }
+// Warps of a block: strict f32 takes more registers, and so do whole jobs of three blocks of filters.
+constexpr int64_t grouped_most_jobs(bool strict, int64_t together) { return strict ? 8 : together == 3 ? 12 : 16; }
+
+// Blocks of filters of a whole job; 0: there are none. With one row of inputs from output to output, jobs of two blocks
+// of channels have a tenth fewer products.
+constexpr int64_t grouped_whole_jobs(Problem const& p, int64_t in, int64_t out) {
+  bool const takes = size_of(p.dtype) == 2 && p.R == 3 && p.S == 3 && p.dilation_h == 1 && p.dilation_w == 1;
+  if (!takes || p.stride_h > 2 || p.stride_w > 2) return 0;
+  if (p.stride_h == 1) return p.stride_w == 1 && in == 1 ? 1 : 0;
+  return out <= 3 ? out : out % 3 == 0 || out == 5 ? 3 : 2;
+}
 
 constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, bool any = false,
                                             int64_t most_units = 8) {
@@ -236,17 +261,20 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, b
   t.planar = grouped_planar(p);
   t.slab = min64(min64(units, most_units), of_line / max64(in, out));
   int64_t const halves = in * p.R * p.S;
-  t.chunks = is_3x3 ? ceil_div(in, 2) : ceil_div(halves, 18);
-  t.tiles = is_3x3 ? (in == 1 ? 5 : 9) : min64(9, ceil_div(halves, 2));
-  t.jobs = t.slab * out * t.chunks;
-  int64_t const most_jobs = grouped_most_jobs(p.dtype == DType::f32 && !p.allow_tf32);
+  t.together = grouped_whole_jobs(p, in, out), t.sets = t.together > 0 ? ceil_div(out, t.together) : out;
+  t.chunks = t.together > 0 ? in : is_3x3 ? ceil_div(in, 2) : ceil_div(halves, 18);
+  t.tiles = t.together > 0 ? 5 * t.together : is_3x3 ? (in == 1 ? 5 : 9) : min64(9, ceil_div(halves, 2));
+  t.jobs = t.slab * t.sets * t.chunks;
+  int64_t const most_jobs = grouped_most_jobs(p.dtype == DType::f32 && !p.allow_tf32, t.together);
   t.passes = ceil_div(t.jobs, most_jobs);
   int64_t const at_once = ceil_div(t.jobs, t.passes), slabs = ceil_div(units, t.slab);
   t.step_h = one_tap ? 1 : h.step, t.planes = one_tap ? 1 : w.step;
   // Cycles of an SM, of a square and a job.
   double const f32 = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? 3.1 : 5.5;
   double const f32_alone = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? 7.5 : 9;
-  double const square = f32 * (is_3x3 ? (in == 1 ? 95 : 134) : 8 + double(t.tiles) * (p.dtype == DType::f32 ? 23 : 20));
+  double const square =
+      t.together > 0 ? 30 + 38 * double(t.together)
+                     : f32 * (is_3x3 ? (in == 1 ? 95 : 134) : 8 + double(t.tiles) * (p.dtype == DType::f32 ? 23 : 20));
   double best_cost = 0;
   // None that begin behind the last output.
   int64_t const most_h = min64(8, ceil_div(h.positions, 8)), most_w = min64(8, ceil_div(w.positions, 8));
@@ -277,7 +305,8 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, b
         }
         if (t.stages == 0) continue;
         if (any) return t;
-        t.shared = max64(t.stages * t.stage_bytes + t.raw_bytes, t.shares > 1 ? t.warps * 9 * 512 : 0) + kSumTables;
+        t.shared = max64(t.stages * t.stage_bytes + t.raw_bytes, t.shares > 1 ? t.warps * max64(9, t.tiles) * 512 : 0) +
+                   kSumTables;
         double const tiles = double(ceil_div(h.positions, t.squares_h * 8)) *
                              double(ceil_div(w.positions, t.squares_w * 8)) * double(ceil_div(p.N, t.images));
         // Cycles of a block, an SM's one, for a tile: as in grouped_lines.
@@ -286,7 +315,8 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, b
         // In 16-bit types, of which several tiles are there at a time, shares go on from tile to tile.
         double const of_share = t.stages > 1 && p.dtype != DType::f32 ? double(squares) / double(t.shares)
                                                                       : double(ceil_div(squares, t.shares));
-        double const alone = of_share * f32_alone * (150 + 60 * double(t.tiles)) + 300;
+        double const alone =
+            of_share * (t.together > 0 ? 250 + 40 * double(t.tiles) : f32_alone * (150 + 60 * double(t.tiles))) + 300;
         t.tile_cycles = lines > work ? lines : work;
         t.tile_cycles = t.tile_cycles > alone ? t.tile_cycles : alone;
         t.tile_cycles += 300;
@@ -371,18 +401,25 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
     double const in = double(groups_per_unit(p) * (op == Op::dgrad ? p.K_per_group() : p.C_per_group()) / 8 *
                              (size_of(p.dtype) / 2)),
                  strided = 0.8 + 0.085 * in > 1 ? 0.8 + 0.085 * in : 1,
-                 wide = !f32 && in >= (op == Op::dgrad && p.stride_w > 1 ? 2 : 4) ? 1.17 : 1;
+                 wide = p.stride_w == 1 ? (!f32 && in > 5 ? 1.2 : 1)
+                        : f32           ? (op == Op::dgrad && in > 5 ? 1.22 : 1)
+                                        : (in >= (op == Op::dgrad ? 2 : 4) ? 1.17 : 1);
+    double const rows = !t.planar && grouped_step_3x3(op, p) == 2 ? 0.85 : 1;  // that taps share
     double const slower = !t.planar ? (p.stride_w > 1 ? strided : 1) * wide : p.stride_w > 1 ? 1.35 : f32 ? 1.15 : 1.2;
-    return {t.cycles / 1.95 * slower + 5000, 1};
+    return {t.cycles / 1.95 * slower * rows + (rows < 1 ? 6000 : 5000), 1};
   }
   GroupedSumLines const t = grouped_sum_lines(p, d);
   int64_t const in = groups_per_unit(p) * p.C_per_group() / 8;
   double const slower = !t.planar && f32 ? (p.stride_w > 1 && !p.allow_tf32 ? 1.12 : 1)
-                        : !t.planar      ? (p.stride_w > 1 ? 1.25
-                                            : in > 1       ? 1.15
-                                                           : 1)
-                        : p.stride_w > 1 ? (f32 ? 1.45 : 1.75)
+                        : !t.planar      ? (p.stride_w == 1   ? (in > 1 ? 1.05 : 1)
+                                            : t.together == 0 ? 1.25
+                                            : in > 3          ? 1.2
+                                                              : 0.9)
+                        : p.stride_w > 1 ? (f32              ? 1.45
+                                            : t.together > 0 ? 2.15
+                                                             : 1.75)
                         : f32            ? 1.15
+                        : t.together > 0 ? 1.55
                         : in <= 4        ? 1.38
                                          : 1.2;
   int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), t.slab) * t.passes;

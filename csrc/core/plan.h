@@ -134,18 +134,26 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   if (row.op == Op::wgrad) {
     if (f32) return 1;
     if (row.variant == Variant::narrow) return channel_vectors(p.x, p.x_align, C, 8, p.dtype) ? 0.78 : 0.95;
-    double const across = strided && C % line != 0 && C > 32 ? 1.25 : 1;  // lines that end early
-    if (is(64, 64)) return (strided ? 1.35 : 1.1) * across;
-    if (is(256, 64)) return (strided && C > 32 ? 1.2 : 1) * across;
-    return (strided && is(128, 128) ? 1.12 : 1) * across;
+    if (is(576, 64)) return C > 32 ? 0.83 : 1;
+    if (is(384, 128)) return 0.8;
+    // Lines that end early; those of whole instructions leave some out.
+    bool const across = C % line != 0 && C > 32, whole = C % 16 == 0;
+    if (across && strided) return (is(64, 64) ? 1.35 : is(128, 128) ? 1.12 : 1) * (whole ? 0.8 : 1.05);
+    if (whole && C > 32 && !strided && (across || is(256, 128))) return is(64, 64) ? 1.1 : 0.77;
+    if (is(64, 64)) return strided ? 1.35 : 1.1;
+    if (is(256, 64)) return strided && C > 32 ? 1.1 : 1;
+    return strided && is(128, 128) ? 1.12 : 1;
   }
   if (f32) {
     bool const across = strided && C > line && C % line != 0;
-    if (row.op == Op::dgrad) return across && is(256, 64) && halo ? 1.08 : 1;
+    if (row.op == Op::dgrad) return across && halo ? (is(256, 64) ? 1.3 : is(128, 64) ? 0.86 : 1) : 1;
     if (across) return is(256, 128) ? 1.22 : is(128, 128) ? 1.12 : is(256, 64) ? (halo ? 0.86 : 0.7) : 1;
-    return C < line && (is(256, 32) || (is(256, 64) && halo && !strided)) ? 1.2 : 1;
+    if (C <= line && is(256, 64) && halo) return !strided ? 1.2 : C >= 24 ? 1.4 : 1;
+    return C < line && is(256, 32) ? 1.2 : 1;
   }
-  if (row.op == Op::dgrad && strided && is(256, 128) && !halo && C > line && C % line != 0) return 1.15;
+  if (row.op == Op::dgrad && strided && is(256, 128) && C > line && C % line != 0) return halo ? 1.22 : 1.15;
+  if (!strided && C % line != 0 && C < 96 && is(256, 64) && halo) return 1.15;
+  if (row.op == Op::fprop && !strided && C > line && C % line == 0 && is(128, 128) && !halo) return 1.15;
   return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
 }
 

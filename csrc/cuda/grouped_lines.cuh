@@ -31,8 +31,8 @@ constexpr int kLine = 128;  // bytes
 constexpr int kNone = -(1 << 30);
 // At most, of a block; f32 of either kind has as many.
 template <class T>
-constexpr int line_warps(int blocks) {
-  return grouped_line_warps(sizeof(T) == 4 ? DType::f32 : DType::f16, blocks);
+constexpr int line_warps(int blocks, int step) {
+  return grouped_line_warps(sizeof(T) == 4 ? DType::f32 : DType::f16, blocks, step);
 }
 
 // What is contiguous in memory of a 16-bit filter, and can be loaded by pairs.
@@ -51,8 +51,17 @@ struct Planar {
   Divisor plane_of, row_of, image_of, pairs, width;
 };
 
+// How the engine sees the inputs: with a stride along W, each remainder of the column is a tensor of its own, of which
+// a plane takes neighbouring columns. A map that skips columns itself copies no faster than if it read them.
+constexpr int kMaxPlanes = 4;
+struct LineMaps {
+  CUtensorMap plane[kMaxPlanes];
+  int column[kMaxPlanes];  // of a plane's first line, in its tensor, if the tile begins at output 0
+};
+
 struct LineParams {
-  CUtensorMap in, out;
+  LineMaps in;
+  CUtensorMap out;
   int step_h;               // rows of shared memory between neighbouring outputs
   int planes, plane_bytes;  // of the inputs' columns
   int filter_bytes;         // of a group's filters, if they are copied as they lie in memory; else 0
@@ -246,8 +255,8 @@ __device__ inline void fill_lines(LineParams const& q, int first_unit, int units
 }
 
 // 3x3: a column of the taps for two halves' channels, or two columns for one's; `from` is the lane's input in the
-// first row, `weights` the lane's of the first row's tap.
-template <class T, int parts, int blocks>
+// first row, `weights` the lane's of the first row's tap. step: rows of inputs from output to output.
+template <class T, int parts, int blocks, int step>
 __device__ inline void multiply_pair(float (&acc)[blocks][4][4], uint32_t from, int row_bytes, uint32_t const* weights,
                                      int part_words) {
   using P = Products<parts>;
@@ -260,15 +269,15 @@ __device__ inline void multiply_pair(float (&acc)[blocks][4][4], uint32_t from, 
       for (int k = 0; k < parts; ++k)
         b[r][j][k] = *reinterpret_cast<uint2 const*>(weights + k * part_words + (r * blocks + j) * 64);
 #pragma unroll
-  for (int row = 0; row < 6; ++row) {
+  for (int row = 0; row < 3 * step + 3; ++row) {
     uint32_t raw[4], v[4][parts];
     ptx::ldmatrix_x4(raw, swizzled(from + row * row_bytes));
 #pragma unroll
     for (int i = 0; i < 4; ++i) split<T, parts>(raw[i], v[i]);
 #pragma unroll
     for (int r = 0; r < 3; ++r) {
-      int const m = row - r;
-      if (m < 0 || m > 3) continue;
+      if (row < r || (row - r) % step != 0 || row - r > 3 * step) continue;
+      int const m = (row - r) / step;
 #pragma unroll
       for (int j = 0; j < blocks; ++j)
 #pragma unroll
@@ -280,7 +289,7 @@ __device__ inline void multiply_pair(float (&acc)[blocks][4][4], uint32_t from, 
 }
 
 // The same for one column of one half's channels. The lanes' addresses are of two rows.
-template <class T, int parts, int blocks>
+template <class T, int parts, int blocks, int step>
 __device__ inline void multiply_single(float (&acc)[blocks][4][4], uint32_t from, int row_bytes,
                                        uint32_t const* weights, int part_words) {
   using P = Products<parts>;
@@ -292,7 +301,7 @@ __device__ inline void multiply_single(float (&acc)[blocks][4][4], uint32_t from
 #pragma unroll
       for (int k = 0; k < parts; ++k) b[r][j][k] = weights[k * part_words + (r * blocks + j) * 64];
 #pragma unroll
-  for (int pair = 0; pair < 3; ++pair) {
+  for (int pair = 0; pair < (3 * step + 4) / 2; ++pair) {
     uint32_t raw[4], v[4][parts];
     ptx::ldmatrix_x4(raw, swizzled(from + pair * 2 * row_bytes));
 #pragma unroll
@@ -301,8 +310,9 @@ __device__ inline void multiply_single(float (&acc)[blocks][4][4], uint32_t from
     for (int e = 0; e < 2; ++e)
 #pragma unroll
       for (int r = 0; r < 3; ++r) {
-        int const m = pair * 2 + e - r;
-        if (m < 0 || m > 3) continue;
+        int const row = pair * 2 + e;
+        if (row < r || (row - r) % step != 0 || row - r > 3 * step) continue;
+        int const m = (row - r) / step;
 #pragma unroll
         for (int j = 0; j < blocks; ++j)
 #pragma unroll
@@ -330,27 +340,30 @@ __device__ inline void add_products(float (&acc)[blocks][4][4], Multiply const& 
   }
 }
 
-// `from`: the address of the lane's pixel, lane % 8, in the square's first row of inputs.
-template <class T, int parts, int blocks>
-__device__ inline void multiply_lines_3x3(float (&acc)[blocks][4][4], uint32_t from, int row_bytes, int in_blocks,
-                                          uint32_t const* weights, int part_words) {
+// `from`: the address of the lane's pixel, lane % 8, in the square's first row of inputs; row_bytes: of inputs; second:
+// from the first column of the filter to the next.
+template <class T, int parts, int blocks, int step>
+__device__ inline void multiply_lines_3x3(float (&acc)[blocks][4][4], uint32_t from, int row_bytes, int second,
+                                          int in_blocks, uint32_t const* weights, int part_words) {
   int const lane = threadIdx.x % 32, upper = lane / 16;
+  int const third = second == kLine ? 2 * kLine : kLine;
   weights += lane * 2;
-  from += lane / 8 % 2 * 4 * row_bytes;
+  from += lane / 8 % 2 * 4 * step * row_bytes;
 #pragma unroll 1
   for (int block = 0; block + 1 < in_blocks; block += 2)
 #pragma unroll 1
     for (int s = 0; s < 3; ++s, weights += 3 * blocks * 64)
       add_products<parts>(acc, [&](auto& sums) {
-        multiply_pair<T, parts, blocks>(sums, from + (block + upper) * kSlot + s * kLine, row_bytes, weights,
-                                        part_words);
+        int const column = s == 0 ? 0 : s == 1 ? second : third;
+        multiply_pair<T, parts, blocks, step>(sums, from + (block + upper) * kSlot + column, row_bytes, weights,
+                                              part_words);
       });
   if (in_blocks % 2 == 0) return;
   from += (in_blocks - 1) * kSlot;
   add_products<parts>(acc, [&](auto& sums) {
-    multiply_pair<T, parts, blocks>(sums, from + upper * kLine, row_bytes, weights, part_words);
-    multiply_single<T, parts, blocks>(sums, from + upper * row_bytes + 2 * kLine, row_bytes, weights + 3 * blocks * 64,
-                                      part_words);
+    multiply_pair<T, parts, blocks, step>(sums, from + upper * second, row_bytes, weights, part_words);
+    multiply_single<T, parts, blocks, step>(sums, from + upper * row_bytes + third, row_bytes,
+                                            weights + 3 * blocks * 64, part_words);
   });
 }
 
@@ -793,8 +806,11 @@ __device__ inline void store_planar(LineParams const& q, Tile const& tile, int f
     store_planar<T, 1>(q, tile, first_channel, out);
 }
 
-template <class T, int parts, int blocks, bool is_3x3>
-__global__ void __launch_bounds__(line_warps<T>(blocks) * 32, 1) lines_kernel(__grid_constant__ LineParams const q) {
+// step: 0 for any taps; 3x3: rows of inputs from output to output.
+template <class T, int parts, int blocks, int step>
+__global__ void __launch_bounds__(line_warps<T>(blocks, step) * 32, 1)
+    lines_kernel(__grid_constant__ LineParams const q) {
+  constexpr bool is_3x3 = step > 0;
   extern __shared__ __align__(1024) char lines[];
   Params const& p = q.p;
   LineShared const s(q, lines);
@@ -806,10 +822,9 @@ __global__ void __launch_bounds__(line_warps<T>(blocks) * 32, 1) lines_kernel(__
     Tile const tile(p, number);
     ptx::mbarrier_arrive_expect_tx(&s.full[stage], bytes);
     for (int plane = 0; plane < q.planes; ++plane)
-      ptx::cp_async_bulk_tensor_4d(base + stage * q.stage_bytes + plane * q.plane_bytes, &q.in, &s.full[stage],
-                                   first_unit * p.in_blocks * kChannels<T>,
-                                   tile.w * p.axis_w.step + p.axis_w.low + plane, tile.h * p.axis_h.step + p.axis_h.low,
-                                   int(tile.n));
+      ptx::cp_async_bulk_tensor_4d(base + stage * q.stage_bytes + plane * q.plane_bytes, &q.in.plane[plane],
+                                   &s.full[stage], first_unit * p.in_blocks * kChannels<T>, tile.w + q.in.column[plane],
+                                   tile.h * p.axis_h.step + p.axis_h.low, int(tile.n));
   };
   auto copy_raw = [&](int number) {
     copy_planar<T>(q.raw, p.in, p.N, Tile(p, number), first_unit * p.in_blocks * kChannels<T>, base + q.raw.offset,
@@ -881,7 +896,9 @@ __global__ void __launch_bounds__(line_warps<T>(blocks) * 32, 1) lines_kernel(__
               for (int e = 0; e < 4; ++e) acc[j][m][e] = e % 2 == 0 ? b.x : b.y;
           }
           if constexpr (is_3x3)
-            multiply_lines_3x3<T, parts, blocks>(acc, from, row_bytes, p.in_blocks, weights, p.part_words);
+            multiply_lines_3x3<T, parts, blocks, step>(acc, from, p.window.columns * kLine,
+                                                       q.planes == 1 ? kLine : q.plane_bytes, p.in_blocks, weights,
+                                                       p.part_words);
           else
             multiply_lines_any<T, parts, blocks>(acc, from, row_bytes, s.halves + p.phase_half[phase],
                                                  weights + p.phase_half[phase] * blocks * 32, p.part_words,
@@ -917,9 +934,11 @@ __global__ void __launch_bounds__(line_warps<T>(blocks) * 32, 1) lines_kernel(__
 }
 
 template <class T, int parts, int blocks>
-cudaError_t start_lines(LineParams const& q, bool is_3x3, dim3 grid, unsigned threads, int64_t shared,
+cudaError_t start_lines(LineParams const& q, int64_t step, dim3 grid, unsigned threads, int64_t shared,
                         cudaStream_t stream) {
-  auto* const kernel = is_3x3 ? lines_kernel<T, parts, blocks, true> : lines_kernel<T, parts, blocks, false>;
+  auto* const kernel = step == 1   ? lines_kernel<T, parts, blocks, 1>
+                       : step == 2 ? lines_kernel<T, parts, blocks, 2>
+                                   : lines_kernel<T, parts, blocks, 0>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (error != cudaSuccess) return error;
   kernel<<<grid, threads, size_t(shared), stream>>>(q);
@@ -941,17 +960,25 @@ void set_lines(Params& p, Lines const& t) {
 }
 
 // The maps of its boxes of inputs and outputs; step_h: rows of shared memory between neighbouring outputs.
-inline cudaError_t encode_lines(CUtensorMap& in, CUtensorMap& out, Params const& p, DType dtype, int step_h,
+inline cudaError_t encode_lines(LineMaps& in, CUtensorMap& out, Params const& p, DType dtype, int step_h, int planes,
                                 int out_rows, int out_columns) {
-  int const skip_h = p.axis_h.step / step_h, skip_w = p.axis_w.step;
-  auto tensor = [&](Image const& i) {
-    return tma::Tensor4{i.data, dtype, {i.channels, i.W, i.H, p.N}, {1, i.w, i.h, i.n}};
-  };
-  cudaError_t const error =
-      tma::encode_tiled(in, tensor(p.in), p.window.blocks * kSlot / size_of(dtype), (p.window.columns - 1) * skip_w + 1,
-                        (p.window.rows - 1) * skip_h + 1, p.images, skip_w, skip_h);
-  if (error != cudaSuccess) return error;
-  return tma::encode_tiled(out, tensor(p.out), p.slab * p.out_blocks * kBlock, out_columns, out_rows, p.images);
+  int const skip_h = p.axis_h.step / step_h, step = p.axis_w.step;
+  for (int i = 0; i < planes; ++i) {
+    int const first = p.axis_w.low + i, column = first >= 0 ? first / step : -((step - 1 - first) / step);
+    int const remainder = first - column * step;
+    // A remainder of no columns has one that lies behind all images.
+    bool const exists = remainder < p.in.W;
+    void* const data = static_cast<char*>(p.in.data) + (exists ? remainder * p.in.w * size_of(dtype) : 0);
+    int64_t const W = exists ? (p.in.W - remainder + step - 1) / step : 1;
+    in.column[i] = exists ? column : 1 << 16;
+    tma::Tensor4 const tensor{data, dtype, {p.in.channels, W, p.in.H, p.N}, {1, p.in.w * step, p.in.h, p.in.n}};
+    cudaError_t const error =
+        tma::encode_tiled(in.plane[i], tensor, p.window.blocks * kSlot / size_of(dtype), p.window.columns,
+                          (p.window.rows - 1) * skip_h + 1, p.images, 1, skip_h);
+    if (error != cudaSuccess) return error;
+  }
+  tma::Tensor4 const tensor{p.out.data, dtype, {p.out.channels, p.out.W, p.out.H, p.N}, {1, p.out.w, p.out.h, p.out.n}};
+  return tma::encode_tiled(out, tensor, p.slab * p.out_blocks * kBlock, out_columns, out_rows, p.images);
 }
 
 template <class T, int parts>
@@ -960,7 +987,8 @@ cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, c
   cudaError_t error = count_sms(sm_count);
   if (error != cudaSuccess) return error;
   GroupedLines const t = grouped_lines(op, problem, Device{sm_count, 90});
-  bool const is_3x3 = grouped_is_3x3(problem), backward = op == Op::dgrad;
+  int64_t const step = grouped_step_3x3(op, problem);
+  bool const backward = op == Op::dgrad;
   LineParams q{};
   Params& p = q.p = params_of(op, problem, args);
   // Infinity is NaN once it is split into parts, so that is looked for too.
@@ -973,7 +1001,7 @@ cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, c
   p.n_groups = int(t.n_groups);
   for (int phase = 0; phase < p.axis_h.phases * p.axis_w.phases; ++phase) {
     int const taps = p.phase_tap[phase + 1] - p.phase_tap[phase];
-    p.phase_count[phase] = is_3x3 ? int(t.halves) : p.in_blocks * taps;
+    p.phase_count[phase] = step > 0 ? int(t.halves) : p.in_blocks * taps;
     p.phase_half[phase] = p.halves;
     p.halves += (p.phase_count[phase] + 1) / 2 * 2;
     p.phase_half[phase + 1] = p.halves;
@@ -999,16 +1027,16 @@ cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, c
     q.raw = planar_inputs(p, t, size_of(problem.dtype), t.stage_bytes + t.out_bytes, t.raw_pitch);
     q.out_pixels = Divisor(uint32_t(p.out.H * p.out.W)), q.out_width = Divisor(uint32_t(p.out.W));
   } else {
-    error = encode_lines(q.in, q.out, p, problem.dtype, q.step_h, q.out_rows, q.out_columns);
+    error = encode_lines(q.in, q.out, p, problem.dtype, q.step_h, q.planes, q.out_rows, q.out_columns);
     if (error != cudaSuccess) return error;
   }
   int const slabs = int(ceil_div(p.units, p.slab));
   dim3 const grid(even_blocks(p, sm_count * t.blocks_of_sm / slabs), unsigned(slabs));
   unsigned const threads = 32 * unsigned(t.slab * t.n_groups * t.shares);
-  if (t.at_once == 1) return start_lines<T, parts, 1>(q, is_3x3, grid, threads, t.shared, stream);
+  if (t.at_once == 1) return start_lines<T, parts, 1>(q, step, grid, threads, t.shared, stream);
   if constexpr (parts == 1) {
-    if (t.at_once == 2) return start_lines<T, parts, 2>(q, is_3x3, grid, threads, t.shared, stream);
-    if constexpr (sizeof(T) == 2) return start_lines<T, parts, 3>(q, is_3x3, grid, threads, t.shared, stream);
+    if (t.at_once == 2) return start_lines<T, parts, 2>(q, step, grid, threads, t.shared, stream);
+    if constexpr (sizeof(T) == 2) return start_lines<T, parts, 3>(q, step, grid, threads, t.shared, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -5,6 +5,8 @@
 // filters, its 16 pixels rows i and i + 4 of an 8 x 8 square. A warp keeps the sums of up to nine such tiles for one
 // block of filters for all the pixels that its block of threads walks over: a job. Then they go to the workspace as
 // they lie in the registers, and a second kernel, launched early, adds them in order and puts them where they belong.
+// 3x3 in 16-bit types with two rows of inputs from output to output, or of one block of channels, has jobs of its own
+// (grouped_lines_whole.cuh).
 //
 // Outputs outside of y are zeros in shared memory, and their x must not be multiplied: 0 * NaN would spread. Lanes
 // whose column does not exist read zeros for x; rows that do not exist are left out.
@@ -12,20 +14,23 @@
 
 #include "dependent.cuh"
 #include "grouped_lines.cuh"
+#include "grouped_lines_whole.cuh"
 
 namespace conv2d_ext::grouped {
 
 constexpr int kJobTiles = 9;
 
 struct SumLineParams {
-  CUtensorMap x, y;
+  LineMaps x;
+  CUtensorMap y;
   void* w;
   int64_t w_k, w_c, w_r, w_s;
   float* partial;  // [split][slab][job][tile][lane][4]
   int step_h;
   int planes, plane_bytes;  // of x, as in LineParams
   int in_blocks;            // of 8 channels, of a unit
-  int jobs, chunks, tiles;  // of a slab; jobs of a block of filters; m16 tiles of a job
+  int jobs, chunks, tiles;  // of a slab; jobs of a block of filters (whole: of a set); m16 tiles of a job
+  int sets;                 // whole: of a unit's blocks of filters
   int shares, splits;
   int y_rows, y_columns, y_offset, stage_bytes, tables_offset;
   int64_t fragments;  // of a split
@@ -191,6 +196,16 @@ __device__ inline void sum_single(float (&acc)[kJobTiles][4], uint32_t columns, 
   });
 }
 
+// What a job is: any filter; 3x3 with one input between outputs, as sum_pair and sum_single; or whole, of so many
+// blocks of filters, so many rows of inputs from output to output.
+enum class Sums { any, is_3x3, whole };
+template <Sums sums_, int blocks_ = 1, int step_ = 1>
+struct SumForm {
+  static constexpr Sums sums = sums_;
+  static constexpr bool is_3x3 = sums == Sums::is_3x3, whole = sums == Sums::whole;
+  static constexpr int blocks = blocks_, step = step_, tiles = whole ? blocks * kWholeTiles : kJobTiles;
+};
+
 // The halves of a job's tile: 8 channels of x and a tap each.
 template <bool is_3x3>
 __device__ inline bool sum_half(SumLineParams const& q, int chunk, int tile, int upper, int& block, int& tap) {
@@ -215,23 +230,32 @@ struct Place {
   int tap, c;  // within the group
   int64_t k;
 };
-template <class T, bool is_3x3>
+template <class T, class Form>
 __device__ inline Place place_of(SumLineParams const& q, int slab, int job, int tile, int lane, int e) {
   Params const& p = q.p;
-  int const of_block = job / q.chunks, unit = of_block / p.out_blocks;
-  int block, tap;
-  bool const exists = sum_half<is_3x3>(q, job - of_block * q.chunks, tile, e / 2, block, tap);
-  int const filter = (of_block - unit * p.out_blocks) * kBlock + lane % 4 * 2 + e % 2;
+  int const of_block = job / q.chunks, chunk = job - of_block * q.chunks;
+  int unit, out_block, block, tap;
+  bool exists;
+  if constexpr (Form::whole) {
+    unit = of_block / q.sets, out_block = (of_block - unit * q.sets) * Form::blocks + tile / kWholeTiles;
+    block = chunk, tap = whole_tap(tile % kWholeTiles, e / 2);
+    exists = out_block < p.out_blocks && tap < p.taps;
+  } else {
+    unit = of_block / p.out_blocks, out_block = of_block - unit * p.out_blocks;
+    exists = sum_half<Form::is_3x3>(q, chunk, tile, e / 2, block, tap);
+  }
+  int const filter = out_block * kBlock + lane % 4 * 2 + e % 2;
   int const of_group = p.filters.quotient(filter), c = block * kBlock + lane / 4 - of_group * p.in_per_group;
   int64_t const k = (int64_t(slab) * p.slab + unit) * p.out_blocks * kBlock + filter;
   return {exists && unsigned(c) < unsigned(p.in_per_group) && k < p.out.channels, tap, c, k};
 }
 
-template <class T, int parts, bool is_3x3>
-__global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
+template <class T, int parts, class Form>
+__global__ void __launch_bounds__(grouped_most_jobs(parts == 2, Form::whole ? Form::blocks : 0) * 32, 1)
     sum_lines_kernel(__grid_constant__ SumLineParams const q) {
   extern __shared__ __align__(1024) char lines[];
-  constexpr bool wide = sizeof(T) == 4;
+  constexpr bool wide = sizeof(T) == 4, is_3x3 = Form::is_3x3;
+  constexpr int kTiles = Form::tiles;
   constexpr int block_bytes = kBlock * int(sizeof(T));
   Params const& p = q.p;
   uint32_t const base = ptx::shared_address(lines);
@@ -248,9 +272,9 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
     uint32_t const to = base + stage * q.stage_bytes;
     ptx::mbarrier_arrive_expect_tx(&t.full[stage], x_bytes + y_bytes);
     for (int plane = 0; plane < q.planes; ++plane)
-      ptx::cp_async_bulk_tensor_4d(to + plane * q.plane_bytes, &q.x, &t.full[stage], first_unit * q.in_blocks * kBlock,
-                                   tile.w * p.axis_w.step + p.axis_w.low + plane, tile.h * p.axis_h.step + p.axis_h.low,
-                                   int(tile.n));
+      ptx::cp_async_bulk_tensor_4d(to + plane * q.plane_bytes, &q.x.plane[plane], &t.full[stage],
+                                   first_unit * q.in_blocks * kBlock, tile.w + q.x.column[plane],
+                                   tile.h * p.axis_h.step + p.axis_h.low, int(tile.n));
     ptx::cp_async_bulk_tensor_4d(to + q.y_offset, &q.y, &t.full[stage], first_unit * p.out_blocks * kBlock, tile.w,
                                  tile.h, int(tile.n));
   };
@@ -284,7 +308,8 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
 
   int const per_share = warps / q.shares, share = warp / per_share;
   int const job = blockIdx.z * per_share + warp % per_share;
-  int const of_block = job / q.chunks, chunk = job - of_block * q.chunks, unit = of_block / p.out_blocks;
+  int const of_block = job / q.chunks, chunk = job - of_block * q.chunks;
+  int const unit = of_block / (Form::whole ? q.sets : p.out_blocks);
   bool const works = job < q.jobs && first_unit + unit < p.units;
   bool const single = is_3x3 && chunk * 2 + 1 >= q.in_blocks;
   int const row_bytes = q.step_h * p.window.columns * kLine, y_row = q.y_columns * kLine;
@@ -297,7 +322,7 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
   int const y_lane = ((wide ? 0 : lane / 8 % 2 * 4 + lane / 16) * q.y_columns + pixel) * kLine +
                      of_block * block_bytes + of_lane + q.y_offset;
   // Of a tile's two halves, in 16 bytes each: where the lane's first is and, f32, from there to the second.
-  constexpr int offsets = is_3x3 ? 2 : kJobTiles;
+  constexpr int offsets = is_3x3 ? 2 : Form::whole ? 1 : kJobTiles;
   uint32_t halves[offsets];
   auto set_halves = [&](int i, int first, int second) {
     int const mine = !wide && upper > 0 ? second : first;
@@ -307,7 +332,7 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
     int const last = (q.in_blocks - 1) * block_bytes, one = single ? last : chunk * 2 * block_bytes;
     set_halves(0, one, one + (single ? kLine : block_bytes));
     set_halves(1, last + 2 * kLine, last + 2 * kLine + row_bytes);
-  } else {
+  } else if constexpr (!Form::whole) {
 #pragma unroll
     for (int i = 0; i < offsets; ++i) {
       int at[2];
@@ -320,9 +345,18 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
       set_halves(i, at[0], at[1]);
     }
   }
-  int const tiles = min(q.tiles, is_3x3 ? kJobTiles : (p.taps * q.in_blocks + 1) / 2 - chunk * kJobTiles);
+  int const tiles = min(q.tiles, is_3x3 || Form::whole ? kTiles : (p.taps * q.in_blocks + 1) / 2 - chunk * kJobTiles);
 
-  float acc[kJobTiles][4] = {};
+  [[maybe_unused]] WholeJob<T, Form::blocks, Form::step> const whole{
+      unit * q.in_blocks + chunk,
+      unit * p.out_blocks + (of_block - unit * q.sets) * Form::blocks,
+      (unit + 1) * p.out_blocks - 1,
+      p.window.columns * kLine,
+      y_row,
+      q.planes,
+      q.plane_bytes};
+
+  float acc[kTiles][4] = {};
   Stage stage, refill;
   int square = share;  // the next one of the share, counted from the tile's first
   for (int number = blockIdx.x; number < p.tiles; number += gridDim.x, square -= squares) {
@@ -342,6 +376,10 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
       SumSquare const a = t.squares[square];
       int const rows = p.out.H - tile.h - a.h, columns = p.out.W - tile.w - a.w;
       if (rows <= 0 || columns <= 0 || tile.n + a.image >= p.N) continue;
+      auto sum_whole = [&](auto known) {
+        whole.template sum<decltype(known)::value>(acc, data + a.x, data + a.y + q.y_offset, rows, pixel < columns,
+                                                   zero);
+      };
       auto first_of = [&](int i) { return (halves[i] & 0xffff) * kSlot; };
       auto lane_of = [&](int i) {
         return SumLane{kLine, (int(halves[i]) >> 16) * kSlot, pixel < columns, pixel + 1 < columns, zero};
@@ -372,13 +410,17 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
         }
       };
       auto sum = [&](auto known) {
-        uint32_t const from = data + a.x + x_lane, at = data + a.y + y_lane;
+        if constexpr (Form::whole) {
+          sum_whole(known);
+        } else {
+          uint32_t const from = data + a.x + x_lane, at = data + a.y + y_lane;
 #pragma unroll 1
-        for (int first = 0; first < kSide; first += wide ? 4 : kSide)
-          sum_from(known, from + first * row_bytes, at + first * y_row, rows - first);
+          for (int first = 0; first < kSide; first += wide ? 4 : kSide)
+            sum_from(known, from + first * row_bytes, at + first * y_row, rows - first);
+        }
       };
       // What images of 7, 14 and 28 rows leave has code of its own.
-      constexpr bool special = is_3x3 && !wide;
+      constexpr bool special = (is_3x3 || Form::whole) && !wide;
       if (rows >= kSide)
         sum(std::integral_constant<int, kSide>{});
       else if (special && rows == 7)
@@ -410,17 +452,17 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
   // The first share adds the others' sums to its own, in order.
   if (q.shares > 1) {
     ptx::bar_sync(1, warps * 32);  // everybody has read the stages
-    float4* const sums = reinterpret_cast<float4*>(lines) + warp * (kJobTiles * 32) + lane;
+    float4* const sums = reinterpret_cast<float4*>(lines) + warp * (kTiles * 32) + lane;
     if (share > 0) {
 #pragma unroll
-      for (int i = 0; i < kJobTiles; ++i) sums[i * 32] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+      for (int i = 0; i < kTiles; ++i) sums[i * 32] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
     }
     ptx::bar_sync(1, warps * 32);
     if (share > 0) return;
     for (int other = 1; other < q.shares; ++other)
 #pragma unroll
-      for (int i = 0; i < kJobTiles; ++i) {
-        float4 const v = sums[(other * per_share * kJobTiles + i) * 32];
+      for (int i = 0; i < kTiles; ++i) {
+        float4 const v = sums[(other * per_share * kTiles + i) * 32];
         acc[i][0] += v.x, acc[i][1] += v.y, acc[i][2] += v.z, acc[i][3] += v.w;
       }
   }
@@ -428,19 +470,19 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2) * 32, 1)
   float4* const partial = reinterpret_cast<float4*>(q.partial) +
                           (blockIdx.x * q.fragments + (int64_t(blockIdx.y) * q.jobs + job) * q.tiles) * 32 + lane;
 #pragma unroll
-  for (int i = 0; i < kJobTiles; ++i) {
+  for (int i = 0; i < kTiles; ++i) {
     if (i >= tiles) break;
     partial[i * 32] = make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
   }
   // Sums that are not numbers once more.
   bool nan = false;
 #pragma unroll
-  for (int i = 0; i < kJobTiles * 4; ++i) nan = nan || !(acc[i / 4][i % 4] == acc[i / 4][i % 4]);
+  for (int i = 0; i < kTiles * 4; ++i) nan = nan || !(acc[i / 4][i % 4] == acc[i / 4][i % 4]);
 #pragma unroll 1
   for (int i = 0; nan && i < tiles * 4; ++i) {
     float& sum = reinterpret_cast<float*>(&partial[i / 4 * 32])[i % 4];
     if (sum == sum) continue;
-    Place const at = place_of<T, is_3x3>(q, blockIdx.y, job, i / 4, lane, i % 4);
+    Place const at = place_of<T, Form>(q, blockIdx.y, job, i / 4, lane, i % 4);
     if (at.exists) sum = exact_sum<T>(p, 1, 0, p.tap[at.tap], at.k, at.k / p.out_per_group * p.in_per_group + at.c);
   }
 }
@@ -449,7 +491,7 @@ constexpr int kAddLineWarps = 8;
 
 // Adds the partial sums of a fragment: `together` warps those of every together-th split, then one of them the sums,
 // in order.
-template <class T, bool is_3x3>
+template <class T, class Form>
 __global__ void __launch_bounds__(32 * kAddLineWarps)
     add_lines_kernel(__grid_constant__ SumLineParams const q, int together) {
   __shared__ float4 sums[kAddLineWarps][32];
@@ -473,23 +515,23 @@ __global__ void __launch_bounds__(32 * kAddLineWarps)
   float const values[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
-    Place const at = place_of<T, is_3x3>(q, slab, job, tile, lane, e);
+    Place const at = place_of<T, Form>(q, slab, job, tile, lane, e);
     if (at.exists)
       static_cast<T*>(q.w)[at.k * q.w_k + at.c * q.w_c + p.tap[at.tap].r * q.w_r + p.tap[at.tap].s * q.w_s] =
           narrow<T>(values[e]);
   }
 }
 
-template <class T, int parts, bool is_3x3>
+template <class T, int parts, class Form>
 cudaError_t start_sum_lines(SumLineParams const& q, dim3 grid, unsigned threads, int64_t shared, cudaStream_t stream) {
-  auto* const kernel = sum_lines_kernel<T, parts, is_3x3>;
+  auto* const kernel = sum_lines_kernel<T, parts, Form>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (error != cudaSuccess) return error;
   kernel<<<grid, threads, size_t(shared), stream>>>(q);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
   int together = 1;
   while (together < kAddLineWarps && together * 4 <= q.splits) together *= 2;
-  return launch_dependent(add_lines_kernel<T, is_3x3>, dim3(unsigned(ceil_div(q.fragments, kAddLineWarps / together))),
+  return launch_dependent(add_lines_kernel<T, Form>, dim3(unsigned(ceil_div(q.fragments, kAddLineWarps / together))),
                           32 * kAddLineWarps, 0, stream, q, together);
 }
 
@@ -509,7 +551,8 @@ cudaError_t launch_sum_lines(Problem const& problem, Plan const& plan, Arguments
   q.w_k = problem.w.n, q.w_c = problem.w.c, q.w_r = problem.w.h, q.w_s = problem.w.w;
   q.step_h = int(t.step_h);
   q.planes = int(t.planes), q.plane_bytes = int(t.plane_bytes);
-  q.jobs = int(t.jobs), q.chunks = int(t.chunks), q.tiles = int(t.tiles), q.shares = int(t.shares);
+  q.jobs = int(t.jobs), q.sets = int(t.sets), q.chunks = int(t.chunks), q.tiles = int(t.tiles),
+  q.shares = int(t.shares);
   q.y_rows = p.squares_h * kSide, q.y_columns = p.squares_w * kSide;
   q.y_offset = int(t.x_bytes), q.stage_bytes = int(t.stage_bytes), q.tables_offset = int(t.shared) - int(kSumTables);
   int64_t const slabs = ceil_div(p.units, p.slab);
@@ -521,14 +564,21 @@ cudaError_t launch_sum_lines(Problem const& problem, Plan const& plan, Arguments
     q.raw_y = planar_of(p.out, size, q.raw_x.whole, t.stage_bytes + t.raw_x_bytes, t.y_pitch, p.images, q.y_rows,
                         q.y_columns, p.slab * p.out_blocks * kBlock * size / kSlot);
   } else {
-    error = encode_lines(q.x, q.y, p, problem.dtype, q.step_h, q.y_rows, q.y_columns);
+    error = encode_lines(q.x, q.y, p, problem.dtype, q.step_h, q.planes, q.y_rows, q.y_columns);
     if (error != cudaSuccess) return error;
   }
   dim3 const grid(even_blocks(p, plan.split_k), unsigned(slabs), unsigned(t.passes));
   q.splits = int(grid.x);
   unsigned const threads = 32 * unsigned(t.warps);
-  return grouped_is_3x3(problem) ? start_sum_lines<T, parts, true>(q, grid, threads, t.shared, stream)
-                                 : start_sum_lines<T, parts, false>(q, grid, threads, t.shared, stream);
+  auto start = [&](auto form) { return start_sum_lines<T, parts, decltype(form)>(q, grid, threads, t.shared, stream); };
+  if constexpr (sizeof(T) == 2) {
+    if (t.together == 1 && t.step_h == 1) return start(SumForm<Sums::whole, 1, 1>{});
+    if (t.together == 1) return start(SumForm<Sums::whole, 1, 2>{});
+    if (t.together == 2) return start(SumForm<Sums::whole, 2, 2>{});
+    if (t.together == 3) return start(SumForm<Sums::whole, 3, 2>{});
+  }
+  if (grouped_is_3x3(problem)) return start(SumForm<Sums::is_3x3>{});
+  return start(SumForm<Sums::any>{});
 }
 
 template <Op op, DType dtype>
