@@ -149,7 +149,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
-  if (op == Op::wgrad) return 5000 + t.ns;
+  if (op == Op::wgrad) return (R == 3 ? 5000 : 9000) + t.ns;
   if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image
   double const slower = p.dtype != DType::f32 ? (stride == 1 ? 1.1 : 1.0)

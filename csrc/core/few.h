@@ -1,5 +1,5 @@
-// Depthwise layers of few outputs in channels_last, 5x5 and 7x7 with stride 1 (cuda/depthwise_few.cuh): which, shared by
-// the planner and the launcher.
+// Depthwise layers of few outputs in channels_last, 5x5 and 7x7 with stride 1 (cuda/depthwise_few.cuh): which, shared
+// by the planner and the launcher.
 #pragma once
 
 #include "depthwise.h"

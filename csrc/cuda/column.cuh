@@ -239,8 +239,8 @@ __global__ void __launch_bounds__(kColumnThreads + 32, 2) slide(__grid_constant_
   load_filters<T, R, V>(p, reinterpret_cast<T*>(shared + p.stages * p.in_bytes), readers, c0, me, filter, bias);
 
   int const pitch = p.channels * int(sizeof(T)), columns = (p.in_copied / p.images) / pitch;
-  uint32_t const mine = ptx::shared_address(shared) + (me.image * columns + me.strip * width) * pitch +
-                        me.quad * V * int(sizeof(T));
+  uint32_t const mine =
+      ptx::shared_address(shared) + (me.image * columns + me.strip * width) * pitch + me.quad * V * int(sizeof(T));
   Sums<R, V, width> sums;
   int stage = 0;
   uint32_t parity = 0;
@@ -466,7 +466,8 @@ __global__ void __launch_bounds__(kColumnThreads + 32, 2) wgrad(__grid_constant_
       if (with_in) {
 #pragma unroll
         for (int s = 0; s < R; ++s)
-          if (stride == 2 ? s != 2 || R == 3 : s % width == 0 || s == R - 1) words |= __float_as_uint(acc[u % stride][s][V - 1]);
+          if (stride == 2 ? s != 2 || R == 3 : s % width == 0 || s == R - 1)
+            words |= __float_as_uint(acc[u % stride][s][V - 1]);
       } else {
         ptx::fence_proxy_async();  // waits for y's
       }
@@ -551,8 +552,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   constexpr int width = kColumnWidth;
   int const columns = axis.extent(t.strips * width), pixel = t.channels * t.images * int(sizeof(T));
   p.in_copied = columns * pixel, p.y_copied = t.strips * width * pixel;
-  tma::Tensor4 const from{
-      args.a, dtype, {problem.C, backward ? problem.Q() : p.W, backward ? problem.P() : p.H, problem.N}, {1, in.w, in.h, in.n}};
+  tma::Tensor4 const from{args.a,
+                          dtype,
+                          {problem.C, backward ? problem.Q() : p.W, backward ? problem.P() : p.H, problem.N},
+                          {1, in.w, in.h, in.n}};
   if (auto const error = tma::encode_boxes(p.in, from, t.channels, columns, 1, t.images)) return error;
   if constexpr (sums)
     if (auto const error = tma::encode_boxes(p.y, {args.b, dtype, {problem.C, p.Q, p.P, problem.N}, {1, y.w, y.h, y.n}},

@@ -20,7 +20,8 @@ struct FewParams {
   int groups, strips, chunks, units;
 };
 
-// An element in a register of its own: pairs of 16 bits would be put together one after the other, each behind its load.
+// An element in a register of its own: pairs of 16 bits would be put together one after the other, each behind its
+// load.
 template <class T>
 using Raw = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
 template <class T>
@@ -34,7 +35,7 @@ __device__ inline float widen_raw(uint32_t raw) {
 }
 
 template <class T, int R, int rows>
-__global__ void __launch_bounds__(kFewThreads, 4) few(__grid_constant__ FewParams const p) {
+__global__ void __launch_bounds__(kFewThreads, R == 7 ? 3 : 4) few(__grid_constant__ FewParams const p) {
   constexpr int taps = R * R, width = kFewColumns, warps = kFewThreads / 32, channels = 32;
   constexpr int each = (channels * taps + kFewThreads - 1) / kFewThreads;
   __shared__ float filters[channels * taps];
@@ -45,7 +46,8 @@ __global__ void __launch_bounds__(kFewThreads, 4) few(__grid_constant__ FewParam
 #pragma unroll
   for (int i = 0; i < each; ++i) {
     int const at = i * kFewThreads + int(threadIdx.x), k = at / taps, tap = at % taps;
-    part[i] = at < here ? load_raw(static_cast<T const*>(p.w) + (c0 + k) * p.w_k + tap / R * p.w_r + tap % R * p.w_s) : 0;
+    part[i] =
+        at < here ? load_raw(static_cast<T const*>(p.w) + (c0 + k) * p.w_k + tap / R * p.w_r + tap % R * p.w_s) : 0;
   }
   bool const exists = unit < p.units && c < p.C;
   int const rest = unit / p.strips, q0 = (unit - rest * p.strips) * width, n = rest / p.chunks;
