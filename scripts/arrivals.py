@@ -33,7 +33,8 @@ def instructions(lines: Iterable[str]) -> Iterator[tuple[str, str, str, int]]:
 def arrivals(lines: Iterable[str]) -> dict[str, list[tuple[str, int]]]:
     """By function, the arrivals: their address, and how many loads are under way."""
     found: dict[str, list[tuple[str, int]]] = {}
-    current, pending = "", []  # scoreboards of the loads under way
+    current = ""
+    pending: list[int] = []  # scoreboards of the loads under way
     for function, address, text, word in instructions(lines):
         if function != current:
             current, pending = function, []
