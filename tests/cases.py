@@ -365,6 +365,9 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_11x11_multiplier2", 2, 5, 15, 17, 10, 11, 11, padding=(5, 5), groups=5, edge=True),
     Case("depthwise_3x3_stride2_pairs", 9, 66, 21, 13, 66, 3, 3, (2, 2), (1, 1), groups=66, bias=False),
     Case("depthwise_7x7_odd", 1, 261, 8, 9, 261, 7, 7, padding=(3, 3), groups=261),
+    # in channels_last more outputs than are asked for at once
+    Case("depthwise_5x5_many_outputs", 70, 33, 17, 19, 33, 5, 5, padding=(2, 3), groups=33),
+    Case("depthwise_7x7_many_outputs", 40, 37, 18, 20, 37, 7, 7, padding=(3, 2), groups=37, bias=False),
     Case("depthwise_13x9_tiles", 1, 8, 40, 70, 8, 13, 9, padding=(6, 4), groups=8),
     Case("depthwise_3x40", 2, 8, 9, 21, 8, 3, 40, padding=(1, 20), groups=8, bias=False),
     # tile boundaries: K, NPQ and the reduction just below, at and above multiples of 64 and 128

@@ -221,6 +221,46 @@ def test_walks_down_whole_images_use_their_ring_many_times(
         assert gap < tolerance(dtype, size * size), ROWS[row]
 
 
+# Tensors larger than L2 even in 16 bits, and more blocks of most kernels than a GPU holds at a time.
+LARGER_THAN_L2 = (
+    Case("depthwise_56", 128, 144, 56, 56, 144, 3, 3, padding=(1, 1), groups=144, bias=False),
+    Case("depthwise_112", 96, 32, 112, 112, 32, 3, 3, padding=(1, 1), groups=32, bias=False),
+    Case("depthwise_28_5x5", 256, 192, 28, 28, 192, 5, 5, padding=(2, 2), groups=192, bias=False),
+    Case("dense_112", 48, 64, 112, 112, 64, 3, 3, padding=(1, 1), bias=False),
+    Case("grouped_56", 96, 128, 56, 56, 128, 3, 3, padding=(1, 1), groups=8, bias=False),
+)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float32), ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("case", LARGER_THAN_L2, ids=str)
+def test_replays_over_tensors_larger_than_l2_give_the_bits_of_the_eager_call_in_every_row(
+    case: Case, dtype: torch.dtype, layout: str, op: str, cuda: str
+) -> None:
+    memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    generator = torch.Generator(cuda).manual_seed(1)
+    x, w, go = (
+        torch.randn(shape, dtype=dtype, device=cuda, generator=generator).contiguous(memory_format=memory_format)
+        for shape in (case.input_size, case.weight_size, case.output_size)
+    )
+    run = call(op, case, x, w, None, go)
+    sms, capability = machine()
+    tensors = problem(op, x, w, go, run())
+    rows = candidates(plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability))
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device=cuda)
+    for row in rows:
+        eager = run(row=row)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = run(row=row)
+        for _ in range(3):
+            captured.fill_(float("nan"))
+            flush.zero_()
+            graph.replay()
+            assert same_bits(captured, eager), ROWS[row]
+
+
 @pytest.mark.parametrize("value", (float("nan"), float("inf")))
 @pytest.mark.parametrize(
     "dtype", (torch.float16, torch.bfloat16, torch.float32), ids=lambda d: str(d).removeprefix("torch.")

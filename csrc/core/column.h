@@ -9,7 +9,7 @@ namespace conv2d_ext {
 inline constexpr int kColumnStages = 12;
 
 // A thread's channels, and outputs in a row: its sums and its filter are in registers.
-constexpr int column_vector(int R) { return R == 3 ? 4 : 2; }
+constexpr int column_vector(int R) { return R == 3 ? 4 : R == 5 ? 2 : 1; }
 inline constexpr int kColumnWidth = 4;
 inline constexpr int kColumnThreads = 224;  // that multiply; one warp more copies
 inline constexpr int kColumnRegisters = 65536 / 2 / (kColumnThreads + 32);
@@ -18,6 +18,7 @@ struct ColumnTile {
   int channels = 8, strips = 1, images = 1;  // of a block
   int64_t slices = 1, tiles_w = 1, image_units = 1;
   int64_t units = 1, each = 1, shares = 1;  // rows of outputs of a slice, of a block; blocks of a slice
+  bool turns = false;                       // many short shares, one after the other
   int resident = 1, stages = 1;             // blocks of an SM
   int64_t in_bytes = 0, y_bytes = 0, shared_bytes = 0;
   double ns = 0;
@@ -32,7 +33,7 @@ inline constexpr double kColumnBytes = 17, kColumnIssue = 3.0;
 inline constexpr double kColumnLatency = 6000;  // cycles of a copy on a busy GPU
 
 constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Device const& d) {
-  bool const backward = op == Op::dgrad, sums = op == Op::wgrad;
+  bool const backward = op == Op::dgrad, sums = op == Op::wgrad, strided = op == Op::fprop && stride == 2;
   int const vector = column_vector(R), width = kColumnWidth, size = size_of(p.dtype), piece = 16 / size;
   ColumnAxis const axis{backward, R, stride};
   int64_t const H = backward ? p.H : p.P(), W = (backward ? p.W : p.Q()) - axis.origin(p.pad_left);
@@ -73,7 +74,10 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
                               (channels * size % 32 != 0 && slices > 1 ? 1.1 : 1.0) *
                               (channels * size < 128 && slices > 1 ? 1.05 : 1.0) * (images > 1 ? 1.02 : 1.0) *
                               (images > 1 && strips * images > 16 ? 1.1 : 1.0) * (sums && tiles > 1 ? 1.1 : 1.0) *
-                              (1 + (sums && size == 4 ? 24 : 8) / double(channels * size)) *
+                              (1 + (sums && size == 4      ? 24
+                                    : strided && size == 4 ? 40
+                                                           : 8) /
+                                       double(channels * size)) *
                               (1 + 0.3 / double(strips * images));
           if (best != 0 && cost >= best) continue;
           best = cost;
@@ -98,6 +102,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   double const copied =
       double(t.in_bytes) + double(pixel) * t.strips * width * (backward ? double(stride) : 1.0 / stride);
   int64_t const slots = max64(1, int64_t(t.resident) * d.sm_count / t.slices), taps = p.C * R * R;
+  // As measured: float16 of 5x5 and dgrad of stride 2, and 5x5 on small images, take longer by turns.
+  bool const turns = !sums && (size == 4 ? R == 3 || H >= 28 : stride == 2 && R == 3 && !backward);
   auto consider = [&](int64_t each) {
     ColumnTile u = t;
     u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
@@ -106,7 +112,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     int64_t const resident = ceil_div(min64(blocks, full), d.sm_count);
     // Where all blocks of an SM are there, more in flight are slower.
     int64_t const wanted = resident == t.resident ? 5 : kColumnStages;
-    u.stages = int(max64(3, min64(wanted, (room(t.resident) - filters) / stage)));
+    u.stages = int(max64(3, min64(wanted, (room(int(resident)) - filters) / stage)));
     u.shared_bytes = max64(u.stages * stage + filters, totals);
     double const copy = double(resident) * copied / kColumnBytes;
     double const multiply = double(resident) * double(warps) * issue / kColumnIssue;
@@ -115,6 +121,15 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     step = step > latency ? step : latency;
     double const halo = u.each % H == 0 ? 0 : R - 1, rows = backward ? 1.0 / stride : stride;
     u.ns = 1500 + double(ceil_div(blocks, full)) * ((double(u.each) * rows + halo) * step / 1.8 + 1500);
+    // Short turns of many blocks, one after the other: what all read at a time is close together, and comes at the rate
+    // of large layers.
+    u.turns = turns && 2 * blocks > 3 * full;
+    if (u.turns) {
+      double const issue_ns =
+          double(blocks) * (double(u.each) * rows + halo) * double(warps) * issue / kColumnIssue / 1.8 / d.sm_count;
+      double const memory_ns = 0.79 * walk_memory_ns(p, d);
+      u.ns = 3000 + 1.05 * (memory_ns > issue_ns ? memory_ns : issue_ns);
+    }
     if (sums) u.ns += 2000 + (u.shares > 1 ? 3500 + double(u.shares) * double(taps) * 8 / 2500 : 0);
     if (t.ns == 0 || u.ns < t.ns) t = u;
   };
@@ -122,6 +137,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   consider(even);
   consider(ceil_div(even, H) * H);
   if (H > 1 && even < H) consider(ceil_div(H, H / even));
+  if (turns) consider(ceil_div(H, max64(1, H / (strided ? 14 : 7))));
+  if (sums && even >= 16 && even <= 32) consider(2 * even);
   if (sums && even < 16) {
     consider(4 * even);
     consider(t.units);
@@ -132,7 +149,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
-  if (op == Op::wgrad) return 5000 + t.ns;
+  if (op == Op::wgrad) return (R == 3 ? 5000 : 9000) + t.ns;
+  if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image
   double const slower = p.dtype != DType::f32 ? (stride == 1 ? 1.1 : 1.0)
                         : stride == 1         ? (t.tiles_w > 1 ? 1.04 : 0.95)

@@ -1,7 +1,7 @@
 // The tiles of cuda/depthwise_walk.cuh for a problem: shared by the planner and the launcher.
 #pragma once
 
-#include "depthwise.h"
+#include "few.h"
 
 namespace conv2d_ext {
 
@@ -38,6 +38,7 @@ struct ColumnAxis {
 // A thread has `vector` channels of `width` columns and walks down `rows` rows of y (dgrad: of x). Other filters, sums
 // and inputs leave no registers for more.
 inline constexpr int kWalkThreads = 256;
+constexpr int walk_threads(int R, int stride) { return R == 7 && stride == 1 ? 128 : kWalkThreads; }  // of wide strips
 constexpr int walk_sums_threads(int R) { return R == 7 ? 192 : 256; }  // two blocks an SM, by their registers
 
 constexpr int walk_vector(Op op, int R, int size) {
@@ -45,6 +46,7 @@ constexpr int walk_vector(Op op, int R, int size) {
   return op == Op::wgrad ? (size == 2 ? 2 : 1) : size == 2 ? 4 : 2;
 }
 constexpr int walk_width(Op op, int R, int stride, int vector) {
+  if (R == 7 && stride == 1 && op != Op::wgrad) return 7;
   if (R == 7 || op == Op::wgrad) return 4;
   if (R == 5) return op == Op::dgrad || stride == 1 ? 8 : 4;
   return vector == 4 && stride == 2 && op == Op::fprop ? 2 : 4;
@@ -92,10 +94,11 @@ constexpr WalkTile walk_tile(Op op, Problem const& p, int R, int stride, Device 
   for (int64_t chunks = 1; chunks <= H; chunks = chunks < 4 ? chunks + 1 : ceil_div(chunks * 3, 2)) {
     int64_t const rows = ceil_div(H, chunks), threads = p.N * best.strips * (p.K / v) * ceil_div(H, rows);
     if (chunks > 1 && threads >= int64_t(1) << 31) break;
-    double const blocks = double(ceil_div(threads, kWalkThreads)), resident = 2.0 * d.sm_count;
+    int const of_block = walk_threads(R, stride), warps = of_block < kWalkThreads ? 12 : 16;  // of an SM
+    double const blocks = double(ceil_div(threads, of_block)), resident = warps * 32.0 / of_block * d.sm_count;
     // Of an input row, where an SM has all its blocks, and where it waits for one load after the other.
     double const share = blocks > resident ? 1 : blocks > resident / 2 ? blocks / resident : 0.5;
-    double const multiply = issue * share * 16 / 4 / 0.55 / 1.755;
+    double const multiply = issue * share * warps / 4 / 0.55 / 1.755;
     double const least = walk_ahead(R) > 0 ? 300 : 400, step = multiply > least ? multiply : least;
     double const rounds = blocks > resident ? blocks / resident : 1;
     double const count = backward ? double(rows - 1) / stride + R / stride + 1 : double((rows - 1) * stride + R);
@@ -189,6 +192,7 @@ constexpr bool walk_supports(Row const& row, Op op, Problem const& p) { return w
 // As measured, beside the tiles' own times.
 constexpr Estimate walk_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   bool const strided = row.tile_k == 2;
+  if (FewTile const t = few_tile(op, p, row.tile_m, row.tile_k); t.used) return {t.ns, 1};
   if (op != Op::wgrad)
     return {(row.tile_m == 5 && strided ? 1.45 : 1.0) * walk_tile(op, p, row.tile_m, row.tile_k, d).ns, 1};
   WalkSumsTile const t = walk_sums_tile(p, row.tile_m, row.tile_k, d);

@@ -5,8 +5,8 @@
 // the command of a warp of its own. A thread of the others has some channels of a few neighbouring outputs, reads each
 // input of its columns once, and adds its products to the sums of all output rows that meet the row. Filter and sums
 // stay in registers. A block goes on with the next strip without emptying the ring; its share of the strips is fixed,
-// so wgrad's sums have a fixed order. Needs 16-byte channel vectors; fprop and dgrad of others, and of small layers, go
-// to depthwise_walk.cuh.
+// so wgrad's sums have a fixed order. dgrad with stride 1 is fprop with the filter turned round. Needs 16-byte channel
+// vectors; fprop and dgrad of others, and of small layers, go to depthwise_walk.cuh.
 #pragma once
 
 #include <utility>
@@ -14,11 +14,13 @@
 #include "../core/column.h"
 #include "depthwise_direct.cuh"
 #include "depthwise_walk.cuh"
+#include "give_back.cuh"
 #include "ptx.cuh"
 #include "tma_map.h"
 
 namespace conv2d_ext::column {
 
+// dgrad with stride 1: H, P and Q, too, are of what is read and written.
 struct Params {
   CUtensorMap in, y;  // y: wgrad alone
   void const* x_data;
@@ -118,7 +120,9 @@ struct Ring {
 
 template <class T, int V>
 __device__ inline void load(uint32_t shared, float (&v)[V]) {
-  if constexpr (sizeof(T) * V == 16) {
+  if constexpr (sizeof(T) == 4 && V == 1) {
+    v[0] = __uint_as_float(ptx::ld_shared(shared));
+  } else if constexpr (sizeof(T) * V == 16) {
     uint4 const q = ptx::ld_shared_v4(shared);
     v[0] = __uint_as_float(q.x), v[1] = __uint_as_float(q.y), v[2] = __uint_as_float(q.z), v[3] = __uint_as_float(q.w);
   } else if constexpr (sizeof(T) * V == 8) {
@@ -151,6 +155,140 @@ struct Place {
   }
 };
 
+// A word that needs the last channel of every column.
+template <int columns, int V>
+__device__ inline uint32_t last_of(float const (&v)[columns][V]) {
+  uint32_t words = 0;
+#pragma unroll
+  for (int b = 0; b < columns; ++b) words |= __float_as_uint(v[b][V - 1]);
+  return words;
+}
+
+// Sums of the R rows of outputs that an input row meets with stride 1. The first product of each moves it on by a row.
+template <int R, int V, int width>
+struct Sums {
+  float acc[R][width][V];
+
+  __device__ void start(float const (&bias)[V]) {
+#pragma unroll
+    for (int i = 0; i < R * width * V; ++i) acc[i / V / width][i / V % width][i % V] = bias[i % V];
+  }
+  // Column j of the row: a function of its own, for loops that leave out most of their rounds are not unrolled.
+  template <int j, class Load>
+  __device__ void add_column(Load const& load, float const (&filter)[R][R][V], float const (&bias)[V]) {
+    constexpr int low = j < R - 1 ? 0 : j - R + 1, high = j < width ? j : width - 1;  // outputs that meet it
+    float in[V];
+    load(j, in);
+#pragma unroll
+    for (int k = 0; k < R; ++k)
+#pragma unroll
+      for (int b = low; b <= high; ++b)
+#pragma unroll
+        for (int e = 0; e < V; ++e) {
+          float const before = b != j ? acc[k][b][e] : k + 1 < R ? acc[k + 1 < R ? k + 1 : k][b][e] : bias[e];
+          acc[k][b][e] = fmaf(in[e], filter[R - 1 - k][j - b][e], before);
+        }
+  }
+  template <class Load>
+  __device__ void add(Load const& load, float const (&filter)[R][R][V], float const (&bias)[V]) {
+    [&]<int... j>(std::integer_sequence<int, j...>) {
+      (add_column<j>(load, filter, bias), ...);
+    }(std::make_integer_sequence<int, width + R - 1>());
+  }
+};
+
+// The slice's filters come through shared memory: a thread's own are far apart in global memory.
+template <class T, int R, int V>
+__device__ inline void load_filters(Params const& p, T* filters, int readers, int c0, Place const& me,
+                                    float (&filter)[R][R][V], float (&bias)[V]) {
+  int const present = p.C - c0 < p.channels ? p.C - c0 : p.channels;
+  for (int i = threadIdx.x; i < present * R * R; i += readers) {
+    int const channel = i / (R * R), tap = i % (R * R);
+    filters[i] = static_cast<T const*>(p.w)[(c0 + channel) * p.w_k + tap / R * p.w_r + tap % R * p.w_s];
+  }
+  ptx::bar_sync(1, readers);
+#pragma unroll
+  for (int e = 0; e < V; ++e) {
+    T const* const w = filters + (me.exists ? me.quad * V + e : 0) * R * R;
+#pragma unroll
+    for (int tap = 0; tap < R * R; ++tap) filter[tap / R][tap % R][e] = widen(w[tap]);
+    bias[e] = me.exists && p.bias != nullptr
+                  ? widen(static_cast<T const*>(p.bias)[(c0 + me.quad * V + e) * p.bias_stride])
+                  : 0.f;
+  }
+}
+
+// Stride 1. Rows of zeros beside the image cost neither products nor moves.
+template <class T, int R>
+__global__ void __launch_bounds__(kColumnThreads + 32, 2) slide(__grid_constant__ Params const p) {
+  constexpr int V = column_vector(R), width = kColumnWidth;
+  extern __shared__ __align__(128) unsigned char shared[];
+  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
+  int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
+  __shared__ Ring<Op::fprop, R, 1> ring;
+  int const readers = int(blockDim.x) - 32;  // threads
+  ring.start(p, readers / 32);
+
+  if (int(threadIdx.x) >= readers) {
+    if (int(threadIdx.x) == readers) ring.copy(p, begin, end, c0, shared);
+    return;
+  }
+  Place const me = Place::of_thread<V>(p, c0);
+  int const c = c0 + me.quad * V;
+  float filter[R][R][V], bias[V];
+  load_filters<T, R, V>(p, reinterpret_cast<T*>(shared + p.stages * p.in_bytes), readers, c0, me, filter, bias);
+
+  int const pitch = p.channels * int(sizeof(T)), columns = (p.in_copied / p.images) / pitch;
+  uint32_t const mine =
+      ptx::shared_address(shared) + (me.image * columns + me.strip * width) * pitch + me.quad * V * int(sizeof(T));
+  Sums<R, V, width> sums;
+  int stage = 0;
+  uint32_t parity = 0;
+  for (int index = begin; index < end;) {
+    Strip const strip = strip_of<Op::fprop, R, 1>(p, index, end);
+    index += strip.rows;
+    int const w0 = strip.w0 + me.strip * width;
+    bool const exists = me.exists && strip.n0 + me.image < p.N;
+    // Of the strip's input rows, those from `top` to `bottom` are in the image.
+    int const before = strip.first < 0 ? -strip.first : 0, top = before < strip.count ? before : strip.count;
+    int const inside = p.H - strip.first < strip.count ? p.H - strip.first : strip.count;
+    int const bottom = inside > top ? inside : top;
+    int out_row = (top < R - 1 ? top : R - 1) - (R - 1);
+    T* to = static_cast<T*>(p.out) + int64_t(strip.n0 + me.image) * p.out_n + int64_t(strip.h0 + out_row) * p.out_h +
+            w0 * p.out_w + c;
+    auto store = [&](float const(&done)[width][V]) {
+      if (exists && unsigned(out_row) < unsigned(strip.rows)) {
+#pragma unroll
+        for (int b = 0; b < width; ++b) {
+          Vector<T, V> v;
+#pragma unroll
+          for (int e = 0; e < V; ++e) v.v[e] = narrow<T>(done[b][e]);
+          if (w0 + b < p.Q) *reinterpret_cast<Vector<T, V>*>(to + b * p.out_w) = v;
+        }
+      }
+      ++out_row, to += p.out_h;
+    };
+    sums.start(bias);
+    for (int row = R - 1; row < top; ++row) store(sums.acc[0]);
+#pragma unroll 1
+    for (int row = top; row < bottom; ++row) {
+      ptx::mbarrier_wait(&ring.full[stage], parity);
+      uint32_t const from = mine + stage * p.in_bytes;
+      sums.add([&](int j, float (&in)[V]) { load<T, V>(from + j * pitch, in); }, filter, bias);
+      give_back(&ring.empty[stage], last_of(sums.acc[0]));
+      if (++stage == p.stages) stage = 0, parity ^= 1;
+      store(sums.acc[0]);
+    }
+    int row = bottom;
+#pragma unroll
+    for (int k = 1; k < R; ++k)
+      if (row < strip.count) store(sums.acc[k]), ++row;
+    if (row < strip.count) sums.start(bias);
+    for (; row < strip.count; ++row) store(sums.acc[0]);
+  }
+}
+
+// Stride 2.
 template <class T, Op op, int R, int stride>
 __global__ void __launch_bounds__(kColumnThreads + 32, 2) gather(__grid_constant__ Params const p) {
   using Rows = depthwise::WalkRows<op, R, stride>;
@@ -170,24 +308,8 @@ __global__ void __launch_bounds__(kColumnThreads + 32, 2) gather(__grid_constant
   }
   Place const me = Place::of_thread<V>(p, c0);
   int const c = c0 + me.quad * V;
-  // The slice's filters come through shared memory: a thread's own are far apart in global memory.
-  T* const filters = reinterpret_cast<T*>(shared + p.stages * p.in_bytes);
-  int const present = p.C - c0 < p.channels ? p.C - c0 : p.channels;
-  for (int i = threadIdx.x; i < present * R * R; i += readers) {
-    int const channel = i / (R * R), tap = i % (R * R);
-    filters[i] = static_cast<T const*>(p.w)[(c0 + channel) * p.w_k + tap / R * p.w_r + tap % R * p.w_s];
-  }
-  ptx::bar_sync(1, readers);
   float filter[R][R][V], bias[V];
-#pragma unroll
-  for (int e = 0; e < V; ++e) {
-    T const* const w = filters + (me.exists ? me.quad * V + e : 0) * R * R;
-#pragma unroll
-    for (int tap = 0; tap < R * R; ++tap) filter[tap / R][tap % R][e] = widen(w[tap]);
-    bias[e] = op == Op::fprop && me.exists && p.bias != nullptr
-                  ? widen(static_cast<T const*>(p.bias)[(c + e) * p.bias_stride])
-                  : 0.f;
-  }
+  load_filters<T, R, V>(p, reinterpret_cast<T*>(shared + p.stages * p.in_bytes), readers, c0, me, filter, bias);
 
   int const pitch = p.channels * int(sizeof(T)), columns = (p.in_copied / p.images) / pitch;
   uint32_t const mine = ptx::shared_address(shared) + (me.image * columns + axis.advance(me.strip * width)) * pitch +
@@ -223,8 +345,7 @@ __global__ void __launch_bounds__(kColumnThreads + 32, 2) gather(__grid_constant
         ptx::mbarrier_wait(&ring.full[stage], parity);
         uint32_t const from = mine + stage * p.in_bytes;
         Rows::template add<u>([&](int j, float (&in)[V]) { load<T, V>(from + j * pitch, in); }, filter, bias, acc);
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&ring.empty[stage]);
+        give_back(&ring.empty[stage], last_of(acc[backward ? 0 : slots - 1]));
         if (++stage == p.stages) stage = 0, parity ^= 1;
       } else if constexpr (u == 0) {
 #pragma unroll
@@ -269,6 +390,24 @@ __device__ __noinline__ float exact_sum(Params const& p, int begin, int end, int
     }
   }
   return sum;
+}
+
+// The products of column j of an input row with those rows of y that it meets.
+template <int R, int stride, int u, int j, int V, int width, int slots, class Load>
+__device__ inline void add_taps(Load const& load, float const (&y)[slots][width][V], float (&acc)[R][R][V]) {
+  using Taps = depthwise::WalkTaps<R, stride>;
+  float in[V];
+  load(j, in);
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (Taps::slot(u, r) < 0) continue;
+#pragma unroll
+    for (int s = 0; s < R; ++s) {
+      if (j < s || (j - s) % stride != 0 || (j - s) / stride >= width) continue;
+#pragma unroll
+      for (int e = 0; e < V; ++e) acc[r][s][e] = fmaf(in[e], y[Taps::slot(u, r)][(j - s) / stride][e], acc[r][s][e]);
+    }
+  }
 }
 
 template <class T, int R, int stride>
@@ -317,10 +456,22 @@ __global__ void __launch_bounds__(kColumnThreads + 32, 2) wgrad(__grid_constant_
             for (int e = 0; e < V; ++e) y[Taps::slot(u, 0)][b][e] = 0.f;
         }
       }
-      if (with_in) Taps::template add<u>([&](int j, float (&in)[V]) { load<T, V>(from + j * pitch, in); }, y, acc);
+      if (with_in)
+        [&]<int... j>(std::integer_sequence<int, j...>) {
+          auto const read = [&](int column, float (&in)[V]) { load<T, V>(from + column * pitch, in); };
+          (add_taps<R, stride, u, j>(read, y, acc), ...);
+        }(std::make_integer_sequence<int, axis.extent(width)>());
       if (!with_in && !with_y) return;
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(&ring.empty[stage]);
+      uint32_t words = 0;  // of all columns: outputs meet others with the first tap, with the last, and between
+      if (with_in) {
+#pragma unroll
+        for (int s = 0; s < R; ++s)
+          if (stride == 2 ? s != 2 || R == 3 : s % width == 0 || s == R - 1)
+            words |= __float_as_uint(acc[u % stride][s][V - 1]);
+      } else {
+        ptx::fence_proxy_async();  // waits for y's
+      }
+      give_back(&ring.empty[stage], words);
       if (++stage == p.stages) stage = 0, parity ^= 1;
     };
     for (int row = 0; row < strip.count; row += period)
@@ -357,7 +508,7 @@ template <Op op, DType dtype, int R, int S, int stride>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   static_assert(R == S);
   using T = typename TypeOf<dtype>::type;
-  constexpr bool backward = op == Op::dgrad, sums = op == Op::wgrad;
+  constexpr bool backward = op == Op::dgrad, sums = op == Op::wgrad, turned = backward && stride == 1;
   constexpr ColumnAxis axis{backward, R, stride};
   Strides const &x = problem.x, &y = problem.y;
   Strides const& in = backward ? y : x;
@@ -386,6 +537,12 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.x_n = x.n, p.x_h = x.h, p.x_w = x.w, p.y_n = y.n, p.y_h = y.h, p.y_w = y.w;
   p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride;
   p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  if constexpr (turned) {
+    p.H = int(problem.P()), p.P = int(problem.H), p.Q = int(problem.W);
+    p.pad_h = R - 1 - p.pad_h;
+    p.w = static_cast<T const*>(args.b) + (R - 1) * (p.w_r + p.w_s);
+    p.w_r = -p.w_r, p.w_s = -p.w_s;
+  }
   p.out = args.out, p.partial = args.workspace;
   p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
   p.channels = t.channels, p.strips = t.strips, p.images = t.images;
@@ -395,8 +552,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   constexpr int width = kColumnWidth;
   int const columns = axis.extent(t.strips * width), pixel = t.channels * t.images * int(sizeof(T));
   p.in_copied = columns * pixel, p.y_copied = t.strips * width * pixel;
-  tma::Tensor4 const from{
-      args.a, dtype, {problem.C, backward ? p.Q : p.W, backward ? p.P : p.H, problem.N}, {1, in.w, in.h, in.n}};
+  tma::Tensor4 const from{args.a,
+                          dtype,
+                          {problem.C, backward ? problem.Q() : p.W, backward ? problem.P() : p.H, problem.N},
+                          {1, in.w, in.h, in.n}};
   if (auto const error = tma::encode_boxes(p.in, from, t.channels, columns, 1, t.images)) return error;
   if constexpr (sums)
     if (auto const error = tma::encode_boxes(p.y, {args.b, dtype, {problem.C, p.Q, p.P, problem.N}, {1, y.w, y.h, y.n}},
@@ -405,6 +564,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   void (*kernel)(Params);
   if constexpr (sums)
     kernel = wgrad<T, R, stride>;
+  else if constexpr (stride == 1)
+    kernel = slide<T, R>;
   else
     kernel = gather<T, op, R, stride>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))

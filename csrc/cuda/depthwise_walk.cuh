@@ -9,6 +9,7 @@
 
 #include "../core/walk.h"
 #include "depthwise.cuh"
+#include "depthwise_few.cuh"
 #include "ptx.cuh"
 
 namespace conv2d_ext::depthwise {
@@ -121,19 +122,20 @@ struct WalkTaps {
 };
 
 template <class T, Op op, int R, int stride, int V, int width>
-__global__ void __launch_bounds__(kWalkThreads, 2) walk(__grid_constant__ WalkParams const p) {
+__global__ void __launch_bounds__(walk_threads(R, stride), walk_threads(R, stride) < kWalkThreads ? 3 : 2)
+    walk(__grid_constant__ WalkParams const p) {
   using Rows = WalkRows<op, R, stride>;
   constexpr bool backward = op == Op::dgrad;
   constexpr ColumnAxis axis{backward, R, stride};
-  constexpr int IW = axis.extent(width), slots = Rows::slots, done = Rows::done;
-  uint32_t const thread = blockIdx.x * kWalkThreads + threadIdx.x;
+  constexpr int IW = axis.extent(width), slots = Rows::slots, done = Rows::done, threads = walk_threads(R, stride);
+  uint32_t const thread = blockIdx.x * threads + threadIdx.x;
   // Larger filters come through shared memory: in global memory, each tap of a warp's channels is in a line of its own.
   extern __shared__ __align__(16) unsigned char shared[];
   T* const filters = reinterpret_cast<T*>(shared);
   if constexpr (R > 3) {
-    int const first = int(blockIdx.x * kWalkThreads % p.quads);
+    int const first = int(blockIdx.x * threads % p.quads);
 #pragma unroll 7
-    for (int i = threadIdx.x; i < p.staged * (R * R); i += kWalkThreads) {
+    for (int i = threadIdx.x; i < p.staged * (R * R); i += threads) {
       int const k = first + i / (R * R), tap = i % (R * R);
       filters[i] =
           static_cast<T const*>(p.w)[(k < p.quads ? k : k - p.quads) * p.w_k + tap / R * p.w_r + tap % R * p.w_s];
@@ -409,12 +411,13 @@ cudaError_t launch_walk(Problem const& problem, WalkTile const& t, Arguments con
   void (*kernel)(WalkParams) = walk<T, kind, R, stride, V, walk_width(op, R, stride, V)>;
   if constexpr (V > 1)
     if (t.vector == 1) kernel = walk<T, kind, R, stride, 1, walk_width(op, R, stride, 1)>;
-  p.staged = R == 3 ? 0 : int(min64(p.quads, kWalkThreads));
+  constexpr int threads = walk_threads(R, stride);
+  p.staged = R == 3 ? 0 : int(min64(p.quads, threads));
   size_t const shared = size_t(p.staged) * R * R * sizeof(T);
   if (shared > 48 * 1024)
     if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)))
       return error;
-  kernel<<<unsigned(ceil_div(t.threads, kWalkThreads)), kWalkThreads, shared, stream>>>(p);
+  kernel<<<unsigned(ceil_div(t.threads, threads)), threads, shared, stream>>>(p);
   return cudaGetLastError();
 }
 
@@ -450,6 +453,9 @@ cudaError_t launch_walks(Problem const& problem, Plan const& plan, Arguments con
   Device gpu = h200_sxm;
   if (auto const error = cudaGetDevice(&device)) return error;
   if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  if constexpr (op != Op::wgrad && R > 3 && stride == 1)
+    if (FewTile const t = few_tile(op, problem, R, stride); t.used)
+      return launch_few<op, T, R>(problem, t, args, stream);
   if constexpr (op == Op::wgrad)
     return launch_walk_wgrad<T, R, stride>(problem, plan, gpu, args, stream);
   else

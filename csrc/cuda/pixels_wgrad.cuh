@@ -10,6 +10,7 @@
 
 #include "../core/pixels.h"
 #include "dependent.cuh"
+#include "give_back.cuh"
 #include "tma.cuh"
 
 namespace conv2d_ext::pixels_wgrad {
@@ -133,10 +134,17 @@ __device__ void multiply(Params const& p, uint32_t ring, Barriers<TM, TN>& barri
   bool first = true;
   for (int run = part; run < p.all_runs; run += p.split) {
     if (needed) load_half(1);
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(&barriers.empty[stage.index]);
+    int const loaded = stage.index;
     stage.advance(S::stages);
     if (needed) multiply_half(0);
+    uint32_t words = 0;
+    if (needed) {
+#pragma unroll
+      for (int i = 0; i < rows * 2; ++i) words |= a[1][i][3];
+#pragma unroll
+      for (int j = 0; j < columns; ++j) words |= b[1][j][3];
+    }
+    give_back(&barriers.empty[loaded], words);
     if (run + p.split < p.all_runs) {  // loaded while the other half is multiplied
       ptx::mbarrier_wait(&barriers.full[stage.index], stage.parity);
       if (needed) load_half(0);

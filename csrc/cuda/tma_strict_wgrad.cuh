@@ -12,6 +12,7 @@
 // are summed again, product by product, by the second launch.
 #pragma once
 
+#include "give_back.cuh"
 #include "tma_wgrad_tf32.cuh"
 
 namespace conv2d_ext::strict_wgrad {
@@ -211,8 +212,10 @@ __device__ void multiply(WgradParams const& p, uint32_t ring, Barriers<TM, TN>& 
 #pragma unroll
           for (int j = 0; j < 4; ++j)
             high[i][j] = ptx::cvt_rn_tf32(__uint_as_float(raw[i][j])), low[i][j] = low_part(raw[i][j], high[i][j]);
-        __syncwarp();
-        if (lane == 0) ptx::mbarrier_arrive(&bars.empty[stage.index]);
+        uint32_t words = 0;
+#pragma unroll
+        for (int i = 0; i < parts; ++i) words |= high[i][1] | high[i][3];
+        give_back(&bars.empty[stage.index], words);
         stage.advance(S::stages);
         ptx::mbarrier_wait(&bars.turned[turned.index], turned.parity);
         uint32_t const from_b = ring + S::ring_bytes + turned.index * S::turned_bytes;

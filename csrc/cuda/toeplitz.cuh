@@ -21,6 +21,7 @@
 
 #include "../core/toeplitz.h"
 #include "depthwise.cuh"
+#include "give_back.cuh"
 #include "ptx.cuh"
 #include "tma_map.h"
 
@@ -301,7 +302,7 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
   taps.renew(constants);
   uint32_t most = 0, parity = 0, parity_out = 1;
   float acc[R][pairs][4];
-  int stage = 0, buffer = 0;
+  int stage = 0, held = 0, buffer = 0;  // held: the stage of the row that is loaded
   for (int index = begin; index < end;) {
     Strip const s = next_strip<R>(p, index, end);
     int const rows = s.rows + R - 1;
@@ -315,8 +316,7 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
       for (int j = 0; j < window; ++j)
 #pragma unroll
         for (int half = 0; half < 2; ++half) in[half][j].load(((from[half] + j * step_in) ^ (j % 2 * flip)) + offset);
-      __syncwarp();
-      if (lane == 0) ptx::mbarrier_arrive(&barriers.empty[stage]);
+      held = stage;
       if (++stage == p.stages) stage = 0, parity ^= 1;
     };
     auto store = [&](float const(&sums)[pairs][4]) {
@@ -354,6 +354,10 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
           for (int j = 0; j < window; ++j)
 #pragma unroll
             for (int pair = 0; pair < pairs; ++pair) words[pair][half][j] = in[half][j].v[pair] * one;
+        uint32_t all = 0;
+#pragma unroll
+        for (int j = 0; j < window; ++j) all |= words[pairs - 1][0][j] | words[pairs - 1][1][j];
+        give_back(&barriers.empty[held], all);
       }
       if constexpr (ahead) load(row + 1);
       auto& last = acc[(u + R - 1) % R];
