@@ -204,7 +204,7 @@ ENTRIES = (
     Entry("depthwise_lines", "depthwise::wgrad_lines", "wgrad", TRIPLE, "fp16", "nhwc", "0x0_nhwc"),
     Entry("depthwise_walk", "depthwise::walk", "fprop", depthwise(64, 100, 56, 3), "fp16", "nhwc", "column|depthwise"),
     Entry("depthwise_walk", "depthwise::walk", "fprop", "L26", "fp32", "nhwc", "depthwise"),
-    Entry("depthwise_few", "depthwise::few", "fprop", depthwise(1, 240, 28, 5), "fp32", "nhwc", "depthwise"),
+    Entry("depthwise_small", "depthwise::small", "fprop", depthwise(1, 240, 28, 5), "fp32", "nhwc", "depthwise"),
     Entry("depthwise_walk", "depthwise::walk_wgrad", "wgrad", "L26", "fp32", "nhwc", "depthwise"),
     Entry("diagonal", "diagonal::gather", "fprop", "L27", "fp16", "nhwc", "diagonal"),
     Entry("diagonal_wgrad", "diagonal::wgrad", "wgrad", "L27", "fp16", "nhwc", "diagonal"),

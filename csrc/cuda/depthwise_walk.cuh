@@ -9,7 +9,7 @@
 
 #include "../core/walk.h"
 #include "depthwise.cuh"
-#include "depthwise_few.cuh"
+#include "depthwise_small.cuh"
 #include "ptx.cuh"
 
 namespace conv2d_ext::depthwise {
@@ -454,8 +454,8 @@ cudaError_t launch_walks(Problem const& problem, Plan const& plan, Arguments con
   if (auto const error = cudaGetDevice(&device)) return error;
   if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
   if constexpr (op != Op::wgrad && R > 3 && stride == 1)
-    if (FewTile const t = few_tile(op, problem, R, stride); t.used)
-      return launch_few<op, T, R>(problem, t, args, stream);
+    if (SmallTile const t = small_tile(op, problem, R, stride); t.used)
+      return launch_small<op, T, R>(problem, t, args, stream);
   if constexpr (op == Op::wgrad)
     return launch_walk_wgrad<T, R, stride>(problem, plan, gpu, args, stream);
   else

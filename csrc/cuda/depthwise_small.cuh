@@ -4,12 +4,12 @@
 // round.
 #pragma once
 
-#include "../core/few.h"
+#include "../core/small.h"
 #include "depthwise.cuh"
 
 namespace conv2d_ext::depthwise {
 
-struct FewParams {
+struct SmallParams {
   void const* in;
   void const* w;
   void const* bias;
@@ -35,9 +35,9 @@ __device__ inline float widen_raw(uint32_t raw) {
 }
 
 template <class T, int R, int rows>
-__global__ void __launch_bounds__(kFewThreads, R == 7 ? 3 : 4) few(__grid_constant__ FewParams const p) {
-  constexpr int taps = R * R, width = kFewColumns, warps = kFewThreads / 32, channels = 32;
-  constexpr int each = (channels * taps + kFewThreads - 1) / kFewThreads;
+__global__ void __launch_bounds__(kSmallThreads, R == 7 ? 3 : 4) small(__grid_constant__ SmallParams const p) {
+  constexpr int taps = R * R, width = kSmallColumns, warps = kSmallThreads / 32, channels = 32;
+  constexpr int each = (channels * taps + kSmallThreads - 1) / kSmallThreads;
   __shared__ float filters[channels * taps];
   int const group = int(blockIdx.x) % p.groups, c0 = group * channels, lane = int(threadIdx.x) % 32, c = c0 + lane;
   int const unit = int(blockIdx.x) / p.groups * warps + int(threadIdx.x) / 32;
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kFewThreads, R == 7 ? 3 : 4) few(__grid_consta
   uint32_t part[each];
 #pragma unroll
   for (int i = 0; i < each; ++i) {
-    int const at = i * kFewThreads + int(threadIdx.x), k = at / taps, tap = at % taps;
+    int const at = i * kSmallThreads + int(threadIdx.x), k = at / taps, tap = at % taps;
     part[i] =
         at < here ? load_raw(static_cast<T const*>(p.w) + (c0 + k) * p.w_k + tap / R * p.w_r + tap % R * p.w_s) : 0;
   }
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kFewThreads, R == 7 ? 3 : 4) few(__grid_consta
   float const bias = exists && p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
 #pragma unroll
   for (int i = 0; i < each; ++i)
-    if (int const at = i * kFewThreads + int(threadIdx.x); at < channels * taps) filters[at] = widen_raw<T>(part[i]);
+    if (int const at = i * kSmallThreads + int(threadIdx.x); at < channels * taps) filters[at] = widen_raw<T>(part[i]);
   __syncthreads();
   float sum[rows][width];
 #pragma unroll
@@ -96,11 +96,11 @@ __global__ void __launch_bounds__(kFewThreads, R == 7 ? 3 : 4) few(__grid_consta
 // ---- host side
 
 template <Op op, class T, int R>
-cudaError_t launch_few(Problem const& problem, FewTile const& t, Arguments const& args, cudaStream_t stream) {
+cudaError_t launch_small(Problem const& problem, SmallTile const& t, Arguments const& args, cudaStream_t stream) {
   constexpr bool backward = op == Op::dgrad;
   Strides const& in = backward ? problem.y : problem.x;
   Strides const& out = backward ? problem.x : problem.y;
-  FewParams p{};
+  SmallParams p{};
   p.in = args.a, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out = args.out;
   p.in_n = in.n, p.in_h = in.h, p.in_w = in.w, p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
   p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
@@ -113,9 +113,9 @@ cudaError_t launch_few(Problem const& problem, FewTile const& t, Arguments const
     p.w_r = -p.w_r, p.w_s = -p.w_s, p.pad_h = R - 1 - p.pad_h, p.pad_w = R - 1 - p.pad_w;
   }
   p.groups = int(t.groups), p.strips = int(t.strips), p.chunks = int(t.chunks), p.units = int(t.units);
-  unsigned const blocks = unsigned(t.groups * ceil_div(t.units, kFewThreads / 32));
-  void (*const kernel)(FewParams) = t.rows == 1 ? few<T, R, 1> : few<T, R, 2>;
-  kernel<<<blocks, kFewThreads, 0, stream>>>(p);
+  unsigned const blocks = unsigned(t.groups * ceil_div(t.units, kSmallThreads / 32));
+  void (*const kernel)(SmallParams) = t.rows == 1 ? small<T, R, 1> : small<T, R, 2>;
+  kernel<<<blocks, kSmallThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 
