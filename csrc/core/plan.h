@@ -145,6 +145,10 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   return e;
 }
 
+constexpr Estimate any_filter_as_measured(Row const& row, Problem const& p, AnyFilter const& any) {
+  return any.few.used ? any.estimate : depthwise_as_measured(row, p, any.estimate);
+}
+
 // Rows over groups, as measured beside each other: how much longer they take than was estimated.
 constexpr double groups_as_measured(Row const& row, Problem const& p) {
   bool const strided = p.stride_w > 1, f32 = p.dtype == DType::f32, halo = is_halo(row.variant);
@@ -209,7 +213,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::depthwise:
       return is_lines(row)     ? line_estimate(op, p, d)
              : is_walk(row)    ? walk_estimate(row, op, p, d)
-             : row.tile_m == 0 ? depthwise_as_measured(row, p, any_filter_estimate(op, p, d))
+             : row.tile_m == 0 ? any_filter_as_measured(row, p, any_filter(op, p, d))
                                : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d));
     case Family::column:
       return column_estimate(row, op, p, d);
