@@ -18,6 +18,7 @@ struct FewTile {
   bool used = false;
   int taps = 0, stride = 0;
   bool spread = false;                                 // dgrad with a stride
+  bool tall = false;                                   // wgrad, taps 0: a column of eight taps in place of a row
   int64_t groups = 1;                                  // of kFewRows rows
   int planes = 1;                                      // of a block
   int64_t tiles = 1;                                   // blocks of a plane
@@ -54,6 +55,7 @@ constexpr FewTile few_tile(Op op, Problem const& p) {
     else if (sums && p.R % 2 == 0 && p.S % 2 == 0 && p.S <= 4)
       t.taps = 2;
   }
+  t.tall = sums && t.taps == 0 && p.S == 1 && p.R > 1;
   // Of 32 bits: strides of rows, coordinates, and what is divided by multiplication.
   int64_t const H = backward ? p.H : P, W = backward ? p.W : Q;
   if (max64(max64(p.stride_h, p.stride_w), max64(p.dilation_h, p.dilation_w)) > kFewExtent) return t;
@@ -72,8 +74,9 @@ constexpr FewTile few_tile(Op op, Problem const& p) {
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(P) * double(Q)) * size;
   double const memory_ns = bytes / kFewBytesNs;
   // Instructions and accesses of L1 of a warp, for kFewRows rows of outputs.
-  int64_t const rows = t.taps == 0 ? p.R : t.taps, columns = t.taps == 0 ? (sums ? 8 : p.S) : t.taps;
-  int64_t const block_rows = sums && t.taps == 0 ? 1 : rows;
+  int64_t const rows = t.taps == 0 ? p.R : t.taps;
+  int64_t const columns = t.taps == 0 ? (!sums || t.tall ? p.S : 8) : t.taps;
+  int64_t const block_rows = sums && t.taps == 0 ? (t.tall ? 8 : 1) : rows;
   double const loads =
       double((t.stride > 0 ? (kFewRows - 1) * t.stride + rows : kFewRows * block_rows) * columns) + kFewRows;
   double const fmas = double(kFewRows * block_rows * columns) * (wide ? 2 : 1);
@@ -98,7 +101,7 @@ constexpr FewTile few_tile(Op op, Problem const& p) {
                                                          : 0.9;
     double const work_ns = warps * (issue > l1 ? issue : l1) / (1.755 * 132) * slower;
     double const waits = t.spread ? met - 1 : t.taps == 0 ? double(p.R * ceil_div(p.S, 4)) - 1 : 0;
-    t.ns = 6300 + 480 * waits * filters + overlapped(memory_ns, work_ns);
+    t.ns = 6300 + (waits < 16 ? 620 : 480) * waits * filters + overlapped(memory_ns, work_ns);
     return t;
   }
   t.tap_rows = ceil_div(p.R, block_rows), t.tap_columns = ceil_div(p.S, columns);

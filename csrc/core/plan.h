@@ -128,7 +128,7 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (f32 && tiles && row.tile_k == 2 && row.op == Op::fprop && width > 32 &&
       planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used)
     e.ns *= 1.3;
-  if (tiles && row.op == Op::fprop && row.tile_k == 2 && width <= 16) e.ns += row.tile_m == 3 ? 4000 : 8000;
+  if (tiles && row.op == Op::fprop && row.tile_k == 2 && width <= 20) e.ns += row.tile_m == 3 ? 4000 : 8000;
   // Few outputs of a tile each hide nothing of its copies.
   if (tiles && row.tile_m > 0 && row.tile_k == 1 && !sums && width <= (row.tile_m == 7 ? 16 : 8))
     e.ns += row.tile_m == 3 ? 4000 : row.tile_m == 5 ? 9000 : 5000;
@@ -139,6 +139,16 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
     if (tiles && width <= 16) e.ns += 3000;
   }
   if (tiles && row.tile_m == 0 && sums && strides >= 16 && e.ns < 25000) e.ns *= 1.5;
+  // Beside what comes straight from L1 (few.h): filters smaller than the row's, odd rows, few outputs.
+  bool const odd = p.W % 2 != 0 || p.Q() % 2 != 0, smaller = p.R != row.tile_m || p.S != row.tile_m;
+  if (row.family == Family::stream && f32 && !sums && smaller)
+    e.ns = odd ? e.ns * 1.7 : e.ns < 12000 ? 3000 + e.ns * 1.6 : e.ns;
+  if (row.family == Family::stream && f32 && sums && smaller && odd && row.tile_m > 3) e.ns *= 2;
+  if (row.family == Family::stream && !f32 && sums && row.tile_k == 2 && (row.tile_m == 3 || odd))
+    e.ns = 3000 + e.ns * 1.08;
+  if (row.family == Family::stream && !f32 && !sums && e.ns < 7000) e.ns += 3000;
+  if (tiles && !f32 && row.op == Op::dgrad && row.tile_k == 2 && e.ns < 12000) e.ns += 3500;
+  if (row.family == Family::band && !sums && p.R <= 3 && e.ns < 10000) e.ns += 1000;
   if (row.family == Family::band && sums && p.dilation_h * p.dilation_w > 1) e.ns *= 1.3;
   if (row.family == Family::band && row.op == Op::fprop && strides >= 16 && e.ns < 20000) e.ns *= 1.5;
   if (row.family == Family::strip && row.op == Op::dgrad && strides >= 9) e.ns += 2000 * double(strides);

@@ -408,6 +408,7 @@ cudaError_t launch_few(Problem const& problem, FewTile const& t, Plan const& pla
     };
     auto run = [&] {
       if (t.taps == 2) return start.template operator()<2, 2, 0>();
+      if (t.tall) return start.template operator()<8, 1, 0>();
       if (t.taps == 0) return start.template operator()<1, 8, 0>();
       if (t.taps == 3 && t.stride == 0) return start.template operator()<3, 3, 0>();
       if (t.taps == 3 && t.stride == 2) return start.template operator()<3, 3, 2>();
