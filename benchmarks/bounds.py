@@ -92,6 +92,7 @@ STRIDED = depthwise(64, 96, 28, 3, 2)
 DILATED = depthwise(32, 256, 32, 3, 1, 2)
 TRIPLE = depthwise(64, 96, 56, 3, 3)  # a stride of 3
 ODD_TRIPLE = depthwise(32, 128, 57, 3, 3)  # and rows that no vector fits
+LONG_ROWS = Case("dw", 4, 64, 64, 3000, 64, 11, 11, (3, 3), (4, 4), (2, 2), 64, bias=False)  # too long to be staged
 UNPADDED = Case("dw", 16, 64, 512, 512, 64, 3, 3, groups=64, bias=False)  # KernelBench's 82
 
 ENTRIES = (
@@ -196,8 +197,11 @@ ENTRIES = (
     Entry("depthwise", "depthwise::gather", "fprop", "L21", "fp32", "nchw", "depthwise"),
     Entry("depthwise", "depthwise::wgrad", "wgrad", "L20", "fp32", "nchw", "depthwise"),
     Entry("depthwise", "depthwise::add_splits", "wgrad", "L20", "fp32", "nchw", "depthwise"),
-    Entry("depthwise_any", "depthwise::gather_any", "fprop", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
-    Entry("depthwise_any", "depthwise::wgrad_any", "wgrad", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
+    Entry("depthwise_any", "depthwise::gather_any", "fprop", LONG_ROWS, "fp32", "nchw", "0x0_nchw"),
+    Entry("depthwise_any", "depthwise::wgrad_any", "wgrad", LONG_ROWS, "fp32", "nchw", "0x0_nchw"),
+    Entry("depthwise_few", "depthwise::gather_few", "fprop", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
+    Entry("depthwise_few", "depthwise::spread_few", "dgrad", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
+    Entry("depthwise_few", "depthwise::wgrad_few", "wgrad", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_staged", "depthwise::gather_staged", "fprop", DILATED, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_staged", "depthwise::wgrad_staged", "wgrad", DILATED, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_lines", "depthwise::gather_lines", "fprop", TRIPLE, "fp16", "nhwc", "0x0_nhwc"),

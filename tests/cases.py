@@ -292,6 +292,10 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_9x9_rows", 2, 3, 24, 40, 3, 9, 9, padding=(4, 4), groups=3),
     Case("depthwise_10x9_stride2_images", 9, 4, 31, 30, 4, 10, 9, (2, 2), (4, 5), groups=4),
     Case("depthwise_8x8_stride4_dilated", 2, 4, 50, 47, 4, 8, 8, (4, 4), (9, 6), (2, 2), 4),
+    # filters that lie apart, from L1
+    Case("depthwise_2x2_apart", 3, 9, 12, 14, 18, 2, 2, (2, 2), groups=9, edge=True),
+    Case("depthwise_4x3_gaps", 2, 5, 23, 22, 5, 4, 3, (5, 4), (2, 1, 0, 3), groups=5, edge=True),
+    Case("depthwise_7x7_apart", 2, 8, 30, 37, 8, 7, 7, (7, 7), (1, 2), groups=8),
     Case("depthwise_3x1", 2, 5, 17, 20, 5, 3, 1, padding=(1, 0), groups=5),
     Case("depthwise_3x1_stride2x3", 2, 8, 17, 20, 8, 3, 1, (2, 3), (1, 1), groups=8),
     Case("depthwise_5x1_dilated_multiplier2", 2, 5, 17, 19, 10, 5, 1, (1, 1), (4, 1), (2, 3), 5),

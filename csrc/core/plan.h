@@ -109,15 +109,21 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (row.family == Family::strip && row.op == Op::dgrad && phases > 25) e.ns *= double(phases) / 8;
   if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad;
-  bool const tiles = row.family == Family::depthwise && row.tile_m > 0;
-  if (row.family == Family::stream && f32 && (!sums || row.tile_m > 3)) e.ns *= 1.25;
+  bool const stream = row.family == Family::stream, tiles = row.family == Family::depthwise && row.tile_m > 0;
+  bool const odd = p.W % 2 != 0 || p.Q() % 2 != 0, smaller = p.R != row.tile_m || p.S != row.tile_m;
+  if (stream && f32 && (!sums || row.tile_m > 3)) e.ns *= 1.25;
+  // Beside what comes straight from L1 (few.h): filters smaller than the row's, odd rows, few outputs.
+  if (stream && f32 && smaller && odd && (!sums || row.tile_m > 3)) e.ns *= 1.4;
+  if (stream && f32 && smaller && !odd && !sums && e.ns < 15000) e.ns = 3000 + e.ns * 1.28;
+  if (stream && !f32 && sums && row.tile_k == 2 && (row.tile_m == 3 || odd)) e.ns = 3000 + e.ns * 1.08;
+  if (stream && !f32 && !sums && e.ns < 7000) e.ns += 3000;
   if (tiles) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : f32 ? 1.25 : 1.4;
   // A walk's steps follow each other, however few walks there are.
-  double const least = row.family == Family::stream && f32 && sums ? (row.tile_m == 3 ? 11500 : 20000) : 0;
+  double const least = stream && f32 && sums ? (row.tile_m == 3 ? 11500 : 20000) : 0;
   if (e.ns < least) e.ns = least;
   // Rows that begin off pairs, copied one by one.
-  bool const odd = max64(p.W, p.Q()) > 32 && (p.W % 2 != 0 || p.Q() % 2 != 0);
-  if (tiles && f32 && odd && row.tile_k == 2) e.ns *= sums ? 1.2 : row.op == Op::dgrad ? 2.1 : 1.1;
+  if (tiles && f32 && odd && max64(p.W, p.Q()) > 32 && row.tile_k == 2)
+    e.ns *= sums ? 1.2 : row.op == Op::dgrad ? 2.1 : 1.1;
   return e;
 }
 
@@ -193,7 +199,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::depthwise:
       return is_lines(row)     ? line_estimate(op, p, d)
              : is_walk(row)    ? walk_estimate(row, op, p, d)
-             : row.tile_m == 0 ? any_filter_estimate(op, p, d)
+             : row.tile_m == 0 ? any_filter(op, p, d).estimate
                                : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d));
     case Family::column:
       return column_estimate(row, op, p, d);

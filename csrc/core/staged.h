@@ -2,6 +2,7 @@
 #pragma once
 
 #include "depthwise.h"
+#include "few.h"
 #include "rounds.h"
 
 namespace conv2d_ext {
@@ -195,10 +196,26 @@ constexpr Estimate staged_estimate(StagedTile const& t, Op op, Problem const& p,
   return best;
 }
 
-// The rows for any filter.
-constexpr Estimate any_filter_estimate(Op op, Problem const& p, Device const& d) {
-  StagedTile const t = staged_tile(op, p);
-  return t.used ? staged_estimate(t, op, p, d) : depthwise_any_estimate(op, p, d);
+// The rows for any filter: which of their kernels.
+struct AnyFilter {
+  FewTile few;
+  StagedTile staged;
+  Estimate estimate;
+};
+
+constexpr AnyFilter any_filter(Op op, Problem const& p, Device const& d) {
+  AnyFilter a;
+  a.staged = staged_tile(op, p), a.few = few_tile(op, p);
+  a.estimate = a.staged.used ? staged_estimate(a.staged, op, p, d) : depthwise_any_estimate(op, p, d);
+  // As measured beside each other.
+  if (!a.staged.used)
+    a.estimate.ns *= a.few.taps > 0 || op == Op::wgrad ? 1.2 : 1.0;
+  else if (p.dtype == DType::f64)
+    a.estimate.ns *= op == Op::wgrad ? 1.8 : 1.2;
+  // The launcher, which knows no device, takes the same.
+  a.few.used = a.few.used && a.few.ns < a.estimate.ns;
+  if (a.few.used) a.estimate = {a.few.ns, a.few.split_k};
+  return a;
 }
 
 }  // namespace conv2d_ext

@@ -6,6 +6,7 @@
 
 #include "../core/staged.h"
 #include "depthwise_any.cuh"
+#include "depthwise_few.cuh"
 
 namespace conv2d_ext::depthwise {
 
@@ -410,9 +411,10 @@ cudaError_t launch_staged(Problem const& problem, StagedTile const& tile, Plan c
 
 template <Op op, DType dtype>
 cudaError_t launch_any_filter(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  StagedTile const tile = staged_tile(op, problem);
-  return tile.used ? launch_staged<op, dtype>(problem, tile, plan, args, stream)
-                   : launch_any<op, dtype>(problem, plan, args, stream);
+  AnyFilter const any = any_filter(op, problem, h200_sxm);
+  if (any.few.used) return launch_few<op, dtype>(problem, any.few, plan, args, stream);
+  return any.staged.used ? launch_staged<op, dtype>(problem, any.staged, plan, args, stream)
+                         : launch_any<op, dtype>(problem, plan, args, stream);
 }
 
 }  // namespace conv2d_ext::depthwise
