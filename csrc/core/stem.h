@@ -250,10 +250,10 @@ constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p
     StemView const v = stem_view(stem_wgrad_view(p), p);
     double const big = v.stride_w > 1 && p.R * p.S * v.C > 128 ? 1.5 : 1.15;
     // In NCHW, of rows whose runs of 8 pixels begin off their vectors.
-    double const across_ns = is_nhwc(row.variant) || v.Q % 8 == 0
-                                 ? 0
-                                 : double(p.N) * double(v.P) * double(v.Q) * double(ceil_div(v.K, 64)) * 10.0 *
-                                       size_of(p.dtype) / d.sm_count;
+    double const across_ns =
+        is_nhwc(row.variant) || v.Q % 8 == 0
+            ? 0
+            : double(p.N) * double(v.P) * double(v.Q) * double(ceil_div(v.K, 64)) * (tf32 ? 12.0 : 20.0) / d.sm_count;
     return {15000 + (stem_sums(row, p, d).ns - 10000) * big + across_ns, 1};
   }
   StemTile const t = stem_tile(row, op, p, d);

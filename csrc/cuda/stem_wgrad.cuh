@@ -45,7 +45,7 @@ __device__ inline void copy_big(SumParams const& q, int64_t n, int row0, int col
       ptx::cp_async_16(ptx::shared_address(to) + pixel * q.line + vector * 16,
                        image + vector * lanes + (row0 + row) * p.out_h + w * p.out_w, valid);
     }
-  } else if (nchw && sizeof(T) == 4) {
+  } else if (nchw && std::is_same_v<T, float>) {
     int const count = p.groups * 8, lines = 64 * p.rows;
     int const pad = q.slots > p.rows * p.groups ? 8 : 0;  // the last row has the odd slot
     for (int line = threadIdx.x / 32; line < lines; line += threads / 32) {
@@ -106,7 +106,7 @@ __device__ inline void load_big(Word<T> (&a)[4], uint32_t big, int line, int slo
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      constexpr int pixel_line = 288;  // nhwc
+      int const pixel_line = is_split<T> ? 288 : line;  // nhwc
       int const channel = m + g + i % 2 * 8, pixel = slot * 8 + t + i / 2 * 4;
       float const v = ptx::ld_shared_f32(big + (nchw ? channel * line + pixel * 4 : pixel * pixel_line + channel * 4));
       if constexpr (is_split<T>)
@@ -146,8 +146,13 @@ __global__ void __launch_bounds__(kStemThreads, 2) sum(__grid_constant__ SumPara
   T* const small = reinterpret_cast<T*>(dynamic + 2 * q.big_bytes);
   SumPlace const at(q, threadIdx.x);
   int const t = at.lane % 4;
-  // This thread's number, which the compiler takes for another: registers are short for what follows from it.
-  auto thread = [] { return __shfl_xor_sync(0xffffffffu, threadIdx.x, 0); };
+  // Of split numbers once more, of a thread's number that the compiler takes for another: registers are short.
+  auto again = [&] {
+    if constexpr (is_split<T>)
+      return SumPlace(q, __shfl_xor_sync(0xffffffffu, threadIdx.x, 0));
+    else
+      return at;
+  };
   int const pixel_bytes = p.stride_w * p.C * size;
   uint32_t from[4];  // of this lane's elements of the filter
 #pragma unroll
@@ -157,9 +162,10 @@ __global__ void __launch_bounds__(kStemThreads, 2) sum(__grid_constant__ SumPara
               (r < p.R ? (r * p.dilation_h * p.pitch + rest) * size : 0);
   }
   float acc[4][4][4] = {};
-  auto place = [&](int tile, int64_t& n, int& row0, int& column0) {
+  using Tile = std::conditional_t<is_split<T>, int, int64_t>;
+  auto place = [&](Tile tile, int64_t& n, int& row0, int& column0) {
     n = tile / (p.tiles_h * p.tiles_w);
-    int const of_image = tile - int(n) * (p.tiles_h * p.tiles_w);
+    int const of_image = int(tile - Tile(n) * (p.tiles_h * p.tiles_w));
     row0 = of_image / p.tiles_w * p.rows, column0 = of_image % p.tiles_w * (p.groups * 8);
   };
   int64_t n;
@@ -167,23 +173,22 @@ __global__ void __launch_bounds__(kStemThreads, 2) sum(__grid_constant__ SumPara
   place(at.part, n, row0, column0);
   copy_big<T, nchw>(q, n, row0, column0, at.first, dynamic);
   ptx::cp_async_commit_group();
-  for (int tile = at.part; tile < int(p.tiles); tile += q.parts, stage ^= 1) {
+  for (Tile tile = at.part; tile < Tile(p.tiles); tile += q.parts, stage ^= 1) {
     place(tile, n, row0, column0);
     __syncthreads();  // the tile before has been read
     copy_inputs<T>(p, n, row0 * p.stride_h - p.pad_h, column0 * p.stride_w - p.pad_w, p.pitch, small);
-    if (tile + q.parts < int(p.tiles)) {
+    if (tile + q.parts < Tile(p.tiles)) {
       int64_t next_n;
       int next_row, next_column;
       place(tile + q.parts, next_n, next_row, next_column);
-      copy_big<T, nchw>(q, next_n, next_row, next_column, SumPlace(q, thread()).first,
-                        dynamic + (stage ^ 1) * q.big_bytes);
+      copy_big<T, nchw>(q, next_n, next_row, next_column, again().first, dynamic + (stage ^ 1) * q.big_bytes);
     }
     ptx::cp_async_commit_group();
     ptx::cp_async_wait_group<1>();
     __syncthreads();
     uint32_t const big = ptx::shared_address(dynamic) + stage * q.big_bytes;
 #pragma unroll 1
-    for (int slot = SumPlace(q, thread()).split * slots_of_step; slot < q.slots; slot += q.splits * slots_of_step) {
+    for (int slot = again().split * slots_of_step; slot < q.slots; slot += q.splits * slots_of_step) {
       uint32_t base[2], mask[2];  // mask: zeros beyond the end of a row
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -209,7 +214,7 @@ __global__ void __launch_bounds__(kStemThreads, 2) sum(__grid_constant__ SumPara
     }
   }
   ptx::cp_async_wait_all();
-  SumPlace const my(q, thread());
+  SumPlace const my = again();
   float4* const shared = reinterpret_cast<float4*>(dynamic) + my.chunk * 512 + my.lane;
   for (int s = 1; s < q.splits; ++s) {
     __syncthreads();
