@@ -6,7 +6,8 @@
 Three things that nvcc cannot be told by flags alone:
 - Spills and lost performance (C7510: ptxas serialises wgmma; C7508: setmaxnreg ignored) are errors: the object is
   removed, so that the next build fails too. What ptxas printed stays beside the object, in <object>.ptxas.txt.
-- `--sm90-gencode=X`: a source with `sm90` in its name is compiled for X alone, any other for the -gencode flags.
+- `--sm90-gencode=X`: a source with `sm90` in its name is compiled for X alone, any other for the -gencode flags; if its
+  name ends in `_ptx`, every architecture's code is made from one PTX, the oldest architecture's, in half the time.
 - Names in line tables: nvcc has no -ffile-prefix-map for device code, so it runs in the root with relative paths.
 """
 
@@ -28,9 +29,26 @@ def arguments(given: list[str]) -> list[str]:
     """The arguments for nvcc proper: paths relative to the root, one set of -gencode flags by the source's name."""
     hopper = [arg.partition("=")[2] for arg in given if arg.startswith("--sm90-gencode=")]
     rest = [arg for arg in given if not arg.startswith("--sm90-gencode=")]
-    if hopper and any("sm90" in Path(arg).name for arg in rest if arg.endswith(".cu")):
+    names = [Path(arg).stem for arg in rest if arg.endswith(".cu")]
+    if hopper and any("sm90" in name for name in names):
         rest = [arg for arg in rest if not arg.startswith("-gencode=")] + [f"-gencode={value}" for value in hopper]
+    elif any(name.endswith("_ptx") for name in names):
+        rest = from_one_ptx(rest)
     return [re.sub(rf"^(-I|-isystem)?{re.escape(str(ROOT))}/", r"\1", arg) for arg in rest]
+
+
+def from_one_ptx(args: list[str]) -> list[str]:
+    """`args` with the -gencode flags as one. PTX of 9.0a and the like is for no other architecture: these stay."""
+    pairs = [re.fullmatch(r"-gencode=arch=compute_(\d+),code=(sm|compute)_\d+", arg) for arg in args]
+    if sum(arg.startswith("-gencode=") for arg in args) != sum(pair is not None for pair in pairs):
+        return args
+    found = [pair for pair in pairs if pair is not None]
+    if not found:
+        return args
+    oldest = min((pair[1] for pair in found), key=int)
+    codes = dict.fromkeys(f"{pair[2]}_{pair[1] if pair[2] == 'sm' else oldest}" for pair in found)
+    rest = [arg for arg in args if not arg.startswith("-gencode=")]
+    return [*rest, f"-gencode=arch=compute_{oldest},code=[{','.join(codes)}]"]
 
 
 def absolute_dependencies(text: str) -> str:

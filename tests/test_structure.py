@@ -105,8 +105,16 @@ def test_every_row_of_the_table_is_compiled_once() -> None:
 
 
 @pytest.mark.parametrize("path", INSTANCES, ids=name_of)
-def test_an_instance_has_two_lines(path: Path) -> None:
-    assert len(code_of(path).split("\n")) <= 3 and path.read_text().endswith("\n")
+def test_an_instance_is_includes_and_rows_of_the_table(path: Path) -> None:
+    text = path.read_text()
+    assert re.fullmatch(r'(#include "\.\./\w+\.cuh"\n)+(CONV2D_EXT_\w+\([\w, ]+\)\n)+', text), text
+
+
+def test_kernels_do_not_see_the_table() -> None:
+    """A new row compiles no kernel but its own: instances see the macros that name their rows, not what these hold."""
+    for path in SOURCES:
+        if path.parent.name == "cuda":
+            assert not re.search(r"\bCONV2D_EXT_KERNELS\b|\btable\.h\b|\bplan\.h\b", code_of(path)), name_of(path)
 
 
 def test_the_ops_name_the_rows_of_the_table() -> None:
@@ -225,3 +233,13 @@ def test_hopper_sources_are_compiled_for_hopper_alone(nvcc: ModuleType) -> None:
     assert nvcc.arguments(["nvcc", *flags, f"-I{ROOT}/csrc", f"{ROOT}/csrc/cuda/sm90/a.cu"]) == [
         "nvcc", generic, "-c", "-Icsrc", "csrc/cuda/sm90/a.cu",
     ]  # fmt: skip
+
+
+def test_a_source_of_one_ptx_is_compiled_once_for_all_architectures(nvcc: ModuleType) -> None:
+    listed = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_80,code=compute_80"]
+    listed.append("-gencode=arch=compute_90,code=sm_90")
+    once = "-gencode=arch=compute_80,code=[sm_80,compute_80,sm_90]"
+    assert nvcc.arguments(["nvcc", *listed, "--sm90-gencode=x", "a_ptx.cu"]) == ["nvcc", "a_ptx.cu", once]
+    assert nvcc.arguments(["nvcc", *listed, "a.cu"]) == ["nvcc", *listed, "a.cu"]
+    special = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
+    assert nvcc.arguments(["nvcc", *special, "a_ptx.cu"]) == ["nvcc", *special, "a_ptx.cu"]

@@ -21,6 +21,7 @@
 #include "stem.h"
 #include "stream.h"
 #include "strip.h"
+#include "table.h"
 #include "tma.h"
 #include "toeplitz.h"
 #include "turned.h"

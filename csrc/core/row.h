@@ -1,9 +1,8 @@
-// A row of the table, and what every family's supports and estimate are made of.
+// What a row of the table is, and what every family's supports and estimate are made of.
 #pragma once
 
 #include <cstdint>
 
-#include "kernels.def"
 #include "problem.h"
 
 namespace conv2d_ext {
@@ -49,19 +48,6 @@ struct Row {
   Variant variant;
   char const* name;
 };
-
-#define CONV2D_EXT_ROW(family, op, dtype, tm, tn, tk, variant) \
-  Row{Family::family,                                          \
-      Op::op,                                                  \
-      DType::dtype,                                            \
-      tm,                                                      \
-      tn,                                                      \
-      tk,                                                      \
-      Variant::variant,                                        \
-      #family "_" #op "_" #dtype "_" #tm "x" #tn "_" #variant},
-inline constexpr Row kRows[] = {CONV2D_EXT_KERNELS(CONV2D_EXT_ROW)};
-#undef CONV2D_EXT_ROW
-inline constexpr int kRowCount = sizeof(kRows) / sizeof(kRows[0]);
 
 // What the planner knows of a GPU.
 struct Device {

@@ -595,8 +595,10 @@ cudaError_t start_rows(Problem const& problem, Plan const& plan, Arguments const
 
 }  // namespace conv2d_ext::grouped
 
-#define CONV2D_EXT_GROUPED_LINES_INSTANCE(family, op, dtype, tm, tn, tk, variant)       \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return grouped::start_rows<Op::op, DType::dtype>(p, plan, args, stream);            \
+#define CONV2D_EXT_GROUPED_LINES_INSTANCE(family, op, dtype, tm, tn, tk, variant)                             \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return grouped::start_rows<Op::op, DType::dtype>(p, plan, args, stream);                                  \
+  }                                                                                                           \
   }

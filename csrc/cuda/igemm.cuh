@@ -345,7 +345,7 @@ template <Op op, DType dtype, int TN>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool a_rows = op == Op::wgrad, b_rows = op != Op::fprop;
-  Params const p = params_of(op, problem, kRows[plan.kernel], plan, args);
+  Params const p = params_of(op, problem, row_of(plan), plan, args);
   auto* const kernel = igemm_kernel<T, TN, a_rows, b_rows>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Ring<TN>::bytes);
   if (error != cudaSuccess) return error;
@@ -360,9 +360,11 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 
 }  // namespace conv2d_ext::igemm
 
-#define CONV2D_EXT_IGEMM_INSTANCE(family, op, dtype, tm, tn, tk, variant)               \
-  static_assert(tm == conv2d_ext::igemm::TM && tk == conv2d_ext::igemm::TK);            \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return igemm::launch<Op::op, DType::dtype, tn>(p, plan, args, stream);              \
+#define CONV2D_EXT_IGEMM_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                     \
+  namespace conv2d_ext {                                                                                      \
+  static_assert(tm == conv2d_ext::igemm::TM && tk == conv2d_ext::igemm::TK);                                  \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return igemm::launch<Op::op, DType::dtype, tn>(p, plan, args, stream);                                    \
+  }                                                                                                           \
   }

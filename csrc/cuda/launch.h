@@ -1,8 +1,9 @@
-// What a launcher of the table is given, and the macro that declares them all.
+// What a launcher of the table is given.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include "../core/kernels.def"
 #include "../core/row.h"
 
 namespace conv2d_ext {
@@ -19,10 +20,7 @@ struct Arguments {
 
 using Launcher = cudaError_t (*)(Problem const&, Plan const&, Arguments const&, cudaStream_t);
 
-#define CONV2D_EXT_DECLARE_LAUNCHER(family, op, dtype, tm, tn, tk, variant)                                    \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const&, Plan const&, Arguments const&, \
-                                                                cudaStream_t);
-CONV2D_EXT_KERNELS(CONV2D_EXT_DECLARE_LAUNCHER)
-#undef CONV2D_EXT_DECLARE_LAUNCHER
+// A plan's row; ops/cuda.cpp has the table.
+Row const& row_of(Plan const& plan);
 
 }  // namespace conv2d_ext

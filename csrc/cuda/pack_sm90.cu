@@ -90,7 +90,7 @@ struct Launch {
 
 cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& plan, Arguments const& given,
                             cudaStream_t stream) {
-  Row const& entry = kRows[plan.kernel];
+  Row const& entry = row_of(plan);
   Packed const q = packed(entry, p);
   Problem const& c = q.problem;
   PackedPlaces const at = packed_places(q);
@@ -144,10 +144,10 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
 
 cudaError_t launch_packed(Launcher row, Op op, Problem const& p, Plan const& plan, Arguments const& given,
                           cudaStream_t stream) {
-  if (!is_patches(kRows[plan.kernel], p)) return launch_operands(row, op, p, plan, given, stream);
+  if (!is_patches(row_of(plan), p)) return launch_operands(row, op, p, plan, given, stream);
   Problem const c = patches(p);
   Arguments args = given;
-  args.workspace = static_cast<char*>(given.workspace) + patch_bytes(kRows[plan.kernel], p);
+  args.workspace = static_cast<char*>(given.workspace) + patch_bytes(row_of(plan), p);
   if (op == Op::dgrad)
     args.out = given.workspace;
   else

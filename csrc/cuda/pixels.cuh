@@ -232,7 +232,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
-  PixelsShape const shape(kRows[plan.kernel], problem);
+  PixelsShape const shape(row_of(plan), problem);
   Strides const &in = forward ? problem.x : problem.y, &out = forward ? problem.y : problem.x, &w = problem.w;
   int64_t const depth = pixels_depth(op, problem), N = pixels_columns(op, problem), pixels = problem.H * problem.W;
 
@@ -263,8 +263,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 
 }  // namespace conv2d_ext::pixels
 
-#define CONV2D_EXT_PIXELS_INSTANCE(family, op, dtype, tm, tn, tk, variant)              \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return pixels::launch<Op::op, tm, tn>(p, plan, args, stream);                       \
+#define CONV2D_EXT_PIXELS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                    \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return pixels::launch<Op::op, tm, tn>(p, plan, args, stream);                                             \
+  }                                                                                                           \
   }

@@ -140,8 +140,10 @@ cudaError_t launch_gather(Problem const& problem, Plan const& plan, Arguments co
 
 }  // namespace conv2d_ext::pixels_few
 
-#define CONV2D_EXT_PIXELS_FEW_INSTANCE(family, op, dtype, tm, tn, tk, variant)          \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return pixels_few::launch_gather<Op::op>(p, plan, args, stream);                    \
+#define CONV2D_EXT_PIXELS_FEW_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return pixels_few::launch_gather<Op::op>(p, plan, args, stream);                                          \
+  }                                                                                                           \
   }

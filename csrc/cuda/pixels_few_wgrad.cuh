@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(kThreads) add_parts(__grid_constant__ SumParam
 template <int TM, int TN, Variant variant>
 cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   constexpr bool nchw = variant == Variant::nchw;
-  FewSums const t(kRows[plan.kernel], problem);
+  FewSums const t(row_of(plan), problem);
   int64_t const pixels = problem.H * problem.W;
   auto operand = [&](void const* at, Strides const& s, int64_t channels) {
     int64_t const pixel = problem.W > 1 ? s.w : problem.H > 1 ? s.h : s.n;
@@ -242,8 +242,10 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
 
 }  // namespace conv2d_ext::pixels_few
 
-#define CONV2D_EXT_PIXELS_FEW_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)    \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return pixels_few::launch_wgrad<tm, tn, Variant::variant>(p, plan, args, stream);   \
+#define CONV2D_EXT_PIXELS_FEW_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                          \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return pixels_few::launch_wgrad<tm, tn, Variant::variant>(p, plan, args, stream);                         \
+  }                                                                                                           \
   }

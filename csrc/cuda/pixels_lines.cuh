@@ -227,7 +227,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
-  PixelLines const shape(kRows[plan.kernel], problem);
+  PixelLines const shape(row_of(plan), problem);
   Params p{};
   p.in = args.a, p.w = args.b, p.out = args.out;
   p.bias = args.bias, p.bias_stride = args.bias_stride;
@@ -252,8 +252,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 
 }  // namespace conv2d_ext::pixel_lines
 
-#define CONV2D_EXT_PIXEL_LINES_INSTANCE(family, op, dtype, tm, tn, tk, variant)         \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return pixel_lines::launch<Op::op, DType::dtype, tn>(p, plan, args, stream);        \
+#define CONV2D_EXT_PIXEL_LINES_INSTANCE(family, op, dtype, tm, tn, tk, variant)                               \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return pixel_lines::launch<Op::op, DType::dtype, tn>(p, plan, args, stream);                              \
+  }                                                                                                           \
   }

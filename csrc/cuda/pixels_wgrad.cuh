@@ -219,7 +219,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   using S = Shape<TM, TN>;
   using T = TypeOf<dtype>::type;
   constexpr int run = run_pixels(dtype);
-  PixelsWgrad const shape(kRows[plan.kernel], problem);
+  PixelsWgrad const shape(row_of(plan), problem);
   int64_t const pixels = problem.H * problem.W;
   Tensor4 const x{args.a, dtype, {pixels, problem.C, problem.N, 1}, {1, problem.x.c, problem.x.n, 0}};
   Tensor4 const y{args.b, dtype, {pixels, problem.K, problem.N, 1}, {1, problem.y.c, problem.y.n, 0}};
@@ -248,8 +248,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 
 }  // namespace conv2d_ext::pixels_wgrad
 
-#define CONV2D_EXT_PIXELS_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)        \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return pixels_wgrad::launch<DType::dtype, tm, tn>(p, plan, args, stream);           \
+#define CONV2D_EXT_PIXELS_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                              \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return pixels_wgrad::launch<DType::dtype, tm, tn>(p, plan, args, stream);                                 \
+  }                                                                                                           \
   }

@@ -156,13 +156,15 @@ template <Op op, DType dtype, int TM, int TN, int TK>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   return launch_tiles<AnyLayout<TM, TN>, T>(simt_gemm<T, TM, TN, TK>, 0,
-                                            params_of(op, problem, kRows[plan.kernel], plan, args), stream);
+                                            params_of(op, problem, row_of(plan), plan, args), stream);
 }
 
 }  // namespace conv2d_ext::simt
 
-#define CONV2D_EXT_SIMT_INSTANCE(family, op, dtype, tm, tn, tk, variant)                \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return simt::launch<Op::op, DType::dtype, tm, tn, tk>(p, plan, args, stream);       \
+#define CONV2D_EXT_SIMT_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                      \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return simt::launch<Op::op, DType::dtype, tm, tn, tk>(p, plan, args, stream);                             \
+  }                                                                                                           \
   }

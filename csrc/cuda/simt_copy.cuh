@@ -235,15 +235,17 @@ cudaError_t launch_copy(Problem const& problem, Plan const& plan, Arguments cons
   auto* const kernel = simt_copy<T, TM, TN, a_along_k, b_along_k>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::shared_bytes))
     return error;
-  return launch_tiles<typename C::L, T>(kernel, C::shared_bytes, params_of(op, problem, kRows[plan.kernel], plan, args),
+  return launch_tiles<typename C::L, T>(kernel, C::shared_bytes, params_of(op, problem, row_of(plan), plan, args),
                                         stream);
 }
 
 }  // namespace conv2d_ext::simt
 
-#define CONV2D_EXT_SIMT_COPY_INSTANCE(family, op, dtype, tm, tn, tk, variant)               \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(                \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {     \
-    static_assert(tk * sizeof(conv2d_ext::TypeOf<DType::dtype>::type) == simt::kStepBytes); \
-    return simt::launch_copy<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);          \
+#define CONV2D_EXT_SIMT_COPY_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                 \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    static_assert(tk * sizeof(conv2d_ext::TypeOf<DType::dtype>::type) == simt::kStepBytes);                   \
+    return simt::launch_copy<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);                            \
+  }                                                                                                           \
   }

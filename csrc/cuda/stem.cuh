@@ -471,7 +471,7 @@ template <Op op, DType dtype, int tile_m, int tile_n, Variant variant>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool nchw = variant == Variant::nchw;
-  StemTile const t = stem_tile(kRows[plan.kernel], op, problem, h200_sxm);
+  StemTile const t = stem_tile(row_of(plan), op, problem, h200_sxm);
   Params p = view_params<nchw, dtype>(op, problem, dtype == DType::f32 ? 2 : 8);
   p.in = args.a, p.w = args.b, p.bias = args.bias, p.out = args.out, p.bias_stride = args.bias_stride;
   p.rows = int(t.rows), p.groups = int(t.groups), p.tiles_h = int(t.tiles_h), p.tiles_w = int(t.tiles_w);
@@ -492,8 +492,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 
 }  // namespace conv2d_ext::stem
 
-#define CONV2D_EXT_STEM_INSTANCE(family, op, dtype, tm, tn, tk, variant)                        \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(                    \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {         \
-    return stem::launch<Op::op, DType::dtype, tm, tn, Variant::variant>(p, plan, args, stream); \
+#define CONV2D_EXT_STEM_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                      \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return stem::launch<Op::op, DType::dtype, tm, tn, Variant::variant>(p, plan, args, stream);               \
+  }                                                                                                           \
   }

@@ -328,7 +328,7 @@ template <Op op, DType dtype, int tile_m, int tile_n>
 cudaError_t launch_narrow(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool backward = op == Op::dgrad;
-  StemNarrow const t = stem_narrow(kRows[plan.kernel], op, problem, h200_sxm);
+  StemNarrow const t = stem_narrow(row_of(plan), op, problem, h200_sxm);
   Strides const &in = backward ? problem.y : problem.x, &out = backward ? problem.x : problem.y;
   NarrowParams p{};
   p.in = args.a, p.w = args.b, p.bias = args.bias, p.out = args.out, p.bias_stride = args.bias_stride;
@@ -361,8 +361,10 @@ cudaError_t launch_narrow(Problem const& problem, Plan const& plan, Arguments co
 
 }  // namespace conv2d_ext::stem
 
-#define CONV2D_EXT_STEM_NARROW_INSTANCE(family, op, dtype, tm, tn, tk, variant)         \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return stem::launch_narrow<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);    \
+#define CONV2D_EXT_STEM_NARROW_INSTANCE(family, op, dtype, tm, tn, tk, variant)                               \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return stem::launch_narrow<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);                          \
+  }                                                                                                           \
   }

@@ -322,7 +322,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   using T = typename TypeOf<dtype>::type;
   constexpr bool nchw = variant == Variant::nchw;
   Op const op = stem_wgrad_view(problem);
-  StemSums const t = stem_sums(kRows[plan.kernel], problem, h200_sxm);
+  StemSums const t = stem_sums(row_of(plan), problem, h200_sxm);
   SumParams q{};
   Params& p = q.p;
   p = view_params<nchw, dtype>(op, problem, 16 / size_of(dtype));
@@ -351,8 +351,10 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
 
 }  // namespace conv2d_ext::stem
 
-#define CONV2D_EXT_STEM_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)          \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return stem::launch_wgrad<DType::dtype, Variant::variant>(p, plan, args, stream);   \
+#define CONV2D_EXT_STEM_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return stem::launch_wgrad<DType::dtype, Variant::variant>(p, plan, args, stream);                         \
+  }                                                                                                           \
   }

@@ -1066,7 +1066,7 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   constexpr bool b_rows = op == Op::dgrad;  // B is N-major
   Params p{};
   int64_t blocks = 0;
-  cudaError_t error = params_of<S, T, TM, TN>(p, blocks, op, problem, kRows[plan.kernel], plan, args);
+  cudaError_t error = params_of<S, T, TM, TN>(p, blocks, op, problem, row_of(plan), plan, args);
   if (error != cudaSuccess) return error;
   int const chunk = p.line / int(sizeof(T)), columns = S::columns(p.N);
   error = encode_filters(p.b, args.b, problem, b_rows ? columns : chunk, b_rows ? chunk : int(min64(TN, p.N)));
@@ -1097,8 +1097,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if constexpr (images)
     if (problem.y.c != 1) kernel = tma_kernel<T, TM, TN, A::rows, true>;
   if constexpr (tma_skips_padding(TM, TN, variant))
-    if (tma_steps_left(kRows[plan.kernel], op, problem) < 1)
-      kernel = tma_kernel<T, TM, TN, a_is, op == Op::dgrad, true>;
+    if (tma_steps_left(row_of(plan), op, problem) < 1) kernel = tma_kernel<T, TM, TN, a_is, op == Op::dgrad, true>;
   return launch_kernel<Shape<T, TM, TN, images>, op, dtype, TM, TN>(kernel, problem, plan, args, stream);
 }
 

@@ -248,18 +248,20 @@ template <Op op, DType dtype, int TN, class Other>
 cudaError_t launch_resident_or(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream,
                                Other const& other) {
   if constexpr (TN == ResidentShape::columns && (op == Op::fprop || (op == Op::dgrad && dtype != DType::f32)))
-    if (takes_resident(kRows[plan.kernel], problem)) return launch_resident<op, dtype>(problem, args, stream);
+    if (takes_resident(row_of(plan), problem)) return launch_resident<op, dtype>(problem, args, stream);
   return other();
 }
 
 }  // namespace conv2d_ext::tma
 
 // launch: the first kernel of a row.
-#define CONV2D_EXT_TMA_RESIDENT_ROW(family, op, dtype, tm, tn, variant, launch)                              \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(                                 \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {                      \
-    return tma::launch_resident_or<Op::op, DType::dtype, tn>(p, plan, args, stream,                          \
-                                                             [&] { return launch(p, plan, args, stream); }); \
+#define CONV2D_EXT_TMA_RESIDENT_ROW(family, op, dtype, tm, tn, variant, launch)                               \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return tma::launch_resident_or<Op::op, DType::dtype, tn>(p, plan, args, stream,                           \
+                                                             [&] { return launch(p, plan, args, stream); });  \
+  }                                                                                                           \
   }
 #define CONV2D_EXT_TMA_RESIDENT_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
   CONV2D_EXT_TMA_RESIDENT_ROW(family, op, dtype, tm, tn, variant,                \

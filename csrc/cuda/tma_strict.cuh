@@ -335,7 +335,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   Params p{};
   int64_t blocks = 0;
-  error = tma::params_of<S, float, TM, TN>(p, blocks, op, problem, kRows[plan.kernel], plan, args, false);
+  error = tma::params_of<S, float, TM, TN>(p, blocks, op, problem, row_of(plan), plan, args, false);
   if (error != cudaSuccess) return error;
   if (p.shares.shared == 0) blocks = min64(blocks, sm_count);
 
@@ -380,8 +380,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 
 }  // namespace conv2d_ext::strict
 
-#define CONV2D_EXT_TMA_STRICT_INSTANCE(family, op, dtype, tm, tn, tk, variant)          \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return strict::launch<Op::op, tm, tn>(p, plan, args, stream);                       \
+#define CONV2D_EXT_TMA_STRICT_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return strict::launch<Op::op, tm, tn>(p, plan, args, stream);                                             \
+  }                                                                                                           \
   }

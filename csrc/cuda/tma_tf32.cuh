@@ -314,7 +314,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   Params p{};
   int64_t blocks = 0;
-  error = params_of<S, float, TM, TN>(p, blocks, op, problem, kRows[plan.kernel], plan, args);
+  error = params_of<S, float, TM, TN>(p, blocks, op, problem, row_of(plan), plan, args);
   if (error != cudaSuccess) return error;
   if (p.shares.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
   Phase const& first = p.phase[0];

@@ -555,7 +555,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   using T = typename TypeOf<dtype>::type;
   constexpr bool halo = is_halo(variant), filters = variant != Variant::im2col;
   Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
-  WgradTiles const t = wgrad_tiles(kRows[plan.kernel], problem);
+  WgradTiles const t = wgrad_tiles(row_of(plan), problem);
   int64_t const P = problem.P(), Q = problem.Q();
   WgradParams p{};
   p.P = int32_t(P), p.columns = int32_t(t.columns);
@@ -641,8 +641,10 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
 
 }  // namespace conv2d_ext::tma
 
-#define CONV2D_EXT_TMA_INSTANCE(family, op, dtype, tm, tn, tk, variant)                            \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(                       \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {            \
-    return tma::launch_row<Op::op, DType::dtype, tm, tn, Variant::variant>(p, plan, args, stream); \
+#define CONV2D_EXT_TMA_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                       \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return tma::launch_row<Op::op, DType::dtype, tm, tn, Variant::variant>(p, plan, args, stream);            \
+  }                                                                                                           \
   }

@@ -301,7 +301,7 @@ template <int TM, int TN>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   static_assert(TM == kRuns * kColumns && TN == 64);
   Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
-  WgradTiles const t = wgrad_tiles(kRows[plan.kernel], problem);
+  WgradTiles const t = wgrad_tiles(row_of(plan), problem);
   int64_t const P = problem.P(), Q = problem.Q();
   WgradParams p{};
   p.P = int32_t(P), p.columns = int32_t(t.columns);
@@ -339,8 +339,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 
 }  // namespace conv2d_ext::tf32::halo
 
-#define CONV2D_EXT_TMA_TF32_HALO_INSTANCE(family, op, dtype, tm, tn, tk, variant)       \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return tf32::halo::launch<tm, tn>(p, plan, args, stream);                           \
+#define CONV2D_EXT_TMA_TF32_HALO_INSTANCE(family, op, dtype, tm, tn, tk, variant)                             \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return tf32::halo::launch<tm, tn>(p, plan, args, stream);                                                 \
+  }                                                                                                           \
   }

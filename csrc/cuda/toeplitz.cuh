@@ -496,8 +496,10 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
 
 }  // namespace conv2d_ext::toeplitz
 
-#define CONV2D_EXT_TOEPLITZ_INSTANCE(family, op, dtype, tm, tn, tk, variant)            \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) { \
-    return toeplitz::launch<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);       \
+#define CONV2D_EXT_TOEPLITZ_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                  \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return toeplitz::launch<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);                             \
+  }                                                                                                           \
   }

@@ -12,6 +12,15 @@
 #include "tensors.h"
 
 namespace conv2d_ext {
+
+#define CONV2D_EXT_DECLARE_LAUNCHER(family, op, dtype, tm, tn, tk, variant)                                    \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const&, Plan const&, Arguments const&, \
+                                                                cudaStream_t);
+CONV2D_EXT_KERNELS(CONV2D_EXT_DECLARE_LAUNCHER)
+#undef CONV2D_EXT_DECLARE_LAUNCHER
+
+Row const& row_of(Plan const& plan) { return kRows[plan.kernel]; }
+
 namespace {
 
 #define CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, tk, variant) &family##_##op##_##dtype##_##tm##x##tn##_##variant,

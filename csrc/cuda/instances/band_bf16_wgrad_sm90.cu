@@ -1,2 +1,0 @@
-#include "../band_wgrad.cuh"
-CONV2D_EXT_BAND_WGRAD(CONV2D_EXT_BAND_WGRAD_INSTANCE, bf16)

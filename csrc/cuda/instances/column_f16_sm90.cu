@@ -1,2 +1,0 @@
-#include "../column.cuh"
-CONV2D_EXT_COLUMN_SIZES(CONV2D_EXT_COLUMN_INSTANCE, f16)

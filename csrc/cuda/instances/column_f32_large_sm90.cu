@@ -1,2 +1,0 @@
-#include "../column.cuh"
-CONV2D_EXT_COLUMN_LARGE(CONV2D_EXT_COLUMN_INSTANCE, f32)

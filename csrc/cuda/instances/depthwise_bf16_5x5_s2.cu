@@ -1,2 +1,0 @@
-#include "../depthwise_any.cuh"
-CONV2D_EXT_DEPTHWISE_S2(CONV2D_EXT_DEPTHWISE_INSTANCE, bf16, 5)

@@ -1,2 +1,0 @@
-#include "../depthwise_any.cuh"
-CONV2D_EXT_DEPTHWISE_S1(CONV2D_EXT_DEPTHWISE_INSTANCE, f16, 7)

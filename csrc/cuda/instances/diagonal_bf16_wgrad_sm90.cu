@@ -1,2 +1,0 @@
-#include "../diagonal_wgrad.cuh"
-CONV2D_EXT_DIAGONAL_WGRAD(CONV2D_EXT_DIAGONAL_WGRAD_INSTANCE, bf16)

@@ -1,2 +1,0 @@
-#include "../diagonal.cuh"
-CONV2D_EXT_DIAGONAL(CONV2D_EXT_DIAGONAL_INSTANCE, f16, 7)

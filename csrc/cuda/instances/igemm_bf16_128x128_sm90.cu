@@ -1,2 +1,0 @@
-#include "../igemm.cuh"
-CONV2D_EXT_IGEMM(CONV2D_EXT_IGEMM_INSTANCE, bf16, 128)

@@ -1,2 +1,0 @@
-#include "../pixels_lines.cuh"
-CONV2D_EXT_PIXEL_LINES_ROWS(CONV2D_EXT_PIXEL_LINES_INSTANCE, f16)

@@ -1,2 +1,0 @@
-#include "../pixels_few.cuh"
-CONV2D_EXT_PIXELS_FEW(CONV2D_EXT_PIXELS_FEW_INSTANCE)

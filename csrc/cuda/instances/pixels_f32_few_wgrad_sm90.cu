@@ -1,2 +1,0 @@
-#include "../pixels_few_wgrad.cuh"
-CONV2D_EXT_PIXELS_FEW_WGRAD(CONV2D_EXT_PIXELS_FEW_WGRAD_INSTANCE)

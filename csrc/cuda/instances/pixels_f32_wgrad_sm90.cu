@@ -1,2 +1,0 @@
-#include "../pixels_wgrad.cuh"
-CONV2D_EXT_PIXELS_WGRAD(CONV2D_EXT_PIXELS_WGRAD_INSTANCE, f32, 32)

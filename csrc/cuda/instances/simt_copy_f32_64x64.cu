@@ -1,2 +1,0 @@
-#include "../simt_copy.cuh"
-CONV2D_EXT_SIMT(CONV2D_EXT_SIMT_COPY_INSTANCE, f32, 64, 64, 16, nhwc)

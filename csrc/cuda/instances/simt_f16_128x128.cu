@@ -1,2 +1,0 @@
-#include "../simt.cuh"
-CONV2D_EXT_SIMT(CONV2D_EXT_SIMT_INSTANCE, f16, 128, 128, 8, any)

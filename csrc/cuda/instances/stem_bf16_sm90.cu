@@ -1,2 +1,0 @@
-#include "../stem.cuh"
-CONV2D_EXT_STEM(CONV2D_EXT_STEM_INSTANCE, bf16)

@@ -1,2 +1,0 @@
-#include "../stem_narrow.cuh"
-CONV2D_EXT_STEM_NARROW(CONV2D_EXT_STEM_NARROW_INSTANCE, f16)

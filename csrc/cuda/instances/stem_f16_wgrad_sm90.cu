@@ -1,2 +1,0 @@
-#include "../stem_wgrad.cuh"
-CONV2D_EXT_STEM_WGRAD(CONV2D_EXT_STEM_WGRAD_INSTANCE, f16)

@@ -1,2 +1,0 @@
-#include "../strip.cuh"
-CONV2D_EXT_STRIP(CONV2D_EXT_STRIP_INSTANCE)

@@ -1,2 +1,0 @@
-#include "../tma_lean.cuh"
-CONV2D_EXT_TMA_LEAN(CONV2D_EXT_TMA_LEAN_INSTANCE, f16)

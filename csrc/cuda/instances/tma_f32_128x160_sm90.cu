@@ -1,2 +1,0 @@
-#include "../tma_wgrad_tf32.cuh"
-CONV2D_EXT_TMA_TF32_HALO(CONV2D_EXT_TMA_TF32_INSTANCE, 128, 160)

@@ -1,2 +1,0 @@
-#include "../tma_wgrad_tf32.cuh"
-CONV2D_EXT_TMA_TF32_WGRAD(CONV2D_EXT_TMA_TF32_INSTANCE, 256, 160)

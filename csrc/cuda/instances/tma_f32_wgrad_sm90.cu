@@ -1,2 +1,0 @@
-#include "../tma_wgrad_tf32_halo.cuh"
-CONV2D_EXT_TMA_TF32_WGRAD_HALO(CONV2D_EXT_TMA_TF32_HALO_INSTANCE)

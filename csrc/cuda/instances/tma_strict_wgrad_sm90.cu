@@ -1,2 +1,0 @@
-#include "../tma_strict_wgrad.cuh"
-CONV2D_EXT_TMA_STRICT_WGRAD(CONV2D_EXT_TMA_STRICT_WGRAD_INSTANCE)

@@ -1,2 +1,0 @@
-#include "../toeplitz.cuh"
-CONV2D_EXT_TOEPLITZ_GATHER(CONV2D_EXT_TOEPLITZ_INSTANCE, bf16)

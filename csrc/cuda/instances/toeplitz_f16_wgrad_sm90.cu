@@ -1,2 +1,0 @@
-#include "../toeplitz_wgrad.cuh"
-CONV2D_EXT_TOEPLITZ_WGRAD(CONV2D_EXT_TOEPLITZ_WGRAD_INSTANCE, f16)
