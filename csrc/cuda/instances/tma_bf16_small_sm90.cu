@@ -1,0 +1,2 @@
+#include "../tma_resident.cuh"
+CONV2D_EXT_TMA_SMALL(CONV2D_EXT_TMA_RESIDENT_INSTANCE, bf16)
