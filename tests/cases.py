@@ -6,6 +6,7 @@ A case is a shape in the field's letters, without a dtype, device or layout; tho
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Sequence
 
@@ -13,6 +14,15 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+# Tests of one case in several dtypes and layouts follow each other.
+@functools.lru_cache(maxsize=16)
+def drawn(size: tuple[int, ...], seed: int, integers: bool) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if integers:
+        return torch.randint(-3, 4, size, generator=generator)
+    return torch.randn(size, generator=generator, dtype=torch.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +103,7 @@ class Case:
 
     def draw(self, size: Sequence[int], dtype: torch.dtype, seed: int, integers: bool = False) -> Tensor:
         """Values on the CPU, already rounded to `dtype`: standard normal, or integers in [-3, 3]."""
-        generator = torch.Generator().manual_seed(self.seed + seed)
-        if integers:
-            return torch.randint(-3, 4, tuple(size), generator=generator).to(dtype)
-        return torch.randn(tuple(size), generator=generator, dtype=torch.float64).to(dtype)
+        return drawn(tuple(size), self.seed + seed, integers).to(dtype, copy=True)
 
     def tensors(
         self,

@@ -52,6 +52,13 @@ def result(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None, grad_
     return Result(output.detach(), grads[0], grads[1], grads[2] if bias is not None else None)
 
 
+def output_of(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The output alone, in a third of the time."""
+    if case.empty:
+        return result(case, input, weight, bias, input.new_zeros(case.output_size)).output
+    return four_sided(input, weight, bias, *case.args)
+
+
 def wide(t: Tensor | None) -> Tensor | None:
     """In float64 on the CPU, contiguous: some of ATen's float64 kernels there refuse other strides."""
     return None if t is None else t.detach().double().cpu().contiguous()
@@ -69,6 +76,12 @@ def exact(case: Case, dtype: torch.dtype, seed: int = 0, integers: bool = False)
     return of_tensors(case, x, w, b, case.grad_output("cpu", dtype, "nchw", seed, integers))
 
 
+@functools.lru_cache(maxsize=64)
+def exact_output(case: Case, dtype: torch.dtype, integers: bool = False) -> Tensor:
+    x, w, b = case.tensors("cpu", dtype, "nchw", integers=integers)
+    return output_of(case, wide(x), wide(w), wide(b))  # type: ignore[arg-type]
+
+
 SLICE_BITS, SLICES = 17, 4
 
 
@@ -84,33 +97,26 @@ def slices(t: Tensor) -> list[Tensor]:
 
 
 @functools.lru_cache(maxsize=64)
-def exact_parts(case: Case, seed: int = 0) -> tuple[Result, Result]:
-    """The result of the float64 values as an unevaluated sum of two float64 tensors, far closer than either alone.
+def exact_parts(case: Case, of_output: bool) -> dict[str, tuple[Tensor, Tensor]]:
+    """The output of the float64 values, or the gradients, each as an unevaluated sum of two float64 tensors.
 
-    The operands are cut into slices of 17 bits; the products of two slices, and sums of 2^17 of them, are exact in
-    float64, whatever the order in which torch adds. What those partial results lose when added is kept in the second
-    tensor. Slices whose products are below 2^-68 of the largest are left out.
+    That is far closer than either alone. The operands are cut into slices of 17 bits; the products of two slices, and
+    sums of 2^17 of them, are exact in float64, whatever the order in which torch adds. What those partial results lose
+    when added is kept in the second tensor. Slices whose products are below 2^-68 of the largest are left out.
     """
-    x, w, b = case.tensors("cpu", torch.float64, "nchw", seed)
-    go = case.grad_output("cpu", torch.float64, "nchw", seed)
-    whole = result(case, x, w, b, go)
+    x, w, b = case.tensors("cpu", torch.float64, "nchw")
+    go = case.grad_output("cpu", torch.float64, "nchw")
     if case.empty:
-        return whole, Result(*(None if t is None else torch.zeros_like(t) for t in vars(whole).values()))  # type: ignore[arg-type]
-    terms: dict[str, list[Tensor]] = {"output": [], "grad_input": [], "grad_weight": [], "grad_bias": []}
+        whole = vars(result(case, x, w, b, go))
+        return {name: (t, torch.zeros_like(t)) for name, t in whole.items() if t is not None}
     xs, ws, gos = slices(x), slices(w), slices(go)
-    for i in range(SLICES):
-        terms["grad_bias"].append(gos[i].sum((0, 2, 3)))
-        for j in range(SLICES - i):
-            part = result(case, xs[i], ws[j], None, gos[i])
-            terms["output"].append(part.output)
-            terms["grad_input"].append(part.grad_input)
-            terms["grad_weight"].append(result(case, xs[j], ws[0], None, gos[i]).grad_weight)
-    if b is None:
-        del terms["grad_bias"]
-    else:
-        terms["output"].append(b.view(1, -1, 1, 1).expand(case.output_size))
-    sums = {name: two_part_sum(some) for name, some in terms.items()}
-    return tuple(Result(**{"grad_bias": None, **{n: s[k] for n, s in sums.items()}}) for k in (0, 1))  # type: ignore[return-value]
+    pairs = [(i, j) for i in range(SLICES) for j in range(SLICES - i)]
+    if of_output:
+        outputs = [output_of(case, xs[i], ws[j], None) for i, j in pairs]
+        bias = [] if b is None else [b.view(1, -1, 1, 1).expand(case.output_size)]
+        return {"output": two_part_sum(outputs + bias)}
+    parts = [result(case, xs[j], ws[j], None, gos[i]) for i, j in pairs]
+    return {name: two_part_sum([getattr(part, name) for part in parts]) for name in ("grad_input", "grad_weight")}
 
 
 def two_part_sum(terms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -126,10 +132,9 @@ def two_part_sum(terms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def distance(value: Tensor, case: Case, dtype: torch.dtype, what: str) -> float:
     """The error of a result of the case, where a float64 one is measured by a finer reference than float64."""
-    if dtype != torch.float64:
-        return error(value, getattr(exact(case, dtype), what))
-    high, low = (getattr(part, what) for part in exact_parts(case))
-    return error(value, high, low)
+    if dtype == torch.float64:
+        return error(value, *exact_parts(case, what == "output")[what])
+    return error(value, exact_output(case, dtype) if what == "output" else getattr(exact(case, dtype), what))
 
 
 @functools.lru_cache(maxsize=64)
@@ -147,13 +152,21 @@ def torchs(case: Case, dtype: torch.dtype, device: str, layout: str, seed: int =
     return Result(*(None if t is None else t.to(dtype) for t in vars(single).values()))  # type: ignore[arg-type]
 
 
-def torchs_to_compare(case: Case, dtype: torch.dtype, device: str, layout: str) -> Result:
-    """torch's results for a comparison of rounding errors.
+@functools.lru_cache(maxsize=64)
+def torchs_output(case: Case, dtype: torch.dtype, device: str, layout: str) -> Tensor:
+    x, w, b = case.tensors(device, dtype, layout)
+    if device != "cpu" or dtype in (torch.float32, torch.float64):
+        return output_of(case, x, w, b)
+    return output_of(case, x.float(), w.float(), None if b is None else b.float()).to(dtype)
+
+
+def layout_to_compare(case: Case, device: str, layout: str) -> str:
+    """The layout in which torch is asked for results whose rounding errors are compared with ours.
 
     On the CPU our grouped convolutions run ATen's of NCHW (csrc/ops/cpu.cpp), whose sums have another order than those
     of channels_last.
     """
-    return torchs(case, dtype, device, "nchw" if device == "cpu" and case.groups > 1 else layout)
+    return "nchw" if device == "cpu" and case.groups > 1 else layout
 
 
 def error(value: Tensor, expected: Tensor, low: Tensor | None = None) -> float:

@@ -7,7 +7,7 @@ import torch
 from calls import dgrad, wgrad
 from cases import BY_NAME, CASES, DTYPES, FEW, Case
 from layouts import OTHER, PLAIN
-from reference import Result, assert_close, distance, exact, of_tensors, same_bits, torchs_to_compare, ulp
+from reference import Result, assert_close, distance, exact, layout_to_compare, of_tensors, same_bits, torchs, ulp
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -54,7 +54,7 @@ def test_gradients_agree_with_float64_in_any_strides(case: Case, layout: str, dt
 @pytest.mark.parametrize("layout", PLAIN)
 @EVERY_CASE
 def test_gradients_are_as_accurate_as_torchs(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
-    torch_result = torchs_to_compare(case, dtype, device, layout)
+    torch_result = torchs(case, dtype, device, layout_to_compare(case, device, layout))
     for what, ours in zip(("grad_input", "grad_weight"), gradients(case, dtype, device, layout), strict=True):
         theirs = distance(getattr(torch_result, what), case, dtype, what)
         assert distance(ours, case, dtype, what) <= 2 * theirs + ulp(dtype), what

@@ -12,7 +12,19 @@ import torch
 from calls import dgrad, fprop, wgrad
 from cases import BY_NAME, CASES, DTYPES, FEW, Case
 from layouts import LAYOUTS, OTHER, PLAIN, place
-from reference import assert_close, distance, error, exact, exact_parts, four_sided, same_bits, torchs_to_compare, ulp
+from reference import (
+    assert_close,
+    distance,
+    error,
+    exact,
+    exact_output,
+    exact_parts,
+    four_sided,
+    layout_to_compare,
+    same_bits,
+    torchs_output,
+    ulp,
+)
 from torch import Tensor
 
 import conv2d_ext
@@ -56,7 +68,7 @@ def test_a_layout_holds_the_values_it_was_given_and_nan_around_them(layout: str,
 def test_conv2d_agrees_with_float64(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
     y = conv2d_ext.conv2d(*case.tensors(device, dtype, layout), *case.args)
     assert y.device.type == device
-    assert_close(y, exact(case, dtype).output, dtype, case.reduction("fprop"))
+    assert_close(y, exact_output(case, dtype), dtype, case.reduction("fprop"))
 
 
 @HALVES_AND_SINGLE
@@ -64,7 +76,7 @@ def test_conv2d_agrees_with_float64(case: Case, layout: str, dtype: torch.dtype,
 @EVERY_CASE
 def test_conv2d_agrees_with_float64_in_any_strides(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
     y = conv2d_ext.conv2d(*case.tensors(device, dtype, layout), *case.args)
-    assert_close(y, exact(case, dtype).output, dtype, case.reduction("fprop"))
+    assert_close(y, exact_output(case, dtype), dtype, case.reduction("fprop"))
 
 
 @EVERY_DTYPE
@@ -73,7 +85,9 @@ def test_conv2d_agrees_with_float64_in_any_strides(case: Case, layout: str, dtyp
 def test_conv2d_is_as_accurate_as_torch(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
     y = conv2d_ext.conv2d(*case.tensors(device, dtype, layout), *case.args)
     ours = distance(y, case, dtype, "output")
-    theirs = distance(torchs_to_compare(case, dtype, device, layout).output, case, dtype, "output")
+    theirs = distance(
+        torchs_output(case, dtype, device, layout_to_compare(case, device, layout)), case, dtype, "output"
+    )
     assert ours <= 2 * theirs + ulp(dtype)
 
 
@@ -81,7 +95,7 @@ def test_the_finer_reference_of_float64_is_the_sum_of_rational_numbers() -> None
     """high + low, against fractions; the products of some outputs are summed without any rounding."""
     case = BY_NAME["four_pads_grouped_dilated"]
     x, w, b = case.tensors("cpu", torch.float64)
-    high, low = (part.output for part in exact_parts(case))
+    high, low = exact_parts(case, of_output=True)["output"]
     top, _, left, _ = case.padding4
     worst = 0.0
     for n, k, p, q in itertools.product((0, 1), (0, 5), range(case.P), range(case.Q)):
@@ -103,7 +117,7 @@ def test_the_finer_reference_of_float64_is_the_sum_of_rational_numbers() -> None
 def test_conv2d_of_small_integers_is_exact(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
     """Products and partial sums of integers in [-3, 3] are exact in float32, so one rounding is all that is allowed."""
     y = conv2d_ext.conv2d(*case.tensors(device, dtype, layout, integers=True), *case.args)
-    assert torch.equal(y.cpu(), exact(case, dtype, integers=True).output.to(dtype))
+    assert torch.equal(y.cpu(), exact_output(case, dtype, integers=True).to(dtype))
 
 
 @EVERY_CASE
