@@ -144,7 +144,6 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     if (f32) return 1;
     if (row.variant == Variant::narrow) return channel_vectors(p.x, p.x_align, C, 8, p.dtype) ? 0.78 : 0.95;
     if (is(576, 64)) return C > 32 ? 0.83 : 1;
-    if (is(384, 128)) return 0.8;
     // Lines that end early; those of whole instructions leave some out.
     bool const across = C % line != 0 && C > 32, whole = C % 16 == 0;
     if (across && strided) return (is(64, 64) ? 1.35 : is(128, 128) ? 1.12 : 1) * (whole ? 0.8 : 1.05);
