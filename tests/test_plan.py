@@ -375,6 +375,17 @@ def test_layers_of_many_channels_a_group_in_nchw_run_in_place(op: str, dtype: to
         assert packed(op, case, x, w, y) == "", str(case)
 
 
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32))
+def test_wgrad_of_few_channels_a_group_in_nchw_reads_rows_as_they_lie(dtype: torch.dtype) -> None:
+    for channels, side, groups, stride in ((128, 56, 32, 1), (512, 28, 32, 1), (256, 56, 32, 2), (1024, 28, 32, 2)):
+        case = Case("resnext", 64, channels, side, side, channels, 3, 3, (stride, stride), (1, 1), groups=groups)
+        x, w, y = (torch.empty(size, dtype=dtype, device="meta") for size in
+                   (case.input_size, case.weight_size, case.output_size))  # fmt: skip
+        name = named("wgrad", case, dtype, "nchw", allow_tf32=True)
+        assert re.fullmatch(r"grouped_wgrad_\w+_16x64_nchw", name), f"{case} {name}"
+        assert packed("wgrad", case, x, w, y) == "", str(case)
+
+
 def named(op: str, case: Case, dtype: torch.dtype, layout: str = "nhwc", **kwargs: object) -> str:
     return ROWS[ask(op, case, dtype, layout, **kwargs)[0]]
 

@@ -180,7 +180,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::simt: {
       if (is_planes(row)) return planes_estimate(op, p, d);
       if (is_turned(row)) return turned_estimate(op, p, d);
-      if (is_plain(row)) return plain_estimate(op, p, d);
+      if (is_plain(row)) return plain_estimate(p, d);
       Problem const t = tma_problem(row, p);
       Packed const q = packed(row, t);
       Estimate e = row.family == Family::simt      ? simt_estimate(row, op, q.problem, d)
@@ -237,7 +237,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::simt: {
       if (is_planes(row)) return planes_workspace_bytes(op, p, d);
       if (is_turned(row)) return turned_workspace_bytes(op, p);
-      if (is_plain(row)) return plain_workspace_bytes(op, p, d);
+      if (is_plain(row)) return plain_workspace_bytes(p, d);
       Packed const q = packed(row, tma_problem(row, p));
       return patch_bytes(row, p) + packed_places(q).bytes +
              (row.family == Family::simt      ? gemm_workspace_bytes(row, op, p, split_k)

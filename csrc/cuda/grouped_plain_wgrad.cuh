@@ -3,14 +3,15 @@
 // with zeros between them, and a lane reads four pixels of a row of y (float32: two) and, for the three taps of a row
 // of the filter, those beside them in x.
 //
-// A warp has a job: 16 channels (rows; or two taps of 8) by 8 to 24 filters (columns), all nine taps, whose sums stay in
-// registers. It walks down the rows of a tile: each row of x meets three rows of y (with stride 2 each row of y three
-// rows of x). Blocks share the tiles, and a second kernel adds their sums in order. Zeros meet whatever x has there:
-// sums that are NaN are made again, product by product.
+// A warp has a job: 16 channels (rows; or two taps of 8) by 8 to 24 filters (columns), all nine taps, whose sums stay
+// in registers. It walks down the rows of a tile: each row of x meets three rows of y (with stride 2 each row of y
+// three rows of x). Blocks share the tiles, and a second kernel adds their sums in order. Zeros meet whatever x has
+// there: sums that are NaN are made again, product by product.
 #pragma once
 
 #include "../core/plain.h"
 #include "dependent.cuh"
+#include "grouped_tile.cuh"
 #include "launch.h"
 #include "ptx.cuh"
 #include "types.cuh"
@@ -73,7 +74,10 @@ __device__ void copy_pieces(Side const& s, int size, uint32_t to, int first, int
       }
     } else {
       for (int c = warp; c < count; c += warps) {
-        ptx::cp_async_ca<kBytes>(at, from, exists);
+        if constexpr (kBytes == 16)
+          ptx::cp_async_16(at, from, exists);
+        else
+          ptx::cp_async_ca<kBytes>(at, from, exists);
         from += int64_t(warps) * plane, at += warps * s.channel;
       }
     }
@@ -81,7 +85,9 @@ __device__ void copy_pieces(Side const& s, int size, uint32_t to, int first, int
 }
 
 __device__ inline void copy(Side const& s, int size, uint32_t to, int first, int n0, int tile_h, int N) {
-  if (s.piece == 8)
+  if (s.piece == 16)
+    copy_pieces<16>(s, size, to, first, n0, tile_h, N);
+  else if (s.piece == 8)
     copy_pieces<8>(s, size, to, first, n0, tile_h, N);
   else if (s.piece == 4)
     copy_pieces<4>(s, size, to, first, n0, tile_h, N);
@@ -267,7 +273,9 @@ __global__ void __launch_bounds__(plain_warps(blocks_k) * 32, 1) sums_kernel(__g
     if (p.stages == 1) fetch(number);
     p.stages <= 2 ? ptx::cp_async_wait_group<0>() : ptx::cp_async_wait_group<1>();
     __syncthreads();
-    if (p.stages > 1) fetch(number + p.stages - 1);
+    // Half of the warps copy first, the others multiply meanwhile.
+    bool const first_copies = warp / 4 % 2 == 0;
+    if (p.stages > 1 && first_copies) fetch(number + p.stages - 1);
     if (works) {
       uint32_t const stage = stages + (number - first) % p.stages * p.stage_bytes;
       int const tile_h = number % p.tiles_h, rows = max(2, min(p.rows, p.P - tile_h * p.rows));
@@ -281,6 +289,7 @@ __global__ void __launch_bounds__(plain_warps(blocks_k) * 32, 1) sums_kernel(__g
                   y_block, rows);
       }
     }
+    if (p.stages > 1 && !first_copies) fetch(number + p.stages - 1);
     if (p.stages == 1) __syncthreads();
   }
   ptx::griddepcontrol_launch_dependents();
@@ -378,9 +387,7 @@ __global__ void __launch_bounds__(kTaps * 32) add_kernel(__grid_constant__ Param
   }
 }
 
-inline uint32_t magic(int64_t divisor) {
-  return divisor == 1 ? 0 : uint32_t((int64_t(1) << 32) / divisor + 1);
-}
+inline uint32_t magic(int64_t divisor) { return divisor == 1 ? 0 : uint32_t((int64_t(1) << 32) / divisor + 1); }
 
 inline Side make_side(void const* data, int64_t channels, int64_t H, int64_t W, DType dtype, int64_t rows,
                       int64_t images, int64_t pitch, int64_t channel, int64_t of_block, int64_t step, int64_t low) {
@@ -426,4 +433,23 @@ cudaError_t launch(Problem const& problem, PlainSums const& t, Arguments const& 
                           p);
 }
 
+template <DType dtype>
+cudaError_t start_row(Problem const& problem, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  int sm_count = 0;
+  if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
+  PlainSums const t = plain_sums(problem, Device{sm_count, 90});
+  bool const strided = problem.stride_h == 2;
+  auto* const start = t.blocks_k == 1   ? (strided ? launch<T, 2, 1, 1> : launch<T, 1, 1, 1>)
+                      : t.blocks_k == 2 ? (strided ? launch<T, 2, 2, 2> : launch<T, 1, 2, 2>)
+                                        : (strided ? launch<T, 2, 2, 4> : launch<T, 1, 2, 4>);
+  return start(problem, t, args, stream);
+}
+
 }  // namespace conv2d_ext::plain
+
+#define CONV2D_EXT_GROUPED_PLAIN_INSTANCE(family, op, dtype, tm, tn, tk, variant)  \
+  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(       \
+      Problem const& p, Plan const&, Arguments const& args, cudaStream_t stream) { \
+    return plain::start_row<DType::dtype>(p, args, stream);                        \
+  }
