@@ -346,8 +346,8 @@ def test_few_channels_a_group_with_a_stride_take_lines(op: str) -> None:
 def test_wgrad_of_groups_of_32_takes_lines_of_32_channels() -> None:
     small = Case("resnext", 64, 1024, 7, 7, 1024, 3, 3, padding=(1, 1), groups=32)
     strided = Case("resnext", 32, 1024, 28, 28, 1024, 3, 3, (2, 2), (1, 1), groups=32)
-    for case, layout in ((small, "nhwc"), (strided, "nhwc"), (strided, "nchw")):
-        assert named("wgrad", case, torch.float16, layout) == "tma_wgrad_f16_320x64_narrow", f"{case} {layout}"
+    for case in (small, strided):
+        assert named("wgrad", case, torch.float16) == "tma_wgrad_f16_320x64_narrow", str(case)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -358,8 +358,9 @@ def test_grouped_layers_in_nchw_run_in_place_where_whole_rows_fit(op: str) -> No
                    (case.input_size, case.weight_size, case.output_size))  # fmt: skip
         return named(op, case, torch.float16, "nchw"), packed(op, case, x, w, y)
 
-    assert taken(28) == (f"grouped_{op}_f16_8x8_lines", "")
-    assert taken(224) == (f"grouped_{op}_f16_8x8_lines", "xy")
+    row = f"grouped_{op}_f16_" + ("16x64_nchw" if op == "wgrad" else "8x8_lines")
+    assert taken(28) == (row, "")
+    assert taken(224) == ((row, "") if op == "wgrad" else (row, "xy"))
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
@@ -373,6 +374,14 @@ def test_layers_of_many_channels_a_group_in_nchw_run_in_place(op: str, dtype: to
         name = named(op, case, dtype, "nchw")
         assert re.fullmatch(rf"grouped_{op}_\w+_(64|128)x\d+_nchw", name), f"{case} {name}"
         assert packed(op, case, x, w, y) == "", str(case)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32))
+def test_wgrad_of_few_channels_a_group_in_nchw_reads_rows_as_they_lie(dtype: torch.dtype) -> None:
+    for channels, side, groups, stride in ((128, 56, 32, 1), (512, 28, 32, 1), (256, 56, 32, 2), (1024, 28, 32, 2)):
+        case = Case("resnext", 64, channels, side, side, channels, 3, 3, (stride, stride), (1, 1), groups=groups)
+        name = named("wgrad", case, dtype, "nchw", allow_tf32=True)
+        assert re.fullmatch(r"grouped_wgrad_\w+_16x64_nchw", name), f"{case} {name}"
 
 
 def named(op: str, case: Case, dtype: torch.dtype, layout: str = "nhwc", **kwargs: object) -> str:
