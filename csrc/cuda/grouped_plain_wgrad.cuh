@@ -448,8 +448,10 @@ cudaError_t start_row(Problem const& problem, Arguments const& args, cudaStream_
 
 }  // namespace conv2d_ext::plain
 
-#define CONV2D_EXT_GROUPED_PLAIN_INSTANCE(family, op, dtype, tm, tn, tk, variant)  \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(       \
-      Problem const& p, Plan const&, Arguments const& args, cudaStream_t stream) { \
-    return plain::start_row<DType::dtype>(p, args, stream);                        \
+#define CONV2D_EXT_GROUPED_PLAIN_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                     \
+  namespace conv2d_ext {                                                                                              \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
+                                                                cudaStream_t stream) {                                \
+    return plain::start_row<DType::dtype>(p, args, stream);                                                           \
+  }                                                                                                                   \
   }
