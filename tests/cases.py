@@ -190,6 +190,8 @@ CASES: tuple[Case, ...] = (
     # Filters that stay in shared memory, a part of them in each block.
     Case("1x1_filters_stay_in_parts", 1, 520, 57, 41, 392, 1, 1, padding=(1, 0), edge=True),
     Case("1x1_stride5", 2, 8, 11, 12, 8, 1, 1, stride=(5, 5), bias=False),
+    # zeros between results of 1x1 filters: five tiles of channels, rows of an image with a tap and without
+    Case("1x1_stride2_C1032_K1032", 3, 1032, 9, 11, 1032, 1, 1, stride=(2, 2), bias=False),
     Case("last_rows_unread", 1, 4, 12, 11, 4, 3, 3, stride=(5, 4)),
     # strides and dilations with and without a common divisor: dgrad's phases differ
     Case("stride2_dilation2", 2, 8, 12, 13, 10, 3, 3, (2, 2), (2, 2), (2, 2), edge=True),

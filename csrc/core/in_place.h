@@ -10,6 +10,7 @@
 #include "tma_resident.h"
 #include "tma_strict.h"
 #include "tma_strict_wgrad.h"
+#include "tma_zeros.h"
 
 namespace conv2d_ext {
 
@@ -68,6 +69,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   bool const tf32 = p.dtype == DType::f32;
   if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
   if (takes_classes(row, p)) return classes_estimate(p, d);
+  if (takes_zeros(row, p)) return zeros_estimate(row, p, d);
   if (takes_resident(row, p)) return resident_estimate(op, p, d);
   Estimate e = tf32 ? tf32_estimate(row, op, p) : tma_estimate(row, op, p, d);
   // As measured: lines of 64 bytes; what stores by the copy engine save where the pixels are rows of a matrix.
