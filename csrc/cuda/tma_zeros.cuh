@@ -144,7 +144,7 @@ cudaError_t launch_zeros(Problem const& problem, Plan const& plan, Arguments con
   whole.split_k = 1;
   ZerosParams q{};
   int64_t blocks = 0;
-  cudaError_t error = params_of<S, T, TM, TN>(q.p, blocks, Op::dgrad, apart, kRows[plan.kernel], whole, args);
+  cudaError_t error = params_of<S, T, TM, TN>(q.p, blocks, Op::dgrad, apart, row_of(plan), whole, args);
   if (error != cudaSuccess) return error;
   int const chunk = q.p.line / int(sizeof(T));
   if ((error = encode_filters(q.p.b, args.b, apart, S::columns(q.p.N), chunk)) != cudaSuccess) return error;
@@ -166,14 +166,16 @@ cudaError_t launch_zeros(Problem const& problem, Plan const& plan, Arguments con
 template <Op op, DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch_zeros_or(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   if constexpr (op == Op::dgrad && variant == Variant::im2col && TN == 256 && dtype == DType::f16)
-    if (takes_zeros(kRows[plan.kernel], problem)) return launch_zeros<dtype, TM, TN>(problem, plan, args, stream);
+    if (takes_zeros(row_of(plan), problem)) return launch_zeros<dtype, TM, TN>(problem, plan, args, stream);
   return launch_row<op, dtype, TM, TN, variant>(problem, plan, args, stream);
 }
 
 }  // namespace conv2d_ext::tma
 
-#define CONV2D_EXT_TMA_ZEROS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                           \
-  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(                            \
-      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {                 \
-    return tma::launch_zeros_or<Op::op, DType::dtype, tm, tn, Variant::variant>(p, plan, args, stream); \
+#define CONV2D_EXT_TMA_ZEROS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                 \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return tma::launch_zeros_or<Op::op, DType::dtype, tm, tn, Variant::variant>(p, plan, args, stream);       \
+  }                                                                                                           \
   }
