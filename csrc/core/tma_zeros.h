@@ -13,7 +13,7 @@ inline constexpr int64_t kZerosChannels = 1024;
 
 constexpr bool takes_zeros(Row const& row, Problem const& p) {
   return row.family == Family::tma && row.op == Op::dgrad && row.variant == Variant::im2col && row.tile_m == 128 &&
-         row.tile_n == 256 && row.dtype == DType::f16 && p.R * p.S == 1 && p.stride_h == 2 && p.stride_w == 2 &&
+         row.tile_n == 256 && size_of(row.dtype) == 2 && p.R * p.S == 1 && p.stride_h == 2 && p.stride_w == 2 &&
          p.groups == 1 && p.pad_top == 0 && p.pad_bottom == 0 && p.pad_left == 0 && p.pad_right == 0 &&
          p.C >= kZerosChannels && p.K >= kZerosChannels && channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) &&
          tma_supports(row, p);

@@ -1,7 +1,7 @@
-// dgrad of 1x1 filters with a stride of two, f16: of the phases of x only the first has a tap. Its pixels are those of
-// a convolution of stride one whose results lie apart, tma.cuh's; what is between is written as zeros, by two warps of
-// each block, while the others multiply. (As tiles of their own the zeros take turns with the products; written by the
-// copy engine, their lines hold up those of the operands.)
+// dgrad of 1x1 filters with a stride of two, 16-bit types: of the phases of x only the first has a tap. Its pixels are
+// those of a convolution of stride one whose results lie apart, tma.cuh's; what is between is written as zeros, by two
+// warps of each block, while the others multiply. (As tiles of their own the zeros take turns with the products;
+// written by the copy engine, their lines hold up those of the operands.)
 #pragma once
 
 #include "../core/tma_zeros.h"
@@ -165,7 +165,7 @@ cudaError_t launch_zeros(Problem const& problem, Plan const& plan, Arguments con
 
 template <Op op, DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch_zeros_or(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  if constexpr (op == Op::dgrad && variant == Variant::im2col && TN == 256 && dtype == DType::f16)
+  if constexpr (op == Op::dgrad && variant == Variant::im2col && TN == 256 && size_of(dtype) == 2)
     if (takes_zeros(row_of(plan), problem)) return launch_zeros<dtype, TM, TN>(problem, plan, args, stream);
   return launch_row<op, dtype, TM, TN, variant>(problem, plan, args, stream);
 }

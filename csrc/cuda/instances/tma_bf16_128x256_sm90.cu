@@ -1,2 +1,2 @@
-#include "../tma_wgrad.cuh"
-CONV2D_EXT_TMA_WIDE(CONV2D_EXT_TMA_INSTANCE, bf16)
+#include "../tma_zeros.cuh"
+CONV2D_EXT_TMA_WIDE(CONV2D_EXT_TMA_ZEROS_INSTANCE, bf16)
