@@ -1,6 +1,6 @@
 // Packing: tensors that a row of tma, of grouped's lines or of simt's nhwc cannot read or write in place are copied to
-// the workspace, channels_last, for tma each group's channels and filters padded with zeros to what the row takes; the
-// row then runs on the packed problem, and a result is copied back. Padded channels are zeros in both operands of a
+// the workspace, channels_last, each group's channels and filters padded with zeros to what the row takes; the row then
+// runs on the packed problem, and a result is copied back. Padded channels are zeros in both operands of a
 // product; what a padded filter yields is dropped.
 #pragma once
 
@@ -33,7 +33,7 @@ constexpr TmaTakesAny packs_rather(Op op, Problem const& p) {
   TmaTakesAny any = tma_takes_any(op, p);
   double const pixels = double(p.N) * double(p.P()) * double(p.Q()),
                bytes = pixels * double(p.K + 16) * size_of(p.dtype);
-  bool const across = p.groups == 1 && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0;
+  bool const across = p.y.c == 1 && p.K_per_group() % (16 / size_of(p.dtype)) != 0;
   bool const split = pixels * double(round_up(p.K, 128)) <= 66.0 * 128 * 128 && p.C * p.R * p.S >= 4096;
   if (op == Op::fprop && across && !split && pixels * double(p.K) > 500e3 && bytes <= kMaxPackedBytes) any.y = false;
   return any;
@@ -82,8 +82,27 @@ struct Packed {
   Problem problem;
 };
 
-// For rows of grouped: filters stay where they are, and nothing is padded. NCHW that lines takes is not packed.
-constexpr Packed packed_lines(Row const& row, Problem const& p) {
+// The passes that pack and unpack: one launch for the operands, one for the result.
+constexpr double packing_ns(Op op, Problem const& p, Packed const& q) {
+  Problem const& c = q.problem;
+  double const x = double(p.N) * double(p.H) * double(p.W) * double(p.C + c.C),
+               y = double(p.N) * double(p.P()) * double(p.Q()) * double(p.K + c.K),
+               w = double(p.R) * double(p.S) *
+                   (double(p.K) * double(p.C_per_group()) + double(c.K) * double(c.C_per_group()));
+  bool const out = op == Op::fprop ? q.which.y : op == Op::dgrad ? q.which.x : q.which.w;
+  bool const in = (op != Op::dgrad && q.which.x) || (op != Op::wgrad && q.which.w) || (op != Op::fprop && q.which.y);
+  double const elements = (q.which.x ? x : 0) + (q.which.w ? w : 0) + (q.which.y ? y : 0);
+  bool const half = size_of(p.dtype) == 2;
+  double rate = half && p.H * p.W <= 256 ? 3350 : 4150;  // short planes
+  // Groups that are padded are moved by elements.
+  bool const x_pads = q.which.x && c.C != p.C, y_pads = q.which.y && c.K != p.K;
+  if (p.groups > 1 && (x_pads || y_pads))
+    rate = (x_pads ? p.x.c : p.y.c) == 1 ? (half ? 2050 : 3200) : half ? rate * 0.82 : rate;
+  return elements * size_of(p.dtype) / rate + (in ? 2600 : 0) + (out ? 3300 : 0);
+}
+
+// For rows of grouped. NCHW that lines takes is not packed, and filters stay where they are, unless groups are padded.
+constexpr Packed packed_lines_as_is(Row const& row, Problem const& p) {
   Packed q{{}, p};
   if (row.variant != Variant::lines || grouped_supports(row, row.op, p)) return q;
   q.which.x = !fits_in_place(p.x, p.x_align, p.C, p.N, p.H, p.W, p.dtype);
@@ -91,6 +110,35 @@ constexpr Packed packed_lines(Row const& row, Problem const& p) {
   if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
   if (q.which.y) q.problem.y = channels_last_strides(p.K, p.P(), p.Q()), q.problem.y_align = 16;
   return q;
+}
+
+// A unit's groups are multiplied with each other: of 6 channels a group four share a unit of 24, in nine blocks of
+// products where four groups of 8 take four. Of 5 a unit has 40, more than lines takes in f32.
+constexpr Packed packed_lines(Row const& row, Problem const& p) {
+  Packed const as_is = packed_lines_as_is(row, p);
+  // All groups' channels are to be a multiple of 8.
+  auto padded = [&](int64_t channels) {
+    int64_t const part = channels <= 2 ? channels : channels <= 4 ? 4 : 8;
+    return round_up(channels, part * p.groups % 8 == 0 ? part : 8);
+  };
+  int64_t const C = padded(p.C_per_group()), K = padded(p.K_per_group());
+  if (row.variant != Variant::lines || (C == p.C_per_group() && K == p.K_per_group())) return as_is;
+  Packed q{{}, p};
+  q.problem.C = C * p.groups, q.problem.K = K * p.groups;
+  q.which.x = C != p.C_per_group() || !fits_in_place(p.x, p.x_align, p.C, p.N, p.H, p.W, p.dtype);
+  q.which.y = K != p.K_per_group() || !fits_in_place(p.y, p.y_align, p.K, p.N, p.P(), p.Q(), p.dtype);
+  q.which.w = true;
+  if (q.which.x) q.problem.x = channels_last_strides(q.problem.C, p.H, p.W), q.problem.x_align = 16;
+  if (q.which.y) q.problem.y = channels_last_strides(q.problem.K, p.P(), p.Q()), q.problem.y_align = 16;
+  q.problem.w = channels_last_strides(packed_w_channels(C, p.dtype), p.R, p.S), q.problem.w_align = 16;
+  double const elements = double(p.N) * (double(p.H) * double(p.W) * double(q.problem.C) +
+                                         double(p.P()) * double(p.Q()) * double(q.problem.K));
+  if (elements * size_of(p.dtype) > kFreePackedBytes || !grouped_supports(row, row.op, q.problem)) return as_is;
+  auto ns = [&](Packed const& of) {
+    return grouped_lines_estimate(row.op, of.problem, h200_sxm).ns +
+           (of.which.any() ? packing_ns(row.op, p, of) : 0);
+  };
+  return !grouped_supports(row, row.op, as_is.problem) || ns(q) * 1.05 < ns(as_is) ? q : as_is;
 }
 
 // For rows of simt in f32, which pad nothing. Results are stored in place, but for filters, whose taps would be far
@@ -205,20 +253,6 @@ constexpr double packed_wgrad_share(Row const& row, Problem const& p, Packing co
   if (is_halo(row.variant)) return 1.03;
   if (row.tile_m == 128 && row.tile_n == 128) return p.H * p.W <= 512 ? 1.2 : 1.06;
   return row.tile_n == 64 ? 1.12 : 1.08;
-}
-
-// The passes that pack and unpack: one launch for the operands, one for the result.
-constexpr double packing_ns(Op op, Problem const& p, Packed const& q) {
-  Problem const& c = q.problem;
-  double const x = double(p.N) * double(p.H) * double(p.W) * double(p.C + c.C),
-               y = double(p.N) * double(p.P()) * double(p.Q()) * double(p.K + c.K),
-               w = double(p.R) * double(p.S) *
-                   (double(p.K) * double(p.C_per_group()) + double(c.K) * double(c.C_per_group()));
-  bool const out = op == Op::fprop ? q.which.y : op == Op::dgrad ? q.which.x : q.which.w;
-  bool const in = (op != Op::dgrad && q.which.x) || (op != Op::wgrad && q.which.w) || (op != Op::fprop && q.which.y);
-  double const elements = (q.which.x ? x : 0) + (q.which.w ? w : 0) + (q.which.y ? y : 0);
-  double const rate = size_of(p.dtype) == 2 && p.H * p.W <= 256 ? 3350 : 4150;  // short planes
-  return elements * size_of(p.dtype) / rate + (in ? 2600 : 0) + (out ? 3300 : 0);
 }
 
 }  // namespace conv2d_ext
