@@ -41,7 +41,8 @@ constexpr TmaTakesAny packs_rather(Op op, Problem const& p) {
 
 // Channels and filters a group, padded. Where more than half of the last line of 128 bytes of a packed tensor would be
 // empty, it is filled with zeros: the copy engine takes up to 16 ns for a line that ends early, 2 for a whole one. Up
-// to 32 channels of 16-bit types have lines of 64 bytes where they are summed over, and in wgrad's narrow rows.
+// to 32 channels of 16-bit types have lines of 64 bytes where they are summed over, and in wgrad's narrow rows. Lines that
+// begin off 32 bytes are as slow to copy as those that end early: operands of several taps are padded to 16 channels.
 struct PackedGroup {
   int64_t C, K;
 };
@@ -51,12 +52,14 @@ constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
   TmaTakesAny const any = packs_rather(op, p);
   // reduced: over these channels; few: up to 32 have shorter lines; most: what may be left in the last line for it to
   // be filled.
-  auto pad = [&](bool reduced, bool few, int64_t most, bool in_place, int64_t channels, double pixels) {
+  bool const taps = p.groups == 1 && p.R * p.S > 1 && size_of(p.dtype) == 2;
+  auto pad = [&](bool reduced, bool few, int64_t most, bool in_place, bool operand, int64_t channels, double pixels) {
     bool const narrow = few && p.groups == 1 && size_of(p.dtype) == 2;
     int64_t const whole = round_up(channels, narrow ? tma_line(channels) / 2 : line);
     bool const whole_steps = reduced && p.groups > 1 && !tma_maps_groups(op, p);
-    int64_t const least = round_up(channels, whole_steps ? tma_together(p.dtype) : v);
+    int64_t least = round_up(channels, whole_steps ? tma_together(p.dtype) : v);
     bool const is_packed = least != channels || !in_place;
+    if (is_packed && operand && taps) least = round_up(least, 16);
     bool const small = pixels * double(whole) * double(p.groups) * size_of(p.dtype) <= kFreePackedBytes;
     return is_packed && small && least % line <= most ? whole : least;
   };
@@ -65,12 +68,15 @@ constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
   double const x_pixels = double(p.N) * double(p.H) * double(p.W),
                y_pixels = double(p.N) * double(p.P()) * double(p.Q());
   int64_t const C = p.C_per_group(), K = p.K_per_group();
-  // dgrad copies filters along C, but for TF32.
-  int64_t const most = op != Op::dgrad ? line / 2 : any.w || C > line ? -1 : line / 2;
+  // dgrad copies filters along C, but for TF32. tma_strict's results are slow to store in lines that end early.
+  bool const strict = row.family == Family::tma_strict;
+  int64_t const most = op != Op::dgrad || strict ? line / 2 : any.w || C > line ? -1 : line / 2;
   // Halves of lines do for narrow, whose taps of a group have 32 channels.
   if (row.variant == Variant::narrow && p.groups > 1 && C == 32 && K % line == 32) return {C, K};
-  return {any.x && any.w ? C : pad(op == Op::fprop, op != Op::dgrad, most, x, C, x_pixels),
-          any.y ? K : pad(op == Op::dgrad, op == Op::dgrad, op == Op::fprop ? -1 : line / 2, y, K, y_pixels)};
+  return {any.x && any.w ? C : pad(op == Op::fprop, op != Op::dgrad, most, x, op != Op::dgrad, C, x_pixels),
+          any.y ? K
+                : pad(op == Op::dgrad, op == Op::dgrad, op == Op::fprop && !strict ? -1 : line / 2, y, op != Op::fprop, K,
+                      y_pixels)};
 }
 
 // Filters are packed in lines of whole vectors, even if the row does with fewer channels.

@@ -165,19 +165,40 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
 }
 
-// fprop and dgrad of grouped.cuh over channels_last in any strides: where memory is the limit by their estimate, it was
-// measured to be twice as fast for single taps, and no slower for a stride.
-constexpr double groups_across_ns(Row const& row, Op op, Problem const& p, double ns) {
-  if (row.variant != Variant::nchw || op == Op::wgrad || p.x.c != 1 || p.C == 1) return ns;
-  bool const backward = op == Op::dgrad, f32 = p.dtype == DType::f32;
+// Tiles of 64 pixels in 16-bit types, fprop: what lines that begin off 32 bytes take beyond others, which the estimates
+// of larger tiles count, for each tap and tile of filters.
+constexpr double early_lines_ns(Row const& row, Problem const& p) {
+  bool const slow = row.op == Op::fprop && row.tile_m == 64 && size_of(p.dtype) == 2 && p.R * p.S > 1 &&
+                    p.C_per_group() % 16 == 8 && p.groups == 1;
+  if (!slow) return 0;
+  return double(p.N) * double(p.P()) * double(p.Q()) * double(p.R * p.S) *
+         double(ceil_div(p.K, row.tile_n)) * 0.05;
+}
+
+// fprop and dgrad of grouped.cuh in any strides, as measured, where memory is the limit by their estimate: channels_last
+// is twice as fast for single taps and no slower for a stride, float32's strided dgrad over NCHW twice as fast too.
+// 16-bit rows of odd length in NCHW take far longer.
+constexpr double groups_any_ns(Row const& row, Op op, Problem const& p, double ns) {
+  if (row.variant != Variant::nchw || op == Op::wgrad) return ns;
+  bool const backward = op == Op::dgrad, f32 = p.dtype == DType::f32, across = p.x.c == 1 && p.C > 1;
   double const launch = f32 ? 13000 : 15000, halo = (7.0 + double(p.R)) * (7.0 + double(p.S)) / 64;
-  double const was = 500 / (p.stride_w == 1 ? 1.0 : backward ? 3 : f32 ? 1.65 : 1.33) / (p.W < 8 ? 2.5 : 1);
-  double const rate = (halo < 2 ? 1000 / halo : 500) / (p.W >= 8 ? 1.0 : backward ? 1.5 : 5);
-  double const elements =
-      double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  double const memory = elements * size_of(p.dtype) / was;
-  bool const is_limit = memory <= ns - launch && memory * 1.125 > ns - launch;
-  return is_limit ? launch + memory * was / rate : ns;
+  double const bytes = size_of(p.dtype) * double(p.N) *
+                       (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  double was = 0, rate = 0;  // bytes per ns
+  if (across) {
+    was = 500 / (p.stride_w == 1 ? 1.0 : backward ? 3 : f32 ? 1.65 : 1.33);
+    rate = halo < 2 ? 1000 / halo : 500;
+  } else if (f32 && backward && p.stride_w > 1) {
+    was = 250, rate = 550;
+  } else if (!f32) {
+    double const least = launch + bytes / ((backward ? p.W : p.Q()) % 2 == 0 ? 750 : backward ? 165 : 300);
+    return ns > least ? ns : least;
+  } else {
+    return ns;
+  }
+  if (p.W < 8) was /= 2.5, rate /= backward ? 1.5 : 5;
+  double const memory = bytes / was;
+  return memory <= ns - launch && memory * 1.125 > ns - launch ? launch + bytes / rate : ns;
 }
 
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
@@ -204,7 +225,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         double const least = double(p.N) * double(p.C) * double(p.H) * double(p.W) * 0.013 + 7500;
         if (e.ns < least) e.ns = least * 0.85 + e.ns * 0.15;  // their order stays
       }
-      if (row.family == Family::grouped) e.ns = groups_across_ns(row, op, p, e.ns);
+      if (row.family == Family::tma) e.ns += early_lines_ns(row, q.problem);
+      if (row.family == Family::grouped) e.ns = groups_any_ns(row, op, p, e.ns);
       // As measured beside rows of the tensor cores.
       if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12;
       e.ns += last_store_ns(row, q.problem, e.split_k);
