@@ -9,8 +9,8 @@
 Regret is the time of the row that make_plan takes over that of the best row. The JSON has every row's time and
 estimate, to fit the estimates of csrc/core. A row is timed by CUDA events around replays of a graph of one call, each
 after a write that fills L2; rows near the best are timed again, in turn, and their medians count; where that leaves a
-regret above --again, the medians of 15 later replays do. Rows estimated at over --reach times the least, and at more than
-the chosen one takes, are left out.
+regret above --again, the medians of 15 later replays do. Rows estimated at over --reach times the least, and at more
+than the chosen one takes, are left out.
 
 --cliffs walks along C, K, W, the filter's size, groups and the batch, one at a time. The cost of a layer is its time
 over what its bytes and flops take at the machine's measured rates, plus a launch; it prints the worst ratio of the

@@ -41,8 +41,9 @@ constexpr TmaTakesAny packs_rather(Op op, Problem const& p) {
 
 // Channels and filters a group, padded. Where more than half of the last line of 128 bytes of a packed tensor would be
 // empty, it is filled with zeros: the copy engine takes up to 16 ns for a line that ends early, 2 for a whole one. Up
-// to 32 channels of 16-bit types have lines of 64 bytes where they are summed over, and in wgrad's narrow rows. Lines that
-// begin off 32 bytes are as slow to copy as those that end early: operands of several taps are padded to 16 channels.
+// to 32 channels of 16-bit types have lines of 64 bytes where they are summed over, and in wgrad's narrow rows. Lines
+// that begin off 32 bytes are as slow to copy as those that end early: operands of several taps are padded to 16
+// channels.
 struct PackedGroup {
   int64_t C, K;
 };
@@ -59,8 +60,8 @@ constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
     bool const whole_steps = reduced && p.groups > 1 && !tma_maps_groups(op, p);
     int64_t least = round_up(channels, whole_steps ? tma_together(p.dtype) : v);
     bool const is_packed = least != channels || !in_place;
-    if (is_packed && operand && taps) least = round_up(least, 16);
     bool const small = pixels * double(whole) * double(p.groups) * size_of(p.dtype) <= kFreePackedBytes;
+    if (is_packed && small && operand && taps) least = round_up(least, 16);
     return is_packed && small && least % line <= most ? whole : least;
   };
   bool const x = any.x || fits_in_place(p.x, p.x_align, p.C_per_group(), p.N, p.H, p.W, p.dtype);
@@ -75,8 +76,8 @@ constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
   if (row.variant == Variant::narrow && p.groups > 1 && C == 32 && K % line == 32) return {C, K};
   return {any.x && any.w ? C : pad(op == Op::fprop, op != Op::dgrad, most, x, op != Op::dgrad, C, x_pixels),
           any.y ? K
-                : pad(op == Op::dgrad, op == Op::dgrad, op == Op::fprop && !strict ? -1 : line / 2, y, op != Op::fprop, K,
-                      y_pixels)};
+                : pad(op == Op::dgrad, op == Op::dgrad, op == Op::fprop && !strict ? -1 : line / 2, y, op != Op::fprop,
+                      K, y_pixels)};
 }
 
 // Filters are packed in lines of whole vectors, even if the row does with fewer channels.
@@ -128,7 +129,8 @@ constexpr Packed packed_lines(Row const& row, Problem const& p) {
     return round_up(channels, part * p.groups % 8 == 0 ? part : 8);
   };
   int64_t const C = padded(p.C_per_group()), K = padded(p.K_per_group());
-  if (row.variant != Variant::lines || (C == p.C_per_group() && K == p.K_per_group())) return as_is;
+  bool const padded_already = C == p.C_per_group() && K == p.K_per_group();
+  if (row.variant != Variant::lines || padded_already || p.C_per_group() < 2) return as_is;
   Packed q{{}, p};
   q.problem.C = C * p.groups, q.problem.K = K * p.groups;
   q.which.x = C != p.C_per_group() || !fits_in_place(p.x, p.x_align, p.C, p.N, p.H, p.W, p.dtype);
@@ -141,8 +143,7 @@ constexpr Packed packed_lines(Row const& row, Problem const& p) {
                                          double(p.P()) * double(p.Q()) * double(q.problem.K));
   if (elements * size_of(p.dtype) > kFreePackedBytes || !grouped_supports(row, row.op, q.problem)) return as_is;
   auto ns = [&](Packed const& of) {
-    return grouped_lines_estimate(row.op, of.problem, h200_sxm).ns +
-           (of.which.any() ? packing_ns(row.op, p, of) : 0);
+    return grouped_lines_estimate(row.op, of.problem, h200_sxm).ns + (of.which.any() ? packing_ns(row.op, p, of) : 0);
   };
   return !grouped_supports(row, row.op, as_is.problem) || ns(q) * 1.05 < ns(as_is) ? q : as_is;
 }

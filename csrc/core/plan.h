@@ -171,17 +171,17 @@ constexpr double early_lines_ns(Row const& row, Problem const& p) {
   bool const slow = row.op == Op::fprop && row.tile_m == 64 && size_of(p.dtype) == 2 && p.R * p.S > 1 &&
                     p.C_per_group() % 16 == 8 && p.groups == 1;
   if (!slow) return 0;
-  return double(p.N) * double(p.P()) * double(p.Q()) * double(p.R * p.S) *
-         double(ceil_div(p.K, row.tile_n)) * 0.05;
+  return double(p.N) * double(p.P()) * double(p.Q()) * double(p.R * p.S) * double(ceil_div(p.K, row.tile_n)) * 0.05;
 }
 
-// fprop and dgrad of grouped.cuh in any strides, as measured, where memory is the limit by their estimate: channels_last
-// is twice as fast for single taps and no slower for a stride, float32's strided dgrad over NCHW twice as fast too.
-// 16-bit rows of odd length in NCHW take far longer.
+// grouped.cuh's rows for any strides, as measured, where memory is the limit by their estimate:
+// channels_last is twice as fast for single taps and no slower for a stride, float32's strided dgrad over NCHW twice as
+// fast too. 16-bit rows of odd length in NCHW take far longer.
 constexpr double groups_any_ns(Row const& row, Op op, Problem const& p, double ns) {
-  if (row.variant != Variant::nchw || op == Op::wgrad) return ns;
+  if (row.variant != Variant::nchw) return ns;
   bool const backward = op == Op::dgrad, f32 = p.dtype == DType::f32, across = p.x.c == 1 && p.C > 1;
-  double const launch = f32 ? 13000 : 15000, halo = (7.0 + double(p.R)) * (7.0 + double(p.S)) / 64;
+  bool const sums = op == Op::wgrad;
+  double const launch = sums ? 16000 : f32 ? 13000 : 15000, halo = (7.0 + double(p.R)) * (7.0 + double(p.S)) / 64;
   double const bytes = size_of(p.dtype) * double(p.N) *
                        (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   double was = 0, rate = 0;  // bytes per ns
@@ -190,14 +190,18 @@ constexpr double groups_any_ns(Row const& row, Op op, Problem const& p, double n
     rate = halo < 2 ? 1000 / halo : 500;
   } else if (f32 && backward && p.stride_w > 1) {
     was = 250, rate = 550;
-  } else if (!f32) {
-    double const least = launch + bytes / ((backward ? p.W : p.Q()) % 2 == 0 ? 750 : backward ? 165 : 300);
+  } else if (!f32 && !sums) {
+    double const least = launch + bytes / ((backward ? p.W : p.Q()) % 2 == 0 ? 750
+                                           : backward                        ? 165
+                                           : p.stride_w > 1                  ? 420
+                                                                             : 300);
     return ns > least ? ns : least;
   } else {
     return ns;
   }
   if (p.W < 8) was /= 2.5, rate /= backward ? 1.5 : 5;
-  double const memory = bytes / was;
+  double const memory = bytes / was * (sums && !p.allow_tf32 ? 1.22 : 1);
+  if (bytes < 4e6) return ns;
   return memory <= ns - launch && memory * 1.125 > ns - launch ? launch + bytes / rate : ns;
 }
 
@@ -213,7 +217,15 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::grouped:
     case Family::simt: {
       if (is_planes(row)) return planes_estimate(op, p, d);
-      if (is_turned(row)) return turned_estimate(op, p, d);
+      if (is_turned(row)) {
+        Estimate e = turned_estimate(op, p, d);
+        // Rows of odd length, as measured.
+        double const each = op == Op::dgrad && p.stride_w > 1 ? 0.0035 : p.R * p.S == 1 ? 0.0014 : 0.0008;
+        if (p.W % 2 != 0)
+          e.ns += each * double(p.N) *
+                  (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+        return e;
+      }
       Problem const t = tma_problem(row, p);
       Packed const q = packed(row, t);
       Estimate e = row.family == Family::simt      ? simt_estimate(row, op, q.problem, d)
@@ -230,7 +242,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       // As measured beside rows of the tensor cores.
       if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12;
       e.ns += last_store_ns(row, q.problem, e.split_k);
-      e.ns *= packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : p);
+      e.ns *=
+          packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : p);
       if (q.which.any()) e.ns += packing_ns(op, t, q);
       e.ns += patch_ns(row, p);
       return e;
