@@ -7,13 +7,15 @@
     python benchmarks/sweep.py --cliffs                          # neighbouring sizes instead of random ones
 
 Regret is the time of the row that make_plan takes over that of the best row. The JSON has every row's time and
-estimate, to fit the estimates of csrc/core. A row is timed by CUDA events around a call, after a write that
-fills L2; rows near the best are timed again, in turn, and their medians count; where that leaves a regret above
---again, the medians of 15 later calls do. Rows estimated at over --reach times the least are left out.
+estimate, to fit the estimates of csrc/core. A row is timed by CUDA events around replays of a graph of one call, each
+after a write that fills L2; rows near the best are timed again, in turn, and their medians count; where that leaves a
+regret above --again, the medians of 15 later replays do. Rows estimated at over --reach times the least, and at more
+than the chosen one takes, are left out.
 
 --cliffs walks along C, K, W, the filter's size, groups and the batch, one at a time. The cost of a layer is its time
 over what its bytes and flops take at the machine's measured rates, plus a launch; it prints the worst ratio of the
-costs of two neighbours, and the exit status is 1 if that is above --jump.
+costs of two neighbours, and the exit status is 1 if that is above --jump. Each walk is timed twice, the lesser median
+counts, and the ratio of the two is printed as the step's noise.
 """
 
 from __future__ import annotations
@@ -126,24 +128,45 @@ def report(problems: Sequence[Problem]) -> str:
 # ---- time ------------------------------------------------------------------------------------------------------------
 
 
+class Replay:
+    """A call in a CUDA graph, which keeps its tensors. torch.cuda.graph would empty the allocator's cache each time."""
+
+    def __init__(self, call: Callable[[], object], pool: tuple[int, int], stream: torch.cuda.Stream) -> None:
+        self.call, self.graph = call, torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            self.graph.capture_begin(pool=pool)
+            call()
+            self.graph.capture_end()
+
+
 class Stopwatch:
-    """Microseconds of calls, each after a write that fills L2 and hides the host's work."""
+    """Microseconds of calls, each replayed after a write that fills L2 and hides the host's work.
+
+    A replay is one call of the driver. An eager call takes the host longer than that write takes the GPU if it has to
+    wait for memory or for its core, and all later calls then show the host's time.
+    """
 
     def __init__(self) -> None:
         self.flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+        self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        torch.zeros(1, device="cuda")
+        self.keeps_the_pool = self.capture(lambda: torch.zeros(1, device="cuda"))
 
-    def in_turn(self, calls: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
+    def capture(self, call: Callable[[], object]) -> Replay:
+        """Of a call that has run before. Its result is gone; the next capture may use its memory."""
+        return Replay(call, self.pool, self.stream)
+
+    def in_turn(self, replays: Sequence[Replay], repeats: int) -> list[list[float]]:
         def event() -> torch.cuda.Event:
             return torch.cuda.Event(enable_timing=True)
 
-        events = [[(event(), event()) for _ in range(repeats)] for _ in calls]
-        # The host gets ahead, and stays so where a call of several kernels takes it longer than the write the GPU.
-        torch.cuda._sleep(300_000 + 60_000 * len(calls) * repeats)
+        events = [[(event(), event()) for _ in range(repeats)] for _ in replays]
+        torch.cuda._sleep(300_000)  # the host gets ahead
         for i in range(repeats):
-            for call, pairs in zip(calls, events, strict=True):
+            for replay, pairs in zip(replays, events, strict=True):
                 self.flush.zero_()
                 pairs[i][0].record()
-                call()
+                replay.graph.replay()
                 pairs[i][1].record()
         torch.cuda.synchronize()
         return [[1e3 * a.elapsed_time(b) for a, b in pairs] for pairs in events]
@@ -182,12 +205,13 @@ def measure(p: Problem, tensors: tuple[Tensor, Tensor, Tensor], watch: Stopwatch
     del made, problem
     names = torch.ops.conv2d_ext.kernels()
     least = min(estimates.values())
-    rows = [row for row, us in estimates.items() if us <= options.reach * least or row == chosen]
+    taken = watch.in_turn([watch.capture(lambda: run(chosen))], 1)[0][0]
+    rows = [row for row, us in estimates.items() if us <= max(options.reach * least, taken) or row == chosen]
     p.left_out = len(estimates) - len(rows)
-
-    calls = {row: (lambda row=row: run(row)) for row in rows}
-    for call in calls.values():
-        call()
+    calls = {}
+    for row in rows:
+        run(row)
+        calls[row] = watch.capture(lambda row=row: run(row))
     once = [times[0] for times in watch.in_turn(list(calls.values()), 1)]
     times: dict[int, list[float]] = {row: [us] for row, us in zip(rows, once, strict=True)}
     for near, repeats in ((2.0, 4), (1.2, 6)):
@@ -209,7 +233,7 @@ def measure(p: Problem, tensors: tuple[Tensor, Tensor, Tensor], watch: Stopwatch
         with bench.cudnn(enabled=True, benchmark=True), float32_precision("tf32" if tf32 else "ieee"):
             theirs()
             theirs()
-            p.torch_us = statistics.median(watch.in_turn([theirs], 7)[0])
+            p.torch_us = statistics.median(watch.in_turn([watch.capture(theirs)], 7)[0])
 
 
 # ---- random layers ---------------------------------------------------------------------------------------------------
@@ -299,6 +323,7 @@ class Step:
     microseconds: tuple[float, float]
     costs: tuple[float, float]
     kernels: tuple[str, str]
+    noise: float  # the greater of two medians of a point's time over the lesser
 
     @property
     def jump(self) -> float:
@@ -311,10 +336,34 @@ def limit_us(case: Case, dtype: str, peaks: dict[str, float]) -> float:
     return 1e6 * (LAUNCH_S + max(nbytes / peaks["copy"], shapes.flops(case) / peaks[dtype]))
 
 
-def steps_of(walk: str, points: Sequence[tuple[int, float, float, str]]) -> list[Step]:
-    """`points`: (value, microseconds, limit in microseconds, kernel) along the walk."""
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A layer of a walk. `medians`: microseconds, of two turns."""
+
+    value: int
+    medians: tuple[float, float]
+    limit: float
+    kernel: str
+
+    @property
+    def microseconds(self) -> float:
+        return min(self.medians)
+
+    @property
+    def noise(self) -> float:
+        return max(self.medians) / min(self.medians)
+
+
+def steps_of(walk: str, points: Sequence[Point]) -> list[Step]:
     return [
-        Step(walk, (a[0], b[0]), (a[1], b[1]), (a[1] / a[2], b[1] / b[2]), (a[3], b[3]))
+        Step(
+            walk,
+            (a.value, b.value),
+            (a.microseconds, b.microseconds),
+            (a.microseconds / a.limit, b.microseconds / b.limit),
+            (a.kernel, b.kernel),
+            max(a.noise, b.noise),
+        )
         for a, b in zip(points, points[1:], strict=False)
     ]
 
@@ -324,7 +373,9 @@ def run_cliffs(options: argparse.Namespace) -> int:
     peaks = bench.measure_peaks(bench.CudaTimer(device), device, sorted({*options.dtypes, "tf32"}))
     if "fp32" in peaks:  # three products in TF32 for one
         peaks["fp32"] = max(peaks["fp32"], peaks["tf32"] / 3)
-    names, steps, stopped = torch.ops.conv2d_ext.kernels(), [], ""
+    names, stopped = torch.ops.conv2d_ext.kernels(), ""
+    steps: list[Step] = []
+    noises: list[float] = []
     todo = [
         (w, d, y) for w in sweeps() if w.split()[0] in options.kinds for d in options.dtypes for y in options.layouts
     ]
@@ -333,7 +384,7 @@ def run_cliffs(options: argparse.Namespace) -> int:
         if options.budget and time.monotonic() - begin > options.budget:
             stopped = f"; the budget of {options.budget:g} s is spent"
             break
-        points: dict[str, list[tuple[int, float, float, str]]] = {op: [] for op in options.ops}
+        replays, about = [], []
         for value, case in sweeps()[walk]:
             x, w, go = operands(case, dtype, layout, "cuda")
             for op in options.ops:
@@ -341,10 +392,16 @@ def run_cliffs(options: argparse.Namespace) -> int:
                 made = run(-1)
                 problem = {"fprop": (x, w, made), "dgrad": (made, w, go), "wgrad": (x, made, go)}[op]
                 kernel = names[shapes.plan(op, case, *problem, dtype == "tf32")[0]]
-                us = statistics.median(watch.in_turn([lambda run=run: run(-1)], 7)[0])
-                points[op].append((value, us, limit_us(case, dtype, peaks), kernel))
+                del made, problem
+                replays.append(watch.capture(lambda run=run: run(-1)))
+                about.append((op, value, limit_us(case, dtype, peaks), kernel))
+        turns = [[statistics.median(times) for times in watch.in_turn(replays, 5)] for _ in range(2)]
+        points: dict[str, list[Point]] = {op: [] for op in options.ops}
+        for (op, value, limit, kernel), *medians in zip(about, *turns, strict=True):
+            points[op].append(Point(value, (medians[0], medians[1]), limit, kernel))
         for op, found in points.items():
             steps += steps_of(f"{op} {dtype} {layout} {walk}", found)
+            noises += [point.noise for point in found]
     steps.sort(key=lambda step: -step.jump)
     rows = [
         (
@@ -353,15 +410,19 @@ def run_cliffs(options: argparse.Namespace) -> int:
             f"{s.values[0]} -> {s.values[1]}",
             f"{s.microseconds[0]:.1f} -> {s.microseconds[1]:.1f}",
             f"{s.costs[0]:.2f} -> {s.costs[1]:.2f}",
+            f"{s.noise:.2f}",
             s.kernels[0] if s.kernels[0] == s.kernels[1] else f"{s.kernels[0]} -> {s.kernels[1]}",
         )
         for s in steps[: options.show]
     ]
-    columns = ("jump", "walk", "values", "us", "cost", "kernel")
+    columns = ("jump", "walk", "values", "us", "cost", "noise", "kernel")
     print(plain_table(columns, rows, columns[1:]))
     over = sum(step.jump > options.jump for step in steps)
     worst = steps[0].jump if steps else math.nan
     print(f"\n{len(steps)} pairs of neighbours, worst {worst:.2f}, {over} above {options.jump:g}{stopped}")
+    if noises:
+        print(f"{len(noises)} points timed twice, noise {geometric_mean(noises):.3f} in the mean, worst ", end="")
+        print(f"{max(noises):.2f}, {sum(noise > 1.1 for noise in noises)} above 1.1")
     write(options, [dataclasses.asdict(s) | {"jump": s.jump} for s in steps], stopped, peaks=peaks)
     return 1 if over or not steps else 0
 

@@ -220,8 +220,10 @@ def test_a_sweep_draws_the_same_layers_for_a_seed(sweep: Any) -> None:
 
 
 def test_a_cliff_is_the_ratio_of_the_costs_of_two_neighbours(sweep: Any) -> None:
-    a, b = sweep.steps_of("walk", [(1, 10.0, 5.0, "k"), (2, 20.0, 10.0, "k"), (3, 60.0, 15.0, "l")])
+    points = [(1, (10.0, 11.0), 5.0, "k"), (2, (20.0, 20.0), 10.0, "k"), (3, (120.0, 60.0), 15.0, "l")]
+    a, b = sweep.steps_of("walk", [sweep.Point(*point) for point in points])
     assert (a.jump, b.jump) == (1.0, 2.0)
+    assert (a.noise, b.noise) == (1.1, 2.0)
     assert (b.values, b.kernels) == ((2, 3), ("k", "l"))
 
 

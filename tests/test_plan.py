@@ -336,6 +336,16 @@ def test_grouped_layers_in_float32_take_lines_in_channels_last(op: str, tf32: bo
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_groups_whose_units_are_too_large_for_lines_are_padded(op: str) -> None:
+    for per_group, groups in ((5, 16), (7, 16), (10, 16), (14, 24), (6, 9)):
+        channels = per_group * groups
+        case = Case("odd groups", 32, channels, 28, 28, channels, 3, 3, padding=(1, 1), groups=groups)
+        for layout in ("nchw", "nhwc"):
+            assert named(op, case, torch.float32, layout) == f"grouped_{op}_f32_8x8_lines", f"{per_group} {layout}"
+            assert packed(op, case, *meta(case, torch.float32, layout)) == "xwy", f"{per_group} {layout}"
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_few_channels_a_group_with_a_stride_take_lines(op: str) -> None:
     for channels, side, per_group in ((512, 28, 16), (512, 56, 16), (168, 56, 24), (888, 14, 24)):
         case = Case("strided", 64, channels, side, side, channels, 3, 3, (2, 2), (1, 1), groups=channels // per_group)

@@ -1,6 +1,6 @@
 // Packing: tensors that a row of tma, of grouped's lines or of simt's nhwc cannot read or write in place are copied to
-// the workspace, channels_last, for tma each group's channels and filters padded with zeros to what the row takes; the
-// row then runs on the packed problem, and a result is copied back. Padded channels are zeros in both operands of a
+// the workspace, channels_last, each group's channels and filters padded with zeros to what the row takes; the row then
+// runs on the packed problem, and a result is copied back. Padded channels are zeros in both operands of a
 // product; what a padded filter yields is dropped.
 #pragma once
 
@@ -33,7 +33,7 @@ constexpr TmaTakesAny packs_rather(Op op, Problem const& p) {
   TmaTakesAny any = tma_takes_any(op, p);
   double const pixels = double(p.N) * double(p.P()) * double(p.Q()),
                bytes = pixels * double(p.K + 16) * size_of(p.dtype);
-  bool const across = p.groups == 1 && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0;
+  bool const across = p.y.c == 1 && p.K_per_group() % (16 / size_of(p.dtype)) != 0;
   bool const split = pixels * double(round_up(p.K, 128)) <= 66.0 * 128 * 128 && p.C * p.R * p.S >= 4096;
   if (op == Op::fprop && across && !split && pixels * double(p.K) > 500e3 && bytes <= kMaxPackedBytes) any.y = false;
   return any;
@@ -41,7 +41,9 @@ constexpr TmaTakesAny packs_rather(Op op, Problem const& p) {
 
 // Channels and filters a group, padded. Where more than half of the last line of 128 bytes of a packed tensor would be
 // empty, it is filled with zeros: the copy engine takes up to 16 ns for a line that ends early, 2 for a whole one. Up
-// to 32 channels of 16-bit types have lines of 64 bytes where they are summed over, and in wgrad's narrow rows.
+// to 32 channels of 16-bit types have lines of 64 bytes where they are summed over, and in wgrad's narrow rows. Lines
+// that begin off 32 bytes are as slow to copy as those that end early: operands of several taps are padded to 16
+// channels.
 struct PackedGroup {
   int64_t C, K;
 };
@@ -51,13 +53,15 @@ constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
   TmaTakesAny const any = packs_rather(op, p);
   // reduced: over these channels; few: up to 32 have shorter lines; most: what may be left in the last line for it to
   // be filled.
-  auto pad = [&](bool reduced, bool few, int64_t most, bool in_place, int64_t channels, double pixels) {
+  bool const taps = p.groups == 1 && p.R * p.S > 1 && size_of(p.dtype) == 2;
+  auto pad = [&](bool reduced, bool few, int64_t most, bool in_place, bool operand, int64_t channels, double pixels) {
     bool const narrow = few && p.groups == 1 && size_of(p.dtype) == 2;
     int64_t const whole = round_up(channels, narrow ? tma_line(channels) / 2 : line);
     bool const whole_steps = reduced && p.groups > 1 && !tma_maps_groups(op, p);
-    int64_t const least = round_up(channels, whole_steps ? tma_together(p.dtype) : v);
+    int64_t least = round_up(channels, whole_steps ? tma_together(p.dtype) : v);
     bool const is_packed = least != channels || !in_place;
     bool const small = pixels * double(whole) * double(p.groups) * size_of(p.dtype) <= kFreePackedBytes;
+    if (is_packed && small && operand && taps) least = round_up(least, 16);
     return is_packed && small && least % line <= most ? whole : least;
   };
   bool const x = any.x || fits_in_place(p.x, p.x_align, p.C_per_group(), p.N, p.H, p.W, p.dtype);
@@ -65,12 +69,15 @@ constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
   double const x_pixels = double(p.N) * double(p.H) * double(p.W),
                y_pixels = double(p.N) * double(p.P()) * double(p.Q());
   int64_t const C = p.C_per_group(), K = p.K_per_group();
-  // dgrad copies filters along C, but for TF32.
-  int64_t const most = op != Op::dgrad ? line / 2 : any.w || C > line ? -1 : line / 2;
+  // dgrad copies filters along C, but for TF32. tma_strict's results are slow to store in lines that end early.
+  bool const strict = row.family == Family::tma_strict;
+  int64_t const most = op != Op::dgrad || strict ? line / 2 : any.w || C > line ? -1 : line / 2;
   // Halves of lines do for narrow, whose taps of a group have 32 channels.
   if (row.variant == Variant::narrow && p.groups > 1 && C == 32 && K % line == 32) return {C, K};
-  return {any.x && any.w ? C : pad(op == Op::fprop, op != Op::dgrad, most, x, C, x_pixels),
-          any.y ? K : pad(op == Op::dgrad, op == Op::dgrad, op == Op::fprop ? -1 : line / 2, y, K, y_pixels)};
+  return {any.x && any.w ? C : pad(op == Op::fprop, op != Op::dgrad, most, x, op != Op::dgrad, C, x_pixels),
+          any.y ? K
+                : pad(op == Op::dgrad, op == Op::dgrad, op == Op::fprop && !strict ? -1 : line / 2, y, op != Op::fprop,
+                      K, y_pixels)};
 }
 
 // Filters are packed in lines of whole vectors, even if the row does with fewer channels.
@@ -82,8 +89,27 @@ struct Packed {
   Problem problem;
 };
 
-// For rows of grouped: filters stay where they are, and nothing is padded. NCHW that lines takes is not packed.
-constexpr Packed packed_lines(Row const& row, Problem const& p) {
+// The passes that pack and unpack: one launch for the operands, one for the result.
+constexpr double packing_ns(Op op, Problem const& p, Packed const& q) {
+  Problem const& c = q.problem;
+  double const x = double(p.N) * double(p.H) * double(p.W) * double(p.C + c.C),
+               y = double(p.N) * double(p.P()) * double(p.Q()) * double(p.K + c.K),
+               w = double(p.R) * double(p.S) *
+                   (double(p.K) * double(p.C_per_group()) + double(c.K) * double(c.C_per_group()));
+  bool const out = op == Op::fprop ? q.which.y : op == Op::dgrad ? q.which.x : q.which.w;
+  bool const in = (op != Op::dgrad && q.which.x) || (op != Op::wgrad && q.which.w) || (op != Op::fprop && q.which.y);
+  double const elements = (q.which.x ? x : 0) + (q.which.w ? w : 0) + (q.which.y ? y : 0);
+  bool const half = size_of(p.dtype) == 2;
+  double rate = half && p.H * p.W <= 256 ? 3350 : 4150;  // short planes
+  // Groups that are padded are moved by elements.
+  bool const x_pads = q.which.x && c.C != p.C, y_pads = q.which.y && c.K != p.K;
+  if (p.groups > 1 && (x_pads || y_pads))
+    rate = (x_pads ? p.x.c : p.y.c) == 1 ? (half ? 2050 : 3200) : half ? rate * 0.82 : rate;
+  return elements * size_of(p.dtype) / rate + (in ? 2600 : 0) + (out ? 3300 : 0);
+}
+
+// For rows of grouped. NCHW that lines takes is not packed, and filters stay where they are, unless groups are padded.
+constexpr Packed packed_lines_as_is(Row const& row, Problem const& p) {
   Packed q{{}, p};
   if (row.variant != Variant::lines || grouped_supports(row, row.op, p)) return q;
   q.which.x = !fits_in_place(p.x, p.x_align, p.C, p.N, p.H, p.W, p.dtype);
@@ -91,6 +117,37 @@ constexpr Packed packed_lines(Row const& row, Problem const& p) {
   if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
   if (q.which.y) q.problem.y = channels_last_strides(p.K, p.P(), p.Q()), q.problem.y_align = 16;
   return q;
+}
+
+// A unit's groups are multiplied with each other: of 6 channels a group four share a unit of 24, in nine blocks of
+// products where four groups of 8 take four. Of 5 a unit has 40, more than lines takes in f32.
+constexpr Packed packed_lines(Row const& row, Problem const& p) {
+  Packed const as_is = packed_lines_as_is(row, p);
+  // All groups' channels are to be a multiple of 8.
+  auto padded = [&](int64_t channels) {
+    int64_t const part = channels <= 2 ? channels : channels <= 4 ? 4 : 8;
+    return round_up(channels, part * p.groups % 8 == 0 ? part : 8);
+  };
+  int64_t const C = padded(p.C_per_group()), K = padded(p.K_per_group());
+  bool const padded_already = C == p.C_per_group() && K == p.K_per_group();
+  // Of 2 channels in an odd number of groups, three quarters would be zeros: grouped.cuh is faster.
+  bool const mostly_zeros = C > 2 * p.C_per_group() || K > 2 * p.K_per_group();
+  if (row.variant != Variant::lines || padded_already || mostly_zeros) return as_is;
+  Packed q{{}, p};
+  q.problem.C = C * p.groups, q.problem.K = K * p.groups;
+  q.which.x = C != p.C_per_group() || !fits_in_place(p.x, p.x_align, p.C, p.N, p.H, p.W, p.dtype);
+  q.which.y = K != p.K_per_group() || !fits_in_place(p.y, p.y_align, p.K, p.N, p.P(), p.Q(), p.dtype);
+  q.which.w = true;
+  if (q.which.x) q.problem.x = channels_last_strides(q.problem.C, p.H, p.W), q.problem.x_align = 16;
+  if (q.which.y) q.problem.y = channels_last_strides(q.problem.K, p.P(), p.Q()), q.problem.y_align = 16;
+  q.problem.w = channels_last_strides(packed_w_channels(C, p.dtype), p.R, p.S), q.problem.w_align = 16;
+  double const elements = double(p.N) * (double(p.H) * double(p.W) * double(q.problem.C) +
+                                         double(p.P()) * double(p.Q()) * double(q.problem.K));
+  if (elements * size_of(p.dtype) > kFreePackedBytes || !grouped_supports(row, row.op, q.problem)) return as_is;
+  auto ns = [&](Packed const& of) {
+    return grouped_lines_estimate(row.op, of.problem, h200_sxm).ns + (of.which.any() ? packing_ns(row.op, p, of) : 0);
+  };
+  return !grouped_supports(row, row.op, as_is.problem) || ns(q) * 1.05 < ns(as_is) ? q : as_is;
 }
 
 // For rows of simt in f32, which pad nothing. Results are stored in place, but for filters, whose taps would be far
@@ -205,20 +262,6 @@ constexpr double packed_wgrad_share(Row const& row, Problem const& p, Packing co
   if (is_halo(row.variant)) return 1.03;
   if (row.tile_m == 128 && row.tile_n == 128) return p.H * p.W <= 512 ? 1.2 : 1.06;
   return row.tile_n == 64 ? 1.12 : 1.08;
-}
-
-// The passes that pack and unpack: one launch for the operands, one for the result.
-constexpr double packing_ns(Op op, Problem const& p, Packed const& q) {
-  Problem const& c = q.problem;
-  double const x = double(p.N) * double(p.H) * double(p.W) * double(p.C + c.C),
-               y = double(p.N) * double(p.P()) * double(p.Q()) * double(p.K + c.K),
-               w = double(p.R) * double(p.S) *
-                   (double(p.K) * double(p.C_per_group()) + double(c.K) * double(c.C_per_group()));
-  bool const out = op == Op::fprop ? q.which.y : op == Op::dgrad ? q.which.x : q.which.w;
-  bool const in = (op != Op::dgrad && q.which.x) || (op != Op::wgrad && q.which.w) || (op != Op::fprop && q.which.y);
-  double const elements = (q.which.x ? x : 0) + (q.which.w ? w : 0) + (q.which.y ? y : 0);
-  double const rate = size_of(p.dtype) == 2 && p.H * p.W <= 256 ? 3350 : 4150;  // short planes
-  return elements * size_of(p.dtype) / rate + (in ? 2600 : 0) + (out ? 3300 : 0);
 }
 
 }  // namespace conv2d_ext

@@ -167,6 +167,46 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
 }
 
+// Tiles of 64 pixels in 16-bit types, fprop: what lines that begin off 32 bytes take beyond others, which the estimates
+// of larger tiles count, for each tap and tile of filters.
+constexpr double early_lines_ns(Row const& row, Problem const& p) {
+  bool const slow = row.op == Op::fprop && row.tile_m == 64 && size_of(p.dtype) == 2 && p.R * p.S > 1 &&
+                    p.C_per_group() % 16 == 8 && p.groups == 1;
+  if (!slow) return 0;
+  return double(p.N) * double(p.P()) * double(p.Q()) * double(p.R * p.S) * double(ceil_div(p.K, row.tile_n)) * 0.05;
+}
+
+// grouped.cuh's rows for any strides, as measured, where memory is the limit by their estimate:
+// channels_last is twice as fast for single taps and no slower for a stride, float32's strided dgrad over NCHW twice as
+// fast too. 16-bit rows of odd length in NCHW take far longer.
+constexpr double groups_any_ns(Row const& row, Op op, Problem const& p, double ns) {
+  if (row.variant != Variant::nchw) return ns;
+  bool const backward = op == Op::dgrad, f32 = p.dtype == DType::f32, across = p.x.c == 1 && p.C > 1;
+  bool const sums = op == Op::wgrad;
+  double const launch = sums ? 16000 : f32 ? 13000 : 15000, halo = (7.0 + double(p.R)) * (7.0 + double(p.S)) / 64;
+  double const bytes = size_of(p.dtype) * double(p.N) *
+                       (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  double was = 0, rate = 0;  // bytes per ns
+  if (across) {
+    was = 500 / (p.stride_w == 1 ? 1.0 : backward ? 3 : f32 ? 1.65 : 1.33);
+    rate = halo < 2 ? 1000 / halo : 500;
+  } else if (f32 && backward && p.stride_w > 1) {
+    was = 250, rate = 550;
+  } else if (!f32 && !sums) {
+    double const least = launch + bytes / ((backward ? p.W : p.Q()) % 2 == 0 ? 750
+                                           : backward                        ? 165
+                                           : p.stride_w > 1                  ? 420
+                                                                             : 300);
+    return ns > least ? ns : least;
+  } else {
+    return ns;
+  }
+  if (p.W < 8) was /= 2.5, rate /= backward ? 1.5 : 5;
+  double const memory = bytes / was * (sums && !p.allow_tf32 ? 1.22 : 1);
+  if (bytes < 4e6) return ns;
+  return memory <= ns - launch && memory * 1.125 > ns - launch ? launch + bytes / rate : ns;
+}
+
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (int64_t const turns = depthwise_turns(row, p); turns > 1) {
     Estimate e = estimate(row, op, depthwise_turn(row, p), d);
@@ -179,7 +219,15 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::grouped:
     case Family::simt: {
       if (is_planes(row)) return planes_estimate(op, p, d);
-      if (is_turned(row)) return turned_estimate(op, p, d);
+      if (is_turned(row)) {
+        Estimate e = turned_estimate(op, p, d);
+        // Rows of odd length, as measured.
+        double const each = op == Op::dgrad && p.stride_w > 1 ? 0.0035 : p.R * p.S == 1 ? 0.0014 : 0.0008;
+        if (p.W % 2 != 0)
+          e.ns += each * double(p.N) *
+                  (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+        return e;
+      }
       if (is_plain(row)) return plain_estimate(p, d);
       Problem const t = tma_problem(row, p);
       Packed const q = packed(row, t);
@@ -189,13 +237,16 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       // dgrad with a stride stores single pixels that lie apart, in NCHW.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::dgrad && p.stride_w > 1 &&
           p.x.w == 1) {
-        double const least = double(p.N) * double(p.C) * double(p.H) * double(p.W) * 0.0075 + 3500;
-        if (e.ns < least) e.ns = least;
+        double const least = double(p.N) * double(p.C) * double(p.H) * double(p.W) * 0.013 + 7500;
+        if (e.ns < least) e.ns = least * 0.85 + e.ns * 0.15;  // their order stays
       }
+      if (row.family == Family::tma) e.ns += early_lines_ns(row, q.problem);
+      if (row.family == Family::grouped) e.ns = groups_any_ns(row, op, p, e.ns);
       // As measured beside rows of the tensor cores.
       if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12;
       e.ns += last_store_ns(row, q.problem, e.split_k);
-      e.ns *= packed_wgrad_share(row, t, q.which) * groups_as_measured(row, p);
+      e.ns *=
+          packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : p);
       if (q.which.any()) e.ns += packing_ns(op, t, q);
       e.ns += patch_ns(row, p);
       return e;
@@ -219,8 +270,13 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
     case Family::band:
       return band_estimate(row, op, p, d);
-    case Family::stem:
-      return stem_estimate(row, op, p, h200_sxm);
+    case Family::stem: {
+      Estimate e = stem_estimate(row, op, p, h200_sxm);
+      // Pixels of filters that lie side by side but take no vectors are stored one by one.
+      if (op == Op::fprop && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0)
+        e.ns += double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) * 0.0035;
+      return e;
+    }
     case Family::pixels:
       if (is_few_pixels(row)) return few_pixels_estimate(row, op, p);
       return is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d) : pixels_estimate(row, op, p, d);
