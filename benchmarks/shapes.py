@@ -28,6 +28,7 @@ STORAGE = {
     "fp64": torch.float64,
 }
 KINDS = ("network", "dense", "few", "grouped", "depthwise")
+SMALL = (1, 1, 2, 2, 4, 8, 16)  # batches of large images
 
 
 def log_uniform(draw: random.Random, least: float, most: float) -> int:
@@ -51,8 +52,8 @@ def kernel(draw: random.Random, kind: str) -> tuple[int, int]:
 
 @functools.cache
 def networks() -> dict[str, list[dict[str, Any]]]:
-    """Dense layers of networks: sizes, square where W or S are not given, the stride, and a padding that keeps the size
-    unless it is given."""
+    """Dense layers of networks: sizes, square where W or S are not given (twice as wide where W is 0), the stride, a
+    padding that keeps the size unless it is given, and batches other than those of `of_network`."""
 
     def layers(of: Iterable[tuple[int, int]], *kinds: Callable[[int, int], dict[str, Any]]) -> list[dict[str, Any]]:
         return [kind(H, C) for H, C in of for kind in kinds]
@@ -112,15 +113,84 @@ def networks() -> dict[str, list[dict[str, Any]]]:
             for layer in each(H, [(2048, 256), (512, 512)], 3, dilation=d)
         ]
         + each(33, [(2048, 256), (1280, 256)], 1),
+        "stems": each(224, [(3, 64)], 7, stride=2)
+        + each(224, [(3, 32), (3, 16)], 3, stride=2)
+        + each(224, [(3, 64)], 3)
+        + each(299, [(3, 32)], 3, stride=2, pad=0)
+        + each(224, [(3, 64)], 11, stride=4, pad=2)
+        + each(224, [(3, 96), (3, 128)], 4, stride=4, pad=0)
+        + each(224, [(3, 768), (3, 384)], 16, stride=16, pad=0)
+        + each(224, [(3, 1024)], 14, stride=14, pad=0)
+        + each(84, [(4, 32)], 8, stride=4, pad=0)
+        + each(64, [(3, 64)], 4, stride=2, pad=1)
+        + each(28, [(1, 32), (1, 6)], 5)
+        + each(32, [(3, 64), (3, 16)], 3)
+        + each(19, [(17, 256)], 3),
+        "large stems": each(640, [(3, 16), (3, 48), (3, 80)], 3, stride=2, N=SMALL)
+        + each(640, [(3, 32)], 6, stride=2, pad=2, N=SMALL)
+        + each(800, [(3, 64)], 7, stride=2, W=1344, N=SMALL)
+        + each(572, [(3, 64), (1, 64)], 3, pad=0, N=SMALL)
+        + each(512, [(3, 128), (128, 3)], 3, N=SMALL)
+        + each(64, [(4, 320), (320, 4), (4, 512), (512, 8)], 3, N=SMALL),
+        "heads": each(33, [(256, 19), (256, 21), (512, 150)], 1)
+        + each(128, [(256, 19), (256, 21), (256, 150)], 1, N=SMALL)
+        + each(388, [(64, 1), (64, 2)], 1, N=SMALL)
+        + [
+            layer
+            for H, C in ((80, 256), (40, 512), (20, 1024))
+            for layer in each(H, [(C, 255)], 1) + each(H, [(C, 64), (C, 80), (64, 64), (80, 80)], 3)
+            + each(H, [(64, 64), (80, 80)], 1)
+        ]
+        + each(50, [(256, 256), (256, 720), (256, 36)], 3, W=84, N=SMALL)
+        + each(100, [(256, 256), (256, 720), (256, 36)], 3, W=168, N=SMALL)
+        + each(50, [(256, 3), (256, 12), (1024, 256)], 1, W=84, N=SMALL)
+        + each(14, [(256, 256)], 3),
+        "detection": layers([(320, 48), (160, 96), (80, 144), (80, 192), (80, 288), (40, 576), (40, 80), (20, 640)],
+                            same(3), same(3, 2), same(1), same(3, c=0.5, k=0.5), same(1, c=1.5)),
+        "super-resolution": each(256, [(64, 64), (64, 256), (64, 3)], 3, N=SMALL)
+        + each(128, [(64, 64), (64, 32), (96, 32), (192, 64)], 3, N=SMALL)
+        + each(256, [(3, 64), (1, 64), (64, 3)], 9, N=SMALL)
+        + each(256, [(32, 1), (64, 32)], 5, N=SMALL)
+        + each(256, [(64, 32)], 1, N=SMALL),
+        "high resolution": layers([(256, 18), (128, 36), (64, 72), (32, 144), (256, 32), (256, 48), (128, 96),
+                                   (64, 192), (32, 384), (128, 64)], same(3, W=0), same(1, W=0)),
+        "MobileNet": layers([(112, 32), (56, 64), (28, 128), (14, 256)], same(1, k=2))
+        + layers([(56, 128), (28, 256), (14, 512), (7, 1024)], same(1))
+        + each(112, [(16, 64), (32, 16), (96, 24)], 1)
+        + each(56, [(24, 72), (72, 24), (24, 144), (144, 32)], 1)
+        + each(28, [(40, 120), (120, 40), (32, 192), (192, 32), (58, 58), (116, 116)], 1)
+        + each(14, [(80, 200), (184, 80), (480, 112), (112, 672), (96, 576), (576, 96), (232, 232)], 1)
+        + each(7, [(160, 960), (960, 160), (320, 1280), (464, 464)], 1),
+        "small images": each(8, [(256, 256), (192, 192)], 3)
+        + each(19, [(256, 256), (128, 128)], 3)
+        + layers([(32, 16), (16, 32), (8, 64), (32, 160), (16, 320), (8, 640)], same(3), same(3, 2, k=2))
+        + each(24, [(32, 64)], 3, pad=0)
+        + each(20, [(32, 64)], 4, stride=2, pad=0)
+        + each(9, [(64, 64)], 3, pad=0)
+        + each(14, [(6, 16)], 5, pad=0)
+        + layers([(32, 64), (16, 128), (8, 256)], same(4, 2, k=2, pad=1))
+        + each(28, [(64, 192)], 5)
+        + each(13, [(192, 384), (384, 256), (256, 256)], 3)
+        + each(13, [(64, 256), (32, 128)], 1)
+        + each(14, [(16, 48), (24, 64), (32, 128)], 5)
+        + each(8, [(384, 384)], 1, S=3)
+        + each(8, [(384, 384)], 3, S=1)
+        + each(1, [(240, 10), (480, 20), (672, 28), (28, 672), (1152, 48), (48, 1152), (512, 32), (1280, 1000)], 1),
+        "sounds": each(1, [(80, 384), (384, 384)], 1, S=3, W=3000)
+        + each(1, [(512, 512), (256, 256)], 1, S=3, W=1024)
+        + each(1, [(128, 128)], 1, S=11, W=4096)
+        + each(1, [(512, 512)], 1, S=3, W=4096, stride=2)
+        + each(80, [(1, 32), (32, 32)], 3, stride=2, W=1000, N=SMALL),
     }  # fmt: skip
 
 
 def of_network(draw: random.Random) -> tuple[Any, ...]:
     """N, C, H, W, K, R, S, stride, padding and dilation of a layer; one of eight has sizes a little off."""
     of = draw.choice(draw.choice(list(networks().values())))
-    N = draw.choice((1, 1, 2, 4, 8, 8, 16, 16, 32, 32, 64, 64, 128, 256, log_uniform(draw, 1, 256)))
+    batches = (1, 1, 2, 4, 8, 8, 16, 16, 32, 32, 64, 64, 128, 256, log_uniform(draw, 1, 256))
+    N = draw.choice(of.get("N", batches))
     C, H, K, R, stride, dilation = of["C"], of["H"], of["K"], of["R"], of.get("stride", 1), of.get("dilation", 1)
-    W, S = of.get("W", H), of.get("S", R)
+    W, S = of.get("W", H) or 2 * H, of.get("S", R)
     if draw.random() < 0.125:
         H, W = H + draw.randint(-2, 3), W + draw.randint(-2, 3)
         C, K = C + draw.choice((-8, 0, 0, 8)), K + draw.choice((-8, 0, 0, 8))
@@ -135,7 +205,8 @@ def layer(draw: random.Random, kind: str, most_elements: float = 2**25, most_flo
         if kind == "network":
             N, C, H, W, K, R, S, *attributes = of_network(draw)
             case = Case("layer", N, C, H, W, K, R, S, *attributes, bias=False)
-            if min(case.P, case.Q) >= 1 and max(elements(case)) <= most_elements and 2e6 <= flops(case) <= most_flops:
+            exists = min(case.P, case.Q, C, K) >= 1
+            if exists and max(elements(case)) <= most_elements and 2e6 <= flops(case) <= most_flops:
                 return case
             continue
         R, S = kernel(draw, kind)

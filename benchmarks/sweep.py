@@ -85,12 +85,13 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
-def summary(problems: Sequence[Problem]) -> list[tuple[str, int, float, float, float | None]]:
-    """(group, problems, geometric mean of the regret, worst regret, geometric mean of torch's time over ours)."""
+def summary(problems: Sequence[Problem]) -> list[tuple[str, int, float, float, list[float]]]:
+    """(group, problems, geometric mean of the regret, worst regret, torch's times over ours)."""
     order = ("all", *KINDS, *OPS, *STORAGE, *LAYOUTS)
     groups: dict[str, list[Problem]] = {name: [] for name in order} | {"all": list(problems)}
     for p in sorted(problems, key=lambda p: [order.index(name) for name in (p.kind, p.op, p.dtype, p.layout)]):
-        for name in (p.kind, p.op, p.dtype, p.layout, f"{p.kind} {p.op} {p.dtype} {p.layout}"):
+        both = f"{p.dtype} {p.layout}"
+        for name in (p.kind, p.op, p.dtype, p.layout, both, f"{p.kind} {p.op} {both}"):
             groups.setdefault(name, []).append(p)
     found = []
     for name, members in groups.items():
@@ -98,17 +99,22 @@ def summary(problems: Sequence[Problem]) -> list[tuple[str, int, float, float, f
             continue
         regrets = [p.regret for p in members]
         ratios = [p.torch_us / p.rows[p.chosen][0] for p in members if p.torch_us]
-        found.append(
-            (name, len(members), geometric_mean(regrets), max(regrets), geometric_mean(ratios) if ratios else None)
-        )
+        found.append((name, len(members), geometric_mean(regrets), max(regrets), ratios))
     return found
 
 
 def report(problems: Sequence[Problem]) -> str:
-    columns = ("group", "problems", "regret", "worst", "torch / ours")
+    columns = ("group", "problems", "regret", "worst", "torch / ours", "least", "below 0.97")
     lines = [
-        (name, str(count), f"{mean:.3f}", f"{worst:.2f}", "-" if ratio is None else f"{ratio:.2f}")
-        for name, count, mean, worst, ratio in summary(problems)
+        (
+            *(name, str(count), f"{mean:.3f}", f"{worst:.2f}"),
+            *(
+                (f"{geometric_mean(ratios):.2f}", f"{min(ratios):.2f}", str(sum(r < 0.97 for r in ratios)))
+                if ratios
+                else "---"
+            ),
+        )
+        for name, count, mean, worst, ratios in summary(problems)
     ]
     worst_ten = sorted(problems, key=lambda p: -p.regret)[:10]
     shown = [

@@ -211,6 +211,9 @@ def test_regret_is_the_time_of_the_choice_over_the_best(sweep: Any) -> None:
     text = sweep.report(problems)
     assert "the worst ten" in text and "2x16x9x10 24x3x3 s1,1 p1,1" in text and "b 10.0 us" in text
     assert problems[0].to_json()["best"] == "b"
+    problems[0].torch_us, problems[1].torch_us = 19.0, 40.0  # 0.95 and 4 times ours
+    row = next(line for line in sweep.report(problems).splitlines() if line.startswith("all "))
+    assert row.split()[-3:] == ["1.95", "0.95", "1"]
 
 
 def test_a_sweep_draws_the_same_layers_for_a_seed(sweep: Any) -> None:

@@ -735,16 +735,14 @@ def test_1x1_over_odd_channels_in_channels_last_stays_in_place(dtype: torch.dtyp
     def chosen(op: str, *sizes: int, **more: object) -> str:
         return ROWS[ask(op, Case("lines", *sizes, 1, 1, **more), dtype, "nhwc")[0]]
 
-    for op, sizes in itertools.product(
-        ("fprop", "dgrad"), ((64, 116, 28, 28, 116), (64, 58, 28, 28, 58), (64, 24, 56, 56, 58))
-    ):
+    for op, sizes in itertools.product(OPS, ((64, 116, 28, 28, 116), (64, 58, 28, 28, 58), (64, 24, 56, 56, 58))):
         assert re.match(f"pixels_{op}_.*_nhwc$", chosen(op, *sizes)), (op, sizes)
     assert chosen("fprop", 8, 256, 64, 64, 21).endswith("_64x32_nhwc")
-    # Vectors of channels are the copy engine's; many odd channels are better packed; wgrad has no such row.
+    # Vectors of channels are the copy engine's; many odd channels are better packed.
     for op, sizes in (
         ("fprop", (64, 128, 28, 28, 128)),
         ("fprop", (32, 255, 52, 52, 255)),
-        ("wgrad", (64, 116, 28, 28, 116)),
+        ("wgrad", (64, 128, 28, 28, 128)),
     ):
         assert not chosen(op, *sizes).startswith("pixels_"), (op, sizes)
     assert not chosen("fprop", 64, 116, 28, 28, 116, stride=(2, 2)).startswith("pixels_")
@@ -767,6 +765,20 @@ def test_few_tiles_have_a_block_each() -> None:
     deep = Case("latency", 1, 512, 7, 7, 512, 3, 3, padding=(1, 1))
     assert ask("fprop", deep, torch.float16, "nhwc")[1] > 1
     assert named("fprop", deep, torch.float32, allow_tf32=True).endswith("_lean")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_small_1x1_layers_over_nchw_in_16_bits_take_one_tile_a_block_in_place(op: str) -> None:
+    for case, dtype in itertools.product(
+        (Case("planes", 1, 64, 56, 56, 256, 1, 1), Case("planes", 1, 1024, 20, 20, 512, 1, 1)),
+        (torch.float16, torch.bfloat16),
+    ):
+        row, _, workspace, *_ = ask(op, case, dtype, "nchw")
+        assert ROWS[row].endswith("_lean") and workspace == 0, case
+        assert packed(op, case, *meta(case, dtype, "nchw")) == "", case
+    # Images of other sizes, and filters that take no vectors, are packed.
+    for odd in (Case("planes", 1, 64, 7, 7, 256, 1, 1), Case("planes", 1, 60, 56, 56, 256, 1, 1)):
+        assert not named(op, odd, torch.float16, "nchw").endswith("_lean"), odd
 
 
 def test_filters_of_1x1_stay_where_memory_bounds_the_layer() -> None:

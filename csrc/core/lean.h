@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "tma.h"
+#include "pointwise.h"
 
 namespace conv2d_ext {
 
@@ -23,7 +23,18 @@ constexpr int64_t lean_clusters(int splits) {
   }
 }
 
+// Does a row of 64 by 64 or 128 run 1x1 filters over NCHW, in place?
+constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
+  if (p.dtype == DType::f32 || row.tile_m != 64 || row.tile_n < 64) return false;
+  if (channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) && channel_vectors(p.y, p.y_align, p.K, 8, p.dtype))
+    return false;
+  if (!pointwise_supports(row.op, p) || p.w.c != 1 || !channel_vectors(p.w, p.w_align, p.C, 8, p.dtype)) return false;
+  // A few tiles and steps, which 32 bits count.
+  return double(p.N) * double(p.H) * double(p.W) < 1e7 && max64(p.C, p.K) < 65536;
+}
+
 constexpr bool lean_supports(Row const& row, Problem const& p) {
+  if (lean_takes_planes(row, p)) return true;
   int const v = 16 / size_of(p.dtype);
   if (p.groups != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0)
     return false;
@@ -45,18 +56,22 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
 // the multiplications. Constants fitted to the times of 798 choices of tile and split (docs/tuning.md).
 constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad, tf32 = p.dtype == DType::f32;
+  bool const planes = lean_takes_planes(row, p);
   // dgrad's tiles of 64x64 are half as wide for up to 32 channels.
-  double const TM = row.tile_m, TN = dgrad && row.tile_n == 64 && p.C <= 32 ? 32 : row.tile_n, area = TM * TN;
+  double const TM = row.tile_m, TN = dgrad && row.tile_n == 64 && p.C <= 32 && !planes ? 32 : row.tile_n;
+  double const area = TM * TN;
   int64_t const taps = p.R * p.S, line = 128 / size_of(p.dtype), C = dgrad ? p.K : p.C;
   int64_t const pixels = p.N * (dgrad ? p.H * p.W : p.P() * p.Q());
   int64_t const M = wgrad ? p.K : pixels, N = row.op == Op::fprop ? p.K : p.C;
-  int64_t const steps = wgrad ? ceil_div(pixels, 64) : ceil_div(C, line) * taps;
-  int64_t const tiles = ceil_div(M, row.tile_m) * ceil_div(N, row.tile_n) * (wgrad ? taps : 1);
+  int64_t const image = p.H * p.W;
+  int64_t const steps = wgrad ? (planes ? p.N * ceil_div(image, 64) : ceil_div(pixels, 64)) : ceil_div(C, line) * taps;
+  int64_t const tiles = planes && !wgrad ? ceil_div(N, row.tile_m) * ceil_div(image, row.tile_n) * p.N
+                                         : ceil_div(M, row.tile_m) * ceil_div(N, row.tile_n) * (wgrad ? taps : 1);
   double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
                         double(p.K) * double(p.C) * double(taps)) *
                        size_of(p.dtype);
   // Lines of 64 bytes take less, those that end early more.
-  bool const halves = C * size_of(p.dtype) <= 64;
+  bool const halves = C * size_of(p.dtype) <= 64 && !(planes && tiles <= 132 * 6);
   double const line_ns = !halves                                   ? 1
                          : tf32 || wgrad || taps == 1              ? 1.6
                          : C % 32 != 0 || (dgrad && p.C % 32 != 0) ? 4
@@ -80,10 +95,16 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
                 area * each * 0.041 + bytes / 5560;
     if (split > 1) ns += 1076 + area * 0.155;
     // As measured: 1x1 filters whose pixels share lines of memory, and tiles of 128x128 that do not fit at a time.
-    if (taps == 1 && !wgrad && (p.C * size_of(p.dtype) % 128 != 0 || p.K * size_of(p.dtype) % 128 != 0)) ns *= 1.2;
-    if (taps == 1 && dgrad && each > 2 && p.C % 64 != 0) ns *= 1.4;
+    if (taps == 1 && !wgrad && (p.C * size_of(p.dtype) % 128 != 0 || p.K * size_of(p.dtype) % 128 != 0))
+      ns *= planes ? 1.06 : 1.2;
+    if (taps == 1 && dgrad && !planes && each > 2 && p.C % 64 != 0) ns *= 1.4;
     if (taps == 1 && area >= 64 * 128 && each > (area > 64 * 128 ? 1 : 2))
       ns *= area > 64 * 128 && each > 2 ? 1.17 : 1.12;
+    // As measured: boxes of filters whose channels end within them.
+    if (planes && !wgrad && p.C % 64 != 0)
+      ns += double(tiles) / 132 * (dgrad ? double(steps) / double(ceil_div(p.C, 64)) : 1) * 600;
+    // As measured beside the other rows that take planes.
+    if (planes) ns += wgrad ? (row.tile_n == 64 ? -1200 : 0) : image * size_of(p.dtype) % 128 != 0 ? 600 : -500;
     // As measured: larger layers take longer, those of several taps from a smaller size on (L19, L56; 1x1: L22).
     if (ns > (taps > 1 ? 16500 : 30000)) ns *= 1.5;
     if (best.ns == 0 || ns < best.ns) best = {ns, split};

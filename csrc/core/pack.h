@@ -175,6 +175,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     q.problem.w_align = 16;
     return q;
   }
+  if (row.variant == Variant::lean) return {{}, p};
   PackedGroup const g = packed_group(row, p);
   bool const C = g.C != p.C_per_group(), K = g.K != p.K_per_group();
   TmaTakesAny any = packs_rather(op, p);
@@ -237,10 +238,13 @@ constexpr PackedPlaces packed_places(Packed const& q) {
 // fprop and dgrad in 16-bit types that store single elements, as in NCHW, unless all tiles are split: how much longer
 // than by 128x64 the last tile's stores take, which no other tile's multiplication hides; measured, by rows.
 constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
-  if (row.family != Family::tma || row.op == Op::wgrad || is_pointwise(row) || row.variant == Variant::phases) return 0;
+  if (row.family != Family::tma || row.op == Op::wgrad || is_pointwise(row) || row.variant == Variant::phases ||
+      row.variant == Variant::lean)
+    return 0;
   if (p.dtype == DType::f32 || !tma_stores_singly(row.op, p)) return 0;
   if (split_k > 1 && tma_tiles(row, p) < tma_slots(row)) return -823;
-  if (row.tile_m == 64) return row.tile_n == 64 ? 133 : 2460;
+  bool const few = p.R * p.S > 1 && (row.op == Op::fprop ? p.C : p.K) <= 32;  // as measured (L40)
+  if (row.tile_m == 64) return row.tile_n == 64 ? (few ? 1500 : 133) : 2460;
   if (tma_swapped_wide(row)) return row.tile_n == 192 ? 2150 : 1010;
   switch (row.tile_n) {
     case 64:

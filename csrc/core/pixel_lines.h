@@ -1,5 +1,5 @@
-// pixels_lines.cuh: 1x1 filters in channels_last without gaps, any number of channels, read and written in place. What
-// its rows take and cost, and what the launcher shares with the planner.
+// pixels_lines.cuh, pixels_sums.cuh (wgrad): 1x1 filters in channels_last without gaps, any number of channels, read
+// and written in place. What their rows take and cost, and what the launchers share with the planner.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +42,28 @@ struct PixelLines {
   constexpr int64_t group_bytes() const { return tile_bytes + out_bytes + ceil_div(stages * stage_bytes, 1024) * 1024; }
 };
 
+inline constexpr int kSumsMostStages = 12;
+inline constexpr int64_t kSumsBytes = 220 * 1024;
+inline constexpr int64_t kSumsPartUnits = 256;  // added up in one chain: tensor cores cut off the lowest bits of a sum
+
+// wgrad: a tile's rows are of the tensor with more channels; blocks share a tile's units of 64 pixels.
+struct PixelSums {
+  bool swapped = false;  // rows are channels of x
+  int64_t rows = 0, columns = 0, tiles_m = 0, tiles_n = 0, units = 0, split = 1, stage_bytes = 0, stages = 0;
+
+  constexpr PixelSums(Row const& row, Problem const& p) : swapped(p.C > p.K) {
+    rows = swapped ? p.C : p.K, columns = swapped ? p.K : p.C;
+    tiles_m = ceil_div(rows, row.tile_m), tiles_n = ceil_div(columns, row.tile_n);
+    units = ceil_div(p.N * p.H * p.W, kLinesPixels);
+    split = max64(max64(1, min64(132 / (tiles_m * tiles_n), units)), ceil_div(units, kSumsPartUnits));
+    stage_bytes = kLinesPixels * (rows + columns) * 2 + 256;  // the last pixel's channels that are not there are read
+    stages = min64(kSumsMostStages, kSumsBytes / stage_bytes);
+  }
+  constexpr int64_t workspace_bytes(Row const& row) const {
+    return tiles_m * tiles_n * split * row.tile_m * row.tile_n * 4;
+  }
+};
+
 // Do the pixels of an image follow each other, channels side by side?
 constexpr bool dense_pixels(Strides const& s, int64_t n, int64_t c, int64_t h, int64_t w) {
   return (c == 1 || s.c == 1) && (w == 1 || s.w == c) && (h == 1 || s.h == w * c) && (n == 1 || s.n == h * w * c);
@@ -52,14 +74,40 @@ constexpr bool pixel_lines_supports(Row const& row, Problem const& p) {
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
   if (!dense_pixels(p.x, p.N, p.C, p.H, p.W) || !dense_pixels(p.y, p.N, p.K, p.H, p.W)) return false;
-  if (!dense_pixels(p.w, p.K, p.C, 1, 1) || p.x_align < 16 || p.w_align < 16 || p.y_align < 16) return false;
+  if (p.x_align < 16 || p.y_align < 16) return false;
   if (double(p.N) * double(p.H) * double(p.W) / kLinesPixels >= double(1 << 30)) return false;
-  return PixelLines(row, p).groups > 0;
+  if (row.op == Op::wgrad) {
+    if (p.C > 1024 || p.K > 1024) return false;
+    PixelSums const s(row, p);
+    return s.stages >= 3 && s.tiles_m * s.tiles_n <= 8 && s.workspace_bytes(row) <= kMaxWorkspaceBytes;
+  }
+  return dense_pixels(p.w, p.K, p.C, 1, 1) && p.w_align >= 16 && PixelLines(row, p).groups > 0;
+}
+
+// What a unit's loads and products take, more so the more of a tile there is; odd numbers of channels are loaded one by
+// one, and pixels that lie a multiple of 64 bytes apart from the same banks. Then a second launch adds the blocks'
+// sums. Fitted to times of the rows (docs/tuning.md).
+constexpr Estimate pixel_sums_estimate(Row const& row, Problem const& p) {
+  PixelSums const s(row, p);
+  bool const even = s.rows % 2 == 0 && s.columns % 2 == 0, large = row.tile_m >= 128;
+  double const tiles = double(s.tiles_m * s.tiles_n), area = double(row.tile_m) * row.tile_n;
+  double const filled = double(s.rows * s.columns) / (tiles * area);
+  double const unit_ns =
+      (large ? (even ? 700 + 700 * filled : 550 + 2500 * filled) : (even ? 260 + 450 * filled : 500 + 800 * filled)) *
+      (s.rows % 32 != 0 && s.columns % 32 != 0 ? 1
+       : even                                  ? 1.4
+                                               : 1.06);
+  double const rounds = double(ceil_div(s.units, s.split)) * double(ceil_div(s.tiles_m * s.tiles_n * s.split, 132));
+  double const memory_ns =
+      double(p.N) * double(p.H) * double(p.W) * 2 * double(s.rows + s.columns) * (1 / 3900.0 + (tiles - 1) / 9000.0);
+  double const work = rounds * unit_ns, sum_ns = 5000 + tiles * area * (0.048 + 0.0004 * double(s.split));
+  return {(7000 + (work > memory_ns ? work : memory_ns) + sum_ns) * (tiles < 4 ? 1 : 1.1), 1};
 }
 
 // A warpgroup's tile takes one thing after the other; the warpgroups of an SM share its units, and all memory.
 // Constants fitted to times of the rows (docs/tuning.md).
 constexpr Estimate pixel_lines_estimate(Row const& row, Problem const& p, Device const& d) {
+  if (row.op == Op::wgrad) return pixel_sums_estimate(row, p);
   PixelLines const s(row, p);
   double const pixels = double(p.N) * double(p.H) * double(p.W), steps = double(ceil_div(s.depth, 16));
   double const multiply = steps * double(row.tile_n) * 0.309;
@@ -72,7 +120,9 @@ constexpr Estimate pixel_lines_estimate(Row const& row, Problem const& p, Device
   double const work = alone > together ? alone : together;
   double const memory_ns = pixels * 2 * (double(s.depth) / 4350 + double(s.columns) / 5010);
   double const before = 8180 + double(ceil_div(s.depth, 64) * ceil_div(s.columns, 64)) * 394;
-  return {before + (work > memory_ns ? work + memory_ns * 0.58 : memory_ns + work * 0.58), 1};
+  double const ns = before + (work > memory_ns ? work + memory_ns * 0.58 : memory_ns + work * 0.58);
+  // As measured where channels are whole vectors (72 channels).
+  return {s.depth % 8 == 0 && s.columns % 8 == 0 && row.tile_n == 128 ? ns * 0.84 : ns, 1};
 }
 
 }  // namespace conv2d_ext

@@ -312,7 +312,8 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       return stem_workspace_bytes(op, row, p, h200_sxm);
     case Family::pixels:
       if (is_few_pixels(row)) return few_pixels_workspace_bytes(row, op, p);
-      return is_nhwc(row.variant) ? 0 : pixels_workspace_bytes(row, op, p);
+      if (is_nhwc(row.variant)) return op == Op::wgrad ? PixelSums(row, p).workspace_bytes(row) : 0;
+      return pixels_workspace_bytes(row, op, p);
     case Family::igemm:
       break;
   }

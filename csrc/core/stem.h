@@ -266,7 +266,7 @@ constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device
   // As measured: the more columns of a block, the less is left of what three products hide behind.
   if (stem_is_strict(p))
     e.ns *= !stem_is_narrow(row) ? (op == Op::wgrad ? 1.22 : 1.12)
-            : row.tile_n == 8    ? 1.36
+            : row.tile_n == 8    ? 1.25
             : row.tile_n == 16   ? 1.45
                                  : 1.6;
   return e;

@@ -8,10 +8,16 @@
 // is asked for before the block meets. A stage is two steps. One or two warpgroups multiply, 64 rows each, and store
 // from registers.
 //
+// 1x1 filters over NCHW in 16-bit types (planes) have channels as the rows of a tile and an image's pixels as its
+// columns (wgrad: as its sums), which boxes bring as they lie.
+//
 // A split of the reduction is a cluster, whose blocks have a part of the steps each. Every block adds some columns of
 // the tile: the others write theirs into its shared memory, and it adds all in their order. There is no second launch.
 #pragma once
 
+#include <type_traits>
+
+#include "../core/lean.h"
 #include "tma.cuh"
 
 namespace conv2d_ext::tma {
@@ -133,26 +139,68 @@ struct LeanCopies {
     for (int i = 0; i < steps; ++i, at += of_a ? S::a_bytes : S::b_bytes) copy(p, at, full);
     left -= steps;
   }
+};
 
-  // Before the barriers are known to others: the first trip round the ring.
-  __device__ void first_trip(LeanParams const& p, LeanTables& tables) {
-#pragma unroll 1
-    for (int i = 0; i < p.stages; ++i) {
-      ptx::mbarrier_init(of_a ? &tables.full_a[i] : &tables.full_b[i], 1);
-      ptx::fence_mbarrier_init();
-      stage.index = i;
-      if (left > 0) copy_stage(p, tables);
-    }
-    stage.index = 0;
+// The steps of one of the two copying threads for 1x1 filters over NCHW, whose images are planes of pixels: fprop and
+// dgrad compute an image's pixels as columns, wgrad sums over those of one image after the other.
+template <class T, int TM, int TN, bool a_rows, bool b_rows, bool of_a>
+struct PlaneCopies {
+  using S = LeanShape<TM, TN, kLineBytes>;
+  static constexpr bool wgrad = !a_rows && !b_rows, rows = of_a ? a_rows : b_rows;
+  int32_t left, chunk, image, first, runs;
+  uint32_t to;
+  Stage stage;
+
+  __device__ void begin(LeanParams const& p, uint32_t ring, int begin, int count, int n_tile, int of_tile) {
+    left = count, chunk = begin, image = wgrad ? p.taps.divide(chunk) : of_a ? 0 : of_tile;
+    to = ring + (of_a ? 0 : S::steps * S::a_bytes);
+    first = of_a ? int(blockIdx.y) * TM : n_tile * TN;
+    runs = rows ? min((of_a ? TM : TN) / 64, ((of_a ? p.M : p.N) - first + 63) / 64) : 1;
   }
-  __device__ void others(LeanParams const& p, LeanTables& tables) {
+
+  __device__ void copy_stage(LeanParams const& p, LeanTables& tables) {
+    constexpr int step_bytes = of_a ? S::a_bytes : S::b_bytes;
+    int const steps = min(left, S::steps);
+    uint64_t* const full = of_a ? &tables.full_a[stage.index] : &tables.full_b[stage.index];
+    ptx::mbarrier_arrive_expect_tx(full, steps * (rows ? runs * S::run_bytes : step_bytes));
+    uint32_t at = to + stage.index * S::stage_bytes;
 #pragma unroll 1
-    for (; left > 0; stage.advance(p.stages)) {
-      ptx::mbarrier_wait(&tables.empty[stage.index], stage.parity);
-      copy_stage(p, tables);
+    for (int i = 0; i < steps; ++i, at += step_bytes) {
+      void const* const map = of_a ? &p.a : &p.b;
+      if constexpr (rows) {
+#pragma unroll 1
+        for (int run = 0; run < runs; ++run)
+          ptx::cp_async_bulk_tensor_4d(at + run * S::run_bytes, map, full, first + run * 64, chunk * 64, image, 0);
+      } else {
+        ptx::cp_async_bulk_tensor_4d(at, map, full, chunk * 64, first, image, 0);
+      }
+      ++chunk;
+      if (wgrad && chunk == p.taps.value) chunk = 0, ++image;
     }
+    left -= steps;
   }
 };
+
+// Before the barriers are known to others: the first trip round the ring.
+template <bool of_a, class Copies>
+__device__ inline void first_trip(Copies& copies, LeanParams const& p, LeanTables& tables) {
+#pragma unroll 1
+  for (int i = 0; i < p.stages; ++i) {
+    ptx::mbarrier_init(of_a ? &tables.full_a[i] : &tables.full_b[i], 1);
+    ptx::fence_mbarrier_init();
+    copies.stage.index = i;
+    if (copies.left > 0) copies.copy_stage(p, tables);
+  }
+  copies.stage.index = 0;
+}
+template <class Copies>
+__device__ inline void other_trips(Copies& copies, LeanParams const& p, LeanTables& tables) {
+#pragma unroll 1
+  for (; copies.left > 0; copies.stage.advance(p.stages)) {
+    ptx::mbarrier_wait(&tables.empty[copies.stage.index], copies.stage.parity);
+    copies.copy_stage(p, tables);
+  }
+}
 
 // Stores a thread's pairs of 8 columns.
 template <class T>
@@ -165,7 +213,7 @@ __device__ void lean_store_block(LeanParams const& p, float const* acc, int64_t 
   }
 }
 
-template <class T, int TM, int TN, int line, bool a_rows, bool b_rows>
+template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool planes>
 __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& tables, int count, int rank, int n_tile,
                               int tap) {
   using S = LeanShape<TM, TN, line>;
@@ -182,7 +230,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
 #pragma unroll
   for (int i = 0; i < TN / 2; ++i) acc[i] = 0;
   Vector<T, 2> bias[TN / 8];
-  bool const biased = !a_rows && p.bias != nullptr;
+  bool const biased = !planes && !a_rows && p.bias != nullptr;
   if (biased && p.splits == 1) {
     T const* const from = static_cast<T const*>(p.bias);
 #pragma unroll
@@ -193,11 +241,18 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
     }
   }
   int64_t out[2];
+  float row_bias[2] = {};  // planes
   int tap_w = tap;
-  int const tap_h = a_rows ? p.taps_w.divide(tap_w) : 0;
+  int const tap_h = a_rows && !planes ? p.taps_w.divide(tap_w) : 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int const m = int(blockIdx.y) * TM + group * 64 + warp * 16 + lane / 4 + half * 8;
+    if constexpr (planes) {
+      out[half] = m >= p.M ? -1 : m * p.out_h + tap * p.out_n;
+      if (!a_rows && b_rows && p.bias != nullptr && m < p.M)
+        row_bias[half] = widen(static_cast<T const*>(p.bias)[m * p.bias_stride]);
+      continue;
+    }
     int j = m, i = p.columns.divide(j), image = p.rows.divide(i);
     out[half] = m >= p.M ? -1
                 : a_rows ? m * p.out_n + tap_h * p.out_h + tap_w * p.out_w
@@ -264,10 +319,14 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
         float const low = widen(from[at * p.bias_stride]), high = widen(from[(at + 1) * p.bias_stride]);
         sum[0] += low, sum[1] += high, sum[2] += low, sum[3] += high;
       }
+      if constexpr (planes) sum[0] += row_bias[0], sum[1] += row_bias[0], sum[2] += row_bias[1], sum[3] += row_bias[1];
       lean_store_block<T>(p, sum, out, at);
     }
     return;
   }
+  if constexpr (planes)
+#pragma unroll
+    for (int i = 0; i < TN / 2; ++i) acc[i] += row_bias[i / 2 % 2];
   if (biased) {
 #pragma unroll
     for (int j = 0; j < TN / 8; ++j) {
@@ -295,7 +354,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   }
 }
 
-template <class T, int TM, int TN, int line, bool a_rows, bool b_rows>
+template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool planes = false>
 __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2 : 1)
     lean_kernel(__grid_constant__ LeanParams const p) {
   using S = LeanShape<TM, TN, line>;
@@ -304,22 +363,26 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp - S::multiplying / 32;
   int n_tile = int(blockIdx.x), tap = 0;
-  if constexpr (a_rows) tap = p.tiles_n.divide(n_tile);
+  if constexpr (a_rows || planes) tap = p.tiles_n.divide(n_tile);  // planes: the image
   int const rank = int(blockIdx.z);
   int const begin = rank * p.share, count = max(min(p.share, p.steps - begin), 0);
-  LeanCopies<T, TM, TN, line, a_rows, b_rows, true> copies_a;
-  LeanCopies<T, TM, TN, line, a_rows, b_rows, false> copies_b;
+  std::conditional_t<planes, PlaneCopies<T, TM, TN, a_rows, b_rows, true>,
+                     LeanCopies<T, TM, TN, line, a_rows, b_rows, true>>
+      copies_a;
+  std::conditional_t<planes, PlaneCopies<T, TM, TN, a_rows, b_rows, false>,
+                     LeanCopies<T, TM, TN, line, a_rows, b_rows, false>>
+      copies_b;
   if (copier == 0) {
     if (ptx::elect()) {
       ptx::griddepcontrol_wait();
       copies_a.begin(p, ring, begin, count, n_tile, tap);
-      copies_a.first_trip(p, tables);
+      first_trip<true>(copies_a, p, tables);
     }
   } else if (copier == 1) {
     if (ptx::elect()) {
       ptx::griddepcontrol_wait();
       copies_b.begin(p, ring, begin, count, n_tile, tap);
-      copies_b.first_trip(p, tables);
+      first_trip<false>(copies_b, p, tables);
     }
   } else if (warp == 0 && ptx::elect()) {
     for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&tables.empty[i], S::multiplying / 32);
@@ -335,19 +398,45 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2
   if (p.splits > 1) ptx::barrier_cluster_arrive();
   if (copier < 0) {
     ptx::griddepcontrol_wait();
-    lean_multiply<T, TM, TN, line, a_rows, b_rows>(p, ring, tables, count, rank, n_tile, tap);
+    lean_multiply<T, TM, TN, line, a_rows, b_rows, planes>(p, ring, tables, count, rank, n_tile, tap);
   } else {
     if (ptx::elect()) {
       if (copier == 0) {
-        copies_a.others(p, tables);
+        other_trips(copies_a, p, tables);
         ptx::griddepcontrol_launch_dependents();
       } else {
-        copies_b.others(p, tables);
+        other_trips(copies_b, p, tables);
       }
     }
     __syncwarp();
     if (p.splits > 1) ptx::barrier_cluster_wait();
   }
+}
+
+template <class S>
+cudaError_t start_lean(void (*kernel)(LeanParams), LeanParams& q, int64_t tiles_n, int64_t tiles_m,
+                       cudaStream_t stream) {
+  constexpr bool two = S::multiplying > kWarpgroup;
+  int64_t const splits = q.splits, blocks = tiles_n * tiles_m * splits;
+  // Two or three blocks share an SM where there are so many.
+  int64_t const parts = splits == 1 ? 0 : splits * q.per * S::multiplying * 16;
+  int64_t const room = (blocks <= 132 ? 224 : blocks <= 264 || two ? 111 : 73) * 1024 - 2048 - parts;
+  int64_t const shared = ceil_div(q.share, S::steps);
+  // A stage is given back when the next one has arrived.
+  q.stages = int32_t(min64(max64(min64(room / S::stage_bytes, kLeanStages), 2), shared));
+  auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 226 * 1024);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
+  attributes[1].val.clusterDim.z = unsigned(splits);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(tiles_n), unsigned(tiles_m), unsigned(splits)), config.blockDim = dim3(S::threads);
+  config.dynamicSmemBytes = size_t(q.stages * S::stage_bytes + parts + 1024), config.stream = stream;
+  config.attrs = attributes, config.numAttrs = splits > 1 ? 2 : 1;
+  return cudaLaunchKernelEx(&config, kernel, q);
 }
 
 template <Op op, DType dtype, int TM, int TN, int line>
@@ -388,32 +477,40 @@ cudaError_t launch_lean_lines(Problem const& p, Plan const& plan, Arguments cons
                            sizeof(T) == 4);
   }
   if (error != cudaSuccess) return error;
-  int64_t const tiles_n = q.tiles_n.value * (wgrad ? taps : 1), tiles_m = ceil_div(q.M, TM);
-  int64_t const blocks = tiles_n * tiles_m * splits;
-  // Two or three blocks share an SM where there are so many.
-  int64_t const parts = splits == 1 ? 0 : splits * q.per * S::multiplying * 16;
-  int64_t const room = (blocks <= 132 ? 224 : blocks <= 264 || TM == 128 ? 111 : 73) * 1024 - 2048 - parts;
-  int64_t const shared = ceil_div(q.share, S::steps);
-  // A stage is given back when the next one has arrived.
-  q.stages = int32_t(min64(max64(min64(room / S::stage_bytes, kLeanStages), 2), shared));
-  auto const kernel = lean_kernel<T, TM, TN, line, wgrad, b_rows>;
-  if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 226 * 1024)) != cudaSuccess)
-    return error;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = unsigned(splits);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(tiles_n), unsigned(tiles_m), unsigned(splits)), config.blockDim = dim3(S::threads);
-  config.dynamicSmemBytes = size_t(q.stages * S::stage_bytes + parts + 1024), config.stream = stream;
-  config.attrs = attributes, config.numAttrs = splits > 1 ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, q);
+  return start_lean<S>(lean_kernel<T, TM, TN, line, wgrad, b_rows>, q, q.tiles_n.value * (wgrad ? taps : 1),
+                       ceil_div(q.M, TM), stream);
+}
+
+template <Op op, DType dtype, int TM, int TN>
+cudaError_t launch_lean_planes(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  constexpr bool forward = op == Op::fprop, wgrad = op == Op::wgrad;
+  int64_t const pixels = p.H * p.W, depth = forward ? p.C : wgrad ? pixels : p.K, chunks = ceil_div(depth, 64);
+  LeanParams q{};
+  q.M = int32_t(op == Op::dgrad ? p.C : p.K), q.N = int32_t(wgrad ? p.C : pixels);
+  q.columns = q.rows = q.taps_w = Divisor(1), q.taps = Divisor(chunks), q.tiles_n = Divisor(ceil_div(q.N, TN));
+  q.steps = int32_t(wgrad ? p.N * chunks : chunks), q.splits = plan.split_k;
+  q.share = int32_t(ceil_div(q.steps, q.splits)), q.per = int32_t(ceil_div(TN / 8, q.splits));
+  q.out_h = forward ? p.y.c : wgrad ? p.w.n : p.x.c, q.out_n = forward ? p.y.n : wgrad ? 0 : p.x.n;
+  q.bias = args.bias, q.bias_stride = args.bias_stride, q.out = args.out;
+  auto image = [&](void const* at, int64_t channels, Strides const& s) {
+    return Tensor4{at, dtype, {pixels, channels, p.N, 1}, {1, s.c, s.n, 0}};
+  };
+  Tensor4 const w{args.b, dtype, {p.C, p.K, 1, 1}, {1, p.w.n, 0, 0}};
+  cudaError_t error = wgrad ? encode_tiled(q.a, image(args.b, p.K, p.y), 64, TM, 1, 1)
+                            : encode_tiled(q.a, w, 64, forward ? TM : 64, 1, 1);
+  if (error != cudaSuccess) return error;
+  error = encode_tiled(q.b, forward || wgrad ? image(args.a, p.C, p.x) : image(args.a, p.K, p.y), 64, wgrad ? TN : 64,
+                       1, 1);
+  if (error != cudaSuccess) return error;
+  return start_lean<LeanShape<TM, TN, kLineBytes>>(lean_kernel<T, TM, TN, kLineBytes, op == Op::dgrad, !wgrad, true>, q,
+                                                   q.tiles_n.value * (wgrad ? 1 : p.N), ceil_div(q.M, TM), stream);
 }
 
 template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  if constexpr (dtype != DType::f32 && TM == 64 && TN >= 64)
+    if (lean_takes_planes(row_of(plan), p)) return launch_lean_planes<op, dtype, TM, TN>(p, plan, args, stream);
   if constexpr (op == Op::dgrad && TM == 64 && TN == 64)
     if (p.C <= 32) return launch_lean<op, dtype, TM, 32>(p, plan, args, stream);
   if constexpr (op != Op::wgrad && dtype != DType::f32)

@@ -1,0 +1,224 @@
+// wgrad of 1x1 filters in channels_last without gaps, any number of channels, f16 and bf16: w[k, c] = sum over pixels
+// of y[pixel, k] * x[pixel, c]. Rows of pixels need not begin at vectors, but 64 of them always do. The rows of a tile
+// are channels of the tensor that has more of them.
+//
+// A warp has the copy engine bring 64 pixels of both tensors as they lie, in a ring of stages. Eight warps make
+// fragments for mma.sync of words of two channels: those of two pixels are two words of the reduction, whose order is
+// free, and a tile's channels are numbered so that the two are rows of one instruction, or columns of two that a warp
+// has next to each other. Of odd numbers of channels, whose words lie across those of memory, every element is loaded
+// by itself. What lies behind a pixel's last channel is multiplied too, for sums that are not stored. The blocks of a
+// tile take turns with the stages' pixels; their sums go to the workspace, and pixels_wgrad.cuh's reduce_kernel adds
+// them in the order of the blocks.
+#pragma once
+
+#include "../core/pixel_lines.h"
+#include "pixels_wgrad.cuh"
+
+namespace conv2d_ext::pixel_sums {
+
+constexpr int kWarps = 8;  // that multiply
+constexpr int kThreads = (kWarps + 1) * 32;
+
+template <int TM, int TN>
+struct Shape {
+  static constexpr int warp_m = TM >= 128 ? 64 : 32, warp_n = TM * TN / (kWarps * warp_m), warps_n = TN / warp_n;
+  static_assert(warp_n % 16 == 0 && TM / warp_m * warps_n == kWarps);
+};
+
+struct Params {
+  void const *a, *b;
+  float* parts;
+  int64_t pixels;
+  int32_t M, N, tiles_n, tiles, split, units, stages, stage_bytes;
+};
+
+struct Barriers {
+  uint64_t full[kSumsMostStages], empty[kSumsMostStages];
+  uint64_t rest;  // what threads have put behind the last pixels
+};
+
+// A unit's pixels as they lie in memory.
+struct Pixels {
+  uint8_t const* from;
+  int bytes;
+  __device__ Pixels(void const* tensor, int64_t first, int count, int channels)
+      : from(static_cast<uint8_t const*>(tensor) + first * channels * 2), bytes(count * channels * 2) {}
+  __device__ int by_engine() const { return bytes & ~15; }  // which moves multiples of 16 bytes
+  // What the engine leaves, and zeros for the pixels that are not there.
+  __device__ void rest(uint32_t to, int channels) const {
+    for (int at = by_engine() + int(threadIdx.x) % 32 * 2; at < kLinesPixels * channels * 2; at += 64)
+      ptx::st_shared_u16(to + at, at < bytes ? *reinterpret_cast<uint16_t const*>(from + at) : uint16_t(0));
+  }
+};
+
+__device__ inline void copy(Params const& p, uint32_t ring, Barriers& barriers) {
+  int const lane = int(threadIdx.x) % 32;
+  uint32_t const b_at = uint32_t(p.M) * kLinesPixels * 2;
+  Stage stage;
+  for (int unit = int(blockIdx.x) / p.tiles; unit < p.units; unit += p.split) {
+    int64_t const first = int64_t(unit) * kLinesPixels;
+    int const count = int(min(p.pixels - first, int64_t(kLinesPixels)));
+    Pixels const a(p.a, first, count, p.M), b(p.b, first, count, p.N);
+    uint64_t* const full = &barriers.full[stage.index];
+    uint32_t const to = ring + stage.index * p.stage_bytes;
+    ptx::mbarrier_wait(&barriers.empty[stage.index], stage.parity ^ 1);  // passes on the first trip round the ring
+    if (unit + 1 == p.units) {
+      a.rest(to, p.M), b.rest(to + b_at, p.N);
+      ptx::mbarrier_arrive(&barriers.rest);
+    }
+    if (lane == 0) {
+      ptx::mbarrier_arrive_expect_tx(full, a.by_engine() + b.by_engine());
+      if (a.by_engine() > 0) ptx::cp_async_bulk(to, a.from, a.by_engine(), full);
+      if (b.by_engine() > 0) ptx::cp_async_bulk(to + b_at, b.from, b.by_engine(), full);
+    }
+    stage.advance(p.stages);
+  }
+}
+
+// Of 16 channels, lane / 4 * 2 and the next: v[half] of one of them, words of two pixels each.
+template <bool even>
+__device__ inline void load(uint32_t (&v)[2][2], uint32_t const (&at)[4], uint32_t offset) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    uint32_t const p = at[i * 2] + offset, q = at[i * 2 + 1] + offset;
+    if constexpr (even) {
+      uint32_t const a = ptx::ld_shared(p), b = ptx::ld_shared(q);
+      v[0][i] = __byte_perm(a, b, 0x5410), v[1][i] = __byte_perm(a, b, 0x7632);
+    } else {
+      v[0][i] = __byte_perm(ptx::ld_shared_u16(p), ptx::ld_shared_u16(q), 0x5410);
+      v[1][i] = __byte_perm(ptx::ld_shared_u16(p + 2), ptx::ld_shared_u16(q + 2), 0x5410);
+    }
+  }
+}
+
+template <class T, int TM, int TN, bool even>
+__device__ void multiply(Params const& p, uint32_t ring, Barriers& barriers) {
+  using S = Shape<TM, TN>;
+  constexpr int rows = S::warp_m / 16, columns = S::warp_n / 16;
+  int const warp = warp_uniform(int(threadIdx.x) / 32), lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+  int const tile = int(blockIdx.x) % p.tiles, part = int(blockIdx.x) / p.tiles;
+  int const m = warp / S::warps_n * S::warp_m, n = warp % S::warps_n * S::warp_n;
+  int const first_m = tile / p.tiles_n * TM + m, first_n = tile % p.tiles_n * TN + n;
+  bool const needed = first_m < p.M && first_n < p.N;
+  uint32_t const a_step = uint32_t(p.M) * 2, b_step = uint32_t(p.N) * 2;  // bytes of a pixel
+  uint32_t const a_from = ring + t * a_step + (first_m + g * 2) * 2;
+  uint32_t const b_from = ring + a_step * kLinesPixels + t * b_step + (first_n + g * 2) * 2;
+  float acc[rows][columns][2][4] = {};
+  Stage stage;
+  for (int unit = part; unit < p.units; unit += p.split) {
+    ptx::mbarrier_wait(&barriers.full[stage.index], stage.parity);
+    if (unit + 1 == p.units) ptx::mbarrier_wait(&barriers.rest, 0);
+    uint32_t words = 0;
+    if (needed) {
+      uint32_t const from = stage.index * p.stage_bytes;
+#pragma unroll
+      for (int step = 0; step < kLinesPixels / 16; ++step) {
+        uint32_t a_at[4], b_at[4];  // pixels t, t + 4 and so on
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          a_at[i] = a_from + from + (step * 16 + i * 4) * a_step;
+          b_at[i] = b_from + from + (step * 16 + i * 4) * b_step;
+        }
+        uint32_t a[rows][2][2], b[columns][2][2];
+#pragma unroll
+        for (int i = 0; i < rows; ++i) load<even>(a[i], a_at, i * 32);
+#pragma unroll
+        for (int j = 0; j < columns; ++j) load<even>(b[j], b_at, j * 32);
+#pragma unroll
+        for (int i = 0; i < rows; ++i)
+#pragma unroll
+          for (int j = 0; j < columns; ++j)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+              ptx::mma_m16n8k16<T>(acc[i][j][half], a[i][0][0], a[i][1][0], a[i][0][1], a[i][1][1], b[j][half][0],
+                                   b[j][half][1]);
+        if (step + 1 == kLinesPixels / 16) {
+#pragma unroll
+          for (int i = 0; i < rows; ++i) words |= a[i][0][0] | a[i][0][1];
+#pragma unroll
+          for (int j = 0; j < columns; ++j) words |= b[j][0][0] | b[j][0][1];
+          if constexpr (!even) {
+#pragma unroll
+            for (int i = 0; i < rows; ++i) words |= a[i][1][0] | a[i][1][1];
+#pragma unroll
+            for (int j = 0; j < columns; ++j) words |= b[j][1][0] | b[j][1][1];
+          }
+        }
+      }
+    }
+    give_back(&barriers.empty[stage.index], words);
+    stage.advance(p.stages);
+  }
+  if (!needed) return;
+  float* const to = p.parts + (int64_t(tile) * p.split + part) * TM * TN + (m + g * 2) * TN + n + t * 4;
+#pragma unroll
+  for (int i = 0; i < rows; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int j = 0; j < columns; ++j) {
+        if (first_m + i * 16 + g * 2 + half >= p.M || first_n + j * 16 + t * 4 >= p.N) continue;
+        float const(&low)[4] = acc[i][j][0], (&high)[4] = acc[i][j][1];
+        *reinterpret_cast<float4*>(to + (i * 16 + half) * TN + j * 16) =
+            make_float4(low[half * 2], high[half * 2], low[half * 2 + 1], high[half * 2 + 1]);
+      }
+}
+
+template <class T, int TM, int TN, bool even>
+__global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Params const p) {
+  extern __shared__ uint8_t dynamic[];
+  __shared__ Barriers barriers;
+  uint32_t const ring = (ptx::shared_address(dynamic) + 127) / 128 * 128;
+  ptx::griddepcontrol_launch_dependents();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < p.stages; ++i) {
+      ptx::mbarrier_init(&barriers.full[i], 1);
+      ptx::mbarrier_init(&barriers.empty[i], kWarps);
+    }
+    ptx::mbarrier_init(&barriers.rest, 32);
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  if (threadIdx.x < kWarps * 32)
+    multiply<T, TM, TN, even>(p, ring, barriers);
+  else
+    copy(p, ring, barriers);
+}
+
+// ---- host side
+
+template <DType dtype, int TM, int TN>
+cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  PixelSums const shape(row_of(plan), problem);
+  Params p{};
+  p.a = shape.swapped ? args.a : args.b, p.b = shape.swapped ? args.b : args.a;
+  p.parts = static_cast<float*>(args.workspace), p.pixels = problem.N * problem.H * problem.W;
+  p.M = int32_t(shape.rows), p.N = int32_t(shape.columns);
+  p.tiles_n = int32_t(shape.tiles_n), p.tiles = int32_t(shape.tiles_m * shape.tiles_n), p.split = int32_t(shape.split);
+  p.units = int32_t(shape.units), p.stages = int32_t(shape.stages), p.stage_bytes = int32_t(shape.stage_bytes);
+  // The last pixel's words of channels that are not there lie behind a stage.
+  int const bytes = int(shape.stages * shape.stage_bytes) + 128 + (TM > TN ? TM : TN) * 2;
+  auto* const kernel = p.M % 2 == 0 && p.N % 2 == 0 ? main_kernel<T, TM, TN, true> : main_kernel<T, TM, TN, false>;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  kernel<<<unsigned(p.tiles * p.split), kThreads, bytes, stream>>>(p);
+  if ((error = cudaGetLastError()) != cudaSuccess) return error;
+  pixels_wgrad::ReduceParams r{};
+  r.parts = p.parts, r.w = args.out, r.M = p.M, r.N = p.N;
+  r.m = shape.swapped ? problem.w.c : problem.w.n, r.n = shape.swapped ? problem.w.n : problem.w.c;
+  r.tiles_n = p.tiles_n, r.split = p.split;
+  return launch_dependent(pixels_wgrad::reduce_kernel<T, TM, TN>,
+                          dim3(unsigned(int64_t(p.tiles) * TM * TN / pixels_wgrad::kReduceLanes)),
+                          pixels_wgrad::kReduceLanes * pixels_wgrad::kReduceParts, 0, stream, r);
+}
+
+}  // namespace conv2d_ext::pixel_sums
+
+#define CONV2D_EXT_PIXEL_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return pixel_sums::launch<DType::dtype, tm, tn>(p, plan, args, stream);                                   \
+  }                                                                                                           \
+  }
