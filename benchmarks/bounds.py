@@ -200,6 +200,7 @@ ENTRIES = (
     Entry("depthwise", "depthwise::gather", "fprop", "L21", "fp32", "nchw", "depthwise"),
     Entry("depthwise", "depthwise::wgrad", "wgrad", "L20", "fp32", "nchw", "depthwise"),
     Entry("depthwise", "depthwise::add_splits", "wgrad", "L20", "fp32", "nchw", "depthwise"),
+    Entry("depthwise_spread", "depthwise::spread", "dgrad", "L20", "fp32", "nchw", "depthwise.*s2"),
     Entry("depthwise_any", "depthwise::gather_any", "fprop", LONG_ROWS, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_any", "depthwise::wgrad_any", "wgrad", LONG_ROWS, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_few", "depthwise::gather_few", "fprop", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),

@@ -119,6 +119,7 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (stream && f32 && smaller && !odd && !sums && e.ns < 15000) e.ns = 3000 + e.ns * 1.28;
   if (stream && !f32 && sums && row.tile_k == 2 && (row.tile_m == 3 || odd)) e.ns = 3000 + e.ns * 1.08;
   if (stream && !f32 && !sums && e.ns < 7000) e.ns += 3000;
+  if (tiles && spreads(row.op, p)) return e;
   if (tiles) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : f32 ? 1.25 : 1.4;
   // A walk's steps follow each other, however few walks there are.
   double const least = stream && f32 && sums ? (row.tile_m == 3 ? 11500 : 20000) : 0;
