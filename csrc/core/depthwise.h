@@ -52,7 +52,9 @@ constexpr double depthwise_nchw_ns(Row const& row, Op op, Problem const& p, doub
   };
   if (spreads(op, p))
     return 5500 + memory_ns * 0.865 * (p.R == 5 ? 1.25 : 1.0) * (bytes_of(p.x, p.x_align) < 16 ? 1.9 : 1.0) *
-                      (p.W <= 16 ? 1.3 : p.W <= 32 ? 1.13 : 1.0);
+                      (p.W <= 16   ? 1.3
+                       : p.W <= 32 ? 1.13
+                                   : 1.0);
   int const x = bytes_of(p.x, p.x_align), y = bytes_of(p.y, p.y_align), bytes = x < y ? x : y;
   double narrow = bytes >= 16 ? 1.0 : bytes >= 8 ? (element == 2 ? 1.2 : 1.7) : bytes >= 4 ? 1.9 : 2.9;
   int64_t const width = max64(p.W, p.Q());

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kSpreadThreads) spread(__grid_constant__ Sprea
   bool inside[columns];
 #pragma unroll
   for (int j = 0; j < columns; ++j) inside[j] = unsigned(q0 + j) < unsigned(p.Q);
-  auto load = [&](float(&v)[columns]) {
+  auto load = [&](float (&v)[columns]) {
     bool const has = unsigned(row) < unsigned(p.P);
 #pragma unroll
     for (int j = 0; j < columns; ++j) v[j] = has && inside[j] ? __ldg(from + j) : 0.f;
