@@ -32,9 +32,10 @@ constexpr int64_t to128(int64_t bytes) { return (bytes + 127) / 128 * 128; }
 inline constexpr double kColumnBytes = 17, kColumnIssue = 3.0;
 inline constexpr double kColumnLatency = 6000;  // cycles of a copy on a busy GPU
 
-// float32 with stride 1, as measured: 5x5, 7x7, and wgrad of 3x3.
+// float32 with stride 1, as measured: 5x5, 7x7, and wgrad of 3x3 on wide images.
 constexpr bool column_as_measured(Op op, Problem const& p, int R, int stride) {
-  return p.dtype == DType::f32 && stride == 1 && (R > 3 || op == Op::wgrad);
+  int64_t const Q = p.Q();
+  return p.dtype == DType::f32 && stride == 1 && (R > 3 || (op == Op::wgrad && Q > 108 && Q <= 224));
 }
 
 // Their channels, strips (of `all`) and images: slices of a few channels, whole rows of the image, and four warps that
@@ -158,8 +159,9 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   int64_t const even = ceil_div(t.units, slots);
   if (measured && even >= 8) {
     int64_t const whole = ceil_div(even, H) * H;
-    bool const alone = sums && R == 3 && H >= 28 && t.slices <= d.sm_count;  // a block an SM
-    consider(alone ? ceil_div(t.units, d.sm_count / t.slices) : 10 * whole <= 11 * even ? whole : even);
+    bool const alone = R == 3 && t.slices <= d.sm_count;  // a block an SM
+    int64_t const images = whole > 64 && whole % (2 * H) == 0 && !sums ? whole / 2 : whole;
+    consider(alone ? ceil_div(t.units, d.sm_count / t.slices) : 10 * whole <= 11 * even ? images : even);
     if (t.ns != 0) return t;
   }
   consider(even);
