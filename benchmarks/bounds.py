@@ -193,6 +193,8 @@ ENTRIES = (
     Entry("band_wgrad", "band::wgrad", "wgrad", "L29", "fp16", "nhwc", "band"),
     Entry("band_wgrad", "band::wgrad", "wgrad", "L29", "fp32", "nchw", "band"),
     Entry("strip", "strip::gather", "fprop", "L29", "fp32", "nchw", "strip"),
+    Entry("band_split", "band_split::gather", "fprop", "L29", "fp32", "nchw", "band.*8x8"),
+    Entry("band_split", "band_split::gather", "dgrad", "L29", "fp32", "nhwc", "band.*8x8"),
     Entry("column", "column::slide", "fprop", depthwise(256, 576, 14, 3), "fp16", "nhwc", "column"),
     Entry("column", "column::slide", "fprop", "L26", "fp32", "nhwc", "column"),
     Entry("column", "column::gather", "fprop", "L20", "fp16", "nhwc", "column"),

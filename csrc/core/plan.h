@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "band.h"
+#include "band_split.h"
 #include "column.h"
 #include "depthwise.h"
 #include "diagonal.h"
@@ -84,7 +85,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::stream:
       return hopper && stream_supports(row, p);
     case Family::band:
-      return hopper && band_supports(row, op, p);
+      return hopper && (is_split(row) ? split_supports(row, op, p) : band_supports(row, op, p));
     case Family::stem:
       return hopper && stem_supports(row, op, p, h200_sxm);
     case Family::pixels:
@@ -216,7 +217,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::stream:
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
     case Family::band:
-      return band_estimate(row, op, p, d);
+      return is_split(row) ? split_estimate(row, op, p, d) : band_estimate(row, op, p, d);
     case Family::stem:
       return stem_estimate(row, op, p, h200_sxm);
     case Family::pixels:
