@@ -47,7 +47,8 @@ constexpr void take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
   t.channels = int(ceil_div(ceil_div(p.C, piece), ceil_div(p.C, wanted)) * piece);
   int64_t const vectors = t.channels / column_vector(R), most = !sums && R == 5 ? 7 : lanes / vectors;
-  int64_t const tiles = ceil_div(all, most);
+  int64_t const box = (256 - (R - 1)) / column_width(op, R);  // of the copy engine
+  int64_t const tiles = ceil_div(all, most < box ? most : box);
   t.strips = int(ceil_div(all, tiles)), t.images = 1;
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
   t.resident = int(min64(65536 / 32 / kColumnRegisters / (t.warps(column_vector(R)) + 1), 16));
