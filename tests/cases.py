@@ -301,6 +301,9 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_9x9_rows", 2, 3, 24, 40, 3, 9, 9, padding=(4, 4), groups=3),
     Case("depthwise_10x9_stride2_images", 9, 4, 31, 30, 4, 10, 9, (2, 2), (4, 5), groups=4),
     Case("depthwise_8x8_stride4_dilated", 2, 4, 50, 47, 4, 8, 8, (4, 4), (9, 6), (2, 2), 4),
+    # band_split.cuh: tiles of columns, tiles of rows and channels beyond the last
+    Case("depthwise_17x9_columns", 1, 6, 30, 141, 6, 17, 9, padding=(9, 4), groups=6),
+    Case("depthwise_9x12_rows", 2, 5, 75, 19, 5, 9, 12, padding=(0, 3, 6, 13), groups=5, edge=True),
     # filters that lie apart, from L1
     Case("depthwise_2x2_apart", 3, 9, 12, 14, 18, 2, 2, (2, 2), groups=9, edge=True),
     Case("depthwise_4x3_gaps", 2, 5, 23, 22, 5, 4, 3, (5, 4), (2, 1, 0, 3), groups=5, edge=True),

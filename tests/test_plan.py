@@ -262,7 +262,9 @@ def test_large_depthwise_filters_take_tensor_cores_or_strips(op: str) -> None:
             name = ROWS[ask(op, case, dtype, layout)[0]]
             assert name.startswith(f"band_{op}_") and name.endswith(f"{tile}x{tile}_{layout}"), name
         name = ROWS[ask(op, case, torch.float32, layout)[0]]
-        assert name.startswith(f"{'band' if op == 'wgrad' else 'strip'}_{op}_f32_") and name.endswith(layout), name
+        # fprop and dgrad in two parts on tensor cores, but where their tiles are mostly empty.
+        assert name.startswith((f"band_{op}_f32_", f"strip_{op}_f32_")) and name.endswith(layout), name
+        assert image != 56 or name.startswith("band_"), name
 
 
 @pytest.mark.parametrize("op", OPS)

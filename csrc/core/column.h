@@ -10,7 +10,7 @@ inline constexpr int kColumnStages = 12;
 
 // A thread's channels, and outputs in a row: its sums and its filter are in registers.
 constexpr int column_vector(int R) { return R == 3 ? 4 : R == 5 ? 2 : 1; }
-inline constexpr int kColumnWidth = 4;
+constexpr int column_width(Op op, int R) { return R == 7 && op != Op::wgrad ? 7 : 4; }
 inline constexpr int kColumnThreads = 224;  // that multiply; one warp more copies
 inline constexpr int kColumnRegisters = 65536 / 2 / (kColumnThreads + 32);
 
@@ -32,9 +32,31 @@ constexpr int64_t to128(int64_t bytes) { return (bytes + 127) / 128 * 128; }
 inline constexpr double kColumnBytes = 17, kColumnIssue = 3.0;
 inline constexpr double kColumnLatency = 6000;  // cycles of a copy on a busy GPU
 
+// float32 with stride 1, as measured: 5x5, 7x7, and wgrad of 3x3 on wide images.
+constexpr bool column_as_measured(Op op, Problem const& p, int R, int stride) {
+  int64_t const Q = p.Q();
+  return p.dtype == DType::f32 && stride == 1 && (R > 3 || (op == Op::wgrad && Q > 108 && Q <= 224));
+}
+
+// Their channels, strips (of `all`) and images: slices of a few channels, whole rows of the image, and four warps that
+// multiply or seven.
+constexpr void take_measured(ColumnTile& t, Op op, Problem const& p, int R, int64_t all) {
+  bool const sums = op == Op::wgrad, wide = !sums && R == 5 && all >= 5 && all <= 7 && p.C >= 64;
+  int64_t const wanted = sums ? (R == 7 ? 8 : 16) : R == 7 ? 16 : wide ? 64 : 32;
+  int64_t const lanes = wide || (sums && R != 5) ? kColumnThreads : 128;
+  int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
+  t.channels = int(ceil_div(ceil_div(p.C, piece), ceil_div(p.C, wanted)) * piece);
+  int64_t const vectors = t.channels / column_vector(R), most = !sums && R == 5 ? 7 : lanes / vectors;
+  int64_t const box = (256 - (R - 1)) / column_width(op, R);  // of the copy engine
+  int64_t const tiles = ceil_div(all, most < box ? most : box);
+  t.strips = int(ceil_div(all, tiles)), t.images = 1;
+  while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
+  t.resident = int(min64(65536 / 32 / kColumnRegisters / (t.warps(column_vector(R)) + 1), 16));
+}
+
 constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Device const& d) {
   bool const backward = op == Op::dgrad, sums = op == Op::wgrad, strided = op == Op::fprop && stride == 2;
-  int const vector = column_vector(R), width = kColumnWidth, size = size_of(p.dtype), piece = 16 / size;
+  int const vector = column_vector(R), width = column_width(op, R), size = size_of(p.dtype), piece = 16 / size;
   ColumnAxis const axis{backward, R, stride};
   int64_t const H = backward ? p.H : p.P(), W = (backward ? p.W : p.Q()) - axis.origin(p.pad_left);
   int64_t const all = ceil_div(W, width), vectors = ceil_div(p.C, piece) * piece / vector;
@@ -85,6 +107,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
         }
       }
   }
+  bool const measured = column_as_measured(op, p, R, stride);
+  if (measured) take_measured(t, op, p, R, all);
   t.slices = ceil_div(p.C, t.channels), t.tiles_w = ceil_div(all, t.strips), t.image_units = ceil_div(p.N, t.images);
   int64_t const pixel = int64_t(t.channels) * size * t.images, warps = t.warps(vector);
   t.in_bytes = to128(pixel * axis.extent(t.strips * width));
@@ -134,6 +158,13 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     if (t.ns == 0 || u.ns < t.ns) t = u;
   };
   int64_t const even = ceil_div(t.units, slots);
+  if (measured && even >= 8) {
+    int64_t const whole = ceil_div(even, H) * H;
+    bool const alone = R == 3 && t.slices <= d.sm_count;  // a block an SM
+    int64_t const images = whole > 64 && whole % (2 * H) == 0 && !sums ? whole / 2 : whole;
+    consider(alone ? ceil_div(t.units, d.sm_count / t.slices) : 10 * whole <= 11 * even ? images : even);
+    if (t.ns != 0) return t;
+  }
   consider(even);
   consider(ceil_div(even, H) * H);
   if (H > 1 && even < H) consider(ceil_div(H, H / even));
@@ -149,7 +180,9 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
-  if (op == Op::wgrad) return (R == 3 ? 5000 : 9000) + t.ns;
+  bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8;
+  if (op == Op::wgrad) return (R == 3 ? 5000 : measured ? 7000 : 9000) + t.ns;
+  if (measured) return 4000 + 0.95 * t.ns;
   if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image
   double const slower = p.dtype != DType::f32 ? (stride == 1 ? 1.1 : 1.0)

@@ -30,6 +30,17 @@ constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   return (p.K == p.C || adds) && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
 }
 
+// dgrad with stride 2 by cuda/depthwise_spread.cuh, in place of a tile in shared memory.
+constexpr int spread_pairs(int R) { return R == 3 ? 2 : 3; }
+constexpr int64_t spread_threads(Problem const& p) {
+  return p.N * p.C * ceil_div(p.W, 4) * ceil_div(ceil_div(p.H, 2), spread_pairs(int(p.R)));
+}
+constexpr bool spreads(Op op, Problem const& p) {
+  return op == Op::dgrad && p.dtype == DType::f32 && p.K == p.C && p.R == p.S && (p.R == 3 || p.R == 5) &&
+         p.stride_h == 2 && p.stride_w == 2 && p.dilation_h == 1 && p.dilation_w == 1 &&
+         (p.pad_top - p.pad_left) % 2 == 0 && double(p.N) * double(p.C) * double(p.H + 8) * double(p.W + 4) < 8e9;
+}
+
 // One filter size: what narrow copies and stores of rows off 16 bytes cost, and small images, was measured.
 constexpr double depthwise_nchw_ns(Row const& row, Op op, Problem const& p, double memory_ns, double fma_ns) {
   int const element = size_of(p.dtype);
@@ -39,6 +50,11 @@ constexpr double depthwise_nchw_ns(Row const& row, Op op, Problem const& p, doub
       bytes /= 2;
     return bytes;
   };
+  if (spreads(op, p))
+    return 5500 + memory_ns * 0.865 * (p.R == 5 ? 1.25 : 1.0) * (bytes_of(p.x, p.x_align) < 16 ? 1.9 : 1.0) *
+                      (p.W <= 16   ? 1.3
+                       : p.W <= 32 ? 1.13
+                                   : 1.0);
   int const x = bytes_of(p.x, p.x_align), y = bytes_of(p.y, p.y_align), bytes = x < y ? x : y;
   double narrow = bytes >= 16 ? 1.0 : bytes >= 8 ? (element == 2 ? 1.2 : 1.7) : bytes >= 4 ? 1.9 : 2.9;
   int64_t const width = max64(p.W, p.Q());

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "band.h"
+#include "band_split.h"
 #include "column.h"
 #include "depthwise.h"
 #include "diagonal.h"
@@ -87,7 +88,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::stream:
       return hopper && stream_supports(row, p);
     case Family::band:
-      return hopper && band_supports(row, op, p);
+      return hopper && (is_split(row) ? split_supports(row, op, p) : band_supports(row, op, p));
     case Family::stem:
       return hopper && stem_supports(row, op, p, h200_sxm);
     case Family::pixels:
@@ -122,6 +123,7 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (stream && f32 && smaller && !odd && !sums && e.ns < 15000) e.ns = 3000 + e.ns * 1.28;
   if (stream && !f32 && sums && row.tile_k == 2 && (row.tile_m == 3 || odd)) e.ns = 3000 + e.ns * 1.08;
   if (stream && !f32 && !sums && e.ns < 7000) e.ns += 3000;
+  if (tiles && spreads(row.op, p)) return e;
   if (tiles) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : f32 ? 1.25 : 1.4;
   // A walk's steps follow each other, however few walks there are.
   double const least = stream && f32 && sums ? (row.tile_m == 3 ? 11500 : 20000) : 0;
@@ -269,7 +271,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::stream:
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
     case Family::band:
-      return band_estimate(row, op, p, d);
+      return is_split(row) ? split_estimate(row, op, p, d) : band_estimate(row, op, p, d);
     case Family::stem: {
       Estimate e = stem_estimate(row, op, p, h200_sxm);
       // Pixels of filters that lie side by side but take no vectors are stored one by one.

@@ -52,7 +52,7 @@ __device__ inline Strip strip_of(Params const& p, int index, int end) {
   int const height = op == Op::dgrad ? p.H : p.P;
   Strip u;
   u.h0 = depthwise::split_off(rest, height);
-  u.w0 = depthwise::split_off(rest, p.tiles_w) * p.strips * kColumnWidth;
+  u.w0 = depthwise::split_off(rest, p.tiles_w) * p.strips * column_width(op, R);
   u.n0 = int(rest) * p.images;
   u.rows = height - u.h0 < end - index ? height - u.h0 : end - index;
   if constexpr (op == Op::dgrad) {
@@ -221,7 +221,7 @@ __device__ inline void load_filters(Params const& p, T* filters, int readers, in
 // Stride 1. Rows of zeros beside the image cost neither products nor moves.
 template <class T, int R>
 __global__ void __launch_bounds__(kColumnThreads + 32, 2) slide(__grid_constant__ Params const p) {
-  constexpr int V = column_vector(R), width = kColumnWidth;
+  constexpr int V = column_vector(R), width = column_width(Op::fprop, R);
   extern __shared__ __align__(128) unsigned char shared[];
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
@@ -293,7 +293,7 @@ template <class T, Op op, int R, int stride>
 __global__ void __launch_bounds__(kColumnThreads + 32, 2) gather(__grid_constant__ Params const p) {
   using Rows = depthwise::WalkRows<op, R, stride>;
   constexpr ColumnAxis axis{op == Op::dgrad, R, stride};
-  constexpr int V = column_vector(R), width = kColumnWidth, slots = Rows::slots, done = Rows::done;
+  constexpr int V = column_vector(R), width = column_width(op, R), slots = Rows::slots, done = Rows::done;
   constexpr bool backward = op == Op::dgrad;
   extern __shared__ __align__(128) unsigned char shared[];
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
@@ -381,7 +381,7 @@ __device__ __noinline__ float exact_sum(Params const& p, int begin, int end, int
       for (int row = strip.h0; row < strip.h0 + strip.rows; ++row) {
         int const h = row * stride - p.pad_h + r;
         if (unsigned(h) >= unsigned(p.H)) continue;
-        for (int q = strip.w0; q < strip.w0 + p.strips * kColumnWidth && q < p.Q; ++q) {
+        for (int q = strip.w0; q < strip.w0 + p.strips * column_width(Op::wgrad, R) && q < p.Q; ++q) {
           int const v = q * stride + p.start_w + s;
           if (unsigned(v) < unsigned(p.W))
             sum = fmaf(widen(x[h * p.x_h + v * p.x_w]), widen(y[row * p.y_h + q * p.y_w]), sum);
@@ -414,7 +414,8 @@ template <class T, int R, int stride>
 __global__ void __launch_bounds__(kColumnThreads + 32, 2) wgrad(__grid_constant__ Params const p) {
   using Taps = depthwise::WalkTaps<R, stride>;
   constexpr ColumnAxis axis{false, R, stride};
-  constexpr int V = column_vector(R), width = kColumnWidth, taps = R * R, slots = Taps::slots, period = Taps::period;
+  constexpr int V = column_vector(R), width = column_width(Op::wgrad, R), taps = R * R, slots = Taps::slots,
+                period = Taps::period;
   extern __shared__ __align__(128) unsigned char shared[];
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
@@ -549,7 +550,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.slices = int(t.slices), p.tiles_w = int(t.tiles_w);
   p.units = int(t.units), p.each = int(t.each), p.shares = int(t.shares);
   p.stages = t.stages, p.in_bytes = int(t.in_bytes), p.y_bytes = int(t.y_bytes);
-  constexpr int width = kColumnWidth;
+  constexpr int width = column_width(op, R);
   int const columns = axis.extent(t.strips * width), pixel = t.channels * t.images * int(sizeof(T));
   p.in_copied = columns * pixel, p.y_copied = t.strips * width * pixel;
   tma::Tensor4 const from{args.a,

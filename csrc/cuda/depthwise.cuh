@@ -8,6 +8,7 @@
 #pragma once
 
 #include "dependent.cuh"
+#include "depthwise_spread.cuh"
 #include "depthwise_tile.cuh"
 #include "ptx.cuh"
 
@@ -459,6 +460,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   constexpr int element = int(sizeof(T));
   Strides const& in = backward ? problem.y : problem.x;
   Strides const& out = backward ? problem.x : problem.y;
+  if constexpr (backward && stride == 2 && dtype == DType::f32 && R < 7)
+    if (spreads(op, problem)) return launch_spread<R>(problem, args, stream);
 
   Params p{};
   p.N = problem.N, p.C = int(problem.C);
@@ -502,7 +505,13 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     return cudaGetLastError();
   };
   if constexpr (!sums) {
-    return start(gather<T, op, R, stride>, int64_t(p.tiles_h) * p.tiles_w * p.channel_units * p.image_units);
+    int64_t const blocks = int64_t(p.tiles_h) * p.tiles_w * p.channel_units * p.image_units;
+    if constexpr (backward && stride == 1)
+      if (p.multiplier == 1) {  // fprop with the filter turned round, without the loop over filters
+        p.w = static_cast<T const*>(p.w) + (R - 1) * (p.w_r + p.w_s), p.w_r = -p.w_r, p.w_s = -p.w_s;
+        return start(gather<T, Op::fprop, R, stride>, blocks);
+      }
+    return start(gather<T, op, R, stride>, blocks);
   } else {
     p.y = source_of<Tile, op>(problem, tile, args.b, true, false);
     set_copies(p.y, out, problem.y_align, element, 0, p.tiles_w > 1);
