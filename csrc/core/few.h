@@ -48,7 +48,7 @@ constexpr FewTile few_tile(Op op, Problem const& p) {
     bool const two = p.stride_h == 2 && p.stride_w == 2;
     if (square && dense && (p.R == 3 || (p.R == 5 && (wide || sums || (two && !backward)))) && (unit || two))
       t.taps = int(p.R), t.stride = unit ? 1 : 2;
-    else if (square && (p.R == 2 || p.R == 3))
+    else if (square && p.R <= 3)
       t.taps = int(p.R);
     else if (sums && p.R % 3 == 0 && p.S % 3 == 0)
       t.taps = 3;

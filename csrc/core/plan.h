@@ -113,9 +113,9 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   // strip reads all taps for each of a stride's phases.
   int64_t const phases = p.stride_h * p.stride_w;
   if (row.family == Family::strip && row.op == Op::dgrad && phases > 25) e.ns *= double(phases) / 8;
-  if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad;
   bool const stream = row.family == Family::stream, tiles = row.family == Family::depthwise && row.tile_m > 0;
+  if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
   bool const odd = p.W % 2 != 0 || p.Q() % 2 != 0, smaller = p.R != row.tile_m || p.S != row.tile_m;
   if (stream && f32 && (!sums || row.tile_m > 3)) e.ns *= 1.25;
   // Beside what comes straight from L1 (few.h): filters smaller than the row's, odd rows, few outputs.
@@ -124,9 +124,15 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (stream && !f32 && sums && row.tile_k == 2 && (row.tile_m == 3 || odd)) e.ns = 3000 + e.ns * 1.08;
   if (stream && !f32 && !sums && e.ns < 7000) e.ns += 3000;
   if (tiles && spreads(row.op, p)) return e;
+  // Images of one row are beginnings of walks alone.
+  if (stream && !f32 && p.P() == 1 && row.tile_m > 3) e.ns *= sums ? 1.4 : 1.7;
   if (tiles) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : f32 ? 1.25 : 1.4;
+  // dgrad copies the tiles of a channel's filters one after the other.
+  if (tiles && row.op == Op::dgrad) e.ns += 2800 * double(p.K_per_group() - 1);
   // A walk's steps follow each other, however few walks there are.
-  double const least = stream && f32 && sums ? (row.tile_m == 3 ? 11500 : 20000) : 0;
+  double const least = stream && f32 && sums               ? (row.tile_m == 3 ? 11500 : 20000)
+                       : tiles && !sums && row.tile_m == 7 ? 13000
+                                                           : 0;
   if (e.ns < least) e.ns = least;
   // Rows that begin off pairs, copied one by one.
   if (tiles && f32 && odd && max64(p.W, p.Q()) > 32 && row.tile_k == 2)

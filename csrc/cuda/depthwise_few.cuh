@@ -7,7 +7,7 @@
 #pragma once
 
 #include "../core/few.h"
-#include "depthwise.cuh"
+#include "second_pass.cuh"
 
 namespace conv2d_ext::depthwise {
 
@@ -277,6 +277,7 @@ __global__ void __launch_bounds__(kFewThreads, few_sum_blocks(sizeof(T), R* S, s
   using Acc = decltype(widen(T()));
   constexpr int taps = R * S;
   __shared__ Acc sums[kFewThreads / 32][taps];
+  let_second_pass_begin();
   int const warps = int(blockDim.x) / 32;
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   uint32_t index = blockIdx.x;
@@ -407,6 +408,7 @@ cudaError_t launch_few(Problem const& problem, FewTile const& t, Plan const& pla
       return cudaGetLastError();
     };
     auto run = [&] {
+      if (t.taps == 1) return start.template operator()<1, 1, 0>();
       if (t.taps == 2) return start.template operator()<2, 2, 0>();
       if (t.tall) return start.template operator()<8, 1, 0>();
       if (t.taps == 0) return start.template operator()<1, 8, 0>();
@@ -418,7 +420,7 @@ cudaError_t launch_few(Problem const& problem, FewTile const& t, Plan const& pla
       return cudaErrorInvalidValue;
     };
     if (cudaError_t const error = run(); error != cudaSuccess || p.splits == 1) return error;
-    return launch_sum<T>(problem, plan, args, stream);
+    return launch_second_pass<T>(problem, plan, args, stream);
   } else {
     unsigned const grid = unsigned(ceil_div(int64_t(p.planes), t.planes) * t.tiles);
     auto start = [&]<int R, int stride>() {
@@ -431,6 +433,7 @@ cudaError_t launch_few(Problem const& problem, FewTile const& t, Plan const& pla
         return cudaGetLastError();
       }
     if (t.taps == 0) return start.template operator()<0, 0>();
+    if (t.taps == 1) return start.template operator()<1, 0>();
     if (t.taps == 2) return start.template operator()<2, 0>();
     if (t.taps == 3 && t.stride == 0) return start.template operator()<3, 0>();
     if (t.taps == 3 && t.stride == 1) return start.template operator()<3, 1>();

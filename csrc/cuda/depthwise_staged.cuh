@@ -277,6 +277,7 @@ __global__ void __launch_bounds__(32 * kStagedWarps, sizeof(T) == 8 ? 1 : 2)
   extern __shared__ __align__(16) unsigned char shared[];
   Acc* const tile = reinterpret_cast<Acc*>(shared);
   Acc* const tile_y = tile + p.elements + kStagedRun;
+  let_second_pass_begin();
   uint32_t index = blockIdx.x;
   int const unit = split_off(index, p.tap_units), k = split_off(index, p.channels), split = int(index);
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, warps = int(blockDim.x) / 32;
@@ -405,7 +406,7 @@ cudaError_t launch_staged(Problem const& problem, StagedTile const& tile, Plan c
     if (cudaError_t const error = start(wgrad_staged<T>, tile.tap_units * problem.K * p.splits);
         error != cudaSuccess || p.splits == 1)
       return error;
-    return launch_sum<T>(problem, plan, args, stream);
+    return launch_second_pass<T>(problem, plan, args, stream);
   }
 }
 

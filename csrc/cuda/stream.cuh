@@ -249,6 +249,7 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, wi
     wgrad(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), slots = ring(R, stride), slot = slot_bytes(stride) + kSlotBytesY;
   extern __shared__ __align__(16) unsigned char shared[];
+  ptx::griddepcontrol_launch_dependents();
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   int const c = int(blockIdx.x % uint32_t(p.C)), split = int(blockIdx.x / uint32_t(p.C));
   uint32_t const begin = uint32_t(uint64_t(p.walks) * split / p.splits);
@@ -377,7 +378,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       cudaError_t const error =
           start_planes(odd ? wgrad_planes<T, R, stride, true> : wgrad_planes<T, R, stride, false>, units * p.splits);
       if (error != cudaSuccess || p.splits == 1) return error;
-      return depthwise::launch_sum<T>(problem, plan, args, stream);
+      return depthwise::launch_sum<T>(problem, plan, args, stream, true);
     }
   }
   if constexpr (!sums) {
@@ -415,7 +416,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                                                           : wgrad<T, R, stride, 1, stream_passes(stride, 1), 4>;
     cudaError_t const error = start(kernel, problem.C * p.splits);
     if (error != cudaSuccess || p.splits == 1) return error;
-    return depthwise::launch_sum<T>(problem, plan, args, stream);
+    return depthwise::launch_sum<T>(problem, plan, args, stream, true);
   }
 }
 

@@ -271,6 +271,7 @@ __global__ void __launch_bounds__(kStreamWarps * 32, R == 3   ? 4
                                                               : 2) wgrad_f32(__grid_constant__ ParamsF32 const p) {
   constexpr int U = R, taps = R * R;
   __shared__ float sums[kStreamWarps][taps];
+  ptx::griddepcontrol_launch_dependents();
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   int const c = int(blockIdx.x % uint32_t(p.C)), split = int(blockIdx.x / uint32_t(p.C));
   uint32_t const begin = uint32_t(uint64_t(p.walks) * split / p.splits);
@@ -379,7 +380,7 @@ cudaError_t launch_f32(Problem const& problem, Plan const& plan, Arguments const
     if constexpr (R + 3 <= 9)
       if (t.shift == 3) error = start(wgrad_f32<R, 3>);
     if (error != cudaSuccess || p.splits == 1) return error;
-    return depthwise::launch_sum<float>(problem, plan, args, stream);
+    return depthwise::launch_sum<float>(problem, plan, args, stream, true);
   } else {
     constexpr bool backward = op == Op::dgrad;
     StreamLanesTile const t = stream_lanes_tile(R, op, problem, h200_sxm);

@@ -341,6 +341,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
     wgrad_planes(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), turn = A * stride;
   extern __shared__ __align__(16) unsigned char shared[];
+  ptx::griddepcontrol_launch_dependents();
   int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = planes_warp();
   PlanesStretch const mine(p, warp);
   int const units = p.C / p.channels;

@@ -255,6 +255,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
   using Columns = PlaneColumns<(width - 1) * stride + R + shift, width, units>;
   using Gradients = PlaneColumns<width, words ? width : 1, units>;
   extern __shared__ __align__(16) unsigned char shared[];
+  ptx::griddepcontrol_launch_dependents();
   int const warp = planes_warp(), lane = int(threadIdx.x) % 32;
   PlanesStretch const mine(p, warp);
   int const blocks = p.C / p.channels;  // of channels
@@ -425,7 +426,7 @@ cudaError_t launch_planes_f32(Problem const& problem, Plan const& plan, Argument
     };
     cudaError_t const error = of();
     if (!sums || error != cudaSuccess || p.splits == 1) return error;
-    return depthwise::launch_sum<float>(problem, plan, args, stream);
+    return depthwise::launch_sum<float>(problem, plan, args, stream, true);
   }
 }
 
