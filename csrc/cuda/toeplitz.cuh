@@ -174,12 +174,12 @@ __device__ inline bool has_nan(uint32_t v) {
   return a != a || b != b;
 }
 
-// The block's outputs from global memory, product by product.
-template <class T, int R>
+// The block's outputs from global memory, product by product. `block`: columns of a block of them.
+template <class T, int R, int block = 4>
 __device__ __noinline__ void store_again(Params const& p, int index, int end, int c0, int threads) {
-  int const columns = p.blocks * 4;
+  int const columns = p.blocks * block;
   while (index < end) {
-    Strip const strip = next_strip<R>(p, index, end);
+    Strip const strip = next_strip(p, index, end, block, R - p.R);
     for (int64_t i = threadIdx.x; i < int64_t(strip.rows) * p.images * columns * p.channels; i += threads) {
       int64_t rest = i / p.channels;
       int const c = c0 + int(i % p.channels), x = strip.w0 + int(rest % columns);
