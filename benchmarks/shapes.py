@@ -261,6 +261,9 @@ def small(draw: random.Random) -> Case:
         elif kind == "grouped":
             groups = draw.choice((2, 2, 3, 4, 8))
             per_c, per_k = some_channels(draw, 40), some_channels(draw, 40)
+            if draw.random() < 0.25:  # those of ResNeXt's and RegNet's blocks have rows of their own
+                R = S = 3
+                stride, dilation, padding = draw.choice(((1, 1), (2, 2))), (1, 1), (1, 1)
         else:
             groups, per_c, per_k = some_channels(draw, 100), 1, multiplier
         N = draw.choice((1, 1, 2, 2, 3, 5, 9))
