@@ -188,10 +188,17 @@ print(json.dumps({
 # A pytest plugin: every process of the run, xdist's workers included, holds the wheel's package before a test can put
 # the repository on the path.
 PLUGIN = """
+import os
 import pathlib
 import pytest
 
 SITE = pathlib.Path({site!r})
+
+# Each process of the suite has another of the GPUs as its first, where its tests run, but for those that take two.
+worker, gpus = os.environ.get("PYTEST_XDIST_WORKER"), os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+if worker and len(gpus) > 1:
+    first = int(worker.removeprefix("gw")) % len(gpus)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first:] + gpus[:first])
 
 def pytest_configure(config):
     import conv2d_ext
@@ -377,8 +384,8 @@ class Recorder:
 
 
 def shares(gpus: int) -> dict[str, list[int]]:
-    """The GPUs of each phase where there are several: the suite uses the first, but for what takes two; the others are
-    the sanitizer's; the benchmark comes when these are done."""
+    """The GPUs of each phase where there are several: the processes of the suite share all; all but the first are the
+    sanitizer's too; the benchmark comes when these are done."""
     if gpus < 2:
         return {}
     return {"tests": list(range(gpus)), "sanitizer": list(range(1, gpus)), "benchmark": [0]}
