@@ -6,8 +6,9 @@
 
 A call is timed by the host, from before it until the GPU is idle again. Memory for tensors, results and workspaces is
 there beforehand, and one convolution has run, with which all kernels are loaded. Exit status 1 if a shape's first call
-takes more than --limit longer than the fastest of its later ones; those are repeated in two more processes, since one
-time may be the host's. --budget ends the measurement, of calls in random order, after so many seconds.
+takes more than --limit longer than the fastest of its later ones. Those are repeated in up to seven more processes,
+since a time may be the host's or of others' work on the GPU: the fastest of all first calls counts, beside the fastest
+of all later ones. --budget ends the measurement, of calls in random order, after so many seconds.
 """
 
 from __future__ import annotations
@@ -275,10 +276,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         calls = calls[: len(times)]
         traces = in_a_process(calls, options, traced=True) if options.trace else []
     over = [i for i, t in enumerate(times) if t.extra > options.limit]
-    # The fastest of up to eight first calls: others may use the GPU. No more comes before each than the first time.
+    # No more comes before each than the first time.
     for _ in range(7):
         for i, t in zip(over, in_a_process([calls[i] for i in over], options) if over else (), strict=False):
-            times[i] = min(times[i], Times(*t), key=lambda t: t.extra)
+            times[i] = Times(*map(min, times[i], Times(*t)))
         over = [i for i in over if times[i].extra > options.limit]
     print(report(calls, times, traces, options.show))
     extra = [t.extra for t in times]
