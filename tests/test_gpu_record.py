@@ -256,7 +256,7 @@ def test_every_phase_runs_with_the_options_of_the_command_line(
 def test_the_sanitizer_has_gpus_of_its_own(gpu_record: Any, gpus: int) -> None:
     shares = gpu_record.shares(gpus)
     assert shares.keys() == set(gpu_record.PHASES)
-    assert shares["tests"] == list(range(gpus)), "the suite uses the first, and two where a test takes two"
+    assert shares["tests"] == list(range(gpus)), "the suite's processes spread over all"
     assert shares["sanitizer"] == list(range(1, gpus)) and shares["benchmark"] == [0]
 
 
