@@ -26,7 +26,7 @@ OPS = ("fprop", "dgrad", "wgrad")
 @pytest.fixture(scope="module")
 def programs() -> Iterator[tuple[Any, ...]]:
     sys.path.insert(0, str(FOLDER))
-    yield tuple(importlib.import_module(name) for name in ("shapes", "fuzz", "sweep", "bounds"))
+    yield tuple(importlib.import_module(name) for name in ("shapes", "fuzz", "sweep", "bounds", "first_call"))
     sys.path.remove(str(FOLDER))
 
 
@@ -48,6 +48,11 @@ def sweep(programs: tuple[Any, ...]) -> Any:
 @pytest.fixture
 def bounds(programs: tuple[Any, ...]) -> Any:
     return programs[3]
+
+
+@pytest.fixture
+def first_call(programs: tuple[Any, ...]) -> Any:
+    return programs[4]
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
@@ -344,3 +349,37 @@ def test_without_a_gpu_or_ncu_bounds_says_so(bounds: Any, capsys: pytest.Capture
         pytest.skip("there is a GPU, and ncu")
     assert bounds.main([]) == 2
     assert "needs a GPU" in capsys.readouterr().err
+
+
+# ---- first_call ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "firsts, laters, over",
+    [
+        ([1500, 1490, 1520, 1510, 1480, 1500, 1490, 1530], [20] * 8, [0]),  # a steady millisecond and more
+        ([1500, 1400, 300], [20, 25, 20], []),  # the third process: the first two times were the host's
+        ([1500, 1490, 1520, 1510, 1480, 1500, 1490, 1530], [20] + [1400] * 7, [0]),  # slow later calls excuse nothing
+        ([900], [20], []),
+    ],
+)
+def test_a_first_call_is_over_the_limit_if_no_process_is_faster(
+    first_call: Any, firsts: list[float], laters: list[float], over: list[int]
+) -> None:
+    answers = iter(zip(firsts, laters, strict=True))
+
+    def again(asked: list[int]) -> list[tuple[float, ...]]:
+        first, later = next(answers)
+        return [(0, first, 0, later, 0)] * len(asked)
+
+    times = [first_call.Times(*again([0])[0]), first_call.Times(0, 30, 0, 20, 0)]
+    assert first_call.repeated(times, 1000, again) == over
+    assert times[0].first == min(firsts) and times[1].first == 30
+    assert next(answers, None) is None
+
+
+def test_without_a_gpu_first_call_says_so(first_call: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert first_call.main([]) == 2
+    assert "no GPU" in capsys.readouterr().err
