@@ -220,8 +220,6 @@ ENTRIES = (
     Entry("depthwise_walk", "depthwise::walk", "fprop", "L26", "fp32", "nhwc", "depthwise"),
     Entry("depthwise_small", "depthwise::small", "fprop", depthwise(1, 240, 28, 5), "fp32", "nhwc", "depthwise"),
     Entry("depthwise_walk", "depthwise::walk_wgrad", "wgrad", "L26", "fp32", "nhwc", "depthwise"),
-    Entry("diagonal", "diagonal::gather", "fprop", "L27", "fp16", "nhwc", "diagonal"),
-    Entry("diagonal_wgrad", "diagonal::wgrad", "wgrad", "L27", "fp16", "nhwc", "diagonal"),
     Entry("toeplitz", "toeplitz::gather", "fprop", "L23", "fp16", "nhwc", "toeplitz"),
     Entry("toeplitz_cycles", "toeplitz::gather_cycles", "fprop", "L26", "fp16", "nhwc", "toeplitz"),
     Entry("toeplitz_wgrad", "toeplitz::wgrad", "wgrad", "L26", "fp16", "nhwc", "toeplitz"),

@@ -14,20 +14,12 @@
 
 namespace conv2d_ext {
 
-// What the turned problem's estimate of wgrad leaves out, by rows, as measured.
-constexpr double pointwise_more_ns(Row const& row) {
-  if (row.tile_m == 128 && row.tile_n == 128) return 1170;
-  if (row.tile_m == 128 && row.tile_n == 64) return 0;
-  if (row.tile_n == 64) return 1220;
-  return row.tile_m == 256 && row.tile_n == 128 ? 800 : -254;
-}
-
 // fprop and dgrad: rounds of tiles or memory. Constants fitted to times of the rows (docs/tuning.md).
 constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   double const bytes = double(p.N) * double(p.H) * double(p.W) * size_of(p.dtype);
   if (op == Op::wgrad) {
     Estimate e = tma_estimate(turned(row), turned_op(op), turned(op, p), d);
-    e.ns = e.ns * (row.tile_m == 128 && row.tile_n == 64 ? 0.94 : 0.88) + pointwise_more_ns(row);
+    e.ns = e.ns * 0.88 + (row.tile_n == 128 ? 1170 : -254);  // what the turned problem's leaves out, as measured
     // Channels whose pixels begin across lines of memory take longer.
     bool const across = p.H * p.W * size_of(p.dtype) % 128 != 0;
     double const least = bytes * double(p.C + p.K) / (across ? 1400 : 3500) + 3000;

@@ -9,7 +9,6 @@
 #include "band_split.h"
 #include "column.h"
 #include "depthwise.h"
-#include "diagonal.h"
 #include "gemm.h"
 #include "grouped.h"
 #include "lines.h"
@@ -79,8 +78,6 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && (grouped_supports(row, op, p) || pack_supports(row, p));
     case Family::column:
       return hopper && column_supports(row, op, p);
-    case Family::diagonal:
-      return hopper && diagonal_supports(row, op, p, d);
     case Family::toeplitz:
       return hopper && toeplitz_supports(row, op, p);
     case Family::strip:
@@ -268,8 +265,6 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
                                : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d));
     case Family::column:
       return column_estimate(row, op, p, d);
-    case Family::diagonal:
-      return diagonal_estimate(row, op, p, d);
     case Family::toeplitz:
       return toeplitz_or_cycles_estimate(row, op, p, d);
     case Family::strip:
@@ -311,7 +306,6 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::depthwise:
     case Family::band:
     case Family::column:
-    case Family::diagonal:
     case Family::toeplitz:
     case Family::strip:
     case Family::stream:

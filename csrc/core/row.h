@@ -16,7 +16,6 @@ enum class Family : uint8_t {
   grouped,
   band,
   column,
-  diagonal,
   strip,
   stream,
   stem,
