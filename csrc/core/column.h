@@ -10,7 +10,10 @@ inline constexpr int kColumnStages = 12;
 
 // A thread's channels, and outputs in a row: its sums and its filter are in registers.
 constexpr int column_vector(int R) { return R == 3 ? 4 : R == 5 ? 2 : 1; }
-constexpr int column_width(Op op, int R) { return op == Op::wgrad ? (R > 9 ? 2 : 4) : R == 7 || R == 9 ? 7 : 4; }
+constexpr int column_width(Op op, int R) {
+  if (R == 13) return op == Op::wgrad ? 1 : 2;
+  return op == Op::wgrad ? (R == 11 ? 2 : 4) : R == 7 || R == 9 ? 7 : 4;
+}
 inline constexpr int kColumnThreads = 224;  // that multiply; one warp more copies
 // 9x9 and more: sums and filter leave registers for one block an SM.
 constexpr int column_blocks(int R) { return R > 7 ? 1 : 2; }
@@ -182,9 +185,10 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
-  bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8;
-  if (op == Op::wgrad) return (R == 3 ? 5000 : measured ? 7000 : 9000) + t.ns;
-  if (measured) return 4000 + 0.95 * t.ns;
+  bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8, sums = op == Op::wgrad;
+  double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : sums ? 0.71 : 0.93;  // a block an SM
+  if (sums) return (R == 3 ? 5000 : measured ? 7000 : 9000) + large * t.ns;
+  if (measured) return 4000 + 0.95 * large * t.ns;
   if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image
   double const slower = p.dtype != DType::f32 ? (stride == 1 ? 1.1 : 1.0)

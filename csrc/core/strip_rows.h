@@ -9,6 +9,8 @@ inline constexpr int kStripRows = 7, kStripColumns = 8;  // a thread's outputs
 inline constexpr int kStripTaps = 32;                    // of a row of the filter, at most
 inline constexpr int kStripRowsThreads = 256, kStripRowsBytes = 110 * 1024;
 
+constexpr double in_whole(double n) { return n > 1e9 || n == double(int64_t(n)) ? n : double(int64_t(n) + 1); }
+
 struct StripRowsTile {
   int groups = 1, strips = 1;     // of rows and columns: a block's threads for a plane
   int channels = 1, images = 1;   // of a block
@@ -26,8 +28,8 @@ constexpr StripRowsTile strip_rows_tile(Op op, Problem const& p, bool nhwc) {
   int64_t const in_H = backward ? p.P() : p.H, out_H = backward ? p.H : p.P(), out_W = backward ? p.W : p.Q();
   StripRowsTile t;
   t.channels = int(min64(nhwc ? 4 : 1, p.C)), t.channel_units = ceil_div(p.C, t.channels);
-  // Filters of neighbouring channels are in different banks.
-  t.filter_bytes = (int(p.R) * kStripTaps / 4 | 1) * 16;
+  // Filters of neighbouring channels are in different banks. What is read before a filter's first row is not used.
+  t.filter_bytes = (int(p.R + kStripRows - 1) * kStripTaps / 4 | 1) * 16;
   int64_t const groups = ceil_div(out_H, kStripRows), strips = ceil_div(out_W, kStripColumns);
   auto set = [&](int64_t tiles_h, int64_t tiles_w) {
     t.groups = int(ceil_div(groups, tiles_h)), t.strips = int(ceil_div(strips, tiles_w));
@@ -69,12 +71,23 @@ constexpr bool strip_rows_supports(Row const& row, Op op, Problem const& p) {
   return t.shared_bytes <= kStripRowsBytes && t.items() <= kStripRowsThreads && blocks < double(1 << 30);
 }
 
+// As measured. Blocks that begin together wait together, for their copies and for each other.
 constexpr Estimate strip_rows_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   bool const nhwc = is_nhwc(row.variant);
   StripRowsTile const t = strip_rows_tile(op, p, nhwc);
-  double const fmas = double(t.threads()) * kStripRows * kStripColumns * double(p.R) * double(p.S);
-  double const block_ns = fmas / (128 * 1.755 * 0.6) + 300;
-  return {6000 + double(ceil_div(t.blocks(), d.sm_count)) * block_ns, 1};
+  double const R = double(p.R), S = double(p.S);
+  // Instructions of a warp; an SM's registers hold 16 of them.
+  double const warp = R * kStripRows * (S * kStripColumns + 3 * double(ceil_div(p.S, 4))) +
+                      (R + kStripRows - 1) * (20 + 1.5 * S);
+  int64_t const fit = 220 * 1024 / (t.shared_bytes + 1024), warps = 512 / t.threads();
+  double const together = double(max64(1, min64(16, min64(fit, warps))));
+  double const rounds = in_whole(double(ceil_div(t.blocks(), d.sm_count)) / together);
+  double const issue_ns = double(t.blocks()) * double(t.threads() / 32) * warp / (4 * 1.755 * d.sm_count);
+  double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
+  double const memory_ns = elements * 4 / 3500 * 132 / d.sm_count, alone_ns = 2 * warp / 1.755;
+  return {nhwc ? 10300 + 0.37 * issue_ns + 1.77 * memory_ns + rounds * (8400 + 1.45 * alone_ns)
+               : 8200 + 1.05 * issue_ns + 0.22 * memory_ns + rounds * (10000 + 0.18 * alone_ns),
+          1};
 }
 
 }  // namespace conv2d_ext

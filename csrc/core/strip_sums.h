@@ -68,19 +68,34 @@ constexpr bool strip_sums_supports(Row const& row, Problem const& p) {
          double(t.channel_units) * 4096 < double(1 << 30);
 }
 
+// As measured.
 constexpr Estimate strip_sums_estimate(Row const& row, Problem const& p, Device const& d) {
-  StripSumsTile const t = strip_sums_tile(p, row.tile_m, row.tile_n, is_nhwc(row.variant));
-  double const sums = double(p.K) * double(p.R) * double(p.S);
-  double const rows = double(t.rows) / t.parts + 1;  // of a thread, in a step
-  double const step_ns = double(t.threads()) * rows * row.tile_m * row.tile_n * kSumsChunk / (128 * 1.755 * 0.6) + 300;
-  int const together = t.threads() > 256 ? 1 : int(min64(512 / t.threads(), kSumsShared / t.shared_bytes));
+  bool const nhwc = is_nhwc(row.variant);
+  StripSumsTile const t = strip_sums_tile(p, row.tile_m, row.tile_n, nhwc);
+  double const sums = double(p.K) * double(p.R) * double(p.S), taps = row.tile_m * row.tile_n;
+  double met = 0;  // rows of x that a block of rows of taps meets
+  for (int unit = 0; unit < t.units_r; ++unit) {
+    int64_t const r0 = int64_t(unit) * row.tile_m;
+    met += double(max64(0, min64(p.H, p.P() - p.pad_top + r0 + row.tile_m - 1) - max64(0, r0 - p.pad_top)));
+  }
+  met /= t.units_r;
+  // Instructions of a warp in a step; an SM's registers hold 16 warps.
+  double const warp = met * t.rows / double(p.H) / t.parts * (taps * kSumsChunk + 12 + row.tile_n) + row.tile_m + 20;
+  int64_t const fit = kSumsShared / (t.shared_bytes + 1024), blocks_of_warps = 512 / t.threads();
+  int64_t const together = max64(1, min64(fit, blocks_of_warps));
+  double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
+  double const sectors = !nhwc || t.channels == 4 ? 1.0 : t.channels == 2 ? 1.62 : 2.64;
+  double const memory_ns = elements * 4 / 3500 * 132 / d.sm_count * sectors;
   Estimate best;
   for (int64_t split = 1; split <= t.steps() && split <= 64; ++split) {
     if (split > 1 && sums * double(split) * 4 > double(kMaxWorkspaceBytes)) break;
-    double const blocks = double(ceil_div(t.channel_units * split, d.sm_count));
-    double const rounds = blocks < together ? double(together) * 0.5 + blocks * 0.5 : blocks;
-    double ns = 7000 + rounds * (double(ceil_div(t.steps(), split)) * step_ns + 1000);
-    if (split > 1) ns += 2500 + sums * double(split) * 8 / 2500;
+    int64_t const blocks = t.channel_units * split, rounds = ceil_div(ceil_div(blocks, d.sm_count), together);
+    double const steps = double(ceil_div(t.steps(), split));
+    double const issue_ns = double(blocks) * steps * (t.threads() / 32) * warp / (4 * 1.755 * d.sm_count);
+    double const alone_ns = steps * warp / 1.755;
+    double ns = nhwc ? 11600 + 0.49 * issue_ns + 2.22 * memory_ns + double(rounds) * (1310 * steps + 1.81 * alone_ns + 3700)
+                     : 6700 + 0.51 * issue_ns + 1.49 * memory_ns + double(rounds) * (1840 * steps + 1.86 * alone_ns + 6700);
+    if (split > 1) ns += (nhwc ? 1000 : 5700) + sums * double(split) * 8 / 2500;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;

@@ -66,22 +66,23 @@ __device__ inline void load(float const* from, float* v) {
 }
 
 // `count` taps, up to 4, of each of the rows of taps that a row of inputs meets: row i - t for output row t, where bit t
-// of `rows` says that there is one.
+// of `rows` says that there is one. The next row's are asked for ahead.
 template <int count>
 __device__ inline void add_chunk(float (&acc)[kStripRows][kStripColumns], float const (&v)[12], float const* taps,
                                  uint32_t rows) {
+  alignas(16) float tap[2][4];
+  load(taps, tap[0]);
 #pragma unroll
   for (int t = 0; t < kStripRows; ++t) {
+    if (t + 1 < kStripRows) load(taps - (t + 1) * kStripTaps, tap[(t + 1) % 2]);
     if ((rows >> t & 1) == 0) continue;
-    alignas(16) float tap[4];
-    load(taps - t * kStripTaps, tap);
 #pragma unroll
-    for (int k = 0; k < count; ++k) add(acc[t], tap[k], v, k);
+    for (int k = 0; k < count; ++k) add(acc[t], tap[t % 2][k], v, k);
   }
 }
 
 template <bool nhwc>
-__global__ void __launch_bounds__(kStripRowsThreads, 2) gather(__grid_constant__ Params const p) {
+__global__ void __launch_bounds__(kStripRowsThreads) gather(__grid_constant__ Params const p) {
   extern __shared__ __align__(16) unsigned char shared[];
   uint32_t const filters = ptx::shared_address(shared), planes = filters + p.channels * p.filter_bytes;
   uint32_t const zeros = planes + p.channels * p.images * p.plane_bytes;
@@ -105,12 +106,6 @@ __global__ void __launch_bounds__(kStripRowsThreads, 2) gather(__grid_constant__
   // Zeros around the image, and where there are no rows.
   int const cleared = (p.channels * p.images * p.plane_bytes) / 16 + p.pitch / 4;
   for (int i = threadIdx.x; i < cleared; i += int(blockDim.x)) ptx::st_shared_v4(planes + i * 16, {0, 0, 0, 0});
-  for (int i = threadIdx.x; i < at.channels * p.R * kStripTaps; i += int(blockDim.x)) {
-    int const s = i % kStripTaps, row = i / kStripTaps, c = nhwc ? row / p.R : 0, r = row - c * p.R;
-    if (s < p.S)
-      ptx::st_shared_f32(filters + c * p.filter_bytes + (r * kStripTaps + s) * 4,
-                         __ldg(p.w + (at.c0 + c) * p.w_k + r * p.w_r + s * p.w_s));
-  }
   __syncthreads();
   if constexpr (nhwc) {
     fill<1, true>(p, at, planes);
@@ -122,6 +117,12 @@ __global__ void __launch_bounds__(kStripRowsThreads, 2) gather(__grid_constant__
     else
       fill<1, false>(p, at, planes);
   }
+  for (int i = threadIdx.x; i < at.channels * p.R * kStripTaps; i += int(blockDim.x)) {
+    int const s = i % kStripTaps, row = i / kStripTaps, c = nhwc ? row / p.R : 0, r = row - c * p.R;
+    if (s < p.S)
+      ptx::cp_async_ca<4>(filters + c * p.filter_bytes + ((r + kStripRows - 1) * kStripTaps + s) * 4,
+                          p.w + (at.c0 + c) * p.w_k + r * p.w_r + s * p.w_s, true);
+  }
   ptx::cp_async_wait_all();
   __syncthreads();
 
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kStripRowsThreads, 2) gather(__grid_constant__
   if (!exists) c = group = image = strip = 0;
   int const y = p0 + group * kStripRows, x = q0 + strip * kStripColumns, h = y - p.pad_h;
   float const* const begin = reinterpret_cast<float const*>(shared);
-  float const* const filter = begin + c * (p.filter_bytes / 4);
+  float const* const filter = begin + c * (p.filter_bytes / 4) + (kStripRows - 1) * kStripTaps;
   float const* const plane = begin + (planes - filters) / 4 + (c * p.images + image) * (p.plane_bytes / 4) + strip * kStripColumns;
   float const* const outside = begin + (zeros - filters) / 4 + strip * kStripColumns;
   // Rows of inputs that a thread of the warp meets.
