@@ -186,7 +186,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
   bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8, sums = op == Op::wgrad;
-  double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : sums ? 0.71 : 0.93;  // a block an SM
+  double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : !sums ? 0.93 : R == 11 || p.Q() <= 8 ? 0.71 : 0.6;
   if (sums) return (R == 3 ? 5000 : measured ? 7000 : 9000) + large * t.ns;
   if (measured) return 4000 + 0.95 * large * t.ns;
   if (t.turns) return 6500 + t.ns;

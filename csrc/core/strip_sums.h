@@ -5,9 +5,9 @@
 
 namespace conv2d_ext {
 
-inline constexpr int kSumsChunk = 8;       // neighbouring columns of y that a thread has at a time
-inline constexpr int kSumsThreads = 512;   // of a block, at most
-inline constexpr int kSumsMostTaps = 32;   // of a row or column of the filter
+inline constexpr int kSumsChunk = 8;      // neighbouring columns of y that a thread has at a time
+inline constexpr int kSumsThreads = 512;  // of a block, at most
+inline constexpr int kSumsMostTaps = 32;  // of a row or column of the filter
 inline constexpr int kSumsShared = 220 * 1024;
 
 // Elements of 16 bytes of a row in shared memory; a gap behind every eighth, so that lanes which read every second of
@@ -64,7 +64,8 @@ constexpr bool strip_sums_supports(Row const& row, Problem const& p) {
   if (row.tile_n % 4 != 0 && p.S > row.tile_n) return false;  // blocks of taps begin on 16 bytes
   StripSumsTile const t = strip_sums_tile(p, row.tile_m, row.tile_n, is_nhwc(row.variant));
   double const steps = double(t.image_units) * double(t.tiles_h) * double(t.tiles_w);
-  return t.shared_bytes <= kSumsShared + 4096 && t.threads() <= (is_nhwc(row.variant) ? kSumsThreads : kSumsThreads / 2) && steps < double(1 << 30) &&
+  return t.shared_bytes <= kSumsShared + 4096 &&
+         t.threads() <= (is_nhwc(row.variant) ? kSumsThreads : kSumsThreads / 2) && steps < double(1 << 30) &&
          double(t.channel_units) * 4096 < double(1 << 30);
 }
 
@@ -93,8 +94,9 @@ constexpr Estimate strip_sums_estimate(Row const& row, Problem const& p, Device 
     double const steps = double(ceil_div(t.steps(), split));
     double const issue_ns = double(blocks) * steps * (t.threads() / 32) * warp / (4 * 1.755 * d.sm_count);
     double const alone_ns = steps * warp / 1.755;
-    double ns = nhwc ? 11600 + 0.49 * issue_ns + 2.22 * memory_ns + double(rounds) * (1310 * steps + 1.81 * alone_ns + 3700)
-                     : 6700 + 0.51 * issue_ns + 1.49 * memory_ns + double(rounds) * (1840 * steps + 1.86 * alone_ns + 6700);
+    double ns =
+        nhwc ? 11600 + 0.49 * issue_ns + 2.22 * memory_ns + double(rounds) * (1310 * steps + 1.81 * alone_ns + 3700)
+             : 6700 + 0.51 * issue_ns + 1.49 * memory_ns + double(rounds) * (1840 * steps + 1.86 * alone_ns + 6700);
     if (split > 1) ns += (nhwc ? 1000 : 5700) + sums * double(split) * 8 / 2500;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }

@@ -1,9 +1,10 @@
-// The gradient of depthwise filters of 9x9 and more in float32, stride 1, on the FMA units. A block has planes of x and y
-// in shared memory, of one image or some at a time, and all taps of its channels: a thread has rows x columns of them, and
-// for these some neighbouring columns of y and a share of the rows. It walks down x: a row brings 8 columns of a new row
-// of y, whose last rows stay in registers, and as many columns of x as they and its taps meet, for 8 * rows * columns
-// FMAs. A warp has one block of rows of taps, so it leaves out what lies above and below the image. At its end a block
-// adds up the threads of a tap in order; splits are added by a second pass. nhwc: a block has up to 4 channels.
+// The gradient of depthwise filters of 9x9 and more in float32, stride 1, on the FMA units. A block has planes of x and
+// y in shared memory, of one image or some at a time, and all taps of its channels: a thread has rows x columns of
+// them, and for these some neighbouring columns of y and a share of the rows. It walks down x: a row brings 8 columns
+// of a new row of y, whose last rows stay in registers, and as many columns of x as they and its taps meet, for 8 *
+// rows * columns FMAs. A warp has one block of rows of taps, so it leaves out what lies above and below the image. At
+// its end a block adds up the threads of a tap in order; splits are added by a second pass. nhwc: a block has up to 4
+// channels.
 //
 // Products with the zeros around y and x can make NaN of infinities: then a tap is summed again, product by product.
 #pragma once
@@ -60,7 +61,8 @@ __device__ inline void fill(Params const& p, Source const& s, Window const& at, 
   float const* const data = s.data + at.n0 * s.n + at.c0 * s.c + at.h0 * s.h + at.column * s.w;
   for (int row = int(threadIdx.x) >> bits; row < at.rows; row += int(blockDim.x) >> bits)
     for (int i = int(threadIdx.x) & ((1 << bits) - 1); i < copies; i += 1 << bits) {
-      int const c = nhwc ? i & (p.channels - 1) : 0, column = nhwc ? i >> channel_bits : i * E, place = at.place + column;
+      int const c = nhwc ? i & (p.channels - 1) : 0, column = nhwc ? i >> channel_bits : i * E,
+                place = at.place + column;
       if (nhwc && c >= at.channels) continue;
       float const* from = data + row * s.h + column * s.w + c * s.c;
       uint32_t to = planes + c * p.images * plane_bytes + (row * pitch + sums_place(place / 4) * 4 + place % 4) * 4;
@@ -130,7 +132,8 @@ __global__ void __launch_bounds__(nhwc ? kSumsThreads : 256, nhwc ? 1 : 2) wgrad
     uint32_t const to = base + stage * stage_bytes;
     int const images = p.N - step.n0 < p.images ? int(p.N - step.n0) : p.images;
     if (p.tiles_w > 1) {  // other columns are around the image
-      for (int i = threadIdx.x; i < stage_bytes / 16; i += int(blockDim.x)) ptx::st_shared_v4(to + i * 16, {0, 0, 0, 0});
+      for (int i = threadIdx.x; i < stage_bytes / 16; i += int(blockDim.x))
+        ptx::st_shared_v4(to + i * 16, {0, 0, 0, 0});
       __syncthreads();
     }
     int const origin = step.q0 - p.pad_w, column = max(origin, 0);
@@ -139,10 +142,10 @@ __global__ void __launch_bounds__(nhwc ? kSumsThreads : 256, nhwc ? 1 : 2) wgrad
                {c0, channels, images, step.h0, step.rows, column, max(min(p.W, origin + width) - column, 0),
                 column - origin, step.n0},
                to, p.x_bytes, p.x_pitch);
-    fill<nhwc>(p, p.y,
-               {c0, channels, images, step.p0, step.y_rows, step.q0, min(p.Q - step.q0, p.chunks * kSumsChunk), 0,
-                step.n0},
-               to + planes * p.x_bytes, p.y_bytes, p.y_pitch);
+    fill<nhwc>(
+        p, p.y,
+        {c0, channels, images, step.p0, step.y_rows, step.q0, min(p.Q - step.q0, p.chunks * kSumsChunk), 0, step.n0},
+        to + planes * p.x_bytes, p.y_bytes, p.y_pitch);
     ptx::cp_async_commit_group();
   };
 
