@@ -7,6 +7,7 @@ namespace conv2d_ext {
 
 inline constexpr int kStripRows = 7, kStripColumns = 8;  // a thread's outputs
 inline constexpr int kStripTaps = 32;                    // of a row of the filter, at most
+inline constexpr int kStripRowsBeyond = 1024;            // rows of taps behind the last are read, and not used
 inline constexpr int kStripRowsThreads = 256, kStripRowsBytes = 110 * 1024;
 
 constexpr double in_whole(double n) { return n > 1e9 || n == double(int64_t(n)) ? n : double(int64_t(n) + 1); }
@@ -17,22 +18,11 @@ struct StripRowsTile {
   int pitch = 0, plane_rows = 0;  // of a plane in shared memory, in elements
   int plane_bytes = 0, filter_bytes = 0;
   int64_t tiles_h = 1, tiles_w = 1, channel_units = 1, image_units = 1, shared_bytes = 0;
-  // A block goes on with every so many image units, `each` of them: the next one's copies run while it multiplies.
-  int64_t shares = 1, each = 1;
-  int stages = 1;
 
   constexpr int items() const { return channels * images * groups * strips; }
   constexpr int64_t threads() const { return ceil_div(items(), 32) * 32; }
-  constexpr int64_t blocks() const { return tiles_h * tiles_w * channel_units * shares; }
-  // Of an SM, whose registers hold 16 warps.
-  constexpr int64_t together() const { return max64(1, min64(220 * 1024 / (shared_bytes + 1024), 512 / threads())); }
+  constexpr int64_t blocks() const { return tiles_h * tiles_w * channel_units * image_units; }
 };
-
-// Instructions of a warp for a plane.
-constexpr double strip_rows_warp(Problem const& p) {
-  double const R = double(p.R), S = double(p.S);
-  return R * kStripRows * (S * kStripColumns + 3 * double(ceil_div(p.S, 4))) + (R + kStripRows - 1) * (20 + 1.5 * S);
-}
 
 constexpr StripRowsTile strip_rows_tile(Op op, Problem const& p, bool nhwc) {
   bool const backward = op == Op::dgrad;
@@ -53,7 +43,7 @@ constexpr StripRowsTile strip_rows_tile(Op op, Problem const& p, bool nhwc) {
     int units = t.plane_rows * t.pitch / 4;
     while (units % 8 != apart) ++units;
     t.plane_bytes = units * 16, t.images = 1;
-    t.shared_bytes = t.channels * (int64_t(t.plane_bytes) + t.filter_bytes) + t.pitch * 4;
+    t.shared_bytes = t.channels * (int64_t(t.plane_bytes) + t.filter_bytes) + t.pitch * 4 + kStripRowsBeyond;
     return t.shared_bytes <= kStripRowsBytes && t.items() <= kStripRowsThreads;
   };
   int64_t most_groups = 8, most_strips = 8;
@@ -69,27 +59,14 @@ constexpr StripRowsTile strip_rows_tile(Op op, Problem const& p, bool nhwc) {
     t.images *= 2;
   }
   t.image_units = ceil_div(p.N, t.images);
-  // Rounds of blocks on 132 SMs, which begin together and wait together.
-  StripRowsTile best;
-  double best_ns = 0;
-  for (int64_t each = 1; each <= min64(t.image_units, 16); ++each) {
-    StripRowsTile u = t;
-    u.shares = ceil_div(t.image_units, each), u.each = ceil_div(t.image_units, u.shares);
-    u.stages = u.each > 1 ? 2 : 1, u.shared_bytes += (u.stages - 1) * t.images * plane;
-    if (u.stages > 1 && u.shared_bytes > kStripRowsBytes) break;
-    double const alone_ns = strip_rows_warp(p) / 1.755, warps = double(u.threads() / 32 * u.together()) / 4;
-    double const rounds = in_whole(double(ceil_div(u.blocks(), 132)) / double(u.together()));
-    double const ns = rounds * (10000 + double(u.each) * alone_ns * (warps < 2 ? 2.0 : warps));
-    if (best_ns == 0 || ns < best_ns) best = u, best_ns = ns;
-  }
-  return best;
+  return t;
 }
 
 constexpr bool is_strip_rows(Row const& row) { return row.family == Family::strip && row.tile_m == kStripRows; }
 
 constexpr bool strip_rows_supports(Row const& row, Op op, Problem const& p) {
   if (p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0 || p.S > kStripTaps) return false;
-  if (!unit_stride_depthwise(row, p)) return false;
+  if (!unit_stride_depthwise(row, p) || max64(p.R, p.S) <= 7) return false;  // smaller ones are the walks'
   StripRowsTile const t = strip_rows_tile(op, p, is_nhwc(row.variant));
   double const blocks = double(t.tiles_h) * double(t.tiles_w) * double(t.channel_units) * double(t.image_units);
   return t.shared_bytes <= kStripRowsBytes && t.items() <= kStripRowsThreads && blocks < double(1 << 30);
@@ -99,11 +76,16 @@ constexpr bool strip_rows_supports(Row const& row, Op op, Problem const& p) {
 constexpr Estimate strip_rows_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   bool const nhwc = is_nhwc(row.variant);
   StripRowsTile const t = strip_rows_tile(op, p, nhwc);
-  double const warp = strip_rows_warp(p), steps = double(t.blocks()) * double(t.each);
-  double const rounds = in_whole(double(ceil_div(t.blocks(), d.sm_count)) / double(t.together()));
-  double const issue_ns = steps * double(t.threads() / 32) * warp / (4 * 1.755 * d.sm_count);
+  double const R = double(p.R), S = double(p.S);
+  // Instructions of a warp; an SM's registers hold 16 of them.
+  double const warp =
+      R * kStripRows * (S * kStripColumns + 3 * double(ceil_div(p.S, 4))) + (R + kStripRows - 1) * (20 + 1.5 * S);
+  int64_t const fit = 220 * 1024 / (t.shared_bytes + 1024), warps = 512 / t.threads();
+  double const together = double(max64(1, min64(16, min64(fit, warps))));
+  double const rounds = in_whole(double(ceil_div(t.blocks(), d.sm_count)) / together);
+  double const issue_ns = double(t.blocks()) * double(t.threads() / 32) * warp / (4 * 1.755 * d.sm_count);
   double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
-  double const memory_ns = elements * 4 / 3500 * 132 / d.sm_count, alone_ns = 2 * warp / 1.755 * double(t.each);
+  double const memory_ns = elements * 4 / 3500 * 132 / d.sm_count, alone_ns = 2 * warp / 1.755;
   return {nhwc ? 10300 + 0.37 * issue_ns + 1.77 * memory_ns + rounds * (8400 + 1.45 * alone_ns)
                : 8200 + 1.05 * issue_ns + 0.22 * memory_ns + rounds * (10000 + 0.18 * alone_ns),
           1};

@@ -5,7 +5,6 @@
 
 #include "../core/depthwise.h"
 #include "launch.h"
-#include "shifted.cuh"
 #include "types.cuh"
 
 namespace conv2d_ext::depthwise {
@@ -19,44 +18,18 @@ struct SpreadParams {
   int64_t y_n, y_c, y_h, x_n, x_c, x_h, w_k, w_r, w_s;
   int C, P, Q, H, W, first_h, first_w;  // first: row and column of y that x's first meets with tap `parity`
   int strips, chunks, pairs;            // pairs: of rows of x, of a thread
+  bool vectors;
   uint32_t threads;
 };
 
-// Four neighbouring outputs of each lane, of a row that begins anywhere.
-__device__ inline void store_shifted(float* to, float const (&v)[4], Shifted<4> const& shifted, bool exists) {
-  constexpr uint32_t all = 0xffffffff;
-  float const next[3] = {__shfl_down_sync(all, v[0], 1), __shfl_down_sync(all, v[1], 1),
-                         __shfl_down_sync(all, v[2], 1)};
-  if (!exists) return;
-  float const both[7] = {v[0], v[1], v[2], v[3], next[0], next[1], next[2]};
-  int const s = int((16 - reinterpret_cast<uint64_t>(to) % 16) / 4 % 4);
-  if (shifted.word(s)) {
-    float word[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float const even = s & 2 ? both[j + 2] : both[j], odd = s & 2 ? both[j + 3 < 7 ? j + 3 : 6] : both[j + 1];
-      word[j] = s & 1 ? odd : even;
-    }
-    *reinterpret_cast<float4*>(to + s) = make_float4(word[0], word[1], word[2], word[3]);
-  }
-  uint32_t const singles = shifted.singles(s);
-  if (singles == 0) return;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    if (singles >> i & 1) to[i] = v[i];
-}
-
-// vectors: x's rows begin on 16 bytes. parity: of the padding. Output e of a pair or strip meets input
-// (e + parity - r) / 2 with tap r, where that divides.
-template <int R, int parity, bool vectors>
+// parity: of the padding. Output e of a pair or strip meets input (e + parity - r) / 2 with tap r, where that divides.
+template <int R, int parity>
 __global__ void __launch_bounds__(kSpreadThreads) spread(__grid_constant__ SpreadParams const p) {
   constexpr int rows = (R + 1) / 2, columns = (R + 3) / 2, low = parity - (R - 1) / 2;
   constexpr auto meets = [](int e, int r) { return (e + parity - r) % 2 == 0; };
   constexpr auto input = [](int e, int r) { return (e + parity - r) / 2; };
   uint32_t rest = blockIdx.x * kSpreadThreads + threadIdx.x;
-  bool exists = rest < p.threads;
-  if (vectors && !exists) return;
-  if (!exists) rest = 0;
+  if (rest >= p.threads) return;
   auto digit = [&](int size) {
     uint32_t const quotient = rest / uint32_t(size), value = rest - quotient * uint32_t(size);
     rest = quotient;
@@ -64,8 +37,7 @@ __global__ void __launch_bounds__(kSpreadThreads) spread(__grid_constant__ Sprea
   };
   int const x0 = digit(p.strips) * 4, first = digit(p.chunks) * p.pairs, c = digit(p.C);
   int64_t const n = rest;
-  int const last = min(p.pairs, (p.H + 1) / 2 - first), pairs = vectors ? last : p.pairs;
-  int const q0 = x0 / 2 + p.first_w + low;
+  int const pairs = min(p.pairs, (p.H + 1) / 2 - first), q0 = x0 / 2 + p.first_w + low;
   float filter[R][R];
 #pragma unroll
   for (int tap = 0; tap < R * R; ++tap)
@@ -86,11 +58,7 @@ __global__ void __launch_bounds__(kSpreadThreads) spread(__grid_constant__ Sprea
   for (int d = rows - 2; d >= 0; --d) load(window[d]);
   load(next);
   float* to = p.x + n * p.x_n + c * p.x_c + int64_t(2 * first) * p.x_h + x0;
-  bool const whole = vectors && x0 + 4 <= p.W;
-  // Threads that follow each other have strips of a row that follow each other.
-  Shifted<4> shifted;
-  if constexpr (!vectors)
-    shifted = Shifted<4>(exists, int((blockIdx.x * kSpreadThreads + threadIdx.x) / uint32_t(p.strips)), x0, p.W);
+  bool const whole = p.vectors && x0 + 4 <= p.W;
 #pragma unroll 2
   for (int k = 0; k < pairs; ++k) {
 #pragma unroll
@@ -100,7 +68,7 @@ __global__ void __launch_bounds__(kSpreadThreads) spread(__grid_constant__ Sprea
     if (k + 1 < pairs) load(next);
 #pragma unroll
     for (int e = 0; e < 2; ++e, to += p.x_h) {
-      if (vectors && 2 * (first + k) + e >= p.H) continue;
+      if (2 * (first + k) + e >= p.H) continue;
       float sum[4] = {};
 #pragma unroll
       for (int r = 0; r < R; ++r) {
@@ -111,9 +79,7 @@ __global__ void __launch_bounds__(kSpreadThreads) spread(__grid_constant__ Sprea
           for (int s = 0; s < R; ++s)
             if (meets(b, s)) sum[b] = fmaf(window[parity - input(e, r)][input(b, s) - low], filter[r][s], sum[b]);
       }
-      if constexpr (!vectors) {
-        store_shifted(to, sum, shifted, exists && k < last && 2 * (first + k) + e < p.H);
-      } else if (whole) {
+      if (whole) {
         *reinterpret_cast<float4*>(to) = make_float4(sum[0], sum[1], sum[2], sum[3]);
       } else {
 #pragma unroll
@@ -137,9 +103,8 @@ cudaError_t launch_spread(Problem const& problem, Arguments const& args, cudaStr
   p.first_h = int(problem.pad_top / 2), p.first_w = int(problem.pad_left / 2);
   p.strips = int(ceil_div(problem.W, 4)), p.pairs = spread_pairs(R);
   p.chunks = int(ceil_div(ceil_div(problem.H, 2), p.pairs)), p.threads = uint32_t(spread_threads(problem));
-  bool const vectors = problem.x_align >= 16 && x.n % 4 == 0 && x.c % 4 == 0 && x.h % 4 == 0;
-  auto* const kernel = problem.pad_top % 2 == 0 ? (vectors ? spread<R, 0, true> : spread<R, 0, false>)
-                                                : (vectors ? spread<R, 1, true> : spread<R, 1, false>);
+  p.vectors = problem.x_align >= 16 && x.n % 4 == 0 && x.c % 4 == 0 && x.h % 4 == 0;
+  auto* const kernel = problem.pad_top % 2 == 0 ? spread<R, 0> : spread<R, 1>;
   kernel<<<unsigned(ceil_div(spread_threads(problem), kSpreadThreads)), kSpreadThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }

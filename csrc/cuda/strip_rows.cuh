@@ -24,7 +24,7 @@ struct Params {
   int64_t N;
   int C, in_H, in_W, out_H, out_W, R, S, pad_h, pad_w;
   int groups, strips, channels, images, pitch, plane_rows, plane_bytes, filter_bytes;
-  int tiles_h, tiles_w, channel_units, image_units, shares, stages;
+  int tiles_h, tiles_w, channel_units;
   int width;  // nchw: columns of one copy
   bool out_vectors;
 };
@@ -36,13 +36,13 @@ struct Window {
   int c0, channels, images, h0, rows, origin, column, columns;
 };
 
-// E columns of a row at a time, by 8, 16 or 32 lanes a row; nhwc: 4 channels of a column, one by one.
+// A warp has a row, E columns of it at a time; nhwc: 4 channels of a column, one by one.
 template <int E, bool nhwc>
 __device__ inline void fill(Params const& p, Window const& at, uint32_t planes) {
-  int const copies = nhwc ? 4 * at.columns : at.columns / E, bits = copies <= 8 ? 3 : copies <= 16 ? 4 : 5;
+  int const copies = nhwc ? 4 * at.columns : at.columns / E, lane = int(threadIdx.x) % 32;
   float const* const in = p.in + at.n0 * p.in_n + at.c0 * p.in_c + at.h0 * p.in_h + at.column * p.in_w;
-  for (int row = int(threadIdx.x) >> bits; row < at.rows; row += int(blockDim.x) >> bits)
-    for (int i = int(threadIdx.x) & ((1 << bits) - 1); i < copies; i += 1 << bits) {
+  for (int row = int(threadIdx.x) / 32; row < at.rows; row += int(blockDim.x) / 32)
+    for (int i = lane; i < copies; i += 32) {
       int const c = nhwc ? i % 4 : 0, column = nhwc ? i / 4 : i * E;
       if (nhwc && c >= at.channels) continue;
       float const* from = in + row * p.in_h + column * p.in_w + c * p.in_c;
@@ -81,16 +81,69 @@ __device__ inline void add_chunk(float (&acc)[kStripRows][kStripColumns], float 
   }
 }
 
-// A thread's outputs of a plane. `plane`: the thread's first column in it; h: the first output's first row of inputs.
-__device__ inline void multiply(Params const& p, float const* plane, float const* outside, float const* filter, int h,
-                                int h0, float (&acc)[kStripRows][kStripColumns]) {
+template <bool nhwc>
+__global__ void __launch_bounds__(kStripRowsThreads) gather(__grid_constant__ Params const p) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  uint32_t const filters = ptx::shared_address(shared), planes = filters + p.channels * p.filter_bytes;
+  uint32_t const zeros = planes + p.channels * p.images * p.plane_bytes;
+  uint32_t index = blockIdx.x;
+  auto digit = [&](int size) {
+    uint32_t const quotient = index / uint32_t(size), rest = index - quotient * uint32_t(size);
+    index = quotient;
+    return int(rest);
+  };
+  Window at;
+  at.c0 = digit(p.channel_units) * p.channels;
+  int const q0 = digit(p.tiles_w) * p.strips * kStripColumns, p0 = digit(p.tiles_h) * p.groups * kStripRows;
+  at.n0 = int64_t(index) * p.images;
+  at.channels = p.C - at.c0 < p.channels ? p.C - at.c0 : p.channels;
+  at.images = p.N - at.n0 < p.images ? int(p.N - at.n0) : p.images;
+  at.h0 = max(p0 - p.pad_h, 0);
+  at.rows = max(min(p.in_H, p0 - p.pad_h + p.groups * kStripRows + p.R - 1) - at.h0, 0);
+  at.origin = q0 - p.pad_w, at.column = max(at.origin, 0);
+  at.columns = max(min(p.in_W, at.origin + p.pitch) - at.column, 0);
+
+  // Zeros around the image, and where there are no rows.
+  int const cleared = (p.channels * p.images * p.plane_bytes) / 16 + p.pitch / 4;
+  for (int i = threadIdx.x; i < cleared; i += int(blockDim.x)) ptx::st_shared_v4(planes + i * 16, {0, 0, 0, 0});
+  __syncthreads();
+  if constexpr (nhwc) {
+    fill<1, true>(p, at, planes);
+  } else {
+    if (p.width == 4)
+      fill<4, false>(p, at, planes);
+    else if (p.width == 2)
+      fill<2, false>(p, at, planes);
+    else
+      fill<1, false>(p, at, planes);
+  }
+  for (int i = threadIdx.x; i < at.channels * p.R * kStripTaps; i += int(blockDim.x)) {
+    int const s = i % kStripTaps, row = i / kStripTaps, c = nhwc ? row / p.R : 0, r = row - c * p.R;
+    if (s < p.S)
+      ptx::cp_async_ca<4>(filters + c * p.filter_bytes + ((r + kStripRows - 1) * kStripTaps + s) * 4,
+                          p.w + (at.c0 + c) * p.w_k + r * p.w_r + s * p.w_s, true);
+  }
+  ptx::cp_async_wait_all();
+  __syncthreads();
+
+  index = threadIdx.x;
+  int c = digit(p.channels), group = digit(p.groups), image = digit(p.images), strip = int(index);
+  bool const exists = strip < p.strips && c < at.channels && image < at.images;
+  if (!exists) c = group = image = strip = 0;
+  int const y = p0 + group * kStripRows, x = q0 + strip * kStripColumns, h = y - p.pad_h;
+  float const* const begin = reinterpret_cast<float const*>(shared);
+  float const* const filter = begin + c * (p.filter_bytes / 4) + (kStripRows - 1) * kStripTaps;
+  float const* const plane =
+      begin + (planes - filters) / 4 + (c * p.images + image) * (p.plane_bytes / 4) + strip * kStripColumns;
+  float const* const outside = begin + (zeros - filters) / 4 + strip * kStripColumns;
   // Rows of inputs that a thread of the warp meets.
   int const first = __reduce_min_sync(0xffffffffu, h < 0 ? -h : 0);
   int const last = __reduce_max_sync(0xffffffffu, min(p.in_H - h, p.R + kStripRows - 1));
   int const chunks = p.S / 4, rest = p.S - 4 * chunks;
+  float acc[kStripRows][kStripColumns] = {};
 #pragma unroll 1
   for (int i = first; i < last; ++i) {
-    float const* from = unsigned(h + i) < unsigned(p.in_H) ? plane + (h + i - h0) * p.pitch : outside;
+    float const* from = unsigned(h + i) < unsigned(p.in_H) ? plane + (h + i - at.h0) * p.pitch : outside;
     float const* taps = filter + i * kStripTaps;
     uint32_t rows = (2u << min(i, kStripRows - 1)) - 1;  // t <= i, and i - t < R
     if (i >= p.R) rows &= ~0u << (i - p.R + 1);
@@ -110,98 +163,22 @@ __device__ inline void multiply(Params const& p, float const* plane, float const
     if (rest == 2) add_chunk<2>(acc, v, taps, rows);
     if (rest == 3) add_chunk<3>(acc, v, taps, rows);
   }
-}
+  if (!exists) return;
 
-template <bool nhwc>
-__global__ void __launch_bounds__(kStripRowsThreads) gather(__grid_constant__ Params const p) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  int const stage_bytes = p.channels * p.images * p.plane_bytes;
-  uint32_t const filters = ptx::shared_address(shared), planes = filters + p.channels * p.filter_bytes;
-  uint32_t const zeros = planes + p.stages * stage_bytes;
-  uint32_t index = blockIdx.x;
-  auto digit = [&](int size) {
-    uint32_t const quotient = index / uint32_t(size), rest = index - quotient * uint32_t(size);
-    index = quotient;
-    return int(rest);
-  };
-  Window at;
-  at.c0 = digit(p.channel_units) * p.channels;
-  int const q0 = digit(p.tiles_w) * p.strips * kStripColumns, p0 = digit(p.tiles_h) * p.groups * kStripRows;
-  int const share = int(index);
-  at.channels = p.C - at.c0 < p.channels ? p.C - at.c0 : p.channels;
-  at.h0 = max(p0 - p.pad_h, 0);
-  at.rows = max(min(p.in_H, p0 - p.pad_h + p.groups * kStripRows + p.R - 1) - at.h0, 0);
-  at.origin = q0 - p.pad_w, at.column = max(at.origin, 0);
-  at.columns = max(min(p.in_W, at.origin + p.pitch) - at.column, 0);
-
-  // Zeros around the images, and where there are no rows.
-  for (int i = threadIdx.x; i < p.stages * stage_bytes / 16 + p.pitch / 4; i += int(blockDim.x))
-    ptx::st_shared_v4(planes + i * 16, {0, 0, 0, 0});
-  __syncthreads();
-  auto copy = [&](int unit, int stage) {
-    at.n0 = int64_t(unit) * p.images, at.images = p.N - at.n0 < p.images ? int(p.N - at.n0) : p.images;
-    uint32_t const to = planes + stage * stage_bytes;
-    if constexpr (nhwc) {
-      fill<1, true>(p, at, to);
-    } else {
-      if (p.width == 4)
-        fill<4, false>(p, at, to);
-      else if (p.width == 2)
-        fill<2, false>(p, at, to);
-      else
-        fill<1, false>(p, at, to);
-    }
-  };
-  copy(share, 0);
-  for (int i = threadIdx.x; i < at.channels * p.R * kStripTaps; i += int(blockDim.x)) {
-    int const s = i % kStripTaps, row = i / kStripTaps, c = nhwc ? row / p.R : 0, r = row - c * p.R;
-    if (s < p.S)
-      ptx::cp_async_ca<4>(filters + c * p.filter_bytes + ((r + kStripRows - 1) * kStripTaps + s) * 4,
-                          p.w + (at.c0 + c) * p.w_k + r * p.w_r + s * p.w_s, true);
-  }
-  ptx::cp_async_commit_group();
-
-  index = threadIdx.x;
-  int c = digit(p.channels), group = digit(p.groups), image = digit(p.images), strip = int(index);
-  bool const inside = strip < p.strips && c < at.channels;
-  if (!inside) c = group = image = strip = 0;
-  int const y = p0 + group * kStripRows, x = q0 + strip * kStripColumns;
-  float const* const begin = reinterpret_cast<float const*>(shared);
-  float const* const filter = begin + c * (p.filter_bytes / 4) + (kStripRows - 1) * kStripTaps;
-  float const* const plane =
-      begin + (planes - filters) / 4 + (c * p.images + image) * (p.plane_bytes / 4) + strip * kStripColumns;
-  float const* const outside = begin + (zeros - filters) / 4 + strip * kStripColumns;
   float const bias = p.bias != nullptr ? p.bias[(at.c0 + c) * p.bias_stride] : 0.f;
-  int stage = 0;
-  for (int unit = share; unit < p.image_units; unit += p.shares) {
-    int64_t const n = int64_t(unit) * p.images + image;
-    if (unit + p.shares < p.image_units) {
-      copy(unit + p.shares, stage ^ 1);
-      ptx::cp_async_commit_group();
-      ptx::cp_async_wait_group<1>();
+  float* to = p.out + (at.n0 + image) * p.out_n + (at.c0 + c) * p.out_c + y * p.out_h + x * p.out_w;
+#pragma unroll
+  for (int t = 0; t < kStripRows; ++t, to += p.out_h) {
+    if (y + t >= p.out_H) break;
+#pragma unroll
+    for (int j = 0; j < kStripColumns; ++j) acc[t][j] += bias;
+    if (!nhwc && p.out_vectors && x + kStripColumns <= p.out_W) {
+      *reinterpret_cast<float4*>(to) = make_float4(acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
+      *reinterpret_cast<float4*>(to + 4) = make_float4(acc[t][4], acc[t][5], acc[t][6], acc[t][7]);
     } else {
-      ptx::cp_async_wait_group<0>();
-    }
-    __syncthreads();
-    float acc[kStripRows][kStripColumns] = {};
-    multiply(p, plane + stage * (stage_bytes / 4), outside, filter, y - p.pad_h, at.h0, acc);
-    __syncthreads();  // the stage has been read
-    stage ^= 1;
-    if (!inside || n >= p.N) continue;
-    float* to = p.out + n * p.out_n + (at.c0 + c) * p.out_c + y * p.out_h + x * p.out_w;
 #pragma unroll
-    for (int t = 0; t < kStripRows; ++t, to += p.out_h) {
-      if (y + t >= p.out_H) break;
-#pragma unroll
-      for (int j = 0; j < kStripColumns; ++j) acc[t][j] += bias;
-      if (!nhwc && p.out_vectors && x + kStripColumns <= p.out_W) {
-        *reinterpret_cast<float4*>(to) = make_float4(acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
-        *reinterpret_cast<float4*>(to + 4) = make_float4(acc[t][4], acc[t][5], acc[t][6], acc[t][7]);
-      } else {
-#pragma unroll
-        for (int j = 0; j < kStripColumns; ++j)
-          if (x + j < p.out_W) to[j * p.out_w] = acc[t][j];
-      }
+      for (int j = 0; j < kStripColumns; ++j)
+        if (x + j < p.out_W) to[j * p.out_w] = acc[t][j];
     }
   }
 }
@@ -234,7 +211,6 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   p.groups = t.groups, p.strips = t.strips, p.channels = t.channels, p.images = t.images;
   p.pitch = t.pitch, p.plane_rows = t.plane_rows, p.plane_bytes = t.plane_bytes, p.filter_bytes = t.filter_bytes;
   p.tiles_h = int(t.tiles_h), p.tiles_w = int(t.tiles_w), p.channel_units = int(t.channel_units);
-  p.image_units = int(t.image_units), p.shares = int(t.shares), p.stages = t.stages;
   p.width = 4;
   while (p.width > 1 && (p.pad_w % p.width != 0 || p.in_W % p.width != 0 ||
                          !depthwise::rows_aligned(in, false, in_align, 4 * p.width, 4)))

@@ -52,17 +52,16 @@ struct Window {
   int64_t n0;
 };
 
-// E columns of a row at a time, by 8, 16 or 32 lanes a row; nhwc: some channels of a column, one by one.
+// A warp has a row, E columns of it at a time; nhwc: some channels of a column, one by one.
 template <int E, bool nhwc>
 __device__ inline void fill(Params const& p, Source const& s, Window const& at, uint32_t planes, int plane_bytes,
                             int pitch) {
-  int const copies = nhwc ? p.channels * at.columns : at.columns / E;
-  int const bits = copies <= 8 ? 3 : copies <= 16 ? 4 : 5, channel_bits = 31 - __clz(p.channels);
+  int const copies = nhwc ? p.channels * at.columns : at.columns / E, lane = int(threadIdx.x) % 32;
+  int const bits = 31 - __clz(p.channels);
   float const* const data = s.data + at.n0 * s.n + at.c0 * s.c + at.h0 * s.h + at.column * s.w;
-  for (int row = int(threadIdx.x) >> bits; row < at.rows; row += int(blockDim.x) >> bits)
-    for (int i = int(threadIdx.x) & ((1 << bits) - 1); i < copies; i += 1 << bits) {
-      int const c = nhwc ? i & (p.channels - 1) : 0, column = nhwc ? i >> channel_bits : i * E,
-                place = at.place + column;
+  for (int row = int(threadIdx.x) / 32; row < at.rows; row += int(blockDim.x) / 32)
+    for (int i = lane; i < copies; i += 32) {
+      int const c = nhwc ? i & (p.channels - 1) : 0, column = nhwc ? i >> bits : i * E, place = at.place + column;
       if (nhwc && c >= at.channels) continue;
       float const* from = data + row * s.h + column * s.w + c * s.c;
       uint32_t to = planes + c * p.images * plane_bytes + (row * pitch + sums_place(place / 4) * 4 + place % 4) * 4;
