@@ -61,7 +61,7 @@ constexpr bool is_strip_sums(Row const& row) { return row.family == Family::stri
 constexpr bool strip_sums_supports(Row const& row, Problem const& p) {
   if (p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0 || p.R > kSumsMostTaps || p.S > kSumsMostTaps) return false;
   if (!unit_stride_depthwise(row, p) || max64(p.R, p.S) <= 7) return false;  // smaller ones are the walks'
-  if (row.tile_n % 4 != 0 && p.S > row.tile_n) return false;  // blocks of taps begin on 16 bytes
+  if (row.tile_n % 4 != 0 && p.S > row.tile_n) return false;                 // blocks of taps begin on 16 bytes
   StripSumsTile const t = strip_sums_tile(p, row.tile_m, row.tile_n, is_nhwc(row.variant));
   double const steps = double(t.image_units) * double(t.tiles_h) * double(t.tiles_w);
   return t.shared_bytes <= kSumsShared + 4096 &&
