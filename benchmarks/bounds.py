@@ -197,6 +197,8 @@ ENTRIES = (
     Entry("band_wgrad", "band::wgrad", "wgrad", "L29", "fp16", "nhwc", "band"),
     Entry("band_wgrad", "band::wgrad", "wgrad", "L29", "fp32", "nchw", "band"),
     Entry("strip", "strip::gather", "fprop", "L29", "fp32", "nchw", "strip"),
+    Entry("strip_rows", "strip_rows::gather", "fprop", depthwise(32, 96, 56, 9), "fp32", "nchw", "strip.*7x8"),
+    Entry("strip_sums", "strip_sums::wgrad", "wgrad", "L29", "fp32", "nchw", "strip"),
     Entry("band_split", "band_split::gather", "fprop", "L29", "fp32", "nchw", "band.*8x8"),
     Entry("band_split", "band_split::gather", "dgrad", "L29", "fp32", "nhwc", "band.*8x8"),
     Entry("column", "column::slide", "fprop", depthwise(256, 576, 14, 3), "fp16", "nhwc", "column"),

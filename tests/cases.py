@@ -303,6 +303,11 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_9x9_rows", 2, 3, 24, 40, 3, 9, 9, padding=(4, 4), groups=3),
     Case("depthwise_10x9_stride2_images", 9, 4, 31, 30, 4, 10, 9, (2, 2), (4, 5), groups=4),
     Case("depthwise_8x8_stride4_dilated", 2, 4, 50, 47, 4, 8, 8, (4, 4), (9, 6), (2, 2), 4),
+    # strip_rows.cuh, strip_sums.cuh: tiles of rows and of columns, several images; column.cuh: a thread has few columns
+    Case("depthwise_13x15_tiles", 1, 5, 70, 75, 5, 13, 15, padding=(6, 7), groups=5),
+    Case("depthwise_9x9_images", 9, 6, 14, 13, 6, 9, 9, padding=(1, 4, 8, 3), groups=6, edge=True),
+    Case("depthwise_11x11_columns", 2, 12, 17, 33, 12, 11, 11, padding=(5, 5), groups=12, edge=True),
+    Case("depthwise_13x13_columns", 3, 8, 15, 20, 8, 13, 13, padding=(6, 3), groups=8, edge=True),
     # band_split.cuh: tiles of columns, tiles of rows and channels beyond the last
     Case("depthwise_17x9_columns", 1, 6, 30, 141, 6, 17, 9, padding=(9, 4), groups=6),
     Case("depthwise_9x12_rows", 2, 5, 75, 19, 5, 9, 12, padding=(0, 3, 6, 13), groups=5, edge=True),

@@ -263,7 +263,17 @@ def test_large_depthwise_filters_take_tensor_cores_or_strips(op: str) -> None:
         name = ROWS[ask(op, case, torch.float32, layout)[0]]
         # fprop and dgrad in two parts on tensor cores, but where their tiles are mostly empty.
         assert name.startswith((f"band_{op}_f32_", f"strip_{op}_f32_")) and name.endswith(layout), name
-        assert image != 56 or name.startswith("band_"), name
+        assert image != 56 or name.startswith("strip_" if op == "wgrad" else "band_"), name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_float32_filters_from_9x9_to_13x13_take_columns_or_strips_of_seven_rows(op: str) -> None:
+    for size in (9, 11, 13):
+        case = Case("large", 32, 96, 56, 56, 96, size, size, padding=(size // 2,) * 2, groups=96)
+        assert ROWS[ask(op, case, torch.float32, "nhwc")[0]] == f"column_{op}_f32_{size}x{size}_nhwc"
+        name = ROWS[ask(op, case, torch.float32, "nchw")[0]]
+        near = (f"strip_{op}_f32_", f"band_{op}_f32_8x8") if size == 13 else (f"strip_{op}_f32_",)
+        assert name.startswith(near) and "1x8" not in name, name
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -179,7 +179,7 @@ constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, bool str
   double const units = double(t.units_r) * double(t.units_s) * double(t.channel_units);
   double const planes = double(t.channels) * t.images, sums = double(p.K) * double(p.R) * double(p.S);
   double const products = planes * t.rows * (t.columns / 16) * depth * width;
-  double const fma_ns = nhwc ? 23.0 : strided ? 27.0 : 21.0, mma_ns = nhwc ? 3.9 : depth == 1 ? 11.3 : 4.2;
+  double const fma_ns = nhwc ? 23.0 : strided ? 27.0 : 25.0, mma_ns = nhwc ? 3.9 : depth == 1 ? 11.3 : 4.2;
   double const product_ns = f32 ? fma_ns : mma_ns;
   double const byte_ns = nhwc ? (f32 ? 0.17 : 0.159) * (vectors || f32 ? 1 : 2) : f32 ? 0 : vectors ? 0.011 : 0.04;
   double const y_bytes = double(t.y_bytes) * (strided && !nhwc ? 2.7 : 1.0);  // copied one by one

@@ -10,9 +10,14 @@ inline constexpr int kColumnStages = 12;
 
 // A thread's channels, and outputs in a row: its sums and its filter are in registers.
 constexpr int column_vector(int R) { return R == 3 ? 4 : R == 5 ? 2 : 1; }
-constexpr int column_width(Op op, int R) { return R == 7 && op != Op::wgrad ? 7 : 4; }
+constexpr int column_width(Op op, int R) {
+  if (R == 13) return op == Op::wgrad ? 1 : 2;
+  return op == Op::wgrad ? (R == 11 ? 2 : 4) : R == 7 || R == 9 ? 7 : 4;
+}
 inline constexpr int kColumnThreads = 224;  // that multiply; one warp more copies
-inline constexpr int kColumnRegisters = 65536 / 2 / (kColumnThreads + 32);
+// 9x9 and more: sums and filter leave registers for one block an SM.
+constexpr int column_blocks(int R) { return R > 7 ? 1 : 2; }
+constexpr int column_registers(int R) { return 65536 / column_blocks(R) / (kColumnThreads + 32); }
 
 struct ColumnTile {
   int channels = 8, strips = 1, images = 1;  // of a block
@@ -42,8 +47,8 @@ constexpr bool column_as_measured(Op op, Problem const& p, int R, int stride) {
 // multiply or seven.
 constexpr void take_measured(ColumnTile& t, Op op, Problem const& p, int R, int64_t all) {
   bool const sums = op == Op::wgrad, wide = !sums && R == 5 && all >= 5 && all <= 7 && p.C >= 64;
-  int64_t const wanted = sums ? (R == 7 ? 8 : 16) : R == 7 ? 16 : wide ? 64 : 32;
-  int64_t const lanes = wide || (sums && R != 5) ? kColumnThreads : 128;
+  int64_t const wanted = sums ? (R >= 7 ? 8 : 16) : R >= 7 ? 16 : wide ? 64 : 32;
+  int64_t const lanes = wide || (sums && R != 5) || R > 7 ? kColumnThreads : 128;
   int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
   t.channels = int(ceil_div(ceil_div(p.C, piece), ceil_div(p.C, wanted)) * piece);
   int64_t const vectors = t.channels / column_vector(R), most = !sums && R == 5 ? 7 : lanes / vectors;
@@ -51,7 +56,7 @@ constexpr void take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   int64_t const tiles = ceil_div(all, most < box ? most : box);
   t.strips = int(ceil_div(all, tiles)), t.images = 1;
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
-  t.resident = int(min64(65536 / 32 / kColumnRegisters / (t.warps(column_vector(R)) + 1), 16));
+  t.resident = int(min64(65536 / 32 / column_registers(R) / (t.warps(column_vector(R)) + 1), 16));
 }
 
 constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Device const& d) {
@@ -60,7 +65,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   ColumnAxis const axis{backward, R, stride};
   int64_t const H = backward ? p.H : p.P(), W = (backward ? p.W : p.Q()) - axis.origin(p.pad_left);
   int64_t const all = ceil_div(W, width), vectors = ceil_div(p.C, piece) * piece / vector;
-  int const most = kColumnThreads, warps_of_sm = 65536 / 32 / kColumnRegisters;
+  int const most = kColumnThreads, warps_of_sm = 65536 / 32 / column_registers(R);
   // Of a thread, for an input row: outputs that it makes of it, and instructions.
   double const outputs = width * vector * (backward ? double(stride) : 1.0 / stride);
   double const issue = outputs * R * R / (backward ? stride * stride : 1) + axis.extent(width) * (vector + 2.0) +
@@ -180,9 +185,10 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
-  bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8;
-  if (op == Op::wgrad) return (R == 3 ? 5000 : measured ? 7000 : 9000) + t.ns;
-  if (measured) return 4000 + 0.95 * t.ns;
+  bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8, sums = op == Op::wgrad;
+  double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : !sums ? 0.93 : R == 11 || p.Q() <= 8 ? 0.71 : 0.6;
+  if (sums) return (R == 3 ? 5000 : measured ? 7000 : 9000) + large * t.ns;
+  if (measured) return 4000 + 0.95 * large * t.ns;
   if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image
   double const slower = p.dtype != DType::f32 ? (stride == 1 ? 1.1 : 1.0)

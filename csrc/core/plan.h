@@ -22,6 +22,8 @@
 #include "stem.h"
 #include "stream.h"
 #include "strip.h"
+#include "strip_rows.h"
+#include "strip_sums.h"
 #include "table.h"
 #include "tma.h"
 #include "toeplitz_cycles.h"
@@ -81,7 +83,9 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::toeplitz:
       return hopper && toeplitz_supports(row, op, p);
     case Family::strip:
-      return hopper && strip_supports(row, op, p);
+      return hopper && (is_strip_sums(row)   ? strip_sums_supports(row, p)
+                        : is_strip_rows(row) ? strip_rows_supports(row, op, p)
+                                             : strip_supports(row, op, p));
     case Family::stream:
       return hopper && stream_supports(row, p);
     case Family::band:
@@ -268,7 +272,9 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::toeplitz:
       return toeplitz_or_cycles_estimate(row, op, p, d);
     case Family::strip:
-      return depthwise_as_measured(row, p, strip_estimate(row, op, p, d));
+      return is_strip_sums(row)   ? strip_sums_estimate(row, p, d)
+             : is_strip_rows(row) ? strip_rows_estimate(row, op, p, d)
+                                  : depthwise_as_measured(row, p, strip_estimate(row, op, p, d));
     case Family::stream:
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
     case Family::band:

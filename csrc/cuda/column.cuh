@@ -220,7 +220,7 @@ __device__ inline void load_filters(Params const& p, T* filters, int readers, in
 
 // Stride 1. Rows of zeros beside the image cost neither products nor moves.
 template <class T, int R>
-__global__ void __launch_bounds__(kColumnThreads + 32, 2) slide(__grid_constant__ Params const p) {
+__global__ void __launch_bounds__(kColumnThreads + 32, column_blocks(R)) slide(__grid_constant__ Params const p) {
   constexpr int V = column_vector(R), width = column_width(Op::fprop, R);
   extern __shared__ __align__(128) unsigned char shared[];
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
@@ -411,7 +411,7 @@ __device__ inline void add_taps(Load const& load, float const (&y)[slots][width]
 }
 
 template <class T, int R, int stride>
-__global__ void __launch_bounds__(kColumnThreads + 32, 2) wgrad(__grid_constant__ Params const p) {
+__global__ void __launch_bounds__(kColumnThreads + 32, column_blocks(R)) wgrad(__grid_constant__ Params const p) {
   using Taps = depthwise::WalkTaps<R, stride>;
   constexpr ColumnAxis axis{false, R, stride};
   constexpr int V = column_vector(R), width = column_width(Op::wgrad, R), taps = R * R, slots = Taps::slots,

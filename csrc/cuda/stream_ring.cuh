@@ -4,7 +4,7 @@
 // memory take the same way back: L2 is then asked for whole lines, wherever rows begin.
 #pragma once
 
-#include "stream_walk.cuh"
+#include "stream_outputs.cuh"
 
 namespace conv2d_ext::stream {
 
@@ -421,7 +421,8 @@ __global__ void __launch_bounds__(kStreamWarps * 32, ring_blocks(R, 2, true))
 
   uint32_t band[R][2][2];
   load_spread_band<T>(p, at.c, band);
-  SpreadOutputs<T, !odd> const out0(p, at, g, t), out1(p, at, g + 8, t);
+  using To = std::conditional_t<odd, ShiftedSpreadOutputs<T>, SpreadOutputs<T, true>>;
+  To const out0(p, at, g, t), out1(p, at, g + 8, t);
   int64_t const row_bytes = p.out_h * int64_t(sizeof(T));
   Fragments<T, 1, odd> const inputs(p, ring, at, first, images, v0, base);
 
@@ -465,6 +466,7 @@ __global__ void __launch_bounds__(kStreamWarps * 32, ring_blocks(R, 2, true))
         for (int j = 0; j < 4; ++j) acc[2 * i % R][b][j] = acc[(2 * i + 1) % R][b][j] = 0;
     }
   }
+  __syncwarp();  // other lanes may have stored what this one looks at again
   if (__low2float(spoilt) != 0 || __high2float(spoilt) != 0) spread_again<T>(p, task, first);
 }
 

@@ -1,0 +1,2 @@
+#include "../strip_rows.cuh"
+CONV2D_EXT_STRIP_ROWS(CONV2D_EXT_STRIP_ROWS_INSTANCE)

@@ -1,0 +1,2 @@
+#include "../strip_sums.cuh"
+CONV2D_EXT_STRIP_SUMS(CONV2D_EXT_STRIP_SUMS_INSTANCE)
