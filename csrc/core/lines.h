@@ -111,8 +111,11 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
     double const filters = double(p.R) * double(p.S) * V / t.groups * 25 + 100;  // to shared memory
     double const warps = double(t.blocks(p.N)) * phases * kLineThreads / 32;
     double const issue_ns = warps * (row * t.rows + filters) / (4 * sms * 1.755 * 0.5);
-    // Where an SM has little to do, the instructions of a thread follow each other.
-    double const chain_ns = (row * t.rows + filters) * 2;
+    // Where an SM has little to do, the instructions of a thread follow each other, and so do the loads of the rows of
+    // taps that meet the image.
+    double const met = double(min64(int64_t(taps_h), backward ? p.P() : ceil_div(p.H, p.dilation_h)));
+    double const instructions_ns = (row * t.rows + filters) * 2, waits_ns = multiplier * met * t.rows * 690;
+    double const chain_ns = instructions_ns > waits_ns ? instructions_ns : waits_ns;
     ns = overlapped(memory_ns, issue_ns);
     return {8500 + 1.6 * (ns > chain_ns ? ns : chain_ns), 1};
   }
