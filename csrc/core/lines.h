@@ -100,7 +100,9 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
   // Instructions of a row of taps: loads, conversions and products of a thread.
   double const taps_h = backward ? double(ceil_div(p.R, p.stride_h)) : double(p.R),
                taps_w = backward ? double(ceil_div(p.S, p.stride_w)) : double(p.S);
-  double const loads = t.ratio == 0 ? kLineOutputs * taps_w : (kLineOutputs - 1) * t.ratio + taps_w;
+  // Of wgrad a thread has a unit of taps.
+  double const columns = op == Op::wgrad && p.S > kLineTaps ? kLineTaps : taps_w;
+  double const loads = t.ratio == 0 ? kLineOutputs * columns : (kLineOutputs - 1) * t.ratio + columns;
   double const products = kLineOutputs * V * f64;
   double ns = 0;
   if (op != Op::wgrad) {
@@ -120,7 +122,7 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
     return {8500 + 1.6 * (ns > chain_ns ? ns : chain_ns), 1};
   }
   double const runs = double(p.N) * double(p.P()) * double(t.segments), units = double(t.slices) * t.tap_slices;
-  double const group = loads * (6 + V) + kLineOutputs * (6 + V) + kLineTaps * products * 1.4 + 40;
+  double const group = loads * (6 + V) + kLineOutputs * (6 + V) + kLineTaps * products * 1.4 + (p.S > kLineTaps ? 60 : 40);
   double const run = group * double(t.each) * rows_met(p) + 60;
   double const sums = double(p.K) * double(p.R) * double(p.S);
   double const begin = size_of(p.dtype) == 2 ? 12000 : 14000, scale = size_of(p.dtype) == 2 ? 1.65 : 1.25;

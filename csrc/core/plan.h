@@ -285,6 +285,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       // Pixels of filters that lie side by side but take no vectors are stored one by one.
       if (op == Op::fprop && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0)
         e.ns += double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) * 0.0035;
+      if (op == Op::dgrad && !stem_is_narrow(row) && p.x.c == 1 && p.C % (16 / size_of(p.dtype)) != 0)
+        e.ns += double(p.N) * double(p.H) * double(p.W) * double(p.C) * 0.0011 * size_of(p.dtype);
       return e;
     }
     case Family::pixels:

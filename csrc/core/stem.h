@@ -253,12 +253,14 @@ constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p
     bool const nchw = !is_nhwc(row.variant), across = nchw && v.Q % 8 != 0;
     double const big = v.stride_w > 1 && p.R * p.S * v.C > 128 ? 1.3 : 1;
     double const waits = !nchw ? 1.2 : !across ? 1.3 : tf32 ? 1.75 : 1.6;
-    // In NCHW, rows whose runs of 8 pixels begin off their vectors: a warp copies 32 elements of a channel's row at a
-    // time, or of 16-bit types 64 of four channels.
+    // Where they take no vectors: in NCHW, rows whose runs of 8 pixels begin off them, a warp copies 32 elements of a
+    // channel's row at a time, or of 16-bit types 64 of four channels; in channels_last 64 channels of four pixels.
     int64_t const runs = ceil_div(v.Q, 8);
-    double const lines = tf32 ? 64 * double(ceil_div(runs, 4)) : 16 * double(ceil_div(runs, 8));
+    bool const singly = nchw ? across : v.K % (16 / size_of(p.dtype)) != 0;
+    double const lines = !nchw ? 2 * double(runs) : tf32 ? 64 * double(ceil_div(runs, 4)) : 16 * double(ceil_div(runs, 8));
+    double const line_ns = nchw && tf32 ? 8 : nchw ? 37 : 48;
     double const lines_ns =
-        across ? double(p.N) * double(v.P) * double(ceil_div(v.K, 64)) * lines * (tf32 ? 8.0 : 37.0) / d.sm_count : 0;
+        singly ? double(p.N) * double(v.P) * double(ceil_div(v.K, 64)) * lines * line_ns / d.sm_count : 0;
     return {kStemSumsNs + (stem_sums(row, p, d).ns - 10000) * big * waits + lines_ns, 1};
   }
   StemTile const t = stem_tile(row, op, p, d);
