@@ -453,14 +453,17 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   int64_t const h = backward ? ceil_div(p.H, p.stride_h) : p.P(), w = backward ? ceil_div(p.W, p.stride_w) : p.Q();
   double const squares = double(p.N) * double(ceil_div(h, 8)) * double(ceil_div(w, 8));
   double memory_ns = elements * size_of(p.dtype) / (rate * sms);
-  // fprop with a stride over NCHW copies each square's inputs with their halo, element by element.
-  bool const strided = row.variant == Variant::nchw && op == Op::fprop && p.stride_w > 1 && p.x.w == 1;
-  if (strided) {
+  // With a stride over NCHW each square's inputs are copied with their halo, element by element, and channels that fill
+  // up a unit of groups too.
+  bool const planar = row.variant == Variant::nchw && p.x.w == 1;
+  bool const strided = planar && op == Op::fprop && p.stride_w > 1;
+  if (strided || (planar && sums && size_of(p.dtype) == 2 && p.R * p.S > 1 && p.stride_h * p.stride_w > 1)) {
     double const halo = double(7 * p.stride_h + p.R) * double(7 * p.stride_w + p.S);
     double const halo_ns =
         squares * halo * double(p.C) * size_of(p.dtype) / ((p.dtype == DType::f32 ? 1200 : 530) * sms);
     memory_ns = memory_ns > halo_ns ? memory_ns : halo_ns;
   }
+  if (planar && C * 8 * ceil_div(p.groups, per_unit) >= 2 * p.C) memory_ns *= 2;
   double const products = squares * double(ceil_div(p.groups, per_unit)) * double(C * K) * double(p.R * p.S) * 2;
   // 8 channels by 8 filters a product, or less.
   double const f32 = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? (sums ? 4 : 1.6) : (sums ? 4.6 : 5);

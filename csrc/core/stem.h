@@ -251,7 +251,8 @@ constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p
   if (op == Op::wgrad) {
     StemView const v = stem_view(stem_wgrad_view(p), p);
     bool const nchw = !is_nhwc(row.variant), across = nchw && v.Q % 8 != 0;
-    double const big = v.stride_w > 1 && p.R * p.S * v.C > 128 ? 1.3 : 1;
+    double const taps = double(p.R) * double(p.S) * double(v.C);
+    double const big = v.stride_w == 1 || taps <= 128 ? 1 : taps <= 512 ? 1.3 : 2;
     double const waits = !nchw ? 1.2 : !across ? 1.3 : tf32 ? 1.75 : 1.6;
     // Where they take no vectors: in NCHW, rows whose runs of 8 pixels begin off them, a warp copies 32 elements of a
     // channel's row at a time, or of 16-bit types 64 of four channels; in channels_last 64 channels of four pixels.
@@ -265,7 +266,8 @@ constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p
   }
   StemTile const t = stem_tile(row, op, p, d);
   StemView const v = stem_view(op, p);
-  return {t.ns * (tf32 ? 1.6 : 1.8) + double(t.steps * min64(v.K, row.tile_n)) * (tf32 ? 6.0 : 9.5), 1};
+  double const many = v.stride_w > 1 && double(p.R) * double(p.S) * double(v.C) > 512 ? 1.4 : 1;
+  return {t.ns * (tf32 ? 1.6 : 1.8) * many + double(t.steps * min64(v.K, row.tile_n)) * (tf32 ? 6.0 : 9.5), 1};
 }
 
 constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
