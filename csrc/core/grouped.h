@@ -474,7 +474,8 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   double const filters_ns =
       sums ? 0 : double(C * K) * double(p.R * p.S) * (p.dtype == DType::f32 && !p.allow_tf32 ? 300 : 150);
   double const both_ns = strided ? large + small
-                                 : (large + small * small / (2 * (large + 1))) * (sums && !nhwc && !p.allow_tf32 ? 1.22 : 1.0),
+                                 : (large + small * small / (2 * (large + 1))) *
+                                       (sums && !nhwc && !p.allow_tf32 ? 1.22 : 1.0),
                work_ns = both_ns > filters_ns ? both_ns : filters_ns;
   if (!sums) return {work_ns + (nhwc || p.dtype == DType::f32 ? 13000 : 15000) + (strided ? 4000 : 0), 1};
   // As many shares of the pixels as keep two blocks an SM busy, unless adding them up costs more.

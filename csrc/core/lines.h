@@ -116,13 +116,15 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
     // Where an SM has little to do, the instructions of a thread follow each other, and so do the loads of the rows of
     // taps that meet the image.
     double const met = double(min64(int64_t(taps_h), backward ? p.P() : ceil_div(p.H, p.dilation_h)));
-    double const instructions_ns = (row * t.rows + filters) * 2, waits_ns = multiplier * met * t.rows * (610 + 20 * loads);
+    double const instructions_ns = (row * t.rows + filters) * 2,
+                 waits_ns = multiplier * met * t.rows * (610 + 20 * loads);
     double const chain_ns = instructions_ns > waits_ns ? instructions_ns : waits_ns;
     ns = overlapped(memory_ns, issue_ns);
     return {8500 + 1.6 * (ns > chain_ns ? ns : chain_ns), 1};
   }
   double const runs = double(p.N) * double(p.P()) * double(t.segments), units = double(t.slices) * t.tap_slices;
-  double const group = loads * (6 + V) + kLineOutputs * (6 + V) + kLineTaps * products * 1.4 + (p.S > kLineTaps ? 60 : 40);
+  double const group =
+      loads * (6 + V) + kLineOutputs * (6 + V) + kLineTaps * products * 1.4 + (p.S > kLineTaps ? 60 : 40);
   double const run = group * double(t.each) * rows_met(p) + 60;
   double const sums = double(p.K) * double(p.R) * double(p.S);
   double const begin = size_of(p.dtype) == 2 ? 12000 : 14000, scale = size_of(p.dtype) == 2 ? 1.65 : 1.25;

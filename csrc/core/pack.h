@@ -105,10 +105,7 @@ constexpr double packing_ns(Op op, Problem const& p, Packed const& q) {
   bool const x_pads = q.which.x && c.C != p.C, y_pads = q.which.y && c.K != p.K;
   if (p.groups > 1 && (x_pads || y_pads))
     rate = (x_pads ? p.x.c : p.y.c) == 1 ? (half ? 2050 : 3200) : half ? rate * 0.82 : rate;
-  // Of 16-bit types the device sees part of the launches, as measured.
-  bool const early = half && p.groups == 1;
-  return elements * size_of(p.dtype) / rate + (in ? (early ? 1000 : 2600) : 0) +
-         (out ? (early ? 1300 : 3300) : 0);
+  return elements * size_of(p.dtype) / rate + (in ? 2600 : 0) + (out ? 3300 : 0);
 }
 
 // For rows of grouped. NCHW that lines takes is not packed, and filters stay where they are, unless groups are padded.
@@ -243,7 +240,9 @@ constexpr PackedPlaces packed_places(Packed const& q) {
 constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
   if (row.family == Family::tma_strict)
     return row.op == Op::fprop && p.K_per_group() % 4 != 0 && (split_k == 1 || tma_tiles(row, p) >= tma_slots(row))
-               ? (row.tile_n == 128 ? 20000 : row.tile_n == 64 ? 14000 : 4500)
+               ? (row.tile_n == 128  ? 20000
+                  : row.tile_n == 64 ? 14000
+                                     : 4500)
                : 0;
   if (row.family != Family::tma || row.op == Op::wgrad || is_pointwise(row) || row.variant == Variant::phases ||
       row.variant == Variant::lean)

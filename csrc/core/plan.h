@@ -204,9 +204,9 @@ constexpr double groups_any_ns(Row const& row, Op op, Problem const& p, double n
     // Single pixels of a stride's phases.
     double const begin = launch + (backward && p.stride_w > 1 ? 18000 : 0);
     double const least = begin + bytes / ((backward ? p.W : p.Q()) % 2 == 0 ? 750
-                                           : backward                        ? 165
-                                           : p.stride_w > 1                  ? 420
-                                                                             : 300);
+                                          : backward                        ? 165
+                                          : p.stride_w > 1                  ? 420
+                                                                            : 300);
     return ns > least ? ns : least;
   } else {
     return ns;

@@ -258,7 +258,9 @@ constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p
     // channel's row at a time, or of 16-bit types 64 of four channels; in channels_last 64 channels of four pixels.
     int64_t const runs = ceil_div(v.Q, 8);
     bool const singly = nchw ? across : v.K % (16 / size_of(p.dtype)) != 0;
-    double const lines = !nchw ? 2 * double(runs) : tf32 ? 64 * double(ceil_div(runs, 4)) : 16 * double(ceil_div(runs, 8));
+    double const lines = !nchw  ? 2 * double(runs)
+                         : tf32 ? 64 * double(ceil_div(runs, 4))
+                                : 16 * double(ceil_div(runs, 8));
     double const line_ns = !nchw ? 48 : !tf32 ? 37 : stem_is_strict(p) ? 3.3 : 8;
     double const lines_ns =
         singly ? double(p.N) * double(v.P) * double(ceil_div(v.K, 64)) * lines * line_ns / d.sm_count : 0;
