@@ -138,7 +138,16 @@ constexpr Estimate simt_estimate(Row const& row, Op op, Problem const& p, Device
   if (op == Op::wgrad) rate /= 1.3;
   // Neighbours along k lie apart: filters of one tap over NCHW.
   if (op != Op::wgrad && p.R * p.S == 1 && (op == Op::fprop ? p.x : p.y).c != 1) rate *= 0.7;
-  return gemm_estimate(row, op, p, d, tile * row.tile_k / rate, 1500 + tile * 0.05, 1.4);
+  Estimate e = gemm_estimate(row, op, p, d, tile * row.tile_k / rate, 1500 + tile * 0.05, 1.4);
+  // Of groups side by side each pixel of each is a sector of its own.
+  if (p.groups > 1 && p.x.c == 1 && p.y.c == 1) {
+    double const sectors = double(p.N) * double(p.groups) *
+                           (double(p.H) * double(p.W) * double(ceil_div(p.C_per_group() * size_of(p.dtype), 32)) +
+                            double(p.P()) * double(p.Q()) * double(ceil_div(p.K_per_group() * size_of(p.dtype), 32)));
+    double const least = 7000 + sectors * 32 / 4300;
+    if (e.ns < least) e.ns = least;
+  }
+  return e;
 }
 
 constexpr Estimate igemm_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
@@ -150,7 +159,8 @@ constexpr Estimate igemm_estimate(Row const& row, Op op, Problem const& p, Devic
                                            : (along_k ? 0.25 : 0.19);
   double const tile = double(row.tile_m) * row.tile_n;
   Estimate e = gemm_estimate(row, op, p, d, tile * row.tile_k / (2048 * 1.6 * share), 1500 + tile * 0.05, 1.0);
-  e.ns += 3000;  // as much as tma's estimates have beside their tiles, lest igemm win small problems
+  // As much as tma's estimates have beside their tiles, lest igemm win small problems.
+  e.ns += row.tile_n >= 256 ? 6000 : 3000;
   return e;
 }
 

@@ -449,10 +449,21 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   if (!nhwc && p.stride_w > 1)
     rate /= !backward ? (p.dtype == DType::f32 ? 1.65 : 1.33) : p.x.c == 1 && p.C > 1 ? 3 : 6;
   if (!nhwc && p.W < 8) rate /= 2.5;  // rows that leave most lanes idle
-  double const memory_ns = elements * size_of(p.dtype) / (rate * sms);
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
   int64_t const h = backward ? ceil_div(p.H, p.stride_h) : p.P(), w = backward ? ceil_div(p.W, p.stride_w) : p.Q();
   double const squares = double(p.N) * double(ceil_div(h, 8)) * double(ceil_div(w, 8));
+  double memory_ns = elements * size_of(p.dtype) / (rate * sms);
+  // With a stride over NCHW each square's inputs are copied with their halo, element by element, and channels that fill
+  // up a unit of groups too.
+  bool const planar = row.variant == Variant::nchw && p.x.w == 1;
+  bool const strided = planar && op == Op::fprop && p.stride_w > 1;
+  if (strided || (planar && sums && size_of(p.dtype) == 2 && p.R * p.S > 1 && p.stride_h * p.stride_w > 1)) {
+    double const halo = double(7 * p.stride_h + p.R) * double(7 * p.stride_w + p.S);
+    double const halo_ns =
+        squares * halo * double(p.C) * size_of(p.dtype) / ((p.dtype == DType::f32 ? 1200 : 530) * sms);
+    memory_ns = memory_ns > halo_ns ? memory_ns : halo_ns;
+  }
+  if (planar && C * 8 * ceil_div(p.groups, per_unit) >= 2 * p.C) memory_ns *= 2;
   double const products = squares * double(ceil_div(p.groups, per_unit)) * double(C * K) * double(p.R * p.S) * 2;
   // 8 channels by 8 filters a product, or less.
   double const f32 = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? (sums ? 4 : 1.6) : (sums ? 4.6 : 5);
@@ -462,9 +473,11 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   // The filters of a block, which arrive slowly, before the first product.
   double const filters_ns =
       sums ? 0 : double(C * K) * double(p.R * p.S) * (p.dtype == DType::f32 && !p.allow_tf32 ? 300 : 150);
-  double const both_ns = (large + small * small / (2 * (large + 1))) * (sums && !nhwc && !p.allow_tf32 ? 1.22 : 1.0),
+  double const both_ns = strided ? large + small
+                                 : (large + small * small / (2 * (large + 1))) *
+                                       (sums && !nhwc && !p.allow_tf32 ? 1.22 : 1.0),
                work_ns = both_ns > filters_ns ? both_ns : filters_ns;
-  if (!sums) return {work_ns + (nhwc || p.dtype == DType::f32 ? 13000 : 15000), 1};
+  if (!sums) return {work_ns + (nhwc || p.dtype == DType::f32 ? 13000 : 15000) + (strided ? 4000 : 0), 1};
   // As many shares of the pixels as keep two blocks an SM busy, unless adding them up costs more.
   GroupedSums const g = grouped_sums(p);
   int64_t const slabs = ceil_div(ceil_div(p.groups, per_unit), g.slab) * ceil_div(g.items, 16);

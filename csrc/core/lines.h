@@ -100,7 +100,9 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
   // Instructions of a row of taps: loads, conversions and products of a thread.
   double const taps_h = backward ? double(ceil_div(p.R, p.stride_h)) : double(p.R),
                taps_w = backward ? double(ceil_div(p.S, p.stride_w)) : double(p.S);
-  double const loads = t.ratio == 0 ? kLineOutputs * taps_w : (kLineOutputs - 1) * t.ratio + taps_w;
+  // Of wgrad a thread has a unit of taps.
+  double const columns = op == Op::wgrad && p.S > kLineTaps ? kLineTaps : taps_w;
+  double const loads = t.ratio == 0 ? kLineOutputs * columns : (kLineOutputs - 1) * t.ratio + columns;
   double const products = kLineOutputs * V * f64;
   double ns = 0;
   if (op != Op::wgrad) {
@@ -111,13 +113,18 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
     double const filters = double(p.R) * double(p.S) * V / t.groups * 25 + 100;  // to shared memory
     double const warps = double(t.blocks(p.N)) * phases * kLineThreads / 32;
     double const issue_ns = warps * (row * t.rows + filters) / (4 * sms * 1.755 * 0.5);
-    // Where an SM has little to do, the instructions of a thread follow each other.
-    double const chain_ns = (row * t.rows + filters) * 2;
+    // Where an SM has little to do, the instructions of a thread follow each other, and so do the loads of the rows of
+    // taps that meet the image.
+    double const met = double(min64(int64_t(taps_h), backward ? p.P() : ceil_div(p.H, p.dilation_h)));
+    double const instructions_ns = (row * t.rows + filters) * 2,
+                 waits_ns = multiplier * met * t.rows * (610 + 20 * loads);
+    double const chain_ns = instructions_ns > waits_ns ? instructions_ns : waits_ns;
     ns = overlapped(memory_ns, issue_ns);
     return {8500 + 1.6 * (ns > chain_ns ? ns : chain_ns), 1};
   }
   double const runs = double(p.N) * double(p.P()) * double(t.segments), units = double(t.slices) * t.tap_slices;
-  double const group = loads * (6 + V) + kLineOutputs * (6 + V) + kLineTaps * products * 1.4 + 40;
+  double const group =
+      loads * (6 + V) + kLineOutputs * (6 + V) + kLineTaps * products * 1.4 + (p.S > kLineTaps ? 60 : 40);
   double const run = group * double(t.each) * rows_met(p) + 60;
   double const sums = double(p.K) * double(p.R) * double(p.S);
   double const begin = size_of(p.dtype) == 2 ? 12000 : 14000, scale = size_of(p.dtype) == 2 ? 1.65 : 1.25;

@@ -101,7 +101,7 @@ constexpr Estimate pixel_sums_estimate(Row const& row, Problem const& p) {
   double const memory_ns =
       double(p.N) * double(p.H) * double(p.W) * 2 * double(s.rows + s.columns) * (1 / 3900.0 + (tiles - 1) / 9000.0);
   double const work = rounds * unit_ns, sum_ns = 5000 + tiles * area * (0.048 + 0.0004 * double(s.split));
-  return {(7000 + (work > memory_ns ? work : memory_ns) + sum_ns) * (tiles < 4 ? 1 : 1.1), 1};
+  return {(7000 + (work > memory_ns ? work : memory_ns) + sum_ns) * (tiles < 4 ? 0.8 : 0.88), 1};
 }
 
 // A warpgroup's tile takes one thing after the other; the warpgroups of an SM share its units, and all memory.
@@ -122,7 +122,7 @@ constexpr Estimate pixel_lines_estimate(Row const& row, Problem const& p, Device
   double const before = 8180 + double(ceil_div(s.depth, 64) * ceil_div(s.columns, 64)) * 394;
   double const ns = before + (work > memory_ns ? work + memory_ns * 0.58 : memory_ns + work * 0.58);
   // As measured where channels are whole vectors (72 channels).
-  return {s.depth % 8 == 0 && s.columns % 8 == 0 && row.tile_n == 128 ? ns * 0.84 : ns, 1};
+  return {row.tile_n != 128 ? ns : s.depth % 8 == 0 && s.columns % 8 == 0 ? ns * 0.91 : ns * 1.08, 1};
 }
 
 }  // namespace conv2d_ext

@@ -80,7 +80,9 @@ constexpr Estimate few_pixels_estimate(Row const& row, Op op, Problem const& p) 
                                                                : 3000);
     return {9000 + pixels * ns, 1};
   }
-  return {9000 + double(p.C * p.K) * 1.8 + pixels * double(p.C + p.K) * 4 / 2700, 1};
+  // A warp's steps of 8 channels, in or out, wait for each other but for the first four.
+  int64_t const waits = ceil_div(max64(p.C, p.K), 8) - 4;
+  return {9000 + double(p.C * p.K) * 1.8 + double(max64(waits, 0)) * 650 + pixels * double(p.C + p.K) * 4 / 2700, 1};
 }
 
 }  // namespace conv2d_ext

@@ -202,10 +202,12 @@ constexpr double groups_any_ns(Row const& row, Op op, Problem const& p, double n
   } else if (f32 && backward && p.stride_w > 1) {
     was = 250, rate = 550;
   } else if (!f32 && !sums) {
-    double const least = launch + bytes / ((backward ? p.W : p.Q()) % 2 == 0 ? 750
-                                           : backward                        ? 165
-                                           : p.stride_w > 1                  ? 420
-                                                                             : 300);
+    // Single pixels of a stride's phases.
+    double const begin = launch + (backward && p.stride_w > 1 ? 18000 : 0);
+    double const least = begin + bytes / ((backward ? p.W : p.Q()) % 2 == 0 ? 750
+                                          : backward                        ? 165
+                                          : p.stride_w > 1                  ? 420
+                                                                            : 300);
     return ns > least ? ns : least;
   } else {
     return ns;
@@ -284,6 +286,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       // Pixels of filters that lie side by side but take no vectors are stored one by one.
       if (op == Op::fprop && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0)
         e.ns += double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) * 0.0035;
+      if (op == Op::dgrad && !stem_is_narrow(row) && p.x.c == 1 && p.C % (16 / size_of(p.dtype)) != 0)
+        e.ns += double(p.N) * double(p.H) * double(p.W) * double(p.C) * 0.0011 * size_of(p.dtype);
       return e;
     }
     case Family::pixels:

@@ -213,10 +213,10 @@ constexpr int64_t planes_workspace_bytes(Op op, Problem const& p, Device const& 
 // As measured: longer than the cycles say.
 constexpr Estimate planes_estimate(Op op, Problem const& p, Device const& d) {
   bool const strided = p.stride_h > 1 || p.stride_w > 1;
-  if (op == Op::wgrad) return {plane_sums(p, d).cycles / 1.7 * (strided ? 2.5 : p.W % 2 != 0 ? 1.6 : 1.4) + 9000, 1};
-  PlaneTile const t = plane_tile(op, p, d);
-  double const slower = strided ? (t.phases == 4 && t.whole ? 1.6 : 1.42) : t.whole ? 1.35 : 1.22;
-  return {t.cycles / 1.7 * slower + 9000 + double(planes_workspace_bytes(op, p, d)) / 1500, 1};
+  if (op == Op::wgrad) return {plane_sums(p, d).cycles / 1.7 * (strided ? 1.95 : p.W % 2 != 0 ? 1.6 : 1.2) + 8500, 1};
+  // Many taps: their filters do not come as fast as they are multiplied.
+  double const slower = p.R * p.S < 16 ? 1.37 : strided ? 1.92 : 1.67;
+  return {plane_tile(op, p, d).cycles / 1.7 * slower + 6800 + double(planes_workspace_bytes(op, p, d)) / 1500, 1};
 }
 
 }  // namespace conv2d_ext

@@ -228,6 +228,8 @@ constexpr bool stem_supports(Row const& row, Op op, Problem const& p, Device con
   return t.rows > 0 && stem_sums_bytes(t) <= kMaxWorkspaceBytes && p.N <= (int64_t(1) << 30) / (t.tiles_h * t.tiles_w);
 }
 
+inline constexpr double kStemSumsNs = 10500;  // of wgrad's two launches
+
 // The models leave out what a warp waits for and how long a block gathers its filters; as measured.
 constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   bool const tf32 = p.dtype == DType::f32;
@@ -248,27 +250,36 @@ constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p
   }
   if (op == Op::wgrad) {
     StemView const v = stem_view(stem_wgrad_view(p), p);
-    double const big = v.stride_w > 1 && p.R * p.S * v.C > 128 ? 1.5 : 1.15;
-    // In NCHW, of rows whose runs of 8 pixels begin off their vectors.
-    double const across_ns =
-        is_nhwc(row.variant) || v.Q % 8 == 0
-            ? 0
-            : double(p.N) * double(v.P) * double(v.Q) * double(ceil_div(v.K, 64)) * (tf32 ? 12.0 : 20.0) / d.sm_count;
-    return {15000 + (stem_sums(row, p, d).ns - 10000) * big + across_ns, 1};
+    bool const nchw = !is_nhwc(row.variant), across = nchw && v.Q % 8 != 0;
+    double const taps = double(p.R) * double(p.S) * double(v.C);
+    double const big = v.stride_w == 1 || taps <= 128 ? 1 : taps <= 512 ? 1.3 : 2;
+    double const waits = !nchw ? 1.2 : !across ? 1.3 : tf32 ? 1.75 : 1.6;
+    // Where they take no vectors: in NCHW, rows whose runs of 8 pixels begin off them, a warp copies 32 elements of a
+    // channel's row at a time, or of 16-bit types 64 of four channels; in channels_last 64 channels of four pixels.
+    int64_t const runs = ceil_div(v.Q, 8);
+    bool const singly = nchw ? across : v.K % (16 / size_of(p.dtype)) != 0;
+    double const lines = !nchw  ? 2 * double(runs)
+                         : tf32 ? 64 * double(ceil_div(runs, 4))
+                                : 16 * double(ceil_div(runs, 8));
+    double const line_ns = !nchw ? 48 : !tf32 ? 37 : stem_is_strict(p) ? 3.3 : 8;
+    double const lines_ns =
+        singly ? double(p.N) * double(v.P) * double(ceil_div(v.K, 64)) * lines * line_ns / d.sm_count : 0;
+    return {kStemSumsNs + (stem_sums(row, p, d).ns - 10000) * big * waits + lines_ns, 1};
   }
   StemTile const t = stem_tile(row, op, p, d);
   StemView const v = stem_view(op, p);
-  return {t.ns * (tf32 ? 1.6 : 1.8) + double(t.steps * min64(v.K, row.tile_n)) * (tf32 ? 6.0 : 9.5), 1};
+  double const many = v.stride_w > 1 && double(p.R) * double(p.S) * double(v.C) > 512 ? 1.4 : 1;
+  return {t.ns * (tf32 ? 1.6 : 1.8) * many + double(t.steps * min64(v.K, row.tile_n)) * (tf32 ? 6.0 : 9.5), 1};
 }
 
 constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   Estimate e = stem_rounded_estimate(row, op, p, d);
   // As measured: the more columns of a block, the less is left of what three products hide behind.
-  if (stem_is_strict(p))
-    e.ns *= !stem_is_narrow(row) ? (op == Op::wgrad ? 1.22 : 1.12)
-            : row.tile_n == 8    ? 1.25
-            : row.tile_n == 16   ? 1.45
-                                 : 1.6;
+  if (!stem_is_strict(p)) return e;
+  if (op == Op::wgrad)
+    e.ns = kStemSumsNs + (e.ns - kStemSumsNs) * 1.3;
+  else
+    e.ns *= !stem_is_narrow(row) ? 1.12 : row.tile_n == 8 ? 1.25 : row.tile_n == 16 ? 1.45 : 1.6;
   return e;
 }
 

@@ -97,7 +97,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     }
   whole += empty * 300;
   double const filters = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * 4;
-  double const prepare = forward || raw ? 0 : 2750 + filters * 2 / 2310 + (p.groups == 1 ? 0 : 2800);
+  double const prepare = forward || raw ? 0 : 850 + filters * 2 / 2310 + (p.groups == 1 ? 0 : 2800);
   double const first = !swapped ? 0 : halo ? 3370 : 1070;  // with exchanged operands nothing hides the first stages
   // Tiles of filters beyond the first find the pixels in L2.
   double const again_ns = double(ceil_div(N, row.tile_n) - 1) * double(p.N) * double(C * p.groups) *

@@ -112,11 +112,11 @@ constexpr Estimate turned_estimate(Op op, Problem const& p, Device const& d) {
   int64_t const in = backward ? p.K_per_group() : p.C_per_group(), out_w = backward ? p.W : p.Q();
   double slower = 1;
   if (p.dtype != DType::f32)
-    slower = !strided ? 1.7 : t.subs == 2 ? 2.6 : backward ? 1.36 : 1.45;
+    slower = !strided ? 1.7 : t.subs == 2 ? 1.5 : backward ? 1.45 : 1.65;
   else if (!strided)
     slower = t.subs == 1 ? 1.1 : in <= turned_line(p.dtype) ? 1.08 : out_w % 2 != 0 ? 1.65 : 1.3;
   else if (backward)
-    slower = t.whole && t.subs == 2 ? 3 : 1.4;
+    slower = t.whole && t.subs == 2 ? 2.2 : 1.3;
   else
     slower = t.stages <= 3 ? 1.9 : 1.28;
   return {t.cycles / 1.6 * slower + 7000 + double(turned_workspace_bytes(op, p)) / 1500, 1};
