@@ -285,6 +285,23 @@ __device__ inline void cp_async_bulk_tensor_4d_store(void const* map, uint32_t s
                : "memory");
 }
 
+// The same under a policy of L2.
+__device__ inline void cp_async_bulk_tensor_4d_store(void const* map, uint32_t shared, int c0, int c1, int c2, int c3,
+                                                     uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%2, %3, %4, %5}], [%1], %6;" ::"l"(
+          map),
+      "r"(shared), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(policy)
+      : "memory");
+}
+
+// A policy of L2 that leaves the order in which lines are given up as it is.
+__device__ inline uint64_t createpolicy_evict_unchanged() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_unchanged.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 __device__ inline void cp_async_bulk_commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
 // Waits until all but `pending` of this thread's groups of stores are in global memory.
