@@ -46,6 +46,21 @@ constexpr Walk halo_walk(Walk w) {
   return w;
 }
 
+// How many columns at the end of such a walk lie outside of the tensor, as do as many at its beginning: a row's zeros
+// behind it can be those before the next row.
+constexpr int64_t halo_shared_columns(Walk const& w, int64_t extent) {
+  Halo const halo = halo_of(w);
+  int64_t const all = halo_walk(w).pixels;
+  int64_t shared = all - w.pixels;
+  for (int64_t copy = 0; copy < halo.copies; ++copy) {
+    int64_t const first = w.lower + copy * w.tap_stride;
+    int64_t const before = ceil_div(max64(-first, 0), w.stride),
+                  behind = all - ceil_div(max64(extent - first, 0), w.stride);
+    shared = min64(shared, min64(before, max64(behind, 0)));
+  }
+  return shared;
+}
+
 // What an im2col copy can do along one axis; groups: if they are a dimension of the map.
 constexpr bool im2col_supports(Walk const& w, int64_t extent, bool groups = false) {
   int64_t const most = groups ? 16 : 128;
@@ -132,6 +147,13 @@ struct PhasesShape {
 // Rows of tma_swap.cuh.
 constexpr bool tma_swapped(Row const& row) {
   return row.op != Op::wgrad && row.variant != Variant::pointwise && row.tile_m == 256 && row.tile_n == 64;
+}
+
+// The walk of a row's halo variant, along W: tma_swap.cuh's rows share columns.
+constexpr Walk halo_walk(Row const& row, Problem const& p, Walk const& w) {
+  Walk all = halo_walk(w);
+  if (tma_swapped(row)) all.pixels -= halo_shared_columns(w, row.op == Op::fprop ? p.W : p.Q());
+  return all;
 }
 
 // Rows of tma_swap_wide.cuh.
@@ -256,7 +278,7 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
         if (w.stride != 1 && !tma_swapped(row) && p.dtype != DType::f32) return false;
         if ((ceil_div(w.taps, halo.copies) - 1) * halo.shift > kHalo) return false;
         shared = shared || w.taps > halo.copies;
-        w = halo_walk(w);
+        w = halo_walk(row, p, w);
       }
       if (!im2col_supports(w, forward ? p.W : p.Q(), groups)) return false;
     }
@@ -303,10 +325,29 @@ constexpr int64_t tma_tiles(Row const& row, Problem const& p) {
     for (int64_t j = 0; j < phases_w; ++j) {
       Walk const h = walk_h(op, p, i);
       Walk w = walk_w(op, p, j);
-      if (is_halo(row.variant) && w.taps > 0 && h.taps > 0) w = halo_walk(w);
+      if (is_halo(row.variant) && w.taps > 0 && h.taps > 0) w = halo_walk(row, p, w);
       most = max64(most, ceil_div(p.N * h.pixels * w.pixels, row.tile_m));
     }
   return most * phases_h * phases_w * ceil_div(N, row.tile_n) * p.groups;
+}
+
+// Pixels of a tile of tma_swap.cuh, where no tile is shared and there are no phases: 256, or fewer if as many rounds of
+// the device do with these.
+constexpr int64_t tma_tile_pixels(Row const& row, Problem const& p, int64_t split_k) {
+  bool const forward = row.op == Op::fprop;
+  if (!tma_swapped(row) || split_k > 1) return row.tile_m;
+  if (!forward && (phases_of(p.H, p.stride_h) > 1 || phases_of(p.W, p.stride_w) > 1)) return row.tile_m;
+  Walk const h = walk_h(row.op, p, 0);
+  Walk w = walk_w(row.op, p, 0);
+  if (h.taps == 0 || w.taps == 0) return row.tile_m;
+  if (is_halo(row.variant)) w = halo_walk(row, p, w);
+  int64_t const tiles_n = ceil_div(forward ? p.K_per_group() : p.C_per_group(), row.tile_n) * p.groups;
+  int64_t best = row.tile_m, least = 0;
+  for (int64_t pixels : {256, 248, 232}) {
+    int64_t const each = ceil_div(ceil_div(p.N * h.pixels * w.pixels, pixels) * tiles_n, 132) * pixels;
+    if (least == 0 || each < least) best = pixels, least = each;
+  }
+  return best;
 }
 
 // What a tile of fprop or dgrad takes. All constants of these estimates were fitted to times of random layers
@@ -463,7 +504,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
         phases > 1 ? 1 : taps_inside(h, forward ? p.H : p.P()) * taps_inside(w, forward ? p.W : p.Q());
     if (halo && taps > 0) {
       copies = h.taps * halo_of(w).copies;
-      w = halo_walk(w);
+      w = halo_walk(row, p, w);
     }
     double const math = double(taps * chunks) * met * mma_ns;
     double const copy =

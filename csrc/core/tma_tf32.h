@@ -84,7 +84,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
         double const slower = shared.copies == 1 ? 1 : two ? 1.02 : 0.94;
         of_a = (TM + kHalo) * double(shared.copies) / double(w.taps) * slower;
         copies = h.taps * shared.copies * ceil_div(C, kTf32Line);
-        w = halo_walk(w);
+        w = halo_walk(row, p, w);
       }
       double const copied = (of_a + (keeps_b ? 0 : TN * 0.52)) * (C * 4 <= 16 ? 2.66 : 1);
       double const lines = (swapped ? 64 + TM : raw ? TN / 64 * TM + TN : TM / 64 * TN + TM) + copied;
