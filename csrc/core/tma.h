@@ -331,23 +331,32 @@ constexpr int64_t tma_tiles(Row const& row, Problem const& p) {
   return most * phases_h * phases_w * ceil_div(N, row.tile_n) * p.groups;
 }
 
-// Pixels of a tile of tma_swap.cuh, where no tile is shared and there are no phases: 256, or fewer if as many rounds of
-// the device do with these.
-constexpr int64_t tma_tile_pixels(Row const& row, Problem const& p, int64_t split_k) {
-  bool const forward = row.op == Op::fprop;
-  if (!tma_swapped(row) || split_k > 1) return row.tile_m;
-  if (!forward && (phases_of(p.H, p.stride_h) > 1 || phases_of(p.W, p.stride_w) > 1)) return row.tile_m;
-  Walk const h = walk_h(row.op, p, 0);
-  Walk w = walk_w(row.op, p, 0);
-  if (h.taps == 0 || w.taps == 0) return row.tile_m;
-  if (is_halo(row.variant)) w = halo_walk(row, p, w);
-  int64_t const tiles_n = ceil_div(forward ? p.K_per_group() : p.C_per_group(), row.tile_n) * p.groups;
-  int64_t best = row.tile_m, least = 0;
-  for (int64_t pixels : {256, 248, 232}) {
-    int64_t const each = ceil_div(ceil_div(p.N * h.pixels * w.pixels, pixels) * tiles_n, 132) * pixels;
-    if (least == 0 || each < least) best = pixels, least = each;
+// Tiles of tma_swap.cuh where none is shared and there are no phases: of 256 pixels, or of fewer if as many rounds of
+// the device do with these. time: of the tiles, beside that of tiles of 256.
+struct TmaTilePixels {
+  int64_t pixels = 256;
+  double time = 1;
+
+  constexpr TmaTilePixels(Row const& row, Problem const& p) {
+    bool const forward = row.op == Op::fprop;
+    if (!tma_swapped(row)) return;
+    if (!forward && (phases_of(p.H, p.stride_h) > 1 || phases_of(p.W, p.stride_w) > 1)) return;
+    Walk const h = walk_h(row.op, p, 0);
+    Walk w = walk_w(row.op, p, 0);
+    if (h.taps == 0 || w.taps == 0) return;
+    if (is_halo(row.variant)) w = halo_walk(row, p, w);
+    int64_t const tiles_n = ceil_div(forward ? p.K_per_group() : p.C_per_group(), row.tile_n) * p.groups;
+    int64_t first = 0, least = 0;
+    for (int64_t of_tile : {256, 248, 232}) {
+      int64_t const each = ceil_div(ceil_div(p.N * h.pixels * w.pixels, of_tile) * tiles_n, 132) * of_tile;
+      if (first == 0) first = least = each;
+      if (each < least) pixels = of_tile, least = each;
+    }
+    if (first > 0) time = double(least) / double(first);
   }
-  return best;
+};
+constexpr int64_t tma_tile_pixels(Row const& row, Problem const& p, int64_t split_k) {
+  return split_k > 1 ? 256 : TmaTilePixels(row, p).pixels;
 }
 
 // What a tile of fprop or dgrad takes. All constants of these estimates were fitted to times of random layers
@@ -519,6 +528,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     least_ns += count[i] * (busy_ns > l2_ns ? busy_ns : l2_ns) / 132;
     steps = max64(steps, taps * chunks);
   }
+  double const unshared = TmaTilePixels(row, p).time;
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(steps, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
@@ -567,7 +577,8 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     // Filters of a group do not stay.
     double const anew = !swapped || p.groups == 1 ? 0 : tma_maps_groups(op, p) ? 2350 : 896;
     ns = (ns + 6680 + anew) * (halo ? tile.halo : tile.im2col) * strided * few;
-    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+    // The estimate has tiles of 256 pixels; a split must be faster than tiles of fewer.
+    if (split == 1 || ns < best.ns * (best.split_k == 1 ? unshared : 1)) best = {ns, int(split)};
   }
   return best;
 }

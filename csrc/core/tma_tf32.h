@@ -103,6 +103,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   double const again_ns = double(ceil_div(N, row.tile_n) - 1) * double(p.N) * double(C * p.groups) *
                           (forward ? double(p.H) * double(p.W) : double(p.P()) * double(p.Q())) * 4 / 38400;
   double const before = 3940 + first + prepare, memory_ns = tf32_memory_ns(p, 5300) + again_ns;
+  double const unshared = TmaTilePixels(row, p).time;  // as in tma_estimate
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
@@ -128,7 +129,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
                                  : 1.06;  // what the fit is off by
     ns = ((ns > memory_ns ? ns + memory_ns * 0.065 : memory_ns + ns * 0.065) + before) * off;
     if (!forward && swapped && p.groups > 1 && N <= 32 && p.stride_w > 1) ns *= 0.8;  // as measured
-    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+    if (split == 1 || ns < best.ns * (best.split_k == 1 ? unshared : 1)) best = {ns, int(split)};
   }
   return best;
 }
