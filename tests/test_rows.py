@@ -411,6 +411,28 @@ def test_a_stem_row_spreads_what_is_not_finite_to_what_meets_it_alone(
         assert not wrong, ", ".join(wrong)
 
 
+@pytest.mark.parametrize("padding", (1, 0))
+@pytest.mark.parametrize("pixels", (232, 248, 256, 300))
+@pytest.mark.parametrize("row", [name for name in ROWS if re.match(r"tma_(fprop|dgrad)_.*_256x64_", name)])
+def test_tiles_have_as_many_pixels_as_fill_a_round(row: str, pixels: int, padding: int, cuda: str) -> None:
+    """tma_swap.cuh: tiles of 232, 248 or 256 pixels, one or two a block; rows share a column if they are padded."""
+    _, op, name, *_ = row.split("_")
+    dtype, tf32 = DTYPE_NAMES[name], name == "f32"
+    columns = 62 + (2 if padding == 0 else 1)  # of halo; im2col has fewer, and the last blocks nothing
+    size = (16, 132 * pixels // columns, 62, 24) if op == "fprop" else (24, 132 * pixels // columns, 62, 16)
+    C, H, W, K = size
+    case = Case("one_round", 1, C, H + 2 - 2 * padding, W + 2 - 2 * padding, K, 3, 3, padding=(padding, padding))
+    x, w, b = case.tensors(cuda, dtype, "nhwc")
+    go = case.grad_output(cuda, dtype, "nhwc")
+    if ROWS.index(row) not in candidates(plan(op, case, x, w, go, allow_tf32=tf32, capability=machine()[1])):
+        pytest.skip("needs sm90")
+    run = functools.partial(call(op, case, x, w, b, go), row=ROWS.index(row), allow_tf32=tf32)
+    r, made = of_tensors(case, x, w, b, go), run()
+    allowed = tolerance(dtype, case.reduction(op)) + (2.0**-10 if tf32 else 0)
+    assert error(made, r.output if op == "fprop" else r.grad_input) <= allowed
+    assert same_bits(made, run())
+
+
 @pytest.mark.parametrize("row", [name for name in ROWS if name.startswith("tma_wgrad_f32_")])
 def test_tf32_weight_gradients_of_many_pixels_are_as_exact_as_those_of_few(row: str, cuda: str) -> None:
     """The tensor cores' sums lose their lowest bits, more of them the longer the chain of pixels."""

@@ -46,6 +46,21 @@ constexpr Walk halo_walk(Walk w) {
   return w;
 }
 
+// How many columns at the end of such a walk lie outside of the tensor, as do as many at its beginning: a row's zeros
+// behind it can be those before the next row.
+constexpr int64_t halo_shared_columns(Walk const& w, int64_t extent) {
+  Halo const halo = halo_of(w);
+  int64_t const all = halo_walk(w).pixels;
+  int64_t shared = all - w.pixels;
+  for (int64_t copy = 0; copy < halo.copies; ++copy) {
+    int64_t const first = w.lower + copy * w.tap_stride;
+    int64_t const before = ceil_div(max64(-first, 0), w.stride),
+                  behind = all - ceil_div(max64(extent - first, 0), w.stride);
+    shared = min64(shared, min64(before, max64(behind, 0)));
+  }
+  return shared;
+}
+
 // What an im2col copy can do along one axis; groups: if they are a dimension of the map.
 constexpr bool im2col_supports(Walk const& w, int64_t extent, bool groups = false) {
   int64_t const most = groups ? 16 : 128;
@@ -132,6 +147,13 @@ struct PhasesShape {
 // Rows of tma_swap.cuh.
 constexpr bool tma_swapped(Row const& row) {
   return row.op != Op::wgrad && row.variant != Variant::pointwise && row.tile_m == 256 && row.tile_n == 64;
+}
+
+// The walk of a row's halo variant, along W: tma_swap.cuh's rows share columns.
+constexpr Walk halo_walk(Row const& row, Problem const& p, Walk const& w) {
+  Walk all = halo_walk(w);
+  if (tma_swapped(row)) all.pixels -= halo_shared_columns(w, row.op == Op::fprop ? p.W : p.Q());
+  return all;
 }
 
 // Rows of tma_swap_wide.cuh.
@@ -256,7 +278,7 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
         if (w.stride != 1 && !tma_swapped(row) && p.dtype != DType::f32) return false;
         if ((ceil_div(w.taps, halo.copies) - 1) * halo.shift > kHalo) return false;
         shared = shared || w.taps > halo.copies;
-        w = halo_walk(w);
+        w = halo_walk(row, p, w);
       }
       if (!im2col_supports(w, forward ? p.W : p.Q(), groups)) return false;
     }
@@ -303,10 +325,38 @@ constexpr int64_t tma_tiles(Row const& row, Problem const& p) {
     for (int64_t j = 0; j < phases_w; ++j) {
       Walk const h = walk_h(op, p, i);
       Walk w = walk_w(op, p, j);
-      if (is_halo(row.variant) && w.taps > 0 && h.taps > 0) w = halo_walk(w);
+      if (is_halo(row.variant) && w.taps > 0 && h.taps > 0) w = halo_walk(row, p, w);
       most = max64(most, ceil_div(p.N * h.pixels * w.pixels, row.tile_m));
     }
   return most * phases_h * phases_w * ceil_div(N, row.tile_n) * p.groups;
+}
+
+// Tiles of tma_swap.cuh where none is shared and there are no phases: of 256 pixels, or of fewer if as many rounds of
+// the device do with these. time: of the tiles, beside that of tiles of 256.
+struct TmaTilePixels {
+  int64_t pixels = 256;
+  double time = 1;
+
+  constexpr TmaTilePixels(Row const& row, Problem const& p) {
+    bool const forward = row.op == Op::fprop;
+    if (!tma_swapped(row)) return;
+    if (!forward && (phases_of(p.H, p.stride_h) > 1 || phases_of(p.W, p.stride_w) > 1)) return;
+    Walk const h = walk_h(row.op, p, 0);
+    Walk w = walk_w(row.op, p, 0);
+    if (h.taps == 0 || w.taps == 0) return;
+    if (is_halo(row.variant)) w = halo_walk(row, p, w);
+    int64_t const tiles_n = ceil_div(forward ? p.K_per_group() : p.C_per_group(), row.tile_n) * p.groups;
+    int64_t first = 0, least = 0;
+    for (int64_t of_tile : {256, 248, 232}) {
+      int64_t const each = ceil_div(ceil_div(p.N * h.pixels * w.pixels, of_tile) * tiles_n, 132) * of_tile;
+      if (first == 0) first = least = each;
+      if (each < least) pixels = of_tile, least = each;
+    }
+    if (first > 0) time = double(least) / double(first);
+  }
+};
+constexpr int64_t tma_tile_pixels(Row const& row, Problem const& p, int64_t split_k) {
+  return split_k > 1 ? 256 : TmaTilePixels(row, p).pixels;
 }
 
 // What a tile of fprop or dgrad takes. All constants of these estimates were fitted to times of random layers
@@ -320,7 +370,7 @@ constexpr TmaTile tma_tile(Row const& row) {
   bool const forward = row.op == Op::fprop;
   if (row.tile_m == 64 && row.tile_n == 64) return {1750, 1520, 0.80, 1};
   if (row.tile_m == 64) return {2670, 1070, 0.97, 1};
-  if (row.tile_m == 144) return {3450, 2230, 1.02, 1};
+  if (row.tile_m == 144) return {3450, 2230, forward ? 0.96 : 1.02, 1};
   if (row.tile_m == 192) return {3350, 2420, 0.92, 1};
   if (row.tile_n == 256) return {5350, 1720, forward ? 1.23 : 1.19, 1};
   if (row.tile_n == 192) return {4160, 1450, forward ? 1.10 : 1.07, 1};
@@ -463,7 +513,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
         phases > 1 ? 1 : taps_inside(h, forward ? p.H : p.P()) * taps_inside(w, forward ? p.W : p.Q());
     if (halo && taps > 0) {
       copies = h.taps * halo_of(w).copies;
-      w = halo_walk(w);
+      w = halo_walk(row, p, w);
     }
     double const math = double(taps * chunks) * met * mma_ns;
     double const copy =
@@ -478,6 +528,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     least_ns += count[i] * (busy_ns > l2_ns ? busy_ns : l2_ns) / 132;
     steps = max64(steps, taps * chunks);
   }
+  double const unshared = TmaTilePixels(row, p).time;
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(steps, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
@@ -526,7 +577,8 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     // Filters of a group do not stay.
     double const anew = !swapped || p.groups == 1 ? 0 : tma_maps_groups(op, p) ? 2350 : 896;
     ns = (ns + 6680 + anew) * (halo ? tile.halo : tile.im2col) * strided * few;
-    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+    // The estimate has tiles of 256 pixels; a split must be faster than tiles of fewer.
+    if (split == 1 || ns < best.ns * (best.split_k == 1 ? unshared : 1)) best = {ns, int(split)};
   }
   return best;
 }

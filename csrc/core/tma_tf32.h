@@ -84,7 +84,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
         double const slower = shared.copies == 1 ? 1 : two ? 1.02 : 0.94;
         of_a = (TM + kHalo) * double(shared.copies) / double(w.taps) * slower;
         copies = h.taps * shared.copies * ceil_div(C, kTf32Line);
-        w = halo_walk(w);
+        w = halo_walk(row, p, w);
       }
       double const copied = (of_a + (keeps_b ? 0 : TN * 0.52)) * (C * 4 <= 16 ? 2.66 : 1);
       double const lines = (swapped ? 64 + TM : raw ? TN / 64 * TM + TN : TM / 64 * TN + TM) + copied;
@@ -103,6 +103,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   double const again_ns = double(ceil_div(N, row.tile_n) - 1) * double(p.N) * double(C * p.groups) *
                           (forward ? double(p.H) * double(p.W) : double(p.P()) * double(p.Q())) * 4 / 38400;
   double const before = 3940 + first + prepare, memory_ns = tf32_memory_ns(p, 5300) + again_ns;
+  double const unshared = TmaTilePixels(row, p).time;  // as in tma_estimate
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
     Split const s = tma_split(row, tiles, split);
@@ -128,7 +129,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
                                  : 1.06;  // what the fit is off by
     ns = ((ns > memory_ns ? ns + memory_ns * 0.065 : memory_ns + ns * 0.065) + before) * off;
     if (!forward && swapped && p.groups > 1 && N <= 32 && p.stride_w > 1) ns *= 0.8;  // as measured
-    if (split == 1 || ns < best.ns) best = {ns, int(split)};
+    if (split == 1 || ns < best.ns * (best.split_k == 1 ? unshared : 1)) best = {ns, int(split)};
   }
   return best;
 }

@@ -963,7 +963,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     bool const taps = h.taps > 0 && w.taps > 0;
     f.valid_columns = int32_t(w.pixels);
     Halo const shared = halo && taps ? halo_of(w) : Halo{w.taps, 0};
-    if (halo && taps) w = halo_walk(w);
+    if (halo && taps) w = halo_walk(kernel_row, p, w);
     f.rows = Divisor(h.pixels), f.columns = Divisor(w.pixels);
     f.M = p.N * h.pixels * w.pixels;
     f.tiles = int32_t(ceil_div(f.M, TM));
@@ -1020,13 +1020,14 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   }
   int64_t const ring = q.by_engine ? S::ring_beside_pieces : S::ring_bytes;
   int64_t stages_a = halo ? S::halo_stages * (kLineBytes / q.line) : min64(ring / (q.a_bytes + q.b_bytes), kMaxStages);
+  if (S::keeps_b && q.line == 64) stages_a -= stages_a % 2;  // the stages of B begin at a multiple of 1024 bytes
   int64_t stages_b = min64((ring - stages_a * q.a_bytes) / q.b_bytes, kMaxStages);
   q.keep_b = S::keeps_b && q.shares.shared == 0 && tiles_n <= kMaxKeptTiles && first_b <= kMaxKept &&
              first_b * q.b_bytes + 3 * q.a_bytes <= S::ring_bytes;
   if (q.keep_b) {
     stages_b = first_b;
     stages_a = min64((S::ring_bytes - first_b * q.b_bytes) / q.a_bytes, kMaxStages);
-    if (q.line == 64) stages_a -= stages_a % 2;  // the stages of B begin at a multiple of 1024 bytes
+    if (q.line == 64) stages_a -= stages_a % 2;
   }
   // A block's tiles have the same filters, if the blocks are a multiple of the tiles along N.
   if (S::stays && !turned && q.shares.shared == 0 && phases == 1 && tiles_n <= kMaxKeptTiles && first_b <= kMaxStages &&

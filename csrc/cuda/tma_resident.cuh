@@ -94,6 +94,7 @@ __device__ void resident_multiply(ResidentParams const& p, uint32_t filters, uin
   bool const biased = p.bias != nullptr;
   Stage next;
   int slot = 0;
+  uint64_t const policy = ptx::createpolicy_evict_unchanged();
   ptx::mbarrier_wait(&tables.filters, 0);
 #pragma unroll 1
   for (; tile < p.tiles; tile += step) {
@@ -149,7 +150,8 @@ __device__ void resident_multiply(ResidentParams const& p, uint32_t filters, uin
         ptx::fence_proxy_async();
         __syncwarp();
         if (lane != 0) continue;
-        ptx::cp_async_bulk_tensor_4d_store(&p.out, to, first + n + piece * columns, tile * 64 + warp * 16, 0, 0);
+        ptx::cp_async_bulk_tensor_4d_store(&p.out, to, first + n + piece * columns, tile * 64 + warp * 16, 0, 0,
+                                           policy);
         ptx::cp_async_bulk_commit_group();
       }
     }

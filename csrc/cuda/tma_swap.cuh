@@ -12,17 +12,23 @@
 // A thread copies pixels and another filters, so that neither waits for the other's stages.
 //
 // Variant halo with a stride along W: taps whose distance is a multiple of the stride share a copy of A.
+//
+// Variant halo: the zeros behind a row of pixels are those before the next row, where both are as many.
+//
+// Tiles have 256, 248 or 232 pixels, a kernel each; the fewest that do as many rounds of the device. Shared tiles (a
+// split) and those of phases have 256.
 #pragma once
 
 #include "tma.cuh"
 
 namespace conv2d_ext::tma {
 
-struct SwapShape {
-  static constexpr int TM = 256, TN = 64;
+template <int pixels>
+struct SwapTile {
+  static constexpr int TM = pixels, TN = 64;
   static constexpr int threads = kThreads;
   static constexpr int blocks = 1;  // an SM
-  static constexpr bool keeps_b = true, stays = false, splits = true;
+  static constexpr bool keeps_b = true, stays = false, splits = TM == 256;
   static constexpr int halo_stages = 4;
   static constexpr int pieces = 0;  // the copy engine does not store
   static constexpr int b_bytes = kRunBytes;
@@ -35,6 +41,8 @@ struct SwapShape {
   static constexpr int shared_bytes = ring_bytes + 2 * kRunBytes + 1024;
   static constexpr int copy_regs = 56, multiply_regs = 224;
 };
+
+using SwapShape = SwapTile<256>;
 
 struct SwapTables {
   int64_t out[2][256];  // where a tile's pixels go, or -1; for each warpgroup
@@ -69,7 +77,7 @@ __device__ inline int stages_of_b(Phase const& phase, int steps) {
   return rows * phase.taps + copies * phase.taps_a - max(copies - phase.full_copies, 0);
 }
 
-template <class T>
+template <class T, int TM>
 __device__ void swap_copy_a(Params const& p, uint32_t ring, SwapTables& tables) {
   int const chunk_size = p.line / int(sizeof(T));
   Stage a;
@@ -78,7 +86,7 @@ __device__ void swap_copy_a(Params const& p, uint32_t ring, SwapTables& tables) 
     if (unit.count == 0) continue;
     Phase const& phase = p.phase[unit.phase];
     CUtensorMap const& map = p.a[unit.phase];
-    int64_t j = int64_t(unit.m) * SwapShape::TM;
+    int64_t j = int64_t(unit.m) * TM;
     int64_t i = phase.columns.divide(j);
     int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
@@ -139,6 +147,7 @@ __device__ inline void swap_piece(float const (&acc)[kCount], int piece, uint32_
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     int const row = lane / 4 + i % 2 * 8, chunk = i / 2 * 2 + quad / 2, at = piece * 16 + i / 2 * 4 + i % 2 * 2;
+    if (at >= kCount) break;  // the last pixels of a tile are not the last of a piece
     ptx::st_shared_f32x2(lines + row * kLineBytes + (chunk ^ (row % 4 * 2)) * 16 + quad % 2 * 8, acc[at], acc[at + 1]);
   }
   __syncwarp();
@@ -163,19 +172,20 @@ __device__ inline void store_float_piece(Params const& p, At at, float* out, int
 
 // Stores floats as swap_store does. Pieces of 32 pixels, whose 64 filters are two lines. Where the result takes no
 // vectors, a filter's 32 pixels are a line, which a warp stores at once.
-__device__ inline void swap_store_floats(Params const& p, Unit const& unit, float (&acc)[128], int64_t const* to,
-                                         float const (&bias)[2], uint32_t staging) {
+template <int TM>
+__device__ void swap_store_floats(Params const& p, Unit const& unit, float (&acc)[TM / 2], int64_t const* to,
+                                  float const (&bias)[2], uint32_t staging) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   int const filter = warp * 16 + lane / 4, quad = lane % 4;
 #pragma unroll
-  for (int i = 0; i < 128; ++i) acc[i] += bias[i % 4 / 2];
+  for (int i = 0; i < TM / 2; ++i) acc[i] += bias[i % 4 / 2];
   float* const out = static_cast<float*>(p.out) + unit.group * p.group_out;
   int const n = unit.n * SwapShape::TN;
   if (p.singly) {
     uint32_t const lines = staging + warp * kPieceBytes;
     int const filters = min(p.N - n - warp * 16, 16);
 #pragma unroll
-    for (int piece = 0; piece < 8; ++piece) {
+    for (int piece = 0; piece < (TM + 31) / 32; ++piece) {
       int64_t const pixel = to[piece * 32 + lane];
       float* line = out + (n + warp * 16) * p.out_c + pixel;
       float v[16];
@@ -192,11 +202,12 @@ __device__ inline void swap_store_floats(Params const& p, Unit const& unit, floa
     return staging + (f / 32 * 32 + pixel) * kLineBytes + ((f % 32 / 4) ^ (pixel & 6)) * 16 + f % 4 * 4;
   };
 #pragma unroll
-  for (int piece = 0; piece < 8; ++piece) {
+  for (int piece = 0; piece < (TM + 31) / 32; ++piece) {
     if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       int const pixel = i / 4 * 8 + quad * 2 + i % 2;
+      if (piece * 16 + i >= TM / 2) break;
       ptx::st_shared_f32(at(pixel, filter + i % 4 / 2 * 8), acc[piece * 16 + i]);
     }
     ptx::bar_sync(1 + group, kWarpgroup);
@@ -204,17 +215,18 @@ __device__ inline void swap_store_floats(Params const& p, Unit const& unit, floa
   }
 }
 
-// Stores a warpgroup's accumulators: 64 filters by the 256 pixels whose offsets are `to`. A thread has those of filters
+// Stores a warpgroup's accumulators: 64 filters by the TM pixels whose offsets are `to`. A thread has those of filters
 // lane / 4 and lane / 4 + 8 of its warp's 16, pixels 8 j + 2 (lane % 4) + {0, 1}. Pieces of 64 pixels pass through
 // shared memory, transposed, so that eight lanes store the line of a pixel.
-template <class T>
-__device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[128], int64_t const* to, uint32_t staging) {
+template <class T, int TM>
+__device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[TM / 2], int64_t const* to,
+                           uint32_t staging) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   int const thread = int(threadIdx.x) % kWarpgroup;
-  if (unit.part >= 0) {
+  if (SwapTile<TM>::splits && unit.part >= 0) {
     float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.part) * (SwapShape::TM * SwapShape::TN);
 #pragma unroll
-    for (int i = 0; i < 128; ++i) {
+    for (int i = 0; i < TM / 2; ++i) {
       int const filter = warp * 16 + lane / 4 + i % 4 / 2 * 8, pixel = i / 4 * 8 + lane % 4 * 2 + i % 2;
       partial[pixel * SwapShape::TN + filter] = acc[i];
     }
@@ -230,13 +242,13 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[128],
     }
   }
   if constexpr (sizeof(T) == 4) {
-    swap_store_floats(p, unit, acc, to, bias, staging);
+    swap_store_floats<TM>(p, unit, acc, to, bias, staging);
     return;
   } else {
     if (p.singly) {  // a warp's 16 filters as lines of pixels
       ptx::bar_sync(1 + group, kWarpgroup);
 #pragma unroll
-      for (int piece = 0; piece < 4; ++piece) {
+      for (int piece = 0; piece < (TM + 63) / 64; ++piece) {
         __syncwarp();
 #pragma unroll
         for (int t = 0; t < 4; ++t) {  // 16 pixels
@@ -244,7 +256,7 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[128],
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
-            v[e] = pack<T>(acc[at] + bias[e % 2], acc[at + 1] + bias[e % 2]);
+            v[e] = at < TM / 2 ? pack<T>(acc[at] + bias[e % 2], acc[at + 1] + bias[e % 2]) : 0;
           }
           int const line = warp * 16 + lane / 8 % 2 * 8 + lane % 8, chunk = t * 2 + lane / 16;
           ptx::stmatrix_x4(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
@@ -258,7 +270,7 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[128],
     int const column = n + thread % 8 * 8;
     T* const out = static_cast<T*>(p.out) + unit.group * p.group_out + column;
 #pragma unroll
-    for (int piece = 0; piece < 4; ++piece) {
+    for (int piece = 0; piece < (TM + 63) / 64; ++piece) {
       if (piece > 0) ptx::bar_sync(1 + group, kWarpgroup);
 #pragma unroll
       for (int t = 0; t < 4; ++t) {  // 16 pixels
@@ -266,7 +278,7 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[128],
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
-          v[e] = pack<T>(acc[at] + bias[e % 2], acc[at + 1] + bias[e % 2]);
+          v[e] = at < TM / 2 ? pack<T>(acc[at] + bias[e % 2], acc[at + 1] + bias[e % 2]) : 0;
         }
         int const line = t * 16 + lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
         ptx::stmatrix_x4_trans(staging + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
@@ -285,7 +297,7 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[128],
 
 // The instructions between two taps of 32 channels take as long as their multiplication. So what they need is in
 // registers: addresses and descriptors in units of 16 bytes, and the fields of the phase.
-template <class T, bool b_rows>
+template <class T, bool b_rows, int TM>
 __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables) {
   // 32 columns are read twice; the second time for sums that are not stored.
   int const line_b = b_rows ? 2 * SwapShape::columns(p.N) : p.line;
@@ -300,7 +312,7 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
   uint32_t const full_a = bars + offsetof(SwapTables, full_a), full_b = bars + offsetof(SwapTables, full_b);
   uint32_t seen = 0;  // phases whose filters have arrived and stay
   Stage a, b;
-  float acc[128];
+  float acc[TM / 2];
   auto release = [&](int stage_a, int stage_b) {  // -1: none
     if (lane == 0 && stage_a >= 0) ptx::mbarrier_arrive(&tables.empty_a[stage_a]);
     if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(&tables.empty_b[stage_b]);
@@ -321,9 +333,11 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
     ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets and piece have been read
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      to[i * kWarpgroup + thread] = out_of(p, phase, int64_t(unit.m) * SwapShape::TM + i * kWarpgroup + thread);
+      to[i * kWarpgroup + thread] = TM == 256 || i * kWarpgroup + thread < TM
+                                        ? out_of(p, phase, int64_t(unit.m) * TM + i * kWarpgroup + thread)
+                                        : -1;
 #pragma unroll
-    for (int i = 0; i < 128; ++i) acc[i] = 0;
+    for (int i = 0; i < TM / 2; ++i) acc[i] = 0;
     bool const wait_b = !(seen >> unit.phase & 1);
     if (p.keep_b) {
       b = {phase.first_b, 0};
@@ -395,12 +409,12 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
     ptx::wgmma_fence_operand(acc);
     release(before_a, before_b);
     ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
-    swap_store<T>(p, unit, acc, to, staging);
+    swap_store<T, TM>(p, unit, acc, to, staging);
   }
 }
 
 // b_rows: B's columns are contiguous in memory, not its k.
-template <class T, bool b_rows>
+template <class T, bool b_rows, int TM = 256>
 __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__ Params const p) {
   extern __shared__ uint8_t dynamic[];
   __shared__ SwapTables tables;
@@ -420,12 +434,12 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<SwapShape::multiply_regs>();
-    swap_multiply<T, b_rows>(p, ring, tables);
+    swap_multiply<T, b_rows, TM>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<SwapShape::copy_regs>();
     int const warp = warp_uniform(int(threadIdx.x) / 32 % 4);
     if (warp == 0 && ptx::elect()) {
-      swap_copy_a<T>(p, ring, tables);
+      swap_copy_a<T, TM>(p, ring, tables);
       ptx::griddepcontrol_launch_dependents();
     } else if (warp == 1 && ptx::elect()) {
       swap_copy_b<T, b_rows>(p, ring, tables);
@@ -436,8 +450,19 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
 template <Op op, DType dtype>
 cudaError_t launch_swapped(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  return launch_kernel<SwapShape, op, dtype, SwapShape::TM, SwapShape::TN>(tma_swap_kernel<T, op == Op::dgrad>, problem,
-                                                                           plan, args, stream);
+  auto launch = [&](auto pixels) {
+    constexpr int TM = decltype(pixels)::value, TN = SwapShape::TN;
+    return launch_kernel<SwapTile<TM>, op, dtype, TM, TN>(tma_swap_kernel<T, op == Op::dgrad, TM>, problem, plan, args,
+                                                          stream);
+  };
+  switch (tma_tile_pixels(row_of(plan), problem, plan.split_k)) {
+    case 232:
+      return launch(std::integral_constant<int, 232>());
+    case 248:
+      return launch(std::integral_constant<int, 248>());
+    default:
+      return launch(std::integral_constant<int, SwapShape::TM>());
+  }
 }
 
 }  // namespace conv2d_ext::tma

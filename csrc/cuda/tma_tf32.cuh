@@ -304,10 +304,10 @@ inline cudaError_t prepare(Params& p, void const*& filters, Problem& of_filters,
   return cudaGetLastError();
 }
 
-template <Op op, int TM, int TN, Variant variant>
-cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  constexpr bool swapped = TM == 256 && TN == 64;
-  using S = std::conditional_t<swapped, tma::SwapShape, tma::Shape<float, TM, TN>>;
+// TM: pixels of a tile, of which a row of tma_swap.cuh has several.
+template <Op op, int TM, int TN, Variant variant, bool swapped>
+cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using S = std::conditional_t<swapped, tma::SwapTile<TM>, tma::Shape<float, TM, TN>>;
   int device = 0, sm_count = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
@@ -336,7 +336,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
     void (*kernel)(Params) = nullptr;
     if constexpr (swapped)
-      kernel = tma::tma_swap_kernel<float, false>;
+      kernel = tma::tma_swap_kernel<float, false, TM>;
     else if constexpr (TM == 64)
       kernel = tma::small_kernel<float, TN, false>;
     else
@@ -346,7 +346,24 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     error = launch_dependent(kernel, dim3(unsigned(blocks)), tma::kThreads, S::shared_bytes, stream, p);
   }
   if (error != cudaSuccess || p.shares.shared == 0) return error;
-  return tma::launch_reduce(tma::tma_reduce<float, TM, TN>, p, TM * TN / (4 * tma::kReduceThreads), sm_count, stream);
+  if constexpr (S::splits)
+    error =
+        tma::launch_reduce(tma::tma_reduce<float, TM, TN>, p, TM * TN / (4 * tma::kReduceThreads), sm_count, stream);
+  return error;
+}
+
+template <Op op, int TM, int TN, Variant variant>
+cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  constexpr bool swapped = TM == 256 && TN == 64;
+  if constexpr (swapped) {
+    switch (tma_tile_pixels(row_of(plan), problem, plan.split_k)) {
+      case 232:
+        return launch_tiles<op, 232, TN, variant, true>(problem, plan, args, stream);
+      case 248:
+        return launch_tiles<op, 248, TN, variant, true>(problem, plan, args, stream);
+    }
+  }
+  return launch_tiles<op, TM, TN, variant, swapped>(problem, plan, args, stream);
 }
 
 }  // namespace conv2d_ext::tf32
