@@ -10,6 +10,7 @@
 #include "column.h"
 #include "depthwise.h"
 #include "diagonal.h"
+#include "few_sums.h"
 #include "gemm.h"
 #include "grouped.h"
 #include "lines.h"
@@ -69,6 +70,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && (in_place_supports(row, t) || pack_supports(row, t));
     }
     case Family::depthwise:
+      if (is_few_sums(row)) return hopper && few_sums_supports(row, p);
       return d.compute_capability >= 80 && (is_lines(row)  ? line_supports(row, p)
                                             : is_walk(row) ? walk_supports(row, op, p)
                                                            : depthwise_supports(row, p));
@@ -262,6 +264,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::igemm:
       return igemm_estimate(row, op, p, d);
     case Family::depthwise:
+      if (is_few_sums(row)) return few_sums_estimate(row, p, d);
       return is_lines(row)     ? line_estimate(op, p, d)
              : is_walk(row)    ? walk_estimate(row, op, p, d)
              : row.tile_m == 0 ? any_filter(op, p, d).estimate

@@ -1,0 +1,100 @@
+// Depthwise wgrad of few pixels in one launch (cuda/depthwise_few_sums.cuh): which, its tile, shared by the planner and
+// the launcher, and what it costs.
+#pragma once
+
+#include "row.h"
+
+namespace conv2d_ext {
+
+inline constexpr int kFewSumsThreads = 512, kFewSumsColumns = 4;  // of a block, at most; of y, of a thread at a time
+inline constexpr int64_t kFewSumsBytes = 220 * 1024;              // of shared memory
+inline constexpr int64_t kFewSumsBlocks = 132;                    // that are there at a time
+inline constexpr int64_t kFewSumsExtent = 1 << 14;                // strides, dilations, padding and taps, at most
+
+constexpr bool is_few_sums(Row const& row) {
+  return row.family == Family::depthwise && row.tile_m == 0 && row.tile_n == kFewSumsColumns;
+}
+
+struct FewSumsTile {
+  bool used = false;
+  int taps = 3;               // of a thread, of a row of the filter
+  int units = 1, chunks = 1;  // runs of taps of the filter, of a block; of a row of it
+  int slices = 1;             // of the filter: blocks that have the same channels
+  int channels = 8, lanes = 4;  // of a block; threads that have them: in channels_last 4 bytes each
+  int groups = 1;             // threads for each run of taps of a channel: they share the rows of y
+  int threads = 32;           // of a block
+  int64_t bytes_x = 0, bytes_y = 0, shared_bytes = 0;
+};
+
+// Are the pixels of an image that a block reads pieces of 16 bytes, one step apart? In NCHW: planes without gaps.
+constexpr bool few_sums_pieces(Strides const& s, int align, int64_t C, int64_t N, int64_t H, int64_t W, DType t,
+                               bool nhwc) {
+  int64_t const vector = 16 / size_of(t);
+  if (s.n >= int64_t(1) << 31 || s.c >= int64_t(1) << 31) return false;
+  if (nhwc) return (H == 1 || W == 1 || s.h == W * s.w) && channel_vectors(s, align, C, int(vector), t);
+  return (W == 1 || s.w == 1) && (H == 1 || s.h == W) && (C == 1 || s.c == H * W) && (N == 1 || s.n % vector == 0) &&
+         align >= 16;
+}
+
+constexpr FewSumsTile few_sums_tile(Problem const& p, bool nhwc) {
+  FewSumsTile t;
+  int const size = size_of(p.dtype), vector = 16 / size;
+  int64_t const P = p.P(), Q = p.Q();
+  if (p.C_per_group() != 1 || p.K != p.C || p.dtype == DType::f64) return t;
+  if (p.N <= 0 || p.C <= 0 || p.H <= 0 || p.W <= 0 || P <= 0 || Q <= 0) return t;
+  if (p.stride_w > 2 || (p.dilation_w != 1 && p.S > 1)) return t;
+  if (max64(p.stride_h, p.dilation_h) > kFewSumsExtent || max64(p.pad_top, p.pad_left) > kFewSumsExtent ||
+      max64(p.R, p.S) > kFewSumsExtent)
+    return t;
+  double const pixels = double(p.N) * (double(p.H) * double(p.W) + double(P) * double(Q));
+  if (pixels * size > double(kFewSumsBytes)) return t;
+  if (!few_sums_pieces(p.x, p.x_align, p.C, p.N, p.H, p.W, p.dtype, nhwc) ||
+      !few_sums_pieces(p.y, p.y_align, p.C, p.N, P, Q, p.dtype, nhwc))
+    return t;
+  // Of an image, a block has whole pieces; fewer channels where there are few blocks.
+  auto fits = [&](int64_t channels) {
+    return p.C % channels == 0 && channels * p.H * p.W % vector == 0 && channels * P * Q % vector == 0;
+  };
+  t.channels = vector;
+  if (!nhwc) {
+    for (t.channels = 8; t.channels > 1 && !fits(t.channels);) t.channels /= 2;
+    if (!fits(t.channels)) return t;
+    while (t.channels > 1 && p.C / t.channels < kFewSumsBlocks && fits(t.channels / 2)) t.channels /= 2;
+  }
+  t.lanes = nhwc ? 4 : t.channels;
+  t.taps = p.S == 1 ? 1 : p.S <= 3 ? 3 : p.S <= 5 || p.S == 9 || p.S == 10 ? 5 : 7;
+  t.chunks = int(ceil_div(p.S, t.taps));
+  // One round of blocks, and threads for all runs of one.
+  int64_t const runs = p.R * t.chunks, rows = p.N * P, most = kFewSumsThreads / t.lanes;
+  int64_t const slices = max64(min64(runs, kFewSumsBlocks / (p.C / t.channels)), ceil_div(runs, most));
+  int64_t const units = ceil_div(runs, slices);
+  t.units = int(units), t.slices = int(ceil_div(runs, units));
+  int64_t const each = ceil_div(rows, min64(rows, most / units));
+  t.groups = int(ceil_div(rows, each));
+  t.bytes_x = t.channels * p.N * p.H * p.W * size, t.bytes_y = t.channels * p.N * P * Q * size;
+  t.shared_bytes = t.bytes_x + t.bytes_y + int64_t(t.groups) * t.units * t.taps * t.channels * 4;
+  if (t.shared_bytes > kFewSumsBytes) return t;
+  int64_t const workers = int64_t(t.lanes) * t.units * t.groups, pieces = (t.bytes_x + t.bytes_y) / 16;
+  t.threads = int(min64(kFewSumsThreads, ceil_div(max64(max64(64, workers), ceil_div(pieces, 4)), 32) * 32));
+  t.used = true;
+  return t;
+}
+
+constexpr bool few_sums_supports(Row const& row, Problem const& p) {
+  return few_sums_tile(p, is_nhwc(row.variant)).used;
+}
+
+constexpr Estimate few_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+  bool const nhwc = is_nhwc(row.variant);
+  FewSumsTile const t = few_sums_tile(p, nhwc);
+  double const V = nhwc ? 4.0 / size_of(p.dtype) : 1, steps = double(ceil_div(p.Q(), kFewSumsColumns));
+  double const rows = double(ceil_div(p.N * p.P(), t.groups)), warps = double(ceil_div(t.threads, 32));
+  double const pieces = double(t.bytes_x + t.bytes_y) / 16 / double(t.threads);
+  double const step = kFewSumsColumns * V * t.taps + 12.0 * kFewSumsColumns;
+  double const together = double(ceil_div(p.C / t.channels * t.slices, d.sm_count));
+  double const issue = together * warps * (pieces * 16 + rows * (30 + steps * step)) / 2.5;
+  double const chain = pieces * 20 + rows * (150 + steps * (60 + 2 * step));
+  return {6000 + (issue > chain ? issue : chain) / 1.755, 1};
+}
+
+}  // namespace conv2d_ext

@@ -1,0 +1,212 @@
+// Depthwise wgrad of few pixels in one launch: what such a layer takes is the latency of memory and of its code. A block
+// has some channels, and copies all their pixels to shared memory at once, as they lie. A thread adds up a run of taps of
+// one row of a filter over its rows of y, four columns at a time, from a window of inputs in registers; the threads' sums
+// are added in their order.
+#pragma once
+
+#include "../core/few_sums.h"
+#include "depthwise_tile.cuh"
+#include "launch.h"
+#include "ptx.cuh"
+
+namespace conv2d_ext::depthwise {
+
+struct FewSumsSource {
+  unsigned char const* data;
+  int64_t of_block, of_run, of_piece;  // bytes from one to the next; a run: an image's pieces
+  int pieces;                          // of a block, of 16 bytes
+  Divisor by_run;                      // pieces of a run
+  int n, h, c;                         // strides in shared memory, in elements; c: of the threads' channels
+  int H, W;
+  Strides strides;  // in memory, in elements
+};
+
+struct FewSumsParams {
+  FewSumsSource x, y;
+  void* out;
+  int64_t w_k, w_r, w_s;
+  int channels_log2, lanes_log2, S, stride_h, dilation_h, pad_h, pad_w;
+  int units, runs, rows, groups, bytes_x, bytes_y;  // runs: of taps, in all; units: of a block
+  Divisor by_units, by_chunks, by_P;
+};
+
+__device__ inline void copy_pieces(FewSumsSource const& s, uint32_t shared) {
+  unsigned char const* const from = s.data + int64_t(blockIdx.x) * s.of_block;
+#pragma unroll 1
+  for (int i = int(threadIdx.x); i < s.pieces; i += int(blockDim.x)) {
+    int const run = int(s.by_run.quotient(i)), piece = i - run * int(s.by_run.value);
+    ptx::cp_async_16(shared + i * 16, from + run * s.of_run + piece * s.of_piece, true);
+  }
+}
+
+__device__ inline void widen_to(float (&to)[2], Vector<__half, 2> v) {
+  float2 const wide = __half22float2(*reinterpret_cast<__half2 const*>(&v));
+  to[0] = wide.x, to[1] = wide.y;
+}
+__device__ inline void widen_to(float (&to)[2], Vector<__nv_bfloat16, 2> v) {
+  float2 const wide = __bfloat1622float2(*reinterpret_cast<__nv_bfloat162 const*>(&v));
+  to[0] = wide.x, to[1] = wide.y;
+}
+template <class T>
+__device__ inline void widen_to(float (&to)[1], Vector<T, 1> v) {
+  to[0] = widen(v.v[0]);
+}
+
+// Product by product: where zeros beside the images have made a NaN.
+template <class T>
+__device__ __forceinline__ float exact_few_pixels(FewSumsParams const& p, int k, int r, int s, int stride_w) {
+  T const* const x = reinterpret_cast<T const*>(p.x.data) + k * p.x.strides.c;
+  T const* const y = reinterpret_cast<T const*>(p.y.data) + k * p.y.strides.c;
+  float sum = 0;
+#pragma unroll 1
+  for (int line = 0; line < p.rows; ++line) {
+    int const n = int(p.by_P.quotient(line)), row = line - n * p.y.H;
+    int const h = row * p.stride_h - p.pad_h + r * p.dilation_h;
+    if (unsigned(h) >= unsigned(p.x.H)) continue;
+#pragma unroll 1
+    for (int q = 0; q < p.y.W; ++q) {
+      int const w = q * stride_w - p.pad_w + s;
+      if (unsigned(w) < unsigned(p.x.W))
+        sum += widen(x[n * p.x.strides.n + h * p.x.strides.h + w * p.x.strides.w]) *
+               widen(y[n * p.y.strides.n + row * p.y.strides.h + q * p.y.strides.w]);
+    }
+  }
+  return sum;
+}
+
+// S: taps of a thread.
+template <class T, int S, int stride, bool nhwc>
+__global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_constant__ FewSumsParams const p) {
+  constexpr int V = nhwc ? 4 / int(sizeof(T)) : 1;          // channels of a thread
+  constexpr int next = nhwc ? 16 / int(sizeof(T)) : 1;      // from one column to the next
+  constexpr int columns = kFewSumsColumns, window = (columns - 1) * stride + S, kept = S > stride ? S - stride : 0;
+  using Lane = Vector<T, V>;
+  extern __shared__ __align__(16) unsigned char few_sums_shared[];
+  T const* const x = reinterpret_cast<T const*>(few_sums_shared);
+  T const* const y = reinterpret_cast<T const*>(few_sums_shared + p.bytes_x);
+  float* const sums = reinterpret_cast<float*>(few_sums_shared + p.bytes_x + p.bytes_y);
+  copy_pieces(p.x, ptx::shared_address(x));
+  copy_pieces(p.y, ptx::shared_address(y));
+
+  int const lane = int(threadIdx.x) & ((1 << p.lanes_log2) - 1), worker = int(threadIdx.x) >> p.lanes_log2;
+  int const group = int(p.by_units.quotient(worker)), first = int(blockIdx.y) * p.units;
+  int const unit = first + worker - group * p.units;
+  int const r = int(p.by_chunks.quotient(unit)), s0 = (unit - r * int(p.by_chunks.value)) * S;
+  float acc[S][V] = {};
+  ptx::cp_async_wait_all();
+  __syncthreads();
+
+  if (group < p.groups && unit < p.runs) {
+#pragma unroll 1
+    for (int line = group; line < p.rows; line += p.groups) {
+      int const n = int(p.by_P.quotient(line)), row = line - n * p.y.H;
+      int const h = row * p.stride_h - p.pad_h + r * p.dilation_h;
+      if (unsigned(h) >= unsigned(p.x.H)) continue;
+      int w = s0 - p.pad_w;
+      T const* from = x + n * p.x.n + h * p.x.h + lane * p.x.c + w * next;
+      T const* from_y = y + n * p.y.n + row * p.y.h + lane * p.y.c;
+      float v[window][V];
+      auto load = [&](int j) {
+        Lane value{};
+        if (unsigned(w + j) < unsigned(p.x.W)) value = *reinterpret_cast<Lane const*>(from + j * next);
+        widen_to(v[j], value);
+      };
+#pragma unroll
+      for (int j = 0; j < kept; ++j) load(j);
+#pragma unroll 1
+      for (int q = 0; q < p.y.W; q += columns) {
+        float gradient[columns][V];
+#pragma unroll
+        for (int e = 0; e < columns; ++e) {
+          Lane value{};
+          if (q + e < p.y.W) value = *reinterpret_cast<Lane const*>(from_y + e * next);
+          widen_to(gradient[e], value);
+        }
+#pragma unroll
+        for (int j = kept; j < window; ++j) load(j);
+#pragma unroll
+        for (int e = 0; e < columns; ++e)
+#pragma unroll
+          for (int i = 0; i < S * V; ++i) acc[i / V][i % V] += v[e * stride + i / V][i % V] * gradient[e][i % V];
+#pragma unroll
+        for (int i = 0; i < kept * V; ++i) v[i / V][i % V] = v[i / V + columns * stride][i % V];
+        w += columns * stride, from += columns * stride * next, from_y += columns * next;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < S * V; ++i) sums[((worker * S + i / V) << p.channels_log2) + lane * V + i % V] = acc[i / V][i % V];
+  }
+  __syncthreads();
+
+  int const count = (p.units * S) << p.channels_log2;
+#pragma unroll 1
+  for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
+    int const tap = i >> p.channels_log2, run = first + tap / S, row = int(p.by_chunks.quotient(run));
+    int const s = tap % S + (run - row * int(p.by_chunks.value)) * S;
+    if (s >= p.S || run >= p.runs) continue;
+    float sum = sums[i];
+#pragma unroll 4
+    for (int other = 1; other < p.groups; ++other) sum += sums[other * count + i];
+    int const k = (int(blockIdx.x) << p.channels_log2) + (i & ((1 << p.channels_log2) - 1));
+    if (sum != sum) sum = exact_few_pixels<T>(p, k, row, s, stride);
+    static_cast<T*>(p.out)[k * p.w_k + row * p.w_r + s * p.w_s] = narrow<T>(sum);
+  }
+}
+
+// ---- host side
+
+template <DType dtype, bool nhwc>
+cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  FewSumsTile const t = few_sums_tile(problem, nhwc);
+  if (!t.used) return cudaErrorInvalidValue;
+  constexpr int size = int(sizeof(T));
+  auto log2_of = [](int v) {
+    int log2 = 0;
+    while (1 << log2 < v) ++log2;
+    return log2;
+  };
+  auto source = [&](void const* data, Strides const& s, int64_t H, int64_t W) {
+    FewSumsSource f{};
+    f.data = static_cast<unsigned char const*>(data), f.strides = s, f.H = int(H), f.W = int(W);
+    int64_t const run = nhwc ? H * W : t.channels * H * W * size / 16;
+    f.pieces = int(problem.N * run), f.by_run = Divisor(uint32_t(run));
+    f.of_block = (nhwc ? t.channels : t.channels * H * W) * size, f.of_run = s.n * size;
+    f.of_piece = nhwc ? (W > 1 ? s.w : s.h) * size : 16;
+    f.h = int(W) * (nhwc ? t.channels : 1), f.n = int(H * W) * t.channels, f.c = nhwc ? 4 / size : int(H * W);
+    return f;
+  };
+  FewSumsParams p{};
+  p.x = source(args.a, problem.x, problem.H, problem.W), p.y = source(args.b, problem.y, problem.P(), problem.Q());
+  p.out = args.out, p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  p.channels_log2 = log2_of(t.channels), p.lanes_log2 = log2_of(t.lanes), p.S = int(problem.S);
+  p.stride_h = int(problem.stride_h), p.dilation_h = int(problem.dilation_h);
+  p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
+  p.units = t.units, p.runs = int(problem.R) * t.chunks, p.rows = int(problem.N * problem.P()), p.groups = t.groups;
+  p.bytes_x = int(t.bytes_x), p.bytes_y = int(t.bytes_y);
+  p.by_units = Divisor(uint32_t(t.units)), p.by_chunks = Divisor(uint32_t(t.chunks));
+  p.by_P = Divisor(uint32_t(problem.P()));
+  auto start = [&](auto* kernel) {
+    int const bytes = int(t.shared_bytes);
+    if (bytes > 48 * 1024)
+      if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
+        return error;
+    kernel<<<dim3(unsigned(problem.C / t.channels), unsigned(t.slices)), unsigned(t.threads), size_t(bytes), stream>>>(p);
+    return cudaGetLastError();
+  };
+  bool const strided = problem.stride_w == 2;
+  if (t.taps == 1) return start(strided ? wgrad_few_pixels<T, 1, 2, nhwc> : wgrad_few_pixels<T, 1, 1, nhwc>);
+  if (t.taps == 3) return start(strided ? wgrad_few_pixels<T, 3, 2, nhwc> : wgrad_few_pixels<T, 3, 1, nhwc>);
+  if (t.taps == 5) return start(strided ? wgrad_few_pixels<T, 5, 2, nhwc> : wgrad_few_pixels<T, 5, 1, nhwc>);
+  return start(strided ? wgrad_few_pixels<T, 7, 2, nhwc> : wgrad_few_pixels<T, 7, 1, nhwc>);
+}
+
+}  // namespace conv2d_ext::depthwise
+
+#define CONV2D_EXT_DEPTHWISE_FEW_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                      \
+  namespace conv2d_ext {                                                                                    \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&,              \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return depthwise::launch_few_sums<DType::dtype, is_nhwc(Variant::variant)>(p, args, stream);            \
+  }                                                                                                         \
+  }
