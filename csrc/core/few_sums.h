@@ -8,6 +8,8 @@ namespace conv2d_ext {
 
 inline constexpr int kFewSumsThreads = 512, kFewSumsColumns = 4;  // of a block, at most; of y, of a thread at a time
 inline constexpr int64_t kFewSumsBytes = 220 * 1024;              // of shared memory
+inline constexpr int64_t kFewSumsWhole = 100 * 1024;              // of it, up to which all images are one stage
+inline constexpr int64_t kFewSumsStage = 48 * 1024;               // of it, of one of several stages
 inline constexpr int64_t kFewSumsBlocks = 132;                    // that are there at a time
 inline constexpr int64_t kFewSumsExtent = 1 << 14;                // strides, dilations, padding and taps, at most
 
@@ -20,10 +22,11 @@ struct FewSumsTile {
   int taps = 3;               // of a thread, of a row of the filter
   int units = 1, chunks = 1;  // runs of taps of the filter, of a block; of a row of it
   int slices = 1;             // of the filter: blocks that have the same channels
+  int images = 1, stages = 1; // of a stage; of a block
   int channels = 8, lanes = 4;  // of a block; threads that have them: in channels_last 4 bytes each
   int groups = 1;             // threads for each run of taps of a channel: they share the rows of y
   int threads = 32;           // of a block
-  int64_t bytes_x = 0, bytes_y = 0, shared_bytes = 0;
+  int64_t bytes_x = 0, bytes_y = 0, shared_bytes = 0;  // of a stage; in all
 };
 
 // Are the pixels of an image that a block reads pieces of 16 bytes, one step apart? In NCHW: planes without gaps.
@@ -46,8 +49,7 @@ constexpr FewSumsTile few_sums_tile(Problem const& p, bool nhwc) {
   if (max64(p.stride_h, p.dilation_h) > kFewSumsExtent || max64(p.pad_top, p.pad_left) > kFewSumsExtent ||
       max64(p.R, p.S) > kFewSumsExtent)
     return t;
-  double const pixels = double(p.N) * (double(p.H) * double(p.W) + double(P) * double(Q));
-  if (pixels * size > double(kFewSumsBytes)) return t;
+  if (p.N > 1 << 16 || (double(p.H) * double(p.W) + double(P) * double(Q)) * size > double(kFewSumsBytes)) return t;
   if (!few_sums_pieces(p.x, p.x_align, p.C, p.N, p.H, p.W, p.dtype, nhwc) ||
       !few_sums_pieces(p.y, p.y_align, p.C, p.N, P, Q, p.dtype, nhwc))
     return t;
@@ -65,14 +67,19 @@ constexpr FewSumsTile few_sums_tile(Problem const& p, bool nhwc) {
   t.taps = p.S == 1 ? 1 : p.S <= 3 ? 3 : p.S <= 5 || p.S == 9 || p.S == 10 ? 5 : 7;
   t.chunks = int(ceil_div(p.S, t.taps));
   // One round of blocks, and threads for all runs of one.
-  int64_t const runs = p.R * t.chunks, rows = p.N * P, most = kFewSumsThreads / t.lanes;
+  int64_t const image = t.channels * (p.H * p.W + P * Q) * size;
+  t.images = int(p.N * image <= kFewSumsWhole ? p.N : max64(1, kFewSumsStage / image));
+  t.stages = int(ceil_div(p.N, t.images)), t.images = int(ceil_div(p.N, t.stages));
+  int64_t const runs = p.R * t.chunks, rows = t.images * P, most = kFewSumsThreads / t.lanes;
   int64_t const slices = max64(min64(runs, kFewSumsBlocks / (p.C / t.channels)), ceil_div(runs, most));
   int64_t const units = ceil_div(runs, slices);
   t.units = int(units), t.slices = int(ceil_div(runs, units));
   int64_t const each = ceil_div(rows, min64(rows, most / units));
   t.groups = int(ceil_div(rows, each));
-  t.bytes_x = t.channels * p.N * p.H * p.W * size, t.bytes_y = t.channels * p.N * P * Q * size;
-  t.shared_bytes = t.bytes_x + t.bytes_y + int64_t(t.groups) * t.units * t.taps * t.channels * 4;
+  t.bytes_x = t.channels * t.images * p.H * p.W * size, t.bytes_y = t.channels * t.images * P * Q * size;
+  // The sums lie where the stages were.
+  t.shared_bytes = max64((t.bytes_x + t.bytes_y) * (t.stages > 1 ? 2 : 1),
+                         int64_t(t.groups) * t.units * t.taps * t.channels * 4);
   if (t.shared_bytes > kFewSumsBytes) return t;
   int64_t const workers = int64_t(t.lanes) * t.units * t.groups, pieces = (t.bytes_x + t.bytes_y) / 16;
   t.threads = int(min64(kFewSumsThreads, ceil_div(max64(max64(64, workers), ceil_div(pieces, 4)), 32) * 32));
@@ -88,12 +95,13 @@ constexpr Estimate few_sums_estimate(Row const& row, Problem const& p, Device co
   bool const nhwc = is_nhwc(row.variant);
   FewSumsTile const t = few_sums_tile(p, nhwc);
   double const V = nhwc ? 4.0 / size_of(p.dtype) : 1, steps = double(ceil_div(p.Q(), kFewSumsColumns));
-  double const rows = double(ceil_div(p.N * p.P(), t.groups)), warps = double(ceil_div(t.threads, 32));
+  double const rows = double(ceil_div(t.images * p.P(), t.groups)), warps = double(ceil_div(t.threads, 32));
   double const pieces = double(t.bytes_x + t.bytes_y) / 16 / double(t.threads);
   double const step = kFewSumsColumns * V * t.taps + 12.0 * kFewSumsColumns;
   double const together = double(ceil_div(p.C / t.channels * t.slices, d.sm_count));
-  double const issue = together * warps * (pieces * 16 + rows * (30 + steps * step)) / 2.5;
-  double const chain = pieces * 20 + rows * (150 + steps * (60 + 2 * step));
+  double const stages = t.stages;
+  double const issue = stages * together * warps * (pieces * 16 + rows * (30 + steps * step)) / 2.5;
+  double const chain = stages * (pieces * 20 + rows * (150 + steps * (60 + 2 * step)));
   return {6000 + (issue > chain ? issue : chain) / 1.755, 1};
 }
 

@@ -14,8 +14,7 @@ namespace conv2d_ext::depthwise {
 struct FewSumsSource {
   unsigned char const* data;
   int64_t of_block, of_run, of_piece;  // bytes from one to the next; a run: an image's pieces
-  int pieces;                          // of a block, of 16 bytes
-  Divisor by_run;                      // pieces of a run
+  Divisor by_run;                      // pieces of a run, of 16 bytes
   int n, h, c;                         // strides in shared memory, in elements; c: of the threads' channels
   int H, W;
   Strides strides;  // in memory, in elements
@@ -26,14 +25,18 @@ struct FewSumsParams {
   void* out;
   int64_t w_k, w_r, w_s;
   int channels_log2, lanes_log2, S, stride_h, dilation_h, pad_h, pad_w;
-  int units, runs, rows, groups, bytes_x, bytes_y;  // runs: of taps, in all; units: of a block
+  int N, images, stages;             // images of a stage
+  int units, runs, groups;           // runs: of taps, in all; units: of a block
+  int bytes_x, bytes;                // of a stage
   Divisor by_units, by_chunks, by_P;
 };
 
-__device__ inline void copy_pieces(FewSumsSource const& s, uint32_t shared) {
-  unsigned char const* const from = s.data + int64_t(blockIdx.x) * s.of_block;
+// Of some images, from the first.
+__device__ inline void copy_pieces(FewSumsSource const& s, int first, int images, uint32_t shared) {
+  unsigned char const* const from = s.data + int64_t(blockIdx.x) * s.of_block + first * s.of_run;
+  int const pieces = images * int(s.by_run.value);
 #pragma unroll 1
-  for (int i = int(threadIdx.x); i < s.pieces; i += int(blockDim.x)) {
+  for (int i = int(threadIdx.x); i < pieces; i += int(blockDim.x)) {
     int const run = int(s.by_run.quotient(i)), piece = i - run * int(s.by_run.value);
     ptx::cp_async_16(shared + i * 16, from + run * s.of_run + piece * s.of_piece, true);
   }
@@ -59,7 +62,7 @@ __device__ __forceinline__ float exact_few_pixels(FewSumsParams const& p, int k,
   T const* const y = reinterpret_cast<T const*>(p.y.data) + k * p.y.strides.c;
   float sum = 0;
 #pragma unroll 1
-  for (int line = 0; line < p.rows; ++line) {
+  for (int line = 0; line < p.N * p.y.H; ++line) {
     int const n = int(p.by_P.quotient(line)), row = line - n * p.y.H;
     int const h = row * p.stride_h - p.pad_h + r * p.dilation_h;
     if (unsigned(h) >= unsigned(p.x.H)) continue;
@@ -82,23 +85,31 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
   constexpr int columns = kFewSumsColumns, window = (columns - 1) * stride + S, kept = S > stride ? S - stride : 0;
   using Lane = Vector<T, V>;
   extern __shared__ __align__(16) unsigned char few_sums_shared[];
-  T const* const x = reinterpret_cast<T const*>(few_sums_shared);
-  T const* const y = reinterpret_cast<T const*>(few_sums_shared + p.bytes_x);
-  float* const sums = reinterpret_cast<float*>(few_sums_shared + p.bytes_x + p.bytes_y);
-  copy_pieces(p.x, ptx::shared_address(x));
-  copy_pieces(p.y, ptx::shared_address(y));
-
+  uint32_t const shared = ptx::shared_address(few_sums_shared);
   int const lane = int(threadIdx.x) & ((1 << p.lanes_log2) - 1), worker = int(threadIdx.x) >> p.lanes_log2;
   int const group = int(p.by_units.quotient(worker)), first = int(blockIdx.y) * p.units;
   int const unit = first + worker - group * p.units;
   int const r = int(p.by_chunks.quotient(unit)), s0 = (unit - r * int(p.by_chunks.value)) * S;
-  float acc[S][V] = {};
-  ptx::cp_async_wait_all();
-  __syncthreads();
-
-  if (group < p.groups && unit < p.runs) {
+  bool const works = group < p.groups && unit < p.runs;
+  float total[S][V] = {};
 #pragma unroll 1
-    for (int line = group; line < p.rows; line += p.groups) {
+  for (int stage = -1, first_image = -p.images; stage < p.stages; ++stage, first_image += p.images) {
+    if (stage + 1 < p.stages) {
+      int const images = min(p.images, p.N - first_image - p.images);
+      uint32_t const to = shared + ((stage + 1) & 1) * p.bytes;
+      copy_pieces(p.x, first_image + p.images, images, to);
+      copy_pieces(p.y, first_image + p.images, images, to + p.bytes_x);
+    }
+    ptx::cp_async_commit_group();
+    if (stage < 0) continue;
+    ptx::cp_async_wait_group<1>();
+    __syncthreads();
+    T const* const x = reinterpret_cast<T const*>(few_sums_shared + (stage & 1) * p.bytes);
+    T const* const y = reinterpret_cast<T const*>(few_sums_shared + (stage & 1) * p.bytes + p.bytes_x);
+    int const rows = works ? min(p.images, p.N - first_image) * p.y.H : 0;
+    float acc[S][V] = {};
+#pragma unroll 1
+    for (int line = group; line < rows; line += p.groups) {
       int const n = int(p.by_P.quotient(line)), row = line - n * p.y.H;
       int const h = row * p.stride_h - p.pad_h + r * p.dilation_h;
       if (unsigned(h) >= unsigned(p.x.H)) continue;
@@ -134,8 +145,14 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
       }
     }
 #pragma unroll
-    for (int i = 0; i < S * V; ++i) sums[((worker * S + i / V) << p.channels_log2) + lane * V + i % V] = acc[i / V][i % V];
+    for (int i = 0; i < S * V; ++i) total[i / V][i % V] += acc[i / V][i % V];
+    __syncthreads();  // the stage has been read
   }
+  float* const sums = reinterpret_cast<float*>(few_sums_shared);
+  if (works)
+#pragma unroll
+    for (int i = 0; i < S * V; ++i)
+      sums[((worker * S + i / V) << p.channels_log2) + lane * V + i % V] = total[i / V][i % V];
   __syncthreads();
 
   int const count = (p.units * S) << p.channels_log2;
@@ -170,7 +187,7 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
     FewSumsSource f{};
     f.data = static_cast<unsigned char const*>(data), f.strides = s, f.H = int(H), f.W = int(W);
     int64_t const run = nhwc ? H * W : t.channels * H * W * size / 16;
-    f.pieces = int(problem.N * run), f.by_run = Divisor(uint32_t(run));
+    f.by_run = Divisor(uint32_t(run));
     f.of_block = (nhwc ? t.channels : t.channels * H * W) * size, f.of_run = s.n * size;
     f.of_piece = nhwc ? (W > 1 ? s.w : s.h) * size : 16;
     f.h = int(W) * (nhwc ? t.channels : 1), f.n = int(H * W) * t.channels, f.c = nhwc ? 4 / size : int(H * W);
@@ -182,8 +199,9 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
   p.channels_log2 = log2_of(t.channels), p.lanes_log2 = log2_of(t.lanes), p.S = int(problem.S);
   p.stride_h = int(problem.stride_h), p.dilation_h = int(problem.dilation_h);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
-  p.units = t.units, p.runs = int(problem.R) * t.chunks, p.rows = int(problem.N * problem.P()), p.groups = t.groups;
-  p.bytes_x = int(t.bytes_x), p.bytes_y = int(t.bytes_y);
+  p.units = t.units, p.runs = int(problem.R) * t.chunks, p.groups = t.groups;
+  p.N = int(problem.N), p.images = t.images, p.stages = t.stages;
+  p.bytes_x = int(t.bytes_x), p.bytes = int(t.bytes_x + t.bytes_y);
   p.by_units = Divisor(uint32_t(t.units)), p.by_chunks = Divisor(uint32_t(t.chunks));
   p.by_P = Divisor(uint32_t(problem.P()));
   auto start = [&](auto* kernel) {
