@@ -33,7 +33,8 @@ struct FewSumsTile {
 constexpr bool few_sums_pieces(Strides const& s, int align, int64_t C, int64_t N, int64_t H, int64_t W, DType t,
                                bool nhwc) {
   int64_t const vector = 16 / size_of(t);
-  if (s.n >= int64_t(1) << 31 || s.c >= int64_t(1) << 31) return false;
+  constexpr int64_t most = int64_t(1) << 30;  // of bytes, a quarter
+  if (max64(max64(s.n, s.c), max64(s.h, s.w)) >= most) return false;
   if (nhwc) return (H == 1 || W == 1 || s.h == W * s.w) && channel_vectors(s, align, C, int(vector), t);
   return (W == 1 || s.w == 1) && (H == 1 || s.h == W) && (C == 1 || s.c == H * W) && (N == 1 || s.n % vector == 0) &&
          align >= 16;

@@ -4,6 +4,8 @@
 // are added in their order.
 #pragma once
 
+#include <type_traits>
+
 #include "../core/few_sums.h"
 #include "depthwise_tile.cuh"
 #include "launch.h"
@@ -13,7 +15,8 @@ namespace conv2d_ext::depthwise {
 
 struct FewSumsSource {
   unsigned char const* data;
-  int64_t of_block, of_run, of_piece;  // bytes from one to the next; a run: an image's pieces
+  int64_t of_block;           // bytes from one to the next
+  uint32_t of_run, of_piece;  // a run: an image's pieces
   Divisor by_run;                      // pieces of a run, of 16 bytes
   int n, h, c;                         // strides in shared memory, in elements; c: of the threads' channels
   int H, W;
@@ -33,26 +36,31 @@ struct FewSumsParams {
 
 // Of some images, from the first.
 __device__ inline void copy_pieces(FewSumsSource const& s, int first, int images, uint32_t shared) {
-  unsigned char const* const from = s.data + int64_t(blockIdx.x) * s.of_block + first * s.of_run;
+  unsigned char const* const from = s.data + int64_t(blockIdx.x) * s.of_block + int64_t(first) * s.of_run;
   int const pieces = images * int(s.by_run.value);
 #pragma unroll 1
   for (int i = int(threadIdx.x); i < pieces; i += int(blockDim.x)) {
-    int const run = int(s.by_run.quotient(i)), piece = i - run * int(s.by_run.value);
-    ptx::cp_async_16(shared + i * 16, from + run * s.of_run + piece * s.of_piece, true);
+    uint32_t const run = s.by_run.quotient(i), piece = i - run * s.by_run.value;
+    ptx::cp_async_16(shared + i * 16, from + uint64_t(run) * s.of_run + uint64_t(piece) * s.of_piece, true);
   }
 }
 
-__device__ inline void widen_to(float (&to)[2], Vector<__half, 2> v) {
-  float2 const wide = __half22float2(*reinterpret_cast<__half2 const*>(&v));
-  to[0] = wide.x, to[1] = wide.y;
-}
-__device__ inline void widen_to(float (&to)[2], Vector<__nv_bfloat16, 2> v) {
-  float2 const wide = __bfloat1622float2(*reinterpret_cast<__nv_bfloat162 const*>(&v));
-  to[0] = wide.x, to[1] = wide.y;
-}
-template <class T>
-__device__ inline void widen_to(float (&to)[1], Vector<T, 1> v) {
-  to[0] = widen(v.v[0]);
+// A thread's channels of a pixel in shared memory, or zeros.
+template <class T, int V>
+__device__ inline void load_pixel(T const* from, bool inside, float (&to)[V]) {
+  if constexpr (V == 1) {
+    T const value = inside ? *from : narrow<T>(0.f);
+    to[0] = widen(value);
+  } else {
+    static_assert(V == 2 && sizeof(T) == 2);
+    uint32_t const both = inside ? *reinterpret_cast<uint32_t const*>(from) : 0;
+    if constexpr (std::is_same_v<T, __half>) {
+      float2 const wide = __half22float2(*reinterpret_cast<__half2 const*>(&both));
+      to[0] = wide.x, to[1] = wide.y;
+    } else {
+      to[0] = __uint_as_float(both << 16), to[1] = __uint_as_float(both & 0xffff0000u);
+    }
+  }
 }
 
 // Product by product: where zeros beside the images have made a NaN.
@@ -83,7 +91,6 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
   constexpr int V = nhwc ? 4 / int(sizeof(T)) : 1;          // channels of a thread
   constexpr int next = nhwc ? 16 / int(sizeof(T)) : 1;      // from one column to the next
   constexpr int columns = kFewSumsColumns, window = (columns - 1) * stride + S, kept = S > stride ? S - stride : 0;
-  using Lane = Vector<T, V>;
   extern __shared__ __align__(16) unsigned char few_sums_shared[];
   uint32_t const shared = ptx::shared_address(few_sums_shared);
   int const lane = int(threadIdx.x) & ((1 << p.lanes_log2) - 1), worker = int(threadIdx.x) >> p.lanes_log2;
@@ -117,22 +124,14 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
       T const* from = x + n * p.x.n + h * p.x.h + lane * p.x.c + w * next;
       T const* from_y = y + n * p.y.n + row * p.y.h + lane * p.y.c;
       float v[window][V];
-      auto load = [&](int j) {
-        Lane value{};
-        if (unsigned(w + j) < unsigned(p.x.W)) value = *reinterpret_cast<Lane const*>(from + j * next);
-        widen_to(v[j], value);
-      };
+      auto load = [&](int j) { load_pixel(from + j * next, unsigned(w + j) < unsigned(p.x.W), v[j]); };
 #pragma unroll
       for (int j = 0; j < kept; ++j) load(j);
 #pragma unroll 1
       for (int q = 0; q < p.y.W; q += columns) {
         float gradient[columns][V];
 #pragma unroll
-        for (int e = 0; e < columns; ++e) {
-          Lane value{};
-          if (q + e < p.y.W) value = *reinterpret_cast<Lane const*>(from_y + e * next);
-          widen_to(gradient[e], value);
-        }
+        for (int e = 0; e < columns; ++e) load_pixel(from_y + e * next, q + e < p.y.W, gradient[e]);
 #pragma unroll
         for (int j = kept; j < window; ++j) load(j);
 #pragma unroll
@@ -188,8 +187,8 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
     f.data = static_cast<unsigned char const*>(data), f.strides = s, f.H = int(H), f.W = int(W);
     int64_t const run = nhwc ? H * W : t.channels * H * W * size / 16;
     f.by_run = Divisor(uint32_t(run));
-    f.of_block = (nhwc ? t.channels : t.channels * H * W) * size, f.of_run = s.n * size;
-    f.of_piece = nhwc ? (W > 1 ? s.w : s.h) * size : 16;
+    f.of_block = (nhwc ? t.channels : t.channels * H * W) * size, f.of_run = uint32_t(s.n * size);
+    f.of_piece = uint32_t(nhwc ? (W > 1 ? s.w : s.h) * size : 16);
     f.h = int(W) * (nhwc ? t.channels : 1), f.n = int(H * W) * t.channels, f.c = nhwc ? 4 / size : int(H * W);
     return f;
   };
