@@ -10,6 +10,7 @@ inline constexpr int kFewSumsThreads = 512, kFewSumsColumns = 4;  // of a block,
 inline constexpr int64_t kFewSumsBytes = 220 * 1024;              // of shared memory
 inline constexpr int64_t kFewSumsWhole = 100 * 1024;              // of it, up to which all images are one stage
 inline constexpr int64_t kFewSumsStage = 48 * 1024;               // of it, of one of several stages
+inline constexpr int64_t kFewSumsPart = 12 * 1024;                // of it, from which pixels are shared out
 inline constexpr int64_t kFewSumsBlocks = 132;                    // that are there at a time
 inline constexpr int64_t kFewSumsExtent = 1 << 14;                // strides, dilations, padding and taps, at most
 
@@ -19,14 +20,17 @@ constexpr bool is_few_sums(Row const& row) {
 
 struct FewSumsTile {
   bool used = false;
-  int taps = 3;               // of a thread, of a row of the filter
-  int units = 1, chunks = 1;  // runs of taps of the filter, of a block; of a row of it
-  int slices = 1;             // of the filter: blocks that have the same channels
-  int images = 1, stages = 1; // of a stage; of a block
-  int channels = 8, lanes = 4;  // of a block; threads that have them: in channels_last 4 bytes each
-  int groups = 1;             // threads for each run of taps of a channel: they share the rows of y
-  int threads = 32;           // of a block
-  int64_t bytes_x = 0, bytes_y = 0, shared_bytes = 0;  // of a stage; in all
+  int taps = 3;                  // of a thread, of a row of the filter
+  int units = 1, chunks = 1;     // runs of taps of the filter, of a block; of a row of it
+  int slices = 1;                // of the filter: blocks that have the same channels and pixels
+  int shares = 1, bands = 1;     // of the images; of an image's rows: a cluster's blocks
+  int share = 1, band = 1;       // images of one; rows of y of one
+  int rows = 1;                  // of x, that a band meets
+  int images = 1, stages = 1;    // of a stage; of a block
+  int channels = 8, lanes = 4;   // of a block; threads that have them: in channels_last 4 bytes each
+  int groups = 1;                // threads for each run of taps of a channel: they share the rows of y
+  int threads = 32;              // of a block
+  int64_t bytes_x = 0, bytes_y = 0, sums = 0, shared_bytes = 0;  // of a stage; numbers of a block; in all
 };
 
 // Are the pixels of an image that a block reads pieces of 16 bytes, one step apart? In NCHW: planes without gaps.
@@ -67,20 +71,33 @@ constexpr FewSumsTile few_sums_tile(Problem const& p, bool nhwc) {
   t.lanes = nhwc ? 4 : t.channels;
   t.taps = p.S == 1 ? 1 : p.S <= 3 ? 3 : p.S <= 5 || p.S == 9 || p.S == 10 ? 5 : 7;
   t.chunks = int(ceil_div(p.S, t.taps));
-  // One round of blocks, and threads for all runs of one.
-  int64_t const image = t.channels * (p.H * p.W + P * Q) * size;
-  t.images = int(p.N * image <= kFewSumsWhole ? p.N : max64(1, kFewSumsStage / image));
-  t.stages = int(ceil_div(p.N, t.images)), t.images = int(ceil_div(p.N, t.stages));
-  int64_t const runs = p.R * t.chunks, rows = t.images * P, most = kFewSumsThreads / t.lanes;
-  int64_t const slices = max64(min64(runs, kFewSumsBlocks / (p.C / t.channels)), ceil_div(runs, most));
-  int64_t const units = ceil_div(runs, slices);
+  // One round of blocks: clusters of up to eight that share pixels, then slices of the filter.
+  int64_t const line = t.channels * size, wanted = kFewSumsBlocks / (p.C / t.channels);
+  auto share_out = [&](int64_t parts) {
+    t.shares = 1, t.bands = 1;
+    while (t.shares * 2 <= parts && t.shares * 2 <= p.N) t.shares *= 2;
+    while (nhwc && t.shares * t.bands * 2 <= parts && t.bands * 2 <= P) t.bands *= 2;
+    t.share = int(ceil_div(p.N, t.shares)), t.band = int(ceil_div(P, t.bands));
+    t.rows = int(min64(p.H, (t.band - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1));
+  };
+  share_out(1);
+  for (int64_t parts = 2; parts <= min64(8, wanted); parts *= 2)
+    if (t.share * (t.rows * p.W + t.band * Q) * line >= kFewSumsPart) share_out(parts);
+  int64_t const image = line * (t.rows * p.W + t.band * Q);
+  t.images = int(t.share * image <= kFewSumsWhole ? t.share : max64(1, kFewSumsStage / image));
+  t.stages = int(ceil_div(t.share, t.images)), t.images = int(ceil_div(t.share, t.stages));
+  // Threads for all runs of taps of a slice.
+  int64_t const runs = p.R * t.chunks, lines = t.images * t.band, most = kFewSumsThreads / t.lanes;
+  int64_t const slices = max64(min64(runs, wanted / (t.shares * t.bands)), ceil_div(runs, most));
+  int64_t const units = ceil_div(runs, max64(1, slices));
   t.units = int(units), t.slices = int(ceil_div(runs, units));
-  int64_t const each = ceil_div(rows, min64(rows, most / units));
-  t.groups = int(ceil_div(rows, each));
-  t.bytes_x = t.channels * t.images * p.H * p.W * size, t.bytes_y = t.channels * t.images * P * Q * size;
-  // The sums lie where the stages were.
-  t.shared_bytes = max64((t.bytes_x + t.bytes_y) * (t.stages > 1 ? 2 : 1),
-                         int64_t(t.groups) * t.units * t.taps * t.channels * 4);
+  int64_t const each = ceil_div(lines, min64(lines, most / units));
+  t.groups = int(ceil_div(lines, each));
+  t.bytes_x = line * t.images * t.rows * p.W, t.bytes_y = line * t.images * t.band * Q;
+  t.sums = units * t.taps * t.channels;
+  // The threads' sums lie where the stages were, the blocks' behind them.
+  t.shared_bytes = max64((t.bytes_x + t.bytes_y) * (t.stages > 1 ? 2 : 1), t.groups * t.sums * 4) +
+                   (t.shares * t.bands > 1 ? t.shares * t.bands * t.sums * 4 : 0);
   if (t.shared_bytes > kFewSumsBytes) return t;
   int64_t const workers = int64_t(t.lanes) * t.units * t.groups, pieces = (t.bytes_x + t.bytes_y) / 16;
   t.threads = int(min64(kFewSumsThreads, ceil_div(max64(max64(64, workers), ceil_div(pieces, 4)), 32) * 32));
@@ -96,10 +113,10 @@ constexpr Estimate few_sums_estimate(Row const& row, Problem const& p, Device co
   bool const nhwc = is_nhwc(row.variant);
   FewSumsTile const t = few_sums_tile(p, nhwc);
   double const V = nhwc ? 4.0 / size_of(p.dtype) : 1, steps = double(ceil_div(p.Q(), kFewSumsColumns));
-  double const rows = double(ceil_div(t.images * p.P(), t.groups)), warps = double(ceil_div(t.threads, 32));
+  double const rows = double(ceil_div(t.images * t.band, t.groups)), warps = double(ceil_div(t.threads, 32));
   double const pieces = double(t.bytes_x + t.bytes_y) / 16 / double(t.threads);
   double const step = kFewSumsColumns * V * t.taps + 12.0 * kFewSumsColumns;
-  double const together = double(ceil_div(p.C / t.channels * t.slices, d.sm_count));
+  double const together = double(ceil_div(p.C / t.channels * t.slices * t.shares * t.bands, d.sm_count));
   double const stages = t.stages;
   double const issue = stages * together * warps * (pieces * 16 + rows * (30 + steps * step)) / 2.5;
   double const chain = stages * (pieces * 20 + rows * (150 + steps * (60 + 2 * step)));

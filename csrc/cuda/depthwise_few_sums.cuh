@@ -4,6 +4,8 @@
 // are added in their order.
 #pragma once
 
+#include <cooperative_groups.h>
+
 #include <type_traits>
 
 #include "../core/few_sums.h"
@@ -16,7 +18,7 @@ namespace conv2d_ext::depthwise {
 struct FewSumsSource {
   unsigned char const* data;
   int64_t of_block;           // bytes from one to the next
-  uint32_t of_run, of_piece;  // a run: an image's pieces
+  uint32_t of_run, of_row, of_piece;  // a run: an image's pieces
   Divisor by_run;                      // pieces of a run, of 16 bytes
   int n, h, c;                         // strides in shared memory, in elements; c: of the threads' channels
   int H, W;
@@ -29,14 +31,16 @@ struct FewSumsParams {
   int64_t w_k, w_r, w_s;
   int channels_log2, lanes_log2, S, stride_h, dilation_h, pad_h, pad_w;
   int N, images, stages;             // images of a stage
+  int parts, bands_log2, share, band, rows;
   int units, runs, groups;           // runs: of taps, in all; units: of a block
-  int bytes_x, bytes;                // of a stage
-  Divisor by_units, by_chunks, by_P;
+  int bytes_x, bytes, shared_sums;   // of a stage; where the blocks' sums lie
+  Divisor by_units, by_chunks, by_band;
 };
 
-// Of some images, from the first.
-__device__ inline void copy_pieces(FewSumsSource const& s, int first, int images, uint32_t shared) {
-  unsigned char const* const from = s.data + int64_t(blockIdx.x) * s.of_block + int64_t(first) * s.of_run;
+// Of some images, from a row of the first.
+__device__ inline void copy_pieces(FewSumsSource const& s, int first, int row, int images, uint32_t shared) {
+  unsigned char const* const from =
+      s.data + int64_t(blockIdx.x) * s.of_block + int64_t(first) * s.of_run + int64_t(row) * s.of_row;
   int const pieces = images * int(s.by_run.value);
 #pragma unroll 1
   for (int i = int(threadIdx.x); i < pieces; i += int(blockDim.x)) {
@@ -71,8 +75,7 @@ __device__ __forceinline__ float exact_few_pixels(FewSumsParams const& p, int k,
   float sum = 0;
 #pragma unroll 1
   for (int line = 0; line < p.N * p.y.H; ++line) {
-    int const n = int(p.by_P.quotient(line)), row = line - n * p.y.H;
-    int const h = row * p.stride_h - p.pad_h + r * p.dilation_h;
+    int const n = line / p.y.H, row = line - n * p.y.H, h = row * p.stride_h - p.pad_h + r * p.dilation_h;
     if (unsigned(h) >= unsigned(p.x.H)) continue;
 #pragma unroll 1
     for (int q = 0; q < p.y.W; ++q) {
@@ -98,14 +101,19 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
   int const unit = first + worker - group * p.units;
   int const r = int(p.by_chunks.quotient(unit)), s0 = (unit - r * int(p.by_chunks.value)) * S;
   bool const works = group < p.groups && unit < p.runs;
+  // The block's images and rows of y; the first rows that it copies.
+  int const part = int(blockIdx.z), begin = (part >> p.bands_log2) * p.share, end = min(p.N, begin + p.share);
+  int const begin_y = (part & ((1 << p.bands_log2) - 1)) * p.band, first_y = min(begin_y, p.y.H - p.band);
+  int const first_x = min(max(0, begin_y * p.stride_h - p.pad_h), p.x.H - p.rows);
+  if (p.parts > 1) ptx::barrier_cluster_arrive();
   float total[S][V] = {};
 #pragma unroll 1
-  for (int stage = -1, first_image = -p.images; stage < p.stages; ++stage, first_image += p.images) {
+  for (int stage = -1, image = begin - p.images; stage < p.stages; ++stage, image += p.images) {
     if (stage + 1 < p.stages) {
-      int const images = min(p.images, p.N - first_image - p.images);
+      int const copied = image + p.images, images = min(p.images, end - copied);
       uint32_t const to = shared + ((stage + 1) & 1) * p.bytes;
-      copy_pieces(p.x, first_image + p.images, images, to);
-      copy_pieces(p.y, first_image + p.images, images, to + p.bytes_x);
+      copy_pieces(p.x, copied, first_x, images, to);
+      copy_pieces(p.y, copied, first_y, images, to + p.bytes_x);
     }
     ptx::cp_async_commit_group();
     if (stage < 0) continue;
@@ -113,16 +121,16 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
     __syncthreads();
     T const* const x = reinterpret_cast<T const*>(few_sums_shared + (stage & 1) * p.bytes);
     T const* const y = reinterpret_cast<T const*>(few_sums_shared + (stage & 1) * p.bytes + p.bytes_x);
-    int const rows = works ? min(p.images, p.N - first_image) * p.y.H : 0;
+    int const lines = works ? min(p.images, end - image) * p.band : 0;
     float acc[S][V] = {};
 #pragma unroll 1
-    for (int line = group; line < rows; line += p.groups) {
-      int const n = int(p.by_P.quotient(line)), row = line - n * p.y.H;
+    for (int line = group; line < lines; line += p.groups) {
+      int const n = int(p.by_band.quotient(line)), row = begin_y + line - n * p.band;
       int const h = row * p.stride_h - p.pad_h + r * p.dilation_h;
-      if (unsigned(h) >= unsigned(p.x.H)) continue;
+      if (unsigned(h) >= unsigned(p.x.H) || row >= p.y.H) continue;
       int w = s0 - p.pad_w;
-      T const* from = x + n * p.x.n + h * p.x.h + lane * p.x.c + w * next;
-      T const* from_y = y + n * p.y.n + row * p.y.h + lane * p.y.c;
+      T const* from = x + n * p.x.n + (h - first_x) * p.x.h + lane * p.x.c + w * next;
+      T const* from_y = y + n * p.y.n + (row - first_y) * p.y.h + lane * p.y.c;
       float v[window][V];
       auto load = [&](int j) { load_pixel(from + j * next, unsigned(w + j) < unsigned(p.x.W), v[j]); };
 #pragma unroll
@@ -154,15 +162,33 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
       sums[((worker * S + i / V) << p.channels_log2) + lane * V + i % V] = total[i / V][i % V];
   __syncthreads();
 
+  // Sums of the threads, and of the cluster's blocks by the first of them, in their order.
   int const count = (p.units * S) << p.channels_log2;
+  float* blocks = reinterpret_cast<float*>(few_sums_shared + p.shared_sums);
+  auto add = [&](float const* from, int i, int terms) {
+    float sum = from[i];
+#pragma unroll 4
+    for (int other = 1; other < terms; ++other) sum += from[other * count + i];
+    return sum;
+  };
+  if (p.parts > 1) {
+    ptx::barrier_cluster_wait();  // all blocks run
+    float* const to = cooperative_groups::this_cluster().map_shared_rank(blocks, 0) + part * count;
+#pragma unroll 1
+    for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) to[i] = add(sums, i, p.groups);
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+    if (part > 0) return;
+  } else {
+    blocks = sums;
+  }
+  int const terms = p.parts > 1 ? p.parts : p.groups;
 #pragma unroll 1
   for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
     int const tap = i >> p.channels_log2, run = first + tap / S, row = int(p.by_chunks.quotient(run));
     int const s = tap % S + (run - row * int(p.by_chunks.value)) * S;
     if (s >= p.S || run >= p.runs) continue;
-    float sum = sums[i];
-#pragma unroll 4
-    for (int other = 1; other < p.groups; ++other) sum += sums[other * count + i];
+    float sum = add(blocks, i, terms);
     int const k = (int(blockIdx.x) << p.channels_log2) + (i & ((1 << p.channels_log2) - 1));
     if (sum != sum) sum = exact_few_pixels<T>(p, k, row, s, stride);
     static_cast<T*>(p.out)[k * p.w_k + row * p.w_r + s * p.w_s] = narrow<T>(sum);
@@ -182,18 +208,19 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
     while (1 << log2 < v) ++log2;
     return log2;
   };
-  auto source = [&](void const* data, Strides const& s, int64_t H, int64_t W) {
+  auto source = [&](void const* data, Strides const& s, int64_t H, int64_t W, int64_t rows) {
     FewSumsSource f{};
     f.data = static_cast<unsigned char const*>(data), f.strides = s, f.H = int(H), f.W = int(W);
-    int64_t const run = nhwc ? H * W : t.channels * H * W * size / 16;
-    f.by_run = Divisor(uint32_t(run));
+    int64_t const piece = nhwc ? (W > 1 ? s.w : s.h) * size : 16;
+    f.by_run = Divisor(uint32_t(nhwc ? rows * W : t.channels * H * W * size / 16));
     f.of_block = (nhwc ? t.channels : t.channels * H * W) * size, f.of_run = uint32_t(s.n * size);
-    f.of_piece = uint32_t(nhwc ? (W > 1 ? s.w : s.h) * size : 16);
-    f.h = int(W) * (nhwc ? t.channels : 1), f.n = int(H * W) * t.channels, f.c = nhwc ? 4 / size : int(H * W);
+    f.of_piece = uint32_t(piece), f.of_row = uint32_t(nhwc ? W * piece : 0);
+    f.h = int(W) * (nhwc ? t.channels : 1), f.n = int(rows * W) * t.channels, f.c = nhwc ? 4 / size : int(H * W);
     return f;
   };
   FewSumsParams p{};
-  p.x = source(args.a, problem.x, problem.H, problem.W), p.y = source(args.b, problem.y, problem.P(), problem.Q());
+  p.x = source(args.a, problem.x, problem.H, problem.W, t.rows);
+  p.y = source(args.b, problem.y, problem.P(), problem.Q(), t.band);
   p.out = args.out, p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
   p.channels_log2 = log2_of(t.channels), p.lanes_log2 = log2_of(t.lanes), p.S = int(problem.S);
   p.stride_h = int(problem.stride_h), p.dilation_h = int(problem.dilation_h);
@@ -202,14 +229,22 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
   p.N = int(problem.N), p.images = t.images, p.stages = t.stages;
   p.bytes_x = int(t.bytes_x), p.bytes = int(t.bytes_x + t.bytes_y);
   p.by_units = Divisor(uint32_t(t.units)), p.by_chunks = Divisor(uint32_t(t.chunks));
-  p.by_P = Divisor(uint32_t(problem.P()));
+  p.by_band = Divisor(uint32_t(t.band));
+  p.parts = t.shares * t.bands, p.bands_log2 = log2_of(t.bands), p.share = t.share, p.band = t.band, p.rows = t.rows;
+  p.shared_sums = int(t.shared_bytes - (p.parts > 1 ? p.parts * t.sums * 4 : 0));
   auto start = [&](auto* kernel) {
     int const bytes = int(t.shared_bytes);
     if (bytes > 48 * 1024)
       if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
         return error;
-    kernel<<<dim3(unsigned(problem.C / t.channels), unsigned(t.slices)), unsigned(t.threads), size_t(bytes), stream>>>(p);
-    return cudaGetLastError();
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(unsigned(problem.C / t.channels), unsigned(t.slices), unsigned(p.parts));
+    config.blockDim = dim3(unsigned(t.threads)), config.dynamicSmemBytes = size_t(bytes), config.stream = stream;
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = 1, cluster.val.clusterDim.y = 1, cluster.val.clusterDim.z = unsigned(p.parts);
+    config.attrs = &cluster, config.numAttrs = p.parts > 1 ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, p);
   };
   bool const strided = problem.stride_w == 2;
   if (t.taps == 1) return start(strided ? wgrad_few_pixels<T, 1, 2, nhwc> : wgrad_few_pixels<T, 1, 1, nhwc>);
