@@ -20,16 +20,16 @@ constexpr bool is_few_sums(Row const& row) {
 
 struct FewSumsTile {
   bool used = false;
-  int taps = 3;                  // of a thread, of a row of the filter
-  int units = 1, chunks = 1;     // runs of taps of the filter, of a block; of a row of it
-  int slices = 1;                // of the filter: blocks that have the same channels and pixels
-  int shares = 1, bands = 1;     // of the images; of an image's rows: a cluster's blocks
-  int share = 1, band = 1;       // images of one; rows of y of one
-  int rows = 1;                  // of x, that a band meets
-  int images = 1, stages = 1;    // of a stage; of a block
-  int channels = 8, lanes = 4;   // of a block; threads that have them: in channels_last 4 bytes each
-  int groups = 1;                // threads for each run of taps of a channel: they share the rows of y
-  int threads = 32;              // of a block
+  int taps = 3;                 // of a thread, of a row of the filter
+  int units = 1, chunks = 1;    // runs of taps of the filter, of a block; of a row of it
+  int slices = 1;               // of the filter: blocks that have the same channels and pixels
+  int shares = 1, bands = 1;    // of the images; of an image's rows: a cluster's blocks
+  int share = 1, band = 1;      // images of one; rows of y of one
+  int rows = 1;                 // of x, that a band meets
+  int images = 1, stages = 1;   // of a stage; of a block
+  int channels = 8, lanes = 4;  // of a block; threads that have them: in channels_last 4 bytes each
+  int groups = 1;               // threads for each run of taps of a channel: they share the rows of y
+  int threads = 32;             // of a block
   int64_t bytes_x = 0, bytes_y = 0, sums = 0, shared_bytes = 0;  // of a stage; numbers of a block; in all
 };
 

@@ -1,7 +1,7 @@
-// Depthwise wgrad of few pixels in one launch: what such a layer takes is the latency of memory and of its code. A block
-// has some channels, and copies all their pixels to shared memory at once, as they lie. A thread adds up a run of taps of
-// one row of a filter over its rows of y, four columns at a time, from a window of inputs in registers; the threads' sums
-// are added in their order.
+// Depthwise wgrad of few pixels in one launch: what such a layer takes is the latency of memory and of its code. A
+// block has some channels, and copies all their pixels to shared memory at once, as they lie. A thread adds up a run of
+// taps of one row of a filter over its rows of y, four columns at a time, from a window of inputs in registers; the
+// threads' sums are added in their order.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -17,10 +17,10 @@ namespace conv2d_ext::depthwise {
 
 struct FewSumsSource {
   unsigned char const* data;
-  int64_t of_block;           // bytes from one to the next
+  int64_t of_block;                   // bytes from one to the next
   uint32_t of_run, of_row, of_piece;  // a run: an image's pieces
-  Divisor by_run;                      // pieces of a run, of 16 bytes
-  int n, h, c;                         // strides in shared memory, in elements; c: of the threads' channels
+  Divisor by_run;                     // pieces of a run, of 16 bytes
+  int n, h, c;                        // strides in shared memory, in elements; c: of the threads' channels
   int H, W;
   Strides strides;  // in memory, in elements
 };
@@ -30,10 +30,10 @@ struct FewSumsParams {
   void* out;
   int64_t w_k, w_r, w_s;
   int channels_log2, lanes_log2, S, stride_h, dilation_h, pad_h, pad_w;
-  int N, images, stages;             // images of a stage
+  int N, images, stages;  // images of a stage
   int parts, bands_log2, share, band, rows;
-  int units, runs, groups;           // runs: of taps, in all; units: of a block
-  int bytes_x, bytes, shared_sums;   // of a stage; where the blocks' sums lie
+  int units, runs, groups;          // runs: of taps, in all; units: of a block
+  int bytes_x, bytes, shared_sums;  // of a stage; where the blocks' sums lie
   Divisor by_units, by_chunks, by_band;
 };
 
@@ -91,8 +91,8 @@ __device__ __forceinline__ float exact_few_pixels(FewSumsParams const& p, int k,
 // S: taps of a thread.
 template <class T, int S, int stride, bool nhwc>
 __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_constant__ FewSumsParams const p) {
-  constexpr int V = nhwc ? 4 / int(sizeof(T)) : 1;          // channels of a thread
-  constexpr int next = nhwc ? 16 / int(sizeof(T)) : 1;      // from one column to the next
+  constexpr int V = nhwc ? 4 / int(sizeof(T)) : 1;      // channels of a thread
+  constexpr int next = nhwc ? 16 / int(sizeof(T)) : 1;  // from one column to the next
   constexpr int columns = kFewSumsColumns, window = (columns - 1) * stride + S, kept = S > stride ? S - stride : 0;
   extern __shared__ __align__(16) unsigned char few_sums_shared[];
   uint32_t const shared = ptx::shared_address(few_sums_shared);
@@ -255,10 +255,10 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
 
 }  // namespace conv2d_ext::depthwise
 
-#define CONV2D_EXT_DEPTHWISE_FEW_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                      \
-  namespace conv2d_ext {                                                                                    \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&,              \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return depthwise::launch_few_sums<DType::dtype, is_nhwc(Variant::variant)>(p, args, stream);            \
-  }                                                                                                         \
+#define CONV2D_EXT_DEPTHWISE_FEW_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
+  namespace conv2d_ext {                                                                                              \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
+                                                                cudaStream_t stream) {                                \
+    return depthwise::launch_few_sums<DType::dtype, is_nhwc(Variant::variant)>(p, args, stream);                      \
+  }                                                                                                                   \
   }
