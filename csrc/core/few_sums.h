@@ -28,18 +28,20 @@ struct FewSumsTile {
   int rows = 1;                 // of x, that a band meets
   int images = 1, stages = 1;   // of a stage; of a block
   int channels = 8, lanes = 4;  // of a block; threads that have them: in channels_last 4 bytes each
-  int groups = 1;               // threads for each run of taps of a channel: they share the rows of y
+  int pitch = 1, pitch_y = 1;   // of a row in shared memory, in channels_last with zeros beside it: pixels
+  int segments = 1, each = 1;   // of a row of y; columns of one
+  int groups = 1;               // threads for each run of taps of a channel: they share the segments
   int threads = 32;             // of a block
   int64_t bytes_x = 0, bytes_y = 0, sums = 0, shared_bytes = 0;  // of a stage; numbers of a block; in all
 };
 
-// Are the pixels of an image that a block reads pieces of 16 bytes, one step apart? In NCHW: planes without gaps.
+// In channels_last, do pixels take pieces of 16 bytes? In NCHW, do planes, without gaps?
 constexpr bool few_sums_pieces(Strides const& s, int align, int64_t C, int64_t N, int64_t H, int64_t W, DType t,
                                bool nhwc) {
   int64_t const vector = 16 / size_of(t);
   constexpr int64_t most = int64_t(1) << 30;  // of bytes, a quarter
   if (max64(max64(s.n, s.c), max64(s.h, s.w)) >= most) return false;
-  if (nhwc) return (H == 1 || W == 1 || s.h == W * s.w) && channel_vectors(s, align, C, int(vector), t);
+  if (nhwc) return channel_vectors(s, align, C, int(vector), t);
   return (W == 1 || s.w == 1) && (H == 1 || s.h == W) && (C == 1 || s.c == H * W) && (N == 1 || s.n % vector == 0) &&
          align >= 16;
 }
@@ -54,7 +56,8 @@ constexpr FewSumsTile few_sums_tile(Problem const& p, bool nhwc) {
   if (max64(p.stride_h, p.dilation_h) > kFewSumsExtent || max64(p.pad_top, p.pad_left) > kFewSumsExtent ||
       max64(p.R, p.S) > kFewSumsExtent)
     return t;
-  if (p.N > 1 << 16 || (double(p.H) * double(p.W) + double(P) * double(Q)) * size > double(kFewSumsBytes)) return t;
+  if (p.N > 1 << 16 || (double(p.H) * double(p.W + p.S) + double(P) * double(Q)) * size > double(kFewSumsBytes))
+    return t;
   if (!few_sums_pieces(p.x, p.x_align, p.C, p.N, p.H, p.W, p.dtype, nhwc) ||
       !few_sums_pieces(p.y, p.y_align, p.C, p.N, P, Q, p.dtype, nhwc))
     return t;
@@ -72,18 +75,22 @@ constexpr FewSumsTile few_sums_tile(Problem const& p, bool nhwc) {
   t.taps = p.S == 1 ? 1 : p.S <= 3 ? 3 : p.S <= 5 || p.S == 9 || p.S == 10 ? 5 : 7;
   t.chunks = int(ceil_div(p.S, t.taps));
   // One round of blocks: clusters of up to eight that share pixels, then slices of the filter.
+  int64_t const columns = ceil_div(Q, kFewSumsColumns), padded = columns * kFewSumsColumns;
+  // Odd: rows meet different banks.
+  t.pitch = int(nhwc ? ((padded - 1) * p.stride_w + t.chunks * t.taps) | 1 : p.W),
+  t.pitch_y = int(nhwc ? padded + 1 : Q);
   int64_t const line = t.channels * size, wanted = kFewSumsBlocks / (p.C / t.channels);
   auto share_out = [&](int64_t parts) {
     t.shares = 1, t.bands = 1;
     while (t.shares * 2 <= parts && t.shares * 2 <= p.N) t.shares *= 2;
     while (nhwc && t.shares * t.bands * 2 <= parts && t.bands * 2 <= P) t.bands *= 2;
     t.share = int(ceil_div(p.N, t.shares)), t.band = int(ceil_div(P, t.bands));
-    t.rows = int(min64(p.H, (t.band - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1));
+    t.rows = int(nhwc ? min64(p.H, (t.band - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1) : p.H);
   };
   share_out(1);
   for (int64_t parts = 2; parts <= min64(8, wanted); parts *= 2)
-    if (t.share * (t.rows * p.W + t.band * Q) * line >= kFewSumsPart) share_out(parts);
-  int64_t const image = line * (t.rows * p.W + t.band * Q);
+    if (t.share * (t.rows * t.pitch + t.band * t.pitch_y) * line >= kFewSumsPart) share_out(parts);
+  int64_t const image = line * (t.rows * t.pitch + t.band * t.pitch_y);
   t.images = int(t.share * image <= kFewSumsWhole ? t.share : max64(1, kFewSumsStage / image));
   t.stages = int(ceil_div(t.share, t.images)), t.images = int(ceil_div(t.share, t.stages));
   // Threads for all runs of taps of a slice.
@@ -91,9 +98,16 @@ constexpr FewSumsTile few_sums_tile(Problem const& p, bool nhwc) {
   int64_t const slices = max64(min64(runs, wanted / (t.shares * t.bands)), ceil_div(runs, most));
   int64_t const units = ceil_div(runs, max64(1, slices));
   t.units = int(units), t.slices = int(ceil_div(runs, units));
-  int64_t const each = ceil_div(lines, min64(lines, most / units));
-  t.groups = int(ceil_div(lines, each));
-  t.bytes_x = line * t.images * t.rows * p.W, t.bytes_y = line * t.images * t.band * Q;
+  // Segments whose threads have as little to do as can be; one begins with what takes a step's time.
+  int64_t least = 0;
+  for (int64_t segments = 1; segments <= columns && segments <= most / units; ++segments) {
+    int64_t const each = ceil_div(columns, segments), items = lines * ceil_div(columns, each);
+    int64_t const rows = ceil_div(items, most / units), cost = rows * (each + 1);
+    if (least > 0 && cost >= least) continue;
+    least = cost, t.each = int(each * kFewSumsColumns), t.segments = int(ceil_div(columns, each));
+    t.groups = int(ceil_div(items, rows));
+  }
+  t.bytes_x = line * t.images * t.rows * t.pitch, t.bytes_y = line * t.images * t.band * t.pitch_y;
   t.sums = units * t.taps * t.channels;
   // The threads' sums lie where the stages were, the blocks' behind them.
   t.shared_bytes = max64((t.bytes_x + t.bytes_y) * (t.stages > 1 ? 2 : 1), t.groups * t.sums * 4) +
@@ -109,18 +123,20 @@ constexpr bool few_sums_supports(Row const& row, Problem const& p) {
   return few_sums_tile(p, is_nhwc(row.variant)).used;
 }
 
+// Fitted to measured times: the latency of a launch and of memory, what an SM copies, and instructions, one after the
+// other in few warps.
 constexpr Estimate few_sums_estimate(Row const& row, Problem const& p, Device const& d) {
   bool const nhwc = is_nhwc(row.variant);
   FewSumsTile const t = few_sums_tile(p, nhwc);
-  double const V = nhwc ? 4.0 / size_of(p.dtype) : 1, steps = double(ceil_div(p.Q(), kFewSumsColumns));
-  double const rows = double(ceil_div(t.images * t.band, t.groups)), warps = double(ceil_div(t.threads, 32));
-  double const pieces = double(t.bytes_x + t.bytes_y) / 16 / double(t.threads);
-  double const step = kFewSumsColumns * V * t.taps + 12.0 * kFewSumsColumns;
-  double const together = double(ceil_div(p.C / t.channels * t.slices * t.shares * t.bands, d.sm_count));
-  double const stages = t.stages;
-  double const issue = stages * together * warps * (pieces * 16 + rows * (30 + steps * step)) / 2.5;
-  double const chain = stages * (pieces * 20 + rows * (150 + steps * (60 + 2 * step)));
-  return {6000 + (issue > chain ? issue : chain) / 1.755, 1};
+  double const V = nhwc ? 4.0 / size_of(p.dtype) : 1, steps = double(t.each) / kFewSumsColumns;
+  double const items = double(t.stages) * double(ceil_div(t.images * t.band * t.segments, t.groups));
+  double const instructions = (kFewSumsColumns + 1) * V * t.taps + (nhwc ? 26 : 58);
+  int64_t const blocks = p.C / t.channels * t.slices * t.shares * t.bands, rounds = ceil_div(blocks, d.sm_count);
+  double const share = double(blocks) / d.sm_count;
+  double const bytes = double(t.stages) * double(t.bytes_x + t.bytes_y) * (share > 1 ? share : 1);
+  double const issue = double(rounds) * t.threads / 32 * items * (steps * instructions + 45) / 4 / 1.755;
+  double const chain = items * (steps * instructions + 60) * 2.5 / 1.755;
+  return {6800 + 0.0545 * bytes + (issue > chain ? issue : chain) + (t.shares * t.bands > 1 ? 680 : 0), 1};
 }
 
 }  // namespace conv2d_ext

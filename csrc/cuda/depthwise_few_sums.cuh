@@ -15,12 +15,15 @@
 
 namespace conv2d_ext::depthwise {
 
+// Pieces of 16 bytes: in channels_last a row's pixels with zeros beside them, in NCHW all planes of an image as one
+// row.
 struct FewSumsSource {
   unsigned char const* data;
-  int64_t of_block;                   // bytes from one to the next
-  uint32_t of_run, of_row, of_piece;  // a run: an image's pieces
-  Divisor by_run;                     // pieces of a run, of 16 bytes
-  int n, h, c;                        // strides in shared memory, in elements; c: of the threads' channels
+  int64_t of_block;  // bytes from one to the next
+  uint32_t of_image, of_row, of_piece;
+  Divisor by_pitch, by_rows;  // pieces of a row in shared memory; rows of an image
+  int left, pieces;           // pieces of zeros before a row's own
+  int n, h, c;                // strides in shared memory, in elements; c: of the threads' channels
   int H, W;
   Strides strides;  // in memory, in elements
 };
@@ -34,18 +37,23 @@ struct FewSumsParams {
   int parts, bands_log2, share, band, rows;
   int units, runs, groups;          // runs: of taps, in all; units: of a block
   int bytes_x, bytes, shared_sums;  // of a stage; where the blocks' sums lie
-  Divisor by_units, by_chunks, by_band;
+  int each;                         // columns of a segment of a row of y
+  Divisor by_units, by_chunks, by_band, by_segments;
 };
 
 // Of some images, from a row of the first.
-__device__ inline void copy_pieces(FewSumsSource const& s, int first, int row, int images, uint32_t shared) {
+__device__ inline void copy_pieces(FewSumsSource const& s, int first, int first_row, int images, uint32_t shared) {
   unsigned char const* const from =
-      s.data + int64_t(blockIdx.x) * s.of_block + int64_t(first) * s.of_run + int64_t(row) * s.of_row;
-  int const pieces = images * int(s.by_run.value);
+      s.data + int64_t(blockIdx.x) * s.of_block + int64_t(first) * s.of_image + int64_t(first_row) * s.of_row;
+  int const count = images * int(s.by_rows.value * s.by_pitch.value);
 #pragma unroll 1
-  for (int i = int(threadIdx.x); i < pieces; i += int(blockDim.x)) {
-    uint32_t const run = s.by_run.quotient(i), piece = i - run * s.by_run.value;
-    ptx::cp_async_16(shared + i * 16, from + uint64_t(run) * s.of_run + uint64_t(piece) * s.of_piece, true);
+  for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
+    uint32_t const line = s.by_pitch.quotient(i), image = s.by_rows.quotient(line),
+                   row = line - image * s.by_rows.value;
+    uint32_t const piece = i - line * s.by_pitch.value - s.left;
+    ptx::cp_async_16(shared + i * 16,
+                     from + uint64_t(image) * s.of_image + uint64_t(row) * s.of_row + uint64_t(piece) * s.of_piece,
+                     piece < uint32_t(s.pieces));
   }
 }
 
@@ -121,25 +129,27 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
     __syncthreads();
     T const* const x = reinterpret_cast<T const*>(few_sums_shared + (stage & 1) * p.bytes);
     T const* const y = reinterpret_cast<T const*>(few_sums_shared + (stage & 1) * p.bytes + p.bytes_x);
-    int const lines = works ? min(p.images, end - image) * p.band : 0;
+    int const items = works ? min(p.images, end - image) * p.band * int(p.by_segments.value) : 0;
     float acc[S][V] = {};
 #pragma unroll 1
-    for (int line = group; line < lines; line += p.groups) {
+    for (int item = group; item < items; item += p.groups) {
+      int const line = int(p.by_segments.quotient(item)), begin_q = (item - line * int(p.by_segments.value)) * p.each;
       int const n = int(p.by_band.quotient(line)), row = begin_y + line - n * p.band;
       int const h = row * p.stride_h - p.pad_h + r * p.dilation_h;
       if (unsigned(h) >= unsigned(p.x.H) || row >= p.y.H) continue;
-      int w = s0 - p.pad_w;
-      T const* from = x + n * p.x.n + (h - first_x) * p.x.h + lane * p.x.c + w * next;
-      T const* from_y = y + n * p.y.n + (row - first_y) * p.y.h + lane * p.y.c;
+      int w = begin_q * stride + s0 - p.pad_w;
+      T const* from = x + n * p.x.n + (h - first_x) * p.x.h + lane * p.x.c + (w + p.x.left) * next;
+      T const* from_y = y + n * p.y.n + (row - first_y) * p.y.h + lane * p.y.c + begin_q * next;
+      int const end_q = min(begin_q + p.each, p.y.W);
       float v[window][V];
-      auto load = [&](int j) { load_pixel(from + j * next, unsigned(w + j) < unsigned(p.x.W), v[j]); };
+      auto load = [&](int j) { load_pixel(from + j * next, nhwc || unsigned(w + j) < unsigned(p.x.W), v[j]); };
 #pragma unroll
       for (int j = 0; j < kept; ++j) load(j);
 #pragma unroll 1
-      for (int q = 0; q < p.y.W; q += columns) {
+      for (int q = begin_q; q < end_q; q += columns) {
         float gradient[columns][V];
 #pragma unroll
-        for (int e = 0; e < columns; ++e) load_pixel(from_y + e * next, q + e < p.y.W, gradient[e]);
+        for (int e = 0; e < columns; ++e) load_pixel(from_y + e * next, nhwc || q + e < p.y.W, gradient[e]);
 #pragma unroll
         for (int j = kept; j < window; ++j) load(j);
 #pragma unroll
@@ -208,19 +218,20 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
     while (1 << log2 < v) ++log2;
     return log2;
   };
-  auto source = [&](void const* data, Strides const& s, int64_t H, int64_t W, int64_t rows) {
+  auto source = [&](void const* data, Strides const& s, int64_t H, int64_t W, int rows, int pitch, int64_t left) {
     FewSumsSource f{};
     f.data = static_cast<unsigned char const*>(data), f.strides = s, f.H = int(H), f.W = int(W);
-    int64_t const piece = nhwc ? (W > 1 ? s.w : s.h) * size : 16;
-    f.by_run = Divisor(uint32_t(nhwc ? rows * W : t.channels * H * W * size / 16));
-    f.of_block = (nhwc ? t.channels : t.channels * H * W) * size, f.of_run = uint32_t(s.n * size);
-    f.of_piece = uint32_t(piece), f.of_row = uint32_t(nhwc ? W * piece : 0);
-    f.h = int(W) * (nhwc ? t.channels : 1), f.n = int(rows * W) * t.channels, f.c = nhwc ? 4 / size : int(H * W);
+    int64_t const planes = t.channels * H * W * size / 16;
+    f.by_pitch = Divisor(uint32_t(nhwc ? pitch : planes)), f.by_rows = Divisor(uint32_t(nhwc ? rows : 1));
+    f.pieces = int(nhwc ? W : planes), f.left = int(nhwc ? left : 0);
+    f.of_block = (nhwc ? t.channels : t.channels * H * W) * size, f.of_image = uint32_t(s.n * size);
+    f.of_piece = uint32_t(nhwc ? s.w * size : 16), f.of_row = uint32_t(nhwc ? s.h * size : 0);
+    f.h = pitch * (nhwc ? t.channels : 1), f.n = rows * pitch * t.channels, f.c = nhwc ? 4 / size : int(H * W);
     return f;
   };
   FewSumsParams p{};
-  p.x = source(args.a, problem.x, problem.H, problem.W, t.rows);
-  p.y = source(args.b, problem.y, problem.P(), problem.Q(), t.band);
+  p.x = source(args.a, problem.x, problem.H, problem.W, t.rows, t.pitch, problem.pad_left);
+  p.y = source(args.b, problem.y, problem.P(), problem.Q(), t.band, t.pitch_y, 0);
   p.out = args.out, p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
   p.channels_log2 = log2_of(t.channels), p.lanes_log2 = log2_of(t.lanes), p.S = int(problem.S);
   p.stride_h = int(problem.stride_h), p.dilation_h = int(problem.dilation_h);
@@ -229,7 +240,7 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
   p.N = int(problem.N), p.images = t.images, p.stages = t.stages;
   p.bytes_x = int(t.bytes_x), p.bytes = int(t.bytes_x + t.bytes_y);
   p.by_units = Divisor(uint32_t(t.units)), p.by_chunks = Divisor(uint32_t(t.chunks));
-  p.by_band = Divisor(uint32_t(t.band));
+  p.by_band = Divisor(uint32_t(t.band)), p.by_segments = Divisor(uint32_t(t.segments)), p.each = t.each;
   p.parts = t.shares * t.bands, p.bands_log2 = log2_of(t.bands), p.share = t.share, p.band = t.band, p.rows = t.rows;
   p.shared_sums = int(t.shared_bytes - (p.parts > 1 ? p.parts * t.sums * 4 : 0));
   auto start = [&](auto* kernel) {
