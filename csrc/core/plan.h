@@ -117,6 +117,12 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (row.family == Family::strip && row.op == Op::dgrad && phases > 25) e.ns *= double(phases) / 8;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad;
   bool const stream = row.family == Family::stream, tiles = row.family == Family::depthwise && row.tile_m > 0;
+  // wgrad of direct.h: all taps of a pixel after one another, and the shuffles of their sums.
+  if (stream && sums)
+    if (DirectTile const t = direct_tile(Op::wgrad, p, row.tile_m, int(p.stride_h)); t.used && e.ns <= t.ns) {
+      double const pixels = double(p.N) * double(p.P()) * double(p.Q()), all = pixels * double(p.C);
+      e.ns = (row.tile_m == 3 ? 5750 + 0.0105 * all : 6600 + 0.0275 * all) + 600 * (pixels > 128 ? 2 : 1);
+    }
   if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
   bool const odd = p.W % 2 != 0 || p.Q() % 2 != 0, smaller = p.R != row.tile_m || p.S != row.tile_m;
   if (stream && f32 && (!sums || row.tile_m > 3)) e.ns *= 1.25;
