@@ -9,6 +9,7 @@
 #include "band_split.h"
 #include "column.h"
 #include "depthwise.h"
+#include "few_sums.h"
 #include "gemm.h"
 #include "grouped.h"
 #include "lines.h"
@@ -70,6 +71,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && (in_place_supports(row, t) || pack_supports(row, t));
     }
     case Family::depthwise:
+      if (is_few_sums(row)) return hopper && few_sums_supports(row, p);
       return d.compute_capability >= 80 && (is_lines(row)  ? line_supports(row, p)
                                             : is_walk(row) ? walk_supports(row, op, p)
                                                            : depthwise_supports(row, p));
@@ -116,6 +118,12 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (row.family == Family::strip && row.op == Op::dgrad && phases > 25) e.ns *= double(phases) / 8;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad;
   bool const stream = row.family == Family::stream, tiles = row.family == Family::depthwise && row.tile_m > 0;
+  // wgrad of direct.h: all taps of a pixel after one another, and the shuffles of their sums.
+  if (stream && sums)
+    if (DirectTile const t = direct_tile(Op::wgrad, p, row.tile_m, int(p.stride_h)); t.used && e.ns <= t.ns) {
+      double const pixels = double(p.N) * double(p.P()) * double(p.Q()), all = pixels * double(p.C);
+      e.ns = (row.tile_m == 3 ? 5750 + 0.0105 * all : 6600 + 0.0275 * all) + 600 * (pixels > 128 ? 2 : 1);
+    }
   if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
   bool const odd = p.W % 2 != 0 || p.Q() % 2 != 0, smaller = p.R != row.tile_m || p.S != row.tile_m;
   if (stream && f32 && (!sums || row.tile_m > 3)) e.ns *= 1.25;
@@ -265,6 +273,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::igemm:
       return igemm_estimate(row, op, p, d);
     case Family::depthwise:
+      if (is_few_sums(row)) return few_sums_estimate(row, p, d);
       return is_lines(row)     ? line_estimate(op, p, d)
              : is_walk(row)    ? walk_estimate(row, op, p, d)
              : row.tile_m == 0 ? any_filter(op, p, d).estimate
