@@ -223,7 +223,7 @@ ENTRIES = (
     Entry("diagonal", "diagonal::gather", "fprop", "L27", "fp16", "nhwc", "diagonal"),
     Entry("diagonal_wgrad", "diagonal::wgrad", "wgrad", "L27", "fp16", "nhwc", "diagonal"),
     Entry("toeplitz", "toeplitz::gather", "fprop", "L23", "fp16", "nhwc", "toeplitz"),
-    Entry("toeplitz_cycles", "toeplitz::gather_cycles", "fprop", "L26", "fp16", "nhwc", "toeplitz"),
+    Entry("toeplitz_gather", "toeplitz::gather_pieces", "fprop", "L26", "fp16", "nhwc", "toeplitz"),
     Entry("toeplitz_wgrad", "toeplitz::wgrad", "wgrad", "L26", "fp16", "nhwc", "toeplitz"),
     Entry("stream", "stream::gather", "fprop", "L21", "fp16", "nchw", "stream"),
     Entry("stream", "stream::gather", "fprop", "L26", "fp16", "nchw", "stream"),

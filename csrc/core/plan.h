@@ -25,7 +25,7 @@
 #include "strip.h"
 #include "table.h"
 #include "tma.h"
-#include "toeplitz_cycles.h"
+#include "toeplitz_wgrad.h"
 #include "turned.h"
 #include "walk.h"
 
@@ -271,7 +271,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::diagonal:
       return diagonal_estimate(row, op, p, d);
     case Family::toeplitz:
-      return toeplitz_or_cycles_estimate(row, op, p, d);
+      return toeplitz_estimate(row, op, p, d);
     case Family::strip:
       return depthwise_as_measured(row, p, strip_estimate(row, op, p, d));
     case Family::stream:
