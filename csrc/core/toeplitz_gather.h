@@ -1,4 +1,5 @@
-// toeplitz_gather.cuh: its tiles and what they cost. It is the second kernel of the rows of toeplitz for fprop and dgrad.
+// toeplitz_gather.cuh: its tiles and what they cost. It is the second kernel of the rows of toeplitz for fprop and
+// dgrad.
 #pragma once
 
 #include "toeplitz.h"
@@ -43,7 +44,8 @@ constexpr GatherTile gather_blocks(Op op, Problem const& p, int R, int pairs) {
   int const end = (pieces - 1) * t.in_columns + run + 8, all = pieces * t.in_columns;  // that windows reach
   t.in_bytes = to512(int64_t(end > all ? end : all) * kGatherChannels * 2);
   t.out_bytes = to512(int64_t(pieces) * t.out_columns * kGatherChannels * 2);
-  int64_t const buffers = max64(kGatherBuffers * kGatherRows * t.out_bytes, int64_t(kGatherChannels) * R * kGatherTapWords * 4);
+  int64_t const buffers =
+      max64(kGatherBuffers * kGatherRows * t.out_bytes, int64_t(kGatherChannels) * R * kGatherTapWords * 4);
   int64_t const cycle = R * t.in_bytes;
   t.cycles = int(min64(kGatherCycles, (226 * 1024 - buffers) / cycle));
   if (t.cycles < 1) return t;
@@ -58,7 +60,8 @@ constexpr GatherTile gather_blocks(Op op, Problem const& p, int R, int pairs) {
 // bytes, or 32, of their neighbours'. The first half of the elements has a halo.
 constexpr double pieces_memory_ns(ToeplitzBlocks const& t, Problem const& p, int R, double gbytes, Device const& d) {
   double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
-  double const parts = t.rows % t.each == 0 || t.each % t.rows == 0 ? double(t.each < t.rows) : 1 + double(t.each) / double(t.rows);
+  double const parts =
+      t.rows % t.each == 0 || t.each % t.rows == 0 ? double(t.each < t.rows) : 1 + double(t.each) / double(t.rows);
   double const halo = parts * double(R - 1) / double(t.each);
   double const shift = p.C % 32 == 0 ? 1 : p.C % 16 == 0 ? 1.2 : 1.4;
   return 2 * elements / (gbytes * d.sm_count / 132) * shift * (1 + halo / 2) * (t.each * t.shares < t.units ? 1 : 1.04);

@@ -5,9 +5,9 @@
 
 namespace conv2d_ext {
 
-inline constexpr int kPieceChannels = 32;  // of a block; a warp has 4 of them
-inline constexpr int kPieceRows = 2;       // of the ring, that one barrier is of
-inline constexpr int kPieceCycles = 4;     // at most in the ring
+inline constexpr int kPieceChannels = 32;    // of a block; a warp has 4 of them
+inline constexpr int kPieceRows = 2;         // of the ring, that one barrier is of
+inline constexpr int kPieceCycles = 4;       // at most in the ring
 inline constexpr int kPieceSums = 128 + 10;  // floats of a row of a filter at the end: products, and up to 9 taps
 constexpr int piece_groups(int R) { return (R + kPieceRows - 1) / kPieceRows; }  // barriers of a cycle of R rows
 
@@ -80,8 +80,9 @@ constexpr PiecesTile pieces_tile(Problem const& p, int R, Device const& d) {
         if (u.shares > 1 && double(u.shares) * taps * 4 > double(kMaxWorkspaceBytes)) return;
         // As measured.
         double const sums = u.shares > 1 ? 3500 + double(u.shares) * taps * 8 / 2500 : 0;
-        double const ns = 9000 + sums + max_of(pieces_memory_ns(u, p, R, R == 3 ? 3400 : 3100, d),
-                                               toeplitz_rows(u, R, d) * (R == 3 ? 400 : 470));
+        double const ns =
+            9000 + sums +
+            max_of(pieces_memory_ns(u, p, R, R == 3 ? 3400 : 3100, d), toeplitz_rows(u, R, d) * (R == 3 ? 400 : 470));
         if (best.ns == 0 || ns < best.ns) best = u, best.ns = ns;
       };
       consider_turns(t, d, consider);

@@ -1,14 +1,14 @@
 // Depthwise convolution in channels_last on tensor cores (mma.sync), float16 and bfloat16, filters of up to 5 and 7
-// rows, stride 1: along a row of the image, 8 neighbouring outputs of a channel are a window of 16 inputs times a matrix
-// with the taps of a row of the filter along its diagonals:
+// rows, stride 1: along a row of the image, 8 neighbouring outputs of a channel are a window of 16 inputs times a
+// matrix with the taps of a row of the filter along its diagonals:
 //   out[16 runs of 8 columns; 8 columns] += in[the runs; 16 columns] * taps[r].
 // A lane reads 4 channels of a pixel at once; of the words of two pixels a permutation of bytes makes the operands of
 // two channels. Two neighbouring runs are the two rows of a lane, so that what both meet is read once. Borders cost
 // nothing: the copy engine writes the zeros.
 //
-// As toeplitz.cuh, but a strip is walked in cycles of R rows, which are a loop unrolled: taps' operands and sums stay in
-// their registers. A block has 32 channels of 8 pieces of a row, of several images or of an image's parts, which begin
-// in different banks; a warp has 4 channels of them. One warp copies and another stores.
+// As toeplitz.cuh, but a strip is walked in cycles of R rows, which are a loop unrolled: taps' operands and sums stay
+// in their registers. A block has 32 channels of 8 pieces of a row, of several images or of an image's parts, which
+// begin in different banks; a warp has 4 channels of them. One warp copies and another stores.
 #pragma once
 
 #include "../core/toeplitz_gather.h"
@@ -39,8 +39,8 @@ __device__ inline void spread_taps(GatherParams const& p, uint32_t table, int c0
   }
 }
 
-// A strip's rows, of the inputs: those from begin to end are inside the image, and in cycles of R rows from begin on. Row
-// i completes output i - (R - 1), which is stored a row later.
+// A strip's rows, of the inputs: those from begin to end are inside the image, and in cycles of R rows from begin on.
+// Row i completes output i - (R - 1), which is stored a row later.
 template <int R>
 struct GatherRows {
   int begin, end, rows;
@@ -119,11 +119,10 @@ struct GatherBarriers {
           ptx::mbarrier_wait(&done[buffer], parity);
           for (int row = from; row < to; ++row)
             for (int part = 0; part < p.parts; ++part)
-              ptx::cp_async_bulk_tensor_4d_store(
-                  &p.out,
-                  outputs + (buffer * kGatherRows + row - start) * p.out_bytes +
-                      part * p.out_columns * kGatherChannels * 2,
-                  c0, s.w0 + part * p.pairs * 16, s.h0 + (row - R) * p.dilation_h, s.n0);
+              ptx::cp_async_bulk_tensor_4d_store(&p.out,
+                                                 outputs + (buffer * kGatherRows + row - start) * p.out_bytes +
+                                                     part * p.out_columns * kGatherChannels * 2,
+                                                 c0, s.w0 + part * p.pairs * 16, s.h0 + (row - R) * p.dilation_h, s.n0);
           ptx::cp_async_bulk_commit_group();
           ptx::cp_async_bulk_wait_group_read<0>();
           ptx::mbarrier_arrive(&free[buffer]);
@@ -184,8 +183,9 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R>&
     if (walk.begin < walk.end) load(0);
 #pragma unroll 1
     for (int row = walk.begin; row < walk.until(); row += R) {
-      int const count = walk.end - row, lower = R - row, upper = walk.until() - row;  // of inputs, outputs: lower <= u < upper
-      auto store = [&](int u, float(&sums)[channels][4]) {
+      int const count = walk.end - row, lower = R - row,
+                upper = walk.until() - row;  // of inputs, outputs: lower <= u < upper
+      auto store = [&](int u, float (&sums)[channels][4]) {
         if (p.bias != nullptr) {
           uint4 const bias = ptx::ld_shared_v4(from_bias);
 #pragma unroll

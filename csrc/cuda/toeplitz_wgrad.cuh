@@ -176,11 +176,11 @@ __device__ inline void store_sums(PiecesParams const& p, float const (&acc)[R][4
 }
 
 template <class T, int R, int run>
-__global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1
-) wgrad(__grid_constant__ PiecesParams const p) {
+__global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1) wgrad(__grid_constant__ PiecesParams const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ PiecesRing<R> ring;
-  constexpr int groups = PiecesRing<R>::groups, threads = toeplitz_threads(kToeplitzWarps), readers = 32 * kToeplitzWarps;
+  constexpr int groups = PiecesRing<R>::groups, threads = toeplitz_threads(kToeplitzWarps),
+                readers = 32 * kToeplitzWarps;
   uint32_t const padding = -ptx::shared_address(dynamic) % 1024, shared = ptx::shared_address(dynamic) + padding;
   PieceShare const own_share(p, int(blockIdx.x));
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
@@ -259,14 +259,13 @@ __global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1
           for (int half = 0; half < 2; ++half) {
             int const a = pair * 2, b = a + 1;
             transpose(next_x[a / run * (run + 1) + a % run + half], next_x[b / run * (run + 1) + b % run + half],
-                        x[pair * 2 + half]);
+                      x[pair * 2 + half]);
           }
         }
         constexpr int group = u / kPieceRows;
         bool const last = u == count - 1;
         if (u == R - 1 || u % kPieceRows == kPieceRows - 1 || last)
-          give_back(bar + empty + group * 8,
-                    x[0][0] | x[1][0] | x[2][0] | x[3][0] | y[u][0][0] | y[u][1][0]);
+          give_back(bar + empty + group * 8, x[0][0] | x[1][0] | x[2][0] | x[3][0] | y[u][0][0] | y[u][1][0]);
         if (u == R - 1 || last) {
 #pragma unroll
           for (int other = group + 1; other < groups; ++other)
@@ -325,11 +324,11 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes);
   int const pixel = t.images * kPieceChannels * int(sizeof(T));
   p.x_copied = t.x_columns * pixel, p.y_copied = t.y_columns * pixel;
-  if (auto const error = map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, kPieceChannels, t.x_columns,
-                                t.images))
+  if (auto const error =
+          map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, kPieceChannels, t.x_columns, t.images))
     return error;
-  if (auto const error = map_of(p.y, args.b, dtype, y, problem.C, p.Q, p.P, problem.N, kPieceChannels, t.y_columns,
-                                t.images))
+  if (auto const error =
+          map_of(p.y, args.b, dtype, y, problem.C, p.Q, p.P, problem.N, kPieceChannels, t.y_columns, t.images))
     return error;
   auto* const kernel = t.run == 4 ? wgrad<T, R, 4> : t.run == 2 ? wgrad<T, R, 2> : wgrad<T, R, 1>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
@@ -341,10 +340,10 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
 
 }  // namespace conv2d_ext::toeplitz
 
-#define CONV2D_EXT_TOEPLITZ_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                           \
+#define CONV2D_EXT_TOEPLITZ_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                            \
   namespace conv2d_ext {                                                                                      \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
                                                                 Arguments const& args, cudaStream_t stream) { \
-    return toeplitz::launch_wgrad<DType::dtype, tm>(p, plan, args, stream);                               \
+    return toeplitz::launch_wgrad<DType::dtype, tm>(p, plan, args, stream);                                   \
   }                                                                                                           \
   }
