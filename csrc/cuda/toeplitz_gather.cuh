@@ -282,10 +282,6 @@ __global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1)
     for (int i = threadIdx.x; i < p.ring * R * chunks; i += threads)
       ptx::st_shared_v4(shared + i / chunks * p.in_bytes + p.in_copied + i % chunks * 16, make_uint4(0, 0, 0, 0));
   }
-  if (int(threadIdx.x) < kGatherChannels)
-    biases[threadIdx.x] = p.bias != nullptr && c0 + int(threadIdx.x) < p.C
-                              ? widen(static_cast<T const*>(p.bias)[(c0 + int(threadIdx.x)) * p.bias_stride])
-                              : 0.f;
   __syncthreads();
   if (!take_role<kToeplitzWarps>()) {
     if (warp == kToeplitzWarps && ptx::elect()) barriers.copy(p, begin, end, c0, shared);
@@ -295,6 +291,10 @@ __global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1)
     }
     return;
   }
+  if (int(threadIdx.x) < kGatherChannels)
+    biases[threadIdx.x] = p.bias != nullptr && c0 + int(threadIdx.x) < p.C
+                              ? widen(static_cast<T const*>(p.bias)[(c0 + int(threadIdx.x)) * p.bias_stride])
+                              : 0.f;
   spread_taps<T, R>(p, outputs, c0, int(threadIdx.x), readers);
   ptx::bar_sync(1, readers);
   uint32_t const most = gather_rows<T, R>(p, barriers, biases, outputs, begin, end, shared);
