@@ -223,7 +223,7 @@ ENTRIES = (
     Entry("depthwise_small", "depthwise::small", "fprop", depthwise(1, 240, 28, 5), "fp32", "nhwc", "depthwise"),
     Entry("depthwise_walk", "depthwise::walk_wgrad", "wgrad", "L26", "fp32", "nhwc", "depthwise"),
     Entry("toeplitz", "toeplitz::gather", "fprop", "L23", "fp16", "nhwc", "toeplitz"),
-    Entry("toeplitz_cycles", "toeplitz::gather_cycles", "fprop", "L26", "fp16", "nhwc", "toeplitz"),
+    Entry("toeplitz_gather", "toeplitz::gather_pieces", "fprop", "L26", "fp16", "nhwc", "toeplitz"),
     Entry("toeplitz_wgrad", "toeplitz::wgrad", "wgrad", "L26", "fp16", "nhwc", "toeplitz"),
     Entry("stream", "stream::gather", "fprop", "L21", "fp16", "nchw", "stream"),
     Entry("stream", "stream::gather", "fprop", "L26", "fp16", "nchw", "stream"),

@@ -294,8 +294,12 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_13x13_stride2", 2, 9, 30, 27, 9, 13, 13, (2, 2), (6, 6), groups=9, edge=True),
     Case("depthwise_9x5_stride3x1", 1, 8, 29, 40, 8, 9, 5, (3, 1), (4, 0), groups=8),
     Case("depthwise_7x7_two_slices", 2, 72, 9, 61, 72, 7, 7, padding=(3, 3), groups=72, edge=True),
-    # toeplitz_cycles.cuh: channels off 32, columns off 8, strips that begin and end within images
+    # toeplitz_gather.cuh, toeplitz_wgrad.cuh: channels off 32, columns off 8, strips that begin and end within images;
+    # rows in parts; runs of 8 columns alone and in pairs
     Case("depthwise_7x7_cycles", 24, 40, 34, 45, 40, 7, 7, padding=(3, 4, 0, 5), groups=40),
+    Case("depthwise_7x7_parts", 3, 40, 17, 141, 40, 7, 7, padding=(3, 3), groups=40),
+    Case("depthwise_5x5_runs", 19, 200, 15, 7, 200, 5, 5, padding=(2, 2), groups=200),
+    Case("depthwise_5x5_pairs", 70, 328, 14, 15, 328, 5, 5, padding=(2, 1), groups=328),
     Case("depthwise_7x7_dilated", 3, 8, 33, 31, 8, 7, 7, padding=(9, 6), dilation=(3, 2), groups=8),
     Case("depthwise_5x11_stride2_dilated", 1, 16, 40, 50, 16, 5, 11, (2, 3), (3, 1, 8, 9), (3, 2), 16),
     # strip.cuh: neighbouring threads with images, with 8 rows; parts of a filter with a stride, classes of a dilation

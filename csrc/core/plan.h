@@ -27,7 +27,7 @@
 #include "strip_sums.h"
 #include "table.h"
 #include "tma.h"
-#include "toeplitz_cycles.h"
+#include "toeplitz_wgrad.h"
 #include "turned.h"
 #include "walk.h"
 
@@ -281,7 +281,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::column:
       return column_estimate(row, op, p, d);
     case Family::toeplitz:
-      return toeplitz_or_cycles_estimate(row, op, p, d);
+      return toeplitz_estimate(row, op, p, d);
     case Family::strip:
       return is_strip_sums(row)   ? strip_sums_estimate(row, p, d)
              : is_strip_rows(row) ? strip_rows_estimate(row, op, p, d)

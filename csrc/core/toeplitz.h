@@ -6,7 +6,7 @@
 namespace conv2d_ext {
 
 inline constexpr int kToeplitzStages = 12, kToeplitzBuffers = 3, kToeplitzChannels = 64;
-// What multiplies 16 blocks of columns of 8 channels (wgrad: 4): a warp, of whom a block of threads, one an SM, has
+// What multiplies 16 blocks of columns of 8 channels: a warp, of whom a block of threads, one an SM, has
 // eight. For fprop and dgrad of 7x7 two warps, of 4 channels each: their sums and operands fit half the registers, and
 // twice as many warps hide what one waits for.
 inline constexpr int kToeplitzWarps = 8;
@@ -21,7 +21,7 @@ static_assert(512 * 112 + 128 * kToeplitzCopyRegisters <= 640 * 96);
 // A window of inputs, in blocks of 4 columns, that 4 neighbouring outputs meet.
 constexpr int toeplitz_window(int S) { return S <= 5 ? 2 : 3; }
 
-// What a block of threads has. A warp has 8 channels of 16 blocks of 4 columns; wgrad: 4 channels of 16 blocks of 8.
+// What a block of threads has. A warp has 8 channels of 16 blocks of 4 columns.
 struct ToeplitzBlocks {
   int warp_channels = 8;                     // of a warp
   int channels = 8, blocks = 1, images = 1;  // of a block of threads
@@ -41,21 +41,16 @@ struct ToeplitzTile : ToeplitzBlocks {
   int64_t in_bytes = 0, out_bytes = 0;  // of a stage, of a buffer
 };
 
-struct ToeplitzSumsTile : ToeplitzBlocks {
-  int64_t x_bytes = 0, y_bytes = 0;  // of a stage
-  constexpr int x_columns(Problem const& p) const { return blocks * 8 + int((p.S - 1) * p.dilation_w); }
-};
-
 constexpr double max_of(double a, double b) { return a > b ? a : b; }
 
 constexpr int64_t to1024(int64_t bytes) { return (bytes + 1023) / 1024 * 1024; }
 
-// For a number of channels of a block: few idle warps, little halo. H, W: of the outputs, wgrad: of y. `halo`: blocks
-// of columns of inputs more than of these.
-constexpr ToeplitzBlocks toeplitz_blocks(Op op, Problem const& p, int channels, int64_t H, int64_t W, double halo) {
+// For a number of channels of a block: few idle warps, little halo. H, W: of the outputs. `halo`: blocks of columns of
+// inputs more than of these.
+constexpr ToeplitzBlocks toeplitz_blocks(Problem const& p, int channels, int64_t H, int64_t W, double halo) {
   ToeplitzBlocks t;
-  t.warp_channels = op == Op::wgrad ? 4 : 8, t.channels = channels;
-  int const columns = op == Op::wgrad ? 8 : 4;
+  t.channels = channels;
+  int const columns = 4;
   int64_t const all = ceil_div(W, columns);
   // Blocks of columns, and those in a row: the copy engine takes up to 256 columns.
   int64_t const most = 16 * (kToeplitzWarps / (channels / t.warp_channels)),
@@ -121,7 +116,7 @@ constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, int S, Devi
   for (int channels = kToeplitzChannels; channels >= 8; channels /= 2) {
     ToeplitzTile t;
     static_cast<ToeplitzBlocks&>(t) =
-        toeplitz_blocks(op, p, channels, backward ? p.H : p.P(), backward ? p.W : p.Q(), window - 1);
+        toeplitz_blocks(p, channels, backward ? p.H : p.P(), backward ? p.W : p.Q(), window - 1);
     int64_t const pixel = int64_t(t.channels) * 2 * t.images;
     t.in_bytes = to1024(pixel * (t.blocks + window - 1) * 4), t.out_bytes = to1024(pixel * t.blocks * 4);
     t.stages = int(max64(2, min64(kToeplitzStages, (224 * 1024 - 2048 - kToeplitzBuffers * t.out_bytes) / t.in_bytes)));
@@ -132,38 +127,6 @@ constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, int S, Devi
       double const ns = start_ns + toeplitz_walk_ns(u, p, toeplitz_rows(u, R, d), row_ns, d);
       if (best.ns == 0 || ns < best.ns) best = u, best.ns = ns;
     });
-  }
-  return best;
-}
-
-constexpr ToeplitzSumsTile toeplitz_sums_tile(Problem const& p, int R, Device const& d) {
-  ToeplitzSumsTile best;
-  double const taps = double(p.C) * double(p.R) * double(p.S);
-  for (int channels = 32; channels >= 8; channels /= 2) {
-    ToeplitzSumsTile t;
-    static_cast<ToeplitzBlocks&>(t) =
-        toeplitz_blocks(Op::wgrad, p, channels, p.P(), p.Q(), double((p.S - 1) * p.dilation_w) / 8);
-    int64_t const pixel = int64_t(t.channels) * 2 * t.images;
-    t.x_bytes = to1024(pixel * t.x_columns(p)), t.y_bytes = to1024(pixel * t.blocks * 8);
-    int64_t const stage = t.x_bytes + t.y_bytes;
-    t.stages = int(max64(4, min64(kToeplitzStages, (224 * 1024 - 2048) / stage)));
-    int64_t const totals = int64_t(t.warps()) * 2048 + int64_t(t.groups()) * t.channels * p.R * p.S * 4;
-    t.shared_bytes = max64(t.stages * stage, totals) + 1024;
-    // As measured.
-    double const row_ns = R == 3 ? 560 : R == 5 ? 700 : 760;
-    auto consider = [&](ToeplitzSumsTile const& u) {
-      if (u.shares > 1 && double(u.shares) * taps * 4 > double(kMaxWorkspaceBytes)) return;
-      double const sums = u.shares > 1 ? 3500 + double(u.shares) * taps * 8 / 2500 : 0;
-      double const ns = 7000 + toeplitz_walk_ns(u, p, toeplitz_rows(u, R, d), row_ns, d) + sums;
-      if (best.ns == 0 || ns < best.ns) best = u, best.ns = ns;
-    };
-    consider_turns(t, d, consider);
-    // Fewer blocks, whose sums are fewer.
-    t.each = min64(t.units, 4 * ceil_div(t.units, max64(1, d.sm_count / t.slices)));
-    t.shares = ceil_div(t.units, t.each);
-    consider(t);
-    t.each = t.units, t.shares = 1;
-    consider(t);  // the least partial sums
   }
   return best;
 }
@@ -180,12 +143,6 @@ constexpr bool toeplitz_supports(Row const& row, Op op, Problem const& p) {
   double const columns = double(max64(p.W, p.Q())) + 8, rows = double(max64(p.H, p.P()) + p.dilation_h) + 8;
   return p.H + p.pad_top + p.pad_bottom < most && p.W + p.pad_left + p.pad_right < most && p.dilation_h < most / 8 &&
          double(p.N) * columns * rows < double(most);
-}
-
-constexpr Estimate toeplitz_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  if (op != Op::wgrad) return {toeplitz_tile(op, p, row.tile_m, row.tile_n, d).ns, 1};
-  ToeplitzSumsTile const t = toeplitz_sums_tile(p, row.tile_m, d);
-  return {t.ns, int(t.shares)};
 }
 
 }  // namespace conv2d_ext

@@ -1,20 +1,23 @@
-// The filter's gradient for toeplitz.cuh. For a channel and a row of the filter, blocks of 8 columns of y and the 16
-// columns of x from each on:
-//   d[column of x, column of y] += x[16 blocks; 16 columns]^T * y[16 blocks; 8 columns],
+// The filter's gradient for toeplitz.cuh, filters of up to 5 and 7 rows. For a channel and a row of the filter, runs of
+// 8 columns of y and the 16 columns of x from each on:
+//   d[column of x, column of y] += x[16 runs; 16 columns]^T * y[16 runs; 8 columns],
 // and the sum of a diagonal of d is that of a tap. Half of the words of two pixels are an operand of two channels.
 //
-// A block of threads walks down strips as toeplitz.cuh does, with a row of x and a row of y in a stage; a warp has 4
-// channels of 16 blocks of columns, of one image or of several. It keeps the last R rows of y in registers, and adds
-// their products with a row of x to R sums. A block's share of the strips is fixed; the shares' sums are added by a
-// second pass. What the zeros around the images make of an infinity is a NaN: such a sum is made again by single
-// products.
+// A block of threads walks down strips of images with 32 channels; a warp has 4 of them and all 16 runs of a row. The
+// rows of a cycle, which are R, are a loop unrolled: a row of y stays in registers, in its place, while the next R - 1
+// rows of x are multiplied by it. Lanes t = 0 .. 3 have pieces of rows which begin in different banks: neighbouring
+// images, or parts of a row. A warp of its own has rows of x and y copied, zeros where there are none.
+//
+// What the zeros around the images make of an infinity is a NaN: such a sum is made again by single products. A block's
+// share of the strips is fixed; the shares' sums are added by a second pass.
 #pragma once
 
+#include "../core/toeplitz_wgrad.h"
 #include "toeplitz.cuh"
 
 namespace conv2d_ext::toeplitz {
 
-struct SumsParams {
+struct PiecesParams {
   CUtensorMap x, y;
   void const* x_data;
   void const* y_data;
@@ -24,46 +27,82 @@ struct SumsParams {
   int64_t w_k, w_r, w_s;
   int N, C, H, W, P, Q;
   int R, S, dilation_h, dilation_w, pad_h, pad_w;
-  int channels, blocks, images, slices, tiles_w, rows;
-  int units, each, skip, shares, stages, x_bytes, y_bytes, x_copied, y_copied, columns;  // columns: of x
+  int blocks, images, slices, tiles_w, rows;  // blocks: 1, as next_strip asks
+  int units, each, skip, shares, cycles, x_bytes, y_bytes, x_copied, y_copied;
+  int pieces, length, x_columns, y_columns;
 };
 
-__device__ inline Strip next_strip(SumsParams const& p, int& index, int& end) {
-  return next_strip(p, index, end, 8, 0);
+// What a block of threads has: channels from c0 on of rows from begin to end.
+struct PieceShare {
+  int share, c0, begin, end;
+
+  __device__ PieceShare(PiecesParams const& p, int block)
+      : share(block / p.slices),
+        c0(block % p.slices * kPieceChannels),
+        begin(share * p.each),
+        end(p.units - begin < p.each ? p.units : begin + p.each) {}
+};
+
+__device__ inline Strip next_strip(PiecesParams const& p, int& index, int& end) {
+  return next_strip(p, index, end, p.pieces * p.length, 0);
 }
 
-__device__ inline bool has_x(SumsParams const& p, Strip const& s, int row) {
-  return unsigned(s.first + row * p.dilation_h) < unsigned(p.H);
-}
+// The rows of a strip, of x; begin: the first inside the image, start and stop: the rows walked.
+struct PieceRows {
+  int begin, start, stop;
 
-struct SumsRing {
-  uint64_t full[kToeplitzStages], empty[kToeplitzStages];
+  template <int R>
+  __device__ static PieceRows of(PiecesParams const& p, Strip const& s) {
+    PieceRows v;
+    int const above = s.first < 0 ? -s.first : 0, below = p.H > s.first ? p.H - s.first : 0;
+    v.begin = p.dilation_h == 1 ? above : (above + p.dilation_h - 1) / p.dilation_h;
+    v.stop = min(s.rows + p.R - 1, p.dilation_h == 1 ? below : (below + p.dilation_h - 1) / p.dilation_h);
+    v.start = max(0, v.begin - (R - 1));
+    return v;
+  }
+};
 
-  __device__ void start(int stages, int readers) {
-    for (int i = 0; i < stages; ++i) {
+template <int R>
+struct PiecesRing {
+  static constexpr int groups = piece_groups(R);
+  uint64_t full[kPieceCycles * groups], empty[kPieceCycles * groups];
+
+  __device__ void start(int warp, int warps) {
+    for (int i = warp; i < kPieceCycles * groups; i += warps) {
       ptx::mbarrier_init(&full[i], 1);
-      ptx::mbarrier_init(&empty[i], readers);
+      ptx::mbarrier_init(&empty[i], kToeplitzWarps);
     }
     ptx::fence_mbarrier_init();
   }
 
-  // The rows of the block's share in turn: of x inside the image, and of y. By one thread.
-  __device__ void copy(SumsParams const& p, int index, int end, int c0, uint32_t shared) {
-    int stage = 0;
+  // The rows of the block's share in turn; by one thread.
+  __device__ void copy(PiecesParams const& p, int index, int end, int c0, uint32_t shared) {
+    int cycle = 0;
     uint32_t parity = 1;
     while (index < end) {
       Strip const s = next_strip(p, index, end);
-      for (int row = 0; row < s.rows + p.R - 1; ++row) {
-        bool const with_x = has_x(p, s, row), with_y = row < s.rows;
-        if (!with_x && !with_y) continue;
-        ptx::mbarrier_wait(&empty[stage], parity);
-        ptx::mbarrier_arrive_expect_tx(&full[stage], uint32_t((with_x ? p.x_copied : 0) + (with_y ? p.y_copied : 0)));
-        uint32_t const to = shared + stage * (p.x_bytes + p.y_bytes);
-        if (with_x)
-          ptx::cp_async_bulk_tensor_4d(to, &p.x, &full[stage], c0, s.w0 - p.pad_w, s.first + row * p.dilation_h, s.n0);
-        if (with_y)
-          ptx::cp_async_bulk_tensor_4d(to + p.x_bytes, &p.y, &full[stage], c0, s.w0, s.h0 + row * p.dilation_h, s.n0);
-        if (++stage == p.stages) stage = 0, parity ^= 1;
+      PieceRows const walk = PieceRows::of<R>(p, s);
+      for (int first = walk.start; first < walk.stop; first += R) {
+        for (int group = 0; group < groups; ++group) {
+          int const from = first + group * kPieceRows, to = min(min(from + kPieceRows, first + R), walk.stop);
+          uint64_t* const bar = &full[cycle * groups + group];
+          ptx::mbarrier_wait(&empty[cycle * groups + group], parity);
+          if (from >= to) {
+            ptx::mbarrier_arrive(bar);
+            continue;
+          }
+          int const of_x = max(0, to - max(from, walk.begin));
+          ptx::mbarrier_arrive_expect_tx(bar, uint32_t((to - from) * p.y_copied + of_x * p.x_copied));
+          for (int row = from; row < to; ++row) {
+            uint32_t const at = shared + (cycle * R + row - first) * (p.x_bytes + p.y_bytes);
+            int const h = row < s.rows ? s.h0 + row * p.dilation_h : p.P;  // behind the last row are zeros
+            ptx::cp_async_bulk_tensor_4d(at, &p.y, bar, c0, s.w0, h, s.n0);
+            if (row >= walk.begin)
+              ptx::cp_async_bulk_tensor_4d(at + p.y_bytes, &p.x, bar, c0, s.w0 - p.pad_w, s.first + row * p.dilation_h,
+                                           s.n0);
+          }
+        }
+        if (++cycle == p.cycles) cycle = 0, parity ^= 1;
       }
     }
   }
@@ -71,7 +110,7 @@ struct SumsRing {
 
 // A tap from global memory, over the block's share.
 template <class T>
-__device__ __noinline__ float exact_sum(SumsParams const& p, int index, int end, int c, int r, int s) {
+__device__ __noinline__ float exact_sum(PiecesParams const& p, int index, int end, int c, int r, int s) {
   float sum = 0.f;
   while (index < end) {
     Strip const strip = next_strip(p, index, end);
@@ -81,7 +120,7 @@ __device__ __noinline__ float exact_sum(SumsParams const& p, int index, int end,
       for (int row = 0; row < strip.rows; ++row) {
         int const h = strip.h0 + row * p.dilation_h, v = h - p.pad_h + r * p.dilation_h;
         if (h >= p.P || unsigned(v) >= unsigned(p.H)) continue;
-        for (int q = strip.w0; q < strip.w0 + p.blocks * 8 && q < p.Q; ++q) {
+        for (int q = strip.w0; q < strip.w0 + p.pieces * p.length && q < p.Q; ++q) {
           int const u = q - p.pad_w + s * p.dilation_w;
           if (unsigned(u) < unsigned(p.W))
             sum = fmaf(widen(x[v * p.x_h + u * p.x_w]), widen(y[h * p.y_h + q * p.y_w]), sum);
@@ -98,130 +137,165 @@ __device__ inline void transpose(uint2 a, uint2 b, uint32_t (&v)[4]) {
   v[2] = __byte_perm(a.y, b.y, 0x5410), v[3] = __byte_perm(a.y, b.y, 0x7632);
 }
 
+// Adds up the diagonals of a warp's d: each lane has a row of the filter of a channel.
 template <class T, int R>
-__global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1) wgrad(__grid_constant__ SumsParams const p) {
-  extern __shared__ __align__(1024) unsigned char dynamic[];
-  __shared__ SumsRing ring;
-  uint32_t const padding = -ptx::shared_address(dynamic) % 1024, shared = ptx::shared_address(dynamic) + padding;
-  int const share = int(blockIdx.x) / p.slices, c0 = int(blockIdx.x) % p.slices * p.channels;
-  int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
-  int const readers = p.channels / 4 * ((p.blocks * p.images + 15) / 16) * 32;  // threads
-  if (threadIdx.x == 0) ring.start(p.stages, readers / 32);
-  __syncthreads();
-  if (!take_role<kToeplitzWarps>()) {
-    if (int(threadIdx.x) == 32 * kToeplitzWarps) ring.copy(p, begin, end, c0, shared);
-    return;
-  }
-  if (int(threadIdx.x) >= readers) return;
-  ptx::griddepcontrol_launch_dependents();
-
-  int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
-  int const quads = p.channels / 4, quad = warp % quads, octets = p.channels / 8;
-  // Blocks 4t to 4t + 3 of the warp's; of those that there are not, y is zero. Eight pixels on, the swizzle is the
-  // same.
-  uint32_t from_x[4], from_y[4];
-  bool exists[4];
+__device__ inline void store_sums(PiecesParams const& p, float const (&acc)[R][4][4], float* shared) {
+  // Worked out again, not kept.
+  PieceShare const own(p, ptx::unknown(int(blockIdx.x)));
+  int const thread = ptx::unknown(int(threadIdx.x)), lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
+  float* const d = shared + warp * (R * 4 * kPieceSums);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    int const block = warp / quads * 16 + t * 4 + i;
-    exists[i] = block < p.blocks * p.images;
-    int const image = exists[i] ? block / p.blocks : 0;
-    int const column = (exists[i] ? block - image * p.blocks : 0) * 8 + g;
-    from_x[i] = shared + swizzled(image * p.columns + column, quad / 2, octets) + quad % 2 * 8;
-    from_y[i] = shared + p.x_bytes + swizzled(image * p.blocks * 8 + column, quad / 2, octets) + quad % 2 * 8;
-  }
-
-  float acc[R][4][4] = {};
-  uint32_t y[R][2][4];
-  int stage = 0;
-  uint32_t parity = 0;
-  for (int index = begin, turn = end; index < turn;) {
-    Strip const s = next_strip(p, index, turn);
-    int const rows = s.rows + p.R - 1;
-#pragma unroll
-    for (int i = 0; i < R * 8; ++i) y[i / 8][i / 4 % 2][i % 4] = 0;
-    // Row u of a cycle of R rows: its row of y is in place u, the one of r rows before in place (u + R - r) % R.
-    auto step = [&]<int u>(std::integral_constant<int, u>, int row) {
-      bool const with_x = has_x(p, s, row), with_y = row < s.rows;
-      if (with_x || with_y) ptx::mbarrier_wait(&ring.full[stage], parity);
-      uint32_t const offset = stage * (p.x_bytes + p.y_bytes);
-      if (with_y) {
-        uint2 v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          v[i] = ptx::ld_shared_v2(from_y[i] + offset);
-          if (!exists[i]) v[i] = make_uint2(0, 0);
-        }
-        transpose(v[0], v[1], y[u][0]), transpose(v[2], v[3], y[u][1]);
-      } else {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) y[u][i / 4][i % 4] = 0;
-      }
-      if (with_x) {
-        uint32_t x[4][4];  // operand, channel
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint2 v[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) v[i] = ptx::ld_shared_v2(from_x[i] + offset + half * (p.channels * 16));
-          transpose(v[0], v[1], x[half]), transpose(v[2], v[3], x[2 + half]);
-        }
-#pragma unroll
-        for (int r = 0; r < R; ++r)
-#pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            auto const& at = y[(u + R - r) % R];
-            ptx::mma_m16n8k16<T>(acc[r][c], x[0][c], x[1][c], x[2][c], x[3][c], at[0][c], at[1][c]);
-          }
-      }
-      if (!with_x && !with_y) return;
-      __syncwarp();
-      if (lane == 0) ptx::mbarrier_arrive(&ring.empty[stage]);
-      if (++stage == p.stages) stage = 0, parity ^= 1;
-    };
-#pragma unroll 1
-    for (int row = 0; row < rows; row += R)
-      [&]<int... u>(std::integer_sequence<int, u...>) {
-        ((row + u < rows ? step(std::integral_constant<int, u>(), row + u) : void()), ...);
-      }(std::make_integer_sequence<int, R>());
-  }
-
-  // Diagonals of a warp's d, one row of the filter after the other, then the sums of the warps that share channels.
-  ptx::bar_sync(1, readers);
-  float* const d = reinterpret_cast<float*>(dynamic + padding) + warp * 512;
-  float* const totals = reinterpret_cast<float*>(dynamic + padding) + readers / 32 * 512;
-  int const taps = p.R * p.S, group = warp / quads;
-#pragma unroll
-  for (int r = 0; r < R; ++r) {
-    if (r >= p.R) break;
+  for (int r = 0; r < R; ++r)
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      float* const to = d + c * 128 + g * 8 + t * 2;
+      float* const to = d + (c * R + r) * kPieceSums + g * 8 + t * 2;
       *reinterpret_cast<float2*>(to) = make_float2(acc[r][c][0], acc[r][c][1]);
       *reinterpret_cast<float2*>(to + 64) = make_float2(acc[r][c][2], acc[r][c][3]);
     }
-    __syncwarp();
-    for (int i = lane; i < 4 * p.S; i += 32) {
-      int const c = i / p.S, s = i - c * p.S;
-      float const* const diagonal = d + c * 128 + s * p.dilation_w * 8;
+  __syncwarp();
+  int const taps = p.R * p.S;
+  if (lane < 4 * R)
+#pragma unroll 1
+    for (int s = 0; s < p.S; ++s) {
+      float const* const diagonal = d + lane * kPieceSums + s * p.dilation_w * 8;
       float sum = 0.f;
 #pragma unroll
       for (int column = 0; column < 8; ++column) sum += diagonal[column * 9];
-      totals[(group * p.channels + quad * 4 + c) * taps + r * p.S + s] = sum;
+      d[lane * kPieceSums + 128 + s] = sum;
     }
-    __syncwarp();
-  }
-  ptx::bar_sync(1, readers);
-  int const groups = readers / 32 / quads;
-  for (int i = threadIdx.x; i < p.channels * taps; i += readers) {
-    int const c = c0 + i / taps, tap = i % taps, r = tap / p.S, s = tap % p.S;
+  __syncwarp();
+  for (int i = lane; i < 4 * taps; i += 32) {
+    int const channel = i / taps, c = own.c0 + warp * 4 + channel, tap = i - channel * taps, r = tap / p.S,
+              s = tap - r * p.S;
     if (c >= p.C) break;
-    float sum = 0.f;
-    for (int other = 0; other < groups; ++other) sum += totals[other * p.channels * taps + i];
-    if (sum != sum) sum = exact_sum<T>(p, begin, end, c, r, s);
+    float sum = d[(channel * R + r) * kPieceSums + 128 + s];
+    if (sum != sum) sum = exact_sum<T>(p, own.begin, own.end, c, r, s);
     depthwise::store_sum<T>(p.w, p.partial, p.shares, c * p.w_k + r * p.w_r + s * p.w_s,
-                            (int64_t(share) * p.C + c) * taps + tap, sum);
+                            (int64_t(own.share) * p.C + c) * taps + tap, sum);
   }
+}
+
+template <class T, int R, int run>
+__global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1) wgrad(__grid_constant__ PiecesParams const p) {
+  extern __shared__ __align__(1024) unsigned char dynamic[];
+  __shared__ PiecesRing<R> ring;
+  constexpr int groups = PiecesRing<R>::groups, threads = toeplitz_threads(kToeplitzWarps),
+                readers = 32 * kToeplitzWarps;
+  uint32_t const padding = -ptx::shared_address(dynamic) % 1024, shared = ptx::shared_address(dynamic) + padding;
+  PieceShare const own_share(p, int(blockIdx.x));
+  int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
+  int const row_bytes = p.x_bytes + p.y_bytes;
+  if (lane == 0) ring.start(warp, threads / 32);
+  {  // zeros behind a row's last image, which the last windows reach
+    int const chunks = (p.x_bytes - p.x_copied) / 16;
+    for (int i = threadIdx.x; i < p.cycles * R * chunks; i += threads)
+      ptx::st_shared_v4(shared + i / chunks * row_bytes + p.y_bytes + p.x_copied + i % chunks * 16,
+                        make_uint4(0, 0, 0, 0));
+  }
+  __syncthreads();
+  if (!take_role<kToeplitzWarps>()) {
+    if (warp == kToeplitzWarps && ptx::elect()) ring.copy(p, own_share.begin, own_share.end, own_share.c0, shared);
+    return;
+  }
+  ptx::griddepcontrol_launch_dependents();
+
+  // Of piece t + 4 i; eight pixels on, the swizzle is the same.
+  constexpr int own = 4 / run, octets = kPieceChannels / 8, eight = kPieceChannels * 2 * 8;
+  uint32_t from_x[own], from_y[own];
+#pragma unroll
+  for (int i = 0; i < own; ++i) {
+    int const piece = t + 4 * i, image = piece / p.pieces, column = piece % p.pieces * p.length + g;
+    from_x[i] = shared + p.y_bytes + swizzled(image * p.x_columns + column, warp / 2, octets) + warp % 2 * 8;
+    from_y[i] = shared + swizzled(image * p.y_columns + column, warp / 2, octets) + warp % 2 * 8;
+  }
+  uint32_t const keep = (run - 1) * 8 + g < p.length ? ~0u : 0;  // of a piece's last run
+
+  float acc[R][4][4] = {};
+  uint32_t y[R][2][4];
+  uint2 next_y[4], next_x[own * (run + 1)];
+  // The cycle's place in the ring and its barriers.
+  uint32_t const full = ptx::shared_address(ring.full), over = uint32_t(p.cycles) * groups * 8;
+  uint32_t at = 0, bar = full, parity = 0;
+  constexpr uint32_t empty = sizeof(ring.full);  // behind the full ones
+  int index = __shfl_sync(~0u, own_share.begin, 0), turn = __shfl_sync(~0u, own_share.end, 0);
+  while (index < turn) {
+    Strip const s = next_strip(p, index, turn);
+    PieceRows const walk = PieceRows::of<R>(p, s);
+#pragma unroll
+    for (int i = 0; i < R * 8; ++i) y[i / 8][i / 4 % 2][i % 4] = 0;
+    auto load_x = [&](int u) {
+      if (u % kPieceRows == 0) ptx::mbarrier_wait(bar + u / kPieceRows * 8, parity);
+      uint32_t const offset = at + u * row_bytes;
+#pragma unroll
+      for (int i = 0; i < own; ++i)
+#pragma unroll
+        for (int j = 0; j <= run; ++j) next_x[i * (run + 1) + j] = ptx::ld_shared_v2(from_x[i] + offset + j * eight);
+    };
+    auto load_y = [&](int u) {
+      uint32_t const offset = at + u * row_bytes;
+#pragma unroll
+      for (int i = 0; i < own; ++i)
+#pragma unroll
+        for (int j = 0; j < run; ++j) next_y[i * run + j] = ptx::ld_shared_v2(from_y[i] + offset + j * eight);
+    };
+    if (walk.start < walk.stop) load_x(0), load_y(0);
+#pragma unroll 1
+    for (int count = walk.stop - walk.start, lower = walk.begin - walk.start; count > 0; count -= R, lower -= R) {
+      // Row u of the cycle: its row of y is in place u, the one of r rows before in place (u + R - r) % R.
+      auto step = [&]<int u>(std::integral_constant<int, u>) {
+        if (u >= count) return;
+        uint32_t x[4][4];  // operand, channel
+#pragma unroll
+        for (int pair = 0; pair < 2; ++pair) {
+          uint2 v[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            int const k = pair * 2 + i;
+            v[i] = next_y[k];
+            if (run > 1 && k % run == run - 1) v[i].x &= keep, v[i].y &= keep;
+          }
+          transpose(v[0], v[1], y[u][pair]);
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            int const a = pair * 2, b = a + 1;
+            transpose(next_x[a / run * (run + 1) + a % run + half], next_x[b / run * (run + 1) + b % run + half],
+                      x[pair * 2 + half]);
+          }
+        }
+        constexpr int group = u / kPieceRows;
+        bool const last = u == count - 1;
+        if (u == R - 1 || u % kPieceRows == kPieceRows - 1 || last)
+          give_back(bar + empty + group * 8, x[0][0] | x[1][0] | x[2][0] | x[3][0] | y[u][0][0] | y[u][1][0]);
+        if (u == R - 1 || last) {
+#pragma unroll
+          for (int other = group + 1; other < groups; ++other)
+            if (lane == 0) ptx::mbarrier_arrive(bar + empty + other * 8);
+          bar += groups * 8, at += R * row_bytes;
+          if (bar == full + over) bar = full, at = 0, parity ^= 1;
+        }
+        auto multiply = [&](int from, int to) {
+#pragma unroll
+          for (int r = from; r < to; ++r)
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+              auto const& at = y[(u + R - r) % R];
+              ptx::mma_m16n8k16<T>(acc[r][c], x[0][c], x[1][c], x[2][c], x[3][c], at[0][c], at[1][c]);
+            }
+        };
+        // The next row of y takes the registers of the row that is furthest behind.
+        if (!last) load_x((u + 1) % R);
+        if (u >= lower) multiply(R - 1, R);
+        if (!last) load_y((u + 1) % R);
+        if (u >= lower) multiply(0, R - 1);
+      };
+      [&]<int... u>(std::integer_sequence<int, u...>) {
+        (step(std::integral_constant<int, u>()), ...);
+      }(std::make_integer_sequence<int, R>());
+    }
+  }
+
+  ptx::bar_sync(1, readers);
+  store_sums<T, R>(p, acc, reinterpret_cast<float*>(dynamic + padding));
 }
 
 template <DType dtype, int R>
@@ -232,9 +306,9 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   Device gpu = h200_sxm;
   if (auto const error = cudaGetDevice(&device)) return error;
   if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
-  ToeplitzSumsTile const t = toeplitz_sums_tile(problem, R, gpu);
-  if (t.shares != plan.split_k) return cudaErrorInvalidValue;
-  SumsParams p{};
+  PiecesTile const t = pieces_tile(problem, R, gpu);
+  if (t.ns == 0 || t.shares != plan.split_k) return cudaErrorInvalidValue;
+  PiecesParams p{};
   p.x_data = args.a, p.y_data = args.b, p.w = args.out, p.partial = args.workspace;
   p.x_n = x.n, p.x_h = x.h, p.x_w = x.w, p.y_n = y.n, p.y_h = y.h, p.y_w = y.w;
   p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
@@ -242,19 +316,21 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.H = int(problem.H), p.W = int(problem.W), p.P = int(problem.P()), p.Q = int(problem.Q());
   p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
-  p.channels = t.channels, p.blocks = t.blocks, p.images = t.images;
+  p.blocks = 1, p.images = t.images;
   p.slices = int(t.slices), p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
   p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each);
-  p.shares = int(t.shares), p.stages = t.stages;
-  p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes), p.columns = t.x_columns(problem);
-  int const pixel = t.images * t.channels * int(sizeof(T));
-  p.x_copied = p.columns * pixel, p.y_copied = t.blocks * 8 * pixel;
-  if (auto const error = map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, t.channels, p.columns, t.images))
+  p.shares = int(t.shares), p.cycles = t.cycles;
+  p.pieces = t.pieces, p.length = t.length, p.x_columns = t.x_columns, p.y_columns = t.y_columns;
+  p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes);
+  int const pixel = t.images * kPieceChannels * int(sizeof(T));
+  p.x_copied = t.x_columns * pixel, p.y_copied = t.y_columns * pixel;
+  if (auto const error =
+          map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, kPieceChannels, t.x_columns, t.images))
     return error;
   if (auto const error =
-          map_of(p.y, args.b, dtype, y, problem.C, p.Q, p.P, problem.N, t.channels, t.blocks * 8, t.images))
+          map_of(p.y, args.b, dtype, y, problem.C, p.Q, p.P, problem.N, kPieceChannels, t.y_columns, t.images))
     return error;
-  auto* const kernel = wgrad<T, R>;
+  auto* const kernel = t.run == 4 ? wgrad<T, R, 4> : t.run == 2 ? wgrad<T, R, 2> : wgrad<T, R, 1>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
   kernel<<<unsigned(t.slices * t.shares), toeplitz_threads(kToeplitzWarps), size_t(t.shared_bytes), stream>>>(p);

@@ -1,0 +1,110 @@
+// toeplitz_wgrad.cuh: its tiles and what they cost.
+#pragma once
+
+#include "toeplitz_gather.h"
+
+namespace conv2d_ext {
+
+inline constexpr int kPieceChannels = 32;    // of a block; a warp has 4 of them
+inline constexpr int kPieceRows = 2;         // of the ring, that one barrier is of
+inline constexpr int kPieceCycles = 4;       // at most in the ring
+inline constexpr int kPieceSums = 128 + 10;  // floats of a row of a filter at the end: products, and up to 9 taps
+constexpr int piece_groups(int R) { return (R + kPieceRows - 1) / kPieceRows; }  // barriers of a cycle of R rows
+
+// A row of the images is 16 runs of 8 columns: of `images`, each `pieces` of `length` columns in `run` runs.
+struct PiecesTile : ToeplitzBlocks {
+  int run = 4, pieces = 1, length = 8;
+  int x_columns = 0, y_columns = 0;  // of an image in shared memory
+  int64_t x_bytes = 0, y_bytes = 0;  // of a row
+  int cycles = 1;                    // of R rows, in the ring
+};
+
+// Do the 16 lanes of which half a load is, 4 neighbouring pixels of each of four pieces, meet all banks alike?
+constexpr bool pieces_meet_banks(int pieces, int length, int columns) {
+  int counts[8] = {};
+  for (int t = 0; t < 4; ++t)
+    for (int g = 0; g < 4; ++g) ++counts[(t / pieces * columns + t % pieces * length + g) % 8];
+  for (int count : counts)
+    if (count > 2) return false;
+  return true;
+}
+
+constexpr int pieces_columns(int pieces, int length, int columns) {
+  for (int more = 0; more < 8; ++more)
+    if (pieces_meet_banks(pieces, length, columns + more)) return columns + more;
+  return columns;
+}
+
+// `run` and `pieces` given; shared_bytes is 0 if it does not fit.
+constexpr PiecesTile pieces_blocks(Problem const& p, int R, int run, int pieces) {
+  PiecesTile t;
+  t.channels = kPieceChannels, t.run = run, t.pieces = pieces, t.images = 16 / run / pieces;
+  int64_t const Q = p.Q(), most = int64_t(pieces) * run * 8;
+  t.tiles_w = ceil_div(Q, most);
+  if (run == 1 && Q > 8) return t;  // zeros behind a row are the copy engine's
+  t.length = int(ceil_div(ceil_div(Q, t.tiles_w), pieces));
+  // The next length whose pieces meet all banks alike, if any does.
+  for (int length = t.length; length <= run * 8 && length < t.length + 8; ++length)
+    if (pieces_meet_banks(pieces, length, 4)) {
+      t.length = length;
+      break;
+    }
+  if (t.length <= (run - 1) * 8) return t;  // zeros are made of the last run alone
+  int const halo = int((p.S - 1) * p.dilation_w), width = pieces * t.length;
+  t.x_columns = pieces_columns(pieces, t.length, width + halo);
+  t.y_columns = pieces_columns(pieces, t.length, run == 1 && width < 8 ? 8 : width);
+  int const end = (t.images - 1) * t.x_columns + (pieces - 1) * t.length + (run + 1) * 8;  // that windows reach
+  int const all = t.images * t.x_columns;
+  t.x_bytes = to512(int64_t(end > all ? end : all) * kPieceChannels * 2);
+  t.y_bytes = to512(int64_t(t.images) * t.y_columns * kPieceChannels * 2);
+  if (t.x_columns > 256 || t.y_columns > 256) return t;
+  int64_t const cycle = R * (t.x_bytes + t.y_bytes);
+  t.cycles = int(min64(kPieceCycles, (225 * 1024) / cycle));
+  if (t.cycles < 1) return t;
+  t.slices = ceil_div(p.C, kPieceChannels), t.image_units = ceil_div(p.N, t.images);
+  t.rows = ceil_div(p.P(), p.dilation_h);
+  t.units = t.tiles_w * t.image_units * p.dilation_h * t.rows;
+  int64_t const sums = int64_t(kToeplitzWarps) * R * 4 * kPieceSums * 4;
+  t.shared_bytes = max64(t.cycles * cycle, sums) + 1024;
+  return t;
+}
+
+constexpr PiecesTile pieces_tile(Problem const& p, int R, Device const& d) {
+  PiecesTile best;
+  double const taps = double(p.C) * double(p.R) * double(p.S);
+  for (int run = 1; run <= 4; run *= 2)
+    for (int pieces = 1; pieces <= (run == 1 ? 1 : 4); pieces *= 2) {
+      PiecesTile const t = pieces_blocks(p, R, run, pieces);
+      if (t.shared_bytes == 0) continue;
+      auto consider = [&](PiecesTile const& u) {
+        if (u.shares > 1 && double(u.shares) * taps * 4 > double(kMaxWorkspaceBytes)) return;
+        // As measured.
+        double const sums = u.shares > 1 ? 3500 + double(u.shares) * taps * 8 / 2500 : 0;
+        double const ns =
+            9000 + sums +
+            max_of(pieces_memory_ns(u, p, R, R == 3 ? 3400 : 3100, d), toeplitz_rows(u, R, d) * (R == 3 ? 400 : 470));
+        if (best.ns == 0 || ns < best.ns) best = u, best.ns = ns;
+      };
+      consider_turns(t, d, consider);
+      // Fewer blocks, whose sums are fewer.
+      PiecesTile u = t;
+      u.each = min64(u.units, 4 * ceil_div(u.units, max64(1, d.sm_count / u.slices)));
+      u.shares = ceil_div(u.units, u.each);
+      consider(u);
+      u.each = u.units, u.shares = 1;
+      consider(u);  // the least partial sums
+    }
+  return best;
+}
+
+constexpr Estimate toeplitz_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (op == Op::wgrad) {
+    PiecesTile const t = pieces_tile(p, row.tile_m, d);
+    return {t.ns, int(t.shares)};
+  }
+  double const ns = toeplitz_tile(op, p, row.tile_m, row.tile_n, d).ns;
+  GatherTile const t = gather_tile(op, p, row.tile_m, d);
+  return {t.ns != 0 && t.ns < ns ? t.ns : ns, 1};
+}
+
+}  // namespace conv2d_ext

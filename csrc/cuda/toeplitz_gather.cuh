@@ -1,0 +1,368 @@
+// Depthwise convolution in channels_last on tensor cores (mma.sync), float16 and bfloat16, filters of up to 5 and 7
+// rows, stride 1: along a row of the image, 8 neighbouring outputs of a channel are a window of 16 inputs times a
+// matrix with the taps of a row of the filter along its diagonals:
+//   out[16 runs of 8 columns; 8 columns] += in[the runs; 16 columns] * taps[r].
+// A lane reads 4 channels of a pixel at once; of the words of two pixels a permutation of bytes makes the operands of
+// two channels. Two neighbouring runs are the two rows of a lane, so that what both meet is read once. Borders cost
+// nothing: the copy engine writes the zeros.
+//
+// As toeplitz.cuh, but a strip is walked in cycles of R rows, which are a loop unrolled: taps' operands and sums stay
+// in their registers. A block has 32 channels of 8 pieces of a row, of several images or of an image's parts, which
+// begin in different banks; a warp has 4 channels of them. One warp copies and another stores.
+#pragma once
+
+#include "../core/toeplitz_gather.h"
+#include "toeplitz.cuh"
+
+namespace conv2d_ext::toeplitz {
+
+struct GatherParams : Params {
+  int parts, pairs, in_columns, out_columns, ring;  // pairs: of runs, of a piece; ring: cycles of rows of inputs
+  int out_stored;                                   // columns of a part that are stored
+};
+
+// The filters of a block's channels: of each channel and row of the filter the words (tap d, tap d + 4) for the
+// distances d = -7 .. 12 of an input from an output, zeros where there is no tap.
+inline constexpr int kTapRow = kGatherTapWords * 4;
+
+template <class T, int R>
+__device__ inline void spread_taps(GatherParams const& p, uint32_t table, int c0, int thread, int threads) {
+  int const taps = p.R * p.S, above = R - p.R;
+  for (int i = thread; i < kGatherChannels * taps; i += threads) {
+    int const c = i / taps, tap = i - c * taps, r = tap / p.S, s = tap - r * p.S;
+    if (c0 + c >= p.C) break;
+    uint16_t const w =
+        *reinterpret_cast<uint16_t const*>(static_cast<T const*>(p.w) + (c0 + c) * p.w_k + r * p.w_r + s * p.w_s);
+    uint32_t const to = table + (c * R + r + above) * kTapRow + (s * p.dilation_w + 7) * 4;
+    ptx::st_shared_u16(to, w);
+    ptx::st_shared_u16(to - 4 * 4 + 2, w);
+  }
+}
+
+// A strip's rows, of the inputs: those from begin to end are inside the image, and in cycles of R rows from begin on.
+// Row i completes output i - (R - 1), which is stored a row later.
+template <int R>
+struct GatherRows {
+  int begin, end, rows;
+
+  __device__ GatherRows(Params const& p, Strip const& s) : rows(s.rows) {
+    int const above = s.first < 0 ? -s.first : 0, below = p.in_H > s.first ? p.in_H - s.first : 0;
+    begin = p.dilation_h == 1 ? above : (above + p.dilation_h - 1) / p.dilation_h;
+    begin = min(begin, R);  // the first output is stored with row R
+    end = min(p.dilation_h == 1 ? below : (below + p.dilation_h - 1) / p.dilation_h, rows + R - 1);
+  }
+  __device__ int until() const { return rows + R; }
+};
+
+template <int R>
+struct GatherBarriers {
+  static constexpr int groups = gather_groups(R);
+  uint64_t full[kGatherCycles * groups], empty[kGatherCycles * groups];
+  uint64_t done[kGatherBuffers], free[kGatherBuffers];
+  uint64_t stored;  // all rows
+
+  // By a thread of each of `warps` warps.
+  __device__ void start(int warp, int warps) {
+    for (int i = warp; i < kGatherCycles * groups; i += warps) {
+      ptx::mbarrier_init(&full[i], 1);
+      ptx::mbarrier_init(&empty[i], kToeplitzWarps);
+      if (i < kGatherBuffers) {
+        ptx::mbarrier_init(&done[i], kToeplitzWarps);
+        ptx::mbarrier_init(&free[i], 1);
+      }
+      if (i == 0) ptx::mbarrier_init(&stored, 1);
+    }
+    static_assert(kGatherBuffers <= kGatherCycles * groups);
+    ptx::fence_mbarrier_init();
+  }
+
+  // Has the rows of the block's share copied; by one thread.
+  __device__ void copy(GatherParams const& p, int index, int end, int c0, uint32_t shared) {
+    int cycle = 0;
+    uint32_t parity = 1;
+    while (index < end) {
+      Strip const s = next_strip<R>(p, index, end);
+      GatherRows<R> const walk(p, s);
+      for (int first = walk.begin; first < walk.end; first += R) {
+        for (int group = 0; group < groups; ++group) {
+          int const from = first + group * kGatherRows, to = min(min(from + kGatherRows, first + R), walk.end);
+          uint64_t* const bar = &full[cycle * groups + group];
+          ptx::mbarrier_wait(&empty[cycle * groups + group], parity);
+          if (from >= to) {
+            ptx::mbarrier_arrive(bar);
+            continue;
+          }
+          ptx::mbarrier_arrive_expect_tx(bar, uint32_t((to - from) * p.in_copied));
+          for (int row = from; row < to; ++row)
+            for (int part = 0; part < p.parts; ++part)
+              ptx::cp_async_bulk_tensor_4d(
+                  shared + (cycle * R + row - first) * p.in_bytes + part * p.in_columns * kGatherChannels * 2, &p.in,
+                  bar, c0, s.w0 - p.pad_w + part * p.pairs * 16, s.first + row * p.dilation_h, s.n0);
+        }
+        if (++cycle == p.ring) cycle = 0, parity ^= 1;
+      }
+    }
+  }
+
+  // Has the finished rows stored; by one thread.
+  __device__ void store(GatherParams const& p, int index, int end, int c0, uint32_t outputs) {
+    int buffer = 0;
+    uint32_t parity = 0;
+    while (index < end) {
+      Strip const s = next_strip<R>(p, index, end);
+      GatherRows<R> const walk(p, s);
+      for (int first = walk.begin; first < walk.until(); first += R)
+        for (int group = 0; group < groups; ++group) {
+          int const start = first + group * kGatherRows, from = max(start, R),
+                    to = min(min(start + kGatherRows, first + R), walk.until());
+          if (from >= to) continue;
+          ptx::mbarrier_wait(&done[buffer], parity);
+          for (int row = from; row < to; ++row)
+            for (int part = 0; part < p.parts; ++part)
+              ptx::cp_async_bulk_tensor_4d_store(&p.out,
+                                                 outputs + (buffer * kGatherRows + row - start) * p.out_bytes +
+                                                     part * p.out_columns * kGatherChannels * 2,
+                                                 c0, s.w0 + part * p.pairs * 16, s.h0 + (row - R) * p.dilation_h, s.n0);
+          ptx::cp_async_bulk_commit_group();
+          ptx::cp_async_bulk_wait_group_read<0>();
+          ptx::mbarrier_arrive(&free[buffer]);
+          if (++buffer == kGatherBuffers) buffer = 0, parity ^= 1;
+        }
+    }
+    ptx::cp_async_bulk_wait_group<0>();
+  }
+};
+
+// The products of a warp; returns the larger of its outputs, or a NaN.
+template <class T, int R>
+__device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R>& barriers, float const* biases,
+                                       uint32_t table, int index, int end, uint32_t shared) {
+  constexpr int groups = GatherBarriers<R>::groups, channels = 4, octets = kGatherChannels / 8;
+  constexpr uint32_t eight = kGatherChannels * 2 * 8;
+  int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
+  // Outputs of a lane: columns near and near + 8, far and far + 8 of a pair of runs. One of the first and one of the
+  // last of each run are near: one of these is a NaN if an input of the run's window is infinite.
+  int const near = t < 3 ? t : 7, far = 3 + t, own = g % 2 == 0 ? (g < 6 ? g / 2 : 7) : 3 + g / 2;
+  uint32_t taps[channels][R][2];
+  uint32_t const from_taps = table + warp * channels * R * kTapRow + (t - own + 7) * 4;
+#pragma unroll
+  for (int i = 0; i < channels * R; ++i) {
+    taps[i / R][i % R][0] = ptx::ld_shared(from_taps + i * kTapRow);
+    taps[i / R][i % R][1] = ptx::ld_shared(from_taps + i * kTapRow + 8 * 4);
+  }
+  ptx::bar_sync(1, 32 * kToeplitzWarps);  // the table's place is the buffers'
+  uint32_t from[2], to[2];
+  {
+    int const pieces = 8 / p.pairs, piece = g % pieces, column = g / pieces * 16;
+    int const in = piece * p.in_columns + column + t, out = piece * p.out_columns + column;
+    from[0] = shared + swizzled(in, warp / 2, octets) + warp % 2 * 8;
+    from[1] = shared + swizzled(in + 4, warp / 2, octets) + warp % 2 * 8;
+    to[0] = table + swizzled(out + near, warp / 2, octets) + warp % 2 * 8;
+    to[1] = table + swizzled(out + far, warp / 2, octets) + warp % 2 * 8;
+  }
+  uint32_t const from_bias = ptx::shared_address(biases + warp * channels);
+  uint32_t const full = ptx::shared_address(barriers.full), over = full + uint32_t(p.ring) * groups * 8;
+  constexpr uint32_t empty = sizeof(barriers.full);
+  uint32_t at = 0, bar = full, parity = 0, parity_out = 1, most = 0;  // at, bar: of the cycle, in the ring
+  int buffer = 0;
+  float acc[R][channels][4];
+  Pixel<2> in[6];  // of the next row
+  // By shuffles, what strips are is known to be the same in all lanes, and takes none of their registers.
+  index = __shfl_sync(~0u, index, 0), end = __shfl_sync(~0u, end, 0);
+  while (index < end) {
+    Strip const s = next_strip<R>(p, index, end);
+    GatherRows<R> const walk(p, s);
+#pragma unroll
+    for (int i = 0; i < R * channels * 4; ++i) acc[i / (channels * 4)][i / 4 % channels][i % 4] = 0.f;
+    auto load = [&](int u) {
+      if (u % kGatherRows == 0) ptx::mbarrier_wait(bar + u / kGatherRows * 8, parity);
+      uint32_t const offset = at + u * p.in_bytes;
+#pragma unroll
+      for (int j = 0; j < 6; ++j) in[j].load(from[j % 2] + offset + j / 2 * eight);
+    };
+    if (walk.begin < walk.end) load(0);
+#pragma unroll 1
+    for (int row = walk.begin; row < walk.until(); row += R) {
+      int const count = walk.end - row, lower = R - row,
+                upper = walk.until() - row;  // of inputs, outputs: lower <= u < upper
+      auto store = [&](int u, float (&sums)[channels][4]) {
+        if (p.bias != nullptr) {
+          uint4 const bias = ptx::ld_shared_v4(from_bias);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            sums[0][i] += __uint_as_float(bias.x), sums[1][i] += __uint_as_float(bias.y);
+            sums[2][i] += __uint_as_float(bias.z), sums[3][i] += __uint_as_float(bias.w);
+          }
+        }
+        Pixel<2> out[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int pair = 0; pair < 2; ++pair) out[i].v[pair] = pack<T>(sums[pair * 2][i], sums[pair * 2 + 1][i]);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) most = max_or_nan<T>(max_or_nan<T>(most, out[i * 2].v[0]), out[i * 2].v[1]);
+        if (u % kGatherRows == 0 || u == lower) ptx::mbarrier_wait(&barriers.free[buffer], parity_out);
+        uint32_t const offset = (buffer * kGatherRows + u % kGatherRows) * p.out_bytes;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) out[i].store(to[i % 2] + offset + i / 2 * eight);
+        if (u % kGatherRows != kGatherRows - 1 && u != R - 1 && u != upper - 1) return;
+        ptx::fence_proxy_async();
+        __syncwarp();
+        if (lane == 0) ptx::mbarrier_arrive(&barriers.done[buffer]);
+        if (++buffer == kGatherBuffers) buffer = 0, parity_out ^= 1;
+      };
+      // Row u of the cycle: the sums that it completes are in place u, those of k rows on in place (u + k) % R. What
+      // the row before has completed is stored, and its place is taken.
+      auto step = [&]<int u>(std::integral_constant<int, u>) {
+        auto& first = acc[(u + R - 1) % R];
+        if (u >= lower && u < upper) store(u, first);
+        if (u >= count) {  // no input: only what no one knows is not made ahead, for each row
+#pragma unroll
+          for (int i = 0; i < channels * 4; ++i) first[i / 4][i % 4] = ptx::unknown(0.f);
+          return;
+        }
+        uint32_t words[3][channels];
+#pragma unroll
+        for (int j = 0; j < 3; ++j)
+#pragma unroll
+          for (int pair = 0; pair < 2; ++pair) {
+            uint32_t const a = in[j * 2].v[pair], b = in[j * 2 + 1].v[pair];
+            words[j][pair * 2] = __byte_perm(a, b, 0x5410), words[j][pair * 2 + 1] = __byte_perm(a, b, 0x7632);
+          }
+#pragma unroll
+        for (int j = 0; j < 12; ++j) words[j / 4][j % 4] = uint32_t(ptx::unknown(int(words[j / 4][j % 4])));  // now
+        constexpr int group = u / kGatherRows;
+        bool const last = u == count - 1;
+        if (u == R - 1 || u % kGatherRows == kGatherRows - 1 || last)
+          give_back(bar + empty + group * 8, words[0][0] | words[1][0] | words[2][0]);
+        if (u == R - 1 || last) {
+#pragma unroll
+          for (int other = group + 1; other < groups; ++other)
+            if (lane == 0) ptx::mbarrier_arrive(bar + empty + other * 8);
+          bar += groups * 8, at += R * p.in_bytes;
+          if (bar == over) bar = full, at = 0, parity ^= 1;
+        }
+        if (!last) load((u + 1) % R);
+#pragma unroll
+        for (int i = 0; i < channels * 4; ++i) first[i / 4][i % 4] = 0.f;
+#pragma unroll
+        for (int k = 0; k < R; ++k)
+#pragma unroll
+          for (int c = 0; c < channels; ++c)
+            ptx::mma_m16n8k16<T>(acc[(u + k) % R][c], words[0][c], words[1][c], words[1][c], words[2][c],
+                                 taps[c][R - 1 - k][0], taps[c][R - 1 - k][1]);
+      };
+      [&]<int... u>(std::integer_sequence<int, u...>) {
+        (step(std::integral_constant<int, u>()), ...);
+      }(std::make_integer_sequence<int, R>());
+    }
+  }
+  return most;
+}
+
+template <class T, int R>
+__global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1)
+    gather_pieces(__grid_constant__ GatherParams const p) {
+  extern __shared__ __align__(1024) unsigned char dynamic[];
+  __shared__ GatherBarriers<R> barriers;
+  __shared__ __align__(16) float biases[kGatherChannels];
+  __shared__ int again;
+  constexpr int threads = toeplitz_threads(kToeplitzWarps), readers = 32 * kToeplitzWarps;
+  uint32_t const shared = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
+  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * kGatherChannels;
+  int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
+  uint32_t const outputs = shared + p.ring * R * p.in_bytes;  // and first the taps' table
+  int const warp = int(threadIdx.x) / 32;
+  if (threadIdx.x % 32 == 0) barriers.start(warp, threads / 32);
+  if (threadIdx.x == 0) again = 0;
+  for (int i = threadIdx.x; i < kGatherChannels * R * (kTapRow / 16); i += threads)
+    ptx::st_shared_v4(outputs + i * 16, make_uint4(0, 0, 0, 0));
+  {  // zeros behind a row's last piece, which the last windows reach
+    int const chunks = (p.in_bytes - p.in_copied) / 16;
+    for (int i = threadIdx.x; i < p.ring * R * chunks; i += threads)
+      ptx::st_shared_v4(shared + i / chunks * p.in_bytes + p.in_copied + i % chunks * 16, make_uint4(0, 0, 0, 0));
+  }
+  __syncthreads();
+  if (!take_role<kToeplitzWarps>()) {
+    if (warp == kToeplitzWarps && ptx::elect()) barriers.copy(p, begin, end, c0, shared);
+    if (warp == kToeplitzWarps + 1 && ptx::elect()) {
+      barriers.store(p, begin, end, c0, outputs);
+      ptx::mbarrier_arrive(&barriers.stored);
+    }
+    return;
+  }
+  if (int(threadIdx.x) < kGatherChannels)
+    biases[threadIdx.x] = p.bias != nullptr && c0 + int(threadIdx.x) < p.C
+                              ? widen(static_cast<T const*>(p.bias)[(c0 + int(threadIdx.x)) * p.bias_stride])
+                              : 0.f;
+  spread_taps<T, R>(p, outputs, c0, int(threadIdx.x), readers);
+  ptx::bar_sync(1, readers);
+  uint32_t const most = gather_rows<T, R>(p, barriers, biases, outputs, begin, end, shared);
+  if (has_nan<T>(most)) again = 1;
+  ptx::bar_sync(1, readers);
+  if (again == 0) return;
+  ptx::mbarrier_wait(&barriers.stored, 0);
+  store_again<T, R>(p, begin, end, c0, readers);
+}
+
+// ---- host side
+
+template <Op op, DType dtype, int R>
+cudaError_t launch_gather(Problem const& problem, GatherTile const& t, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  constexpr bool backward = op == Op::dgrad;
+  Strides const& in = backward ? problem.y : problem.x;
+  Strides const& out = backward ? problem.x : problem.y;
+  GatherParams p{};
+  p.in_data = args.a, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out_data = args.out;
+  p.in_n = in.n, p.in_h = in.h, p.in_w = in.w, p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
+  p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  p.N = int(problem.N), p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
+  p.in_H = int(backward ? problem.P() : problem.H), p.in_W = int(backward ? problem.Q() : problem.W);
+  p.out_H = int(backward ? problem.H : problem.P()), p.out_W = int(backward ? problem.W : problem.Q());
+  p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
+  p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
+  if (backward) {
+    p.w = static_cast<T const*>(args.b) + (problem.R - 1) * p.w_r + (problem.S - 1) * p.w_s;
+    p.w_r = -p.w_r, p.w_s = -p.w_s;
+    p.pad_h = (p.R - 1) * p.dilation_h - p.pad_h, p.pad_w = (p.S - 1) * p.dilation_w - p.pad_w;
+  }
+  p.channels = kGatherChannels, p.blocks = t.parts * t.pairs * 4, p.images = t.images;  // blocks of 4 columns
+  p.slices = int(t.slices), p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
+  p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each), p.ring = t.cycles;
+  p.parts = t.parts, p.pairs = t.pairs, p.in_columns = t.in_columns, p.out_columns = t.out_columns;
+  p.in_bytes = int(t.in_bytes), p.out_bytes = int(t.out_bytes);
+  p.in_copied = t.parts * t.images * t.in_columns * kGatherChannels * int(sizeof(T));
+  if (auto const error = map_of(p.in, args.a, dtype, in, problem.C, p.in_W, p.in_H, problem.N, kGatherChannels,
+                                t.in_columns, t.images))
+    return error;
+  if (auto const error = map_of(p.out, args.out, dtype, out, problem.C, p.out_W, p.out_H, problem.N, kGatherChannels,
+                                t.parts > 1 ? t.pairs * 16 : t.out_columns, t.images))
+    return error;
+  auto* const kernel = gather_pieces<T, R>;
+  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
+    return error;
+  kernel<<<unsigned(t.slices * t.shares), toeplitz_threads(kToeplitzWarps), size_t(t.shared_bytes), stream>>>(p);
+  return cudaGetLastError();
+}
+
+template <Op op, DType dtype, int R, int S>
+cudaError_t launch_gather_or(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  int device = 0;
+  Device gpu = h200_sxm;
+  if (auto const error = cudaGetDevice(&device)) return error;
+  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  if (takes_gather(op, problem, R, S, gpu))
+    return launch_gather<op, dtype, R>(problem, gather_tile(op, problem, R, gpu), args, stream);
+  return launch<op, dtype, R, S>(problem, plan, args, stream);
+}
+
+}  // namespace conv2d_ext::toeplitz
+
+#define CONV2D_EXT_TOEPLITZ_GATHER_INSTANCE(family, op, dtype, tm, tn, tk, variant)                           \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return toeplitz::launch_gather_or<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);                   \
+  }                                                                                                           \
+  }
