@@ -83,23 +83,41 @@ constexpr bool any_pixels_supports(Row const& row, Op op, Problem const& p) {
   if (op == Op::wgrad && double(p.N) * double(p.H) * double(p.W) > 6144) return false;
   AnyPixels const s(op, p);
   if (!s.fits) return false;
-  int const least = p.dtype == DType::f32 ? 1 : 2;  // the least that is copied is 4 bytes
-  if (s.a.vector(p.dtype, 16) < least || s.b.vector(p.dtype, 16) < least) return false;
   return ceil_div(s.M, row.tile_m) < 65536;
 }
 
+// Do the blocks of a launch have an SM each, and clusters fit at a time?
+constexpr bool any_pixels_alone(int64_t tiles, int split) {
+  return tiles <= (split == 1 ? 132 : lean_clusters(split));
+}
+
+// A step takes what a block waits for and, of operands that are not copied 16 bytes at a time, more; two blocks share an
+// SM. Fitted to the times of 4,900 choices of split, and lowered by what the other rows' estimates leave out of such
+// layers (docs/tuning.md).
 constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) {
   AnyPixels const s(op, p);
+  bool const tf32 = p.dtype == DType::f32;
+  auto slow = [&](Matrix const& m) {
+    int const bytes = m.vector(p.dtype, 16) * size_of(p.dtype);
+    return bytes == 16 ? 0 : bytes == 8 && !tf32 ? 1 : bytes >= 4 ? 2 : 6;
+  };
+  double const singly = slow(s.a) + slow(s.b), element = size_of(p.dtype);
   int64_t const tiles = ceil_div(s.M, row.tile_m) * ceil_div(s.N, row.tile_n), steps = any_pixels_steps(p, s);
-  double const TM = row.tile_m, TN = row.tile_n;
-  bool const slow_a = s.a.vector(p.dtype, 16) * size_of(p.dtype) < 16, slow_b = s.b.vector(p.dtype, 16) * size_of(p.dtype) < 16;
-  double const step_ns = 210 + (slow_a ? 150 : 0) + (slow_b ? 150 : 0);
+  double const out = double(s.M) * double(s.N) * element;
+  double const bytes = out + (double(s.M) + double(s.N)) * double(s.depth) * element;
+  double const before = s.lines ? (tf32 ? (op == Op::fprop ? 5400 : op == Op::dgrad ? 6400 : 4900)
+                                        : (op == Op::fprop ? 8000 : op == Op::dgrad ? 8500 : 9700))
+                                : (tf32 ? (op == Op::fprop ? 6400 : op == Op::dgrad ? 5900 : 5400)
+                                        : (op == Op::wgrad ? 8700 : 7500));
   Estimate best;
   for (int split : {1, 2, 4, 8}) {
-    if (split > 1 && (steps < 2 * split || tiles * split > 264)) continue;
-    double const share = double(ceil_div(steps, split)), each = double(ceil_div(tiles * split, 132));
-    double ns = 3500 + share * step_ns * (each > 1 ? each * 0.6 : 1) + each * 300 + TM * TN * 0.02;
-    if (split > 1) ns += 1200;
+    if (split > 1 && steps < 2 * split) continue;
+    int64_t const blocks = tiles * split, rounds = ceil_div(blocks, 264);
+    double const share = double(ceil_div(steps, split));
+    double const step_ns = any_pixels_alone(tiles, split) ? (tf32 ? 412 : 347) : double(rounds) * (tf32 ? 614 : 479);
+    double ns = before + share * (step_ns + singly * (tf32 ? 30 : 102)) + double(rounds - 1) * (tf32 ? 971 : 2521) +
+                double(tiles * steps) * (tf32 ? 0.33 : 0.52) + double(blocks) * (tf32 ? 12.9 : 6.7) + bytes * 3e-5;
+    if (s.out.vector(p.dtype, 8) * size_of(p.dtype) < 8) ns += out * (tf32 ? 0.0013 : 0.0006);
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
   return best;

@@ -1,10 +1,10 @@
-// Small layers of 1x1 filters, all three ops, in channels_last without gaps or NCHW, whatever the channels and pixels
-// (16-bit types: even numbers of what lies side by side): a product of matrices in one launch,
+// Small layers of 1x1 filters, all three ops, in channels_last without gaps or NCHW, whatever the channels and pixels: a
+// product of matrices in one launch,
 //   out[m, n] = sum over k of a[m, k] * b[k, n]
 // where an operand's columns in memory are what is summed over, or its rows or columns of the result.
 //
-// A block computes a tile of 64 x 64 by mma.sync, a warp a quarter of it. All threads copy, 16 bytes at a time or, where
-// vectors do not lie so, 4 (cp.async), and an operand stays in shared memory as it lay in memory; fragments are loaded
+// A block computes a tile of 64 x 64 by mma.sync, a warp a quarter of it over half of the sums. All threads copy, 16 bytes at a time or, where
+// vectors do not lie so, 4 or 8 (cp.async), or single elements, and an operand stays in shared memory as it lay in memory; fragments are loaded
 // from either order, for the order of the sum is free. TF32 is rounded in registers.
 //
 // A split of the reduction is a cluster, as in tma_lean.cuh: its blocks send each other their sums, each adds some of
@@ -23,15 +23,16 @@ namespace conv2d_ext::any_pixels {
 
 using tma::Divisor;
 
-constexpr int kStages = 4;
-constexpr int kThreads = 128;
+constexpr int kMultiplying = 2 * kWarpgroup, kCopying = kWarpgroup, kThreads = kMultiplying + kCopying;
+constexpr int kMostStages = 10;
+constexpr int kUnitBytes = kWarpgroup * 16;  // of four sums of every thread of a group
 
 struct Operand {
   void const* from;
   int64_t step, image_step;  // elements
   Divisor image;             // columns of an image; all columns if there are no images
   int32_t rows, columns;
-  int32_t vectors;  // 16 bytes at a time
+  int32_t bytes, log_elements;  // that are copied at a time
 };
 struct Result {
   void* to;
@@ -47,8 +48,9 @@ struct Params {
   int32_t bias_rows;  // it belongs to the rows of the result
   int32_t M, N;
   int32_t steps, share;
+  int32_t stages;       // 4, 6 or 10
   uint32_t zero;        // which the compiler does not know
-  int32_t splits, per;  // blocks of a cluster; units of four sums that one adds
+  int32_t splits, per;  // blocks of a cluster: 1, 2, 4 or 8; units of a thread's sums that one adds
 };
 
 // An operand's part of a stage: `rows` of `columns` elements. along: its columns are what is summed over.
@@ -71,8 +73,11 @@ struct Copies {
 
   // first: where the tile begins; step: of the reduction.
   __device__ void begin(Operand const& o, int first, int step) {
-    int const elements = o.vectors ? 16 / int(sizeof(T)) : 4 / int(sizeof(T)), chunks = S::columns / elements;
-    int const chunk = int(threadIdx.x) % chunks * elements, of = int(threadIdx.x) / chunks;
+    constexpr int log_columns = S::columns == 64 ? 6 : 5;
+    static_assert(S::columns == 1 << log_columns);
+    int const log_chunks = log_columns - o.log_elements;
+    int const thread = int(threadIdx.x) % kCopying;
+    int const chunk = (thread & ((1 << log_chunks) - 1)) << o.log_elements, of = thread >> log_chunks;
     column = (along ? step * S::depth : first) + chunk, row = (along ? first : step * S::depth) + of;
     to = of * S::pitch + chunk * int(sizeof(T));
     place(o);
@@ -84,26 +89,39 @@ struct Copies {
   }
   template <int vector>
   __device__ void copy_vectors(Operand const& o, uint32_t stage) const {
-    constexpr int chunks = S::columns * int(sizeof(T)) / vector, at_once = kThreads / chunks;
-    static_assert(kThreads % chunks == 0 && S::rows % at_once == 0);
+    constexpr int chunks = S::columns * int(sizeof(T)) / vector, at_once = kCopying / chunks;
+    static_assert(kCopying % chunks == 0 && S::rows % at_once == 0);
     bool const exists = column < o.columns;
     int64_t const next = o.step * at_once;
     T const* at = from;
+    if constexpr (vector == 2) {
+      uint16_t v[S::rows / at_once];
 #pragma unroll
-    for (int i = 0; i < S::rows / at_once; ++i, at += next) {
-      bool const valid = exists && row + i * at_once < o.rows;
-      uint32_t const shared = stage + to + i * at_once * S::pitch;
-      if constexpr (vector == 16)
-        ptx::cp_async_16(shared, at, valid);
-      else
-        ptx::cp_async_ca<4>(shared, at, valid);
+      for (int i = 0; i < S::rows / at_once; ++i, at += next)
+        v[i] = exists && row + i * at_once < o.rows ? *reinterpret_cast<uint16_t const*>(at) : uint16_t(0);
+#pragma unroll
+      for (int i = 0; i < S::rows / at_once; ++i) ptx::st_shared_u16(stage + to + i * at_once * S::pitch, v[i]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < S::rows / at_once; ++i, at += next) {
+        bool const valid = exists && row + i * at_once < o.rows;
+        uint32_t const shared = stage + to + i * at_once * S::pitch;
+        if constexpr (vector == 16)
+          ptx::cp_async_16(shared, at, valid);
+        else
+          ptx::cp_async_ca<vector>(shared, at, valid);
+      }
     }
   }
   __device__ void copy(Operand const& o, uint32_t stage) {
-    if (o.vectors)
+    if (o.bytes == 16)
       copy_vectors<16>(o, stage);
-    else
+    else if (sizeof(T) == 2 && o.bytes == 8)
+      copy_vectors<8>(o, stage);
+    else if (o.bytes == 4)
       copy_vectors<4>(o, stage);
+    else if constexpr (sizeof(T) == 2)
+      copy_vectors<2>(o, stage);
     if (!along)
       row += S::depth, from += S::depth * o.step;
     else if (column += S::depth; o.image_step == 0)
@@ -207,36 +225,31 @@ __device__ inline void mma(float (&acc)[4], uint32_t const (&a)[4], uint32_t con
     ptx::mma_m16n8k16<T>(acc, a[0], a[1], a[2], a[3], b[0], b[1]);
 }
 
-// Eight units of four sums a thread: four columns of a row where fragments are loaded so, else two rows of two columns.
+// A thread's eight units of four sums: four columns of a row where fragments are loaded so, else two columns of two rows.
 template <class T, bool a_along, bool b_along>
 struct Units {
   static constexpr bool by_four = Places<T, a_along, b_along>::columns_by_four;
-  static __device__ void get(float const (&acc)[2][4][4], int u, float (&v)[4]) {
-    if constexpr (by_four) {
+  // All of a thread's units to shared memory.
+  static __device__ void put(float const (&acc)[2][4][4], uint32_t to) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) v[j] = acc[u / 4][j][u % 4];
-    } else {
+    for (int u = 0; u < 8; ++u) {
+      float v[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) v[i] = acc[u / 4][u % 4][i];
+      for (int j = 0; j < 4; ++j) v[j] = by_four ? acc[u / 4][j][u % 4] : acc[u / 4][u % 4][j];
+      ptx::st_shared_v4(to + u * kUnitBytes, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]),
+                                                        __float_as_uint(v[2]), __float_as_uint(v[3])));
     }
   }
 
   static __device__ void store(Params const& p, int u, float (&v)[4], int row0, int column0) {
+    int const i = u / 4, of = u % 4;
     Places<T, a_along, b_along> const places;
     constexpr int rows = by_four ? 1 : 2, columns = 4 / rows;
-    int const i = u / 4, of = u % 4;
     int const column = column0 + (by_four ? places.t * 8 + of % 2 * 4 : of * 8 + places.t * 2);
+    if (column >= p.N) return;
     T* const out = static_cast<T*>(p.out.to);
     T const* const bias = static_cast<T const*>(p.bias);
-    int64_t offset[columns];
     bool const whole = p.out.vector >= columns;
-#pragma unroll
-    for (int j = 0; j < columns; ++j) {
-      if (j > 0 && whole) break;
-      int rest = min(column + j, p.N - 1);
-      int64_t const n = p.out.image.divide(rest);
-      offset[j] = n * p.out.image_step + rest;
-    }
     if (bias != nullptr && !p.bias_rows) {
 #pragma unroll
       for (int j = 0; j < columns; ++j) {
@@ -248,7 +261,7 @@ struct Units {
 #pragma unroll
     for (int r = 0; r < rows; ++r) {
       int const m = row0 + places.row(i, by_four ? of / 2 : r);
-      if (m >= p.M || column >= p.N) continue;
+      if (m >= p.M) continue;
       if (bias != nullptr && p.bias_rows) {
         float const add = widen(bias[m * p.bias_stride]);
 #pragma unroll
@@ -256,18 +269,47 @@ struct Units {
       }
       T* const to = out + m * p.out.step;
       if (whole) {
+        int rest = column;
+        int64_t const n = p.out.image.divide(rest);
         Vector<T, columns> vector;
 #pragma unroll
         for (int j = 0; j < columns; ++j) vector.v[j] = narrow<T>(v[r * columns + j]);
-        *reinterpret_cast<Vector<T, columns>*>(to + offset[0]) = vector;
+        *reinterpret_cast<Vector<T, columns>*>(to + n * p.out.image_step + rest) = vector;
       } else {
 #pragma unroll
-        for (int j = 0; j < columns; ++j)
-          if (column + j < p.N) to[offset[j]] = narrow<T>(v[r * columns + j]);
+        for (int j = 0; j < columns; ++j) {
+          int rest = column + j;
+          int64_t const n = p.out.image.divide(rest);
+          if (column + j < p.N) to[n * p.out.image_step + rest] = narrow<T>(v[r * columns + j]);
+        }
       }
     }
   }
 };
+
+struct Barriers {
+  uint64_t full[kMostStages], empty[kMostStages], parts;
+};
+
+template <class T, bool a_along, bool b_along>
+__device__ void copy_all(Params const& p, Barriers& barriers, uint32_t ring, int begin, int count) {
+  using A = Part<T, 64, a_along>;
+  constexpr int stage_bytes = A::bytes + Part<T, 64, b_along>::bytes;
+  bool const singly = p.a.bytes == 2 || p.b.bytes == 2;
+  Copies<T, 64, a_along> copies_a;
+  Copies<T, 64, b_along> copies_b;
+  copies_a.begin(p.a, int(blockIdx.y) * 64, begin), copies_b.begin(p.b, int(blockIdx.x) * 64, begin);
+  ptx::griddepcontrol_wait();
+  Stage stage;
+#pragma unroll 1
+  for (int step = 0; step < count; ++step, stage.advance(p.stages)) {
+    ptx::mbarrier_wait(&barriers.empty[stage.index], stage.parity ^ 1);  // passes at once on the first trip
+    uint32_t const to = ring + stage.index * stage_bytes;
+    copies_a.copy(p.a, to), copies_b.copy(p.b, to + A::bytes);
+    ptx::cp_async_mbarrier_arrive_noinc(&barriers.full[stage.index]);
+    if (singly) ptx::mbarrier_arrive(&barriers.full[stage.index]);  // for what no cp.async has written
+  }
+}
 
 template <class T, bool a_along, bool b_along>
 __global__ void __launch_bounds__(kThreads, 2) product_kernel(__grid_constant__ Params const p) {
@@ -276,82 +318,88 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(__grid_constant__ 
   using U = Units<T, a_along, b_along>;
   constexpr int stage_bytes = A::bytes + B::bytes;
   extern __shared__ __align__(16) uint8_t dynamic[];
-  __shared__ uint64_t parts;
-  uint32_t const ring = ptx::shared_address(dynamic), bar = ptx::shared_address(&parts);
-  int const warp = warp_uniform(int(threadIdx.x) / 32), warp_m = warp / 2 * 32, warp_n = warp % 2 * 32;
+  __shared__ Barriers barriers;
+  uint32_t const ring = ptx::shared_address(dynamic), bar = ptx::shared_address(&barriers.parts);
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = warp_uniform(int(threadIdx.x) / 32 % 4);
+  int const warp_m = warp / 2 * 32, warp_n = warp % 2 * 32;
   int const row0 = int(blockIdx.y) * 64, column0 = int(blockIdx.x) * 64, rank = int(blockIdx.z);
   int const begin = rank * p.share, count = max(min(p.share, p.steps - begin), 0);
-  if (p.splits > 1) {
-    if (threadIdx.x == 0) {
-      ptx::mbarrier_init(&parts, 1);
+  if (threadIdx.x < 32) {
+    if (ptx::elect()) {
+#pragma unroll 1
+      for (int i = 0; i < p.stages; ++i) {
+        ptx::mbarrier_init(&barriers.full[i], kCopying << (p.a.bytes == 2 || p.b.bytes == 2));
+        ptx::mbarrier_init(&barriers.empty[i], kMultiplying / 32);
+      }
+      ptx::mbarrier_init(&barriers.parts, 1);
       ptx::fence_mbarrier_init();
-      ptx::mbarrier_arrive_expect_tx(bar, p.splits * max(min(p.per, 8 - rank * p.per), 0) * kThreads * 16);
     }
     __syncwarp();
-    ptx::barrier_cluster_arrive();
+    if (ptx::elect()) ptx::mbarrier_arrive_expect_tx(bar, 8 * kUnitBytes);
+  }
+  __syncthreads();
+  if (p.splits > 1) ptx::barrier_cluster_arrive();
+  if (group == 2) {
+    copy_all<T, a_along, b_along>(p, barriers, ring, begin, count);
+    if (p.splits > 1) ptx::barrier_cluster_wait();
+    return;
   }
   ptx::griddepcontrol_wait();
-  Copies<T, 64, a_along> copies_a;
-  Copies<T, 64, b_along> copies_b;
-  copies_a.begin(p.a, row0, begin), copies_b.begin(p.b, column0, begin);
-  auto copy_stage = [&](int step) {
-    if (step < count) {
-      uint32_t const to = ring + step % kStages * stage_bytes;
-      copies_a.copy(p.a, to), copies_b.copy(p.b, to + A::bytes);
-    }
-    ptx::cp_async_commit_group();
-  };
-#pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) copy_stage(i);
   float acc[2][4][4] = {};
+  Stage stage;
 #pragma unroll 1
-  for (int step = 0; step < count; ++step) {
-    ptx::cp_async_wait_group<kStages - 2>();
-    __syncthreads();
-    copy_stage(step + kStages - 1);
-    uint32_t const from_a = ring + step % kStages * stage_bytes, from_b = from_a + A::bytes;
+  for (int step = 0; step < count; ++step, stage.advance(p.stages)) {
+    uint32_t const from_a = ring + stage.index * stage_bytes, from_b = from_a + A::bytes;
+    ptx::mbarrier_wait(&barriers.full[stage.index], stage.parity);
 #pragma unroll
-    for (int k = 0; k < Fragments<T, a_along>::instructions; ++k) {
+    for (int i = 0; i < 2; ++i) {
+      int const k = group * 2 + i;
       uint32_t a[2][4], b[4][2];
       Fragments<T, a_along>::rows(a, from_a, warp_m, k, p.zero);
       Fragments<T, b_along>::columns(b, from_b, warp_n, k, p.zero);
+      if (i == 1) {  // an arrival waits for loads by a word that comes of them (give_back.cuh)
+        uint32_t const words = a[0][0] | a[1][3] | b[0][0] | b[1][1] | b[2][0] | b[3][1];
+        uint32_t const empty = ptx::shared_address(&barriers.empty[stage.index]) + (words & p.zero);
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(empty);
+      }
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
+      for (int m = 0; m < 2; ++m)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) mma<T>(acc[i][j], a[i], b[j]);
+        for (int n = 0; n < 4; ++n) mma<T>(acc[m][n], a[m], b[n]);
     }
   }
   ptx::griddepcontrol_launch_dependents();
-  if (p.splits == 1) {
-#pragma unroll
-    for (int u = 0; u < 8; ++u) {
-      float v[4];
-      U::get(acc, u, v);
-      U::store(p, u, v, row0 + warp_m, column0 + warp_n);
-    }
-    return;
-  }
-  // A thread's units go to the blocks that add them, to the thread of the same number there.
-  uint32_t const mine = ring + kStages * stage_bytes + int(threadIdx.x) * 16;
-  int const part_bytes = p.per * kThreads * 16;
-  ptx::barrier_cluster_wait();  // the others have set up their barriers
-  int to = 0, its = 0;
-#pragma unroll
-  for (int u = 0; u < 8; ++u, ++its) {
-    if (its == p.per) its = 0, ++to;
-    float v[4];
-    U::get(acc, u, v);
-    ptx::st_async_v4(ptx::mapa(mine + rank * part_bytes + its * (kThreads * 16), to), v, ptx::mapa(bar, to));
-  }
-  ptx::mbarrier_wait_cluster(bar, 0);
-  int const first = rank * p.per, last = min(first + p.per, 8);
+  ptx::bar_sync(1, kMultiplying);
+  int const thread = int(threadIdx.x) % kWarpgroup;
+  U::put(acc, ring + group * 8 * kUnitBytes + thread * 16);
+  ptx::bar_sync(1, kMultiplying);
+  // The parts of a unit's sums: of the two groups, or, once those are added, of the blocks of a cluster, to which a
+  // thread sends them, to threads of the same place in the tile.
+  uint32_t from = ring + thread * 16;
+  int first = 0, last = 8, parts_of = 2, part_bytes = 8 * kUnitBytes;
+  if (p.splits > 1) {
+    uint32_t const mine = ring + p.stages * stage_bytes + thread * 16;
+    ptx::barrier_cluster_wait();  // the others have set up their barriers
 #pragma unroll 1
-  for (int u = first; u < last; ++u) {
+    for (int u = group; u < 8; u += 2) {
+      uint4 const a = ptx::ld_shared_v4(from + u * kUnitBytes), b = ptx::ld_shared_v4(from + (8 + u) * kUnitBytes);
+      float const v[4] = {__uint_as_float(a.x) + __uint_as_float(b.x), __uint_as_float(a.y) + __uint_as_float(b.y),
+                          __uint_as_float(a.z) + __uint_as_float(b.z), __uint_as_float(a.w) + __uint_as_float(b.w)};
+      int const to = u / p.per, at = rank * p.per + u - to * p.per;
+      ptx::st_async_v4(ptx::mapa(mine + at * kUnitBytes, to), v, ptx::mapa(bar, to));
+    }
+    ptx::mbarrier_wait_cluster(bar, 0);
+    first = rank * p.per, last = first + p.per, parts_of = p.splits, part_bytes = p.per * kUnitBytes;
+    from = mine - first * kUnitBytes;
+  }
+#pragma unroll 1
+  for (int u = first + group; u < last; u += 2) {
     float sum[4] = {};
-    uint32_t from = mine + (u - first) * (kThreads * 16);
-#pragma unroll 4
-    for (int s = 0; s < p.splits; ++s, from += part_bytes) {
-      uint4 const v = ptx::ld_shared_v4(from);
+    uint32_t at = from + u * kUnitBytes;
+#pragma unroll 2
+    for (int i = 0; i < parts_of; ++i, at += part_bytes) {
+      uint4 const v = ptx::ld_shared_v4(at);
       sum[0] += __uint_as_float(v.x), sum[1] += __uint_as_float(v.y), sum[2] += __uint_as_float(v.z),
           sum[3] += __uint_as_float(v.w);
     }
@@ -362,16 +410,28 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(__grid_constant__ 
 // ---- host side
 
 inline Operand operand_of(Matrix const& m, void const* from, DType t) {
-  return {from,           m.step, m.image_step, Divisor(m.image > 0 ? m.image : max64(m.columns, 1)),
-          int32_t(m.rows), int32_t(m.columns), m.vector(t, 16) * size_of(t) == 16 ? 1 : 0};
+  int const vector = m.vector(t, 16), bytes = t == DType::f32 && vector < 4 ? 4 : vector * size_of(t);
+  int log = 0;
+  while (size_of(t) << log < bytes) ++log;
+  return {from,
+          m.step,
+          m.image_step,
+          Divisor(m.image > 0 ? m.image : max64(m.columns, 1)),
+          int32_t(m.rows),
+          int32_t(m.columns),
+          bytes,
+          log};
 }
 
 template <class T, bool a_along, bool b_along>
-cudaError_t start(Params const& p, cudaStream_t stream) {
+cudaError_t start(Params& p, cudaStream_t stream) {
   auto* const kernel = product_kernel<T, a_along, b_along>;
-  int const bytes = kStages * (Part<T, 64, a_along>::bytes + Part<T, 64, b_along>::bytes) +
-                    (p.splits > 1 ? p.splits * p.per * kThreads * 16 : 0);
-  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 112 * 1024))
+  // Two blocks share an SM where there are so many; else all that a block reads is on its way at once, if it fits.
+  bool const alone = any_pixels_alone(ceil_div(p.N, 64) * ceil_div(p.M, 64), p.splits);
+  p.stages = !alone || p.share < 4 ? 4 : p.share < 6 ? 6 : 10;
+  int const bytes = p.stages * (Part<T, 64, a_along>::bytes + Part<T, 64, b_along>::bytes) +
+                    (p.splits > 1 ? 8 * kUnitBytes : 0);
+  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024))
     return error;
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
