@@ -11,12 +11,12 @@ namespace conv2d_ext {
 
 constexpr bool is_any_pixels(Row const& row) { return row.family == Family::pixels && row.variant == Variant::any; }
 
-// An operand, or the result, as a matrix whose columns lie side by side in memory: channels of a pixel, or the pixels of
-// an image, `image` of them, before those of the next image.
+// An operand, or the result, as a matrix whose columns lie side by side in memory: channels of a pixel, or the pixels
+// of an image, `image` of them, before those of the next image.
 struct Matrix {
-  int64_t rows = 0, columns = 0, step = 0;   // elements from row to row
-  int64_t image = 0, image_step = 0;         // image == 0: all columns follow each other
-  int align = 1;                             // of its address, in bytes
+  int64_t rows = 0, columns = 0, step = 0;         // elements from row to row
+  int64_t image = 0, image_step = 0;               // image == 0: all columns follow each other
+  int align = 1;                                   // of its address, in bytes
   constexpr int vector(DType t, int most) const {  // elements that lie together wherever a vector begins
     int v = most / size_of(t);
     while (v > 1 && (columns % v != 0 || (rows > 1 && step % v != 0) || align % (v * size_of(t)) != 0 ||
@@ -29,7 +29,7 @@ struct Matrix {
 // out[m, n] = sum over k of a[m, k] * b[k, n]
 struct AnyPixels {
   bool fits = false;
-  bool lines = false;          // channels_last; else NCHW
+  bool lines = false;  // channels_last; else NCHW
   Matrix a, b, out;
   bool a_along = false, b_along = false;  // columns of the operand are what is summed over
   int64_t M = 0, N = 0, depth = 0;
@@ -48,8 +48,10 @@ struct AnyPixels {
     lines = flat(p.x, p.C, x_step) && flat(p.y, p.K, y_step);
     if (!lines && !(planes(p.x, p.C) && planes(p.y, p.K))) return;
     if ((p.C > 1 && p.w.c != 1) || (p.K > 1 && p.w.n <= 0)) return;
-    Matrix const x = lines ? Matrix{pixels, p.C, x_step, 0, 0, p.x_align} : Matrix{p.C, pixels, p.x.c, HW, p.x.n, p.x_align};
-    Matrix const y = lines ? Matrix{pixels, p.K, y_step, 0, 0, p.y_align} : Matrix{p.K, pixels, p.y.c, HW, p.y.n, p.y_align};
+    Matrix const x =
+        lines ? Matrix{pixels, p.C, x_step, 0, 0, p.x_align} : Matrix{p.C, pixels, p.x.c, HW, p.x.n, p.x_align};
+    Matrix const y =
+        lines ? Matrix{pixels, p.K, y_step, 0, 0, p.y_align} : Matrix{p.K, pixels, p.y.c, HW, p.y.n, p.y_align};
     Matrix const w{p.K, p.C, p.w.n, 0, 0, p.w_align};
     fits = true;
     switch (op) {
@@ -87,12 +89,10 @@ constexpr bool any_pixels_supports(Row const& row, Op op, Problem const& p) {
 }
 
 // Do the blocks of a launch have an SM each, and clusters fit at a time?
-constexpr bool any_pixels_alone(int64_t tiles, int split) {
-  return tiles <= (split == 1 ? 132 : lean_clusters(split));
-}
+constexpr bool any_pixels_alone(int64_t tiles, int split) { return tiles <= (split == 1 ? 132 : lean_clusters(split)); }
 
-// A step takes what a block waits for and, of operands that are not copied 16 bytes at a time, more; two blocks share an
-// SM. Fitted to the times of 4,900 choices of split, and lowered by what the other rows' estimates leave out of such
+// A step takes what a block waits for and, of operands that are not copied 16 bytes at a time, more; two blocks share
+// an SM. Fitted to the times of 4,900 choices of split, and lowered by what the other rows' estimates leave out of such
 // layers (docs/tuning.md).
 constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) {
   AnyPixels const s(op, p);
@@ -105,9 +105,15 @@ constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) 
   int64_t const tiles = ceil_div(s.M, row.tile_m) * ceil_div(s.N, row.tile_n), steps = any_pixels_steps(p, s);
   double const out = double(s.M) * double(s.N) * element;
   double const bytes = out + (double(s.M) + double(s.N)) * double(s.depth) * element;
-  double const before = s.lines ? (tf32 ? (op == Op::fprop ? 5400 : op == Op::dgrad ? 6400 : 4900)
-                                        : (op == Op::fprop ? 8000 : op == Op::dgrad ? 8500 : 9700))
-                                : (tf32 ? (op == Op::fprop ? 6400 : op == Op::dgrad ? 5900 : 5400)
+  double const before = s.lines ? (tf32 ? (op == Op::fprop   ? 5400
+                                           : op == Op::dgrad ? 6400
+                                                             : 4900)
+                                        : (op == Op::fprop   ? 8000
+                                           : op == Op::dgrad ? 8500
+                                                             : 9700))
+                                : (tf32 ? (op == Op::fprop   ? 6400
+                                           : op == Op::dgrad ? 5900
+                                                             : 5400)
                                         : (op == Op::wgrad ? 8700 : 7500));
   Estimate best;
   for (int split : {1, 2, 4, 8}) {

@@ -1,17 +1,17 @@
-// Small layers of 1x1 filters, all three ops, in channels_last without gaps or NCHW, whatever the channels and pixels: a
-// product of matrices in one launch,
+// Small layers of 1x1 filters, all three ops, in channels_last without gaps or NCHW, whatever the channels and pixels:
+// a product of matrices in one launch,
 //   out[m, n] = sum over k of a[m, k] * b[k, n]
 // where an operand's columns in memory are what is summed over, or its rows or columns of the result.
 //
-// A block computes a tile of 64 x 64 by mma.sync, a warp a quarter of it over half of the sums. All threads copy, 16 bytes at a time or, where
-// vectors do not lie so, 4 or 8 (cp.async), or single elements, and an operand stays in shared memory as it lay in memory; fragments are loaded
-// from either order, for the order of the sum is free. TF32 is rounded in registers.
+// A block computes a tile of 64 x 64 by mma.sync, a warp a quarter of it over half of the sums. All threads copy, 16
+// bytes at a time or, where vectors do not lie so, 4 or 8 (cp.async), or single elements, and an operand stays in
+// shared memory as it lay in memory; fragments are loaded from either order, for the order of the sum is free. TF32 is
+// rounded in registers.
 //
 // A split of the reduction is a cluster, as in tma_lean.cuh: its blocks send each other their sums, each adds some of
 // the tile in their order, and stores.
 #pragma once
 
-#include <cstdlib>
 #include <type_traits>
 
 #include "../core/pixels_any.h"
@@ -23,8 +23,7 @@ namespace conv2d_ext::any_pixels {
 
 using tma::Divisor;
 
-constexpr int kMultiplying = 2 * kWarpgroup, kCopying = kWarpgroup, kThreads = kMultiplying + kCopying;
-constexpr int kMostStages = 10;
+constexpr int kThreads = 256;
 constexpr int kUnitBytes = kWarpgroup * 16;  // of four sums of every thread of a group
 
 struct Operand {
@@ -76,8 +75,8 @@ struct Copies {
     constexpr int log_columns = S::columns == 64 ? 6 : 5;
     static_assert(S::columns == 1 << log_columns);
     int const log_chunks = log_columns - o.log_elements;
-    int const thread = int(threadIdx.x) % kCopying;
-    int const chunk = (thread & ((1 << log_chunks) - 1)) << o.log_elements, of = thread >> log_chunks;
+    int const chunk = (int(threadIdx.x) & ((1 << log_chunks) - 1)) << o.log_elements;
+    int const of = int(threadIdx.x) >> log_chunks;
     column = (along ? step * S::depth : first) + chunk, row = (along ? first : step * S::depth) + of;
     to = of * S::pitch + chunk * int(sizeof(T));
     place(o);
@@ -89,8 +88,8 @@ struct Copies {
   }
   template <int vector>
   __device__ void copy_vectors(Operand const& o, uint32_t stage) const {
-    constexpr int chunks = S::columns * int(sizeof(T)) / vector, at_once = kCopying / chunks;
-    static_assert(kCopying % chunks == 0 && S::rows % at_once == 0);
+    constexpr int chunks = S::columns * int(sizeof(T)) / vector, at_once = kThreads / chunks;
+    static_assert(kThreads % chunks == 0 && S::rows % at_once == 0);
     bool const exists = column < o.columns;
     int64_t const next = o.step * at_once;
     T const* at = from;
@@ -161,8 +160,10 @@ struct Fragments<float, along> {
     } else {
       uint32_t const at = from + (k * 8 + t * 2) * A::pitch + (first + g * 4) * 4;
       uint4 const low = ptx::ld_shared_v4(at), high = ptx::ld_shared_v4(at + A::pitch);
-      v[0][0] = rounded(low.x, zero), v[0][1] = rounded(low.y, zero), v[1][0] = rounded(low.z, zero), v[1][1] = rounded(low.w, zero);
-      v[0][2] = rounded(high.x, zero), v[0][3] = rounded(high.y, zero), v[1][2] = rounded(high.z, zero), v[1][3] = rounded(high.w, zero);
+      v[0][0] = rounded(low.x, zero), v[0][1] = rounded(low.y, zero), v[1][0] = rounded(low.z, zero),
+      v[1][1] = rounded(low.w, zero);
+      v[0][2] = rounded(high.x, zero), v[0][3] = rounded(high.y, zero), v[1][2] = rounded(high.z, zero),
+      v[1][3] = rounded(high.w, zero);
     }
   }
   static __device__ void columns(uint32_t (&v)[4][2], uint32_t from, int first, int k, uint32_t zero) {
@@ -176,8 +177,10 @@ struct Fragments<float, along> {
     } else {
       uint32_t const at = from + (k * 8 + t * 2) * A::pitch + (first + g * 4) * 4;
       uint4 const low = ptx::ld_shared_v4(at), high = ptx::ld_shared_v4(at + A::pitch);
-      v[0][0] = rounded(low.x, zero), v[1][0] = rounded(low.y, zero), v[2][0] = rounded(low.z, zero), v[3][0] = rounded(low.w, zero);
-      v[0][1] = rounded(high.x, zero), v[1][1] = rounded(high.y, zero), v[2][1] = rounded(high.z, zero), v[3][1] = rounded(high.w, zero);
+      v[0][0] = rounded(low.x, zero), v[1][0] = rounded(low.y, zero), v[2][0] = rounded(low.z, zero),
+      v[3][0] = rounded(low.w, zero);
+      v[0][1] = rounded(high.x, zero), v[1][1] = rounded(high.y, zero), v[2][1] = rounded(high.z, zero),
+      v[3][1] = rounded(high.w, zero);
     }
   }
   // What the conversion leaves, ptxas moves to other registers, once for every product that takes it; a sum's result it
@@ -225,7 +228,8 @@ __device__ inline void mma(float (&acc)[4], uint32_t const (&a)[4], uint32_t con
     ptx::mma_m16n8k16<T>(acc, a[0], a[1], a[2], a[3], b[0], b[1]);
 }
 
-// A thread's eight units of four sums: four columns of a row where fragments are loaded so, else two columns of two rows.
+// A thread's eight units of four sums: four columns of a row where fragments are loaded so, else two columns of two
+// rows.
 template <class T, bool a_along, bool b_along>
 struct Units {
   static constexpr bool by_four = Places<T, a_along, b_along>::columns_by_four;
@@ -287,30 +291,6 @@ struct Units {
   }
 };
 
-struct Barriers {
-  uint64_t full[kMostStages], empty[kMostStages], parts;
-};
-
-template <class T, bool a_along, bool b_along>
-__device__ void copy_all(Params const& p, Barriers& barriers, uint32_t ring, int begin, int count) {
-  using A = Part<T, 64, a_along>;
-  constexpr int stage_bytes = A::bytes + Part<T, 64, b_along>::bytes;
-  bool const singly = p.a.bytes == 2 || p.b.bytes == 2;
-  Copies<T, 64, a_along> copies_a;
-  Copies<T, 64, b_along> copies_b;
-  copies_a.begin(p.a, int(blockIdx.y) * 64, begin), copies_b.begin(p.b, int(blockIdx.x) * 64, begin);
-  ptx::griddepcontrol_wait();
-  Stage stage;
-#pragma unroll 1
-  for (int step = 0; step < count; ++step, stage.advance(p.stages)) {
-    ptx::mbarrier_wait(&barriers.empty[stage.index], stage.parity ^ 1);  // passes at once on the first trip
-    uint32_t const to = ring + stage.index * stage_bytes;
-    copies_a.copy(p.a, to), copies_b.copy(p.b, to + A::bytes);
-    ptx::cp_async_mbarrier_arrive_noinc(&barriers.full[stage.index]);
-    if (singly) ptx::mbarrier_arrive(&barriers.full[stage.index]);  // for what no cp.async has written
-  }
-}
-
 template <class T, bool a_along, bool b_along>
 __global__ void __launch_bounds__(kThreads, 2) product_kernel(__grid_constant__ Params const p) {
   using A = Part<T, 64, a_along>;
@@ -318,62 +298,70 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(__grid_constant__ 
   using U = Units<T, a_along, b_along>;
   constexpr int stage_bytes = A::bytes + B::bytes;
   extern __shared__ __align__(16) uint8_t dynamic[];
-  __shared__ Barriers barriers;
-  uint32_t const ring = ptx::shared_address(dynamic), bar = ptx::shared_address(&barriers.parts);
+  __shared__ uint64_t parts;
+  uint32_t const ring = ptx::shared_address(dynamic), bar = ptx::shared_address(&parts);
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = warp_uniform(int(threadIdx.x) / 32 % 4);
   int const warp_m = warp / 2 * 32, warp_n = warp % 2 * 32;
   int const row0 = int(blockIdx.y) * 64, column0 = int(blockIdx.x) * 64, rank = int(blockIdx.z);
   int const begin = rank * p.share, count = max(min(p.share, p.steps - begin), 0);
-  if (threadIdx.x < 32) {
-    if (ptx::elect()) {
-#pragma unroll 1
-      for (int i = 0; i < p.stages; ++i) {
-        ptx::mbarrier_init(&barriers.full[i], kCopying << (p.a.bytes == 2 || p.b.bytes == 2));
-        ptx::mbarrier_init(&barriers.empty[i], kMultiplying / 32);
-      }
-      ptx::mbarrier_init(&barriers.parts, 1);
-      ptx::fence_mbarrier_init();
+  if (p.splits > 1) {
+    if (threadIdx.x < 32) {
+      if (ptx::elect()) ptx::mbarrier_init(&parts, 1), ptx::fence_mbarrier_init();
+      __syncwarp();
+      if (ptx::elect()) ptx::mbarrier_arrive_expect_tx(bar, 8 * kUnitBytes);
     }
     __syncwarp();
-    if (ptx::elect()) ptx::mbarrier_arrive_expect_tx(bar, 8 * kUnitBytes);
+    ptx::barrier_cluster_arrive();
   }
-  __syncthreads();
-  if (p.splits > 1) ptx::barrier_cluster_arrive();
-  if (group == 2) {
-    copy_all<T, a_along, b_along>(p, barriers, ring, begin, count);
-    if (p.splits > 1) ptx::barrier_cluster_wait();
-    return;
-  }
+  Copies<T, 64, a_along> copies_a;
+  Copies<T, 64, b_along> copies_b;
+  copies_a.begin(p.a, row0, begin), copies_b.begin(p.b, column0, begin);
   ptx::griddepcontrol_wait();
   float acc[2][4][4] = {};
-  Stage stage;
+  int slot = 0, filled = 0;
+  auto copy_stage = [&] {
+    uint32_t const to = ring + filled * stage_bytes;
+    copies_a.copy(p.a, to), copies_b.copy(p.b, to + A::bytes);
+    if (++filled == p.stages) filled = 0;
+  };
 #pragma unroll 1
-  for (int step = 0; step < count; ++step, stage.advance(p.stages)) {
-    uint32_t const from_a = ring + stage.index * stage_bytes, from_b = from_a + A::bytes;
-    ptx::mbarrier_wait(&barriers.full[stage.index], stage.parity);
+  for (int step = 1 - p.stages; step < count; ++step) {
+    if (step >= 0) {
+      if (p.stages == 4)
+        ptx::cp_async_wait_group<2>();
+      else if (p.stages == 6)
+        ptx::cp_async_wait_group<4>();
+      else
+        ptx::cp_async_wait_group<8>();
+      __syncthreads();
+    }
+    bool const more = step + p.stages - 1 < count, early = group == 0 || step < 0;
+    if (more && early) copy_stage();
+    if (step < 0) {
+      ptx::cp_async_commit_group();
+      continue;
+    }
+    uint32_t const from_a = ring + slot * stage_bytes, from_b = from_a + A::bytes;
+    if (++slot == p.stages) slot = 0;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       int const k = group * 2 + i;
       uint32_t a[2][4], b[4][2];
       Fragments<T, a_along>::rows(a, from_a, warp_m, k, p.zero);
       Fragments<T, b_along>::columns(b, from_b, warp_n, k, p.zero);
-      if (i == 1) {  // an arrival waits for loads by a word that comes of them (give_back.cuh)
-        uint32_t const words = a[0][0] | a[1][3] | b[0][0] | b[1][1] | b[2][0] | b[3][1];
-        uint32_t const empty = ptx::shared_address(&barriers.empty[stage.index]) + (words & p.zero);
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(empty);
-      }
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
         for (int n = 0; n < 4; ++n) mma<T>(acc[m][n], a[m], b[n]);
     }
+    if (more && !early) copy_stage();  // so that some copy while others multiply
+    ptx::cp_async_commit_group();
   }
   ptx::griddepcontrol_launch_dependents();
-  ptx::bar_sync(1, kMultiplying);
+  __syncthreads();
   int const thread = int(threadIdx.x) % kWarpgroup;
   U::put(acc, ring + group * 8 * kUnitBytes + thread * 16);
-  ptx::bar_sync(1, kMultiplying);
+  __syncthreads();
   // The parts of a unit's sums: of the two groups, or, once those are added, of the blocks of a cluster, to which a
   // thread sends them, to threads of the same place in the tile.
   uint32_t from = ring + thread * 16;
@@ -429,8 +417,8 @@ cudaError_t start(Params& p, cudaStream_t stream) {
   // Two blocks share an SM where there are so many; else all that a block reads is on its way at once, if it fits.
   bool const alone = any_pixels_alone(ceil_div(p.N, 64) * ceil_div(p.M, 64), p.splits);
   p.stages = !alone || p.share < 4 ? 4 : p.share < 6 ? 6 : 10;
-  int const bytes = p.stages * (Part<T, 64, a_along>::bytes + Part<T, 64, b_along>::bytes) +
-                    (p.splits > 1 ? 8 * kUnitBytes : 0);
+  int const bytes =
+      p.stages * (Part<T, 64, a_along>::bytes + Part<T, 64, b_along>::bytes) + (p.splits > 1 ? 8 * kUnitBytes : 0);
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024))
     return error;
   cudaLaunchAttribute attributes[2]{};
@@ -450,16 +438,13 @@ template <Op op, DType dtype>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   AnyPixels const s(op, problem);
-  void const *x = args.a, *w = args.b, *y = args.a;
-  if (op == Op::wgrad) y = args.b;
+  bool const turned = op == Op::wgrad || !s.lines;  // y, x; or the filters, pixels
   Params p{};
-  p.a = operand_of(s.a, op == Op::wgrad ? y : s.lines ? args.a : w, dtype);
-  p.b = operand_of(s.b, op == Op::wgrad ? x : s.lines ? w : args.a, dtype);
+  p.a = operand_of(s.a, turned ? args.b : args.a, dtype), p.b = operand_of(s.b, turned ? args.a : args.b, dtype);
   p.out = {args.out, s.out.step, s.out.image_step, Divisor(s.out.image > 0 ? s.out.image : max64(s.out.columns, 1)),
            s.out.vector(dtype, dtype == DType::f32 ? 16 : 4)};
   p.bias = args.bias, p.bias_stride = args.bias_stride, p.bias_rows = s.lines ? 0 : 1;
   p.M = int32_t(s.M), p.N = int32_t(s.N), p.steps = int32_t(any_pixels_steps(problem, s)), p.splits = plan.split_k;
-  if (char const* e = getenv("ANY_SPLIT")) p.splits = atoi(e);
   p.share = int32_t(ceil_div(p.steps, p.splits)), p.per = int32_t(ceil_div(8, p.splits));
   if (s.a_along && s.b_along) return start<T, true, true>(p, stream);
   if constexpr (op != Op::wgrad)
