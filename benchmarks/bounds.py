@@ -144,6 +144,7 @@ ENTRIES = (
     Entry("pixels_few_wgrad", "pixels_few::add_parts", "wgrad", "L22", "tf32", "nhwc", "pixels_wgrad"),
     Entry("pixels_lines", "pixel_lines::kernel", "fprop", dense(64, 116, 28, 116, 1), "fp16", "nhwc", "pixels"),
     Entry("pixels_lines", "pixel_lines::kernel", "dgrad", dense(64, 116, 28, 116, 1), "fp16", "nhwc", "pixels"),
+    Entry("pixels_any", "any_pixels::product_kernel", "dgrad", dense(1, 1024, 14, 256, 1), "tf32", "nhwc", "any"),
     Entry("pixels_sums", "pixel_sums::main_kernel", "wgrad", dense(64, 116, 28, 116, 1), "fp16", "nhwc", "pixels"),
     Entry("tma_strict", "strict::strict_kernel", "fprop", "L04", "fp32", "nhwc", "tma_strict.*128x128"),
     Entry("tma_strict", "strict::strict_kernel", "fprop", "L06", "fp32", "nhwc", "tma_strict.*128x64"),

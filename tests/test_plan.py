@@ -654,13 +654,32 @@ def test_pointwise_layers_in_tf32_take_pixels_rows_in_nchw(op: str) -> None:
         assert ROWS[ask(op, case, torch.float32, "nchw", allow_tf32=True)[0]].startswith(f"pixels_{op}_f32_"), case
         if min(C, K) > 32:
             assert not ROWS[ask(op, case, torch.float32, "nchw")[0]].startswith("pixels_"), case
-            assert not ROWS[ask(op, case, torch.float32, "nhwc", allow_tf32=True)[0]].startswith("pixels_"), case
+            assert not ROWS[ask(op, case, torch.float32, "nhwc", allow_tf32=True)[0]].endswith("_nchw"), case
     for case in (
         Case("pixels", 32, 64, 13, 13, 128, 1, 1),
         Case("stride", 32, 64, 56, 56, 128, 1, 1, (2, 2)),
         Case("3x3", 32, 64, 56, 56, 128, 3, 3, padding=(1, 1)),
     ):
-        assert not ROWS[ask(op, case, torch.float32, "nchw", allow_tf32=True)[0]].startswith("pixels_"), case
+        assert not ROWS[ask(op, case, torch.float32, "nchw", allow_tf32=True)[0]].endswith("_nchw"), case
+
+
+def test_small_1x1_layers_take_one_launch_whatever_their_channels() -> None:
+    """Without packing, turned filters or a second pass; larger layers and those that lean takes as they are do not."""
+    squeeze, deep = Case("squeeze", 32, 10, 1, 1, 240, 1, 1), Case("deep", 1, 1024, 14, 14, 256, 1, 1)
+    small, large = Case("small", 6, 256, 7, 7, 128, 1, 1), Case("large", 32, 256, 56, 56, 256, 1, 1)
+    for op, layout in itertools.product(OPS, ("nchw", "nhwc")):
+        layers = [(squeeze, torch.float32)]
+        if (op, layout) != ("fprop", "nhwc"):
+            layers.append((deep, torch.float32))
+        if op != "wgrad" and layout == "nchw":
+            layers.append((small, torch.float16))
+        for case, dtype in layers:
+            row, _, workspace, *_ = ask(op, case, dtype, layout, allow_tf32=True)
+            assert re.match(f"pixels_{op}_.*_any$", ROWS[row]) and workspace == 0, (op, layout, case)
+        for dtype in (torch.float32, torch.bfloat16):
+            assert not ROWS[ask(op, large, dtype, layout, allow_tf32=True)[0]].endswith("_any"), (op, layout)
+    strict = ask("fprop", squeeze, torch.float32, "nhwc")[0]
+    assert not ROWS[strict].startswith("pixels_")
 
 
 def test_pointwise_layers_between_few_channels_in_float32_stay_in_place() -> None:

@@ -16,6 +16,7 @@
 #include "patch.h"
 #include "pixel_lines.h"
 #include "pixels.h"
+#include "pixels_any.h"
 #include "pixels_few.h"
 #include "plain.h"
 #include "planes.h"
@@ -96,6 +97,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && stem_supports(row, op, p, h200_sxm);
     case Family::pixels:
       if (is_few_pixels(row)) return hopper && few_pixels_supports(row, op, p);
+      if (is_any_pixels(row)) return hopper && any_pixels_supports(row, op, p);
       return hopper && (is_nhwc(row.variant) ? pixel_lines_supports(row, p) : pixels_supports(row, op, p));
   }
   return false;
@@ -301,6 +303,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     }
     case Family::pixels:
       if (is_few_pixels(row)) return few_pixels_estimate(row, op, p);
+      if (is_any_pixels(row)) return any_pixels_estimate(row, op, p);
       return is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d) : pixels_estimate(row, op, p, d);
   }
   return {};
@@ -333,6 +336,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       return stem_workspace_bytes(op, row, p, h200_sxm);
     case Family::pixels:
       if (is_few_pixels(row)) return few_pixels_workspace_bytes(row, op, p);
+      if (is_any_pixels(row)) return 0;
       if (is_nhwc(row.variant)) return op == Op::wgrad ? PixelSums(row, p).workspace_bytes(row) : 0;
       return pixels_workspace_bytes(row, op, p);
     case Family::igemm:

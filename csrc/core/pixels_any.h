@@ -1,0 +1,132 @@
+// pixels_any.cuh: small layers of 1x1 filters in either layout, whatever their channels, in one launch. What its rows
+// take and cost, and what the launcher shares with the planner.
+#pragma once
+
+#include <cstdint>
+
+#include "lean.h"
+#include "row.h"
+
+namespace conv2d_ext {
+
+constexpr bool is_any_pixels(Row const& row) { return row.family == Family::pixels && row.variant == Variant::any; }
+
+// An operand, or the result, as a matrix whose columns lie side by side in memory: channels of a pixel, or the pixels
+// of an image, `image` of them, before those of the next image.
+struct Matrix {
+  int64_t rows = 0, columns = 0, step = 0;         // elements from row to row
+  int64_t image = 0, image_step = 0;               // image == 0: all columns follow each other
+  int align = 1;                                   // of its address, in bytes
+  constexpr int vector(DType t, int most) const {  // elements that lie together wherever a vector begins
+    int v = most / size_of(t);
+    while (v > 1 && (columns % v != 0 || (rows > 1 && step % v != 0) || align % (v * size_of(t)) != 0 ||
+                     (image > 0 && (image % v != 0 || image_step % v != 0))))
+      v /= 2;
+    return v;
+  }
+};
+
+// out[m, n] = sum over k of a[m, k] * b[k, n]
+struct AnyPixels {
+  bool fits = false;
+  bool lines = false;  // channels_last; else NCHW
+  Matrix a, b, out;
+  bool a_along = false, b_along = false;  // columns of the operand are what is summed over
+  int64_t M = 0, N = 0, depth = 0;
+
+  constexpr AnyPixels(Op op, Problem const& p) {
+    int64_t const HW = p.H * p.W, pixels = p.N * HW;
+    auto flat = [&](Strides const& s, int64_t channels, int64_t& step) {
+      step = p.W > 1 ? s.w : p.H > 1 ? s.h : s.n;
+      return (channels == 1 || s.c == 1) && (pixels == 1 || step > 0) && (p.W == 1 || s.w == step) &&
+             (p.H == 1 || s.h == p.W * step) && (p.N == 1 || s.n == HW * step);
+    };
+    auto planes = [&](Strides const& s, int64_t channels) {
+      return (p.W == 1 || s.w == 1) && (p.H == 1 || s.h == p.W) && (channels == 1 || s.c > 0) && (p.N == 1 || s.n > 0);
+    };
+    int64_t x_step = 0, y_step = 0;
+    lines = flat(p.x, p.C, x_step) && flat(p.y, p.K, y_step);
+    if (!lines && !(planes(p.x, p.C) && planes(p.y, p.K))) return;
+    if ((p.C > 1 && p.w.c != 1) || (p.K > 1 && p.w.n <= 0)) return;
+    Matrix const x =
+        lines ? Matrix{pixels, p.C, x_step, 0, 0, p.x_align} : Matrix{p.C, pixels, p.x.c, HW, p.x.n, p.x_align};
+    Matrix const y =
+        lines ? Matrix{pixels, p.K, y_step, 0, 0, p.y_align} : Matrix{p.K, pixels, p.y.c, HW, p.y.n, p.y_align};
+    Matrix const w{p.K, p.C, p.w.n, 0, 0, p.w_align};
+    fits = true;
+    switch (op) {
+      case Op::fprop:
+        a = lines ? x : w, b = lines ? w : x, out = y, a_along = true, b_along = lines;
+        M = lines ? pixels : p.K, N = lines ? p.K : pixels, depth = p.C;
+        return;
+      case Op::dgrad:
+        a = lines ? y : w, b = lines ? w : y, out = x, a_along = lines, b_along = false;
+        M = lines ? pixels : p.C, N = lines ? p.C : pixels, depth = p.K;
+        return;
+      case Op::wgrad:
+        a = y, b = x, out = w, a_along = b_along = !lines;
+        M = p.K, N = p.C, depth = pixels;
+        return;
+    }
+  }
+};
+
+constexpr int64_t any_pixels_steps(Problem const& p, AnyPixels const& s) {
+  return ceil_div(s.depth, 128 / size_of(p.dtype));
+}
+
+constexpr bool any_pixels_supports(Row const& row, Op op, Problem const& p) {
+  if (p.dtype == DType::f32 && !p.allow_tf32) return false;
+  if (p.R != 1 || p.S != 1 || p.groups != 1 || p.P() != p.H || p.Q() != p.W) return false;
+  if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
+  if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
+  // Small ones: what 32 bits count, and sums that are not cut off often.
+  if (double(p.N) * double(p.H) * double(p.W) > 1e6 || p.C > 65536 || p.K > 65536) return false;
+  if (op == Op::wgrad && double(p.N) * double(p.H) * double(p.W) > 6144) return false;
+  AnyPixels const s(op, p);
+  if (!s.fits) return false;
+  return ceil_div(s.M, row.tile_m) < 65536;
+}
+
+// Do the blocks of a launch have an SM each, and clusters fit at a time?
+constexpr bool any_pixels_alone(int64_t tiles, int split) { return tiles <= (split == 1 ? 132 : lean_clusters(split)); }
+
+// A step takes what a block waits for and, of operands that are not copied 16 bytes at a time, more; two blocks share
+// an SM. Fitted to the times of 4,900 choices of split, and lowered by what the other rows' estimates leave out of such
+// layers (docs/tuning.md).
+constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) {
+  AnyPixels const s(op, p);
+  bool const tf32 = p.dtype == DType::f32;
+  auto slow = [&](Matrix const& m) {
+    int const bytes = m.vector(p.dtype, 16) * size_of(p.dtype);
+    return bytes == 16 ? 0 : bytes == 8 && !tf32 ? 1 : bytes >= 4 ? 2 : 6;
+  };
+  double const singly = slow(s.a) + slow(s.b), element = size_of(p.dtype);
+  int64_t const tiles = ceil_div(s.M, row.tile_m) * ceil_div(s.N, row.tile_n), steps = any_pixels_steps(p, s);
+  double const out = double(s.M) * double(s.N) * element;
+  double const bytes = out + (double(s.M) + double(s.N)) * double(s.depth) * element;
+  double const before = s.lines ? (tf32 ? (op == Op::fprop   ? 5400
+                                           : op == Op::dgrad ? 6400
+                                                             : 4900)
+                                        : (op == Op::fprop   ? 8000
+                                           : op == Op::dgrad ? 8500
+                                                             : 9700))
+                                : (tf32 ? (op == Op::fprop   ? 6400
+                                           : op == Op::dgrad ? 5900
+                                                             : 5400)
+                                        : (op == Op::wgrad ? 8700 : 7500));
+  Estimate best;
+  for (int split : {1, 2, 4, 8}) {
+    if (split > 1 && steps < 2 * split) continue;
+    int64_t const blocks = tiles * split, rounds = ceil_div(blocks, 264);
+    double const share = double(ceil_div(steps, split));
+    double const step_ns = any_pixels_alone(tiles, split) ? (tf32 ? 412 : 347) : double(rounds) * (tf32 ? 614 : 479);
+    double ns = before + share * (step_ns + singly * (tf32 ? 30 : 102)) + double(rounds - 1) * (tf32 ? 971 : 2521) +
+                double(tiles * steps) * (tf32 ? 0.33 : 0.52) + double(blocks) * (tf32 ? 12.9 : 6.7) + bytes * 3e-5;
+    if (s.out.vector(p.dtype, 8) * size_of(p.dtype) < 8) ns += out * (tf32 ? 0.0013 : 0.0006);
+    if (best.ns == 0 || ns < best.ns) best = {ns, split};
+  }
+  return best;
+}
+
+}  // namespace conv2d_ext
