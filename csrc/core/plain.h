@@ -76,8 +76,8 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
   PlainRuns best, t;
   if (!runs_problem(p)) return best;
   t.quads = ceil_div(y_pitch, 8);
-  // Cycles of a quarter of an SM for a product, as measured; of jobs of 16 channels.
-  double const product_16 = stride == 2 ? (size == 2 ? 13 : 10) : size == 2 ? 10 : strict ? 8 : 8.5;
+  // Cycles of a quarter of an SM for a product of jobs of 16 channels, as measured.
+  double const product_16 = stride == 2 ? (size == 2 ? 12 : strict ? 11 : 13) : size == 2 ? 9.8 : 8;
   for (t.blocks_k = 1; t.blocks_k <= (strict ? 2 : 4); t.blocks_k *= 2) {
     t.blocks_c = t.blocks_k == 1 ? 1 : 2;
     double const product = t.blocks_k == 1 ? 6.8 : product_16;
@@ -119,21 +119,24 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
               }
               if (t.stages == 0) continue;
               // Cycles of an SM for a tile: products, or what a warp takes from row to row, or its bytes.
-              double const steps = double(ceil_div(ceil_div(columns, 4), t.shares)) * (double(t.rows) + 0.2);
+              double const steps = double(ceil_div(ceil_div(columns, 4), t.shares)), rows = double(t.rows) + 0.2;
               double const work = double(products) * product, alone = work + 100;
-              double busy = steps * work * double(ceil_div(t.warps(), 4));
-              if (steps * alone > busy) busy = steps * alone;
+              double busy = steps * (rows * work + 330) * double(ceil_div(t.warps(), 4));
+              if (steps * (rows * alone + 330) > busy) busy = steps * (rows * alone + 330);
               double const bytes = double(t.images) * double(t.x_channels * min64(x_rows, p.H) * x_pitch +
                                                              t.y_channels * t.rows * y_pitch);
               double const copies = bytes / 16;
               double each = (busy > copies ? busy : copies) + 400;
               if (t.stages == 1) each = busy + copies + 2500;
+              // Shares are added by one of them.
+              double const together = t.shares > 1 ? double((t.shares - 1) * sums / t.warps()) / 25 + 800 : 0;
               for (int64_t rounds = 1; rounds <= 2; ++rounds) {
                 t.splits = min64(t.tiles, max64(1, rounds * d.sm_count / t.places));
                 double const partial = double(units) * double(C * K) * 36 * double(t.splits);
                 if (t.splits > 1 && partial > double(kMaxWorkspaceBytes)) continue;
                 double const waves = double(ceil_div(t.places * t.splits, d.sm_count));
-                t.cycles = waves * (double(ceil_div(t.tiles, t.splits)) * each + copies + 1500) + partial / 1400;
+                t.cycles =
+                    waves * (double(ceil_div(t.tiles, t.splits)) * each + copies + together + 1500) + partial / 1400;
                 if (best.cycles == 0 || t.cycles < best.cycles) best = t;
               }
             }
