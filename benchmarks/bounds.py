@@ -171,6 +171,8 @@ ENTRIES = (
     Entry("grouped_turned", "turned::prepare_kernel", "fprop", "L17", "tf32", "nchw", "grouped.*128x256_nchw"),
     Entry("grouped_turned", "turned::turned_kernel", "fprop", "L17", "tf32", "nchw", "grouped.*128x256_nchw"),
     Entry("grouped_turned", "turned::turned_kernel", "dgrad", "L18", "fp16", "nchw", "grouped.*128x256_nchw"),
+    Entry("grouped_plain", "plain::rows_kernel", "fprop", "L15", "fp16", "nchw", "grouped.*32x64_nchw"),
+    Entry("grouped_plain", "plain::rows_kernel", "dgrad", "L15", "tf32", "nchw", "grouped.*32x64_nchw"),
     Entry("grouped_plain_wgrad", "plain::sums_kernel", "wgrad", "L15", "tf32", "nchw", "grouped.*16x64_nchw"),
     Entry("grouped_plain_wgrad", "plain::add_kernel", "wgrad", "L15", "tf32", "nchw", "grouped.*16x64_nchw"),
     Entry("grouped_lines", "grouped::lines_kernel", "fprop", "L15", "fp16", "nhwc", "lines"),

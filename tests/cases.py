@@ -353,6 +353,7 @@ CASES: tuple[Case, ...] = (
     # images of whole vectors of pixels, rows that begin within one, and more tiles than blocks
     Case("groups8_of_8_28_columns", 3, 64, 26, 28, 64, 3, 3, padding=(1, 1), groups=8, edge=True),
     Case("groups4_of_16_28_columns_stride2", 2, 64, 18, 28, 64, 3, 3, (2, 2), (1, 1), groups=4),
+    Case("groups2_of_16_14_columns_stride2", 3, 32, 14, 14, 32, 3, 3, (2, 2), (1, 1), groups=2),
     Case("groups8_of_8_several_images", 11, 64, 8, 7, 64, 3, 3, padding=(1, 1), groups=8),
     Case("groups132_of_8_stride2_many_tiles", 4, 1056, 18, 34, 1056, 3, 3, (2, 2), (1, 1), groups=132),
     # NCHW in place: rows of even length whose channels begin anywhere; wgrad in halves of lines

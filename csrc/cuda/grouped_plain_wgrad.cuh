@@ -1,16 +1,22 @@
 // wgrad of groups over NCHW, 3x3 filters of stride 1 or 2: pixels are what is summed over, and they are contiguous in
 // both x and y, as mma.sync wants its operands. So nothing is turned: rows lie in shared memory as they do in memory,
-// with zeros between them, and a lane reads four pixels of a row of y (float32: two) and, for the three taps of a row
-// of the filter, those beside them in x.
+// and a lane reads four pixels of a row of y (float32: two) and, for the three taps of a row of the filter, those
+// beside them in x.
 //
-// A warp has a job: 16 channels (rows; or two taps of 8) by 8 to 24 filters (columns), all nine taps, whose sums stay
+// A tile's rows of a channel are one run of memory, those of whole images several channels'; a warp has the copy engine
+// bring them. So nothing lies between rows: a lane at the border of the image puts zeros in what it loads, rows above
+// and below the image are left out, and lanes behind the last column read zeros.
+//
+// A warp has a job: 16 channels (rows; or two taps of 8) by 8 to 32 filters (columns), all nine taps, whose sums stay
 // in registers. It walks down the rows of a tile: each row of x meets three rows of y (with stride 2 each row of y
-// three rows of x). Blocks share the tiles, and a second kernel adds their sums in order. Zeros meet whatever x has
+// three rows of x). Blocks share the tiles, and a second kernel adds their sums in order. Strict float32 splits its
+// operands into two TF32 parts, three products, and adds the sums of eight rows to the total. Zeros meet whatever x has
 // there: sums that are NaN are made again, product by product.
 #pragma once
 
 #include "../core/plain.h"
 #include "dependent.cuh"
+#include "give_back.cuh"
 #include "grouped_tile.cuh"
 #include "launch.h"
 #include "ptx.cuh"
@@ -20,94 +26,90 @@ namespace conv2d_ext::plain {
 
 constexpr int kTaps = 9;
 
-struct Side {
+struct Tensor {
   void const* data;
-  int64_t image;                // elements from image to image
-  int channels, H, W;           // of the tensor
-  int rows, images;             // of a tile
-  int piece, chunks;            // bytes that are copied at once; such pieces of a row
-  uint32_t per_row, per_image;  // for divisions by chunks, by rows
-  int pitch, channel;           // bytes from row to row, channel to channel
-  int of_block, step, low;      // channels of a block; rows of the image from tile to tile, above the first
+  int64_t image;  // elements from image to image
+  int H, W;
 };
 
+// What both kernels take.
 struct Params {
-  Side x, y;
+  Tensor x, y;
   void* out;
   float2* sums;  // [unit][8 channels][8 filters][split][tap][lane], pairs of filters
   int64_t w_n, w_c, w_h, w_w;
   int N, P, Q, C_unit, K_unit, C_group, K_group;  // of a unit, of a group
+  int splits, stride;
+};
+
+struct RunSide {
+  char const* data;
+  int64_t image, plane;  // bytes from image to image, channel to channel
+  int channels, H, pitch, together;
+  int of_block, step, low;   // channels of a block; rows of the image from tile to tile, above the first output's
+  int lead, run_image, run;  // of a run in shared memory, as in PlainRun
+};
+
+struct RunParams {
+  Params add;
+  RunSide x, y;
   int units, jobs_c, jobs_k, shares, chunks_c, chunks_k;
-  int rows, images, quads, tiles_h, tiles, splits, stride;
+  int rows, images, quads, tiles_h, tiles;  // quads: 8 bytes of a row of y
   int stage_bytes, stages, y_at;
 };
 
-// By a divisor of which `magic` is 2^32 over it, rounded up; 0: by one.
-__device__ inline int divide(int i, uint32_t magic) { return magic == 0 ? i : int(__umulhi(uint32_t(i), magic)); }
+// How a row of a side is loaded: 8 bytes and more at once, words, or halves of words, which are moved into place.
+enum Loads { kVectors, kWords, kHalves };
 
-// A tile's rows of the block's channels, in pieces of kBytes; those outside of the image are zeros.
-template <int kBytes>
-__device__ void copy_pieces(Side const& s, int size, uint32_t to, int first, int n0, int tile_h, int N) {
-  int const warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
-  int const pieces = s.images * s.rows * s.chunks, count = min(s.of_block, s.channels - first);
-  int const plane = s.H * s.W * size, h0 = tile_h * s.step - s.low;
-  for (int j = lane; j < pieces; j += 32) {
-    int const row = divide(j, s.per_row), image = divide(row, s.per_image);
-    int const h = h0 + row - image * s.rows, chunk = j - row * s.chunks;
-    bool const exists = n0 + image < N && unsigned(h) < unsigned(s.H);
-    char const* from = static_cast<char const*>(s.data) + (exists ? (n0 + image) * s.image + h * s.W : 0) * size +
-                       int64_t(first + warp) * plane + chunk * kBytes;
-    uint32_t at = to + row * s.pitch + chunk * kBytes + warp * s.channel;
-    if constexpr (kBytes == 2) {
-      constexpr int together = 4;
-      for (int c = warp; c < count; c += warps * together) {
-        uint16_t v[together];
-#pragma unroll
-        for (int i = 0; i < together; ++i)
-          v[i] = exists && c + i * warps < count
-                     ? __ldg(reinterpret_cast<unsigned short const*>(from + int64_t(i) * warps * plane))
-                     : uint16_t(0);
-#pragma unroll
-        for (int i = 0; i < together; ++i)
-          if (c + i * warps < count) ptx::st_shared_u16(at + i * warps * s.channel, v[i]);
-        from += int64_t(together) * warps * plane, at += together * warps * s.channel;
-      }
-    } else {
-      for (int c = warp; c < count; c += warps) {
-        if constexpr (kBytes == 16)
-          ptx::cp_async_16(at, from, exists);
-        else
-          ptx::cp_async_ca<kBytes>(at, from, exists);
-        from += int64_t(warps) * plane, at += warps * s.channel;
-      }
-    }
-  }
+// What a lane's words of a row are anded with, so that nothing is left of columns outside of the image.
+struct Borders {
+  uint32_t x[5], y[2];
+};
+
+// Of a word's columns, from `column` on, those within a row.
+template <int each>
+__device__ inline uint32_t inside(int column, int width) {
+  uint32_t const first = unsigned(column) < unsigned(width) ? (each == 1 ? ~0u : 0xffffu) : 0;
+  return each == 1 ? first : first | (unsigned(column + 1) < unsigned(width) ? 0xffff0000u : 0);
 }
 
-__device__ inline void copy(Side const& s, int size, uint32_t to, int first, int n0, int tile_h, int N) {
-  if (s.piece == 16)
-    copy_pieces<16>(s, size, to, first, n0, tile_h, N);
-  else if (s.piece == 8)
-    copy_pieces<8>(s, size, to, first, n0, tile_h, N);
-  else if (s.piece == 4)
-    copy_pieces<4>(s, size, to, first, n0, tile_h, N);
-  else
-    copy_pieces<2>(s, size, to, first, n0, tile_h, N);
-}
-
-// The sums of a warp's job. What a lane reads of a row of x is asked for a row ahead.
-template <class T, int stride, int blocks_c, int blocks_k>
-struct Job {
+template <class T, int parts, int stride, int blocks_c, int blocks_k, Loads how>
+struct Walk {
   static constexpr bool f32 = std::is_same_v<T, float>;
   static constexpr int tiles = blocks_c == 2 ? 3 : 2;  // of a row of the filter
+  static constexpr int loads = stride == 1 ? 4 : 5;    // words of a row of x
+  static constexpr bool x_halves = how == kHalves && stride == 1, y_halves = how == kHalves;
+  static constexpr int count = 3 * tiles * blocks_k * 4;
+  static_assert(how != kHalves || !f32);
   float d[3][tiles][blocks_k][4];
-  uint32_t x[blocks_c][stride == 1 ? 4 : 5], y[blocks_k][2];
+  uint32_t x[blocks_c][loads + x_halves], y[blocks_k][2 + y_halves];
 
-  __device__ void load_x(uint32_t at, uint32_t block) {
+  __device__ void clear() {
 #pragma unroll
-    for (int c = 0; c < blocks_c; ++c, at += block) {
+    for (int i = 0; i < count; ++i) (&d[0][0][0][0])[i] = 0;
+  }
+
+  // A place that a lane reads from, the way to the next row and to the next block of 8 channels; how the words of the
+  // row that is taken next are moved (the bytes of two of them), and what that changes by from row to row.
+  struct Lane {
+    uint32_t at, pitch, block, bytes, change;
+    __device__ Lane(uint32_t at, uint32_t pitch, uint32_t block)
+        : at(at),
+          pitch(pitch),
+          block(block),
+          bytes(at & 2 ? 0x5432 : 0x3210),
+          change(pitch & 2 ? 0x5432 ^ 0x3210 : 0) {}
+  };
+
+  __device__ void load_x(Lane const& from) {
+    uint32_t at = x_halves ? from.at & ~3u : from.at;
+#pragma unroll
+    for (int c = 0; c < blocks_c; ++c, at += from.block) {
       x[c][0] = ptx::ld_shared(at - 4);
-      if constexpr (stride == 1) {
+      if constexpr (how != kVectors) {
+#pragma unroll
+        for (int i = 1; i < loads + x_halves; ++i) x[c][i] = ptx::ld_shared(at + i * 4 - 4);
+      } else if constexpr (stride == 1) {
         uint2 const v = ptx::ld_shared_v2(at);
         x[c][1] = v.x, x[c][2] = v.y, x[c][3] = ptx::ld_shared(at + 8);
       } else {
@@ -117,188 +119,320 @@ struct Job {
     }
   }
 
-  __device__ void load_y(uint32_t at, uint32_t block) {
+  __device__ void load_y(Lane const& from) {
+    uint32_t at = y_halves ? from.at & ~3u : from.at;
 #pragma unroll
-    for (int k = 0; k < blocks_k; ++k, at += block) {
-      uint2 const v = ptx::ld_shared_v2(at);
-      y[k][0] = v.x, y[k][1] = v.y;
+    for (int k = 0; k < blocks_k; ++k, at += from.block) {
+      if constexpr (how != kVectors) {
+#pragma unroll
+        for (int i = 0; i < 2 + y_halves; ++i) y[k][i] = ptx::ld_shared(at + i * 4);
+      } else {
+        uint2 const v = ptx::ld_shared_v2(at);
+        y[k][0] = v.x, y[k][1] = v.y;
+      }
     }
   }
 
-  __device__ void take_y(uint32_t (&to)[blocks_k][2]) const {
+  __device__ void next_x(Lane& from) { from.at += from.pitch, load_x(from); }
+  __device__ void next_y(Lane& from) { from.at += from.pitch, load_y(from); }
+
+  __device__ static void take(uint32_t raw, uint32_t (&part)[parts]) { grouped::split<T, parts>(raw, part); }
+
+  __device__ void take_y(uint32_t (&to)[parts][blocks_k][2], Lane& of, Borders const& m) const {
 #pragma unroll
     for (int k = 0; k < blocks_k; ++k)
 #pragma unroll
-      for (int i = 0; i < 2; ++i) to[k][i] = f32 ? ptx::cvt_rn_tf32(__uint_as_float(y[k][i])) : y[k][i];
+      for (int i = 0; i < 2; ++i) {
+        uint32_t word = y[k][i], part[parts];
+        if constexpr (y_halves) word = __byte_perm(word, y[k][i + 1], of.bytes);
+        if (y_halves || (how == kWords && i == 1)) word &= m.y[i];
+        take(word, part);
+#pragma unroll
+        for (int j = 0; j < parts; ++j) to[j][k][i] = part[j];
+      }
+    if constexpr (y_halves) of.bytes ^= of.change;
   }
 
   // The operands of the three taps.
-  __device__ void take_x(uint32_t (&a)[tiles][4]) const {
+  __device__ void take_x(uint32_t (&a)[parts][tiles][4], Lane& of, Borders const& m) const {
 #pragma unroll
-    for (int c = 0; c < blocks_c; ++c)
+    for (int c = 0; c < blocks_c; ++c) {
+      uint32_t v[loads];
 #pragma unroll
-      for (int s = 0; s < 3; ++s) {
-        uint32_t const(&v)[stride == 1 ? 4 : 5] = x[c];
-        uint32_t low, high;
-        if constexpr (f32) {
-          low = ptx::cvt_rn_tf32(__uint_as_float(v[s]));
-          high = ptx::cvt_rn_tf32(__uint_as_float(v[s + stride]));
-        } else if constexpr (stride == 1) {
-          low = s == 1 ? v[1] : __byte_perm(v[s / 2], v[s / 2 + 1], 0x5432);
-          high = s == 1 ? v[2] : __byte_perm(v[s / 2 + 1], v[s / 2 + 2], 0x5432);
-        } else {
-          low = s == 1 ? __byte_perm(v[1], v[2], 0x5410) : __byte_perm(v[s / 2], v[s / 2 + 1], 0x7632);
-          high = s == 1 ? __byte_perm(v[3], v[4], 0x5410) : __byte_perm(v[s / 2 + 2], v[s / 2 + 3], 0x7632);
-        }
-        int const tile = blocks_c == 2 ? s : s / 2, half = blocks_c == 2 ? c : s % 2;
-        a[tile][half] = low, a[tile][half + 2] = high;
-        if (blocks_c == 1 && s == 2) a[tile][1] = a[tile][3] = 0;
+      for (int i = 0; i < loads; ++i) {
+        v[i] = x[c][i];
+        if constexpr (x_halves) v[i] = __byte_perm(v[i], x[c][i + 1], of.bytes);
+        if (i == 0 || (how == kVectors ? stride == 1 && i == loads - 1 : i > 1 || x_halves)) v[i] &= m.x[i];
       }
+      uint32_t part[loads][parts];
+      if constexpr (f32) {
+#pragma unroll
+        for (int i = 0; i < loads; ++i) take(v[i], part[i]);
+      }
+#pragma unroll
+      for (int s = 0; s < 3; ++s)
+#pragma unroll
+        for (int j = 0; j < parts; ++j) {
+          uint32_t low, high;
+          if constexpr (f32) {
+            low = part[s][j], high = part[s + stride][j];
+          } else if constexpr (stride == 1) {
+            low = s == 1 ? v[1] : __byte_perm(v[s / 2], v[s / 2 + 1], 0x5432);
+            high = s == 1 ? v[2] : __byte_perm(v[s / 2 + 1], v[s / 2 + 2], 0x5432);
+          } else {
+            low = s == 1 ? __byte_perm(v[1], v[2], 0x5410) : __byte_perm(v[s / 2], v[s / 2 + 1], 0x7632);
+            high = s == 1 ? __byte_perm(v[3], v[4], 0x5410) : __byte_perm(v[s / 2 + 2], v[s / 2 + 3], 0x7632);
+          }
+          int const tile = blocks_c == 2 ? s : s / 2, half = blocks_c == 2 ? c : s % 2;
+          a[j][tile][half] = low, a[j][tile][half + 2] = high;
+          if (blocks_c == 1 && s == 2) a[j][tile][1] = a[j][tile][3] = 0;
+        }
+    }
+    if constexpr (x_halves) of.bytes ^= of.change;
   }
 
-  __device__ void multiply(int r, uint32_t const (&a)[tiles][4], uint32_t const (&b)[blocks_k][2]) {
+  __device__ void multiply(int r, uint32_t const (&a)[parts][tiles][4], uint32_t const (&b)[parts][blocks_k][2]) {
+    using grouped::Products;
 #pragma unroll
-    for (int k = 0; k < blocks_k; ++k)
+    for (int j = 0; j < Products<parts>::count; ++j)
 #pragma unroll
-      for (int i = 0; i < tiles; ++i) {
-        if constexpr (f32)
-          ptx::mma_m16n8k8_tf32(d[r][i][k], a[i][0], a[i][1], a[i][2], a[i][3], b[k][0], b[k][1]);
-        else
-          ptx::mma_m16n8k16<T>(d[r][i][k], a[i][0], a[i][1], a[i][2], a[i][3], b[k][0], b[k][1]);
-      }
+      for (int k = 0; k < blocks_k; ++k)
+#pragma unroll
+        for (int i = 0; i < tiles; ++i) {
+          uint32_t const(&u)[4] = a[Products<parts>::a(j)][i], (&v)[2] = b[Products<parts>::b(j)][k];
+          if constexpr (f32)
+            ptx::mma_m16n8k8_tf32(d[r][i][k], u[0], u[1], u[2], u[3], v[0], v[1]);
+          else
+            ptx::mma_m16n8k16<T>(d[r][i][k], u[0], u[1], u[2], u[3], v[0], v[1]);
+        }
+  }
+
+  __device__ static void move(uint32_t (&to)[parts][blocks_k][2], uint32_t const (&from)[parts][blocks_k][2]) {
+#pragma unroll
+    for (int j = 0; j < parts; ++j)
+#pragma unroll
+      for (int k = 0; k < blocks_k; ++k) to[j][k][0] = from[j][k][0], to[j][k][1] = from[j][k][1];
   }
 
   // A row of x and those of y that it meets, with the first, the second and the last row of the filter.
   template <bool r0, bool r1, bool r2>
-  __device__ void step(uint32_t (&b)[3][blocks_k][2], uint32_t& x_at, uint32_t x_pitch, uint32_t x_block,
-                       uint32_t& y_at, uint32_t y_pitch, uint32_t y_block) {
-    uint32_t a[tiles][4];
-    take_x(a);
-    if constexpr (r0) take_y(b[0]);
-    if constexpr (r0 || r1) load_x(x_at += x_pitch, x_block);
-    if constexpr (r0) load_y(y_at += y_pitch, y_block), multiply(0, a, b[0]);
-    if constexpr (r1) multiply(1, a, b[1]);
-    if constexpr (r2) multiply(2, a, b[2]);
+  __device__ void step(uint32_t (&b)[3][parts][blocks_k][2], Lane& of_x, Lane& of_y, Borders const& m, bool exists) {
+    uint32_t a[parts][tiles][4];
+    take_x(a, of_x, m);
+    if constexpr (r0) take_y(b[0], of_y, m);
+    if constexpr (r0 || r1) next_x(of_x);
+    if constexpr (r0) next_y(of_y);
+    if (exists) {
+      if constexpr (r0) multiply(0, a, b[0]);
+      if constexpr (r1) multiply(1, a, b[1]);
+      if constexpr (r2) multiply(2, a, b[2]);
+    }
     move(b[2], b[1]), move(b[1], b[0]);
   }
 
-  __device__ static void move(uint32_t (&to)[blocks_k][2], uint32_t const (&from)[blocks_k][2]) {
-#pragma unroll
-    for (int k = 0; k < blocks_k; ++k) to[k][0] = from[k][0], to[k][1] = from[k][1];
-  }
-
-  // Down two rows of a tile or more. One row of y is read, and not used, behind the last.
-  __device__ void walk(uint32_t x_at, uint32_t x_pitch, uint32_t x_block, uint32_t y_at, uint32_t y_pitch,
-                       uint32_t y_block, int rows) {
-    uint32_t b[3][blocks_k][2];  // of this row of y, and of those above
-    load_x(x_at, x_block), load_y(y_at, y_block);
+  // Down two rows of a tile or more; the row above the first may not exist, nor the one below the last. What is read
+  // behind them is not used. `rest` is called every eight rows.
+  template <class Rest>
+  __device__ void walk(Lane of_x, Lane of_y, Borders const& m, int rows, bool above, bool below, Rest rest) {
+    uint32_t b[3][parts][blocks_k][2];  // of this row of y, and of those above
+    load_x(of_x), load_y(of_y);
     if constexpr (stride == 1) {
-      step<true, false, false>(b, x_at, x_pitch, x_block, y_at, y_pitch, y_block);
-      step<true, true, false>(b, x_at, x_pitch, x_block, y_at, y_pitch, y_block);
+      step<true, false, false>(b, of_x, of_y, m, above);
+      step<true, true, false>(b, of_x, of_y, m, true);
+      if constexpr (parts == 1) {
 #pragma unroll 1
-      for (int i = 2; i < rows; ++i) step<true, true, true>(b, x_at, x_pitch, x_block, y_at, y_pitch, y_block);
-      step<false, true, true>(b, x_at, x_pitch, x_block, y_at, y_pitch, y_block);
-      step<false, false, true>(b, x_at, x_pitch, x_block, y_at, y_pitch, y_block);
+        for (int i = 2; i < rows; ++i) step<true, true, true>(b, of_x, of_y, m, true);
+      } else {
+#pragma unroll 1
+        for (int i = 2; i < rows; ++i) {
+          step<true, true, true>(b, of_x, of_y, m, true);
+          if (i % 8 == 7) rest();
+        }
+      }
+      step<false, true, true>(b, of_x, of_y, m, true);
+      step<false, false, true>(b, of_x, of_y, m, below);
     } else {
-      uint32_t a[tiles][4];
-      auto down = [&](bool last) {
-        take_x(a), take_y(b[0]);
-        load_x(x_at += x_pitch, x_block), load_y(y_at += y_pitch, y_block);
-        multiply(0, a, b[0]);
+      uint32_t a[parts][tiles][4];
+      auto down = [&](bool last, bool first) {
+        take_x(a, of_x, m), take_y(b[0], of_y, m);
+        next_x(of_x), next_y(of_y);
+        if (first) multiply(0, a, b[0]);
         if (last) multiply(2, a, b[1]);
-        take_x(a);
-        load_x(x_at += x_pitch, x_block);
+        take_x(a, of_x, m);
+        next_x(of_x);
         multiply(1, a, b[0]);
         move(b[1], b[0]);
       };
-      down(false);
+      down(false, above);
 #pragma unroll 1
-      for (int i = 1; i < rows; ++i) down(true);
-      take_x(a);
-      multiply(2, a, b[1]);
+      for (int i = 1; i < rows; ++i) {
+        down(true, true);
+        if (parts == 2 && i % 8 == 7) rest();
+      }
+      if (below) {
+        take_x(a, of_x, m);
+        multiply(2, a, b[1]);
+      }
     }
+    if constexpr (parts == 2) rest();
   }
+
+  // A value that comes of the last loads.
+  __device__ uint32_t last() const { return x[blocks_c - 1][loads + x_halves - 1] | y[blocks_k - 1][1 + y_halves]; }
 };
 
-template <class T, int stride, int blocks_c, int blocks_k>
-__global__ void __launch_bounds__(plain_warps(blocks_k) * 32, 1) sums_kernel(__grid_constant__ Params const p) {
+// The rows of the image that a tile has of a side.
+struct Rows {
+  int first, count, before;  // before: rows of the tile that lie above the image
+};
+
+__device__ inline Rows rows_of(RunSide const& s, int tile_h, int rows) {
+  int const from = tile_h * s.step - s.low, first = max(from, 0);
+  return {first, min(from + rows, s.H) - first, first - from};
+}
+
+__device__ inline uint32_t side_bytes(RunSide const& s, int first, int images, int tile_h, int rows) {
+  int const channels = min(s.of_block, s.channels - first);
+  Rows const r = rows_of(s, tile_h, rows);
+  int const runs = (channels + s.together - 1) / s.together;
+  return uint32_t(images * runs) * uint32_t(s.together > 1 ? s.together * int(s.plane) : r.count * s.pitch);
+}
+
+// By a warp: the runs of a side's tile.
+__device__ inline void copy_runs(RunSide const& s, uint32_t to, int first, int n0, int images, int tile_h, int rows,
+                                 uint64_t* bar) {
+  int const channels = min(s.of_block, s.channels - first);
+  Rows const r = rows_of(s, tile_h, rows);
+  int const runs = (channels + s.together - 1) / s.together;
+  uint32_t const bytes = uint32_t(s.together > 1 ? s.together * int(s.plane) : r.count * s.pitch);
+  char const* const from = s.data + n0 * s.image + first * s.plane + int64_t(r.first) * s.pitch;
+  // Rows above the image are before what is copied; `lead` counts one of them.
+  uint32_t const at = to + (s.lead > 0 ? s.lead + (r.before - 1) * s.pitch : 0);
+#pragma unroll 1
+  for (int i = 0; i < images; ++i)
+#pragma unroll 1
+    for (int run = threadIdx.x % 32; run < runs; run += 32)
+      ptx::cp_async_bulk(at + run * s.run + i * s.run_image, from + i * s.image + int64_t(run * s.together) * s.plane,
+                         bytes, bar);
+}
+
+template <class T, int parts, int stride, int blocks_c, int blocks_k, Loads how>
+__global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1)
+    sums_kernel(__grid_constant__ RunParams const p) {
   extern __shared__ __align__(128) char shared[];
-  constexpr int size = int(sizeof(T));
+  __shared__ uint64_t full[4], empty[4];
+  __shared__ __align__(16) uint32_t zeros[12];
+  constexpr int warps = runs_warps(blocks_k, parts == 2);
+  // Of what the launch gives to all threads: registers of warps that multiply, and of the warpgroup that copies.
+  constexpr int registers = warps == 16 ? 112 : warps == 12 ? 152 : 232, copying = warps == 16 ? 32 : 40;
+  static_assert(registers * warps + copying * 4 <= 65536 / (warps * 32 + 128) / 8 * 8 * (warps + 4));
+  Params const& q = p.add;
   uint32_t const stages = ptx::shared_address(shared);
   int const warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  int const split = blockIdx.x % p.splits, place = blockIdx.x / p.splits;
+  int const split = blockIdx.x % q.splits, place = blockIdx.x / q.splits;
   int const chunk = place % (p.chunks_c * p.chunks_k), unit0 = place / (p.chunks_c * p.chunks_k) * p.units;
   int const chunk_c = chunk % p.chunks_c, chunk_k = chunk / p.chunks_c;
-  int const first = int(int64_t(split) * p.tiles / p.splits), end = int(int64_t(split + 1) * p.tiles / p.splits);
-  for (int i = threadIdx.x * 16; i < p.stages * p.stage_bytes; i += blockDim.x * 16)
-    ptx::st_shared_v4(stages + i, uint4{});
+  int const first = int(int64_t(split) * p.tiles / q.splits), end = int(int64_t(split + 1) * p.tiles / q.splits);
+  if (threadIdx.x < 12) zeros[threadIdx.x] = 0;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&full[i], 1), ptx::mbarrier_init(&empty[i], warps);
+    ptx::fence_mbarrier_init();
+  }
   __syncthreads();
 
-  int const first_c = unit0 * p.C_unit + chunk_c * p.jobs_c * blocks_c * 8;
-  int const first_k = unit0 * p.K_unit + chunk_k * p.jobs_k * blocks_k * 8;
-  auto fetch = [&](int number) {
-    if (number < end) {
-      int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h;
-      uint32_t const to = stages + (number - first) % p.stages * p.stage_bytes;
-      copy(p.x, size, to + kPlainFront, first_c, image * p.images, tile_h, p.N);
-      copy(p.y, size, to + p.y_at, first_k, image * p.images, tile_h, p.N);
+  if (warp >= warps) {
+    ptx::setmaxnreg_dec<copying>();
+    if (warp > warps) return;
+    int const first_c = unit0 * q.C_unit + chunk_c * p.jobs_c * blocks_c * 8;
+    int const first_k = unit0 * q.K_unit + chunk_k * p.jobs_k * blocks_k * 8;
+    int stage = 0;
+    for (int number = first; number < end; ++number) {
+      if (number - first >= p.stages) ptx::mbarrier_wait(&empty[stage], ((number - first) / p.stages - 1) & 1);
+      int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h, n0 = image * p.images;
+      int const images = min(p.images, q.N - n0), rows = min(p.rows, q.P - tile_h * p.rows);
+      int const x_rows = (rows - 1) * stride + 3;
+      if (lane == 0)
+        ptx::mbarrier_arrive_expect_tx(&full[stage], side_bytes(p.x, first_c, images, tile_h, x_rows) +
+                                                         side_bytes(p.y, first_k, images, tile_h, rows));
+      __syncwarp();
+      uint32_t const to = stages + stage * p.stage_bytes;
+      copy_runs(p.x, to + uint32_t(kRunsFront), first_c, n0, images, tile_h, x_rows, &full[stage]);
+      copy_runs(p.y, to + p.y_at, first_k, n0, images, tile_h, rows, &full[stage]);
+      if (++stage == p.stages) stage = 0;
     }
-    ptx::cp_async_commit_group();
-  };
+    return;
+  }
+  ptx::setmaxnreg_inc<registers>();
 
   // This warp's job: unit, blocks of channels and of filters, share.
   int const share = warp % p.shares, job = warp / p.shares;
   int const j_c = job % p.jobs_c, j_k = job / p.jobs_c % p.jobs_k, u = job / (p.jobs_c * p.jobs_k);
   int const c0 = (chunk_c * p.jobs_c + j_c) * blocks_c * 8, k0 = (chunk_k * p.jobs_k + j_k) * blocks_k * 8;
-  bool const works = u < p.units && c0 < p.C_unit && k0 < p.K_unit && (unit0 + u) * p.C_unit < p.x.channels;
-  uint32_t const x_at = (u * p.C_unit + j_c * blocks_c * 8 + g) * p.x.channel;
-  uint32_t const y_at = (u * p.K_unit + j_k * blocks_k * 8 + g) * p.y.channel;
-  // Blocks behind the last are others again, and nobody takes their sums.
-  uint32_t const x_block = c0 + 8 < p.C_unit ? 8 * p.x.channel : 0, y_block = 8 * p.y.channel;
-  int const columns = p.images * p.quads, steps = (columns + 3) / 4;
+  bool const works = u < p.units && c0 < q.C_unit && k0 < q.K_unit && (unit0 + u) * q.C_unit < p.x.channels;
 
-  Job<T, stride, blocks_c, blocks_k> sums;
-  constexpr int tiles = Job<T, stride, blocks_c, blocks_k>::tiles;
+  using Sums = Walk<T, parts, stride, blocks_c, blocks_k, how>;
+  Sums sums;
+  float total[parts == 2 ? Sums::count : 1];
+  sums.clear();
+  if constexpr (parts == 2) {
 #pragma unroll
-  for (int r = 0; r < 3; ++r)
+    for (int i = 0; i < Sums::count; ++i) total[i] = 0;
+  }
+  auto rest = [&] {
+    if constexpr (parts == 2) {
 #pragma unroll
-    for (int i = 0; i < tiles; ++i)
-#pragma unroll
-      for (int k = 0; k < blocks_k; ++k)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums.d[r][i][k][j] = 0;
-
-  for (int i = 0; i < p.stages - 1; ++i) fetch(first + i);
-  for (int number = first; number < end; ++number) {
-    if (p.stages == 1) fetch(number);
-    p.stages <= 2 ? ptx::cp_async_wait_group<0>() : ptx::cp_async_wait_group<1>();
-    __syncthreads();
-    // Half of the warps copy first, the others multiply meanwhile.
-    bool const first_copies = warp / 4 % 2 == 0;
-    if (p.stages > 1 && first_copies) fetch(number + p.stages - 1);
-    if (works) {
-      uint32_t const stage = stages + (number - first) % p.stages * p.stage_bytes;
-      int const tile_h = number % p.tiles_h, rows = max(2, min(p.rows, p.P - tile_h * p.rows));
-      for (int step = share; step < steps; step += p.shares) {
-        int const column = step * 4 + t, image = column / p.quads, quad = column - image * p.quads;
-        // Behind the last column of y there are four pixels of zeros, if there are such lanes.
-        bool const exists = column < columns;
-        uint32_t const x_off = exists ? image * p.x.rows * p.x.pitch + quad * 8 * stride : 0;
-        uint32_t const y_off = exists ? image * p.y.rows * p.y.pitch + quad * 8 : p.quads * 8;
-        sums.walk(stage + kPlainFront + x_at + x_off, p.x.pitch, x_block, stage + p.y_at + y_at + y_off, p.y.pitch,
-                  y_block, rows);
+      for (int i = 0; i < Sums::count; ++i) {
+        float& d = (&sums.d[0][0][0][0])[i];
+        total[i] += d, d = 0;
       }
     }
-    if (p.stages > 1 && !first_copies) fetch(number + p.stages - 1);
-    if (p.stages == 1) __syncthreads();
+  };
+
+  int const c = u * q.C_unit + j_c * blocks_c * 8 + g, k = u * q.K_unit + j_k * blocks_k * 8 + g;
+  uint32_t const x_at = c / p.x.together * p.x.run + c % p.x.together * int(p.x.plane) + p.x.lead - p.x.pitch;
+  uint32_t const y_at = k / p.y.together * p.y.run + k % p.y.together * int(p.y.plane);
+  // Blocks behind the last are others again, and nobody takes their sums.
+  uint32_t const x_block = c0 + 8 < q.C_unit ? 8 / p.x.together * p.x.run : 0, y_block = 8 / p.y.together * p.y.run;
+  int stage = 0, phase = 0;
+  for (int number = first; number < end; ++number) {
+    ptx::mbarrier_wait(&full[stage], phase);
+    if (works) {
+      uint32_t const at = stages + stage * p.stage_bytes;
+      int const image0 = number / p.tiles_h, tile_h = number - image0 * p.tiles_h;
+      int const images = min(p.images, q.N - image0 * p.images), rows = min(p.rows, q.P - tile_h * p.rows);
+      int const columns = images * p.quads, steps = (columns + 3) / 4;
+      bool const above = tile_h > 0, below = (tile_h * p.rows + rows - 1) * stride + 1 < p.x.H;
+      for (int step = share; step < steps; step += p.shares) {
+        int const column = step * 4 + t, image = column / p.quads, quad = column - image * p.quads;
+        bool const exists = column < columns;
+        uint32_t const zero = ptx::shared_address(zeros) + 16;
+        typename Sums::Lane const of_x(
+            exists ? at + uint32_t(kRunsFront) + x_at + image * p.x.run_image + quad * 8 * stride : zero,
+            exists ? uint32_t(p.x.pitch) : 0, exists ? x_block : 0);
+        typename Sums::Lane const of_y(exists ? at + p.y_at + y_at + image * p.y.run_image + quad * 8 : zero,
+                                       exists ? uint32_t(p.y.pitch) : 0, exists ? y_block : 0);
+        constexpr int each = 4 / int(sizeof(T));  // columns of a word
+        Borders m;
+#pragma unroll
+        for (int i = 0; i < 5; ++i) m.x[i] = inside<each>((quad * 2 * stride + i - 1) * each, q.x.W);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) m.y[i] = inside<each>((quad * 2 + i) * each, q.Q);
+        sums.walk(of_x, of_y, m, rows, above, below, rest);
+      }
+    }
+    give_back(&empty[stage], works ? sums.last() : 0);
+    if (++stage == p.stages) stage = 0, phase ^= 1;
   }
   ptx::griddepcontrol_launch_dependents();
-  ptx::cp_async_wait_all();
+  if constexpr (parts == 2) {
+#pragma unroll
+    for (int i = 0; i < Sums::count; ++i) (&sums.d[0][0][0][0])[i] = total[i];
+  }
 
   // The shares of a job, in order.
-  constexpr int pairs = 3 * tiles * blocks_k * 2;
+  constexpr int tiles = Sums::tiles, pairs = Sums::count / 2;
   if (p.shares > 1) {
-    __syncthreads();
+    ptx::bar_sync(1, warps * 32);
     float2* const mine = reinterpret_cast<float2*>(shared) + warp * pairs * 32 + lane;
     if (share > 0 && works)
 #pragma unroll
@@ -306,7 +440,7 @@ __global__ void __launch_bounds__(plain_warps(blocks_k) * 32, 1) sums_kernel(__g
         float const* const d = &sums.d[0][0][0][0] + i * 2;
         mine[i * 32] = make_float2(d[0], d[1]);
       }
-    __syncthreads();
+    ptx::bar_sync(1, warps * 32);
     if (share > 0 || !works) return;
     for (int other = 1; other < p.shares; ++other)
 #pragma unroll
@@ -317,15 +451,15 @@ __global__ void __launch_bounds__(plain_warps(blocks_k) * 32, 1) sums_kernel(__g
       }
   }
   if (!works) return;
-  int const of_c = p.C_unit / 8, of_k = p.K_unit / 8;
+  int const of_c = q.C_unit / 8, of_k = q.K_unit / 8;
 #pragma unroll
   for (int k = 0; k < blocks_k; ++k) {
-    if (k0 + k * 8 >= p.K_unit) continue;
+    if (k0 + k * 8 >= q.K_unit) continue;
 #pragma unroll
     for (int c = 0; c < blocks_c; ++c) {
-      if (c0 + c * 8 >= p.C_unit) continue;
+      if (c0 + c * 8 >= q.C_unit) continue;
       int64_t const pair = (int64_t(unit0 + u) * of_c + c0 / 8 + c) * of_k + k0 / 8 + k;
-      float2* const to = p.sums + (pair * p.splits + split) * kTaps * 32 + lane;
+      float2* const to = q.sums + (pair * q.splits + split) * kTaps * 32 + lane;
 #pragma unroll
       for (int r = 0; r < 3; ++r)
 #pragma unroll
@@ -387,63 +521,79 @@ __global__ void __launch_bounds__(kTaps * 32) add_kernel(__grid_constant__ Param
   }
 }
 
-inline uint32_t magic(int64_t divisor) { return divisor == 1 ? 0 : uint32_t((int64_t(1) << 32) / divisor + 1); }
-
-inline Side make_side(void const* data, int64_t channels, int64_t H, int64_t W, DType dtype, int64_t rows,
-                      int64_t images, int64_t pitch, int64_t channel, int64_t of_block, int64_t step, int64_t low) {
-  Side s{};
-  s.data = data, s.image = channels * H * W, s.channels = int(channels), s.H = int(H), s.W = int(W);
-  s.rows = int(rows), s.images = int(images), s.piece = plain_piece(W, dtype);
-  s.chunks = int(W * size_of(dtype) / s.piece), s.per_row = magic(s.chunks), s.per_image = magic(rows);
-  s.pitch = int(pitch), s.channel = int(channel), s.of_block = int(of_block), s.step = int(step), s.low = int(low);
+inline RunSide make_run_side(void const* data, int64_t channels, int64_t H, int64_t W, DType dtype, PlainRun const& r,
+                             int64_t of_block, int64_t step, int64_t low) {
+  RunSide s{};
+  int64_t const size = size_of(dtype);
+  s.data = static_cast<char const*>(data), s.image = channels * H * W * size, s.plane = H * W * size;
+  s.channels = int(channels), s.H = int(H), s.pitch = int(W * size), s.together = int(r.together);
+  s.of_block = int(of_block), s.step = int(step), s.low = int(low);
+  s.lead = int(r.lead), s.run_image = int(r.image), s.run = int(r.stride);
   return s;
 }
 
-inline Params make_params(Problem const& problem, PlainSums const& t, Arguments const& args) {
-  int64_t const per_unit = groups_per_unit(problem);
-  Params p{};
-  p.x = make_side(args.a, problem.C, problem.H, problem.W, problem.dtype, t.x_rows, t.images, t.x_pitch, t.x_channel,
-                  t.x_channels, t.rows * problem.stride_h, 1);
-  p.y = make_side(args.b, problem.K, problem.P(), problem.Q(), problem.dtype, t.rows, t.images, t.y_pitch, t.y_channel,
-                  t.y_channels, t.rows, 0);
-  p.out = args.out, p.sums = static_cast<float2*>(args.workspace);
-  p.w_n = problem.w.n, p.w_c = problem.w.c, p.w_h = problem.w.h, p.w_w = problem.w.w;
-  p.N = int(problem.N), p.P = int(problem.P()), p.Q = int(problem.Q());
-  p.C_group = int(problem.C_per_group()), p.K_group = int(problem.K_per_group());
-  p.C_unit = int(per_unit * p.C_group), p.K_unit = int(per_unit * p.K_group);
+template <class T, int parts, int stride, int blocks_c, int blocks_k, Loads how>
+cudaError_t launch_runs(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
+  int64_t const per_unit = groups_per_unit(problem), stride_h = problem.stride_h;
+  RunParams p{};
+  Params& q = p.add;
+  q.x = {args.a, problem.C * problem.H * problem.W, int(problem.H), int(problem.W)};
+  q.y = {args.b, problem.K * problem.P() * problem.Q(), int(problem.P()), int(problem.Q())};
+  q.out = args.out, q.sums = static_cast<float2*>(args.workspace);
+  q.w_n = problem.w.n, q.w_c = problem.w.c, q.w_h = problem.w.h, q.w_w = problem.w.w;
+  q.N = int(problem.N), q.P = int(problem.P()), q.Q = int(problem.Q());
+  q.C_group = int(problem.C_per_group()), q.K_group = int(problem.K_per_group());
+  q.C_unit = int(per_unit * q.C_group), q.K_unit = int(per_unit * q.K_group);
+  q.splits = int(t.splits), q.stride = stride;
+  p.x = make_run_side(args.a, problem.C, problem.H, problem.W, problem.dtype, t.x, t.x_channels, t.rows * stride_h, 1);
+  p.y = make_run_side(args.b, problem.K, problem.P(), problem.Q(), problem.dtype, t.y, t.y_channels, t.rows, 0);
   p.units = int(t.units), p.jobs_c = int(t.jobs_c), p.jobs_k = int(t.jobs_k), p.shares = int(t.shares);
   p.chunks_c = int(t.chunks_c), p.chunks_k = int(t.chunks_k), p.rows = int(t.rows), p.images = int(t.images);
   p.quads = int(t.quads), p.tiles_h = int(ceil_div(problem.P(), t.rows)), p.tiles = int(t.tiles);
-  p.splits = int(t.splits), p.stride = int(problem.stride_h);
-  p.stage_bytes = int(t.stage_bytes), p.stages = int(t.stages);
-  p.y_at = int(t.y_at);
-  return p;
-}
-
-template <class T, int stride, int blocks_c, int blocks_k>
-cudaError_t launch(Problem const& problem, PlainSums const& t, Arguments const& args, cudaStream_t stream) {
-  Params const p = make_params(problem, t, args);
-  auto* const kernel = sums_kernel<T, stride, blocks_c, blocks_k>;
+  p.stage_bytes = int(t.stage_bytes), p.stages = int(t.stages), p.y_at = int(t.y_at);
+  auto* const kernel = sums_kernel<T, parts, stride, blocks_c, blocks_k, how>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared));
   if (error != cudaSuccess) return error;
-  int64_t const units = problem.C / p.C_unit;
-  kernel<<<unsigned(t.places * t.splits), plain_warps(blocks_k) * 32, size_t(t.shared), stream>>>(p);
+  int64_t const units = problem.C / q.C_unit;
+  kernel<<<unsigned(t.places * t.splits), runs_warps(blocks_k, parts == 2) * 32 + 128, size_t(t.shared), stream>>>(p);
   if (cudaError_t const failed = cudaGetLastError()) return failed;
-  return launch_dependent(add_kernel<T>, dim3(unsigned(units * (p.C_unit / 8) * (p.K_unit / 8))), kTaps * 32, 0, stream,
-                          p);
+  return launch_dependent(add_kernel<T>, dim3(unsigned(units * (q.C_unit / 8) * (q.K_unit / 8))), kTaps * 32, 0, stream,
+                          q);
+}
+
+template <class T, int parts, int stride, Loads how>
+cudaError_t start_runs_of(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
+  if (t.blocks_k == 1) return launch_runs<T, parts, stride, 1, 1, how>(problem, t, args, stream);
+  if (t.blocks_k == 2) return launch_runs<T, parts, stride, 2, 2, how>(problem, t, args, stream);
+  if constexpr (parts == 1) return launch_runs<T, parts, stride, 2, 4, how>(problem, t, args, stream);
+  return cudaErrorInvalidValue;
+}
+
+template <class T, int parts, int stride>
+cudaError_t start_runs(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
+  if (!runs_off_vectors(problem)) return start_runs_of<T, parts, stride, kVectors>(problem, t, args, stream);
+  if constexpr (sizeof(T) == 2) {
+    // With a stride only y has rows of odd length.
+    if (stride == 2 || problem.W % 2 != 0) return start_runs_of<T, parts, stride, kHalves>(problem, t, args, stream);
+  }
+  return start_runs_of<T, parts, sizeof(T) == 2 ? 1 : stride, kWords>(problem, t, args, stream);
+}
+
+template <class T, int parts>
+cudaError_t start_runs(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
+  return problem.stride_h == 2 ? start_runs<T, parts, 2>(problem, t, args, stream)
+                               : start_runs<T, parts, 1>(problem, t, args, stream);
 }
 
 template <DType dtype>
-cudaError_t start_row(Problem const& problem, Arguments const& args, cudaStream_t stream) {
+cudaError_t start_plain(Problem const& problem, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   int sm_count = 0;
   if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
-  PlainSums const t = plain_sums(problem, Device{sm_count, 90});
-  bool const strided = problem.stride_h == 2;
-  auto* const start = t.blocks_k == 1   ? (strided ? launch<T, 2, 1, 1> : launch<T, 1, 1, 1>)
-                      : t.blocks_k == 2 ? (strided ? launch<T, 2, 2, 2> : launch<T, 1, 2, 2>)
-                                        : (strided ? launch<T, 2, 2, 4> : launch<T, 1, 2, 4>);
-  return start(problem, t, args, stream);
+  PlainRuns const t = plain_runs(problem, Device{sm_count, 90});
+  if constexpr (dtype == DType::f32)
+    if (!problem.allow_tf32) return start_runs<T, 2>(problem, t, args, stream);
+  return start_runs<T, 1>(problem, t, args, stream);
 }
 
 }  // namespace conv2d_ext::plain
@@ -452,6 +602,6 @@ cudaError_t start_row(Problem const& problem, Arguments const& args, cudaStream_
   namespace conv2d_ext {                                                                                              \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
                                                                 cudaStream_t stream) {                                \
-    return plain::start_row<DType::dtype>(p, args, stream);                                                           \
+    return plain::start_plain<DType::dtype>(p, args, stream);                                                         \
   }                                                                                                                   \
   }

@@ -343,7 +343,9 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
     if (filters || unit.slot >= 0) {
 #pragma unroll
       for (int h = 0; h < S::halves; ++h)
-        wgrad_store_part(p, int64_t(unit.slot) * (TM * TN) + (group * S::halves + h) * 64 * S::columns, acc[h]);
+        // Of filters behind the last, wgrad_reduce reads nothing.
+        if (!filters || unit.n * TN + h * 64 + int(threadIdx.x) / 32 % 4 * 16 < p.K)
+          wgrad_store_part(p, int64_t(unit.slot) * (TM * TN) + (group * S::halves + h) * 64 * S::columns, acc[h]);
     } else if constexpr (!filters) {
       uint32_t const staging = ring + p.stages * S::stage_bytes + group * S::staging_bytes;
 #pragma unroll

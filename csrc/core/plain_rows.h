@@ -1,0 +1,96 @@
+// grouped_plain.cuh: fprop and dgrad of few channels a group over NCHW, from rows as they lie.
+#pragma once
+
+#include "plain.h"
+
+namespace conv2d_ext {
+
+constexpr int64_t kSegment = 16;  // pixels of a row that a warp computes at once
+
+// Warps of a block that multiply, by the registers of their weights.
+constexpr int rows_warps(DType t) { return t == DType::f32 ? 12 : 16; }
+
+constexpr bool is_plain_rows(Row const& row) { return row.family == Family::grouped && row.tile_m == 32; }
+
+// Blocks of 8 channels that are summed over, of a unit; those whose results are computed.
+constexpr int64_t rows_in(Op op, Problem const& p) {
+  return groups_per_unit(p) * (op == Op::dgrad ? p.K_per_group() : p.C_per_group()) / 8;
+}
+constexpr int64_t rows_out(Op op, Problem const& p) {
+  return groups_per_unit(p) * (op == Op::dgrad ? p.C_per_group() : p.K_per_group()) / 8;
+}
+
+constexpr bool plain_rows_problem(Op op, Problem const& p) {
+  if (op == Op::wgrad || p.dtype == DType::f64 || !runs_problem(p) || p.stride_h != 1 || p.W % 2 != 0) return false;
+  // A warp's registers hold no more weights.
+  int64_t const most = p.dtype == DType::f32 && !p.allow_tf32 ? 1 : 2;
+  return rows_in(op, p) <= most && rows_out(op, p) <= rows_warps(p.dtype);
+}
+
+// What a block computes, and the tiles that it goes through.
+struct PlainRows {
+  int64_t units = 0;  // of a block; 0: there is none
+  int64_t out = 1,
+          shares = 1;  // a unit's blocks of results, a warp for each; warps that share the pixels of such a job
+  int64_t places = 1;  // blocks but for the splits
+  int64_t rows = 0, images = 1;  // of a tile
+  int64_t segments = 0;          // of a row
+  int64_t channels = 0;          // of a block, copied
+  PlainRun x;
+  int64_t stage_bytes = 0, stages = 0, shared = 0;
+  int64_t tiles = 0, splits = 1;
+  double cycles = 0;
+};
+
+constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
+  PlainRows best, t;
+  if (!plain_rows_problem(op, p)) return best;
+  int64_t const in = rows_in(op, p), size = size_of(p.dtype), pitch = p.W * size;
+  int64_t const units = p.groups / groups_per_unit(p);
+  bool const strict = p.dtype == DType::f32 && !p.allow_tf32;
+  double const products = double(size == 2 ? 3 * ceil_div(3 * in, 2) : 9 * in) * (strict ? 3 : 1);  // of a warp and row
+  int64_t const most = rows_warps(p.dtype);
+  t.out = rows_out(op, p), t.segments = ceil_div(p.W, kSegment);
+  for (t.units = 1; t.units * t.out <= most && t.units <= units; ++t.units) {
+    t.places = ceil_div(units, t.units), t.channels = t.units * in * 8;
+    for (int64_t parts = 1; parts <= 28; parts += parts < 2 ? 1 : parts < 8 ? 2 : 4)
+      for (t.images = 1; t.images <= (parts == 1 ? min64(p.N, 8) : 1); t.images *= 2) {
+        t.rows = ceil_div(p.H, parts);
+        int64_t const of_image = ceil_div(p.H, t.rows);
+        if (t.rows < 2 || p.H - (of_image - 1) * t.rows < 2 || (of_image > 1 && pitch % 16 != 0)) continue;
+        t.shares = min64(most / (t.units * t.out), t.images * t.segments);
+        // 16-bit types: lanes side by side have every second channel.
+        t.x = plain_run(p.H, pitch, t.rows + 1, t.images, true, 64);
+        if (size == 2) t.x.stride = plain_channel(t.images * t.x.image, 64, 16);
+        t.stage_bytes = ceil_div(kRunsFront + ceil_div(t.channels, t.x.together) * t.x.stride + pitch + 128, 128) * 128;
+        t.tiles = of_image * ceil_div(p.N, t.images);
+        for (t.stages = 4; t.stages >= 1; --t.stages)
+          if ((t.shared = t.stages * t.stage_bytes) + kRunsTables <= kLinesShared) break;
+        if (t.stages == 0) continue;
+        double const steps = double(ceil_div(t.images * t.segments, t.shares)) * double(t.rows + 2);
+        double const warps = double(t.units * t.out * t.shares), work = products * 6.8 + 14;
+        double const alone = work + 300;
+        double busy = steps * work * double(ceil_div(int64_t(warps), 4));
+        if (steps * alone > busy) busy = steps * alone;
+        double const reads = double(t.images * t.channels * min64(t.rows + 2, p.H) * pitch);
+        double const bytes = reads + double(t.images * t.units * t.out * 8 * t.rows * pitch), copies = bytes / 16;
+        double each = (busy > copies ? busy : copies) + 400;
+        if (t.stages == 1) each = busy + copies + 2500;
+        t.splits = min64(t.tiles, max64(1, d.sm_count / t.places));
+        double const waves = double(ceil_div(t.places * t.splits, d.sm_count));
+        t.cycles = waves * (double(ceil_div(t.tiles, t.splits)) * each + reads / 16 + 2500);
+        if (best.cycles == 0 || t.cycles < best.cycles) best = t;
+      }
+  }
+  return best;
+}
+
+constexpr bool plain_rows_supports(Op op, Problem const& p, Device const& d) { return plain_rows(op, p, d).units > 0; }
+
+constexpr Estimate plain_rows_estimate(Op op, Problem const& p, Device const& d) {
+  // As measured.
+  double const factor = size_of(p.dtype) == 2 ? 1.3 : p.allow_tf32 ? 1 : 1.25;
+  return {plain_rows(op, p, d).cycles / 1.75 * factor + 6500, 1};
+}
+
+}  // namespace conv2d_ext

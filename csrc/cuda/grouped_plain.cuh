@@ -1,0 +1,335 @@
+// fprop and dgrad of few channels a group over NCHW, 3x3 filters of stride 1: rows lie in shared memory as they do in
+// memory, as in grouped_plain_wgrad.cuh, and are turned in registers. A warp's 16 pixels are the rows of mma.sync's
+// operand, two side by side a lane; it has pairs of channels there, so a lane loads the same words of two channels and
+// takes the halves of a pixel together. Float32 has one channel in a register, and nothing is to be turned.
+//
+// A warp has a job: 8 channels of results of a unit, whose weights stay in registers. It walks down the rows of a tile:
+// each row of inputs meets three rows of results, which are stored from the registers. Strict float32 splits its
+// operands into two TF32 parts, three products. The zeros between a unit's groups meet infinities and NaN: results that
+// are NaN are made again, each from the channels of its group.
+#pragma once
+
+#include "../core/plain_rows.h"
+#include "grouped_plain_wgrad.cuh"
+
+namespace conv2d_ext::plain {
+
+struct RowParams {
+  RunSide in;
+  void* out;
+  void const* w;
+  void const* bias;
+  int64_t bias_stride, w_group, w_out, w_in, w_r, w_s;
+  int N, H, W, in_group, out_group, out_unit, out_channels;  // of a group, of a unit, in all
+  int units, out_jobs, shares, splits;
+  int rows, images, segments, tiles_h, tiles;
+  int stage_bytes, stages;
+  bool mirrored, mixed;
+};
+
+// A weight of the unit's channels `out` and `in`, as the mma takes it; zero between groups.
+template <class T>
+__device__ inline T weight_of(RowParams const& p, int unit, int out, int in, int r, int s) {
+  int const group_out = out / p.out_group, group_in = in / p.in_group;
+  int const groups = p.out_unit / p.out_group;
+  if (group_out != group_in) return narrow<T>(0.f);
+  if (p.mirrored) r = 2 - r, s = 2 - s;
+  return static_cast<T const*>(
+      p.w)[(int64_t(unit) * groups + group_out) * p.w_group + (out - group_out * p.out_group) * p.w_out +
+           (in - group_in * p.in_group) * p.w_in + r * p.w_r + s * p.w_s];
+}
+
+// A result from the channels of its group, product by product.
+template <class T>
+__device__ inline float result_again(RowParams const& p, int n, int out, int h, int w) {
+  int const unit = out / p.out_unit, of_unit = out - unit * p.out_unit, group = of_unit / p.out_group;
+  int const first = group * p.in_group, in_unit = p.out_unit / p.out_group * p.in_group;
+  float sum = 0;
+#pragma unroll 1
+  for (int i = 0; i < p.in_group * 9; ++i) {
+    int const c = first + i / 9, r = i / 3 % 3, s = i % 3, y = h + r - 1, x = w + s - 1;
+    if (unsigned(y) >= unsigned(p.H) || unsigned(x) >= unsigned(p.W)) continue;
+    T const* const from =
+        reinterpret_cast<T const*>(p.in.data + n * p.in.image + int64_t(unit * in_unit + c) * p.in.plane);
+    sum += widen(from[y * p.W + x]) * widen(weight_of<T>(p, unit, of_unit, c, r, s));
+  }
+  return sum;
+}
+
+// The job of a warp: results of 16 pixels by 8 channels, from `blocks` blocks of 8 channels.
+template <class T, int parts, int blocks>
+struct Band {
+  static constexpr bool f32 = std::is_same_v<T, float>;
+  // Of a row of the filter: steps of the products (16-bit types: two taps or blocks), words of weights.
+  static constexpr int taps = 3 * blocks, steps = f32 ? taps : (taps + 1) / 2, words = 2 * steps;
+  uint32_t b[3][parts][words];
+  uint32_t raw[blocks][2]
+              [f32 ? 4 : 3];  // of a lane's two channels: pixels from the one before its two to the one behind
+  float d[3][4];              // of three rows of results
+
+  __device__ void load_weights(RowParams const& p, int unit, int out, int t) {
+#pragma unroll
+    for (int r = 0; r < 3; ++r)
+#pragma unroll
+      for (int i = 0; i < taps; ++i) {
+        int const block = i / 3, s = i % 3;
+        if constexpr (f32) {
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            uint32_t part[parts];
+            grouped::split<T, parts>(__float_as_uint(weight_of<T>(p, unit, out, block * 8 + j * 4 + t, r, s)), part);
+#pragma unroll
+            for (int k = 0; k < parts; ++k) b[r][k][i * 2 + j] = part[k];
+          }
+        } else {
+          T const v[2] = {weight_of<T>(p, unit, out, block * 8 + t * 2, r, s),
+                          weight_of<T>(p, unit, out, block * 8 + t * 2 + 1, r, s)};
+          b[r][0][i] = uint32_t(*reinterpret_cast<uint16_t const*>(&v[0])) |
+                       uint32_t(*reinterpret_cast<uint16_t const*>(&v[1])) << 16;
+        }
+      }
+    if constexpr (!f32 && taps % 2 != 0) b[0][0][taps] = b[1][0][taps] = b[2][0][taps] = 0;
+  }
+
+  // From the lane's two pixels of its first channel; `other`: the way to the second.
+  __device__ void load(uint32_t at, uint32_t other, uint32_t block) {
+#pragma unroll
+    for (int i = 0; i < blocks; ++i, at += block)
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        uint32_t const from = at + j * other;
+        raw[i][j][0] = ptx::ld_shared(from - 4);
+        if constexpr (f32) {
+          uint2 const v = ptx::ld_shared_v2(from);
+          raw[i][j][1] = v.x, raw[i][j][2] = v.y, raw[i][j][3] = ptx::ld_shared(from + 8);
+        } else {
+          raw[i][j][1] = ptx::ld_shared(from), raw[i][j][2] = ptx::ld_shared(from + 4);
+        }
+      }
+  }
+
+  // A row of inputs, as operands: e[i] is the pixel i - 1 behind the lane's first.
+  struct Operands {
+    uint32_t e[blocks][f32 ? 2 : 1][parts][4];
+  };
+
+  __device__ void take(Operands& o, uint32_t before, uint32_t behind) const {
+#pragma unroll
+    for (int i = 0; i < blocks; ++i) {
+      if constexpr (f32) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            uint32_t part[parts];
+            grouped::split<T, parts>(raw[i][j][k] & (k == 0 ? before : k == 3 ? behind : ~0u), part);
+#pragma unroll
+            for (int l = 0; l < parts; ++l) o.e[i][j][l][k] = part[l];
+          }
+      } else {
+        uint32_t const(&v)[3] = raw[i][0], (&w)[3] = raw[i][1];
+        o.e[i][0][0][0] = __byte_perm(v[0], w[0], 0x7632) & before;
+        o.e[i][0][0][1] = __byte_perm(v[1], w[1], 0x5410), o.e[i][0][0][2] = __byte_perm(v[1], w[1], 0x7632);
+        o.e[i][0][0][3] = __byte_perm(v[2], w[2], 0x5410) & behind;
+      }
+    }
+  }
+
+  template <int r>
+  __device__ void multiply(float (&sum)[4], Operands const& o) {
+    using grouped::Products;
+    if constexpr (f32) {
+#pragma unroll
+      for (int j = 0; j < Products<parts>::count; ++j)
+#pragma unroll
+        for (int i = 0; i < taps; ++i) {
+          int const s = i % 3, k = Products<parts>::a(j);
+          uint32_t const(&e)[2][parts][4] = o.e[i / 3];
+          uint32_t const(&v)[words] = b[r][Products<parts>::b(j)];
+          ptx::mma_m16n8k8_tf32(sum, e[0][k][s], e[0][k][s + 1], e[1][k][s], e[1][k][s + 1], v[i * 2], v[i * 2 + 1]);
+        }
+    } else {
+#pragma unroll
+      for (int i = 0; i < taps; i += 2) {
+        uint32_t const(&e)[4] = o.e[i / 3][0][0];
+        uint32_t const(&f)[4] = o.e[i + 1 < taps ? (i + 1) / 3 : 0][0][0];
+        bool const two = i + 1 < taps;
+        ptx::mma_m16n8k16<T>(sum, e[i % 3], e[i % 3 + 1], two ? f[(i + 1) % 3] : 0, two ? f[(i + 1) % 3 + 1] : 0,
+                             b[r][0][i], b[r][0][i + 1]);
+      }
+    }
+  }
+};
+
+template <class T>
+constexpr int kWarps = rows_warps(sizeof(T) == 4 ? DType::f32 : DType::f16);
+
+template <class T, int parts, int blocks>
+__global__ void __launch_bounds__(kWarps<T> * 32 + 128, 1) rows_kernel(__grid_constant__ RowParams const p) {
+  extern __shared__ __align__(128) char shared[];
+  __shared__ uint64_t full[4], empty[4];
+  constexpr int warps = kWarps<T>, registers = warps == 16 ? 112 : 152, copying = 32;  // as in sums_kernel
+  uint32_t const stages = ptx::shared_address(shared);
+  int const warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  int const split = blockIdx.x % p.splits, unit0 = blockIdx.x / p.splits * p.units;
+  int const first = int(int64_t(split) * p.tiles / p.splits), end = int(int64_t(split + 1) * p.tiles / p.splits);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&full[i], 1), ptx::mbarrier_init(&empty[i], warps);
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+
+  if (warp >= warps) {
+    ptx::setmaxnreg_dec<copying>();
+    if (warp > warps) return;
+    int stage = 0;
+    for (int number = first; number < end; ++number) {
+      if (number - first >= p.stages) ptx::mbarrier_wait(&empty[stage], ((number - first) / p.stages - 1) & 1);
+      int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h, n0 = image * p.images;
+      int const images = min(p.images, p.N - n0), rows = min(p.rows, p.H - tile_h * p.rows) + 2;
+      int const first_c = unit0 * blocks * 8;
+      if (lane == 0) ptx::mbarrier_arrive_expect_tx(&full[stage], side_bytes(p.in, first_c, images, tile_h, rows));
+      __syncwarp();
+      copy_runs(p.in, stages + stage * p.stage_bytes + uint32_t(kRunsFront), first_c, n0, images, tile_h, rows,
+                &full[stage]);
+      if (++stage == p.stages) stage = 0;
+    }
+    return;
+  }
+  ptx::setmaxnreg_inc<registers>();
+
+  int const share = warp % p.shares, job = warp / p.shares, u = job / p.out_jobs, block_out = job % p.out_jobs;
+  int const out_first = (unit0 + u) * p.out_unit + block_out * 8;  // channel of the results
+  bool const works = u < p.units && out_first < p.out_channels;
+  Band<T, parts, blocks> band;
+  float bias[2] = {0, 0};
+  if (works) {
+    band.load_weights(p, unit0 + u, block_out * 8 + g, t);
+    if (p.bias != nullptr)
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        bias[i] = widen(static_cast<T const*>(p.bias)[(out_first + t * 2 + i) * p.bias_stride]);
+  }
+  // A lane's two channels of a block.
+  int const c0 = u * blocks * 8 + (sizeof(T) == 2 ? t * 2 : t), c1 = c0 + (sizeof(T) == 2 ? 1 : 4);
+  auto channel_at = [&](int c) {
+    return uint32_t(c / p.in.together * p.in.run + c % p.in.together * int(p.in.plane) + p.in.lead - p.in.pitch);
+  };
+  uint32_t const in_at = uint32_t(kRunsFront) + channel_at(c0) + g * 2 * int(sizeof(T)),
+                 other = channel_at(c1) - channel_at(c0), block = 8 / p.in.together * p.in.run;
+  int64_t const plane = int64_t(p.H) * p.W;
+  int stage = 0, phase = 0;
+  for (int number = first; number < end; ++number) {
+    ptx::mbarrier_wait(&full[stage], phase);
+    uint32_t seen = 0;
+    if (works) {
+      int const image0 = number / p.tiles_h, tile_h = number - image0 * p.tiles_h, h0 = tile_h * p.rows;
+      int const images = min(p.images, p.N - image0 * p.images), rows = min(p.rows, p.H - h0);
+      for (int item = share; item < images * p.segments; item += p.shares) {
+        int const image = item / p.segments, w = (item - image * p.segments) * 16 + g * 2;
+        uint32_t const before = w == 0 ? 0 : ~0u, behind = w + 2 < p.W ? ~0u : 0;
+        uint32_t at = stages + stage * p.stage_bytes + in_at + image * p.in.run_image + (w - g * 2) * int(sizeof(T));
+        int const n = image0 * p.images + image;
+        T* to =
+            static_cast<T*>(p.out) + (int64_t(n) * p.out_channels + out_first + t * 2) * plane + int64_t(h0) * p.W + w;
+        band.load(at, other, block);
+        typename Band<T, parts, blocks>::Operands o;
+        auto begin = [&](float (&d)[4]) { d[0] = d[2] = bias[0], d[1] = d[3] = bias[1]; };
+        bool nan = false;
+        auto store = [&](float (&d)[4]) {
+          if (w < p.W) {
+            nan |= !(d[0] == d[0]) || !(d[1] == d[1]) || !(d[2] == d[2]) || !(d[3] == d[3]);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              Vector<T, 2> v;
+              v.v[0] = narrow<T>(d[i]), v.v[1] = narrow<T>(d[i + 2]);
+              *reinterpret_cast<Vector<T, 2>*>(to + i * plane) = v;
+            }
+          }
+          to += p.W;
+        };
+        // A row of inputs and those of results that it meets, with the first, second and last row of the filter.
+        auto step = [&]<bool r0, bool r1, bool r2>(bool exists) {
+          band.take(o, before, behind);
+          if constexpr (r0 || r1) band.load(at += p.in.pitch, other, block);
+          if constexpr (r0) begin(band.d[0]);
+          if (exists) {
+            if constexpr (r0) band.template multiply<0>(band.d[0], o);
+            if constexpr (r1) band.template multiply<1>(band.d[1], o);
+            if constexpr (r2) band.template multiply<2>(band.d[2], o);
+          }
+          if constexpr (r2) store(band.d[2]);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) band.d[2][j] = band.d[1][j], band.d[1][j] = band.d[0][j];
+        };
+        step.template operator()<true, false, false>(h0 > 0);
+        step.template operator()<true, true, false>(true);
+#pragma unroll 3
+        for (int i = 2; i < rows; ++i) step.template operator()<true, true, true>(true);
+        step.template operator()<false, true, true>(true);
+        step.template operator()<false, false, true>(h0 + rows < p.H);
+        seen = band.raw[blocks - 1][1][sizeof(T) == 2 ? 2 : 3];
+        if (p.mixed && nan) {
+          to -= rows * p.W;
+#pragma unroll 1
+          for (int i = 0; i < rows * 4; ++i) {
+            T* const at = to + i % 2 * plane + i / 4 * p.W + i / 2 % 2;
+            float const was = widen(*at);
+            if (!(was == was))
+              *at = narrow<T>(result_again<T>(p, n, out_first + t * 2 + i % 2, h0 + i / 4, w + i / 2 % 2) +
+                              (i % 2 == 0 ? bias[0] : bias[1]));
+          }
+        }
+      }
+    }
+    give_back(&empty[stage], seen);
+    if (++stage == p.stages) stage = 0, phase ^= 1;
+  }
+}
+
+template <class T, int parts, int blocks>
+cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Arguments const& args, cudaStream_t stream) {
+  bool const backward = op == Op::dgrad;
+  int64_t const per_unit = groups_per_unit(problem), C = problem.C_per_group(), K = problem.K_per_group();
+  RowParams p{};
+  p.in = make_run_side(args.a, backward ? problem.K : problem.C, problem.H, problem.W, problem.dtype, t.x, t.channels,
+                       t.rows, 1);
+  p.out = args.out, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride;
+  p.w_group = K * problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  p.w_out = backward ? problem.w.c : problem.w.n, p.w_in = backward ? problem.w.n : problem.w.c;
+  p.N = int(problem.N), p.H = int(problem.H), p.W = int(problem.W);
+  p.in_group = int(backward ? K : C), p.out_group = int(backward ? C : K), p.out_unit = int(per_unit * p.out_group);
+  p.out_channels = int(backward ? problem.C : problem.K);
+  p.units = int(t.units), p.out_jobs = int(t.out), p.shares = int(t.shares), p.splits = int(t.splits);
+  p.rows = int(t.rows), p.images = int(t.images), p.segments = int(t.segments);
+  p.tiles_h = int(ceil_div(problem.H, t.rows)), p.tiles = int(t.tiles);
+  p.stage_bytes = int(t.stage_bytes), p.stages = int(t.stages);
+  p.mirrored = backward, p.mixed = per_unit > 1 || parts == 2;
+  auto* const kernel = rows_kernel<T, parts, blocks>;
+  cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared));
+  if (error != cudaSuccess) return error;
+  kernel<<<unsigned(t.places * t.splits), kWarps<T> * 32 + 128, size_t(t.shared), stream>>>(p);
+  return cudaGetLastError();
+}
+
+template <DType dtype>
+cudaError_t start_rows(Op op, Problem const& problem, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  int sm_count = 0;
+  if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
+  PlainRows const t = plain_rows(op, problem, Device{sm_count, 90});
+  if constexpr (dtype == DType::f32)
+    if (!problem.allow_tf32) return launch_rows<T, 2, 1>(op, problem, t, args, stream);
+  return rows_in(op, problem) == 1 ? launch_rows<T, 1, 1>(op, problem, t, args, stream)
+                                   : launch_rows<T, 1, 2>(op, problem, t, args, stream);
+}
+
+}  // namespace conv2d_ext::plain
+
+#define CONV2D_EXT_GROUPED_ROWS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                      \
+  namespace conv2d_ext {                                                                                              \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
+                                                                cudaStream_t stream) {                                \
+    return plain::start_rows<DType::dtype>(Op::op, p, args, stream);                                                  \
+  }                                                                                                                   \
+  }
