@@ -19,6 +19,7 @@
 #include "pixels_few.h"
 #include "plain.h"
 #include "planes.h"
+#include "quads.h"
 #include "staged.h"
 #include "stem.h"
 #include "stream.h"
@@ -86,7 +87,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::strip:
       return hopper && strip_supports(row, op, p);
     case Family::stream:
-      return hopper && stream_supports(row, p);
+      return hopper && (stream_supports(row, p) || takes_quads(row, p));
     case Family::band:
       return hopper && (is_split(row) ? split_supports(row, op, p) : band_supports(row, op, p));
     case Family::stem:
@@ -275,6 +276,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::strip:
       return depthwise_as_measured(row, p, strip_estimate(row, op, p, d));
     case Family::stream:
+      if (takes_quads(row, p)) return quads_estimate(row, op, p);
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
     case Family::band:
       return is_split(row) ? split_estimate(row, op, p, d) : band_estimate(row, op, p, d);
