@@ -128,6 +128,7 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   // Images of one row are beginnings of walks alone.
   if (stream && !f32 && p.P() == 1 && row.tile_m > 3) e.ns *= sums ? 1.4 : 1.7;
   if (tiles) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : f32 ? 1.25 : 1.4;
+  if (tiles && f32 && row.op == Op::fprop && row.tile_m == 3 && row.tile_k == 2 && p.W <= 64) e.ns *= 1.25;
   // dgrad copies the tiles of a channel's filters one after the other.
   if (tiles && row.op == Op::dgrad) e.ns += 2800 * double(p.K_per_group() - 1);
   // A walk's steps follow each other, however few walks there are.
