@@ -221,6 +221,42 @@ def test_walks_down_whole_images_use_their_ring_many_times(
         assert gap < tolerance(dtype, size * size), ROWS[row]
 
 
+# For stream_quads_f32.cuh, large enough: shares begin and end within images, channels are off those of a block.
+WIDE_ROWS = (
+    Case("quads_7x7", 39, 50, 37, 40, 50, 7, 7, padding=(3, 3), groups=50),
+    Case("quads_7x7_four_pads", 41, 50, 36, 60, 50, 7, 7, padding=(0, 5, 3, 3), groups=50),
+    Case("quads_5x5", 39, 50, 37, 36, 50, 5, 5, padding=(3, 2), groups=50),
+    Case("quads_3x3_stride2", 47, 15, 80, 136, 15, 3, 3, (2, 2), (1, 1), groups=15),
+    Case("quads_5x5_stride2", 47, 28, 79, 72, 28, 5, 5, (2, 2), (2, 2), groups=28),
+)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("case", WIDE_ROWS, ids=str)
+def test_wide_rows_in_float32_are_right_and_deterministic(case: Case, op: str, cuda: str) -> None:
+    generator = torch.Generator(cuda).manual_seed(1)
+    x, w, go = (
+        torch.randn(shape, device=cuda, generator=generator)
+        for shape in (case.input_size, case.weight_size, case.output_size)
+    )
+    b = torch.randn(case.K, device=cuda, generator=generator)
+    top, bottom, left, right = case.padding4
+    padded = torch.nn.functional.pad(x.double(), (left, right, top, bottom)).requires_grad_()
+    weight = w.double().requires_grad_()
+    y = torch.nn.functional.conv2d(padded, weight, b.double(), case.stride, groups=case.groups)
+    grad_x, grad_w = torch.autograd.grad(y, (padded, weight), go.double())
+    true = {"fprop": y.detach(), "dgrad": grad_x[:, :, top : top + case.H, left : left + case.W], "wgrad": grad_w}[op]
+    run = call(op, case, x, w, b, go)
+    sms, capability = machine()
+    tensors = problem(op, x, w, go, run())
+    rows = candidates(plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability))
+    for row in (row for row in rows if ROWS[row].startswith("stream_")):
+        out = run(row=row)
+        gap = float((out.double() - true).norm() / true.norm())
+        assert gap < tolerance(torch.float32, case.R * case.S), ROWS[row]
+        assert all(same_bits(run(row=row), out) for _ in range(5)), ROWS[row]
+
+
 # Tensors larger than L2 even in 16 bits, and more blocks of most kernels than a GPU holds at a time.
 LARGER_THAN_L2 = (
     Case("depthwise_56", 128, 144, 56, 56, 144, 3, 3, padding=(1, 1), groups=144, bias=False),

@@ -20,6 +20,7 @@
 #include "pixels_few.h"
 #include "plain_rows.h"
 #include "planes.h"
+#include "quads.h"
 #include "staged.h"
 #include "stem.h"
 #include "stream.h"
@@ -91,7 +92,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
                         : is_strip_rows(row) ? strip_rows_supports(row, op, p)
                                              : strip_supports(row, op, p));
     case Family::stream:
-      return hopper && stream_supports(row, p);
+      return hopper && (stream_supports(row, p) || takes_quads(row, p));
     case Family::band:
       return hopper && (is_split(row) ? split_supports(row, op, p) : band_supports(row, op, p));
     case Family::stem:
@@ -139,6 +140,7 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   // Images of one row are beginnings of walks alone.
   if (stream && !f32 && p.P() == 1 && row.tile_m > 3) e.ns *= sums ? 1.4 : 1.7;
   if (tiles) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : f32 ? 1.25 : 1.4;
+  if (tiles && f32 && row.op == Op::fprop && row.tile_m == 3 && row.tile_k == 2 && p.W <= 64) e.ns *= 1.25;
   // dgrad copies the tiles of a channel's filters one after the other.
   if (tiles && row.op == Op::dgrad) e.ns += 2800 * double(p.K_per_group() - 1);
   // A walk's steps follow each other, however few walks there are.
@@ -291,6 +293,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
              : is_strip_rows(row) ? strip_rows_estimate(row, op, p, d)
                                   : depthwise_as_measured(row, p, strip_estimate(row, op, p, d));
     case Family::stream:
+      if (takes_quads(row, p)) return quads_estimate(row, op, p);
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
     case Family::band:
       return is_split(row) ? split_estimate(row, op, p, d) : band_estimate(row, op, p, d);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "stream_planes_f32.cuh"
+#include "stream_quads_f32.cuh"
 #include "stream_ring.cuh"
 
 namespace conv2d_ext::stream {
@@ -350,6 +351,13 @@ cudaError_t launch_f32(Problem const& problem, Plan const& plan, Arguments const
   if (DirectTile const t = direct_tile(op, problem, R, strided ? 2 : 1); t.used)
     return strided ? depthwise::launch_direct<op, float, R, 2, false>(problem, t, args, stream)
                    : depthwise::launch_direct<op, float, R, 1, false>(problem, t, args, stream);
+  if (QuadsTile const t = quads_tile(R, op, problem, h200_sxm); t.used) {
+    if constexpr (quads_least(op, R, 2) > 0)
+      if (strided) return launch_quads<op, R, 2>(problem, t, plan, args, stream);
+    if constexpr (quads_least(op, R, 1) > 0)
+      if (!strided) return launch_quads<op, R, 1>(problem, t, plan, args, stream);
+    return cudaErrorInvalidValue;
+  }
   if (strided) return launch_planes_f32<op, R, 2>(problem, plan, args, stream);
   if (planes_f32_tile(R, op, problem, h200_sxm).planes.used)
     return launch_planes_f32<op, R, 1>(problem, plan, args, stream);
