@@ -18,8 +18,8 @@ constexpr bool compiled_for_hopper() {
 
 // The kernel waits for the one before by itself. static: sources of an older PTX launch otherwise.
 template <class... Params>
-static cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
-                                    Params const&... params) {
+static cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, int threads, int shared_bytes,
+                                    cudaStream_t stream, Params const&... params) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = compiled_for_hopper() ? 1 : 0;
