@@ -238,7 +238,7 @@ def test_one_small_image_is_computed_by_a_thread_for_some_outputs(op: str) -> No
         pad = (size // 2,) * 2
         case = Case("one", 1, channels, side, side, channels, size, size, padding=pad, groups=channels, bias=False)
         name = ROWS[ask(op, case, dtype)[0]]
-        assert name.startswith(f"stream_{op}_") or (op == "wgrad" and name.startswith("depthwise_wgrad_")), (case, dtype)
+        assert name.startswith((f"stream_{op}_", "depthwise_wgrad_")), (case, dtype)
         if size == 3 and op != "wgrad":
             assert ROWS[ask(op, case, dtype, "nhwc")[0]].startswith(f"column_{op}_"), (case, dtype)
 
