@@ -248,8 +248,12 @@ def small(draw: random.Random) -> Case:
         stride = draw.choice(((1, 1), (1, 1), (2, 2), (2, 2), (1, 2), (3, 1), (4, 3), (R, S)))
         dilation = draw.choice(((1, 1), (1, 1), (1, 1), (2, 2), (1, 3), (4, 2)))
         multiplier = draw.choice((1, 1, 2, 3))
-        if kind == "depthwise" and draw.random() < 0.15:
-            R, S = draw.choice(((9, 9), (13, 13), (31, 31), (1, 21), (15, 1)))
+        if kind == "depthwise" and draw.random() < 0.25:
+            R, S = draw.choice(
+                ((9, 9), (9, 9), (11, 11), (11, 11), (13, 13), (13, 13), (31, 31), (1, 21), (15, 1), (3, 9))
+            )
+            if draw.random() < 0.7:
+                stride, dilation, multiplier = (1, 1), (1, 1), 1
         elif kind == "depthwise" and draw.random() < 0.7:  # the sizes that have rows of their own
             R = S = draw.choice((3, 5, 7))
             stride, dilation, multiplier = draw.choice(((1, 1), (2, 2))), (1, 1), 1
@@ -274,6 +278,9 @@ def small(draw: random.Random) -> Case:
             stride, padding = (1, 1), (0, 0)
             per_c, per_k = 16 * draw.randint(1, 8), 16 * draw.randint(1, 8)
             H, W = H + H % 2, W + -W % 4
+        if kind == "grouped" and padding == (1, 1) and draw.random() < 0.5:  # rows in place in NCHW
+            per_c = per_k = draw.choice((2, 4, 8, 16))
+            groups, W = 8 * draw.randint(1, 2), W + W % 2
         C, K = groups * per_c, groups * per_k
         case = Case("small", N, C, H, W, K, R, S, stride, padding, dilation, groups, bias=draw.random() < 0.5)
         if max(elements(case)) <= 2**17 and flops(case) <= 2e8 and case.N * case.P * case.Q * R * S * C <= 2**23:
