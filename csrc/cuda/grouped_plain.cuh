@@ -4,9 +4,9 @@
 // takes the halves of a pixel together. Float32 has one channel in a register, and nothing is to be turned.
 //
 // A warp has a job: 8 channels of results of a unit, whose weights stay in registers. It walks down the rows of a tile:
-// each row of inputs meets three rows of results, which are stored from the registers. Strict float32 splits its
-// operands into two TF32 parts, three products. The zeros between a unit's groups meet infinities and NaN: results that
-// are NaN are made again, each from the channels of its group.
+// each row of inputs meets three rows of results, which are stored from the registers. The zeros between a unit's groups
+// meet infinities and NaN: results that are NaN are made again, each from the channels of its group. Two parts of an
+// operand would be strict float32, whose sums were less exact than cuDNN's: no row has them.
 #pragma once
 
 #include "../core/plain_rows.h"
@@ -318,8 +318,6 @@ cudaError_t start_rows(Op op, Problem const& problem, Arguments const& args, cud
   int sm_count = 0;
   if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
   PlainRows const t = plain_rows(op, problem, Device{sm_count, 90});
-  if constexpr (dtype == DType::f32)
-    if (!problem.allow_tf32) return launch_rows<T, 2, 1>(op, problem, t, args, stream);
   return rows_in(op, problem) == 1 ? launch_rows<T, 1, 1>(op, problem, t, args, stream)
                                    : launch_rows<T, 1, 2>(op, problem, t, args, stream);
 }

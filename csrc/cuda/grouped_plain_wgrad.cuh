@@ -9,9 +9,9 @@
 //
 // A warp has a job: 16 channels (rows; or two taps of 8) by 8 to 32 filters (columns), all nine taps, whose sums stay
 // in registers. It walks down the rows of a tile: each row of x meets three rows of y (with stride 2 each row of y
-// three rows of x). Blocks share the tiles, and a second kernel adds their sums in order. Strict float32 splits its
-// operands into two TF32 parts, three products, and adds the sums of eight rows to the total. Zeros meet whatever x has
-// there: sums that are NaN are made again, product by product.
+// three rows of x). Blocks share the tiles, and a second kernel adds their sums in order. Zeros meet whatever x has
+// there: sums that are NaN are made again, product by product. Two parts of an operand would be strict float32, whose
+// sums were less exact than cuDNN's: no row has them.
 #pragma once
 
 #include "../core/plain.h"
@@ -591,8 +591,6 @@ cudaError_t start_plain(Problem const& problem, Arguments const& args, cudaStrea
   int sm_count = 0;
   if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
   PlainRuns const t = plain_runs(problem, Device{sm_count, 90});
-  if constexpr (dtype == DType::f32)
-    if (!problem.allow_tf32) return start_runs<T, 2>(problem, t, args, stream);
   return start_runs<T, 1>(problem, t, args, stream);
 }
 
