@@ -4,9 +4,9 @@
 // takes the halves of a pixel together. Float32 has one channel in a register, and nothing is to be turned.
 //
 // A warp has a job: 8 channels of results of a unit, whose weights stay in registers. It walks down the rows of a tile:
-// each row of inputs meets three rows of results, which are stored from the registers. The zeros between a unit's groups
-// meet infinities and NaN: results that are NaN are made again, each from the channels of its group. Two parts of an
-// operand would be strict float32, whose sums were less exact than cuDNN's: no row has them.
+// each row of inputs meets three rows of results, which are stored from the registers. The zeros between a unit's
+// groups meet infinities and NaN: results that are NaN are made again, each from the channels of its group. Two parts
+// of an operand would be strict float32, whose sums were less exact than cuDNN's: no row has them.
 #pragma once
 
 #include "../core/plain_rows.h"
