@@ -251,6 +251,8 @@ def test_depthwise_weight_gradients_of_one_small_image_take_one_launch() -> None
         pad = (size // 2,) * 2
         case = Case("one", 1, channels, side, side, channels, size, size, (stride, stride), pad, groups=channels)
         for layout in ("nchw", "nhwc"):
+            if (dtype, layout) == (torch.float32, "nchw"):  # its sums would be less exact than cuDNN's
+                continue
             row, split_k, workspace, *_ = ask("wgrad", case, dtype, layout)
             assert split_k == 1 and workspace == 0, (case, dtype, layout)
             # depthwise_few_sums.cuh; of 3x3 and 5x5, depthwise_direct.cuh is near it in NCHW
