@@ -17,7 +17,7 @@ constexpr int64_t plain_channel(int64_t bytes, int64_t step, int64_t rest) {
 }
 
 // Warps of a block that multiply, by the registers of a job.
-constexpr int runs_warps(int blocks_k, bool strict) { return blocks_k == 1 ? 16 : blocks_k == 2 && !strict ? 12 : 8; }
+constexpr int runs_warps(int blocks_k) { return blocks_k == 1 ? 16 : blocks_k == 2 ? 12 : 8; }
 
 // Rows of x that begin off what a lane loads at once, 8 bytes (with a stride 16).
 constexpr bool runs_off_vectors(Problem const& p) { return p.W * size_of(p.dtype) % (8 * p.stride_h) != 0; }
@@ -73,18 +73,17 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
   int64_t const per_unit = groups_per_unit(p), size = size_of(p.dtype), stride = p.stride_h;
   int64_t const C = per_unit * p.C_per_group(), K = per_unit * p.K_per_group(), units = p.C / C;
   int64_t const x_pitch = p.W * size, y_pitch = p.Q() * size;
-  bool const strict = p.dtype == DType::f32 && !p.allow_tf32;
   PlainRuns best, t;
   if (!runs_problem(p)) return best;
   t.quads = ceil_div(y_pitch, 8);
   // Cycles of a quarter of an SM for a product of jobs of 16 channels, as measured.
-  double const product_16 = stride == 2 ? (size == 2 ? 12 : strict ? 11 : 13) : size == 2 ? 9.8 : 8;
-  for (t.blocks_k = 1; t.blocks_k <= (strict ? 2 : 4); t.blocks_k *= 2) {
+  double const product_16 = stride == 2 ? (size == 2 ? 12 : 13) : size == 2 ? 9.8 : 8;
+  for (t.blocks_k = 1; t.blocks_k <= 4; t.blocks_k *= 2) {
     t.blocks_c = t.blocks_k == 1 ? 1 : 2;
     double const product = t.blocks_k == 1 ? 6.8 : product_16;
     if ((C == 8 || K == 8) != (t.blocks_k == 1) || (t.blocks_k == 4 && K == 16)) continue;
     int64_t const jobs_c = ceil_div(C, 8 * t.blocks_c), jobs_k = ceil_div(K, 8 * t.blocks_k);
-    int64_t const most = runs_warps(t.blocks_k, strict);
+    int64_t const most = runs_warps(t.blocks_k);
     for (t.units = 1; t.units <= min64(units, most); ++t.units)
       for (t.chunks_c = 1; t.chunks_c <= (t.units > 1 ? 1 : jobs_c); ++t.chunks_c)
         for (t.chunks_k = 1; t.chunks_k <= (t.units > 1 ? 1 : jobs_k); ++t.chunks_k) {
@@ -112,7 +111,7 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
               t.y_at = ceil_div(kRunsFront + x_runs * t.x.stride, 128) * 128;
               t.stage_bytes = ceil_div(t.y_at + y_runs * t.y.stride + y_pitch + 16, 128) * 128;
               t.tiles = of_image * ceil_div(p.N, t.images);
-              int64_t const products = (t.blocks_c == 2 ? 9 : 6) * t.blocks_k * (strict ? 3 : 1);  // of a warp and row
+              int64_t const products = (t.blocks_c == 2 ? 9 : 6) * t.blocks_k;  // of a warp and row
               int64_t const sums = t.shares > 1 ? t.warps() * (t.blocks_c == 2 ? 9 : 6) * t.blocks_k * 512 : 0;
               for (t.stages = 4; t.stages >= 1; --t.stages) {
                 t.shared = max64(t.stages * t.stage_bytes, sums);

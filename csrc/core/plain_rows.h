@@ -23,8 +23,7 @@ constexpr int64_t rows_out(Op op, Problem const& p) {
 constexpr bool plain_rows_problem(Op op, Problem const& p) {
   if (op == Op::wgrad || p.dtype == DType::f64 || !runs_problem(p) || p.stride_h != 1 || p.W % 2 != 0) return false;
   // A warp's registers hold no more weights.
-  int64_t const most = p.dtype == DType::f32 && !p.allow_tf32 ? 1 : 2;
-  return rows_in(op, p) <= most && rows_out(op, p) <= rows_warps(p.dtype);
+  return rows_in(op, p) <= 2 && rows_out(op, p) <= rows_warps(p.dtype);
 }
 
 // What a block computes, and the tiles that it goes through.
@@ -47,8 +46,7 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
   if (!plain_rows_problem(op, p)) return best;
   int64_t const in = rows_in(op, p), size = size_of(p.dtype), pitch = p.W * size;
   int64_t const units = p.groups / groups_per_unit(p);
-  bool const strict = p.dtype == DType::f32 && !p.allow_tf32;
-  double const products = double(size == 2 ? 3 * ceil_div(3 * in, 2) : 9 * in) * (strict ? 3 : 1);  // of a warp and row
+  double const products = double(size == 2 ? 3 * ceil_div(3 * in, 2) : 9 * in);  // of a warp and row
   int64_t const most = rows_warps(p.dtype);
   t.out = rows_out(op, p), t.segments = ceil_div(p.W, kSegment);
   for (t.units = 1; t.units * t.out <= most && t.units <= units; ++t.units) {
@@ -89,7 +87,7 @@ constexpr bool plain_rows_supports(Op op, Problem const& p, Device const& d) { r
 
 constexpr Estimate plain_rows_estimate(Op op, Problem const& p, Device const& d) {
   // As measured.
-  double const factor = size_of(p.dtype) == 2 ? 1.3 : p.allow_tf32 ? 1 : 1.25;
+  double const factor = size_of(p.dtype) == 2 ? 1.3 : 1;
   return {plain_rows(op, p, d).cycles / 1.75 * factor + 6500, 1};
 }
 

@@ -10,8 +10,7 @@
 // A warp has a job: 16 channels (rows; or two taps of 8) by 8 to 32 filters (columns), all nine taps, whose sums stay
 // in registers. It walks down the rows of a tile: each row of x meets three rows of y (with stride 2 each row of y
 // three rows of x). Blocks share the tiles, and a second kernel adds their sums in order. Zeros meet whatever x has
-// there: sums that are NaN are made again, product by product. Two parts of an operand would be strict float32, whose
-// sums were less exact than cuDNN's: no row has them.
+// there: sums that are NaN are made again, product by product.
 #pragma once
 
 #include "../core/plain.h"
@@ -58,6 +57,14 @@ struct RunParams {
   int stage_bytes, stages, y_at;
 };
 
+// An operand's register of what was loaded: float32 rounded to the nearest TF32 number.
+template <class T>
+__device__ inline uint32_t operand(uint32_t raw) {
+  uint32_t part[1];
+  grouped::split<T, 1>(raw, part);
+  return part[0];
+}
+
 // How a row of a side is loaded: 8 bytes and more at once, words, or halves of words, which are moved into place.
 enum Loads { kVectors, kWords, kHalves };
 
@@ -73,7 +80,7 @@ __device__ inline uint32_t inside(int column, int width) {
   return each == 1 ? first : first | (unsigned(column + 1) < unsigned(width) ? 0xffff0000u : 0);
 }
 
-template <class T, int parts, int stride, int blocks_c, int blocks_k, Loads how>
+template <class T, int stride, int blocks_c, int blocks_k, Loads how>
 struct Walk {
   static constexpr bool f32 = std::is_same_v<T, float>;
   static constexpr int tiles = blocks_c == 2 ? 3 : 2;  // of a row of the filter
@@ -136,25 +143,21 @@ struct Walk {
   __device__ void next_x(Lane& from) { from.at += from.pitch, load_x(from); }
   __device__ void next_y(Lane& from) { from.at += from.pitch, load_y(from); }
 
-  __device__ static void take(uint32_t raw, uint32_t (&part)[parts]) { grouped::split<T, parts>(raw, part); }
-
-  __device__ void take_y(uint32_t (&to)[parts][blocks_k][2], Lane& of, Borders const& m) const {
+  __device__ void take_y(uint32_t (&to)[blocks_k][2], Lane& of, Borders const& m) const {
 #pragma unroll
     for (int k = 0; k < blocks_k; ++k)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        uint32_t word = y[k][i], part[parts];
+        uint32_t word = y[k][i];
         if constexpr (y_halves) word = __byte_perm(word, y[k][i + 1], of.bytes);
         if (y_halves || (how == kWords && i == 1)) word &= m.y[i];
-        take(word, part);
-#pragma unroll
-        for (int j = 0; j < parts; ++j) to[j][k][i] = part[j];
+        to[k][i] = operand<T>(word);
       }
     if constexpr (y_halves) of.bytes ^= of.change;
   }
 
   // The operands of the three taps.
-  __device__ void take_x(uint32_t (&a)[parts][tiles][4], Lane& of, Borders const& m) const {
+  __device__ void take_x(uint32_t (&a)[tiles][4], Lane& of, Borders const& m) const {
 #pragma unroll
     for (int c = 0; c < blocks_c; ++c) {
       uint32_t v[loads];
@@ -164,60 +167,52 @@ struct Walk {
         if constexpr (x_halves) v[i] = __byte_perm(v[i], x[c][i + 1], of.bytes);
         if (i == 0 || (how == kVectors ? stride == 1 && i == loads - 1 : i > 1 || x_halves)) v[i] &= m.x[i];
       }
-      uint32_t part[loads][parts];
       if constexpr (f32) {
 #pragma unroll
-        for (int i = 0; i < loads; ++i) take(v[i], part[i]);
+        for (int i = 0; i < loads; ++i) v[i] = operand<T>(v[i]);
       }
 #pragma unroll
-      for (int s = 0; s < 3; ++s)
-#pragma unroll
-        for (int j = 0; j < parts; ++j) {
-          uint32_t low, high;
-          if constexpr (f32) {
-            low = part[s][j], high = part[s + stride][j];
-          } else if constexpr (stride == 1) {
-            low = s == 1 ? v[1] : __byte_perm(v[s / 2], v[s / 2 + 1], 0x5432);
-            high = s == 1 ? v[2] : __byte_perm(v[s / 2 + 1], v[s / 2 + 2], 0x5432);
-          } else {
-            low = s == 1 ? __byte_perm(v[1], v[2], 0x5410) : __byte_perm(v[s / 2], v[s / 2 + 1], 0x7632);
-            high = s == 1 ? __byte_perm(v[3], v[4], 0x5410) : __byte_perm(v[s / 2 + 2], v[s / 2 + 3], 0x7632);
-          }
-          int const tile = blocks_c == 2 ? s : s / 2, half = blocks_c == 2 ? c : s % 2;
-          a[j][tile][half] = low, a[j][tile][half + 2] = high;
-          if (blocks_c == 1 && s == 2) a[j][tile][1] = a[j][tile][3] = 0;
+      for (int s = 0; s < 3; ++s) {
+        uint32_t low, high;
+        if constexpr (f32) {
+          low = v[s], high = v[s + stride];
+        } else if constexpr (stride == 1) {
+          low = s == 1 ? v[1] : __byte_perm(v[s / 2], v[s / 2 + 1], 0x5432);
+          high = s == 1 ? v[2] : __byte_perm(v[s / 2 + 1], v[s / 2 + 2], 0x5432);
+        } else {
+          low = s == 1 ? __byte_perm(v[1], v[2], 0x5410) : __byte_perm(v[s / 2], v[s / 2 + 1], 0x7632);
+          high = s == 1 ? __byte_perm(v[3], v[4], 0x5410) : __byte_perm(v[s / 2 + 2], v[s / 2 + 3], 0x7632);
         }
+        int const tile = blocks_c == 2 ? s : s / 2, half = blocks_c == 2 ? c : s % 2;
+        a[tile][half] = low, a[tile][half + 2] = high;
+        if (blocks_c == 1 && s == 2) a[tile][1] = a[tile][3] = 0;
+      }
     }
     if constexpr (x_halves) of.bytes ^= of.change;
   }
 
-  __device__ void multiply(int r, uint32_t const (&a)[parts][tiles][4], uint32_t const (&b)[parts][blocks_k][2]) {
-    using grouped::Products;
+  __device__ void multiply(int r, uint32_t const (&a)[tiles][4], uint32_t const (&b)[blocks_k][2]) {
 #pragma unroll
-    for (int j = 0; j < Products<parts>::count; ++j)
+    for (int k = 0; k < blocks_k; ++k)
 #pragma unroll
-      for (int k = 0; k < blocks_k; ++k)
-#pragma unroll
-        for (int i = 0; i < tiles; ++i) {
-          uint32_t const(&u)[4] = a[Products<parts>::a(j)][i], (&v)[2] = b[Products<parts>::b(j)][k];
-          if constexpr (f32)
-            ptx::mma_m16n8k8_tf32(d[r][i][k], u[0], u[1], u[2], u[3], v[0], v[1]);
-          else
-            ptx::mma_m16n8k16<T>(d[r][i][k], u[0], u[1], u[2], u[3], v[0], v[1]);
-        }
+      for (int i = 0; i < tiles; ++i) {
+        uint32_t const(&u)[4] = a[i], (&v)[2] = b[k];
+        if constexpr (f32)
+          ptx::mma_m16n8k8_tf32(d[r][i][k], u[0], u[1], u[2], u[3], v[0], v[1]);
+        else
+          ptx::mma_m16n8k16<T>(d[r][i][k], u[0], u[1], u[2], u[3], v[0], v[1]);
+      }
   }
 
-  __device__ static void move(uint32_t (&to)[parts][blocks_k][2], uint32_t const (&from)[parts][blocks_k][2]) {
+  __device__ static void move(uint32_t (&to)[blocks_k][2], uint32_t const (&from)[blocks_k][2]) {
 #pragma unroll
-    for (int j = 0; j < parts; ++j)
-#pragma unroll
-      for (int k = 0; k < blocks_k; ++k) to[j][k][0] = from[j][k][0], to[j][k][1] = from[j][k][1];
+    for (int k = 0; k < blocks_k; ++k) to[k][0] = from[k][0], to[k][1] = from[k][1];
   }
 
   // A row of x and those of y that it meets, with the first, the second and the last row of the filter.
   template <bool r0, bool r1, bool r2>
-  __device__ void step(uint32_t (&b)[3][parts][blocks_k][2], Lane& of_x, Lane& of_y, Borders const& m, bool exists) {
-    uint32_t a[parts][tiles][4];
+  __device__ void step(uint32_t (&b)[3][blocks_k][2], Lane& of_x, Lane& of_y, Borders const& m, bool exists) {
+    uint32_t a[tiles][4];
     take_x(a, of_x, m);
     if constexpr (r0) take_y(b[0], of_y, m);
     if constexpr (r0 || r1) next_x(of_x);
@@ -231,28 +226,19 @@ struct Walk {
   }
 
   // Down two rows of a tile or more; the row above the first may not exist, nor the one below the last. What is read
-  // behind them is not used. `rest` is called every eight rows.
-  template <class Rest>
-  __device__ void walk(Lane of_x, Lane of_y, Borders const& m, int rows, bool above, bool below, Rest rest) {
-    uint32_t b[3][parts][blocks_k][2];  // of this row of y, and of those above
+  // behind them is not used.
+  __device__ void walk(Lane of_x, Lane of_y, Borders const& m, int rows, bool above, bool below) {
+    uint32_t b[3][blocks_k][2];  // of this row of y, and of those above
     load_x(of_x), load_y(of_y);
     if constexpr (stride == 1) {
       step<true, false, false>(b, of_x, of_y, m, above);
       step<true, true, false>(b, of_x, of_y, m, true);
-      if constexpr (parts == 1) {
 #pragma unroll 1
-        for (int i = 2; i < rows; ++i) step<true, true, true>(b, of_x, of_y, m, true);
-      } else {
-#pragma unroll 1
-        for (int i = 2; i < rows; ++i) {
-          step<true, true, true>(b, of_x, of_y, m, true);
-          if (i % 8 == 7) rest();
-        }
-      }
+      for (int i = 2; i < rows; ++i) step<true, true, true>(b, of_x, of_y, m, true);
       step<false, true, true>(b, of_x, of_y, m, true);
       step<false, false, true>(b, of_x, of_y, m, below);
     } else {
-      uint32_t a[parts][tiles][4];
+      uint32_t a[tiles][4];
       auto down = [&](bool last, bool first) {
         take_x(a, of_x, m), take_y(b[0], of_y, m);
         next_x(of_x), next_y(of_y);
@@ -265,16 +251,12 @@ struct Walk {
       };
       down(false, above);
 #pragma unroll 1
-      for (int i = 1; i < rows; ++i) {
-        down(true, true);
-        if (parts == 2 && i % 8 == 7) rest();
-      }
+      for (int i = 1; i < rows; ++i) down(true, true);
       if (below) {
         take_x(a, of_x, m);
         multiply(2, a, b[1]);
       }
     }
-    if constexpr (parts == 2) rest();
   }
 
   // A value that comes of the last loads.
@@ -316,13 +298,12 @@ __device__ inline void copy_runs(RunSide const& s, uint32_t to, int first, int n
                          bytes, bar);
 }
 
-template <class T, int parts, int stride, int blocks_c, int blocks_k, Loads how>
-__global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1)
-    sums_kernel(__grid_constant__ RunParams const p) {
+template <class T, int stride, int blocks_c, int blocks_k, Loads how>
+__global__ void __launch_bounds__(runs_warps(blocks_k) * 32 + 128, 1) sums_kernel(__grid_constant__ RunParams const p) {
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t full[4], empty[4];
   __shared__ __align__(16) uint32_t zeros[12];
-  constexpr int warps = runs_warps(blocks_k, parts == 2);
+  constexpr int warps = runs_warps(blocks_k);
   // Of what the launch gives to all threads: registers of warps that multiply, and of the warpgroup that copies.
   constexpr int registers = warps == 16 ? 112 : warps == 12 ? 152 : 232, copying = warps == 16 ? 32 : 40;
   static_assert(registers * warps + copying * 4 <= 65536 / (warps * 32 + 128) / 8 * 8 * (warps + 4));
@@ -370,23 +351,9 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
   int const c0 = (chunk_c * p.jobs_c + j_c) * blocks_c * 8, k0 = (chunk_k * p.jobs_k + j_k) * blocks_k * 8;
   bool const works = u < p.units && c0 < q.C_unit && k0 < q.K_unit && (unit0 + u) * q.C_unit < p.x.channels;
 
-  using Sums = Walk<T, parts, stride, blocks_c, blocks_k, how>;
+  using Sums = Walk<T, stride, blocks_c, blocks_k, how>;
   Sums sums;
-  float total[parts == 2 ? Sums::count : 1];
   sums.clear();
-  if constexpr (parts == 2) {
-#pragma unroll
-    for (int i = 0; i < Sums::count; ++i) total[i] = 0;
-  }
-  auto rest = [&] {
-    if constexpr (parts == 2) {
-#pragma unroll
-      for (int i = 0; i < Sums::count; ++i) {
-        float& d = (&sums.d[0][0][0][0])[i];
-        total[i] += d, d = 0;
-      }
-    }
-  };
 
   int const c = u * q.C_unit + j_c * blocks_c * 8 + g, k = u * q.K_unit + j_k * blocks_k * 8 + g;
   uint32_t const x_at = c / p.x.together * p.x.run + c % p.x.together * int(p.x.plane) + p.x.lead - p.x.pitch;
@@ -417,17 +384,13 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
         for (int i = 0; i < 5; ++i) m.x[i] = inside<each>((quad * 2 * stride + i - 1) * each, q.x.W);
 #pragma unroll
         for (int i = 0; i < 2; ++i) m.y[i] = inside<each>((quad * 2 + i) * each, q.Q);
-        sums.walk(of_x, of_y, m, rows, above, below, rest);
+        sums.walk(of_x, of_y, m, rows, above, below);
       }
     }
     give_back(&empty[stage], works ? sums.last() : 0);
     if (++stage == p.stages) stage = 0, phase ^= 1;
   }
   ptx::griddepcontrol_launch_dependents();
-  if constexpr (parts == 2) {
-#pragma unroll
-    for (int i = 0; i < Sums::count; ++i) (&sums.d[0][0][0][0])[i] = total[i];
-  }
 
   // The shares of a job, in order.
   constexpr int tiles = Sums::tiles, pairs = Sums::count / 2;
@@ -532,7 +495,7 @@ inline RunSide make_run_side(void const* data, int64_t channels, int64_t H, int6
   return s;
 }
 
-template <class T, int parts, int stride, int blocks_c, int blocks_k, Loads how>
+template <class T, int stride, int blocks_c, int blocks_k, Loads how>
 cudaError_t launch_runs(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
   int64_t const per_unit = groups_per_unit(problem), stride_h = problem.stride_h;
   RunParams p{};
@@ -551,38 +514,31 @@ cudaError_t launch_runs(Problem const& problem, PlainRuns const& t, Arguments co
   p.chunks_c = int(t.chunks_c), p.chunks_k = int(t.chunks_k), p.rows = int(t.rows), p.images = int(t.images);
   p.quads = int(t.quads), p.tiles_h = int(ceil_div(problem.P(), t.rows)), p.tiles = int(t.tiles);
   p.stage_bytes = int(t.stage_bytes), p.stages = int(t.stages), p.y_at = int(t.y_at);
-  auto* const kernel = sums_kernel<T, parts, stride, blocks_c, blocks_k, how>;
+  auto* const kernel = sums_kernel<T, stride, blocks_c, blocks_k, how>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared));
   if (error != cudaSuccess) return error;
   int64_t const units = problem.C / q.C_unit;
-  kernel<<<unsigned(t.places * t.splits), runs_warps(blocks_k, parts == 2) * 32 + 128, size_t(t.shared), stream>>>(p);
+  kernel<<<unsigned(t.places * t.splits), runs_warps(blocks_k) * 32 + 128, size_t(t.shared), stream>>>(p);
   if (cudaError_t const failed = cudaGetLastError()) return failed;
   return launch_dependent(add_kernel<T>, dim3(unsigned(units * (q.C_unit / 8) * (q.K_unit / 8))), kTaps * 32, 0, stream,
                           q);
 }
 
-template <class T, int parts, int stride, Loads how>
+template <class T, int stride, Loads how>
 cudaError_t start_runs_of(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
-  if (t.blocks_k == 1) return launch_runs<T, parts, stride, 1, 1, how>(problem, t, args, stream);
-  if (t.blocks_k == 2) return launch_runs<T, parts, stride, 2, 2, how>(problem, t, args, stream);
-  if constexpr (parts == 1) return launch_runs<T, parts, stride, 2, 4, how>(problem, t, args, stream);
-  return cudaErrorInvalidValue;
+  if (t.blocks_k == 1) return launch_runs<T, stride, 1, 1, how>(problem, t, args, stream);
+  if (t.blocks_k == 2) return launch_runs<T, stride, 2, 2, how>(problem, t, args, stream);
+  return launch_runs<T, stride, 2, 4, how>(problem, t, args, stream);
 }
 
-template <class T, int parts, int stride>
+template <class T, int stride>
 cudaError_t start_runs(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
-  if (!runs_off_vectors(problem)) return start_runs_of<T, parts, stride, kVectors>(problem, t, args, stream);
+  if (!runs_off_vectors(problem)) return start_runs_of<T, stride, kVectors>(problem, t, args, stream);
   if constexpr (sizeof(T) == 2) {
     // With a stride only y has rows of odd length.
-    if (stride == 2 || problem.W % 2 != 0) return start_runs_of<T, parts, stride, kHalves>(problem, t, args, stream);
+    if (stride == 2 || problem.W % 2 != 0) return start_runs_of<T, stride, kHalves>(problem, t, args, stream);
   }
-  return start_runs_of<T, parts, sizeof(T) == 2 ? 1 : stride, kWords>(problem, t, args, stream);
-}
-
-template <class T, int parts>
-cudaError_t start_runs(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
-  return problem.stride_h == 2 ? start_runs<T, parts, 2>(problem, t, args, stream)
-                               : start_runs<T, parts, 1>(problem, t, args, stream);
+  return start_runs_of<T, sizeof(T) == 2 ? 1 : stride, kWords>(problem, t, args, stream);
 }
 
 template <DType dtype>
@@ -591,7 +547,8 @@ cudaError_t start_plain(Problem const& problem, Arguments const& args, cudaStrea
   int sm_count = 0;
   if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
   PlainRuns const t = plain_runs(problem, Device{sm_count, 90});
-  return start_runs<T, 1>(problem, t, args, stream);
+  return problem.stride_h == 2 ? start_runs<T, 2>(problem, t, args, stream)
+                               : start_runs<T, 1>(problem, t, args, stream);
 }
 
 }  // namespace conv2d_ext::plain
