@@ -37,14 +37,14 @@ demo: $(VENV)/.demo | $(RUN)
 	cd $(RUN) && $(BIN)/python -m conv2d_ext demo $(ARGS)
 	@echo "the pictures: $(RUN)/conv2d_ext_demo.png"
 
-# The suite on the CPU, and again on the GPU if torch finds one; there, tests of huge tensors run one at a time.
+# The suite on the CPU, and again on the GPU if torch finds one; there, tests of huge tensors and of times run alone.
 test: $(VENV)/.test
 	cd tests && $(BIN)/python -c 'import conv2d_ext; print("testing", conv2d_ext.__version__, "in", conv2d_ext.__path__[0])'
 	cd tests && $(BIN)/pytest -n $(JOBS) $(ARGS)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 	  set -x; cd tests; \
-	  $(BIN)/pytest -n $(JOBS) -m "not large" --device cuda $(ARGS); \
-	  $(BIN)/pytest -m large --device cuda $(ARGS) || test $$? -eq 5; \
+	  $(BIN)/pytest -n $(JOBS) -m "not alone" --device cuda $(ARGS); \
+	  $(BIN)/pytest -m alone --device cuda $(ARGS) || test $$? -eq 5; \
 	else echo "no GPU: the suite ran on the CPU alone"; fi
 
 wheel: dist/.built

@@ -265,10 +265,10 @@ class Recorder:
         return ""
 
     def tests(self) -> dict[str, Any]:
-        """The suite in two runs: all but the huge tensors in parallel, then those one at a time, or they don't fit."""
+        """The suite in two runs: most in parallel, then huge tensors and times alone, one at a time."""
         end = time.monotonic() + self.options.tests_timeout
         workers = ["-n", str(self.options.workers)] if self.options.workers else []
-        runs = [self.pytest("not large", workers, end), self.pytest("large", [], end)]
+        runs = [self.pytest("not alone", workers, end), self.pytest("alone", [], end)]
         counts = add_counts([counted for _, counted in runs])
         found = {**asdict(counts), "seconds": round(sum(finished.seconds for finished, _ in runs), 1)}
         if any(finished.code is None for finished, _ in runs):
@@ -289,7 +289,7 @@ class Recorder:
             *workers,
             *shlex.split(self.options.pytest_arguments),
             timeout=max(end - time.monotonic(), 1),
-            phase="tests",
+            phase="alone" if marked == "alone" else "tests",
         )
         print(tail(finished.output, 200), flush=True)
         return finished, count_tests(junit)
@@ -385,10 +385,11 @@ class Recorder:
 
 def shares(gpus: int) -> dict[str, list[int]]:
     """The GPUs of each phase where there are several: the processes of the suite share all; all but the first are the
-    sanitizer's too; the benchmark comes when these are done."""
+    sanitizer's too; the tests that run alone have the first, which is free when the others have ended; the benchmark
+    comes when these are done."""
     if gpus < 2:
         return {}
-    return {"tests": list(range(gpus)), "sanitizer": list(range(1, gpus)), "benchmark": [0]}
+    return {"tests": list(range(gpus)), "sanitizer": list(range(1, gpus)), "alone": [0], "benchmark": [0]}
 
 
 def add_counts(counts: Sequence[Counts | None]) -> Counts:

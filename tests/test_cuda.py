@@ -76,6 +76,7 @@ assert (y == 72).all() and gw.eq(2 * 49 * 72).all() and gx[0, 0, 4, 4] == 9 * 8 
     assert run.returncode == 0, run.stderr[-2000:]
 
 
+@pytest.mark.alone
 def test_the_first_call_of_a_shape_takes_at_most_a_millisecond_longer(
     cuda: str, package_environment: dict[str, str]
 ) -> None:
@@ -213,7 +214,7 @@ def room(gib: float) -> None:
         pytest.skip(f"needs {gib:.0f} GiB of free GPU memory, there are {free:.0f}")
 
 
-@pytest.mark.large
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ("nchw", "nhwc"))
 @pytest.mark.parametrize("op", OPS)
@@ -249,7 +250,7 @@ def test_an_input_of_more_than_2_to_the_31_elements_is_read_to_its_end(op: str, 
         assert not whole[:-1].any()
 
 
-@pytest.mark.large
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ("nchw", "nhwc"))
 def test_an_output_of_more_than_2_to_the_31_elements_is_written_to_its_end(layout: str, cuda: str) -> None:
@@ -266,7 +267,7 @@ def test_an_output_of_more_than_2_to_the_31_elements_is_written_to_its_end(layou
         assert bool((y[0, k] == k + 2).all())
 
 
-@pytest.mark.large
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_batch_of_more_than_65535_images_and_many_groups_fit_the_grid(cuda: str) -> None:
     """A CUDA grid has at most 65535 blocks in y and z."""

@@ -255,9 +255,9 @@ def test_every_phase_runs_with_the_options_of_the_command_line(
 @pytest.mark.parametrize("gpus", [2, 3, 8])
 def test_the_sanitizer_has_gpus_of_its_own(gpu_record: Any, gpus: int) -> None:
     shares = gpu_record.shares(gpus)
-    assert shares.keys() == set(gpu_record.PHASES)
+    assert shares.keys() == {*gpu_record.PHASES, "alone"}
     assert shares["tests"] == list(range(gpus)), "the suite's processes spread over all"
-    assert shares["sanitizer"] == list(range(1, gpus)) and shares["benchmark"] == [0]
+    assert shares["sanitizer"] == list(range(1, gpus)) and shares["alone"] == shares["benchmark"] == [0]
 
 
 def test_one_gpu_is_nobodys_share(gpu_record: Any) -> None:
