@@ -94,10 +94,10 @@ constexpr Estimate simt_copy_estimate(Row const& row, Op op, Problem const& p, D
   bool const f64 = p.dtype == DType::f64;
   double const tile = double(row.tile_m) * row.tile_n;
   // Multiply-adds per SM and nanosecond: 128 lanes at 1.755 GHz, times the share that the tile was seen to reach.
-  double const share = f64                 ? 0.30
-                       : tile >= 128 * 64  ? (op == Op::fprop ? 0.56 : 0.64)
-                       : row.tile_n >= 64  ? (op == Op::fprop ? 0.50 : 0.56)
-                                           : (op == Op::fprop ? 0.43 : 0.48);
+  double const share = f64                ? 0.30
+                       : tile >= 128 * 64 ? (op == Op::fprop ? 0.56 : 0.64)
+                       : row.tile_n >= 64 ? (op == Op::fprop ? 0.50 : 0.56)
+                                          : (op == Op::fprop ? 0.43 : 0.48);
   double const step_ns = tile * row.tile_k / (128 * 1.755 * share), fixed_ns = tile * 0.14;
   int64_t const warps = int64_t(tile) / 64 / 32, most = (f64 ? 8 : 16) / warps;  // of a block; blocks an SM
   // How much longer than its share of a full SM a block takes if `blocks` are on it.

@@ -459,7 +459,8 @@ __device__ void store_pairs(Params const& p, T* first, int n, int end, int64_t c
     uint32_t words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      words[i] = ptx::ld_shared(lines + (column + i) * kLineBytes + ((lane / 4) ^ ((column + i) % 8)) * 16 + lane % 4 * 4);
+      words[i] =
+          ptx::ld_shared(lines + (column + i) * kLineBytes + ((lane / 4) ^ ((column + i) % 8)) * 16 + lane % 4 * 4);
 #pragma unroll
     for (int i = 0; i < 4; ++i, ++n, out += p.out_c) {
       if (n >= end) return;

@@ -57,8 +57,7 @@ IntList plan(StringHandle op_handle, torch::headeronly::ScalarType dtype, IntLis
   p.x_align = p.w_align = p.y_align = int(min64(max64(alignment, 1), 16));
   Device const device{int(sm_count), int(compute_capability)};
   Plan const chosen = best_plan(op, p, device);
-  IntList out{chosen.kernel, chosen.split_k, chosen.workspace_bytes,
-              chosen.kernel < 0 ? 0 : road_of(chosen, p).copies};
+  IntList out{chosen.kernel, chosen.split_k, chosen.workspace_bytes, chosen.kernel < 0 ? 0 : road_of(chosen, p).copies};
   for (int row = 0; row < row_count(); ++row)
     out.push_back(row_supports(row, op, p, device) ? int64_t(row_ns(row, op, p, device)) : -1);
   return out;
