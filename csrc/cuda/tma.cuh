@@ -454,23 +454,19 @@ __device__ void store_pairs(Params const& p, T* first, int n, int end, int64_t c
   int64_t const at0 = to[lane * 2], at1 = to[lane * 2 + 1];
   bool const neighbours = at0 >= 0 && at1 == at0 + 1;
   T* out = first + n * p.out_c;
-#pragma unroll 1  // four columns at a time: unrolled, this was a fifth of what a kernel took to compile
-  for (int column = 0; column < 16; column += 4) {
-    uint32_t words[4];
+  uint32_t words[16];
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      words[i] =
-          ptx::ld_shared(lines + (column + i) * kLineBytes + ((lane / 4) ^ ((column + i) % 8)) * 16 + lane % 4 * 4);
+  for (int i = 0; i < 16; ++i)
+    words[i] = ptx::ld_shared(lines + i * kLineBytes + ((lane / 4) ^ (i % 8)) * 16 + lane % 4 * 4);
 #pragma unroll
-    for (int i = 0; i < 4; ++i, ++n, out += p.out_c) {
-      if (n >= end) return;
-      Vector<T, 2> const pair = *reinterpret_cast<Vector<T, 2> const*>(&words[i]);
-      if (neighbours && reinterpret_cast<uintptr_t>(out + at0) % 4 == 0) {
-        *reinterpret_cast<Vector<T, 2>*>(out + at0) = pair;
-      } else {
-        if (at0 >= 0) out[at0] = pair.v[0];
-        if (at1 >= 0) out[at1] = pair.v[1];
-      }
+  for (int i = 0; i < 16; ++i, ++n, out += p.out_c) {
+    if (n >= end) break;
+    Vector<T, 2> const pair = *reinterpret_cast<Vector<T, 2> const*>(&words[i]);
+    if (neighbours && reinterpret_cast<uintptr_t>(out + at0) % 4 == 0) {
+      *reinterpret_cast<Vector<T, 2>*>(out + at0) = pair;
+    } else {
+      if (at0 >= 0) out[at0] = pair.v[0];
+      if (at1 >= 0) out[at1] = pair.v[1];
     }
   }
 }
