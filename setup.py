@@ -156,6 +156,8 @@ def torch_build_ext() -> type[build_ext]:
                 }
                 made = cpp_extension.CUDAExtension(ext.name, **flags)
                 made.libraries = ["torch_cpu", "cudart_static", "dl", "rt", "pthread"]
+                # The planner, as the CPU's library has compiled it.
+                made.extra_objects.append(os.path.join(self.build_temp, CPU, "csrc", "core", "planner.o"))
                 made.library_dirs.insert(0, self.make_stand_in(ext))
                 made.extra_link_args += ["-Wl,--wrap=__cudaRegisterFunction"]  # csrc/cuda/load.cpp
                 made.extra_link_args += ["-Wl,--no-as-needed", "-ltorch_cuda"]
@@ -177,7 +179,7 @@ def torch_build_ext() -> type[build_ext]:
 
 def sources(name: str) -> list[str]:
     """The sources of a library, relative to the root, those that take longest to compile first."""
-    patterns = ["ops/schema.cpp", "ops/cpu.cpp"]
+    patterns = ["core/planner.cpp", "ops/schema.cpp", "ops/cpu.cpp"]
     if name == CUDA:
         patterns = ["ops/cuda.cpp", "cuda/**/*.cu", "cuda/**/*.cpp"]
     found = [str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern)]

@@ -470,7 +470,7 @@ def test_strict_float32_packs_the_operands_of_another_layout(op: str, layout: st
 
 @pytest.mark.parametrize("op", OPS)
 def test_strict_float32_by_fma_copies_vectors_of_channels(op: str) -> None:
-    row = ROWS.index(f"simt_{op}_f32_128x128_nhwc")
+    row = ROWS.index(f"simt_{op}_f32_128x64_nhwc")
     odd = Case("odd", 32, 127, 56, 56, 129, 3, 3, padding=(1, 1))
     # 2^30 elements: the vectors' addresses have 32 bits.
     large = Case("large", 2688, 128, 56, 56, 128, 3, 3, padding=(1, 1))
@@ -790,7 +790,7 @@ def test_1x1_over_odd_channels_in_channels_last_stays_in_place(dtype: torch.dtyp
 
     for op, sizes in itertools.product(OPS, ((64, 116, 28, 28, 116), (64, 58, 28, 28, 58), (64, 24, 56, 56, 58))):
         assert re.match(f"pixels_{op}_.*_nhwc$", chosen(op, *sizes)), (op, sizes)
-    assert chosen("fprop", 8, 256, 64, 64, 21).endswith("_64x32_nhwc")
+    assert chosen("fprop", 8, 256, 64, 64, 21).endswith("_64x64_nhwc")
     # Vectors of channels are the copy engine's; many odd channels are better packed.
     for op, sizes in (
         ("fprop", (64, 128, 28, 28, 128)),

@@ -94,11 +94,10 @@ constexpr Estimate simt_copy_estimate(Row const& row, Op op, Problem const& p, D
   bool const f64 = p.dtype == DType::f64;
   double const tile = double(row.tile_m) * row.tile_n;
   // Multiply-adds per SM and nanosecond: 128 lanes at 1.755 GHz, times the share that the tile was seen to reach.
-  double const share = f64                 ? 0.30
-                       : tile >= 128 * 128 ? (op == Op::wgrad ? 0.69 : 0.65)
-                       : tile >= 128 * 64  ? (op == Op::fprop ? 0.56 : 0.64)
-                       : row.tile_n >= 64  ? (op == Op::fprop ? 0.50 : 0.56)
-                                           : (op == Op::fprop ? 0.43 : 0.48);
+  double const share = f64                ? 0.30
+                       : tile >= 128 * 64 ? (op == Op::fprop ? 0.56 : 0.64)
+                       : row.tile_n >= 64 ? (op == Op::fprop ? 0.50 : 0.56)
+                                          : (op == Op::fprop ? 0.43 : 0.48);
   double const step_ns = tile * row.tile_k / (128 * 1.755 * share), fixed_ns = tile * 0.14;
   int64_t const warps = int64_t(tile) / 64 / 32, most = (f64 ? 8 : 16) / warps;  // of a block; blocks an SM
   // How much longer than its share of a full SM a block takes if `blocks` are on it.
@@ -153,14 +152,11 @@ constexpr Estimate simt_estimate(Row const& row, Op op, Problem const& p, Device
 constexpr Estimate igemm_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   // 2048 multiply-adds per SM and cycle, 1.6 GHz under load, times the share that the tile was seen to reach
   // (docs/tuning.md): the gathering warpgroup bounds it, more so where it copies along rows.
-  bool const along_k = op == Op::fprop;
-  double const share = row.tile_n >= 256   ? (along_k ? 0.62 : 0.45)
-                       : row.tile_n >= 128 ? (along_k ? 0.47 : 0.29)
-                                           : (along_k ? 0.25 : 0.19);
+  double const share = op == Op::fprop ? 0.47 : 0.29;
   double const tile = double(row.tile_m) * row.tile_n;
   Estimate e = gemm_estimate(row, op, p, d, tile * row.tile_k / (2048 * 1.6 * share), 1500 + tile * 0.05, 1.0);
   // As much as tma's estimates have beside their tiles, lest igemm win small problems.
-  e.ns += row.tile_n >= 256 ? 6000 : 3000;
+  e.ns += 3000;
   return e;
 }
 

@@ -94,12 +94,11 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     double ns = before + (full > alone ? full + alone * 0.04 : alone + full * 0.04) + (each - 1) * 51 +
                 area * each * 0.041 + bytes / 5560;
     if (split > 1) ns += 1076 + area * 0.155;
-    // As measured: 1x1 filters whose pixels share lines of memory, and tiles of 128x128 that do not fit at a time.
+    // As measured: 1x1 filters whose pixels share lines of memory, and tiles that do not fit at a time.
     if (taps == 1 && !wgrad && (p.C * size_of(p.dtype) % 128 != 0 || p.K * size_of(p.dtype) % 128 != 0))
       ns *= planes ? 1.06 : 1.2;
     if (taps == 1 && dgrad && !planes && each > 2 && p.C % 64 != 0) ns *= 1.4;
-    if (taps == 1 && area >= 64 * 128 && each > (area > 64 * 128 ? 1 : 2))
-      ns *= area > 64 * 128 && each > 2 ? 1.17 : 1.12;
+    if (taps == 1 && area >= 64 * 128 && each > 2) ns *= 1.12;
     // As measured: boxes of filters whose channels end within them.
     if (planes && !wgrad && p.C % 64 != 0)
       ns += double(tiles) / 132 * (dgrad ? double(steps) / double(ceil_div(p.C, 64)) : 1) * 600;

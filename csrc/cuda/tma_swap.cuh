@@ -138,10 +138,10 @@ __device__ void swap_copy_b(Params const& p, uint32_t ring, SwapTables& tables) 
   }
 }
 
-// A warp's accumulators of 16 rows and of the 32 pixels of a piece, turned in 16 lines of shared memory: v[i] is row
-// i's at pixel `lane`, so that a store of a warp is a line of a row.
-template <int kCount>
-__device__ inline void swap_piece(float const (&acc)[kCount], int piece, uint32_t lines, float (&v)[16]) {
+// A warp's accumulators of 16 rows and of the 32 pixels of a piece, turned in 16 lines of shared memory: store(i, v) is
+// called with row i's at pixel `lane`, so that a store of a warp is a line of a row. Four rows at a time.
+template <int kCount, class Store>
+__device__ inline void swap_piece(float const (&acc)[kCount], int piece, uint32_t lines, Store const& store) {
   int const lane = int(threadIdx.x) % 32, quad = lane % 4;
   __syncwarp();
 #pragma unroll
@@ -151,9 +151,15 @@ __device__ inline void swap_piece(float const (&acc)[kCount], int piece, uint32_
     ptx::st_shared_f32x2(lines + row * kLineBytes + (chunk ^ (row % 4 * 2)) * 16 + quad % 2 * 8, acc[at], acc[at + 1]);
   }
   __syncwarp();
+#pragma unroll 1
+  for (int row = 0; row < 16; row += 4) {
+    float v[4];
 #pragma unroll
-  for (int i = 0; i < 16; ++i)
-    v[i] = ptx::ld_shared_f32(lines + i * kLineBytes + ((lane / 4) ^ (i % 4 * 2)) * 16 + lane % 4 * 4);
+    for (int i = 0; i < 4; ++i)
+      v[i] = ptx::ld_shared_f32(lines + (row + i) * kLineBytes + ((lane / 4) ^ (i * 2)) * 16 + lane % 4 * 4);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) store(row + i, v[i]);
+  }
 }
 
 // Stores a piece of 32 pixels, whose offsets are `to`, by the 64 columns from n on; eight lanes store the line of a
@@ -188,11 +194,10 @@ __device__ void swap_store_floats(Params const& p, Unit const& unit, float (&acc
     for (int piece = 0; piece < (TM + 31) / 32; ++piece) {
       int64_t const pixel = to[piece * 32 + lane];
       float* line = out + (n + warp * 16) * p.out_c + pixel;
-      float v[16];
-      swap_piece(acc, piece, lines, v);
-#pragma unroll
-      for (int i = 0; i < 16; ++i, line += p.out_c)
-        if (pixel >= 0 && i < filters) __stcs(line, v[i]);
+      swap_piece(acc, piece, lines, [&](int i, float v) {
+        if (pixel >= 0 && i < filters) __stcs(line, v);
+        line += p.out_c;
+      });
     }
     return;
   }
@@ -224,12 +229,10 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[TM / 
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   int const thread = int(threadIdx.x) % kWarpgroup;
   if (SwapTile<TM>::splits && unit.part >= 0) {
-    float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.part) * (SwapShape::TM * SwapShape::TN);
+    float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.part) * (SwapShape::TM * SwapShape::TN) +
+                           lane % 4 * 2 * SwapShape::TN + warp * 16 + lane / 4;
 #pragma unroll
-    for (int i = 0; i < TM / 2; ++i) {
-      int const filter = warp * 16 + lane / 4 + i % 4 / 2 * 8, pixel = i / 4 * 8 + lane % 4 * 2 + i % 2;
-      partial[pixel * SwapShape::TN + filter] = acc[i];
-    }
+    for (int i = 0; i < TM / 2; ++i) partial[(i / 4 * 8 + i % 2) * SwapShape::TN + i % 4 / 2 * 8] = acc[i];
     return;
   }
   int const n = unit.n * SwapShape::TN;

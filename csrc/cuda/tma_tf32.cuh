@@ -101,13 +101,10 @@ __device__ void raw_store(Params const& p, Unit const& unit, float const (&acc)[
 #pragma unroll
     for (int piece = 0; piece < TM / 32; ++piece) {
       int64_t const pixel = to[piece * 32 + lane];
-      float v[16];
-      tma::swap_piece(acc, piece, lines, v);
-#pragma unroll
-      for (int i = 0; i < 16; ++i) {
+      tma::swap_piece(acc, piece, lines, [&](int i, float v) {
         int const column = n + raw_channel(warp, i % 8) + i / 8;
-        if (pixel >= 0 && column < p.N) __stcs(out + pixel + column * p.out_c, v[i]);
-      }
+        if (pixel >= 0 && column < p.N) __stcs(out + pixel + column * p.out_c, v);
+      });
     }
     return;
   }

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "../core/plan.h"
+#include "../core/problem.h"
 
 namespace conv2d_ext {
 

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "../core/planner.h"
 #include "../cuda/launch.h"
 #include "../cuda/load.h"
 #include "../cuda/pack.h"
@@ -19,7 +20,7 @@ namespace conv2d_ext {
 CONV2D_EXT_KERNELS(CONV2D_EXT_DECLARE_LAUNCHER)
 #undef CONV2D_EXT_DECLARE_LAUNCHER
 
-Row const& row_of(Plan const& plan) { return kRows[plan.kernel]; }
+Row const& row_of(Plan const& plan) { return table_row(plan.kernel); }
 
 namespace {
 
@@ -58,17 +59,17 @@ void check_offsets(char const* op, Problem const& p) {
 
 Plan plan_for(char const* op_name, Op op, Problem const& p, Device const& device, int64_t row) {
   if (row == -1) {
-    Plan const plan = make_plan(op, p, device);
+    Plan const plan = best_plan(op, p, device);
     if (plan.kernel < 0)
       fail(op_name, "input", "expected a GPU of compute capability 8.0 or later, got ", device.compute_capability / 10,
            ".", device.compute_capability % 10);
     return plan;
   }
-  if (row < 0 || row >= kRowCount)
-    fail(op_name, "row", "expected -1 or a row of the table, 0 to ", kRowCount - 1, ", got ", row);
-  if (!supports(kRows[row], op, p, device))
-    fail(op_name, "row", "expected a row that supports the problem, got ", row, " (", kRows[row].name, ")");
-  return plan_row(int(row), op, p, device);
+  if (row < 0 || row >= row_count())
+    fail(op_name, "row", "expected -1 or a row of the table, 0 to ", row_count() - 1, ", got ", row);
+  if (!row_supports(int(row), op, p, device))
+    fail(op_name, "row", "expected a row that supports the problem, got ", row, " (", table_row(int(row)).name, ")");
+  return plan_of_row(int(row), op, p, device);
 }
 
 // x, w, y: the tensors in the problem's roles; out is one of them.
@@ -104,26 +105,24 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
   Launcher const launcher = kLaunchers[plan.kernel];
-  Row const& chosen = kRows[plan.kernel];
+  Road const road = road_of(plan, p);
   auto const on = static_cast<cudaStream_t>(stream);
-  if (packing(chosen, p).any()) {
+  if (road.copies != 0) {
     check_cuda(op_name, launch_packed(launcher, op, p, plan, args, on));
     return out;
   }
-  int64_t const turns = depthwise_turns(chosen, p);
-  Problem const turn = depthwise_turn(chosen, p);
   int const element = size_of(p.dtype);
   auto past = [element](void const* address, int64_t elements) {
     return static_cast<char const*>(address) + elements * element;
   };
-  for (int64_t i = 0; i < turns; ++i) {
+  for (int64_t i = 0; i < road.turns; ++i) {
     int64_t const w_step = i * p.w.n, y_step = i * p.y.c;
     Arguments part = args;
     part.b = past(args.b, op == Op::wgrad ? y_step : w_step);
     part.out = static_cast<char*>(args.out) + (op == Op::wgrad ? w_step : y_step) * element;
     if (args.bias) part.bias = past(args.bias, i * args.bias_stride);
-    part.bias_stride = args.bias_stride * turns;
-    check_cuda(op_name, launcher(turn, plan, part, on));
+    part.bias_stride = args.bias_stride * road.turns;
+    check_cuda(op_name, launcher(road.turn, plan, part, on));
   }
   return out;
 }

@@ -1,32 +1,16 @@
 // The ops' schemas, and the two that take no tensor: the table's names and the planner.
 #include <torch/csrc/stable/library.h>
 
+#include "../core/planner.h"
 #include "checks.h"
 #include "tensors.h"
 
 namespace conv2d_ext {
 namespace {
 
-// The facts that static_assert can state about the planner, with no GPU.
-constexpr Problem resnet50_conv2(DType t) {
-  Problem p;
-  p.N = 256, p.C = 64, p.H = 56, p.W = 56, p.K = 64, p.R = 3, p.S = 3;
-  p.pad_top = p.pad_bottom = p.pad_left = p.pad_right = 1;
-  p.dtype = t;
-  p.x = channels_last_strides(64, 56, 56);
-  p.w = channels_last_strides(64, 3, 3);
-  p.y = channels_last_strides(64, 56, 56);
-  return p;
-}
-static_assert(resnet50_conv2(DType::f32).P() == 56);
-static_assert(make_plan(Op::fprop, resnet50_conv2(DType::f32), h200_sxm).split_k == 1);
-static_assert(make_plan(Op::wgrad, resnet50_conv2(DType::f32), h200_sxm).split_k > 1);
-static_assert(make_plan(Op::dgrad, resnet50_conv2(DType::f64), h200_sxm).kernel >= 0);
-static_assert(make_plan(Op::fprop, resnet50_conv2(DType::f32), {132, 75}).kernel == -1);
-
 std::vector<std::string> kernels() {
   std::vector<std::string> names;
-  for (Row const& row : kRows) names.emplace_back(row.name);
+  for (int row = 0; row < row_count(); ++row) names.emplace_back(table_row(row).name);
   return names;
 }
 
@@ -72,11 +56,10 @@ IntList plan(StringHandle op_handle, torch::headeronly::ScalarType dtype, IntLis
   p.y = strides_argument("output_stride", {p.N, p.K, p.P(), p.Q()}, output_stride);
   p.x_align = p.w_align = p.y_align = int(min64(max64(alignment, 1), 16));
   Device const device{int(sm_count), int(compute_capability)};
-  Plan const chosen = make_plan(op, p, device);
-  Packing const which = chosen.kernel < 0 ? Packing{} : packing(kRows[chosen.kernel], p);
-  IntList out{chosen.kernel, chosen.split_k, chosen.workspace_bytes, which.x + 2 * which.w + 4 * which.y};
-  for (Row const& row : kRows)
-    out.push_back(supports(row, op, p, device) ? int64_t(estimate(row, op, p, device).ns) : -1);
+  Plan const chosen = best_plan(op, p, device);
+  IntList out{chosen.kernel, chosen.split_k, chosen.workspace_bytes, chosen.kernel < 0 ? 0 : road_of(chosen, p).copies};
+  for (int row = 0; row < row_count(); ++row)
+    out.push_back(row_supports(row, op, p, device) ? int64_t(row_ns(row, op, p, device)) : -1);
   return out;
 }
 

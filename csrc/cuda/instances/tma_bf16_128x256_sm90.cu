@@ -1,2 +1,0 @@
-#include "../tma_zeros.cuh"
-CONV2D_EXT_TMA_WIDE(CONV2D_EXT_TMA_ZEROS_INSTANCE, bf16)

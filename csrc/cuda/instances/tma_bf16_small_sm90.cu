@@ -1,2 +1,0 @@
-#include "../tma_resident.cuh"
-CONV2D_EXT_TMA_SMALL(CONV2D_EXT_TMA_RESIDENT_INSTANCE, bf16)

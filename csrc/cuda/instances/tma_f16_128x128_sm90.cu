@@ -1,2 +1,0 @@
-#include "../tma_wgrad.cuh"
-CONV2D_EXT_TMA(CONV2D_EXT_TMA_INSTANCE, f16, 128, 128)

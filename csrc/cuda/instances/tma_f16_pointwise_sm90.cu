@@ -1,2 +1,0 @@
-#include "../tma_wgrad.cuh"
-CONV2D_EXT_TMA_POINTWISE_TILES(CONV2D_EXT_TMA_INSTANCE, f16)
