@@ -123,6 +123,9 @@ constexpr bool whole_planes(Strides const& s, int align, int64_t H, int64_t W, i
   return align >= 16 && s.n % (16 / element) == 0 && s.c == H * W && (H == 1 || s.h == W);
 }
 
+// wgrad of 7x7 with stride 2 has whole planes alone: rows for any filter are as fast otherwise.
+constexpr bool stream_sums_walk(int R, int stride) { return R < 7 || stride == 1; }
+
 // Copies of a lane for each row of inputs, at most: enough for 16 units of one image.
 constexpr int stream_passes(int stride, int width) { return (width == 4 ? 2 : width == 2 ? 2 : 4) * stride; }
 
@@ -288,7 +291,7 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
   t.half = t.span <= 8 ? 8 / t.span : 1;
   t.images = int(min64(t.span <= 8 ? 2 * t.half : 1, 32 * stream_passes(spread ? 1 : stride, t.width) / t.copies));
   t.groups = ceil_div(p.N, t.images);
-  if (op != Op::wgrad && (t.width == 1 || t.pieces > 1)) {
+  if (op != Op::wgrad && (t.width < 4 || t.pieces > 1)) {
     set_ring(t, row, op, p, d);
     return t;
   }
@@ -315,7 +318,7 @@ struct StreamLanesTile {
 inline constexpr int kStreamLanes = 128;
 
 // Blocks of an SM, as the registers allow.
-constexpr int ring_f32_blocks(int R, int S) { return R * S <= 9 ? 6 : R * S <= 25 ? 5 : 4; }
+constexpr int ring_f32_blocks(int R) { return R == 3 ? 6 : R == 5 ? 5 : 4; }
 
 constexpr StreamLanesTile stream_lanes_tile(int size, Op op, Problem const& p, Device const& d) {
   StreamLanesTile t;
@@ -336,16 +339,15 @@ constexpr StreamLanesTile stream_lanes_tile(int size, Op op, Problem const& p, D
   int const warps = ring_warps(t.span, units);
   t.images = whole && warps == 1 ? int(min64(min64(units / t.span, 32), p.N)) : 1;
   t.groups = ceil_div(p.N, t.images);
-  int const blocks = ring_f32_blocks(int(p.R), int(p.S));
+  int const blocks = ring_f32_blocks(size);
   double const walks = double(t.groups) * double(t.pieces) * double(p.C);
   t.rows = stream_rows(t.out_H, 1, size, walks, double(d.sm_count) * ring_teams(warps) * blocks);
   t.stretches = ceil_div(t.out_H, t.rows);
-  int const turn = size == 7 && p.R <= 3 ? 3 : size;
   // Larger filters have no time left for a ring of outputs (docs/tuning.md).
-  int const out_bytes = size == 3 ? ring_out_bytes(out, t.out_H, t.out_W, warps, t.pieces, turn, 4) : 0;
+  int const out_bytes = size == 3 ? ring_out_bytes(out, t.out_H, t.out_W, warps, t.pieces, size, 4) : 0;
   t.ring = ring_tile(stream_ring(in, t.in_W, (t.span - 1) * t.width + window, t.width, t.span, window, t.images, whole,
                                  4, out_bytes > 0 ? 4 : 8),
-                     warps, t.images, out_bytes, int(min64(t.in_H, t.rows - 1 + size)), turn, blocks);
+                     warps, t.images, out_bytes, int(min64(t.in_H, t.rows - 1 + size)), size, blocks);
   return t;
 }
 
@@ -487,6 +489,12 @@ constexpr bool stream_supports(Row const& row, Problem const& p) {
   double const rows = double(p.N) * double(p.C) * double(max64(p.H, p.P()));
   if (f32 && !direct_tile(row.op, p, row.tile_m, 2).used &&
       !planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used)
+    return false;
+  // f32, fprop and dgrad: any filter that 3x3 holds, else the row's alone.
+  if (p.dtype == DType::f32 && row.op != Op::wgrad && row.tile_m > 3 && (p.R != row.tile_m || p.S != row.tile_m))
+    return false;
+  if (p.dtype != DType::f32 && row.op == Op::wgrad && !stream_sums_walk(row.tile_m, row.tile_k) &&
+      !stream_tile(row, row.op, p, h200_sxm).planes.used)
     return false;
   return rows * double(ceil_div(max64(p.W, p.Q()), kStreamColumns) + 1) < double(most);
 }
