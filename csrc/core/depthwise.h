@@ -16,9 +16,9 @@ constexpr int64_t spread_threads(Problem const& p) {
   return p.N * p.C * ceil_div(p.W, 4) * ceil_div(ceil_div(p.H, 2), spread_pairs(int(p.R)));
 }
 constexpr bool spreads(Problem const& p) {
-  return p.dtype == DType::f32 && p.K == p.C && p.R == p.S && (p.R == 3 || p.R == 5) &&
-         p.stride_h == 2 && p.stride_w == 2 && p.dilation_h == 1 && p.dilation_w == 1 &&
-         (p.pad_top - p.pad_left) % 2 == 0 && double(p.N) * double(p.C) * double(p.H + 8) * double(p.W + 4) < 8e9;
+  return p.dtype == DType::f32 && p.K == p.C && p.R == p.S && (p.R == 3 || p.R == 5) && p.stride_h == 2 &&
+         p.stride_w == 2 && p.dilation_h == 1 && p.dilation_w == 1 && (p.pad_top - p.pad_left) % 2 == 0 &&
+         double(p.N) * double(p.C) * double(p.H + 8) * double(p.W + 4) < 8e9;
 }
 
 constexpr bool depthwise_supports(Row const& row, Problem const& p) {

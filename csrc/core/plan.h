@@ -143,9 +143,7 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (tiles && row.tile_m == 7) e.ns *= 1.25;
   if (tiles && row.tile_m == 3 && row.tile_k == 2 && p.W <= 64) e.ns *= 1.25;
   // A walk's steps follow each other, however few walks there are.
-  double const least = stream && f32 && sums               ? (row.tile_m == 3 ? 11500 : 20000)
-                       : tiles && row.tile_m == 7 ? 13000
-                                                  : 0;
+  double const least = stream && f32 && sums ? (row.tile_m == 3 ? 11500 : 20000) : tiles && row.tile_m == 7 ? 13000 : 0;
   if (e.ns < least) e.ns = least;
   // Rows that begin off pairs, copied one by one.
   if (tiles && odd && max64(p.W, p.Q()) > 32 && row.tile_k == 2) e.ns *= 1.1;

@@ -438,8 +438,9 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
                   : source_of<T>(in, args.a, problem.N, problem.H, problem.W, nhwc, problem.x_align, vectors || !nhwc,
                                  D, t.rows, 8 * t.units);
   int const out_align = backward ? problem.x_align : problem.y_align;
-  p.out_vectors = nhwc ? vectors && depthwise::rows_aligned(out, true, out_align, 16, 2)
-                       : depthwise::rows_aligned(out, false, out_align, 4, 2) && t.origin_w % 2 == 0 && t.out_W % 2 == 0;
+  p.out_vectors = nhwc
+                      ? vectors && depthwise::rows_aligned(out, true, out_align, 16, 2)
+                      : depthwise::rows_aligned(out, false, out_align, 4, 2) && t.origin_w % 2 == 0 && t.out_W % 2 == 0;
   p.taps_of = Divisor(uint32_t(p.taps_h * p.taps_w)), p.columns_of = Divisor(uint32_t(p.taps_w));
   return start<T, D, NB, nhwc>(p, t, t.tiles_h * t.tiles_w * t.channel_units * ceil_div(image_units, p.rounds), stream);
 }

@@ -112,7 +112,7 @@ __device__ __noinline__ float exact(Tile const& p, int64_t n, int c, int y, int 
 // static: each source has its own kernel, for its architectures.
 template <class T>
 static cudaError_t launch_sum(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream,
-                       bool dependent = false) {
+                              bool dependent = false) {
   int64_t const taps = problem.R * problem.S, count = problem.K * taps;
   Sum const p{args.workspace, args.out, count, problem.w.n, problem.w.h, problem.w.w, taps, problem.S, plan.split_k};
   unsigned const blocks = unsigned(min64(ceil_div(count, 32), 65536));

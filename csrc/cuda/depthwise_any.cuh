@@ -284,8 +284,8 @@ cudaError_t launch_plain(Problem const& problem, Plan const& plan, Device const&
 }  // namespace conv2d_ext::depthwise
 
 // What all GPUs have of a row for any filter (depthwise_rows.cuh).
-#define CONV2D_EXT_DEPTHWISE_PLAIN_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                  \
-  template cudaError_t conv2d_ext::depthwise::launch_plain<conv2d_ext::Op::op, conv2d_ext::DType::dtype,              \
-                                                           conv2d_ext::Variant::variant>(                             \
-      conv2d_ext::Problem const&, conv2d_ext::Plan const&, conv2d_ext::Device const&, conv2d_ext::Arguments const&,   \
+#define CONV2D_EXT_DEPTHWISE_PLAIN_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                 \
+  template cudaError_t                                                                                              \
+  conv2d_ext::depthwise::launch_plain<conv2d_ext::Op::op, conv2d_ext::DType::dtype, conv2d_ext::Variant::variant>(  \
+      conv2d_ext::Problem const&, conv2d_ext::Plan const&, conv2d_ext::Device const&, conv2d_ext::Arguments const&, \
       cudaStream_t);

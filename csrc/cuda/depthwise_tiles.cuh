@@ -1,8 +1,8 @@
-// Depthwise convolution in NCHW (float32, one filter a channel) at memory speed: square filters of compiled size, stride
-// 1 or 2, no dilation. dgrad, of stride 1, is fprop with the filter turned round.
-// A block copies a tile of the input with its halo to shared memory (asynchronous copies, zero outside the image), and
-// each thread computes TH x TW outputs from it, neighbours along W; a block takes several planes of small images.
-// Blocks hide each other's copies: shared memory and registers allow several on an SM.
+// Depthwise convolution in NCHW (float32, one filter a channel) at memory speed: square filters of compiled size,
+// stride 1 or 2, no dilation. dgrad, of stride 1, is fprop with the filter turned round. A block copies a tile of the
+// input with its halo to shared memory (asynchronous copies, zero outside the image), and each thread computes TH x TW
+// outputs from it, neighbours along W; a block takes several planes of small images. Blocks hide each other's copies:
+// shared memory and registers allow several on an SM.
 #pragma once
 
 #include "depthwise.cuh"
@@ -87,7 +87,7 @@ __device__ inline void fill_whole(Source const& s, float const* base, int64_t pl
     int const plane = int(s.image_copies.quotient(i)), rest = i - plane * int(s.image_copies.value);
     int const h = int(s.row_copies.quotient(rest)), w = (rest - h * int(s.row_copies.value)) * E;
     copy<float, E>(tile + (plane * s.rows + h - s.start_h) * s.pitch + w - s.start_w,
-            base + plane * plane_stride + h * s.h + w, s.W - w < E ? s.W - w : E);
+                   base + plane * plane_stride + h * s.h + w, s.W - w < E ? s.W - w : E);
   }
 }
 
@@ -291,8 +291,7 @@ struct Tiling {
       int64_t const down = ceil_div(all_groups, groups);
       groups = ceil_div(all_groups, down);
       int64_t const tiles = ceil_div(all_strips, s) * down;
-      double const cost =
-          double(tiles) * (double(bytes(s, groups)) / 4 + 2.0 * double(s * F::TW * groups * F::TH));
+      double const cost = double(tiles) * (double(bytes(s, groups)) / 4 + 2.0 * double(s * F::TW * groups * F::TH));
       if (best != 0 && cost >= best) continue;
       best = cost;
       strips = int(s), row_groups = int(groups), tiles_h = int(down), tiles_w = int(ceil_div(all_strips, s));

@@ -184,8 +184,8 @@ __global__ void __launch_bounds__(kStreamWarps * 32, R == 3 ? 5 : 3) spread(__gr
   int const v0 = lowest >= 0 ? lowest / 2 : (lowest - 1) / 2, steps = last / 2 - v0 + 1;
   int const base = at.q0 - p.pad_w - p.shift, first = p.pieces == 1 ? p.first : base;
   Within const within(v0, p.in.H, steps);
-  Copies<T, 4, passes> copies(p.in, at, p.N, v0, first, first - base, p.copies, p.images,
-                              (p.span + 1) * kStreamColumns, begin);
+  Copies<T, 4, passes> copies(p.in, at, p.N, v0, first, first - base, p.copies, p.images, (p.span + 1) * kStreamColumns,
+                              begin);
   auto copy = [&](int slot_of, int step) {
     copies.row(slot_of * slot, within(step));
     ptx::cp_async_commit_group();
@@ -337,7 +337,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.N = problem.N, p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
   p.out_H = t.out_H, p.out_W = t.out_W, p.pad_h = t.pad_h, p.pad_w = t.pad_w, p.pad_left = int(problem.pad_left);
   p.origin = t.origin, p.shift = t.shift, p.splits = plan.split_k;
-  p.span = t.span, p.of_span = span_divisor(t.span), p.images = t.images, p.half = t.half, p.first = t.first, p.copies = t.copies;
+  p.span = t.span, p.of_span = span_divisor(t.span), p.images = t.images, p.half = t.half, p.first = t.first,
+  p.copies = t.copies;
   p.copies_y = t.copies_y, p.rows = t.rows;
   p.columns = t.span * kStreamColumns, p.pieces = uint32_t(t.pieces), p.stretches = uint32_t(t.stretches),
   p.walks = uint32_t(t.walks());
