@@ -147,9 +147,6 @@ def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> No
             name = ROWS[ask(op, case, dtype, layout)[0]]
             if layout == "nchw" and stride == 2 and op == "wgrad" and name.endswith(ANY_FILTER):
                 continue  # near each other
-            if (op, size, stride, dtype, layout) == ("fprop", 5, 2, torch.float32, "nchw"):
-                assert name.endswith(ANY_FILTER)
-                continue
             families = ("depthwise",)
             if layout == "nchw":
                 families = ("stream",) if dtype != torch.float32 else ("depthwise", "stream")
