@@ -220,7 +220,7 @@ constexpr Estimate band_estimate(Row const& row, Op op, Problem const& problem, 
     return (nhwc ? 2600 : row.tile_m == 64 ? 6000 : 2500) + blocks * copies_ns + products;
   };
   int64_t const blocks = ceil_div(t.blocks_of_one_round(p.N), d.sm_count);
-  double const beside = row.tile_m == 64 ? 1.12 : 1.0;  // the smaller tiles
+  double const beside = row.tile_m == 64 && nhwc ? 1.12 : 1.0;  // the smaller tiles
   return {beside * ((nhwc ? 5300 : 5900) + in_rounds(blocks, room, nhwc ? 1 : 1.25, round_ns)), 1};
 }
 

@@ -291,7 +291,7 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
   t.half = t.span <= 8 ? 8 / t.span : 1;
   t.images = int(min64(t.span <= 8 ? 2 * t.half : 1, 32 * stream_passes(spread ? 1 : stride, t.width) / t.copies));
   t.groups = ceil_div(p.N, t.images);
-  if (op != Op::wgrad && (t.width < 4 || t.pieces > 1)) {
+  if (op != Op::wgrad && (t.width == 1 || t.pieces > 1)) {
     set_ring(t, row, op, p, d);
     return t;
   }

@@ -5,7 +5,7 @@
 // outputs that it meets. No warp waits for another. dgrad is fprop with the filter turned round.
 // wgrad: the same walk; ldmatrix transposes x and y, so that mma sums over the 16 units, and the diagonals of its 16 x
 // 8 results are the taps.
-// Rows of fprop and dgrad that begin off 8 bytes, and wide ones, are for stream_ring.cuh.
+// Rows of fprop and dgrad that begin anywhere, and wide ones, are for stream_ring.cuh.
 #pragma once
 
 #include "stream_planes.cuh"
@@ -88,8 +88,8 @@ constexpr int ring(int R, int stride) {
 constexpr int slot_bytes(int stride) { return 512 * stride; }
 constexpr int kSlotBytesY = (kStreamUnits + 1) * 16;
 
-template <class T, int R, int stride, int passes>
-__global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, 4) - (passes > stride))
+template <class T, int R, int stride, int width, int passes>
+__global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, width) - (width == 4 && passes > stride))
     gather(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), slots = ring(R, stride), slot = slot_bytes(stride);
   static_assert((R - 1) % stride == 0 && stride * (A - 1) == R - 1);
@@ -103,8 +103,8 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, 4)
   int const base = at.q0 * stride - p.pad_w - p.shift, first = p.pieces == 1 ? p.first : base;
   int const h0 = at.p0 * stride - p.pad_h;
   Within const within(h0, p.in.H, (at.rows - 1) * stride + R);
-  Copies<T, 4, passes> copies(p.in, at, p.N, h0, first, first - base, p.copies, p.images,
-                              (p.span + 1) * kStreamColumns * stride, begin);
+  Copies<T, width, passes> copies(p.in, at, p.N, h0, first, first - base, p.copies, p.images,
+                                  (p.span + 1) * kStreamColumns * stride, begin);
   auto copy = [&](int slot_of, int step) {
     copies.row(slot_of * slot, within(step));
     ptx::cp_async_commit_group();
@@ -169,8 +169,9 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, 4)
 // ---- dgrad with stride 2. A unit is 16 columns of x. A row of y meets R rows of x; the even and the odd columns of x
 // meet every other tap, so that the sums of a row are two products.
 
-template <class T, int R, int passes>
-__global__ void __launch_bounds__(kStreamWarps * 32, R == 3 ? 5 : 3) spread(__grid_constant__ Params const p) {
+template <class T, int R, int width, int passes>
+__global__ void __launch_bounds__(kStreamWarps * 32, R == 3 && width == 4 ? 5 : 3)
+    spread(__grid_constant__ Params const p) {
   constexpr int slots = 8, slot = slot_bytes(1);
   extern __shared__ __align__(16) unsigned char shared[];
   int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = int(threadIdx.x) / 32;
@@ -184,8 +185,8 @@ __global__ void __launch_bounds__(kStreamWarps * 32, R == 3 ? 5 : 3) spread(__gr
   int const v0 = lowest >= 0 ? lowest / 2 : (lowest - 1) / 2, steps = last / 2 - v0 + 1;
   int const base = at.q0 - p.pad_w - p.shift, first = p.pieces == 1 ? p.first : base;
   Within const within(v0, p.in.H, steps);
-  Copies<T, 4, passes> copies(p.in, at, p.N, v0, first, first - base, p.copies, p.images, (p.span + 1) * kStreamColumns,
-                              begin);
+  Copies<T, width, passes> copies(p.in, at, p.N, v0, first, first - base, p.copies, p.images,
+                                  (p.span + 1) * kStreamColumns, begin);
   auto copy = [&](int slot_of, int step) {
     copies.row(slot_of * slot, within(step));
     ptx::cp_async_commit_group();
@@ -401,11 +402,14 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                kStreamWarps * 8 * slot_bytes(1), stream>>>(p);
       return cudaGetLastError();
     };
-    return passes == 1 ? start_spread(spread<T, R, 1>) : start_spread(spread<T, R, 2>);
+    if (t.width == 4 && passes == 1) return start_spread(spread<T, R, 4, 1>);
+    if (t.width == 4) return start_spread(spread<T, R, 4, 2>);
+    return start_spread(spread<T, R, 2, 2>);
   } else if constexpr (!sums) {
     int64_t const blocks = ceil_div(t.walks() * problem.C, kStreamWarps);
-    return passes <= stride ? start(gather<T, R, stride, stride>, blocks)
-                            : start(gather<T, R, stride, stream_passes(stride, 4)>, blocks);
+    if (t.width == 4 && passes <= stride) return start(gather<T, R, stride, 4, stride>, blocks);
+    if (t.width == 4) return start(gather<T, R, stride, 4, stream_passes(stride, 4)>, blocks);
+    return start(gather<T, R, stride, 2, stream_passes(stride, 2)>, blocks);
   } else if constexpr (stream_sums_walk(R, stride)) {
     auto* const kernel = t.width == 4 && passes <= stride ? wgrad<T, R, stride, 4, stride, 1>
                          : t.width == 4                   ? wgrad<T, R, stride, 4, stream_passes(stride, 4), 1>
