@@ -318,7 +318,7 @@ struct StreamLanesTile {
 inline constexpr int kStreamLanes = 128;
 
 // Blocks of an SM, as the registers allow.
-constexpr int ring_f32_blocks(int R) { return R == 3 ? 6 : R == 5 ? 5 : 4; }
+constexpr int ring_f32_blocks(int R, int S) { return R * S <= 9 ? 6 : R * S <= 25 ? 5 : 4; }
 
 constexpr StreamLanesTile stream_lanes_tile(int size, Op op, Problem const& p, Device const& d) {
   StreamLanesTile t;
@@ -339,15 +339,16 @@ constexpr StreamLanesTile stream_lanes_tile(int size, Op op, Problem const& p, D
   int const warps = ring_warps(t.span, units);
   t.images = whole && warps == 1 ? int(min64(min64(units / t.span, 32), p.N)) : 1;
   t.groups = ceil_div(p.N, t.images);
-  int const blocks = ring_f32_blocks(size);
+  int const blocks = ring_f32_blocks(int(p.R), int(p.S));
   double const walks = double(t.groups) * double(t.pieces) * double(p.C);
   t.rows = stream_rows(t.out_H, 1, size, walks, double(d.sm_count) * ring_teams(warps) * blocks);
   t.stretches = ceil_div(t.out_H, t.rows);
+  int const turn = size == 7 && p.R <= 3 ? 3 : size;
   // Larger filters have no time left for a ring of outputs (docs/tuning.md).
-  int const out_bytes = size == 3 ? ring_out_bytes(out, t.out_H, t.out_W, warps, t.pieces, size, 4) : 0;
+  int const out_bytes = size == 3 ? ring_out_bytes(out, t.out_H, t.out_W, warps, t.pieces, turn, 4) : 0;
   t.ring = ring_tile(stream_ring(in, t.in_W, (t.span - 1) * t.width + window, t.width, t.span, window, t.images, whole,
                                  4, out_bytes > 0 ? 4 : 8),
-                     warps, t.images, out_bytes, int(min64(t.in_H, t.rows - 1 + size)), size, blocks);
+                     warps, t.images, out_bytes, int(min64(t.in_H, t.rows - 1 + size)), turn, blocks);
   return t;
 }
 
@@ -490,8 +491,8 @@ constexpr bool stream_supports(Row const& row, Problem const& p) {
   if (f32 && !direct_tile(row.op, p, row.tile_m, 2).used &&
       !planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used)
     return false;
-  // f32, fprop and dgrad: any filter that 3x3 holds, else the row's alone.
-  if (p.dtype == DType::f32 && row.op != Op::wgrad && row.tile_m > 3 && (p.R != row.tile_m || p.S != row.tile_m))
+  // f32, fprop and dgrad: of filters of four rows and columns and more that 5x5 does not hold, 7x7 alone.
+  if (p.dtype == DType::f32 && row.op != Op::wgrad && row.tile_m == 7 && p.R > 3 && p.S > 3 && p.R * p.S < 49)
     return false;
   if (p.dtype != DType::f32 && row.op == Op::wgrad && !stream_sums_walk(row.tile_m, row.tile_k) &&
       !stream_tile(row, row.op, p, h200_sxm).planes.used)

@@ -61,12 +61,11 @@ struct Windows {
   }
 };
 
-// Filters of R x R, or (`part`) of p.R x p.S, which are no more. `stored`: rows of outputs follow each other in memory,
+// Filters of R x S, or (`part`) of p.R x p.S, which are no more. `stored`: rows of outputs follow each other in memory,
 // and go there by way of the ring of outputs.
-template <int R, int width, int shift, bool part, bool stored>
-__global__ void __launch_bounds__(kStreamWarps * 32, ring_f32_blocks(R) - (width == 1 ? 1 : 0))
+template <int R, int S, int width, int shift, bool part, bool stored>
+__global__ void __launch_bounds__(kStreamWarps * 32, ring_f32_blocks(R, S) - (width == 1 ? 1 : 0))
     gather_f32(__grid_constant__ Params const p) {
-  constexpr int S = R;
   extern __shared__ __align__(16) unsigned char shared[];
   constexpr int units = 4 / width;
   Team const team(p.warps);
@@ -410,20 +409,26 @@ cudaError_t launch_f32(Problem const& problem, Plan const& plan, Arguments const
     p.span = t.span, p.columns = t.span * t.width, p.images = t.images, p.rows = t.rows;
     p.pieces = uint32_t(t.pieces), p.stretches = uint32_t(t.stretches), p.walks = uint32_t(t.walks());
     int64_t const walks = t.walks() * problem.C;
-    auto with = [&]<bool part, bool stored>() {
-      auto* const kernel = t.width == 1   ? gather_f32<R, 1, 0, part, stored>
-                           : t.shift == 0 ? gather_f32<R, 2, 0, part, stored>
-                                          : gather_f32<R, 2, 1, part, stored>;
+    auto with = [&]<int rows, int columns, bool part, bool stored>() {
+      auto* const kernel = t.width == 1   ? gather_f32<rows, columns, 1, 0, part, stored>
+                           : t.shift == 0 ? gather_f32<rows, columns, 2, 0, part, stored>
+                                          : gather_f32<rows, columns, 2, 1, part, stored>;
       return start_ring(kernel, p, 4, walks, t.ring, stream);
     };
-    auto of = [&]<bool part>() {
+    auto of = [&]<int rows, int columns, bool part>() {
       if constexpr (R == 3)
-        if (t.ring.out_bytes > 0) return with.template operator()<part, true>();
-      return with.template operator()<part, false>();
+        if (t.ring.out_bytes > 0) return with.template operator()<rows, columns, part, true>();
+      return with.template operator()<rows, columns, part, false>();
     };
-    if constexpr (R == 3)
-      if (problem.R < R || problem.S < R) return of.template operator()<true>();
-    return of.template operator()<false>();
+    if (problem.R == R && problem.S == R) return of.template operator()<R, R, false>();
+    if constexpr (R == 7) {
+      if (problem.R == 3 && problem.S == R) return of.template operator()<3, R, false>();
+      if (problem.R == R && problem.S == 3) return of.template operator()<R, 3, false>();
+      if (problem.R <= 3) return of.template operator()<3, R, true>();
+      if (problem.S <= 3) return of.template operator()<R, 3, true>();
+    }
+    if constexpr (R < 7) return of.template operator()<R, R, true>();
+    return cudaErrorInvalidValue;
   }
 }
 
