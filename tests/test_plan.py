@@ -195,7 +195,7 @@ def test_multipliers_take_the_rows_of_their_filter_in_nchw(op: str) -> None:
     for (size, stride), dtype in itertools.product(((3, 1), (3, 2), (5, 1)), (torch.float16, torch.float32)):
         case = Case("m", 32, 96, 56, 56, 192, size, size, (stride, stride), (size // 2,) * 2, groups=96)
         name = ROWS[ask(op, case, dtype)[0]]
-        if stride == 2 and name.endswith(ANY_FILTER):
+        if (stride == 2 or op == "dgrad") and name.endswith(ANY_FILTER):  # dgrad adds up over a channel's filters
             continue
         assert f"{size}x{size}_nchw" in name and name.startswith((f"depthwise_{op}_", f"stream_{op}_")), name
 

@@ -97,8 +97,9 @@ def test_every_row_of_the_table_is_compiled_once() -> None:
     assert table, "no rows in kernels.def"
     compiled: Counter[tuple[str, ...]] = Counter()
     for path in INSTANCES:
-        lines = code_of(path).splitlines()
-        compiled.update(expanded_rows("\n".join(line for line in lines if not line.lstrip().startswith("#"))))
+        lines = [line for line in code_of(path).splitlines() if not line.lstrip().startswith("#")]
+        # What depthwise rows have for all GPUs is compiled apart from them.
+        compiled.update(expanded_rows("\n".join(line for line in lines if "DEPTHWISE_PLAIN" not in line)))
     assert {row: count for row, count in table.items() if count > 1} == {}, "rows that are in the table twice"
     assert sorted(table - compiled) == [], "rows of kernels.def that no file of cuda/instances compiles"
     assert sorted(compiled - table) == [], "compiled twice, or not in kernels.def"

@@ -10,6 +10,17 @@ namespace conv2d_ext {
 // By rows in NCHW that are made for one: more would take many launches, or one sum of all products (dgrad).
 inline constexpr int64_t kMostFiltersAChannel = 8;
 
+// dgrad with stride 2 by cuda/depthwise_spread.cuh.
+constexpr int spread_pairs(int R) { return R == 3 ? 2 : 3; }
+constexpr int64_t spread_threads(Problem const& p) {
+  return p.N * p.C * ceil_div(p.W, 4) * ceil_div(ceil_div(p.H, 2), spread_pairs(int(p.R)));
+}
+constexpr bool spreads(Problem const& p) {
+  return p.dtype == DType::f32 && p.K == p.C && p.R == p.S && (p.R == 3 || p.R == 5) && p.stride_h == 2 &&
+         p.stride_w == 2 && p.dilation_h == 1 && p.dilation_w == 1 && (p.pad_top - p.pad_left) % 2 == 0 &&
+         double(p.N) * double(p.C) * double(p.H + 8) * double(p.W + 4) < 8e9;
+}
+
 constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   if (p.C_per_group() != 1 || p.K == 0 || p.H == 0 || p.W == 0) return false;
   if (is_nhwc(row.variant)) {
@@ -22,51 +33,34 @@ constexpr bool depthwise_supports(Row const& row, Problem const& p) {
   if (p.H + p.pad_top + p.pad_bottom > most || p.W + p.pad_left + p.pad_right > most) return false;
   if (double(p.R) * double(p.S) * double(p.K_per_group()) > double(most)) return false;
   if (row.tile_m == 0) return true;
+  if (row.op == Op::dgrad && row.tile_k == 2) return p.R == row.tile_m && spreads(p);
   bool const rows = p.R == row.tile_m && p.stride_h == row.tile_k && p.dilation_h == 1;
   bool const columns = p.S == row.tile_n && p.stride_w == row.tile_k && p.dilation_w == 1;
   // A block has at least 4 x 4 outputs of a channel; the grid must hold the blocks.
   double const pixels = double(max64(p.H, p.P()) + 3) * double(max64(p.W, p.Q()) + 3);
-  bool const adds = row.op == Op::dgrad && p.K_per_group() <= kMostFiltersAChannel;
-  return (p.K == p.C || adds) && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
-}
-
-// dgrad with stride 2 by cuda/depthwise_spread.cuh, in place of a tile in shared memory.
-constexpr int spread_pairs(int R) { return R == 3 ? 2 : 3; }
-constexpr int64_t spread_threads(Problem const& p) {
-  return p.N * p.C * ceil_div(p.W, 4) * ceil_div(ceil_div(p.H, 2), spread_pairs(int(p.R)));
-}
-constexpr bool spreads(Op op, Problem const& p) {
-  return op == Op::dgrad && p.dtype == DType::f32 && p.K == p.C && p.R == p.S && (p.R == 3 || p.R == 5) &&
-         p.stride_h == 2 && p.stride_w == 2 && p.dilation_h == 1 && p.dilation_w == 1 &&
-         (p.pad_top - p.pad_left) % 2 == 0 && double(p.N) * double(p.C) * double(p.H + 8) * double(p.W + 4) < 8e9;
+  return p.K == p.C && rows && columns && double(p.N) * double(p.C) * pixels / 16 < double(most);
 }
 
 // One filter size: what narrow copies and stores of rows off 16 bytes cost, and small images, was measured.
 constexpr double depthwise_nchw_ns(Row const& row, Op op, Problem const& p, double memory_ns, double fma_ns) {
-  int const element = size_of(p.dtype);
   auto bytes_of = [&](Strides const& s, int align) {
     int bytes = align < 16 ? align : 16;
-    while (bytes > element && (s.n * element % bytes != 0 || s.c * element % bytes != 0 || s.h * element % bytes != 0))
-      bytes /= 2;
+    while (bytes > 4 && (s.n * 4 % bytes != 0 || s.c * 4 % bytes != 0 || s.h * 4 % bytes != 0)) bytes /= 2;
     return bytes;
   };
-  if (spreads(op, p))
-    return 5500 + memory_ns * 0.865 * (p.R == 5 ? 1.25 : 1.0) * (bytes_of(p.x, p.x_align) < 16 ? 1.9 : 1.0) *
+  if (op == Op::dgrad && row.tile_k == 2)
+    return 6500 + memory_ns * 1.04 * (p.R == 5 ? 1.25 : 1.0) * (bytes_of(p.x, p.x_align) < 16 ? 1.9 : 1.0) *
                       (p.W <= 16   ? 1.3
                        : p.W <= 32 ? 1.13
                                    : 1.0);
   int const x = bytes_of(p.x, p.x_align), y = bytes_of(p.y, p.y_align), bytes = x < y ? x : y;
-  double narrow = bytes >= 16 ? 1.0 : bytes >= 8 ? (element == 2 ? 1.2 : 1.7) : bytes >= 4 ? 1.9 : 2.9;
+  double narrow = bytes >= 16 ? 1.0 : bytes >= 8 ? 1.7 : 1.9;
   int64_t const width = max64(p.W, p.Q());
   if (width <= 16) narrow *= width <= 8 ? 3.7 : 1.9;
-  if (op == Op::wgrad && bytes < 4) narrow *= 1.4;
-  double const slower = (element == 2 ? 1.15 : 1.0) * (row.tile_m == 7 ? 1.1 : 1.0) *
-                        (op == Op::wgrad                      ? (element == 2 ? 1.7 : 1.3)
-                         : op == Op::dgrad && row.tile_k == 2 ? 1.35
-                                                              : 1.0);
+  double const slower = row.tile_m == 7 ? 1.1 : 1.0;
   // Small images: the latency of copies that no other work of the block hides.
   double const latency = width <= 16 ? 8000 : 7000;
-  return latency + (op == Op::wgrad ? 5000 : 0) + overlapped(memory_ns * 3500 / 4000 * narrow, fma_ns) * slower;
+  return latency + overlapped(memory_ns * 3500 / 4000 * narrow, fma_ns) * slower;
 }
 
 // Rows for any filter: a warp's steps one after the other, each with its instructions and a wait for its loads, which
@@ -114,27 +108,13 @@ constexpr Estimate depthwise_any_estimate(Op op, Problem const& p, Device const&
   return {ns(warps, rows, start / rows + row + column * columns, 550 + (phases ? 150 : 60) * columns), 1};
 }
 
-// Rows in NCHW for one filter size: the slower of memory and multiply-adds, and for wgrad as many splits as give an SM
-// a dozen blocks.
+// Rows in NCHW for one filter size: the slower of memory and multiply-adds.
 constexpr Estimate depthwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  if (row.tile_m == 0) return depthwise_any_estimate(op, p, d);
   double const sms = double(d.sm_count) / 132;
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   double const memory_ns = elements * size_of(p.dtype) / (3500 * sms), fma_ns = p.flops() / 2 / (17000 * sms);
-  Estimate best{depthwise_nchw_ns(row, op, p, memory_ns, fma_ns), 1};
-  if (op != Op::wgrad) return best;
-  double const sums = double(p.K) * double(p.R) * double(p.S);
-  double const pixels = double(p.N) * double(p.P()) * double(p.Q());
-  double split = 12.0 * d.sm_count / double(p.K);
-  split = split < pixels / 256 ? split : pixels / 256;
-  double const room = double(kMaxWorkspaceBytes) / (sums * 4);
-  split = split < room ? split : room;
-  best.split_k = split < 2 ? 1 : split > 4096 ? 4096 : int(split);
-  double const blocks = double(p.K) * best.split_k;
-  if (blocks < 2.0 * d.sm_count) best.ns += (best.ns - 4000) * (2.0 * d.sm_count / blocks - 1);
-  if (best.split_k > 1) best.ns += 3000 + sums * 4 * best.split_k * 2 / 2500;
-  return best;
+  return {depthwise_nchw_ns(row, op, p, memory_ns, fma_ns), 1};
 }
 
 // Taps of a row or column that the rows for stride 1 take.

@@ -38,8 +38,9 @@ constexpr int64_t line_dilation(Problem const& p) { return p.S == 1 ? p.stride_w
 constexpr LineTile line_tile(Op op, Problem const& p, Device const& d) {
   LineTile t;
   bool const backward = op == Op::dgrad;
+  bool const hopper = d.compute_capability == 90;  // other GPUs have the plainest of the kernels
   int const acc = p.dtype == DType::f64 ? 8 : 4;
-  if (p.K == p.C && p.dtype != DType::f64 && channel_vectors(p.x, p.x_align, p.C, 4, p.dtype) &&
+  if (hopper && p.K == p.C && p.dtype != DType::f64 && channel_vectors(p.x, p.x_align, p.C, 4, p.dtype) &&
       channel_vectors(p.y, p.y_align, p.C, 4, p.dtype))
     t.vector = 4;
   int64_t const quads = (backward ? p.C : p.K) / t.vector;
@@ -50,7 +51,7 @@ constexpr LineTile line_tile(Op op, Problem const& p, Device const& d) {
                 width = backward ? ceil_div(p.W, p.stride_w) : p.Q();
   auto columns = [&](int64_t spread) constexpr { return ceil_div(width, kLineOutputs * spread) * spread; };
   t.ratio = 0;
-  if (tap_stride % stride == 0 && 2 * columns(tap_stride / stride) <= 3 * columns(1))
+  if (hopper && tap_stride % stride == 0 && 2 * columns(tap_stride / stride) <= 3 * columns(1))
     t.ratio = 1, t.spread = int(tap_stride / stride);
   else if (stride == 2 * tap_stride && t.vector > 1)
     t.ratio = 2;
@@ -120,7 +121,7 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
                  waits_ns = multiplier * met * t.rows * (610 + 20 * loads);
     double const chain_ns = instructions_ns > waits_ns ? instructions_ns : waits_ns;
     ns = overlapped(memory_ns, issue_ns);
-    return {8500 + 1.6 * (ns > chain_ns ? ns : chain_ns), 1};
+    return {(backward ? 0.87 : 1.0) * (8500 + 1.6 * (ns > chain_ns ? ns : chain_ns)), 1};
   }
   double const runs = double(p.N) * double(p.P()) * double(t.segments), units = double(t.slices) * t.tap_slices;
   double const group =

@@ -74,9 +74,9 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     }
     case Family::depthwise:
       if (is_few_sums(row)) return hopper && few_sums_supports(row, p);
-      return d.compute_capability >= 80 && (is_lines(row)  ? line_supports(row, p)
-                                            : is_walk(row) ? walk_supports(row, op, p)
-                                                           : depthwise_supports(row, p));
+      if (is_walk(row)) return hopper && walk_supports(row, op, p);
+      return (hopper || (row.tile_m == 0 && d.compute_capability >= 80)) &&
+             (is_lines(row) ? line_supports(row, p) : depthwise_supports(row, p));
     case Family::grouped:
       if (is_planes(row)) return hopper && planes_supports(op, p, d);
       if (is_turned(row)) return hopper && turned_supports(op, p, d);
@@ -135,22 +135,18 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (stream && f32 && smaller && odd && (!sums || row.tile_m > 3)) e.ns *= 1.4;
   if (stream && f32 && smaller && !odd && !sums && e.ns < 15000) e.ns = 3000 + e.ns * 1.28;
   if (stream && !f32 && sums && row.tile_k == 2 && (row.tile_m == 3 || odd)) e.ns = 3000 + e.ns * 1.08;
+  if (stream && !f32 && sums && row.tile_m == 3 && row.tile_k == 1) e.ns *= 1.25;
   if (stream && !f32 && !sums && e.ns < 7000) e.ns += 3000;
-  if (tiles && spreads(row.op, p)) return e;
+  if (tiles && row.op == Op::dgrad && row.tile_k == 2) return e;
   // Images of one row are beginnings of walks alone.
   if (stream && !f32 && p.P() == 1 && row.tile_m > 3) e.ns *= sums ? 1.4 : 1.7;
-  if (tiles) e.ns *= row.tile_m == 3 ? (f32 ? 1.0 : 1.3) : f32 ? 1.25 : 1.4;
-  if (tiles && f32 && row.op == Op::fprop && row.tile_m == 3 && row.tile_k == 2 && p.W <= 64) e.ns *= 1.25;
-  // dgrad copies the tiles of a channel's filters one after the other.
-  if (tiles && row.op == Op::dgrad) e.ns += 2800 * double(p.K_per_group() - 1);
+  if (tiles && row.tile_m == 7) e.ns *= 1.25;
+  if (tiles && row.tile_m == 3 && row.tile_k == 2 && p.W <= 64) e.ns *= 1.25;
   // A walk's steps follow each other, however few walks there are.
-  double const least = stream && f32 && sums               ? (row.tile_m == 3 ? 11500 : 20000)
-                       : tiles && !sums && row.tile_m == 7 ? 13000
-                                                           : 0;
+  double const least = stream && f32 && sums ? (row.tile_m == 3 ? 11500 : 20000) : tiles && row.tile_m == 7 ? 13000 : 0;
   if (e.ns < least) e.ns = least;
   // Rows that begin off pairs, copied one by one.
-  if (tiles && f32 && odd && max64(p.W, p.Q()) > 32 && row.tile_k == 2)
-    e.ns *= sums ? 1.2 : row.op == Op::dgrad ? 2.1 : 1.1;
+  if (tiles && odd && max64(p.W, p.Q()) > 32 && row.tile_k == 2) e.ns *= 1.1;
   return e;
 }
 

@@ -196,7 +196,7 @@ constexpr Estimate staged_estimate(StagedTile const& t, Op op, Problem const& p,
   return best;
 }
 
-// The rows for any filter: which of their kernels.
+// The rows for any filter: which of their kernels. GPUs other than Hopper have depthwise_any.cuh alone.
 struct AnyFilter {
   FewTile few;
   StagedTile staged;
@@ -205,6 +205,10 @@ struct AnyFilter {
 
 constexpr AnyFilter any_filter(Op op, Problem const& p, Device const& d) {
   AnyFilter a;
+  if (d.compute_capability != 90) {
+    a.estimate = depthwise_any_estimate(op, p, d);
+    return a;
+  }
   a.staged = staged_tile(op, p), a.few = few_tile(op, p);
   a.estimate = a.staged.used ? staged_estimate(a.staged, op, p, d) : depthwise_any_estimate(op, p, d);
   // As measured beside each other.

@@ -123,6 +123,9 @@ constexpr bool whole_planes(Strides const& s, int align, int64_t H, int64_t W, i
   return align >= 16 && s.n % (16 / element) == 0 && s.c == H * W && (H == 1 || s.h == W);
 }
 
+// wgrad of 7x7 with stride 2 has whole planes alone: rows for any filter are as fast otherwise.
+constexpr bool stream_sums_walk(int R, int stride) { return R < 7 || stride == 1; }
+
 // Copies of a lane for each row of inputs, at most: enough for 16 units of one image.
 constexpr int stream_passes(int stride, int width) { return (width == 4 ? 2 : width == 2 ? 2 : 4) * stride; }
 
@@ -487,6 +490,12 @@ constexpr bool stream_supports(Row const& row, Problem const& p) {
   double const rows = double(p.N) * double(p.C) * double(max64(p.H, p.P()));
   if (f32 && !direct_tile(row.op, p, row.tile_m, 2).used &&
       !planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used)
+    return false;
+  // f32, fprop and dgrad: of filters of four rows and columns and more that 5x5 does not hold, 7x7 alone.
+  if (p.dtype == DType::f32 && row.op != Op::wgrad && row.tile_m == 7 && p.R > 3 && p.S > 3 && p.R * p.S < 49)
+    return false;
+  if (p.dtype != DType::f32 && row.op == Op::wgrad && !stream_sums_walk(row.tile_m, row.tile_k) &&
+      !stream_tile(row, row.op, p, h200_sxm).planes.used)
     return false;
   return rows * double(ceil_div(max64(p.W, p.Q()), kStreamColumns) + 1) < double(most);
 }

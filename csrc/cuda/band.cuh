@@ -212,6 +212,27 @@ __device__ inline void store_nhwc(Params const& p, Where const& at, int64_t n0, 
   }
 }
 
+// nchw: the same for outputs that are no whole pairs of columns, or not all stored.
+template <class T, int D, int NB>
+__device__ inline void store_nchw(Params const& p, Where const& at, int64_t n0, unsigned char const* planes) {
+  constexpr int pitch = 16 * NB + 8;
+  bool const some = p.out_step_h > 1 || p.out_step_w > 1;
+#pragma unroll 1
+  for (int plane = 0; plane < at.channels * p.images; ++plane, planes += p.plane_bytes) {
+    int const c = plane / p.images;
+    int64_t const n = n0 + plane - c * p.images;
+    if (n >= p.N) continue;
+    T* const out = static_cast<T*>(p.out) + n * p.out_n + (at.c0 + c) * p.out_c;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < 16 * D * 16 * NB; i += blockDim.x) {
+      int const row = i / (16 * NB), column = i % (16 * NB), y = at.p0 + row, x = at.q0 + column;
+      if (y >= p.out_H || unsigned(x) >= unsigned(p.out_W) || (some && !is_stored(p, y, x))) continue;
+      T* const to = some ? place_of<T>(p, n, at.c0 + c, y, x) : out + y * p.out_h + x;
+      *to = *reinterpret_cast<T const*>(planes + (row * pitch + column) * int(sizeof(T)));
+    }
+  }
+}
+
 template <class T, int D, int NB, int G, int NT, bool nhwc>
 __global__ void __launch_bounds__(nhwc ? 512 : 256, nhwc     ? 1
                                                     : D == 1 ? 3
@@ -248,6 +269,8 @@ __global__ void __launch_bounds__(nhwc ? 512 : 256, nhwc     ? 1
   float const bias =
       p.bias != nullptr && exists ? widen(static_cast<T const*>(p.bias)[(at.c0 + c) * p.bias_stride]) : 0.f;
 
+  // Outputs go by way of the planes, if they are not stored in pairs of columns.
+  bool const some = p.out_step_h > 1 || p.out_step_w > 1, staged = nhwc || (D > 1 && (some || !p.out_vectors));
   // A large tile has one round: nothing is held in registers for the next.
   int const rounds = D == 4 ? 1 : p.rounds;
   for (int round = 0; round < rounds; ++round) {
@@ -258,7 +281,7 @@ __global__ void __launch_bounds__(nhwc ? 512 : 256, nhwc     ? 1
       clear(shared, p.channels * (p.filter_bytes + p.images * p.plane_bytes));
       __syncthreads();
       load_filters<T>(p, at, filters);
-    } else if (nhwc) {
+    } else if (staged) {
       clear(planes, p.channels * p.images * p.plane_bytes);
       __syncthreads();
     }
@@ -295,22 +318,20 @@ __global__ void __launch_bounds__(nhwc ? 512 : 256, nhwc     ? 1
         a_row += row_bytes;
         b += D * band_pitch;
       };
-      int e0 = 0;
-      if constexpr (D > 1) {
-        step(0, std::true_type{});
-        e0 = D;
-      }
-      for (; e0 + D <= p.R; e0 += D) step(e0, std::false_type{});
-      if constexpr (D > 1)
-        for (; e0 < p.R + D - 1; e0 += D) step(e0, std::true_type{});
+#pragma unroll 1
+      for (int e0 = 0; e0 < p.R + D - 1; e0 += D)
+        if (e0 >= D - 1 && e0 + D <= p.R)
+          step(e0, std::false_type{});
+        else
+          step(e0, std::true_type{});
     }
 
     bool nan = false;
-    if (nhwc) __syncthreads();  // the planes have been read, and take the outputs
+    if (staged) __syncthreads();  // the planes have been read, and take the outputs
     if (busy) {
       constexpr int pitch = 16 * NB + 8;
       int const x = at.q0 + 8 * odd + row;
-      bool const pairs = p.out_vectors && x >= 0, some = p.out_step_h > 1 || p.out_step_w > 1;
+      bool const pairs = p.out_vectors && x >= 0;
 #pragma unroll
       for (int g = 0; g < G; ++g) {
         int64_t const n = n0 + group * G + g;
@@ -321,16 +342,18 @@ __global__ void __launch_bounds__(nhwc ? 512 : 256, nhwc     ? 1
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             int const r = (column + 8 * half) * D + i, y = at.p0 + r;
-            if (!nhwc && y >= p.out_H) continue;
+            if (!staged && y >= p.out_H) continue;
             T* const to = out + y * p.out_h;
 #pragma unroll
             for (int nb = 0; nb < NB; ++nb) {
               float const v0 = acc[g][i][nb][2 * half], v1 = acc[g][i][nb][2 * half + 1];
               Vector<T, 2> const v{{narrow<T>(v0), narrow<T>(v1)}};
               nan = nan || v0 != v0 || v1 != v1;
-              if (nhwc) {
+              if (staged) {
                 *reinterpret_cast<Vector<T, 2>*>(plane + g * p.plane_bytes +
                                                  (r * pitch + 8 * odd + 16 * nb + row) * int(sizeof(T))) = v;
+              } else if (D > 1) {
+                if (unsigned(x + 16 * nb) < unsigned(p.out_W)) *reinterpret_cast<Vector<T, 2>*>(to + 16 * nb) = v;
               } else if (some) {
 #pragma unroll
                 for (int side = 0; side < 2; ++side)
@@ -346,9 +369,12 @@ __global__ void __launch_bounds__(nhwc ? 512 : 256, nhwc     ? 1
           }
       }
     }
-    if (nhwc) {
+    if (staged) {
       __syncthreads();
-      store_nhwc<T, D, NB>(p, at, n0, planes);
+      if constexpr (nhwc)
+        store_nhwc<T, D, NB>(p, at, n0, planes);
+      else if constexpr (D > 1)
+        store_nchw<T, D, NB>(p, at, n0, planes);
     }
     if (__syncthreads_or(nan) != 0) store_again<T, D, NB>(p, at, n0);
   }
@@ -412,8 +438,9 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
                   : source_of<T>(in, args.a, problem.N, problem.H, problem.W, nhwc, problem.x_align, vectors || !nhwc,
                                  D, t.rows, 8 * t.units);
   int const out_align = backward ? problem.x_align : problem.y_align;
-  p.out_vectors = nhwc ? vectors && depthwise::rows_aligned(out, true, out_align, 16, 2)
-                       : depthwise::rows_aligned(out, false, out_align, 4, 2) && t.origin_w % 2 == 0;
+  p.out_vectors = nhwc
+                      ? vectors && depthwise::rows_aligned(out, true, out_align, 16, 2)
+                      : depthwise::rows_aligned(out, false, out_align, 4, 2) && t.origin_w % 2 == 0 && t.out_W % 2 == 0;
   p.taps_of = Divisor(uint32_t(p.taps_h * p.taps_w)), p.columns_of = Divisor(uint32_t(p.taps_w));
   return start<T, D, NB, nhwc>(p, t, t.tiles_h * t.tiles_w * t.channel_units * ceil_div(image_units, p.rounds), stream);
 }

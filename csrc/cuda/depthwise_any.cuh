@@ -6,7 +6,6 @@
 #pragma once
 
 #include "depthwise_lines.cuh"
-#include "depthwise_walk.cuh"
 
 namespace conv2d_ext::depthwise {
 
@@ -273,28 +272,20 @@ cudaError_t launch_any(Problem const& problem, Plan const& plan, Arguments const
   return launch_sum<T>(problem, plan, args, stream);
 }
 
-// In depthwise_staged.cuh.
-template <Op op, DType dtype>
-cudaError_t launch_any_filter(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream);
-
-template <Op op, DType dtype, int R, int S, int stride, Variant variant>
-cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  if constexpr (R == 0 && variant == Variant::nhwc)
-    return launch_lines<op, dtype>(problem, plan, args, stream);
-  else if constexpr (R == 0)
-    return launch_any_filter<op, dtype>(problem, plan, args, stream);
-  else if constexpr (is_nhwc(variant))
-    return launch_walks<op, dtype, R, S, stride>(problem, plan, args, stream);
+template <Op op, DType dtype, Variant variant>
+cudaError_t launch_plain(Problem const& problem, Plan const& plan, Device const& gpu, Arguments const& args,
+                         cudaStream_t stream) {
+  if constexpr (is_nhwc(variant))
+    return launch_lines<op, dtype, true>(problem, plan, gpu, args, stream);
   else
-    return launch<op, dtype, R, S, stride>(problem, plan, args, stream);
+    return launch_any<op, dtype>(problem, plan, args, stream);
 }
 
 }  // namespace conv2d_ext::depthwise
 
-#define CONV2D_EXT_DEPTHWISE_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                 \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return depthwise::launch_row<Op::op, DType::dtype, tm, tn, tk, Variant::variant>(p, plan, args, stream);  \
-  }                                                                                                           \
-  }
+// What all GPUs have of a row for any filter (depthwise_rows.cuh).
+#define CONV2D_EXT_DEPTHWISE_PLAIN_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                 \
+  template cudaError_t                                                                                              \
+  conv2d_ext::depthwise::launch_plain<conv2d_ext::Op::op, conv2d_ext::DType::dtype, conv2d_ext::Variant::variant>(  \
+      conv2d_ext::Problem const&, conv2d_ext::Plan const&, conv2d_ext::Device const&, conv2d_ext::Arguments const&, \
+      cudaStream_t);

@@ -282,11 +282,13 @@ inline Line line_of(Walk const& w, int64_t phase, int64_t step) {
           int(w.first_tap), int(w.tap_step), int(phase),   int(step)};
 }
 
-template <Op op, DType dtype>
-cudaError_t launch_lines(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+// `plain`: the kernels of GPUs other than Hopper.
+template <Op op, DType dtype, bool plain>
+cudaError_t launch_lines(Problem const& problem, Plan const& plan, Device const& gpu, Arguments const& args,
+                         cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool backward = op == Op::dgrad, sums = op == Op::wgrad;
-  constexpr int most = sizeof(T) == 8 ? 1 : 4;
+  constexpr int most = plain || sizeof(T) == 8 ? 1 : 4;
   Strides const& in = backward ? problem.y : problem.x;
   Strides const& out = backward ? problem.x : problem.y;
   LineParams p{};
@@ -298,10 +300,6 @@ cudaError_t launch_lines(Problem const& problem, Plan const& plan, Arguments con
   p.in_H = int(backward ? problem.P() : problem.H), p.in_W = int(backward ? problem.Q() : problem.W);
   p.N = problem.N, p.channels = backward ? problem.C : problem.K, p.multiplier = int(problem.K_per_group());
   p.S = int(problem.S);
-  int device = 0;
-  Device gpu = h200_sxm;
-  if (auto const error = cudaGetDevice(&device)) return error;
-  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
   LineTile const t = line_tile(op, problem, gpu);
   p.lanes = t.lanes, p.groups = t.groups, p.slices = int(t.slices), p.spread = t.spread, p.rows = t.rows;
   p.filter_rows = t.filter_rows, p.filter_columns = t.filter_columns;
@@ -318,7 +316,8 @@ cudaError_t launch_lines(Problem const& problem, Plan const& plan, Arguments con
     p.tap_units = t.tap_units, p.tap_slices = t.tap_slices, p.members = t.members;
     p.segments = int(t.segments), p.each = int(t.each);
     auto* kernel = t.vector == 1 ? wgrad_lines<T, 1, 0> : wgrad_lines<T, most, 0>;
-    if (t.ratio == 1) kernel = t.vector == 1 ? wgrad_lines<T, 1, 1> : wgrad_lines<T, most, 1>;
+    if constexpr (!plain)
+      if (t.ratio == 1) kernel = t.vector == 1 ? wgrad_lines<T, 1, 1> : wgrad_lines<T, most, 1>;
     if constexpr (most > 1)
       if (t.ratio == 2) kernel = wgrad_lines<T, most, 2>;
     if (cudaError_t const error = start(kernel, t.slices * t.tap_slices * p.splits, 1, 0);
@@ -327,7 +326,8 @@ cudaError_t launch_lines(Problem const& problem, Plan const& plan, Arguments con
     return launch_sum<T>(problem, plan, args, stream);
   } else {
     auto* kernel = t.vector == 1 ? gather_lines<T, op, 1, 0> : gather_lines<T, op, most, 0>;
-    if (t.ratio == 1) kernel = t.vector == 1 ? gather_lines<T, op, 1, 1> : gather_lines<T, op, most, 1>;
+    if constexpr (!plain)
+      if (t.ratio == 1) kernel = t.vector == 1 ? gather_lines<T, op, 1, 1> : gather_lines<T, op, most, 1>;
     if constexpr (!backward && most > 1)
       if (t.ratio == 2) kernel = gather_lines<T, op, most, 2>;
     constexpr int element = sizeof(T) == 8 ? 8 : 4;

@@ -5,7 +5,6 @@
 #pragma once
 
 #include "../core/staged.h"
-#include "depthwise_any.cuh"
 #include "depthwise_few.cuh"
 
 namespace conv2d_ext::depthwise {
@@ -408,14 +407,6 @@ cudaError_t launch_staged(Problem const& problem, StagedTile const& tile, Plan c
       return error;
     return launch_second_pass<T>(problem, plan, args, stream);
   }
-}
-
-template <Op op, DType dtype>
-cudaError_t launch_any_filter(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  AnyFilter const any = any_filter(op, problem, h200_sxm);
-  if (any.few.used) return launch_few<op, dtype>(problem, any.few, plan, args, stream);
-  return any.staged.used ? launch_staged<op, dtype>(problem, any.staged, plan, args, stream)
-                         : launch_any<op, dtype>(problem, plan, args, stream);
 }
 
 }  // namespace conv2d_ext::depthwise

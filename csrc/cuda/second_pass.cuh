@@ -13,7 +13,8 @@ __device__ inline void let_second_pass_begin() {
 }
 
 template <class T>
-cudaError_t launch_second_pass(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+static cudaError_t launch_second_pass(Problem const& problem, Plan const& plan, Arguments const& args,
+                                      cudaStream_t stream) {
   int device = 0, major = 0;
   if (auto const error = cudaGetDevice(&device)) return error;
   if (auto const error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)) return error;

@@ -338,7 +338,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.N = problem.N, p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
   p.out_H = t.out_H, p.out_W = t.out_W, p.pad_h = t.pad_h, p.pad_w = t.pad_w, p.pad_left = int(problem.pad_left);
   p.origin = t.origin, p.shift = t.shift, p.splits = plan.split_k;
-  p.span = t.span, p.images = t.images, p.half = t.half, p.first = t.first, p.copies = t.copies;
+  p.span = t.span, p.of_span = span_divisor(t.span), p.images = t.images, p.half = t.half, p.first = t.first,
+  p.copies = t.copies;
   p.copies_y = t.copies_y, p.rows = t.rows;
   p.columns = t.span * kStreamColumns, p.pieces = uint32_t(t.pieces), p.stretches = uint32_t(t.stretches),
   p.walks = uint32_t(t.walks());
@@ -409,7 +410,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     if (t.width == 4 && passes <= stride) return start(gather<T, R, stride, 4, stride>, blocks);
     if (t.width == 4) return start(gather<T, R, stride, 4, stream_passes(stride, 4)>, blocks);
     return start(gather<T, R, stride, 2, stream_passes(stride, 2)>, blocks);
-  } else {
+  } else if constexpr (stream_sums_walk(R, stride)) {
     auto* const kernel = t.width == 4 && passes <= stride ? wgrad<T, R, stride, 4, stride, 1>
                          : t.width == 4                   ? wgrad<T, R, stride, 4, stream_passes(stride, 4), 1>
                          : t.width == 2                   ? wgrad<T, R, stride, 2, stream_passes(stride, 2), 2>
@@ -417,6 +418,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     cudaError_t const error = start(kernel, problem.C * p.splits);
     if (error != cudaSuccess || p.splits == 1) return error;
     return depthwise::launch_sum<T>(problem, plan, args, stream, true);
+  } else {
+    return cudaErrorInvalidValue;
   }
 }
 

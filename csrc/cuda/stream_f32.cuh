@@ -64,7 +64,7 @@ struct Windows {
 // Filters of R x S, or (`part`) of p.R x p.S, which are no more. `stored`: rows of outputs follow each other in memory,
 // and go there by way of the ring of outputs.
 template <int R, int S, int width, int shift, bool part, bool stored>
-__global__ void __launch_bounds__(kStreamWarps * 32, ring_f32_blocks(R, S) - (width == 1 || (part && R * S == 49)))
+__global__ void __launch_bounds__(kStreamWarps * 32, ring_f32_blocks(R, S) - (width == 1 ? 1 : 0))
     gather_f32(__grid_constant__ Params const p) {
   extern __shared__ __align__(16) unsigned char shared[];
   constexpr int units = 4 / width;
@@ -427,7 +427,8 @@ cudaError_t launch_f32(Problem const& problem, Plan const& plan, Arguments const
       if (problem.R <= 3) return of.template operator()<3, R, true>();
       if (problem.S <= 3) return of.template operator()<R, 3, true>();
     }
-    return of.template operator()<R, R, true>();
+    if constexpr (R < 7) return of.template operator()<R, R, true>();
+    return cudaErrorInvalidValue;
   }
 }
 

@@ -160,6 +160,7 @@ __device__ inline void for_each_item(Params const& p, int warp, int channel, uin
     ahead.next(p);
   };
   if (warp == 0)
+#pragma unroll 1
     for (uint32_t i = begin_item; i < end && i < begin_item + p.stages; ++i) fill(int(i - begin_item));
   int stage = 0, parity = 0, c0 = -1;
   uint32_t place = 0;
@@ -196,6 +197,7 @@ __device__ inline void if_spoilt(Params const& p, int warp, uint32_t begin, uint
   __syncthreads();
   int const channel = warp % p.channels, stretch = warp / p.channels;
   PlanesItem at(p, begin);
+#pragma unroll 1
   for (uint32_t item = begin; item < end; ++item, at.next(p))
     again((at.group * p.stretches + stretch) * uint32_t(p.C) + at.c0 + channel);
 }
@@ -368,6 +370,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
     ahead.next(p);
   };
   if (warp == 0)
+#pragma unroll 1
     for (uint32_t i = begin; i < end && i < begin + p.stages; ++i) fill(int(i - begin));
 
   float acc[R][stride][4] = {};
@@ -431,6 +434,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
   for (int i = threadIdx.x; i < p.channels * taps; i += blockDim.x) {
     int const which = i / taps, tap = i - which * taps;
     float sum = 0;
+#pragma unroll 1
     for (int other = which; other < kPlanesWarps; other += p.channels)
 #pragma unroll
       for (int j = 0; j < kStreamColumns; ++j) sum += sums[other][tap / p.S][tap % p.S + p.shift + j * stride][j];
@@ -438,6 +442,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
     store(which, tap, sum);
   }
   if (__syncthreads_or(nan) == 0) return;
+#pragma unroll 1
   for (int i = warp; i < p.channels * taps; i += kPlanesWarps) {
     int const which = i / taps, tap = i - which * taps;
     float const sum = exact_sum<T, stride>(p, c0 + which, begin * p.stretches, end * p.stretches, tap / p.S, tap % p.S);

@@ -280,6 +280,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
     ahead.next(p);
   };
   if (warp == 0)
+#pragma unroll 1
     for (uint32_t i = begin; i < end && i < begin + p.stages; ++i) fill(int(i - begin));
 
   float acc[R][R] = {};
@@ -352,12 +353,14 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
   for (int i = threadIdx.x; i < p.channels * taps; i += blockDim.x) {
     int const which = i / taps, tap = i - which * taps;
     float sum = sums[which][tap];
+#pragma unroll 1
     for (int other = which + p.channels; other < kPlanesWarps; other += p.channels) sum += sums[other][tap];
     nan = nan || sum != sum;
     store(which, tap, sum);
   }
   if (__syncthreads_or(nan) == 0) return;
   int64_t const n0 = int64_t(begin) * p.images, n1 = depthwise::smaller(p.N, int64_t(end) * p.images);
+#pragma unroll 1
   for (int i = warp; i < p.channels * taps; i += kPlanesWarps) {
     int const which = i / taps, tap = i - which * taps;
     float const sum = exact_planes_sum<stride>(p, c0 + which, n0, n1, tap / R, tap % R);

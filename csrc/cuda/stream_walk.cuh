@@ -26,6 +26,7 @@ struct Params {
   int64_t N;
   int C, R, S, out_H, out_W, pad_h, pad_w, pad_left, origin, shift, splits;  // pad_left: dgrad with stride 2
   int span, columns, images, half, first, copies, copies_y, rows;            // columns: of a piece
+  int of_span;                                                               // units to images, for eight units
   uint32_t pieces, stretches, walks;                                         // walks: of a channel
   int warps, stages, team_bytes, out_bytes;                                  // stream_ring.cuh
   uint32_t row_bytes;                                                        // of outputs
@@ -33,6 +34,9 @@ struct Params {
   int channels, image_bytes, image_bytes_y, stage_bytes;  // stream_planes.cuh
   uint32_t groups, items;
 };
+
+// i * of_span >> 8 is i / span for i < 8 and span <= 8.
+constexpr int span_divisor(int span) { return (255 + span) / span; }
 
 // Which columns, rows and images of a channel a warp walks down.
 struct Walk {
@@ -57,7 +61,7 @@ struct Unit {
     if (p.span > 8) {
       image = 0, place = i, exists = i < p.span;
     } else {
-      image = i % 8 / p.span, place = i % 8 % p.span, exists = image < p.half;
+      image = i % 8 * p.of_span >> 8, place = i % 8 - image * p.span, exists = image < p.half;
       image += i / 8 * p.half;
     }
     exists = exists && image < p.images;
@@ -117,7 +121,9 @@ __device__ float exact(Params const& p, int64_t n, int c, int y, int x) {
   T const* const in = static_cast<T const*>(p.in.data) + n * p.in.n + c * p.in.c;
   T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
   float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
+#pragma unroll 1
   for (int r = 0; r < p.R; ++r)
+#pragma unroll 1
     for (int s = 0; s < p.S; ++s) {
       int const h = y * stride - p.pad_h + r, v = x * stride - p.pad_w + s;
       if (unsigned(h) < unsigned(p.in.H) && unsigned(v) < unsigned(p.in.W))
@@ -132,12 +138,15 @@ template <class T, int stride>
 __device__ __noinline__ void again(Params const& p, uint32_t task, int first = 0) {
   int const lane = int(threadIdx.x) % 32;
   Walk const at(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
+#pragma unroll 1
   for (int i = first + lane / 4; i < first + kStreamUnits; i += 8) {
     Unit const u(p, i);
     Outputs<T, false> out(p, at, i, lane % 4);
+#pragma unroll 1
     for (int y = at.p0; y < at.p0 + at.rows; ++y, out.to += out.row_bytes)
+#pragma unroll 1
       for (int e = 0; e < 2; ++e)
-        if (out.keep[e] && widen(out.elements()[e]) != widen(out.elements()[e]))
+        if ((e == 0 ? out.keep[0] : out.keep[1]) && widen(out.elements()[e]) != widen(out.elements()[e]))
           out.elements()[e] = narrow<T>(
               exact<T, stride>(p, at.n0 + u.image, at.c, y, at.q0 + u.place * kStreamColumns + 2 * (lane % 4) + e));
   }
@@ -170,7 +179,9 @@ __device__ inline void load_band(Params const& p, int c, uint32_t (&band)[R][str
 template <class T>
 __device__ __noinline__ float exact_spread(Params const& p, int64_t n, int c, int y, int x) {
   float sum = 0;
+#pragma unroll 1
   for (int r = 0; r < p.R; ++r)
+#pragma unroll 1
     for (int s = 0; s < p.S; ++s) {
       int const h = y + p.pad_h - r, w = x + p.pad_left - s;
       if (h % 2 != 0 || w % 2 != 0 || unsigned(h / 2) >= unsigned(p.in.H) || unsigned(w / 2) >= unsigned(p.in.W))
@@ -221,13 +232,17 @@ __device__ __noinline__ void spread_again(Params const& p, uint32_t task, int fi
   int const g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4;
   int64_t const row_bytes = p.out_h * int64_t(sizeof(T));
   Walk const walk(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
+#pragma unroll 1
   for (int unit = first + g; unit < first + kStreamUnits; unit += 8) {
     Unit const u(p, unit);
     SpreadOutputs<T, false> const out(p, walk, unit, t);
+#pragma unroll 1
     for (int row = walk.p0; row < walk.p0 + walk.rows; ++row)
+#pragma unroll 1
       for (int i = 0; i < 4; ++i) {
         T* const to = reinterpret_cast<T*>(out.to + row * row_bytes) + i;
-        if (out.keep[i] && widen(*to) != widen(*to))
+        bool const inside = u.exists && walk.n0 + u.image < p.N && unsigned(out.x + i) < unsigned(p.out_W);
+        if (inside && widen(*to) != widen(*to))
           *to = narrow<T>(exact_spread<T>(p, walk.n0 + u.image, walk.c, row, out.x + i));
       }
   }
@@ -259,9 +274,12 @@ template <class T, int stride>
 __device__ __noinline__ float exact_sum(Params const& p, int c, uint32_t begin, uint32_t end, int r, int s) {
   float sum = 0;
   int const columns = p.span * kStreamColumns;
+#pragma unroll 1
   for (uint32_t index = begin; index < end; ++index) {
     Walk const at(p, c, index);
+#pragma unroll 1
     for (int64_t n = at.n0; n < at.n0 + p.images && n < p.N; ++n)
+#pragma unroll 1
       for (int pixel = int(threadIdx.x) % 32; pixel < at.rows * columns; pixel += 32) {
         int const y = at.p0 + pixel / columns, x = at.q0 + pixel % columns;
         int const h = y * stride - p.pad_h + r, w = x * stride - p.pad_w + s;
@@ -296,6 +314,7 @@ __device__ inline void store_sums(Params const& p, int c, int split, uint32_t be
   for (int i = threadIdx.x; i < p.R * p.S; i += blockDim.x) {
     int const r = i / p.S, s = i % p.S;
     float sum = 0;
+#pragma unroll 1
     for (int other = 0; other < kStreamWarps; ++other)
 #pragma unroll
       for (int j = 0; j < kStreamColumns; ++j) sum += sums[other][r][s + p.shift + j * stride][j];
@@ -304,6 +323,7 @@ __device__ inline void store_sums(Params const& p, int c, int split, uint32_t be
                             (int64_t(split) * p.C + c) * p.R * p.S + i, sum);
   }
   if (__syncthreads_or(nan) == 0) return;
+#pragma unroll 1
   for (int i = warp; i < p.R * p.S; i += kStreamWarps) {
     int const r = i / p.S, s = i % p.S;
     float const sum = exact_sum<T, stride>(p, c, begin, end, r, s);

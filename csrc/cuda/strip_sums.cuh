@@ -163,15 +163,16 @@ __global__ void __launch_bounds__(nhwc ? kSumsThreads : 256, nhwc ? 1 : 2) wgrad
   for (int i = 0; i < 2; ++i) y_place[i] = sums_place(unit_q * 2 + i) * 4;
 
   float acc[TR][TS] = {};
-  if (begin < end) copy(begin, 0);
+  int ahead = begin;  // the next step to be copied
+#pragma unroll 1
   for (int index = begin; index < end; ++index) {
     int const stage = p.stages == 2 ? (index - begin) % 2 : 0;
-    if (p.stages == 2 && index + 1 < end) {
-      copy(index + 1, stage ^ 1);
+#pragma unroll 1
+    for (; ahead < end && ahead < index + p.stages; ++ahead) copy(ahead, p.stages == 2 ? (ahead - begin) % 2 : 0);
+    if (ahead > index + 1)
       ptx::cp_async_wait_group<1>();
-    } else {
+    else
       ptx::cp_async_wait_group<0>();
-    }
     __syncthreads();
     Step const step(p, index);
     if (exists && step.n0 + image < p.N) {
@@ -216,7 +217,6 @@ __global__ void __launch_bounds__(nhwc ? kSumsThreads : 256, nhwc ? 1 : 2) wgrad
         }(std::make_integer_sequence<int, TR>());
     }
     __syncthreads();  // the stage has been read
-    if (p.stages == 1 && index + 1 < end) copy(index + 1, 0);
   }
 
   // Threads of a tap, in their order.

@@ -1,2 +1,2 @@
-#include "../depthwise_staged.cuh"
+#include "../depthwise_rows.cuh"
 CONV2D_EXT_DEPTHWISE_ANY(CONV2D_EXT_DEPTHWISE_INSTANCE, f16)

@@ -1,0 +1,2 @@
+#include "../depthwise_rows.cuh"
+CONV2D_EXT_DEPTHWISE_WALKS(CONV2D_EXT_DEPTHWISE_INSTANCE, f16)
