@@ -12,16 +12,12 @@ constexpr int64_t groups_per_unit(Problem const& p) {
   return max64(8 / gcd64(8, p.C_per_group()), 8 / gcd64(8, p.K_per_group()));
 }
 
-// How many blocks of 8 outputs a warp computes from the same fragments of the inputs: those of a unit, up to four, or
-// two of f32, whose fragments take more registers.
-constexpr int grouped_shared_blocks(int64_t blocks, DType t) {
-  int64_t const most = t == DType::f32 ? 2 : 4;
-  return int(blocks <= most ? blocks : most == 4 && (blocks <= 6 || blocks == 9) ? 3 : most);
-}
+// How many blocks of 8 outputs a warp computes from the same fragments of the inputs: those of a unit, up to two.
+constexpr int grouped_shared_blocks(int64_t blocks) { return int(min64(blocks, 2)); }
 
-// wgrad of grouped.cuh. A half is a tap and 16 bytes of channels; a warp sums so many of them, of up to four blocks of
+// wgrad of grouped.cuh. A half is a tap and 16 bytes of channels; a warp sums so many of them, of up to two blocks of
 // 8 filters, over a share of the pixels: as many as its registers hold.
-constexpr int grouped_halves(int together, DType t) { return t == DType::f32 ? 16 : together == 4 ? 8 : 10; }
+constexpr int grouped_halves(DType t) { return t == DType::f32 ? 16 : 10; }
 struct GroupedSums {
   int64_t slab, together, n_groups, chunks, items, shares;
 };
@@ -29,9 +25,9 @@ constexpr GroupedSums grouped_sums(Problem const& p) {
   int64_t const wide = size_of(p.dtype) / 2, per_unit = groups_per_unit(p);
   int64_t const C = per_unit * p.C_per_group() / 8 * wide, K = per_unit * p.K_per_group() / 8;
   int64_t const slab = min64(ceil_div(p.groups, per_unit), max64(1, 8 / max64(C, K * wide)));
-  int const together = p.dtype == DType::f32 ? 1 : grouped_shared_blocks(K, p.dtype);
+  int const together = p.dtype == DType::f32 ? 1 : grouped_shared_blocks(K);
   int64_t const n_groups = ceil_div(K, together);
-  int64_t const chunks = ceil_div(C * p.R * p.S, grouped_halves(together, p.dtype)), items = slab * n_groups * chunks;
+  int64_t const chunks = ceil_div(C * p.R * p.S, grouped_halves(p.dtype)), items = slab * n_groups * chunks;
   return {slab, together, n_groups, chunks, items, max64(1, 8 / items)};
 }
 
@@ -354,10 +350,10 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   if (p.dtype == DType::f32 && !p.allow_tf32 && terms == 1) return false;
   int const slot = 16 / size_of(p.dtype);  // channels that are copied at once
   bool const lines = row.variant == Variant::lines;
-  if ((row.variant == Variant::nhwc || lines) &&
+  if (lines &&
       (p.C % 8 != 0 || p.K % 8 != 0 || !channel_vectors(p.x, p.x_align, p.C, slot, p.dtype) ||
        !channel_vectors(p.y, p.y_align, p.K, slot, p.dtype)) &&
-      !(lines && grouped_planar(p)))
+      !grouped_planar(p))
     return false;
   if (p.R * p.S > 64 || p.stride_h > 4 || p.stride_w > 4 || p.R > 64 || p.S > 64) return false;
   // Coordinates of padded images are int in the kernels, and so is the number of tiles of 8 x 8 pixels.
@@ -379,7 +375,7 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   int64_t const wide = size_of(p.dtype) / 2, ins = (backward ? K : C) * wide, outs = backward ? C : K;
   if (op == Op::wgrad)
     return ((halo_h * halo_w + 16) * ins + 80 * (K * wide + 4)) * 16 + ins * p.R * p.S * 4 <= 220 * 1024;
-  int64_t const together = grouped_shared_blocks(outs, p.dtype), taps = p.R == 3 && p.S == 3 ? 12 : p.R * p.S;
+  int64_t const together = grouped_shared_blocks(outs), taps = p.R == 3 && p.S == 3 ? 12 : p.R * p.S;
   int64_t const halves = taps * ins + 16, filters = halves * ceil_div(outs, together) * together * 128 * wide;
   return (halo_h * halo_w + 16) * 16 * ins + filters + halves * 16 <= 220 * 1024;
 }
@@ -440,22 +436,22 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
 // Grouped: reading and writing, and the products of whole blocks and squares, which overlap in part (docs/tuning.md).
 constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (row.variant == Variant::lines) return grouped_lines_estimate(op, p, d);
-  bool const nhwc = row.variant == Variant::nhwc, backward = op == Op::dgrad, sums = op == Op::wgrad;
+  bool const backward = op == Op::dgrad, sums = op == Op::wgrad;
   double const sms = double(d.sm_count) / 132;
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  // Bytes per ns. nchw: lanes go along rows, and channels_last rows are slow that way; so are a stride's single pixels.
-  double rate = nhwc ? 1650 : p.x.c == 1 && p.C > 1 ? 500 : p.dtype == DType::f32 ? 1500 : 1150;
-  if (!nhwc && p.stride_w > 1)
+  // Bytes per ns. Lanes go along rows, and channels_last rows are slow that way; so are a stride's single pixels.
+  double rate = p.x.c == 1 && p.C > 1 ? 500 : p.dtype == DType::f32 ? 1500 : 1150;
+  if (p.stride_w > 1)
     rate /= !backward ? (p.dtype == DType::f32 ? 1.65 : 1.33) : p.x.c == 1 && p.C > 1 ? 3 : 6;
-  if (!nhwc && p.W < 8) rate /= 2.5;  // rows that leave most lanes idle
+  if (p.W < 8) rate /= 2.5;  // rows that leave most lanes idle
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
   int64_t const h = backward ? ceil_div(p.H, p.stride_h) : p.P(), w = backward ? ceil_div(p.W, p.stride_w) : p.Q();
   double const squares = double(p.N) * double(ceil_div(h, 8)) * double(ceil_div(w, 8));
   double memory_ns = elements * size_of(p.dtype) / (rate * sms);
   // With a stride over NCHW each square's inputs are copied with their halo, element by element, and channels that fill
   // up a unit of groups too.
-  bool const planar = row.variant == Variant::nchw && p.x.w == 1;
+  bool const planar = p.x.w == 1;
   bool const strided = planar && op == Op::fprop && p.stride_w > 1;
   if (strided || (planar && sums && size_of(p.dtype) == 2 && p.R * p.S > 1 && p.stride_h * p.stride_w > 1)) {
     double const halo = double(7 * p.stride_h + p.R) * double(7 * p.stride_w + p.S);
@@ -475,9 +471,9 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
       sums ? 0 : double(C * K) * double(p.R * p.S) * (p.dtype == DType::f32 && !p.allow_tf32 ? 300 : 150);
   double const both_ns = strided ? large + small
                                  : (large + small * small / (2 * (large + 1))) *
-                                       (sums && !nhwc && !p.allow_tf32 ? 1.22 : 1.0),
+                                       (sums && !p.allow_tf32 ? 1.22 : 1.0),
                work_ns = both_ns > filters_ns ? both_ns : filters_ns;
-  if (!sums) return {work_ns + (nhwc || p.dtype == DType::f32 ? 13000 : 15000) + (strided ? 4000 : 0), 1};
+  if (!sums) return {work_ns + (p.dtype == DType::f32 ? 13000 : 15000) + (strided ? 4000 : 0), 1};
   // As many shares of the pixels as keep two blocks an SM busy, unless adding them up costs more.
   GroupedSums const g = grouped_sums(p);
   int64_t const slabs = ceil_div(ceil_div(p.groups, per_unit), g.slab) * ceil_div(g.items, 16);
