@@ -442,8 +442,7 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   // Bytes per ns. Lanes go along rows, and channels_last rows are slow that way; so are a stride's single pixels.
   double rate = p.x.c == 1 && p.C > 1 ? 500 : p.dtype == DType::f32 ? 1500 : 1150;
-  if (p.stride_w > 1)
-    rate /= !backward ? (p.dtype == DType::f32 ? 1.65 : 1.33) : p.x.c == 1 && p.C > 1 ? 3 : 6;
+  if (p.stride_w > 1) rate /= !backward ? (p.dtype == DType::f32 ? 1.65 : 1.33) : p.x.c == 1 && p.C > 1 ? 3 : 6;
   if (p.W < 8) rate /= 2.5;  // rows that leave most lanes idle
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
   int64_t const h = backward ? ceil_div(p.H, p.stride_h) : p.P(), w = backward ? ceil_div(p.W, p.stride_w) : p.Q();
@@ -470,8 +469,7 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   double const filters_ns =
       sums ? 0 : double(C * K) * double(p.R * p.S) * (p.dtype == DType::f32 && !p.allow_tf32 ? 300 : 150);
   double const both_ns = strided ? large + small
-                                 : (large + small * small / (2 * (large + 1))) *
-                                       (sums && !p.allow_tf32 ? 1.22 : 1.0),
+                                 : (large + small * small / (2 * (large + 1))) * (sums && !p.allow_tf32 ? 1.22 : 1.0),
                work_ns = both_ns > filters_ns ? both_ns : filters_ns;
   if (!sums) return {work_ns + (p.dtype == DType::f32 ? 13000 : 15000) + (strided ? 4000 : 0), 1};
   // As many shares of the pixels as keep two blocks an SM busy, unless adding them up costs more.

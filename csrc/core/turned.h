@@ -7,8 +7,8 @@
 
 namespace conv2d_ext {
 
-// Of a warpgroup's instructions; of 16-bit types, and of two phases, one number.
-constexpr int kTurnedColumns[] = {64, 128, 224, 256}, kTurnedSingle = 128;
+// Of a warpgroup's instructions; of 16-bit types one number.
+constexpr int kTurnedColumns[] = {64, 128, 192, 224, 256}, kTurnedSingle = 128;
 constexpr int kTurnedPhases = 8, kTurnedBuffers = 2, kTurnedStages = 8;
 constexpr int64_t kTurnedBarriers = 256, kTurnedLine = 128;                  // bytes
 constexpr int64_t turned_line(DType t) { return kTurnedLine / size_of(t); }  // channels
@@ -52,10 +52,10 @@ constexpr TurnedTile turned_tile(Op op, Problem const& p, Device const& d) {
       int64_t const needed = (t.images - 1) * t.image_pitch + (t.rows - 1) * t.pitch + w.positions;
       t.columns = 0;
       for (int const columns : kTurnedColumns) {
-        bool const exists = columns == kTurnedSingle || (size == 4 && t.phases_w == 1);
+        bool const exists = size == 4 || columns == kTurnedSingle;
         if (exists && t.columns == 0 && needed <= columns) t.columns = columns;
       }
-      if (t.columns == 0) continue;
+      if (t.columns == 0 || t.columns * t.phases_w > 256) continue;
       // The last instruction's lines with the last tap, and the last image's.
       int64_t const reach = ((h.span - 1) / h.step) * t.pitch + (w.span - 1) / w.step;
       t.plane_pitch = round_to(max64(t.columns + reach, t.images * t.image_pitch + (t.whole ? t.pitch : w.span)), 8);

@@ -453,8 +453,9 @@ template <class T, int parts, int shared_blocks>
 cudaError_t start(Params const& p, dim3 grid, unsigned threads, int64_t shared, cudaStream_t stream) {
   constexpr int runs = groups_of_warp(shared_blocks, sizeof(T));
   constexpr bool both = parts == 1 || shared_blocks == 1;
-  auto* const kernel = p.is_3x3 ? grouped_kernel<T, parts, shared_blocks, runs, both ? Taps::both : Taps::is_3x3>
-                                : grouped_kernel<T, parts, shared_blocks, runs, both ? Taps::both : Taps::any>;
+  auto *const kernel = p.is_3x3                  ? grouped_kernel < T, parts, shared_blocks, runs,
+              both ? Taps::both : Taps::is_3x3 > : grouped_kernel < T, parts, shared_blocks, runs,
+              both ? Taps::both : Taps::any > ;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (error != cudaSuccess) return error;
   kernel<<<grid, threads, size_t(shared), stream>>>(p);
@@ -515,6 +516,6 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   namespace conv2d_ext {                                                                                      \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
                                                                 Arguments const& args, cudaStream_t stream) { \
-    return grouped::launch<Op::op, DType::dtype>(p, plan, args, stream);                    \
+    return grouped::launch<Op::op, DType::dtype>(p, plan, args, stream);                                      \
   }                                                                                                           \
   }

@@ -8,8 +8,8 @@
 // 3x3 in 16-bit types with two rows of inputs from output to output, or of one block of channels, has jobs of its own
 // (grouped_lines_whole.cuh).
 //
-// Outputs outside of y are zeros in shared memory, but 0 * NaN would spread. Lanes whose column does not exist read zeros
-// for x; what rows that do not exist make NaN is computed once more in the end.
+// Outputs outside of y are zeros in shared memory, but 0 * NaN would spread. Lanes whose column does not exist read
+// zeros for x; what rows that do not exist make NaN is computed once more in the end.
 #pragma once
 
 #include "dependent.cuh"

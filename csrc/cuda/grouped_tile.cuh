@@ -106,8 +106,8 @@ struct Tile {
   }
 };
 
-// Copies a window of `images` images from n0 on to shared memory, zeros outside of the image. The lanes go along the row,
-// and load a slot's channels one by one. A warp copies 32 slots of a row at a time, those of the rows below next.
+// Copies a window of `images` images from n0 on to shared memory, zeros outside of the image. The lanes go along the
+// row, and load a slot's channels one by one. A warp copies 32 slots of a row at a time, those of the rows below next.
 template <class T>
 __device__ inline void load_window(Image const& image, Window const& window, int images, int64_t n0, int64_t N, int h0,
                                    int w0, int64_t channel0, uint32_t stage) {

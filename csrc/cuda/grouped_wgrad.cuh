@@ -161,8 +161,8 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
       Tile const next(p, number + ahead);
       uint32_t const to = base + (stage ^ (p.stages - 1)) * p.stage_bytes;
       load_inputs<T>(p, next, first_unit, to);
-      load_window<T>(p.out, q.y, p.images, next.n, p.N, next.h, next.w,
-                           int64_t(first_unit) * p.out_blocks * kBlock, to + q.y_offset);
+      load_window<T>(p.out, q.y, p.images, next.n, p.N, next.h, next.w, int64_t(first_unit) * p.out_blocks * kBlock,
+                     to + q.y_offset);
     }
     ptx::cp_async_commit_group();
     if (number < 0) continue;
@@ -203,7 +203,8 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
   // By way of local memory, so that where a sum belongs is worked out in a loop.
   float sums[kTiles * shared_blocks * 4];
 #pragma unroll
-  for (int i = 0; i < kTiles * shared_blocks * 4; ++i) sums[i] = acc[i / 4 % shared_blocks][i / 4 / shared_blocks][i % 4];
+  for (int i = 0; i < kTiles * shared_blocks * 4; ++i)
+    sums[i] = acc[i / 4 % shared_blocks][i / 4 / shared_blocks][i % 4];
 #pragma unroll 1
   for (int i = 0; i < tiles * shared_blocks * 4; ++i) {
     int const of_chunk = i / (shared_blocks * 4) * per_tile + (i / 2 % 2 * 8 + lane / 4) / kChannels<T>;
