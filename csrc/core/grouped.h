@@ -12,12 +12,16 @@ constexpr int64_t groups_per_unit(Problem const& p) {
   return max64(8 / gcd64(8, p.C_per_group()), 8 / gcd64(8, p.K_per_group()));
 }
 
-// How many blocks of 8 outputs a warp computes from the same fragments of the inputs: those of a unit, up to two.
-constexpr int grouped_shared_blocks(int64_t blocks) { return int(min64(blocks, 2)); }
+// How many blocks of 8 outputs a warp computes from the same fragments of the inputs: those of a unit, up to four, or
+// two of f32, whose fragments take more registers.
+constexpr int grouped_shared_blocks(int64_t blocks, DType t) {
+  int64_t const most = t == DType::f32 ? 2 : 4;
+  return int(blocks <= most ? blocks : most == 4 && (blocks <= 6 || blocks == 9) ? 3 : most);
+}
 
-// wgrad of grouped.cuh. A half is a tap and 16 bytes of channels; a warp sums so many of them, of up to two blocks of
+// wgrad of grouped.cuh. A half is a tap and 16 bytes of channels; a warp sums so many of them, of up to four blocks of
 // 8 filters, over a share of the pixels: as many as its registers hold.
-constexpr int grouped_halves(DType t) { return t == DType::f32 ? 16 : 10; }
+constexpr int grouped_halves(int together, DType t) { return t == DType::f32 ? 16 : together == 4 ? 8 : 10; }
 struct GroupedSums {
   int64_t slab, together, n_groups, chunks, items, shares;
 };
@@ -25,9 +29,9 @@ constexpr GroupedSums grouped_sums(Problem const& p) {
   int64_t const wide = size_of(p.dtype) / 2, per_unit = groups_per_unit(p);
   int64_t const C = per_unit * p.C_per_group() / 8 * wide, K = per_unit * p.K_per_group() / 8;
   int64_t const slab = min64(ceil_div(p.groups, per_unit), max64(1, 8 / max64(C, K * wide)));
-  int const together = p.dtype == DType::f32 ? 1 : grouped_shared_blocks(K);
+  int const together = p.dtype == DType::f32 ? 1 : grouped_shared_blocks(K, p.dtype);
   int64_t const n_groups = ceil_div(K, together);
-  int64_t const chunks = ceil_div(C * p.R * p.S, grouped_halves(p.dtype)), items = slab * n_groups * chunks;
+  int64_t const chunks = ceil_div(C * p.R * p.S, grouped_halves(together, p.dtype)), items = slab * n_groups * chunks;
   return {slab, together, n_groups, chunks, items, max64(1, 8 / items)};
 }
 
@@ -375,7 +379,7 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   int64_t const wide = size_of(p.dtype) / 2, ins = (backward ? K : C) * wide, outs = backward ? C : K;
   if (op == Op::wgrad)
     return ((halo_h * halo_w + 16) * ins + 80 * (K * wide + 4)) * 16 + ins * p.R * p.S * 4 <= 220 * 1024;
-  int64_t const together = grouped_shared_blocks(outs), taps = p.R == 3 && p.S == 3 ? 12 : p.R * p.S;
+  int64_t const together = grouped_shared_blocks(outs, p.dtype), taps = p.R == 3 && p.S == 3 ? 12 : p.R * p.S;
   int64_t const halves = taps * ins + 16, filters = halves * ceil_div(outs, together) * together * 128 * wide;
   return (halo_h * halo_w + 16) * 16 * ins + filters + halves * 16 <= 220 * 1024;
 }

@@ -4,7 +4,7 @@
 // tap of the filter is an offset.
 //
 // A block keeps the filters of its slab in shared memory, in the order of the fragments, and walks over tiles; the next
-// tile is copied while this one is multiplied. A warp computes 8 x 8 outputs of one or two blocks of 8 channels as four
+// tile is copied while this one is multiplied. A warp computes 8 x 8 outputs of up to 4 blocks of 8 channels as four
 // m16 tiles of two rows. k is a tap and 8 channels, so an m16n8k16 does two of those.
 //
 // dgrad is the same with y for x: taps mirrored, and with strides one phase of the pixels after the other, all from
@@ -452,7 +452,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
 template <class T, int parts, int shared_blocks>
 cudaError_t start(Params const& p, dim3 grid, unsigned threads, int64_t shared, cudaStream_t stream) {
   constexpr int runs = groups_of_warp(shared_blocks, sizeof(T));
-  constexpr bool both = parts == 1 || shared_blocks == 1;
+  constexpr bool both = shared_blocks == 1 || (parts == 1 && shared_blocks == 2);
   auto *const kernel = p.is_3x3                  ? grouped_kernel < T, parts, shared_blocks, runs,
               both ? Taps::both : Taps::is_3x3 > : grouped_kernel < T, parts, shared_blocks, runs,
               both ? Taps::both : Taps::any > ;
@@ -484,7 +484,7 @@ cudaError_t launch_gather(Op op, Problem const& problem, Arguments const& args, 
                      p.w_r % 2 == 0 && p.w_s % 2 == 0 && problem.w_align >= 4;
   set_halves(p, is_3x3);
   p.store_width = store_width_of<T>(p, op == Op::dgrad ? problem.x_align : problem.y_align);
-  int const blocks = grouped_shared_blocks(p.out_blocks), runs = groups_of_warp(blocks, sizeof(T));
+  int const blocks = grouped_shared_blocks(p.out_blocks, problem.dtype), runs = groups_of_warp(blocks, sizeof(T));
   int64_t const shared = set_tiles(p, blocks, runs, sizeof(T), parts);
   p.part_words = p.weight_bytes / 4 / parts;
   int sm_count = 0;
@@ -494,6 +494,10 @@ cudaError_t launch_gather(Op op, Problem const& problem, Arguments const& args, 
   int64_t const resident = int64_t(sm_count) * (shared <= kSharedHalf ? 2 : 1);
   dim3 const grid(even_blocks(p, resident / slabs), unsigned(slabs));
   unsigned const threads = 32 * unsigned(p.warps);
+  if constexpr (sizeof(T) == 2) {
+    if (blocks == 3) return start<T, parts, 3>(p, grid, threads, shared, stream);
+    if (blocks == 4) return start<T, parts, 4>(p, grid, threads, shared, stream);
+  }
   return blocks == 1 ? start<T, parts, 1>(p, grid, threads, shared, stream)
                      : start<T, parts, 2>(p, grid, threads, shared, stream);
 }

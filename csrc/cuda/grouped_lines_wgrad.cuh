@@ -35,8 +35,7 @@ struct SumLineParams {
   int y_rows, y_columns, y_offset, stage_bytes, tables_offset;
   int64_t fragments;  // of a split
   bool planar;        // as in LineParams
-  Planar raw[2];      // x, y
-  Image image[2];
+  Planar raw_x, raw_y;
   Params p;  // of fprop; `out` is y
 };
 
@@ -279,10 +278,8 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2, Form::whole ? Fo
   };
   auto copy_raw = [&](int number) {
     Tile const tile(p, number);
-#pragma unroll 1
-    for (int i = 0; i < 2; ++i)
-      copy_planar<T>(q.raw[i], q.image[i], p.N, tile, first_unit * (i == 0 ? q.in_blocks : p.out_blocks) * kBlock,
-                     base + q.raw[i].offset, t.full);
+    copy_planar<T>(q.raw_x, p.in, p.N, tile, first_unit * q.in_blocks * kBlock, base + q.raw_x.offset, t.full);
+    copy_planar<T>(q.raw_y, p.out, p.N, tile, first_unit * p.out_blocks * kBlock, base + q.raw_y.offset, t.full);
   };
   int next = blockIdx.x;  // tile to be copied
   if (threadIdx.x == 0) {
@@ -365,10 +362,9 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2, Form::whole ? Fo
     ptx::mbarrier_wait(&t.full[stage.index], stage.parity);
     Tile const tile(p, number);
     if (q.planar) {
-#pragma unroll 1
-      for (int i = 0; i < 2; ++i)
-        turn<T>(q.raw[i], q.image[i], p.N, tile, lines + i * q.y_offset, lines + q.raw[i].offset,
-                number == int(blockIdx.x));
+      bool const first = number == int(blockIdx.x);
+      turn<T>(q.raw_x, p.in, p.N, tile, lines, lines + q.raw_x.offset, first);
+      turn<T>(q.raw_y, p.out, p.N, tile, lines + q.y_offset, lines + q.raw_y.offset, first);
       __syncthreads();
       if (next < p.tiles) copy_raw(next);
       next += gridDim.x;
@@ -558,10 +554,9 @@ cudaError_t launch_sum_lines(Problem const& problem, Plan const& plan, Arguments
   q.planar = t.planar;
   if (t.planar) {
     int const size = size_of(problem.dtype);
-    q.image[0] = p.in, q.image[1] = p.out;
-    q.raw[0] = planar_inputs(p, t, size, t.stage_bytes, t.x_pitch);
-    q.raw[1] = planar_of(p.out, size, q.raw[0].whole, t.stage_bytes + t.raw_x_bytes, t.y_pitch, p.images, q.y_rows,
-                         q.y_columns, p.slab * p.out_blocks * kBlock * size / kSlot);
+    q.raw_x = planar_inputs(p, t, size, t.stage_bytes, t.x_pitch);
+    q.raw_y = planar_of(p.out, size, q.raw_x.whole, t.stage_bytes + t.raw_x_bytes, t.y_pitch, p.images, q.y_rows,
+                        q.y_columns, p.slab * p.out_blocks * kBlock * size / kSlot);
   } else {
     error = encode_lines(q.x, q.y, p, problem.dtype, q.step_h, q.planes, q.y_rows, q.y_columns);
     if (error != cudaSuccess) return error;

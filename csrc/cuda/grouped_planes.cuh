@@ -321,23 +321,39 @@ __device__ void multiply(Params const& p, Shared const& s) {
       take_turn();
       if (team == 1) skip();
       int before = -1;
+      auto multiply_taps = [&](auto constant) {
+        constexpr int steps = decltype(constant)::value;
 #pragma unroll
-      for (int f = 0; f < phases; ++f) {
-        for (int tap = p.phase_tap[f]; tap < p.phase_tap[f + 1]; ++tap) {
-          uint32_t const from = lines + p.offset[tap] * 8, filters = ring + stage.index * stage_size;
-          ptx::mbarrier_wait(s.full + stage.index, stage.parity);
-          ptx::wgmma_fence_operand(acc[f]);
-          ptx::wgmma_fence();
-#pragma unroll 1  // each has as many operands as there are sums
-          for (int k = 0; k < count; ++k)
-            ptx::wgmma_mma_async<T, false, false>(acc[f], layout | (filters + k * 2), layout | (from + k * 2));
-          ptx::wgmma_commit_group();
-          ptx::wgmma_wait_group<1>();
-          ptx::wgmma_fence_operand(acc[f]);
-          if (lane == 0 && before >= 0) ptx::mbarrier_arrive(s.empty + before);
-          before = stage.index;
-          stage.advance(p.stages);
+        for (int f = 0; f < phases; ++f) {
+          for (int tap = p.phase_tap[f]; tap < p.phase_tap[f + 1]; ++tap) {
+            uint32_t const from = lines + p.offset[tap] * 8, filters = ring + stage.index * stage_size;
+            ptx::mbarrier_wait(s.full + stage.index, stage.parity);
+            ptx::wgmma_fence_operand(acc[f]);
+            ptx::wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < steps; ++k)
+              ptx::wgmma_mma_async<T, false, false>(acc[f], layout | (filters + k * 2), layout | (from + k * 2));
+            ptx::wgmma_commit_group();
+            ptx::wgmma_wait_group<1>();
+            ptx::wgmma_fence_operand(acc[f]);
+            if (lane == 0 && before >= 0) ptx::mbarrier_arrive(s.empty + before);
+            before = stage.index;
+            stage.advance(p.stages);
+          }
         }
+      };
+      switch (count) {
+        case 1:
+          multiply_taps(std::integral_constant<int, 1>{});
+          break;
+        case 2:
+          multiply_taps(std::integral_constant<int, 2>{});
+          break;
+        case 3:
+          multiply_taps(std::integral_constant<int, 3>{});
+          break;
+        default:
+          multiply_taps(std::integral_constant<int, 4>{});
       }
       pass_turn();
       if (team == 0 && other) skip();

@@ -3,7 +3,7 @@
 // A tile of x with its halo and the same tile of y are in shared memory, pixel by pixel. ldmatrix.trans turns 8 pixels
 // of 8 channels into a fragment whose k is the pixel. An mma has 16 rows of two halves, a tap and 8 channels of x each,
 // 8 columns of filters, and 16 pixels of k: two rows of a warp's 8 x 8. A warp keeps the sums of up to ten halves and
-// up to two blocks of filters for all the tiles that its block of threads walks over; then they go to the workspace,
+// up to four blocks of filters for all the tiles that its block of threads walks over; then they go to the workspace,
 // and a second kernel adds them in order. Sums between two groups are not stored.
 //
 // Outputs outside of y are zeros in shared memory, and their x is read from zeros too: 0 * NaN would spread.
@@ -117,7 +117,7 @@ __device__ __noinline__ float exact_sum(Params const& p, int shares, int share, 
 template <class T, int parts, int shared_blocks>
 __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_constant__ SumParams const q) {
   constexpr int per_tile = 16 / kChannels<T>;  // halves of an mma
-  constexpr int most_halves = sizeof(T) == 4 ? 16 : 10, kTiles = most_halves / per_tile;
+  constexpr int most_halves = sizeof(T) == 4 ? 16 : shared_blocks == 4 ? 8 : 10, kTiles = most_halves / per_tile;
   Params const& p = q.p;
   extern __shared__ __align__(128) char dynamic[];
   uint32_t const base = ptx::shared_address(dynamic);
@@ -322,8 +322,10 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
     error = problem.allow_tf32 ? start_sum<T, 1, 1>(q, grid, 32 * warps, shared, stream)
                                : start_sum<T, 2, 1>(q, grid, 32 * warps, shared, stream);
   else
-    error = sums.together == 1 ? start_sum<T, 1, 1>(q, grid, 32 * warps, shared, stream)
-                               : start_sum<T, 1, 2>(q, grid, 32 * warps, shared, stream);
+    error = sums.together == 1   ? start_sum<T, 1, 1>(q, grid, 32 * warps, shared, stream)
+            : sums.together == 2 ? start_sum<T, 1, 2>(q, grid, 32 * warps, shared, stream)
+            : sums.together == 3 ? start_sum<T, 1, 3>(q, grid, 32 * warps, shared, stream)
+                                 : start_sum<T, 1, 4>(q, grid, 32 * warps, shared, stream);
   if (error != cudaSuccess || q.splits == 1) return error;
   int lanes = 1;
   while (lanes < kAddWarps && lanes * 8 < q.splits) lanes *= 2;
