@@ -354,10 +354,10 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   if (p.dtype == DType::f32 && !p.allow_tf32 && terms == 1) return false;
   int const slot = 16 / size_of(p.dtype);  // channels that are copied at once
   bool const lines = row.variant == Variant::lines;
-  if ((row.variant == Variant::nhwc || lines) &&
+  if (lines &&
       (p.C % 8 != 0 || p.K % 8 != 0 || !channel_vectors(p.x, p.x_align, p.C, slot, p.dtype) ||
        !channel_vectors(p.y, p.y_align, p.K, slot, p.dtype)) &&
-      !(lines && grouped_planar(p)))
+      !grouped_planar(p))
     return false;
   if (p.R * p.S > 64 || p.stride_h > 4 || p.stride_w > 4 || p.R > 64 || p.S > 64) return false;
   // Coordinates of padded images are int in the kernels, and so is the number of tiles of 8 x 8 pixels.
@@ -440,22 +440,21 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
 // Grouped: reading and writing, and the products of whole blocks and squares, which overlap in part (docs/tuning.md).
 constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (row.variant == Variant::lines) return grouped_lines_estimate(op, p, d);
-  bool const nhwc = row.variant == Variant::nhwc, backward = op == Op::dgrad, sums = op == Op::wgrad;
+  bool const backward = op == Op::dgrad, sums = op == Op::wgrad;
   double const sms = double(d.sm_count) / 132;
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  // Bytes per ns. nchw: lanes go along rows, and channels_last rows are slow that way; so are a stride's single pixels.
-  double rate = nhwc ? 1650 : p.x.c == 1 && p.C > 1 ? 500 : p.dtype == DType::f32 ? 1500 : 1150;
-  if (!nhwc && p.stride_w > 1)
-    rate /= !backward ? (p.dtype == DType::f32 ? 1.65 : 1.33) : p.x.c == 1 && p.C > 1 ? 3 : 6;
-  if (!nhwc && p.W < 8) rate /= 2.5;  // rows that leave most lanes idle
+  // Bytes per ns. Lanes go along rows, and channels_last rows are slow that way; so are a stride's single pixels.
+  double rate = p.x.c == 1 && p.C > 1 ? 500 : p.dtype == DType::f32 ? 1500 : 1150;
+  if (p.stride_w > 1) rate /= !backward ? (p.dtype == DType::f32 ? 1.65 : 1.33) : p.x.c == 1 && p.C > 1 ? 3 : 6;
+  if (p.W < 8) rate /= 2.5;  // rows that leave most lanes idle
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
   int64_t const h = backward ? ceil_div(p.H, p.stride_h) : p.P(), w = backward ? ceil_div(p.W, p.stride_w) : p.Q();
   double const squares = double(p.N) * double(ceil_div(h, 8)) * double(ceil_div(w, 8));
   double memory_ns = elements * size_of(p.dtype) / (rate * sms);
   // With a stride over NCHW each square's inputs are copied with their halo, element by element, and channels that fill
   // up a unit of groups too.
-  bool const planar = row.variant == Variant::nchw && p.x.w == 1;
+  bool const planar = p.x.w == 1;
   bool const strided = planar && op == Op::fprop && p.stride_w > 1;
   if (strided || (planar && sums && size_of(p.dtype) == 2 && p.R * p.S > 1 && p.stride_h * p.stride_w > 1)) {
     double const halo = double(7 * p.stride_h + p.R) * double(7 * p.stride_w + p.S);
@@ -474,10 +473,9 @@ constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Dev
   double const filters_ns =
       sums ? 0 : double(C * K) * double(p.R * p.S) * (p.dtype == DType::f32 && !p.allow_tf32 ? 300 : 150);
   double const both_ns = strided ? large + small
-                                 : (large + small * small / (2 * (large + 1))) *
-                                       (sums && !nhwc && !p.allow_tf32 ? 1.22 : 1.0),
+                                 : (large + small * small / (2 * (large + 1))) * (sums && !p.allow_tf32 ? 1.22 : 1.0),
                work_ns = both_ns > filters_ns ? both_ns : filters_ns;
-  if (!sums) return {work_ns + (nhwc || p.dtype == DType::f32 ? 13000 : 15000) + (strided ? 4000 : 0), 1};
+  if (!sums) return {work_ns + (p.dtype == DType::f32 ? 13000 : 15000) + (strided ? 4000 : 0), 1};
   // As many shares of the pixels as keep two blocks an SM busy, unless adding them up costs more.
   GroupedSums const g = grouped_sums(p);
   int64_t const slabs = ceil_div(ceil_div(p.groups, per_unit), g.slab) * ceil_div(g.items, 16);

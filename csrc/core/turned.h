@@ -7,7 +7,8 @@
 
 namespace conv2d_ext {
 
-constexpr int kTurnedColumns[] = {64, 128, 192, 224, 256};  // of a warpgroup's instructions
+// Of a warpgroup's instructions; of 16-bit types one number.
+constexpr int kTurnedColumns[] = {64, 128, 192, 224, 256}, kTurnedSingle = 128;
 constexpr int kTurnedPhases = 8, kTurnedBuffers = 2, kTurnedStages = 8;
 constexpr int64_t kTurnedBarriers = 256, kTurnedLine = 128;                  // bytes
 constexpr int64_t turned_line(DType t) { return kTurnedLine / size_of(t); }  // channels
@@ -50,8 +51,10 @@ constexpr TurnedTile turned_tile(Op op, Problem const& p, Device const& d) {
       t.image_pitch = pitch_h * t.pitch;
       int64_t const needed = (t.images - 1) * t.image_pitch + (t.rows - 1) * t.pitch + w.positions;
       t.columns = 0;
-      for (int const columns : kTurnedColumns)
-        if (t.columns == 0 && needed <= columns) t.columns = columns;
+      for (int const columns : kTurnedColumns) {
+        bool const exists = size == 4 || columns == kTurnedSingle;
+        if (exists && t.columns == 0 && needed <= columns) t.columns = columns;
+      }
       if (t.columns == 0 || t.columns * t.phases_w > 256) continue;
       // The last instruction's lines with the last tap, and the last image's.
       int64_t const reach = ((h.span - 1) / h.step) * t.pitch + (w.span - 1) / w.step;

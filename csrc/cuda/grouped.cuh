@@ -1,4 +1,4 @@
-// Grouped convolution with few channels a group, fprop and dgrad, on tensor cores: f16 and bf16, channels contiguous.
+// Grouped convolution with few channels a group, fprop and dgrad, on tensor cores: any strides.
 // One pass over the data: a tile of the inputs with its halo is copied to shared memory once (grouped_tile.cuh), and
 // mma.sync takes its fragments from there by ldmatrix, whose rows are a pixel's 8 channels wherever the pixel lies: a
 // tap of the filter is an offset.
@@ -103,7 +103,7 @@ __device__ inline void fill_tables(Params const& p, int first_unit, int units, S
     T const* const from = w + group * p.w_group + (out - of_group * p.out_per_group) * p.w_out + channel * p.w_in;
     uint32_t* const to = s.weights + (block / shared_blocks * p.halves * shared_blocks + j * 2) * 32 + lane * 2;
     int const begin = i % shares * share, end = min(begin + share, p.halves);
-#pragma unroll 12
+#pragma unroll 4
     for (int half = begin; half < end; ++half) {
       int const c = s.channel[half] + channel;
       Vector<T, per_word> v;
@@ -306,7 +306,7 @@ __device__ inline void store_row(T* out, int64_t step, int left, int width, uint
 
 // Rounds and stores a warp's outputs; says whether one may be NaN. Row lane / 4 of an m16 tile is the pixel
 // of that column in the first of two rows of outputs, row lane / 4 + 8 that of the second.
-template <class T, bool nhwc, int shared_blocks, int runs>
+template <class T, int shared_blocks, int runs>
 __device__ inline bool store(Params const& p, Tile const& tile, Item const& item, int phase, int first_unit, int units,
                              float const (&acc)[runs][shared_blocks][4][4]) {
   int const lane = threadIdx.x % 32, quad = lane % 4;
@@ -331,7 +331,7 @@ __device__ inline bool store(Params const& p, Tile const& tile, Item const& item
     int const block = (n_group - unit * p.n_groups) * shared_blocks + j;
     return unit < units && block < p.out_blocks ? (int64_t(first_unit + unit) * p.out_blocks + block) * kBlock : -1;
   };
-  if constexpr (sizeof(T) == 4) {  // a quad stores the 32 bytes of a block (nhwc), eight lanes those of a row
+  if constexpr (sizeof(T) == 4) {  // eight lanes store the pixels of a row, a quad the channels of a block
     bool nan = false;
 #pragma unroll
     for (int r = 0; r < runs; ++r)
@@ -345,37 +345,14 @@ __device__ inline bool store(Params const& p, Tile const& tile, Item const& item
           float const low = acc[r][j][row / 2][row % 2 * 2], high = acc[r][j][row / 2][row % 2 * 2 + 1];
           nan = nan || !(low == low) || !(high == high);
           if (n >= p.N || lane / 4 >= columns || row >= rows) continue;
-          if constexpr (nhwc) {
-            *reinterpret_cast<float2*>(to) = make_float2(low, high);
-          } else {
-            if (channel < p.out.channels) *to = low;
-            if (channel + 1 < p.out.channels) to[p.out.c] = high;
-          }
+          if (channel < p.out.channels) *to = low;
+          if (channel + 1 < p.out.channels) to[p.out.c] = high;
         }
       }
     return nan;
   }
   Vector<T, 2> marks{};
-  if constexpr (sizeof(T) == 4) {
-  } else if constexpr (nhwc) {  // a quad of lanes stores a pixel's 64 bytes, a block each
-    int64_t const channel = quad < runs * shared_blocks ? channel_of(quad / shared_blocks, quad % shared_blocks) : -1;
-    bool const exists = n < p.N && channel >= 0 && lane / 4 < columns;
-    T* to = out + lane / 4 * column_step + channel;
-#pragma unroll
-    for (int row = 0; row < kSide; ++row) {
-      uint32_t v[4] = {};
-#pragma unroll
-      for (int r = 0; r < runs; ++r)
-#pragma unroll
-        for (int j = 0; j < shared_blocks; ++j) {
-          v[r * shared_blocks + j] = packed(r, j, row);
-          mark<T>(marks, v[r * shared_blocks + j]);
-        }
-      transpose_quad(v);
-      if (exists && row < rows) *reinterpret_cast<uint4*>(to) = make_uint4(v[0], v[1], v[2], v[3]);
-      to += row_step;
-    }
-  } else {  // a lane stores the 8 pixels of a row, of the channel lane / 4 of a block
+  if constexpr (sizeof(T) == 2) {  // a lane stores the 8 pixels of a row, of the channel lane / 4 of a block
 #pragma unroll
     for (int r = 0; r < runs; ++r)
 #pragma unroll
@@ -401,7 +378,10 @@ __device__ inline bool store(Params const& p, Tile const& tile, Item const& item
   return !(low == low) || !(high == high);
 }
 
-template <class T, int parts, bool nhwc, int shared_blocks, int runs, bool is_3x3>
+// Which taps a kernel has code for: both, unless registers are short.
+enum class Taps { both, is_3x3, any };
+
+template <class T, int parts, int shared_blocks, int runs, Taps taps>
 __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_constant__ Params const p) {
   extern __shared__ __align__(128) char dynamic[];
   Shared const s(p, dynamic);
@@ -416,7 +396,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
        number += step, stage ^= p.stages - 1) {
     int const next = number + ahead;
     if (next < p.tiles)
-      load_inputs<T, nhwc>(p, Tile(p, next), first_unit, s.stage + (stage ^ (p.stages - 1)) * p.stage_bytes);
+      load_inputs<T>(p, Tile(p, next), first_unit, s.stage + (stage ^ (p.stages - 1)) * p.stage_bytes);
     ptx::cp_async_commit_group();
     if (next == int(blockIdx.x)) fill_tables<T, parts, shared_blocks>(p, first_unit, units, s);
     if (number < 0) continue;
@@ -434,6 +414,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
       int const row_bytes = p.axis_h.step * p.window.pitch * kSlot;  // from a row of outputs to the next
       uint32_t const from =
           data + item.image * p.window.rows * p.window.pitch * kSlot + item.h * row_bytes + (item.w + lane % 8) * kSlot;
+      bool const is_3x3 = taps == Taps::is_3x3 || (taps == Taps::both && p.is_3x3);
       int const phases = is_3x3 ? 1 : p.axis_h.phases * p.axis_w.phases;
       for (int phase = 0; phase < phases; ++phase) {
         float acc[runs][shared_blocks][4][4];
@@ -452,14 +433,14 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
           if (unit >= units) continue;
           uint32_t const* const weights = s.weights + n_group * p.halves * shared_blocks * 32;
           uint32_t const plane = unit * p.in_blocks * p.window.plane;
-          if constexpr (is_3x3)
+          if (is_3x3)
             multiply_3x3<T, parts, shared_blocks>(acc[r], from + plane, row_bytes, p.window.plane, p.in_blocks, weights,
                                                   p.part_words);
           else
             multiply_any<T, parts, shared_blocks>(acc[r], from + plane, row_bytes, s.offset, weights, p.part_words,
                                                   p.phase_half[phase], p.phase_count[phase]);
         }
-        bool const nan = store<T, nhwc, shared_blocks, runs>(p, tile, item, phase, first_unit, units, acc);
+        bool const nan = store<T, shared_blocks, runs>(p, tile, item, phase, first_unit, units, acc);
         if (p.mixed && __any_sync(0xffffffff, nan))
           repair<T, shared_blocks, runs>(p, number, item, phase, first_unit, units, stage, dynamic);
       }
@@ -468,11 +449,13 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
   }
 }
 
-template <class T, int parts, bool nhwc, int shared_blocks>
-cudaError_t start(Params const& p, bool is_3x3, dim3 grid, unsigned threads, int64_t shared, cudaStream_t stream) {
+template <class T, int parts, int shared_blocks>
+cudaError_t start(Params const& p, dim3 grid, unsigned threads, int64_t shared, cudaStream_t stream) {
   constexpr int runs = groups_of_warp(shared_blocks, sizeof(T));
-  auto* const kernel = is_3x3 ? grouped_kernel<T, parts, nhwc, shared_blocks, runs, true>
-                              : grouped_kernel<T, parts, nhwc, shared_blocks, runs, false>;
+  constexpr bool both = shared_blocks == 1 || (parts == 1 && shared_blocks == 2);
+  auto *const kernel = p.is_3x3                  ? grouped_kernel < T, parts, shared_blocks, runs,
+              both ? Taps::both : Taps::is_3x3 > : grouped_kernel < T, parts, shared_blocks, runs,
+              both ? Taps::both : Taps::any > ;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (error != cudaSuccess) return error;
   kernel<<<grid, threads, size_t(shared), stream>>>(p);
@@ -491,7 +474,7 @@ int store_width_of(Params const& p, int align) {
   return 1;
 }
 
-template <class T, int parts, bool nhwc>
+template <class T, int parts>
 cudaError_t launch_gather(Op op, Problem const& problem, Arguments const& args, cudaStream_t stream) {
   Params p = params_of(op, problem, args);
   // Infinity is NaN once it is split into parts, so that is looked for too.
@@ -511,25 +494,24 @@ cudaError_t launch_gather(Op op, Problem const& problem, Arguments const& args, 
   int64_t const resident = int64_t(sm_count) * (shared <= kSharedHalf ? 2 : 1);
   dim3 const grid(even_blocks(p, resident / slabs), unsigned(slabs));
   unsigned const threads = 32 * unsigned(p.warps);
-  if (blocks == 1) return start<T, parts, nhwc, 1>(p, is_3x3, grid, threads, shared, stream);
   if constexpr (sizeof(T) == 2) {
-    if (blocks == 3) return start<T, parts, nhwc, 3>(p, is_3x3, grid, threads, shared, stream);
-    if (blocks == 4) return start<T, parts, nhwc, 4>(p, is_3x3, grid, threads, shared, stream);
+    if (blocks == 3) return start<T, parts, 3>(p, grid, threads, shared, stream);
+    if (blocks == 4) return start<T, parts, 4>(p, grid, threads, shared, stream);
   }
-  return start<T, parts, nhwc, 2>(p, is_3x3, grid, threads, shared, stream);
+  return blocks == 1 ? start<T, parts, 1>(p, grid, threads, shared, stream)
+                     : start<T, parts, 2>(p, grid, threads, shared, stream);
 }
 
-template <Op op, DType dtype, Variant variant>
+template <Op op, DType dtype>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  constexpr bool nhwc = variant == Variant::nhwc;
   using T = typename TypeOf<dtype>::type;
   if constexpr (op == Op::wgrad)
-    return launch_wgrad<dtype, nhwc>(problem, plan, args, stream);
+    return launch_wgrad<dtype>(problem, plan, args, stream);
   else if constexpr (dtype == DType::f32)
-    return problem.allow_tf32 ? launch_gather<T, 1, nhwc>(op, problem, args, stream)
-                              : launch_gather<T, 2, nhwc>(op, problem, args, stream);
+    return problem.allow_tf32 ? launch_gather<T, 1>(op, problem, args, stream)
+                              : launch_gather<T, 2>(op, problem, args, stream);
   else
-    return launch_gather<T, 1, nhwc>(op, problem, args, stream);
+    return launch_gather<T, 1>(op, problem, args, stream);
 }
 
 }  // namespace conv2d_ext::grouped
@@ -538,6 +520,6 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   namespace conv2d_ext {                                                                                      \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
                                                                 Arguments const& args, cudaStream_t stream) { \
-    return grouped::launch<Op::op, DType::dtype, Variant::variant>(p, plan, args, stream);                    \
+    return grouped::launch<Op::op, DType::dtype>(p, plan, args, stream);                                      \
   }                                                                                                           \
   }

@@ -645,7 +645,7 @@ __device__ inline void zero_outside(Planar const& t, Image const& image, Tile co
 // slots of each.
 template <class T>
 __device__ inline void turn_vectors(Planar const& t, Image const& image, int64_t N, Tile const& tile, char* lines,
-                                    char const* raw, bool first) {
+                                    char const* raw) {
   constexpr int channels = kChannels<T>;
   PlanarRows const rows(t, image, tile);
   int const lane = threadIdx.x % 32, warps = blockDim.x / 32, W = image.W;
@@ -682,13 +682,12 @@ __device__ inline void turn_vectors(Planar const& t, Image const& image, int64_t
       }
     }
   }
-  zero_outside(t, image, tile, images, lines, first);
 }
 
 // The same for rows of even length, by loads of two pixels of a channel. A warp takes 64 pixels and two slots of each.
 template <class T>
 __device__ inline void turn_twos(Planar const& t, Image const& image, int64_t N, Tile const& tile, char* lines,
-                                 char const* raw, bool first) {
+                                 char const* raw) {
   constexpr int channels = kChannels<T>, size = int(sizeof(T));
   using Two = std::conditional_t<size == 2, uint32_t, uint2>;
   PlanarRows const rows(t, image, tile);
@@ -742,16 +741,17 @@ __device__ inline void turn_twos(Planar const& t, Image const& image, int64_t N,
       }
     }
   }
-  zero_outside(t, image, tile, images, lines, first);
 }
 
 template <class T>
 __device__ inline void turn(Planar const& t, Image const& image, int64_t N, Tile const& tile, char* lines,
                             char const* raw, bool first) {
+  bool const vectors = sizeof(T) == 2 && t.vectors;
+  if (!vectors && !t.twos) return turn_planar<T>(t, image, N, tile, lines, raw);
   if constexpr (sizeof(T) == 2)
-    if (t.vectors) return turn_vectors<T>(t, image, N, tile, lines, raw, first);
-  if (t.twos) return turn_twos<T>(t, image, N, tile, lines, raw, first);
-  turn_planar<T>(t, image, N, tile, lines, raw);
+    if (vectors) turn_vectors<T>(t, image, N, tile, lines, raw);
+  if (!vectors) turn_twos<T>(t, image, N, tile, lines, raw);
+  zero_outside(t, image, tile, int(min(int64_t(t.images), N - tile.n)), lines, first);
 }
 
 // Stores the outputs of a tile, whose rows are whole, as runs of pixels. A warp takes 32 pixels, in rows of even length

@@ -8,8 +8,8 @@
 // 3x3 in 16-bit types with two rows of inputs from output to output, or of one block of channels, has jobs of its own
 // (grouped_lines_whole.cuh).
 //
-// Outputs outside of y are zeros in shared memory, and their x must not be multiplied: 0 * NaN would spread. Lanes
-// whose column does not exist read zeros for x; rows that do not exist are left out.
+// Outputs outside of y are zeros in shared memory, but 0 * NaN would spread. Lanes whose column does not exist read
+// zeros for x; what rows that do not exist make NaN is computed once more in the end.
 #pragma once
 
 #include "dependent.cuh"
@@ -114,19 +114,17 @@ __device__ inline void load_y(SumY<T, parts> (&y)[4], uint32_t at, int row_bytes
   }
 }
 
-// The products of one tile with rows i and i + 4, f32 with row i, of which `rows` exist in all; kRows of them, if that
-// is not zero.
+// The products of one tile with rows i and, of kRows, i + 4; f32 with row i.
 template <class T, int parts, int kRows>
-__device__ inline void sum_rows(float (&acc)[4], SumX<T, parts> const& x, SumY<T, parts> const& y, int row, int rows) {
-  int const exist = kRows > 0 ? kRows : rows;
+__device__ inline void sum_rows(float (&acc)[4], SumX<T, parts> const& x, SumY<T, parts> const& y) {
   auto const& a = x.v;
   auto const& b = y.v;
   if constexpr (sizeof(T) == 2) {
-    if (row + 4 < exist)
+    if constexpr (kRows > kSide / 2)
       ptx::mma_m16n8k16<T>(acc, a[0][0], a[1][0], a[2][0], a[3][0], b[0][0], b[1][0]);
-    else if (row < exist)
+    else
       ptx::mma_m16n8k8<T>(acc, a[0][0], a[1][0], b[0][0]);
-  } else if (row < exist) {
+  } else {
     using P = Products<parts>;
 #pragma unroll
     for (int i = 0; i < P::count; ++i) {
@@ -154,7 +152,7 @@ __device__ inline void add_sums(float (*acc)[4], Multiply const& multiply) {
 // 3x3: the columns s of two blocks of channels; tile 3 s + r.
 template <class T, int parts, int kRows>
 __device__ inline void sum_pair(float (&acc)[kJobTiles][4], uint32_t from, int row_bytes, SumY<T, parts> const (&y)[4],
-                                int rows, SumLane const& lane) {
+                                SumLane const& lane) {
 #pragma unroll
   for (int s = 0; s < 3; ++s)
     add_sums<parts, 3>(acc + s * 3, [&](float (*sums)[4]) {
@@ -164,7 +162,7 @@ __device__ inline void sum_pair(float (&acc)[kJobTiles][4], uint32_t from, int r
         load_x(x, from + s * kLine + row * row_bytes, lane);
 #pragma unroll
         for (int r = 0; r < 3; ++r)
-          if (row - r >= 0 && row - r < 4) sum_rows<T, parts, kRows>(sums[r], x, y[row - r], row - r, rows);
+          if (row - r >= 0 && row - r < 4) sum_rows<T, parts, kRows>(sums[r], x, y[row - r]);
       }
     });
 }
@@ -173,7 +171,7 @@ __device__ inline void sum_pair(float (&acc)[kJobTiles][4], uint32_t from, int r
 template <class T, int parts, int kRows>
 __device__ inline void sum_single(float (&acc)[kJobTiles][4], uint32_t columns, SumLane const& of_columns,
                                   uint32_t column, SumLane const& of_column, int row_bytes,
-                                  SumY<T, parts> const (&y)[4], int rows) {
+                                  SumY<T, parts> const (&y)[4]) {
   add_sums<parts, 3>(acc, [&](float (*sums)[4]) {
 #pragma unroll
     for (int row = 0; row < 6; ++row) {
@@ -181,7 +179,7 @@ __device__ inline void sum_single(float (&acc)[kJobTiles][4], uint32_t columns, 
       load_x(x, columns + row * row_bytes, of_columns);
 #pragma unroll
       for (int r = 0; r < 3; ++r)
-        if (row - r >= 0 && row - r < 4) sum_rows<T, parts, kRows>(sums[r], x, y[row - r], row - r, rows);
+        if (row - r >= 0 && row - r < 4) sum_rows<T, parts, kRows>(sums[r], x, y[row - r]);
     }
   });
   add_sums<parts, 2>(acc + 3, [&](float (*sums)[4]) {
@@ -190,8 +188,8 @@ __device__ inline void sum_single(float (&acc)[kJobTiles][4], uint32_t columns, 
       // The second half's row is one further, so that of row 9 does not exist; nor is it needed there.
       SumX<T, parts> x;
       load_x(x, column + row * row_bytes, of_column);
-      if (row < 4) sum_rows<T, parts, kRows>(sums[0], x, y[row], row, rows);
-      if (row >= 2) sum_rows<T, parts, kRows>(sums[1], x, y[row - 2], row - 2, rows);
+      if (row < 4) sum_rows<T, parts, kRows>(sums[0], x, y[row]);
+      if (row >= 2) sum_rows<T, parts, kRows>(sums[1], x, y[row - 2]);
     }
   });
 }
@@ -384,16 +382,16 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2, Form::whole ? Fo
       auto lane_of = [&](int i) {
         return SumLane{kLine, (int(halves[i]) >> 16) * kSlot, pixel < columns, pixel + 1 < columns, zero};
       };
-      auto sum_from = [&](auto known, uint32_t from, uint32_t at, int rows) {
+      auto sum_from = [&](auto known, uint32_t from, uint32_t at) {
         SumY<T, parts> y[4];
         load_y(y, at, y_row);
         constexpr int kRows = decltype(known)::value;
         if constexpr (is_3x3) {
           if (single)
             sum_single<T, parts, kRows>(acc, from + first_of(0), lane_of(0), from + first_of(1), lane_of(1), row_bytes,
-                                        y, rows);
+                                        y);
           else
-            sum_pair<T, parts, kRows>(acc, from + first_of(0), row_bytes, y, rows, lane_of(0));
+            sum_pair<T, parts, kRows>(acc, from + first_of(0), row_bytes, y, lane_of(0));
         } else {
 #pragma unroll
           for (int i = 0; i < kJobTiles; ++i) {
@@ -403,7 +401,7 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2, Form::whole ? Fo
               for (int m = 0; m < 4; ++m) {
                 SumX<T, parts> x;
                 load_x(x, from + first_of(i) + m * row_bytes, lane_of(i));
-                sum_rows<T, parts, kRows>(sums[0], x, y[m], m, rows);
+                sum_rows<T, parts, kRows>(sums[0], x, y[m]);
               }
             });
           }
@@ -415,22 +413,18 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2, Form::whole ? Fo
         } else {
           uint32_t const from = data + a.x + x_lane, at = data + a.y + y_lane;
 #pragma unroll 1
-          for (int first = 0; first < kSide; first += wide ? 4 : kSide)
-            sum_from(known, from + first * row_bytes, at + first * y_row, rows - first);
+          for (int first = 0; first < (wide ? min(rows, kSide) : kSide); first += wide ? 4 : kSide)
+            sum_from(known, from + first * row_bytes, at + first * y_row);
         }
       };
-      // What images of 7, 14 and 28 rows leave has code of its own.
-      constexpr bool special = (is_3x3 || Form::whole) && !wide;
-      if (rows >= kSide)
+      // Rows that do not exist are zeros of y: what NaN makes of them is computed once more in the end.
+      constexpr int half = kSide / 2;
+      constexpr bool halves_alone =
+          !wide && (is_3x3 || (Form::whole && WholeJob<T, Form::blocks, Form::step>::kRowsAtOnce == kSide));
+      if (!halves_alone || rows > half)
         sum(std::integral_constant<int, kSide>{});
-      else if (special && rows == 7)
-        sum(std::integral_constant<int, special ? 7 : 0>{});
-      else if (special && rows == 6)
-        sum(std::integral_constant<int, special ? 6 : 0>{});
-      else if (special && rows == 4)
-        sum(std::integral_constant<int, special ? 4 : 0>{});
       else
-        sum(std::integral_constant<int, 0>{});
+        sum(std::integral_constant<int, halves_alone ? half : kSide>{});
     }
     if (q.planar) {
       __syncthreads();

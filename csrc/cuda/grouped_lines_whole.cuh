@@ -32,7 +32,7 @@ struct WholeJob {
   int row_bytes, y_row, planes, plane_bytes;
 
   // Adds a square's products. x, y: its first lines; valid: the lane's column of outputs exists, else its inputs are
-  // the zeros. kRows: of outputs, zero if not known.
+  // the zeros. kRows: of outputs, those that exist among them; the others are zeros.
   template <int kRows>
   __device__ void sum(float (&acc)[blocks * kWholeTiles][4], uint32_t x, uint32_t y, int rows, bool valid,
                       uint32_t zero) const {
@@ -40,27 +40,20 @@ struct WholeJob {
     int const pitch = warp_uniform(row_bytes), y_pitch = warp_uniform(y_row), lane = threadIdx.x % 32;
     x += lane / 8 * pitch + lane % 8 * kLine;
     y += lane / 8 * y_pitch + lane % 8 * kLine;
-    auto part = [&](auto known, int first) {
-      add<decltype(known)::value>(acc, x + first * step * pitch, y + first * y_pitch, rows - first, pitch, y_pitch,
-                                  valid, zero);
-    };
-    if constexpr (kRowsAtOnce == kSide) {
-      part(std::integral_constant<int, kRows>{}, 0);
-    } else if constexpr (kRows == 0 || kRows == kSide) {
-#pragma unroll 1
-      for (int first = 0; first < kSide; first += kRowsAtOnce)
-        part(std::integral_constant<int, kRows == 0 ? 0 : kRowsAtOnce>{}, first);
+    if constexpr (kRows <= kRowsAtOnce) {
+      add<kRows>(acc, x, y, pitch, y_pitch, valid, zero);
     } else {
-      part(std::integral_constant<int, kRowsAtOnce>{}, 0);
-      if constexpr (kRows > kRowsAtOnce) part(std::integral_constant<int, kRows - kRowsAtOnce>{}, kRowsAtOnce);
+#pragma unroll 1
+      for (int first = 0; first < min(rows, kRows); first += kRowsAtOnce)
+        add<kRowsAtOnce>(acc, x + first * step * pitch, y + first * y_pitch, pitch, y_pitch, valid, zero);
     }
   }
 
-  template <int kRows>
-  __device__ void add(float (&acc)[blocks * kWholeTiles][4], uint32_t x, uint32_t y, int rows, int pitch, int y_pitch,
-                      bool valid, uint32_t zero) const {
-    constexpr int count = kRows > 0 ? kRows : kRowsAtOnce, inputs = (count - 1) * step + 3, loads = (inputs + 3) / 4;
-    uint32_t b[blocks][kRowsAtOnce];
+  template <int count>
+  __device__ void add(float (&acc)[blocks * kWholeTiles][4], uint32_t x, uint32_t y, int pitch, int y_pitch, bool valid,
+                      uint32_t zero) const {
+    constexpr int inputs = (count - 1) * step + 3, loads = (inputs + 3) / 4;
+    uint32_t b[blocks][count];
 #pragma unroll
     for (int j = 0; j < blocks; ++j) {
       // A tile's rows of y are multiples of 8 lines. Behind the unit's last block there is nothing to be summed.
@@ -100,11 +93,7 @@ struct WholeJob {
 #pragma unroll
           for (int j = 0; j < blocks; ++j) {
             float (&to)[4] = acc[j * kWholeTiles + tile];
-            if (row + 1 < (kRows > 0 ? count : rows))
-              ptx::mma_m16n8k16<T>(to, lower(row), upper(row), lower(row + 1), upper(row + 1), b[j][row],
-                                   b[j][row + 1]);
-            else if (row < (kRows > 0 ? count : rows))
-              ptx::mma_m16n8k8<T>(to, lower(row), upper(row), b[j][row]);
+            ptx::mma_m16n8k16<T>(to, lower(row), upper(row), lower(row + 1), upper(row + 1), b[j][row], b[j][row + 1]);
           }
       };
       auto tap = [&a](int r) { return [&a, r](int row) { return a[row * step + r]; }; };

@@ -61,7 +61,7 @@ struct Window {
   int blocks, plane;          // planes, and bytes from one to the next
   int pitch, parity_columns;  // slots from row to row, and from one parity of the columns to the next
   int chunks, share;          // runs of 32 slots of a row, and how many of those, of all rows, a warp copies
-  Divisor rows_of, columns_of, blocks_of, step, all_rows;
+  Divisor rows_of, columns_of, step, all_rows;
 };
 
 struct Params {
@@ -82,7 +82,7 @@ struct Params {
   Window window;  // of `in`
   int warps, stages, stage_bytes, weight_bytes, part_words, table_offset, bias_count;
   int halves, taps;     // k8 steps of all phases; taps
-  int store_width;      // outputs of a row that are stored at once (not nhwc)
+  int store_width;      // outputs of a row that are stored at once
   bool is_3x3;          // unit stride and dilation; each column's three taps are padded to four
   bool paired_weights;  // two channels of a 16-bit weight are loaded at once
   bool mixed;           // zero weights within units: NaN and infinity may spread, and are looked for
@@ -106,10 +106,9 @@ struct Tile {
   }
 };
 
-// Copies a window of `images` images from n0 on to shared memory, zeros outside of the image. nhwc: 16 bytes at once,
-// asynchronously, the lanes along the channels. Otherwise the lanes go along the row, and load a slot's channels one by
-// one. A warp copies 32 slots of a row at a time, those of the rows below next.
-template <class T, bool nhwc>
+// Copies a window of `images` images from n0 on to shared memory, zeros outside of the image. The lanes go along the
+// row, and load a slot's channels one by one. A warp copies 32 slots of a row at a time, those of the rows below next.
+template <class T>
 __device__ inline void load_window(Image const& image, Window const& window, int images, int64_t n0, int64_t N, int h0,
                                    int w0, int64_t channel0, uint32_t stage) {
   constexpr int channels = kChannels<T>;
@@ -123,28 +122,23 @@ __device__ inline void load_window(Image const& image, Window const& window, int
     int const chunk = window.all_rows.quotient(next), row0 = next - chunk * rows, i = chunk * 32 + lane;
     int const count = min(end - next, rows - row0);
     next += count;
-    int const block = nhwc ? i - window.blocks_of.quotient(i) * window.blocks : window.columns_of.quotient(i);
-    int const column = nhwc ? window.blocks_of.quotient(i) : i - block * window.columns;
+    int const block = window.columns_of.quotient(i), column = i - block * window.columns;
     int const place = window.step.quotient(column), parity = column - place * int(window.step.value);
     int const w = w0 + column;
-    bool const exists = column < window.columns && block < window.blocks;
+    bool const exists = block < window.blocks;
     bool const valid = block * channels < left && unsigned(w) < unsigned(image.W);
     int at = window.rows_of.quotient(row0), h = row0 - at * window.rows;
     T const* const pixel = data + n0 * image.n + w * image.w + (channel0 + block * channels) * image.c;
     T const* from = pixel + at * image.n + (h0 + h) * image.h;
     uint32_t to = stage + block * window.plane + (row0 * window.pitch + parity * window.parity_columns + place) * kSlot;
-#pragma unroll(nhwc ? 4 : 2)
+#pragma unroll 2
     for (int k = 0; k < count; ++k) {
       bool const inside = valid && n0 + at < N && unsigned(h0 + h) < unsigned(image.H);
-      if constexpr (nhwc) {
-        if (exists) ptx::cp_async_16(to, from, inside);
-      } else {
-        Vector<T, channels> v;
+      Vector<T, channels> v;
 #pragma unroll
-        for (int c = 0; c < channels; ++c)
-          v.v[c] = inside && block * channels + c < left ? from[c * image.c] : narrow<T>(0.f);
-        if (exists) ptx::st_shared_v4(to, *reinterpret_cast<uint4 const*>(&v));
-      }
+      for (int c = 0; c < channels; ++c)
+        v.v[c] = inside && block * channels + c < left ? from[c * image.c] : narrow<T>(0.f);
+      if (exists) ptx::st_shared_v4(to, *reinterpret_cast<uint4 const*>(&v));
       to += window.pitch * kSlot;
       from += image.h;
       if (++h == window.rows) {
@@ -156,10 +150,10 @@ __device__ inline void load_window(Image const& image, Window const& window, int
 }
 
 // The inputs of a tile with their halo.
-template <class T, bool nhwc>
+template <class T>
 __device__ inline void load_inputs(Params const& p, Tile const& tile, int first_unit, uint32_t stage) {
-  load_window<T, nhwc>(p.in, p.window, p.images, tile.n, p.N, tile.h * p.axis_h.step + p.axis_h.low,
-                       tile.w * p.axis_w.step + p.axis_w.low, int64_t(first_unit) * p.in_blocks * kChannels<T>, stage);
+  load_window<T>(p.in, p.window, p.images, tile.n, p.N, tile.h * p.axis_h.step + p.axis_h.low,
+                 tile.w * p.axis_w.step + p.axis_w.low, int64_t(first_unit) * p.in_blocks * kChannels<T>, stage);
 }
 
 // k of an operand's register: two channels of a 16-bit type, one of f32. `parts` says what f32 operands are made of:
@@ -191,7 +185,7 @@ inline int tap_offset(Op op, Axis const& a, int phase, int64_t r, int64_t stride
   return at % stride != 0 ? -1 : int(at / stride) - a.low;
 }
 
-// Runs of output blocks that a warp computes: 64 bytes of a pixel, which a quad of lanes stores at once.
+// Runs of output blocks that a warp computes: 64 bytes of a pixel.
 constexpr int groups_of_warp(int shared, int element) { return shared * element >= 8 ? 1 : 8 / (shared * element); }
 
 constexpr int64_t kSharedMost = 227 * 1024 - 1024, kSharedHalf = kSharedMost / 2 - 1024;
@@ -280,7 +274,7 @@ inline void set_copies(Window& w, int step, int images, int warps) {
   w.chunks = int(ceil_div(w.columns * w.blocks, 32));
   w.share = int(ceil_div(w.chunks * rows, warps));
   w.rows_of = Divisor(uint32_t(w.rows)), w.columns_of = Divisor(uint32_t(w.columns));
-  w.blocks_of = Divisor(uint32_t(w.blocks)), w.step = Divisor(uint32_t(step));
+  w.step = Divisor(uint32_t(step));
   w.all_rows = Divisor(uint32_t(rows));
 }
 

@@ -531,22 +531,18 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   if (cudaError_t const error = cudaGetLastError()) return error;
   int const blocks = int(min64(t.tiles, sm_count));
   if (t.phases_w == 2) {
-    if constexpr (backward)
-      return t.columns == 64 ? start<T, 64, 2>(p, t, blocks, stream) : start<T, 128, 2>(p, t, blocks, stream);
+    if constexpr (backward && sizeof(T) == 4)
+      if (t.columns == 64) return start<T, 64, 2>(p, t, blocks, stream);
+    if constexpr (backward) return start<T, kTurnedSingle, 2>(p, t, blocks, stream);
     return cudaErrorInvalidValue;
   }
-  switch (t.columns) {
-    case 64:
-      return start<T, 64, 1>(p, t, blocks, stream);
-    case 128:
-      return start<T, 128, 1>(p, t, blocks, stream);
-    case 192:
-      return start<T, 192, 1>(p, t, blocks, stream);
-    case 224:
-      return start<T, 224, 1>(p, t, blocks, stream);
-    default:
-      return start<T, 256, 1>(p, t, blocks, stream);
+  if constexpr (sizeof(T) == 4) {
+    if (t.columns == 64) return start<T, 64, 1>(p, t, blocks, stream);
+    if (t.columns == 192) return start<T, 192, 1>(p, t, blocks, stream);
+    if (t.columns == 224) return start<T, 224, 1>(p, t, blocks, stream);
+    if (t.columns == 256) return start<T, 256, 1>(p, t, blocks, stream);
   }
+  return start<T, kTurnedSingle, 1>(p, t, blocks, stream);
 }
 
 }  // namespace conv2d_ext::turned

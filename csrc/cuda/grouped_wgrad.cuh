@@ -114,7 +114,7 @@ __device__ __noinline__ float exact_sum(Params const& p, int shares, int share, 
   return sum;
 }
 
-template <class T, int parts, bool nhwc, int shared_blocks>
+template <class T, int parts, int shared_blocks>
 __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_constant__ SumParams const q) {
   constexpr int per_tile = 16 / kChannels<T>;  // halves of an mma
   constexpr int most_halves = sizeof(T) == 4 ? 16 : shared_blocks == 4 ? 8 : 10, kTiles = most_halves / per_tile;
@@ -160,9 +160,9 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
     if (number + ahead < p.tiles) {
       Tile const next(p, number + ahead);
       uint32_t const to = base + (stage ^ (p.stages - 1)) * p.stage_bytes;
-      load_inputs<T, nhwc>(p, next, first_unit, to);
-      load_window<T, nhwc>(p.out, q.y, p.images, next.n, p.N, next.h, next.w,
-                           int64_t(first_unit) * p.out_blocks * kBlock, to + q.y_offset);
+      load_inputs<T>(p, next, first_unit, to);
+      load_window<T>(p.out, q.y, p.images, next.n, p.N, next.h, next.w, int64_t(first_unit) * p.out_blocks * kBlock,
+                     to + q.y_offset);
     }
     ptx::cp_async_commit_group();
     if (number < 0) continue;
@@ -200,52 +200,31 @@ __global__ void __launch_bounds__(kMaxSumWarps * 32, 1) sum_kernel(__grid_consta
   float* const partial = q.partial + split * q.weights;
   int const filter0 = n_group % p.n_groups * shared_blocks * kBlock + lane % 4 * 2;
   int64_t const k0 = int64_t(first_unit + unit) * p.out_blocks * kBlock;
-  // Calls use(tap, filter, channel within the group, group of the unit) for a sum that exists.
-  auto place = [&](int i, int upper, int j, int e, auto const& use) {
-    int const of_chunk = i * per_tile + (upper * 8 + lane / 4) / kChannels<T>, half = half0 + of_chunk;
-    if (of_chunk >= halves) return;
-    int const channel = half / p.taps * kChannels<T> + lane / 4 % kChannels<T>;
-    int const filter = filter0 + j * kBlock + e, group = p.filters.quotient(filter);
-    int const c = channel - group * p.in_per_group;
-    if (filter >= p.out_blocks * kBlock || unsigned(c) >= unsigned(p.in_per_group)) return;
-    if (k0 + filter < p.out.channels) use(p.tap[half % p.taps], k0 + filter, c, group);
-  };
-  auto partial_at = [&](Tap const& t, int64_t k, int c) -> float& {
-    return partial[((k * p.in_per_group + c) * q.R + t.r) * q.S + t.s];
-  };
-  auto weight_at = [&](Tap const& t, int64_t k, int c) -> T& {
-    return static_cast<T*>(q.w)[k * q.w_k + c * q.w_c + t.r * q.w_r + t.s * q.w_s];
-  };
-  auto store = [&](Tap const& t, int64_t k, int c, float sum) {
-    if (q.splits > 1)
-      partial_at(t, k, c) = sum;
-    else
-      weight_at(t, k, c) = narrow<T>(sum);
-  };
-  bool nan = false;
+  // By way of local memory, so that where a sum belongs is worked out in a loop.
+  float sums[kTiles * shared_blocks * 4];
 #pragma unroll
-  for (int i = 0; i < kTiles; ++i)
-#pragma unroll
-    for (int upper = 0; upper < 2; ++upper)
-#pragma unroll
-      for (int j = 0; j < shared_blocks; ++j)
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          place(i, upper, j, e, [&](Tap const& t, int64_t k, int c, int) {
-            float const sum = acc[j][i][upper * 2 + e];
-            nan = nan || !(sum == sum);
-            store(t, k, c, sum);
-          });
-  // Sums that are not numbers once more.
+  for (int i = 0; i < kTiles * shared_blocks * 4; ++i)
+    sums[i] = acc[i / 4 % shared_blocks][i / 4 / shared_blocks][i % 4];
 #pragma unroll 1
-  for (int n = 0; nan && n < kTiles * shared_blocks * 4; ++n)
-    place(n / (shared_blocks * 4), n / (shared_blocks * 2) % 2, n / 2 % shared_blocks, n % 2,
-          [&](Tap const& t, int64_t k, int c, int group) {
-            float const sum = q.splits > 1 ? partial_at(t, k, c) : widen(weight_at(t, k, c));
-            if (sum == sum) return;
-            int64_t const first = (int64_t(first_unit + unit) * p.groups_per_unit + group) * p.in_per_group;
-            store(t, k, c, exact_sum<T>(p, q.shares, share, t, k, first + c));
-          });
+  for (int i = 0; i < tiles * shared_blocks * 4; ++i) {
+    int const of_chunk = i / (shared_blocks * 4) * per_tile + (i / 2 % 2 * 8 + lane / 4) / kChannels<T>;
+    int const half = half0 + of_chunk, channel = half / p.taps * kChannels<T> + lane / 4 % kChannels<T>;
+    int const filter = filter0 + i / 4 % shared_blocks * kBlock + i % 2, group = p.filters.quotient(filter);
+    int const c = channel - group * p.in_per_group;
+    if (of_chunk >= halves || filter >= p.out_blocks * kBlock || unsigned(c) >= unsigned(p.in_per_group)) continue;
+    int64_t const k = k0 + filter;
+    if (k >= p.out.channels) continue;
+    Tap const& t = p.tap[half % p.taps];
+    float sum = sums[i];
+    if (!(sum == sum)) {  // once more
+      int64_t const first = (int64_t(first_unit + unit) * p.groups_per_unit + group) * p.in_per_group;
+      sum = exact_sum<T>(p, q.shares, share, t, k, first + c);
+    }
+    if (q.splits > 1)
+      partial[((k * p.in_per_group + c) * q.R + t.r) * q.S + t.s] = sum;
+    else
+      static_cast<T*>(q.w)[k * q.w_k + c * q.w_c + t.r * q.w_r + t.s * q.w_s] = narrow<T>(sum);
+  }
 }
 
 constexpr int kAddWarps = 16;
@@ -308,16 +287,16 @@ inline int64_t set_sum_tiles(SumParams& q, int most_squares, int warps, int elem
   return p.stages == 2 ? two : one;
 }
 
-template <class T, int parts, bool nhwc, int shared_blocks>
+template <class T, int parts, int shared_blocks>
 cudaError_t start_sum(SumParams const& q, dim3 grid, unsigned threads, int64_t shared, cudaStream_t stream) {
-  auto* const kernel = sum_kernel<T, parts, nhwc, shared_blocks>;
+  auto* const kernel = sum_kernel<T, parts, shared_blocks>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (error != cudaSuccess) return error;
   kernel<<<grid, threads, size_t(shared), stream>>>(q);
   return cudaGetLastError();
 }
 
-template <DType dtype, bool nhwc>
+template <DType dtype>
 cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   GroupedSums const sums = grouped_sums(problem);
@@ -340,13 +319,13 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   q.splits = int(grid.x) * q.shares;
   cudaError_t error = cudaSuccess;
   if constexpr (dtype == DType::f32)
-    error = problem.allow_tf32 ? start_sum<T, 1, nhwc, 1>(q, grid, 32 * warps, shared, stream)
-                               : start_sum<T, 2, nhwc, 1>(q, grid, 32 * warps, shared, stream);
+    error = problem.allow_tf32 ? start_sum<T, 1, 1>(q, grid, 32 * warps, shared, stream)
+                               : start_sum<T, 2, 1>(q, grid, 32 * warps, shared, stream);
   else
-    error = sums.together == 1   ? start_sum<T, 1, nhwc, 1>(q, grid, 32 * warps, shared, stream)
-            : sums.together == 2 ? start_sum<T, 1, nhwc, 2>(q, grid, 32 * warps, shared, stream)
-            : sums.together == 3 ? start_sum<T, 1, nhwc, 3>(q, grid, 32 * warps, shared, stream)
-                                 : start_sum<T, 1, nhwc, 4>(q, grid, 32 * warps, shared, stream);
+    error = sums.together == 1   ? start_sum<T, 1, 1>(q, grid, 32 * warps, shared, stream)
+            : sums.together == 2 ? start_sum<T, 1, 2>(q, grid, 32 * warps, shared, stream)
+            : sums.together == 3 ? start_sum<T, 1, 3>(q, grid, 32 * warps, shared, stream)
+                                 : start_sum<T, 1, 4>(q, grid, 32 * warps, shared, stream);
   if (error != cudaSuccess || q.splits == 1) return error;
   int lanes = 1;
   while (lanes < kAddWarps && lanes * 8 < q.splits) lanes *= 2;
