@@ -17,15 +17,13 @@ constexpr int64_t plain_channel(int64_t bytes, int64_t step, int64_t rest) {
 }
 
 // Warps of a block that multiply, by the registers of a job.
-constexpr int runs_warps(int blocks_k) { return blocks_k == 1 ? 16 : blocks_k == 2 ? 12 : 8; }
+constexpr int runs_warps(int blocks_k, bool strict) { return blocks_k == 1 ? 16 : blocks_k == 2 && !strict ? 12 : 8; }
 
 // Rows of x that begin off what a lane loads at once, 8 bytes (with a stride 16).
 constexpr bool runs_off_vectors(Problem const& p) { return p.W * size_of(p.dtype) % (8 * p.stride_h) != 0; }
 
 constexpr bool runs_problem(Problem const& p) {
-  // Strict float32's sums were less exact than cuDNN's (docs/tuning.md).
-  if (p.dtype == DType::f64 || (p.dtype == DType::f32 && !p.allow_tf32)) return false;
-  if (p.groups == 1 || p.N == 0 || p.K == 0 || p.C == 0 || p.P() < 2 || p.Q() < 1) return false;
+  if (p.dtype == DType::f64 || p.groups == 1 || p.N == 0 || p.K == 0 || p.C == 0 || p.P() < 2 || p.Q() < 1) return false;
   if (!grouped_planar(p) || p.C_per_group() < 2 || p.K_per_group() < 2) return false;
   if (p.R != 3 || p.S != 3 || p.dilation_h != 1 || p.dilation_w != 1 || p.stride_h != p.stride_w || p.stride_h > 2)
     return false;
@@ -73,17 +71,18 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
   int64_t const per_unit = groups_per_unit(p), size = size_of(p.dtype), stride = p.stride_h;
   int64_t const C = per_unit * p.C_per_group(), K = per_unit * p.K_per_group(), units = p.C / C;
   int64_t const x_pitch = p.W * size, y_pitch = p.Q() * size;
+  bool const strict = p.dtype == DType::f32 && !p.allow_tf32;
   PlainRuns best, t;
   if (!runs_problem(p)) return best;
   t.quads = ceil_div(y_pitch, 8);
   // Cycles of a quarter of an SM for a product of jobs of 16 channels, as measured.
-  double const product_16 = stride == 2 ? (size == 2 ? 12 : 13) : size == 2 ? 9.8 : 8;
-  for (t.blocks_k = 1; t.blocks_k <= 4; t.blocks_k *= 2) {
+  double const product_16 = stride == 2 ? (size == 2 ? 12 : strict ? 11 : 13) : size == 2 ? 9.8 : 8;
+  for (t.blocks_k = 1; t.blocks_k <= (strict ? 2 : 4); t.blocks_k *= 2) {
     t.blocks_c = t.blocks_k == 1 ? 1 : 2;
     double const product = t.blocks_k == 1 ? 6.8 : product_16;
     if ((C == 8 || K == 8) != (t.blocks_k == 1) || (t.blocks_k == 4 && K == 16)) continue;
     int64_t const jobs_c = ceil_div(C, 8 * t.blocks_c), jobs_k = ceil_div(K, 8 * t.blocks_k);
-    int64_t const most = runs_warps(t.blocks_k);
+    int64_t const most = runs_warps(t.blocks_k, strict);
     for (t.units = 1; t.units <= min64(units, most); ++t.units)
       for (t.chunks_c = 1; t.chunks_c <= (t.units > 1 ? 1 : jobs_c); ++t.chunks_c)
         for (t.chunks_k = 1; t.chunks_k <= (t.units > 1 ? 1 : jobs_k); ++t.chunks_k) {
@@ -111,7 +110,7 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
               t.y_at = ceil_div(kRunsFront + x_runs * t.x.stride, 128) * 128;
               t.stage_bytes = ceil_div(t.y_at + y_runs * t.y.stride + y_pitch + 16, 128) * 128;
               t.tiles = of_image * ceil_div(p.N, t.images);
-              int64_t const products = (t.blocks_c == 2 ? 9 : 6) * t.blocks_k;  // of a warp and row
+              int64_t const products = (t.blocks_c == 2 ? 9 : 6) * t.blocks_k * (strict ? 3 : 1);  // of a warp and row
               int64_t const sums = t.shares > 1 ? t.warps() * (t.blocks_c == 2 ? 9 : 6) * t.blocks_k * 512 : 0;
               for (t.stages = 4; t.stages >= 1; --t.stages) {
                 t.shared = max64(t.stages * t.stage_bytes, sums);

@@ -56,12 +56,12 @@ __device__ inline float result_again(RowParams const& p, int n, int out, int h, 
 }
 
 // The job of a warp: results of 16 pixels by 8 channels, from `blocks` blocks of 8 channels.
-template <class T, int blocks>
+template <class T, int parts, int blocks>
 struct Band {
   static constexpr bool f32 = std::is_same_v<T, float>;
   // Of a row of the filter: steps of the products (16-bit types: two taps or blocks), words of weights.
   static constexpr int taps = 3 * blocks, steps = f32 ? taps : (taps + 1) / 2, words = 2 * steps;
-  uint32_t b[3][words];
+  uint32_t b[3][parts][words];
   uint32_t raw[blocks][2]
               [f32 ? 4 : 3];  // of a lane's two channels: pixels from the one before its two to the one behind
   float d[3][4];              // of three rows of results
@@ -74,16 +74,20 @@ struct Band {
         int const block = i / 3, s = i % 3;
         if constexpr (f32) {
 #pragma unroll
-          for (int j = 0; j < 2; ++j)
-            b[r][i * 2 + j] = operand<T>(__float_as_uint(weight_of<T>(p, unit, out, block * 8 + j * 4 + t, r, s)));
+          for (int j = 0; j < 2; ++j) {
+            uint32_t part[parts];
+            grouped::split<T, parts>(__float_as_uint(weight_of<T>(p, unit, out, block * 8 + j * 4 + t, r, s)), part);
+#pragma unroll
+            for (int k = 0; k < parts; ++k) b[r][k][i * 2 + j] = part[k];
+          }
         } else {
           T const v[2] = {weight_of<T>(p, unit, out, block * 8 + t * 2, r, s),
                           weight_of<T>(p, unit, out, block * 8 + t * 2 + 1, r, s)};
-          b[r][i] = uint32_t(*reinterpret_cast<uint16_t const*>(&v[0])) |
-                    uint32_t(*reinterpret_cast<uint16_t const*>(&v[1])) << 16;
+          b[r][0][i] = uint32_t(*reinterpret_cast<uint16_t const*>(&v[0])) |
+                       uint32_t(*reinterpret_cast<uint16_t const*>(&v[1])) << 16;
         }
       }
-    if constexpr (!f32 && taps % 2 != 0) b[0][taps] = b[1][taps] = b[2][taps] = 0;
+    if constexpr (!f32 && taps % 2 != 0) b[0][0][taps] = b[1][0][taps] = b[2][0][taps] = 0;
   }
 
   // From the lane's two pixels of its first channel; `other`: the way to the second.
@@ -105,7 +109,7 @@ struct Band {
 
   // A row of inputs, as operands: e[i] is the pixel i - 1 behind the lane's first.
   struct Operands {
-    uint32_t e[blocks][f32 ? 2 : 1][4];
+    uint32_t e[blocks][f32 ? 2 : 1][parts][4];
   };
 
   __device__ void take(Operands& o, uint32_t before, uint32_t behind) const {
@@ -115,47 +119,65 @@ struct Band {
 #pragma unroll
         for (int j = 0; j < 2; ++j)
 #pragma unroll
-          for (int k = 0; k < 4; ++k)
-            o.e[i][j][k] = operand<T>(raw[i][j][k] & (k == 0 ? before : k == 3 ? behind : ~0u));
+          for (int k = 0; k < 4; ++k) {
+            uint32_t part[parts];
+            grouped::split<T, parts>(raw[i][j][k] & (k == 0 ? before : k == 3 ? behind : ~0u), part);
+#pragma unroll
+            for (int l = 0; l < parts; ++l) o.e[i][j][l][k] = part[l];
+          }
       } else {
         uint32_t const(&v)[3] = raw[i][0], (&w)[3] = raw[i][1];
-        o.e[i][0][0] = __byte_perm(v[0], w[0], 0x7632) & before;
-        o.e[i][0][1] = __byte_perm(v[1], w[1], 0x5410), o.e[i][0][2] = __byte_perm(v[1], w[1], 0x7632);
-        o.e[i][0][3] = __byte_perm(v[2], w[2], 0x5410) & behind;
+        o.e[i][0][0][0] = __byte_perm(v[0], w[0], 0x7632) & before;
+        o.e[i][0][0][1] = __byte_perm(v[1], w[1], 0x5410), o.e[i][0][0][2] = __byte_perm(v[1], w[1], 0x7632);
+        o.e[i][0][0][3] = __byte_perm(v[2], w[2], 0x5410) & behind;
       }
     }
   }
 
   template <int r>
   __device__ void multiply(float (&sum)[4], Operands const& o) {
-    if constexpr (f32) {
+    if constexpr (f32 && parts == 1) {
+      multiply<r, 0, 0>(sum, o);
+    } else if constexpr (f32) {
+      // A row of the filter apart: the tensor cores cut where they add.
+      float apart[4] = {};
+      multiply<r, 1, 0>(apart, o), multiply<r, 0, 1>(apart, o), multiply<r, 0, 0>(apart, o);
 #pragma unroll
-      for (int i = 0; i < taps; ++i) {
-        int const s = i % 3;
-        uint32_t const(&e)[2][4] = o.e[i / 3];
-        ptx::mma_m16n8k8_tf32(sum, e[0][s], e[0][s + 1], e[1][s], e[1][s + 1], b[r][i * 2], b[r][i * 2 + 1]);
-      }
+      for (int i = 0; i < 4; ++i) sum[i] += apart[i];
     } else {
 #pragma unroll
       for (int i = 0; i < taps; i += 2) {
-        uint32_t const(&e)[4] = o.e[i / 3][0];
-        uint32_t const(&f)[4] = o.e[i + 1 < taps ? (i + 1) / 3 : 0][0];
+        uint32_t const(&e)[4] = o.e[i / 3][0][0];
+        uint32_t const(&f)[4] = o.e[i + 1 < taps ? (i + 1) / 3 : 0][0][0];
         bool const two = i + 1 < taps;
         ptx::mma_m16n8k16<T>(sum, e[i % 3], e[i % 3 + 1], two ? f[(i + 1) % 3] : 0, two ? f[(i + 1) % 3 + 1] : 0,
-                             b[r][i], b[r][i + 1]);
+                             b[r][0][i], b[r][0][i + 1]);
       }
+    }
+  }
+
+  template <int r, int part_in, int part_w>
+  __device__ void multiply(float (&sum)[4], Operands const& o) {
+#pragma unroll
+    for (int i = 0; i < taps; ++i) {
+      int const s = i % 3;
+      uint32_t const(&e)[2][parts][4] = o.e[i / 3];
+      uint32_t const(&v)[words] = b[r][part_w];
+      ptx::mma_m16n8k8_tf32(sum, e[0][part_in][s], e[0][part_in][s + 1], e[1][part_in][s], e[1][part_in][s + 1],
+                            v[i * 2], v[i * 2 + 1]);
     }
   }
 };
 
-template <class T>
-constexpr int kWarps = rows_warps(sizeof(T) == 4 ? DType::f32 : DType::f16);
+template <class T, int parts, int blocks>
+constexpr int kWarps = rows_warps(sizeof(T) == 4 ? DType::f32 : DType::f16, parts == 2, blocks);
 
-template <class T, int blocks>
-__global__ void __launch_bounds__(kWarps<T> * 32 + 128, 1) rows_kernel(__grid_constant__ RowParams const p) {
+template <class T, int parts, int blocks>
+__global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1) rows_kernel(__grid_constant__ RowParams const p) {
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t full[4], empty[4];
-  constexpr int warps = kWarps<T>, registers = warps == 16 ? 112 : 152, copying = 32;  // as in sums_kernel
+  constexpr int warps = kWarps<T, parts, blocks>, registers = warps == 16 ? 112 : warps == 12 ? 152 : 232,
+                copying = warps == 8 ? 40 : 32;  // as in sums_kernel
   uint32_t const stages = ptx::shared_address(shared);
   int const warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int const split = blockIdx.x % p.splits, unit0 = blockIdx.x / p.splits * p.units;
@@ -188,7 +210,7 @@ __global__ void __launch_bounds__(kWarps<T> * 32 + 128, 1) rows_kernel(__grid_co
   int const share = warp % p.shares, job = warp / p.shares, u = job / p.out_jobs, block_out = job % p.out_jobs;
   int const out_first = (unit0 + u) * p.out_unit + block_out * 8;  // channel of the results
   bool const works = u < p.units && out_first < p.out_channels;
-  Band<T, blocks> band;
+  Band<T, parts, blocks> band;
   float bias[2] = {0, 0};
   if (works) {
     band.load_weights(p, unit0 + u, block_out * 8 + g, t);
@@ -220,7 +242,7 @@ __global__ void __launch_bounds__(kWarps<T> * 32 + 128, 1) rows_kernel(__grid_co
         T* to =
             static_cast<T*>(p.out) + (int64_t(n) * p.out_channels + out_first + t * 2) * plane + int64_t(h0) * p.W + w;
         band.load(at, other, block);
-        typename Band<T, blocks>::Operands o;
+        typename Band<T, parts, blocks>::Operands o;
         auto begin = [&](float (&d)[4]) { d[0] = d[2] = bias[0], d[1] = d[3] = bias[1]; };
         bool nan = false;
         auto store = [&](float (&d)[4]) {
@@ -274,7 +296,7 @@ __global__ void __launch_bounds__(kWarps<T> * 32 + 128, 1) rows_kernel(__grid_co
   }
 }
 
-template <class T, int blocks>
+template <class T, int parts, int blocks>
 cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Arguments const& args, cudaStream_t stream) {
   bool const backward = op == Op::dgrad;
   int64_t const per_unit = groups_per_unit(problem), C = problem.C_per_group(), K = problem.K_per_group();
@@ -291,11 +313,11 @@ cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Argum
   p.rows = int(t.rows), p.images = int(t.images), p.segments = int(t.segments);
   p.tiles_h = int(ceil_div(problem.H, t.rows)), p.tiles = int(t.tiles);
   p.stage_bytes = int(t.stage_bytes), p.stages = int(t.stages);
-  p.mirrored = backward, p.mixed = per_unit > 1;
-  auto* const kernel = rows_kernel<T, blocks>;
+  p.mirrored = backward, p.mixed = per_unit > 1 || parts == 2;
+  auto* const kernel = rows_kernel<T, parts, blocks>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared));
   if (error != cudaSuccess) return error;
-  kernel<<<unsigned(t.places * t.splits), kWarps<T> * 32 + 128, size_t(t.shared), stream>>>(p);
+  kernel<<<unsigned(t.places * t.splits), kWarps<T, parts, blocks> * 32 + 128, size_t(t.shared), stream>>>(p);
   return cudaGetLastError();
 }
 
@@ -305,8 +327,11 @@ cudaError_t start_rows(Op op, Problem const& problem, Arguments const& args, cud
   int sm_count = 0;
   if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
   PlainRows const t = plain_rows(op, problem, Device{sm_count, 90});
-  return rows_in(op, problem) == 1 ? launch_rows<T, 1>(op, problem, t, args, stream)
-                                   : launch_rows<T, 2>(op, problem, t, args, stream);
+  bool const one = rows_in(op, problem) == 1;
+  if constexpr (dtype == DType::f32)
+    if (!problem.allow_tf32)
+      return one ? launch_rows<T, 2, 1>(op, problem, t, args, stream) : launch_rows<T, 2, 2>(op, problem, t, args, stream);
+  return one ? launch_rows<T, 1, 1>(op, problem, t, args, stream) : launch_rows<T, 1, 2>(op, problem, t, args, stream);
 }
 
 }  // namespace conv2d_ext::plain
