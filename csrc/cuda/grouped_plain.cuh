@@ -181,7 +181,8 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1) rows_k
   uint32_t const stages = ptx::shared_address(shared);
   int const warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int const split = blockIdx.x % p.splits, unit0 = blockIdx.x / p.splits * p.units;
-  int const first = int(int64_t(split) * p.tiles / p.splits), end = int(int64_t(split + 1) * p.tiles / p.splits);
+  int const least = p.tiles / p.splits, more = p.tiles % p.splits;  // tiles
+  int const first = split * least + min(split, more), end = first + least + (split < more ? 1 : 0);
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&full[i], 1), ptx::mbarrier_init(&empty[i], warps);
     ptx::fence_mbarrier_init();

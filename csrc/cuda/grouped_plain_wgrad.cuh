@@ -337,7 +337,8 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
   int const split = blockIdx.x % q.splits, place = blockIdx.x / q.splits;
   int const chunk = place % (p.chunks_c * p.chunks_k), unit0 = place / (p.chunks_c * p.chunks_k) * p.units;
   int const chunk_c = chunk % p.chunks_c, chunk_k = chunk / p.chunks_c;
-  int const first = int(int64_t(split) * p.tiles / q.splits), end = int(int64_t(split + 1) * p.tiles / q.splits);
+  int const least = p.tiles / q.splits, more = p.tiles % q.splits;  // tiles
+  int const first = split * least + min(split, more), end = first + least + (split < more ? 1 : 0);
   if (threadIdx.x < 12) zeros[threadIdx.x] = 0;
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&full[i], 1), ptx::mbarrier_init(&empty[i], warps);
@@ -417,7 +418,7 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
   ptx::griddepcontrol_launch_dependents();
 
   // The shares of a job, in order.
-  constexpr int tiles = Sums::tiles, pairs = Sums::count / 2;
+  constexpr int pairs = Sums::count / 2;
   if (p.shares > 1) {
     ptx::bar_sync(1, warps * 32);
     float2* const mine = reinterpret_cast<float2*>(shared) + warp * pairs * 32 + lane;
@@ -429,6 +430,7 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
       }
     ptx::bar_sync(1, warps * 32);
     if (share > 0 || !works) return;
+#pragma unroll 1
     for (int other = 1; other < p.shares; ++other)
 #pragma unroll
       for (int i = 0; i < pairs; ++i) {
