@@ -23,19 +23,25 @@ struct RowParams {
   int units, out_jobs, shares, splits;
   int rows, images, segments, tiles_h, tiles;
   int stage_bytes, stages;
-  bool mirrored, mixed;
+  bool mixed;
 };
 
-// A weight of the unit's channels `out` and `in`, as the mma takes it; zero between groups.
+// The taps between two channels of a unit, of which there are none between groups.
 template <class T>
-__device__ inline T weight_of(RowParams const& p, int unit, int out, int in, int r, int s) {
-  int const group_out = out / p.out_group, group_in = in / p.in_group;
-  int const groups = p.out_unit / p.out_group;
-  if (group_out != group_in) return narrow<T>(0.f);
-  if (p.mirrored) r = 2 - r, s = 2 - s;
-  return static_cast<T const*>(
-      p.w)[(int64_t(unit) * groups + group_out) * p.w_group + (out - group_out * p.out_group) * p.w_out +
-           (in - group_in * p.in_group) * p.w_in + r * p.w_r + s * p.w_s];
+struct Taps {
+  T const* first;
+  int64_t r, s;
+  __device__ T operator()(int row, int column) const {
+    return first == nullptr ? narrow<T>(0.f) : first[row * r + column * s];
+  }
+};
+
+template <class T>
+__device__ inline Taps<T> taps_of(RowParams const& p, int unit, int out, int in) {
+  int const group = out / p.out_group, groups = p.out_unit / p.out_group;
+  if (group != in / p.in_group) return {nullptr, 0, 0};
+  T const* const first = static_cast<T const*>(p.w) + (int64_t(unit) * groups + group) * p.w_group;
+  return {first + (out - group * p.out_group) * p.w_out + (in - group * p.in_group) * p.w_in, p.w_r, p.w_s};
 }
 
 // A result from the channels of its group, product by product.
@@ -50,7 +56,7 @@ __device__ inline float result_again(RowParams const& p, int n, int out, int h, 
     if (unsigned(y) >= unsigned(p.H) || unsigned(x) >= unsigned(p.W)) continue;
     T const* const from =
         reinterpret_cast<T const*>(p.in.data + n * p.in.image + int64_t(unit * in_unit + c) * p.in.plane);
-    sum += widen(from[y * p.W + x]) * widen(weight_of<T>(p, unit, of_unit, c, r, s));
+    sum += widen(from[y * p.W + x]) * widen(taps_of<T>(p, unit, of_unit, c)(r, s));
   }
   return sum;
 }
@@ -68,25 +74,29 @@ struct Band {
 
   __device__ void load_weights(RowParams const& p, int unit, int out, int t) {
 #pragma unroll
-    for (int r = 0; r < 3; ++r)
+    for (int block = 0; block < blocks; ++block) {
+      int const in = block * 8 + (f32 ? t : t * 2);
+      Taps<T> const low = taps_of<T>(p, unit, out, in), high = taps_of<T>(p, unit, out, in + (f32 ? 4 : 1));
 #pragma unroll
-      for (int i = 0; i < taps; ++i) {
-        int const block = i / 3, s = i % 3;
-        if constexpr (f32) {
+      for (int r = 0; r < 3; ++r)
 #pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            uint32_t part[parts];
-            grouped::split<T, parts>(__float_as_uint(weight_of<T>(p, unit, out, block * 8 + j * 4 + t, r, s)), part);
+        for (int s = 0; s < 3; ++s) {
+          T const v[2] = {low(r, s), high(r, s)};
+          int const i = block * 3 + s;
+          if constexpr (f32) {
 #pragma unroll
-            for (int k = 0; k < parts; ++k) b[r][k][i * 2 + j] = part[k];
+            for (int j = 0; j < 2; ++j) {
+              uint32_t part[parts];
+              grouped::split<T, parts>(__float_as_uint(v[j]), part);
+#pragma unroll
+              for (int k = 0; k < parts; ++k) b[r][k][i * 2 + j] = part[k];
+            }
+          } else {
+            b[r][0][i] = uint32_t(*reinterpret_cast<uint16_t const*>(&v[0])) |
+                         uint32_t(*reinterpret_cast<uint16_t const*>(&v[1])) << 16;
           }
-        } else {
-          T const v[2] = {weight_of<T>(p, unit, out, block * 8 + t * 2, r, s),
-                          weight_of<T>(p, unit, out, block * 8 + t * 2 + 1, r, s)};
-          b[r][0][i] = uint32_t(*reinterpret_cast<uint16_t const*>(&v[0])) |
-                       uint32_t(*reinterpret_cast<uint16_t const*>(&v[1])) << 16;
         }
-      }
+    }
     if constexpr (!f32 && taps % 2 != 0) b[0][0][taps] = b[1][0][taps] = b[2][0][taps] = 0;
   }
 
@@ -191,14 +201,14 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1) rows_k
 
   if (warp >= warps) {
     ptx::setmaxnreg_dec<copying>();
-    if (warp > warps) return;
     int stage = 0;
     for (int number = first; number < end; ++number) {
       if (number - first >= p.stages) ptx::mbarrier_wait(&empty[stage], ((number - first) / p.stages - 1) & 1);
       int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h, n0 = image * p.images;
       int const images = min(p.images, p.N - n0), rows = min(p.rows, p.H - tile_h * p.rows) + 2;
       int const first_c = unit0 * blocks * 8;
-      if (lane == 0) ptx::mbarrier_arrive_expect_tx(&full[stage], side_bytes(p.in, first_c, images, tile_h, rows));
+      if (threadIdx.x == warps * 32)
+        ptx::mbarrier_arrive_expect_tx(&full[stage], side_bytes(p.in, first_c, images, tile_h, rows));
       __syncwarp();
       copy_runs(p.in, stages + stage * p.stage_bytes + uint32_t(kRunsFront), first_c, n0, images, tile_h, rows,
                 &full[stage]);
@@ -304,8 +314,11 @@ cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Argum
   RowParams p{};
   p.in = make_run_side(args.a, backward ? problem.K : problem.C, problem.H, problem.W, problem.dtype, t.x, t.channels,
                        t.rows, 1);
-  p.out = args.out, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride;
-  p.w_group = K * problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  p.out = args.out, p.bias = args.bias, p.bias_stride = args.bias_stride;
+  // dgrad goes through the taps from the last to the first.
+  p.w = static_cast<T const*>(args.b) + (backward ? 2 * (problem.w.h + problem.w.w) : 0);
+  p.w_group = K * problem.w.n, p.w_r = backward ? -problem.w.h : problem.w.h;
+  p.w_s = backward ? -problem.w.w : problem.w.w;
   p.w_out = backward ? problem.w.c : problem.w.n, p.w_in = backward ? problem.w.n : problem.w.c;
   p.N = int(problem.N), p.H = int(problem.H), p.W = int(problem.W);
   p.in_group = int(backward ? K : C), p.out_group = int(backward ? C : K), p.out_unit = int(per_unit * p.out_group);
@@ -314,7 +327,7 @@ cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Argum
   p.rows = int(t.rows), p.images = int(t.images), p.segments = int(t.segments);
   p.tiles_h = int(ceil_div(problem.H, t.rows)), p.tiles = int(t.tiles);
   p.stage_bytes = int(t.stage_bytes), p.stages = int(t.stages);
-  p.mirrored = backward, p.mixed = per_unit > 1 || parts == 2;
+  p.mixed = per_unit > 1 || parts == 2;
   auto* const kernel = rows_kernel<T, parts, blocks>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared));
   if (error != cudaSuccess) return error;

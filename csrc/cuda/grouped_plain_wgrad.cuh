@@ -303,7 +303,7 @@ __device__ inline uint32_t side_bytes(RunSide const& s, int first, int images, i
   return uint32_t(images * runs) * uint32_t(s.together > 1 ? s.together * int(s.plane) : r.count * s.pitch);
 }
 
-// By a warp: the runs of a side's tile.
+// By a warpgroup: the runs of a side's tile. An instruction takes the copies of a warp's lanes one after the other.
 __device__ inline void copy_runs(RunSide const& s, uint32_t to, int first, int n0, int images, int tile_h, int rows,
                                  uint64_t* bar) {
   int const channels = min(s.of_block, s.channels - first);
@@ -316,7 +316,7 @@ __device__ inline void copy_runs(RunSide const& s, uint32_t to, int first, int n
 #pragma unroll 1
   for (int i = 0; i < images; ++i)
 #pragma unroll 1
-    for (int run = threadIdx.x % 32; run < runs; run += 32)
+    for (int run = threadIdx.x % 32 * 4 + threadIdx.x / 32 % 4; run < runs; run += 128)
       ptx::cp_async_bulk(at + run * s.run + i * s.run_image, from + i * s.image + int64_t(run * s.together) * s.plane,
                          bytes, bar);
 }
@@ -348,7 +348,6 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
 
   if (warp >= warps) {
     ptx::setmaxnreg_dec<copying>();
-    if (warp > warps) return;
     int const first_c = unit0 * q.C_unit + chunk_c * p.jobs_c * blocks_c * 8;
     int const first_k = unit0 * q.K_unit + chunk_k * p.jobs_k * blocks_k * 8;
     int stage = 0;
@@ -357,7 +356,7 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
       int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h, n0 = image * p.images;
       int const images = min(p.images, q.N - n0), rows = min(p.rows, q.P - tile_h * p.rows);
       int const x_rows = (rows - 1) * stride + 3;
-      if (lane == 0)
+      if (threadIdx.x == warps * 32)
         ptx::mbarrier_arrive_expect_tx(&full[stage], side_bytes(p.x, first_c, images, tile_h, x_rows) +
                                                          side_bytes(p.y, first_k, images, tile_h, rows));
       __syncwarp();
