@@ -69,13 +69,15 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
           if ((t.shared = t.stages * t.stage_bytes) + kRunsTables <= kLinesShared) break;
         if (t.stages == 0) continue;
         double const steps = double(ceil_div(t.images * t.segments, t.shares)) * double(t.rows + 2);
-        double const warps = double(t.units * t.out * t.shares), work = products * 6.8 + 14;
-        double const alone = work + 300;
+        double const warps = double(t.units * t.out * t.shares), work = products * 6.8 + (size == 2 ? 120 : 75);
+        double const alone = work + 60;
         double busy = steps * work * double(ceil_div(int64_t(warps), 4));
         if (steps * alone > busy) busy = steps * alone;
         double const reads = double(t.images * t.channels * min64(t.rows + 2, p.H) * pitch);
-        double const bytes = reads + double(t.images * t.units * t.out * 8 * t.rows * pitch), copies = bytes / 16;
-        double each = (busy > copies ? busy : copies) + 400;
+        double const bytes = reads + double(t.images * t.units * t.out * 8 * t.rows * pitch);
+        double const copies =
+            bytes / (size == 2 ? 11 : 19) + double(t.images * ceil_div(t.channels, t.x.together)) * kRunCycles;
+        double each = (busy > copies ? busy : copies) + 1500;
         if (t.stages == 1) each = busy + copies + 2500;
         t.splits = min64(t.tiles, max64(1, d.sm_count / t.places));
         double const waves = double(ceil_div(t.places * t.splits, d.sm_count));
@@ -89,9 +91,7 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
 constexpr bool plain_rows_supports(Op op, Problem const& p, Device const& d) { return plain_rows(op, p, d).units > 0; }
 
 constexpr Estimate plain_rows_estimate(Op op, Problem const& p, Device const& d) {
-  // As measured.
-  double const factor = size_of(p.dtype) == 2 ? 1.3 : p.allow_tf32 ? 1 : 1.25;
-  return {plain_rows(op, p, d).cycles / 1.75 * factor + 6500, 1};
+  return {plain_rows(op, p, d).cycles / 1.75 + 5500, 1};
 }
 
 }  // namespace conv2d_ext

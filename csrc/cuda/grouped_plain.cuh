@@ -5,7 +5,8 @@
 //
 // A warp has a job: 8 channels of results of a unit, whose weights stay in registers. It walks down the rows of a tile:
 // each row of inputs meets three rows of results, which are stored from the registers. The zeros between a unit's
-// groups meet infinities and NaN: results that are NaN are made again, each from the channels of its group.
+// groups meet infinities and NaN: results that are NaN are made again, each from the channels of its group. Strict
+// float32 splits its operands into two TF32 parts (three products), and adds the sums of each row of the filter.
 #pragma once
 
 #include "../core/plain_rows.h"
@@ -183,10 +184,14 @@ template <class T, int parts, int blocks>
 constexpr int kWarps = rows_warps(sizeof(T) == 4 ? DType::f32 : DType::f16, parts == 2, blocks);
 
 template <class T, int parts, int blocks>
-__global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1) rows_kernel(__grid_constant__ RowParams const p) {
+__global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
+    rows_kernel(__grid_constant__ RowParams const p) {
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t full[4], empty[4];
-  constexpr int warps = kWarps<T, parts, blocks>, registers = warps == 16 ? 112 : warps == 12 ? 152 : 232,
+  constexpr int warps = kWarps<T, parts, blocks>,
+                registers = warps == 16   ? 112
+                            : warps == 12 ? 152
+                                          : 232,
                 copying = warps == 8 ? 40 : 32;  // as in sums_kernel
   uint32_t const stages = ptx::shared_address(shared);
   int const warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -344,7 +349,8 @@ cudaError_t start_rows(Op op, Problem const& problem, Arguments const& args, cud
   bool const one = rows_in(op, problem) == 1;
   if constexpr (dtype == DType::f32)
     if (!problem.allow_tf32)
-      return one ? launch_rows<T, 2, 1>(op, problem, t, args, stream) : launch_rows<T, 2, 2>(op, problem, t, args, stream);
+      return one ? launch_rows<T, 2, 1>(op, problem, t, args, stream)
+                 : launch_rows<T, 2, 2>(op, problem, t, args, stream);
   return one ? launch_rows<T, 1, 1>(op, problem, t, args, stream) : launch_rows<T, 1, 2>(op, problem, t, args, stream);
 }
 

@@ -3,14 +3,15 @@
 // and a lane reads four pixels of a row of y (float32: two) and, for the three taps of a row of the filter, those
 // beside them in x.
 //
-// A tile's rows of a channel are one run of memory, those of whole images several channels'; a warp has the copy engine
-// bring them. So nothing lies between rows: a lane at the border of the image puts zeros in what it loads, rows above
-// and below the image are left out, and lanes behind the last column read zeros.
+// A tile's rows of a channel are one run of memory, those of whole images several channels'; a warpgroup has the copy
+// engine bring them. So nothing lies between rows: a lane at the border of the image puts zeros in what it loads, rows
+// above and below the image are left out, and lanes behind the last column read zeros.
 //
 // A warp has a job: 16 channels (rows; or two taps of 8) by 8 to 32 filters (columns), all nine taps, whose sums stay
 // in registers. It walks down the rows of a tile: each row of x meets three rows of y (with stride 2 each row of y
 // three rows of x). Blocks share the tiles, and a second kernel adds their sums in order. Zeros meet whatever x has
-// there: sums that are NaN are made again, product by product.
+// there: sums that are NaN are made again, product by product. Strict float32 splits its operands into two TF32 parts
+// (three products), and adds each row's sums to the totals in registers.
 #pragma once
 
 #include "../core/plain.h"
