@@ -79,9 +79,9 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
   if (!runs_problem(p)) return best;
   t.quads = ceil_div(y_pitch, 8);
   // As measured: cycles of a quarter of an SM for a product of jobs of 8 and of 16 channels, of a warp from row to row.
-  double const product_8 = size == 2 ? 6.8 : strict ? 7.5 : 8;
+  double const product_8 = size == 2 ? 6.8 : strict ? 10.2 : 8;
   double const product_16 = strict ? (stride == 2 ? 9.5 : 8.5) : stride == 2 ? 8.5 : size == 2 ? 8.5 : 7.8;
-  double const row = strict ? (stride == 2 ? 160 : 260) : 60;
+  double const row = 60;
   for (t.blocks_k = 1; t.blocks_k <= (strict ? 2 : 4); t.blocks_k *= 2) {
     t.blocks_c = t.blocks_k == 1 ? 1 : 2;
     double const product = t.blocks_k == 1 ? product_8 : product_16;

@@ -70,7 +70,7 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
         if (t.stages == 0) continue;
         double const steps = double(ceil_div(t.images * t.segments, t.shares)) * double(t.rows + 2);
         double const warps = double(t.units * t.out * t.shares), work = products * 6.8 + (size == 2 ? 120 : 75);
-        double const alone = work + 60;
+        double const alone = work + (size == 2 ? 200 : 60);
         double busy = steps * work * double(ceil_div(int64_t(warps), 4));
         if (steps * alone > busy) busy = steps * alone;
         double const reads = double(t.images * t.channels * min64(t.rows + 2, p.H) * pitch);
