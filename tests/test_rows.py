@@ -519,6 +519,29 @@ def test_strict_weight_gradients_of_the_largest_floats_are_finite(row: str, cuda
     torch.testing.assert_close(made, exact_made, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("largest", (False, True))
+@pytest.mark.parametrize("row", ("fprop_f32_32x64", "dgrad_f32_32x64", "wgrad_f32_16x64"))
+def test_strict_sums_of_few_channels_a_group_are_as_exact_as_float32(row: str, largest: bool, cuda: str) -> None:
+    """grouped_plain*.cuh: sums of tensor cores are short, and what TF32 rounds to infinity is made again."""
+    op, row_index = row.split("_")[0], ROWS.index(f"grouped_{row}_nchw")
+    case = Case("groups", 20, 32, 9 if largest else 40, 10 if largest else 40, 32, 3, 3, padding=(1, 1), groups=4)
+    x, w, _ = case.tensors(cuda)
+    go = case.grad_output(cuda)
+    w, go = w * 0.125, go * 0.125
+    if largest:
+        (go if op == "dgrad" else x)[0, 3, 4, 4] = torch.finfo(torch.float32).max
+    run = call(op, case, x, w, None, go)
+    if row_index not in candidates(plan(op, case, *problem(op, x, w, go, run()), capability=machine()[1])):
+        pytest.skip("needs sm90")
+    made = run(row=row_index)
+    truth = of_tensors(case, x.double(), w.double(), None, go.double())
+    exact_made = {"fprop": truth.output, "dgrad": truth.grad_input, "wgrad": truth.grad_weight}[op]
+    if largest:
+        torch.testing.assert_close(made, exact_made.float(), rtol=1e-5, atol=1e-5)
+    else:
+        assert (made - exact_made).norm() <= 2.5e-7 * exact_made.norm()
+
+
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.
 ONCE = ("depthwise_3x3_four_pads", "depthwise_3x3_stride2", "depthwise_5x5", "depthwise_5x5_stride2", "depthwise_7x7",
         "depthwise_7x7_stride2")  # fmt: skip

@@ -9,6 +9,8 @@ namespace conv2d_ext {
 
 constexpr int64_t kRunsFront = 16, kRunsTables = 256;  // bytes: before the first row of a stage; barriers and zeros
 
+constexpr double kRunCycles = 12;  // to have one copied
+
 constexpr bool is_plain(Row const& row) { return row.family == Family::grouped && row.tile_m == 16; }
 
 // Bytes of a channel: such that those of neighbouring lanes lie in other banks.
@@ -17,15 +19,14 @@ constexpr int64_t plain_channel(int64_t bytes, int64_t step, int64_t rest) {
 }
 
 // Warps of a block that multiply, by the registers of a job.
-constexpr int runs_warps(int blocks_k) { return blocks_k == 1 ? 16 : blocks_k == 2 ? 12 : 8; }
+constexpr int runs_warps(int blocks_k, bool strict) { return blocks_k == 1 ? 16 : blocks_k == 2 && !strict ? 12 : 8; }
 
 // Rows of x that begin off what a lane loads at once, 8 bytes (with a stride 16).
 constexpr bool runs_off_vectors(Problem const& p) { return p.W * size_of(p.dtype) % (8 * p.stride_h) != 0; }
 
 constexpr bool runs_problem(Problem const& p) {
-  // Strict float32's sums were less exact than cuDNN's (docs/tuning.md).
-  if (p.dtype == DType::f64 || (p.dtype == DType::f32 && !p.allow_tf32)) return false;
-  if (p.groups == 1 || p.N == 0 || p.K == 0 || p.C == 0 || p.P() < 2 || p.Q() < 1) return false;
+  if (p.dtype == DType::f64 || p.groups == 1 || p.N == 0 || p.K == 0 || p.C == 0 || p.P() < 2 || p.Q() < 1)
+    return false;
   if (!grouped_planar(p) || p.C_per_group() < 2 || p.K_per_group() < 2) return false;
   if (p.R != 3 || p.S != 3 || p.dilation_h != 1 || p.dilation_w != 1 || p.stride_h != p.stride_w || p.stride_h > 2)
     return false;
@@ -73,17 +74,20 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
   int64_t const per_unit = groups_per_unit(p), size = size_of(p.dtype), stride = p.stride_h;
   int64_t const C = per_unit * p.C_per_group(), K = per_unit * p.K_per_group(), units = p.C / C;
   int64_t const x_pitch = p.W * size, y_pitch = p.Q() * size;
+  bool const strict = p.dtype == DType::f32 && !p.allow_tf32;
   PlainRuns best, t;
   if (!runs_problem(p)) return best;
   t.quads = ceil_div(y_pitch, 8);
-  // Cycles of a quarter of an SM for a product of jobs of 16 channels, as measured.
-  double const product_16 = stride == 2 ? (size == 2 ? 12 : 13) : size == 2 ? 9.8 : 8;
-  for (t.blocks_k = 1; t.blocks_k <= 4; t.blocks_k *= 2) {
+  // As measured: cycles of a quarter of an SM for a product of jobs of 8 and of 16 channels, of a warp from row to row.
+  double const product_8 = size == 2 ? 6.8 : strict ? 10.2 : 8;
+  double const product_16 = strict ? (stride == 2 ? 9.5 : 8.5) : stride == 2 ? 8.5 : size == 2 ? 8.5 : 7.8;
+  double const row = 60;
+  for (t.blocks_k = 1; t.blocks_k <= (strict ? 2 : 4); t.blocks_k *= 2) {
     t.blocks_c = t.blocks_k == 1 ? 1 : 2;
-    double const product = t.blocks_k == 1 ? 6.8 : product_16;
+    double const product = t.blocks_k == 1 ? product_8 : product_16;
     if ((C == 8 || K == 8) != (t.blocks_k == 1) || (t.blocks_k == 4 && K == 16)) continue;
     int64_t const jobs_c = ceil_div(C, 8 * t.blocks_c), jobs_k = ceil_div(K, 8 * t.blocks_k);
-    int64_t const most = runs_warps(t.blocks_k);
+    int64_t const most = runs_warps(t.blocks_k, strict);
     for (t.units = 1; t.units <= min64(units, most); ++t.units)
       for (t.chunks_c = 1; t.chunks_c <= (t.units > 1 ? 1 : jobs_c); ++t.chunks_c)
         for (t.chunks_k = 1; t.chunks_k <= (t.units > 1 ? 1 : jobs_k); ++t.chunks_k) {
@@ -111,7 +115,7 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
               t.y_at = ceil_div(kRunsFront + x_runs * t.x.stride, 128) * 128;
               t.stage_bytes = ceil_div(t.y_at + y_runs * t.y.stride + y_pitch + 16, 128) * 128;
               t.tiles = of_image * ceil_div(p.N, t.images);
-              int64_t const products = (t.blocks_c == 2 ? 9 : 6) * t.blocks_k;  // of a warp and row
+              int64_t const products = (t.blocks_c == 2 ? 9 : 6) * t.blocks_k * (strict ? 3 : 1);  // of a warp and row
               int64_t const sums = t.shares > 1 ? t.warps() * (t.blocks_c == 2 ? 9 : 6) * t.blocks_k * 512 : 0;
               for (t.stages = 4; t.stages >= 1; --t.stages) {
                 t.shared = max64(t.stages * t.stage_bytes, sums);
@@ -120,14 +124,17 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
               if (t.stages == 0) continue;
               // Cycles of an SM for a tile: products, or what a warp takes from row to row, or its bytes.
               double const steps = double(ceil_div(ceil_div(columns, 4), t.shares)), rows = double(t.rows) + 0.2;
-              double const work = double(products) * product, alone = work + 100;
-              double busy = steps * (rows * work + 330) * double(ceil_div(t.warps(), 4));
-              if (steps * (rows * alone + 330) > busy) busy = steps * (rows * alone + 330);
-              double const bytes = double(t.images) * double(t.x_channels * min64(x_rows, p.H) * x_pitch +
-                                                             t.y_channels * t.rows * y_pitch);
-              double const copies = bytes / 16;
+              double const work = double(products) * product, alone = work + row;
+              double busy = steps * (rows * work + 350) * double(ceil_div(t.warps(), 4));
+              if (steps * (rows * alone + 350) > busy) busy = steps * (rows * alone + 350);
+              // Chunks of a unit read the same again, from L2.
+              double const bytes_x = double(t.images * t.x_channels * min64(x_rows, p.H) * x_pitch);
+              double const bytes_y = double(t.images * t.y_channels * t.rows * y_pitch);
+              double const once = (bytes_x / double(t.chunks_k) + bytes_y / double(t.chunks_c)) / 18;
+              double const all = (bytes_x + bytes_y) / 24;
+              double const copies = (once > all ? once : all) + double(t.images * (x_runs + y_runs)) * kRunCycles;
               double each = (busy > copies ? busy : copies) + 400;
-              if (t.stages == 1) each = busy + copies + 2500;
+              if (t.stages == 1) each = busy + copies + 1500;
               // Shares are added by one of them.
               double const together = t.shares > 1 ? double((t.shares - 1) * sums / t.warps()) / 25 + 800 : 0;
               for (int64_t rounds = 1; rounds <= 2; ++rounds) {
@@ -154,7 +161,7 @@ constexpr int64_t plain_workspace_bytes(Problem const& p, Device const& d) {
 }
 
 constexpr Estimate plain_estimate(Problem const& p, Device const& d) {
-  return {plain_runs(p, d).cycles / 1.75 + 11000, 1};
+  return {plain_runs(p, d).cycles / 1.75 + 9400, 1};
 }
 
 }  // namespace conv2d_ext

@@ -8,7 +8,9 @@ namespace conv2d_ext {
 constexpr int64_t kSegment = 16;  // pixels of a row that a warp computes at once
 
 // Warps of a block that multiply, by the registers of their weights.
-constexpr int rows_warps(DType t) { return t == DType::f32 ? 12 : 16; }
+constexpr int rows_warps(DType t, bool strict, int64_t blocks) {
+  return t != DType::f32 ? 16 : strict && blocks == 2 ? 8 : 12;
+}
 
 constexpr bool is_plain_rows(Row const& row) { return row.family == Family::grouped && row.tile_m == 32; }
 
@@ -23,7 +25,7 @@ constexpr int64_t rows_out(Op op, Problem const& p) {
 constexpr bool plain_rows_problem(Op op, Problem const& p) {
   if (op == Op::wgrad || p.dtype == DType::f64 || !runs_problem(p) || p.stride_h != 1 || p.W % 2 != 0) return false;
   // A warp's registers hold no more weights.
-  return rows_in(op, p) <= 2 && rows_out(op, p) <= rows_warps(p.dtype);
+  return rows_in(op, p) <= 2 && rows_out(op, p) <= rows_warps(p.dtype, !p.allow_tf32, rows_in(op, p));
 }
 
 // What a block computes, and the tiles that it goes through.
@@ -46,8 +48,9 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
   if (!plain_rows_problem(op, p)) return best;
   int64_t const in = rows_in(op, p), size = size_of(p.dtype), pitch = p.W * size;
   int64_t const units = p.groups / groups_per_unit(p);
-  double const products = double(size == 2 ? 3 * ceil_div(3 * in, 2) : 9 * in);  // of a warp and row
-  int64_t const most = rows_warps(p.dtype);
+  bool const strict = p.dtype == DType::f32 && !p.allow_tf32;
+  double const products = double(size == 2 ? 3 * ceil_div(3 * in, 2) : 9 * in) * (strict ? 3 : 1);  // of a warp and row
+  int64_t const most = rows_warps(p.dtype, strict, in);
   t.out = rows_out(op, p), t.segments = ceil_div(p.W, kSegment);
   for (t.units = 1; t.units * t.out <= most && t.units <= units; ++t.units) {
     t.places = ceil_div(units, t.units), t.channels = t.units * in * 8;
@@ -66,13 +69,15 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
           if ((t.shared = t.stages * t.stage_bytes) + kRunsTables <= kLinesShared) break;
         if (t.stages == 0) continue;
         double const steps = double(ceil_div(t.images * t.segments, t.shares)) * double(t.rows + 2);
-        double const warps = double(t.units * t.out * t.shares), work = products * 6.8 + 14;
-        double const alone = work + 300;
+        double const warps = double(t.units * t.out * t.shares), work = products * 6.8 + (size == 2 ? 120 : 75);
+        double const alone = work + (size == 2 ? 200 : 60);
         double busy = steps * work * double(ceil_div(int64_t(warps), 4));
         if (steps * alone > busy) busy = steps * alone;
         double const reads = double(t.images * t.channels * min64(t.rows + 2, p.H) * pitch);
-        double const bytes = reads + double(t.images * t.units * t.out * 8 * t.rows * pitch), copies = bytes / 16;
-        double each = (busy > copies ? busy : copies) + 400;
+        double const bytes = reads + double(t.images * t.units * t.out * 8 * t.rows * pitch);
+        double const copies =
+            bytes / (size == 2 ? 11 : 19) + double(t.images * ceil_div(t.channels, t.x.together)) * kRunCycles;
+        double each = (busy > copies ? busy : copies) + 1500;
         if (t.stages == 1) each = busy + copies + 2500;
         t.splits = min64(t.tiles, max64(1, d.sm_count / t.places));
         double const waves = double(ceil_div(t.places * t.splits, d.sm_count));
@@ -86,9 +91,7 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
 constexpr bool plain_rows_supports(Op op, Problem const& p, Device const& d) { return plain_rows(op, p, d).units > 0; }
 
 constexpr Estimate plain_rows_estimate(Op op, Problem const& p, Device const& d) {
-  // As measured.
-  double const factor = size_of(p.dtype) == 2 ? 1.3 : 1;
-  return {plain_rows(op, p, d).cycles / 1.75 * factor + 6500, 1};
+  return {plain_rows(op, p, d).cycles / 1.75 + 5500, 1};
 }
 
 }  // namespace conv2d_ext

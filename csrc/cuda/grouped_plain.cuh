@@ -5,7 +5,8 @@
 //
 // A warp has a job: 8 channels of results of a unit, whose weights stay in registers. It walks down the rows of a tile:
 // each row of inputs meets three rows of results, which are stored from the registers. The zeros between a unit's
-// groups meet infinities and NaN: results that are NaN are made again, each from the channels of its group.
+// groups meet infinities and NaN: results that are NaN are made again, each from the channels of its group. Strict
+// float32 splits its operands into two TF32 parts (three products), and adds the sums of each row of the filter.
 #pragma once
 
 #include "../core/plain_rows.h"
@@ -23,19 +24,25 @@ struct RowParams {
   int units, out_jobs, shares, splits;
   int rows, images, segments, tiles_h, tiles;
   int stage_bytes, stages;
-  bool mirrored, mixed;
+  bool mixed;
 };
 
-// A weight of the unit's channels `out` and `in`, as the mma takes it; zero between groups.
+// The taps between two channels of a unit, of which there are none between groups.
 template <class T>
-__device__ inline T weight_of(RowParams const& p, int unit, int out, int in, int r, int s) {
-  int const group_out = out / p.out_group, group_in = in / p.in_group;
-  int const groups = p.out_unit / p.out_group;
-  if (group_out != group_in) return narrow<T>(0.f);
-  if (p.mirrored) r = 2 - r, s = 2 - s;
-  return static_cast<T const*>(
-      p.w)[(int64_t(unit) * groups + group_out) * p.w_group + (out - group_out * p.out_group) * p.w_out +
-           (in - group_in * p.in_group) * p.w_in + r * p.w_r + s * p.w_s];
+struct Taps {
+  T const* first;
+  int64_t r, s;
+  __device__ T operator()(int row, int column) const {
+    return first == nullptr ? narrow<T>(0.f) : first[row * r + column * s];
+  }
+};
+
+template <class T>
+__device__ inline Taps<T> taps_of(RowParams const& p, int unit, int out, int in) {
+  int const group = out / p.out_group, groups = p.out_unit / p.out_group;
+  if (group != in / p.in_group) return {nullptr, 0, 0};
+  T const* const first = static_cast<T const*>(p.w) + (int64_t(unit) * groups + group) * p.w_group;
+  return {first + (out - group * p.out_group) * p.w_out + (in - group * p.in_group) * p.w_in, p.w_r, p.w_s};
 }
 
 // A result from the channels of its group, product by product.
@@ -50,40 +57,48 @@ __device__ inline float result_again(RowParams const& p, int n, int out, int h, 
     if (unsigned(y) >= unsigned(p.H) || unsigned(x) >= unsigned(p.W)) continue;
     T const* const from =
         reinterpret_cast<T const*>(p.in.data + n * p.in.image + int64_t(unit * in_unit + c) * p.in.plane);
-    sum += widen(from[y * p.W + x]) * widen(weight_of<T>(p, unit, of_unit, c, r, s));
+    sum += widen(from[y * p.W + x]) * widen(taps_of<T>(p, unit, of_unit, c)(r, s));
   }
   return sum;
 }
 
 // The job of a warp: results of 16 pixels by 8 channels, from `blocks` blocks of 8 channels.
-template <class T, int blocks>
+template <class T, int parts, int blocks>
 struct Band {
   static constexpr bool f32 = std::is_same_v<T, float>;
   // Of a row of the filter: steps of the products (16-bit types: two taps or blocks), words of weights.
   static constexpr int taps = 3 * blocks, steps = f32 ? taps : (taps + 1) / 2, words = 2 * steps;
-  uint32_t b[3][words];
+  uint32_t b[3][parts][words];
   uint32_t raw[blocks][2]
               [f32 ? 4 : 3];  // of a lane's two channels: pixels from the one before its two to the one behind
   float d[3][4];              // of three rows of results
 
   __device__ void load_weights(RowParams const& p, int unit, int out, int t) {
 #pragma unroll
-    for (int r = 0; r < 3; ++r)
+    for (int block = 0; block < blocks; ++block) {
+      int const in = block * 8 + (f32 ? t : t * 2);
+      Taps<T> const low = taps_of<T>(p, unit, out, in), high = taps_of<T>(p, unit, out, in + (f32 ? 4 : 1));
 #pragma unroll
-      for (int i = 0; i < taps; ++i) {
-        int const block = i / 3, s = i % 3;
-        if constexpr (f32) {
+      for (int r = 0; r < 3; ++r)
 #pragma unroll
-          for (int j = 0; j < 2; ++j)
-            b[r][i * 2 + j] = operand<T>(__float_as_uint(weight_of<T>(p, unit, out, block * 8 + j * 4 + t, r, s)));
-        } else {
-          T const v[2] = {weight_of<T>(p, unit, out, block * 8 + t * 2, r, s),
-                          weight_of<T>(p, unit, out, block * 8 + t * 2 + 1, r, s)};
-          b[r][i] = uint32_t(*reinterpret_cast<uint16_t const*>(&v[0])) |
-                    uint32_t(*reinterpret_cast<uint16_t const*>(&v[1])) << 16;
+        for (int s = 0; s < 3; ++s) {
+          T const v[2] = {low(r, s), high(r, s)};
+          int const i = block * 3 + s;
+          if constexpr (f32) {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              uint32_t part[parts];
+              grouped::split<T, parts>(__float_as_uint(v[j]), part);
+#pragma unroll
+              for (int k = 0; k < parts; ++k) b[r][k][i * 2 + j] = part[k];
+            }
+          } else {
+            b[r][0][i] = uint32_t(*reinterpret_cast<uint16_t const*>(&v[0])) |
+                         uint32_t(*reinterpret_cast<uint16_t const*>(&v[1])) << 16;
+          }
         }
-      }
-    if constexpr (!f32 && taps % 2 != 0) b[0][taps] = b[1][taps] = b[2][taps] = 0;
+    }
+    if constexpr (!f32 && taps % 2 != 0) b[0][0][taps] = b[1][0][taps] = b[2][0][taps] = 0;
   }
 
   // From the lane's two pixels of its first channel; `other`: the way to the second.
@@ -105,7 +120,7 @@ struct Band {
 
   // A row of inputs, as operands: e[i] is the pixel i - 1 behind the lane's first.
   struct Operands {
-    uint32_t e[blocks][f32 ? 2 : 1][4];
+    uint32_t e[blocks][f32 ? 2 : 1][parts][4];
   };
 
   __device__ void take(Operands& o, uint32_t before, uint32_t behind) const {
@@ -115,51 +130,74 @@ struct Band {
 #pragma unroll
         for (int j = 0; j < 2; ++j)
 #pragma unroll
-          for (int k = 0; k < 4; ++k)
-            o.e[i][j][k] = operand<T>(raw[i][j][k] & (k == 0 ? before : k == 3 ? behind : ~0u));
+          for (int k = 0; k < 4; ++k) {
+            uint32_t part[parts];
+            grouped::split<T, parts>(raw[i][j][k] & (k == 0 ? before : k == 3 ? behind : ~0u), part);
+#pragma unroll
+            for (int l = 0; l < parts; ++l) o.e[i][j][l][k] = part[l];
+          }
       } else {
         uint32_t const(&v)[3] = raw[i][0], (&w)[3] = raw[i][1];
-        o.e[i][0][0] = __byte_perm(v[0], w[0], 0x7632) & before;
-        o.e[i][0][1] = __byte_perm(v[1], w[1], 0x5410), o.e[i][0][2] = __byte_perm(v[1], w[1], 0x7632);
-        o.e[i][0][3] = __byte_perm(v[2], w[2], 0x5410) & behind;
+        o.e[i][0][0][0] = __byte_perm(v[0], w[0], 0x7632) & before;
+        o.e[i][0][0][1] = __byte_perm(v[1], w[1], 0x5410), o.e[i][0][0][2] = __byte_perm(v[1], w[1], 0x7632);
+        o.e[i][0][0][3] = __byte_perm(v[2], w[2], 0x5410) & behind;
       }
     }
   }
 
   template <int r>
   __device__ void multiply(float (&sum)[4], Operands const& o) {
-    if constexpr (f32) {
+    if constexpr (f32 && parts == 1) {
+      multiply<r, 0, 0>(sum, o);
+    } else if constexpr (f32) {
+      // A row of the filter apart: the tensor cores cut where they add.
+      float apart[4] = {};
+      multiply<r, 1, 0>(apart, o), multiply<r, 0, 1>(apart, o), multiply<r, 0, 0>(apart, o);
 #pragma unroll
-      for (int i = 0; i < taps; ++i) {
-        int const s = i % 3;
-        uint32_t const(&e)[2][4] = o.e[i / 3];
-        ptx::mma_m16n8k8_tf32(sum, e[0][s], e[0][s + 1], e[1][s], e[1][s + 1], b[r][i * 2], b[r][i * 2 + 1]);
-      }
+      for (int i = 0; i < 4; ++i) sum[i] += apart[i];
     } else {
 #pragma unroll
       for (int i = 0; i < taps; i += 2) {
-        uint32_t const(&e)[4] = o.e[i / 3][0];
-        uint32_t const(&f)[4] = o.e[i + 1 < taps ? (i + 1) / 3 : 0][0];
+        uint32_t const(&e)[4] = o.e[i / 3][0][0];
+        uint32_t const(&f)[4] = o.e[i + 1 < taps ? (i + 1) / 3 : 0][0][0];
         bool const two = i + 1 < taps;
         ptx::mma_m16n8k16<T>(sum, e[i % 3], e[i % 3 + 1], two ? f[(i + 1) % 3] : 0, two ? f[(i + 1) % 3 + 1] : 0,
-                             b[r][i], b[r][i + 1]);
+                             b[r][0][i], b[r][0][i + 1]);
       }
+    }
+  }
+
+  template <int r, int part_in, int part_w>
+  __device__ void multiply(float (&sum)[4], Operands const& o) {
+#pragma unroll
+    for (int i = 0; i < taps; ++i) {
+      int const s = i % 3;
+      uint32_t const(&e)[2][parts][4] = o.e[i / 3];
+      uint32_t const(&v)[words] = b[r][part_w];
+      ptx::mma_m16n8k8_tf32(sum, e[0][part_in][s], e[0][part_in][s + 1], e[1][part_in][s], e[1][part_in][s + 1],
+                            v[i * 2], v[i * 2 + 1]);
     }
   }
 };
 
-template <class T>
-constexpr int kWarps = rows_warps(sizeof(T) == 4 ? DType::f32 : DType::f16);
+template <class T, int parts, int blocks>
+constexpr int kWarps = rows_warps(sizeof(T) == 4 ? DType::f32 : DType::f16, parts == 2, blocks);
 
-template <class T, int blocks>
-__global__ void __launch_bounds__(kWarps<T> * 32 + 128, 1) rows_kernel(__grid_constant__ RowParams const p) {
+template <class T, int parts, int blocks>
+__global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
+    rows_kernel(__grid_constant__ RowParams const p) {
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t full[4], empty[4];
-  constexpr int warps = kWarps<T>, registers = warps == 16 ? 112 : 152, copying = 32;  // as in sums_kernel
+  constexpr int warps = kWarps<T, parts, blocks>,
+                registers = warps == 16   ? 112
+                            : warps == 12 ? 152
+                                          : 232,
+                copying = warps == 8 ? 40 : 32;  // as in sums_kernel
   uint32_t const stages = ptx::shared_address(shared);
   int const warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int const split = blockIdx.x % p.splits, unit0 = blockIdx.x / p.splits * p.units;
-  int const first = int(int64_t(split) * p.tiles / p.splits), end = int(int64_t(split + 1) * p.tiles / p.splits);
+  int const least = p.tiles / p.splits, more = p.tiles % p.splits;  // tiles
+  int const first = split * least + min(split, more), end = first + least + (split < more ? 1 : 0);
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&full[i], 1), ptx::mbarrier_init(&empty[i], warps);
     ptx::fence_mbarrier_init();
@@ -168,14 +206,14 @@ __global__ void __launch_bounds__(kWarps<T> * 32 + 128, 1) rows_kernel(__grid_co
 
   if (warp >= warps) {
     ptx::setmaxnreg_dec<copying>();
-    if (warp > warps) return;
     int stage = 0;
     for (int number = first; number < end; ++number) {
       if (number - first >= p.stages) ptx::mbarrier_wait(&empty[stage], ((number - first) / p.stages - 1) & 1);
       int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h, n0 = image * p.images;
       int const images = min(p.images, p.N - n0), rows = min(p.rows, p.H - tile_h * p.rows) + 2;
       int const first_c = unit0 * blocks * 8;
-      if (lane == 0) ptx::mbarrier_arrive_expect_tx(&full[stage], side_bytes(p.in, first_c, images, tile_h, rows));
+      if (threadIdx.x == warps * 32)
+        ptx::mbarrier_arrive_expect_tx(&full[stage], side_bytes(p.in, first_c, images, tile_h, rows));
       __syncwarp();
       copy_runs(p.in, stages + stage * p.stage_bytes + uint32_t(kRunsFront), first_c, n0, images, tile_h, rows,
                 &full[stage]);
@@ -188,7 +226,7 @@ __global__ void __launch_bounds__(kWarps<T> * 32 + 128, 1) rows_kernel(__grid_co
   int const share = warp % p.shares, job = warp / p.shares, u = job / p.out_jobs, block_out = job % p.out_jobs;
   int const out_first = (unit0 + u) * p.out_unit + block_out * 8;  // channel of the results
   bool const works = u < p.units && out_first < p.out_channels;
-  Band<T, blocks> band;
+  Band<T, parts, blocks> band;
   float bias[2] = {0, 0};
   if (works) {
     band.load_weights(p, unit0 + u, block_out * 8 + g, t);
@@ -220,7 +258,7 @@ __global__ void __launch_bounds__(kWarps<T> * 32 + 128, 1) rows_kernel(__grid_co
         T* to =
             static_cast<T*>(p.out) + (int64_t(n) * p.out_channels + out_first + t * 2) * plane + int64_t(h0) * p.W + w;
         band.load(at, other, block);
-        typename Band<T, blocks>::Operands o;
+        typename Band<T, parts, blocks>::Operands o;
         auto begin = [&](float (&d)[4]) { d[0] = d[2] = bias[0], d[1] = d[3] = bias[1]; };
         bool nan = false;
         auto store = [&](float (&d)[4]) {
@@ -274,15 +312,18 @@ __global__ void __launch_bounds__(kWarps<T> * 32 + 128, 1) rows_kernel(__grid_co
   }
 }
 
-template <class T, int blocks>
+template <class T, int parts, int blocks>
 cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Arguments const& args, cudaStream_t stream) {
   bool const backward = op == Op::dgrad;
   int64_t const per_unit = groups_per_unit(problem), C = problem.C_per_group(), K = problem.K_per_group();
   RowParams p{};
   p.in = make_run_side(args.a, backward ? problem.K : problem.C, problem.H, problem.W, problem.dtype, t.x, t.channels,
                        t.rows, 1);
-  p.out = args.out, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride;
-  p.w_group = K * problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  p.out = args.out, p.bias = args.bias, p.bias_stride = args.bias_stride;
+  // dgrad goes through the taps from the last to the first.
+  p.w = static_cast<T const*>(args.b) + (backward ? 2 * (problem.w.h + problem.w.w) : 0);
+  p.w_group = K * problem.w.n, p.w_r = backward ? -problem.w.h : problem.w.h;
+  p.w_s = backward ? -problem.w.w : problem.w.w;
   p.w_out = backward ? problem.w.c : problem.w.n, p.w_in = backward ? problem.w.n : problem.w.c;
   p.N = int(problem.N), p.H = int(problem.H), p.W = int(problem.W);
   p.in_group = int(backward ? K : C), p.out_group = int(backward ? C : K), p.out_unit = int(per_unit * p.out_group);
@@ -291,11 +332,11 @@ cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Argum
   p.rows = int(t.rows), p.images = int(t.images), p.segments = int(t.segments);
   p.tiles_h = int(ceil_div(problem.H, t.rows)), p.tiles = int(t.tiles);
   p.stage_bytes = int(t.stage_bytes), p.stages = int(t.stages);
-  p.mirrored = backward, p.mixed = per_unit > 1;
-  auto* const kernel = rows_kernel<T, blocks>;
+  p.mixed = per_unit > 1 || parts == 2;
+  auto* const kernel = rows_kernel<T, parts, blocks>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared));
   if (error != cudaSuccess) return error;
-  kernel<<<unsigned(t.places * t.splits), kWarps<T> * 32 + 128, size_t(t.shared), stream>>>(p);
+  kernel<<<unsigned(t.places * t.splits), kWarps<T, parts, blocks> * 32 + 128, size_t(t.shared), stream>>>(p);
   return cudaGetLastError();
 }
 
@@ -305,8 +346,12 @@ cudaError_t start_rows(Op op, Problem const& problem, Arguments const& args, cud
   int sm_count = 0;
   if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
   PlainRows const t = plain_rows(op, problem, Device{sm_count, 90});
-  return rows_in(op, problem) == 1 ? launch_rows<T, 1>(op, problem, t, args, stream)
-                                   : launch_rows<T, 2>(op, problem, t, args, stream);
+  bool const one = rows_in(op, problem) == 1;
+  if constexpr (dtype == DType::f32)
+    if (!problem.allow_tf32)
+      return one ? launch_rows<T, 2, 1>(op, problem, t, args, stream)
+                 : launch_rows<T, 2, 2>(op, problem, t, args, stream);
+  return one ? launch_rows<T, 1, 1>(op, problem, t, args, stream) : launch_rows<T, 1, 2>(op, problem, t, args, stream);
 }
 
 }  // namespace conv2d_ext::plain

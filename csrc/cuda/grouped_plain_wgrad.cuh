@@ -3,14 +3,15 @@
 // and a lane reads four pixels of a row of y (float32: two) and, for the three taps of a row of the filter, those
 // beside them in x.
 //
-// A tile's rows of a channel are one run of memory, those of whole images several channels'; a warp has the copy engine
-// bring them. So nothing lies between rows: a lane at the border of the image puts zeros in what it loads, rows above
-// and below the image are left out, and lanes behind the last column read zeros.
+// A tile's rows of a channel are one run of memory, those of whole images several channels'; a warpgroup has the copy
+// engine bring them. So nothing lies between rows: a lane at the border of the image puts zeros in what it loads, rows
+// above and below the image are left out, and lanes behind the last column read zeros.
 //
 // A warp has a job: 16 channels (rows; or two taps of 8) by 8 to 32 filters (columns), all nine taps, whose sums stay
 // in registers. It walks down the rows of a tile: each row of x meets three rows of y (with stride 2 each row of y
 // three rows of x). Blocks share the tiles, and a second kernel adds their sums in order. Zeros meet whatever x has
-// there: sums that are NaN are made again, product by product.
+// there: sums that are NaN are made again, product by product. Strict float32 splits its operands into two TF32 parts
+// (three products), and adds each row's sums to the totals in registers.
 #pragma once
 
 #include "../core/plain.h"
@@ -80,7 +81,7 @@ __device__ inline uint32_t inside(int column, int width) {
   return each == 1 ? first : first | (unsigned(column + 1) < unsigned(width) ? 0xffff0000u : 0);
 }
 
-template <class T, int stride, int blocks_c, int blocks_k, Loads how>
+template <class T, int parts, int stride, int blocks_c, int blocks_k, Loads how>
 struct Walk {
   static constexpr bool f32 = std::is_same_v<T, float>;
   static constexpr int tiles = blocks_c == 2 ? 3 : 2;  // of a row of the filter
@@ -143,7 +144,7 @@ struct Walk {
   __device__ void next_x(Lane& from) { from.at += from.pitch, load_x(from); }
   __device__ void next_y(Lane& from) { from.at += from.pitch, load_y(from); }
 
-  __device__ void take_y(uint32_t (&to)[blocks_k][2], Lane& of, Borders const& m) const {
+  __device__ void take_y(uint32_t (&to)[parts][blocks_k][2], Lane& of, Borders const& m) const {
 #pragma unroll
     for (int k = 0; k < blocks_k; ++k)
 #pragma unroll
@@ -151,13 +152,16 @@ struct Walk {
         uint32_t word = y[k][i];
         if constexpr (y_halves) word = __byte_perm(word, y[k][i + 1], of.bytes);
         if (y_halves || (how == kWords && i == 1)) word &= m.y[i];
-        to[k][i] = operand<T>(word);
+        uint32_t part[parts];
+        grouped::split<T, parts>(word, part);
+#pragma unroll
+        for (int j = 0; j < parts; ++j) to[j][k][i] = part[j];
       }
     if constexpr (y_halves) of.bytes ^= of.change;
   }
 
   // The operands of the three taps.
-  __device__ void take_x(uint32_t (&a)[tiles][4], Lane& of, Borders const& m) const {
+  __device__ void take_x(uint32_t (&a)[parts][tiles][4], Lane& of, Borders const& m) const {
 #pragma unroll
     for (int c = 0; c < blocks_c; ++c) {
       uint32_t v[loads];
@@ -167,52 +171,72 @@ struct Walk {
         if constexpr (x_halves) v[i] = __byte_perm(v[i], x[c][i + 1], of.bytes);
         if (i == 0 || (how == kVectors ? stride == 1 && i == loads - 1 : i > 1 || x_halves)) v[i] &= m.x[i];
       }
+      uint32_t part[loads][parts];
       if constexpr (f32) {
 #pragma unroll
-        for (int i = 0; i < loads; ++i) v[i] = operand<T>(v[i]);
+        for (int i = 0; i < loads; ++i) grouped::split<T, parts>(v[i], part[i]);
       }
 #pragma unroll
-      for (int s = 0; s < 3; ++s) {
-        uint32_t low, high;
-        if constexpr (f32) {
-          low = v[s], high = v[s + stride];
-        } else if constexpr (stride == 1) {
-          low = s == 1 ? v[1] : __byte_perm(v[s / 2], v[s / 2 + 1], 0x5432);
-          high = s == 1 ? v[2] : __byte_perm(v[s / 2 + 1], v[s / 2 + 2], 0x5432);
-        } else {
-          low = s == 1 ? __byte_perm(v[1], v[2], 0x5410) : __byte_perm(v[s / 2], v[s / 2 + 1], 0x7632);
-          high = s == 1 ? __byte_perm(v[3], v[4], 0x5410) : __byte_perm(v[s / 2 + 2], v[s / 2 + 3], 0x7632);
+      for (int s = 0; s < 3; ++s)
+#pragma unroll
+        for (int j = 0; j < parts; ++j) {
+          uint32_t low, high;
+          if constexpr (f32) {
+            low = part[s][j], high = part[s + stride][j];
+          } else if constexpr (stride == 1) {
+            low = s == 1 ? v[1] : __byte_perm(v[s / 2], v[s / 2 + 1], 0x5432);
+            high = s == 1 ? v[2] : __byte_perm(v[s / 2 + 1], v[s / 2 + 2], 0x5432);
+          } else {
+            low = s == 1 ? __byte_perm(v[1], v[2], 0x5410) : __byte_perm(v[s / 2], v[s / 2 + 1], 0x7632);
+            high = s == 1 ? __byte_perm(v[3], v[4], 0x5410) : __byte_perm(v[s / 2 + 2], v[s / 2 + 3], 0x7632);
+          }
+          int const tile = blocks_c == 2 ? s : s / 2, half = blocks_c == 2 ? c : s % 2;
+          a[j][tile][half] = low, a[j][tile][half + 2] = high;
+          if (blocks_c == 1 && s == 2) a[j][tile][1] = a[j][tile][3] = 0;
         }
-        int const tile = blocks_c == 2 ? s : s / 2, half = blocks_c == 2 ? c : s % 2;
-        a[tile][half] = low, a[tile][half + 2] = high;
-        if (blocks_c == 1 && s == 2) a[tile][1] = a[tile][3] = 0;
-      }
     }
     if constexpr (x_halves) of.bytes ^= of.change;
   }
 
-  __device__ void multiply(int r, uint32_t const (&a)[tiles][4], uint32_t const (&b)[blocks_k][2]) {
+  // With two parts the products of a row are summed apart: the tensor cores cut where they add.
+  __device__ void multiply(int r, uint32_t const (&a)[parts][tiles][4], uint32_t const (&b)[parts][blocks_k][2]) {
 #pragma unroll
-    for (int k = 0; k < blocks_k; ++k)
+    for (int k = 0; k < blocks_k; ++k) {
+      if constexpr (parts == 1) {
+        multiply<0, 0>(d[r], k, a, b);
+      } else {
+        float sums[tiles][blocks_k][4] = {};
+        multiply<1, 0>(sums, k, a, b), multiply<0, 1>(sums, k, a, b), multiply<0, 0>(sums, k, a, b);
 #pragma unroll
-      for (int i = 0; i < tiles; ++i) {
-        uint32_t const(&u)[4] = a[i], (&v)[2] = b[k];
-        if constexpr (f32)
-          ptx::mma_m16n8k8_tf32(d[r][i][k], u[0], u[1], u[2], u[3], v[0], v[1]);
-        else
-          ptx::mma_m16n8k16<T>(d[r][i][k], u[0], u[1], u[2], u[3], v[0], v[1]);
+        for (int i = 0; i < tiles * 4; ++i) d[r][i / 4][k][i % 4] += sums[i / 4][k][i % 4];
       }
+    }
   }
 
-  __device__ static void move(uint32_t (&to)[blocks_k][2], uint32_t const (&from)[blocks_k][2]) {
+  template <int part_x, int part_y>
+  __device__ static void multiply(float (&to)[tiles][blocks_k][4], int k, uint32_t const (&a)[parts][tiles][4],
+                                  uint32_t const (&b)[parts][blocks_k][2]) {
 #pragma unroll
-    for (int k = 0; k < blocks_k; ++k) to[k][0] = from[k][0], to[k][1] = from[k][1];
+    for (int i = 0; i < tiles; ++i) {
+      uint32_t const(&u)[4] = a[part_x][i], (&v)[2] = b[part_y][k];
+      if constexpr (f32)
+        ptx::mma_m16n8k8_tf32(to[i][k], u[0], u[1], u[2], u[3], v[0], v[1]);
+      else
+        ptx::mma_m16n8k16<T>(to[i][k], u[0], u[1], u[2], u[3], v[0], v[1]);
+    }
+  }
+
+  __device__ static void move(uint32_t (&to)[parts][blocks_k][2], uint32_t const (&from)[parts][blocks_k][2]) {
+#pragma unroll
+    for (int j = 0; j < parts; ++j)
+#pragma unroll
+      for (int k = 0; k < blocks_k; ++k) to[j][k][0] = from[j][k][0], to[j][k][1] = from[j][k][1];
   }
 
   // A row of x and those of y that it meets, with the first, the second and the last row of the filter.
   template <bool r0, bool r1, bool r2>
-  __device__ void step(uint32_t (&b)[3][blocks_k][2], Lane& of_x, Lane& of_y, Borders const& m, bool exists) {
-    uint32_t a[tiles][4];
+  __device__ void step(uint32_t (&b)[3][parts][blocks_k][2], Lane& of_x, Lane& of_y, Borders const& m, bool exists) {
+    uint32_t a[parts][tiles][4];
     take_x(a, of_x, m);
     if constexpr (r0) take_y(b[0], of_y, m);
     if constexpr (r0 || r1) next_x(of_x);
@@ -228,7 +252,7 @@ struct Walk {
   // Down two rows of a tile or more; the row above the first may not exist, nor the one below the last. What is read
   // behind them is not used.
   __device__ void walk(Lane of_x, Lane of_y, Borders const& m, int rows, bool above, bool below) {
-    uint32_t b[3][blocks_k][2];  // of this row of y, and of those above
+    uint32_t b[3][parts][blocks_k][2];  // of this row of y, and of those above
     load_x(of_x), load_y(of_y);
     if constexpr (stride == 1) {
       step<true, false, false>(b, of_x, of_y, m, above);
@@ -238,7 +262,7 @@ struct Walk {
       step<false, true, true>(b, of_x, of_y, m, true);
       step<false, false, true>(b, of_x, of_y, m, below);
     } else {
-      uint32_t a[tiles][4];
+      uint32_t a[parts][tiles][4];
       auto down = [&](bool last, bool first) {
         take_x(a, of_x, m), take_y(b[0], of_y, m);
         next_x(of_x), next_y(of_y);
@@ -280,7 +304,7 @@ __device__ inline uint32_t side_bytes(RunSide const& s, int first, int images, i
   return uint32_t(images * runs) * uint32_t(s.together > 1 ? s.together * int(s.plane) : r.count * s.pitch);
 }
 
-// By a warp: the runs of a side's tile.
+// By a warpgroup: the runs of a side's tile. An instruction takes the copies of a warp's lanes one after the other.
 __device__ inline void copy_runs(RunSide const& s, uint32_t to, int first, int n0, int images, int tile_h, int rows,
                                  uint64_t* bar) {
   int const channels = min(s.of_block, s.channels - first);
@@ -293,17 +317,18 @@ __device__ inline void copy_runs(RunSide const& s, uint32_t to, int first, int n
 #pragma unroll 1
   for (int i = 0; i < images; ++i)
 #pragma unroll 1
-    for (int run = threadIdx.x % 32; run < runs; run += 32)
+    for (int run = threadIdx.x % 32 * 4 + threadIdx.x / 32 % 4; run < runs; run += 128)
       ptx::cp_async_bulk(at + run * s.run + i * s.run_image, from + i * s.image + int64_t(run * s.together) * s.plane,
                          bytes, bar);
 }
 
-template <class T, int stride, int blocks_c, int blocks_k, Loads how>
-__global__ void __launch_bounds__(runs_warps(blocks_k) * 32 + 128, 1) sums_kernel(__grid_constant__ RunParams const p) {
+template <class T, int parts, int stride, int blocks_c, int blocks_k, Loads how>
+__global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1)
+    sums_kernel(__grid_constant__ RunParams const p) {
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t full[4], empty[4];
   __shared__ __align__(16) uint32_t zeros[12];
-  constexpr int warps = runs_warps(blocks_k);
+  constexpr int warps = runs_warps(blocks_k, parts == 2);
   // Of what the launch gives to all threads: registers of warps that multiply, and of the warpgroup that copies.
   constexpr int registers = warps == 16 ? 112 : warps == 12 ? 152 : 232, copying = warps == 16 ? 32 : 40;
   static_assert(registers * warps + copying * 4 <= 65536 / (warps * 32 + 128) / 8 * 8 * (warps + 4));
@@ -313,7 +338,8 @@ __global__ void __launch_bounds__(runs_warps(blocks_k) * 32 + 128, 1) sums_kerne
   int const split = blockIdx.x % q.splits, place = blockIdx.x / q.splits;
   int const chunk = place % (p.chunks_c * p.chunks_k), unit0 = place / (p.chunks_c * p.chunks_k) * p.units;
   int const chunk_c = chunk % p.chunks_c, chunk_k = chunk / p.chunks_c;
-  int const first = int(int64_t(split) * p.tiles / q.splits), end = int(int64_t(split + 1) * p.tiles / q.splits);
+  int const least = p.tiles / q.splits, more = p.tiles % q.splits;  // tiles
+  int const first = split * least + min(split, more), end = first + least + (split < more ? 1 : 0);
   if (threadIdx.x < 12) zeros[threadIdx.x] = 0;
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&full[i], 1), ptx::mbarrier_init(&empty[i], warps);
@@ -323,7 +349,6 @@ __global__ void __launch_bounds__(runs_warps(blocks_k) * 32 + 128, 1) sums_kerne
 
   if (warp >= warps) {
     ptx::setmaxnreg_dec<copying>();
-    if (warp > warps) return;
     int const first_c = unit0 * q.C_unit + chunk_c * p.jobs_c * blocks_c * 8;
     int const first_k = unit0 * q.K_unit + chunk_k * p.jobs_k * blocks_k * 8;
     int stage = 0;
@@ -332,7 +357,7 @@ __global__ void __launch_bounds__(runs_warps(blocks_k) * 32 + 128, 1) sums_kerne
       int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h, n0 = image * p.images;
       int const images = min(p.images, q.N - n0), rows = min(p.rows, q.P - tile_h * p.rows);
       int const x_rows = (rows - 1) * stride + 3;
-      if (lane == 0)
+      if (threadIdx.x == warps * 32)
         ptx::mbarrier_arrive_expect_tx(&full[stage], side_bytes(p.x, first_c, images, tile_h, x_rows) +
                                                          side_bytes(p.y, first_k, images, tile_h, rows));
       __syncwarp();
@@ -351,7 +376,7 @@ __global__ void __launch_bounds__(runs_warps(blocks_k) * 32 + 128, 1) sums_kerne
   int const c0 = (chunk_c * p.jobs_c + j_c) * blocks_c * 8, k0 = (chunk_k * p.jobs_k + j_k) * blocks_k * 8;
   bool const works = u < p.units && c0 < q.C_unit && k0 < q.K_unit && (unit0 + u) * q.C_unit < p.x.channels;
 
-  using Sums = Walk<T, stride, blocks_c, blocks_k, how>;
+  using Sums = Walk<T, parts, stride, blocks_c, blocks_k, how>;
   Sums sums;
   sums.clear();
 
@@ -393,7 +418,7 @@ __global__ void __launch_bounds__(runs_warps(blocks_k) * 32 + 128, 1) sums_kerne
   ptx::griddepcontrol_launch_dependents();
 
   // The shares of a job, in order.
-  constexpr int tiles = Sums::tiles, pairs = Sums::count / 2;
+  constexpr int pairs = Sums::count / 2;
   if (p.shares > 1) {
     ptx::bar_sync(1, warps * 32);
     float2* const mine = reinterpret_cast<float2*>(shared) + warp * pairs * 32 + lane;
@@ -405,6 +430,7 @@ __global__ void __launch_bounds__(runs_warps(blocks_k) * 32 + 128, 1) sums_kerne
       }
     ptx::bar_sync(1, warps * 32);
     if (share > 0 || !works) return;
+#pragma unroll 1
     for (int other = 1; other < p.shares; ++other)
 #pragma unroll
       for (int i = 0; i < pairs; ++i) {
@@ -495,7 +521,7 @@ inline RunSide make_run_side(void const* data, int64_t channels, int64_t H, int6
   return s;
 }
 
-template <class T, int stride, int blocks_c, int blocks_k, Loads how>
+template <class T, int parts, int stride, int blocks_c, int blocks_k, Loads how>
 cudaError_t launch_runs(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
   int64_t const per_unit = groups_per_unit(problem), stride_h = problem.stride_h;
   RunParams p{};
@@ -514,11 +540,11 @@ cudaError_t launch_runs(Problem const& problem, PlainRuns const& t, Arguments co
   p.chunks_c = int(t.chunks_c), p.chunks_k = int(t.chunks_k), p.rows = int(t.rows), p.images = int(t.images);
   p.quads = int(t.quads), p.tiles_h = int(ceil_div(problem.P(), t.rows)), p.tiles = int(t.tiles);
   p.stage_bytes = int(t.stage_bytes), p.stages = int(t.stages), p.y_at = int(t.y_at);
-  auto* const kernel = sums_kernel<T, stride, blocks_c, blocks_k, how>;
+  auto* const kernel = sums_kernel<T, parts, stride, blocks_c, blocks_k, how>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared));
   if (error != cudaSuccess) return error;
   int64_t const units = problem.C / q.C_unit;
-  kernel<<<unsigned(t.places * t.splits), runs_warps(blocks_k) * 32 + 128, size_t(t.shared), stream>>>(p);
+  kernel<<<unsigned(t.places * t.splits), runs_warps(blocks_k, parts == 2) * 32 + 128, size_t(t.shared), stream>>>(p);
   if (cudaError_t const failed = cudaGetLastError()) return failed;
   return launch_dependent(add_kernel<T>, dim3(unsigned(units * (q.C_unit / 8) * (q.K_unit / 8))), kTaps * 32, 0, stream,
                           q);
@@ -526,14 +552,23 @@ cudaError_t launch_runs(Problem const& problem, PlainRuns const& t, Arguments co
 
 template <class T, int stride, Loads how>
 cudaError_t start_runs_of(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
-  if (t.blocks_k == 1) return launch_runs<T, stride, 1, 1, how>(problem, t, args, stream);
-  if (t.blocks_k == 2) return launch_runs<T, stride, 2, 2, how>(problem, t, args, stream);
-  return launch_runs<T, stride, 2, 4, how>(problem, t, args, stream);
+  if (t.blocks_k == 1) return launch_runs<T, 1, stride, 1, 1, how>(problem, t, args, stream);
+  if (t.blocks_k == 2) return launch_runs<T, 1, stride, 2, 2, how>(problem, t, args, stream);
+  return launch_runs<T, 1, stride, 2, 4, how>(problem, t, args, stream);
 }
 
 template <class T, int stride>
 cudaError_t start_runs(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
-  if (!runs_off_vectors(problem)) return start_runs_of<T, stride, kVectors>(problem, t, args, stream);
+  if constexpr (std::is_same_v<T, float>) {
+    // Words alone: loads are hidden behind three products.
+    if (!problem.allow_tf32)
+      return t.blocks_k == 1 ? launch_runs<T, 2, stride, 1, 1, kWords>(problem, t, args, stream)
+                             : launch_runs<T, 2, stride, 2, 2, kWords>(problem, t, args, stream);
+  }
+  // Float32 is as fast by words, but for a stride.
+  if constexpr (sizeof(T) == 2 || stride == 2) {
+    if (!runs_off_vectors(problem)) return start_runs_of<T, stride, kVectors>(problem, t, args, stream);
+  }
   if constexpr (sizeof(T) == 2) {
     // With a stride only y has rows of odd length.
     if (stride == 2 || problem.W % 2 != 0) return start_runs_of<T, stride, kHalves>(problem, t, args, stream);
