@@ -31,7 +31,7 @@ struct PixelLines {
     stage_bytes = ceil_div(kLinesPixels * line * 2 + 32, 128) * 128;
     tile_bytes = chunks * kLinesPixels * 128, out_bytes = ceil_div(kLinesPixels * columns * 2, 1024) * 1024;
     int64_t const left = kLinesBytes - filter_bytes;
-    for (int64_t g = row.tile_n == 256 ? 2 : 4; g >= 1; --g) {
+    for (int64_t g = 4; g >= 1; --g) {
       int64_t const each = left / g / 1024 * 1024 - tile_bytes - out_bytes;
       if (each < stage_bytes) continue;
       stages = min64(kLinesMostStages, each / stage_bytes);

@@ -38,7 +38,7 @@ struct Params {
 
 template <int TN>
 struct Shape {
-  static constexpr int most_groups = TN == 256 ? 2 : 4;
+  static constexpr int most_groups = 4;
   static constexpr int threads = most_groups * kWarpgroup;
 };
 
