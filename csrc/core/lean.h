@@ -104,8 +104,7 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     if (planes && !wgrad && p.C % 64 != 0)
       ns += double(tiles) / 132 * (dgrad ? double(steps) / double(ceil_div(p.C, 64)) : 1) * 600;
     // As measured beside the other rows that take planes.
-    if (planes)
-      ns += wgrad ? (row.tile_n == 64 ? -1200 : 0) : image * size_of(p.dtype) % 128 != 0 ? 600 : -500;
+    if (planes) ns += wgrad ? (row.tile_n == 64 ? -1200 : 0) : image * size_of(p.dtype) % 128 != 0 ? 600 : -500;
     // As measured: larger layers take longer, those of several taps from a smaller size on (L19, L56; 1x1: L22).
     if (ns > (taps > 1 ? 16500 : 30000)) ns *= 1.5;
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
