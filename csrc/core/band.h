@@ -207,8 +207,23 @@ constexpr Estimate band_estimate(Row const& row, Op op, Problem const& problem, 
   BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, nhwc);
   bool const vectors = nhwc ? channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) : p.W % 8 == 0;
   // Single elements, copied (dgrad) or stored.
-  double const single = !strided ? 1.0 : op == Op::dgrad ? (nhwc ? 1.5 : 1.1) : (nhwc ? 0.85 : 1.9);
-  double const byte_ns = (nhwc || row.tile_m > 16 ? 0.095 : 0.07) * single * (vectors ? 1.0 : nhwc ? 1.75 : 1.33);
+  double const single = !strided           ? 1.0
+                        : op == Op::dgrad  ? (nhwc ? 1.5 : 1.1)
+                        : nhwc             ? 0.85
+                        : row.tile_m == 64 ? 2.6
+                                           : 1.9;
+  // What of a plane lies beyond the image is zeros.
+  double const rows = double(t.rows) * (row.tile_m / 16), columns = double(t.units) * 8;
+  double const inside =
+      (double(p.H) < rows ? double(p.H) / rows : 1) * (double(p.W) < columns ? double(p.W) / columns : 1);
+  double const apart = vectors   ? (row.tile_m == 64 ? 0.8 + 0.5 * inside : 1.0)
+                       : nhwc    ? (strided ? (row.tile_m == 64 ? 1.0 + 1.6 * inside : 1.75)
+                                            : 1.3 + (row.tile_m == 64 ? 4.4 : 2.4) * inside)
+                       : strided ? 1.33
+                                 : (row.tile_m == 64   ? 1.1 + 0.6 * inside
+                                    : row.tile_m == 32 ? 1.8
+                                                       : 1.65);
+  double const byte_ns = (nhwc || row.tile_m > 16 ? 0.095 : 0.07) * single * apart;
   double const product_ns = row.tile_m == 64 ? (nhwc ? 0.84 : 0.9) : row.tile_m == 32 ? (nhwc ? 0.33 : 0.49) : 0;
   double const planes = double(t.channels) * t.images;
   double const copies_ns = planes * double(t.plane_bytes) * byte_ns, products_ns = planes * t.products * product_ns;

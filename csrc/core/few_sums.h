@@ -137,7 +137,7 @@ constexpr Estimate few_sums_estimate(Row const& row, Problem const& p, Device co
   double const issue = double(rounds) * t.threads / 32 * items * (steps * instructions + 45) / 4 / 1.755;
   double const chain = items * (steps * instructions + 60) * 2.5 / 1.755;
   double const ns = 6800 + 0.0545 * bytes + (issue > chain ? issue : chain) + (t.shares * t.bands > 1 ? 680 : 0);
-  return {t.stages > 1 ? ns * 1.6 : ns, 1};  // several stages: not fitted, so only where others are far behind
+  return {t.stages > 1 ? ns * 1.08 : ns, 1};
 }
 
 }  // namespace conv2d_ext

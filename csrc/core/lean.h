@@ -23,17 +23,19 @@ constexpr int64_t lean_clusters(int splits) {
   }
 }
 
-// Does a row of 64 by 64 or 128 run 1x1 filters over NCHW, in place?
+// Does a row of 64 by 64 or 128 run 1x1 filters over NCHW, in place? In TF32 fprop alone (tma_lean_tf32.cuh).
 constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
-  if (p.dtype == DType::f32 || row.tile_m != 64 || row.tile_n < 64) return false;
-  if (channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) && channel_vectors(p.y, p.y_align, p.K, 8, p.dtype))
+  if ((p.dtype == DType::f32 && row.op != Op::fprop) || row.tile_m != 64 || row.tile_n < 64) return false;
+  int const v = 16 / size_of(p.dtype);
+  if (channel_vectors(p.x, p.x_align, p.C, v, p.dtype) && channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
     return false;
-  if (!pointwise_supports(row.op, p) || p.w.c != 1 || !channel_vectors(p.w, p.w_align, p.C, 8, p.dtype)) return false;
+  if (!pointwise_supports(row.op, p) || p.w.c != 1 || !channel_vectors(p.w, p.w_align, p.C, v, p.dtype)) return false;
   // A few tiles and steps, which 32 bits count.
   return double(p.N) * double(p.H) * double(p.W) < 1e7 && max64(p.C, p.K) < 65536;
 }
 
 constexpr bool lean_supports(Row const& row, Problem const& p) {
+  if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   if (lean_takes_planes(row, p)) return true;
   int const v = 16 / size_of(p.dtype);
   if (p.groups != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0)
@@ -58,7 +60,7 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad, tf32 = p.dtype == DType::f32;
   bool const planes = lean_takes_planes(row, p);
   // dgrad's tiles of 64x64 are half as wide for up to 32 channels.
-  double const TM = row.tile_m, TN = dgrad && row.tile_n == 64 && p.C <= 32 && !planes ? 32 : row.tile_n;
+  double const TM = row.tile_m, TN = dgrad && !tf32 && row.tile_n == 64 && p.C <= 32 && !planes ? 32 : row.tile_n;
   double const area = TM * TN;
   int64_t const taps = p.R * p.S, line = 128 / size_of(p.dtype), C = dgrad ? p.K : p.C;
   int64_t const pixels = p.N * (dgrad ? p.H * p.W : p.P() * p.Q());
@@ -94,16 +96,18 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     double ns = before + (full > alone ? full + alone * 0.04 : alone + full * 0.04) + (each - 1) * 51 +
                 area * each * 0.041 + bytes / 5560;
     if (split > 1) ns += 1076 + area * 0.155;
-    // As measured: 1x1 filters whose pixels share lines of memory, and tiles that do not fit at a time.
+    // As measured: 1x1 filters whose pixels share lines of memory, and tiles of 128x128 that do not fit at a time.
     if (taps == 1 && !wgrad && (p.C * size_of(p.dtype) % 128 != 0 || p.K * size_of(p.dtype) % 128 != 0))
       ns *= planes ? 1.06 : 1.2;
     if (taps == 1 && dgrad && !planes && each > 2 && p.C % 64 != 0) ns *= 1.4;
-    if (taps == 1 && area >= 64 * 128 && each > 2) ns *= 1.12;
+    if (taps == 1 && area >= 64 * 128 && each > (area > 64 * 128 ? 1 : 2))
+      ns *= area > 64 * 128 && each > 2 ? 1.17 : 1.12;
     // As measured: boxes of filters whose channels end within them.
     if (planes && !wgrad && p.C % 64 != 0)
       ns += double(tiles) / 132 * (dgrad ? double(steps) / double(ceil_div(p.C, 64)) : 1) * 600;
     // As measured beside the other rows that take planes.
-    if (planes) ns += wgrad ? (row.tile_n == 64 ? -1200 : 0) : image * size_of(p.dtype) % 128 != 0 ? 600 : -500;
+    if (planes)
+      ns += tf32 ? 3200 : wgrad ? (row.tile_n == 64 ? -1200 : 0) : image * size_of(p.dtype) % 128 != 0 ? 600 : -500;
     // As measured: larger layers take longer, those of several taps from a smaller size on (L19, L56; 1x1: L22).
     if (ns > (taps > 1 ? 16500 : 30000)) ns *= 1.5;
     if (best.ns == 0 || ns < best.ns) best = {ns, split};

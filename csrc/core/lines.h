@@ -7,6 +7,7 @@
 namespace conv2d_ext {
 
 inline constexpr int kLineThreads = 256, kLineOutputs = 4, kLineTaps = 4;  // of a block; of a thread
+inline constexpr int kLinePhases = 4;                                      // of a launch, along either side
 
 struct LineTile {
   int vector = 1;                               // channels of a thread
@@ -121,7 +122,11 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
                  waits_ns = multiplier * met * t.rows * (610 + 20 * loads);
     double const chain_ns = instructions_ns > waits_ns ? instructions_ns : waits_ns;
     ns = overlapped(memory_ns, issue_ns);
-    return {(backward ? 0.87 : 1.0) * (8500 + 1.6 * (ns > chain_ns ? ns : chain_ns)), 1};
+    // A launch has so many phases either way.
+    double const launches = backward ? double(ceil_div(phases_of(p.H, p.stride_h), kLinePhases)) *
+                                           double(ceil_div(phases_of(p.W, p.stride_w), kLinePhases))
+                                     : 1;
+    return {(backward ? 0.87 : 1.0) * (8500 + 1.6 * (ns > chain_ns ? ns : chain_ns)) + (launches - 1) * 2700, 1};
   }
   double const runs = double(p.N) * double(p.P()) * double(t.segments), units = double(t.slices) * t.tap_slices;
   double const group =

@@ -119,7 +119,7 @@ constexpr Packing packing(Row const& row, Problem const& p) {
 constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estimate e) {
   // strip reads all taps for each of a stride's phases.
   int64_t const phases = p.stride_h * p.stride_w;
-  if (row.family == Family::strip && row.op == Op::dgrad && phases > 25) e.ns *= double(phases) / 8;
+  if (row.family == Family::strip && row.op == Op::dgrad && phases > 4) e.ns *= phases > 12 ? double(phases) / 7 : 1.75;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad;
   bool const stream = row.family == Family::stream, tiles = row.family == Family::depthwise && row.tile_m > 0;
   // wgrad of direct.h: all taps of a pixel after one another, and the shuffles of their sums.

@@ -568,16 +568,17 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
   double const rows = spread ? t.rows / 2.0 + row.tile_m / 2 + 10 : double(t.rows - 1) * row.tile_k + row.tile_m + 10;
   double const steps = double(t.walks()) * t.ring.warps * double(p.C) * rows;
   double const copies = t.ring.used    ? (!t.ring.odd ? 1.2
-                                          : spread    ? 4.0
-                                                      : 1.9)
-                        : t.width == 1 ? 3.9
+                                          : spread    ? 5.5
+                                                      : 2.9)
+                        : t.width == 1 ? 5.2
                         : t.width == 2 ? 1.3
                                        : 1.0;
   double const strided = row.tile_k == 1 || spread ? 1.0 : sums ? 1.2 : 0.9;
   double const slower = copies * strided * (sums ? 1.4 : 1.0);
   double const step_ns = (25 + 2.0 * row.tile_m) * slower / (7.2 * d.sm_count);
   double const walk_ns = t.ring.used && t.ring.odd && !spread ? rows * 55 * row.tile_m : 0;  // of one warp
-  double const steps_ns = steps * step_ns, ns = 3500 + memory_ns + (steps_ns > walk_ns ? steps_ns : walk_ns);
+  double const steps_ns = steps * step_ns, begin = t.width == 1 ? 5500 : 4500;
+  double const ns = begin + memory_ns + (steps_ns > walk_ns ? steps_ns : walk_ns);
   return with_splits(ns, 10, double(p.C), double(ceil_div(t.walks(), kStreamWarps)));
 }
 

@@ -548,7 +548,10 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     double ns = swapped ? 1290 : 0;
     if (s.alone > 0 && phases > 1) {
       double const share = whole / slots * double(s.alone) / double(tiles) + (split > 1 ? 0 : each * 0.43);
-      ns += share > each ? share : each;
+      if (p.R * p.S == 1 && split == 1 && p.groups == 1)  // rounds of those with a tap, and the others' zeros
+        ns += 0.9 * (double(ceil_div(int64_t(count[0]), tma_slots(row))) * each + (whole - count[0] * each) / slots);
+      else
+        ns += share > each ? share : each;
     } else if (two) {  // a block that has an SM for itself is faster
       int64_t const rest = s.alone % tma_slots(row);
       ns += double(s.alone / tma_slots(row)) * each;

@@ -13,7 +13,7 @@
 
 namespace conv2d_ext::depthwise {
 
-constexpr int kOutputs = kLineOutputs, kTaps = kLineTaps, kPhases = 4;
+constexpr int kOutputs = kLineOutputs, kTaps = kLineTaps, kPhases = kLinePhases;
 
 // Of an SM, so that no registers are spilled.
 constexpr int line_blocks(int ratio) { return ratio == 0 ? 1 : 2; }

@@ -424,7 +424,7 @@ cudaError_t start_lean(void (*kernel)(LeanParams), LeanParams& q, int64_t tiles_
   int64_t const shared = ceil_div(q.share, S::steps);
   // A stage is given back when the next one has arrived.
   q.stages = int32_t(min64(max64(min64(room / S::stage_bytes, kLeanStages), 2), shared));
-  auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 226 * 1024);
+  auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -1,0 +1,325 @@
+// Small TF32 problems whose operands lie so that wgmma does not take one of them from shared memory, by tiles of
+// tma_lean.cuh: dgrad of one phase in channels_last, whose filters have channels side by side, and fprop of 1x1 filters
+// over NCHW, whose pixels are.
+//
+// That operand, the turned one, has the instruction's rows, 64 a warpgroup, as in tma_tf32.cuh: fragments are loaded
+// from the lines that the copy engine brought. The other, straight one has its columns.
+//   dgrad   out[pixel, c] = sum over taps and filters of w[filter, tap, c] * y[moved pixel, filter]: channels are rows
+//   planes  out[k, pixel] = sum over channels of x[channel, pixel] * w[k, channel]: pixels of an image are rows
+// A thread has two neighbouring rows, which it stores at once.
+#pragma once
+
+#include "tma_lean.cuh"
+#include "tma_tf32.cuh"
+
+namespace conv2d_ext::tma {
+
+template <int R, int N>
+struct TurnedShape {
+  static constexpr int multiplying = R / 64 * kWarpgroup, threads = multiplying + 2 * 32, steps = 2;
+  static constexpr int a_bytes = N * kLineBytes, b_bytes = R * kLineBytes, run_bytes = kTf32Line * kLineBytes;
+  static constexpr int stage_bytes = steps * (a_bytes + b_bytes);
+};
+
+// The steps of the turned operand: runs of 32 rows.
+template <int R, int N, bool planes>
+struct TurnedCopies {
+  using S = TurnedShape<R, N>;
+  int32_t left, chunk, tap_h, tap_w, first, image, runs;
+  uint32_t to;
+  Stage stage;
+
+  __device__ void begin(LeanParams const& p, uint32_t ring, int begin, int count, int row0, int of_tile) {
+    left = count, chunk = begin, tap_h = tap_w = 0, first = row0, image = of_tile, to = ring + S::steps * S::a_bytes;
+    if (!planes && p.taps > 1 && begin > 0) {
+      tap_w = begin, chunk = p.taps.divide(tap_w);
+      tap_h = p.taps_w.divide(tap_w);
+    }
+    runs = min(R / kTf32Line, ((planes ? p.M : p.N) - first + kTf32Line - 1) / kTf32Line);
+  }
+
+  __device__ void copy_stage(LeanParams const& p, LeanTables& tables) {
+    int const steps = min(left, S::steps);
+    uint64_t* const full = &tables.full_b[stage.index];
+    ptx::mbarrier_arrive_expect_tx(full, steps * runs * S::run_bytes);
+    uint32_t at = to + stage.index * S::stage_bytes;
+#pragma unroll 1
+    for (int i = 0; i < steps; ++i, at += S::b_bytes) {
+#pragma unroll 1
+      for (int run = 0; run < runs; ++run) {
+        uint32_t const shared = at + run * S::run_bytes;
+        int const row = first + run * kTf32Line;
+        if constexpr (planes)
+          ptx::cp_async_bulk_tensor_4d(shared, &p.b, full, row, chunk * kTf32Line, image, 0);
+        else
+          ptx::cp_async_bulk_tensor_5d(shared, &p.b, full, row, p.first_s + tap_w * p.step_s,
+                                       p.first_r + tap_h * p.step_r, chunk * kTf32Line, 0);
+      }
+      if (planes || p.taps == 1) {
+        ++chunk;
+      } else if (++tap_w == p.taps_w.value) {
+        tap_w = 0;
+        if (++tap_h * p.taps_w.value == p.taps.value) tap_h = 0, ++chunk;
+      }
+    }
+    left -= steps;
+  }
+};
+
+// planes: the steps of the filters, N of them.
+template <int R, int N>
+struct FilterCopies {
+  using S = TurnedShape<R, N>;
+  int32_t left, chunk, first;
+  uint32_t to;
+  Stage stage;
+  __device__ void begin(uint32_t ring, int begin, int count, int column0) {
+    left = count, chunk = begin, first = column0, to = ring;
+  }
+  __device__ void copy_stage(LeanParams const& p, LeanTables& tables) {
+    int const steps = min(left, S::steps);
+    uint64_t* const full = &tables.full_a[stage.index];
+    ptx::mbarrier_arrive_expect_tx(full, steps * S::a_bytes);
+    uint32_t at = to + stage.index * S::stage_bytes;
+#pragma unroll 1
+    for (int i = 0; i < steps; ++i, at += S::a_bytes, ++chunk)
+      ptx::cp_async_bulk_tensor_4d(at, &p.a, full, chunk * kTf32Line, first, 0, 0);
+    left -= steps;
+  }
+};
+
+template <int R, int N, bool planes>
+__device__ void turned_multiply(LeanParams const& p, uint32_t ring, LeanTables& tables, int64_t const* columns,
+                                int count, int rank, int row0, int column0) {
+  using S = TurnedShape<R, N>;
+  constexpr int together = 2, parts = kTf32Line / 8 / together, blocks = N / 8;
+  static_assert(parts == 2);
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = int(threadIdx.x) / 32 % 4;
+  int const lane = int(threadIdx.x) % 32, quad = lane % 4;
+  // A thread's two rows in the lines of the reduction's quad and quad + 4.
+  int const first = tf32::raw_channel(warp, lane / 4), chunk = first % 32 / 4;
+  uint32_t const lines = ring + S::steps * S::a_bytes + (group * 2 + first / 32) * S::run_bytes + first % 4 * 4;
+  uint32_t const low = lines + quad * kLineBytes + (chunk ^ quad) * 16;
+  uint32_t const high = lines + (quad + 4) * kLineBytes + (chunk ^ (quad + 4)) * 16;
+  uint64_t const layout = layout_of(kLineBytes);
+  int const row = row0 + group * 64 + first;
+  float acc[N / 2];
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) acc[i] = 0;
+  uint32_t v[parts][together][4] = {};
+  Stage stage;
+  int before = -1;
+#pragma unroll 1
+  for (int step = 0; step < count; step += S::steps, stage.advance(p.stages)) {
+    ptx::mbarrier_wait(&tables.full_a[stage.index], stage.parity);
+    ptx::mbarrier_wait(&tables.full_b[stage.index], stage.parity);
+    uint32_t const at = stage.index * S::stage_bytes;
+#pragma unroll
+    for (int t = 0; t < S::steps; ++t) {
+      if (step + t >= count) break;
+#pragma unroll
+      for (int part = 0; part < parts; ++part) {  // fragments are loaded while those before are multiplied
+        ptx::wgmma_wait_group<1>();
+        ptx::wgmma_fence_operand(v[part]);
+#pragma unroll
+        for (int i = 0; i < together; ++i) {
+          uint32_t const offset = at + t * S::b_bytes + (part * together + i) * kCoreBytes;
+          uint2 const l = ptx::ld_shared_v2(low + offset), h = ptx::ld_shared_v2(high + offset);
+          v[part][i][0] = l.x, v[part][i][1] = l.y, v[part][i][2] = h.x, v[part][i][3] = h.y;
+        }
+        if (t == 0 && part == 1 && lane == 0 && before >= 0) ptx::mbarrier_arrive(&tables.empty[before]);
+        ptx::wgmma_fence_operand(acc);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < together; ++i)
+          ptx::wgmma_mma_async_tf32(acc, v[part][i],
+                                    at_address(layout, ring + at + t * S::a_bytes + (part * together + i) * 32));
+        ptx::wgmma_commit_group();
+      }
+    }
+    before = stage.index;
+  }
+  ptx::wgmma_wait_group<0>();
+  ptx::wgmma_fence_operand(acc);
+  float const* const bias = planes ? static_cast<float const*>(p.bias) : nullptr;
+  auto store = [&](float const* sum, int j) {  // of 8 columns
+    if (row >= (planes ? p.M : p.N)) return;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int const column = j * 8 + quad * 2 + i;
+      int64_t const to = columns[column];
+      if (to < 0) continue;
+      float const add = planes && bias != nullptr ? bias[(column0 + column) * p.bias_stride] : 0.0f;
+      *reinterpret_cast<float2*>(static_cast<float*>(p.out) + to + row) = make_float2(sum[i] + add, sum[2 + i] + add);
+    }
+  };
+  if (p.splits == 1) {
+#pragma unroll
+    for (int j = 0; j < blocks; ++j) store(acc + j * 4, j);
+    return;
+  }
+  // As in tma_lean.cuh.
+  uint32_t const mine = ring + p.stages * S::stage_bytes + int(threadIdx.x) * 16,
+                 bar = ptx::shared_address(&tables.parts);
+  int const part_bytes = p.per * S::multiplying * 16;
+  ptx::barrier_cluster_wait();  // the others have set up their barriers
+  int to = 0, its = 0;
+#pragma unroll
+  for (int j = 0; j < blocks; ++j, ++its) {
+    if (its == p.per) its = 0, ++to;
+    ptx::st_async_v4(ptx::mapa(mine + rank * part_bytes + its * (S::multiplying * 16), to), acc + j * 4,
+                     ptx::mapa(bar, to));
+  }
+  ptx::mbarrier_wait_cluster(bar, 0);
+  int const first_block = rank * p.per, last = min(first_block + p.per, blocks);
+#pragma unroll 1
+  for (int j = first_block; j < last; ++j) {
+    float sum[4] = {};
+    uint32_t from = mine + (j - first_block) * (S::multiplying * 16);
+#pragma unroll 4
+    for (int s = 0; s < p.splits; ++s, from += part_bytes) {
+      uint4 const u = ptx::ld_shared_v4(from);
+      sum[0] += __uint_as_float(u.x), sum[1] += __uint_as_float(u.y), sum[2] += __uint_as_float(u.z),
+          sum[3] += __uint_as_float(u.w);
+    }
+    store(sum, j);
+  }
+}
+
+// blockIdx: x rows (planes: columns), y the others.
+template <int R, int N, bool planes>
+__global__ void __launch_bounds__(TurnedShape<R, N>::threads, R == 64 ? 2 : 1)
+    lean_turned_kernel(__grid_constant__ LeanParams const p) {
+  using S = TurnedShape<R, N>;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ LeanTables tables;
+  __shared__ int64_t columns[N];  // where the results of a column go, or -1
+  uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
+  int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp - S::multiplying / 32;
+  int tile = int(blockIdx.x), image = 0;
+  if constexpr (planes) image = p.tiles_n.divide(tile);
+  int const row0 = tile * R, column0 = int(blockIdx.y) * N, rank = int(blockIdx.z);
+  int const begin = rank * p.share, count = max(min(p.share, p.steps - begin), 0);
+  std::conditional_t<planes, FilterCopies<R, N>, LeanCopies<float, N, R, kLineBytes, false, false, true>> straight;
+  TurnedCopies<R, N, planes> turned;
+  if (copier == 0) {
+    if (ptx::elect()) {
+      ptx::griddepcontrol_wait();
+      if constexpr (planes)
+        straight.begin(ring, begin, count, column0);
+      else
+        straight.begin(p, ring, begin, count, 0, 0);
+      first_trip<true>(straight, p, tables);
+    }
+  } else if (copier == 1) {
+    if (ptx::elect()) {
+      ptx::griddepcontrol_wait();
+      turned.begin(p, ring, begin, count, row0, image);
+      first_trip<false>(turned, p, tables);
+    }
+  } else {
+    if (warp == 0 && ptx::elect()) {
+      for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&tables.empty[i], S::multiplying / 32);
+      ptx::mbarrier_init(&tables.parts, 1);
+      ptx::fence_mbarrier_init();
+      if (p.splits > 1) {
+        int const mine = max(min(p.per, N / 8 - rank * p.per), 0);
+        ptx::mbarrier_arrive_expect_tx(&tables.parts, p.splits * mine * S::multiplying * 16);
+      }
+    }
+    if (threadIdx.x < N) {
+      int const column = column0 + int(threadIdx.x);
+      int64_t to = -1;
+      if constexpr (planes) {
+        if (column < p.N) to = column * p.out_h + image * p.out_n;
+      } else if (column < p.M) {
+        int j = column, i = p.columns.divide(j), n = p.rows.divide(i);
+        to = n * p.out_n + i * p.out_h + j * p.out_w;
+      }
+      columns[threadIdx.x] = to;
+    }
+  }
+  __syncwarp();
+  __syncthreads();
+  if (p.splits > 1) ptx::barrier_cluster_arrive();
+  if (copier < 0) {
+    ptx::griddepcontrol_wait();
+    turned_multiply<R, N, planes>(p, ring, tables, columns, count, rank, row0, column0);
+  } else {
+    if (ptx::elect()) {
+      if (copier == 0) {
+        other_trips(straight, p, tables);
+        ptx::griddepcontrol_launch_dependents();
+      } else {
+        other_trips(turned, p, tables);
+      }
+    }
+    __syncwarp();
+    if (p.splits > 1) ptx::barrier_cluster_wait();
+  }
+}
+
+// TM pixels by TN channels.
+template <int TM, int TN>
+cudaError_t launch_lean_turned(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  Walk const h = walk_h(Op::dgrad, p, 0), w = walk_w(Op::dgrad, p, 0);
+  int64_t const pixels = p.N * h.pixels * w.pixels, taps = h.taps * w.taps;
+  LeanParams q{};
+  q.columns = Divisor(w.pixels), q.rows = Divisor(h.pixels), q.tiles_n = Divisor(1);
+  q.taps_w = Divisor(w.taps), q.taps = Divisor(taps);
+  q.M = int32_t(pixels), q.N = int32_t(p.C), q.steps = int32_t(ceil_div(p.K, kTf32Line) * taps);
+  q.splits = plan.split_k, q.share = int32_t(ceil_div(q.steps, q.splits)), q.per = int32_t(ceil_div(TM / 8, q.splits));
+  q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
+  q.stride_h = int32_t(h.stride), q.stride_w = int32_t(w.stride);
+  q.tap_h = int32_t(h.tap_stride), q.tap_w = int32_t(w.tap_stride);
+  q.first_r = int32_t(h.first_tap), q.step_r = int32_t(h.tap_step);
+  q.first_s = int32_t(w.first_tap), q.step_s = int32_t(w.tap_step);
+  q.out_n = p.x.n, q.out_h = p.x.h, q.out_w = p.x.w, q.out = args.out;
+  Tensor4 const walks{args.a, p.dtype, {p.K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}, true};
+  cudaError_t error = encode_im2col(q.a, walks, h, w, kTf32Line, TM);
+  if (error != cudaSuccess) return error;
+  error = encode_filters(q.b, args.b, p, kTf32Line, kTf32Line, true);
+  if (error != cudaSuccess) return error;
+  return start_lean<TurnedShape<TN, TM>>(lean_turned_kernel<TN, TM, false>, q, ceil_div(p.C, TN), ceil_div(pixels, TM),
+                                         stream);
+}
+
+// fprop of 1x1 filters over NCHW: TN pixels by TM filters.
+template <int TM, int TN>
+cudaError_t launch_lean_turned_planes(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  int64_t const pixels = p.H * p.W;
+  LeanParams q{};
+  q.M = int32_t(pixels), q.N = int32_t(p.K), q.columns = q.rows = q.taps_w = q.taps = Divisor(1);
+  q.tiles_n = Divisor(ceil_div(pixels, TN)), q.steps = int32_t(ceil_div(p.C, kTf32Line));
+  q.splits = plan.split_k, q.share = int32_t(ceil_div(q.steps, q.splits)), q.per = int32_t(ceil_div(TM / 8, q.splits));
+  q.out_h = p.y.c, q.out_n = p.y.n, q.bias = args.bias, q.bias_stride = args.bias_stride, q.out = args.out;
+  Tensor4 const w{args.b, p.dtype, {p.C, p.K, 1, 1}, {1, p.w.n, 0, 0}, true};
+  Tensor4 const x{args.a, p.dtype, {pixels, p.C, p.N, 1}, {1, p.x.c, p.x.n, 0}, true};
+  cudaError_t error = encode_tiled(q.a, w, kTf32Line, TM, 1, 1);
+  if (error != cudaSuccess) return error;
+  error = encode_tiled(q.b, x, kTf32Line, kTf32Line, 1, 1);
+  if (error != cudaSuccess) return error;
+  return start_lean<TurnedShape<TN, TM>>(lean_turned_kernel<TN, TM, true>, q, q.tiles_n.value * p.N, ceil_div(p.K, TM),
+                                         stream);
+}
+
+template <Op op, DType dtype, int TM, int TN>
+cudaError_t launch_lean_tf32(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  if constexpr (op == Op::dgrad) {
+    return launch_lean_turned<TM, TN>(p, plan, args, stream);
+  } else {
+    if constexpr (TM == 64 && TN >= 64)
+      if (lean_takes_planes(row_of(plan), p)) return launch_lean_turned_planes<TM, TN>(p, plan, args, stream);
+    return launch_lean<op, dtype, TM, TN>(p, plan, args, stream);
+  }
+}
+
+}  // namespace conv2d_ext::tma
+
+#define CONV2D_EXT_TMA_LEAN_TF32_INSTANCE(family, op, dtype, tm, tn, tk, variant)                             \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return tma::launch_lean_tf32<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);                        \
+  }                                                                                                           \
+  }
