@@ -36,6 +36,7 @@ struct FewSumsParams {
   int N, images, stages;  // images of a stage
   int parts, bands_log2, share, band, rows;
   int units, runs, groups;          // runs: of taps, in all; units: of a block
+  int adders_log2;                  // lanes that add up a sum of the threads
   int bytes_x, bytes, shared_sums;  // of a stage; where the blocks' sums lie
   int each;                         // columns of a segment of a row of y
   Divisor by_units, by_chunks, by_band, by_segments;
@@ -172,37 +173,41 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
       sums[((worker * S + i / V) << p.channels_log2) + lane * V + i % V] = total[i / V][i % V];
   __syncthreads();
 
-  // Sums of the threads, and of the cluster's blocks by the first of them, in their order.
+  // Sums of the threads, and of the cluster's blocks by the first of them, in an order that never changes: some lanes
+  // for each, where there are many terms.
   int const count = (p.units * S) << p.channels_log2;
   float* blocks = reinterpret_cast<float*>(few_sums_shared + p.shared_sums);
-  auto add = [&](float const* from, int i, int terms) {
-    float sum = from[i];
+  auto add = [&](float const* from, int terms, int adders_log2, auto use) {
+    int const side = 32 >> adders_log2, part = int(threadIdx.x) % 32 / side;
+#pragma unroll 1
+    for (int first_sum = int(threadIdx.x) / 32 * side; first_sum < count; first_sum += int(blockDim.x) / 32 * side) {
+      int const i = first_sum + (int(threadIdx.x) & (side - 1));
+      float sum = 0;
+      if (i < count)
 #pragma unroll 4
-    for (int other = 1; other < terms; ++other) sum += from[other * count + i];
-    return sum;
+        for (int other = part; other < terms; other += 1 << adders_log2) sum += from[other * count + i];
+      for (int distance = side; distance < 32; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+      if (part == 0 && i < count) use(i, sum);
+    }
   };
   if (p.parts > 1) {
     ptx::barrier_cluster_wait();  // all blocks run
     float* const to = cooperative_groups::this_cluster().map_shared_rank(blocks, 0) + part * count;
-#pragma unroll 1
-    for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) to[i] = add(sums, i, p.groups);
+    add(sums, p.groups, p.adders_log2, [&](int i, float sum) { to[i] = sum; });
     ptx::barrier_cluster_arrive();
     ptx::barrier_cluster_wait();
     if (part > 0) return;
   } else {
     blocks = sums;
   }
-  int const terms = p.parts > 1 ? p.parts : p.groups;
-#pragma unroll 1
-  for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
+  add(blocks, p.parts > 1 ? p.parts : p.groups, p.parts > 1 ? 0 : p.adders_log2, [&](int i, float sum) {
     int const tap = i >> p.channels_log2, run = first + tap / S, row = int(p.by_chunks.quotient(run));
     int const s = tap % S + (run - row * int(p.by_chunks.value)) * S;
-    if (s >= p.S || run >= p.runs) continue;
-    float sum = add(blocks, i, terms);
+    if (s >= p.S || run >= p.runs) return;
     int const k = (int(blockIdx.x) << p.channels_log2) + (i & ((1 << p.channels_log2) - 1));
     if (sum != sum) sum = exact_few_pixels<T>(p, k, row, s, stride);
     static_cast<T*>(p.out)[k * p.w_k + row * p.w_r + s * p.w_s] = narrow<T>(sum);
-  }
+  });
 }
 
 // ---- host side
@@ -237,6 +242,8 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
   p.stride_h = int(problem.stride_h), p.dilation_h = int(problem.dilation_h);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
   p.units = t.units, p.runs = int(problem.R) * t.chunks, p.groups = t.groups;
+  while (p.adders_log2 < 5 && t.sums << (p.adders_log2 + 1) <= t.threads && 2 << p.adders_log2 <= t.groups)
+    ++p.adders_log2;
   p.N = int(problem.N), p.images = t.images, p.stages = t.stages;
   p.bytes_x = int(t.bytes_x), p.bytes = int(t.bytes_x + t.bytes_y);
   p.by_units = Divisor(uint32_t(t.units)), p.by_chunks = Divisor(uint32_t(t.chunks));

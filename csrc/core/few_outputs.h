@@ -1,0 +1,98 @@
+// Depthwise fprop and dgrad of few outputs in channels_last, any filter (cuda/depthwise_few_outputs.cuh): which, its
+// tile, shared by the planner and the launcher, and what it costs.
+#pragma once
+
+#include "row.h"
+
+namespace conv2d_ext {
+
+inline constexpr int kFewOutputsThreads = 512, kFewOutputsColumns = 4;  // of a block, at most; outputs of a thread
+inline constexpr int64_t kFewOutputsBytes = 200 * 1024;                 // of shared memory, at most
+inline constexpr int64_t kFewOutputsTaps = 121;                         // of a filter, at most: one chain of products
+inline constexpr int64_t kFewOutputsExtent = 1 << 14;                   // strides, dilations and padding, at most
+
+constexpr bool is_few_outputs(Row const& row) {
+  return row.family == Family::depthwise && row.op != Op::wgrad && row.tile_m == 0 &&
+         row.tile_n == kFewOutputsColumns;
+}
+
+struct FewOutputsTile {
+  bool used = false;
+  bool slides = true;               // a thread's neighbouring outputs meet neighbouring inputs
+  int lanes = 32;                   // threads side by side along the channels, 4 bytes each
+  int band = 1, groups = 1;         // rows of outputs of a block; a row's groups of outputs of a thread
+  int left = 0, pitch = 1;          // of a row of inputs in shared memory: zeros before it, pixels in all
+  int rows = 1;                     // of inputs, that a band meets
+  int threads = 32;                 // of a block
+  int64_t slices = 1, bands = 1;    // blocks along the channels; of an image
+  int64_t bytes_x = 0, bytes_w = 0;  // of shared memory
+  double ns = 0;
+};
+
+constexpr FewOutputsTile few_outputs_tile(Op op, Problem const& p, Device const& d) {
+  FewOutputsTile t, best;
+  bool const backward = op == Op::dgrad;
+  int const size = size_of(p.dtype), vector = 16 / size;
+  int64_t const P = p.P(), Q = p.Q();
+  if (p.C_per_group() != 1 || p.K != p.C || p.dtype == DType::f64 || op == Op::wgrad) return t;
+  if (p.N <= 0 || p.C <= 0 || p.H <= 0 || p.W <= 0 || P <= 0 || Q <= 0) return t;
+  if (max64(max64(p.stride_h, p.stride_w), max64(p.dilation_h, p.dilation_w)) > kFewOutputsExtent ||
+      max64(p.pad_top, p.pad_left) > kFewOutputsExtent || max64(p.R, p.S) > kFewOutputsTaps)
+    return t;
+  if (p.R * p.S > kFewOutputsTaps || p.N >= 1 << 16 || max64(max64(p.H, p.W), max64(P, Q)) > kFewOutputsExtent) return t;
+  int64_t const dilation_h = p.R == 1 ? 1 : p.dilation_h, dilation_w = p.S == 1 ? 1 : p.dilation_w;
+  if (backward && ((p.stride_h > 1 && dilation_h > 1) || (p.stride_w > 1 && dilation_w > 1))) return t;
+  if (!channel_vectors(p.x, p.x_align, p.C, vector, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, vector, p.dtype))
+    return t;
+  int64_t const out_H = backward ? p.H : P, out_W = backward ? p.W : Q, in_H = backward ? P : p.H,
+                in_W = backward ? Q : p.W;
+  constexpr int64_t most = int64_t(1) << 30;
+  Strides const& in = backward ? p.y : p.x;
+  if (double(in.h) * double(in_H) * size > double(most) || double(in.w) * double(in_W) * size > double(most)) return t;
+  // Columns of inputs that a row of outputs meets.
+  int64_t const steps = backward ? p.stride_w : 1;  // from a thread's output to the next
+  int64_t const runs = ceil_div(ceil_div(out_W, steps), kFewOutputsColumns), last = runs * kFewOutputsColumns - 1;
+  int64_t const reach = (p.S - 1) * dilation_w;
+  int64_t const low = backward ? (reach > p.pad_left ? -ceil_div(reach - p.pad_left, p.stride_w) : 0) : -p.pad_left;
+  int64_t const high = backward ? last + (p.stride_w - 1 + p.pad_left) / p.stride_w
+                                : last * p.stride_w - p.pad_left + reach;
+  t.groups = int(runs * steps), t.left = int(-low);
+  t.pitch = int(t.left + max64(in_W, high + 1));
+  t.slides = backward ? p.stride_w > 1 || dilation_w == 1 : p.stride_w == 1 && dilation_w == 1;
+  for (t.lanes = 32; t.lanes >= 8; t.lanes /= 2) {
+    int64_t const channels = t.lanes * 4 / size, line = t.lanes * 4;
+    t.slices = ceil_div(p.C, channels);
+    t.bytes_w = ceil_div(channels * p.R * p.S * size, 16) * 16;
+    for (int64_t bands = 1; bands <= out_H; ++bands) {
+      t.band = int(ceil_div(out_H, bands)), t.bands = ceil_div(out_H, t.band);
+      if (t.bands < bands) continue;
+      int64_t const met = (p.R - 1) * dilation_h;
+      t.rows = int(min64(in_H, backward ? (t.band - 1 + met) / p.stride_h + 2 : (t.band - 1) * p.stride_h + met + 1));
+      t.bytes_x = t.rows * t.pitch * line;
+      if (t.bytes_x + t.bytes_w > kFewOutputsBytes || t.bands >= 1 << 16) continue;
+      int64_t const workers = int64_t(t.band) * t.groups * t.lanes, pieces = (t.bytes_x + t.bytes_w) / 16;
+      t.threads = int(min64(kFewOutputsThreads, ceil_div(max64(max64(64, workers), ceil_div(pieces, 4)), 32) * 32));
+      // Of an SM: what it copies, and the instructions of its threads.
+      int64_t const blocks = t.slices * t.bands * p.N, share = ceil_div(blocks, d.sm_count);
+      double const items = double(ceil_div(workers, t.threads));
+      double const taps = backward ? double(ceil_div(p.R, p.stride_h)) * double(ceil_div(p.S, p.stride_w))
+                                   : double(p.R) * double(p.S);
+      double const thread = double(ceil_div(pieces, t.threads)) * 20 + items * (taps * 21 + 80) + 100;
+      double const issue = double(share) * t.threads / 32 * thread / 4 / 1.755, chain = thread * 2.5 / 1.755;
+      t.ns = 6000 + 0.0545 * double(t.bytes_x + t.bytes_w) * double(share) + (issue > chain ? issue : chain);
+      t.used = true;
+      if (!best.used || t.ns < best.ns) best = t;
+    }
+  }
+  return best;
+}
+
+constexpr bool few_outputs_supports(Row const& row, Problem const& p) {
+  return few_outputs_tile(row.op, p, h200_sxm).used;
+}
+
+constexpr Estimate few_outputs_estimate(Row const& row, Problem const& p, Device const& d) {
+  return {few_outputs_tile(row.op, p, d).ns, 1};
+}
+
+}  // namespace conv2d_ext
