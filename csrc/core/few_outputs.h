@@ -18,7 +18,9 @@ constexpr bool is_few_outputs(Row const& row) {
 
 struct FewOutputsTile {
   bool used = false;
-  bool slides = true;               // a thread's neighbouring outputs meet neighbouring inputs
+  // The instance: inputs from an output to the next, which share what they meet (0: any, and they share nothing); taps of
+  // all rows (0: any).
+  int step = 0, taps = 0;
   int lanes = 32;                   // threads side by side along the channels, 4 bytes each
   int band = 1, groups = 1;         // rows of outputs of a block; a row's groups of outputs of a thread
   int left = 0, pitch = 1;          // of a row of inputs in shared memory: zeros before it, pixels in all
@@ -58,7 +60,9 @@ constexpr FewOutputsTile few_outputs_tile(Op op, Problem const& p, Device const&
                                 : last * p.stride_w - p.pad_left + reach;
   t.groups = int(runs * steps), t.left = int(-low);
   t.pitch = int(t.left + max64(in_W, high + 1));
-  t.slides = backward ? p.stride_w > 1 || dilation_w == 1 : p.stride_w == 1 && dilation_w == 1;
+  bool const unit = p.stride_w == 1 && dilation_w == 1, odd = p.S == 3 || p.S == 5 || p.S == 7;
+  t.step = backward ? (p.stride_w > 1 || unit ? 1 : 0) : unit ? 1 : p.stride_w == 2 && dilation_w == 1 && odd && p.S < 7 ? 2 : 0;
+  t.taps = (unit || t.step == 2) && odd ? int(p.S) : 0;
   for (t.lanes = 32; t.lanes >= 8; t.lanes /= 2) {
     int64_t const channels = t.lanes * 4 / size, line = t.lanes * 4;
     t.slices = ceil_div(p.C, channels);

@@ -61,7 +61,9 @@ __device__ inline void load_outputs(T const* from, float (&to)[V]) {
   }
 }
 
-template <class T, bool slides>
+// S: taps of a row at a time; `exact`: of all its taps. step: inputs from a thread's output to that of its next, which
+// share what they meet; 0: any, and they share nothing.
+template <class T, int S, int step, bool exact>
 __global__ void __launch_bounds__(kFewOutputsThreads, 2) few_outputs(__grid_constant__ FewOutputsParams const p) {
   constexpr int V = 4 / int(sizeof(T)), columns = kFewOutputsColumns;
   extern __shared__ __align__(16) unsigned char few_outputs_shared[];
@@ -117,16 +119,18 @@ __global__ void __launch_bounds__(kFewOutputsThreads, 2) few_outputs(__grid_cons
 
   T const* const x = reinterpret_cast<T const*>(few_outputs_shared) + lane * V;
   T const* const filter = filters + lane * V * taps;
-  bool const backward = p.w_axis.in_step < 0;
-  int const next = backward && slides ? -channels : channels;  // from a thread's input to that of its next output
-  int const apart = slides ? next : next * p.w_axis.stride, along = slides ? next : channels * p.w_axis.in_step;
+  constexpr int window = step > 0 ? (columns - 1) * step + S : columns * S;
+  bool const backward = p.w_axis.in_step < 0, turned = backward && step == 1;
+  // To the next input of a row: `along` for a tap, `apart` for an output.
+  int const along = channels * p.w_axis.in_step, apart = channels * p.w_axis.stride;
 #pragma unroll 1
   for (int item = int(threadIdx.x) >> p.lanes_log2; item < p.items; item += int(blockDim.x) >> p.lanes_log2) {
     int const run = int(p.by_band.quotient(item)), a = begin + item - run * p.band;
     if (a >= end) continue;
     int const b = run + int(p.by_phases.quotient(run)) * p.phases * (columns - 1);
     int const s0 = p.w_axis.first_tap(b);
-    int const column = p.w_axis.input(b) + p.left + (backward && slides ? columns - 1 : 0);
+    // The first output of a thread is the one with the first input in the order of the taps.
+    int const column = p.w_axis.input(b) + p.left + (turned ? columns - 1 : 0);
     float sum[columns][V];
 #pragma unroll
     for (int i = 0; i < columns * V; ++i) sum[i / V][i % V] = bias[i % V];
@@ -135,40 +139,37 @@ __global__ void __launch_bounds__(kFewOutputsThreads, 2) few_outputs(__grid_cons
     for (int r = p.h.first_tap(a); r < p.h.taps; r += p.h.tap_step, h += p.h.in_step) {
       if (unsigned(h) >= unsigned(p.h.in)) continue;
       T const* from = x + ((h - first) * p.pitch + column) * channels;
-      T const* tap = filter + r * p.w_axis.taps + s0;
-      auto add = [&](float const(&v)[columns][V]) {
-        float f[V];
+      T const* tap = filter + r * p.w_axis.taps;
+#pragma unroll 1
+      for (int s = s0; s < p.w_axis.taps; s += S * p.w_axis.tap_step) {
+        auto met = [&](int t) { return exact || t <= 0 || s + t * p.w_axis.tap_step < p.w_axis.taps; };
+        float v[window][V], f[S][V];
 #pragma unroll
-        for (int e = 0; e < V; ++e) f[e] = widen(tap[e * taps]);
+        for (int j = 0; j < window; ++j) {
+          int const t = step > 0 ? j - (columns - 1) * step : j % S;
+          int const to = step == 1 ? j * along : step > 1 ? j * channels : j / S * apart + t * along;
 #pragma unroll
-        for (int i = 0; i < columns * V; ++i) sum[i / V][i % V] = fmaf(v[i / V][i % V], f[i % V], sum[i / V][i % V]);
-        tap += p.w_axis.tap_step;
-      };
-      float v[columns][V];
-      if constexpr (slides) {
-#pragma unroll
-        for (int e = 0; e + 1 < columns; ++e) load_outputs<T, V>(from + e * apart, v[e]);
-        from += (columns - 1) * apart;
-#pragma unroll 4
-        for (int s = s0; s < p.w_axis.taps; s += p.w_axis.tap_step, from += along) {
-          load_outputs<T, V>(from, v[columns - 1]);
-          add(v);
-#pragma unroll
-          for (int i = 0; i < (columns - 1) * V; ++i) v[i / V][i % V] = v[i / V + 1][i % V];
+          for (int e = 0; e < V; ++e) v[j][e] = 0.f;
+          if (met(t)) load_outputs<T, V>(from + to, v[j]);
         }
-      } else {
-#pragma unroll 2
-        for (int s = s0; s < p.w_axis.taps; s += p.w_axis.tap_step, from += along) {
 #pragma unroll
-          for (int e = 0; e < columns; ++e) load_outputs<T, V>(from + e * apart, v[e]);
-          add(v);
-        }
+        for (int t = 0; t < S; ++t)
+#pragma unroll
+          for (int e = 0; e < V; ++e)
+            f[t][e] = met(t) ? widen(tap[e * taps + s + t * p.w_axis.tap_step]) : 0.f;
+#pragma unroll
+        for (int t = 0; t < S; ++t)
+#pragma unroll
+          for (int i = 0; i < columns * V; ++i)
+            sum[i / V][i % V] = fmaf(v[step > 0 ? i / V * step + t : i / V * S + t][i % V], f[t][i % V], sum[i / V][i % V]);
+        if (exact) break;
+        from += S * along;
       }
     }
     T* const out = static_cast<T*>(p.out) + blockIdx.z * p.out_n + a * p.out_h + c;
 #pragma unroll
     for (int e = 0; e < columns; ++e) {
-      int const q = b + (backward && slides ? columns - 1 - e : e) * p.phases;
+      int const q = b + (turned ? columns - 1 - e : e) * p.phases;
       Vector<T, V> v;
 #pragma unroll
       for (int i = 0; i < V; ++i) v.v[i] = narrow<T>(sum[e][i]);
@@ -221,7 +222,13 @@ cudaError_t launch_few_outputs(Op op, Problem const& problem, FewOutputsTile con
              stream>>>(p);
     return cudaGetLastError();
   };
-  return t.slides ? start(few_outputs<T, true>) : start(few_outputs<T, false>);
+  if (t.step == 1 && t.taps == 3) return start(few_outputs<T, 3, 1, true>);
+  if (t.step == 1 && t.taps == 5) return start(few_outputs<T, 5, 1, true>);
+  if (t.step == 1 && t.taps == 7) return start(few_outputs<T, 7, 1, true>);
+  if (t.step == 1) return start(few_outputs<T, 3, 1, false>);
+  if (t.step == 2 && t.taps == 3) return start(few_outputs<T, 3, 2, true>);
+  if (t.step == 2 && t.taps == 5) return start(few_outputs<T, 5, 2, true>);
+  return start(few_outputs<T, 3, 0, false>);
 }
 
 }  // namespace conv2d_ext::depthwise
