@@ -24,7 +24,8 @@ struct FewOutputsTile {
   int lanes = 32;                   // threads side by side along the channels, 4 bytes each
   int band = 1, groups = 1;         // rows of outputs of a block; a row's groups of outputs of a thread
   int left = 0, pitch = 1;          // of a row of inputs in shared memory: zeros before it, pixels in all
-  int rows = 1;                     // of inputs, that a band meets
+  int first = 0, rows = 1;          // of inputs that a band meets: the first band's first, which may be outside; how many
+  bool warm = true;
   int threads = 32;                 // of a block
   int64_t slices = 1, bands = 1;    // blocks along the channels; of an image
   int64_t bytes_x = 0, bytes_w = 0;  // of shared memory
@@ -43,6 +44,7 @@ constexpr FewOutputsTile few_outputs_tile(Op op, Problem const& p, Device const&
     return t;
   if (p.R * p.S > kFewOutputsTaps || p.N >= 1 << 16 || max64(max64(p.H, p.W), max64(P, Q)) > kFewOutputsExtent) return t;
   int64_t const dilation_h = p.R == 1 ? 1 : p.dilation_h, dilation_w = p.S == 1 ? 1 : p.dilation_w;
+  if ((p.C > 1 && p.w.n != p.R * p.S) || (p.R > 1 && p.w.h != p.S) || (p.S > 1 && p.w.w != 1) || p.w_align < 16) return t;
   if (backward && ((p.stride_h > 1 && dilation_h > 1) || (p.stride_w > 1 && dilation_w > 1))) return t;
   if (!channel_vectors(p.x, p.x_align, p.C, vector, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, vector, p.dtype))
     return t;
@@ -63,16 +65,18 @@ constexpr FewOutputsTile few_outputs_tile(Op op, Problem const& p, Device const&
   bool const unit = p.stride_w == 1 && dilation_w == 1, odd = p.S == 3 || p.S == 5 || p.S == 7;
   t.step = backward ? (p.stride_w > 1 || unit ? 1 : 0) : unit ? 1 : p.stride_w == 2 && dilation_w == 1 && odd && p.S < 7 ? 2 : 0;
   t.taps = (unit || t.step == 2) && odd ? int(p.S) : 0;
+  int64_t const phases = backward ? p.stride_h : 1;  // a band has whole ones
   for (t.lanes = 32; t.lanes >= 8; t.lanes /= 2) {
     int64_t const channels = t.lanes * 4 / size, line = t.lanes * 4;
     t.slices = ceil_div(p.C, channels);
     t.bytes_w = ceil_div(channels * p.R * p.S * size, 16) * 16;
     for (int64_t bands = 1; bands <= out_H; ++bands) {
-      t.band = int(ceil_div(out_H, bands)), t.bands = ceil_div(out_H, t.band);
+      t.band = int(ceil_div(ceil_div(out_H, bands), phases) * phases), t.bands = ceil_div(out_H, t.band);
       if (t.bands < bands) continue;
       int64_t const met = (p.R - 1) * dilation_h;
-      t.rows = int(min64(in_H, backward ? (t.band - 1 + met) / p.stride_h + 2 : (t.band - 1) * p.stride_h + met + 1));
-      t.bytes_x = t.rows * t.pitch * line;
+      t.first = int(backward ? -((met - p.pad_top) / p.stride_h) : -p.pad_top);
+      t.rows = int(backward ? (t.band - 1 + p.pad_top) / p.stride_h - t.first + 1 : (t.band - 1) * p.stride_h + met + 1);
+      t.bytes_x = min64(t.rows, in_H) * t.pitch * line;
       if (t.bytes_x + t.bytes_w > kFewOutputsBytes || t.bands >= 1 << 16) continue;
       int64_t const workers = int64_t(t.band) * t.groups * t.lanes, pieces = (t.bytes_x + t.bytes_w) / 16;
       t.threads = int(min64(kFewOutputsThreads, ceil_div(max64(max64(64, workers), ceil_div(pieces, 4)), 32) * 32));
