@@ -12,22 +12,20 @@ inline constexpr int64_t kFewOutputsTaps = 121;                         // of a 
 inline constexpr int64_t kFewOutputsExtent = 1 << 14;                   // strides, dilations and padding, at most
 
 constexpr bool is_few_outputs(Row const& row) {
-  return row.family == Family::depthwise && row.op != Op::wgrad && row.tile_m == 0 &&
-         row.tile_n == kFewOutputsColumns;
+  return row.family == Family::depthwise && row.op != Op::wgrad && row.tile_m == 0 && row.tile_n == kFewOutputsColumns;
 }
 
 struct FewOutputsTile {
   bool used = false;
-  // The instance: inputs from an output to the next, which share what they meet (0: any, and they share nothing); taps of
-  // all rows (0: any).
+  // The instance: inputs from an output to the next, which share what they meet (0: any, and they share nothing); taps
+  // of all rows (0: any).
   int step = 0, taps = 0;
-  int lanes = 32;                   // threads side by side along the channels, 4 bytes each
-  int band = 1, groups = 1;         // rows of outputs of a block; a row's groups of outputs of a thread
-  int left = 0, pitch = 1;          // of a row of inputs in shared memory: zeros before it, pixels in all
-  int first = 0, rows = 1;          // of inputs that a band meets: the first band's first, which may be outside; how many
-  bool warm = true;
-  int threads = 32;                 // of a block
-  int64_t slices = 1, bands = 1;    // blocks along the channels; of an image
+  int lanes = 32;                 // threads side by side along the channels, 4 bytes each
+  int band = 1, groups = 1;       // rows of outputs of a block; a row's groups of outputs of a thread
+  int left = 0, pitch = 1;        // of a row of inputs in shared memory: zeros before it, pixels in all
+  int first = 0, rows = 1;        // of inputs that a band meets: the first band's first, which may be outside; how many
+  int threads = 32;               // of a block
+  int64_t slices = 1, bands = 1;  // blocks along the channels; of an image
   int64_t bytes_x = 0, bytes_w = 0;  // of shared memory
   double ns = 0;
 };
@@ -42,9 +40,11 @@ constexpr FewOutputsTile few_outputs_tile(Op op, Problem const& p, Device const&
   if (max64(max64(p.stride_h, p.stride_w), max64(p.dilation_h, p.dilation_w)) > kFewOutputsExtent ||
       max64(p.pad_top, p.pad_left) > kFewOutputsExtent || max64(p.R, p.S) > kFewOutputsTaps)
     return t;
-  if (p.R * p.S > kFewOutputsTaps || p.N >= 1 << 16 || max64(max64(p.H, p.W), max64(P, Q)) > kFewOutputsExtent) return t;
+  if (p.R * p.S > kFewOutputsTaps || p.N >= 1 << 16 || max64(max64(p.H, p.W), max64(P, Q)) > kFewOutputsExtent)
+    return t;
   int64_t const dilation_h = p.R == 1 ? 1 : p.dilation_h, dilation_w = p.S == 1 ? 1 : p.dilation_w;
-  if ((p.C > 1 && p.w.n != p.R * p.S) || (p.R > 1 && p.w.h != p.S) || (p.S > 1 && p.w.w != 1) || p.w_align < 16) return t;
+  if ((p.C > 1 && p.w.n != p.R * p.S) || (p.R > 1 && p.w.h != p.S) || (p.S > 1 && p.w.w != 1) || p.w_align < 16)
+    return t;
   if (backward && ((p.stride_h > 1 && dilation_h > 1) || (p.stride_w > 1 && dilation_w > 1))) return t;
   if (!channel_vectors(p.x, p.x_align, p.C, vector, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, vector, p.dtype))
     return t;
@@ -58,12 +58,15 @@ constexpr FewOutputsTile few_outputs_tile(Op op, Problem const& p, Device const&
   int64_t const runs = ceil_div(ceil_div(out_W, steps), kFewOutputsColumns), last = runs * kFewOutputsColumns - 1;
   int64_t const reach = (p.S - 1) * dilation_w;
   int64_t const low = backward ? (reach > p.pad_left ? -ceil_div(reach - p.pad_left, p.stride_w) : 0) : -p.pad_left;
-  int64_t const high = backward ? last + (p.stride_w - 1 + p.pad_left) / p.stride_w
-                                : last * p.stride_w - p.pad_left + reach;
+  int64_t const high =
+      backward ? last + (p.stride_w - 1 + p.pad_left) / p.stride_w : last * p.stride_w - p.pad_left + reach;
   t.groups = int(runs * steps), t.left = int(-low);
   t.pitch = int(t.left + max64(in_W, high + 1));
   bool const unit = p.stride_w == 1 && dilation_w == 1, odd = p.S == 3 || p.S == 5 || p.S == 7;
-  t.step = backward ? (p.stride_w > 1 || unit ? 1 : 0) : unit ? 1 : p.stride_w == 2 && dilation_w == 1 && odd && p.S < 7 ? 2 : 0;
+  t.step = backward                                               ? (p.stride_w > 1 || unit ? 1 : 0)
+           : unit                                                 ? 1
+           : p.stride_w == 2 && dilation_w == 1 && odd && p.S < 7 ? 2
+                                                                  : 0;
   t.taps = (unit || t.step == 2) && odd ? int(p.S) : 0;
   int64_t const phases = backward ? p.stride_h : 1;  // a band has whole ones
   for (t.lanes = 32; t.lanes >= 8; t.lanes /= 2) {
@@ -75,23 +78,30 @@ constexpr FewOutputsTile few_outputs_tile(Op op, Problem const& p, Device const&
       if (t.bands < bands) continue;
       int64_t const met = (p.R - 1) * dilation_h;
       t.first = int(backward ? -((met - p.pad_top) / p.stride_h) : -p.pad_top);
-      t.rows = int(backward ? (t.band - 1 + p.pad_top) / p.stride_h - t.first + 1 : (t.band - 1) * p.stride_h + met + 1);
+      t.rows =
+          int(backward ? (t.band - 1 + p.pad_top) / p.stride_h - t.first + 1 : (t.band - 1) * p.stride_h + met + 1);
       t.bytes_x = min64(t.rows, in_H) * t.pitch * line;
       if (t.bytes_x + t.bytes_w > kFewOutputsBytes || t.bands >= 1 << 16) continue;
       int64_t const workers = int64_t(t.band) * t.groups * t.lanes, pieces = (t.bytes_x + t.bytes_w) / 16;
       t.threads = int(min64(kFewOutputsThreads, ceil_div(max64(max64(64, workers), ceil_div(pieces, 4)), 32) * 32));
-      // Of an SM: what it copies, and the instructions of its threads.
-      int64_t const blocks = t.slices * t.bands * p.N, share = ceil_div(blocks, d.sm_count);
-      double const items = double(ceil_div(workers, t.threads));
-      double const taps = backward ? double(ceil_div(p.R, p.stride_h)) * double(ceil_div(p.S, p.stride_w))
-                                   : double(p.R) * double(p.S);
-      double const thread = double(ceil_div(pieces, t.threads)) * 20 + items * (taps * 21 + 80) + 100;
-      double const issue = double(share) * t.threads / 32 * thread / 4 / 1.755, chain = thread * 2.5 / 1.755;
-      t.ns = 6000 + 0.0545 * double(t.bytes_x + t.bytes_w) * double(share) + (issue > chain ? issue : chain);
+      // As measured: of an SM, what it copies, and the instructions of its threads; lines of less than 128 bytes.
+      int64_t const blocks = t.slices * t.bands * p.N, rounds = ceil_div(blocks, d.sm_count);
+      double const share = double(blocks) / d.sm_count;
+      double const items = double(ceil_div(workers, t.threads)), rows = double(ceil_div(p.R, phases));
+      double const taps = rows * double(ceil_div(p.S, steps)) * 5 * 4 / size;
+      double const thread = double(ceil_div(pieces, t.threads)) * 20 + items * (taps + rows * 20 + 228);
+      double const issue = double(rounds) * t.threads / 32 * thread / 4, chain = thread * 2.77;
+      t.ns = 5980 + 0.015 * double(t.bytes_x + t.bytes_w) * (share > 1 ? share : 1) +
+             (issue > chain ? issue : chain) / 1.755 + 130 * (32 / t.lanes - 1);
       t.used = true;
       if (!best.used || t.ns < best.ns) best = t;
     }
   }
+  // Larger layers: by the memory's time at least; what they take was not measured.
+  double const memory_ns = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(P) * double(Q)) * size /
+                           (3300.0 * d.sm_count / 132);
+  if (best.ns < 5500 + 1.2 * memory_ns) best.ns = 5500 + 1.2 * memory_ns;
+  if (best.ns > 9000) best.ns += (best.ns - 9000) * 0.5;
   return best;
 }
 

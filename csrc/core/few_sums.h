@@ -16,7 +16,7 @@ inline constexpr int64_t kFewSumsBlocks = 132;                    // that are th
 
 // Clusters of so many blocks that are there at a time, a block an SM: as whole ones fit the GPU's groups of SMs.
 inline constexpr int kFewSumsClusters[] = {0, 132, 66, 40, 30, 22, 16, 16, 15};
-inline constexpr int64_t kFewSumsExtent = 1 << 14;                // strides, dilations, padding and taps, at most
+inline constexpr int64_t kFewSumsExtent = 1 << 14;  // strides, dilations, padding and taps, at most
 
 constexpr bool is_few_sums(Row const& row) {
   return row.family == Family::depthwise && row.op == Op::wgrad && row.tile_m == 0 && row.tile_n == kFewSumsColumns;

@@ -16,7 +16,7 @@ namespace conv2d_ext::depthwise {
 // One axis: output a meets first, with tap `rest`, input `quotient` * stride - pad, where a + before is divided by the
 // stride in dgrad, by 1 in fprop; then one input after the other with every tap_step-th tap.
 struct FewOutputsAxis {
-  int in, out;         // extents
+  int in, out;  // extents
   int before, stride, pad;
   int taps, tap_step;  // from a tap to the next that an output meets
   int in_step;         // from its input to the next's
@@ -39,10 +39,10 @@ struct FewOutputsParams {
   int64_t in_n, out_n, out_h, out_w, bias_stride;  // in_n: bytes
   uint32_t in_h, in_w;                             // bytes
   int C, lanes_log2, band, items, left, pitch, bytes_x;
-  int first, first_step, rows;  // of inputs that a band meets: the first of the first band, to the next band's, how many
-  int bytes_w, filters;         // of a block's filters; of all
+  int first, first_step,
+      rows;              // of inputs that a band meets: the first of the first band, to the next band's, how many
+  int bytes_w, filters;  // of a block's filters; of all
   int column, out_first, out_step;  // from a thread's first input and output to those of its first tap, and to the next
-  int warm;
   FewOutputsAxis h, w_axis;
   Divisor by_pitch, by_band;
 };
@@ -75,9 +75,10 @@ __global__ void __launch_bounds__(kFewOutputsThreads, 2) few_outputs(__grid_cons
   int const met = p.first + int(blockIdx.y) * p.first_step, first = max(0, met);
   {
     int const log2 = p.lanes_log2 - 2, piece = (int(threadIdx.x) & ((1 << log2) - 1)) * 16;
-    unsigned char const* const from = p.in + blockIdx.z * p.in_n + uint32_t(c0) * uint32_t(sizeof(T)) + piece +
-                                      uint64_t(uint32_t(first)) * p.in_h;
-    int const pixels = c0 * int(sizeof(T)) + piece < p.C * int(sizeof(T)) ? (min(met + p.rows, p.h.in) - first) * p.pitch : 0;
+    unsigned char const* const from =
+        p.in + blockIdx.z * p.in_n + uint32_t(c0) * uint32_t(sizeof(T)) + piece + uint64_t(uint32_t(first)) * p.in_h;
+    int const pixels =
+        c0 * int(sizeof(T)) + piece < p.C * int(sizeof(T)) ? (min(met + p.rows, p.h.in) - first) * p.pitch : 0;
 #pragma unroll 1
     for (int i = int(threadIdx.x) >> log2; i < pixels; i += int(blockDim.x) >> log2) {
       int const row = int(p.by_pitch.quotient(i)), column = i - row * p.pitch - p.left;
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kFewOutputsThreads, 2) few_outputs(__grid_cons
   // A warp runs through the code once while the block waits for memory, so that the code is there when the inputs are:
   // with addresses where nothing is copied to, and without stores.
 #pragma unroll 1
-  for (int real = threadIdx.x < 32 && p.warm ? 0 : 1; real < 2; ++real) {
+  for (int real = threadIdx.x < 32 ? 0 : 1; real < 2; ++real) {
     if (real == 1) {
       ptx::cp_async_wait_group<0>();
       __syncthreads();
@@ -108,7 +109,8 @@ __global__ void __launch_bounds__(kFewOutputsThreads, 2) few_outputs(__grid_cons
     int const pixel = real * channels, taps = real * p.h.taps * p.w_axis.taps, tap_step = real * p.w_axis.tap_step;
     int const along = pixel * p.w_axis.in_step, apart = pixel * p.w_axis.stride;
     T const* const x = reinterpret_cast<T const*>(few_outputs_shared + (real == 1 ? lane * 4 : p.bytes_x + p.bytes_w));
-    T const* const filters = reinterpret_cast<T const*>(few_outputs_shared + p.bytes_x + (real == 1 ? 0 : p.bytes_w)) + lane * V * taps;
+    T const* const filters =
+        reinterpret_cast<T const*>(few_outputs_shared + p.bytes_x + (real == 1 ? 0 : p.bytes_w)) + lane * V * taps;
 #pragma unroll 1
     for (int item = int(threadIdx.x) >> p.lanes_log2; item < p.items; item += int(blockDim.x) >> p.lanes_log2) {
       int const run = int(p.by_band.quotient(item)), a = int(blockIdx.y) * p.band + item - run * p.band;
@@ -133,7 +135,10 @@ __global__ void __launch_bounds__(kFewOutputsThreads, 2) few_outputs(__grid_cons
 #pragma unroll
             for (int e = 0; e < V; ++e) v[j][e] = 0.f;
             if (meets(t))
-              load_outputs<T, V>(from + (step == 1 ? j * along : step > 1 ? j * pixel : j / S * apart + t * along), v[j]);
+              load_outputs<T, V>(from + (step == 1  ? j * along
+                                         : step > 1 ? j * pixel
+                                                    : j / S * apart + t * along),
+                                 v[j]);
           }
 #pragma unroll
           for (int t = 0; t < S; ++t)
@@ -198,7 +203,7 @@ cudaError_t launch_few_outputs(Op op, Problem const& problem, FewOutputsTile con
   p.column = t.left + last, p.out_first = last * step, p.out_step = turned ? -step : step;
   p.first = t.first, p.first_step = backward ? t.band / p.h.tap_step : t.band * p.h.stride, p.rows = t.rows;
   p.bytes_x = int(t.bytes_x), p.bytes_w = int(t.lanes * 4 * problem.R * problem.S);
-  p.filters = int(problem.C * problem.R * problem.S * size), p.warm = t.warm;
+  p.filters = int(problem.C * problem.R * problem.S * size);
   p.by_pitch = Divisor(uint32_t(p.pitch)), p.by_band = Divisor(uint32_t(p.band));
   int const bytes = int(t.bytes_x + t.bytes_w) + 16;
   auto start = [&](auto* kernel) {
@@ -220,7 +225,7 @@ cudaError_t launch_few_outputs(Op op, Problem const& problem, FewOutputsTile con
 
 }  // namespace conv2d_ext::depthwise
 
-#define CONV2D_EXT_DEPTHWISE_FEW_OUTPUTS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                               \
+#define CONV2D_EXT_DEPTHWISE_FEW_OUTPUTS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                             \
   namespace conv2d_ext {                                                                                              \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
                                                                 cudaStream_t stream) {                                \

@@ -35,9 +35,9 @@ struct FewSumsParams {
   int channels_log2, lanes_log2, S, stride_h, dilation_h, pad_h, pad_w;
   int N, images, stages;  // images of a stage
   int parts, bands, share, band, rows;
-  int units, runs, groups;          // runs: of taps, in all; units: of a block
+  int units, runs, groups;                  // runs: of taps, in all; units: of a block
   int bytes_x, bytes, shared_sums, unused;  // of a stage; where the blocks' sums lie; bytes that nothing is copied to
-  int each;                         // columns of a segment of a row of y
+  int each;                                 // columns of a segment of a row of y
   Divisor by_units, by_chunks, by_band, by_segments;
 };
 
