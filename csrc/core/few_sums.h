@@ -8,15 +8,11 @@ namespace conv2d_ext {
 
 inline constexpr int kFewSumsThreads = 512, kFewSumsColumns = 4;  // of a block, at most; of y, of a thread at a time
 inline constexpr int64_t kFewSumsBytes = 220 * 1024;              // of shared memory
-inline constexpr int kFewSumsUnused = 512;                        // of it
 inline constexpr int64_t kFewSumsWhole = 100 * 1024;              // of it, up to which all images are one stage
 inline constexpr int64_t kFewSumsStage = 48 * 1024;               // of it, of one of several stages
 inline constexpr int64_t kFewSumsPart = 12 * 1024;                // of it, from which pixels are shared out
 inline constexpr int64_t kFewSumsBlocks = 132;                    // that are there at a time
-
-// Clusters of so many blocks that are there at a time, a block an SM: as whole ones fit the GPU's groups of SMs.
-inline constexpr int kFewSumsClusters[] = {0, 132, 66, 40, 30, 22, 16, 16, 15};
-inline constexpr int64_t kFewSumsExtent = 1 << 14;  // strides, dilations, padding and taps, at most
+inline constexpr int64_t kFewSumsExtent = 1 << 14;                // strides, dilations, padding and taps, at most
 
 constexpr bool is_few_sums(Row const& row) {
   return row.family == Family::depthwise && row.op == Op::wgrad && row.tile_m == 0 && row.tile_n == kFewSumsColumns;
@@ -83,24 +79,23 @@ constexpr FewSumsTile few_sums_tile(Problem const& p, bool nhwc) {
   // Odd: rows meet different banks.
   t.pitch = int(nhwc ? ((padded - 1) * p.stride_w + t.chunks * t.taps) | 1 : p.W),
   t.pitch_y = int(nhwc ? padded + 1 : Q);
-  int64_t const line = t.channels * size, slabs = p.C / t.channels;
+  int64_t const line = t.channels * size, wanted = kFewSumsBlocks / (p.C / t.channels);
   auto share_out = [&](int64_t parts) {
-    t.share = int(ceil_div(p.N, parts)), t.shares = int(ceil_div(p.N, t.share));
-    t.band = int(nhwc ? ceil_div(P, parts / t.shares) : P), t.bands = int(ceil_div(P, t.band));
+    t.shares = 1, t.bands = 1;
+    while (t.shares * 2 <= parts && t.shares * 2 <= p.N) t.shares *= 2;
+    while (nhwc && t.shares * t.bands * 2 <= parts && t.bands * 2 <= P) t.bands *= 2;
+    t.share = int(ceil_div(p.N, t.shares)), t.band = int(ceil_div(P, t.bands));
     t.rows = int(nhwc ? min64(p.H, (t.band - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1) : p.H);
   };
   share_out(1);
-  for (int64_t most = 2; most <= 8; most *= 2) {
-    int64_t parts = most;
-    while (parts > most / 2 && kFewSumsClusters[parts] < slabs) --parts;
-    if (parts > most / 2 && t.share * (t.rows * t.pitch + t.band * t.pitch_y) * line >= kFewSumsPart) share_out(parts);
-  }
+  for (int64_t parts = 2; parts <= min64(8, wanted); parts *= 2)
+    if (t.share * (t.rows * t.pitch + t.band * t.pitch_y) * line >= kFewSumsPart) share_out(parts);
   int64_t const image = line * (t.rows * t.pitch + t.band * t.pitch_y);
   t.images = int(t.share * image <= kFewSumsWhole ? t.share : max64(1, kFewSumsStage / image));
   t.stages = int(ceil_div(t.share, t.images)), t.images = int(ceil_div(t.share, t.stages));
   // Threads for all runs of taps of a slice.
   int64_t const runs = p.R * t.chunks, lines = t.images * t.band, most = kFewSumsThreads / t.lanes;
-  int64_t const slices = max64(min64(runs, kFewSumsClusters[t.shares * t.bands] / slabs), ceil_div(runs, most));
+  int64_t const slices = max64(min64(runs, wanted / (t.shares * t.bands)), ceil_div(runs, most));
   int64_t const units = ceil_div(runs, max64(1, slices));
   t.units = int(units), t.slices = int(ceil_div(runs, units));
   // Segments whose threads have as little to do as can be; one begins with what takes a step's time.
@@ -142,7 +137,7 @@ constexpr Estimate few_sums_estimate(Row const& row, Problem const& p, Device co
   double const issue = double(rounds) * t.threads / 32 * items * (steps * instructions + 45) / 4 / 1.755;
   double const chain = items * (steps * instructions + 60) * 2.5 / 1.755;
   double const ns = 6800 + 0.0545 * bytes + (issue > chain ? issue : chain) + (t.shares * t.bands > 1 ? 680 : 0);
-  return {ns, 1};
+  return {t.stages > 1 ? ns * 1.6 : ns, 1};  // several stages: not fitted, so only where others are far behind
 }
 
 }  // namespace conv2d_ext

@@ -13,22 +13,21 @@
 
 namespace conv2d_ext::depthwise {
 
-// One axis: output a meets first, with tap `rest`, input `quotient` * stride - pad, where a + before is divided by the
-// stride in dgrad, by 1 in fprop; then one input after the other with every tap_step-th tap.
+// One axis. dgrad: output a meets input (a + pad) / stride with tap (a + pad) % stride, and inputs before it with every
+// stride-th tap; fprop: input a * stride - pad with tap 0.
 struct FewOutputsAxis {
-  int in, out;  // extents
-  int before, stride, pad;
+  int in, out, pad;    // extents
   int taps, tap_step;  // from a tap to the next that an output meets
   int in_step;         // from its input to the next's
-  Divisor by;
+  int stride;          // fprop: of inputs
+  Divisor phases;      // dgrad: by the stride
 
-  struct First {
-    int tap, input;
-  };
-  __device__ First first(int a) const {
-    int const at = a + before, quotient = int(by.quotient(at));
-    return {at - quotient * int(by.value), quotient * stride - pad};
+  __device__ int first_tap(int a) const {
+    int const at = a + pad;
+    return phases.value == 1 ? 0 : at - int(phases.quotient(at) * phases.value);
   }
+  // Of the first tap.
+  __device__ int input(int a) const { return in_step < 0 ? int(phases.quotient(a + pad)) : a * stride - pad; }
 };
 
 struct FewOutputsParams {
@@ -39,12 +38,11 @@ struct FewOutputsParams {
   int64_t in_n, out_n, out_h, out_w, bias_stride;  // in_n: bytes
   uint32_t in_h, in_w;                             // bytes
   int C, lanes_log2, band, items, left, pitch, bytes_x;
-  int first, first_step,
-      rows;              // of inputs that a band meets: the first of the first band, to the next band's, how many
-  int bytes_w, filters;  // of a block's filters; of all
-  int column, out_first, out_step;  // from a thread's first input and output to those of its first tap, and to the next
+  int bytes_w;  // of a block's filters
+  int filters;  // bytes of all of them
+  int phases;   // of the columns of outputs
   FewOutputsAxis h, w_axis;
-  Divisor by_pitch, by_band;
+  Divisor by_pitch, by_band, by_phases;
 };
 
 // A thread's channels of a pixel in shared memory.
@@ -71,101 +69,103 @@ __global__ void __launch_bounds__(kFewOutputsThreads, 2) few_outputs(__grid_cons
   extern __shared__ __align__(16) unsigned char few_outputs_shared[];
   uint32_t const shared = ptx::shared_address(few_outputs_shared);
   int const channels = V << p.lanes_log2, c0 = int(blockIdx.x) * channels;
+  int const begin = int(blockIdx.y) * p.band, end = min(begin + p.band, p.h.out);
   // The rows of inputs that the band meets.
-  int const met = p.first + int(blockIdx.y) * p.first_step, first = max(0, met);
+  int const reach = (p.h.taps - 1) * (p.h.in_step < 0 ? -p.h.in_step : p.h.in_step);
+  int first = p.h.input(begin), last = p.h.input(end - 1);
+  if (p.h.in_step < 0)
+    first = max(0, begin + p.h.pad - reach + int(p.h.phases.value) - 1), first = int(p.h.phases.quotient(first));
+  else
+    last += reach, first = max(0, first);
+  last = min(last, p.h.in - 1);
   {
     int const log2 = p.lanes_log2 - 2, piece = (int(threadIdx.x) & ((1 << log2) - 1)) * 16;
+    bool const exists = c0 * int(sizeof(T)) + piece < p.C * int(sizeof(T));
     unsigned char const* const from =
         p.in + blockIdx.z * p.in_n + uint32_t(c0) * uint32_t(sizeof(T)) + piece + uint64_t(uint32_t(first)) * p.in_h;
-    int const pixels =
-        c0 * int(sizeof(T)) + piece < p.C * int(sizeof(T)) ? (min(met + p.rows, p.h.in) - first) * p.pitch : 0;
-#pragma unroll 1
-    for (int i = int(threadIdx.x) >> log2; i < pixels; i += int(blockDim.x) >> log2) {
-      int const row = int(p.by_pitch.quotient(i)), column = i - row * p.pitch - p.left;
-      ptx::cp_async_16(shared + (i << (log2 + 4)) + piece,
-                       from + uint64_t(uint32_t(row) * p.in_h + uint32_t(column) * p.in_w),
-                       unsigned(column) < unsigned(p.w_axis.in));
-    }
-    int const w = int(blockIdx.x) * p.bytes_w;
-#pragma unroll 1
-    for (int i = int(threadIdx.x) * 16; i < p.bytes_w; i += int(blockDim.x) * 16)
-      ptx::cp_async_16(shared + p.bytes_x + i, p.w + w + i, w + i < p.filters);
-    ptx::cp_async_commit_group();
+    int const pixels = (last - first + 1) * p.pitch, step = int(blockDim.x) >> log2;
+    if (exists)
+#pragma unroll 2
+      for (int i = int(threadIdx.x) >> log2; i < pixels; i += step) {
+        int const row = int(p.by_pitch.quotient(i)), column = i - row * p.pitch - p.left;
+        ptx::cp_async_16(shared + (i << (log2 + 4)) + piece,
+                         from + uint64_t(uint32_t(row) * p.in_h + uint32_t(column) * p.in_w),
+                         unsigned(column) < unsigned(p.w_axis.in));
+      }
   }
+  int const taps = p.h.taps * p.w_axis.taps;
+  T const* const filters = reinterpret_cast<T const*>(few_outputs_shared + p.bytes_x);
+  int const from = int(blockIdx.x) * p.bytes_w;
+#pragma unroll 1
+  for (int i = int(threadIdx.x) * 16; i < p.bytes_w; i += int(blockDim.x) * 16)
+    ptx::cp_async_16(shared + p.bytes_x + i, p.w + from + i, from + i < p.filters);
+  ptx::cp_async_commit_group();
   int const lane = int(threadIdx.x) & ((1 << p.lanes_log2) - 1), c = c0 + lane * V;
   float bias[V] = {};
   if (p.bias != nullptr && c < p.C)
 #pragma unroll
     for (int e = 0; e < V; ++e) bias[e] = widen(static_cast<T const*>(p.bias)[(c + e) * p.bias_stride]);
+  ptx::cp_async_wait_group<0>();
+  __syncthreads();
+  if (c >= p.C) return;
+
+  T const* const x = reinterpret_cast<T const*>(few_outputs_shared) + lane * V;
+  T const* const filter = filters + lane * V * taps;
   constexpr int window = step > 0 ? (columns - 1) * step + S : columns * S;
-  // A warp runs through the code once while the block waits for memory, so that the code is there when the inputs are:
-  // with addresses where nothing is copied to, and without stores.
+  bool const backward = p.w_axis.in_step < 0, turned = backward && step == 1;
+  // To the next input of a row: `along` for a tap, `apart` for an output.
+  int const along = channels * p.w_axis.in_step, apart = channels * p.w_axis.stride;
 #pragma unroll 1
-  for (int real = threadIdx.x < 32 ? 0 : 1; real < 2; ++real) {
-    if (real == 1) {
-      ptx::cp_async_wait_group<0>();
-      __syncthreads();
-    }
-    int const pixel = real * channels, taps = real * p.h.taps * p.w_axis.taps, tap_step = real * p.w_axis.tap_step;
-    int const along = pixel * p.w_axis.in_step, apart = pixel * p.w_axis.stride;
-    T const* const x = reinterpret_cast<T const*>(few_outputs_shared + (real == 1 ? lane * 4 : p.bytes_x + p.bytes_w));
-    T const* const filters =
-        reinterpret_cast<T const*>(few_outputs_shared + p.bytes_x + (real == 1 ? 0 : p.bytes_w)) + lane * V * taps;
+  for (int item = int(threadIdx.x) >> p.lanes_log2; item < p.items; item += int(blockDim.x) >> p.lanes_log2) {
+    int const run = int(p.by_band.quotient(item)), a = begin + item - run * p.band;
+    if (a >= end) continue;
+    int const b = run + int(p.by_phases.quotient(run)) * p.phases * (columns - 1);
+    int const s0 = p.w_axis.first_tap(b);
+    // The first output of a thread is the one with the first input in the order of the taps.
+    int const column = p.w_axis.input(b) + p.left + (turned ? columns - 1 : 0);
+    float sum[columns][V];
+#pragma unroll
+    for (int i = 0; i < columns * V; ++i) sum[i / V][i % V] = bias[i % V];
+    int h = p.h.input(a);
 #pragma unroll 1
-    for (int item = int(threadIdx.x) >> p.lanes_log2; item < p.items; item += int(blockDim.x) >> p.lanes_log2) {
-      int const run = int(p.by_band.quotient(item)), a = int(blockIdx.y) * p.band + item - run * p.band;
-      int const b = run + int(p.w_axis.by.quotient(run)) * int(p.w_axis.by.value) * (columns - 1);
-      auto const at_h = p.h.first(a), at_w = p.w_axis.first(b);
-      float sum[columns][V];
-#pragma unroll
-      for (int i = 0; i < columns * V; ++i) sum[i / V][i % V] = bias[i % V];
-      int h = at_h.input;
+    for (int r = p.h.first_tap(a); r < p.h.taps; r += p.h.tap_step, h += p.h.in_step) {
+      if (unsigned(h) >= unsigned(p.h.in)) continue;
+      T const* from = x + ((h - first) * p.pitch + column) * channels;
+      T const* tap = filter + r * p.w_axis.taps;
 #pragma unroll 1
-      for (int r = at_h.tap; r < p.h.taps; r += p.h.tap_step, h += p.h.in_step) {
-        if (unsigned(h) >= unsigned(p.h.in)) continue;
-        T const* from = x + ((h - first) * p.pitch + at_w.input + p.column) * pixel;
-        T const* tap = filters + (r * p.w_axis.taps + at_w.tap) * real;
-#pragma unroll 1
-        for (int s = at_w.tap; s < p.w_axis.taps; s += S * p.w_axis.tap_step) {
-          auto meets = [&](int t) { return exact || t <= 0 || s + t * p.w_axis.tap_step < p.w_axis.taps; };
-          float v[window][V], f[S][V];
+      for (int s = s0; s < p.w_axis.taps; s += S * p.w_axis.tap_step) {
+        auto met = [&](int t) { return exact || t <= 0 || s + t * p.w_axis.tap_step < p.w_axis.taps; };
+        float v[window][V], f[S][V];
 #pragma unroll
-          for (int j = 0; j < window; ++j) {
-            int const t = step > 0 ? j - (columns - 1) * step : j % S;
+        for (int j = 0; j < window; ++j) {
+          int const t = step > 0 ? j - (columns - 1) * step : j % S;
+          int const to = step == 1 ? j * along : step > 1 ? j * channels : j / S * apart + t * along;
 #pragma unroll
-            for (int e = 0; e < V; ++e) v[j][e] = 0.f;
-            if (meets(t))
-              load_outputs<T, V>(from + (step == 1  ? j * along
-                                         : step > 1 ? j * pixel
-                                                    : j / S * apart + t * along),
-                                 v[j]);
-          }
-#pragma unroll
-          for (int t = 0; t < S; ++t)
-#pragma unroll
-            for (int e = 0; e < V; ++e) f[t][e] = meets(t) ? widen(tap[e * taps + t * tap_step]) : 0.f;
-#pragma unroll
-          for (int t = 0; t < S; ++t)
-#pragma unroll
-            for (int i = 0; i < columns * V; ++i)
-              sum[i / V][i % V] =
-                  fmaf(v[step > 0 ? i / V * step + t : i / V * S + t][i % V], f[t][i % V], sum[i / V][i % V]);
-          if (exact) break;
-          from += S * along, tap += S * tap_step;
+          for (int e = 0; e < V; ++e) v[j][e] = 0.f;
+          if (met(t)) load_outputs<T, V>(from + to, v[j]);
         }
-        if (real == 0) break;
-      }
-      T* const out = static_cast<T*>(p.out) + blockIdx.z * p.out_n + a * p.out_h + c;
-      bool const stores = real == 1 && a < p.h.out && c < p.C;
 #pragma unroll
-      for (int e = 0; e < columns; ++e) {
-        int const q = b + p.out_first + e * p.out_step;
-        Vector<T, V> v;
+        for (int t = 0; t < S; ++t)
 #pragma unroll
-        for (int i = 0; i < V; ++i) v.v[i] = narrow<T>(sum[e][i]);
-        if (stores && q < p.w_axis.out) *reinterpret_cast<Vector<T, V>*>(out + q * p.out_w) = v;
+          for (int e = 0; e < V; ++e) f[t][e] = met(t) ? widen(tap[e * taps + s + t * p.w_axis.tap_step]) : 0.f;
+#pragma unroll
+        for (int t = 0; t < S; ++t)
+#pragma unroll
+          for (int i = 0; i < columns * V; ++i)
+            sum[i / V][i % V] =
+                fmaf(v[step > 0 ? i / V * step + t : i / V * S + t][i % V], f[t][i % V], sum[i / V][i % V]);
+        if (exact) break;
+        from += S * along;
       }
-      if (real == 0) break;
+    }
+    T* const out = static_cast<T*>(p.out) + blockIdx.z * p.out_n + a * p.out_h + c;
+#pragma unroll
+    for (int e = 0; e < columns; ++e) {
+      int const q = b + (turned ? columns - 1 - e : e) * p.phases;
+      Vector<T, V> v;
+#pragma unroll
+      for (int i = 0; i < V; ++i) v.v[i] = narrow<T>(sum[e][i]);
+      if (q < p.w_axis.out) *reinterpret_cast<Vector<T, V>*>(out + q * p.out_w) = v;
     }
   }
 }
@@ -183,10 +183,9 @@ cudaError_t launch_few_outputs(Op op, Problem const& problem, FewOutputsTile con
   Strides const& out = backward ? problem.x : problem.y;
   auto axis = [&](int64_t image, int64_t pixels, int64_t pad, int64_t taps, int64_t stride, int64_t dilation) {
     FewOutputsAxis a{};
-    a.in = int(backward ? pixels : image), a.out = int(backward ? image : pixels), a.taps = int(taps);
-    a.before = int(backward ? pad : 0), a.pad = int(backward ? 0 : pad), a.stride = int(backward ? 1 : stride);
-    a.tap_step = int(backward ? stride : 1), a.by = Divisor(uint32_t(a.tap_step));
-    a.in_step = int(taps == 1 ? 1 : dilation) * (backward ? -1 : 1);
+    a.in = int(backward ? pixels : image), a.out = int(backward ? image : pixels), a.pad = int(pad), a.taps = int(taps);
+    a.tap_step = int(backward ? stride : 1), a.stride = int(backward ? 1 : stride);
+    a.in_step = int(taps == 1 ? 1 : dilation) * (backward ? -1 : 1), a.phases = Divisor(uint32_t(a.tap_step));
     return a;
   };
   FewOutputsParams p{};
@@ -198,14 +197,12 @@ cudaError_t launch_few_outputs(Op op, Problem const& problem, FewOutputsTile con
   p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
   p.C = int(problem.C), p.band = t.band, p.items = t.band * t.groups, p.left = t.left, p.pitch = t.pitch;
   while (1 << p.lanes_log2 < t.lanes) ++p.lanes_log2;
-  bool const turned = backward && t.step == 1;
-  int const last = turned ? kFewOutputsColumns - 1 : 0, step = p.w_axis.tap_step;
-  p.column = t.left + last, p.out_first = last * step, p.out_step = turned ? -step : step;
-  p.first = t.first, p.first_step = backward ? t.band / p.h.tap_step : t.band * p.h.stride, p.rows = t.rows;
-  p.bytes_x = int(t.bytes_x), p.bytes_w = int(t.lanes * 4 * problem.R * problem.S);
-  p.filters = int(problem.C * problem.R * problem.S * size);
+  p.bytes_x = int(t.bytes_x), p.phases = p.w_axis.tap_step;
+  int64_t const taps = problem.R * problem.S;
+  p.bytes_w = int(t.lanes * 4 * taps), p.filters = int(problem.C * taps * size);
   p.by_pitch = Divisor(uint32_t(p.pitch)), p.by_band = Divisor(uint32_t(p.band));
-  int const bytes = int(t.bytes_x + t.bytes_w) + 16;
+  p.by_phases = Divisor(uint32_t(p.phases));
+  int const bytes = int(t.bytes_x + t.bytes_w);
   auto start = [&](auto* kernel) {
     if (bytes > 48 * 1024)
       if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))

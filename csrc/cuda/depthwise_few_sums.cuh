@@ -34,10 +34,10 @@ struct FewSumsParams {
   int64_t w_k, w_r, w_s;
   int channels_log2, lanes_log2, S, stride_h, dilation_h, pad_h, pad_w;
   int N, images, stages;  // images of a stage
-  int parts, bands, share, band, rows;
-  int units, runs, groups;                  // runs: of taps, in all; units: of a block
-  int bytes_x, bytes, shared_sums, unused;  // of a stage; where the blocks' sums lie; bytes that nothing is copied to
-  int each;                                 // columns of a segment of a row of y
+  int parts, bands_log2, share, band, rows;
+  int units, runs, groups;          // runs: of taps, in all; units: of a block
+  int bytes_x, bytes, shared_sums;  // of a stage; where the blocks' sums lie
+  int each;                         // columns of a segment of a row of y
   Divisor by_units, by_chunks, by_band, by_segments;
 };
 
@@ -110,8 +110,8 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
   int const r = int(p.by_chunks.quotient(unit)), s0 = (unit - r * int(p.by_chunks.value)) * S;
   bool const works = group < p.groups && unit < p.runs;
   // The block's images and rows of y; the first rows that it copies.
-  int const part = int(blockIdx.z), begin = part / p.bands * p.share, end = min(p.N, begin + p.share);
-  int const begin_y = part % p.bands * p.band, first_y = min(begin_y, p.y.H - p.band);
+  int const part = int(blockIdx.z), begin = (part >> p.bands_log2) * p.share, end = min(p.N, begin + p.share);
+  int const begin_y = (part & ((1 << p.bands_log2) - 1)) * p.band, first_y = min(begin_y, p.y.H - p.band);
   int const first_x = min(max(0, begin_y * p.stride_h - p.pad_h), p.x.H - p.rows);
   if (p.parts > 1) ptx::barrier_cluster_arrive();
   float total[S][V] = {};
@@ -124,28 +124,23 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
       copy_pieces(p.y, copied, first_y, images, to + p.bytes_x);
     }
     ptx::cp_async_commit_group();
-    // A warp runs through the code once while the block waits for memory, so that the code is there when the inputs
-    // are: with addresses where nothing is copied to.
-    bool const real = stage >= 0;
-    if (!real && threadIdx.x >= 32) continue;
-    if (real) {
-      ptx::cp_async_wait_group<1>();
-      __syncthreads();
-    }
-    T const* const x = reinterpret_cast<T const*>(few_sums_shared + (real ? (stage & 1) * p.bytes : p.unused));
-    T const* const y = real ? x + p.bytes_x / int(sizeof(T)) : x;
-    int const items = !works ? 0 : real ? min(p.images, end - image) * p.band * int(p.by_segments.value) : group + 1;
+    if (stage < 0) continue;
+    ptx::cp_async_wait_group<1>();
+    __syncthreads();
+    T const* const x = reinterpret_cast<T const*>(few_sums_shared + (stage & 1) * p.bytes);
+    T const* const y = reinterpret_cast<T const*>(few_sums_shared + (stage & 1) * p.bytes + p.bytes_x);
+    int const items = works ? min(p.images, end - image) * p.band * int(p.by_segments.value) : 0;
     float acc[S][V] = {};
 #pragma unroll 1
     for (int item = group; item < items; item += p.groups) {
       int const line = int(p.by_segments.quotient(item)), begin_q = (item - line * int(p.by_segments.value)) * p.each;
       int const n = int(p.by_band.quotient(line)), row = begin_y + line - n * p.band;
       int const h = row * p.stride_h - p.pad_h + r * p.dilation_h;
-      if (real && (unsigned(h) >= unsigned(p.x.H) || row >= p.y.H)) continue;
+      if (unsigned(h) >= unsigned(p.x.H) || row >= p.y.H) continue;
       int w = begin_q * stride + s0 - p.pad_w;
-      T const* from = x + (real ? n * p.x.n + (h - first_x) * p.x.h + lane * p.x.c + (w + p.x.left) * next : 0);
-      T const* from_y = y + (real ? n * p.y.n + (row - first_y) * p.y.h + lane * p.y.c + begin_q * next : 0);
-      int const end_q = real ? min(begin_q + p.each, p.y.W) : begin_q + 1;
+      T const* from = x + n * p.x.n + (h - first_x) * p.x.h + lane * p.x.c + (w + p.x.left) * next;
+      T const* from_y = y + n * p.y.n + (row - first_y) * p.y.h + lane * p.y.c + begin_q * next;
+      int const end_q = min(begin_q + p.each, p.y.W);
       float v[window][V];
       auto load = [&](int j) { load_pixel(from + j * next, nhwc || unsigned(w + j) < unsigned(p.x.W), v[j]); };
 #pragma unroll
@@ -167,8 +162,8 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
       }
     }
 #pragma unroll
-    for (int i = 0; i < S * V; ++i) total[i / V][i % V] += real ? acc[i / V][i % V] : 0.f;
-    if (real) __syncthreads();  // the stage has been read
+    for (int i = 0; i < S * V; ++i) total[i / V][i % V] += acc[i / V][i % V];
+    __syncthreads();  // the stage has been read
   }
   float* const sums = reinterpret_cast<float*>(few_sums_shared);
   if (works)
@@ -246,11 +241,10 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
   p.bytes_x = int(t.bytes_x), p.bytes = int(t.bytes_x + t.bytes_y);
   p.by_units = Divisor(uint32_t(t.units)), p.by_chunks = Divisor(uint32_t(t.chunks));
   p.by_band = Divisor(uint32_t(t.band)), p.by_segments = Divisor(uint32_t(t.segments)), p.each = t.each;
-  p.parts = t.shares * t.bands, p.bands = t.bands, p.share = t.share, p.band = t.band, p.rows = t.rows;
-  p.unused = int(ceil_div(t.shared_bytes, 16) * 16);
+  p.parts = t.shares * t.bands, p.bands_log2 = log2_of(t.bands), p.share = t.share, p.band = t.band, p.rows = t.rows;
   p.shared_sums = int(t.shared_bytes - (p.parts > 1 ? p.parts * t.sums * 4 : 0));
   auto start = [&](auto* kernel) {
-    int const bytes = p.unused + kFewSumsUnused;
+    int const bytes = int(t.shared_bytes);
     if (bytes > 48 * 1024)
       if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
         return error;
