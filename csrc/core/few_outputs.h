@@ -45,7 +45,8 @@ constexpr FewOutputsTile few_outputs_tile(Op op, Problem const& p, Device const&
   int64_t const dilation_h = p.R == 1 ? 1 : p.dilation_h, dilation_w = p.S == 1 ? 1 : p.dilation_w;
   if ((p.C > 1 && p.w.n != p.R * p.S) || (p.R > 1 && p.w.h != p.S) || (p.S > 1 && p.w.w != 1) || p.w_align < 16)
     return t;
-  if (backward && ((p.stride_h > 1 && dilation_h > 1) || (p.stride_w > 1 && dilation_w > 1))) return t;
+  // As measured; the kernel takes any filter, stride and dilation (dgrad: one of the two).
+  if (p.R != p.S || p.R > 7 || p.stride_h != p.stride_w || p.stride_h > 2 || dilation_h > 1 || dilation_w > 1) return t;
   if (!channel_vectors(p.x, p.x_align, p.C, vector, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, vector, p.dtype))
     return t;
   int64_t const out_H = backward ? p.H : P, out_W = backward ? p.W : Q, in_H = backward ? P : p.H,

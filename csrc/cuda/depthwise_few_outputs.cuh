@@ -83,10 +83,10 @@ __global__ void __launch_bounds__(kFewOutputsThreads, 2) few_outputs(__grid_cons
     bool const exists = c0 * int(sizeof(T)) + piece < p.C * int(sizeof(T));
     unsigned char const* const from =
         p.in + blockIdx.z * p.in_n + uint32_t(c0) * uint32_t(sizeof(T)) + piece + uint64_t(uint32_t(first)) * p.in_h;
-    int const pixels = (last - first + 1) * p.pitch, step = int(blockDim.x) >> log2;
+    int const pixels = (last - first + 1) * p.pitch, each = int(blockDim.x) >> log2;
     if (exists)
 #pragma unroll 2
-      for (int i = int(threadIdx.x) >> log2; i < pixels; i += step) {
+      for (int i = int(threadIdx.x) >> log2; i < pixels; i += each) {
         int const row = int(p.by_pitch.quotient(i)), column = i - row * p.pitch - p.left;
         ptx::cp_async_16(shared + (i << (log2 + 4)) + piece,
                          from + uint64_t(uint32_t(row) * p.in_h + uint32_t(column) * p.in_w),
