@@ -47,6 +47,7 @@ constexpr FewOutputsTile few_outputs_tile(Op op, Problem const& p, Device const&
     return t;
   // As measured; the kernel takes any filter, stride and dilation (dgrad: one of the two).
   if (p.R != p.S || p.R > 7 || p.stride_h != p.stride_w || p.stride_h > 2 || dilation_h > 1 || dilation_w > 1) return t;
+  if (double(p.N) * double(p.C) * double(max64(p.H * p.W, P * Q)) > 1.25e6) return t;
   if (!channel_vectors(p.x, p.x_align, p.C, vector, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, vector, p.dtype))
     return t;
   int64_t const out_H = backward ? p.H : P, out_W = backward ? p.W : Q, in_H = backward ? P : p.H,
