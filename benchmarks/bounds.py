@@ -222,6 +222,7 @@ ENTRIES = (
     Entry("depthwise_walk", "depthwise::walk", "fprop", depthwise(64, 100, 56, 3), "fp16", "nhwc", "column|depthwise"),
     Entry("depthwise_walk", "depthwise::walk", "fprop", "L26", "fp32", "nhwc", "depthwise"),
     Entry("depthwise_small", "depthwise::small", "fprop", depthwise(1, 240, 28, 5), "fp32", "nhwc", "depthwise"),
+    Entry("depthwise_few_outputs", "depthwise::few_outputs", "fprop", depthwise(4, 96, 14, 5), "fp16", "nhwc", "0x4"),
     Entry("depthwise_few_sums", "depthwise::wgrad_few_pixels", "wgrad", depthwise(1, 96, 14, 5), "fp16", "nhwc", "0x4"),
     Entry("depthwise_walk", "depthwise::walk_wgrad", "wgrad", "L26", "fp32", "nhwc", "depthwise"),
     Entry("toeplitz", "toeplitz::gather", "fprop", "L23", "fp16", "nhwc", "toeplitz"),

@@ -32,7 +32,7 @@ constexpr DirectTile direct_tile(Op op, Problem const& p, int R, int stride) {
   t.strips = ceil_div(W + (backward && stride == 2 ? p.pad_left % 2 : 0), kDirectColumns);
   if (double(p.N) * double(p.C) * double(H) * double(t.strips) > double(kDirectMost)) return t;
   t.used = true, t.threads = p.N * p.C * H * t.strips;
-  t.ns = 6000 + 0.014 * double(t.threads);
+  t.ns = 6000 + 0.014 * double(t.threads) + (size_of(p.dtype) == 2 && p.C > 1 && p.x.c == 1 && p.y.c == 1 ? 800 : 0);
   return t;
 }
 

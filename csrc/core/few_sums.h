@@ -15,7 +15,7 @@ inline constexpr int64_t kFewSumsBlocks = 132;                    // that are th
 inline constexpr int64_t kFewSumsExtent = 1 << 14;                // strides, dilations, padding and taps, at most
 
 constexpr bool is_few_sums(Row const& row) {
-  return row.family == Family::depthwise && row.tile_m == 0 && row.tile_n == kFewSumsColumns;
+  return row.family == Family::depthwise && row.op == Op::wgrad && row.tile_m == 0 && row.tile_n == kFewSumsColumns;
 }
 
 struct FewSumsTile {

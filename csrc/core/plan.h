@@ -9,6 +9,7 @@
 #include "band_split.h"
 #include "column.h"
 #include "depthwise.h"
+#include "few_outputs.h"
 #include "few_sums.h"
 #include "gemm.h"
 #include "grouped.h"
@@ -74,6 +75,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     }
     case Family::depthwise:
       if (is_few_sums(row)) return hopper && few_sums_supports(row, p);
+      if (is_few_outputs(row)) return hopper && few_outputs_supports(row, p);
       if (is_walk(row)) return hopper && walk_supports(row, op, p);
       return (hopper || (row.tile_m == 0 && d.compute_capability >= 80)) &&
              (is_lines(row) ? line_supports(row, p) : depthwise_supports(row, p));
@@ -276,6 +278,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return igemm_estimate(row, op, p, d);
     case Family::depthwise:
       if (is_few_sums(row)) return few_sums_estimate(row, p, d);
+      if (is_few_outputs(row)) return few_outputs_estimate(row, p, d);
       return is_lines(row)     ? line_estimate(op, p, d)
              : is_walk(row)    ? walk_estimate(row, op, p, d)
              : row.tile_m == 0 ? any_filter(op, p, d).estimate

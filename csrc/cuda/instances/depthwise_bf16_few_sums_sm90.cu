@@ -1,2 +1,0 @@
-#include "../depthwise_few_sums.cuh"
-CONV2D_EXT_DEPTHWISE_FEW_SUMS(CONV2D_EXT_DEPTHWISE_FEW_SUMS_INSTANCE, bf16)
