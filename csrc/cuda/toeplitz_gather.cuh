@@ -1,14 +1,15 @@
-// Depthwise convolution in channels_last on tensor cores (mma.sync), float16 and bfloat16, filters of up to 5 and 7
-// rows, stride 1: along a row of the image, 8 neighbouring outputs of a channel are a window of 16 inputs times a
-// matrix with the taps of a row of the filter along its diagonals:
+// Depthwise convolution in channels_last on tensor cores (mma.sync), float16 and bfloat16, filters of up to 9 rows,
+// stride 1: along a row of the image, 8 neighbouring outputs of a channel are a window of 16 inputs times a matrix with
+// the taps of a row of the filter along its diagonals:
 //   out[16 runs of 8 columns; 8 columns] += in[the runs; 16 columns] * taps[r].
 // A lane reads 4 channels of a pixel at once; of the words of two pixels a permutation of bytes makes the operands of
 // two channels. Two neighbouring runs are the two rows of a lane, so that what both meet is read once. Borders cost
 // nothing: the copy engine writes the zeros.
 //
 // As toeplitz.cuh, but a strip is walked in cycles of R rows, which are a loop unrolled: taps' operands and sums stay
-// in their registers. A block has 32 channels of 8 pieces of a row, of several images or of an image's parts, which
-// begin in different banks; a warp has 4 channels of them. One warp copies and another stores.
+// in their registers (of 9 rows the taps in shared memory). A block has 32 channels of 8 pieces of a row, of several
+// images or of an image's parts, which begin in different banks; a warp has 4 channels of them. One warp copies and
+// another stores.
 #pragma once
 
 #include "../core/toeplitz_gather.h"
