@@ -175,8 +175,7 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R>&
   if constexpr (gather_holds_taps(R))
 #pragma unroll
     for (int c = 0; c < channels; ++c) load_taps(c);
-  if constexpr (gather_holds_taps(R))
-    ptx::bar_sync(1, 32 * kToeplitzWarps);  // the table's place is the kGatherBuffers'
+  if constexpr (gather_holds_taps(R)) ptx::bar_sync(1, 32 * kToeplitzWarps);  // the table's place is the buffers'
   uint32_t from[2], to[2];
   {
     int const pieces = 8 / p.pairs, piece = g % pieces, column = g / pieces * 16;
