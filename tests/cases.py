@@ -298,6 +298,7 @@ CASES: tuple[Case, ...] = (
     # rows in parts; runs of 8 columns alone and in pairs
     Case("depthwise_7x7_cycles", 24, 40, 34, 45, 40, 7, 7, padding=(3, 4, 0, 5), groups=40),
     Case("depthwise_7x7_parts", 3, 40, 17, 141, 40, 7, 7, padding=(3, 3), groups=40),
+    Case("depthwise_9x8_parts", 3, 40, 23, 70, 40, 9, 8, padding=(4, 3), groups=40),
     Case("depthwise_5x5_runs", 19, 200, 15, 7, 200, 5, 5, padding=(2, 2), groups=200),
     Case("depthwise_5x5_pairs", 70, 328, 14, 15, 328, 5, 5, padding=(2, 1), groups=328),
     Case("depthwise_7x7_dilated", 3, 8, 33, 31, 8, 7, 7, padding=(9, 6), dilation=(3, 2), groups=8),

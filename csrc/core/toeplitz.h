@@ -6,20 +6,12 @@
 namespace conv2d_ext {
 
 inline constexpr int kToeplitzStages = 12, kToeplitzBuffers = 3, kToeplitzChannels = 64;
-// What multiplies 16 blocks of columns of 8 channels: a warp, of whom a block of threads, one an SM, has
-// eight. For fprop and dgrad of 7x7 two warps, of 4 channels each: their sums and operands fit half the registers, and
-// twice as many warps hide what one waits for.
-inline constexpr int kToeplitzWarps = 8;
-constexpr int toeplitz_warps(Op op, int R) { return op != Op::wgrad && R == 7 ? 2 * kToeplitzWarps : kToeplitzWarps; }
-// A warpgroup more copies, and leaves most of its registers to those that multiply.
-constexpr int toeplitz_threads(int warps) { return 32 * warps + 128; }
-constexpr int toeplitz_registers(int warps) { return warps == kToeplitzWarps ? 240 : 112; }
-inline constexpr int kToeplitzCopyRegisters = 24;
-static_assert(256 * 240 + 128 * kToeplitzCopyRegisters <= 384 * 168);
-static_assert(512 * 112 + 128 * kToeplitzCopyRegisters <= 640 * 96);
-
-// A window of inputs, in blocks of 4 columns, that 4 neighbouring outputs meet.
-constexpr int toeplitz_window(int S) { return S <= 5 ? 2 : 3; }
+// Warps that multiply, of a block of threads, one an SM. A warpgroup more copies, and leaves most of its registers to
+// those.
+inline constexpr int kToeplitzWarps = 8, kToeplitzThreads = 32 * kToeplitzWarps + 128;
+inline constexpr int kToeplitzRegisters = 240, kToeplitzCopyRegisters = 24;
+static_assert(256 * kToeplitzRegisters + 128 * kToeplitzCopyRegisters <= 384 * 168);
+inline constexpr int kToeplitzPairs = 4;  // of channels, of a warp
 
 // What a block of threads has. A warp has 8 channels of 16 blocks of 4 columns.
 struct ToeplitzBlocks {
@@ -45,9 +37,8 @@ constexpr double max_of(double a, double b) { return a > b ? a : b; }
 
 constexpr int64_t to1024(int64_t bytes) { return (bytes + 1023) / 1024 * 1024; }
 
-// For a number of channels of a block: few idle warps, little halo. H, W: of the outputs. `halo`: blocks of columns of
-// inputs more than of these.
-constexpr ToeplitzBlocks toeplitz_blocks(Problem const& p, int channels, int64_t H, int64_t W, double halo) {
+// For a number of channels of a block: few idle warps, little halo. H, W: of the outputs.
+constexpr ToeplitzBlocks toeplitz_blocks(Problem const& p, int channels, int64_t H, int64_t W) {
   ToeplitzBlocks t;
   t.channels = channels;
   int const columns = 4;
@@ -62,8 +53,8 @@ constexpr ToeplitzBlocks toeplitz_blocks(Problem const& p, int channels, int64_t
       int64_t const groups = ceil_div(blocks * images, 16);
       double const idle = double(groups * 16) / double(blocks * images) * double(tiles * blocks) / double(all) *
                           double(ceil_div(p.N, images) * images) / double(p.N);
-      double const cost = (idle + 2 + halo / double(blocks)) *
-                          (1.3 - 0.3 * double(channels / t.warp_channels * groups) / kToeplitzWarps);
+      double const cost =
+          (idle + 2 + 1 / double(blocks)) * (1.3 - 0.3 * double(channels / t.warp_channels * groups) / kToeplitzWarps);
       if (best != 0 && cost >= best) continue;
       best = cost;
       t.blocks = int(blocks), t.images = int(images);
@@ -109,22 +100,21 @@ constexpr void consider_turns(Tile t, Device const& d, Consider const& consider)
   for (int64_t parts = 2; t.rows / parts >= 14 && even > t.rows / parts; parts *= 2) turns_of(ceil_div(t.rows, parts));
 }
 
-constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, int S, Device const& d) {
+// For filters of up to 5 rows, which reach over up to 5 columns.
+constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, Device const& d) {
   bool const backward = op == Op::dgrad;
-  int const window = toeplitz_window(S);
   ToeplitzTile best;
   for (int channels = kToeplitzChannels; channels >= 8; channels /= 2) {
     ToeplitzTile t;
-    static_cast<ToeplitzBlocks&>(t) =
-        toeplitz_blocks(p, channels, backward ? p.H : p.P(), backward ? p.W : p.Q(), window - 1);
+    static_cast<ToeplitzBlocks&>(t) = toeplitz_blocks(p, channels, backward ? p.H : p.P(), backward ? p.W : p.Q());
     int64_t const pixel = int64_t(t.channels) * 2 * t.images;
-    t.in_bytes = to1024(pixel * (t.blocks + window - 1) * 4), t.out_bytes = to1024(pixel * t.blocks * 4);
+    t.in_bytes = to1024(pixel * (t.blocks + 1) * 4), t.out_bytes = to1024(pixel * t.blocks * 4);
     t.stages = int(max64(2, min64(kToeplitzStages, (224 * 1024 - 2048 - kToeplitzBuffers * t.out_bytes) / t.in_bytes)));
     t.shared_bytes = t.stages * t.in_bytes + kToeplitzBuffers * t.out_bytes + 1024;
     // As measured.
-    double const row_ns = R == 3 ? 400 : R == 5 ? 450 : 760, start_ns = R == 7 ? 11500 : 7800;
+    double const row_ns = R == 3 ? 400 : 450;
     consider_turns(t, d, [&](ToeplitzTile const& u) {
-      double const ns = start_ns + toeplitz_walk_ns(u, p, toeplitz_rows(u, R, d), row_ns, d);
+      double const ns = 7800 + toeplitz_walk_ns(u, p, toeplitz_rows(u, R, d), row_ns, d);
       if (best.ns == 0 || ns < best.ns) best = u, best.ns = ns;
     });
   }
@@ -134,6 +124,7 @@ constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, int S, Devi
 constexpr bool toeplitz_supports(Row const& row, Op op, Problem const& p) {
   if (p.C_per_group() != 1 || p.K != p.C || p.R > row.tile_m || (p.S - 1) * p.dilation_w > row.tile_n - 1) return false;
   if (p.stride_h != 1 || p.stride_w != 1) return false;
+  if (op != Op::wgrad && row.tile_m >= 7 && p.dilation_w == 7) return false;  // toeplitz_gather.h
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0) return false;
   if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, 8, p.dtype) ||
       !map_supports(p.x, p.N, p.H, p.W, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype))

@@ -1,15 +1,17 @@
-// toeplitz_gather.cuh: its tiles and what they cost. It is the second kernel of the rows of toeplitz for fprop and
-// dgrad.
+// toeplitz_gather.cuh: its tiles and what they cost. It is the kernel of the rows of toeplitz for fprop and dgrad of 7
+// and 9 rows, and the second one of those of 3 and 5.
 #pragma once
 
 #include "toeplitz.h"
 
 namespace conv2d_ext {
 
-inline constexpr int kGatherChannels = 32;  // of a block; a warp has 4 of them
-inline constexpr int kGatherRows = 2;       // of a group, of which one barrier is, and of a buffer
-inline constexpr int kGatherCycles = 4;     // at most in the ring
-inline constexpr int kGatherBuffers = 3;    // of results
+inline constexpr int kGatherChannels = 32;                   // of a block; a warp has 4 of them
+inline constexpr int kGatherRows = 2;                        // of a group, of which one barrier is, and of a buffer
+inline constexpr int kGatherCycles = 4;                      // at most in the ring
+inline constexpr int kGatherBuffers = 3;                     // of results
+constexpr int gather_taps(int R) { return R >= 7 ? 9 : 5; }  // columns of a filter, at most
+constexpr bool gather_holds_taps(int R) { return R <= 7; }   // in registers
 constexpr int gather_groups(int R) { return (R + kGatherRows - 1) / kGatherRows; }  // of a cycle of R rows
 // Words of a row of the filter of a channel in shared memory, by distances of an input from an output from -7 on.
 inline constexpr int kGatherTapWords = 20;
@@ -45,8 +47,9 @@ constexpr GatherTile gather_blocks(Op op, Problem const& p, int R, int pairs) {
   int const end = (pieces - 1) * t.in_columns + run + 8, all = pieces * t.in_columns;  // that windows reach
   t.in_bytes = to512(int64_t(end > all ? end : all) * kGatherChannels * 2);
   t.out_bytes = to512(int64_t(pieces) * t.out_columns * kGatherChannels * 2);
-  int64_t const buffers =
-      max64(kGatherBuffers * kGatherRows * t.out_bytes, int64_t(kGatherChannels) * R * kGatherTapWords * 4);
+  int64_t const results = kGatherBuffers * kGatherRows * t.out_bytes,
+                table = int64_t(kGatherChannels) * R * kGatherTapWords * 4;
+  int64_t const buffers = gather_holds_taps(R) ? max64(results, table) : results + table;
   int64_t const cycle = R * t.in_bytes;
   t.cycles = int(min64(kGatherCycles, (226 * 1024 - buffers) / cycle));
   if (t.cycles < 1) return t;
@@ -75,8 +78,9 @@ constexpr GatherTile gather_tile(Op op, Problem const& p, int R, Device const& d
     if (t.shared_bytes == 0) continue;
     consider_turns(t, d, [&](GatherTile const& u) {
       // As measured.
-      double const ns = (R == 7 ? 11500 : 12000) +
-                        max_of(pieces_memory_ns(u, p, R, 3700, d), toeplitz_rows(u, R, d) * (R == 7 ? 420 : 400));
+      double const row_ns = R == 9 ? 760 : R == 7 ? 420 : 400;
+      double const gbytes = p.R > 5 ? 3700 : p.R > 3 || t.slices == 1 ? 3450 : 3300;
+      double const ns = 7000 + 10 * R + max_of(pieces_memory_ns(u, p, R, gbytes, d), toeplitz_rows(u, R, d) * row_ns);
       if (best.ns == 0 || ns < best.ns) best = u, best.ns = ns;
     });
   }
@@ -84,9 +88,10 @@ constexpr GatherTile gather_tile(Op op, Problem const& p, int R, Device const& d
 }
 
 // Of what a row of toeplitz takes, that which this kernel is faster with.
-constexpr bool takes_gather(Op op, Problem const& p, int R, int S, Device const& d) {
+constexpr bool takes_gather(Op op, Problem const& p, int R, Device const& d) {
+  if (R >= 7) return true;
   GatherTile const t = gather_tile(op, p, R, d);
-  return t.ns != 0 && t.ns < toeplitz_tile(op, p, R, S, d).ns;
+  return t.ns != 0 && t.ns < toeplitz_tile(op, p, R, d).ns;
 }
 
 }  // namespace conv2d_ext

@@ -8,7 +8,8 @@ namespace conv2d_ext {
 inline constexpr int kPieceChannels = 32;    // of a block; a warp has 4 of them
 inline constexpr int kPieceRows = 2;         // of the ring, that one barrier is of
 inline constexpr int kPieceCycles = 4;       // at most in the ring
-inline constexpr int kPieceSums = 128 + 10;  // floats of a row of a filter at the end: products, and up to 9 taps
+inline constexpr int kPieceSums = 128 + 10;  // floats of the products of a row of a filter at the end, a bank apart
+inline constexpr int kPieceTaps = 9;         // of a row of a filter, at most
 constexpr int piece_groups(int R) { return (R + kPieceRows - 1) / kPieceRows; }  // barriers of a cycle of R rows
 
 // A row of the images is 16 runs of 8 columns: of `images`, each `pieces` of `length` columns in `run` runs.
@@ -64,7 +65,7 @@ constexpr PiecesTile pieces_blocks(Problem const& p, int R, int run, int pieces)
   t.slices = ceil_div(p.C, kPieceChannels), t.image_units = ceil_div(p.N, t.images);
   t.rows = ceil_div(p.P(), p.dilation_h);
   t.units = t.tiles_w * t.image_units * p.dilation_h * t.rows;
-  int64_t const sums = int64_t(kToeplitzWarps) * R * 4 * kPieceSums * 4;
+  int64_t const sums = int64_t(kToeplitzWarps) * R * 4 * (kPieceSums + kPieceTaps) * 4;
   t.shared_bytes = max64(t.cycles * cycle, sums) + 1024;
   return t;
 }
@@ -102,9 +103,8 @@ constexpr Estimate toeplitz_estimate(Row const& row, Op op, Problem const& p, De
     PiecesTile const t = pieces_tile(p, row.tile_m, d);
     return {t.ns, int(t.shares)};
   }
-  double const ns = toeplitz_tile(op, p, row.tile_m, row.tile_n, d).ns;
-  GatherTile const t = gather_tile(op, p, row.tile_m, d);
-  return {t.ns != 0 && t.ns < ns ? t.ns : ns, 1};
+  if (takes_gather(op, p, row.tile_m, d)) return {gather_tile(op, p, row.tile_m, d).ns, 1};
+  return {toeplitz_tile(op, p, row.tile_m, d).ns, 1};
 }
 
 }  // namespace conv2d_ext

@@ -1,17 +1,16 @@
-// Depthwise convolution in channels_last on tensor cores (mma.sync), float16 and bfloat16, stride 1: along a row of the
-// image, two channels of 4 neighbouring outputs are a window of 8 or 12 inputs times a matrix with the taps along its
-// diagonals, of the row of the filter and these channels:
+// Depthwise convolution in channels_last on tensor cores (mma.sync), float16 and bfloat16, stride 1, filters of up to 5
+// rows that reach over 5 columns: along a row of the image, two channels of 4 neighbouring outputs are a window of 8
+// inputs times a matrix with the taps along its diagonals, of the row of the filter and these channels:
 //   out[16 blocks of 4 columns; 4 columns, 2 channels] += in[the blocks; 8 columns, 2 channels] * taps[r].
 // A pixel's 8 channels, which a lane reads and writes as 16 bytes, are an operand of four such products, so nothing is
 // moved or converted, and borders cost nothing: the copy engine writes the zeros.
 //
 // A block walks down a strip of images with a slice of the channels, row by row. A warp of its own has the rows copied
 // to a ring of stages, swizzled so that eight neighbouring pixels are in different banks, and the finished rows stored,
-// which go through shared memory. A warp of the others has 8 channels (7x7: 4) of 16 blocks of columns, of one image or
-// of several; it multiplies each row with all rows of the filter into the sums of all outputs that meet it, while the
-// next row is loaded (7x7: which other warps hide) and after what the last row completed is stored. Warps wait for no
-// other but the first one. dgrad is fprop with the filter turned round; rows that a dilation sets apart are strips of
-// their own.
+// which go through shared memory. A warp of the others has 8 channels of 16 blocks of columns, of one image or of
+// several; it multiplies each row with all rows of the filter into the sums of all outputs that meet it, while the next
+// row is loaded and after what the last row completed is stored. Warps wait for no other but the first one. dgrad is
+// fprop with the filter turned round; rows that a dilation sets apart are strips of their own.
 //
 // The zeros beside the diagonals make NaN of an infinite neighbour; a block that finds a NaN computes its outputs
 // again, one product at a time.
@@ -104,23 +103,24 @@ struct Copier {
   }
 };
 
-// The taps of some pairs of channels as operands: lane (g, t) has inputs t, t + 4, t + 8 of output g / 2, channel g % 2
-// of a pair. One half of an operand is zero, so two of them share a register.
-template <class T, int R, int window, int pairs>
+// The taps of four pairs of channels as operands: lane (g, t) has inputs t and t + 4 of output g / 2, channel g % 2 of
+// a pair. One half of an operand is zero, so two of them share a register.
+template <class T, int R>
 struct Taps {
-  uint32_t near[pairs][R], far[pairs][(R + 1) / 2];  // inputs t and t + 4; t + 8, of two rows
-  uint32_t low, high;                                // bytes of the operand in the low half, and in the high one
+  uint32_t words[kToeplitzPairs][R];
+  uint32_t low, high;  // bytes of the operand in the low half, and in the high one
 
-  __device__ Taps(Params const& p, int c0) {
+  // The bytes come of shared memory: operands that the compiler could make ahead would take all registers.
+  __device__ Taps(Params const& p, int c0, uint32_t constants) {
     int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
     int const c = c0 + g % 2, above = R - p.R;
 #pragma unroll
-    for (int j = 0; j < window; ++j) {
+    for (int j = 0; j < 2; ++j) {
       int const distance = t + 4 * j - g / 2, s = p.dilation_w == 1 ? distance : distance / p.dilation_w;
       bool const exists = distance >= 0 && s * p.dilation_w == distance && s < p.S;
       T const* const w = static_cast<T const*>(p.w) + c * p.w_k + s * p.w_s;
 #pragma unroll
-      for (int pair = 0; pair < pairs; ++pair) {
+      for (int pair = 0; pair < kToeplitzPairs; ++pair) {
         bool const present = exists && c + pair * 2 < p.C;
         T const* from = w + pair * 2 * p.w_k;
 #pragma unroll
@@ -130,21 +130,15 @@ struct Taps {
             if (present) tap = *reinterpret_cast<uint16_t const*>(from);
             from += p.w_r;
           }
-          if (j == 0) near[pair][row] = tap;
-          if (j == 1) near[pair][row] |= tap << 16;
-          if (j == 2) far[pair][row / 2] = row % 2 == 0 ? tap : far[pair][row / 2] | tap << 16;
+          words[pair][row] = j == 0 ? tap : words[pair][row] | tap << 16;
         }
       }
     }
-  }
-  // After this, operands are made anew: those made ahead stay in registers, which R == 7 does not have.
-  __device__ void renew(uint32_t constants) {
-    uint2 const v = ptx::ld_shared_v2(constants + threadIdx.x / 4 % 2 * uint32_t(sizeof(uint2)));
+    uint2 const v = ptx::ld_shared_v2(constants + g % 2 * uint32_t(sizeof(uint2)));
     low = v.x, high = v.y;
   }
   __device__ uint32_t operator()(int pair, int row, int j) const {
-    return j < 2 ? __byte_perm(near[pair][row], 0, j == 0 ? low : high)
-                 : __byte_perm(far[pair][row / 2], 0, row % 2 == 0 ? low : high);
+    return __byte_perm(words[pair][row], 0, j == 0 ? low : high);
   }
 };
 
@@ -275,45 +269,43 @@ struct Pixel {
 };
 
 // The products of a warp; returns the larger of its outputs, or a NaN.
-template <class T, int R, int window, int pairs>
+template <class T, int R>
 __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, float const* biases, uint32_t constants,
                                          int begin, int end, int c0, uint32_t shared) {
+  constexpr int pairs = kToeplitzPairs;
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
-  int const octets = p.channels / 8, mates = p.channels / (2 * pairs), mate = warp % mates;
-  int const octet = mate * pairs / 4, first = mate * pairs % 4 * 4;  // byte of the octet
-  Taps<T, R, window, pairs> taps(p, c0 + mate * (2 * pairs));
-  int const columns = (p.blocks + window - 1) * 4;
+  int const octets = p.channels / 8, octet = warp % octets;
+  Taps<T, R> const taps(p, c0 + octet * 8, constants);
+  int const columns = (p.blocks + 1) * 4;
   // Of blocks g and g + 8 of the warp's. Four pixels on, the swizzle has changed by `flip`.
   uint32_t const step_in = p.channels * 8, flip = octets > 1 ? p.channels : 0;
   uint32_t from[2], to[2];
   bool exists[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    int const block = warp / mates * 16 + g + 8 * half;
+    int const block = warp / octets * 16 + g + 8 * half;
     exists[half] = block < p.blocks * p.images;
     int const image = exists[half] ? block / p.blocks : 0;
     int const column = (exists[half] ? block - image * p.blocks : 0) * 4 + t;
-    from[half] = shared + swizzled(image * columns + column, octet, octets) + first;
-    to[half] = shared + p.stages * p.in_bytes + swizzled(image * p.blocks * 4 + column, octet, octets) + first;
+    from[half] = shared + swizzled(image * columns + column, octet, octets);
+    to[half] = shared + p.stages * p.in_bytes + swizzled(image * p.blocks * 4 + column, octet, octets);
   }
 
   // What the compiler cannot know: of plain copies it makes one for each instruction that reads them.
   uint32_t const one = ptx::ld_shared(constants + 2 * uint32_t(sizeof(uint2)));
-  taps.renew(constants);
   uint32_t most = 0, parity = 0, parity_out = 1;
   float acc[R][pairs][4];
   int stage = 0, held = 0, buffer = 0;  // held: the stage of the row that is loaded
   for (int index = begin; index < end;) {
     Strip const s = next_strip<R>(p, index, end);
     int const rows = s.rows + R - 1;
-    constexpr bool ahead = pairs == 4;
-    Pixel<pairs> in[2][window];  // of the next row, if loaded ahead
+    Pixel<pairs> in[2][2];  // of the next row
     auto load = [&](int row) {
       if (row >= rows || !has_row(p, s, row)) return;
       ptx::mbarrier_wait(&barriers.full[stage], parity);
       uint32_t const offset = stage * p.in_bytes;
 #pragma unroll
-      for (int j = 0; j < window; ++j)
+      for (int j = 0; j < 2; ++j)
 #pragma unroll
         for (int half = 0; half < 2; ++half) in[half][j].load(((from[half] + j * step_in) ^ (j % 2 * flip)) + offset);
       held = stage;
@@ -324,7 +316,7 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
 #pragma unroll
       for (int pair = 0; pair < pairs; ++pair) {
         float2 b = make_float2(0.f, 0.f);
-        if (p.bias != nullptr) b = *reinterpret_cast<float2 const*>(biases + (mate * pairs + pair) * 2);
+        if (p.bias != nullptr) b = *reinterpret_cast<float2 const*>(biases + (octet * pairs + pair) * 2);
         out[0].v[pair] = pack<T>(sums[pair][0] + b.x, sums[pair][1] + b.y);
         out[1].v[pair] = pack<T>(sums[pair][2] + b.x, sums[pair][3] + b.y);
       }
@@ -345,27 +337,25 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
     // What the row before has completed is stored first, and its place is taken.
     auto step = [&]<int u>(std::integral_constant<int, u>, int row) {
       bool const present = row < rows && has_row(p, s, row);
-      if constexpr (!ahead) load(row);
-      uint32_t words[pairs][2][window];
+      uint32_t words[pairs][2][2];
       if (present) {
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
-          for (int j = 0; j < window; ++j)
+          for (int j = 0; j < 2; ++j)
 #pragma unroll
             for (int pair = 0; pair < pairs; ++pair) words[pair][half][j] = in[half][j].v[pair] * one;
         uint32_t all = 0;
 #pragma unroll
-        for (int j = 0; j < window; ++j) all |= words[pairs - 1][0][j] | words[pairs - 1][1][j];
+        for (int j = 0; j < 2; ++j) all |= words[pairs - 1][0][j] | words[pairs - 1][1][j];
         give_back(&barriers.empty[held], all);
       }
-      if constexpr (ahead) load(row + 1);
+      load(row + 1);
       auto& last = acc[(u + R - 1) % R];
       if (row >= R) store(last);
 #pragma unroll
       for (int i = 0; i < pairs * 4; ++i) last[i / 4][i % 4] = 0.f;
       if (!present) return;
-      if constexpr (R == 7) taps.renew(constants);
 #pragma unroll
       for (int pair = 0; pair < pairs; ++pair) {
         auto const& v = words[pair];
@@ -373,13 +363,9 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
         for (int k = 0; k < R; ++k)
           ptx::mma_m16n8k16<T>(acc[(u + k) % R][pair], v[0][0], v[1][0], v[0][1], v[1][1], taps(pair, R - 1 - k, 0),
                                taps(pair, R - 1 - k, 1));
-        if constexpr (window == 3)
-#pragma unroll
-          for (int k = 0; k < R; ++k)
-            ptx::mma_m16n8k8<T>(acc[(u + k) % R][pair], v[0][2], v[1][2], taps(pair, R - 1 - k, 2));
       }
     };
-    if constexpr (ahead) load(0);
+    load(0);
 #pragma unroll 1
     for (int row = 0; row <= rows; row += R)
       [&]<int... u>(std::integer_sequence<int, u...>) {
@@ -390,18 +376,17 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
 }
 
 // Is the thread one of those that multiply? These have the registers of the copying warps.
-template <int warps>
 __device__ inline bool take_role() {
-  bool const multiplies = int(threadIdx.x) < 32 * warps;
+  bool const multiplies = int(threadIdx.x) < 32 * kToeplitzWarps;
   if (multiplies)
-    ptx::setmaxnreg_inc<toeplitz_registers(warps)>();
+    ptx::setmaxnreg_inc<kToeplitzRegisters>();
   else
     ptx::setmaxnreg_dec<kToeplitzCopyRegisters>();
   return multiplies;
 }
 
-template <class T, int R, int window, int warps>
-__global__ void __launch_bounds__(toeplitz_threads(warps), 1) gather(__grid_constant__ Params const p) {
+template <class T, int R>
+__global__ void __launch_bounds__(kToeplitzThreads, 1) gather(__grid_constant__ Params const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ Barriers barriers;
   __shared__ float biases[kToeplitzChannels];
@@ -410,8 +395,7 @@ __global__ void __launch_bounds__(toeplitz_threads(warps), 1) gather(__grid_cons
   uint32_t const shared = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
-  constexpr int pairs = 4 * kToeplitzWarps / warps;                                       // of channels, of a warp
-  int const readers = p.channels / (2 * pairs) * ((p.blocks * p.images + 15) / 16) * 32;  // threads
+  int const readers = p.channels / 8 * ((p.blocks * p.images + 15) / 16) * 32;  // threads
   if (threadIdx.x == 0) {
     barriers.start(p.stages, readers / 32), again = 0;
     constants[0] = make_uint2(0x4410, 0x4432), constants[1] = make_uint2(0x1044, 0x3244);  // Taps' low and high
@@ -422,13 +406,13 @@ __global__ void __launch_bounds__(toeplitz_threads(warps), 1) gather(__grid_cons
                               ? widen(static_cast<T const*>(p.bias)[(c0 + int(threadIdx.x)) * p.bias_stride])
                               : 0.f;
   __syncthreads();
-  if (!take_role<warps>()) {
-    if (int(threadIdx.x) != 32 * warps) return;
+  if (!take_role()) {
+    if (int(threadIdx.x) != 32 * kToeplitzWarps) return;
     move_rows<R>(p, barriers, begin, end, c0, shared);
     ptx::mbarrier_arrive(&barriers.stored);
   } else if (int(threadIdx.x) < readers) {
     uint32_t const most =
-        multiply_rows<T, R, window, pairs>(p, barriers, biases, ptx::shared_address(constants), begin, end, c0, shared);
+        multiply_rows<T, R>(p, barriers, biases, ptx::shared_address(constants), begin, end, c0, shared);
     if (has_nan<T>(most)) again = 1;
     ptx::bar_sync(1, readers);
     if (again == 0) return;
@@ -449,18 +433,17 @@ inline cudaError_t map_of(CUtensorMap& map, void const* data, DType dtype, Strid
                            swizzle);
 }
 
-template <Op op, DType dtype, int R, int S>
+template <Op op, DType dtype, int R>
 cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool backward = op == Op::dgrad;
-  constexpr int window = toeplitz_window(S), warps = toeplitz_warps(op, R);
   Strides const& in = backward ? problem.y : problem.x;
   Strides const& out = backward ? problem.x : problem.y;
   int device = 0;
   Device gpu = h200_sxm;
   if (auto const error = cudaGetDevice(&device)) return error;
   if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
-  ToeplitzTile const t = toeplitz_tile(op, problem, R, S, gpu);
+  ToeplitzTile const t = toeplitz_tile(op, problem, R, gpu);
   Params p{};
   p.in_data = args.a, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out_data = args.out;
   p.in_n = in.n, p.in_h = in.h, p.in_w = in.w, p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
@@ -479,7 +462,7 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   p.slices = int(t.slices), p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
   p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each), p.stages = t.stages;
   p.in_bytes = int(t.in_bytes), p.out_bytes = int(t.out_bytes);
-  int const columns = (t.blocks + window - 1) * 4;
+  int const columns = (t.blocks + 1) * 4;
   p.in_copied = columns * t.images * t.channels * int(sizeof(T));
   if (auto const error =
           map_of(p.in, args.a, dtype, in, problem.C, p.in_W, p.in_H, problem.N, t.channels, columns, t.images))
@@ -487,19 +470,11 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   if (auto const error = map_of(p.out, args.out, dtype, out, problem.C, p.out_W, p.out_H, problem.N, t.channels,
                                 t.blocks * 4, t.images))
     return error;
-  auto* const kernel = gather<T, R, window, warps>;
+  auto* const kernel = gather<T, R>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  kernel<<<unsigned(t.slices * t.shares), toeplitz_threads(warps), size_t(t.shared_bytes), stream>>>(p);
+  kernel<<<unsigned(t.slices * t.shares), kToeplitzThreads, size_t(t.shared_bytes), stream>>>(p);
   return cudaGetLastError();
 }
 
 }  // namespace conv2d_ext::toeplitz
-
-#define CONV2D_EXT_TOEPLITZ_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                  \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return toeplitz::launch<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);                             \
-  }                                                                                                           \
-  }

@@ -1,14 +1,15 @@
-// Depthwise convolution in channels_last on tensor cores (mma.sync), float16 and bfloat16, filters of up to 5 and 7
-// rows, stride 1: along a row of the image, 8 neighbouring outputs of a channel are a window of 16 inputs times a
-// matrix with the taps of a row of the filter along its diagonals:
+// Depthwise convolution in channels_last on tensor cores (mma.sync), float16 and bfloat16, filters of up to 9 rows,
+// stride 1: along a row of the image, 8 neighbouring outputs of a channel are a window of 16 inputs times a matrix with
+// the taps of a row of the filter along its diagonals:
 //   out[16 runs of 8 columns; 8 columns] += in[the runs; 16 columns] * taps[r].
 // A lane reads 4 channels of a pixel at once; of the words of two pixels a permutation of bytes makes the operands of
 // two channels. Two neighbouring runs are the two rows of a lane, so that what both meet is read once. Borders cost
 // nothing: the copy engine writes the zeros.
 //
 // As toeplitz.cuh, but a strip is walked in cycles of R rows, which are a loop unrolled: taps' operands and sums stay
-// in their registers. A block has 32 channels of 8 pieces of a row, of several images or of an image's parts, which
-// begin in different banks; a warp has 4 channels of them. One warp copies and another stores.
+// in their registers (of 9 rows the taps in shared memory). A block has 32 channels of 8 pieces of a row, of several
+// images or of an image's parts, which begin in different banks; a warp has 4 channels of them. One warp copies and
+// another stores.
 #pragma once
 
 #include "../core/toeplitz_gather.h"
@@ -25,19 +26,36 @@ struct GatherParams : Params {
 // distances d = -7 .. 12 of an input from an output, zeros where there is no tap.
 inline constexpr int kTapRow = kGatherTapWords * 4;
 
+// The taps that a thread puts there: all asked for at once, since each may be a wait for memory.
 template <class T, int R>
-__device__ inline void spread_taps(GatherParams const& p, uint32_t table, int c0, int thread, int threads) {
-  int const taps = p.R * p.S, above = R - p.R;
-  for (int i = thread; i < kGatherChannels * taps; i += threads) {
-    int const c = i / taps, tap = i - c * taps, r = tap / p.S, s = tap - r * p.S;
-    if (c0 + c >= p.C) break;
-    uint16_t const w =
-        *reinterpret_cast<uint16_t const*>(static_cast<T const*>(p.w) + (c0 + c) * p.w_k + r * p.w_r + s * p.w_s);
-    uint32_t const to = table + (c * R + r + above) * kTapRow + (s * p.dilation_w + 7) * 4;
-    ptx::st_shared_u16(to, w);
-    ptx::st_shared_u16(to - 4 * 4 + 2, w);
+struct AskedTaps {
+  static constexpr int threads = 32 * kToeplitzWarps / kGatherChannels;  // of a channel
+  static constexpr int most = (R * gather_taps(R) + threads - 1) / threads;
+  uint16_t value[most];
+  uint32_t place[most];
+
+  __device__ AskedTaps(GatherParams const& p, int c0, int thread) {
+    int const c = thread / threads;
+    T const* const from = static_cast<T const*>(p.w) + (c0 + c) * p.w_k;
+#pragma unroll
+    for (int i = 0; i < most; ++i) {
+      int const tap = thread % threads + i * threads, r = tap / p.S, s = tap - r * p.S;
+      place[i] = r < p.R ? (c * R + r + R - p.R) * kTapRow + (s * p.dilation_w + 7) * 4 : ~0u;
+      if (r < p.R && c0 + c < p.C)
+        value[i] = *reinterpret_cast<uint16_t const*>(from + r * p.w_r + s * p.w_s);
+      else
+        value[i] = 0;
+    }
   }
-}
+  __device__ void spread(uint32_t table) const {
+#pragma unroll
+    for (int i = 0; i < most; ++i) {
+      if (place[i] == ~0u) continue;
+      ptx::st_shared_u16(table + place[i], value[i]);
+      ptx::st_shared_u16(table + place[i] - 4 * 4 + 2, value[i]);
+    }
+  }
+};
 
 // A strip's rows, of the inputs: those from begin to end are inside the image, and in cycles of R rows from begin on.
 // Row i completes output i - (R - 1), which is stored a row later.
@@ -106,7 +124,7 @@ struct GatherBarriers {
 
   // Has the finished rows stored; by one thread.
   __device__ void store(GatherParams const& p, int index, int end, int c0, uint32_t outputs) {
-    int buffer = 0;
+    int buffer = 0, last = -1;
     uint32_t parity = 0;
     while (index < end) {
       Strip const s = next_strip<R>(p, index, end);
@@ -124,8 +142,9 @@ struct GatherBarriers {
                                                      part * p.out_columns * kGatherChannels * 2,
                                                  c0, s.w0 + part * p.pairs * 16, s.h0 + (row - R) * p.dilation_h, s.n0);
           ptx::cp_async_bulk_commit_group();
-          ptx::cp_async_bulk_wait_group_read<0>();
-          ptx::mbarrier_arrive(&free[buffer]);
+          ptx::cp_async_bulk_wait_group_read<1>();  // the group before has been read
+          if (last >= 0) ptx::mbarrier_arrive(&free[last]);
+          last = buffer;
           if (++buffer == kGatherBuffers) buffer = 0, parity ^= 1;
         }
     }
@@ -136,29 +155,36 @@ struct GatherBarriers {
 // The products of a warp; returns the larger of its outputs, or a NaN.
 template <class T, int R>
 __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R>& barriers, float const* biases,
-                                       uint32_t table, int index, int end, uint32_t shared) {
-  constexpr int groups = GatherBarriers<R>::groups, channels = 4, octets = kGatherChannels / 8;
+                                       uint32_t table, uint32_t outputs, int index, int end, uint32_t shared) {
+  constexpr int groups = GatherBarriers<R>::groups, channels = 4, pairs = channels / 2, octets = kGatherChannels / 8;
   constexpr uint32_t eight = kGatherChannels * 2 * 8;
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
   // Outputs of a lane: columns near and near + 8, far and far + 8 of a pair of runs. One of the first and one of the
   // last of each run are near: one of these is a NaN if an input of the run's window is infinite.
   int const near = t < 3 ? t : 7, far = 3 + t, own = g % 2 == 0 ? (g < 6 ? g / 2 : 7) : 3 + g / 2;
-  uint32_t taps[channels][R][2];
+  constexpr int held = gather_holds_taps(R) ? channels : 1;  // else those of a channel at a time, for each row
+  uint32_t taps[held][R][2];
   uint32_t const from_taps = table + warp * channels * R * kTapRow + (t - own + 7) * 4;
+  auto load_taps = [&](int c) {
 #pragma unroll
-  for (int i = 0; i < channels * R; ++i) {
-    taps[i / R][i % R][0] = ptx::ld_shared(from_taps + i * kTapRow);
-    taps[i / R][i % R][1] = ptx::ld_shared(from_taps + i * kTapRow + 8 * 4);
-  }
-  ptx::bar_sync(1, 32 * kToeplitzWarps);  // the table's place is the buffers'
+    for (int i = 0; i < R; ++i) {
+      taps[c % held][i][0] = ptx::ld_shared(from_taps + (c * R + i) * kTapRow);
+      taps[c % held][i][1] = ptx::ld_shared(from_taps + (c * R + i) * kTapRow + 8 * 4);
+    }
+  };
+  if constexpr (gather_holds_taps(R))
+#pragma unroll
+    for (int c = 0; c < channels; ++c) load_taps(c);
+  if constexpr (gather_holds_taps(R)) ptx::bar_sync(1, 32 * kToeplitzWarps);  // the table's place is the buffers'
   uint32_t from[2], to[2];
   {
     int const pieces = 8 / p.pairs, piece = g % pieces, column = g / pieces * 16;
     int const in = piece * p.in_columns + column + t, out = piece * p.out_columns + column;
-    from[0] = shared + swizzled(in, warp / 2, octets) + warp % 2 * 8;
-    from[1] = shared + swizzled(in + 4, warp / 2, octets) + warp % 2 * 8;
-    to[0] = table + swizzled(out + near, warp / 2, octets) + warp % 2 * 8;
-    to[1] = table + swizzled(out + far, warp / 2, octets) + warp % 2 * 8;
+    int const octet = warp / 2, byte = warp % 2 * 8;
+    from[0] = shared + swizzled(in, octet, octets) + byte;
+    from[1] = shared + swizzled(in + 4, octet, octets) + byte;
+    to[0] = outputs + swizzled(out + near, octet, octets) + byte;
+    to[1] = outputs + swizzled(out + far, octet, octets) + byte;
   }
   uint32_t const from_bias = ptx::shared_address(biases + warp * channels);
   uint32_t const full = ptx::shared_address(barriers.full), over = full + uint32_t(p.ring) * groups * 8;
@@ -166,7 +192,7 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R>&
   uint32_t at = 0, bar = full, parity = 0, parity_out = 1, most = 0;  // at, bar: of the cycle, in the ring
   int buffer = 0;
   float acc[R][channels][4];
-  Pixel<2> in[6];  // of the next row
+  Pixel<pairs> in[6];  // of the next row
   // By shuffles, what strips are is known to be the same in all lanes, and takes none of their registers.
   index = __shfl_sync(~0u, index, 0), end = __shfl_sync(~0u, end, 0);
   while (index < end) {
@@ -194,11 +220,11 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R>&
             sums[2][i] += __uint_as_float(bias.z), sums[3][i] += __uint_as_float(bias.w);
           }
         }
-        Pixel<2> out[4];
+        Pixel<pairs> out[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
 #pragma unroll
-          for (int pair = 0; pair < 2; ++pair) out[i].v[pair] = pack<T>(sums[pair * 2][i], sums[pair * 2 + 1][i]);
+          for (int pair = 0; pair < pairs; ++pair) out[i].v[pair] = pack<T>(sums[pair * 2][i], sums[pair * 2 + 1][i]);
 #pragma unroll
         for (int i = 0; i < 2; ++i) most = max_or_nan<T>(max_or_nan<T>(most, out[i * 2].v[0]), out[i * 2].v[1]);
         if (u % kGatherRows == 0 || u == lower) ptx::mbarrier_wait(&barriers.free[buffer], parity_out);
@@ -225,12 +251,13 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R>&
 #pragma unroll
         for (int j = 0; j < 3; ++j)
 #pragma unroll
-          for (int pair = 0; pair < 2; ++pair) {
+          for (int pair = 0; pair < pairs; ++pair) {
             uint32_t const a = in[j * 2].v[pair], b = in[j * 2 + 1].v[pair];
             words[j][pair * 2] = __byte_perm(a, b, 0x5410), words[j][pair * 2 + 1] = __byte_perm(a, b, 0x7632);
           }
 #pragma unroll
-        for (int j = 0; j < 12; ++j) words[j / 4][j % 4] = uint32_t(ptx::unknown(int(words[j / 4][j % 4])));  // now
+        for (int j = 0; j < 3 * channels; ++j)
+          words[j / channels][j % channels] = uint32_t(ptx::unknown(int(words[j / channels][j % channels])));  // now
         constexpr int group = u / kGatherRows;
         bool const last = u == count - 1;
         if (u == R - 1 || u % kGatherRows == kGatherRows - 1 || last)
@@ -245,12 +272,23 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R>&
         if (!last) load((u + 1) % R);
 #pragma unroll
         for (int i = 0; i < channels * 4; ++i) first[i / 4][i % 4] = 0.f;
+        auto multiply = [&](int k, int c) {
+          ptx::mma_m16n8k16<T>(acc[(u + k) % R][c], words[0][c], words[1][c], words[1][c], words[2][c],
+                               taps[c % held][R - 1 - k][0], taps[c % held][R - 1 - k][1]);
+        };
+        if constexpr (gather_holds_taps(R)) {
 #pragma unroll
-        for (int k = 0; k < R; ++k)
+          for (int k = 0; k < R; ++k)
 #pragma unroll
-          for (int c = 0; c < channels; ++c)
-            ptx::mma_m16n8k16<T>(acc[(u + k) % R][c], words[0][c], words[1][c], words[1][c], words[2][c],
-                                 taps[c][R - 1 - k][0], taps[c][R - 1 - k][1]);
+            for (int c = 0; c < channels; ++c) multiply(k, c);
+        } else {
+#pragma unroll
+          for (int c = 0; c < channels; ++c) {
+            load_taps(c);
+#pragma unroll
+            for (int k = 0; k < R; ++k) multiply(k, c);
+          }
+        }
       };
       [&]<int... u>(std::integer_sequence<int, u...>) {
         (step(std::integral_constant<int, u>()), ...);
@@ -261,29 +299,23 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R>&
 }
 
 template <class T, int R>
-__global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1)
-    gather_pieces(__grid_constant__ GatherParams const p) {
+__global__ void __launch_bounds__(kToeplitzThreads, 1) gather_pieces(__grid_constant__ GatherParams const p) {
+  constexpr int threads = kToeplitzThreads, readers = 32 * kToeplitzWarps;
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ GatherBarriers<R> barriers;
   __shared__ __align__(16) float biases[kGatherChannels];
   __shared__ int again;
-  constexpr int threads = toeplitz_threads(kToeplitzWarps), readers = 32 * kToeplitzWarps;
   uint32_t const shared = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * kGatherChannels;
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
-  uint32_t const outputs = shared + p.ring * R * p.in_bytes;  // and first the taps' table
+  uint32_t const outputs = shared + p.ring * R * p.in_bytes;
+  // The taps' table is in the kGatherBuffers' place if it is read but once.
+  uint32_t const table = outputs + (gather_holds_taps(R) ? 0 : kGatherBuffers * kGatherRows * p.out_bytes);
   int const warp = int(threadIdx.x) / 32;
   if (threadIdx.x % 32 == 0) barriers.start(warp, threads / 32);
   if (threadIdx.x == 0) again = 0;
-  for (int i = threadIdx.x; i < kGatherChannels * R * (kTapRow / 16); i += threads)
-    ptx::st_shared_v4(outputs + i * 16, make_uint4(0, 0, 0, 0));
-  {  // zeros behind a row's last piece, which the last windows reach
-    int const chunks = (p.in_bytes - p.in_copied) / 16;
-    for (int i = threadIdx.x; i < p.ring * R * chunks; i += threads)
-      ptx::st_shared_v4(shared + i / chunks * p.in_bytes + p.in_copied + i % chunks * 16, make_uint4(0, 0, 0, 0));
-  }
   __syncthreads();
-  if (!take_role<kToeplitzWarps>()) {
+  if (!take_role()) {
     if (warp == kToeplitzWarps && ptx::elect()) barriers.copy(p, begin, end, c0, shared);
     if (warp == kToeplitzWarps + 1 && ptx::elect()) {
       barriers.store(p, begin, end, c0, outputs);
@@ -291,13 +323,22 @@ __global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1)
     }
     return;
   }
+  AskedTaps<T, R> const taps(p, c0, int(threadIdx.x));
   if (int(threadIdx.x) < kGatherChannels)
     biases[threadIdx.x] = p.bias != nullptr && c0 + int(threadIdx.x) < p.C
                               ? widen(static_cast<T const*>(p.bias)[(c0 + int(threadIdx.x)) * p.bias_stride])
                               : 0.f;
-  spread_taps<T, R>(p, outputs, c0, int(threadIdx.x), readers);
+  for (int i = threadIdx.x; i < kGatherChannels * R * (kTapRow / 16); i += readers)
+    ptx::st_shared_v4(table + i * 16, make_uint4(0, 0, 0, 0));
+  {  // zeros behind a row's last piece, which the last windows reach
+    int const chunks = (p.in_bytes - p.in_copied) / 16;
+    for (int i = threadIdx.x; i < p.ring * R * chunks; i += readers)
+      ptx::st_shared_v4(shared + i / chunks * p.in_bytes + p.in_copied + i % chunks * 16, make_uint4(0, 0, 0, 0));
+  }
   ptx::bar_sync(1, readers);
-  uint32_t const most = gather_rows<T, R>(p, barriers, biases, outputs, begin, end, shared);
+  taps.spread(table);
+  ptx::bar_sync(1, readers);
+  uint32_t const most = gather_rows<T, R>(p, barriers, biases, table, outputs, begin, end, shared);
   if (has_nan<T>(most)) again = 1;
   ptx::bar_sync(1, readers);
   if (again == 0) return;
@@ -342,19 +383,20 @@ cudaError_t launch_gather(Problem const& problem, GatherTile const& t, Arguments
   auto* const kernel = gather_pieces<T, R>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  kernel<<<unsigned(t.slices * t.shares), toeplitz_threads(kToeplitzWarps), size_t(t.shared_bytes), stream>>>(p);
+  kernel<<<unsigned(t.slices * t.shares), kToeplitzThreads, size_t(t.shared_bytes), stream>>>(p);
   return cudaGetLastError();
 }
 
-template <Op op, DType dtype, int R, int S>
+template <Op op, DType dtype, int R>
 cudaError_t launch_gather_or(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   int device = 0;
   Device gpu = h200_sxm;
   if (auto const error = cudaGetDevice(&device)) return error;
   if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
-  if (takes_gather(op, problem, R, S, gpu))
+  if (takes_gather(op, problem, R, gpu))
     return launch_gather<op, dtype, R>(problem, gather_tile(op, problem, R, gpu), args, stream);
-  return launch<op, dtype, R, S>(problem, plan, args, stream);
+  if constexpr (R < 7) return launch<op, dtype, R>(problem, plan, args, stream);
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace conv2d_ext::toeplitz
@@ -363,6 +405,6 @@ cudaError_t launch_gather_or(Problem const& problem, Plan const& plan, Arguments
   namespace conv2d_ext {                                                                                      \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
                                                                 Arguments const& args, cudaStream_t stream) { \
-    return toeplitz::launch_gather_or<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);                   \
+    return toeplitz::launch_gather_or<Op::op, DType::dtype, tm>(p, plan, args, stream);                       \
   }                                                                                                           \
   }

@@ -153,49 +153,54 @@ __device__ inline void store_sums(PiecesParams const& p, float const (&acc)[R][4
       *reinterpret_cast<float2*>(to + 64) = make_float2(acc[r][c][2], acc[r][c][3]);
     }
   __syncwarp();
-  int const taps = p.R * p.S;
-  if (lane < 4 * R)
+  // As they lie in memory: of a channel after the other.
+  int const taps = p.R * p.S, channel = lane / R;
+  float* const sums = shared + kToeplitzWarps * (R * 4 * kPieceSums) + warp * (4 * R * kPieceTaps);
+  if (lane < 4 * R && lane % R < p.R)
 #pragma unroll 1
     for (int s = 0; s < p.S; ++s) {
       float const* const diagonal = d + lane * kPieceSums + s * p.dilation_w * 8;
       float sum = 0.f;
 #pragma unroll
       for (int column = 0; column < 8; ++column) sum += diagonal[column * 9];
-      d[lane * kPieceSums + 128 + s] = sum;
+      sums[channel * taps + lane % R * p.S + s] = sum;
     }
   __syncwarp();
-  for (int i = lane; i < 4 * taps; i += 32) {
-    int const channel = i / taps, c = own.c0 + warp * 4 + channel, tap = i - channel * taps, r = tap / p.S,
-              s = tap - r * p.S;
-    if (c >= p.C) break;
-    float sum = d[(channel * R + r) * kPieceSums + 128 + s];
-    if (sum != sum) sum = exact_sum<T>(p, own.begin, own.end, c, r, s);
-    depthwise::store_sum<T>(p.w, p.partial, p.shares, c * p.w_k + r * p.w_r + s * p.w_s,
-                            (int64_t(own.share) * p.C + c) * taps + tap, sum);
+  int const c0 = own.c0 + warp * 4, count = min(4, p.C - c0) * taps;
+  int64_t const first = (int64_t(own.share) * p.C + c0) * taps;
+  for (int i = lane; i < count; i += 32) {
+    float sum = sums[i];
+    int64_t offset = 0;
+    if (p.shares == 1 || sum != sum) {
+      int const c = c0 + i / taps, tap = i % taps, r = tap / p.S, s = tap - r * p.S;
+      if (sum != sum) sum = exact_sum<T>(p, own.begin, own.end, c, r, s);
+      offset = c * p.w_k + r * p.w_r + s * p.w_s;
+    }
+    depthwise::store_sum<T>(p.w, p.partial, p.shares, offset, first + i, sum);
   }
 }
 
 template <class T, int R, int run>
-__global__ void __launch_bounds__(toeplitz_threads(kToeplitzWarps), 1) wgrad(__grid_constant__ PiecesParams const p) {
+__global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ PiecesParams const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ PiecesRing<R> ring;
-  constexpr int groups = PiecesRing<R>::groups, threads = toeplitz_threads(kToeplitzWarps),
-                readers = 32 * kToeplitzWarps;
+  constexpr int groups = PiecesRing<R>::groups, threads = kToeplitzThreads, readers = 32 * kToeplitzWarps;
   uint32_t const padding = -ptx::shared_address(dynamic) % 1024, shared = ptx::shared_address(dynamic) + padding;
   PieceShare const own_share(p, int(blockIdx.x));
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
   int const row_bytes = p.x_bytes + p.y_bytes;
   if (lane == 0) ring.start(warp, threads / 32);
-  {  // zeros behind a row's last image, which the last windows reach
-    int const chunks = (p.x_bytes - p.x_copied) / 16;
-    for (int i = threadIdx.x; i < p.cycles * R * chunks; i += threads)
-      ptx::st_shared_v4(shared + i / chunks * row_bytes + p.y_bytes + p.x_copied + i % chunks * 16,
-                        make_uint4(0, 0, 0, 0));
-  }
   __syncthreads();
-  if (!take_role<kToeplitzWarps>()) {
+  if (!take_role()) {
     if (warp == kToeplitzWarps && ptx::elect()) ring.copy(p, own_share.begin, own_share.end, own_share.c0, shared);
     return;
+  }
+  if (p.x_bytes != p.x_copied) {  // zeros behind a row's last image, which the last windows reach
+    int const chunks = (p.x_bytes - p.x_copied) / 16;
+    for (int i = threadIdx.x; i < p.cycles * R * chunks; i += readers)
+      ptx::st_shared_v4(shared + i / chunks * row_bytes + p.y_bytes + p.x_copied + i % chunks * 16,
+                        make_uint4(0, 0, 0, 0));
+    ptx::bar_sync(1, readers);
   }
   ptx::griddepcontrol_launch_dependents();
 
@@ -333,7 +338,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   auto* const kernel = t.run == 4 ? wgrad<T, R, 4> : t.run == 2 ? wgrad<T, R, 2> : wgrad<T, R, 1>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  kernel<<<unsigned(t.slices * t.shares), toeplitz_threads(kToeplitzWarps), size_t(t.shared_bytes), stream>>>(p);
+  kernel<<<unsigned(t.slices * t.shares), kToeplitzThreads, size_t(t.shared_bytes), stream>>>(p);
   if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || p.shares == 1) return error;
   return depthwise::launch_sum<T>(problem, plan, args, stream, true);
 }
