@@ -808,6 +808,14 @@ def test_1x1_over_odd_channels_in_channels_last_stays_in_place(dtype: torch.dtyp
     assert not chosen("fprop", 64, 116, 28, 28, 116, stride=(2, 2)).startswith("pixels_")
 
 
+def test_windows_that_do_not_fit_a_block_are_not_summed_by_groups_of_any_stride() -> None:
+    """wgrad of grouped.cuh has several units of groups side by side; all their windows must fit."""
+    for dilation, fits in (((1, 1), True), ((4, 2), False)):
+        case = Case("wide", 1, 32, 25, 16, 32, 7, 7, (4, 3), (3, 0), dilation, groups=8)
+        estimates = dict(zip(ROWS, ask("wgrad", case, torch.float32, allow_tf32=True)[3:], strict=True))
+        assert (estimates["grouped_wgrad_f32_8x8_nchw"] >= 0) == fits, dilation
+
+
 def test_few_tiles_have_a_block_each() -> None:
     """1x1 filters on small images, single images: many small tiles, or parts of them in clusters, in one launch."""
     for dtype in (torch.float16, torch.bfloat16):

@@ -377,8 +377,10 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   int64_t const halo_w = 7 * step_w + (p.S - 1) * p.dilation_w / (backward ? p.stride_w : 1) + 2 + step_w;
   // Blocks of 16 bytes of inputs; f32's filters are kept in two parts.
   int64_t const wide = size_of(p.dtype) / 2, ins = (backward ? K : C) * wide, outs = backward ? C : K;
-  if (op == Op::wgrad)
-    return ((halo_h * halo_w + 16) * ins + 80 * (K * wide + 4)) * 16 + ins * p.R * p.S * 4 <= 220 * 1024;
+  if (op == Op::wgrad) {
+    int64_t const slab = grouped_sums(p).slab;  // units that a block has side by side
+    return ((halo_h * halo_w + 16) * ins * slab + 80 * (K * wide * slab + 4)) * 16 + ins * p.R * p.S * 4 <= 220 * 1024;
+  }
   int64_t const together = grouped_shared_blocks(outs, p.dtype), taps = p.R == 3 && p.S == 3 ? 12 : p.R * p.S;
   int64_t const halves = taps * ins + 16, filters = halves * ceil_div(outs, together) * together * 128 * wide;
   return (halo_h * halo_w + 16) * 16 * ins + filters + halves * 16 <= 220 * 1024;

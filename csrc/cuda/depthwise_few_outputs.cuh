@@ -149,11 +149,13 @@ __global__ void __launch_bounds__(kFewOutputsThreads, 2) few_outputs(__grid_cons
 #pragma unroll
           for (int e = 0; e < V; ++e) f[t][e] = met(t) ? widen(tap[e * taps + s + t * p.w_axis.tap_step]) : 0.f;
 #pragma unroll
-        for (int t = 0; t < S; ++t)
+        for (int t = 0; t < S; ++t) {
+          if (!met(t)) break;  // or an infinite input would meet the zero of a tap that does not exist
 #pragma unroll
           for (int i = 0; i < columns * V; ++i)
             sum[i / V][i % V] =
                 fmaf(v[step > 0 ? i / V * step + t : i / V * S + t][i % V], f[t][i % V], sum[i / V][i % V]);
+        }
         if (exact) break;
         from += S * along;
       }

@@ -29,7 +29,9 @@ constexpr Launcher kLaunchers[] = {CONV2D_EXT_KERNELS(CONV2D_EXT_LAUNCHER)};
 #undef CONV2D_EXT_LAUNCHER
 
 void check_cuda(char const* op, cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(op) + ": CUDA error: " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next call would report it, too
+  throw std::runtime_error(std::string(op) + ": CUDA error: " + cudaGetErrorString(error));
 }
 
 int attribute(char const* op, cudaDeviceAttr which, int device) {
