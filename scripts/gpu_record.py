@@ -218,7 +218,10 @@ class Recorder:
         self.site = (folder / "site").resolve()
         self.work.mkdir()
         path = [str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
+        # Byte code is kept, though not in the repository: to compile torch's sources takes each process seven seconds.
+        cache = {"PYTHONPYCACHEPREFIX": str(folder / "pycache")}
+        self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **cache}
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)
         self.record: dict[str, Any] = {
             "code": code_of(ROOT),
             "wheel": wheel_of(options.wheel, ROOT),
