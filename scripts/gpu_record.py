@@ -450,7 +450,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--wheel", type=Path, help="the wheel to install and test")
     found.add_argument("--output", type=Path, default=ROOT / RECORD, help=f"default: {RECORD}")
     found.add_argument("--skip", type=phases, default=[], metavar="A,B", help=f"leave out: {', '.join(PHASES)}")
-    found.add_argument("--workers", type=int, default=8, help="processes of pytest; 0: one, without xdist")
+    # 2026-11-28, H200: test_backward.py ran 100 tests a second by one process on a GPU, 168 by three, less than that
+    # by eight, which wait for each other.
+    found.add_argument(
+        "--workers", type=int, default=4, help="processes of pytest, about four a GPU; 0: one, without xdist"
+    )
     found.add_argument("--tests-timeout", type=float, default=400, help="seconds (default: %(default)s)")
     found.add_argument("--sanitizer-timeout", type=float, default=900, help="seconds, all tools (default: %(default)s)")
     found.add_argument("--benchmark-timeout", type=float, default=240, help="seconds (default: %(default)s)")
