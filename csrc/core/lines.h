@@ -152,6 +152,26 @@ constexpr Estimate gather_lines_estimate(Op op, Problem const& p, Device const& 
   return {e.begin_ns + e.issue * overlapped(memory_ns, issue_ns) + e.chain * chain_ns + (launches - 1) * 2700, 1};
 }
 
+// wgrad with this split: fitted to times with the splits that line_estimate() takes.
+constexpr double line_sums_ns(LineTile const& t, Problem const& p, Device const& d, int split) {
+  double const sms = double(d.sm_count), V = t.vector, f64 = p.dtype == DType::f64 ? 2 : 1;
+  double const elements =
+      double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  double const memory_ns = elements * size_of(p.dtype) / (3500 * sms / 132);
+  double const loads = t.ratio == 0 ? kLineOutputs * kLineTaps : (kLineOutputs - 1) * t.ratio + kLineTaps;
+  double const group = loads * (14 + 4.2 * V) + kLineOutputs * 1.6 + kLineOutputs * kLineTaps * V * 2.4 * f64;
+  double const columns = double(t.each) * rows_met(p);  // of a run, where its rows meet the image
+  int64_t const runs = p.N * p.P() * t.segments, members = int64_t(split) * t.members;
+  double const mine = double(ceil_div(runs, members)), blocks = double(t.slices * t.tap_slices) * split;
+  double const work = mine * (group * columns * (size_of(p.dtype) == 2 ? 1.14 : 1.0) + 105);
+  double const here = double(ceil_div(int64_t(blocks), d.sm_count)), resident = here < 4 ? here : 4;
+  double const rounds = blocks / sms / resident < 1 ? 1 : blocks / sms / resident;
+  double const issue_ns = here * (kLineThreads / 32) * work / (4 * 1.755 * 0.5) * 0.24;
+  double const chain_ns = rounds * (work * 1.42 + mine * columns * 5);
+  double const sums = double(p.K) * double(p.R) * double(p.S) * 4 * f64;
+  return 8600 + 1.78 * overlapped(memory_ns, issue_ns) + chain_ns + (split > 1 ? 4100 + sums * split * 3.4 / 2500 : 0);
+}
+
 // The rates are fitted.
 constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
   if (op != Op::wgrad) return gather_lines_estimate(op, p, d);
@@ -182,6 +202,7 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
     ns = begin + scale * overlapped(memory_ns, ns) + (split > 1 ? 2500 + sums * 4 * f64 * double(split) * 2 / 2500 : 0);
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
+  best.ns = line_sums_ns(t, p, d, best.split_k);
   return best;
 }
 
