@@ -92,25 +92,15 @@ constexpr FewTile few_tile(Op op, Problem const& p) {
     double const instructions =
         t.spread ? 110 + 50 * met * filters : 130 + filters * (3.6 * loads + fmas + 3.0 * double(rows * columns));
     double const issue = instructions / 2.6, l1 = t.spread ? 16 * met * filters : accesses * filters;
-    if (!t.spread && t.taps == 0) {  // four columns at a time, of which the last may be fewer; fitted
-      double const fours = double(p.R * ceil_div(p.S, 4)) * filters, met_taps = double(p.R * p.S) * filters;
-      double const row_instructions = backward ? 13 : 33, column = backward ? 5.5 : 5.8, left_out = backward ? 2.2 : 0.4;
-      double const all = 130 + kFewRows * (met_taps * column + 4 * fours * left_out) * (wide ? 1.2 : 1.0) +
-                         double(p.R) * filters * row_instructions;
-      double const near = reach < 1 ? 1 : reach > 32 ? 32 : reach;
-      double const work = warps * (all / 2.6 + 0.06 * (kFewRows * met_taps * near + kFewRows)) / (1.755 * 132);
-      double const few_waits = fours * (backward ? 255 : 407) * (size == 2 ? 1.0 : 0.9);
-      t.ns = (backward ? 5770 : 5500) + few_waits + (backward ? 1.06 : 1.14) * overlapped(memory_ns, work);
-      return t;
-    }
     // As measured: how much longer than that, and the loops' waits.
     double const slower = t.spread                       ? 1.15
+                          : t.taps == 0                  ? 0.95
                           : t.taps == 5                  ? 1.4
                           : t.stride == 0 && t.taps == 3 ? (wide ? 2.0 : 1.4)
                           : t.taps == 2 && wide          ? 1.25
                                                          : 0.9;
     double const work_ns = warps * (issue > l1 ? issue : l1) / (1.755 * 132) * slower;
-    double const waits = t.spread ? met - 1 : 0;
+    double const waits = t.spread ? met - 1 : t.taps == 0 ? double(p.R * ceil_div(p.S, 4)) - 1 : 0;
     t.ns = 6300 + (waits < 16 ? 620 : 480) * waits * filters + overlapped(memory_ns, work_ns);
     return t;
   }

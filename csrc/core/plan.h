@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "any_filter.h"
 #include "band.h"
 #include "band_split.h"
 #include "column.h"
@@ -279,9 +280,9 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::depthwise:
       if (is_few_sums(row)) return few_sums_estimate(row, p, d);
       if (is_few_outputs(row)) return few_outputs_estimate(row, p, d);
-      return is_lines(row)     ? line_estimate(op, p, d)
+      return is_lines(row)     ? any_line_estimate(op, p, d)
              : is_walk(row)    ? walk_estimate(row, op, p, d)
-             : row.tile_m == 0 ? any_filter(op, p, d).estimate
+             : row.tile_m == 0 ? any_filter_estimate(op, p, d)
                                : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d));
     case Family::column:
       return column_estimate(row, op, p, d);
