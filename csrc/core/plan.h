@@ -144,6 +144,7 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (stream && !f32 && sums && row.tile_k == 2 && (row.tile_m == 3 || odd)) e.ns = 3000 + e.ns * 1.08;
   if (stream && !f32 && sums && row.tile_m == 3 && row.tile_k == 1) e.ns *= 1.25;
   if (stream && !f32 && !sums && e.ns < 7000) e.ns += 3000;
+  if (stream && !f32 && !sums && smaller && row.tile_m == 3) e.ns *= 1.15;
   if (tiles && row.op == Op::dgrad && row.tile_k == 2) return e;
   // Images of one row are beginnings of walks alone.
   if (stream && !f32 && p.P() == 1 && row.tile_m > 3) e.ns *= sums ? 1.4 : 1.7;
