@@ -1,5 +1,6 @@
 // Depthwise rows for any filter, as measured: their headers' estimates, which the launchers choose kernels, tiles and
-// splits by, left out much of what the kernels do. Apart from what kernels include, so that a new constant compiles none.
+// splits by, left out much of what the kernels do. Apart from what kernels include, so that a new constant compiles
+// none.
 #pragma once
 
 #include "lines.h"
@@ -30,15 +31,12 @@ constexpr Estimate gather_lines_estimate(Op op, Problem const& p, Device const& 
   int64_t const step_h = backward ? p.stride_h / gcd64(p.stride_h, p.dilation_h) : 1,
                 step_w = backward ? p.stride_w / gcd64(p.stride_w, p.dilation_w) : 1;
   double const taps_h = double(ceil_div(p.R, step_h)), taps_w = double(ceil_div(p.S, step_w));
-  double const share = backward ? double(p.R) / (taps_h * double(p.stride_h)) * double(min64(p.S, step_w)) /
-                                      double(p.stride_w)
-                                : 1;
+  double const share =
+      backward ? double(p.R) / (taps_h * double(p.stride_h)) * double(min64(p.S, step_w)) / double(p.stride_w) : 1;
   double met = rows_met(p) * (backward ? double(p.P() * p.stride_h) / double(p.H) : 1);
   if (met > 1) met = 1;
   double const multiplier = backward ? double(p.K_per_group()) : 1;
-  auto loads = [&](double taps) {
-    return t.ratio == 0 ? kLineOutputs * taps : (kLineOutputs - 1) * t.ratio + taps;
-  };
+  auto loads = [&](double taps) { return t.ratio == 0 ? kLineOutputs * taps : (kLineOutputs - 1) * t.ratio + taps; };
   double const all_loads = loads(t.ratio == 0 ? taps_w : double(ceil_div(int64_t(taps_w), kLineTaps) * kLineTaps));
   double const products = kLineOutputs * V;
   double const tap_row = all_loads * (e.load + V * e.load_channel) + taps_w * (products * e.product + e.tap) + e.row;
@@ -88,19 +86,18 @@ constexpr double line_sums_ns(LineTile const& t, Problem const& p, Device const&
   return 8600 + 1.78 * overlapped(memory_ns, issue_ns) + chain_ns + (split > 1 ? 4100 + sums * split * 3.4 / 2500 : 0);
 }
 
-// Filters of any size straight from L1 (few.h), where they are not run by all their taps: columns in fours, of which the
-// last may be fewer. A column of taps takes up to 2.3 times as long as few_tile() takes it to, by which the launcher
-// chooses the kernel.
+// Filters of any size straight from L1 (few.h), where they are not run by all their taps: columns in fours, of which
+// the last may be fewer. A column of taps takes up to 2.3 times as long as few_tile() takes it to, by which the
+// launcher chooses the kernel.
 constexpr double few_any_ns(FewTile const& t, Op op, Problem const& p) {
   bool const backward = op == Op::dgrad, wide = p.dtype == DType::f64;
   int const size = size_of(p.dtype);
-  double const bytes = double(p.N) * size *
-                       (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  double const bytes =
+      double(p.N) * size * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   double const filters = backward ? double(p.K_per_group()) : 1, rows = double(p.R) * filters;
   double const fours = double(p.R * ceil_div(p.S, 4)) * filters, taps = double(p.R * p.S) * filters;
   double const row = backward ? 13 : 33, column = backward ? 5.5 : 5.8, left_out = backward ? 2.2 : 0.4;
-  double const instructions =
-      130 + kFewRows * (taps * column + 4 * fours * left_out) * (wide ? 1.2 : 1.0) + rows * row;
+  double const instructions = 130 + kFewRows * (taps * column + 4 * fours * left_out) * (wide ? 1.2 : 1.0) + rows * row;
   int64_t const width = min64(32, backward ? p.W : p.Q());
   double const reach = 32.0 * double(backward ? 1 : p.stride_w) * size / 128 + 0.4 * 32 / double(width);
   double const accesses = (kFewRows * taps + kFewRows) * (reach < 1 ? 1 : reach > 32 ? 32 : reach);
