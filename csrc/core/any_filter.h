@@ -116,6 +116,9 @@ constexpr Estimate any_filter_estimate(Op op, Problem const& p, Device const& d)
 }
 
 constexpr Estimate any_line_estimate(Op op, Problem const& p, Device const& d) {
+  bool const empty =
+      p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0 || p.R == 0 || p.S == 0 || p.P() <= 0 || p.Q() <= 0;
+  if (empty) return {0, 1};
   if (op != Op::wgrad) return gather_lines_estimate(op, p, d);
   Estimate e = line_estimate(op, p, d);
   e.ns = line_sums_ns(line_tile(op, p, d), p, d, e.split_k);
