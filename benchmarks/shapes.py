@@ -248,11 +248,9 @@ def small(draw: random.Random) -> Case:
         stride = draw.choice(((1, 1), (1, 1), (2, 2), (2, 2), (1, 2), (3, 1), (4, 3), (R, S)))
         dilation = draw.choice(((1, 1), (1, 1), (1, 1), (2, 2), (1, 3), (4, 2)))
         multiplier = draw.choice((1, 1, 2, 3))
-        if kind == "depthwise" and draw.random() < 0.25:
-            R, S = draw.choice(
-                ((9, 9), (9, 9), (11, 11), (11, 11), (13, 13), (13, 13), (31, 31), (1, 21), (15, 1), (3, 9))
-            )
-            if draw.random() < 0.7:
+        if kind == "depthwise" and draw.random() < 0.3:
+            R, S = draw.choice((*((9, 9), (11, 11), (13, 13)) * 3, (31, 31), (1, 21), (15, 1), (3, 9)))
+            if draw.random() < 0.8:
                 stride, dilation, multiplier = (1, 1), (1, 1), 1
         elif kind == "depthwise" and draw.random() < 0.7:  # the sizes that have rows of their own
             R = S = draw.choice((3, 5, 7))
@@ -265,7 +263,7 @@ def small(draw: random.Random) -> Case:
         elif kind == "grouped":
             groups = draw.choice((2, 2, 3, 4, 8))
             per_c, per_k = some_channels(draw, 40), some_channels(draw, 40)
-            if draw.random() < 0.25:  # those of ResNeXt's and RegNet's blocks have rows of their own
+            if draw.random() < 0.4:  # those of ResNeXt's and RegNet's blocks have rows of their own
                 R = S = 3
                 stride, dilation, padding = draw.choice(((1, 1), (2, 2))), (1, 1), (1, 1)
         else:
@@ -273,7 +271,7 @@ def small(draw: random.Random) -> Case:
         N = draw.choice((1, 1, 2, 2, 3, 5, 9))
         least = [max(0, (t - 1) * d + 1 - sum(p)) for t, d, p in zip((R, S), dilation, sides(padding), strict=True)]
         H, W = (a + log_uniform(draw, 1, draw.choice((12, 40, 120))) for a in least)
-        if kind == "dense" and draw.random() < 0.2:  # 1x1 over whole vectors of pixels has rows of its own in NCHW
+        if kind == "dense" and draw.random() < 0.3:  # 1x1 over whole vectors of pixels has rows of its own in NCHW
             R = S = 1
             stride, padding = (1, 1), (0, 0)
             per_c, per_k = 16 * draw.randint(1, 8), 16 * draw.randint(1, 8)

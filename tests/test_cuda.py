@@ -183,6 +183,33 @@ def test_empty_tensors_leave_no_error_behind(case: Case, op: str, cuda: str) -> 
     assert float(torch.ones(3, device=cuda).sum()) == 3
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_a_failed_call_leaves_no_error_behind(op: str, cuda: str) -> None:
+    """A launch fails in a capture that is broken, and CUDA keeps the error until it is asked for: nobody else, neither
+    another convolution nor torch, may be told of it."""
+    case = BY_NAME["3x3"]
+    run = call(op, case, *case.tensors(cuda), case.grad_output(cuda))
+    expected = run()
+    torch.cuda.synchronize()
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        graph.capture_begin(capture_error_mode="relaxed")
+        try:
+            with pytest.raises(RuntimeError):
+                stream.synchronize()  # which breaks the capture
+            with pytest.raises(RuntimeError, match=r"CUDA error"):
+                run()
+            # The first to look for an error after a launch of its own is told of any that was left.
+            with torch.cuda.stream(torch.cuda.default_stream()):
+                after = run()
+                assert float(torch.ones(3, device=cuda).sum()) == 3
+        finally:
+            with pytest.raises(RuntimeError):
+                graph.capture_end()
+    torch.cuda.synchronize()
+    assert same_bits(after, expected)
+
+
 def test_memory_of_a_call_is_given_back(cuda: str) -> None:
     case = BY_NAME["many_pixels"]
     tensors = [*case.tensors(cuda), case.grad_output(cuda)]

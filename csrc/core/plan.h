@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "any_filter.h"
 #include "band.h"
 #include "band_split.h"
 #include "column.h"
@@ -130,6 +131,10 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
       double const pixels = double(p.N) * double(p.P()) * double(p.Q()), all = pixels * double(p.C);
       e.ns = (row.tile_m == 3 ? 5750 + 0.0105 * all : 6600 + 0.0275 * all) + 600 * (pixels > 128 ? 2 : 1);
     }
+  // Every other image begins off a pair of elements, or three of four off 16 bytes.
+  int64_t const from_n = row.op == Op::dgrad ? p.y.n : p.x.n;
+  if (stream && !sums && !f32 && p.stride_w == 1 && from_n % 2 != 0) e.ns *= p.W > 128 ? 2.2 : 1.25;
+  if (stream && !sums && f32 && row.tile_m == 7 && p.stride_w == 1 && p.P() > 1 && from_n % 4 != 0) e.ns *= 2.5;
   if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
   bool const odd = p.W % 2 != 0 || p.Q() % 2 != 0, smaller = p.R != row.tile_m || p.S != row.tile_m;
   if (stream && f32 && (!sums || row.tile_m > 3)) e.ns *= 1.25;
@@ -139,6 +144,7 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (stream && !f32 && sums && row.tile_k == 2 && (row.tile_m == 3 || odd)) e.ns = 3000 + e.ns * 1.08;
   if (stream && !f32 && sums && row.tile_m == 3 && row.tile_k == 1) e.ns *= 1.25;
   if (stream && !f32 && !sums && e.ns < 7000) e.ns += 3000;
+  if (stream && !f32 && !sums && smaller && row.tile_m == 3) e.ns *= 1.15;
   if (tiles && row.op == Op::dgrad && row.tile_k == 2) return e;
   // Images of one row are beginnings of walks alone.
   if (stream && !f32 && p.P() == 1 && row.tile_m > 3) e.ns *= sums ? 1.4 : 1.7;
@@ -232,7 +238,9 @@ constexpr double groups_any_ns(Row const& row, Op op, Problem const& p, double n
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (int64_t const turns = depthwise_turns(row, p); turns > 1) {
     Estimate e = estimate(row, op, depthwise_turn(row, p), d);
-    e.ns *= double(turns);
+    // A turn begins while the one before ends; of wgrad that is lost to its second pass.
+    double const begun = op == Op::wgrad ? 0 : e.ns * 0.4 < 3300 ? e.ns * 0.4 : 3300;
+    e.ns = e.ns * double(turns) - begun * double(turns - 1);
     return e;
   }
   switch (row.family) {
@@ -279,9 +287,9 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::depthwise:
       if (is_few_sums(row)) return few_sums_estimate(row, p, d);
       if (is_few_outputs(row)) return few_outputs_estimate(row, p, d);
-      return is_lines(row)     ? line_estimate(op, p, d)
+      return is_lines(row)     ? any_line_estimate(op, p, d)
              : is_walk(row)    ? walk_estimate(row, op, p, d)
-             : row.tile_m == 0 ? any_filter(op, p, d).estimate
+             : row.tile_m == 0 ? any_filter_estimate(op, p, d)
                                : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d));
     case Family::column:
       return column_estimate(row, op, p, d);
