@@ -126,7 +126,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
       if (s.shared * split > slots && filters > 2e7) ns += filters / 4210;
     }
     // Pixels that several tiles of 64 filters read.
-    bool const again = halo && swapped && split == 1 && p.groups == 1 && N > 64;
+    bool const again = halo && swapped && s.alone > s.shared && p.groups == 1 && N > 64;
     double const off = again     ? 1.06 + 0.007 * double(min64(tiles_n, 8) - 1)
                        : halo    ? (!raw && (swapped || area == 128 * 128) ? 1.05 : 1.09)
                        : swapped ? 1.23
