@@ -790,6 +790,16 @@ def test_full_rounds_take_tiles_that_read_little_for_their_products() -> None:
         assert named("fprop", case, torch.float16) in [f"tma_fprop_f16_{tile}_im2col" for tile in known], case
 
 
+def test_tf32_shares_few_tiles_unevenly_and_reads_pixels_for_few_tiles_of_filters() -> None:
+    for op, row, case in (
+        ("fprop", "128x256_im2col", Case("vgg16", 64, 512, 28, 28, 512, 3, 3, padding=(1, 1))),
+        ("fprop", "128x128_im2col", Case("aspp", 8, 2048, 33, 33, 256, 3, 3, padding=(6, 6), dilation=(6, 6))),
+        ("dgrad", "128x128_lean", Case("resnet50", 64, 512, 7, 7, 2048, 1, 1)),
+        ("fprop", "64x128_im2col", Case("24 channels", 16, 24, 56, 56, 72, 1, 1)),
+    ):
+        assert named(op, case, torch.float32, allow_tf32=True) == f"tma_{op}_f32_{row}", case
+
+
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=("f16", "bf16"))
 def test_1x1_over_odd_channels_in_channels_last_stays_in_place(dtype: torch.dtype) -> None:
     def chosen(op: str, *sizes: int, **more: object) -> str:

@@ -119,12 +119,16 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     }
     if (split > 1) {
       double const step_ns = longest / double(most);
-      ns += tma_shared_ns(s, double(most), step_ns, fixed);
+      // Blocks that share tiles unevenly are at different steps; halo's copies serve several, and wait less.
+      ns += tma_shared_ns(s, double(most), step_ns, fixed) * (!halo && s.workers % s.shared != 0 ? 1.3 : 1);
       ns += (!raw && halo && TM == 128 && TN == 128 ? 1900 : 1830) + bytes / 1930;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > slots && filters > 2e7) ns += filters / 4210;
     }
-    double const off = halo      ? (!raw && (swapped || area == 128 * 128) ? 1.05 : 1.09)
+    // Pixels that several tiles of 64 filters read.
+    bool const again = halo && swapped && s.alone > s.shared && p.groups == 1 && N > 64;
+    double const off = again     ? 1.06 + 0.007 * double(min64(tiles_n, 8) - 1)
+                       : halo    ? (!raw && (swapped || area == 128 * 128) ? 1.05 : 1.09)
                        : swapped ? 1.23
                                  : 1.06;  // what the fit is off by
     ns = ((ns > memory_ns ? ns + memory_ns * 0.065 : memory_ns + ns * 0.065) + before) * off;

@@ -42,14 +42,14 @@ struct LeanParams {
   void* out;
 };
 
-// line: bytes of the reduction of a step (wgrad: 128 for 64 pixels).
-template <int TM, int TN, int line>
+// line: bytes of the reduction of a step (wgrad: 128 for 64 pixels). across: elements of 128 bytes.
+template <int TM, int TN, int line, int across = 64>
 struct LeanShape {
   static constexpr int multiplying = TM / 64 * kWarpgroup, threads = multiplying + 2 * 32;
   static constexpr int steps = line == 64 ? 3 : 2;                // of a stage
   static constexpr int a_bytes = TM * line, b_bytes = TN * line;  // of a step
-  // N-major operands are copied in runs of 64 columns, B in runs of all if there are fewer.
-  static constexpr int columns = TN < 64 ? TN : 64, run_bytes = 64 * line, b_run_bytes = columns * line;
+  // N-major operands are copied in runs of 128 bytes of columns, B in runs of all if there are fewer.
+  static constexpr int columns = TN < across ? TN : across, run_bytes = across * line, b_run_bytes = columns * line;
   static constexpr int stage_bytes = steps * (a_bytes + b_bytes);
 };
 
@@ -60,8 +60,8 @@ struct LeanTables {
 // The steps of one of the two copying threads.
 template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool of_a>
 struct LeanCopies {
-  using S = LeanShape<TM, TN, line>;
-  static constexpr int chunk_size = line / int(sizeof(T));
+  static constexpr int chunk_size = line / int(sizeof(T)), across = kLineBytes / int(sizeof(T));
+  using S = LeanShape<TM, TN, line, across>;
   int32_t left, chunk, tap_h, tap_w;  // wgrad: chunk counts 64 pixels
   int32_t n, h, w, first, bytes;
   uint32_t to;
@@ -87,7 +87,7 @@ struct LeanCopies {
         h = p.h0 + i * p.stride_h, w = p.w0 + j * p.stride_w;
       }
       bytes = of_a     ? S::a_bytes
-              : b_rows ? min((TN + 63) / 64, (p.N - first + 63) / 64) * S::b_run_bytes
+              : b_rows ? min((TN + across - 1) / across, (p.N - first + across - 1) / across) * S::b_run_bytes
                        : min(TN, p.N) * line;
     }
   }
@@ -112,7 +112,7 @@ struct LeanCopies {
         if constexpr (b_rows) {
 #pragma unroll 1
           for (int run = 0; run * S::b_run_bytes < bytes; ++run)
-            ptx::cp_async_bulk_tensor_5d(at + run * S::b_run_bytes, &p.b, full, first + run * 64, s, r,
+            ptx::cp_async_bulk_tensor_5d(at + run * S::b_run_bytes, &p.b, full, first + run * across, s, r,
                                          chunk * chunk_size, 0);
         } else {
           ptx::cp_async_bulk_tensor_5d(at, &p.b, full, chunk * chunk_size, s, r, first, 0);
@@ -145,7 +145,8 @@ struct LeanCopies {
 // dgrad compute an image's pixels as columns, wgrad sums over those of one image after the other.
 template <class T, int TM, int TN, bool a_rows, bool b_rows, bool of_a>
 struct PlaneCopies {
-  using S = LeanShape<TM, TN, kLineBytes>;
+  static constexpr int across = kLineBytes / int(sizeof(T));
+  using S = LeanShape<TM, TN, kLineBytes, across>;
   static constexpr bool wgrad = !a_rows && !b_rows, rows = of_a ? a_rows : b_rows;
   int32_t left, chunk, image, first, runs;
   uint32_t to;
@@ -155,7 +156,7 @@ struct PlaneCopies {
     left = count, chunk = begin, image = wgrad ? p.taps.divide(chunk) : of_a ? 0 : of_tile;
     to = ring + (of_a ? 0 : S::steps * S::a_bytes);
     first = of_a ? int(blockIdx.y) * TM : n_tile * TN;
-    runs = rows ? min((of_a ? TM : TN) / 64, ((of_a ? p.M : p.N) - first + 63) / 64) : 1;
+    runs = rows ? min((of_a ? TM : TN) / across, ((of_a ? p.M : p.N) - first + across - 1) / across) : 1;
   }
 
   __device__ void copy_stage(LeanParams const& p, LeanTables& tables) {
@@ -170,9 +171,10 @@ struct PlaneCopies {
       if constexpr (rows) {
 #pragma unroll 1
         for (int run = 0; run < runs; ++run)
-          ptx::cp_async_bulk_tensor_4d(at + run * S::run_bytes, map, full, first + run * 64, chunk * 64, image, 0);
+          ptx::cp_async_bulk_tensor_4d(at + run * S::run_bytes, map, full, first + run * across, chunk * across, image,
+                                       0);
       } else {
-        ptx::cp_async_bulk_tensor_4d(at, map, full, chunk * 64, first, image, 0);
+        ptx::cp_async_bulk_tensor_4d(at, map, full, chunk * across, first, image, 0);
       }
       ++chunk;
       if (wgrad && chunk == p.taps.value) chunk = 0, ++image;
@@ -210,6 +212,37 @@ __device__ void lean_store_block(LeanParams const& p, float const* acc, int64_t 
     if (out[half] < 0 || n >= p.N) continue;
     Vector<T, 2> const v{narrow<T>(acc[half * 2]), narrow<T>(acc[half * 2 + 1])};
     *reinterpret_cast<Vector<T, 2>*>(static_cast<T*>(p.out) + out[half] + n) = v;
+  }
+}
+
+// Adds what a cluster's blocks have of a tile, acc, and calls use(sums, i) for those of 8 columns that are this
+// block's. A thread's sums of 8 columns go to the block that adds these, its own among them, to the thread of the same
+// number there. parts: where they arrive, behind the ring.
+template <int blocks, int threads, class Use>
+__device__ __forceinline__ void lean_add_parts(LeanParams const& p, uint32_t parts, LeanTables& tables, int rank,
+                                               float const* acc, Use use) {
+  uint32_t const mine = parts + int(threadIdx.x) * 16, bar = ptx::shared_address(&tables.parts);
+  int const part_bytes = p.per * threads * 16;
+  ptx::barrier_cluster_wait();  // the others have set up their barriers
+  int to = 0, its = 0;
+#pragma unroll
+  for (int j = 0; j < blocks; ++j, ++its) {
+    if (its == p.per) its = 0, ++to;
+    ptx::st_async_v4(ptx::mapa(mine + rank * part_bytes + its * (threads * 16), to), acc + j * 4, ptx::mapa(bar, to));
+  }
+  ptx::mbarrier_wait_cluster(bar, 0);
+  int const first = rank * p.per, last = min(first + p.per, blocks);
+#pragma unroll 1
+  for (int j = first; j < last; ++j) {
+    float sum[4] = {};
+    uint32_t from = mine + (j - first) * (threads * 16);
+#pragma unroll 4
+    for (int s = 0; s < p.splits; ++s, from += part_bytes) {
+      uint4 const v = ptx::ld_shared_v4(from);
+      sum[0] += __uint_as_float(v.x), sum[1] += __uint_as_float(v.y), sum[2] += __uint_as_float(v.z),
+          sum[3] += __uint_as_float(v.w);
+    }
+    use(sum, j);
   }
 }
 
@@ -287,41 +320,18 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   ptx::wgmma_wait_group<0>();
   ptx::wgmma_fence_operand(acc);
   if (p.splits > 1) {
-    // A thread's sums of 8 columns go to the block that adds these, its own among them, to the thread of the same
-    // number there.
-    constexpr int blocks = TN / 8;
-    uint32_t const mine = ring + p.stages * S::stage_bytes + int(threadIdx.x) * 16,
-                   bar = ptx::shared_address(&tables.parts);
-    int const part_bytes = p.per * S::multiplying * 16;
-    ptx::barrier_cluster_wait();  // the others have set up their barriers
-    int to = 0, its = 0;
-#pragma unroll
-    for (int j = 0; j < blocks; ++j, ++its) {
-      if (its == p.per) its = 0, ++to;
-      ptx::st_async_v4(ptx::mapa(mine + rank * part_bytes + its * (S::multiplying * 16), to), acc + j * 4,
-                       ptx::mapa(bar, to));
-    }
-    ptx::mbarrier_wait_cluster(bar, 0);
-    int const first = rank * p.per, last = min(first + p.per, blocks);
-#pragma unroll 1
-    for (int j = first; j < last; ++j) {
-      float sum[4] = {};
-      uint32_t from = mine + (j - first) * (S::multiplying * 16);
-#pragma unroll 4
-      for (int s = 0; s < p.splits; ++s, from += part_bytes) {
-        uint4 const v = ptx::ld_shared_v4(from);
-        sum[0] += __uint_as_float(v.x), sum[1] += __uint_as_float(v.y), sum[2] += __uint_as_float(v.z),
-            sum[3] += __uint_as_float(v.w);
-      }
-      int const at = n + j * 8;
-      if (biased && at < p.N) {
-        T const* const from = static_cast<T const*>(p.bias);
-        float const low = widen(from[at * p.bias_stride]), high = widen(from[(at + 1) * p.bias_stride]);
-        sum[0] += low, sum[1] += high, sum[2] += low, sum[3] += high;
-      }
-      if constexpr (planes) sum[0] += row_bias[0], sum[1] += row_bias[0], sum[2] += row_bias[1], sum[3] += row_bias[1];
-      lean_store_block<T>(p, sum, out, at);
-    }
+    lean_add_parts<TN / 8, S::multiplying>(
+        p, ring + p.stages * S::stage_bytes, tables, rank, acc, [&](float* sum, int j) {
+          int const at = n + j * 8;
+          if (biased && at < p.N) {
+            T const* const from = static_cast<T const*>(p.bias);
+            float const low = widen(from[at * p.bias_stride]), high = widen(from[(at + 1) * p.bias_stride]);
+            sum[0] += low, sum[1] += high, sum[2] += low, sum[3] += high;
+          }
+          if constexpr (planes)
+            sum[0] += row_bias[0], sum[1] += row_bias[0], sum[2] += row_bias[1], sum[3] += row_bias[1];
+          lean_store_block<T>(p, sum, out, at);
+        });
     return;
   }
   if constexpr (planes)

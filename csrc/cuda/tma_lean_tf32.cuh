@@ -14,78 +14,10 @@
 
 namespace conv2d_ext::tma {
 
+// The ring is that of tma_lean.cuh: A is the straight operand, B the turned one, in runs of 32 rows.
 template <int R, int N>
-struct TurnedShape {
-  static constexpr int multiplying = R / 64 * kWarpgroup, threads = multiplying + 2 * 32, steps = 2;
-  static constexpr int a_bytes = N * kLineBytes, b_bytes = R * kLineBytes, run_bytes = kTf32Line * kLineBytes;
-  static constexpr int stage_bytes = steps * (a_bytes + b_bytes);
-};
-
-// The steps of the turned operand: runs of 32 rows.
-template <int R, int N, bool planes>
-struct TurnedCopies {
-  using S = TurnedShape<R, N>;
-  int32_t left, chunk, tap_h, tap_w, first, image, runs;
-  uint32_t to;
-  Stage stage;
-
-  __device__ void begin(LeanParams const& p, uint32_t ring, int begin, int count, int row0, int of_tile) {
-    left = count, chunk = begin, tap_h = tap_w = 0, first = row0, image = of_tile, to = ring + S::steps * S::a_bytes;
-    if (!planes && p.taps > 1 && begin > 0) {
-      tap_w = begin, chunk = p.taps.divide(tap_w);
-      tap_h = p.taps_w.divide(tap_w);
-    }
-    runs = min(R / kTf32Line, ((planes ? p.M : p.N) - first + kTf32Line - 1) / kTf32Line);
-  }
-
-  __device__ void copy_stage(LeanParams const& p, LeanTables& tables) {
-    int const steps = min(left, S::steps);
-    uint64_t* const full = &tables.full_b[stage.index];
-    ptx::mbarrier_arrive_expect_tx(full, steps * runs * S::run_bytes);
-    uint32_t at = to + stage.index * S::stage_bytes;
-#pragma unroll 1
-    for (int i = 0; i < steps; ++i, at += S::b_bytes) {
-#pragma unroll 1
-      for (int run = 0; run < runs; ++run) {
-        uint32_t const shared = at + run * S::run_bytes;
-        int const row = first + run * kTf32Line;
-        if constexpr (planes)
-          ptx::cp_async_bulk_tensor_4d(shared, &p.b, full, row, chunk * kTf32Line, image, 0);
-        else
-          ptx::cp_async_bulk_tensor_5d(shared, &p.b, full, row, p.first_s + tap_w * p.step_s,
-                                       p.first_r + tap_h * p.step_r, chunk * kTf32Line, 0);
-      }
-      if (planes || p.taps == 1) {
-        ++chunk;
-      } else if (++tap_w == p.taps_w.value) {
-        tap_w = 0;
-        if (++tap_h * p.taps_w.value == p.taps.value) tap_h = 0, ++chunk;
-      }
-    }
-    left -= steps;
-  }
-};
-
-// planes: the steps of the filters, N of them.
-template <int R, int N>
-struct FilterCopies {
-  using S = TurnedShape<R, N>;
-  int32_t left, chunk, first;
-  uint32_t to;
-  Stage stage;
-  __device__ void begin(uint32_t ring, int begin, int count, int column0) {
-    left = count, chunk = begin, first = column0, to = ring;
-  }
-  __device__ void copy_stage(LeanParams const& p, LeanTables& tables) {
-    int const steps = min(left, S::steps);
-    uint64_t* const full = &tables.full_a[stage.index];
-    ptx::mbarrier_arrive_expect_tx(full, steps * S::a_bytes);
-    uint32_t at = to + stage.index * S::stage_bytes;
-#pragma unroll 1
-    for (int i = 0; i < steps; ++i, at += S::a_bytes, ++chunk)
-      ptx::cp_async_bulk_tensor_4d(at, &p.a, full, chunk * kTf32Line, first, 0, 0);
-    left -= steps;
-  }
+struct TurnedShape : LeanShape<N, R, kLineBytes, kTf32Line> {
+  static constexpr int multiplying = R / 64 * kWarpgroup, threads = multiplying + 2 * 32;
 };
 
 template <int R, int N, bool planes>
@@ -143,7 +75,7 @@ __device__ void turned_multiply(LeanParams const& p, uint32_t ring, LeanTables& 
   ptx::wgmma_fence_operand(acc);
   float const* const bias = planes ? static_cast<float const*>(p.bias) : nullptr;
   auto store = [&](float const* sum, int j) {  // of 8 columns
-    if (row >= (planes ? p.M : p.N)) return;
+    if (row >= p.N) return;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       int const column = j * 8 + quad * 2 + i;
@@ -158,32 +90,7 @@ __device__ void turned_multiply(LeanParams const& p, uint32_t ring, LeanTables& 
     for (int j = 0; j < blocks; ++j) store(acc + j * 4, j);
     return;
   }
-  // As in tma_lean.cuh.
-  uint32_t const mine = ring + p.stages * S::stage_bytes + int(threadIdx.x) * 16,
-                 bar = ptx::shared_address(&tables.parts);
-  int const part_bytes = p.per * S::multiplying * 16;
-  ptx::barrier_cluster_wait();  // the others have set up their barriers
-  int to = 0, its = 0;
-#pragma unroll
-  for (int j = 0; j < blocks; ++j, ++its) {
-    if (its == p.per) its = 0, ++to;
-    ptx::st_async_v4(ptx::mapa(mine + rank * part_bytes + its * (S::multiplying * 16), to), acc + j * 4,
-                     ptx::mapa(bar, to));
-  }
-  ptx::mbarrier_wait_cluster(bar, 0);
-  int const first_block = rank * p.per, last = min(first_block + p.per, blocks);
-#pragma unroll 1
-  for (int j = first_block; j < last; ++j) {
-    float sum[4] = {};
-    uint32_t from = mine + (j - first_block) * (S::multiplying * 16);
-#pragma unroll 4
-    for (int s = 0; s < p.splits; ++s, from += part_bytes) {
-      uint4 const u = ptx::ld_shared_v4(from);
-      sum[0] += __uint_as_float(u.x), sum[1] += __uint_as_float(u.y), sum[2] += __uint_as_float(u.z),
-          sum[3] += __uint_as_float(u.w);
-    }
-    store(sum, j);
-  }
+  lean_add_parts<blocks, S::multiplying>(p, ring + p.stages * S::stage_bytes, tables, rank, acc, store);
 }
 
 // blockIdx: x rows (planes: columns), y the others.
@@ -200,21 +107,22 @@ __global__ void __launch_bounds__(TurnedShape<R, N>::threads, R == 64 ? 2 : 1)
   if constexpr (planes) image = p.tiles_n.divide(tile);
   int const row0 = tile * R, column0 = int(blockIdx.y) * N, rank = int(blockIdx.z);
   int const begin = rank * p.share, count = max(min(p.share, p.steps - begin), 0);
-  std::conditional_t<planes, FilterCopies<R, N>, LeanCopies<float, N, R, kLineBytes, false, false, true>> straight;
-  TurnedCopies<R, N, planes> turned;
+  std::conditional_t<planes, PlaneCopies<float, N, R, false, true, true>,
+                     LeanCopies<float, N, R, kLineBytes, false, true, true>>
+      straight;
+  std::conditional_t<planes, PlaneCopies<float, N, R, false, true, false>,
+                     LeanCopies<float, N, R, kLineBytes, false, true, false>>
+      turned;
   if (copier == 0) {
     if (ptx::elect()) {
       ptx::griddepcontrol_wait();
-      if constexpr (planes)
-        straight.begin(ring, begin, count, column0);
-      else
-        straight.begin(p, ring, begin, count, 0, 0);
+      straight.begin(p, ring, begin, count, tile, image);
       first_trip<true>(straight, p, tables);
     }
   } else if (copier == 1) {
     if (ptx::elect()) {
       ptx::griddepcontrol_wait();
-      turned.begin(p, ring, begin, count, row0, image);
+      turned.begin(p, ring, begin, count, tile, image);
       first_trip<false>(turned, p, tables);
     }
   } else {
@@ -230,11 +138,13 @@ __global__ void __launch_bounds__(TurnedShape<R, N>::threads, R == 64 ? 2 : 1)
     if (threadIdx.x < N) {
       int const column = column0 + int(threadIdx.x);
       int64_t to = -1;
-      if constexpr (planes) {
-        if (column < p.N) to = column * p.out_h + image * p.out_n;
-      } else if (column < p.M) {
-        int j = column, i = p.columns.divide(j), n = p.rows.divide(i);
-        to = n * p.out_n + i * p.out_h + j * p.out_w;
+      if (column < p.M) {
+        if constexpr (planes) {
+          to = column * p.out_h + image * p.out_n;
+        } else {
+          int j = column, i = p.columns.divide(j), n = p.rows.divide(i);
+          to = n * p.out_n + i * p.out_h + j * p.out_w;
+        }
       }
       columns[threadIdx.x] = to;
     }
@@ -289,7 +199,7 @@ template <int TM, int TN>
 cudaError_t launch_lean_turned_planes(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   int64_t const pixels = p.H * p.W;
   LeanParams q{};
-  q.M = int32_t(pixels), q.N = int32_t(p.K), q.columns = q.rows = q.taps_w = q.taps = Divisor(1);
+  q.M = int32_t(p.K), q.N = int32_t(pixels), q.columns = q.rows = q.taps_w = q.taps = Divisor(1);
   q.tiles_n = Divisor(ceil_div(pixels, TN)), q.steps = int32_t(ceil_div(p.C, kTf32Line));
   q.splits = plan.split_k, q.share = int32_t(ceil_div(q.steps, q.splits)), q.per = int32_t(ceil_div(TM / 8, q.splits));
   q.out_h = p.y.c, q.out_n = p.y.n, q.bias = args.bias, q.bias_stride = args.bias_stride, q.out = args.out;
