@@ -1,0 +1,102 @@
+// grouped_images.cuh: fprop and dgrad of groups over small images, whole images in shared memory, in either layout.
+#pragma once
+
+#include <cstdint>
+
+#include "grouped.h"
+
+namespace conv2d_ext {
+
+constexpr int kImageTeams = 4;      // warpgroups of a block, each with images of its own
+constexpr int kImageTile = 64;      // lines of an instruction
+constexpr int64_t kImageRows = 32;  // filters (dgrad: channels) of an instruction, at least
+
+constexpr bool is_images(Row const& row) { return row.family == Family::grouped && row.tile_m == 256; }
+
+// What a block holds: the filters of a group, and a ring of images for each warpgroup.
+struct ImageTile {
+  int64_t slots = 0;                          // images of a ring; 0: there is none
+  int64_t pitch = 0, first = 0, lines = 0;    // lines from row to row, of an image's first pixel, of an image
+  int64_t tiles = 0;                          // of an image, 64 lines each
+  int64_t filter_bytes = 0, line_bytes = 0, raw_bytes = 0, shared = 0;
+  int64_t parts = 1;                          // blocks of a group
+  double cycles = 0;
+};
+
+// Zeros above, below (or left, right) of the images that are read.
+struct ImageZeros {
+  int64_t low, high;
+};
+constexpr ImageZeros image_zeros(Op op, int64_t low, int64_t high, int64_t taps, int64_t dilation) {
+  int64_t const span = (taps - 1) * dilation;
+  return op == Op::dgrad ? ImageZeros{span - low, span - high} : ImageZeros{low, high};
+}
+
+// A tensor whose channels lie side by side, or whose planes do.
+constexpr bool image_lines(Strides const& s, int align, int64_t channels, DType t) {
+  return channel_vectors(s, align, channels, 16 / size_of(t), t);
+}
+constexpr bool image_planes(Strides const& s, int align, int64_t channels, int64_t N, int64_t H, int64_t W, DType t) {
+  int64_t const v = 16 / size_of(t);
+  return align >= 16 && H * W > 1 && channels % v == 0 && (N == 1 || s.n % v == 0) && s.c == H * W &&
+         (H == 1 || s.h == W) && (W == 1 || s.w == 1);
+}
+
+constexpr ImageTile image_tile(Op op, Problem const& p, Device const& d, int64_t channels) {
+  ImageTile best, t;
+  if (op == Op::wgrad || p.dtype == DType::f64 || (p.dtype == DType::f32 && !p.allow_tf32) || p.groups == 1) return best;
+  if (p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.stride_h != 1 || p.stride_w != 1) return best;
+  bool const backward = op == Op::dgrad;
+  int64_t const size = size_of(p.dtype), in = backward ? p.K_per_group() : p.C_per_group();
+  int64_t const out = backward ? p.C_per_group() : p.K_per_group();
+  if (in > channels || out > channels || in < 8 || out < 8) return best;
+  constexpr int64_t most = int64_t(1) << 24;
+  if (p.N >= most || p.groups >= most || p.H > 64 || p.W > 64 || p.R * p.S > 49) return best;
+  ImageZeros const h = image_zeros(op, p.pad_top, p.pad_bottom, p.R, p.dilation_h);
+  ImageZeros const w = image_zeros(op, p.pad_left, p.pad_right, p.S, p.dilation_w);
+  if (h.low < 0 || h.high < 0 || w.low < 0 || w.high < 0 || h.low + h.high + w.low + w.high > 64) return best;
+  Strides const& x = backward ? p.y : p.x;
+  Strides const& y = backward ? p.x : p.y;
+  int const x_align = backward ? p.y_align : p.x_align, y_align = backward ? p.x_align : p.y_align;
+  int64_t const in_h = backward ? p.P() : p.H, in_w = backward ? p.Q() : p.W;
+  int64_t const out_h = backward ? p.H : p.P(), out_w = backward ? p.W : p.Q();
+  bool const from_lines = image_lines(x, x_align, in, p.dtype), to_lines = image_lines(y, y_align, out, p.dtype);
+  if (!from_lines && !image_planes(x, x_align, in, p.N, in_h, in_w, p.dtype)) return best;
+  if (!to_lines && !image_planes(y, y_align, out, p.N, out_h, out_w, p.dtype)) return best;
+
+  t.pitch = in_w + max64(w.low, w.high);
+  t.lines = (in_h + max64(h.low, h.high)) * t.pitch;
+  t.first = h.low * t.pitch + w.low;
+  t.tiles = ceil_div((out_h - 1) * t.pitch + out_w, kImageTile);
+  t.filter_bytes = p.R * p.S * channels * channels * size;
+  int64_t const reach = (p.R - 1) * p.dilation_h * t.pitch + (p.S - 1) * p.dilation_w + t.tiles * kImageTile;
+  t.raw_bytes = ceil_div(max64(from_lines ? 0 : in * in_h * in_w, to_lines ? 0 : out * out_h * out_w) * size, 16) * 16;
+  for (t.slots = 4; t.slots >= 1; t.slots /= 2) {
+    t.line_bytes = ceil_div((kImageTeams * t.slots * t.lines + reach) * channels * size, 1024) * 1024;
+    t.shared = 1024 + t.filter_bytes + t.line_bytes + kImageTeams * t.slots * t.raw_bytes;
+    if (t.shared <= 231000) break;
+  }
+  if (t.slots == 0) return best;
+  // Products are bound by shared memory, which reads 64 lines and the filters of an instruction.
+  double const steps = double(p.R * p.S) * double(ceil_div(in * size, 32));
+  double const image = double(t.tiles) * (steps * double(64 + channels) / 4 + (to_lines ? 60 : 140)) +
+                       (from_lines ? 0 : double(in_h * in_w) * 0.5 * double(in * size) / 64) + 100;
+  for (t.parts = 1; t.parts <= ceil_div(p.N, kImageTeams); ++t.parts) {
+    double const of_team = double(ceil_div(p.N, t.parts * kImageTeams));
+    double const rounds = double(ceil_div(p.groups * t.parts, d.sm_count));
+    t.cycles = rounds * (of_team * (kImageTeams * image + (t.slots == 1 ? 1500 : 0)) + 3000 + 2 * image);
+    if (best.cycles == 0 || t.cycles < best.cycles) best = t;
+    if (p.groups * t.parts > 4 * d.sm_count) break;
+  }
+  return best;
+}
+
+constexpr ImageTile image_tile(Row const& row, Op op, Problem const& p, Device const& d) {
+  return image_tile(op, p, d, row.tile_n);
+}
+
+constexpr Estimate images_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  return {image_tile(row, op, p, d).cycles / 1.75 + 5500, 1};
+}
+
+}  // namespace conv2d_ext
