@@ -7,19 +7,19 @@
 
 namespace conv2d_ext {
 
-constexpr int kImageTeams = 4;      // warpgroups of a block, each with images of its own
-constexpr int kImageTile = 64;      // lines of an instruction
-constexpr int64_t kImageRows = 32;  // filters (dgrad: channels) of an instruction, at least
+constexpr int kImageTeams = 4;  // warpgroups of a block, each with images of its own
+constexpr int kImageTile = 64;  // lines of an instruction
+constexpr int kImageTaps = 54;  // of a filter, in nines
 
 constexpr bool is_images(Row const& row) { return row.family == Family::grouped && row.tile_m == 256; }
 
 // What a block holds: the filters of a group, and a ring of images for each warpgroup.
 struct ImageTile {
-  int64_t slots = 0;                          // images of a ring; 0: there is none
-  int64_t pitch = 0, first = 0, lines = 0;    // lines from row to row, of an image's first pixel, of an image
-  int64_t tiles = 0;                          // of an image, 64 lines each
+  int64_t slots = 0;                        // images of a ring; 0: there is none
+  int64_t pitch = 0, first = 0, lines = 0;  // lines from row to row, of an image's first pixel, of an image
+  int64_t tiles = 0;                        // of an image, 64 lines each
   int64_t filter_bytes = 0, line_bytes = 0, raw_bytes = 0, shared = 0;
-  int64_t parts = 1;                          // blocks of a group
+  int64_t parts = 1;  // blocks of a group
   double cycles = 0;
 };
 
@@ -44,7 +44,8 @@ constexpr bool image_planes(Strides const& s, int align, int64_t channels, int64
 
 constexpr ImageTile image_tile(Op op, Problem const& p, Device const& d, int64_t channels) {
   ImageTile best, t;
-  if (op == Op::wgrad || p.dtype == DType::f64 || (p.dtype == DType::f32 && !p.allow_tf32) || p.groups == 1) return best;
+  if (op == Op::wgrad || p.dtype == DType::f64 || (p.dtype == DType::f32 && !p.allow_tf32) || p.groups == 1)
+    return best;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.stride_h != 1 || p.stride_w != 1) return best;
   bool const backward = op == Op::dgrad;
   int64_t const size = size_of(p.dtype), in = backward ? p.K_per_group() : p.C_per_group();
@@ -78,7 +79,7 @@ constexpr ImageTile image_tile(Op op, Problem const& p, Device const& d, int64_t
   }
   if (t.slots == 0) return best;
   // Products are bound by shared memory, which reads 64 lines and the filters of an instruction.
-  double const steps = double(p.R * p.S) * double(ceil_div(in * size, 32));
+  double const steps = double(p.R * p.S) * double(channels * size / 32);
   double const image = double(t.tiles) * (steps * double(64 + channels) / 4 + (to_lines ? 60 : 140)) +
                        (from_lines ? 0 : double(in_h * in_w) * 0.5 * double(in * size) / 64) + 100;
   for (t.parts = 1; t.parts <= ceil_div(p.N, kImageTeams); ++t.parts) {

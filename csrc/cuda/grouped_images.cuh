@@ -1,8 +1,8 @@
 // fprop and dgrad of stride 1 of groups of up to 32 (16-bit types: 64) channels over small images, which lie whole in
 // shared memory: a line of channels for each pixel, zeros around them that rows and images share. A tap's operand is
 // then 64 lines, so many lines behind the results', and no pixel is copied twice. A block has the filters of one group,
-// and four warpgroups with images of their own: a ring each, filled by cp.async. NCHW is turned on the way to the lines,
-// and results go through shared memory to planes. Both layouts of either tensor.
+// and four warpgroups with images of their own: a ring each, filled by cp.async. NCHW is turned on the way to the
+// lines, and results go through shared memory to planes. Both layouts of either tensor.
 //
 // A pitch of in_w + max(zeros left, right) lines a row, and the same in height for images: what a result reads behind a
 // row's end is the zeros before the next row. Positions between rows are multiplied, too, and not stored.
@@ -22,11 +22,12 @@ struct ImageParams {
   void const* w;
   void const* bias;
   int64_t bias_stride, in_n, in_h, in_w, out_n, out_h, out_w, group_in, group_out;  // in and out: bytes
-  int64_t w_group, w_k, w_c, w_r, w_s;
-  grouped::Divisor columns, pixels, pitch, taps;  // of what is read; lines of a row; taps of one
+  int64_t w_group, w_k, w_c;
+  int taps[kImageTaps];                     // elements from a filter's first
+  grouped::Divisor columns, pixels, pitch;  // of what is read; lines of a row
   int N, groups, parts, in_channels, out_channels;
   int in_pixels, out_height, out_width, out_pixels;
-  int first, lines, slots, tiles, steps, R, S, step_r, step_s;
+  int first, lines, slots, tiles, R, S, step_r, step_s;
   int filter_bytes, line_bytes, raw_bytes;
   bool planes_in, planes_out, backward;
 };
@@ -49,8 +50,10 @@ struct Kernel {
     char const* const from = p.in + n * p.in_n + group * p.group_in;
     if (p.planes_in) {
       int const bytes = p.in_channels * p.in_pixels * int(sizeof(T));
+#pragma unroll 1
       for (int i = t * 16; i < bytes; i += 2048) ptx::cp_async_16(raw + i, from + i, true);
     } else {
+#pragma unroll 1
       for (int i = t; i < p.in_pixels * chunks; i += 128) {
         int const chunk = i % chunks, pixel = i / chunks, h = p.columns.quotient(pixel);
         int const w = pixel - h * int(p.columns.value);
@@ -65,6 +68,7 @@ struct Kernel {
   static __device__ void turn(ImageParams const& p, uint32_t lines, int first, uint32_t raw, int t) {
     if (p.planes_in) {
       int const items = p.in_channels / vector * p.in_pixels, plane = p.in_pixels * int(sizeof(T));
+#pragma unroll 1
       for (int i = t; i < items; i += 128) {
         int const chunk = p.pixels.quotient(i), pixel = i - chunk * p.in_pixels, h = p.columns.quotient(pixel);
         int const w = pixel - h * int(p.columns.value);
@@ -82,6 +86,7 @@ struct Kernel {
         ptx::st_shared_v4(lines + place(first + h * int(p.pitch.value) + w, chunk), {v[0], v[1], v[2], v[3]});
       }
     } else if constexpr (f32) {
+#pragma unroll 1
       for (int i = t; i < p.in_pixels * chunks; i += 128) {
         int const chunk = i % chunks, pixel = i / chunks, h = p.columns.quotient(pixel);
         uint32_t const at = lines + place(first + h * int(p.pitch.value) + pixel - h * int(p.columns.value), chunk);
@@ -97,6 +102,7 @@ struct Kernel {
     int const taps = p.R * p.S, k_end = p.backward ? p.in_channels : p.out_channels;
     int const c_end = p.backward ? p.out_channels : p.in_channels;
     constexpr int batch = 9;
+#pragma unroll 1
     for (int i = threadIdx.x; i < channels * channels; i += threads * 2)
       for (int tap0 = 0; tap0 < taps; tap0 += batch) {
         T v[2][batch];
@@ -105,11 +111,8 @@ struct Kernel {
           int const k = (i + j * threads) / channels, c = i % channels;
           T const* const at = from + k * p.w_k + c * p.w_c;
 #pragma unroll
-          for (int tap = 0; tap < batch; ++tap) {
-            int const r = p.taps.quotient(tap0 + tap), s = tap0 + tap - r * p.S;
-            v[j][tap] =
-                tap0 + tap < taps && k < k_end && c < c_end ? at[r * p.w_r + s * p.w_s] : narrow<T>(0.f);
-          }
+          for (int tap = 0; tap < batch; ++tap)
+            v[j][tap] = k < k_end && c < c_end ? at[p.taps[tap0 + tap]] : narrow<T>(0.f);
         }
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -118,12 +121,12 @@ struct Kernel {
           uint32_t to = filters + place(row, column / vector) + column % vector * int(sizeof(T));
           to += tap0 * channels * line;
 #pragma unroll
-          for (int tap = 0; tap < batch; ++tap, to += channels * line) {
+          for (int tap = 0; tap < batch; ++tap) {
             if (tap0 + tap >= taps) continue;
             if constexpr (f32)
-              ptx::st_shared(to, round(__float_as_uint(v[j][tap])));
+              ptx::st_shared(to + tap * channels * line, round(__float_as_uint(v[j][tap])));
             else
-              ptx::st_shared_u16(to, *reinterpret_cast<uint16_t const*>(&v[j][tap]));
+              ptx::st_shared_u16(to + tap * channels * line, *reinterpret_cast<uint16_t const*>(&v[j][tap]));
           }
         }
       }
@@ -135,10 +138,13 @@ struct Kernel {
     ptx::wgmma_fence_operand(acc);
     ptx::wgmma_fence();
     uint32_t b = filters >> 4;
+#pragma unroll 1
     for (int r = 0; r < p.R; ++r)
+#pragma unroll 1
       for (int s = 0; s < p.S; ++s) {
         uint32_t const a = (lines + (at + r * p.step_r + s * p.step_s) * line) >> 4;
-        for (int k = 0; k < p.steps; ++k)
+#pragma unroll
+        for (int k = 0; k < line / 32; ++k)
           ptx::wgmma_mma_async<T, false, false>(acc, layout | (a + k * 2), layout | (b + k * 2));
         b += channels * line / 16;
       }
@@ -162,7 +168,8 @@ struct Kernel {
     }
   }
 
-  static __device__ void store(ImageParams const& p, int n, int group, int tile, float const (&acc)[count], uint32_t raw) {
+  static __device__ void store(ImageParams const& p, int n, int group, int tile, float const (&acc)[count],
+                               uint32_t raw) {
     int const lane = threadIdx.x % 32, t = lane % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -201,8 +208,7 @@ struct Kernel {
             }
             exchange(v, t);
             int const c = part * 32 + t * 8;
-            if (valid && c < p.out_channels)
-              *reinterpret_cast<uint4*>(to + c * 2) = make_uint4(v[0], v[1], v[2], v[3]);
+            if (valid && c < p.out_channels) *reinterpret_cast<uint4*>(to + c * 2) = make_uint4(v[0], v[1], v[2], v[3]);
           }
         }
       }
@@ -220,56 +226,56 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
   int const parts = p.parts * kImageTeams, least = p.N / parts, more = p.N % parts;
   int const n0 = part * least + min(part, more), images = least + (part < more ? 1 : 0);
   uint32_t const raw0 = lines + p.line_bytes + team * p.slots * p.raw_bytes;
-  auto line0 = [&](int slot) { return (team * p.slots + slot) * p.lines; };
-  auto fill = [&](int i, int slot) {
-    if (i < images) K::fill(p, n0 + i, group, lines, line0(slot) + p.first, raw0 + slot * p.raw_bytes, t);
-    ptx::cp_async_commit_group();
-  };
-  if (p.planes_in)
-    for (int i = 0; i < p.slots; ++i) fill(i, i);
   for (int i = threadIdx.x * 16; i < p.line_bytes; i += K::threads * 16) ptx::st_shared_v4(lines + i, {0, 0, 0, 0});
   __syncthreads();
-  if (!p.planes_in)
-    for (int i = 0; i < p.slots; ++i) fill(i, i);
-  K::load_filters(p, group, filters);
-  float bias[K::count / 2];
-#pragma unroll
-  for (int j = 0; j < K::count / 2; ++j) {
-    int const c = j / 2 * 8 + t % 4 * 2 + j % 2;
-    bias[j] = p.bias != nullptr && c < p.out_channels
-                  ? widen(static_cast<T const*>(p.bias)[(group * p.out_channels + c) * p.bias_stride])
-                  : 0.f;
-  }
-  ptx::fence_proxy_async();
-  __syncthreads();
-
-  for (int i = 0, slot = 0; i < images; ++i) {
+  float bias[K::count / 2] = {};
+  int const rounds = max(images, 1) + p.slots;
+#pragma unroll 1
+  for (int i = 0, slot = 0; i < rounds; ++i) {
     uint32_t const raw = raw0 + slot * p.raw_bytes;
-    if (p.slots == 4)
-      ptx::cp_async_wait_group<3>();
-    else if (p.slots == 2)
-      ptx::cp_async_wait_group<1>();
-    else
-      ptx::cp_async_wait_group<0>();
-    if (p.planes_in) ptx::bar_sync(bar, 128);
-    K::turn(p, lines, line0(slot) + p.first, raw, t);
-    ptx::fence_proxy_async();
-    ptx::bar_sync(bar, 128);
-    for (int tile = 0; tile < p.tiles; ++tile) {
-      float acc[K::count];
+    int const line0 = (team * p.slots + slot) * p.lines, n = n0 + i - p.slots;
+    if (i == p.slots) {
+      K::load_filters(p, group, filters);
 #pragma unroll
-      for (int j = 0; j < K::count; ++j) acc[j] = bias[j / 4 * 2 + j % 2];
-      K::multiply(p, lines, line0(slot) + tile * kImageTile, filters, acc);
-      K::store(p, n0 + i, group, tile, acc, raw);
+      for (int j = 0; j < K::count / 2; ++j) {
+        int const c = j / 2 * 8 + t % 4 * 2 + j % 2;
+        bias[j] = p.bias != nullptr && c < p.out_channels
+                      ? widen(static_cast<T const*>(p.bias)[(group * p.out_channels + c) * p.bias_stride])
+                      : 0.f;
+      }
+      ptx::fence_proxy_async();
+      __syncthreads();
     }
-    ptx::bar_sync(bar, 128);
-    if (p.planes_out) {
-      char* const to = p.out + (n0 + i) * p.out_n + group * p.group_out;
-      int const bytes = p.out_channels * p.out_pixels * int(sizeof(T));
-      for (int j = t * 16; j < bytes; j += 2048) *reinterpret_cast<uint4*>(to + j) = ptx::ld_shared_v4(raw + j);
-      if (p.planes_in && i + p.slots < images) ptx::bar_sync(bar, 128);
+    if (i >= p.slots && images > 0) {
+      if (p.slots == 4)
+        ptx::cp_async_wait_group<3>();
+      else if (p.slots == 2)
+        ptx::cp_async_wait_group<1>();
+      else
+        ptx::cp_async_wait_group<0>();
+      if (p.planes_in) ptx::bar_sync(bar, 128);
+      K::turn(p, lines, line0 + p.first, raw, t);
+      ptx::fence_proxy_async();
+      ptx::bar_sync(bar, 128);
+#pragma unroll 1
+      for (int tile = 0; tile < p.tiles; ++tile) {
+        float acc[K::count];
+#pragma unroll
+        for (int j = 0; j < K::count; ++j) acc[j] = bias[j / 4 * 2 + j % 2];
+        K::multiply(p, lines, line0 + tile * kImageTile, filters, acc);
+        K::store(p, n, group, tile, acc, raw);
+      }
+      ptx::bar_sync(bar, 128);
+      if (p.planes_out) {
+        char* const to = p.out + n * p.out_n + group * p.group_out;
+        int const bytes = p.out_channels * p.out_pixels * int(sizeof(T));
+#pragma unroll 1
+        for (int j = t * 16; j < bytes; j += 2048) *reinterpret_cast<uint4*>(to + j) = ptx::ld_shared_v4(raw + j);
+        if (p.planes_in) ptx::bar_sync(bar, 128);
+      }
     }
-    fill(i + p.slots, slot);
+    if (i < images) K::fill(p, n0 + i, group, lines, line0 + p.first, raw, t);
+    ptx::cp_async_commit_group();
     if (++slot == p.slots) slot = 0;
   }
 }
@@ -292,19 +298,18 @@ cudaError_t launch(Op op, Problem const& problem, Arguments const& args, cudaStr
   p.in_channels = int(backward ? K : C), p.out_channels = int(backward ? C : K);
   p.group_in = p.in_channels * x.c * size, p.group_out = p.out_channels * y.c * size;
   // dgrad goes through the taps from the last to the first.
-  p.w = static_cast<T const*>(args.b) +
-        (backward ? (problem.R - 1) * problem.w.h + (problem.S - 1) * problem.w.w : 0);
+  p.w = static_cast<T const*>(args.b) + (backward ? (problem.R - 1) * problem.w.h + (problem.S - 1) * problem.w.w : 0);
   p.w_group = K * problem.w.n, p.w_k = problem.w.n, p.w_c = problem.w.c;
-  p.w_r = backward ? -problem.w.h : problem.w.h, p.w_s = backward ? -problem.w.w : problem.w.w;
   int64_t const in_h = backward ? P : problem.H, in_w = backward ? Q : problem.W;
   p.out_height = int(backward ? problem.H : P), p.out_width = int(backward ? problem.W : Q);
   p.in_pixels = int(in_h * in_w), p.out_pixels = p.out_height * p.out_width;
   p.columns = grouped::Divisor(uint32_t(in_w)), p.pixels = grouped::Divisor(uint32_t(p.in_pixels));
   p.pitch = grouped::Divisor(uint32_t(t.pitch));
-  p.taps = grouped::Divisor(uint32_t(problem.S));
+  int64_t const w_r = backward ? -problem.w.h : problem.w.h, w_s = backward ? -problem.w.w : problem.w.w;
+  for (int64_t i = 0; i < problem.R * problem.S; ++i) p.taps[i] = int(i / problem.S * w_r + i % problem.S * w_s);
   p.N = int(problem.N), p.groups = int(problem.groups), p.parts = int(t.parts);
   p.first = int(t.first), p.lines = int(t.lines), p.slots = int(t.slots), p.tiles = int(t.tiles);
-  p.steps = int(ceil_div(p.in_channels * size, 32)), p.R = int(problem.R), p.S = int(problem.S);
+  p.R = int(problem.R), p.S = int(problem.S);
   p.step_r = int(problem.dilation_h * t.pitch), p.step_s = int(problem.dilation_w);
   p.filter_bytes = int(t.filter_bytes), p.line_bytes = int(t.line_bytes), p.raw_bytes = int(t.raw_bytes);
   p.backward = backward;
