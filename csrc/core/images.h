@@ -7,7 +7,7 @@
 
 namespace conv2d_ext {
 
-constexpr int kImageTeams = 4;  // warpgroups of a block, each with images of its own
+constexpr int kImageTeams = 4;  // warpgroups of a block at most, each with images of its own
 constexpr int kImageTile = 64;  // lines of an instruction
 constexpr int kImageTaps = 54;  // of a filter, in nines
 
@@ -15,9 +15,10 @@ constexpr bool is_images(Row const& row) { return row.family == Family::grouped 
 
 // What a block holds: the filters of a group, and a ring of images for each warpgroup.
 struct ImageTile {
-  int64_t slots = 0;                        // images of a ring; 0: there is none
-  int64_t pitch = 0, first = 0, lines = 0;  // lines from row to row, of an image's first pixel, of an image
-  int64_t tiles = 0;                        // of an image, 64 lines each
+  int64_t teams = 0, slots = 0;  // warpgroups; images of a ring; 0: there is none
+  int64_t pitch = 0, plane = 0,
+          lines = 0;  // lines of a row, of pixels of the same remainder by the stride, of an image
+  int64_t tiles = 0;  // of an image, 64 lines each
   int64_t filter_bytes = 0, line_bytes = 0, raw_bytes = 0, shared = 0;
   int64_t parts = 1;  // blocks of a group
   double cycles = 0;
@@ -46,8 +47,10 @@ constexpr ImageTile image_tile(Op op, Problem const& p, Device const& d, int64_t
   ImageTile best, t;
   if (op == Op::wgrad || p.dtype == DType::f64 || (p.dtype == DType::f32 && !p.allow_tf32) || p.groups == 1)
     return best;
-  if (p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.stride_h != 1 || p.stride_w != 1) return best;
+  if (p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0) return best;
   bool const backward = op == Op::dgrad;
+  int64_t const step_h = p.stride_h, step_w = p.stride_w, most_step = backward ? 1 : 2;
+  if (step_h > most_step || step_w > most_step) return best;
   int64_t const size = size_of(p.dtype), in = backward ? p.K_per_group() : p.C_per_group();
   int64_t const out = backward ? p.C_per_group() : p.K_per_group();
   if (in > channels || out > channels || in < 8 || out < 8) return best;
@@ -65,29 +68,40 @@ constexpr ImageTile image_tile(Op op, Problem const& p, Device const& d, int64_t
   if (!from_lines && !image_planes(x, x_align, in, p.N, in_h, in_w, p.dtype)) return best;
   if (!to_lines && !image_planes(y, y_align, out, p.N, out_h, out_w, p.dtype)) return best;
 
-  t.pitch = in_w + max64(w.low, w.high);
-  t.lines = (in_h + max64(h.low, h.high)) * t.pitch;
-  t.first = h.low * t.pitch + w.low;
+  // Zeros behind a row are those before the next, but for strides.
+  int64_t const span_h = (p.R - 1) * p.dilation_h, span_w = (p.S - 1) * p.dilation_w;
+  auto extent = [](int64_t pixels, ImageZeros const& z, int64_t step, int64_t results, int64_t span) {
+    return step == 1 ? pixels + max64(z.low, z.high)
+                     : ceil_div(max64(pixels + z.low, (results - 1) * step + span + 1), step);
+  };
+  t.pitch = extent(in_w, w, step_w, out_w, span_w);
+  t.plane = extent(in_h, h, step_h, out_h, span_h) * t.pitch, t.lines = step_h * step_w * t.plane;
   t.tiles = ceil_div((out_h - 1) * t.pitch + out_w, kImageTile);
   t.filter_bytes = p.R * p.S * channels * channels * size;
-  int64_t const reach = (p.R - 1) * p.dilation_h * t.pitch + (p.S - 1) * p.dilation_w + t.tiles * kImageTile;
+  int64_t const reach = span_h / step_h * t.pitch + span_w / step_w + t.tiles * kImageTile;
   t.raw_bytes = ceil_div(max64(from_lines ? 0 : in * in_h * in_w, to_lines ? 0 : out * out_h * out_w) * size, 16) * 16;
-  for (t.slots = 4; t.slots >= 1; t.slots /= 2) {
-    t.line_bytes = ceil_div((kImageTeams * t.slots * t.lines + reach) * channels * size, 1024) * 1024;
-    t.shared = 1024 + t.filter_bytes + t.line_bytes + kImageTeams * t.slots * t.raw_bytes;
-    if (t.shared <= 231000) break;
-  }
-  if (t.slots == 0) return best;
   // Products are bound by shared memory, which reads 64 lines and the filters of an instruction.
   double const steps = double(p.R * p.S) * double(channels * size / 32);
-  double const image = double(t.tiles) * (steps * double(64 + channels) / 4 + (to_lines ? 60 : 140)) +
-                       (from_lines ? 0 : double(in_h * in_w) * 0.5 * double(in * size) / 64) + 100;
-  for (t.parts = 1; t.parts <= ceil_div(p.N, kImageTeams); ++t.parts) {
-    double const of_team = double(ceil_div(p.N, t.parts * kImageTeams));
-    double const rounds = double(ceil_div(p.groups * t.parts, d.sm_count));
-    t.cycles = rounds * (of_team * (kImageTeams * image + (t.slots == 1 ? 1500 : 0)) + 3000 + 2 * image);
-    if (best.cycles == 0 || t.cycles < best.cycles) best = t;
-    if (p.groups * t.parts > 4 * d.sm_count) break;
+  double const busy = double(t.tiles) * (steps * double(64 + channels) / 4 + (to_lines ? 60 : 140)) +
+                      (from_lines ? 0 : double(in_h * in_w) * 0.5 * double(in * size) / 64) + 100;
+  double const memory = double(in * in_h * in_w + out * out_h * out_w) * double(size) / 14;
+  double const alone = double(t.tiles) * (steps * 32 + 300) + 600 + (from_lines ? 0 : 400) + (to_lines ? 0 : 400);
+  for (t.teams = kImageTeams; t.teams >= 1; t.teams /= 2) {
+    for (t.slots = 4; t.slots >= 1; t.slots /= 2) {
+      t.line_bytes = ceil_div((t.teams * t.slots * t.lines + reach) * channels * size, 1024) * 1024;
+      t.shared = 1024 + t.filter_bytes + t.line_bytes + t.teams * t.slots * t.raw_bytes;
+      if (t.shared <= 231000) break;
+    }
+    if (t.slots == 0) continue;
+    double image = alone / double(t.teams) + (t.slots == 1 ? (1500 + memory) / double(t.teams) : 0);
+    image = (busy > memory ? busy : memory) > image ? (busy > memory ? busy : memory) : image;
+    for (t.parts = 1; t.parts <= ceil_div(p.N, t.teams); ++t.parts) {
+      double const of_team = double(ceil_div(p.N, t.parts * t.teams));
+      double const rounds = double(ceil_div(p.groups * t.parts, d.sm_count));
+      t.cycles = rounds * (of_team * double(t.teams) * image + 3000 + alone);
+      if (best.cycles == 0 || t.cycles < best.cycles) best = t;
+      if (p.groups * t.parts > 4 * d.sm_count) break;
+    }
   }
   return best;
 }

@@ -23,11 +23,12 @@ struct ImageParams {
   void const* bias;
   int64_t bias_stride, in_n, in_h, in_w, out_n, out_h, out_w, group_in, group_out;  // in and out: bytes
   int64_t w_group, w_k, w_c;
-  int taps[kImageTaps];                     // elements from a filter's first
-  grouped::Divisor columns, pixels, pitch;  // of what is read; lines of a row
+  int taps[kImageTaps], offsets[kImageTaps];  // elements from a filter's first; lines from a result's first tap
+  grouped::Divisor columns, pixels, pitch;    // of what is read; lines of a row
   int N, groups, parts, in_channels, out_channels;
   int in_pixels, out_height, out_width, out_pixels;
-  int first, lines, slots, tiles, R, S, step_r, step_s;
+  int low_h, low_w, step_h, step_w;  // zeros before the first pixel; strides: 1 or 2
+  int plane, lines, slots, tiles, tap_count;
   int filter_bytes, line_bytes, raw_bytes;
   bool planes_in, planes_out, backward;
 };
@@ -36,13 +37,20 @@ template <class T, int channels>
 struct Kernel {
   static constexpr bool f32 = std::is_same_v<T, float>;
   static constexpr int line = channels * int(sizeof(T)), chunks = line / 16, vector = 16 / int(sizeof(T));
-  static constexpr int swizzle = line, count = channels / 2, threads = 128 * kImageTeams;
+  static constexpr int swizzle = line, count = channels / 2;
   static_assert(line == 64 || line == 128);
 
   // Where a line's chunk lies, from a multiple of 1024 bytes on.
   static __device__ uint32_t place(int at, int chunk) {
     int const turn = line == 64 ? (at >> 1) & 3 : at & 7;
     return uint32_t(at * line + ((chunk ^ turn) << 4));
+  }
+  // The line of a pixel of an image.
+  static __device__ int line_of(ImageParams const& p, int pixel) {
+    int h = p.columns.quotient(pixel), w = pixel - h * int(p.columns.value);
+    h += p.low_h, w += p.low_w;
+    int const up = p.step_h - 1, left = p.step_w - 1;
+    return ((h & up) * p.step_w + (w & left)) * p.plane + (h >> up) * int(p.pitch.value) + (w >> left);
   }
   static __device__ uint32_t round(uint32_t v) { return ptx::cvt_rn_tf32(__uint_as_float(v)); }
 
@@ -58,8 +66,8 @@ struct Kernel {
         int const chunk = i % chunks, pixel = i / chunks, h = p.columns.quotient(pixel);
         int const w = pixel - h * int(p.columns.value);
         if (chunk * vector < p.in_channels)
-          ptx::cp_async_16(lines + place(first + h * int(p.pitch.value) + w, chunk),
-                           from + h * p.in_h + w * p.in_w + chunk * 16, true);
+          ptx::cp_async_16(lines + place(first + line_of(p, pixel), chunk), from + h * p.in_h + w * p.in_w + chunk * 16,
+                           true);
       }
     }
   }
@@ -70,8 +78,7 @@ struct Kernel {
       int const items = p.in_channels / vector * p.in_pixels, plane = p.in_pixels * int(sizeof(T));
 #pragma unroll 1
       for (int i = t; i < items; i += 128) {
-        int const chunk = p.pixels.quotient(i), pixel = i - chunk * p.in_pixels, h = p.columns.quotient(pixel);
-        int const w = pixel - h * int(p.columns.value);
+        int const chunk = p.pixels.quotient(i), pixel = i - chunk * p.in_pixels;
         uint32_t const from = raw + chunk * vector * plane + pixel * int(sizeof(T));
         uint32_t v[4];
 #pragma unroll
@@ -83,13 +90,12 @@ struct Kernel {
             v[j] = low | uint32_t(ptx::ld_shared_u16(from + (2 * j + 1) * plane)) << 16;
           }
         }
-        ptx::st_shared_v4(lines + place(first + h * int(p.pitch.value) + w, chunk), {v[0], v[1], v[2], v[3]});
+        ptx::st_shared_v4(lines + place(first + line_of(p, pixel), chunk), {v[0], v[1], v[2], v[3]});
       }
     } else if constexpr (f32) {
 #pragma unroll 1
       for (int i = t; i < p.in_pixels * chunks; i += 128) {
-        int const chunk = i % chunks, pixel = i / chunks, h = p.columns.quotient(pixel);
-        uint32_t const at = lines + place(first + h * int(p.pitch.value) + pixel - h * int(p.columns.value), chunk);
+        uint32_t const at = lines + place(first + line_of(p, i / chunks), i % chunks);
         uint4 const v = ptx::ld_shared_v4(at);
         ptx::st_shared_v4(at, {round(v.x), round(v.y), round(v.z), round(v.w)});
       }
@@ -99,16 +105,16 @@ struct Kernel {
   // The filters of a group: a line for each result's channel, tap by tap. Lanes go along a filter's channels.
   static __device__ void load_filters(ImageParams const& p, int group, uint32_t filters) {
     T const* const from = static_cast<T const*>(p.w) + group * p.w_group;
-    int const taps = p.R * p.S, k_end = p.backward ? p.in_channels : p.out_channels;
+    int const k_end = p.backward ? p.in_channels : p.out_channels;
     int const c_end = p.backward ? p.out_channels : p.in_channels;
     constexpr int batch = 9;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < channels * channels; i += threads * 2)
-      for (int tap0 = 0; tap0 < taps; tap0 += batch) {
+    for (int i = threadIdx.x; i < channels * channels; i += blockDim.x * 2)
+      for (int tap0 = 0; tap0 < p.tap_count; tap0 += batch) {
         T v[2][batch];
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          int const k = (i + j * threads) / channels, c = i % channels;
+          int const k = (i + j * int(blockDim.x)) / channels, c = i % channels;
           T const* const at = from + k * p.w_k + c * p.w_c;
 #pragma unroll
           for (int tap = 0; tap < batch; ++tap)
@@ -116,13 +122,13 @@ struct Kernel {
         }
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          int const k = (i + j * threads) / channels, c = i % channels;
+          int const k = (i + j * int(blockDim.x)) / channels, c = i % channels;
           int const row = p.backward ? c : k, column = p.backward ? k : c;
           uint32_t to = filters + place(row, column / vector) + column % vector * int(sizeof(T));
           to += tap0 * channels * line;
 #pragma unroll
           for (int tap = 0; tap < batch; ++tap) {
-            if (tap0 + tap >= taps) continue;
+            if (tap0 + tap >= p.tap_count) continue;
             if constexpr (f32)
               ptx::st_shared(to + tap * channels * line, round(__float_as_uint(v[j][tap])));
             else
@@ -139,15 +145,13 @@ struct Kernel {
     ptx::wgmma_fence();
     uint32_t b = filters >> 4;
 #pragma unroll 1
-    for (int r = 0; r < p.R; ++r)
-#pragma unroll 1
-      for (int s = 0; s < p.S; ++s) {
-        uint32_t const a = (lines + (at + r * p.step_r + s * p.step_s) * line) >> 4;
+    for (int tap = 0; tap < p.tap_count; ++tap) {
+      uint32_t const a = (lines + (at + p.offsets[tap]) * line) >> 4;
 #pragma unroll
-        for (int k = 0; k < line / 32; ++k)
-          ptx::wgmma_mma_async<T, false, false>(acc, layout | (a + k * 2), layout | (b + k * 2));
-        b += channels * line / 16;
-      }
+      for (int k = 0; k < line / 32; ++k)
+        ptx::wgmma_mma_async<T, false, false>(acc, layout | (a + k * 2), layout | (b + k * 2));
+      b += channels * line / 16;
+    }
     ptx::wgmma_commit_group();
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);
@@ -221,12 +225,12 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
   extern __shared__ __align__(1024) char shared[];
   using K = Kernel<T, channels>;
   uint32_t const filters = (ptx::shared_address(shared) + 1023) & ~1023u, lines = filters + p.filter_bytes;
-  int const team = threadIdx.x / 128, t = threadIdx.x % 128, bar = 1 + team;
-  int const group = blockIdx.x % p.groups, part = blockIdx.x / p.groups * kImageTeams + team;
-  int const parts = p.parts * kImageTeams, least = p.N / parts, more = p.N % parts;
+  int const teams = blockDim.x / 128, team = threadIdx.x / 128, t = threadIdx.x % 128, bar = 1 + team;
+  int const group = blockIdx.x % p.groups, part = blockIdx.x / p.groups * teams + team;
+  int const parts = p.parts * teams, least = p.N / parts, more = p.N % parts;
   int const n0 = part * least + min(part, more), images = least + (part < more ? 1 : 0);
   uint32_t const raw0 = lines + p.line_bytes + team * p.slots * p.raw_bytes;
-  for (int i = threadIdx.x * 16; i < p.line_bytes; i += K::threads * 16) ptx::st_shared_v4(lines + i, {0, 0, 0, 0});
+  for (int i = threadIdx.x * 16; i < p.line_bytes; i += blockDim.x * 16) ptx::st_shared_v4(lines + i, {0, 0, 0, 0});
   __syncthreads();
   float bias[K::count / 2] = {};
   int const rounds = max(images, 1) + p.slots;
@@ -254,7 +258,7 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
       else
         ptx::cp_async_wait_group<0>();
       if (p.planes_in) ptx::bar_sync(bar, 128);
-      K::turn(p, lines, line0 + p.first, raw, t);
+      K::turn(p, lines, line0, raw, t);
       ptx::fence_proxy_async();
       ptx::bar_sync(bar, 128);
 #pragma unroll 1
@@ -274,7 +278,7 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
         if (p.planes_in) ptx::bar_sync(bar, 128);
       }
     }
-    if (i < images) K::fill(p, n0 + i, group, lines, line0 + p.first, raw, t);
+    if (i < images) K::fill(p, n0 + i, group, lines, line0, raw, t);
     ptx::cp_async_commit_group();
     if (++slot == p.slots) slot = 0;
   }
@@ -305,12 +309,18 @@ cudaError_t launch(Op op, Problem const& problem, Arguments const& args, cudaStr
   p.in_pixels = int(in_h * in_w), p.out_pixels = p.out_height * p.out_width;
   p.columns = grouped::Divisor(uint32_t(in_w)), p.pixels = grouped::Divisor(uint32_t(p.in_pixels));
   p.pitch = grouped::Divisor(uint32_t(t.pitch));
+  int64_t const step_h = problem.stride_h, step_w = problem.stride_w;  // dgrad: 1
   int64_t const w_r = backward ? -problem.w.h : problem.w.h, w_s = backward ? -problem.w.w : problem.w.w;
-  for (int64_t i = 0; i < problem.R * problem.S; ++i) p.taps[i] = int(i / problem.S * w_r + i % problem.S * w_s);
+  for (int64_t i = 0; i < problem.R * problem.S; ++i) {
+    int64_t const r = i / problem.S, s = i % problem.S, h = r * problem.dilation_h, w = s * problem.dilation_w;
+    p.taps[i] = int(r * w_r + s * w_s);
+    p.offsets[i] = int((h % step_h * step_w + w % step_w) * t.plane + h / step_h * t.pitch + w / step_w);
+  }
   p.N = int(problem.N), p.groups = int(problem.groups), p.parts = int(t.parts);
-  p.first = int(t.first), p.lines = int(t.lines), p.slots = int(t.slots), p.tiles = int(t.tiles);
-  p.R = int(problem.R), p.S = int(problem.S);
-  p.step_r = int(problem.dilation_h * t.pitch), p.step_s = int(problem.dilation_w);
+  p.low_h = int(image_zeros(op, problem.pad_top, problem.pad_bottom, problem.R, problem.dilation_h).low);
+  p.low_w = int(image_zeros(op, problem.pad_left, problem.pad_right, problem.S, problem.dilation_w).low);
+  p.step_h = int(step_h), p.step_w = int(step_w), p.tap_count = int(problem.R * problem.S);
+  p.plane = int(t.plane), p.lines = int(t.lines), p.slots = int(t.slots), p.tiles = int(t.tiles);
   p.filter_bytes = int(t.filter_bytes), p.line_bytes = int(t.line_bytes), p.raw_bytes = int(t.raw_bytes);
   p.backward = backward;
   p.planes_in = !image_lines(x, backward ? problem.y_align : problem.x_align, p.in_channels, problem.dtype);
@@ -318,7 +328,7 @@ cudaError_t launch(Op op, Problem const& problem, Arguments const& args, cudaStr
   auto* const kernel = images_kernel<T, channels>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared));
   if (error != cudaSuccess) return error;
-  kernel<<<unsigned(p.groups * p.parts), 128 * kImageTeams, size_t(t.shared), stream>>>(p);
+  kernel<<<unsigned(p.groups * p.parts), unsigned(128 * t.teams), size_t(t.shared), stream>>>(p);
   return cudaGetLastError();
 }
 
