@@ -14,6 +14,9 @@
 #include "ptx.cuh"
 #include "types.cuh"
 
+#ifndef STAMP
+#define STAMP(i)
+#endif
 namespace conv2d_ext::images {
 
 struct ImageParams {
@@ -102,43 +105,45 @@ struct Kernel {
     }
   }
 
-  // The filters of a group: a line for each result's channel, tap by tap. Lanes go along a filter's channels.
-  static __device__ void load_filters(ImageParams const& p, int group, uint32_t filters) {
-    T const* const from = static_cast<T const*>(p.w) + group * p.w_group;
-    int const k_end = p.backward ? p.in_channels : p.out_channels;
-    int const c_end = p.backward ? p.out_channels : p.in_channels;
-    constexpr int batch = 9;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < channels * channels; i += blockDim.x * 2)
-      for (int tap0 = 0; tap0 < p.tap_count; tap0 += batch) {
-        T v[2][batch];
+  // The filters of a group: a line for each result's channel, tap by tap. Lanes go along a filter's channels. A thread
+  // has two pairs of channels, nine taps at a time.
+  struct Weights {
+    static constexpr int batch = 9;
+    T v[2][batch];
+
+    __device__ void load(ImageParams const& p, int group, int pair, int tap0) {
+      T const* const from = static_cast<T const*>(p.w) + group * p.w_group;
+      int const k_end = p.backward ? p.in_channels : p.out_channels;
+      int const c_end = p.backward ? p.out_channels : p.in_channels;
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          int const k = (i + j * int(blockDim.x)) / channels, c = i % channels;
-          T const* const at = from + k * p.w_k + c * p.w_c;
+      for (int j = 0; j < 2; ++j) {
+        int const k = (pair + j * int(blockDim.x)) / channels, c = pair % channels;
+        T const* const at = from + k * p.w_k + c * p.w_c;
 #pragma unroll
-          for (int tap = 0; tap < batch; ++tap)
-            v[j][tap] = k < k_end && c < c_end ? at[p.taps[tap0 + tap]] : narrow<T>(0.f);
-        }
+        for (int tap = 0; tap < batch; ++tap)
+          v[j][tap] = k < k_end && c < c_end ? at[p.taps[tap0 + tap]] : narrow<T>(0.f);
+      }
+    }
+    __device__ void store(ImageParams const& p, uint32_t filters, int pair, int tap0) const {
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          int const k = (i + j * int(blockDim.x)) / channels, c = i % channels;
-          int const row = p.backward ? c : k, column = p.backward ? k : c;
-          uint32_t to = filters + place(row, column / vector) + column % vector * int(sizeof(T));
-          to += tap0 * channels * line;
+      for (int j = 0; j < 2; ++j) {
+        int const k = (pair + j * int(blockDim.x)) / channels, c = pair % channels;
+        int const row = p.backward ? c : k, column = p.backward ? k : c;
+        uint32_t const to = filters + tap0 * channels * line + place(row, column / vector) +
+                            column % vector * int(sizeof(T));
 #pragma unroll
-          for (int tap = 0; tap < batch; ++tap) {
-            if (tap0 + tap >= p.tap_count) continue;
-            if constexpr (f32)
-              ptx::st_shared(to + tap * channels * line, round(__float_as_uint(v[j][tap])));
-            else
-              ptx::st_shared_u16(to + tap * channels * line, *reinterpret_cast<uint16_t const*>(&v[j][tap]));
-          }
+        for (int tap = 0; tap < batch; ++tap) {
+          if (tap0 + tap >= p.tap_count) continue;
+          if constexpr (f32)
+            ptx::st_shared(to + tap * channels * line, round(__float_as_uint(v[j][tap])));
+          else
+            ptx::st_shared_u16(to + tap * channels * line, *reinterpret_cast<uint16_t const*>(&v[j][tap]));
         }
       }
-  }
+    }
+  };
 
-  // 64 lines of results from `at` on.
+  // Begins the products of 64 lines of results from `at` on.
   static __device__ void multiply(ImageParams const& p, uint32_t lines, int at, uint32_t filters, float (&acc)[count]) {
     uint64_t const layout = ptx::wgmma_descriptor<swizzle>(0, 16, 8 * line);
     ptx::wgmma_fence_operand(acc);
@@ -153,8 +158,6 @@ struct Kernel {
       b += channels * line / 16;
     }
     ptx::wgmma_commit_group();
-    ptx::wgmma_wait_group<0>();
-    ptx::wgmma_fence_operand(acc);
   }
 
   // Four words of each lane of a quad: lane i gets word i of all four.
@@ -230,16 +233,42 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
   int const parts = p.parts * teams, least = p.N / parts, more = p.N % parts;
   int const n0 = part * least + min(part, more), images = least + (part < more ? 1 : 0);
   uint32_t const raw0 = lines + p.line_bytes + team * p.slots * p.raw_bytes;
+  typename K::Weights weights;
+  weights.load(p, group, threadIdx.x, 0);
+  STAMP(0);
   for (int i = threadIdx.x * 16; i < p.line_bytes; i += blockDim.x * 16) ptx::st_shared_v4(lines + i, {0, 0, 0, 0});
   __syncthreads();
-  float bias[K::count / 2] = {};
-  int const rounds = max(images, 1) + p.slots;
+  STAMP(1);
+  int next_fill = 0, next = 0;  // the next image's slots
+  auto line0 = [&](int slot) { return (team * p.slots + slot) * p.lines; };
+  auto fill = [&](int i) {
+    if (i < images) K::fill(p, n0 + i, group, lines, line0(next_fill), raw0 + next_fill * p.raw_bytes, t);
+    ptx::cp_async_commit_group();
+    if (++next_fill == p.slots) next_fill = 0;
+  };
+  // The next image becomes lines; all others but `behind` of those asked for may be on their way.
+  auto prepare = [&](bool begins) {
+    if (p.slots == 4)
+      begins ? ptx::cp_async_wait_group<3>() : ptx::cp_async_wait_group<2>();
+    else if (p.slots == 2 && begins)
+      ptx::cp_async_wait_group<1>();
+    else
+      ptx::cp_async_wait_group<0>();
+    if (p.planes_in) ptx::bar_sync(bar, 128);
+    K::turn(p, lines, line0(next), raw0 + next * p.raw_bytes, t);
+    ptx::fence_proxy_async();
+    if (++next == p.slots) next = 0;
+  };
+  float bias[K::count / 2];
 #pragma unroll 1
-  for (int i = 0, slot = 0; i < rounds; ++i) {
-    uint32_t const raw = raw0 + slot * p.raw_bytes;
-    int const line0 = (team * p.slots + slot) * p.lines, n = n0 + i - p.slots;
-    if (i == p.slots) {
-      K::load_filters(p, group, filters);
+  for (int i = -p.slots, slot = 0; i < max(images, 1); ++i) {
+    if (i == 0) {
+      STAMP(2);
+      for (int pair = threadIdx.x; pair < channels * channels; pair += blockDim.x * 2)
+        for (int tap0 = 0; tap0 < p.tap_count; tap0 += K::Weights::batch) {
+          if (pair >= blockDim.x || tap0 > 0) weights.load(p, group, pair, tap0);
+          weights.store(p, filters, pair, tap0);
+        }
 #pragma unroll
       for (int j = 0; j < K::count / 2; ++j) {
         int const c = j / 2 * 8 + t % 4 * 2 + j % 2;
@@ -247,40 +276,42 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
                       ? widen(static_cast<T const*>(p.bias)[(group * p.out_channels + c) * p.bias_stride])
                       : 0.f;
       }
-      ptx::fence_proxy_async();
+      STAMP(3);
+      prepare(true);
+      STAMP(4);
       __syncthreads();
+      STAMP(5);
     }
-    if (i >= p.slots && images > 0) {
-      if (p.slots == 4)
-        ptx::cp_async_wait_group<3>();
-      else if (p.slots == 2)
-        ptx::cp_async_wait_group<1>();
-      else
-        ptx::cp_async_wait_group<0>();
-      if (p.planes_in) ptx::bar_sync(bar, 128);
-      K::turn(p, lines, line0, raw, t);
-      ptx::fence_proxy_async();
-      ptx::bar_sync(bar, 128);
+    if (i >= 0 && i < images) {
+      uint32_t const raw = raw0 + slot * p.raw_bytes;
 #pragma unroll 1
       for (int tile = 0; tile < p.tiles; ++tile) {
         float acc[K::count];
 #pragma unroll
         for (int j = 0; j < K::count; ++j) acc[j] = bias[j / 4 * 2 + j % 2];
-        K::multiply(p, lines, line0 + tile * kImageTile, filters, acc);
-        K::store(p, n, group, tile, acc, raw);
+        K::multiply(p, lines, line0(slot) + tile * kImageTile, filters, acc);
+        // Meanwhile.
+        if (tile == 0 && p.slots > 1 && i + 1 < images) prepare(false);
+        ptx::wgmma_wait_group<0>();
+        ptx::wgmma_fence_operand(acc);
+        STAMP(6 + i * 4);
+        K::store(p, n0 + i, group, tile, acc, raw);
+        STAMP(7 + i * 4);
       }
       ptx::bar_sync(bar, 128);
+      STAMP(8 + i * 4);
       if (p.planes_out) {
-        char* const to = p.out + n * p.out_n + group * p.group_out;
+        char* const to = p.out + (n0 + i) * p.out_n + group * p.group_out;
         int const bytes = p.out_channels * p.out_pixels * int(sizeof(T));
 #pragma unroll 1
         for (int j = t * 16; j < bytes; j += 2048) *reinterpret_cast<uint4*>(to + j) = ptx::ld_shared_v4(raw + j);
         if (p.planes_in) ptx::bar_sync(bar, 128);
       }
+      if (++slot == p.slots) slot = 0;
+      STAMP(9 + i * 4);
     }
-    if (i < images) K::fill(p, n0 + i, group, lines, line0, raw, t);
-    ptx::cp_async_commit_group();
-    if (++slot == p.slots) slot = 0;
+    fill(i + p.slots);
+    if (p.slots == 1 && i >= 0 && i + 1 < images) prepare(false), ptx::bar_sync(bar, 128);
   }
 }
 
