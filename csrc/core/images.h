@@ -80,25 +80,24 @@ constexpr ImageTile image_tile(Op op, Problem const& p, Device const& d, int64_t
   t.filter_bytes = p.R * p.S * channels * channels * size;
   int64_t const reach = span_h / step_h * t.pitch + span_w / step_w + t.tiles * kImageTile;
   t.raw_bytes = ceil_div(max64(from_lines ? 0 : in * in_h * in_w, to_lines ? 0 : out * out_h * out_w) * size, 16) * 16;
-  // Products are bound by shared memory, which reads 64 lines and the filters of an instruction.
-  double const steps = double(p.R * p.S) * double(channels * size / 32);
-  double const busy = double(t.tiles) * (steps * double(64 + channels) / 4 + (to_lines ? 60 : 140)) +
-                      (from_lines ? 0 : double(in_h * in_w) * 0.5 * double(in * size) / 64) + 100;
+  // An instruction takes 34 cycles, for its 64 lines, or twice as long where a warpgroup is alone.
+  double const steps = double(t.tiles) * double(p.R * p.S) * double(channels * size / 32);
+  double const busy = steps * 34 + double(t.tiles) * 60 + (from_lines ? 0 : double(in * in_h * in_w * size) / 16) + 100;
   double const memory = double(in * in_h * in_w + out * out_h * out_w) * double(size) / 14;
-  double const alone = double(t.tiles) * (steps * 32 + 300) + 600 + (from_lines ? 0 : 400) + (to_lines ? 0 : 400);
-  for (t.teams = kImageTeams; t.teams >= 1; t.teams /= 2) {
-    for (t.slots = 4; t.slots >= 1; t.slots /= 2) {
+  double const alone = steps * 67 + 500 + (from_lines && to_lines ? 0 : 500);
+  for (t.teams = kImageTeams; t.teams >= 1; --t.teams) {
+    for (t.slots = 4; t.slots >= 2; --t.slots) {
       t.line_bytes = ceil_div((t.teams * t.slots * t.lines + reach) * channels * size, 1024) * 1024;
       t.shared = 1024 + t.filter_bytes + t.line_bytes + t.teams * t.slots * t.raw_bytes;
       if (t.shared <= 231000) break;
     }
-    if (t.slots == 0) continue;
-    double image = alone / double(t.teams) + (t.slots == 1 ? (1500 + memory) / double(t.teams) : 0);
+    if (t.slots < 2) continue;
+    double image = alone / double(t.teams);
     image = (busy > memory ? busy : memory) > image ? (busy > memory ? busy : memory) : image;
     for (t.parts = 1; t.parts <= ceil_div(p.N, t.teams); ++t.parts) {
       double const of_team = double(ceil_div(p.N, t.parts * t.teams));
       double const rounds = double(ceil_div(p.groups * t.parts, d.sm_count));
-      t.cycles = rounds * (of_team * double(t.teams) * image + 3000 + alone);
+      t.cycles = rounds * (of_team * double(t.teams) * image + 5000 + alone / 2);
       if (best.cycles == 0 || t.cycles < best.cycles) best = t;
       if (p.groups * t.parts > 4 * d.sm_count) break;
     }
@@ -111,7 +110,7 @@ constexpr ImageTile image_tile(Row const& row, Op op, Problem const& p, Device c
 }
 
 constexpr Estimate images_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  return {image_tile(row, op, p, d).cycles / 1.75 + 5500, 1};
+  return {image_tile(row, op, p, d).cycles / 1.9 + 6400, 1};
 }
 
 }  // namespace conv2d_ext

@@ -1,4 +1,4 @@
-// fprop and dgrad of stride 1 of groups of up to 32 (16-bit types: 64) channels over small images, which lie whole in
+// fprop and dgrad of stride 1 of groups of up to 32 channels over small images, which lie whole in
 // shared memory: a line of channels for each pixel, zeros around them that rows and images share. A tap's operand is
 // then 64 lines, so many lines behind the results', and no pixel is copied twice. A block has the filters of one group,
 // and four warpgroups with images of their own: a ring each, filled by cp.async. NCHW is turned on the way to the
@@ -129,8 +129,9 @@ struct Kernel {
       for (int j = 0; j < 2; ++j) {
         int const k = (pair + j * int(blockDim.x)) / channels, c = pair % channels;
         int const row = p.backward ? c : k, column = p.backward ? k : c;
-        uint32_t const to = filters + tap0 * channels * line + place(row, column / vector) +
-                            column % vector * int(sizeof(T));
+        if (k >= channels) continue;
+        uint32_t const to =
+            filters + tap0 * channels * line + place(row, column / vector) + column % vector * int(sizeof(T));
 #pragma unroll
         for (int tap = 0; tap < batch; ++tap) {
           if (tap0 + tap >= p.tap_count) continue;
@@ -246,73 +247,84 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
     ptx::cp_async_commit_group();
     if (++next_fill == p.slots) next_fill = 0;
   };
-  // The next image becomes lines; all others but `behind` of those asked for may be on their way.
-  auto prepare = [&](bool begins) {
-    if (p.slots == 4)
-      begins ? ptx::cp_async_wait_group<3>() : ptx::cp_async_wait_group<2>();
-    else if (p.slots == 2 && begins)
-      ptx::cp_async_wait_group<1>();
-    else
+  // The next image becomes lines; all others that were asked for, `behind`, may be on their way.
+  auto prepare = [&](int behind) {
+    if (behind == 0)
       ptx::cp_async_wait_group<0>();
+    else if (behind == 1)
+      ptx::cp_async_wait_group<1>();
+    else if (behind == 2)
+      ptx::cp_async_wait_group<2>();
+    else
+      ptx::cp_async_wait_group<3>();
     if (p.planes_in) ptx::bar_sync(bar, 128);
     K::turn(p, lines, line0(next), raw0 + next * p.raw_bytes, t);
     ptx::fence_proxy_async();
     if (++next == p.slots) next = 0;
   };
-  float bias[K::count / 2];
 #pragma unroll 1
-  for (int i = -p.slots, slot = 0; i < max(images, 1); ++i) {
-    if (i == 0) {
-      STAMP(2);
-      for (int pair = threadIdx.x; pair < channels * channels; pair += blockDim.x * 2)
-        for (int tap0 = 0; tap0 < p.tap_count; tap0 += K::Weights::batch) {
-          if (pair >= blockDim.x || tap0 > 0) weights.load(p, group, pair, tap0);
-          weights.store(p, filters, pair, tap0);
-        }
-#pragma unroll
-      for (int j = 0; j < K::count / 2; ++j) {
-        int const c = j / 2 * 8 + t % 4 * 2 + j % 2;
-        bias[j] = p.bias != nullptr && c < p.out_channels
-                      ? widen(static_cast<T const*>(p.bias)[(group * p.out_channels + c) * p.bias_stride])
-                      : 0.f;
-      }
-      STAMP(3);
-      prepare(true);
-      STAMP(4);
-      __syncthreads();
-      STAMP(5);
+  for (int i = 0; i < p.slots; ++i) fill(i);
+  STAMP(2);
+  for (int pair = threadIdx.x; pair < channels * channels; pair += blockDim.x * 2)
+    for (int tap0 = 0; tap0 < p.tap_count; tap0 += K::Weights::batch) {
+      if (pair >= blockDim.x || tap0 > 0) weights.load(p, group, pair, tap0);
+      weights.store(p, filters, pair, tap0);
     }
-    if (i >= 0 && i < images) {
-      uint32_t const raw = raw0 + slot * p.raw_bytes;
-#pragma unroll 1
-      for (int tile = 0; tile < p.tiles; ++tile) {
-        float acc[K::count];
+  float bias[K::count / 2], acc[K::count], done[K::count];
 #pragma unroll
-        for (int j = 0; j < K::count; ++j) acc[j] = bias[j / 4 * 2 + j % 2];
-        K::multiply(p, lines, line0(slot) + tile * kImageTile, filters, acc);
-        // Meanwhile.
-        if (tile == 0 && p.slots > 1 && i + 1 < images) prepare(false);
-        ptx::wgmma_wait_group<0>();
-        ptx::wgmma_fence_operand(acc);
-        STAMP(6 + i * 4);
-        K::store(p, n0 + i, group, tile, acc, raw);
-        STAMP(7 + i * 4);
-      }
-      ptx::bar_sync(bar, 128);
-      STAMP(8 + i * 4);
-      if (p.planes_out) {
-        char* const to = p.out + (n0 + i) * p.out_n + group * p.group_out;
-        int const bytes = p.out_channels * p.out_pixels * int(sizeof(T));
-#pragma unroll 1
-        for (int j = t * 16; j < bytes; j += 2048) *reinterpret_cast<uint4*>(to + j) = ptx::ld_shared_v4(raw + j);
-        if (p.planes_in) ptx::bar_sync(bar, 128);
-      }
-      if (++slot == p.slots) slot = 0;
-      STAMP(9 + i * 4);
-    }
-    fill(i + p.slots);
-    if (p.slots == 1 && i >= 0 && i + 1 < images) prepare(false), ptx::bar_sync(bar, 128);
+  for (int j = 0; j < K::count / 2; ++j) {
+    int const c = j / 2 * 8 + t % 4 * 2 + j % 2;
+    bias[j] = p.bias != nullptr && c < p.out_channels
+                  ? widen(static_cast<T const*>(p.bias)[(group * p.out_channels + c) * p.bias_stride])
+                  : 0.f;
   }
+  STAMP(3);
+  prepare(p.slots - 1);
+  STAMP(4);
+  __syncthreads();
+  STAMP(5);
+  // Stores what the products before these came to.
+  auto store = [&](int i, int slot, int tile) {
+    uint32_t const raw = raw0 + slot * p.raw_bytes;
+    K::store(p, n0 + i, group, tile, done, raw);
+    if (!p.planes_out || tile + 1 < p.tiles) return;
+    ptx::bar_sync(bar, 128);
+    char* const to = p.out + (n0 + i) * p.out_n + group * p.group_out;
+    int const bytes = p.out_channels * p.out_pixels * int(sizeof(T));
+#pragma unroll 1
+    for (int j = t * 16; j < bytes; j += 2048) *reinterpret_cast<uint4*>(to + j) = ptx::ld_shared_v4(raw + j);
+    if (p.planes_in) ptx::bar_sync(bar, 128);
+  };
+  int const steps = images * p.tiles;
+  auto before = [&](int slot) { return slot == 0 ? p.slots - 1 : slot - 1; };
+  int i = 0, slot = 0, tile = 0;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+#pragma unroll
+    for (int j = 0; j < K::count; ++j) acc[j] = bias[j / 4 * 2 + j % 2];
+    K::multiply(p, lines, line0(slot) + tile * kImageTile, filters, acc);
+    // Meanwhile.
+    if (step > 0) {
+      bool const first = tile == 0;
+      store(first ? i - 1 : i, first ? before(slot) : slot, (first ? p.tiles : tile) - 1);
+      if (first) fill(i - 1 + p.slots);
+      STAMP(6 + step * 4);
+    }
+    if (tile == 0 && i + 1 < images) prepare(p.slots - 2);
+    STAMP(7 + step * 4);
+    ptx::wgmma_wait_group<0>();
+    ptx::wgmma_fence_operand(acc);
+    STAMP(8 + step * 4);
+#pragma unroll
+    for (int j = 0; j < K::count; ++j) done[j] = acc[j];
+    if (++tile == p.tiles) {
+      tile = 0, ++i;
+      if (++slot == p.slots) slot = 0;
+      ptx::bar_sync(bar, 128);
+    }
+    STAMP(9 + step * 4);
+  }
+  if (steps > 0) store(images - 1, before(slot), p.tiles - 1);
 }
 
 template <class T, int channels>
