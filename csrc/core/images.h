@@ -56,6 +56,7 @@ constexpr ImageTile image_tile(Op op, Problem const& p, Device const& d, int64_t
   if (in > channels || out > channels || in < 8 || out < 8) return best;
   constexpr int64_t most = int64_t(1) << 24;
   if (p.N >= most || p.groups >= most || p.H > 64 || p.W > 64 || p.R * p.S > 49) return best;
+  if (p.R * p.w.h + p.S * p.w.w >= int64_t(1) << 31) return best;
   ImageZeros const h = image_zeros(op, p.pad_top, p.pad_bottom, p.R, p.dilation_h);
   ImageZeros const w = image_zeros(op, p.pad_left, p.pad_right, p.S, p.dilation_w);
   if (h.low < 0 || h.high < 0 || w.low < 0 || w.high < 0 || h.low + h.high + w.low + w.high > 64) return best;
@@ -94,12 +95,13 @@ constexpr ImageTile image_tile(Op op, Problem const& p, Device const& d, int64_t
     if (t.slots < 2) continue;
     double image = alone / double(t.teams);
     image = (busy > memory ? busy : memory) > image ? (busy > memory ? busy : memory) : image;
-    for (t.parts = 1; t.parts <= ceil_div(p.N, t.teams); ++t.parts) {
+    int64_t const most_parts = ceil_div(p.N, t.teams);
+    for (int64_t turns = 1; turns <= 4; ++turns) {
+      t.parts = min64(most_parts, max64(1, turns * d.sm_count / p.groups));
       double const of_team = double(ceil_div(p.N, t.parts * t.teams));
       double const rounds = double(ceil_div(p.groups * t.parts, d.sm_count));
       t.cycles = rounds * (of_team * double(t.teams) * image + 5000 + alone / 2);
       if (best.cycles == 0 || t.cycles < best.cycles) best = t;
-      if (p.groups * t.parts > 4 * d.sm_count) break;
     }
   }
   return best;

@@ -14,9 +14,6 @@
 #include "ptx.cuh"
 #include "types.cuh"
 
-#ifndef STAMP
-#define STAMP(i)
-#endif
 namespace conv2d_ext::images {
 
 struct ImageParams {
@@ -236,10 +233,8 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
   uint32_t const raw0 = lines + p.line_bytes + team * p.slots * p.raw_bytes;
   typename K::Weights weights;
   weights.load(p, group, threadIdx.x, 0);
-  STAMP(0);
   for (int i = threadIdx.x * 16; i < p.line_bytes; i += blockDim.x * 16) ptx::st_shared_v4(lines + i, {0, 0, 0, 0});
   __syncthreads();
-  STAMP(1);
   int next_fill = 0, next = 0;  // the next image's slots
   auto line0 = [&](int slot) { return (team * p.slots + slot) * p.lines; };
   auto fill = [&](int i) {
@@ -264,7 +259,6 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
   };
 #pragma unroll 1
   for (int i = 0; i < p.slots; ++i) fill(i);
-  STAMP(2);
   for (int pair = threadIdx.x; pair < channels * channels; pair += blockDim.x * 2)
     for (int tap0 = 0; tap0 < p.tap_count; tap0 += K::Weights::batch) {
       if (pair >= blockDim.x || tap0 > 0) weights.load(p, group, pair, tap0);
@@ -278,11 +272,8 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
                   ? widen(static_cast<T const*>(p.bias)[(group * p.out_channels + c) * p.bias_stride])
                   : 0.f;
   }
-  STAMP(3);
   prepare(p.slots - 1);
-  STAMP(4);
   __syncthreads();
-  STAMP(5);
   // Stores what the products before these came to.
   auto store = [&](int i, int slot, int tile) {
     uint32_t const raw = raw0 + slot * p.raw_bytes;
@@ -308,13 +299,10 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
       bool const first = tile == 0;
       store(first ? i - 1 : i, first ? before(slot) : slot, (first ? p.tiles : tile) - 1);
       if (first) fill(i - 1 + p.slots);
-      STAMP(6 + step * 4);
     }
     if (tile == 0 && i + 1 < images) prepare(p.slots - 2);
-    STAMP(7 + step * 4);
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);
-    STAMP(8 + step * 4);
 #pragma unroll
     for (int j = 0; j < K::count; ++j) done[j] = acc[j];
     if (++tile == p.tiles) {
@@ -322,7 +310,6 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
       if (++slot == p.slots) slot = 0;
       ptx::bar_sync(bar, 128);
     }
-    STAMP(9 + step * 4);
   }
   if (steps > 0) store(images - 1, before(slot), p.tiles - 1);
 }
