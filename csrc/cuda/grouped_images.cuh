@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(128 * kImageTeams, 1) images_kernel(__grid_con
       store(first ? i - 1 : i, first ? before(slot) : slot, (first ? p.tiles : tile) - 1);
       if (first) fill(i - 1 + p.slots);
     }
-    if (tile + 1 == p.tiles && i + 1 < images) prepare(p.slots - 2);
+    if (tile == 0 && i + 1 < images) prepare(p.slots - 2);
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);
 #pragma unroll
