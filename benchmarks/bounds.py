@@ -174,6 +174,8 @@ ENTRIES = (
     Entry("grouped_plain", "plain::rows_kernel", "dgrad", "L15", "tf32", "nchw", "grouped.*32x64_nchw"),
     Entry("grouped_plain_wgrad", "plain::sums_kernel", "wgrad", "L15", "tf32", "nchw", "grouped.*16x64_nchw"),
     Entry("grouped_plain_wgrad", "plain::add_kernel", "wgrad", "L15", "tf32", "nchw", "grouped.*16x64_nchw"),
+    Entry("grouped_images", "images::images_kernel", "fprop", "L16", "fp16", "nchw", "grouped.*256x32_any"),
+    Entry("grouped_images", "images::images_kernel", "dgrad", "L16", "tf32", "nchw", "grouped.*256x32_any"),
     Entry("grouped_lines", "grouped::lines_kernel", "fprop", "L15", "fp16", "nhwc", "lines"),
     Entry("grouped_lines", "grouped::lines_kernel", "fprop", "L16", "fp16", "nhwc", "lines"),
     Entry("grouped_lines", "grouped::lines_kernel", "fprop", "L15", "fp16", "nchw", "lines"),

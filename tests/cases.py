@@ -353,6 +353,8 @@ CASES: tuple[Case, ...] = (
     Case("groups2_of_24_four_pads", 3, 48, 9, 13, 80, 3, 2, (2, 1), (2, 0, 1, 3), (1, 2), 2, edge=True),
     # images of whole vectors of pixels, rows that begin within one, and more tiles than blocks
     Case("groups8_of_8_28_columns", 3, 64, 26, 28, 64, 3, 3, padding=(1, 1), groups=8, edge=True),
+    # rings of small images that come round
+    Case("groups66_of_8_forty_one_images", 41, 528, 3, 4, 528, 3, 3, padding=(1, 1), groups=66),
     Case("groups4_of_16_28_columns_stride2", 2, 64, 18, 28, 64, 3, 3, (2, 2), (1, 1), groups=4),
     Case("groups2_of_16_14_columns_stride2", 3, 32, 14, 14, 32, 3, 3, (2, 2), (1, 1), groups=2),
     Case("groups8_of_8_several_images", 11, 64, 8, 7, 64, 3, 3, padding=(1, 1), groups=8),

@@ -14,6 +14,7 @@
 #include "few_sums.h"
 #include "gemm.h"
 #include "grouped.h"
+#include "images.h"
 #include "lines.h"
 #include "patch.h"
 #include "pixel_lines.h"
@@ -85,6 +86,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       if (is_turned(row)) return hopper && turned_supports(op, p, d);
       if (is_plain(row)) return hopper && plain_supports(op, p, d);
       if (is_plain_rows(row)) return hopper && plain_rows_supports(op, p, d);
+      if (is_images(row)) return hopper && image_tile(row, op, p, d).slots > 0;
       return hopper && (grouped_supports(row, op, p) || pack_supports(row, p));
     case Family::column:
       return hopper && column_supports(row, op, p);
@@ -162,7 +164,7 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
 constexpr double groups_as_measured(Row const& row, Problem const& p) {
   bool const strided = p.stride_w > 1, f32 = p.dtype == DType::f32, halo = is_halo(row.variant);
   int64_t const C = p.C_per_group(), line = 128 / size_of(p.dtype);
-  if (is_planes(row) || is_turned(row) || is_plain(row) || is_plain_rows(row)) return 1;
+  if (is_planes(row) || is_turned(row) || is_plain(row) || is_plain_rows(row) || is_images(row)) return 1;
   // NCHW in 16-bit types, turned two pixels at a time.
   if (row.family == Family::grouped)
     return row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 && p.H * p.W % 8 != 0 && grouped_planar(p) ? 0.9 : 1;
@@ -260,6 +262,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       }
       if (is_plain(row)) return plain_estimate(p, d);
       if (is_plain_rows(row)) return plain_rows_estimate(op, p, d);
+      if (is_images(row)) return images_estimate(row, op, p, d);
       Problem const t = tma_problem(row, p);
       Packed const q = packed(row, t);
       Estimate e = row.family == Family::simt      ? simt_estimate(row, op, q.problem, d)
@@ -331,7 +334,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       if (is_planes(row)) return planes_workspace_bytes(op, p, d);
       if (is_turned(row)) return turned_workspace_bytes(op, p);
       if (is_plain(row)) return plain_workspace_bytes(p, d);
-      if (is_plain_rows(row)) return 0;
+      if (is_plain_rows(row) || is_images(row)) return 0;
       Packed const q = packed(row, tma_problem(row, p));
       return patch_bytes(row, p) + packed_places(q).bytes +
              (row.family == Family::simt      ? gemm_workspace_bytes(row, op, p, split_k)
