@@ -90,10 +90,10 @@ struct TmaTakesAny {
 constexpr TmaTakesAny tma_takes_any(Op op, Problem const& p) {
   return {op == Op::dgrad && p.stride_w == 1, false, op == Op::fprop};
 }
-// wgrad in 16-bit types stores what it adds up in any strides where that is faster than a launch that unpacks it, but
-// for rows whose whole tiles are stored at once.
+// wgrad stores what it adds up in any strides where that is faster than a launch that unpacks it, but for rows whose
+// whole tiles are stored at once.
 constexpr bool tma_adds_into_any(Row const& row, Problem const& p) {
-  return row.op == Op::wgrad && row.dtype != DType::f32 && (is_halo(row.variant) || row.variant == Variant::narrow) &&
+  return row.op == Op::wgrad && (is_halo(row.variant) || row.variant == Variant::narrow) &&
          double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) <= 320 * 1024;
 }
 // Is the output of fprop or dgrad stored in single elements?
