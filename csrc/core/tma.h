@@ -90,10 +90,10 @@ struct TmaTakesAny {
 constexpr TmaTakesAny tma_takes_any(Op op, Problem const& p) {
   return {op == Op::dgrad && p.stride_w == 1, false, op == Op::fprop};
 }
-// wgrad in 16-bit types stores what it adds up in any strides where that is faster than a launch that unpacks it, but
-// for rows whose whole tiles are stored at once.
+// wgrad stores what it adds up in any strides where that is faster than a launch that unpacks it, but for rows whose
+// whole tiles are stored at once.
 constexpr bool tma_adds_into_any(Row const& row, Problem const& p) {
-  return row.op == Op::wgrad && row.dtype != DType::f32 && (is_halo(row.variant) || row.variant == Variant::narrow) &&
+  return row.op == Op::wgrad && (is_halo(row.variant) || row.variant == Variant::narrow) &&
          double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) <= 320 * 1024;
 }
 // Is the output of fprop or dgrad stored in single elements?
@@ -149,10 +149,16 @@ constexpr bool tma_swapped(Row const& row) {
   return row.op != Op::wgrad && row.variant != Variant::pointwise && row.tile_m == 256 && row.tile_n == 64;
 }
 
-// The walk of a row's halo variant, along W: tma_swap.cuh's rows share columns.
+// The walk of a row's halo variant, along W: tma_swap.cuh's rows share columns. Where they store pairs of neighbouring
+// pixels, as in NCHW, padded columns stay even in number: else every other row's pairs would begin off 4 bytes.
 constexpr Walk halo_walk(Row const& row, Problem const& p, Walk const& w) {
   Walk all = halo_walk(w);
-  if (tma_swapped(row)) all.pixels -= halo_shared_columns(w, row.op == Op::fprop ? p.W : p.Q());
+  if (!tma_swapped(row)) return all;
+  bool const forward = row.op == Op::fprop;
+  int64_t const shared = halo_shared_columns(w, forward ? p.W : p.Q());
+  all.pixels -= shared;
+  bool const pairs = p.dtype != DType::f32 && (forward ? p.y.w == 1 : p.x.w == 1 && p.stride_w == 1);
+  if (pairs && shared > 0 && (all.pixels - w.pixels) % 2 != 0) ++all.pixels;
   return all;
 }
 

@@ -294,7 +294,13 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
   }
   if (!valid) return;
   float* const out = static_cast<float*>(p.out) + (int64_t(unit.group) * p.K + k) * p.out_k + run.r * p.out_r;
-  *reinterpret_cast<float4*>(out + s * p.out_s + c) = make_float4(values[0], values[1], values[2], values[3]);
+  float* const to = out + s * p.out_s + c * p.out_c;
+  if (p.pairs) {
+    *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[i * p.out_c] = values[i];
 }
 
 template <int TM, int TN>
@@ -312,7 +318,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.runs = int32_t(t.runs), p.steps = int32_t(t.steps), p.groups = int32_t(problem.groups);
   p.tiles_n = int32_t(ceil_div(p.K, TN));
   p.shares = wgrad_shares(t, plan.split_k);
-  p.out_k = problem.w.n, p.out_r = problem.w.h, p.out_s = problem.w.w;
+  p.out_k = problem.w.n, p.out_c = problem.w.c, p.out_r = problem.w.h, p.out_s = problem.w.w;
+  p.pairs = channel_vectors(problem.w, problem.w_align, problem.C_per_group(), 4, DType::f32);
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
   Walk box_x = w, box_y{t.columns, 1, Q - t.columns};
