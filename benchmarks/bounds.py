@@ -208,7 +208,7 @@ ENTRIES = (
     Entry("column", "column::slide", "fprop", depthwise(256, 576, 14, 3), "fp16", "nhwc", "column"),
     Entry("column", "column::slide", "fprop", "L26", "fp32", "nhwc", "column"),
     Entry("column", "column::gather", "fprop", "L20", "fp16", "nhwc", "column"),
-    Entry("column", "column::wgrad", "wgrad", "L21", "fp16", "nhwc", "column"),
+    Entry("column", "column::wgrad", "wgrad", "L20", "fp16", "nhwc", "column"),
     Entry("depthwise_tiles", "depthwise::gather", "fprop", "L21", "fp32", "nchw", "depthwise"),
     Entry("depthwise", "depthwise::add_splits", "wgrad", "L20", "fp32", "nchw", "stream"),
     Entry("depthwise_spread", "depthwise::spread", "dgrad", "L20", "fp32", "nchw", "depthwise.*s2"),

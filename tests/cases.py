@@ -301,6 +301,8 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_9x8_parts", 3, 40, 23, 70, 40, 9, 8, padding=(4, 3), groups=40),
     Case("depthwise_5x5_runs", 19, 200, 15, 7, 200, 5, 5, padding=(2, 2), groups=200),
     Case("depthwise_5x5_pairs", 70, 328, 14, 15, 328, 5, 5, padding=(2, 1), groups=328),
+    # 8 channels a warp
+    Case("depthwise_3x3_octets", 3, 72, 15, 30, 72, 3, 3, padding=(1, 2), groups=72, edge=True),
     Case("depthwise_7x7_dilated", 3, 8, 33, 31, 8, 7, 7, padding=(9, 6), dilation=(3, 2), groups=8),
     Case("depthwise_5x11_stride2_dilated", 1, 16, 40, 50, 16, 5, 11, (2, 3), (3, 1, 8, 9), (3, 2), 16),
     # strip.cuh: neighbouring threads with images, with 8 rows; parts of a filter with a stride, classes of a dilation

@@ -5,7 +5,6 @@
 
 namespace conv2d_ext {
 
-inline constexpr int kPieceChannels = 32;    // of a block; a warp has 4 of them
 inline constexpr int kPieceRows = 2;         // of the ring, that one barrier is of
 inline constexpr int kPieceCycles = 4;       // at most in the ring
 inline constexpr int kPieceSums = 128 + 10;  // floats of the products of a row of a filter at the end, a bank apart
@@ -37,9 +36,10 @@ constexpr int pieces_columns(int pieces, int length, int columns) {
 }
 
 // `run` and `pieces` given; shared_bytes is 0 if it does not fit.
-constexpr PiecesTile pieces_blocks(Problem const& p, int R, int run, int pieces) {
+constexpr PiecesTile pieces_blocks(Problem const& p, int R, int run, int pieces, int warp_channels) {
   PiecesTile t;
-  t.channels = kPieceChannels, t.run = run, t.pieces = pieces, t.images = 16 / run / pieces;
+  t.warp_channels = warp_channels, t.channels = warp_channels * kToeplitzWarps;
+  t.run = run, t.pieces = pieces, t.images = 16 / run / pieces;
   int64_t const Q = p.Q(), most = int64_t(pieces) * run * 8;
   t.tiles_w = ceil_div(Q, most);
   if (run == 1 && Q > 8) return t;  // zeros behind a row are the copy engine's
@@ -56,34 +56,41 @@ constexpr PiecesTile pieces_blocks(Problem const& p, int R, int run, int pieces)
   t.y_columns = pieces_columns(pieces, t.length, run == 1 && width < 8 ? 8 : width);
   int const end = (t.images - 1) * t.x_columns + (pieces - 1) * t.length + (run + 1) * 8;  // that windows reach
   int const all = t.images * t.x_columns;
-  t.x_bytes = to512(int64_t(end > all ? end : all) * kPieceChannels * 2);
-  t.y_bytes = to512(int64_t(t.images) * t.y_columns * kPieceChannels * 2);
+  auto aligned = [&](int64_t bytes) { return warp_channels == 8 ? to1024(bytes) : to512(bytes); };  // to the swizzle
+  t.x_bytes = aligned(int64_t(end > all ? end : all) * t.channels * 2);
+  t.y_bytes = aligned(int64_t(t.images) * t.y_columns * t.channels * 2);
   if (t.x_columns > 256 || t.y_columns > 256) return t;
   int64_t const cycle = R * (t.x_bytes + t.y_bytes);
   t.cycles = int(min64(kPieceCycles, (225 * 1024) / cycle));
   if (t.cycles < 1) return t;
-  t.slices = ceil_div(p.C, kPieceChannels), t.image_units = ceil_div(p.N, t.images);
+  t.slices = ceil_div(p.C, int64_t(t.channels)), t.image_units = ceil_div(p.N, t.images);
   t.rows = ceil_div(p.P(), p.dilation_h);
   t.units = t.tiles_w * t.image_units * p.dilation_h * t.rows;
-  int64_t const sums = int64_t(kToeplitzWarps) * R * 4 * (kPieceSums + kPieceTaps) * 4;
+  int64_t const sums = int64_t(kToeplitzWarps) * R * warp_channels * (kPieceSums + kPieceTaps) * 4;
   t.shared_bytes = max64(t.cycles * cycle, sums) + 1024;
   return t;
 }
 
-constexpr PiecesTile pieces_tile(Problem const& p, int R, Device const& d) {
+// Of warps of 4 channels, or 8.
+constexpr PiecesTile pieces_tile(Problem const& p, int R, int warp_channels, Device const& d) {
   PiecesTile best;
   double const taps = double(p.C) * double(p.R) * double(p.S);
-  for (int run = 1; run <= 4; run *= 2)
+  bool const wide = warp_channels == 8;
+  for (int run = wide ? 2 : 1; run <= 4; run *= 2)
     for (int pieces = 1; pieces <= (run == 1 ? 1 : 4); pieces *= 2) {
-      PiecesTile const t = pieces_blocks(p, R, run, pieces);
+      PiecesTile const t = pieces_blocks(p, R, run, pieces, warp_channels);
       if (t.shared_bytes == 0) continue;
       auto consider = [&](PiecesTile const& u) {
         if (u.shares > 1 && double(u.shares) * taps * 4 > double(kMaxWorkspaceBytes)) return;
         // As measured.
         double const sums = u.shares > 1 ? 3500 + double(u.shares) * taps * 8 / 2500 : 0;
-        double const ns =
-            9000 + sums +
-            max_of(pieces_memory_ns(u, p, R, R == 3 ? 3400 : 3100, d), toeplitz_rows(u, R, d) * (R == 3 ? 400 : 470));
+        double const row_ns = wide ? 550 : R == 3 ? 400 : 470;
+        // 3x3: slices that share 128 bytes; columns that two tiles read; turns are no better.
+        double const shift = wide ? (p.C % 16 == 0 ? 1 / 1.2 : 1.3 / 1.4) : p.C % 32 != 0 ? 1.2 : 1;
+        double const columns = double(u.pieces) * u.length, halo = double((p.S - 1) * p.dilation_w);
+        double const three = (u.tiles_w > 1 ? 1 + halo / columns : 1) / (u.each * u.shares < u.units ? 1 : 1.04);
+        double const memory_ns = (R == 3 ? shift * three : 1) * pieces_memory_ns(u, p, R, R == 3 ? 3400 : 3100, d);
+        double const ns = 9000 + sums + max_of(memory_ns, toeplitz_rows(u, R, d) * row_ns);
         if (best.ns == 0 || ns < best.ns) best = u, best.ns = ns;
       };
       consider_turns(t, d, consider);
@@ -96,6 +103,12 @@ constexpr PiecesTile pieces_tile(Problem const& p, int R, Device const& d) {
       consider(u);  // the least partial sums
     }
   return best;
+}
+
+// 3x3: a warp has 8 channels where slices of 32 would share 128 bytes of memory with others'.
+constexpr PiecesTile pieces_tile(Problem const& p, int R, Device const& d) {
+  PiecesTile const t = R == 3 && p.C > 32 && p.C % 64 != 0 ? pieces_tile(p, R, 8, d) : PiecesTile{};
+  return t.ns != 0 ? t : pieces_tile(p, R, 4, d);
 }
 
 constexpr Estimate toeplitz_estimate(Row const& row, Op op, Problem const& p, Device const& d) {

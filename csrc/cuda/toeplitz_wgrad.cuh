@@ -3,10 +3,11 @@
 //   d[column of x, column of y] += x[16 runs; 16 columns]^T * y[16 runs; 8 columns],
 // and the sum of a diagonal of d is that of a tap. Half of the words of two pixels are an operand of two channels.
 //
-// A block of threads walks down strips of images with 32 channels; a warp has 4 of them and all 16 runs of a row. The
-// rows of a cycle, which are R, are a loop unrolled: a row of y stays in registers, in its place, while the next R - 1
-// rows of x are multiplied by it. Lanes t = 0 .. 3 have pieces of rows which begin in different banks: neighbouring
-// images, or parts of a row. A warp of its own has rows of x and y copied, zeros where there are none.
+// A block of threads walks down strips of images with 32 channels, of 3x3 also 64; a warp has 4 or 8 of them and all 16
+// runs of a row. The rows of a cycle, which are R, are a loop unrolled: a row of y stays in registers, in its place,
+// while the next R - 1 rows of x are multiplied by it. Lanes t = 0 .. 3 have pieces of rows which begin in different
+// banks: neighbouring images, or parts of a row. A warp of its own has rows of x and y copied, zeros where there are
+// none.
 //
 // What the zeros around the images make of an infinity is a NaN: such a sum is made again by single products. A block's
 // share of the strips is fixed; the shares' sums are added by a second pass.
@@ -36,9 +37,9 @@ struct PiecesParams {
 struct PieceShare {
   int share, c0, begin, end;
 
-  __device__ PieceShare(PiecesParams const& p, int block)
+  __device__ PieceShare(PiecesParams const& p, int block, int channels)
       : share(block / p.slices),
-        c0(block % p.slices * kPieceChannels),
+        c0(block % p.slices * channels),
         begin(share * p.each),
         end(p.units - begin < p.each ? p.units : begin + p.each) {}
 };
@@ -131,23 +132,44 @@ __device__ __noinline__ float exact_sum(PiecesParams const& p, int index, int en
   return sum;
 }
 
+// A warp's channels of a pixel, two a word.
+template <int channels>
+struct PiecePixel {
+  static_assert(channels == 4 || channels == 8);
+  uint32_t v[channels / 2];
+
+  __device__ void load(uint32_t from) {
+    if constexpr (channels == 8) {
+      uint4 const u = ptx::ld_shared_v4(from);
+      v[0] = u.x, v[1] = u.y, v[2] = u.z, v[3] = u.w;
+    } else {
+      uint2 const u = ptx::ld_shared_v2(from);
+      v[0] = u.x, v[1] = u.y;
+    }
+  }
+};
+
 // Words of two pixels, of two channels each, to words of two channels.
-__device__ inline void transpose(uint2 a, uint2 b, uint32_t (&v)[4]) {
-  v[0] = __byte_perm(a.x, b.x, 0x5410), v[1] = __byte_perm(a.x, b.x, 0x7632);
-  v[2] = __byte_perm(a.y, b.y, 0x5410), v[3] = __byte_perm(a.y, b.y, 0x7632);
+template <int channels>
+__device__ inline void transpose(PiecePixel<channels> const& a, PiecePixel<channels> const& b,
+                                 uint32_t (&v)[channels]) {
+#pragma unroll
+  for (int i = 0; i < channels / 2; ++i)
+    v[2 * i] = __byte_perm(a.v[i], b.v[i], 0x5410), v[2 * i + 1] = __byte_perm(a.v[i], b.v[i], 0x7632);
 }
 
 // Adds up the diagonals of a warp's d: each lane has a row of the filter of a channel.
-template <class T, int R>
-__device__ inline void store_sums(PiecesParams const& p, float const (&acc)[R][4][4], float* shared) {
+template <class T, int R, int channels>
+__device__ inline void store_sums(PiecesParams const& p, float const (&acc)[R][channels][4], float* shared) {
+  static_assert(channels * R <= 32);
   // Worked out again, not kept.
-  PieceShare const own(p, ptx::unknown(int(blockIdx.x)));
+  PieceShare const own(p, ptx::unknown(int(blockIdx.x)), channels * kToeplitzWarps);
   int const thread = ptx::unknown(int(threadIdx.x)), lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
-  float* const d = shared + warp * (R * 4 * kPieceSums);
+  float* const d = shared + warp * (R * channels * kPieceSums);
 #pragma unroll
   for (int r = 0; r < R; ++r)
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
+    for (int c = 0; c < channels; ++c) {
       float* const to = d + (c * R + r) * kPieceSums + g * 8 + t * 2;
       *reinterpret_cast<float2*>(to) = make_float2(acc[r][c][0], acc[r][c][1]);
       *reinterpret_cast<float2*>(to + 64) = make_float2(acc[r][c][2], acc[r][c][3]);
@@ -155,8 +177,8 @@ __device__ inline void store_sums(PiecesParams const& p, float const (&acc)[R][4
   __syncwarp();
   // As they lie in memory: of a channel after the other.
   int const taps = p.R * p.S, channel = lane / R;
-  float* const sums = shared + kToeplitzWarps * (R * 4 * kPieceSums) + warp * (4 * R * kPieceTaps);
-  if (lane < 4 * R && lane % R < p.R)
+  float* const sums = shared + kToeplitzWarps * (R * channels * kPieceSums) + warp * (channels * R * kPieceTaps);
+  if (lane < channels * R && lane % R < p.R)
 #pragma unroll 1
     for (int s = 0; s < p.S; ++s) {
       float const* const diagonal = d + lane * kPieceSums + s * p.dilation_w * 8;
@@ -166,7 +188,7 @@ __device__ inline void store_sums(PiecesParams const& p, float const (&acc)[R][4
       sums[channel * taps + lane % R * p.S + s] = sum;
     }
   __syncwarp();
-  int const c0 = own.c0 + warp * 4, count = min(4, p.C - c0) * taps;
+  int const c0 = own.c0 + warp * channels, count = min(channels, p.C - c0) * taps;
   int64_t const first = (int64_t(own.share) * p.C + c0) * taps;
   for (int i = lane; i < count; i += 32) {
     float sum = sums[i];
@@ -180,13 +202,13 @@ __device__ inline void store_sums(PiecesParams const& p, float const (&acc)[R][4
   }
 }
 
-template <class T, int R, int run>
+template <class T, int R, int run, int channels>
 __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ PiecesParams const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ PiecesRing<R> ring;
   constexpr int groups = PiecesRing<R>::groups, threads = kToeplitzThreads, readers = 32 * kToeplitzWarps;
   uint32_t const padding = -ptx::shared_address(dynamic) % 1024, shared = ptx::shared_address(dynamic) + padding;
-  PieceShare const own_share(p, int(blockIdx.x));
+  PieceShare const own_share(p, int(blockIdx.x), channels * kToeplitzWarps);
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
   int const row_bytes = p.x_bytes + p.y_bytes;
   if (lane == 0) ring.start(warp, threads / 32);
@@ -205,19 +227,20 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
   ptx::griddepcontrol_launch_dependents();
 
   // Of piece t + 4 i; eight pixels on, the swizzle is the same.
-  constexpr int own = 4 / run, octets = kPieceChannels / 8, eight = kPieceChannels * 2 * 8;
+  constexpr int own = 4 / run, wide = channels * kToeplitzWarps, octets = wide / 8, eight = wide * 2 * 8;
+  int const octet = warp * channels / 8, byte = warp * channels % 8 * 2;
   uint32_t from_x[own], from_y[own];
 #pragma unroll
   for (int i = 0; i < own; ++i) {
     int const piece = t + 4 * i, image = piece / p.pieces, column = piece % p.pieces * p.length + g;
-    from_x[i] = shared + p.y_bytes + swizzled(image * p.x_columns + column, warp / 2, octets) + warp % 2 * 8;
-    from_y[i] = shared + swizzled(image * p.y_columns + column, warp / 2, octets) + warp % 2 * 8;
+    from_x[i] = shared + p.y_bytes + swizzled(image * p.x_columns + column, octet, octets) + byte;
+    from_y[i] = shared + swizzled(image * p.y_columns + column, octet, octets) + byte;
   }
   uint32_t const keep = (run - 1) * 8 + g < p.length ? ~0u : 0;  // of a piece's last run
 
-  float acc[R][4][4] = {};
-  uint32_t y[R][2][4];
-  uint2 next_y[4], next_x[own * (run + 1)];
+  float acc[R][channels][4] = {};
+  uint32_t y[R][2][channels];
+  PiecePixel<channels> next_y[4], next_x[own * (run + 1)];
   // The cycle's place in the ring and its barriers.
   uint32_t const full = ptx::shared_address(ring.full), over = uint32_t(p.cycles) * groups * 8;
   uint32_t at = 0, bar = full, parity = 0;
@@ -227,21 +250,21 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
     Strip const s = next_strip(p, index, turn);
     PieceRows const walk = PieceRows::of<R>(p, s);
 #pragma unroll
-    for (int i = 0; i < R * 8; ++i) y[i / 8][i / 4 % 2][i % 4] = 0;
+    for (int i = 0; i < R * 2 * channels; ++i) y[i / (2 * channels)][i / channels % 2][i % channels] = 0;
     auto load_x = [&](int u) {
       if (u % kPieceRows == 0) ptx::mbarrier_wait(bar + u / kPieceRows * 8, parity);
       uint32_t const offset = at + u * row_bytes;
 #pragma unroll
       for (int i = 0; i < own; ++i)
 #pragma unroll
-        for (int j = 0; j <= run; ++j) next_x[i * (run + 1) + j] = ptx::ld_shared_v2(from_x[i] + offset + j * eight);
+        for (int j = 0; j <= run; ++j) next_x[i * (run + 1) + j].load(from_x[i] + offset + j * eight);
     };
     auto load_y = [&](int u) {
       uint32_t const offset = at + u * row_bytes;
 #pragma unroll
       for (int i = 0; i < own; ++i)
 #pragma unroll
-        for (int j = 0; j < run; ++j) next_y[i * run + j] = ptx::ld_shared_v2(from_y[i] + offset + j * eight);
+        for (int j = 0; j < run; ++j) next_y[i * run + j].load(from_y[i] + offset + j * eight);
     };
     if (walk.start < walk.stop) load_x(0), load_y(0);
 #pragma unroll 1
@@ -249,22 +272,24 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
       // Row u of the cycle: its row of y is in place u, the one of r rows before in place (u + R - r) % R.
       auto step = [&]<int u>(std::integral_constant<int, u>) {
         if (u >= count) return;
-        uint32_t x[4][4];  // operand, channel
+        uint32_t x[4][channels];  // operand, channel
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair) {
-          uint2 v[2];
+          PiecePixel<channels> v[2];
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             int const k = pair * 2 + i;
             v[i] = next_y[k];
-            if (run > 1 && k % run == run - 1) v[i].x &= keep, v[i].y &= keep;
+            if (run > 1 && k % run == run - 1)
+#pragma unroll
+              for (uint32_t& word : v[i].v) word &= keep;
           }
-          transpose(v[0], v[1], y[u][pair]);
+          transpose<channels>(v[0], v[1], y[u][pair]);
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             int const a = pair * 2, b = a + 1;
-            transpose(next_x[a / run * (run + 1) + a % run + half], next_x[b / run * (run + 1) + b % run + half],
-                      x[pair * 2 + half]);
+            transpose<channels>(next_x[a / run * (run + 1) + a % run + half],
+                                next_x[b / run * (run + 1) + b % run + half], x[pair * 2 + half]);
           }
         }
         constexpr int group = u / kPieceRows;
@@ -278,20 +303,28 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
           bar += groups * 8, at += R * row_bytes;
           if (bar == full + over) bar = full, at = 0, parity ^= 1;
         }
-        auto multiply = [&](int from, int to) {
+        auto multiply = [&](int from, int to, int c0, int c1) {
 #pragma unroll
           for (int r = from; r < to; ++r)
 #pragma unroll
-            for (int c = 0; c < 4; ++c) {
+            for (int c = c0; c < c1; ++c) {
               auto const& at = y[(u + R - r) % R];
               ptx::mma_m16n8k16<T>(acc[r][c], x[0][c], x[1][c], x[2][c], x[3][c], at[0][c], at[1][c]);
             }
         };
-        // The next row of y takes the registers of the row that is furthest behind.
-        if (!last) load_x((u + 1) % R);
-        if (u >= lower) multiply(R - 1, R);
-        if (!last) load_y((u + 1) % R);
-        if (u >= lower) multiply(0, R - 1);
+        // The next rows take the registers of what has been multiplied: of half of the channels of x, or of the row of
+        // y that is furthest behind.
+        if constexpr (channels == 8) {
+          if (u >= lower) multiply(0, R, 0, 4);
+          if (!last) load_x((u + 1) % R);
+          if (u >= lower) multiply(0, R, 4, 8);
+          if (!last) load_y((u + 1) % R);
+        } else {
+          if (!last) load_x((u + 1) % R);
+          if (u >= lower) multiply(R - 1, R, 0, channels);
+          if (!last) load_y((u + 1) % R);
+          if (u >= lower) multiply(0, R - 1, 0, channels);
+        }
       };
       [&]<int... u>(std::integer_sequence<int, u...>) {
         (step(std::integral_constant<int, u>()), ...);
@@ -300,19 +333,14 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
   }
 
   ptx::bar_sync(1, readers);
-  store_sums<T, R>(p, acc, reinterpret_cast<float*>(dynamic + padding));
+  store_sums<T, R, channels>(p, acc, reinterpret_cast<float*>(dynamic + padding));
 }
 
 template <DType dtype, int R>
-cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, Plan const& plan, Arguments const& args,
+                        cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   Strides const &x = problem.x, &y = problem.y;
-  int device = 0;
-  Device gpu = h200_sxm;
-  if (auto const error = cudaGetDevice(&device)) return error;
-  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
-  PiecesTile const t = pieces_tile(problem, R, gpu);
-  if (t.ns == 0 || t.shares != plan.split_k) return cudaErrorInvalidValue;
   PiecesParams p{};
   p.x_data = args.a, p.y_data = args.b, p.w = args.out, p.partial = args.workspace;
   p.x_n = x.n, p.x_h = x.h, p.x_w = x.w, p.y_n = y.n, p.y_h = y.h, p.y_w = y.w;
@@ -327,20 +355,33 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.shares = int(t.shares), p.cycles = t.cycles;
   p.pieces = t.pieces, p.length = t.length, p.x_columns = t.x_columns, p.y_columns = t.y_columns;
   p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes);
-  int const pixel = t.images * kPieceChannels * int(sizeof(T));
+  int const pixel = t.images * t.channels * int(sizeof(T));
   p.x_copied = t.x_columns * pixel, p.y_copied = t.y_columns * pixel;
   if (auto const error =
-          map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, kPieceChannels, t.x_columns, t.images))
+          map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, t.channels, t.x_columns, t.images))
     return error;
   if (auto const error =
-          map_of(p.y, args.b, dtype, y, problem.C, p.Q, p.P, problem.N, kPieceChannels, t.y_columns, t.images))
+          map_of(p.y, args.b, dtype, y, problem.C, p.Q, p.P, problem.N, t.channels, t.y_columns, t.images))
     return error;
-  auto* const kernel = t.run == 4 ? wgrad<T, R, 4> : t.run == 2 ? wgrad<T, R, 2> : wgrad<T, R, 1>;
+  auto* kernel = t.run == 4 ? wgrad<T, R, 4, 4> : t.run == 2 ? wgrad<T, R, 2, 4> : wgrad<T, R, 1, 4>;
+  if constexpr (R == 3)
+    if (t.warp_channels == 8) kernel = t.run == 4 ? wgrad<T, R, 4, 8> : wgrad<T, R, 2, 8>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
   kernel<<<unsigned(t.slices * t.shares), kToeplitzThreads, size_t(t.shared_bytes), stream>>>(p);
   if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || p.shares == 1) return error;
   return depthwise::launch_sum<T>(problem, plan, args, stream, true);
+}
+
+template <DType dtype, int R>
+cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  int device = 0;
+  Device gpu = h200_sxm;
+  if (auto const error = cudaGetDevice(&device)) return error;
+  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  PiecesTile const t = pieces_tile(problem, R, gpu);
+  if (t.ns == 0 || t.shares != plan.split_k) return cudaErrorInvalidValue;
+  return launch_tile<dtype, R>(problem, t, plan, args, stream);
 }
 
 }  // namespace conv2d_ext::toeplitz
