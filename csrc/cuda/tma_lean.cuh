@@ -5,8 +5,8 @@
 // wgrad: w[k, tap, c] = sum over pixels of A[pixel, k] * B[moved pixel, c]; a tile is of one tap.
 //
 // A warp copies A and another B, each with barriers of its own, which it sets up itself: the first trip round the ring
-// is asked for before the block meets. A stage is two steps. One or two warpgroups multiply, 64 rows each, and store
-// from registers.
+// is asked for before the block meets. A stage is two steps, of large tiles one. One to three warpgroups multiply, 64
+// rows each, and store from registers.
 //
 // 1x1 filters over NCHW in 16-bit types (planes) have channels as the rows of a tile and an image's pixels as its
 // columns (wgrad: as its sums), which boxes bring as they lie.
