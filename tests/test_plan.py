@@ -846,6 +846,24 @@ def test_few_tiles_have_a_block_each() -> None:
     assert named("fprop", deep, torch.float32, allow_tf32=True).endswith("_lean")
 
 
+def test_1x1_layers_of_one_round_take_large_tiles_in_one_launch() -> None:
+    """Where 60 to 132 tiles of 128x192 or 192x192, or up to 264 smaller ones, make up the layer."""
+    for dtype, (tile, op, case) in itertools.product(
+        (torch.float16, torch.bfloat16),
+        (
+            ("192x64", "fprop", Case("diffusion", 2, 640, 32, 32, 640, 1, 1)),
+            ("128x128", "fprop", Case("mobilenet", 64, 320, 7, 7, 1280, 1, 1)),
+            ("128x192", "fprop", Case("diffusion", 8, 1280, 16, 16, 1280, 1, 1)),
+            ("128x192", "wgrad", Case("diffusion", 2, 1920, 16, 16, 1280, 1, 1)),
+            ("192x192", "fprop", Case("convnext", 64, 1536, 14, 14, 384, 1, 1)),
+        ),
+    ):
+        row, _, workspace, *_ = ask(op, case, dtype, "nhwc")
+        assert ROWS[row].endswith(f"_{tile}_lean") and workspace == 0, case
+    for large in (Case("wide", 64, 1024, 14, 14, 2048, 1, 1), Case("3x3", 8, 256, 16, 16, 256, 3, 3, padding=(1, 1))):
+        assert not any(named(op, large, torch.float16).endswith("x192_lean") for op in OPS), large
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_small_1x1_layers_over_nchw_in_16_bits_take_one_tile_a_block_in_place(op: str) -> None:
     for case, dtype in itertools.product(

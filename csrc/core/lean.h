@@ -23,6 +23,10 @@ constexpr int64_t lean_clusters(int splits) {
   }
 }
 
+// Tiles of 16-bit types for layers of 1x1 that have few of them: a stage is one step, there are no splits.
+constexpr bool lean_large(DType t, int tile_m, int tile_n) { return t != DType::f32 && tile_m * tile_n > 64 * 128; }
+constexpr bool lean_large(Row const& row) { return lean_large(row.dtype, row.tile_m, row.tile_n); }
+
 // Does a row of 64 by 64 or 128 run 1x1 filters over NCHW, in place? In TF32 fprop alone (tma_lean_tf32.cuh).
 constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
   if ((p.dtype == DType::f32 && row.op != Op::fprop) || row.tile_m != 64 || row.tile_n < 64) return false;
@@ -40,6 +44,8 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
   int const v = 16 / size_of(p.dtype);
   if (p.groups != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0)
     return false;
+  if (lean_large(row) && (p.R * p.S != 1 || (row.op != Op::wgrad && (row.op == Op::fprop ? p.C : p.K) <= 32)))
+    return false;
   if (row.op == Op::dgrad && (min64(p.stride_h, p.H) > 1 || min64(p.stride_w, p.W) > 1)) return false;
   if (!channel_vectors(p.x, p.x_align, p.C, v, p.dtype) || !channel_vectors(p.w, p.w_align, p.C, v, p.dtype) ||
       !channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
@@ -54,9 +60,31 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
   return (row.op == Op::wgrad ? p.K : pixels) < most && max64(p.K, p.C) * p.R * p.S < int64_t(1) << 30;
 }
 
+// Large tiles: as measured on 23 layers. A step takes as long whether an SM has company or not.
+constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
+  bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad;
+  int64_t const pixels = p.N * (dgrad ? p.H * p.W : p.P() * p.Q());
+  int64_t const M = wgrad ? p.K : pixels, N = row.op == Op::fprop ? p.K : p.C;
+  int64_t const steps = ceil_div(wgrad ? pixels : dgrad ? p.K : p.C, 64);
+  int64_t const tiles = ceil_div(M, row.tile_m) * ceil_div(N, row.tile_n), each = ceil_div(tiles, 132);
+  double const area = double(row.tile_m) * row.tile_n;
+  bool const two = area <= 128 * 128;  // blocks share an SM
+  double const step_ns = area == 192 * 64 ? 265 : two ? 330 : area <= 128 * 192 ? 500 : 790;
+  double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
+                        double(p.K) * double(p.C)) *
+                       size_of(p.dtype);
+  double const work = double(each) * double(steps) * step_ns, memory = bytes / 3500;
+  double ns = (wgrad ? 4900 : area == 192 * 64 ? 6200 : 5700) + (work > memory ? work : memory) + bytes / 12000;
+  if (p.C % 64 != 0 || p.K % 64 != 0) ns *= 1.15;  // lines of memory are shared
+  // Fewer tiles, and more than a round, were slower than other rows.
+  if (tiles < 60 || (wgrad && steps < 4) || each > (two ? 2 : 1)) ns *= 1.5;
+  return {ns, 1};
+}
+
 // A step takes the longest of three: what a block alone on its SM waits for, the lines that L2 delivers to all SMs, and
 // the multiplications. Constants fitted to the times of 798 choices of tile and split (docs/tuning.md).
 constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
+  if (lean_large(row)) return lean_large_estimate(row, p);
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad, tf32 = p.dtype == DType::f32;
   bool const planes = lean_takes_planes(row, p);
   // dgrad's tiles of 64x64 are half as wide for up to 32 channels.

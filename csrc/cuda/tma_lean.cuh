@@ -5,8 +5,8 @@
 // wgrad: w[k, tap, c] = sum over pixels of A[pixel, k] * B[moved pixel, c]; a tile is of one tap.
 //
 // A warp copies A and another B, each with barriers of its own, which it sets up itself: the first trip round the ring
-// is asked for before the block meets. A stage is two steps. One or two warpgroups multiply, 64 rows each, and store
-// from registers.
+// is asked for before the block meets. A stage is two steps, of large tiles one. One to three warpgroups multiply, 64
+// rows each, and store from registers.
 //
 // 1x1 filters over NCHW in 16-bit types (planes) have channels as the rows of a tile and an image's pixels as its
 // columns (wgrad: as its sums), which boxes bring as they lie.
@@ -43,15 +43,18 @@ struct LeanParams {
 };
 
 // line: bytes of the reduction of a step (wgrad: 128 for 64 pixels). across: elements of 128 bytes.
-template <int TM, int TN, int line, int across = 64>
+template <int TM, int TN, int line, int across = 64, bool large = false>
 struct LeanShape {
   static constexpr int multiplying = TM / 64 * kWarpgroup, threads = multiplying + 2 * 32;
-  static constexpr int steps = line == 64 ? 3 : 2;                // of a stage
+  static constexpr int steps = large ? 1 : line == 64 ? 3 : 2;    // of a stage
   static constexpr int a_bytes = TM * line, b_bytes = TN * line;  // of a step
   // N-major operands are copied in runs of 128 bytes of columns, B in runs of all if there are fewer.
   static constexpr int columns = TN < across ? TN : across, run_bytes = across * line, b_run_bytes = columns * line;
   static constexpr int stage_bytes = steps * (a_bytes + b_bytes);
 };
+
+template <class T, int TM, int TN, int line, int across = 64>
+using LeanShapeOf = LeanShape<TM, TN, line, across, sizeof(T) == 2 && lean_large(DType::f16, TM, TN)>;
 
 struct LeanTables {
   uint64_t full_a[kLeanStages], full_b[kLeanStages], empty[kLeanStages], parts;
@@ -61,7 +64,7 @@ struct LeanTables {
 template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool of_a>
 struct LeanCopies {
   static constexpr int chunk_size = line / int(sizeof(T)), across = kLineBytes / int(sizeof(T));
-  using S = LeanShape<TM, TN, line, across>;
+  using S = LeanShapeOf<T, TM, TN, line, across>;
   int32_t left, chunk, tap_h, tap_w;  // wgrad: chunk counts 64 pixels
   int32_t n, h, w, first, bytes;
   uint32_t to;
@@ -249,7 +252,7 @@ __device__ __forceinline__ void lean_add_parts(LeanParams const& p, uint32_t par
 template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool planes>
 __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& tables, int count, int rank, int n_tile,
                               int tap) {
-  using S = LeanShape<TM, TN, line>;
+  using S = LeanShapeOf<T, TM, TN, line>;
   constexpr int column_bytes = S::columns * int(sizeof(T)), core_b = 8 * column_bytes;  // of a line of B, N-major
   constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32, step_b = b_rows ? 2 * core_b : 32;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = int(threadIdx.x) / 32 % 4;
@@ -262,15 +265,16 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   float acc[TN / 2];
 #pragma unroll
   for (int i = 0; i < TN / 2; ++i) acc[i] = 0;
-  Vector<T, 2> bias[TN / 8];
+  constexpr bool late = TM * TN > 64 * 128;  // bias is loaded behind the products, for want of registers
+  Vector<T, 2> bias[late ? 1 : TN / 8];
   bool const biased = !planes && !a_rows && p.bias != nullptr;
-  if (biased && p.splits == 1) {
+  if (!late && biased && p.splits == 1) {
     T const* const from = static_cast<T const*>(p.bias);
 #pragma unroll
     for (int j = 0; j < TN / 8; ++j) {
       int const at = n + j * 8;
-      bias[j] = {narrow<T>(0.0f), narrow<T>(0.0f)};
-      if (at < p.N) bias[j] = {from[at * p.bias_stride], from[(at + 1) * p.bias_stride]};
+      bias[late ? 0 : j] = {narrow<T>(0.0f), narrow<T>(0.0f)};
+      if (at < p.N) bias[late ? 0 : j] = {from[at * p.bias_stride], from[(at + 1) * p.bias_stride]};
     }
   }
   int64_t out[2];
@@ -338,10 +342,19 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
 #pragma unroll
     for (int i = 0; i < TN / 2; ++i) acc[i] += row_bias[i / 2 % 2];
   if (biased) {
+    T const* const from = static_cast<T const*>(p.bias);
 #pragma unroll
     for (int j = 0; j < TN / 8; ++j) {
-      acc[j * 4] += widen(bias[j].v[0]), acc[j * 4 + 1] += widen(bias[j].v[1]);
-      acc[j * 4 + 2] += widen(bias[j].v[0]), acc[j * 4 + 3] += widen(bias[j].v[1]);
+      if constexpr (late) {
+        int const at = n + j * 8;
+        if (at >= p.N) continue;
+        float const low = widen(from[at * p.bias_stride]), high = widen(from[(at + 1) * p.bias_stride]);
+        acc[j * 4] += low, acc[j * 4 + 1] += high, acc[j * 4 + 2] += low, acc[j * 4 + 3] += high;
+        continue;
+      }
+      Vector<T, 2> const its = bias[late ? 0 : j];
+      acc[j * 4] += widen(its.v[0]), acc[j * 4 + 1] += widen(its.v[1]);
+      acc[j * 4 + 2] += widen(its.v[0]), acc[j * 4 + 3] += widen(its.v[1]);
     }
   }
   if constexpr (sizeof(T) == 4) {
@@ -367,7 +380,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
 template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool planes = false>
 __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2 : 1)
     lean_kernel(__grid_constant__ LeanParams const p) {
-  using S = LeanShape<TM, TN, line>;
+  using S = LeanShapeOf<T, TM, TN, line>;
   extern __shared__ uint8_t dynamic[];
   __shared__ LeanTables tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
@@ -452,7 +465,7 @@ cudaError_t start_lean(void (*kernel)(LeanParams), LeanParams& q, int64_t tiles_
 template <Op op, DType dtype, int TM, int TN, int line>
 cudaError_t launch_lean_lines(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  using S = LeanShape<TM, TN, line>;
+  using S = LeanShapeOf<T, TM, TN, line>;
   constexpr bool forward = op == Op::fprop, wgrad = op == Op::wgrad, b_rows = !forward;
   constexpr int chunk_size = line / int(sizeof(T));
   constexpr Op walked = wgrad ? Op::fprop : op;
@@ -523,6 +536,8 @@ cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& arg
     if (lean_takes_planes(row_of(plan), p)) return launch_lean_planes<op, dtype, TM, TN>(p, plan, args, stream);
   if constexpr (op == Op::dgrad && TM == 64 && TN == 64)
     if (p.C <= 32) return launch_lean<op, dtype, TM, 32>(p, plan, args, stream);
+  if constexpr (lean_large(dtype, TM, TN))
+    return launch_lean_lines<op, dtype, TM, TN, kLineBytes>(p, plan, args, stream);
   if constexpr (op != Op::wgrad && dtype != DType::f32)
     if (tma_line(op == Op::fprop ? p.C : p.K) == 64)
       return launch_lean_lines<op, dtype, TM, TN, 64>(p, plan, args, stream);
