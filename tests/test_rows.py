@@ -468,6 +468,21 @@ def test_tiles_have_as_many_pixels_as_fill_a_round(row: str, pixels: int, paddin
     assert same_bits(made, run())
 
 
+@pytest.mark.parametrize("row", ("tma_dgrad_f16_256x128_halo", "tma_dgrad_bf16_256x128_halo"))
+def test_phases_of_tiles_that_fill_no_round_are_all_taken(row: str, cuda: str) -> None:
+    """tma_classes.cuh: the phases of 36 tiles, more than a round of 132 blocks; the second is taken in reverse."""
+    dtype = DTYPE_NAMES[row.split("_")[2]]
+    case = Case("phases", 1, 1032, 40, 90, 8, 3, 3, stride=(2, 2), padding=(1, 1))
+    x, w, b = case.tensors(cuda, dtype, "nhwc")
+    go = case.grad_output(cuda, dtype, "nhwc")
+    if ROWS.index(row) not in candidates(plan("dgrad", case, x, w, go, capability=machine()[1])):
+        pytest.skip("needs sm90")
+    run = functools.partial(call("dgrad", case, x, w, b, go), row=ROWS.index(row))
+    made = run()
+    assert error(made, of_tensors(case, x, w, b, go).grad_input) <= tolerance(dtype, case.reduction("dgrad"))
+    assert same_bits(made, run())
+
+
 @pytest.mark.parametrize("row", [name for name in ROWS if name.startswith("tma_wgrad_f32_")])
 def test_tf32_weight_gradients_of_many_pixels_are_as_exact_as_those_of_few(row: str, cuda: str) -> None:
     """The tensor cores' sums lose their lowest bits, more of them the longer the chain of pixels."""

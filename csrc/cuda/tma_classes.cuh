@@ -9,7 +9,8 @@
 // has the pixels of a row of taps, 64 channels of them, and those of all its columns of taps, as in tma.cuh's halo; it
 // is copied anew when both have taken it for the last time. Filters come by a ring for each warpgroup.
 //
-// Tiles that are left after whole rounds of the device are taken phase by phase.
+// Tiles that are left after whole rounds of the device are taken phase by phase, those of most taps first; after a
+// round of them, blocks take further ones in reverse, so that those with most taps get the fewest beside them.
 #pragma once
 
 #include "../core/tma_classes.h"
@@ -73,9 +74,16 @@ struct ClassesUnit {
   }
 };
 
+// A block's unit of the round that begins with `first`; it may have none of the last.
+__device__ inline int classes_index(ClassesParams const& p, int first) {
+  return first + int(first <= p.whole ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
+}
+
 __device__ inline void classes_copy_a(ClassesParams const& p, uint32_t ring, ClassesTables& tables) {
   uint32_t parity = 0;  // of the slots
-  for (int index = int(blockIdx.x); index < p.units; index += int(gridDim.x)) {
+  for (int first = 0; first < p.units; first += int(gridDim.x)) {
+    int const index = classes_index(p, first);
+    if (index >= p.units) break;
     ClassesUnit const unit(p, index);
     int const turns = unit.turns(p, 0);
     int64_t j = int64_t(unit.m) * kClassesPixels;
@@ -99,7 +107,9 @@ __device__ inline void classes_copy_a(ClassesParams const& p, uint32_t ring, Cla
 __device__ inline void classes_copy_b(ClassesParams const& p, uint32_t ring, ClassesTables& tables, int group) {
   using S = ClassesShape;
   Stage b;
-  for (int index = int(blockIdx.x); index < p.units; index += int(gridDim.x)) {
+  for (int first = 0; first < p.units; first += int(gridDim.x)) {
+    int const index = classes_index(p, first);
+    if (index >= p.units) break;
     ClassesUnit const unit(p, index);
     int const turns = unit.turns(p, group), c = unit.n * 128 + group * 64;
     for (int k = 0; k < 4; ++k) {
@@ -180,7 +190,9 @@ __device__ void classes_multiply(ClassesParams const& p, uint32_t ring, uint32_t
     if (lane == 0 && slot >= 0) ptx::mbarrier_arrive(empty_a + slot * 8);
     if (lane == 0 && stage >= 0) ptx::mbarrier_arrive(empty_b + stage * 8);
   };
-  for (int index = int(blockIdx.x); index < p.units; index += int(gridDim.x)) {
+  for (int first = 0; first < p.units; first += int(gridDim.x)) {
+    int const index = classes_index(p, first);
+    if (index >= p.units) break;
     ClassesUnit const unit(p, index);
     int const turns = unit.turns(p, group);
     // The offset in phase (0, 0), a multiple of 8, or -1; bits 0 and 1: there are pixels of b = 1, a = 1. The last
