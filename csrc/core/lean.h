@@ -60,7 +60,7 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
   return (row.op == Op::wgrad ? p.K : pixels) < most && max64(p.K, p.C) * p.R * p.S < int64_t(1) << 30;
 }
 
-// Large tiles: as measured on 23 layers. A step takes as long whether an SM has company or not.
+// Large tiles: as measured on layers of fprop and wgrad, dgrad as fprop. A step takes as long whether an SM has company or not.
 constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad;
   int64_t const pixels = p.N * (dgrad ? p.H * p.W : p.P() * p.Q());
@@ -69,7 +69,7 @@ constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
   int64_t const tiles = ceil_div(M, row.tile_m) * ceil_div(N, row.tile_n), each = ceil_div(tiles, 132);
   double const area = double(row.tile_m) * row.tile_n;
   bool const two = area <= 128 * 128;  // blocks share an SM
-  double const step_ns = area == 192 * 64 ? 265 : two ? 330 : area <= 128 * 192 ? 500 : 790;
+  double const step_ns = area == 192 * 64 ? (each > 1 ? 310 : 265) : two ? 330 : area <= 128 * 192 ? 500 : 790;
   double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
                         double(p.K) * double(p.C)) *
                        size_of(p.dtype);
