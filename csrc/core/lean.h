@@ -60,7 +60,8 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
   return (row.op == Op::wgrad ? p.K : pixels) < most && max64(p.K, p.C) * p.R * p.S < int64_t(1) << 30;
 }
 
-// Large tiles: as measured on layers of fprop and wgrad, dgrad as fprop. A step takes as long whether an SM has company or not.
+// Large tiles: as measured on layers of fprop and wgrad, dgrad as fprop. A step takes as long whether an SM has
+// company or not.
 constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad;
   int64_t const pixels = p.N * (dgrad ? p.H * p.W : p.P() * p.Q());
