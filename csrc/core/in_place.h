@@ -14,7 +14,8 @@
 
 namespace conv2d_ext {
 
-// fprop and dgrad: rounds of tiles or memory. Constants fitted to times of the rows (docs/tuning.md).
+// fprop and dgrad: a sum, as rounds of tiles and memory hide each other in part. Fitted to 2,069 times
+// (docs/tuning.md).
 constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   double const bytes = double(p.N) * double(p.H) * double(p.W) * size_of(p.dtype);
   if (op == Op::wgrad) {
@@ -26,23 +27,22 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
     if (e.ns < least) e.ns = least;
     return e;
   }
-  double const TM = row.tile_n, TN = row.tile_m;  // of the turned problem
+  // Beside rounds of tiles, which wait for memory less than for each other, bytes that are read, written and of
+  // filters.
+  struct Times {
+    double before, round, step, read, written, filters;
+  };
+  constexpr Times times[] = {{8950, 406, 283, 0.177, 0.077, 0.325},   // 256x64
+                             {8650, 915, 525, 0.141, 0.124, 0.337},   // 256x128
+                             {8520, 274, 256, 0.118, 0.061, 0.343}};  // 128x64
+  Times const& t = times[row.tile_m == 128 ? 2 : row.tile_n == 128 ? 1 : 0];
   int64_t const depth = op == Op::fprop ? p.C : p.K, rows = op == Op::fprop ? p.K : p.C;
-  int64_t const tiles_m = ceil_div(rows, row.tile_n), chunks = ceil_div(depth, 64);
-  int64_t const tiles_n = p.N * ceil_div(p.H * p.W, row.tile_m);
-  bool const keep = keeps_filters(tiles_m, chunks, row.tile_n * 128, row.tile_m * 128, 192 * 1024);
-  int64_t const blocks = keep ? max64(d.sm_count / tiles_m, 1) * tiles_m : d.sm_count;
-  double const copied = (TN * (depth <= 32 ? 0.5 : 1.0) + (keep ? 0 : TM)) * 1.161;
-  double const multiplied = TM * TN * double(ceil_div(depth, 16)) / double(chunks) * 16 / 1510;
-  double const work = double(chunks) * (copied > multiplied ? copied : multiplied), store = 1540 + TM * TN * 0.072;
-  bool const turns = TM == 64 || (TM == 128 && TN == 128);  // a warpgroup stores while the other multiplies
-  double const tile_ns =
-      turns ? (work > store / 2 ? work + store * 0.29 : store / 2 + work * 0.66) : work + store * 0.66;
-  double const ns = double(ceil_div(tiles_m * tiles_n, blocks)) * tile_ns;
-  double const memory_ns = bytes * (double(depth) / 3120 + double(rows) / 4760 + double(depth * (tiles_m - 1)) / 32720);
-  double const before = 6490 + (keep ? double(chunks) * TM * 128 / 80.61 : 0);
-  double const off = TM == 64 ? (TN == 128 ? 0.74 : 0.56) : TN == 128 ? 0.86 : 0.52;  // what the fit is off by
-  return {before + (ns > memory_ns ? ns + memory_ns * 0.47 : memory_ns + ns * 0.47) * off, 1};
+  int64_t const tiles = ceil_div(rows, row.tile_n) * p.N * ceil_div(p.H * p.W, row.tile_m);
+  double const rounds = double(ceil_div(tiles, d.sm_count));
+  double const filters = double(p.K) * double(p.C) * size_of(p.dtype);
+  return {t.before + rounds * (t.round + t.step * double(ceil_div(depth, 64))) +
+              (bytes * (double(depth) * t.read + double(rows) * t.written) + filters * t.filters) / 1000,
+          1};
 }
 
 // Of any row of the families tma and tma_strict.

@@ -16,6 +16,7 @@
 #include "grouped.h"
 #include "images.h"
 #include "lines.h"
+#include "one_by_one.h"
 #include "patch.h"
 #include "pixel_lines.h"
 #include "pixels.h"
@@ -283,6 +284,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : p);
       if (q.which.any()) e.ns += packing_ns(op, t, q);
       e.ns += patch_ns(row, p);
+      e.ns *= one_by_one_as_measured(row, p);
       return e;
     }
     case Family::igemm:
@@ -316,10 +318,14 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         e.ns += double(p.N) * double(p.H) * double(p.W) * double(p.C) * 0.0011 * size_of(p.dtype);
       return e;
     }
-    case Family::pixels:
+    case Family::pixels: {
       if (is_few_pixels(row)) return few_pixels_estimate(row, op, p);
-      if (is_any_pixels(row)) return any_pixels_estimate(row, op, p);
-      return is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d) : pixels_estimate(row, op, p, d);
+      Estimate e = is_any_pixels(row)     ? any_pixels_estimate(row, op, p)
+                   : is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d)
+                                          : pixels_estimate(row, op, p, d);
+      e.ns *= one_by_one_as_measured(row, p);
+      return e;
+    }
   }
   return {};
 }

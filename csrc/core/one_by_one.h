@@ -1,0 +1,64 @@
+// 1x1 layers of 16-bit types with a stride of 1, dense: what the rows' estimates are off by beside each other. Fitted
+// to 4,166 problems of such layers (docs/tuning.md, "1x1 layers at large").
+#pragma once
+
+#include "problem.h"
+#include "row.h"
+
+namespace conv2d_ext {
+
+struct OneByOne {
+  Op op;
+  Variant variant;
+  int tile_m, tile_n;
+  bool nchw;            // of layouts, if the row has both in place
+  double whole, ended;  // where channels fill lines of 64, and where some end within one
+};
+inline constexpr OneByOne kOneByOne[] = {
+    {Op::fprop, Variant::im2col, 144, 192, false, 1.05, 1.05},
+    {Op::fprop, Variant::im2col, 192, 128, false, 1.05, 1.05},
+    {Op::fprop, Variant::im2col, 64, 64, false, 1.05, 1.05},
+    {Op::fprop, Variant::pointwise, 128, 64, true, 1.05, 1.05},
+    {Op::fprop, Variant::lean, 64, 64, true, 1.1, 1.1},
+    {Op::fprop, Variant::lean, 64, 128, true, 1.1, 1.1},
+    {Op::fprop, Variant::lean, 128, 128, false, 0.95, 0.9},
+    {Op::fprop, Variant::lean, 128, 192, false, 0.9, 0.95},
+    {Op::fprop, Variant::lean, 192, 192, false, 0.95, 0.9},
+    {Op::fprop, Variant::lean, 192, 64, false, 0.85, 0.9},
+    {Op::fprop, Variant::nhwc, 64, 32, false, 0.9, 0.9},
+    {Op::fprop, Variant::any, 64, 64, false, 1.05, 1.05},
+    {Op::dgrad, Variant::im2col, 128, 192, false, 1.1, 1.1},
+    {Op::dgrad, Variant::im2col, 128, 256, false, 1.15, 1.15},
+    {Op::dgrad, Variant::pointwise, 128, 64, true, 1.05, 1.05},
+    {Op::dgrad, Variant::lean, 128, 128, false, 1.15, 0.9},
+    {Op::dgrad, Variant::lean, 128, 192, false, 1.05, 0.95},
+    {Op::dgrad, Variant::lean, 192, 192, false, 1.1, 0.95},
+    {Op::dgrad, Variant::lean, 192, 64, false, 1, 0.85},
+    {Op::dgrad, Variant::nhwc, 64, 32, false, 1.1, 1.1},
+    {Op::wgrad, Variant::im2col, 128, 128, false, 0.95, 0.95},
+    {Op::wgrad, Variant::im2col, 256, 128, false, 0.9, 0.9},
+    {Op::wgrad, Variant::im2col, 256, 160, false, 0.95, 0.95},
+    {Op::wgrad, Variant::im2col, 256, 64, false, 0.95, 0.95},
+    {Op::wgrad, Variant::im2col, 64, 64, false, 0.95, 0.95},
+    {Op::wgrad, Variant::nchw, 128, 64, true, 0.95, 0.95},
+    {Op::wgrad, Variant::nchw, 256, 64, true, 0.95, 0.95},
+    {Op::wgrad, Variant::lean, 64, 64, true, 0.95, 0.95},
+    {Op::wgrad, Variant::nhwc, 64, 64, false, 0.8, 0.8},
+    {Op::wgrad, Variant::lean, 128, 192, false, 1, 0.85},
+    {Op::wgrad, Variant::lean, 64, 128, false, 1.05, 1.1},
+    {Op::wgrad, Variant::lean, 64, 64, false, 1, 1.1},
+};
+
+constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
+  if (p.dtype == DType::f32 || p.dtype == DType::f64 || p.R != 1 || p.S != 1 || p.groups != 1 || p.stride_h != 1 ||
+      p.stride_w != 1 || p.P() != p.H || p.Q() != p.W || (row.family != Family::tma && row.family != Family::pixels))
+    return 1;
+  bool const nchw = p.C > 1 && p.x.c != 1, whole = p.C % 64 == 0 && p.K % 64 == 0;
+  for (OneByOne const& f : kOneByOne)
+    if (f.op == row.op && f.variant == row.variant && f.tile_m == row.tile_m && f.tile_n == row.tile_n &&
+        (f.variant == Variant::im2col || f.nchw == nchw))
+      return whole ? f.whole : f.ended;
+  return 1;
+}
+
+}  // namespace conv2d_ext
