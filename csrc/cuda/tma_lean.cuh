@@ -377,11 +377,6 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   }
 }
 
-// wgrad in TF32: tma_lean_tf32.cuh.
-template <int TM, int TN>
-__device__ void lean_multiply_sums(LeanParams const& p, uint32_t ring, LeanTables& tables, int count, int rank,
-                                   int n_tile, int tap);
-
 // What a block does beside its products. `prepare` is for the warps that multiply, before the block meets.
 template <class S, int units, class CopiesA, class CopiesB, class Prepare, class Multiply>
 __device__ __forceinline__ void lean_block(LeanParams const& p, uint32_t ring, LeanTables& tables, int n_tile, int tap,
@@ -450,10 +445,7 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2
   lean_block<S, TN / 8, A, B>(
       p, ring, tables, n_tile, tap, [] {},
       [&](int count, int rank) {
-        if constexpr (sizeof(T) == 4 && a_rows)
-          lean_multiply_sums<TM, TN>(p, ring, tables, count, rank, n_tile, tap);
-        else
-          lean_multiply<T, TM, TN, line, a_rows, b_rows, planes>(p, ring, tables, count, rank, n_tile, tap);
+        lean_multiply<T, TM, TN, line, a_rows, b_rows, planes>(p, ring, tables, count, rank, n_tile, tap);
       });
 }
 
@@ -500,7 +492,7 @@ cudaError_t launch_lean_lines(Problem const& p, Plan const& plan, Arguments cons
   q.taps_w = Divisor(w.taps), q.taps = Divisor(taps);
   q.M = int32_t(wgrad ? p.K : pixels), q.N = int32_t(forward ? p.K : p.C);
   q.tiles_n = Divisor(ceil_div(q.N, TN));
-  q.steps = int32_t(wgrad ? ceil_div(pixels, chunk_size) : ceil_div(C, chunk_size) * taps);
+  q.steps = int32_t(wgrad ? ceil_div(pixels, 64) : ceil_div(C, chunk_size) * taps);
   q.splits = int32_t(splits), q.share = int32_t(ceil_div(q.steps, splits)), q.per = int32_t(ceil_div(TN / 8, splits));
   q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
   q.stride_h = int32_t(h.stride), q.stride_w = int32_t(w.stride);
@@ -512,10 +504,9 @@ cudaError_t launch_lean_lines(Problem const& p, Plan const& plan, Arguments cons
   Tensor4 const walks{args.a, p.dtype, {C, in_W, in_H, p.N}, {1, in.w, in.h, in.n}, sizeof(T) == 4};
   cudaError_t error;
   if constexpr (wgrad) {
-    Tensor4 const y{args.b, p.dtype, {p.K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}, sizeof(T) == 4};
-    error = encode_im2col(q.a, y, Walk{p.P(), 1}, Walk{p.Q(), 1}, chunk_size, chunk_size);
-    if (error != cudaSuccess) return error;
-    error = encode_im2col(q.b, walks, h, w, chunk_size, chunk_size);
+    Tensor4 const y{args.b, p.dtype, {p.K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}};
+    if ((error = encode_im2col(q.a, y, Walk{p.P(), 1}, Walk{p.Q(), 1}, 64, 64)) != cudaSuccess) return error;
+    error = encode_im2col(q.b, walks, h, w, 64, 64);
   } else {
     if ((error = encode_im2col(q.a, walks, h, w, chunk_size, TM)) != cudaSuccess) return error;
     error = encode_filters(q.b, args.b, p, b_rows ? S::columns : chunk_size, b_rows ? chunk_size : int(min64(TN, q.N)),
@@ -555,7 +546,7 @@ cudaError_t launch_lean_planes(Problem const& p, Plan const& plan, Arguments con
 
 template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  if constexpr ((dtype != DType::f32 || op == Op::wgrad) && TM == 64 && TN >= 64)
+  if constexpr (dtype != DType::f32 && TM == 64 && TN >= 64)
     if (lean_takes_planes(row_of(plan), p)) return launch_lean_planes<op, dtype, TM, TN>(p, plan, args, stream);
   if constexpr (op == Op::dgrad && TM == 64 && TN == 64)
     if (p.C <= 32) return launch_lean<op, dtype, TM, 32>(p, plan, args, stream);
