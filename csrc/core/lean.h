@@ -103,10 +103,34 @@ constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
   return {ns, 1};
 }
 
+// wgrad in TF32, as measured: what a block waits for, alone on its SM or with others. Of planes whose rows share lines
+// of memory it is more. Lowered by what the other rows' estimates leave out of such layers.
+constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
+  bool const planes = lean_takes_planes(row, p), wide = row.tile_n > 64, shared = p.H * p.W % 32 != 0 && p.N > 1;
+  int64_t const tiles = lean_wgrad_tiles(row, p), steps = lean_wgrad_steps(row, p);
+  double const step_ns = !planes ? (wide ? 395 : 282) : (wide ? 270 : 150) * (shared ? 1.6 : 1);
+  double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
+                        double(p.K) * double(p.C) * double(p.R * p.S)) *
+                       4;
+  Estimate best;
+  for (int split : {1, 2, 3, 4, 8}) {
+    if (split > 1 && (steps < 2 * split || tiles > lean_clusters(split))) continue;
+    if (!lean_chain_fits(row, p, steps, split)) continue;
+    double const each = double(ceil_div(tiles * split, 132)),
+                 work = double(ceil_div(steps, split)) * step_ns * (each > 1 ? each * 0.72 : 1);
+    double ns =
+        (planes ? 4800 : 5300) + (wide ? 300 : 0) + (work > bytes / 3500 ? work : bytes / 3500) + (split > 1 ? 900 : 0);
+    if (ns > 40000) ns *= 1.1;
+    if (best.ns == 0 || ns < best.ns) best = {ns, split};
+  }
+  return best;
+}
+
 // A step takes the longest of three: what a block alone on its SM waits for, the lines that L2 delivers to all SMs, and
 // the multiplications. Constants fitted to the times of 798 choices of tile and split (docs/tuning.md).
 constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   if (lean_large(row)) return lean_large_estimate(row, p);
+  if (row.op == Op::wgrad && p.dtype == DType::f32) return lean_sums_estimate(row, p);
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad, tf32 = p.dtype == DType::f32;
   bool const planes = lean_takes_planes(row, p);
   // dgrad's tiles of 64x64 are half as wide for up to 32 channels.
@@ -139,7 +163,6 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   Estimate best;
   for (int split : {1, 2, 3, 4, 8}) {
     if (split > 1 && (split > row.tile_n / 8 || steps < 2 * split || tiles > lean_clusters(split))) continue;
-    if (!lean_chain_fits(row, p, steps, split)) continue;
     double const share = double(ceil_div(steps, split)), blocks = double(tiles) * split / 132,
                  each = double(ceil_div(tiles * split, 132));
     double const full = (each * 0.79 + blocks * 0.21) * share * busy_ns * (halves && each > 4 ? dgrad ? 1.9 : 1.45 : 1);

@@ -12,7 +12,6 @@
 //   wgrad   out[k, tap, c] = sum over pixels of y[pixel, k] * x[moved pixel, c]
 #pragma once
 
-#include <cstdlib>
 #include "tma_lean.cuh"
 #include "tma_tf32.cuh"
 
@@ -132,23 +131,15 @@ __global__ void __launch_bounds__(TurnedShape<R, N>::threads, R == 64 ? 2 : 1)
   });
 }
 
-// wgrad: two groups of warps multiply half of a step's pixels each, a warp 32 rows by half of the columns. Of each 8
-// pixels an instruction takes 0 2 4 6 1 3 5 7, and row i + 8 of its rows is the neighbour of row i, so that the loads
-// meet each bank once and leave the registers in order.
-template <int TM, int TN, int groups>
-struct SumsShape : LeanShape<TM, TN, kLineBytes, kTf32Line> {
-  static constexpr int group = TM / 64 * kWarpgroup, multiplying = groups * group, threads = multiplying + 2 * 32;
-  static constexpr int units = TN / 8 / groups;  // of four sums, that a thread stores
-};
-
-template <int TM, int TN, int groups>
+// wgrad: of each warp's 32 rows by half of the columns. Of each 8 pixels an instruction takes 0 2 4 6 1 3 5 7, and row
+// i + 8 of its rows is the neighbour of row i, so that the loads meet each bank once and leave the registers in order.
+template <int TM, int TN>
 __device__ void sums_multiply(LeanParams const& p, uint32_t ring, LeanTables& tables, int count, int rank, int n_tile,
                               int tap) {
-  using S = SumsShape<TM, TN, groups>;
+  using S = LeanShapeOf<float, TM, TN, kLineBytes>;
   constexpr int runs = TN / 64, blocks = TN / 16;  // of 32 columns, of 8
-  int const group = warp_uniform(int(threadIdx.x) / S::group), thread = int(threadIdx.x) % S::group;
-  int const warp = warp_uniform(thread / 32), lane = thread % 32, g = lane / 4, quad = lane % 4;
-  uint32_t const pixels = quad * 2 * kLineBytes + group * (4 / groups * kCoreBytes);
+  int const warp = warp_uniform(int(threadIdx.x) / 32), lane = int(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
+  uint32_t const pixels = quad * 2 * kLineBytes;
   uint32_t const rows = ring + warp / 2 * S::run_bytes,
                  columns = ring + S::steps * S::a_bytes + warp % 2 * runs * S::run_bytes;
   uint32_t of_rows[2], of_columns[4];  // those of pixel 2 * quad; of the one behind it another of the two chunks
@@ -159,7 +150,7 @@ __device__ void sums_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   float acc[2][blocks][4] = {};
   Stage stage;
   int before = -1;
-  uint32_t word = 0;  // that was loaded last
+  uint32_t word = 0;                                                    // that was loaded last
   uint32_t const none = uint32_t(reinterpret_cast<uintptr_t>(p.bias));  // 0, which the compiler does not know
 #pragma unroll 1
   for (int step = 0; step < count; step += S::steps, stage.advance(p.stages)) {
@@ -175,7 +166,7 @@ __device__ void sums_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
     for (int t = 0; t < S::steps; ++t) {
       if (step + t >= count) break;
 #pragma unroll
-      for (int k = 0; k < 4 / groups; ++k) {  // of 8 pixels
+      for (int k = 0; k < 4; ++k) {  // of 8 pixels
         uint32_t const a = rows + at + t * S::a_bytes + k * kCoreBytes;
         uint2 l[2], h[2];
 #pragma unroll
@@ -195,26 +186,6 @@ __device__ void sums_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
     }
     before = stage.index;
   }
-  if constexpr (groups == 2) {  // each keeps 16 of the 32 rows, and adds the other's sums of these
-    uint32_t const mine = ring + thread * 16, unit = S::group * 16, all = blocks * unit;
-    ptx::bar_sync(1, S::multiplying);  // all have read the ring
-#pragma unroll
-    for (int j = 0; j < blocks; ++j) {
-      float const* const v = acc[0][j];
-      float const* const w = acc[1][j];
-      ptx::st_shared_v4(mine + group * all + j * unit,
-                        make_uint4(__float_as_uint(group == 0 ? w[0] : v[0]), __float_as_uint(group == 0 ? w[1] : v[1]),
-                                   __float_as_uint(group == 0 ? w[2] : v[2]), __float_as_uint(group == 0 ? w[3] : v[3])));
-    }
-    ptx::bar_sync(1, S::multiplying);
-#pragma unroll
-    for (int j = 0; j < blocks; ++j) {
-      uint4 const v = ptx::ld_shared_v4(mine + (1 - group) * all + j * unit);
-      uint32_t const of[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) acc[0][j][i] = (group == 0 ? acc[0][j][i] : acc[1][j][i]) + __uint_as_float(of[i]);
-    }
-  }
   int tap_w = tap;
   int const tap_h = p.taps_w.divide(tap_w), column0 = n_tile * TN + warp % 2 * (TN / 2) + quad * 2;
   int64_t out[2][2];
@@ -222,7 +193,7 @@ __device__ void sums_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   for (int i = 0; i < 2; ++i)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      int const row = int(blockIdx.y) * TM + warp / 2 * 32 + (groups == 2 ? group : i) * 16 + g * 2 + half;
+      int const row = int(blockIdx.y) * TM + warp / 2 * 32 + i * 16 + g * 2 + half;
       out[i][half] = row < p.M ? row * p.out_n + tap_h * p.out_h + tap_w * p.out_w : -1;
     }
   auto store = [&](float const* sum, int j) {
@@ -230,17 +201,17 @@ __device__ void sums_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
     lean_store_block<float>(p, sum, to, column0 + j % blocks * 8);
   };
   if (p.splits > 1) {
-    lean_add_parts<S::units, S::multiplying>(p, ring + p.stages * S::stage_bytes, tables, rank, acc[0][0], store);
+    lean_add_parts<2 * blocks, S::multiplying>(p, ring + p.stages * S::stage_bytes, tables, rank, acc[0][0], store);
     return;
   }
 #pragma unroll
-  for (int j = 0; j < S::units; ++j) store(acc[j / blocks][j % blocks], j);
+  for (int j = 0; j < 2 * blocks; ++j) store(acc[j / blocks][j % blocks], j);
 }
 
-template <int TM, int TN, int groups>
-__global__ void __launch_bounds__(SumsShape<TM, TN, groups>::threads, TN == 64 ? 2 : 1)
+template <int TM, int TN>
+__global__ void __launch_bounds__(LeanShape<TM, TN, kLineBytes>::threads, 2)
     lean_sums_kernel(__grid_constant__ LeanParams const p) {
-  using S = SumsShape<TM, TN, groups>;
+  using S = LeanShapeOf<float, TM, TN, kLineBytes>;
   extern __shared__ uint8_t dynamic[];
   __shared__ LeanTables tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
@@ -248,9 +219,9 @@ __global__ void __launch_bounds__(SumsShape<TM, TN, groups>::threads, TN == 64 ?
   int const tap = p.tiles_n.divide(n_tile);
   using Y = LeanCopies<float, TM, TN, kLineBytes, true, true, true>;
   using X = LeanCopies<float, TM, TN, kLineBytes, true, true, false>;
-  lean_block<S, S::units, Y, X>(
+  lean_block<S, TN / 8, Y, X>(
       p, ring, tables, n_tile, tap, [] {},
-      [&](int count, int rank) { sums_multiply<TM, TN, groups>(p, ring, tables, count, rank, n_tile, tap); });
+      [&](int count, int rank) { sums_multiply<TM, TN>(p, ring, tables, count, rank, n_tile, tap); });
 }
 
 // TM pixels by TN channels.
@@ -298,16 +269,16 @@ cudaError_t launch_lean_turned_planes(Problem const& p, Plan const& plan, Argume
 }
 
 // TM filters by TN channels of a tap.
-template <int TM, int TN, int groups>
+template <int TM, int TN>
 cudaError_t launch_lean_sums(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  using S = SumsShape<TM, TN, groups>;
+  using S = LeanShapeOf<float, TM, TN, kLineBytes>;
   Walk const h = walk_h(Op::fprop, p, 0), w = walk_w(Op::fprop, p, 0);
   LeanParams q{};
   q.columns = Divisor(w.pixels), q.rows = Divisor(h.pixels);
   q.taps_w = Divisor(w.taps), q.taps = Divisor(1), q.tiles_n = Divisor(ceil_div(p.C, TN));
   q.M = int32_t(p.K), q.N = int32_t(p.C), q.steps = int32_t(lean_wgrad_steps(row_of(plan), p));
   q.splits = plan.split_k, q.share = int32_t(ceil_div(q.steps, q.splits));
-  q.per = int32_t(ceil_div(S::units, q.splits));
+  q.per = int32_t(ceil_div(TN / 8, q.splits));
   q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
   q.stride_h = int32_t(h.stride), q.stride_w = int32_t(w.stride);
   q.tap_h = int32_t(h.tap_stride), q.tap_w = int32_t(w.tap_stride);
@@ -318,7 +289,7 @@ cudaError_t launch_lean_sums(Problem const& p, Plan const& plan, Arguments const
   if (error != cudaSuccess) return error;
   error = encode_im2col(q.b, x, h, w, kTf32Line, kTf32Line);
   if (error != cudaSuccess) return error;
-  return start_lean<S>(lean_sums_kernel<TM, TN, groups>, q, q.tiles_n.value * h.taps * w.taps, ceil_div(p.K, TM), stream);
+  return start_lean<S>(lean_sums_kernel<TM, TN>, q, q.tiles_n.value * h.taps * w.taps, ceil_div(p.K, TM), stream);
 }
 
 template <Op op, DType dtype, int TM, int TN>
@@ -329,8 +300,7 @@ cudaError_t launch_lean_tf32(Problem const& p, Plan const& plan, Arguments const
     bool const planes = TM == 64 && TN >= 64 && lean_takes_planes(row_of(plan), p);
     if constexpr (op == Op::wgrad) {
       if (planes) return launch_lean_planes<op, dtype, TM, TN>(p, plan, args, stream);
-      if (getenv("LEAN_ONE")) return launch_lean_sums<TM, TN, 1>(p, plan, args, stream);
-      return launch_lean_sums<TM, TN, 2>(p, plan, args, stream);
+      return launch_lean_sums<TM, TN>(p, plan, args, stream);
     } else {
       if constexpr (TM == 64 && TN >= 64)
         if (planes) return launch_lean_turned_planes<TM, TN>(p, plan, args, stream);
