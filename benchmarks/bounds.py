@@ -104,6 +104,7 @@ ENTRIES = (
     Entry("tma_resident", "tma::resident_kernel", "fprop", "L07", "fp16", "nhwc", "64x128"),
     Entry("tma_lean", "tma::lean_kernel", "fprop", dense(2, 1920, 16, 1280, 1), "fp16", "nhwc", "lean"),
     Entry("tma_lean_tf32", "tma::lean_turned_kernel", "dgrad", dense(1, 1024, 14, 256, 1), "tf32", "nhwc", "lean"),
+    Entry("tma_lean_tf32", "tma::lean_sums_kernel", "wgrad", dense(8, 1024, 14, 256, 1), "tf32", "nhwc", "lean"),
     Entry("tma", "tma::tma_kernel", "fprop", "L07", "fp16", "nchw", "pointwise"),
     Entry("tma", "tma::tma_kernel", "fprop", "L09", "fp16", "nchw", "im2col"),
     Entry("tma", "tma::tma_kernel", "fprop", "L09", "tf32", "nhwc", "im2col"),

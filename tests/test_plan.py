@@ -679,7 +679,7 @@ def test_small_1x1_layers_take_one_launch_whatever_their_channels() -> None:
     small, large = Case("small", 6, 256, 7, 7, 128, 1, 1), Case("large", 32, 256, 56, 56, 256, 1, 1)
     for op, layout in itertools.product(OPS, ("nchw", "nhwc")):
         layers = [(squeeze, torch.float32)]
-        if op == "wgrad" or (op, layout) == ("dgrad", "nchw"):
+        if (op, layout) == ("dgrad", "nchw"):
             layers.append((deep, torch.float32))
         else:  # tma_lean_tf32.cuh
             row, _, workspace, *_ = ask(op, deep, torch.float32, layout, allow_tf32=True)
@@ -693,6 +693,15 @@ def test_small_1x1_layers_take_one_launch_whatever_their_channels() -> None:
             assert not ROWS[ask(op, large, dtype, layout, allow_tf32=True)[0]].endswith("_any"), (op, layout)
     strict = ask("fprop", squeeze, torch.float32, "nhwc")[0]
     assert not ROWS[strict].startswith("pixels_")
+
+
+def test_small_weight_gradients_in_tf32_take_one_launch_and_no_long_sums() -> None:
+    deep, taps = Case("deep", 1, 1024, 14, 14, 256, 1, 1), Case("taps", 8, 96, 8, 8, 96, 3, 3, padding=(1, 1))
+    for case, layout in ((deep, "nhwc"), (deep, "nchw"), (taps, "nhwc")):
+        row, _, workspace, *_ = ask("wgrad", case, torch.float32, layout, allow_tf32=True)
+        assert ROWS[row].endswith("_lean") and workspace == 0, (case, layout)
+    long = Case("long", 64, 64, 56, 56, 64, 1, 1)  # of more pixels than eight blocks of a cluster add up
+    assert not ROWS[ask("wgrad", long, torch.float32, "nhwc", allow_tf32=True)[0]].endswith("_lean")
 
 
 def test_pointwise_layers_between_few_channels_in_float32_stay_in_place() -> None:

@@ -27,9 +27,9 @@ constexpr int64_t lean_clusters(int splits) {
 constexpr bool lean_large(DType t, int tile_m, int tile_n) { return t != DType::f32 && tile_m * tile_n > 64 * 128; }
 constexpr bool lean_large(Row const& row) { return lean_large(row.dtype, row.tile_m, row.tile_n); }
 
-// Does a row of 64 by 64 or 128 run 1x1 filters over NCHW, in place? In TF32 fprop alone (tma_lean_tf32.cuh).
+// Does a row of 64 by 64 or 128 run 1x1 filters over NCHW, in place? In TF32 not dgrad (tma_lean_tf32.cuh).
 constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
-  if ((p.dtype == DType::f32 && row.op != Op::fprop) || row.tile_m != 64 || row.tile_n < 64) return false;
+  if ((p.dtype == DType::f32 && row.op == Op::dgrad) || row.tile_m != 64 || row.tile_n < 64) return false;
   int const v = 16 / size_of(p.dtype);
   if (channel_vectors(p.x, p.x_align, p.C, v, p.dtype) && channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
     return false;
@@ -38,8 +38,29 @@ constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
   return double(p.N) * double(p.H) * double(p.W) < 1e7 && max64(p.C, p.K) < 65536;
 }
 
+// Tiles of wgrad, and steps of a tile.
+constexpr int64_t lean_wgrad_tiles(Row const& row, Problem const& p) {
+  return ceil_div(p.K, row.tile_m) * ceil_div(p.C, row.tile_n) * p.R * p.S;
+}
+constexpr int64_t lean_wgrad_steps(Row const& row, Problem const& p) {
+  int64_t const run = 128 / size_of(p.dtype), pixels = p.P() * p.Q();
+  return lean_takes_planes(row, p) ? p.N * ceil_div(pixels, run) : ceil_div(p.N * pixels, run);
+}
+
+// wgrad in TF32 adds up no longer chains than tma_wgrad_tf32.cuh (kTf32Pixels in tma_tf32.h).
+constexpr bool lean_chain_fits(Row const& row, Problem const& p, int64_t steps, int split) {
+  return row.op != Op::wgrad || p.dtype != DType::f32 || ceil_div(steps, split) * 32 <= 6144;
+}
+
 constexpr bool lean_supports(Row const& row, Problem const& p) {
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
+  if (row.op == Op::wgrad && p.dtype == DType::f32) {
+    bool fits = false;
+    int64_t const tiles = lean_wgrad_tiles(row, p), steps = lean_wgrad_steps(row, p);
+    for (int split : {1, 2, 3, 4, 8})
+      fits |= lean_chain_fits(row, p, steps, split) && (split == 1 || tiles <= lean_clusters(split));
+    if (!fits) return false;
+  }
   if (lean_takes_planes(row, p)) return true;
   int const v = 16 / size_of(p.dtype);
   if (p.groups != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0)
@@ -82,10 +103,34 @@ constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
   return {ns, 1};
 }
 
+// wgrad in TF32, as measured: what a block waits for, alone on its SM or with others. Of planes whose rows share lines
+// of memory it is more. Lowered by what the other rows' estimates leave out of such layers.
+constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
+  bool const planes = lean_takes_planes(row, p), wide = row.tile_n > 64, shared = p.H * p.W % 32 != 0 && p.N > 1;
+  int64_t const tiles = lean_wgrad_tiles(row, p), steps = lean_wgrad_steps(row, p);
+  double const step_ns = !planes ? (wide ? 395 : 282) : (wide ? 270 : 150) * (shared ? 1.6 : 1);
+  double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
+                        double(p.K) * double(p.C) * double(p.R * p.S)) *
+                       4;
+  Estimate best;
+  for (int split : {1, 2, 3, 4, 8}) {
+    if (split > 1 && (steps < 2 * split || tiles > lean_clusters(split))) continue;
+    if (!lean_chain_fits(row, p, steps, split)) continue;
+    double const each = double(ceil_div(tiles * split, 132)),
+                 work = double(ceil_div(steps, split)) * step_ns * (each > 1 ? each * 0.72 : 1);
+    double ns =
+        (planes ? 4800 : 5300) + (wide ? 300 : 0) + (work > bytes / 3500 ? work : bytes / 3500) + (split > 1 ? 900 : 0);
+    if (ns > 40000) ns *= 1.1;
+    if (best.ns == 0 || ns < best.ns) best = {ns, split};
+  }
+  return best;
+}
+
 // A step takes the longest of three: what a block alone on its SM waits for, the lines that L2 delivers to all SMs, and
 // the multiplications. Constants fitted to the times of 798 choices of tile and split (docs/tuning.md).
 constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   if (lean_large(row)) return lean_large_estimate(row, p);
+  if (row.op == Op::wgrad && p.dtype == DType::f32) return lean_sums_estimate(row, p);
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad, tf32 = p.dtype == DType::f32;
   bool const planes = lean_takes_planes(row, p);
   // dgrad's tiles of 64x64 are half as wide for up to 32 channels.
@@ -95,7 +140,7 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   int64_t const pixels = p.N * (dgrad ? p.H * p.W : p.P() * p.Q());
   int64_t const M = wgrad ? p.K : pixels, N = row.op == Op::fprop ? p.K : p.C;
   int64_t const image = p.H * p.W;
-  int64_t const steps = wgrad ? (planes ? p.N * ceil_div(image, 64) : ceil_div(pixels, 64)) : ceil_div(C, line) * taps;
+  int64_t const steps = wgrad ? lean_wgrad_steps(row, p) : ceil_div(C, line) * taps;
   int64_t const tiles = planes && !wgrad ? ceil_div(N, row.tile_m) * ceil_div(image, row.tile_n) * p.N
                                          : ceil_div(M, row.tile_m) * ceil_div(N, row.tile_n) * (wgrad ? taps : 1);
   double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +

@@ -53,7 +53,7 @@ struct LeanShape {
   static constexpr int stage_bytes = steps * (a_bytes + b_bytes);
 };
 
-template <class T, int TM, int TN, int line, int across = 64>
+template <class T, int TM, int TN, int line, int across = kLineBytes / int(sizeof(T))>
 using LeanShapeOf = LeanShape<TM, TN, line, across, sizeof(T) == 2 && lean_large(DType::f16, TM, TN)>;
 
 struct LeanTables {
@@ -65,7 +65,7 @@ template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool of_a
 struct LeanCopies {
   static constexpr int chunk_size = line / int(sizeof(T)), across = kLineBytes / int(sizeof(T));
   using S = LeanShapeOf<T, TM, TN, line, across>;
-  int32_t left, chunk, tap_h, tap_w;  // wgrad: chunk counts 64 pixels
+  int32_t left, chunk, tap_h, tap_w;  // wgrad: chunk counts steps of pixels
   int32_t n, h, w, first, bytes;
   uint32_t to;
   Stage stage;
@@ -76,8 +76,8 @@ struct LeanCopies {
     first = of_a ? int(blockIdx.y) * TM : n_tile * TN;
     if constexpr (a_rows) {
       tap_w = tap, tap_h = p.taps_w.divide(tap_w);
-      bytes = of_a ? min(TM / 64, (p.M - first + 63) / 64) * S::run_bytes
-                   : min((TN + 63) / 64, (p.N - first + 63) / 64) * S::b_run_bytes;
+      bytes = of_a ? min(TM / across, (p.M - first + across - 1) / across) * S::run_bytes
+                   : min((TN + across - 1) / across, (p.N - first + across - 1) / across) * S::b_run_bytes;
     } else {
       if (p.taps > 1 && begin > 0) {
         tap_w = begin, chunk = p.taps.divide(tap_w);
@@ -97,13 +97,13 @@ struct LeanCopies {
 
   __device__ void copy(LeanParams const& p, uint32_t at, uint32_t full) {
     if constexpr (a_rows) {
-      int j = chunk * 64;
+      int j = chunk * chunk_size;
       int i = p.columns.divide(j);
       int const image = p.rows.divide(i);
       if constexpr (!of_a) i = p.h0 + i * p.stride_h, j = p.w0 + j * p.stride_w;
 #pragma unroll 1
       for (int run = 0; run * S::run_bytes < bytes; ++run)
-        ptx::cp_async_bulk_tensor_im2col(at + run * S::run_bytes, of_a ? &p.a : &p.b, full, first + run * 64, j, i,
+        ptx::cp_async_bulk_tensor_im2col(at + run * S::run_bytes, of_a ? &p.a : &p.b, full, first + run * across, j, i,
                                          image, of_a ? 0 : tap_w * p.tap_w, of_a ? 0 : tap_h * p.tap_h);
       ++chunk;
       return;
@@ -377,24 +377,14 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   }
 }
 
-template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool planes = false>
-__global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2 : 1)
-    lean_kernel(__grid_constant__ LeanParams const p) {
-  using S = LeanShapeOf<T, TM, TN, line>;
-  extern __shared__ uint8_t dynamic[];
-  __shared__ LeanTables tables;
-  uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
-  int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp - S::multiplying / 32;
-  int n_tile = int(blockIdx.x), tap = 0;
-  if constexpr (a_rows || planes) tap = p.tiles_n.divide(n_tile);  // planes: the image
-  int const rank = int(blockIdx.z);
+// What a block does beside its products. `prepare` is for the warps that multiply, before the block meets.
+template <class S, int units, class CopiesA, class CopiesB, class Prepare, class Multiply>
+__device__ __forceinline__ void lean_block(LeanParams const& p, uint32_t ring, LeanTables& tables, int n_tile, int tap,
+                                           Prepare prepare, Multiply multiply) {
+  int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp - S::multiplying / 32, rank = int(blockIdx.z);
   int const begin = rank * p.share, count = max(min(p.share, p.steps - begin), 0);
-  std::conditional_t<planes, PlaneCopies<T, TM, TN, a_rows, b_rows, true>,
-                     LeanCopies<T, TM, TN, line, a_rows, b_rows, true>>
-      copies_a;
-  std::conditional_t<planes, PlaneCopies<T, TM, TN, a_rows, b_rows, false>,
-                     LeanCopies<T, TM, TN, line, a_rows, b_rows, false>>
-      copies_b;
+  CopiesA copies_a;
+  CopiesB copies_b;
   if (copier == 0) {
     if (ptx::elect()) {
       ptx::griddepcontrol_wait();
@@ -407,21 +397,24 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2
       copies_b.begin(p, ring, begin, count, n_tile, tap);
       first_trip<false>(copies_b, p, tables);
     }
-  } else if (warp == 0 && ptx::elect()) {
-    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&tables.empty[i], S::multiplying / 32);
-    ptx::mbarrier_init(&tables.parts, 1);
-    ptx::fence_mbarrier_init();
-    if (p.splits > 1) {
-      int const mine = max(min(p.per, TN / 8 - rank * p.per), 0);
-      ptx::mbarrier_arrive_expect_tx(&tables.parts, p.splits * mine * S::multiplying * 16);
+  } else {
+    if (warp == 0 && ptx::elect()) {
+      for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&tables.empty[i], S::multiplying / 32);
+      ptx::mbarrier_init(&tables.parts, 1);
+      ptx::fence_mbarrier_init();
+      if (p.splits > 1) {
+        int const mine = max(min(p.per, units - rank * p.per), 0);
+        ptx::mbarrier_arrive_expect_tx(&tables.parts, p.splits * mine * S::multiplying * 16);
+      }
     }
+    prepare();
   }
   __syncwarp();
   __syncthreads();
   if (p.splits > 1) ptx::barrier_cluster_arrive();
   if (copier < 0) {
     ptx::griddepcontrol_wait();
-    lean_multiply<T, TM, TN, line, a_rows, b_rows, planes>(p, ring, tables, count, rank, n_tile, tap);
+    multiply(count, rank);
   } else {
     if (ptx::elect()) {
       if (copier == 0) {
@@ -434,6 +427,26 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2
     __syncwarp();
     if (p.splits > 1) ptx::barrier_cluster_wait();
   }
+}
+
+template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool planes = false>
+__global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2 : 1)
+    lean_kernel(__grid_constant__ LeanParams const p) {
+  using S = LeanShapeOf<T, TM, TN, line>;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ LeanTables tables;
+  uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
+  int n_tile = int(blockIdx.x), tap = 0;
+  if constexpr (a_rows || planes) tap = p.tiles_n.divide(n_tile);  // planes: the image
+  using A = std::conditional_t<planes, PlaneCopies<T, TM, TN, a_rows, b_rows, true>,
+                               LeanCopies<T, TM, TN, line, a_rows, b_rows, true>>;
+  using B = std::conditional_t<planes, PlaneCopies<T, TM, TN, a_rows, b_rows, false>,
+                               LeanCopies<T, TM, TN, line, a_rows, b_rows, false>>;
+  lean_block<S, TN / 8, A, B>(
+      p, ring, tables, n_tile, tap, [] {},
+      [&](int count, int rank) {
+        lean_multiply<T, TM, TN, line, a_rows, b_rows, planes>(p, ring, tables, count, rank, n_tile, tap);
+      });
 }
 
 template <class S>
@@ -508,7 +521,8 @@ template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch_lean_planes(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool forward = op == Op::fprop, wgrad = op == Op::wgrad;
-  int64_t const pixels = p.H * p.W, depth = forward ? p.C : wgrad ? pixels : p.K, chunks = ceil_div(depth, 64);
+  constexpr int run = kLineBytes / int(sizeof(T));
+  int64_t const pixels = p.H * p.W, depth = forward ? p.C : wgrad ? pixels : p.K, chunks = ceil_div(depth, run);
   LeanParams q{};
   q.M = int32_t(op == Op::dgrad ? p.C : p.K), q.N = int32_t(wgrad ? p.C : pixels);
   q.columns = q.rows = q.taps_w = Divisor(1), q.taps = Divisor(chunks), q.tiles_n = Divisor(ceil_div(q.N, TN));
@@ -517,13 +531,13 @@ cudaError_t launch_lean_planes(Problem const& p, Plan const& plan, Arguments con
   q.out_h = forward ? p.y.c : wgrad ? p.w.n : p.x.c, q.out_n = forward ? p.y.n : wgrad ? 0 : p.x.n;
   q.bias = args.bias, q.bias_stride = args.bias_stride, q.out = args.out;
   auto image = [&](void const* at, int64_t channels, Strides const& s) {
-    return Tensor4{at, dtype, {pixels, channels, p.N, 1}, {1, s.c, s.n, 0}};
+    return Tensor4{at, dtype, {pixels, channels, p.N, 1}, {1, s.c, s.n, 0}, sizeof(T) == 4};
   };
   Tensor4 const w{args.b, dtype, {p.C, p.K, 1, 1}, {1, p.w.n, 0, 0}};
-  cudaError_t error = wgrad ? encode_tiled(q.a, image(args.b, p.K, p.y), 64, TM, 1, 1)
-                            : encode_tiled(q.a, w, 64, forward ? TM : 64, 1, 1);
+  cudaError_t error = wgrad ? encode_tiled(q.a, image(args.b, p.K, p.y), run, TM, 1, 1)
+                            : encode_tiled(q.a, w, run, forward ? TM : run, 1, 1);
   if (error != cudaSuccess) return error;
-  error = encode_tiled(q.b, forward || wgrad ? image(args.a, p.C, p.x) : image(args.a, p.K, p.y), 64, wgrad ? TN : 64,
+  error = encode_tiled(q.b, forward || wgrad ? image(args.a, p.C, p.x) : image(args.a, p.K, p.y), run, wgrad ? TN : run,
                        1, 1);
   if (error != cudaSuccess) return error;
   return start_lean<LeanShape<TM, TN, kLineBytes>>(lean_kernel<T, TM, TN, kLineBytes, op == Op::dgrad, !wgrad, true>, q,

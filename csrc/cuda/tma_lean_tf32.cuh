@@ -7,6 +7,9 @@
 //   dgrad   out[pixel, c] = sum over taps and filters of w[filter, tap, c] * y[moved pixel, filter]: channels are rows
 //   planes  out[k, pixel] = sum over channels of x[channel, pixel] * w[k, channel]: pixels of an image are rows
 // A thread has two neighbouring rows, which it stores at once.
+//
+// wgrad in channels_last, whose operands both lie so, multiplies by mma.sync, which takes both from registers:
+//   wgrad   out[k, tap, c] = sum over pixels of y[pixel, k] * x[moved pixel, c]
 #pragma once
 
 #include "tma_lean.cuh"
@@ -102,71 +105,123 @@ __global__ void __launch_bounds__(TurnedShape<R, N>::threads, R == 64 ? 2 : 1)
   __shared__ LeanTables tables;
   __shared__ int64_t columns[N];  // where the results of a column go, or -1
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
-  int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp - S::multiplying / 32;
   int tile = int(blockIdx.x), image = 0;
   if constexpr (planes) image = p.tiles_n.divide(tile);
-  int const row0 = tile * R, column0 = int(blockIdx.y) * N, rank = int(blockIdx.z);
-  int const begin = rank * p.share, count = max(min(p.share, p.steps - begin), 0);
-  std::conditional_t<planes, PlaneCopies<float, N, R, false, true, true>,
-                     LeanCopies<float, N, R, kLineBytes, false, true, true>>
-      straight;
-  std::conditional_t<planes, PlaneCopies<float, N, R, false, true, false>,
-                     LeanCopies<float, N, R, kLineBytes, false, true, false>>
-      turned;
-  if (copier == 0) {
-    if (ptx::elect()) {
-      ptx::griddepcontrol_wait();
-      straight.begin(p, ring, begin, count, tile, image);
-      first_trip<true>(straight, p, tables);
-    }
-  } else if (copier == 1) {
-    if (ptx::elect()) {
-      ptx::griddepcontrol_wait();
-      turned.begin(p, ring, begin, count, tile, image);
-      first_trip<false>(turned, p, tables);
-    }
-  } else {
-    if (warp == 0 && ptx::elect()) {
-      for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&tables.empty[i], S::multiplying / 32);
-      ptx::mbarrier_init(&tables.parts, 1);
-      ptx::fence_mbarrier_init();
-      if (p.splits > 1) {
-        int const mine = max(min(p.per, N / 8 - rank * p.per), 0);
-        ptx::mbarrier_arrive_expect_tx(&tables.parts, p.splits * mine * S::multiplying * 16);
+  int const row0 = tile * R, column0 = int(blockIdx.y) * N;
+  using Straight = std::conditional_t<planes, PlaneCopies<float, N, R, false, true, true>,
+                                      LeanCopies<float, N, R, kLineBytes, false, true, true>>;
+  using Turned = std::conditional_t<planes, PlaneCopies<float, N, R, false, true, false>,
+                                    LeanCopies<float, N, R, kLineBytes, false, true, false>>;
+  auto places = [&] {
+    if (threadIdx.x >= N) return;
+    int const column = column0 + int(threadIdx.x);
+    int64_t to = -1;
+    if (column < p.M) {
+      if constexpr (planes) {
+        to = column * p.out_h + image * p.out_n;
+      } else {
+        int j = column, i = p.columns.divide(j), n = p.rows.divide(i);
+        to = n * p.out_n + i * p.out_h + j * p.out_w;
       }
     }
-    if (threadIdx.x < N) {
-      int const column = column0 + int(threadIdx.x);
-      int64_t to = -1;
-      if (column < p.M) {
-        if constexpr (planes) {
-          to = column * p.out_h + image * p.out_n;
-        } else {
-          int j = column, i = p.columns.divide(j), n = p.rows.divide(i);
-          to = n * p.out_n + i * p.out_h + j * p.out_w;
+    columns[threadIdx.x] = to;
+  };
+  lean_block<S, N / 8, Straight, Turned>(p, ring, tables, tile, image, places, [&](int count, int rank) {
+    turned_multiply<R, N, planes>(p, ring, tables, columns, count, rank, row0, column0);
+  });
+}
+
+// wgrad: of each warp's 32 rows by half of the columns. Of each 8 pixels an instruction takes 0 2 4 6 1 3 5 7, and row
+// i + 8 of its rows is the neighbour of row i, so that the loads meet each bank once and leave the registers in order.
+template <int TM, int TN>
+__device__ void sums_multiply(LeanParams const& p, uint32_t ring, LeanTables& tables, int count, int rank, int n_tile,
+                              int tap) {
+  using S = LeanShapeOf<float, TM, TN, kLineBytes>;
+  constexpr int runs = TN / 64, blocks = TN / 16;  // of 32 columns, of 8
+  int const warp = warp_uniform(int(threadIdx.x) / 32), lane = int(threadIdx.x) % 32, g = lane / 4, quad = lane % 4;
+  uint32_t const pixels = quad * 2 * kLineBytes;
+  uint32_t const rows = ring + warp / 2 * S::run_bytes,
+                 columns = ring + S::steps * S::a_bytes + warp % 2 * runs * S::run_bytes;
+  uint32_t of_rows[2], of_columns[4];  // those of pixel 2 * quad; of the one behind it another of the two chunks
+#pragma unroll
+  for (int i = 0; i < 2; ++i) of_rows[i] = pixels + ((i * 4 + g / 2) ^ (quad * 2)) * 16 + g % 2 * 8;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) of_columns[j] = pixels + ((j * 2 + g / 4) ^ (quad * 2)) * 16 + g % 4 * 4;
+  float acc[2][blocks][4] = {};
+  Stage stage;
+  int before = -1;
+  uint32_t word = 0;                                                    // that was loaded last
+  uint32_t const none = uint32_t(reinterpret_cast<uintptr_t>(p.bias));  // 0, which the compiler does not know
+#pragma unroll 1
+  for (int step = 0; step < count; step += S::steps, stage.advance(p.stages)) {
+    ptx::mbarrier_wait(&tables.full_a[stage.index], stage.parity);
+    ptx::mbarrier_wait(&tables.full_b[stage.index], stage.parity);
+    if (before >= 0) {  // as in give_back.cuh
+      uint32_t const bar = ptx::shared_address(&tables.empty[before]) + (word & none);
+      __syncwarp();
+      if (lane == 0) ptx::mbarrier_arrive(bar);
+    }
+    uint32_t const at = stage.index * S::stage_bytes;
+#pragma unroll
+    for (int t = 0; t < S::steps; ++t) {
+      if (step + t >= count) break;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {  // of 8 pixels
+        uint32_t const a = rows + at + t * S::a_bytes + k * kCoreBytes;
+        uint2 l[2], h[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          l[i] = ptx::ld_shared_v2(a + of_rows[i]);
+          h[i] = ptx::ld_shared_v2(a + kLineBytes + (of_rows[i] ^ 16));
+        }
+#pragma unroll
+        for (int j = 0; j < blocks; ++j) {
+          uint32_t const b = columns + at + t * S::b_bytes + j / 4 * S::run_bytes + k * kCoreBytes;
+          uint32_t const b0 = ptx::ld_shared(b + of_columns[j % 4]);
+          word = ptx::ld_shared(b + kLineBytes + (of_columns[j % 4] ^ 16));
+#pragma unroll
+          for (int i = 0; i < 2; ++i) ptx::mma_m16n8k8_tf32(acc[i][j], l[i].x, l[i].y, h[i].x, h[i].y, b0, word);
         }
       }
-      columns[threadIdx.x] = to;
     }
+    before = stage.index;
   }
-  __syncwarp();
-  __syncthreads();
-  if (p.splits > 1) ptx::barrier_cluster_arrive();
-  if (copier < 0) {
-    ptx::griddepcontrol_wait();
-    turned_multiply<R, N, planes>(p, ring, tables, columns, count, rank, row0, column0);
-  } else {
-    if (ptx::elect()) {
-      if (copier == 0) {
-        other_trips(straight, p, tables);
-        ptx::griddepcontrol_launch_dependents();
-      } else {
-        other_trips(turned, p, tables);
-      }
+  int tap_w = tap;
+  int const tap_h = p.taps_w.divide(tap_w), column0 = n_tile * TN + warp % 2 * (TN / 2) + quad * 2;
+  int64_t out[2][2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int const row = int(blockIdx.y) * TM + warp / 2 * 32 + i * 16 + g * 2 + half;
+      out[i][half] = row < p.M ? row * p.out_n + tap_h * p.out_h + tap_w * p.out_w : -1;
     }
-    __syncwarp();
-    if (p.splits > 1) ptx::barrier_cluster_wait();
+  auto store = [&](float const* sum, int j) {
+    int64_t const to[2] = {j < blocks ? out[0][0] : out[1][0], j < blocks ? out[0][1] : out[1][1]};
+    lean_store_block<float>(p, sum, to, column0 + j % blocks * 8);
+  };
+  if (p.splits > 1) {
+    lean_add_parts<2 * blocks, S::multiplying>(p, ring + p.stages * S::stage_bytes, tables, rank, acc[0][0], store);
+    return;
   }
+#pragma unroll
+  for (int j = 0; j < 2 * blocks; ++j) store(acc[j / blocks][j % blocks], j);
+}
+
+template <int TM, int TN>
+__global__ void __launch_bounds__(LeanShape<TM, TN, kLineBytes>::threads, 2)
+    lean_sums_kernel(__grid_constant__ LeanParams const p) {
+  using S = LeanShapeOf<float, TM, TN, kLineBytes>;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ LeanTables tables;
+  uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
+  int n_tile = int(blockIdx.x);
+  int const tap = p.tiles_n.divide(n_tile);
+  using Y = LeanCopies<float, TM, TN, kLineBytes, true, true, true>;
+  using X = LeanCopies<float, TM, TN, kLineBytes, true, true, false>;
+  lean_block<S, TN / 8, Y, X>(
+      p, ring, tables, n_tile, tap, [] {},
+      [&](int count, int rank) { sums_multiply<TM, TN>(p, ring, tables, count, rank, n_tile, tap); });
 }
 
 // TM pixels by TN channels.
@@ -213,14 +268,44 @@ cudaError_t launch_lean_turned_planes(Problem const& p, Plan const& plan, Argume
                                          stream);
 }
 
+// TM filters by TN channels of a tap.
+template <int TM, int TN>
+cudaError_t launch_lean_sums(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using S = LeanShapeOf<float, TM, TN, kLineBytes>;
+  Walk const h = walk_h(Op::fprop, p, 0), w = walk_w(Op::fprop, p, 0);
+  LeanParams q{};
+  q.columns = Divisor(w.pixels), q.rows = Divisor(h.pixels);
+  q.taps_w = Divisor(w.taps), q.taps = Divisor(1), q.tiles_n = Divisor(ceil_div(p.C, TN));
+  q.M = int32_t(p.K), q.N = int32_t(p.C), q.steps = int32_t(lean_wgrad_steps(row_of(plan), p));
+  q.splits = plan.split_k, q.share = int32_t(ceil_div(q.steps, q.splits));
+  q.per = int32_t(ceil_div(TN / 8, q.splits));
+  q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
+  q.stride_h = int32_t(h.stride), q.stride_w = int32_t(w.stride);
+  q.tap_h = int32_t(h.tap_stride), q.tap_w = int32_t(w.tap_stride);
+  q.out_n = p.w.n, q.out_h = p.w.h, q.out_w = p.w.w, q.out = args.out;
+  Tensor4 const y{args.b, p.dtype, {p.K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}, true};
+  Tensor4 const x{args.a, p.dtype, {p.C, p.W, p.H, p.N}, {1, p.x.w, p.x.h, p.x.n}, true};
+  cudaError_t error = encode_im2col(q.a, y, Walk{p.P(), 1}, Walk{p.Q(), 1}, kTf32Line, kTf32Line);
+  if (error != cudaSuccess) return error;
+  error = encode_im2col(q.b, x, h, w, kTf32Line, kTf32Line);
+  if (error != cudaSuccess) return error;
+  return start_lean<S>(lean_sums_kernel<TM, TN>, q, q.tiles_n.value * h.taps * w.taps, ceil_div(p.K, TM), stream);
+}
+
 template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch_lean_tf32(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   if constexpr (op == Op::dgrad) {
     return launch_lean_turned<TM, TN>(p, plan, args, stream);
   } else {
-    if constexpr (TM == 64 && TN >= 64)
-      if (lean_takes_planes(row_of(plan), p)) return launch_lean_turned_planes<TM, TN>(p, plan, args, stream);
-    return launch_lean<op, dtype, TM, TN>(p, plan, args, stream);
+    bool const planes = TM == 64 && TN >= 64 && lean_takes_planes(row_of(plan), p);
+    if constexpr (op == Op::wgrad) {
+      if (planes) return launch_lean_planes<op, dtype, TM, TN>(p, plan, args, stream);
+      return launch_lean_sums<TM, TN>(p, plan, args, stream);
+    } else {
+      if constexpr (TM == 64 && TN >= 64)
+        if (planes) return launch_lean_turned_planes<TM, TN>(p, plan, args, stream);
+      return launch_lean<op, dtype, TM, TN>(p, plan, args, stream);
+    }
   }
 }
 
