@@ -408,7 +408,9 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
                                         : (in >= (op == Op::dgrad ? 2 : 4) ? 1.17 : 1);
     double const rows = !t.planar && grouped_step_3x3(op, p) == 2 ? 0.85 : 1;  // that taps share
     double const slower = !t.planar ? (p.stride_w > 1 ? strided : 1) * wide : p.stride_w > 1 ? 1.35 : f32 ? 1.15 : 1.2;
-    return {t.cycles / 1.95 * slower * rows + (rows < 1 ? 6000 : 5000), 1};
+    // Turned lines of many blocks and taps, whose filters leave room for small tiles.
+    double const taps = !t.planar || f32 ? 1 : p.R * p.S >= 49 && in >= 2 ? 1.8 : p.R * p.S >= 25 && in >= 5 ? 1.4 : 1;
+    return {t.cycles / 1.95 * slower * rows * taps + (rows < 1 || (t.planar && !f32) ? 6000 : 5000), 1};
   }
   GroupedSumLines const t = grouped_sum_lines(p, d);
   int64_t const in = groups_per_unit(p) * p.C_per_group() / 8;
