@@ -113,7 +113,8 @@ struct Band {
     for (int i = 0; i < blocks; ++i)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        uint32_t const from = i + 1 < blocks ? at + i * to.block + j * to.other : at + (j == 0 ? to.last : to.last_other);
+        uint32_t const from =
+            i + 1 < blocks ? at + i * to.block + j * to.other : at + (j == 0 ? to.last : to.last_other);
         raw[i][j][0] = ptx::ld_shared(from - 4);
         if constexpr (f32) {
           uint2 const v = ptx::ld_shared_v2(from);
@@ -251,9 +252,9 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
     return uint32_t(c / p.in.together * p.in.run + c % p.in.together * int(p.in.plane) + p.in.lead - p.in.pitch);
   };
   uint32_t const in_at = uint32_t(kRunsFront) + channel_at(c0) + g * 2 * int(sizeof(T));
-  typename Band<T, parts, blocks>::Ways const ways{channel_at(c1) - channel_at(c0), uint32_t(8 / p.in.together * p.in.run),
-                                                   channel_at(last0) - channel_at(c0),
-                                                   channel_at(last1) - channel_at(c0)};
+  typename Band<T, parts, blocks>::Ways const ways{
+      channel_at(c1) - channel_at(c0), uint32_t(8 / p.in.together * p.in.run), channel_at(last0) - channel_at(c0),
+      channel_at(last1) - channel_at(c0)};
   int64_t const plane = int64_t(p.H) * p.W;
   int stage = 0, phase = 0;
   for (int number = first; number < end; ++number) {

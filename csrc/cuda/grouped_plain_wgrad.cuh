@@ -496,7 +496,8 @@ __global__ void __launch_bounds__(kTaps * 32) add_kernel(__grid_constant__ Param
   // What lies behind the unit's channels and filters is of no group.
   int const group = block_c * 8 + c < p.C_unit ? channel / p.C_group : -1;
   int const filters = p.K_unit - block_k * 8;
-  if (!(low == low) && filter / p.K_group == group && k < filters) low = sum_again<T>(p, filter, channel, tap / 3, tap % 3);
+  if (!(low == low) && filter / p.K_group == group && k < filters)
+    low = sum_again<T>(p, filter, channel, tap / 3, tap % 3);
   if (!(high == high) && (filter + 1) / p.K_group == group && k + 1 < filters)
     high = sum_again<T>(p, filter + 1, channel, tap / 3, tap % 3);
   values[k][c][tap] = narrow<T>(low), values[k + 1][c][tap] = narrow<T>(high);
@@ -548,8 +549,8 @@ cudaError_t launch_runs(Problem const& problem, PlainRuns const& t, Arguments co
   int64_t const units = problem.C / q.C_unit;
   kernel<<<unsigned(t.places * t.splits), runs_warps(blocks_k, parts == 2) * 32 + 128, size_t(t.shared), stream>>>(p);
   if (cudaError_t const failed = cudaGetLastError()) return failed;
-  return launch_dependent(add_kernel<T>, dim3(unsigned(units * ceil_div(q.C_unit, 8) * ceil_div(q.K_unit, 8))), kTaps * 32, 0, stream,
-                          q);
+  return launch_dependent(add_kernel<T>, dim3(unsigned(units * ceil_div(q.C_unit, 8) * ceil_div(q.K_unit, 8))),
+                          kTaps * 32, 0, stream, q);
 }
 
 template <class T, int stride, Loads how>
