@@ -372,6 +372,10 @@ CASES: tuple[Case, ...] = (
     Case("groups6_of_16_and_8_1x1_stride2", 3, 96, 15, 18, 48, 1, 1, (2, 2), groups=6),
     Case("groups3_of_8_and_56_5x5", 2, 24, 11, 12, 168, 5, 5, padding=(2, 2), groups=3),
     Case("groups3_of_20_and_12_stride2", 2, 60, 11, 9, 36, 3, 2, (2, 1), (1, 1), (1, 2), 3),
+    # rows of NCHW as they lie: units of one group, whose last block of 8 channels is half empty, and of three blocks
+    Case("groups4_of_12_and_20_rows", 3, 48, 13, 14, 80, 3, 3, padding=(1, 1), groups=4, edge=True),
+    Case("groups2_of_24_rows", 2, 48, 10, 28, 48, 3, 3, padding=(1, 1), groups=2),
+    Case("groups4_of_20_and_12_rows_stride2", 3, 80, 12, 16, 48, 3, 3, (2, 2), (1, 1), groups=4, edge=True),
     # tensor cores: pairs of small images, several steps and tiles of an image, bands wider than a window
     Case("depthwise_pairs", 5, 24, 8, 7, 24, 5, 5, padding=(2, 2), groups=24),
     Case("depthwise_slices", 3, 600, 9, 10, 600, 3, 3, padding=(1, 1), groups=600),

@@ -408,7 +408,9 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
                                         : (in >= (op == Op::dgrad ? 2 : 4) ? 1.17 : 1);
     double const rows = !t.planar && grouped_step_3x3(op, p) == 2 ? 0.85 : 1;  // that taps share
     double const slower = !t.planar ? (p.stride_w > 1 ? strided : 1) * wide : p.stride_w > 1 ? 1.35 : f32 ? 1.15 : 1.2;
-    return {t.cycles / 1.95 * slower * rows + (rows < 1 ? 6000 : 5000), 1};
+    // Turned lines of many blocks and taps, whose filters leave room for small tiles.
+    double const taps = !t.planar || f32 ? 1 : p.R * p.S >= 49 && in >= 2 ? 1.8 : p.R * p.S >= 25 && in >= 5 ? 1.4 : 1;
+    return {t.cycles / 1.95 * slower * rows * taps + (rows < 1 || (t.planar && !f32) ? 6000 : 5000), 1};
   }
   GroupedSumLines const t = grouped_sum_lines(p, d);
   int64_t const in = groups_per_unit(p) * p.C_per_group() / 8;
@@ -426,12 +428,15 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
                                          : 1.2;
   int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), t.slab) * t.passes;
   double const bytes = double(slabs / t.passes * t.jobs * t.tiles * 512);
+  bool const one_tap = !t.planar && p.R * p.S == 1;
+  double const begin = one_tap ? 12300 : t.planar && !f32 ? 10500 : 9000, more = one_tap && !f32 ? 1.1 : 1;
   Estimate best{};
   for (int64_t most = max64(1, d.sm_count / slabs);; most = most * 3 / 4) {
     // As even as can be.
     int64_t const tiles = int64_t(t.all_tiles), blocks = ceil_div(tiles, ceil_div(tiles, most));
     int64_t const rounds = ceil_div(tiles, blocks), waves = ceil_div(blocks * slabs, d.sm_count);
-    double const ns = double(rounds * waves) * t.tile_cycles * slower / 1.75 + 9000 + bytes * double(blocks) / 1500;
+    double const ns =
+        double(rounds * waves) * t.tile_cycles * slower * more / 1.75 + begin + bytes * double(blocks) / 1500;
     bool const fits = bytes * double(blocks) <= double(kMaxWorkspaceBytes) || most == 1;
     if (fits && (best.ns == 0 || ns < best.ns)) best = {ns, int(blocks)};
     if (most == 1) break;

@@ -24,6 +24,14 @@ constexpr int runs_warps(int blocks_k, bool strict) { return blocks_k == 1 ? 16 
 // Rows of x that begin off what a lane loads at once, 8 bytes (with a stride 16).
 constexpr bool runs_off_vectors(Problem const& p) { return p.W * size_of(p.dtype) % (8 * p.stride_h) != 0; }
 
+// Groups of a unit. Those of 12 and 20 channels are units by themselves, whose last block of 8 is half empty, if runs
+// begin with them.
+constexpr int64_t plain_per_unit(Problem const& p) {
+  int64_t const together = groups_per_unit(p), C = p.C_per_group(), K = p.K_per_group(), four = 4 * size_of(p.dtype);
+  bool const begins = p.H * p.W * four % 16 == 0 && p.P() * p.Q() * four % 16 == 0;
+  return begins && C > 8 && K > 8 && C % 4 == 0 && K % 4 == 0 ? 1 : together;
+}
+
 constexpr bool runs_problem(Problem const& p) {
   if (p.dtype == DType::f64 || p.groups == 1 || p.N == 0 || p.K == 0 || p.C == 0 || p.P() < 2 || p.Q() < 1)
     return false;
@@ -71,7 +79,7 @@ constexpr PlainRun plain_run(int64_t H, int64_t pitch, int64_t rows, int64_t ima
 }
 
 constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
-  int64_t const per_unit = groups_per_unit(p), size = size_of(p.dtype), stride = p.stride_h;
+  int64_t const per_unit = plain_per_unit(p), size = size_of(p.dtype), stride = p.stride_h;
   int64_t const C = per_unit * p.C_per_group(), K = per_unit * p.K_per_group(), units = p.C / C;
   int64_t const x_pitch = p.W * size, y_pitch = p.Q() * size;
   bool const strict = p.dtype == DType::f32 && !p.allow_tf32;
@@ -85,7 +93,7 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
   for (t.blocks_k = 1; t.blocks_k <= (strict ? 2 : 4); t.blocks_k *= 2) {
     t.blocks_c = t.blocks_k == 1 ? 1 : 2;
     double const product = t.blocks_k == 1 ? product_8 : product_16;
-    if ((C == 8 || K == 8) != (t.blocks_k == 1) || (t.blocks_k == 4 && K == 16)) continue;
+    if ((C == 8 || K == 8) != (t.blocks_k == 1) || (t.blocks_k == 4 && K <= 16)) continue;
     int64_t const jobs_c = ceil_div(C, 8 * t.blocks_c), jobs_k = ceil_div(K, 8 * t.blocks_k);
     int64_t const most = runs_warps(t.blocks_k, strict);
     for (t.units = 1; t.units <= min64(units, most); ++t.units)
@@ -96,8 +104,8 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
           int64_t const jobs = t.units * t.jobs_c * t.jobs_k;
           if (jobs > most) continue;
           t.places = ceil_div(units, t.units) * t.chunks_c * t.chunks_k;
-          t.x_channels = t.units > 1 ? t.units * C : t.jobs_c * t.blocks_c * 8;
           // Of several units the last may end within a job.
+          t.x_channels = (t.units - 1) * C + t.jobs_c * t.blocks_c * 8;
           t.y_channels = (t.units - 1) * K + t.jobs_k * t.blocks_k * 8;
           for (int64_t parts = 1; parts <= 28; parts += parts < 2 ? 1 : parts < 8 ? 2 : 4)
             for (t.images = 1; t.images <= (parts == 1 ? min64(p.N, 8) : 1); t.images *= 2) {
@@ -139,7 +147,7 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
               double const together = t.shares > 1 ? double((t.shares - 1) * sums / t.warps()) / 25 + 800 : 0;
               for (int64_t rounds = 1; rounds <= 2; ++rounds) {
                 t.splits = min64(t.tiles, max64(1, rounds * d.sm_count / t.places));
-                double const partial = double(units) * double(C * K) * 36 * double(t.splits);
+                double const partial = double(units * ceil_div(C, 8) * ceil_div(K, 8)) * 64 * 36 * double(t.splits);
                 if (t.splits > 1 && partial > double(kMaxWorkspaceBytes)) continue;
                 double const waves = double(ceil_div(t.places * t.splits, d.sm_count));
                 t.cycles =
@@ -157,7 +165,9 @@ constexpr bool plain_supports(Op op, Problem const& p, Device const& d) {
 }
 
 constexpr int64_t plain_workspace_bytes(Problem const& p, Device const& d) {
-  return p.C * groups_per_unit(p) * p.K_per_group() * 36 * plain_runs(p, d).splits;
+  int64_t const per_unit = plain_per_unit(p);
+  int64_t const blocks = ceil_div(per_unit * p.C_per_group(), 8) * ceil_div(per_unit * p.K_per_group(), 8);
+  return p.groups / per_unit * blocks * 64 * 36 * plain_runs(p, d).splits;
 }
 
 constexpr Estimate plain_estimate(Problem const& p, Device const& d) {

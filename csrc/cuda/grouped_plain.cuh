@@ -20,7 +20,7 @@ struct RowParams {
   void const* w;
   void const* bias;
   int64_t bias_stride, w_group, w_out, w_in, w_r, w_s;
-  int N, H, W, in_group, out_group, out_unit, out_channels;  // of a group, of a unit, in all
+  int N, H, W, in_group, out_group, in_unit, out_unit, out_channels;  // of a group, of a unit, in all
   int units, out_jobs, shares, splits;
   int rows, images, segments, tiles_h, tiles;
   int stage_bytes, stages;
@@ -40,7 +40,7 @@ struct Taps {
 template <class T>
 __device__ inline Taps<T> taps_of(RowParams const& p, int unit, int out, int in) {
   int const group = out / p.out_group, groups = p.out_unit / p.out_group;
-  if (group != in / p.in_group) return {nullptr, 0, 0};
+  if (group != in / p.in_group || group >= groups) return {nullptr, 0, 0};
   T const* const first = static_cast<T const*>(p.w) + (int64_t(unit) * groups + group) * p.w_group;
   return {first + (out - group * p.out_group) * p.w_out + (in - group * p.in_group) * p.w_in, p.w_r, p.w_s};
 }
@@ -49,14 +49,14 @@ __device__ inline Taps<T> taps_of(RowParams const& p, int unit, int out, int in)
 template <class T>
 __device__ inline float result_again(RowParams const& p, int n, int out, int h, int w) {
   int const unit = out / p.out_unit, of_unit = out - unit * p.out_unit, group = of_unit / p.out_group;
-  int const first = group * p.in_group, in_unit = p.out_unit / p.out_group * p.in_group;
+  int const first = group * p.in_group;
   float sum = 0;
 #pragma unroll 1
   for (int i = 0; i < p.in_group * 9; ++i) {
     int const c = first + i / 9, r = i / 3 % 3, s = i % 3, y = h + r - 1, x = w + s - 1;
     if (unsigned(y) >= unsigned(p.H) || unsigned(x) >= unsigned(p.W)) continue;
     T const* const from =
-        reinterpret_cast<T const*>(p.in.data + n * p.in.image + int64_t(unit * in_unit + c) * p.in.plane);
+        reinterpret_cast<T const*>(p.in.data + n * p.in.image + int64_t(unit * p.in_unit + c) * p.in.plane);
     sum += widen(from[y * p.W + x]) * widen(taps_of<T>(p, unit, of_unit, c)(r, s));
   }
   return sum;
@@ -101,13 +101,20 @@ struct Band {
     if constexpr (!f32 && taps % 2 != 0) b[0][0][taps] = b[1][0][taps] = b[2][0][taps] = 0;
   }
 
-  // From the lane's two pixels of its first channel; `other`: the way to the second.
-  __device__ void load(uint32_t at, uint32_t other, uint32_t block) {
+  // Ways from a lane's first channel: to the second, to the next block, to those of the last block, which may be others
+  // of the unit where it is half empty.
+  struct Ways {
+    uint32_t other, block, last, last_other;
+  };
+
+  // From the lane's two pixels of its first channel.
+  __device__ void load(uint32_t at, Ways const& to) {
 #pragma unroll
-    for (int i = 0; i < blocks; ++i, at += block)
+    for (int i = 0; i < blocks; ++i)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        uint32_t const from = at + j * other;
+        uint32_t const from =
+            i + 1 < blocks ? at + i * to.block + j * to.other : at + (j == 0 ? to.last : to.last_other);
         raw[i][j][0] = ptx::ld_shared(from - 4);
         if constexpr (f32) {
           uint2 const v = ptx::ld_shared_v2(from);
@@ -211,7 +218,7 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
       if (number - first >= p.stages) ptx::mbarrier_wait(&empty[stage], ((number - first) / p.stages - 1) & 1);
       int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h, n0 = image * p.images;
       int const images = min(p.images, p.N - n0), rows = min(p.rows, p.H - tile_h * p.rows) + 2;
-      int const first_c = unit0 * blocks * 8;
+      int const first_c = unit0 * p.in_unit;
       if (threadIdx.x == warps * 32)
         ptx::mbarrier_arrive_expect_tx(&full[stage], side_bytes(p.in, first_c, images, tile_h, rows));
       __syncwarp();
@@ -226,6 +233,7 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
   int const share = warp % p.shares, job = warp / p.shares, u = job / p.out_jobs, block_out = job % p.out_jobs;
   int const out_first = (unit0 + u) * p.out_unit + block_out * 8;  // channel of the results
   bool const works = u < p.units && out_first < p.out_channels;
+  bool const has_results = block_out * 8 + t * 2 < p.out_unit;  // of the lane's two channels
   Band<T, parts, blocks> band;
   float bias[2] = {0, 0};
   if (works) {
@@ -233,15 +241,20 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
     if (p.bias != nullptr)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        bias[i] = widen(static_cast<T const*>(p.bias)[(out_first + t * 2 + i) * p.bias_stride]);
+        if (has_results) bias[i] = widen(static_cast<T const*>(p.bias)[(out_first + t * 2 + i) * p.bias_stride]);
   }
-  // A lane's two channels of a block.
-  int const c0 = u * blocks * 8 + (sizeof(T) == 2 ? t * 2 : t), c1 = c0 + (sizeof(T) == 2 ? 1 : 4);
+  // A lane's two channels of a block, and in the last, where those behind the unit's give way to the ones before.
+  int const c0 = sizeof(T) == 2 ? t * 2 : t, c1 = c0 + (sizeof(T) == 2 ? 1 : 4), in_last = blocks * 8 - 8;
+  int const last0 = in_last + c0 - (in_last + c0 < p.in_unit ? 0 : 4);
+  int const last1 = in_last + c1 - (in_last + c1 < p.in_unit ? 0 : 4);
   auto channel_at = [&](int c) {
+    c += u * p.in_unit;
     return uint32_t(c / p.in.together * p.in.run + c % p.in.together * int(p.in.plane) + p.in.lead - p.in.pitch);
   };
-  uint32_t const in_at = uint32_t(kRunsFront) + channel_at(c0) + g * 2 * int(sizeof(T)),
-                 other = channel_at(c1) - channel_at(c0), block = 8 / p.in.together * p.in.run;
+  uint32_t const in_at = uint32_t(kRunsFront) + channel_at(c0) + g * 2 * int(sizeof(T));
+  typename Band<T, parts, blocks>::Ways const ways{
+      channel_at(c1) - channel_at(c0), uint32_t(8 / p.in.together * p.in.run), channel_at(last0) - channel_at(c0),
+      channel_at(last1) - channel_at(c0)};
   int64_t const plane = int64_t(p.H) * p.W;
   int stage = 0, phase = 0;
   for (int number = first; number < end; ++number) {
@@ -257,12 +270,12 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
         int const n = image0 * p.images + image;
         T* to =
             static_cast<T*>(p.out) + (int64_t(n) * p.out_channels + out_first + t * 2) * plane + int64_t(h0) * p.W + w;
-        band.load(at, other, block);
+        band.load(at, ways);
         typename Band<T, parts, blocks>::Operands o;
         auto begin = [&](float (&d)[4]) { d[0] = d[2] = bias[0], d[1] = d[3] = bias[1]; };
         bool nan = false;
         auto store = [&](float (&d)[4]) {
-          if (w < p.W) {
+          if (w < p.W && has_results) {
             nan |= !(d[0] == d[0]) || !(d[1] == d[1]) || !(d[2] == d[2]) || !(d[3] == d[3]);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
@@ -276,7 +289,7 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
         // A row of inputs and those of results that it meets, with the first, second and last row of the filter.
         auto step = [&]<bool r0, bool r1, bool r2>(bool exists) {
           band.take(o, before, behind);
-          if constexpr (r0 || r1) band.load(at += p.in.pitch, other, block);
+          if constexpr (r0 || r1) band.load(at += p.in.pitch, ways);
           if constexpr (r0) begin(band.d[0]);
           if (exists) {
             if constexpr (r0) band.template multiply<0>(band.d[0], o);
@@ -315,7 +328,7 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
 template <class T, int parts, int blocks>
 cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Arguments const& args, cudaStream_t stream) {
   bool const backward = op == Op::dgrad;
-  int64_t const per_unit = groups_per_unit(problem), C = problem.C_per_group(), K = problem.K_per_group();
+  int64_t const per_unit = plain_per_unit(problem), C = problem.C_per_group(), K = problem.K_per_group();
   RowParams p{};
   p.in = make_run_side(args.a, backward ? problem.K : problem.C, problem.H, problem.W, problem.dtype, t.x, t.channels,
                        t.rows, 1);
@@ -326,18 +339,28 @@ cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Argum
   p.w_s = backward ? -problem.w.w : problem.w.w;
   p.w_out = backward ? problem.w.c : problem.w.n, p.w_in = backward ? problem.w.n : problem.w.c;
   p.N = int(problem.N), p.H = int(problem.H), p.W = int(problem.W);
-  p.in_group = int(backward ? K : C), p.out_group = int(backward ? C : K), p.out_unit = int(per_unit * p.out_group);
+  p.in_group = int(backward ? K : C), p.out_group = int(backward ? C : K), p.in_unit = int(per_unit * p.in_group);
+  p.out_unit = int(per_unit * p.out_group);
   p.out_channels = int(backward ? problem.C : problem.K);
   p.units = int(t.units), p.out_jobs = int(t.out), p.shares = int(t.shares), p.splits = int(t.splits);
   p.rows = int(t.rows), p.images = int(t.images), p.segments = int(t.segments);
   p.tiles_h = int(ceil_div(problem.H, t.rows)), p.tiles = int(t.tiles);
   p.stage_bytes = int(t.stage_bytes), p.stages = int(t.stages);
-  p.mixed = per_unit > 1 || parts == 2;
+  p.mixed = per_unit > 1 || p.in_unit % 8 != 0 || parts == 2;
   auto* const kernel = rows_kernel<T, parts, blocks>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared));
   if (error != cudaSuccess) return error;
   kernel<<<unsigned(t.places * t.splits), kWarps<T, parts, blocks> * 32 + 128, size_t(t.shared), stream>>>(p);
   return cudaGetLastError();
+}
+
+template <class T, int parts>
+cudaError_t start_rows_of(Op op, Problem const& problem, PlainRows const& t, Arguments const& args,
+                          cudaStream_t stream) {
+  int64_t const blocks = rows_in(op, problem);
+  if (blocks == 1) return launch_rows<T, parts, 1>(op, problem, t, args, stream);
+  if (blocks == 2) return launch_rows<T, parts, 2>(op, problem, t, args, stream);
+  return launch_rows<T, parts, 3>(op, problem, t, args, stream);
 }
 
 template <DType dtype>
@@ -346,12 +369,9 @@ cudaError_t start_rows(Op op, Problem const& problem, Arguments const& args, cud
   int sm_count = 0;
   if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
   PlainRows const t = plain_rows(op, problem, Device{sm_count, 90});
-  bool const one = rows_in(op, problem) == 1;
   if constexpr (dtype == DType::f32)
-    if (!problem.allow_tf32)
-      return one ? launch_rows<T, 2, 1>(op, problem, t, args, stream)
-                 : launch_rows<T, 2, 2>(op, problem, t, args, stream);
-  return one ? launch_rows<T, 1, 1>(op, problem, t, args, stream) : launch_rows<T, 1, 2>(op, problem, t, args, stream);
+    if (!problem.allow_tf32) return start_rows_of<T, 2>(op, problem, t, args, stream);
+  return start_rows_of<T, 1>(op, problem, t, args, stream);
 }
 
 }  // namespace conv2d_ext::plain

@@ -440,7 +440,7 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
       }
   }
   if (!works) return;
-  int const of_c = q.C_unit / 8, of_k = q.K_unit / 8;
+  int const of_c = (q.C_unit + 7) / 8, of_k = (q.K_unit + 7) / 8;
 #pragma unroll
   for (int k = 0; k < blocks_k; ++k) {
     if (k0 + k * 8 >= q.K_unit) continue;
@@ -481,7 +481,7 @@ __device__ __noinline__ float sum_again(Params const& p, int k, int c, int r, in
 template <class T>
 __global__ void __launch_bounds__(kTaps * 32) add_kernel(__grid_constant__ Params const p) {
   __shared__ T values[8][8][kTaps];
-  int const tap = threadIdx.x / 32, lane = threadIdx.x % 32, of_c = p.C_unit / 8, of_k = p.K_unit / 8;
+  int const tap = threadIdx.x / 32, lane = threadIdx.x % 32, of_c = (p.C_unit + 7) / 8, of_k = (p.K_unit + 7) / 8;
   int const block_k = blockIdx.x % of_k, of_unit = blockIdx.x / of_k, block_c = of_unit % of_c, unit = of_unit / of_c;
   ptx::griddepcontrol_wait();
   float2 const* from = p.sums + int64_t(blockIdx.x) * p.splits * kTaps * 32 + tap * 32 + lane;
@@ -493,9 +493,12 @@ __global__ void __launch_bounds__(kTaps * 32) add_kernel(__grid_constant__ Param
   }
   int const c = lane / 4, k = lane % 4 * 2;
   int const channel = unit * p.C_unit + block_c * 8 + c, filter = unit * p.K_unit + block_k * 8 + k;
-  int const group = channel / p.C_group;
-  if (!(low == low) && filter / p.K_group == group) low = sum_again<T>(p, filter, channel, tap / 3, tap % 3);
-  if (!(high == high) && (filter + 1) / p.K_group == group)
+  // What lies behind the unit's channels and filters is of no group.
+  int const group = block_c * 8 + c < p.C_unit ? channel / p.C_group : -1;
+  int const filters = p.K_unit - block_k * 8;
+  if (!(low == low) && filter / p.K_group == group && k < filters)
+    low = sum_again<T>(p, filter, channel, tap / 3, tap % 3);
+  if (!(high == high) && (filter + 1) / p.K_group == group && k + 1 < filters)
     high = sum_again<T>(p, filter + 1, channel, tap / 3, tap % 3);
   values[k][c][tap] = narrow<T>(low), values[k + 1][c][tap] = narrow<T>(high);
   __syncthreads();
@@ -504,7 +507,7 @@ __global__ void __launch_bounds__(kTaps * 32) add_kernel(__grid_constant__ Param
     int const at = p.w_c == 1 ? rest % 8 : rest / kTaps, taps = p.w_c == 1 ? rest / 8 : rest % kTaps;
     int const to_c = unit * p.C_unit + block_c * 8 + at, to_k = unit * p.K_unit + block_k * 8 + f;
     int const of = to_c / p.C_group;
-    if (to_k / p.K_group == of)
+    if (to_k / p.K_group == of && block_c * 8 + at < p.C_unit && f < filters)
       static_cast<T*>(p.out)[to_k * p.w_n + (to_c - of * p.C_group) * p.w_c + taps / 3 * p.w_h + taps % 3 * p.w_w] =
           values[f][at][taps];
   }
@@ -523,7 +526,7 @@ inline RunSide make_run_side(void const* data, int64_t channels, int64_t H, int6
 
 template <class T, int parts, int stride, int blocks_c, int blocks_k, Loads how>
 cudaError_t launch_runs(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
-  int64_t const per_unit = groups_per_unit(problem), stride_h = problem.stride_h;
+  int64_t const per_unit = plain_per_unit(problem), stride_h = problem.stride_h;
   RunParams p{};
   Params& q = p.add;
   q.x = {args.a, problem.C * problem.H * problem.W, int(problem.H), int(problem.W)};
@@ -546,8 +549,8 @@ cudaError_t launch_runs(Problem const& problem, PlainRuns const& t, Arguments co
   int64_t const units = problem.C / q.C_unit;
   kernel<<<unsigned(t.places * t.splits), runs_warps(blocks_k, parts == 2) * 32 + 128, size_t(t.shared), stream>>>(p);
   if (cudaError_t const failed = cudaGetLastError()) return failed;
-  return launch_dependent(add_kernel<T>, dim3(unsigned(units * (q.C_unit / 8) * (q.K_unit / 8))), kTaps * 32, 0, stream,
-                          q);
+  return launch_dependent(add_kernel<T>, dim3(unsigned(units * ceil_div(q.C_unit, 8) * ceil_div(q.K_unit, 8))),
+                          kTaps * 32, 0, stream, q);
 }
 
 template <class T, int stride, Loads how>
