@@ -246,9 +246,10 @@ __device__ inline void move_rows(Params const& p, Barriers& barriers, int begin,
   ptx::cp_async_bulk_wait_group<0>();
 }
 
-// A pixel's channels.
+// A warp's channels of a pixel, two a word.
 template <int pairs>
 struct Pixel {
+  static_assert(pairs == 2 || pairs == 4);
   uint32_t v[pairs];
 
   __device__ void load(uint32_t shared) {

@@ -132,27 +132,9 @@ __device__ __noinline__ float exact_sum(PiecesParams const& p, int index, int en
   return sum;
 }
 
-// A warp's channels of a pixel, two a word.
-template <int channels>
-struct PiecePixel {
-  static_assert(channels == 4 || channels == 8);
-  uint32_t v[channels / 2];
-
-  __device__ void load(uint32_t from) {
-    if constexpr (channels == 8) {
-      uint4 const u = ptx::ld_shared_v4(from);
-      v[0] = u.x, v[1] = u.y, v[2] = u.z, v[3] = u.w;
-    } else {
-      uint2 const u = ptx::ld_shared_v2(from);
-      v[0] = u.x, v[1] = u.y;
-    }
-  }
-};
-
 // Words of two pixels, of two channels each, to words of two channels.
 template <int channels>
-__device__ inline void transpose(PiecePixel<channels> const& a, PiecePixel<channels> const& b,
-                                 uint32_t (&v)[channels]) {
+__device__ inline void transpose(Pixel<channels / 2> const& a, Pixel<channels / 2> const& b, uint32_t (&v)[channels]) {
 #pragma unroll
   for (int i = 0; i < channels / 2; ++i)
     v[2 * i] = __byte_perm(a.v[i], b.v[i], 0x5410), v[2 * i + 1] = __byte_perm(a.v[i], b.v[i], 0x7632);
@@ -240,7 +222,7 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
 
   float acc[R][channels][4] = {};
   uint32_t y[R][2][channels];
-  PiecePixel<channels> next_y[4], next_x[own * (run + 1)];
+  Pixel<channels / 2> next_y[4], next_x[own * (run + 1)];
   // The cycle's place in the ring and its barriers.
   uint32_t const full = ptx::shared_address(ring.full), over = uint32_t(p.cycles) * groups * 8;
   uint32_t at = 0, bar = full, parity = 0;
@@ -275,7 +257,7 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
         uint32_t x[4][channels];  // operand, channel
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair) {
-          PiecePixel<channels> v[2];
+          Pixel<channels / 2> v[2];
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             int const k = pair * 2 + i;
