@@ -5,7 +5,8 @@
     python3 scripts/gpu_record.py --check                           # anywhere: is the record of this code, and green?
 
 Phases: tests (the suite with --device cuda), sanitizer (scripts/sanitize.py), benchmark (dense layers, float32). The
-record is rewritten after each, so one that was cut off says how far it came; a phase left out by --skip keeps what an
+record is rewritten after each, and while the suite runs with the counts so far, so one that was cut off says how far it
+came; a phase left out by --skip keeps what an
 earlier run on the same code and machine recorded, so a record can be made in several runs. It names the code by
 a hash over csrc/, conv2d_ext/, tests/ and setup.py. `--check` needs no GPU, no wheel and no torch.
 """
@@ -21,6 +22,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections import Counter
@@ -30,7 +32,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sanitize import Counts, Finished, count_tests, run_command, tail
+from sanitize import Counts, Finished, run_command, tail
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = "docs/gpu-record.json"
@@ -38,6 +40,7 @@ PARTS = ("csrc", "conv2d_ext", "tests", "setup.py")
 PHASES = ("tests", "sanitizer", "benchmark")
 
 NO_TESTS = 5  # pytest's exit status
+BEGAN = {"status": "not run", "reason": "began, and did not end"}
 
 # What builds and runs leave between the sources.
 GENERATED_FOLDERS = {"__pycache__", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
@@ -188,6 +191,7 @@ print(json.dumps({
 # A pytest plugin: every process of the run, xdist's workers included, holds the wheel's package before a test can put
 # the repository on the path.
 PLUGIN = """
+import json
 import os
 import pathlib
 import pytest
@@ -205,6 +209,28 @@ def pytest_configure(config):
     found = pathlib.Path(conv2d_ext.__file__).resolve()
     if SITE not in found.parents:
         raise pytest.UsageError(f"conv2d_ext: expected the wheel installed in {{SITE}}, got {{found}}")
+
+def pytest_addoption(parser):
+    parser.addoption("--results", help="a line for each result as it comes: the counts of a run that is cut off")
+
+# Each result is written as it comes, by the one process that sees all.
+class Results:
+    def __init__(self, path):
+        self.file = open(path, "w", buffering=1)
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or report.outcome != "passed":
+            text = ""
+            if report.outcome == "failed":
+                crash = getattr(report.longrepr, "reprcrash", None)
+                text = crash.message if crash else str(report.longrepr)
+            elif report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+                text = report.longrepr[2]
+            self.file.write(json.dumps([report.nodeid, report.outcome, text[:1000]]) + "\\n")
+
+def pytest_sessionstart(session):
+    if not worker and session.config.getoption("--results"):
+        session.config.pluginmanager.register(Results(session.config.getoption("--results")))
 """
 PLUGIN_NAME = "the_installed_wheel"
 
@@ -214,6 +240,7 @@ class Recorder:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
+        self.saving = threading.Lock()
         self.work = folder / "work"  # where commands run: not in the repository, whose conv2d_ext/ has no libraries
         self.site = (folder / "site").resolve()
         self.work.mkdir()
@@ -241,13 +268,19 @@ class Recorder:
         return dict(self.earlier.get("phases", {}).get(name, {}))
 
     def save(self) -> None:
+        """Whatever ends this process meanwhile, a whole record is left."""
         self.options.output.parent.mkdir(parents=True, exist_ok=True)
-        self.options.output.write_text(json.dumps(self.record, indent=1) + "\n")
+        beside = self.options.output.with_suffix(".partial")
+        with self.saving:
+            beside.write_text(json.dumps(self.record, indent=1) + "\n")
+            beside.replace(self.options.output)
 
-    def python(self, *arguments: str, timeout: float, phase: str = "") -> Finished:
+    def python(
+        self, *arguments: str, timeout: float, phase: str = "", meanwhile: Callable[[], None] = lambda: None
+    ) -> Finished:
         gpus = shares(self.options.gpus).get(phase)
         chosen = {**self.env, "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus else self.env
-        return run_command([sys.executable, *arguments], chosen, self.work, timeout)
+        return run_command([sys.executable, *arguments], chosen, self.work, timeout, meanwhile)
 
     def install(self) -> str:
         """Installs the wheel and describes the machine; returns what is wrong, if anything is."""
@@ -269,33 +302,45 @@ class Recorder:
 
     def tests(self) -> dict[str, Any]:
         """The suite in two runs: most in parallel, then huge tensors and times alone, one at a time."""
-        end = time.monotonic() + self.options.tests_timeout
+        begin = time.monotonic()
+        end = begin + self.options.tests_timeout
         workers = ["-n", str(self.options.workers)] if self.options.workers else []
-        runs = [self.pytest("not alone", workers, end), self.pytest("alone", [], end)]
-        counts = add_counts([counted for _, counted in runs])
-        found = {**asdict(counts), "seconds": round(sum(finished.seconds for finished, _ in runs), 1)}
-        if any(finished.code is None for finished, _ in runs):
-            return failed(f"ran out of time ({self.options.tests_timeout:g} s); the counts are of what ran", found)
-        # The second run may have nothing to do: a project without such tests, or arguments that leave them out.
-        codes = [finished.code for finished, _ in runs]
-        if codes[0] != 0 or codes[1] not in (0, NO_TESTS):
-            return failed(f"pytest ended with exit status {codes[0] or codes[1]}", found)
-        if not counts.passed:
-            return failed("no test ran", found)
-        return {"status": "passed", **found}
+        runs = {"not alone": workers, "alone": []}
+        results = {marked: self.work / f"{marked.replace(' ', '_')}.jsonl" for marked in runs}
 
-    def pytest(self, marked: str, workers: Sequence[str], end: float) -> tuple[Finished, Counts | None]:
-        junit = self.work / f"{marked.replace(' ', '_')}.xml"
+        def found() -> dict[str, Any]:
+            counts = add_counts([count_results(path) for path in results.values()])
+            return {**asdict(counts), "seconds": round(time.monotonic() - begin, 1)}
+
+        def save() -> None:
+            self.record["phases"]["tests"] = {**BEGAN, **found()}
+            self.save()
+
+        ends = [self.pytest(marked, runs[marked], end, results[marked], save) for marked in runs]
+        codes = [finished.code for finished in ends]
+        if None in codes:
+            return failed(f"ran out of time ({self.options.tests_timeout:g} s); the counts are of what ran", found())
+        # The second run may have nothing to do: a project without such tests, or arguments that leave them out.
+        if codes[0] != 0 or codes[1] not in (0, NO_TESTS):
+            return failed(f"pytest ended with exit status {codes[0] or codes[1]}", found())
+        if not found()["passed"]:
+            return failed("no test ran", found())
+        return {"status": "passed", **found()}
+
+    def pytest(
+        self, marked: str, workers: Sequence[str], end: float, results: Path, meanwhile: Callable[[], None]
+    ) -> Finished:
         finished = self.python(
             *("-m", "pytest", str(ROOT / "tests"), "-m", marked, "--device", "cuda", "-q", "--tb=short"),
-            *("-p", "no:cacheprovider", "-p", PLUGIN_NAME, f"--junitxml={junit}"),
+            *("-p", "no:cacheprovider", "-p", PLUGIN_NAME, f"--results={results}"),
             *workers,
             *shlex.split(self.options.pytest_arguments),
             timeout=max(end - time.monotonic(), 1),
             phase="alone" if marked == "alone" else "tests",
+            meanwhile=meanwhile,
         )
         print(tail(finished.output, 200), flush=True)
-        return finished, count_tests(junit)
+        return finished
 
     def sanitizer(self) -> dict[str, Any]:
         results = self.work / "sanitizer.json"
@@ -371,7 +416,7 @@ class Recorder:
             running = [name for name in names if name not in left_out]
             for name in running:
                 print(f"== {name}", flush=True)
-                self.record["phases"][name] = {"status": "not run", "reason": "began, and did not end"}
+                self.record["phases"][name] = BEGAN
             self.save()
             with ThreadPoolExecutor() as pool:
                 ends = {pool.submit(work[name]): name for name in running}
@@ -395,9 +440,28 @@ def shares(gpus: int) -> dict[str, list[int]]:
     return {"tests": list(range(gpus)), "sanitizer": list(range(1, gpus)), "alone": [0], "benchmark": [0]}
 
 
-def add_counts(counts: Sequence[Counts | None]) -> Counts:
+def count_results(path: Path) -> Counts:
+    """The counts of what the plugin wrote, so far; of a test's several results the worst counts."""
+    order = ("passed", "skipped", "failed")
+    worst: dict[str, tuple[str, str]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            test, outcome, text = json.loads(line)
+        except ValueError:
+            continue  # being written
+        if order.index(outcome) >= order.index(worst.get(test, ("passed", ""))[0]):
+            worst[test] = (outcome, " ".join(text.split()))
+    outcomes = Counter(outcome for outcome, _ in worst.values())
+    reasons = Counter(text for outcome, text in worst.values() if outcome == "skipped")
+    failures = [f"{test}: {text}"[:300] for test, (outcome, text) in worst.items() if outcome == "failed"]
+    counts = Counts(outcomes["passed"], outcomes["failed"], outcomes["skipped"])
+    counts.skip_reasons, counts.failures = dict(reasons.most_common()), dict.fromkeys(failures[:20], 1)
+    return counts
+
+
+def add_counts(counts: Sequence[Counts]) -> Counts:
     total = Counts()
-    for one in filter(None, counts):
+    for one in counts:
         total.passed += one.passed
         total.failed += one.failed
         total.skipped += one.skipped

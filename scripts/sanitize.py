@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -111,17 +111,31 @@ class Finished:
     seconds: float
 
 
-def run_command(command: Sequence[str], env: Mapping[str, str], cwd: Path, timeout: float) -> Finished:
+def run_command(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    cwd: Path,
+    timeout: float,
+    meanwhile: Callable[[], None] = lambda: None,
+    every: float = 10,
+) -> Finished:
     """Runs a command with its output kept in memory. Past `timeout` seconds it is interrupted, which lets pytest write
-    its report, and 20 seconds later its whole process group is killed."""
+    its report, and 20 seconds later its whole process group is killed. Until then `meanwhile` is called, `every` so
+    many seconds."""
     begin = time.monotonic()
+    end = begin + timeout
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             list(command), stdout=log, stderr=subprocess.STDOUT, env=dict(env), cwd=cwd, start_new_session=True
         )
         code: int | None = None
         try:
-            code = process.wait(timeout)
+            while end - time.monotonic() > every and code is None:
+                try:
+                    code = process.wait(every)
+                except subprocess.TimeoutExpired:
+                    meanwhile()
+            code = process.wait(max(end - time.monotonic(), 0)) if code is None else code
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGINT)  # compute-sanitizer does not hand it on
             try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -23,6 +24,12 @@ def drawn(size: tuple[int, ...], seed: int, integers: bool) -> Tensor:
     if integers:
         return torch.randint(-3, 4, size, generator=generator)
     return torch.randn(size, generator=generator, dtype=torch.float64)
+
+
+# A copy to a GPU waits for it, as long as other processes of the run have it.
+@functools.lru_cache(maxsize=16)
+def drawn_on(device: str, dtype: torch.dtype, size: tuple[int, ...], seed: int, integers: bool) -> Tensor:
+    return drawn(size, seed, integers).to(dtype).to(device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +104,27 @@ class Case:
         return self.N * self.P * self.Q
 
     @property
+    def large(self) -> bool:
+        """Large for the sake of a GPU: more tiles than SMs, tensors beyond a cache. The CPU, where such a case takes up
+        to a minute and shows what small ones do, leaves it out."""
+        elements = math.prod(self.input_size) + math.prod(self.output_size)
+        return elements > 1 << 19 or self.N * self.P * self.Q * self.K * self.reduction("fprop") > 1 << 24
+
+    @property
     def seed(self) -> int:
         """Differs from case to case, but not from run to run as hash() does."""
         return zlib.crc32(self.name.encode())
 
-    def draw(self, size: Sequence[int], dtype: torch.dtype, seed: int, integers: bool = False) -> Tensor:
-        """Values on the CPU, already rounded to `dtype`: standard normal, or integers in [-3, 3]."""
-        return drawn(tuple(size), self.seed + seed, integers).to(dtype, copy=True)
+    def draw(
+        self,
+        size: Sequence[int],
+        dtype: torch.dtype,
+        seed: int,
+        integers: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Values drawn and rounded to `dtype` on the CPU: standard normal, or integers in [-3, 3]."""
+        return drawn_on(str(device), dtype, tuple(size), self.seed + seed, integers).clone()
 
     def tensors(
         self,
@@ -117,9 +138,9 @@ class Case:
         from layouts import LAYOUTS
 
         at_input, at_weight, _ = LAYOUTS[layout]
-        x = at_input(self.draw(self.input_size, dtype, seed, integers), device)
-        w = at_weight(self.draw(self.weight_size, dtype, seed + 1, integers), device)
-        b = self.draw((self.K,), dtype, seed + 2, integers).to(device) if self.bias else None
+        x = at_input(self.draw(self.input_size, dtype, seed, integers, device), device)
+        w = at_weight(self.draw(self.weight_size, dtype, seed + 1, integers, device), device)
+        b = self.draw((self.K,), dtype, seed + 2, integers, device) if self.bias else None
         return x, w, b
 
     def grad_output(
@@ -132,7 +153,7 @@ class Case:
     ) -> Tensor:
         from layouts import LAYOUTS
 
-        return LAYOUTS[layout][2](self.draw(self.output_size, dtype, seed + 3, integers), device)
+        return LAYOUTS[layout][2](self.draw(self.output_size, dtype, seed + 3, integers, device), device)
 
 
 # Sizes are small so that the whole suite takes minutes on two cores; what differs between the cases is which

@@ -9,6 +9,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from cases import CASES, Case
+
+PLACES: dict[Case | None, int] = {case: place for place, case in enumerate(CASES)}
+LARGE = {case for case in CASES if case.large}
 
 # torch.testing._internal, where OpInfo and opcheck are, forbids on import to set flags but by a context manager, in the
 # whole process. These tests and the program that they test set flags.
@@ -32,8 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+def case_of(item: pytest.Item) -> Case | None:
+    case = item.callspec.params.get("case") if hasattr(item, "callspec") else None
+    return case if isinstance(case, Case) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --device cuda, one instance of each test that needs a GPU is kept, to be reported as skipped.
+    """Without --device cuda, one instance of each test that needs a GPU is kept, reported as skipped, and no large case.
 
     The others are left out of the run: thousands of skips would hide those that say something.
     """
@@ -50,9 +59,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             function = item.nodeid.split("[")[0]
             (left_out if function in seen else kept).append(item)
             seen.add(function)
+        elif device == "cpu" and case_of(item) in LARGE:
+            left_out.append(item)
         else:
             kept.append(item)
-    items[:] = kept
+    # Tests of a case follow each other, and use the same values and references again.
+    items[:] = sorted(kept, key=lambda item: PLACES.get(case_of(item), -1))
     if left_out:
         config.hook.pytest_deselected(items=left_out)
 

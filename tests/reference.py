@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from cases import Case
 from torch import Tensor
+
+# scripts/sanitize.py sets it. Each launch and allocation is slow then: results are compared on the CPU, once.
+SANITIZING = "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,17 +73,14 @@ def of_tensors(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None, g
     return result(case, wide(input), wide(weight), wide(bias), wide(grad_output))  # type: ignore[arg-type]
 
 
-@functools.lru_cache(maxsize=64)
-def exact(case: Case, dtype: torch.dtype, seed: int = 0, integers: bool = False) -> Result:
-    """The result in float64 on the CPU, of the case's values as they are once rounded to `dtype`."""
+@functools.lru_cache(maxsize=16)
+def exact(case: Case, dtype: torch.dtype, seed: int = 0, integers: bool = False, device: str = "cpu") -> Result:
+    """The result in float64, made on the CPU, of the case's values as they are once rounded to `dtype`."""
+    if device != "cpu":
+        made = vars(exact(case, dtype, seed, integers))
+        return Result(**{name: None if t is None else t.to(device) for name, t in made.items()})
     x, w, b = case.tensors("cpu", dtype, "nchw", seed, integers)
     return of_tensors(case, x, w, b, case.grad_output("cpu", dtype, "nchw", seed, integers))
-
-
-@functools.lru_cache(maxsize=64)
-def exact_output(case: Case, dtype: torch.dtype, integers: bool = False) -> Tensor:
-    x, w, b = case.tensors("cpu", dtype, "nchw", integers=integers)
-    return output_of(case, wide(x), wide(w), wide(b))  # type: ignore[arg-type]
 
 
 SLICE_BITS, SLICES = 17, 4
@@ -96,7 +97,7 @@ def slices(t: Tensor) -> list[Tensor]:
     return found
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def exact_parts(case: Case, of_output: bool) -> dict[str, tuple[Tensor, Tensor]]:
     """The output of the float64 values, or the gradients, each as an unevaluated sum of two float64 tensors.
 
@@ -134,10 +135,10 @@ def distance(value: Tensor, case: Case, dtype: torch.dtype, what: str) -> float:
     """The error of a result of the case, where a float64 one is measured by a finer reference than float64."""
     if dtype == torch.float64:
         return error(value, *exact_parts(case, what == "output")[what])
-    return error(value, exact_output(case, dtype) if what == "output" else getattr(exact(case, dtype), what))
+    return error(value, getattr(exact(case, dtype, device=value.device.type), what))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4)
 def torchs(case: Case, dtype: torch.dtype, device: str, layout: str, seed: int = 0) -> Result:
     """What torch itself makes of the case, in the same dtype and layout.
 
@@ -152,7 +153,7 @@ def torchs(case: Case, dtype: torch.dtype, device: str, layout: str, seed: int =
     return Result(*(None if t is None else t.to(dtype) for t in vars(single).values()))  # type: ignore[arg-type]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4)
 def torchs_output(case: Case, dtype: torch.dtype, device: str, layout: str) -> Tensor:
     x, w, b = case.tensors(device, dtype, layout)
     if device != "cpu" or dtype in (torch.float32, torch.float64):
@@ -175,10 +176,12 @@ def error(value: Tensor, expected: Tensor, low: Tensor | None = None) -> float:
     `low`: what is to be added to a float64 `expected` and would be lost in it.
     """
     assert value.shape == expected.shape, f"shape {tuple(value.shape)}, expected {tuple(expected.shape)}"
-    expected = expected.double().cpu()
-    gap = value.detach().double().cpu() - expected
-    difference = float(torch.linalg.vector_norm(gap if low is None else gap - low))
-    scale = float(torch.linalg.vector_norm(expected))
+    value = value.detach().cpu() if SANITIZING else value.detach()
+    expected = expected.detach().double().to(value.device)
+    gap = value.double() - expected
+    gap = gap if low is None else gap - low.to(value.device)
+    norms = torch.stack([torch.linalg.vector_norm(gap), torch.linalg.vector_norm(expected)])
+    difference, scale = norms.tolist()  # a single wait for the GPU, which other processes of the run share
     ratio = difference / scale if scale > 0 else difference
     return ratio if math.isfinite(ratio) else math.inf
 

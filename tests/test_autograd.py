@@ -11,6 +11,7 @@ import pytest
 import torch
 from calls import dgrad, wgrad
 from cases import BY_NAME, CASES, DTYPES, FEW, Case
+from checks import for_each
 from layouts import PLAIN
 from reference import assert_close, error, exact, four_sided, same_bits, tolerance
 from torch import Tensor
@@ -135,10 +136,8 @@ def test_a_dual_number_gives_torchs_tangent_or_an_error(which: str, entry: str, 
     assert error(ours, theirs) <= 1e-12
 
 
-@EVERY_ENTRY
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("layout", PLAIN)
 @pytest.mark.parametrize("case", CASES, ids=str)
+@for_each(dtype=DTYPES, layout=PLAIN, entry=ENTRIES)
 def test_gradients_by_autograd_agree_with_float64(
     case: Case, layout: str, dtype: torch.dtype, entry: str, device: str
 ) -> None:
@@ -146,7 +145,7 @@ def test_gradients_by_autograd_agree_with_float64(
     x, w, b = (*leaves, None)[:3]
     y = ENTRIES[entry](x, w, b, *case.args)
     grads = torch.autograd.grad(y, leaves, case.grad_output(device, dtype, layout))
-    truth = exact(case, dtype)
+    truth = exact(case, dtype, device=device)
     assert_close(y, truth.output, dtype, case.reduction("fprop"), "output")
     assert_close(grads[0], truth.grad_input, dtype, case.reduction("dgrad"), "grad_input")
     assert_close(grads[1], truth.grad_weight, dtype, case.reduction("wgrad"), "grad_weight")

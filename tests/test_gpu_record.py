@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import json
 import os
@@ -226,7 +227,7 @@ def recorder(gpu_record: Any, tmp_path: Path, *options: str) -> Any:
     made.install = lambda: ""
     made.commands = []
 
-    def python(*arguments: str, timeout: float, phase: str = "") -> Any:
+    def python(*arguments: str, timeout: float, phase: str = "", meanwhile: Any = None) -> Any:
         made.commands.append((arguments, timeout))
         return gpu_record.Finished(0, "", 0.0)
 
@@ -306,6 +307,51 @@ def test_a_record_can_be_made_in_several_runs(gpu_record: Any, tmp_path: Path) -
     assert run("b", "--skip", "tests") == {"tests": "not run", "sanitizer": "passed", "benchmark": "passed"}
 
 
+SUITE = """
+import time, pytest
+
+@pytest.mark.parametrize("n", range(3))
+def test_quick(n): assert n != 1, "one of three"
+
+@pytest.mark.skip(reason="needs sm90")
+def test_skipped(): pass
+
+@pytest.fixture
+def broken():
+    yield
+    raise RuntimeError("on the way out")
+
+def test_teardown(broken): pass
+
+def test_that_hangs(): time.sleep(100)
+"""
+
+
+def test_a_suite_that_is_cut_off_leaves_the_counts_of_what_ran(
+    gpu_record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the record while it runs: this script may be cut off itself."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "conftest.py").write_text("def pytest_addoption(parser): parser.addoption('--device')")
+    (tmp_path / "tests" / "test_all.py").write_text(SUITE)
+    made = recorder(gpu_record, tmp_path, "--workers", "2", "--tests-timeout", "20")
+    (made.work / "conv2d_ext.py").write_text("")
+    (made.work / f"{gpu_record.PLUGIN_NAME}.py").write_text(gpu_record.PLUGIN.format(site=str(made.work)))
+    made.env = {**os.environ, "PYTHONPATH": str(made.work)}
+    made.python = functools.partial(gpu_record.Recorder.python, made)
+    monkeypatch.setattr(gpu_record, "ROOT", tmp_path)
+    saved: list[dict[str, Any]] = []
+    made.save = lambda: saved.append(dict(made.record["phases"]["tests"]))
+    found = made.tests()
+    assert found["status"] == "failed" and "ran out of time" in found["reason"]
+    for counts in (found, saved[-1]):
+        assert (counts["passed"], counts["failed"], counts["skipped"]) == (2, 2, 1)
+        assert counts["skip_reasons"] == {"Skipped: needs sm90": 1}
+        failures = " ".join(counts["failures"])
+        assert "test_quick[1]: AssertionError: one of three" in failures and "on the way out" in failures
+    assert saved[-1]["status"] == "not run"
+
+
 # ---- the sanitizer ---------------------------------------------------------------------------------------------------
 
 JUNIT = """\
@@ -331,7 +377,7 @@ def test_tests_are_counted_from_pytests_report(sanitize: Any, tmp_path: Path) ->
 def test_the_counts_of_several_runs_add_up(gpu_record: Any, sanitize: Any) -> None:
     one = sanitize.Counts(3, 1, 2, {"needs sm90": 2}, {"a::b: x": 1})
     two = sanitize.Counts(1, 0, 1, {"needs sm90": 1})
-    assert gpu_record.add_counts([one, None, two]) == sanitize.Counts(4, 1, 3, {"needs sm90": 3}, {"a::b: x": 1})
+    assert gpu_record.add_counts([one, two]) == sanitize.Counts(4, 1, 3, {"needs sm90": 3}, {"a::b: x": 1})
 
 
 @pytest.mark.parametrize(

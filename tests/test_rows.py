@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import re
 
 import pytest
 import torch
 from calls import OPS, alignment, call, candidates, meta, plan
 from cases import BY_NAME, CASES, DTYPES, Case
+from checks import for_each, name_of
 from layouts import LAYOUTS
-from reference import bits, error, exact, of_tensors, result, same_bits, tolerance
+from reference import SANITIZING, bits, error, exact, of_tensors, result, same_bits, tolerance
 from torch import Tensor
 
 import conv2d_ext  # noqa: F401
@@ -52,18 +52,14 @@ def problem(op: str, x: Tensor, w: Tensor, go: Tensor, made: Tensor) -> tuple[Te
 RESULT = {"fprop": "y", "dgrad": "x", "wgrad": "w"}
 
 
-def expected(op: str, case: Case, dtype: torch.dtype, integers: bool = False) -> Tensor:
-    r = exact(case, dtype, integers=integers)
+def expected(op: str, case: Case, dtype: torch.dtype, device: str, integers: bool = False) -> Tensor:
+    r = exact(case, dtype, integers=integers, device=device)
     return {"fprop": r.output, "dgrad": r.grad_input, "wgrad": r.grad_weight}[op]
 
 
 def modes(dtype: torch.dtype) -> tuple[bool, ...]:
     """Values of allow_tf32 that make a difference."""
     return (False, True) if dtype == torch.float32 else (False,)
-
-
-# scripts/sanitize.py sets it. A second run of a kernel then takes time and shows nothing new.
-SANITIZING = "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ
 
 
 TF32_FAMILIES = ("tma_", "grouped_", "stem_", "pixels_")
@@ -74,34 +70,46 @@ def rows_of(planned: list[int], tf32: bool) -> list[int]:
     return [row for row in candidates(planned) if not tf32 or ROWS[row].startswith(TF32_FAMILIES)]
 
 
+Kind = tuple[torch.dtype, str]  # and the layout
+
+
+def sanitized(case: Case, kind: Kind) -> bool:
+    """The edge cases in the plain layouts and main dtypes are the sanitizer's share."""
+    dtype, layout = kind
+    return case.edge and (
+        (dtype in (torch.float16, torch.float32) and layout in ("nchw", "nhwc"))
+        or (dtype == torch.bfloat16 and layout in ("unaligned", "sliced_nhwc"))
+        or (dtype == torch.float64 and layout == "nchw")
+    )
+
+
 def row_cases() -> list[object]:
-    """Cases by dtype and layout; the edge cases in the plain layouts and main dtypes are the sanitizer's share."""
+    """Cases, each with the kinds that one test runs."""
     parameters = []
     for case in CASES:
-        for dtype in DTYPES:
-            for layout in ROW_LAYOUTS:
-                chosen = case.edge and (
-                    (dtype in (torch.float16, torch.float32) and layout in ("nchw", "nhwc"))
-                    or (dtype == torch.bfloat16 and layout in ("unaligned", "sliced_nhwc"))
-                    or (dtype == torch.float64 and layout == "nchw")
-                )
-                name = f"{case}-{str(dtype).removeprefix('torch.')}-{layout}"
-                marks = (pytest.mark.sanitizer,) if chosen else ()
-                parameters.append(pytest.param(case, dtype, layout, id=name, marks=marks))
+        kinds = list(itertools.product(DTYPES, ROW_LAYOUTS))
+        if case.edge:
+            share = [kind for kind in kinds if sanitized(case, kind)]
+            parameters.append(pytest.param(case, share, id=f"{case}-main", marks=pytest.mark.sanitizer))
+            kinds = [kind for kind in kinds if kind not in share]
+        parameters.append(pytest.param(case, kinds, id=f"{case}-other" if case.edge else str(case)))
     return parameters
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("case,dtype,layout", row_cases())
-def test_every_row_that_supports_a_case_computes_it(
-    op: str, case: Case, dtype: torch.dtype, layout: str, cuda: str
-) -> None:
+@pytest.mark.parametrize("case,kinds", row_cases())
+def test_every_row_that_supports_a_case_computes_it(op: str, case: Case, kinds: list[Kind], cuda: str) -> None:
+    wrong = [f"{name_of(kind)}: {fault}" for kind in kinds for fault in faults_of_rows(op, case, *kind, cuda)]
+    assert not wrong, "\n".join(wrong)
+
+
+def faults_of_rows(op: str, case: Case, dtype: torch.dtype, layout: str, cuda: str) -> list[str]:
+    """What is wrong with the results of all rows, by name: far from float64, or not the same in two runs."""
     x, w, b = case.tensors(cuda, dtype, layout)
     go = case.grad_output(cuda, dtype, layout)
-    # Few launches, and one wait for the GPU, which other processes of the run share. The sanitizer slows each launch
-    # and allocation: with it, the results are compared on the CPU.
+    # Few launches, and one wait for the GPU, which other processes of the run share.
     judge = "cpu" if SANITIZING else cuda
-    true = expected(op, case, dtype).to(judge)
+    true = expected(op, case, dtype, judge)
     strict = tolerance(dtype, case.reduction(op))
     sms, capability = machine()
     names, limits, distances, different = [], [], [torch.linalg.vector_norm(true)], []
@@ -127,17 +135,16 @@ def test_every_row_that_supports_a_case_computes_it(
             wrong.append(f"{name}: error {off:.3g}, allowed {allowed:.3g}")
         elif differ:
             wrong.append(f"{name}: two runs differ")
-    assert not wrong, "\n".join(wrong)
+    return wrong
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES, ids=str)
+@for_each(dtype=DTYPES, layout=("nchw", "nhwc"))
 def test_every_row_is_exact_on_small_integers(case: Case, dtype: torch.dtype, layout: str, op: str, cuda: str) -> None:
     x, w, b = case.tensors(cuda, dtype, layout, integers=True)
     go = case.grad_output(cuda, dtype, layout, integers=True)
-    true = expected(op, case, dtype, integers=True).to(cuda, dtype)
+    true = expected(op, case, dtype, cuda, integers=True).to(dtype)
     sms, capability = machine()
     names, found = [], []
     for where, tf32 in itertools.product(destinations(op, w), modes(dtype)):
@@ -597,7 +604,7 @@ def test_every_row_runs_once(name: str, cuda: str) -> None:
                 raise
             continue
         allowed = tolerance(dtype, case.reduction(op)) + (2.0**-10 if tf32 else 0)
-        assert error(result, expected(op, case, dtype)) <= allowed
+        assert error(result, expected(op, case, dtype, "cpu" if SANITIZING else cuda)) <= allowed
         return
     pytest.fail("no case of the list has a plain layout that the row supports")
 
@@ -657,10 +664,10 @@ def rows_with_cases() -> frozenset[int]:
     return frozenset(found)
 
 
-@pytest.mark.parametrize("row", range(len(ROWS)), ids=ROWS)
-def test_every_row_supports_some_case(row: int) -> None:
+def test_every_row_supports_some_case() -> None:
     """Otherwise the list of cases does not test it."""
-    assert row in rows_with_cases(), f"{ROWS[row]} supports no case of the list"
+    without = [name for row, name in enumerate(ROWS) if row not in rows_with_cases()]
+    assert not without, f"no case of the list: {', '.join(without)}"
 
 
 def test_the_layouts_of_these_tests_exist() -> None:
