@@ -309,6 +309,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return is_split(row) ? split_estimate(row, op, p, d) : band_estimate(row, op, p, d);
     case Family::stem: {
       Estimate e = stem_estimate(row, op, p, h200_sxm);
+      if (is_stem_lines(row)) return e;
       // Pixels of filters that lie side by side but take no vectors are stored one by one.
       if (op == Op::fprop && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0)
         e.ns += double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) * 0.0035;

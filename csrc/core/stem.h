@@ -2,6 +2,7 @@
 #pragma once
 
 #include "grouped.h"
+#include "stem_lines.h"
 
 namespace conv2d_ext {
 
@@ -30,7 +31,7 @@ struct StemTile {
   double ns = 0;
 };
 
-inline constexpr int kStemThreads = 256, kStemMostChannels = 8;
+inline constexpr int kStemMostChannels = 8;
 // Elements of a row of 32 outputs that a warp stages: eight rows' lie in different banks.
 inline constexpr int kStemStaged = 40;
 constexpr int64_t stem_shared(int64_t blocks) { return (228 / blocks - 1) * 1024; }  // bytes of each of so many an SM
@@ -204,7 +205,8 @@ constexpr bool stem_supports(Row const& row, Op op, Problem const& p, Device con
   // In strict float32, sums of a few products, whose error is that of the split operands, are left to FMA.
   int64_t const products = op == Op::wgrad ? p.N * p.P() * p.Q() : (op == Op::fprop ? p.C : p.K) * p.R * p.S;
   if (stem_is_strict(p) && products < kStemStrictLeast) return false;
-  bool const unit_stride = p.stride_h == 1 && p.stride_w == 1, narrow = stem_is_narrow(row);
+  bool const unit_stride = p.stride_h == 1 && p.stride_w == 1, lines = is_stem_lines(row),
+             narrow = stem_is_narrow(row) || lines;
   Op const view_op = op == Op::wgrad ? stem_wgrad_view(p) : op;
   bool const few_filters = narrow ? op == Op::fprop : view_op == Op::dgrad;
   int64_t const few = few_filters ? p.K : p.C;
@@ -216,6 +218,7 @@ constexpr bool stem_supports(Row const& row, Op op, Problem const& p, Device con
   double const reach = double(p.K) * double(max64(p.w.n, 0)) + double(p.C) * double(max64(p.w.c, 0)) +
                        double(p.R) * double(p.w.h) + double(p.S) * double(p.w.w);
   if (reach >= double(int64_t(1) << 31)) return false;
+  if (lines) return stem_lines_supports(op, p, d);
   if (narrow) {
     StemNarrow const t = stem_narrow(row, op, p, d);
     return t.rows > 0 && t.slabs <= 16;
@@ -273,6 +276,7 @@ constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p
 }
 
 constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (is_stem_lines(row)) return {stem_lines(op, p, d).ns * 1000, 1};
   Estimate e = stem_rounded_estimate(row, op, p, d);
   // As measured: the more columns of a block, the less is left of what three products hide behind.
   if (!stem_is_strict(p)) return e;
