@@ -28,8 +28,17 @@ struct StemTile {
   int64_t in_rows, in_columns;  // of the inputs of a tile
   int64_t pitch, copies;        // words of a row of inputs; copies of the inputs
   int64_t fixed_bytes, shared_bytes;
+  bool whole = false;  // in channels_last: eight pixels' results are one run of vectors, where a pixel's are none
   double ns = 0;
 };
+
+// Are results stored as vectors of `lanes`?
+constexpr bool stem_has_vectors(bool nhwc, StemView const& v, int align, int64_t lanes, int64_t size) {
+  auto whole = [&](int64_t stride) { return stride % lanes == 0; };
+  return align >= lanes * size && whole(v.out.n) && whole(v.out.h) &&
+         (nhwc ? (v.K == 1 || v.out.c == 1) && whole(v.out.w) && whole(v.K)
+               : (v.Q == 1 || v.out.w == 1) && whole(v.out.c) && v.Q % (lanes == 2 ? 2 : 8) == 0);
+}
 
 inline constexpr int kStemMostChannels = 8;
 // Elements of a row of 32 outputs that a warp stages: eight rows' lie in different banks.
@@ -52,7 +61,11 @@ constexpr StemTile stem_tile(Row const& row, Op op, Problem const& p, Device con
   t.run = ceil_div(p.S * v.C, per_word), t.steps = ceil_div(p.R * t.run, 8);
   // Two 16-bit neighbours must lie in one word, wherever a run of the filter begins.
   t.copies = per_word == 2 && v.stride_w * v.C % 2 != 0 ? 2 : 1;
-  int64_t const staged = is_nhwc(row.variant) ? 0 : kStemThreads / 32 * 8 * kStemStaged * size_of(p.dtype);
+  int const align = op == Op::dgrad ? p.x_align : p.y_align;
+  bool const nhwc = is_nhwc(row.variant), staged_pixels = nhwc && per_word == 2 && !stem_has_vectors(nhwc, v, align, 8, 2);
+  t.whole = staged_pixels && t.slabs == 1 && align >= 16 && v.out.w == v.K && v.out.n % 8 == 0 && v.out.h % 8 == 0;
+  int64_t const of_warp = !nhwc ? 8 * kStemStaged : staged_pixels ? 8 * row.tile_n : 0;
+  int64_t const staged = kStemThreads / 32 * of_warp * size_of(p.dtype);
   t.fixed_bytes = t.steps * (row.tile_n * 32 + 64) + row.tile_n * 4 + staged;
   constexpr int64_t kRows[] = {1, 2, 4, 6, 8, 12, 16, 24, 32};
   // Nanoseconds of an SM for an input's element, a step of a warp, and a warp's outputs.
@@ -276,7 +289,7 @@ constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p
 }
 
 constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  if (is_stem_lines(row)) return {stem_lines(op, p, d).ns * 1000, 1};
+  if (is_stem_lines(row)) return {stem_lines(op, p, d).ns, 1};
   Estimate e = stem_rounded_estimate(row, op, p, d);
   // As measured: the more columns of a block, the less is left of what three products hide behind.
   if (!stem_is_strict(p)) return e;

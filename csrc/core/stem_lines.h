@@ -37,7 +37,7 @@ struct StemLines {
   bool used = false;
   int64_t depth = 0;             // channels of the inputs
   int64_t channels = 0, slabs = 0;  // of the results, of a block
-  int64_t m_tiles = 0, steps = 0;   // of 16 taps; of 32 bytes of the depth
+  int64_t m_tiles = 0, steps = 0;   // of 16 taps; of 16 of the depth, in TF32 of 8
   bool wide = false;             // a warp has four blocks of 8 pixels at a time, else two
   int64_t segments = 0, ends_w = 0, in_columns = 0;
   int64_t ranges = 0, ends_h = 0, rows = 0, pixels = 0;  // pixels: of a step, in blocks of 8
@@ -73,13 +73,14 @@ constexpr StemLines stem_lines(Op op, Problem const& p, Device const& d) {
   t.depth = op == Op::dgrad ? p.K : p.C;
   t.nhwc = in.c == 1 && t.depth > 1 && (in.w != 1 || w.in == 1);
   t.vector = stem_lines_vector(in, op == Op::dgrad ? p.y_align : p.x_align, t.nhwc, t.depth, w.in, size);
-  t.steps = ceil_div(t.depth * size, 32);
+  t.steps = strict ? ceil_div(t.depth, 16) : ceil_div(t.depth * size, 32);
+  int64_t const depth_step = p.dtype == DType::f32 && !strict ? 8 : 16;
   t.ring_rows = max64(h.taps, h.stride);
   int64_t const elements = t.vector > 0 && !t.nhwc ? t.vector / size : 1;
   for (int64_t slabs = 1; slabs <= all; slabs = slabs == 1 && all > 1 ? all : all + 1) {
     t.channels = ceil_div(all, slabs), t.slabs = slabs;
     t.m_tiles = ceil_div(t.channels * p.R * p.S, 16);
-    t.weight_bytes = t.m_tiles * t.steps * 512;
+    t.weight_bytes = t.m_tiles * t.steps * 512 * (strict ? 3 : 1);
     if (t.weight_bytes > stem_lines_shared(1)) continue;
     for (int64_t segments = 1; segments <= w.count(); segments *= 2) {
       t.ends_w = ceil_div(w.count(), segments), t.segments = ceil_div(w.count(), t.ends_w);
@@ -91,10 +92,10 @@ constexpr StemLines stem_lines(Op op, Problem const& p, Device const& d) {
         if (rows > 1 && (rows / 2 >= h.count() || rows * t.in_columns > 256)) break;
         t.rows = rows, t.pixels = ceil_div(rows * t.in_columns, 8) * 8;
         t.pitch = t.pixels / 8 % 2 != 0 ? t.pixels : t.pixels + 8;
-        t.line = t.nhwc ? t.steps * 32 + 16 : size == 4 ? t.pitch * 4 : t.pitch * 2;
-        t.stage_bytes = t.nhwc ? t.pixels * t.line : t.steps * (32 / size) * t.line;
+        t.line = t.nhwc ? t.steps * depth_step * size + 16 : size == 4 ? t.pitch * 4 : t.pitch * 2;
+        t.stage_bytes = t.nhwc ? t.pixels * t.line : t.steps * depth_step * t.line;
         t.sum_bytes = t.m_tiles * 16 * t.pitch * 4;
-        int64_t const fixed = t.weight_bytes + t.sum_bytes + t.ring_bytes;
+        int64_t const fixed = t.weight_bytes + t.sum_bytes + t.ring_bytes + t.items * 16;
         if (fixed + t.stage_bytes > stem_lines_shared(1)) break;
         for (int wide = 0; wide < (strict ? 1 : 2); ++wide) {
           t.wide = wide != 0;
@@ -103,28 +104,30 @@ constexpr StemLines stem_lines(Op op, Problem const& p, Device const& d) {
             ++t.blocks_of_sm;
           t.stages = fixed + 2 * t.stage_bytes <= stem_lines_shared(t.blocks_of_sm) ? 2 : 1;
           t.shared_bytes = fixed + t.stages * t.stage_bytes;
-          // Cycles of an SM for a step of a block.
-          int64_t const blocks8 = t.pixels / 8, across = t.wide ? 4 : 2;
+          // Cycles of an SM for a step of a block; of a block that is alone, what its warps wait for.
+          int64_t const blocks8 = t.pixels / 8, across = t.wide ? 4 : 2, terms = ceil_div(p.S, w.stride);
           int64_t const turns = ceil_div(ceil_div(t.m_tiles, 2) * ceil_div(blocks8, across), 8);
-          double const product = (strict ? 3 * 8.0 + 6 : 8.0) * 2;  // of a warp's two tiles and 8 pixels
-          double const multiply = double(turns * across * t.steps) * product * 2 + double(turns) * 150;
+          double const product = strict ? 6 * 6.8 : size == 4 ? 13.6 : 6.8;
+          double const multiply = double(turns * across * t.steps) * product * 4;
           double const traffic = double(t.pixels * t.depth * size) / 14;
-          double const gather = double(ceil_div(t.items, kStemThreads) * kStemThreads / 32 * t.rows) *
-                                (20 + double(p.R) * (8 + 3.5 * double(ceil_div(p.S, w.stride)))) / 4 * 0.7;
-          double const alone = t.blocks_of_sm == 1 ? 1.4 : 1;
-          double const busy = multiply + gather;
-          double const step = (t.stages == 2 ? overlapped(traffic, busy) : overlapped(traffic, busy) * 1.2) * alone +
-                              1200.0 / double(t.blocks_of_sm);
-          // Rows that each range has again, and blocks that all have the same.
-          int64_t const slots = d.sm_count * t.blocks_of_sm;
-          for (int64_t ranges = 1; ranges <= h.count(); ranges *= 2) {
+          int64_t const rounds_of_items = ceil_div(t.items, kStemThreads) * t.rows;
+          double const of_line = terms <= 2 ? 15 : 21 * double(ceil_div(terms, 4));
+          double const gather = double(rounds_of_items) * 2 * (30 + double(p.R) * of_line + double(h.stride) * 8) * 1.2;
+          double const busy = (multiply + gather) * 1.15;
+          double const wait_multiply = double(turns * t.steps) * (strict ? 250 : 120),
+                       wait_gather = double(rounds_of_items) * (200 + double(p.R) * 45);
+          double const alone = (multiply > wait_multiply ? multiply : wait_multiply) +
+                               (gather > wait_gather ? gather : wait_gather) + (t.stages == 1 ? 1500 : 700);
+          for (int64_t ranges = 1; ranges <= h.count(); ranges = ranges < 8 ? ranges + 1 : ranges * 5 / 4) {
             t.ends_h = ceil_div(h.count(), ranges), t.ranges = ceil_div(h.count(), t.ends_h);
             t.strips = p.N * t.segments * t.ranges;
+            int64_t const slots = max64(1, d.sm_count * t.blocks_of_sm / t.slabs) * t.slabs;
             int64_t const rounds = ceil_div(t.strips * t.slabs, slots);
-            int64_t const of_sm = min64(t.blocks_of_sm, ceil_div(t.strips * t.slabs, d.sm_count));
-            double const cycles =
-                double(rounds) * double(of_sm) * (double(ceil_div(t.ends_h + h.warm, t.rows)) * step + 800.0);
-            t.ns = cycles / 1.7 + 7000 + double(t.weight_bytes) * 0.08;
+            double const of_sm = double(min64(t.blocks_of_sm, ceil_div(t.strips * t.slabs, d.sm_count)));
+            double const most = of_sm * (busy > traffic ? busy : traffic);
+            double const step = (most > alone ? most : alone) * 1.1;
+            double const cycles = double(rounds) * (double(ceil_div(t.ends_h + h.warm, t.rows)) * step + 1500.0);
+            t.ns = cycles / 1.7 + 6500 + double(t.weight_bytes) * 0.1;
             if (!best.used || t.ns < best.ns) best = t, best.used = true;
           }
         }
@@ -137,7 +140,10 @@ constexpr StemLines stem_lines(Op op, Problem const& p, Device const& d) {
 constexpr bool stem_lines_supports(Op op, Problem const& p, Device const& d) {
   if (op == Op::wgrad || p.dilation_h != 1 || p.dilation_w != 1 || p.R * p.S == 1) return false;
   if (op == Op::fprop && (p.stride_h != 1 || p.stride_w != 1 || p.pad_top >= p.R || p.pad_left >= p.S)) return false;
-  return stem_lines(op, p, d).used;
+  int64_t const few = op == Op::dgrad ? p.C : p.K;
+  Strides const& out = op == Op::dgrad ? p.x : p.y;
+  double const reach = double(few) * double(max64(out.c, 0)) + double(op == Op::dgrad ? p.W : p.Q()) * double(out.w);
+  return reach < double(int64_t(1) << 31) && p.R < 64 && stem_lines(op, p, d).used;
 }
 
 }  // namespace conv2d_ext

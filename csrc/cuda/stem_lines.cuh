@@ -10,7 +10,8 @@
 // the order of the taps, to a ring of lines; lines that no later input meets are stored. Neighbouring blocks compute the
 // products that both need twice.
 //
-// Strict float32 (Split): as in stem.cuh, but that sums are moved to float32 registers after 32 of the depth.
+// Strict float32 (Split): sums of six products of bfloat16 parts, moved to float32 registers after 32 of the depth;
+// results that are not finite are summed again from the operands.
 #pragma once
 
 #include "../core/stem_lines.h"
@@ -29,7 +30,7 @@ struct LinesParams {
   int depth, all, channels, slabs, m_tiles, steps;
   int in_H, in_W, out_H, out_W, R, S, stride_h, stride_w, pad_h, pad_w;
   int first_h, first_w, last_h, last_w, warm_h, warm_w, ends_h, ends_w, ranges, segments;
-  int rows, in_columns, pixels, line, pitch, ring_rows, items, vector, elements, lanes;  // lanes: of a copied line, log2
+  int rows, in_columns, pixels, line, pitch, ring_rows, items, terms, vector, elements, align, lanes;  // lanes: of a copied line, log2
   int weight_bytes, sum_bytes, ring_bytes, stage_bytes, stages;
   bool nhwc, backward, items_nhwc;
   Divisor stride_of;
@@ -47,7 +48,7 @@ struct Strip {
     int const range = int(rest % p.ranges);
     n = rest / p.ranges;
     int const ends = p.first_w + segment * p.ends_w, last = min(ends + p.ends_w, p.last_w + 1);
-    column = max(0, ends - p.warm_w) / p.elements * p.elements;
+    column = max(0, ends - p.warm_w) / p.align * p.align;
     columns = min(min(last, p.in_W) - column, p.in_columns);
     w = max(0, ends * p.stride_w - p.pad_w), width = max(0, min(p.out_W, last * p.stride_w - p.pad_w) - w);
     first = p.first_h + range * p.ends_h, end = min(first + p.ends_h, p.last_h + 1), row = max(0, first - p.warm_h);
@@ -55,24 +56,48 @@ struct Strip {
   }
 };
 
+// Strict float32: a number is the sum of three of bfloat16, but for 2^-27 of it, and a product that of six, but for less
+// than float32's rounding. A step has 16 of the depth: word i of a lane has channels lane % 4 + 8 * i and four further.
+struct ThreeParts {
+  uint32_t high, middle, low;
+};
+__device__ inline ThreeParts three_parts(float a, float b) {
+  using T = __nv_bfloat16;
+  ThreeParts v;
+  v.high = pack<T>(a, b);
+  a -= __uint_as_float(v.high << 16), b -= __uint_as_float(v.high & 0xffff0000u);
+  v.middle = pack<T>(a, b);
+  v.low = pack<T>(a - __uint_as_float(v.middle << 16), b - __uint_as_float(v.middle & 0xffff0000u));
+  return v;
+}
+
 template <class T>
 __device__ inline void load_lines_filters(LinesParams const& p, int first, uint32_t* weights) {
-  constexpr int per_word = 4 / int(sizeof(T));
+  constexpr int per_word = is_split<T> ? 2 : 4 / int(sizeof(T));
   T const* const w = static_cast<T const*>(p.w);
-  int const taps = p.R * p.S;
+  int const taps = p.R * p.S, words = p.m_tiles * p.steps * 128;
 #pragma unroll 4
-  for (int i = threadIdx.x; i < p.weight_bytes / 4; i += kStemThreads) {
+  for (int i = threadIdx.x; i < words; i += kStemThreads) {
     int const word = i % 4, lane = i / 4 % 32, block = i / 128, tile = block / p.steps, step = block - tile * p.steps;
     int const index = tile * 16 + word % 2 * 8 + lane / 4, c = index / taps, tap = index - c * taps;
-    int const r = tap / p.S, s = tap - r * p.S, channel = (step * 8 + word / 2 * 4 + lane % 4) * per_word;
+    int const r = tap / p.S, s = tap - r * p.S;
+    int const channel = is_split<T> ? step * 16 + word / 2 * 8 + lane % 4
+                                    : (step * 8 + word / 2 * 4 + lane % 4) * per_word;
     int const at_r = p.backward ? r : p.R - 1 - r, at_s = p.backward ? s : p.S - 1 - s;
     T const* const from = w + (first + c) * p.w_out + at_r * p.w_r + at_s * p.w_s;
     bool const exists = c < p.channels && first + c < p.all;
     Vector<T, per_word> v;
 #pragma unroll
-    for (int e = 0; e < per_word; ++e)
-      v.v[e] = exists && channel + e < p.depth ? rounded(from[(channel + e) * p.w_in]) : narrow<T>(0.f);
-    weights[i] = *reinterpret_cast<uint32_t const*>(&v);
+    for (int e = 0; e < per_word; ++e) {
+      int const k = channel + e * (is_split<T> ? 4 : 1);
+      v.v[e] = exists && k < p.depth ? rounded(from[k * p.w_in]) : narrow<T>(0.f);
+    }
+    if constexpr (is_split<T>) {
+      ThreeParts const parts = three_parts(v.v[0].v, v.v[1].v);
+      weights[i] = parts.high, weights[i + words] = parts.middle, weights[i + 2 * words] = parts.low;
+    } else {
+      weights[i] = *reinterpret_cast<uint32_t const*>(&v);
+    }
   }
 }
 
@@ -129,7 +154,7 @@ __device__ inline void multiply_lines(LinesParams const& p, uint4 const* weights
   int const lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int const pairs = (p.m_tiles + 1) / 2, blocks = p.pixels / 8, parts = (blocks + across - 1) / across;
   int const along_depth = p.nhwc ? 4 : p.line, along_pixels = p.nhwc ? p.line : int(sizeof(T));
-  int const step_bytes = sizeof(T) == 4 ? 8 * along_depth : turned ? 16 * p.line : 32;
+  int const step_bytes = (is_split<T> ? 16 : 8) * along_depth * (sizeof(T) == 4) + (turned ? 16 * p.line : 32) * (sizeof(T) == 2);
 #pragma unroll 1
   for (int turn = threadIdx.x / 32; turn < pairs * parts; turn += kWarps) {
     int const part = turn / pairs, tile = (turn - part * pairs) * 2;
@@ -151,48 +176,36 @@ __device__ inline void multiply_lines(LinesParams const& p, uint4 const* weights
     float acc[2][across][4] = {}, sum[2][across][4] = {};
 #pragma unroll 1
     for (int step = 0; step < p.steps; ++step, a += 32) {
-      Word<T> b[across][2];
-      if constexpr (sizeof(T) == 4) {
+      if constexpr (is_split<T>) {
+        ThreeParts b[across][2];
 #pragma unroll
         for (int j = 0; j < across; ++j) {
-          float const low = ptx::ld_shared_f32(at[j]), high = ptx::ld_shared_f32(at[j] + 4 * along_depth);
-          if constexpr (is_split<T>)
-            b[j][0] = word_of<T>(__float_as_uint(low)), b[j][1] = word_of<T>(__float_as_uint(high));
-          else
-            b[j][0] = ptx::cvt_rn_tf32(low), b[j][1] = ptx::cvt_rn_tf32(high);
+          float v[4];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) v[e] = ptx::ld_shared_f32(at[j] + e * 4 * along_depth);
+          b[j][0] = three_parts(v[0], v[1]), b[j][1] = three_parts(v[2], v[3]);
           at[j] += step_bytes;
         }
-      } else {
+        int const part = p.m_tiles * p.steps * 32;
 #pragma unroll
-        for (int j = 0; j < across / 2; ++j) {
-          uint32_t v[4];
-          if constexpr (turned)
-            ptx::ldmatrix_x4_trans(v, at[j]);
-          else
-            ptx::ldmatrix_x4(v, at[j]);
-          b[j * 2][0] = v[0], b[j * 2][1] = v[1], b[j * 2 + 1][0] = v[2], b[j * 2 + 1][1] = v[3];
-          at[j] += step_bytes;
-        }
-      }
+        for (int m = 0; m < 2; ++m) {
+          if (m == 1 && !two) break;
+          uint4 const* const from = a + m * p.steps * 32;
+          uint4 const high = from[0], middle = from[part], low = from[2 * part];
+          auto add = [&](float(&d)[4], uint4 const& v, uint32_t b0, uint32_t b1) {
+            ptx::mma_m16n8k16<__nv_bfloat16>(d, v.x, v.y, v.z, v.w, b0, b1);
+          };
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        if (m == 1 && !two) break;
-        uint4 const v = a[m * p.steps * 32];
-        Word<T> const a0 = word_of<T>(v.x), a1 = word_of<T>(v.y), a2 = word_of<T>(v.z), a3 = word_of<T>(v.w);
-#pragma unroll
-        for (int j = 0; j < across; ++j) {
-          if constexpr (is_split<T>) {
-            float(&d)[4] = sum[m][j];
-            ptx::mma_m16n8k8_tf32(d, a0.low, a1.low, a2.low, a3.low, b[j][0].high, b[j][1].high);
-            ptx::mma_m16n8k8_tf32(d, a0.high, a1.high, a2.high, a3.high, b[j][0].low, b[j][1].low);
-            ptx::mma_m16n8k8_tf32(d, a0.high, a1.high, a2.high, a3.high, b[j][0].high, b[j][1].high);
-          } else {
-            mma<T>(acc[m][j], a0, a1, a2, a3, b[j][0], b[j][1]);
+          for (int j = 0; j < across; ++j) {  // the small products first
+            add(sum[m][j], low, b[j][0].high, b[j][1].high);
+            add(sum[m][j], high, b[j][0].low, b[j][1].low);
+            add(sum[m][j], middle, b[j][0].middle, b[j][1].middle);
+            add(sum[m][j], middle, b[j][0].high, b[j][1].high);
+            add(sum[m][j], high, b[j][0].middle, b[j][1].middle);
+            add(sum[m][j], high, b[j][0].high, b[j][1].high);
           }
         }
-      }
-      if constexpr (is_split<T>)
-        if (step % 4 == 3 || step + 1 == p.steps) {
+        if (step % 2 == 1 || step + 1 == p.steps) {
 #pragma unroll
           for (int m = 0; m < 2; ++m)
 #pragma unroll
@@ -200,6 +213,35 @@ __device__ inline void multiply_lines(LinesParams const& p, uint4 const* weights
 #pragma unroll
               for (int e = 0; e < 4; ++e) acc[m][j][e] += sum[m][j][e], sum[m][j][e] = 0;
         }
+      } else {
+        uint32_t b[across][2];
+        if constexpr (sizeof(T) == 4) {
+#pragma unroll
+          for (int j = 0; j < across; ++j) {
+            b[j][0] = ptx::cvt_rn_tf32(ptx::ld_shared_f32(at[j]));
+            b[j][1] = ptx::cvt_rn_tf32(ptx::ld_shared_f32(at[j] + 4 * along_depth));
+            at[j] += step_bytes;
+          }
+        } else {
+#pragma unroll
+          for (int j = 0; j < across / 2; ++j) {
+            uint32_t v[4];
+            if constexpr (turned)
+              ptx::ldmatrix_x4_trans(v, at[j]);
+            else
+              ptx::ldmatrix_x4(v, at[j]);
+            b[j * 2][0] = v[0], b[j * 2][1] = v[1], b[j * 2 + 1][0] = v[2], b[j * 2 + 1][1] = v[3];
+            at[j] += step_bytes;
+          }
+        }
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          if (m == 1 && !two) break;
+          uint4 const v = a[m * p.steps * 32];
+#pragma unroll
+          for (int j = 0; j < across; ++j) mma<T>(acc[m][j], v.x, v.y, v.z, v.w, b[j][0], b[j][1]);
+        }
+      }
     }
     uint32_t const z = sums + ((tile * 16 + g) * p.pitch + part * across * 8 + t * 2) * 4;
 #pragma unroll
@@ -234,69 +276,105 @@ __device__ __noinline__ float sum_lines_again(LinesParams const& p, int64_t n, i
   return sum;
 }
 
-// Adds the products of rows `row` to row + count - 1 to the ring, and stores the lines that these end.
-template <class T>
-__device__ inline void add_lines(LinesParams const& p, Strip const& strip, int first_channel, int row, int count,
-                                 float const* z, float* ring) {
+// Of an output of a line: its first term in z, which of the terms are there, its place in the image, its bias.
+__device__ inline void place_items(LinesParams const& p, Strip const& strip, int first_channel, int4* places,
+                                   float* ring) {
   int const channels = min(p.channels, p.all - first_channel), items = channels * strip.width;
   for (int item = threadIdx.x; item < items; item += kStemThreads) {
     int const line = unsigned(item) / unsigned(p.items_nhwc ? channels : strip.width);
     int const in_line = item - line * (p.items_nhwc ? channels : strip.width);
     int const c = p.items_nhwc ? in_line : line, w = strip.w + (p.items_nhwc ? line : in_line);
     int const u = w + p.pad_w, last = int(p.stride_of.quotient(u)), tap = u - last * p.stride_w;
-    int const most = min(int(p.stride_of.quotient(p.S - tap + p.stride_w - 1)), last - strip.column + 1);
-    int const least = max(0, last - (strip.column + strip.columns - 1)), terms = tap < p.S ? most - least : 0;
-    // Of the next term: the next tap of the phase, one pixel before.
-    int const next = p.stride_w * p.pitch - 1, tap_row = p.S * p.pitch;
-    float const* from = z + (c * p.R * p.S + tap) * p.pitch + last - strip.column + least * next;
-    float const bias =
-        p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[(first_channel + c) * p.bias_stride]) : 0.f;
-    T* const out = static_cast<T*>(p.out) + strip.n * p.out_n + (first_channel + c) * p.out_c + w * p.out_w;
-    for (int i = 0; i < count; ++i, from += p.in_columns) {
-      int slot = (row + i) * p.stride_h % p.ring_rows;
-      bool const meets = row + i < p.in_H;
-      float const* line = from;
-#pragma unroll 2
-      for (int r = 0; r < p.ring_rows; ++r, line += tap_row) {
-        float* const held = ring + slot * p.items + item;
-        float sum = *held;
-        if (meets && r < p.R) {
-          for (int k = 0; k < terms; k += 4) {
-            float v[4];
+    int const taps = tap < p.S ? int(p.stride_of.quotient(p.S - tap + p.stride_w - 1)) : 0;
+    int const most = max(0, min(taps, last - strip.column + 1));
+    int const least = min(most, max(0, last - (strip.column + strip.columns - 1)));
+    places[item] = {(c * p.R * p.S + tap) * p.pitch + last - strip.column, least | most << 16,
+                    int((first_channel + c) * p.out_c + w * p.out_w), first_channel + c};
+    for (int r = 0; r < p.ring_rows; ++r) ring[r * p.items + item] = 0;
+  }
+}
+
+// Adds `terms` terms of an output of each line that the filter's rows meet to the ring, from `slot` on; lines from
+// `fresh` on begin with them.
+template <int terms>
+__device__ inline void add_terms(LinesParams const& p, float const* z, int least, int most, float* ring, int slot,
+                                 int fresh) {
+  int const next = p.stride_w * p.pitch - 1, tap_row = p.S * p.pitch, wrap = p.ring_rows * p.items;
+  bool exists[terms];
 #pragma unroll
-            for (int e = 0; e < 4; ++e) v[e] = k + e < terms ? line[(k + e) * next] : 0.f;
-            sum += (v[0] + v[1]) + (v[2] + v[3]);
-          }
+  for (int e = 0; e < terms; ++e) exists[e] = e >= least && e < most;
+  float* held = ring + slot * p.items;
+  float* const end = ring + wrap;
+#pragma unroll 2
+  for (int r = 0; r < p.R; ++r, z += tap_row) {
+    float v[terms], sum = 0;
+#pragma unroll
+    for (int e = 0; e < terms; ++e) v[e] = exists[e] ? z[e * next] : 0.f;
+    if (r < fresh) sum = *held;
+    if constexpr (terms == 4)
+      sum += (v[0] + v[1]) + (v[2] + v[3]);
+    else
+      sum += v[0] + v[1];
+    *held = sum;
+    held += p.items;
+    if (held >= end) held -= wrap;
+  }
+}
+
+// Adds the products of rows `row` to row + count - 1 to the ring, and stores the lines that these end.
+template <class T>
+__device__ inline void add_lines(LinesParams const& p, Strip const& strip, int items, int row, int count,
+                                 float const* z, float* ring, int4 const* places) {
+  int const fresh = max(0, p.R - p.stride_h), next = p.stride_w * p.pitch - 1;
+  T* const image = static_cast<T*>(p.out) + strip.n * p.out_n;
+  for (int item = threadIdx.x; item < items; item += kStemThreads) {
+    int4 const place = places[item];
+    int const least = place.y & 0xffff, most = place.y >> 16, c = place.w;
+    float const bias = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
+    int slot = row * p.stride_h % p.ring_rows;
+    for (int i = 0; i < count; ++i) {
+      float const* const from = z + place.x + i * p.in_columns;
+      if (row + i < p.in_H) {
+        if (p.terms <= 2) {
+          add_terms<2>(p, from, least, most, ring + item, slot, fresh);
+        } else {
+          for (int k = 0; k < p.terms; k += 4)
+            add_terms<4>(p, from + k * next, least - k, most - k, ring + item, slot, k == 0 ? fresh : p.R);
         }
-        if (r < p.stride_h) {
-          int const h = (row + i) * p.stride_h - p.pad_h + r;
-          if (row + i >= strip.first && h >= 0 && h < p.out_H) {
-            if constexpr (is_split<T>)
-              if (!isfinite(sum)) sum = sum_lines_again<T>(p, strip.n, h, w, first_channel + c);
-            out[h * p.out_h] = narrow<T>(sum + bias);
-          }
-          sum = 0;
+      } else {
+        for (int r = fresh; r < p.R; ++r) ring[(slot + r) % p.ring_rows * p.items + item] = 0;
+      }
+      for (int j = 0; j < p.stride_h; ++j) {
+        int const h = (row + i) * p.stride_h - p.pad_h + j;
+        if (row + i >= strip.first && h >= 0 && h < p.out_H) {
+          float sum = j < p.R ? ring[slot * p.items + item] : 0.f;
+          if constexpr (is_split<T>)
+            if (!isfinite(sum)) {
+              int const w = (place.z - c * int(p.out_c)) / max(1, int(p.out_w));
+              sum = sum_lines_again<T>(p, strip.n, h, w, c);
+            }
+          image[place.z + h * p.out_h] = narrow<T>(sum + bias);
         }
-        *held = sum;
         slot = slot + 1 == p.ring_rows ? 0 : slot + 1;
       }
     }
   }
 }
 
-// Shared memory: filters | products | ring | stages.
+// Shared memory: filters | products | places | ring | stages.
 template <class T, int across, bool turned>
 __global__ void __launch_bounds__(kStemThreads, across == 4 || is_split<T> ? 2 : 3)
     spread_lines(__grid_constant__ LinesParams const p) {
   extern __shared__ __align__(16) char dynamic[];
   uint4* const weights = reinterpret_cast<uint4*>(dynamic);
   float* const z = reinterpret_cast<float*>(dynamic + p.weight_bytes);
-  float* const ring = reinterpret_cast<float*>(dynamic + p.weight_bytes + p.sum_bytes);
-  char* const stages = dynamic + p.weight_bytes + p.sum_bytes + p.ring_bytes;
+  int4* const places = reinterpret_cast<int4*>(dynamic + p.weight_bytes + p.sum_bytes);
+  float* const ring = reinterpret_cast<float*>(places + p.items);
+  char* const stages = reinterpret_cast<char*>(places + p.items) + p.ring_bytes;
   int const slab = int(blockIdx.x) % p.slabs, first_channel = slab * p.channels;
-  // What no copy fills is multiplied by zero, or is the ring's beginning.
-  uint32_t const clear = ptx::shared_address(ring);
-  for (int i = threadIdx.x; i < (p.ring_bytes + p.stages * p.stage_bytes) / 16; i += kStemThreads)
+  // What no copy fills is multiplied by zero.
+  uint32_t const clear = ptx::shared_address(stages);
+  for (int i = threadIdx.x; i < p.stages * p.stage_bytes / 16; i += kStemThreads)
     ptx::st_shared_v4(clear + i * 16, uint4{});
   __syncthreads();
   int64_t const turn = gridDim.x / p.slabs;
@@ -319,6 +397,9 @@ __global__ void __launch_bounds__(kStemThreads, across == 4 || is_split<T> ? 2 :
   load_lines_filters<T>(p, first_channel, reinterpret_cast<uint32_t*>(weights));
   for (; index < p.strips; index += turn) {
     strip = Strip(p, index);
+    __syncthreads();  // of the strip before, whose outputs are other threads', all have been added up
+    place_items(p, strip, first_channel, places, ring);
+    int const items = min(p.channels, p.all - first_channel) * strip.width;
     for (row = strip.row; row < strip.end; row += p.rows) {
       ptx::cp_async_wait_all();
       __syncthreads();  // the inputs are there, and the products before have been added up
@@ -328,12 +409,8 @@ __global__ void __launch_bounds__(kStemThreads, across == 4 || is_split<T> ? 2 :
       stage ^= p.stages - 1;
       __syncthreads();
       if (p.stages == 1) copy_next();
-      add_lines<T>(p, strip, first_channel, row, min(p.rows, strip.end - row), z, ring);
+      add_lines<T>(p, strip, items, row, min(p.rows, strip.end - row), z, ring, places);
     }
-    // What lies beyond the strip's lines is another's.
-    int const items = min(p.channels, p.all - first_channel) * strip.width;
-    for (int item = threadIdx.x; item < items; item += kStemThreads)
-      for (int r = 0; r < p.ring_rows; ++r) ring[r * p.items + item] = 0;
   }
 }
 
@@ -362,6 +439,7 @@ cudaError_t launch_lines(Problem const& problem, Plan const&, Arguments const& a
   p.rows = int(t.rows), p.in_columns = int(t.in_columns), p.pixels = int(t.pixels), p.line = int(t.line);
   p.pitch = int(t.pitch), p.ring_rows = int(t.ring_rows), p.items = int(t.items), p.vector = int(t.vector);
   p.elements = t.vector > 0 ? int(t.vector) / size_of(dtype) : 1;
+  p.align = t.nhwc ? 1 : p.elements, p.terms = int(ceil_div(w.taps, w.stride));
   int64_t const vectors = ceil_div(t.nhwc ? t.depth : t.in_columns, p.elements);
   while (p.lanes < 5 && (1 << p.lanes) < vectors) ++p.lanes;
   p.weight_bytes = int(t.weight_bytes), p.sum_bytes = int(t.sum_bytes), p.ring_bytes = int(t.ring_bytes);
