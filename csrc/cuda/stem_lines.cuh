@@ -187,24 +187,28 @@ __device__ inline void multiply_lines(LinesParams const& p, uint4 const* weights
           at[j] += step_bytes;
         }
         int const part = p.m_tiles * p.steps * 32;
+        auto multiply = [&]<int tiles>(std::integral_constant<int, tiles>) {
+          uint4 v[tiles];
+          auto load = [&](int from) {
 #pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          if (m == 1 && !two) break;
-          uint4 const* const from = a + m * p.steps * 32;
-          uint4 const high = from[0], middle = from[part], low = from[2 * part];
-          auto add = [&](float(&d)[4], uint4 const& v, uint32_t b0, uint32_t b1) {
-            ptx::mma_m16n8k16<__nv_bfloat16>(d, v.x, v.y, v.z, v.w, b0, b1);
+            for (int m = 0; m < tiles; ++m) v[m] = a[m * p.steps * 32 + from];
           };
+          auto add = [&](uint32_t ThreeParts::*which) {
 #pragma unroll
-          for (int j = 0; j < across; ++j) {  // the small products first
-            add(sum[m][j], low, b[j][0].high, b[j][1].high);
-            add(sum[m][j], high, b[j][0].low, b[j][1].low);
-            add(sum[m][j], middle, b[j][0].middle, b[j][1].middle);
-            add(sum[m][j], middle, b[j][0].high, b[j][1].high);
-            add(sum[m][j], high, b[j][0].middle, b[j][1].middle);
-            add(sum[m][j], high, b[j][0].high, b[j][1].high);
-          }
-        }
+            for (int m = 0; m < tiles; ++m)
+#pragma unroll
+              for (int j = 0; j < across; ++j)
+                ptx::mma_m16n8k16<__nv_bfloat16>(sum[m][j], v[m].x, v[m].y, v[m].z, v[m].w, b[j][0].*which,
+                                                 b[j][1].*which);
+          };
+          load(2 * part), add(&ThreeParts::high);  // the small products first
+          load(part), add(&ThreeParts::middle), add(&ThreeParts::high);
+          load(0), add(&ThreeParts::low), add(&ThreeParts::middle), add(&ThreeParts::high);
+        };
+        if (two)
+          multiply(std::integral_constant<int, 2>());
+        else
+          multiply(std::integral_constant<int, 1>());
         if (step % 2 == 1 || step + 1 == p.steps) {
 #pragma unroll
           for (int m = 0; m < 2; ++m)
@@ -311,11 +315,10 @@ __device__ inline void add_terms(LinesParams const& p, float const* z, int least
 #pragma unroll
     for (int e = 0; e < terms; ++e) v[e] = exists[e] ? z[e * next] : 0.f;
     if (r < fresh) sum = *held;
-    if constexpr (terms == 4)
-      sum += (v[0] + v[1]) + (v[2] + v[3]);
-    else
-      sum += v[0] + v[1];
-    *held = sum;
+    v[0] += v[1];
+    if constexpr (terms == 3) v[0] += v[2];
+    if constexpr (terms == 4) v[0] += v[2] + v[3];
+    *held = sum + v[0];
     held += p.items;
     if (held >= end) held -= wrap;
   }
@@ -326,9 +329,9 @@ template <class T>
 __device__ inline void add_lines(LinesParams const& p, Strip const& strip, int items, int row, int count,
                                  float const* z, float* ring, int4 const* places) {
   int const fresh = max(0, p.R - p.stride_h), next = p.stride_w * p.pitch - 1;
-  T* const image = static_cast<T*>(p.out) + strip.n * p.out_n;
   for (int item = threadIdx.x; item < items; item += kStemThreads) {
     int4 const place = places[item];
+    T* const image = static_cast<T*>(p.out) + strip.n * p.out_n + place.z;
     int const least = place.y & 0xffff, most = place.y >> 16, c = place.w;
     float const bias = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
     int slot = row * p.stride_h % p.ring_rows;
@@ -337,6 +340,8 @@ __device__ inline void add_lines(LinesParams const& p, Strip const& strip, int i
       if (row + i < p.in_H) {
         if (p.terms <= 2) {
           add_terms<2>(p, from, least, most, ring + item, slot, fresh);
+        } else if (p.terms == 3) {
+          add_terms<3>(p, from, least, most, ring + item, slot, fresh);
         } else {
           for (int k = 0; k < p.terms; k += 4)
             add_terms<4>(p, from + k * next, least - k, most - k, ring + item, slot, k == 0 ? fresh : p.R);
@@ -344,16 +349,17 @@ __device__ inline void add_lines(LinesParams const& p, Strip const& strip, int i
       } else {
         for (int r = fresh; r < p.R; ++r) ring[(slot + r) % p.ring_rows * p.items + item] = 0;
       }
-      for (int j = 0; j < p.stride_h; ++j) {
-        int const h = (row + i) * p.stride_h - p.pad_h + j;
-        if (row + i >= strip.first && h >= 0 && h < p.out_H) {
+      int const h = (row + i) * p.stride_h - p.pad_h;
+      T* out = image + h * p.out_h;
+      for (int j = 0; j < p.stride_h; ++j, out += p.out_h) {
+        if (row + i >= strip.first && unsigned(h + j) < unsigned(p.out_H)) {
           float sum = j < p.R ? ring[slot * p.items + item] : 0.f;
           if constexpr (is_split<T>)
             if (!isfinite(sum)) {
               int const w = (place.z - c * int(p.out_c)) / max(1, int(p.out_w));
-              sum = sum_lines_again<T>(p, strip.n, h, w, c);
+              sum = sum_lines_again<T>(p, strip.n, h + j, w, c);
             }
-          image[place.z + h * p.out_h] = narrow<T>(sum + bias);
+          *out = narrow<T>(sum + bias);
         }
         slot = slot + 1 == p.ring_rows ? 0 : slot + 1;
       }
