@@ -107,27 +107,26 @@ constexpr StemLines stem_lines(Op op, Problem const& p, Device const& d) {
           // Cycles of an SM for a step of a block; of a block that is alone, what its warps wait for.
           int64_t const blocks8 = t.pixels / 8, across = t.wide ? 4 : 2, terms = ceil_div(p.S, w.stride);
           int64_t const turns = ceil_div(ceil_div(t.m_tiles, 2) * ceil_div(blocks8, across), 8);
-          double const product = strict ? 6 * 6.8 : size == 4 ? 13.6 : 6.8;
-          double const multiply = double(turns * across * t.steps) * product * 4;
-          double const traffic = double(t.pixels * t.depth * size) / 14;
-          int64_t const rounds_of_items = ceil_div(t.items, kStemThreads) * t.rows;
-          double const of_line = terms <= 2 ? 15 : 21 * double(ceil_div(terms, 4));
-          double const gather = double(rounds_of_items) * 2 * (30 + double(p.R) * of_line + double(h.stride) * 8) * 1.2;
-          double const busy = (multiply + gather) * 1.15;
-          double const wait_multiply = double(turns * t.steps) * (strict ? 250 : 120),
-                       wait_gather = double(rounds_of_items) * (200 + double(p.R) * 45);
+          // As fitted to times of 156 tiles of 16 problems (docs/tuning.md).
+          double const multiply = double(turns * across * t.steps) * (strict ? 216 : 48);
+          double const traffic = double(t.pixels * t.depth * size) / 17.6;
+          double const rounds_of_items = double(ceil_div(t.items, kStemThreads) * t.rows);
+          double const gather = rounds_of_items * 2 * double(h.stride) * 109;
+          double const wait_multiply = double(turns * t.steps) * 171,
+                       wait_gather = rounds_of_items * double(p.R) * (terms > 4 ? 125.0 * double(ceil_div(terms, 4)) : 125);
           double const alone = (multiply > wait_multiply ? multiply : wait_multiply) +
-                               (gather > wait_gather ? gather : wait_gather) + (t.stages == 1 ? 1500 : 700);
+                               (gather > wait_gather ? gather : wait_gather) +
+                               (t.stages == 1 ? 1210 + 0.7 * traffic : 2430);
           for (int64_t ranges = 1; ranges <= h.count(); ranges = ranges < 8 ? ranges + 1 : ranges * 5 / 4) {
             t.ends_h = ceil_div(h.count(), ranges), t.ranges = ceil_div(h.count(), t.ends_h);
             t.strips = p.N * t.segments * t.ranges;
             int64_t const slots = max64(1, d.sm_count * t.blocks_of_sm / t.slabs) * t.slabs;
             int64_t const rounds = ceil_div(t.strips * t.slabs, slots);
             double const of_sm = double(min64(t.blocks_of_sm, ceil_div(t.strips * t.slabs, d.sm_count)));
-            double const most = of_sm * (busy > traffic ? busy : traffic);
-            double const step = (most > alone ? most : alone) * 1.1;
-            double const cycles = double(rounds) * (double(ceil_div(t.ends_h + h.warm, t.rows)) * step + 1500.0);
-            t.ns = cycles / 1.7 + 6500 + double(t.weight_bytes) * 0.1;
+            double const busy = multiply + gather, most = of_sm * (busy > traffic ? busy : traffic) * 1.18;
+            double const step = most > alone ? most + 0.52 * alone : alone + 0.52 * most;
+            double const cycles = double(rounds) * (double(ceil_div(t.ends_h + h.warm, t.rows)) * step);
+            t.ns = cycles / 1.7 + 11300;
             if (!best.used || t.ns < best.ns) best = t, best.used = true;
           }
         }
@@ -138,7 +137,7 @@ constexpr StemLines stem_lines(Op op, Problem const& p, Device const& d) {
 }
 
 constexpr bool stem_lines_supports(Op op, Problem const& p, Device const& d) {
-  if (op == Op::wgrad || p.dilation_h != 1 || p.dilation_w != 1 || p.R * p.S == 1) return false;
+  if (p.dtype != DType::f32 || op == Op::wgrad || p.dilation_h != 1 || p.dilation_w != 1 || p.R * p.S == 1) return false;
   if (op == Op::fprop && (p.stride_h != 1 || p.stride_w != 1 || p.pad_top >= p.R || p.pad_left >= p.S)) return false;
   int64_t const few = op == Op::dgrad ? p.C : p.K;
   Strides const& out = op == Op::dgrad ? p.x : p.y;

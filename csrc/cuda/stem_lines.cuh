@@ -1,5 +1,5 @@
-// Convolution to few results whose filters step by less than they reach, on tensor cores: dgrad of a network's first
-// layer with any stride, fprop of its last. First the products of every input with all taps, then sums of neighbours:
+// Convolution of float32 to few results on tensor cores: dgrad of a network's first layer with any stride, fprop of its
+// last. First the products of every input with all taps, then sums of neighbours:
 //   z[channel x tap, pixel] = w[channel x tap, depth] * x[depth, pixel]
 //   y[channel, h, w] = sum of z[channel, (r, s), pixel] over the pixels and taps that meet (h, w)
 // so that no product is one with zero, whatever the stride, and inputs are read from shared memory once a tile of taps.
@@ -73,7 +73,7 @@ __device__ inline ThreeParts three_parts(float a, float b) {
 
 template <class T>
 __device__ inline void load_lines_filters(LinesParams const& p, int first, uint32_t* weights) {
-  constexpr int per_word = is_split<T> ? 2 : 4 / int(sizeof(T));
+  constexpr int per_word = is_split<T> ? 2 : 1;
   T const* const w = static_cast<T const*>(p.w);
   int const taps = p.R * p.S, words = p.m_tiles * p.steps * 128;
 #pragma unroll 4
@@ -139,39 +139,27 @@ __device__ inline void copy_lines(LinesParams const& p, Strip const& strip, int 
         for (int k = 0; k < together; ++k) {
           uint32_t const at = to + (a0 + k * turn) * p.line + v * size;
           if (a0 + k * turn >= across) continue;
-          if constexpr (size == 2)
-            ptx::st_shared_u16(at, *reinterpret_cast<uint16_t const*>(&held[k]));
-          else
-            ptx::st_shared(at, *reinterpret_cast<uint32_t const*>(&held[k]));
+          ptx::st_shared(at, *reinterpret_cast<uint32_t const*>(&held[k]));
         }
       }
   }
 }
 
 // z of two tiles of taps and `across` blocks of 8 pixels a warp at a time.
-template <class T, int across, bool turned>
+template <class T, int across>
 __device__ inline void multiply_lines(LinesParams const& p, uint4 const* weights, uint32_t inputs, uint32_t sums) {
   int const lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int const pairs = (p.m_tiles + 1) / 2, blocks = p.pixels / 8, parts = (blocks + across - 1) / across;
-  int const along_depth = p.nhwc ? 4 : p.line, along_pixels = p.nhwc ? p.line : int(sizeof(T));
-  int const step_bytes = (is_split<T> ? 16 : 8) * along_depth * (sizeof(T) == 4) + (turned ? 16 * p.line : 32) * (sizeof(T) == 2);
+  int const along_depth = p.nhwc ? 4 : p.line, along_pixels = p.nhwc ? p.line : 4;
+  int const step_bytes = (is_split<T> ? 16 : 8) * along_depth;
 #pragma unroll 1
   for (int turn = threadIdx.x / 32; turn < pairs * parts; turn += kWarps) {
     int const part = turn / pairs, tile = (turn - part * pairs) * 2;
     bool const two = tile + 1 < p.m_tiles;
-    uint32_t at[across];  // of 16-bit types, each for two blocks
-    if constexpr (sizeof(T) == 4) {
+    uint32_t at[across];
 #pragma unroll
-      for (int j = 0; j < across; ++j)
-        at[j] = inputs + t * along_depth + (min(part * across + j, blocks - 1) * 8 + g) * along_pixels;
-    } else {
-#pragma unroll
-      for (int j = 0; j < across / 2; ++j) {
-        int const block = min(part * across + j * 2 + lane / 16, blocks - 1), k = lane / 8 % 2 * 8;
-        at[j] = turned ? inputs + (k + lane % 8) * p.line + block * 16
-                       : inputs + (block * 8 + lane % 8) * p.line + k * 2;
-      }
-    }
+    for (int j = 0; j < across; ++j)
+      at[j] = inputs + t * along_depth + (min(part * across + j, blocks - 1) * 8 + g) * along_pixels;
     uint4 const* a = weights + tile * p.steps * 32 + lane;
     float acc[2][across][4] = {}, sum[2][across][4] = {};
 #pragma unroll 1
@@ -219,24 +207,11 @@ __device__ inline void multiply_lines(LinesParams const& p, uint4 const* weights
         }
       } else {
         uint32_t b[across][2];
-        if constexpr (sizeof(T) == 4) {
 #pragma unroll
-          for (int j = 0; j < across; ++j) {
-            b[j][0] = ptx::cvt_rn_tf32(ptx::ld_shared_f32(at[j]));
-            b[j][1] = ptx::cvt_rn_tf32(ptx::ld_shared_f32(at[j] + 4 * along_depth));
-            at[j] += step_bytes;
-          }
-        } else {
-#pragma unroll
-          for (int j = 0; j < across / 2; ++j) {
-            uint32_t v[4];
-            if constexpr (turned)
-              ptx::ldmatrix_x4_trans(v, at[j]);
-            else
-              ptx::ldmatrix_x4(v, at[j]);
-            b[j * 2][0] = v[0], b[j * 2][1] = v[1], b[j * 2 + 1][0] = v[2], b[j * 2 + 1][1] = v[3];
-            at[j] += step_bytes;
-          }
+        for (int j = 0; j < across; ++j) {
+          b[j][0] = ptx::cvt_rn_tf32(ptx::ld_shared_f32(at[j]));
+          b[j][1] = ptx::cvt_rn_tf32(ptx::ld_shared_f32(at[j] + 4 * along_depth));
+          at[j] += step_bytes;
         }
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
@@ -309,18 +284,24 @@ __device__ inline void add_terms(LinesParams const& p, float const* z, int least
   for (int e = 0; e < terms; ++e) exists[e] = e >= least && e < most;
   float* held = ring + slot * p.items;
   float* const end = ring + wrap;
-#pragma unroll 2
-  for (int r = 0; r < p.R; ++r, z += tap_row) {
-    float v[terms], sum = 0;
+  constexpr int together = 4;  // lines, loaded before any is stored
+  for (int r0 = 0; r0 < p.R; r0 += together) {
+    float sum[together];
+    float* at[together];
 #pragma unroll
-    for (int e = 0; e < terms; ++e) v[e] = exists[e] ? z[e * next] : 0.f;
-    if (r < fresh) sum = *held;
-    v[0] += v[1];
-    if constexpr (terms == 3) v[0] += v[2];
-    if constexpr (terms == 4) v[0] += v[2] + v[3];
-    *held = sum + v[0];
-    held += p.items;
-    if (held >= end) held -= wrap;
+    for (int k = 0; k < together; ++k, z += tap_row) {
+      at[k] = held, held += p.items;
+      if (held >= end) held -= wrap;
+      float v[terms];
+#pragma unroll
+      for (int e = 0; e < terms; ++e) v[e] = exists[e] && r0 + k < p.R ? z[e * next] : 0.f;
+      sum[k] = r0 + k < fresh ? *at[k] : 0.f;
+#pragma unroll
+      for (int e = 0; e < terms; ++e) sum[k] += v[e];
+    }
+#pragma unroll
+    for (int k = 0; k < together; ++k)
+      if (r0 + k < p.R) *at[k] = sum[k];
   }
 }
 
@@ -368,7 +349,7 @@ __device__ inline void add_lines(LinesParams const& p, Strip const& strip, int i
 }
 
 // Shared memory: filters | products | places | ring | stages.
-template <class T, int across, bool turned>
+template <class T, int across>
 __global__ void __launch_bounds__(kStemThreads, across == 4 || is_split<T> ? 2 : 3)
     spread_lines(__grid_constant__ LinesParams const p) {
   extern __shared__ __align__(16) char dynamic[];
@@ -410,7 +391,7 @@ __global__ void __launch_bounds__(kStemThreads, across == 4 || is_split<T> ? 2 :
       ptx::cp_async_wait_all();
       __syncthreads();  // the inputs are there, and the products before have been added up
       if (p.stages == 2) copy_next();
-      multiply_lines<T, across, turned>(p, weights, ptx::shared_address(stages) + stage * p.stage_bytes,
+      multiply_lines<T, across>(p, weights, ptx::shared_address(stages) + stage * p.stage_bytes,
                                         ptx::shared_address(z));
       stage ^= p.stages - 1;
       __syncthreads();
@@ -422,9 +403,8 @@ __global__ void __launch_bounds__(kStemThreads, across == 4 || is_split<T> ? 2 :
 
 // ---- host side
 
-template <Op op, DType dtype>
+template <Op op>
 cudaError_t launch_lines(Problem const& problem, Plan const&, Arguments const& args, cudaStream_t stream) {
-  using T = typename TypeOf<dtype>::type;
   constexpr bool backward = op == Op::dgrad;
   StemLines const t = stem_lines(op, problem, h200_sxm);
   StemLinesAxis const h = stem_lines_axis_h(op, problem), w = stem_lines_axis_w(op, problem);
@@ -444,7 +424,7 @@ cudaError_t launch_lines(Problem const& problem, Plan const&, Arguments const& a
   p.ends_h = int(t.ends_h), p.ends_w = int(t.ends_w), p.ranges = int(t.ranges), p.segments = int(t.segments);
   p.rows = int(t.rows), p.in_columns = int(t.in_columns), p.pixels = int(t.pixels), p.line = int(t.line);
   p.pitch = int(t.pitch), p.ring_rows = int(t.ring_rows), p.items = int(t.items), p.vector = int(t.vector);
-  p.elements = t.vector > 0 ? int(t.vector) / size_of(dtype) : 1;
+  p.elements = t.vector > 0 ? int(t.vector) / int(sizeof(float)) : 1;
   p.align = t.nhwc ? 1 : p.elements, p.terms = int(ceil_div(w.taps, w.stride));
   int64_t const vectors = ceil_div(t.nhwc ? t.depth : t.in_columns, p.elements);
   while (p.lanes < 5 && (1 << p.lanes) < vectors) ++p.lanes;
@@ -453,12 +433,8 @@ cudaError_t launch_lines(Problem const& problem, Plan const&, Arguments const& a
   p.items_nhwc = stem_is_nhwc(out, p.all, p.out_W);
   p.stride_of = Divisor(uint32_t(p.stride_w));
   int64_t const blocks = min64(t.strips, max64(1, h200_sxm.sm_count * t.blocks_of_sm / t.slabs)) * t.slabs;
-  auto* kernel = t.wide ? spread_lines<T, 4, false> : spread_lines<T, 2, false>;
-  if constexpr (dtype == DType::f32) {
-    if (!problem.allow_tf32) kernel = spread_lines<Split, 2, false>;
-  } else if (!t.nhwc) {
-    kernel = t.wide ? spread_lines<T, 4, true> : spread_lines<T, 2, true>;
-  }
+  auto* kernel = t.wide ? spread_lines<float, 4> : spread_lines<float, 2>;
+  if (!problem.allow_tf32) kernel = spread_lines<Split, 2>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
   kernel<<<unsigned(blocks), kStemThreads, size_t(t.shared_bytes), stream>>>(p);
@@ -471,6 +447,6 @@ cudaError_t launch_lines(Problem const& problem, Plan const&, Arguments const& a
   namespace conv2d_ext {                                                                                      \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
                                                                 Arguments const& args, cudaStream_t stream) { \
-    return stem::launch_lines<Op::op, DType::dtype>(p, plan, args, stream);                                   \
+    return stem::launch_lines<Op::op>(p, plan, args, stream);                                   \
   }                                                                                                           \
   }
