@@ -62,7 +62,8 @@ constexpr StemTile stem_tile(Row const& row, Op op, Problem const& p, Device con
   // Two 16-bit neighbours must lie in one word, wherever a run of the filter begins.
   t.copies = per_word == 2 && v.stride_w * v.C % 2 != 0 ? 2 : 1;
   int const align = op == Op::dgrad ? p.x_align : p.y_align;
-  bool const nhwc = is_nhwc(row.variant), staged_pixels = nhwc && per_word == 2 && !stem_has_vectors(nhwc, v, align, 8, 2);
+  bool const nhwc = is_nhwc(row.variant),
+             staged_pixels = nhwc && per_word == 2 && !stem_has_vectors(nhwc, v, align, 8, 2);
   t.whole = staged_pixels && t.slabs == 1 && align >= 16 && v.out.w == v.K && v.out.n % 8 == 0 && v.out.h % 8 == 0;
   int64_t const of_warp = !nhwc ? 8 * kStemStaged : staged_pixels ? 8 * row.tile_n : 0;
   int64_t const staged = kStemThreads / 32 * of_warp * size_of(p.dtype);

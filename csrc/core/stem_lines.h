@@ -30,30 +30,32 @@ constexpr StemLinesAxis stem_lines_axis_w(Op op, Problem const& p) {
                          : stem_lines_axis(p.W, p.Q(), p.S, 1, p.S - 1 - p.pad_left);
 }
 
-
 // A block walks down rows of inputs: of `rows` of them at a time it multiplies a segment's pixels by all taps of its
 // channels' filters, and adds up the products of neighbours, line by line.
 struct StemLines {
   bool used = false;
-  int64_t depth = 0;             // channels of the inputs
+  int64_t depth = 0;                // channels of the inputs
   int64_t channels = 0, slabs = 0;  // of the results, of a block
   int64_t m_tiles = 0, steps = 0;   // of 16 taps; of 16 of the depth, in TF32 of 8
-  bool wide = false;             // a warp has four blocks of 8 pixels at a time, else two
+  bool wide = false;                // a warp has four blocks of 8 pixels at a time, else two
   int64_t segments = 0, ends_w = 0, in_columns = 0;
   int64_t ranges = 0, ends_h = 0, rows = 0, pixels = 0;  // pixels: of a step, in blocks of 8
-  int64_t vector = 0;            // bytes of a copy; 0: single elements
-  bool nhwc = false;             // pixels lie in shared memory line by line of their channels, else channels of pixels
-  int64_t line = 0, pitch = 0;   // bytes of such a line; products of a tap
+  int64_t vector = 0;                                    // bytes of a copy; 0: single elements
+  bool nhwc = false;            // pixels lie in shared memory line by line of their channels, else channels of pixels
+  int64_t line = 0, pitch = 0;  // bytes of such a line; products of a tap
   int64_t ring_rows = 0, items = 0;
   int64_t weight_bytes = 0, stage_bytes = 0, sum_bytes = 0, ring_bytes = 0, stages = 0, shared_bytes = 0;
   int64_t blocks_of_sm = 0, strips = 0;
   double ns = 0;
 };
 
-constexpr int64_t stem_lines_shared(int64_t blocks) { return (228 / blocks - 1) * 1024; }  // bytes of each of so many an SM
+constexpr int64_t stem_lines_shared(int64_t blocks) {
+  return (228 / blocks - 1) * 1024;
+}  // bytes of each of so many an SM
 
 // The widest copies of rows (of channels' vectors in channels_last) that the inputs allow.
-constexpr int64_t stem_lines_vector(Strides const& s, int align, bool nhwc, int64_t depth, int64_t width, int64_t size) {
+constexpr int64_t stem_lines_vector(Strides const& s, int align, bool nhwc, int64_t depth, int64_t width,
+                                    int64_t size) {
   for (int64_t bytes = 16; bytes >= 4; bytes /= 2) {
     auto whole = [&](int64_t extent, int64_t stride) { return extent == 1 || stride * size % bytes == 0; };
     if (align % bytes != 0 || !whole(2, s.n) || !whole(2, s.h)) continue;
@@ -100,7 +102,8 @@ constexpr StemLines stem_lines(Op op, Problem const& p, Device const& d) {
         for (int wide = 0; wide < (strict ? 1 : 2); ++wide) {
           t.wide = wide != 0;
           t.blocks_of_sm = 1;
-          while (t.blocks_of_sm < (strict || t.wide ? 2 : 3) && fixed + t.stage_bytes <= stem_lines_shared(t.blocks_of_sm + 1))
+          while (t.blocks_of_sm < (strict || t.wide ? 2 : 3) &&
+                 fixed + t.stage_bytes <= stem_lines_shared(t.blocks_of_sm + 1))
             ++t.blocks_of_sm;
           t.stages = fixed + 2 * t.stage_bytes <= stem_lines_shared(t.blocks_of_sm) ? 2 : 1;
           t.shared_bytes = fixed + t.stages * t.stage_bytes;
@@ -113,7 +116,8 @@ constexpr StemLines stem_lines(Op op, Problem const& p, Device const& d) {
           double const rounds_of_items = double(ceil_div(t.items, kStemThreads) * t.rows);
           double const gather = rounds_of_items * 2 * double(h.stride) * 109;
           double const wait_multiply = double(turns * t.steps) * 171,
-                       wait_gather = rounds_of_items * double(p.R) * (terms > 4 ? 125.0 * double(ceil_div(terms, 4)) : 125);
+                       wait_gather =
+                           rounds_of_items * double(p.R) * (terms > 4 ? 125.0 * double(ceil_div(terms, 4)) : 125);
           double const alone = (multiply > wait_multiply ? multiply : wait_multiply) +
                                (gather > wait_gather ? gather : wait_gather) +
                                (t.stages == 1 ? 1210 + 0.7 * traffic : 2430);
@@ -137,7 +141,8 @@ constexpr StemLines stem_lines(Op op, Problem const& p, Device const& d) {
 }
 
 constexpr bool stem_lines_supports(Op op, Problem const& p, Device const& d) {
-  if (p.dtype != DType::f32 || op == Op::wgrad || p.dilation_h != 1 || p.dilation_w != 1 || p.R * p.S == 1) return false;
+  if (p.dtype != DType::f32 || op == Op::wgrad || p.dilation_h != 1 || p.dilation_w != 1 || p.R * p.S == 1)
+    return false;
   if (op == Op::fprop && (p.stride_h != 1 || p.stride_w != 1 || p.pad_top >= p.R || p.pad_left >= p.S)) return false;
   int64_t const few = op == Op::dgrad ? p.C : p.K;
   Strides const& out = op == Op::dgrad ? p.x : p.y;

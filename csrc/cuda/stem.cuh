@@ -319,7 +319,8 @@ __device__ inline void store_nhwc(Params const& p, float const (&acc)[groups * b
           }
         }
       }
-    } else {  // by way of shared memory, so that lanes store neighbouring filters, or vectors of several pixels' filters
+    } else {  // by way of shared memory, so that lanes store neighbouring filters, or vectors of several pixels'
+              // filters
       int const filters = min(blocks * 8, p.K - first);
       T* const to = staged + g * filters + t * 2;
       __syncwarp();

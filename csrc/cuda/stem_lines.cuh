@@ -7,8 +7,8 @@
 // A block has an image's segment of columns and range of rows, and walks down the rows of its inputs. cp.async copies
 // those of the next step while mma.sync multiplies: filters are its rows, in shared memory in the order of fragments,
 // pixels its columns. The products go to shared memory, where each thread adds up those of its outputs of a line, in
-// the order of the taps, to a ring of lines; lines that no later input meets are stored. Neighbouring blocks compute the
-// products that both need twice.
+// the order of the taps, to a ring of lines; lines that no later input meets are stored. Neighbouring blocks compute
+// the products that both need twice.
 //
 // Strict float32 (Split): sums of six products of bfloat16 parts, moved to float32 registers after 32 of the depth;
 // results that are not finite are summed again from the operands.
@@ -30,7 +30,8 @@ struct LinesParams {
   int depth, all, channels, slabs, m_tiles, steps;
   int in_H, in_W, out_H, out_W, R, S, stride_h, stride_w, pad_h, pad_w;
   int first_h, first_w, last_h, last_w, warm_h, warm_w, ends_h, ends_w, ranges, segments;
-  int rows, in_columns, pixels, line, pitch, ring_rows, items, terms, vector, elements, align, lanes;  // lanes: of a copied line, log2
+  int rows, in_columns, pixels, line, pitch, ring_rows, items, terms, vector, elements, align,
+      lanes;  // lanes: of a copied line, log2
   int weight_bytes, sum_bytes, ring_bytes, stage_bytes, stages;
   bool nhwc, backward, items_nhwc;
   Divisor stride_of;
@@ -39,9 +40,9 @@ struct LinesParams {
 // What a block computes of an image.
 struct Strip {
   int64_t n;
-  int column, columns;      // of the inputs that it reads
-  int w, width;             // of the outputs
-  int row, first, end;      // rows of inputs: from `row` on; those from `first` on end lines of outputs
+  int column, columns;  // of the inputs that it reads
+  int w, width;         // of the outputs
+  int row, first, end;  // rows of inputs: from `row` on; those from `first` on end lines of outputs
   __device__ Strip(LinesParams const& p, int64_t index) {
     int const segment = int(index % p.segments);
     int64_t const rest = index / p.segments;
@@ -56,8 +57,9 @@ struct Strip {
   }
 };
 
-// Strict float32: a number is the sum of three of bfloat16, but for 2^-27 of it, and a product that of six, but for less
-// than float32's rounding. A step has 16 of the depth: word i of a lane has channels lane % 4 + 8 * i and four further.
+// Strict float32: a number is the sum of three of bfloat16, but for 2^-27 of it, and a product that of six, but for
+// less than float32's rounding. A step has 16 of the depth: word i of a lane has channels lane % 4 + 8 * i and four
+// further.
 struct ThreeParts {
   uint32_t high, middle, low;
 };
@@ -81,8 +83,8 @@ __device__ inline void load_lines_filters(LinesParams const& p, int first, uint3
     int const word = i % 4, lane = i / 4 % 32, block = i / 128, tile = block / p.steps, step = block - tile * p.steps;
     int const index = tile * 16 + word % 2 * 8 + lane / 4, c = index / taps, tap = index - c * taps;
     int const r = tap / p.S, s = tap - r * p.S;
-    int const channel = is_split<T> ? step * 16 + word / 2 * 8 + lane % 4
-                                    : (step * 8 + word / 2 * 4 + lane % 4) * per_word;
+    int const channel =
+        is_split<T> ? step * 16 + word / 2 * 8 + lane % 4 : (step * 8 + word / 2 * 4 + lane % 4) * per_word;
     int const at_r = p.backward ? r : p.R - 1 - r, at_s = p.backward ? s : p.S - 1 - s;
     T const* const from = w + (first + c) * p.w_out + at_r * p.w_r + at_s * p.w_s;
     bool const exists = c < p.channels && first + c < p.all;
@@ -109,8 +111,8 @@ __device__ inline void copy_lines(LinesParams const& p, Strip const& strip, int 
   int const lanes = 1 << p.lanes, lane = threadIdx.x & (lanes - 1), begin = threadIdx.x >> p.lanes;
   int const turn = kStemThreads >> p.lanes;
   int const row_bytes = p.in_columns * (p.nhwc ? p.line : size);
-  T const* from = static_cast<T const*>(p.in) + strip.n * p.in_n +
-                  strip.column * (p.nhwc ? p.in_across : p.in_along) + row * p.in_h;
+  T const* from = static_cast<T const*>(p.in) + strip.n * p.in_n + strip.column * (p.nhwc ? p.in_across : p.in_along) +
+                  row * p.in_h;
   int const rows = min(min(p.rows, strip.end - row), p.in_H - row);
   for (int i = 0; i < rows; ++i, from += p.in_h, to += row_bytes) {
     if (p.vector > 0) {
@@ -181,7 +183,7 @@ __device__ inline void multiply_lines(LinesParams const& p, uint4 const* weights
 #pragma unroll
             for (int m = 0; m < tiles; ++m) v[m] = a[m * p.steps * 32 + from];
           };
-          auto add = [&](uint32_t ThreeParts::*which) {
+          auto add = [&](uint32_t ThreeParts::* which) {
 #pragma unroll
             for (int m = 0; m < tiles; ++m)
 #pragma unroll
@@ -392,7 +394,7 @@ __global__ void __launch_bounds__(kStemThreads, across == 4 || is_split<T> ? 2 :
       __syncthreads();  // the inputs are there, and the products before have been added up
       if (p.stages == 2) copy_next();
       multiply_lines<T, across>(p, weights, ptx::shared_address(stages) + stage * p.stage_bytes,
-                                        ptx::shared_address(z));
+                                ptx::shared_address(z));
       stage ^= p.stages - 1;
       __syncthreads();
       if (p.stages == 1) copy_next();
@@ -447,6 +449,6 @@ cudaError_t launch_lines(Problem const& problem, Plan const&, Arguments const& a
   namespace conv2d_ext {                                                                                      \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
                                                                 Arguments const& args, cudaStream_t stream) { \
-    return stem::launch_lines<Op::op>(p, plan, args, stream);                                   \
+    return stem::launch_lines<Op::op>(p, plan, args, stream);                                                 \
   }                                                                                                           \
   }
