@@ -318,7 +318,7 @@ def test_first_and_last_layers_take_stem_rows(op: str) -> None:
     for case, dtype, layout in itertools.product((first, last), (torch.float16, torch.bfloat16), ("nchw", "nhwc")):
         name = ROWS[ask(op, case, dtype, layout)[0]]
         narrow = op != "wgrad" and (op == "fprop") == (case is last)
-        assert name.startswith(f"stem_{op}_") and name.endswith("_any" if narrow else f"_{layout}"), name
+        assert name.startswith(f"stem_{op}_") and name.endswith(("_any", "_lines") if narrow else f"_{layout}"), name
     for case, tf32 in itertools.product((first, last), (True, False)):
         assert ROWS[ask(op, case, torch.float32, allow_tf32=tf32)[0]].startswith("stem_")
     nine = Case("nine products", 64, 1, 28, 28, 32, 3, 3, padding=(1, 1))  # whose split operands' error shows

@@ -311,11 +311,13 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return is_split(row) ? split_estimate(row, op, p, d) : band_estimate(row, op, p, d);
     case Family::stem: {
       Estimate e = stem_estimate(row, op, p, h200_sxm);
-      // Pixels of filters that lie side by side but take no vectors are stored one by one.
+      if (is_stem_lines(row)) return e;
+      // Filters that lie side by side but take no vectors are stored one by one, in 16-bit types along the filters.
+      bool const one_by_one = p.dtype == DType::f32;
       if (op == Op::fprop && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0)
-        e.ns += double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) * 0.0035;
+        e.ns += double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) * (one_by_one ? 0.0035 : 0.0004);
       if (op == Op::dgrad && !stem_is_narrow(row) && p.x.c == 1 && p.C % (16 / size_of(p.dtype)) != 0)
-        e.ns += double(p.N) * double(p.H) * double(p.W) * double(p.C) * 0.0011 * size_of(p.dtype);
+        e.ns += double(p.N) * double(p.H) * double(p.W) * double(p.C) * (one_by_one ? 0.0044 : 0.0004);
       return e;
     }
     case Family::pixels: {

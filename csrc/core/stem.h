@@ -2,6 +2,7 @@
 #pragma once
 
 #include "grouped.h"
+#include "stem_lines.h"
 
 namespace conv2d_ext {
 
@@ -27,10 +28,19 @@ struct StemTile {
   int64_t in_rows, in_columns;  // of the inputs of a tile
   int64_t pitch, copies;        // words of a row of inputs; copies of the inputs
   int64_t fixed_bytes, shared_bytes;
+  bool whole = false;  // in channels_last: eight pixels' results are one run of vectors, where a pixel's are none
   double ns = 0;
 };
 
-inline constexpr int kStemThreads = 256, kStemMostChannels = 8;
+// Are results stored as vectors of `lanes`?
+constexpr bool stem_has_vectors(bool nhwc, StemView const& v, int align, int64_t lanes, int64_t size) {
+  auto whole = [&](int64_t stride) { return stride % lanes == 0; };
+  return align >= lanes * size && whole(v.out.n) && whole(v.out.h) &&
+         (nhwc ? (v.K == 1 || v.out.c == 1) && whole(v.out.w) && whole(v.K)
+               : (v.Q == 1 || v.out.w == 1) && whole(v.out.c) && v.Q % (lanes == 2 ? 2 : 8) == 0);
+}
+
+inline constexpr int kStemMostChannels = 8;
 // Elements of a row of 32 outputs that a warp stages: eight rows' lie in different banks.
 inline constexpr int kStemStaged = 40;
 constexpr int64_t stem_shared(int64_t blocks) { return (228 / blocks - 1) * 1024; }  // bytes of each of so many an SM
@@ -51,7 +61,12 @@ constexpr StemTile stem_tile(Row const& row, Op op, Problem const& p, Device con
   t.run = ceil_div(p.S * v.C, per_word), t.steps = ceil_div(p.R * t.run, 8);
   // Two 16-bit neighbours must lie in one word, wherever a run of the filter begins.
   t.copies = per_word == 2 && v.stride_w * v.C % 2 != 0 ? 2 : 1;
-  int64_t const staged = is_nhwc(row.variant) ? 0 : kStemThreads / 32 * 8 * kStemStaged * size_of(p.dtype);
+  int const align = op == Op::dgrad ? p.x_align : p.y_align;
+  bool const nhwc = is_nhwc(row.variant),
+             staged_pixels = nhwc && per_word == 2 && !stem_has_vectors(nhwc, v, align, 8, 2);
+  t.whole = staged_pixels && t.slabs == 1 && align >= 16 && v.out.w == v.K && v.out.n % 8 == 0 && v.out.h % 8 == 0;
+  int64_t const of_warp = !nhwc ? 8 * kStemStaged : staged_pixels ? 8 * row.tile_n : 0;
+  int64_t const staged = kStemThreads / 32 * of_warp * size_of(p.dtype);
   t.fixed_bytes = t.steps * (row.tile_n * 32 + 64) + row.tile_n * 4 + staged;
   constexpr int64_t kRows[] = {1, 2, 4, 6, 8, 12, 16, 24, 32};
   // Nanoseconds of an SM for an input's element, a step of a warp, and a warp's outputs.
@@ -204,7 +219,8 @@ constexpr bool stem_supports(Row const& row, Op op, Problem const& p, Device con
   // In strict float32, sums of a few products, whose error is that of the split operands, are left to FMA.
   int64_t const products = op == Op::wgrad ? p.N * p.P() * p.Q() : (op == Op::fprop ? p.C : p.K) * p.R * p.S;
   if (stem_is_strict(p) && products < kStemStrictLeast) return false;
-  bool const unit_stride = p.stride_h == 1 && p.stride_w == 1, narrow = stem_is_narrow(row);
+  bool const unit_stride = p.stride_h == 1 && p.stride_w == 1, lines = is_stem_lines(row),
+             narrow = stem_is_narrow(row) || lines;
   Op const view_op = op == Op::wgrad ? stem_wgrad_view(p) : op;
   bool const few_filters = narrow ? op == Op::fprop : view_op == Op::dgrad;
   int64_t const few = few_filters ? p.K : p.C;
@@ -216,6 +232,7 @@ constexpr bool stem_supports(Row const& row, Op op, Problem const& p, Device con
   double const reach = double(p.K) * double(max64(p.w.n, 0)) + double(p.C) * double(max64(p.w.c, 0)) +
                        double(p.R) * double(p.w.h) + double(p.S) * double(p.w.w);
   if (reach >= double(int64_t(1) << 31)) return false;
+  if (lines) return stem_lines_supports(op, p, d);
   if (narrow) {
     StemNarrow const t = stem_narrow(row, op, p, d);
     return t.rows > 0 && t.slabs <= 16;
@@ -273,6 +290,7 @@ constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p
 }
 
 constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (is_stem_lines(row)) return {stem_lines(op, p, d).ns, 1};
   Estimate e = stem_rounded_estimate(row, op, p, d);
   // As measured: the more columns of a block, the less is left of what three products hide behind.
   if (!stem_is_strict(p)) return e;

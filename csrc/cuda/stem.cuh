@@ -53,6 +53,7 @@ struct Params {
   int stride_h, stride_w, pad_h, pad_w, dilation_h;
   int w_in, w_out, w_r, w_s;
   bool mirrored, runs, vectors;  // runs: a row of inputs is one run of memory; vectors: outputs are stored as such
+  bool whole;                    // nhwc without vectors: eight pixels' outputs are one run of vectors
   int rows, groups, tiles_h, tiles_w, slabs, run, steps, in_rows, in_columns, pitch, copies;
   Divisor groups_of;  // a run's row
   int64_t tiles;
@@ -111,14 +112,14 @@ struct Shared {
   uint4* weights;  // [step][pair of blocks of 8 filters][lane]: words t and t + 4 of the one block, of the other
   int4* words;     // [step][t]: offset and mask of word t, of word t + 4
   float* bias;     // [blocks * 8]
-  T* staged;       // nchw: [warp][8][kStemStaged]
+  T* staged;       // nchw: [warp][8][kStemStaged]; nhwc, 16-bit types without vectors: [warp][8 pixels][filters]
   T* inputs;       // [copy][row][pitch]
   __device__ Shared(Params const& p, char* dynamic) {
     weights = reinterpret_cast<uint4*>(dynamic);
     words = reinterpret_cast<int4*>(weights + p.steps * blocks * 16);
     bias = reinterpret_cast<float*>(words + p.steps * 4);
     staged = reinterpret_cast<T*>(bias + blocks * 8);
-    inputs = staged + (nchw ? kWarps * 8 * kStemStaged : 0);
+    inputs = staged + (nchw ? kWarps * 8 * kStemStaged : sizeof(T) == 4 || p.vectors ? 0 : kWarps * blocks * 64);
   }
 };
 
@@ -286,35 +287,57 @@ struct Outputs {
 // Pixels are rows: a lane has two neighbouring filters of pixel lane / 4 of each run.
 template <class T, int groups, int blocks>
 __device__ inline void store_nhwc(Params const& p, float const (&acc)[groups * blocks / 2][4], int64_t n, int row0,
-                                  int column0, int group0, int first, float const* bias) {
+                                  int column0, int group0, int first, float const* bias, T* staged) {
   int const lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int i = 0; i < groups; ++i) {
     Outputs<T> const o(p, n, row0, column0, group0 + i, first);
-    T* const to = o.at + g * p.out_w;
-    bool const pairs = reinterpret_cast<uintptr_t>(to) % (2 * sizeof(T)) == 0;
+    if (sizeof(T) == 4 || p.vectors) {
+      T* const to = o.at + g * p.out_w;
+      bool const pairs = reinterpret_cast<uintptr_t>(to) % (2 * sizeof(T)) == 0;
 #pragma unroll
-    for (int j0 = 0; j0 < blocks; j0 += 4) {
-      float v[4][2];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        float2 const b = *reinterpret_cast<float2 const*>(bias + (j0 + j) * 8 + t * 2);
-        v[j][0] = acc[i / 2 * blocks + j0 + j][i % 2 * 2] + b.x;
-        v[j][1] = acc[i / 2 * blocks + j0 + j][i % 2 * 2 + 1] + b.y;
-      }
-      if (sizeof(T) == 2 && p.vectors) {
-        uint32_t words[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) words[j] = pack<T>(v[j][0], v[j][1]);
-        transpose_quad(words);
-        if (g < o.left && first + (j0 + t) * 8 < p.K)
-          *reinterpret_cast<uint4*>(to + (j0 + t) * 8) = make_uint4(words[0], words[1], words[2], words[3]);
-      } else if (g < o.left) {
+      for (int j0 = 0; j0 < blocks; j0 += 4) {
+        float v[4][2];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          int const filter = (j0 + j) * 8 + t * 2;
-          store_two(to + filter, 1, p.K - first - filter, pairs, v[j][0], v[j][1]);
+          float2 const b = *reinterpret_cast<float2 const*>(bias + (j0 + j) * 8 + t * 2);
+          v[j][0] = acc[i / 2 * blocks + j0 + j][i % 2 * 2] + b.x;
+          v[j][1] = acc[i / 2 * blocks + j0 + j][i % 2 * 2 + 1] + b.y;
         }
+        if constexpr (sizeof(T) == 2) {
+          uint32_t words[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) words[j] = pack<T>(v[j][0], v[j][1]);
+          transpose_quad(words);
+          if (g < o.left && first + (j0 + t) * 8 < p.K)
+            *reinterpret_cast<uint4*>(to + (j0 + t) * 8) = make_uint4(words[0], words[1], words[2], words[3]);
+        } else if (g < o.left) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            int const filter = (j0 + j) * 8 + t * 2;
+            store_two(to + filter, 1, p.K - first - filter, pairs, v[j][0], v[j][1]);
+          }
+        }
+      }
+    } else {  // by way of shared memory, so that lanes store neighbouring filters, or vectors of several pixels'
+              // filters
+      int const filters = min(blocks * 8, p.K - first);
+      T* const to = staged + g * filters + t * 2;
+      __syncwarp();
+#pragma unroll
+      for (int j = 0; j < blocks; ++j) {
+        float2 const b = *reinterpret_cast<float2 const*>(bias + j * 8 + t * 2);
+        float const* const v = acc[i / 2 * blocks + j] + i % 2 * 2;
+        if (j * 8 + t * 2 < filters) to[j * 8] = narrow<T>(v[0] + b.x);
+        if (j * 8 + t * 2 + 1 < filters) to[j * 8 + 1] = narrow<T>(v[1] + b.y);
+      }
+      __syncwarp();
+      if (p.whole && o.left == 8) {
+        for (int k = lane; k < filters * int(sizeof(T)) / 2; k += 32)
+          reinterpret_cast<uint4*>(o.at)[k] = reinterpret_cast<uint4 const*>(staged)[k];
+      } else {
+        for (int pixel = 0; pixel < o.left; ++pixel)
+          for (int k = lane; k < filters; k += 32) o.at[pixel * p.out_w + k] = staged[pixel * filters + k];
       }
     }
   }
@@ -437,7 +460,8 @@ __global__ void __launch_bounds__(kStemThreads, 2) gather(__grid_constant__ Para
         store_nchw<T, groups, blocks>(p, acc, n, row0, column0, item * groups, first, s.bias,
                                       s.staged + threadIdx.x / 32 * 8 * kStemStaged);
       else
-        store_nhwc<T, groups, blocks>(p, acc, n, row0, column0, item * groups, first, s.bias);
+        store_nhwc<T, groups, blocks>(p, acc, n, row0, column0, item * groups, first, s.bias,
+                                      s.staged + threadIdx.x / 32 * blocks * 64);
       if constexpr (is_split<T>)
         if (wrong) mend<groups, blocks>(p, n, row0, column0, item * groups, first, s.bias);
     }
@@ -459,11 +483,7 @@ Params view_params(Op op, Problem const& problem, int lanes) {
   p.w_in = int(v.w_in), p.w_out = int(v.w_out), p.w_r = int(problem.w.h), p.w_s = int(problem.w.w);
   p.mirrored = v.mirrored;
   p.runs = stem_has_runs(v);
-  int const align = op == Op::dgrad ? problem.x_align : problem.y_align;
-  auto whole = [&](int64_t stride) { return stride % lanes == 0; };
-  p.vectors = align >= lanes * size_of(dtype) && whole(v.out.n) && whole(v.out.h) &&
-              (nchw ? (v.Q == 1 || v.out.w == 1) && whole(v.out.c) && v.Q % (lanes == 2 ? 2 : 8) == 0
-                    : (v.K == 1 || v.out.c == 1) && whole(v.out.w) && whole(v.K));
+  p.vectors = stem_has_vectors(!nchw, v, op == Op::dgrad ? problem.x_align : problem.y_align, lanes, size_of(dtype));
   return p;
 }
 
@@ -478,7 +498,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.slabs = int(t.slabs), p.run = int(t.run), p.steps = int(t.steps), p.in_rows = int(t.in_rows);
   p.in_columns = int(t.in_columns), p.pitch = int(t.pitch), p.copies = int(t.copies);
   p.tiles = problem.N * t.tiles_h * t.tiles_w;
-  p.groups_of = Divisor(uint32_t(p.groups));
+  p.groups_of = Divisor(uint32_t(p.groups)), p.whole = t.whole;
   int64_t const blocks = min64(p.tiles, max64(1, h200_sxm.sm_count * t.blocks_of_sm / t.slabs)) * t.slabs;
   auto* kernel = gather<T, nchw, tile_m / 8, tile_n / 8>;
   constexpr int at_once = 4;  // runs for whose parts there are registers
