@@ -85,14 +85,15 @@ constexpr PiecesTile pieces_tile(Problem const& p, int R, int warp_channels, Dev
         // As measured.
         double const sums = u.shares > 1 ? 3500 + double(u.shares) * taps * 8 / 2500 : 0;
         double const row_ns = wide ? 550 : R == 3 ? 400 : 470;
-        // 3x3: slices that share 128 bytes; columns that two tiles read; turns are no better with 4 channels.
+        // Up to 5x5: columns that two tiles read. 3x3: slices that share 128 bytes; turns no better with 4 channels.
         double const shift = wide ? (p.C % 16 == 0 ? 1 / 1.2 : 1.3 / 1.4) : p.C % 32 != 0 ? 1.2 : 1;
         double const columns = double(u.pieces) * u.length, halo = double((p.S - 1) * p.dilation_w);
-        double const three =
-            (u.tiles_w > 1 ? 1 + halo / columns : 1) / (wide || u.each * u.shares < u.units ? 1 : 1.04);
-        double const memory_ns = (R == 3 ? shift * three : 1) * pieces_memory_ns(u, p, R, R == 3 ? 3400 : 3100, d);
+        double const twice = R <= 5 && u.tiles_w > 1 ? 1 + halo / columns : 1;
+        double const three = R == 3 ? shift / (wide || u.each * u.shares < u.units ? 1 : 1.04) : 1;
+        double const memory_ns = twice * three * pieces_memory_ns(u, p, R, R == 3 ? 3400 : 3100, d);
         double const ns = 9000 + sums + max_of(memory_ns, toeplitz_rows(u, R, d) * row_ns);
-        if (best.ns == 0 || ns < best.ns) best = u, best.ns = ns;
+        bool const longer = R == 5 && ns == best.ns && u.run > best.run;  // of equals
+        if (best.ns == 0 || ns < best.ns || longer) best = u, best.ns = ns;
       };
       consider_turns(t, d, consider);
       // Fewer blocks, whose sums are fewer.
