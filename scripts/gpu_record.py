@@ -1,6 +1,6 @@
 """Installs a built wheel on a GPU machine, tests it there, and writes docs/gpu-record.json: of which code, on what.
 
-    python3 scripts/gpu_record.py --wheel dist/conv2d_ext-*.whl     # on the GPU machine, about 20 minutes
+    python3 scripts/gpu_record.py --wheel dist/conv2d_ext-*.whl     # on the GPU machine, about 15 minutes
     python3 scripts/gpu_record.py --wheel ... --gpus 2              # the sanitizer on GPUs of its own, beside the suite
     python3 scripts/gpu_record.py --check                           # anywhere: is the record of this code, and green?
 
@@ -514,10 +514,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--wheel", type=Path, help="the wheel to install and test")
     found.add_argument("--output", type=Path, default=ROOT / RECORD, help=f"default: {RECORD}")
     found.add_argument("--skip", type=phases, default=[], metavar="A,B", help=f"leave out: {', '.join(PHASES)}")
-    # 2026-11-28, H200: test_backward.py ran 100 tests a second by one process on a GPU, 168 by three, less than that
-    # by eight, which wait for each other.
+    # 2026-11-28, H200: six ran a fifth of the suite in 56 s, ten of which it took to collect the tests.
     found.add_argument(
-        "--workers", type=int, default=4, help="processes of pytest, about four a GPU; 0: one, without xdist"
+        "--workers", type=int, default=6, help="processes of pytest, about six a GPU; 0: one, without xdist"
     )
     found.add_argument("--tests-timeout", type=float, default=400, help="seconds (default: %(default)s)")
     found.add_argument("--sanitizer-timeout", type=float, default=900, help="seconds, all tools (default: %(default)s)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -32,6 +33,18 @@ def call(op: str, case: Case, x: Tensor, w: Tensor, b: Tensor | None, go: Tensor
         "dgrad": lambda **kwargs: dgrad(case, go, w, **kwargs),
         "wgrad": lambda **kwargs: wgrad(case, go, x, **kwargs),
     }[op]
+
+
+@functools.lru_cache(maxsize=1)
+def machine() -> tuple[int, int]:
+    """(number of SMs, compute capability) as the operator sees them."""
+    p = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return p.multi_processor_count, 10 * p.major + p.minor
+
+
+def problem(op: str, x: Tensor, w: Tensor, go: Tensor, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(x, w, y) with the operator's result, as the operator allocates it, in its place."""
+    return {"fprop": (x, w, made), "dgrad": (made, w, go), "wgrad": (x, made, go)}[op]
 
 
 def alignment(*tensors: Tensor) -> int:

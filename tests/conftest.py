@@ -42,7 +42,7 @@ def case_of(item: pytest.Item) -> Case | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without --device cuda, one instance of each test that needs a GPU is kept, reported as skipped, and no large case.
+    """Without --device cuda, one instance of each test that needs a GPU is kept, to be skipped, and no large case.
 
     The others are left out of the run: thousands of skips would hide those that say something.
     """

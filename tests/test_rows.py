@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from calls import OPS, alignment, call, candidates, meta, plan
+from calls import OPS, alignment, call, candidates, machine, meta, plan, problem
 from cases import BY_NAME, CASES, DTYPES, Case
 from checks import for_each, name_of
 from layouts import LAYOUTS
@@ -26,13 +26,6 @@ DTYPE_NAMES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float3
 ROW_LAYOUTS = ("nchw", "nhwc", "nhwc_weight", "unaligned", "unaligned_nhwc", "sliced_nhwc", "every_other")
 
 
-@functools.lru_cache(maxsize=1)
-def machine() -> tuple[int, int]:
-    """(number of SMs, compute capability) as the operator sees them."""
-    p = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return p.multi_processor_count, 10 * p.major + p.minor
-
-
 def destinations(op: str, w: Tensor) -> tuple[dict[str, object], ...]:
     """Keyword arguments for each layout that the result may have: wgrad's follows from no operand but from the caller.
 
@@ -42,11 +35,6 @@ def destinations(op: str, w: Tensor) -> tuple[dict[str, object], ...]:
         return ({},)
     like = torch.empty_like(w).stride()
     return ({"stride": like},) if like == torch.empty(w.shape, device="meta").stride() else ({}, {"stride": like})
-
-
-def problem(op: str, x: Tensor, w: Tensor, go: Tensor, made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(x, w, y) with the operator's result, as the operator allocates it, in its place."""
-    return {"fprop": (x, w, made), "dgrad": (made, w, go), "wgrad": (x, made, go)}[op]
 
 
 RESULT = {"fprop": "y", "dgrad": "x", "wgrad": "w"}
