@@ -180,10 +180,15 @@ struct WgradTiles {
   int64_t runs = 0, tiles = 0, steps = 0;
 };
 
+// Filters are the rows of the instruction, in the variant im2col, too.
+constexpr bool wgrad_filters_first(Row const& row) {
+  return row.dtype != DType::f32 && row.variant == Variant::im2col && row.tile_m == 192;
+}
+
 constexpr WgradTiles wgrad_tiles(Row const& row, Problem const& p) {
   bool const halo = is_halo(row.variant), narrow = row.variant == Variant::narrow;
   WgradTiles t;
-  t.stores = !halo && !narrow;
+  t.stores = !halo && !narrow && !wgrad_filters_first(row);
   t.columns = p.Q() + (halo ? (min64(p.S, kWgradTaps) - 1) * p.dilation_w : 0);
   t.runs = p.R * (halo ? ceil_div(p.S, kWgradTaps) : p.S) * (narrow ? 1 : ceil_div(p.C_per_group(), 64));
   int64_t const run_rows = halo ? 64 * kWgradTaps : narrow ? 32 : 64;
@@ -230,6 +235,7 @@ constexpr bool wgrad_supports(Row const& row, Problem const& p) {
   if (t.stores) return true;
   if (t.tiles > 128 || t.steps == 0) return false;
   if (row.variant == Variant::narrow) return p.C_per_group() <= 32;
+  if (row.variant == Variant::im2col) return true;
   if (w.stride != 1 || w.taps < 2 || (kWgradTaps - 1) * p.dilation_w > kHalo) return false;
   if (p.dtype == DType::f32 && p.dilation_w != 1) return false;
   w.pixels = t.columns;
@@ -628,12 +634,14 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
   bool const halo = is_halo(row.variant), narrow = row.variant == Variant::narrow;
   WgradTiles const t = wgrad_tiles(row, p);
   bool const small = TM == 64, two = TM * TN <= 128 * 64 && !(small && t.tiles <= d.sm_count);  // blocks an SM
+  bool const filters_first = wgrad_filters_first(row);
   double const share = halo && TN == 64       ? 0.86
                        : halo || narrow       ? 0.77
                        : small                ? 0.55
                        : two                  ? 0.54
                        : TN < 128             ? 0.75
                        : TM * TN <= 128 * 128 ? 0.9
+                       : filters_first        ? 0.82
                        : TM > TN              ? 0.78
                                               : 0.93;
   double const mma_ns = TM * TN * 64 / (2048 * 1.56 * share);

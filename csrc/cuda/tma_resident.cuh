@@ -4,7 +4,8 @@
 // A persistent block copies the filters once (or, of very many, the same part in all of its tiles). Each of its
 // multiplying warpgroups then has tiles of 64 pixels of its own, a ring of stages for them, and a warp that copies
 // these. It multiplies 128 filters at a time, and its warps put 16 pixels by 128 bytes of results into pieces of shared
-// memory, which the copy engine stores: many of them are under way at a time, and no warp waits for another.
+// memory, which the copy engine stores: many of them are under way at a time, and no warp waits for another. Of 16-bit
+// types two pieces are stored by one instruction, 256 bytes of a pixel after the other, where all columns have them.
 //
 // Needs results whose pixels are the rows of a matrix.
 #pragma once
@@ -25,6 +26,7 @@ struct ResidentParams {
   int32_t line;          // bytes of a chunk
   int32_t b_bytes;       // of a chunk of the block's filters
   int32_t stages;
+  bool pairs;  // 16 pixels by 256 bytes are stored at a time
   int32_t h0, w0, stride_h, stride_w;
   void const* bias;
   int64_t bias_stride;
@@ -76,6 +78,23 @@ __device__ void resident_pixels(ResidentParams const& p, uint32_t ring, uint64_t
       ptx::cp_async_bulk_tensor_im2col(ring + at.index * bytes, &p.a, bar_full + at.index * 8, chunk * chunk_size, w, h,
                                        n, 0, 0);
     }
+  }
+}
+
+// Puts 16 rows by 64 columns of a warp's accumulators into every other line of shared memory, so that a row's 128
+// columns are neighbours.
+template <class T, int TN>
+__device__ void stage_half(float const (&acc)[TN / 2], int piece, uint32_t lines) {
+  int const lane = int(threadIdx.x) % 32, line = lane % 16 * 2 + piece;
+#pragma unroll
+  for (int t = 0; t < 4; ++t) {  // 16 columns
+    uint32_t v[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
+      v[e] = pack<T>(acc[at], acc[at + 1]);
+    }
+    ptx::stmatrix_x4(lines + line * kLineBytes + ((t * 2 + lane / 16) ^ (line % 8)) * 16, v);
   }
 }
 
@@ -142,6 +161,23 @@ __device__ void resident_multiply(ResidentParams const& p, uint32_t filters, uin
 #pragma unroll
       for (int piece = 0; piece < TN / columns; ++piece) {
         if (n + piece * columns >= end) break;
+        if constexpr (sizeof(T) == 2) {
+          if (p.pairs) {
+            if (piece == 0) {
+              if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();
+              __syncwarp();
+            }
+            stage_half<T, TN>(acc, piece, staging);
+            if (piece == 0) continue;
+            ptx::fence_proxy_async();
+            __syncwarp();
+            if (lane != 0) continue;
+            ptx::cp_async_bulk_tensor_4d_store(&p.out, staging, 0, (first + n) / columns, tile * 64 + warp * 16, 0,
+                                               policy);
+            ptx::cp_async_bulk_commit_group();
+            continue;
+          }
+        }
         uint32_t const to = staging + slot * kPieceBytes;
         if (++slot == pieces) slot = 0;
         if (lane == 0) ptx::cp_async_bulk_wait_group_read<pieces - 1>();
@@ -228,7 +264,11 @@ cudaError_t launch_resident(Problem const& p, Arguments const& args, cudaStream_
                               forward ? int(min64(ResidentShape::columns, N)) : chunk_size, sizeof(T) == 4)) !=
       cudaSuccess)
     return error;
-  if ((error = encode_tiled(q.out, rows, kLineBytes / int(sizeof(T)), 16, 1, 1)) != cudaSuccess) return error;
+  q.pairs = sizeof(T) == 2 && N % ResidentShape::columns == 0;
+  Tensor4 const halves{args.out, p.dtype, {64, N / 64, rows.size[1], 1}, {1, 64, row, 0}};
+  error = q.pairs ? encode_tiled(q.out, halves, 64, 2, 16, 1)
+                  : encode_tiled(q.out, rows, kLineBytes / int(sizeof(T)), 16, 1, 1);
+  if (error != cudaSuccess) return error;
   constexpr int pieces = sizeof(T) == 4 ? 4 : 2;
   auto* kernel = resident_kernel<T, !forward, pieces, 2>;
   int threads = ResidentThreads<2>::all;

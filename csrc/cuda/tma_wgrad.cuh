@@ -30,6 +30,8 @@ constexpr int kPixels = kWgradPixels, kTaps = kWgradTaps;
 // `columns`; a multiplying warpgroup has `halves` of them, and `runs` of the runs.
 template <class T, Variant variant, int TM, int TN>
 struct WgradShape {
+  static constexpr bool filters = false;  // are rows
+  static constexpr int row_groups = 1;    // warpgroups that share the columns
   static constexpr int warpgroups = TM == 64 ? 1 : 2, halves = TM / 64 / warpgroups, columns = TN, runs = halves;
   static constexpr int blocks = TM == 64 ? 2 : Shape<T, TM, TN>::blocks, threads = (warpgroups + 1) * kWarpgroup;
   static constexpr int copy_regs = blocks == 2 ? 48 : 56, multiply_regs = TM == 64 ? 160 : blocks == 2 ? 96 : 224;
@@ -48,7 +50,8 @@ struct WgradShape {
 template <class T, Variant variant, int TM, int TN>
   requires(variant != Variant::im2col)
 struct WgradShape<T, variant, TM, TN> {
-  static constexpr bool halo = is_halo(variant);
+  static constexpr bool halo = is_halo(variant), filters = true;
+  static constexpr int row_groups = 1;
   static constexpr int columns = halo ? kTaps * 64 : 160, run_columns = halo ? columns : 32;
   static constexpr int warpgroups = TM / columns, halves = TN / 64, runs = columns / run_columns;
   static constexpr int blocks = 1, threads = (warpgroups + 1) * kWarpgroup;
@@ -61,6 +64,17 @@ struct WgradShape<T, variant, TM, TN> {
   static constexpr int x_at = 0, y_at = x_copies * x_bytes, stage_bytes = y_at + y_copies * kRunBytes;
   static constexpr int stages = 225 * 1024 / stage_bytes, shared_bytes = stages * stage_bytes + 1024;
   static_assert(x_bytes % kCoreBytes == 0);
+};
+
+// im2col with filters as rows: two warpgroups with 64 filters each meet the same columns.
+template <class T>
+struct WgradShape<T, Variant::im2col, 192, 128> {
+  static constexpr bool filters = true;
+  static constexpr int row_groups = 2, warpgroups = 1, halves = 2, columns = 192, run_columns = 64, runs = 3;
+  static constexpr int blocks = 1, threads = 3 * kWarpgroup, copy_regs = 56, multiply_regs = 224;
+  static constexpr int line_bytes = kLineBytes, x_bytes = kRunBytes, x_copies = 3, y_copies = 2;
+  static constexpr int x_at = 0, y_at = x_copies * x_bytes, stage_bytes = y_at + y_copies * kRunBytes;
+  static constexpr int stages = 225 * 1024 / stage_bytes, shared_bytes = stages * stage_bytes + 1024;
 };
 
 struct WgradParams {
@@ -284,12 +298,14 @@ __device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int run
 template <class T, Variant variant, int TM, int TN>
 __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
   using S = WgradShape<T, variant, TM, TN>;
-  constexpr bool filters = variant != Variant::im2col;
-  constexpr int core_bytes = 8 * S::line_bytes;  // of B
+  constexpr bool filters = S::filters;
+  constexpr int halves = S::halves / S::row_groups;  // of a warpgroup
+  constexpr int core_bytes = 8 * S::line_bytes;      // of B
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   uint32_t const full_at = warp_uniform(ptx::shared_address(full));
   uint32_t const empty_at = warp_uniform(ptx::shared_address(empty));
-  int const my_x = S::x_at + group * S::runs * S::x_bytes, a_at = filters ? S::y_at : my_x,
+  int const my_x = S::x_at + group / S::row_groups * S::runs * S::x_bytes,
+            a_at = filters ? S::y_at + group % S::row_groups * halves * kRunBytes : my_x,
             b_at = filters ? my_x : S::y_at;
   // Of B's blocks of 64, or 32, columns.
   uint32_t const distance = is_halo(variant) ? p.dilation_w * kLineBytes : S::line_bytes * kPixels;
@@ -297,10 +313,10 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
     if (lane == 0 && stage >= 0) ptx::mbarrier_arrive(empty_at + stage * 8);
   };
   Stage stage;
-  float acc[S::halves][S::columns / 2];
+  float acc[halves][S::columns / 2];
   WgradUnit unit;
   for (WgradWork work(p); work.next(p, unit);) {
-    int const first = (unit.m * S::warpgroups + group) * S::runs;
+    int const first = (unit.m * S::warpgroups + group / S::row_groups) * S::runs;
     if (first >= p.runs) {  // nothing to do
       for (int step = 0; step < unit.count; ++step) {
         ptx::mbarrier_wait(full_at + stage.index * 8, stage.parity);
@@ -310,7 +326,7 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
       continue;
     }
 #pragma unroll
-    for (int h = 0; h < S::halves; ++h)
+    for (int h = 0; h < halves; ++h)
 #pragma unroll
       for (int i = 0; i < S::columns / 2; ++i) acc[h][i] = 0;
     int before = -1;
@@ -319,37 +335,37 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
       uint32_t const from_a = ring + stage.index * S::stage_bytes + a_at;
       uint32_t const from_b = ring + stage.index * S::stage_bytes + b_at;
 #pragma unroll
-      for (int h = 0; h < S::halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+      for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
       ptx::wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kPixels / 16; ++k)
 #pragma unroll
-        for (int h = 0; h < S::halves; ++h)
+        for (int h = 0; h < halves; ++h)
           ptx::wgmma_mma_async<T, true, true>(
               acc[h], ptx::wgmma_descriptor(from_a + h * kRunBytes + k * 2 * kCoreBytes, kRunBytes, kCoreBytes),
               ptx::wgmma_descriptor<S::line_bytes>(from_b + k * 2 * core_bytes, distance, core_bytes));
       ptx::wgmma_commit_group();
       ptx::wgmma_wait_group<1>();
 #pragma unroll
-      for (int h = 0; h < S::halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+      for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
       release(before);  // the step before has been read
       before = stage.index;
       stage.advance(p.stages);
     }
     ptx::wgmma_wait_group<0>();
 #pragma unroll
-    for (int h = 0; h < S::halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+    for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
     release(before);
     if (filters || unit.slot >= 0) {
 #pragma unroll
-      for (int h = 0; h < S::halves; ++h)
+      for (int h = 0; h < halves; ++h)
         // Of filters behind the last, wgrad_reduce reads nothing.
-        if (!filters || unit.n * TN + h * 64 + int(threadIdx.x) / 32 % 4 * 16 < p.K)
-          wgrad_store_part(p, int64_t(unit.slot) * (TM * TN) + (group * S::halves + h) * 64 * S::columns, acc[h]);
+        if (!filters || unit.n * TN + (group % S::row_groups * halves + h) * 64 + int(threadIdx.x) / 32 % 4 * 16 < p.K)
+          wgrad_store_part(p, int64_t(unit.slot) * (TM * TN) + (group * halves + h) * 64 * S::columns, acc[h]);
     } else if constexpr (!filters) {
       uint32_t const staging = ring + p.stages * S::stage_bytes + group * S::staging_bytes;
 #pragma unroll
-      for (int h = 0; h < S::halves; ++h) wgrad_store<T, TN>(p, unit, first + h, acc[h], staging);
+      for (int h = 0; h < halves; ++h) wgrad_store<T, TN>(p, unit, first + h, acc[h], staging);
     }
   }
   if (!filters && threadIdx.x % kWarpgroup == 0)
@@ -364,7 +380,7 @@ __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, Wgrad
   __shared__ uint64_t full[S::stages], empty[S::stages];
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp % 4;
-  constexpr int multiplying = S::warpgroups * 4;  // warps
+  constexpr int multiplying = S::warpgroups * S::row_groups * 4;  // warps
   WgradCopies<T, variant, TM, TN> copies;
   if (warp < multiplying) {
     if (threadIdx.x % 32 == 0) {
@@ -451,7 +467,7 @@ template <class T, Variant variant, int TM, int TN>
 __global__ void __launch_bounds__(kReduceWarps * 32)
     wgrad_reduce(__grid_constant__ WgradParams const p, __grid_constant__ Images const images, int slices) {
   using S = WgradShape<T, variant, TM, TN>;
-  constexpr bool filters = variant != Variant::im2col;
+  constexpr bool filters = S::filters;
   constexpr int pieces = TM * TN / (64 * 8), in_row = S::columns / 8;  // pieces: 64 rows by 8 columns
   constexpr int together = 4;
   __shared__ float4 sums[kReduceWarps][2][32];
@@ -555,7 +571,8 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
 template <DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  constexpr bool halo = is_halo(variant), filters = variant != Variant::im2col;
+  using S = WgradShape<T, variant, TM, TN>;
+  constexpr bool halo = is_halo(variant), filters = S::filters;
   Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
   WgradTiles const t = wgrad_tiles(row_of(plan), problem);
   int64_t const P = problem.P(), Q = problem.Q();
@@ -585,7 +602,6 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   error = encode_im2col(p.y, {args.b, dtype, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1}, box_y, 64,
                         kPixels);
   if (error != cudaSuccess) return error;
-  using S = WgradShape<T, variant, TM, TN>;
   p.stages = S::stages;
   if constexpr (!filters) {
     if (p.shares.whole > 0) p.stages = S::stages_beside_staging;
