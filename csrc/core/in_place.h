@@ -42,7 +42,27 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
   double const memory_ns = bytes * (double(depth) / 3120 + double(rows) / 4760 + double(depth * (tiles_m - 1)) / 32720);
   double const before = 6490 + (keep ? double(chunks) * TM * 128 / 80.61 : 0);
   double const off = TM == 64 ? (TN == 128 ? 0.74 : 0.56) : TN == 128 ? 0.86 : 0.52;  // what the fit is off by
-  return {before + (ns > memory_ns ? ns + memory_ns * 0.47 : memory_ns + ns * 0.47) * off, 1};
+  // As measured beside other rows: channels that end within their last line or tile, and few steps.
+  bool const ends = p.C % 64 != 0 || p.K % 64 != 0;
+  double const beside = p.dtype == DType::f32 || TN < 256
+                            ? 1
+                            : (ends && (TM == 64 || depth <= 128) ? 1.10 : 1) * (depth <= 128 ? 1.06 : 1);
+  return {(before + (ns > memory_ns ? ns + memory_ns * 0.47 : memory_ns + ns * 0.47) * off) * beside, 1};
+}
+
+// Rows of 16-bit types over dense layers, as measured beside each other: how much longer they take than was estimated.
+constexpr double dense_as_measured(Row const& row, Problem const& p) {
+  if (row.family != Family::tma || p.dtype == DType::f32 || p.groups != 1) return 1;
+  bool const one_tap = p.R * p.S == 1, lines = p.x.c == 1 && p.y.c == 1, im2col = row.variant == Variant::im2col;
+  if (row.op == Op::wgrad)
+    return one_tap && lines && im2col && row.tile_m == 64 && row.tile_n == 64 && p.C <= 64 ? 1.12 : 1;
+  if (one_tap && im2col && tma_swapped(row) && p.stride_h * p.stride_w == 1 &&
+      (row.op == Op::fprop ? p.C : p.K) >= 256 && (row.op == Op::fprop ? p.K : p.C) >= 192)
+    return 0.93;
+  // Few channels of many pixels; not understood.
+  if (row.op == Op::dgrad && row.variant == Variant::halo && tma_swapped(row) && p.C <= 8 && p.N * p.H * p.W >= 30000)
+    return 1.2;
+  return 1;
 }
 
 // Of any row of the families tma and tma_strict.

@@ -278,6 +278,9 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (row.family == Family::grouped) e.ns = groups_any_ns(row, op, p, e.ns);
       // As measured beside rows of the tensor cores.
       if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12;
+      if (row.family == Family::simt && row.op == Op::dgrad && size_of(p.dtype) == 2 && p.groups == 1)
+        e.ns *= p.R * p.S > 1 ? 1.3 : 1.2;
+      e.ns *= dense_as_measured(row, p);
       e.ns += last_store_ns(row, q.problem, e.split_k);
       e.ns *=
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : p);
@@ -309,6 +312,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return is_split(row) ? split_estimate(row, op, p, d) : band_estimate(row, op, p, d);
     case Family::stem: {
       Estimate e = stem_estimate(row, op, p, h200_sxm);
+      // As measured beside rows of the copy engine.
+      if (op == Op::wgrad && size_of(p.dtype) == 2 && p.x.c == 1 && p.y.c == 1) e.ns *= 1.15;
       // Pixels of filters that lie side by side but take no vectors are stored one by one.
       if (op == Op::fprop && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0)
         e.ns += double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) * 0.0035;
