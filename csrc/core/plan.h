@@ -279,6 +279,9 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (row.family == Family::grouped) e.ns = groups_any_ns(row, op, p, e.ns);
       // As measured beside rows of the tensor cores.
       if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12;
+      if (row.family == Family::simt && row.op == Op::dgrad && size_of(p.dtype) == 2 && p.groups == 1)
+        e.ns *= p.R * p.S > 1 ? 1.3 : 1.2;
+      e.ns *= dense_as_measured(row, p);
       e.ns += last_store_ns(row, q.problem, e.split_k);
       e.ns *=
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : p);
@@ -312,6 +315,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::stem: {
       Estimate e = stem_estimate(row, op, p, h200_sxm);
       if (is_stem_lines(row)) return e;
+      // As measured beside rows of the copy engine.
+      if (op == Op::wgrad && size_of(p.dtype) == 2 && p.x.c == 1 && p.y.c == 1) e.ns *= 1.15;
       // Filters that lie side by side but take no vectors are stored one by one, in 16-bit types along the filters.
       bool const one_by_one = p.dtype == DType::f32;
       if (op == Op::fprop && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0)
