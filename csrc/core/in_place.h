@@ -48,15 +48,6 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
 // Rows of 16-bit types over dense layers, as measured beside each other: how much longer they take than was estimated.
 constexpr double dense_as_measured(Row const& row, Problem const& p) {
   if (row.family != Family::tma || p.dtype == DType::f32 || p.groups != 1) return 1;
-  bool const one_tap = p.R * p.S == 1, lines = p.x.c == 1 && p.y.c == 1, im2col = row.variant == Variant::im2col;
-  if (row.op == Op::wgrad)
-    return one_tap && lines && im2col && row.tile_m == 64 && row.tile_n == 64 && p.C <= 64 &&
-                   (p.K <= 64 || double(p.N * p.H * p.W) * double(p.C + p.K) < 2.5e7)
-               ? 1.12
-               : 1;
-  if (one_tap && im2col && tma_swapped(row) && p.stride_h * p.stride_w == 1 &&
-      (row.op == Op::fprop ? p.C : p.K) >= 256 && (row.op == Op::fprop ? p.K : p.C) >= 192)
-    return 0.93;
   // Few channels of many pixels; not understood.
   if (row.op == Op::dgrad && row.variant == Variant::halo && tma_swapped(row) && p.C <= 8 && p.N * p.H * p.W >= 30000)
     return 1.2;

@@ -98,12 +98,8 @@ constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
   double const work = double(each) * double(steps) * step_ns, memory = bytes / 3500;
   double ns = (wgrad ? 4900 : area == 192 * 64 ? 6200 : 5700) + (work > memory ? work : memory) + bytes / 12000;
   if (p.C % 64 != 0 || p.K % 64 != 0) ns *= 1.15;  // lines of memory are shared
-  // As measured beside other rows: few tiles, more than a round, wgrad of few steps.
-  if (each > (two ? 2 : 1))
-    ns *= 1.25;
-  else if (tiles < 60)
-    ns *= area == 192 * 64 ? 0.98 : 1.06;
-  if (wgrad && steps < 4) ns *= 1.5;
+  // Fewer tiles, and more than a round, were slower than other rows.
+  if (tiles < 60 || (wgrad && steps < 4) || each > (two ? 2 : 1)) ns *= 1.5;
   return {ns, 1};
 }
 
@@ -188,7 +184,7 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     if (planes)
       ns += tf32 ? 3200 : wgrad ? (row.tile_n == 64 ? -1200 : 0) : image * size_of(p.dtype) % 128 != 0 ? 600 : -500;
     // As measured beside other rows: what wgrad's steps take beyond, more so in lines that lie across those of memory.
-    if (wgrad && !tf32 && !planes && ns > 8000) ns += (ns - 8000) * (off == 2 ? 0.5 : off == 1 ? 0.3 : 0.12);
+    if (wgrad && !tf32 && taps > 1 && ns > 8000) ns += (ns - 8000) * (off == 2 ? 0.5 : off == 1 ? 0.3 : 0.12);
     // As measured: lines of 80 to 112 bytes.
     if (tf32 && row.op == Op::fprop && !planes && C < 32 && C % 16 != 0) ns *= 1.3;
     // As measured: larger layers take longer, those of several taps from a smaller size on (L19, L56; 1x1: L22).

@@ -101,7 +101,7 @@ constexpr Estimate pixel_sums_estimate(Row const& row, Problem const& p) {
   double const memory_ns =
       double(p.N) * double(p.H) * double(p.W) * 2 * double(s.rows + s.columns) * (1 / 3900.0 + (tiles - 1) / 9000.0);
   double const work = rounds * unit_ns, sum_ns = 5000 + tiles * area * (0.048 + 0.0004 * double(s.split));
-  return {(7000 + (work > memory_ns ? work : memory_ns) + sum_ns) * (tiles < 4 ? 0.75 : 0.88), 1};
+  return {(7000 + (work > memory_ns ? work : memory_ns) + sum_ns) * (tiles < 4 ? 0.8 : 0.88), 1};
 }
 
 // A warpgroup's tile takes one thing after the other; the warpgroups of an SM share its units, and all memory.

@@ -126,8 +126,6 @@ constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) 
     if (s.out.vector(p.dtype, 8) * size_of(p.dtype) < 8) ns += out * (tf32 ? 0.0013 : 0.0006);
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
-  // As measured beside other rows.
-  if (op == Op::wgrad && s.lines && !tf32 && singly == 0 && bytes < 8e6) best.ns *= 0.87;
   return best;
 }
 
