@@ -432,12 +432,13 @@ class Recorder:
 
 
 def shares(gpus: int) -> dict[str, list[int]]:
-    """The GPUs of each phase where there are several: the processes of the suite share all; all but the first are the
-    sanitizer's too; the tests that run alone have the first, which is free when the others have ended; the benchmark
-    comes when these are done."""
+    """The GPUs of each phase where there are several. The sanitizer has half of them, three at most, for a tool each;
+    the suite's processes have the others, since a tool beside those takes half as long again. The tests that run alone
+    and the benchmark, which comes when all are done, have the first."""
     if gpus < 2:
         return {}
-    return {"tests": list(range(gpus)), "sanitizer": list(range(1, gpus)), "alone": [0], "benchmark": [0]}
+    own = gpus - min(gpus // 2, 3)
+    return {"tests": list(range(own)), "sanitizer": list(range(own, gpus)), "alone": [0], "benchmark": [0]}
 
 
 def count_results(path: Path) -> Counts:
