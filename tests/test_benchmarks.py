@@ -1,7 +1,8 @@
-"""benchmarks/fuzz.py, sweep.py and bounds.py, as far as they can be tried without a GPU."""
+"""benchmarks/fuzz.py, sweep.py, bounds.py and tables.py, as far as they can be tried without a GPU."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import math
@@ -18,6 +19,8 @@ from cases import BY_NAME, CASES, Case
 from reference import error, exact
 from torch import Tensor
 
+from conv2d_ext.cli import bench
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "benchmarks"
 OPS = ("fprop", "dgrad", "wgrad")
@@ -26,7 +29,7 @@ OPS = ("fprop", "dgrad", "wgrad")
 @pytest.fixture(scope="module")
 def programs() -> Iterator[tuple[Any, ...]]:
     sys.path.insert(0, str(FOLDER))
-    yield tuple(importlib.import_module(name) for name in ("shapes", "fuzz", "sweep", "bounds", "first_call"))
+    yield tuple(importlib.import_module(name) for name in ("shapes", "fuzz", "sweep", "bounds", "first_call", "tables"))
     sys.path.remove(str(FOLDER))
 
 
@@ -53,6 +56,11 @@ def bounds(programs: tuple[Any, ...]) -> Any:
 @pytest.fixture
 def first_call(programs: tuple[Any, ...]) -> Any:
     return programs[4]
+
+
+@pytest.fixture
+def tables(programs: tuple[Any, ...]) -> Any:
+    return programs[5]
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
@@ -383,3 +391,71 @@ def test_without_a_gpu_first_call_says_so(first_call: Any, capsys: pytest.Captur
         pytest.skip("there is a GPU")
     assert first_call.main([]) == 2
     assert "no GPU" in capsys.readouterr().err
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_tables_are_written_from_results_and_others_kept(tables: Any, tmp_path: Path) -> None:
+    def cell(op: str, ratio: float | None) -> dict[str, Any]:
+        return {"kind": "dense", "dtype": "fp16", "layout": "nhwc", "op": op, "ratio": ratio}
+
+    cells = [cell("fprop", 2.0), cell("fprop", 0.5), cell("dgrad", 4.0), cell("wgrad", None)]
+    data = {"machine": {"date": "2026-11-28 05:56 UTC"}, "cells_planned": 4, "cells": cells}
+    (tmp_path / "dense-f16-nhwc.json").write_text(json.dumps(data))
+    (tmp_path / "dense-f16-nhwc.md").write_text("`python -m conv2d_ext bench --json x`\n\nthe cells\n")
+    (tmp_path / "dense-f16-nhwc.commit").write_text("abc1234\n")
+    page_file, readme = tmp_path / "bench.md", tmp_path / "README.md"
+    kept = tables.TABLES[1].title
+    page_file.write_text(f"# Benchmark\n\n## {kept}\nold cells\n\n## A table of before\ngone\n")
+    row = "| bfloat16, dense, channels_last | 1.41 | 1.29 | 1.33 | 99 | 0 | 11-28 05:56, b6d1019 |"
+    begin, end = tables.BEGIN.format("speed"), tables.END.format("speed")
+    readme.write_text("\n".join(["before", begin, *tables.README_HEAD, row, end, "after", ""]))
+    tables.write(tmp_path, page_file, readme)
+
+    page = page_file.read_text()
+    assert f"## {kept}\nold cells\n" in page and "A table of before" not in page
+    command = "python -m conv2d_ext bench --layers dense --dtypes fp16 --layouts nhwc --budget 80"
+    assert f"## {tables.TABLES[0].title}\n`{command}`, commit abc1234\n\nthe cells\n" in page
+    new = "| float16, dense, channels_last | 1.00 | 4.00 | - | 3 of 4 | 1, least 0.50 | 11-28 05:56, abc1234 |"
+    assert readme.read_text().splitlines() == ["before", begin, *tables.README_HEAD, row, new, end, "after"]
+
+    readme.write_text("no place for a table\n")
+    with pytest.raises(SystemExit, match="expected the lines"):
+        tables.write(tmp_path, page_file, readme)
+
+
+def test_tables_name_kernelbenchs_losses(tables: Any) -> None:
+    def row(name: str, eager: float) -> dict[str, Any]:
+        return {
+            "problem": name,
+            "input": "1x1x1x1",
+            **dict.fromkeys(("ours", "eager", "compiled"), {"mean": 1.0}),
+            "speedup": {"eager": eager, "compile": 2.0},
+            "correctness": {"passed": 5, "trials": 5, "float64": {"passed": True, "rounded": False}},
+        }
+
+    data = {
+        "conditions": {"date": "today", "gpu": None},
+        "problems": [row("p82_depthwise_3x3", 4.0), row("p87_pointwise", 0.9)],
+        "summary": {
+            "problems": 2,
+            "correct": {"harness": 2},
+            "geometric_mean_speedup": {"eager": 1.9, "compile": 2.0},
+        },
+    }
+    page = tables.kernelbench_section(data, "abc1234")
+    assert "harness: 2 of 2" in page and "82 to 86 4.00x of eager" in page
+    assert "Slower than eager: p87_pointwise 0.90." in page and "gpu" not in page
+
+
+def test_tables_commands_are_those_that_bench_takes(tables: Any, tmp_path: Path) -> None:
+    for table in tables.TABLES:
+        parser = argparse.ArgumentParser()
+        bench.add_arguments(parser)
+        options = parser.parse_args(table.arguments[1:])
+        assert bench.select_layers(bench.load_layers(), options.layers)
+        assert set(options.dtypes) <= set(bench.STORAGE) and set(options.layouts) <= set(bench.LAYOUTS)
+    assert all(Path(tables.command_of(name, tmp_path)[0]).suffix in ("", ".py") for name in tables.NAMES)
+    with pytest.raises(SystemExit):
+        tables.main(["--run", str(tmp_path), "--only", "no-such-table"])

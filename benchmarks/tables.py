@@ -1,0 +1,285 @@
+"""Runs what docs/bench.md and README.md's tables are made of, and writes them.
+
+    python benchmarks/tables.py --run results                 # on a GPU: every table's command, into results/
+    python benchmarks/tables.py --run results --only dense-f16-nhwc,kernelbench
+    python benchmarks/tables.py --write results               # anywhere: docs/bench.md, and the table in README.md
+
+A table that was not run keeps its text in docs/bench.md and its rows in README.md, with the date that they have. The
+commit that ran is git's HEAD where the results were made, or --commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+OPS = ("fprop", "dgrad", "wgrad")
+SLOWER = 0.97
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "tf32": "TF32", "fp32": "float32 (TF32 off)"}
+LAYOUTS = {"nhwc": "channels_last", "nchw": "NCHW"}
+KINDS = {"dense": "dense", "few": "few channels or filters", "grouped": "grouped", "depthwise": "depthwise"}
+
+# README.md's tables stand between these lines.
+BEGIN, END = "<!-- {}: begin (benchmarks/tables.py) -->", "<!-- {}: end -->"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One section of docs/bench.md and the `bench` that makes it; `budget` is in seconds of one H200."""
+
+    name: str
+    title: str
+    layers: str
+    dtypes: str
+    layouts: str
+    budget: int
+
+    @property
+    def arguments(self) -> list[str]:
+        return [
+            *("bench", "--layers", self.layers, "--dtypes", self.dtypes),
+            *("--layouts", self.layouts, "--budget", str(self.budget)),
+        ]
+
+
+# The longest budget is about what all cells took on one H200, and a quarter.
+TABLES = (
+    Table("dense-f16-nhwc", "float16, dense layers, channels_last", "dense", "fp16", "nhwc", 80),
+    Table("dense-bf16-nhwc", "bfloat16, dense layers, channels_last", "dense", "bf16", "nhwc", 80),
+    Table("dense-f16-nchw", "float16, dense layers, NCHW", "dense", "fp16", "nchw", 80),
+    Table("dense-tf32-nhwc", "TF32, dense layers, channels_last", "dense", "tf32", "nhwc", 80),
+    Table("dense-tf32-nchw", "TF32, dense layers, NCHW", "dense", "tf32", "nchw", 80),
+    Table("grouped", "Grouped layers", "grouped", "fp16,bf16,tf32,fp32", "nchw,nhwc", 100),
+    Table("depthwise-f16", "Depthwise layers, float16", "depthwise", "fp16", "nchw,nhwc", 80),
+    Table("depthwise-f32", "Depthwise layers, float32", "depthwise", "fp32", "nchw,nhwc", 90),
+    Table("depthwise-bf16", "Depthwise layers, bfloat16", "depthwise", "bf16", "nchw,nhwc", 80),
+    Table("few-f16-tf32", "Few channels or few filters, float16 and TF32", "few", "fp16,tf32", "nchw,nhwc", 60),
+    Table("few-f32", "Few channels or few filters, float32 (TF32 off)", "few", "fp32", "nchw,nhwc", 120),
+    Table("dense-f32-nhwc", "float32 (TF32 off), dense layers, channels_last", "dense", "fp32", "nhwc", 160),
+    Table("dense-f32-nchw", "float32 (TF32 off), dense layers, NCHW", "dense", "fp32", "nchw", 120),
+)
+KERNELBENCH = "kernelbench"
+NAMES = (*(table.name for table in TABLES), KERNELBENCH)
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def command_of(name: str, folder: Path) -> list[str]:
+    """What makes the results of a table: FOLDER/NAME.json, and NAME.md where it is a table of `bench`."""
+    results = ["--json", str(folder / f"{name}.json")]
+    if name == KERNELBENCH:
+        return [str(ROOT / "examples" / "kernelbench" / "run.py"), *results]
+    table = next(table for table in TABLES if table.name == name)
+    return ["-m", "conv2d_ext", *table.arguments, *results, "--markdown", str(folder / f"{name}.md")]
+
+
+def head() -> str:
+    try:
+        found = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return found.stdout.strip()
+
+
+def run(names: Iterable[str], folder: Path, commit: str) -> int:
+    """Runs the tables one after the other; the exit status is the worst of theirs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    worst = 0
+    for name in names:
+        begin = time.monotonic()
+        code = subprocess.run([sys.executable, *command_of(name, folder)]).returncode
+        print(f"== {name}: exit status {code}, {time.monotonic() - begin:.0f} s", flush=True)
+        (folder / f"{name}.commit").write_text(commit + "\n")
+        worst = max(worst, abs(code))
+    return worst
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def row_of(cells: Sequence[Mapping[str, Any]], label: str, planned: int, date: str) -> str:
+    """README's row of a kind, dtype and layout: geometric means by op, how many cells, how many lose."""
+    ratios = {op: [c["ratio"] for c in cells if c["op"] == op and c["ratio"]] for op in OPS}
+    every = [ratio for values in ratios.values() for ratio in values]
+    losing = sum(ratio < SLOWER for ratio in every)
+    means = " | ".join(f"{geometric_mean(values):.2f}" if values else "-" for values in ratios.values())
+    count = f"{len(every)}" if len(every) == planned else f"{len(every)} of {planned}"
+    slow = f"{losing}, least {min(every):.2f}" if losing else "0"
+    return f"| {label} | {means} | {count} | {slow} | {date} |"
+
+
+README_HEAD = [
+    "| | fprop | dgrad | wgrad | cells | slower than 0.97 | run |",
+    "|---|---|---|---|---|---|---|",
+]
+
+
+def readme_rows(table: Table, data: Mapping[str, Any], commit: str) -> dict[str, str]:
+    """README's rows of a table, by their labels."""
+    rows = {}
+    when = f"{short(data['machine']['date'])}, {commit}"
+    for kind in KINDS:
+        for dtype in table.dtypes.split(","):
+            for layout in table.layouts.split(","):
+                cells = [c for c in data["cells"] if (c["kind"], c["dtype"], c["layout"]) == (kind, dtype, layout)]
+                if cells:
+                    label = f"{DTYPES[dtype]}, {KINDS[kind]}, {LAYOUTS[layout]}"
+                    parts = len(table.dtypes.split(",")) * len(table.layouts.split(","))
+                    rows[label] = row_of(cells, label, data["cells_planned"] // parts, when)
+    return rows
+
+
+def short(date: str) -> str:
+    """2026-11-28 05:56 UTC -> 11-28 05:56."""
+    return date.removesuffix(" UTC").partition("-")[2]
+
+
+def kernelbench_section(data: Mapping[str, Any], commit: str) -> str:
+    """KernelBench's problems as a table, with what fails and what loses."""
+    conditions, summary = data["conditions"], data["summary"]
+
+    def mean(row: Mapping[str, Any], who: str) -> str:
+        return f"{row[who]['mean']:.3f}" if row[who] else "-"
+
+    def times(value: float | None) -> str:
+        return f"{value:.2f}x" if value else "-"
+
+    lines = [
+        "| problem | input | ours ms | eager ms | compile ms | vs eager | vs compile | harness | float64 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in data["problems"]:
+        found = row["correctness"] or {}
+        float64 = found.get("float64") or {}
+        verdict = "ok" if float64.get("passed") else "tf32" if float64.get("rounded") else "FAILS"
+        lines.append(
+            f"| {row['problem']} | {row['input']} | {mean(row, 'ours')} | {mean(row, 'eager')} "
+            f"| {mean(row, 'compiled')} | {times(row['speedup']['eager'])} | {times(row['speedup']['compile'])} "
+            f"| {found.get('passed', 0)}/{found.get('trials', 0)} | {verdict} |"
+        )
+    eager = {row["problem"]: row["speedup"]["eager"] for row in data["problems"] if row["speedup"]["eager"]}
+    depthwise = [value for name, value in eager.items() if re.match(r"p8[2-6]_", name)]
+    losing = [f"{name} {value:.2f}" for name, value in eager.items() if value < 1]
+    correct = "; ".join(f"{judge}: {count} of {summary['problems']}" for judge, count in summary["correct"].items())
+    means = {base: times(value) for base, value in summary["geometric_mean_speedup"].items()}
+    facts = ", ".join(f"{key} {value}" for key, value in conditions.items() if value is not None)
+    return "\n".join(
+        [
+            f"`python examples/kernelbench/run.py`, commit {commit}: {facts}.",
+            "",
+            f"Correct, by each judge: {correct}. Geometric means: {means['eager']} of eager, {means['compile']} of "
+            f"torch.compile; 82 to 86 {geometric_mean(depthwise):.2f}x of eager."
+            + (f" Slower than eager: {', '.join(losing)}." if losing else ""),
+            "",
+            *lines,
+            "",
+        ]
+    )
+
+
+def sections(page: str) -> dict[str, str]:
+    """The text of each `## ` section of a page, by its title; the part before the first is ''."""
+    parts = re.split(r"^## (.*)\n", page, flags=re.MULTILINE)
+    return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+BENCH_HEAD = f"""# Benchmark
+
+`python benchmarks/tables.py` writes this page. Ratio is F.conv2d's time (cuDNN with `cudnn.benchmark`, or ATen) over
+ours: above 1, ours is faster. Every cell's result was compared with float64 before its time counted, and a captured
+call's with the eager one. A table whose `--budget` ran out has fewer cells than its layers, in the order of the layers.
+Each table names the commit that it is of; a cell below {SLOWER} is slower than cuDNN by more than the clock's noise.
+
+"""
+
+
+def between(page: str, name: str, text: str) -> str:
+    """The page with the text between the two lines of that name."""
+    begin, end = BEGIN.format(name), END.format(name)
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise SystemExit(f"tables.py: expected the lines {begin!r} and {end!r} once, in this order")
+    return page[: page.index(begin) + len(begin)] + "\n" + text + page[page.index(end) :]
+
+
+def write(folder: Path, bench: Path, readme: Path) -> None:
+    """Writes both pages from the results in the folder and, for tables that were not run, from the pages."""
+    old = sections(bench.read_text()) if bench.exists() else {}
+    page = [BENCH_HEAD]
+    text = readme.read_text()
+    marked = re.search(
+        re.escape(BEGIN.format("speed")) + r"\n(.*?)" + re.escape(END.format("speed")), text, flags=re.DOTALL
+    )
+    rows = {line.split("|")[1].strip(): line for line in (marked[1] if marked else "").splitlines()[2:]}
+    for table in TABLES:
+        if (folder / f"{table.name}.json").exists():
+            data = json.loads((folder / f"{table.name}.json").read_text())
+            commit = (folder / f"{table.name}.commit").read_text().strip()
+            rows |= readme_rows(table, data, commit)
+            # The command without where its results went.
+            command = shlex.join(["python", "-m", "conv2d_ext", *table.arguments])
+            body = (folder / f"{table.name}.md").read_text().partition("\n")[2]
+            page.append(f"## {table.title}\n`{command}`, commit {commit}\n{body}\n")
+        elif table.title in old:
+            page.append(f"## {table.title}\n{old[table.title]}")
+    title = "KernelBench's problems"
+    if (folder / f"{KERNELBENCH}.json").exists():
+        data = json.loads((folder / f"{KERNELBENCH}.json").read_text())
+        commit = (folder / f"{KERNELBENCH}.commit").read_text().strip()
+        page.append(f"## {title}\n{kernelbench_section(data, commit)}")
+    elif title in old:
+        page.append(f"## {title}\n{old[title]}")
+    bench.write_text("".join(page).rstrip("\n") + "\n")
+    readme.write_text(between(text, "speed", "\n".join([*README_HEAD, *rows.values()]) + "\n"))
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    def names(text: str) -> list[str]:
+        found = [word for word in text.split(",") if word]
+        unknown = [word for word in found if word not in NAMES]
+        if unknown or not found:
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(NAMES)}, got {', '.join(unknown) or 'none'}")
+        return [name for name in NAMES if name in found]
+
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--run", type=Path, metavar="FOLDER", help="run the tables on the GPU, results into FOLDER")
+    found.add_argument("--write", type=Path, metavar="FOLDER", help="write the pages from the results in FOLDER")
+    found.add_argument("--only", type=names, default=NAMES, metavar="A,B", help=f"of {', '.join(NAMES)}")
+    found.add_argument("--commit", default=None, help="what ran (default: git's HEAD)")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    if not options.run and not options.write:
+        raise SystemExit("tables.py: expected --run FOLDER or --write FOLDER, got neither")
+    code = 0
+    if options.run:
+        commit = head() if options.commit is None else options.commit
+        code = run(options.only, options.run.resolve(), commit or "unknown")
+    if options.write:
+        write(options.write.resolve(), ROOT / "docs" / "bench.md", ROOT / "README.md")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
