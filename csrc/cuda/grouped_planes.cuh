@@ -18,10 +18,9 @@
 #include "dependent.cuh"
 #include "fragments.cuh"
 #include "launch.h"
+#include "plane_filters.cuh"
 
 namespace conv2d_ext::planes {
-
-__device__ inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 3 & 0x70); }
 
 // A tensor of which a tile copies whole rows, or whole images, as they lie in memory.
 struct Side {
@@ -463,37 +462,6 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) planes_kernel(__grid_constan
   }
 }
 
-// Filters in the order of the steps: [group][64 filters][64 channels][tap], swizzled; zeros where there are none.
-struct Prepare {
-  void const* from;
-  void* to;
-  int64_t group, out, in, h, w;  // elements from one to the next
-  int in_per_group, out_per_group, tiles_m, chunks, taps;
-  int64_t vectors;
-  unsigned char r[kPlaneTaps], s[kPlaneTaps];
-};
-
-template <class T>
-__global__ void __launch_bounds__(256) prepare_kernel(__grid_constant__ Prepare const q) {
-  ptx::griddepcontrol_launch_dependents();
-  int64_t const i = int64_t(blockIdx.x) * 256 + threadIdx.x;
-  if (i >= q.vectors) return;
-  int const of_tap = int(i % q.taps);
-  int64_t const rest = i / q.taps;
-  int const slot = int(rest % 8), chunk = int(rest / 8 % q.chunks), row = int(rest / 8 / q.chunks % 64);
-  int64_t const tile = rest / 8 / q.chunks / 64, group = tile / q.tiles_m;
-  int const out = int(tile % q.tiles_m) * 64 + row, in = chunk * kPlaneChannels + slot * 8;
-  T const* const from =
-      static_cast<T const*>(q.from) + group * q.group + out * q.out + in * q.in + q.r[of_tap] * q.h + q.s[of_tap] * q.w;
-  Vector<T, 8> v;
-#pragma unroll
-  for (int e = 0; e < 8; ++e)
-    v.v[e] = out < q.out_per_group && in + e < q.in_per_group ? from[e * q.in] : narrow<T>(0.f);
-  int64_t const step = (tile * q.chunks + chunk) * q.taps + of_tap;
-  *reinterpret_cast<uint4*>(static_cast<char*>(q.to) + step * kPlaneStep + row * 128 + (slot ^ row % 8) * 16) =
-      *reinterpret_cast<uint4 const*>(&v);
-}
-
 template <class T, int columns, int phases>
 cudaError_t start(Params const& p, PlaneTile const& t, int blocks, cudaStream_t stream) {
   auto* const kernel = planes_kernel<T, columns, phases>;
@@ -540,33 +508,7 @@ cudaError_t launch(Problem const& problem, PlaneTile const& t, int sm_count, Arg
   p.raw_offset = int(p.ring_offset + t.stages * t.members() * kPlaneStep);
   p.out_offset = p.raw_offset + p.teams * p.raw_bytes, p.tables_offset = int(p.out_offset + t.groups * t.out_bytes);
 
-  Prepare q{};
-  Strides const& f = problem.w;
-  q.from = args.b, q.to = args.workspace;
-  q.group = problem.K_per_group() * f.n, q.out = backward ? f.c : f.n, q.in = backward ? f.n : f.c, q.h = f.h,
-  q.w = f.w;
-  q.in_per_group = in.channels, q.out_per_group = p.out_per_group, q.tiles_m = p.tiles_m * int(t.members());
-  q.chunks = p.chunks;
-  for (int phase_h = 0, phase = 0; phase_h < h.phases; ++phase_h)
-    for (int phase_w = 0; phase_w < w.phases; ++phase_w) {
-      for (int r = 0; r < problem.R; ++r)
-        for (int s = 0; s < problem.S; ++s) {
-          int64_t at_h = backward ? phase_h + problem.pad_top - r * problem.dilation_h : r * problem.dilation_h;
-          int64_t at_w = backward ? phase_w + problem.pad_left - s * problem.dilation_w : s * problem.dilation_w;
-          if (backward) {
-            if (at_h % problem.stride_h != 0 || at_w % problem.stride_w != 0) continue;
-            at_h = at_h / problem.stride_h - h.low, at_w = at_w / problem.stride_w - w.low;
-          }
-          int64_t const plane = at_h % h.step * t.planes_w + at_w % w.step;
-          p.offset[p.taps] = short(plane * t.plane_pitch + at_h / h.step * t.pitch + at_w / w.step);
-          q.r[p.taps] = uint8_t(r), q.s[p.taps] = uint8_t(s), ++p.taps;
-        }
-      p.phase_tap[++phase] = p.taps;
-    }
-  q.taps = p.taps;
-  q.vectors = problem.groups * q.tiles_m * p.chunks * p.taps * 64 * 8;
-  if (q.vectors > 0) prepare_kernel<T><<<unsigned(ceil_div(q.vectors, 256)), 256, 0, stream>>>(q);
-  if (cudaError_t const error = cudaGetLastError()) return error;
+  if (cudaError_t const error = prepare<op, T>(p, problem, h, w, t, args, stream)) return error;
   int const blocks = int(min64(t.tiles, sm_count));
   if (t.phases == 4) {
     if constexpr (backward) return start<T, 64, 4>(p, t, blocks, stream);

@@ -21,10 +21,11 @@
 #include "fragments.cuh"
 #include "grouped_tile.cuh"
 #include "launch.h"
+#include "plane_filters.cuh"
 
 namespace conv2d_ext::turned {
 
-__device__ inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 3 & 0x70); }
+using planes::swizzled;
 
 // 64K registers: two warpgroups multiply; of the others seven warps turn, and one has the filters copied.
 constexpr int kMultiplying = 2 * kWarpgroup, kTurnedThreads = 4 * kWarpgroup, kTurningWarps = 7;
@@ -426,40 +427,6 @@ __global__ void __launch_bounds__(kTurnedThreads, 1) turned_kernel(__grid_consta
     copy_filters(p, s, phases);
 }
 
-// Filters in the order of the steps: [group][64 filters][chunk][tap], swizzled; zeros where there are none.
-struct Prepare {
-  void const* from;
-  void* to;
-  int64_t group, out, in, h, w;  // elements from one to the next
-  int in_per_group, out_per_group, tiles_m, chunks, taps;
-  int64_t vectors;
-  unsigned char r[kPlaneTaps], s[kPlaneTaps];
-};
-
-template <class T>
-__global__ void __launch_bounds__(256) prepare_kernel(__grid_constant__ Prepare const q) {
-  ptx::griddepcontrol_launch_dependents();
-  constexpr int of_slot = 16 / int(sizeof(T));
-  int64_t const i = int64_t(blockIdx.x) * 256 + threadIdx.x;
-  if (i >= q.vectors) return;
-  int const tap = int(i % q.taps);
-  int64_t const rest = i / q.taps;
-  int const slot = int(rest % 8), chunk = int(rest / 8 % q.chunks), row = int(rest / 8 / q.chunks % 64);
-  int64_t const tile = rest / 8 / q.chunks / 64, group = tile / q.tiles_m;
-  int const out = int(tile % q.tiles_m) * 64 + row, in = (chunk * 8 + slot) * of_slot;
-  T const* const from =
-      static_cast<T const*>(q.from) + group * q.group + out * q.out + in * q.in + q.r[tap] * q.h + q.s[tap] * q.w;
-  Vector<T, of_slot> v;
-#pragma unroll
-  for (int e = 0; e < of_slot; ++e) {
-    v.v[e] = out < q.out_per_group && in + e < q.in_per_group ? from[e * q.in] : narrow<T>(0.f);
-    if constexpr (sizeof(T) == 4) v.v[e] = __uint_as_float(ptx::cvt_rn_tf32(v.v[e]));
-  }
-  int64_t const step = (tile * q.chunks + chunk) * q.taps + tap;
-  *reinterpret_cast<uint4*>(static_cast<char*>(q.to) + step * kPlaneStep + row * 128 + (slot ^ row % 8) * 16) =
-      *reinterpret_cast<uint4 const*>(&v);
-}
-
 template <class T, int columns, int phases>
 cudaError_t start(Params const& p, TurnedTile const& t, int blocks, cudaStream_t stream) {
   auto* const kernel = turned_kernel<T, columns, phases>;
@@ -502,33 +469,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   p.tables_offset = int(p.ring_offset + t.stages * t.members() * kPlaneStep);
   p.vector = p.out_W % (2 * t.phases_w) == 0 ? 2 * t.phases_w : p.out_W % 2 == 0 && t.phases_w == 2 ? 2 : 1;
 
-  Prepare q{};
-  Strides const& f = problem.w;
-  q.from = args.b, q.to = args.workspace;
-  q.group = problem.K_per_group() * f.n, q.out = backward ? f.c : f.n, q.in = backward ? f.n : f.c, q.h = f.h,
-  q.w = f.w;
-  q.in_per_group = p.in_per_group, q.out_per_group = p.out_per_group, q.tiles_m = p.tiles_m * int(t.members());
-  q.chunks = p.chunks;
-  for (int phase_h = 0, phase = 0; phase_h < h.phases; ++phase_h)
-    for (int phase_w = 0; phase_w < w.phases; ++phase_w) {
-      for (int r = 0; r < problem.R; ++r)
-        for (int s = 0; s < problem.S; ++s) {
-          int64_t at_h = backward ? phase_h + problem.pad_top - r * problem.dilation_h : r * problem.dilation_h;
-          int64_t at_w = backward ? phase_w + problem.pad_left - s * problem.dilation_w : s * problem.dilation_w;
-          if (backward) {
-            if (at_h % problem.stride_h != 0 || at_w % problem.stride_w != 0) continue;
-            at_h = at_h / problem.stride_h - h.low, at_w = at_w / problem.stride_w - w.low;
-          }
-          int64_t const plane = at_h % h.step * t.planes_w + at_w % w.step;
-          p.offset[p.taps] = short(plane * t.plane_pitch + at_h / h.step * t.pitch + at_w / w.step);
-          q.r[p.taps] = uint8_t(r), q.s[p.taps] = uint8_t(s), ++p.taps;
-        }
-      p.phase_tap[++phase] = p.taps;
-    }
-  q.taps = p.taps;
-  q.vectors = problem.groups * q.tiles_m * p.chunks * p.taps * 64 * 8;
-  if (q.vectors > 0) prepare_kernel<T><<<unsigned(ceil_div(q.vectors, 256)), 256, 0, stream>>>(q);
-  if (cudaError_t const error = cudaGetLastError()) return error;
+  if (cudaError_t const error = planes::prepare<op, T>(p, problem, h, w, t, args, stream)) return error;
   int const blocks = int(min64(t.tiles, sm_count));
   if (t.phases_w == 2) {
     if constexpr (backward && sizeof(T) == 4)

@@ -194,20 +194,10 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   int const in_align = backward ? problem.y_align : problem.x_align;
   int const out_align = backward ? problem.x_align : problem.y_align;
   Params p{};
-  p.in = static_cast<float const*>(args.a), p.w = static_cast<float const*>(args.b);
-  p.bias = static_cast<float const*>(args.bias), p.out = static_cast<float*>(args.out);
-  p.in_n = in.n, p.in_c = in.c, p.in_h = in.h, p.in_w = nhwc ? in.w : 1;
-  p.out_n = out.n, p.out_c = out.c, p.out_h = out.h, p.out_w = nhwc ? out.w : 1;
-  p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w, p.bias_stride = args.bias_stride;
-  p.N = problem.N, p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
-  p.in_H = int(problem.H), p.in_W = int(problem.W), p.out_H = int(problem.P()), p.out_W = int(problem.Q());
-  p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
-  if constexpr (backward) {
-    p.in_H = int(problem.P()), p.in_W = int(problem.Q()), p.out_H = int(problem.H), p.out_W = int(problem.W);
-    p.pad_h = p.R - 1 - p.pad_h, p.pad_w = p.S - 1 - p.pad_w;
-    p.w += (p.R - 1) * p.w_r + (p.S - 1) * p.w_s;
-    p.w_r = -p.w_r, p.w_s = -p.w_s;
-  }
+  depthwise::set_turned<op, float>(p, problem, args);
+  p.in = static_cast<float const*>(args.a), p.out = static_cast<float*>(args.out);
+  p.bias = static_cast<float const*>(args.bias);
+  p.in_c = in.c, p.in_w = nhwc ? in.w : 1, p.out_c = out.c, p.out_w = nhwc ? out.w : 1, p.N = problem.N;
   p.groups = t.groups, p.strips = t.strips, p.channels = t.channels, p.images = t.images;
   p.pitch = t.pitch, p.plane_rows = t.plane_rows, p.plane_bytes = t.plane_bytes, p.filter_bytes = t.filter_bytes;
   p.tiles_h = int(t.tiles_h), p.tiles_w = int(t.tiles_w), p.channel_units = int(t.channel_units);

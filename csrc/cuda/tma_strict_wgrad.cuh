@@ -17,12 +17,11 @@
 
 namespace conv2d_ext::strict_wgrad {
 
-using tf32::wgrad_out_of, tf32::WgradParams, tf32::WgradUnit;
-using tma::encode_im2col;
+using tf32::wgrad_out_of, tf32::WgradBarriers, tf32::WgradParams, tf32::WgradUnit;
 
 template <int TM, int TN>
 struct Shape {
-  static constexpr int multipliers = TM / 64, threads = (multipliers + 2) * kWarpgroup;
+  static constexpr int tm = TM, tn = TN, multipliers = TM / 64, threads = (multipliers + 2) * kWarpgroup;
   static constexpr int run = 32, pixels = 32;  // channels or filters of a line; pixels of a step
   static constexpr int run_bytes = pixels * kLineBytes;
   static constexpr int a_bytes = TM * kLineBytes, b_bytes = TN * kLineBytes, stage_bytes = a_bytes + b_bytes;
@@ -37,12 +36,6 @@ struct Shape {
                 65536 / threads / 8 * 8 * threads);
 };
 
-template <int TM, int TN>
-struct Barriers {
-  using S = Shape<TM, TN>;
-  uint64_t full[S::stages], empty[S::stages], turned[S::turned_stages], used[S::turned_stages];
-};
-
 // Where the operands' values are, for sums product by product.
 struct Images {
   float const *x, *y;
@@ -54,50 +47,9 @@ __device__ inline uint32_t low_part(uint32_t v, uint32_t high) {
   return ptx::cvt_rn_tf32(__uint_as_float(v) - __uint_as_float(high));
 }
 
-// As tf32::wgrad_copy.
-template <int TM, int TN>
-__device__ void copy(WgradParams const& p, uint32_t ring, Barriers<TM, TN>& bars) {
-  using S = Shape<TM, TN>;
-  constexpr int runs_a = TM / S::run, runs_b = TN / S::run, copiers = 4, share = (runs_a + copiers - 1) / copiers;
-  int const copier = int(threadIdx.x) / 32 % copiers;
-  Stage stage;
-  for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
-    WgradUnit const unit(p, u);
-    int c[share], offset_h[share], offset_w[share];
-    int runs = 0;
-#pragma unroll
-    for (int i = 0; i < share; ++i) {
-      int const at = i * copiers + copier, run = unit.m * runs_a + at, tap = run / p.chunks;
-      if (at < runs_a && run < p.runs) ++runs;
-      c[i] = unit.group * p.C + run % p.chunks * S::run;
-      offset_h[i] = tap / p.S * p.dilation_h, offset_w[i] = tap % p.S * p.dilation_w;
-    }
-    int const k = unit.group * p.K + unit.n * TN;
-    for (int step = 0; step < unit.count; ++step) {
-      int64_t q = int64_t(unit.begin + step) * S::pixels;
-      int64_t ph = divide(q, p.Q);
-      int const n = int(divide(ph, p.P));
-      int const h = p.h0 + int(ph) * p.stride_h, w = p.w0 + int(q) * p.stride_w;
-      uint64_t* const full = &bars.full[stage.index];
-      ptx::mbarrier_wait(&bars.empty[stage.index], stage.parity ^ 1);
-      ptx::mbarrier_arrive_expect_tx(full, (runs + (runs_b + copiers - 1 - copier) / copiers) * S::run_bytes);
-      uint32_t const to = ring + stage.index * S::stage_bytes;
-      for (int i = copier; i < runs_b; i += copiers)  // first, for these have the longer way
-        ptx::cp_async_bulk_tensor_im2col(to + S::a_bytes + i * S::run_bytes, &p.b, full, k + i * S::run, int(q),
-                                         int(ph), n, 0, 0);
-#pragma unroll
-      for (int i = 0; i < share; ++i)
-        if (i < runs)
-          ptx::cp_async_bulk_tensor_im2col(to + (i * copiers + copier) * S::run_bytes, &p.a, full, c[i], w, h, n,
-                                           offset_w[i], offset_h[i]);
-      stage.advance(S::stages);
-    }
-  }
-}
-
 // A warp turns 8 pixels of all filters; a lane has a filter of each run.
 template <int TM, int TN>
-__device__ void turn(WgradParams const& p, uint32_t ring, Barriers<TM, TN>& bars) {
+__device__ void turn(WgradParams const& p, uint32_t ring, WgradBarriers<Shape<TM, TN>>& bars) {
   using S = Shape<TM, TN>;
   int const warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   uint32_t from[8];  // of the pixels
@@ -175,7 +127,7 @@ __device__ bool store(WgradParams const& p, WgradUnit const& unit, int first, fl
 }
 
 template <int TM, int TN>
-__device__ void multiply(WgradParams const& p, uint32_t ring, Barriers<TM, TN>& bars) {
+__device__ void multiply(WgradParams const& p, uint32_t ring, WgradBarriers<Shape<TM, TN>>& bars) {
   using S = Shape<TM, TN>;
   constexpr int parts = S::pixels / 8;  // an instruction's pixels
   int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
@@ -258,25 +210,9 @@ template <int TM, int TN>
 __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) kernel(__grid_constant__ WgradParams const p) {
   using S = Shape<TM, TN>;
   extern __shared__ uint8_t dynamic[];
-  __shared__ Barriers<TM, TN> bars;
+  __shared__ WgradBarriers<S> bars;
   uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
-  if (threadIdx.x == 0) {
-    ptx::prefetch_tensormap(&p.a);
-    ptx::prefetch_tensormap(&p.b);
-  }
-  if (threadIdx.x % 32 == 0) {
-    int const warp = int(threadIdx.x) / 32;
-    for (int i = warp; i < S::stages; i += S::threads / 32) {
-      ptx::mbarrier_init(&bars.full[i], 4);             // copying warps
-      ptx::mbarrier_init(&bars.empty[i], TM / 16 + 4);  // multiplying and turning warps
-    }
-    for (int i = warp; i < S::turned_stages; i += S::threads / 32) {
-      ptx::mbarrier_init(&bars.turned[i], 4);
-      ptx::mbarrier_init(&bars.used[i], TM / 16);
-    }
-    ptx::fence_mbarrier_init();
-  }
-  __syncthreads();
+  tf32::wgrad_init<S>(p, bars);
   int const role = int(threadIdx.x) / kWarpgroup;
   if (role < S::multipliers) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
@@ -287,7 +223,7 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) kernel(__grid_const
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     if (threadIdx.x % 32 == 0) {
-      copy<TM, TN>(p, ring, bars);
+      tf32::wgrad_copy<S>(p, ring, bars);
       ptx::griddepcontrol_launch_dependents();
     }
   }
@@ -343,7 +279,7 @@ __device__ inline void mend(WgradParams const& p, Images const& images, bool val
 template <int TM, int TN, int runs>
 __global__ void __launch_bounds__(tf32::kReduceThreads)
     finish(__grid_constant__ WgradParams const p, __grid_constant__ Images const images) {
-  constexpr int together = 8, lanes = runs == 0 ? 1 : runs, fours = 32 / lanes;  // of a warp
+  constexpr int lanes = runs == 0 ? 1 : runs, fours = 32 / lanes;  // of a warp
   WgradUnit const unit(p, int(blockIdx.x));
   int const thread = int(blockIdx.y) * tf32::kReduceThreads + int(threadIdx.x);
   int const first = (thread / 32 * fours + thread % fours) * 4, run = thread % 32 / fours;
@@ -359,27 +295,7 @@ __global__ void __launch_bounds__(tf32::kReduceThreads)
     float4 const v = stores ? *out : make_float4(0, 0, 0, 0);
     values[0] = v.x, values[1] = v.y, values[2] = v.z, values[3] = v.w;
   } else {
-    bool const exists = to >= 0 && k < p.K;
-    float const* const partial = static_cast<float const*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
-    int const each = runs == 1 ? p.splits : (p.splits + runs - 1) / runs;
-    int const end = exists ? min((run + 1) * each, p.splits) : 0;
-    ptx::griddepcontrol_wait();
-    float4 sum = make_float4(0, 0, 0, 0);
-    for (int split = run * each; split < end; split += together) {
-      float4 v[together];
-#pragma unroll
-      for (int i = 0; i < together; ++i)
-        v[i] = split + i < end ? *reinterpret_cast<float4 const*>(partial + (split + i) * int64_t(p.tiles) * (TM * TN))
-                               : make_float4(0, 0, 0, 0);
-#pragma unroll
-      for (int i = 0; i < together; ++i) sum.x += v[i].x, sum.y += v[i].y, sum.z += v[i].z, sum.w += v[i].w;
-    }
-    float4 total = sum;
-#pragma unroll
-    for (int i = 1; i < runs; ++i) {
-      auto of_run = [&](float v) { return __shfl_down_sync(0xffffffff, v, unsigned(i * fours)); };
-      total.x += of_run(sum.x), total.y += of_run(sum.y), total.z += of_run(sum.z), total.w += of_run(sum.w);
-    }
+    float4 const total = tf32::wgrad_total<TM, TN, runs>(p, unit, first, run, to >= 0 && k < p.K);
     values[0] = total.x, values[1] = total.y, values[2] = total.z, values[3] = total.w;
   }
   mend(p, images, stores, unit.group, m, k, values);
@@ -389,37 +305,10 @@ __global__ void __launch_bounds__(tf32::kReduceThreads)
 template <int TM, int TN>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using S = Shape<TM, TN>;
-  Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
-  int64_t const P = problem.P(), Q = problem.Q();
   WgradParams p{};
-  p.pixels = problem.N * P * Q, p.P = int32_t(P), p.Q = int32_t(Q);
-  p.h0 = int32_t(h.lower), p.w0 = int32_t(w.lower);
-  p.stride_h = int32_t(h.stride), p.stride_w = int32_t(w.stride);
-  p.dilation_h = int32_t(h.tap_stride), p.dilation_w = int32_t(w.tap_stride);
-  p.S = int32_t(problem.S), p.C = int32_t(problem.C_per_group()), p.K = int32_t(problem.K_per_group());
-  p.chunks = int32_t(ceil_div(p.C, S::run)), p.runs = int32_t(problem.R * problem.S * p.chunks);
-  p.steps = int32_t(ceil_div(p.pixels, S::pixels)), p.groups = int32_t(problem.groups), p.splits = plan.split_k;
-  p.tiles_n = int32_t(ceil_div(p.K, TN));
-  p.tiles = int32_t(ceil_div(p.runs, TM / S::run)) * p.tiles_n * p.groups;
-  p.out_k = problem.w.n, p.out_r = problem.w.h, p.out_s = problem.w.w;
-  p.out = args.out, p.workspace = args.workspace;
+  cudaError_t const error = tf32::launch_sums<S>(p, kernel<TM, TN>, false, problem, plan, args, stream);
+  if (error != cudaSuccess) return error;
   Strides const &x = problem.x, &y = problem.y;
-  cudaError_t error =
-      encode_im2col(p.a, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h, w,
-                    S::run, S::pixels);
-  if (error != cudaSuccess) return error;
-  error = encode_im2col(p.b, {args.b, DType::f32, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1},
-                        Walk{Q, 1}, S::run, S::pixels);
-  if (error != cudaSuccess) return error;
-  auto* const main = kernel<TM, TN>;
-  error = cudaFuncSetAttribute(main, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
-  if (error != cudaSuccess) return error;
-  int device = 0, sm_count = 0;
-  if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
-  int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count));
-  main<<<unsigned(blocks), S::threads, S::shared_bytes, stream>>>(p);
-  if ((error = cudaGetLastError()) != cudaSuccess) return error;
   Images const images{static_cast<float const*>(args.a),
                       static_cast<float const*>(args.b),
                       x.n,
@@ -432,8 +321,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                       int32_t(problem.W)};
   bool const many = p.splits > tf32::kReduceRunSplits;
   auto* const second = p.splits == 1 ? finish<TM, TN, 0> : many ? finish<TM, TN, tf32::kReduceRuns> : finish<TM, TN, 1>;
-  dim3 const grid{unsigned(p.tiles), unsigned(TM * TN / 4 / tf32::kReduceThreads * (many ? tf32::kReduceRuns : 1))};
-  return launch_dependent(second, grid, tf32::kReduceThreads, 0, stream, p, images);
+  return tf32::launch_second<S>(second, p, stream, images);
 }
 
 }  // namespace conv2d_ext::strict_wgrad

@@ -57,7 +57,7 @@ struct WgradUnit {
 
 template <int TM, int TN>
 struct WgradShape {
-  static constexpr int threads = 4 * kWarpgroup;
+  static constexpr int tm = TM, tn = TN, multipliers = 2, threads = (multipliers + 2) * kWarpgroup;
   static constexpr int run = 32, pixels = 32;  // channels or filters of a line; pixels of a step
   static constexpr int run_bytes = pixels * kLineBytes;
   static constexpr int a_bytes = TM * kLineBytes, b_bytes = TN * kLineBytes, stage_bytes = a_bytes + b_bytes;
@@ -72,17 +72,38 @@ struct WgradShape {
   static_assert((2 * multiply_regs + turn_regs + copy_regs) * kWarpgroup <= 65536);
 };
 
-template <int TM, int TN>
+// S: WgradShape, or that of tma_strict_wgrad.cuh.
+template <class S>
 struct WgradBarriers {
-  using S = WgradShape<TM, TN>;
   uint64_t full[S::stages], empty[S::stages], turned[S::turned_stages], used[S::turned_stages];
 };
 
+template <class S>
+__device__ void wgrad_init(WgradParams const& p, WgradBarriers<S>& bars) {
+  if (threadIdx.x == 0) {
+    ptx::prefetch_tensormap(&p.a);
+    ptx::prefetch_tensormap(&p.b);
+  }
+  if (threadIdx.x % 32 == 0) {
+    int const warp = int(threadIdx.x) / 32;
+    for (int i = warp; i < S::stages; i += S::threads / 32) {
+      ptx::mbarrier_init(&bars.full[i], 4);                          // copying warps
+      ptx::mbarrier_init(&bars.empty[i], (S::multipliers + 1) * 4);  // multiplying and turning warps
+    }
+    for (int i = warp; i < S::turned_stages; i += S::threads / 32) {
+      ptx::mbarrier_init(&bars.turned[i], 4);
+      ptx::mbarrier_init(&bars.used[i], S::multipliers * 4);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+}
+
 // One thread of each warp of the copying warpgroup copies a share of the runs: a single one could not keep up.
-template <int TM, int TN>
-__device__ void wgrad_copy(WgradParams const& p, uint32_t ring, WgradBarriers<TM, TN>& bars) {
-  using S = WgradShape<TM, TN>;
-  constexpr int runs_a = TM / S::run, runs_b = TN / S::run, copiers = 4, share = runs_a / copiers;
+template <class S>
+__device__ void wgrad_copy(WgradParams const& p, uint32_t ring, WgradBarriers<S>& bars) {
+  constexpr int runs_a = S::tm / S::run, runs_b = S::tn / S::run, copiers = 4;
+  constexpr int share = (runs_a + copiers - 1) / copiers;
   int const copier = int(threadIdx.x) / 32 % copiers;
   Stage stage;
   for (int u = blockIdx.x; u < p.tiles * p.splits; u += gridDim.x) {
@@ -91,12 +112,12 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, WgradBarriers<TM
     int runs = 0;
 #pragma unroll
     for (int i = 0; i < share; ++i) {
-      int const run = unit.m * runs_a + copier * share + i, tap = run / p.chunks;
-      if (run < p.runs) ++runs;
+      int const at = i * copiers + copier, run = unit.m * runs_a + at, tap = run / p.chunks;
+      if (at < runs_a && run < p.runs) ++runs;
       c[i] = unit.group * p.C + run % p.chunks * S::run;
       offset_h[i] = tap / p.S * p.dilation_h, offset_w[i] = tap % p.S * p.dilation_w;
     }
-    int const k = unit.group * p.K + unit.n * TN;
+    int const k = unit.group * p.K + unit.n * S::tn;
     for (int step = 0; step < unit.count; ++step) {
       int64_t q = int64_t(unit.begin + step) * S::pixels;
       int64_t ph = divide(q, p.Q);
@@ -112,7 +133,7 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, WgradBarriers<TM
 #pragma unroll
       for (int i = 0; i < share; ++i)
         if (i < runs)
-          ptx::cp_async_bulk_tensor_im2col(to + (copier * share + i) * S::run_bytes, &p.a, full, c[i], w, h, n,
+          ptx::cp_async_bulk_tensor_im2col(to + (i * copiers + copier) * S::run_bytes, &p.a, full, c[i], w, h, n,
                                            offset_w[i], offset_h[i]);
       stage.advance(S::stages);
     }
@@ -121,7 +142,7 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, WgradBarriers<TM
 
 // A warp turns 8 pixels of all filters; a lane has a filter of each run.
 template <int TM, int TN>
-__device__ void wgrad_turn(WgradParams const& p, uint32_t ring, WgradBarriers<TM, TN>& bars) {
+__device__ void wgrad_turn(WgradParams const& p, uint32_t ring, WgradBarriers<WgradShape<TM, TN>>& bars) {
   using S = WgradShape<TM, TN>;
   constexpr int runs = TN / S::run, together = 3;  // as many as there are registers for
   int const warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
@@ -221,7 +242,7 @@ __device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int fir
 }
 
 template <int TM, int TN>
-__device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, WgradBarriers<TM, TN>& bars) {
+__device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, WgradBarriers<WgradShape<TM, TN>>& bars) {
   using S = WgradShape<TM, TN>;
   // Instructions of a half of the rows that go together, if there are registers for them.
   constexpr int halves = S::halves, together = TM * TN <= 256 * 128 ? 2 : 1;
@@ -288,58 +309,35 @@ template <int TM, int TN>
 __global__ void __launch_bounds__(WgradShape<TM, TN>::threads, 1) wgrad_kernel(__grid_constant__ WgradParams const p) {
   using S = WgradShape<TM, TN>;
   extern __shared__ uint8_t dynamic[];
-  __shared__ WgradBarriers<TM, TN> bars;
+  __shared__ WgradBarriers<S> bars;
   uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
-  if (threadIdx.x == 0) {
-    ptx::prefetch_tensormap(&p.a);
-    ptx::prefetch_tensormap(&p.b);
-  }
-  if (threadIdx.x % 32 == 0) {
-    int const warp = int(threadIdx.x) / 32;
-    for (int i = warp; i < S::stages; i += S::threads / 32) {
-      ptx::mbarrier_init(&bars.full[i], 4);    // copying warps
-      ptx::mbarrier_init(&bars.empty[i], 12);  // multiplying and turning warps
-    }
-    for (int i = warp; i < S::turned_stages; i += S::threads / 32) {
-      ptx::mbarrier_init(&bars.turned[i], 4);
-      ptx::mbarrier_init(&bars.used[i], 8);
-    }
-    ptx::fence_mbarrier_init();
-  }
-  __syncthreads();
+  wgrad_init<S>(p, bars);
   int const role = int(threadIdx.x) / kWarpgroup;
-  if (role < 2) {
+  if (role < S::multipliers) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
     wgrad_multiply<TM, TN>(p, ring, bars);
-  } else if (role == 2) {
+  } else if (role == S::multipliers) {
     ptx::setmaxnreg_dec<S::turn_regs>();
     wgrad_turn<TM, TN>(p, ring, bars);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     if (threadIdx.x % 32 == 0) {
-      wgrad_copy<TM, TN>(p, ring, bars);
+      wgrad_copy<S>(p, ring, bars);
       ptx::griddepcontrol_launch_dependents();
     }
   }
 }
 
-// Sums the partial tiles in the order of the splits, or `runs` runs of these, which are then added in their order. A
-// thread has four rows, neighbours in memory, of one run; many splits of few tiles would leave most SMs idle with one.
-// Shared memory would keep its blocks from an SM until the kernel before has left it, so runs are lanes of a warp.
+// Four rows' sums of the partial tiles, in the order of the splits, or in `runs` runs of these, which are then added in
+// their order. A thread has one run; many splits of few tiles would leave most SMs idle with one. Shared memory would
+// keep its blocks from an SM until the kernel before has left it, so runs are lanes of a warp, 32 / runs apart.
 inline constexpr int kReduceThreads = 256, kReduceRuns = 4, kReduceRunSplits = 16;
 template <int TM, int TN, int runs>
-__global__ void __launch_bounds__(kReduceThreads) wgrad_reduce(__grid_constant__ WgradParams const p) {
-  constexpr int together = 8, fours = 32 / runs;  // of a warp
-  WgradUnit const unit(p, int(blockIdx.x));
-  int const thread = int(blockIdx.y) * kReduceThreads + int(threadIdx.x);
-  int const first = (thread / 32 * fours + thread % fours) * 4, run = thread % 32 / fours;
-  int64_t const to = wgrad_out_of(p, unit.m * TM + first % TM);
-  int const n = unit.n * TN + first / TM;
-  bool const stores = to >= 0 && n < p.K;
-  if (runs == 1 && !stores) return;
+__device__ inline float4 wgrad_total(WgradParams const& p, WgradUnit const& unit, int first, int run, bool exists) {
+  constexpr int together = 8;
   float const* const partial = static_cast<float const*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
   int const each = runs == 1 ? p.splits : (p.splits + runs - 1) / runs;
-  int const end = stores ? min((run + 1) * each, p.splits) : 0;
+  int const end = exists ? min((run + 1) * each, p.splits) : 0;
   ptx::griddepcontrol_wait();
   float4 sum = make_float4(0, 0, 0, 0);
   for (int split = run * each; split < end; split += together) {
@@ -354,19 +352,33 @@ __global__ void __launch_bounds__(kReduceThreads) wgrad_reduce(__grid_constant__
   float4 total = sum;
 #pragma unroll
   for (int i = 1; i < runs; ++i) {
-    auto of_run = [&](float v) { return __shfl_down_sync(0xffffffff, v, unsigned(i * fours)); };
+    auto of_run = [&](float v) { return __shfl_down_sync(0xffffffff, v, unsigned(i * (32 / runs))); };
     total.x += of_run(sum.x), total.y += of_run(sum.y), total.z += of_run(sum.z), total.w += of_run(sum.w);
   }
+  return total;
+}
+
+template <int TM, int TN, int runs>
+__global__ void __launch_bounds__(kReduceThreads) wgrad_reduce(__grid_constant__ WgradParams const p) {
+  constexpr int fours = 32 / runs;  // of a warp
+  WgradUnit const unit(p, int(blockIdx.x));
+  int const thread = int(blockIdx.y) * kReduceThreads + int(threadIdx.x);
+  int const first = (thread / 32 * fours + thread % fours) * 4, run = thread % 32 / fours;
+  int64_t const to = wgrad_out_of(p, unit.m * TM + first % TM);
+  int const n = unit.n * TN + first / TM;
+  bool const stores = to >= 0 && n < p.K;
+  if (runs == 1 && !stores) return;
+  float4 const total = wgrad_total<TM, TN, runs>(p, unit, first, run, stores);
   if (run == 0 && stores)
     *reinterpret_cast<float4*>(static_cast<float*>(p.out) + to + (unit.group * p.K + n) * p.out_k) = total;
 }
 
-template <int TM, int TN>
-cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  using S = WgradShape<TM, TN>;
+// Fills p in, and launches the main kernel. rounded: the copy engine rounds to TF32.
+template <class S>
+cudaError_t launch_sums(WgradParams& p, void (*kernel)(WgradParams), bool rounded, Problem const& problem,
+                        Plan const& plan, Arguments const& args, cudaStream_t stream) {
   Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
   int64_t const P = problem.P(), Q = problem.Q();
-  WgradParams p{};
   p.pixels = problem.N * P * Q, p.P = int32_t(P), p.Q = int32_t(Q);
   p.h0 = int32_t(h.lower), p.w0 = int32_t(w.lower);
   p.stride_h = int32_t(h.stride), p.stride_w = int32_t(w.stride);
@@ -374,33 +386,45 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.S = int32_t(problem.S), p.C = int32_t(problem.C_per_group()), p.K = int32_t(problem.K_per_group());
   p.chunks = int32_t(ceil_div(p.C, S::run)), p.runs = int32_t(problem.R * problem.S * p.chunks);
   p.steps = int32_t(ceil_div(p.pixels, S::pixels)), p.groups = int32_t(problem.groups), p.splits = plan.split_k;
-  p.tiles_n = int32_t(ceil_div(p.K, TN));
-  p.tiles = int32_t(ceil_div(p.runs, TM / S::run)) * p.tiles_n * p.groups;
+  p.tiles_n = int32_t(ceil_div(p.K, S::tn));
+  p.tiles = int32_t(ceil_div(p.runs, S::tm / S::run)) * p.tiles_n * p.groups;
   p.out_k = problem.w.n, p.out_r = problem.w.h, p.out_s = problem.w.w;
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
-  cudaError_t error =
-      encode_im2col(p.a, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}, true},
-                    h, w, S::run, S::pixels);
+  cudaError_t error = encode_im2col(
+      p.a, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}, rounded}, h, w,
+      S::run, S::pixels);
   if (error != cudaSuccess) return error;
-  error = encode_im2col(p.b, {args.b, DType::f32, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}, true}, Walk{P, 1},
-                        Walk{Q, 1}, S::run, S::pixels);
+  error = encode_im2col(p.b, {args.b, DType::f32, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}, rounded},
+                        Walk{P, 1}, Walk{Q, 1}, S::run, S::pixels);
   if (error != cudaSuccess) return error;
-
-  auto* const kernel = wgrad_kernel<TM, TN>;
-  if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
-      cudaSuccess)
-    return error;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
+  if (error != cudaSuccess) return error;
   int device = 0, sm_count = 0;
   if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
   if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count));
   kernel<<<unsigned(blocks), S::threads, S::shared_bytes, stream>>>(p);
-  if ((error = cudaGetLastError()) != cudaSuccess || p.splits == 1) return error;
+  return cudaGetLastError();
+}
+
+// The second launch, of a kernel whose threads have four sums of one run each.
+template <class S, class... More>
+cudaError_t launch_second(void (*kernel)(WgradParams, More...), WgradParams const& p, cudaStream_t stream,
+                          More const&... more) {
+  int const runs = p.splits > kReduceRunSplits ? kReduceRuns : 1;
+  dim3 const grid{unsigned(p.tiles), unsigned(S::tm * S::tn / 4 / kReduceThreads * runs)};
+  return launch_dependent(kernel, grid, kReduceThreads, 0, stream, p, more...);
+}
+
+template <int TM, int TN>
+cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using S = WgradShape<TM, TN>;
+  WgradParams p{};
+  cudaError_t const error = launch_sums<S>(p, wgrad_kernel<TM, TN>, true, problem, plan, args, stream);
+  if (error != cudaSuccess || p.splits == 1) return error;
   bool const many = p.splits > kReduceRunSplits;
-  dim3 const grid{unsigned(p.tiles), unsigned(TM * TN / 4 / kReduceThreads * (many ? kReduceRuns : 1))};
-  return launch_dependent(many ? wgrad_reduce<TM, TN, kReduceRuns> : wgrad_reduce<TM, TN, 1>, grid, kReduceThreads, 0,
-                          stream, p);
+  return launch_second<S>(many ? wgrad_reduce<TM, TN, kReduceRuns> : wgrad_reduce<TM, TN, 1>, p, stream);
 }
 
 template <Op op, int TM, int TN, Variant variant>

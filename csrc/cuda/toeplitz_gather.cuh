@@ -355,19 +355,9 @@ cudaError_t launch_gather(Problem const& problem, GatherTile const& t, Arguments
   Strides const& in = backward ? problem.y : problem.x;
   Strides const& out = backward ? problem.x : problem.y;
   GatherParams p{};
-  p.in_data = args.a, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out_data = args.out;
-  p.in_n = in.n, p.in_h = in.h, p.in_w = in.w, p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
-  p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
-  p.N = int(problem.N), p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
-  p.in_H = int(backward ? problem.P() : problem.H), p.in_W = int(backward ? problem.Q() : problem.W);
-  p.out_H = int(backward ? problem.H : problem.P()), p.out_W = int(backward ? problem.W : problem.Q());
+  depthwise::set_turned<op, T>(p, problem, args);
+  p.in_data = args.a, p.out_data = args.out, p.bias = args.bias, p.N = int(problem.N);
   p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
-  p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
-  if (backward) {
-    p.w = static_cast<T const*>(args.b) + (problem.R - 1) * p.w_r + (problem.S - 1) * p.w_s;
-    p.w_r = -p.w_r, p.w_s = -p.w_s;
-    p.pad_h = (p.R - 1) * p.dilation_h - p.pad_h, p.pad_w = (p.S - 1) * p.dilation_w - p.pad_w;
-  }
   p.channels = kGatherChannels, p.blocks = t.parts * t.pairs * 4, p.images = t.images;  // blocks of 4 columns
   p.slices = int(t.slices), p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
   p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each), p.ring = t.cycles;
