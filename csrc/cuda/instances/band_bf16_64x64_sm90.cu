@@ -1,2 +1,0 @@
-#include "../band.cuh"
-CONV2D_EXT_BAND(CONV2D_EXT_BAND_INSTANCE, bf16, 64)

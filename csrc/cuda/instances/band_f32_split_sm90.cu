@@ -1,2 +1,0 @@
-#include "../band_split.cuh"
-CONV2D_EXT_BAND_SPLIT(CONV2D_EXT_BAND_SPLIT_INSTANCE)

@@ -1,2 +1,0 @@
-#include "../column.cuh"
-CONV2D_EXT_COLUMN_13X13(CONV2D_EXT_COLUMN_INSTANCE)

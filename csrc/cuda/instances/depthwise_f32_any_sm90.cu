@@ -1,2 +1,0 @@
-#include "../depthwise_rows.cuh"
-CONV2D_EXT_DEPTHWISE_ANY(CONV2D_EXT_DEPTHWISE_INSTANCE, f32)

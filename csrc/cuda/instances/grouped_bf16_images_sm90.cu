@@ -1,2 +1,0 @@
-#include "../grouped_images.cuh"
-CONV2D_EXT_GROUPED_IMAGES(CONV2D_EXT_GROUPED_IMAGES_INSTANCE, bf16)

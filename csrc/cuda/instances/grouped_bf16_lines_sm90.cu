@@ -1,2 +1,0 @@
-#include "../grouped_lines_wgrad.cuh"
-CONV2D_EXT_GROUPED(CONV2D_EXT_GROUPED_LINES_INSTANCE, bf16, 16, lines)

@@ -1,2 +1,0 @@
-#include "../grouped_planes_wgrad.cuh"
-CONV2D_EXT_GROUPED_PLANES(CONV2D_EXT_GROUPED_PLANES_INSTANCE, bf16)

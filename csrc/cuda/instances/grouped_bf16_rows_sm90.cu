@@ -1,2 +1,0 @@
-#include "../grouped_plain.cuh"
-CONV2D_EXT_GROUPED_PLAIN_ROWS(CONV2D_EXT_GROUPED_ROWS_INSTANCE, bf16)

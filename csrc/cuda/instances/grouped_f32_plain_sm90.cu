@@ -1,2 +1,0 @@
-#include "../grouped_plain_wgrad.cuh"
-CONV2D_EXT_GROUPED_PLAIN(CONV2D_EXT_GROUPED_PLAIN_INSTANCE, f32)

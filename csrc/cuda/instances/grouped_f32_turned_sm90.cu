@@ -1,2 +1,0 @@
-#include "../grouped_turned.cuh"
-CONV2D_EXT_GROUPED_TURNED(CONV2D_EXT_GROUPED_TURNED_INSTANCE, f32)

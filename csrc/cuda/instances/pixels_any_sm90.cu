@@ -1,2 +1,0 @@
-#include "../pixels_any.cuh"
-CONV2D_EXT_PIXELS_ANY_ROWS(CONV2D_EXT_PIXELS_ANY_INSTANCE)

@@ -1,2 +1,0 @@
-#include "../pixels_sums.cuh"
-CONV2D_EXT_PIXEL_SUMS(CONV2D_EXT_PIXEL_SUMS_INSTANCE, bf16)

@@ -1,5 +1,0 @@
-#include "../simt.cuh"
-#include "../simt_copy.cuh"
-CONV2D_EXT_SIMT(CONV2D_EXT_SIMT_INSTANCE, f64, 64, 64, 16, any)
-CONV2D_EXT_SIMT(CONV2D_EXT_SIMT_INSTANCE, f64, 256, 8, 8, any)
-CONV2D_EXT_SIMT(CONV2D_EXT_SIMT_COPY_INSTANCE, f64, 64, 64, 8, nhwc)

@@ -1,2 +1,0 @@
-#include "../stem_lines.cuh"
-CONV2D_EXT_STEM_LINES(CONV2D_EXT_STEM_LINES_INSTANCE)

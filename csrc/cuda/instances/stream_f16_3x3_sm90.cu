@@ -1,2 +1,0 @@
-#include "../stream.cuh"
-CONV2D_EXT_STREAM(CONV2D_EXT_STREAM_INSTANCE, f16, 3)

@@ -1,2 +1,0 @@
-#include "../stream_f32.cuh"
-CONV2D_EXT_STREAM_F32(CONV2D_EXT_STREAM_F32_INSTANCE, 5)

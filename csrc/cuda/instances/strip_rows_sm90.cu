@@ -1,2 +1,0 @@
-#include "../strip_rows.cuh"
-CONV2D_EXT_STRIP_ROWS(CONV2D_EXT_STRIP_ROWS_INSTANCE)

@@ -1,2 +1,0 @@
-#include "../strip_sums.cuh"
-CONV2D_EXT_STRIP_SUMS(CONV2D_EXT_STRIP_SUMS_INSTANCE)

@@ -1,2 +1,0 @@
-#include "../tma_strict.cuh"
-CONV2D_EXT_TMA_STRICT_TILES(CONV2D_EXT_TMA_STRICT_INSTANCE)
