@@ -164,7 +164,7 @@ def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> No
                 families = ("column",)
             elif dtype != torch.float32 and stride == 1:
                 families = ("toeplitz",)
-                want = ("_7x9_nhwc" if op == "wgrad" else "_5x5_nhwc") if size == 5 else "_nhwc"
+                want = f"_{size}x{9 if op == 'wgrad' else 5}_nhwc" if size == 5 else "_nhwc"
             assert name.startswith(tuple(f"{family}_{op}_" for family in families)) and name.removesuffix(
                 "_s2" if "_s2" not in want else ""
             ).endswith(want), name
@@ -292,8 +292,7 @@ def test_large_depthwise_filters_take_tensor_cores_or_strips(op: str) -> None:
 def test_float32_filters_from_9x9_to_13x13_take_columns_or_strips_of_seven_rows(op: str) -> None:
     for size in (9, 11, 13):
         case = Case("large", 32, 96, 56, 56, 96, size, size, padding=(size // 2,) * 2, groups=96)
-        row = "strip_wgrad_f32_4x8" if (op, size) == ("wgrad", 13) else f"column_{op}_f32_{size}x{size}"
-        assert ROWS[ask(op, case, torch.float32, "nhwc")[0]] == f"{row}_nhwc"
+        assert ROWS[ask(op, case, torch.float32, "nhwc")[0]] == f"column_{op}_f32_{size}x{size}_nhwc"
         name = ROWS[ask(op, case, torch.float32, "nchw")[0]]
         near = (f"strip_{op}_f32_", f"band_{op}_f32_8x8") if size == 13 else (f"strip_{op}_f32_",)
         assert name.startswith(near) and "1x8" not in name, name
@@ -771,7 +770,7 @@ def test_tiles_fill_one_round_of_the_device() -> None:
             assert named(op, case, dtype) == f"tma_{op}_{name}_{tile}_im2col", (op, case)
         wide = Case("inception", 64, 160, 17, 17, 160, 1, 7, padding=(0, 3))
         assert named("fprop", wide, dtype) == f"tma_fprop_{name}_144x192_im2col"
-        assert named("dgrad", wide, dtype) == f"tma_dgrad_{name}_256x64_halo"  # rows share three columns
+        assert named("dgrad", wide, dtype) == f"tma_dgrad_{name}_256x64_halo"  # of 248 pixels; rows share three columns
 
 
 def test_rows_of_taps_in_padding_cost_little() -> None:

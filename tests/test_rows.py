@@ -442,10 +442,10 @@ def test_a_stem_row_spreads_what_is_not_finite_to_what_meets_it_alone(
 
 
 @pytest.mark.parametrize("padding", (1, 0))
-@pytest.mark.parametrize("pixels", (232, 256, 300))
+@pytest.mark.parametrize("pixels", (232, 248, 256, 300))
 @pytest.mark.parametrize("row", [name for name in ROWS if re.match(r"tma_(fprop|dgrad)_.*_256x64_(im2col|halo)", name)])
 def test_tiles_have_as_many_pixels_as_fill_a_round(row: str, pixels: int, padding: int, cuda: str) -> None:
-    """tma_swap.cuh: tiles of 232 or 256 pixels, one or two a block; rows share a column if they are padded."""
+    """tma_swap.cuh: tiles of 232, 248 or 256 pixels, one or two a block; rows share a column if they are padded."""
     _, op, name, *_ = row.split("_")
     dtype, tf32 = DTYPE_NAMES[name], name == "f32"
     columns = 62 + (2 if padding == 0 else 1)  # of halo; im2col has fewer, and the last blocks nothing

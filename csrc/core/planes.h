@@ -7,10 +7,10 @@
 
 namespace conv2d_ext {
 
-constexpr int kPlaneTaps = 64, kPlaneChannels = 64;  // of a filter, at most; of a line of 128 bytes
-constexpr int kSumTaps = 9;                          // wgrad's, at most
-constexpr int64_t kPlaneStep = 64 * 128;             // bytes: 64 filters of a tap and a line
-constexpr int kPlaneColumns[] = {64, 128, 216};      // of one instruction
+constexpr int kPlaneTaps = 64, kPlaneChannels = 64;   // of a filter, at most; of a line of 128 bytes
+constexpr int kSumTaps = 9;                           // wgrad's, at most
+constexpr int64_t kPlaneStep = 64 * 128;              // bytes: 64 filters of a tap and a line
+constexpr int kPlaneColumns[] = {64, 128, 192, 216};  // of one instruction
 constexpr int64_t kPlaneTables = 768;  // bytes for barriers, and 2 for each thread: what is between rows goes there
 
 // What a block computes at a time: 64 results' channels, or twice as many, of a tile of whole rows, or of whole images.

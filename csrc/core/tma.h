@@ -359,7 +359,7 @@ struct TmaTilePixels {
     if (is_halo(row.variant)) w = halo_walk(row, p, w);
     int64_t const tiles_n = ceil_div(forward ? p.K_per_group() : p.C_per_group(), row.tile_n) * p.groups;
     int64_t first = 0, least = 0;
-    for (int64_t of_tile : {256, 232}) {
+    for (int64_t of_tile : {256, 248, 232}) {
       int64_t const each = ceil_div(ceil_div(p.N * h.pixels * w.pixels, of_tile) * tiles_n, 132) * of_tile;
       if (first == 0) first = least = each;
       if (each < least) pixels = of_tile, least = each;

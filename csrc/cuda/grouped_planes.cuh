@@ -519,6 +519,8 @@ cudaError_t launch(Problem const& problem, PlaneTile const& t, int sm_count, Arg
       return start<T, 64, 1>(p, t, blocks, stream);
     case 128:
       return start<T, 128, 1>(p, t, blocks, stream);
+    case 192:
+      return start<T, 192, 1>(p, t, blocks, stream);
     default:
       return start<T, 216, 1>(p, t, blocks, stream);
   }

@@ -585,6 +585,13 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
 #define CONV2D_EXT_ACC_232(d)                                                                                \
   CONV2D_EXT_ACC_216(d), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), \
       "+f"(d[114]), "+f"(d[115])
+#define CONV2D_EXT_REGS_248 \
+  CONV2D_EXT_REGS_232       \
+  ", "                      \
+  "%116, %117, %118, %119, %120, %121, %122, %123"
+#define CONV2D_EXT_ACC_248(d)                                                                                \
+  CONV2D_EXT_ACC_232(d), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]), \
+      "+f"(d[122]), "+f"(d[123])
 
 // TF32, both operands in shared memory; i and j number them after the accumulators.
 #define CONV2D_EXT_WGMMA_TF32_SHARED(n, d, a, b, i, j)                                                            \
@@ -615,7 +622,7 @@ template <class T, bool transpose_a, bool transpose_b, int count>
 __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b) {
   constexpr int ta = transpose_a, tb = transpose_b;
   static_assert(count == 16 || count == 32 || count == 64 || count == 72 || count == 80 || count == 96 ||
-                count == 108 || count == 116 || count == 128);
+                count == 108 || count == 116 || count == 124 || count == 128);
   if constexpr (std::is_same_v<T, float>) {
     static_assert(!transpose_a && !transpose_b && count != 72);
     if constexpr (count == 16) CONV2D_EXT_WGMMA_TF32_SHARED(32, d, a, b, 16, 17);
@@ -624,6 +631,7 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b
     if constexpr (count == 80) CONV2D_EXT_WGMMA_TF32_SHARED(160, d, a, b, 80, 81);
     if constexpr (count == 96) CONV2D_EXT_WGMMA_TF32_SHARED(192, d, a, b, 96, 97);
     if constexpr (count == 116) CONV2D_EXT_WGMMA_TF32_SHARED(232, d, a, b, 116, 117);
+    if constexpr (count == 124) CONV2D_EXT_WGMMA_TF32_SHARED(248, d, a, b, 124, 125);
     if constexpr (count == 128) CONV2D_EXT_WGMMA_TF32_SHARED(256, d, a, b, 128, 129);
   } else if constexpr (std::is_same_v<T, __half>) {
     if constexpr (count == 16) CONV2D_EXT_WGMMA(32, "f16", d, a, b, ta, tb, 16, 17, 18, 19);
@@ -634,6 +642,7 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b
     if constexpr (count == 96) CONV2D_EXT_WGMMA(192, "f16", d, a, b, ta, tb, 96, 97, 98, 99);
     if constexpr (count == 108) CONV2D_EXT_WGMMA(216, "f16", d, a, b, ta, tb, 108, 109, 110, 111);
     if constexpr (count == 116) CONV2D_EXT_WGMMA(232, "f16", d, a, b, ta, tb, 116, 117, 118, 119);
+    if constexpr (count == 124) CONV2D_EXT_WGMMA(248, "f16", d, a, b, ta, tb, 124, 125, 126, 127);
     if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "f16", d, a, b, ta, tb, 128, 129, 130, 131);
   } else {
     if constexpr (count == 16) CONV2D_EXT_WGMMA(32, "bf16", d, a, b, ta, tb, 16, 17, 18, 19);
@@ -644,6 +653,7 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b
     if constexpr (count == 96) CONV2D_EXT_WGMMA(192, "bf16", d, a, b, ta, tb, 96, 97, 98, 99);
     if constexpr (count == 108) CONV2D_EXT_WGMMA(216, "bf16", d, a, b, ta, tb, 108, 109, 110, 111);
     if constexpr (count == 116) CONV2D_EXT_WGMMA(232, "bf16", d, a, b, ta, tb, 116, 117, 118, 119);
+    if constexpr (count == 124) CONV2D_EXT_WGMMA(248, "bf16", d, a, b, ta, tb, 124, 125, 126, 127);
     if constexpr (count == 128) CONV2D_EXT_WGMMA(256, "bf16", d, a, b, ta, tb, 128, 129, 130, 131);
   }
 }

@@ -15,7 +15,7 @@
 //
 // Variant halo: the zeros behind a row of pixels are those before the next row, where both are as many.
 //
-// Tiles have 256 or 232 pixels, a kernel each; the fewest that do as many rounds of the device. Shared tiles (a
+// Tiles have 256, 248 or 232 pixels, a kernel each; the fewest that do as many rounds of the device. Shared tiles (a
 // split) and those of phases have 256.
 #pragma once
 
@@ -461,6 +461,8 @@ cudaError_t launch_swapped(Problem const& problem, Plan const& plan, Arguments c
   switch (tma_tile_pixels(row_of(plan), problem, plan.split_k)) {
     case 232:
       return launch(std::integral_constant<int, 232>());
+    case 248:
+      return launch(std::integral_constant<int, 248>());
     default:
       return launch(std::integral_constant<int, SwapShape::TM>());
   }

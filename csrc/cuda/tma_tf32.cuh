@@ -356,6 +356,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     switch (tma_tile_pixels(row_of(plan), problem, plan.split_k)) {
       case 232:
         return launch_tiles<op, 232, TN, variant, true>(problem, plan, args, stream);
+      case 248:
+        return launch_tiles<op, 248, TN, variant, true>(problem, plan, args, stream);
     }
   }
   return launch_tiles<op, TM, TN, variant, swapped>(problem, plan, args, stream);
