@@ -103,10 +103,10 @@ def poisoned() -> Iterator[None]:
 
     Torch fills it so in its deterministic mode; the same covers the workspaces of the operators.
     """
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports Inductor, which takes seconds
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 @pytest.fixture(scope="session")
