@@ -40,10 +40,10 @@ demo: $(VENV)/.demo | $(RUN)
 # The suite on the CPU, and again on the GPU if torch finds one; there, tests of huge tensors and of times run alone.
 test: $(VENV)/.test
 	cd tests && $(BIN)/python -c 'import conv2d_ext; print("testing", conv2d_ext.__version__, "in", conv2d_ext.__path__[0])'
-	cd tests && $(BIN)/pytest -n $(JOBS) $(ARGS)
+	cd tests && $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 	  set -x; cd tests; \
-	  $(BIN)/pytest -n $(JOBS) -m "not alone" --device cuda $(ARGS); \
+	  $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not alone" --device cuda $(ARGS); \
 	  $(BIN)/pytest -m alone --device cuda $(ARGS) || test $$? -eq 5; \
 	else echo "no GPU: the suite ran on the CPU alone"; fi
 

@@ -305,7 +305,8 @@ class Recorder:
         """The suite in two runs: most in parallel, then huge tensors and times alone, one at a time."""
         begin = time.monotonic()
         end = begin + self.options.tests_timeout
-        workers = ["-n", str(self.options.workers)] if self.options.workers else []
+        # worksteal: tests of a case, which share values and references, mostly stay in one process.
+        workers = ["-n", str(self.options.workers), "--dist", "worksteal"] if self.options.workers else []
         runs = {"not alone": workers, "alone": []}
         results = {marked: self.work / f"{marked.replace(' ', '_')}.jsonl" for marked in runs}
 

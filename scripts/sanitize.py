@@ -5,8 +5,9 @@
     python scripts/sanitize.py -- -k dgrad                          # the rest goes to pytest
 
 conv2d_ext must be importable, and its kernels launched by the tests; only those are instrumented, since cuDNN's,
-which the tests use as a reference, would take most of the time. PyTorch's caching allocator is off, so that an access
-past a tensor's end leaves the allocation and is seen.
+which the tests use as a reference, would take most of the time. In place of PyTorch's caching allocator each tensor is
+an allocation of its own, so that an access past its end is seen; a stream-ordered one, since cudaMalloc and cudaFree
+go to the driver and wait for the GPU.
 
 memcheck runs the tests marked `sanitizer`, which reach every edge. Under racecheck a launch takes 0.05 to 0.3 s on an
 H200, however often the kernel has run: it and synccheck run the tests marked `once`, one launch of each row but
@@ -312,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return give_up("no compute-sanitizer on PATH or in CUDA_HOME; it comes with the CUDA toolkit")
     # With a thread for each of many cores, the comparisons on the CPU take several times as long under a tool.
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "4")}
-    memory = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    memory = {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync", "CONV2D_EXT_SANITIZING": "1"}
     env: dict[str, Any] = {**os.environ, **threads, **memory, "PYTHONDONTWRITEBYTECODE": "1"}
     end = time.monotonic() + options.timeout
     with tempfile.TemporaryDirectory() as folder:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from cases import Case
 from torch import Tensor
 
 # scripts/sanitize.py sets it. Each launch and allocation is slow then: results are compared on the CPU, once.
-SANITIZING = "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ
+SANITIZING = "CONV2D_EXT_SANITIZING" in os.environ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,23 +45,36 @@ def four_sided(
 
 
 def result(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None, grad_output: Tensor) -> Result:
-    """F.conv2d's output and gradients for one case. Where F.conv2d refuses an empty tensor, the definition is used."""
-    if case.empty:
-        output = input.new_zeros(case.output_size)
-        output = output if bias is None else output + bias.view(1, -1, 1, 1)
-        grad_bias = None if bias is None else grad_output.sum((0, 2, 3))
-        return Result(output, torch.zeros_like(input), torch.zeros_like(weight), grad_bias)
-    leaves = [t.detach().requires_grad_() for t in (input, weight, bias) if t is not None]
-    output = four_sided(leaves[0], leaves[1], leaves[2] if bias is not None else None, *case.args)
-    grads = torch.autograd.grad(output, leaves, grad_output)
-    return Result(output.detach(), grads[0], grads[1], grads[2] if bias is not None else None)
+    """torch's output and gradients for one case."""
+    with torch.no_grad():
+        output = output_of(case, input, weight, bias)
+        grad_input, grad_weight = gradients_of(case, input, weight, grad_output)
+        return Result(output, grad_input, grad_weight, None if bias is None else grad_output.sum((0, 2, 3)))
 
 
 def output_of(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The output alone, in a third of the time."""
+    """The output alone. Where F.conv2d refuses an empty tensor, the definition is used."""
     if case.empty:
-        return result(case, input, weight, bias, input.new_zeros(case.output_size)).output
+        output = input.new_zeros(case.output_size)
+        return output if bias is None else output + bias.view(1, -1, 1, 1)
     return four_sided(input, weight, bias, *case.args)
+
+
+def gradients_of(case: Case, input: Tensor, weight: Tensor, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+    """(grad_input, grad_weight) alone, as autograd would ask for them. Its first call imports SymPy, for seconds."""
+    if case.empty:
+        return torch.zeros_like(input), torch.zeros_like(weight)
+    top, bottom, left, right = case.padding4
+    inner = (top, left)
+    if len(case.padding) == 4:
+        input, inner = F.pad(input, (left, right, top, bottom)), (0, 0)
+    grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
+        *(grad_output, input, weight, None, case.stride, inner, case.dilation, False, (0, 0), case.groups),
+        (True, True, False),
+    )
+    if len(case.padding) == 4:
+        grad_input = grad_input[:, :, top : top + case.H, left : left + case.W]
+    return grad_input, grad_weight
 
 
 def wide(t: Tensor | None) -> Tensor | None:
@@ -73,14 +87,28 @@ def of_tensors(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None, g
     return result(case, wide(input), wide(weight), wide(bias), wide(grad_output))  # type: ignore[arg-type]
 
 
+@contextlib.contextmanager
+def without_cudnn() -> Iterator[None]:
+    """ATen's own convolutions, on a GPU as well: the reference owes nothing to the library that is compared with ours,
+    and no time goes into that library's choice for each new shape."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
 @functools.lru_cache(maxsize=16)
 def exact(case: Case, dtype: torch.dtype, seed: int = 0, integers: bool = False, device: str = "cpu") -> Result:
-    """The result in float64, made on the CPU, of the case's values as they are once rounded to `dtype`."""
-    if device != "cpu":
-        made = vars(exact(case, dtype, seed, integers))
-        return Result(**{name: None if t is None else t.to(device) for name, t in made.items()})
-    x, w, b = case.tensors("cpu", dtype, "nchw", seed, integers)
-    return of_tensors(case, x, w, b, case.grad_output("cpu", dtype, "nchw", seed, integers))
+    """The result in float64, made on `device`, of the case's values as they are once rounded to `dtype`."""
+    values = (
+        *case.tensors(device, dtype, "nchw", seed, integers),
+        case.grad_output(device, dtype, "nchw", seed, integers),
+    )
+    x, w, b, go = (None if t is None else t.double().contiguous() for t in values)
+    with without_cudnn():
+        return result(case, x, w, b, go)  # type: ignore[arg-type]
 
 
 SLICE_BITS, SLICES = 17, 4
@@ -116,8 +144,11 @@ def exact_parts(case: Case, of_output: bool) -> dict[str, tuple[Tensor, Tensor]]
         outputs = [output_of(case, xs[i], ws[j], None) for i, j in pairs]
         bias = [] if b is None else [b.view(1, -1, 1, 1).expand(case.output_size)]
         return {"output": two_part_sum(outputs + bias)}
-    parts = [result(case, xs[j], ws[j], None, gos[i]) for i, j in pairs]
-    return {name: two_part_sum([getattr(part, name) for part in parts]) for name in ("grad_input", "grad_weight")}
+    parts = [gradients_of(case, xs[j], ws[j], gos[i]) for i, j in pairs]
+    return {
+        name: two_part_sum(terms)
+        for name, terms in zip(("grad_input", "grad_weight"), zip(*parts, strict=True), strict=True)
+    }
 
 
 def two_part_sum(terms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -139,22 +170,23 @@ def distance(value: Tensor, case: Case, dtype: torch.dtype, what: str) -> float:
 
 
 @functools.lru_cache(maxsize=4)
-def torchs(case: Case, dtype: torch.dtype, device: str, layout: str, seed: int = 0) -> Result:
-    """What torch itself makes of the case, in the same dtype and layout.
+def torchs_gradients(case: Case, dtype: torch.dtype, device: str, layout: str) -> tuple[Tensor, Tensor]:
+    """What torch itself makes of the case, in the same dtype and layout: (grad_input, grad_weight).
 
     On a CPU 16-bit types are computed in float32 and rounded once, because torch's own 16-bit CPU convolution ends the
     process on some shapes.
     """
-    x, w, b = case.tensors(device, dtype, layout, seed)
-    go = case.grad_output(device, dtype, layout, seed)
+    x, w, _ = case.tensors(device, dtype, layout)
+    go = case.grad_output(device, dtype, layout)
     if device != "cpu" or dtype in (torch.float32, torch.float64):
-        return result(case, x, w, b, go)
-    single = result(case, x.float(), w.float(), None if b is None else b.float(), go.float())
-    return Result(*(None if t is None else t.to(dtype) for t in vars(single).values()))  # type: ignore[arg-type]
+        return gradients_of(case, x, w, go)
+    grad_input, grad_weight = gradients_of(case, x.float(), w.float(), go.float())
+    return grad_input.to(dtype), grad_weight.to(dtype)
 
 
 @functools.lru_cache(maxsize=4)
 def torchs_output(case: Case, dtype: torch.dtype, device: str, layout: str) -> Tensor:
+    """The same for the output."""
     x, w, b = case.tensors(device, dtype, layout)
     if device != "cpu" or dtype in (torch.float32, torch.float64):
         return output_of(case, x, w, b)

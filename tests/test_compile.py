@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from layouts import LAYOUTS
 from reference import error, four_sided, same_bits
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +27,8 @@ OPCHECK_CASES = tuple(
 
 @pytest.fixture(autouse=True)
 def forget_compiled_code() -> None:
-    torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:  # to import it takes seconds, and fake tensors do without
+        torch._dynamo.reset()
 
 
 OPCHECKS = [
@@ -233,6 +234,8 @@ def test_a_compiled_function_needs_only_the_gradients_it_is_asked_for(needed: st
 @pytest.mark.parametrize("backend", ("eager", "aot_eager"))
 @pytest.mark.parametrize("train", (False, True))
 def test_a_new_batch_size_does_not_compile_again(train: bool, backend: str, device: str) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     counter = CompileCounterWithBackend(backend)
     block = Block().to(device)
     compiled = torch.compile(block, fullgraph=True, backend=counter)
@@ -248,6 +251,8 @@ def test_a_new_batch_size_does_not_compile_again(train: bool, backend: str, devi
 
 
 def test_new_sizes_of_the_image_do_not_compile_again_when_dynamic(device: str) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(
         lambda x, w: conv2d_ext.conv2d(x, w, None, 2, 1), fullgraph=True, backend=counter, dynamic=True

@@ -109,6 +109,13 @@ def test_the_finer_reference_of_float64_is_the_sum_of_rational_numbers() -> None
 
 
 @EVERY_CASE
+def test_the_reference_made_on_a_gpu_is_that_made_on_a_cpu(case: Case, cuda: str) -> None:
+    there, here = (vars(exact(case, torch.float64, device=place)) for place in (cuda, "cpu"))
+    for name, expected in here.items():
+        assert expected is None or error(there[name], expected) <= 1e-13, name
+
+
+@EVERY_CASE
 @for_each(dtype=DTYPES, layout=PLAIN)
 def test_conv2d_of_small_integers_is_exact(case: Case, layout: str, dtype: torch.dtype, device: str) -> None:
     """Products and partial sums of integers in [-3, 3] are exact in float32, so one rounding is all that is allowed."""

@@ -420,7 +420,7 @@ def fake_sanitizer(folder: Path, found: int) -> Path:
         f"#!{sys.executable}\n"
         + textwrap.dedent(f"""\
             import os, pathlib, sys
-            assert os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
+            assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "backend:cudaMallocAsync"
             assert sys.argv[sys.argv.index("--kernel-name") + 1] == "kns=conv2d_ext"
             tool = sys.argv[sys.argv.index("--tool") + 1]
             mark = sys.argv[sys.argv.index("-m", sys.argv.index("pytest")) + 1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -10,17 +12,24 @@ import torch.nn.functional as F
 from cases import DTYPES
 from reference import error, tolerance
 from torch import Tensor
-from torch.testing._internal.common_methods_invocations import op_db
 
 import conv2d_ext
 
-(INFO,) = (info for info in op_db if info.name == "nn.functional.conv2d")
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+
+
+@functools.cache
+def info() -> Any:
+    # The import takes seconds, in each process that collects the tests.
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    (found,) = (info for info in op_db if info.name == "nn.functional.conv2d")
+    return found
 
 
 def samples(device: str, dtype: torch.dtype, requires_grad: bool = False) -> list[tuple[Tensor, tuple, dict]]:
     torch.manual_seed(0)
-    return [(s.input, s.args, s.kwargs) for s in INFO.sample_inputs(device, dtype, requires_grad=requires_grad)]
+    return [(s.input, s.args, s.kwargs) for s in info().sample_inputs(device, dtype, requires_grad=requires_grad)]
 
 
 def double(value: object) -> object:
@@ -63,7 +72,7 @@ def test_the_gradients_of_the_samples_agree_with_float64(dtype: torch.dtype, dev
 
 
 def test_the_samples_give_the_same_results_with_noncontiguous_tensors(device: str) -> None:
-    for sample in INFO.sample_inputs(device, torch.float64, requires_grad=False):
+    for sample in info().sample_inputs(device, torch.float64, requires_grad=False):
         odd = sample.noncontiguous()
         ours = conv2d_ext.conv2d(odd.input, *odd.args, **odd.kwargs)
         assert error(ours, conv2d_ext.conv2d(sample.input, *sample.args, **sample.kwargs)) <= 1e-12
@@ -88,7 +97,7 @@ def test_the_samples_pass_gradcheck(device: str) -> None:
 def test_the_error_samples_raise_as_torch_does(device: str) -> None:
     """torch's text names no argument; the type and the fact of the error are compared, and that ours names one."""
     torch.manual_seed(0)
-    cases = list(INFO.error_inputs(device))
+    cases = list(info().error_inputs(device))
     assert len(cases) >= 8
     for case in cases:
         sample = case.sample_input

@@ -12,7 +12,7 @@ from calls import OPS, alignment, call, candidates, machine, meta, plan, problem
 from cases import BY_NAME, CASES, DTYPES, Case
 from checks import for_each, name_of
 from layouts import LAYOUTS
-from reference import SANITIZING, bits, error, exact, of_tensors, result, same_bits, tolerance
+from reference import SANITIZING, bits, error, exact, of_tensors, result, same_bits, tolerance, without_cudnn
 from torch import Tensor
 
 import conv2d_ext  # noqa: F401
@@ -115,9 +115,10 @@ def faults_of_rows(op: str, case: Case, dtype: torch.dtype, layout: str, cuda: s
             limits.append(strict + (2.0**-10 if tf32 else 0))
             distances.append(torch.linalg.vector_norm(first - true))  # in float64, as `true` is
             different.append((bits(first) != bits(first if SANITIZING else run(row=row))).any())
-    scale, *errors = torch.stack(distances).tolist()
+    scale, *found = torch.stack([*distances, *different]).tolist()
+    errors, differs = found[: len(names)], found[len(names) :]
     wrong = []
-    for name, allowed, off, differ in zip(names, limits, errors, torch.stack(different).tolist(), strict=True):
+    for name, allowed, off, differ in zip(names, limits, errors, differs, strict=True):
         off = off / scale if scale > 0 else off
         if not off <= allowed:  # this way round, NaN is wrong
             wrong.append(f"{name}: error {off:.3g}, allowed {allowed:.3g}")
@@ -373,7 +374,7 @@ def test_an_infinity_reaches_all_results_that_meet_it_and_no_others(
 ) -> None:
     """Rows multiply with zeros: around images, beyond the ends of runs and tiles, between groups and taps."""
     case = BY_NAME[name]
-    wrong = []
+    names, counts = [], []
     for layout, tf32 in itertools.product(("nchw", "nhwc"), modes(dtype)):
         x, w, b = case.tensors(cuda, dtype, layout)
         go = case.grad_output(cuda, dtype, layout)
@@ -384,7 +385,8 @@ def test_an_infinity_reaches_all_results_that_meet_it_and_no_others(
             changed[-1 - i % changed.shape[0], i % changed.shape[1], h, column] = float("inf")
         # How many infinities each result meets.
         ones = [(t.isinf() if t is changed else torch.ones_like(t)).double() for t in operands.values()]
-        r = result(case, ones[0], ones[1], None, ones[2])
+        with without_cudnn():
+            r = result(case, ones[0], ones[1], None, ones[2])
         meets = {"fprop": r.output, "dgrad": r.grad_input, "wgrad": r.grad_weight}[op].round()
         # Results whose filter, for dgrad channel, has one at all.
         if op == "wgrad":
@@ -403,12 +405,18 @@ def test_an_infinity_reaches_all_results_that_meet_it_and_no_others(
             for row in rows_of(planned, tf32):
                 found = run(row=row)
                 loose = multiplies_padding(ROWS[row], op, operand)
-                spread = int((~found.isfinite() & ~(of_filter if loose else meets > 0)).sum())
-                dropped = int((found.isfinite() & (meets > 0)).sum())
+                spread = (~found.isfinite() & ~(of_filter if loose else meets > 0)).sum()
+                dropped = (found.isfinite() & (meets > 0)).sum()
                 if not loose:
-                    dropped += int((~found.isinf() & (meets == 1)).sum())
-                if spread or dropped:
-                    wrong.append(f"{ROWS[row]} {layout}{' TF32' if tf32 else ''}: {spread} spread, {dropped} dropped")
+                    dropped = dropped + (~found.isinf() & (meets == 1)).sum()
+                names.append(f"{ROWS[row]} {layout}{' TF32' if tf32 else ''}")
+                counts.append(torch.stack([spread, dropped]))
+    # One wait for the GPU, which other processes of the run share.
+    wrong = [
+        f"{row}: {spread} spread, {dropped} dropped"
+        for row, (spread, dropped) in zip(names, torch.stack(counts).tolist(), strict=True)
+        if spread or dropped
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -457,7 +465,7 @@ def test_tiles_have_as_many_pixels_as_fill_a_round(row: str, pixels: int, paddin
     if ROWS.index(row) not in candidates(plan(op, case, x, w, go, allow_tf32=tf32, capability=machine()[1])):
         pytest.skip("needs sm90")
     run = functools.partial(call(op, case, x, w, b, go), row=ROWS.index(row), allow_tf32=tf32)
-    r, made = of_tensors(case, x, w, b, go), run()
+    r, made = exact(case, dtype, device=cuda), run()
     allowed = tolerance(dtype, case.reduction(op)) + (2.0**-10 if tf32 else 0)
     assert error(made, r.output if op == "fprop" else r.grad_input) <= allowed
     assert same_bits(made, run())
@@ -474,7 +482,7 @@ def test_phases_of_tiles_that_fill_no_round_are_all_taken(row: str, cuda: str) -
         pytest.skip("needs sm90")
     run = functools.partial(call("dgrad", case, x, w, b, go), row=ROWS.index(row))
     made = run()
-    assert error(made, of_tensors(case, x, w, b, go).grad_input) <= tolerance(dtype, case.reduction("dgrad"))
+    assert error(made, exact(case, dtype, device=cuda).grad_input) <= tolerance(dtype, case.reduction("dgrad"))
     assert same_bits(made, run())
 
 
@@ -576,10 +584,8 @@ def test_every_row_runs_once(name: str, cuda: str) -> None:
         first = "two_tiles_of_filters"
     cases = [BY_NAME[n] for n in (first, *ONCE)]
     for case, layout, tf32 in itertools.product((*cases, *CASES), ("nchw", "nhwc"), (False, True)):
-        x, w, b = case.tensors("cpu", dtype, layout)
-        go = case.grad_output("cpu", dtype, layout)
         if (tf32 and dtype != torch.float32) or ROWS.index(name) not in candidates(
-            plan(op, case, x, w, go, allow_tf32=tf32, capability=machine()[1])
+            plan(op, case, *meta(case, dtype, layout), allow_tf32=tf32, capability=machine()[1])
         ):
             continue
         x, w, b = case.tensors(cuda, dtype, layout)
