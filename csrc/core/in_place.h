@@ -33,11 +33,10 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
     double before, round, step, read, written, filters;
   };
   constexpr Times times[] = {{8950, 406, 283, 0.177, 0.077, 0.325},   // 256x64
-                             {8650, 915, 525, 0.141, 0.124, 0.337},   // 256x128
-                             {8520, 274, 256, 0.118, 0.061, 0.343}};  // 128x64
-  Times const& t = times[row.tile_m == 128 ? 2 : row.tile_n == 128 ? 1 : 0];
+                             {8650, 915, 525, 0.141, 0.124, 0.337}};  // 256x128
+  Times const& t = times[row.tile_n == 128 ? 1 : 0];
   int64_t const depth = op == Op::fprop ? p.C : p.K, rows = op == Op::fprop ? p.K : p.C;
-  int64_t const tiles = ceil_div(rows, row.tile_n) * p.N * ceil_div(p.H * p.W, row.tile_m);
+  int64_t const tiles = ceil_div(rows, row.tile_n) * ceil_div(p.N * ceil_div(p.H * p.W, 64), row.tile_m / 64);
   double const rounds = double(ceil_div(tiles, d.sm_count));
   double const filters = double(p.K) * double(p.C) * size_of(p.dtype);
   return {t.before + rounds * (t.round + t.step * double(ceil_div(depth, 64))) +

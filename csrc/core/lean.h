@@ -27,9 +27,11 @@ constexpr int64_t lean_clusters(int splits) {
 constexpr bool lean_large(DType t, int tile_m, int tile_n) { return t != DType::f32 && tile_m * tile_n > 64 * 128; }
 constexpr bool lean_large(Row const& row) { return lean_large(row.dtype, row.tile_m, row.tile_n); }
 
-// Does a row of 64 by 64 or 128 run 1x1 filters over NCHW, in place? In TF32 not dgrad (tma_lean_tf32.cuh).
+// Does a row run 1x1 filters over NCHW, in place? Those of 64 by 64 or 128 do, in TF32 not dgrad (tma_lean_tf32.cuh),
+// and of larger tiles fprop and dgrad by 128 by 128 or 192.
 constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
-  if ((p.dtype == DType::f32 && row.op == Op::dgrad) || row.tile_m != 64 || row.tile_n < 64) return false;
+  bool const large = lean_large(row) && row.op != Op::wgrad && row.tile_m == 128;
+  if (row.tile_n < 64 || (row.tile_m != 64 && !large) || (p.dtype == DType::f32 && row.op == Op::dgrad)) return false;
   int const v = 16 / size_of(p.dtype);
   if (channel_vectors(p.x, p.x_align, p.C, v, p.dtype) && channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
     return false;
@@ -45,6 +47,17 @@ constexpr int64_t lean_wgrad_tiles(Row const& row, Problem const& p) {
 constexpr int64_t lean_wgrad_steps(Row const& row, Problem const& p) {
   int64_t const run = 128 / size_of(p.dtype), pixels = p.P() * p.Q();
   return lean_takes_planes(row, p) ? p.N * ceil_div(pixels, run) : ceil_div(p.N * pixels, run);
+}
+
+// Tiles of a problem. Over planes those of fprop and dgrad have filters (channels) as rows and runs of pixels as
+// columns, in 16-bit types of any images.
+constexpr int64_t lean_tiles(Row const& row, Problem const& p) {
+  if (row.op == Op::wgrad) return lean_wgrad_tiles(row, p);
+  int64_t const channels = row.op == Op::fprop ? p.K : p.C, image = row.op == Op::fprop ? p.P() * p.Q() : p.H * p.W;
+  if (!lean_takes_planes(row, p)) return ceil_div(p.N * image, row.tile_m) * ceil_div(channels, row.tile_n);
+  int64_t const columns =
+      p.dtype == DType::f32 ? p.N * ceil_div(image, row.tile_n) : ceil_div(p.N * ceil_div(image, 64), row.tile_n / 64);
+  return ceil_div(channels, row.tile_m) * columns;
 }
 
 // wgrad in TF32 adds up no longer chains than tma_wgrad_tf32.cuh (kTf32Pixels in tma_tf32.h).
@@ -81,14 +94,27 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
   return (row.op == Op::wgrad ? p.K : pixels) < most && max64(p.K, p.C) * p.R * p.S < int64_t(1) << 30;
 }
 
+// Large tiles over planes. Fitted to 409 times of fprop and dgrad (docs/tuning.md): rounds of tiles, all tiles, which
+// share L2, and what is read.
+constexpr Estimate lean_large_planes_estimate(Row const& row, Problem const& p) {
+  bool const dgrad = row.op == Op::dgrad, wide = row.tile_n == 192;
+  int64_t const depth = dgrad ? p.K : p.C, tiles = lean_tiles(row, p);
+  double const steps = double(ceil_div(depth, 64)), rounds = double(ceil_div(tiles, 132)), all = double(tiles) / 132;
+  double const read = double(p.N) * double(p.H) * double(p.W) * double(depth) * size_of(p.dtype);
+  // Filters whose channels end within a box take longer.
+  double const ended = dgrad && p.C % 64 != 0 ? (wide ? 55 : 64) : 0;
+  double const ns = wide ? 5320 + rounds * (2110 + 67 * steps) + all * (785 + ended) * steps + read / 6190
+                         : 6240 + rounds * (1110 + 145 * steps) + all * (170 + (216 + ended) * steps) + read / 5500;
+  return {ns, 1};
+}
+
 // Large tiles: as measured on layers of fprop and wgrad, dgrad as fprop. A step takes as long whether an SM has
 // company or not.
 constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad;
   int64_t const pixels = p.N * (dgrad ? p.H * p.W : p.P() * p.Q());
-  int64_t const M = wgrad ? p.K : pixels, N = row.op == Op::fprop ? p.K : p.C;
   int64_t const steps = ceil_div(wgrad ? pixels : dgrad ? p.K : p.C, 64);
-  int64_t const tiles = ceil_div(M, row.tile_m) * ceil_div(N, row.tile_n), each = ceil_div(tiles, 132);
+  int64_t const tiles = lean_tiles(row, p), each = ceil_div(tiles, 132);
   double const area = double(row.tile_m) * row.tile_n;
   bool const two = area <= 128 * 128;  // blocks share an SM
   double const step_ns = area == 192 * 64 ? (each > 1 ? 310 : 265) : two ? 330 : area <= 128 * 192 ? 500 : 790;
@@ -129,7 +155,8 @@ constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
 // A step takes the longest of three: what a block alone on its SM waits for, the lines that L2 delivers to all SMs, and
 // the multiplications. Constants fitted to the times of 798 choices of tile and split (docs/tuning.md).
 constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
-  if (lean_large(row)) return lean_large_estimate(row, p);
+  if (lean_large(row))
+    return lean_takes_planes(row, p) ? lean_large_planes_estimate(row, p) : lean_large_estimate(row, p);
   if (row.op == Op::wgrad && p.dtype == DType::f32) return lean_sums_estimate(row, p);
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad, tf32 = p.dtype == DType::f32;
   bool const planes = lean_takes_planes(row, p);
@@ -137,12 +164,9 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   double const TM = row.tile_m, TN = dgrad && !tf32 && row.tile_n == 64 && p.C <= 32 && !planes ? 32 : row.tile_n;
   double const area = TM * TN;
   int64_t const taps = p.R * p.S, line = 128 / size_of(p.dtype), C = dgrad ? p.K : p.C;
-  int64_t const pixels = p.N * (dgrad ? p.H * p.W : p.P() * p.Q());
-  int64_t const M = wgrad ? p.K : pixels, N = row.op == Op::fprop ? p.K : p.C;
   int64_t const image = p.H * p.W;
   int64_t const steps = wgrad ? lean_wgrad_steps(row, p) : ceil_div(C, line) * taps;
-  int64_t const tiles = planes && !wgrad ? ceil_div(N, row.tile_m) * ceil_div(image, row.tile_n) * p.N
-                                         : ceil_div(M, row.tile_m) * ceil_div(N, row.tile_n) * (wgrad ? taps : 1);
+  int64_t const tiles = lean_tiles(row, p);
   double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
                         double(p.K) * double(p.C) * double(taps)) *
                        size_of(p.dtype);

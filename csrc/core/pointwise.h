@@ -2,7 +2,8 @@
 // Images are not packed: the kernels of tma.cuh run another problem, the turned one, whose operands lie as they want
 // them.
 //   fprop   y[k, pixel] = sum over c of w[k, c] * x[c, pixel], for each image: dgrad's kernel with filters for pixels,
-//           pixels for channels and images for groups, which all have the same A
+//           pixels for channels and images for groups, which all have the same A; a tile's columns are runs of 64
+//           pixels of one image or several
 //   dgrad   x[c, pixel] = sum over k of w[k, c] * y[k, pixel]: likewise, with A's rows contiguous
 //   wgrad   w[k, c] = sum over images and pixels of y[k, pixel] * x[c, pixel]: fprop's kernel, with filters for pixels,
 //           channels for filters, pixels for channels and images for taps
@@ -75,6 +76,7 @@ constexpr bool pointwise_supports(Op op, Problem const& p) {
   auto rows = [&](int64_t size, int64_t step) { return size == 1 || (step > 0 && step % v == 0); };
   if (!rows(p.C, p.x.c) || !rows(p.K, p.y.c)) return false;
   if (op == Op::wgrad) return p.N <= kMaxTurnedTaps && channel_vectors(p.w, p.w_align, p.C, v, p.dtype);
+  if (double(p.N) * double(ceil_div(p.H * p.W, 64)) * 64 >= most) return false;  // columns
   // Images follow each other as channels do; the copy engine puts zeros behind the channels of one.
   bool const forward = op == Op::fprop;
   Strides const& in = forward ? p.x : p.y;

@@ -194,7 +194,8 @@ struct Params {
   int32_t line;                // bytes of a chunk: 128, or 64 for up to 32 channels
   int32_t a_bytes, b_bytes;    // of a stage
   int32_t stride_h, stride_w;  // A's pixels
-  int32_t N;                   // columns of a group
+  int32_t N;                   // columns of a group; of a turned problem those of all images' runs
+  Divisor runs;                // of a turned problem: of 64 pixels, of an image
   int32_t group_a;             // channels of A a group
   bool maps_groups;            // they have a map of their own; the group is a coordinate
   int64_t group_out, group_bias;
@@ -408,7 +409,7 @@ __device__ void copy_a(Params const& p, uint32_t ring, Barriers const& bars, int
   }
 }
 
-template <class T, int TM, int TN, bool b_rows, bool skips = false>
+template <class T, int TM, int TN, bool b_rows, bool skips = false, bool turned = false>
 __device__ void copy_b(Params const& p, uint32_t ring, Barriers const& bars, int copier) {
   int const chunk_size = p.line / int(sizeof(T)), stage_bytes = p.b_bytes, stages = p.stages_b;
   ring += p.stages_a * p.a_bytes;
@@ -418,6 +419,15 @@ __device__ void copy_b(Params const& p, uint32_t ring, Barriers const& bars, int
     Phase const& phase = p.phase[unit.phase];
     int const first = unit.n * TN, runs = min((TN + 63) / 64, (p.N - first + 63) / 64);
     int const bytes = b_rows ? runs * chunk_size * kLineBytes : min(TN, p.N) * p.line;
+    constexpr int most_runs = turned ? TN / 64 : 1;
+    int pixel[most_runs], image[most_runs];  // of a turned problem's runs
+    if constexpr (turned) {
+#pragma unroll
+      for (int i = 0; i < most_runs; ++i) {
+        int run = unit.n * most_runs + i;
+        image[i] = p.runs.divide(run), pixel[i] = run * 64;
+      }
+    }
     int const most_taps = phase.taps_a, full_copies = phase.full_copies, step_s = phase.step_s;
     int const first_s = phase.first_s, next_s = phase.taps_w * step_s, step_r = phase.step_r,
               first_r = phase.first_r + (skips ? unit.first_tap * step_r : 0);
@@ -433,7 +443,12 @@ __device__ void copy_b(Params const& p, uint32_t ring, Barriers const& bars, int
           uint32_t const full = bars.full_b + b.index * 8, to = ring + b.index * stage_bytes;
           ptx::mbarrier_wait(bars.empty_b + b.index * 8, b.parity ^ 1);
           ptx::mbarrier_arrive_expect_tx(full, bytes);
-          if constexpr (b_rows) {  // a chunk of filters of 64 columns at a time
+          if constexpr (turned) {
+#pragma unroll
+            for (int run = 0; run < most_runs; ++run)
+              if (run < runs)
+                ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &p.b, full, pixel[run], 0, 0, chunk, image[run]);
+          } else if constexpr (b_rows) {  // a chunk of filters of 64 columns at a time
             for (int run = 0; run < runs; ++run)
               ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &p.b, full, first + run * 64, s, r, chunk, unit.group);
           } else {
@@ -596,7 +611,12 @@ __device__ void store_by_engine(Params const& p, Unit const& unit, int64_t m, fl
     ptx::fence_proxy_async();
     __syncwarp();
     if (lane != 0) continue;
-    ptx::cp_async_bulk_tensor_4d_store(&p.out_rows, lines, unit.n * TN + piece * columns, int(m), unit.group, 0);
+    int n = unit.n * TN + piece * columns, group = unit.group;
+    if constexpr (turned) {
+      int run = n / 64;
+      group = p.runs.divide(run), n = run * 64;
+    }
+    ptx::cp_async_bulk_tensor_4d_store(&p.out_rows, lines, n, int(m), group, 0);
     ptx::cp_async_bulk_commit_group();
   }
 }
@@ -836,7 +856,7 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
       copy_a<T, TM, a_is, skips>(p, ring, bars, copier);
       ptx::griddepcontrol_launch_dependents();
     } else {
-      copy_b<T, TM, TN, b_rows, skips>(p, ring, bars, copier - kCopiers);
+      copy_b<T, TM, TN, b_rows, skips, a_is != A::pixels>(p, ring, bars, copier - kCopiers);
     }
   }
 }
@@ -929,11 +949,14 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   bool const a_rows = images && in.c != 1;
   q.line = sizeof(T) == 4 ? kLineBytes : tma_line(C);
   int const chunk_size = q.line / int(sizeof(T));
-  q.groups = Divisor(p.groups);
+  q.groups = Divisor(images ? 1 : p.groups);
   q.chunks = int32_t(ceil_div(C, chunk_size));
   q.last = int32_t(ceil_div(C - (q.chunks - 1) * chunk_size, 32 / int64_t(sizeof(T))));
   q.together = forward && p.stride_w > 1 ? (sizeof(T) == 4 ? int32_t(min64(q.chunks, 2)) : q.chunks) : 1;
-  q.N = int32_t(forward ? p.K_per_group() : p.C_per_group());
+  int64_t const columns = forward ? p.K_per_group() : p.C_per_group();
+  // Runs of an image's pixels are columns, so that a tile may have those of several images.
+  q.runs = Divisor(images ? ceil_div(columns, 64) : 1);
+  q.N = int32_t(images ? p.groups * q.runs.value * 64 : columns);
   q.tiles_n = Divisor(ceil_div(q.N, TN));
   q.group_a = turned ? 0 : int32_t(C);
   q.maps_groups = !turned && tma_maps_groups(op, p);
@@ -998,7 +1021,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
                : encode_im2col(q.a[i], a, box_h, w, chunk_size, halo ? TM + kHalo : TM, groups_of_map);
     if (error != cudaSuccess) return error;
   }
-  int64_t const tiles_n = q.tiles_n.value * p.groups, turn = tma_turn(with_taps, most, tiles_n);
+  int64_t const tiles_n = int64_t(q.tiles_n.value) * q.groups.value, turn = tma_turn(with_taps, most, tiles_n);
   q.turn = Divisor(turn), q.cycle = Divisor(turn * phases), q.cycles = int32_t(most / turn);
   q.last_turn = Divisor(max64(most % turn, 1));
   Split const split = tma_split(kernel_row, most * phases * tiles_n, plan.split_k);
@@ -1009,12 +1032,12 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   if (turned) q.rows_first = Divisor(q.phase[0].tiles);
   int64_t const out_W = forward ? p.Q() : p.W, out_H = forward ? p.P() : p.H;
   // Are the output's pixels rows of a matrix?
-  int64_t const row = out_W > 1 ? out.w : out_H > 1 ? out.h : p.N > 1 ? out.n : q.N * p.groups;
+  int64_t const row = out_W > 1 ? out.w : out_H > 1 ? out.h : p.N > 1 ? out.n : columns * p.groups;
   q.by_engine = S::pieces > 0 && !halo && !q.singly && turned == images && phases == 1 &&
                 (forward || p.stride_h == 1) && (out_H == 1 || out.h == out_W * row) &&
                 (p.N == 1 || out.n == out_H * out_W * row) && q.phase[0].M < int64_t(1) << 31;
   if (q.by_engine) {
-    Tensor4 const rows{args.out, p.dtype, {q.N, q.phase[0].M, p.groups, 1}, {1, row, q.group_out, 0}};
+    Tensor4 const rows{args.out, p.dtype, {columns, q.phase[0].M, p.groups, 1}, {1, row, q.group_out, 0}};
     cudaError_t const error = encode_tiled(q.out_rows, rows, kLineBytes / int(sizeof(T)), 16, 1, 1);
     if (error != cudaSuccess) return error;
   }

@@ -8,8 +8,8 @@
 // is asked for before the block meets. A stage is two steps, of large tiles one. One to three warpgroups multiply, 64
 // rows each, and store from registers.
 //
-// 1x1 filters over NCHW in 16-bit types (planes) have channels as the rows of a tile and an image's pixels as its
-// columns (wgrad: as its sums), which boxes bring as they lie.
+// 1x1 filters over NCHW in 16-bit types (planes) have channels as the rows of a tile and pixels as its columns (wgrad:
+// as its sums), which boxes bring as they lie: runs of 64 of an image. A tile's runs may be of several images.
 //
 // A split of the reduction is a cluster, whose blocks have a part of the steps each. Every block adds some columns of
 // the tile: the others write theirs into its shared memory, and it adds all in their order. There is no second launch.
@@ -145,13 +145,16 @@ struct LeanCopies {
 };
 
 // The steps of one of the two copying threads for 1x1 filters over NCHW, whose images are planes of pixels: fprop and
-// dgrad compute an image's pixels as columns, wgrad sums over those of one image after the other.
+// dgrad have runs of pixels as columns (TF32: an image's), wgrad sums over those of one image after the other.
 template <class T, int TM, int TN, bool a_rows, bool b_rows, bool of_a>
 struct PlaneCopies {
   static constexpr int across = kLineBytes / int(sizeof(T));
-  using S = LeanShape<TM, TN, kLineBytes, across>;
+  using S = LeanShapeOf<T, TM, TN, kLineBytes>;
   static constexpr bool wgrad = !a_rows && !b_rows, rows = of_a ? a_rows : b_rows;
+  static constexpr bool of_images = rows && !of_a && sizeof(T) == 2;  // runs may be of several
+  static constexpr int most_runs = of_images ? TN / across : 1;
   int32_t left, chunk, image, first, runs;
+  int32_t pixel[most_runs], images[most_runs];
   uint32_t to;
   Stage stage;
 
@@ -160,6 +163,15 @@ struct PlaneCopies {
     to = ring + (of_a ? 0 : S::steps * S::a_bytes);
     first = of_a ? int(blockIdx.y) * TM : n_tile * TN;
     runs = rows ? min((of_a ? TM : TN) / across, ((of_a ? p.M : p.N) - first + across - 1) / across) : 1;
+    if constexpr (of_images) {
+#pragma unroll
+      for (int i = 0; i < most_runs; ++i) {
+        int run = n_tile * most_runs + i;  // beyond the last image there are zeros
+        images[i] = p.columns.divide(run);
+        pixel[i] = run * across;
+      }
+      runs = most_runs;
+    }
   }
 
   __device__ void copy_stage(LeanParams const& p, LeanTables& tables) {
@@ -171,7 +183,11 @@ struct PlaneCopies {
 #pragma unroll 1
     for (int i = 0; i < steps; ++i, at += step_bytes) {
       void const* const map = of_a ? &p.a : &p.b;
-      if constexpr (rows) {
+      if constexpr (of_images) {
+#pragma unroll
+        for (int run = 0; run < most_runs; ++run)
+          ptx::cp_async_bulk_tensor_4d(at + run * S::run_bytes, map, full, pixel[run], chunk * across, images[run], 0);
+      } else if constexpr (rows) {
 #pragma unroll 1
         for (int run = 0; run < runs; ++run)
           ptx::cp_async_bulk_tensor_4d(at + run * S::run_bytes, map, full, first + run * across, chunk * across, image,
@@ -209,12 +225,13 @@ __device__ inline void other_trips(Copies& copies, LeanParams const& p, LeanTabl
 
 // Stores a thread's pairs of 8 columns.
 template <class T>
-__device__ void lean_store_block(LeanParams const& p, float const* acc, int64_t const (&out)[2], int n) {
+__device__ void lean_store_block(LeanParams const& p, float const* acc, int64_t const (&out)[2], int64_t column,
+                                 int pair) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    if (out[half] < 0 || n >= p.N) continue;
+    if (out[half] < 0 || column < 0) continue;
     Vector<T, 2> const v{narrow<T>(acc[half * 2]), narrow<T>(acc[half * 2 + 1])};
-    *reinterpret_cast<Vector<T, 2>*>(static_cast<T*>(p.out) + out[half] + n) = v;
+    *reinterpret_cast<Vector<T, 2>*>(static_cast<T*>(p.out) + out[half] + column + pair) = v;
   }
 }
 
@@ -285,7 +302,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   for (int half = 0; half < 2; ++half) {
     int const m = int(blockIdx.y) * TM + group * 64 + warp * 16 + lane / 4 + half * 8;
     if constexpr (planes) {
-      out[half] = m >= p.M ? -1 : m * p.out_h + tap * p.out_n;
+      out[half] = m >= p.M ? -1 : m * p.out_h;
       if (!a_rows && b_rows && p.bias != nullptr && m < p.M)
         row_bias[half] = widen(static_cast<T const*>(p.bias)[m * p.bias_stride]);
       continue;
@@ -295,6 +312,17 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
                 : a_rows ? m * p.out_n + tap_h * p.out_h + tap_w * p.out_w
                          : image * p.out_n + i * p.out_h + j * p.out_w;
   }
+  // Where 8 columns of a tile begin in a row of the result. -1: nowhere.
+  auto column_of = [&](int block) -> int64_t {
+    if constexpr (planes && b_rows) {
+      int run = n_tile * (TN / 64) + block / 8;
+      int const image = p.columns.divide(run), pixel = run * 64 + block % 8 * 8;
+      return image < p.taps.value && pixel < p.N ? image * p.out_n + pixel : -1;
+    } else {
+      int const at = n_tile * TN + block * 8;
+      return at < p.N ? at : -1;
+    }
+  };
   uint32_t const my_ring = ring + group * (64 * line);
   Stage stage;
   int before = -1;
@@ -334,7 +362,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
           }
           if constexpr (planes)
             sum[0] += row_bias[0], sum[1] += row_bias[0], sum[2] += row_bias[1], sum[3] += row_bias[1];
-          lean_store_block<T>(p, sum, out, at);
+          lean_store_block<T>(p, sum, out, column_of(j), quad * 2);
         });
     return;
   }
@@ -359,7 +387,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   }
   if constexpr (sizeof(T) == 4) {
 #pragma unroll
-    for (int j = 0; j < TN / 8; ++j) lean_store_block<T>(p, acc + j * 4, out, n + j * 8);
+    for (int j = 0; j < TN / 8; ++j) lean_store_block<T>(p, acc + j * 4, out, column_of(j), quad * 2);
   } else {
     // Four lanes exchange their words of four blocks of 8 columns, so that each stores one block of a row at once.
 #pragma unroll
@@ -370,9 +398,9 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
 #pragma unroll
         for (int i = 0; i < 4; ++i) v[i] = pack<T>(acc[(j + i) * 4 + half * 2], acc[(j + i) * 4 + half * 2 + 1]);
         transpose_quad(v);
-        int const at = n_tile * TN + (j + quad) * 8;
-        if (out[half] >= 0 && at < p.N)
-          *reinterpret_cast<uint4*>(static_cast<T*>(p.out) + out[half] + at) = make_uint4(v[0], v[1], v[2], v[3]);
+        int64_t const column = column_of(j + quad);
+        if (out[half] >= 0 && column >= 0)
+          *reinterpret_cast<uint4*>(static_cast<T*>(p.out) + out[half] + column) = make_uint4(v[0], v[1], v[2], v[3]);
       }
   }
 }
@@ -437,7 +465,7 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2
   __shared__ LeanTables tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   int n_tile = int(blockIdx.x), tap = 0;
-  if constexpr (a_rows || planes) tap = p.tiles_n.divide(n_tile);  // planes: the image
+  if constexpr (a_rows && !planes) tap = p.tiles_n.divide(n_tile);
   using A = std::conditional_t<planes, PlaneCopies<T, TM, TN, a_rows, b_rows, true>,
                                LeanCopies<T, TM, TN, line, a_rows, b_rows, true>>;
   using B = std::conditional_t<planes, PlaneCopies<T, TM, TN, a_rows, b_rows, false>,
@@ -525,7 +553,9 @@ cudaError_t launch_lean_planes(Problem const& p, Plan const& plan, Arguments con
   int64_t const pixels = p.H * p.W, depth = forward ? p.C : wgrad ? pixels : p.K, chunks = ceil_div(depth, run);
   LeanParams q{};
   q.M = int32_t(op == Op::dgrad ? p.C : p.K), q.N = int32_t(wgrad ? p.C : pixels);
-  q.columns = q.rows = q.taps_w = Divisor(1), q.taps = Divisor(chunks), q.tiles_n = Divisor(ceil_div(q.N, TN));
+  // fprop and dgrad: taps are images here, columns the runs of one.
+  int64_t const runs = ceil_div(pixels, run), tiles_n = wgrad ? ceil_div(p.C, TN) : ceil_div(p.N * runs, TN / run);
+  q.columns = Divisor(runs), q.rows = q.taps_w = q.tiles_n = Divisor(1), q.taps = Divisor(wgrad ? chunks : p.N);
   q.steps = int32_t(wgrad ? p.N * chunks : chunks), q.splits = plan.split_k;
   q.share = int32_t(ceil_div(q.steps, q.splits)), q.per = int32_t(ceil_div(TN / 8, q.splits));
   q.out_h = forward ? p.y.c : wgrad ? p.w.n : p.x.c, q.out_n = forward ? p.y.n : wgrad ? 0 : p.x.n;
@@ -540,13 +570,13 @@ cudaError_t launch_lean_planes(Problem const& p, Plan const& plan, Arguments con
   error = encode_tiled(q.b, forward || wgrad ? image(args.a, p.C, p.x) : image(args.a, p.K, p.y), run, wgrad ? TN : run,
                        1, 1);
   if (error != cudaSuccess) return error;
-  return start_lean<LeanShape<TM, TN, kLineBytes>>(lean_kernel<T, TM, TN, kLineBytes, op == Op::dgrad, !wgrad, true>, q,
-                                                   q.tiles_n.value * (wgrad ? 1 : p.N), ceil_div(q.M, TM), stream);
+  return start_lean<LeanShapeOf<T, TM, TN, kLineBytes>>(
+      lean_kernel<T, TM, TN, kLineBytes, op == Op::dgrad, !wgrad, true>, q, tiles_n, ceil_div(q.M, TM), stream);
 }
 
 template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  if constexpr (dtype != DType::f32 && TM == 64 && TN >= 64)
+  if constexpr (dtype != DType::f32 && TN >= 64 && (TM == 64 || (TM == 128 && op != Op::wgrad)))
     if (lean_takes_planes(row_of(plan), p)) return launch_lean_planes<op, dtype, TM, TN>(p, plan, args, stream);
   if constexpr (op == Op::dgrad && TM == 64 && TN == 64)
     if (p.C <= 32) return launch_lean<op, dtype, TM, 32>(p, plan, args, stream);
