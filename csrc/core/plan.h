@@ -8,6 +8,7 @@
 #include "any_filter.h"
 #include "band.h"
 #include "band_split.h"
+#include "beside.h"
 #include "column.h"
 #include "depthwise.h"
 #include "few_outputs.h"
@@ -279,6 +280,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (q.which.any()) e.ns += packing_ns(op, t, q);
       e.ns += patch_ns(row, p);
       e.ns *= one_by_one_as_measured(row, p);
+      e.ns = beside_ns(row, p, e.ns);
       return e;
     }
     case Family::igemm:
