@@ -31,6 +31,7 @@
 #include "stem.h"
 #include "stream.h"
 #include "strip.h"
+#include "strip_planes.h"
 #include "strip_rows.h"
 #include "strip_sums.h"
 #include "table.h"
@@ -297,9 +298,10 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::toeplitz:
       return toeplitz_estimate(row, op, p, d);
     case Family::strip:
-      return is_strip_sums(row)   ? strip_sums_estimate(row, p, d)
-             : is_strip_rows(row) ? strip_rows_estimate(row, op, p, d)
-                                  : depthwise_as_measured(row, p, strip_estimate(row, op, p, d));
+      return is_strip_sums(row)     ? strip_sums_estimate(row, p, d)
+             : is_strip_rows(row)   ? strip_rows_estimate(row, op, p, d)
+             : is_nhwc(row.variant) ? depthwise_as_measured(row, p, strip_estimate(row, op, p, d))
+                                    : strip_planes_estimate(op, p, d);
     case Family::stream:
       if (takes_quads(row, p)) return quads_estimate(row, op, p);
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
