@@ -25,6 +25,7 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   }
   if (is(Family::grouped, Variant::lines, Op::dgrad)) return ns * (p.K_per_group() <= 16 ? 1.15 : 1);
   if (is(Family::tma, Variant::im2col, Op::fprop)) return ns - (p.groups == 1 ? 1000 : 0);
+  if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (pixels <= 1000 ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::wgrad))
     return ns - (p.groups > 1 ? 1500 : 0) - (tile(64, 64) && pixels <= 1000 ? 1000 : 0);
   if (is(Family::tma, Variant::narrow, Op::wgrad)) return ns - (pixels > 4000 ? 3000 : 0);

@@ -49,7 +49,8 @@ constexpr GroupedTile grouped_tile(Op op, Problem const& p) {
         int64_t const stage = ceil_div((ceil_div(slots, 8) * 8 + skew) * slot * blocks, 128) * 128;
         bool const none_fits = t.slab == 1 && high == 1 && across == 1;  // it is taken then
         if (stage + fixed > most_shared && !none_fits) continue;
-        int64_t const tiles_h = ceil_div(h.positions, high * side), tiles_w = ceil_div(w.positions, across * side);
+        int64_t const tiles_h = max64(1, ceil_div(h.positions, high * side)),
+                      tiles_w = max64(1, ceil_div(w.positions, across * side));
         int64_t const tiles = tiles_h * tiles_w * ceil_div(p.N, images), squares = high * across * images;
         double const multiplied =
             double(ceil_div(squares * per_slab, most_warps)) * double(most_warps) / double(per_slab);
