@@ -15,7 +15,7 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   auto tile = [&](int m, int n) { return row.tile_m == m && row.tile_n == n; };
   if (f32) {
     if (is(Family::simt, Variant::any, Op::wgrad)) return ns * (pixels > 4000 ? 1.15 : 1) * (plane <= 100 ? 0.87 : 1);
-    if (is(Family::simt, Variant::any, Op::fprop)) return ns - (plane <= 100 ? 1500 : 0);
+    if (is(Family::simt, Variant::any, Op::fprop)) return ns - (plane <= 36 ? 1500 : 0);
     if (is(Family::simt, Variant::any, Op::dgrad)) return ns - (tile(64, 64) && p.K_per_group() <= 16 ? 1500 : 0);
     if (is(Family::simt, Variant::nhwc, Op::dgrad)) return ns * (tile(128, 32) && plane > 1000 ? 1.25 : 1);
     if (is(Family::grouped, Variant::lines, Op::fprop)) return ns * (taps ? 1.07 : 1);
@@ -24,12 +24,12 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     return ns;
   }
   if (is(Family::grouped, Variant::lines, Op::dgrad)) return ns * (p.K_per_group() <= 16 ? 1.15 : 1);
-  if (is(Family::tma, Variant::im2col, Op::fprop)) return ns - (p.groups == 1 ? 1000 : 0);
+  if (is(Family::tma, Variant::im2col, Op::fprop)) return ns - (p.groups == 1 && pixels <= 10000 ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (pixels <= 1000 ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::wgrad))
-    return ns - (p.groups > 1 ? 1500 : 0) - (tile(64, 64) && pixels <= 1000 ? 1000 : 0);
-  if (is(Family::tma, Variant::narrow, Op::wgrad)) return ns - (pixels > 4000 ? 3000 : 0);
-  if (is(Family::tma, Variant::halo, Op::dgrad)) return ns - (tile(256, 64) && across ? 1500 : 0);
+    return ns - (p.groups > 1 ? 1500 : 0) - (tile(64, 64) && taps && pixels > 100 && pixels <= 1000 ? 1000 : 0);
+  if (is(Family::tma, Variant::narrow, Op::wgrad)) return ns - (p.C <= 24 && pixels > 4000 ? 3000 : 0);
+  if (is(Family::tma, Variant::halo, Op::dgrad)) return ns - (tile(256, 64) && across && pixels <= 10000 ? 1500 : 0);
   return ns;
 }
 

@@ -6,7 +6,7 @@
 
 namespace conv2d_ext {
 
-// Copies by how rows are aligned, FMAs, and rounds of blocks. dgrad of more than four phases reads all of y for each.
+// Copies by how rows are aligned, FMAs, and rounds of blocks. dgrad reads y for each phase of a stride.
 // Fitted, in us, to 500 times.
 constexpr Estimate strip_planes_estimate(Op op, Problem const& p, Device const& d) {
   StripTile const t = strip_tile(op, p, false);
@@ -22,15 +22,14 @@ constexpr Estimate strip_planes_estimate(Op op, Problem const& p, Device const& 
   double const megabytes =
       double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q())) * 4e-6;
   int64_t const aligned = gcd64(gcd64(p.W, p.Q()), 4);
-  double const copy = !whole ? (p.stride_w > 1 ? 1.31 : 1.57) : aligned == 4 ? 0.52 : aligned == 2 ? 1.13 : 1.45;
+  double const copy = !whole ? (p.stride_w > 1 ? 1.21 : 1.55) : aligned == 4 ? 0.54 : aligned == 2 ? 1.13 : 1.45;
   int64_t const phases = backward ? p.stride_h * p.stride_w : 1;
   int64_t root = 1;
   while ((root + 1) * (root + 1) <= phases) ++root;
-  double us = 6.03 + share * fmas / (128 * 1755) * 0.49 + megabytes * copy +
-              share * double(t.images) * double(t.plane_bytes) * (whole && aligned == 4 ? 2.3e-5 : 2.7e-5) +
-              rounds * (2.28 * parts + 0.0153 * taps);
-  if (phases > 1) us += rounds * 2.06 * double(root);
-  if (phases > 4) us += double(phases) * megabytes * 0.43;
+  double us = 6.16 + share * fmas / (128 * 1755) * 0.523 + megabytes * copy +
+              share * double(t.images) * double(t.plane_bytes) * (whole && aligned == 4 ? 1.55e-5 : 2.4e-5) +
+              rounds * (2.31 * parts + 0.0149 * taps);
+  if (phases > 1) us += rounds * 1.35 * double(root) + double(phases) * megabytes * (phases > 4 ? 0.516 : 0.251);
   return {us * 1000, 1};
 }
 
