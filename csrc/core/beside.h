@@ -28,7 +28,7 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (pixels <= 1000 ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::wgrad))
     return ns - (p.groups > 1 ? 1500 : 0) - (tile(64, 64) && taps && pixels > 100 && pixels <= 1000 ? 1000 : 0);
-  if (is(Family::tma, Variant::narrow, Op::wgrad)) return ns - (p.C <= 24 && pixels > 4000 ? 3000 : 0);
+  if (is(Family::tma, Variant::narrow, Op::wgrad)) return ns - (p.C <= 32 && pixels > 4000 ? 3000 : 0);
   if (is(Family::tma, Variant::halo, Op::dgrad)) return ns - (tile(256, 64) && across && pixels <= 10000 ? 1500 : 0);
   return ns;
 }
