@@ -300,7 +300,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::strip:
       return is_strip_sums(row)     ? strip_sums_estimate(row, p, d)
              : is_strip_rows(row)   ? strip_rows_estimate(row, op, p, d)
-             : is_nhwc(row.variant) ? depthwise_as_measured(row, p, strip_estimate(row, op, p, d))
+             : is_nhwc(row.variant) ? depthwise_as_measured(row, p, strip_lines_estimate(op, p, d))
                                     : strip_planes_estimate(op, p, d);
     case Family::stream:
       if (takes_quads(row, p)) return quads_estimate(row, op, p);
