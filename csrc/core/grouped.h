@@ -444,45 +444,36 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
   return best;
 }
 
-// Grouped: reading and writing, and the products of whole blocks and squares, which overlap in part (docs/tuning.md).
+// wgrad: reading and writing, and the products of whole blocks and squares, which overlap in part (docs/tuning.md).
+// fprop and dgrad of any strides are in grouped_any.h.
 constexpr Estimate grouped_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (row.variant == Variant::lines) return grouped_lines_estimate(op, p, d);
-  bool const backward = op == Op::dgrad, sums = op == Op::wgrad;
   double const sms = double(d.sm_count) / 132;
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   // Bytes per ns. Lanes go along rows, and channels_last rows are slow that way; so are a stride's single pixels.
-  double rate = p.x.c == 1 && p.C > 1 ? 500 : p.dtype == DType::f32 ? 1500 : 1150;
-  if (p.stride_w > 1) rate /= !backward ? (p.dtype == DType::f32 ? 1.65 : 1.33) : p.x.c == 1 && p.C > 1 ? 3 : 6;
+  bool const f32 = p.dtype == DType::f32;
+  double rate = p.x.c == 1 && p.C > 1 ? 500 : f32 ? 1500 : 1150;
+  if (p.stride_w > 1) rate /= f32 ? 1.65 : 1.33;
   if (p.W < 8) rate /= 2.5;  // rows that leave most lanes idle
   int64_t const per_unit = groups_per_unit(p), C = per_unit * p.C_per_group() / 8, K = per_unit * p.K_per_group() / 8;
-  int64_t const h = backward ? ceil_div(p.H, p.stride_h) : p.P(), w = backward ? ceil_div(p.W, p.stride_w) : p.Q();
-  double const squares = double(p.N) * double(ceil_div(h, 8)) * double(ceil_div(w, 8));
+  double const squares = double(p.N) * double(ceil_div(p.P(), 8)) * double(ceil_div(p.Q(), 8));
   double memory_ns = elements * size_of(p.dtype) / (rate * sms);
   // With a stride over NCHW each square's inputs are copied with their halo, element by element, and channels that fill
   // up a unit of groups too.
   bool const planar = p.x.w == 1;
-  bool const strided = planar && op == Op::fprop && p.stride_w > 1;
-  if (strided || (planar && sums && size_of(p.dtype) == 2 && p.R * p.S > 1 && p.stride_h * p.stride_w > 1)) {
+  if (planar && !f32 && p.R * p.S > 1 && p.stride_h * p.stride_w > 1) {
     double const halo = double(7 * p.stride_h + p.R) * double(7 * p.stride_w + p.S);
-    double const halo_ns =
-        squares * halo * double(p.C) * size_of(p.dtype) / ((p.dtype == DType::f32 ? 1200 : 530) * sms);
+    double const halo_ns = squares * halo * double(p.C) * 2 / (530 * sms);
     memory_ns = memory_ns > halo_ns ? memory_ns : halo_ns;
   }
   if (planar && C * 8 * ceil_div(p.groups, per_unit) >= 2 * p.C) memory_ns *= 2;
   double const products = squares * double(ceil_div(p.groups, per_unit)) * double(C * K) * double(p.R * p.S) * 2;
   // 8 channels by 8 filters a product, or less.
-  double const f32 = p.dtype != DType::f32 ? 1 : p.allow_tf32 ? (sums ? 4 : 1.6) : (sums ? 4.6 : 5);
-  double const multiply_ns = products * f32 * (sums ? 0.045 : 0.030) / sms;
+  double const multiply_ns = products * (!f32 ? 1 : p.allow_tf32 ? 4 : 4.6) * 0.045 / sms;
   double const large = memory_ns > multiply_ns ? memory_ns : multiply_ns;
   double const small = memory_ns > multiply_ns ? multiply_ns : memory_ns;
-  // The filters of a block, which arrive slowly, before the first product.
-  double const filters_ns =
-      sums ? 0 : double(C * K) * double(p.R * p.S) * (p.dtype == DType::f32 && !p.allow_tf32 ? 300 : 150);
-  double const both_ns = strided ? large + small
-                                 : (large + small * small / (2 * (large + 1))) * (sums && !p.allow_tf32 ? 1.22 : 1.0),
-               work_ns = both_ns > filters_ns ? both_ns : filters_ns;
-  if (!sums) return {work_ns + (p.dtype == DType::f32 ? 13000 : 15000) + (strided ? 4000 : 0), 1};
+  double const work_ns = (large + small * small / (2 * (large + 1))) * (!p.allow_tf32 ? 1.22 : 1.0);
   // As many shares of the pixels as keep two blocks an SM busy, unless adding them up costs more.
   GroupedSums const g = grouped_sums(p);
   int64_t const slabs = ceil_div(ceil_div(p.groups, per_unit), g.slab) * ceil_div(g.items, 16);

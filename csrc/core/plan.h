@@ -8,12 +8,14 @@
 #include "any_filter.h"
 #include "band.h"
 #include "band_split.h"
+#include "beside.h"
 #include "column.h"
 #include "depthwise.h"
 #include "few_outputs.h"
 #include "few_sums.h"
 #include "gemm.h"
 #include "grouped.h"
+#include "grouped_any.h"
 #include "images.h"
 #include "lines.h"
 #include "one_by_one.h"
@@ -29,6 +31,7 @@
 #include "stem.h"
 #include "stream.h"
 #include "strip.h"
+#include "strip_planes.h"
 #include "strip_rows.h"
 #include "strip_sums.h"
 #include "table.h"
@@ -205,35 +208,19 @@ constexpr double early_lines_ns(Row const& row, Problem const& p) {
   return double(p.N) * double(p.P()) * double(p.Q()) * double(p.R * p.S) * double(ceil_div(p.K, row.tile_n)) * 0.05;
 }
 
-// grouped.cuh's rows for any strides, as measured, where memory is the limit by their estimate:
-// channels_last is twice as fast for single taps and no slower for a stride, float32's strided dgrad over NCHW twice as
-// fast too. 16-bit rows of odd length in NCHW take far longer.
-constexpr double groups_any_ns(Row const& row, Op op, Problem const& p, double ns) {
-  if (row.variant != Variant::nchw) return ns;
-  bool const backward = op == Op::dgrad, f32 = p.dtype == DType::f32, across = p.x.c == 1 && p.C > 1;
-  bool const sums = op == Op::wgrad;
-  double const launch = sums ? 16000 : f32 ? 13000 : 15000, halo = (7.0 + double(p.R)) * (7.0 + double(p.S)) / 64;
+// wgrad of grouped.cuh's rows for any strides over channels_last, as measured, where memory is the limit by their
+// estimate: twice as fast for single taps, and no slower for a stride.
+constexpr double groups_any_ns(Row const& row, Problem const& p, double ns) {
+  if (row.variant != Variant::nchw || p.x.c != 1 || p.C == 1) return ns;
+  double const launch = 16000, halo = (7.0 + double(p.R)) * (7.0 + double(p.S)) / 64;
   double const bytes = size_of(p.dtype) * double(p.N) *
                        (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  double was = 0, rate = 0;  // bytes per ns
-  if (across) {
-    was = 500 / (p.stride_w == 1 ? 1.0 : backward ? 3 : f32 ? 1.65 : 1.33);
-    rate = halo < 2 ? 1000 / halo : 500;
-  } else if (f32 && backward && p.stride_w > 1) {
-    was = 250, rate = 550;
-  } else if (!f32 && !sums) {
-    // Single pixels of a stride's phases.
-    double const begin = launch + (backward && p.stride_w > 1 ? 18000 : 0);
-    double const least = begin + bytes / ((backward ? p.W : p.Q()) % 2 == 0 ? 750
-                                          : backward                        ? 165
-                                          : p.stride_w > 1                  ? 420
-                                                                            : 300);
-    return ns > least ? ns : least;
-  } else {
-    return ns;
-  }
-  if (p.W < 8) was /= 2.5, rate /= backward ? 1.5 : 5;
-  double const memory = bytes / was * (sums && !p.allow_tf32 ? 1.22 : 1);
+  double was = 500 / (p.stride_w == 1         ? 1.0
+                      : p.dtype == DType::f32 ? 1.65
+                                              : 1.33),
+         rate = halo < 2 ? 1000 / halo : 500;  // bytes per ns
+  if (p.W < 8) was /= 2.5, rate /= 5;
+  double const memory = bytes / was * (!p.allow_tf32 ? 1.22 : 1);
   if (bytes < 4e6) return ns;
   return memory <= ns - launch && memory * 1.125 > ns - launch ? launch + bytes / rate : ns;
 }
@@ -266,9 +253,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_images(row)) return images_estimate(row, op, p, d);
       Problem const t = tma_problem(row, p);
       Packed const q = packed(row, t);
-      Estimate e = row.family == Family::simt      ? simt_estimate(row, op, q.problem, d)
-                   : row.family == Family::grouped ? grouped_estimate(row, op, q.problem, d)
-                                                   : in_place_estimate(row, op, q.problem, d);
+      Estimate e = row.family == Family::simt ? simt_estimate(row, op, q.problem, d)
+                   : row.family == Family::grouped
+                       ? (row.variant == Variant::nchw && op != Op::wgrad ? grouped_any_estimate(op, p, d)
+                                                                          : grouped_estimate(row, op, q.problem, d))
+                       : in_place_estimate(row, op, q.problem, d);
       // dgrad with a stride stores single pixels that lie apart, in NCHW.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::dgrad && p.stride_w > 1 &&
           p.x.w == 1) {
@@ -276,7 +265,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         if (e.ns < least) e.ns = least * 0.85 + e.ns * 0.15;  // their order stays
       }
       if (row.family == Family::tma) e.ns += early_lines_ns(row, q.problem);
-      if (row.family == Family::grouped) e.ns = groups_any_ns(row, op, p, e.ns);
+      if (row.family == Family::grouped && op == Op::wgrad) e.ns = groups_any_ns(row, p, e.ns);
+      // Filters that do not lie as the channels of x do (images of one pixel lie both ways) are stored one by one.
+      if (row.family == Family::simt && row.variant == Variant::any && op == Op::wgrad && p.x.c == 1 && p.C > 1 &&
+          p.w.c > 1)
+        e.ns += double(p.K) * double(p.C_per_group() * p.R * p.S) * 0.018;
       // As measured beside rows of the tensor cores.
       if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12;
       if (row.family == Family::simt && row.op == Op::dgrad && size_of(p.dtype) == 2 && p.groups == 1)
@@ -288,6 +281,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (q.which.any()) e.ns += packing_ns(op, t, q);
       e.ns += patch_ns(row, p);
       e.ns *= one_by_one_as_measured(row, p);
+      e.ns = beside_ns(row, p, e.ns);
       return e;
     }
     case Family::igemm:
@@ -304,9 +298,10 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::toeplitz:
       return toeplitz_estimate(row, op, p, d);
     case Family::strip:
-      return is_strip_sums(row)   ? strip_sums_estimate(row, p, d)
-             : is_strip_rows(row) ? strip_rows_estimate(row, op, p, d)
-                                  : depthwise_as_measured(row, p, strip_estimate(row, op, p, d));
+      return is_strip_sums(row)     ? strip_sums_estimate(row, p, d)
+             : is_strip_rows(row)   ? strip_rows_estimate(row, op, p, d)
+             : is_nhwc(row.variant) ? depthwise_as_measured(row, p, strip_lines_estimate(op, p, d))
+                                    : strip_planes_estimate(op, p, d);
     case Family::stream:
       if (takes_quads(row, p)) return quads_estimate(row, op, p);
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));

@@ -140,37 +140,24 @@ constexpr double strip_met(StripAxis const& a, int rows) {
   return met < 1 ? met : 1;
 }
 
-// FMAs at half of their peak, in threads for 8 columns of a row, and the planes' copies, which blocks hide badly.
-constexpr Estimate strip_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  StripTile const t = strip_tile(op, p, is_nhwc(row.variant));
+// channels_last, as measured: FMAs, in threads for 8 columns of a row, and the planes' copies, which blocks hide badly.
+// NCHW is in strip_planes.h.
+constexpr Estimate strip_lines_estimate(Op op, Problem const& p, Device const& d) {
+  StripTile const t = strip_tile(op, p, true);
   int const together = t.images >= kStripImages ? int(ceil_div(32, t.images)) : t.group < 32 ? t.group : 32;
   // dgrad's classes have one part each, or none.
   double const parts = op == Op::dgrad ? 1.0 : double(t.h.parts) * double(t.w.parts);
   double const taps = strip_met(t.h, together) * t.h.most_taps() * t.chunks * 4 * parts;
   double const fmas = double(ceil_div(t.items(), 32) * 32) * kStripWidth * taps;
-  if (is_nhwc(row.variant)) {  // as measured
-    bool const whole = t.h.whole() && t.w.whole(), vectors = channel_vectors(p.x, p.x_align, p.C, 4, p.dtype);
-    double const planes = double(t.channels) * t.images * double(t.plane_bytes);
-    double const copies_ns = planes * 0.054 * (whole ? 1.0 : 1.9) * (vectors ? 1 : 2);
-    double const work_ns = copies_ns + fmas / (128 * 1.755) * 0.29, latency = 3200 * parts + 31 * taps;
-    int64_t const threads = ceil_div(t.items(), 32) * 32;
-    int64_t const room = max64(1, min64(min64(kStripSharedBytes / (t.shared_bytes + 1024), 896 / threads), 16));
-    return {6300 + in_rounds(ceil_div(t.blocks(p.N), d.sm_count), room, 1.2,
-                             [&](double together) { return latency + together * work_ns; }),
-            1};
-  }
-  // Of an SM: its share of the blocks, and how many of them run at once.
-  double const blocks = double(t.blocks(p.N)) / d.sm_count, share = blocks < 1 ? 1.0 : blocks;
-  double const together_blocks = double(max64(2, min64(16, 896 / max64(32, t.items()))));
-  double const rounds = blocks < together_blocks ? 1.0 : blocks / together_blocks;
-  double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
-  double const memory_ns = elements * 4 / (t.w.out <= 16 ? 1100 : 1600) * 132 / d.sm_count;
-  // Classes and parts, as measured: their copies are of single elements, and each begins anew.
-  double const steps = t.h.whole() && t.w.whole()           ? 1.0
-                       : p.stride_h == 1 && p.stride_w == 1 ? 1.7
-                       : op == Op::dgrad                    ? 2.4
-                                                            : 1.4;
-  return {6200 + (memory_ns + share * fmas / (128 * 1.755 * 0.55) + rounds * 2000 * parts) * steps, 1};
+  bool const whole = t.h.whole() && t.w.whole(), vectors = channel_vectors(p.x, p.x_align, p.C, 4, p.dtype);
+  double const planes = double(t.channels) * t.images * double(t.plane_bytes);
+  double const copies_ns = planes * 0.054 * (whole ? 1.0 : 1.9) * (vectors ? 1 : 2);
+  double const work_ns = copies_ns + fmas / (128 * 1.755) * 0.29, latency = 3200 * parts + 31 * taps;
+  int64_t const threads = ceil_div(t.items(), 32) * 32;
+  int64_t const room = max64(1, min64(min64(kStripSharedBytes / (t.shared_bytes + 1024), 896 / threads), 16));
+  return {6300 + in_rounds(ceil_div(t.blocks(p.N), d.sm_count), room, 1.2,
+                           [&](double together) { return latency + together * work_ns; }),
+          1};
 }
 
 }  // namespace conv2d_ext

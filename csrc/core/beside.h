@@ -1,0 +1,36 @@
+// Rows of small layers, as measured beside each other: what their estimates are off by, that is near the best rows of
+// 11,232 problems of all kinds and at least as much in 5,190 others (docs/tuning.md).
+#pragma once
+
+#include "row.h"
+
+namespace conv2d_ext {
+
+constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
+  bool const f32 = row.dtype == DType::f32, across = p.x.c == 1 && p.C > 1, taps = p.R * p.S > 1;
+  int64_t const plane = p.P() * p.Q(), pixels = p.N * plane;
+  auto is = [&](Family family, Variant variant, Op op) {
+    return row.family == family && row.variant == variant && row.op == op;
+  };
+  auto tile = [&](int m, int n) { return row.tile_m == m && row.tile_n == n; };
+  if (f32) {
+    if (is(Family::simt, Variant::any, Op::wgrad)) return ns * (pixels > 4000 ? 1.15 : 1) * (plane <= 100 ? 0.87 : 1);
+    if (is(Family::simt, Variant::any, Op::fprop)) return ns - (plane <= 36 ? 1500 : 0);
+    if (is(Family::simt, Variant::any, Op::dgrad)) return ns - (tile(64, 64) && p.K_per_group() <= 16 ? 1500 : 0);
+    if (is(Family::simt, Variant::nhwc, Op::dgrad)) return ns * (tile(128, 32) && plane > 1000 ? 1.25 : 1);
+    if (is(Family::grouped, Variant::lines, Op::fprop)) return ns * (taps ? 1.07 : 1);
+    if (is(Family::tma, Variant::lean, Op::fprop)) return ns - 1500;
+    if (is(Family::tma, Variant::lean, Op::wgrad)) return ns - (tile(64, 64) && pixels <= 1000 ? 1500 : 0);
+    return ns;
+  }
+  if (is(Family::grouped, Variant::lines, Op::dgrad)) return ns * (p.K_per_group() <= 16 ? 1.15 : 1);
+  if (is(Family::tma, Variant::im2col, Op::fprop)) return ns - (p.groups == 1 && pixels <= 10000 ? 1000 : 0);
+  if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (pixels <= 1000 ? 1000 : 0);
+  if (is(Family::tma, Variant::im2col, Op::wgrad))
+    return ns - (p.groups > 1 ? 1500 : 0) - (tile(64, 64) && taps && pixels > 100 && pixels <= 1000 ? 1000 : 0);
+  if (is(Family::tma, Variant::narrow, Op::wgrad)) return ns - (p.C <= 32 && pixels > 4000 ? 3000 : 0);
+  if (is(Family::tma, Variant::halo, Op::dgrad)) return ns - (tile(256, 64) && across && pixels <= 10000 ? 1500 : 0);
+  return ns;
+}
+
+}  // namespace conv2d_ext
