@@ -136,6 +136,8 @@ def test_a_large_layer_is_not_split_in_the_forward_pass() -> None:
 # The end of the names of the rows for any filter, in NCHW. With strides and few outputs they are near the rows of one
 # filter, or before them (depthwise_few.cuh).
 ANY_FILTER = "_0x0_nchw"
+# Of the rows of few outputs: depthwise_lanes.cuh, depthwise_near.cuh.
+FEW_OUTPUTS = ("_0x2_nchw", "_0x2_nhwc")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -147,8 +149,8 @@ def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> No
             name = ROWS[ask(op, case, dtype, layout)[0]]
             if layout == "nchw" and stride == 2 and op == "wgrad" and name.endswith(ANY_FILTER):
                 continue  # near each other
-            if op == "wgrad" and name.endswith(f"_0x4_{layout}"):
-                continue  # depthwise_few_sums.cuh is near, too
+            if name.endswith(("_0x4_nhwc", *FEW_OUTPUTS)):
+                continue  # depthwise_few_sums.cuh and depthwise_lanes.cuh are near, too
             families = ("depthwise",)
             if layout == "nchw":
                 families = ("stream",) if dtype != torch.float32 else ("depthwise", "stream")
@@ -229,36 +231,28 @@ def test_small_images_of_float32_walk_down_whole_planes(op: str) -> None:
         name = ROWS[ask(op, case, torch.float32)[0]]
         if stride == 2 and op == "wgrad" and name.endswith(ANY_FILTER):
             continue
+        if side == 7 and name.endswith(FEW_OUTPUTS):
+            continue
         assert name == f"stream_{op}_f32_{size}x{size}_nchw", (side, size, stride)
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_one_small_image_is_computed_by_a_thread_for_some_outputs(op: str) -> None:
-    for (side, size, channels), dtype in itertools.product(((14, 3, 576), (7, 3, 960), (7, 5, 1152)), DTYPES):
+def test_few_small_images_take_one_launch_whose_threads_ask_for_all_inputs_at_once(op: str) -> None:
+    layers = ((14, 3, 576, 1), (7, 3, 960, 2), (28, 3, 192, 1), (14, 5, 480, 1), (14, 5, 672, 2), (14, 7, 384, 1))
+    for (side, size, channels, stride), batch, dtype in itertools.product(layers, (1, 4), DTYPES):
         if dtype == torch.float64:
             continue
         pad = (size // 2,) * 2
-        case = Case("one", 1, channels, side, side, channels, size, size, padding=pad, groups=channels, bias=False)
-        name = ROWS[ask(op, case, dtype)[0]]
-        assert name.startswith((f"stream_{op}_", "depthwise_wgrad_")), (case, dtype)
-        if size == 3 and op != "wgrad":
-            assert ROWS[ask(op, case, dtype, "nhwc")[0]].startswith((f"column_{op}_", f"depthwise_{op}_"))
-
-
-def test_depthwise_weight_gradients_of_one_small_image_take_one_launch() -> None:
-    layers = ((7, 7, 768, 1), (14, 7, 384, 1), (14, 3, 576, 2), (7, 3, 960, 1), (14, 5, 480, 1), (28, 5, 96, 1))
-    for (side, size, channels, stride), dtype in itertools.product(layers, DTYPES):
-        if dtype == torch.float64:
-            continue
-        pad = (size // 2,) * 2
-        case = Case("one", 1, channels, side, side, channels, size, size, (stride, stride), pad, groups=channels)
+        case = Case("few", batch, channels, side, side, channels, size, size, (stride, stride), pad, groups=channels)
         for layout in ("nchw", "nhwc"):
-            if (dtype, layout) == (torch.float32, "nchw"):  # its sums would be less exact than cuDNN's
-                continue
-            row, split_k, workspace, *_ = ask("wgrad", case, dtype, layout)
+            row, split_k, workspace, *_ = ask(op, case, dtype, layout)
             assert split_k == 1 and workspace == 0, (case, dtype, layout)
-            # depthwise_few_sums.cuh; of 3x3 and 5x5, depthwise_direct.cuh is near it in NCHW
-            assert ROWS[row].endswith(f"_0x4_{layout}") or (layout == "nchw" and size < 7), (ROWS[row], case)
+            # depthwise_direct.cuh is near for 3x3, whole planes are for 7x7.
+            near = size != 5 and ROWS[row].startswith(("stream_", "column_"))
+            assert near or ROWS[row].endswith("_0x4_nhwc" if (op, layout) == ("wgrad", "nhwc") else FEW_OUTPUTS), (
+                ROWS[row],
+                case,
+            )
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -268,8 +262,7 @@ def test_small_images_of_16_bits_walk_down_whole_planes(op: str) -> None:
         name = ROWS[ask(op, case, torch.float16)[0]]
         if stride == 2 and op != "dgrad" and name.endswith(ANY_FILTER):
             continue
-        if (op, side, size, stride) == ("wgrad", 7, 7, 2):  # planes small enough for depthwise_few_sums.cuh
-            assert name.endswith("_0x4_nchw")
+        if side == 7 and name.endswith(FEW_OUTPUTS):  # few enough for depthwise_lanes.cuh
             continue
         assert name == f"stream_{op}_f16_{size}x{size}_nchw" + ("_s2" if stride == 2 else ""), (side, name)
 

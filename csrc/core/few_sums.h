@@ -35,18 +35,13 @@ struct FewSumsTile {
   int64_t bytes_x = 0, bytes_y = 0, sums = 0, shared_bytes = 0;  // of a stage; numbers of a block; in all
 };
 
-// In channels_last, do pixels take pieces of 16 bytes? In NCHW, do planes, without gaps?
-constexpr bool few_sums_pieces(Strides const& s, int align, int64_t C, int64_t N, int64_t H, int64_t W, DType t,
-                               bool nhwc) {
-  int64_t const vector = 16 / size_of(t);
+// Do pixels take pieces of 16 bytes?
+constexpr bool few_sums_pieces(Strides const& s, int align, int64_t C, DType t) {
   constexpr int64_t most = int64_t(1) << 30;  // of bytes, a quarter
-  if (max64(max64(s.n, s.c), max64(s.h, s.w)) >= most) return false;
-  if (nhwc) return channel_vectors(s, align, C, int(vector), t);
-  return (W == 1 || s.w == 1) && (H == 1 || s.h == W) && (C == 1 || s.c == H * W) && (N == 1 || s.n % vector == 0) &&
-         align >= 16;
+  return max64(max64(s.n, s.c), max64(s.h, s.w)) < most && channel_vectors(s, align, C, 16 / size_of(t), t);
 }
 
-constexpr FewSumsTile few_sums_tile(Problem const& p, bool nhwc) {
+constexpr FewSumsTile few_sums_tile(Problem const& p) {
   FewSumsTile t;
   int const size = size_of(p.dtype), vector = 16 / size;
   int64_t const P = p.P(), Q = p.Q();
@@ -58,34 +53,21 @@ constexpr FewSumsTile few_sums_tile(Problem const& p, bool nhwc) {
     return t;
   if (p.N > 1 << 16 || (double(p.H) * double(p.W + p.S) + double(P) * double(Q)) * size > double(kFewSumsBytes))
     return t;
-  if (!few_sums_pieces(p.x, p.x_align, p.C, p.N, p.H, p.W, p.dtype, nhwc) ||
-      !few_sums_pieces(p.y, p.y_align, p.C, p.N, P, Q, p.dtype, nhwc))
-    return t;
-  // Of an image, a block has whole pieces; fewer channels where there are few blocks.
-  auto fits = [&](int64_t channels) {
-    return p.C % channels == 0 && channels * p.H * p.W % vector == 0 && channels * P * Q % vector == 0;
-  };
+  if (!few_sums_pieces(p.x, p.x_align, p.C, p.dtype) || !few_sums_pieces(p.y, p.y_align, p.C, p.dtype)) return t;
   t.channels = vector;
-  if (!nhwc) {
-    for (t.channels = 8; t.channels > 1 && !fits(t.channels);) t.channels /= 2;
-    if (!fits(t.channels)) return t;
-    while (t.channels > 1 && p.C / t.channels < kFewSumsBlocks && fits(t.channels / 2)) t.channels /= 2;
-  }
-  t.lanes = nhwc ? 4 : t.channels;
   t.taps = p.S == 1 ? 1 : p.S <= 3 ? 3 : p.S <= 5 || p.S == 9 || p.S == 10 ? 5 : 7;
   t.chunks = int(ceil_div(p.S, t.taps));
   // One round of blocks: clusters of up to eight that share pixels, then slices of the filter.
   int64_t const columns = ceil_div(Q, kFewSumsColumns), padded = columns * kFewSumsColumns;
   // Odd: rows meet different banks.
-  t.pitch = int(nhwc ? ((padded - 1) * p.stride_w + t.chunks * t.taps) | 1 : p.W),
-  t.pitch_y = int(nhwc ? padded + 1 : Q);
+  t.pitch = int(((padded - 1) * p.stride_w + t.chunks * t.taps) | 1), t.pitch_y = int(padded + 1);
   int64_t const line = t.channels * size, wanted = kFewSumsBlocks / (p.C / t.channels);
   auto share_out = [&](int64_t parts) {
     t.shares = 1, t.bands = 1;
     while (t.shares * 2 <= parts && t.shares * 2 <= p.N) t.shares *= 2;
-    while (nhwc && t.shares * t.bands * 2 <= parts && t.bands * 2 <= P) t.bands *= 2;
+    while (t.shares * t.bands * 2 <= parts && t.bands * 2 <= P) t.bands *= 2;
     t.share = int(ceil_div(p.N, t.shares)), t.band = int(ceil_div(P, t.bands));
-    t.rows = int(nhwc ? min64(p.H, (t.band - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1) : p.H);
+    t.rows = int(min64(p.H, (t.band - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1));
   };
   share_out(1);
   for (int64_t parts = 2; parts <= min64(8, wanted); parts *= 2)
@@ -119,18 +101,15 @@ constexpr FewSumsTile few_sums_tile(Problem const& p, bool nhwc) {
   return t;
 }
 
-constexpr bool few_sums_supports(Row const& row, Problem const& p) {
-  return few_sums_tile(p, is_nhwc(row.variant)).used;
-}
+constexpr bool few_sums_supports(Problem const& p) { return few_sums_tile(p).used; }
 
 // Fitted to measured times: the latency of a launch and of memory, what an SM copies, and instructions, one after the
 // other in few warps.
-constexpr Estimate few_sums_estimate(Row const& row, Problem const& p, Device const& d) {
-  bool const nhwc = is_nhwc(row.variant);
-  FewSumsTile const t = few_sums_tile(p, nhwc);
-  double const V = nhwc ? 4.0 / size_of(p.dtype) : 1, steps = double(t.each) / kFewSumsColumns;
+constexpr Estimate few_sums_estimate(Problem const& p, Device const& d) {
+  FewSumsTile const t = few_sums_tile(p);
+  double const V = 4.0 / size_of(p.dtype), steps = double(t.each) / kFewSumsColumns;
   double const items = double(t.stages) * double(ceil_div(t.images * t.band * t.segments, t.groups));
-  double const instructions = (kFewSumsColumns + 1) * V * t.taps + (nhwc ? 26 : 58);
+  double const instructions = (kFewSumsColumns + 1) * V * t.taps + 26;
   int64_t const blocks = p.C / t.channels * t.slices * t.shares * t.bands, rounds = ceil_div(blocks, d.sm_count);
   double const share = double(blocks) / d.sm_count;
   double const bytes = double(t.stages) * double(t.bytes_x + t.bytes_y) * (share > 1 ? share : 1);

@@ -11,13 +11,14 @@
 #include "beside.h"
 #include "column.h"
 #include "depthwise.h"
-#include "few_outputs.h"
 #include "few_sums.h"
 #include "gemm.h"
 #include "grouped.h"
 #include "grouped_any.h"
 #include "images.h"
+#include "lanes.h"
 #include "lines.h"
+#include "near.h"
 #include "one_by_one.h"
 #include "patch.h"
 #include "pixel_lines.h"
@@ -80,8 +81,9 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && (in_place_supports(row, t) || pack_supports(row, t));
     }
     case Family::depthwise:
-      if (is_few_sums(row)) return hopper && few_sums_supports(row, p);
-      if (is_few_outputs(row)) return hopper && few_outputs_supports(row, p);
+      if (is_few_sums(row)) return hopper && few_sums_supports(p);
+      if (is_lanes(row)) return hopper && lanes_supports(row, p);
+      if (is_near(row)) return hopper && near_supports(row, p);
       if (is_walk(row)) return hopper && walk_supports(row, op, p);
       return (hopper || (row.tile_m == 0 && d.compute_capability >= 80)) &&
              (is_lines(row) ? line_supports(row, p) : depthwise_supports(row, p));
@@ -137,6 +139,12 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
       double const pixels = double(p.N) * double(p.P()) * double(p.Q()), all = pixels * double(p.C);
       e.ns = (row.tile_m == 3 ? 5750 + 0.0105 * all : 6600 + 0.0275 * all) + 600 * (pixels > 128 ? 2 : 1);
     }
+  // direct.h: longer filters wait longer.
+  if (stream && !sums)
+    if (DirectTile const t = direct_tile(row.op, p, row.tile_m, int(p.stride_h)); t.used)
+      e.ns = row.tile_m == 3 ? 6300 + 0.0135 * double(t.threads)
+                             : 7050 + (p.stride_h == 2 ? 0.033 : 0.017) * double(t.threads);
+  if (stream && !sums && f32 && row.tile_m == 7 && e.ns < 9500) e.ns = 9500;
   // Every other image begins off a pair of elements, or three of four off 16 bytes.
   int64_t const from_n = row.op == Op::dgrad ? p.y.n : p.x.n;
   if (stream && !sums && !f32 && p.stride_w == 1 && from_n % 2 != 0) e.ns *= p.W > 128 ? 2.2 : 1.25;
@@ -149,7 +157,7 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (stream && f32 && smaller && !odd && !sums && e.ns < 15000) e.ns = 3000 + e.ns * 1.28;
   if (stream && !f32 && sums && row.tile_k == 2 && (row.tile_m == 3 || odd)) e.ns = 3000 + e.ns * 1.08;
   if (stream && !f32 && sums && row.tile_m == 3 && row.tile_k == 1) e.ns *= 1.25;
-  if (stream && !f32 && !sums && e.ns < 7000) e.ns += 3000;
+  if (stream && !f32 && !sums && e.ns < 11000) e.ns += e.ns < 7000 ? 3000 : 1300;
   if (stream && !f32 && !sums && smaller && row.tile_m == 3) e.ns *= 1.15;
   if (tiles && row.op == Op::dgrad && row.tile_k == 2) return e;
   // Images of one row are beginnings of walks alone.
@@ -161,6 +169,12 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (e.ns < least) e.ns = least;
   // Rows that begin off pairs, copied one by one.
   if (tiles && odd && max64(p.W, p.Q()) > 32 && row.tile_k == 2) e.ns *= 1.1;
+  return e;
+}
+
+// small.h, as measured beside near.h.
+constexpr Estimate walk_as_measured(Row const& row, Problem const& p, Estimate e) {
+  if (small_tile(row.op, p, row.tile_m, row.tile_k).used) e.ns += 900;
   return e;
 }
 
@@ -287,10 +301,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::igemm:
       return igemm_estimate(row, op, p, d);
     case Family::depthwise:
-      if (is_few_sums(row)) return few_sums_estimate(row, p, d);
-      if (is_few_outputs(row)) return few_outputs_estimate(row, p, d);
+      if (is_few_sums(row)) return few_sums_estimate(p, d);
+      if (is_lanes(row)) return lanes_estimate(row, p, d);
+      if (is_near(row)) return near_estimate(row, p, d);
       return is_lines(row)     ? any_line_estimate(op, p, d)
-             : is_walk(row)    ? walk_estimate(row, op, p, d)
+             : is_walk(row)    ? walk_as_measured(row, p, walk_estimate(row, op, p, d))
              : row.tile_m == 0 ? any_filter_estimate(op, p, d)
                                : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d));
     case Family::column:

@@ -514,10 +514,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   Strides const &x = problem.x, &y = problem.y;
   Strides const& in = backward ? y : x;
   Strides const& out = backward ? x : y;
-  int device = 0;
   Device gpu = h200_sxm;
-  if (auto const error = cudaGetDevice(&device)) return error;
-  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  if (auto const error = count_sms(gpu.sm_count)) return error;
   if constexpr (R == 3 && !sums)
     if (DirectTile const d = direct_tile(op, problem, R, stride); d.used)
       return depthwise::launch_direct<op, T, R, stride, true>(problem, d, args, stream);

@@ -1,7 +1,7 @@
-// Depthwise wgrad of few pixels in one launch: what such a layer takes is the latency of memory and of its code. A
-// block has some channels, and copies all their pixels to shared memory at once, as they lie. A thread adds up a run of
-// taps of one row of a filter over its rows of y, four columns at a time, from a window of inputs in registers; the
-// threads' sums are added in their order.
+// Depthwise wgrad of few pixels in channels_last in one launch: what such a layer takes is the latency of memory and of
+// its code. A block has some channels, and copies all their pixels to shared memory at once, as they lie. A thread adds
+// up a run of taps of one row of a filter over its rows of y, four columns at a time, from a window of inputs in
+// registers; the threads' sums are added in their order.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -15,8 +15,7 @@
 
 namespace conv2d_ext::depthwise {
 
-// Pieces of 16 bytes: in channels_last a row's pixels with zeros beside them, in NCHW all planes of an image as one
-// row.
+// Pieces of 16 bytes: a row's pixels with zeros beside them.
 struct FewSumsSource {
   unsigned char const* data;
   int64_t of_block;  // bytes from one to the next
@@ -57,15 +56,14 @@ __device__ inline void copy_pieces(FewSumsSource const& s, int first, int first_
   }
 }
 
-// A thread's channels of a pixel in shared memory, or zeros.
+// A thread's channels of a pixel in shared memory.
 template <class T, int V>
-__device__ inline void load_pixel(T const* from, bool inside, float (&to)[V]) {
+__device__ inline void load_pixel(T const* from, float (&to)[V]) {
   if constexpr (V == 1) {
-    T const value = inside ? *from : narrow<T>(0.f);
-    to[0] = widen(value);
+    to[0] = widen(*from);
   } else {
     static_assert(V == 2 && sizeof(T) == 2);
-    uint32_t const both = inside ? *reinterpret_cast<uint32_t const*>(from) : 0;
+    uint32_t const both = *reinterpret_cast<uint32_t const*>(from);
     if constexpr (std::is_same_v<T, __half>) {
       float2 const wide = __half22float2(*reinterpret_cast<__half2 const*>(&both));
       to[0] = wide.x, to[1] = wide.y;
@@ -97,10 +95,10 @@ __device__ __forceinline__ float exact_few_pixels(FewSumsParams const& p, int k,
 }
 
 // S: taps of a thread.
-template <class T, int S, int stride, bool nhwc>
+template <class T, int S, int stride>
 __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_constant__ FewSumsParams const p) {
-  constexpr int V = nhwc ? 4 / int(sizeof(T)) : 1;      // channels of a thread
-  constexpr int next = nhwc ? 16 / int(sizeof(T)) : 1;  // from one column to the next
+  constexpr int V = 4 / int(sizeof(T));      // channels of a thread
+  constexpr int next = 16 / int(sizeof(T));  // from one column to the next
   constexpr int columns = kFewSumsColumns, window = (columns - 1) * stride + S, kept = S > stride ? S - stride : 0;
   extern __shared__ __align__(16) unsigned char few_sums_shared[];
   uint32_t const shared = ptx::shared_address(few_sums_shared);
@@ -142,14 +140,14 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
       T const* from_y = y + n * p.y.n + (row - first_y) * p.y.h + lane * p.y.c + begin_q * next;
       int const end_q = min(begin_q + p.each, p.y.W);
       float v[window][V];
-      auto load = [&](int j) { load_pixel(from + j * next, nhwc || unsigned(w + j) < unsigned(p.x.W), v[j]); };
+      auto load = [&](int j) { load_pixel<T, V>(from + j * next, v[j]); };
 #pragma unroll
       for (int j = 0; j < kept; ++j) load(j);
 #pragma unroll 1
       for (int q = begin_q; q < end_q; q += columns) {
         float gradient[columns][V];
 #pragma unroll
-        for (int e = 0; e < columns; ++e) load_pixel(from_y + e * next, nhwc || q + e < p.y.W, gradient[e]);
+        for (int e = 0; e < columns; ++e) load_pixel<T, V>(from_y + e * next, gradient[e]);
 #pragma unroll
         for (int j = kept; j < window; ++j) load(j);
 #pragma unroll
@@ -207,10 +205,10 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
 
 // ---- host side
 
-template <DType dtype, bool nhwc>
+template <DType dtype>
 cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  FewSumsTile const t = few_sums_tile(problem, nhwc);
+  FewSumsTile const t = few_sums_tile(problem);
   if (!t.used) return cudaErrorInvalidValue;
   constexpr int size = int(sizeof(T));
   auto log2_of = [](int v) {
@@ -221,12 +219,11 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
   auto source = [&](void const* data, Strides const& s, int64_t H, int64_t W, int rows, int pitch, int64_t left) {
     FewSumsSource f{};
     f.data = static_cast<unsigned char const*>(data), f.strides = s, f.H = int(H), f.W = int(W);
-    int64_t const planes = t.channels * H * W * size / 16;
-    f.by_pitch = Divisor(uint32_t(nhwc ? pitch : planes)), f.by_rows = Divisor(uint32_t(nhwc ? rows : 1));
-    f.pieces = int(nhwc ? W : planes), f.left = int(nhwc ? left : 0);
-    f.of_block = (nhwc ? t.channels : t.channels * H * W) * size, f.of_image = uint32_t(s.n * size);
-    f.of_piece = uint32_t(nhwc ? s.w * size : 16), f.of_row = uint32_t(nhwc ? s.h * size : 0);
-    f.h = pitch * (nhwc ? t.channels : 1), f.n = rows * pitch * t.channels, f.c = nhwc ? 4 / size : int(H * W);
+    f.by_pitch = Divisor(uint32_t(pitch)), f.by_rows = Divisor(uint32_t(rows));
+    f.pieces = int(W), f.left = int(left);
+    f.of_block = t.channels * size, f.of_image = uint32_t(s.n * size);
+    f.of_piece = uint32_t(s.w * size), f.of_row = uint32_t(s.h * size);
+    f.h = pitch * t.channels, f.n = rows * pitch * t.channels, f.c = 4 / size;
     return f;
   };
   FewSumsParams p{};
@@ -258,10 +255,10 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
     return cudaLaunchKernelEx(&config, kernel, p);
   };
   bool const strided = problem.stride_w == 2;
-  if (t.taps == 1) return start(strided ? wgrad_few_pixels<T, 1, 2, nhwc> : wgrad_few_pixels<T, 1, 1, nhwc>);
-  if (t.taps == 3) return start(strided ? wgrad_few_pixels<T, 3, 2, nhwc> : wgrad_few_pixels<T, 3, 1, nhwc>);
-  if (t.taps == 5) return start(strided ? wgrad_few_pixels<T, 5, 2, nhwc> : wgrad_few_pixels<T, 5, 1, nhwc>);
-  return start(strided ? wgrad_few_pixels<T, 7, 2, nhwc> : wgrad_few_pixels<T, 7, 1, nhwc>);
+  if (t.taps == 1) return start(strided ? wgrad_few_pixels<T, 1, 2> : wgrad_few_pixels<T, 1, 1>);
+  if (t.taps == 3) return start(strided ? wgrad_few_pixels<T, 3, 2> : wgrad_few_pixels<T, 3, 1>);
+  if (t.taps == 5) return start(strided ? wgrad_few_pixels<T, 5, 2> : wgrad_few_pixels<T, 5, 1>);
+  return start(strided ? wgrad_few_pixels<T, 7, 2> : wgrad_few_pixels<T, 7, 1>);
 }
 
 }  // namespace conv2d_ext::depthwise
@@ -270,6 +267,6 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
   namespace conv2d_ext {                                                                                              \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
                                                                 cudaStream_t stream) {                                \
-    return depthwise::launch_few_sums<DType::dtype, is_nhwc(Variant::variant)>(p, args, stream);                      \
+    return depthwise::launch_few_sums<DType::dtype>(p, args, stream);                                                 \
   }                                                                                                                   \
   }

@@ -449,10 +449,8 @@ template <Op op, DType dtype, int R, int S, int stride>
 cudaError_t launch_walks(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   static_assert(R == S);
   using T = typename TypeOf<dtype>::type;
-  int device = 0;
   Device gpu = h200_sxm;
-  if (auto const error = cudaGetDevice(&device)) return error;
-  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  if (auto const error = count_sms(gpu.sm_count)) return error;
   if constexpr (op != Op::wgrad && R > 3 && stride == 1)
     if (SmallTile const t = small_tile(op, problem, R, stride); t.used)
       return launch_small<op, T, R>(problem, t, args, stream);

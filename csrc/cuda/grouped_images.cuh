@@ -318,7 +318,7 @@ template <class T, int channels>
 cudaError_t launch(Op op, Problem const& problem, Arguments const& args, cudaStream_t stream) {
   bool const backward = op == Op::dgrad;
   int sm_count = 0;
-  if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
+  if (cudaError_t const error = count_sms(sm_count)) return error;
   ImageTile const t = image_tile(op, problem, Device{sm_count, 90}, channels);
   int64_t const C = problem.C_per_group(), K = problem.K_per_group(), P = problem.P(), Q = problem.Q();
   constexpr int64_t size = sizeof(T);

@@ -367,7 +367,7 @@ template <DType dtype>
 cudaError_t start_rows(Op op, Problem const& problem, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   int sm_count = 0;
-  if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
+  if (cudaError_t const error = count_sms(sm_count)) return error;
   PlainRows const t = plain_rows(op, problem, Device{sm_count, 90});
   if constexpr (dtype == DType::f32)
     if (!problem.allow_tf32) return start_rows_of<T, 2>(op, problem, t, args, stream);

@@ -583,7 +583,7 @@ template <DType dtype>
 cudaError_t start_plain(Problem const& problem, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   int sm_count = 0;
-  if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
+  if (cudaError_t const error = count_sms(sm_count)) return error;
   PlainRuns const t = plain_runs(problem, Device{sm_count, 90});
   return problem.stride_h == 2 ? start_runs<T, 2>(problem, t, args, stream)
                                : start_runs<T, 1>(problem, t, args, stream);

@@ -267,7 +267,7 @@ cudaError_t launch_sums(Problem const& problem, PlaneSums const& t, Arguments co
 template <Op op, DType dtype>
 cudaError_t start_row(Problem const& problem, Arguments const& args, cudaStream_t stream) {
   int sm_count = 0;
-  if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
+  if (cudaError_t const error = count_sms(sm_count)) return error;
   Device const device{sm_count, 90};
   if constexpr (op == Op::wgrad)
     return launch_sums<dtype>(problem, plane_sums(problem, device), args, stream);

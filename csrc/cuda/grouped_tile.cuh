@@ -190,12 +190,6 @@ constexpr int groups_of_warp(int shared, int element) { return shared * element 
 
 constexpr int64_t kSharedMost = 227 * 1024 - 1024, kSharedHalf = kSharedMost / 2 - 1024;
 
-inline cudaError_t count_sms(int& count) {
-  int device = 0;
-  cudaError_t const error = cudaGetDevice(&device);
-  return error != cudaSuccess ? error : cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-}
-
 inline Image image_of(void const* data, Strides const& s, int64_t channels, int64_t H, int64_t W) {
   return {const_cast<void*>(data), s.n, s.c, s.h, s.w, channels, int(H), int(W)};
 }

@@ -440,7 +440,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   using T = typename TypeOf<dtype>::type;
   constexpr bool backward = op == Op::dgrad;
   int sm_count = 0;
-  if (cudaError_t const error = grouped::count_sms(sm_count)) return error;
+  if (cudaError_t const error = count_sms(sm_count)) return error;
   TurnedTile const t = turned_tile(op, problem, Device{sm_count, 90});
   GroupedAxis const h = grouped_axis_h(op, problem), w = grouped_axis_w(op, problem);
   Params p{};

@@ -349,9 +349,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   auto* const kernel = igemm_kernel<T, TN, a_rows, b_rows>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Ring<TN>::bytes);
   if (error != cudaSuccess) return error;
-  int device = 0, sm_count = 0;
-  if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
+  int sm_count = 0;
+  if ((error = count_sms(sm_count)) != cudaSuccess) return error;
   kernel<<<unsigned(min64(p.tiles * p.splits, sm_count)), kThreads, Ring<TN>::bytes, stream>>>(p);
   if ((error = cudaGetLastError()) != cudaSuccess || p.splits == 1) return error;
   igemm_reduce<T, TN, a_rows><<<dim3(unsigned(p.tiles), TM * TN / 1024), 256, 0, stream>>>(p);

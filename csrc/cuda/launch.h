@@ -23,4 +23,11 @@ using Launcher = cudaError_t (*)(Problem const&, Plan const&, Arguments const&, 
 // A plan's row; ops/cuda.cpp has the table.
 Row const& row_of(Plan const& plan);
 
+// The SMs of the current device.
+inline cudaError_t count_sms(int& count) {
+  int device = 0;
+  cudaError_t const error = cudaGetDevice(&device);
+  return error != cudaSuccess ? error : cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+}
+
 }  // namespace conv2d_ext

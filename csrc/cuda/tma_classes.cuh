@@ -335,9 +335,8 @@ cudaError_t launch_classes(Problem const& problem, Arguments const& args, cudaSt
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
       cudaSuccess)
     return error;
-  int device = 0, sm_count = 0;
-  if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
+  int sm_count = 0;
+  if ((error = count_sms(sm_count)) != cudaSuccess) return error;
   int64_t const tiles_n = ceil_div(problem.C, 128), tiles = ceil_div(p.M, kClassesPixels) * tiles_n;
   p.tiles_n = Divisor(tiles_n), p.whole = int32_t(tiles / sm_count * sm_count);
   p.tiles = Divisor(max64(tiles - p.whole, 1)), p.units = int32_t(p.whole + (tiles - p.whole) * 4);

@@ -235,9 +235,8 @@ cudaError_t launch_phases(Problem const& problem, Arguments const& args, cudaStr
   auto const kernel = phases_kernel<T>;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes)) != cudaSuccess)
     return error;
-  int device = 0, sm_count = 0;
-  if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
+  int sm_count = 0;
+  if ((error = count_sms(sm_count)) != cudaSuccess) return error;
   return launch_dependent(kernel, dim3(unsigned(min64(ceil_div(p.tiles, 2), sm_count))), kThreads, shared_bytes, stream,
                           p);
 }

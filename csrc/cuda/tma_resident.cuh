@@ -277,9 +277,8 @@ cudaError_t launch_resident(Problem const& p, Arguments const& args, cudaStream_
   int const shared = ResidentShape::room + 1024;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared)) != cudaSuccess)
     return error;
-  int device = 0, sm_count = 0;
-  if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
+  int sm_count = 0;
+  if ((error = count_sms(sm_count)) != cudaSuccess) return error;
   // Blocks of the same part of the columns share the tiles.
   int64_t const blocks = min64(ceil_div(shape.tiles, shape.groups), max64(sm_count / shape.tiles_n, 1)) * shape.tiles_n;
   return launch_dependent(kernel, dim3(unsigned(blocks)), threads, shared, stream, q);

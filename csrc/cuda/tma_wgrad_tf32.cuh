@@ -400,9 +400,8 @@ cudaError_t launch_sums(WgradParams& p, void (*kernel)(WgradParams), bool rounde
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;
-  int device = 0, sm_count = 0;
-  if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
+  int sm_count = 0;
+  if ((error = count_sms(sm_count)) != cudaSuccess) return error;
   int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count));
   kernel<<<unsigned(blocks), S::threads, S::shared_bytes, stream>>>(p);
   return cudaGetLastError();

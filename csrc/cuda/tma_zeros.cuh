@@ -155,9 +155,8 @@ cudaError_t launch_zeros(Problem const& problem, Plan const& plan, Arguments con
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
       cudaSuccess)
     return error;
-  int device = 0, sm_count = 0;
-  if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
+  int sm_count = 0;
+  if ((error = count_sms(sm_count)) != cudaSuccess) return error;
   blocks = min64(blocks, sm_count);
   if (q.p.keep_b) blocks -= blocks % q.p.tiles_n.value;
   return launch_dependent(kernel, dim3(unsigned(blocks)), kThreads, S::shared_bytes, stream, q);

@@ -440,10 +440,8 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   constexpr bool backward = op == Op::dgrad;
   Strides const& in = backward ? problem.y : problem.x;
   Strides const& out = backward ? problem.x : problem.y;
-  int device = 0;
   Device gpu = h200_sxm;
-  if (auto const error = cudaGetDevice(&device)) return error;
-  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  if (auto const error = count_sms(gpu.sm_count)) return error;
   ToeplitzTile const t = toeplitz_tile(op, problem, R, gpu);
   Params p{};
   depthwise::set_turned<op, T>(p, problem, args);

@@ -379,10 +379,8 @@ cudaError_t launch_gather(Problem const& problem, GatherTile const& t, Arguments
 
 template <Op op, DType dtype, int R>
 cudaError_t launch_gather_or(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  int device = 0;
   Device gpu = h200_sxm;
-  if (auto const error = cudaGetDevice(&device)) return error;
-  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  if (auto const error = count_sms(gpu.sm_count)) return error;
   if (takes_gather(op, problem, R, gpu))
     return launch_gather<op, dtype, R>(problem, gather_tile(op, problem, R, gpu), args, stream);
   if constexpr (R < 7) return launch<op, dtype, R>(problem, plan, args, stream);

@@ -357,10 +357,8 @@ cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, Plan const&
 
 template <DType dtype, int R>
 cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  int device = 0;
   Device gpu = h200_sxm;
-  if (auto const error = cudaGetDevice(&device)) return error;
-  if (auto const error = cudaDeviceGetAttribute(&gpu.sm_count, cudaDevAttrMultiProcessorCount, device)) return error;
+  if (auto const error = count_sms(gpu.sm_count)) return error;
   PiecesTile const t = pieces_tile(problem, R, gpu);
   if (t.ns == 0 || t.shares != plan.split_k) return cudaErrorInvalidValue;
   return launch_tile<dtype, R>(problem, t, plan, args, stream);

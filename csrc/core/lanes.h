@@ -1,0 +1,100 @@
+// Depthwise layers of small images in NCHW, 3x3, 5x5 and 7x7 (cuda/depthwise_lanes.cuh): which, their tile, shared by
+// the planner and the launcher, and what they cost.
+#pragma once
+
+#include "row.h"
+
+namespace conv2d_ext {
+
+inline constexpr int kLanesColumns = 2;  // of a row, of a lane, at most
+
+constexpr bool is_lanes(Row const& row) {
+  return row.family == Family::depthwise && row.tile_m == 0 && row.tile_n == kLanesColumns &&
+         row.variant == Variant::nchw;
+}
+
+// Rows of outputs of a band (wgrad: of y; dgrad with stride 2: pairs of rows of x).
+constexpr int lanes_band(Op op, int stride) { return stride == 1 ? 7 : op == Op::dgrad ? 2 : 4; }
+// Of a block, at most; wgrad has a number for each of them and tap in shared memory.
+constexpr int lanes_threads(Op op, int R) { return op == Op::wgrad && R < 7 ? 256 : 128; }
+constexpr int lanes_shared_pitch(int threads) { return threads + 1; }  // rows of a tap begin in different banks
+
+struct LanesTile {
+  bool used = false;
+  bool words = false;  // a lane's two columns of x are one load
+  int lanes = 8;       // of a row; their numbers beyond the image hold the zeros beside it
+  int segments = 1;    // wgrad: of `lanes` each, that share a channel
+  int team = 1;        // wgrad: threads that add up a sum
+  int threads = 128;   // of a block
+  int bands = 1;       // of an image
+  int64_t items = 1;   // bands of all images, for wgrad of a channel
+  int64_t blocks = 1;
+  double ns = 0;
+};
+
+constexpr LanesTile lanes_tile(Op op, Problem const& p, Device const& d) {
+  LanesTile t;
+  bool const sums = op == Op::wgrad, spread = op == Op::dgrad && p.stride_w == 2;
+  int const R = int(p.R), pad = R / 2, stride = int(p.stride_w), size = size_of(p.dtype);
+  if (p.C_per_group() != 1 || p.K != p.C || p.dtype == DType::f64 || p.R != p.S ||
+      (R != 3 && R != 5 && R != 7 && (R != 1 || stride != 2)))
+    return t;
+  if (p.stride_h != p.stride_w || stride > 2 || p.dilation_h != 1 || p.dilation_w != 1) return t;
+  if (p.pad_top != pad || p.pad_left != pad || p.N <= 0 || p.C <= 0) return t;
+  int64_t const P = p.P(), Q = p.Q();
+  if (p.H <= 0 || p.W <= 0 || P <= 0 || Q <= 0 || max64(max64(p.H, p.W), max64(P, Q)) > 64) return t;
+  if (double(p.N) * double(p.C) * double(max64(p.H * p.W, P * Q)) > 3e6) return t;  // beyond, not measured
+  if ((p.W > 1 && p.x.w != 1) || (Q > 1 && p.y.w != 1)) return t;
+  constexpr int64_t most = int64_t(1) << 20;
+  if (max64(max64(p.x.h, p.y.h), max64(p.w.n, max64(p.w.h, p.w.w))) > most || p.N * p.C > int64_t(1) << 24) return t;
+  auto even = [&](Strides const& s, int align) {
+    return s.n % 2 == 0 && s.c % 2 == 0 && s.h % 2 == 0 && align >= 2 * size;
+  };
+  t.words = p.W % 2 == 0 && even(p.x, p.x_align) && (stride == 2 || (Q % 2 == 0 && even(p.y, p.y_align)));
+  bool const pairs = t.words || stride == 2;
+  int64_t const x_lanes = pairs ? ceil_div(p.W, 2) : p.W, y_lanes = pairs && stride == 1 ? ceil_div(Q, 2) : Q;
+  int64_t const needed = max64(x_lanes, y_lanes) + (pairs ? (pad + 1) / 2 : pad);
+  if (needed > 32) return t;
+  while (t.lanes < needed) t.lanes *= 2;
+  int const most_threads = lanes_threads(op, R), band = lanes_band(op, stride);
+  t.bands = int(ceil_div(spread ? ceil_div(p.H, 2) : op == Op::dgrad ? p.H : P, band));
+  t.items = p.N * t.bands * (sums ? 1 : p.C);
+  if (sums) {
+    while (t.segments * t.lanes < most_threads && t.segments < t.items) t.segments *= 2;
+    t.threads = int(max64(64, t.segments * t.lanes));
+    int64_t const channels = t.threads / (t.segments * t.lanes), all = channels * R * R;
+    t.blocks = ceil_div(p.C, channels);
+    // A team is within a warp, and each of its threads adds up four numbers at least.
+    while (t.team < 32 && t.team * 8 <= t.segments * t.lanes && t.team * 2 * all <= t.threads) t.team *= 2;
+  } else {
+    t.blocks = ceil_div(t.items * t.lanes, t.threads);
+  }
+  if (double(t.items) * t.bands >= 4e9 || double(p.N) * double(p.C) * double(p.C) >= 4e9) return t;
+  t.used = true;
+  // As measured: the instructions of a warp one after the other, those of all warps, and the memory's time.
+  int const outputs = t.words && stride == 1 ? 2 : 1, taps = R * R;
+  int const rows = spread ? band + pad + 1 : (band - 1) * stride + R, row = 5 + R + outputs;
+  double const bytes = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(P) * double(Q)) * size;
+  double const warps = double(t.blocks) * t.threads / 32 / d.sm_count, memory = bytes / 1000 * 132 / d.sm_count;
+  if (sums) {
+    double const rounds = double(ceil_div(t.items, t.segments)), of_channel = t.segments * t.lanes;
+    double const band_ns = rounds * (rows * row + band * (5 + outputs) + taps * band * outputs + 60) / 1.755;
+    double const all = t.threads / of_channel * taps;
+    double const end_ns =
+        (double(ceil_div(int64_t(all) * t.team, t.threads)) * (of_channel / t.team + 50) + taps * 2) / 1.755;
+    t.ns = 6100 + 2.1 * band_ns + 0.28 * warps * (band_ns + end_ns) + 0.2 * memory;
+  } else {
+    double const of_rows = spread ? rows * (4 + R) + band * 16 : rows * (row + (t.words || stride == 1 ? 0 : 4)) + band;
+    double const band_ns = (of_rows + taps * (3 + band * (spread ? 1 : outputs)) + 60) / 1.755;
+    t.ns = 5370 + 2.2 * band_ns + 0.37 * warps * band_ns + 0.11 * memory;
+  }
+  return t;
+}
+
+constexpr bool lanes_supports(Row const& row, Problem const& p) { return lanes_tile(row.op, p, h200_sxm).used; }
+
+constexpr Estimate lanes_estimate(Row const& row, Problem const& p, Device const& d) {
+  return {lanes_tile(row.op, p, d).ns, 1};
+}
+
+}  // namespace conv2d_ext
