@@ -228,10 +228,9 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
 template <Op op, int TM, int TN>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   constexpr bool forward = op == Op::fprop;
-  int device = 0, sm_count = 0;
-  cudaError_t error = cudaGetDevice(&device);
+  int sm_count = 0;
+  cudaError_t error = count_sms(sm_count);
   if (error != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   PixelsShape const shape(row_of(plan), problem);
   Strides const &in = forward ? problem.x : problem.y, &out = forward ? problem.y : problem.x, &w = problem.w;
   int64_t const depth = pixels_depth(op, problem), N = pixels_columns(op, problem), pixels = problem.H * problem.W;

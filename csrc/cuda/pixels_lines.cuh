@@ -223,10 +223,9 @@ template <Op op, DType dtype, int TN>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool forward = op == Op::fprop;
-  int device = 0, sm_count = 0;
-  cudaError_t error = cudaGetDevice(&device);
+  int sm_count = 0;
+  cudaError_t error = count_sms(sm_count);
   if (error != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   PixelLines const shape(row_of(plan), problem);
   Params p{};
   p.in = args.a, p.w = args.b, p.out = args.out;

@@ -329,10 +329,9 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   using S = Shape<TN>;
   static_assert(TM == kTM);
   constexpr bool forward = op == Op::fprop;
-  int device = 0, sm_count = 0;
-  cudaError_t error = cudaGetDevice(&device);
+  int sm_count = 0;
+  cudaError_t error = count_sms(sm_count);
   if (error != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   Params p{};
   int64_t blocks = 0;
   error = tma::params_of<S, float, TM, TN>(p, blocks, op, problem, row_of(plan), plan, args, false);

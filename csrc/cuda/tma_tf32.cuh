@@ -305,10 +305,9 @@ inline cudaError_t prepare(Params& p, void const*& filters, Problem& of_filters,
 template <Op op, int TM, int TN, Variant variant, bool swapped>
 cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using S = std::conditional_t<swapped, tma::SwapTile<TM>, tma::Shape<float, TM, TN>>;
-  int device = 0, sm_count = 0;
-  cudaError_t error = cudaGetDevice(&device);
+  int sm_count = 0;
+  cudaError_t error = count_sms(sm_count);
   if (error != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) return error;
   Params p{};
   int64_t blocks = 0;
   error = params_of<S, float, TM, TN>(p, blocks, op, problem, row_of(plan), plan, args);

@@ -615,10 +615,8 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   int64_t const shared = p.shares.shared;
   int64_t workers = plan.split_k;
   if (shared == 0) {  // as many blocks as there is room for
-    int device = 0, sm_count = 0;
-    if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
-    if ((error = cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess)
-      return error;
+    int sm_count = 0;
+    if ((error = count_sms(sm_count)) != cudaSuccess) return error;
     workers = min64(t.tiles, int64_t(sm_count) * S::blocks);
   }
   error = launch_dependent(kernel, dim3(unsigned(workers)), S::threads, S::shared_bytes, stream, p);
