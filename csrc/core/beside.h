@@ -24,6 +24,7 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     return ns;
   }
   if (is(Family::grouped, Variant::lines, Op::dgrad)) return ns * (p.K_per_group() <= 16 ? 1.15 : 1);
+  if (!taps && p.groups == 1) return ns;  // one_by_one.h
   if (is(Family::tma, Variant::im2col, Op::fprop)) return ns - (p.groups == 1 && pixels <= 10000 ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (pixels <= 1000 ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::wgrad))

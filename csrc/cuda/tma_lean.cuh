@@ -223,15 +223,14 @@ __device__ inline void other_trips(Copies& copies, LeanParams const& p, LeanTabl
   }
 }
 
-// Stores a thread's pairs of 8 columns.
+// Stores a thread's pairs of 8 columns; column: of the pairs in a row of the result, or -1.
 template <class T>
-__device__ void lean_store_block(LeanParams const& p, float const* acc, int64_t const (&out)[2], int64_t column,
-                                 int pair) {
+__device__ void lean_store_block(LeanParams const& p, float const* acc, int64_t const (&out)[2], int64_t column) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     if (out[half] < 0 || column < 0) continue;
     Vector<T, 2> const v{narrow<T>(acc[half * 2]), narrow<T>(acc[half * 2 + 1])};
-    *reinterpret_cast<Vector<T, 2>*>(static_cast<T*>(p.out) + out[half] + column + pair) = v;
+    *reinterpret_cast<Vector<T, 2>*>(static_cast<T*>(p.out) + out[half] + column) = v;
   }
 }
 
@@ -312,14 +311,14 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
                 : a_rows ? m * p.out_n + tap_h * p.out_h + tap_w * p.out_w
                          : image * p.out_n + i * p.out_h + j * p.out_w;
   }
-  // Where 8 columns of a tile begin in a row of the result. -1: nowhere.
-  auto column_of = [&](int block) -> int64_t {
+  // Where a column of the tile is in a row of the result. -1: nowhere.
+  auto column_of = [&](int column) -> int64_t {
     if constexpr (planes && b_rows) {
-      int run = n_tile * (TN / 64) + block / 8;
-      int const image = p.columns.divide(run), pixel = run * 64 + block % 8 * 8;
+      int run = n_tile * (TN / 64) + column / 64;
+      int const image = p.columns.divide(run), pixel = run * 64 + column % 64;
       return image < p.taps.value && pixel < p.N ? image * p.out_n + pixel : -1;
     } else {
-      int const at = n_tile * TN + block * 8;
+      int const at = n_tile * TN + column;
       return at < p.N ? at : -1;
     }
   };
@@ -362,7 +361,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
           }
           if constexpr (planes)
             sum[0] += row_bias[0], sum[1] += row_bias[0], sum[2] += row_bias[1], sum[3] += row_bias[1];
-          lean_store_block<T>(p, sum, out, column_of(j), quad * 2);
+          lean_store_block<T>(p, sum, out, column_of(j * 8 + quad * 2));
         });
     return;
   }
@@ -387,7 +386,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   }
   if constexpr (sizeof(T) == 4) {
 #pragma unroll
-    for (int j = 0; j < TN / 8; ++j) lean_store_block<T>(p, acc + j * 4, out, column_of(j), quad * 2);
+    for (int j = 0; j < TN / 8; ++j) lean_store_block<T>(p, acc + j * 4, out, column_of(j * 8 + quad * 2));
   } else {
     // Four lanes exchange their words of four blocks of 8 columns, so that each stores one block of a row at once.
 #pragma unroll
@@ -398,7 +397,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
 #pragma unroll
         for (int i = 0; i < 4; ++i) v[i] = pack<T>(acc[(j + i) * 4 + half * 2], acc[(j + i) * 4 + half * 2 + 1]);
         transpose_quad(v);
-        int64_t const column = column_of(j + quad);
+        int64_t const column = column_of((j + quad) * 8);
         if (out[half] >= 0 && column >= 0)
           *reinterpret_cast<uint4*>(static_cast<T*>(p.out) + out[half] + column) = make_uint4(v[0], v[1], v[2], v[3]);
       }

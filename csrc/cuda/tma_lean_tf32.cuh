@@ -199,7 +199,7 @@ __device__ void sums_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   auto store = [&](float const* sum, int j) {
     int64_t const to[2] = {j < blocks ? out[0][0] : out[1][0], j < blocks ? out[0][1] : out[1][1]};
     int const at = column0 + j % blocks * 8;
-    lean_store_block<float>(p, sum, to, at < p.N ? at : -1, 0);
+    lean_store_block<float>(p, sum, to, at < p.N ? at : -1);
   };
   if (p.splits > 1) {
     lean_add_parts<2 * blocks, S::multiplying>(p, ring + p.stages * S::stage_bytes, tables, rank, acc[0][0], store);
