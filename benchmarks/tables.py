@@ -210,6 +210,11 @@ Each table names the commit that it is of; a cell below {SLOWER} is slower than 
 """
 
 
+def finished(folder: Path, name: str) -> bool:
+    """Whether the table's command ran to its end; the file with the commit is written last."""
+    return (folder / f"{name}.commit").exists() and (folder / f"{name}.json").exists()
+
+
 def between(page: str, name: str, text: str) -> str:
     """The page with the text between the two lines of that name."""
     begin, end = BEGIN.format(name), END.format(name)
@@ -228,7 +233,7 @@ def write(folder: Path, bench: Path, readme: Path) -> None:
     )
     rows = {line.split("|")[1].strip(): line for line in (marked[1] if marked else "").splitlines()[2:]}
     for table in TABLES:
-        if (folder / f"{table.name}.json").exists():
+        if finished(folder, table.name):
             data = json.loads((folder / f"{table.name}.json").read_text())
             commit = (folder / f"{table.name}.commit").read_text().strip()
             rows |= readme_rows(table, data, commit)
@@ -239,7 +244,7 @@ def write(folder: Path, bench: Path, readme: Path) -> None:
         elif table.title in old:
             page.append(f"## {table.title}\n{old[table.title]}")
     title = "KernelBench's problems"
-    if (folder / f"{KERNELBENCH}.json").exists():
+    if finished(folder, KERNELBENCH):
         data = json.loads((folder / f"{KERNELBENCH}.json").read_text())
         commit = (folder / f"{KERNELBENCH}.commit").read_text().strip()
         page.append(f"## {title}\n{kernelbench_section(data, commit)}")
