@@ -155,8 +155,10 @@ def excess(e: Example, value: Tensor, exact: Tensor, scale: Tensor) -> Tensor:
     beyond = torch.where(finite, difference.abs() - 1.01 * allowed - torch.finfo(dtype).smallest_normal, 0.0)
     size = torch.linalg.vector_norm(torch.where(finite, exact, 0.0))
     norm = torch.linalg.vector_norm(difference) - norm_allowed * size - 1e-30
-    # A cancellation makes `size` small: then only the bound on elements counts.
-    norm = torch.where(size >= 0.1 * torch.linalg.vector_norm(scale) / math.sqrt(length + 1), norm, 0.0)
+    # A cancellation makes `size` small, and a few results are no sample (of 31,797 cases of TF32 on a CPU, products of
+    # rounded operands exceeded the norm's bound with one to three results alone): then the bound on elements counts.
+    typical = torch.linalg.vector_norm(scale) / math.sqrt(length + 1)
+    norm = torch.where((size >= 0.1 * typical) & ((scale > 0).sum() >= 8), norm, 0.0)
     # A NaN in `value` makes the maximum one.
     return beyond.max().clamp(min=0) + norm.clamp(min=0) + (~finite & ~same).any().double()
 

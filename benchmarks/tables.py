@@ -100,7 +100,8 @@ def run(names: Iterable[str], folder: Path, commit: str) -> int:
     worst = 0
     for name in names:
         begin = time.monotonic()
-        code = subprocess.run([sys.executable, *command_of(name, folder)]).returncode
+        # In the folder: in the repository's root Python would import conv2d_ext/ there instead of the installed wheel.
+        code = subprocess.run([sys.executable, *command_of(name, folder)], cwd=folder).returncode
         print(f"== {name}: exit status {code}, {time.monotonic() - begin:.0f} s", flush=True)
         (folder / f"{name}.commit").write_text(commit + "\n")
         worst = max(worst, abs(code))

@@ -201,6 +201,7 @@ CASES: tuple[Case, ...] = (
     Case("four_pads_stride2", 1, 8, 7, 8, 16, 3, 3, stride=(2, 2), padding=(0, 1, 0, 1), bias=False),
     Case("four_pads_one_side", 1, 3, 5, 5, 4, 3, 2, padding=(3, 0, 0, 0)),
     Case("four_pads_grouped_dilated", 2, 8, 8, 9, 8, 3, 3, (2, 1), (2, 1, 0, 3), (2, 3), 4, edge=True),
+    Case("one_channel_1x7_stride2", 2, 1, 4, 8, 3, 1, 7, stride=(1, 2)),
     # strides that do not divide, strides larger than the kernel
     Case("stride2", 2, 16, 11, 12, 16, 3, 3, stride=(2, 2), padding=(1, 1), edge=True),
     # dgrad keeps the pixels of a tile for all phases of the stride: more than 64 channels.
@@ -256,6 +257,9 @@ CASES: tuple[Case, ...] = (
     Case("groups2", 2, 8, 7, 8, 12, 3, 3, padding=(1, 1), groups=2, edge=True),
     Case("groups3_odd", 2, 9, 7, 6, 15, 3, 2, stride=(1, 2), groups=3),
     Case("groups4_few_outputs", 1, 32, 6, 6, 4, 3, 3, padding=(1, 1), groups=4, bias=False),
+    # More results in a row than there are pixels and zeros beside them.
+    Case("groups3_of_8_and_24_padding_beyond_the_filter", 3, 24, 1, 9, 72, 5, 2, padding=(3, 3), groups=3),
+    Case("groups8_of_24_and_8_padding_beyond_the_filter", 2, 192, 2, 23, 64, 3, 1, padding=(1, 1), groups=8),
     Case("groups4_many_outputs", 1, 4, 6, 7, 64, 3, 3, padding=(1, 1), groups=4),
     Case("groups8_of_8", 1, 64, 6, 6, 64, 3, 3, padding=(1, 1), groups=8),
     Case("groups2_of_64", 1, 128, 5, 5, 128, 3, 3, padding=(1, 1), groups=2),

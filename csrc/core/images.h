@@ -69,10 +69,11 @@ constexpr ImageTile image_tile(Op op, Problem const& p, Device const& d, int64_t
   if (!from_lines && !image_planes(x, x_align, in, p.N, in_h, in_w, p.dtype)) return best;
   if (!to_lines && !image_planes(y, y_align, out, p.N, out_h, out_w, p.dtype)) return best;
 
-  // Zeros behind a row are those before the next, but for strides.
+  // Zeros behind a row are those before the next, but for strides. Padding beyond the filter's span gives more results
+  // than there are pixels and zeros.
   int64_t const span_h = (p.R - 1) * p.dilation_h, span_w = (p.S - 1) * p.dilation_w;
   auto extent = [](int64_t pixels, ImageZeros const& z, int64_t step, int64_t results, int64_t span) {
-    return step == 1 ? pixels + max64(z.low, z.high)
+    return step == 1 ? max64(pixels + max64(z.low, z.high), results)
                      : ceil_div(max64(pixels + z.low, (results - 1) * step + span + 1), step);
   };
   t.pitch = extent(in_w, w, step_w, out_w, span_w);

@@ -22,8 +22,10 @@ Tensor call_aten(char const* op, char const* overload, std::array<StableIValue, 
 
 // Whether ATen is given channels_last tensors. Not if grouped: ATen's grouped convolution of channels_last tensors
 // crashes on some shapes (5x1, 24 filters a channel) and gives wrong numbers for some strides of size-one dimensions.
+// Nor for a single channel, whose memory is the same: some of oneDNN's kernels for stride 2 and 3 are wrong there
+// (torch 2.13, a processor with AMX).
 bool aten_channels_last(Problem const& p, Tensor const& a, Tensor const& b) {
-  return p.groups == 1 && p.dtype != DType::f64 && (suggests_channels_last(a) || suggests_channels_last(b));
+  return p.groups == 1 && p.C > 1 && p.dtype != DType::f64 && (suggests_channels_last(a) || suggests_channels_last(b));
 }
 
 // The same values in exactly the strides of a contiguous or channels_last tensor, those of size-one dimensions
