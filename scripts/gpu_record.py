@@ -195,6 +195,7 @@ PLUGIN = """
 import json
 import os
 import pathlib
+import time
 import pytest
 
 SITE = pathlib.Path({site!r})
@@ -214,12 +215,28 @@ def pytest_configure(config):
 def pytest_addoption(parser):
     parser.addoption("--results", help="a line for each result as it comes: the counts of a run that is cut off")
 
-# Each result is written as it comes, by the one process that sees all.
+# Each result is written as it comes, by the one process that sees all, and at the end what each process did when.
 class Results:
     def __init__(self, path):
         self.file = open(path, "w", buffering=1)
+        self.begin = time.time()
+        self.times = {{}}
+
+    def pytest_sessionfinish(self):
+        print()
+        for name, t in sorted(self.times.items()):
+            spent = {{when: t[when] for when in ("setup", "call", "teardown")}}
+            spent["between"] = t["last"] - t["first"] - sum(spent.values())
+            parts = ", ".join(f"{{when}} {{seconds:.0f}}" for when, seconds in spent.items())
+            idle, first = time.time() - t["last"], t["first"] - self.begin
+            print(f"{{name}}: first test after {{first:.0f}} s; {{parts}}; idle at the end {{idle:.0f}}")
 
     def pytest_runtest_logreport(self, report):
+        node = getattr(report, "node", None)
+        new = dict(first=report.start, last=report.stop, setup=0, call=0, teardown=0)
+        t = self.times.setdefault(node.gateway.id if node else "one process", new)
+        t[report.when] += report.duration
+        t["last"] = report.stop
         if report.when == "call" or report.outcome != "passed":
             text = ""
             if report.outcome == "failed":
