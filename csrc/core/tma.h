@@ -317,10 +317,10 @@ constexpr int64_t tma_turn(int64_t phases_with_taps, int64_t most, int64_t tiles
 // A split: whole rounds of tiles have a block each; the steps of the remaining tiles are shared out evenly, in their
 // order, among `workers` blocks, on average split_k or fewer a tile. A block's part of a tile goes to the workspace, at
 // the sum of their numbers.
-struct Split {
+struct TileSplit {
   int64_t alone, shared, workers;
 };
-constexpr Split tma_split(Row const& row, int64_t tiles, int64_t split_k) {
+constexpr TileSplit tma_split(Row const& row, int64_t tiles, int64_t split_k) {
   if (split_k == 1) return {tiles, 0, 0};
   int64_t const slots = tma_slots(row), shared = tiles % slots;
   return {tiles - shared, shared, min64(slots, shared * split_k)};
@@ -445,7 +445,7 @@ constexpr double tma_steps_left(Row const& row, Op op, Problem const& p) {
 }
 
 // The steps that are shared out by a split, as `Shares` in tma.cuh has them: ns of the block with the most work.
-constexpr double tma_shared_ns(Split const& s, double steps, double step_ns, double part_ns) {
+constexpr double tma_shared_ns(TileSplit const& s, double steps, double step_ns, double part_ns) {
   double const shared = double(s.shared), aligned = double(s.workers / s.shared);
   double const left = double(s.workers) - aligned * shared;
   double const aligned_steps = left == 0 ? steps : double(int64_t(aligned * shared * steps / double(s.workers)));
@@ -543,7 +543,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   double const unshared = TmaTilePixels(row, p).time;
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(steps, 2); split += split < 4 ? 1 : split / 2) {
-    Split const s = tma_split(row, tiles, split);
+    TileSplit const s = tma_split(row, tiles, split);
     if (split > 1 && (tma_swapped_wide(row) || s.shared == 0 || s.shared * steps > 1 << 30)) break;
     if (double(s.shared + s.workers) * area * 4 > double(kMaxWorkspaceBytes)) break;
     double const blocks = double(tiles) * double(split) < slots ? double(tiles) * double(split) : slots;
@@ -670,7 +670,7 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
 
 constexpr int64_t tma_workspace_bytes(Row const& row, Problem const& p, int split_k) {
   if (row.op == Op::wgrad) return wgrad_shares(wgrad_tiles(row, p), split_k).partial() * row.tile_m * row.tile_n * 4;
-  Split const split = tma_split(row, tma_tiles(row, p), split_k);
+  TileSplit const split = tma_split(row, tma_tiles(row, p), split_k);
   int64_t const parts = split_k == 1 ? 0 : split.shared + split.workers;
   return parts * row.tile_m * row.tile_n * 4;
 }

@@ -67,7 +67,7 @@ constexpr Estimate strict_estimate(Row const& row, Op op, Problem const& p) {
   double const memory_ns = (x + y) * 4 / 3590, before = 5490 + prepared / 2340;
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
-    Split const s = tma_split(row, tiles, split);
+    TileSplit const s = tma_split(row, tiles, split);
     if (split > 1 && (s.shared == 0 || s.shared * most > 1 << 30)) break;
     double const bytes = double(s.shared + s.workers) * area * 4;
     if (bytes > double(kMaxWorkspaceBytes)) break;

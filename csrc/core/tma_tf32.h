@@ -106,7 +106,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   double const unshared = TmaTilePixels(row, p).time;  // as in tma_estimate
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
-    Split const s = tma_split(row, tiles, split);
+    TileSplit const s = tma_split(row, tiles, split);
     if (split > 1 && (s.shared == 0 || s.shared * most > 1 << 30)) break;
     double const bytes = double(s.shared + s.workers) * area * 4;
     if (bytes > double(kMaxWorkspaceBytes)) break;

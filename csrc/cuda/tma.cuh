@@ -138,7 +138,7 @@ struct Shares {
   int32_t strip_steps = 0, strip_share = 0;
 
   Shares() = default;
-  Shares(Split const& split, int64_t steps) : shared(int32_t(split.shared)) {
+  Shares(TileSplit const& split, int64_t steps) : shared(int32_t(split.shared)) {
     if (shared == 0) return;
     aligned = int32_t(split.workers / shared);
     int64_t const left = split.workers - aligned * split.shared;
@@ -1024,7 +1024,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   int64_t const tiles_n = int64_t(q.tiles_n.value) * q.groups.value, turn = tma_turn(with_taps, most, tiles_n);
   q.turn = Divisor(turn), q.cycle = Divisor(turn * phases), q.cycles = int32_t(most / turn);
   q.last_turn = Divisor(max64(most % turn, 1));
-  Split const split = tma_split(kernel_row, most * phases * tiles_n, plan.split_k);
+  TileSplit const split = tma_split(kernel_row, most * phases * tiles_n, plan.split_k);
   q.alone = int32_t(split.alone);
   q.shares = Shares(split, steps);
   q.strip_steps = Divisor(q.shares.strip_steps);
