@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import shlex
-import statistics
 import subprocess
 import sys
 import time
@@ -24,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conv2d_ext.cli.bench import OPS, SLOWER, geomean
+
 ROOT = Path(__file__).resolve().parents[1]
-OPS = ("fprop", "dgrad", "wgrad")
-SLOWER = 0.97
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "tf32": "TF32", "fp32": "float32 (TF32 off)"}
 LAYOUTS = {"nhwc": "channels_last", "nchw": "NCHW"}
 KINDS = {"dense": "dense", "few": "few channels or filters", "grouped": "grouped", "depthwise": "depthwise"}
@@ -54,7 +52,6 @@ class Table:
         ]
 
 
-# The longest budget is about what all cells took on one H200, and a quarter.
 TABLES = (
     Table("dense-f16-nhwc", "float16, dense layers, channels_last", "dense", "fp16", "nhwc", 80),
     Table("dense-bf16-nhwc", "bfloat16, dense layers, channels_last", "dense", "bf16", "nhwc", 80),
@@ -100,6 +97,8 @@ def run(names: Iterable[str], folder: Path, commit: str) -> int:
     worst = 0
     for name in names:
         begin = time.monotonic()
+        for left in folder.glob(f"{name}.*"):  # of an earlier run
+            left.unlink()
         # In the folder: in the repository's root Python would import conv2d_ext/ there instead of the installed wheel.
         code = subprocess.run([sys.executable, *command_of(name, folder)], cwd=folder).returncode
         print(f"== {name}: exit status {code}, {time.monotonic() - begin:.0f} s", flush=True)
@@ -111,23 +110,19 @@ def run(names: Iterable[str], folder: Path, commit: str) -> int:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(statistics.fmean(map(math.log, values)))
-
-
 def row_of(cells: Sequence[Mapping[str, Any]], label: str, planned: int, date: str) -> str:
     """README's row of a kind, dtype and layout: geometric means by op, how many cells, how many lose."""
     ratios = {op: [c["ratio"] for c in cells if c["op"] == op and c["ratio"]] for op in OPS}
     every = [ratio for values in ratios.values() for ratio in values]
     losing = sum(ratio < SLOWER for ratio in every)
-    means = " | ".join(f"{geometric_mean(values):.2f}" if values else "-" for values in ratios.values())
+    means = " | ".join(f"{geomean(values):.2f}" if values else "-" for values in ratios.values())
     count = f"{len(every)}" if len(every) == planned else f"{len(every)} of {planned}"
     slow = f"{losing}, least {min(every):.2f}" if losing else "0"
     return f"| {label} | {means} | {count} | {slow} | {date} |"
 
 
 README_HEAD = [
-    "| | fprop | dgrad | wgrad | cells | slower than 0.97 | run |",
+    f"| | fprop | dgrad | wgrad | cells | slower than {SLOWER} | run |",
     "|---|---|---|---|---|---|---|",
 ]
 
@@ -186,7 +181,7 @@ def kernelbench_section(data: Mapping[str, Any], commit: str) -> str:
             f"`python examples/kernelbench/run.py`, commit {commit}: {facts}.",
             "",
             f"Correct, by each judge: {correct}. Geometric means: {means['eager']} of eager, {means['compile']} of "
-            f"torch.compile; 82 to 86 {geometric_mean(depthwise):.2f}x of eager."
+            f"torch.compile; 82 to 86 {times(geomean(depthwise))} of eager."
             + (f" Slower than eager: {', '.join(losing)}." if losing else ""),
             "",
             *lines,
