@@ -16,6 +16,7 @@ constexpr int size_of(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 
 // Element strides of a 4-D tensor by the role of the dimension: n = batch (or K of a filter), c = channel, h, w.
 struct Strides {
   int64_t n = 0, c = 0, h = 0, w = 0;
+  friend constexpr bool operator==(Strides const&, Strides const&) = default;
 };
 
 constexpr Strides contiguous_strides(int64_t C, int64_t H, int64_t W) { return {C * H * W, H * W, W, 1}; }
@@ -46,6 +47,8 @@ struct Problem {
   constexpr double flops() const {
     return 2.0 * double(N) * double(K) * double(P()) * double(Q()) * double(C_per_group()) * double(R) * double(S);
   }
+
+  friend constexpr bool operator==(Problem const&, Problem const&) = default;
 
   static constexpr int64_t extent(int64_t padded, int64_t taps, int64_t stride, int64_t dilation) {
     int64_t const window = (taps - 1) * dilation + 1;

@@ -52,6 +52,7 @@ struct Row {
 struct Device {
   int sm_count = 132;
   int compute_capability = 90;  // 10 * major + minor
+  friend constexpr bool operator==(Device const&, Device const&) = default;
 };
 inline constexpr Device h200_sxm{132, 90};
 
