@@ -29,7 +29,7 @@ OPS = ("fprop", "dgrad", "wgrad")
 @pytest.fixture(scope="module")
 def programs() -> Iterator[tuple[Any, ...]]:
     sys.path.insert(0, str(FOLDER))
-    yield tuple(importlib.import_module(name) for name in ("shapes", "fuzz", "sweep", "bounds", "first_call", "tables"))
+    yield tuple(importlib.import_module(name) for name in ("shapes", "fuzz", "sweep", "bounds", "first_call", "tables", "eager"))
     sys.path.remove(str(FOLDER))
 
 
@@ -61,6 +61,11 @@ def first_call(programs: tuple[Any, ...]) -> Any:
 @pytest.fixture
 def tables(programs: tuple[Any, ...]) -> Any:
     return programs[5]
+
+
+@pytest.fixture
+def eager(programs: tuple[Any, ...]) -> Any:
+    return programs[6]
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
@@ -391,6 +396,22 @@ def test_without_a_gpu_first_call_says_so(first_call: Any, capsys: pytest.Captur
         pytest.skip("there is a GPU")
     assert first_call.main([]) == 2
     assert "no GPU" in capsys.readouterr().err
+
+
+# ---- eager -----------------------------------------------------------------------------------------------------------
+
+
+def test_eager_calls_are_timed_beside_torchs(
+    eager: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not torch.cuda.is_available():
+        assert eager.main([]) == 2
+        assert "no GPU" in capsys.readouterr().err
+        return
+    monkeypatch.setattr(eager, "LAYERS", dict(list(eager.LAYERS.items())[:1]))
+    assert eager.main(["--calls", "20"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("1x1") and all(float(word) > 0 for word in line.replace("/", " ").split()[1:])
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
