@@ -29,7 +29,9 @@ OPS = ("fprop", "dgrad", "wgrad")
 @pytest.fixture(scope="module")
 def programs() -> Iterator[tuple[Any, ...]]:
     sys.path.insert(0, str(FOLDER))
-    yield tuple(importlib.import_module(name) for name in ("shapes", "fuzz", "sweep", "bounds", "first_call", "tables", "eager"))
+    yield tuple(
+        importlib.import_module(name) for name in ("shapes", "fuzz", "sweep", "bounds", "first_call", "tables", "eager")
+    )
     sys.path.remove(str(FOLDER))
 
 
