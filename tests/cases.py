@@ -183,6 +183,9 @@ CASES: tuple[Case, ...] = (
     Case("window_is_the_input", 3, 6, 5, 4, 10, 5, 4),
     Case("patches_4x4_stride4", 2, 3, 16, 12, 32, 4, 4, stride=(4, 4)),
     Case("patches_8x2", 1, 2, 24, 10, 24, 8, 2, stride=(8, 2), bias=False),
+    # of no whole number of vectors; pixels that no patch meets; longer steps than the copy engine's
+    Case("patches_14x14_left_over", 2, 3, 30, 44, 40, 14, 14, stride=(14, 14)),
+    Case("patches_10x9_of_5_channels", 3, 5, 21, 20, 24, 10, 9, stride=(10, 9)),
     # few channels or filters
     Case("stem_3x3_stride2", 2, 3, 21, 70, 32, 3, 3, stride=(2, 2), padding=(1, 1)),
     Case("stem_7x7_stride2_72_filters", 1, 3, 22, 40, 72, 7, 7, stride=(2, 2), padding=(3, 3)),

@@ -322,8 +322,14 @@ def test_first_and_last_layers_take_stem_rows(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_few_channels_in_patches_are_copied_and_take_dense_rows(op: str) -> None:
-    case = Case("vit", 64, 3, 224, 224, 768, 16, 16, (16, 16))
-    for layout in ("nchw", "nhwc"):
+    """Also if a patch is no whole number of vectors, or no patch meets the last pixels; long steps of any channels."""
+    of_few = (
+        Case("vit/16", 64, 3, 224, 224, 768, 16, 16, (16, 16)),
+        Case("vit/14", 64, 3, 224, 224, 1024, 14, 14, (14, 14)),
+        Case("left over", 64, 3, 223, 226, 768, 16, 16, (16, 16)),
+    )
+    steps = Case("steps of 12", 32, 48, 230, 230, 96, 12, 12, (12, 12))
+    for case, layout in (*itertools.product(of_few, ("nchw", "nhwc")), (steps, "nchw")):
         planned = ask(op, case, torch.float16, layout)
         assert ROWS[planned[0]].startswith(f"tma_{op}_"), planned
         assert "x" in packed(op, case, *meta(case, torch.float16, layout))

@@ -324,6 +324,7 @@ INFINITE = (
     "1x1_padded",
     "planes_24_to_144",
     "patches_4x4_stride4",
+    "patches_14x14_left_over",
     "stem_3x3_stride2",
     "few_filters_3x3",
     "four_pads_grouped_dilated",

@@ -145,17 +145,25 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
 cudaError_t launch_packed(Launcher row, Op op, Problem const& p, Plan const& plan, Arguments const& given,
                           cudaStream_t stream) {
   if (!is_patches(row_of(plan), p)) return launch_operands(row, op, p, plan, given, stream);
-  Problem const c = patches(p);
+  Problem const c = patches(p), filters = patch_filters(p);
+  bool const pads = patch_pads(p);
+  char* const images = static_cast<char*>(given.workspace);
+  char* const padded = images + patch_images_bytes(p);  // filters
   Arguments args = given;
-  args.workspace = static_cast<char*>(given.workspace) + patch_bytes(row_of(plan), p);
-  if (op == Op::dgrad)
-    args.out = given.workspace;
-  else
-    args.a = given.workspace;
-  if (op != Op::dgrad)
-    if (auto const error = patch::launch<false>(p, given.a, given.workspace, stream)) return error;
+  args.workspace = images + patch_bytes(row_of(plan), p);
+  if (op == Op::dgrad) args.out = images;
+  if (op != Op::dgrad) {
+    args.a = images;
+    if (auto const error = patch::launch<false>(p, given.a, images, stream)) return error;
+  }
+  if (pads && op == Op::wgrad) args.out = padded;
+  if (pads && op != Op::wgrad) {
+    args.b = padded;
+    if (auto const error = patch::launch<false>(filters, given.b, padded, stream)) return error;
+  }
   if (auto const error = launch_operands(row, op, c, plan, args, stream)) return error;
-  return op == Op::dgrad ? patch::launch<true>(p, given.out, given.workspace, stream) : cudaSuccess;
+  if (op == Op::dgrad) return patch::launch<true>(p, given.out, images, stream);
+  return pads && op == Op::wgrad ? patch::launch<true>(filters, given.out, padded, stream) : cudaSuccess;
 }
 
 }  // namespace conv2d_ext

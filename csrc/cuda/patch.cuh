@@ -1,4 +1,4 @@
-// Copies images in any strides to patches and back (core/patch.h). A thread moves 16 bytes of a patch.
+// Copies images in any strides to padded patches and back (core/patch.h). A thread moves 16 bytes of a patch.
 #pragma once
 
 #include "../core/patch.h"
@@ -14,6 +14,7 @@ struct Params {
   void* patches;
   int64_t n, c, h, w;  // element strides of the image
   int C, R, S, P, Q;
+  int length;                    // 16 bytes of a patch
   bool channels_first, vectors;  // vectors: 16 bytes of a patch lie together in the image
   int64_t count;                 // of 16 bytes
 };
@@ -23,9 +24,8 @@ __global__ void __launch_bounds__(kThreads) copy(__grid_constant__ Params const 
   constexpr int lanes = 16 / int(sizeof(T));
   int64_t const i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= p.count) return;
-  int const of_patch = p.C * p.R * p.S / lanes;
-  int64_t const patch = i / of_patch, row = patch / p.Q, n = row / p.P;
-  int const e = int(i - patch * of_patch) * lanes;
+  int64_t const patch = i / p.length, row = patch / p.Q, n = row / p.P;
+  int const e = int(i - patch * p.length) * lanes, left = p.C * p.R * p.S - e;
   int c, r, s;
   if (p.channels_first)
     c = e / (p.R * p.S), r = e / p.S % p.R, s = e % p.S;
@@ -45,11 +45,12 @@ __global__ void __launch_bounds__(kThreads) copy(__grid_constant__ Params const 
   if constexpr (back) v = *reinterpret_cast<Vector<T, lanes> const*>(packed);
 #pragma unroll
   for (int k = 0; k < lanes; ++k) {
-    T& element = image[c * p.c + r * p.h + s * p.w];
-    if constexpr (back)
-      element = v.v[k];
-    else
-      v.v[k] = element;
+    T* const element = image + c * p.c + r * p.h + s * p.w;
+    if constexpr (back) {
+      if (k < left) *element = v.v[k];
+    } else {
+      v.v[k] = k < left ? *element : T(0);
+    }
     if (p.channels_first) {
       if (++s == p.S) s = 0, ++r;
       if (r == p.R) r = 0, ++c;
@@ -74,7 +75,12 @@ cudaError_t launch(Problem const& problem, void const* image, void* patches, cud
   bool const runs = p.channels_first ? s.w == 1 && whole(p.S) && whole(s.c)
                                      : (p.C == 1 || s.c == 1) && s.w == p.C && whole(p.S * p.C);
   p.vectors = runs && problem.x_align >= 16 && whole(s.n) && whole(s.h);
-  p.count = problem.N * problem.C * problem.H * problem.W / lanes;
+  p.length = int(patch_length(problem) / lanes);
+  p.count = problem.N * problem.P() * problem.Q() * p.length;
+  if (back && (problem.P() * problem.R != problem.H || problem.Q() * problem.S != problem.W)) {  // what no patch meets
+    auto const bytes = size_t(problem.N * problem.C * problem.H * problem.W * size);
+    if (auto const error = cudaMemsetAsync(p.image, 0, bytes, stream)) return error;
+  }
   auto* const kernel = size == 2 ? copy<uint16_t, back> : copy<uint32_t, back>;
   kernel<<<unsigned(ceil_div(p.count, kThreads)), kThreads, 0, stream>>>(p);
   return cudaGetLastError();
