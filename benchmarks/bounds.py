@@ -226,7 +226,6 @@ ENTRIES = (
     Entry("depthwise_lines", "depthwise::wgrad_lines", "wgrad", TRIPLE, "fp16", "nhwc", "0x0_nhwc"),
     Entry("depthwise_walk", "depthwise::walk", "fprop", depthwise(64, 100, 56, 3), "fp16", "nhwc", "column|depthwise"),
     Entry("depthwise_walk", "depthwise::walk", "fprop", "L26", "fp32", "nhwc", "depthwise"),
-    Entry("depthwise_small", "depthwise::small", "fprop", depthwise(1, 240, 28, 5), "fp32", "nhwc", "depthwise"),
     Entry("depthwise_near", "depthwise::near", "fprop", depthwise(4, 96, 14, 5), "fp16", "nhwc", "0x2"),
     Entry("depthwise_few_sums", "depthwise::wgrad_few_pixels", "wgrad", depthwise(1, 96, 14, 5), "fp16", "nhwc", "0x4"),
     Entry("depthwise_lanes", "depthwise::lanes_forward", "fprop", depthwise(4, 192, 28, 3), "fp16", "nchw", "0x2"),
@@ -253,8 +252,6 @@ ENTRIES = (
     Entry("stream_planes_f32", "stream::gather_planes_f32", "fprop", "L24", "fp32", "nchw", "stream"),
     Entry("stream_planes_f32", "stream::wgrad_planes_f32", "wgrad", "L24", "fp32", "nchw", "stream"),
     Entry("stream_planes_f32", "stream::spread_planes_f32", "dgrad", STRIDED, "fp32", "nchw", "stream"),
-    Entry("depthwise_direct", "depthwise::direct", "fprop", depthwise(1, 576, 14, 3), "fp32", "nchw", "stream"),
-    Entry("depthwise_direct", "depthwise::direct_wgrad", "wgrad", depthwise(1, 576, 14, 3), "fp32", "nchw", "stream"),
 )  # fmt: skip
 
 

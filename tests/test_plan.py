@@ -249,8 +249,7 @@ def test_few_small_images_take_one_launch_whose_threads_ask_for_all_inputs_at_on
         for layout in ("nchw", "nhwc"):
             row, split_k, workspace, *_ = ask(op, case, dtype, layout)
             assert split_k == 1 and workspace == 0, (case, dtype, layout)
-            # depthwise_direct.cuh is near for 3x3, whole planes are for 7x7.
-            near = size != 5 and ROWS[row].startswith(("stream_", "column_"))
+            near = size == 7 and ROWS[row].startswith("stream_")  # whole planes
             assert near or ROWS[row].endswith("_0x4_nhwc" if (op, layout) == ("wgrad", "nhwc") else FEW_OUTPUTS), (
                 ROWS[row],
                 case,

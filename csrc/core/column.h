@@ -1,7 +1,6 @@
 // The tiles of cuda/column.cuh for a problem: shared by the planner and the launcher.
 #pragma once
 
-#include "direct.h"
 #include "walk.h"
 
 namespace conv2d_ext {
@@ -217,8 +216,6 @@ constexpr bool column_supports(Row const& row, Op op, Problem const& p) {
 }
 
 constexpr Estimate column_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  if (row.tile_m == 3 && op != Op::wgrad)
-    if (DirectTile const t = direct_tile(op, p, row.tile_m, row.tile_k); t.used) return {t.ns, 1};
   double const walk_ns = !column_walks(row, op, p) ? 0 : walk_tile(op, p, row.tile_m, row.tile_k, d).ns;
   if (!column_copies(op, p)) return {walk_ns, 1};
   ColumnTile const t = column_tile(op, p, row.tile_m, row.tile_k, d);

@@ -27,7 +27,8 @@ struct FewSumsTile {
   int share = 1, band = 1;      // images of one; rows of y of one
   int rows = 1;                 // of x, that a band meets
   int images = 1, stages = 1;   // of a stage; of a block
-  int channels = 8, lanes = 4;  // of a block; threads that have them: in channels_last 4 bytes each
+  int piece = 16;               // bytes of a pixel that are copied together
+  int channels = 8, lanes = 4;  // of a block, 16 bytes; threads that have them, 4 bytes each
   int pitch = 1, pitch_y = 1;   // of a row in shared memory, in channels_last with zeros beside it: pixels
   int segments = 1, each = 1;   // of a row of y; columns of one
   int groups = 1;               // threads for each run of taps of a channel: they share the segments
@@ -35,10 +36,11 @@ struct FewSumsTile {
   int64_t bytes_x = 0, bytes_y = 0, sums = 0, shared_bytes = 0;  // of a stage; numbers of a block; in all
 };
 
-// Do pixels take pieces of 16 bytes?
-constexpr bool few_sums_pieces(Strides const& s, int align, int64_t C, DType t) {
+// Do pixels take pieces of so many bytes?
+constexpr bool few_sums_pieces(Strides const& s, int align, int64_t C, int bytes, DType t) {
   constexpr int64_t most = int64_t(1) << 30;  // of bytes, a quarter
-  return max64(max64(s.n, s.c), max64(s.h, s.w)) < most && channel_vectors(s, align, C, 16 / size_of(t), t);
+  int const vector = bytes / size_of(t);
+  return vector > 0 && max64(max64(s.n, s.c), max64(s.h, s.w)) < most && channel_vectors(s, align, C, vector, t);
 }
 
 constexpr FewSumsTile few_sums_tile(Problem const& p) {
@@ -53,7 +55,11 @@ constexpr FewSumsTile few_sums_tile(Problem const& p) {
     return t;
   if (p.N > 1 << 16 || (double(p.H) * double(p.W + p.S) + double(P) * double(Q)) * size > double(kFewSumsBytes))
     return t;
-  if (!few_sums_pieces(p.x, p.x_align, p.C, p.dtype) || !few_sums_pieces(p.y, p.y_align, p.C, p.dtype)) return t;
+  auto pieces = [&](int bytes) {
+    return few_sums_pieces(p.x, p.x_align, p.C, bytes, p.dtype) && few_sums_pieces(p.y, p.y_align, p.C, bytes, p.dtype);
+  };
+  while (t.piece > 2 && !pieces(t.piece)) t.piece /= 2;
+  if (t.piece < 4) return t;
   t.channels = vector;
   t.taps = p.S == 1 ? 1 : p.S <= 3 ? 3 : p.S <= 5 || p.S == 9 || p.S == 10 ? 5 : 7;
   t.chunks = int(ceil_div(p.S, t.taps));
@@ -61,7 +67,7 @@ constexpr FewSumsTile few_sums_tile(Problem const& p) {
   int64_t const columns = ceil_div(Q, kFewSumsColumns), padded = columns * kFewSumsColumns;
   // Odd: rows meet different banks.
   t.pitch = int(((padded - 1) * p.stride_w + t.chunks * t.taps) | 1), t.pitch_y = int(padded + 1);
-  int64_t const line = t.channels * size, wanted = kFewSumsBlocks / (p.C / t.channels);
+  int64_t const line = t.channels * size, wanted = kFewSumsBlocks / ceil_div(p.C, t.channels);
   auto share_out = [&](int64_t parts) {
     t.shares = 1, t.bands = 1;
     while (t.shares * 2 <= parts && t.shares * 2 <= p.N) t.shares *= 2;
@@ -95,8 +101,8 @@ constexpr FewSumsTile few_sums_tile(Problem const& p) {
   t.shared_bytes = max64((t.bytes_x + t.bytes_y) * (t.stages > 1 ? 2 : 1), t.groups * t.sums * 4) +
                    (t.shares * t.bands > 1 ? t.shares * t.bands * t.sums * 4 : 0);
   if (t.shared_bytes > kFewSumsBytes) return t;
-  int64_t const workers = int64_t(t.lanes) * t.units * t.groups, pieces = (t.bytes_x + t.bytes_y) / 16;
-  t.threads = int(min64(kFewSumsThreads, ceil_div(max64(max64(64, workers), ceil_div(pieces, 4)), 32) * 32));
+  int64_t const workers = int64_t(t.lanes) * t.units * t.groups, copies = (t.bytes_x + t.bytes_y) / 16;
+  t.threads = int(min64(kFewSumsThreads, ceil_div(max64(max64(64, workers), ceil_div(copies, 4)), 32) * 32));
   t.used = true;
   return t;
 }
@@ -110,13 +116,15 @@ constexpr Estimate few_sums_estimate(Problem const& p, Device const& d) {
   double const V = 4.0 / size_of(p.dtype), steps = double(t.each) / kFewSumsColumns;
   double const items = double(t.stages) * double(ceil_div(t.images * t.band * t.segments, t.groups));
   double const instructions = (kFewSumsColumns + 1) * V * t.taps + 26;
-  int64_t const blocks = p.C / t.channels * t.slices * t.shares * t.bands, rounds = ceil_div(blocks, d.sm_count);
+  int64_t const blocks = ceil_div(p.C, t.channels) * t.slices * t.shares * t.bands,
+                rounds = ceil_div(blocks, d.sm_count);
   double const share = double(blocks) / d.sm_count;
   double const bytes = double(t.stages) * double(t.bytes_x + t.bytes_y) * (share > 1 ? share : 1);
   double const issue = double(rounds) * t.threads / 32 * items * (steps * instructions + 45) / 4 / 1.755;
   double const chain = items * (steps * instructions + 60) * 2.5 / 1.755;
   double const ns = 6800 + 0.0545 * bytes + (issue > chain ? issue : chain) + (t.shares * t.bands > 1 ? 680 : 0);
-  return {t.stages > 1 ? ns * 1.08 : ns, 1};
+  // The copies of a stage hide the products of another, but not in clusters.
+  return {t.stages == 1 ? ns : t.shares * t.bands > 1 ? ns * 1.08 : ns * 0.88, 1};
 }
 
 }  // namespace conv2d_ext

@@ -6,15 +6,19 @@
 
 namespace conv2d_ext {
 
-inline constexpr int kNearThreads = 128;  // of a block: warps of 32 neighbouring words of channels
+inline constexpr int kNearThreads = 128;  // of a block: warps of 32 neighbouring words of channels, or single channels
 
 constexpr bool is_near(Row const& row) {
   return row.family == Family::depthwise && row.tile_m == 0 && row.tile_n == 2 && row.variant == Variant::nhwc;
 }
 
+// The least side of a square of 1, 3, 5 or 7 taps that holds the filter.
+constexpr int few_outputs_side(Problem const& p) { return int(max64(p.R, p.S)) / 2 * 2 + 1; }
+
 struct NearTile {
   bool used = false;
-  int width = 4;                              // outputs of a thread, neighbours in a row
+  int vector = 1;                             // channels of a thread
+  int width = 4;                              // outputs of a thread in a row, as far apart as taps are
   int64_t slices = 1, strips = 1, units = 1;  // blocks along the channels; of a row; of all rows
   double ns = 0;
 };
@@ -22,33 +26,45 @@ struct NearTile {
 constexpr NearTile near_tile(Op op, Problem const& p, Device const& d) {
   NearTile t;
   bool const backward = op == Op::dgrad, spread = backward && p.stride_w == 2;
-  int const R = int(p.R), size = size_of(p.dtype), vector = 16 / size;
+  int const side = few_outputs_side(p), size = size_of(p.dtype);
   if (p.C_per_group() != 1 || p.K != p.C || p.dtype == DType::f64 || op == Op::wgrad) return t;
-  if (p.R != p.S || (R != 3 && R != 5 && R != 7 && (R != 1 || p.stride_w != 2))) return t;
-  if (p.stride_h != p.stride_w || p.stride_w > 2 || p.dilation_h != 1 || p.dilation_w != 1) return t;
-  if (p.pad_top < 0 || p.pad_left < 0 || max64(p.pad_top, p.pad_left) >= R) return t;
+  if (p.R <= 0 || p.S <= 0 || side > 7 || p.stride_h != p.stride_w || p.stride_w > 2) return t;
+  if (p.stride_w == 2 ? p.dilation_h != 1 || p.dilation_w != 1 : max64(p.dilation_h, p.dilation_w) > 64) return t;
+  if (p.pad_top < 0 || p.pad_left < 0 || p.pad_top > (p.R - 1) * p.dilation_h || p.pad_left > (p.S - 1) * p.dilation_w)
+    return t;
   int64_t const P = p.P(), Q = p.Q();
   if (p.N <= 0 || p.C <= 0 || p.H <= 0 || p.W <= 0 || P <= 0 || Q <= 0) return t;
   if (double(p.N) * double(p.C) * double(max64(p.H * p.W, P * Q)) > 3e6) return t;  // beyond, not measured
-  if ((p.C > 1 && p.w.n != R * R) || (R > 1 && (p.w.h != R || p.w.w != 1)) || p.w_align < 16) return t;
-  constexpr int64_t most = int64_t(1) << 20;
-  if (max64(max64(p.x.h, p.x.w), max64(p.y.h, p.y.w)) > most || max64(max64(p.H, p.W), max64(P, Q)) > 1024) return t;
-  if (!channel_vectors(p.x, p.x_align, p.C, vector, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, vector, p.dtype))
+  // A dimension of size one has no stride.
+  if ((p.C > 1 && p.w.n != p.R * p.S) || (p.R > 1 && p.w.h != p.S) || (p.S > 1 && p.w.w != 1) || p.w_align < 16)
     return t;
+  constexpr int64_t most = int64_t(1) << 19;
+  if (max64(max64(p.x.h, p.x.w), max64(p.y.h, p.y.w)) > most || max64(max64(p.H, p.W), max64(P, Q)) > 1024) return t;
+  auto words = [&](int vector) {
+    return channel_vectors(p.x, p.x_align, p.C, vector, p.dtype) &&
+           channel_vectors(p.y, p.y_align, p.C, vector, p.dtype);
+  };
+  if (!words(1)) return t;
+  if (words(4 / size)) t.vector = 4 / size;
   int64_t const out_H = backward ? p.H : P, out_W = (backward ? p.W : Q) + (spread ? p.pad_left % 2 : 0);
-  t.slices = ceil_div(p.C * size, 128);
-  auto units = [&](int width) { return p.N * out_H * ceil_div(out_W, width); };
-  if (double(t.slices) * double(units(4)) < 8.0 * d.sm_count) t.width = 2;
-  t.strips = ceil_div(out_W, t.width), t.units = units(t.width);
+  t.slices = ceil_div(p.C, 32 * t.vector);
+  auto strips = [&](int width) { return p.dilation_w * ceil_div(ceil_div(out_W, p.dilation_w), width); };
+  auto units = [&](int width) { return p.N * out_H * strips(width); };
+  if (t.vector * size < 4 || double(t.slices) * double(units(4)) < 8.0 * d.sm_count) t.width = 2;
+  t.strips = strips(t.width), t.units = units(t.width);
+  if (double(t.units) * double(max64(t.strips, out_H)) >= 4e9 ||
+      double(t.units + 4) * double(t.slices * t.slices) >= 4e9)
+    return t;
   t.used = true;
   // As measured: the instructions of a warp one after the other, those of all warps, and the memory's time.
-  int const V = 4 / size, taps = R * R, rows = spread ? (R + 1) / 2 : R;
-  int const columns = spread ? (R - 1) / 2 + (t.width + 1) / 2 : int((t.width - 1) * p.stride_w) + R;
+  int const V = t.vector, taps = side * side, rows = spread ? (side + 1) / 2 : side;
+  int const columns = spread ? (side - 1) / 2 + (t.width + 1) / 2 : int((t.width - 1) * p.stride_w) + side;
   double const warp_ns =
       (rows * columns * (3 + V) + taps * (1 + V) + taps * t.width * V / (spread ? 4.0 : 1.0) + 60) / 1.755;
   double const warps = double(t.slices) * double(ceil_div(t.units, 4)) * 4 / d.sm_count;
   double const bytes = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(P) * double(Q)) * size;
-  t.ns = 5600 + 1.07 * warp_ns + 0.37 * warps * warp_ns + bytes * 0.035 / 1000 * 132 / d.sm_count;
+  t.ns = (p.R == side && p.S == side ? 5600 : 6200) + 1.07 * warp_ns + 0.37 * warps * warp_ns +
+         bytes * 0.035 / 1000 * 132 / d.sm_count;
   return t;
 }
 

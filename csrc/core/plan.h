@@ -133,17 +133,6 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (row.family == Family::strip && row.op == Op::dgrad && phases > 4) e.ns *= phases > 12 ? double(phases) / 7 : 1.75;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad;
   bool const stream = row.family == Family::stream, tiles = row.family == Family::depthwise && row.tile_m > 0;
-  // wgrad of direct.h: all taps of a pixel after one another, and the shuffles of their sums.
-  if (stream && sums)
-    if (DirectTile const t = direct_tile(Op::wgrad, p, row.tile_m, int(p.stride_h)); t.used && e.ns <= t.ns) {
-      double const pixels = double(p.N) * double(p.P()) * double(p.Q()), all = pixels * double(p.C);
-      e.ns = (row.tile_m == 3 ? 5750 + 0.0105 * all : 6600 + 0.0275 * all) + 600 * (pixels > 128 ? 2 : 1);
-    }
-  // direct.h: longer filters wait longer.
-  if (stream && !sums)
-    if (DirectTile const t = direct_tile(row.op, p, row.tile_m, int(p.stride_h)); t.used)
-      e.ns = row.tile_m == 3 ? 6300 + 0.0135 * double(t.threads)
-                             : 7050 + (p.stride_h == 2 ? 0.033 : 0.017) * double(t.threads);
   if (stream && !sums && f32 && row.tile_m == 7 && e.ns < 9500) e.ns = 9500;
   // Every other image begins off a pair of elements, or three of four off 16 bytes.
   int64_t const from_n = row.op == Op::dgrad ? p.y.n : p.x.n;
@@ -169,12 +158,6 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (e.ns < least) e.ns = least;
   // Rows that begin off pairs, copied one by one.
   if (tiles && odd && max64(p.W, p.Q()) > 32 && row.tile_k == 2) e.ns *= 1.1;
-  return e;
-}
-
-// small.h, as measured beside near.h.
-constexpr Estimate walk_as_measured(Row const& row, Problem const& p, Estimate e) {
-  if (small_tile(row.op, p, row.tile_m, row.tile_k).used) e.ns += 900;
   return e;
 }
 
@@ -305,7 +288,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_lanes(row)) return lanes_estimate(row, p, d);
       if (is_near(row)) return near_estimate(row, p, d);
       return is_lines(row)     ? any_line_estimate(op, p, d)
-             : is_walk(row)    ? walk_as_measured(row, p, walk_estimate(row, op, p, d))
+             : is_walk(row)    ? walk_estimate(row, op, p, d)
              : row.tile_m == 0 ? any_filter_estimate(op, p, d)
                                : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d));
     case Family::column:

@@ -1,7 +1,7 @@
 // The tiles of cuda/stream_quads_f32.cuh for a problem: shared by the planner and the launcher.
 #pragma once
 
-#include "direct.h"
+#include "depthwise.h"
 
 namespace conv2d_ext {
 

@@ -1,7 +1,7 @@
 // The shares of cuda/stream.cuh for a problem: shared by the planner and the launcher.
 #pragma once
 
-#include "direct.h"
+#include "depthwise.h"
 
 namespace conv2d_ext {
 
@@ -488,9 +488,7 @@ constexpr bool stream_supports(Row const& row, Problem const& p) {
   constexpr int64_t most = int64_t(1) << 29;
   if (p.H + p.pad_top + p.pad_bottom > most || p.W + p.pad_left + p.pad_right > most) return false;
   double const rows = double(p.N) * double(p.C) * double(max64(p.H, p.P()));
-  if (f32 && !direct_tile(row.op, p, row.tile_m, 2).used &&
-      !planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used)
-    return false;
+  if (f32 && !planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used) return false;
   // f32, fprop and dgrad: of filters of four rows and columns and more that 5x5 does not hold, 7x7 alone.
   if (p.dtype == DType::f32 && row.op != Op::wgrad && row.tile_m == 7 && p.R > 3 && p.S > 3 && p.R * p.S < 49)
     return false;
@@ -502,14 +500,12 @@ constexpr bool stream_supports(Row const& row, Problem const& p) {
 
 // Small images have kernels of their own, whose estimates are of small layers too.
 constexpr bool is_small_stream(Row const& row, Problem const& p) {
-  return row.family == Family::stream &&
-         (direct_tile(row.op, p, row.tile_m, int(p.stride_h)).used ||
-          (p.dtype == DType::f32 && planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used));
+  return row.family == Family::stream && p.dtype == DType::f32 &&
+         planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used;
 }
 
 // The bytes at the rate that the copies reach, and half of the walks' steps, which they don't hide (docs/tuning.md).
 constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  if (DirectTile const t = direct_tile(op, p, row.tile_m, int(p.stride_h)); t.used) return {t.ns, 1};
   bool const sums = op == Op::wgrad, halves = p.dtype != DType::f32;
   double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
   double const memory_ns = elements * size_of(p.dtype) / 3900 * 132 / d.sm_count;

@@ -1,7 +1,7 @@
 // The tiles of cuda/depthwise_walk.cuh for a problem: shared by the planner and the launcher.
 #pragma once
 
-#include "small.h"
+#include "depthwise.h"
 
 namespace conv2d_ext {
 
@@ -192,7 +192,6 @@ constexpr bool walk_supports(Row const& row, Op op, Problem const& p) { return w
 // As measured, beside the tiles' own times.
 constexpr Estimate walk_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   bool const strided = row.tile_k == 2;
-  if (SmallTile const t = small_tile(op, p, row.tile_m, row.tile_k); t.used) return {t.ns, 1};
   if (op != Op::wgrad)
     return {(row.tile_m == 5 && strided ? 1.45 : 1.0) * walk_tile(op, p, row.tile_m, row.tile_k, d).ns, 1};
   WalkSumsTile const t = walk_sums_tile(p, row.tile_m, row.tile_k, d);

@@ -12,7 +12,6 @@
 #include <utility>
 
 #include "../core/column.h"
-#include "depthwise_direct.cuh"
 #include "depthwise_walk.cuh"
 #include "give_back.cuh"
 #include "ptx.cuh"
@@ -516,9 +515,6 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   Strides const& out = backward ? x : y;
   Device gpu = h200_sxm;
   if (auto const error = count_sms(gpu.sm_count)) return error;
-  if constexpr (R == 3 && !sums)
-    if (DirectTile const d = direct_tile(op, problem, R, stride); d.used)
-      return depthwise::launch_direct<op, T, R, stride, true>(problem, d, args, stream);
   if constexpr (!sums && R == 3) {
     WalkTile const walk = walk_tile(op, problem, R, stride, gpu);
     if (walks(op, problem) && (!column_copies(op, problem) ||

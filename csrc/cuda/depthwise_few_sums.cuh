@@ -6,10 +6,8 @@
 
 #include <cooperative_groups.h>
 
-#include <type_traits>
-
 #include "../core/few_sums.h"
-#include "depthwise_tile.cuh"
+#include "depthwise_few_outputs.cuh"
 #include "launch.h"
 #include "ptx.cuh"
 
@@ -22,6 +20,7 @@ struct FewSumsSource {
   uint32_t of_image, of_row, of_piece;
   Divisor by_pitch, by_rows;  // pieces of a row in shared memory; rows of an image
   int left, pieces;           // pieces of zeros before a row's own
+  int channels;               // bytes of a pixel's
   int n, h, c;                // strides in shared memory, in elements; c: of the threads' channels
   int H, W;
   Strides strides;  // in memory, in elements
@@ -31,7 +30,7 @@ struct FewSumsParams {
   FewSumsSource x, y;
   void* out;
   int64_t w_k, w_r, w_s;
-  int channels_log2, lanes_log2, S, stride_h, dilation_h, pad_h, pad_w;
+  int C, piece, channels_log2, lanes_log2, S, stride_h, dilation_h, pad_h, pad_w;
   int N, images, stages;  // images of a stage
   int parts, bands_log2, share, band, rows;
   int units, runs, groups;          // runs: of taps, in all; units: of a block
@@ -40,37 +39,34 @@ struct FewSumsParams {
   Divisor by_units, by_chunks, by_band, by_segments;
 };
 
-// Of some images, from a row of the first.
+// Of some images, from a row of the first; so many bytes at a time.
+template <int bytes>
 __device__ inline void copy_pieces(FewSumsSource const& s, int first, int first_row, int images, uint32_t shared) {
   unsigned char const* const from =
       s.data + int64_t(blockIdx.x) * s.of_block + int64_t(first) * s.of_image + int64_t(first_row) * s.of_row;
-  int const count = images * int(s.by_rows.value * s.by_pitch.value);
+  int const count = images * int(s.by_rows.value * s.by_pitch.value), here = s.channels - int(blockIdx.x) * 16;
 #pragma unroll 1
   for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
     uint32_t const line = s.by_pitch.quotient(i), image = s.by_rows.quotient(line),
                    row = line - image * s.by_rows.value;
     uint32_t const piece = i - line * s.by_pitch.value - s.left;
-    ptx::cp_async_16(shared + i * 16,
-                     from + uint64_t(image) * s.of_image + uint64_t(row) * s.of_row + uint64_t(piece) * s.of_piece,
-                     piece < uint32_t(s.pieces));
+    bool const valid = piece < uint32_t(s.pieces);
+    unsigned char const* const pixel =
+        from + uint64_t(image) * s.of_image + uint64_t(row) * s.of_row + uint64_t(piece) * s.of_piece;
+    if constexpr (bytes == 16) {
+      ptx::cp_async_16(shared + i * 16, pixel, valid);
+    } else {
+#pragma unroll
+      for (int part = 0; part < 16; part += bytes)
+        ptx::cp_async_ca<bytes>(shared + i * 16 + part, pixel + part, valid && part < here);
+    }
   }
 }
 
 // A thread's channels of a pixel in shared memory.
 template <class T, int V>
 __device__ inline void load_pixel(T const* from, float (&to)[V]) {
-  if constexpr (V == 1) {
-    to[0] = widen(*from);
-  } else {
-    static_assert(V == 2 && sizeof(T) == 2);
-    uint32_t const both = *reinterpret_cast<uint32_t const*>(from);
-    if constexpr (std::is_same_v<T, __half>) {
-      float2 const wide = __half22float2(*reinterpret_cast<__half2 const*>(&both));
-      to[0] = wide.x, to[1] = wide.y;
-    } else {
-      to[0] = __uint_as_float(both << 16), to[1] = __uint_as_float(both & 0xffff0000u);
-    }
-  }
+  widen_word<T, V>(*reinterpret_cast<uint32_t const*>(from), to);
 }
 
 // Product by product: where zeros beside the images have made a NaN.
@@ -118,8 +114,16 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
     if (stage + 1 < p.stages) {
       int const copied = image + p.images, images = min(p.images, end - copied);
       uint32_t const to = shared + ((stage + 1) & 1) * p.bytes;
-      copy_pieces(p.x, copied, first_x, images, to);
-      copy_pieces(p.y, copied, first_y, images, to + p.bytes_x);
+      auto copy = [&]<int bytes>() {
+        copy_pieces<bytes>(p.x, copied, first_x, images, to);
+        copy_pieces<bytes>(p.y, copied, first_y, images, to + p.bytes_x);
+      };
+      if (p.piece == 16)
+        copy.template operator()<16>();
+      else if (p.piece == 8)
+        copy.template operator()<8>();
+      else
+        copy.template operator()<4>();
     }
     ptx::cp_async_commit_group();
     if (stage < 0) continue;
@@ -196,8 +200,9 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
     int const tap = i >> p.channels_log2, run = first + tap / S, row = int(p.by_chunks.quotient(run));
     int const s = tap % S + (run - row * int(p.by_chunks.value)) * S;
     if (s >= p.S || run >= p.runs) continue;
-    float sum = add(blocks, i, terms);
     int const k = (int(blockIdx.x) << p.channels_log2) + (i & ((1 << p.channels_log2) - 1));
+    if (k >= p.C) continue;
+    float sum = add(blocks, i, terms);
     if (sum != sum) sum = exact_few_pixels<T>(p, k, row, s, stride);
     static_cast<T*>(p.out)[k * p.w_k + row * p.w_r + s * p.w_s] = narrow<T>(sum);
   }
@@ -221,6 +226,7 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
     f.data = static_cast<unsigned char const*>(data), f.strides = s, f.H = int(H), f.W = int(W);
     f.by_pitch = Divisor(uint32_t(pitch)), f.by_rows = Divisor(uint32_t(rows));
     f.pieces = int(W), f.left = int(left);
+    f.channels = int(problem.C) * size;
     f.of_block = t.channels * size, f.of_image = uint32_t(s.n * size);
     f.of_piece = uint32_t(s.w * size), f.of_row = uint32_t(s.h * size);
     f.h = pitch * t.channels, f.n = rows * pitch * t.channels, f.c = 4 / size;
@@ -230,6 +236,7 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
   p.x = source(args.a, problem.x, problem.H, problem.W, t.rows, t.pitch, problem.pad_left);
   p.y = source(args.b, problem.y, problem.P(), problem.Q(), t.band, t.pitch_y, 0);
   p.out = args.out, p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  p.C = int(problem.C), p.piece = t.piece;
   p.channels_log2 = log2_of(t.channels), p.lanes_log2 = log2_of(t.lanes), p.S = int(problem.S);
   p.stride_h = int(problem.stride_h), p.dilation_h = int(problem.dilation_h);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
@@ -246,7 +253,7 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
       if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
         return error;
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(unsigned(problem.C / t.channels), unsigned(t.slices), unsigned(p.parts));
+    config.gridDim = dim3(unsigned(ceil_div(problem.C, t.channels)), unsigned(t.slices), unsigned(p.parts));
     config.blockDim = dim3(unsigned(t.threads)), config.dynamicSmemBytes = size_t(bytes), config.stream = stream;
     cudaLaunchAttribute cluster{};
     cluster.id = cudaLaunchAttributeClusterDimension;

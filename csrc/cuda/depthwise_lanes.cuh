@@ -5,10 +5,8 @@
 // channel's images, and their sums are added in shared memory.
 #pragma once
 
-#include <type_traits>
-
 #include "../core/lanes.h"
-#include "depthwise_tile.cuh"
+#include "depthwise_few_outputs.cuh"
 
 namespace conv2d_ext::depthwise {
 
@@ -19,13 +17,13 @@ struct LanesParams {
   void* out;
   int64_t a_n, a_c, b_n, b_c, bias_stride;  // b: of the other image, also where it is the result
   int a_h, b_h, w_k, w_r, w_s;
-  int N, C, H, W, P, Q;                                            // H, W: of a; P, Q: of the other image
+  int N, C, H, W, P, Q;  // H, W: of a; P, Q: of the other image
+  LanesAxis rows, columns;
+  int before;                                                      // of LanesTile
   int items, lanes_log2, segments_log2, team_log2, channels_log2;  // channels: of a block
-  Divisor by_bands, by_channels;
+  int strip;
+  Divisor by_strips, by_bands, by_channels;
 };
-
-// The greatest whole number up to a half.
-constexpr int half_of(int a) { return a >= 0 ? a / 2 : (a - 1) / 2; }
 
 // Neighbouring columns of a row, of a lane. `words`: rows begin at multiples of them, and end there, so that they are
 // loaded and, in 16 bits, shuffled together.
@@ -35,10 +33,11 @@ struct Columns {
   static constexpr int parts = words ? 1 : columns;
   Bits bits[parts]{};
 
-  __device__ void load(T const* from, bool row, int width) {
+  // From column w0 of a row of W.
+  __device__ void load(T const* from, bool row, int w0, int W) {
 #pragma unroll
     for (int i = 0; i < parts; ++i)
-      if (row && i < width) bits[i] = __ldg(reinterpret_cast<Bits const*>(from + i));
+      if (row && unsigned(w0 + i) < unsigned(W)) bits[i] = __ldg(reinterpret_cast<Bits const*>(from + i));
   }
 
   __device__ void widened(float (&to)[columns]) const {
@@ -47,11 +46,8 @@ struct Columns {
       for (int i = 0; i < columns; ++i) to[i] = widen(bits[i]);
     } else if constexpr (sizeof(T) == 4) {
       to[0] = __uint_as_float(bits[0].x), to[1] = __uint_as_float(bits[0].y);
-    } else if constexpr (std::is_same_v<T, __half>) {
-      float2 const both = __half22float2(reinterpret_cast<__half2 const&>(bits[0]));
-      to[0] = both.x, to[1] = both.y;
     } else {
-      to[0] = __uint_as_float(bits[0] << 16), to[1] = __uint_as_float(bits[0] & 0xffff0000u);
+      widen_word<T, 2>(bits[0], to);
     }
   }
 
@@ -87,16 +83,28 @@ __device__ inline void load_filter(LanesParams const& p, bool exists, int c, T (
     filter[tap / R][tap % R] = exists ? __ldg(from + tap / R * p.w_r + tap % R * p.w_s) : T(narrow<T>(0.f));
 }
 
+// Where a lane is in its strip of a row.
+struct LanesStrip {
+  int lane, lanes;
+  int in, out;  // numbers of its inputs and outputs in the row, of lanes
+  bool stores;
+
+  __device__ LanesStrip(LanesParams const& p, int strip) {
+    lanes = 1 << p.lanes_log2, lane = int(threadIdx.x) & (lanes - 1);
+    out = strip * p.strip + lane, in = lane < lanes - p.before ? out : out - lanes;
+    stores = lane < p.strip;
+  }
+};
+
 // The band of a thread: of which plane, and which of its bands.
 struct LanesPlace {
-  int lane, lanes, n, c, band;
+  int strip, n, c, band;
   bool exists;
 
   __device__ LanesPlace(LanesParams const& p, int threads) {
     int const item = (int(blockIdx.x) * threads + int(threadIdx.x)) >> p.lanes_log2;
-    lanes = 1 << p.lanes_log2, lane = int(threadIdx.x) & (lanes - 1);
-    int const plane = int(p.by_bands.quotient(item));
-    band = item - plane * int(p.by_bands.value);
+    int const line = int(p.by_strips.quotient(item)), plane = int(p.by_bands.quotient(line));
+    strip = item - line * int(p.by_strips.value), band = line - plane * int(p.by_bands.value);
     n = int(p.by_channels.quotient(plane)), c = plane - n * p.C;
     exists = item < p.items;
   }
@@ -108,12 +116,13 @@ __global__ void __launch_bounds__(lanes_threads(Op::fprop, R)) lanes_forward(__g
   constexpr int pad = R / 2, outputs = stride == 1 && words ? 2 : 1, columns = outputs * stride;
   constexpr int band = lanes_band(Op::fprop, stride), rows = (band - 1) * stride + R;
   LanesPlace const at(p, lanes_threads(Op::fprop, R));
-  int const p0 = at.band * band, h0 = p0 * stride - pad, w0 = at.lane * columns;
+  LanesStrip const of(p, at.strip);
+  int const p0 = at.band * band, h0 = p0 * stride - pad + p.rows.shift, w0 = of.in * columns + p.columns.shift;
   T const* const from = static_cast<T const*>(p.a) + at.n * p.a_n + at.c * p.a_c + (h0 * p.a_h + w0);
-  int const H = at.exists && w0 < p.W ? p.H : 0;
+  int const H = at.exists ? p.H : 0;
   Columns<T, columns, words> x[rows];
 #pragma unroll
-  for (int j = 0; j < rows; ++j) x[j].load(from + j * p.a_h, unsigned(h0 + j) < unsigned(H), p.W - w0);
+  for (int j = 0; j < rows; ++j) x[j].load(from + j * p.a_h, unsigned(h0 + j) < unsigned(H), w0, p.W);
   T filter[R][R];
   load_filter<T, R>(p, at.exists, at.c, filter);
   float bias = 0;
@@ -124,7 +133,7 @@ __global__ void __launch_bounds__(lanes_threads(Op::fprop, R)) lanes_forward(__g
 #pragma unroll
   for (int j = 0; j < rows; ++j) {
     float v[R + outputs - 1];
-    x[j].template window<-pad, R + outputs - 1>(at.lane, at.lanes, v);
+    x[j].template window<-pad, R + outputs - 1>(of.lane, of.lanes, v);
 #pragma unroll
     for (int r = j % stride; r < R && r <= j; r += stride) {
       if ((j - r) / stride >= band) continue;
@@ -135,7 +144,7 @@ __global__ void __launch_bounds__(lanes_threads(Op::fprop, R)) lanes_forward(__g
           sum[(j - r) / stride][e] = fmaf(v[s + e], widen(filter[r][s]), sum[(j - r) / stride][e]);
     }
   }
-  int const q = at.lane * outputs, end = at.exists && q < p.Q ? p.P - p0 : 0;
+  int const q = of.out * outputs, end = at.exists && of.stores && q < p.Q ? p.P - p0 : 0;
   T* const out = static_cast<T*>(p.out) + at.n * p.b_n + at.c * p.b_c + (p0 * p.b_h + q);
 #pragma unroll
   for (int b = 0; b < band; ++b) {
@@ -154,19 +163,20 @@ __global__ void __launch_bounds__(lanes_threads(Op::dgrad, R)) lanes_spread(__gr
   // Row and column 2 * i + f of x meet those of y from i + low to i + high, k on from i with tap f + pad - 2 * k.
   constexpr int low = half_of(pad - R + 2), high = (pad + 1) / 2, rows = band + high - low;
   LanesPlace const at(p, lanes_threads(Op::dgrad, R));
-  int const i0 = at.band * band, h0 = i0 + low;
-  T const* const from = static_cast<T const*>(p.a) + at.n * p.a_n + at.c * p.a_c + (h0 * p.a_h + at.lane);
-  int const H = at.exists && at.lane < p.W ? p.H : 0;
+  LanesStrip const of(p, at.strip);
+  int const i0 = at.band * band, h0 = i0 + low + p.rows.shift, q = of.in + p.columns.shift;
+  T const* const from = static_cast<T const*>(p.a) + at.n * p.a_n + at.c * p.a_c + (h0 * p.a_h + q);
+  int const H = at.exists ? p.H : 0;
   Columns<T, 1, true> y[rows];
 #pragma unroll
-  for (int j = 0; j < rows; ++j) y[j].load(from + j * p.a_h, unsigned(h0 + j) < unsigned(H), 1);
+  for (int j = 0; j < rows; ++j) y[j].load(from + j * p.a_h, unsigned(h0 + j) < unsigned(H), q, p.W);
   T filter[R][R];
   load_filter<T, R>(p, at.exists, at.c, filter);
   float sum[band][2][2] = {};
 #pragma unroll
   for (int j = 0; j < rows; ++j) {
     float v[high - low + 1];
-    y[j].template window<low, high - low + 1>(at.lane, at.lanes, v);
+    y[j].template window<low, high - low + 1>(of.lane, of.lanes, v);
 #pragma unroll
     for (int i = 0; i < band * 4; ++i) {
       int const b = i / 4, f = i / 2 % 2, e = i % 2, r = f + pad - 2 * (j + low - b);
@@ -177,18 +187,19 @@ __global__ void __launch_bounds__(lanes_threads(Op::dgrad, R)) lanes_spread(__gr
           sum[b][f][e] = fmaf(v[k - low], widen(filter[r][s]), sum[b][f][e]);
     }
   }
-  int const w0 = 2 * at.lane, end = at.exists && w0 < p.Q ? p.P - 2 * i0 : 0;
-  T* const out = static_cast<T*>(p.out) + at.n * p.b_n + at.c * p.b_c + (2 * i0 * p.b_h + w0);
+  int const w0 = 2 * of.out - p.columns.odd, first = 2 * i0 - p.rows.odd;
+  int const P = at.exists && of.stores && w0 < p.Q ? p.P : 0;
+  T* const out = static_cast<T*>(p.out) + at.n * p.b_n + at.c * p.b_c + (first * p.b_h + w0);
 #pragma unroll
   for (int row = 0; row < 2 * band; ++row) {
-    if (row >= end) continue;
+    if (unsigned(first + row) >= unsigned(P)) continue;
     Vector<T, 2> v;
 #pragma unroll
     for (int e = 0; e < 2; ++e) v.v[e] = narrow<T>(sum[row / 2][row % 2][e]);
     if constexpr (words) {
       *reinterpret_cast<Vector<T, 2>*>(out + row * p.b_h) = v;
     } else {
-      out[row * p.b_h] = v.v[0];
+      if (w0 >= 0) out[row * p.b_h] = v.v[0];
       if (w0 + 1 < p.Q) out[row * p.b_h + 1] = v.v[1];
     }
   }
@@ -202,13 +213,14 @@ __device__ __noinline__ float exact_lanes(LanesParams const& p, int c, int tap) 
   int const r = tap / R, s = tap % R;
 #pragma unroll 1
   for (int line = 0; line < p.N * p.P; ++line) {
-    int const n = line / p.P, row = line - n * p.P, h = row * stride - R / 2 + r;
+    int const n = line / p.P, row = line - n * p.P, h = row * stride - R / 2 + p.rows.shift + r;
     if (unsigned(h) >= unsigned(p.H)) continue;
     T const* const x = static_cast<T const*>(p.a) + n * p.a_n + c * p.a_c + h * p.a_h;
     T const* const y = static_cast<T const*>(p.b) + n * p.b_n + c * p.b_c + row * p.b_h;
 #pragma unroll 1
     for (int q = 0; q < p.Q; ++q)
-      if (int const w = q * stride - R / 2 + s; unsigned(w) < unsigned(p.W)) sum += widen(x[w]) * widen(y[q]);
+      if (int const w = q * stride - R / 2 + p.columns.shift + s; unsigned(w) < unsigned(p.W))
+        sum += widen(x[w]) * widen(y[q]);
   }
   return sum;
 }
@@ -221,31 +233,32 @@ __global__ void __launch_bounds__(lanes_threads(Op::wgrad, R), R == 7 ? 1 : 2)
   constexpr int taps = R * R;
   extern __shared__ float lanes_shared[];
   int const threads = int(blockDim.x), pitch = lanes_shared_pitch(threads);
-  int const lanes = 1 << p.lanes_log2, lane = int(threadIdx.x) & (lanes - 1);
   int const segment = int(threadIdx.x) >> p.lanes_log2, segments = 1 << p.segments_log2;
   int const channel_log2 = p.lanes_log2 + p.segments_log2, channels = 1 << p.channels_log2;
   int const c0 = int(blockIdx.x) << p.channels_log2, c = c0 + (segment >> p.segments_log2);
   T const* const x_of_c = static_cast<T const*>(p.a) + c * p.a_c;
   T const* const y_of_c = static_cast<T const*>(p.b) + c * p.b_c;
-  int const items = c < p.C ? p.items : 0, w0 = lane * columns, q = lane * outputs;
+  int const items = c < p.C ? p.items : 0;
   float acc[R][R] = {};
 #pragma unroll 1
   for (int first = 0; first < p.items; first += segments) {
-    int const item = first + (segment & (segments - 1)), n = int(p.by_bands.quotient(item));
-    int const p0 = (item - n * int(p.by_bands.value)) * band, h0 = p0 * stride - pad;
+    int const item = first + (segment & (segments - 1)), line = int(p.by_strips.quotient(item));
+    int const n = int(p.by_bands.quotient(line)), p0 = (line - n * int(p.by_bands.value)) * band;
+    LanesStrip const of(p, item - line * int(p.by_strips.value));
+    int const h0 = p0 * stride - pad + p.rows.shift, w0 = of.in * columns + p.columns.shift, q = of.out * outputs;
     T const* const x_from = x_of_c + n * p.a_n + (h0 * p.a_h + w0);
     T const* const y_from = y_of_c + n * p.b_n + (p0 * p.b_h + q);
-    int const H = item < items && w0 < p.W ? p.H : 0, end = item < items && q < p.Q ? p.P - p0 : 0;
+    int const H = item < items ? p.H : 0, end = item < items && of.stores && q < p.Q ? p.P - p0 : 0;
     Columns<T, columns, words> x[rows];
     Columns<T, outputs, words> y[band];
 #pragma unroll
-    for (int j = 0; j < rows; ++j) x[j].load(x_from + j * p.a_h, unsigned(h0 + j) < unsigned(H), p.W - w0);
+    for (int j = 0; j < rows; ++j) x[j].load(x_from + j * p.a_h, unsigned(h0 + j) < unsigned(H), w0, p.W);
 #pragma unroll
-    for (int b = 0; b < band; ++b) y[b].load(y_from + b * p.b_h, b < end, 1);
+    for (int b = 0; b < band; ++b) y[b].load(y_from + b * p.b_h, b < end, 0, 1);
 #pragma unroll
     for (int j = 0; j < rows; ++j) {
       float v[R + outputs - 1];
-      x[j].template window<-pad, R + outputs - 1>(lane, lanes, v);
+      x[j].template window<-pad, R + outputs - 1>(of.lane, of.lanes, v);
 #pragma unroll
       for (int r = j % stride; r < R && r <= j; r += stride) {
         if ((j - r) / stride >= band) continue;
@@ -322,22 +335,19 @@ cudaError_t launch_lanes(Problem const& problem, LanesTile const& t, Arguments c
     p.b = static_cast<T const*>(args.b) + (problem.R - 1) * (problem.w.h + problem.w.w);
     p.w_r = -p.w_r, p.w_s = -p.w_s;
   }
-  p.items = int(t.items);
+  p.rows = lanes_axis(op, problem.R, problem.stride_h, problem.pad_top);
+  p.columns = lanes_axis(op, problem.R, problem.stride_w, problem.pad_left);
+  p.before = t.before, p.items = int(t.items);
   while (1 << p.lanes_log2 < t.lanes) ++p.lanes_log2;
   while (1 << p.segments_log2 < t.segments) ++p.segments_log2;
   while (1 << p.team_log2 < t.team) ++p.team_log2;
   while (t.lanes * t.segments << p.channels_log2 < t.threads) ++p.channels_log2;
-  p.by_bands = Divisor(uint32_t(t.bands)), p.by_channels = Divisor(uint32_t(p.C));
-  if (problem.R == 1)
-    return t.words ? start_lanes<op, T, 1, 2, true>(p, t, stream) : start_lanes<op, T, 1, 2, false>(p, t, stream);
-  auto of_size = [&]<int R>() {
-    if (problem.stride_w == 2)
-      return t.words ? start_lanes<op, T, R, 2, true>(p, t, stream) : start_lanes<op, T, R, 2, false>(p, t, stream);
-    return t.words ? start_lanes<op, T, R, 1, true>(p, t, stream) : start_lanes<op, T, R, 1, false>(p, t, stream);
-  };
-  return problem.R == 3   ? of_size.template operator()<3>()
-         : problem.R == 5 ? of_size.template operator()<5>()
-                          : of_size.template operator()<7>();
+  p.strip = t.strip, p.by_strips = Divisor(uint32_t(t.strips)), p.by_bands = Divisor(uint32_t(t.bands)),
+  p.by_channels = Divisor(uint32_t(p.C));
+  return by_filter(problem, [&]<int R, int stride>() {
+    return t.words ? start_lanes<op, T, R, stride, true>(p, t, stream)
+                   : start_lanes<op, T, R, stride, false>(p, t, stream);
+  });
 }
 
 }  // namespace conv2d_ext::depthwise

@@ -1,12 +1,10 @@
-// Depthwise fprop and dgrad of few outputs in channels_last, 1x1 to 7x7: what such a layer takes is a launch, the
-// latency of memory and of its code. A thread has 4 bytes of channels of some neighbouring outputs of a row, and asks
-// at once for all inputs that they meet; its block's filters come through shared memory meanwhile.
+// Depthwise fprop and dgrad of few outputs in channels_last, up to 7x7: what such a layer takes is a launch, the
+// latency of memory and of its code. A thread has a word of channels (4 bytes, or a single one) of some outputs of a
+// row, which are neighbours but for a dilation, and asks at once for all inputs that they meet; its block's filters
+// come through shared memory meanwhile, with zeros beside those that are no square of 1, 3, 5 or 7 taps.
 #pragma once
 
-#include <type_traits>
-
-#include "../core/near.h"
-#include "depthwise_tile.cuh"
+#include "depthwise_few_outputs.cuh"
 #include "ptx.cuh"
 
 namespace conv2d_ext::depthwise {
@@ -18,42 +16,37 @@ struct NearParams {
   void* out;
   int64_t in_n, out_n, bias_stride;
   int in_h, in_w, out_h, out_w;
-  int C, in_H, in_W, out_H, out_W, pad_h, pad_w, slices, strips, units;
-  Divisor by_slices, by_strips, by_rows;
+  int C, R, S, in_H, in_W, out_H, out_W, pad_h, pad_w, dilation_h, slices, strips, units;
+  bool square;
+  Divisor by_slices, by_strips, by_rows, by_dilation;
 };
 
-template <class T, int V>
-__device__ inline void widen_word(uint32_t word, float (&to)[V]) {
-  if constexpr (V == 1) {
-    to[0] = __uint_as_float(word);
-  } else if constexpr (std::is_same_v<T, __half>) {
-    float2 const both = __half22float2(reinterpret_cast<__half2 const&>(word));
-    to[0] = both.x, to[1] = both.y;
-  } else {
-    to[0] = __uint_as_float(word << 16), to[1] = __uint_as_float(word & 0xffff0000u);
-  }
-}
-
 // dgrad with stride 1 is fprop with the filter turned round; with stride 2 a row of x meets every second row of it.
-template <class T, Op op, int R, int stride, int width>
+template <class T, Op op, int R, int stride, int V, int width>
 __global__ void __launch_bounds__(kNearThreads) near(__grid_constant__ NearParams const p) {
   constexpr bool spread = op == Op::dgrad && stride == 2, turned = op == Op::dgrad && stride == 1;
-  constexpr int V = 4 / int(sizeof(T)), taps = R * R, warps = kNearThreads / 32, step = spread ? 1 : stride;
+  using Word = std::conditional_t<V * sizeof(T) == 4, uint32_t, uint16_t>;
+  constexpr int taps = R * R, warps = kNearThreads / 32, step = spread ? 1 : stride;
   constexpr int rows = spread ? (R + 1) / 2 : R;
   constexpr int before = spread ? (R - 1) / 2 : 0;  // columns of y before that of the first output and tap 0
   constexpr int columns = spread ? before + (width + 1) / 2 : (width - 1) * step + R;
-  __shared__ __align__(16) uint32_t filters[32 * taps];
+  __shared__ __align__(16) Word filters[32 * taps];
   int const lane = int(threadIdx.x) % 32, block = int(blockIdx.x), group = int(p.by_slices.quotient(block));
   int const c0 = (block - group * p.slices) * 32 * V, c = c0 + lane * V;
-  int const here = min(32 * V, p.C - c0) * taps * int(sizeof(T));
-  unsigned char const* const w = static_cast<unsigned char const*>(p.w) + int64_t(c0) * taps * int(sizeof(T));
+  constexpr int piece = 16 / int(sizeof(Word));
+  int const here = min(32, (p.C - c0) / V) * taps, whole = p.square ? here / piece * piece : here;
+  Word const* const w = static_cast<Word const*>(p.w) + int64_t(c0 / V) * taps;  // of squares
+  if (p.square)
 #pragma unroll 1
-  for (int i = int(threadIdx.x) * 16; i < here; i += kNearThreads * 16)
-    ptx::cp_async_16(ptx::shared_address(filters) + i, w + i, true);
+    for (int i = int(threadIdx.x) * piece; i < whole; i += kNearThreads * piece)
+      ptx::cp_async_16(ptx::shared_address(filters + i), w + i, true);
   ptx::cp_async_commit_group();
   int const unit = group * warps + int(threadIdx.x) / 32;
   int const line = int(p.by_strips.quotient(unit)), n = int(p.by_rows.quotient(line));
-  int const y0 = line - n * p.out_H, x0 = (unit - line * p.strips) * width - (spread ? p.pad_w % 2 : 0);
+  // A strip's columns are `apart`, and the first strips begin with each of the first columns.
+  int const strip = unit - line * p.strips, run = int(p.by_dilation.quotient(strip));
+  int const apart = int(p.by_dilation.value), first = strip - run * apart;
+  int const y0 = line - n * p.out_H, x0 = first + run * width * apart - (spread ? p.pad_w % 2 : 0);
   int const odd = spread ? (y0 + p.pad_h) % 2 : 0;
   int const h0 = spread ? (y0 + p.pad_h) / 2 : y0 * step - p.pad_h;
   int const w0 = spread ? (x0 + p.pad_w) / 2 - before : x0 * step - p.pad_w;
@@ -65,10 +58,24 @@ __global__ void __launch_bounds__(kNearThreads) near(__grid_constant__ NearParam
   for (int r = 0; r < rows; ++r)
 #pragma unroll
     for (int j = 0; j < columns; ++j) {
-      bool const inside = unsigned(spread ? h0 - r : h0 + r) < unsigned(H) && unsigned(w0 + j) < unsigned(p.in_W);
-      uint32_t const* const from = reinterpret_cast<uint32_t const*>(in + (spread ? -r : r) * p.in_h + j * p.in_w);
+      int const h = (spread ? -r : r) * (spread ? 1 : p.dilation_h), v = j * apart;
+      bool const met = (spread ? 2 * r + odd : r) < p.R && unsigned(h0 + h) < unsigned(H);
+      bool const inside = met && unsigned(w0 + v) < unsigned(p.in_W);
+      Word const* const from = reinterpret_cast<Word const*>(in + h * p.in_h + v * p.in_w);
       x[r][j] = inside ? __ldg(from) : 0;
     }
+  if (int const i = whole + int(threadIdx.x); i < here) filters[i] = w[i];
+  if (!p.square) {
+    // The zeros are behind a filter, or before one that is turned round.
+    T* const to = reinterpret_cast<T*>(filters);
+    int const from_r = turned ? R - p.R : 0, from_s = turned ? R - p.S : 0;
+#pragma unroll 4
+    for (int i = int(threadIdx.x); i < here * V; i += kNearThreads) {
+      int const k = i / taps, r = (i - k * taps) / R - from_r, s = (i - k * taps) % R - from_s;
+      bool const inside = unsigned(r) < unsigned(p.R) && unsigned(s) < unsigned(p.S);
+      to[i] = inside ? static_cast<T const*>(p.w)[(int64_t(c0 + k) * p.R + r) * p.S + s] : T(narrow<T>(0.f));
+    }
+  }
   float bias[V] = {};
   if (op == Op::fprop && p.bias != nullptr && exists)
 #pragma unroll
@@ -101,6 +108,7 @@ __global__ void __launch_bounds__(kNearThreads) near(__grid_constant__ NearParam
       for (int e = 0; e < width; ++e)
 #pragma unroll
         for (int s = spread ? e % 2 : 0; s < R; s += spread ? 2 : 1) {
+          if (s >= p.S) continue;  // no product with what lies beside a filter
           int const tap = tap_row * R + s;
 #pragma unroll
           for (int i = 0; i < V; ++i)
@@ -112,11 +120,11 @@ __global__ void __launch_bounds__(kNearThreads) near(__grid_constant__ NearParam
   T* const out = static_cast<T*>(p.out) + n * p.out_n + (y0 * p.out_h + x0 * p.out_w + c);
 #pragma unroll
   for (int e = 0; e < width; ++e) {
-    if (!exists || unsigned(x0 + e) >= unsigned(p.out_W)) continue;
+    if (!exists || unsigned(x0 + e * apart) >= unsigned(p.out_W)) continue;
     Vector<T, V> v;
 #pragma unroll
     for (int i = 0; i < V; ++i) v.v[i] = narrow<T>(sum[e][i]);
-    *reinterpret_cast<Vector<T, V>*>(out + e * p.out_w) = v;
+    *reinterpret_cast<Vector<T, V>*>(out + e * apart * p.out_w) = v;
   }
 }
 
@@ -124,7 +132,10 @@ __global__ void __launch_bounds__(kNearThreads) near(__grid_constant__ NearParam
 
 template <Op op, class T, int R, int stride>
 cudaError_t start_near(NearParams const& p, NearTile const& t, cudaStream_t stream) {
-  void (*const kernel)(NearParams) = t.width == 2 ? near<T, op, R, stride, 2> : near<T, op, R, stride, 4>;
+  constexpr int V = 4 / int(sizeof(T));
+  void (*kernel)(NearParams) = t.width == 2 ? near<T, op, R, stride, V, 2> : near<T, op, R, stride, V, 4>;
+  if constexpr (V > 1)
+    if (t.vector == 1) kernel = near<T, op, R, stride, 1, 2>;
   kernel<<<unsigned(t.slices * ceil_div(t.units, kNearThreads / 32)), kNearThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
@@ -138,21 +149,17 @@ cudaError_t launch_near(Problem const& problem, NearTile const& t, Arguments con
   NearParams p{};
   p.in = args.a, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out = args.out;
   p.in_n = in.n, p.in_h = int(in.h), p.in_w = int(in.w), p.out_n = out.n, p.out_h = int(out.h), p.out_w = int(out.w);
-  p.C = int(problem.C);
+  p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
+  p.square = p.R == p.S && p.R == few_outputs_side(problem);
   p.in_H = int(backward ? problem.P() : problem.H), p.in_W = int(backward ? problem.Q() : problem.W);
   p.out_H = int(backward ? problem.H : problem.P()), p.out_W = int(backward ? problem.W : problem.Q());
-  p.pad_h = int(turned ? problem.R - 1 - problem.pad_top : problem.pad_top);
-  p.pad_w = int(turned ? problem.R - 1 - problem.pad_left : problem.pad_left);
+  p.dilation_h = int(problem.dilation_h), p.by_dilation = Divisor(uint32_t(problem.dilation_w));
+  p.pad_h = int(turned ? (problem.R - 1) * problem.dilation_h - problem.pad_top : problem.pad_top);
+  p.pad_w = int(turned ? (problem.S - 1) * problem.dilation_w - problem.pad_left : problem.pad_left);
   p.slices = int(t.slices), p.strips = int(t.strips), p.units = int(t.units);
   p.by_slices = Divisor(uint32_t(t.slices)), p.by_strips = Divisor(uint32_t(t.strips));
   p.by_rows = Divisor(uint32_t(p.out_H));
-  if (problem.R == 1) return start_near<op, T, 1, 2>(p, t, stream);
-  auto of_size = [&]<int R>() {
-    return problem.stride_w == 2 ? start_near<op, T, R, 2>(p, t, stream) : start_near<op, T, R, 1>(p, t, stream);
-  };
-  return problem.R == 3   ? of_size.template operator()<3>()
-         : problem.R == 5 ? of_size.template operator()<5>()
-                          : of_size.template operator()<7>();
+  return by_filter(problem, [&]<int R, int stride>() { return start_near<op, T, R, stride>(p, t, stream); });
 }
 
 }  // namespace conv2d_ext::depthwise

@@ -9,7 +9,6 @@
 
 #include "../core/walk.h"
 #include "depthwise.cuh"
-#include "depthwise_small.cuh"
 #include "ptx.cuh"
 
 namespace conv2d_ext::depthwise {
@@ -451,9 +450,6 @@ cudaError_t launch_walks(Problem const& problem, Plan const& plan, Arguments con
   using T = typename TypeOf<dtype>::type;
   Device gpu = h200_sxm;
   if (auto const error = count_sms(gpu.sm_count)) return error;
-  if constexpr (op != Op::wgrad && R > 3 && stride == 1)
-    if (SmallTile const t = small_tile(op, problem, R, stride); t.used)
-      return launch_small<op, T, R>(problem, t, args, stream);
   if constexpr (op == Op::wgrad)
     return launch_walk_wgrad<T, R, stride>(problem, plan, gpu, args, stream);
   else

@@ -320,8 +320,6 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   using T = typename TypeOf<dtype>::type;
   constexpr bool backward = op == Op::dgrad, sums = op == Op::wgrad;
   constexpr bool spreads = backward && stride == 2;
-  if (DirectTile const t = direct_tile(op, problem, R, stride); t.used)
-    return depthwise::launch_direct<op, T, R, stride, false>(problem, t, args, stream);
   StreamTile const t = stream_tile(row, op, problem, h200_sxm);
   Strides const& in = backward ? problem.y : problem.x;
   Strides const& out = backward ? problem.x : problem.y;

@@ -348,9 +348,6 @@ __global__ void __launch_bounds__(kStreamWarps * 32, R == 3   ? 4
 template <Op op, int R>
 cudaError_t launch_f32(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   bool const strided = problem.stride_h == 2;
-  if (DirectTile const t = direct_tile(op, problem, R, strided ? 2 : 1); t.used)
-    return strided ? depthwise::launch_direct<op, float, R, 2, false>(problem, t, args, stream)
-                   : depthwise::launch_direct<op, float, R, 1, false>(problem, t, args, stream);
   if (QuadsTile const t = quads_tile(R, op, problem, h200_sxm); t.used) {
     if constexpr (quads_least(op, R, 2) > 0)
       if (strided) return launch_quads<op, R, 2>(problem, t, plan, args, stream);

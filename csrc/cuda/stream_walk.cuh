@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../core/stream.h"
-#include "depthwise_direct.cuh"
+#include "depthwise.cuh"
 #include "ptx.cuh"
 
 namespace conv2d_ext::stream {
