@@ -577,9 +577,16 @@ def test_what_the_copy_engine_cannot_take_is_gathered(op: str) -> None:
     beyond = (
         Case("offset", 8, 64, 280, 280, 64, 3, 3, (1, 1), (1, 1), (128, 128)),  # (3 - 1) * 128 > 255
         Case("corner", 8, 64, 56, 56, 64, 3, 3, (1, 1), (130, 130)),  # a padding beyond 127
+        Case("long steps", 8, 64, 112, 112, 128, 3, 3, (9, 9), (1, 1)),
     )
     for case in beyond:
-        assert named(op, case, torch.float16).startswith(f"igemm_{op}_"), case
+        # Pixel by pixel from where they are, or into patches.
+        gathered = named(op, case, torch.float16).startswith(f"igemm_{op}_")
+        assert gathered or "x" in packed(op, case, *meta(case, torch.float16, "nhwc")), case
+        if op != "dgrad":
+            assert "x" in packed(op, case, *meta(case, torch.float16, "nchw")), case
+        if op == "fprop":
+            assert "x" in packed(op, case, *meta(case, torch.float32, "nhwc"), allow_tf32=True), case
     many = Case("phases", 8, 64, 60, 60, 64, 5, 5, (5, 5), (2, 2))  # 25 phases of dgrad
     assert named(op, many, torch.float16).startswith("igemm_" if op == "dgrad" else "tma_")
 
