@@ -330,8 +330,8 @@ def test_few_channels_in_patches_are_copied_and_take_dense_rows(op: str) -> None
     )
     steps = Case("steps of 12", 32, 48, 230, 230, 96, 12, 12, (12, 12))
     for case, layout in (*itertools.product(of_few, ("nchw", "nhwc")), (steps, "nchw")):
-        planned = ask(op, case, torch.float16, layout)
-        assert ROWS[planned[0]].startswith(f"tma_{op}_"), planned
+        name = ROWS[ask(op, case, torch.float16, layout)[0]]
+        assert name.startswith(f"tma_{op}_") or (case is steps and name.startswith("igemm_")), (case, layout, name)
         assert "x" in packed(op, case, *meta(case, torch.float16, layout))
 
 

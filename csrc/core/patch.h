@@ -30,9 +30,7 @@ constexpr bool is_patches(Row const& row, Problem const& p) {
   if (row.family != Family::tma && row.family != Family::tma_strict) return false;
   if (is_pointwise(row) || p.groups != 1 || p.C < 1 || p.N == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0) return false;
   bool const steps = patch_steps(p) && p.R * p.S > 1;
-  bool const taken = im2col_supports(fprop_walk(p.P(), p.R, p.stride_h, p.pad_top, p.dilation_h), p.H) &&
-                     im2col_supports(fprop_walk(p.Q(), p.S, p.stride_w, p.pad_left, p.dilation_w), p.W);
-  if (taken && !(steps && p.C <= kPatchMostChannels)) return false;
+  if (engine_takes(p) && !(steps && p.C <= kPatchMostChannels)) return false;
   if (row.op == Op::dgrad && !steps) return false;  // would be sums of rounded products
   double const patches = double(p.N) * double(p.P()) * double(p.Q());
   if (patches * double(patch_length(p)) * size_of(p.dtype) > kMaxPackedBytes) return false;
