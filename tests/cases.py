@@ -186,6 +186,9 @@ CASES: tuple[Case, ...] = (
     # of no whole number of vectors; pixels that no patch meets; longer steps than the copy engine's
     Case("patches_14x14_left_over", 2, 3, 30, 44, 40, 14, 14, stride=(14, 14)),
     Case("patches_10x9_of_5_channels", 3, 5, 21, 20, 24, 10, 9, stride=(10, 9)),
+    Case("patches_16x16_by_10", 2, 1, 46, 64, 24, 16, 16, stride=(10, 10)),
+    Case("patches_1x20_by_9_padded", 3, 6, 2, 90, 40, 1, 20, stride=(1, 9), padding=(0, 3)),
+    Case("patches_of_far_taps", 2, 8, 5, 300, 24, 3, 3, padding=(1, 140), dilation=(1, 140)),
     # few channels or filters
     Case("stem_3x3_stride2", 2, 3, 21, 70, 32, 3, 3, stride=(2, 2), padding=(1, 1)),
     Case("stem_7x7_stride2_72_filters", 1, 3, 22, 40, 72, 7, 7, stride=(2, 2), padding=(3, 3)),

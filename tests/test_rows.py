@@ -325,6 +325,7 @@ INFINITE = (
     "planes_24_to_144",
     "patches_4x4_stride4",
     "patches_14x14_left_over",
+    "patches_1x20_by_9_padded",
     "stem_3x3_stride2",
     "few_filters_3x3",
     "four_pads_grouped_dilated",

@@ -1,6 +1,6 @@
-// Packing: tensors that a row of tma, of grouped's lines or of simt's nhwc cannot read or write in place are copied to
-// the workspace, channels_last, each group's channels and filters padded with zeros to what the row takes; the row then
-// runs on the packed problem, and a result is copied back. Padded channels are zeros in both operands of a
+// Packing: tensors that a row of tma, of grouped's lines, of igemm or of simt's nhwc cannot read or write in place are
+// copied to the workspace, channels_last, each group's channels and filters padded with zeros to what the row takes;
+// the row then runs on the packed problem, and a result is copied back. Padded channels are zeros in both operands of a
 // product; what a padded filter yields is dropped.
 #pragma once
 
@@ -163,8 +163,30 @@ constexpr Packed packed_simt(Row const& row, Problem const& p) {
   return q;
 }
 
+// Does the copy engine take what a pixel of the result meets? Not long steps, nor taps or padding beyond its corners.
+constexpr bool engine_takes(Problem const& p) {
+  return im2col_supports(fprop_walk(p.P(), p.R, p.stride_h, p.pad_top, p.dilation_h), p.H) &&
+         im2col_supports(fprop_walk(p.Q(), p.S, p.stride_w, p.pad_left, p.dilation_w), p.W);
+}
+
+// For rows of igemm: what the copy engine does not take, of one group, in other layouts and of other channel counts.
+constexpr Packed packed_igemm(Problem const& p) {
+  Packed q{{}, p};
+  if (p.groups != 1 || igemm_supports(p) || engine_takes(p)) return q;
+  int64_t const v = 16 / size_of(p.dtype), C = round_up(p.C, v), K = round_up(p.K, v);
+  q.which.x = C != p.C || !channel_vectors(p.x, p.x_align, C, v, p.dtype);
+  q.which.w = C != p.C || K != p.K || !channel_vectors(p.w, p.w_align, C, v, p.dtype);
+  q.which.y = K != p.K || !channel_vectors(p.y, p.y_align, K, v, p.dtype);
+  q.problem.C = C, q.problem.K = K;
+  if (q.which.x) q.problem.x = channels_last_strides(C, p.H, p.W), q.problem.x_align = 16;
+  if (q.which.w) q.problem.w = channels_last_strides(C, p.R, p.S), q.problem.w_align = 16;
+  if (q.which.y) q.problem.y = channels_last_strides(K, p.P(), p.Q()), q.problem.y_align = 16;
+  return q;
+}
+
 constexpr Packed packed(Row const& row, Problem const& p) {
   if (row.family == Family::simt) return packed_simt(row, p);
+  if (row.family == Family::igemm) return packed_igemm(p);
   if (row.family == Family::grouped) return packed_lines(row, p);
   Op const op = row.op;
   if (is_pointwise(row)) {  // only filters are packed, with contiguous k of the turned problem
@@ -203,6 +225,16 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (row.family == Family::simt) {
     Packed const q = packed_simt(row, p);
     return q.which.any() && simt_supports(row, row.op, q.problem);
+  }
+  if (row.family == Family::igemm) {
+    Packed const q = packed_igemm(p);
+    auto elements = [](Problem const& of) {
+      return double(of.N) *
+             (double(of.H) * double(of.W) * double(of.C) + double(of.P()) * double(of.Q()) * double(of.K));
+    };
+    double const copies = elements(q.problem) * size_of(p.dtype);
+    if (copies > kMaxPackedBytes || (copies > kFreePackedBytes && elements(q.problem) > 3 * elements(p))) return false;
+    return q.which.any() && igemm_supports(q.problem);
   }
   if (is_pointwise(row)) return row.op != Op::wgrad && pointwise_supports(row.op, packed(row, p).problem);
   PackedGroup const g = packed_group(row, p);

@@ -1,15 +1,14 @@
-// Patches: a filter that steps by its own size meets every input once at most, as in the first layer of a vision
-// transformer. What it meets is copied to the workspace patch by patch, in the order of the filters' memory and padded
-// with zeros to whole vectors, and the rows of tma and tma_strict run the product of matrices that is left: a 1x1
-// filter over patches.
+// Patches: what a filter meets at a pixel is copied to the workspace, patch by patch, in the order of the filters'
+// memory and padded with zeros to whole vectors, and the rows of tma and tma_strict run the product of matrices that is
+// left: a 1x1 filter over patches. For filters of few channels that step by their own size, as in the first layer of a
+// vision transformer, and for what the copy engine does not take: long steps, far taps.
 #pragma once
 
 #include "pack.h"
 
 namespace conv2d_ext {
 
-// More channels fill the lines of packed copies well enough, if the copy engine takes the stride.
-inline constexpr int kPatchMostChannels = 4;
+inline constexpr int kPatchMostChannels = 4;  // more of them fill the lines of packed copies well enough
 
 // Are a filter's weights dense, and in the order channel, row, column?
 constexpr bool patch_channels_first(Problem const& p) {
@@ -21,22 +20,34 @@ constexpr int64_t patch_elements(Problem const& p) { return p.C * p.R * p.S; }
 constexpr int64_t patch_length(Problem const& p) { return round_up(patch_elements(p), 16 / size_of(p.dtype)); }
 constexpr bool patch_pads(Problem const& p) { return patch_length(p) != patch_elements(p); }
 
+// Is every input in one patch at most?
+constexpr bool patch_steps(Problem const& p) {
+  return p.stride_h == p.R && p.stride_w == p.S && p.dilation_h == 1 && p.dilation_w == 1 && p.pad_top == 0 &&
+         p.pad_bottom == 0 && p.pad_left == 0 && p.pad_right == 0;
+}
+
 constexpr bool is_patches(Row const& row, Problem const& p) {
   if (row.family != Family::tma && row.family != Family::tma_strict) return false;
-  if (is_pointwise(row) || p.groups != 1 || p.C < 1 || p.N == 0 || p.K == 0) return false;
-  if (p.C > kPatchMostChannels && max64(p.R, p.S) <= kTmaMostStride) return false;
-  if (p.stride_h != p.R || p.stride_w != p.S || p.R * p.S == 1 || p.P() == 0 || p.Q() == 0) return false;
-  if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
-  if (p.dilation_h != 1 || p.dilation_w != 1) return false;
+  if (is_pointwise(row) || p.groups != 1 || p.C < 1 || p.N == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0) return false;
+  bool const steps = patch_steps(p) && p.R * p.S > 1;
+  if (engine_takes(p) && !(steps && p.C <= kPatchMostChannels)) return false;
+  if (row.op == Op::dgrad && !steps) return false;  // would be sums of rounded products
   double const patches = double(p.N) * double(p.P()) * double(p.Q());
   if (patches * double(patch_length(p)) * size_of(p.dtype) > kMaxPackedBytes) return false;
   bool const channels_last = (p.C == 1 || p.w.c == 1) && (p.R == 1 || p.w.h == p.S * p.C) && (p.S == 1 || p.w.w == p.C);
   return channels_last || patch_channels_first(p);
 }
 
+constexpr Problem without_window(Problem p) {
+  p.stride_h = p.R, p.stride_w = p.S, p.dilation_h = p.dilation_w = 1;
+  p.pad_top = p.pad_bottom = p.pad_left = p.pad_right = 0;
+  return p;
+}
+
 constexpr Problem patches(Problem const& p) {
   Problem q = p;
-  q.C = patch_length(p), q.H = p.P(), q.W = p.Q(), q.R = q.S = q.stride_h = q.stride_w = 1;
+  q.C = patch_length(p), q.H = p.P(), q.W = p.Q(), q.R = q.S = 1;
+  q = without_window(q);
   q.x = channels_last_strides(q.C, q.H, q.W), q.x_align = 16;
   q.w = {patch_pads(p) ? q.C : p.w.n, 1, 0, 0};
   if (patch_pads(p)) q.w_align = 16;
@@ -48,7 +59,7 @@ constexpr Problem patches(Problem const& p) {
 
 // The filters as images of a patch each.
 constexpr Problem patch_filters(Problem const& p) {
-  Problem q = p;
+  Problem q = without_window(p);
   q.N = p.K, q.H = p.R, q.W = p.S, q.x = p.w, q.x_align = p.w_align;
   return q;
 }
@@ -64,8 +75,24 @@ constexpr int64_t patch_bytes(Row const& row, Problem const& p) {
   if (!is_patches(row, p)) return 0;
   return patch_images_bytes(p) + (patch_pads(p) ? round_up(p.K * patch_length(p) * size_of(p.dtype), 256) : 0);
 }
+
+// Do 16 bytes of a patch lie together in the image? As a row's, a pixel's channels, or those of pixels side by side.
+constexpr bool patch_vectors(Problem const& p) {
+  auto whole = [&](int64_t elements) { return elements % (16 / size_of(p.dtype)) == 0; };
+  if (p.x_align < 16 || !whole(p.x.n) || !whole(p.x.h)) return false;
+  bool const unpadded = p.dilation_w == 1 && p.pad_left == 0 && p.pad_right == 0;
+  if (patch_channels_first(p)) return unpadded && p.x.w == 1 && whole(p.stride_w) && whole(p.S) && whole(p.x.c);
+  if (p.x.c != 1) return false;
+  return (whole(p.C) && whole(p.x.w)) || (unpadded && p.x.w == p.C && whole(p.stride_w * p.x.w) && whole(p.S * p.C));
+}
+
+// Elements of 2 bytes that are moved one by one: as measured, of NCHW and channels_last.
 constexpr double patch_ns(Row const& row, Problem const& p) {
-  return is_patches(row, p) ? (patch_pads(p) ? 7000 : 4000) + double(patch_bytes(row, p)) * 2 / 2500 : 0;
+  if (!is_patches(row, p)) return 0;
+  bool const singly = size_of(p.dtype) == 2 && !patch_vectors(p);
+  double const each = !singly ? 0 : row.op != Op::dgrad ? 0.0016 : p.x.c == 1 ? 0.004 : 0.0085;
+  double const elements = double(p.N) * double(p.P()) * double(p.Q()) * double(patch_length(p));
+  return (patch_pads(p) ? 7000 : 4000) + double(patch_bytes(row, p)) * 2 / 2500 + elements * each;
 }
 
 }  // namespace conv2d_ext

@@ -73,7 +73,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       if (packed_simt(row, p).which.any()) return hopper && pack_supports(row, p);  // pack_sm90.cu
       return d.compute_capability >= 80 && simt_supports(row, op, p);
     case Family::igemm:
-      return hopper && igemm_supports(p);
+      return hopper && (igemm_supports(p) || pack_supports(row, p));
     case Family::tma:
     case Family::tma_strict: {
       if (row.family == Family::tma_strict && !strict_is_exact(op, p)) return false;
@@ -119,7 +119,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
 // Of a row that supports the problem: the tensors that it runs on copies of.
 constexpr Packing packing(Row const& row, Problem const& p) {
   if (row.family != Family::tma && row.family != Family::tma_strict && row.family != Family::grouped &&
-      row.family != Family::simt)
+      row.family != Family::simt && row.family != Family::igemm)
     return {};
   Packing which = packed(row, tma_problem(row, p)).which;
   which.x |= is_patches(row, p);
@@ -281,8 +281,12 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       e.ns = beside_ns(row, p, e.ns);
       return e;
     }
-    case Family::igemm:
-      return igemm_estimate(row, op, p, d);
+    case Family::igemm: {
+      Packed const q = packed(row, p);
+      Estimate e = igemm_estimate(row, op, q.problem, d);
+      if (q.which.any()) e.ns += packing_ns(op, p, q);
+      return e;
+    }
     case Family::depthwise:
       if (is_few_sums(row)) return few_sums_estimate(p, d);
       if (is_lanes(row)) return lanes_estimate(row, p, d);
@@ -364,7 +368,8 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::igemm:
       break;
   }
-  return gemm_workspace_bytes(row, op, p, split_k);
+  Packed const q = packed(row, p);
+  return packed_places(q).bytes + gemm_workspace_bytes(row, op, q.problem, split_k);
 }
 
 // The plan for one row; the caller has asked supports() first.

@@ -61,13 +61,11 @@ constexpr int64_t halo_shared_columns(Walk const& w, int64_t extent) {
   return shared;
 }
 
-inline constexpr int64_t kTmaMostStride = 8;  // that the copy engine takes
-
 // What an im2col copy can do along one axis; groups: if they are a dimension of the map.
 constexpr bool im2col_supports(Walk const& w, int64_t extent, bool groups = false) {
   int64_t const most = groups ? 16 : 128;
   auto corner = [=](int64_t v) { return v >= -most && v < most; };
-  return w.stride <= kTmaMostStride && corner(w.lower) && corner(box_upper(w, extent)) && (w.taps - 1) * w.tap_stride < 2 * most;
+  return w.stride <= 8 && corner(w.lower) && corner(box_upper(w, extent)) && (w.taps - 1) * w.tap_stride < 2 * most;
 }
 
 // Channels of the reduction that one instruction takes (TF32: a step); those of the next group must not be among them.
