@@ -106,6 +106,8 @@ ENTRIES = (
     Entry("tma_lean_tf32", "tma::lean_turned_kernel", "dgrad", dense(1, 1024, 14, 256, 1), "tf32", "nhwc", "lean"),
     Entry("tma_lean_tf32", "tma::lean_sums_kernel", "wgrad", dense(8, 1024, 14, 256, 1), "tf32", "nhwc", "lean"),
     Entry("tma", "tma::tma_kernel", "fprop", "L07", "fp16", "nchw", "pointwise"),
+    Entry("tma_planes", "tma::planes_kernel", "fprop", "L06", "fp16", "nchw", "240x64_nchw"),
+    Entry("tma_planes", "tma::planes_kernel", "fprop", "L48", "fp16", "nchw", "240x64_nchw"),
     Entry("tma", "tma::tma_kernel", "fprop", "L09", "fp16", "nchw", "im2col"),
     Entry("tma", "tma::tma_kernel", "fprop", "L09", "tf32", "nhwc", "im2col"),
     Entry("tma", "tma::tma_reduce", "fprop", "L47", "fp16", "nhwc", "128x128_im2col"),

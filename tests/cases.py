@@ -472,6 +472,14 @@ CASES: tuple[Case, ...] = (
     Case("1x1_planes_many_images", 131, 16, 2, 4, 16, 1, 1, bias=False),
     Case("1x1_planes_filters_that_do_not_stay", 1, 600, 6, 8, 552, 1, 1),
     Case("1x1_planes_off_lines", 3, 37, 5, 24, 145, 1, 1, bias=False),
+    # filters three wide over planes: tiles that overlap and those of whole rows, several of an image and beyond its
+    # end; channels and filters that end within 16 and 64, filters that stay and those that do not
+    Case("planes_3x3_50_to_90", 3, 50, 21, 72, 90, 3, 3, padding=(1, 1), edge=True),
+    Case("planes_3x3_whole_rows", 2, 64, 16, 64, 64, 3, 3, padding=(1, 1), edge=True),
+    Case("planes_5x3_dilated_rows", 5, 17, 13, 40, 136, 5, 3, padding=(3, 2, 1, 1), dilation=(2, 1)),
+    Case("planes_1x3_tiles_beyond_the_plane", 7, 40, 3, 104, 24, 1, 3, padding=(0, 1), bias=False),
+    Case("planes_3x3_160_to_320", 1, 160, 50, 48, 320, 3, 3, padding=(0, 1)),
+    Case("planes_3x3_two_tiles_a_row", 1, 32, 7, 512, 48, 3, 3, padding=(1, 1)),
     # 1x1 over pixels whose channels lie side by side but take no vectors: few and many channels, a last tile whose
     # bytes are no multiple of 16, filters of several warpgroups, more tiles than the warpgroups of 132 SMs
     Case("1x1_lines_of_odd_channels", 1, 29, 7, 9, 21, 1, 1, edge=True),

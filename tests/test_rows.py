@@ -340,6 +340,7 @@ INFINITE = (
     "wgrad_many_filters",
     "wgrad_32_channels",
     "two_tiles_of_filters_stride2",
+    "planes_3x3_50_to_90",
     "groups2_of_30_and_21",
     "groups16_of_4_several_tiles",
     "groups4_of_16_stride2",

@@ -7,6 +7,7 @@
 #include "lean.h"
 #include "pointwise.h"
 #include "tma_classes.h"
+#include "tma_planes.h"
 #include "tma_resident.h"
 #include "tma_strict.h"
 #include "tma_strict_wgrad.h"
@@ -63,6 +64,7 @@ constexpr double dense_as_measured(Row const& row, Problem const& p) {
 constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (row.family == Family::tma_strict) return strict_supports(row, p);
   if (is_pointwise(row)) return pointwise_supports(row.op, p);
+  if (is_tma_planes(row)) return tma_planes_supports(row, p);
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   return row.variant == Variant::lean ? lean_supports(row, p)
                                       : takes_classes(row, p) || takes_resident(row, p) || tma_supports(row, p);
@@ -71,6 +73,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   if (row.family == Family::tma_strict)
     return op == Op::wgrad ? strict_wgrad_estimate(row, p, d) : strict_estimate(row, op, p);
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
+  if (is_tma_planes(row)) return tma_planes_estimate(row, p, d);
   if (row.variant == Variant::lean) return lean_estimate(row, p);
   bool const tf32 = p.dtype == DType::f32;
   if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
@@ -123,7 +126,7 @@ constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int
     return row.op == Op::wgrad ? strict_wgrad_workspace_bytes(row, p, split_k)
                                : strict_workspace_bytes(row, row.op, p, split_k);
   if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
-  if (row.variant == Variant::lean) return 0;
+  if (row.variant == Variant::lean || is_tma_planes(row)) return 0;
   return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);
 }
 

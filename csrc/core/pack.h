@@ -198,6 +198,13 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     return q;
   }
   if (row.variant == Variant::lean) return {{}, p};
+  if (is_tma_planes(row)) {
+    Packed q{{}, p};
+    if (tma_planes_supports(row, p)) return q;
+    q.which.w = true;
+    q.problem.w = channels_last_strides(packed_w_channels(p.C, p.dtype), p.R, p.S), q.problem.w_align = 16;
+    return q;
+  }
   PackedGroup const g = packed_group(row, p);
   bool const C = g.C != p.C_per_group(), K = g.K != p.K_per_group();
   TmaTakesAny any = packs_rather(op, p);
@@ -237,6 +244,7 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
     return q.which.any() && igemm_supports(q.problem);
   }
   if (is_pointwise(row)) return row.op != Op::wgrad && pointwise_supports(row.op, packed(row, p).problem);
+  if (is_tma_planes(row)) return tma_planes_supports(row, packed(row, p).problem);
   PackedGroup const g = packed_group(row, p);
   double const x = double(p.N) * double(p.H) * double(p.W), y = double(p.N) * double(p.P()) * double(p.Q()),
                w = double(p.R) * double(p.S), groups = double(p.groups);
@@ -276,8 +284,8 @@ constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
                   : row.tile_n == 64 ? 14000
                                      : 4500)
                : 0;
-  if (row.family != Family::tma || row.op == Op::wgrad || is_pointwise(row) || row.variant == Variant::phases ||
-      row.variant == Variant::lean)
+  if (row.family != Family::tma || row.op == Op::wgrad || is_pointwise(row) || is_tma_planes(row) ||
+      row.variant == Variant::phases || row.variant == Variant::lean)
     return 0;
   if (p.dtype == DType::f32 || !tma_stores_singly(row.op, p)) return 0;
   if (split_k > 1 && tma_tiles(row, p) < tma_slots(row)) return -823;
