@@ -8,6 +8,7 @@
 
 #include "grouped.h"
 #include "in_place.h"
+#include "tma_planes_tf32.h"
 
 namespace conv2d_ext {
 
@@ -175,7 +176,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     q.problem.w_align = 16;
     return q;
   }
-  if (row.variant == Variant::lean) return {{}, p};
+  if (row.variant == Variant::lean || is_tf32_planes(row)) return {{}, p};
   PackedGroup const g = packed_group(row, p);
   bool const C = g.C != p.C_per_group(), K = g.K != p.K_per_group();
   TmaTakesAny any = packs_rather(op, p);
