@@ -230,6 +230,9 @@ CASES: tuple[Case, ...] = (
     Case("stride3_dilation2", 1, 8, 15, 14, 6, 3, 2, (3, 3), (1, 2), (2, 2), edge=True),
     Case("stride_2x3_dilation_3x2", 1, 5, 12, 13, 7, 3, 4, (2, 3), (3, 2), (3, 2)),
     Case("dilation_2x4", 2, 7, 13, 15, 9, 3, 3, padding=(2, 4), dilation=(2, 4)),
+    # rows of taps that share fragments, in NCHW (tma_planes_tf32.cuh): several tiles of either side, the last not whole
+    Case("planes_7x3", 3, 17, 35, 40, 66, 7, 3, padding=(3, 1), edge=True),
+    Case("planes_dilation2", 2, 36, 18, 72, 130, 3, 3, padding=(2, 2), dilation=(2, 2), bias=False),
     Case("dilation_of_one_tap", 1, 4, 5, 5, 4, 1, 1, dilation=(7, 9)),
     Case("dilation_touches_padding_only", 1, 4, 3, 3, 6, 3, 3, padding=(8, 8), dilation=(5, 5)),
     # rows of taps where whole tiles of pixels meet padding

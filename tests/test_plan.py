@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import re
@@ -551,8 +552,29 @@ def test_tf32_shares_no_tiles_that_would_be_cut_into_many_strips() -> None:
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
 @pytest.mark.parametrize("layout", ("nchw", "nhwc"))
 def test_tf32_layers_of_64_filters_exchange_operands(op: str, layout: str) -> None:
-    case = Case("vgg", 32, 64, 224, 224, 64, 3, 3, padding=(1, 1))
+    case = Case("vgg", 32, 64, 224, 222, 64, 3, 3, padding=(1, 1))
     assert named(op, case, torch.float32, layout, allow_tf32=True) == f"tma_{op}_f32_256x64_halo"
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_tf32_layers_over_nchw_run_in_place_where_rows_are_vectors(op: str) -> None:
+    def taken(case: Case, layout: str = "nchw") -> tuple[str, str]:
+        tensors = meta(case, torch.float32, layout)
+        return named(op, case, torch.float32, layout, allow_tf32=True), packed(op, case, *tensors, allow_tf32=True)
+
+    for case in (
+        Case("vgg", 32, 64, 224, 224, 64, 3, 3, padding=(1, 1)),
+        Case("resnet", 256, 64, 56, 56, 64, 3, 3, padding=(1, 1)),
+        Case("column", 16, 128, 64, 64, 128, 7, 1, padding=(3, 0)),
+    ):
+        name, copies = taken(case)
+        assert re.fullmatch(rf"tma_{op}_f32_(512x64|256x128|256x64)_nchw", name) and copies == "", case
+    for case, layout in (
+        (Case("rows off vectors", 32, 64, 224, 222, 64, 3, 3, padding=(1, 1)), "nchw"),
+        (Case("stride", 32, 64, 224, 224, 64, 3, 3, (2, 2), (1, 1)), "nchw"),
+        (Case("channels_last", 32, 64, 224, 224, 64, 3, 3, padding=(1, 1)), "nhwc"),
+    ):
+        assert not taken(case, layout)[0].endswith("_nchw"), case
 
 
 def test_tf32_weight_gradients_take_a_row_of_taps_at_once() -> None:
@@ -761,10 +783,11 @@ def test_packed_copies_are_part_of_the_workspace() -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_tf32_packs_tensors_of_another_layout_but_results(op: str) -> None:
-    name = named(op, DENSE, torch.float32, "nchw", allow_tf32=True)
+    odd = dataclasses.replace(DENSE, W=DENSE.W + 1)  # not in place
+    name = named(op, odd, torch.float32, "nchw", allow_tf32=True)
     assert name.startswith(f"tma_{op}_f32_")
     read = {"fprop": "xw", "dgrad": "wy", "wgrad": "xy" if stores_anywhere(name) else "xwy"}[op]
-    assert packed(op, DENSE, *meta(DENSE, torch.float32, "nchw"), allow_tf32=True) == read
+    assert packed(op, odd, *meta(odd, torch.float32, "nchw"), allow_tf32=True) == read
     assert packed(op, DENSE, *meta(DENSE, torch.float32, "nhwc"), allow_tf32=True) == ""
 
 

@@ -8,6 +8,7 @@
 
 #include "grouped.h"
 #include "in_place.h"
+#include "tma_planes_tf32.h"
 
 namespace conv2d_ext {
 
@@ -197,7 +198,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     q.problem.w_align = 16;
     return q;
   }
-  if (row.variant == Variant::lean) return {{}, p};
+  if (row.variant == Variant::lean || is_tf32_planes(row)) return {{}, p};
   if (is_tma_planes(row)) {
     Packed q{{}, p};
     if (tma_planes_supports(row, p)) return q;

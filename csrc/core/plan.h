@@ -37,6 +37,7 @@
 #include "strip_sums.h"
 #include "table.h"
 #include "tma.h"
+#include "tma_planes_tf32.h"
 #include "toeplitz_wgrad.h"
 #include "turned.h"
 #include "walk.h"
@@ -77,6 +78,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::tma:
     case Family::tma_strict: {
       if (row.family == Family::tma_strict && !strict_is_exact(op, p)) return false;
+      if (is_tf32_planes(row)) return hopper && tf32_planes_supports(row, p);
       Problem const t = tma_problem(row, p);
       return hopper && (in_place_supports(row, t) || pack_supports(row, t));
     }
@@ -248,6 +250,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_plain(row)) return plain_estimate(p, d);
       if (is_plain_rows(row)) return plain_rows_estimate(op, p, d);
       if (is_images(row)) return images_estimate(row, op, p, d);
+      if (is_tf32_planes(row)) return tf32_planes_estimate(row, p, d);
       Problem const t = tma_problem(row, p);
       Packed const q = packed(row, t);
       Estimate e = row.family == Family::simt ? simt_estimate(row, op, q.problem, d)
@@ -345,6 +348,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       if (is_turned(row)) return turned_workspace_bytes(op, p);
       if (is_plain(row)) return plain_workspace_bytes(p, d);
       if (is_plain_rows(row) || is_images(row)) return 0;
+      if (is_tf32_planes(row)) return tf32_planes_workspace_bytes(row, p);
       Packed const q = packed(row, tma_problem(row, p));
       return patch_bytes(row, p) + packed_places(q).bytes +
              (row.family == Family::simt      ? gemm_workspace_bytes(row, op, p, split_k)

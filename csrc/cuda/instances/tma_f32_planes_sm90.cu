@@ -1,0 +1,2 @@
+#include "../tma_planes_tf32.cuh"
+CONV2D_EXT_TMA_TF32_PLANES(CONV2D_EXT_TMA_TF32_PLANES_INSTANCE)
