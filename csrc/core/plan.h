@@ -185,7 +185,10 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   if (is_planes(row) || is_turned(row) || is_plain(row) || is_plain_rows(row) || is_images(row)) return 1;
   // NCHW in 16-bit types, turned two pixels at a time.
   if (row.family == Family::grouped)
-    return row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 && p.H * p.W % 8 != 0 && grouped_planar(p) ? 0.9 : 1;
+    return row.variant == Variant::lines && row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 &&
+                   p.H * p.W % 8 != 0 && grouped_planar(p)
+               ? 0.9
+               : 1;
   if (row.family != Family::tma || p.groups == 1) return 1;
   auto is = [&](int tile_m, int tile_n) { return row.tile_m == tile_m && row.tile_n == tile_n; };
   if (row.op == Op::wgrad) {
@@ -222,21 +225,11 @@ constexpr double early_lines_ns(Row const& row, Problem const& p) {
   return double(p.N) * double(p.P()) * double(p.Q()) * double(p.R * p.S) * double(ceil_div(p.K, row.tile_n)) * 0.05;
 }
 
-// wgrad of grouped.cuh's rows for any strides over channels_last, as measured, where memory is the limit by their
-// estimate: twice as fast for single taps, and no slower for a stride.
-constexpr double groups_any_ns(Row const& row, Problem const& p, double ns) {
-  if (row.variant != Variant::nchw || p.x.c != 1 || p.C == 1) return ns;
-  double const launch = 16000, halo = (7.0 + double(p.R)) * (7.0 + double(p.S)) / 64;
-  double const bytes = size_of(p.dtype) * double(p.N) *
-                       (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  double was = 500 / (p.stride_w == 1         ? 1.0
-                      : p.dtype == DType::f32 ? 1.65
-                                              : 1.33),
-         rate = halo < 2 ? 1000 / halo : 500;  // bytes per ns
-  if (p.W < 8) was /= 2.5, rate /= 5;
-  double const memory = bytes / was * (!p.allow_tf32 ? 1.22 : 1);
-  if (bytes < 4e6) return ns;
-  return memory <= ns - launch && memory * 1.125 > ns - launch ? launch + bytes / rate : ns;
+constexpr Estimate grouped_measured(Row const& row, Op op, Problem const& p, Packed const& q, Device const& d) {
+  if (row.variant != Variant::lines)
+    return op == Op::wgrad ? grouped_sums_any_estimate(row, p, d) : grouped_any_estimate(op, p, d);
+  return op == Op::wgrad ? grouped_estimate(row, op, q.problem, d)
+                         : grouped_lines_any_estimate(op, q.problem, d, q.which.any());
 }
 
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
@@ -267,11 +260,9 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_images(row)) return images_estimate(row, op, p, d);
       Problem const t = tma_problem(row, p);
       Packed const q = packed(row, t);
-      Estimate e = row.family == Family::simt ? simt_estimate(row, op, q.problem, d)
-                   : row.family == Family::grouped
-                       ? (row.variant == Variant::nchw && op != Op::wgrad ? grouped_any_estimate(op, p, d)
-                                                                          : grouped_estimate(row, op, q.problem, d))
-                       : in_place_estimate(row, op, q.problem, d);
+      Estimate e = row.family == Family::simt      ? simt_estimate(row, op, q.problem, d)
+                   : row.family == Family::grouped ? grouped_measured(row, op, p, q, d)
+                                                   : in_place_estimate(row, op, q.problem, d);
       // dgrad with a stride stores single pixels that lie apart, in NCHW.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::dgrad && p.stride_w > 1 &&
           p.x.w == 1) {
@@ -279,7 +270,6 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         if (e.ns < least) e.ns = least * 0.85 + e.ns * 0.15;  // their order stays
       }
       if (row.family == Family::tma) e.ns += early_lines_ns(row, q.problem);
-      if (row.family == Family::grouped && op == Op::wgrad) e.ns = groups_any_ns(row, p, e.ns);
       // Filters that do not lie as the channels of x do (images of one pixel lie both ways) are stored one by one.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::wgrad && p.x.c == 1 && p.C > 1 &&
           p.w.c > 1)
