@@ -103,20 +103,22 @@ constexpr FewSumsTile few_sums_tile(Problem const& p) {
 
 constexpr bool few_sums_supports(Problem const& p) { return few_sums_tile(p).used; }
 
-// Fitted to measured times: the latency of a launch and of memory, what an SM copies, and instructions, one after the
-// other in few warps.
+// Rounds of blocks, whose threads' items follow each other; all warps' instructions; bytes, which the slices of the
+// filter read anew. Fitted to 349 times.
 constexpr Estimate few_sums_estimate(Problem const& p, Device const& d) {
   FewSumsTile const t = few_sums_tile(p);
   double const V = 4.0 / size_of(p.dtype), steps = double(t.each) / kFewSumsColumns;
   double const items = double(t.stages) * double(ceil_div(t.images * t.band * t.segments, t.groups));
-  double const instructions = (kFewSumsColumns + 1) * V * t.taps + 26;
-  int64_t const blocks = p.C / t.channels * t.slices * t.shares * t.bands, rounds = ceil_div(blocks, d.sm_count);
-  double const share = double(blocks) / d.sm_count;
-  double const bytes = double(t.stages) * double(t.bytes_x + t.bytes_y) * (share > 1 ? share : 1);
-  double const issue = double(rounds) * t.threads / 32 * items * (steps * instructions + 45) / 4 / 1.755;
-  double const chain = items * (steps * instructions + 60) * 2.5 / 1.755;
-  double const ns = 6800 + 0.0545 * bytes + (issue > chain ? issue : chain) + (t.shares * t.bands > 1 ? 680 : 0);
-  return {t.stages > 1 ? ns * 1.08 : ns, 1};
+  double const instructions = items * steps * ((kFewSumsColumns + 1) * V * t.taps + 26);
+  int64_t const blocks = ceil_div(p.C, t.channels) * t.slices * t.shares * t.bands;
+  int64_t const held = max64(1, min64(228 * 1024 / (t.shared_bytes + 1024), 2048 / t.threads));
+  double const rounds = double(ceil_div(blocks, d.sm_count * held)), warps = double(t.threads) / 32;
+  double const bytes =
+      size_of(p.dtype) * double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
+  return {7060 + rounds * (instructions * 1.36 + items * 151) +
+              double(ceil_div(blocks, d.sm_count)) * warps * instructions * 0.0571 +
+              bytes * double(t.slices) * 0.00063 + (t.shares * t.bands > 1 ? 1060 : 0),
+          1};
 }
 
 }  // namespace conv2d_ext
