@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "any_filter.h"
-#include "band.h"
+#include "band_blocks.h"
 #include "band_split.h"
 #include "beside.h"
 #include "column.h"
@@ -30,9 +30,9 @@
 #include "quads.h"
 #include "staged.h"
 #include "stem.h"
+#include "stem_walks.h"
 #include "stream.h"
-#include "strip.h"
-#include "strip_planes.h"
+#include "strip_blocks.h"
 #include "strip_rows.h"
 #include "strip_sums.h"
 #include "table.h"
@@ -128,9 +128,6 @@ constexpr Packing packing(Row const& row, Problem const& p) {
 
 // Depthwise rows, as measured beside each other: what their own estimates, which are of large layers, leave out.
 constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estimate e) {
-  // strip reads all taps for each of a stride's phases.
-  int64_t const phases = p.stride_h * p.stride_w;
-  if (row.family == Family::strip && row.op == Op::dgrad && phases > 4) e.ns *= phases > 12 ? double(phases) / 7 : 1.75;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad;
   bool const stream = row.family == Family::stream, tiles = row.family == Family::depthwise && row.tile_m > 0;
   // wgrad of direct.h: all taps of a pixel after one another, and the shuffles of their sums.
@@ -305,16 +302,18 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::strip:
       return is_strip_sums(row)     ? strip_sums_estimate(row, p, d)
              : is_strip_rows(row)   ? strip_rows_estimate(row, op, p, d)
-             : is_nhwc(row.variant) ? depthwise_as_measured(row, p, strip_lines_estimate(op, p, d))
+             : is_nhwc(row.variant) ? strip_lines_estimate(op, p, d)
                                     : strip_planes_estimate(op, p, d);
     case Family::stream:
       if (takes_quads(row, p)) return quads_estimate(row, op, p);
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
     case Family::band:
-      return is_split(row) ? split_estimate(row, op, p, d) : band_estimate(row, op, p, d);
+      return is_split(row)     ? split_estimate(row, op, p, d)
+             : op == Op::wgrad ? band_sums_estimate(row, p, d)
+                               : band_estimate(row, op, p, d);
     case Family::stem: {
+      if (is_stem_lines(row)) return stem_lines_estimate(op, p, h200_sxm);
       Estimate e = stem_estimate(row, op, p, h200_sxm);
-      if (is_stem_lines(row)) return e;
       // As measured beside rows of the copy engine.
       if (op == Op::wgrad && size_of(p.dtype) == 2 && p.x.c == 1 && p.y.c == 1) e.ns *= 1.15;
       // Filters that lie side by side but take no vectors are stored one by one, in 16-bit types along the filters.
