@@ -108,10 +108,35 @@ constexpr double few_any_ns(FewTile const& t, Op op, Problem const& p) {
   return (backward ? 5770 : 5500) + waits + (backward ? 1.06 : 1.14) * overlapped(bytes / kFewBytesNs, work_ns);
 }
 
+// Planes in shared memory (staged.h): of a round of blocks, a warp's runs of outputs follow each other, and so do a
+// run's taps; of an SM, instructions of all blocks. Fitted to 785 times. What staged_estimate() says, by which the
+// launcher chooses the kernel, leaves out the former.
+struct StagedRates {
+  double before, round, run, tap_of_run, tap, warp_load, load, item;
+  double class_tap, class_load, filter_tap;  // more, with a stride's phases, and of several filters
+};
+constexpr double staged_any_ns(StagedTile const& t, Op op, Problem const& p, Device const& d) {
+  constexpr StagedRates forth{6240, 1020, 209, 11.6, 4.39, 6.62, 0.114, 0.168, 0, 0, 0};
+  constexpr StagedRates back{6080, 1950, 873, 15.8, 0, 0, 0.35, 0.159, 6.53, 0.206, 6.38};
+  bool const backward = op == Op::dgrad, phases = t.classes > 1, several = backward && p.K_per_group() > 1;
+  StagedRates const& e = backward ? back : forth;
+  int const warps = t.threads(op) / 32;
+  double const taps = double(p.R * p.S) * (backward ? double(p.K_per_group()) : 1);
+  int64_t const blocks = t.bands * t.groups * (backward ? p.C : p.K);
+  double const rounds = double(ceil_div(blocks, int64_t(d.sm_count * t.together))),
+               of_sm = double(ceil_div(blocks, d.sm_count)), runs = double(ceil_div(int64_t(t.items), warps));
+  double const run_ns = e.run + taps / double(t.classes) * (e.tap_of_run + (phases ? e.class_tap : 0)) +
+                        (several ? taps * e.filter_tap : 0);
+  return e.before + rounds * (e.round + runs * run_ns + taps * e.tap + t.loads / warps * e.warp_load) +
+         of_sm * (t.loads * (e.load + (phases ? e.class_load : 0)) + t.items * t.item * e.item);
+}
+
 constexpr Estimate any_filter_estimate(Op op, Problem const& p, Device const& d) {
   AnyFilter const a = any_filter(op, p, d);
   Estimate e = a.estimate;
-  if (a.few.used && a.few.taps == 0 && !a.few.spread && op != Op::wgrad) e.ns = few_any_ns(a.few, op, p);
+  if (op == Op::wgrad) return e;
+  if (a.few.used && a.few.taps == 0 && !a.few.spread) e.ns = few_any_ns(a.few, op, p);
+  if (a.staged.used && !a.few.used && p.dtype != DType::f64) e.ns = staged_any_ns(a.staged, op, p, d);
   return e;
 }
 

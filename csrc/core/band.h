@@ -2,7 +2,6 @@
 #pragma once
 
 #include "depthwise.h"
-#include "rounds.h"
 
 namespace conv2d_ext {
 
@@ -38,6 +37,12 @@ inline constexpr int kBandLead = 16, kBandPassPairs = 4, kBandSharedBytes = 227 
 
 // Images that a warp of a tile of 16 * depth rows works on.
 constexpr int band_images(int depth) { return depth == 1 ? 4 : depth == 2 ? 2 : 1; }
+
+// Rounds of images of a block, which share its filters: not so many that SMs go without a block.
+constexpr int64_t band_rounds(BandTile const& t, int64_t N, int depth) {
+  constexpr int64_t wanted = 528;  // blocks: four an SM of an H200
+  return depth == 4 ? 1 : max64(1, min64(ceil_div(N, t.images), t.blocks_of_one_round(N) / wanted));
+}
 
 // depth, width: 16 * depth rows and 16 * width columns.
 constexpr BandTile band_tile(Op op, Problem const& p, int depth, int width, bool nhwc) {
@@ -170,8 +175,10 @@ constexpr bool band_supports(Row const& row, Op op, Problem const& problem) {
   return t.shared_bytes <= kBandSharedBytes && blocks < double(most);
 }
 
-// A step's copies and multiplications, of 16 x 8 x 16 or their FMAs, as measured.
-constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, bool strided, Device const& d) {
+// A step's copies and multiplications, of 16 x 8 x 16 or their FMAs, as measured. fprop and dgrad are in band_blocks.h.
+constexpr Estimate band_sums_estimate(Row const& row, Problem const& problem, Device const& d) {
+  Problem const p = spread(problem);
+  bool const strided = problem.stride_h > 1 || problem.stride_w > 1;
   int const depth = row.tile_m / 16, width = row.tile_n / 8;
   BandSumsTile const t = band_sums_tile(p, depth, width, is_nhwc(row.variant));
   bool const nhwc = is_nhwc(row.variant), f32 = p.dtype == DType::f32;
@@ -197,46 +204,6 @@ constexpr Estimate band_sums_estimate(Row const& row, Problem const& p, bool str
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
   return best;
-}
-
-// A block's planes are copied, and then multiplied. As measured.
-constexpr Estimate band_estimate(Row const& row, Op op, Problem const& problem, Device const& d) {
-  Problem const p = spread(problem);
-  bool const strided = problem.stride_h > 1 || problem.stride_w > 1, nhwc = is_nhwc(row.variant);
-  if (op == Op::wgrad) return band_sums_estimate(row, p, strided, d);
-  BandTile const t = band_tile(op, p, row.tile_m / 16, row.tile_n / 16, nhwc);
-  bool const vectors = nhwc ? channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) : p.W % 8 == 0;
-  // Single elements, copied (dgrad) or stored.
-  double const single = !strided           ? 1.0
-                        : op == Op::dgrad  ? (nhwc ? 1.5 : 1.1)
-                        : nhwc             ? 0.85
-                        : row.tile_m == 64 ? 2.6
-                                           : 1.9;
-  // What of a plane lies beyond the image is zeros.
-  double const rows = double(t.rows) * (row.tile_m / 16), columns = double(t.units) * 8;
-  double const inside =
-      (double(p.H) < rows ? double(p.H) / rows : 1) * (double(p.W) < columns ? double(p.W) / columns : 1);
-  double const apart = vectors   ? (row.tile_m == 64 ? 0.8 + 0.5 * inside : 1.0)
-                       : nhwc    ? (strided ? (row.tile_m == 64 ? 1.0 + 1.6 * inside : 1.75)
-                                            : 1.3 + (row.tile_m == 64 ? 4.4 : 2.4) * inside)
-                       : strided ? 1.33
-                                 : (row.tile_m == 64   ? 1.1 + 0.6 * inside
-                                    : row.tile_m == 32 ? 1.8
-                                                       : 1.65);
-  double const byte_ns = (nhwc || row.tile_m > 16 ? 0.095 : 0.07) * single * apart;
-  double const product_ns = row.tile_m == 64 ? (nhwc ? 0.84 : 0.9) : row.tile_m == 32 ? (nhwc ? 0.33 : 0.49) : 0;
-  double const planes = double(t.channels) * t.images;
-  double const copies_ns = planes * double(t.plane_bytes) * byte_ns, products_ns = planes * t.products * product_ns;
-  // A warp's products follow each other; two blocks hide that.
-  double const chain_ns = nhwc ? t.products * band_images(row.tile_m / 16) * 5 : 0;
-  int64_t const room = nhwc ? 1 : max64(1, min64(4, kBandSharedBytes / (t.shared_bytes + 1024)));
-  auto round_ns = [&](double blocks) {
-    double const products = blocks * products_ns > chain_ns ? blocks * products_ns : chain_ns;
-    return (nhwc ? 2600 : row.tile_m == 64 ? 6000 : 2500) + blocks * copies_ns + products;
-  };
-  int64_t const blocks = ceil_div(t.blocks_of_one_round(p.N), d.sm_count);
-  double const beside = row.tile_m == 64 && nhwc ? 1.12 : 1.0;  // the smaller tiles
-  return {beside * ((nhwc ? 5300 : 5900) + in_rounds(blocks, room, nhwc ? 1 : 1.25, round_ns)), 1};
 }
 
 }  // namespace conv2d_ext

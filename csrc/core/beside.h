@@ -18,12 +18,10 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     if (is(Family::simt, Variant::any, Op::fprop)) return ns - (plane <= 36 ? 1500 : 0);
     if (is(Family::simt, Variant::any, Op::dgrad)) return ns - (tile(64, 64) && p.K_per_group() <= 16 ? 1500 : 0);
     if (is(Family::simt, Variant::nhwc, Op::dgrad)) return ns * (tile(128, 32) && plane > 1000 ? 1.25 : 1);
-    if (is(Family::grouped, Variant::lines, Op::fprop)) return ns * (taps ? 1.07 : 1);
     if (is(Family::tma, Variant::lean, Op::fprop)) return ns - 1500;
     if (is(Family::tma, Variant::lean, Op::wgrad)) return ns - (tile(64, 64) && pixels <= 1000 ? 1500 : 0);
     return ns;
   }
-  if (is(Family::grouped, Variant::lines, Op::dgrad)) return ns * (p.K_per_group() <= 16 ? 1.15 : 1);
   if (!taps && p.groups == 1) return ns;  // one_by_one.h
   if (is(Family::tma, Variant::im2col, Op::fprop)) return ns - (p.groups == 1 && pixels <= 10000 ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (pixels <= 1000 ? 1000 : 0);

@@ -1,73 +1,11 @@
-// fprop and dgrad of grouped.cuh, as measured: its tiles, as set_tiles in grouped_tile.cuh chooses them, and what they
-// take. Apart from what kernels include, so that a new constant compiles none.
+// grouped.cuh and grouped_wgrad.cuh, as measured: what its tiles (grouped_tile.h) take. Apart from what kernels
+// include, so that a new constant compiles none.
 #pragma once
 
-#include "grouped.h"
+#include "grouped_tile.h"
+#include "images.h"
 
 namespace conv2d_ext {
-
-struct GroupedTile {
-  int64_t inputs, slab, n_groups, at_once, runs;  // blocks of a unit's inputs, units, runs of so many blocks of outputs
-  int64_t halves, taken;                          // k8 steps of all phases, with and without those that fill up
-  int64_t squares, images, warps, tiles, weight_bytes;
-  int64_t rows, columns;  // of the inputs' window
-  double stored;          // the share of a tile's outputs that exist
-  int stages, of_sm;      // copies that are kept, blocks that an SM holds
-};
-
-constexpr GroupedTile grouped_tile(Op op, Problem const& p) {
-  constexpr int64_t slot = 16, side = 8, most_warps = 8, most_shared = 226 * 1024, half_shared = most_shared / 2 - 1024;
-  bool const backward = op == Op::dgrad, f32 = p.dtype == DType::f32;
-  int64_t const unit = groups_per_unit(p), units = ceil_div(p.groups, unit), wide = f32 ? 2 : 1;
-  int64_t const out = unit * (backward ? p.C_per_group() : p.K_per_group()) / 8;
-  GroupedTile t{};
-  t.inputs = unit * (backward ? p.K_per_group() : p.C_per_group()) / 8 * wide;
-  t.at_once = grouped_shared_blocks(out, p.dtype), t.n_groups = ceil_div(out, t.at_once);
-  t.runs = max64(1, 4 / (t.at_once * wide));
-  GroupedAxis const h = grouped_axis_h(op, p), w = grouped_axis_w(op, p);
-  for (int i = 0; i < h.phases; ++i)
-    for (int j = 0; j < w.phases; ++j) {
-      int64_t const taps = backward ? dgrad_walk(p.H, p.R, p.stride_h, p.pad_top, p.dilation_h, i).taps *
-                                          dgrad_walk(p.W, p.S, p.stride_w, p.pad_left, p.dilation_w, j).taps
-                                    : p.R * p.S;
-      int64_t const count = t.inputs * (grouped_is_3x3(p) ? 12 : taps);
-      t.taken += count, t.halves += ceil_div(count, 2) * 2;
-    }
-  t.slab = min64(units, max64(1, 8 / max64(t.inputs, out * wide)));
-  for (;; t.slab = ceil_div(t.slab, 2)) {
-    int64_t const per_slab = ceil_div(t.slab * t.n_groups, t.runs), blocks = t.slab * t.inputs;
-    t.weight_bytes = t.slab * t.n_groups * t.halves * t.at_once * 128 * (f32 && !p.allow_tf32 ? 2 : 1);
-    int64_t const fixed = t.weight_bytes + per_slab * t.runs * t.at_once * 32 + t.halves * 16;
-    int64_t const most = max64(1, most_warps / per_slab), skew = blocks >= 8 || blocks % 2 != 0 ? 1 : 8 / blocks;
-    double best = 0;
-    for (int64_t high = 1; high <= most; ++high)
-      for (int64_t across = 1; across * high <= most; ++across) {
-        bool const fills = high * side >= h.positions && across * side >= w.positions;
-        int64_t const images = fills ? min64(max64(1, most / (high * across)), p.N) : 1;
-        int64_t const rows = (high * side - 1) * h.step + h.span, columns = (across * side - 1) * w.step + w.span;
-        int64_t const slots = images * rows * ceil_div(columns, w.step) * w.step;
-        int64_t const stage = ceil_div((ceil_div(slots, 8) * 8 + skew) * slot * blocks, 128) * 128;
-        bool const none_fits = t.slab == 1 && high == 1 && across == 1;  // it is taken then
-        if (stage + fixed > most_shared && !none_fits) continue;
-        int64_t const tiles_h = max64(1, ceil_div(h.positions, high * side)),
-                      tiles_w = max64(1, ceil_div(w.positions, across * side));
-        int64_t const tiles = tiles_h * tiles_w * ceil_div(p.N, images), squares = high * across * images;
-        double const multiplied =
-            double(ceil_div(squares * per_slab, most_warps)) * double(most_warps) / double(per_slab);
-        double const cost = double(tiles) * (double(slots) + multiplied * 32);
-        if (best > 0 && cost >= best) continue;
-        best = stage + fixed > most_shared ? 1e300 : cost;
-        t.squares = squares, t.images = images, t.tiles = tiles, t.rows = rows, t.columns = columns;
-        t.warps = min64(most_warps, squares * per_slab);
-        t.stored = double(h.positions * w.positions) * double(p.N) /
-                   (double(tiles_h * tiles_w * high * across) * 64 * double(ceil_div(p.N, images) * images));
-        int64_t const one = stage + fixed, two = one + stage;
-        t.stages = two <= half_shared || (two <= most_shared && one > half_shared) ? 2 : 1;
-        t.of_sm = (t.stages == 2 ? two : one) <= half_shared ? 2 : 1;
-      }
-    if (best > 0 || t.slab == 1) return t;
-  }
-}
 
 // How many neighbours of a row of outputs are stored at once, where addresses are aligned.
 constexpr int64_t grouped_store_width(Op op, Problem const& p) {
@@ -80,6 +18,11 @@ constexpr int64_t grouped_store_width(Op op, Problem const& p) {
 // Fitted, in us, to 874 times of either layout.
 constexpr Estimate grouped_any_estimate(Op op, Problem const& p, Device const& d) {
   GroupedTile const t = grouped_tile(op, p);
+  GroupedAxis const h = grouped_axis_h(op, p), w = grouped_axis_w(op, p);
+  int64_t const squares = t.squares_h * t.squares_w * t.images;
+  // The share of the tiles' outputs that exist.
+  double const stored =
+      double(h.positions * w.positions) * double(p.N) / (double(t.tiles * squares) * kGroupedSide * kGroupedSide);
   bool const f32 = p.dtype == DType::f32, across = p.x.c == 1 && p.C > 1, backward = op == Op::dgrad;
   int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), t.slab), held = int64_t(d.sm_count) * t.of_sm;
   int64_t const each = ceil_div(t.tiles, max64(1, held / slabs)), blocks = ceil_div(t.tiles, each) * slabs;
@@ -89,11 +32,11 @@ constexpr Estimate grouped_any_estimate(Op op, Problem const& p, Device const& d
   double const loads =
       double(ceil_div(t.slab * t.n_groups * t.at_once * 4, t.warps)) * double(ceil_div(ceil_div(t.halves, 4), 4));
   double const copies =
-      turns * double(ceil_div(ceil_div(t.columns * t.slab * t.inputs, 32) * t.images * t.rows, t.warps));
+      turns * double(ceil_div(ceil_div(t.window.columns * t.slab * t.inputs, 32) * t.images * t.window.rows, t.warps));
   double const items =
-      turns * double(ceil_div(t.squares * ceil_div(t.slab * t.n_groups, t.runs), t.warps) * t.runs * t.at_once);
+      turns * double(ceil_div(squares * ceil_div(t.slab * t.n_groups, t.runs), t.warps) * t.runs * t.at_once);
   double const products = items * double(t.taken) / 2;
-  double const stores = items * double(grouped_axis_h(op, p).phases * grouped_axis_w(op, p).phases) * t.stored;
+  double const stores = items * double(h.phases * w.phases) * stored;
   int64_t const width = f32 ? 8 : grouped_store_width(op, p);
   double const y = double(p.N) * double(p.K) * double(p.P()) * double(p.Q()),
                x = double(p.N) * double(p.C) * double(p.H) * double(p.W), bytes = (x + y) * size_of(p.dtype) / 1e6;
@@ -116,6 +59,84 @@ constexpr Estimate grouped_any_estimate(Op op, Problem const& p, Device const& d
                                   : 0.308 / double(width)) +
                     apart * (f32 ? 2.36 : 5.71) + bytes * (f32 || width > 1 || strided ? 0.29 : 0.75);
   return {us * 950, 1};
+}
+
+// wgrad with the split that grouped_estimate() takes: tiles one after the other, each copied, then multiplied; of
+// strict float32 products follow each other. Fitted to 1,175 times of either layout.
+constexpr Estimate grouped_sums_any_estimate(Row const& row, Problem const& p, Device const& d) {
+  Estimate e = grouped_estimate(row, Op::wgrad, p, d);
+  GroupedSums const g = grouped_sums(p);
+  int64_t const shares = min64(g.shares, e.split_k), warps = min64(g.items, 16) * shares;
+  GroupedSumTile const t = grouped_sum_tile(p, shares);
+  bool const f32 = p.dtype == DType::f32, strict = f32 && !p.allow_tf32;
+  int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), g.slab) * ceil_div(g.items, 16);
+  int64_t const tiles = max64(1, t.tiles), turns = ceil_div(tiles, max64(1, e.split_k / shares));
+  int64_t const splits = ceil_div(tiles, turns);
+  int64_t const blocks = splits * slabs, of_sm = max64(1, min64(228 * 1024 / (t.shared + 1024), 16 / warps));
+  double const rounds = double(ceil_div(blocks, d.sm_count * of_sm)), busy = double(ceil_div(blocks, d.sm_count));
+  // Of a warp: runs of 32 slots that it copies, halves in fragments, loads of fragments for them.
+  auto runs = [&](GroupedWindow const& w, int64_t all) { return ceil_div(w.columns * all, 32) * t.images * w.rows; };
+  int64_t const inputs = groups_per_unit(p) * p.C_per_group() / 8 * (f32 ? 2 : 1);
+  double const copies = double(ceil_div(runs(t.x, g.slab * inputs), warps) + ceil_div(runs(t.y, t.y_blocks), warps));
+  double const fragments =
+      double(ceil_div(min64(grouped_halves(int(g.together), p.dtype), inputs * p.R * p.S), f32 ? 4 : 2));
+  double const squares = double(ceil_div(t.squares_h * t.squares_w * t.images, shares)), together = double(g.together);
+  double const loads = squares * 4 * (fragments + together), products = strict ? squares * fragments * 8 : 0;
+  double const sums = double(p.K) * double(p.C_per_group() * p.R * p.S) * double(splits * shares) * 4;
+  double const bytes = size_of(p.dtype) * double(p.N) *
+                       (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  e.ns = 7440 +
+         double(turns) * (rounds * (1320 + 240 * copies + 39.9 * products) + busy * double(warps) * loads * 5.48) +
+         rounds * fragments * together * 1084 + sums * 0.00212 + (splits * shares > 1 ? 3180 : 0) + bytes * 0.000283;
+  return e;
+}
+
+// fprop and dgrad of lines, but for the copies of packed tensors: the filters, then tiles, in which a warp's products
+// follow each other while the SM's multiply, are stored and (planes) turned. Fitted to 2,531 times.
+constexpr Estimate grouped_lines_any_estimate(Op op, Problem const& p, Device const& d, bool packed) {
+  GroupedLines const t = grouped_lines(op, p, d);
+  bool const f32 = p.dtype == DType::f32, backward = op == Op::dgrad;
+  int64_t const unit = groups_per_unit(p), slabs = ceil_div(ceil_div(p.groups, unit), t.slab);
+  int64_t const inputs = unit * (backward ? p.K_per_group() : p.C_per_group()) / 8 * (f32 ? 2 : 1);
+  GroupedAxis const h = grouped_axis_h(op, p), w = grouped_axis_w(op, p);
+  int64_t const step = grouped_step_3x3(op, p), squares = t.squares_h * t.squares_w * t.images;
+  int64_t const tiles =
+      ceil_div(h.positions, t.squares_h * 8) * ceil_div(w.positions, t.squares_w * 8) * ceil_div(p.N, t.images);
+  int64_t const each = ceil_div(tiles, max64(1, d.sm_count * t.blocks_of_sm / slabs));
+  int64_t const blocks = ceil_div(tiles, each) * slabs, runs = t.slab * t.n_groups;
+  double const of_sm = double(each * min64(t.blocks_of_sm, ceil_div(blocks, d.sm_count)));  // tiles
+  double const taps = double(inputs * p.R * p.S);
+  double const product = (!f32 ? 1.32 : p.allow_tf32 ? 0.765 : 5.48) + (step == 1 ? 0 : 1.09);
+  double const alone = double(ceil_div(squares, t.shares)) * taps * (step == 1 ? 24.6 : 38.7);
+  double const turned = t.planar ? double(t.images * t.rows * t.columns * t.planes * t.slab * inputs) * 0.551 : 0;
+  double const busy = double(squares * 64 * h.out_step * w.out_step) * 0.997 + turned +
+                      double(squares * runs) * (taps * double(t.at_once) * product + (step == 0 ? 37.6 : 14.5));
+  double const filters = double(ceil_div(t.weight_bytes, 128 * 9 * runs * t.shares)) * 421 +
+                         double(t.weight_bytes * t.blocks_of_sm) * 0.0525;
+  double const bytes = size_of(p.dtype) * double(p.N) *
+                       (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  return {7500 + (packed ? 1590 : 0) + filters + bytes * 0.000118 + of_sm * busy +
+              double(each) * (alone + double(h.phases * w.phases) * 175 + (t.stages == 1 ? 1330 : 0)),
+          1};
+}
+
+// Whole images (grouped_images.cuh): a block's filters and zeros, then its teams' images, whose products follow each
+// other, and share the SM. Fitted to 256 times.
+constexpr Estimate images_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  ImageTile const t = image_tile(row, op, p, d);
+  bool const backward = op == Op::dgrad;
+  double const rounds = double(ceil_div(p.groups * t.parts, d.sm_count)),
+               images = double(ceil_div(p.N, t.parts * t.teams)), teams = double(t.teams);  // images of a team
+  double const steps = double(t.tiles * p.R * p.S * row.tile_n * size_of(p.dtype) / 32);
+  double const bytes =
+      size_of(p.dtype) * double(backward ? p.K_per_group() * p.P() * p.Q() : p.C_per_group() * p.H * p.W);
+  double const image =
+      teams * 206 + steps * (16.3 + teams * 6.74) + bytes * 0.0525 + double(t.lines) * 0.587 + double(t.tiles) * 555;
+  double const ns =
+      5850 + rounds * (1170 + double(t.filter_bytes) * 0.063 + double(t.line_bytes) * 0.0101 + images * image);
+  // Beside rows of lines and, in TF32, of tma, which are as much too short (L16 TF32 24.7 us; 256x32 halo 32.7,
+  // estimated at 21.6; float16 17.2, lines 17.5).
+  return {ns * (p.dtype == DType::f32 ? 0.88 : 0.97), 1};
 }
 
 }  // namespace conv2d_ext

@@ -115,12 +115,4 @@ constexpr ImageTile image_tile(Row const& row, Op op, Problem const& p, Device c
   return image_tile(op, p, d, row.tile_n);
 }
 
-constexpr Estimate images_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  // Beside those of lines and tma, which are as much too short.
-  bool const f32 = p.dtype == DType::f32;
-  double const ns = (image_tile(row, op, p, d).cycles / 1.9 + (f32 ? 8200 : 7650)) * (f32 ? 0.76 : 0.87);
-  // Groups of fewer channels, which lines multiplies by fewer blocks, were hardly measured.
-  return {max64(p.C_per_group(), p.K_per_group()) <= 24 ? ns * 1.4 : ns, 1};
-}
-
 }  // namespace conv2d_ext

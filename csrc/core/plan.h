@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "any_filter.h"
-#include "band.h"
+#include "band_blocks.h"
 #include "band_split.h"
 #include "beside.h"
 #include "column.h"
@@ -30,9 +30,9 @@
 #include "quads.h"
 #include "staged.h"
 #include "stem.h"
+#include "stem_walks.h"
 #include "stream.h"
-#include "strip.h"
-#include "strip_planes.h"
+#include "strip_blocks.h"
 #include "strip_rows.h"
 #include "strip_sums.h"
 #include "table.h"
@@ -130,9 +130,6 @@ constexpr Packing packing(Row const& row, Problem const& p) {
 
 // Depthwise rows, as measured beside each other: what their own estimates, which are of large layers, leave out.
 constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estimate e) {
-  // strip reads all taps for each of a stride's phases.
-  int64_t const phases = p.stride_h * p.stride_w;
-  if (row.family == Family::strip && row.op == Op::dgrad && phases > 4) e.ns *= phases > 12 ? double(phases) / 7 : 1.75;
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad;
   bool const stream = row.family == Family::stream, tiles = row.family == Family::depthwise && row.tile_m > 0;
   if (stream && !sums && f32 && row.tile_m == 7 && e.ns < 9500) e.ns = 9500;
@@ -170,7 +167,10 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   if (is_planes(row) || is_turned(row) || is_plain(row) || is_plain_rows(row) || is_images(row)) return 1;
   // NCHW in 16-bit types, turned two pixels at a time.
   if (row.family == Family::grouped)
-    return row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 && p.H * p.W % 8 != 0 && grouped_planar(p) ? 0.9 : 1;
+    return row.variant == Variant::lines && row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 &&
+                   p.H * p.W % 8 != 0 && grouped_planar(p)
+               ? 0.9
+               : 1;
   if (row.family != Family::tma || p.groups == 1) return 1;
   auto is = [&](int tile_m, int tile_n) { return row.tile_m == tile_m && row.tile_n == tile_n; };
   if (row.op == Op::wgrad) {
@@ -207,21 +207,11 @@ constexpr double early_lines_ns(Row const& row, Problem const& p) {
   return double(p.N) * double(p.P()) * double(p.Q()) * double(p.R * p.S) * double(ceil_div(p.K, row.tile_n)) * 0.05;
 }
 
-// wgrad of grouped.cuh's rows for any strides over channels_last, as measured, where memory is the limit by their
-// estimate: twice as fast for single taps, and no slower for a stride.
-constexpr double groups_any_ns(Row const& row, Problem const& p, double ns) {
-  if (row.variant != Variant::nchw || p.x.c != 1 || p.C == 1) return ns;
-  double const launch = 16000, halo = (7.0 + double(p.R)) * (7.0 + double(p.S)) / 64;
-  double const bytes = size_of(p.dtype) * double(p.N) *
-                       (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  double was = 500 / (p.stride_w == 1         ? 1.0
-                      : p.dtype == DType::f32 ? 1.65
-                                              : 1.33),
-         rate = halo < 2 ? 1000 / halo : 500;  // bytes per ns
-  if (p.W < 8) was /= 2.5, rate /= 5;
-  double const memory = bytes / was * (!p.allow_tf32 ? 1.22 : 1);
-  if (bytes < 4e6) return ns;
-  return memory <= ns - launch && memory * 1.125 > ns - launch ? launch + bytes / rate : ns;
+constexpr Estimate grouped_measured(Row const& row, Op op, Problem const& p, Packed const& q, Device const& d) {
+  if (row.variant != Variant::lines)
+    return op == Op::wgrad ? grouped_sums_any_estimate(row, p, d) : grouped_any_estimate(op, p, d);
+  return op == Op::wgrad ? grouped_estimate(row, op, q.problem, d)
+                         : grouped_lines_any_estimate(op, q.problem, d, q.which.any());
 }
 
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
@@ -253,11 +243,9 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_tf32_planes(row)) return tf32_planes_estimate(row, p, d);
       Problem const t = tma_problem(row, p);
       Packed const q = packed(row, t);
-      Estimate e = row.family == Family::simt ? simt_estimate(row, op, q.problem, d)
-                   : row.family == Family::grouped
-                       ? (row.variant == Variant::nchw && op != Op::wgrad ? grouped_any_estimate(op, p, d)
-                                                                          : grouped_estimate(row, op, q.problem, d))
-                       : in_place_estimate(row, op, q.problem, d);
+      Estimate e = row.family == Family::simt      ? simt_estimate(row, op, q.problem, d)
+                   : row.family == Family::grouped ? grouped_measured(row, op, p, q, d)
+                                                   : in_place_estimate(row, op, q.problem, d);
       // dgrad with a stride stores single pixels that lie apart, in NCHW.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::dgrad && p.stride_w > 1 &&
           p.x.w == 1) {
@@ -265,7 +253,6 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         if (e.ns < least) e.ns = least * 0.85 + e.ns * 0.15;  // their order stays
       }
       if (row.family == Family::tma) e.ns += early_lines_ns(row, q.problem);
-      if (row.family == Family::grouped && op == Op::wgrad) e.ns = groups_any_ns(row, p, e.ns);
       // Filters that do not lie as the channels of x do (images of one pixel lie both ways) are stored one by one.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::wgrad && p.x.c == 1 && p.C > 1 &&
           p.w.c > 1)
@@ -305,16 +292,18 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::strip:
       return is_strip_sums(row)     ? strip_sums_estimate(row, p, d)
              : is_strip_rows(row)   ? strip_rows_estimate(row, op, p, d)
-             : is_nhwc(row.variant) ? depthwise_as_measured(row, p, strip_lines_estimate(op, p, d))
+             : is_nhwc(row.variant) ? strip_lines_estimate(op, p, d)
                                     : strip_planes_estimate(op, p, d);
     case Family::stream:
       if (takes_quads(row, p)) return quads_estimate(row, op, p);
       return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
     case Family::band:
-      return is_split(row) ? split_estimate(row, op, p, d) : band_estimate(row, op, p, d);
+      return is_split(row)     ? split_estimate(row, op, p, d)
+             : op == Op::wgrad ? band_sums_estimate(row, p, d)
+                               : band_estimate(row, op, p, d);
     case Family::stem: {
+      if (is_stem_lines(row)) return stem_lines_estimate(op, p, h200_sxm);
       Estimate e = stem_estimate(row, op, p, h200_sxm);
-      if (is_stem_lines(row)) return e;
       // As measured beside rows of the copy engine.
       if (op == Op::wgrad && size_of(p.dtype) == 2 && p.x.c == 1 && p.y.c == 1) e.ns *= 1.15;
       // Filters that lie side by side but take no vectors are stored one by one, in 16-bit types along the filters.

@@ -289,9 +289,8 @@ constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p
   return {t.ns * (tf32 ? 1.6 : 1.8) * many + double(t.steps * min64(v.K, row.tile_n)) * (tf32 ? 6.0 : 9.5), 1};
 }
 
+// Rows of stem_lines.cuh are in stem_walks.h.
 constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  // In TF32 the other rows' estimates of large filters are up to 1.4 times too high (7x7, 11x11).
-  if (is_stem_lines(row)) return {stem_lines(op, p, d).ns * (p.allow_tf32 && p.R * p.S >= 49 ? 1.45 : 1), 1};
   Estimate e = stem_rounded_estimate(row, op, p, d);
   // As measured: the more columns of a block, the less is left of what three products hide behind.
   if (!stem_is_strict(p)) return e;

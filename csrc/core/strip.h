@@ -2,7 +2,6 @@
 #pragma once
 
 #include "depthwise.h"
-#include "rounds.h"
 
 namespace conv2d_ext {
 
@@ -138,26 +137,6 @@ constexpr double strip_met(StripAxis const& a, int rows) {
   double const skipped = (sum(above) - sum(above - out) + sum(below) - sum(below - out)) / (out * taps);
   double const met = 1 - skipped + (rows - 1) / taps;
   return met < 1 ? met : 1;
-}
-
-// channels_last, as measured: FMAs, in threads for 8 columns of a row, and the planes' copies, which blocks hide badly.
-// NCHW is in strip_planes.h.
-constexpr Estimate strip_lines_estimate(Op op, Problem const& p, Device const& d) {
-  StripTile const t = strip_tile(op, p, true);
-  int const together = t.images >= kStripImages ? int(ceil_div(32, t.images)) : t.group < 32 ? t.group : 32;
-  // dgrad's classes have one part each, or none.
-  double const parts = op == Op::dgrad ? 1.0 : double(t.h.parts) * double(t.w.parts);
-  double const taps = strip_met(t.h, together) * t.h.most_taps() * t.chunks * 4 * parts;
-  double const fmas = double(ceil_div(t.items(), 32) * 32) * kStripWidth * taps;
-  bool const whole = t.h.whole() && t.w.whole(), vectors = channel_vectors(p.x, p.x_align, p.C, 4, p.dtype);
-  double const planes = double(t.channels) * t.images * double(t.plane_bytes);
-  double const copies_ns = planes * 0.054 * (whole ? 1.0 : 1.9) * (vectors ? 1 : 2);
-  double const work_ns = copies_ns + fmas / (128 * 1.755) * 0.29, latency = 3200 * parts + 31 * taps;
-  int64_t const threads = ceil_div(t.items(), 32) * 32;
-  int64_t const room = max64(1, min64(min64(kStripSharedBytes / (t.shared_bytes + 1024), 896 / threads), 16));
-  return {6300 + in_rounds(ceil_div(t.blocks(p.N), d.sm_count), room, 1.2,
-                           [&](double together) { return latency + together * work_ns; }),
-          1};
 }
 
 }  // namespace conv2d_ext

@@ -21,7 +21,6 @@
 
 namespace conv2d_ext::band {
 
-constexpr int64_t kWantedBlocks = 528;      // four an SM of an H200
 constexpr int kLead = kBandLead;            // zeros before a filter's row
 constexpr int kPassPairs = kBandPassPairs;  // wider bands are multiplied in passes of this many pairs
 
@@ -429,9 +428,8 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   p.plane_bytes = int(t.plane_bytes), p.filter_bytes = int(t.filter_bytes);
   p.filter_pitch = t.filter_pitch, p.filter_copy = t.filter_copy;
 
-  // Several rounds a block share its filters; not so many that SMs go without a block.
-  int64_t const blocks = t.blocks_of_one_round(problem.N), image_units = ceil_div(problem.N, t.images);
-  p.rounds = D == 4 ? 1 : int(max64(1, min64(image_units, blocks / kWantedBlocks)));
+  int64_t const image_units = ceil_div(problem.N, t.images);
+  p.rounds = int(band_rounds(t, problem.N, D));
   bool const vectors = t.channels == 8 && problem.C % 8 == 0;
   p.in = backward ? source_of<T>(in, args.a, problem.N, problem.P(), problem.Q(), nhwc, problem.y_align,
                                  vectors || !nhwc, D, t.rows, 8 * t.units, problem.stride_h, problem.stride_w)

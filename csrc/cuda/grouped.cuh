@@ -451,7 +451,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 2) grouped_kernel(__grid_const
 
 template <class T, int parts, int shared_blocks>
 cudaError_t start(Params const& p, dim3 grid, unsigned threads, int64_t shared, cudaStream_t stream) {
-  constexpr int runs = groups_of_warp(shared_blocks, sizeof(T));
+  constexpr int runs = grouped_runs(shared_blocks, sizeof(T));
   constexpr bool both = shared_blocks == 1 || (parts == 1 && shared_blocks == 2);
   auto *const kernel = p.is_3x3                  ? grouped_kernel < T, parts, shared_blocks, runs,
               both ? Taps::both : Taps::is_3x3 > : grouped_kernel < T, parts, shared_blocks, runs,
@@ -474,6 +474,17 @@ int store_width_of(Params const& p, int align) {
   return 1;
 }
 
+inline void set_tiles(Params& p, GroupedTile const& t) {
+  p.n_groups = int(t.n_groups), p.slab = int(t.slab);
+  p.squares_h = int(t.squares_h), p.squares_w = int(t.squares_w), p.images = int(t.images);
+  set_window(p.window, t.window, p.slab * p.in_blocks);
+  p.stages = int(t.stages), p.stage_bytes = int(t.window.bytes), p.weight_bytes = int(t.weight_bytes);
+  p.table_offset = p.stages * p.stage_bytes + p.weight_bytes;
+  p.bias_count = int(ceil_div(t.slab * t.n_groups, t.runs) * t.runs * t.at_once * kBlock);
+  p.warps = int(t.warps);
+  set_offsets(p, p.warps);
+}
+
 template <class T, int parts>
 cudaError_t launch_gather(Op op, Problem const& problem, Arguments const& args, cudaStream_t stream) {
   Params p = params_of(op, problem, args);
@@ -484,22 +495,22 @@ cudaError_t launch_gather(Op op, Problem const& problem, Arguments const& args, 
                      p.w_r % 2 == 0 && p.w_s % 2 == 0 && problem.w_align >= 4;
   set_halves(p, is_3x3);
   p.store_width = store_width_of<T>(p, op == Op::dgrad ? problem.x_align : problem.y_align);
-  int const blocks = grouped_shared_blocks(p.out_blocks, problem.dtype), runs = groups_of_warp(blocks, sizeof(T));
-  int64_t const shared = set_tiles(p, blocks, runs, sizeof(T), parts);
+  GroupedTile const t = grouped_tile(op, problem);
+  set_tiles(p, t);
   p.part_words = p.weight_bytes / 4 / parts;
   int sm_count = 0;
   cudaError_t const error = count_sms(sm_count);
   if (error != cudaSuccess) return error;
   int const slabs = int(ceil_div(p.units, p.slab));
-  int64_t const resident = int64_t(sm_count) * (shared <= kSharedHalf ? 2 : 1);
+  int64_t const resident = int64_t(sm_count) * t.of_sm;
   dim3 const grid(even_blocks(p, resident / slabs), unsigned(slabs));
   unsigned const threads = 32 * unsigned(p.warps);
   if constexpr (sizeof(T) == 2) {
-    if (blocks == 3) return start<T, parts, 3>(p, grid, threads, shared, stream);
-    if (blocks == 4) return start<T, parts, 4>(p, grid, threads, shared, stream);
+    if (t.at_once == 3) return start<T, parts, 3>(p, grid, threads, t.shared, stream);
+    if (t.at_once == 4) return start<T, parts, 4>(p, grid, threads, t.shared, stream);
   }
-  return blocks == 1 ? start<T, parts, 1>(p, grid, threads, shared, stream)
-                     : start<T, parts, 2>(p, grid, threads, shared, stream);
+  return t.at_once == 1 ? start<T, parts, 1>(p, grid, threads, t.shared, stream)
+                        : start<T, parts, 2>(p, grid, threads, t.shared, stream);
 }
 
 template <Op op, DType dtype>

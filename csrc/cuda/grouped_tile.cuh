@@ -10,17 +10,15 @@
 // the eight outputs of a row always read eight neighbouring slots, which lie in different banks.
 #pragma once
 
-#include "../core/grouped.h"
+#include "../core/grouped_tile.h"
 #include "launch.h"
 #include "ptx.cuh"
 #include "types.cuh"
 
 namespace conv2d_ext::grouped {
 
-constexpr int kBlock = 8;  // channels of the results that one mma computes
-constexpr int kSide = 8;   // outputs of a warp: 8 x 8
-constexpr int kSlot = 16;  // bytes
-constexpr int kMaxWarps = 8, kMaxSumWarps = 16;
+constexpr int kBlock = kGroupedBlock, kSide = kGroupedSide, kSlot = kGroupedSlot;
+constexpr int kMaxWarps = kGroupedWarps, kMaxSumWarps = 16;
 template <class T>
 constexpr int kChannels = kSlot / int(sizeof(T));  // of a slot
 constexpr int kMaxTaps = 64, kMaxPhases = 16;
@@ -185,11 +183,6 @@ inline int tap_offset(Op op, Axis const& a, int phase, int64_t r, int64_t stride
   return at % stride != 0 ? -1 : int(at / stride) - a.low;
 }
 
-// Runs of output blocks that a warp computes: 64 bytes of a pixel.
-constexpr int groups_of_warp(int shared, int element) { return shared * element >= 8 ? 1 : 8 / (shared * element); }
-
-constexpr int64_t kSharedMost = 227 * 1024 - 1024, kSharedHalf = kSharedMost / 2 - 1024;
-
 inline Image image_of(void const* data, Strides const& s, int64_t channels, int64_t H, int64_t W) {
   return {const_cast<void*>(data), s.n, s.c, s.h, s.w, channels, int(H), int(W)};
 }
@@ -244,22 +237,9 @@ inline void set_halves(Params& p, bool is_3x3) {
   }
 }
 
-// Planes are apart by so many slots that the copies of a pixel's channels go to different banks.
-inline int plane_bytes(int64_t slots, int blocks) {
-  int const skew = blocks >= 8 || blocks % 2 != 0 ? 1 : 8 / blocks;
-  return int(ceil_div(slots, 8) * 8 + skew) * kSlot;
-}
-
-// The window of a tile of squares_h x squares_w squares; returns the bytes of its planes.
-inline int64_t set_window(Params& p) {
-  Window& w = p.window;
-  w.rows = (p.squares_h * kSide - 1) * p.axis_h.step + p.axis_h.span;
-  w.columns = (p.squares_w * kSide - 1) * p.axis_w.step + p.axis_w.span;
-  w.parity_columns = int(ceil_div(w.columns, p.axis_w.step));
-  w.pitch = w.parity_columns * p.axis_w.step;
-  w.blocks = p.slab * p.in_blocks;
-  w.plane = plane_bytes(int64_t(p.images) * w.rows * w.pitch, w.blocks);
-  return ceil_div(int64_t(w.plane) * w.blocks, 128) * 128;
+inline void set_window(Window& w, GroupedWindow const& a, int blocks) {
+  w.rows = int(a.rows), w.columns = int(a.columns), w.parity_columns = int(a.parity_columns);
+  w.blocks = blocks, w.pitch = int(a.pitch), w.plane = int(a.plane);
 }
 
 // What the copies need, by so many warps.
@@ -296,52 +276,6 @@ inline void set_offsets(Params& p, int warps) {
 // Blocks of threads for the tiles, of at most so many, as even as can be.
 inline unsigned even_blocks(Params const& p, int64_t most) {
   return unsigned(ceil_div(p.tiles, ceil_div(p.tiles, max64(1, most))));
-}
-
-// Chooses slab and tile, and returns the bytes of shared memory.
-inline int64_t set_tiles(Params& p, int shared_blocks, int runs, int element, int parts) {
-  p.n_groups = int(ceil_div(p.out_blocks, shared_blocks));
-  // 64 channels of a pixel are 128 bytes, a line of the caches.
-  p.slab = int(min64(p.units, max64(1, 128 / kSlot / max64(p.in_blocks, p.out_blocks * kBlock * element / kSlot))));
-  int64_t shared = 0;
-  for (;; p.slab = int(ceil_div(p.slab, 2))) {
-    int64_t const per_slab = ceil_div(p.slab * p.n_groups, runs);  // warps for one square
-    p.weight_bytes = int(p.slab * p.n_groups * p.halves * shared_blocks * 128 * parts);
-    p.bias_count = int(per_slab * runs * shared_blocks * kBlock);
-    int64_t const fixed = p.weight_bytes + p.bias_count * 4 + p.halves * 16;
-    // The cheapest tile: inputs read, and squares multiplied, per output that exists.
-    double best = 0;
-    int best_h = 0, best_w = 0, best_images = 0;
-    int64_t const most = max64(1, kMaxWarps / per_slab);
-    for (p.squares_h = 1; p.squares_h <= most; ++p.squares_h)
-      for (p.squares_w = 1; p.squares_w * p.squares_h <= most; ++p.squares_w) {
-        p.images = int(max64(1, most / (p.squares_h * p.squares_w)));
-        bool const fills = p.squares_h * kSide >= p.axis_h.positions && p.squares_w * kSide >= p.axis_w.positions;
-        if (!fills) p.images = 1;
-        p.images = int(min64(p.images, p.N));
-        if (set_window(p) + fixed > kSharedMost) continue;
-        double const slots = double(p.images) * p.window.rows * p.window.pitch;
-        double const tiles = double(ceil_div(p.axis_h.positions, p.squares_h * kSide)) *
-                             double(ceil_div(p.axis_w.positions, p.squares_w * kSide)) *
-                             double(ceil_div(p.N, p.images));
-        double const squares = double(ceil_div(int64_t(p.squares_h) * p.squares_w * p.images * per_slab, kMaxWarps)) *
-                               kMaxWarps / double(per_slab);
-        double const cost = tiles * (slots + squares * kSide * kSide * 0.5);
-        if (best_h == 0 || cost < best) best = cost, best_h = p.squares_h, best_w = p.squares_w, best_images = p.images;
-      }
-    if (best_h == 0 && p.slab > 1) continue;
-    p.squares_h = best_h > 0 ? best_h : 1, p.squares_w = best_h > 0 ? best_w : 1;
-    p.images = best_h > 0 ? best_images : 1;
-    p.stage_bytes = int(set_window(p));
-    int64_t const two = 2 * p.stage_bytes + fixed, one = p.stage_bytes + fixed;
-    p.stages = two <= kSharedHalf || (two <= kSharedMost && one > kSharedHalf) ? 2 : 1;
-    shared = p.stages == 2 ? two : one;
-    break;
-  }
-  p.table_offset = p.stages * p.stage_bytes + p.weight_bytes;
-  p.warps = int(min64(kMaxWarps, p.squares_h * p.squares_w * p.images * ceil_div(p.slab * p.n_groups, runs)));
-  set_offsets(p, p.warps);
-  return shared;
 }
 
 }  // namespace conv2d_ext::grouped

@@ -250,41 +250,17 @@ __global__ void __launch_bounds__(32 * kAddWarps) add_kernel(__grid_constant__ S
   static_cast<T*>(q.w)[k * q.w_k + c * q.w_c + r * q.w_r + s * q.w_s] = narrow<T>(sum);
 }
 
-// Chooses the tile, and returns the bytes of shared memory.
-inline int64_t set_sum_tiles(SumParams& q, int most_squares, int warps, int element) {
+inline void set_sum_tiles(SumParams& q, GroupedSumTile const& t, int warps) {
   Params& p = q.p;
-  int64_t const fixed = 32 + p.in_blocks * p.taps * 4;
-  double best = 0;
-  int best_h = 1, best_w = 1, best_images = 1;
-  auto stage = [&] {
-    q.y_offset = int(set_window(p));
-    Window& y = q.y;
-    y.rows = p.squares_h * kSide, y.columns = y.pitch = y.parity_columns = p.squares_w * kSide;
-    y.blocks = p.slab * p.out_blocks * kBlock * element / kSlot;
-    y.plane = plane_bytes(int64_t(p.images) * y.rows * y.columns, y.blocks);
-    // Four more planes: the last run of blocks may reach past them.
-    p.stage_bytes = int(ceil_div(q.y_offset + int64_t(y.plane) * (y.blocks + 4), 128) * 128);
-    return int64_t(p.stage_bytes);
-  };
-  for (p.squares_h = 1; p.squares_h <= most_squares; ++p.squares_h)
-    for (p.squares_w = 1; p.squares_w * p.squares_h <= most_squares; ++p.squares_w) {
-      bool const fills = p.squares_h * kSide >= p.axis_h.positions && p.squares_w * kSide >= p.axis_w.positions;
-      p.images = int(fills ? min64(p.N, max64(1, most_squares / (p.squares_h * p.squares_w))) : 1);
-      if (2 * stage() + fixed > kSharedHalf) continue;
-      double const tiles = double(ceil_div(p.axis_h.positions, p.squares_h * kSide)) *
-                           double(ceil_div(p.axis_w.positions, p.squares_w * kSide)) * double(ceil_div(p.N, p.images));
-      double const pixels = double(p.images) * p.squares_h * p.squares_w * kSide * kSide;
-      double const cost = tiles * (double(p.images) * p.window.rows * p.window.pitch + 1.5 * pixels + 64);
-      if (best == 0 || cost < best) best = cost, best_h = p.squares_h, best_w = p.squares_w, best_images = p.images;
-    }
-  p.squares_h = best_h, p.squares_w = best_w, p.images = best_images;
-  int64_t const one = stage() + fixed, two = one + p.stage_bytes;
-  p.stages = two <= kSharedHalf || (two <= kSharedMost && one > kSharedHalf) ? 2 : 1;
+  p.squares_h = int(t.squares_h), p.squares_w = int(t.squares_w), p.images = int(t.images);
+  p.stages = int(t.stages), p.stage_bytes = int(t.stage_bytes);
+  set_window(p.window, t.x, p.slab * p.in_blocks);
+  set_window(q.y, t.y, int(t.y_blocks));
+  q.y_offset = int(t.x.bytes);
   q.zero_offset = p.stages * p.stage_bytes;
-  q.table_offset = q.zero_offset + 32;
+  q.table_offset = q.zero_offset + int(kGroupedZeros);
   set_offsets(p, warps);
   set_copies(q.y, 1, p.images, warps);
-  return p.stages == 2 ? two : one;
 }
 
 template <class T, int parts, int shared_blocks>
@@ -313,19 +289,20 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   q.R = int(problem.R), q.S = int(problem.S);
   q.weights = problem.K * problem.C_per_group() * problem.R * problem.S;
   int const warps = int(min64(q.items, kMaxSumWarps)) * q.shares;
-  int64_t const shared = set_sum_tiles(q, int(max64(2, q.shares * 2)), warps, sizeof(T));
+  GroupedSumTile const t = grouped_sum_tile(problem, q.shares);
+  set_sum_tiles(q, t, warps);
   dim3 const grid(even_blocks(p, plan.split_k / q.shares), unsigned(ceil_div(p.units, p.slab)),
                   unsigned(ceil_div(q.items, kMaxSumWarps)));
   q.splits = int(grid.x) * q.shares;
   cudaError_t error = cudaSuccess;
   if constexpr (dtype == DType::f32)
-    error = problem.allow_tf32 ? start_sum<T, 1, 1>(q, grid, 32 * warps, shared, stream)
-                               : start_sum<T, 2, 1>(q, grid, 32 * warps, shared, stream);
+    error = problem.allow_tf32 ? start_sum<T, 1, 1>(q, grid, 32 * warps, t.shared, stream)
+                               : start_sum<T, 2, 1>(q, grid, 32 * warps, t.shared, stream);
   else
-    error = sums.together == 1   ? start_sum<T, 1, 1>(q, grid, 32 * warps, shared, stream)
-            : sums.together == 2 ? start_sum<T, 1, 2>(q, grid, 32 * warps, shared, stream)
-            : sums.together == 3 ? start_sum<T, 1, 3>(q, grid, 32 * warps, shared, stream)
-                                 : start_sum<T, 1, 4>(q, grid, 32 * warps, shared, stream);
+    error = sums.together == 1   ? start_sum<T, 1, 1>(q, grid, 32 * warps, t.shared, stream)
+            : sums.together == 2 ? start_sum<T, 1, 2>(q, grid, 32 * warps, t.shared, stream)
+            : sums.together == 3 ? start_sum<T, 1, 3>(q, grid, 32 * warps, t.shared, stream)
+                                 : start_sum<T, 1, 4>(q, grid, 32 * warps, t.shared, stream);
   if (error != cudaSuccess || q.splits == 1) return error;
   int lanes = 1;
   while (lanes < kAddWarps && lanes * 8 < q.splits) lanes *= 2;
