@@ -180,6 +180,8 @@ def test_depthwise_channels_that_fill_no_vectors_keep_a_fast_row_in_channels_las
     for channels, stride, dtype in itertools.product((3, 12, 36, 100), (1, 2), (torch.float16, torch.float32)):
         case = Case("odd", 64, channels, 56, 56, channels, 3, 3, (stride, stride), (1, 1), groups=channels, bias=False)
         name = ROWS[ask(op, case, dtype, "nhwc")[0]]
+        if name.endswith(FEW_OUTPUTS):
+            continue
         vectors = channels % (16 // dtype.itemsize) == 0
         want = {f"column_{op}_"} if op != "wgrad" else {f"depthwise_{op}_"} | ({f"column_{op}_"} if vectors else set())
         assert name.startswith(tuple(want)) and "_3x3_nhwc" in name, (channels, name)
@@ -234,7 +236,7 @@ def test_small_images_of_float32_walk_down_whole_planes(op: str) -> None:
         name = ROWS[ask(op, case, torch.float32)[0]]
         if stride == 2 and op == "wgrad" and name.endswith(ANY_FILTER):
             continue
-        if side == 7 and name.endswith(FEW_OUTPUTS):
+        if name.endswith(FEW_OUTPUTS):  # near each other for 3x3
             continue
         assert name == f"stream_{op}_f32_{size}x{size}_nchw", (side, size, stride)
 
@@ -250,11 +252,24 @@ def test_few_small_images_take_one_launch_whose_threads_ask_for_all_inputs_at_on
         for layout in ("nchw", "nhwc"):
             row, split_k, workspace, *_ = ask(op, case, dtype, layout)
             assert split_k == 1 and workspace == 0, (case, dtype, layout)
-            near = size == 7 and ROWS[row].startswith("stream_")  # whole planes
+            # Whole planes, and the copy engine's columns of float32, are near.
+            near = (size == 7 or dtype == torch.float32) and ROWS[row].startswith(("stream_", "column_"))
             assert near or ROWS[row].endswith("_0x4_nhwc" if (op, layout) == ("wgrad", "nhwc") else FEW_OUTPUTS), (
                 ROWS[row],
                 case,
             )
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_few_outputs_of_any_padding_width_and_channels_take_one_launch(op: str) -> None:
+    for case, layout in (
+        (Case("padding", 2, 184, 14, 14, 184, 3, 3, groups=184), "nchw"),
+        (Case("wide", 1, 24, 112, 112, 24, 5, 5, padding=(2, 2), groups=24), "nchw"),
+        (Case("channels", 4, 58, 14, 14, 58, 3, 3, padding=(1, 1), groups=58), "nhwc"),
+        (Case("filter", 1, 116, 28, 28, 116, 4, 4, padding=(1, 1), groups=116), "nhwc"),
+    ):
+        name = ROWS[ask(op, case, torch.float16, layout)[0]]
+        assert name.endswith("_0x4_nhwc" if (op, layout) == ("wgrad", "nhwc") else FEW_OUTPUTS), (case, name)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -264,7 +279,7 @@ def test_small_images_of_16_bits_walk_down_whole_planes(op: str) -> None:
         name = ROWS[ask(op, case, torch.float16)[0]]
         if stride == 2 and op != "dgrad" and name.endswith(ANY_FILTER):
             continue
-        if side == 7 and name.endswith(FEW_OUTPUTS):  # few enough for depthwise_lanes.cuh
+        if name.endswith(FEW_OUTPUTS):  # depthwise_lanes.cuh is near
             continue
         assert name == f"stream_{op}_f16_{size}x{size}_nchw" + ("_s2" if stride == 2 else ""), (side, name)
 

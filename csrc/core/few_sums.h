@@ -122,9 +122,12 @@ constexpr Estimate few_sums_estimate(Problem const& p, Device const& d) {
   double const bytes = double(t.stages) * double(t.bytes_x + t.bytes_y) * (share > 1 ? share : 1);
   double const issue = double(rounds) * t.threads / 32 * items * (steps * instructions + 45) / 4 / 1.755;
   double const chain = items * (steps * instructions + 60) * 2.5 / 1.755;
-  double const ns = 6800 + 0.0545 * bytes + (issue > chain ? issue : chain) + (t.shares * t.bands > 1 ? 680 : 0);
-  // The copies of a stage hide the products of another, but not in clusters.
-  return {t.stages == 1 ? ns : t.shares * t.bands > 1 ? ns * 1.08 : ns * 0.88, 1};
+  double const copy = 0.0545 * bytes, work = issue > chain ? issue : chain;
+  double const most = copy > work ? copy : work, least = copy + work - most;
+  double const all = (t.stages > 1 ? 0.813 * most + 1.078 * least : copy + work) + (t.shares * t.bands > 1 ? 980 : 0);
+  // Clusters of four and eight leave some SMs of a GPC without work: beyond so many blocks there are two rounds.
+  bool const twice = t.shares * t.bands >= 4 && blocks > 120 * d.sm_count / 132;
+  return {twice ? 5290 + 1.843 * all : 6290 + all, 1};
 }
 
 }  // namespace conv2d_ext

@@ -59,7 +59,7 @@ constexpr LanesTile lanes_tile(Op op, Problem const& p, Device const& d) {
   if (p.pad_top < 0 || p.pad_left < 0 || max64(p.pad_top, p.pad_left) >= R || p.N <= 0 || p.C <= 0) return t;
   int64_t const P = p.P(), Q = p.Q();
   if (p.H <= 0 || p.W <= 0 || P <= 0 || Q <= 0 || max64(max64(p.H, p.W), max64(P, Q)) > 1024) return t;
-  if (double(p.N) * double(p.C) * double(max64(p.H * p.W, P * Q)) > 3e6) return t;  // beyond, not measured
+  if (double(p.N) * double(p.C) * double(max64(p.H * p.W, P * Q)) > 3e7) return t;  // beyond, not measured
   if ((p.W > 1 && p.x.w != 1) || (Q > 1 && p.y.w != 1)) return t;
   constexpr int64_t most = int64_t(1) << 20;
   if (max64(max64(p.x.h, p.y.h), max64(p.w.n, max64(p.w.h, p.w.w))) > most || p.N * p.C > int64_t(1) << 24) return t;
@@ -105,19 +105,25 @@ constexpr LanesTile lanes_tile(Op op, Problem const& p, Device const& d) {
   int const outputs = t.words && stride == 1 ? 2 : 1, taps = R * R;
   int const lines = spread ? band + pad + 1 : (band - 1) * stride + R, line = 5 + R + outputs;
   double const bytes = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(P) * double(Q)) * size;
-  double const warps = double(t.blocks) * t.threads / 32 / d.sm_count, memory = bytes / 1000 * 132 / d.sm_count;
+  double const memory = bytes / 1000 * 132 / d.sm_count;
   if (sums) {
     double const rounds = double(ceil_div(t.items, t.segments)), of_channel = t.segments * t.lanes;
-    double const band_ns = rounds * (lines * line + band * (5 + outputs) + taps * band * outputs + 60) / 1.755;
+    // Pairs of columns that are no words are loaded one by one.
+    double const of_rows = lines * (line + (t.words || stride == 1 ? 0.0 : 10.4));
+    double const band_ns = rounds * (of_rows + band * (5 + outputs) + taps * band * outputs + 60) / 1.755;
     double const all = t.threads / of_channel * taps;
     double const end_ns =
         (double(ceil_div(int64_t(all) * t.team, t.threads)) * (of_channel / t.team + 50) + taps * 2) / 1.755;
-    t.ns = 6100 + 2.1 * band_ns + 0.28 * warps * (band_ns + end_ns) + 0.2 * memory;
+    // Three blocks are on an SM at a time.
+    double const turns = double(ceil_div(t.blocks, 3 * d.sm_count)), of_sm = double(ceil_div(t.blocks, d.sm_count));
+    t.ns = 5970 + 3.09 * turns * band_ns + 0.17 * of_sm * t.threads / 32 * (band_ns + end_ns) + 0.227 * memory;
   } else {
+    double const warps = double(t.blocks) * t.threads / 32 / d.sm_count;
     double const of_rows =
         spread ? lines * (4 + R) + band * 16 : lines * (line + (t.words || stride == 1 ? 0 : 4)) + band;
     double const band_ns = (of_rows + taps * (3 + band * (spread ? 1 : outputs)) + 60) / 1.755;
-    t.ns = 5370 + 2.2 * band_ns + 0.37 * warps * band_ns + 0.11 * memory;
+    t.ns = spread ? 4490 + 9.15 * band_ns + 0.488 * warps * band_ns
+                  : 5940 + 0.07 * band_ns + 0.4465 * warps * band_ns + 0.056 * memory;
   }
   return t;
 }

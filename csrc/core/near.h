@@ -34,7 +34,10 @@ constexpr NearTile near_tile(Op op, Problem const& p, Device const& d) {
     return t;
   int64_t const P = p.P(), Q = p.Q();
   if (p.N <= 0 || p.C <= 0 || p.H <= 0 || p.W <= 0 || P <= 0 || Q <= 0) return t;
-  if (double(p.N) * double(p.C) * double(max64(p.H * p.W, P * Q)) > 3e6) return t;  // beyond, not measured
+  // Beyond, the others are faster, or not measured.
+  bool const plain = p.R == side && p.S == side && p.dilation_h == 1 && p.dilation_w == 1;
+  double const elements = double(p.N) * double(p.C) * double(max64(p.H * p.W, P * Q));
+  if (elements > (plain || p.stride_w == 2 ? 3e7 : 3e6)) return t;
   // A dimension of size one has no stride.
   if ((p.C > 1 && p.w.n != p.R * p.S) || (p.R > 1 && p.w.h != p.S) || (p.S > 1 && p.w.w != 1) || p.w_align < 16)
     return t;
@@ -63,8 +66,11 @@ constexpr NearTile near_tile(Op op, Problem const& p, Device const& d) {
       (rows * columns * (3 + V) + taps * (1 + V) + taps * t.width * V / (spread ? 4.0 : 1.0) + 60) / 1.755;
   double const warps = double(t.slices) * double(ceil_div(t.units, 4)) * 4 / d.sm_count;
   double const bytes = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(P) * double(Q)) * size;
-  t.ns = (p.R == side && p.S == side ? 5600 : 6200) + 1.07 * warp_ns + 0.37 * warps * warp_ns +
-         bytes * 0.035 / 1000 * 132 / d.sm_count;
+  t.ns = (spread ? 5725 : 5370 + 3.1 * warp_ns) + 0.392 * warps * warp_ns +
+         (spread ? 0.159 : 0.12) * bytes / 1000 * 132 / d.sm_count;
+  if (p.R != side || p.S != side) t.ns += 600;
+  if (!plain && side > 3) t.ns *= elements > 3e6 ? 1.35 : 1.08;
+  if (t.vector * size < 4) t.ns *= 1.15;
   return t;
 }
 

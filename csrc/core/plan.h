@@ -160,6 +160,44 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   return e;
 }
 
+// Depthwise rows of up to 30 million elements, as measured beside lanes.h and near.h.
+constexpr double beside_few_outputs_ns(Row const& row, Problem const& p, double ns) {
+  bool const f32 = row.dtype == DType::f32, strided = row.tile_k == 2, sums = row.op == Op::wgrad;
+  bool const fprop = row.op == Op::fprop, dgrad = row.op == Op::dgrad;
+  int const R = row.tile_m;
+  // What is beyond `from` takes so much longer, up to `most`.
+  auto longer = [ns](double share, double from, double most) {
+    double const more = share * (ns - from);
+    return ns + (more < 0 ? 0 : more < most ? more : most);
+  };
+  auto at_least = [](double least, double found) { return found < least ? least : found; };
+  if (row.family == Family::column && strided) {
+    if (R == 3)
+      return sums ? ns : longer(fprop ? 0.3 : 0.2, 4000, (fprop ? 2500 : 1000) + (f32 ? 0 : 1000 - 500 * dgrad));
+    return ns * (sums ? 0.9 : f32 ? 0.855 : fprop ? 0.92 : 1);
+  }
+  if (row.family == Family::toeplitz) return sums || R > 7 ? ns : ns + (R == 3 ? 600 : R == 5 ? 1100 : 1900);
+  if (row.family == Family::stream && f32) {
+    if (sums) return R == 3 ? longer(0.3, 12000, 1500) : longer(0.6, 11000, 1600 + 0.1 * ns);
+    return at_least(R == 3 ? 7000 : 8000, fprop && R == 5 ? longer(0.35, 6500, 2400) : ns);
+  }
+  if (row.family == Family::stream) {
+    if (sums) return at_least(9500, R == 5 ? ns * 1.12 : R == 3 && !strided ? ns * 0.91 : ns);
+    return strided ? longer(0.5, 9000, 0.17 * ns) : ns;
+  }
+  if (row.family != Family::depthwise || p.dtype == DType::f64) return ns;
+  if (is_walk(row)) return !strided || sums || R == 3 ? ns : R == 5 ? ns * (fprop ? 0.86 : 0.81) : ns + 2500;
+  if (R == 0 && !is_nhwc(row.variant) && few_outputs_side(p) <= 7)
+    return f32 ? ns * 1.05 : fprop ? longer(0.2, 4500, 1e9) : ns * 1.02;
+  if (is_nhwc(row.variant) || R != 3) return ns;
+  return strided && fprop ? ns * 1.165 : strided ? ns : ns + 1200;
+}
+
+constexpr Estimate beside_few_outputs(Row const& row, Problem const& p, Estimate e) {
+  e.ns = beside_few_outputs_ns(row, p, e.ns);
+  return e;
+}
+
 // Rows over groups, as measured beside each other: how much longer they take than was estimated.
 constexpr double groups_as_measured(Row const& row, Problem const& p) {
   bool const strided = p.stride_w > 1, f32 = p.dtype == DType::f32, halo = is_halo(row.variant);
@@ -281,14 +319,15 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_few_sums(row)) return few_sums_estimate(p, d);
       if (is_lanes(row)) return lanes_estimate(row, p, d);
       if (is_near(row)) return near_estimate(row, p, d);
-      return is_lines(row)     ? any_line_estimate(op, p, d)
-             : is_walk(row)    ? walk_estimate(row, op, p, d)
-             : row.tile_m == 0 ? any_filter_estimate(op, p, d)
-                               : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d));
+      return beside_few_outputs(row, p,
+                                is_lines(row)     ? any_line_estimate(op, p, d)
+                                : is_walk(row)    ? walk_estimate(row, op, p, d)
+                                : row.tile_m == 0 ? any_filter_estimate(op, p, d)
+                                                  : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d)));
     case Family::column:
-      return column_estimate(row, op, p, d);
+      return beside_few_outputs(row, p, column_estimate(row, op, p, d));
     case Family::toeplitz:
-      return toeplitz_estimate(row, op, p, d);
+      return beside_few_outputs(row, p, toeplitz_estimate(row, op, p, d));
     case Family::strip:
       return is_strip_sums(row)     ? strip_sums_estimate(row, p, d)
              : is_strip_rows(row)   ? strip_rows_estimate(row, op, p, d)
@@ -296,7 +335,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
                                     : strip_planes_estimate(op, p, d);
     case Family::stream:
       if (takes_quads(row, p)) return quads_estimate(row, op, p);
-      return depthwise_as_measured(row, p, stream_estimate(row, op, p, d));
+      return beside_few_outputs(row, p, depthwise_as_measured(row, p, stream_estimate(row, op, p, d)));
     case Family::band:
       return is_split(row)     ? split_estimate(row, op, p, d)
              : op == Op::wgrad ? band_sums_estimate(row, p, d)
