@@ -78,7 +78,7 @@ constexpr Estimate tma_planes_estimate(Row const& row, Problem const& p, Device 
   PlanesCut const cut(row.op, p);
   double const steps = double(cut.chunks * cut.h.taps), rounds = double(ceil_div(cut.tiles, d.sm_count));
   if (cut.turns) return {7700 + rounds * (650 + steps * 218), 1};
-  return {7000 + rounds * (1450 + steps * (cut.tiles * 5 < d.sm_count * 3 ? 415 : 490)), 1};
+  return {7000 + rounds * (1450 + steps * (cut.tiles * 5 < d.sm_count * 3 ? 415 : 480)), 1};
 }
 
 }  // namespace conv2d_ext
