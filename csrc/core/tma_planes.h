@@ -73,11 +73,12 @@ constexpr bool tma_planes_supports(Row const& row, Problem const& p) {
   return rows * double(p.W) < most && tiles < most && PlanesCut(row.op, p).stages >= 2;
 }
 
-// Rounds of tiles, fitted to 60 times (docs/tuning.md).
+// Rounds of tiles, fitted to 285 times (docs/tuning.md). A device that is not full has a higher clock.
 constexpr Estimate tma_planes_estimate(Row const& row, Problem const& p, Device const& d) {
   PlanesCut const cut(row.op, p);
-  double const steps = double(cut.chunks * cut.h.taps), tile = cut.turns ? 650 + steps * 218 : 1450 + steps * 515;
-  return {7000 + double(ceil_div(cut.tiles, d.sm_count)) * tile, 1};
+  double const steps = double(cut.chunks * cut.h.taps), rounds = double(ceil_div(cut.tiles, d.sm_count));
+  if (cut.turns) return {7700 + rounds * (650 + steps * 218), 1};
+  return {7000 + rounds * (1450 + steps * (cut.tiles * 5 < d.sm_count * 3 ? 415 : 480)), 1};
 }
 
 }  // namespace conv2d_ext
