@@ -17,7 +17,8 @@ constexpr bool patch_channels_first(Problem const& p) {
 
 constexpr bool is_patches(Row const& row, Problem const& p) {
   if (row.family != Family::tma && row.family != Family::tma_strict) return false;
-  if (is_pointwise(row) || p.groups != 1 || p.C < 1 || p.C > kPatchMostChannels || p.N == 0) return false;
+  if (is_pointwise(row) || is_planes_wgrad(row) || p.groups != 1 || p.C < 1 || p.C > kPatchMostChannels || p.N == 0)
+    return false;
   if (p.stride_h != p.R || p.stride_w != p.S || p.R * p.S == 1 || p.H % p.R != 0 || p.W % p.S != 0) return false;
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
   if (p.dilation_h != 1 || p.dilation_w != 1 || p.H == 0 || p.W == 0) return false;
