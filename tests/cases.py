@@ -522,6 +522,11 @@ CASES: tuple[Case, ...] = (
     Case("wgrad_five_taps_dilated", 1, 64, 8, 21, 40, 2, 5, padding=(1, 4), dilation=(1, 4), edge=True),
     # more tiles of 64 pixels than SMs, of an odd number of steps: two warpgroups of a block take turns
     Case("tiles_of_64_pixels_in_turns", 9, 24, 31, 31, 64, 3, 3, padding=(1, 1)),
+    # dense wgrad over NCHW as it lies: even and odd taps, rows of x in a ring, rows that step, one tap a row
+    Case("wgrad_planes_72_to_80", 3, 72, 19, 24, 80, 3, 3, padding=(1, 1), bias=False, edge=True),
+    Case("wgrad_planes_dilated_rows", 2, 40, 13, 80, 200, 5, 2, padding=(3, 4, 1, 0), dilation=(2, 1), bias=False),
+    Case("wgrad_planes_row_stride", 2, 200, 11, 32, 72, 1, 5, stride=(2, 1), padding=(0, 2), bias=False),
+    Case("wgrad_planes_one_column", 2, 136, 10, 16, 200, 5, 1, padding=(2, 0), bias=False),
     Case("wgrad_many_filters", 1, 8, 12, 13, 712, 7, 7, padding=(3, 3), bias=False),
     Case("wgrad_32_channels", 2, 32, 17, 18, 72, 5, 4, stride=(2, 1), padding=(2, 1)),
     # one round of tiles for every SM and some more, whose reduction is split

@@ -817,9 +817,7 @@ def test_explain_names_the_packed_tensors() -> None:
         pytest.skip("needs sm90")
     assert ask_explain("fprop", False).packed == ("input", "weight")
     assert "packed: input, weight" in str(ask_explain("fprop", False))
-    wgrad = ask_explain("wgrad", False)
-    weight = () if stores_anywhere(wgrad.kernel) else ("grad_weight",)
-    assert wgrad.packed == ("input", *weight, "grad_output")
+    assert ask_explain("wgrad", False).packed == ()
     assert ask_explain("fprop", True).packed == () and "packed" not in str(ask_explain("fprop", True))
 
 
@@ -1020,6 +1018,21 @@ def test_weight_gradients_of_few_filters_copy_a_row_of_taps_at_once_and_of_32_ch
         assert named("wgrad", Case("halo", 32, 64, 224, 224, 64, 3, 3, padding=(1, 1)), dtype).endswith("576x64_halo")
         assert named("wgrad", Case("narrow", 32, 32, 320, 320, 64, 3, 3, (2, 2), (1, 1)), dtype).endswith("_narrow")
         assert named("wgrad", Case("many", 2, 2560, 16, 16, 1280, 3, 3, padding=(1, 1)), dtype).endswith("_im2col")
+
+
+def test_weight_gradients_over_nchw_take_rows_of_whole_vectors_as_they_lie() -> None:
+    """Many weights alone are packed: neighbouring channels of a tap are stored at once."""
+    layers = (
+        (Case("planes", 32, 64, 224, 224, 64, 3, 3, padding=(1, 1)), ""),
+        (Case("planes", 256, 64, 56, 56, 64, 3, 3, padding=(1, 1)), ""),
+        (Case("planes", 1, 128, 512, 512, 128, 3, 3, padding=(1, 1)), ""),
+        (Case("planes", 8, 320, 128, 128, 320, 3, 3, padding=(1, 1)), "w"),
+    )
+    for dtype, (case, which) in itertools.product((torch.float16, torch.bfloat16), layers):
+        assert named("wgrad", case, dtype, "nchw").endswith("576x64_nchw"), case
+        assert packed("wgrad", case, *meta(case, dtype, "nchw")) == which, case
+    odd_rows = Case("planes", 32, 64, 222, 222, 64, 3, 3, padding=(1, 1))
+    assert named("wgrad", odd_rows, torch.float16, "nchw").endswith("576x64_halo")
 
 
 def test_a_weight_gradient_with_few_filters_and_many_pixels_is_split() -> None:

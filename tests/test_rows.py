@@ -338,6 +338,7 @@ INFINITE = (
     "wgrad_72_to_136",
     "wgrad_five_taps_dilated",
     "wgrad_many_filters",
+    "wgrad_planes_72_to_80",
     "wgrad_32_channels",
     "two_tiles_of_filters_stride2",
     "planes_3x3_50_to_90",

@@ -8,6 +8,7 @@
 #include "pointwise.h"
 #include "tma_classes.h"
 #include "tma_planes.h"
+#include "tma_planes_wgrad.h"
 #include "tma_resident.h"
 #include "tma_strict.h"
 #include "tma_strict_wgrad.h"
@@ -48,6 +49,28 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
   return {ns > least ? ns : least, 1};
 }
 
+// Fitted to 278 times; 1.12: beside rows on packed copies, whose estimates are above their times.
+constexpr Estimate planes_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
+  PlanesPieces const pieces(row, p);
+  WgradTiles const t = pieces.tiles(row, p);
+  double const area = double(row.tile_m) * row.tile_n, rows = double(pieces.rows);
+  // Warpgroups at work; instructions take 32 pixels and all columns, copies always 64 pixels and more.
+  double const groups = double(min64(row.tile_n == 64 ? p.S : ceil_div(p.K, 64), kPlanesBlocks)),
+               halves = double(ceil_div(p.W, 32)) / double(pieces.chunks * 2);
+  double const mma_ns = groups * kPlanesBlocks * 64 * 64 * 64 / (2048 * 1.56 * 0.916) * halves;
+  double const x_boxes = p.R > 1 ? (rows + kPlanesBlocks - 1) / rows : double(pieces.width) / 64,
+               copy_ns = 64 * (x_boxes * 3.68 + (row.tile_n == 64 ? 1 : groups) * 3.06);
+  double const piece_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * rows + 440, fixed = 1240 + area * 0.067;
+  double const memory_ns = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +
+                            double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
+                           size_of(p.dtype) / 1965;
+  Estimate e = wgrad_shared_estimate(row, t, d.sm_count, piece_ns, fixed, memory_ns);
+  if (!channel_vectors(p.w, p.w_align, p.C, 2, p.dtype))  // single weights
+    e.ns += double(p.K) * double(p.C * p.R * p.S) * 0.0087;
+  e.ns *= 1.12;
+  return e;
+}
+
 // Rows of 16-bit types over dense layers, as measured beside each other: how much longer they take than was estimated.
 constexpr double dense_as_measured(Row const& row, Problem const& p) {
   if (row.family != Family::tma || p.dtype == DType::f32 || p.groups != 1) return 1;
@@ -66,6 +89,7 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (is_pointwise(row)) return pointwise_supports(row.op, p);
   if (is_tma_planes(row)) return tma_planes_supports(row, p);
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
+  if (is_planes_wgrad(row)) return planes_wgrad_supports(row, p);
   return row.variant == Variant::lean ? lean_supports(row, p)
                                       : takes_classes(row, p) || takes_resident(row, p) || tma_supports(row, p);
 }
@@ -75,6 +99,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
   if (is_tma_planes(row)) return tma_planes_estimate(row, p, d);
   if (row.variant == Variant::lean) return lean_estimate(row, p);
+  if (is_planes_wgrad(row)) return planes_wgrad_estimate(row, p, d);
   bool const tf32 = p.dtype == DType::f32;
   if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
   if (takes_classes(row, p)) return classes_estimate(p, d);
@@ -127,6 +152,7 @@ constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int
                                : strict_workspace_bytes(row, row.op, p, split_k);
   if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
   if (row.variant == Variant::lean || is_tma_planes(row)) return 0;
+  if (is_planes_wgrad(row)) return planes_wgrad_workspace_bytes(row, p, split_k);
   return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);
 }
 

@@ -206,6 +206,13 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     q.problem.w = channels_last_strides(packed_w_channels(p.C, p.dtype), p.R, p.S), q.problem.w_align = 16;
     return q;
   }
+  if (is_planes_wgrad(row)) {  // only many filters
+    Packed q{{}, p};
+    q.which.w = !tma_adds_into_any(row, p) && !channel_vectors(p.w, p.w_align, p.C, 2, p.dtype);
+    if (q.which.w)
+      q.problem.w = channels_last_strides(packed_w_channels(p.C, p.dtype), p.R, p.S), q.problem.w_align = 16;
+    return q;
+  }
   PackedGroup const g = packed_group(row, p);
   bool const C = g.C != p.C_per_group(), K = g.K != p.K_per_group();
   TmaTakesAny any = packs_rather(op, p);
@@ -223,7 +230,8 @@ constexpr Packed packed(Row const& row, Problem const& p) {
 
 constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.K == 0) return false;
-  if (row.variant == Variant::lean) return false;  // launches that pack cost more than it gains
+  // Launches that pack cost more than it gains; images that are packed have rows of their own.
+  if (row.variant == Variant::lean || is_planes_wgrad(row)) return false;
   if (row.family == Family::grouped) {
     double const elements =
         double(p.N) * (double(p.H) * double(p.W) * double(p.C) + double(p.P()) * double(p.Q()) * double(p.K));

@@ -93,7 +93,8 @@ constexpr TmaTakesAny tma_takes_any(Op op, Problem const& p) {
 // wgrad stores what it adds up in any strides where that is faster than a launch that unpacks it, but for rows whose
 // whole tiles are stored at once.
 constexpr bool tma_adds_into_any(Row const& row, Problem const& p) {
-  return row.op == Op::wgrad && (is_halo(row.variant) || row.variant == Variant::narrow) &&
+  bool const planes = row.variant == Variant::nchw;
+  return row.op == Op::wgrad && (is_halo(row.variant) || row.variant == Variant::narrow || planes) &&
          double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) <= 320 * 1024;
 }
 // Is the output of fprop or dgrad stored in single elements?

@@ -81,8 +81,9 @@ struct WgradParams {
   CUtensorMap x, y, w;  // w: what whole tiles are stored to
   int32_t P, columns;   // rows and columns of y; columns may include padded ones
   int32_t h0, w0, stride_h, stride_w, dilation_h, dilation_w;
-  int32_t R, S, C, K;    // C, K: of a group
-  int32_t runs, chunks;  // chunks: runs a tap
+  int32_t R, S, C, K;             // C, K: of a group
+  int32_t s_runs, r_runs, width;  // nchw: PlanesPieces
+  int32_t runs, chunks;           // chunks: runs a tap
   int32_t steps, groups;
   int32_t tiles_n;
   int32_t stages;
@@ -176,20 +177,20 @@ struct WgradPixel {
   }
 };
 
-// Where a run begins. halo: rows of the filter first, so that neighbours share pixels.
+// What a column of a run is. halo: rows of the filter first, so that neighbours share pixels.
 template <Variant variant>
 struct WgradRun {
   int r, s, c;
-  __device__ WgradRun(WgradParams const& p, int run) {
+  __device__ WgradRun(WgradParams const& p, int run, int column = 0) {
     if constexpr (is_halo(variant)) {
       r = run % p.R;
       int const rest = run / p.R, in_row = (p.S + kTaps - 1) / kTaps;
-      s = rest % in_row * kTaps;
-      c = rest / in_row * 64;
+      s = rest % in_row * kTaps + column / 64;
+      c = rest / in_row * 64 + column % 64;
     } else {
       int const tap = run / p.chunks;
       r = tap / p.S, s = tap % p.S;
-      c = run % p.chunks * 64;
+      c = run % p.chunks * 64 + column;
     }
   }
 };
@@ -411,7 +412,7 @@ __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, Wgrad
 struct Images {
   void const* x;
   void const* y;
-  int64_t x_n, x_h, x_w, y_n, y_h, y_w;
+  Strides at_x, at_y;
   int64_t pixels;  // N * P * Q
   int32_t H, W, Q;
 };
@@ -420,8 +421,8 @@ struct Images {
 // x of an infinite y. Sums that are NaN stay so.
 template <class T>
 __device__ float wgrad_exact(WgradParams const& p, Images const& images, int k, int c, int r, int s) {
-  T const* const x = static_cast<T const*>(images.x) + c;
-  T const* const y = static_cast<T const*>(images.y) + k;
+  T const* const x = static_cast<T const*>(images.x) + c * images.at_x.c;
+  T const* const y = static_cast<T const*>(images.y) + k * images.at_y.c;
   float total = 0;
   for (int64_t first = 0; first < images.pixels; first += 32 * kChain) {
     float sum = 0;
@@ -433,8 +434,8 @@ __device__ float wgrad_exact(WgradParams const& p, Images const& images, int k, 
       int64_t const n = divide(row, p.P), h = row * p.stride_h + p.h0 + r * p.dilation_h,
                     w = j * p.stride_w + p.w0 + s * p.dilation_w;
       if (inside && h >= 0 && h < images.H && w >= 0 && w < images.W)
-        sum += widen(x[n * images.x_n + h * images.x_h + w * images.x_w]) *
-               widen(y[n * images.y_n + row * images.y_h + j * images.y_w]);
+        sum += widen(x[n * images.at_x.n + h * images.at_x.h + w * images.at_x.w]) *
+               widen(y[n * images.at_y.n + row * images.at_y.h + j * images.at_y.w]);
     }
     total += sum;
     if (__any_sync(0xffffffff, total != total)) return NAN;
@@ -480,20 +481,18 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
   // Where the first of the weights are: filter k, channel c of a tap.
   WgradUnit unit;
   unit.locate(p, int(s.whole) + shared);
-  int k = unit.n * TN, c_of_run = rows, s_of_run = 0, run;
+  int k = unit.n * TN, column = rows, run;
   if constexpr (filters) {
     constexpr int in_run = S::run_columns / 8;
     run = (unit.m * S::warpgroups + piece / in_row / S::halves) * S::runs + piece % in_row / in_run;
     k += piece / in_row % S::halves * 64 + rows;
-    c_of_run = piece % in_run % 8 * 8;
-    s_of_run = piece % in_run / 8;
+    column = piece % in_run * 8;
   } else {
     run = unit.m * S::x_copies + piece / in_row;
     k += piece % in_row * 8;
   }
-  WgradRun<variant> at(p, run);
-  at.c += c_of_run, at.s += s_of_run;
-  valid = valid && run < p.runs && at.s < p.S && k < p.K && at.c < p.C;
+  WgradRun<variant> const at(p, run, column);
+  valid = valid && run < p.runs && at.r < p.R && at.s < p.S && k < p.K && at.c < p.C;
 
   WgradParts const parts(s, shared);
   int const count = valid ? parts.count : 0;
@@ -563,9 +562,30 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
     if (!filters || p.pairs) {
       *reinterpret_cast<uint32_t*>(to) = pair;
     } else {
-      to[0] = narrow<T>(values[i]), to[p.out_c] = narrow<T>(values[i + 1]);
+      to[0] = narrow<T>(values[i]);
+      if (exists(i + 1)) to[p.out_c] = narrow<T>(values[i + 1]);
     }
   }
+}
+
+// The second pass behind `workers` blocks.
+template <class T, Variant variant, int TM, int TN>
+cudaError_t launch_reduce(Problem const& problem, Arguments const& args, cudaStream_t stream, WgradParams const& p,
+                          int64_t workers) {
+  Images const images{args.a,
+                      args.b,
+                      problem.x,
+                      problem.y,
+                      problem.N * problem.P() * problem.Q(),
+                      int32_t(problem.H),
+                      int32_t(problem.W),
+                      int32_t(problem.Q())};
+  int64_t const shared = p.shares.shared;
+  int slices = 1;
+  while (slices < kReduceWarps && slices * shared * 4 < workers) slices *= 2;
+  int64_t const items = shared * (TM * TN / 256);  // 16 rows by 16 columns
+  return launch_dependent(wgrad_reduce<T, variant, TM, TN>, dim3(unsigned(ceil_div(items * slices, kReduceWarps))),
+                          kReduceWarps * 32, 0, stream, p, images, slices);
 }
 
 template <DType dtype, int TM, int TN, Variant variant>
@@ -622,14 +642,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   error = launch_dependent(kernel, dim3(unsigned(workers)), S::threads, S::shared_bytes, stream, p);
   if (error != cudaSuccess || shared == 0) return error;
 
-  Images const images{
-      args.a,    args.b, x.n, x.h, x.w, y.n, y.h, y.w, problem.N * P * Q, int32_t(problem.H), int32_t(problem.W),
-      int32_t(Q)};
-  int slices = 1;
-  while (slices < kReduceWarps && slices * shared * 4 < workers) slices *= 2;
-  int64_t const items = shared * (TM * TN / 256);  // 16 rows by 16 columns
-  return launch_dependent(wgrad_reduce<T, variant, TM, TN>, dim3(unsigned(ceil_div(items * slices, kReduceWarps))),
-                          kReduceWarps * 32, 0, stream, p, images, slices);
+  return launch_reduce<T, variant, TM, TN>(problem, args, stream, p, workers);
 }
 
 template <Op op, DType dtype, int TM, int TN, Variant variant>
