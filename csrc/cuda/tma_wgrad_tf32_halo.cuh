@@ -335,9 +335,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if (error != cudaSuccess) return error;
   kernel<kRuns><<<unsigned(plan.split_k), kThreads, kSharedBytes, stream>>>(p);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
-  Images const images{
-      args.a,    args.b, x.n, x.h, x.w, y.n, y.h, y.w, problem.N * P * Q, int32_t(problem.H), int32_t(problem.W),
-      int32_t(Q)};
+  Images const images{args.a, args.b, x, y, problem.N * P * Q, int32_t(problem.H), int32_t(problem.W), int32_t(Q)};
   int slices = 1;
   while (slices < kReduceWarps && slices * t.tiles * 4 < plan.split_k) slices *= 2;
   int64_t const blocks = ceil_div(t.tiles * (TM * TN / 128) * slices, kReduceWarps);
