@@ -276,8 +276,9 @@ def small(draw: random.Random) -> Case:
             stride, padding = (1, 1), (0, 0)
             per_c, per_k = 16 * draw.randint(1, 8), 16 * draw.randint(1, 8)
             H, W = H + H % 2, W + -W % 4
-        elif kind == "dense" and draw.random() < 0.15:  # filters three wide over rows of whole vectors have too
-            S, stride, dilation, padding = 3, (1, 1), (1, 1), (R // 2, 1)
+        elif kind == "dense" and draw.random() < 0.15:  # filters three wide, or columns, over whole vectors have too
+            R, S = draw.choice(((R, 3), (R, 3), (3, 1)))
+            stride, dilation, padding = (1, 1), (1, 1), (R // 2, S // 2)
             W += -W % 8
         if kind == "grouped" and padding == (1, 1) and draw.random() < 0.5:  # rows in place in NCHW
             per_c = per_k = draw.choice((2, 4, 8, 16))

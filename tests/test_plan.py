@@ -817,7 +817,7 @@ def test_explain_names_the_packed_tensors() -> None:
         pytest.skip("needs sm90")
     assert ask_explain("fprop", False).packed == ("input", "weight")
     assert "packed: input, weight" in str(ask_explain("fprop", False))
-    assert ask_explain("wgrad", False).packed == ()
+    assert ask_explain("wgrad", False).packed == ("input", "grad_output")
     assert ask_explain("fprop", True).packed == () and "packed" not in str(ask_explain("fprop", True))
 
 
