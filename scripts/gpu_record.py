@@ -14,6 +14,7 @@ a hash over csrc/, conv2d_ext/, tests/ and setup.py. `--check` needs no GPU, no 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import hashlib
 import itertools
@@ -27,7 +28,7 @@ import threading
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -231,6 +232,9 @@ class Results:
             idle, first = time.time() - t["last"], t["first"] - self.begin
             print(f"{{name}}: first test after {{first:.0f}} s; {{parts}}; idle at the end {{idle:.0f}}")
 
+    def pytest_runtest_logstart(self, nodeid):
+        self.file.write(json.dumps([nodeid, "began", "", 0]) + "\\n")
+
     def pytest_runtest_logreport(self, report):
         node = getattr(report, "node", None)
         new = dict(first=report.start, last=report.stop, setup=0, call=0, teardown=0)
@@ -329,7 +333,8 @@ class Recorder:
 
         def found() -> dict[str, Any]:
             counts = add_counts([count_results(path) for path in results.values()])
-            return {**asdict(counts), "seconds": round(time.monotonic() - begin, 1)}
+            hanging = unfinished(results.values())[:20]
+            return {**asdict(counts), "unfinished": hanging, "seconds": round(time.monotonic() - begin, 1)}
 
         def save() -> None:
             self.record["phases"]["tests"] = {**BEGAN, **found()}
@@ -339,7 +344,10 @@ class Recorder:
         print("\n".join(slowest(results.values())), flush=True)
         codes = [finished.code for finished in ends]
         if None in codes:
-            return failed(f"ran out of time ({self.options.tests_timeout:g} s); the counts are of what ran", found())
+            hanging = ", ".join(unfinished(results.values())[:3])
+            during = f" in {hanging}" if hanging else ""
+            limit = f"{self.options.tests_timeout:g} s"
+            return failed(f"ran out of time ({limit}){during}; the counts are of what ran", found())
         # The second run may have nothing to do: a project without such tests, or arguments that leave them out.
         if codes[0] != 0 or codes[1] not in (0, NO_TESTS):
             return failed(f"pytest ended with exit status {codes[0] or codes[1]}", found())
@@ -461,15 +469,29 @@ def shares(gpus: int) -> dict[str, list[int]]:
     return {"tests": list(range(own)), "sanitizer": list(range(own, gpus)), "alone": [0], "benchmark": [0]}
 
 
+def results_in(paths: Iterable[Path]) -> Iterator[tuple[str, str, str, float]]:
+    """What the plugin wrote, so far: a test, that it began or its outcome, the message, seconds."""
+    for line in itertools.chain.from_iterable(path.read_text().splitlines() for path in paths if path.exists()):
+        with contextlib.suppress(ValueError):  # being written
+            test, outcome, text, seconds = json.loads(line)
+            yield test, outcome, text, seconds
+
+
+def unfinished(paths: Iterable[Path]) -> list[str]:
+    """The tests that began and have no result, such as one whose kernel never ends."""
+    began: dict[str, bool] = {}
+    for test, outcome, *_ in results_in(paths):
+        began[test] = outcome == "began"
+    return [test for test, alone in began.items() if alone]
+
+
 def count_results(path: Path) -> Counts:
-    """The counts of what the plugin wrote, so far; of a test's several results the worst counts."""
+    """The counts of what the plugin wrote; of a test's several results the worst counts."""
     order = ("passed", "skipped", "failed")
     worst: dict[str, tuple[str, str]] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            test, outcome, text, *_ = json.loads(line)
-        except ValueError:
-            continue  # being written
+    for test, outcome, text, _ in results_in([path]):
+        if outcome == "began":
+            continue
         if order.index(outcome) >= order.index(worst.get(test, ("passed", ""))[0]):
             worst[test] = (outcome, " ".join(text.split()))
     outcomes = Counter(outcome for outcome, _ in worst.values())
@@ -483,12 +505,9 @@ def count_results(path: Path) -> Counts:
 def slowest(paths: Iterable[Path], shown: int = 25) -> list[str]:
     """What the plugin wrote of how long tests took, added up by function: seconds of all processes, and the longest."""
     times: dict[str, list[float]] = {}
-    for line in itertools.chain.from_iterable(path.read_text().splitlines() for path in paths if path.exists()):
-        try:
-            test, _, _, seconds = json.loads(line)
-        except ValueError:
-            continue  # being written
-        times.setdefault(test.split("[")[0], []).append(seconds)
+    for test, outcome, _, seconds in results_in(paths):
+        if outcome != "began":
+            times.setdefault(test.split("[")[0], []).append(seconds)
     ordered = sorted(times.items(), key=lambda item: -sum(item[1]))
     return [f"{sum(t):8.1f} s {len(t):6} tests, longest {max(t):6.1f} s  {name}" for name, t in ordered[:shown]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import time
 
 import pytest
 import torch
@@ -253,6 +254,18 @@ def test_wide_rows_in_float32_are_right_and_deterministic(case: Case, op: str, c
         assert all(same_bits(run(row=row), out) for _ in range(5)), ROWS[row]
 
 
+def ends(seconds: float = 60) -> bool:
+    """Is the GPU done with all that this process has given it, within a time that is ample?"""
+    done = torch.cuda.Event()
+    done.record()
+    deadline = time.monotonic() + seconds
+    while not done.query():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.0002)
+    return True
+
+
 # Tensors larger than L2 even in 16 bits, and more blocks of most kernels than a GPU holds at a time.
 LARGER_THAN_L2 = (
     Case("depthwise_56", 128, 144, 56, 56, 144, 3, 3, padding=(1, 1), groups=144, bias=False),
@@ -283,6 +296,7 @@ def test_replays_over_tensors_larger_than_l2_give_the_bits_of_the_eager_call_in_
     flush = torch.empty(256 << 20, dtype=torch.uint8, device=cuda)
     for row in rows:
         eager = run(row=row)
+        assert ends(), ROWS[row]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             captured = run(row=row)
@@ -290,6 +304,7 @@ def test_replays_over_tensors_larger_than_l2_give_the_bits_of_the_eager_call_in_
             captured.fill_(float("nan"))
             flush.zero_()
             graph.replay()
+            assert ends(), ROWS[row]  # a kernel that hangs would keep its name to itself
             assert same_bits(captured, eager), ROWS[row]
 
 
