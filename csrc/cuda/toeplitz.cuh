@@ -215,6 +215,15 @@ struct Barriers {
   }
 };
 
+// By the copying thread, for a group of rows of a ring that a turn does not have: both barriers go on to the next turn.
+// The warps neither wait for it nor give it back: they would not wait for this thread, and where they had given it back
+// before it looked whether it was free from the turn before, it would wait for ever, for the next phase of that parity.
+__device__ inline void pass_turn(uint64_t* full, uint64_t* empty) {
+  ptx::mbarrier_arrive(full);
+#pragma unroll 1
+  for (int i = 0; i < kToeplitzWarps; ++i) ptx::mbarrier_arrive(empty);
+}
+
 // Has the rows of the block's share copied, each as soon as its stage is free, and the finished ones stored.
 template <int R>
 __device__ inline void move_rows(Params const& p, Barriers& barriers, int begin, int end, int c0, uint32_t shared) {

@@ -104,10 +104,10 @@ struct GatherBarriers {
       for (int first = walk.begin; first < walk.end; first += R) {
         for (int group = 0; group < groups; ++group) {
           int const from = first + group * kGatherRows, to = min(min(from + kGatherRows, first + R), walk.end);
-          uint64_t* const bar = &full[cycle * groups + group];
-          ptx::mbarrier_wait(&empty[cycle * groups + group], parity);
+          uint64_t *const bar = &full[cycle * groups + group], *const read = &empty[cycle * groups + group];
+          ptx::mbarrier_wait(read, parity);
           if (from >= to) {
-            ptx::mbarrier_arrive(bar);
+            pass_turn(bar, read);
             continue;
           }
           ptx::mbarrier_arrive_expect_tx(bar, uint32_t((to - from) * p.in_copied));
@@ -263,9 +263,6 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R>&
         if (u == R - 1 || u % kGatherRows == kGatherRows - 1 || last)
           give_back(bar + empty + group * 8, words[0][0] | words[1][0] | words[2][0]);
         if (u == R - 1 || last) {
-#pragma unroll
-          for (int other = group + 1; other < groups; ++other)
-            if (lane == 0) ptx::mbarrier_arrive(bar + empty + other * 8);
           bar += groups * 8, at += R * p.in_bytes;
           if (bar == over) bar = full, at = 0, parity ^= 1;
         }

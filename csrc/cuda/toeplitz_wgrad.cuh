@@ -86,10 +86,10 @@ struct PiecesRing {
       for (int first = walk.start; first < walk.stop; first += R) {
         for (int group = 0; group < groups; ++group) {
           int const from = first + group * kPieceRows, to = min(min(from + kPieceRows, first + R), walk.stop);
-          uint64_t* const bar = &full[cycle * groups + group];
-          ptx::mbarrier_wait(&empty[cycle * groups + group], parity);
+          uint64_t *const bar = &full[cycle * groups + group], *const read = &empty[cycle * groups + group];
+          ptx::mbarrier_wait(read, parity);
           if (from >= to) {
-            ptx::mbarrier_arrive(bar);
+            pass_turn(bar, read);
             continue;
           }
           int const of_x = max(0, to - max(from, walk.begin));
@@ -279,9 +279,6 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
         if (u == R - 1 || u % kPieceRows == kPieceRows - 1 || last)
           give_back(bar + empty + group * 8, x[0][0] | x[1][0] | x[2][0] | x[3][0] | y[u][0][0] | y[u][1][0]);
         if (u == R - 1 || last) {
-#pragma unroll
-          for (int other = group + 1; other < groups; ++other)
-            if (lane == 0) ptx::mbarrier_arrive(bar + empty + other * 8);
           bar += groups * 8, at += R * row_bytes;
           if (bar == full + over) bar = full, at = 0, parity ^= 1;
         }
