@@ -201,10 +201,11 @@ template <class T, Variant variant, int TM, int TN>
 struct WgradCopies {
   using S = WgradShape<T, variant, TM, TN>;
   static constexpr int each = (S::x_copies + S::y_copies + 3) / 4;
+  static constexpr int copiers = S::x_copies + S::y_copies < 4 ? S::x_copies + S::y_copies : 4;  // warps
   WgradWork work;
   WgradUnit unit;
   WgradPixel pixel;
-  int runs, c[each], offset_h[each], offset_w[each];
+  int runs, bytes, c[each], offset_h[each], offset_w[each];  // bytes: of the warp's copies of a step, may be none
   bool more;
 
   __device__ void begin(WgradParams const& p, int warp) {
@@ -215,10 +216,11 @@ struct WgradCopies {
     more = work.next(p, unit);
     if (!more) return;
     int const first = unit.m * S::x_copies;
-    runs = min(p.runs - first, S::x_copies);
+    runs = min(p.runs - first, S::x_copies), bytes = 0;
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       int const copy = warp + 4 * i;
+      bytes += copy < runs ? p.copy_bytes : copy >= S::x_copies && copy < S::x_copies + S::y_copies ? kRunBytes : 0;
       WgradRun<variant> const run(p, first + copy);
       offset_h[i] = run.r * p.dilation_h, offset_w[i] = run.s * p.dilation_w;
       c[i] = copy < S::x_copies ? unit.group * p.C + run.c : unit.group * p.K + unit.n * TN + (copy - S::x_copies) * 64;
@@ -228,12 +230,13 @@ struct WgradCopies {
 };
 
 // One thread of each warp of the last warpgroup shares in the copies: one alone would take longer to issue them than a
-// step is multiplied.
+// step is multiplied. Each arrives, also if a tile of few runs leaves it nothing to copy: a stage that did not wait for
+// it could get two trips round the ring ahead of it, of which parity tells nothing, and it would wait for ever.
 template <class T, Variant variant, int TM, int TN>
 __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, uint32_t empty, int warp,
                            WgradCopies<T, variant, TM, TN>& copies) {
   using S = WgradShape<T, variant, TM, TN>;
-  if (warp >= S::x_copies + S::y_copies) return;
+  if (warp >= copies.copiers) return;
   Stage stage;
   for (; copies.more; copies.next(p, warp)) {
     WgradPixel& pixel = copies.pixel;
@@ -242,7 +245,7 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, u
       int const h = p.h0 + pixel.p * p.stride_h, w = p.w0 + pixel.q * p.stride_w;
       uint32_t const bar = full + stage.index * 8;
       ptx::mbarrier_wait(empty + stage.index * 8, stage.parity ^ 1);
-      if (warp == 0) ptx::mbarrier_arrive_expect_tx(bar, S::y_copies * kRunBytes + copies.runs * p.copy_bytes);
+      ptx::mbarrier_arrive_expect_tx(bar, copies.bytes);
       uint32_t const to = ring + stage.index * S::stage_bytes;
 #pragma unroll
       for (int i = 0; i < copies.each; ++i) {
@@ -386,7 +389,7 @@ __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, Wgrad
   if (warp < multiplying) {
     if (threadIdx.x % 32 == 0) {
       for (int i = warp; i < S::stages; i += multiplying) {
-        ptx::mbarrier_init(&full[i], 1);
+        ptx::mbarrier_init(&full[i], copies.copiers);
         ptx::mbarrier_init(&empty[i], multiplying);
       }
       ptx::fence_mbarrier_init();
