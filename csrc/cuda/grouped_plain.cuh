@@ -206,7 +206,10 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
   int const least = p.tiles / p.splits, more = p.tiles % p.splits;  // tiles
   int const first = split * least + min(split, more), end = first + least + (split < more ? 1 : 0);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&full[i], 1), ptx::mbarrier_init(&empty[i], warps);
+    for (int i = 0; i < p.stages; ++i) {
+      ptx::mbarrier_init(&full[i], kCopyingWarps);
+      ptx::mbarrier_init(&empty[i], warps);
+    }
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
@@ -219,9 +222,7 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
       int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h, n0 = image * p.images;
       int const images = min(p.images, p.N - n0), rows = min(p.rows, p.H - tile_h * p.rows) + 2;
       int const first_c = unit0 * p.in_unit;
-      if (threadIdx.x == warps * 32)
-        ptx::mbarrier_arrive_expect_tx(&full[stage], side_bytes(p.in, first_c, images, tile_h, rows));
-      __syncwarp();
+      expect_runs(&full[stage], side_bytes(p.in, first_c, images, tile_h, rows));
       copy_runs(p.in, stages + stage * p.stage_bytes + uint32_t(kRunsFront), first_c, n0, images, tile_h, rows,
                 &full[stage]);
       if (++stage == p.stages) stage = 0;

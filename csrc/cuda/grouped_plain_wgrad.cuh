@@ -304,6 +304,15 @@ __device__ inline uint32_t side_bytes(RunSide const& s, int first, int images, i
   return uint32_t(images * runs) * uint32_t(s.together > 1 ? s.together * int(s.plane) : r.count * s.pitch);
 }
 
+// Of a stage's copies, by a warpgroup. All its warps arrive, also one that has no run to copy: else nobody waits for
+// it, and before it looks, two phases of `empty` may pass, whose second hides the first. It then waits for ever.
+constexpr int kCopyingWarps = 4;
+__device__ inline void expect_runs(uint64_t* full, uint32_t bytes) {
+  bool const first = threadIdx.x / 32 % kCopyingWarps == 0;
+  if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive_expect_tx(full, first ? bytes : 0);
+  __syncwarp();
+}
+
 // By a warpgroup: the runs of a side's tile. An instruction takes the copies of a warp's lanes one after the other.
 __device__ inline void copy_runs(RunSide const& s, uint32_t to, int first, int n0, int images, int tile_h, int rows,
                                  uint64_t* bar) {
@@ -342,7 +351,10 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
   int const first = split * least + min(split, more), end = first + least + (split < more ? 1 : 0);
   if (threadIdx.x < 12) zeros[threadIdx.x] = 0;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&full[i], 1), ptx::mbarrier_init(&empty[i], warps);
+    for (int i = 0; i < p.stages; ++i) {
+      ptx::mbarrier_init(&full[i], kCopyingWarps);
+      ptx::mbarrier_init(&empty[i], warps);
+    }
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
@@ -357,10 +369,8 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
       int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h, n0 = image * p.images;
       int const images = min(p.images, q.N - n0), rows = min(p.rows, q.P - tile_h * p.rows);
       int const x_rows = (rows - 1) * stride + 3;
-      if (threadIdx.x == warps * 32)
-        ptx::mbarrier_arrive_expect_tx(&full[stage], side_bytes(p.x, first_c, images, tile_h, x_rows) +
-                                                         side_bytes(p.y, first_k, images, tile_h, rows));
-      __syncwarp();
+      expect_runs(&full[stage], side_bytes(p.x, first_c, images, tile_h, x_rows) +
+                                    side_bytes(p.y, first_k, images, tile_h, rows));
       uint32_t const to = stages + stage * p.stage_bytes;
       copy_runs(p.x, to + uint32_t(kRunsFront), first_c, n0, images, tile_h, x_rows, &full[stage]);
       copy_runs(p.y, to + p.y_at, first_k, n0, images, tile_h, rows, &full[stage]);
