@@ -369,8 +369,8 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
       int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h, n0 = image * p.images;
       int const images = min(p.images, q.N - n0), rows = min(p.rows, q.P - tile_h * p.rows);
       int const x_rows = (rows - 1) * stride + 3;
-      expect_runs(&full[stage], side_bytes(p.x, first_c, images, tile_h, x_rows) +
-                                    side_bytes(p.y, first_k, images, tile_h, rows));
+      expect_runs(&full[stage],
+                  side_bytes(p.x, first_c, images, tile_h, x_rows) + side_bytes(p.y, first_k, images, tile_h, rows));
       uint32_t const to = stages + stage * p.stage_bytes;
       copy_runs(p.x, to + uint32_t(kRunsFront), first_c, n0, images, tile_h, x_rows, &full[stage]);
       copy_runs(p.y, to + p.y_at, first_k, n0, images, tile_h, rows, &full[stage]);
