@@ -139,6 +139,7 @@ template <int blocks, int TN, int row_taps>
 __device__ void multiply(Params const& p, uint32_t ring, Tables& tables) {
   constexpr int b_bytes = row_taps * TN * kFilterLine, instructions = kTf32PlaneDepth / 8;
   constexpr int fragments = blocks + row_taps - 1;  // of a step, each of a row of pixels
+  static_assert(fragments > 1);                     // filters are given back with the second
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   int const row = int(threadIdx.x) % kWarpgroup / 32 * 16 + lane / 4 * 2;
   // Rows i and i + 8 of a warp's sixteen are neighbouring pixels, which are stored together. Lanes of odd channels load

@@ -16,7 +16,6 @@
 #pragma once
 
 #include "../core/tma_planes_wgrad.h"
-#include "ptx_registers.cuh"
 #include "tma_wgrad.cuh"
 
 namespace conv2d_ext::tma {
