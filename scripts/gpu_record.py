@@ -263,6 +263,7 @@ class Recorder:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
         self.saving = threading.Lock()
+        self.sanitized = threading.Event()  # the sanitizer does not run, or no longer
         self.work = folder / "work"  # where commands run: not in the repository, whose conv2d_ext/ has no libraries
         self.site = (folder / "site").resolve()
         self.work.mkdir()
@@ -358,6 +359,8 @@ class Recorder:
     def pytest(
         self, marked: str, workers: Sequence[str], end: float, results: Path, meanwhile: Callable[[], None]
     ) -> Finished:
+        if marked == "alone" and self.options.gpus < 2:
+            self.sanitized.wait(max(end - time.monotonic(), 0))
         finished = self.python(
             *("-m", "pytest", str(ROOT / "tests"), "-m", marked, "--device", "cuda", "-q", "--tb=short"),
             *("-p", "no:cacheprovider", "-p", PLUGIN_NAME, f"--results={results}"),
@@ -442,6 +445,8 @@ class Recorder:
                 missing = {"status": "not run", "reason": "left out by --skip"}
                 self.record["phases"][name] = self.earlier_phase(name) or missing
             running = [name for name in names if name not in left_out]
+            if "sanitizer" not in running:
+                self.sanitized.set()  # or it is over, or comes later
             for name in running:
                 print(f"== {name}", flush=True)
                 self.record["phases"][name] = BEGAN
@@ -451,6 +456,8 @@ class Recorder:
                 for end in as_completed(ends):
                     error = end.exception()  # must not cost the other phases' results
                     result = end.result() if error is None else failed(f"{type(error).__name__}: {error}", {})
+                    if ends[end] == "sanitizer":
+                        self.sanitized.set()
                     self.record["phases"][ends[end]] = {**result, "wheel": self.record["wheel"]["sha256"]}
                     self.save()
                     print(f"== {ends[end]}: {self.record['phases'][ends[end]]['status']}", flush=True)
@@ -578,7 +585,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--sanitizer-tools", default="memcheck,racecheck,synccheck", metavar="A,B", help="default: %(default)s"
     )
-    found.add_argument("--together", action="store_true", help="run the tests and the sanitizer's tools at once")
+    found.add_argument(
+        "--together",
+        action="store_true",
+        help="run the sanitizer's tools beside the tests, but for those that run alone",
+    )
     found.add_argument(
         "--gpus",
         type=int,

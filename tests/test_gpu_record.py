@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -251,6 +252,19 @@ def test_every_phase_runs_with_the_options_of_the_command_line(
     read = sanitize.parser().parse_args(given)
     assert read.tools == (["synccheck"] if "synccheck" in options else ["memcheck", "racecheck", "synccheck"])
     assert read.together == bool({"--together", "--gpus"} & set(options))
+
+
+def test_what_runs_alone_waits_for_a_sanitizer_on_the_same_gpu(gpu_record: Any, tmp_path: Path) -> None:
+    made, over = recorder(gpu_record, tmp_path, "--together"), []
+
+    def python(*arguments: str, timeout: float, phase: str = "", meanwhile: Any = None) -> Any:
+        time.sleep(0.3 if phase == "sanitizer" else 0)
+        over.append(phase)
+        return gpu_record.Finished(0, "", 0.0)
+
+    made.python = python
+    made.run()
+    assert over == ["tests", "sanitizer", "alone", "benchmark"]
 
 
 @pytest.mark.parametrize("gpus,own", [(2, 1), (3, 2), (4, 2), (8, 5)])
