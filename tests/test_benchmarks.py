@@ -1,4 +1,4 @@
-"""benchmarks/fuzz.py, sweep.py, bounds.py and tables.py, as far as they can be tried without a GPU."""
+"""benchmarks/fuzz.py, sweep.py, bounds.py, networks.py and tables.py, as far as they can be tried without a GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ OPS = ("fprop", "dgrad", "wgrad")
 def programs() -> Iterator[tuple[Any, ...]]:
     sys.path.insert(0, str(FOLDER))
     yield tuple(
-        importlib.import_module(name) for name in ("shapes", "fuzz", "sweep", "bounds", "first_call", "tables", "eager")
+        importlib.import_module(name)
+        for name in ("shapes", "fuzz", "sweep", "bounds", "first_call", "tables", "eager", "networks")
     )
     sys.path.remove(str(FOLDER))
 
@@ -68,6 +69,19 @@ def tables(programs: tuple[Any, ...]) -> Any:
 @pytest.fixture
 def eager(programs: tuple[Any, ...]) -> Any:
     return programs[6]
+
+
+@pytest.fixture
+def networks(programs: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """With a small network more."""
+    found, models = programs[7], sys.modules["models"]
+
+    def small() -> torch.nn.Module:
+        stem = [models.conv(3, 8, 3, 2)]
+        return models.resnet((8, 16), (1, 4), (2, 1), 2, stem, (1, 2), excite=True)
+
+    monkeypatch.setitem(found.NETWORKS, "small", (small, (3, 16, 16), 2))
+    return found
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
@@ -414,6 +428,58 @@ def test_eager_calls_are_timed_beside_torchs(
     assert eager.main(["--calls", "20"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("1x1") and all(float(word) > 0 for word in line.replace("/", " ").split()[1:])
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+SMALL = ["--device", "cpu", "--networks", "small", "--batches", "8", "--dtypes", "fp32", "--how", "eager"]
+
+
+def test_networks_are_those_that_were_published(networks: Any) -> None:
+    """By their parameters, in thousands."""
+    known = {
+        **{"resnet50": 25_557, "resnext50": 25_029, "regnety": 6_433, "mobilenetv2": 3_505, "efficientnet": 5_289},
+        **{"densenet121": 7_979, "vgg16": 138_358, "yolo": 11_167},
+    }
+    for name, (build, size, _) in networks.NETWORKS.items():
+        with torch.device("meta"):
+            network, x = build(), torch.empty(2, *size)
+        assert len(network(x)) == 2 and sum(networks.layers_of(network, x).values()) >= 1
+        if name in known:
+            assert round(sum(p.numel() for p in network.parameters()) / 1000) == known[name]
+
+
+def test_networks_are_checked_and_timed(networks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert networks.main([*SMALL, "--json", str(tmp_path / "a.json")]) == 0
+    cells = json.loads((tmp_path / "a.json").read_text())["cells"]
+    assert [(c["mode"], c["images"], c["status"]) for c in cells] == [("infer", 4, "ok"), ("train", 4, "ok")]
+    assert all(0 < c["error"] <= 1 and min(c["ms"]["eager"]) > 0 for c in cells)
+    assert all(0 < part < whole for c in cells for part, whole in zip(c["conv_ms"], c["gpu_ms"], strict=True))
+    assert "eager: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gradient_alone", (False, True))
+def test_networks_that_differ_have_no_time(
+    networks: Any, gradient_alone: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(x: Tensor, w: Tensor, *args: Any) -> Tensor:
+        if w.shape[1:] != (4, 3, 3):
+            return torch.nn.functional.conv2d(x, w, *args)
+        scaled = w * torch.tensor([0.99, 1, 1, 1]).reshape(4, 1, 1)
+        return torch.nn.functional.conv2d(x, scaled + (w - scaled).detach() if gradient_alone else scaled, *args)
+
+    monkeypatch.setattr("conv2d_ext.modules.conv2d", wrong)
+    assert networks.main(SMALL) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_networks_layers_are_listed(networks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    networks.main([*SMALL, "--layers", "--json", str(tmp_path / "a.json")])
+    layers = json.loads((tmp_path / "a.json").read_text())["layers"]
+    assert len(layers) == 3 * 15 - 1 and {layer["op"] for layer in layers} == set(OPS)  # the images' has no dgrad
+    assert max(layer["times"] for layer in layers) == 2
+    lost = [layer["lost_us"] for layer in layers]
+    assert lost == sorted(lost, reverse=True) and "4x8x8x8 8x3x3" in capsys.readouterr().out
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
