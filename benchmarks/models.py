@@ -68,7 +68,7 @@ def classifier(c: int) -> list[nn.Module]:
 def resnet(widths: Sequence[int], groups: Sequence[int], depths: Sequence[int], out: int, stem: list[nn.Module],
            strides: Sequence[int] = (1, 2, 2, 2), excite: bool = False) -> Sequential:  # fmt: skip
     """Bottlenecks: 1x1 to a stage's width, 3x3 with groups, 1x1 to `out` times it."""
-    c: int = stem[0][0].out_channels  # type: ignore[index, assignment, union-attr]
+    c: int = stem[0][0].out_channels
     layers = list(stem)
     for width, g, depth, stride in zip(widths, groups, depths, strides, strict=True):
         for i in range(depth):
@@ -101,7 +101,7 @@ def inverted(rows: Sequence[tuple[int, int, int, int, int]], act: type[nn.Module
             body.append(conv(mid, mid, r, s, mid, act))
             body += [Excite(mid, c // 4, act)] if excite else []
             block = Sequential(*body, conv(mid, k, act=None))
-            layers.append(Residual(block) if i else block)  # type: ignore[arg-type]
+            layers.append(Residual(block) if i else block)
             c = k
     return Sequential(*layers, conv(c, 1280, act=act), *classifier(1280))
 

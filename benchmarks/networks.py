@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import datetime
 import itertools
 import json
 import math
@@ -257,7 +258,7 @@ def layers_of(network: nn.Module, x: Tensor) -> dict[bench.Layer, int]:
         (N, C, H, W), (K, _, R, S) = inputs[0].shape, module.weight.shape
         pairs = [tuple(map(int, pair)) for pair in (module.stride, module.padding, module.dilation)]
         where = "" if inputs[0].requires_grad else "images"
-        layer = bench.Layer("", "", where, N, C, H, W, K, R, S, *pairs, module.groups, module.bias is not None)  # type: ignore[arg-type]
+        layer = bench.Layer("", "", where, N, C, H, W, K, R, S, *pairs, module.groups, module.bias is not None)
         found[layer] = found.get(layer, 0) + 1
 
     hooks = [m.register_forward_pre_hook(note) for m in network.modules() if isinstance(m, Conv2d)]
@@ -385,7 +386,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             slower = sum(ratio < bench.SLOWER for ratio in ratios)
             print(f"{how}: {bench.geomean(ratios):.2f} in the mean, least {min(ratios):.2f}, {slower} < {bench.SLOWER}")
     if options.json:
-        found = {"machine": machine(device), "cells": [dataclasses.asdict(cell) for cell in cells], "layers": layers}
+        facts = machine(device) | {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")}
+        found = {"machine": facts, "cells": [dataclasses.asdict(cell) for cell in cells], "layers": layers}
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     broken = any(c.status != "ok" for c in cells) or any(r["status"] in ("FAIL", "error", "capture") for r in layers)
     return 1 if broken else 0
