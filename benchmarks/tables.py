@@ -207,7 +207,7 @@ def networks_section(data: Mapping[str, Any], commit: str) -> str:
         [
             f"`{shlex.join(['python', *NETWORKS_COMMAND])}`, commit {commit}: {facts['date']}, {where}.",
             "conv: share of the GPU's time in convolutions, ours/torch's; conv ratio: torch's time in them over ours;",
-            "GiB: most memory of a call beyond what it found, ours/torch's; error: the worst of ours over what it may be.",
+            "GiB: memory of a call beyond what it found, ours/torch's; error: the worst of ours over what it may be.",
             "",
             markdown_table(networks.COLUMNS, rows, (*networks.COLUMNS[:4], "how", "note")),
             "",
