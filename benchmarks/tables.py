@@ -22,9 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conv2d_ext.cli import markdown_table
 from conv2d_ext.cli.bench import OPS, SLOWER, geomean
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "benchmarks")]  # Python may have left the script's own folder out
+
+import networks  # noqa: E402
+
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "tf32": "TF32", "fp32": "float32 (TF32 off)"}
 LAYOUTS = {"nhwc": "channels_last", "nchw": "NCHW"}
 KINDS = {"dense": "dense", "few": "few channels or filters", "grouped": "grouped", "depthwise": "depthwise"}
@@ -67,8 +72,9 @@ TABLES = (
     Table("dense-f32-nhwc", "float32 (TF32 off), dense layers, channels_last", "dense", "fp32", "nhwc", 160),
     Table("dense-f32-nchw", "float32 (TF32 off), dense layers, NCHW", "dense", "fp32", "nchw", 120),
 )
-KERNELBENCH = "kernelbench"
-NAMES = (*(table.name for table in TABLES), KERNELBENCH)
+KERNELBENCH, NETWORKS = "kernelbench", "networks"
+NAMES = (*(table.name for table in TABLES), KERNELBENCH, NETWORKS)
+NETWORKS_COMMAND = [str(Path("benchmarks") / "networks.py"), "--dtypes", "fp16", "--batches", "32", "--budget", "150"]
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
@@ -79,6 +85,8 @@ def command_of(name: str, folder: Path) -> list[str]:
     results = ["--json", str(folder / f"{name}.json")]
     if name == KERNELBENCH:
         return [str(ROOT / "examples" / "kernelbench" / "run.py"), *results]
+    if name == NETWORKS:
+        return [str(ROOT / NETWORKS_COMMAND[0]), *NETWORKS_COMMAND[1:], *results]
     table = next(table for table in TABLES if table.name == name)
     return ["-m", "conv2d_ext", *table.arguments, *results, "--markdown", str(folder / f"{name}.md")]
 
@@ -190,6 +198,45 @@ def kernelbench_section(data: Mapping[str, Any], commit: str) -> str:
     )
 
 
+def networks_section(data: Mapping[str, Any], commit: str) -> str:
+    """Every cell, as networks.py prints it."""
+    facts = data["machine"]
+    where = f"{facts['gpu']}, torch {facts['torch']}, cuDNN {facts['cudnn']}"
+    rows = [row for cell in data["cells"] for row in networks.rows_of(networks.Cell(**cell))]
+    return "\n".join(
+        [
+            f"`{shlex.join(['python', *NETWORKS_COMMAND])}`, commit {commit}: {facts['date']}, {where}.",
+            "conv: share of the GPU's time in convolutions, ours/torch's; conv ratio: torch's time in them over ours;",
+            "GiB: memory of a call beyond what it found, ours/torch's; error: the worst of ours over what it may be.",
+            "",
+            markdown_table(networks.COLUMNS, rows, (*networks.COLUMNS[:4], "how", "note")),
+            "",
+        ]
+    )
+
+
+def networks_rows(data: Mapping[str, Any], commit: str) -> list[str]:
+    """README's table: a network's ratios, and the share of convolutions in torch's training step."""
+    cells: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for cell in data["cells"]:
+        if cell["status"] == "ok":
+            cells.setdefault(cell["network"], {})[cell["mode"]] = cell
+    ways = [(mode, how) for mode in networks.MODES for how in ("eager", "graph")]
+
+    def ratio(cell: Mapping[str, Any] | None, how: str) -> str:
+        return f"{cell['ms'][how][1] / cell['ms'][how][0]:.2f}" if cell and how in cell["ms"] else "-"
+
+    lines = [
+        f"| run {short(data['machine']['date'])}, {commit} | {' | '.join(map(' '.join, ways))} | convolutions |",
+        "|" + "---|" * (len(ways) + 2),
+    ]
+    for name, by_mode in cells.items():
+        train = by_mode.get("train")
+        share = f"{train['conv_ms'][1] / train['gpu_ms'][1]:.0%}" if train and train["gpu_ms"][1] else "-"
+        lines.append(f"| {name} | {' | '.join(ratio(by_mode.get(mode), how) for mode, how in ways)} | {share} |")
+    return lines
+
+
 def sections(page: str) -> dict[str, str]:
     """The text of each `## ` section of a page, by its title; the part before the first is ''."""
     parts = re.split(r"^## (.*)\n", page, flags=re.MULTILINE)
@@ -244,6 +291,14 @@ def write(folder: Path, bench: Path, readme: Path) -> None:
         data = json.loads((folder / f"{KERNELBENCH}.json").read_text())
         commit = (folder / f"{KERNELBENCH}.commit").read_text().strip()
         page.append(f"## {title}\n{kernelbench_section(data, commit)}")
+    elif title in old:
+        page.append(f"## {title}\n{old[title]}")
+    title = "Whole networks"
+    if finished(folder, NETWORKS):
+        data = json.loads((folder / f"{NETWORKS}.json").read_text())
+        commit = (folder / f"{NETWORKS}.commit").read_text().strip()
+        page.append(f"## {title}\n{networks_section(data, commit)}")
+        text = between(text, NETWORKS, "\n".join(networks_rows(data, commit)) + "\n")
     elif title in old:
         page.append(f"## {title}\n{old[title]}")
     bench.write_text("".join(page).rstrip("\n") + "\n")

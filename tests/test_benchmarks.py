@@ -1,8 +1,9 @@
-"""benchmarks/fuzz.py, sweep.py, bounds.py and tables.py, as far as they can be tried without a GPU."""
+"""benchmarks/fuzz.py, sweep.py, bounds.py, networks.py and tables.py, as far as they can be tried without a GPU."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import math
@@ -30,7 +31,8 @@ OPS = ("fprop", "dgrad", "wgrad")
 def programs() -> Iterator[tuple[Any, ...]]:
     sys.path.insert(0, str(FOLDER))
     yield tuple(
-        importlib.import_module(name) for name in ("shapes", "fuzz", "sweep", "bounds", "first_call", "tables", "eager")
+        importlib.import_module(name)
+        for name in ("shapes", "fuzz", "sweep", "bounds", "first_call", "tables", "eager", "networks")
     )
     sys.path.remove(str(FOLDER))
 
@@ -68,6 +70,19 @@ def tables(programs: tuple[Any, ...]) -> Any:
 @pytest.fixture
 def eager(programs: tuple[Any, ...]) -> Any:
     return programs[6]
+
+
+@pytest.fixture
+def networks(programs: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """With a small network more."""
+    found, models = programs[7], sys.modules["models"]
+
+    def small() -> torch.nn.Module:
+        stem = [models.conv(3, 8, 3, 2)]
+        return models.resnet((8, 16), (1, 4), (2, 1), 2, stem, (1, 2), excite=True)
+
+    monkeypatch.setitem(found.NETWORKS, "small", (small, (3, 16, 16), 2))
+    return found
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
@@ -416,6 +431,58 @@ def test_eager_calls_are_timed_beside_torchs(
     assert line.startswith("1x1") and all(float(word) > 0 for word in line.replace("/", " ").split()[1:])
 
 
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+SMALL = ["--device", "cpu", "--networks", "small", "--batches", "8", "--dtypes", "fp32", "--how", "eager"]
+
+
+def test_networks_are_those_that_were_published(networks: Any) -> None:
+    """By their parameters, in thousands."""
+    known = {
+        **{"resnet50": 25_557, "resnext50": 25_029, "regnety": 6_433, "mobilenetv2": 3_505, "efficientnet": 5_289},
+        **{"densenet121": 7_979, "vgg16": 138_358, "yolo": 11_167},
+    }
+    for name, (build, size, _) in networks.NETWORKS.items():
+        with torch.device("meta"):
+            network, x = build(), torch.empty(2, *size)
+        assert len(network(x)) == 2 and sum(networks.layers_of(network, x).values()) >= 1
+        if name in known:
+            assert round(sum(p.numel() for p in network.parameters()) / 1000) == known[name]
+
+
+def test_networks_are_checked_and_timed(networks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert networks.main([*SMALL, "--json", str(tmp_path / "a.json")]) == 0
+    cells = json.loads((tmp_path / "a.json").read_text())["cells"]
+    assert [(c["mode"], c["images"], c["status"]) for c in cells] == [("infer", 4, "ok"), ("train", 4, "ok")]
+    assert all(0 < c["error"] <= 1 and min(c["ms"]["eager"]) > 0 for c in cells)
+    assert all(0 < part < whole for c in cells for part, whole in zip(c["conv_ms"], c["gpu_ms"], strict=True))
+    assert "eager: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gradient_alone", (False, True))
+def test_networks_that_differ_have_no_time(
+    networks: Any, gradient_alone: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(x: Tensor, w: Tensor, *args: Any) -> Tensor:
+        if w.shape[1:] != (4, 3, 3):
+            return torch.nn.functional.conv2d(x, w, *args)
+        scaled = w * torch.tensor([0.99, 1, 1, 1]).reshape(4, 1, 1)
+        return torch.nn.functional.conv2d(x, scaled + (w - scaled).detach() if gradient_alone else scaled, *args)
+
+    monkeypatch.setattr("conv2d_ext.modules.conv2d", wrong)
+    assert networks.main(SMALL) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_networks_layers_are_listed(networks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    networks.main([*SMALL, "--layers", "--json", str(tmp_path / "a.json")])
+    layers = json.loads((tmp_path / "a.json").read_text())["layers"]
+    assert len(layers) == 3 * 15 - 1 and {layer["op"] for layer in layers} == set(OPS)  # the images' has no dgrad
+    assert max(layer["times"] for layer in layers) == 3
+    lost = [layer["lost_us"] for layer in layers]
+    assert lost == sorted(lost, reverse=True) and "4x8x8x8 8x3x3" in capsys.readouterr().out
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -470,6 +537,28 @@ def test_tables_name_kernelbenchs_losses(tables: Any) -> None:
     page = tables.kernelbench_section(data, "abc1234")
     assert "harness: 2 of 2" in page and "82 to 86 4.00x of eager" in page
     assert "Slower than eager: p87_pointwise 0.90." in page and "gpu" not in page
+
+
+def test_tables_of_networks_are_written(tables: Any, networks: Any, tmp_path: Path) -> None:
+    def cell(mode: str, **ms: list[float]) -> dict[str, Any]:
+        fields = {"error": 0.5, "ms": ms, "gpu_ms": [2.0, 4.0], "conv_ms": [1.0, 3.0], "gib": [0.5, 1.0]}
+        return dataclasses.asdict(networks.Cell("resnet50", mode, "fp16", "nhwc", 32, **fields))
+
+    facts = {"date": "2026-11-28 22:12 UTC", "gpu": "H200", "torch": "2.11", "cudnn": 91900}
+    cells = [cell("infer", eager=[2.0, 1.0], graph=[1.0, 2.0]), cell("train", eager=[4.0, 5.0])]
+    (tmp_path / "networks.json").write_text(json.dumps({"machine": facts, "cells": cells}))
+    (tmp_path / "networks.commit").write_text("abc1234\n")
+    page, readme = tmp_path / "bench.md", tmp_path / "README.md"
+    places = [mark.format(name) for name in ("speed", "networks") for mark in (tables.BEGIN, tables.END)]
+    readme.write_text("\n".join([*places, ""]))
+    tables.write(tmp_path, page, readme)
+    row = (
+        "| resnet50 | infer | fp16 | nhwc | 32 | graph | 32000 | 16000 | 2.00 | 50%/75% | 3.00 | 0.50/1.00 | 0.50 |  |"
+    )
+    assert "## Whole networks" in page.read_text() and row in page.read_text()
+    assert "| resnet50 | 0.50 | 2.00 | 1.25 | - | 75% |" in readme.read_text().splitlines()
+    options = networks.parser().parse_args(tables.NETWORKS_COMMAND[1:])
+    assert options.batches == [32] and options.budget
 
 
 def test_tables_commands_are_those_that_bench_takes(tables: Any, tmp_path: Path) -> None:
