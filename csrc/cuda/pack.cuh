@@ -224,8 +224,8 @@ __device__ void move_runs(Tensor const& t, uint32_t block, uint32_t* words) {
 }
 
 // A block's vectors of 16 bytes of a tensor in channels_last without gaps, on the side that is written. What they hold
-// begins anywhere on the other side, so that two vectors of that are read, or one of each line. Offsets are elements from
-// the block's first.
+// begins anywhere on the other side, so that two vectors of that are read, or one of each line. Offsets are elements
+// from the block's first.
 template <class T, bool unpack>
 __device__ void move_dense(Tensor const& t, uint32_t block) {
   constexpr uint32_t size = sizeof(T), n = 16 / size, step = kThreads * n;

@@ -47,7 +47,8 @@ pack::Tensor tensor_of(void* plain, void* packed, Strides const& s, int align, i
   }
   bool const adjacent = s.c == 1 && ((H == 1 && W == 1) || (W == 1 ? s.h : s.w) == shape.c) &&
                         (W == 1 || H == 1 || s.h == W * shape.c) && (shape.n == 1 || s.n == pixels * shape.c);
-  if (adjacent && shape.c > 1 && shape.groups_c == 1 && shape.groups_n == 1 && align >= 16 && shape.c_packed < 1 << 24) {
+  if (adjacent && shape.c > 1 && shape.groups_c == 1 && shape.groups_n == 1 && align >= 16 &&
+      shape.c_packed < 1 << 24) {
     t.dense = t.tiles_c = 1;
     return t;
   }
