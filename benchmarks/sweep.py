@@ -4,6 +4,7 @@
     python benchmarks/sweep.py --kinds depthwise --dtypes fp16 --shapes 1000 --budget 120 --seed 3 --json sweep.json
     python benchmarks/sweep.py --kinds network --dtypes fp16,tf32 --reach 2.6 --shapes 250  # dense layers of networks
     python benchmarks/sweep.py --torch                           # F.conv2d with cudnn.benchmark beside them
+    python benchmarks/sweep.py --replay sweep.json               # its times with today's estimates; needs no GPU
     python benchmarks/sweep.py --cliffs                          # neighbouring sizes instead of random ones
 
 Regret is the time of the row that make_plan takes over that of the best row. The JSON has every row's time and
@@ -11,6 +12,10 @@ estimate, to fit the estimates of csrc/core. A row is timed by CUDA events aroun
 after a write that fills L2; rows near the best are timed again, in turn, and their medians count; where that leaves a
 regret above --again, the medians of 15 later replays do. Rows estimated at over --reach times the least, and at more
 than the chosen one takes, are left out.
+
+By cause: problems whose regret is above 1.1, by op, layout and the families of the chosen and the best row. Where the
+chosen row's time over its estimate is high, that is too low; where the best one's is low, that is too high. Then what
+the regret would be if the estimates of one family alone were exact.
 
 --cliffs walks along C, K, W, the filter's size, groups and the batch, one at a time. The cost of a layer is its time
 over what its bytes and flops take at the machine's measured rates, plus a launch; it prints the worst ratio of the
@@ -25,6 +30,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 import statistics
 import sys
 import time
@@ -103,6 +109,86 @@ def summary(problems: Sequence[Problem]) -> list[tuple[str, int, float, float, l
     return found
 
 
+NOTABLE = 1.1  # regret of problems whose cause is looked for
+
+
+def family(row: str) -> str:
+    """A row's name without its op, dtype and tile: "tma halo"."""
+    found = re.fullmatch(r"(\w+?)_(?:fprop|dgrad|wgrad)_b?f\d+_\d+x\d+_([a-z][a-z0-9_]*?)(?:_s\d)?", row)
+    return f"{found[1]} {found[2]}" if found else row
+
+
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """Problems of an op and layout whose regret is notable and whose chosen and best rows are of these families."""
+
+    where: str
+    chosen: str
+    best: str
+    problems: Sequence[Problem]
+
+    @property
+    def loss(self) -> float:
+        return sum(math.log(p.regret) for p in self.problems)
+
+    def cells(self, everything: float) -> tuple[str, ...]:
+        off = [
+            geometric_mean(us / estimate for us, estimate in rows)
+            for rows in ([p.rows[p.chosen] for p in self.problems], [p.rows[p.best] for p in self.problems])
+        ]
+        worst = max(p.regret for p in self.problems)
+        return (
+            *(self.where, self.chosen, self.best, str(len(self.problems)), f"{worst:.2f}"),
+            *(f"{self.loss / everything:.1%}", f"{off[0]:.2f}", f"{off[1]:.2f}"),
+        )
+
+
+def causes(problems: Sequence[Problem]) -> list[Cause]:
+    """The one that loses most first."""
+    groups: dict[tuple[str, str, str], list[Problem]] = {}
+    for p in problems:
+        if p.regret > NOTABLE:
+            groups.setdefault((f"{p.op} {p.layout}", family(p.chosen), family(p.best)), []).append(p)
+    return sorted((Cause(*names, members) for names, members in groups.items()), key=lambda cause: -cause.loss)
+
+
+def exact_estimates(problems: Sequence[Problem]) -> list[tuple[str, int, float, float]]:
+    """(family, its rows' times, their scatter, regret if its estimates were exact), the least regret first.
+
+    Exact: the rows' times, as far off in the mean as the family's estimates are. Scatter: standard deviation of the
+    logarithm of time over estimate.
+    """
+    logs: dict[str, list[float]] = {}
+    for p in problems:
+        for row, (us, estimate) in p.rows.items():
+            logs.setdefault(family(row), []).append(math.log(us / estimate))
+    found = []
+    for name, values in logs.items():
+        mean, regrets = math.exp(statistics.fmean(values)), []
+        for p in problems:
+            estimates = {row: us / mean if family(row) == name else e for row, (us, e) in p.rows.items()}
+            chosen = min(estimates, key=estimates.__getitem__)
+            regrets.append(p.rows[chosen][0] / p.rows[p.best][0])
+        found.append((name, len(values), statistics.pstdev(values), geometric_mean(regrets)))
+    return sorted(found, key=lambda line: line[3])
+
+
+def report_causes(problems: Sequence[Problem], most: int = 24) -> str:
+    everything = sum(math.log(p.regret) for p in problems)
+    by_cause = [cause.cells(everything) for cause in causes(problems)[:most]]
+    columns = ("problem", "chosen", "best", "problems", "worst", "share", "chosen / estimate", "best / estimate")
+    over = ", ".join(f"{sum(p.regret > limit for p in problems)} above {limit:g}" for limit in (NOTABLE, 1.25, 1.5))
+    exact = [
+        (name, str(count), f"{scatter:.2f}", f"{regret:.4f}")
+        for name, count, scatter, regret in exact_estimates(problems)[: most // 2]
+    ]
+    return (
+        f"regret: {over}\n{plain_table(columns, by_cause, columns[:3])}\n\n"
+        f"regret if the estimates of one family were exact, now {geometric_mean(p.regret for p in problems):.4f}\n"
+        f"{plain_table(('family', 'times', 'scatter', 'regret'), exact, ('family',))}"
+    )
+
+
 def report(problems: Sequence[Problem]) -> str:
     columns = ("group", "problems", "regret", "worst", "torch / ours", "least", "below 0.97")
     lines = [
@@ -128,7 +214,10 @@ def report(problems: Sequence[Problem]) -> str:
         for p in worst_ten
     ]
     names = ("regret", "problem", "shape", "chosen", "best")
-    return f"{plain_table(columns, lines, columns[:1])}\n\nthe worst ten\n{plain_table(names, shown, names[1:])}"
+    return (
+        f"{plain_table(columns, lines, columns[:1])}\n\nthe worst ten\n{plain_table(names, shown, names[1:])}\n\n"
+        f"{report_causes(problems)}"
+    )
 
 
 # ---- time ------------------------------------------------------------------------------------------------------------
@@ -180,7 +269,7 @@ class Stopwatch:
 
 def operands(case: Case, dtype: str, layout: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """x, w and grad_output of random values."""
-    generator = torch.Generator(device).manual_seed(0)
+    generator = None if device == "meta" else torch.Generator(device).manual_seed(0)
     memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
 
     def draw(size: tuple[int, ...]) -> Tensor:
@@ -279,6 +368,39 @@ def write(options: argparse.Namespace, problems: list[dict[str, Any]], stopped: 
         given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
         data = {"machine": machine(), "options": given, "stopped": stopped, **more, "problems": problems}
         options.json.write_text(json.dumps(data, indent=1) + "\n")
+
+
+# ---- replay --------------------------------------------------------------------------------------------------------
+
+
+def replayed(stored: dict[str, Any]) -> Problem:
+    """A problem of a JSON of this program, with the choice and the estimates of today."""
+    case = Case(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored["case"].items()})
+    p = Problem(stored["kind"], case, stored["op"], stored["dtype"], stored["layout"], torch_us=stored["torch_us"])
+    x, w, go = operands(case, p.dtype, p.layout, "meta")
+    made = shapes.call(p.op, case, x, w, None, go, p.dtype == "tf32")(-1)
+    tensors = {"fprop": (x, w, made), "dgrad": (made, w, go), "wgrad": (x, made, go)}[p.op]
+    chosen, estimates = shapes.plan(p.op, case, *tensors, p.dtype == "tf32")
+    names = torch.ops.conv2d_ext.kernels()
+    today = {names[row]: us for row, us in estimates.items()}
+    p.chosen = names[chosen]
+    p.rows = {row: (us, today[row]) for row, (us, _) in stored["rows"].items() if row in today}
+    return p
+
+
+def run_replay(options: argparse.Namespace) -> int:
+    stored = [p for file in options.replay for p in json.loads(file.read_text())["problems"]]
+    problems = [replayed(p) for p in stored]
+    timed = [p for p in problems if p.chosen in p.rows]
+    print(report(timed))
+    changed = sum(p.chosen != before["chosen"] for p, before in zip(problems, stored, strict=True))
+    before = [p["regret"] for p in stored]
+    print(
+        f"\n{len(stored)} problems, {changed} choices changed, {len(problems) - len(timed)} to rows without a time; ",
+        end="",
+    )
+    print(f"regret when they were timed {geometric_mean(before):.4f}, worst {max(before):.2f}")
+    return 0
 
 
 # ---- cliffs ----------------------------------------------------------------------------------------------------------
@@ -455,6 +577,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--again", type=float, default=1.15, help="regret above which rows are timed anew")
     found.add_argument("--torch", action="store_true", help="time F.conv2d with cudnn.benchmark as well")
     found.add_argument("--json", type=Path, metavar="FILE", help="write every time here")
+    found.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="no new times: those of these JSON files")
     found.add_argument("--cliffs", action="store_true", help="compare neighbouring sizes instead")
     found.add_argument("--jump", type=float, default=1.5, help="most that --cliffs allows (default: %(default)s)")
     found.add_argument("--show", type=int, default=20, help="steps that --cliffs prints (default: %(default)s)")
@@ -463,6 +586,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if options.replay:
+        return run_replay(options)
     if not torch.cuda.is_available():
         print("sweep: torch finds no GPU here, and the rows of the table are GPU kernels", file=sys.stderr)
         return 2

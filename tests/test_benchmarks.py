@@ -253,6 +253,41 @@ def test_regret_is_the_time_of_the_choice_over_the_best(sweep: Any) -> None:
     assert row.split()[-3:] == ["1.95", "0.95", "1"]
 
 
+def test_a_sweep_names_the_families_that_its_regret_comes_of(sweep: Any) -> None:
+    assert sweep.family("tma_strict_fprop_f32_128x64_im2col") == "tma_strict im2col"
+    assert sweep.family("stream_wgrad_bf16_3x3_nchw_s2") == "stream nchw"
+    fast, slow = "tma_fprop_f16_128x64_halo", "simt_fprop_f16_64x64_nhwc"
+    rows = {slow: (20.0, 8.0), fast: (10.0, 9.0)}
+    wrong, right = (sweep.Problem("dense", BY_NAME["3x3"], "fprop", "fp16", "nhwc", row, rows) for row in (slow, fast))
+    [cause] = sweep.causes([wrong, right])
+    assert cause.cells(cause.loss) == ("fprop nhwc", "simt nhwc", "tma halo", "1", "2.00", "100.0%", "2.50", "1.11")
+    assert {(name, round(regret, 3)) for name, _, _, regret in sweep.exact_estimates([wrong])} == {
+        ("simt nhwc", 2.0),  # as far off as before
+        ("tma halo", 2.0),
+    }
+    assert "regret: 1 above 1.1, 1 above 1.25, 1 above 1.5" in sweep.report([wrong, right])
+
+
+def test_a_stored_sweep_is_replayed_without_a_gpu(
+    sweep: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    p = sweep.Problem("dense", BY_NAME["3x3"], "fprop", "fp16", "nhwc")
+    stored = {"torch_us": None, "kind": p.kind, "case": dataclasses.asdict(p.case), "chosen": "gone", "regret": 1.5}
+    stored |= {"op": p.op, "dtype": p.dtype, "layout": p.layout, "rows": {"gone": [9.0, 9.0]}}
+    names = torch.ops.conv2d_ext.kernels()
+    rows = {names[row]: [10.0, us] for row, us in estimates_of(sweep, p).items()}
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps({"problems": [stored | {"rows": stored["rows"] | rows}]}))
+    assert sweep.main(["--replay", str(file)]) == 0
+    assert "1 problems, 1 choices changed, 0 to rows without a time" in capsys.readouterr().out
+
+
+def estimates_of(sweep: Any, p: Any) -> dict[int, float]:
+    x, w, y = (torch.empty(size, device="meta", dtype=torch.float16).to(memory_format=torch.channels_last)
+               for size in (p.case.input_size, p.case.weight_size, p.case.output_size))  # fmt: skip
+    return sweep.shapes.plan(p.op, p.case, x, w, y, False)[1]
+
+
 def test_a_sweep_draws_the_same_layers_for_a_seed(sweep: Any) -> None:
     options = sweep.parser().parse_args(["--shapes", "20", "--kinds", "grouped,depthwise", "--seed", "4"])
     assert list(sweep.drawn(options)) == list(sweep.drawn(options))

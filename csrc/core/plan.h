@@ -30,6 +30,7 @@
 #include "quads.h"
 #include "staged.h"
 #include "stem.h"
+#include "stem_blocks.h"
 #include "stem_walks.h"
 #include "stream.h"
 #include "strip_blocks.h"
@@ -342,15 +343,12 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
                                : band_estimate(row, op, p, d);
     case Family::stem: {
       if (is_stem_lines(row)) return stem_lines_estimate(op, p, h200_sxm);
-      Estimate e = stem_estimate(row, op, p, h200_sxm);
-      // As measured beside rows of the copy engine.
-      if (op == Op::wgrad && size_of(p.dtype) == 2 && p.x.c == 1 && p.y.c == 1) e.ns *= 1.15;
+      if (op == Op::wgrad) return stem_sums_estimate(row, p, h200_sxm);
+      if (!stem_is_narrow(row)) return stem_tile_estimate(row, op, p, h200_sxm);
+      Estimate e = stem_narrow_estimate(row, op, p, h200_sxm);
       // Filters that lie side by side but take no vectors are stored one by one, in 16-bit types along the filters.
-      bool const one_by_one = p.dtype == DType::f32;
       if (op == Op::fprop && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0)
-        e.ns += double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) * (one_by_one ? 0.0035 : 0.0004);
-      if (op == Op::dgrad && !stem_is_narrow(row) && p.x.c == 1 && p.C % (16 / size_of(p.dtype)) != 0)
-        e.ns += double(p.N) * double(p.H) * double(p.W) * double(p.C) * (one_by_one ? 0.0044 : 0.0004);
+        e.ns += double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) * (p.dtype == DType::f32 ? 0.0035 : 0.0004);
       return e;
     }
     case Family::pixels: {

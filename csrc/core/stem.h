@@ -245,60 +245,24 @@ constexpr bool stem_supports(Row const& row, Op op, Problem const& p, Device con
   return t.rows > 0 && stem_sums_bytes(t) <= kMaxWorkspaceBytes && p.N <= (int64_t(1) << 30) / (t.tiles_h * t.tiles_w);
 }
 
-inline constexpr double kStemSumsNs = 10500;  // of wgrad's two launches
-
-// The models leave out what a warp waits for and how long a block gathers its filters; as measured.
-constexpr Estimate stem_rounded_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  bool const tf32 = p.dtype == DType::f32;
-  if (stem_is_narrow(row)) {
-    bool const backward = op == Op::dgrad;
-    bool const vectors = backward ? channel_vectors(p.y, p.y_align, p.K, 16 / size_of(p.dtype), p.dtype)
-                                  : channel_vectors(p.x, p.x_align, p.C, 16 / size_of(p.dtype), p.dtype);
-    double const waits = row.tile_n == 8    ? (backward && !tf32 ? 0.8 : 0.88)
-                         : row.tile_n == 16 ? (tf32 ? 0.98 : 1.15)
-                         : !backward        ? 1.6
-                         : tf32             ? 0.95
-                                            : 1.6;
-    StemNarrow const t = stem_narrow(row, op, p, d);
-    double const alone = t.blocks_of_sm > 1 || row.tile_n > 16 ? 1 : tf32 ? 1.3 : 1.5;  // on its SM
-    // Of each chunk the block waits for the copies; several taps of many chunks show that.
-    double const more = !backward && !tf32 && p.R * p.S > 1 && t.chunks > 4 ? 1.4 : 1;
-    return {t.ns * waits * alone * more * (vectors ? 1 : 1.45) + double(t.weight_bytes) * 0.25, 1};
-  }
-  if (op == Op::wgrad) {
-    StemView const v = stem_view(stem_wgrad_view(p), p);
-    bool const nchw = !is_nhwc(row.variant), across = nchw && v.Q % 8 != 0;
-    double const taps = double(p.R) * double(p.S) * double(v.C);
-    double const big = v.stride_w == 1 || taps <= 128 ? 1 : taps <= 512 ? 1.3 : 2;
-    double const waits = !nchw ? 1.2 : !across ? 1.3 : tf32 ? 1.75 : 1.6;
-    // Where they take no vectors: in NCHW, rows whose runs of 8 pixels begin off them, a warp copies 32 elements of a
-    // channel's row at a time, or of 16-bit types 64 of four channels; in channels_last 64 channels of four pixels.
-    int64_t const runs = ceil_div(v.Q, 8);
-    bool const singly = nchw ? across : v.K % (16 / size_of(p.dtype)) != 0;
-    double const lines = !nchw  ? 2 * double(runs)
-                         : tf32 ? 64 * double(ceil_div(runs, 4))
-                                : 16 * double(ceil_div(runs, 8));
-    double const line_ns = !nchw ? 48 : !tf32 ? 37 : stem_is_strict(p) ? 3.3 : 8;
-    double const lines_ns =
-        singly ? double(p.N) * double(v.P) * double(ceil_div(v.K, 64)) * lines * line_ns / d.sm_count : 0;
-    return {kStemSumsNs + (stem_sums(row, p, d).ns - 10000) * big * waits + lines_ns, 1};
-  }
-  StemTile const t = stem_tile(row, op, p, d);
-  StemView const v = stem_view(op, p);
-  double const many = v.stride_w > 1 && double(p.R) * double(p.S) * double(v.C) > 512 ? 1.4 : 1;
-  return {t.ns * (tf32 ? 1.6 : 1.8) * many + double(t.steps * min64(v.K, row.tile_n)) * (tf32 ? 6.0 : 9.5), 1};
-}
-
-// Rows of stem_lines.cuh are in stem_walks.h.
-constexpr Estimate stem_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  Estimate e = stem_rounded_estimate(row, op, p, d);
-  // As measured: the more columns of a block, the less is left of what three products hide behind.
-  if (!stem_is_strict(p)) return e;
-  if (op == Op::wgrad)
-    e.ns = kStemSumsNs + (e.ns - kStemSumsNs) * 1.3;
-  else
-    e.ns *= !stem_is_narrow(row) ? 1.12 : row.tile_n == 8 ? 1.25 : row.tile_n == 16 ? 1.45 : 1.6;
-  return e;
+// Rows of stem_narrow.cuh; others are in stem_blocks.h and stem_walks.h. The model leaves out what a warp waits for and
+// how long a block gathers its filters; as measured.
+constexpr Estimate stem_narrow_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  bool const tf32 = p.dtype == DType::f32, backward = op == Op::dgrad;
+  bool const vectors = backward ? channel_vectors(p.y, p.y_align, p.K, 16 / size_of(p.dtype), p.dtype)
+                                : channel_vectors(p.x, p.x_align, p.C, 16 / size_of(p.dtype), p.dtype);
+  double const waits = row.tile_n == 8    ? (backward && !tf32 ? 0.8 : 0.88)
+                       : row.tile_n == 16 ? (tf32 ? 0.98 : 1.15)
+                       : !backward        ? 1.6
+                       : tf32             ? 0.95
+                                          : 1.6;
+  StemNarrow const t = stem_narrow(row, op, p, d);
+  double const alone = t.blocks_of_sm > 1 || row.tile_n > 16 ? 1 : tf32 ? 1.3 : 1.5;  // on its SM
+  // Of each chunk the block waits for the copies; several taps of many chunks show that.
+  double const more = !backward && !tf32 && p.R * p.S > 1 && t.chunks > 4 ? 1.4 : 1;
+  // The more columns of a block, the less is left of what three products hide behind.
+  double const strict = !stem_is_strict(p) ? 1 : row.tile_n == 8 ? 1.25 : row.tile_n == 16 ? 1.45 : 1.6;
+  return {(t.ns * waits * alone * more * (vectors ? 1 : 1.45) + double(t.weight_bytes) * 0.25) * strict, 1};
 }
 
 constexpr int64_t stem_workspace_bytes(Op op, Row const& row, Problem const& p, Device const& d) {

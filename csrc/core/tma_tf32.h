@@ -65,9 +65,13 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   double const fixed = swapped ? 2270 : 880 + 0.1 * area;                             // of a part
   double const store_ns = 2330;  // with exchanged operands one warpgroup multiplies while the other stores
   double const slower_raw = !raw ? 1 : area > 128 * 128 ? 0.93 : 1.23;
-  // Results in NCHW: the raw variants have neighbouring pixels of a channel in neighbouring threads' registers.
-  double const singly = swapped || !tma_stores_singly(op, p) ? 0 : area * (raw ? 0.17 : 0.049);
-  auto tile_ns = [&](double ns) { return swapped ? (ns > store_ns ? ns : store_ns) + 550 : ns + fixed + singly; };
+  // The raw variants have neighbouring pixels of a channel in neighbouring threads' registers: results in NCHW are
+  // single elements, lines of channels are put together by a warpgroup. With short sums all SMs store at the same time.
+  double const of_result = tma_stores_singly(op, p) ? (raw ? 0.17 : 0.049)
+                           : raw                    ? 1.2 / double(max64(p.R * p.S * ceil_div(C, kTf32Line), 16))
+                                                    : 0;
+  double const stored = swapped ? 0 : area * of_result;
+  auto tile_ns = [&](double ns) { return swapped ? (ns > store_ns ? ns : store_ns) + 550 : ns + fixed + stored; };
   int64_t const tiles = tma_tiles(row, p);
   int64_t most = 1;
   double whole = 0, longest = 0, empty = double(tiles);  // ns of all tiles, of one; tiles

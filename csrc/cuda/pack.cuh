@@ -224,7 +224,8 @@ __device__ void move_runs(Tensor const& t, uint32_t block, uint32_t* words) {
 }
 
 // A block's vectors of 16 bytes of a tensor in channels_last without gaps, on the side that is written. What they hold
-// begins anywhere on the other side, so that two vectors of that are read. Offsets are elements from the block's first.
+// begins anywhere on the other side, so that two vectors of that are read, or one of each line. Offsets are elements
+// from the block's first.
 template <class T, bool unpack>
 __device__ void move_dense(Tensor const& t, uint32_t block) {
   constexpr uint32_t size = sizeof(T), n = 16 / size, step = kThreads * n;
@@ -250,19 +251,24 @@ __device__ void move_dense(Tensor const& t, uint32_t block) {
   for (int u = 0; u < t.dense; ++u, put += step) {
     if (put >= write_end) return;
     uint32_t const at = line + c, left = channels - c;  // of the line; wraps where that is padding
-    uint4 const low = vector(at / n), high = vector(at / n + 1);
-    uint4 const next = vector((line + read) / n, unpack && left < n);
+    bool const several = unpack && channels < n;
+    uint4 const low = vector(at / n, !several), high = vector(at / n + 1, !several);
+    uint4 const next = vector((line + read) / n, unpack && !several && left < n);
     uint4 v = window(low, high, at % n * size);
     if constexpr (unpack) {
-      if (channels < n) {  // of several lines
-        Vector<T, n> e;
-        uint32_t from_line = line, channel = c;
+      if (several) {  // of several lines, whose channels are their first 16 bytes
+        constexpr uint32_t most = size == 2 ? 4 : 2;
+        uint4 lines[most];
 #pragma unroll
-        for (uint32_t i = 0; i < n; ++i) {
-          e.v[i] = from_line < end ? from[from_line + channel] : T(0);
-          if (++channel == channels) channel = 0, from_line += read;
+        for (uint32_t i = 0; i < most; ++i) lines[i] = vector((line + i * read) / n, i * channels < c + n);
+        uint4 const none = make_uint4(0, 0, 0, 0);
+        v = window(first_bytes(lines[0], int(channels * size)), none, c * size);
+#pragma unroll
+        for (uint32_t i = 1; i < most; ++i) {
+          uint32_t const at_byte = (i * channels - c) * size;
+          uint4 const more = window(none, first_bytes(lines[i], int(channels * size)), 16 - at_byte);
+          if (at_byte < 16) v.x |= more.x, v.y |= more.y, v.z |= more.z, v.w |= more.w;
         }
-        v = *reinterpret_cast<uint4 const*>(&e);
       } else if (left < n) {  // the next line's first channels follow
         uint4 const behind = window(make_uint4(0, 0, 0, 0), next, (n - left) * size);
         v = first_bytes(v, int(left * size));

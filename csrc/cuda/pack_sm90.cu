@@ -47,11 +47,9 @@ pack::Tensor tensor_of(void* plain, void* packed, Strides const& s, int align, i
   }
   bool const adjacent = s.c == 1 && ((H == 1 && W == 1) || (W == 1 ? s.h : s.w) == shape.c) &&
                         (W == 1 || H == 1 || s.h == W * shape.c) && (shape.n == 1 || s.n == pixels * shape.c);
-  if (adjacent && shape.groups_c == 1 && shape.groups_n == 1 && align >= 16 && shape.c_packed < 1 << 24) {
-    // Four rounds of blocks on an H200 before a thread has more vectors.
-    int64_t const blocks = ceil_div(t.lines * t.channels, int64_t(v) * pack::kThreads);
-    t.dense = blocks > 8 * 4 * 132 ? 4 : blocks > 4 * 132 ? 2 : 1;
-    t.tiles_c = 1;
+  if (adjacent && shape.c > 1 && shape.groups_c == 1 && shape.groups_n == 1 && align >= 16 &&
+      shape.c_packed < 1 << 24) {
+    t.dense = t.tiles_c = 1;
     return t;
   }
   // The widest tile that leaves at most an eighth of its words empty, or the narrowest.
@@ -71,11 +69,15 @@ struct Launch {
   void add(pack::Tensor t, int size, bool result) {
     t.first_block = uint32_t(blocks);
     int64_t const lines = t.run_images > 0 ? t.run_images * int64_t(t.pixels) : int64_t(1) << t.log_lines;
-    if (t.dense > 0)
-      blocks += ceil_div((result ? int64_t(t.group_n) * t.pixels * t.group_c : t.lines * t.channels) * size,
-                         int64_t(pack::kThreads) * 16 * t.dense);
-    else
+    if (t.dense > 0) {
+      // Four rounds of blocks on an H200 before a thread has more vectors.
+      int64_t const written = result ? int64_t(t.group_n) * t.pixels * t.group_c : t.lines * t.channels,
+                    each = ceil_div(written * size, int64_t(pack::kThreads) * 16);
+      t.dense = each > 8 * 4 * 132 ? 4 : each > 4 * 132 ? 2 : 1;
+      blocks += ceil_div(each, t.dense);
+    } else {
       blocks += ceil_div(t.lines, lines) * t.tiles_c;
+    }
     params.tensor[params.count++] = t;
   }
   template <bool unpack>

@@ -1,0 +1,75 @@
+// stem.cuh and stem_wgrad.cuh, as measured: what their blocks take with the tiles that stem_tile() and stem_sums()
+// chose. Apart from what kernels include, so that a new constant compiles none.
+#pragma once
+
+#include "stem.h"
+
+namespace conv2d_ext {
+
+// fprop and dgrad. A block gathers its filters, then in each round of tiles copies inputs; a warp's steps and stores
+// wait in turn, and those of all share the SM. Fitted to 2,144 times of random layers.
+constexpr Estimate stem_tile_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  struct Times {
+    double step, step_waits;
+  };
+  bool const nhwc = is_nhwc(row.variant), half = size_of(p.dtype) == 2, wide = row.tile_n == 64;
+  Times const of = half           ? (wide ? Times{4.1, 314} : Times{15.6, 272})
+                   : p.allow_tf32 ? (wide ? Times{0, 382} : Times{15.1, 300})
+                                  : (wide ? Times{28.5, 523} : Times{54.9, 165});
+  StemTile const t = stem_tile(row, op, p, d);
+  StemView const v = stem_view(op, p);
+  int const align = op == Op::dgrad ? p.x_align : p.y_align;
+  bool const vectors = half ? stem_has_vectors(nhwc, v, align, 8, 2) : nhwc ? v.K % 2 == 0 : v.Q % 8 == 0;
+  double const store = vectors ? (half ? 47 : 72)
+                       : nhwc  ? (half ? 166 : 132)
+                               : 103,
+               store_waits = vectors ? 403
+                             : nhwc  ? 1960
+                                     : 873;
+  int64_t const tiles = p.N * t.tiles_h * t.tiles_w, items = ceil_div(t.rows * t.groups, row.tile_m / 8);
+  double const of_sm = double(max64(1, min64(t.blocks_of_sm, ceil_div(tiles * t.slabs, d.sm_count))));
+  double const turns = double(ceil_div(items, kStemThreads / 32)), steps = double(t.steps);
+  double const round = 1140 + stem_copied(v, t.in_rows, t.in_columns) * double(t.copies) * 0.36 +
+                       turns * (steps * of.step_waits + store_waits) +
+                       of_sm * double(items) * (steps * of.step + store);
+  double const rounds = double(ceil_div(tiles, max64(1, t.blocks_of_sm * d.sm_count / t.slabs)));
+  double const bytes = double(p.N) * size_of(p.dtype) *
+                       (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  return {6970 + steps * double(min64(v.K, row.tile_n)) * 6.05 + rounds * round + bytes * 0.198 / 1000, 1};
+}
+
+// wgrad. A round of tiles: a warp waits for the inputs that it copies; steps and copies of all blocks share the SM.
+// Lines that take no vectors wait in turn. Then the blocks' sums are written and added. Fitted to 1,270 times of random
+// layers.
+constexpr Estimate stem_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+  struct Times {
+    double step, waits, line, line_waits, pixel_waits;  // line: of NCHW; of channels_last four pixels
+  };
+  bool const nhwc = is_nhwc(row.variant), half = size_of(p.dtype) == 2;
+  Times const of = half           ? Times{22.8, 0, 34.3, 144, 718}
+                   : p.allow_tf32 ? Times{28.9, 0, 7.0, 98, 1220}
+                                  : Times{41.6, 236, 6.3, 58, 909};
+  StemSums const t = stem_sums(row, p, d);
+  StemView const v = stem_view(stem_wgrad_view(p), p);
+  int64_t const size = size_of(p.dtype), slots = ceil_div(t.rows * t.groups, 2) * 2;
+  int64_t const each = t.channel_slabs * t.slabs, tiles = p.N * t.tiles_h * t.tiles_w;
+  int const align = stem_wgrad_view(p) == Op::dgrad ? p.x_align : p.y_align;
+  double const warps = double(t.chunks * t.splits), steps = double(ceil_div(slots, t.splits * (half ? 2 : 1)));
+  double const of_sm = double(max64(1, min64(t.blocks_of_sm, ceil_div(tiles * each, d.sm_count))));
+  double of_block = 645 + steps * warps * of.step, waits = stem_copied(v, t.in_rows, t.in_columns) * 3.56 / warps;
+  waits += steps * of.waits;
+  if (stem_has_vectors(nhwc, v, align, 16 / size, size)) {
+    of_block += double(slots * size) * (nhwc ? 13.5 : 16.2);
+  } else if (nhwc) {
+    waits += 2 * double(slots) / warps * of.pixel_waits;
+  } else {
+    double const lines = double(t.rows * (half ? 16 * ceil_div(t.groups, 8) : 64 * ceil_div(t.groups, 4)));
+    of_block += lines * of.line, waits += lines / warps * of.line_waits;
+  }
+  double const rounds = double(ceil_div(tiles, max64(1, t.blocks_of_sm * d.sm_count / each)));
+  double const sums = double(stem_sums_bytes(t)) * 2;
+  return {11000 + rounds * (of_sm * of_block + waits) + sums * 0.146 / 1000 + double(v.K * t.slabs * t.chunks) * 0.883,
+          1};
+}
+
+}  // namespace conv2d_ext
