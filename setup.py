@@ -159,7 +159,8 @@ def torch_build_ext() -> type[build_ext]:
                 # The planner, as the CPU's library has compiled it.
                 made.extra_objects.append(os.path.join(self.build_temp, CPU, "csrc", "core", "planner.o"))
                 made.library_dirs.insert(0, self.make_stand_in(ext))
-                made.extra_link_args += ["-Wl,--wrap=__cudaRegisterFunction"]  # csrc/cuda/load.cpp
+                wrapped = ("__cudaRegisterFunction", "cudaFuncSetAttribute")  # csrc/cuda/load.cpp
+                made.extra_link_args += [f"-Wl,--wrap={name}" for name in wrapped]
                 made.extra_link_args += ["-Wl,--no-as-needed", "-ltorch_cuda"]
             vars(ext).update({name: value for name, value in vars(made).items() if not name.startswith("_")})
 

@@ -8,10 +8,14 @@ The three ops are linear in each of their two tensors, and the derivative of eac
 
 so three autograd Functions that call each other give every order. fprop(), dgrad() and wgrad() below are the one road
 to the ops from Python: a Function where a derivative or a torch.func transform may follow, else the op itself.
+
+plain_conv2d() is a shorter one for the host's sake, where nothing else looks on (plain()): of ops that nothing but
+eager calls need to know, with a fourth Function that goes on by the other three where its gradients are differentiated.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -28,8 +32,13 @@ _conv2d_op = torch.ops.conv2d_ext.conv2d.default
 _fprop_op = torch.ops.conv2d_ext.fprop.default
 _dgrad_op = torch.ops.conv2d_ext.dgrad.default
 _wgrad_op = torch.ops.conv2d_ext.wgrad.default
+_plain_fprop_op = torch.ops.conv2d_ext.plain_fprop.default._op  # without the hop through OpOverload.__call__
+_plain_backward_op = torch.ops.conv2d_ext.plain_backward.default._op
 
+_is_compiling = torch.compiler.is_compiling
 _traced_by_dynamo = torch.compiler.is_dynamo_compiling
+_jit_trace = torch._C._get_tracing_state
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 _no_guard = nullcontext()
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _grad_enabled = torch.is_grad_enabled
@@ -166,6 +175,105 @@ _forward_ad = forward_ad._set_fwd_grad_enabled
 
 def _primals(ctx: Any) -> list[Tensor]:
     return [forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
+
+
+@functools.lru_cache(maxsize=4096)
+def packed(stride: Ints, padding: Ints, dilation: Ints, groups: int) -> tuple[int, int] | None:
+    """For the ops of plain tensors (csrc/ops/eager.h), but for allow_tf32; None where a number is too large."""
+    sides = padding if len(padding) == 4 else (padding[0], padding[0], padding[1], padding[1])
+    numbers = (*stride, *sides, *dilation)
+    if min(numbers) < 0 or max(numbers) > 127 or not 0 <= groups < 2**31:
+        return None
+    return int.from_bytes(numbers, "little"), 2 * groups
+
+
+def _unpacked(window: int, groups_and_tf32: int) -> tuple[Any, ...]:
+    """stride, padding, dilation, groups, allow_tf32"""
+    numbers = tuple(window.to_bytes(8, "little"))
+    return numbers[0:2], numbers[2:6], numbers[6:8], groups_and_tf32 >> 1, bool(groups_and_tf32 & 1)
+
+
+def plain_fprop_of_all(input: Tensor, weight: Tensor, bias: Tensor | None, window: int, groups_and_tf32: int) -> Tensor:
+    """What the op plain_fprop computes, by the op of all tensors."""
+    return call(_fprop_op, input, weight, bias, *_unpacked(window, groups_and_tf32), -1)
+
+
+def plain_backward_of_all(
+    grad_output: Tensor,
+    input: Tensor | None,
+    weight: Tensor | None,
+    sizes: Ints,
+    window: int,
+    groups_and_tf32: int,
+    bias: bool,
+) -> tuple[Tensor | None, ...]:
+    """What the op plain_backward computes, by the ops of all tensors; differentiable."""
+    attributes = _unpacked(window, groups_and_tf32)
+    grad_input = grad_weight = None
+    if weight is not None:
+        input_size = sizes[0:4] if input is None else input.shape
+        grad_input = dgrad(grad_output, weight, input_size, *attributes)
+    if input is not None:
+        size, stride = (sizes[4:8], sizes[8:12]) if weight is None else (weight.shape, weight.stride())
+        grad_weight = wgrad(grad_output, input, size, stride if _shapes.is_dense(size, stride) else None, *attributes)
+    return grad_input, grad_weight, _bias_grad(grad_output) if bias else None
+
+
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_TENSORS_OR_NONE = frozenset((Tensor, torch.nn.Parameter, type(None)))
+
+
+def plain(a: Tensor, b: Tensor | None, c: Tensor | None) -> bool:
+    """True where these tensors are nothing but tensors and no trace, mode or transform looks on."""
+    return (
+        not _is_compiling()
+        and type(a) in _TENSORS
+        and type(b) in _TENSORS_OR_NONE
+        and type(c) in _TENSORS_OR_NONE
+        and _dispatch_modes() == 0
+        and forward_ad._current_level < 0
+        and not _transforms_active()
+        and _jit_trace() is None
+    )
+
+
+def plain_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, window: int, groups_and_tf32: int) -> Tensor:
+    """fprop of tensors that are plain()."""
+    if _grad_enabled() and (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
+        return _apply_plain(_unwrap(input), _unwrap(weight), bias, window, groups_and_tf32)
+    return _plain_fprop_op(input, weight, bias, window, groups_and_tf32)
+
+
+class Plain(Function):
+    """(input, weight, bias, window, groups_and_tf32) -> output"""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, window: int, groups_and_tf32: int
+    ) -> Tensor:
+        need_input, need_weight, ctx.need_bias, _, _ = ctx.needs_input_grad
+        ctx.set_materialize_grads(False)
+        if need_input and need_weight:
+            ctx.save_for_backward(input, weight)
+            ctx.facts = (), window, groups_and_tf32
+        else:
+            ctx.save_for_backward(input if need_weight else None, weight if need_input else None)
+            ctx.facts = (*input.shape, *weight.shape, *weight.stride()), window, groups_and_tf32
+        return _plain_fprop_op(input, weight, bias, window, groups_and_tf32)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return None, None, None, None, None
+        input, weight = ctx.saved_tensors
+        fast = not _grad_enabled() and plain(grad_output, input, weight)
+        op: Any = _plain_backward_op if fast else plain_backward_of_all
+        return *op(grad_output, input, weight, *ctx.facts, ctx.need_bias), None, None
+
+
+_apply_plain = super(Function, Plain).apply  # see _apply
+# The engine calls this; by inheritance it would look up Plain.backward in each call.
+Plain._backward_cls.apply = Plain.backward  # type: ignore[attr-defined]
 
 
 class Fprop(Function):

@@ -223,6 +223,13 @@ for _name, _prefix, _arguments in (
         _library.impl(_name, _unsupported(_prefix, _arguments), _key)
 
 
+# The ops of plain tensors have no kernel for these either, nor for the meta device: the ops of all tensors know what to
+# do, or to say.
+for _key in ("CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA"):
+    _library.impl("plain_fprop", _autograd.plain_fprop_of_all, _key)
+    _library.impl("plain_backward", _autograd.plain_backward_of_all, _key)
+
+
 # Flops for torch.utils.flop_counter, which passes shapes for tensors: 2 * N*K*P*Q * C/groups*R*S, the same for all
 # three ops.
 

@@ -14,6 +14,7 @@ from . import _autograd, _library
 
 _LIMIT = 2**63
 _op = torch.ops.conv2d_ext.conv2d.default
+_plain = _autograd.plain
 _is_compiling = torch.compiler.is_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -118,6 +119,22 @@ def conv2d(
         return handle_torch_function(
             conv2d, (input, weight, bias), input, weight, bias, stride, padding, dilation, groups
         )
+    plain = weight is not None and _plain(input, weight, bias)
+    if plain:
+        try:
+            known = _known.get((stride, padding, dilation, groups))
+        except TypeError:  # a list
+            known = None
+        # The same objects: True and 1.0 are equal to 1, but wrong.
+        if (
+            known is not None
+            and known[0] is stride
+            and known[1] is padding
+            and known[2] is dilation
+            and known[3] is groups
+            and input.dim() == 4
+        ):
+            return _plain_conv2d(input, weight, bias, known[4])
     if not isinstance(input, Tensor):
         raise TypeError(f"conv2d: input: expected a Tensor, got {type(input).__name__}")
     if not isinstance(weight, Tensor):
@@ -129,6 +146,7 @@ def conv2d(
             f"conv2d: {'input' if input.is_nested else 'weight'}: expected a strided tensor, got a nested one"
         )
 
+    given = (stride, padding, dilation, groups)
     stride = _integers(stride, "stride", (2,))
     dilation = _integers(dilation, "dilation", (2,))
     if isinstance(padding, str):
@@ -140,10 +158,36 @@ def conv2d(
 
     rank = input.dim()
     if rank == 4:
+        if plain and (window := _window(given, stride, padding, dilation, groups)) is not None:
+            return _plain_conv2d(input, weight, bias, window)
         return _conv2d(input, weight, bias, stride, padding, dilation, groups)
     if rank != 3:
         raise RuntimeError(f"conv2d: input: expected 4 dimensions (N, C, H, W) or 3 (C, H, W), got {rank}")
     return _conv2d(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
+
+
+# Arguments that were read before, as they were given, and what they came to. Integers and tuples of them alone, which
+# stay what they are.
+_known: dict[Any, tuple[Any, ...]] = {}
+
+
+def _window(given: tuple[Any, ...], *read: Any) -> tuple[int, int] | None:
+    """_autograd.packed() of the arguments as read, remembered for those given."""
+    try:
+        window = _autograd.packed(*read)
+    except TypeError:  # a SymInt
+        return None
+    if window and all(type(v) is int for a in given for v in (a if type(a) is tuple else (a,))):
+        if len(_known) >= 1024:
+            _known.clear()
+        _known[given] = (*given, window)
+    return window
+
+
+def _plain_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[int, int]) -> Tensor:
+    if _any_autocast():
+        input, weight, bias = _library.autocast(input, weight, bias)
+    return _autograd.plain_conv2d(input, weight, bias, window[0], window[1] + tf32_allowed(input))
 
 
 def _conv2d(

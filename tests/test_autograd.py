@@ -6,6 +6,8 @@ import functools
 import itertools
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from layouts import PLAIN
 from reference import assert_close, error, exact, four_sided, same_bits, tolerance
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import conv2d_ext
@@ -622,3 +625,41 @@ def test_double_backward_in_float32_agrees_with_float64(case: Case, entry: str, 
         second(ENTRIES[entry], torch.float32, device), second(four_sided, torch.float64, "cpu"), strict=True
     ):
         assert error(ours, theirs) <= 2 * tolerance(torch.float32, length)
+
+
+# ---- the road of plain tensors ---------------------------------------------------------------------------------------
+
+
+class Looking(TorchDispatchMode):
+    """Looks on, so that nothing takes the shorter road."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@EVERY_NEED
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_plain_tensors_get_the_bits_and_strides_that_others_get(
+    case: Case, needed: tuple[str, ...], device: str
+) -> None:
+    for dtype, layout in ((torch.float32, "nchw"), (torch.float16, "nhwc")):
+        x, w, b = case.tensors(device, dtype, layout)
+        b = torch.ones(w.shape[0], device=device, dtype=dtype)
+        leaves = [{"input": x, "weight": w, "bias": b}[name].requires_grad_() for name in needed]
+        grad_output = case.grad_output(device, dtype, layout)
+        results = []
+        for looks_on in (nullcontext(), Looking()):
+            with looks_on:
+                y = conv2d_ext.conv2d(x, w, b, *case.args)
+                results.append((y, *torch.autograd.grad(y, leaves, grad_output)))
+        for ours, theirs in zip(*results, strict=True):
+            assert same_bits(ours, theirs) and ours.stride() == theirs.stride()
+
+
+def test_numbers_beyond_a_byte_go_by_the_other_road(device: str) -> None:
+    x, w = torch.ones(1, 1, 400, 3, device=device), torch.ones(1, 1, 2, 1, device=device).requires_grad_()
+    y = conv2d_ext.conv2d(x, w, None, (300, 1), (130, 0), (255, 1))
+    (grad,) = torch.autograd.grad(y.sum(), w)
+    expected = torch.nn.functional.conv2d(x, w, None, (300, 1), (130, 0), (255, 1))
+    assert torch.equal(y, expected)
+    assert torch.equal(grad, torch.autograd.grad(expected.sum(), w)[0])

@@ -255,3 +255,17 @@ def test_calls_from_several_threads_do_not_disturb_each_other(device: str) -> No
         for _ in range(3):
             for case, a, b in zip(cases, expected, pool.map(run, cases), strict=True):
                 assert error(b, a.double()) <= tolerance(torch.float32, case.reduction("fprop"))
+
+
+def test_what_equals_a_number_that_was_taken_before_is_refused_all_the_same(device: str) -> None:
+    """conv2d remembers the arguments that it has read, by their values."""
+    x, w = torch.ones(1, 2, 5, 5, device=device), torch.ones(2, 2, 3, 3, device=device)
+    tuples = ((1, 1), (1, 1), (1, 1), 1)
+    for good in ((1, 1, 1, 1), tuples):
+        for _ in range(2):
+            conv2d_ext.conv2d(x, w, None, *good)
+        for place in range(4):
+            for wrong in (True, 1.0, (True, 1), (1, 1.0)):
+                arguments = [wrong if i == place else value for i, value in enumerate(good)]
+                with pytest.raises(TypeError, match="expected an integer"):
+                    conv2d_ext.conv2d(x, w, None, *arguments)

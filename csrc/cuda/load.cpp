@@ -1,33 +1,54 @@
 // Loads all kernels of the library when it first uses a device. CUDA would load each when it is first launched, which
-// takes up to 4 ms, and the call of a new shape waits for that (docs/tuning.md).
+// takes up to 4 ms, and the call of a new shape waits for that (docs/tuning.md). And keeps what shared memory each
+// kernel was allowed, for which every launch asks: the driver takes its time to answer.
 #include "load.h"
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <mutex>
+#include <unordered_map>
 #include <vector>
+
+extern "C" cudaError_t __real_cudaFuncSetAttribute(void const* kernel, cudaFuncAttribute attribute, int value);
 
 namespace conv2d_ext {
 namespace {
 
-constexpr int kMostDevices = 64;
+constexpr int kMostDevices = 128;  // as many as torch can number
 
+// Of one device.
+struct Loaded {
+  std::once_flag once;
+  std::mutex mutex;
+  std::unordered_map<void const*, std::atomic<int>> shared_bytes;  // that a kernel may have; its keys never change
+};
+thread_local Loaded* current = nullptr;  // the device that this thread named last
+
+// Neither is ever destroyed: threads of autograd may outlive the statics.
 std::vector<void const*>& kernels() {
-  static std::vector<void const*> all;
+  static auto& all = *new std::vector<void const*>;
+  return all;
+}
+Loaded* loaded() {
+  static auto const all = new Loaded[kMostDevices];
   return all;
 }
 
 }  // namespace
 
 void load_kernels(int device) {
-  static std::once_flag loaded[kMostDevices];
   if (device >= kMostDevices) return;
-  std::call_once(loaded[device], [] {
+  current = &loaded()[device];
+  std::call_once(current->once, [] {
     // Streams of other threads may be capturing.
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     cudaThreadExchangeStreamCaptureMode(&mode);
     cudaFuncAttributes attributes;
-    for (void const* kernel : kernels()) cudaFuncGetAttributes(&attributes, kernel);
+    for (void const* kernel : kernels()) {
+      cudaFuncGetAttributes(&attributes, kernel);
+      current->shared_bytes[kernel] = 0;
+    }
     cudaThreadExchangeStreamCaptureMode(&mode);
     cudaGetLastError();  // kernels for other GPUs than this one
   });
@@ -35,9 +56,24 @@ void load_kernels(int device) {
 
 }  // namespace conv2d_ext
 
-// nvcc has every kernel registered by this function of the runtime before the library is used; the linker puts the
-// first of these in its place (setup.py).
+// The linker puts the functions called __wrap_ in place of the runtime's (setup.py).
 extern "C" {
+cudaError_t __wrap_cudaFuncSetAttribute(void const* kernel, cudaFuncAttribute attribute, int value) {
+  using namespace conv2d_ext;
+  if (current == nullptr || attribute != cudaFuncAttributeMaxDynamicSharedMemorySize)
+    return __real_cudaFuncSetAttribute(kernel, attribute, value);
+  auto const known = current->shared_bytes.find(kernel);
+  if (known == current->shared_bytes.end()) return __real_cudaFuncSetAttribute(kernel, attribute, value);
+  std::atomic<int>& allowed = known->second;
+  if (allowed >= value) return cudaSuccess;
+  std::lock_guard const lock(current->mutex);  // or a smaller value might be the last to be set
+  if (allowed >= value) return cudaSuccess;
+  cudaError_t const error = __real_cudaFuncSetAttribute(kernel, attribute, value);
+  if (error == cudaSuccess) allowed = value;
+  return error;
+}
+
+// nvcc has every kernel registered by this function before the library is used.
 void __real___cudaRegisterFunction(void** module, char const* host, char* device, char const* name, int thread_limit,
                                    void* thread, void* block, void* block_size, void* grid_size, int* warp_size);
 

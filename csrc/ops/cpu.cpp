@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "checks.h"
+#include "eager.h"
 #include "tensors.h"
 
 namespace conv2d_ext {
@@ -184,4 +185,6 @@ STABLE_TORCH_LIBRARY_IMPL(conv2d_ext, CPU, m) {
   m.impl("fprop", TORCH_BOX(&conv2d_ext::fprop));
   m.impl("dgrad", TORCH_BOX(&conv2d_ext::dgrad));
   m.impl("wgrad", TORCH_BOX(&conv2d_ext::wgrad));
+  m.impl("plain_fprop", TORCH_BOX(&conv2d_ext::plain_fprop<conv2d_ext::fprop>));
+  m.impl("plain_backward", TORCH_BOX((&conv2d_ext::plain_backward<conv2d_ext::dgrad, conv2d_ext::wgrad>)));
 }

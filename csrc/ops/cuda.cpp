@@ -10,6 +10,7 @@
 #include "../cuda/load.h"
 #include "../cuda/pack.h"
 #include "checks.h"
+#include "eager.h"
 #include "tensors.h"
 
 namespace conv2d_ext {
@@ -40,10 +41,15 @@ int attribute(char const* op, cudaDeviceAttr which, int device) {
   return value;
 }
 
-Device device_of(char const* op, int index) {
-  return {attribute(op, cudaDevAttrMultiProcessorCount, index),
-          10 * attribute(op, cudaDevAttrComputeCapabilityMajor, index) +
-              attribute(op, cudaDevAttrComputeCapabilityMinor, index)};
+Device const& device_of(char const* op, int index) {
+  thread_local std::vector<Device> known;
+  if (size_t(index) >= known.size()) known.resize(size_t(index) + 1, Device{0, 0});
+  Device& device = known[size_t(index)];
+  if (device.sm_count == 0)
+    device = {attribute(op, cudaDevAttrMultiProcessorCount, index),
+              10 * attribute(op, cudaDevAttrComputeCapabilityMajor, index) +
+                  attribute(op, cudaDevAttrComputeCapabilityMinor, index)};
+  return device;
 }
 
 int alignment(void const* address) {
@@ -101,7 +107,7 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
   args.out = out.mutable_data_ptr();
   std::optional<Tensor> workspace;
   if (plan.workspace_bytes > 0) {
-    workspace = torch::stable::new_empty(like, IntList{plan.workspace_bytes}, torch::headeronly::ScalarType::Byte);
+    workspace = empty_bytes(plan.workspace_bytes, like);
     args.workspace = workspace->mutable_data_ptr();
   }
   void* stream = nullptr;
@@ -157,4 +163,6 @@ STABLE_TORCH_LIBRARY_IMPL(conv2d_ext, CUDA, m) {
   m.impl("fprop", TORCH_BOX(&conv2d_ext::fprop));
   m.impl("dgrad", TORCH_BOX(&conv2d_ext::dgrad));
   m.impl("wgrad", TORCH_BOX(&conv2d_ext::wgrad));
+  m.impl("plain_fprop", TORCH_BOX(&conv2d_ext::plain_fprop<conv2d_ext::fprop>));
+  m.impl("plain_backward", TORCH_BOX((&conv2d_ext::plain_backward<conv2d_ext::dgrad, conv2d_ext::wgrad>)));
 }

@@ -81,6 +81,11 @@ STABLE_TORCH_LIBRARY(conv2d_ext, m) {
   m.def(
       "wgrad(Tensor grad_output, Tensor input, SymInt[] weight_size, SymInt[]? weight_stride, SymInt[2] stride, "
       "SymInt[2] padding, SymInt[2] dilation, SymInt groups, *, bool allow_tf32=False, int row=-1) -> Tensor");
+  // csrc/ops/eager.h
+  m.def("plain_fprop(Tensor input, Tensor weight, Tensor? bias, int window, int groups_and_tf32) -> Tensor");
+  m.def(
+      "plain_backward(Tensor grad_output, Tensor? input, Tensor? weight, int[] sizes, int window, int groups_and_tf32, "
+      "bool bias) -> (Tensor, Tensor, Tensor)");
   m.def("kernels() -> str[]");
   m.def(
       "plan(str op, ScalarType dtype, int[] input_size, int[] input_stride, int[] weight_size, int[] weight_stride, "

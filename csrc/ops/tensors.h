@@ -9,15 +9,27 @@
 
 namespace conv2d_ext {
 
+template <size_t rank>
+torch::stable::Tensor empty_strided(std::array<int64_t, rank> const& size, std::array<int64_t, rank> const& stride,
+                                    int32_t dtype, torch::stable::Tensor const& device_of) {
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
+  AtenTensorHandle out = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(rank), size.data(), stride.data(), dtype, device_type,
+                                                         device_of.get_device_index(), &out));
+  return torch::stable::Tensor(out);
+}
+
 inline torch::stable::Tensor empty_strided(std::array<int64_t, 4> const& size, std::array<int64_t, 4> const& stride,
                                            torch::stable::Tensor const& like) {
-  int32_t dtype = 0, device_type = 0;
+  int32_t dtype = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle out = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(4, size.data(), stride.data(), dtype, device_type, like.get_device_index(), &out));
-  return torch::stable::Tensor(out);
+  return empty_strided<4>(size, stride, dtype, like);
+}
+
+// new_empty of torch/csrc/stable/ops.h goes through the dispatcher, which takes the host longer.
+inline torch::stable::Tensor empty_bytes(int64_t bytes, torch::stable::Tensor const& device_of) {
+  return empty_strided<1>({bytes}, {1}, aoti_torch_dtype_uint8(), device_of);
 }
 
 // Steals a string argument. The boxed conversion to std::string in torch's header leaks a copy for each call.
