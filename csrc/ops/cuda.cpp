@@ -101,7 +101,7 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
   args.out = out.mutable_data_ptr();
   std::optional<Tensor> workspace;
   if (plan.workspace_bytes > 0) {
-    workspace = torch::stable::new_empty(like, IntList{plan.workspace_bytes}, torch::headeronly::ScalarType::Byte);
+    workspace = empty_bytes(plan.workspace_bytes, like);
     args.workspace = workspace->mutable_data_ptr();
   }
   void* stream = nullptr;
