@@ -147,7 +147,7 @@ def torch_build_ext() -> type[build_ext]:
             if ext.name == CPU:
                 flags["extra_compile_args"] = {"cxx": cxx + prefix_maps(prefixes)}
                 made = cpp_extension.CppExtension(ext.name, **flags)
-                made.libraries = ["torch_cpu"]
+                made.libraries = ["torch_cpu", "dl"]
             else:
                 flags["define_macros"] += [("USE_CUDA", None)]
                 flags["extra_compile_args"] = {

@@ -60,10 +60,16 @@ def call(op: Any, *args: Any) -> Tensor:
     Dispatch starts below autograd, which saves the hop through the Python kernel that _library.py registers there for
     those who call torch.ops directly. Dynamo, which traces this in compiled autograd, cannot trace the guard.
     """
-    with _no_guard if _traced_by_dynamo() else _below_autograd():
-        if args[-2] or args[-1] != -1:
-            return op(*args[:-2], allow_tf32=args[-2], row=args[-1])
-        return op(*args[:-2])
+    try:
+        with _no_guard if _traced_by_dynamo() else _below_autograd():
+            if args[-2] or args[-1] != -1:
+                return op(*args[:-2], allow_tf32=args[-2], row=args[-1])
+            return op(*args[:-2])
+    except RuntimeError as error:
+        # Its type is lost between torch's C interface and the ops.
+        if "CUDA out of memory" in str(error) and type(error) is RuntimeError:
+            raise torch.OutOfMemoryError(*error.args) from None
+        raise
 
 
 def _apply(function: type[Function], a: Tensor, b: Tensor, *rest: Any) -> Tensor:

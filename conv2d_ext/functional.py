@@ -113,7 +113,8 @@ def conv2d(
     Differentiable to any order. Under autocast the tensors are cast as for torch's conv2d. float32 on CUDA uses TF32
     where torch.backends.cudnn.conv.fp32_precision says "tf32"; torch.compile reads that flag when it traces.
 
-    Raises TypeError, ValueError or RuntimeError that names the argument, what was expected and what came.
+    Raises TypeError, ValueError or RuntimeError that names the argument, what was expected and what came, and where
+    memory is short what torch raises.
     """
     if has_torch_function_variadic(input, weight, bias):
         return handle_torch_function(

@@ -32,7 +32,7 @@ def programs() -> Iterator[tuple[Any, ...]]:
     sys.path.insert(0, str(FOLDER))
     yield tuple(
         importlib.import_module(name)
-        for name in ("shapes", "fuzz", "sweep", "bounds", "first_call", "tables", "eager", "networks")
+        for name in ("shapes", "fuzz", "sweep", "bounds", "first_call", "tables", "eager", "networks", "large")
     )
     sys.path.remove(str(FOLDER))
 
@@ -606,3 +606,20 @@ def test_tables_commands_are_those_that_bench_takes(tables: Any, tmp_path: Path)
     assert all(Path(tables.command_of(name, tmp_path)[0]).suffix in ("", ".py") for name in tables.NAMES)
     with pytest.raises(SystemExit):
         tables.main(["--run", str(tmp_path), "--only", "no-such-table"])
+
+
+# ---- large -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", "NHW")
+def test_cases_are_scaled_beyond_2_to_the_31_elements_and_differences_are_placed(
+    programs: tuple[Any, ...], axis: str
+) -> None:
+    large = programs[7]
+    for case in (BY_NAME["3x3"], BY_NAME["1x1"]):
+        scaled = large.scaled(case, axis)
+        most = max(scaled.N * scaled.C * scaled.H * scaled.W, scaled.N * scaled.K * scaled.P * scaled.Q)
+        assert 2**31 < most < 2**31 * 1.2 and (axis == "N" or scaled.N == 1)
+    got, expected = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 5)
+    got[1, 2, 0:3, 4], got[1, 2, 1, 4] = 1, torch.nan
+    assert large.difference(got, expected) == "3 of 120 differ, 1 are NaN; N 1 to 1, C 2 to 2, H 0 to 2, W 4 to 4"

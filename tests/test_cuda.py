@@ -240,6 +240,13 @@ def test_memory_of_a_call_is_given_back(cuda: str) -> None:
     assert torch.cuda.memory_allocated() == before
 
 
+def test_a_gradient_that_memory_is_too_small_for_raises_what_torch_raises(cuda: str) -> None:
+    x = torch.ones(1, 1, 1, 1, device=cuda, requires_grad=True)
+    y = conv2d_ext.conv2d(x.expand(1024, 1, 2**24, 2**24), torch.ones(1, 1, 1, 1, device=cuda), stride=2**24)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        y.sum().backward()
+
+
 def test_a_call_does_not_wait_for_the_gpu(cuda: str) -> None:
     case = BY_NAME["3x3"]
     tensors = [*case.tensors(cuda), case.grad_output(cuda)]

@@ -189,3 +189,16 @@ def test_a_failed_call_leaves_the_next_one_right(device: str) -> None:
     with pytest.raises(ERRORS):
         conv2d_ext.conv2d(x, w, None, 0)
     assert torch.equal(conv2d_ext.conv2d(x, w), torch.full((1, 3, 3, 3), 36.0, device=device))
+
+
+@pytest.mark.parametrize("grad", (False, True))
+def test_a_result_that_memory_is_too_small_for_raises_what_torch_raises(grad: bool, device: str) -> None:
+    kind = RuntimeError if device == "cpu" else torch.OutOfMemoryError
+    with pytest.raises(kind, match="memory"):
+        torch.empty(2**56, device=device)
+    x = torch.ones(1, 1, 1, 1, device=device)
+    huge, w = x.expand(2**28, 1, 2**14, 2**14), torch.ones(4, 1, 1, 1, device=device, requires_grad=grad)
+    for call in (conv2d_ext.conv2d, torch.ops.conv2d_ext.conv2d):
+        with pytest.raises(kind, match="memory"):
+            call(huge, w)
+    assert torch.equal(conv2d_ext.conv2d(x, w), torch.ones(1, 4, 1, 1, device=device))

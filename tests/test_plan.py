@@ -86,6 +86,23 @@ def test_a_workspace_is_no_larger_than_a_gigabyte_or_a_few_times_the_tensors(op:
         assert workspace <= max(2**30, 4 * tensors), f"{case} {op} {dtype}: {workspace} bytes beside {tensors}"
 
 
+def test_copies_take_32_gib_at_most() -> None:
+    row = ROWS.index("simt_dgrad_f32_64x64_nhwc")
+    for n, packs in ((8, True), (64, False)):  # the gradient of the input takes 8 GiB, or 64
+        case = Case("step", n, 64, 2048, 2048, 64, 3, 3, stride=(16, 16), padding=(1, 1))
+        assert (row in candidates(ask("dgrad", case, torch.float32))) == packs
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_no_estimate_is_negative_in_whatever_padding(op: str) -> None:
+    for padding, groups, dtype, layout in itertools.product(
+        ((8191, 0), (1646587, 1646587, 3, 3), (0, 70000, 70000, 0)), (1, 3), DTYPES, ("nchw", "nhwc")
+    ):
+        case = Case("padded", 5, groups, 14, 13, groups, 2, 2, stride=(2, 2), padding=padding, groups=groups)
+        chosen = ask(op, case, dtype, layout)
+        assert all(estimate == -1 or estimate > 0 for estimate in chosen[3:]), f"{case.args} {dtype} {layout}"
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_the_plan_is_a_pure_function(op: str) -> None:
     """Asked again after other questions, more than the planner remembers, the answer is the same."""

@@ -21,8 +21,8 @@ constexpr Estimate grouped_any_estimate(Op op, Problem const& p, Device const& d
   GroupedAxis const h = grouped_axis_h(op, p), w = grouped_axis_w(op, p);
   int64_t const squares = t.squares_h * t.squares_w * t.images;
   // The share of the tiles' outputs that exist.
-  double const stored =
-      double(h.positions * w.positions) * double(p.N) / (double(t.tiles * squares) * kGroupedSide * kGroupedSide);
+  double const stored = double(h.positions) * double(w.positions) * double(p.N) /
+                        (double(t.tiles * squares) * kGroupedSide * kGroupedSide);
   bool const f32 = p.dtype == DType::f32, across = p.x.c == 1 && p.C > 1, backward = op == Op::dgrad;
   int64_t const slabs = ceil_div(ceil_div(p.groups, groups_per_unit(p)), t.slab), held = int64_t(d.sm_count) * t.of_sm;
   int64_t const each = ceil_div(t.tiles, max64(1, held / slabs)), blocks = ceil_div(t.tiles, each) * slabs;

@@ -228,28 +228,28 @@ constexpr Packed packed(Row const& row, Problem const& p) {
   return q;
 }
 
+// x and y.
+constexpr double activation_bytes(Problem const& p) {
+  return double(p.N) * (double(p.H) * double(p.W) * double(p.C) + double(p.P()) * double(p.Q()) * double(p.K)) *
+         size_of(p.dtype);
+}
+
 constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.K == 0) return false;
   // Launches that pack cost more than it gains; images that are packed have rows of their own.
   if (row.variant == Variant::lean || is_planes_wgrad(row)) return false;
   if (row.family == Family::grouped) {
-    double const elements =
-        double(p.N) * (double(p.H) * double(p.W) * double(p.C) + double(p.P()) * double(p.Q()) * double(p.K));
     Packed const q = packed_lines(row, p);
-    return q.which.any() && elements * size_of(p.dtype) <= kMaxPackedBytes && grouped_supports(row, row.op, q.problem);
+    return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && grouped_supports(row, row.op, q.problem);
   }
   if (row.family == Family::simt) {
     Packed const q = packed_simt(row, p);
-    return q.which.any() && simt_supports(row, row.op, q.problem);
+    return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && simt_supports(row, row.op, q.problem);
   }
   if (row.family == Family::igemm) {
     Packed const q = packed_igemm(p);
-    auto elements = [](Problem const& of) {
-      return double(of.N) *
-             (double(of.H) * double(of.W) * double(of.C) + double(of.P()) * double(of.Q()) * double(of.K));
-    };
-    double const copies = elements(q.problem) * size_of(p.dtype);
-    if (copies > kMaxPackedBytes || (copies > kFreePackedBytes && elements(q.problem) > 3 * elements(p))) return false;
+    double const copies = activation_bytes(q.problem);
+    if (copies > kMaxPackedBytes || (copies > kFreePackedBytes && copies > 3 * activation_bytes(p))) return false;
     return q.which.any() && igemm_supports(q.problem);
   }
   if (is_pointwise(row)) return row.op != Op::wgrad && pointwise_supports(row.op, packed(row, p).problem);

@@ -181,16 +181,26 @@ constexpr PlaneSums plane_sums(Problem const& p, Device const& d) {
   return best;
 }
 
-constexpr bool planes_supports(Op op, Problem const& p, Device const& d) {
-  if (size_of(p.dtype) != 2 || p.groups == 1 || p.N == 0 || p.K == 0 || p.C == 0 || p.P() < 1 || p.Q() < 1)
-    return false;
+// What rows that turn planes into lines take of a problem, grouped_turned.cuh's among them; and their filters, in the
+// order of the steps, of lines of so many channels.
+constexpr bool turns_planes(Op op, Problem const& p) {
+  if (p.groups == 1 || p.N == 0 || p.K == 0 || p.C == 0 || p.P() < 1 || p.Q() < 1) return false;
   if (p.C_per_group() % 8 != 0 || p.K_per_group() % 8 != 0 || !grouped_planar(p) || p.P() * p.Q() < 2) return false;
   constexpr int64_t most = int64_t(1) << 24;
   if (p.N > most || p.C > most || p.K > most || p.H > 4096 || p.W > 4096 || p.stride_h > 4 || p.stride_w > 4)
     return false;
   if (p.pad_left > 64 || p.pad_right > 64 || p.pad_top > 64 || p.pad_bottom > 64) return false;
-  if (p.R * p.S > (op == Op::wgrad ? kSumTaps : kPlaneTaps)) return false;
-  if ((p.R - 1) * p.dilation_h > 64 || (p.S - 1) * p.dilation_w > 64) return false;
+  return p.R * p.S <= (op == Op::wgrad ? kSumTaps : kPlaneTaps) && (p.R - 1) * p.dilation_h <= 64 &&
+         (p.S - 1) * p.dilation_w <= 64;
+}
+constexpr int64_t plane_filter_bytes(Op op, Problem const& p, int64_t line) {
+  int64_t const in = op == Op::dgrad ? p.K_per_group() : p.C_per_group(),
+                out = op == Op::dgrad ? p.C_per_group() : p.K_per_group();
+  return p.groups * ceil_div(out, 128) * 2 * ceil_div(in, line) * p.R * p.S * kPlaneStep;
+}
+
+constexpr bool planes_supports(Op op, Problem const& p, Device const& d) {
+  if (size_of(p.dtype) != 2 || !turns_planes(op, p)) return false;
   if (op == Op::wgrad) {
     PlaneSums const t = plane_sums(p, d);
     return t.pixels > 0 && t.tiles < int64_t(1) << 30 && t.units * t.splits < int64_t(1) << 24;
@@ -205,9 +215,7 @@ constexpr int64_t planes_workspace_bytes(Op op, Problem const& p, Device const& 
     PlaneSums const t = plane_sums(p, d);
     return t.units * t.splits * p.R * p.S * 64 * 64 * 4;
   }
-  int64_t const in = op == Op::dgrad ? p.K_per_group() : p.C_per_group(),
-                out = op == Op::dgrad ? p.C_per_group() : p.K_per_group();
-  return p.groups * ceil_div(out, 128) * 2 * ceil_div(in, kPlaneChannels) * p.R * p.S * kPlaneStep;
+  return plane_filter_bytes(op, p, kPlaneChannels);
 }
 
 // As measured: longer than the cycles say.

@@ -135,7 +135,7 @@ constexpr double strip_met(StripAxis const& a, int rows) {
   double const out = a.outputs(0), taps = t.taps;
   double const above = -t.offset, below = out - 1 + taps - t.in_count - above;
   double const skipped = (sum(above) - sum(above - out) + sum(below) - sum(below - out)) / (out * taps);
-  double const met = 1 - skipped + (rows - 1) / taps;
+  double const met = (skipped < 1 ? 1 - skipped : 0) + (rows - 1) / taps;
   return met < 1 ? met : 1;
 }
 

@@ -88,24 +88,14 @@ constexpr TurnedTile turned_tile(Op op, Problem const& p, Device const& d) {
 }
 
 constexpr bool turned_supports(Op op, Problem const& p, Device const& d) {
-  if (op == Op::wgrad || p.groups == 1 || p.N == 0 || p.K == 0 || p.C == 0 || p.P() < 1 || p.Q() < 1) return false;
-  if (p.dtype == DType::f32 && !p.allow_tf32) return false;
-  if (p.C_per_group() % 8 != 0 || p.K_per_group() % 8 != 0 || !grouped_planar(p) || p.P() * p.Q() < 2) return false;
-  constexpr int64_t most = int64_t(1) << 24;
-  if (p.N > most || p.C > most || p.K > most || p.H > 4096 || p.W > 4096 || p.stride_h > 4 || p.stride_w > 4)
-    return false;
+  if (op == Op::wgrad || (p.dtype == DType::f32 && !p.allow_tf32) || !turns_planes(op, p)) return false;
   if (8 * max64(p.C * p.H * p.W, p.K * p.P() * p.Q()) >= int64_t(1) << 31) return false;
-  if (p.pad_left > 64 || p.pad_right > 64 || p.pad_top > 64 || p.pad_bottom > 64) return false;
-  if (p.R * p.S > kPlaneTaps || (p.R - 1) * p.dilation_h > 64 || (p.S - 1) * p.dilation_w > 64) return false;
   TurnedTile const t = turned_tile(op, p, d);
   return t.columns > 0 && t.tiles < int64_t(1) << 30;
 }
 
-// The filters in the order of the steps.
 constexpr int64_t turned_workspace_bytes(Op op, Problem const& p) {
-  int64_t const in = op == Op::dgrad ? p.K_per_group() : p.C_per_group(),
-                out = op == Op::dgrad ? p.C_per_group() : p.K_per_group();
-  return p.groups * ceil_div(out, 128) * 2 * ceil_div(in, turned_line(p.dtype)) * p.R * p.S * kPlaneStep;
+  return plane_filter_bytes(op, p, turned_line(p.dtype));
 }
 
 // As measured: longer than the cycles say. The stores of small tiles are not hidden.

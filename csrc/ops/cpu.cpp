@@ -17,7 +17,8 @@ using torch::headeronly::ScalarType;
 
 template <size_t count>
 Tensor call_aten(char const* op, char const* overload, std::array<StableIValue, count> stack) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  if (torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION) != TORCH_SUCCESS)
+    fail_like_torch(std::string(op) + " failed");
   return stable::detail::to<Tensor>(stack[0]);
 }
 
@@ -117,8 +118,8 @@ Tensor aten_backward(Problem const& p, Tensor const& y, Tensor const* x, Tensor 
                                      from(IntList{0, 0}),
                                      from(p.groups),
                                      stable::detail::from<StableListHandle>(mask_list)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
+  if (torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION) != TORCH_SUCCESS)
+    fail_like_torch("aten::convolution_backward failed");
   std::array<Tensor, 3> const all{stable::detail::to<Tensor>(stack[0]), stable::detail::to<Tensor>(stack[1]),
                                   stable::detail::to<Tensor>(stack[2])};
   return all[which];

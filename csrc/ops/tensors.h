@@ -1,13 +1,22 @@
 // The few things that the ops ask of torch beyond torch/csrc/stable's own functions.
 #pragma once
 
+#include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <stdexcept>
 #include <string>
 
 namespace conv2d_ext {
+
+// Throws what torch says of a call that failed. Before 2.13 it cannot be asked: then what is likely.
+[[noreturn]] inline void fail_like_torch(std::string const& likely) {
+  static auto const what =
+      reinterpret_cast<char const* (*)()>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
+  throw std::runtime_error(what ? what() : likely);
+}
 
 template <size_t rank>
 torch::stable::Tensor empty_strided(std::array<int64_t, rank> const& size, std::array<int64_t, rank> const& stride,
@@ -15,8 +24,14 @@ torch::stable::Tensor empty_strided(std::array<int64_t, rank> const& size, std::
   int32_t device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
   AtenTensorHandle out = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(rank), size.data(), stride.data(), dtype, device_type,
-                                                         device_of.get_device_index(), &out));
+  if (aoti_torch_empty_strided(int64_t(rank), size.data(), stride.data(), dtype, device_type,
+                               device_of.get_device_index(), &out) != TORCH_SUCCESS) {
+    double bytes = double(aoti_torch_dtype_element_size(dtype));
+    for (int64_t n : size) bytes *= double(n);
+    // Libraries that retry with less look for these words, and so does _autograd.py.
+    fail_like_torch(std::string(device_of.is_cuda() ? "CUDA" : "CPU") + " out of memory. Tried to allocate " +
+                    std::to_string(bytes / double(1 << 30)) + " GiB.");
+  }
   return torch::stable::Tensor(out);
 }
 
