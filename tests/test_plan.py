@@ -213,7 +213,24 @@ def test_dilated_depthwise_layers_and_dgrad_of_multipliers_take_the_row_for_any_
             "any", 64, 96, 56, 56, 96 * multiplier, 3, 3, (1, 1), (dilation, dilation), (dilation, dilation), 96
         )
         name = ROWS[ask(op, case, dtype, "nhwc")[0]]
+        ends = ("_0x0_nhwc", "_0x4_nhwc") if op == "wgrad" else "_0x0_nhwc"
+        assert name.startswith(f"depthwise_{op}_") and name.endswith(ends), name
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_depthwise_layers_of_mixed_layouts_take_the_row_for_any_filter(op: str) -> None:
+    """As all of float64 in channels_last do, whose results torch lays out in NCHW."""
+    case = Case("mixed", 4, 96, 28, 28, 96, 3, 3, padding=(1, 1), groups=96, bias=False)
+    for dtype in DTYPES:
+        _, w, y = meta(case, dtype, "nchw")
+        name = ROWS[plan(op, case, meta(case, dtype, "nhwc")[0], w, y)[0]]
         assert name.startswith(f"depthwise_{op}_") and name.endswith("_0x0_nhwc"), name
+
+
+def test_dilated_depthwise_wgrad_of_few_pixels_takes_one_launch() -> None:
+    for dtype in (torch.float16, torch.float32):
+        case = Case("few", 2, 128, 7, 7, 128, 5, 5, (1, 1), (8, 8), (4, 4), 128, bias=False)
+        assert ROWS[ask("wgrad", case, dtype, "nhwc")[0]].endswith("_0x4_nhwc"), dtype
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -58,6 +58,26 @@ constexpr void take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   t.resident = int(min64(65536 / 32 / column_registers(R) / (t.warps(column_vector(R)) + 1), 16));
 }
 
+// 3x3 with stride 2 in 16-bit types, fprop of images of up to 7 strips and wgrad, as measured: few blocks an SM, of
+// slices of 48 to 64 channels and whole rows of some images. False if a block would have few rows.
+constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, int stride, int64_t all,
+                               Device const& d) {
+  bool const sums = op == Op::wgrad;
+  if (size_of(p.dtype) != 2 || R != 3 || stride != 2 || !(sums || (op == Op::fprop && all <= 7))) return false;
+  constexpr int64_t lanes = 168, vector = column_vector(3);
+  int64_t const wanted = sums && all > 7 ? 48 : 64, slices = ceil_div(p.C, wanted);
+  int64_t const channels = ceil_div(ceil_div(p.C, 8), slices) * 8, vectors = channels / vector;
+  int64_t const box = 126 / column_width(op, 3);  // 256 columns of x, with the halo
+  int64_t const tiles = ceil_div(all, min64(lanes / vectors, box)), strips = ceil_div(all, tiles);
+  int64_t images = 1;
+  while (tiles == 1 && 2 * images <= min64(p.N, 8) && 2 * images * strips * vectors <= lanes) images *= 2;
+  int64_t const warps = ceil_div(vectors * strips * images, 32), resident = sums ? 1 : max64(1, 10 / (warps + 1));
+  int64_t const rows = tiles * ceil_div(p.N, images) * p.P() * slices;
+  if (rows < 15 * resident * d.sm_count) return false;
+  t.channels = int(channels), t.strips = int(strips), t.images = int(images), t.resident = int(resident);
+  return true;
+}
+
 constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Device const& d) {
   bool const backward = op == Op::dgrad, sums = op == Op::wgrad, strided = op == Op::fprop && stride == 2;
   int const vector = column_vector(R), width = column_width(op, R), size = size_of(p.dtype), piece = 16 / size;
@@ -113,6 +133,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   }
   bool const measured = column_as_measured(op, p, R, stride);
   if (measured) take_measured(t, op, p, R, all);
+  bool const few_blocks = take_few_blocks(t, op, p, R, stride, all, d);
   t.slices = ceil_div(p.C, t.channels), t.tiles_w = ceil_div(all, t.strips), t.image_units = ceil_div(p.N, t.images);
   int64_t const pixel = int64_t(t.channels) * size * t.images, warps = t.warps(vector);
   t.in_bytes = to128(pixel * axis.extent(t.strips * width));
@@ -158,6 +179,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
       double const memory_ns = 0.79 * walk_memory_ns(p, d);
       u.ns = 3000 + 1.05 * (memory_ns > issue_ns ? memory_ns : issue_ns);
     }
+    if (few_blocks) u.ns = (sums ? 6500 : 0) + 0.83 * walk_memory_ns(p, d);
     if (sums) u.ns += 2000 + (u.shares > 1 ? 3500 + double(u.shares) * double(taps) * 8 / 2500 : 0);
     if (t.ns == 0 || u.ns < t.ns) t = u;
   };
@@ -167,6 +189,11 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     bool const alone = R == 3 && t.slices <= d.sm_count;  // a block an SM
     int64_t const images = whole > 64 && whole % (2 * H) == 0 && !sums ? whole / 2 : whole;
     consider(alone ? ceil_div(t.units, d.sm_count / t.slices) : 10 * whole <= 11 * even ? images : even);
+    if (t.ns != 0) return t;
+  }
+  if (few_blocks) {
+    int64_t const whole = ceil_div(even, H) * H;
+    consider(sums && whole <= even + 1 ? whole : even);
     if (t.ns != 0) return t;
   }
   consider(even);

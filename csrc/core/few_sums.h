@@ -13,6 +13,7 @@ inline constexpr int64_t kFewSumsStage = 48 * 1024;               // of it, of o
 inline constexpr int64_t kFewSumsPart = 12 * 1024;                // of it, from which pixels are shared out
 inline constexpr int64_t kFewSumsBlocks = 132;                    // that are there at a time
 inline constexpr int64_t kFewSumsExtent = 1 << 14;                // strides, dilations, padding and taps, at most
+inline constexpr int64_t kFewSumsPhases = 64;                     // dilations of columns, at most
 
 constexpr bool is_few_sums(Row const& row) {
   return row.family == Family::depthwise && row.op == Op::wgrad && row.tile_m == 0 && row.tile_n == kFewSumsColumns;
@@ -29,7 +30,9 @@ struct FewSumsTile {
   int images = 1, stages = 1;   // of a stage; of a block
   int piece = 16;               // bytes of a pixel that are copied together
   int channels = 8, lanes = 4;  // of a block, 16 bytes; threads that have them, 4 bytes each
-  int pitch = 1, pitch_y = 1;   // of a row in shared memory, in channels_last with zeros beside it: pixels
+  int phases = 1;               // of a row: columns as far apart as taps are, which lie side by side in shared memory
+  int phase = 1, phase_y = 1;   // pixels of one, with zeros beside it
+  int pitch = 1, pitch_y = 1;   // of a row: pixels
   int segments = 1, each = 1;   // of a row of y; columns of one
   int groups = 1;               // threads for each run of taps of a channel: they share the segments
   int threads = 32;             // of a block
@@ -49,7 +52,8 @@ constexpr FewSumsTile few_sums_tile(Problem const& p) {
   int64_t const P = p.P(), Q = p.Q();
   if (p.C_per_group() != 1 || p.K != p.C || p.dtype == DType::f64) return t;
   if (p.N <= 0 || p.C <= 0 || p.H <= 0 || p.W <= 0 || P <= 0 || Q <= 0) return t;
-  if (p.stride_w > 2 || (p.dilation_w != 1 && p.S > 1)) return t;
+  t.phases = p.S > 1 ? int(min64(p.dilation_w, kFewSumsPhases + 1)) : 1;
+  if (p.stride_w > 2 || (t.phases > 1 && (p.stride_w > 1 || t.phases > kFewSumsPhases))) return t;
   if (max64(p.stride_h, p.dilation_h) > kFewSumsExtent || max64(p.pad_top, p.pad_left) > kFewSumsExtent ||
       max64(p.R, p.S) > kFewSumsExtent)
     return t;
@@ -64,9 +68,10 @@ constexpr FewSumsTile few_sums_tile(Problem const& p) {
   t.taps = p.S == 1 ? 1 : p.S <= 3 ? 3 : p.S <= 5 || p.S == 9 || p.S == 10 ? 5 : 7;
   t.chunks = int(ceil_div(p.S, t.taps));
   // One round of blocks: clusters of up to eight that share pixels, then slices of the filter.
-  int64_t const columns = ceil_div(Q, kFewSumsColumns), padded = columns * kFewSumsColumns;
+  int64_t const columns = ceil_div(ceil_div(Q, t.phases), kFewSumsColumns), padded = columns * kFewSumsColumns;
   // Odd: rows meet different banks.
-  t.pitch = int(((padded - 1) * p.stride_w + t.chunks * t.taps) | 1), t.pitch_y = int(padded + 1);
+  t.phase = int((padded - 1) * p.stride_w + t.chunks * t.taps), t.phase_y = int(padded);
+  t.pitch = t.phases * t.phase | 1, t.pitch_y = t.phases * t.phase_y + 1;
   int64_t const line = t.channels * size, wanted = kFewSumsBlocks / ceil_div(p.C, t.channels);
   auto share_out = [&](int64_t parts) {
     t.shares = 1, t.bands = 1;
@@ -89,10 +94,10 @@ constexpr FewSumsTile few_sums_tile(Problem const& p) {
   // Segments whose threads have as little to do as can be; one begins with what takes a step's time.
   int64_t least = 0;
   for (int64_t segments = 1; segments <= columns && segments <= most / units; ++segments) {
-    int64_t const each = ceil_div(columns, segments), items = lines * ceil_div(columns, each);
+    int64_t const each = ceil_div(columns, segments), items = lines * t.phases * ceil_div(columns, each);
     int64_t const rows = ceil_div(items, most / units), cost = rows * (each + 1);
     if (least > 0 && cost >= least) continue;
-    least = cost, t.each = int(each * kFewSumsColumns), t.segments = int(ceil_div(columns, each));
+    least = cost, t.each = int(each * kFewSumsColumns), t.segments = int(t.phases * ceil_div(columns, each));
     t.groups = int(ceil_div(items, rows));
   }
   t.bytes_x = line * t.images * t.rows * t.pitch, t.bytes_y = line * t.images * t.band * t.pitch_y;

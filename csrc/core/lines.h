@@ -27,7 +27,10 @@ constexpr bool is_lines(Row const& row) {
   return row.family == Family::depthwise && row.tile_m == 0 && is_nhwc(row.variant);
 }
 
-constexpr bool line_supports(Row const& row, Problem const& p) {
+constexpr bool line_supports(Row const& row, Problem p) {
+  // If one of the tensors is in channels_last, the other's channels may lie anywhere: a thread's loads and stores go by
+  // strides.
+  if (p.x.c == 1 || p.y.c == 1) p.x.c = p.y.c = 1;
   // Numbers of blocks, and of their threads along the image, are 32-bit.
   double const pixels = double(max64(p.H, p.P()) + 8) * double(max64(p.W, p.Q()) + 8);
   return depthwise_supports(row, p) && double(p.N) * pixels * (double(max64(p.C, p.K)) / 16 + 1) < 4e9;

@@ -68,6 +68,7 @@ constexpr NearTile near_tile(Op op, Problem const& p, Device const& d) {
   double const bytes = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(P) * double(Q)) * size;
   t.ns = (spread ? 5725 : 5370 + 3.1 * warp_ns) + 0.392 * warps * warp_ns +
          (spread ? 0.159 : 0.12) * bytes / 1000 * 132 / d.sm_count;
+  if (plain && side > 1 && elements <= 1e6) t.ns *= p.stride_w == 1 ? 0.89 : 0.94;  // kernels of their own
   if (p.R != side || p.S != side) t.ns += 600;
   if (!plain && side > 3) t.ns *= elements > 3e6 ? 1.35 : 1.08;
   if (t.vector * size < 4) t.ns *= 1.15;

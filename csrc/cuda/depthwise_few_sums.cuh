@@ -1,7 +1,7 @@
 // Depthwise wgrad of few pixels in channels_last in one launch: what such a layer takes is the latency of memory and of
-// its code. A block has some channels, and copies all their pixels to shared memory at once, as they lie. A thread adds
-// up a run of taps of one row of a filter over its rows of y, four columns at a time, from a window of inputs in
-// registers; the threads' sums are added in their order.
+// its code. A block copies all pixels of some channels to shared memory at once, columns as far apart as taps are side by
+// side. A thread adds up a run of taps of one row of a filter over its rows of y, four columns at a time, from a window
+// of inputs in registers; the threads' sums are added in their order.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -18,10 +18,11 @@ struct FewSumsSource {
   unsigned char const* data;
   int64_t of_block;  // bytes from one to the next
   uint32_t of_image, of_row, of_piece;
-  Divisor by_pitch, by_rows;  // pieces of a row in shared memory; rows of an image
-  int left, pieces;           // pieces of zeros before a row's own
-  int channels;               // bytes of a pixel's
-  int n, h, c;                // strides in shared memory, in elements; c: of the threads' channels
+  Divisor by_pitch, by_rows, by_phase;  // pieces of a row in shared memory; rows of an image; pieces of a phase
+  int phases;
+  int left, pieces;  // pieces of zeros before a row's own
+  int channels;      // bytes of a pixel's
+  int n, h, c;       // strides in shared memory, in elements; c: of the threads' channels
   int H, W;
   Strides strides;  // in memory, in elements
 };
@@ -35,8 +36,9 @@ struct FewSumsParams {
   int parts, bands_log2, share, band, rows;
   int units, runs, groups;          // runs: of taps, in all; units: of a block
   int bytes_x, bytes, shared_sums;  // of a stage; where the blocks' sums lie
-  int each;                         // columns of a segment of a row of y
-  Divisor by_units, by_chunks, by_band, by_segments;
+  int each, columns;                // of a phase of a row of y: columns of a segment, and in all
+  int phases;                       // the dilation of columns
+  Divisor by_units, by_chunks, by_band, by_segments, by_phases;
 };
 
 // Of some images, from a row of the first; so many bytes at a time.
@@ -49,7 +51,12 @@ __device__ inline void copy_pieces(FewSumsSource const& s, int first, int first_
   for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
     uint32_t const line = s.by_pitch.quotient(i), image = s.by_rows.quotient(line),
                    row = line - image * s.by_rows.value;
-    uint32_t const piece = i - line * s.by_pitch.value - s.left;
+    uint32_t column = i - line * s.by_pitch.value;
+    if (s.phases > 1) {
+      uint32_t const phase = s.by_phase.quotient(column);
+      column = (column - phase * s.by_phase.value) * s.phases + phase;
+    }
+    uint32_t const piece = column - s.left;
     bool const valid = piece < uint32_t(s.pieces);
     unsigned char const* const pixel =
         from + uint64_t(image) * s.of_image + uint64_t(row) * s.of_row + uint64_t(piece) * s.of_piece;
@@ -81,7 +88,7 @@ __device__ __forceinline__ float exact_few_pixels(FewSumsParams const& p, int k,
     if (unsigned(h) >= unsigned(p.x.H)) continue;
 #pragma unroll 1
     for (int q = 0; q < p.y.W; ++q) {
-      int const w = q * stride_w - p.pad_w + s;
+      int const w = q * stride_w - p.pad_w + s * p.phases;
       if (unsigned(w) < unsigned(p.x.W))
         sum += widen(x[n * p.x.strides.n + h * p.x.strides.h + w * p.x.strides.w]) *
                widen(y[n * p.y.strides.n + row * p.y.strides.h + q * p.y.strides.w]);
@@ -135,14 +142,16 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
     float acc[S][V] = {};
 #pragma unroll 1
     for (int item = group; item < items; item += p.groups) {
-      int const line = int(p.by_segments.quotient(item)), begin_q = (item - line * int(p.by_segments.value)) * p.each;
+      int const line = int(p.by_segments.quotient(item)), segment = item - line * int(p.by_segments.value);
+      int const run = int(p.by_phases.quotient(segment)), phase = segment - run * p.phases, begin_q = run * p.each;
       int const n = int(p.by_band.quotient(line)), row = begin_y + line - n * p.band;
       int const h = row * p.stride_h - p.pad_h + r * p.dilation_h;
       if (unsigned(h) >= unsigned(p.x.H) || row >= p.y.H) continue;
-      int w = begin_q * stride + s0 - p.pad_w;
-      T const* from = x + n * p.x.n + (h - first_x) * p.x.h + lane * p.x.c + (w + p.x.left) * next;
-      T const* from_y = y + n * p.y.n + (row - first_y) * p.y.h + lane * p.y.c + begin_q * next;
-      int const end_q = min(begin_q + p.each, p.y.W);
+      T const* from = x + n * p.x.n + (h - first_x) * p.x.h + lane * p.x.c +
+                      (phase * int(p.x.by_phase.value) + begin_q * stride + s0) * next;
+      T const* from_y =
+          y + n * p.y.n + (row - first_y) * p.y.h + lane * p.y.c + (phase * int(p.y.by_phase.value) + begin_q) * next;
+      int const end_q = min(begin_q + p.each, p.columns);
       float v[window][V];
       auto load = [&](int j) { load_pixel<T, V>(from + j * next, v[j]); };
 #pragma unroll
@@ -160,7 +169,7 @@ __global__ void __launch_bounds__(kFewSumsThreads, 1) wgrad_few_pixels(__grid_co
           for (int i = 0; i < S * V; ++i) acc[i / V][i % V] += v[e * stride + i / V][i % V] * gradient[e][i % V];
 #pragma unroll
         for (int i = 0; i < kept * V; ++i) v[i / V][i % V] = v[i / V + columns * stride][i % V];
-        w += columns * stride, from += columns * stride * next, from_y += columns * next;
+        from += columns * stride * next, from_y += columns * next;
       }
     }
 #pragma unroll
@@ -221,10 +230,12 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
     while (1 << log2 < v) ++log2;
     return log2;
   };
-  auto source = [&](void const* data, Strides const& s, int64_t H, int64_t W, int rows, int pitch, int64_t left) {
+  auto source = [&](void const* data, Strides const& s, int64_t H, int64_t W, int rows, int pitch, int phase,
+                    int64_t left) {
     FewSumsSource f{};
     f.data = static_cast<unsigned char const*>(data), f.strides = s, f.H = int(H), f.W = int(W);
     f.by_pitch = Divisor(uint32_t(pitch)), f.by_rows = Divisor(uint32_t(rows));
+    f.by_phase = Divisor(uint32_t(phase)), f.phases = t.phases;
     f.pieces = int(W), f.left = int(left);
     f.channels = int(problem.C) * size;
     f.of_block = t.channels * size, f.of_image = uint32_t(s.n * size);
@@ -233,8 +244,8 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
     return f;
   };
   FewSumsParams p{};
-  p.x = source(args.a, problem.x, problem.H, problem.W, t.rows, t.pitch, problem.pad_left);
-  p.y = source(args.b, problem.y, problem.P(), problem.Q(), t.band, t.pitch_y, 0);
+  p.x = source(args.a, problem.x, problem.H, problem.W, t.rows, t.pitch, t.phase, problem.pad_left);
+  p.y = source(args.b, problem.y, problem.P(), problem.Q(), t.band, t.pitch_y, t.phase_y, 0);
   p.out = args.out, p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
   p.C = int(problem.C), p.piece = t.piece;
   p.channels_log2 = log2_of(t.channels), p.lanes_log2 = log2_of(t.lanes), p.S = int(problem.S);
@@ -245,6 +256,8 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
   p.bytes_x = int(t.bytes_x), p.bytes = int(t.bytes_x + t.bytes_y);
   p.by_units = Divisor(uint32_t(t.units)), p.by_chunks = Divisor(uint32_t(t.chunks));
   p.by_band = Divisor(uint32_t(t.band)), p.by_segments = Divisor(uint32_t(t.segments)), p.each = t.each;
+  p.phases = t.phases, p.by_phases = Divisor(uint32_t(t.phases));
+  p.columns = int(ceil_div(problem.Q(), t.phases));
   p.parts = t.shares * t.bands, p.bands_log2 = log2_of(t.bands), p.share = t.share, p.band = t.band, p.rows = t.rows;
   p.shared_sums = int(t.shared_bytes - (p.parts > 1 ? p.parts * t.sums * 4 : 0));
   auto start = [&](auto* kernel) {

@@ -22,7 +22,8 @@ struct NearParams {
 };
 
 // dgrad with stride 1 is fprop with the filter turned round; with stride 2 a row of x meets every second row of it.
-template <class T, Op op, int R, int stride, int V, int width>
+// plain: R x R taps without a dilation.
+template <class T, Op op, int R, int stride, int V, int width, bool plain>
 __global__ void __launch_bounds__(kNearThreads) near(__grid_constant__ NearParams const p) {
   constexpr bool spread = op == Op::dgrad && stride == 2, turned = op == Op::dgrad && stride == 1;
   using Word = std::conditional_t<V * sizeof(T) == 4, uint32_t, uint16_t>;
@@ -34,9 +35,10 @@ __global__ void __launch_bounds__(kNearThreads) near(__grid_constant__ NearParam
   int const lane = int(threadIdx.x) % 32, block = int(blockIdx.x), group = int(p.by_slices.quotient(block));
   int const c0 = (block - group * p.slices) * 32 * V, c = c0 + lane * V;
   constexpr int piece = 16 / int(sizeof(Word));
-  int const here = min(32, (p.C - c0) / V) * taps, whole = p.square ? here / piece * piece : here;
+  bool const square = plain || p.square;
+  int const here = min(32, (p.C - c0) / V) * taps, whole = square ? here / piece * piece : here;
   Word const* const w = static_cast<Word const*>(p.w) + int64_t(c0 / V) * taps;  // of squares
-  if (p.square)
+  if (square)
 #pragma unroll 1
     for (int i = int(threadIdx.x) * piece; i < whole; i += kNearThreads * piece)
       ptx::cp_async_16(ptx::shared_address(filters + i), w + i, true);
@@ -44,8 +46,8 @@ __global__ void __launch_bounds__(kNearThreads) near(__grid_constant__ NearParam
   int const unit = group * warps + int(threadIdx.x) / 32;
   int const line = int(p.by_strips.quotient(unit)), n = int(p.by_rows.quotient(line));
   // A strip's columns are `apart`, and the first strips begin with each of the first columns.
-  int const strip = unit - line * p.strips, run = int(p.by_dilation.quotient(strip));
-  int const apart = int(p.by_dilation.value), first = strip - run * apart;
+  int const strip = unit - line * p.strips, run = plain ? strip : int(p.by_dilation.quotient(strip));
+  int const apart = plain ? 1 : int(p.by_dilation.value), first = strip - run * apart;
   int const y0 = line - n * p.out_H, x0 = first + run * width * apart - (spread ? p.pad_w % 2 : 0);
   int const odd = spread ? (y0 + p.pad_h) % 2 : 0;
   int const h0 = spread ? (y0 + p.pad_h) / 2 : y0 * step - p.pad_h;
@@ -58,14 +60,14 @@ __global__ void __launch_bounds__(kNearThreads) near(__grid_constant__ NearParam
   for (int r = 0; r < rows; ++r)
 #pragma unroll
     for (int j = 0; j < columns; ++j) {
-      int const h = (spread ? -r : r) * (spread ? 1 : p.dilation_h), v = j * apart;
-      bool const met = (spread ? 2 * r + odd : r) < p.R && unsigned(h0 + h) < unsigned(H);
+      int const h = (spread ? -r : r) * (spread || plain ? 1 : p.dilation_h), v = j * apart;
+      bool const met = (spread ? 2 * r + odd : r) < (plain ? R : p.R) && unsigned(h0 + h) < unsigned(H);
       bool const inside = met && unsigned(w0 + v) < unsigned(p.in_W);
       Word const* const from = reinterpret_cast<Word const*>(in + h * p.in_h + v * p.in_w);
       x[r][j] = inside ? __ldg(from) : 0;
     }
   if (int const i = whole + int(threadIdx.x); i < here) filters[i] = w[i];
-  if (!p.square) {
+  if (!square) {
     // The zeros are behind a filter, or before one that is turned round.
     T* const to = reinterpret_cast<T*>(filters);
     int const from_r = turned ? R - p.R : 0, from_s = turned ? R - p.S : 0;
@@ -108,7 +110,7 @@ __global__ void __launch_bounds__(kNearThreads) near(__grid_constant__ NearParam
       for (int e = 0; e < width; ++e)
 #pragma unroll
         for (int s = spread ? e % 2 : 0; s < R; s += spread ? 2 : 1) {
-          if (s >= p.S) continue;  // no product with what lies beside a filter
+          if (!plain && s >= p.S) continue;  // no product with what lies beside a filter
           int const tap = tap_row * R + s;
 #pragma unroll
           for (int i = 0; i < V; ++i)
@@ -130,12 +132,12 @@ __global__ void __launch_bounds__(kNearThreads) near(__grid_constant__ NearParam
 
 // ---- host side
 
-template <Op op, class T, int R, int stride>
+template <Op op, class T, int R, int stride, bool plain>
 cudaError_t start_near(NearParams const& p, NearTile const& t, cudaStream_t stream) {
   constexpr int V = 4 / int(sizeof(T));
-  void (*kernel)(NearParams) = t.width == 2 ? near<T, op, R, stride, V, 2> : near<T, op, R, stride, V, 4>;
+  void (*kernel)(NearParams) = t.width == 2 ? near<T, op, R, stride, V, 2, plain> : near<T, op, R, stride, V, 4, plain>;
   if constexpr (V > 1)
-    if (t.vector == 1) kernel = near<T, op, R, stride, 1, 2>;
+    if (t.vector == 1) kernel = near<T, op, R, stride, 1, 2, plain>;
   kernel<<<unsigned(t.slices * ceil_div(t.units, kNearThreads / 32)), kNearThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
@@ -159,7 +161,10 @@ cudaError_t launch_near(Problem const& problem, NearTile const& t, Arguments con
   p.slices = int(t.slices), p.strips = int(t.strips), p.units = int(t.units);
   p.by_slices = Divisor(uint32_t(t.slices)), p.by_strips = Divisor(uint32_t(t.strips));
   p.by_rows = Divisor(uint32_t(p.out_H));
-  return by_filter(problem, [&]<int R, int stride>() { return start_near<op, T, R, stride>(p, t, stream); });
+  bool const plain = p.square && problem.dilation_h == 1 && problem.dilation_w == 1;
+  return by_filter(problem, [&]<int R, int stride>() {
+    return plain ? start_near<op, T, R, stride, true>(p, t, stream) : start_near<op, T, R, stride, false>(p, t, stream);
+  });
 }
 
 }  // namespace conv2d_ext::depthwise
