@@ -471,6 +471,8 @@ CASES: tuple[Case, ...] = (
     # that end in a chunk or in an instruction, more images than an im2col box has rows
     Case("1x1_planes", 3, 48, 8, 9, 40, 1, 1, edge=True),
     Case("1x1_planes_several_tiles", 2, 80, 20, 18, 264, 1, 1),
+    Case("1x1_planes_off_vectors", 5, 72, 6, 10, 200, 1, 1, edge=True),
+    Case("1x1_planes_off_vectors_long_sums", 3, 656, 14, 14, 136, 1, 1),
     Case("1x1_planes_one_image_C24", 1, 24, 8, 11, 72, 1, 1),
     Case("1x1_planes_many_images", 131, 16, 2, 4, 16, 1, 1, bias=False),
     Case("1x1_planes_filters_that_do_not_stay", 1, 600, 6, 8, 552, 1, 1),

@@ -993,6 +993,28 @@ def test_small_1x1_layers_over_nchw_in_16_bits_take_one_tile_a_block_in_place(op
         assert not named(op, odd, torch.float16, "nchw").endswith("_lean"), odd
 
 
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_1x1_layers_over_planes_of_half_vectors_stay_in_place_in_16_bits(op: str) -> None:
+    """Four pixels are copied at a time (tma_lean_gather.cuh)."""
+    for case, dtype in itertools.product(
+        (
+            Case("resnet50", 8, 1024, 14, 14, 256, 1, 1),
+            Case("effnet", 64, 112, 14, 14, 672, 1, 1),
+            Case("planes", 16, 640, 10, 10, 640, 1, 1),
+        ),
+        (torch.float16, torch.bfloat16),
+    ):
+        row, _, workspace, *_ = ask(op, case, dtype, "nchw")
+        assert ROWS[row].endswith("_lean") and workspace == 0, case
+        assert packed(op, case, *meta(case, dtype, "nchw")) == "", case
+    for other in (
+        Case("three filters wide", 8, 256, 14, 14, 256, 3, 3, padding=(1, 1)),
+        Case("stride", 8, 256, 14, 14, 256, 1, 1, (2, 2)),
+        Case("filters", 8, 260, 14, 14, 260, 1, 1),
+    ):
+        assert not named(op, other, torch.float16, "nchw").endswith("_lean"), other
+
+
 def test_filters_of_1x1_stay_where_memory_bounds_the_layer() -> None:
     """The second kernel of the rows of 64x128; it takes what the first does not, and small problems are not its own."""
     for dtype in (torch.float16, torch.bfloat16):

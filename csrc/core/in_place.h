@@ -49,6 +49,26 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
   return {ns > least ? ns : least, 1};
 }
 
+// Pixels gathered four at a time: what a block waits for alone, or all bytes that are gathered, and what is stored.
+// Fitted to 99 times of 33 problems, 6x6 to 18x18 (docs/tuning.md).
+constexpr Estimate gather_estimate(Row const& row, Problem const& p) {
+  bool const large = lean_large(row), wide = row.tile_n == 128;  // large tiles have an SM each
+  int64_t const depth = row.op == Op::fprop ? p.C : p.K, rows = row.op == Op::fprop ? p.K : p.C;
+  int64_t const steps = ceil_div(depth, 64), tiles = lean_tiles(row, p);
+  double const gathered = double(tiles * steps) * double(row.tile_n) * 128 / 3080;
+  double const stored = double(p.N) * double(p.H * p.W) * double(rows) * size_of(p.dtype) / 2170;
+  double const rounds = double(ceil_div(tiles, large ? 132 : wide ? 264 : 396));
+  Estimate best;
+  for (int split : {1, 2, 3, 4}) {
+    if (split > 1 && (large || steps < 2 * split || tiles > lean_clusters(split))) continue;
+    double const alone = rounds * double(ceil_div(steps, split)) * (large ? 480 : wide ? 380 : 150);
+    double const ns =
+        (large ? 5100 + rounds * 1770 : 5830) + (alone > gathered ? alone : gathered) + stored + (split > 1 ? 1300 : 0);
+    if (best.ns == 0 || ns < best.ns) best = {ns, split};
+  }
+  return best;
+}
+
 // Fitted to 278 times; 1.12: beside rows on packed copies, whose estimates are above their times.
 constexpr Estimate planes_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
   PlanesPieces const pieces(row, p);
@@ -98,7 +118,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     return op == Op::wgrad ? strict_wgrad_estimate(row, p, d) : strict_estimate(row, op, p);
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
   if (is_tma_planes(row)) return tma_planes_estimate(row, p, d);
-  if (row.variant == Variant::lean) return lean_estimate(row, p);
+  if (row.variant == Variant::lean) return lean_gathers(row, p) ? gather_estimate(row, p) : lean_estimate(row, p);
   if (is_planes_wgrad(row)) return planes_wgrad_estimate(row, p, d);
   bool const tf32 = p.dtype == DType::f32;
   if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);

@@ -27,17 +27,39 @@ constexpr int64_t lean_clusters(int splits) {
 constexpr bool lean_large(DType t, int tile_m, int tile_n) { return t != DType::f32 && tile_m * tile_n > 64 * 128; }
 constexpr bool lean_large(Row const& row) { return lean_large(row.dtype, row.tile_m, row.tile_n); }
 
-// Does a row run 1x1 filters over NCHW, in place? Those of 64 by 64 or 128 do, in TF32 not dgrad (tma_lean_tf32.cuh),
-// and of larger tiles fprop and dgrad by 128 by 128 or 192.
-constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
+// Does a row's tile take 1x1 filters over NCHW, in place? Those of 64 by 64 or 128 do, in TF32 not dgrad
+// (tma_lean_tf32.cuh), and of larger tiles fprop and dgrad by 128 by 128 or 192.
+constexpr bool lean_plane_tile(Row const& row, Problem const& p) {
   bool const large = lean_large(row) && row.op != Op::wgrad && row.tile_m == 128;
   if (row.tile_n < 64 || (row.tile_m != 64 && !large) || (p.dtype == DType::f32 && row.op == Op::dgrad)) return false;
+  // A few tiles and steps, which 32 bits count.
+  return double(p.N) * double(p.H) * double(p.W) < 1e7 && max64(p.C, p.K) < 65536;
+}
+
+// Are they brought by tma_lean_gather.cuh, four pixels at a time, as the copy engine does not take the images? fprop
+// and dgrad of 16-bit types.
+constexpr bool lean_gathers(Row const& row, Problem const& p) {
+  if (row.op == Op::wgrad || size_of(p.dtype) != 2 || row.tile_n == 192 || !lean_plane_tile(row, p)) return false;
+  if (p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1) return false;
+  if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
+  if (p.N == 0 || p.C == 0 || p.K == 0 || p.H * p.W == 0 || p.H * p.W % 4 != 0) return false;
+  auto planes = [&](Strides const& s, int align, int64_t channels) {
+    bool const flat = p.H == 1 || p.W == 1 || s.h == p.W * s.w;
+    auto fours = [](int64_t size, int64_t step) { return size == 1 || (step > 0 && step % 4 == 0); };
+    return flat && (p.W == 1 ? s.h : s.w) == 1 && align >= 8 && fours(channels, s.c) && fours(p.N, s.n);
+  };
+  if (!planes(p.x, p.x_align, p.C) || !planes(p.y, p.y_align, p.K)) return false;
+  return p.w.c == 1 && channel_vectors(p.w, p.w_align, p.C, 8, p.dtype) && !pointwise_supports(row.op, p);
+}
+
+// Does a row run 1x1 filters over NCHW, in place?
+constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
+  if (!lean_plane_tile(row, p)) return false;
+  if (lean_gathers(row, p)) return true;
   int const v = 16 / size_of(p.dtype);
   if (channel_vectors(p.x, p.x_align, p.C, v, p.dtype) && channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
     return false;
-  if (!pointwise_supports(row.op, p) || p.w.c != 1 || !channel_vectors(p.w, p.w_align, p.C, v, p.dtype)) return false;
-  // A few tiles and steps, which 32 bits count.
-  return double(p.N) * double(p.H) * double(p.W) < 1e7 && max64(p.C, p.K) < 65536;
+  return pointwise_supports(row.op, p) && p.w.c == 1 && channel_vectors(p.w, p.w_align, p.C, v, p.dtype);
 }
 
 // Tiles of wgrad, and steps of a tile.
@@ -50,11 +72,12 @@ constexpr int64_t lean_wgrad_steps(Row const& row, Problem const& p) {
 }
 
 // Tiles of a problem. Over planes those of fprop and dgrad have filters (channels) as rows and runs of pixels as
-// columns, in 16-bit types of any images.
+// columns, in 16-bit types of any images, gathered ones single pixels.
 constexpr int64_t lean_tiles(Row const& row, Problem const& p) {
   if (row.op == Op::wgrad) return lean_wgrad_tiles(row, p);
   int64_t const channels = row.op == Op::fprop ? p.K : p.C, image = row.op == Op::fprop ? p.P() * p.Q() : p.H * p.W;
   if (!lean_takes_planes(row, p)) return ceil_div(p.N * image, row.tile_m) * ceil_div(channels, row.tile_n);
+  if (lean_gathers(row, p)) return ceil_div(channels, row.tile_m) * ceil_div(p.N * image, row.tile_n);
   int64_t const columns =
       p.dtype == DType::f32 ? p.N * ceil_div(image, row.tile_n) : ceil_div(p.N * ceil_div(image, 64), row.tile_n / 64);
   return ceil_div(channels, row.tile_m) * columns;

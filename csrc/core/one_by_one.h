@@ -55,7 +55,9 @@ constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
   if (p.dtype == DType::f32 || p.dtype == DType::f64 || p.R != 1 || p.S != 1 || p.groups != 1 || p.stride_h != 1 ||
       p.stride_w != 1 || p.P() != p.H || p.Q() != p.W || (row.family != Family::tma && row.family != Family::pixels))
     return 1;
-  bool const nchw = p.C > 1 && p.x.c != 1, whole = p.C % 64 == 0 && p.K % 64 == 0;
+  bool const nchw = p.C > 1 && p.x.c != 1;
+  if (nchw && row.variant == Variant::lean && p.H * p.W % 8 != 0) return 1;  // estimates of their own
+  bool const whole = p.C % 64 == 0 && p.K % 64 == 0;
   for (OneByOne const& f : kOneByOne)
     if (f.op == row.op && f.variant == row.variant && f.tile_m == row.tile_m && f.tile_n == row.tile_n &&
         (f.variant == Variant::im2col || f.nchw == nchw))

@@ -265,7 +265,8 @@ __device__ __forceinline__ void lean_add_parts(LeanParams const& p, uint32_t par
   }
 }
 
-template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool planes>
+// gathered: B came by plain copies, its columns are the pixels of all images (tma_lean_gather.cuh).
+template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool planes, bool gathered = false>
 __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& tables, int count, int rank, int n_tile,
                               int tap) {
   using S = LeanShapeOf<T, TM, TN, line>;
@@ -313,7 +314,11 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   }
   // Where a column of the tile is in a row of the result. -1: nowhere.
   auto column_of = [&](int column) -> int64_t {
-    if constexpr (planes && b_rows) {
+    if constexpr (gathered) {
+      int pixel = n_tile * TN + column;
+      int const image = p.columns.divide(pixel);
+      return image < p.taps.value ? image * p.out_n + pixel : -1;
+    } else if constexpr (planes && b_rows) {
       int run = n_tile * (TN / 64) + column / 64;
       int const image = p.columns.divide(run), pixel = run * 64 + column % 64;
       return image < p.taps.value && pixel < p.N ? image * p.out_n + pixel : -1;
@@ -329,6 +334,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   for (int step = 0; step < count; step += S::steps, stage.advance(p.stages)) {
     ptx::mbarrier_wait(&tables.full_a[stage.index], stage.parity);
     ptx::mbarrier_wait(&tables.full_b[stage.index], stage.parity);
+    if constexpr (gathered) ptx::fence_proxy_async();  // cp.async wrote through the generic proxy
     uint32_t const from_a = my_ring + stage.index * S::stage_bytes,
                    from_b = ring + stage.index * S::stage_bytes + S::steps * S::a_bytes;
 #pragma unroll
@@ -397,6 +403,16 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
 #pragma unroll
         for (int i = 0; i < 4; ++i) v[i] = pack<T>(acc[(j + i) * 4 + half * 2], acc[(j + i) * 4 + half * 2 + 1]);
         transpose_quad(v);
+        if constexpr (gathered) {  // half a block may be of another image
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            int64_t const column = column_of((j + quad) * 8 + i * 4);
+            if (out[half] >= 0 && column >= 0)
+              *reinterpret_cast<uint2*>(static_cast<T*>(p.out) + out[half] + column) =
+                  make_uint2(v[i * 2], v[i * 2 + 1]);
+          }
+          continue;
+        }
         int64_t const column = column_of((j + quad) * 8);
         if (out[half] >= 0 && column >= 0)
           *reinterpret_cast<uint4*>(static_cast<T*>(p.out) + out[half] + column) = make_uint4(v[0], v[1], v[2], v[3]);
@@ -476,9 +492,9 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2
       });
 }
 
-template <class S>
-cudaError_t start_lean(void (*kernel)(LeanParams), LeanParams& q, int64_t tiles_n, int64_t tiles_m,
-                       cudaStream_t stream) {
+template <class S, class P>
+cudaError_t start_lean(void (*kernel)(P), P& q, int64_t tiles_n, int64_t tiles_m, cudaStream_t stream,
+                       int threads = S::threads) {
   constexpr bool two = S::multiplying > kWarpgroup;
   int64_t const splits = q.splits, blocks = tiles_n * tiles_m * splits;
   // Two or three blocks share an SM where there are so many.
@@ -496,7 +512,8 @@ cudaError_t start_lean(void (*kernel)(LeanParams), LeanParams& q, int64_t tiles_
   attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
   attributes[1].val.clusterDim.z = unsigned(splits);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(tiles_n), unsigned(tiles_m), unsigned(splits)), config.blockDim = dim3(S::threads);
+  config.gridDim = dim3(unsigned(tiles_n), unsigned(tiles_m), unsigned(splits)),
+  config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = size_t(q.stages * S::stage_bytes + parts + 1024), config.stream = stream;
   config.attrs = attributes, config.numAttrs = splits > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, q);
@@ -573,10 +590,17 @@ cudaError_t launch_lean_planes(Problem const& p, Plan const& plan, Arguments con
       lean_kernel<T, TM, TN, kLineBytes, op == Op::dgrad, !wgrad, true>, q, tiles_n, ceil_div(q.M, TM), stream);
 }
 
+// tma_lean_gather.cuh
+template <Op op, DType dtype, int TM, int TN>
+cudaError_t launch_lean_gather(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream);
+
 template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  if constexpr (dtype != DType::f32 && TN >= 64 && (TM == 64 || (TM == 128 && op != Op::wgrad)))
+  if constexpr (dtype != DType::f32 && TN >= 64 && (TM == 64 || (TM == 128 && op != Op::wgrad))) {
+    if constexpr (op != Op::wgrad && TN != 192)
+      if (lean_gathers(row_of(plan), p)) return launch_lean_gather<op, dtype, TM, TN>(p, plan, args, stream);
     if (lean_takes_planes(row_of(plan), p)) return launch_lean_planes<op, dtype, TM, TN>(p, plan, args, stream);
+  }
   if constexpr (op == Op::dgrad && TM == 64 && TN == 64)
     if (p.C <= 32) return launch_lean<op, dtype, TM, 32>(p, plan, args, stream);
   if constexpr (lean_large(dtype, TM, TN))
