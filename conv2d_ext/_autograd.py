@@ -45,6 +45,12 @@ def recorded(a: Tensor, b: Tensor, c: Tensor | None = None) -> bool:
     return forward_ad._current_level >= 0 or _transforms_active()
 
 
+def like_torch(error: RuntimeError) -> RuntimeError:
+    """What torch would raise: no memory left on a GPU has a type of its own, which C interfaces do not pass on."""
+    lost = type(error) is RuntimeError and "CUDA out of memory" in str(error)
+    return torch.OutOfMemoryError(*error.args) if lost else error
+
+
 def call(op: Any, *args: Any) -> Tensor:
     """The op without autograd; the last two arguments are allow_tf32 and row, which cost time where they are passed.
 
@@ -57,10 +63,7 @@ def call(op: Any, *args: Any) -> Tensor:
                 return op(*args[:-2], allow_tf32=args[-2], row=args[-1])
             return op(*args[:-2])
     except RuntimeError as error:
-        # Its type is lost between torch's C interface and the ops.
-        if "CUDA out of memory" in str(error) and type(error) is RuntimeError:
-            raise torch.OutOfMemoryError(*error.args) from None
-        raise
+        raise like_torch(error) from None
 
 
 def _apply(function: type[Function], a: Tensor, b: Tensor, *rest: Any) -> Tensor:

@@ -42,6 +42,7 @@ inline torch::stable::Tensor empty_strided(std::array<int64_t, 4> const& size, s
   return empty_strided<4>(size, stride, dtype, like);
 }
 
+// new_empty of torch/csrc/stable/ops.h goes through the dispatcher, which takes the host longer.
 inline torch::stable::Tensor empty_bytes(int64_t bytes, torch::stable::Tensor const& device_of) {
   return empty_strided<1>({bytes}, {1}, aoti_torch_dtype_uint8(), device_of);
 }
