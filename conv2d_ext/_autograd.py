@@ -55,7 +55,7 @@ def recorded(a: Tensor, b: Tensor, c: Tensor | None = None) -> bool:
 
 
 def like_torch(error: RuntimeError) -> RuntimeError:
-    """What torch would raise: a GPU out of memory has a type of its own, lost between torch's C interface and the ops."""
+    """What torch would raise: no memory left on a GPU has a type of its own, which C interfaces do not pass on."""
     lost = type(error) is RuntimeError and "CUDA out of memory" in str(error)
     return torch.OutOfMemoryError(*error.args) if lost else error
 
