@@ -32,8 +32,8 @@ _conv2d_op = torch.ops.conv2d_ext.conv2d.default
 _fprop_op = torch.ops.conv2d_ext.fprop.default
 _dgrad_op = torch.ops.conv2d_ext.dgrad.default
 _wgrad_op = torch.ops.conv2d_ext.wgrad.default
-_plain_fprop_op = torch.ops.conv2d_ext.plain_fprop.default._op  # without the hop through OpOverload.__call__
-_plain_backward_op = torch.ops.conv2d_ext.plain_backward.default._op
+_plain_fprop_op = torch.ops.conv2d_ext.plain_fprop.default
+_plain_backward_op = torch.ops.conv2d_ext.plain_backward.default
 
 _is_compiling = torch.compiler.is_compiling
 _traced_by_dynamo = torch.compiler.is_dynamo_compiling
@@ -71,6 +71,14 @@ def call(op: Any, *args: Any) -> Tensor:
             if args[-2] or args[-1] != -1:
                 return op(*args[:-2], allow_tf32=args[-2], row=args[-1])
             return op(*args[:-2])
+    except RuntimeError as error:
+        raise like_torch(error) from None
+
+
+def _plainly(op: Any, *args: Any) -> Any:
+    """An op of plain tensors, without the hop through OpOverload.__call__."""
+    try:
+        return op._op(*args)
     except RuntimeError as error:
         raise like_torch(error) from None
 
@@ -250,7 +258,7 @@ def plain_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, window: int
     """fprop of tensors that are plain()."""
     if _grad_enabled() and (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
         return _apply_plain(_unwrap(input), _unwrap(weight), bias, window, groups_and_tf32)
-    return _plain_fprop_op(input, weight, bias, window, groups_and_tf32)
+    return _plainly(_plain_fprop_op, input, weight, bias, window, groups_and_tf32)
 
 
 class Plain(Function):
@@ -268,7 +276,7 @@ class Plain(Function):
         else:
             ctx.save_for_backward(input if need_weight else None, weight if need_input else None)
             ctx.facts = (*input.shape, *weight.shape, *weight.stride()), window, groups_and_tf32
-        return _plain_fprop_op(input, weight, bias, window, groups_and_tf32)
+        return _plainly(_plain_fprop_op, input, weight, bias, window, groups_and_tf32)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -276,8 +284,9 @@ class Plain(Function):
             return None, None, None, None, None
         input, weight = ctx.saved_tensors
         fast = not _grad_enabled() and plain(grad_output, input, weight)
-        op: Any = _plain_backward_op if fast else plain_backward_of_all
-        return *op(grad_output, input, weight, *ctx.facts, ctx.need_bias), None, None
+        args = (grad_output, input, weight, *ctx.facts, ctx.need_bias)
+        gradients = _plainly(_plain_backward_op, *args) if fast else plain_backward_of_all(*args)
+        return *gradients, None, None
 
 
 _apply_plain = super(Function, Plain).apply  # see _apply
