@@ -314,6 +314,8 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_planes_stretches_stride2", 5, 2, 28, 28, 2, 7, 7, (2, 2), (3, 3), groups=2, bias=False),
     Case("depthwise_planes_of_64", 5, 4, 64, 61, 4, 3, 3, (2, 2), (1, 1), groups=4),
     Case("depthwise_planes_of_one_column", 37, 16, 9, 1, 16, 3, 3, padding=(1, 1), groups=16),
+    Case("depthwise_planes_steps", 3, 8, 40, 57, 8, 7, 7, padding=(3, 3), groups=8),
+    Case("depthwise_planes_steps_stride2", 2, 8, 58, 100, 8, 5, 5, (2, 2), (2, 1), groups=8),
     Case("depthwise_planes_5x5_stride2", 6, 8, 14, 13, 8, 5, 5, (2, 2), (2, 1), groups=8, edge=True),
     # depthwise, few outputs: a thread for some of them
     Case("depthwise_few", 1, 37, 7, 6, 37, 3, 3, padding=(1, 1), groups=37, edge=True),

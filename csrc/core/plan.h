@@ -129,6 +129,12 @@ constexpr Packing packing(Row const& row, Problem const& p) {
   return which;
 }
 
+// wgrad with stride 2 that cuda/stream_sums.cuh computes: its estimate is as measured.
+constexpr bool is_strided_sums(Row const& row, Problem const& p) {
+  return row.family == Family::stream && row.op == Op::wgrad && row.tile_k == 2 && p.dtype != DType::f32 &&
+         stream_tile(row, row.op, p, h200_sxm).sums.blocks > 0;
+}
+
 // Depthwise rows, as measured beside each other: what their own estimates, which are of large layers, leave out.
 constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estimate e) {
   bool const f32 = row.dtype == DType::f32, sums = row.op == Op::wgrad;
@@ -138,7 +144,7 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   int64_t const from_n = row.op == Op::dgrad ? p.y.n : p.x.n;
   if (stream && !sums && !f32 && p.stride_w == 1 && from_n % 2 != 0) e.ns *= p.W > 128 ? 2.2 : 1.25;
   if (stream && !sums && f32 && row.tile_m == 7 && p.stride_w == 1 && p.P() > 1 && from_n % 4 != 0) e.ns *= 2.5;
-  if (is_nhwc(row.variant) || is_small_stream(row, p)) return e;
+  if (is_nhwc(row.variant) || is_small_stream(row, p) || is_strided_sums(row, p)) return e;
   bool const odd = p.W % 2 != 0 || p.Q() % 2 != 0, smaller = p.R != row.tile_m || p.S != row.tile_m;
   if (stream && f32 && (!sums || row.tile_m > 3)) e.ns *= 1.25;
   // Beside what comes straight from L1 (few.h): filters smaller than the row's, odd rows, few outputs.

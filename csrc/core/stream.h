@@ -84,6 +84,20 @@ struct PlanesTile {
 
 inline constexpr int kPlanesWarps = 8, kPlanesBegin = 256;
 
+// wgrad over whole planes: cuda/stream_sums.cuh. Products of 16 rows of x and 8 of y, over 16 columns of x.
+struct SumsTile {
+  int rows = 1;        // of y, in a product
+  int blocks = 0;      // products one below the other; 0: stream_sums.cuh is not used
+  int first = 0;       // row of x in the first one
+  int x0 = 0, y0 = 0;  // the first column of x, and that of y which it meets by the filter's middle
+  int steps = 1;       // of 16 columns
+  int twice = 0;       // a step has 8 columns of two images
+  int zeros = 64;      // bytes of what stands for a row outside
+};
+
+// Blocks of an SM, as the registers allow.
+constexpr int sums_blocks(int R) { return R == 7 ? 2 : 3; }
+
 // Blocks of an SM, as the registers allow.
 constexpr int planes_blocks(int R, int stride) { return R == 7 || (R == 5 && stride == 2) ? 2 : 3; }
 
@@ -100,6 +114,7 @@ struct StreamTile {
   int rows = 1;                             // of outputs, in a stretch that a warp walks down
   int64_t pieces = 1, stretches = 1, groups = 1;
   PlanesTile planes;  // small images
+  SumsTile sums;      // wgrad of them
   RingTile ring;      // fprop and dgrad
 
   constexpr int64_t walks() const { return pieces * stretches * groups; }  // of a channel
@@ -193,8 +208,9 @@ constexpr void set_ring(StreamTile& t, Row const& row, Op op, Problem const& p, 
   t.ring.odd = odd;
 }
 
-// A tile of cuda/stream_planes.cuh changes `t` where it takes the problem. As measured, it beats other walks on images
-// of up to 32 columns, of which two blocks or more of an SM have enough in shared memory for a warp's units.
+// A tile of cuda/stream_planes.cuh changes `t` where it takes the problem, but for wgrad with stride 2. As measured, it
+// beats other walks on images of up to 32 columns (3x3 with stride 2: 56), of which two blocks or more of an SM have
+// enough in shared memory for a warp's units.
 constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p, Device const& d) {
   bool const backward = op == Op::dgrad, spread = backward && row.tile_k == 2, sums = op == Op::wgrad;
   int const step = spread ? 1 : row.tile_k, columns = kStreamColumns * (spread ? 2 : 1);
@@ -202,13 +218,16 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   Strides const& out = backward ? p.x : p.y;
   int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
   if (p.N < 4 && !sums) return;
-  if (t.in_H > 32 || t.in_W > 32 || t.out_H > 32 || t.out_W > 32) return;
+  int const most = row.tile_k == 2 && row.tile_m == 3 ? 56 : 32;
+  if (t.in_H > most || t.in_W > most || t.out_H > most || t.out_W > most) return;
   if (!whole_planes(in, align, t.in_H, t.in_W, 2) || !whole_planes(out, out_align, t.out_H, t.out_W, 2)) return;
   int const area = t.in_H * t.in_W, out_area = t.out_H * t.out_W;
   int const blocks = int(ceil_div(t.out_W, columns)), half = 8 / blocks;
   bool const odd = t.in_W % 2 != 0 || (sums && t.out_W % 2 != 0);
   // Instructions of a warp for a row of inputs.
-  double const row_steps = (spread ? 45.0 + 6 * row.tile_m : (step == 2 ? sums ? 45.0 : 30.0 : 22.0) + 5 * row.tile_m) +
+  double const row_steps = (spread      ? 45.0 + 6 * row.tile_m
+                            : step == 2 ? 24.0 + 4 * row.tile_m
+                                        : 22.0 + 5 * row.tile_m) +
                            (odd ? 14 * step : 0);
   // Units that are read together are in different banks.
   auto pitch = [&](int bytes, int unit) {
@@ -227,8 +246,8 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
     q.stages = int(min64(sums ? 2 : 3, stages));
     q.shared_bytes = rest + int64_t(q.stages) * q.stage_bytes;
     if (sums)
-      q.shared_bytes = max64(q.shared_bytes, kPlanesBegin + int64_t(kPlanesWarps) * row.tile_m * 16 * row.tile_k *
-                                                                (kStreamColumns + 1) * 4);
+      q.shared_bytes =
+          max64(q.shared_bytes, kPlanesBegin + int64_t(kPlanesWarps) * row.tile_m * 16 * (kStreamColumns + 1) * 4);
     if (stages < 2) return;
     q.used = true, q.together = together;
     int64_t const rows = ceil_div(t.out_H, kPlanesWarps / channels), items = p.C / channels * ceil_div(p.N, images);
@@ -255,6 +274,56 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   t.rows = int(ceil_div(t.out_H, t.stretches));
 }
 
+// The same for wgrad by cuda/stream_sums.cuh, as measured: with stride 2 up to 128 columns, of larger images with
+// stride 1 rows that begin anywhere, and 7x7.
+constexpr void set_sums(StreamTile& t, Row const& row, Problem const& p, Device const& d) {
+  int const size = row.tile_m, stride = row.tile_k, half = size / 2, most = stride == 1 ? 64 : 128;
+  if (t.in_H > most || t.in_W > most || t.out_H > most || t.out_W > most) return;
+  // Rows of which eight lie in the same banks are slower; of 7x7 with stride 2 there is no other row.
+  if (t.in_W % 32 == 0 && (size < 7 || stride == 1)) return;
+  if (!whole_planes(p.x, p.x_align, t.in_H, t.in_W, 2) || !whole_planes(p.y, p.y_align, t.out_H, t.out_W, 2)) return;
+  SumsTile s;
+  // The middle of the filter and column x0 meet a column of y, with stride 1 one that begins a word.
+  s.x0 = (t.pad_w + half) % 2 != 0 ? -1 : 0;
+  bool const odd = t.in_W % 2 != 0 || s.x0 != 0 || (stride == 1 && t.out_W % 2 != 0);
+  if (stride == 1 && (max64(max64(t.in_H, t.in_W), max64(t.out_H, t.out_W)) <= 32 || (!odd && size < 7))) return;
+  s.twice = t.in_W - s.x0 <= 8, s.steps = s.twice ? 1 : int(ceil_div(t.in_W - s.x0, 16));
+  // Between the first and the last step all columns that meet exist: these two have 8 of the image at least.
+  if (s.steps > 2) s.x0 -= (16 * s.steps - (t.in_W - s.x0)) / 4 * 2;
+  s.y0 = (s.x0 + t.pad_w - half) / stride, s.zeros = 32 * s.steps + 32;
+  if (t.in_H <= 16 && t.out_H <= 8) {
+    s.rows = t.out_H, s.blocks = 1;
+  } else {
+    s.first = -t.pad_h, s.rows = (16 - size) / stride + 1;
+    s.blocks = int(ceil_div(t.out_H, s.rows < 8 ? s.rows : 8)), s.rows = int(ceil_div(t.out_H, s.blocks));
+  }
+  int const area = t.in_H * t.in_W, out_area = t.out_H * t.out_W;
+  double const step = 24.0 + 3 * size + (odd ? 16 : 0);
+  for (int channels = 1; channels <= kPlanesWarps; channels *= 2) {
+    // A run of a block's planes is a multiple of 16 bytes.
+    if (channels * area % 8 != 0 || channels * out_area % 8 != 0 || p.C % channels != 0) continue;
+    PlanesTile q;
+    q.channels = channels, q.odd = odd, q.together = sums_blocks(size);
+    q.in_bytes = channels * area * 2, q.y_bytes = channels * out_area * 2;
+    int64_t const rest = kPlanesBegin + s.zeros, room = 227 * 1024 / q.together - 1024 - rest;
+    // Stages of some 20 KB, of whole pairs of images.
+    int const each = 1 + s.twice, images = int(max64(1, 20480 / (q.in_bytes + q.y_bytes) / each) * each);
+    int const all = int(min64(min64(images, 32), p.N));
+    q.stage_bytes = int(ceil_div(all * (q.in_bytes + q.y_bytes) + 96, 128) * 128);
+    q.stages = int(min64(4, room / q.stage_bytes));
+    q.shared_bytes = max64(rest + int64_t(q.stages) * q.stage_bytes,
+                           kPlanesBegin + int64_t(kPlanesWarps) * size * 16 * (kStreamColumns + 1) * 4);
+    if (q.stages < 2) continue;
+    q.used = true;
+    double const tasks = double(p.N) * double(p.C) * s.blocks / (1 + s.twice);
+    q.warps_ns = tasks * (32 + s.steps * step) / (4 * 1.755 * 0.6 * d.sm_count);
+    t.planes = q, t.images = all, t.sums = s;
+  }
+  if (!t.planes.used) return;
+  t.pieces = t.stretches = 1, t.blocks = t.span = int(ceil_div(t.out_W, kStreamColumns));
+  t.groups = ceil_div(p.N, t.images), t.rows = t.out_H;
+}
+
 constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device const& d) {
   StreamTile t;
   bool const backward = op == Op::dgrad;
@@ -269,7 +338,8 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
   Strides const& in = backward ? p.y : p.x;
   Strides const& out = backward ? p.x : p.y;
   int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
-  set_planes(t, row, op, p, d);
+  if (op == Op::wgrad) set_sums(t, row, p, d);
+  if (!t.planes.used && (op != Op::wgrad || stride == 1)) set_planes(t, row, op, p, d);
   if (t.planes.used) return t;
   // A unit's 16 * stride inputs begin on a multiple of a copy; the taps of its last output end with the last.
   for (int width = 4;; width /= 2) {
@@ -522,8 +592,9 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
     return best;
   };
   // Of planes: what the copies or the warps take, whichever is more.
-  auto with_planes = [&](PlanesTile const& q, int images) {
-    double const copies_ns = memory_ns * (sums ? 1.25 : 1.15), most = copies_ns > q.warps_ns ? copies_ns : q.warps_ns;
+  auto with_planes = [&](PlanesTile const& q, int images, bool stream_sums = false) {
+    double const copies_ns = memory_ns * (sums ? 1.25 : 1.15);
+    double const most = stream_sums ? memory_ns + 0.4 * q.warps_ns : copies_ns > q.warps_ns ? copies_ns : q.warps_ns;
     if (!sums) return Estimate{7000 + most, 1};
     // A block's first copies and its sums take the time of an item and a half.
     int64_t const slots = int64_t(q.together) * d.sm_count, units = p.C / q.channels, groups = ceil_div(p.N, images);
@@ -560,7 +631,7 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
   }
   StreamTile const t = stream_tile(row, op, p, d);
   bool const spread = op == Op::dgrad && row.tile_k == 2;
-  if (t.planes.used) return with_planes(t.planes, t.images);
+  if (t.planes.used) return with_planes(t.planes, t.images, t.sums.blocks > 0);
   double const rows = spread ? t.rows / 2.0 + row.tile_m / 2 + 10 : double(t.rows - 1) * row.tile_k + row.tile_m + 10;
   double const steps = double(t.walks()) * t.ring.warps * double(p.C) * rows;
   double const copies = t.ring.used    ? (!t.ring.odd ? 1.2

@@ -10,8 +10,14 @@
 
 #include "stream_planes.cuh"
 #include "stream_ring.cuh"
+#include "stream_sums.cuh"
 
 namespace conv2d_ext::stream {
+
+// With stride 2 eight units are 32 bytes apart, which would be twice the same banks: those of every other 128 bytes
+// have the halves of their 32 bytes exchanged, or, of up to four units a row, images lie an odd number of 16 bytes
+// apart.
+__device__ inline int swizzled(int offset, int swizzle) { return offset ^ (offset >> 3 & swizzle); }
 
 // A warp's copies of rows of a tensor to its ring, `passes` a lane and row, of `width` elements.
 template <class T, int width, int passes>
@@ -25,7 +31,7 @@ struct Copies {
 
   // `column`: the first that is copied, `place` elements into a segment of `pitch`; `count` copies of each image.
   __device__ Copies(Source const& s, Walk const& at, int64_t N, int row, int column, int place, int count, int images,
-                    int pitch, uint32_t ring)
+                    int pitch, uint32_t ring, int swizzle = 0)
       : row_bytes(s.h * int64_t(sizeof(T))) {
 #pragma unroll
     for (int i = 0; i < passes; ++i) {
@@ -33,7 +39,7 @@ struct Copies {
       exists[i] = image < images && at.n0 + image < N && unsigned(column + x) < unsigned(s.W);
       T const* const first = static_cast<T const*>(s.data) + at.n0 * s.n + at.c * s.c + row * s.h + column;
       from[i] = reinterpret_cast<char const*>(first + (exists[i] ? image * s.n + x : 0));
-      to[i] = ring + (image * pitch + place + x) * int(sizeof(T));
+      to[i] = ring + swizzled((image * pitch + place + x) * int(sizeof(T)), swizzle);
     }
   }
 
@@ -103,8 +109,8 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, wi
   int const base = at.q0 * stride - p.pad_w - p.shift, first = p.pieces == 1 ? p.first : base;
   int const h0 = at.p0 * stride - p.pad_h;
   Within const within(h0, p.in.H, (at.rows - 1) * stride + R);
-  Copies<T, width, passes> copies(p.in, at, p.N, h0, first, first - base, p.copies, p.images,
-                                  (p.span + 1) * kStreamColumns * stride, begin);
+  Copies<T, width, passes> copies(p.in, at, p.N, h0, first, first - base, p.copies, p.images, p.pitch * kStreamColumns,
+                                  begin, p.swizzle);
   auto copy = [&](int slot_of, int step) {
     copies.row(slot_of * slot, within(step));
     ptx::cp_async_commit_group();
@@ -118,15 +124,19 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, wi
   Outputs<T, true> out0(p, at, g, t), out1(p, at, g + 8, t);
   // ldmatrix takes rows 0 to 7 and 8 to 15 of the units' first 8 inputs, then of the next.
   Unit const mine(p, lane % 16);
-  uint32_t const rows = begin + ((mine.image * (p.span + 1) + mine.place) * stride + lane / 16) * 16;
+  auto rows_of = [&](int k) {
+    return begin + swizzled((mine.image * p.pitch + mine.place * stride + lane / 16 + 2 * k) * 16, p.swizzle);
+  };
+  // A unit's inputs are 24 with stride 2, of which 16 and 8 are multiplied.
+  uint32_t const rows = rows_of(0), rest = stride == 2 ? rows_of(1) : 0;
 
   float acc[A][4];  // of the row of outputs so many rows above the walk's
   auto multiply = [&](int step, int at_slot, int ahead) {
     ptx::cp_async_wait_group<slots - 2>();
     __syncwarp();
-    uint32_t a[stride][4];
-#pragma unroll
-    for (int k = 0; k < stride; ++k) ptx::ldmatrix_x4(a[k], rows + at_slot * slot + k * 32);
+    uint32_t a[4], a_rest[2];
+    ptx::ldmatrix_x4(a, rows + at_slot * slot);
+    if (stride == 2) ptx::ldmatrix_x2(a_rest, rest + at_slot * slot);
     copy((at_slot + slots - 1) % slots, ahead);
     int const odd = step % stride;
     if (odd == 0) {
@@ -139,11 +149,10 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, wi
     }
 #pragma unroll
     for (int j = 0; j < A; ++j)
-      if (stride * j + odd < R)
-#pragma unroll
-        for (int k = 0; k < stride; ++k)
-          ptx::mma_m16n8k16<T>(acc[j], a[k][0], a[k][1], a[k][2], a[k][3], band[stride * j + odd][k][0],
-                               band[stride * j + odd][k][1]);
+      if (int const r = stride * j + odd; r < R) {
+        ptx::mma_m16n8k16<T>(acc[j], a[0], a[1], a[2], a[3], band[r][0][0], band[r][0][1]);
+        if (stride == 2) ptx::mma_m16n8k8<T>(acc[j], a_rest[0], a_rest[1], band[r][stride - 1][0]);
+      }
   };
 #pragma unroll
   for (int step = 0; step < R - 1; ++step) multiply(step, step % slots, step + slots - 1);
@@ -374,8 +383,16 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                                                          : gather_planes<T, R, stride, false, stride == 1>,
                           blocks);
     } else {
-      cudaError_t const error =
-          start_planes(odd ? wgrad_planes<T, R, stride, true> : wgrad_planes<T, R, stride, false>, units * p.splits);
+      p.sums = t.sums;
+      auto start_sums = [&]() {
+        if (t.sums.blocks > 0)
+          return start_planes(odd ? sum_planes<T, R, stride, true> : sum_planes<T, R, stride, false>, units * p.splits);
+        if constexpr (stride == 1)
+          return start_planes(odd ? wgrad_planes<T, R, true> : wgrad_planes<T, R, false>, units * p.splits);
+        else
+          return cudaErrorInvalidValue;
+      };
+      cudaError_t const error = start_sums();
       if (error != cudaSuccess || p.splits == 1) return error;
       return depthwise::launch_sum<T>(problem, plan, args, stream, true);
     }
@@ -393,6 +410,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                           p, 2, walks, t.ring, stream);
     }
   }
+  bool const apart = stride == 2 && t.span <= 4 && t.images * (2 * t.span + 3) <= 32 * stride;
+  p.pitch = apart ? 2 * t.span + 3 : (t.span + 1) * stride, p.swizzle = stride == 2 && !apart ? 16 : 0;
   int const passes = int(ceil_div(t.images * t.copies, 32));
   if constexpr (spreads) {
     auto start_spread = [&](auto* kernel) {

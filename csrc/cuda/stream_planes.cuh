@@ -215,11 +215,11 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
   uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes + mine.channel * p.out_H * out_row_bytes;
   PlaneOutputs<T, 1, words> const out0(p, g, kStreamColumns, outputs), out1(p, g + 8, kStreamColumns, outputs);
   auto inputs_of = [&](int images) {
-    return PlanePairs<2 * stride, odd>(p, p.in, images, -p.pad_w - p.shift, kStreamColumns * stride, planes,
+    return PlanePairs<1 + stride, odd>(p, p.in, images, -p.pad_w - p.shift, kStreamColumns * stride, planes,
                                        p.image_bytes);
   };
   int present = p.images;
-  PlanePairs<2 * stride, odd> inputs = inputs_of(present);
+  PlanePairs<1 + stride, odd> inputs = inputs_of(present);
   uint32_t band[R][stride][2];
   float bias = 0;
   uint32_t spoilt = 0;
@@ -244,18 +244,16 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
 #pragma unroll
               for (int e = 0; e < 4; ++e) acc[i / stride][e] = 0;
             if (unsigned(h0 + step) < unsigned(p.in.H)) {
-              uint32_t a[stride][4];
+              uint32_t a[2 + 2 * stride];  // with stride 2 of 24 columns
 #pragma unroll
-              for (int k = 0; k < stride; ++k)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) a[k][j] = inputs.load(row, 2 * k + j / 2, j % 2);
+              for (int j = 0; j < 2 + 2 * stride; ++j) a[j] = inputs.load(row, j / 2, j % 2);
 #pragma unroll
               for (int j = 0; j < A; ++j)
-                if (stride * j + odd_row < R)
-#pragma unroll
-                  for (int k = 0; k < stride; ++k)
-                    ptx::mma_m16n8k16<T>(acc[(i / stride - j + A) % A], a[k][0], a[k][1], a[k][2], a[k][3],
-                                         band[stride * j + odd_row][k][0], band[stride * j + odd_row][k][1]);
+                if (int const r = stride * j + odd_row; r < R) {
+                  float (&sum)[4] = acc[(i / stride - j + A) % A];
+                  ptx::mma_m16n8k16<T>(sum, a[0], a[1], a[2], a[3], band[r][0][0], band[r][0][1]);
+                  if constexpr (stride == 2) ptx::mma_m16n8k8<T>(sum, a[4], a[5], band[r][1][0]);
+                }
             }
             if (odd_row != 0 || step < R - 1) continue;
             float const(&sum)[4] = acc[(i / stride + 1) % A];
@@ -336,12 +334,11 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
   if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { spread_again<T>(p, task); });
 }
 
-// A block sums over its share of the groups of images. movmatrix transposes the units' rows, so that mma sums over
-// them.
-template <class T, int R, int stride, bool odd>
-__global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
+// wgrad with stride 1 (others: stream_sums.cuh). A block sums over its share of the groups of images. movmatrix
+// transposes the units' rows, so that mma sums over them.
+template <class T, int R, bool odd>
+__global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 1))
     wgrad_planes(__grid_constant__ Params const p) {
-  constexpr int A = live(R, stride), turn = A * stride;
   extern __shared__ __align__(16) unsigned char shared[];
   ptx::griddepcontrol_launch_dependents();
   int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = planes_warp();
@@ -354,14 +351,13 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
   uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
   uint32_t const planes_y = planes_stages() + p.images * p.image_bytes + mine.channel * p.y.H * row_bytes_y;
   auto inputs_of = [&](int images) {
-    return PlanePairs<2 * stride, odd>(p, p.in, images, -p.pad_w - p.shift, kStreamColumns * stride, planes,
-                                       p.image_bytes);
+    return PlanePairs<2, odd>(p, p.in, images, -p.pad_w - p.shift, kStreamColumns, planes, p.image_bytes);
   };
   auto gradients_of = [&](int images) {
     return PlanePairs<1, odd>(p, p.y, images, 0, kStreamColumns, planes_y, p.image_bytes_y);
   };
   int present = p.images;
-  PlanePairs<2 * stride, odd> inputs = inputs_of(present);
+  PlanePairs<2, odd> inputs = inputs_of(present);
   PlanePairs<1, odd> gradients = gradients_of(present);
   make_planes_barriers(p.stages);
   PlanesItem at(p, unit * p.groups + begin), ahead = at;
@@ -373,42 +369,34 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
 #pragma unroll 1
     for (uint32_t i = begin; i < end && i < begin + p.stages; ++i) fill(int(i - begin));
 
-  float acc[R][stride][4] = {};
+  float acc[R][4] = {};
   int stage = 0, parity = 0;
 #pragma unroll 1
   for (uint32_t item = begin; item < end; ++item, at.next(p)) {
     if (int const images = at.images(p); images != present)
       present = images, inputs = inputs_of(present), gradients = gradients_of(present);
-    int const h0 = mine.p0 * stride - p.pad_h, steps = mine.rows > 0 ? (mine.rows - 1) * stride + R : 0;
+    int const h0 = mine.p0 - p.pad_h, steps = mine.rows > 0 ? mine.rows - 1 + R : 0;
     uint32_t row = stage * p.stage_bytes + h0 * int(row_bytes);
     uint32_t row_y = stage * p.stage_bytes + mine.p0 * row_bytes_y;
-    uint32_t y[A][2] = {};
+    uint32_t y[R][2] = {};
     ptx::mbarrier_wait(planes_barrier(stage), parity);
 #pragma unroll 1
-    for (int first = 0; first < steps; first += turn) {
+    for (int first = 0; first < steps; first += R) {
 #pragma unroll
-      for (int i = 0; i < turn; ++i, row += row_bytes) {
+      for (int i = 0; i < R; ++i, row += row_bytes) {
         int const step = first + i;
         if (step >= steps) break;
-        if (i % stride == 0) {
-          bool const exists = step < mine.rows * stride;
+        bool const exists = step < mine.rows;
 #pragma unroll
-          for (int j = 0; j < 2; ++j) y[i / stride][j] = exists ? ptx::movmatrix_trans(gradients.load(row_y, 0, j)) : 0;
-          row_y += row_bytes_y;
-        }
+        for (int j = 0; j < 2; ++j) y[i][j] = exists ? ptx::movmatrix_trans(gradients.load(row_y, 0, j)) : 0;
+        row_y += row_bytes_y;
         if (unsigned(h0 + step) >= unsigned(p.in.H)) continue;
-        uint32_t x[stride][4];
+        uint32_t x[4];
 #pragma unroll
-        for (int k = 0; k < stride; ++k)
+        for (int j = 0; j < 4; ++j) x[j] = ptx::movmatrix_trans(inputs.load(row, j % 2, j / 2));
 #pragma unroll
-          for (int j = 0; j < 4; ++j) x[k][j] = ptx::movmatrix_trans(inputs.load(row, 2 * k + j % 2, j / 2));
-#pragma unroll
-        for (int j = 0; j < A; ++j)
-          if (stride * j + i % stride < R)
-#pragma unroll
-            for (int k = 0; k < stride; ++k)
-              ptx::mma_m16n8k16<T>(acc[stride * j + i % stride][k], x[k][0], x[k][1], x[k][2], x[k][3],
-                                   y[(i / stride - j + A) % A][0], y[(i / stride - j + A) % A][1]);
+        for (int j = 0; j < R; ++j)
+          ptx::mma_m16n8k16<T>(acc[j], x[0], x[1], x[2], x[3], y[(i - j + R) % R][0], y[(i - j + R) % R][1]);
       }
     }
     __syncthreads();  // the stage has been read
@@ -416,14 +404,12 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
     if (++stage == p.stages) stage = 0, parity ^= 1;
   }
 
-  float (*const sums)[R][16 * stride][kStreamColumns + 1] =
-      reinterpret_cast<float (*)[R][16 * stride][kStreamColumns + 1]>(shared + kPlanesBegin);
+  float (*const sums)[R][16][kStreamColumns + 1] =
+      reinterpret_cast<float (*)[R][16][kStreamColumns + 1]>(shared + kPlanesBegin);
 #pragma unroll
   for (int r = 0; r < R; ++r)
 #pragma unroll
-    for (int k = 0; k < stride; ++k)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums[warp][r][16 * k + g + j / 2 * 8][2 * t + j % 2] = acc[r][k][j];
+    for (int j = 0; j < 4; ++j) sums[warp][r][g + j / 2 * 8][2 * t + j % 2] = acc[r][j];
   __syncthreads();
   int const taps = p.R * p.S;
   auto store = [&](int which, int tap, float sum) {
@@ -437,7 +423,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
 #pragma unroll 1
     for (int other = which; other < kPlanesWarps; other += p.channels)
 #pragma unroll
-      for (int j = 0; j < kStreamColumns; ++j) sum += sums[other][tap / p.S][tap % p.S + p.shift + j * stride][j];
+      for (int j = 0; j < kStreamColumns; ++j) sum += sums[other][tap / p.S][tap % p.S + p.shift + j][j];
     nan = nan || sum != sum;
     store(which, tap, sum);
   }
@@ -445,7 +431,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
 #pragma unroll 1
   for (int i = warp; i < p.channels * taps; i += kPlanesWarps) {
     int const which = i / taps, tap = i - which * taps;
-    float const sum = exact_sum<T, stride>(p, c0 + which, begin * p.stretches, end * p.stretches, tap / p.S, tap % p.S);
+    float const sum = exact_sum<T, 1>(p, c0 + which, begin * p.stretches, end * p.stretches, tap / p.S, tap % p.S);
     if (lane == 0) store(which, tap, sum);
   }
 }

@@ -26,13 +26,15 @@ struct Params {
   int64_t N;
   int C, R, S, out_H, out_W, pad_h, pad_w, pad_left, origin, shift, splits;  // pad_left: dgrad with stride 2
   int span, columns, images, half, first, copies, copies_y, rows;            // columns: of a piece
-  int of_span;                                                               // units to images, for eight units
-  uint32_t pieces, stretches, walks;                                         // walks: of a channel
-  int warps, stages, team_bytes, out_bytes;                                  // stream_ring.cuh
-  uint32_t row_bytes;                                                        // of outputs
+  int pitch, swizzle;                        // stream.cuh's gather: 16 bytes from an image's row to the next one's
+  int of_span;                               // units to images, for eight units
+  uint32_t pieces, stretches, walks;         // walks: of a channel
+  int warps, stages, team_bytes, out_bytes;  // stream_ring.cuh
+  uint32_t row_bytes;                        // of outputs
   StreamRing ring;
   int channels, image_bytes, image_bytes_y, stage_bytes;  // stream_planes.cuh
   uint32_t groups, items;
+  SumsTile sums;  // stream_sums.cuh
 };
 
 // i * of_span >> 8 is i / span for i < 8 and span <= 8.
