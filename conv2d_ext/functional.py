@@ -122,20 +122,9 @@ def conv2d(
         )
     plain = weight is not None and _plain(input, weight, bias)
     if plain:
-        try:
-            known = _known.get((stride, padding, dilation, groups))
-        except TypeError:  # a list
-            known = None
-        # The same objects: True and 1.0 are equal to 1, but wrong.
-        if (
-            known is not None
-            and known[0] is stride
-            and known[1] is padding
-            and known[2] is dilation
-            and known[3] is groups
-            and input.dim() == 4
-        ):
-            return _plain_conv2d(input, weight, bias, known[4])
+        known = _known.get((id(stride), id(padding), id(dilation), id(groups)))
+        if known is not None and input.dim() == 4:
+            return _plain_conv2d(input, weight, bias, known[0])
     if not isinstance(input, Tensor):
         raise TypeError(f"conv2d: input: expected a Tensor, got {type(input).__name__}")
     if not isinstance(weight, Tensor):
@@ -167,9 +156,9 @@ def conv2d(
     return _conv2d(input.unsqueeze(0), weight, bias, stride, padding, dilation, groups).squeeze(0)
 
 
-# Arguments that were read before, as they were given, and what they came to. Integers and tuples of them alone, which
-# stay what they are.
-_known: dict[Any, tuple[Any, ...]] = {}
+# What arguments that were read before came to, and the arguments, so that no other objects get their ids. Integers and
+# tuples of them alone, which stay what they are; equal ones may be something else (True, 1.0).
+_known: dict[tuple[int, ...], tuple[tuple[int, int], tuple[Any, ...]]] = {}
 
 
 def _window(given: tuple[Any, ...], *read: Any) -> tuple[int, int] | None:
@@ -181,7 +170,7 @@ def _window(given: tuple[Any, ...], *read: Any) -> tuple[int, int] | None:
     if window and all(type(v) is int for a in given for v in (a if type(a) is tuple else (a,))):
         if len(_known) >= 1024:
             _known.clear()
-        _known[given] = (*given, window)
+        _known[tuple(map(id, given))] = window, given
     return window
 
 
