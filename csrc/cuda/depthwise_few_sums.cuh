@@ -1,7 +1,7 @@
 // Depthwise wgrad of few pixels in channels_last in one launch: what such a layer takes is the latency of memory and of
-// its code. A block copies all pixels of some channels to shared memory at once, columns as far apart as taps are side by
-// side. A thread adds up a run of taps of one row of a filter over its rows of y, four columns at a time, from a window
-// of inputs in registers; the threads' sums are added in their order.
+// its code. A block copies all pixels of some channels to shared memory at once, columns as far apart as taps are side
+// by side. A thread adds up a run of taps of one row of a filter over its rows of y, four columns at a time, from a
+// window of inputs in registers; the threads' sums are added in their order.
 #pragma once
 
 #include <cooperative_groups.h>
