@@ -309,8 +309,8 @@ __device__ inline uint32_t side_bytes(RunSide const& s, int first, int images, i
 constexpr int kCopyingWarps = 4;
 __device__ inline void expect_runs(uint64_t* full, uint32_t bytes) {
   bool const first = threadIdx.x / 32 % kCopyingWarps == 0;
+  __syncwarp();  // the same of lanes: all have seen the stage empty before it is filled
   if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive_expect_tx(full, first ? bytes : 0);
-  __syncwarp();
 }
 
 // By a warpgroup: the runs of a side's tile. An instruction takes the copies of a warp's lanes one after the other.

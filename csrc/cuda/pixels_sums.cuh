@@ -66,6 +66,7 @@ __device__ inline void copy(Params const& p, uint32_t ring, Barriers& barriers) 
       a.rest(to, p.M), b.rest(to + b_at, p.N);
       ptx::mbarrier_arrive(&barriers.rest);
     }
+    __syncwarp();  // all lanes have seen the stage empty before it is filled, or one might miss two phases
     if (lane == 0) {
       ptx::mbarrier_arrive_expect_tx(full, a.by_engine() + b.by_engine());
       if (a.by_engine() > 0) ptx::cp_async_bulk(to, a.from, a.by_engine(), full);
