@@ -74,7 +74,7 @@ TABLES = (
 )
 KERNELBENCH, NETWORKS = "kernelbench", "networks"
 NAMES = (*(table.name for table in TABLES), KERNELBENCH, NETWORKS)
-NETWORKS_COMMAND = [str(Path("benchmarks") / "networks.py"), "--dtypes", "fp16", "--batches", "32", "--budget", "150"]
+NETWORKS_COMMAND = [str(Path("benchmarks") / "networks.py"), "--dtypes", "fp16", "--batches", "32", "--budget", "300"]
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
