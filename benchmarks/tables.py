@@ -301,6 +301,9 @@ def write(folder: Path, bench: Path, readme: Path) -> None:
         text = between(text, NETWORKS, "\n".join(networks_rows(data, commit)) + "\n")
     elif title in old:
         page.append(f"## {title}\n{old[title]}")
+    known = {"", "KernelBench's problems", "Whole networks", *(table.title for table in TABLES)}
+    # Tables of other commands than today's stay, at the end, until they are taken out by hand.
+    page += [f"## {title}\n{body}" for title, body in old.items() if title not in known]
     bench.write_text("".join(page).rstrip("\n") + "\n")
     readme.write_text(between(text, "speed", "\n".join([*README_HEAD, *rows.values()]) + "\n"))
 

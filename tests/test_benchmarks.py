@@ -532,14 +532,14 @@ def test_tables_are_written_from_results_and_others_kept(tables: Any, tmp_path: 
     (tmp_path / "dense-f16-nhwc.commit").write_text("abc1234\n")
     page_file, readme = tmp_path / "bench.md", tmp_path / "README.md"
     kept = tables.TABLES[1].title
-    page_file.write_text(f"# Benchmark\n\n## {kept}\nold cells\n\n## A table of before\ngone\n")
+    page_file.write_text(f"# Benchmark\n\n## {kept}\nold cells\n\n## A table of before\nits cells\n")
     row = "| bfloat16, dense, channels_last | 1.41 | 1.29 | 1.33 | 99 | 0 | 11-28 05:56, b6d1019 |"
     begin, end = tables.BEGIN.format("speed"), tables.END.format("speed")
     readme.write_text("\n".join(["before", begin, *tables.README_HEAD, row, end, "after", ""]))
     tables.write(tmp_path, page_file, readme)
 
     page = page_file.read_text()
-    assert f"## {kept}\nold cells\n" in page and "A table of before" not in page
+    assert f"## {kept}\nold cells\n" in page and page.endswith("\n## A table of before\nits cells\n")
     command = "python -m conv2d_ext bench --layers dense --dtypes fp16 --layouts nhwc --budget 80"
     assert f"## {tables.TABLES[0].title}\n`{command}`, commit abc1234\n\nthe cells\n" in page
     new = "| float16, dense, channels_last | 1.00 | 4.00 | - | 3 of 4 | 1, least 0.50 | 11-28 05:56, abc1234 |"
