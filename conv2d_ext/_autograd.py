@@ -206,7 +206,7 @@ def packed(stride: Ints, padding: Ints, dilation: Ints, groups: int) -> tuple[in
 
 def _unpacked(window: int, groups_and_tf32: int) -> tuple[Any, ...]:
     """stride, padding, dilation, groups, allow_tf32"""
-    numbers = tuple(window.to_bytes(8, "little"))
+    numbers = tuple([window >> 8 * i & 255 for i in range(8)])  # Dynamo traces no int.to_bytes (compiled autograd)
     return numbers[0:2], numbers[2:6], numbers[6:8], groups_and_tf32 >> 1, bool(groups_and_tf32 & 1)
 
 

@@ -123,7 +123,7 @@ def conv2d(
     plain = weight is not None and _plain(input, weight, bias)
     if plain:
         known = _known.get((id(stride), id(padding), id(dilation), id(groups)))
-        if known is not None and input.dim() == 4:
+        if known is not None and input.dim() == 4 and not (input.is_nested or weight.is_nested):
             return _plain_conv2d(input, weight, bias, known[0])
     if not isinstance(input, Tensor):
         raise TypeError(f"conv2d: input: expected a Tensor, got {type(input).__name__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -359,3 +360,22 @@ def test_the_flop_counter_counts_two_for_each_product_of_each_operator(case: Cas
     assert flops(function, True) == 6 * products
     if case.groups == 1 and len(case.padding) == 2:
         assert flops(torch.nn.functional.conv2d, True) == 6 * products
+
+
+@pytest.mark.parametrize("case", [c for c in FEW if not c.empty], ids=str)
+def test_compiled_autograd_traces_the_backward_of_an_eager_call(case: Case, device: str) -> None:
+    from torch._dynamo import compiled_autograd  # takes seconds
+
+    tensors = [t for t in case.tensors(device) if t is not None]
+
+    def gradients(compiled: bool) -> list[Tensor | None]:
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        y = conv2d_ext.conv2d(leaves[0], leaves[1], *(leaves[2:] or [None]), *case.args)
+        whole = torch.compile(backend="eager", fullgraph=True)
+        with compiled_autograd._enable(whole) if compiled else nullcontext():
+            y.square().sum().backward()
+        return [t.grad for t in leaves]
+
+    for made, eager in zip(gradients(True), gradients(False), strict=True):
+        assert made is not None and eager is not None
+        assert same_bits(made, eager)

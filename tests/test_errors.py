@@ -202,3 +202,12 @@ def test_a_result_that_memory_is_too_small_for_raises_what_torch_raises(grad: bo
         with pytest.raises(kind, match="memory"):
             call(huge, w)
     assert torch.equal(conv2d_ext.conv2d(x, w), torch.ones(1, 4, 1, 1, device=device))
+
+
+def test_a_nested_tensor_is_refused_also_where_the_other_arguments_are_known(device: str) -> None:
+    x, w = torch.ones(2, 4, 8, 8, device=device), torch.ones(4, 4, 3, 3, device=device)
+    nested = torch.nested.nested_tensor([x[0], x[1]])
+    conv2d_ext.conv2d(x, w, None, 1, 1)
+    for tensors, name in (((nested, w), "input"), ((x, nested), "weight")):
+        with pytest.raises(RuntimeError, match=f"conv2d: {name}: expected a strided tensor, got a nested one"):
+            conv2d_ext.conv2d(*tensors, None, 1, 1)
