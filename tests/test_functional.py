@@ -258,7 +258,7 @@ def test_calls_from_several_threads_do_not_disturb_each_other(device: str) -> No
 
 
 def test_what_equals_a_number_that_was_taken_before_is_refused_all_the_same(device: str) -> None:
-    """conv2d remembers the arguments that it has read, by their values."""
+    """conv2d remembers the arguments that it has read."""
     x, w = torch.ones(1, 2, 5, 5, device=device), torch.ones(2, 2, 3, 3, device=device)
     tuples = ((1, 1), (1, 1), (1, 1), 1)
     for good in ((1, 1, 1, 1), tuples):
