@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,11 +50,20 @@ class Explanation:
 
 
 def _size(value: Tensor | Sequence[int], argument: str) -> tuple[int, ...]:
-    size = tuple(value.shape) if isinstance(value, Tensor) else tuple(_integer(v, argument) for v in value)
+    if isinstance(value, Tensor):
+        if value.is_nested or value.layout is not torch.strided:
+            _shapes.fail("explain", argument, "a strided tensor", "a nested one" if value.is_nested else value.layout)
+        size = tuple(value.shape)
+    elif isinstance(value, (tuple, list)):
+        size = tuple(_integer(v, argument) for v in value)
+    else:
+        raise TypeError(f"explain: {argument}: expected a Tensor or its size, got {type(value).__name__}")
     if len(size) == 3 and argument == "input":
         size = (1, *size)
     if len(size) != 4:
         _shapes.fail("explain", argument, "4 dimensions", len(size))
+    if min(size) < 0 or math.prod(size) >= 2**60:
+        _shapes.fail("explain", argument, "sizes of 0 or more, fewer than 2^60 elements", list(size))
     return size
 
 
@@ -102,7 +112,8 @@ def explain(
     """The kernel that conv2d (or its gradients: op="dgrad", "wgrad") would run for these arguments on a CUDA device.
 
     input, weight: tensors on any device, or their sizes: (N, C, H, W) or (C, H, W), and (K, C/groups, R, S)
-    dtype:         that of the tensors, or float32
+    bias:          a tensor or None; only checked
+    dtype:         what all of them are cast to; None: that of the tensors, or float32
     channels_last: the layout of both tensors; None: that of the tensors given, or contiguous
     allow_tf32:    None: torch's flags
     device:        a CUDA device; None: the current one, or an H200 (132 SMs, 9.0) where there is no GPU
@@ -113,26 +124,31 @@ def explain(
     if op not in ("fprop", "dgrad", "wgrad"):
         raise ValueError(f"explain: op: expected 'fprop', 'dgrad' or 'wgrad', got {op!r}")
     x_size, w_size = _size(input, "input"), _size(weight, "weight")
+    if bias is not None and not isinstance(bias, Tensor):
+        raise TypeError(f"explain: bias: expected a Tensor or None, got {type(bias).__name__}")
+    cast = dtype is not None  # else each tensor has its own
     if dtype is None:
         dtype = next((t.dtype for t in (input, weight) if isinstance(t, Tensor)), torch.float32)
     if dtype not in _shapes.DTYPES:
         _shapes.fail("explain", "dtype", "float16, bfloat16, float32 or float64", _shapes.dtype_text(dtype))
 
     def meta(value: Tensor | Sequence[int], size: tuple[int, ...]) -> Tensor:
+        kind = value.dtype if isinstance(value, Tensor) and not cast else dtype
         if channels_last is not None or not isinstance(value, Tensor):
             layout = torch.channels_last if channels_last else torch.contiguous_format
-            return torch.empty(size, dtype=dtype, device="meta", memory_format=layout)
+            return torch.empty(size, dtype=kind, device="meta", memory_format=layout)
         stride = value.stride() if value.dim() == 4 else (value.shape[0] * value.stride(0), *value.stride())
-        return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+        return torch.empty_strided(size, stride, dtype=kind, device="meta")
 
     x, w = meta(input, x_size), meta(weight, w_size)
+    b = None if bias is None else torch.empty(bias.shape, dtype=dtype if cast else bias.dtype, device="meta")
     stride, dilation = _integers(stride, "stride", (2,)), _integers(dilation, "dilation", (2,))
     if isinstance(padding, str):
         padding = _named_padding(padding, w, stride, dilation)
     else:
         padding = _integers(padding, "padding", (2, 4))
     groups = _integer(groups, "groups")
-    _, y_stride = _shapes.fprop(x, w, None, stride, padding, dilation, groups)
+    _, y_stride = _shapes.fprop(x, w, b, stride, padding, dilation, groups)
     if allow_tf32 is None:
         allow_tf32 = tf32_flag()
     allow_tf32 = allow_tf32 and dtype is torch.float32

@@ -1122,6 +1122,38 @@ def test_explain_takes_tensors_and_shapes_alike() -> None:
     assert meta == conv2d_ext.explain(case.input_size, case.weight_size, None, *case.args, dtype=torch.float16)
 
 
+@pytest.mark.parametrize(
+    "change,named",
+    (
+        ({"input": None}, "input"),
+        ({"input": 5}, "input"),
+        ({"input": "image"}, "input"),
+        ({"input": (1, 4, 8)[:2]}, "input"),
+        ({"input": (-1, 4, 8, 8)}, "input"),
+        ({"input": (2**31, 4, 2**20, 2**20)}, "input"),
+        ({"input": torch.ones(1, 4, 8, 8).to_sparse()}, "input"),
+        ({"input": torch.ones(1, 3, 8, 8)}, "weight"),
+        ({"weight": None}, "weight"),
+        ({"weight": (4, 3, 3)}, "weight"),
+        ({"weight": torch.ones(8, 4, 3, 3).half(), "input": torch.ones(1, 4, 8, 8)}, "weight"),
+        ({"bias": torch.ones(3)}, "bias"),
+        ({"bias": torch.ones(8).double()}, "bias"),
+        ({"bias": 8}, "bias"),
+        ({"dtype": torch.int8}, "dtype"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"stride": 0}, "stride"),
+        ({"padding": (1, 1, 1)}, "padding"),
+        ({"groups": 3}, "weight"),
+    ),
+    ids=str,
+)
+def test_explain_refuses_bad_arguments_by_name(change: dict[str, object], named: str) -> None:
+    good = {"input": (1, 4, 8, 8), "weight": (8, 4, 3, 3), "bias": torch.ones(8)}
+    assert conv2d_ext.explain(**good).op == "fprop"  # type: ignore[arg-type]
+    with pytest.raises((RuntimeError, ValueError, TypeError), match=f"(explain|conv2d): {named}: expected .+, got ."):
+        conv2d_ext.explain(**{**good, **change})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("wrong", ("meta", "cpu", torch.device("meta"), "cuda:99", 99, -1, "gpu", ""), ids=repr)
 def test_explain_names_a_device_that_is_not_a_cuda_device(wrong: object) -> None:
     case = BY_NAME["3x3"]
