@@ -83,6 +83,26 @@ def test_explain_of_a_bad_shape_is_one_line_and_not_a_traceback(
     assert word in text and len(text.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ("bench", "demo"))
+@pytest.mark.parametrize("wrong", ("tpu", "meta", "cuda:99", "cuda:x"))
+def test_a_device_that_is_not_there_is_one_line_and_not_a_traceback(
+    name: str, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, "--device", wrong]) == 2
+    text = capsys.readouterr().err
+    assert wrong in text and len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", (("bench", "--json"), ("bench", "--markdown"), ("demo", "--output")), ids=str)
+def test_a_file_that_could_not_be_written_is_refused_before_the_work(
+    arguments: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in (str(tmp_path / "no folder" / "file"), str(tmp_path)):
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, wrong])
+        assert ended.value.code == 2 and wrong in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_check_passes(command: Command, device: str) -> None:
     run = command("check", "--device", device)

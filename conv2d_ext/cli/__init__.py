@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,12 +118,27 @@ def float32_precision(precision: str) -> Iterator[None]:
 
 def pick_device(name: str | None) -> torch.device:
     """The device of that name; by default CUDA where there is one. Raises UsageError if it isn't there."""
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: torch {torch.__version__} sees no CUDA device here")
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device: expected cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here"
+        )
     if device.type == "cuda" and device.index is None:  # torch.cuda.set_device wants a number.
         return torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def output_file(name: str) -> Path:
+    """For argparse: a file to be written later, whose folder is there now."""
+    path = Path(name)
+    if not path.parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"no file can be written to {name!r}")
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +33,7 @@ from conv2d_ext.cli import (
     UsageError,
     float32_precision,
     markdown_table,
+    output_file,
     pick_device,
     progress,
     rich_console,
@@ -769,8 +769,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", metavar="ROW", help="time this row of the table instead of the planner's choice")
     parser.add_argument("--repeats", type=positive, help="replays per contender; default: 5 to 50, about 40 ms")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start no cell after this time")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here (after each layer)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables here as Markdown")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write everything here (after each layer)")
+    parser.add_argument("--markdown", type=output_file, metavar="FILE", help="write the tables here as Markdown")
     parser.add_argument("--device", help="cuda, cuda:1, cpu; default: cuda if there is one")
     parser.add_argument("--small", action="store_true", help="scale the layers down, to try the program itself")
     parser.add_argument("--seed", type=int, default=0, help="of the random data")

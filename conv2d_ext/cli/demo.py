@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import conv2d_ext
-from conv2d_ext.cli import float32_precision, pick_device, require, show_table
+from conv2d_ext.cli import float32_precision, output_file, pick_device, require, show_table
 
 HELP = "filters a photograph and trains a network, beside PyTorch"
 
@@ -35,7 +35,7 @@ ACCURACY_TOLERANCE = 0.02  # Seven of the 360 test digits: rounding in another o
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: cuda if there is one")
     parser.add_argument("--photo", choices=("china", "flower"), default="flower", help="which of scikit-learn's two")
-    parser.add_argument("--output", type=Path, default=Path("conv2d_ext_demo.png"), help="the PNG to write")
+    parser.add_argument("--output", type=output_file, default=Path("conv2d_ext_demo.png"), help="the PNG to write")
     parser.add_argument("--epochs", type=int, default=12)
 
 
