@@ -603,9 +603,7 @@ cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& arg
   }
   if constexpr (op == Op::dgrad && TM == 64 && TN == 64)
     if (p.C <= 32) return launch_lean<op, dtype, TM, 32>(p, plan, args, stream);
-  if constexpr (lean_large(dtype, TM, TN))
-    return launch_lean_lines<op, dtype, TM, TN, kLineBytes>(p, plan, args, stream);
-  if constexpr (op != Op::wgrad && dtype != DType::f32)
+  if constexpr (op != Op::wgrad && dtype != DType::f32 && !lean_large(dtype, TM, TN))
     if (tma_line(op == Op::fprop ? p.C : p.K) == 64)
       return launch_lean_lines<op, dtype, TM, TN, 64>(p, plan, args, stream);
   return launch_lean_lines<op, dtype, TM, TN, kLineBytes>(p, plan, args, stream);
