@@ -385,8 +385,11 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     } else {
       p.sums = t.sums;
       auto start_sums = [&]() {
+        // With stride 1 filters up to 5x5 are there for odd rows alone (set_sums).
+        constexpr bool odd_alone = stride == 1 && R < 7;
         if (t.sums.blocks > 0)
-          return start_planes(odd ? sum_planes<T, R, stride, true> : sum_planes<T, R, stride, false>, units * p.splits);
+          return start_planes(odd ? sum_planes<T, R, stride, true> : sum_planes<T, R, stride, odd_alone>,
+                              units * p.splits);
         if constexpr (stride == 1)
           return start_planes(odd ? wgrad_planes<T, R, true> : wgrad_planes<T, R, false>, units * p.splits);
         else
