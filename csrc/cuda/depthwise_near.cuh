@@ -163,7 +163,9 @@ cudaError_t launch_near(Problem const& problem, NearTile const& t, Arguments con
   p.by_rows = Divisor(uint32_t(p.out_H));
   bool const plain = p.square && problem.dilation_h == 1 && problem.dilation_w == 1;
   return by_filter(problem, [&]<int R, int stride>() {
-    return plain ? start_near<op, T, R, stride, true>(p, t, stream) : start_near<op, T, R, stride, false>(p, t, stream);
+    if constexpr (R > 1)  // a single tap has no dilation
+      if (!plain) return start_near<op, T, R, stride, false>(p, t, stream);
+    return start_near<op, T, R, stride, true>(p, t, stream);
   });
 }
 
