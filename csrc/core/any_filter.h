@@ -66,7 +66,7 @@ constexpr Estimate gather_lines_estimate(Op op, Problem const& p, Device const& 
   return {e.begin_ns + e.issue * overlapped(memory_ns, issue_ns) + e.chain * chain_ns + (launches - 1) * 2700, 1};
 }
 
-// wgrad with this split: fitted to times with the splits that line_estimate() takes.
+// wgrad with this split: fitted to times with the splits that line_split() takes.
 constexpr double line_sums_ns(LineTile const& t, Problem const& p, Device const& d, int split) {
   double const sms = double(d.sm_count), V = t.vector, f64 = p.dtype == DType::f64 ? 2 : 1;
   double const elements =
@@ -145,9 +145,8 @@ constexpr Estimate any_line_estimate(Op op, Problem const& p, Device const& d) {
       p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0 || p.R == 0 || p.S == 0 || p.P() <= 0 || p.Q() <= 0;
   if (empty) return {0, 1};
   if (op != Op::wgrad) return gather_lines_estimate(op, p, d);
-  Estimate e = line_estimate(op, p, d);
-  e.ns = line_sums_ns(line_tile(op, p, d), p, d, e.split_k);
-  return e;
+  int const split = line_split(p, d);
+  return {line_sums_ns(line_tile(op, p, d), p, d, split), split};
 }
 
 }  // namespace conv2d_ext

@@ -140,10 +140,8 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     e.ns += (16000 - e.ns) * 0.35;
   // Strides, as measured (L08, L41, and others of docs/tuning.md).
   if (tf32 && op == Op::fprop && p.stride_w > 1 && p.R * p.S > 1 && p.groups == 1 && row.variant == Variant::im2col &&
-      row.tile_n == 128) {
-    if (row.tile_m == 128 && p.C >= 128) e.ns *= 0.87;
-    if (row.tile_m == 256 && p.K <= 128) e.ns *= 1.1;
-  }
+      row.tile_m == 128 && row.tile_n == 128 && p.C >= 128)
+    e.ns *= 0.87;
   bool const one_tap = op != Op::wgrad && p.R * p.S == 1 && p.groups == 1;
   if (one_tap && !tf32 && row.variant == Variant::im2col) e.ns *= 1.07;
   if (one_tap && p.stride_h * p.stride_w == 1) {
@@ -166,7 +164,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   }
   return e;
 }
-constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int split_k, Device const& d) {
+constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int split_k) {
   if (row.family == Family::tma_strict)
     return row.op == Op::wgrad ? strict_wgrad_workspace_bytes(row, p, split_k)
                                : strict_workspace_bytes(row, row.op, p, split_k);

@@ -94,43 +94,17 @@ constexpr double rows_met(Problem const& p) {
   return met / (double(P) * double(p.R));
 }
 
-// The rates are fitted.
-constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
-  LineTile const t = line_tile(op, p, d);
-  bool const backward = op == Op::dgrad;
+// The split of wgrad; the rates are fitted.
+constexpr int line_split(Problem const& p, Device const& d) {
+  LineTile const t = line_tile(Op::wgrad, p, d);
   double const sms = double(d.sm_count), V = t.vector, f64 = p.dtype == DType::f64 ? 2 : 1;
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   double const memory_ns = elements * size_of(p.dtype) / (3500 * sms / 132);
-  // Instructions of a row of taps: loads, conversions and products of a thread.
-  double const taps_h = backward ? double(ceil_div(p.R, p.stride_h)) : double(p.R),
-               taps_w = backward ? double(ceil_div(p.S, p.stride_w)) : double(p.S);
-  // Of wgrad a thread has a unit of taps.
-  double const columns = op == Op::wgrad && p.S > kLineTaps ? kLineTaps : taps_w;
+  // Of a row of taps a thread has a unit: loads, conversions and products.
+  double const columns = double(min64(p.S, kLineTaps));
   double const loads = t.ratio == 0 ? kLineOutputs * columns : (kLineOutputs - 1) * t.ratio + columns;
   double const products = kLineOutputs * V * f64;
-  double ns = 0;
-  if (op != Op::wgrad) {
-    double const multiplier = backward ? double(p.K_per_group()) : 1;
-    double const load = 6 + V + (!backward && V > 1 ? (t.ratio != 1 ? 5 : 1) : 0);  // fprop's wait longer
-    double const row = multiplier * taps_h * (loads * load + taps_w * (products + 4) + 20) + 2 * products + 40;
-    double const phases = backward ? double(phases_of(p.H, p.stride_h)) * double(phases_of(p.W, p.stride_w)) : 1;
-    double const filters = double(p.R) * double(p.S) * V / t.groups * 25 + 100;  // to shared memory
-    double const warps = double(t.blocks(p.N)) * phases * kLineThreads / 32;
-    double const issue_ns = warps * (row * t.rows + filters) / (4 * sms * 1.755 * 0.5);
-    // Where an SM has little to do, the instructions of a thread follow each other, and so do the loads of the rows of
-    // taps that meet the image.
-    double const met = double(min64(int64_t(taps_h), backward ? p.P() : ceil_div(p.H, p.dilation_h)));
-    double const instructions_ns = (row * t.rows + filters) * 2,
-                 waits_ns = multiplier * met * t.rows * (610 + 20 * loads);
-    double const chain_ns = instructions_ns > waits_ns ? instructions_ns : waits_ns;
-    ns = overlapped(memory_ns, issue_ns);
-    // A launch has so many phases either way.
-    double const launches = backward ? double(ceil_div(phases_of(p.H, p.stride_h), kLinePhases)) *
-                                           double(ceil_div(phases_of(p.W, p.stride_w), kLinePhases))
-                                     : 1;
-    return {(backward ? 0.87 : 1.0) * (8500 + 1.6 * (ns > chain_ns ? ns : chain_ns)) + (launches - 1) * 2700, 1};
-  }
   double const runs = double(p.N) * double(p.P()) * double(t.segments), units = double(t.slices) * t.tap_slices;
   double const group =
       loads * (6 + V) + kLineOutputs * (6 + V) + kLineTaps * products * 1.4 + (p.S > kLineTaps ? 60 : 40);
@@ -145,11 +119,12 @@ constexpr Estimate line_estimate(Op op, Problem const& p, Device const& d) {
     double const resident = blocks / sms > 4 ? 4 : blocks / sms < 1 ? 1 : blocks / sms;  // blocks of an SM
     double const rounds = blocks / sms / resident < 1 ? 1 : blocks / sms / resident;
     double const speed = resident * 8 * mine / (4 * 1.755 * 0.5), chain = mine * 2;
-    ns = rounds * (speed > chain ? speed : chain);
-    ns = begin + scale * overlapped(memory_ns, ns) + (split > 1 ? 2500 + sums * 4 * f64 * double(split) * 2 / 2500 : 0);
+    double const products_ns = rounds * (speed > chain ? speed : chain);
+    double const ns = begin + scale * overlapped(memory_ns, products_ns) +
+                      (split > 1 ? 2500 + sums * 4 * f64 * double(split) * 2 / 2500 : 0);
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
-  return best;
+  return best.split_k;
 }
 
 }  // namespace conv2d_ext

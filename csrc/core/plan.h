@@ -233,13 +233,13 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   if (f32) {
     bool const across = strided && C > line && C % line != 0;
     if (row.op == Op::dgrad) return across && halo ? (is(256, 64) ? 1.3 : is(128, 64) ? 0.86 : 1) : 1;
-    if (across) return is(256, 128) ? 1.22 : is(128, 128) ? 1.12 : is(256, 64) ? (halo ? 0.86 : 0.7) : 1;
+    if (across) return is(128, 128) ? 1.12 : is(256, 64) ? (halo ? 0.86 : 0.7) : 1;
     if (C <= line && is(256, 64) && halo) return !strided ? 1.2 : C >= 24 ? 1.4 : 1;
     return C < line && is(256, 32) ? 1.2 : 1;
   }
   if (row.op == Op::dgrad && strided && is(256, 128) && C > line && C % line != 0) return halo ? 1.22 : 1.15;
   if (!strided && C % line != 0 && C < 96 && is(256, 64) && halo) return 1.15;
-  if (row.op == Op::fprop && !strided && C > line && C % line == 0 && is(128, 128) && !halo) return 1.15;
+  if (row.op == Op::fprop && !strided && C > line && C % line == 0 && is(128, 128)) return 1.15;
   return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
 }
 
@@ -385,7 +385,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       return patch_bytes(row, p) + packed_places(q).bytes +
              (row.family == Family::simt      ? gemm_workspace_bytes(row, op, p, split_k)
               : row.family == Family::grouped ? grouped_workspace_bytes(row, q.problem, split_k)
-                                              : in_place_workspace_bytes(row, q.problem, split_k, d));
+                                              : in_place_workspace_bytes(row, q.problem, split_k));
     }
     case Family::depthwise:
     case Family::band:

@@ -18,8 +18,8 @@ struct ColumnAxis {
     int const t = a + parity() - r;
     return t % stride != 0 ? -1 : t / stride + low();
   }
-  // Is tap r the one with which output a meets its first input?
-  constexpr bool first(int a, int r) const {
+  // Is tap r the one with which an output meets its first input?
+  constexpr bool first(int r) const {
     if (!backward) return r == 0;
     return r + stride >= R;
   }

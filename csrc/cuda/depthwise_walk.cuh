@@ -78,7 +78,7 @@ struct WalkRows {
             if (axis.index(b, s) != j) continue;
 #pragma unroll
             for (int e = 0; e < V; ++e) {
-              float const before = u != 0 || !axis.first(b, s) ? acc[k][b][e]
+              float const before = u != 0 || !axis.first(s) ? acc[k][b][e]
                                    : k + done < slots          ? acc[k + done][b][e]
                                                                : bias[e];
               acc[k][b][e] = fmaf(in[e], filter[tap(k)][s][e], before);
