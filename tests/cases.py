@@ -549,7 +549,6 @@ CASES: tuple[Case, ...] = (
 )
 
 BY_NAME = {case.name: case for case in CASES}
-EDGES = tuple(case for case in CASES if case.edge)
 # For tests whose subject is not the arithmetic: one of each kind.
 FEW = tuple(
     BY_NAME[name]
