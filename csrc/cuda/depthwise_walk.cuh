@@ -79,8 +79,8 @@ struct WalkRows {
 #pragma unroll
             for (int e = 0; e < V; ++e) {
               float const before = u != 0 || !axis.first(s) ? acc[k][b][e]
-                                   : k + done < slots          ? acc[k + done][b][e]
-                                                               : bias[e];
+                                   : k + done < slots       ? acc[k + done][b][e]
+                                                            : bias[e];
               acc[k][b][e] = fmaf(in[e], filter[tap(k)][s][e], before);
             }
           }
