@@ -877,6 +877,17 @@ def test_tiles_fill_one_round_of_the_device() -> None:
         assert named("dgrad", wide, dtype) == f"tma_dgrad_{name}_256x64_halo"  # of 248 pixels; rows share three columns
 
 
+def test_filters_in_lines_off_32_bytes_take_tiles_that_copy_few_of_them() -> None:
+    """Lines of 80 bytes: fprop's begin off them, dgrad's, of the results' channels, end off them."""
+    for dtype, name in ((torch.float16, "f16"), (torch.bfloat16, "bf16")):
+        for C in (40, 72, 136):
+            case = Case("layer", 32, C, 28, 28, 128, 3, 3, padding=(1, 1))
+            assert named("fprop", case, dtype) == f"tma_fprop_{name}_256x128_halo"
+        for C in (24, 40, 56):
+            case = Case("layer", 32, C, 28, 28, 128, 3, 3, padding=(1, 1))
+            assert named("dgrad", case, dtype, "nchw") == f"tma_dgrad_{name}_256x64_halo"
+
+
 def test_rows_of_taps_in_padding_cost_little() -> None:
     def estimate(op: str, dilation: int) -> float:
         case = Case("aspp", 8, 2048, 65, 65, 256, 3, 3, (1, 1), (dilation, dilation), (dilation, dilation))

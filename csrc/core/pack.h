@@ -81,8 +81,11 @@ constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
                       K, y_pixels)};
 }
 
-// Filters are packed in lines of whole vectors, even if the row does with fewer channels.
-constexpr int64_t packed_w_channels(int64_t C, DType t) { return round_up(C, 16 / size_of(t)); }
+// Filters are packed in lines of whole vectors, even if the row does with fewer channels. In 16-bit types lines of more
+// than one begin on 32 bytes, as operands' do.
+constexpr int64_t packed_w_channels(int64_t C, DType t) {
+  return round_up(C, size_of(t) == 2 && C > 8 ? 16 : 16 / size_of(t));
+}
 
 // What of the problem is packed for a row that supports it, and the problem that the row then runs.
 struct Packed {

@@ -372,16 +372,26 @@ constexpr int64_t tma_tile_pixels(Row const& row, Problem const& p, int64_t spli
   return split_k > 1 ? 256 : TmaTilePixels(row, p).pixels;
 }
 
+// Are lines of filters of several taps, in 16-bit types, slow to copy? fprop's where they begin off 32 bytes, what L2
+// delivers at a time, dgrad's, which run along its results' channels, where they end off those.
+constexpr bool slow_filter_lines(Op op, Problem const& p) {
+  if (p.R * p.S == 1) return false;
+  if (op == Op::dgrad) return ceil_div(p.C_per_group(), 8) % 2 != 0;
+  auto off = [](int64_t size, int64_t stride) { return size > 1 && stride % 16 != 0; };
+  return off(p.K, p.w.n) || off(p.R, p.w.h) || off(p.S, p.w.w);
+}
+
 // What a tile of fprop or dgrad takes. All constants of these estimates were fitted to times of random layers
 // (docs/tuning.md).
 struct TmaTile {
   double rate;          // multiply-adds a nanosecond
   double fixed;         // ns before and after its steps
   double im2col, halo;  // what the fit is off by
+  double copies = 1;    // and its copies alone
 };
 constexpr TmaTile tma_tile(Row const& row) {
-  bool const forward = row.op == Op::fprop;
-  if (row.tile_m == 64 && row.tile_n == 64) return {1750, 1520, 0.80, 1};
+  bool const forward = row.op == Op::fprop, halo = is_halo(row.variant);
+  if (row.tile_m == 64 && row.tile_n == 64) return {1750, 1520, 0.80, 1, forward ? 1 : 1.15};
   if (row.tile_m == 64) return {2670, 1070, 0.97, 1};
   if (row.tile_m == 144) return {3450, 2230, forward ? 0.96 : 1.02, 1};
   if (row.tile_m == 192) return {3350, 2420, 0.92, 1};
@@ -389,9 +399,9 @@ constexpr TmaTile tma_tile(Row const& row) {
   if (row.tile_n == 192) return {4160, 1450, forward ? 1.10 : 1.07, 1};
   if (row.tile_n == 160) return {3720, 3340, 1.10, 1};
   if (row.tile_m == 256 && row.tile_n == 128) return {3580, 1670, forward ? 1.16 : 1.19, forward ? 0.97 : 1.01};
-  if (row.tile_m == 256) return {4330, 617, 1.28, forward ? 1.05 : 1.01};
+  if (row.tile_m == 256) return {4330, 617, 1.28, forward ? 1.05 : 1.01, halo ? 1 : 0.7};
   if (row.tile_n == 128) return {5960, 768, forward ? 1.16 : 1.34, forward ? 1.27 : 1.29};
-  return {2280, 646, 1.11, forward ? 0.88 : 0.90};
+  return {2280, 646, 1.11, forward ? 0.88 : 0.90, forward ? 1 : halo ? 1.3 : 1.15};
 }
 
 // Each of the two warpgroups of an SM multiplies at half the rate, and stores while the other multiplies.
@@ -474,18 +484,18 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
       tiles_n <= kMaxKeptTiles &&
       (swapped ? stages_b <= 64 && (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024
                : !tma_swapped_wide(row) && stages_b <= 16 && stages_b * row.tile_n * tma_line(C) <= 100 * 1024);
-  // Lines that end early take longer, more so if they lie across those of memory.
+  // Lines that end early take longer, more so if they begin off 32 bytes, or lie across those of memory.
+  bool const small = row.tile_m == 64 || two;
+  double const ended = C % (tma_line(C) / 2) == 0 ? 1
+                       : p.groups > 1             ? 1.66
+                       : C % 16 == 0              ? (small ? 2.43 : 1.54)
+                                                  : (small ? 3.43 : 2.17);
   double const line_ns = tma_maps_groups(op, p) && C > 32 ? 1.92 + 3.01 * (1 - double(C) / double(chunks * line))
-                                                          : 1.07 *
-                                                                (C % (tma_line(C) / 2) == 0 ? 1
-                                                                 : p.groups > 1             ? 1.66
-                                                                 : row.tile_m == 64 || two  ? 2.86
-                                                                                            : 1.81) *
-                                                                (C <= 8                                 ? 1.54
-                                                                 : C <= 16 && (row.tile_m == 64 || two) ? 1.22
-                                                                                                        : 1);
-  double const filter_ns =
-      keeps_b ? 0 : 0.37 * (forward ? 1 : 0.38) * (C % (tma_line(C) / 2) == 0 || p.groups > 1 ? 1 : 2.35);
+                                                          : 1.07 * ended *
+                                                                (C <= 8             ? 1.54
+                                                                 : C <= 16 && small ? 1.22
+                                                                                    : 1);
+  double const filter_ns = keeps_b ? 0 : 0.37 * (forward ? 1 : 0.38) + (slow_filter_lines(op, p) ? 2 : 0);
   int64_t const phases_h = forward ? 1 : phases_of(p.H, p.stride_h),
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
   double const fixed = tile.fixed * (phases > 1 ? 1.54 : 1) *
@@ -529,9 +539,9 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
       w = halo_walk(row, p, w);
     }
     double const math = double(taps * chunks) * met * mma_ns;
-    double const copy =
-        double(copies * chunks) * met * (TM + (halo ? kHalo : 0)) * line_ns * (2.11 - 1.11 * inside / met) +
-        double(taps * chunks) * met * TN * filter_ns;
+    double const pixels_ns =
+        double(copies * chunks) * (TM + (halo ? kHalo : 0)) * line_ns * (2.11 - 1.11 * inside / met);
+    double const copy = (pixels_ns + double(taps * chunks) * TN * filter_ns) * met * tile.copies;
     steps_ns[i] = math > copy ? math + copy * 0.36 : copy + math * 0.36;
     count[i] = double(ceil_div(p.N * h.pixels * w.pixels, row.tile_m) * tiles_n);
     double const lines =

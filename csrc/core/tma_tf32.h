@@ -101,7 +101,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     }
   whole += empty * 300;
   double const filters = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * 4;
-  double const prepare = forward || raw ? 0 : 850 + filters * 2 / 2310 + (p.groups == 1 ? 0 : 2800);
+  double const prepare = forward || raw ? 0 : 1550 + filters * 2 / 2310 + (p.groups == 1 ? 0 : 2800);
   double const first = !swapped ? 0 : halo ? 3370 : 1070;  // with exchanged operands nothing hides the first stages
   // Tiles of filters beyond the first find the pixels in L2.
   double const again_ns = double(ceil_div(N, row.tile_n) - 1) * double(p.N) * double(C * p.groups) *
@@ -132,7 +132,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     // Pixels that several tiles of 64 filters read.
     bool const again = halo && swapped && s.alone > s.shared && p.groups == 1 && N > 64;
     double const off = again     ? 1.06 + 0.007 * double(min64(tiles_n, 8) - 1)
-                       : halo    ? (!raw && (swapped || area == 128 * 128) ? 1.05 : 1.09)
+                       : halo    ? (swapped || area == 128 * 128 ? (raw ? 1.02 : 1.05) : 1.09)
                        : swapped ? 1.23
                                  : 1.06;  // what the fit is off by
     ns = ((ns > memory_ns ? ns + memory_ns * 0.065 : memory_ns + ns * 0.065) + before) * off;

@@ -1,7 +1,7 @@
-#include "dependent.cuh"
 #include "pack.cuh"
 #include "pack.h"
 #include "patch.cuh"
+#include "spread.cuh"
 
 namespace conv2d_ext {
 namespace {
@@ -62,6 +62,9 @@ pack::Tensor tensor_of(void* plain, void* packed, Strides const& s, int align, i
   return t;
 }
 
+// Blocks that unpack, which gain nothing if they are spread.
+constexpr int64_t kTooFew = 32;
+
 struct Launch {
   pack::Params params{};
   int64_t blocks = 0;
@@ -84,8 +87,12 @@ struct Launch {
   cudaError_t run(int size, cudaStream_t stream) {
     if (blocks == 0) return cudaSuccess;
     auto* const kernel = size == 2 ? pack::pack_kernel<uint16_t, unpack> : pack::pack_kernel<uint32_t, unpack>;
-    if constexpr (unpack) return launch_dependent(kernel, dim3(unsigned(blocks)), pack::kThreads, 0, stream, params);
-    kernel<<<unsigned(blocks), pack::kThreads, 0, stream>>>(params);
+    dim3 const grid{unsigned(blocks)};
+    if constexpr (unpack) {
+      if (blocks <= kTooFew) return launch_dependent(kernel, grid, pack::kThreads, 0, stream, params);
+      return launch_spread(kernel, grid, pack::kThreads, int(sizeof(pack::Tables)), stream, params);
+    }
+    kernel<<<grid, pack::kThreads, 0, stream>>>(params);
     return cudaGetLastError();
   }
 };

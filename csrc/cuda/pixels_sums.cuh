@@ -209,9 +209,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   r.parts = p.parts, r.w = args.out, r.M = p.M, r.N = p.N;
   r.m = shape.swapped ? problem.w.c : problem.w.n, r.n = shape.swapped ? problem.w.n : problem.w.c;
   r.tiles_n = p.tiles_n, r.split = p.split;
-  return launch_dependent(pixels_wgrad::reduce_kernel<T, TM, TN>,
-                          dim3(unsigned(int64_t(p.tiles) * TM * TN / pixels_wgrad::kReduceLanes)),
-                          pixels_wgrad::kReduceLanes * pixels_wgrad::kReduceParts, 0, stream, r);
+  return pixels_wgrad::launch_reduce<T, TM, TN>(r, p.tiles, stream);
 }
 
 }  // namespace conv2d_ext::pixel_sums

@@ -9,8 +9,8 @@
 #pragma once
 
 #include "../core/pixels.h"
-#include "dependent.cuh"
 #include "give_back.cuh"
+#include "spread.cuh"
 #include "tma.cuh"
 
 namespace conv2d_ext::pixels_wgrad {
@@ -214,6 +214,12 @@ __global__ void __launch_bounds__(kReduceLanes* kReduceParts) reduce_kernel(__gr
 
 // ---- host side
 
+template <class T, int TM, int TN>
+cudaError_t launch_reduce(ReduceParams const& p, int64_t tiles, cudaStream_t stream) {
+  return launch_spread(reduce_kernel<T, TM, TN>, dim3(unsigned(tiles * TM * TN / kReduceLanes)),
+                       kReduceLanes * kReduceParts, kReduceLanes * kReduceParts * int(sizeof(float)), stream, p);
+}
+
 template <DType dtype, int TM, int TN>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using S = Shape<TM, TN>;
@@ -242,8 +248,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   r.parts = p.parts, r.w = args.out, r.M = p.M, r.N = p.N;
   r.m = shape.swapped ? problem.w.c : problem.w.n, r.n = shape.swapped ? problem.w.n : problem.w.c;
   r.tiles_n = p.tiles_n, r.split = p.split;
-  return launch_dependent(reduce_kernel<T, TM, TN>, dim3(unsigned(int64_t(p.tiles) * TM * TN / kReduceLanes)),
-                          kReduceLanes * kReduceParts, 0, stream, r);
+  return launch_reduce<T, TM, TN>(r, p.tiles, stream);
 }
 
 }  // namespace conv2d_ext::pixels_wgrad

@@ -25,9 +25,9 @@
 #include <type_traits>
 
 #include "../core/pointwise.h"
-#include "dependent.cuh"
 #include "fragments.cuh"
 #include "gather.cuh"
+#include "spread.cuh"
 #include "tma_map.h"
 
 namespace conv2d_ext::tma {
@@ -1069,17 +1069,10 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   return cudaSuccess;
 }
 
-// Launches tma_reduce, `each` blocks for a tile. Its blocks may be on an SM as soon as the kernel before has left that:
-// lest the first few SMs get all of them, they ask for as much shared memory as makes them spread over the device.
-inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int each, int sm_count, cudaStream_t stream) {
-  int64_t const blocks = p.shares.shared * each, an_sm = ceil_div(blocks, sm_count);
-  constexpr int most = 224 * 1024;                                  // of an SM
-  constexpr int more = 1024 + kReduceSide * (kReduceSide + 1) * 4;  // that each block takes than it asks for
-  int const shared_bytes = an_sm < 2048 / kReduceThreads ? int(most / an_sm - more) : 0;
-  cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most - more);
-  if (error != cudaSuccess) return error;
+// Launches tma_reduce, `each` blocks for a tile.
+inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int each, cudaStream_t stream) {
   dim3 const grid{unsigned(p.shares.shared), unsigned(each)};
-  return launch_dependent(kernel, grid, kReduceThreads, shared_bytes, stream, p);
+  return launch_spread(kernel, grid, kReduceThreads, kReduceSide * (kReduceSide + 1) * 4, stream, p);
 }
 
 // S: the shape of `kernel`'s blocks.
@@ -1106,8 +1099,7 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   if (p.keep_a) blocks -= blocks % p.phase[0].tiles;
   error = launch_dependent(kernel, dim3(unsigned(blocks)), S::threads, S::shared_bytes, stream, p);
   if (error != cudaSuccess || p.shares.shared == 0) return error;
-  if constexpr (S::splits)
-    error = launch_reduce(tma_reduce<T, TM, TN>, p, TM * TN / (4 * kReduceThreads), sm_count, stream);
+  if constexpr (S::splits) error = launch_reduce(tma_reduce<T, TM, TN>, p, TM * TN / (4 * kReduceThreads), stream);
   return error;
 }
 

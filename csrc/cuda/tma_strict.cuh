@@ -374,7 +374,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if (error != cudaSuccess) return error;
   error = launch_dependent(kernel, dim3(unsigned(blocks)), tma::kThreads, S::shared_bytes, stream, p, source);
   if (error != cudaSuccess || p.shares.shared == 0) return error;
-  return tma::launch_reduce(tma::tma_reduce<float, TM, TN>, p, TM * TN / (4 * tma::kReduceThreads), sm_count, stream);
+  return tma::launch_reduce(tma::tma_reduce<float, TM, TN>, p, TM * TN / (4 * tma::kReduceThreads), stream);
 }
 
 }  // namespace conv2d_ext::strict

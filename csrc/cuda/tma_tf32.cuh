@@ -343,8 +343,7 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
   }
   if (error != cudaSuccess || p.shares.shared == 0) return error;
   if constexpr (S::splits)
-    error =
-        tma::launch_reduce(tma::tma_reduce<float, TM, TN>, p, TM * TN / (4 * tma::kReduceThreads), sm_count, stream);
+    error = tma::launch_reduce(tma::tma_reduce<float, TM, TN>, p, TM * TN / (4 * tma::kReduceThreads), stream);
   return error;
 }
 

@@ -463,7 +463,7 @@ struct WgradParts {
   __device__ int64_t slot(int part) const { return part < aligned ? shared + part * stride : first_strip + part; }
 };
 
-constexpr int kReduceWarps = 16;
+constexpr int kReduceWarps = 16, kReduceBytes = kReduceWarps * 2 * 32 * int(sizeof(float4));
 
 // Adds the parts of the shared tiles in the order of the blocks that made them. `slices` warps have 16 rows by 16
 // columns as two instructions hold them, and each adds every slices'th part.
@@ -587,8 +587,8 @@ cudaError_t launch_reduce(Problem const& problem, Arguments const& args, cudaStr
   int slices = 1;
   while (slices < kReduceWarps && slices * shared * 4 < workers) slices *= 2;
   int64_t const items = shared * (TM * TN / 256);  // 16 rows by 16 columns
-  return launch_dependent(wgrad_reduce<T, variant, TM, TN>, dim3(unsigned(ceil_div(items * slices, kReduceWarps))),
-                          kReduceWarps * 32, 0, stream, p, images, slices);
+  return launch_spread(wgrad_reduce<T, variant, TM, TN>, dim3(unsigned(ceil_div(items * slices, kReduceWarps))),
+                       kReduceWarps * 32, kReduceBytes, stream, p, images, slices);
 }
 
 template <DType dtype, int TM, int TN, Variant variant>

@@ -413,7 +413,7 @@ cudaError_t launch_second(void (*kernel)(WgradParams, More...), WgradParams cons
                           More const&... more) {
   int const runs = p.splits > kReduceRunSplits ? kReduceRuns : 1;
   dim3 const grid{unsigned(p.tiles), unsigned(S::tm * S::tn / 4 / kReduceThreads * runs)};
-  return launch_dependent(kernel, grid, kReduceThreads, 0, stream, p, more...);
+  return launch_spread(kernel, grid, kReduceThreads, 0, stream, p, more...);
 }
 
 template <int TM, int TN>

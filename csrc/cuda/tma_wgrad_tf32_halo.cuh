@@ -339,7 +339,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   int slices = 1;
   while (slices < kReduceWarps && slices * t.tiles * 4 < plan.split_k) slices *= 2;
   int64_t const blocks = ceil_div(t.tiles * (TM * TN / 128) * slices, kReduceWarps);
-  return launch_dependent(reduce<kRuns>, dim3(unsigned(blocks)), kReduceWarps * 32, 0, stream, p, images, slices);
+  return launch_spread(reduce<kRuns>, dim3(unsigned(blocks)), kReduceWarps * 32,
+                       kReduceWarps * 32 * int(sizeof(float4)), stream, p, images, slices);
 }
 
 }  // namespace conv2d_ext::tf32::halo
