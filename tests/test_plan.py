@@ -422,6 +422,16 @@ def test_grouped_layers_in_float32_take_lines_in_channels_last(op: str, tf32: bo
         assert name == f"grouped_{op}_f32_8x8_lines", f"{channels} {name}"
 
 
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_float32_groups_of_12_and_20_channels_are_units_of_lines(op: str) -> None:
+    for per_group, groups, tf32 in itertools.product((12, 20), (5, 16), (False, True)):
+        channels = per_group * groups
+        case = Case("vectors", 32, channels, 28, 28, channels, 3, 3, padding=(1, 1), groups=groups)
+        name = named(op, case, torch.float32, allow_tf32=tf32)
+        assert name == f"grouped_{op}_f32_8x8_lines", f"{per_group} {name}"
+        assert packed(op, case, *meta(case, torch.float32, "nhwc"), allow_tf32=tf32) == "", str(case)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_groups_whose_units_are_too_large_for_lines_are_padded(op: str) -> None:
     for per_group, groups in ((5, 16), (7, 16), (10, 16), (14, 24), (6, 9)):

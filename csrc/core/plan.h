@@ -231,6 +231,9 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     return strided && is(128, 128) ? 1.12 : 1;
   }
   if (f32) {
+    // Lines that begin off 32 bytes.
+    int64_t const depth = row.op == Op::dgrad ? p.K_per_group() : C;
+    if (depth < line && depth % 8 != 0 && is(256, 64) && halo) return row.op == Op::dgrad ? 1.33 : strided ? 1.55 : 1.6;
     bool const across = strided && C > line && C % line != 0;
     if (row.op == Op::dgrad) return across && halo ? (is(256, 64) ? 1.3 : is(128, 64) ? 0.86 : 1) : 1;
     if (across) return is(256, 128) ? 1.22 : is(128, 128) ? 1.12 : is(256, 64) ? (halo ? 0.86 : 0.7) : 1;
