@@ -118,6 +118,15 @@ constexpr int grouped_line_warps(DType t, int64_t at_once, int64_t step) {
   return t == DType::f32 || at_once == 3 || (at_once == 2 && step == 2) ? 16 : at_once == 2 ? 20 : 24;
 }
 
+// The same of a unit of lines' fprop and dgrad. In float32, groups of more than 8 channels and of whole vectors of 16
+// bytes are units by themselves in channels_last: half of the last block of results does not exist.
+constexpr int64_t lines_per_unit(Op op, Problem const& p) {
+  bool const vectors = p.C_per_group() % 4 == 0 && p.K_per_group() % 4 == 0;
+  bool const alone = op != Op::wgrad && p.dtype == DType::f32 && vectors && !grouped_planar(p) && p.C_per_group() > 8 &&
+                     p.K_per_group() > 8;
+  return alone ? 1 : groups_per_unit(p);
+}
+
 constexpr int kLinesTables = 256;  // bytes of what each row keeps beside
 constexpr int64_t lines_shared(int64_t blocks) { return (228 / blocks - 1) * 1024; }  // bytes of each of so many an SM
 constexpr int64_t kLinesShared = lines_shared(1);
@@ -128,17 +137,19 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
                                      int64_t most_units = 8) {
   GroupedLines best{};
   bool const backward = op == Op::dgrad;
-  int64_t const per_unit = groups_per_unit(p), units = ceil_div(p.groups, per_unit), wide = size_of(p.dtype) / 2;
-  int64_t const in = per_unit * (backward ? p.K_per_group() : p.C_per_group()) / 8 * wide;  // blocks of 16 bytes
-  int64_t const out = per_unit * (backward ? p.C_per_group() : p.K_per_group()) / 8;        // blocks of 8 channels
-  if (in > 8 || out * wide > 8) return best;
+  int64_t const per_unit = lines_per_unit(op, p), units = ceil_div(p.groups, per_unit);
+  int64_t const in_channels = per_unit * (backward ? p.K_per_group() : p.C_per_group()),
+                out_channels = per_unit * (backward ? p.C_per_group() : p.K_per_group());
+  int64_t const in = in_channels * size_of(p.dtype) / 16, out_slots = out_channels * size_of(p.dtype) / 16;
+  int64_t const out = ceil_div(out_channels, 8);  // blocks of results
+  if (in > 8 || out_slots > 8) return best;
   GroupedAxis const h = grouped_axis_h(op, p), w = grouped_axis_w(op, p);
   int64_t const step = grouped_step_3x3(op, p);
   bool const is_3x3 = step > 0, single = p.R * p.S == 1;
   int64_t const in_h = backward ? p.P() : p.H, in_w = backward ? p.Q() : p.W;
   GroupedLines t{};
   t.planar = grouped_planar(p);
-  t.slab = min64(min64(units, most_units), 8 / max64(in, out * wide));
+  t.slab = min64(min64(units, most_units), 8 / max64(in, out_slots));
   t.at_once = p.dtype != DType::f32 ? (out == 3 ? 3 : min64(out, 2)) : p.allow_tf32 ? min64(out, 2) : 1;
   t.n_groups = ceil_div(out, t.at_once);
   t.halves = is_3x3 ? in / 2 * 18 + in % 2 * 12 : in * p.R * p.S + h.phases * w.phases;
@@ -196,9 +207,9 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
         if (t.planar) {
           // 16 bytes of a pixel turned either way, in cycles.
           double const turn = double(t.images * t.rows * t.columns * t.planes * t.slab * in) * 0.5 +
-                              double(outs * t.slab * out * wide) * 0.6 + 800;
+                              double(outs * t.slab * out_slots) * 0.6 + 800;
           double const busy = turn + (work > alone ? work : alone),
-                       bytes = double(t.raw_bytes + outs * t.slab * out * wide * 16) / 18;
+                       bytes = double(t.raw_bytes + outs * t.slab * out_slots * 16) / 18;
           round = double(t.blocks_of_sm) * (t.blocks_of_sm == 1 ? 1 : 0.85) * (turn + work);
           round = round > busy ? round : busy;
           round = (round > bytes * double(t.blocks_of_sm) ? round : bytes * double(t.blocks_of_sm)) + 600;
@@ -341,7 +352,7 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, b
 
 // What the copy engine and a block's shared memory can hold.
 constexpr bool grouped_lines_supports(Op op, Problem const& p) {
-  return p.P() > 0 && p.Q() > 0 && ceil_div(p.groups, groups_per_unit(p)) <= 65535 &&
+  return p.P() > 0 && p.Q() > 0 && ceil_div(p.groups, lines_per_unit(op, p)) <= 65535 &&
          map_supports(p.x, p.N, p.H, p.W, p.dtype) && map_supports(p.y, p.N, p.P(), p.Q(), p.dtype) &&
          (op == Op::wgrad ? grouped_sum_lines(p, h200_sxm, true).slab : grouped_lines(op, p, h200_sxm, true).slab) > 0;
 }
@@ -355,7 +366,7 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
   int const slot = 16 / size_of(p.dtype);  // channels that are copied at once
   bool const lines = row.variant == Variant::lines;
   if (lines &&
-      (p.C % 8 != 0 || p.K % 8 != 0 || !channel_vectors(p.x, p.x_align, p.C, slot, p.dtype) ||
+      (p.groups % lines_per_unit(op, p) != 0 || !channel_vectors(p.x, p.x_align, p.C, slot, p.dtype) ||
        !channel_vectors(p.y, p.y_align, p.K, slot, p.dtype)) &&
       !grouped_planar(p))
     return false;
@@ -400,8 +411,8 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
   if (op != Op::wgrad) {
     GroupedLines const t = grouped_lines(op, p, d);
     // As measured; with a stride, many blocks of inputs leave room for little else.
-    double const in = double(groups_per_unit(p) * (op == Op::dgrad ? p.K_per_group() : p.C_per_group()) / 8 *
-                             (size_of(p.dtype) / 2)),
+    double const in = double(lines_per_unit(op, p) * (op == Op::dgrad ? p.K_per_group() : p.C_per_group()) *
+                             size_of(p.dtype) / 16),
                  strided = 0.8 + 0.085 * in > 1 ? 0.8 + 0.085 * in : 1,
                  wide = p.stride_w == 1 ? (!f32 && in > 5 ? 1.2 : 1)
                         : f32           ? (op == Op::dgrad && in > 5 ? 1.22 : 1)
@@ -410,7 +421,8 @@ constexpr Estimate grouped_lines_estimate(Op op, Problem const& p, Device const&
     double const slower = !t.planar ? (p.stride_w > 1 ? strided : 1) * wide : p.stride_w > 1 ? 1.35 : f32 ? 1.15 : 1.2;
     // Turned lines of many blocks and taps, whose filters leave room for small tiles.
     double const taps = !t.planar || f32 ? 1 : p.R * p.S >= 49 && in >= 2 ? 1.8 : p.R * p.S >= 25 && in >= 5 ? 1.4 : 1;
-    return {t.cycles / 1.95 * slower * rows * taps + (rows < 1 || (t.planar && !f32) ? 6000 : 5000), 1};
+    double const alone = lines_per_unit(op, p) != groups_per_unit(p) && p.stride_w == 1 ? 1.08 : 1;
+    return {t.cycles / 1.95 * slower * rows * taps * alone + (rows < 1 || (t.planar && !f32) ? 6000 : 5000), 1};
   }
   GroupedSumLines const t = grouped_sum_lines(p, d);
   int64_t const in = groups_per_unit(p) * p.C_per_group() / 8;

@@ -125,7 +125,7 @@ constexpr Packing packing(Row const& row, Problem const& p) {
       row.family != Family::simt && row.family != Family::igemm)
     return {};
   Packing which = packed(row, tma_problem(row, p)).which;
-  which.x |= is_patches(row, p);
+  which.x |= is_patches(row, p), which.w |= merged_groups(row, p) > 1;
   return which;
 }
 
@@ -210,6 +210,10 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   bool const strided = p.stride_w > 1, f32 = p.dtype == DType::f32, halo = is_halo(row.variant);
   int64_t const C = p.C_per_group(), line = 128 / size_of(p.dtype);
   if (is_planes(row) || is_turned(row) || is_plain(row) || is_plain_rows(row) || is_images(row)) return 1;
+  if (row.family == Family::grouped && row.variant == Variant::lines && strided && !grouped_planar(p)) {
+    if (row.op == Op::wgrad) return !f32 ? 0.93 : p.allow_tf32 && C >= 16 ? 1.3 : 1;
+    return row.op == Op::dgrad && !f32 && p.K_per_group() >= 24 && p.K_per_group() <= 32 ? 0.82 : 1;
+  }
   // NCHW in 16-bit types, turned two pixels at a time.
   if (row.family == Family::grouped)
     return row.variant == Variant::lines && row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 &&
@@ -219,7 +223,7 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   if (row.family != Family::tma || p.groups == 1) return 1;
   auto is = [&](int tile_m, int tile_n) { return row.tile_m == tile_m && row.tile_n == tile_n; };
   if (row.op == Op::wgrad) {
-    if (f32) return 1;
+    if (f32) return strided && is(256, 64) && C > 32 ? 0.9 : 1;
     if (row.variant == Variant::narrow) return channel_vectors(p.x, p.x_align, C, 8, p.dtype) ? 0.78 : 0.95;
     if (is(576, 64)) return C > 32 ? 0.83 : 1;
     // Lines that end early; those of whole instructions leave some out.
@@ -231,6 +235,9 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     return strided && is(128, 128) ? 1.12 : 1;
   }
   if (f32) {
+    // Lines that begin off 32 bytes.
+    int64_t const depth = row.op == Op::dgrad ? p.K_per_group() : C;
+    if (depth < line && depth % 8 != 0 && is(256, 64) && halo) return row.op == Op::dgrad ? 1.33 : strided ? 1.55 : 1.6;
     bool const across = strided && C > line && C % line != 0;
     if (row.op == Op::dgrad) return across && halo ? (is(256, 64) ? 1.3 : is(128, 64) ? 0.86 : 1) : 1;
     if (across) return is(128, 128) ? 1.12 : is(256, 64) ? (halo ? 0.86 : 0.7) : 1;
@@ -309,9 +316,9 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       e.ns *= dense_as_measured(row, p);
       e.ns += last_store_ns(row, q.problem, e.split_k);
       e.ns *=
-          packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : p);
+          packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : t);
       if (q.which.any()) e.ns += packing_ns(op, t, q);
-      e.ns += patch_ns(row, p);
+      e.ns += patch_ns(row, p) + (t.groups != p.groups ? keep_ns(p) : 0);
       e.ns *= one_by_one_as_measured(row, p);
       e.ns = beside_ns(row, p, e.ns);
       return e;
@@ -382,7 +389,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       if (is_plain_rows(row) || is_images(row)) return 0;
       if (is_tf32_planes(row)) return tf32_planes_workspace_bytes(row, p);
       Packed const q = packed(row, tma_problem(row, p));
-      return patch_bytes(row, p) + packed_places(q).bytes +
+      return patch_bytes(row, p) + merged_bytes(row, p) + packed_places(q).bytes +
              (row.family == Family::simt      ? gemm_workspace_bytes(row, op, p, split_k)
               : row.family == Family::grouped ? grouped_workspace_bytes(row, q.problem, split_k)
                                               : in_place_workspace_bytes(row, q.problem, split_k));

@@ -67,6 +67,7 @@ struct LineParams {
   int filter_bytes;         // of a group's filters, if they are copied as they lie in memory; else 0
   int shares, stage_bytes, out_bytes, tables_offset;
   int out_columns, out_rows;  // of an image's tile
+  int out_channels;           // of a unit; the last of its blocks may be half empty
   bool mirrored;              // the taps: dgrad
   Words words;
   bool planar;       // NCHW, in place
@@ -183,8 +184,8 @@ __device__ inline void fill_lines(LineParams const& q, int first_unit, int units
   int const of_unit = p.n_groups * blocks;  // blocks of outputs
   for (int i = threadIdx.x; i < p.slab * of_unit * kBlock; i += blockDim.x) {
     int const unit = i / (of_unit * kBlock), out = i % (of_unit * kBlock);
-    int64_t const at = int64_t(first_unit + unit) * p.out_blocks * kBlock + out;
-    bool const exists = p.bias != nullptr && unit < units && out < p.out_blocks * kBlock && at < p.out.channels;
+    int64_t const at = int64_t(first_unit + unit) * q.out_channels + out;
+    bool const exists = p.bias != nullptr && unit < units && out < q.out_channels && at < p.out.channels;
     s.bias[i] = exists ? widen(static_cast<T const*>(p.bias)[at * p.bias_stride]) : 0;
   }
   if constexpr (!is_3x3) __syncthreads();
@@ -435,18 +436,19 @@ __device__ inline int output_of_lane(LineParams const& q, Run const& run) {
   Params const& p = q.p;
   int const lane = threadIdx.x % 32, row = wide ? 0 : lane / 8 % 2 * 4 + lane / 16, column = wide ? lane / 4 : lane % 8;
   return (row * p.axis_h.out_step * q.out_columns + column * p.axis_w.out_step) * kLine +
-         (run.unit * p.out_blocks + run.block) * kBlock * int(sizeof(T)) + (wide ? lane % 4 / 2 * kSlot : 0);
+         (run.unit * q.out_channels + run.block * kBlock) * int(sizeof(T)) + (wide ? lane % 4 / 2 * kSlot : 0);
 }
 
 // Rounds a warp's outputs into shared memory; says whether one may be NaN.
 template <class T, int blocks>
-__device__ inline bool put(Params const& p, Run const& run, uint32_t to, int row_bytes,
+__device__ inline bool put(LineParams const& q, Run const& run, uint32_t to, int row_bytes,
                            float const (&acc)[blocks][4][4]) {
+  Params const& p = q.p;
   if constexpr (sizeof(T) == 4) {
     bool nan = false;
 #pragma unroll
     for (int j = 0; j < blocks; ++j) {
-      if (run.block + j >= p.out_blocks) continue;
+      if ((run.block + j) * kBlock + int(threadIdx.x % 4) * 2 >= q.out_channels) continue;
 #pragma unroll
       for (int row = 0; row < kSide; ++row) {
         float const low = acc[j][row % 4][row / 4 * 2], high = acc[j][row % 4][row / 4 * 2 + 1];
@@ -489,7 +491,7 @@ __device__ __noinline__ void repair_lines(LineParams const& q, Run run, int phas
     int const filter = run.block * kBlock + i % (blocks * kBlock), pixel = i / (blocks * kBlock);
     int const row = pixel / kSide, column = pixel % kSide, of_group = filter / p.out_per_group;
     int64_t const group = int64_t(first_unit + run.unit) * p.groups_per_unit + of_group;
-    if (filter >= p.out_blocks * kBlock || group >= p.groups) continue;
+    if (filter >= q.out_channels || group >= p.groups) continue;
     T const* const weights = w + group * p.w_group + filter % p.out_per_group * p.w_out;
     float sum = 0;
     for (int t = p.phase_tap[phase]; t < p.phase_tap[phase + 1]; ++t)
@@ -500,7 +502,7 @@ __device__ __noinline__ void repair_lines(LineParams const& q, Run run, int phas
         sum += widen(reinterpret_cast<T const*>(shared + swizzled(at))[channel % kChannels<T>]) *
                widen(weights[p.tap[t].r * p.w_r + p.tap[t].s * p.w_s + c * p.w_in]);
       }
-    int const channel = run.unit * p.out_blocks * kBlock + filter;
+    int const channel = run.unit * q.out_channels + filter;
     uint32_t const to = out + (row * p.axis_h.out_step * q.out_columns + column * p.axis_w.out_step) * kLine +
                         channel / kChannels<T> * kSlot;
     reinterpret_cast<T*>(shared + swizzled(to))[channel % kChannels<T>] =
@@ -904,7 +906,7 @@ __global__ void __launch_bounds__(line_warps<T>(blocks, step) * 32, 1)
                                                  weights + p.phase_half[phase] * blocks * 32, p.part_words,
                                                  p.phase_count[phase]);
           uint32_t const to = out + at.out + (phase_h * q.out_columns + phase_w) * kLine;
-          bool const nan = put<T, blocks>(p, run, to + out_of_lane, out_row_bytes, acc);
+          bool const nan = put<T, blocks>(q, run, to + out_of_lane, out_row_bytes, acc);
           if (p.mixed && __any_sync(0xffffffff, nan))
             repair_lines<T, blocks>(q, run, phase, first_unit, int(data + at.in - base), int(to - base), lines, bias);
         }
@@ -920,7 +922,7 @@ __global__ void __launch_bounds__(line_warps<T>(blocks, step) * 32, 1)
     if (copies) ptx::cp_async_bulk_wait_group_read<0>();
     __syncthreads();
     if (copies) {
-      ptx::cp_async_bulk_tensor_4d_store(&q.out, out, first_unit * p.out_blocks * kBlock, tile.w * p.axis_w.out_step,
+      ptx::cp_async_bulk_tensor_4d_store(&q.out, out, first_unit * q.out_channels, tile.w * p.axis_w.out_step,
                                          tile.h * p.axis_h.out_step, int(tile.n));
       ptx::cp_async_bulk_commit_group();
       if (next < p.tiles) copy(next, stage.index);
@@ -961,7 +963,7 @@ void set_lines(Params& p, Lines const& t) {
 
 // The maps of its boxes of inputs and outputs; step_h: rows of shared memory between neighbouring outputs.
 inline cudaError_t encode_lines(LineMaps& in, CUtensorMap& out, Params const& p, DType dtype, int step_h, int planes,
-                                int out_rows, int out_columns) {
+                                int out_rows, int out_columns, int out_channels) {
   int const skip_h = p.axis_h.step / step_h, step = p.axis_w.step;
   for (int i = 0; i < planes; ++i) {
     int const first = p.axis_w.low + i, column = first >= 0 ? first / step : -((step - 1 - first) / step);
@@ -978,7 +980,7 @@ inline cudaError_t encode_lines(LineMaps& in, CUtensorMap& out, Params const& p,
     if (error != cudaSuccess) return error;
   }
   tma::Tensor4 const tensor{p.out.data, dtype, {p.out.channels, p.out.W, p.out.H, p.N}, {1, p.out.w, p.out.h, p.out.n}};
-  return tma::encode_tiled(out, tensor, p.slab * p.out_blocks * kBlock, out_columns, out_rows, p.images);
+  return tma::encode_tiled(out, tensor, p.slab * out_channels, out_columns, out_rows, p.images);
 }
 
 template <class T, int parts>
@@ -991,6 +993,10 @@ cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, c
   bool const backward = op == Op::dgrad;
   LineParams q{};
   Params& p = q.p = params_of(op, problem, args);
+  p.groups_per_unit = int(lines_per_unit(op, problem));
+  q.out_channels = p.groups_per_unit * p.out_per_group;
+  p.in_blocks = p.groups_per_unit * p.in_per_group / kChannels<T>, p.out_blocks = int(ceil_div(q.out_channels, kBlock));
+  p.units = int(ceil_div(p.groups, p.groups_per_unit)), p.mixed = p.groups_per_unit > 1;
   // Infinity is NaN once it is split into parts, so that is looked for too.
   if (parts == 2) p.mixed = true;
   bool const even = p.w_group % 2 == 0 && p.w_r % 2 == 0 && p.w_s % 2 == 0 && problem.w_align >= 4;
@@ -1027,7 +1033,7 @@ cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, c
     q.raw = planar_inputs(p, t, size_of(problem.dtype), t.stage_bytes + t.out_bytes, t.raw_pitch);
     q.out_pixels = Divisor(uint32_t(p.out.H * p.out.W)), q.out_width = Divisor(uint32_t(p.out.W));
   } else {
-    error = encode_lines(q.in, q.out, p, problem.dtype, q.step_h, q.planes, q.out_rows, q.out_columns);
+    error = encode_lines(q.in, q.out, p, problem.dtype, q.step_h, q.planes, q.out_rows, q.out_columns, q.out_channels);
     if (error != cudaSuccess) return error;
   }
   int const slabs = int(ceil_div(p.units, p.slab));

@@ -558,7 +558,7 @@ cudaError_t launch_sum_lines(Problem const& problem, Plan const& plan, Arguments
     q.raw_y = planar_of(p.out, size, q.raw_x.whole, t.stage_bytes + t.raw_x_bytes, t.y_pitch, p.images, q.y_rows,
                         q.y_columns, p.slab * p.out_blocks * kBlock * size / kSlot);
   } else {
-    error = encode_lines(q.x, q.y, p, problem.dtype, q.step_h, q.planes, q.y_rows, q.y_columns);
+    error = encode_lines(q.x, q.y, p, problem.dtype, q.step_h, q.planes, q.y_rows, q.y_columns, p.out_blocks * kBlock);
     if (error != cudaSuccess) return error;
   }
   dim3 const grid(even_blocks(p, plan.split_k), unsigned(slabs), unsigned(t.passes));
