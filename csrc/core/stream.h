@@ -78,8 +78,10 @@ struct PlanesTile {
   int in_bytes = 0, y_bytes = 0;  // in shared memory, from an image to the next: of inputs, of y or outputs
   int stage_bytes = 0;
   int64_t shared_bytes = 0;
-  int together = 1;     // blocks of an SM
-  double warps_ns = 0;  // of the instructions
+  int bands = 1, band_rows = 0;                // of an image, and rows of outputs (wgrad: of y) of one; 0: whole planes
+  int channel_bytes = 0, channel_y_bytes = 0;  // of bands, from a channel to the next
+  int together = 1;                            // blocks of an SM
+  double warps_ns = 0;                         // of the instructions
 };
 
 inline constexpr int kPlanesWarps = 8, kPlanesBegin = 256;
@@ -208,6 +210,20 @@ constexpr void set_ring(StreamTile& t, Row const& row, Op op, Problem const& p, 
   t.ring.odd = odd;
 }
 
+inline constexpr int kBandsMost = 4096;  // rows and columns
+
+// Bands' runs of planes are brought in whole 16 bytes, which images have to be.
+constexpr bool bands_exist(int64_t C, int H, int W) { return C * H * W % 8 == 0; }
+
+// Bytes of a run of `rows` rows that begins anywhere within 16 bytes.
+constexpr int run_bytes(int rows, int W) { return (rows * W * 2 + 14 + 15) / 16 * 16; }
+
+// Instructions of a warp for a row of inputs.
+constexpr double planes_steps(Row const& row, bool spread, bool odd) {
+  int const size = row.tile_m, step = spread ? 1 : row.tile_k;
+  return (spread ? 45.0 + 6 * size : step == 2 ? 24.0 + 4 * size : 22.0 + 5 * size) + (odd ? 14 * step : 0);
+}
+
 // A tile of cuda/stream_planes.cuh changes `t` where it takes the problem, but for wgrad with stride 2. As measured, it
 // beats other walks on images of up to 32 columns (3x3 with stride 2: 56), of which two blocks or more of an SM have
 // enough in shared memory for a warp's units.
@@ -224,11 +240,7 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   int const area = t.in_H * t.in_W, out_area = t.out_H * t.out_W;
   int const blocks = int(ceil_div(t.out_W, columns)), half = 8 / blocks;
   bool const odd = t.in_W % 2 != 0 || (sums && t.out_W % 2 != 0);
-  // Instructions of a warp for a row of inputs.
-  double const row_steps = (spread      ? 45.0 + 6 * row.tile_m
-                            : step == 2 ? 24.0 + 4 * row.tile_m
-                                        : 22.0 + 5 * row.tile_m) +
-                           (odd ? 14 * step : 0);
+  double const row_steps = planes_steps(row, spread, odd);
   // Units that are read together are in different banks.
   auto pitch = [&](int bytes, int unit) {
     while (bytes % 128 != blocks * unit * 2 % 128) bytes += 16;
@@ -274,11 +286,74 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   t.rows = int(ceil_div(t.out_H, t.stretches));
 }
 
-// The same for wgrad by cuda/stream_sums.cuh, as measured: with stride 2 up to 128 columns, of larger images with
-// stride 1 rows that begin anywhere, and 7x7.
+// The same for bands of rows of larger images, of fprop and dgrad: rows that begin off what a copy of lanes takes, or
+// wider than a warp's units.
+constexpr void set_bands(StreamTile& t, Row const& row, Op op, Problem const& p, Device const& d) {
+  bool const backward = op == Op::dgrad, spread = backward && row.tile_k == 2;
+  int const step = spread ? 1 : row.tile_k, columns = kStreamColumns * (spread ? 2 : 1), size = row.tile_m;
+  Strides const& in = backward ? p.y : p.x;
+  Strides const& out = backward ? p.x : p.y;
+  int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
+  if (p.N < 4 || t.in_H > kBandsMost || t.in_W > kBandsMost || t.out_H > kBandsMost || t.out_W > kBandsMost) return;
+  if (!whole_planes(in, align, t.in_H, t.in_W, 2) || !whole_planes(out, out_align, t.out_H, t.out_W, 2)) return;
+  if (!bands_exist(p.C, t.in_H, t.in_W) || !bands_exist(p.C, t.out_H, t.out_W)) return;
+  int const blocks = int(ceil_div(t.out_W, columns));
+  bool const odd = t.in_W % 2 != 0 || t.out_W % 2 != 0;
+  if ((step == 2 && size > 3) || (spread && !odd)) return;  // no faster
+  int pieces = 1;
+  while (pieces < kPlanesWarps && blocks > pieces * kStreamUnits) pieces *= 2;
+  int const span = int(ceil_div(blocks, pieces)), half = span <= 8 ? 8 / span : 1;
+  int const images = span <= 8 ? int(min64(2 * half, p.N)) : 1;
+  if (span > kStreamUnits) return;
+  // Longer than beside whole planes, as measured.
+  double const row_steps = planes_steps(row, spread, odd) * (spread ? 1.4 : step == 2 ? 1.0 : 1.13);
+  for (int channels = 1; channels * images <= 16 && channels * pieces <= kPlanesWarps; channels *= 2) {
+    if (p.C % channels != 0) continue;
+    int const stretches = kPlanesWarps / channels / pieces;
+    for (int together = planes_blocks(size, row.tile_k); together > 1; --together) {
+      // Two stages of inputs and two places of outputs, of as many rows as there is room for.
+      int64_t const room = (227 * 1024 / together - 1024 - kPlanesBegin - 256) / (2 * images * channels);
+      int64_t const beside = (spread ? size / 2 + 2 : size) * t.in_W * 2 + 60;
+      int64_t const most = (room - beside) / (2 * t.out_W + (spread ? t.in_W : 2 * step * t.in_W)) / stretches;
+      if (most < 1) continue;
+      int64_t const least = ceil_div(t.out_H, most * stretches);
+      for (int64_t count = max64(1, least - 1);
+           count < least + 4 && (count <= least || t.out_H / count >= 2 * stretches); ++count) {
+        PlanesTile q;
+        int const rows = int(ceil_div(t.out_H, count * stretches));
+        q.used = true, q.odd = odd, q.channels = channels, q.together = together;
+        q.band_rows = rows * stretches, q.bands = int(ceil_div(t.out_H, q.band_rows));
+        int const taken = spread ? q.band_rows / 2 + size / 2 + 2 : (q.band_rows - 1) * step + size;
+        q.channel_bytes = run_bytes(int(min64(taken, t.in_H)), t.in_W);
+        q.channel_y_bytes = run_bytes(q.band_rows, t.out_W);
+        q.in_bytes = channels * q.channel_bytes, q.y_bytes = channels * q.channel_y_bytes;
+        q.stage_bytes = int(ceil_div(images * q.in_bytes + 96, 128) * 128);
+        int64_t const rest = kPlanesBegin + 2 * images * q.y_bytes;
+        q.stages = int(min64(3, (227 * 1024 / together - 1024 - rest) / q.stage_bytes));
+        if (q.stages < 2) continue;
+        q.shared_bytes = rest + int64_t(q.stages) * q.stage_bytes;
+        int64_t const items = p.C / channels * ceil_div(p.N, images) * q.bands;
+        double const steps = spread ? rows / 2.0 + size / 2 + 1 : double(rows - 1) * step + size;
+        int64_t const sms = d.sm_count, slots = sms * together;
+        double const rounds = items <= slots ? double(ceil_div(items, sms)) : double(ceil_div(items, slots) * together);
+        q.warps_ns = rounds * kPlanesWarps * (steps * row_steps + 200) / (4 * 1.755 * (together > 2 ? 0.62 : 0.57));
+        if (t.planes.used && t.planes.warps_ns <= q.warps_ns) continue;
+        t.planes = q, t.stretches = q.bands * stretches, t.rows = rows;
+      }
+    }
+  }
+  if (!t.planes.used) return;
+  t.origin = 0, t.shift = odd ? 0 : (t.pad_w % 2 + 2) % 2;
+  t.pieces = pieces, t.blocks = blocks, t.span = span, t.half = half, t.images = images;
+  t.groups = ceil_div(p.N, images);
+}
+
+// The same for wgrad by cuda/stream_sums.cuh, as measured: with stride 2; with stride 1 what the whole planes above
+// don't take, but rows of whole 8 bytes of 7x7 up to 64 columns alone. Whole planes up to 64 columns (stride 2: 128) if
+// they fit, else bands.
 constexpr void set_sums(StreamTile& t, Row const& row, Problem const& p, Device const& d) {
   int const size = row.tile_m, stride = row.tile_k, half = size / 2, most = stride == 1 ? 64 : 128;
-  if (t.in_H > most || t.in_W > most || t.out_H > most || t.out_W > most) return;
+  if (t.in_H > kBandsMost || t.in_W > kBandsMost || t.out_H > kBandsMost || t.out_W > kBandsMost) return;
   // Rows of which eight lie in the same banks are slower; of 7x7 with stride 2 there is no other row.
   if (t.in_W % 32 == 0 && (size < 7 || stride == 1)) return;
   if (!whole_planes(p.x, p.x_align, t.in_H, t.in_W, 2) || !whole_planes(p.y, p.y_align, t.out_H, t.out_W, 2)) return;
@@ -286,7 +361,7 @@ constexpr void set_sums(StreamTile& t, Row const& row, Problem const& p, Device 
   // The middle of the filter and column x0 meet a column of y, with stride 1 one that begins a word.
   s.x0 = (t.pad_w + half) % 2 != 0 ? -1 : 0;
   bool const odd = t.in_W % 2 != 0 || s.x0 != 0 || (stride == 1 && t.out_W % 2 != 0);
-  if (stride == 1 && (max64(max64(t.in_H, t.in_W), max64(t.out_H, t.out_W)) <= 32 || (!odd && size < 7))) return;
+  if (stride == 1 && (t.planes.used || (!odd && t.in_W % 4 == 0 && (size < 7 || t.in_W > most)))) return;
   s.twice = t.in_W - s.x0 <= 8, s.steps = s.twice ? 1 : int(ceil_div(t.in_W - s.x0, 16));
   // Between the first and the last step all columns that meet exist: these two have 8 of the image at least.
   if (s.steps > 2) s.x0 -= (16 * s.steps - (t.in_W - s.x0)) / 4 * 2;
@@ -299,13 +374,14 @@ constexpr void set_sums(StreamTile& t, Row const& row, Problem const& p, Device 
   }
   int const area = t.in_H * t.in_W, out_area = t.out_H * t.out_W;
   double const step = 24.0 + 3 * size + (odd ? 16 : 0);
-  for (int channels = 1; channels <= kPlanesWarps; channels *= 2) {
+  int64_t const rest = kPlanesBegin + s.zeros, room = 227 * 1024 / sums_blocks(size) - 1024 - rest;
+  bool const small = t.in_H <= most && t.in_W <= most && t.out_H <= most && t.out_W <= most;
+  for (int channels = 1; small && channels <= kPlanesWarps; channels *= 2) {
     // A run of a block's planes is a multiple of 16 bytes.
     if (channels * area % 8 != 0 || channels * out_area % 8 != 0 || p.C % channels != 0) continue;
     PlanesTile q;
     q.channels = channels, q.odd = odd, q.together = sums_blocks(size);
     q.in_bytes = channels * area * 2, q.y_bytes = channels * out_area * 2;
-    int64_t const rest = kPlanesBegin + s.zeros, room = 227 * 1024 / q.together - 1024 - rest;
     // Stages of some 20 KB, of whole pairs of images.
     int const each = 1 + s.twice, images = int(max64(1, 20480 / (q.in_bytes + q.y_bytes) / each) * each);
     int const all = int(min64(min64(images, 32), p.N));
@@ -319,9 +395,45 @@ constexpr void set_sums(StreamTile& t, Row const& row, Problem const& p, Device 
     q.warps_ns = tasks * (32 + s.steps * step) / (4 * 1.755 * 0.6 * d.sm_count);
     t.planes = q, t.images = all, t.sums = s;
   }
+  // Bands of rows of one image.
+  bool const bands =
+      !t.planes.used && t.in_H > 8 && bands_exist(p.C, t.in_H, t.in_W) && bands_exist(p.C, t.out_H, t.out_W);
+  s.first = -t.pad_h, s.twice = 0;
+  for (int channels = kPlanesWarps; bands && channels > 0; channels /= 2) {
+    if (p.C % channels != 0) continue;
+    int const parts = kPlanesWarps / channels, turn = (16 - size) / stride + 1;
+    // Two stages of as many rows as there is room for, or somewhat less.
+    int64_t const bytes = room / 2 / channels - 2 * size * t.in_W - 192;
+    int64_t const most_rows = bytes / (2 * (t.in_W * stride + t.out_W));
+    if (most_rows < 1) continue;
+    int64_t const least = ceil_div(t.out_H, most_rows);
+    for (int64_t count = max64(1, least - 1); count < least + 4 && count <= t.out_H; ++count) {
+      PlanesTile q;
+      q.used = true, q.channels = channels, q.odd = odd, q.together = sums_blocks(size);
+      q.band_rows = int(ceil_div(t.out_H, count)), q.bands = int(ceil_div(t.out_H, q.band_rows));
+      q.channel_bytes = run_bytes(int(min64((q.band_rows - 1) * stride + size, t.in_H)), t.in_W);
+      q.channel_y_bytes = run_bytes(q.band_rows, t.out_W);
+      q.in_bytes = channels * q.channel_bytes, q.y_bytes = channels * q.channel_y_bytes;
+      q.stage_bytes = int(ceil_div(q.in_bytes + q.y_bytes + 96, 128) * 128);
+      q.stages = int(min64(4, room / q.stage_bytes));
+      if (q.stages < 2) continue;
+      q.shared_bytes = max64(rest + int64_t(q.stages) * q.stage_bytes,
+                             kPlanesBegin + int64_t(kPlanesWarps) * size * 16 * (kStreamColumns + 1) * 4);
+      s.blocks = int(ceil_div(q.band_rows, turn < 8 ? turn : 8)), s.rows = int(ceil_div(q.band_rows, s.blocks));
+      // The warps that have most products, and rows that come twice, mostly from L2.
+      double const items = double(p.N) * double(p.C) / channels * q.bands;
+      double const turns = double(ceil_div(s.blocks, parts)) * (32 + s.steps * step) + 200;
+      double const more = items * q.in_bytes - double(p.N) * double(p.C) * area * 2;
+      q.warps_ns = (items * kPlanesWarps * turns / (4 * 1.755 * 0.6) + more / 3900 * 132) / d.sm_count;
+      q.warps_ns *= parts == 8 ? 1.3 : parts == 4 ? 1.1 : 1.0;  // many warps of a plane, as measured
+      if (t.planes.used && t.planes.warps_ns <= q.warps_ns) continue;
+      t.planes = q, t.images = 1, t.sums = s;
+    }
+  }
   if (!t.planes.used) return;
-  t.pieces = t.stretches = 1, t.blocks = t.span = int(ceil_div(t.out_W, kStreamColumns));
-  t.groups = ceil_div(p.N, t.images), t.rows = t.out_H;
+  t.pieces = 1, t.blocks = t.span = int(ceil_div(t.out_W, kStreamColumns));
+  t.groups = ceil_div(p.N, t.images), t.stretches = t.planes.bands;
+  t.rows = t.planes.band_rows > 0 ? t.planes.band_rows : t.out_H;
 }
 
 constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device const& d) {
@@ -338,8 +450,8 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
   Strides const& in = backward ? p.y : p.x;
   Strides const& out = backward ? p.x : p.y;
   int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
+  if (op != Op::wgrad || stride == 1) set_planes(t, row, op, p, d);
   if (op == Op::wgrad) set_sums(t, row, p, d);
-  if (!t.planes.used && (op != Op::wgrad || stride == 1)) set_planes(t, row, op, p, d);
   if (t.planes.used) return t;
   // A unit's 16 * stride inputs begin on a multiple of a copy; the taps of its last output end with the last.
   for (int width = 4;; width /= 2) {
@@ -362,7 +474,8 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
   t.images = int(min64(t.span <= 8 ? 2 * t.half : 1, 32 * stream_passes(spread ? 1 : stride, t.width) / t.copies));
   t.groups = ceil_div(p.N, t.images);
   if (op != Op::wgrad && (t.width == 1 || t.pieces > 1)) {
-    set_ring(t, row, op, p, d);
+    set_bands(t, row, op, p, d);
+    if (!t.planes.used) set_ring(t, row, op, p, d);
     return t;
   }
   double const slots = double(d.sm_count) * kStreamWarps * stream_blocks(row.tile_m, stride, t.width);
@@ -592,24 +705,24 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
     return best;
   };
   // Of planes: what the copies or the warps take, whichever is more.
-  auto with_planes = [&](PlanesTile const& q, int images, bool stream_sums = false) {
+  auto with_planes = [&](PlanesTile const& q, int64_t groups, bool stream_sums = false) {
     double const copies_ns = memory_ns * (sums ? 1.25 : 1.15);
     double const most = stream_sums ? memory_ns + 0.4 * q.warps_ns : copies_ns > q.warps_ns ? copies_ns : q.warps_ns;
     if (!sums) return Estimate{7000 + most, 1};
     // A block's first copies and its sums take the time of an item and a half.
-    int64_t const slots = int64_t(q.together) * d.sm_count, units = p.C / q.channels, groups = ceil_div(p.N, images);
+    int64_t const slots = int64_t(q.together) * d.sm_count, units = p.C / q.channels;
     int64_t const room = max64(1, kMaxWorkspaceBytes / (p.K * p.R * p.S * 4));
     Estimate best{0, 1};
     for (int64_t split = 1; split <= 64 && split <= groups && split <= room; ++split) {
       double const rounds = double(ceil_div(units * split, slots)) * (double(ceil_div(groups, split)) + 1.5);
       if (split == 1 || rounds + 0.5 < best.ns) best = {rounds + (split > 1 ? 0.5 : 0), int(split)};
     }
-    best.ns = 7500 + most + (best.split_k > 1 ? 3000 : 0);
+    best.ns = 7500 + most + (best.split_k > 1 ? 3000 : 0) + (q.band_rows > 0 ? 4000 : 0);
     return best;
   };
   if (!halves) {
     PlanesF32Tile const t = planes_f32_tile(row.tile_m, op, p, d);
-    if (t.planes.used) return with_planes(t.planes, t.images);
+    if (t.planes.used) return with_planes(t.planes, ceil_div(p.N, t.images));
   }
   if (!halves && sums) {
     StreamF32Tile const t = stream_f32_tile(row.tile_m, p, d);
@@ -631,7 +744,7 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
   }
   StreamTile const t = stream_tile(row, op, p, d);
   bool const spread = op == Op::dgrad && row.tile_k == 2;
-  if (t.planes.used) return with_planes(t.planes, t.images, t.sums.blocks > 0);
+  if (t.planes.used) return with_planes(t.planes, t.groups * t.planes.bands, t.sums.blocks > 0);
   double const rows = spread ? t.rows / 2.0 + row.tile_m / 2 + 10 : double(t.rows - 1) * row.tile_k + row.tile_m + 10;
   double const steps = double(t.walks()) * t.ring.warps * double(p.C) * rows;
   double const copies = t.ring.used    ? (!t.ring.odd ? 1.2

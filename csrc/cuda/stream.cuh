@@ -360,8 +360,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if (t.planes.used) {
     p.channels = t.planes.channels, p.stages = t.planes.stages, p.stage_bytes = t.planes.stage_bytes;
     p.image_bytes = t.planes.in_bytes, p.image_bytes_y = t.planes.y_bytes;
+    p.channel_bytes = t.planes.channel_bytes, p.channel_bytes_y = t.planes.channel_y_bytes;
+    p.bands = uint32_t(t.planes.bands), p.band_rows = t.planes.band_rows;
     int64_t const units = problem.C / p.channels;
-    p.groups = uint32_t(t.groups), p.items = uint32_t(units * t.groups);
+    p.groups = uint32_t(t.groups * p.bands), p.items = uint32_t(units * p.groups);
     auto start_planes = [&](auto* kernel, int64_t blocks) {
       int const bytes = int(t.planes.shared_bytes);
       if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
@@ -371,12 +373,19 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     };
     int64_t const blocks = min64(p.items, int64_t(t.planes.together) * h200_sxm.sm_count);
     bool const odd = t.planes.odd, words = t.out_W % 2 == 0;
+    bool const banded = t.planes.band_rows > 0;
     if constexpr (spreads) {
-      return start_planes(!words ? spread_planes<T, R, true, false>
-                          : odd  ? spread_planes<T, R, true, true>
-                                 : spread_planes<T, R, false, true>,
+      return start_planes(banded   ? spread_planes<T, R, true, false, true>
+                          : !words ? spread_planes<T, R, true, false>
+                          : odd    ? spread_planes<T, R, true, true>
+                                   : spread_planes<T, R, false, true>,
                           blocks);
     } else if constexpr (!sums) {
+      if constexpr (R == 3 || stride == 1)
+        if (banded)
+          return start_planes(
+              odd ? gather_planes<T, R, stride, true, false, true> : gather_planes<T, R, stride, false, true, true>,
+              blocks);
       // With a stride, images of even rows may have odd rows of outputs.
       return start_planes(odd || (!words && stride == 1) ? gather_planes<T, R, stride, true, false>
                           : words                        ? gather_planes<T, R, stride, false, true>
@@ -387,6 +396,9 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       auto start_sums = [&]() {
         // With stride 1 filters up to 5x5 are there for odd rows alone (set_sums).
         constexpr bool odd_alone = stride == 1 && R < 7;
+        if (banded)
+          return start_planes(odd ? sum_planes<T, R, stride, true, true> : sum_planes<T, R, stride, false, true>,
+                              units * p.splits);
         if (t.sums.blocks > 0)
           return start_planes(odd ? sum_planes<T, R, stride, true> : sum_planes<T, R, stride, odd_alone>,
                               units * p.splits);

@@ -2,7 +2,7 @@
 // neighbouring channels of some images at a time: the copy engine brings their planes as one run of each image, whole
 // lines wherever rows begin, to one of several stages in shared memory, ahead of the warps. A warp has a channel and a
 // stretch of its rows, of 16 units of all the images; fprop's and dgrad's outputs take the same way back. A block stays
-// with its channels as long as it has images of them.
+// with its channels as long as it has images of them. Of larger images a block takes bands of rows.
 #pragma once
 
 #include "stream_walk.cuh"
@@ -26,16 +26,22 @@ struct PlanesItem {
   __device__ int images(Params const& p) const { return int(depthwise::smaller(p.N - n0(p), p.images)); }
 };
 
-// A warp's channel of a block's, and its rows of outputs.
+// A warp's channel of a block's, and its rows of outputs: of a band from row `first` on, whose rows `pieces` warps
+// share.
 struct PlanesStretch {
   int channel, p0, rows;
 
-  __device__ explicit PlanesStretch(Params const& p, int warp) {
+  __device__ explicit PlanesStretch(Params const& p, int warp) : PlanesStretch(p, warp, 0, 1) {}
+  __device__ PlanesStretch(Params const& p, int warp, int first, int pieces) {
     int const stretch = warp / p.channels;
-    channel = warp - stretch * p.channels, p0 = stretch * p.rows;
+    channel = warp - stretch * p.channels, p0 = first + stretch / pieces * p.rows;
     rows = p.out_H - p0 < p.rows ? p.out_H - p0 : p.rows;
   }
 };
+// The first of a warp's columns of a band, as Walk counts them.
+__device__ inline int band_column(Params const& p, int warp) {
+  return int(unsigned(warp / p.channels) % p.pieces) * p.columns;
+}
 
 // As a number that the compiler knows to be the same in all lanes.
 __device__ inline int planes_warp() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0); }
@@ -74,6 +80,73 @@ __device__ inline void fill_planes(Params const& p, PlanesItem const& at, int st
   if (sums)
     ptx::cp_async_bulk(to + p.images * p.image_bytes + lane * p.image_bytes_y, planes_of<T>(p.y, n, at.c0), bytes_y,
                        full);
+}
+
+// Larger images: an item is a band of rows of some images' planes, one run of each plane. The copy engine takes
+// multiples of 16 bytes of addresses that are ones: it brings what lies around a run, too, and stores what of it are
+// such multiples. A run lies as far from 16 bytes in shared memory as in the tensor.
+template <class T>
+struct Run {
+  uint64_t start;
+  uint32_t bytes;
+
+  __device__ Run(void const* data, int64_t n_stride, int64_t c_stride, int W, int64_t n, int c, int row, int end)
+      : start(reinterpret_cast<uint64_t>(static_cast<T const*>(data) + n * n_stride + c * c_stride + int64_t(row) * W)),
+        bytes(uint32_t((end - row) * W) * sizeof(T)) {}
+  __device__ uint32_t within() const { return uint32_t(start % 16); }
+  __device__ void const* around() const { return reinterpret_cast<void const*>(start - within()); }
+  __device__ uint32_t bytes_around() const { return bytes > 0 ? (within() + bytes + 15) / 16 * 16 : 0; }
+  __device__ uint32_t head() const { return min((16 - within()) % 16, bytes); }
+  __device__ uint32_t middle() const { return (bytes - head()) / 16 * 16; }
+};
+
+// Rows p0 to p1 of outputs (wgrad: of y) of a band, and those of inputs that they meet.
+template <int R, int stride, bool spread>
+struct Band {
+  int64_t n0;
+  int images, p0, p1, h0, h1;
+
+  __device__ Band(Params const& p, uint32_t group) {
+    uint32_t const which = group / p.bands;
+    n0 = int64_t(which) * p.images, images = int(depthwise::smaller(p.N - n0, p.images));
+    p0 = int(group - which * p.bands) * p.band_rows, p1 = min(p0 + p.band_rows, p.out_H);
+    int const low = p0 + p.pad_h - (R - 1);
+    h0 = max(!spread ? p0 * stride - p.pad_h : low >= 0 ? low / 2 : (low - 1) / 2, 0);
+    h1 = max(min((spread ? (p1 - 1 + p.pad_h) / 2 + 1 : (p1 - 1) * stride - p.pad_h + R), p.in.H), h0);
+  }
+  template <class T>
+  __device__ Run<T> in(Params const& p, int image, int c) const {
+    return {p.in.data, p.in.n, p.in.c, p.in.W, n0 + image, c, h0, h1};
+  }
+  template <class T>
+  __device__ Run<T> y(Params const& p, int c) const {
+    return {p.y.data, p.y.n, p.y.c, p.y.W, n0, c, p0, p1};
+  }
+  template <class T>
+  __device__ Run<T> out(Params const& p, int image, int c) const {
+    return {p.out, p.out_n, p.out_c, p.out_W, n0 + image, c, p0, p1};
+  }
+};
+
+// As fill_planes, of a band; wgrad has one image.
+template <class T, bool sums, class Band>
+__device__ inline void fill_band(Params const& p, Band const& band, int c0, int stage) {
+  int const lane = int(threadIdx.x) % 32, image = lane / p.channels, channel = lane - image * p.channels;
+  bool const copies = image < band.images;
+  uint64_t* const full = planes_barrier(stage);
+  uint32_t const to = planes_stages() + stage * p.stage_bytes;
+  Run<T> const in = band.template in<T>(p, image, c0 + channel);
+  uint32_t const bytes = copies ? in.bytes_around() : 0;
+  uint32_t all = bytes, bytes_y = 0;
+  if constexpr (sums) bytes_y = copies ? band.template y<T>(p, c0 + channel).bytes_around() : 0, all += bytes_y;
+  all = __reduce_add_sync(0xffffffffu, all);
+  if (lane == 0) ptx::mbarrier_arrive_expect_tx(full, all);
+  __syncwarp();
+  if (bytes > 0) ptx::cp_async_bulk(to + image * p.image_bytes + channel * p.channel_bytes, in.around(), bytes, full);
+  if constexpr (sums)
+    if (bytes_y > 0)
+      ptx::cp_async_bulk(to + p.image_bytes + channel * p.channel_bytes_y, band.template y<T>(p, c0 + channel).around(),
+                         bytes_y, full);
 }
 
 // A row of a warp's units: pairs of columns 2t and 2t + 1 of each of `count` times 8 columns of units g and g + 8.
@@ -115,9 +188,9 @@ struct PlaneOutputs {
   uint32_t to;  // of row 0 in the first of two places
   bool keep[2 * pairs];
 
-  __device__ PlaneOutputs(Params const& p, int unit, int unit_columns, uint32_t planes) {
+  __device__ PlaneOutputs(Params const& p, int unit, int unit_columns, uint32_t planes, int column) {
     Unit const u(p, unit);
-    int const x = u.place * unit_columns + int(threadIdx.x) % 4 * 2 * pairs;
+    int const x = column + u.place * unit_columns + int(threadIdx.x) % 4 * 2 * pairs;
     to = planes + u.image * p.image_bytes_y + x * sizeof(T);
 #pragma unroll
     for (int e = 0; e < 2 * pairs; ++e) keep[e] = u.exists && x + e < p.out_W;
@@ -187,6 +260,62 @@ __device__ inline void for_each_item(Params const& p, int warp, int channel, uin
   }
 }
 
+// The same over bands: walk(images, inputs, outputs, stretch); the places are where rows 0 of the planes would lie.
+template <class T, class Band, class Begin, class Walking>
+__device__ inline void for_each_band(Params const& p, int warp, int channel, uint32_t begin_item, uint32_t end,
+                                     Begin const& begin, Walking const& walk) {
+  int const lane = int(threadIdx.x) % 32;
+  uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes;
+  make_planes_barriers(p.stages);
+  PlanesItem at(p, begin_item), ahead = at;
+  auto fill = [&](int stage) {
+    fill_band<T, false>(p, Band(p, ahead.group), ahead.c0, stage);
+    ahead.next(p);
+  };
+  if (warp == 0)
+#pragma unroll 1
+    for (uint32_t i = begin_item; i < end && i < begin_item + p.stages; ++i) fill(int(i - begin_item));
+  int stage = 0, parity = 0, c0 = -1;
+  uint32_t place = 0;
+#pragma unroll 1
+  for (uint32_t item = begin_item; item < end; ++item, at.next(p)) {
+    Band const band(p, at.group);
+    if (at.c0 != c0) begin(channel + (c0 = at.c0));
+    ptx::mbarrier_wait(planes_barrier(stage), parity);
+    walk(band.images,
+         uint32_t(stage * p.stage_bytes) + band.template in<T>(p, 0, c0 + channel).within() -
+             uint32_t(band.h0 * p.in.W) * uint32_t(sizeof(T)),
+         place + band.template out<T>(p, 0, c0 + channel).within() - uint32_t(band.p0 * p.out_W) * uint32_t(sizeof(T)),
+         PlanesStretch(p, warp, band.p0, int(p.pieces)));
+    // The next outputs' place is free, the stage has been read, and these outputs are there.
+    ptx::fence_proxy_async();
+    if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
+    __syncthreads();
+    auto run_at = [&](int run, auto const& store) {
+      int const image = run / p.channels, of = run - image * p.channels;
+      if (image >= band.images) return;
+      Run<T> const out = band.template out<T>(p, image, c0 + of);
+      store(out, outputs + place + image * p.image_bytes_y + of * p.channel_bytes_y + out.within());
+    };
+    // Elements at both ends of a run, by half a warp.
+    run_at(2 * warp + lane / 16, [&](Run<T> const& out, uint32_t from) {
+      uint32_t const i = lane % 8 * 2 + (lane % 16 < 8 ? 0 : out.head() + out.middle());
+      if (lane % 16 < 8 ? i < out.head() : i < out.bytes)
+        *reinterpret_cast<uint16_t*>(out.start + i) = ptx::ld_shared_u16(from + i);
+    });
+    if (warp == 0) {
+      run_at(lane, [&](Run<T> const& out, uint32_t from) {
+        if (out.middle() > 0)
+          ptx::cp_async_bulk_store(reinterpret_cast<void*>(out.start + out.head()), from + out.head(), out.middle());
+      });
+      ptx::cp_async_bulk_commit_group();
+      if (item + p.stages < end) fill(stage);
+    }
+    place = place == 0 ? uint32_t(p.images * p.image_bytes_y) : 0;
+    if (++stage == p.stages) stage = 0, parity ^= 1;
+  }
+}
+
 // Has every warp make its outputs of the block's items again that are NaN, if there are any: again(task).
 template <class Again>
 __device__ inline void if_spoilt(Params const& p, int warp, uint32_t begin, uint32_t end, bool spoilt,
@@ -195,14 +324,17 @@ __device__ inline void if_spoilt(Params const& p, int warp, uint32_t begin, uint
   if (__syncthreads_or(spoilt) == 0) return;
   if (warp == 0) ptx::cp_async_bulk_wait_all();
   __syncthreads();
-  int const channel = warp % p.channels, stretch = warp / p.channels;
+  int const channel = warp % p.channels, part = warp / p.channels, parts = kPlanesWarps / p.channels;
   PlanesItem at(p, begin);
 #pragma unroll 1
-  for (uint32_t item = begin; item < end; ++item, at.next(p))
-    again((at.group * p.stretches + stretch) * uint32_t(p.C) + at.c0 + channel);
+  for (uint32_t item = begin; item < end; ++item, at.next(p)) {
+    // As Walk counts: of a band, `parts` warps have pieces of rows of its stretches.
+    uint32_t const which = at.group / p.bands, first = (at.group - which * p.bands) * parts;
+    again((which * p.stretches * p.pieces + first + part) * uint32_t(p.C) + at.c0 + channel);
+  }
 }
 
-template <class T, int R, int stride, bool odd, bool words>
+template <class T, int R, int stride, bool odd, bool words, bool bands = false>
 __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
     gather_planes(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), turn = A * stride;
@@ -211,63 +343,69 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
   uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
   uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
   uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
-  uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
-  uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes + mine.channel * p.out_H * out_row_bytes;
-  PlaneOutputs<T, 1, words> const out0(p, g, kStreamColumns, outputs), out1(p, g + 8, kStreamColumns, outputs);
+  uint32_t const planes = planes_stages() + mine.channel * (bands ? p.channel_bytes : p.in.H * row_bytes);
+  uint32_t const outputs =
+      planes_stages() + p.stages * p.stage_bytes + mine.channel * (bands ? p.channel_bytes_y : p.out_H * out_row_bytes);
+  int const column = bands ? band_column(p, warp) : 0;
+  PlaneOutputs<T, 1, words> const out0(p, g, kStreamColumns, outputs, column);
+  PlaneOutputs<T, 1, words> const out1(p, g + 8, kStreamColumns, outputs, column);
   auto inputs_of = [&](int images) {
-    return PlanePairs<1 + stride, odd>(p, p.in, images, -p.pad_w - p.shift, kStreamColumns * stride, planes,
-                                       p.image_bytes);
+    return PlanePairs<1 + stride, odd>(p, p.in, images, column * stride - p.pad_w - p.shift, kStreamColumns * stride,
+                                       planes, p.image_bytes);
   };
   int present = p.images;
   PlanePairs<1 + stride, odd> inputs = inputs_of(present);
   uint32_t band[R][stride][2];
   float bias = 0;
   uint32_t spoilt = 0;
-  for_each_item<T>(
-      p, warp, mine.channel, begin, end,
-      [&](int c) {
-        load_band<T>(p, c, band);
-        bias = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
-      },
-      [&](int images, uint32_t stage, uint32_t place) {
-        if (images != present) inputs = inputs_of(present = images);
-        int const h0 = mine.p0 * stride - p.pad_h, steps = mine.rows > 0 ? (mine.rows - 1) * stride + R : 0;
-        uint32_t row = stage + h0 * int(row_bytes), out = place + mine.p0 * out_row_bytes;
-        float acc[A][4];  // of the rows of outputs that a row of inputs meets, each in its place till it is complete
+  auto begin_channel = [&](int c) {
+    load_band<T>(p, c, band);
+    bias = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
+  };
+  auto walk = [&](int images, uint32_t stage, uint32_t place, PlanesStretch const& mine) {
+    if (images != present) inputs = inputs_of(present = images);
+    int const h0 = mine.p0 * stride - p.pad_h, steps = mine.rows > 0 ? (mine.rows - 1) * stride + R : 0;
+    uint32_t row = stage + h0 * int(row_bytes), out = place + mine.p0 * out_row_bytes;
+    float acc[A][4];  // of the rows of outputs that a row of inputs meets, each in its place till it is complete
 #pragma unroll 1
-        for (int first = 0; first < steps; first += turn) {
+    for (int first = 0; first < steps; first += turn) {
 #pragma unroll
-          for (int i = 0; i < turn; ++i, row += row_bytes) {
-            int const step = first + i, odd_row = i % stride;
-            if (step >= steps) break;
-            if (odd_row == 0)
+      for (int i = 0; i < turn; ++i, row += row_bytes) {
+        int const step = first + i, odd_row = i % stride;
+        if (step >= steps) break;
+        if (odd_row == 0)
 #pragma unroll
-              for (int e = 0; e < 4; ++e) acc[i / stride][e] = 0;
-            if (unsigned(h0 + step) < unsigned(p.in.H)) {
-              uint32_t a[2 + 2 * stride];  // with stride 2 of 24 columns
+          for (int e = 0; e < 4; ++e) acc[i / stride][e] = 0;
+        if (unsigned(h0 + step) < unsigned(p.in.H)) {
+          uint32_t a[2 + 2 * stride];  // with stride 2 of 24 columns
 #pragma unroll
-              for (int j = 0; j < 2 + 2 * stride; ++j) a[j] = inputs.load(row, j / 2, j % 2);
+          for (int j = 0; j < 2 + 2 * stride; ++j) a[j] = inputs.load(row, j / 2, j % 2);
 #pragma unroll
-              for (int j = 0; j < A; ++j)
-                if (int const r = stride * j + odd_row; r < R) {
-                  float (&sum)[4] = acc[(i / stride - j + A) % A];
-                  ptx::mma_m16n8k16<T>(sum, a[0], a[1], a[2], a[3], band[r][0][0], band[r][0][1]);
-                  if constexpr (stride == 2) ptx::mma_m16n8k8<T>(sum, a[4], a[5], band[r][1][0]);
-                }
+          for (int j = 0; j < A; ++j)
+            if (int const r = stride * j + odd_row; r < R) {
+              float (&sum)[4] = acc[(i / stride - j + A) % A];
+              ptx::mma_m16n8k16<T>(sum, a[0], a[1], a[2], a[3], band[r][0][0], band[r][0][1]);
+              if constexpr (stride == 2) ptx::mma_m16n8k8<T>(sum, a[4], a[5], band[r][1][0]);
             }
-            if (odd_row != 0 || step < R - 1) continue;
-            float const(&sum)[4] = acc[(i / stride + 1) % A];
-            out0.store(out, 0, planes_pair<T>(sum[0] + bias, sum[1] + bias, spoilt));
-            out1.store(out, 0, planes_pair<T>(sum[2] + bias, sum[3] + bias, spoilt));
-            out += out_row_bytes;
-          }
         }
-      });
+        if (odd_row != 0 || step < R - 1) continue;
+        float const(&sum)[4] = acc[(i / stride + 1) % A];
+        out0.store(out, 0, planes_pair<T>(sum[0] + bias, sum[1] + bias, spoilt));
+        out1.store(out, 0, planes_pair<T>(sum[2] + bias, sum[3] + bias, spoilt));
+        out += out_row_bytes;
+      }
+    }
+  };
+  if constexpr (bands)
+    for_each_band<T, Band<R, stride, false>>(p, warp, mine.channel, begin, end, begin_channel, walk);
+  else
+    for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel,
+                     [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
   if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { again<T, stride>(p, task); });
 }
 
 // dgrad with stride 2; see `spread`.
-template <class T, int R, bool odd, bool words>
+template <class T, int R, bool odd, bool words, bool bands = false>
 __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
     spread_planes(__grid_constant__ Params const p) {
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
@@ -275,62 +413,69 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
   uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
   uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
   uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
-  uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
-  uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes + mine.channel * p.out_H * out_row_bytes;
-  PlaneOutputs<T, 2, words> const out0(p, g, 2 * kStreamColumns, outputs), out1(p, g + 8, 2 * kStreamColumns, outputs);
+  uint32_t const planes = planes_stages() + mine.channel * (bands ? p.channel_bytes : p.in.H * row_bytes);
+  uint32_t const outputs =
+      planes_stages() + p.stages * p.stage_bytes + mine.channel * (bands ? p.channel_bytes_y : p.out_H * out_row_bytes);
+  int const column = bands ? band_column(p, warp) : 0;
+  PlaneOutputs<T, 2, words> const out0(p, g, 2 * kStreamColumns, outputs, 2 * column);
+  PlaneOutputs<T, 2, words> const out1(p, g + 8, 2 * kStreamColumns, outputs, 2 * column);
   auto inputs_of = [&](int images) {
-    return PlanePairs<2, odd>(p, p.in, images, -p.pad_w - p.shift, kStreamColumns, planes, p.image_bytes);
+    return PlanePairs<2, odd>(p, p.in, images, column - p.pad_w - p.shift, kStreamColumns, planes, p.image_bytes);
   };
   int present = p.images;
   PlanePairs<2, odd> inputs = inputs_of(present);
   uint32_t band[R][2][2];
   uint32_t spoilt = 0;
-  for_each_item<T>(
-      p, warp, mine.channel, begin, end, [&](int c) { load_spread_band<T>(p, c, band); },
-      [&](int images, uint32_t stage, uint32_t place) {
-        if (images != present) inputs = inputs_of(present = images);
-        // Row i of y that the walk takes is v0 + i; after it rows 2 (v0 + i) - pad_h and the next of x are complete.
-        int const last = mine.p0 + mine.rows - 1 + p.pad_h, lowest = mine.p0 + p.pad_h - (R - 1);
-        int const v0 = lowest >= 0 ? lowest / 2 : (lowest - 1) / 2, steps = mine.rows > 0 ? last / 2 - v0 + 1 : 0;
-        uint32_t row = stage + v0 * int(row_bytes);
-        int y = 2 * v0 - p.pad_h;
-        float acc[R][2][4] = {};  // of the rows of x that a row of y meets, each in its place till it is complete
+  auto begin_channel = [&](int c) { load_spread_band<T>(p, c, band); };
+  auto walk = [&](int images, uint32_t stage, uint32_t place, PlanesStretch const& mine) {
+    if (images != present) inputs = inputs_of(present = images);
+    // Row i of y that the walk takes is v0 + i; after it rows 2 (v0 + i) - pad_h and the next of x are complete.
+    int const last = mine.p0 + mine.rows - 1 + p.pad_h, lowest = mine.p0 + p.pad_h - (R - 1);
+    int const v0 = lowest >= 0 ? lowest / 2 : (lowest - 1) / 2, steps = mine.rows > 0 ? last / 2 - v0 + 1 : 0;
+    uint32_t row = stage + v0 * int(row_bytes);
+    int y = 2 * v0 - p.pad_h;
+    float acc[R][2][4] = {};  // of the rows of x that a row of y meets, each in its place till it is complete
 #pragma unroll 1
-        for (int first = 0; first < steps; first += R) {
+    for (int first = 0; first < steps; first += R) {
 #pragma unroll
-          for (int i = 0; i < R; ++i, row += row_bytes) {
-            if (first + i >= steps) break;
-            if (unsigned(v0 + first + i) < unsigned(p.in.H)) {
-              uint32_t a[4];
+      for (int i = 0; i < R; ++i, row += row_bytes) {
+        if (first + i >= steps) break;
+        if (unsigned(v0 + first + i) < unsigned(p.in.H)) {
+          uint32_t a[4];
 #pragma unroll
-              for (int j = 0; j < 4; ++j) a[j] = inputs.load(row, j / 2, j % 2);
+          for (int j = 0; j < 4; ++j) a[j] = inputs.load(row, j / 2, j % 2);
 #pragma unroll
-              for (int r = 0; r < R; ++r)
+          for (int r = 0; r < R; ++r)
 #pragma unroll
-                for (int b = 0; b < 2; ++b)
-                  ptx::mma_m16n8k16<T>(acc[(2 * i + r) % R][b], a[0], a[1], a[2], a[3], band[r][b][0], band[r][b][1]);
-            }
-#pragma unroll
-            for (int e = 0; e < 2; ++e, ++y) {
-              float (&sum)[2][4] = acc[(2 * i + e) % R];
-              if (y >= mine.p0 && y < mine.p0 + mine.rows) {
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-#pragma unroll
-                  for (int pair = 0; pair < 2; ++pair) {
-                    int const j = 2 * half + pair;
-                    (half == 0 ? out0 : out1)
-                        .store(place + y * out_row_bytes, pair, planes_pair<T>(sum[0][j], sum[1][j], spoilt));
-                  }
-              }
-#pragma unroll
-              for (int b = 0; b < 2; ++b)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) sum[b][j] = 0;
-            }
-          }
+            for (int b = 0; b < 2; ++b)
+              ptx::mma_m16n8k16<T>(acc[(2 * i + r) % R][b], a[0], a[1], a[2], a[3], band[r][b][0], band[r][b][1]);
         }
-      });
+#pragma unroll
+        for (int e = 0; e < 2; ++e, ++y) {
+          float (&sum)[2][4] = acc[(2 * i + e) % R];
+          if (y >= mine.p0 && y < mine.p0 + mine.rows) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+#pragma unroll
+              for (int pair = 0; pair < 2; ++pair) {
+                int const j = 2 * half + pair;
+                (half == 0 ? out0 : out1)
+                    .store(place + y * out_row_bytes, pair, planes_pair<T>(sum[0][j], sum[1][j], spoilt));
+              }
+          }
+#pragma unroll
+          for (int b = 0; b < 2; ++b)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum[b][j] = 0;
+        }
+      }
+    }
+  };
+  if constexpr (bands)
+    for_each_band<T, Band<R, 2, true>>(p, warp, mine.channel, begin, end, begin_channel, walk);
+  else
+    for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel,
+                     [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
   if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { spread_again<T>(p, task); });
 }
 

@@ -1,4 +1,4 @@
-// wgrad of small images in 16-bit types whose planes lie one after the other in memory (stream_planes.cuh brings them).
+// wgrad in 16-bit types of images whose planes lie one after the other in memory (stream_planes.cuh brings them).
 // A product sums over columns as they lie: its 16 rows are rows of x, its 8 columns rows of y, and what it sums over 16
 // columns of both, y's moved by a tap s. Its element of rows m of x and n of y belongs to tap r = m - n * stride, if
 // there is one, so the sums of all images stay in the same registers. With stride 2, columns of y have zeros between
@@ -54,7 +54,7 @@ __device__ inline uint32_t inside(int column, int columns) {
 
 // A block sums over its share of the groups of images; of a channel's images and products of rows, 8 / channels warps
 // take turns.
-template <class T, int R, int stride, bool odd>
+template <class T, int R, int stride, bool odd, bool bands = false>
 __global__ void __launch_bounds__(kPlanesWarps * 32, sums_blocks(R)) sum_planes(__grid_constant__ Params const p) {
   using Window = SumsWindow<R, stride>;
   constexpr int count = Window::count;
@@ -85,10 +85,11 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, sums_blocks(R)) sum_planes(
   };
   masks(0, first_x, first_y);
   masks(tile.steps - 1, last_x, last_y);
-  uint32_t const planes =
-      kept(planes_stages() + channel * p.in.H * row_bytes + pair * p.image_bytes + x0 * int(sizeof(T)));
-  uint32_t const planes_y = kept(planes_stages() + p.images * p.image_bytes + channel * p.y.H * row_bytes_y +
-                                 pair * p.image_bytes_y + y0 * int(sizeof(T)));
+  uint32_t const planes = kept(planes_stages() + channel * (bands ? p.channel_bytes : p.in.H * row_bytes) +
+                               pair * p.image_bytes + x0 * int(sizeof(T)));
+  uint32_t const planes_y =
+      kept(planes_stages() + p.images * p.image_bytes + channel * (bands ? p.channel_bytes_y : p.y.H * row_bytes_y) +
+           pair * p.image_bytes_y + y0 * int(sizeof(T)));
   uint32_t const zeros = kept(planes_stages() + p.stages * p.stage_bytes);  // instead of rows outside
 
   auto full = [](int stage) { return planes_barrier(stage); };
@@ -100,7 +101,10 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, sums_blocks(R)) sum_planes(
   __syncthreads();
   PlanesItem at(p, unit * p.groups + begin), ahead = at;
   auto fill = [&](int stage) {
-    fill_planes<T, true>(p, ahead, stage);
+    if constexpr (bands)
+      fill_band<T, true>(p, Band<R, stride, false>(p, ahead.group), c0, stage);
+    else
+      fill_planes<T, true>(p, ahead, stage);
     ahead.next(p);
   };
   if (warp == 0)
@@ -118,8 +122,17 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, sums_blocks(R)) sum_planes(
       fill(before);
     }
     ptx::mbarrier_wait(full(stage), parity);
-    int const images = ptx::unknown(at.images(p));
     uint32_t from = planes + stage * p.stage_bytes, from_y = planes_y + stage * p.stage_bytes;
+    int images = 1, first = tile.first, v0 = 0, v1 = p.y.H, h0 = 0, h1 = p.in.H;  // rows
+    if constexpr (bands) {
+      Band<R, stride, false> const band(p, item);
+      v0 = band.p0, v1 = band.p1, h0 = band.h0, h1 = band.h1, first += v0 * stride;
+      // Where rows 0 would lie.
+      from += band.template in<T>(p, 0, c0 + channel).within() - h0 * row_bytes;
+      from_y += band.template y<T>(p, c0 + channel).within() - v0 * row_bytes_y;
+    } else {
+      images = ptx::unknown(at.images(p));
+    }
     int const step_image = 1 + twice;
 #pragma unroll 1
     for (int image = 0, b = part;;) {
@@ -129,9 +142,10 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, sums_blocks(R)) sum_planes(
       }
       if (image >= images) break;
       bool const exists = image + pair < images;
-      int const h = tile.first + b * tile.rows * stride + g, v = b * tile.rows + g;
-      bool const low = exists && unsigned(h) < unsigned(p.in.H), high = exists && unsigned(h + 8) < unsigned(p.in.H);
-      bool const gradient = exists && g < tile.rows && v < p.y.H;
+      int const h = first + b * tile.rows * stride + g, v = v0 + b * tile.rows + g;
+      bool const low = exists && unsigned(h - h0) < unsigned(h1 - h0);
+      bool const high = exists && unsigned(h + 8 - h0) < unsigned(h1 - h0);
+      bool const gradient = exists && g < tile.rows && v < v1;
       uint32_t at_low = low ? from + h * row_bytes : zeros, at_high = high ? from + (h + 8) * row_bytes : zeros;
       uint32_t at_y = gradient ? from_y + v * row_bytes_y : zeros;
       auto step = [&](bool masked, uint32_t const(&mask_x)[2], uint32_t const(&mask_y)[count]) {

@@ -34,7 +34,9 @@ struct Params {
   StreamRing ring;
   int channels, image_bytes, image_bytes_y, stage_bytes;  // stream_planes.cuh
   uint32_t groups, items;
-  SumsTile sums;  // stream_sums.cuh
+  SumsTile sums;                                  // stream_sums.cuh
+  int channel_bytes, channel_bytes_y, band_rows;  // of bands
+  uint32_t bands;
 };
 
 // i * of_span >> 8 is i / span for i < 8 and span <= 8.
