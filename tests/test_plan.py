@@ -987,29 +987,39 @@ def test_few_tiles_have_a_block_each() -> None:
             ),
         ):
             row, _, workspace, *_ = ask(op, case, dtype, "nhwc")
-            assert ROWS[row].endswith("_lean") and workspace == 0, (op, case)
-        assert named("fprop", Case("diffusion", 2, 1920, 16, 16, 1280, 1, 1), dtype).endswith("_64x128_lean")
+            small = ("_lean", "_80x64_lines") if case.R == 1 else "_lean"
+            assert ROWS[row].endswith(small) and workspace == 0, (op, case)
     deep = Case("latency", 1, 512, 7, 7, 512, 3, 3, padding=(1, 1))
     assert ask("fprop", deep, torch.float16, "nhwc")[1] > 1
     assert named("fprop", deep, torch.float32, allow_tf32=True).endswith("_lean")
 
 
-def test_1x1_layers_of_one_round_take_large_tiles_in_one_launch() -> None:
-    """Where 60 to 132 tiles of 128x192 or 192x192, or up to 264 smaller ones, make up the layer."""
+def test_1x1_layers_in_channels_last_are_products_of_matrices_by_tiles_that_fill_rounds() -> None:
+    """tma_matrix.cuh, tiles of pixels by filters (dgrad: channels); wgrad of one round has large tiles of its own."""
     for dtype, (tile, op, case) in itertools.product(
         (torch.float16, torch.bfloat16),
         (
-            ("192x64", "fprop", Case("diffusion", 2, 640, 32, 32, 640, 1, 1)),
-            ("128x128", "fprop", Case("mobilenet", 64, 320, 7, 7, 1280, 1, 1)),
-            ("128x192", "fprop", Case("diffusion", 8, 1280, 16, 16, 1280, 1, 1)),
-            ("128x192", "wgrad", Case("diffusion", 2, 1920, 16, 16, 1280, 1, 1)),
-            ("192x192", "fprop", Case("convnext", 64, 1536, 14, 14, 384, 1, 1)),
+            ("144x128_lines", "fprop", Case("resnet", 64, 3072, 7, 7, 768, 1, 1)),
+            ("160x128_lines", "fprop", Case("diffusion", 8, 1280, 16, 16, 1280, 1, 1)),
+            ("160x128_lines", "dgrad", Case("diffusion", 8, 1280, 16, 16, 1280, 1, 1)),
+            ("160x128_lines", "dgrad", Case("convnext", 8, 1152, 24, 24, 3072, 1, 1)),
+            ("96x128_lines", "fprop", Case("wide", 8, 1920, 14, 14, 896, 1, 1)),
+            ("128x192_lean", "wgrad", Case("diffusion", 2, 1920, 16, 16, 1280, 1, 1)),
         ),
     ):
         row, _, workspace, *_ = ask(op, case, dtype, "nhwc")
-        assert ROWS[row].endswith(f"_{tile}_lean") and workspace == 0, case
-    for large in (Case("wide", 64, 1024, 14, 14, 2048, 1, 1), Case("3x3", 8, 256, 16, 16, 256, 3, 3, padding=(1, 1))):
-        assert not any(named(op, large, torch.float16).endswith("x192_lean") for op in OPS), large
+        assert ROWS[row].endswith(f"_{tile}") and workspace == 0, case
+    for op, other in itertools.product(
+        ("fprop", "dgrad"),
+        (
+            Case("stride", 8, 256, 16, 16, 256, 1, 1, (2, 2)),
+            Case("padding", 8, 256, 16, 16, 256, 1, 1, padding=(1, 1)),
+            Case("3x3", 8, 256, 16, 16, 256, 3, 3, padding=(1, 1)),
+            Case("no vectors", 8, 252, 16, 16, 252, 1, 1),
+            Case("patches", 8, 3, 224, 224, 768, 16, 16, (16, 16)),
+        ),
+    ):
+        assert not named(op, other, torch.float16).endswith("_lines"), other
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -1053,9 +1063,10 @@ def test_1x1_layers_over_planes_of_half_vectors_stay_in_place_in_16_bits(op: str
 def test_filters_of_1x1_stay_where_memory_bounds_the_layer() -> None:
     """The second kernel of the rows of 64x128; it takes what the first does not, and small problems are not its own."""
     for dtype in (torch.float16, torch.bfloat16):
-        for C, H, K in ((64, 56, 256), (128, 28, 512), (256, 56, 64), (24, 112, 144)):
+        for C, H, K in ((256, 56, 64), (24, 112, 144)):
             assert named("fprop", Case("wide", 64, C, H, H, K, 1, 1), dtype).endswith("_64x128_im2col")
-            assert named("dgrad", Case("wide", 64, K, H, H, C, 1, 1), dtype).endswith("_64x128_im2col")
+        for C, H, K in ((64, 56, 256), (128, 28, 512), (24, 112, 144)):
+            assert named("dgrad", Case("wide", 64, C, H, H, K, 1, 1), dtype).endswith("_64x128_im2col")
         assert named("fprop", Case("one", 1, 64, 56, 56, 256, 1, 1), dtype).endswith("_lean")
         assert not named("fprop", Case("deep", 64, 512, 28, 28, 512, 1, 1), dtype).endswith("_64x128_im2col")
     wide = Case("wide", 64, 128, 28, 28, 512, 1, 1)

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "lean.h"
+#include "matrix.h"
 #include "pointwise.h"
 #include "tma_classes.h"
 #include "tma_planes.h"
@@ -107,6 +108,7 @@ constexpr double dense_as_measured(Row const& row, Problem const& p) {
 constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (row.family == Family::tma_strict) return strict_supports(row, p);
   if (is_pointwise(row)) return pointwise_supports(row.op, p);
+  if (is_matrix(row)) return matrix_supports(p);
   if (is_tma_planes(row)) return tma_planes_supports(row, p);
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   if (is_planes_wgrad(row)) return planes_wgrad_supports(row, p);
@@ -117,6 +119,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   if (row.family == Family::tma_strict)
     return op == Op::wgrad ? strict_wgrad_estimate(row, p, d) : strict_estimate(row, op, p);
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
+  if (is_matrix(row)) return {matrix_cut(op, row.tile_m, row.tile_n, p).ns, 1};
   if (is_tma_planes(row)) return tma_planes_estimate(row, p, d);
   if (row.variant == Variant::lean) return lean_gathers(row, p) ? gather_estimate(row, p) : lean_estimate(row, p);
   if (is_planes_wgrad(row)) return planes_wgrad_estimate(row, p, d);
@@ -169,7 +172,7 @@ constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int
     return row.op == Op::wgrad ? strict_wgrad_workspace_bytes(row, p, split_k)
                                : strict_workspace_bytes(row, row.op, p, split_k);
   if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
-  if (row.variant == Variant::lean || is_tma_planes(row)) return 0;
+  if (row.variant == Variant::lean || is_matrix(row) || is_tma_planes(row)) return 0;
   if (is_planes_wgrad(row)) return planes_wgrad_workspace_bytes(row, p, split_k);
   return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);
 }

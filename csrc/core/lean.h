@@ -141,12 +141,12 @@ constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
   int64_t const tiles = lean_tiles(row, p), each = ceil_div(tiles, 132);
   double const area = double(row.tile_m) * row.tile_n;
   bool const two = area <= 128 * 128;  // blocks share an SM
-  double const step_ns = area == 192 * 64 ? (each > 1 ? 310 : 265) : two ? 330 : area <= 128 * 192 ? 500 : 790;
+  double const step_ns = two ? 330 : 500;
   double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
                         double(p.K) * double(p.C)) *
                        size_of(p.dtype);
   double const work = double(each) * double(steps) * step_ns, memory = bytes / 3500;
-  double ns = (wgrad ? 4900 : area == 192 * 64 ? 6200 : 5700) + (work > memory ? work : memory) + bytes / 12000;
+  double ns = (wgrad ? 4900 : 5700) + (work > memory ? work : memory) + bytes / 12000;
   if (p.C % 64 != 0 || p.K % 64 != 0) ns *= 1.15;  // lines of memory are shared
   // Fewer tiles, and more than a round, were slower than other rows.
   if (tiles < 60 || (wgrad && steps < 4) || each > (two ? 2 : 1)) ns *= 1.5;

@@ -201,7 +201,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     q.problem.w_align = 16;
     return q;
   }
-  if (row.variant == Variant::lean || is_tf32_planes(row)) return {{}, p};
+  if (row.variant == Variant::lean || is_matrix(row) || is_tf32_planes(row)) return {{}, p};
   if (is_tma_planes(row)) {
     Packed q{{}, p};
     if (tma_planes_supports(row, p)) return q;
@@ -240,7 +240,7 @@ constexpr double activation_bytes(Problem const& p) {
 constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.K == 0) return false;
   // Launches that pack cost more than it gains; images that are packed have rows of their own.
-  if (row.variant == Variant::lean || is_planes_wgrad(row)) return false;
+  if (row.variant == Variant::lean || is_matrix(row) || is_planes_wgrad(row)) return false;
   if (row.family == Family::grouped) {
     Packed const q = packed_lines(row, p);
     return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && grouped_supports(row, row.op, q.problem);
@@ -297,7 +297,7 @@ constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
                                      : 4500)
                : 0;
   if (row.family != Family::tma || row.op == Op::wgrad || is_pointwise(row) || is_tma_planes(row) ||
-      row.variant == Variant::phases || row.variant == Variant::lean)
+      row.variant == Variant::phases || row.variant == Variant::lean || is_matrix(row))
     return 0;
   if (p.dtype == DType::f32 || !tma_stores_singly(row.op, p)) return 0;
   if (split_k > 1 && tma_tiles(row, p) < tma_slots(row)) return -823;

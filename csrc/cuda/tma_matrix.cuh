@@ -1,0 +1,292 @@
+// 1x1 filters of stride 1 in channels_last, 16-bit types, fprop and dgrad: a product of two matrices,
+// sums[m, n] = sum over k of A[m, k] * B[n, k], with plain boxes in place of im2col copies. A is filters, turned for
+// dgrad; B is pixels.
+//
+//   fprop   rows K, columns N*H*W, sum over C
+//   dgrad   rows C, columns N*H*W, sum over K
+//
+// A persistent block has one or two warpgroups, 64 rows each, and a warp that copies; a stage is 64 k of both operands.
+// Results are turned on their way through shared memory, a line of 64 rows for each pixel, and the copy engine stores
+// all columns of a warpgroup at once. The blocks of a pair share pixels or filters: each copies half of them to both.
+//
+// Each width is a kernel of its own, of 7 to 10 KB of code: one kernel with loops for all widths lost 4 us where other
+// kernels ran in between (docs/tuning.md). The warps that multiply run once through all but the loop and the stores, on
+// nothing, while the first copies are under way, so that the instructions are there when they are needed (0.1 us).
+#pragma once
+
+#include "../core/matrix.h"
+#include "ptx_columns.cuh"
+#include "tma.cuh"
+
+namespace conv2d_ext::tma {
+
+// Named barriers: 1 and 2 are a warpgroup's own; the rings' barriers are set up.
+constexpr int kMatrixReady = 3;
+
+struct MatrixParams {
+  CUtensorMap a, b, out;
+  Divisor units_m;  // tiles of a cluster: along the rows, in all
+  int32_t units, steps;
+  int32_t M;  // rows of the result
+  void const* bias;
+  int64_t bias_stride;
+};
+
+struct MatrixTables {
+  uint64_t full[kMatrixStages], empty[kMatrixStages];
+};
+
+// Where a block is in its cluster, cm blocks along the rows or cn along the columns, and the tiles that it has in turn.
+template <class Tile, int cm, int cn>
+struct MatrixPlace {
+  static_assert(cm * cn <= 2);
+  int unit = int(blockIdx.x) / (cm * cn), rank = int(blockIdx.x) % (cm * cn);
+  int m = 0, n = 0;
+  __device__ bool more(MatrixParams const& p) {
+    m = unit;
+    n = (p.units_m.divide(m) * cn + (cn > 1 ? rank : 0)) * Tile::columns;
+    m = (m * cm + (cm > 1 ? rank : 0)) * Tile::rows;
+    return unit < p.units;
+  }
+  __device__ void advance() { unit += int(gridDim.x) / (cm * cn); }
+};
+
+// The copies of all tiles of the block, by one thread. Of what the blocks of a pair share each copies half of the
+// lines, of dgrad's filters half of the k.
+template <class Tile, bool a_rows, int cm, int cn>
+__device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
+  auto copy = [](auto shared, uint32_t to, CUtensorMap const& map, uint64_t* bar, int c0, int c1) {
+    if constexpr (decltype(shared)::value)
+      ptx::cp_async_bulk_tensor_4d_multicast(to, &map, bar, c0, c1, 3);
+    else
+      ptx::cp_async_bulk_tensor_4d(to, &map, bar, c0, c1, 0, 0);
+  };
+  constexpr std::bool_constant<(cn > 1)> a_shared;
+  constexpr std::bool_constant<(cm > 1)> b_shared;
+  MatrixPlace<Tile, cm, cn> at;
+  int const from_a = cn > 1 ? at.rank * (a_rows ? 64 : Tile::rows) / 2 : 0,
+            from_b = cm > 1 ? at.rank * Tile::columns / 2 : 0;
+  Stage stage;
+#pragma unroll 1
+  for (; at.more(p); at.advance()) {
+#pragma unroll 1
+    for (int k = 0; k < p.steps * 64; k += 64, stage.advance(Tile::stages)) {
+      ptx::mbarrier_wait(empty + stage.index, stage.parity ^ 1);
+      uint64_t* const bar = full + stage.index;
+      uint32_t const a = ring + stage.index * Tile::stage_bytes + from_a * kLineBytes,
+                     b = ring + stage.index * Tile::stage_bytes + Tile::a_bytes + from_b * kLineBytes;
+      ptx::mbarrier_arrive_expect_tx(bar, Tile::stage_bytes);
+      if constexpr (a_rows) {
+#pragma unroll
+        for (int run = 0; run < Tile::groups; ++run)
+          copy(a_shared, a + run * kRunBytes, p.a, bar, at.m + run * 64, k + from_a);
+      } else {
+        copy(a_shared, a, p.a, bar, k, at.m + from_a);
+      }
+      copy(b_shared, b, p.b, bar, k, at.n + from_b);
+    }
+  }
+}
+
+// To shared memory, as the boxes that store it are swizzled.
+template <class T, class Tile>
+__device__ __forceinline__ void matrix_stage(float (&acc)[Tile::columns / 2], float const (&bias)[2],
+                                             uint32_t staging) {
+  int const warp = int(threadIdx.x) / 32 % 4, part = int(threadIdx.x) % 32 / 8, line = int(threadIdx.x) % 8;
+  staging += (part / 2 * 8 + line) * kLineBytes + ((warp * 2 + part % 2) ^ line) * 16;
+#pragma unroll
+  for (int j = 0; j < Tile::columns; j += 16) {
+    float const* const d = acc + j / 2;
+    uint32_t v[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = pack<T>(d[i * 2] + bias[i % 2], d[i * 2 + 1] + bias[i % 2]);
+    ptx::stmatrix_x4_trans(staging + j * kLineBytes, v);
+  }
+}
+
+template <class T, class Tile, bool a_rows, int cm, int cn>
+__device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t staging, uint32_t full, uint32_t empty) {
+  constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32;
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
+  bool const stores = threadIdx.x % kWarpgroup == 0;
+  uint64_t const layout_b = layout_of(kLineBytes),
+                 layout_a = a_rows ? ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes) : layout_b;
+  auto give_back = [&](int stage) {  // to all that copy to this block
+    if constexpr (cm * cn == 1) {
+      if (lane == 0) ptx::mbarrier_arrive(empty + stage * 8);
+    } else {
+      if (lane < cm * cn) ptx::mbarrier_arrive_cluster(ptx::mapa(empty + stage * 8, lane));
+    }
+  };
+  staging += group * Tile::columns * kLineBytes;
+  MatrixPlace<Tile, cm, cn> at;
+  Stage stage;
+  bool dry = true;  // the first time
+#pragma unroll 1
+  while (at.more(p)) {
+    float acc[Tile::columns / 2], bias[2];
+#pragma unroll
+    for (float& sum : acc) sum = 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int const row = at.m + int(threadIdx.x) / 32 * 16 + lane / 4 + half * 8;
+      bias[half] = p.bias != nullptr && row < p.M ? widen(static_cast<T const*>(p.bias)[row * p.bias_stride]) : 0.f;
+    }
+    int const steps = dry ? 0 : p.steps;
+    int before = -1;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step, stage.advance(Tile::stages)) {
+      ptx::mbarrier_wait(full + stage.index * 8, stage.parity);
+      uint32_t const a = ring + stage.index * Tile::stage_bytes + group * 64 * kLineBytes,
+                     b = ring + stage.index * Tile::stage_bytes + Tile::a_bytes;
+      ptx::wgmma_fence_operand(acc);
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        ptx::wgmma_mma_async_columns<T, a_rows, false>(acc, at_address(layout_a, a + k * step_a),
+                                                       at_address(layout_b, b + k * 32));
+      ptx::wgmma_commit_group();
+      ptx::wgmma_wait_group<1>();
+      ptx::wgmma_fence_operand(acc);
+      if (before >= 0) give_back(before);
+      before = stage.index;
+    }
+    ptx::wgmma_wait_group<0>();
+    ptx::wgmma_fence_operand(acc);
+    if (before >= 0) give_back(before);
+    if (stores) ptx::cp_async_bulk_wait_group_read<0>();  // of the tile before
+    ptx::bar_sync(1 + group, kWarpgroup);
+    matrix_stage<T, Tile>(acc, bias, staging);
+    ptx::fence_proxy_async();
+    ptx::bar_sync(1 + group, kWarpgroup);
+    if (stores && !dry) {
+      ptx::cp_async_bulk_tensor_4d_store(&p.out, staging, at.m + group * 64, at.n, 0, 0);
+      ptx::cp_async_bulk_commit_group();
+    }
+    if (dry) {
+      if constexpr (cm * cn == 1)
+        ptx::bar_sync(kMatrixReady, Tile::threads);
+      else
+        ptx::barrier_cluster_wait();
+      ptx::griddepcontrol_wait();
+    } else {
+      at.advance();
+    }
+    dry = false;
+  }
+  if (stores) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
+}
+
+template <class T, int tile_m, int tile_n, bool dgrad, int cm, int cn>
+__global__ void __launch_bounds__(MatrixTile<tile_m, tile_n>::threads, 1)
+    matrix_kernel(__grid_constant__ MatrixParams const p) {
+  using Tile = MatrixTile<tile_m, tile_n>;
+  constexpr bool alone = cm * cn == 1;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ MatrixTables tables;
+  uint32_t const staging = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024),
+                 ring = staging + Tile::staging_bytes;
+  if (warp_uniform(int(threadIdx.x) / 32) < Tile::groups * 4) {
+    if constexpr (!alone) ptx::barrier_cluster_arrive();
+    matrix_multiply<T, Tile, dgrad, cm, cn>(p, ring, staging, warp_uniform(ptx::shared_address(tables.full)),
+                                            warp_uniform(ptx::shared_address(tables.empty)));
+  } else {
+    bool const copies = ptx::elect();
+    if (copies) {
+      for (int i = 0; i < Tile::stages; ++i) {
+        ptx::mbarrier_init(&tables.full[i], 1);
+        ptx::mbarrier_init(&tables.empty[i], Tile::groups * 4 * cm * cn);  // warps that multiply
+      }
+      ptx::fence_mbarrier_init();
+    }
+    __syncwarp();
+    if constexpr (alone) {
+      ptx::bar_arrive(kMatrixReady, Tile::threads);
+    } else {
+      ptx::barrier_cluster_arrive();
+      ptx::barrier_cluster_wait();
+    }
+    if (copies) {
+      ptx::griddepcontrol_wait();
+      matrix_copy<Tile, dgrad, cm, cn>(p, ring, tables.full, tables.empty);
+      ptx::griddepcontrol_launch_dependents();
+    }
+  }
+  if constexpr (!alone) {  // no block ends while the other gives back to it
+    __syncwarp();
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+  }
+}
+
+// A matrix of which the copy engine has boxes of 64 elements of so many rows. L2 asks memory for 256 bytes at a time;
+// of rows that begin within sectors, which are slowest, for 128, as that was measured to take 3 % less.
+inline cudaError_t encode_matrix(CUtensorMap& map, void const* at, DType dtype, int64_t row_elements, int64_t rows,
+                                 int64_t stride, int box_rows) {
+  static auto const encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
+  if (encode == nullptr) return cudaErrorNotSupported;
+  Encoded const e(Tensor4{at, dtype, {row_elements, rows, 1, 1}, {1, stride, 0, 0}});
+  cuuint32_t const box[4] = {64, cuuint32_t(box_rows), 1, 1}, step[4] = {1, 1, 1, 1};
+  return status(
+      encode(&map, tensor_type(dtype), 4, const_cast<void*>(at), e.size, e.stride, box, step,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             matrix_odd(row_elements) ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+}
+
+template <Op op, DType dtype, int tile_m, int tile_n, int cm, int cn>
+cudaError_t launch_matrix_by(Problem const& p, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  using Tile = MatrixTile<tile_m, tile_n>;
+  constexpr bool dgrad = op == Op::dgrad;
+  int64_t const pixels = p.N * p.H * p.W, depth = dgrad ? p.K : p.C, channels = dgrad ? p.C : p.K;
+  int64_t const in_row = matrix_stride(dgrad ? p.y : p.x, p), out_row = matrix_stride(dgrad ? p.x : p.y, p);
+  MatrixParams q{};
+  int64_t const units_m = ceil_div(channels, Tile::rows * cm), units = units_m * ceil_div(pixels, Tile::columns * cn);
+  q.units_m = Divisor(units_m), q.units = int32_t(units), q.steps = int32_t(ceil_div(depth, 64));
+  q.M = int32_t(channels), q.bias = args.bias, q.bias_stride = args.bias_stride;
+  cudaError_t error = encode_matrix(q.a, args.b, dtype, p.C, p.K, p.w.n, (dgrad ? 64 : Tile::rows) / cn);
+  if (error != cudaSuccess) return error;
+  error = encode_matrix(q.b, args.a, dtype, depth, pixels, in_row, Tile::columns / cm);
+  if (error != cudaSuccess) return error;
+  error = encode_matrix(q.out, args.out, dtype, channels, pixels, out_row, Tile::columns);
+  if (error != cudaSuccess) return error;
+  auto* const kernel = matrix_kernel<T, tile_m, tile_n, dgrad, cm, cn>;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::shared_bytes);
+  if (error != cudaSuccess) return error;
+  int sm_count = 0;
+  if ((error = count_sms(sm_count)) != cudaSuccess) return error;
+  constexpr int blocks = cm * cn;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = blocks, attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(min64(units, sm_count / blocks) * blocks)), config.blockDim = dim3(Tile::threads);
+  config.dynamicSmemBytes = size_t(Tile::shared_bytes), config.stream = stream;
+  config.attrs = attributes, config.numAttrs = blocks > 1 ? 2 : 1;
+  return cudaLaunchKernelEx(&config, kernel, q);
+}
+
+template <Op op, DType dtype, int tile_m, int tile_n>
+cudaError_t launch_matrix(Problem const& p, Arguments const& args, cudaStream_t stream) {
+  switch (matrix_cut(op, tile_m, tile_n, p).pair) {
+    case MatrixPair::pixels:
+      return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 1>(p, args, stream);
+    case MatrixPair::filters:
+      return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 2>(p, args, stream);
+    default:
+      return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 1>(p, args, stream);
+  }
+}
+
+}  // namespace conv2d_ext::tma
+
+#define CONV2D_EXT_TMA_MATRIX_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return tma::launch_matrix<Op::op, DType::dtype, tm, tn>(p, args, stream);                                 \
+  }                                                                                                           \
+  }
