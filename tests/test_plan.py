@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 import re
 
@@ -682,10 +683,67 @@ def test_what_the_copy_engine_cannot_take_is_gathered(op: str) -> None:
         assert gathered or "x" in packed(op, case, *meta(case, torch.float16, "nhwc")), case
         if op != "dgrad":
             assert "x" in packed(op, case, *meta(case, torch.float16, "nchw")), case
-        if op == "fprop":
-            assert "x" in packed(op, case, *meta(case, torch.float32, "nhwc"), allow_tf32=True), case
+        name = named(op, case, torch.float32, allow_tf32=True)
+        most_phases_empty = op == "dgrad" and case.stride[0] > case.R  # mostly zeros to store
+        assert name.startswith((f"igemm_{op}_f32", f"tma_{op}_f32")) or most_phases_empty, (case, name)
     many = Case("phases", 8, 64, 60, 60, 64, 5, 5, (5, 5), (2, 2))  # 25 phases of dgrad
     assert named(op, many, torch.float16).startswith("igemm_" if op == "dgrad" else "tma_")
+
+
+def large_dense_cases(count: int) -> list[Case]:
+    """Whose arithmetic is worth tensor cores: far taps, long steps, overlapping or not, large filters, any padding."""
+    dice = random.Random(7)
+
+    def near(least: float, most: float) -> int:
+        return round(math.exp(dice.uniform(math.log(least), math.log(most))))
+
+    made: list[Case] = []
+    while len(made) < count:
+        R, S = dice.choice(((3, 3), (3, 3), (5, 5), (7, 7), (2, 5), (1, 9), (near(7, 48), near(7, 48))))
+        stride = dice.choice(((1, 1), (1, 1), (2, 2), (near(1, 12), near(1, 12)), (R, S), (near(1, R), near(1, S))))
+        dilation = dice.choice(((1, 1), (1, 1), (2, 3), (near(4, 64), near(4, 64)), (near(64, 300), near(1, 300))))
+        reach = dilation[0] * (R - 1), dilation[1] * (S - 1)
+        padding = dice.choice(
+            ((0, 0), (reach[0] // 2, reach[1] // 2), tuple(dice.randrange(r + 1) for r in reach for _ in range(2)))
+        )
+        case = Case(
+            f"large{len(made)}", near(1, 128), near(16, 1024), near(1, 400), near(1, 400), near(16, 1024), R, S,
+            stride, padding, dilation,
+        )  # fmt: skip
+        if case.H + sum(case.padding4[:2]) < 1 or case.W + sum(case.padding4[2:]) < 1 or case.P < 1 or case.Q < 1:
+            continue
+        x, w, y = (math.prod(size) for size in (case.input_size, case.weight_size, case.output_size))
+        flops = 2.0 * y * case.C * R * S
+        # At 40 TFLOP/s of FMA units it would take three times what its elements take at 3 TB/s, and 20 us.
+        if max(x, w, y) < 2**29 and flops < 1e13 and flops / 40e12 > 3 * (x + w + y) * 4 / 3e12 + 20e-6:
+            made.append(case)
+    return made
+
+
+def flops_in_images(case: Case) -> float:
+    """Of taps that meet an image, not its padding."""
+
+    def meetings(extent: int, pixels: int, taps: int, stride: int, pad: int, dilation: int) -> int:
+        return sum(0 <= i * stride + tap * dilation - pad < extent for i in range(pixels) for tap in range(taps))
+
+    top, _, left, _ = case.padding4
+    along_h = meetings(case.H, case.P, case.R, case.stride[0], top, case.dilation[0])
+    along_w = meetings(case.W, case.Q, case.S, case.stride[1], left, case.dilation[1])
+    return 2.0 * case.N * case.C * case.K * along_h * along_w
+
+
+LARGE = [case for case in large_dense_cases(400) if flops_in_images(case) > 0.8e9]
+
+
+@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
+@pytest.mark.parametrize("op", OPS)
+def test_large_dense_layers_always_take_tensor_cores(op: str, layout: str) -> None:
+    """Whatever their taps, steps, padding, channel counts and alignment are."""
+    for case, align in zip(LARGE, itertools.cycle((16, 16, 8, 2)), strict=False):
+        for dtype in (torch.float16, torch.float32):
+            name = named(op, case, dtype, layout, align=max(align, dtype.itemsize), allow_tf32=True)
+            apart = op == "dgrad" and layout == "nchw" and case.stride[1] > 1 and dtype == torch.float32
+            assert apart or not name.startswith(("simt_", "depthwise_")), (case, layout, name)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -716,7 +774,8 @@ def test_other_layouts_and_channel_counts_are_packed(op: str) -> None:
             assert packed(op, case, *meta(case, dtype, layout)) == expected, case
             assert not named(op, case, dtype, layout, capability=100).startswith("tma_"), case
     in_place = stores_anywhere(named(op, DENSE, torch.float16, align=8))
-    unaligned = {"fprop": "xw", "dgrad": "wy", "wgrad": "xy" if in_place else "xwy"}[op]
+    # Results off 16 bytes would be stored one by one: igemm with a copy of them, too, is faster.
+    unaligned = {"fprop": "xwy", "dgrad": "xwy", "wgrad": "xy" if in_place else "xwy"}[op]
     assert packed(op, DENSE, *meta(DENSE, torch.float16, "nhwc"), align=8) == unaligned
     depthwise = Case("depthwise", 32, 96, 56, 56, 96, 3, 3, padding=(1, 1), groups=96)
     tiny = Case("tiny", 1, 3, 8, 8, 4, 3, 3)

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "grouped.h"
+#include "igemm_tf32.h"
 #include "in_place.h"
 #include "tma_planes_tf32.h"
 
@@ -173,10 +174,10 @@ constexpr bool engine_takes(Problem const& p) {
          im2col_supports(fprop_walk(p.Q(), p.S, p.stride_w, p.pad_left, p.dilation_w), p.W);
 }
 
-// For rows of igemm: what the copy engine does not take, of one group, in other layouts and of other channel counts.
+// For rows of igemm: of one group, in other layouts and of other channel counts.
 constexpr Packed packed_igemm(Problem const& p) {
   Packed q{{}, p};
-  if (p.groups != 1 || igemm_supports(p) || engine_takes(p)) return q;
+  if (p.groups != 1 || igemm_supports(p)) return q;
   int64_t const v = 16 / size_of(p.dtype), C = round_up(p.C, v), K = round_up(p.K, v);
   q.which.x = C != p.C || !channel_vectors(p.x, p.x_align, C, v, p.dtype);
   q.which.w = C != p.C || K != p.K || !channel_vectors(p.w, p.w_align, C, v, p.dtype);
@@ -188,9 +189,26 @@ constexpr Packed packed_igemm(Problem const& p) {
   return q;
 }
 
+// In TF32: operands that take no vectors, and results whose channels are padded.
+constexpr Packed packed_igemm_tf32(Op op, Problem const& p) {
+  Packed q{{}, p};
+  bool const apart = op == Op::dgrad && p.stride_w > 1 && p.x.c != 1;
+  if (p.groups != 1 || apart || igemm_tf32_supports(op, p)) return q;
+  int64_t const C = op == Op::dgrad ? p.C : round_up(p.C, 4), K = op == Op::fprop ? p.K : round_up(p.K, 4);
+  bool const padded = C != p.C || K != p.K;
+  q.which.x = op != Op::dgrad && (C != p.C || !channel_vectors(p.x, p.x_align, C, 4, p.dtype));
+  q.which.w = padded || (op != Op::wgrad && !channel_vectors(p.w, p.w_align, p.C, 4, p.dtype));
+  q.which.y = op != Op::fprop && (K != p.K || !channel_vectors(p.y, p.y_align, K, 4, p.dtype));
+  q.problem.C = C, q.problem.K = K;
+  if (q.which.x) q.problem.x = channels_last_strides(C, p.H, p.W), q.problem.x_align = 16;
+  if (q.which.w) q.problem.w = channels_last_strides(packed_w_channels(C, p.dtype), p.R, p.S), q.problem.w_align = 16;
+  if (q.which.y) q.problem.y = channels_last_strides(K, p.P(), p.Q()), q.problem.y_align = 16;
+  return q;
+}
+
 constexpr Packed packed(Row const& row, Problem const& p) {
   if (row.family == Family::simt) return packed_simt(row, p);
-  if (row.family == Family::igemm) return packed_igemm(p);
+  if (row.family == Family::igemm) return row.dtype == DType::f32 ? packed_igemm_tf32(row.op, p) : packed_igemm(p);
   if (row.family == Family::grouped) return packed_lines(row, p);
   Op const op = row.op;
   if (is_pointwise(row)) {  // only filters are packed, with contiguous k of the turned problem
@@ -250,10 +268,11 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
     return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && simt_supports(row, row.op, q.problem);
   }
   if (row.family == Family::igemm) {
-    Packed const q = packed_igemm(p);
+    Packed const q = packed(row, p);
     double const copies = activation_bytes(q.problem);
     if (copies > kMaxPackedBytes || (copies > kFreePackedBytes && copies > 3 * activation_bytes(p))) return false;
-    return q.which.any() && igemm_supports(q.problem);
+    if (!q.which.any()) return false;
+    return row.dtype == DType::f32 ? igemm_tf32_supports(row.op, q.problem, q.which.w) : igemm_supports(q.problem);
   }
   if (is_pointwise(row)) return row.op != Op::wgrad && pointwise_supports(row.op, packed(row, p).problem);
   if (is_tma_planes(row)) return tma_planes_supports(row, packed(row, p).problem);

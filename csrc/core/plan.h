@@ -19,6 +19,7 @@
 #include "lanes.h"
 #include "lines.h"
 #include "near.h"
+#include "near_taps.h"
 #include "one_by_one.h"
 #include "patch.h"
 #include "pixel_lines.h"
@@ -75,7 +76,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       if (packed_simt(row, p).which.any()) return hopper && pack_supports(row, p);  // pack_sm90.cu
       return d.compute_capability >= 80 && simt_supports(row, op, p);
     case Family::igemm:
-      return hopper && (igemm_supports(p) || pack_supports(row, p));
+      return hopper &&
+             ((row.dtype == DType::f32 ? igemm_tf32_supports(op, p) : igemm_supports(p)) || pack_supports(row, p));
     case Family::tma:
     case Family::tma_strict: {
       if (row.family == Family::tma_strict && !strict_is_exact(op, p)) return false;
@@ -266,6 +268,15 @@ constexpr Estimate grouped_measured(Row const& row, Op op, Problem const& p, Pac
                          : grouped_lines_any_estimate(op, q.problem, d, q.which.any());
 }
 
+// SIMT's estimate of dgrad has all phases meet as many taps as one does at most: the share of its time where most meet
+// fewer, as measured.
+constexpr double simt_phases_share(Op op, Problem const& p) {
+  if (op != Op::dgrad || p.groups > 1 || (p.stride_h == 1 && p.stride_w == 1)) return 1;
+  Gemm const g = gemm_of(op, p);
+  double const share = double(p.R) * double(p.S) * double(p.K) / (double(g.batches) * double(g.depth));
+  return share < 1 ? 0.15 + (1.35 - 0.55 * share) * share : 1;
+}
+
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (int64_t const turns = depthwise_turns(row, p); turns > 1) {
     Estimate e = estimate(row, op, depthwise_turn(row, p), d);
@@ -310,7 +321,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
           p.w.c > 1)
         e.ns += double(p.K) * double(p.C_per_group() * p.R * p.S) * 0.018;
       // As measured beside rows of the tensor cores.
-      if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12;
+      if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12 * simt_phases_share(op, p);
       if (row.family == Family::simt && row.op == Op::dgrad && size_of(p.dtype) == 2 && p.groups == 1)
         e.ns *= p.R * p.S > 1 ? 1.3 : 1.2;
       e.ns *= dense_as_measured(row, p);
@@ -325,7 +336,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     }
     case Family::igemm: {
       Packed const q = packed(row, p);
-      Estimate e = igemm_estimate(row, op, q.problem, d);
+      Problem const near = without_far_taps(q.problem).problem;
+      Estimate e = row.dtype == DType::f32 ? igemm_tf32_estimate(row, op, near, d) : igemm_estimate(row, op, near, d);
       if (q.which.any()) e.ns += packing_ns(op, p, q);
       return e;
     }
@@ -412,7 +424,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       break;
   }
   Packed const q = packed(row, p);
-  return packed_places(q).bytes + gemm_workspace_bytes(row, op, q.problem, split_k);
+  return packed_places(q).bytes + gemm_workspace_bytes(row, op, without_far_taps(q.problem).problem, split_k);
 }
 
 // The plan for one row; the caller has asked supports() first.

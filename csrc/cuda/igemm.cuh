@@ -13,6 +13,7 @@
 // split_k > 1: f32 partial tiles go to the workspace, and igemm_reduce adds them in order.
 #pragma once
 
+#include "../core/near_taps.h"
 #include "fragments.cuh"
 #include "gather.cuh"
 
@@ -341,11 +342,31 @@ __global__ void __launch_bounds__(256) igemm_reduce(__grid_constant__ Params con
   *reinterpret_cast<Vector<T, 4>*>(static_cast<T*>(p.out) + to + column * p.n_out) = out;
 }
 
+// Of the problem without far taps, which get zeros in wgrad.
+inline cudaError_t near_params(Op op, Problem const& problem, Plan const& plan, Arguments args, cudaStream_t stream,
+                               Params& p) {
+  Near const near = without_far_taps(problem);
+  int64_t const offset = near.w_offset * size_of(problem.dtype);
+  if (op == Op::wgrad) {
+    if (near.problem.R * near.problem.S < problem.R * problem.S) {
+      int64_t const elements = problem.K * problem.C_per_group() * problem.R * problem.S;
+      auto const error = cudaMemsetAsync(args.out, 0, size_t(elements * size_of(problem.dtype)), stream);
+      if (error != cudaSuccess) return error;
+    }
+    args.out = static_cast<char*>(args.out) + offset;
+  } else {
+    args.b = static_cast<char const*>(args.b) + offset;
+  }
+  p = params_of(op, near.problem, row_of(plan), plan, args);
+  return cudaSuccess;
+}
+
 template <Op op, DType dtype, int TN>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool a_rows = op == Op::wgrad, b_rows = op != Op::fprop;
-  Params const p = params_of(op, problem, row_of(plan), plan, args);
+  Params p{};
+  if (auto const error = near_params(op, problem, plan, args, stream, p)) return error;
   auto* const kernel = igemm_kernel<T, TN, a_rows, b_rows>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Ring<TN>::bytes);
   if (error != cudaSuccess) return error;

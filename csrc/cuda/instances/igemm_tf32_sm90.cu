@@ -1,0 +1,2 @@
+#include "../igemm_tf32.cuh"
+CONV2D_EXT_IGEMM_TF32(CONV2D_EXT_IGEMM_TF32_INSTANCE)
