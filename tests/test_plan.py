@@ -1081,6 +1081,23 @@ def test_1x1_layers_in_channels_last_are_products_of_matrices_by_tiles_that_fill
         assert not named(op, other, torch.float16).endswith("_lines"), other
 
 
+def test_long_sums_for_few_weights_have_an_sm_a_block_and_as_few_parts_as_that_takes() -> None:
+    """tma_sums.cuh: a tile's blocks are a cluster, or their sums are added by a second pass."""
+    for dtype, (tile, blocks, second_pass, case) in itertools.product(
+        (torch.float16, torch.bfloat16),
+        (
+            ("64x64", 8, True, Case("resnet50", 32, 128, 28, 28, 512, 1, 1)),
+            ("64x64", 8, True, Case("resnet50", 64, 128, 28, 28, 512, 1, 1)),
+            ("64x64", 16, True, Case("resnet50", 32, 256, 56, 56, 128, 1, 1)),
+            ("128x64", 8, True, Case("24 channels", 16, 24, 35, 35, 2048, 1, 1)),
+            ("128x128", 3, False, Case("resnet50", 32, 256, 14, 14, 256, 3, 3, padding=(1, 1))),
+        ),
+    ):
+        row, parts, workspace, *_ = ask("wgrad", case, dtype, "nhwc")
+        assert ROWS[row].endswith(f"_{tile}_lean") and parts == blocks, case
+        assert (workspace > 0) == second_pass, case
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_small_1x1_layers_over_nchw_in_16_bits_take_one_tile_a_block_in_place(op: str) -> None:
     for case, dtype in itertools.product(

@@ -13,6 +13,7 @@
 #include "tma_resident.h"
 #include "tma_strict.h"
 #include "tma_strict_wgrad.h"
+#include "tma_sums.h"
 #include "tma_zeros.h"
 
 namespace conv2d_ext {
@@ -112,6 +113,7 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (is_tma_planes(row)) return tma_planes_supports(row, p);
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   if (is_planes_wgrad(row)) return planes_wgrad_supports(row, p);
+  if (is_sums(row, p)) return sums_supports(row, p);
   return row.variant == Variant::lean ? lean_supports(row, p)
                                       : takes_classes(row, p) || takes_resident(row, p) || tma_supports(row, p);
 }
@@ -121,6 +123,10 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
   if (is_matrix(row)) return {matrix_cut(op, row.tile_m, row.tile_n, p).ns, 1};
   if (is_tma_planes(row)) return tma_planes_estimate(row, p, d);
+  if (is_sums(row, p)) {
+    SumsEstimate const e = sums_estimate(row, p);
+    return {e.ns, e.cut.parts};
+  }
   if (row.variant == Variant::lean) return lean_gathers(row, p) ? gather_estimate(row, p) : lean_estimate(row, p);
   if (is_planes_wgrad(row)) return planes_wgrad_estimate(row, p, d);
   bool const tf32 = p.dtype == DType::f32;
@@ -172,6 +178,7 @@ constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int
     return row.op == Op::wgrad ? strict_wgrad_workspace_bytes(row, p, split_k)
                                : strict_workspace_bytes(row, row.op, p, split_k);
   if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
+  if (is_sums(row, p)) return sums_workspace_bytes(row, p);
   if (row.variant == Variant::lean || is_matrix(row) || is_tma_planes(row)) return 0;
   if (is_planes_wgrad(row)) return planes_wgrad_workspace_bytes(row, p, split_k);
   return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);

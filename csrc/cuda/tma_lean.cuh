@@ -492,17 +492,19 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2
       });
 }
 
+// clusters: of a tile. in_ring: what the blocks of a cluster send each other takes the ring's place.
 template <class S, class P>
 cudaError_t start_lean(void (*kernel)(P), P& q, int64_t tiles_n, int64_t tiles_m, cudaStream_t stream,
-                       int threads = S::threads) {
+                       int threads = S::threads, int64_t clusters = 1, bool in_ring = false) {
   constexpr bool two = S::multiplying > kWarpgroup;
-  int64_t const splits = q.splits, blocks = tiles_n * tiles_m * splits;
+  int64_t const splits = q.splits, blocks = tiles_n * tiles_m * splits * clusters;
   // Two or three blocks share an SM where there are so many.
-  int64_t const parts = splits == 1 ? 0 : splits * q.per * S::multiplying * 16;
+  int64_t const sent = splits == 1 ? 0 : splits * q.per * S::multiplying * 16, parts = in_ring ? 0 : sent;
   int64_t const room = (blocks <= 132 ? 224 : blocks <= 264 || two ? 111 : 73) * 1024 - 2048 - parts;
   int64_t const shared = ceil_div(q.share, S::steps);
   // A stage is given back when the next one has arrived.
   q.stages = int32_t(min64(max64(min64(room / S::stage_bytes, kLeanStages), 2), shared));
+  if (in_ring) q.stages = int32_t(max64(q.stages, ceil_div(sent, S::stage_bytes)));
   auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2]{};
@@ -512,7 +514,7 @@ cudaError_t start_lean(void (*kernel)(P), P& q, int64_t tiles_n, int64_t tiles_m
   attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
   attributes[1].val.clusterDim.z = unsigned(splits);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(tiles_n), unsigned(tiles_m), unsigned(splits)),
+  config.gridDim = dim3(unsigned(tiles_n), unsigned(tiles_m), unsigned(splits * clusters)),
   config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = size_t(q.stages * S::stage_bytes + parts + 1024), config.stream = stream;
   config.attrs = attributes, config.numAttrs = splits > 1 ? 2 : 1;
@@ -594,6 +596,10 @@ cudaError_t launch_lean_planes(Problem const& p, Plan const& plan, Arguments con
 template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch_lean_gather(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream);
 
+// tma_sums.cuh
+template <DType dtype, int TM, int TN>
+cudaError_t launch_sums(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream);
+
 template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   if constexpr (dtype != DType::f32 && TN >= 64 && (TM == 64 || (TM == 128 && op != Op::wgrad))) {
@@ -601,6 +607,8 @@ cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& arg
       if (lean_gathers(row_of(plan), p)) return launch_lean_gather<op, dtype, TM, TN>(p, plan, args, stream);
     if (lean_takes_planes(row_of(plan), p)) return launch_lean_planes<op, dtype, TM, TN>(p, plan, args, stream);
   }
+  if constexpr (op == Op::wgrad && dtype != DType::f32 && TM == 64 && TN == 64)
+    if (plan.split_k > 1) return launch_sums<dtype, TM, TN>(p, plan, args, stream);
   if constexpr (op == Op::dgrad && TM == 64 && TN == 64)
     if (p.C <= 32) return launch_lean<op, dtype, TM, 32>(p, plan, args, stream);
   if constexpr (op != Op::wgrad && dtype != DType::f32 && !lean_large(dtype, TM, TN))

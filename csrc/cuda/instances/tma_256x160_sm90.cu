@@ -1,4 +1,5 @@
 #include "../tma_lean_gather.cuh"
+#include "../tma_sums.cuh"
 #include "../tma_wgrad.cuh"
 CONV2D_EXT_TMA_256X160(CONV2D_EXT_TMA_INSTANCE, f16)
 CONV2D_EXT_TMA_LEAN(CONV2D_EXT_TMA_LEAN_INSTANCE, f16)

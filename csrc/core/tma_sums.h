@@ -1,0 +1,72 @@
+// tma_sums.cuh: what its rows take and cost. The row of 64x64 is tma_lean.cuh's where tiles are not shared out.
+#pragma once
+
+#include <cstdint>
+
+#include "lean.h"
+
+namespace conv2d_ext {
+
+constexpr bool is_sums(Row const& row, Problem const& p) {
+  if (row.family != Family::tma || row.op != Op::wgrad || row.variant != Variant::lean || row.dtype == DType::f32)
+    return false;
+  bool const also_lean = row.tile_m == 64 && row.tile_n == 64;
+  return also_lean ? !lean_takes_planes(row, p) : row.tile_m == 128 && row.tile_n <= 128;
+}
+
+// How the steps of a tile are shared out: among the blocks of a cluster, or among single blocks whose sums a second
+// pass adds.
+struct SumsCut {
+  int splits = 1, parts = 1;  // blocks of a cluster; in all
+  constexpr bool second_pass() const { return parts > splits; }
+};
+
+constexpr bool sums_supports(Row const& row, Problem const& p) {
+  Row like = row;
+  like.tile_n = like.tile_m = 64;
+  return !lean_takes_planes(like, p) && lean_supports(like, p) && (row.tile_m == 64 || lean_wgrad_tiles(row, p) <= 132);
+}
+
+struct SumsEstimate {
+  double ns = 0;
+  SumsCut cut;
+};
+
+// Fitted to the times of 161 cuts of 27 layers (docs/tuning.md): what an SM takes in, memory, or the products; then the
+// sums of a cluster or of a second pass.
+constexpr SumsEstimate sums_estimate(Row const& row, Problem const& p) {
+  // Lines that the channels do not fill, or that lie across those of memory.
+  auto line = [](int64_t channels) { return channels % 64 == 0 ? 1 : channels < 64 ? 2.5 : 1.7; };
+  int64_t const tiles = lean_wgrad_tiles(row, p), steps = lean_wgrad_steps(row, p);
+  bool const taps = p.R * p.S > 1;
+  double const area = double(row.tile_m) * row.tile_n;
+  double const lines_ns = (row.tile_m * line(p.K) + row.tile_n * line(p.C)) * 1.38, products_ns = area / (32 * 1.61);
+  // With one tap and a stride, pixels are left out.
+  double const x = double(p.C) * double(taps ? p.H * p.W : p.P() * p.Q()), y = double(p.K) * double(p.P() * p.Q());
+  double const memory_ns = double(p.N) * (x + y) * 2 / 3300 + 1200;
+  SumsEstimate best;
+  auto weigh = [&](SumsCut cut) {
+    double const each = double(ceil_div(steps, cut.parts)) * (lines_ns > products_ns ? lines_ns : products_ns);
+    double ns = 6070 + (each > memory_ns ? each : memory_ns) + area * 0.133 + (cut.splits > 1 ? area * 0.161 : 0);
+    if (cut.second_pass()) ns += 3180 + double(tiles) * cut.parts * area * 8 / 13490;
+    ns *= taps ? 1.08 : each > memory_ns * 1.1 ? 1.04 : 0.88;  // as other rows' estimates of such layers
+    if (best.ns == 0 || ns < best.ns) best = {ns, cut};
+  };
+  if (row.tile_m == 64) {
+    Estimate const lean = lean_estimate(row, p);
+    best = {lean.ns, {lean.split_k, lean.split_k}};
+  } else {
+    for (int splits : {1, 2, 3, 4, 8})
+      if (splits == 1 || (tiles <= lean_clusters(splits) && steps >= 2 * splits)) weigh({splits, splits});
+  }
+  int const parts = int(min64(132 / max64(tiles, 1), steps / 3));
+  if (parts > 1) weigh({1, parts});
+  return best;
+}
+
+constexpr int64_t sums_workspace_bytes(Row const& row, Problem const& p) {
+  SumsCut const cut = sums_estimate(row, p).cut;
+  return cut.second_pass() ? lean_wgrad_tiles(row, p) * cut.parts * row.tile_m * row.tile_n * 4 : 0;
+}
+
+}  // namespace conv2d_ext
