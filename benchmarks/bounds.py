@@ -145,6 +145,7 @@ ENTRIES = (
     Entry("pixels", "pixels::main_kernel", "fprop", "L07", "tf32", "nchw", "pixels"),
     Entry("pixels", "pixels::prepare_kernel", "fprop", "L07", "tf32", "nchw", "pixels"),
     Entry("pixels_runs", "pixel_runs::main_kernel", "fprop", dense(4, 3072, 40, 672, 1), "fp16", "nchw", "256x160"),
+    Entry("pixels_turns", "pixel_turns::main_kernel", "fprop", "L07", "fp16", "nchw", "64x256_nchw"),
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "fp16", "nchw", "pixels"),
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "tf32", "nchw", "pixels"),
     Entry("pixels_wgrad", "pixels_wgrad::sum_kernel", "wgrad", "L07", "fp16", "nchw", "pixels"),

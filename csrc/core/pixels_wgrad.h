@@ -50,24 +50,16 @@ constexpr bool pixels_wgrad_supports(Row const& row, Problem const& p) {
   return double(pixels_wgrad_bytes(row, p, 1)) * double(least_parts(p)) <= double(kMaxWorkspaceBytes);
 }
 
-// Rounds of blocks, their steps, all steps, bytes, parts and weights: a sum, as they hide each other in part. Fitted to
-// 76 to 98 times of each kind (docs/tuning.md).
+// Rounds of blocks, their steps, bytes, parts and weights: a sum, as they hide each other in part; or what L2 delivers.
+// Fitted to 30 to 98 times of each kind (docs/tuning.md).
 constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
   struct Times {
     double before, read, parts, weights, across;  // a megabyte or million; across: 1,000 lines of a step
-    double round[4], step[4], steps[4];           // of tiles 128x64, 128x128, 192x160, 256x128
+    double round[4], step[4];                     // of tiles 128x64, 128x128, 192x160, 256x128
   };
-  constexpr Times halves{6.16,   0.2138, 1.23, 3.38, 0.4225, {1.5, 1.73, 2.14, 2.48}, {0.06, 0.209, 0.304, 0.362},
-                         {0.097}},
-      floats{6.83,
-             0.2046,
-             1.32,
-             2.25,
-             0.7778,
-             {1.44, 2.15, 3.21, 2.95},
-             {0.023, 0.018, 0.077, 0.244},
-             {0.114, 0.168, 0.126}},
-      gathered{8.11, 0.1544, 1.09, 0, 0, {0, 1.24, 0, 1.62}, {0, 0.411, 0, 0.971}, {0, 0.273}};
+  constexpr Times halves{6.31, 0.2187, 1.24, 3.35, 0.403, {1.16, 1.58, 2, 2.33}, {0.145, 0.207, 0.297, 0.355}},
+      floats{6.73, 0.2096, 1.51, 2.02, 0.756, {1.08, 1.59, 2.79, 2.88}, {0.131, 0.177, 0.185, 0.222}},
+      gathered{8.11, 0.1544, 1.09, 0, 0, {0, 1.24, 0, 1.62}, {0, 0.684, 0, 0.971}};
   Times const& t = p.dtype == DType::f32 ? floats : pixel_planes(p) ? halves : gathered;
   int const tile = row.tile_m == 192 ? 2 : row.tile_m == 256 ? 3 : row.tile_n == 128 ? 1 : 0;
   PixelsWgrad const shape(row.tile_m, row.tile_n, p);
@@ -77,6 +69,7 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
   double const read = double(p.N) * double(p.C + p.K) * double(plane) / 1e6;
   // Runs that begin within a line of memory are two lines.
   double const off = 1 - double(gcd64(plane, 128)) / 128, lines = double(row.tile_m + row.tile_n) / 1000 * off;
+  double const copied = double(tiles * steps) * double(row.tile_m + row.tile_n) * 128 / 9.5e6;
   Estimate best;
   for (int64_t rounds : {0, 1, 2, 3}) {  // 0: one part, which is stored at once
     int64_t const split =
@@ -84,8 +77,8 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
     if (split < 1 || pixels_wgrad_bytes(row, p, split) > kMaxWorkspaceBytes) continue;
     double const r = double(ceil_div(tiles * split, d.sm_count)), share = double(ceil_div(steps, split));
     double const second = split > 1 ? 2.2 + double(tiles) * area * (double(split) * t.parts + t.weights) : 0;
-    double const ns = 1000 * (t.before - 2.2 + r * (t.round[tile] + share * (t.step[tile] + lines * t.across)) +
-                              double(tiles * steps) / d.sm_count * t.steps[tile] + read * t.read + second);
+    double const work = r * (t.round[tile] + share * (t.step[tile] + lines * t.across)) + read * t.read;
+    double const ns = 1000 * (t.before - 2.2 + (work > copied ? work : copied) + second);
     if (best.ns == 0 || ns < best.ns) best = {ns, int(split)};
   }
   if (best.ns == 0) best = {1e9, int(least_parts(p))};

@@ -23,8 +23,8 @@ struct Shape {
   static constexpr bool two = TM * TN <= 128 * 128;                            // blocks share an SM
   static constexpr int threads = groups * kWarpgroup + (two ? 64 : kWarpgroup);
   static constexpr int runs = (TN + 63) / 64, stage_bytes = TM * kLineBytes + runs * kRunBytes;
-  static constexpr int ring_bytes = (two ? 110 : 222) * 1024, stages = ring_bytes / stage_bytes;
-  static constexpr int shared_bytes = stages * stage_bytes + 1024;
+  // Two blocks share an SM's memory, if there are so many.
+  static constexpr int most_stages = 222 * 1024 / stage_bytes, stages = (two ? 110 : 222) * 1024 / stage_bytes;
   static constexpr int out_run = TN % 64 == 0 ? 64 : 32, out_runs = TN / out_run, out_bytes = 16 * out_run * 2;
   static constexpr int multiply_regs = 224, copy_regs = 56;  // where a block has an SM alone
   static_assert(two || (groups * multiply_regs + copy_regs) * kWarpgroup <= 65536);
@@ -34,7 +34,7 @@ struct Shape {
 struct Params {
   CUtensorMap a, b, out;
   Divisor tiles_m, per_image;  // per_image: runs, or tiles
-  int32_t steps, M, images;
+  int32_t stages, steps, M, images;
   void const* bias;
   int64_t bias_stride;
 };
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, Shape<TM, TN>::two ? 2
     main_kernel(__grid_constant__ Params const p) {
   using S = Shape<TM, TN>;
   extern __shared__ uint8_t dynamic[];
-  __shared__ uint64_t full_a[S::stages], full_b[S::stages], empty[S::stages];
+  __shared__ uint64_t full_a[S::most_stages], full_b[S::most_stages], empty[S::most_stages];
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = warp_uniform(int(threadIdx.x) / 32 % 4);
   int m0 = int(blockIdx.x);
@@ -81,16 +81,16 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, Shape<TM, TN>::two ? 2
   };
   // The first trip round the ring is asked for before the block meets.
   auto copy_all = [&](uint64_t* full, auto copy, bool first) {
-    int const trip = min(S::stages, p.steps);
+    int const trip = min(p.stages, p.steps);
     if (first) {
 #pragma unroll 1
-      for (int i = 0; i < S::stages; ++i) ptx::mbarrier_init(&full[i], 1);
+      for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&full[i], 1);
       ptx::fence_mbarrier_init();
       ptx::griddepcontrol_wait();
     }
     Stage stage;
 #pragma unroll 1
-    for (int step = first ? 0 : trip; step < (first ? trip : p.steps); ++step, stage.advance(S::stages)) {
+    for (int step = first ? 0 : trip; step < (first ? trip : p.steps); ++step, stage.advance(p.stages)) {
       if (!first) ptx::mbarrier_wait(&empty[stage.index], stage.parity);
       copy(step, stage.index);
     }
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, Shape<TM, TN>::two ? 2
     copy_all(full_b, copy_b, true);
   }
   if (threadIdx.x == 0) {
-    for (int i = 0; i < S::stages; ++i) ptx::mbarrier_init(&empty[i], groups * 4);
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&empty[i], groups * 4);
     ptx::fence_mbarrier_init();
   }
   __syncwarp();
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, Shape<TM, TN>::two ? 2
     fence_operands();
     if (step > 0 && lane == 0) ptx::mbarrier_arrive(&empty[before]);
     before = stage.index;
-    stage.advance(S::stages);
+    stage.advance(p.stages);
   }
   ptx::wgmma_wait_group<0>();
   fence_operands();
@@ -223,10 +223,14 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   error = encode_tiled(p.out, out, S::out_run, 16, 1, 1, 1, 1,
                        S::out_run == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B);
   if (error != cudaSuccess) return error;
+  int sm_count = 0;
+  if ((error = count_sms(sm_count)) != cudaSuccess) return error;
+  p.stages = t.tiles <= sm_count ? S::most_stages : S::stages;
+  int const shared_bytes = p.stages * S::stage_bytes + 1024;  // the swizzle wants 1024-byte alignment
   auto* const kernel = main_kernel<T, TM, TN, !forward>;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   if (error != cudaSuccess) return error;
-  return launch_dependent(kernel, dim3(unsigned(t.tiles)), S::threads, S::shared_bytes, stream, p);
+  return launch_dependent(kernel, dim3(unsigned(t.tiles)), S::threads, shared_bytes, stream, p);
 }
 
 }  // namespace conv2d_ext::pixel_runs
