@@ -43,8 +43,6 @@ inline constexpr OneByOne kOneByOne[] = {
     {Op::wgrad, Variant::im2col, 256, 64, false, 0.95, 0.95},
     {Op::wgrad, Variant::im2col, 64, 64, false, 0.95, 0.95},
     {Op::wgrad, Variant::lean, 64, 64, true, 0.95, 0.95},
-    {Op::wgrad, Variant::pointwise, 128, 128, true, 1.17, 1.17},
-    {Op::wgrad, Variant::pointwise, 128, 256, true, 1.17, 1.17},
     {Op::wgrad, Variant::nhwc, 64, 64, false, 0.8, 0.8},
     {Op::wgrad, Variant::lean, 128, 192, false, 1, 0.85},
     {Op::wgrad, Variant::lean, 64, 128, false, 1.05, 1.1},
