@@ -808,7 +808,7 @@ def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> N
     )
     for case, dtype in itertools.product(layers, (torch.float16, torch.bfloat16)):
         name = named(op, case, dtype, "nchw")
-        assert name.startswith("pixels_wgrad_") if op == "wgrad" else name.endswith("_pointwise"), case
+        assert re.match("pixels_wgrad_" if op == "wgrad" else "pixels_|tma_.*_pointwise", name), case
         assert packed(op, case, *meta(case, dtype, "nchw")) == "", case
         assert not named(op, case, dtype, "nhwc").endswith("_pointwise"), case
     if op != "wgrad":
@@ -817,6 +817,22 @@ def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> N
         assert packed(op, any_channels, *meta(any_channels, torch.float16, "nchw")) == "w"
     for odd in (Case("pixels", 256, 256, 13, 13, 256, 1, 1), Case("stride", 64, 64, 56, 56, 256, 1, 1, (2, 2))):
         assert named(op, odd, torch.float16, "nchw").endswith("_im2col"), odd
+
+
+def test_pointwise_layers_over_nchw_take_tiles_that_fit_them() -> None:
+    """Tiles of 160 for 320 and 1600; gradients of filters over planes of half vectors are gathered."""
+    sums, half = Case("sums", 16, 320, 64, 64, 960, 1, 1), Case("half", 64, 256, 14, 14, 1024, 1, 1)
+    for case, op, dtype, tile in (
+        (Case("long sums", 4, 3072, 40, 40, 672, 1, 1), "fprop", torch.float16, "256x160"),
+        (Case("turns", 32, 128, 28, 28, 512, 1, 1), "fprop", torch.float16, "64x256"),
+        (Case("turns", 8, 512, 64, 64, 576, 1, 1), "dgrad", torch.bfloat16, "128x256"),
+        (sums, "wgrad", torch.float16, "192x160"),
+        (sums, "wgrad", torch.float32, "192x160"),
+        (half, "wgrad", torch.bfloat16, "256x128"),
+    ):
+        name = ROWS[ask(op, case, dtype, "nchw", allow_tf32=True)[0]]
+        assert re.fullmatch(rf"pixels_{op}_\w+_{tile}_nchw", name), f"{case} {name}"
+        assert packed(op, case, *meta(case, dtype, "nchw"), allow_tf32=True) == "", case
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
@@ -1105,10 +1121,11 @@ def test_small_1x1_layers_over_nchw_in_16_bits_take_one_tile_a_block_in_place(op
         (torch.float16, torch.bfloat16),
     ):
         row, _, workspace, *_ = ask(op, case, dtype, "nchw")
-        assert ROWS[row].endswith("_lean") and workspace == 0, case
+        assert re.search("_lean$|^pixels_.*_nchw$", ROWS[row]) and workspace == 0, case
         assert packed(op, case, *meta(case, dtype, "nchw")) == "", case
     round_of_tiles = Case("planes", 8, 256, 40, 40, 256, 1, 1)
-    assert op == "wgrad" or named(op, round_of_tiles, torch.float16, "nchw").endswith("_128x128_lean")
+    if op != "wgrad":
+        assert re.fullmatch(rf"pixels_{op}_f16_128x\d+_nchw", named(op, round_of_tiles, torch.float16, "nchw"))
     # Images of other sizes, and filters that take no vectors, are packed.
     for odd in (Case("planes", 1, 64, 7, 7, 256, 1, 1), Case("planes", 1, 60, 56, 56, 256, 1, 1)):
         assert not named(op, odd, torch.float16, "nchw").endswith("_lean"), odd

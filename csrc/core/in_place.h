@@ -18,19 +18,9 @@
 
 namespace conv2d_ext {
 
-// fprop and dgrad: a sum, as rounds of tiles and memory hide each other in part. Fitted to 2,069 times
-// (docs/tuning.md).
+// A sum, as rounds of tiles and memory hide each other in part. Fitted to 2,069 times (docs/tuning.md).
 constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   double const bytes = double(p.N) * double(p.H) * double(p.W) * size_of(p.dtype);
-  if (op == Op::wgrad) {
-    Estimate e = tma_estimate(turned(row), turned_op(op), turned(op, p), d);
-    e.ns = e.ns * 0.88 + (row.tile_n == 128 ? 1170 : -254);  // what the turned problem's leaves out, as measured
-    // Channels whose pixels begin across lines of memory take longer.
-    bool const across = p.H * p.W * size_of(p.dtype) % 128 != 0;
-    double const least = bytes * double(p.C + p.K) / (across ? 1400 : 3500) + 3000;
-    if (e.ns < least) e.ns = least;
-    return e;
-  }
   // Beside rounds of tiles, which wait for memory less than for each other, bytes that are read, written and of
   // filters.
   struct Times {

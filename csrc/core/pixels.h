@@ -1,5 +1,5 @@
-// pixels.cuh and pixels_wgrad.cuh: 1x1 filters in NCHW, read and written in place. What their rows take and cost, and
-// what the launchers share with the planner.
+// pixels.cuh: fprop and dgrad of 1x1 filters in NCHW in TF32, read and written in place. What its rows take and cost,
+// and what rows of 1x1 filters over images in place share.
 #pragma once
 
 #include <cstdint>
@@ -11,14 +11,17 @@ namespace conv2d_ext {
 // An image's pixels are cut into runs; a run's channels lie as lines of 128 bytes in shared memory.
 constexpr int run_pixels(DType t) { return 128 / size_of(t); }
 
+// Runs that wgrad adds up in one chain at most in TF32: the tensor cores cut off the lowest bits of a sum. 8192 pixels.
+inline constexpr int kChainRuns = 256;
+
 constexpr int64_t runs_of(Problem const& p) { return p.N * ceil_div(p.H * p.W, run_pixels(p.dtype)); }
 
-// fprop and dgrad: the channels that are summed over, and the result's.
+// The channels that are summed over, and the result's.
 constexpr int64_t pixels_depth(Op op, Problem const& p) { return op == Op::fprop ? p.C : p.K; }
 constexpr int64_t pixels_columns(Op op, Problem const& p) { return op == Op::fprop ? p.K : p.C; }
 
-// How fprop and dgrad use shared memory: the filters of a block stay there if three stages of pixels fit beside them,
-// or are part of the stages.
+// How they use shared memory: the filters of a block stay there if three stages of pixels fit beside them, or are part
+// of the stages.
 struct PixelsShape {
   static constexpr int bytes = 224 * 1024, most_stages = 8;
   int64_t chunks = 0;  // of the reduction
@@ -34,64 +37,37 @@ struct PixelsShape {
   }
 };
 
-// wgrad: a tile's rows are of the tensor with more channels; blocks share a tile's pixels.
-struct PixelsWgrad {
-  bool swapped = false;  // rows are channels of x
-  int64_t tiles_m = 0, tiles_n = 0, split = 1;
-
-  constexpr PixelsWgrad(Row const& row, Problem const& p) : swapped(p.C > p.K) {
-    tiles_m = ceil_div(swapped ? p.C : p.K, row.tile_m), tiles_n = ceil_div(swapped ? p.K : p.C, row.tile_n);
-    int64_t const tile_bytes = int64_t(row.tile_m) * row.tile_n * 4, tiles = tiles_m * tiles_n;
-    split = min64(max64(1, 132 / tiles), max64(1, runs_of(p) / 8));
-    split = max64(1, min64(split, kMaxWorkspaceBytes / (tile_bytes * tiles)));
-  }
-};
-
-constexpr bool pixels_supports(Row const& row, Op op, Problem const& p) {
-  if ((p.dtype == DType::f32 && !p.allow_tf32) || p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 ||
-      p.groups != 1)
-    return false;
+// A filter of one tap, with a stride of one, no padding and one group.
+constexpr bool one_by_one(Problem const& p) {
+  if (p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1) return false;
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
   constexpr double most = double(int64_t(1) << 31);
-  if (double(p.H) * double(p.W) >= most / 2 || double(runs_of(p)) >= most / 2 || p.C >= most / 4 || p.K >= most / 4)
-    return false;
+  return double(p.H) * double(p.W) < most / 2 && double(runs_of(p)) < most / 2 && p.C < most / 4 && p.K < most / 4;
+}
+
+// Can the copy engine read and write the images as they lie?
+constexpr bool pixel_planes(Problem const& p) {
+  if (!one_by_one(p)) return false;
   if (!pixel_vectors(p.x, p.x_align, p) || !pixel_vectors(p.y, p.y_align, p)) return false;
   auto rows = [&](int64_t size, int64_t step) {
     return size == 1 || (step > 0 && step % (16 / size_of(p.dtype)) == 0 && step < int64_t(1) << 38);
   };
-  if (!rows(p.C, p.x.c) || !rows(p.K, p.y.c)) return false;
-  if (op == Op::wgrad) {
-    PixelsWgrad const w(row, p);
-    return double(w.tiles_m) * double(w.tiles_n) * row.tile_m * row.tile_n * 4 <= double(kMaxWorkspaceBytes);
-  }
+  return rows(p.C, p.x.c) && rows(p.K, p.y.c);
+}
+
+constexpr bool pixels_supports(Row const& row, Op op, Problem const& p) {
+  if (!p.allow_tf32 || !pixel_planes(p)) return false;
   return ceil_div(pixels_columns(op, p), row.tile_n) <= 132 && double(p.C) * double(p.K) < 1e9;
 }
 
 constexpr int64_t pixels_workspace_bytes(Row const& row, Op op, Problem const& p) {
-  if (op != Op::wgrad) return pixels_columns(op, p) * PixelsShape(row, p).chunks * kTf32Line * 4;
-  PixelsWgrad const w(row, p);
-  return w.tiles_m * w.tiles_n * w.split * row.tile_m * row.tile_n * 4;
+  return pixels_columns(op, p) * PixelsShape(row, p).chunks * kTf32Line * 4;
 }
 
-// Instructions and loads of fragments, which hide each other badly. Fitted to times of the rows (docs/tuning.md).
-constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
-  PixelsWgrad const w(row, p);
-  bool const tf32 = p.dtype == DType::f32;
-  double const area = double(row.tile_m) * row.tile_n, run_ns = tf32 ? 88 + 0.0586 * area : 89 + 0.036 * area;
-  double const runs = double(ceil_div(runs_of(p), w.split));
-  double const ns = double(ceil_div(w.tiles_m * w.tiles_n * w.split, d.sm_count)) * (runs * run_ns + 2080);
-  double const memory_ns = tf32_memory_ns(p, 4710) * size_of(p.dtype) / 4;
-  // The second launch adds `split` parts of each weight.
-  double const weights = double(w.tiles_m * w.tiles_n) * area;
-  double const sum_ns = (tf32 ? 4500 : 5700) + weights * ((tf32 ? 0.0168 : 0.048) + 0.0004 * double(w.split));
-  return {(ns > memory_ns ? ns : memory_ns) + sum_ns, 1};
-}
-
-// fprop and dgrad: tiles in rounds, each of its steps and its stores, or memory, which writes more slowly than it
+// Tiles in rounds, each of its steps and its stores, or memory, which writes more slowly than it
 // reads. The fewer rounds, the less these overlap. Fitted to times of the rows (docs/tuning.md).
 constexpr Estimate pixels_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  if (op == Op::wgrad) return pixels_wgrad_estimate(row, p, d);
   PixelsShape const s(row, p);
   double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
   int64_t const tiles_n = ceil_div(pixels_columns(op, p), row.tile_n);

@@ -7,17 +7,20 @@
 // free, and a tile's channels are numbered so that the two are rows of one instruction, or columns of two that a warp
 // has next to each other. Of odd numbers of channels, whose words lie across those of memory, every element is loaded
 // by itself. What lies behind a pixel's last channel is multiplied too, for sums that are not stored. The blocks of a
-// tile take turns with the stages' pixels; their sums go to the workspace, and pixels_wgrad.cuh's reduce_kernel adds
-// them in the order of the blocks.
+// tile take turns with the stages' pixels; their sums go to the workspace, and reduce_kernel adds them in the
+// order of the blocks.
 #pragma once
 
 #include "../core/pixel_lines.h"
-#include "pixels_wgrad.cuh"
+#include "give_back.cuh"
+#include "spread.cuh"
+#include "tma.cuh"
 
 namespace conv2d_ext::pixel_sums {
 
 constexpr int kWarps = 8;  // that multiply
 constexpr int kThreads = (kWarps + 1) * 32;
+constexpr int kReduceLanes = 32, kReduceParts = 8;
 
 template <int TM, int TN>
 struct Shape {
@@ -186,6 +189,37 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
     copy(p, ring, barriers);
 }
 
+struct ReduceParams {
+  float const* parts;
+  void* w;
+  int64_t m, n;  // strides of w
+  int32_t M, N, tiles_n, split;
+};
+
+// A lane has a place of a tile, of which its thread adds every kReduceParts-th part.
+template <class T, int TM, int TN>
+__global__ void __launch_bounds__(kReduceLanes* kReduceParts) reduce_kernel(__grid_constant__ ReduceParams const p) {
+  __shared__ float sums[kReduceParts][kReduceLanes];
+  int const lane = int(threadIdx.x) % kReduceLanes, first = int(threadIdx.x) / kReduceLanes;
+  int64_t const at = int64_t(blockIdx.x) * kReduceLanes + lane;
+  int const tile = int(at / (TM * TN)), place = int(at % (TM * TN));
+  int const m = tile / p.tiles_n * TM + place / TN, n = tile % p.tiles_n * TN + place % TN;
+  ptx::griddepcontrol_wait();
+  bool const exists = m < p.M && n < p.N;
+  float sum = 0;
+  if (exists) {
+    float const* from = p.parts + int64_t(tile) * p.split * TM * TN + place;
+#pragma unroll 8
+    for (int i = first; i < p.split; i += kReduceParts) sum += from[int64_t(i) * TM * TN];
+  }
+  sums[first][lane] = sum;
+  __syncthreads();
+  if (first != 0 || !exists) return;
+#pragma unroll
+  for (int i = 1; i < kReduceParts; ++i) sum += sums[i][lane];
+  static_cast<T*>(p.w)[m * p.m + n * p.n] = narrow<T>(sum);
+}
+
 // ---- host side
 
 template <DType dtype, int TM, int TN>
@@ -205,11 +239,12 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if (error != cudaSuccess) return error;
   kernel<<<unsigned(p.tiles * p.split), kThreads, bytes, stream>>>(p);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
-  pixels_wgrad::ReduceParams r{};
+  ReduceParams r{};
   r.parts = p.parts, r.w = args.out, r.M = p.M, r.N = p.N;
   r.m = shape.swapped ? problem.w.c : problem.w.n, r.n = shape.swapped ? problem.w.n : problem.w.c;
   r.tiles_n = p.tiles_n, r.split = p.split;
-  return pixels_wgrad::launch_reduce<T, TM, TN>(r, p.tiles, stream);
+  return launch_spread(reduce_kernel<T, TM, TN>, dim3(unsigned(int64_t(p.tiles) * TM * TN / kReduceLanes)),
+                       kReduceLanes * kReduceParts, kReduceLanes * kReduceParts * int(sizeof(float)), stream, r);
 }
 
 }  // namespace conv2d_ext::pixel_sums

@@ -1,254 +1,298 @@
-// wgrad of 1x1 filters in NCHW, in TF32 and the 16-bit types, in place: w[k, c] = sum over images and pixels of y[k,
-// pixel] * x[c, pixel]. Both operands have the reduction contiguous. The rows of a tile are channels of the tensor that
-// has more of them.
+// wgrad of 1x1 filters in NCHW, in TF32 and the 16-bit types, in place: w[m, n] = sum over images and pixels of
+// a[m, pixel] * b[n, pixel], by wgmma, both of whose operands have the reduction contiguous. a is y and b x, or the
+// other way round.
 //
-// A stage holds a run of 128 bytes of pixels: TM lines of one tensor, TN of the other, swizzled. Eight warps load
-// fragments for mma.sync, and round floats to nearest; of a line a thread has two neighbouring vectors of 16 bytes, for
-// the order of the sum is free. The blocks of a tile take turns with the runs, so that all read neighbouring
-// pixels at a time. Their sums go to the workspace, and reduce_kernel adds them in the order of the blocks.
+// A block has a tile of TM x TN and a part of its steps, runs of 128 bytes of pixels of an image: a stage is such a run
+// of TM channels of one tensor and TN of the other, swizzled. The copy engine brings it, and rounds floats to TF32.
+// Images of 16-bit types whose planes are multiples of 8 bytes, which it does not take, are gathered by four warps,
+// four pixels at a time. Sums go to the workspace as threads have them, and sum_kernel adds the parts in their order.
+//
+// The code is short on purpose: a block runs most of it once, and it comes from memory.
 #pragma once
 
-#include "../core/pixels.h"
-#include "give_back.cuh"
-#include "spread.cuh"
+#include "../core/pixels_wgrad.h"
+#include "dependent.cuh"
 #include "tma.cuh"
 
 namespace conv2d_ext::pixels_wgrad {
 
 using tma::Divisor, tma::Tensor4, tma::encode_tiled;
 
-constexpr int kWarps = 8;  // that multiply
-constexpr int kThreads = kWarps * 32 + 128;
-// Runs that are added up in one chain: the tensor cores cut off the lowest bits of a sum. 8192 pixels in TF32.
-constexpr int kChain = 256;
-constexpr int kReduceLanes = 32, kReduceParts = 8;
-// 64K registers: two multiplying warpgroups and one that copies.
-constexpr int kMultiplyRegs = 224, kCopyRegs = 56;
-static_assert((2 * kMultiplyRegs + kCopyRegs) * kWarpgroup <= 65536);
+constexpr int kSteps = kLineBytes / 32;  // instructions along a run
+constexpr int kSumThreads = 256;
 
 template <int TM, int TN>
 struct Shape {
+  static constexpr int blocks = TM == 256 ? 2 : 1, groups = TM / 64 / blocks;  // of 64 rows, a warpgroup
+  static constexpr int threads = (groups + 1) * kWarpgroup;                    // the last warpgroup copies
   static constexpr int stage_bytes = (TM + TN) * kLineBytes, stages = 220 * 1024 / stage_bytes;
-  static constexpr int shared_bytes = stages * stage_bytes + 1024;         // the swizzle wants 1024-byte alignment
-  static constexpr int warps_n = TN / 32, warp_m = TM * warps_n / kWarps;  // a warp has warp_m x 32 sums
+  static constexpr int shared_bytes = stages * stage_bytes + 1024;  // the swizzle wants 1024-byte alignment
+  static constexpr int multiply_regs = groups == 2 ? 224 : 152, copy_regs = 56;
+  static_assert((groups * multiply_regs + copy_regs) * kWarpgroup <= 65536);
+};
+
+// A tensor as it lies, whose channels are a tile's rows or columns.
+struct Planes {
+  void const* at;
+  int64_t n, c;
+  int32_t channels;
 };
 
 struct Params {
-  CUtensorMap a, b;
-  Divisor runs;  // of an image
-  int32_t all_runs, run_pixels, M, N;
-  int32_t tiles_n, tiles, split;
-  int32_t bytes;  // of a stage that are copied
+  CUtensorMap map_a, map_b;
+  Planes a, b;
+  Divisor runs, tiles_n, tiles;  // runs of an image
+  int32_t steps, share;          // in all; of a part
+  int32_t pixels, bytes;         // of an image; of a stage that are copied
+  int32_t last;                  // instructions along an image's last run
   float* parts;
+  void* w;      // not null: the result is stored at once, as there is one part
+  int64_t w_m;  // from a row of it to the next
 };
 
-template <int TM, int TN>
-struct Barriers {
-  uint64_t full[Shape<TM, TN>::stages], empty[Shape<TM, TN>::stages];
-};
+// What a thread of the copying warpgroup gathers of a tensor in a step: four pixels of every eighth channel.
+template <class T, int channels>
+__device__ __forceinline__ void gather(Planes const& p, int image, int first, int pixel, bool valid, uint32_t to) {
+  int const line = int(threadIdx.x) % kWarpgroup / 16, unit = int(threadIdx.x) % 16;
+  to += line * kLineBytes + ((unit / 2) ^ line) * 16 + unit % 2 * 8;
+  first += line;
+  T const* const at = static_cast<T const*>(p.at);
+  T const* from = at + image * p.n + first * p.c + pixel;
+#pragma unroll 8
+  for (int i = 0; i < channels; i += 8, from += 8 * p.c, to += kCoreBytes) {
+    bool const exists = valid && first + i < p.channels;
+    ptx::cp_async_ca<8>(to, exists ? from : at, exists);
+  }
+}
 
-template <int TM, int TN>
-__device__ void copy(Params const& p, uint32_t ring, Barriers<TM, TN>& barriers) {
+template <class T, int TM, int TN, bool gathered>
+__global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_constant__ Params const p) {
   using S = Shape<TM, TN>;
-  int const tile = int(blockIdx.x) % p.tiles, m0 = tile / p.tiles_n * TM, n0 = tile % p.tiles_n * TN;
-  Stage stage;
-  for (int run = int(blockIdx.x) / p.tiles; run < p.all_runs; run += p.split) {
-    int pixel = run;
-    int const image = p.runs.divide(pixel);
-    pixel *= p.run_pixels;
-    uint64_t* const full = &barriers.full[stage.index];
-    uint32_t const to = ring + stage.index * S::stage_bytes;
-    ptx::mbarrier_wait(&barriers.empty[stage.index], stage.parity ^ 1);  // passes on the first trip round the ring
-    ptx::mbarrier_arrive_expect_tx(full, p.bytes);
-    ptx::cp_async_bulk_tensor_4d(to, &p.a, full, pixel, m0, image, 0);
-    ptx::cp_async_bulk_tensor_4d(to + TM * kLineBytes, &p.b, full, pixel, n0, image, 0);
-    stage.advance(S::stages);
-  }
-}
-
-// 16 bytes of pixels of each of `count` times 8 lines.
-template <class T, int count>
-__device__ inline void load(uint32_t (&v)[count][4], uint32_t from) {
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
-    uint4 const u = ptx::ld_shared_v4(from + i * kCoreBytes);
-    v[i][0] = u.x, v[i][1] = u.y, v[i][2] = u.z, v[i][3] = u.w;
-    if constexpr (std::is_same_v<T, float>)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) v[i][e] = ptx::cvt_rn_tf32(__uint_as_float(v[i][e]));
-  }
-}
-
-template <class T>
-__device__ inline void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                           uint32_t b1) {
-  if constexpr (std::is_same_v<T, float>)
-    ptx::mma_m16n8k8_tf32(d, a0, a1, a2, a3, b0, b1);
-  else
-    ptx::mma_m16n8k16<T>(d, a0, a1, a2, a3, b0, b1);
-}
-
-template <class T, int TM, int TN>
-__device__ void multiply(Params const& p, uint32_t ring, Barriers<TM, TN>& barriers) {
-  using S = Shape<TM, TN>;
-  constexpr int rows = S::warp_m / 16, columns = 4;  // instructions
-  int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, quad = lane % 4;
-  int const tile = int(blockIdx.x) % p.tiles, part = int(blockIdx.x) / p.tiles;
-  int const m = warp / S::warps_n * S::warp_m, n = warp % S::warps_n * 32;
-  bool const needed = tile / p.tiles_n * TM + m < p.M && tile % p.tiles_n * TN + n < p.N;
-  uint32_t const at = ring + lane / 4 * kLineBytes;
-  float acc[rows][columns][4] = {};
-  uint32_t a[2][rows * 2][4], b[2][columns][4];  // of the two halves of a run
-  Stage stage;
-  auto load_half = [&](int half) {
-    uint32_t const from = at + stage.index * S::stage_bytes + ((quad * 2 + half) ^ (lane / 4)) * 16;
-    load<T>(a[half], from + m * kLineBytes);
-    load<T>(b[half], from + (TM + n) * kLineBytes);
-  };
-  auto multiply_half = [&](int half) {
-#pragma unroll
-    for (int step = 0; step < 4; step += 2)
-#pragma unroll
-      for (int i = 0; i < rows; ++i)
-#pragma unroll
-        for (int j = 0; j < columns; ++j)
-          mma<T>(acc[i][j], a[half][i * 2][step], a[half][i * 2 + 1][step], a[half][i * 2][step + 1],
-                 a[half][i * 2 + 1][step + 1], b[half][j][step], b[half][j][step + 1]);
-  };
-  float* const to = p.parts + (int64_t(tile) * p.split + part) * TM * TN + (m + lane / 4) * TN + n + quad * 2;
-  auto store = [&](bool first) {
-#pragma unroll
-    for (int i = 0; i < rows * 2; ++i)
-#pragma unroll
-      for (int j = 0; j < columns; ++j) {
-        float2* const at_pair = reinterpret_cast<float2*>(to + i * 8 * TN + j * 8);
-        float &x = acc[i / 2][j][i % 2 * 2], &y = acc[i / 2][j][i % 2 * 2 + 1];
-        float2 const before = first ? make_float2(0, 0) : *at_pair;
-        *at_pair = make_float2(before.x + x, before.y + y);
-        x = y = 0;
-      }
-  };
-  ptx::mbarrier_wait(&barriers.full[0], 0);
-  if (needed) load_half(0);
-  int chain = 0;
-  bool first = true;
-  for (int run = part; run < p.all_runs; run += p.split) {
-    if (needed) load_half(1);
-    int const loaded = stage.index;
-    stage.advance(S::stages);
-    if (needed) multiply_half(0);
-    uint32_t words = 0;
-    if (needed) {
-#pragma unroll
-      for (int i = 0; i < rows * 2; ++i) words |= a[1][i][3];
-#pragma unroll
-      for (int j = 0; j < columns; ++j) words |= b[1][j][3];
-    }
-    give_back(&barriers.empty[loaded], words);
-    if (run + p.split < p.all_runs) {  // loaded while the other half is multiplied
-      ptx::mbarrier_wait(&barriers.full[stage.index], stage.parity);
-      if (needed) load_half(0);
-    }
-    if (needed) multiply_half(1);
-    if (++chain == kChain) {
-      store(first);
-      chain = 0, first = false;
-    }
-  }
-  store(first);
-}
-
-template <class T, int TM, int TN>
-__global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Params const p) {
   extern __shared__ uint8_t dynamic[];
-  __shared__ Barriers<TM, TN> barriers;
-  uint32_t const ring = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
+  __shared__ uint64_t full[S::stages], empty[S::stages];
+  uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), thread = int(threadIdx.x) % kWarpgroup;
   ptx::griddepcontrol_launch_dependents();
+  // Neighbouring blocks have different tiles of the same pixels.
+  int n0 = int(blockIdx.x);
+  int const part = p.tiles.divide(n0), tile = n0, m0 = p.tiles_n.divide(n0) * TM;
+  n0 *= TN;
+  int const begin = part * p.share, count = min(p.share, p.steps - begin);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < Shape<TM, TN>::stages; ++i) {
-      ptx::mbarrier_init(&barriers.full[i], 1);
-      ptx::mbarrier_init(&barriers.empty[i], kWarps);
+    int const groups = min(S::groups, (p.a.channels - m0 + S::blocks * 64 - 1) / (S::blocks * 64));  // that have rows
+    for (int i = 0; i < S::stages; ++i) {
+      ptx::mbarrier_init(&full[i], gathered ? kWarpgroup : 1);
+      ptx::mbarrier_init(&empty[i], groups * 4);
     }
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  if (threadIdx.x < kWarps * 32) {
-    ptx::setmaxnreg_inc<kMultiplyRegs>();
-    multiply<T, TM, TN>(p, ring, barriers);
-  } else {
-    ptx::setmaxnreg_dec<kCopyRegs>();
-    if (threadIdx.x == kWarps * 32) copy<TM, TN>(p, ring, barriers);
+  Stage stage;
+  int run = begin, image = p.runs.divide(run);
+  if (group == S::groups) {
+    ptx::setmaxnreg_dec<S::copy_regs>();
+    if (!gathered && (thread >= 32 || !ptx::elect())) return;
+    ptx::griddepcontrol_wait();
+#pragma unroll 1
+    for (int step = 0; step < count; ++step, stage.advance(S::stages)) {
+      uint32_t const to = ring + stage.index * S::stage_bytes;
+      uint64_t* const bar = &full[stage.index];
+      ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);  // passes on the first trip round the ring
+      if constexpr (gathered) {
+        int const pixel = run * 64 + thread % 16 * 4;
+        gather<T, TM>(p.a, image, m0, pixel, pixel < p.pixels, to);
+        gather<T, TN>(p.b, image, n0, pixel, pixel < p.pixels, to + TM * kLineBytes);
+        ptx::cp_async_mbarrier_arrive_noinc(bar);
+      } else {
+        int const pixel = run * (kLineBytes / int(sizeof(T)));
+        ptx::mbarrier_arrive_expect_tx(bar, p.bytes);
+        ptx::cp_async_bulk_tensor_4d(to, &p.map_a, bar, pixel, m0, image, 0);
+        ptx::cp_async_bulk_tensor_4d(to + TM * kLineBytes, &p.map_b, bar, pixel, n0, image, 0);
+      }
+      if (++run == p.runs.value) run = 0, ++image;
+    }
+    if constexpr (gathered) ptx::cp_async_wait_all();
+    return;
   }
+  ptx::setmaxnreg_inc<S::multiply_regs>();
+  if (m0 + group * (S::blocks * 64) >= p.a.channels) return;
+  uint64_t const layout = tma::layout_of(kLineBytes);
+  float acc[S::blocks][TN / 2];
+#pragma unroll
+  for (int b = 0; b < S::blocks; ++b)
+#pragma unroll
+    for (int i = 0; i < TN / 2; ++i) acc[b][i] = 0;
+  auto fence_operands = [&] {
+#pragma unroll
+    for (int b = 0; b < S::blocks; ++b) ptx::wgmma_fence_operand(acc[b]);
+  };
+  int before = 0;
+#pragma unroll 1
+  for (int step = 0; step < count; ++step) {
+    ptx::mbarrier_wait(&full[stage.index], stage.parity);
+    if constexpr (gathered) ptx::fence_proxy_async();  // cp.async wrote through the generic proxy
+    uint32_t const from = ring + stage.index * S::stage_bytes;
+    auto multiply = [&](int k) {
+#pragma unroll
+      for (int b = 0; b < S::blocks; ++b)
+        ptx::wgmma_mma_async<T, false, false>(
+            acc[b], tma::at_address(layout, from + (group * S::blocks + b) * (64 * kLineBytes) + k * 32),
+            tma::at_address(layout, from + TM * kLineBytes + k * 32));
+    };
+    fence_operands();
+    if (++run < p.runs.value || p.last == kSteps) {
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) multiply(k);
+      ptx::wgmma_commit_group();
+    } else {
+#pragma unroll 1
+      for (int k = 0; k < p.last; ++k) {
+        ptx::wgmma_fence();
+        multiply(k);
+        ptx::wgmma_commit_group();
+      }
+    }
+    ptx::wgmma_wait_group<1>();
+    fence_operands();
+    if (step > 0 && thread % 32 == 0) ptx::mbarrier_arrive(&empty[before]);
+    if (run == p.runs.value) run = 0;
+    before = stage.index;
+    stage.advance(S::stages);
+  }
+  ptx::wgmma_wait_group<0>();
+  fence_operands();
+  if (p.w != nullptr) {
+#pragma unroll
+    for (int b = 0; b < S::blocks; ++b)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int const m = m0 + (group * S::blocks + b) * 64 + thread / 32 * 16 + thread % 32 / 4 + half * 8;
+        T* const to = static_cast<T*>(p.w) + m * p.w_m + n0 + thread % 4 * 2;
+#pragma unroll
+        for (int j = 0; j < TN / 8; ++j)
+          if (m < p.a.channels && n0 + j * 8 + thread % 4 * 2 < p.b.channels)
+            *reinterpret_cast<Vector<T, 2>*>(to + j * 8) = {narrow<T>(acc[b][j * 4 + half * 2]),
+                                                            narrow<T>(acc[b][j * 4 + half * 2 + 1])};
+      }
+    return;
+  }
+  float4* const to = reinterpret_cast<float4*>(p.parts + int64_t(part * p.tiles.value + tile) * (TM * TN)) +
+                     group * (S::blocks * TN / 8 * kWarpgroup) + thread;
+#pragma unroll
+  for (int b = 0; b < S::blocks; ++b)
+#pragma unroll
+    for (int j = 0; j < TN / 8; ++j)
+      if (n0 + j * 8 < p.b.channels)
+        to[(b * (TN / 8) + j) * kWarpgroup] =
+            make_float4(acc[b][j * 4], acc[b][j * 4 + 1], acc[b][j * 4 + 2], acc[b][j * 4 + 3]);
 }
 
-struct ReduceParams {
+struct SumParams {
   float const* parts;
   void* w;
-  int64_t m, n;  // strides of w
-  int32_t M, N, tiles_n, split;
+  int64_t m, n;                // strides of w
+  Divisor tiles_n, of_tile;    // of_tile: places of a tile
+  Divisor columns, lanes;      // columns: blocks of 8 of a tile; lanes: places of a block of threads
+  int32_t M, N, tiles, split;  // split: parts
+  int32_t tile_m, tile_n;
+  bool pairs;
 };
 
-// A lane has a place of a tile, of which its thread adds every kReduceParts-th part.
-template <class T, int TM, int TN>
-__global__ void __launch_bounds__(kReduceLanes* kReduceParts) reduce_kernel(__grid_constant__ ReduceParams const p) {
-  __shared__ float sums[kReduceParts][kReduceLanes];
-  int const lane = int(threadIdx.x) % kReduceLanes, first = int(threadIdx.x) / kReduceLanes;
-  int64_t const at = int64_t(blockIdx.x) * kReduceLanes + lane;
-  int const tile = int(at / (TM * TN)), place = int(at % (TM * TN));
-  int const m = tile / p.tiles_n * TM + place / TN, n = tile % p.tiles_n * TN + place % TN;
+// A thread has a place, what one of main_kernel stored at once, and every n-th part of it, n threads a place.
+template <class T>
+__global__ void __launch_bounds__(kSumThreads) sum_kernel(__grid_constant__ SumParams const p) {
+  __shared__ float4 sums[kSumThreads];
+  int lane = int(threadIdx.x);
+  int const first = p.lanes.divide(lane), groups = kSumThreads / p.lanes.value;
+  int place = int(blockIdx.x) * p.lanes.value + lane;
+  int n = p.of_tile.divide(place);
+  int64_t const at = int64_t(n) * p.of_tile.value + place, next = int64_t(p.tiles) * p.of_tile.value;
+  bool const in_tiles = n < p.tiles;
+  int const thread = place % kWarpgroup;
+  int j = place / kWarpgroup;
+  int const block = p.columns.divide(j);  // of 64 rows
+  int const m = p.tiles_n.divide(n) * p.tile_m + block * 64 + thread / 32 * 16 + thread % 32 / 4;
+  n = n * p.tile_n + j * 8 + thread % 4 * 2;
+  bool const exists = in_tiles && m < p.M && n < p.N;
+  float4 sum = make_float4(0, 0, 0, 0);
+  auto add = [&](float4 v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; };
   ptx::griddepcontrol_wait();
-  bool const exists = m < p.M && n < p.N;
-  float sum = 0;
   if (exists) {
-    float const* from = p.parts + int64_t(tile) * p.split * TM * TN + place;
-#pragma unroll 8
-    for (int i = first; i < p.split; i += kReduceParts) sum += from[int64_t(i) * TM * TN];
+    float4 const* from = reinterpret_cast<float4 const*>(p.parts) + first * next + at;
+#pragma unroll 4
+    for (int i = first; i < p.split; i += groups, from += groups * next) add(*from);
   }
-  sums[first][lane] = sum;
-  __syncthreads();
-  if (first != 0 || !exists) return;
-#pragma unroll
-  for (int i = 1; i < kReduceParts; ++i) sum += sums[i][lane];
-  static_cast<T*>(p.w)[m * p.m + n * p.n] = narrow<T>(sum);
-}
-
-// ---- host side
-
-template <class T, int TM, int TN>
-cudaError_t launch_reduce(ReduceParams const& p, int64_t tiles, cudaStream_t stream) {
-  return launch_spread(reduce_kernel<T, TM, TN>, dim3(unsigned(tiles * TM * TN / kReduceLanes)),
-                       kReduceLanes * kReduceParts, kReduceLanes * kReduceParts * int(sizeof(float)), stream, p);
+  if (groups > 1) {
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (first != 0) return;
+#pragma unroll 1
+    for (int i = 1; i < groups; ++i) add(sums[threadIdx.x + i * p.lanes.value]);
+  }
+  if (!exists) return;
+  auto store = [&](int row, float low, float high) {
+    if (row >= p.M) return;
+    T* const to = static_cast<T*>(p.w) + row * p.m + n * p.n;
+    if (p.pairs) {
+      *reinterpret_cast<Vector<T, 2>*>(to) = {narrow<T>(low), narrow<T>(high)};
+      return;
+    }
+    to[0] = narrow<T>(low);
+    if (n + 1 < p.N) to[p.n] = narrow<T>(high);
+  };
+  store(m, sum.x, sum.y);
+  store(m + 8, sum.z, sum.w);
 }
 
 template <DType dtype, int TM, int TN>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using S = Shape<TM, TN>;
-  using T = TypeOf<dtype>::type;
+  using T = typename TypeOf<dtype>::type;
   constexpr int run = run_pixels(dtype);
-  PixelsWgrad const shape(row_of(plan), problem);
+  constexpr bool may_gather = dtype != DType::f32 && TN == 128 && TM != 192;
+  PixelsWgrad const shape(TM, TN, problem);
   int64_t const pixels = problem.H * problem.W;
-  Tensor4 const x{args.a, dtype, {pixels, problem.C, problem.N, 1}, {1, problem.x.c, problem.x.n, 0}};
-  Tensor4 const y{args.b, dtype, {pixels, problem.K, problem.N, 1}, {1, problem.y.c, problem.y.n, 0}};
-  Tensor4 const &a = shape.swapped ? x : y, &b = shape.swapped ? y : x;
-  int const rows = int(min64(TM, a.size[1])), columns = int(min64(TN, b.size[1]));
+  bool const gathered = may_gather && pixels_wgrad_gathers(TM, TN, problem);
+  Planes const x{args.a, problem.x.n, problem.x.c, int32_t(problem.C)},
+      y{args.b, problem.y.n, problem.y.c, int32_t(problem.K)};
   Params p{};
-  cudaError_t error = encode_tiled(p.a, a, run, rows, 1, 1);
-  if (error != cudaSuccess) return error;
-  if ((error = encode_tiled(p.b, b, run, columns, 1, 1)) != cudaSuccess) return error;
-  p.runs = Divisor(ceil_div(pixels, run)), p.all_runs = int32_t(runs_of(problem)), p.run_pixels = run;
-  p.M = int32_t(a.size[1]), p.N = int32_t(b.size[1]), p.bytes = (rows + columns) * kLineBytes;
-  p.tiles_n = int32_t(shape.tiles_n), p.tiles = int32_t(shape.tiles_m * shape.tiles_n), p.split = int32_t(shape.split);
+  p.a = shape.swapped ? x : y, p.b = shape.swapped ? y : x;
+  int const rows = int(min64(TM, p.a.channels)), columns = int(min64(TN, p.b.channels));
+  cudaError_t error = cudaSuccess;
+  if (!gathered) {
+    auto encode = [&](CUtensorMap& map, Planes const& t, int channels) {
+      Tensor4 const tensor{t.at, dtype, {pixels, t.channels, problem.N, 1}, {1, t.c, t.n, 0}, dtype == DType::f32};
+      return encode_tiled(map, tensor, run, channels, 1, 1);
+    };
+    if ((error = encode(p.map_a, p.a, rows)) != cudaSuccess) return error;
+    if ((error = encode(p.map_b, p.b, columns)) != cudaSuccess) return error;
+  }
+  p.pixels = int32_t(pixels), p.bytes = (rows + columns) * kLineBytes;
+  p.runs = Divisor(ceil_div(pixels, run)), p.tiles_n = Divisor(shape.tiles_n), p.tiles = Divisor(shape.tiles);
+  p.last = int32_t(ceil_div(pixels - (p.runs.value - 1) * run, run / kSteps));
+  p.steps = int32_t(runs_of(problem)), p.share = int32_t(ceil_div(p.steps, plan.split_k));
+  int64_t const split = ceil_div(p.steps, p.share);  // without empty parts
   p.parts = static_cast<float*>(args.workspace);
-  auto* const kernel = main_kernel<T, TM, TN>;
+  int64_t const w_m = shape.swapped ? problem.w.c : problem.w.n, w_n = shape.swapped ? problem.w.n : problem.w.c;
+  bool const pairs =  // of columns can be stored at once
+      w_n == 1 && p.b.channels % 2 == 0 && w_m % 2 == 0 && problem.w_align >= 2 * size_of(dtype);
+  if (split == 1 && pairs) p.w = args.out, p.w_m = w_m;
+  auto* kernel = main_kernel<T, TM, TN, false>;
+  if constexpr (may_gather)
+    if (gathered) kernel = main_kernel<T, TM, TN, true>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;
-  kernel<<<unsigned(p.tiles * p.split), kThreads, S::shared_bytes, stream>>>(p);
-  if ((error = cudaGetLastError()) != cudaSuccess) return error;
-  ReduceParams r{};
-  r.parts = p.parts, r.w = args.out, r.M = p.M, r.N = p.N;
-  r.m = shape.swapped ? problem.w.c : problem.w.n, r.n = shape.swapped ? problem.w.n : problem.w.c;
-  r.tiles_n = p.tiles_n, r.split = p.split;
-  return launch_reduce<T, TM, TN>(r, p.tiles, stream);
+  error = launch_dependent(kernel, dim3(unsigned(shape.tiles * split)), S::threads, S::shared_bytes, stream, p);
+  if (error != cudaSuccess || p.w != nullptr) return error;
+  SumParams r{};
+  r.parts = p.parts, r.w = args.out, r.m = w_m, r.n = w_n, r.pairs = pairs, r.M = p.a.channels, r.N = p.b.channels;
+  r.tiles = int32_t(shape.tiles), r.split = int32_t(split), r.tile_m = TM, r.tile_n = TN;
+  int const groups = split <= 2 ? 1 : split <= 8 ? 2 : split <= 24 ? 4 : 8;  // threads of a place
+  r.tiles_n = p.tiles_n, r.of_tile = Divisor(TM * TN / 4), r.columns = Divisor(TN / 8);
+  r.lanes = Divisor(kSumThreads / groups);
+  int64_t const blocks = ceil_div(shape.tiles * (TM * TN / 4), r.lanes.value);
+  return launch_dependent(sum_kernel<T>, dim3(unsigned(blocks)), kSumThreads, 0, stream, r);
 }
 
 }  // namespace conv2d_ext::pixels_wgrad

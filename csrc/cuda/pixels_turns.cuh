@@ -1,0 +1,224 @@
+// 1x1 fprop and dgrad over NCHW of 16-bit types in place, of many tiles: out[m, pixel] = sum over c of w[m, c] *
+// in[c, pixel]. pixels_runs.cuh has those of few.
+//
+// Persistent blocks. A warpgroup has 64 filters (dgrad: channels) by 256 pixels, four runs of 64 of any images: tiles
+// of 64 are the warpgroups' in turns, so that one stores while the other multiplies; tiles of 128 are both's. A thread
+// copies the filters' part of a step of 64 channels and another the pixels', which lie as they come (N-major), into one
+// ring. Results are put into pieces of 16 rows by 64 pixels, which the copy engine stores; it leaves out what lies
+// outside of the tensor. The code is short on purpose: what runs first comes from memory.
+//
+// Turns: a warpgroup begins a tile when the other has seen all stages of the one before arrive, lest it wait for a
+// stage two trips round the ring ahead, whose parity is that of now.
+#pragma once
+
+#include "../core/pixels_runs.h"
+#include "dependent.cuh"
+#include "tma.cuh"
+
+namespace conv2d_ext::pixel_turns {
+
+using tma::Divisor, tma::Tensor4, tma::encode_tiled;
+
+constexpr int kPixels = 256, kRuns = kPixels / 64, kRunBytes = 64 * kLineBytes;
+constexpr int kStages = 4, kPieces = 2, kPieceBytes = 16 * kLineBytes, kWarps = 8;  // kWarps: that multiply
+constexpr int kThreads = 3 * kWarpgroup;
+// 64K registers: two multiplying warpgroups and one that copies.
+constexpr int kMultiplyRegs = 224, kCopyRegs = 56;
+static_assert((2 * kMultiplyRegs + kCopyRegs) * kWarpgroup <= 65536);
+
+template <int TM>
+struct Shape {
+  static constexpr bool turns = TM == 64;
+  static constexpr int stage_bytes = TM * kLineBytes + kRuns * kRunBytes;
+  static constexpr int shared_bytes = kStages * stage_bytes + kWarps * kPieces * kPieceBytes + 1024;
+};
+
+struct Params {
+  CUtensorMap a, b, out;
+  Divisor tiles_m, per_image;  // per_image: runs
+  int32_t tiles, steps, M, images;
+  void const* bias;
+  int64_t bias_stride;
+};
+
+template <class T, int TM, bool a_rows>
+__global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Params const p) {
+  using S = Shape<TM>;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ uint64_t full_a[kStages], full_b[kStages], empty[kStages];
+  uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = warp_uniform(int(threadIdx.x) / 32 % 4);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      ptx::mbarrier_init(&full_a[i], 1);
+      ptx::mbarrier_init(&full_b[i], 1);
+      ptx::mbarrier_init(&empty[i], S::turns ? 4 : kWarps);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  auto place_of = [&](int run, int& pixel) {  // of a run of all images
+    int const image = p.per_image.divide(run);
+    pixel = run * 64;
+    return image;
+  };
+  if (group == 2) {
+    ptx::setmaxnreg_dec<kCopyRegs>();
+    if (warp >= 2 || !ptx::elect()) return;
+    ptx::griddepcontrol_wait();
+    Stage stage;
+#pragma unroll 1
+    for (int tile = int(blockIdx.x); tile < p.tiles; tile += int(gridDim.x)) {
+      int m0 = tile, pixel[kRuns], image[kRuns];
+      int const first = p.tiles_m.divide(m0) * kRuns;
+      m0 *= TM;
+#pragma unroll
+      for (int i = 0; i < kRuns; ++i) image[i] = place_of(first + i, pixel[i]);
+#pragma unroll 1
+      for (int step = 0; step < p.steps; ++step, stage.advance(kStages)) {
+        uint32_t const to = ring + stage.index * S::stage_bytes;
+        ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);  // passes on the first trip round the ring
+        if (warp == 1) {
+          uint64_t* const full = &full_b[stage.index];
+          ptx::mbarrier_arrive_expect_tx(full, kRuns * kRunBytes);
+#pragma unroll
+          for (int i = 0; i < kRuns; ++i)
+            ptx::cp_async_bulk_tensor_4d(to + TM * kLineBytes + i * kRunBytes, &p.b, full, pixel[i], step * 64,
+                                         image[i], 0);
+        } else {
+          uint64_t* const full = &full_a[stage.index];
+          ptx::mbarrier_arrive_expect_tx(full, TM * kLineBytes);
+          if constexpr (a_rows) {
+#pragma unroll
+            for (int i = 0; i < TM / 64; ++i)
+              ptx::cp_async_bulk_tensor_4d(to + i * kRunBytes, &p.a, full, m0 + i * 64, step * 64, 0, 0);
+          } else {
+            ptx::cp_async_bulk_tensor_4d(to, &p.a, full, step * 64, m0, 0, 0);
+          }
+        }
+      }
+    }
+    ptx::griddepcontrol_launch_dependents();
+    return;
+  }
+  ptx::setmaxnreg_inc<kMultiplyRegs>();
+  int const lane = int(threadIdx.x) % 32;
+  uint64_t const layout_a = a_rows ? ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes) : tma::layout_of(kLineBytes),
+                 layout_b = ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes);
+  constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32;
+  uint32_t const pieces = ring + kStages * S::stage_bytes + (group * 4 + warp) * (kPieces * kPieceBytes);
+  // stmatrix stores two blocks of 8 columns of 16 rows.
+  uint32_t const row = pieces + (lane % 16) * kLineBytes, place = uint32_t((lane / 16) ^ (lane % 8)) * 16;
+  int position = S::turns ? group * p.steps : 0;  // in the ring, of all steps
+#pragma unroll 1
+  for (int i = S::turns ? group : 0;; i += S::turns ? 2 : 1) {
+    int const tile = int(blockIdx.x) + i * int(gridDim.x);
+    if (tile >= p.tiles) break;
+    int m = tile;
+    int const first = p.tiles_m.divide(m) * kRuns;
+    m = m * TM + (S::turns ? 0 : group * 64) + warp * 16;
+    float acc[kPixels / 2];
+#pragma unroll
+    for (int j = 0; j < kPixels / 2; ++j) acc[j] = 0;
+    if (S::turns && i > 0) ptx::bar_sync(1 + group, 2 * kWarpgroup);
+    int before = -1;
+#pragma unroll 1
+    for (int step = 0; step < p.steps; ++step, ++position) {
+      int const stage = position % kStages;
+      uint32_t const parity = position / kStages % 2, from = ring + stage * S::stage_bytes;
+      ptx::mbarrier_wait(&full_a[stage], parity);
+      ptx::mbarrier_wait(&full_b[stage], parity);
+      ptx::wgmma_fence_operand(acc);
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        ptx::wgmma_mma_async<T, a_rows, true>(
+            acc, tma::at_address(layout_a, from + (S::turns ? 0 : group * kRunBytes) + k * step_a),
+            tma::at_address(layout_b, from + TM * kLineBytes + k * (2 * kCoreBytes)));
+      ptx::wgmma_commit_group();
+      ptx::wgmma_wait_group<1>();
+      ptx::wgmma_fence_operand(acc);
+      if (before >= 0 && lane == 0) ptx::mbarrier_arrive(&empty[before]);
+      before = stage;
+    }
+    if (S::turns) {
+      position += p.steps;  // the other's
+      if (tile + int(gridDim.x) < p.tiles) ptx::bar_arrive(2 - group, 2 * kWarpgroup);
+    }
+    ptx::wgmma_wait_group<0>();
+    ptx::wgmma_fence_operand(acc);
+    if (lane == 0) ptx::mbarrier_arrive(&empty[before]);
+    if (p.bias != nullptr) {
+      ptx::griddepcontrol_wait();
+      float bias[2] = {};
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        if (int const at = m + lane / 4 + half * 8; at < p.M)
+          bias[half] = widen(static_cast<T const*>(p.bias)[at * p.bias_stride]);
+#pragma unroll
+      for (int j = 0; j < kPixels / 2; ++j) acc[j] += bias[j / 2 % 2];
+    }
+#pragma unroll
+    for (int run = 0; run < kRuns; ++run) {
+      uint32_t const offset = run % kPieces * kPieceBytes;
+      if (lane == 0) ptx::cp_async_bulk_wait_group_read<kPieces - 1>();  // the piece is free
+      __syncwarp();
+#pragma unroll
+      for (int j = 0; j < 8; j += 2) {
+        float const* const v = acc + run * 32 + j * 4;
+        uint32_t const words[4] = {pack<T>(v[0], v[1]), pack<T>(v[2], v[3]), pack<T>(v[4], v[5]), pack<T>(v[6], v[7])};
+        ptx::stmatrix_x4(row + offset + (place ^ (j * 16)), words);
+      }
+      ptx::fence_proxy_async();
+      __syncwarp();
+      if (lane == 0) {
+        int pixel;
+        int const image = place_of(first + run, pixel);
+        if (image < p.images && m < p.M)
+          ptx::cp_async_bulk_tensor_4d_store(&p.out, pieces + offset, pixel, m, image, 0);
+        ptx::cp_async_bulk_commit_group();
+      }
+    }
+  }
+  if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
+}
+
+template <Op op, DType dtype, int TM>
+cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t stream) {
+  using S = Shape<TM>;
+  using T = typename TypeOf<dtype>::type;
+  constexpr bool forward = op == Op::fprop;
+  int sm_count = 0;
+  cudaError_t error = count_sms(sm_count);
+  if (error != cudaSuccess) return error;
+  PixelRuns const t(TM, kPixels, op, problem);
+  int64_t const pixels = problem.H * problem.W, depth = forward ? problem.C : problem.K;
+  Params p{};
+  p.M = int32_t(forward ? problem.K : problem.C), p.images = int32_t(problem.N);
+  p.tiles = int32_t(t.tiles), p.steps = int32_t(ceil_div(depth, 64));
+  p.tiles_m = Divisor(t.tiles_m), p.per_image = Divisor(t.per_image);
+  p.bias = args.bias, p.bias_stride = args.bias_stride;
+  auto image = [&](void const* at, int64_t channels, Strides const& s) {
+    return Tensor4{at, dtype, {pixels, channels, problem.N, 1}, {1, s.c, s.n, 0}};
+  };
+  Tensor4 const w{args.b, dtype, {problem.C, problem.K, 1, 1}, {1, problem.w.n, 0, 0}};
+  Tensor4 const in = forward ? image(args.a, problem.C, problem.x) : image(args.a, problem.K, problem.y);
+  Tensor4 const out = forward ? image(args.out, problem.K, problem.y) : image(args.out, problem.C, problem.x);
+  if ((error = encode_tiled(p.a, w, 64, forward ? TM : 64, 1, 1)) != cudaSuccess) return error;
+  if ((error = encode_tiled(p.b, in, 64, 64, 1, 1)) != cudaSuccess) return error;
+  if ((error = encode_tiled(p.out, out, 64, 16, 1, 1)) != cudaSuccess) return error;
+  auto* const kernel = main_kernel<T, TM, !forward>;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
+  if (error != cudaSuccess) return error;
+  return launch_dependent(kernel, dim3(unsigned(min64(t.tiles, sm_count))), kThreads, S::shared_bytes, stream, p);
+}
+
+}  // namespace conv2d_ext::pixel_turns
+
+#define CONV2D_EXT_PIXEL_TURNS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                       \
+  namespace conv2d_ext {                                                                                              \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
+                                                                cudaStream_t stream) {                                \
+    return pixel_turns::launch<Op::op, DType::dtype, tm>(p, args, stream);                                            \
+  }                                                                                                                   \
+  }
