@@ -189,6 +189,7 @@ CASES: tuple[Case, ...] = (
     Case("patches_16x16_by_10", 2, 1, 46, 64, 24, 16, 16, stride=(10, 10)),
     Case("patches_1x20_by_9_padded", 3, 6, 2, 90, 40, 1, 20, stride=(1, 9), padding=(0, 3)),
     Case("patches_of_far_taps", 2, 8, 5, 300, 24, 3, 3, padding=(1, 140), dilation=(1, 140)),
+    Case("taps_beyond_the_image", 2, 16, 20, 24, 20, 5, 3, (2, 1), padding=(50, 9), dilation=(25, 9)),
     # few channels or filters
     Case("stem_3x3_stride2", 2, 3, 21, 70, 32, 3, 3, stride=(2, 2), padding=(1, 1)),
     Case("stem_7x7_stride2_72_filters", 1, 3, 22, 40, 72, 7, 7, stride=(2, 2), padding=(3, 3)),
