@@ -93,6 +93,7 @@ DILATED = depthwise(32, 256, 32, 3, 1, 2)
 TRIPLE = depthwise(64, 96, 56, 3, 3)  # a stride of 3
 ODD_TRIPLE = depthwise(32, 128, 57, 3, 3)  # and rows that no vector fits
 LONG_ROWS = Case("dw", 4, 64, 64, 3000, 64, 11, 11, (3, 3), (4, 4), (2, 2), 64, bias=False)  # too long to be staged
+FAR = Case("dense", 4, 128, 64, 300, 128, 3, 3, (1, 1), (1, 140), (1, 140), bias=False)  # beyond im2col's reach
 UNPADDED = Case("dw", 16, 64, 512, 512, 64, 3, 3, groups=64, bias=False)  # KernelBench's 82
 
 ENTRIES = (
@@ -101,6 +102,7 @@ ENTRIES = (
     Entry("tma", "tma::tma_kernel", "fprop", "L08", "fp16", "nhwc", "im2col"),
     Entry("tma", "tma::tma_kernel", "fprop", "L07", "fp16", "nhwc", "im2col"),
     Entry("tma_small", "tma::small_kernel", "fprop", dense(2, 1920, 16, 1280, 1), "fp16", "nhwc", "64x"),
+    Entry("tma_matrix", "tma::matrix_kernel", "fprop", dense(8, 1920, 14, 896, 1), "fp16", "nhwc", "lines"),
     Entry("tma_resident", "tma::resident_kernel", "fprop", "L07", "fp16", "nhwc", "64x128"),
     Entry("tma_lean", "tma::lean_kernel", "fprop", dense(2, 1920, 16, 1280, 1), "fp16", "nhwc", "lean"),
     Entry("tma_lean_gather", "tma::lean_gather_kernel", "fprop", dense(8, 1024, 14, 256, 1), "fp16", "nchw", "lean"),
@@ -125,6 +127,8 @@ ENTRIES = (
     Entry("tma_wgrad", "tma::wgrad_kernel", "wgrad", "L06", "fp16", "nhwc", "halo"),
     Entry("tma_wgrad", "tma::wgrad_kernel", "wgrad", "L39", "fp16", "nhwc", "narrow"),
     Entry("tma_wgrad", "tma::wgrad_reduce", "wgrad", "L08", "fp16", "nhwc", "im2col"),
+    Entry("tma_sums", "tma::sums_kernel", "wgrad", dense(64, 128, 28, 512, 1), "fp16", "nhwc", "lean"),
+    Entry("tma_sums", "tma::sums_reduce", "wgrad", dense(256, 64, 56, 64, 1), "fp16", "nhwc", "lean"),
     Entry("tma_planes_wgrad", "tma::planes_wgrad_kernel", "wgrad", "L03", "fp16", "nchw", "576x64_nchw"),
     Entry("tma_tf32", "tf32::raw_kernel", "dgrad", "L46", "tf32", "nhwc", "raw"),
     Entry("tma_tf32", "tf32::prepare_kernel", "dgrad", "L04", "tf32", "nhwc", "im2col|halo"),
@@ -157,12 +161,15 @@ ENTRIES = (
     Entry("pixels_lines", "pixel_lines::kernel", "dgrad", dense(64, 116, 28, 116, 1), "fp16", "nhwc", "pixels"),
     Entry("pixels_any", "any_pixels::product_kernel", "dgrad", dense(1, 1024, 14, 256, 1), "tf32", "nhwc", "any"),
     Entry("pixels_sums", "pixel_sums::main_kernel", "wgrad", dense(64, 116, 28, 116, 1), "fp16", "nhwc", "pixels"),
+    Entry("pixels_sums", "pixel_sums::reduce_kernel", "wgrad", dense(64, 116, 28, 116, 1), "fp16", "nhwc", "pixels"),
     Entry("tma_strict", "strict::strict_kernel", "fprop", "L04", "fp32", "nhwc", "tma_strict.*128x128"),
     Entry("tma_strict", "strict::strict_kernel", "fprop", "L06", "fp32", "nhwc", "tma_strict.*128x64"),
     Entry("tma_strict", "strict::split_kernel", "dgrad", "L04", "fp32", "nhwc", "tma_strict.*128x128"),
     Entry("igemm", "igemm::igemm_kernel", "fprop", "L09", "fp16", "nhwc", "igemm"),
     Entry("igemm", "igemm::igemm_kernel", "wgrad", "L09", "fp16", "nhwc", "igemm"),
     Entry("igemm", "igemm::igemm_reduce", "wgrad", "L09", "fp16", "nhwc", "igemm"),
+    Entry("igemm_tf32", "igemm_tf32::kernel", "fprop", FAR, "tf32", "nhwc", "igemm"),
+    Entry("igemm_tf32", "igemm_tf32::reduce", "wgrad", FAR, "tf32", "nhwc", "igemm"),
     Entry("simt", "simt::simt_gemm", "fprop", "L02", "fp32", "nchw", "simt.*any"),
     Entry("simt_copy", "simt::simt_copy", "fprop", "L09", "fp32", "nhwc", "simt.*nhwc"),
     Entry("simt_copy", "simt::simt_copy", "wgrad", "L06", "fp32", "nhwc", "simt.*nhwc"),
