@@ -32,24 +32,28 @@ struct SumsEstimate {
   SumsCut cut;
 };
 
-// Fitted to the times of 161 cuts of 27 layers (docs/tuning.md): what an SM takes in, memory, or the products; then the
-// sums of a cluster or of a second pass.
+// Fitted to 260 times of 93 layers (docs/tuning.md): what an SM takes in, its products, or memory, which
+// fewer blocks than some 112 do not keep busy; then the sums of a cluster or of a second pass.
 constexpr SumsEstimate sums_estimate(Row const& row, Problem const& p) {
   // Lines that the channels do not fill, or that lie across those of memory.
-  auto line = [](int64_t channels) { return channels % 64 == 0 ? 1 : channels < 64 ? 2.5 : 1.7; };
+  auto line = [](int64_t channels) { return channels % 64 == 0 ? 1 : channels < 64 ? 1.07 : 1.45; };
   int64_t const tiles = lean_wgrad_tiles(row, p), steps = lean_wgrad_steps(row, p);
   bool const taps = p.R * p.S > 1;
   double const area = double(row.tile_m) * row.tile_n;
-  double const lines_ns = (row.tile_m * line(p.K) + row.tile_n * line(p.C)) * 1.38, products_ns = area / (32 * 1.61);
+  double const lines_ns = (row.tile_m * line(p.K) + row.tile_n * line(p.C)) * 1.37, products_ns = area / (32 * 1.46);
   // With one tap and a stride, pixels are left out.
   double const x = double(p.C) * double(taps ? p.H * p.W : p.P() * p.Q()), y = double(p.K) * double(p.P() * p.Q());
-  double const memory_ns = double(p.N) * (x + y) * 2 / 3300 + 1200;
+  double const bytes = double(p.N) * (x + y) * 2;
+  // As the other rows' estimates of such layers are.
+  double const beside = row.tile_m == 64 ? 0.97 : row.tile_n == 64 ? 1.04 : 1;
   SumsEstimate best;
   auto weigh = [&](SumsCut cut) {
+    double const blocks = double(tiles) * cut.parts, idle = blocks < 112 ? 112 / blocks : 1;
+    double const memory_ns = bytes / 3450 * idle + 930;
     double const each = double(ceil_div(steps, cut.parts)) * (lines_ns > products_ns ? lines_ns : products_ns);
-    double ns = 6070 + (each > memory_ns ? each : memory_ns) + area * 0.133 + (cut.splits > 1 ? area * 0.161 : 0);
-    if (cut.second_pass()) ns += 3180 + double(tiles) * cut.parts * area * 8 / 13490;
-    ns *= taps ? 1.08 : each > memory_ns * 1.1 ? 1.04 : 0.88;  // as other rows' estimates of such layers
+    double ns = 6160 + (each > memory_ns ? each : memory_ns) + area * 0.055 + (cut.splits > 1 ? area * 0.226 : 0);
+    if (cut.second_pass()) ns += 3020 + blocks * area * 8 / 6970;
+    ns *= beside * (taps ? 1.04 : each > memory_ns * 1.1 ? 1.1 : 0.9);
     if (best.ns == 0 || ns < best.ns) best = {ns, cut};
   };
   if (row.tile_m == 64) {
