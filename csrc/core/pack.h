@@ -174,10 +174,10 @@ constexpr bool engine_takes(Problem const& p) {
          im2col_supports(fprop_walk(p.Q(), p.S, p.stride_w, p.pad_left, p.dilation_w), p.W);
 }
 
-// For rows of igemm: what the copy engine does not take, of one group, in other layouts and of other channel counts.
+// For rows of igemm: of one group, in other layouts and of other channel counts.
 constexpr Packed packed_igemm(Problem const& p) {
   Packed q{{}, p};
-  if (p.groups != 1 || igemm_supports(p) || engine_takes(p)) return q;
+  if (p.groups != 1 || igemm_supports(p)) return q;
   int64_t const v = 16 / size_of(p.dtype), C = round_up(p.C, v), K = round_up(p.K, v);
   q.which.x = C != p.C || !channel_vectors(p.x, p.x_align, C, v, p.dtype);
   q.which.w = C != p.C || K != p.K || !channel_vectors(p.w, p.w_align, C, v, p.dtype);
