@@ -184,7 +184,7 @@ constexpr Packed packed_igemm(Problem const& p) {
   q.which.y = K != p.K || !channel_vectors(p.y, p.y_align, K, v, p.dtype);
   q.problem.C = C, q.problem.K = K;
   if (q.which.x) q.problem.x = channels_last_strides(C, p.H, p.W), q.problem.x_align = 16;
-  if (q.which.w) q.problem.w = channels_last_strides(C, p.R, p.S), q.problem.w_align = 16;
+  if (q.which.w) q.problem.w = channels_last_strides(packed_w_channels(C, p.dtype), p.R, p.S), q.problem.w_align = 16;
   if (q.which.y) q.problem.y = channels_last_strides(K, p.P(), p.Q()), q.problem.y_align = 16;
   return q;
 }

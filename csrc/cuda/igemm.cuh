@@ -349,8 +349,10 @@ inline cudaError_t near_params(Op op, Problem const& problem, Plan const& plan, 
   int64_t const offset = near.w_offset * size_of(problem.dtype);
   if (op == Op::wgrad) {
     if (near.problem.R * near.problem.S < problem.R * problem.S) {
-      int64_t const elements = problem.K * problem.C_per_group() * problem.R * problem.S;
-      auto const error = cudaMemsetAsync(args.out, 0, size_t(elements * size_of(problem.dtype)), stream);
+      Strides const& w = problem.w;  // dense, or lines of packed channels
+      int64_t const last =
+          (problem.K - 1) * w.n + (problem.C_per_group() - 1) * w.c + (problem.R - 1) * w.h + (problem.S - 1) * w.w;
+      auto const error = cudaMemsetAsync(args.out, 0, size_t((last + 1) * size_of(problem.dtype)), stream);
       if (error != cudaSuccess) return error;
     }
     args.out = static_cast<char*>(args.out) + offset;
