@@ -170,6 +170,7 @@ constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
                  work = double(ceil_div(steps, split)) * step_ns * (each > 1 ? each * 0.72 : 1);
     double ns =
         (planes ? 4800 : 5300) + (wide ? 300 : 0) + (work > bytes / 3500 ? work : bytes / 3500) + (split > 1 ? 900 : 0);
+    if (each > 3) ns += (each - 3) * 1700;  // first copies and stores, of which others no longer cover all
     if (ns > 40000) ns *= 1.1;
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }

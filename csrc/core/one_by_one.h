@@ -56,7 +56,7 @@ constexpr double few_weights_as_measured(Row const& row, Problem const& p) {
 
 constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
   // Gradients of many filters over planes, beside pixels_wgrad.cuh.
-  double const large =
+  double large =
       row.op == Op::wgrad && row.variant == Variant::lean && p.x.c != 1 && p.R * p.S == 1 && p.flops() > 2e9 ? 1.2 : 1;
   if (p.dtype == DType::f32) return large;
   if (p.dtype == DType::f64 || p.R != 1 || p.S != 1 || p.groups != 1 || p.stride_h != 1 || p.stride_w != 1 ||
@@ -65,6 +65,9 @@ constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
   bool const nchw = p.C > 1 && p.x.c != 1;
   if (nchw && row.variant == Variant::lean && p.H * p.W % 8 != 0) return 1;  // estimates of their own
   bool const whole = p.C % 64 == 0 && p.K % 64 == 0;
+  // Memory takes results more slowly than it gives operands.
+  double const y_bytes = double(p.N) * double(p.H) * double(p.W) * double(p.K) * size_of(p.dtype);
+  if (row.op == Op::fprop && row.variant == Variant::pointwise && p.K > 2 * p.C && y_bytes > 1.5e7) large = 1.07;
   for (OneByOne const& f : kOneByOne)
     if (f.op == row.op && f.variant == row.variant && f.tile_m == row.tile_m && f.tile_n == row.tile_n &&
         (f.variant == Variant::im2col || f.nchw == nchw))
