@@ -906,6 +906,10 @@ def test_small_weight_gradients_in_tf32_take_one_launch_and_no_long_sums() -> No
         assert ROWS[row].endswith("_lean") and workspace == 0, (case, layout)
     long = Case("long", 64, 64, 56, 56, 64, 1, 1)  # of more pixels than eight blocks of a cluster add up
     assert not ROWS[ask("wgrad", long, torch.float32, "nhwc", allow_tf32=True)[0]].endswith("_lean")
+    # Few pixels and many weights: tiles that read little, and filters of NCHW are not stored one by one.
+    few = Case("diffusion", 2, 1280, 8, 8, 1280, 3, 3, padding=(1, 1))
+    for layout in ("nhwc", "nchw"):
+        assert named("wgrad", few, torch.float32, layout, allow_tf32=True).endswith("_im2col"), layout
 
 
 def test_pointwise_layers_between_few_channels_in_float32_stay_in_place() -> None:
