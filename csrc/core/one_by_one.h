@@ -1,5 +1,5 @@
 // 1x1 layers of 16-bit types with a stride of 1, dense: what the rows' estimates are off by beside each other. Fitted
-// to 4,166 problems of such layers, those of lean in NCHW to 312 more (docs/tuning.md, "1x1 layers at large").
+// to 4,166 problems of such layers, those of lean in NCHW to 312 more (docs/tuning/one-by-one.md).
 #pragma once
 
 #include "problem.h"
