@@ -227,6 +227,11 @@ __device__ inline void st_async_v4(uint32_t mapped, float const* v, uint32_t map
       : "memory");
 }
 
+// Arrives at a barrier of a block of the cluster, which orders nothing: what the warp has read, it has read.
+__device__ inline void mbarrier_arrive_cluster(uint32_t mapped) {
+  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(mapped) : "memory");
+}
+
 // Waits for what blocks of the cluster write.
 __device__ inline void mbarrier_wait_cluster(uint32_t bar, uint32_t parity) {
   asm volatile(
@@ -262,6 +267,17 @@ __device__ inline void cp_async_bulk_tensor_4d(uint32_t shared, void const* map,
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared),
       "l"(map), "r"(shared_address(bar)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+
+// A box of a 4-D tensor to each block of the cluster that is in `blocks`, at the same place, where the same barrier
+// counts.
+__device__ inline void cp_async_bulk_tensor_4d_multicast(uint32_t shared, void const* map, uint64_t* bar, int c0,
+                                                         int c1, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%3, %4, %5, %5}], [%2], %6;" ::"r"(shared),
+      "l"(map), "r"(shared_address(bar)), "r"(c0), "r"(c1), "r"(0), "h"(blocks)
       : "memory");
 }
 
@@ -592,6 +608,27 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
 #define CONV2D_EXT_ACC_248(d)                                                                                \
   CONV2D_EXT_ACC_232(d), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]), \
       "+f"(d[122]), "+f"(d[123])
+#define CONV2D_EXT_REGS_80 \
+  CONV2D_EXT_REGS_64       \
+  ", "                     \
+  "%32, %33, %34, %35, %36, %37, %38, %39"
+#define CONV2D_EXT_REGS_96 \
+  CONV2D_EXT_REGS_80       \
+  ", "                     \
+  "%40, %41, %42, %43, %44, %45, %46, %47"
+#define CONV2D_EXT_REGS_112 \
+  CONV2D_EXT_REGS_96        \
+  ", "                      \
+  "%48, %49, %50, %51, %52, %53, %54, %55"
+#define CONV2D_EXT_ACC_80(d)                                                                                       \
+  CONV2D_EXT_ACC_64(d), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), \
+      "+f"(d[39])
+#define CONV2D_EXT_ACC_96(d)                                                                                       \
+  CONV2D_EXT_ACC_80(d), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), \
+      "+f"(d[47])
+#define CONV2D_EXT_ACC_112(d)                                                                                      \
+  CONV2D_EXT_ACC_96(d), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), \
+      "+f"(d[55])
 
 // TF32, both operands in shared memory; i and j number them after the accumulators.
 #define CONV2D_EXT_WGMMA_TF32_SHARED(n, d, a, b, i, j)                                                            \
@@ -621,10 +658,10 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
 template <class T, bool transpose_a, bool transpose_b, int count>
 __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b) {
   constexpr int ta = transpose_a, tb = transpose_b;
-  static_assert(count == 16 || count == 32 || count == 64 || count == 72 || count == 80 || count == 96 ||
-                count == 108 || count == 116 || count == 124 || count == 128);
+  static_assert(count == 16 || count == 32 || count == 40 || count == 48 || count == 56 || count == 64 || count == 72 ||
+                count == 80 || count == 96 || count == 108 || count == 116 || count == 124 || count == 128);
   if constexpr (std::is_same_v<T, float>) {
-    static_assert(!transpose_a && !transpose_b && count != 72);
+    static_assert(!transpose_a && !transpose_b && count != 40 && count != 48 && count != 56 && count != 72);
     if constexpr (count == 16) CONV2D_EXT_WGMMA_TF32_SHARED(32, d, a, b, 16, 17);
     if constexpr (count == 32) CONV2D_EXT_WGMMA_TF32_SHARED(64, d, a, b, 32, 33);
     if constexpr (count == 64) CONV2D_EXT_WGMMA_TF32_SHARED(128, d, a, b, 64, 65);
@@ -636,6 +673,9 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b
   } else if constexpr (std::is_same_v<T, __half>) {
     if constexpr (count == 16) CONV2D_EXT_WGMMA(32, "f16", d, a, b, ta, tb, 16, 17, 18, 19);
     if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "f16", d, a, b, ta, tb, 32, 33, 34, 35);
+    if constexpr (count == 40) CONV2D_EXT_WGMMA(80, "f16", d, a, b, ta, tb, 40, 41, 42, 43);
+    if constexpr (count == 48) CONV2D_EXT_WGMMA(96, "f16", d, a, b, ta, tb, 48, 49, 50, 51);
+    if constexpr (count == 56) CONV2D_EXT_WGMMA(112, "f16", d, a, b, ta, tb, 56, 57, 58, 59);
     if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "f16", d, a, b, ta, tb, 64, 65, 66, 67);
     if constexpr (count == 72) CONV2D_EXT_WGMMA(144, "f16", d, a, b, ta, tb, 72, 73, 74, 75);
     if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "f16", d, a, b, ta, tb, 80, 81, 82, 83);
@@ -647,6 +687,9 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b
   } else {
     if constexpr (count == 16) CONV2D_EXT_WGMMA(32, "bf16", d, a, b, ta, tb, 16, 17, 18, 19);
     if constexpr (count == 32) CONV2D_EXT_WGMMA(64, "bf16", d, a, b, ta, tb, 32, 33, 34, 35);
+    if constexpr (count == 40) CONV2D_EXT_WGMMA(80, "bf16", d, a, b, ta, tb, 40, 41, 42, 43);
+    if constexpr (count == 48) CONV2D_EXT_WGMMA(96, "bf16", d, a, b, ta, tb, 48, 49, 50, 51);
+    if constexpr (count == 56) CONV2D_EXT_WGMMA(112, "bf16", d, a, b, ta, tb, 56, 57, 58, 59);
     if constexpr (count == 64) CONV2D_EXT_WGMMA(128, "bf16", d, a, b, ta, tb, 64, 65, 66, 67);
     if constexpr (count == 72) CONV2D_EXT_WGMMA(144, "bf16", d, a, b, ta, tb, 72, 73, 74, 75);
     if constexpr (count == 80) CONV2D_EXT_WGMMA(160, "bf16", d, a, b, ta, tb, 80, 81, 82, 83);

@@ -15,7 +15,7 @@
 #pragma once
 
 #include "../core/matrix.h"
-#include "ptx_columns.cuh"
+#include "ptx.cuh"
 #include "tma.cuh"
 
 namespace conv2d_ext::tma {
@@ -143,8 +143,8 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
       ptx::wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k)
-        ptx::wgmma_mma_async_columns<T, a_rows, false>(acc, at_address(layout_a, a + k * step_a),
-                                                       at_address(layout_b, b + k * 32));
+        ptx::wgmma_mma_async<T, a_rows, false>(acc, at_address(layout_a, a + k * step_a),
+                                               at_address(layout_b, b + k * 32));
       ptx::wgmma_commit_group();
       ptx::wgmma_wait_group<1>();
       ptx::wgmma_fence_operand(acc);
