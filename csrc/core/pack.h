@@ -274,7 +274,7 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
     if (!q.which.any()) return false;
     return row.dtype == DType::f32 ? igemm_tf32_supports(row.op, q.problem, q.which.w) : igemm_supports(q.problem);
   }
-  if (is_pointwise(row)) return row.op != Op::wgrad && pointwise_supports(row.op, packed(row, p).problem);
+  if (is_pointwise(row)) return pointwise_supports(row.op, packed(row, p).problem);
   if (is_tma_planes(row)) return tma_planes_supports(row, packed(row, p).problem);
   PackedGroup const g = packed_group(row, p);
   double const x = double(p.N) * double(p.H) * double(p.W), y = double(p.N) * double(p.P()) * double(p.Q()),

@@ -5,8 +5,6 @@
 //           pixels for channels and images for groups, which all have the same A; a tile's columns are runs of 64
 //           pixels of one image or several
 //   dgrad   x[c, pixel] = sum over k of w[k, c] * y[k, pixel]: likewise, with A's rows contiguous
-//   wgrad   w[k, c] = sum over images and pixels of y[k, pixel] * x[c, pixel]: fprop's kernel, with filters for pixels,
-//           channels for filters, pixels for channels and images for taps
 #pragma once
 
 #include <cstdint>
@@ -15,11 +13,9 @@
 
 namespace conv2d_ext {
 
-inline constexpr int kMaxTurnedTaps = 256;  // what an im2col copy's offset can say
+inline constexpr int kMaxWgradImages = 256;
 
-constexpr Op turned_op(Op op) { return op == Op::wgrad ? Op::fprop : Op::dgrad; }
-
-// Of fprop and dgrad: may the copy engine read the filters as A with contiguous k (lines), or with contiguous rows?
+// May the copy engine read the filters as A with contiguous k (lines), or with contiguous rows?
 constexpr bool turned_lines(Op op, Problem const& p) {
   bool const forward = op == Op::fprop;
   return (forward ? p.w.c : p.w.n) == 1 && (forward ? p.w.n : p.w.c) % (16 / size_of(p.dtype)) == 0 && p.w_align >= 16;
@@ -34,13 +30,6 @@ constexpr Problem turned(Op op, Problem const& p) {
   t.dtype = p.dtype, t.allow_tf32 = p.allow_tf32;
   t.N = t.R = t.S = t.H = 1;
   int64_t const pixels = p.H * p.W;
-  if (op == Op::wgrad) {
-    t.C = pixels, t.H = t.R = p.N, t.W = p.K, t.K = p.C;
-    t.x = {0, 1, p.y.n, p.y.c};
-    t.w = {p.x.c, 1, p.x.n, 0};
-    t.y = {0, 1, 0, p.w.n};
-    return t;
-  }
   bool const forward = op == Op::fprop;
   Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
   t.groups = p.N;
@@ -75,7 +64,8 @@ constexpr bool pointwise_supports(Op op, Problem const& p) {
   int const v = 16 / size_of(p.dtype);
   auto rows = [&](int64_t size, int64_t step) { return size == 1 || (step > 0 && step % v == 0); };
   if (!rows(p.C, p.x.c) || !rows(p.K, p.y.c)) return false;
-  if (op == Op::wgrad) return p.N <= kMaxTurnedTaps && channel_vectors(p.w, p.w_align, p.C, v, p.dtype);
+  if (op == Op::wgrad)  // by lean rows
+    return p.N <= kMaxWgradImages && channel_vectors(p.w, p.w_align, p.C, v, p.dtype);
   if (double(p.N) * double(ceil_div(p.H * p.W, 64)) * 64 >= most) return false;  // columns
   // Images follow each other as channels do; the copy engine puts zeros behind the channels of one.
   bool const forward = op == Op::fprop;
@@ -87,7 +77,7 @@ constexpr bool pointwise_supports(Op op, Problem const& p) {
 constexpr bool is_pointwise(Row const& row) { return row.variant == Variant::pointwise; }
 
 constexpr Row turned(Row row) {
-  row.op = turned_op(row.op);
+  row.op = Op::dgrad;
   return row;
 }
 

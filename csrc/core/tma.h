@@ -400,8 +400,8 @@ constexpr TmaTile tma_tile(Row const& row) {
   if (row.tile_n == 160) return {3720, 3340, 1.10, 1};
   if (row.tile_m == 256 && row.tile_n == 128) return {3580, 1670, forward ? 1.16 : 1.19, forward ? 0.97 : 1.01};
   if (row.tile_m == 256) return {4330, 617, 1.28, forward ? 1.05 : 1.01, halo ? 1 : 0.7};
-  if (row.tile_n == 128) return {5960, 768, forward ? 1.16 : 1.34, forward ? 1.27 : 1.29};
-  return {2280, 646, 1.11, forward ? 0.88 : 0.90, forward ? 1 : halo ? 1.3 : 1.15};
+  if (row.tile_n == 128) return {5960, 768, 1.16, 1};
+  return {2280, 646, 1.11, 0.88, forward ? 1 : 1.15};
 }
 
 // Each of the two warpgroups of an SM multiplies at half the rate, and stores while the other multiplies.
@@ -503,10 +503,8 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   double const beside = two ? 2.11 : 1, padded = halo && !swapped ? 1.18 : 1;
   // Single rows said so of 3x3 filters with a stride (L08 and L41 of docs/tuning.md, and dgrad of few tiles).
   double const strided = forward && p.stride_w > 1 && p.R * p.S > 1 && row.tile_m == 256 && row.tile_n == 128 ? 0.91
-                         : phases > 1 && two && halo                                                          ? 1.13
                          : phases > 1 && swapped && halo && chunks <= 2                                       ? 1.09
                          : phases > 1 && !halo && row.tile_m == 256 && row.tile_n == 128                      ? 1.03
-                         : phases > 1 && phases == p.R * p.S && row.tile_m == 128 && row.tile_n == 128        ? 1.14
                                                                                                               : 1;
   // Few filters leave half of the instructions' rows empty; as measured (L56, L19).
   double const few = forward && halo && swapped && N <= 32 && C > 32 ? 1.07 : 1;
@@ -595,7 +593,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     if (p.groups > 1 && halo && two && tiles > tma_slots(row)) ns *= 1.13;
     if (p.groups > 1 && C > line && C % line != 0) {
       if (phases > 1 && !swapped) ns *= 0.74;
-      if (row.tile_m == 128 && row.tile_n == 128) ns *= halo ? 1.19 : 1.29;
+      if (row.tile_m == 128 && row.tile_n == 128) ns *= 1.29;
       if (phases == 1 && swapped && halo) ns *= 0.90;
     }
     if (ns < least_ns) ns = least_ns * 0.83 + ns * 0.17;
@@ -644,12 +642,11 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
   double const TM = row.tile_m, TN = row.tile_n;
   bool const halo = is_halo(row.variant), narrow = row.variant == Variant::narrow;
   WgradTiles const t = wgrad_tiles(row, p);
-  bool const small = TM == 64, two = TM * TN <= 128 * 64 && !(small && t.tiles <= d.sm_count);  // blocks an SM
+  bool const small = TM == 64, two = small && t.tiles > d.sm_count;  // blocks an SM
   bool const filters_first = wgrad_filters_first(row);
   double const share = halo && TN == 64       ? 0.86
                        : halo || narrow       ? 0.77
                        : small                ? 0.55
-                       : two                  ? 0.54
                        : TN < 128             ? 0.75
                        : TM * TN <= 128 * 128 ? 0.9
                        : filters_first        ? 0.82
@@ -666,7 +663,7 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
   double const copy_ns = lines_ns > bytes_ns ? lines_ns : bytes_ns;
   // As measured: a few steps of a group's whole lines take longer than their products, many do not.
   bool const short_sums = halo && p.groups > 1 && p.C_per_group() > 32;
-  double const beside = !two ? 1 : small ? 1.44 : p.groups > 1 ? 2.35 : 2.27;  // the other block of an SM
+  double const beside = two ? 1.44 : 1;  // the other block of an SM
   double const step_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * beside * (short_sums ? 0.90 : 1),
                fixed = 1240 + TM * TN * 0.067 + (short_sums ? 4380 : 0);
   double const memory_ns = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +

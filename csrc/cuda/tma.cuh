@@ -941,22 +941,22 @@ __global__ void __launch_bounds__(kReduceThreads) tma_reduce(__grid_constant__ P
 template <class S, class T, int TM, int TN>
 cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row const& kernel_row, Plan const& plan,
                       Arguments const& args, bool rounded = sizeof(T) == 4) {
-  bool const forward = op == Op::fprop, halo = is_halo(kernel_row.variant), turned = is_pointwise(kernel_row);
+  bool const forward = op == Op::fprop, halo = is_halo(kernel_row.variant);
   int64_t const C = forward ? p.C_per_group() : p.K_per_group();  // of the reduction
   Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
   int64_t const in_H = forward ? p.H : p.P(), in_W = forward ? p.W : p.Q();
-  bool const images = turned && op == Op::dgrad;  // are the groups
-  bool const a_rows = images && in.c != 1;
+  bool const turned = is_pointwise(kernel_row);  // images are the groups
+  bool const a_rows = turned && in.c != 1;
   q.line = sizeof(T) == 4 ? kLineBytes : tma_line(C);
   int const chunk_size = q.line / int(sizeof(T));
-  q.groups = Divisor(images ? 1 : p.groups);
+  q.groups = Divisor(turned ? 1 : p.groups);
   q.chunks = int32_t(ceil_div(C, chunk_size));
   q.last = int32_t(ceil_div(C - (q.chunks - 1) * chunk_size, 32 / int64_t(sizeof(T))));
   q.together = forward && p.stride_w > 1 ? (sizeof(T) == 4 ? int32_t(min64(q.chunks, 2)) : q.chunks) : 1;
   int64_t const columns = forward ? p.K_per_group() : p.C_per_group();
   // Runs of an image's pixels are columns, so that a tile may have those of several images.
-  q.runs = Divisor(images ? ceil_div(columns, 64) : 1);
-  q.N = int32_t(images ? p.groups * q.runs.value * 64 : columns);
+  q.runs = Divisor(turned ? ceil_div(columns, 64) : 1);
+  q.N = int32_t(turned ? p.groups * q.runs.value * 64 : columns);
   q.tiles_n = Divisor(ceil_div(q.N, TN));
   q.group_a = turned ? 0 : int32_t(C);
   q.maps_groups = !turned && tma_maps_groups(op, p);
@@ -1011,14 +1011,11 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     int64_t const groups_of_map = q.maps_groups ? p.groups : 0;
     Tensor4 const a{
         args.a, p.dtype, {turned || q.maps_groups ? C : C * p.groups, in_W, in_H, p.N}, {1, in.w, in.h, in.n}, rounded};
-    // A turned problem's taps may reach further than the box's corners; what is beyond the one row is not stored.
-    Walk box_h = h;
-    if (turned) box_h.pixels = max64(h.pixels, in_H - 127);
     Problem filters;
     filters.C = in_W, filters.K = C, filters.R = filters.S = 1, filters.w.n = in.c, filters.dtype = p.dtype;
-    cudaError_t const error =
-        a_rows ? encode_filters(q.a[i], args.a, filters, 64, chunk_size)
-               : encode_im2col(q.a[i], a, box_h, w, chunk_size, halo ? TM + kHalo : TM, groups_of_map);
+    cudaError_t const error = a_rows
+                                  ? encode_filters(q.a[i], args.a, filters, 64, chunk_size)
+                                  : encode_im2col(q.a[i], a, h, w, chunk_size, halo ? TM + kHalo : TM, groups_of_map);
     if (error != cudaSuccess) return error;
   }
   int64_t const tiles_n = int64_t(q.tiles_n.value) * q.groups.value, turn = tma_turn(with_taps, most, tiles_n);
@@ -1033,9 +1030,9 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   int64_t const out_W = forward ? p.Q() : p.W, out_H = forward ? p.P() : p.H;
   // Are the output's pixels rows of a matrix?
   int64_t const row = out_W > 1 ? out.w : out_H > 1 ? out.h : p.N > 1 ? out.n : columns * p.groups;
-  q.by_engine = S::pieces > 0 && !halo && !q.singly && turned == images && phases == 1 &&
-                (forward || p.stride_h == 1) && (out_H == 1 || out.h == out_W * row) &&
-                (p.N == 1 || out.n == out_H * out_W * row) && q.phase[0].M < int64_t(1) << 31;
+  q.by_engine = S::pieces > 0 && !halo && !q.singly && phases == 1 && (forward || p.stride_h == 1) &&
+                (out_H == 1 || out.h == out_W * row) && (p.N == 1 || out.n == out_H * out_W * row) &&
+                q.phase[0].M < int64_t(1) << 31;
   if (q.by_engine) {
     Tensor4 const rows{args.out, p.dtype, {columns, q.phase[0].M, p.groups, 1}, {1, row, q.group_out, 0}};
     cudaError_t const error = encode_tiled(q.out_rows, rows, kLineBytes / int(sizeof(T)), 16, 1, 1);
@@ -1060,7 +1057,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     stages_a = min64((ring - first_b * q.b_bytes) / q.a_bytes, kMaxStages);
   }
   // Images share the filters, which are A.
-  q.keep_a = images && q.shares.shared == 0 && keeps_filters(q.phase[0].tiles, q.chunks, q.a_bytes, q.b_bytes, ring);
+  q.keep_a = turned && q.shares.shared == 0 && keeps_filters(q.phase[0].tiles, q.chunks, q.a_bytes, q.b_bytes, ring);
   if (q.keep_a) {
     stages_a = q.chunks;
     stages_b = min64((ring - q.chunks * q.a_bytes) / q.b_bytes, kMaxStages);
@@ -1106,7 +1103,7 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
 template <Op op, DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  constexpr bool images = variant == Variant::pointwise && op == Op::dgrad;  // are the groups
+  constexpr bool images = variant == Variant::pointwise;  // are the groups
   constexpr A a_is = images ? A::lines : A::pixels;
   void (*kernel)(Params) = tma_kernel<T, TM, TN, a_is, op == Op::dgrad>;
   if constexpr (images)

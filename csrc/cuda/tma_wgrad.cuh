@@ -650,13 +650,10 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
 
 template <Op op, DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  if constexpr (variant == Variant::pointwise) {
+  if constexpr (variant == Variant::pointwise) {  // the turned problem's rows are filters
     Arguments turned_args = args;
     turned_args.a = args.b, turned_args.b = args.a;
-    if constexpr (op == Op::wgrad)
-      return launch<Op::fprop, dtype, TM, TN, variant>(turned(op, problem), plan, turned_args, stream);
-    else  // the turned problem's rows are filters
-      return launch<Op::dgrad, dtype, TN, TM, variant>(turned(op, problem), plan, turned_args, stream);
+    return launch<Op::dgrad, dtype, TN, TM, variant>(turned(op, problem), plan, turned_args, stream);
   } else if constexpr (op == Op::wgrad)
     return launch_wgrad<dtype, TM, TN, variant>(problem, plan, args, stream);
   else if constexpr (variant == Variant::phases)
