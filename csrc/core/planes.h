@@ -52,6 +52,18 @@ constexpr int64_t plane_pitch(GroupedAxis const& a, int64_t extent, int64_t posi
   return max64(max64(needed + a.low, min64(extent - a.low, needed)), positions);
 }
 
+// Lines from an image of a tile to the next.
+template <class Tile>
+constexpr int64_t image_lines(Tile const& t, GroupedAxis const& h, int64_t in_h) {
+  return (t.whole ? plane_pitch(h, in_h, t.rows) : t.rows + (h.span - 1) / h.step) * t.pitch;
+}
+// Lines from a plane to the next: the last instruction's with the last tap, and the last image's.
+template <class Tile>
+constexpr int64_t plane_lines(Tile const& t, GroupedAxis const& h, GroupedAxis const& w, int64_t columns) {
+  int64_t const reach = ((h.span - 1) / h.step) * t.pitch + (w.span - 1) / w.step;
+  return round_to(max64(columns + reach, t.images * t.image_pitch + (t.whole ? t.pitch : w.span)), 8);
+}
+
 constexpr PlaneTile plane_tile(Op op, Problem const& p, Device const& d) {
   bool const backward = op == Op::dgrad;
   GroupedAxis const h = grouped_axis_h(op, p), w = grouped_axis_w(op, p);
@@ -69,14 +81,11 @@ constexpr PlaneTile plane_tile(Op op, Problem const& p, Device const& d) {
   for (t.rows = h.positions; t.rows >= 1; t.rows = t.rows > 16 ? 16 : t.rows - 1) {
     t.whole = t.rows == h.positions;
     for (t.images = 1; t.images <= (t.whole ? min64(p.N, 8) : 1); ++t.images) {
-      int64_t const pitch_h = t.whole ? plane_pitch(h, in_h, h.positions) : t.rows + (h.span - 1) / h.step;
-      t.image_pitch = pitch_h * t.pitch;
+      t.image_pitch = image_lines(t, h, in_h);
       int64_t const columns = (t.images - 1) * t.image_pitch + (t.rows - 1) * t.pitch + w.positions;
       t.columns = plane_columns(columns);
       if (t.columns == 0 || (phases == 4 && t.columns != 64)) continue;
-      // The last instruction's lines with the last tap, and the last image's.
-      int64_t const reach = ((h.span - 1) / h.step) * t.pitch + (w.span - 1) / w.step;
-      t.plane_pitch = round_to(max64(t.columns + reach, t.images * t.image_pitch + (t.whole ? t.pitch : w.span)), 8);
+      t.plane_pitch = plane_lines(t, h, w, t.columns);
       t.lines = t.planes_h * t.planes_w * t.plane_pitch;
       t.in_rows = t.whole ? in_h : (t.rows - 1) * h.step + h.span;
       t.in_pixels = t.images * t.in_rows * in_w;
@@ -147,11 +156,10 @@ constexpr PlaneSums plane_sums(Problem const& p, Device const& d) {
   for (t.rows = P; t.rows >= 1; t.rows = t.rows > 16 ? 16 : t.rows - 1) {
     t.whole = t.rows == P;
     for (t.images = 1; t.images <= (t.whole ? min64(p.N, 8) : 1); ++t.images) {
-      t.image_pitch = (t.whole ? plane_pitch(h, p.H, P) : t.rows + (h.span - 1) / h.step) * t.pitch;
+      t.image_pitch = image_lines(t, h, p.H);
       t.pixels = round_to((t.images - 1) * t.image_pitch + (t.rows - 1) * t.pitch + Q, 16);
       if (t.pixels > 512) continue;
-      int64_t const reach = ((h.span - 1) / h.step) * t.pitch + (w.span - 1) / w.step;
-      t.plane_pitch = round_to(max64(t.pixels + reach, t.images * t.image_pitch + (t.whole ? t.pitch : w.span)), 8);
+      t.plane_pitch = plane_lines(t, h, w, t.pixels);
       t.x_lines = t.planes_h * t.planes_w * t.plane_pitch;
       t.x_rows = t.whole ? p.H : (t.rows - 1) * h.step + h.span, t.y_rows = t.rows;
       t.x_pixels = t.images * t.x_rows * p.W, t.y_pixels = t.images * t.y_rows * Q;

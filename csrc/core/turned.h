@@ -47,8 +47,7 @@ constexpr TurnedTile turned_tile(Op op, Problem const& p, Device const& d) {
   for (t.rows = h.positions; t.rows >= 1; t.rows = t.rows > 32 ? 32 : t.rows - 1) {
     t.whole = t.rows == h.positions;
     for (t.images = 1; t.images <= (t.whole ? min64(p.N, 8) : 1); ++t.images) {
-      int64_t const pitch_h = t.whole ? plane_pitch(h, in_h, h.positions) : t.rows + (h.span - 1) / h.step;
-      t.image_pitch = pitch_h * t.pitch;
+      t.image_pitch = image_lines(t, h, in_h);
       int64_t const needed = (t.images - 1) * t.image_pitch + (t.rows - 1) * t.pitch + w.positions;
       t.columns = 0;
       for (int const columns : kTurnedColumns) {
@@ -56,9 +55,7 @@ constexpr TurnedTile turned_tile(Op op, Problem const& p, Device const& d) {
         if (exists && t.columns == 0 && needed <= columns) t.columns = columns;
       }
       if (t.columns == 0 || t.columns * t.phases_w > 256) continue;
-      // The last instruction's lines with the last tap, and the last image's.
-      int64_t const reach = ((h.span - 1) / h.step) * t.pitch + (w.span - 1) / w.step;
-      t.plane_pitch = round_to(max64(t.columns + reach, t.images * t.image_pitch + (t.whole ? t.pitch : w.span)), 8);
+      t.plane_pitch = plane_lines(t, h, w, t.columns);
       t.lines = t.planes_h * t.planes_w * t.plane_pitch;
       t.in_rows = t.whole ? in_h : (t.rows - 1) * h.step + h.span;
       t.in_pixels = t.images * t.in_rows * in_w;
