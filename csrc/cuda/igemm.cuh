@@ -342,42 +342,50 @@ __global__ void __launch_bounds__(256) igemm_reduce(__grid_constant__ Params con
   *reinterpret_cast<Vector<T, 4>*>(static_cast<T*>(p.out) + to + column * p.n_out) = out;
 }
 
+// The kernel of the products, and the one that adds the partial tiles: blocks along a tile, and their threads.
+struct Kernels {
+  void (*main)(Params);
+  int threads, shared_bytes;
+  void (*reduce)(Params);
+  int reduce_blocks, reduce_threads;
+};
+
 // Of the problem without far taps, which get zeros in wgrad.
-inline cudaError_t near_params(Op op, Problem const& problem, Plan const& plan, Arguments args, cudaStream_t stream,
-                               Params& p) {
+inline cudaError_t launch(Op op, Kernels const& kernels, Problem const& problem, Plan const& plan, Arguments args,
+                          cudaStream_t stream) {
   Near const near = without_far_taps(problem);
   int64_t const offset = near.w_offset * size_of(problem.dtype);
+  cudaError_t error = cudaSuccess;
   if (op == Op::wgrad) {
     if (near.problem.R * near.problem.S < problem.R * problem.S) {
       Strides const& w = problem.w;  // dense, or lines of packed channels
       int64_t const last =
           (problem.K - 1) * w.n + (problem.C_per_group() - 1) * w.c + (problem.R - 1) * w.h + (problem.S - 1) * w.w;
-      auto const error = cudaMemsetAsync(args.out, 0, size_t((last + 1) * size_of(problem.dtype)), stream);
+      error = cudaMemsetAsync(args.out, 0, size_t((last + 1) * size_of(problem.dtype)), stream);
       if (error != cudaSuccess) return error;
     }
     args.out = static_cast<char*>(args.out) + offset;
   } else {
     args.b = static_cast<char const*>(args.b) + offset;
   }
-  p = params_of(op, near.problem, row_of(plan), plan, args);
-  return cudaSuccess;
-}
-
-template <Op op, DType dtype, int TN>
-cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  using T = typename TypeOf<dtype>::type;
-  constexpr bool a_rows = op == Op::wgrad, b_rows = op != Op::fprop;
-  Params p{};
-  if (auto const error = near_params(op, problem, plan, args, stream, p)) return error;
-  auto* const kernel = igemm_kernel<T, TN, a_rows, b_rows>;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Ring<TN>::bytes);
+  Params const p = params_of(op, near.problem, row_of(plan), plan, args);
+  error = cudaFuncSetAttribute(kernels.main, cudaFuncAttributeMaxDynamicSharedMemorySize, kernels.shared_bytes);
   if (error != cudaSuccess) return error;
   int sm_count = 0;
   if ((error = count_sms(sm_count)) != cudaSuccess) return error;
-  kernel<<<unsigned(min64(p.tiles * p.splits, sm_count)), kThreads, Ring<TN>::bytes, stream>>>(p);
+  unsigned const blocks = unsigned(min64(p.tiles * p.splits, sm_count));
+  kernels.main<<<blocks, kernels.threads, kernels.shared_bytes, stream>>>(p);
   if ((error = cudaGetLastError()) != cudaSuccess || p.splits == 1) return error;
-  igemm_reduce<T, TN, a_rows><<<dim3(unsigned(p.tiles), TM * TN / 1024), 256, 0, stream>>>(p);
+  kernels.reduce<<<dim3(unsigned(p.tiles), kernels.reduce_blocks), kernels.reduce_threads, 0, stream>>>(p);
   return cudaGetLastError();
+}
+
+template <Op op, DType dtype, int TN>
+Kernels kernels() {
+  using T = typename TypeOf<dtype>::type;
+  constexpr bool a_rows = op == Op::wgrad, b_rows = op != Op::fprop;
+  return {igemm_kernel<T, TN, a_rows, b_rows>, kThreads,       Ring<TN>::bytes,
+          igemm_reduce<T, TN, a_rows>,         TM * TN / 1024, 256};
 }
 
 }  // namespace conv2d_ext::igemm
@@ -387,6 +395,6 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   static_assert(tm == conv2d_ext::igemm::TM && tk == conv2d_ext::igemm::TK);                                  \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
                                                                 Arguments const& args, cudaStream_t stream) { \
-    return igemm::launch<Op::op, DType::dtype, tn>(p, plan, args, stream);                                    \
+    return igemm::launch(Op::op, igemm::kernels<Op::op, DType::dtype, tn>(), p, plan, args, stream);          \
   }                                                                                                           \
   }

@@ -18,7 +18,7 @@
 
 namespace conv2d_ext::igemm_tf32 {
 
-using igemm::kNoColumn, igemm::kNoRow, igemm::near_params, igemm::row_part;
+using igemm::kNoColumn, igemm::kNoRow, igemm::row_part;
 
 constexpr int TM = 128, TK = 32;
 constexpr int kThreads = 4 * kWarpgroup, kMultipliers = 2 * kWarpgroup;
@@ -390,18 +390,9 @@ __global__ void __launch_bounds__(kMultipliers) reduce(__grid_constant__ Params 
 }
 
 template <Op op, int TN>
-cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  Params p{};
-  if (auto const error = near_params(op, problem, plan, args, stream, p)) return error;
-  auto* const run = kernel<op == Op::wgrad, op != Op::fprop, TN>;
-  cudaError_t error = cudaFuncSetAttribute(run, cudaFuncAttributeMaxDynamicSharedMemorySize, Ring<TN>::bytes);
-  if (error != cudaSuccess) return error;
-  int sm_count = 0;
-  if ((error = count_sms(sm_count)) != cudaSuccess) return error;
-  run<<<unsigned(min64(p.tiles * p.splits, sm_count)), kThreads, Ring<TN>::bytes, stream>>>(p);
-  if ((error = cudaGetLastError()) != cudaSuccess || p.splits == 1) return error;
-  reduce<op == Op::wgrad, TN><<<dim3(unsigned(p.tiles), TN / 32), kMultipliers, 0, stream>>>(p);
-  return cudaGetLastError();
+igemm::Kernels kernels() {
+  constexpr bool a_rows = op == Op::wgrad, b_rows = op != Op::fprop;
+  return {kernel<a_rows, b_rows, TN>, kThreads, Ring<TN>::bytes, reduce<a_rows, TN>, TN / 32, kMultipliers};
 }
 
 }  // namespace conv2d_ext::igemm_tf32
@@ -411,6 +402,6 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   static_assert(tm == conv2d_ext::igemm_tf32::TM && tk == conv2d_ext::igemm_tf32::TK);                        \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
                                                                 Arguments const& args, cudaStream_t stream) { \
-    return igemm_tf32::launch<Op::op, tn>(p, plan, args, stream);                                             \
+    return igemm::launch(Op::op, igemm_tf32::kernels<Op::op, tn>(), p, plan, args, stream);                   \
   }                                                                                                           \
   }
