@@ -9,11 +9,11 @@
 
 #include "../core/pixels_runs.h"
 #include "dependent.cuh"
-#include "tma.cuh"
+#include "pixels_maps.cuh"
 
 namespace conv2d_ext::pixel_runs {
 
-using tma::Divisor, tma::Tensor4, tma::encode_tiled;
+using tma::Divisor;
 
 constexpr int kRunBytes = 64 * kLineBytes;
 
@@ -202,34 +202,16 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, Shape<TM, TN>::two ? 2
 template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t stream) {
   using S = Shape<TM, TN>;
-  using T = TypeOf<dtype>::type;
-  constexpr bool forward = op == Op::fprop;
   PixelRuns const t(TM, TN, op, problem);
-  int64_t const pixels = problem.H * problem.W;
   Params p{};
-  p.M = int32_t(forward ? problem.K : problem.C), p.images = int32_t(problem.N);
-  p.steps = int32_t(ceil_div(forward ? problem.C : problem.K, 64));
-  p.tiles_m = Divisor(t.tiles_m), p.per_image = Divisor(t.per_image);
-  p.bias = args.bias, p.bias_stride = args.bias_stride;
-  auto image = [&](void const* at, int64_t channels, Strides const& s) {
-    return Tensor4{at, dtype, {pixels, channels, problem.N, 1}, {1, s.c, s.n, 0}};
-  };
-  Tensor4 const w{args.b, dtype, {problem.C, problem.K, 1, 1}, {1, problem.w.n, 0, 0}};
-  Tensor4 const in = forward ? image(args.a, problem.C, problem.x) : image(args.a, problem.K, problem.y);
-  Tensor4 const out = forward ? image(args.out, problem.K, problem.y) : image(args.out, problem.C, problem.x);
-  cudaError_t error = encode_tiled(p.a, w, 64, forward ? TM : 64, 1, 1);
-  if (error != cudaSuccess) return error;
-  if ((error = encode_tiled(p.b, in, 64, 64, 1, 1)) != cudaSuccess) return error;
-  error = encode_tiled(p.out, out, S::out_run, 16, 1, 1, 1, 1,
-                       S::out_run == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B);
-  if (error != cudaSuccess) return error;
+  if (auto const error = set_params<op, dtype>(p, t, problem, args, TM, S::out_run)) return error;
   int sm_count = 0;
-  if ((error = count_sms(sm_count)) != cudaSuccess) return error;
+  if (auto const error = count_sms(sm_count)) return error;
   p.stages = t.tiles <= sm_count ? S::most_stages : S::stages;
   int const shared_bytes = p.stages * S::stage_bytes + 1024;  // the swizzle wants 1024-byte alignment
-  auto* const kernel = main_kernel<T, TM, TN, !forward>;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (error != cudaSuccess) return error;
+  auto* const kernel = main_kernel<typename TypeOf<dtype>::type, TM, TN, op == Op::dgrad>;
+  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes))
+    return error;
   return launch_dependent(kernel, dim3(unsigned(t.tiles)), S::threads, shared_bytes, stream, p);
 }
 

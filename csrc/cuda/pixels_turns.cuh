@@ -13,11 +13,11 @@
 
 #include "../core/pixels_runs.h"
 #include "dependent.cuh"
-#include "tma.cuh"
+#include "pixels_maps.cuh"
 
 namespace conv2d_ext::pixel_turns {
 
-using tma::Divisor, tma::Tensor4, tma::encode_tiled;
+using tma::Divisor;
 
 constexpr int kPixels = 256, kRuns = kPixels / 64, kRunBytes = 64 * kLineBytes;
 constexpr int kStages = 4, kPieces = 2, kPieceBytes = 16 * kLineBytes, kWarps = 8;  // kWarps: that multiply
@@ -186,30 +186,15 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
 template <Op op, DType dtype, int TM>
 cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t stream) {
   using S = Shape<TM>;
-  using T = typename TypeOf<dtype>::type;
-  constexpr bool forward = op == Op::fprop;
-  int sm_count = 0;
-  cudaError_t error = count_sms(sm_count);
-  if (error != cudaSuccess) return error;
   PixelRuns const t(TM, kPixels, op, problem);
-  int64_t const pixels = problem.H * problem.W, depth = forward ? problem.C : problem.K;
   Params p{};
-  p.M = int32_t(forward ? problem.K : problem.C), p.images = int32_t(problem.N);
-  p.tiles = int32_t(t.tiles), p.steps = int32_t(ceil_div(depth, 64));
-  p.tiles_m = Divisor(t.tiles_m), p.per_image = Divisor(t.per_image);
-  p.bias = args.bias, p.bias_stride = args.bias_stride;
-  auto image = [&](void const* at, int64_t channels, Strides const& s) {
-    return Tensor4{at, dtype, {pixels, channels, problem.N, 1}, {1, s.c, s.n, 0}};
-  };
-  Tensor4 const w{args.b, dtype, {problem.C, problem.K, 1, 1}, {1, problem.w.n, 0, 0}};
-  Tensor4 const in = forward ? image(args.a, problem.C, problem.x) : image(args.a, problem.K, problem.y);
-  Tensor4 const out = forward ? image(args.out, problem.K, problem.y) : image(args.out, problem.C, problem.x);
-  if ((error = encode_tiled(p.a, w, 64, forward ? TM : 64, 1, 1)) != cudaSuccess) return error;
-  if ((error = encode_tiled(p.b, in, 64, 64, 1, 1)) != cudaSuccess) return error;
-  if ((error = encode_tiled(p.out, out, 64, 16, 1, 1)) != cudaSuccess) return error;
-  auto* const kernel = main_kernel<T, TM, !forward>;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
-  if (error != cudaSuccess) return error;
+  p.tiles = int32_t(t.tiles);
+  if (auto const error = pixel_runs::set_params<op, dtype>(p, t, problem, args, TM, 64)) return error;
+  int sm_count = 0;
+  if (auto const error = count_sms(sm_count)) return error;
+  auto* const kernel = main_kernel<typename TypeOf<dtype>::type, TM, op == Op::dgrad>;
+  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes))
+    return error;
   return launch_dependent(kernel, dim3(unsigned(min64(t.tiles, sm_count))), kThreads, S::shared_bytes, stream, p);
 }
 
