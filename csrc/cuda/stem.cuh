@@ -487,6 +487,16 @@ Params view_params(Op op, Problem const& problem, int lanes) {
   return p;
 }
 
+// Blocks that go through `tiles` tiles of a slab of filters each; t: StemTile or its like.
+template <class Params, class Tile>
+cudaError_t launch_blocks(void (*kernel)(Params), Params const& p, int64_t tiles, Tile const& t, cudaStream_t stream) {
+  int64_t const blocks = min64(tiles, max64(1, h200_sxm.sm_count * t.blocks_of_sm / t.slabs)) * t.slabs;
+  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
+    return error;
+  kernel<<<unsigned(blocks), kStemThreads, size_t(t.shared_bytes), stream>>>(p);
+  return cudaGetLastError();
+}
+
 template <Op op, DType dtype, int tile_m, int tile_n, Variant variant>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
@@ -499,15 +509,11 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.in_columns = int(t.in_columns), p.pitch = int(t.pitch), p.copies = int(t.copies);
   p.tiles = problem.N * t.tiles_h * t.tiles_w;
   p.groups_of = Divisor(uint32_t(p.groups)), p.whole = t.whole;
-  int64_t const blocks = min64(p.tiles, max64(1, h200_sxm.sm_count * t.blocks_of_sm / t.slabs)) * t.slabs;
   auto* kernel = gather<T, nchw, tile_m / 8, tile_n / 8>;
   constexpr int at_once = 4;  // runs for whose parts there are registers
   if constexpr (dtype == DType::f32)
     if (!problem.allow_tf32) kernel = gather<Split, nchw, at_once, tile_n / 8>;
-  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
-    return error;
-  kernel<<<unsigned(blocks), kStemThreads, size_t(t.shared_bytes), stream>>>(p);
-  return cudaGetLastError();
+  return launch_blocks(kernel, p, p.tiles, t, stream);
 }
 
 }  // namespace conv2d_ext::stem

@@ -434,13 +434,9 @@ cudaError_t launch_lines(Problem const& problem, Plan const&, Arguments const& a
   p.stage_bytes = int(t.stage_bytes), p.stages = int(t.stages), p.nhwc = t.nhwc, p.backward = backward;
   p.items_nhwc = stem_is_nhwc(out, p.all, p.out_W);
   p.stride_of = Divisor(uint32_t(p.stride_w));
-  int64_t const blocks = min64(t.strips, max64(1, h200_sxm.sm_count * t.blocks_of_sm / t.slabs)) * t.slabs;
   auto* kernel = t.wide ? spread_lines<float, 4> : spread_lines<float, 2>;
   if (!problem.allow_tf32) kernel = spread_lines<Split, 2>;
-  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
-    return error;
-  kernel<<<unsigned(blocks), kStemThreads, size_t(t.shared_bytes), stream>>>(p);
-  return cudaGetLastError();
+  return launch_blocks(kernel, p, t.strips, t, stream);
 }
 
 }  // namespace conv2d_ext::stem

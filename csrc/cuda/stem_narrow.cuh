@@ -349,14 +349,10 @@ cudaError_t launch_narrow(Problem const& problem, Plan const& plan, Arguments co
   p.stages = int(t.stages), p.stage_bytes = int(t.stage_bytes);
   p.columns_of = Divisor(uint32_t(p.in_columns)), p.groups_of = Divisor(uint32_t(p.groups));
   p.tiles = problem.N * t.tiles_h * t.tiles_w;
-  int64_t const blocks = min64(p.tiles, max64(1, h200_sxm.sm_count * t.blocks_of_sm / t.slabs)) * t.slabs;
   auto* kernel = gather_narrow<T, tile_m / 16 / kWarps, tile_n / 8>;
   if constexpr (dtype == DType::f32)
     if (!problem.allow_tf32) kernel = gather_narrow<Split, tile_m / 16 / kWarps, tile_n / 8>;
-  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
-    return error;
-  kernel<<<unsigned(blocks), kStemThreads, size_t(t.shared_bytes), stream>>>(p);
-  return cudaGetLastError();
+  return launch_blocks(kernel, p, p.tiles, t, stream);
 }
 
 }  // namespace conv2d_ext::stem
