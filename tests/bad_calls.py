@@ -73,7 +73,17 @@ for _name in TENSORS:
         BAD.append(Bad(f"{_name} of {_dims} dimensions", _name, shape(*[2] * _dims), (_name,)))
     BAD += [
         Bad(f"{_name} of {_dtype}", _name, shape(*_size, dtype=_dtype), TENSORS)
-        for _dtype in (torch.int32, torch.int64, torch.bool, torch.uint8, torch.complex64, torch.float64, torch.float16)
+        for _dtype in (
+            torch.int32,
+            torch.int64,
+            torch.bool,
+            torch.uint8,
+            torch.uint16,
+            torch.complex64,
+            torch.float8_e4m3fn,
+            torch.float64,
+            torch.float16,
+        )
     ]
     BAD.append(
         Bad(f"{_name} sparse", _name, lambda device, size=_size: torch.ones(size, device=device).to_sparse(), (_name,))

@@ -43,19 +43,13 @@ inline std::string dtype_text(int32_t code) {
     int32_t code;
     char const* name;
   };
-  Named const known[] = {{aoti_torch_dtype_float16(), "float16"},
-                         {aoti_torch_dtype_bfloat16(), "bfloat16"},
-                         {aoti_torch_dtype_float32(), "float32"},
-                         {aoti_torch_dtype_float64(), "float64"},
-                         {aoti_torch_dtype_bool(), "bool"},
-                         {aoti_torch_dtype_uint8(), "uint8"},
-                         {aoti_torch_dtype_int8(), "int8"},
-                         {aoti_torch_dtype_int16(), "int16"},
-                         {aoti_torch_dtype_int32(), "int32"},
-                         {aoti_torch_dtype_int64(), "int64"},
-                         {aoti_torch_dtype_complex32(), "complex32"},
-                         {aoti_torch_dtype_complex64(), "complex64"},
-                         {aoti_torch_dtype_complex128(), "complex128"}};
+#define NAMED(dtype) {aoti_torch_dtype_##dtype(), #dtype}
+  Named const known[] = {
+      NAMED(float16),    NAMED(bfloat16),      NAMED(float32),         NAMED(float64),     NAMED(bool),
+      NAMED(uint8),      NAMED(uint16),        NAMED(uint32),          NAMED(uint64),      NAMED(int8),
+      NAMED(int16),      NAMED(int32),         NAMED(int64),           NAMED(complex32),   NAMED(complex64),
+      NAMED(complex128), NAMED(float8_e4m3fn), NAMED(float8_e4m3fnuz), NAMED(float8_e5m2), NAMED(float8_e5m2fnuz)};
+#undef NAMED
   for (Named const& k : known)
     if (k.code == code) return k.name;
   return "dtype number " + std::to_string(code);
