@@ -1118,6 +1118,13 @@ def test_long_sums_for_few_weights_have_an_sm_a_block_and_as_few_parts_as_that_t
         assert (workspace > 0) == second_pass, case
 
 
+def test_1x1_weight_gradients_over_odd_planes_are_packed_and_over_even_ones_of_that_size_are_not() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        for case in (Case("odd", 8, 112, 7, 7, 664, 1, 1), Case("odd", 64, 736, 7, 7, 128, 1, 1)):
+            assert named("wgrad", case, dtype, "nchw").endswith("64x64_im2col"), case
+        assert named("wgrad", Case("even", 2, 640, 14, 14, 128, 1, 1), dtype, "nchw").endswith("64x64_any")
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_small_1x1_layers_over_nchw_in_16_bits_take_one_tile_a_block_in_place(op: str) -> None:
     for case, dtype in itertools.product(

@@ -49,6 +49,7 @@ inline constexpr OneByOne kOneByOne[] = {
 // 64x64, which have half of an SM's shared memory each.
 constexpr double few_weights_as_measured(Row const& row, Problem const& p) {
   if (row.op != Op::wgrad || row.variant != Variant::im2col) return 1;
+  if (p.C > 1 && p.x.c != 1 && p.H * p.W % 2 != 0) return 1;  // odd planes are packed in less than their estimate
   int64_t const tiles = ceil_div(p.K, 64) * ceil_div(p.C, 64);
   if (row.tile_m == 64) return tiles <= 2 || tiles > 132 ? 1 : p.C % 64 + p.K % 64 == 0 ? 1.15 : 1.3;
   return p.K * p.C <= 8 * row.tile_m * row.tile_n ? 1.08 : 1;
