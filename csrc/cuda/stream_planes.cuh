@@ -479,6 +479,42 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
   if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { spread_again<T>(p, task); });
 }
 
+// The end of wgrad, by a block's warps. `add` adds what a warp's products have of a tap; `exact` is a channel's sum of
+// a tap, by a warp, for those that a zero made NaN.
+template <class T, int R, class Add, class Exact>
+__device__ inline void store_planes_sums(Params const& p, int c0, int split, float const (&acc)[R][4],
+                                         unsigned char* shared, int lane, int warp, Add add, Exact exact) {
+  int const g = lane / 4, t = lane % 4;
+  float (*const sums)[R][16][kStreamColumns + 1] =
+      reinterpret_cast<float (*)[R][16][kStreamColumns + 1]>(shared + kPlanesBegin);
+#pragma unroll
+  for (int i = 0; i < R; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sums[warp][i][g + j / 2 * 8][2 * t + j % 2] = acc[i][j];
+  __syncthreads();
+  int const taps = p.R * p.S;
+  auto store = [&](int which, int tap, float sum) {
+    depthwise::store_sum<T>(p.out, p.partial, p.splits, (c0 + which) * p.w_k + tap / p.S * p.w_r + tap % p.S * p.w_s,
+                            (int64_t(split) * p.C + c0 + which) * taps + tap, sum);
+  };
+  bool nan = false;
+  for (int i = threadIdx.x; i < p.channels * taps; i += blockDim.x) {
+    int const which = i / taps, tap = i - which * taps;
+    float sum = 0;
+#pragma unroll 1
+    for (int other = which; other < kPlanesWarps; other += p.channels) add(sum, sums[other], tap);
+    nan = nan || sum != sum;
+    store(which, tap, sum);
+  }
+  if (__syncthreads_or(nan) == 0) return;
+#pragma unroll 1
+  for (int i = warp; i < p.channels * taps; i += kPlanesWarps) {
+    int const which = i / taps, tap = i - which * taps;
+    float const sum = exact(c0 + which, tap);
+    if (lane == 0) store(which, tap, sum);
+  }
+}
+
 // wgrad with stride 1 (others: stream_sums.cuh). A block sums over its share of the groups of images. movmatrix
 // transposes the units' rows, so that mma sums over them.
 template <class T, int R, bool odd>
@@ -486,7 +522,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 1))
     wgrad_planes(__grid_constant__ Params const p) {
   extern __shared__ __align__(16) unsigned char shared[];
   ptx::griddepcontrol_launch_dependents();
-  int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4, warp = planes_warp();
+  int const lane = int(threadIdx.x) % 32, warp = planes_warp();
   PlanesStretch const mine(p, warp);
   int const units = p.C / p.channels;
   int const unit = int(blockIdx.x % unsigned(units)), split = int(blockIdx.x / unsigned(units)), c0 = unit * p.channels;
@@ -549,36 +585,14 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 1))
     if (++stage == p.stages) stage = 0, parity ^= 1;
   }
 
-  float (*const sums)[R][16][kStreamColumns + 1] =
-      reinterpret_cast<float (*)[R][16][kStreamColumns + 1]>(shared + kPlanesBegin);
+  auto add = [&](float& sum, auto& of_a_warp, int tap) {
 #pragma unroll
-  for (int r = 0; r < R; ++r)
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sums[warp][r][g + j / 2 * 8][2 * t + j % 2] = acc[r][j];
-  __syncthreads();
-  int const taps = p.R * p.S;
-  auto store = [&](int which, int tap, float sum) {
-    depthwise::store_sum<T>(p.out, p.partial, p.splits, (c0 + which) * p.w_k + tap / p.S * p.w_r + tap % p.S * p.w_s,
-                            (int64_t(split) * p.C + c0 + which) * taps + tap, sum);
+    for (int j = 0; j < kStreamColumns; ++j) sum += of_a_warp[tap / p.S][tap % p.S + p.shift + j][j];
   };
-  bool nan = false;
-  for (int i = threadIdx.x; i < p.channels * taps; i += blockDim.x) {
-    int const which = i / taps, tap = i - which * taps;
-    float sum = 0;
-#pragma unroll 1
-    for (int other = which; other < kPlanesWarps; other += p.channels)
-#pragma unroll
-      for (int j = 0; j < kStreamColumns; ++j) sum += sums[other][tap / p.S][tap % p.S + p.shift + j][j];
-    nan = nan || sum != sum;
-    store(which, tap, sum);
-  }
-  if (__syncthreads_or(nan) == 0) return;
-#pragma unroll 1
-  for (int i = warp; i < p.channels * taps; i += kPlanesWarps) {
-    int const which = i / taps, tap = i - which * taps;
-    float const sum = exact_sum<T, 1>(p, c0 + which, begin * p.stretches, end * p.stretches, tap / p.S, tap % p.S);
-    if (lane == 0) store(which, tap, sum);
-  }
+  auto exact = [&](int c, int tap) {
+    return exact_sum<T, 1>(p, c, begin * p.stretches, end * p.stretches, tap / p.S, tap % p.S);
+  };
+  store_planes_sums<T>(p, c0, split, acc, shared, lane, warp, add, exact);
 }
 
 }  // namespace conv2d_ext::stream

@@ -182,37 +182,14 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, sums_blocks(R)) sum_planes(
   }
 
   __syncthreads();
-  float (*const sums)[R][16][kStreamColumns + 1] =
-      reinterpret_cast<float (*)[R][16][kStreamColumns + 1]>(shared + kPlanesBegin);
-#pragma unroll
-  for (int s = 0; s < R; ++s)
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sums[warp][s][g + j / 2 * 8][2 * t + j % 2] = acc[s][j];
-  __syncthreads();
-  int const taps = p.R * p.S;
-  auto store = [&](int which, int tap, float sum) {
-    depthwise::store_sum<T>(p.out, p.partial, p.splits, (c0 + which) * p.w_k + tap / p.S * p.w_r + tap % p.S * p.w_s,
-                            (int64_t(split) * p.C + c0 + which) * taps + tap, sum);
+  auto add = [&](float& sum, auto& of_a_warp, int tap) {
+    int const m0 = tap / p.S - tile.first - p.pad_h;
+#pragma unroll 1
+    for (int n = 0; n < tile.rows; ++n)
+      if (int const m = m0 + n * stride; unsigned(m) < 16u) sum += of_a_warp[tap % p.S][m][n];
   };
-  bool nan = false;
-  for (int i = threadIdx.x; i < p.channels * taps; i += blockDim.x) {
-    int const which = i / taps, tap = i - which * taps, m0 = tap / p.S - tile.first - p.pad_h;
-    float sum = 0;
-#pragma unroll 1
-    for (int other = which; other < kPlanesWarps; other += p.channels)
-#pragma unroll 1
-      for (int n = 0; n < tile.rows; ++n)
-        if (int const m = m0 + n * stride; unsigned(m) < 16u) sum += sums[other][tap % p.S][m][n];
-    nan = nan || sum != sum;
-    store(which, tap, sum);
-  }
-  if (__syncthreads_or(nan) == 0) return;
-#pragma unroll 1
-  for (int i = warp; i < p.channels * taps; i += kPlanesWarps) {
-    int const which = i / taps, tap = i - which * taps;
-    float const sum = exact_sum<T, stride>(p, c0 + which, begin, end, tap / p.S, tap % p.S);
-    if (lane == 0) store(which, tap, sum);
-  }
+  auto exact = [&](int c, int tap) { return exact_sum<T, stride>(p, c, begin, end, tap / p.S, tap % p.S); };
+  store_planes_sums<T>(p, c0, split, acc, shared, lane, warp, add, exact);
 }
 
 }  // namespace conv2d_ext::stream
