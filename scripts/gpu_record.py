@@ -34,7 +34,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sanitize import Counts, Finished, run_command, tail
+from sanitize import DEFAULT_TOOLS, Counts, Finished, run_command, tail
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = "docs/gpu-record.json"
@@ -135,6 +135,9 @@ def verdict(record: Mapping[str, Any] | None, code: Mapping[str, Any]) -> tuple[
             f"{RECORD}: of other code than this: {', '.join(changed) or 'the record is damaged'} changed since",
         )
     faults = [f"{name} {state}" for name in PHASES if (state := phase_status(record, name)) != "passed"]
+    if (tools := record.get("phases", {}).get("sanitizer", {}).get("tools")) is not None:
+        ran = {one["tool"] for one in tools}
+        faults += [f"sanitizer without {tool}" for tool in DEFAULT_TOOLS if tool not in ran]
     if problem := str(record.get("problem", "")):
         faults.insert(0, problem.splitlines()[0])
     if not record.get("wheel", {}).get("python_is_of_this_tree", False):

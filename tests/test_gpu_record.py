@@ -183,6 +183,17 @@ def test_a_phase_that_did_not_pass_fails(
     assert not green and f"{phase} {state or 'not run'}" in line
 
 
+def test_a_sanitizer_phase_without_one_of_its_tools_is_not_green(
+    gpu_record: Any, tree: Path, record: dict[str, Any]
+) -> None:
+    tools = [{"tool": tool, "status": "passed"} for tool in ("memcheck", "racecheck", "synccheck")]
+    record["phases"]["sanitizer"]["tools"] = tools
+    assert gpu_record.verdict(record, gpu_record.code_of(tree))[0]
+    record["phases"]["sanitizer"]["tools"] = tools[1:]
+    green, line = gpu_record.verdict(record, gpu_record.code_of(tree))
+    assert not green and "sanitizer without memcheck" in line and "racecheck" not in line
+
+
 def test_a_wheel_of_other_sources_fails(gpu_record: Any, tree: Path, record: dict[str, Any]) -> None:
     record["wheel"]["python_is_of_this_tree"] = False
     green, line = gpu_record.verdict(record, gpu_record.code_of(tree))
