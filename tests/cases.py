@@ -273,6 +273,8 @@ CASES: tuple[Case, ...] = (
     Case("groups4_many_outputs", 1, 4, 6, 7, 64, 3, 3, padding=(1, 1), groups=4),
     Case("groups8_of_8", 1, 64, 6, 6, 64, 3, 3, padding=(1, 1), groups=8),
     Case("groups2_of_64", 1, 128, 5, 5, 128, 3, 3, padding=(1, 1), groups=2),
+    Case("groups2_of_64_stride2", 3, 128, 15, 18, 128, 3, 3, (2, 2), (1, 1), groups=2),
+    Case("groups2_of_56_7x7", 3, 112, 7, 7, 80, 7, 7, padding=(3, 3), groups=2),
     Case("groups10_of_12", 2, 120, 9, 10, 120, 3, 3, padding=(1, 1), groups=10, edge=True),
     Case("groups3_of_20_stride2", 2, 60, 11, 12, 60, 3, 3, (2, 2), (1, 1), groups=3),
     Case("groups6_of_9", 2, 54, 9, 10, 54, 3, 3, padding=(1, 1), groups=6),

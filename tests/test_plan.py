@@ -455,6 +455,17 @@ def test_few_channels_a_group_with_a_stride_take_lines(op: str) -> None:
         assert name == f"grouped_{op}_f16_8x8_lines", f"{case} {name}"
 
 
+def test_strided_groups_of_many_channels_over_nchw_take_warps_that_turn() -> None:
+    wide = Case("L18", 32, 224, 112, 112, 224, 3, 3, (2, 2), (1, 1), groups=2)
+    short = Case("RegNet", 32, 448, 56, 56, 448, 3, 3, (2, 2), (1, 1), groups=8)
+    for op, dtype in itertools.product(("fprop", "dgrad"), (torch.float16, torch.bfloat16, torch.float32)):
+        name = named(op, wide, dtype, "nchw", allow_tf32=True)
+        assert name.endswith("_128x256_nchw"), f"{op} {dtype} {name}"
+    assert named("fprop", short, torch.float32, "nchw", allow_tf32=True) == "grouped_fprop_f32_128x256_nchw"
+    # Short rows of results: its stores take long.
+    assert named("dgrad", short, torch.float16, "nchw") == "grouped_dgrad_f16_64x256_nchw"
+
+
 def test_wgrad_of_groups_of_32_takes_lines_of_32_channels() -> None:
     small = Case("resnext", 64, 1024, 7, 7, 1024, 3, 3, padding=(1, 1), groups=32)
     strided = Case("resnext", 32, 1024, 28, 28, 1024, 3, 3, (2, 2), (1, 1), groups=32)

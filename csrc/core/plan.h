@@ -220,12 +220,11 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     if (row.op == Op::wgrad) return !f32 ? 0.93 : p.allow_tf32 && C >= 16 ? 1.3 : 1;
     return row.op == Op::dgrad && !f32 && p.K_per_group() >= 24 && p.K_per_group() <= 32 ? 0.82 : 1;
   }
+  bool const planar_lines = row.family == Family::grouped && row.variant == Variant::lines && grouped_planar(p);
+  if (planar_lines && row.op == Op::fprop && strided && p.W <= 28) return 0.85;
   // NCHW in 16-bit types, turned two pixels at a time.
   if (row.family == Family::grouped)
-    return row.variant == Variant::lines && row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 &&
-                   p.H * p.W % 8 != 0 && grouped_planar(p)
-               ? 0.9
-               : 1;
+    return planar_lines && row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 && p.H * p.W % 8 != 0 ? 0.9 : 1;
   if (row.family != Family::tma || p.groups == 1) return 1;
   auto is = [&](int tile_m, int tile_n) { return row.tile_m == tile_m && row.tile_n == tile_n; };
   if (row.op == Op::wgrad) {

@@ -20,6 +20,7 @@ struct PlaneTile {
   int64_t groups = 1;  // warpgroups, of 64 filters (dgrad: channels) each
   int64_t teams = 1;   // two: each warpgroup has a tile of its own, and the filters are the same
   constexpr int64_t members() const { return groups / teams; }
+  constexpr int64_t plane_begin(int64_t plane) const { return plane * plane_pitch; }
   int64_t rows = 0;    // of results of a phase
   int64_t images = 1;  // of a tile, if it has whole ones
   bool whole = false;

@@ -21,12 +21,16 @@ struct TurnedTile {
   int64_t rows = 0;              // of results of a phase
   int64_t images = 1;            // of a tile, if it has whole ones
   bool whole = false;
-  int64_t planes_h = 1, planes_w = 1;  // with a stride, the lines that leave the same remainder lie together
-  int64_t pitch = 0, image_pitch = 0, plane_pitch = 0;  // lines from row to row, image to image, plane to plane
-  int64_t lines = 0, in_rows = 0, in_pixels = 0;        // as copied: of an image, of all
+  int64_t planes_h = 1, planes_w = 1;             // with a stride, the lines that leave the same remainder lie together
+  int64_t pitch = 0, image_pitch = 0;             // lines from row to row, image to image
+  int64_t plane_pitch = 0, long_planes = 0;       // lines of the first planes, how many; the others lack a row
+  int64_t lines = 0, in_rows = 0, in_pixels = 0;  // as copied: of an image, of all
   int64_t stages = 0, tables = 0, shared = 0, tiles = 0;
   double cycles = 0;
   constexpr int64_t members() const { return 2 / subs; }  // warpgroups with filters of their own
+  constexpr int64_t plane_begin(int64_t plane) const {
+    return plane * plane_pitch - max64(plane - long_planes, 0) * pitch;
+  }
 };
 
 constexpr bool is_turned(Row const& row) { return row.family == Family::grouped && row.tile_m == 128; }
@@ -44,6 +48,7 @@ constexpr TurnedTile turned_tile(Op op, Problem const& p, Device const& d) {
   t.planes_h = min64(h.step, h.span), t.planes_w = min64(w.step, w.span);
   // Even, so that neighbouring columns are neighbours in memory that are stored together.
   t.pitch = round_to(plane_pitch(w, in_w, w.positions), 2);
+  t.long_planes = ((h.span - 1) % h.step + 1) * t.planes_w;
   for (t.rows = h.positions; t.rows >= 1; t.rows = t.rows > 32 ? 32 : t.rows - 1) {
     t.whole = t.rows == h.positions;
     for (t.images = 1; t.images <= (t.whole ? min64(p.N, 8) : 1); ++t.images) {
@@ -55,8 +60,9 @@ constexpr TurnedTile turned_tile(Op op, Problem const& p, Device const& d) {
         if (exists && t.columns == 0 && needed <= columns) t.columns = columns;
       }
       if (t.columns == 0 || t.columns * t.phases_w > 256) continue;
-      t.plane_pitch = plane_lines(t, h, w, t.columns);
-      t.lines = t.planes_h * t.planes_w * t.plane_pitch;
+      // The lines of results that exist. Other columns meet what lies behind, at most half of a ring of filters.
+      t.plane_pitch = needed + ((h.span - 1) / h.step) * t.pitch + (w.span - 1) / w.step;
+      t.lines = round_to(t.plane_begin(t.planes_h * t.planes_w), 8);
       t.in_rows = t.whole ? in_h : (t.rows - 1) * h.step + h.span;
       t.in_pixels = t.images * t.in_rows * in_w;
       t.tables = round_to(round_to(t.in_pixels, 2) * 4 + t.columns * t.phases_w * t.passes * 4 + kTurnedBarriers, 128);
@@ -95,20 +101,21 @@ constexpr int64_t turned_workspace_bytes(Op op, Problem const& p) {
   return plane_filter_bytes(op, p, turned_line(p.dtype));
 }
 
-// As measured: longer than the cycles say. The stores of small tiles are not hidden.
+// As measured: longer than the cycles say. The stores of small tiles are not hidden, nor those of dgrad's short rows.
 constexpr Estimate turned_estimate(Op op, Problem const& p, Device const& d) {
   TurnedTile const t = turned_tile(op, p, d);
   bool const strided = p.stride_h > 1 || p.stride_w > 1, backward = op == Op::dgrad;
   int64_t const in = backward ? p.K_per_group() : p.C_per_group(), out_w = backward ? p.W : p.Q();
+  bool const f32 = p.dtype == DType::f32;
   double slower = 1;
-  if (p.dtype != DType::f32)
-    slower = !strided ? 1.7 : t.subs == 2 ? 1.5 : backward ? 1.45 : 1.65;
-  else if (!strided)
-    slower = t.subs == 1 ? 1.1 : in <= turned_line(p.dtype) ? 1.08 : out_w % 2 != 0 ? 1.65 : 1.3;
-  else if (backward)
-    slower = t.whole && t.subs == 2 ? 2.2 : 1.3;
+  if (!strided)
+    slower = !f32 ? 1.7 : t.subs == 1 ? 1.1 : in <= turned_line(p.dtype) ? 1.08 : out_w % 2 != 0 ? 1.65 : 1.3;
+  else if (in <= 32)
+    slower = f32 ? 1.33 : 0.95;
+  else if (backward && t.subs == 2)
+    slower = 1 + (f32 ? 33 : 42) / double(out_w);
   else
-    slower = t.stages <= 3 ? 1.9 : 1.28;
+    slower = f32 ? (backward ? 1.3 : 1.18) : t.subs == 1 ? 1.45 : 1.55;
   return {t.cycles / 1.6 * slower + 7000 + double(turned_workspace_bytes(op, p)) / 1500, 1};
 }
 

@@ -40,11 +40,11 @@ struct Params {
   void const* filters;          // in the order of the steps
   int64_t in_image, out_image;  // elements
   int N, in_per_group, in_H, in_W, out_per_group, out_H, out_W;
-  int step_h, low_h, step_w, low_w, planes_w;  // of the inputs
+  int step_h, low_h, step_w, low_w, planes_h, planes_w;  // of the inputs
   int out_step_h, out_step_w, passes;
   int rows, images, in_rows, in_pixels;
-  int pitch, image_pitch, plane_pitch, lines_bytes;  // lines; bytes of a tile's lines
-  int subs, tiles_h, tiles_m, places, tiles;         // tiles_m, places: of a group
+  int pitch, image_pitch, plane_pitch, long_planes, lines_bytes;  // see TurnedTile; bytes of a tile's lines
+  int subs, tiles_h, tiles_m, places, tiles;                      // tiles_m, places: of a group
   int chunks, last_slots, taps, stages;
   int ring_offset, tables_offset;
   int vector;  // results that are stored together
@@ -87,15 +87,16 @@ static_assert((kTurnedBuffers + kTurnedStages) * 2 * 8 <= kTurnedBarriers);
 __device__ inline void fill(Params const& p, Shared const& s, int columns, int phases) {
   for (uint32_t i = threadIdx.x * 16; i < uint32_t(kTurnedBuffers * p.subs * p.lines_bytes); i += kTurnedThreads * 16)
     ptx::st_shared_v4(s.lines + i, uint4{});
+  auto begin_of = [&](int plane) { return plane * p.plane_pitch - max(plane - p.long_planes, 0) * p.pitch; };
   for (int i = threadIdx.x; i < p.in_pixels; i += kTurnedThreads) {
     int const row = i / p.in_W, w = i - row * p.in_W, image = row / p.in_rows;
     int const h = row - image * p.in_rows - (p.whole ? p.low_h : 0), u = w - p.low_w;
     int const line_h = h / p.step_h, plane_h = h - line_h * p.step_h;
     int const line_w = u / p.step_w, plane_w = u - line_w * p.step_w;
     int const plane = plane_h * p.planes_w + plane_w;
-    int const line = plane * p.plane_pitch + image * p.image_pitch + line_h * p.pitch + line_w;
-    bool const exists = h >= 0 && u >= 0 && plane_w < p.planes_w && line_w < p.pitch &&
-                        line_h * p.pitch < p.image_pitch && (plane + 1) * p.plane_pitch * kLineBytes <= p.lines_bytes;
+    int const line = begin_of(plane) + image * p.image_pitch + line_h * p.pitch + line_w;
+    bool const exists = h >= 0 && u >= 0 && plane_h < p.planes_h && plane_w < p.planes_w && line_w < p.pitch &&
+                        line_h * p.pitch < p.image_pitch && line < begin_of(plane + 1);
     s.line_of[i] = exists ? line * kLineBytes : -1;
   }
   for (int i = threadIdx.x; i < columns * phases * p.passes; i += kTurnedThreads) {
@@ -453,7 +454,8 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   p.out_per_group = int(backward ? problem.C_per_group() : problem.K_per_group());
   p.out_H = int(backward ? problem.H : problem.P()), p.out_W = int(backward ? problem.W : problem.Q());
   p.out_image = problem.groups * p.out_per_group * int64_t(p.out_H) * p.out_W;
-  p.step_h = h.step, p.low_h = h.low, p.step_w = w.step, p.low_w = w.low, p.planes_w = int(t.planes_w);
+  p.step_h = h.step, p.low_h = h.low, p.step_w = w.step, p.low_w = w.low;
+  p.planes_h = int(t.planes_h), p.planes_w = int(t.planes_w), p.long_planes = int(t.long_planes);
   p.out_step_h = h.out_step, p.out_step_w = w.out_step, p.passes = t.passes;
   p.rows = int(t.rows), p.images = int(t.images), p.whole = t.whole;
   p.in_rows = int(t.in_rows), p.in_pixels = int(t.in_pixels);

@@ -70,7 +70,7 @@ cudaError_t prepare(Params& p, Problem const& problem, GroupedAxis const& h, Gro
             at_h = at_h / problem.stride_h - h.low, at_w = at_w / problem.stride_w - w.low;
           }
           int64_t const plane = at_h % h.step * t.planes_w + at_w % w.step;
-          p.offset[p.taps] = short(plane * t.plane_pitch + at_h / h.step * t.pitch + at_w / w.step);
+          p.offset[p.taps] = short(t.plane_begin(plane) + at_h / h.step * t.pitch + at_w / w.step);
           q.r[p.taps] = uint8_t(r), q.s[p.taps] = uint8_t(s), ++p.taps;
         }
       p.phase_tap[++phase] = p.taps;
