@@ -95,6 +95,17 @@ constexpr double dense_as_measured(Row const& row, Problem const& p) {
   return 1;
 }
 
+// wgrad of several taps in 16-bit types: how much longer lines take that begin off 32 bytes, what L2 delivers at a time.
+// Each tap copies them anew, but for halo's.
+constexpr double off_sectors(Row const& row, Problem const& p) {
+  bool const across = p.x.c == 1 && p.y.c == 1;
+  if (row.family != Family::tma || row.op != Op::wgrad || p.dtype == DType::f32 || p.groups > 1 || p.R * p.S == 1 ||
+      !across || is_halo(row.variant))
+    return 1;
+  int const off = (p.x.w % 16 != 0) + (p.y.w % 16 != 0);
+  return 1 + off * (row.variant == Variant::lean && row.tile_m == 64 ? 0.25 : 0.13);
+}
+
 // Of any row of the families tma and tma_strict.
 constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (row.family == Family::tma_strict) return strict_supports(row, p);

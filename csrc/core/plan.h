@@ -256,13 +256,18 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
 }
 
-// Tiles of 64 pixels in 16-bit types, fprop: what lines that begin off 32 bytes take beyond others, which the estimates
-// of larger tiles count, for each tap and tile of filters.
+// Tiles of 64 pixels in 16-bit types, filters of several taps: what lines that begin off 32 bytes take beyond others,
+// which the estimates of larger tiles count, for each tap and tile of filters. dgrad's filters have lines of its
+// results' channels; those of 16 bytes take lean 8 ns each.
 constexpr double early_lines_ns(Row const& row, Problem const& p) {
-  bool const slow = row.op == Op::fprop && row.tile_m == 64 && size_of(p.dtype) == 2 && p.R * p.S > 1 &&
-                    p.C_per_group() % 16 == 8 && p.groups == 1;
-  if (!slow) return 0;
-  return double(p.N) * double(p.P()) * double(p.Q()) * double(p.R * p.S) * double(ceil_div(p.K, row.tile_n)) * 0.05;
+  bool const lean = row.variant == Variant::lean, backward = row.op == Op::dgrad;
+  if (row.op == Op::wgrad || row.tile_m != 64 || size_of(p.dtype) != 2 || p.R * p.S == 1 || p.groups > 1) return 0;
+  if (backward && !lean) return 0;
+  double const taps = double(p.N) * double(backward ? p.H * p.W : p.P() * p.Q()) * double(p.R * p.S);
+  int64_t const depth = backward ? p.K : p.C, results = backward ? p.C : p.K;
+  double ns = depth % 16 == 8 ? taps * double(ceil_div(results, row.tile_n)) * 0.05 : 0;
+  if (backward && results <= 8) ns += taps * double(ceil_div(depth, 64)) * 8 / 132;
+  return ns;
 }
 
 constexpr Estimate grouped_measured(Row const& row, Op op, Problem const& p, Packed const& q, Device const& d) {
@@ -278,7 +283,7 @@ constexpr double simt_phases_share(Op op, Problem const& p) {
   if (op != Op::dgrad || p.groups > 1 || (p.stride_h == 1 && p.stride_w == 1)) return 1;
   Gemm const g = gemm_of(op, p);
   double const share = double(p.R) * double(p.S) * double(p.K) / (double(g.batches) * double(g.depth));
-  return share < 1 ? 0.15 + (1.35 - 0.55 * share) * share : 1;
+  return share < 0.58 ? 0.65 + 0.6 * share : 1;
 }
 
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
@@ -328,7 +333,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12 * simt_phases_share(op, p);
       if (row.family == Family::simt && row.op == Op::dgrad && size_of(p.dtype) == 2 && p.groups == 1)
         e.ns *= p.R * p.S > 1 ? 1.3 : 1.2;
-      e.ns *= dense_as_measured(row, p);
+      e.ns *= dense_as_measured(row, p) * off_sectors(row, q.problem);
       e.ns += last_store_ns(row, q.problem, e.split_k);
       e.ns *=
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : t);
