@@ -338,6 +338,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       e.ns *=
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : t);
       if (q.which.any()) e.ns += packing_ns(op, t, q);
+      // As measured: with a single step nothing hides single stores.
+      if (row.family == Family::tma && row.variant == Variant::im2col && op != Op::wgrad && row.tile_m == 64 &&
+          row.tile_n == 64 && tma_stores_singly(op, q.problem) && p.x.c != 1 && p.R * p.S == 1 &&
+          (op == Op::fprop ? p.C_per_group() : p.K_per_group()) * size_of(p.dtype) <= 128)
+        e.ns *= 1.2;
       e.ns += patch_ns(row, p) + (t.groups != p.groups ? keep_ns(p) : 0);
       e.ns *= one_by_one_as_measured(row, p);
       e.ns = beside_ns(row, p, e.ns);
