@@ -270,6 +270,18 @@ constexpr double early_lines_ns(Row const& row, Problem const& p) {
   return ns;
 }
 
+// simt.cuh over NCHW: planes that are no multiple of a vector, and pixels of a stride's phases, are stored by single
+// elements, which nothing hides.
+constexpr double simt_single_stores_ns(Row const& row, Problem const& p, int split_k, Device const& d) {
+  bool const single = row.op == Op::fprop ? p.y.w == 1 && p.y.c > 1 && p.P() * p.Q() % (16 / size_of(p.dtype)) != 0
+                                          : row.op == Op::dgrad && p.dtype == DType::f32 && p.stride_w > 1 && p.x.w == 1 && p.x.c > 1;
+  if (row.variant != Variant::any || !single || split_k > 1) return 0;
+  Gemm const g = gemm_of(row.op, p);
+  int64_t const tiles = ceil_div(g.M, row.tile_m) * ceil_div(g.N, row.tile_n) * g.batches;
+  double const filled = double(min64(g.N, row.tile_n)) * double(row.tile_m);
+  return double(ceil_div(tiles, d.sm_count)) * filled * 0.25;
+}
+
 constexpr Estimate grouped_measured(Row const& row, Op op, Problem const& p, Packed const& q, Device const& d) {
   if (row.variant != Variant::lines)
     return op == Op::wgrad ? grouped_sums_any_estimate(row, p, d) : grouped_any_estimate(op, p, d);
@@ -325,6 +337,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         if (e.ns < least) e.ns = least * 0.85 + e.ns * 0.15;  // their order stays
       }
       if (row.family == Family::tma) e.ns += early_lines_ns(row, q.problem);
+      if (row.family == Family::simt) e.ns += simt_single_stores_ns(row, p, e.split_k, d);
       // Filters that do not lie as the channels of x do (images of one pixel lie both ways) are stored one by one.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::wgrad && p.x.c == 1 && p.C > 1 &&
           p.w.c > 1)
