@@ -83,8 +83,8 @@ constexpr Estimate planes_wgrad_estimate(Row const& row, Problem const& p, Devic
   return e;
 }
 
-// wgrad's rows of 16-bit types, as measured beside each other: two blocks of 64x64 an SM take longer than was estimated,
-// others less.
+// wgrad's rows of 16-bit types, as measured beside each other: two blocks of 64x64 an SM take longer than was
+// estimated, others less.
 constexpr double wgrad_as_measured(Row const& row, Problem const& p) {
   bool const im2col = row.variant == Variant::im2col;
   if (row.tile_m == 64) return !im2col ? 1 : p.groups > 1 ? 1.06 : 1.03;
@@ -102,8 +102,8 @@ constexpr double dense_as_measured(Row const& row, Problem const& p) {
   return few && row.variant == Variant::halo && tma_swapped(row) ? 1.2 : 1;
 }
 
-// wgrad of several taps in 16-bit types: how much longer lines take that begin off 32 bytes, what L2 delivers at a time.
-// Each tap copies them anew, but for halo's.
+// wgrad of several taps in 16-bit types: how much longer lines take that begin off 32 bytes, what L2 delivers at a
+// time. Each tap copies them anew, but for halo's.
 constexpr double off_sectors(Row const& row, Problem const& p) {
   bool const across = p.x.c == 1 && p.y.c == 1;
   if (row.family != Family::tma || row.op != Op::wgrad || p.dtype == DType::f32 || p.groups > 1 || p.R * p.S == 1 ||

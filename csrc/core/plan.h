@@ -273,8 +273,9 @@ constexpr double early_lines_ns(Row const& row, Problem const& p) {
 // simt.cuh over NCHW: planes that are no multiple of a vector, and pixels of a stride's phases, are stored by single
 // elements, which nothing hides.
 constexpr double simt_single_stores_ns(Row const& row, Problem const& p, int split_k, Device const& d) {
-  bool const single = row.op == Op::fprop ? p.y.w == 1 && p.y.c > 1 && p.P() * p.Q() % (16 / size_of(p.dtype)) != 0
-                                          : row.op == Op::dgrad && p.dtype == DType::f32 && p.stride_w > 1 && p.x.w == 1 && p.x.c > 1;
+  bool const single = row.op == Op::fprop
+                          ? p.y.w == 1 && p.y.c > 1 && p.P() * p.Q() % (16 / size_of(p.dtype)) != 0
+                          : row.op == Op::dgrad && p.dtype == DType::f32 && p.stride_w > 1 && p.x.w == 1 && p.x.c > 1;
   if (row.variant != Variant::any || !single || split_k > 1) return 0;
   Gemm const g = gemm_of(row.op, p);
   int64_t const tiles = ceil_div(g.M, row.tile_m) * ceil_div(g.N, row.tile_n) * g.batches;
