@@ -276,7 +276,7 @@ constexpr double simt_single_stores_ns(Row const& row, Problem const& p, int spl
   bool const single = row.op == Op::fprop
                           ? p.y.w == 1 && p.y.c > 1 && p.P() * p.Q() % (16 / size_of(p.dtype)) != 0
                           : row.op == Op::dgrad && p.dtype == DType::f32 && p.stride_w > 1 && p.x.w == 1 && p.x.c > 1;
-  if (row.variant != Variant::any || !single || split_k > 1) return 0;
+  if (!single || split_k > 1) return 0;
   Gemm const g = gemm_of(row.op, p);
   int64_t const tiles = ceil_div(g.M, row.tile_m) * ceil_div(g.N, row.tile_n) * g.batches;
   double const filled = double(min64(g.N, row.tile_n)) * double(row.tile_m);
@@ -354,7 +354,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (q.which.any()) e.ns += packing_ns(op, t, q);
       // As measured: with a single step nothing hides single stores.
       if (row.family == Family::tma && row.variant == Variant::im2col && op != Op::wgrad && row.tile_m == 64 &&
-          row.tile_n == 64 && tma_stores_singly(op, q.problem) && p.x.c != 1 && p.R * p.S == 1 &&
+          tma_stores_singly(op, q.problem) && p.x.c != 1 && p.R * p.S == 1 &&
           (op == Op::fprop ? p.C_per_group() : p.K_per_group()) * size_of(p.dtype) <= 128)
         e.ns *= 1.2;
       e.ns += patch_ns(row, p) + (t.groups != p.groups ? keep_ns(p) : 0);
