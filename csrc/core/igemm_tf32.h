@@ -62,6 +62,9 @@ constexpr Estimate igemm_tf32_estimate(Row const& row, Op op, Problem const& p, 
     if (split > 1) ns += 2000 + double(split) * 560 + bytes * 1.4 / 2500;
     // Filters of several taps whose channels do not follow each other are stored one by one.
     if (op == Op::wgrad && p.w.c != 1 && p.R * p.S > 1) ns += double(p.K) * double(p.C * p.R * p.S) * 0.0215;
+    // Neighbouring filters that take no vectors are stored one by one.
+    if (op == Op::fprop && split == 1 && p.y.c == 1 && p.K_per_group() % 4 != 0)
+      ns += double(p.N) * double(p.K) * double(p.P() * p.Q()) * 0.006;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
     if (blocks >= 8.0 * d.sm_count) break;  // enough to fill the device evenly
   }
