@@ -35,8 +35,9 @@ constexpr Estimate grouped_any_estimate(Op op, Problem const& p, Device const& d
       turns * double(ceil_div(ceil_div(t.window.columns * t.slab * t.inputs, 32) * t.images * t.window.rows, t.warps));
   double const items =
       turns * double(ceil_div(squares * ceil_div(t.slab * t.n_groups, t.runs), t.warps) * t.runs * t.at_once);
-  // As measured: 7x7 and larger filters, whose fragments do not stay near.
-  double const products = items * double(t.taken) / 2 * (p.R * p.S >= 49 ? 1.4 : 1);
+  // As measured: large filters, whose fragments do not stay near.
+  double const far = p.R * p.S >= 49 ? 1.4 : f32 && p.R * p.S >= 25 ? 1.2 : 1;
+  double const products = items * double(t.taken) / 2 * far;
   double const stores = items * double(h.phases * w.phases) * stored;
   int64_t const width = f32 ? 8 : grouped_store_width(op, p);
   double const y = double(p.N) * double(p.K) * double(p.P()) * double(p.Q()),
