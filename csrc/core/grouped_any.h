@@ -59,7 +59,10 @@ constexpr Estimate grouped_any_estimate(Op op, Problem const& p, Device const& d
                         (f32      ? 0.0437
                          : across ? 0
                                   : 0.308 / double(width)) +
-                    apart * (f32 ? 2.36 : 5.71) + bytes * (f32 || width > 2 || strided ? 0.29 : width == 2 ? 0.6 : 0.85);
+                    apart * (f32 ? 2.36 : 5.71) +
+                    bytes * (f32 || width > 2 || strided ? 0.29
+                             : width == 2                ? 0.6
+                                                         : 0.85);
   return {us * 950, 1};
 }
 

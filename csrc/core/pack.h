@@ -311,7 +311,10 @@ constexpr PackedPlaces packed_places(Packed const& q) {
 constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
   // Of strict rows some take 20, 14 and 4.5 us longer, others nothing.
   if (row.family == Family::tma_strict)
-    return row.op != Op::fprop || p.K_per_group() % 4 == 0 ? 0 : row.tile_n == 128 ? 7000 : row.tile_n == 64 ? 5000 : 2500;
+    return row.op != Op::fprop || p.K_per_group() % 4 == 0 ? 0
+           : row.tile_n == 128                             ? 7000
+           : row.tile_n == 64                              ? 5000
+                                                           : 2500;
   if (row.family != Family::tma || row.op == Op::wgrad || is_pointwise(row) || is_tma_planes(row) ||
       row.variant == Variant::phases || row.variant == Variant::lean || is_matrix(row))
     return 0;
