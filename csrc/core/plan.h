@@ -247,7 +247,7 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     bool const across = strided && C > line && C % line != 0;
     if (row.op == Op::dgrad) return across && halo ? (is(256, 64) ? 1.3 : is(128, 64) ? 0.86 : 1) : 1;
     if (across) return is(128, 128) ? 1.12 : is(256, 64) ? (halo ? 0.86 : 0.7) : 1;
-    if (C <= line && is(256, 64) && halo) return !strided ? 1.2 : C >= 24 ? 1.4 : 1;
+    if (C <= line && is(256, 64) && halo) return !strided ? 1.05 : C >= 24 ? 1.4 : 1;
     return C < line && is(256, 32) ? 1.2 : 1;
   }
   if (row.op == Op::dgrad && strided && is(256, 128) && C > line && C % line != 0) return halo ? 1.22 : 1.15;
