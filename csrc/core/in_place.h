@@ -53,7 +53,12 @@ constexpr Estimate gather_estimate(Row const& row, Problem const& p) {
   Estimate best;
   for (int split : {1, 2, 3, 4}) {
     if (split > 1 && (large || steps < 2 * split || tiles > lean_clusters(split))) continue;
-    double const alone = rounds * double(ceil_div(steps, split)) * (large ? 480 : wide ? 380 : 150);
+    // Several rounds of small tiles store in turn.
+    double const round = rounds == 1 || large ? 0 : 1500;
+    double const alone = rounds * (round + double(ceil_div(steps, split)) * (large       ? 480
+                                                                             : wide      ? 380
+                                                                             : round > 0 ? 500
+                                                                                         : 150));
     double const ns =
         (large ? 5100 + rounds * 1770 : 5830) + (alone > gathered ? alone : gathered) + stored + (split > 1 ? 1300 : 0);
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
