@@ -35,7 +35,9 @@ constexpr Estimate grouped_any_estimate(Op op, Problem const& p, Device const& d
       turns * double(ceil_div(ceil_div(t.window.columns * t.slab * t.inputs, 32) * t.images * t.window.rows, t.warps));
   double const items =
       turns * double(ceil_div(squares * ceil_div(t.slab * t.n_groups, t.runs), t.warps) * t.runs * t.at_once);
-  double const products = items * double(t.taken) / 2;
+  // As measured: large filters, whose fragments do not stay near.
+  double const far = p.R * p.S >= 49 ? 1.4 : f32 && p.R * p.S >= 25 ? 1.2 : 1;
+  double const products = items * double(t.taken) / 2 * far;
   double const stores = items * double(h.phases * w.phases) * stored;
   int64_t const width = f32 ? 8 : grouped_store_width(op, p);
   double const y = double(p.N) * double(p.K) * double(p.P()) * double(p.Q()),
@@ -57,7 +59,10 @@ constexpr Estimate grouped_any_estimate(Op op, Problem const& p, Device const& d
                         (f32      ? 0.0437
                          : across ? 0
                                   : 0.308 / double(width)) +
-                    apart * (f32 ? 2.36 : 5.71) + bytes * (f32 || width > 1 || strided ? 0.29 : 0.75);
+                    apart * (f32 ? 2.36 : 5.71) +
+                    bytes * (f32 || width > 2 || strided ? 0.29
+                             : width == 2                ? 0.6
+                                                         : 0.85);
   return {us * 950, 1};
 }
 

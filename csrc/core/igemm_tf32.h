@@ -30,7 +30,7 @@ constexpr Tf32Times igemm_tf32_times(int tile_n, Op op, bool phases) {
   int const i = tile_n == 128 ? 0 : tile_n == 64 ? 1 : 2;
   constexpr double steps[3][3] = {{680, 575, 550}, {715, 640, 660}, {825, 690, 730}},
                    tiles[3][3] = {{5000, 3700, 3100}, {6800, 5100, 4400}, {4400, 2200, 1200}},
-                   launch[3] = {6000, 8800, 8500};
+                   launch[3] = {8800, 9800, 9500};
   int const kind = op == Op::wgrad ? 2 : phases ? 1 : 0;
   return {steps[kind][i], tiles[kind][i], launch[kind]};
 }
@@ -62,6 +62,9 @@ constexpr Estimate igemm_tf32_estimate(Row const& row, Op op, Problem const& p, 
     if (split > 1) ns += 2000 + double(split) * 560 + bytes * 1.4 / 2500;
     // Filters of several taps whose channels do not follow each other are stored one by one.
     if (op == Op::wgrad && p.w.c != 1 && p.R * p.S > 1) ns += double(p.K) * double(p.C * p.R * p.S) * 0.0215;
+    // Neighbouring filters that take no vectors are stored one by one.
+    if (op == Op::fprop && split == 1 && p.y.c == 1 && p.K_per_group() % 4 != 0)
+      ns += double(p.N) * double(p.K) * double(p.P() * p.Q()) * 0.006;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
     if (blocks >= 8.0 * d.sm_count) break;  // enough to fill the device evenly
   }

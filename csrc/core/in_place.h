@@ -53,7 +53,12 @@ constexpr Estimate gather_estimate(Row const& row, Problem const& p) {
   Estimate best;
   for (int split : {1, 2, 3, 4}) {
     if (split > 1 && (large || steps < 2 * split || tiles > lean_clusters(split))) continue;
-    double const alone = rounds * double(ceil_div(steps, split)) * (large ? 480 : wide ? 380 : 150);
+    // Several rounds of small tiles store in turn.
+    double const round = rounds == 1 || large ? 0 : 1500;
+    double const alone = rounds * (round + double(ceil_div(steps, split)) * (large       ? 480
+                                                                             : wide      ? 380
+                                                                             : round > 0 ? 500
+                                                                                         : 150));
     double const ns =
         (large ? 5100 + rounds * 1770 : 5830) + (alone > gathered ? alone : gathered) + stored + (split > 1 ? 1300 : 0);
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
@@ -83,16 +88,35 @@ constexpr Estimate planes_wgrad_estimate(Row const& row, Problem const& p, Devic
   return e;
 }
 
+// wgrad's rows of 16-bit types, as measured beside each other: two blocks of 64x64 an SM take longer than was
+// estimated, others less.
+constexpr double wgrad_as_measured(Row const& row, Problem const& p) {
+  bool const im2col = row.variant == Variant::im2col;
+  if (row.tile_m == 64) return !im2col ? 1 : p.groups > 1 ? 1.06 : 1.03;
+  if (p.groups > 1 || (p.R * p.S == 1 && !im2col)) return 1;
+  if (is_halo(row.variant) && p.W <= 16) return 1;  // a row's two pixels more
+  // Tiles of three runs of x over many taps (16x112x80x80 to 576, 5x5: 183 us for 148 by 256x128).
+  return row.tile_n == 160 ? 0.9 : im2col && row.tile_m == 192 && p.R * p.S > 9 ? 1.13 : 0.94;
+}
+
 // Rows of 16-bit types over dense layers, as measured beside each other: how much longer they take than was estimated.
 constexpr double dense_as_measured(Row const& row, Problem const& p) {
-  if (row.family != Family::tma || p.dtype == DType::f32 || p.groups != 1) return 1;
-  // wgrad's tiles of three runs of x over many taps (16x112x80x80 to 576, 5x5: 183 us for 148 by 256x128).
-  if (row.op == Op::wgrad && row.variant == Variant::im2col && row.tile_m == 192 && row.tile_n == 128 && p.R * p.S > 9)
-    return 1.2;
+  if (row.family != Family::tma || p.dtype == DType::f32) return 1;
+  if (row.op == Op::wgrad) return wgrad_as_measured(row, p);
   // Few channels of many pixels; not understood.
-  if (row.op == Op::dgrad && row.variant == Variant::halo && tma_swapped(row) && p.C <= 8 && p.N * p.H * p.W >= 30000)
-    return 1.2;
-  return 1;
+  bool const few = row.op == Op::dgrad && p.groups == 1 && p.C <= 8 && p.N * p.H * p.W >= 30000;
+  return few && row.variant == Variant::halo && tma_swapped(row) ? 1.2 : 1;
+}
+
+// wgrad of several taps in 16-bit types: how much longer lines take that begin off 32 bytes, what L2 delivers at a
+// time. Each tap copies them anew, but for halo's.
+constexpr double off_sectors(Row const& row, Problem const& p) {
+  bool const across = p.x.c == 1 && p.y.c == 1;
+  if (row.family != Family::tma || row.op != Op::wgrad || p.dtype == DType::f32 || p.groups > 1 || p.R * p.S == 1 ||
+      !across || is_halo(row.variant))
+    return 1;
+  int const off = (p.x.w % 16 != 0) + (p.y.w % 16 != 0);
+  return 1 + off * (row.variant == Variant::lean && row.tile_m == 64 ? 0.25 : 0.13);
 }
 
 // Of any row of the families tma and tma_strict.

@@ -246,7 +246,7 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     bool const across = strided && C > line && C % line != 0;
     if (row.op == Op::dgrad) return across && halo ? (is(256, 64) ? 1.3 : is(128, 64) ? 0.86 : 1) : 1;
     if (across) return is(128, 128) ? 1.12 : is(256, 64) ? (halo ? 0.86 : 0.7) : 1;
-    if (C <= line && is(256, 64) && halo) return !strided ? 1.2 : C >= 24 ? 1.4 : 1;
+    if (C <= line && is(256, 64) && halo) return !strided ? 1.05 : C >= 24 ? 1.4 : 1;
     return C < line && is(256, 32) ? 1.2 : 1;
   }
   if (row.op == Op::dgrad && strided && is(256, 128) && C > line && C % line != 0) return halo ? 1.22 : 1.15;
@@ -255,13 +255,31 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
 }
 
-// Tiles of 64 pixels in 16-bit types, fprop: what lines that begin off 32 bytes take beyond others, which the estimates
-// of larger tiles count, for each tap and tile of filters.
+// Tiles of 64 pixels in 16-bit types, filters of several taps: what lines that begin off 32 bytes take beyond others,
+// which the estimates of larger tiles count, for each tap and tile of filters. dgrad's filters have lines of its
+// results' channels; those of 16 bytes take lean 8 ns each.
 constexpr double early_lines_ns(Row const& row, Problem const& p) {
-  bool const slow = row.op == Op::fprop && row.tile_m == 64 && size_of(p.dtype) == 2 && p.R * p.S > 1 &&
-                    p.C_per_group() % 16 == 8 && p.groups == 1;
-  if (!slow) return 0;
-  return double(p.N) * double(p.P()) * double(p.Q()) * double(p.R * p.S) * double(ceil_div(p.K, row.tile_n)) * 0.05;
+  bool const lean = row.variant == Variant::lean, backward = row.op == Op::dgrad;
+  if (row.op == Op::wgrad || row.tile_m != 64 || size_of(p.dtype) != 2 || p.R * p.S == 1 || p.groups > 1) return 0;
+  if (backward && !lean) return 0;
+  double const taps = double(p.N) * double(backward ? p.H * p.W : p.P() * p.Q()) * double(p.R * p.S);
+  int64_t const depth = backward ? p.K : p.C, results = backward ? p.C : p.K;
+  double ns = depth % 16 == 8 ? taps * double(ceil_div(results, row.tile_n)) * 0.05 : 0;
+  if (backward && results <= 8) ns += taps * double(ceil_div(depth, 64)) * 8 / 132;
+  return ns;
+}
+
+// simt.cuh over NCHW: planes that are no multiple of a vector, and pixels of a stride's phases, are stored by single
+// elements, which nothing hides.
+constexpr double simt_single_stores_ns(Row const& row, Problem const& p, int split_k, Device const& d) {
+  bool const single = row.op == Op::fprop
+                          ? p.y.w == 1 && p.y.c > 1 && p.P() * p.Q() % (16 / size_of(p.dtype)) != 0
+                          : row.op == Op::dgrad && p.dtype == DType::f32 && p.stride_w > 1 && p.x.w == 1 && p.x.c > 1;
+  if (!single || split_k > 1) return 0;
+  Gemm const g = gemm_of(row.op, p);
+  int64_t const tiles = ceil_div(g.M, row.tile_m) * ceil_div(g.N, row.tile_n) * g.batches;
+  double const filled = double(min64(g.N, row.tile_n)) * double(row.tile_m);
+  return double(ceil_div(tiles, d.sm_count)) * filled * 0.25;
 }
 
 constexpr Estimate grouped_measured(Row const& row, Op op, Problem const& p, Packed const& q, Device const& d) {
@@ -277,7 +295,7 @@ constexpr double simt_phases_share(Op op, Problem const& p) {
   if (op != Op::dgrad || p.groups > 1 || (p.stride_h == 1 && p.stride_w == 1)) return 1;
   Gemm const g = gemm_of(op, p);
   double const share = double(p.R) * double(p.S) * double(p.K) / (double(g.batches) * double(g.depth));
-  return share < 1 ? 0.15 + (1.35 - 0.55 * share) * share : 1;
+  return share < 0.58 ? 0.65 + 0.6 * share : 1;
 }
 
 constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
@@ -319,6 +337,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         if (e.ns < least) e.ns = least * 0.85 + e.ns * 0.15;  // their order stays
       }
       if (row.family == Family::tma) e.ns += early_lines_ns(row, q.problem);
+      if (row.family == Family::simt) e.ns += simt_single_stores_ns(row, p, e.split_k, d);
       // Filters that do not lie as the channels of x do (images of one pixel lie both ways) are stored one by one.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::wgrad && p.x.c == 1 && p.C > 1 &&
           p.w.c > 1)
@@ -327,11 +346,16 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (row.family == Family::simt && p.dtype == DType::f32 && p.allow_tf32) e.ns *= 1.12 * simt_phases_share(op, p);
       if (row.family == Family::simt && row.op == Op::dgrad && size_of(p.dtype) == 2 && p.groups == 1)
         e.ns *= p.R * p.S > 1 ? 1.3 : 1.2;
-      e.ns *= dense_as_measured(row, p);
+      e.ns *= dense_as_measured(row, p) * off_sectors(row, q.problem);
       e.ns += last_store_ns(row, q.problem, e.split_k);
       e.ns *=
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : t);
       if (q.which.any()) e.ns += packing_ns(op, t, q);
+      // As measured: with a single step nothing hides single stores.
+      if (row.family == Family::tma && row.variant == Variant::im2col && op != Op::wgrad && row.tile_m == 64 &&
+          tma_stores_singly(op, q.problem) && p.x.c != 1 && p.R * p.S == 1 &&
+          (op == Op::fprop ? p.C_per_group() : p.K_per_group()) * size_of(p.dtype) <= 128)
+        e.ns *= 1.2;
       e.ns += patch_ns(row, p) + (t.groups != p.groups ? keep_ns(p) : 0);
       e.ns *= one_by_one_as_measured(row, p);
       e.ns = beside_ns(row, p, e.ns);
@@ -374,6 +398,9 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (op == Op::wgrad) return stem_sums_estimate(row, p, h200_sxm);
       if (!stem_is_narrow(row)) return stem_tile_estimate(row, op, p, h200_sxm);
       Estimate e = stem_narrow_estimate(row, op, p, h200_sxm);
+      // dgrad of 1x1 whose pixels are 64 bytes at most: nothing else of a tile hides its stores.
+      if (op == Op::dgrad && p.R * p.S == 1 && p.K * size_of(p.dtype) <= 64 && !stem_is_strict(p))
+        e.ns *= p.dtype == DType::f32 ? 1.15 + 0.012 * row.tile_n : 1.15;
       // Filters that lie side by side but take no vectors are stored one by one, in 16-bit types along the filters.
       if (op == Op::fprop && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0)
         e.ns += double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) * (p.dtype == DType::f32 ? 0.0035 : 0.0004);
