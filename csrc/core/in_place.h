@@ -136,9 +136,15 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     return op == Op::wgrad ? strict_wgrad_estimate(row, p, d) : strict_estimate(row, op, p);
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
   if (is_matrix(row)) {
-    double const ns = matrix_cut(op, row.tile_m, row.tile_n, p).ns;
-    // As measured: single steps do not hide large results (256x64x56x56 to 256: 158 us, estimated at 134).
-    return {ns > 30000 && (op == Op::fprop ? p.C : p.K) <= 64 ? ns * 1.2 : ns, 1};
+    double ns = matrix_cut(op, row.tile_m, row.tile_n, p).ns;
+    MatrixProduct const product(op, p);
+    if (op == Op::wgrad || product.depth > 64) return {ns, 1};
+    // As measured: single steps of parts of lines (128x40x28x28 to 120 F 22.4 us, estimated at 16), and those whose
+    // results, wider than what is read, memory takes more slowly than from tma_resident.cuh (256x64x56x56 to 256 F:
+    // 158).
+    if (product.depth < 64 && ns > 10000) ns += (ns - 10000) * 0.35;
+    double const least = memory_bound_ns(op, p) * 1.04 + 6700;
+    return {product.rows > 2 * product.depth && ns < least ? least : ns, 1};
   }
   if (is_tma_planes(row)) return tma_planes_estimate(row, p, d);
   if (is_sums(row, p)) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "row.h"
 
@@ -12,7 +13,8 @@ inline constexpr int kMatrixSharedBytes = 227 * 1024;
 
 constexpr bool is_matrix(Row const& row) { return row.family == Family::tma && row.variant == Variant::lines; }
 
-// A row's tile is tile_m pixels, wgmma's columns, by tile_n filters (dgrad: channels), its rows, 64 a warpgroup.
+// A row's tile is tile_m pixels (wgrad: filters), wgmma's columns, by tile_n filters (dgrad and wgrad: channels), its
+// rows, 64 a warpgroup.
 template <int tile_m, int tile_n>
 struct MatrixTile {
   static_assert(tile_m % 16 == 0 && tile_m <= 256 && tile_n % 64 == 0 && tile_n <= 128);
@@ -47,67 +49,98 @@ constexpr bool matrix_supports(Problem const& p) {
   return p.N * p.H * p.W == 1 || (matrix_stride(p.x, p) > 0 && matrix_stride(p.y, p) > 0);
 }
 
-// What the two blocks of a pair share, and so read half as often.
-enum class MatrixPair : uint8_t { none, pixels, filters };
+// The product that a problem is: the result's rows and columns, the sum's length, and the elements that lie side by
+// side in memory, of A, B and the result.
+struct MatrixProduct {
+  int64_t rows, columns, depth;
+  int64_t side_a, side_b, side_out;
+
+  constexpr MatrixProduct(Op op, Problem const& p)
+      : rows(op == Op::fprop ? p.K : p.C),
+        columns(op == Op::wgrad ? p.K : p.N * p.H * p.W),
+        depth(op == Op::fprop   ? p.C
+              : op == Op::dgrad ? p.K
+                                : p.N * p.H * p.W),
+        side_a(p.C),
+        side_b(op == Op::fprop ? p.C : p.K),
+        side_out(rows) {}
+};
+
+// Blocks along the rows, which share B, by blocks along the columns, which share A.
+struct MatrixCluster {
+  int m = 1, n = 1;
+  constexpr int blocks() const { return m * n; }
+};
+
+// Clusters that a GPU of so many SMs holds at a time, a block an SM.
+constexpr int64_t matrix_clusters(int blocks, int64_t sm_count) {
+  return blocks == 4 ? sm_count * 30 / 132 : sm_count / blocks;
+}
 
 struct MatrixCut {
   double ns = 0;
-  MatrixPair pair = MatrixPair::none;
+  MatrixCluster cluster;
 };
 
-// Rows of a matrix that begin within a sector of 32 bytes: copies of them, above all from L2, take longer. Pairs pay
+// Rows of a matrix that begin within a sector of 32 bytes: copies of them, above all from L2, take longer. Clusters pay
 // there alone.
 constexpr bool matrix_odd(int64_t channels) { return channels % 16 != 0; }
 
-// Fitted to 1,641 times of 212 problems (docs/tuning.md), in ns: a launch, 1,500 less than measured, as the other rows'
-// estimates leave so much out of such layers; of 128 rows of a tile, a column of it and one of a step's products; a
-// line that is copied to the block in a step, or from L2 by all; bytes a ns that are read, of pixels and of filters,
-// and written. Rows that end within lines of memory (across) or begin within sectors (odd) take so much longer. Rounds
-// are in part as long as their mean. What is not the longest of products, memory and L2 counts by `rest`. Pairs take
-// longer, as a launch and in each step.
+// Fitted to 3,932 times of one half of 374 layers (docs/tuning.md), in ns: a launch, 500 to 800 less than measured, as
+// the other rows' estimates leave so much out of such layers; of 128 rows of a tile, a column of it and one of a step's
+// products; a line that is copied to the block in a step, or from L2 by all; bytes a ns that are read, of B and of A,
+// and written. Rows that end within lines of memory (across: fprop's and dgrad's the more the shorter they are) or
+// begin within sectors (odd) take so much longer. What is not the longest of products, memory and L2 counts by `rest`.
+// Clusters take longer, as a launch and in each step. spread: copies where nearly all SMs have a block and 16 of these
+// or more have rows of A of their own (why was not found; fprop's and dgrad's by the choices that it mends).
 struct MatrixTimes {
-  double launch, column, product, line, line_across, line_odd, l2, l2_odd;
-  double read, read_across, filters, written, written_across, memory_odd, mean, rest, pair, pair_step;
+  double launch, column, product, line, line_across, l2, l2_odd;
+  double read, read_across, filters, written, written_across, memory_odd, rest, cluster, cluster_step, spread;
 };
 inline constexpr MatrixTimes kMatrixTimes[] = {
     // fprop
-    {4840, 3.91, 2.01, 0.716, 0.0944, 0.592, 0.519, 2.58, 4050, 0.154, 1630, 5850, 0.499, 0, 0.153, 0.402, 599, 12.2},
+    {4390, 3.43, 1.94, 0.605, 1.25, 0.42, 3.13, 4360, 0.856, 3720, 6950, 0.774, 0, 0.513, 414, 7.7, 0.6},
     // dgrad
-    {4960, 3.18, 2.25, 0.74, 0.49, 0, 0.537, 3.78, 3640, 0.255, 2360, 4820, 0.128, 0.559, 0.174, 0.269, 586, 12.7}};
+    {4330, 3.51, 1.85, 0.578, 1.18, 0.611, 2.85, 4140, 0.143, 3030, 7720, 2.39, 0.116, 0.479, 488, 5.3, 0.6},
+    // wgrad
+    {4490, 4.04, 1.9, 0.669, 0.312, 0.719, 1.49, 49700, 1.38, 30900, 4880, 0.114, 0.308, 0.526, 1200, 15.1, 0}};
 
-constexpr double matrix_ns(Op op, int tile_m, int tile_n, Problem const& p, MatrixPair pair) {
-  bool const dgrad = op == Op::dgrad, alone = pair == MatrixPair::none;
-  MatrixTimes const& t = kMatrixTimes[dgrad ? 1 : 0];
-  int const cm = pair == MatrixPair::pixels ? 2 : 1, cn = pair == MatrixPair::filters ? 2 : 1, room = 132 / (cm * cn);
-  int64_t const pixels = p.N * p.H * p.W, depth = dgrad ? p.K : p.C, channels = dgrad ? p.C : p.K;
-  int64_t const units = ceil_div(ceil_div(channels, tile_n), cm) * ceil_div(ceil_div(pixels, tile_m), cn);
-  auto longer = [](int64_t row, double across, double odd) {
-    return 1 + (row % 64 != 0 ? across : 0) + (matrix_odd(row) ? odd : 0);
+constexpr double matrix_ns(Op op, int tile_m, int tile_n, Problem const& p, MatrixCluster const& cluster) {
+  bool const alone = cluster.blocks() == 1, wgrad = op == Op::wgrad;
+  MatrixTimes const& t = kMatrixTimes[int(op)];
+  MatrixProduct const product(op, p);
+  int64_t const tiles_a = ceil_div(product.rows, tile_n);
+  int64_t const room = matrix_clusters(cluster.blocks(), 132),
+                units = ceil_div(tiles_a, cluster.m) * ceil_div(ceil_div(product.columns, tile_m), cluster.n);
+  auto longer = [wgrad](int64_t side, double across, double odd) {
+    return 1 + (side % 64 == 0 ? 0 : wgrad ? across : across * 64 / double(side)) + (matrix_odd(side) ? odd : 0);
   };
-  double const steps = double(ceil_div(depth, 64)), columns = double(tile_m) * tile_n / 128;
+  auto bytes = [](int64_t rows, int64_t columns) { return double(rows) * double(columns) * 2; };
+  double const steps = double(ceil_div(product.depth, 64)), columns = double(tile_m) * tile_n / 128;
+  bool const spread = tiles_a >= 16 && units * cluster.blocks() >= 112;
   double const copies =
-      t.line * (tile_n * longer(p.C, t.line_across, t.line_odd) + tile_m * longer(depth, t.line_across, t.line_odd));
+      t.line * (tile_n * longer(product.side_a, t.line_across, 0) + tile_m * longer(product.side_b, t.line_across, 0)) *
+      (spread ? 1 + t.spread : 1);
   double const products = t.product * columns;
-  double const step = (products > copies ? products : copies) + (alone ? 0 : t.pair_step);
-  double const mean = double(units) / room, rounds = double(ceil_div(units, room)) * (1 - t.mean) + mean * t.mean;
-  double const work = rounds * (steps * step + t.column * columns);
-  double const read = double(pixels) * double(depth) * 2 / t.read * longer(depth, t.read_across, t.memory_odd),
-               written =
-                   double(pixels) * double(channels) * 2 / t.written * longer(channels, t.written_across, t.memory_odd);
-  double const memory = read + double(p.K) * double(p.C) * 2 / t.filters + written;
-  double const l2 = t.l2 * mean * steps *
-                    (double(tile_n) / cn * longer(p.C, t.line_across, t.l2_odd) +
-                     double(tile_m) / cm * longer(depth, t.line_across, t.l2_odd));
+  double const step = (products > copies ? products : copies) + (alone ? 0 : t.cluster_step);
+  double const work = double(ceil_div(units, room)) * (steps * step + t.column * columns);
+  double const memory =
+      bytes(product.columns, product.depth) / t.read * longer(product.side_b, t.read_across, t.memory_odd) +
+      bytes(product.rows, product.depth) / t.filters +
+      bytes(product.columns, product.rows) / t.written * longer(product.side_out, t.written_across, t.memory_odd);
+  double const l2 = t.l2 * double(units) / double(room) * steps *
+                    (double(tile_n) / cluster.n * longer(product.side_a, t.line_across, t.l2_odd) +
+                     double(tile_m) / cluster.m * longer(product.side_b, t.line_across, t.l2_odd));
   double longest = work > memory ? work : memory;
   if (l2 > longest) longest = l2;
-  return t.launch + longest + t.rest * (work + memory + l2 - longest) + (alone ? 0 : t.pair);
+  return t.launch + longest + t.rest * (work + memory + l2 - longest) + (alone ? 0 : t.cluster);
 }
 
 constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) {
-  MatrixCut best{matrix_ns(op, tile_m, tile_n, p, MatrixPair::none), MatrixPair::none};
+  MatrixCut best{matrix_ns(op, tile_m, tile_n, p, {}), {}};
   if (!matrix_odd(p.C) && !matrix_odd(p.K)) return best;
-  for (MatrixPair pair : {MatrixPair::pixels, MatrixPair::filters})
-    if (double const ns = matrix_ns(op, tile_m, tile_n, p, pair); ns < best.ns) best = {ns, pair};
+  for (MatrixCluster const cluster : {MatrixCluster{2, 1}, MatrixCluster{1, 2}, MatrixCluster{2, 2}})
+    if (double const ns = matrix_ns(op, tile_m, tile_n, p, cluster); ns < best.ns) best = {ns, cluster};
   return best;
 }
 

@@ -55,11 +55,21 @@ constexpr double few_weights_as_measured(Row const& row, Problem const& p) {
   return p.K * p.C <= 8 * row.tile_m * row.tile_n ? 1.08 : 1;
 }
 
+// TF32's fprop in channels_last, beside each other: filters that stay, and small tiles of short sums that store much.
+constexpr double tf32_lines_as_measured(Row const& row, Problem const& p) {
+  if (row.family != Family::tma || row.op != Op::fprop || row.tile_m != 64 || p.x.c != 1 || p.R * p.S != 1 ||
+      p.groups != 1 || p.stride_h * p.stride_w != 1)
+    return 1;
+  if (row.variant == Variant::im2col && row.tile_n == 128) return 0.9;
+  bool const stores_much = double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) > 2e6;
+  return row.variant == Variant::lean && row.tile_n == 64 && p.C <= 64 && stores_much ? 1.3 : 1;
+}
+
 constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
   // Gradients of many filters over planes, beside pixels_wgrad.cuh.
   double large =
       row.op == Op::wgrad && row.variant == Variant::lean && p.x.c != 1 && p.R * p.S == 1 && p.flops() > 2e9 ? 1.2 : 1;
-  if (p.dtype == DType::f32) return large;
+  if (p.dtype == DType::f32) return large * tf32_lines_as_measured(row, p);
   if (p.dtype == DType::f64 || p.R != 1 || p.S != 1 || p.groups != 1 || p.stride_h != 1 || p.stride_w != 1 ||
       p.P() != p.H || p.Q() != p.W || (row.family != Family::tma && row.family != Family::pixels))
     return 1;

@@ -1,13 +1,14 @@
-// 1x1 filters of stride 1 in channels_last, 16-bit types, fprop and dgrad: a product of two matrices,
-// sums[m, n] = sum over k of A[m, k] * B[n, k], with plain boxes in place of im2col copies. A is filters, turned for
-// dgrad; B is pixels.
+// 1x1 filters of stride 1 in channels_last, 16-bit types: a product of two matrices,
+// sums[m, n] = sum over k of A[m, k] * B[n, k], with plain boxes in place of im2col copies.
 //
-//   fprop   rows K, columns N*H*W, sum over C
-//   dgrad   rows C, columns N*H*W, sum over K
+//   fprop   A filters, rows K            B pixels, columns N*H*W    sum over C
+//   dgrad   A filters, turned, rows C    B pixels, columns N*H*W    sum over K
+//   wgrad   A x, turned, rows C          B y, turned, columns K     sum over N*H*W
 //
 // A persistent block has one or two warpgroups, 64 rows each, and a warp that copies; a stage is 64 k of both operands.
 // Results are turned on their way through shared memory, a line of 64 rows for each pixel, and the copy engine stores
-// all columns of a warpgroup at once. The blocks of a pair share pixels or filters: each copies half of them to both.
+// all columns of a warpgroup at once. The blocks of a cluster share what they read of A along its columns, and of B
+// along its rows: each copies its part of that to all of them.
 //
 // Each width is a kernel of its own, of 7 to 10 KB of code: one kernel with loops for all widths lost 4 us where other
 // kernels ran in between (docs/tuning.md). The warps that multiply run once through all but the loop and the stores, on
@@ -36,36 +37,40 @@ struct MatrixTables {
   uint64_t full[kMatrixStages], empty[kMatrixStages];
 };
 
-// Where a block is in its cluster, cm blocks along the rows or cn along the columns, and the tiles that it has in turn.
+// Where a block is in its cluster, cm blocks along the rows by cn along the columns, and the tiles that it has in turn.
 template <class Tile, int cm, int cn>
 struct MatrixPlace {
-  static_assert(cm * cn <= 2);
-  int unit = int(blockIdx.x) / (cm * cn), rank = int(blockIdx.x) % (cm * cn);
+  static_assert(cm <= 2 && cn <= 2);
+  int unit = int(blockIdx.x) / (cm * cn), rank_m = int(blockIdx.x) % cm, rank_n = int(blockIdx.x) / cm % cn;
   int m = 0, n = 0;
   __device__ bool more(MatrixParams const& p) {
     m = unit;
-    n = (p.units_m.divide(m) * cn + (cn > 1 ? rank : 0)) * Tile::columns;
-    m = (m * cm + (cm > 1 ? rank : 0)) * Tile::rows;
+    n = (p.units_m.divide(m) * cn + rank_n) * Tile::columns;
+    m = (m * cm + rank_m) * Tile::rows;
     return unit < p.units;
   }
+  // Blocks of the cluster that share this one's A, B.
+  __device__ uint32_t along_columns() const { return (cn > 1 ? 1u | 1u << cm : 1u) << rank_m; }
+  __device__ uint32_t along_rows() const { return ((1u << cm) - 1) << rank_n * cm; }
   __device__ void advance() { unit += int(gridDim.x) / (cm * cn); }
 };
 
-// The copies of all tiles of the block, by one thread. Of what the blocks of a pair share each copies half of the
-// lines, of dgrad's filters half of the k.
-template <class Tile, bool a_rows, int cm, int cn>
+// The copies of all tiles of the block, by one thread. Of what blocks of a cluster share each copies some of the lines:
+// rows, or k where they lie in memory as lines.
+template <class Tile, bool a_rows, bool b_rows, int cm, int cn>
 __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
-  auto copy = [](auto shared, uint32_t to, CUtensorMap const& map, uint64_t* bar, int c0, int c1) {
+  auto copy = [](auto shared, uint32_t to, CUtensorMap const& map, uint64_t* bar, int c0, int c1, uint32_t blocks) {
     if constexpr (decltype(shared)::value)
-      ptx::cp_async_bulk_tensor_4d_multicast(to, &map, bar, c0, c1, 3);
+      ptx::cp_async_bulk_tensor_4d_multicast(to, &map, bar, c0, c1, uint16_t(blocks));
     else
       ptx::cp_async_bulk_tensor_4d(to, &map, bar, c0, c1, 0, 0);
   };
   constexpr std::bool_constant<(cn > 1)> a_shared;
   constexpr std::bool_constant<(cm > 1)> b_shared;
   MatrixPlace<Tile, cm, cn> at;
-  int const from_a = cn > 1 ? at.rank * (a_rows ? 64 : Tile::rows) / 2 : 0,
-            from_b = cm > 1 ? at.rank * Tile::columns / 2 : 0;
+  int const from_a = at.rank_n * (a_rows ? 64 : Tile::rows) / cn,
+            from_b = at.rank_m * (b_rows ? 64 : Tile::columns) / cm;
+  uint32_t const with_a = at.along_columns(), with_b = at.along_rows();
   Stage stage;
 #pragma unroll 1
   for (; at.more(p); at.advance()) {
@@ -79,11 +84,17 @@ __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full
       if constexpr (a_rows) {
 #pragma unroll
         for (int run = 0; run < Tile::groups; ++run)
-          copy(a_shared, a + run * kRunBytes, p.a, bar, at.m + run * 64, k + from_a);
+          copy(a_shared, a + run * kRunBytes, p.a, bar, at.m + run * 64, k + from_a, with_a);
       } else {
-        copy(a_shared, a, p.a, bar, k, at.m + from_a);
+        copy(a_shared, a, p.a, bar, k, at.m + from_a, with_a);
       }
-      copy(b_shared, b, p.b, bar, k, at.n + from_b);
+      if constexpr (b_rows) {
+#pragma unroll
+        for (int run = 0; run < Tile::columns / 64; ++run)
+          copy(b_shared, b + run * kRunBytes, p.b, bar, at.n + run * 64, k + from_b, with_b);
+      } else {
+        copy(b_shared, b, p.b, bar, k, at.n + from_b, with_b);
+      }
     }
   }
 }
@@ -104,22 +115,23 @@ __device__ __forceinline__ void matrix_stage(float (&acc)[Tile::columns / 2], fl
   }
 }
 
-template <class T, class Tile, bool a_rows, int cm, int cn>
+template <class T, class Tile, bool a_rows, bool b_rows, int cm, int cn>
 __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t staging, uint32_t full, uint32_t empty) {
-  constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32;
+  constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32, step_b = b_rows ? 2 * kCoreBytes : 32;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   bool const stores = threadIdx.x % kWarpgroup == 0;
-  uint64_t const layout_b = layout_of(kLineBytes),
-                 layout_a = a_rows ? ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes) : layout_b;
+  uint64_t const lines = layout_of(kLineBytes), runs = ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes),
+                 layout_a = a_rows ? runs : lines, layout_b = b_rows ? runs : lines;
+  staging += group * Tile::columns * kLineBytes;
+  MatrixPlace<Tile, cm, cn> at;
+  bool const shares = lane < cm * cn && ((at.along_columns() | at.along_rows()) >> lane & 1) != 0;
   auto give_back = [&](int stage) {  // to all that copy to this block
     if constexpr (cm * cn == 1) {
       if (lane == 0) ptx::mbarrier_arrive(empty + stage * 8);
     } else {
-      if (lane < cm * cn) ptx::mbarrier_arrive_cluster(ptx::mapa(empty + stage * 8, lane));
+      if (shares) ptx::mbarrier_arrive_cluster(ptx::mapa(empty + stage * 8, lane));
     }
   };
-  staging += group * Tile::columns * kLineBytes;
-  MatrixPlace<Tile, cm, cn> at;
   Stage stage;
   bool dry = true;  // the first time
 #pragma unroll 1
@@ -143,8 +155,8 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
       ptx::wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k)
-        ptx::wgmma_mma_async<T, a_rows, false>(acc, at_address(layout_a, a + k * step_a),
-                                               at_address(layout_b, b + k * 32));
+        ptx::wgmma_mma_async<T, a_rows, b_rows>(acc, at_address(layout_a, a + k * step_a),
+                                                at_address(layout_b, b + k * step_b));
       ptx::wgmma_commit_group();
       ptx::wgmma_wait_group<1>();
       ptx::wgmma_fence_operand(acc);
@@ -177,25 +189,25 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
   if (stores) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
-template <class T, int tile_m, int tile_n, bool dgrad, int cm, int cn>
+template <class T, int tile_m, int tile_n, Op op, int cm, int cn>
 __global__ void __launch_bounds__(MatrixTile<tile_m, tile_n>::threads, 1)
     matrix_kernel(__grid_constant__ MatrixParams const p) {
   using Tile = MatrixTile<tile_m, tile_n>;
-  constexpr bool alone = cm * cn == 1;
+  constexpr bool alone = cm * cn == 1, a_rows = op != Op::fprop, b_rows = op == Op::wgrad;
   extern __shared__ uint8_t dynamic[];
   __shared__ MatrixTables tables;
   uint32_t const staging = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024),
                  ring = staging + Tile::staging_bytes;
   if (warp_uniform(int(threadIdx.x) / 32) < Tile::groups * 4) {
     if constexpr (!alone) ptx::barrier_cluster_arrive();
-    matrix_multiply<T, Tile, dgrad, cm, cn>(p, ring, staging, warp_uniform(ptx::shared_address(tables.full)),
-                                            warp_uniform(ptx::shared_address(tables.empty)));
+    matrix_multiply<T, Tile, a_rows, b_rows, cm, cn>(p, ring, staging, warp_uniform(ptx::shared_address(tables.full)),
+                                                     warp_uniform(ptx::shared_address(tables.empty)));
   } else {
     bool const copies = ptx::elect();
     if (copies) {
       for (int i = 0; i < Tile::stages; ++i) {
         ptx::mbarrier_init(&tables.full[i], 1);
-        ptx::mbarrier_init(&tables.empty[i], Tile::groups * 4 * cm * cn);  // warps that multiply
+        ptx::mbarrier_init(&tables.empty[i], Tile::groups * 4 * (cm + cn - 1));  // warps that multiply
       }
       ptx::fence_mbarrier_init();
     }
@@ -208,7 +220,7 @@ __global__ void __launch_bounds__(MatrixTile<tile_m, tile_n>::threads, 1)
     }
     if (copies) {
       ptx::griddepcontrol_wait();
-      matrix_copy<Tile, dgrad, cm, cn>(p, ring, tables.full, tables.empty);
+      matrix_copy<Tile, a_rows, b_rows, cm, cn>(p, ring, tables.full, tables.empty);
       ptx::griddepcontrol_launch_dependents();
     }
   }
@@ -238,20 +250,28 @@ template <Op op, DType dtype, int tile_m, int tile_n, int cm, int cn>
 cudaError_t launch_matrix_by(Problem const& p, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   using Tile = MatrixTile<tile_m, tile_n>;
-  constexpr bool dgrad = op == Op::dgrad;
-  int64_t const pixels = p.N * p.H * p.W, depth = dgrad ? p.K : p.C, channels = dgrad ? p.C : p.K;
-  int64_t const in_row = matrix_stride(dgrad ? p.y : p.x, p), out_row = matrix_stride(dgrad ? p.x : p.y, p);
+  constexpr bool a_rows = op != Op::fprop, b_rows = op == Op::wgrad;
+  MatrixProduct const product(op, p);
+  int64_t const x = matrix_stride(p.x, p), y = matrix_stride(p.y, p), w = p.w.n;
+  int64_t const rows_a = a_rows ? product.depth : product.rows, rows_b = b_rows ? product.depth : product.columns;
   MatrixParams q{};
-  int64_t const units_m = ceil_div(channels, Tile::rows * cm), units = units_m * ceil_div(pixels, Tile::columns * cn);
-  q.units_m = Divisor(units_m), q.units = int32_t(units), q.steps = int32_t(ceil_div(depth, 64));
-  q.M = int32_t(channels), q.bias = args.bias, q.bias_stride = args.bias_stride;
-  cudaError_t error = encode_matrix(q.a, args.b, dtype, p.C, p.K, p.w.n, (dgrad ? 64 : Tile::rows) / cn);
+  int64_t const units_m = ceil_div(product.rows, Tile::rows * cm),
+                units = units_m * ceil_div(product.columns, Tile::columns * cn);
+  q.units_m = Divisor(units_m), q.units = int32_t(units), q.steps = int32_t(ceil_div(product.depth, 64));
+  q.M = int32_t(product.rows), q.bias = args.bias, q.bias_stride = args.bias_stride;
+  cudaError_t error = encode_matrix(q.a, b_rows ? args.a : args.b, dtype, product.side_a, rows_a, b_rows ? x : w,
+                                    (a_rows ? 64 : Tile::rows) / cn);
   if (error != cudaSuccess) return error;
-  error = encode_matrix(q.b, args.a, dtype, depth, pixels, in_row, Tile::columns / cm);
+  error = encode_matrix(q.b, b_rows ? args.b : args.a, dtype, product.side_b, rows_b, op == Op::fprop ? x : y,
+                        (b_rows ? 64 : Tile::columns) / cm);
   if (error != cudaSuccess) return error;
-  error = encode_matrix(q.out, args.out, dtype, channels, pixels, out_row, Tile::columns);
+  error = encode_matrix(q.out, args.out, dtype, product.side_out, product.columns,
+                        op == Op::fprop   ? y
+                        : op == Op::dgrad ? x
+                                          : w,
+                        Tile::columns);
   if (error != cudaSuccess) return error;
-  auto* const kernel = matrix_kernel<T, tile_m, tile_n, dgrad, cm, cn>;
+  auto* const kernel = matrix_kernel<T, tile_m, tile_n, op, cm, cn>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::shared_bytes);
   if (error != cudaSuccess) return error;
   int sm_count = 0;
@@ -263,7 +283,8 @@ cudaError_t launch_matrix_by(Problem const& p, Arguments const& args, cudaStream
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim.x = blocks, attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(min64(units, sm_count / blocks) * blocks)), config.blockDim = dim3(Tile::threads);
+  config.gridDim = dim3(unsigned(min64(units, matrix_clusters(blocks, sm_count)) * blocks));
+  config.blockDim = dim3(Tile::threads);
   config.dynamicSmemBytes = size_t(Tile::shared_bytes), config.stream = stream;
   config.attrs = attributes, config.numAttrs = blocks > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, q);
@@ -271,14 +292,11 @@ cudaError_t launch_matrix_by(Problem const& p, Arguments const& args, cudaStream
 
 template <Op op, DType dtype, int tile_m, int tile_n>
 cudaError_t launch_matrix(Problem const& p, Arguments const& args, cudaStream_t stream) {
-  switch (matrix_cut(op, tile_m, tile_n, p).pair) {
-    case MatrixPair::pixels:
-      return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 1>(p, args, stream);
-    case MatrixPair::filters:
-      return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 2>(p, args, stream);
-    default:
-      return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 1>(p, args, stream);
-  }
+  MatrixCluster const cluster = matrix_cut(op, tile_m, tile_n, p).cluster;
+  if (cluster.blocks() == 4) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 2>(p, args, stream);
+  if (cluster.m == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 1>(p, args, stream);
+  if (cluster.n == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 2>(p, args, stream);
+  return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 1>(p, args, stream);
 }
 
 }  // namespace conv2d_ext::tma
