@@ -9,10 +9,10 @@ which the tests use as a reference, would take most of the time. In place of PyT
 an allocation of its own, so that an access past its end is seen; a stream-ordered one, since cudaMalloc and cudaFree
 go to the driver and wait for the GPU.
 
-memcheck runs the tests marked `sanitizer`, which reach every edge. Under racecheck a launch takes 0.05 to 0.3 s on an
-H200, however often the kernel has run: it and synccheck run the tests marked `once`, one launch of each row but
-bfloat16's, whose kernels are float16's with another type. Several processes at a time do not help: 12 of them ran
-memcheck's tests at half the speed of one.
+memcheck runs the tests marked `sanitizer`, which reach every edge, each op's in a process of its own: no two ops share
+a kernel. (12 processes that shared out the cases, and so all ran all kernels, had half the speed of one.) Under
+racecheck a launch takes 0.05 to 0.3 s on an H200, however often the kernel has run: it and synccheck run the tests
+marked `once`, one launch of each row but bfloat16's, whose kernels are float16's with another type.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 DEFAULT_TOOLS = ("memcheck", "racecheck", "synccheck")
-MARKS = {"racecheck": "once", "synccheck": "once"}  # of the tests that a tool runs; else `sanitizer`
+# Of the tests that a tool runs, by process.
+EDGES = tuple(f"sanitizer and {op}" for op in ("fprop", "dgrad", "wgrad"))
+MARKS = {"memcheck": EDGES, "racecheck": ("once",), "synccheck": ("once",), "initcheck": EDGES}
 FOUND = 86  # exit status of compute-sanitizer when the tool found something; pytest's own are 0 to 5
 NAMESPACE = "conv2d_ext"  # of our kernels: part of their mangled names
 
@@ -225,8 +227,21 @@ def judge(tool: str, finished: Finished, counts: Counts | None) -> ToolResult:
     return result
 
 
+def together(tool: str, parts: Sequence[ToolResult]) -> ToolResult:
+    """A tool's result, of those of its processes."""
+    found = [part.findings for part in parts if part.findings is not None]
+    return ToolResult(
+        tool,
+        "passed" if all(part.status == "passed" for part in parts) else "failed",
+        sum(found) if len(found) == len(parts) else None,
+        *(sum(getattr(part, name) for part in parts) for name in ("passed", "failed", "skipped")),
+        max(part.seconds for part in parts),
+        "; ".join(dict.fromkeys(part.reason for part in parts if part.reason)),
+    )
+
+
 def sanitizer_command(
-    program: str, tool: str, only: str, junit: Path, pytest_arguments: Sequence[str], tests: Path
+    program: str, tool: str, marks: str, only: str, junit: Path, pytest_arguments: Sequence[str], tests: Path
 ) -> list[str]:
     return [
         program,
@@ -239,7 +254,7 @@ def sanitizer_command(
         ),  # torch probes the driver for functions that it may lack; launches it checks itself
         *("--print-limit", "20"),
         *(("--kernel-name", f"kns={only}") if only else ()),  # kns: a part of the mangled name
-        *(sys.executable, "-m", "pytest", str(tests), "-m", MARKS.get(tool, "sanitizer"), "--device", "cuda"),
+        *(sys.executable, "-m", "pytest", str(tests), "-m", marks, "--device", "cuda"),
         *("-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=0", "-q", f"--junitxml={junit}"),
         *pytest_arguments,
     ]
@@ -325,29 +340,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if note:
                 print(f"sanitize: {note}", flush=True)
 
-        def run(tool: str, gpu: str | None) -> ToolResult:
-            junit = cwd / f"{tool}.xml"
+        def run(tool: str, marks: str, gpu: str | None) -> ToolResult:
+            junit = cwd / f"{tool}_{marks.replace(' ', '_')}.xml"
             command = sanitizer_command(
-                program, tool, options.only, junit, options.pytest_arguments, options.tests.resolve()
+                program, tool, marks, options.only, junit, options.pytest_arguments, options.tests.resolve()
             )
             chosen = env if gpu is None else {**env, "CUDA_VISIBLE_DEVICES": gpu}
             finished = run_command(command, chosen, cwd, max(end - time.monotonic(), 1))
             result = judge(tool, finished, count_tests(junit))
             if result.status != "passed":
                 print(first_findings(finished.output), tail(finished.output), sep="\n", flush=True)
-            print(result, flush=True)
             return result
 
         # Beside each other a tool takes longer, all of them less. GPUs named by CUDA_VISIBLE_DEVICES are taken in turn.
         gpus = visible_gpus(env) if options.together else []
-        with ThreadPoolExecutor(len(options.tools) if options.together else 1) as pool:
+        runs = [(tool, marks) for tool in options.tools for marks in MARKS[tool]]
+        parts: dict[str, list[ToolResult]] = {tool: [] for tool in options.tools}
+        with ThreadPoolExecutor(len(runs) if options.together else 1) as pool:
             ends = {
-                pool.submit(run, tool, gpus[index % len(gpus)] if gpus else None): index
-                for index, tool in enumerate(options.tools)
+                pool.submit(run, tool, marks, gpus[index % len(gpus)] if gpus else None): tool
+                for index, (tool, marks) in enumerate(runs)
             }
             for finished in as_completed(ends):
-                results[ends[finished]] = finished.result()
-                save()
+                tool = ends[finished]
+                parts[tool].append(finished.result())
+                if len(parts[tool]) == len(MARKS[tool]):
+                    results[options.tools.index(tool)] = result = together(tool, parts[tool])
+                    print(result, flush=True)
+                    save()
     return 0 if all(result.status == "passed" for result in results) else 1
 
 

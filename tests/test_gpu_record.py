@@ -439,6 +439,28 @@ def test_a_tool_is_clean_only_if_everything_says_so(sanitize: Any) -> None:
     assert status(counts=None) == status(counts=sanitize.Counts(skipped=4)) == "failed"
 
 
+def test_a_tool_is_clean_only_if_all_its_processes_are(sanitize: Any) -> None:
+    clean = sanitize.ToolResult("memcheck", "passed", 0, 4, 0, 1, 9.0)
+    cut = sanitize.ToolResult("memcheck", "failed", None, 2, 0, 0, 30.0, "ran out of time")
+    found = sanitize.ToolResult("memcheck", "failed", 3, 2, 1, 0, 5.0, "see the output above")
+    assert sanitize.together("memcheck", [clean, clean]) == sanitize.ToolResult("memcheck", "passed", 0, 8, 0, 2, 9.0)
+    assert sanitize.together("memcheck", [clean, found]).status == "failed"
+    assert sanitize.together("memcheck", [clean, found]).findings == 3
+    whole = sanitize.together("memcheck", [cut, clean, found])
+    assert (whole.status, whole.findings, whole.passed, whole.seconds) == ("failed", None, 8, 30.0)
+    assert whole.reason == "ran out of time; see the output above"
+
+
+def test_every_test_for_memcheck_is_in_one_of_its_processes(sanitize: Any) -> None:
+    def collected(marks: str) -> list[str]:
+        command = [sys.executable, "-m", "pytest", str(SCRIPTS.parent / "tests/test_rows.py"), "--collect-only", "-q"]
+        found = subprocess.run([*command, "-m", marks], capture_output=True, text=True, check=True).stdout
+        return [line for line in found.splitlines() if "::" in line]
+
+    parts = [test for marks in sanitize.MARKS["memcheck"] for test in collected(marks)]
+    assert parts and sorted(parts) == sorted(collected("sanitizer"))
+
+
 def fake_sanitizer(folder: Path, found: int) -> Path:
     """A program that prints what compute-sanitizer prints and writes pytest's report of one passed test."""
     program = folder / "compute-sanitizer"
@@ -450,7 +472,8 @@ def fake_sanitizer(folder: Path, found: int) -> Path:
             assert sys.argv[sys.argv.index("--kernel-name") + 1] == "kns=conv2d_ext"
             tool = sys.argv[sys.argv.index("--tool") + 1]
             mark = sys.argv[sys.argv.index("-m", sys.argv.index("pytest")) + 1]
-            assert mark == ("sanitizer" if tool == "memcheck" else "once")
+            ops = [f"sanitizer and {{op}}" for op in ("fprop", "dgrad", "wgrad")]
+            assert mark in (ops if tool == "memcheck" else ["once"])
             junit = next(a for a in sys.argv if a.startswith("--junitxml=")).removeprefix("--junitxml=")
             pathlib.Path(junit).write_text('<testsuite><testcase classname="a" name="one"/></testsuite>')
             if tool == "racecheck":
@@ -473,7 +496,8 @@ def test_the_sanitizer_pass_reports_every_tool(
     status = sanitize.main(["--program", str(fake_sanitizer(tmp_path, found)), "--json", str(results)])
     assert status == (1 if found else 0)
     assert [(r["tool"], r["status"], r["findings"]) for r in json.loads(results.read_text())] == [
-        (tool, "failed" if found else "passed", found) for tool in ("memcheck", "racecheck", "synccheck")
+        ("memcheck", "failed" if found else "passed", 3 * found),  # of three processes
+        *((tool, "failed" if found else "passed", found) for tool in ("racecheck", "synccheck")),
     ]
     out = capsys.readouterr().out
     assert "memcheck: " in out and f"racecheck: {'failed' if found else 'passed'}: {found} hazards" in out

@@ -85,7 +85,7 @@ def row_cases() -> list[object]:
     return parameters
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [pytest.param(op, marks=getattr(pytest.mark, op)) for op in OPS])
 @pytest.mark.parametrize("case,kinds", row_cases())
 def test_every_row_that_supports_a_case_computes_it(op: str, case: Case, kinds: list[Kind], cuda: str) -> None:
     wrong = [f"{name_of(kind)}: {fault}" for kind in kinds for fault in faults_of_rows(op, case, *kind, cuda)]
