@@ -1,6 +1,7 @@
-// Axes that a filter covers whole: the result has one pixel along such an axis, and where memory allows it is the same
-// product with the axis as more channels. A 7x7 filter over 7x7 images is a 1x1 one over 49 times the channels, a
-// filter as wide as a line of text one of a single column. Nothing is copied.
+// Axes that become channels, where memory allows; nothing is copied.
+// - A filter covers an axis whole: the result has one pixel along it. A 7x7 filter over 7x7 images is a 1x1 one over 49
+//   times the channels, a filter as wide as a line of text one of a single column.
+// - In channels_last a filter steps by its own width: the columns that it meets at a time are a run of channels.
 #pragma once
 
 #include "problem.h"
@@ -13,6 +14,15 @@ inline constexpr int64_t kMostFolded = 1 << 24;  // channels; a row's own limit 
 constexpr bool one_step(int64_t channels, int64_t c, int64_t extent, int64_t axis, bool axis_inside) {
   if (channels == 1 || extent == 1) return true;
   return axis_inside ? c == extent * axis : axis == channels * c;
+}
+
+// Does a filter step by its own width, over columns whose channels do not fill lines of 128 bytes, or with more phases
+// of dgrad than the rows of wgmma take? (Few channels are patches: patch.h.)
+constexpr bool folds_columns(Problem const& p) {
+  bool const steps = p.S > 1 && p.stride_w == p.S && p.dilation_w == 1 && p.pad_left == 0 && p.pad_right == 0 &&
+                     p.W % p.S == 0 && p.W > p.S;
+  bool const runs = p.x.c == 1 && p.x.w == p.C && p.w.c == 1 && p.w.w == p.C;
+  return steps && runs && p.C > 4 && (p.C * size_of(p.dtype) % 128 != 0 || p.R * p.S > 16);
 }
 
 constexpr Problem folded(Problem p) {
@@ -36,6 +46,11 @@ constexpr Problem folded(Problem p) {
     rows();
   else if (rows())
     columns();
+  if (folds_columns(p)) {
+    p.C *= p.S, p.W /= p.S;
+    p.x.w = p.C, p.w.w = 0;
+    p.S = p.stride_w = 1;
+  }
   return p;
 }
 
