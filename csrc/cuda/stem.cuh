@@ -114,20 +114,20 @@ struct Shared {
   float* bias;     // [blocks * 8]
   T* staged;       // nchw: [warp][8][kStemStaged]; nhwc, 16-bit types without vectors: [warp][8 pixels][filters]
   T* inputs;       // [copy][row][pitch]
-  int* from;       // of each element of the reduction, its weight; -1: it is none
   __device__ Shared(Params const& p, char* dynamic) {
     weights = reinterpret_cast<uint4*>(dynamic);
     words = reinterpret_cast<int4*>(weights + p.steps * blocks * 16);
     bias = reinterpret_cast<float*>(words + p.steps * 4);
     staged = reinterpret_cast<T*>(bias + blocks * 8);
     inputs = staged + (nchw ? kWarps * 8 * kStemStaged : sizeof(T) == 4 || p.vectors ? 0 : kWarps * blocks * 64);
-    from = reinterpret_cast<int*>(inputs) + p.copies * p.in_rows * p.pitch;
   }
 };
 
 template <class T, bool nchw, int blocks>
 __device__ inline void load_filters(Params const& p, int first, Shared<T, nchw, blocks> const& s) {
   constexpr int per_word = 4 / int(sizeof(T));
+  // Of each element of the reduction, its weight; -1: it is none. Behind the inputs, which other warps may be copying.
+  int* const from = reinterpret_cast<int*>(s.inputs) + (is_split<T> ? 0 : p.copies * p.in_rows * p.pitch);
   uint32_t* const weights = reinterpret_cast<uint32_t*>(s.weights);
   int* const words = reinterpret_cast<int*>(s.words);
   for (int i = threadIdx.x; i < p.steps * 8; i += kStemThreads) {
@@ -137,9 +137,9 @@ __device__ inline void load_filters(Params const& p, int first, Shared<T, nchw, 
       int const j = word * per_word + e, tap = j / p.C;
       bool const exists = r < p.R && tap < p.S;
       if (exists) mask |= (per_word == 2 ? 0xffffu : 0xffffffffu) << (16 * e);
-      s.from[i * per_word + e] = exists ? (p.mirrored ? p.R - 1 - r : r) * p.w_r +
-                                              (p.mirrored ? p.S - 1 - tap : tap) * p.w_s + j % p.C * p.w_in
-                                        : -1;
+      from[i * per_word + e] = exists ? (p.mirrored ? p.R - 1 - r : r) * p.w_r +
+                                            (p.mirrored ? p.S - 1 - tap : tap) * p.w_s + j % p.C * p.w_in
+                                      : -1;
     }
     int* const to = words + (i / 8 * 4 + i % 4) * 4 + i / 4 % 2 * 2;
     to[0] = r < p.R ? r * p.dilation_h * p.pitch + word : 0;
@@ -157,7 +157,7 @@ __device__ inline void load_filters(Params const& p, int first, Shared<T, nchw, 
     Vector<T, per_word> v;
 #pragma unroll
     for (int e = 0; e < per_word; ++e) {
-      int const at = s.from[word * per_word + e];
+      int const at = from[word * per_word + e];
       v.v[e] = at >= 0 && filter < p.K ? rounded(w[filter * p.w_out + at]) : narrow<T>(0.f);
     }
     weights[i] = *reinterpret_cast<uint32_t const*>(&v);
@@ -452,14 +452,14 @@ __global__ void __launch_bounds__(kStemThreads, 2) gather(__grid_constant__ Para
   Shared<T, nchw, blocks> const s(p, dynamic);
   constexpr int per_word = 4 / int(sizeof(T));
   int const first = int(blockIdx.x) % p.slabs * (blocks * 8), pixel = threadIdx.x % 32 / 4;
-  prefetch_first<T>(p, first, blocks * 8);
+  if constexpr (!is_split<T>) prefetch_first<T>(p, first, blocks * 8);  // strict float32 has no registers left
   load_filters<T, nchw, blocks>(p, first, s);
   int const items = (p.rows * p.groups + groups - 1) / groups;
   for (int64_t tile = blockIdx.x / p.slabs; tile < p.tiles; tile += gridDim.x / p.slabs) {
     int64_t const n = tile / (p.tiles_h * p.tiles_w);
     int const of_image = int(tile - n * (p.tiles_h * p.tiles_w));
     int const row0 = of_image / p.tiles_w * p.rows, column0 = of_image % p.tiles_w * (p.groups * 8);
-    if (tile >= gridDim.x / p.slabs) __syncthreads();  // the tile before has been read
+    if (is_split<T> || tile >= gridDim.x / p.slabs) __syncthreads();  // the tile before has been read
     copy_inputs<T>(p, n, row0 * p.stride_h - p.pad_h, column0 * p.stride_w - p.pad_w, p.pitch * per_word, s.inputs);
     __syncthreads();
     for (int item = threadIdx.x / 32; item < items; item += kWarps) {
