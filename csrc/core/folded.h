@@ -16,13 +16,14 @@ constexpr bool one_step(int64_t channels, int64_t c, int64_t extent, int64_t axi
   return axis_inside ? c == extent * axis : axis == channels * c;
 }
 
-// Does a filter step by its own width, over columns whose channels do not fill lines of 128 bytes, or with more phases
-// of dgrad than the rows of wgmma take? (Few channels are patches: patch.h.)
+// Does a filter step by its own width, over columns of less than two lines of 128 bytes that they do not fill, or with
+// more phases of dgrad than the rows of wgmma take? (Few channels are patches: patch.h.)
 constexpr bool folds_columns(Problem const& p) {
   bool const steps = p.S > 1 && p.stride_w == p.S && p.dilation_w == 1 && p.pad_left == 0 && p.pad_right == 0 &&
                      p.W % p.S == 0 && p.W > p.S;
   bool const runs = p.x.c == 1 && p.x.w == p.C && p.w.c == 1 && p.w.w == p.C;
-  return steps && runs && p.C > 4 && (p.C * size_of(p.dtype) % 128 != 0 || p.R * p.S > 16);
+  int64_t const bytes = p.C * size_of(p.dtype);
+  return steps && runs && p.C > 4 && (p.R * p.S > 16 || (bytes < 256 && bytes % 128 != 0));
 }
 
 constexpr Problem folded(Problem p) {

@@ -123,6 +123,16 @@ struct Shared {
   }
 };
 
+// On their way to L2 while a block makes its tables.
+template <class T>
+__device__ inline void prefetch_filters(Params const& p, int first, int filters) {
+  if (p.mirrored || p.w_out != p.R * p.S * p.C) return;
+  constexpr int line = 128 / int(sizeof(T));
+  T const* const w = static_cast<T const*>(p.w) + first * p.w_out;
+  for (int i = threadIdx.x * line; i < min(filters, p.K - first) * p.w_out; i += kStemThreads * line)
+    ptx::prefetch_l2(w + i);
+}
+
 template <class T, bool nchw, int blocks>
 __device__ inline void load_filters(Params const& p, int first, Shared<T, nchw, blocks> const& s) {
   constexpr int per_word = 4 / int(sizeof(T));
@@ -224,29 +234,6 @@ __device__ inline void copy_inputs(Params const& p, int64_t n, int h, int w, int
                      p.in_rows - row,
                      p.in_columns * together};
     copy_lines(l, unit - index * parts, second);
-  }
-}
-
-// A block's filters and the inputs of its first tile, on their way to L2 while it makes its tables.
-template <class T>
-__device__ inline void prefetch_first(Params const& p, int filter, int filters) {
-  constexpr int line = 128 / int(sizeof(T));
-  if (!p.mirrored && p.w_out == p.R * p.S * p.C)
-    for (int i = threadIdx.x * line; i < min(filters, p.K - filter) * p.w_out; i += kStemThreads * line)
-      ptx::prefetch_l2(static_cast<T const*>(p.w) + filter * p.w_out + i);
-  if (!p.runs && p.in_w != 1) return;
-  int const tile = int(blockIdx.x) / p.slabs, n = tile / (p.tiles_h * p.tiles_w);
-  int const of_image = tile - n * (p.tiles_h * p.tiles_w);
-  int const h = of_image / p.tiles_w * p.rows * p.stride_h - p.pad_h,
-            w = of_image % p.tiles_w * (p.groups * 8) * p.stride_w - p.pad_w;
-  int const together = p.runs ? p.C : 1, channels = p.runs ? 1 : p.C;
-  int const begin = max(0, w) * together, end = min(p.W, w + p.in_columns) * together;
-  int const parts = (end - begin + line - 1) / line + 1;
-  for (int i = threadIdx.x; i < p.in_rows * channels * parts; i += kStemThreads) {
-    int const row = i / parts, at = min(begin + (i - row * parts) * line, end - 1), c = row / p.in_rows;
-    int const y = h + row - c * p.in_rows;
-    if (unsigned(y) < unsigned(p.H) && at >= begin)
-      ptx::prefetch_l2(static_cast<T const*>(p.in) + n * p.in_n + y * p.in_h + c * p.in_c + at);
   }
 }
 
@@ -452,7 +439,7 @@ __global__ void __launch_bounds__(kStemThreads, 2) gather(__grid_constant__ Para
   Shared<T, nchw, blocks> const s(p, dynamic);
   constexpr int per_word = 4 / int(sizeof(T));
   int const first = int(blockIdx.x) % p.slabs * (blocks * 8), pixel = threadIdx.x % 32 / 4;
-  if constexpr (!is_split<T>) prefetch_first<T>(p, first, blocks * 8);  // strict float32 has no registers left
+  if constexpr (!is_split<T>) prefetch_filters<T>(p, first, blocks * 8);  // strict float32 has no registers left
   load_filters<T, nchw, blocks>(p, first, s);
   int const items = (p.rows * p.groups + groups - 1) / groups;
   for (int64_t tile = blockIdx.x / p.slabs; tile < p.tiles; tile += gridDim.x / p.slabs) {
