@@ -237,10 +237,10 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     if (wgrad && !tf32 && taps > 1 && ns > 8000) ns += (ns - 8000) * (off == 2 ? 0.5 : off == 1 ? 0.3 : 0.12);
     // As measured: lines of 80 to 112 bytes.
     if (tf32 && row.op == Op::fprop && !planes && C < 32 && C % 16 != 0) ns *= 1.3;
-    // As measured: larger layers take longer, those of several taps from a smaller size on (L19, L56; 1x1: L22), less
-    // where one or two blocks share an SM.
-    if (ns > (taps > 1 ? 16500 : tf32 ? 38000 : 30000))
-      ns *= taps == 1 || split > 1 || each > 2 || (tf32 && !dgrad) ? 1.5 : each > 1 ? 1.2 : 1;
+    // As measured: larger layers take longer, those of several taps from a smaller size on (L19, L56; 1x1: L22), but
+    // not where each block has an SM for itself.
+    bool const alone_on_sm = taps > 1 && split == 1 && each <= 1 && (!tf32 || dgrad);
+    if (!alone_on_sm && ns > (taps > 1 ? 16500 : tf32 ? 38000 : 30000)) ns *= 1.5;
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
   return best;
