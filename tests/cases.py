@@ -181,6 +181,12 @@ CASES: tuple[Case, ...] = (
     Case("planes_8_to_600_many_images", 37, 8, 8, 25, 600, 1, 1),
     Case("one_of_everything", 1, 1, 1, 1, 1, 1, 1),
     Case("window_is_the_input", 3, 6, 5, 4, 10, 5, 4),
+    # axes that a filter covers whole, in products of several tiles (folded.h)
+    Case("window_is_the_input_40_channels", 70, 40, 4, 5, 136, 4, 5, stride=(2, 1), edge=True),
+    Case("window_as_wide_as_the_input", 5, 1, 19, 40, 72, 3, 40, padding=(1, 0)),
+    Case("window_as_high_as_the_input", 2, 24, 9, 37, 40, 9, 3, padding=(0, 1), bias=False),
+    Case("steps_2x2_24_channels", 3, 24, 10, 12, 40, 2, 2, stride=(2, 2), edge=True),
+    Case("steps_4x8_64_channels", 2, 64, 20, 24, 72, 4, 8, stride=(4, 8), bias=False),
     Case("patches_4x4_stride4", 2, 3, 16, 12, 32, 4, 4, stride=(4, 4)),
     Case("patches_8x2", 1, 2, 24, 10, 24, 8, 2, stride=(8, 2), bias=False),
     # of no whole number of vectors; pixels that no patch meets; longer steps than the copy engine's

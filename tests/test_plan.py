@@ -387,6 +387,23 @@ def test_few_channels_in_patches_are_copied_and_take_dense_rows(op: str) -> None
         assert "x" in packed(op, case, *meta(case, torch.float16, layout))
 
 
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("op", OPS)
+def test_a_filter_as_large_as_the_image_is_planned_as_a_1x1_filter_of_more_channels(op: str, layout: str) -> None:
+    whole = Case("whole", 32, 64, 7, 6, 256, 7, 6)
+    as_channels = Case("channels", 32, 64 * 7 * 6, 1, 1, 256, 1, 1)
+    for dtype in DTYPES:
+        assert ask(op, whole, dtype, layout) == ask(op, as_channels, dtype, layout)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_steps_of_a_filter_s_own_width_are_planned_as_channels(op: str) -> None:
+    steps = Case("steps", 8, 32, 24, 40, 64, 4, 4, (4, 4))
+    as_channels = Case("channels", 8, 128, 24, 10, 64, 4, 1, (4, 1))
+    for dtype in (torch.float16, torch.bfloat16):
+        assert ask(op, steps, dtype, "nhwc") == ask(op, as_channels, dtype, "nhwc")
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_asymmetric_depthwise_filters_take_the_row_that_holds_them(op: str) -> None:
     for r, s in ((1, 7), (7, 1), (3, 5), (2, 4)):

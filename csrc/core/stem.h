@@ -80,7 +80,7 @@ constexpr StemTile stem_tile(Row const& row, Op op, Problem const& p, Device con
       if (rows > 1 && rows / 2 >= v.P) break;
       t.tiles_h = ceil_div(v.P, rows), t.rows = ceil_div(v.P, t.tiles_h);
       t.in_rows = (t.rows - 1) * v.stride_h + (p.R - 1) * p.dilation_h + 1;
-      t.shared_bytes = t.fixed_bytes + max64(t.copies * t.in_rows * t.pitch * 4, t.steps * 8 * per_word * 4);
+      t.shared_bytes = t.fixed_bytes + t.copies * t.in_rows * t.pitch * 4 + t.steps * 8 * per_word * 4;
       if (t.shared_bytes > stem_shared(1)) break;
       t.blocks_of_sm = t.shared_bytes <= stem_shared(2) ? 2 : 1;
       double const tiles = double(v.P == 0 ? 0 : t.tiles_h * t.tiles_w) * double(p.N);

@@ -106,7 +106,7 @@ __device__ inline T rounded(T v) {
     return v;
 }
 
-// Shared memory: filters | offsets | bias | outputs | inputs.
+// Shared memory: filters | offsets | bias | outputs | inputs | weights' places.
 template <class T, bool nchw, int blocks>
 struct Shared {
   uint4* weights;  // [step][pair of blocks of 8 filters][lane]: words t and t + 4 of the one block, of the other
@@ -123,10 +123,21 @@ struct Shared {
   }
 };
 
+// On their way to L2 while a block makes its tables.
+template <class T>
+__device__ inline void prefetch_filters(Params const& p, int first, int filters) {
+  if (p.mirrored || p.w_out != p.R * p.S * p.C) return;
+  constexpr int line = 128 / int(sizeof(T));
+  T const* const w = static_cast<T const*>(p.w) + first * p.w_out;
+  for (int i = threadIdx.x * line; i < min(filters, p.K - first) * p.w_out; i += kStemThreads * line)
+    ptx::prefetch_l2(w + i);
+}
+
 template <class T, bool nchw, int blocks>
 __device__ inline void load_filters(Params const& p, int first, Shared<T, nchw, blocks> const& s) {
   constexpr int per_word = 4 / int(sizeof(T));
-  int* const from = reinterpret_cast<int*>(s.inputs);  // of each element of the reduction, its weight; -1: it is none
+  // Of each element of the reduction, its weight; -1: it is none. Behind the inputs, which other warps may be copying.
+  int* const from = reinterpret_cast<int*>(s.inputs) + (is_split<T> ? 0 : p.copies * p.in_rows * p.pitch);
   uint32_t* const weights = reinterpret_cast<uint32_t*>(s.weights);
   int* const words = reinterpret_cast<int*>(s.words);
   for (int i = threadIdx.x; i < p.steps * 8; i += kStemThreads) {
@@ -428,13 +439,14 @@ __global__ void __launch_bounds__(kStemThreads, 2) gather(__grid_constant__ Para
   Shared<T, nchw, blocks> const s(p, dynamic);
   constexpr int per_word = 4 / int(sizeof(T));
   int const first = int(blockIdx.x) % p.slabs * (blocks * 8), pixel = threadIdx.x % 32 / 4;
+  if constexpr (!is_split<T>) prefetch_filters<T>(p, first, blocks * 8);  // strict float32 has no registers left
   load_filters<T, nchw, blocks>(p, first, s);
   int const items = (p.rows * p.groups + groups - 1) / groups;
   for (int64_t tile = blockIdx.x / p.slabs; tile < p.tiles; tile += gridDim.x / p.slabs) {
     int64_t const n = tile / (p.tiles_h * p.tiles_w);
     int const of_image = int(tile - n * (p.tiles_h * p.tiles_w));
     int const row0 = of_image / p.tiles_w * p.rows, column0 = of_image % p.tiles_w * (p.groups * 8);
-    __syncthreads();  // the filters' offsets, or the tile before, have been read
+    if (is_split<T> || tile >= gridDim.x / p.slabs) __syncthreads();  // the tile before has been read
     copy_inputs<T>(p, n, row0 * p.stride_h - p.pad_h, column0 * p.stride_w - p.pad_w, p.pitch * per_word, s.inputs);
     __syncthreads();
     for (int item = threadIdx.x / 32; item < items; item += kWarps) {
