@@ -453,10 +453,9 @@ def test_a_tool_is_clean_only_if_all_its_processes_are(sanitize: Any) -> None:
 
 def test_every_test_for_memcheck_is_in_one_of_its_processes(sanitize: Any) -> None:
     def collected(marks: str) -> list[str]:
-        command = [sys.executable, "-m", "pytest", str(SCRIPTS.parent / "tests/test_rows.py"), "--collect-only", "-q"]
-        found = subprocess.run(
-            [*command, "--device", "cuda", "-m", marks], capture_output=True, text=True, check=True
-        ).stdout
+        tests = str(SCRIPTS.parent / "tests" / "test_rows.py")
+        command = [sys.executable, "-m", "pytest", tests, "--collect-only", "-q", "--device", "cuda", "-m", marks]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return [line for line in found.splitlines() if "::" in line]
 
     parts = [test for marks in sanitize.MARKS["memcheck"] for test in collected(marks)]
