@@ -71,7 +71,7 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
   t.resident = int(min64(65536 / 32 / column_registers(op, R, 1) / (t.warps(vector) + 1), 16));
   // Fewer and longer shares, though more blocks would fit.
-  if (R == 3 || (!sums && R == 5 && all >= 5 && all <= 7)) t.resident = int(min64(t.resident, 2));
+  if (R == 3 || (R == 5 && (sums ? p.P() >= 28 : all >= 5 && all <= 7))) t.resident = int(min64(t.resident, 2));
   return R > 3 || tiles * ceil_div(p.N, t.images) * p.P() * ceil_div(p.C, t.channels) >= 8 * t.resident * d.sm_count;
 }
 
@@ -198,7 +198,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     int64_t const blocks = u.shares * t.slices, full = int64_t(t.resident) * d.sm_count;
     int64_t const resident = ceil_div(min64(blocks, full), d.sm_count);
     // Where all blocks of an SM are there, more in flight are slower.
-    int64_t const wanted = resident != t.resident ? kColumnStages : measured && sums && (R == 3 || R == 7) ? 3 : 5;
+    bool const three = (measured && sums && (R == 3 || R == 7)) || (in_turns && t.resident > 3);
+    int64_t const wanted = resident != t.resident ? kColumnStages : three ? 3 : 5;
     u.stages = int(max64(3, min64(wanted, (room(int(resident)) - filters) / stage)));
     u.shared_bytes = max64(u.stages * stage + filters, totals);
     double const copy = double(resident) * copied / kColumnBytes;
@@ -217,7 +218,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
       double const memory_ns = 0.79 * walk_memory_ns(p, d);
       u.ns = 3000 + 1.05 * (memory_ns > issue_ns ? memory_ns : issue_ns);
     }
-    if (in_turns) u.turns = true, u.ns = 0.94 * walk_memory_ns(p, d);
+    if (in_turns) u.turns = true, u.ns = 0.98 * walk_memory_ns(p, d);
     if (few_blocks) u.ns = (sums ? 6500 : 0) + 0.83 * walk_memory_ns(p, d);
     if (sums) u.ns += 2000 + (u.shares > 1 ? 3500 + double(u.shares) * double(taps) * 8 / 2500 : 0);
     if (t.ns == 0 || u.ns < t.ns) t = u;
