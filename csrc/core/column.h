@@ -58,10 +58,11 @@ constexpr bool column_as_measured(Op op, Problem const& p, int R, int stride) {
 // Their channels, strips (of `all`) and images: slices of a few channels, whole rows of the image, and four warps that
 // multiply or seven. 3x3: of rows of 29 to 56 columns tiles of seven strips; not where a block would have few rows.
 constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int64_t all, Device const& d) {
-  bool const sums = op == Op::wgrad, tiled = R == 3 && all > 7 && all <= 14;
+  bool const sums = op == Op::wgrad, tiled = R == 3 && all > 7 && all <= 14 && p.C % 72 == 0;
+  bool const alone = R == 3 && all > 14 && p.C == 32;  // a block an SM
   int const vector = column_vector(op, R, 1);
-  int64_t const wanted = R == 3 ? (tiled ? 72 : all > 14 ? 16 : 32) : sums && R > 7 ? 8 : !sums && R == 5 ? 32 : 16;
-  int64_t const lanes = R > 7 ? 224 : 128;
+  int64_t const wanted = R == 3 ? (tiled ? 72 : all > 7 ? 16 : 32) : sums && R > 7 ? 8 : !sums && R == 5 ? 32 : 16;
+  int64_t const lanes = R > 7 || alone ? 224 : 128;
   int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
   t.channels = int(ceil_div(ceil_div(p.C, piece), ceil_div(p.C, wanted)) * piece);
   int64_t const vectors = t.channels / vector, most = (!sums && R == 5) || tiled ? 7 : lanes / vectors;
@@ -70,9 +71,12 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   t.strips = int(ceil_div(all, tiles)), t.images = 1;
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
   t.resident = int(min64(65536 / 32 / column_registers(op, R, 1) / (t.warps(vector) + 1), 16));
+  int64_t const H = op == Op::dgrad ? p.H : p.P(), slices = ceil_div(p.C, t.channels);
+  int64_t const rows = tiles * ceil_div(p.N, t.images) * H;
   // Fewer and longer shares, though more blocks would fit.
-  if (R == 3 || (R == 5 && (sums ? p.P() >= 28 : all >= 5 && all <= 7))) t.resident = int(min64(t.resident, 2));
-  return R > 3 || tiles * ceil_div(p.N, t.images) * p.P() * ceil_div(p.C, t.channels) >= 8 * t.resident * d.sm_count;
+  if (R == 3 || (R == 5 && (sums ? H >= 28 : all >= 5 && all <= 7))) t.resident = int(min64(t.resident, alone ? 1 : 2));
+  t.stages = alone ? kColumnStages : sums && (R == 3 || R == 7) ? 3 : 5;
+  return R > 3 || ((all <= 7 || all > 14 || tiled) && rows * slices >= 8 * t.resident * d.sm_count);
 }
 
 // 3x3 with stride 2 in 16-bit types, fprop of images of up to 7 strips and wgrad, as measured: few blocks an SM, of
@@ -107,8 +111,8 @@ constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int str
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
   t.resident = int(min64(65536 / 32 / column_registers(op, 3, 1) / (t.warps(int(vector)) + 1), 16));
   int64_t const H = op == Op::dgrad ? p.H : p.P();
-  if (H < 14) return false;
-  t.each = ceil_div(H, ceil_div(H, 56));
+  if (H < 14 || p.C <= 32 || p.C == 64) return false;
+  t.each = ceil_div(H, ceil_div(H, 56)), t.stages = t.resident > 3 ? 3 : 5;
   int64_t const turns = tiles * ceil_div(p.N, t.images) * ceil_div(H, t.each) * ceil_div(p.C, channels);
   return 10 * turns >= 18 * d.sm_count;
 }
@@ -191,6 +195,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   int64_t const slots = max64(1, int64_t(t.resident) * d.sm_count / t.slices), taps = p.C * R * R;
   // As measured: float16 of 5x5 and dgrad of stride 2, and 5x5 on small images, take longer by turns.
   bool const turns = !sums && (size == 4 ? R == 3 || H >= 28 : stride == 2 && R == 3 && !backward);
+  int const in_flight = measured || in_turns ? t.stages : 5;
   auto consider = [&](int64_t each) {
     ColumnTile u = t;
     u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
@@ -198,8 +203,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     int64_t const blocks = u.shares * t.slices, full = int64_t(t.resident) * d.sm_count;
     int64_t const resident = ceil_div(min64(blocks, full), d.sm_count);
     // Where all blocks of an SM are there, more in flight are slower.
-    bool const three = (measured && sums && (R == 3 || R == 7)) || (in_turns && t.resident > 3);
-    int64_t const wanted = resident != t.resident ? kColumnStages : three ? 3 : 5;
+    int64_t const wanted = resident != t.resident ? kColumnStages : in_flight;
     u.stages = int(max64(3, min64(wanted, (room(int(resident)) - filters) / stage)));
     u.shared_bytes = max64(u.stages * stage + filters, totals);
     double const copy = double(resident) * copied / kColumnBytes;
@@ -219,6 +223,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
       u.ns = 3000 + 1.05 * (memory_ns > issue_ns ? memory_ns : issue_ns);
     }
     if (in_turns) u.turns = true, u.ns = 0.98 * walk_memory_ns(p, d);
+    if (measured && R == 3) u.ns = 4500 + 0.79 * walk_memory_ns(p, d);
     if (few_blocks) u.ns = (sums ? 6500 : 0) + 0.83 * walk_memory_ns(p, d);
     if (sums) u.ns += 2000 + (u.shares > 1 ? 3500 + double(u.shares) * double(taps) * 8 / 2500 : 0);
     if (t.ns == 0 || u.ns < t.ns) t = u;
@@ -257,11 +262,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
   bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8, sums = op == Op::wgrad;
   double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : !sums ? 0.93 : R == 11 || p.Q() <= 8 ? 0.71 : 0.6;
-  if (measured && sums) {
-    double const start = R == 3 ? 5000 : R == 5 ? 4000 : 7000;
-    return start + (R == 3 ? 0.92 : R == 5 ? 0.88 : R == 7 ? 0.93 : large) * t.ns;
-  }
-  if (measured) return 4000 + (R == 5 ? 0.85 : R == 7 ? 0.82 : 0.95 * large) * t.ns;
+  if (measured && sums && R > 3) return (R == 5 ? 4000 : 7000) + (R == 5 ? 0.88 : R == 7 ? 0.93 : large) * t.ns;
+  if (measured && !sums) return 4000 + (R == 5 ? 0.85 : R == 7 ? 0.82 : 0.95 * large) * t.ns;
   if (sums) return (R == 3 ? 5000 : 9000) + large * t.ns;
   if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image
