@@ -7,16 +7,29 @@ namespace conv2d_ext {
 
 inline constexpr int kColumnStages = 12;
 
+// A thread has single channels of seven columns: strips an odd number of pixels apart are in different banks.
+constexpr bool column_sevens(Op op, int R, int stride) { return R == 7 || (R == 5 && stride == 1 && op == Op::wgrad); }
 // A thread's channels, and outputs in a row: its sums and its filter are in registers.
-constexpr int column_vector(int R) { return R == 3 ? 4 : R == 5 ? 2 : 1; }
-constexpr int column_width(Op op, int R) {
-  if (R == 13) return op == Op::wgrad ? 1 : 2;
-  return op == Op::wgrad ? (R == 11 ? 2 : 4) : R == 7 || R == 9 ? 7 : 4;
+constexpr int column_vector(Op op, int R, int stride) {
+  return R == 3 ? 4 : R == 5 && !column_sevens(op, R, stride) ? 2 : 1;
 }
-inline constexpr int kColumnThreads = 224;  // that multiply; one warp more copies
+constexpr int column_width(Op op, int R, int stride) {
+  if (R == 13) return op == Op::wgrad ? 1 : 2;
+  if (R == 9 && op != Op::wgrad) return 7;
+  return column_sevens(op, R, stride) ? 7 : R == 11 && op == Op::wgrad ? 2 : 4;
+}
+// Those that multiply; one warp more copies.
+constexpr int column_threads(Op op, int R, int stride) { return column_sevens(op, R, stride) ? 128 : 224; }
 // 9x9 and more: sums and filter leave registers for one block an SM.
-constexpr int column_blocks(int R) { return R > 7 ? 1 : 2; }
-constexpr int column_registers(int R) { return 65536 / column_blocks(R) / (kColumnThreads + 32); }
+constexpr int column_blocks(Op op, int R, int stride) { return column_sevens(op, R, stride) ? 3 : R > 7 ? 1 : 2; }
+constexpr int column_registers(Op op, int R, int stride) {
+  return 65536 / column_blocks(op, R, stride) / (column_threads(op, R, stride) + 32);
+}
+// Channels of a slice that a kernel of its own is compiled for: their addresses are no instructions. 0: none.
+constexpr int column_channels(Op op, int R, int stride, int size) {
+  if (size != 4 || stride != 1 || (R != 5 && R != 7)) return 0;
+  return column_sevens(op, R, stride) ? 16 : 32;
+}
 
 struct ColumnTile {
   int channels = 8, strips = 1, images = 1;  // of a block
@@ -36,26 +49,34 @@ constexpr int64_t to128(int64_t bytes) { return (bytes + 127) / 128 * 128; }
 inline constexpr double kColumnBytes = 17, kColumnIssue = 3.0;
 inline constexpr double kColumnLatency = 6000;  // cycles of a copy on a busy GPU
 
-// float32 with stride 1, as measured: 5x5, 7x7, and wgrad of 3x3 on wide images.
+// float32 with stride 1, as measured: 5x5, 7x7, and wgrad of 3x3, but for rows of 57 to 108 columns.
 constexpr bool column_as_measured(Op op, Problem const& p, int R, int stride) {
   int64_t const Q = p.Q();
-  return p.dtype == DType::f32 && stride == 1 && (R > 3 || (op == Op::wgrad && Q > 108 && Q <= 224));
+  return p.dtype == DType::f32 && stride == 1 && (R > 3 || (op == Op::wgrad && (Q <= 56 || (Q > 108 && Q <= 224))));
 }
 
 // Their channels, strips (of `all`) and images: slices of a few channels, whole rows of the image, and four warps that
-// multiply or seven.
-constexpr void take_measured(ColumnTile& t, Op op, Problem const& p, int R, int64_t all) {
-  bool const sums = op == Op::wgrad, wide = !sums && R == 5 && all >= 5 && all <= 7 && p.C >= 64;
-  int64_t const wanted = sums ? (R >= 7 ? 8 : 16) : R >= 7 ? 16 : wide ? 64 : 32;
-  int64_t const lanes = wide || (sums && R != 5) || R > 7 ? kColumnThreads : 128;
+// multiply or seven. 3x3: of rows of 29 to 56 columns tiles of seven strips; not where a block would have few rows.
+constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int64_t all, Device const& d) {
+  bool const sums = op == Op::wgrad, tiled = R == 3 && all > 7 && all <= 14 && p.C % 72 == 0;
+  bool const alone = R == 3 && all > 14 && p.C == 32;  // a block an SM
+  int const vector = column_vector(op, R, 1);
+  int64_t const wanted = R == 3 ? (tiled ? 72 : all > 7 ? 16 : 32) : sums && R > 7 ? 8 : !sums && R == 5 ? 32 : 16;
+  int64_t const lanes = R > 7 || alone ? 224 : 128;
   int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
   t.channels = int(ceil_div(ceil_div(p.C, piece), ceil_div(p.C, wanted)) * piece);
-  int64_t const vectors = t.channels / column_vector(R), most = !sums && R == 5 ? 7 : lanes / vectors;
-  int64_t const box = (256 - (R - 1)) / column_width(op, R);  // of the copy engine
+  int64_t const vectors = t.channels / vector, most = (!sums && R == 5) || tiled ? 7 : lanes / vectors;
+  int64_t const box = (256 - (R - 1)) / column_width(op, R, 1);  // of the copy engine
   int64_t const tiles = ceil_div(all, most < box ? most : box);
   t.strips = int(ceil_div(all, tiles)), t.images = 1;
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
-  t.resident = int(min64(65536 / 32 / column_registers(R) / (t.warps(column_vector(R)) + 1), 16));
+  t.resident = int(min64(65536 / 32 / column_registers(op, R, 1) / (t.warps(vector) + 1), 16));
+  int64_t const H = op == Op::dgrad ? p.H : p.P(), slices = ceil_div(p.C, t.channels);
+  int64_t const rows = tiles * ceil_div(p.N, t.images) * H;
+  // Fewer and longer shares, though more blocks would fit.
+  if (R == 3 || (R == 5 && (sums ? H >= 28 : all >= 5 && all <= 7))) t.resident = int(min64(t.resident, alone ? 1 : 2));
+  t.stages = alone ? kColumnStages : sums && (R == 3 || R == 7) ? 3 : 5;
+  return R > 3 || ((all <= 7 || all > 14 || tiled) && rows * slices >= 8 * t.resident * d.sm_count);
 }
 
 // 3x3 with stride 2 in 16-bit types, fprop of images of up to 7 strips and wgrad, as measured: few blocks an SM, of
@@ -64,10 +85,10 @@ constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, in
                                Device const& d) {
   bool const sums = op == Op::wgrad;
   if (size_of(p.dtype) != 2 || R != 3 || stride != 2 || !(sums || (op == Op::fprop && all <= 7))) return false;
-  constexpr int64_t lanes = 168, vector = column_vector(3);
+  constexpr int64_t lanes = 168, vector = column_vector(Op::wgrad, 3, 2);
   int64_t const wanted = sums && all > 7 ? 48 : 64, slices = ceil_div(p.C, wanted);
   int64_t const channels = ceil_div(ceil_div(p.C, 8), slices) * 8, vectors = channels / vector;
-  int64_t const box = 126 / column_width(op, 3);  // 256 columns of x, with the halo
+  int64_t const box = 126 / column_width(op, 3, 2);  // 256 columns of x, with the halo
   int64_t const tiles = ceil_div(all, min64(lanes / vectors, box)), strips = ceil_div(all, tiles);
   int64_t images = 1;
   while (tiles == 1 && 2 * images <= min64(p.N, 8) && 2 * images * strips * vectors <= lanes) images *= 2;
@@ -78,13 +99,32 @@ constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, in
   return true;
 }
 
+// 3x3 with stride 1 in 16-bit types, fprop and dgrad of large layers, as measured: slices of up to 64 channels, seven
+// strips, and turns of up to 56 rows. False if there are few turns.
+constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int stride, int64_t all, Device const& d) {
+  if (size_of(p.dtype) != 2 || R != 3 || stride != 1 || op == Op::wgrad) return false;
+  constexpr int64_t lanes = 128, vector = column_vector(Op::fprop, 3, 1);
+  int64_t const channels = ceil_div(ceil_div(p.C, 8), ceil_div(p.C, 64)) * 8, vectors = channels / vector;
+  int64_t const most = lanes / vectors, strips = min64(most / 7 * 7, 56);
+  int64_t const tiles = ceil_div(all, strips);
+  t.channels = int(channels), t.strips = int(ceil_div(all, tiles)), t.images = 1;
+  while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
+  t.resident = int(min64(65536 / 32 / column_registers(op, 3, 1) / (t.warps(int(vector)) + 1), 16));
+  int64_t const H = op == Op::dgrad ? p.H : p.P();
+  if (H < 14 || p.C <= 32 || p.C == 64) return false;
+  t.each = ceil_div(H, ceil_div(H, 56)), t.stages = t.resident > 3 ? 3 : 5;
+  int64_t const turns = tiles * ceil_div(p.N, t.images) * ceil_div(H, t.each) * ceil_div(p.C, channels);
+  return 10 * turns >= 18 * d.sm_count;
+}
+
 constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Device const& d) {
   bool const backward = op == Op::dgrad, sums = op == Op::wgrad, strided = op == Op::fprop && stride == 2;
-  int const vector = column_vector(R), width = column_width(op, R), size = size_of(p.dtype), piece = 16 / size;
+  int const vector = column_vector(op, R, stride), width = column_width(op, R, stride), size = size_of(p.dtype),
+            piece = 16 / size;
   ColumnAxis const axis{backward, R, stride};
   int64_t const H = backward ? p.H : p.P(), W = (backward ? p.W : p.Q()) - axis.origin(p.pad_left);
   int64_t const all = ceil_div(W, width), vectors = ceil_div(p.C, piece) * piece / vector;
-  int const most = kColumnThreads, warps_of_sm = 65536 / 32 / column_registers(R);
+  int const most = column_threads(op, R, stride), warps_of_sm = 65536 / 32 / column_registers(op, R, stride);
   // Of a thread, for an input row: outputs that it makes of it, and instructions.
   double const outputs = width * vector * (backward ? double(stride) : 1.0 / stride);
   double const issue = outputs * R * R / (backward ? stride * stride : 1) + axis.extent(width) * (vector + 2.0) +
@@ -131,8 +171,10 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
         }
       }
   }
-  bool const measured = column_as_measured(op, p, R, stride);
-  if (measured) take_measured(t, op, p, R, all);
+  ColumnTile taken = t;
+  bool const measured = column_as_measured(op, p, R, stride) && take_measured(taken, op, p, R, all, d);
+  bool const in_turns = !measured && take_turns(taken, op, p, R, stride, all, d);
+  if (measured || in_turns) t = taken;
   bool const few_blocks = take_few_blocks(t, op, p, R, stride, all, d);
   t.slices = ceil_div(p.C, t.channels), t.tiles_w = ceil_div(all, t.strips), t.image_units = ceil_div(p.N, t.images);
   int64_t const pixel = int64_t(t.channels) * size * t.images, warps = t.warps(vector);
@@ -153,6 +195,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   int64_t const slots = max64(1, int64_t(t.resident) * d.sm_count / t.slices), taps = p.C * R * R;
   // As measured: float16 of 5x5 and dgrad of stride 2, and 5x5 on small images, take longer by turns.
   bool const turns = !sums && (size == 4 ? R == 3 || H >= 28 : stride == 2 && R == 3 && !backward);
+  int const in_flight = measured || in_turns ? t.stages : 5;
   auto consider = [&](int64_t each) {
     ColumnTile u = t;
     u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
@@ -160,12 +203,12 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     int64_t const blocks = u.shares * t.slices, full = int64_t(t.resident) * d.sm_count;
     int64_t const resident = ceil_div(min64(blocks, full), d.sm_count);
     // Where all blocks of an SM are there, more in flight are slower.
-    int64_t const wanted = resident == t.resident ? 5 : kColumnStages;
+    int64_t const wanted = resident != t.resident ? kColumnStages : in_flight;
     u.stages = int(max64(3, min64(wanted, (room(int(resident)) - filters) / stage)));
     u.shared_bytes = max64(u.stages * stage + filters, totals);
     double const copy = double(resident) * copied / kColumnBytes;
     double const multiply = double(resident) * double(warps) * issue / kColumnIssue;
-    double const latency = kColumnLatency / (u.stages - 1);
+    double const latency = kColumnLatency / ((u.stages > 3 ? u.stages : 5) - 1);  // three, where no more are faster
     double step = copy > multiply ? copy + multiply / 8 : multiply + copy / 8;
     step = step > latency ? step : latency;
     double const halo = u.each % H == 0 ? 0 : R - 1, rows = backward ? 1.0 / stride : stride;
@@ -179,16 +222,22 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
       double const memory_ns = 0.79 * walk_memory_ns(p, d);
       u.ns = 3000 + 1.05 * (memory_ns > issue_ns ? memory_ns : issue_ns);
     }
+    if (in_turns) u.turns = true, u.ns = 0.98 * walk_memory_ns(p, d);
+    if (measured && R == 3) u.ns = 4500 + 0.79 * walk_memory_ns(p, d);
     if (few_blocks) u.ns = (sums ? 6500 : 0) + 0.83 * walk_memory_ns(p, d);
     if (sums) u.ns += 2000 + (u.shares > 1 ? 3500 + double(u.shares) * double(taps) * 8 / 2500 : 0);
     if (t.ns == 0 || u.ns < t.ns) t = u;
   };
+  if (in_turns) {
+    consider(t.each);
+    return t;
+  }
   int64_t const even = ceil_div(t.units, slots);
   if (measured && even >= 8) {
     int64_t const whole = ceil_div(even, H) * H;
-    bool const alone = R == 3 && t.slices <= d.sm_count;  // a block an SM
-    int64_t const images = whole > 64 && whole % (2 * H) == 0 && !sums ? whole / 2 : whole;
-    consider(alone ? ceil_div(t.units, d.sm_count / t.slices) : 10 * whole <= 11 * even ? images : even);
+    int64_t const images = whole > 64 && whole % (2 * H) == 0 && !sums && t.resident > 2 ? whole / 2 : whole;
+    bool const near = (R > 3 || H <= 28) && (10 * whole <= 11 * even || whole <= even + R / 2 + 1);
+    consider(near ? images : even);
     if (t.ns != 0) return t;
   }
   if (few_blocks) {
@@ -213,8 +262,9 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
   bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8, sums = op == Op::wgrad;
   double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : !sums ? 0.93 : R == 11 || p.Q() <= 8 ? 0.71 : 0.6;
-  if (sums) return (R == 3 ? 5000 : measured ? 7000 : 9000) + large * t.ns;
-  if (measured) return 4000 + 0.95 * large * t.ns;
+  if (measured && sums && R > 3) return (R == 5 ? 4000 : 7000) + (R == 5 ? 0.88 : R == 7 ? 0.93 : large) * t.ns;
+  if (measured && !sums) return 4000 + (R == 5 ? 0.85 : R == 7 ? 0.82 : 0.95 * large) * t.ns;
+  if (sums) return (R == 3 ? 5000 : 9000) + large * t.ns;
   if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image
   double const slower = p.dtype != DType::f32 ? (stride == 1 ? 1.1 : 1.0)

@@ -44,6 +44,17 @@ struct Strip {
   int n0, h0, w0, rows, first, count;  // first, count: input rows
 };
 
+// A block's channels and rows of all strips.
+struct Share {
+  int share, c0, begin, end;
+
+  __device__ Share(Params const& p, int block)
+      : share(block / p.slices),
+        c0(block % p.slices * p.channels),
+        begin(share * p.each),
+        end(p.units - begin < p.each ? p.units : begin + p.each) {}
+};
+
 // From row `index` of all strips on, as far as the strip and the block's share, which ends at row `end`, reach.
 template <Op op, int R, int stride>
 __device__ inline Strip strip_of(Params const& p, int index, int end) {
@@ -51,7 +62,7 @@ __device__ inline Strip strip_of(Params const& p, int index, int end) {
   int const height = op == Op::dgrad ? p.H : p.P;
   Strip u;
   u.h0 = depthwise::split_off(rest, height);
-  u.w0 = depthwise::split_off(rest, p.tiles_w) * p.strips * column_width(op, R);
+  u.w0 = depthwise::split_off(rest, p.tiles_w) * p.strips * column_width(op, R, stride);
   u.n0 = int(rest) * p.images;
   u.rows = height - u.h0 < end - index ? height - u.h0 : end - index;
   if constexpr (op == Op::dgrad) {
@@ -146,9 +157,9 @@ struct Place {
   bool exists;  // has a place and channels
 
   template <int V>
-  __device__ static Place of_thread(Params const& p, int c0) {
-    int const quads = p.channels / V, all = int(threadIdx.x) / quads;
-    int const quad = int(threadIdx.x) - all * quads, image = all / p.strips;
+  __device__ static Place of(Params const& p, int c0, int thread) {
+    int const quads = p.channels / V, all = thread / quads;
+    int const quad = thread - all * quads, image = all / p.strips;
     if (image >= p.images) return {0, 0, 0, false};
     return {quad, all - image * p.strips, image, c0 + quad * V < p.C};
   }
@@ -201,9 +212,18 @@ template <class T, int R, int V>
 __device__ inline void load_filters(Params const& p, T* filters, int readers, int c0, Place const& me,
                                     float (&filter)[R][R][V], float (&bias)[V]) {
   int const present = p.C - c0 < p.channels ? p.C - c0 : p.channels;
-  for (int i = threadIdx.x; i < present * R * R; i += readers) {
-    int const channel = i / (R * R), tap = i % (R * R);
-    filters[i] = static_cast<T const*>(p.w)[(c0 + channel) * p.w_k + tap / R * p.w_r + tap % R * p.w_s];
+  constexpr int batch = 8;  // asked for at once, since each may be a wait for memory
+  for (int first = threadIdx.x; first < present * R * R; first += batch * readers) {
+    T v[batch];
+#pragma unroll
+    for (int k = 0; k < batch; ++k) {
+      int const i = first + k * readers, channel = i / (R * R), tap = i % (R * R);
+      if (i < present * R * R)
+        v[k] = static_cast<T const*>(p.w)[(c0 + channel) * p.w_k + tap / R * p.w_r + tap % R * p.w_s];
+    }
+#pragma unroll
+    for (int k = 0; k < batch; ++k)
+      if (first + k * readers < present * R * R) filters[first + k * readers] = v[k];
   }
   ptx::bar_sync(1, readers);
 #pragma unroll
@@ -218,9 +238,10 @@ __device__ inline void load_filters(Params const& p, T* filters, int readers, in
 }
 
 // Stride 1. Rows of zeros beside the image cost neither products nor moves.
-template <class T, int R>
-__global__ void __launch_bounds__(kColumnThreads + 32, column_blocks(R)) slide(__grid_constant__ Params const p) {
-  constexpr int V = column_vector(R), width = column_width(Op::fprop, R);
+template <class T, int R, int channels>
+__global__ void __launch_bounds__(column_threads(Op::fprop, R, 1) + 32, column_blocks(Op::fprop, R, 1))
+    slide(__grid_constant__ Params const p) {
+  constexpr int V = column_vector(Op::fprop, R, 1), width = column_width(Op::fprop, R, 1);
   extern __shared__ __align__(128) unsigned char shared[];
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
@@ -232,22 +253,25 @@ __global__ void __launch_bounds__(kColumnThreads + 32, column_blocks(R)) slide(_
     if (int(threadIdx.x) == readers) ring.copy(p, begin, end, c0, shared);
     return;
   }
-  Place const me = Place::of_thread<V>(p, c0);
+  Place const me = Place::of<V>(p, c0, int(threadIdx.x));
   int const c = c0 + me.quad * V;
   float filter[R][R][V], bias[V];
   load_filters<T, R, V>(p, reinterpret_cast<T*>(shared + p.stages * p.in_bytes), readers, c0, me, filter, bias);
 
-  int const pitch = p.channels * int(sizeof(T)), columns = (p.in_copied / p.images) / pitch;
+  int const pitch = (channels != 0 ? channels : p.channels) * int(sizeof(T));
+  int const columns = (p.in_copied / p.images) / pitch;
   uint32_t const mine =
       ptx::shared_address(shared) + (me.image * columns + me.strip * width) * pitch + me.quad * V * int(sizeof(T));
   Sums<R, V, width> sums;
   int stage = 0;
   uint32_t parity = 0;
-  for (int index = begin; index < end;) {
-    Strip const strip = strip_of<Op::fprop, R, 1>(p, index, end);
+  // By shuffles, what strips are is known to be the same in all lanes, and takes none of their registers.
+  int index = __shfl_sync(~0u, begin, 0), last = __shfl_sync(~0u, end, 0);
+  while (index < last) {
+    Strip const strip = strip_of<Op::fprop, R, 1>(p, index, last);
     index += strip.rows;
     int const w0 = strip.w0 + me.strip * width;
-    bool const exists = me.exists && strip.n0 + me.image < p.N;
+    bool const exists = me.exists && strip.n0 + me.image < p.N, whole = w0 + width <= p.Q;
     // Of the strip's input rows, those from `top` to `bottom` are in the image.
     int const before = strip.first < 0 ? -strip.first : 0, top = before < strip.count ? before : strip.count;
     int const inside = p.H - strip.first < strip.count ? p.H - strip.first : strip.count;
@@ -255,14 +279,22 @@ __global__ void __launch_bounds__(kColumnThreads + 32, column_blocks(R)) slide(_
     int out_row = (top < R - 1 ? top : R - 1) - (R - 1);
     T* to = static_cast<T*>(p.out) + int64_t(strip.n0 + me.image) * p.out_n + int64_t(strip.h0 + out_row) * p.out_h +
             w0 * p.out_w + c;
+    auto put = [&](T* at, float const(&done)[V]) {
+      Vector<T, V> v;
+#pragma unroll
+      for (int e = 0; e < V; ++e) v.v[e] = narrow<T>(done[e]);
+      *reinterpret_cast<Vector<T, V>*>(at) = v;
+    };
     auto store = [&](float const(&done)[width][V]) {
       if (exists && unsigned(out_row) < unsigned(strip.rows)) {
+        if (channels != 0 && whole) {  // fewer instructions
+          T* at = to;
 #pragma unroll
-        for (int b = 0; b < width; ++b) {
-          Vector<T, V> v;
+          for (int b = 0; b < width; ++b, at += p.out_w) put(at, done[b]);
+        } else {
 #pragma unroll
-          for (int e = 0; e < V; ++e) v.v[e] = narrow<T>(done[b][e]);
-          if (w0 + b < p.Q) *reinterpret_cast<Vector<T, V>*>(to + b * p.out_w) = v;
+          for (int b = 0; b < width; ++b)
+            if (w0 + b < p.Q) put(to + b * p.out_w, done[b]);
         }
       }
       ++out_row, to += p.out_h;
@@ -289,10 +321,11 @@ __global__ void __launch_bounds__(kColumnThreads + 32, column_blocks(R)) slide(_
 
 // Stride 2.
 template <class T, Op op, int R, int stride>
-__global__ void __launch_bounds__(kColumnThreads + 32, 2) gather(__grid_constant__ Params const p) {
+__global__ void __launch_bounds__(column_threads(op, R, stride) + 32, 2) gather(__grid_constant__ Params const p) {
   using Rows = depthwise::WalkRows<op, R, stride>;
   constexpr ColumnAxis axis{op == Op::dgrad, R, stride};
-  constexpr int V = column_vector(R), width = column_width(op, R), slots = Rows::slots, done = Rows::done;
+  constexpr int V = column_vector(op, R, stride), width = column_width(op, R, stride), slots = Rows::slots,
+                done = Rows::done;
   constexpr bool backward = op == Op::dgrad;
   extern __shared__ __align__(128) unsigned char shared[];
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
@@ -305,7 +338,7 @@ __global__ void __launch_bounds__(kColumnThreads + 32, 2) gather(__grid_constant
     if (int(threadIdx.x) == readers) ring.copy(p, begin, end, c0, shared);
     return;
   }
-  Place const me = Place::of_thread<V>(p, c0);
+  Place const me = Place::of<V>(p, c0, int(threadIdx.x));
   int const c = c0 + me.quad * V;
   float filter[R][R][V], bias[V];
   load_filters<T, R, V>(p, reinterpret_cast<T*>(shared + p.stages * p.in_bytes), readers, c0, me, filter, bias);
@@ -380,7 +413,7 @@ __device__ __noinline__ float exact_sum(Params const& p, int begin, int end, int
       for (int row = strip.h0; row < strip.h0 + strip.rows; ++row) {
         int const h = row * stride - p.pad_h + r;
         if (unsigned(h) >= unsigned(p.H)) continue;
-        for (int q = strip.w0; q < strip.w0 + p.strips * column_width(Op::wgrad, R) && q < p.Q; ++q) {
+        for (int q = strip.w0; q < strip.w0 + p.strips * column_width(Op::wgrad, R, stride) && q < p.Q; ++q) {
           int const v = q * stride + p.start_w + s;
           if (unsigned(v) < unsigned(p.W))
             sum = fmaf(widen(x[h * p.x_h + v * p.x_w]), widen(y[row * p.y_h + q * p.y_w]), sum);
@@ -409,26 +442,27 @@ __device__ inline void add_taps(Load const& load, float const (&y)[slots][width]
   }
 }
 
-template <class T, int R, int stride>
-__global__ void __launch_bounds__(kColumnThreads + 32, column_blocks(R)) wgrad(__grid_constant__ Params const p) {
+template <class T, int R, int stride, int channels>
+__global__ void __launch_bounds__(column_threads(Op::wgrad, R, stride) + 32, column_blocks(Op::wgrad, R, stride))
+    wgrad(__grid_constant__ Params const p) {
   using Taps = depthwise::WalkTaps<R, stride>;
   constexpr ColumnAxis axis{false, R, stride};
-  constexpr int V = column_vector(R), width = column_width(Op::wgrad, R), taps = R * R, slots = Taps::slots,
-                period = Taps::period;
+  constexpr int V = column_vector(Op::wgrad, R, stride), width = column_width(Op::wgrad, R, stride);
+  constexpr int taps = R * R, slots = Taps::slots, period = Taps::period;
   extern __shared__ __align__(128) unsigned char shared[];
-  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
-  int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
+  Share const share(p, int(blockIdx.x));
   __shared__ Ring<Op::wgrad, R, stride> ring;
   int const readers = int(blockDim.x) - 32;  // threads
   ring.start(p, readers / 32);
 
   if (int(threadIdx.x) >= readers) {
-    if (int(threadIdx.x) == readers) ring.copy(p, begin, end, c0, shared);
+    if (int(threadIdx.x) == readers) ring.copy(p, share.begin, share.end, share.c0, shared);
     return;
   }
   ptx::griddepcontrol_launch_dependents();
-  Place const me = Place::of_thread<V>(p, c0);
-  int const pitch = p.channels * int(sizeof(T)), columns = (p.in_copied / p.images) / pitch;
+  Place const me = Place::of<V>(p, share.c0, int(threadIdx.x));
+  int const pitch = (channels != 0 ? channels : p.channels) * int(sizeof(T));
+  int const columns = (p.in_copied / p.images) / pitch;
   uint32_t const base = ptx::shared_address(shared) + me.quad * V * int(sizeof(T));
   uint32_t const mine = base + (me.image * columns + axis.advance(me.strip * width)) * pitch;
   uint32_t const mine_y = base + p.in_bytes + (me.image * p.strips + me.strip) * width * pitch;
@@ -436,8 +470,8 @@ __global__ void __launch_bounds__(kColumnThreads + 32, column_blocks(R)) wgrad(_
   float y[slots][width][V];
   int stage = 0;
   uint32_t parity = 0;
-  for (int index = begin; index < end;) {
-    Strip const strip = strip_of<Op::wgrad, R, stride>(p, index, end);
+  for (int index = share.begin; index < share.end;) {
+    Strip const strip = strip_of<Op::wgrad, R, stride>(p, index, share.end);
     index += strip.rows;
 #pragma unroll
     for (int i = 0; i < slots * width * V; ++i) y[i / (width * V)][i / V % width][i % V] = 0.f;
@@ -480,25 +514,27 @@ __global__ void __launch_bounds__(kColumnThreads + 32, column_blocks(R)) wgrad(_
       }(std::make_integer_sequence<int, period>());
   }
 
-  // Sums of the threads that share channels, in their order.
+  // Sums of the threads that share channels, in their order. Who and where they are is worked out again, not kept.
+  Share const own(p, ptx::unknown(int(blockIdx.x)));
+  Place const adds = Place::of<V>(p, own.c0, ptx::unknown(int(threadIdx.x)));
   int const quads = p.channels / V, members = p.strips * p.images;
   float* const sums = reinterpret_cast<float*>(shared);
   ptx::bar_sync(1, readers);
-  if (me.exists) {
-    float* const to = sums + (me.image * p.strips + me.strip) * (taps * V) * quads + me.quad;
+  if (adds.exists) {
+    float* const to = sums + (adds.image * p.strips + adds.strip) * (taps * V) * quads + adds.quad;
 #pragma unroll
     for (int i = 0; i < taps * V; ++i) to[i * quads] = acc[i / V / R][i / V % R][i % V];
   }
   ptx::bar_sync(1, readers);
   for (int i = threadIdx.x; i < p.channels * taps; i += readers) {
-    int const tap = i % taps, channel = i / taps, c = c0 + channel;
+    int const tap = i % taps, channel = i / taps, c = own.c0 + channel;
     if (c >= p.C) break;
     float const* const from = sums + (tap * V + channel % V) * quads + channel / V;
     float sum = 0.f;
     for (int member = 0; member < members; ++member) sum += from[member * (taps * V) * quads];
-    if (sum != sum) sum = exact_sum<T, R, stride>(p, begin, end, c, tap / R, tap % R);
+    if (sum != sum) sum = exact_sum<T, R, stride>(p, own.begin, own.end, c, tap / R, tap % R);
     depthwise::store_sum<T>(p.out, p.partial, p.shares, c * p.w_k + tap / R * p.w_r + tap % R * p.w_s,
-                            (int64_t(share) * p.C + c) * taps + tap, sum);
+                            (int64_t(own.share) * p.C + c) * taps + tap, sum);
   }
 }
 
@@ -544,7 +580,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.slices = int(t.slices), p.tiles_w = int(t.tiles_w);
   p.units = int(t.units), p.each = int(t.each), p.shares = int(t.shares);
   p.stages = t.stages, p.in_bytes = int(t.in_bytes), p.y_bytes = int(t.y_bytes);
-  constexpr int width = column_width(op, R);
+  constexpr int width = column_width(op, R, stride), fixed = column_channels(op, R, stride, int(sizeof(T)));
   int const columns = axis.extent(t.strips * width), pixel = t.channels * t.images * int(sizeof(T));
   p.in_copied = columns * pixel, p.y_copied = t.strips * width * pixel;
   tma::Tensor4 const from{args.a,
@@ -558,14 +594,14 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       return error;
   void (*kernel)(Params);
   if constexpr (sums)
-    kernel = wgrad<T, R, stride>;
+    kernel = t.channels == fixed ? wgrad<T, R, stride, fixed> : wgrad<T, R, stride, 0>;
   else if constexpr (stride == 1)
-    kernel = slide<T, R>;
+    kernel = t.channels == fixed ? slide<T, R, fixed> : slide<T, R, 0>;
   else
     kernel = gather<T, op, R, stride>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  unsigned const threads = unsigned(t.warps(column_vector(R)) * 32 + 32);
+  unsigned const threads = unsigned(t.warps(column_vector(op, R, stride)) * 32 + 32);
   kernel<<<unsigned(t.slices * p.shares), threads, size_t(t.shared_bytes), stream>>>(p);
   if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || !sums || p.shares == 1) return error;
   return depthwise::launch_sum<T>(problem, plan, args, stream, true);
