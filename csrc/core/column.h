@@ -59,10 +59,10 @@ constexpr bool column_as_measured(Op op, Problem const& p, int R, int stride) {
 // multiply or seven. 3x3: of rows of 29 to 56 columns tiles of seven strips; not where a block would have few rows.
 constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int64_t all, Device const& d) {
   bool const sums = op == Op::wgrad, tiled = R == 3 && all > 7 && all <= 14 && p.C % 72 == 0;
-  bool const alone = R == 3 && all > 14 && p.C == 32;  // a block an SM
+  bool const alone = R == 3 && all > 7 && !tiled && (all <= 14 || p.C == 32);  // a block an SM
   int const vector = column_vector(op, R, 1);
   int64_t const wanted = R == 3 ? (tiled ? 72 : all > 7 ? 16 : 32) : sums && R > 7 ? 8 : !sums && R == 5 ? 32 : 16;
-  int64_t const lanes = R > 7 || alone ? 224 : 128;
+  int64_t const lanes = R > 7 || (alone && all > 14) ? 224 : 128;
   int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
   t.channels = int(ceil_div(ceil_div(p.C, piece), ceil_div(p.C, wanted)) * piece);
   int64_t const vectors = t.channels / vector, most = (!sums && R == 5) || tiled ? 7 : lanes / vectors;
@@ -74,25 +74,32 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   int64_t const H = op == Op::dgrad ? p.H : p.P(), slices = ceil_div(p.C, t.channels);
   int64_t const rows = tiles * ceil_div(p.N, t.images) * H;
   // Fewer and longer shares, though more blocks would fit.
-  if (R == 3 || (R == 5 && (sums ? H >= 28 : all >= 5 && all <= 7))) t.resident = int(min64(t.resident, alone ? 1 : 2));
-  t.stages = alone ? kColumnStages : sums && (R == 3 || R == 7) ? 3 : 5;
-  return R > 3 || ((all <= 7 || all > 14 || tiled) && rows * slices >= 8 * t.resident * d.sm_count);
+  int64_t const even = ceil_div(rows, max64(1, t.resident * d.sm_count / slices));
+  bool const apart = R == 5 && sums && H >= 28 && 10 * ceil_div(even, H) * H > 11 * even;  // shares would end in images
+  if (R == 3 || apart || (R == 5 && !sums && all >= 5 && all <= 7)) t.resident = int(min64(t.resident, alone ? 1 : 2));
+  t.stages = alone ? (all > 14 ? kColumnStages : 5) : sums && (R == 3 || R == 7) ? 3 : 5;
+  if (R > 3) return true;
+  return (all <= 7 || all > 14 || p.C % 16 == 0) && rows * slices >= 8 * t.resident * d.sm_count;
 }
 
-// 3x3 with stride 2 in 16-bit types, fprop of images of up to 7 strips and wgrad, as measured: few blocks an SM, of
-// slices of 48 to 64 channels and whole rows of some images. False if a block would have few rows.
+// 3x3 with stride 2 in 16-bit types, fprop of images of up to 7 strips and wgrad, and fprop of others in float32, as
+// measured: few blocks an SM, of slices of 48 to 64 channels, or 96, and whole rows of some images. False if a block
+// would have few rows.
 constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, int stride, int64_t all,
                                Device const& d) {
   bool const sums = op == Op::wgrad;
-  if (size_of(p.dtype) != 2 || R != 3 || stride != 2 || !(sums || (op == Op::fprop && all <= 7))) return false;
+  bool const floats = p.dtype == DType::f32 && op == Op::fprop && all >= 7;
+  if (R != 3 || stride != 2) return false;
+  if (!floats && (size_of(p.dtype) != 2 || !(sums || (op == Op::fprop && all <= 7)))) return false;
   constexpr int64_t lanes = 168, vector = column_vector(Op::wgrad, 3, 2);
-  int64_t const wanted = sums && all > 7 ? 48 : 64, slices = ceil_div(p.C, wanted);
+  int64_t const wanted = floats ? 96 : sums && all > 7 ? 48 : 64, slices = ceil_div(p.C, wanted);
   int64_t const channels = ceil_div(ceil_div(p.C, 8), slices) * 8, vectors = channels / vector;
   int64_t const box = 126 / column_width(op, 3, 2);  // 256 columns of x, with the halo
   int64_t const tiles = ceil_div(all, min64(lanes / vectors, box)), strips = ceil_div(all, tiles);
   int64_t images = 1;
   while (tiles == 1 && 2 * images <= min64(p.N, 8) && 2 * images * strips * vectors <= lanes) images *= 2;
-  int64_t const warps = ceil_div(vectors * strips * images, 32), resident = sums ? 1 : max64(1, 10 / (warps + 1));
+  int64_t const warps = ceil_div(vectors * strips * images, 32),
+                resident = sums || floats ? 1 : max64(1, 10 / (warps + 1));
   int64_t const rows = tiles * ceil_div(p.N, images) * p.P() * slices;
   if (rows < 15 * resident * d.sm_count) return false;
   t.channels = int(channels), t.strips = int(strips), t.images = int(images), t.resident = int(resident);
