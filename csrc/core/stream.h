@@ -316,7 +316,7 @@ constexpr void set_runs(PlanesTile& q, StreamTile const& t, int taken) {
   }
 }
 
-// The same for bands of rows of larger images, of fprop and dgrad: rows that begin off what a copy of lanes takes, or
+// The same for bands of rows of larger images, fprop and dgrad with stride 1: rows off what a copy of lanes takes, or
 // wider than a warp's units.
 constexpr void set_bands(StreamTile& t, Row const& row, Op op, Problem const& p, Device const& d) {
   bool const backward = op == Op::dgrad;

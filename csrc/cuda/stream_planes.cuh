@@ -83,9 +83,9 @@ __device__ inline void fill_planes(Params const& p, PlanesItem const& at, int st
 }
 
 // Larger images: an item is a band of rows of some images' planes, one run of each plane, or of all of a block's planes
-// of an image where a band has whole ones. The copy engine takes
-// multiples of 16 bytes of addresses that are ones: it brings what lies around a run, too, and stores what of it are
-// such multiples. A run lies as far from 16 bytes in shared memory as in the tensor.
+// of an image where a band has whole ones. The copy engine takes multiples of 16 bytes of addresses that are ones: it
+// brings what lies around a run, too, and stores what of it are such multiples. A run lies as far from 16 bytes in
+// shared memory as in the tensor.
 template <class T>
 struct Run {
   uint64_t start;
