@@ -334,6 +334,9 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_bands_stride2", 6, 8, 67, 75, 8, 5, 5, (2, 2), (2, 1), groups=8, edge=True),
     Case("depthwise_bands_pieces", 4, 8, 41, 149, 8, 7, 7, padding=(3, 2), groups=8),
     Case("depthwise_bands_pieces_stride2", 4, 8, 58, 260, 8, 3, 3, (2, 2), (1, 1), groups=8),
+    # their units of several stretches: wide rows, odd ones on either side
+    Case("depthwise_units", 4, 8, 21, 150, 8, 3, 3, padding=(1, 1), groups=8),
+    Case("depthwise_units_stride2", 6, 8, 36, 75, 8, 3, 3, (2, 2), (1, 1), groups=8, edge=True),
     # depthwise, few outputs: a thread for some of them
     Case("depthwise_few", 1, 37, 7, 6, 37, 3, 3, padding=(1, 1), groups=37, edge=True),
     Case("depthwise_few_stride2", 2, 24, 9, 14, 24, 3, 3, (2, 2), (1, 0), groups=24, edge=True),

@@ -80,6 +80,8 @@ struct PlanesTile {
   int64_t shared_bytes = 0;
   int bands = 1, band_rows = 0;                // of an image, and rows of outputs (wgrad: of y) of one; 0: whole planes
   int channel_bytes = 0, channel_y_bytes = 0;  // of bands, from a channel to the next
+  int run_channels = 1;                        // of bands: of a run of memory
+  int unit_stretches = 0;                      // of a band; 0: stream_units.cuh is not used
   int together = 1;                            // blocks of an SM
   double warps_ns = 0;                         // of the instructions
 };
@@ -99,6 +101,9 @@ struct SumsTile {
 
 // Blocks of an SM, as the registers allow.
 constexpr int sums_blocks(int R) { return R == 7 ? 2 : 3; }
+
+// Blocks of an SM of dgrad with stride 2 by cuda/stream_units.cuh.
+inline constexpr int kSpreadUnitsBlocks = 2;
 
 // Blocks of an SM, as the registers allow.
 constexpr int planes_blocks(int R, int stride) { return R == 7 || (R == 5 && stride == 2) ? 2 : 3; }
@@ -218,10 +223,16 @@ constexpr bool bands_exist(int64_t C, int H, int W) { return C * H * W % 8 == 0;
 // Bytes of a run of `rows` rows that begins anywhere within 16 bytes.
 constexpr int run_bytes(int rows, int W) { return (rows * W * 2 + 14 + 15) / 16 * 16; }
 
-// Instructions of a warp for a row of inputs.
+// Instructions of a warp for a row of inputs; odd ones of fprop and dgrad with stride 1 are turned_planes.
 constexpr double planes_steps(Row const& row, bool spread, bool odd) {
   int const size = row.tile_m, step = spread ? 1 : row.tile_k;
-  return (spread ? 45.0 + 6 * size : step == 2 ? 24.0 + 4 * size : 22.0 + 5 * size) + (odd ? 14 * step : 0);
+  bool const turned = !spread && step == 1 && row.op != Op::wgrad;
+  return (spread      ? 45.0 + 6 * size
+          : step == 2 ? 24.0 + 4 * size
+                      : 22.0 + 5 * size) +
+         (!odd     ? 0
+          : turned ? 4
+                   : 14 * step);
 }
 
 // A tile of cuda/stream_planes.cuh changes `t` where it takes the problem, but for wgrad with stride 2. As measured, it
@@ -236,6 +247,8 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   if (p.N < 4 && !sums) return;
   int const most = row.tile_k == 2 && row.tile_m == 3 ? 56 : 32;
   if (t.in_H > most || t.in_W > most || t.out_H > most || t.out_W > most) return;
+  if (op == Op::fprop && row.tile_k == 2 && (t.in_W % 2 != 0 || (t.out_W % 2 != 0 && t.in_W > 32)))
+    return;  // set_units
   if (!whole_planes(in, align, t.in_H, t.in_W, 2) || !whole_planes(out, out_align, t.out_H, t.out_W, 2)) return;
   int const area = t.in_H * t.in_W, out_area = t.out_H * t.out_W;
   int const blocks = int(ceil_div(t.out_W, columns)), half = 8 / blocks;
@@ -262,6 +275,10 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
           max64(q.shared_bytes, kPlanesBegin + int64_t(kPlanesWarps) * row.tile_m * 16 * (kStreamColumns + 1) * 4);
     if (stages < 2) return;
     q.used = true, q.together = together;
+    if (odd && !sums && step == 1 && !spread) {  // a band of all rows
+      q.band_rows = t.out_H, q.run_channels = channels;
+      q.channel_bytes = area * 2, q.channel_y_bytes = out_area * 2;
+    }
     int64_t const rows = ceil_div(t.out_H, kPlanesWarps / channels), items = p.C / channels * ceil_div(p.N, images);
     double const steps = spread ? rows / 2.0 + row.tile_m / 2 : double(rows - 1) * row.tile_k + row.tile_m;
     int64_t const sms = d.sm_count, most = sms * together;
@@ -286,35 +303,48 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   t.rows = int(ceil_div(t.out_H, t.stretches));
 }
 
-// The same for bands of rows of larger images, of fprop and dgrad: rows that begin off what a copy of lanes takes, or
+// Bytes of a band's channels and images, of up to `taken` rows of inputs. Whole planes of all channels are one run.
+constexpr void set_runs(PlanesTile& q, StreamTile const& t, int taken) {
+  q.run_channels = q.bands == 1 ? q.channels : 1;
+  if (q.run_channels > 1) {
+    q.channel_bytes = t.in_H * t.in_W * 2, q.channel_y_bytes = t.out_H * t.out_W * 2;
+    q.in_bytes = run_bytes(q.channels * t.in_H, t.in_W), q.y_bytes = run_bytes(q.channels * t.out_H, t.out_W);
+  } else {
+    q.channel_bytes = run_bytes(int(min64(taken, t.in_H)), t.in_W);
+    q.channel_y_bytes = run_bytes(q.band_rows, t.out_W);
+    q.in_bytes = q.channels * q.channel_bytes, q.y_bytes = q.channels * q.channel_y_bytes;
+  }
+}
+
+// The same for bands of rows of larger images, fprop and dgrad with stride 1: rows off what a copy of lanes takes, or
 // wider than a warp's units.
 constexpr void set_bands(StreamTile& t, Row const& row, Op op, Problem const& p, Device const& d) {
-  bool const backward = op == Op::dgrad, spread = backward && row.tile_k == 2;
-  int const step = spread ? 1 : row.tile_k, columns = kStreamColumns * (spread ? 2 : 1), size = row.tile_m;
+  bool const backward = op == Op::dgrad;
+  int const size = row.tile_m;
+  if (row.tile_k == 2) return;  // set_units
   Strides const& in = backward ? p.y : p.x;
   Strides const& out = backward ? p.x : p.y;
   int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
   if (p.N < 4 || t.in_H > kBandsMost || t.in_W > kBandsMost || t.out_H > kBandsMost || t.out_W > kBandsMost) return;
   if (!whole_planes(in, align, t.in_H, t.in_W, 2) || !whole_planes(out, out_align, t.out_H, t.out_W, 2)) return;
   if (!bands_exist(p.C, t.in_H, t.in_W) || !bands_exist(p.C, t.out_H, t.out_W)) return;
-  int const blocks = int(ceil_div(t.out_W, columns));
-  bool const odd = t.in_W % 2 != 0 || t.out_W % 2 != 0;
-  if ((step == 2 && size > 3) || (spread && !odd)) return;  // no faster
+  int const blocks = int(ceil_div(t.out_W, kStreamColumns));
+  bool const odd = t.in_W % 2 != 0;
   int pieces = 1;
   while (pieces < kPlanesWarps && blocks > pieces * kStreamUnits) pieces *= 2;
   int const span = int(ceil_div(blocks, pieces)), half = span <= 8 ? 8 / span : 1;
   int const images = span <= 8 ? int(min64(2 * half, p.N)) : 1;
   if (span > kStreamUnits) return;
   // Longer than beside whole planes, as measured.
-  double const row_steps = planes_steps(row, spread, odd) * (spread ? 1.4 : step == 2 ? 1.0 : 1.13);
-  for (int channels = 1; channels * images <= 16 && channels * pieces <= kPlanesWarps; channels *= 2) {
+  double const row_steps = planes_steps(row, false, odd) * 1.13;
+  for (int channels = 1; channels * images <= 32 && channels * pieces <= kPlanesWarps; channels *= 2) {
     if (p.C % channels != 0) continue;
     int const stretches = kPlanesWarps / channels / pieces;
-    for (int together = planes_blocks(size, row.tile_k); together > 1; --together) {
+    for (int together = planes_blocks(size, 1); together > 1; --together) {
       // Two stages of inputs and two places of outputs, of as many rows as there is room for.
       int64_t const room = (227 * 1024 / together - 1024 - kPlanesBegin - 256) / (2 * images * channels);
-      int64_t const beside = (spread ? size / 2 + 2 : size) * t.in_W * 2 + 60;
-      int64_t const most = (room - beside) / (2 * t.out_W + (spread ? t.in_W : 2 * step * t.in_W)) / stretches;
+      int64_t const beside = size * t.in_W * 2 + 60;
+      int64_t const most = (room - beside) / (2 * t.out_W + 2 * t.in_W) / stretches;
       if (most < 1) continue;
       int64_t const least = ceil_div(t.out_H, most * stretches);
       for (int64_t count = max64(1, least - 1);
@@ -323,17 +353,14 @@ constexpr void set_bands(StreamTile& t, Row const& row, Op op, Problem const& p,
         int const rows = int(ceil_div(t.out_H, count * stretches));
         q.used = true, q.odd = odd, q.channels = channels, q.together = together;
         q.band_rows = rows * stretches, q.bands = int(ceil_div(t.out_H, q.band_rows));
-        int const taken = spread ? q.band_rows / 2 + size / 2 + 2 : (q.band_rows - 1) * step + size;
-        q.channel_bytes = run_bytes(int(min64(taken, t.in_H)), t.in_W);
-        q.channel_y_bytes = run_bytes(q.band_rows, t.out_W);
-        q.in_bytes = channels * q.channel_bytes, q.y_bytes = channels * q.channel_y_bytes;
+        set_runs(q, t, q.band_rows - 1 + size);
         q.stage_bytes = int(ceil_div(images * q.in_bytes + 96, 128) * 128);
         int64_t const rest = kPlanesBegin + 2 * images * q.y_bytes;
         q.stages = int(min64(3, (227 * 1024 / together - 1024 - rest) / q.stage_bytes));
         if (q.stages < 2) continue;
         q.shared_bytes = rest + int64_t(q.stages) * q.stage_bytes;
         int64_t const items = p.C / channels * ceil_div(p.N, images) * q.bands;
-        double const steps = spread ? rows / 2.0 + size / 2 + 1 : double(rows - 1) * step + size;
+        double const steps = rows - 1 + size;
         int64_t const sms = d.sm_count, slots = sms * together;
         double const rounds = items <= slots ? double(ceil_div(items, sms)) : double(ceil_div(items, slots) * together);
         q.warps_ns = rounds * kPlanesWarps * (steps * row_steps + 200) / (4 * 1.755 * (together > 2 ? 0.62 : 0.57));
@@ -346,6 +373,78 @@ constexpr void set_bands(StreamTile& t, Row const& row, Op op, Problem const& p,
   t.origin = 0, t.shift = odd ? 0 : (t.pad_w % 2 + 2) % 2;
   t.pieces = pieces, t.blocks = blocks, t.span = span, t.half = half, t.images = images;
   t.groups = ceil_div(p.N, images);
+}
+
+// The same for units of several stretches, cuda/stream_units.cuh.
+constexpr void set_units(StreamTile& t, Row const& row, Op op, Problem const& p, Device const& d) {
+  bool const backward = op == Op::dgrad;
+  bool const spread = backward && row.tile_k == 2;
+  int const size = row.tile_m, step = spread ? 1 : row.tile_k;
+  int const span = int(ceil_div(t.out_W, kStreamColumns * (spread ? 2 : 1)));
+  Strides const& in = backward ? p.y : p.x;
+  Strides const& out = backward ? p.x : p.y;
+  int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
+  bool const odd = t.in_W % 2 != 0;
+  if (p.N < 4 || (spread && (odd ? size == 7 : t.out_W % 2 == 0))) return;
+  if (!spread && step == 1) {
+    // Pays where bands' warps, of which a power of two have a row, have ten units of 16 or fewer.
+    int pieces = 1;
+    while (pieces * kStreamUnits < span) pieces *= 2;
+    if (pieces == 1 || span > 10 * pieces || odd || t.out_W % 2 != 0) return;
+  }
+  if (t.in_H > kBandsMost || t.in_W > kBandsMost || t.out_H > kBandsMost || t.out_W > kBandsMost) return;
+  if (!whole_planes(in, align, t.in_H, t.in_W, 2) || !whole_planes(out, out_align, t.out_H, t.out_W, 2)) return;
+  if (!bands_exist(p.C, t.in_H, t.in_W) || !bands_exist(p.C, t.out_H, t.out_W)) return;
+  double const row_steps = spread ? 75.0 + 8 * size : (step == 1 ? 31.0 : 36.0) + 4.2 * size;
+  int const unit = spread ? odd ? 4 : 2 : 1;  // of rows of a stretch
+  // Rows of inputs of two rows of outputs, and of a band beside them.
+  int const rows_in = spread ? 1 : 2 * step, beside = spread ? size / 2 + 2 : size;
+  double best = 0;
+  for (int channels = 1; channels <= kPlanesWarps; channels *= 2) {
+    if (p.C % channels != 0) continue;
+    int const units = kStreamUnits * kPlanesWarps / channels;
+    for (int images = 1; images <= 32 && images <= p.N && span * images <= units; images *= 2) {
+      int const stretches = units / (span * images);
+      for (int together = spread ? kSpreadUnitsBlocks : planes_blocks(size, step); together > 1; --together) {
+        // Two stages of inputs and two places of outputs, of as many rows as there is room for, or somewhat less.
+        int64_t const room = (227 * 1024 / together - 1024 - kPlanesBegin - 256) / (2 * images * channels);
+        int64_t const most = (room - beside * t.in_W * 2 - 60) * 2 / (4 * t.out_W + 2 * rows_in * t.in_W);
+        if (most < 1) continue;
+        int64_t const least = ceil_div(t.out_H, most);
+        for (int64_t count = max64(1, least - 1); count < least + 2; ++count) {
+          PlanesTile q;
+          q.used = true, q.odd = odd, q.channels = channels, q.together = together, q.unit_stretches = stretches;
+          q.band_rows = int(ceil_div(ceil_div(t.out_H, count), unit) * unit),
+          q.bands = int(ceil_div(t.out_H, q.band_rows));
+          int const rows = int(ceil_div(ceil_div(q.band_rows, stretches), unit) * unit);
+          set_runs(q, t, spread ? q.band_rows / 2 + size / 2 + 2 : (q.band_rows - 1) * step + size);
+          int const runs = images * channels / q.run_channels;
+          if (runs > 32) continue;
+          q.stage_bytes = int(ceil_div(images * q.in_bytes + 96, 128) * 128);
+          int64_t const rest = kPlanesBegin + 2 * images * q.y_bytes;
+          q.stages = int(min64(3, (227 * 1024 / together - 1024 - rest) / q.stage_bytes));
+          if (q.stages < 2) continue;
+          q.shared_bytes = rest + int64_t(q.stages) * q.stage_bytes;
+          int64_t const items = p.C / channels * ceil_div(p.N, images) * q.bands, sms = d.sm_count,
+                        slots = sms * together;
+          double const rounds =
+              items <= slots ? double(ceil_div(items, sms)) : double(ceil_div(items, slots) * together);
+          double const steps = spread ? rows / 2 + size / 2 + 1 : (rows - 1) * step + size + 1;
+          double const each = steps * row_steps + 250 + 12.0 * runs;
+          q.warps_ns = rounds * kPlanesWarps * each / (4 * 1.755 * (together > 2 ? 0.62 : 0.57));
+          // Rows that come twice, mostly from L2.
+          double const twice =
+              double(p.N) * double(p.C) * q.bands * double(spread ? size / 2 : max64(size - step, 0)) * t.in_W;
+          double const ns = q.warps_ns * (q.bands > 1 ? 1.1 : 1.0) + twice / 3900 * 132 / d.sm_count;
+          if (best != 0 && best <= ns) continue;
+          best = ns, t.planes = q, t.images = images, t.rows = rows;
+        }
+      }
+    }
+  }
+  if (!t.planes.used) return;
+  t.origin = 0, t.shift = 0, t.pieces = 1, t.blocks = t.span = span, t.half = 1;
+  t.groups = ceil_div(p.N, t.images), t.stretches = t.planes.bands;
 }
 
 // The same for wgrad by cuda/stream_sums.cuh, as measured: with stride 2; with stride 1 what the whole planes above
@@ -474,7 +573,8 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
   t.images = int(min64(t.span <= 8 ? 2 * t.half : 1, 32 * stream_passes(spread ? 1 : stride, t.width) / t.copies));
   t.groups = ceil_div(p.N, t.images);
   if (op != Op::wgrad && (t.width == 1 || t.pieces > 1)) {
-    set_bands(t, row, op, p, d);
+    set_units(t, row, op, p, d);
+    if (!t.planes.used) set_bands(t, row, op, p, d);
     if (!t.planes.used) set_ring(t, row, op, p, d);
     return t;
   }

@@ -11,6 +11,7 @@
 #include "stream_planes.cuh"
 #include "stream_ring.cuh"
 #include "stream_sums.cuh"
+#include "stream_units.cuh"
 
 namespace conv2d_ext::stream {
 
@@ -362,6 +363,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     p.image_bytes = t.planes.in_bytes, p.image_bytes_y = t.planes.y_bytes;
     p.channel_bytes = t.planes.channel_bytes, p.channel_bytes_y = t.planes.channel_y_bytes;
     p.bands = uint32_t(t.planes.bands), p.band_rows = t.planes.band_rows;
+    p.run_channels = t.planes.run_channels, p.unit_stretches = t.planes.unit_stretches;
     int64_t const units = problem.C / p.channels;
     p.groups = uint32_t(t.groups * p.bands), p.items = uint32_t(units * p.groups);
     auto start_planes = [&](auto* kernel, int64_t blocks) {
@@ -375,22 +377,31 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     bool const odd = t.planes.odd, words = t.out_W % 2 == 0;
     bool const banded = t.planes.band_rows > 0;
     if constexpr (spreads) {
-      return start_planes(banded   ? spread_planes<T, R, true, false, true>
-                          : !words ? spread_planes<T, R, true, false>
-                          : odd    ? spread_planes<T, R, true, true>
-                                   : spread_planes<T, R, false, true>,
+      if (t.planes.unit_stretches > 0) {
+        if constexpr (R < 7)  // else registers do not suffice
+          if (odd)
+            return start_planes(words ? spread_units<T, R, true, true> : spread_units<T, R, true, false>, blocks);
+        return start_planes(spread_units<T, R, false, false>, blocks);
+      }
+      return start_planes(!words ? spread_planes<T, R, true, false>
+                          : odd  ? spread_planes<T, R, true, true>
+                                 : spread_planes<T, R, false, true>,
                           blocks);
     } else if constexpr (!sums) {
-      if constexpr (R == 3 || stride == 1)
-        if (banded)
-          return start_planes(
-              odd ? gather_planes<T, R, stride, true, false, true> : gather_planes<T, R, stride, false, true, true>,
-              blocks);
-      // With a stride, images of even rows may have odd rows of outputs.
-      return start_planes(odd || (!words && stride == 1) ? gather_planes<T, R, stride, true, false>
-                          : words                        ? gather_planes<T, R, stride, false, true>
-                                                         : gather_planes<T, R, stride, false, stride == 1>,
-                          blocks);
+      if constexpr (stride == 2) {
+        if (t.planes.unit_stretches > 0)
+          return start_planes(odd     ? gather_units<T, R, 2, true, false>
+                              : words ? gather_units<T, R, 2, false, true>
+                                      : gather_units<T, R, 2, false, false>,
+                              blocks);
+        return start_planes(words ? gather_planes<T, R, 2, true> : gather_planes<T, R, 2, false>, blocks);
+      } else {
+        if (t.planes.unit_stretches > 0) return start_planes(gather_units<T, R, 1, false, true>, blocks);
+        if (odd) return start_planes(turned_planes<T, R>, blocks);
+        if (words)
+          return start_planes(banded ? gather_planes<T, R, 1, true, true> : gather_planes<T, R, 1, true>, blocks);
+        return start_planes(banded ? gather_planes<T, R, 1, false, true> : gather_planes<T, R, 1, false>, blocks);
+      }
     } else {
       p.sums = t.sums;
       auto start_sums = [&]() {

@@ -82,17 +82,20 @@ __device__ inline void fill_planes(Params const& p, PlanesItem const& at, int st
                        full);
 }
 
-// Larger images: an item is a band of rows of some images' planes, one run of each plane. The copy engine takes
-// multiples of 16 bytes of addresses that are ones: it brings what lies around a run, too, and stores what of it are
-// such multiples. A run lies as far from 16 bytes in shared memory as in the tensor.
+// Larger images: an item is a band of rows of some images' planes, one run of each plane, or of all of a block's planes
+// of an image where a band has whole ones. The copy engine takes multiples of 16 bytes of addresses that are ones: it
+// brings what lies around a run, too, and stores what of it are such multiples. A run lies as far from 16 bytes in
+// shared memory as in the tensor.
 template <class T>
 struct Run {
   uint64_t start;
   uint32_t bytes;
 
-  __device__ Run(void const* data, int64_t n_stride, int64_t c_stride, int W, int64_t n, int c, int row, int end)
+  // Rows `row` to `end` of channel c, or whole channels.
+  __device__ Run(Params const& p, void const* data, int64_t n_stride, int64_t c_stride, int H, int W, int64_t n, int c,
+                 int row, int end)
       : start(reinterpret_cast<uint64_t>(static_cast<T const*>(data) + n * n_stride + c * c_stride + int64_t(row) * W)),
-        bytes(uint32_t((end - row) * W) * sizeof(T)) {}
+        bytes(uint32_t((p.run_channels > 1 ? p.run_channels * H : end - row) * W) * sizeof(T)) {}
   __device__ uint32_t within() const { return uint32_t(start % 16); }
   __device__ void const* around() const { return reinterpret_cast<void const*>(start - within()); }
   __device__ uint32_t bytes_around() const { return bytes > 0 ? (within() + bytes + 15) / 16 * 16 : 0; }
@@ -112,26 +115,28 @@ struct Band {
     p0 = int(group - which * p.bands) * p.band_rows, p1 = min(p0 + p.band_rows, p.out_H);
     int const low = p0 + p.pad_h - (R - 1);
     h0 = max(!spread ? p0 * stride - p.pad_h : low >= 0 ? low / 2 : (low - 1) / 2, 0);
+    if (p.run_channels > 1) h0 = 0;
     h1 = max(min((spread ? (p1 - 1 + p.pad_h) / 2 + 1 : (p1 - 1) * stride - p.pad_h + R), p.in.H), h0);
   }
   template <class T>
   __device__ Run<T> in(Params const& p, int image, int c) const {
-    return {p.in.data, p.in.n, p.in.c, p.in.W, n0 + image, c, h0, h1};
+    return {p, p.in.data, p.in.n, p.in.c, p.in.H, p.in.W, n0 + image, c, h0, h1};
   }
   template <class T>
   __device__ Run<T> y(Params const& p, int c) const {
-    return {p.y.data, p.y.n, p.y.c, p.y.W, n0, c, p0, p1};
+    return {p, p.y.data, p.y.n, p.y.c, p.y.H, p.y.W, n0, c, p0, p1};
   }
   template <class T>
   __device__ Run<T> out(Params const& p, int image, int c) const {
-    return {p.out, p.out_n, p.out_c, p.out_W, n0 + image, c, p0, p1};
+    return {p, p.out, p.out_n, p.out_c, p.out_H, p.out_W, n0 + image, c, p0, p1};
   }
 };
 
 // As fill_planes, of a band; wgrad has one image.
 template <class T, bool sums, class Band>
 __device__ inline void fill_band(Params const& p, Band const& band, int c0, int stage) {
-  int const lane = int(threadIdx.x) % 32, image = lane / p.channels, channel = lane - image * p.channels;
+  int const lane = int(threadIdx.x) % 32, runs = p.channels / p.run_channels;
+  int const image = lane / runs, channel = lane - image * runs;
   bool const copies = image < band.images;
   uint64_t* const full = planes_barrier(stage);
   uint32_t const to = planes_stages() + stage * p.stage_bytes;
@@ -147,6 +152,32 @@ __device__ inline void fill_band(Params const& p, Band const& band, int c0, int 
     if (bytes_y > 0)
       ptx::cp_async_bulk(to + p.image_bytes + channel * p.channel_bytes_y, band.template y<T>(p, c0 + channel).around(),
                          bytes_y, full);
+}
+
+// Has the copy engine take a band's outputs from `place` back. Elements at both ends of a run are for half a warp.
+template <class T, class Band>
+__device__ inline void store_band(Params const& p, Band const& band, int c0, uint32_t place, int warp) {
+  int const lane = int(threadIdx.x) % 32, runs = p.channels / p.run_channels;
+  auto run_at = [&](int copy, auto const& store) {
+    int const image = copy / runs, of = copy - image * runs;
+    if (image >= band.images) return;
+    Run<T> const out = band.template out<T>(p, image, c0 + of);
+    store(out, place + image * p.image_bytes_y + of * p.channel_bytes_y + out.within());
+  };
+  if (warp == 0) {
+    run_at(lane, [&](Run<T> const& out, uint32_t from) {
+      if (out.middle() > 0)
+        ptx::cp_async_bulk_store(reinterpret_cast<void*>(out.start + out.head()), from + out.head(), out.middle());
+    });
+    ptx::cp_async_bulk_commit_group();
+  }
+#pragma unroll 1
+  for (int copy = 2 * warp; copy < band.images * runs; copy += 2 * kPlanesWarps)
+    run_at(copy + lane / 16, [&](Run<T> const& out, uint32_t from) {
+      uint32_t const i = lane % 8 * 2 + (lane % 16 < 8 ? 0 : out.head() + out.middle());
+      if (lane % 16 < 8 ? i < out.head() : i < out.bytes)
+        *reinterpret_cast<uint16_t*>(out.start + i) = ptx::ld_shared_u16(from + i);
+    });
 }
 
 // A row of a warp's units: pairs of columns 2t and 2t + 1 of each of `count` times 8 columns of units g and g + 8.
@@ -179,6 +210,47 @@ struct PlanePairs {
     uint32_t v = ptx::ld_shared(word);
     if (odd) v = __byte_perm(v, ptx::ld_shared(word + 4), from & 2 ? 0x5432 : 0x3210);
     return v & mask[k][i];
+  }
+};
+
+// Rows of an odd number of elements begin on words and off them in turn: windows of those off words begin an element
+// earlier, and meet taps an element later, so that all pairs are words.
+template <int count>
+struct TurnedPairs {
+  uint32_t address[2];         // from a window's first word
+  uint32_t mask[2][count][2];  // of rows of the first one's kind, and the others
+
+  __device__ TurnedPairs(Params const& p, int images, int column) {
+    int const lane = int(threadIdx.x) % 32, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      Unit const u(p, lane / 4 + 8 * i);
+      int const at = column + u.place * kStreamColumns, x = at - p.pad_w;
+      bool const meets = u.exists && x + 8 * count > 0 && x < p.in.W;
+      address[i] = u.image * p.image_bytes + (meets ? at : p.pad_w / 2 * 2) * 2 + 4 * t;
+#pragma unroll
+      for (int off = 0; off < 2; ++off)
+#pragma unroll
+        for (int k = 0; k < count; ++k) {
+          bool const exists = u.exists && u.image < images;
+          int const from = x - off + 8 * k + 2 * t;
+          mask[off][k][i] = (exists && unsigned(from) < unsigned(p.in.W) ? 0xffffu : 0u) |
+                            (exists && unsigned(from + 1) < unsigned(p.in.W) ? 0xffff0000u : 0u);
+        }
+    }
+  }
+  // Exchanges the two kinds of rows.
+  __device__ void turn() {
+#pragma unroll
+    for (int k = 0; k < count; ++k)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        uint32_t const other = mask[0][k][i];
+        mask[0][k][i] = mask[1][k][i], mask[1][k][i] = other;
+      }
+  }
+  __device__ uint32_t load(uint32_t word, int off, int k, int i) const {
+    return ptx::ld_shared(address[i] + word + 16 * k) & mask[off][k][i];
   }
 };
 
@@ -264,7 +336,6 @@ __device__ inline void for_each_item(Params const& p, int warp, int channel, uin
 template <class T, class Band, class Begin, class Walking>
 __device__ inline void for_each_band(Params const& p, int warp, int channel, uint32_t begin_item, uint32_t end,
                                      Begin const& begin, Walking const& walk) {
-  int const lane = int(threadIdx.x) % 32;
   uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes;
   make_planes_barriers(p.stages);
   PlanesItem at(p, begin_item), ahead = at;
@@ -275,6 +346,7 @@ __device__ inline void for_each_band(Params const& p, int warp, int channel, uin
   if (warp == 0)
 #pragma unroll 1
     for (uint32_t i = begin_item; i < end && i < begin_item + p.stages; ++i) fill(int(i - begin_item));
+  int const of_run = p.run_channels > 1 ? 0 : channel;
   int stage = 0, parity = 0, c0 = -1;
   uint32_t place = 0;
 #pragma unroll 1
@@ -283,34 +355,16 @@ __device__ inline void for_each_band(Params const& p, int warp, int channel, uin
     if (at.c0 != c0) begin(channel + (c0 = at.c0));
     ptx::mbarrier_wait(planes_barrier(stage), parity);
     walk(band.images,
-         uint32_t(stage * p.stage_bytes) + band.template in<T>(p, 0, c0 + channel).within() -
+         uint32_t(stage * p.stage_bytes) + band.template in<T>(p, 0, c0 + of_run).within() -
              uint32_t(band.h0 * p.in.W) * uint32_t(sizeof(T)),
-         place + band.template out<T>(p, 0, c0 + channel).within() - uint32_t(band.p0 * p.out_W) * uint32_t(sizeof(T)),
+         place + band.template out<T>(p, 0, c0 + of_run).within() - uint32_t(band.p0 * p.out_W) * uint32_t(sizeof(T)),
          PlanesStretch(p, warp, band.p0, int(p.pieces)));
     // The next outputs' place is free, the stage has been read, and these outputs are there.
     ptx::fence_proxy_async();
     if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
     __syncthreads();
-    auto run_at = [&](int run, auto const& store) {
-      int const image = run / p.channels, of = run - image * p.channels;
-      if (image >= band.images) return;
-      Run<T> const out = band.template out<T>(p, image, c0 + of);
-      store(out, outputs + place + image * p.image_bytes_y + of * p.channel_bytes_y + out.within());
-    };
-    // Elements at both ends of a run, by half a warp.
-    run_at(2 * warp + lane / 16, [&](Run<T> const& out, uint32_t from) {
-      uint32_t const i = lane % 8 * 2 + (lane % 16 < 8 ? 0 : out.head() + out.middle());
-      if (lane % 16 < 8 ? i < out.head() : i < out.bytes)
-        *reinterpret_cast<uint16_t*>(out.start + i) = ptx::ld_shared_u16(from + i);
-    });
-    if (warp == 0) {
-      run_at(lane, [&](Run<T> const& out, uint32_t from) {
-        if (out.middle() > 0)
-          ptx::cp_async_bulk_store(reinterpret_cast<void*>(out.start + out.head()), from + out.head(), out.middle());
-      });
-      ptx::cp_async_bulk_commit_group();
-      if (item + p.stages < end) fill(stage);
-    }
+    store_band<T>(p, band, c0, outputs + place, warp);
+    if (warp == 0 && item + p.stages < end) fill(stage);
     place = place == 0 ? uint32_t(p.images * p.image_bytes_y) : 0;
     if (++stage == p.stages) stage = 0, parity ^= 1;
   }
@@ -334,7 +388,8 @@ __device__ inline void if_spoilt(Params const& p, int warp, uint32_t begin, uint
   }
 }
 
-template <class T, int R, int stride, bool odd, bool words, bool bands = false>
+// Of rows of inputs of whole words.
+template <class T, int R, int stride, bool words, bool bands = false>
 __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
     gather_planes(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), turn = A * stride;
@@ -350,11 +405,11 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
   PlaneOutputs<T, 1, words> const out0(p, g, kStreamColumns, outputs, column);
   PlaneOutputs<T, 1, words> const out1(p, g + 8, kStreamColumns, outputs, column);
   auto inputs_of = [&](int images) {
-    return PlanePairs<1 + stride, odd>(p, p.in, images, column * stride - p.pad_w - p.shift, kStreamColumns * stride,
-                                       planes, p.image_bytes);
+    return PlanePairs<1 + stride, false>(p, p.in, images, column * stride - p.pad_w - p.shift, kStreamColumns * stride,
+                                         planes, p.image_bytes);
   };
   int present = p.images;
-  PlanePairs<1 + stride, odd> inputs = inputs_of(present);
+  PlanePairs<1 + stride, false> inputs = inputs_of(present);
   uint32_t band[R][stride][2];
   float bias = 0;
   uint32_t spoilt = 0;
@@ -404,8 +459,80 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
   if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { again<T, stride>(p, task); });
 }
 
+// fprop, and dgrad with stride 1, of rows of an odd number of elements.
+template <class T, int R>
+__global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 1))
+    turned_planes(__grid_constant__ Params const p) {
+  constexpr int A = R, turn = 2 * R;
+  int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
+  PlanesStretch const mine(p, warp);
+  uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
+  uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
+  uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
+  uint32_t const planes = planes_stages() + mine.channel * p.channel_bytes;
+  uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes + mine.channel * p.channel_bytes_y;
+  int const column = band_column(p, warp);
+  PlaneOutputs<T, 1, false> const out0(p, g, kStreamColumns, outputs, column);
+  PlaneOutputs<T, 1, false> const out1(p, g + 8, kStreamColumns, outputs, column);
+  int present = p.images, off = 0;
+  TurnedPairs<2> inputs(p, present, column);
+  uint32_t band[2][R][1][2];  // of the first row's kind, and the other
+  float bias = 0;
+  uint32_t spoilt = 0;
+  auto begin_channel = [&](int c) {
+    load_band<T>(p, c, band[0], off);
+    load_band<T>(p, c, band[1], 1 - off);
+    bias = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
+  };
+  auto walk = [&](int images, uint32_t stage, uint32_t place, PlanesStretch const& mine) {
+    int const h0 = mine.p0 - p.pad_h, steps = mine.rows > 0 ? mine.rows - 1 + R : 0;
+    uint32_t row = planes + stage + h0 * int(row_bytes) - 2 * p.pad_w, out = place + mine.p0 * out_row_bytes;
+    if (images != present) {
+      inputs = TurnedPairs<2>(p, present = images, column);
+      if (off) inputs.turn();
+    }
+    if ((row & 2) != 2 * off) {
+      off = 1 - off, inputs.turn();
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          uint32_t const other = band[0][r][0][i];
+          band[0][r][0][i] = band[1][r][0][i], band[1][r][0][i] = other;
+        }
+    }
+    float acc[A][4];  // of the rows of outputs that a row of inputs meets, each in its place till it is complete
+#pragma unroll 1
+    for (int first = 0; first < steps; first += turn) {
+#pragma unroll
+      for (int i = 0; i < turn; ++i, row += row_bytes) {
+        int const step = first + i;
+        if (step >= steps) break;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc[i % A][e] = 0;
+        if (unsigned(h0 + step) < unsigned(p.in.H)) {
+          uint32_t a[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) a[j] = inputs.load(row & ~3u, i % 2, j / 2, j % 2);
+#pragma unroll
+          for (int j = 0; j < A; ++j)
+            ptx::mma_m16n8k16<T>(acc[(i - j + 2 * A) % A], a[0], a[1], a[2], a[3], band[i % 2][j][0][0],
+                                 band[i % 2][j][0][1]);
+        }
+        if (step < R - 1) continue;
+        float const(&sum)[4] = acc[(i + 1) % A];
+        out0.store(out, 0, planes_pair<T>(sum[0] + bias, sum[1] + bias, spoilt));
+        out1.store(out, 0, planes_pair<T>(sum[2] + bias, sum[3] + bias, spoilt));
+        out += out_row_bytes;
+      }
+    }
+  };
+  for_each_band<T, Band<R, 1, false>>(p, warp, mine.channel, begin, end, begin_channel, walk);
+  if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { again<T, 1>(p, task); });
+}
+
 // dgrad with stride 2; see `spread`.
-template <class T, int R, bool odd, bool words, bool bands = false>
+template <class T, int R, bool odd, bool words>
 __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
     spread_planes(__grid_constant__ Params const p) {
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
@@ -413,14 +540,12 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
   uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
   uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
   uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
-  uint32_t const planes = planes_stages() + mine.channel * (bands ? p.channel_bytes : p.in.H * row_bytes);
-  uint32_t const outputs =
-      planes_stages() + p.stages * p.stage_bytes + mine.channel * (bands ? p.channel_bytes_y : p.out_H * out_row_bytes);
-  int const column = bands ? band_column(p, warp) : 0;
-  PlaneOutputs<T, 2, words> const out0(p, g, 2 * kStreamColumns, outputs, 2 * column);
-  PlaneOutputs<T, 2, words> const out1(p, g + 8, 2 * kStreamColumns, outputs, 2 * column);
+  uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
+  uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes + mine.channel * p.out_H * out_row_bytes;
+  PlaneOutputs<T, 2, words> const out0(p, g, 2 * kStreamColumns, outputs, 0);
+  PlaneOutputs<T, 2, words> const out1(p, g + 8, 2 * kStreamColumns, outputs, 0);
   auto inputs_of = [&](int images) {
-    return PlanePairs<2, odd>(p, p.in, images, column - p.pad_w - p.shift, kStreamColumns, planes, p.image_bytes);
+    return PlanePairs<2, odd>(p, p.in, images, -p.pad_w - p.shift, kStreamColumns, planes, p.image_bytes);
   };
   int present = p.images;
   PlanePairs<2, odd> inputs = inputs_of(present);
@@ -471,11 +596,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
       }
     }
   };
-  if constexpr (bands)
-    for_each_band<T, Band<R, 2, true>>(p, warp, mine.channel, begin, end, begin_channel, walk);
-  else
-    for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel,
-                     [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
+  for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel,
+                   [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
   if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { spread_again<T>(p, task); });
 }
 

@@ -37,6 +37,7 @@ struct Params {
   SumsTile sums;                                  // stream_sums.cuh
   int channel_bytes, channel_bytes_y, band_rows;  // of bands
   uint32_t bands;
+  int run_channels, unit_stretches;  // channels of a run of a band; stretches of one (stream_units.cuh)
 };
 
 // i * of_span >> 8 is i / span for i < 8 and span <= 8.
@@ -159,15 +160,15 @@ __device__ __noinline__ void again(Params const& p, uint32_t task, int first = 0
 // Rows of outputs that a row of inputs meets.
 constexpr int live(int R, int stride) { return (R + stride - 1) / stride; }
 
-// b[k][n] of each filter row: tap k - n * stride - shift.
+// b[k][n] of each filter row: tap k - n * stride - shift, of windows that begin `early` columns before.
 template <class T, int R, int stride>
-__device__ inline void load_band(Params const& p, int c, uint32_t (&band)[R][stride][2]) {
+__device__ inline void load_band(Params const& p, int c, uint32_t (&band)[R][stride][2], int early = 0) {
   int const lane = int(threadIdx.x) % 32;
 #pragma unroll
   for (int k = 0; k < stride; ++k)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      int const s = 16 * k + 8 * i + lane % 4 * 2 - lane / 4 * stride - p.shift;
+      int const s = 16 * k + 8 * i + lane % 4 * 2 - lane / 4 * stride - p.shift - early;
       T const* from = static_cast<T const*>(p.w) + c * p.w_k + s * p.w_s;
 #pragma unroll
       for (int r = 0; r < R; ++r, from += p.w_r) {
@@ -254,9 +255,9 @@ __device__ __noinline__ void spread_again(Params const& p, uint32_t task, int fi
 
 // Column 2 n + b of x meets, in column k of the window, tap 2 (n + (odd + b) / 2 + low - k) + (odd + b) % 2.
 template <class T, int R>
-__device__ inline void load_spread_band(Params const& p, int c, uint32_t (&band)[R][2][2]) {
+__device__ inline void load_spread_band(Params const& p, int c, uint32_t (&band)[R][2][2], int early = 0) {
   int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  int const odd = p.pad_left % 2, low = (p.S - 1) / 2 + p.shift;
+  int const odd = p.pad_left % 2, low = (p.S - 1) / 2 + p.shift + early;
 #pragma unroll
   for (int b = 0; b < 2; ++b)
 #pragma unroll
