@@ -196,6 +196,13 @@ CASES: tuple[Case, ...] = (
     Case("patches_1x20_by_9_padded", 3, 6, 2, 90, 40, 1, 20, stride=(1, 9), padding=(0, 3)),
     Case("patches_of_far_taps", 2, 8, 5, 300, 24, 3, 3, padding=(1, 140), dilation=(1, 140)),
     Case("taps_beyond_the_image", 2, 16, 20, 24, 20, 5, 3, (2, 1), padding=(50, 9), dilation=(25, 9)),
+    # dgrad of more phases than a launch takes; steps beyond the filter; far taps, of every other row and column
+    Case("phases_9x9_by_5", 2, 24, 33, 37, 20, 9, 9, (5, 5), (2, 3)),
+    Case("phases_3x7_by_6x5_dilated", 1, 40, 25, 31, 36, 3, 7, (6, 5), (1, 0), (2, 1)),
+    Case("steps_of_10_beyond_3x3", 2, 20, 33, 44, 24, 3, 3, (10, 10), (1, 2)),
+    Case("steps_beyond_a_dilated_filter", 1, 12, 40, 37, 20, 3, 2, (7, 9), (2, 0), (3, 2)),
+    Case("far_columns_in_two_parts", 1, 24, 9, 300, 20, 3, 3, padding=(1, 130), dilation=(1, 130)),
+    Case("far_taps_in_four_parts", 1, 16, 280, 290, 16, 3, 2, padding=(130, 66), dilation=(130, 132)),
     # few channels or filters
     Case("stem_3x3_stride2", 2, 3, 21, 70, 32, 3, 3, stride=(2, 2), padding=(1, 1)),
     Case("stem_7x7_stride2_72_filters", 1, 3, 22, 40, 72, 7, 7, stride=(2, 2), padding=(3, 3)),

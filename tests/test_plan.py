@@ -700,11 +700,13 @@ def test_strict_float32_weight_gradients_take_tensor_cores_by_tiles_that_fit(lay
 
 @pytest.mark.parametrize("op", OPS)
 def test_what_the_copy_engine_cannot_take_is_gathered(op: str) -> None:
-    beyond = (
-        Case("offset", 8, 64, 280, 280, 64, 3, 3, (1, 1), (1, 1), (128, 128)),  # (3 - 1) * 128 > 255
+    beyond = [
         Case("corner", 8, 64, 56, 56, 64, 3, 3, (1, 1), (130, 130)),  # a padding beyond 127
         Case("long steps", 8, 64, 112, 112, 128, 3, 3, (9, 9), (1, 1)),
-    )
+    ]
+    offset = Case("offset", 8, 64, 280, 280, 64, 3, 3, (1, 1), (1, 1), (128, 128))  # (3 - 1) * 128 > 255
+    prime = Case("prime offset", 8, 64, 280, 280, 64, 3, 3, (1, 1), (1, 1), (131, 131))  # no parts' taps are nearer
+    beyond.append(offset if op == "wgrad" else prime)
     for case in beyond:
         # Pixel by pixel from where they are, or into patches.
         gathered = named(op, case, torch.float16).startswith(f"igemm_{op}_")
@@ -715,7 +717,32 @@ def test_what_the_copy_engine_cannot_take_is_gathered(op: str) -> None:
         most_phases_empty = op == "dgrad" and case.stride[0] > case.R  # mostly zeros to store
         assert name.startswith((f"igemm_{op}_f32", f"tma_{op}_f32")) or most_phases_empty, (case, name)
     many = Case("phases", 8, 64, 60, 60, 64, 5, 5, (5, 5), (2, 2))  # 25 phases of dgrad
-    assert named(op, many, torch.float16).startswith("igemm_" if op == "dgrad" else "tma_")
+    assert named(op, many, torch.float16).startswith("tma_")
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float32), ids=("f16", "tf32"))
+def test_what_the_copy_engine_takes_in_parts_is_not_gathered(dtype: torch.dtype) -> None:
+    overlapping = Case("25 phases", 8, 64, 256, 256, 128, 9, 9, (5, 5))
+    far = Case("far taps", 4, 128, 256, 256, 128, 3, 3, (1, 1), (140, 140), (140, 140))
+    for op, case in (("dgrad", overlapping), ("dgrad", far), ("fprop", far)):
+        for layout in ("nchw", "nhwc"):
+            row, *_ = ask(op, case, dtype, layout, allow_tf32=True)
+            assert ROWS[row].startswith(f"tma_{op}_"), (op, case, layout)
+        assert packed(op, case, *meta(case, dtype, "nhwc"), allow_tf32=True) == "", (op, case)
+
+
+@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
+def test_dgrad_of_steps_beyond_the_filter_is_one_product_of_patches(layout: str) -> None:
+    for case in (
+        Case("3x3 by 10", 16, 67, 100, 100, 133, 3, 3, (10, 10)),
+        Case("7x7 by 7", 32, 64, 224, 224, 64, 7, 7, (7, 7)),
+        Case("dilated", 8, 128, 96, 96, 256, 3, 3, (7, 7), (2, 2), (3, 3)),
+    ):
+        for dtype in (torch.float16, torch.float32):
+            tensors = meta(case, dtype, layout)
+            name = ROWS[plan("dgrad", case, *tensors, allow_tf32=True)[0]]
+            assert name.startswith("tma_dgrad_"), (case, name)
+            assert "x" in packed("dgrad", case, *tensors, allow_tf32=True), case
 
 
 def large_dense_cases(count: int) -> list[Case]:

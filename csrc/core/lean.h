@@ -27,11 +27,11 @@ constexpr int64_t lean_clusters(int splits) {
 constexpr bool lean_large(DType t, int tile_m, int tile_n) { return t != DType::f32 && tile_m * tile_n > 64 * 128; }
 constexpr bool lean_large(Row const& row) { return lean_large(row.dtype, row.tile_m, row.tile_n); }
 
-// Does a row's tile take 1x1 filters over NCHW, in place? Those of 64 by 64 or 128 do, in TF32 not dgrad
-// (tma_lean_tf32.cuh), and of larger tiles fprop and dgrad by 128 by 128 or 192.
+// Does a row's tile take 1x1 filters over NCHW, in place? Those of 64 by 64 or 128 do, and of larger tiles fprop and
+// dgrad by 128 by 128 or 192.
 constexpr bool lean_plane_tile(Row const& row, Problem const& p) {
   bool const large = lean_large(row) && row.op != Op::wgrad && row.tile_m == 128;
-  if (row.tile_n < 64 || (row.tile_m != 64 && !large) || (p.dtype == DType::f32 && row.op == Op::dgrad)) return false;
+  if (row.tile_n < 64 || (row.tile_m != 64 && !large)) return false;
   // A few tiles and steps, which 32 bits count.
   return double(p.N) * double(p.H) * double(p.W) < 1e7 && max64(p.C, p.K) < 65536;
 }
@@ -52,6 +52,11 @@ constexpr bool lean_gathers(Row const& row, Problem const& p) {
   return p.w.c == 1 && channel_vectors(p.w, p.w_align, p.C, 8, p.dtype) && !pointwise_supports(row.op, p);
 }
 
+// TF32's dgrad over NCHW is fprop of filters with contiguous k, which are packed so.
+constexpr bool lean_turns_filters(Row const& row) {
+  return row.variant == Variant::lean && row.op == Op::dgrad && row.dtype == DType::f32;
+}
+
 // Does a row run 1x1 filters over NCHW, in place?
 constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
   if (!lean_plane_tile(row, p)) return false;
@@ -59,7 +64,8 @@ constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
   int const v = 16 / size_of(p.dtype);
   if (channel_vectors(p.x, p.x_align, p.C, v, p.dtype) && channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
     return false;
-  return pointwise_supports(row.op, p) && p.w.c == 1 && channel_vectors(p.w, p.w_align, p.C, v, p.dtype);
+  if (!pointwise_supports(row.op, p)) return false;
+  return lean_turns_filters(row) ? turned_lines(row.op, p) : channel_vectors(p.w, p.w_align, p.C, v, p.dtype);
 }
 
 // Tiles of wgrad, and steps of a tile.
@@ -183,12 +189,13 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   if (lean_large(row))
     return lean_takes_planes(row, p) ? lean_large_planes_estimate(row, p) : lean_large_estimate(row, p);
   if (row.op == Op::wgrad && p.dtype == DType::f32) return lean_sums_estimate(row, p);
-  bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad, tf32 = p.dtype == DType::f32;
-  bool const planes = lean_takes_planes(row, p);
+  bool const tf32 = p.dtype == DType::f32, planes = lean_takes_planes(row, p);
+  bool const turns = planes && lean_turns_filters(row);
+  bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad && !turns;
   // dgrad's tiles of 64x64 are half as wide for up to 32 channels.
   double const TM = row.tile_m, TN = dgrad && !tf32 && row.tile_n == 64 && p.C <= 32 && !planes ? 32 : row.tile_n;
   double const area = TM * TN;
-  int64_t const taps = p.R * p.S, line = 128 / size_of(p.dtype), C = dgrad ? p.K : p.C;
+  int64_t const taps = p.R * p.S, line = 128 / size_of(p.dtype), C = dgrad || turns ? p.K : p.C;
   int64_t const image = p.H * p.W;
   int64_t const steps = wgrad ? lean_wgrad_steps(row, p) : ceil_div(C, line) * taps;
   int64_t const tiles = lean_tiles(row, p);
@@ -228,7 +235,7 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     if (taps == 1 && area >= 64 * 128 && each > (area > 64 * 128 ? 1 : 2))
       ns *= area > 64 * 128 && each > 2 ? 1.17 : 1.12;
     // As measured: boxes of filters whose channels end within them.
-    if (planes && !wgrad && p.C % 64 != 0)
+    if (planes && !wgrad && (turns ? p.K : p.C) % 64 != 0)
       ns += double(tiles) / 132 * (dgrad ? double(steps) / double(ceil_div(p.C, 64)) : 1) * 600;
     // As measured beside the other rows that take planes.
     if (planes)

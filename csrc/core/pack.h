@@ -206,6 +206,11 @@ constexpr Packed packed_igemm_tf32(Op op, Problem const& p) {
   return q;
 }
 
+// Does lean run dgrad of 1x1 filters over NCHW with filters whose k are made contiguous?
+constexpr bool packs_turned_filters(Row const& row, Problem const& p) {
+  return lean_turns_filters(row) && p.R * p.S == 1 && !lean_supports(row, p);
+}
+
 constexpr Packed packed(Row const& row, Problem const& p) {
   if (row.family == Family::simt) return packed_simt(row, p);
   if (row.family == Family::igemm) return row.dtype == DType::f32 ? packed_igemm_tf32(row.op, p) : packed_igemm(p);
@@ -217,6 +222,11 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     q.problem.w = op == Op::dgrad ? Strides{1, packed_w_channels(p.K, p.dtype), 0, 0}
                                   : Strides{packed_w_channels(p.C, p.dtype), 1, 0, 0};
     q.problem.w_align = 16;
+    return q;
+  }
+  if (packs_turned_filters(row, p)) {
+    Packed q{{false, true, false}, p};
+    q.problem.w = {1, packed_w_channels(p.K, p.dtype), 0, 0}, q.problem.w_align = 16;
     return q;
   }
   if (row.variant == Variant::lean || is_matrix(row) || is_tf32_planes(row)) return {{}, p};
@@ -257,6 +267,7 @@ constexpr double activation_bytes(Problem const& p) {
 
 constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.K == 0) return false;
+  if (packs_turned_filters(row, p)) return lean_takes_planes(row, packed(row, p).problem);
   // Launches that pack cost more than it gains; images that are packed have rows of their own.
   if (row.variant == Variant::lean || is_matrix(row) || is_planes_wgrad(row)) return false;
   if (row.family == Family::grouped) {

@@ -1,7 +1,7 @@
 // Patches: what a filter meets at a pixel is copied to the workspace, patch by patch, in the order of the filters'
 // memory and padded with zeros to whole vectors, and the rows of tma and tma_strict run the product of matrices that is
 // left: a 1x1 filter over patches. For filters of few channels that step by their own size, as in the first layer of a
-// vision transformer, and for what the copy engine does not take: long steps, far taps.
+// vision transformer, and for what the copy engine does not take: long steps, far taps. dgrad's patches share no input.
 #pragma once
 
 #include "merged.h"
@@ -9,6 +9,8 @@
 namespace conv2d_ext {
 
 inline constexpr int kPatchMostChannels = 4;  // more of them fill the lines of packed copies well enough
+
+inline constexpr int kPartLeastChannels = 16;  // of fprop's parts, whose steps take 32 and more
 
 // Are a filter's weights dense, and in the order channel, row, column?
 constexpr bool patch_channels_first(Problem const& p) {
@@ -20,10 +22,23 @@ constexpr int64_t patch_elements(Problem const& p) { return p.C * p.R * p.S; }
 constexpr int64_t patch_length(Problem const& p) { return round_up(patch_elements(p), 16 / size_of(p.dtype)); }
 constexpr bool patch_pads(Problem const& p) { return patch_length(p) != patch_elements(p); }
 
-// Is every input in one patch at most?
+// Do the filters step by their own size?
 constexpr bool patch_steps(Problem const& p) {
   return p.stride_h == p.R && p.stride_w == p.S && p.dilation_h == 1 && p.dilation_w == 1 && p.pad_top == 0 &&
          p.pad_bottom == 0 && p.pad_left == 0 && p.pad_right == 0;
+}
+
+// Is every input in one patch at most? Then no two taps are a multiple of the stride apart, or further than all pixels.
+constexpr bool patches_apart(Problem const& p) {
+  auto axis = [](int64_t taps, int64_t stride, int64_t dilation, int64_t pixels) {
+    return taps * gcd64(dilation, stride) <= stride || (pixels - 1) * stride < dilation;
+  };
+  return axis(p.R, p.stride_h, p.dilation_h, p.P()) && axis(p.S, p.stride_w, p.dilation_w, p.Q());
+}
+
+// dgrad of so many phases is not for one launch of tma.
+constexpr bool patch_many_phases(Problem const& p) {
+  return phases_of(p.H, p.stride_h) * phases_of(p.W, p.stride_w) > kMaxPhases;
 }
 
 constexpr bool is_patches(Row const& row, Problem const& p) {
@@ -31,9 +46,12 @@ constexpr bool is_patches(Row const& row, Problem const& p) {
   if (is_pointwise(row) || is_matrix(row) || row.variant == Variant::nchw || p.groups != 1 || p.C < 1 || p.N == 0 ||
       p.K == 0 || p.P() == 0 || p.Q() == 0)
     return false;
-  bool const steps = patch_steps(p) && p.R * p.S > 1;
-  if (engine_takes(p) && !(steps && p.C <= kPatchMostChannels)) return false;
-  if (row.op == Op::dgrad && !steps) return false;  // would be sums of rounded products
+  bool const steps = patch_steps(p) && p.R * p.S > 1, backward = row.op == Op::dgrad;
+  bool const taken = engine_takes(p) && !(backward && patch_many_phases(p));
+  // Parts copy nothing.
+  if (row.op == Op::fprop && p.C >= kPartLeastChannels && parts_of(row, p).count() > 0) return false;
+  if (taken && !(steps && p.C <= kPatchMostChannels)) return false;
+  if (backward && !patches_apart(p)) return false;  // would be sums of rounded products
   double const patches = double(p.N) * double(p.P()) * double(p.Q());
   if (patches * double(patch_length(p)) * size_of(p.dtype) > kMaxPackedBytes) return false;
   bool const channels_last = (p.C == 1 || p.w.c == 1) && (p.R == 1 || p.w.h == p.S * p.C) && (p.S == 1 || p.w.w == p.C);
@@ -92,13 +110,31 @@ constexpr bool patch_vectors(Problem const& p) {
   return (whole(p.C) && whole(p.x.w)) || (unpadded && p.x.w == p.C && whole(p.stride_w * p.x.w) && whole(p.S * p.C));
 }
 
+// Is every input in a patch?
+constexpr bool patch_fills(Problem const& p) { return patch_steps(p) && p.P() * p.R == p.H && p.Q() * p.S == p.W; }
+
+// Is dgrad's result written along rows of planes, each pixel from its patch?
+inline constexpr int64_t kMostFilledColumns = 4096;
+constexpr bool patch_fills_planes(Problem const& p) {
+  double const rows = double(p.N) * double(p.C) * double(p.H);
+  return p.x.w == 1 && p.W > 1 && p.W <= kMostFilledColumns && p.x.c != 1 && !patch_vectors(p) && rows < 4e9 &&
+         double(p.Q()) * double(patch_length(p)) < 2e9;
+}
+
 // Elements of 2 bytes that are moved one by one: as measured, of NCHW and channels_last.
 constexpr double patch_ns(Row const& row, Problem const& p) {
   if (!is_patches(row, p)) return 0;
-  bool const singly = size_of(p.dtype) == 2 && !patch_vectors(p);
-  double const each = !singly ? 0 : row.op != Op::dgrad ? 0.0016 : p.x.c == 1 ? 0.004 : 0.0085;
+  bool const singly = size_of(p.dtype) == 2 && !patch_vectors(p), backward = row.op == Op::dgrad;
+  bool const planes = backward && patch_fills_planes(p);
+  double const each = !singly || planes ? 0 : !backward ? 0.0016 : 0.004;
   double const elements = double(p.N) * double(p.P()) * double(p.Q()) * double(patch_length(p));
-  return (patch_pads(p) ? 7000 : 4000) + double(patch_bytes(row, p)) * 2 / 2500 + elements * each;
+  double const patches_ns = double(patch_bytes(row, p)) * (backward ? (planes ? 0.4 : 0.5) : 0.8) / 1000;
+  // Whole rows of planes, of which each costs as measured; or zeros beforehand.
+  double const x_bytes = double(p.N) * double(p.C) * double(p.H) * double(p.W) * size_of(p.dtype);
+  double const filled_ns = planes ? x_bytes / 3500 + double(p.N) * double(p.C) * double(p.H) * 0.22
+                           : !backward || patch_fills(p) ? 0
+                                                         : 2000 + x_bytes / 3000;
+  return (patch_pads(p) ? 7000 : 4000) + patches_ns + elements * each + filled_ns;
 }
 
 }  // namespace conv2d_ext

@@ -62,7 +62,8 @@ Plan best_plan(Op op, Problem const& p, Device const& d) {
 Road road_of(Plan const& plan, Problem const& p) {
   Row const& row = kRows[plan.kernel];
   Packing const which = packing(row, p);
-  return {which.x + 2 * which.w + 4 * which.y, depthwise_turns(row, p), depthwise_turn(row, p)};
+  return {which.x + 2 * which.w + 4 * which.y, parts_of(row, p).count() > 0, depthwise_turns(row, p),
+          depthwise_turn(row, p)};
 }
 
 }  // namespace conv2d_ext

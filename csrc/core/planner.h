@@ -13,9 +13,11 @@ double row_ns(int index, Op op, Problem const& p, Device const& d);  // of a row
 Plan plan_of_row(int index, Op op, Problem const& p, Device const& d);
 Plan best_plan(Op op, Problem const& p, Device const& d);
 
-// How the row of a plan runs: on copies of x (1), w (2) and y (4), or in turns of a smaller problem.
+// How the row of a plan runs: on copies of x (1), w (2) and y (4), in parts of its own, or in turns of a smaller
+// problem.
 struct Road {
   int copies = 0;
+  bool parts = false;
   int64_t turns = 1;
   Problem turn;
 };

@@ -47,6 +47,7 @@ struct Tensor {
 struct Params {
   Tensor tensor[3];  // with the bias
   int32_t count;
+  bool early;  // the launch behind may begin before this one ends
 };
 
 // Shared memory, words. Every eighth line is followed by one more word: vectors of pixels meet few banks twice.
@@ -300,7 +301,8 @@ template <class T, bool unpack>
 __global__ void __launch_bounds__(kThreads, kBlocks) pack_kernel(__grid_constant__ Params const p) {
   constexpr int per_word = 4 / int(sizeof(T));
   __shared__ Tables tables;
-  if constexpr (!unpack) ptx::griddepcontrol_launch_dependents();
+  if constexpr (!unpack)
+    if (p.early) ptx::griddepcontrol_launch_dependents();
   int which = p.count - 1;
   while (blockIdx.x < p.tensor[which].first_block) --which;
   Tensor const& t = p.tensor[which];

@@ -1,4 +1,4 @@
-// The one place where packed operands are launched, whatever the row.
+// The one place where packed operands and parts of problems are launched, whatever the row.
 #pragma once
 
 #include "launch.h"

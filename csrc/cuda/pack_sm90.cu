@@ -62,6 +62,10 @@ pack::Tensor tensor_of(void* plain, void* packed, Strides const& s, int align, i
   return t;
 }
 
+// Blocks that pack, of an SM, beyond which a launch behind that wants its blocks beside each other waits for all: else
+// they would be where SMs become free first.
+constexpr int64_t kEarlyBlocks = 8;
+
 // Blocks that unpack, which gain nothing if they are spread.
 constexpr int64_t kTooFew = 32;
 
@@ -96,6 +100,33 @@ struct Launch {
     return cudaGetLastError();
   }
 };
+
+// The row on the problem as it is, or on its parts.
+cudaError_t launch_in_place(Launcher row, Op op, Problem const& p, Plan plan, Arguments const& given,
+                            cudaStream_t stream) {
+  Row const& entry = row_of(plan);
+  Parts const parts = parts_of(entry, p);
+  if (parts.count() == 0) return row(p, plan, given, stream);
+  int const size = size_of(p.dtype);
+  for (int64_t i = 0; i < parts.count(); ++i) {
+    if (part_of(parts, i).problem.R > 0) continue;
+    auto const bytes = size_t(span_of(p.x, p.N, p.C, p.H, p.W)) * size;  // dense
+    if (auto const error = cudaMemsetAsync(given.out, 0, bytes, stream)) return error;
+    break;
+  }
+  for (int64_t i = 0; i < parts.count(); ++i) {
+    Part const part = part_of(parts, i);
+    if (part.problem.R == 0) continue;
+    Arguments args = given;
+    bool const forward = op == Op::fprop;
+    args.a = static_cast<char const*>(given.a) + (forward ? part.x : part.y) * size;
+    args.b = static_cast<char const*>(given.b) + part.w * size;
+    args.out = static_cast<char*>(given.out) + (forward ? part.y : part.x) * size;
+    plan.split_k = in_place_estimate(entry, op, part.problem, h200_sxm).split_k;
+    if (auto const error = row(part.problem, plan, args, stream)) return error;
+  }
+  return cudaSuccess;
+}
 
 cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& plan, Arguments const& given,
                             cudaStream_t stream) {
@@ -134,18 +165,20 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
   } else if (op == Op::dgrad) {
     args.a = add(q.which.y, false, given.a, at.y, p.y, p.y_align, y);
     // For 1x1 filters over NCHW, k is to be contiguous.
-    args.b = is_pointwise(entry) ? add(q.which.w, false, given.b, at.w, {0, p.w.n, 0, p.w.c}, p.w_align,
-                                       {1, 1, 1, p.K, packed_w_channels(p.K, p.dtype), 1, 1, p.C})
-                                 : add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
+    args.b = is_pointwise(entry) || packs_turned_filters(entry, p)
+                 ? add(q.which.w, false, given.b, at.w, {0, p.w.n, 0, p.w.c}, p.w_align,
+                       {1, 1, 1, p.K, packed_w_channels(p.K, p.dtype), 1, 1, p.C})
+                 : add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
     args.out = add(q.which.x, true, given.out, at.x, p.x, p.x_align, x);
   } else {
     args.a = add(q.which.x, false, given.a, at.x, p.x, p.x_align, x);
     args.b = add(q.which.y, false, given.b, at.y, p.y, p.y_align, y);
     args.out = add(q.which.w, true, given.out, at.w, p.w, p.w_align, w);
   }
+  in.params.early = in.blocks <= kEarlyBlocks * 132 || !wants_neighbours(entry);
   cudaError_t error = in.run<false>(size, stream);
   if (error != cudaSuccess) return error;
-  if ((error = row(c, plan, args, stream)) != cudaSuccess) return error;
+  if ((error = launch_in_place(row, op, c, plan, args, stream)) != cudaSuccess) return error;
   return out.run<true>(size, stream);
 }
 

@@ -1,4 +1,5 @@
-// Copies images in any strides to padded patches and back (core/patch.h). A thread moves 16 bytes of a patch.
+// Copies images in any strides to padded patches and back (core/patch.h). A thread moves 16 bytes of a patch, or, back
+// to planes, fills pixels that lie side by side.
 #pragma once
 
 #include "../core/patch.h"
@@ -8,6 +9,7 @@
 namespace conv2d_ext::patch {
 
 constexpr int kThreads = 256;
+constexpr int kFilledRows = 4;  // of a warp
 
 struct Params {
   void* image;
@@ -18,6 +20,7 @@ struct Params {
   int length;                    // 16 bytes of a patch
   bool channels_first, vectors;  // vectors: 16 bytes of a patch lie together in the image
   int64_t count;                 // of 16 bytes
+  uint32_t rows;                 // of all planes
 };
 
 template <class T, bool back>
@@ -43,10 +46,11 @@ __global__ void __launch_bounds__(kThreads) copy(__grid_constant__ Params const 
   uint4* const packed = static_cast<uint4*>(p.patches) + i;
   if (p.vectors) {
     auto* const plain = reinterpret_cast<uint4*>(address());
-    if constexpr (back)
-      *plain = *packed;
-    else
+    if constexpr (back) {
+      if (plain != nullptr) *plain = *packed;
+    } else {
       *packed = plain != nullptr ? *plain : make_uint4(0, 0, 0, 0);
+    }
     return;
   }
   Vector<T, lanes> v;
@@ -70,6 +74,61 @@ __global__ void __launch_bounds__(kThreads) copy(__grid_constant__ Params const 
   if constexpr (!back) *packed = *reinterpret_cast<uint4 const*>(&v);
 }
 
+// The patch and the tap that meet a coordinate of one axis, counted from the padding; no patch: `count`.
+struct Met {
+  int patch, tap;
+  __device__ Met(int at, int taps, int stride, int dilation, int count) : patch(count), tap(0) {
+    for (; tap < taps && at >= 0; ++tap, at -= dilation)
+      if (at % stride == 0 && at / stride < count) {
+        patch = at / stride;
+        return;
+      }
+  }
+};
+
+// Each warp fills rows of planes, V pixels of a lane at a time. Where a column's pixels are in the patches of a row is
+// worked out once.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads) fill_planes(__grid_constant__ Params const p) {
+  __shared__ alignas(16) int columns[kMostFilledColumns];  // -1: in no patch
+  int const elements = p.length * (16 / int(sizeof(T)));
+  for (int w = int(threadIdx.x); w < p.W; w += kThreads) {
+    Met const at(w + p.pad_left, p.S, p.stride_w, p.dilation_w, p.Q);
+    columns[w] = at.patch < p.Q ? at.patch * elements + at.tap * (p.channels_first ? 1 : p.C) : -1;
+  }
+  __syncthreads();
+  uint32_t const first = (blockIdx.x * (kThreads / 32) + threadIdx.x / 32) * kFilledRows;
+  for (uint32_t i = first; i < first + kFilledRows && i < p.rows; ++i) {
+    uint32_t const plane = i / uint32_t(p.H), n = plane / uint32_t(p.C);
+    int const h = int(i - plane * p.H), c = int(plane - n * p.C);
+    Met const at(h + p.pad_top, p.R, p.stride_h, p.dilation_h, p.P);
+    T const* const from = static_cast<T const*>(p.patches) + (int64_t(n) * p.P + at.patch) * p.Q * elements +
+                          (p.channels_first ? (c * p.R + at.tap) * p.S : at.tap * p.S * p.C + c);
+    T* const to = static_cast<T*>(p.image) + n * p.n + c * p.c + h * p.h;
+#pragma unroll 4
+    for (int w = int(threadIdx.x) % 32 * V; w < p.W; w += 32 * V) {
+      Vector<int, V> const column = *reinterpret_cast<Vector<int, V> const*>(columns + w);
+      Vector<T, V> v = {};
+#pragma unroll
+      for (int k = 0; k < V; ++k)
+        if (at.patch < p.P && column.v[k] >= 0) v.v[k] = from[column.v[k]];
+      *reinterpret_cast<Vector<T, V>*>(to + w) = v;
+    }
+  }
+}
+
+// Of rows without gaps, which are written once, whole.
+template <class T>
+cudaError_t launch_planes(Params p, Problem const& problem, cudaStream_t stream) {
+  auto fits = [&](int v) {
+    return p.W % v == 0 && p.n % v == 0 && p.c % v == 0 && p.h % v == 0 && problem.x_align >= v * int(sizeof(T));
+  };
+  p.rows = uint32_t(problem.N * problem.C * problem.H);
+  auto* const kernel = fits(4) ? fill_planes<T, 4> : fits(2) ? fill_planes<T, 2> : fill_planes<T, 1>;
+  kernel<<<unsigned(ceil_div(p.rows, kFilledRows * (kThreads / 32))), kThreads, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
 // back: of patches that share no input; what none has is set to zero.
 template <bool back>
 cudaError_t launch(Problem const& problem, void const* image, void* patches, cudaStream_t stream) {
@@ -87,7 +146,9 @@ cudaError_t launch(Problem const& problem, void const* image, void* patches, cud
   p.count = problem.N * problem.P() * problem.Q() * p.length;
   p.channels_first = patch_channels_first(problem);
   p.vectors = patch_vectors(problem);
-  if (back && (problem.P() * problem.R != problem.H || problem.Q() * problem.S != problem.W)) {
+  if (back && patch_fills_planes(problem))
+    return size == 2 ? launch_planes<uint16_t>(p, problem, stream) : launch_planes<uint32_t>(p, problem, stream);
+  if (back && !patch_fills(problem)) {
     auto const bytes = size_t(problem.N * problem.C * problem.H * problem.W * size);
     if (auto const error = cudaMemsetAsync(p.image, 0, bytes, stream)) return error;
   }

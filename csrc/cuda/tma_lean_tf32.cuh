@@ -269,6 +269,13 @@ cudaError_t launch_lean_turned_planes(Problem const& p, Plan const& plan, Argume
                                          stream);
 }
 
+// dgrad of 1x1 filters as fprop.
+inline Problem as_fprop(Problem const& p) {
+  Problem q = p;
+  q.C = p.K, q.K = p.C, q.x = p.y, q.y = p.x, q.w.n = p.w.c, q.w.c = p.w.n;
+  return q;
+}
+
 // TM filters by TN channels of a tap.
 template <int TM, int TN>
 cudaError_t launch_lean_sums(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
@@ -296,6 +303,8 @@ cudaError_t launch_lean_sums(Problem const& p, Plan const& plan, Arguments const
 template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch_lean_tf32(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   if constexpr (op == Op::dgrad) {
+    if constexpr (TM == 64)
+      if (lean_takes_planes(row_of(plan), p)) return launch_lean_turned_planes<TM, TN>(as_fprop(p), plan, args, stream);
     return launch_lean_turned<TM, TN>(p, plan, args, stream);
   } else {
     bool const planes = TM == 64 && TN >= 64 && lean_takes_planes(row_of(plan), p);

@@ -239,6 +239,7 @@ struct PrepareParams {
   int32_t taps, lines, blocks;  // lines: of a channel and tap; blocks: of 32 channels
   int64_t tiles;
   int64_t k, r, s, g;  // element strides of w; g: from a group to the next
+  bool early;          // the launch behind may begin before this one ends
 };
 
 // A tile of 32 channels and a line of one tap passes through shared memory.
@@ -246,7 +247,7 @@ template <int threads>
 __global__ void __launch_bounds__(threads) prepare_kernel(__grid_constant__ PrepareParams const p) {
   static_assert(threads == 256);
   __shared__ float tile[32][kTf32Line + 1];  // channel, filter
-  ptx::griddepcontrol_launch_dependents();
+  if (p.early) ptx::griddepcontrol_launch_dependents();
   int const i = int(threadIdx.x) / 8, j = int(threadIdx.x) % 8 * 4;
   for (int64_t t = blockIdx.x; t < p.tiles; t += gridDim.x) {
     int64_t line = t, tap = divide(line, p.lines), block = divide(tap, p.taps), group = divide(block, p.blocks);
@@ -282,6 +283,10 @@ cudaError_t launch_raw(Params& p, Problem const& problem, void const* filters, i
   return cudaGetLastError();
 }
 
+// Beyond, what the launch behind would gain by an early begin is less than it loses: its blocks would be where SMs
+// become free first, and neighbours, which read the same lines, no longer beside each other.
+constexpr double kEarlyFlops = 1e10;
+
 // Turns the filters of dgrad. `filters` and `of_filters` then are the copy, at the beginning of the workspace.
 inline cudaError_t prepare(Params& p, void const*& filters, Problem& of_filters, Problem const& problem, int sm_count,
                            cudaStream_t stream) {
@@ -293,6 +298,7 @@ inline cudaError_t prepare(Params& p, void const*& filters, Problem& of_filters,
   q.lines = int32_t(ceil_div(K, kTf32Line)), q.blocks = int32_t(ceil_div(rows, 32));
   q.tiles = problem.groups * q.blocks * taps * q.lines;
   q.k = w.n, q.r = w.h, q.s = w.w, q.g = K * w.n;
+  q.early = problem.flops() < kEarlyFlops;
   prepare_kernel<256><<<unsigned(min64(q.tiles, sm_count * 8)), 256, 0, stream>>>(q);
   int64_t const row = q.lines * kTf32Line;
   filters = q.out, of_filters.C = row * problem.groups, of_filters.K = rows * problem.groups;

@@ -116,7 +116,7 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
   Launcher const launcher = kLaunchers[plan.kernel];
   Road const road = road_of(plan, p);
   auto const on = static_cast<cudaStream_t>(stream);
-  if (road.copies != 0) {
+  if (road.copies != 0 || road.parts) {
     check_cuda(op_name, launch_packed(launcher, op, p, plan, args, on));
     return out;
   }
