@@ -51,7 +51,7 @@ def modes(dtype: torch.dtype) -> tuple[bool, ...]:
     return (False, True) if dtype == torch.float32 else (False,)
 
 
-TF32_FAMILIES = ("tma_", "grouped_", "stem_", "pixels_")
+TF32_FAMILIES = ("tma_", "grouped_", "stem_", "pixels_", "igemm_")
 
 
 def rows_of(planned: list[int], tf32: bool) -> list[int]:
