@@ -742,7 +742,8 @@ def test_dgrad_of_steps_beyond_the_filter_is_one_product_of_patches(layout: str)
             tensors = meta(case, dtype, layout)
             name = ROWS[plan("dgrad", case, *tensors, allow_tf32=True)[0]]
             assert name.startswith("tma_dgrad_"), (case, name)
-            assert "x" in packed("dgrad", case, *tensors, allow_tf32=True), case
+            in_place = layout == "nhwc" and case.stride[1] == case.S  # core/folded.h: its columns become channels
+            assert in_place != ("x" in packed("dgrad", case, *tensors, allow_tf32=True)), case
 
 
 def large_dense_cases(count: int) -> list[Case]:
