@@ -89,11 +89,13 @@ def depthwise(N: int, C: int, H: int, R: int, stride: int = 1, dilation: int = 1
 
 
 STRIDED = depthwise(64, 96, 28, 3, 2)
+ODD_STRIDED = depthwise(32, 192, 75, 5, 2)
 DILATED = depthwise(32, 256, 32, 3, 1, 2)
 TRIPLE = depthwise(64, 96, 56, 3, 3)  # a stride of 3
 ODD_TRIPLE = depthwise(32, 128, 57, 3, 3)  # and rows that no vector fits
 LONG_ROWS = Case("dw", 4, 64, 64, 3000, 64, 11, 11, (3, 3), (4, 4), (2, 2), 64, bias=False)  # too long to be staged
 FAR = Case("dense", 4, 128, 64, 300, 128, 3, 3, (1, 1), (1, 140), (1, 140), bias=False)  # beyond im2col's reach
+PATCHES = Case("dense", 32, 64, 224, 224, 64, 7, 7, (7, 7), bias=False)
 UNPADDED = Case("dw", 16, 64, 512, 512, 64, 3, 3, groups=64, bias=False)  # KernelBench's 82
 
 ENTRIES = (
@@ -146,6 +148,7 @@ ENTRIES = (
     Entry("pack", "pack::pack_kernel", "dgrad", "L08", "fp16", "nchw", "tma"),
     Entry("pack", "pack::pack_kernel", "fprop", "L06", "tf32", "nchw", "halo"),
     Entry("patch", "patch::copy", "fprop", "L31", "fp16", "nchw"),
+    Entry("patch", "patch::fill_planes", "dgrad", PATCHES, "fp16", "nchw", "tma"),
     Entry("pixels", "pixels::main_kernel", "fprop", "L07", "tf32", "nchw", "pixels"),
     Entry("pixels", "pixels::prepare_kernel", "fprop", "L07", "tf32", "nchw", "pixels"),
     Entry("pixels_runs", "pixel_runs::main_kernel", "fprop", dense(4, 3072, 40, 672, 1), "fp16", "nchw", "256x160"),
@@ -255,9 +258,12 @@ ENTRIES = (
     Entry("stream", "stream::gather", "fprop", "L26", "fp16", "nchw", "stream"),
     Entry("stream", "stream::spread", "dgrad", "L20", "fp16", "nchw", "stream"),
     Entry("stream", "stream::wgrad", "wgrad", "L21", "fp16", "nchw", "stream"),
-    Entry("stream_planes", "stream::gather_planes", "fprop", "L24", "fp16", "nchw", "stream"),
+    Entry("stream_planes", "stream::gather_planes", "fprop", depthwise(64, 480, 14, 3), "fp16", "nchw", "stream"),
+    Entry("stream_planes", "stream::turned_planes", "fprop", "L24", "fp16", "nchw", "stream"),
     Entry("stream_planes", "stream::wgrad_planes", "wgrad", "L24", "fp16", "nchw", "stream"),
     Entry("stream_planes", "stream::spread_planes", "dgrad", STRIDED, "fp16", "nchw", "stream"),
+    Entry("stream_units", "stream::gather_units", "fprop", ODD_STRIDED, "fp16", "nchw", "stream"),
+    Entry("stream_units", "stream::spread_units", "dgrad", ODD_STRIDED, "fp16", "nchw", "stream"),
     Entry("stream_sums", "stream::sum_planes", "wgrad", STRIDED, "fp16", "nchw", "stream"),
     Entry("stream_ring", "stream::gather_ring", "fprop", depthwise(64, 96, 57, 3), "fp16", "nchw", "stream"),
     Entry("stream_ring", "stream::spread_ring", "dgrad", depthwise(64, 96, 113, 3, 2), "fp16", "nchw", "stream"),

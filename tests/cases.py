@@ -202,7 +202,9 @@ CASES: tuple[Case, ...] = (
     Case("steps_of_10_beyond_3x3", 2, 20, 33, 44, 24, 3, 3, (10, 10), (1, 2)),
     Case("steps_beyond_a_dilated_filter", 1, 12, 40, 37, 20, 3, 2, (7, 9), (2, 0), (3, 2)),
     Case("far_columns_in_two_parts", 1, 24, 9, 300, 20, 3, 3, padding=(1, 130), dilation=(1, 130)),
-    Case("far_taps_in_four_parts", 1, 16, 280, 290, 16, 3, 2, padding=(130, 66), dilation=(130, 132)),
+    Case("far_taps_in_four_parts", 1, 16, 280, 290, 16, 3, 3, padding=(130, 132), dilation=(130, 132)),
+    # Of 128x256, filters that stay, and tiles with rows of taps in the padding.
+    Case("far_rows_few_weights", 1, 16, 280, 290, 16, 3, 2, padding=(130, 66), dilation=(130, 132)),
     # few channels or filters
     Case("stem_3x3_stride2", 2, 3, 21, 70, 32, 3, 3, stride=(2, 2), padding=(1, 1)),
     Case("stem_7x7_stride2_72_filters", 1, 3, 22, 40, 72, 7, 7, stride=(2, 2), padding=(3, 3)),

@@ -208,7 +208,7 @@ constexpr Packed packed_igemm_tf32(Op op, Problem const& p) {
 
 // Does lean run dgrad of 1x1 filters over NCHW with filters whose k are made contiguous?
 constexpr bool packs_turned_filters(Row const& row, Problem const& p) {
-  return lean_turns_filters(row) && p.R * p.S == 1 && !lean_supports(row, p);
+  return lean_turns_filters(row) && p.allow_tf32 && p.R * p.S == 1 && !lean_supports(row, p);
 }
 
 constexpr Packed packed(Row const& row, Problem const& p) {

@@ -1072,16 +1072,17 @@ inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int ea
   return launch_spread(kernel, grid, kReduceThreads, kReduceSide * (kReduceSide + 1) * 4, stream, p);
 }
 
-// S: the shape of `kernel`'s blocks.
+// S: the shape of `kernel`'s blocks. skipping: leaves out rows of taps; filters that stay are those of all taps.
 template <class S, Op op, DType dtype, int TM, int TN>
 cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan const& plan, Arguments const& args,
-                          cudaStream_t stream) {
+                          cudaStream_t stream, void (*skipping)(Params) = nullptr) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool b_rows = op == Op::dgrad;  // B is N-major
   Params p{};
   int64_t blocks = 0;
   cudaError_t error = params_of<S, T, TM, TN>(p, blocks, op, problem, row_of(plan), plan, args);
   if (error != cudaSuccess) return error;
+  if (skipping != nullptr && !p.keep_b) kernel = skipping;
   int const chunk = p.line / int(sizeof(T)), columns = S::columns(p.N);
   error = encode_filters(p.b, args.b, problem, b_rows ? columns : chunk, b_rows ? chunk : int(min64(TN, p.N)));
   if (error != cudaSuccess) return error;
@@ -1106,11 +1107,12 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   constexpr bool images = variant == Variant::pointwise;  // are the groups
   constexpr A a_is = images ? A::lines : A::pixels;
   void (*kernel)(Params) = tma_kernel<T, TM, TN, a_is, op == Op::dgrad>;
+  void (*skipping)(Params) = nullptr;
   if constexpr (images)
     if (problem.y.c != 1) kernel = tma_kernel<T, TM, TN, A::rows, true>;
   if constexpr (tma_skips_padding(TM, TN, variant))
-    if (tma_steps_left(row_of(plan), op, problem) < 1) kernel = tma_kernel<T, TM, TN, a_is, op == Op::dgrad, true>;
-  return launch_kernel<Shape<T, TM, TN, images>, op, dtype, TM, TN>(kernel, problem, plan, args, stream);
+    if (tma_steps_left(row_of(plan), op, problem) < 1) skipping = tma_kernel<T, TM, TN, a_is, op == Op::dgrad, true>;
+  return launch_kernel<Shape<T, TM, TN, images>, op, dtype, TM, TN>(kernel, problem, plan, args, stream, skipping);
 }
 
 }  // namespace conv2d_ext::tma
