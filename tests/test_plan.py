@@ -571,6 +571,24 @@ def test_float32_is_rounded_to_tf32_only_where_that_is_allowed(op: str) -> None:
     assert named(op, DENSE, torch.float32, allow_tf32=True).startswith(f"tma_{op}_f32_")
 
 
+# Rows that round float32 operands to TF32 whatever they are asked for.
+ROUNDING = re.compile(r"(tma|igemm)_\w+_f32_")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
+def test_no_row_that_rounds_to_tf32_supports_strict_float32(op: str, layout: str) -> None:
+    rounding = {row for row, name in enumerate(ROWS) if ROUNDING.match(name) and "strict" not in name}
+    met: set[int] = set()
+    for case in CASES:
+        tensors = meta(case, torch.float32, layout)
+        wrong = rounding.intersection(candidates(plan(op, case, *tensors, allow_tf32=False)))
+        assert not wrong, f"{case}: {', '.join(ROWS[row] for row in wrong)}"
+        met |= rounding.intersection(candidates(plan(op, case, *tensors, allow_tf32=True)))
+    assert met, "no such row is ever supported?"
+
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ("nhwc", "nchw"))
 def test_strict_float32_packs_the_operands_of_another_layout(op: str, layout: str) -> None:
