@@ -234,7 +234,9 @@ def together(tool: str, parts: Sequence[ToolResult]) -> ToolResult:
         tool,
         "passed" if all(part.status == "passed" for part in parts) else "failed",
         sum(found) if len(found) == len(parts) else None,
-        *(sum(getattr(part, name) for part in parts) for name in ("passed", "failed", "skipped")),
+        sum(part.passed for part in parts),
+        sum(part.failed for part in parts),
+        sum(part.skipped for part in parts),
         max(part.seconds for part in parts),
         "; ".join(dict.fromkeys(part.reason for part in parts if part.reason)),
     )

@@ -80,10 +80,11 @@ constexpr FewSumsTile few_sums_tile(Problem const& p) {
     t.share = int(ceil_div(p.N, t.shares)), t.band = int(ceil_div(P, t.bands));
     t.rows = int(min64(p.H, (t.band - 1) * p.stride_h + (p.R - 1) * p.dilation_h + 1));
   };
+  auto image_bytes = [&] { return line * (int64_t(t.rows) * t.pitch + int64_t(t.band) * t.pitch_y); };
   share_out(1);
   for (int64_t parts = 2; parts <= min64(8, wanted); parts *= 2)
-    if (t.share * (t.rows * t.pitch + t.band * t.pitch_y) * line >= kFewSumsPart) share_out(parts);
-  int64_t const image = line * (t.rows * t.pitch + t.band * t.pitch_y);
+    if (t.share * image_bytes() >= kFewSumsPart) share_out(parts);
+  int64_t const image = image_bytes();
   t.images = int(t.share * image <= kFewSumsWhole ? t.share : max64(1, kFewSumsStage / image));
   t.stages = int(ceil_div(t.share, t.images)), t.images = int(ceil_div(t.share, t.stages));
   // Threads for all runs of taps of a slice.
