@@ -223,16 +223,10 @@ constexpr bool bands_exist(int64_t C, int H, int W) { return C * H * W % 8 == 0;
 // Bytes of a run of `rows` rows that begins anywhere within 16 bytes.
 constexpr int run_bytes(int rows, int W) { return (rows * W * 2 + 14 + 15) / 16 * 16; }
 
-// Instructions of a warp for a row of inputs; odd ones of fprop and dgrad with stride 1 are turned_planes.
+// Instructions of a warp for a row of inputs.
 constexpr double planes_steps(Row const& row, bool spread, bool odd) {
   int const size = row.tile_m, step = spread ? 1 : row.tile_k;
-  bool const turned = !spread && step == 1 && row.op != Op::wgrad;
-  return (spread      ? 45.0 + 6 * size
-          : step == 2 ? 24.0 + 4 * size
-                      : 22.0 + 5 * size) +
-         (!odd     ? 0
-          : turned ? 4
-                   : 14 * step);
+  return (spread ? 45.0 + 6 * size : step == 2 ? 24.0 + 4 * size : 22.0 + 5 * size) + (odd ? 14 * step : 0);
 }
 
 // A tile of cuda/stream_planes.cuh changes `t` where it takes the problem, but for wgrad with stride 2. As measured, it
@@ -247,8 +241,9 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   if (p.N < 4 && !sums) return;
   int const most = row.tile_k == 2 && row.tile_m == 3 ? 56 : 32;
   if (t.in_H > most || t.in_W > most || t.out_H > most || t.out_W > most) return;
-  if (op == Op::fprop && row.tile_k == 2 && (t.in_W % 2 != 0 || (t.out_W % 2 != 0 && t.in_W > 32)))
-    return;  // set_units
+  // set_units
+  if (op == Op::fprop && row.tile_k == 2 && ((t.in_W % 2 != 0 && t.in_W > 8) || (t.out_W % 2 != 0 && t.in_W > 32)))
+    return;
   if (!whole_planes(in, align, t.in_H, t.in_W, 2) || !whole_planes(out, out_align, t.out_H, t.out_W, 2)) return;
   int const area = t.in_H * t.in_W, out_area = t.out_H * t.out_W;
   int const blocks = int(ceil_div(t.out_W, columns)), half = 8 / blocks;
@@ -275,10 +270,6 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
           max64(q.shared_bytes, kPlanesBegin + int64_t(kPlanesWarps) * row.tile_m * 16 * (kStreamColumns + 1) * 4);
     if (stages < 2) return;
     q.used = true, q.together = together;
-    if (odd && !sums && step == 1 && !spread) {  // a band of all rows
-      q.band_rows = t.out_H, q.run_channels = channels;
-      q.channel_bytes = area * 2, q.channel_y_bytes = out_area * 2;
-    }
     int64_t const rows = ceil_div(t.out_H, kPlanesWarps / channels), items = p.C / channels * ceil_div(p.N, images);
     double const steps = spread ? rows / 2.0 + row.tile_m / 2 : double(rows - 1) * row.tile_k + row.tile_m;
     int64_t const sms = d.sm_count, most = sms * together;
@@ -336,7 +327,7 @@ constexpr void set_bands(StreamTile& t, Row const& row, Op op, Problem const& p,
   int const images = span <= 8 ? int(min64(2 * half, p.N)) : 1;
   if (span > kStreamUnits) return;
   // Longer than beside whole planes, as measured.
-  double const row_steps = planes_steps(row, false, odd) * 1.13;
+  double const row_steps = (planes_steps(row, false, false) + (odd ? 4 : 0)) * 1.13;
   for (int channels = 1; channels * images <= 32 && channels * pieces <= kPlanesWarps; channels *= 2) {
     if (p.C % channels != 0) continue;
     int const stretches = kPlanesWarps / channels / pieces;
@@ -354,6 +345,7 @@ constexpr void set_bands(StreamTile& t, Row const& row, Op op, Problem const& p,
         q.used = true, q.odd = odd, q.channels = channels, q.together = together;
         q.band_rows = rows * stretches, q.bands = int(ceil_div(t.out_H, q.band_rows));
         set_runs(q, t, q.band_rows - 1 + size);
+        if (images * channels / q.run_channels > 16) continue;  // copies, by one warp
         q.stage_bytes = int(ceil_div(images * q.in_bytes + 96, 128) * 128);
         int64_t const rest = kPlanesBegin + 2 * images * q.y_bytes;
         q.stages = int(min64(3, (227 * 1024 / together - 1024 - rest) / q.stage_bytes));

@@ -394,14 +394,19 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                               : words ? gather_units<T, R, 2, false, true>
                                       : gather_units<T, R, 2, false, false>,
                               blocks);
-        return start_planes(words ? gather_planes<T, R, 2, true> : gather_planes<T, R, 2, false>, blocks);
       } else {
         if (t.planes.unit_stretches > 0) return start_planes(gather_units<T, R, 1, false, true>, blocks);
-        if (odd) return start_planes(turned_planes<T, R>, blocks);
-        if (words)
-          return start_planes(banded ? gather_planes<T, R, 1, true, true> : gather_planes<T, R, 1, true>, blocks);
-        return start_planes(banded ? gather_planes<T, R, 1, false, true> : gather_planes<T, R, 1, false>, blocks);
+        if (banded)
+          return start_planes(odd     ? turned_planes<T, R>
+                              : words ? gather_planes<T, R, 1, false, true, true>
+                                      : gather_planes<T, R, 1, false, false, true>,
+                              blocks);
       }
+      // With a stride, images of even rows may have odd rows of outputs.
+      return start_planes(odd     ? gather_planes<T, R, stride, true, false>
+                          : words ? gather_planes<T, R, stride, false, true>
+                                  : gather_planes<T, R, stride, false, false>,
+                          blocks);
     } else {
       p.sums = t.sums;
       auto start_sums = [&]() {

@@ -388,8 +388,7 @@ __device__ inline void if_spoilt(Params const& p, int warp, uint32_t begin, uint
   }
 }
 
-// Of rows of inputs of whole words.
-template <class T, int R, int stride, bool words, bool bands = false>
+template <class T, int R, int stride, bool odd, bool words, bool bands = false>
 __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
     gather_planes(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), turn = A * stride;
@@ -405,11 +404,11 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
   PlaneOutputs<T, 1, words> const out0(p, g, kStreamColumns, outputs, column);
   PlaneOutputs<T, 1, words> const out1(p, g + 8, kStreamColumns, outputs, column);
   auto inputs_of = [&](int images) {
-    return PlanePairs<1 + stride, false>(p, p.in, images, column * stride - p.pad_w - p.shift, kStreamColumns * stride,
-                                         planes, p.image_bytes);
+    return PlanePairs<1 + stride, odd>(p, p.in, images, column * stride - p.pad_w - p.shift, kStreamColumns * stride,
+                                       planes, p.image_bytes);
   };
   int present = p.images;
-  PlanePairs<1 + stride, false> inputs = inputs_of(present);
+  PlanePairs<1 + stride, odd> inputs = inputs_of(present);
   uint32_t band[R][stride][2];
   float bias = 0;
   uint32_t spoilt = 0;
@@ -459,7 +458,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
   if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { again<T, stride>(p, task); });
 }
 
-// fprop, and dgrad with stride 1, of rows of an odd number of elements.
+// The same for bands, of stride 1, of rows of an odd number of elements.
 template <class T, int R>
 __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 1))
     turned_planes(__grid_constant__ Params const p) {
