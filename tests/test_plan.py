@@ -588,7 +588,6 @@ def test_no_row_that_rounds_to_tf32_supports_strict_float32(op: str, layout: str
     assert met, "no such row is ever supported?"
 
 
-
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ("nhwc", "nchw"))
 def test_strict_float32_packs_the_operands_of_another_layout(op: str, layout: str) -> None:
