@@ -34,6 +34,7 @@
 #include "staged.h"
 #include "stem.h"
 #include "stem_blocks.h"
+#include "stem_lean.h"
 #include "stem_walks.h"
 #include "stream.h"
 #include "strip_blocks.h"
@@ -114,7 +115,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::band:
       return hopper && (is_split(row) ? split_supports(row, op, p) : band_supports(row, op, p));
     case Family::stem:
-      return hopper && stem_supports(row, op, p, h200_sxm);
+      return hopper && (is_stem_lean(row) ? stem_lean_supports(op, p) : stem_supports(row, op, p, h200_sxm));
     case Family::pixels:
       if (is_few_pixels(row)) return hopper && few_pixels_supports(row, op, p);
       if (is_any_pixels(row)) return hopper && any_pixels_supports(row, op, p);
@@ -394,6 +395,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
              : op == Op::wgrad ? band_sums_estimate(row, p, d)
                                : band_estimate(row, op, p, d);
     case Family::stem: {
+      if (is_stem_lean(row)) return stem_lean_estimate(p, h200_sxm);
       if (is_stem_lines(row)) return stem_lines_estimate(op, p, h200_sxm);
       if (op == Op::wgrad) return stem_sums_estimate(row, p, h200_sxm);
       if (!stem_is_narrow(row)) return stem_tile_estimate(row, op, p, h200_sxm);
