@@ -23,18 +23,18 @@ struct LeanParams {
   void const* bias;
   void* out;
   int64_t bias_stride, in_n, in_h, out_n, out_h, out_w;
-  int C, H, K, P, Q, R;
+  int H, K, P, Q, R;
   int stride_h, pad_h, dilation_h;
   int step, first;    // elements from a pixel's window to the next; of the padding before the first, and its shift
   int shift, window;  // elements of a window, and before it in its first word
   int row, run;       // elements of a row of x; words of a window
-  int w_in, w_out, w_r, w_s, w_C;
-  int tiles, tiles_w;
+  int w_in, w_out, w_r, w_s, C, R_last, S_last;  // R_last, S_last: of mirrored filters the last tap, else 0
+  int tiles, tiles_w, steps;
   depthwise::Divisor tiles_of, rows_of;
 };
 
 // A word of the reduction: the row of taps, the element within the window's words, and which halves there are.
-struct LeanWord {
+struct alignas(16) LeanWord {
   int row, element;
   uint32_t mask;
 
@@ -66,26 +66,22 @@ struct LeanTile {
   }
 };
 
-template <class T, int steps, bool pairs>
-__device__ inline void load_words(LeanParams const& p, LeanTile<T> const& tile, LeanWord const (&words)[steps * 2],
-                                  uint32_t (&x)[steps][4]) {
+// A word of both of a lane's pixels.
+template <class T, bool pairs>
+__device__ inline void load_word(LeanParams const& p, LeanTile<T> const& tile, LeanWord const& word, uint32_t* x) {
+  T const* const row = tile.from + int(word.row * int(p.in_h));
+  bool const exists = word.mask != 0 && unsigned(tile.h + word.row) < unsigned(p.H);
 #pragma unroll
-  for (int i = 0; i < steps * 2; ++i) {
-    LeanWord const& word = words[i];
-    T const* const row = tile.from + word.row * p.in_h;
-    bool const exists = word.mask != 0 && unsigned(tile.h + word.row) < unsigned(p.H);
-#pragma unroll
-    for (int pixel = 0; pixel < 2; ++pixel) {
-      int const at = tile.at[pixel] + word.element;
-      uint32_t& v = x[i / 2][i % 2 * 2 + pixel];
-      if constexpr (pairs) {  // both halves of a word are within the row, or none
-        v = exists && unsigned(at) < unsigned(p.row) ? *reinterpret_cast<uint32_t const*>(row + at) & word.mask : 0;
-      } else {
-        uint16_t const* const halves = reinterpret_cast<uint16_t const*>(row) + at;
-        uint32_t const low = exists && unsigned(at) < unsigned(p.row) ? halves[0] : 0;
-        uint32_t const high = exists && word.mask >> 16 != 0 && unsigned(at + 1) < unsigned(p.row) ? halves[1] : 0;
-        v = low | high << 16;
-      }
+  for (int pixel = 0; pixel < 2; ++pixel) {
+    int const at = tile.at[pixel] + word.element;
+    if constexpr (pairs) {  // both halves of a word are within the row, or none
+      x[pixel] =
+          exists && unsigned(at) < unsigned(p.row) ? *reinterpret_cast<uint32_t const*>(row + at) & word.mask : 0;
+    } else {
+      uint16_t const* const halves = reinterpret_cast<uint16_t const*>(row) + at;
+      uint32_t const low = exists && unsigned(at) < unsigned(p.row) ? halves[0] : 0;
+      uint32_t const high = exists && word.mask >> 16 != 0 && unsigned(at + 1) < unsigned(p.row) ? halves[1] : 0;
+      x[pixel] = low | high << 16;
     }
   }
 }
@@ -99,10 +95,10 @@ struct LeanFilters {
   }
 };
 
-template <class T, int blocks, int steps>
-__device__ inline void load_lean_filters(LeanParams const& p, int first, uint32_t* weights, float* bias) {
+template <class T, int blocks>
+__device__ inline void load_lean_filters(LeanParams const& p, int steps, int first, uint32_t* weights, float* bias) {
   T const* const w = static_cast<T const*>(p.w);
-#pragma unroll
+#pragma unroll 4
   for (int i = int(threadIdx.x); i < steps * blocks * 64; i += kLeanThreads) {
     int const half = i % 2, block = i / 2 % 2 + i / 128 % (blocks / 2) * 2, lane = i / 4 % 32, step = i / (64 * blocks);
     int const filter = first + LeanFilters<blocks>::of_column(block, lane / 4);
@@ -110,9 +106,10 @@ __device__ inline void load_lean_filters(LeanParams const& p, int first, uint32_
     Vector<T, 2> v;
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      int const at = (word - r * p.run) * 2 + e - p.shift, s = at / p.w_C;
+      int const at = (word - r * p.run) * 2 + e - p.shift, s = at / p.C;
       bool const exists = r < p.R && at >= 0 && at < p.window && filter < p.K;
-      v.v[e] = exists ? w[filter * p.w_out + r * p.w_r + s * p.w_s + (at - s * p.w_C) * p.w_in] : narrow<T>(0.f);
+      int const tap = abs(r - p.R_last) * p.w_r + abs(s - p.S_last) * p.w_s;
+      v.v[e] = exists ? w[filter * p.w_out + tap + (at - s * p.C) * p.w_in] : narrow<T>(0.f);
     }
     weights[i] = *reinterpret_cast<uint32_t const*>(&v);
   }
@@ -121,100 +118,171 @@ __device__ inline void load_lean_filters(LeanParams const& p, int first, uint32_
         p.bias != nullptr && first + i < p.K ? widen(static_cast<T const*>(p.bias)[(first + i) * p.bias_stride]) : 0.f;
 }
 
-template <class T, int blocks, int steps, bool pairs>
-__global__ void __launch_bounds__(kLeanThreads, blocks < 8 && steps < 3 && pairs ? 8 : 4)
-    windows(__grid_constant__ LeanParams const p) {
-  using Filters = LeanFilters<blocks>;
-  constexpr int near = Filters::near;
-  __shared__ uint4 weights[steps * blocks / 2 * 32];  // as Shared::weights of stem.cuh
-  __shared__ alignas(16) float bias[blocks * 8];
-  int const lane = int(threadIdx.x) % 32, first = int(blockIdx.y) * blocks * 8;
-  int const warp = int(blockIdx.x * kStemLeanWarps + threadIdx.x / 32), warps = int(gridDim.x) * kStemLeanWarps;
-  LeanWord words[steps * 2];
+template <class T, int blocks>
+__device__ inline void begin_sums(float (&acc)[blocks][4], float const* bias) {
 #pragma unroll
-  for (int i = 0; i < steps * 2; ++i) words[i] = LeanWord(p, i * 4 + lane % 4);
-  uint32_t next[steps][4];
-  LeanTile<T> after(p, min(warp, p.tiles - 1));
-  load_words<T, steps, pairs>(p, after, words, next);  // on their way while the filters are
-  load_lean_filters<T, blocks, steps>(p, first, reinterpret_cast<uint32_t*>(weights), bias);
-  __syncthreads();
-  for (int index = warp; index < p.tiles; index += warps) {
-    LeanTile<T> const tile = after;
-    uint32_t x[steps][4];
+  for (int j = 0; j < blocks; j += 2) {
+    float4 const b =
+        *reinterpret_cast<float4 const*>(bias + LeanFilters<blocks>::of_column(j, int(threadIdx.x) % 4 * 2));
+    acc[j][0] = acc[j][2] = b.x, acc[j][1] = acc[j][3] = b.y;
+    acc[j + 1][0] = acc[j + 1][2] = b.z, acc[j + 1][1] = acc[j + 1][3] = b.w;
+  }
+}
+
+// `at_once` tiles by the filters of a step, which are as Shared::weights of stem.cuh.
+template <class T, int blocks, int at_once>
+__device__ inline void multiply_step(float (&acc)[at_once][blocks][4], uint32_t const (&x)[at_once][4],
+                                     uint4 const* weights) {
 #pragma unroll
-    for (int i = 0; i < steps * 4; ++i) x[i / 4][i % 4] = next[i / 4][i % 4];
-    if (index + warps < p.tiles) {
-      after = LeanTile<T>(p, index + warps);
-      load_words<T, steps, pairs>(p, after, words, next);
-    }
-    float acc[blocks][4];
+  for (int j = 0; j < blocks; j += 2) {
+    uint4 const w = weights[j * 16 + int(threadIdx.x) % 32];
 #pragma unroll
-    for (int j = 0; j < blocks; j += 2) {
-      float4 const b = *reinterpret_cast<float4 const*>(bias + Filters::of_column(j, lane % 4 * 2));
-      acc[j][0] = acc[j][2] = b.x, acc[j][1] = acc[j][3] = b.y;
-      acc[j + 1][0] = acc[j + 1][2] = b.z, acc[j + 1][1] = acc[j + 1][3] = b.w;
-    }
-#pragma unroll
-    for (int step = 0; step < steps; ++step)
-#pragma unroll
-      for (int j = 0; j < blocks; j += 2) {
-        uint4 const w = weights[(step * blocks / 2 + j / 2) * 32 + lane];
-        ptx::mma_m16n8k16<T>(acc[j], x[step][0], x[step][1], x[step][2], x[step][3], w.x, w.y);
-        ptx::mma_m16n8k16<T>(acc[j + 1], x[step][0], x[step][1], x[step][2], x[step][3], w.z, w.w);
-      }
-    T* const out = static_cast<T*>(p.out) + tile.n * p.out_n + tile.p * p.out_h + first;
-#pragma unroll
-    for (int pixel = 0; pixel < 2; ++pixel) {
-      int const q = tile.q + pixel * 8;
-#pragma unroll
-      for (int j = 0; j < blocks; j += near) {
-        int const filter = Filters::of_column(j, lane % 4 * 2);
-        if (q >= p.Q || first + filter >= p.K) continue;
-        Vector<uint32_t, near> v;
-#pragma unroll
-        for (int i = 0; i < near; ++i) v.v[i] = pack<T>(acc[j + i][pixel * 2], acc[j + i][pixel * 2 + 1]);
-        *reinterpret_cast<Vector<uint32_t, near>*>(out + q * p.out_w + filter) = v;
-      }
+    for (int i = 0; i < at_once; ++i) {
+      ptx::mma_m16n8k16<T>(acc[i][j], x[i][0], x[i][1], x[i][2], x[i][3], w.x, w.y);
+      ptx::mma_m16n8k16<T>(acc[i][j + 1], x[i][0], x[i][1], x[i][2], x[i][3], w.z, w.w);
     }
   }
 }
 
-template <DType dtype, int blocks, int steps>
-auto windows_kernel(bool pairs) {
-  using T = typename TypeOf<dtype>::type;
-  return pairs ? windows<T, blocks, steps, true> : windows<T, blocks, steps, false>;
+template <class T, int blocks>
+__device__ inline void store_lean(LeanParams const& p, LeanTile<T> const& tile, int first,
+                                  float const (&acc)[blocks][4]) {
+  constexpr int near = LeanFilters<blocks>::near;
+  T* const out = static_cast<T*>(p.out) + tile.n * p.out_n + tile.p * p.out_h + first;
+#pragma unroll
+  for (int pixel = 0; pixel < 2; ++pixel) {
+    int const q = tile.q + pixel * 8;
+#pragma unroll
+    for (int j = 0; j < blocks; j += near) {
+      int const filter = LeanFilters<blocks>::of_column(j, int(threadIdx.x) % 4 * 2);
+      if (q >= p.Q || first + filter >= p.K) continue;
+      Vector<uint32_t, near> v;
+#pragma unroll
+      for (int i = 0; i < near; ++i) v.v[i] = pack<T>(acc[j + i][pixel * 2], acc[j + i][pixel * 2 + 1]);
+      *reinterpret_cast<Vector<uint32_t, near>*>(out + q * p.out_w + filter) = v;
+    }
+  }
+}
+
+template <class T, int blocks, int steps, bool pairs>
+__global__ void __launch_bounds__(kLeanThreads, blocks < 8 && steps < 3 && pairs ? 8 : 4)
+    windows(__grid_constant__ LeanParams const p) {
+  __shared__ uint4 weights[steps * blocks / 2 * 32];
+  __shared__ alignas(16) float bias[blocks * 8];
+  int const first = int(blockIdx.y) * blocks * 8;
+  int const warp = int(blockIdx.x * kStemLeanWarps + threadIdx.x / 32), warps = int(gridDim.x) * kStemLeanWarps;
+  LeanWord words[steps * 2];
+#pragma unroll
+  for (int i = 0; i < steps * 2; ++i) words[i] = LeanWord(p, i * 4 + int(threadIdx.x) % 4);
+  uint32_t next[steps][1][4];
+  LeanTile<T> after(p, min(warp, p.tiles - 1));
+  auto const load = [&] {
+#pragma unroll
+    for (int i = 0; i < steps * 2; ++i) load_word<T, pairs>(p, after, words[i], next[i / 2][0] + i % 2 * 2);
+  };
+  load();  // on their way while the filters are
+  load_lean_filters<T, blocks>(p, steps, first, reinterpret_cast<uint32_t*>(weights), bias);
+  __syncthreads();
+  for (int index = warp; index < p.tiles; index += warps) {
+    LeanTile<T> const tile = after;
+    uint32_t x[steps][1][4];
+#pragma unroll
+    for (int i = 0; i < steps * 4; ++i) x[i / 4][0][i % 4] = next[i / 4][0][i % 4];
+    if (index + warps < p.tiles) after = LeanTile<T>(p, index + warps), load();
+    float acc[1][blocks][4];
+    begin_sums<T, blocks>(acc[0], bias);
+#pragma unroll
+    for (int step = 0; step < steps; ++step) multiply_step<T, blocks, 1>(acc, x[step], weights + step * (blocks * 16));
+    store_lean<T, blocks>(p, tile, first, acc[0]);
+  }
+}
+
+// Longer sums: the words' places are in shared memory. Words of some steps are on their way while those before are
+// multiplied.
+template <class T, int blocks, bool pairs>
+__global__ void __launch_bounds__(kLeanThreads, 3) long_windows(__grid_constant__ LeanParams const p) {
+  constexpr int ahead = 2, at_once = 2;
+  extern __shared__ __align__(16) char dynamic[];
+  LeanWord* const words = reinterpret_cast<LeanWord*>(dynamic);
+  uint4* const weights = reinterpret_cast<uint4*>(words + p.steps * 8);
+  float* const bias = reinterpret_cast<float*>(weights + p.steps * blocks * 16);
+  int const first = int(blockIdx.y) * blocks * 8, t = int(threadIdx.x) % 4;
+  int const warp = int(blockIdx.x * kStemLeanWarps + threadIdx.x / 32), warps = int(gridDim.x) * kStemLeanWarps;
+  for (int i = int(threadIdx.x); i < p.steps * 8; i += kLeanThreads) words[i] = LeanWord(p, i);
+  load_lean_filters<T, blocks>(p, p.steps, first, reinterpret_cast<uint32_t*>(weights), bias);
+  __syncthreads();
+  for (int index = warp * at_once; index < p.tiles; index += warps * at_once) {
+    LeanTile<T> const tiles[at_once] = {LeanTile<T>(p, index), LeanTile<T>(p, min(index + 1, p.tiles - 1))};
+    float acc[at_once][blocks][4];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) begin_sums<T, blocks>(acc[i], bias);
+    uint32_t next[ahead][at_once][4];
+    auto const load = [&](int from) {
+#pragma unroll
+      for (int k = 0; k < ahead * 2; ++k) {
+        LeanWord word = words[min(from * 8 + k * 4, p.steps * 8 - 4) + t];
+        if (from + k / 2 >= p.steps) word.mask = 0;
+#pragma unroll
+        for (int i = 0; i < at_once; ++i) load_word<T, pairs>(p, tiles[i], word, next[k / 2][i] + k % 2 * 2);
+      }
+    };
+    load(0);
+#pragma unroll 1
+    for (int from = 0; from < p.steps; from += ahead) {
+      uint32_t x[ahead][at_once][4];
+#pragma unroll
+      for (int k = 0; k < ahead * at_once * 4; ++k) x[k / 8][k / 4 % 2][k % 4] = next[k / 8][k / 4 % 2][k % 4];
+      if (from + ahead < p.steps) load(from + ahead);
+#pragma unroll
+      for (int k = 0; k < ahead; ++k)
+        if (from + k < p.steps) multiply_step<T, blocks, at_once>(acc, x[k], weights + (from + k) * (blocks * 16));
+    }
+#pragma unroll
+    for (int i = 0; i < at_once; ++i)
+      if (index + i < p.tiles) store_lean<T, blocks>(p, tiles[i], first, acc[i]);
+  }
+}
+
+template <class T, int blocks, bool pairs>
+auto windows_kernel(int steps) {
+  static_assert(kStemLeanSteps == 3);
+  return steps == 1   ? windows<T, blocks, 1, pairs>
+         : steps == 2 ? windows<T, blocks, 2, pairs>
+         : steps == 3 ? windows<T, blocks, 3, pairs>
+                      : long_windows<T, blocks, pairs>;
 }
 
 template <DType dtype>
-cudaError_t launch_lean(Problem const& problem, Arguments const& args, cudaStream_t stream) {
-  StemLean const t = stem_lean(problem);
+cudaError_t launch_lean(Op op, Problem const& problem, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  StemLean const t = stem_lean(op, problem);
+  StemView const v = stem_view(op, problem);
   LeanParams p{};
   p.in = args.a, p.w = args.b, p.bias = args.bias, p.out = args.out, p.bias_stride = args.bias_stride;
-  p.in_n = problem.x.n, p.in_h = problem.x.h;
-  p.out_n = problem.y.n, p.out_h = problem.y.h, p.out_w = problem.y.w;
-  p.H = int(problem.H), p.K = int(problem.K), p.P = int(problem.P()), p.Q = int(problem.Q()), p.R = int(problem.R);
-  p.stride_h = int(problem.stride_h), p.pad_h = int(problem.pad_top), p.dilation_h = int(problem.dilation_h);
-  p.shift = int(t.shift), p.window = int(problem.S * problem.C), p.run = int(t.run);
-  p.step = int(problem.stride_w * problem.C), p.first = int(problem.pad_left * problem.C + t.shift);
-  p.row = int(problem.W * problem.C);
-  p.w_in = int(problem.w.c), p.w_out = int(problem.w.n), p.w_r = int(problem.w.h), p.w_s = int(problem.w.w);
-  p.w_C = int(problem.C), p.tiles = int(t.tiles), p.tiles_w = int(t.tiles_w);
-  p.tiles_of = depthwise::Divisor(uint32_t(t.tiles_w)), p.rows_of = depthwise::Divisor(uint32_t(p.P));
+  p.in_n = v.in.n, p.in_h = v.in.h, p.out_n = v.out.n, p.out_h = v.out.h, p.out_w = v.out.w;
+  p.H = int(v.H), p.K = int(v.K), p.P = int(v.P), p.Q = int(v.Q), p.R = int(problem.R), p.C = int(v.C);
+  p.stride_h = int(v.stride_h), p.pad_h = int(v.pad_h), p.dilation_h = int(problem.dilation_h);
+  p.shift = int(t.shift), p.window = int(problem.S * v.C), p.run = int(t.run);
+  p.step = int(v.stride_w * v.C), p.first = int(v.pad_w * v.C + t.shift), p.row = int(v.W * v.C);
+  p.w_in = int(v.w_in), p.w_out = int(v.w_out), p.w_r = int(problem.w.h), p.w_s = int(problem.w.w);
+  if (v.mirrored) p.R_last = int(problem.R - 1), p.S_last = int(problem.S - 1);
+  p.tiles = int(t.tiles), p.tiles_w = int(t.tiles_w), p.steps = int(t.steps);
+  p.tiles_of = depthwise::Divisor(uint32_t(t.tiles_w)), p.rows_of = depthwise::Divisor(uint32_t(v.P));
   // As many rounds of tiles for all warps.
-  int64_t const most = h200_sxm.sm_count * t.blocks_of_sm / min64(t.slabs, t.blocks_of_sm) * kStemLeanWarps;
-  int64_t const warps = ceil_div(t.tiles, ceil_div(t.tiles, most));
-  auto const by_steps = [&](auto blocks) {
-    constexpr int of = decltype(blocks)::value;
-    return t.steps == 1   ? windows_kernel<dtype, of, 1>(t.pairs)
-           : t.steps == 2 ? windows_kernel<dtype, of, 2>(t.pairs)
-                          : windows_kernel<dtype, of, 3>(t.pairs);
+  int64_t const turns = ceil_div(t.tiles, t.at_once),
+                most = max64(h200_sxm.sm_count * t.blocks_of_sm / t.slabs, 1) * kStemLeanWarps,
+                warps = ceil_div(turns, ceil_div(turns, most));
+  auto const of = [&](auto blocks) {
+    constexpr int count = decltype(blocks)::value;
+    return t.pairs ? windows_kernel<T, count, true>(int(t.steps)) : windows_kernel<T, count, false>(int(t.steps));
   };
-  static_assert(kStemLeanSteps == 3);
-  auto* const kernel = t.blocks == 2   ? by_steps(std::integral_constant<int, 2>{})
-                       : t.blocks == 4 ? by_steps(std::integral_constant<int, 4>{})
-                                       : by_steps(std::integral_constant<int, 8>{});
+  auto* const kernel = t.blocks == 2   ? of(std::integral_constant<int, 2>{})
+                       : t.blocks == 4 ? of(std::integral_constant<int, 4>{})
+                                       : of(std::integral_constant<int, 8>{});
+  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
+    return error;
   dim3 const grid{unsigned(ceil_div(warps, kStemLeanWarps)), unsigned(t.slabs)};
-  kernel<<<grid, kLeanThreads, 0, stream>>>(p);
+  kernel<<<grid, kLeanThreads, size_t(t.shared_bytes), stream>>>(p);
   return cudaGetLastError();
 }
 
@@ -224,6 +292,6 @@ cudaError_t launch_lean(Problem const& problem, Arguments const& args, cudaStrea
   namespace conv2d_ext {                                                                                              \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
                                                                 cudaStream_t stream) {                                \
-    return stem::launch_lean<DType::dtype>(p, args, stream);                                                          \
+    return stem::launch_lean<DType::dtype>(Op::op, p, args, stream);                                                  \
   }                                                                                                                   \
   }
