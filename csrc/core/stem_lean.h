@@ -6,21 +6,23 @@
 
 namespace conv2d_ext {
 
-inline constexpr int kStemLeanWarps = 4;       // of a block
-inline constexpr int kStemLeanSteps = 3;       // of 8 words of the reduction, that registers hold
-inline constexpr int kStemLeanMostSteps = 24;  // else they are in shared memory
-inline constexpr int kStemLeanChannels = 32;
+inline constexpr int kStemLeanWarps = 4;  // of a block
+inline constexpr int kStemLeanSteps = 3;  // of 8 words of the reduction, at most: registers hold them
 
 constexpr bool is_stem_lean(Row const& row) { return row.family == Family::stem && row.variant == Variant::lean; }
 
+// Blocks of an SM that its registers hold, of a kernel for so many blocks of 8 filters.
+constexpr int stem_lean_blocks(int64_t blocks, int64_t steps, bool pairs) {
+  return blocks < 8 && steps < 3 && pairs ? 6 : 4;
+}
+
 // A window is a pixel's inputs under a row of the filter: S x C neighbouring elements.
 struct StemLean {
-  bool pairs;                              // all windows begin at the same half of a word: words are read whole
-  int64_t shift;                           // elements before a window, in its first word
-  int64_t run, steps;                      // words of a window; steps of 8 words
-  int64_t blocks;                          // of 8 filters, that a warp has; more filters are slabs of so many
-  int64_t slabs, tiles_w, tiles, at_once;  // tiles of 16 pixels, of which a warp takes so many at a time
-  int64_t blocks_of_sm, shared_bytes;
+  bool pairs;                     // all windows begin at the same half of a word: words are read whole
+  int64_t shift;                  // elements before a window, in its first word
+  int64_t run, steps;             // words of a window; steps of 8 words
+  int64_t blocks;                 // of 8 filters, that a warp has; more filters are slabs of so many
+  int64_t slabs, tiles_w, tiles;  // tiles of 16 pixels
 };
 
 constexpr StemLean stem_lean(Op op, Problem const& p) {
@@ -35,10 +37,6 @@ constexpr StemLean stem_lean(Op op, Problem const& p) {
   t.blocks = v.K <= 16 ? 2 : v.K <= 32 ? 4 : 8;
   t.slabs = ceil_div(v.K, t.blocks * 8);
   t.tiles_w = ceil_div(v.Q, 16), t.tiles = p.N * v.P * t.tiles_w;
-  bool const held = t.steps <= kStemLeanSteps;
-  t.at_once = held ? 1 : 2;
-  t.blocks_of_sm = !held ? 3 : t.blocks < 8 && t.steps < 3 && t.pairs ? 8 : 4;
-  t.shared_bytes = held ? 0 : t.steps * (t.blocks * 256 + 128) + t.blocks * 32;
   return t;
 }
 
@@ -48,7 +46,7 @@ constexpr bool stem_lean_supports(Op op, Problem const& p) {
   if ((p.dilation_w != 1 && p.S != 1) || (op == Op::dgrad && (p.stride_h != 1 || p.stride_w != 1))) return false;
   if (p.R > 64 || p.S > 64 || p.stride_h > 64 || p.stride_w > 64 || p.dilation_h > 64) return false;
   StemView const v = stem_view(op, p);
-  if (v.C > kStemLeanChannels || v.K % 8 != 0 || !stem_has_runs(v) || !stem_is_nhwc(v.out, v.K, v.Q) ||
+  if (v.C > kStemMostChannels || v.K % 8 != 0 || !stem_has_runs(v) || !stem_is_nhwc(v.out, v.K, v.Q) ||
       !stem_has_vectors(true, v, op == Op::dgrad ? p.x_align : p.y_align, 8, 2))
     return false;
   // Coordinates, elements of the rows under a filter, and offsets of filters are int; divisions are of 32 bits.
@@ -60,7 +58,7 @@ constexpr bool stem_lean_supports(Op op, Problem const& p) {
   StemLean const t = stem_lean(op, p);
   double const rows = double(p.N) * double(v.P), tiles = rows * double(t.tiles_w);
   return reach < 2e9 && tiles < 1e9 && tiles * double(t.tiles_w) < 4e9 && rows * double(v.P) < 4e9 &&
-         t.steps <= kStemLeanMostSteps && t.slabs < 65536;
+         t.steps <= kStemLeanSteps && t.slabs < 65536;
 }
 
 constexpr Estimate stem_lean_estimate(Op op, Problem const& p, Device const& d) {
