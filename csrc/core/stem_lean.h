@@ -34,8 +34,7 @@ constexpr StemLean stem_lean(Op op, Problem const& p) {
             align >= 4;
   t.shift = t.pairs ? (first % 2 + 2) % 2 : 0;
   t.run = ceil_div(p.S * v.C + t.shift, 2), t.steps = ceil_div(p.R * t.run, 8);
-  t.blocks = v.K <= 16 ? 2 : v.K <= 32 ? 4 : 8;
-  t.slabs = ceil_div(v.K, t.blocks * 8);
+  t.slabs = ceil_div(v.K, 64), t.blocks = ceil_div(v.K, t.slabs * 16) * 2;
   t.tiles_w = ceil_div(v.Q, 16), t.tiles = p.N * v.P * t.tiles_w;
   return t;
 }

@@ -114,12 +114,15 @@ struct LeanWords {
   }
 };
 
-// Of fragments of `blocks` by 8 filters: a lane's columns of `near` of them are 2 * near neighbouring filters.
+// Of fragments of `blocks` by 8 filters: four of them, at the end perhaps two, share out their filters so that a lane's
+// columns are neighbours.
 template <int blocks>
 struct LeanFilters {
-  static constexpr int near = blocks < 4 ? blocks : 4;
+  static constexpr int fours = blocks / 4 * 4;
+  static constexpr int together(int block) { return block < fours ? 4 : 2; }
   static constexpr int of_column(int block, int column) {
-    return block / near * (8 * near) + column / 2 * (2 * near) + block % near * 2 + column % 2;
+    int const near = together(block), from = block < fours ? block / 4 * 4 : fours;
+    return from * 8 + column / 2 * (2 * near) + (block - from) * 2 + column % 2;
   }
 };
 
@@ -149,11 +152,28 @@ __device__ inline void load_lean_filters(LeanParams const& p, LeanWord const (&w
         p.bias != nullptr && first + i < p.K ? widen(static_cast<T const*>(p.bias)[(first + i) * p.bias_stride]) : 0.f;
 }
 
+// Sums of `near` blocks of filters at a time, from block `begin` on.
+template <class T, int blocks, int begin, int near>
+__device__ inline void store_lean(LeanParams const& p, LeanTile<T> const& tile, int first,
+                                  float const (&acc)[blocks][4]) {
+#pragma unroll
+  for (int pixel = 0; pixel < 2; ++pixel)
+#pragma unroll
+    for (int j = begin; j + near <= blocks; j += near) {
+      int const q = tile.q + pixel * 8;
+      int const filter = first + LeanFilters<blocks>::of_column(j, int(threadIdx.x) % 4 * 2);
+      if (q >= p.Q || filter >= p.K) continue;
+      Vector<uint32_t, near> v;
+#pragma unroll
+      for (int i = 0; i < near; ++i) v.v[i] = pack<T>(acc[j + i][pixel * 2], acc[j + i][pixel * 2 + 1]);
+      *reinterpret_cast<Vector<uint32_t, near>*>(tile.to + q * p.out_w + filter) = v;
+    }
+}
+
 template <class T, int blocks, int steps, bool pairs>
 __global__ void __launch_bounds__(kLeanThreads, stem_lean_blocks(blocks, steps, pairs))
     windows(__grid_constant__ LeanParams const p) {
   using Filters = LeanFilters<blocks>;
-  constexpr int near = Filters::near;
   __shared__ uint4 weights[steps * blocks / 2 * 32];
   __shared__ alignas(16) float bias[blocks * 8];
   int const lane = int(threadIdx.x) % 32, first = int(blockIdx.y) * blocks * 8;
@@ -190,17 +210,8 @@ __global__ void __launch_bounds__(kLeanThreads, stem_lean_blocks(blocks, steps, 
         ptx::mma_m16n8k16<T>(acc[j], x[step][0], x[step][1], x[step][2], x[step][3], w.x, w.y);
         ptx::mma_m16n8k16<T>(acc[j + 1], x[step][0], x[step][1], x[step][2], x[step][3], w.z, w.w);
       }
-#pragma unroll
-    for (int pixel = 0; pixel < 2; ++pixel)
-#pragma unroll
-      for (int j = 0; j < blocks; j += near) {
-        int const q = tile.q + pixel * 8, filter = first + Filters::of_column(j, lane % 4 * 2);
-        if (q >= p.Q || filter >= p.K) continue;
-        Vector<uint32_t, near> v;
-#pragma unroll
-        for (int i = 0; i < near; ++i) v.v[i] = pack<T>(acc[j + i][pixel * 2], acc[j + i][pixel * 2 + 1]);
-        *reinterpret_cast<Vector<uint32_t, near>*>(tile.to + q * p.out_w + filter) = v;
-      }
+    store_lean<T, blocks, 0, 4>(p, tile, first, acc);
+    if constexpr (blocks % 4 != 0) store_lean<T, blocks, Filters::fours, 2>(p, tile, first, acc);
   }
 }
 
@@ -236,6 +247,7 @@ cudaError_t launch_lean(Op op, Problem const& problem, Arguments const& args, cu
   };
   auto* const kernel = t.blocks == 2   ? of(std::integral_constant<int, 2>{})
                        : t.blocks == 4 ? of(std::integral_constant<int, 4>{})
+                       : t.blocks == 6 ? of(std::integral_constant<int, 6>{})
                                        : of(std::integral_constant<int, 8>{});
   kernel<<<dim3(unsigned(ceil_div(warps, kStemLeanWarps)), unsigned(t.slabs)), kLeanThreads, 0, stream>>>(p);
   return cudaGetLastError();
