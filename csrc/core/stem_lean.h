@@ -60,14 +60,18 @@ constexpr bool stem_lean_supports(Op op, Problem const& p) {
          t.steps <= kStemLeanSteps && t.slabs < 65536;
 }
 
+// The filters, then rounds of tiles: products and stores, or bytes. Fitted to 173 layers, 4.9 % rms.
 constexpr Estimate stem_lean_estimate(Op op, Problem const& p, Device const& d) {
   StemLean const t = stem_lean(op, p);
   StemView const v = stem_view(op, p);
-  double const tile_ns = 12 + double(t.steps) * (t.pairs ? 9 : 16) + double(t.blocks) * (2 + double(t.steps));
-  double const work = double(ceil_div(t.tiles * t.slabs, d.sm_count)) * tile_ns;
+  double const steps = double(t.steps), blocks = double(t.blocks);
+  double const tile_ns = 17.5 + steps * (t.pairs ? 6.5 : 10.9) + 0.95 * blocks * steps;
+  double const work = double(t.tiles * t.slabs) / d.sm_count * tile_ns;
   double const bytes =
       double(p.N) * 2 * (double(v.C) * double(v.H) * double(v.W) + double(v.K) * double(v.P) * double(v.Q));
-  return {6300 + overlapped(work, bytes / 3500), 1};
+  double const rounds = double(
+      ceil_div(t.tiles * t.slabs, int64_t(d.sm_count) * kStemLeanWarps * stem_lean_blocks(t.blocks, t.steps, t.pairs)));
+  return {6960 + 76 * steps * blocks + 87 * rounds + overlapped(work, bytes / 5170), 1};
 }
 
 }  // namespace conv2d_ext
