@@ -60,7 +60,7 @@ constexpr bool stem_lean_supports(Op op, Problem const& p) {
          t.steps <= kStemLeanSteps && t.slabs < 65536;
 }
 
-// The filters, then rounds of tiles: products and stores, or bytes. Fitted to 173 layers, 4.9 % rms.
+// The filters, then rounds of tiles: products and stores, or bytes. Fitted to 173 layers, 5.3 % rms.
 constexpr Estimate stem_lean_estimate(Op op, Problem const& p, Device const& d) {
   StemLean const t = stem_lean(op, p);
   StemView const v = stem_view(op, p);

@@ -34,7 +34,7 @@ struct LeanParams {
   int w_in, w_out, w_r, w_s, C;
   int last_r, last_s;  // the last tap, of mirrored filters; else 0
   int tiles, tiles_w;
-  depthwise::Divisor tiles_of, rows_of;
+  depthwise::Divisor tiles_of, rows_of, words_of, channels_of;
 };
 
 // A word of the reduction, of which there may be a half or nothing.
@@ -46,13 +46,13 @@ struct LeanWord {
 
   LeanWord() = default;
   __device__ LeanWord(LeanParams const& p, int index) {
-    int const r = index / p.run, at = (index - r * p.run) * 2;
+    int const r = int(p.words_of.quotient(uint32_t(index))), at = (index - r * p.run) * 2;
     bool const exists = r < p.R;
     row = exists ? r * p.dilation_h : 0, element = exists ? at : 0;
     offset = uint32_t(row * int(p.in_h) + element) * 2, mask = 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      int const i = at + half - p.shift, s = i / p.C;
+      int const i = at + half - p.shift, s = int(p.channels_of.quotient(uint32_t(max(i, 0))));
       bool const has = exists && i >= 0 && i < p.window;
       mask |= has ? 0xffffu << half * 16 : 0;
       weights[half] = has ? abs(r - p.last_r) * p.w_r + abs(s - p.last_s) * p.w_s + (i - s * p.C) * p.w_in : -1;
@@ -239,6 +239,7 @@ cudaError_t launch_lean(Op op, Problem const& problem, Arguments const& args, cu
   if (v.mirrored) p.last_r = int(problem.R - 1), p.last_s = int(problem.S - 1);
   p.tiles = int(t.tiles), p.tiles_w = int(t.tiles_w);
   p.tiles_of = depthwise::Divisor(uint32_t(t.tiles_w)), p.rows_of = depthwise::Divisor(uint32_t(v.P));
+  p.words_of = depthwise::Divisor(uint32_t(p.run)), p.channels_of = depthwise::Divisor(uint32_t(p.C));
   // As many rounds of tiles for all warps.
   int64_t const blocks = h200_sxm.sm_count * stem_lean_blocks(t.blocks, t.steps, t.pairs),
                 most = max64(blocks / t.slabs, 1) * kStemLeanWarps, warps = ceil_div(t.tiles, ceil_div(t.tiles, most));
