@@ -365,9 +365,14 @@ def test_first_and_last_layers_take_stem_rows(op: str) -> None:
         narrow = op != "wgrad" and (op == "fprop") == (case is last)
         if (op, layout) == ("fprop", "nchw") and case is last:
             continue  # tma_planes.cuh is near
-        assert name.startswith(f"stem_{op}_") and name.endswith(("_any", "_lines") if narrow else f"_{layout}"), name
+        ends = ("_any", "_lines") if narrow else (f"_{layout}",) if layout == "nchw" else (f"_{layout}", "_lean")
+        assert name.startswith(f"stem_{op}_") and name.endswith(ends), name
     for case, tf32 in itertools.product((first, last), (True, False)):
         assert ROWS[ask(op, case, torch.float32, allow_tf32=tf32)[0]].startswith("stem_")
+    short = Case("short sums", 32, 3, 224, 224, 32, 3, 3, (2, 2), (1, 1))
+    for dtype, layout in itertools.product((torch.float16, torch.bfloat16), ("nchw", "nhwc")):
+        lean = ROWS[ask(op, short, dtype, layout)[0]].endswith("_lean")
+        assert op != "fprop" or lean == (layout == "nhwc"), (dtype, layout)
     nine = Case("nine products", 64, 1, 28, 28, 32, 3, 3, padding=(1, 1))  # whose split operands' error shows
     assert op != "fprop" or not ROWS[ask(op, nine, torch.float32)[0]].startswith("stem_")
 

@@ -18,6 +18,7 @@
 #include "images.h"
 #include "lanes.h"
 #include "lines.h"
+#include "long_sums.h"
 #include "near.h"
 #include "near_taps.h"
 #include "one_by_one.h"
@@ -34,6 +35,7 @@
 #include "staged.h"
 #include "stem.h"
 #include "stem_blocks.h"
+#include "stem_lean.h"
 #include "stem_walks.h"
 #include "stream.h"
 #include "strip_blocks.h"
@@ -114,7 +116,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::band:
       return hopper && (is_split(row) ? split_supports(row, op, p) : band_supports(row, op, p));
     case Family::stem:
-      return hopper && stem_supports(row, op, p, h200_sxm);
+      return hopper && (is_stem_lean(row) ? stem_lean_supports(op, p) : stem_supports(row, op, p, h200_sxm));
     case Family::pixels:
       if (is_few_pixels(row)) return hopper && few_pixels_supports(row, op, p);
       if (is_any_pixels(row)) return hopper && any_pixels_supports(row, op, p);
@@ -336,7 +338,10 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         double const least = double(p.N) * double(p.C) * double(p.H) * double(p.W) * 0.013 + 7500;
         if (e.ns < least) e.ns = least * 0.85 + e.ns * 0.15;  // their order stays
       }
-      if (row.family == Family::tma) e.ns += early_lines_ns(row, q.problem);
+      if (row.family == Family::tma) {
+        e.ns += early_lines_ns(row, q.problem);
+        e.ns *= long_sums_as_measured(row, op, p, e.split_k);
+      }
       if (row.family == Family::simt) e.ns += simt_single_stores_ns(row, p, e.split_k, d);
       // Filters that do not lie as the channels of x do (images of one pixel lie both ways) are stored one by one.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::wgrad && p.x.c == 1 && p.C > 1 &&
@@ -394,6 +399,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
              : op == Op::wgrad ? band_sums_estimate(row, p, d)
                                : band_estimate(row, op, p, d);
     case Family::stem: {
+      if (is_stem_lean(row)) return stem_lean_estimate(op, p, h200_sxm);
       if (is_stem_lines(row)) return stem_lines_estimate(op, p, h200_sxm);
       if (op == Op::wgrad) return stem_sums_estimate(row, p, h200_sxm);
       if (!stem_is_narrow(row)) return stem_tile_estimate(row, op, p, h200_sxm);
