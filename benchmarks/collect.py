@@ -10,6 +10,7 @@ are transposed convolutions, and 1x1 filters on images of one pixel, which are p
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections import Counter
@@ -131,9 +132,13 @@ def text(names: list[str], counts: Counter[tuple[int, ...]], versions: str) -> s
 
 
 def main() -> int:
-    import timm
-    import torchvision
-
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    try:
+        import timm
+        import torchvision
+    except ImportError as error:
+        print(f"collect: {error}; it needs torchvision and timm", file=sys.stderr)
+        return 2
     names: list[str] = []
     counts: Counter[tuple[int, ...]] = Counter()
     for name, build, size in networks():
