@@ -147,9 +147,10 @@ def load_layers() -> list[Layer]:
 
 def draw_layers(seed: int) -> list[Layer]:
     """The layers of data/networks.json with each of BATCHES, in the order that they are drawn: one that n networks have
-    is n times as likely to be the next as one of a single network."""
+    is n times as likely to be the next of its kind as one of a single network, and kinds (1x1 apart) and batches take
+    turns by how many networks have their layers."""
     draw = random.Random(seed)
-    drawn = []
+    drawn: dict[tuple[object, ...], list[tuple[float, int, Layer]]] = {}
     for i, (C, H, W, K, R, S, *pairs, groups, count) in enumerate(data("networks")["layers"]):
         stride, pad, dilation = zip(pairs[::2], pairs[1::2], strict=True)
         for N in BATCHES:
@@ -157,8 +158,13 @@ def draw_layers(seed: int) -> list[Layer]:
             layer = Layer(f"{i}x{N}", f"{count} networks", "", *sizes, bias=False)
             when = draw.random() ** (1 / count)  # the highest first
             if max(N * C * H * W, N * K * layer.P * layer.Q) <= LARGEST:
-                drawn.append((when, layer))
-    return [layer for _, layer in sorted(drawn, key=lambda pair: -pair[0])]
+                drawn.setdefault((layer.kind, R == S == 1, N), []).append((when, count, layer))
+    turns: list[tuple[float, Layer]] = []
+    for alike in drawn.values():
+        alike.sort(key=lambda one: -one[0])
+        networks = sum(count for _, count, _ in alike)
+        turns += [((i + draw.random()) / networks, layer) for i, (_, _, layer) in enumerate(alike)]
+    return [layer for _, layer in sorted(turns, key=lambda turn: turn[0])]
 
 
 def select_layers(layers: Sequence[Layer], words: Iterable[str]) -> list[Layer]:
