@@ -256,6 +256,7 @@ BENCH_HEAD = f"""# Benchmark
 `python benchmarks/tables.py` writes this page. Ratio is F.conv2d's time (cuDNN with `cudnn.benchmark`, or ATen) over
 ours: above 1, ours is faster. Every cell's result was compared with float64 before its time counted, and a captured
 call's with the eager one. A table whose `--budget` ran out has fewer cells than its layers, in the order of the layers.
+Cells of drawn layers stand in the order of their ratio, those first that are slower beside cuDNN.
 Each table names the commit that it is of; a cell below {SLOWER} is slower than cuDNN by more than the clock's noise.
 
 """
