@@ -48,12 +48,13 @@ class Table:
     dtypes: str
     layouts: str
     budget: int
+    drawn: bool = False  # from the layers of networks, as many as there is time for
 
     @property
     def arguments(self) -> list[str]:
         return [
-            *("bench", "--layers", self.layers, "--dtypes", self.dtypes),
-            *("--layouts", self.layouts, "--budget", str(self.budget)),
+            *("bench", *(["--list", "networks"] if self.drawn else []), "--layers", self.layers),
+            *("--dtypes", self.dtypes, "--layouts", self.layouts, "--budget", str(self.budget)),
         ]
 
 
@@ -71,6 +72,7 @@ TABLES = (
     Table("few-f32", "Few channels or few filters, float32 (TF32 off)", "few", "fp32", "nchw,nhwc", 120),
     Table("dense-f32-nhwc", "float32 (TF32 off), dense layers, channels_last", "dense", "fp32", "nhwc", 160),
     Table("dense-f32-nchw", "float32 (TF32 off), dense layers, NCHW", "dense", "fp32", "nchw", 120),
+    Table("drawn-f16", "float16, layers of networks, drawn", "all", "fp16", "nchw,nhwc", 150, drawn=True),
 )
 KERNELBENCH, NETWORKS = "kernelbench", "networks"
 NAMES = (*(table.name for table in TABLES), KERNELBENCH, NETWORKS)
@@ -136,9 +138,15 @@ README_HEAD = [
 
 
 def readme_rows(table: Table, data: Mapping[str, Any], commit: str) -> dict[str, str]:
-    """README's rows of a table, by their labels."""
+    """README's rows of a table, by their labels; of drawn layers, whose number is the budget's, all kinds in one."""
     rows = {}
     when = f"{short(data['machine']['date'])}, {commit}"
+    if table.drawn:
+        for layout in table.layouts.split(","):
+            cells = [c for c in data["cells"] if c["layout"] == layout]
+            label = f"{DTYPES[table.dtypes]}, drawn from networks, {LAYOUTS[layout]}"
+            rows[label] = row_of(cells, label, sum(bool(c["ratio"]) for c in cells), when)
+        return rows
     for kind in KINDS:
         for dtype in table.dtypes.split(","):
             for layout in table.layouts.split(","):
@@ -248,6 +256,7 @@ BENCH_HEAD = f"""# Benchmark
 `python benchmarks/tables.py` writes this page. Ratio is F.conv2d's time (cuDNN with `cudnn.benchmark`, or ATen) over
 ours: above 1, ours is faster. Every cell's result was compared with float64 before its time counted, and a captured
 call's with the eager one. A table whose `--budget` ran out has fewer cells than its layers, in the order of the layers.
+Cells of drawn layers stand in the order of their ratio, those first that are slower beside cuDNN.
 Each table names the commit that it is of; a cell below {SLOWER} is slower than cuDNN by more than the clock's noise.
 
 """

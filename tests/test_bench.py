@@ -17,6 +17,7 @@ from conv2d_ext.cli import UsageError, bench
 from conv2d_ext.cli.bench import Cell, Layer
 
 LAYERS = bench.load_layers()
+DRAWN = bench.draw_layers(0)
 CONV2 = Layer("X", "ResNet-50", "layer1.0.conv2", 2, 64, 56, 56, 64, 3, 3, (1, 1), (1, 1), (1, 1), 1, False)
 
 
@@ -31,7 +32,9 @@ def cell(
     return Cell(layer, dtype, layout, op, ours_ms=ours_ms, theirs_ms=theirs_ms, limit_ms=0.5)
 
 
-@pytest.mark.parametrize("layer", [*LAYERS, *map(bench.shrink, LAYERS)], ids=lambda layer: f"{layer.id}-{layer}")
+@pytest.mark.parametrize(
+    "layer", [*LAYERS, *DRAWN[:40], *map(bench.shrink, LAYERS)], ids=lambda layer: f"{layer.id}-{layer}"
+)
 def test_output_sizes_are_those_of_torch(layer: Layer) -> None:
     x = torch.empty(layer.N, layer.C, layer.H, layer.W, device="meta")
     w = torch.empty(layer.K, layer.C // layer.groups, layer.R, layer.S, device="meta")
@@ -84,6 +87,19 @@ def test_layers_are_selected_by_id_kind_and_subset() -> None:
     assert all(layer.N == 1 for layer in bench.select_layers(LAYERS, ["batch1"]))
     with pytest.raises(UsageError, match="'densest'"):
         bench.select_layers(LAYERS, ["densest"])
+
+
+def test_layers_of_networks_are_drawn_by_how_many_networks_have_them() -> None:
+    assert bench.draw_layers(0) == DRAWN != bench.draw_layers(1)
+    found = bench.data("networks")
+    assert len(DRAWN) > 2.5 * len(found["layers"]) and len({layer.id for layer in DRAWN}) == len(DRAWN)
+    assert all(len(row) == len(found["columns"]) and 1 <= row[-1] <= len(found["networks"]) for row in found["layers"])
+    assert all(min(layer.P, layer.Q) >= 1 and layer.N in bench.BATCHES for layer in DRAWN)
+    early, all_of_them = (
+        sum(float(layer.network.split()[0]) for layer in some) / len(some) for some in (DRAWN[: len(DRAWN) // 4], DRAWN)
+    )
+    assert early > 1.5 * all_of_them
+    assert {layer.kind for layer in bench.select_layers(DRAWN, ["grouped"])} == {"grouped"}
 
 
 def test_the_limit_is_the_larger_of_both_times() -> None:
@@ -183,6 +199,21 @@ def test_a_small_run_on_a_cpu_writes_all_cells(tmp_path: Path, capsys: pytest.Ca
     assert found["stopped"] == "" and found["machine"]["torch"] == torch.__version__
     assert page.read_text(encoding="utf-8").count("| L08 |") == 6
     assert "12 of 12 cells" in capsys.readouterr().out
+
+
+def test_drawn_layers_are_timed_as_drawn_and_shown_slowest_first(tmp_path: Path) -> None:
+    images = next(layer for layer in DRAWN if layer.C == 3)
+    wanted = [layer for layer in DRAWN if layer.id in (images.id, DRAWN[0].id, DRAWN[1].id)]
+    file, page = tmp_path / "bench.json", tmp_path / "bench.md"
+    words = ["--list", "networks", "--layers", ",".join(layer.id for layer in reversed(wanted))]
+    assert run(*words, "--json", str(file), "--markdown", str(page)) == 0
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert len(found["cells"]) == found["cells_planned"] == 6 * len(wanted) - 2
+    assert list(dict.fromkeys(c["layer"] for c in found["cells"])) == [layer.id for layer in wanted]
+    assert all(c["op"] != "dgrad" for c in found["cells"] if c["layer"] == images.id)
+    rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if " | cpu | " in line]
+    ratios = [float(row[8]) for row in rows]
+    assert ratios == sorted(ratios) and len(ratios) == len(found["cells"])
 
 
 def test_a_wrong_result_is_shown_without_a_time_and_fails_the_run(

@@ -1,8 +1,9 @@
-"""benchmarks/fuzz.py, sweep.py, bounds.py, networks.py and tables.py, as far as they can be tried without a GPU."""
+"""The programs of benchmarks/, as far as they can be tried without a GPU."""
 
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import importlib
 import json
@@ -32,7 +33,18 @@ def programs() -> Iterator[tuple[Any, ...]]:
     sys.path.insert(0, str(FOLDER))
     yield tuple(
         importlib.import_module(name)
-        for name in ("shapes", "fuzz", "sweep", "bounds", "first_call", "tables", "eager", "networks", "large")
+        for name in (
+            "shapes",
+            "fuzz",
+            "sweep",
+            "bounds",
+            "first_call",
+            "tables",
+            "eager",
+            "networks",
+            "large",
+            "collect",
+        )
     )
     sys.path.remove(str(FOLDER))
 
@@ -518,6 +530,21 @@ def test_networks_layers_are_listed(networks: Any, tmp_path: Path, capsys: pytes
     assert lost == sorted(lost, reverse=True) and "4x8x8x8 8x3x3" in capsys.readouterr().out
 
 
+# ---- collect ---------------------------------------------------------------------------------------------------------
+
+
+def test_convolutions_of_a_network_are_collected_but_for_images_of_one_pixel(programs: tuple[Any, ...]) -> None:
+    collect, nn = programs[9], torch.nn
+    conv, pixel = nn.Conv2d(3, 8, 3, 2, 1), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 2, 1))
+    layers = [conv, nn.Conv2d(8, 8, (1, 5), padding=(0, 4), dilation=(1, 2), groups=4), nn.ConvTranspose2d(8, 8, 2, 2)]
+    found = collect.convolutions(lambda: nn.Sequential(*layers, nn.Conv2d(8, 8, 1), pixel), (3, 9, 9))
+    first, second = (3, 9, 9, 8, 3, 3, 2, 2, 1, 1, 1, 1, 1), (8, 5, 5, 8, 1, 5, 1, 1, 0, 4, 1, 2, 4)
+    assert found == {first, second, (8, 10, 10, 8, 1, 1, 1, 1, 0, 0, 1, 1, 1)}
+    data = json.loads(collect.text(["a", "b"], collections.Counter({second: 1, first: 2}), "torch 2"))
+    assert data["layers"] == [[*first, 2], [*second, 1]] and data["networks"] == ["a", "b"]
+    assert len(data["columns"]) == len(first) + 1 and bench.data("networks")["columns"] == data["columns"]
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -544,6 +571,16 @@ def test_tables_are_written_from_results_and_others_kept(tables: Any, tmp_path: 
     assert f"## {tables.TABLES[0].title}\n`{command}`, commit abc1234\n\nthe cells\n" in page
     new = "| float16, dense, channels_last | 1.00 | 4.00 | - | 3 of 4 | 1, least 0.50 | 11-28 05:56, abc1234 |"
     assert readme.read_text().splitlines() == ["before", begin, *tables.README_HEAD, row, new, end, "after"]
+
+    # Drawn layers have a row a layout, of all kinds.
+    drawn = {"machine": data["machine"], "cells_planned": 9000, "cells": [*cells, cell("fprop", 3.0) | {"kind": "few"}]}
+    (label,) = tables.readme_rows(
+        tables.Table("a", "b", "all", "fp16", "nhwc", 9, drawn=True), drawn, "abc1234"
+    ).items()
+    assert label == (
+        "float16, drawn from networks, channels_last",
+        "| float16, drawn from networks, channels_last | 1.44 | 4.00 | - | 4 | 1, least 0.50 | 11-28 05:56, abc1234 |",
+    )
 
     readme.write_text("no place for a table\n")
     with pytest.raises(SystemExit, match="expected the lines"):
@@ -601,7 +638,8 @@ def test_tables_commands_are_those_that_bench_takes(tables: Any, tmp_path: Path)
         parser = argparse.ArgumentParser()
         bench.add_arguments(parser)
         options = parser.parse_args(table.arguments[1:])
-        assert bench.select_layers(bench.load_layers(), options.layers)
+        assert bench.select_layers(bench.draw_layers(0) if table.drawn else bench.load_layers(), options.layers)
+        assert (options.list == "networks") == table.drawn
         assert set(options.dtypes) <= set(bench.STORAGE) and set(options.layouts) <= set(bench.LAYOUTS)
     assert all(Path(tables.command_of(name, tmp_path)[0]).suffix in ("", ".py") for name in tables.NAMES)
     with pytest.raises(SystemExit):

@@ -1,5 +1,6 @@
 """Times conv2d_ext against F.conv2d with cudnn.benchmark on, over convolution layers of published networks.
 
+Of two lists: layers.json, which were picked; networks.json, all layers of many networks, drawn by how many have them.
 A cell is one layer, dtype, layout and op. For each, on a GPU: both contenders run on the same random data; ours is
 compared with float64 before any time is shown; each is captured in a CUDA graph; the replays take turns (A B A B),
 each after a write that fills L2, timed by events; the median counts. What that write leaves dirty in L2 is written
@@ -17,6 +18,7 @@ import functools
 import importlib.resources
 import json
 import math
+import random
 import statistics
 import sys
 import time
@@ -41,14 +43,16 @@ from conv2d_ext.cli import (
 )
 from conv2d_ext.cli.info import machine
 
-HELP = "times the layers of layers.json against F.conv2d"
+HELP = "times layers of networks against F.conv2d"
 
 OPS = ("fprop", "dgrad", "wgrad")
 LAYOUTS = ("nchw", "nhwc")
 # tf32 and fp32 are the same tensors, multiplied in TF32 and strictly.
 STORAGE = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 KINDS = ("dense", "few", "depthwise", "grouped")
-SUBSETS = ("1x1", "strided", "dilated", "batch1")
+LISTS = ("layers", "networks")
+BATCHES, LARGEST = (1, 8, 32), 2**27  # images of the layers of networks.json, and elements of a tensor
+SUBSETS = ("1x1", "strided", "dilated", *(f"batch{N}" for N in BATCHES))
 SLOWER = 0.97
 
 # ---------------------------------------------------------------- the part without a device
@@ -109,7 +113,8 @@ class Layer:
     @property
     def subsets(self) -> tuple[str, ...]:
         """Further groups that the layer belongs to; these overlap."""
-        belongs = (self.R == self.S == 1, max(self.stride) > 1, max(self.dilation) > 1, self.N == 1)
+        geometry = (self.R == self.S == 1, max(self.stride) > 1, max(self.dilation) > 1)
+        belongs = (*geometry, *(self.N == N for N in BATCHES))
         return tuple(name for name, yes in zip(SUBSETS, belongs, strict=True) if yes)
 
     def __str__(self) -> str:
@@ -124,14 +129,42 @@ class Layer:
         )
 
 
+def data(name: str) -> dict[str, Any]:
+    """What a file of data/ has."""
+    text = (importlib.resources.files("conv2d_ext") / "data" / f"{name}.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
 def load_layers() -> list[Layer]:
     """The layers of data/layers.json."""
-    text = (importlib.resources.files("conv2d_ext") / "data" / "layers.json").read_text(encoding="utf-8")
     layers = []
-    for row in json.loads(text)["layers"]:
+    for row in data("layers")["layers"]:
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
         layers.append(Layer(**fields))
     return layers
+
+
+def draw_layers(seed: int) -> list[Layer]:
+    """The layers of data/networks.json with each of BATCHES, in the order that they are drawn: one that n networks have
+    is n times as likely to be the next of its kind as one of a single network, and kinds (1x1 apart) and batches take
+    turns by how many networks have their layers."""
+    draw = random.Random(seed)
+    drawn: dict[tuple[object, ...], list[tuple[float, int, Layer]]] = {}
+    for i, (C, H, W, K, R, S, *pairs, groups, count) in enumerate(data("networks")["layers"]):
+        stride, pad, dilation = zip(pairs[::2], pairs[1::2], strict=True)
+        for N in BATCHES:
+            sizes = (N, C, H, W, K, R, S, stride, pad, dilation, groups)
+            layer = Layer(f"{i}x{N}", f"{count} networks", "", *sizes, bias=False)
+            when = draw.random() ** (1 / count)  # the highest first
+            if max(N * C * H * W, N * K * layer.P * layer.Q) <= LARGEST:
+                drawn.setdefault((layer.kind, R == S == 1, N), []).append((when, count, layer))
+    turns: list[tuple[float, Layer]] = []
+    for alike in drawn.values():
+        alike.sort(key=lambda one: -one[0])
+        networks = sum(count for _, count, _ in alike)
+        turns += [((i + draw.random()) / networks, layer) for i, (_, _, layer) in enumerate(alike)]
+    return [layer for _, layer in sorted(turns, key=lambda turn: turn[0])]
 
 
 def select_layers(layers: Sequence[Layer], words: Iterable[str]) -> list[Layer]:
@@ -140,7 +173,7 @@ def select_layers(layers: Sequence[Layer], words: Iterable[str]) -> list[Layer]:
     known = {layer.id for layer in layers} | {*KINDS, *SUBSETS, "all"}
     unknown = [word for word in wanted if word not in known]
     if unknown:
-        names = f"all, {', '.join(KINDS + SUBSETS)}, {layers[0].id}..{layers[-1].id}"
+        names = f"all, {', '.join(KINDS + SUBSETS)}, ids such as {layers[0].id}"
         raise UsageError(f"--layers: expected some of {names}, got {', '.join(map(repr, unknown))}")
     return [layer for layer in layers if {"all", layer.id, layer.kind, *layer.subsets} & set(wanted)]
 
@@ -287,7 +320,8 @@ def means(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def cross(cells: Sequence[Cell], value: str) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a table: kinds down, dtype and layout across, geometric means as fprop/dgrad/wgrad.
+    """Columns and rows of a table: kinds and subsets down, dtype and layout across, geometric means as
+    fprop/dgrad/wgrad.
 
     `value` is "ratio", or "share" for the two shares of the limit in per cent, ours before theirs in brackets.
     """
@@ -305,10 +339,10 @@ def cross(cells: Sequence[Cell], value: str) -> tuple[list[str], list[list[str]]
         return f"{ours} ({theirs})"
 
     rows = []
-    for kind in KINDS:
-        members = [c for c in done if c.layer.kind == kind]
+    for name in (*KINDS, *SUBSETS):
+        members = [c for c in done if name in (c.layer.kind, *c.layer.subsets)]
         if members:
-            rows.append([kind, *(text([c for c in members if (c.dtype, c.layout) == pair]) for pair in pairs)])
+            rows.append([name, *(text([c for c in members if (c.dtype, c.layout) == pair]) for pair in pairs)])
     return [f"{'/'.join(ops)}", *(f"{dtype} {layout}" for dtype, layout in pairs)], rows
 
 
@@ -757,6 +791,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         return int(text)
 
     parser.add_argument(
+        "--list",
+        choices=LISTS,
+        default=LISTS[0],
+        help="layers: those that were picked (default); networks: those of many networks, drawn by how many have "
+        "them, until --budget is spent",
+    )
+    parser.add_argument(
         "--layers",
         type=words,
         default=["all"],
@@ -773,7 +814,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", type=output_file, metavar="FILE", help="write the tables here as Markdown")
     parser.add_argument("--device", help="cuda, cuda:1, cpu; default: cuda if there is one")
     parser.add_argument("--small", action="store_true", help="scale the layers down, to try the program itself")
-    parser.add_argument("--seed", type=int, default=0, help="of the random data")
+    parser.add_argument("--seed", type=int, default=0, help="of the random data, and of what is drawn")
 
 
 def chosen(name: str, words: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -930,13 +971,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--kernel: expected one of {', '.join(rows)}; got {args.kernel!r}")
     if args.kernel is not None and not cuda:
         raise UsageError("--kernel: rows of the table are GPU kernels; --device cpu has none")
-    layers = select_layers(load_layers(), args.layers)
+    drawn = args.list == "networks"
+    layers = select_layers(draw_layers(args.seed) if drawn else load_layers(), args.layers)
     cells = plan_cells(
         [shrink(layer) for layer in layers] if args.small else layers,
         dtypes,
         chosen("layouts", args.layouts, LAYOUTS),
         chosen("ops", args.ops, OPS),
     )
+    if drawn:  # no network asks for the gradient of its images
+        cells = [cell for cell in cells if cell.op != "dgrad" or cell.layer.C > 4]
     if cuda:
         torch.cuda.set_device(device)
     timer: Timer = CudaTimer(device) if cuda else CpuTimer()
@@ -971,7 +1015,8 @@ def run(args: argparse.Namespace) -> int:
     save(done, stopped)
     report(done, stopped, len(cells), time.monotonic() - start)
     if args.markdown is not None:
-        args.markdown.write_text(markdown(done, line, stopped, command), encoding="utf-8")
+        shown = sorted(done, key=lambda cell: cell.ratio or 0) if drawn else done  # slowest beside F.conv2d first
+        args.markdown.write_text(markdown(shown, line, stopped, command), encoding="utf-8")
     return 1 if any(cell.broken for cell in done) or stopped.startswith("the device") else 0
 
 

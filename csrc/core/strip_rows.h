@@ -13,9 +13,9 @@ inline constexpr int kStripRowsThreads = 256, kStripRowsBytes = 110 * 1024;
 constexpr double in_whole(double n) { return n > 1e9 || n == double(int64_t(n)) ? n : double(int64_t(n) + 1); }
 
 struct StripRowsTile {
-  int groups = 1, strips = 1;     // of rows and columns: a block's threads for a plane
-  int channels = 1, images = 1;   // of a block
-  int pitch = 0, plane_rows = 0;  // of a plane in shared memory, in elements
+  int groups = 1, strips = 1;    // of rows and columns: a block's threads for a plane
+  int channels = 1, images = 1;  // of a block
+  int pitch = 0;                 // of a plane in shared memory, in elements
   int plane_bytes = 0, filter_bytes = 0;
   int64_t tiles_h = 1, tiles_w = 1, channel_units = 1, image_units = 1, shared_bytes = 0;
 
@@ -37,10 +37,9 @@ constexpr StripRowsTile strip_rows_tile(Op op, Problem const& p, bool nhwc) {
     t.tiles_h = ceil_div(groups, t.groups), t.tiles_w = ceil_div(strips, t.strips);
     t.pitch = int(t.strips * kStripColumns / 4 + ceil_div(p.S, 4)) * 4;
     t.pitch += t.pitch % 8 == 0 ? 4 : 0;  // an odd number of 16 bytes: so are 7 rows
-    t.plane_rows = int(min64(in_H, t.groups * kStripRows + p.R - 1));
     // Neighbouring groups of rows, then images (nhwc: four channels before them), are in different banks.
     int const apart = nhwc ? 2 : t.groups < 8 ? t.groups : 0;
-    int units = t.plane_rows * t.pitch / 4;
+    int units = int(min64(in_H, t.groups * kStripRows + p.R - 1)) * t.pitch / 4;
     while (units % 8 != apart) ++units;
     t.plane_bytes = units * 16, t.images = 1;
     t.shared_bytes = t.channels * (int64_t(t.plane_bytes) + t.filter_bytes) + t.pitch * 4 + kStripRowsBeyond;

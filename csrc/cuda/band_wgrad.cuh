@@ -45,7 +45,7 @@ __device__ inline void shift_copies(unsigned char* planes, int count, int plane_
 // A warp's taps: 16 * D rows and 8 * NB columns.
 template <class T, int D, int NB>
 struct Sums {
-  static constexpr int kRows = 16 * D, kColumns = 8 * NB, kPlace = D;
+  static constexpr int kPlace = D;
   float acc[D][NB][4] = {};
 
   // Rows [first, last) of x in the step's planes.
@@ -118,7 +118,7 @@ struct Sums {
 // apart.
 template <>
 struct Sums<float, 2, 4> {
-  static constexpr int kRows = 32, kColumns = 32, kPlace = 1;
+  static constexpr int kRows = 32, kPlace = 1;
   float acc[4][8] = {};
 
   __device__ void walk(SumsParams const& p, unsigned char const* plane_x, unsigned char const* plane_y, int first,

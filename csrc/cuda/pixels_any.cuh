@@ -186,7 +186,6 @@ struct Fragments<float, along> {
   // What the conversion leaves, ptxas moves to other registers, once for every product that takes it; a sum's result it
   // does not.
   static __device__ uint32_t rounded(uint32_t v, uint32_t zero) { return ptx::cvt_rn_tf32(__uint_as_float(v)) + zero; }
-  static constexpr int instructions = 4;  // of a step of the reduction
 };
 
 template <class T, bool along>
@@ -217,7 +216,6 @@ struct Fragments {
       v[j][0] = two[0], v[j][1] = two[1], v[j + 1][0] = two[2], v[j + 1][1] = two[3];
     }
   }
-  static constexpr int instructions = 4;
 };
 
 template <class T>

@@ -169,9 +169,7 @@ __global__ void __launch_bounds__(Shape<TN>::threads, 1) kernel(__grid_constant_
   int const steps = (p.depth + 15) / 16, warp = thread / 32, lane = thread % 32;
   for (; item < items.count; ++item) {
     take(item, tile, of_pixels, TM, kChunkBytes);
-    float acc[TN / 2];
-#pragma unroll
-    for (int i = 0; i < TN / 2; ++i) acc[i] = 0;
+    float acc[TN / 2] = {};
     ptx::wgmma_fence_operand(acc);
     ptx::wgmma_fence();
 #pragma unroll 1

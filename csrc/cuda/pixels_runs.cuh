@@ -121,11 +121,7 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, Shape<TM, TN>::two ? 2
   uint64_t const layout_a = a_rows ? ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes) : tma::layout_of(kLineBytes),
                  layout_b = ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes);
   constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32;
-  float acc[S::blocks][TN / 2];
-#pragma unroll
-  for (int b = 0; b < S::blocks; ++b)
-#pragma unroll
-    for (int i = 0; i < TN / 2; ++i) acc[b][i] = 0;
+  float acc[S::blocks][TN / 2] = {};
   auto fence_operands = [&] {
 #pragma unroll
     for (int b = 0; b < S::blocks; ++b) ptx::wgmma_fence_operand(acc[b]);

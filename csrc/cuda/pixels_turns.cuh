@@ -117,9 +117,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
     int m = tile;
     int const first = p.tiles_m.divide(m) * kRuns;
     m = m * TM + (S::turns ? 0 : group * 64) + warp * 16;
-    float acc[kPixels / 2];
-#pragma unroll
-    for (int j = 0; j < kPixels / 2; ++j) acc[j] = 0;
+    float acc[kPixels / 2] = {};
     if (S::turns && i > 0) ptx::bar_sync(1 + group, 2 * kWarpgroup);
     int before = -1;
 #pragma unroll 1

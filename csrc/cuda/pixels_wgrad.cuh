@@ -117,11 +117,7 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
   ptx::setmaxnreg_inc<S::multiply_regs>();
   if (m0 + group * (S::blocks * 64) >= p.a.channels) return;
   uint64_t const layout = tma::layout_of(kLineBytes);
-  float acc[S::blocks][TN / 2];
-#pragma unroll
-  for (int b = 0; b < S::blocks; ++b)
-#pragma unroll
-    for (int i = 0; i < TN / 2; ++i) acc[b][i] = 0;
+  float acc[S::blocks][TN / 2] = {};
   auto fence_operands = [&] {
 #pragma unroll
     for (int b = 0; b < S::blocks; ++b) ptx::wgmma_fence_operand(acc[b]);

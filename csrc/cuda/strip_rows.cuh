@@ -23,7 +23,7 @@ struct Params {
   int64_t w_k, w_r, w_s, bias_stride;
   int64_t N;
   int C, in_H, in_W, out_H, out_W, R, S, pad_h, pad_w;
-  int groups, strips, channels, images, pitch, plane_rows, plane_bytes, filter_bytes;
+  int groups, strips, channels, images, pitch, plane_bytes, filter_bytes;
   int tiles_h, tiles_w, channel_units;
   int width;  // nchw: columns of one copy
   bool out_vectors;
@@ -199,7 +199,7 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   p.bias = static_cast<float const*>(args.bias);
   p.in_c = in.c, p.in_w = nhwc ? in.w : 1, p.out_c = out.c, p.out_w = nhwc ? out.w : 1, p.N = problem.N;
   p.groups = t.groups, p.strips = t.strips, p.channels = t.channels, p.images = t.images;
-  p.pitch = t.pitch, p.plane_rows = t.plane_rows, p.plane_bytes = t.plane_bytes, p.filter_bytes = t.filter_bytes;
+  p.pitch = t.pitch, p.plane_bytes = t.plane_bytes, p.filter_bytes = t.filter_bytes;
   p.tiles_h = int(t.tiles_h), p.tiles_w = int(t.tiles_w), p.channel_units = int(t.channel_units);
   p.width = 4;
   while (p.width > 1 && (p.pad_w % p.width != 0 || p.in_W % p.width != 0 ||

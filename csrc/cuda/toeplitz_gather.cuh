@@ -19,7 +19,6 @@ namespace conv2d_ext::toeplitz {
 
 struct GatherParams : Params {
   int parts, pairs, in_columns, out_columns, ring;  // pairs: of runs, of a piece; ring: cycles of rows of inputs
-  int out_stored;                                   // columns of a part that are stored
 };
 
 // The filters of a block's channels: of each channel and row of the filter the words (tap d, tap d + 4) for the
