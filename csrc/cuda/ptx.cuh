@@ -405,11 +405,6 @@ __device__ inline uint32_t movmatrix_trans(uint32_t v) {
   return d;
 }
 
-// Writes two 8 x 8 matrices; a lane holds them as ldmatrix gives them, lanes 0 to 15 give the rows' addresses.
-__device__ inline void stmatrix_x2(uint32_t shared, uint32_t a, uint32_t b) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(shared), "r"(a), "r"(b) : "memory");
-}
-
 // d[16, 8] += a[16, 16] * b[16, 8]. a: rows 0-7 and 8-15 of k 0-7, then of k 8-15; b: k 0-7, then k 8-15.
 template <class T>
 __device__ inline void mma_m16n8k16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,

@@ -568,14 +568,15 @@ __device__ void store_floats_singly(Params const& p, Unit const& unit, int64_t m
   }
 }
 
-// Puts 16 rows by 128 bytes of columns of a warp's accumulators into lines of shared memory.
+// Puts 16 rows by 128 bytes of columns of a warp's accumulators into lines of shared memory, every step-th from first.
 template <class T, int TN>
-__device__ void stage_piece(float const (&acc)[TN / 2], int piece, uint32_t lines) {
+__device__ void stage_piece(float const (&acc)[TN / 2], int piece, uint32_t lines, int step = 1, int first = 0) {
   int const lane = int(threadIdx.x) % 32;
   if constexpr (sizeof(T) == 4) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      int const line = lane / 4 + i % 2 * 8, chunk = i / 2 * 2 + lane % 4 / 2, at = (piece * 4 + i / 2) * 4 + i % 2 * 2;
+      int const line = (lane / 4 + i % 2 * 8) * step + first, chunk = i / 2 * 2 + lane % 4 / 2;
+      int const at = (piece * 4 + i / 2) * 4 + i % 2 * 2;
       ptx::st_shared_f32x2(lines + line * kLineBytes + (chunk ^ (line % 8)) * 16 + lane % 2 * 8, acc[at], acc[at + 1]);
     }
     return;
@@ -589,7 +590,7 @@ __device__ void stage_piece(float const (&acc)[TN / 2], int piece, uint32_t line
         int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
         v[e] = pack<T>(acc[at], acc[at + 1]);
       }
-      int const line = lane % 16, chunk = t * 2 + lane / 16;
+      int const line = lane % 16 * step + first, chunk = t * 2 + lane / 16;
       ptx::stmatrix_x4(lines + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
     }
   }

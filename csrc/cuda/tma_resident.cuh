@@ -81,23 +81,6 @@ __device__ void resident_pixels(ResidentParams const& p, uint32_t ring, uint64_t
   }
 }
 
-// Puts 16 rows by 64 columns of a warp's accumulators into every other line of shared memory, so that a row's 128
-// columns are neighbours.
-template <class T, int TN>
-__device__ void stage_half(float const (&acc)[TN / 2], int piece, uint32_t lines) {
-  int const lane = int(threadIdx.x) % 32, line = lane % 16 * 2 + piece;
-#pragma unroll
-  for (int t = 0; t < 4; ++t) {  // 16 columns
-    uint32_t v[4];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      int const at = (piece * 8 + t * 2 + e / 2) * 4 + e % 2 * 2;
-      v[e] = pack<T>(acc[at], acc[at + 1]);
-    }
-    ptx::stmatrix_x4(lines + line * kLineBytes + ((t * 2 + lane / 16) ^ (line % 8)) * 16, v);
-  }
-}
-
 // staging: the warp's pieces.
 template <class T, bool b_rows, int pieces, int groups>
 __device__ void resident_multiply(ResidentParams const& p, uint32_t filters, uint32_t ring, uint32_t staging,
@@ -167,7 +150,7 @@ __device__ void resident_multiply(ResidentParams const& p, uint32_t filters, uin
               if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();
               __syncwarp();
             }
-            stage_half<T, TN>(acc, piece, staging);
+            stage_piece<T, TN>(acc, piece, staging, 2, piece);  // a row's 128 columns are neighbours
             if (piece == 0) continue;
             ptx::fence_proxy_async();
             __syncwarp();
