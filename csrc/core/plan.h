@@ -29,7 +29,7 @@
 #include "pixels_runs.h"
 #include "pixels_wgrad.h"
 #include "plain_rows.h"
-#include "planes.h"
+#include "planes_blocks.h"
 #include "quads.h"
 #include "staged.h"
 #include "stem.h"
@@ -43,7 +43,6 @@
 #include "tma.h"
 #include "tma_planes_tf32.h"
 #include "toeplitz_wgrad.h"
-#include "turned.h"
 #include "walk.h"
 
 namespace conv2d_ext {
@@ -312,15 +311,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::grouped:
     case Family::simt: {
       if (is_planes(row)) return planes_estimate(op, p, d);
-      if (is_turned(row)) {
-        Estimate e = turned_estimate(op, p, d);
-        // Rows of odd length, as measured.
-        double const each = op == Op::dgrad && p.stride_w > 1 ? 0.0035 : p.R * p.S == 1 ? 0.0014 : 0.0008;
-        if (p.W % 2 != 0)
-          e.ns += each * double(p.N) *
-                  (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-        return e;
-      }
+      if (is_turned(row)) return turned_estimate(op, p, d);
       if (is_plain(row)) return plain_estimate(p, d);
       if (is_plain_rows(row)) return plain_rows_estimate(op, p, d);
       if (is_images(row)) return images_estimate(row, op, p, d);

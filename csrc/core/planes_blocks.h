@@ -1,0 +1,87 @@
+// grouped_planes.cuh, grouped_planes_wgrad.cuh and grouped_turned.cuh, as measured: what their blocks take for a tile.
+// Apart from what kernels include, so that a new constant compiles none.
+#pragma once
+
+#include "turned.h"
+
+namespace conv2d_ext {
+
+// ns for the instructions of a step, by 16 columns and 32 bytes of channels of a warpgroup; for its filters of 8 KiB;
+// until one that is asked for is there. Then of results: of rows of odd length, whose elements are stored one by one.
+struct PlaneRates {
+  double begin, product, filter, latency, odd_input, odd_result;
+};
+constexpr double plane_steps_ns(PlaneRates const& e, double steps, double pieces, int64_t members, int64_t stages) {
+  double const each = e.product * pieces + e.filter * double(members), least = e.latency / double(stages);
+  return steps * (each > least ? each : least);
+}
+constexpr double plane_odd_ns(PlaneRates const& e, Op op, Problem const& p) {
+  bool const backward = op == Op::dgrad;
+  double const x = double(p.N) * double(p.C) * double(p.H) * double(p.W),
+               y = double(p.N) * double(p.K) * double(p.P()) * double(p.Q());
+  return ((backward ? p.Q() : p.W) % 2 != 0 ? (x + y) * e.odd_input : 0) +
+         ((backward ? p.W : p.Q()) % 2 != 0 ? (backward ? x : y) * e.odd_result : 0);
+}
+
+// wgrad: tiles one after the other, each turned, then multiplied. Fitted to 133 times.
+constexpr Estimate plane_sums_estimate(Problem const& p, Device const& d) {
+  PlaneSums const t = plane_sums(p, d);
+  double const C = double(min64(p.C_per_group(), 64)), K = double(min64(p.K_per_group(), 64));
+  auto turned = [](int64_t pixels, double channels, int64_t row) {
+    return double(pixels) * channels * (row % 2 != 0 ? 0.0876 : 0.057);
+  };
+  double const products = double(t.pixels / 16) * (plane_sums_joined(p) ? 74 : 8.9 * double(p.R * p.S));
+  double const work = 3280 + products + turned(t.x_pixels, C, p.W) + turned(t.y_pixels, K, p.Q());
+  double const each = larger_of(work, double(t.x_raw + t.y_raw) / 13);
+  int64_t const blocks = t.units * t.splits;
+  return {6970 + double(ceil_div(blocks, d.sm_count)) * (double(ceil_div(t.tiles, t.splits)) * each + 1300) +
+              double(blocks * p.R * p.S) * 64 * 64 * 4 * 0.000565,
+          1};
+}
+
+// Two teams hide what the other waits for; all else of a tile follows each other. Fitted to 285 times.
+constexpr Estimate planes_estimate(Op op, Problem const& p, Device const& d) {
+  if (op == Op::wgrad) return plane_sums_estimate(p, d);
+  constexpr PlaneRates e{7910, 1.93, 113, 1278, 0.000199, 0.000231};
+  PlaneTile const t = plane_tile(op, p, d);
+  int64_t const in = op == Op::dgrad ? p.K_per_group() : p.C_per_group(), chunks = ceil_div(in, kPlaneChannels);
+  double const pieces = double(ceil_div(in, 16)) / double(chunks) * double(t.columns * t.groups) / 8;
+  double const products = plane_steps_ns(e, double(chunks * p.R * p.S), pieces, t.members(), t.stages);
+  double const others = 1950 * double(chunks) + 0.0506 * double(t.members() * t.out_bytes);
+  double const alone = products / double(t.teams) + others;
+  double const each = t.teams == 2 ? larger_of(products, alone) + 0.6 * (products < others ? products : others) : alone;
+  double const elements = double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q()));
+  return {e.begin + double(ceil_div(t.tiles, d.sm_count)) * each + 585 * double(chunks) + plane_odd_ns(e, op, p) +
+              double(planes_workspace_bytes(op, p, d)) * 0.0008 + elements * 0.00032,
+          1};
+}
+
+// Two warpgroups multiply one tile while the next is turned. Fitted to 394 times.
+constexpr Estimate turned_estimate(Op op, Problem const& p, Device const& d) {
+  // turn: a byte; chunk: 128 bytes of channels of a tile; store: a column of a pass; result: an element.
+  struct Rates {
+    PlaneRates of;
+    double turn, chunk, store, result;
+  };
+  constexpr Rates rates[2][2] = {{{{9576, 5, 27, 1192, 0.000362, 0.002415}, 0.0228, 551, 1.17, 0.000827},
+                                  {{9888, 4.07, 52, 917, 0.000371, 0.00224}, 0.0012, 195, 5.56, 0.001514}},
+                                 {{{9395, 2.96, 80, 1217, 0.000023, 0.000952}, 0.0231, 298, 0.14, 0.00173},
+                                  {{8498, 4.08, 94, 1209, 0.000084, 0.000924}, 0.0009, 671, 0.07, 0.001553}}};
+  bool const backward = op == Op::dgrad;
+  Rates const& e = rates[p.dtype == DType::f32][backward];
+  TurnedTile const t = turned_tile(op, p, d);
+  int64_t const in = backward ? p.K_per_group() : p.C_per_group(), chunks = ceil_div(in, turned_line(p.dtype));
+  double const pieces = double(ceil_div(in * size_of(p.dtype), 32)) / double(chunks) * double(t.columns) / 8;
+  double const products = plane_steps_ns(e.of, double(chunks * p.R * p.S), pieces, t.members(), t.stages);
+  double const turns = double(chunks * t.passes * t.subs),
+               turn = turns * (e.turn * double(t.in_pixels * kTurnedLine) + e.chunk);
+  double const each = larger_of(products, turn) + (products < turn ? products : turn) / 2 +
+                      e.store * double(t.columns * t.phases_w * t.passes);
+  double const results =
+      double(p.N) * (backward ? double(p.C) * double(p.H) * double(p.W) : double(p.K) * double(p.P() * p.Q()));
+  return {e.of.begin + double(ceil_div(t.tiles, d.sm_count)) * each + e.result * results + plane_odd_ns(e.of, op, p) +
+              double(turned_workspace_bytes(op, p)) * 0.0006,
+          1};
+}
+
+}  // namespace conv2d_ext
