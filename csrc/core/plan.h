@@ -254,17 +254,20 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
 }
 
-// Tiles of 64 pixels in 16-bit types, filters of several taps: what lines that begin off 32 bytes take beyond others,
+// Tiles of few pixels in 16-bit types, filters of several taps: what lines that begin off 32 bytes take beyond others,
 // which the estimates of larger tiles count, for each tap and tile of filters. dgrad's filters have lines of its
-// results' channels; those of 16 bytes take lean 8 ns each.
+// results' channels; those of 16 bytes take 8 ns each.
 constexpr double early_lines_ns(Row const& row, Problem const& p) {
   bool const lean = row.variant == Variant::lean, backward = row.op == Op::dgrad;
-  if (row.op == Op::wgrad || row.tile_m != 64 || size_of(p.dtype) != 2 || p.R * p.S == 1 || p.groups > 1) return 0;
-  if (backward && !lean) return 0;
+  if (row.op == Op::wgrad || row.tile_m > 128 || size_of(p.dtype) != 2 || p.R * p.S == 1 || p.groups > 1) return 0;
+  if (row.tile_m != 64 && (lean || !backward || row.variant != Variant::im2col)) return 0;
   double const taps = double(p.N) * double(backward ? p.H * p.W : p.P() * p.Q()) * double(p.R * p.S);
   int64_t const depth = backward ? p.K : p.C, results = backward ? p.C : p.K;
-  double ns = depth % 16 == 8 ? taps * double(ceil_div(results, row.tile_n)) * 0.05 : 0;
-  if (backward && results <= 8) ns += taps * double(ceil_div(depth, 64)) * 8 / 132;
+  double ns = depth % 16 == 8 && (lean || !backward) ? taps * double(ceil_div(results, row.tile_n)) * 0.05 : 0;
+  if (backward && results <= 8) {
+    int64_t const phases = lean ? 1 : p.stride_h * p.stride_w;
+    ns += taps * double(ceil_div(depth, 64)) * 8 * 64 / double(row.tile_m * phases) / 132;
+  }
   return ns;
 }
 
