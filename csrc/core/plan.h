@@ -391,14 +391,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_stem_lines(row)) return stem_lines_estimate(op, p, h200_sxm);
       if (op == Op::wgrad) return stem_sums_estimate(row, p, h200_sxm);
       if (!stem_is_narrow(row)) return stem_tile_estimate(row, op, p, h200_sxm);
-      Estimate e = stem_narrow_estimate(row, op, p, h200_sxm);
-      // dgrad of 1x1 whose pixels are 64 bytes at most: nothing else of a tile hides its stores.
-      if (op == Op::dgrad && p.R * p.S == 1 && p.K * size_of(p.dtype) <= 64 && !stem_is_strict(p))
-        e.ns *= p.dtype == DType::f32 ? 1.15 + 0.012 * row.tile_n : 1.15;
-      // Filters that lie side by side but take no vectors are stored one by one, in 16-bit types along the filters.
-      if (op == Op::fprop && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0)
-        e.ns += double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) * (p.dtype == DType::f32 ? 0.0035 : 0.0004);
-      return e;
+      return stem_narrow_estimate(row, op, p, h200_sxm);
     }
     case Family::pixels: {
       if (is_few_pixels(row)) return few_pixels_estimate(row, op, p);
