@@ -16,8 +16,12 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   if (f32) {
     if (is(Family::simt, Variant::any, Op::wgrad)) return ns * (pixels > 4000 ? 1.15 : 1) * (plane <= 100 ? 0.87 : 1);
     if (is(Family::simt, Variant::any, Op::fprop)) return ns - (plane <= 36 ? 1500 : 0);
-    if (is(Family::simt, Variant::any, Op::dgrad)) return ns - (tile(64, 64) && p.K_per_group() <= 16 ? 1500 : 0);
-    if (is(Family::simt, Variant::nhwc, Op::dgrad)) return ns * (tile(128, 32) && plane > 1000 ? 1.25 : 1);
+    if (row.family == Family::simt && row.op == Op::dgrad) {
+      if (row.variant == Variant::nhwc) ns *= tile(128, 32) && plane > 1000 ? 1.25 : 1;
+      if (row.variant == Variant::any) ns -= tile(64, 64) && p.K_per_group() <= 16 ? 1500 : 0;
+      bool const phases = p.stride_h > 1 && p.stride_w > 1;  // several taps of each
+      return ns * (!phases || !taps ? 1 : tile(64, 64) ? 1.15 : 1.06);
+    }
     if (is(Family::tma, Variant::lean, Op::fprop)) return ns - 1500;
     if (is(Family::tma, Variant::lean, Op::wgrad)) return ns - (tile(64, 64) && pixels <= 1000 ? 1500 : 0);
     return ns;
