@@ -348,6 +348,13 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (row.family == Family::simt && row.op == Op::dgrad && size_of(p.dtype) == 2 && p.groups == 1)
         e.ns *= p.R * p.S > 1 ? 1.3 : 1.2;
       e.ns *= dense_as_measured(row, p) * off_sectors(row, q.problem);
+      // As measured: tiles that are not added, and filters of lines of groups, which few blocks store.
+      if (row.family == Family::tma && row.variant == Variant::im2col && op == Op::wgrad && size_of(p.dtype) == 2 &&
+          row.tile_m == 128 && row.tile_n == 128 && p.groups == 1 && p.R * p.S > 1 && e.split_k == 1)
+        e.ns *= 0.94;
+      if (row.family == Family::grouped && row.variant == Variant::lines && op == Op::wgrad && size_of(p.dtype) == 2 &&
+          p.x.c != 1)
+        e.ns += double(p.K) * double(p.C_per_group() * p.R * p.S) * 0.01;
       e.ns += last_store_ns(row, q.problem, e.split_k);
       e.ns *=
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : t);
