@@ -26,6 +26,8 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     if (is(Family::tma_strict, Variant::im2col, Op::wgrad)) return ns * (tile(128, 128) && p.groups == 1 ? 0.95 : 1);
     if (row.family == Family::grouped && row.variant == Variant::lines && row.op != Op::wgrad)
       return ns * (p.allow_tf32 ? 1 : 0.9);
+    if (row.family == Family::tma && row.variant == Variant::halo && row.op != Op::wgrad)  // large, and packed
+      return ns * (p.groups > 1 && !across && taps && tile(256, 64) && ns > 60000 ? 1.12 : 1);
     if (is(Family::tma, Variant::lean, Op::fprop)) return ns - 1500;
     if (is(Family::tma, Variant::lean, Op::wgrad)) return ns - (tile(64, 64) && pixels <= 1000 ? 1500 : 0);
     return ns;

@@ -183,12 +183,11 @@ constexpr double beside_few_outputs_ns(Row const& row, Problem const& p, double 
     return ns + (more < 0 ? 0 : more < most ? more : most);
   };
   auto at_least = [](double least, double found) { return found < least ? least : found; };
-  // fprop goes through rows of x, dgrad through those of y.
+  // fprop and wgrad go through rows of x, dgrad through those of y.
   if (row.family == Family::column && R >= 9) {
-    if (sums) return R == 13 ? ns * 1.3 : ns;
-    double const rows = double(p.P()) / double(p.H), met = !fprop ? rows : rows < 0.33 ? 2 : (1 + 1 / rows) / 2;
-    double const share = met * (R == 13 ? 0.82 : 1);
-    return 6500 + (ns - 6500) * share;
+    double const rows = double(p.P()) / double(p.H), halo = rows < 0.33 ? 2 : (1 + 1 / rows) / 2;
+    if (sums) return R < 13 ? ns : ns * halo * (p.P() <= 20 ? 1.25 : 1);
+    return 6500 + (ns - 6500) * (fprop ? halo : rows) * (R == 13 ? 0.82 : 1);
   }
   if (row.family == Family::column && strided) {
     if (R == 3)

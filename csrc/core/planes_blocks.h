@@ -23,54 +23,55 @@ constexpr double plane_odd_ns(PlaneRates const& e, Op op, Problem const& p) {
          ((backward ? p.W : p.Q()) % 2 != 0 ? (backward ? x : y) * e.odd_result : 0);
 }
 
-// wgrad: tiles one after the other, each turned, then multiplied. Fitted to 133 times.
+// As measured beside other rows.
+inline constexpr double kPlanesBeside = 0.93, kPlaneSumsBeside = 0.95, kTurnedFloatsBeside = 1.05;
+
+// wgrad: tiles one after the other, each turned, then multiplied. Fitted to 231 times.
 constexpr Estimate plane_sums_estimate(Problem const& p, Device const& d) {
   PlaneSums const t = plane_sums(p, d);
   double const C = double(min64(p.C_per_group(), 64)), K = double(min64(p.K_per_group(), 64));
   auto turned = [](int64_t pixels, double channels, int64_t row) {
-    return double(pixels) * channels * (row % 2 != 0 ? 0.0876 : 0.057);
+    return double(pixels) * channels * (row % 2 != 0 ? 0.0891 : 0.0761);
   };
-  double const products = double(t.pixels / 16) * (plane_sums_joined(p) ? 74 : 8.9 * double(p.R * p.S));
-  double const work = 3280 + products + turned(t.x_pixels, C, p.W) + turned(t.y_pixels, K, p.Q());
+  double const products = double(t.pixels / 16) * (plane_sums_joined(p) ? 71 : 8 * double(p.R * p.S));
+  double const work = 3047 + products + turned(t.x_pixels, C, p.W) + turned(t.y_pixels, K, p.Q());
   double const each = larger_of(work, double(t.x_raw + t.y_raw) / 13);
   int64_t const blocks = t.units * t.splits;
-  return {6970 + double(ceil_div(blocks, d.sm_count)) * (double(ceil_div(t.tiles, t.splits)) * each + 1300) +
-              double(blocks * p.R * p.S) * 64 * 64 * 4 * 0.000565,
+  return {kPlaneSumsBeside *
+              (7672 + double(ceil_div(blocks, d.sm_count)) * (double(ceil_div(t.tiles, t.splits)) * each + 1300) +
+               double(blocks * p.R * p.S) * 64 * 64 * 4 * 0.000578),
           1};
 }
 
-// 16-bit types, and TF32's turned lines below: as measured beside other rows.
-inline constexpr double kPlanesBeside = 0.95;
-
-// Two teams hide what the other waits for; all else of a tile follows each other. Fitted to 285 times.
+// Two teams hide what the other waits for; all else of a tile follows each other. Fitted to 537 times.
 constexpr Estimate planes_estimate(Op op, Problem const& p, Device const& d) {
   if (op == Op::wgrad) return plane_sums_estimate(p, d);
-  constexpr PlaneRates e{7910, 1.93, 113, 1278, 0.000199, 0.000231};
+  constexpr PlaneRates e{8865, 2.16, 117, 1279, 0.000066, 0.000365};
   PlaneTile const t = plane_tile(op, p, d);
   int64_t const in = op == Op::dgrad ? p.K_per_group() : p.C_per_group(), chunks = ceil_div(in, kPlaneChannels);
   double const pieces = double(ceil_div(in, 16)) / double(chunks) * double(t.columns * t.groups) / 8;
   double const products = plane_steps_ns(e, double(chunks * p.R * p.S), pieces, t.members(), t.stages);
-  double const others = 1950 * double(chunks) + 0.0506 * double(t.members() * t.out_bytes);
+  double const others = 1395 * double(chunks) + 0.048 * double(t.members() * t.out_bytes);
   double const alone = products / double(t.teams) + others;
   double const each = t.teams == 2 ? larger_of(products, alone) + 0.6 * (products < others ? products : others) : alone;
   double const elements = double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q()));
   return {
-      kPlanesBeside * (e.begin + double(ceil_div(t.tiles, d.sm_count)) * each + 585 * double(chunks) +
-                       plane_odd_ns(e, op, p) + double(planes_workspace_bytes(op, p, d)) * 0.0008 + elements * 0.00032),
+      kPlanesBeside * (e.begin + double(ceil_div(t.tiles, d.sm_count)) * each + 419 * double(chunks) +
+                       plane_odd_ns(e, op, p) + double(planes_workspace_bytes(op, p, d)) * 0.0008 + elements * 0.0006),
       1};
 }
 
-// Two warpgroups multiply one tile while the next is turned. Fitted to 570 times.
+// Two warpgroups multiply one tile while the next is turned. Fitted to 750 times.
 constexpr Estimate turned_estimate(Op op, Problem const& p, Device const& d) {
   // turn: a byte; chunk: 128 bytes of channels of a tile; store: a column of a pass; result: an element.
   struct Rates {
     PlaneRates of;
     double turn, chunk, store, result;
   };
-  constexpr Rates rates[2][2] = {{{{9247, 4.85, 40, 825, 0.000623, 0.001656}, 0.0251, 589, 0.49, 0.000897},
-                                  {{9682, 4.03, 60, 935, 0.000484, 0.002449}, 0.0011, 83, 7.64, 0.001139}},
-                                 {{{8849, 2.86, 83, 999, 0.000017, 0.00078}, 0.0151, 592, 0.16, 0.002218},
-                                  {{8594, 3.63, 98, 1250, 0.000021, 0.001274}, 0.0007, 677, 0.06, 0.001911}}};
+  constexpr Rates rates[2][2] = {{{{9675, 5.45, 19, 803, 0.000681, 0.001898}, 0.0291, 478, 0.4, 0.001004},
+                                  {{10017, 5.14, 24, 690, 0.000372, 0.003009}, 0.0016, 164, 7.03, 0.001275}},
+                                 {{{9071, 3.86, 61, 952, 0.000018, 0.000868}, 0.0214, 531, 0.11, 0.001468},
+                                  {{8419, 2.46, 112, 1212, 0.000014, 0.001712}, 0.0005, 761, 0.05, 0.002166}}};
   bool const backward = op == Op::dgrad;
   Rates const& e = rates[p.dtype == DType::f32][backward];
   TurnedTile const t = turned_tile(op, p, d);
@@ -83,7 +84,7 @@ constexpr Estimate turned_estimate(Op op, Problem const& p, Device const& d) {
                       e.store * double(t.columns * t.phases_w * t.passes);
   double const results =
       double(p.N) * (backward ? double(p.C) * double(p.H) * double(p.W) : double(p.K) * double(p.P() * p.Q()));
-  return {(p.dtype == DType::f32 ? 1.1 : kPlanesBeside) *
+  return {(p.dtype == DType::f32 ? kTurnedFloatsBeside : kPlanesBeside) *
               (e.of.begin + double(ceil_div(t.tiles, d.sm_count)) * each + e.result * results +
                plane_odd_ns(e.of, op, p) + double(turned_workspace_bytes(op, p)) * 0.0006),
           1};
