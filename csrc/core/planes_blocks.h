@@ -84,8 +84,9 @@ constexpr Estimate turned_estimate(Op op, Problem const& p, Device const& d) {
                       e.store * double(t.columns * t.phases_w * t.passes);
   double const results =
       double(p.N) * (backward ? double(p.C) * double(p.H) * double(p.W) : double(p.K) * double(p.P() * p.Q()));
-  // dgrad with strides of many channels a group: not understood.
-  bool const waits = backward && p.dtype != DType::f32 && p.stride_w > 1 && p.dilation_w == 1 && in >= 48;
+  // dgrad with strides of 48 to 64 channels a group: not understood.
+  bool const waits =
+      backward && p.dtype != DType::f32 && p.stride_w > 1 && p.dilation_w == 1 && in >= 48 && t.subs == 2;
   return {(p.dtype == DType::f32 ? kTurnedFloatsBeside : kPlanesBeside * (waits ? 1.15 : 1)) *
               (e.of.begin + double(ceil_div(t.tiles, d.sm_count)) * each + e.result * results +
                plane_odd_ns(e.of, op, p) + double(turned_workspace_bytes(op, p)) * 0.0006),
