@@ -401,7 +401,12 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
              : op == Op::wgrad ? band_sums_estimate(row, p, d)
                                : band_estimate(row, op, p, d);
     case Family::stem: {
-      if (is_stem_lines(row)) return stem_lines_estimate(op, p, h200_sxm);
+      if (is_stem_lines(row)) {
+        Estimate e = stem_lines_estimate(op, p, h200_sxm);
+        // As measured (L52, L54): one channel, strict.
+        if (op == Op::dgrad && p.C == 1 && p.y.c == 1 && p.stride_w <= 2 && stem_is_strict(p)) e.ns *= 1.15;
+        return e;
+      }
       if (op == Op::wgrad) return stem_sums_estimate(row, p, h200_sxm);
       if (!stem_is_narrow(row)) return stem_tile_estimate(row, op, p, h200_sxm);
       return stem_narrow_estimate(row, op, p, h200_sxm);
