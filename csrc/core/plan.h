@@ -403,7 +403,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::stem: {
       if (is_stem_lines(row)) {
         Estimate e = stem_lines_estimate(op, p, h200_sxm);
-        // As measured (L52, L54): one channel, strict.
+        // As measured (L52): one channel, strict.
         if (op == Op::dgrad && p.C == 1 && p.y.c == 1 && p.stride_w <= 2 && stem_is_strict(p)) e.ns *= 1.15;
         return e;
       }
