@@ -30,78 +30,104 @@ constexpr BandWork band_work(BandTile const& t, int64_t R, int depth, int width)
   return w;
 }
 
-// ns. Of a block: its filters (four loads of a thread), and what it clears, 16 bytes a thread. Of each round of images:
-// loads of single elements (four of a thread; far: where channels lie apart, of an SM), of two pixels' channels,
-// products and loads of a warp, stores of a thread, and the rest. apart: of an SM, outputs that a stride leaves out.
-struct BandRates {
-  double before, filters, clear, element, far, pixels, apart, byte;
-  struct Depth {
-    double product, load, store, round;
-  } of[3];  // 1, 2 and 4
+// A problem's blocks and their copies.
+struct BandBlocks {
+  BandTile tile;
+  int threads = 0, images = 0;  // of a warp
+  int64_t rounds = 1, blocks = 0, held = 1;
+  double waves = 0, of_sm = 0;
+  double places = 0, planes = 0;  // of a thread: places of a plane, planes that it has them of
+  double filters = 0, clear = 0;  // loads and stores of a thread, four and one at a time
 };
-
-constexpr Estimate band_estimate(Row const& row, Op op, Problem const& problem, Device const& d) {
-  // Fitted to 4,222 times.
-  constexpr BandRates planes{
-      5830, 1160, 0, 259, 0, 0, 3.29, 0.000861, {{30.4, 0, 439, 1640}, {21.4, 0, 104, 1590}, {12.5, 41, 69.7, 2590}}};
-  constexpr BandRates lines{6110, 1190,     19.7,
-                            263,  65.7,     456,
-                            0,    0.000554, {{0, 9.63, 806, 1330}, {17.3, 0, 424, 1830}, {17.7, 0, 1170, 2160}}};
+constexpr BandBlocks band_blocks(Row const& row, Op op, Problem const& problem, bool staged, int64_t width,
+                                 Device const& d) {
   bool const nhwc = is_nhwc(row.variant), backward = op == Op::dgrad;
-  int const depth = row.tile_m / 16, images = band_images(depth);
-  Problem const p = spread(problem);
-  BandTile const t = band_tile(op, p, depth, row.tile_n / 16, nhwc);
-  BandRates const& e = nhwc ? lines : planes;
-  BandRates::Depth const& of = e.of[depth == 4 ? 2 : depth - 1];
-  int const threads = 64 * t.channels * (t.images / images), warps = threads / 32;
-  int64_t const units = ceil_div(problem.N, t.images), rounds = band_rounds(t, problem.N, depth);
-  int64_t const blocks = t.tiles_h * t.tiles_w * t.channel_units * ceil_div(units, rounds);
+  int const depth = row.tile_m / 16;
+  BandBlocks b;
+  BandTile const t = b.tile = band_tile(op, spread(problem), depth, row.tile_n / 16, nhwc);
+  b.images = band_images(depth), b.threads = 64 * t.channels * (t.images / b.images);
+  int64_t const threads = b.threads, units = ceil_div(problem.N, t.images);
+  b.rounds = band_rounds(t, problem.N, depth);
+  b.blocks = t.tiles_h * t.tiles_w * t.channel_units * ceil_div(units, b.rounds);
   int64_t const registers = !nhwc && depth == 1 ? 80 : 128;
-  int64_t const held = max64(1, min64(228 * 1024 / (t.shared_bytes + 1024), 65536 / (registers * threads)));
-  double const waves = double(ceil_div(blocks, d.sm_count * held)), of_sm = double(ceil_div(blocks, d.sm_count));
-  bool const strided = problem.stride_h > 1 || problem.stride_w > 1, some = strided && !backward;
-
-  // Copies: of a plane, and of a thread.
-  Strides const &in = backward ? problem.y : problem.x, &out = backward ? problem.x : problem.y;
-  bool const eight = t.channels == 8 && problem.C % 8 == 0;
-  auto whole = [&](Strides const& s, int elements) {
-    return s.n % elements == 0 && s.c % elements == 0 && s.h % elements == 0;
-  };
-  bool const singly = (strided && backward) || (nhwc ? !eight : !whole(in, 2));
+  b.held = max64(1, min64(228 * 1024 / (t.shared_bytes + 1024), 65536 / (registers * threads)));
+  b.waves = double(ceil_div(b.blocks, d.sm_count * b.held)), b.of_sm = double(ceil_div(b.blocks, d.sm_count));
   int64_t const in_H = backward ? spread_extent(problem.P(), problem.stride_h) : problem.H,
                 in_W = backward ? spread_extent(problem.Q(), problem.stride_w) : problem.W;
-  int64_t const copies = ceil_div(min64(8 * t.units, in_W), singly ? 1 : 2) * min64(int64_t(t.rows) * depth, in_H);
-  int64_t const part = copies >= threads ? threads : ceil_div(copies, 32) * 32, parts = threads / part;
-  int64_t const planes_of_round = min64(t.images, problem.N);
-  double const places = double(ceil_div(copies, part)),
-               elements = !singly ? 0 : places * t.channels * double(ceil_div(planes_of_round, parts * 4)),
-               pixels = singly || !nhwc ? 0 : places * double(ceil_div(planes_of_round, parts * 2));
+  int64_t const copies = ceil_div(min64(8 * t.units, in_W), width) * min64(int64_t(t.rows) * depth, in_H);
+  int64_t const part = copies >= threads ? threads : ceil_div(copies, 32) * 32;
+  b.places = double(ceil_div(copies, part));
+  b.planes = double(min64(t.images, problem.N)) / double(threads / part);
+  b.filters = double(ceil_div(t.channels * problem.R * problem.S, threads * 4));
+  b.clear = double(ceil_div(t.shared_bytes / 16, threads)) +
+            (staged ? double(b.rounds - 1) * double(ceil_div(t.channels * t.images * t.plane_bytes / 16, threads)) : 0);
+  return b;
+}
+constexpr double rounded_up(double x) {
+  double const whole = double(int64_t(x));
+  return whole < x ? whole + 1 : whole;
+}
 
-  // Stores. Outputs go by way of the planes, an element a thread (channels_last: two pixels), but where a warp stores
-  // them in pairs of columns, or (16 rows) as they are.
-  bool const vectors = nhwc ? eight && whole(out, 8) : whole(out, 2) && t.origin_w % 2 == 0 && t.out_W % 2 == 0;
-  bool const staged = nhwc || (depth > 1 && (some || !vectors));
+// channels_last: ns of loads that a thread waits for (four single elements, or two pixels' channels), products, stores
+// of two pixels' channels, or of single elements, and what else a round of images takes. Where channels are no multiple
+// of 8, neighbouring blocks' sectors are moved several times. Fitted to 844 times.
+constexpr Estimate band_lines_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  int const depth = row.tile_m / 16;
+  bool const backward = op == Op::dgrad, strided = p.stride_h > 1 || p.stride_w > 1, eight = p.C % 8 == 0;
+  bool const singly = !eight || (strided && backward);
+  BandBlocks const b = band_blocks(row, op, p, true, singly ? 1 : 2, d);
+  BandTile const& t = b.tile;
+  // dgrad passes over rows that a stride leaves out.
+  double const met = strided && backward && p.stride_h > 1 ? 0.1 + 1.0 / double(p.stride_h) : 1;
+  double const loads =
+      singly ? b.places * met * t.channels * rounded_up(b.planes / 4) : b.places * rounded_up(b.planes / 2);
   double const area = 256.0 * depth * depth;  // of a tile
-  double const exist =
-      double(t.out_H) * t.out_W / (double(t.tiles_h * t.tiles_w) * area) * double(problem.N) / double(units * t.images);
-  double const each =
-      staged ? double(ceil_div(t.channels * t.images * int64_t(area), threads)) : 2 * images * depth * depth;
-  double const left_out = some && !nhwc ? each : 0;
-  double const stores = nhwc ? double(ceil_div(t.images * int64_t(area) / 2, threads)) * exist * (some ? 0.5 : 1)
-                             : (staged ? each : 0) + left_out;
+  double const exist = double(t.out_H) * t.out_W / (double(t.tiles_h * t.tiles_w) * area) * double(p.N) /
+                       double(ceil_div(p.N, t.images) * t.images);
+  double const stores =
+      double(ceil_div(t.images * int64_t(area) / 2, b.threads)) * exist * (strided && !backward ? 0.5 : 1);
+  double const product = depth == 1 ? 42 : 22.5, round = depth == 1 ? 1790 : depth == 2 ? 3150 : 4890;
+  double const each = loads * 265 + b.images * band_work(t, spread(p).R, depth, depth).products * product +
+                      stores * (eight ? 536 : 3740) + round;
+  double const bytes = 2 * double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
+  double const sectors = eight ? 0 : 0.0022 * (p.C < 200 ? double(p.C) / 200 : 1);
+  return {5000 + b.waves * (b.filters * 1300 + double(b.rounds) * each) + b.of_sm * (b.threads / 32) * b.clear * 5 +
+              bytes * (0.00064 + sectors),
+          1};
+}
 
-  BandWork const work = band_work(t, p.R, depth, depth);
-  double const clear =
-      double(ceil_div(t.shared_bytes / 16, threads)) +
-      (staged ? double(rounds - 1) * double(ceil_div(t.channels * t.images * t.plane_bytes / 16, threads)) : 0);
-  double const filters = double(ceil_div(t.channels * problem.R * problem.S, threads * 4));
-  double const round = elements * e.element + pixels * e.pixels +
-                       images * (work.products * of.product + work.loads * of.load) + stores * of.store + of.round;
-  double const far = nhwc ? elements * (problem.C < 16 ? double(problem.C) / 16 : 1) * e.far : 0;
-  double const bytes = 2 * double(problem.N) * double(problem.C) *
-                       (double(problem.H) * double(problem.W) + double(problem.P()) * double(problem.Q()));
-  return {e.before + waves * (filters * e.filters + double(rounds) * (round + far)) +
-              of_sm * warps * (clear * e.clear + double(rounds) * left_out * e.apart) + bytes * e.byte,
+// NCHW, ns. Of a block: its filters. Of each round of images: loads of single elements (four of a thread), products and
+// loads of a warp, stores of a thread, and the rest; of an SM, outputs that a stride leaves out. Fitted to 4,222 times.
+constexpr Estimate band_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (is_nhwc(row.variant)) return band_lines_estimate(row, op, p, d);
+  struct Rates {
+    double product, load, store, round;
+  };
+  constexpr Rates rates[] = {{30.4, 0, 439, 1640}, {21.4, 0, 104, 1590}, {12.5, 41, 69.7, 2590}};  // 1, 2 and 4
+  bool const backward = op == Op::dgrad, strided = p.stride_h > 1 || p.stride_w > 1, some = strided && !backward;
+  int const depth = row.tile_m / 16;
+  Rates const& e = rates[depth == 4 ? 2 : depth - 1];
+  Strides const &in = backward ? p.y : p.x, &out = backward ? p.x : p.y;
+  auto pairs = [&](Strides const& s) { return s.n % 2 == 0 && s.c % 2 == 0 && s.h % 2 == 0; };
+  bool const singly = (strided && backward) || !pairs(in);
+
+  // Outputs go by way of the planes, an element a thread, but where a warp stores them in pairs of columns, or (16
+  // rows) as they are.
+  BandTile const shape = band_tile(op, spread(p), depth, row.tile_n / 16, false);
+  bool const vectors = pairs(out) && shape.origin_w % 2 == 0 && shape.out_W % 2 == 0;
+  bool const staged = depth > 1 && (some || !vectors);
+  BandBlocks const b = band_blocks(row, op, p, staged, singly ? 1 : 2, d);
+  BandTile const& t = b.tile;
+  double const elements = singly ? b.places * t.channels * rounded_up(b.planes / 4) : 0;
+  double const each = staged ? double(ceil_div(t.channels * t.images * int64_t(256) * depth * depth, b.threads))
+                             : 2.0 * b.images * depth * depth;
+  double const left_out = some ? each : 0, stores = (staged ? each : 0) + left_out;
+  BandWork const work = band_work(t, spread(p).R, depth, depth);
+  double const round =
+      elements * 259 + b.images * (work.products * e.product + work.loads * e.load) + stores * e.store + e.round;
+  double const bytes = 2 * double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
+  return {5830 + b.waves * (b.filters * 1160 + double(b.rounds) * round) +
+              b.of_sm * (b.threads / 32) * double(b.rounds) * left_out * 3.29 + bytes * 0.000861,
           1};
 }
 

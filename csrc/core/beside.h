@@ -15,20 +15,37 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   auto tile = [&](int m, int n) { return row.tile_m == m && row.tile_n == n; };
   if (f32) {
     if (is(Family::simt, Variant::any, Op::wgrad)) return ns * (pixels > 4000 ? 1.15 : 1) * (plane <= 100 ? 0.87 : 1);
-    if (is(Family::simt, Variant::any, Op::fprop)) return ns - (plane <= 36 ? 1500 : 0);
-    if (is(Family::simt, Variant::any, Op::dgrad)) return ns - (tile(64, 64) && p.K_per_group() <= 16 ? 1500 : 0);
-    if (is(Family::simt, Variant::nhwc, Op::dgrad)) return ns * (tile(128, 32) && plane > 1000 ? 1.25 : 1);
+    if (is(Family::simt, Variant::any, Op::fprop))
+      return (ns - (plane <= 36 ? 1500 : 0)) * (tile(64, 64) && p.allow_tf32 ? 0.88 : 1);
+    if (row.family == Family::simt && row.op == Op::dgrad) {
+      if (row.variant == Variant::nhwc) ns *= tile(128, 32) && plane > 1000 ? 1.25 : 1;
+      if (row.variant == Variant::any) ns -= tile(64, 64) && p.K_per_group() <= 16 ? 1500 : 0;
+      bool const phases = p.stride_h > 1 && p.stride_w > 1;  // several taps of each
+      return ns * (!phases || !taps ? 1 : tile(64, 64) ? 1.15 : 1.06);
+    }
+    if (is(Family::tma_strict, Variant::im2col, Op::wgrad)) return ns * (tile(128, 128) && p.groups == 1 ? 0.95 : 1);
+    if (row.family == Family::grouped && row.variant == Variant::lines && row.op != Op::wgrad)
+      return ns * (p.allow_tf32 ? 1 : 0.9);
+    if (row.family == Family::tma && row.variant == Variant::halo && row.op != Op::wgrad)  // large, and packed
+      return ns * (p.groups > 1 && !across && taps && tile(256, 64) && ns > 60000 ? 1.12 : 1);
     if (is(Family::tma, Variant::lean, Op::fprop)) return ns - 1500;
     if (is(Family::tma, Variant::lean, Op::wgrad)) return ns - (tile(64, 64) && pixels <= 1000 ? 1500 : 0);
     return ns;
   }
   if (!taps && p.groups == 1) return ns;  // one_by_one.h
-  if (is(Family::tma, Variant::im2col, Op::fprop)) return ns - (p.groups == 1 && pixels <= 10000 ? 1000 : 0);
+  if (is(Family::tma, Variant::im2col, Op::fprop)) {
+    if (p.groups > 1) return ns * (tile(64, 64) && !across ? 1.1 : 1);
+    return ns - (pixels <= 10000 ? 1000 : 0);
+  }
   if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (pixels <= 1000 ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::wgrad))
     return ns - (p.groups > 1 ? 1500 : 0) - (tile(64, 64) && taps && pixels > 100 && pixels <= 1000 ? 1000 : 0);
   if (is(Family::tma, Variant::narrow, Op::wgrad)) return ns - (p.C <= 32 && pixels > 4000 ? 3000 : 0);
-  if (is(Family::tma, Variant::halo, Op::dgrad)) return ns - (tile(256, 64) && across && pixels <= 10000 ? 1500 : 0);
+  if (is(Family::tma, Variant::halo, Op::dgrad) && tile(256, 64) && across) {
+    // But for small images (L16 D 19.3 us, by images 17.3) and strides of many channels (L18 157, 256x128 131).
+    bool const grouped = p.groups > 1 && p.H * p.W >= 64 && (p.stride_w == 1 || p.C_per_group() <= 96);
+    return (ns - (pixels <= 10000 ? 1500 : 0)) * (grouped ? 0.88 : 1);
+  }
   return ns;
 }
 

@@ -89,6 +89,9 @@ constexpr Estimate planes_wgrad_estimate(Row const& row, Problem const& p, Devic
   return e;
 }
 
+// Filters of which a second tile of 128 has few: it takes as long as a full one.
+constexpr bool fills_little(int64_t K) { return K > 128 && K <= 144; }
+
 // wgrad's rows of 16-bit types, as measured beside each other: two blocks of 64x64 an SM take longer than was
 // estimated, others less.
 constexpr double wgrad_as_measured(Row const& row, Problem const& p) {
@@ -97,13 +100,18 @@ constexpr double wgrad_as_measured(Row const& row, Problem const& p) {
   if (p.groups > 1 || (p.R * p.S == 1 && !im2col)) return 1;
   if (is_halo(row.variant) && p.W <= 16) return 1;  // a row's two pixels more
   // Tiles of three runs of x over many taps (16x112x80x80 to 576, 5x5: 183 us for 148 by 256x128).
-  return row.tile_n == 160 ? 0.9 : im2col && row.tile_m == 192 && p.R * p.S > 9 ? 1.13 : 0.94;
+  double const share = row.tile_n == 160 ? 0.9 : im2col && row.tile_m == 192 && p.R * p.S > 9 ? 1.13 : 0.94;
+  bool const second = im2col && row.tile_n == 128 && row.tile_m <= 192 && fills_little(p.K);
+  return !second ? share : share * (row.tile_m == 128 ? 1.14 : 1.08);
 }
 
 // Rows of 16-bit types over dense layers, as measured beside each other: how much longer they take than was estimated.
 constexpr double dense_as_measured(Row const& row, Problem const& p) {
   if (row.family != Family::tma || p.dtype == DType::f32) return 1;
   if (row.op == Op::wgrad) return wgrad_as_measured(row, p);
+  bool const planes = row.op == Op::fprop && p.groups == 1 && p.R * p.S > 1 && p.y.c != 1;
+  if (planes && row.variant == Variant::im2col && row.tile_n == 128 && row.tile_m <= 192 && fills_little(p.K))
+    return row.tile_m == 192 ? 1.2 : row.tile_m == 128 ? 1.28 : 1;
   // Few channels of many pixels; not understood.
   bool const few = row.op == Op::dgrad && p.groups == 1 && p.C <= 8 && p.N * p.H * p.W >= 30000;
   return few && row.variant == Variant::halo && tma_swapped(row) ? 1.2 : 1;

@@ -30,7 +30,7 @@
 #include "pixels_runs.h"
 #include "pixels_wgrad.h"
 #include "plain_rows.h"
-#include "planes.h"
+#include "planes_blocks.h"
 #include "quads.h"
 #include "staged.h"
 #include "stem.h"
@@ -45,7 +45,6 @@
 #include "tma.h"
 #include "tma_planes_tf32.h"
 #include "toeplitz_wgrad.h"
-#include "turned.h"
 #include "walk.h"
 
 namespace conv2d_ext {
@@ -186,6 +185,12 @@ constexpr double beside_few_outputs_ns(Row const& row, Problem const& p, double 
     return ns + (more < 0 ? 0 : more < most ? more : most);
   };
   auto at_least = [](double least, double found) { return found < least ? least : found; };
+  // fprop and wgrad go through rows of x, dgrad through those of y.
+  if (row.family == Family::column && R >= 9) {
+    double const rows = double(p.P()) / double(p.H), halo = rows < 0.33 ? 2 : (1 + 1 / rows) / 2;
+    if (sums) return R < 13 ? ns : ns * halo * (p.P() <= 20 ? 1.25 : 1);
+    return 6500 + (ns - 6500) * (fprop ? halo : rows) * (R == 13 ? 0.82 : 1);
+  }
   if (row.family == Family::column && strided) {
     if (R == 3)
       return sums ? ns : longer(fprop ? 0.3 : 0.2, 4000, (fprop ? 2500 : 1000) + (f32 ? 0 : 1000 - 500 * dgrad));
@@ -257,17 +262,20 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
 }
 
-// Tiles of 64 pixels in 16-bit types, filters of several taps: what lines that begin off 32 bytes take beyond others,
+// Tiles of few pixels in 16-bit types, filters of several taps: what lines that begin off 32 bytes take beyond others,
 // which the estimates of larger tiles count, for each tap and tile of filters. dgrad's filters have lines of its
-// results' channels; those of 16 bytes take lean 8 ns each.
+// results' channels; those of 16 bytes take 8 ns each.
 constexpr double early_lines_ns(Row const& row, Problem const& p) {
   bool const lean = row.variant == Variant::lean, backward = row.op == Op::dgrad;
-  if (row.op == Op::wgrad || row.tile_m != 64 || size_of(p.dtype) != 2 || p.R * p.S == 1 || p.groups > 1) return 0;
-  if (backward && !lean) return 0;
+  if (row.op == Op::wgrad || row.tile_m > 128 || size_of(p.dtype) != 2 || p.R * p.S == 1 || p.groups > 1) return 0;
+  if (row.tile_m != 64 && (lean || !backward || row.variant != Variant::im2col)) return 0;
   double const taps = double(p.N) * double(backward ? p.H * p.W : p.P() * p.Q()) * double(p.R * p.S);
   int64_t const depth = backward ? p.K : p.C, results = backward ? p.C : p.K;
-  double ns = depth % 16 == 8 ? taps * double(ceil_div(results, row.tile_n)) * 0.05 : 0;
-  if (backward && results <= 8) ns += taps * double(ceil_div(depth, 64)) * 8 / 132;
+  double ns = depth % 16 == 8 && (lean || !backward) ? taps * double(ceil_div(results, row.tile_n)) * 0.05 : 0;
+  if (backward && results <= 8) {
+    int64_t const phases = lean ? 1 : p.stride_h * p.stride_w;
+    ns += taps * double(ceil_div(depth, 64)) * 8 * 64 / double(row.tile_m * phases) / 132;
+  }
   return ns;
 }
 
@@ -314,15 +322,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::grouped:
     case Family::simt: {
       if (is_planes(row)) return planes_estimate(op, p, d);
-      if (is_turned(row)) {
-        Estimate e = turned_estimate(op, p, d);
-        // Rows of odd length, as measured.
-        double const each = op == Op::dgrad && p.stride_w > 1 ? 0.0035 : p.R * p.S == 1 ? 0.0014 : 0.0008;
-        if (p.W % 2 != 0)
-          e.ns += each * double(p.N) *
-                  (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-        return e;
-      }
+      if (is_turned(row)) return turned_estimate(op, p, d);
       if (is_plain(row)) return plain_estimate(p, d);
       if (is_plain_rows(row)) return plain_rows_estimate(op, p, d);
       if (is_images(row)) return images_estimate(row, op, p, d);
@@ -352,6 +352,13 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (row.family == Family::simt && row.op == Op::dgrad && size_of(p.dtype) == 2 && p.groups == 1)
         e.ns *= p.R * p.S > 1 ? 1.3 : 1.2;
       e.ns *= dense_as_measured(row, p) * off_sectors(row, q.problem);
+      // As measured: tiles that are not added, and filters of lines of groups, which few blocks store.
+      if (row.family == Family::tma && row.variant == Variant::im2col && op == Op::wgrad && size_of(p.dtype) == 2 &&
+          row.tile_m == 128 && row.tile_n == 128 && p.groups == 1 && p.R * p.S > 1 && e.split_k == 1)
+        e.ns *= 0.94;
+      if (row.family == Family::grouped && row.variant == Variant::lines && op == Op::wgrad && size_of(p.dtype) == 2 &&
+          p.x.c != 1)
+        e.ns += double(p.K) * double(p.C_per_group() * p.R * p.S) * 0.01;
       e.ns += last_store_ns(row, q.problem, e.split_k);
       e.ns *=
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : t);
@@ -400,17 +407,15 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
                                : band_estimate(row, op, p, d);
     case Family::stem: {
       if (is_stem_lean(row)) return stem_lean_estimate(op, p, h200_sxm);
-      if (is_stem_lines(row)) return stem_lines_estimate(op, p, h200_sxm);
+      if (is_stem_lines(row)) {
+        Estimate e = stem_lines_estimate(op, p, h200_sxm);
+        // As measured (L52): one channel, strict.
+        if (op == Op::dgrad && p.C == 1 && p.y.c == 1 && p.stride_w <= 2 && stem_is_strict(p)) e.ns *= 1.15;
+        return e;
+      }
       if (op == Op::wgrad) return stem_sums_estimate(row, p, h200_sxm);
       if (!stem_is_narrow(row)) return stem_tile_estimate(row, op, p, h200_sxm);
-      Estimate e = stem_narrow_estimate(row, op, p, h200_sxm);
-      // dgrad of 1x1 whose pixels are 64 bytes at most: nothing else of a tile hides its stores.
-      if (op == Op::dgrad && p.R * p.S == 1 && p.K * size_of(p.dtype) <= 64 && !stem_is_strict(p))
-        e.ns *= p.dtype == DType::f32 ? 1.15 + 0.012 * row.tile_n : 1.15;
-      // Filters that lie side by side but take no vectors are stored one by one, in 16-bit types along the filters.
-      if (op == Op::fprop && p.y.c == 1 && p.K % (16 / size_of(p.dtype)) != 0)
-        e.ns += double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) * (p.dtype == DType::f32 ? 0.0035 : 0.0004);
-      return e;
+      return stem_narrow_estimate(row, op, p, h200_sxm);
     }
     case Family::pixels: {
       if (is_few_pixels(row)) return few_pixels_estimate(row, op, p);

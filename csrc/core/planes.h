@@ -227,14 +227,4 @@ constexpr int64_t planes_workspace_bytes(Op op, Problem const& p, Device const& 
   return plane_filter_bytes(op, p, kPlaneChannels);
 }
 
-// As measured: longer than the cycles say.
-constexpr Estimate planes_estimate(Op op, Problem const& p, Device const& d) {
-  bool const strided = p.stride_h > 1 || p.stride_w > 1;
-  if (op == Op::wgrad) return {plane_sums(p, d).cycles / 1.7 * (strided ? 1.95 : p.W % 2 != 0 ? 1.6 : 1.2) + 8500, 1};
-  // Many taps: their filters do not come as fast as they are multiplied.
-  bool const few = !strided && p.C_per_group() <= 32 && p.K_per_group() <= 32;
-  double const slower = p.R * p.S < 16 ? 1.37 : strided ? 1.92 : !few ? 1.67 : p.R * p.S < 49 ? 1.92 : 2.67;
-  return {plane_tile(op, p, d).cycles / 1.7 * slower + 6800 + double(planes_workspace_bytes(op, p, d)) / 1500, 1};
-}
-
 }  // namespace conv2d_ext

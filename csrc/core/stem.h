@@ -245,26 +245,6 @@ constexpr bool stem_supports(Row const& row, Op op, Problem const& p, Device con
   return t.rows > 0 && stem_sums_bytes(t) <= kMaxWorkspaceBytes && p.N <= (int64_t(1) << 30) / (t.tiles_h * t.tiles_w);
 }
 
-// Rows of stem_narrow.cuh; others are in stem_blocks.h and stem_walks.h. The model leaves out what a warp waits for and
-// how long a block gathers its filters; as measured.
-constexpr Estimate stem_narrow_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  bool const tf32 = p.dtype == DType::f32, backward = op == Op::dgrad;
-  bool const vectors = backward ? channel_vectors(p.y, p.y_align, p.K, 16 / size_of(p.dtype), p.dtype)
-                                : channel_vectors(p.x, p.x_align, p.C, 16 / size_of(p.dtype), p.dtype);
-  double const waits = row.tile_n == 8    ? (backward && !tf32 ? 0.8 : 0.88)
-                       : row.tile_n == 16 ? (tf32 ? 0.98 : 1.15)
-                       : !backward        ? 1.6
-                       : tf32             ? 0.95
-                                          : 1.6;
-  StemNarrow const t = stem_narrow(row, op, p, d);
-  double const alone = t.blocks_of_sm > 1 || row.tile_n > 16 ? 1 : tf32 ? 1.3 : 1.5;  // on its SM
-  // Of each chunk the block waits for the copies; several taps of many chunks show that.
-  double const more = !backward && !tf32 && p.R * p.S > 1 && t.chunks > 4 ? 1.4 : 1;
-  // The more columns of a block, the less is left of what three products hide behind.
-  double const strict = !stem_is_strict(p) ? 1 : row.tile_n == 8 ? 1.25 : row.tile_n == 16 ? 1.45 : 1.6;
-  return {(t.ns * waits * alone * more * (vectors ? 1 : 1.45) + double(t.weight_bytes) * 0.25) * strict, 1};
-}
-
 constexpr int64_t stem_workspace_bytes(Op op, Row const& row, Problem const& p, Device const& d) {
   return op == Op::wgrad ? stem_sums_bytes(stem_sums(row, p, d)) : 0;
 }

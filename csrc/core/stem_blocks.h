@@ -1,5 +1,5 @@
-// stem.cuh and stem_wgrad.cuh, as measured: what their blocks take with the tiles that stem_tile() and stem_sums()
-// chose. Apart from what kernels include, so that a new constant compiles none.
+// stem.cuh, stem_narrow.cuh and stem_wgrad.cuh, as measured: what their blocks take with the tiles that stem_tile(),
+// stem_narrow() and stem_sums() chose. Apart from what kernels include, so that a new constant compiles none.
 #pragma once
 
 #include "stem.h"
@@ -70,6 +70,38 @@ constexpr Estimate stem_sums_estimate(Row const& row, Problem const& p, Device c
   double const sums = double(stem_sums_bytes(t)) * 2;
   return {11000 + rounds * (of_sm * of_block + waits) + sums * 0.146 / 1000 + double(v.K * t.slabs * t.chunks) * 0.883,
           1};
+}
+
+// Few results. A block gathers its filters; in each round of tiles it goes through chunks of channels, whose copies and
+// products share the SM, and waits for each. Fitted to 1,837 times of random layers; 1.05: rows beside it are estimated
+// above their times.
+constexpr Estimate stem_narrow_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  bool const half = size_of(p.dtype) == 2, backward = op == Op::dgrad;
+  int64_t const size = size_of(p.dtype);
+  bool const vectors = backward ? channel_vectors(p.y, p.y_align, p.K, 16 / size, p.dtype)
+                                : channel_vectors(p.x, p.x_align, p.C, 16 / size, p.dtype);
+  auto by_columns = [&](double of_8, double of_16, double of_48) {
+    return row.tile_n == 8 ? of_8 : row.tile_n == 16 ? of_16 : of_48;
+  };
+  StemNarrow const t = stem_narrow(row, op, p, d);
+  int64_t const tiles = p.N * t.tiles_h * t.tiles_w, sets = max64(1, d.sm_count * t.blocks_of_sm / t.slabs);
+  double const of_sm = double(min64(t.blocks_of_sm, ceil_div(min64(tiles, sets) * t.slabs, d.sm_count)));
+  // Cycles of all warps: wavefronts of shared memory, or products.
+  double const loads = double(row.tile_m) / 16 * 4 + 2 * double(row.tile_n),
+               products = double(row.tile_m) / 16 * double(row.tile_n) / 8 * 1.7 * double(size) / 2;
+  double const work = double(t.h.span * t.w.span) * 2 * (loads > products ? loads : products) / 1.7 *
+                      (half                ? 0.836
+                       : stem_is_strict(p) ? 1.682
+                                           : 0.708);
+  double const copied = double(t.in_rows * t.in_columns) * 64 * (vectors ? 0.012 : half ? 0.057 : 0.042);
+  double const round =
+      double(t.chunks) * ((copied + work) * of_sm + (t.stages > 1 ? 929 : 1308)) + by_columns(1522, 2793, 3902);
+  double const bytes = double(p.N) * double(size) *
+                       (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  double const ns = by_columns(7173, 9962, 12182) + double(t.weight_bytes) * (backward ? 0.276 : 0.452) +
+                    double(ceil_div(tiles, sets)) * round + bytes * 0.111 / 1000;
+  bool const alone = !backward && t.blocks_of_sm == 1 && !stem_is_strict(p);  // on its SM: nothing hides its waits
+  return {1.05 * ns * (alone ? 1.18 : 1), 1};
 }
 
 }  // namespace conv2d_ext

@@ -101,22 +101,4 @@ constexpr int64_t turned_workspace_bytes(Op op, Problem const& p) {
   return plane_filter_bytes(op, p, turned_line(p.dtype));
 }
 
-// As measured: longer than the cycles say. The stores of small tiles are not hidden, nor those of dgrad's short rows.
-constexpr Estimate turned_estimate(Op op, Problem const& p, Device const& d) {
-  TurnedTile const t = turned_tile(op, p, d);
-  bool const strided = p.stride_h > 1 || p.stride_w > 1, backward = op == Op::dgrad;
-  int64_t const in = backward ? p.K_per_group() : p.C_per_group(), out_w = backward ? p.W : p.Q();
-  bool const f32 = p.dtype == DType::f32;
-  double slower = 1;
-  if (!strided)
-    slower = !f32 ? 1.7 : t.subs == 1 ? 1.1 : in <= turned_line(p.dtype) ? 1.08 : out_w % 2 != 0 ? 1.65 : 1.3;
-  else if (in <= 32)
-    slower = f32 ? 1.33 : 0.95;
-  else if (backward && t.subs == 2)
-    slower = 1 + (f32 ? 33 : 42) / double(out_w);
-  else
-    slower = f32 ? (backward ? 1.3 : 1.18) : t.subs == 1 ? 1.45 : 1.55;
-  return {t.cycles / 1.6 * slower + 7000 + double(turned_workspace_bytes(op, p)) / 1500, 1};
-}
-
 }  // namespace conv2d_ext
