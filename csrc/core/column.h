@@ -8,27 +8,26 @@ namespace conv2d_ext {
 inline constexpr int kColumnStages = 12;
 
 // A thread has single channels of seven columns: strips an odd number of pixels apart are in different banks.
-constexpr bool column_sevens(Op op, int R, int stride) { return R == 7 || (R == 5 && stride == 1 && op == Op::wgrad); }
+constexpr bool column_sevens(int R, int stride) { return R == 7 || (R == 5 && stride == 1); }
 // A thread's channels, and outputs in a row: its sums and its filter are in registers.
-constexpr int column_vector(Op op, int R, int stride) {
-  return R == 3 ? 4 : R == 5 && !column_sevens(op, R, stride) ? 2 : 1;
+constexpr int column_vector(int R, int stride) {
+  return R == 3 ? 4 : R == 5 && !column_sevens(R, stride) ? 2 : 1;
 }
 constexpr int column_width(Op op, int R, int stride) {
   if (R == 13) return op == Op::wgrad ? 1 : 2;
   if (R == 9 && op != Op::wgrad) return 7;
-  return column_sevens(op, R, stride) ? 7 : R == 11 && op == Op::wgrad ? 2 : 4;
+  return column_sevens(R, stride) ? 7 : R == 11 && op == Op::wgrad ? 2 : 4;
 }
 // Those that multiply; one warp more copies.
-constexpr int column_threads(Op op, int R, int stride) { return column_sevens(op, R, stride) ? 128 : 224; }
+constexpr int column_threads(int R, int stride) { return column_sevens(R, stride) ? 128 : 224; }
 // 9x9 and more: sums and filter leave registers for one block an SM.
-constexpr int column_blocks(Op op, int R, int stride) { return column_sevens(op, R, stride) ? 3 : R > 7 ? 1 : 2; }
-constexpr int column_registers(Op op, int R, int stride) {
-  return 65536 / column_blocks(op, R, stride) / (column_threads(op, R, stride) + 32);
+constexpr int column_blocks(int R, int stride) { return column_sevens(R, stride) ? (R == 5 ? 4 : 3) : R > 7 ? 1 : 2; }
+constexpr int column_registers(int R, int stride) {
+  return 65536 / column_blocks(R, stride) / (column_threads(R, stride) + 32);
 }
 // Channels of a slice that a kernel of its own is compiled for: their addresses are no instructions. 0: none.
-constexpr int column_channels(Op op, int R, int stride, int size) {
-  if (size != 4 || stride != 1 || (R != 5 && R != 7)) return 0;
-  return column_sevens(op, R, stride) ? 16 : 32;
+constexpr int column_channels(int R, int stride, int size) {
+  return size == 4 && stride == 1 && (R == 5 || R == 7) ? 16 : 0;
 }
 
 struct ColumnTile {
@@ -60,7 +59,7 @@ constexpr bool column_as_measured(Op op, Problem const& p, int R, int stride) {
 constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int64_t all, Device const& d) {
   bool const sums = op == Op::wgrad, tiled = R == 3 && all > 7 && all <= 14 && p.C % 72 == 0;
   bool const alone = R == 3 && all > 7 && !tiled && (all <= 14 || p.C == 32);  // a block an SM
-  int const vector = column_vector(op, R, 1);
+  int const vector = column_vector(R, 1);
   int64_t const wanted = R == 3 ? (tiled ? 72 : all > 7 ? 16 : 32) : sums && R > 7 ? 8 : !sums && R == 5 ? 32 : 16;
   int64_t const lanes = R > 7 || (alone && all > 14) ? 224 : 128;
   int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
@@ -70,7 +69,7 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   int64_t const tiles = ceil_div(all, most < box ? most : box);
   t.strips = int(ceil_div(all, tiles)), t.images = 1;
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
-  t.resident = int(min64(65536 / 32 / column_registers(op, R, 1) / (t.warps(vector) + 1), 16));
+  t.resident = int(min64(65536 / 32 / column_registers(R, 1) / (t.warps(vector) + 1), 16));
   int64_t const H = op == Op::dgrad ? p.H : p.P(), slices = ceil_div(p.C, t.channels);
   int64_t const rows = tiles * ceil_div(p.N, t.images) * H;
   // Fewer and longer shares, though more blocks would fit.
@@ -91,7 +90,7 @@ constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, in
   bool const floats = p.dtype == DType::f32 && op == Op::fprop && all >= 7;
   if (R != 3 || stride != 2) return false;
   if (!floats && (size_of(p.dtype) != 2 || !(sums || (op == Op::fprop && all <= 7)))) return false;
-  constexpr int64_t lanes = 168, vector = column_vector(Op::wgrad, 3, 2);
+  constexpr int64_t lanes = 168, vector = column_vector(3, 2);
   int64_t const wanted = floats ? 96 : sums && all > 7 ? 48 : 64, slices = ceil_div(p.C, wanted);
   int64_t const channels = ceil_div(ceil_div(p.C, 8), slices) * 8, vectors = channels / vector;
   int64_t const box = 126 / column_width(op, 3, 2);  // 256 columns of x, with the halo
@@ -110,13 +109,13 @@ constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, in
 // strips, and turns of up to 56 rows. False if there are few turns.
 constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int stride, int64_t all, Device const& d) {
   if (size_of(p.dtype) != 2 || R != 3 || stride != 1 || op == Op::wgrad) return false;
-  constexpr int64_t lanes = 128, vector = column_vector(Op::fprop, 3, 1);
+  constexpr int64_t lanes = 128, vector = column_vector(3, 1);
   int64_t const channels = ceil_div(ceil_div(p.C, 8), ceil_div(p.C, 64)) * 8, vectors = channels / vector;
   int64_t const most = lanes / vectors, strips = min64(most / 7 * 7, 56);
   int64_t const tiles = ceil_div(all, strips);
   t.channels = int(channels), t.strips = int(ceil_div(all, tiles)), t.images = 1;
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
-  t.resident = int(min64(65536 / 32 / column_registers(op, 3, 1) / (t.warps(int(vector)) + 1), 16));
+  t.resident = int(min64(65536 / 32 / column_registers(3, 1) / (t.warps(int(vector)) + 1), 16));
   int64_t const H = op == Op::dgrad ? p.H : p.P();
   if (H < 14 || p.C <= 32 || p.C == 64) return false;
   t.each = ceil_div(H, ceil_div(H, 56)), t.stages = t.resident > 3 ? 3 : 5;
@@ -126,12 +125,12 @@ constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int str
 
 constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Device const& d) {
   bool const backward = op == Op::dgrad, sums = op == Op::wgrad, strided = op == Op::fprop && stride == 2;
-  int const vector = column_vector(op, R, stride), width = column_width(op, R, stride), size = size_of(p.dtype),
+  int const vector = column_vector(R, stride), width = column_width(op, R, stride), size = size_of(p.dtype),
             piece = 16 / size;
   ColumnAxis const axis{backward, R, stride};
   int64_t const H = backward ? p.H : p.P(), W = (backward ? p.W : p.Q()) - axis.origin(p.pad_left);
   int64_t const all = ceil_div(W, width), vectors = ceil_div(p.C, piece) * piece / vector;
-  int const most = column_threads(op, R, stride), warps_of_sm = 65536 / 32 / column_registers(op, R, stride);
+  int const most = column_threads(R, stride), warps_of_sm = 65536 / 32 / column_registers(R, stride);
   // Of a thread, for an input row: outputs that it makes of it, and instructions.
   double const outputs = width * vector * (backward ? double(stride) : 1.0 / stride);
   double const issue = outputs * R * R / (backward ? stride * stride : 1) + axis.extent(width) * (vector + 2.0) +
