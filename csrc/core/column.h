@@ -10,9 +10,7 @@ inline constexpr int kColumnStages = 12;
 // A thread has single channels of seven columns: strips an odd number of pixels apart are in different banks.
 constexpr bool column_sevens(int R, int stride) { return R == 7 || (R == 5 && stride == 1); }
 // A thread's channels, and outputs in a row: its sums and its filter are in registers.
-constexpr int column_vector(int R, int stride) {
-  return R == 3 ? 4 : R == 5 && !column_sevens(R, stride) ? 2 : 1;
-}
+constexpr int column_vector(int R, int stride) { return R == 3 ? 4 : R == 5 && !column_sevens(R, stride) ? 2 : 1; }
 constexpr int column_width(Op op, int R, int stride) {
   if (R == 13) return op == Op::wgrad ? 1 : 2;
   if (R == 9 && op != Op::wgrad) return 7;
@@ -60,11 +58,11 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   bool const sums = op == Op::wgrad, tiled = R == 3 && all > 7 && all <= 14 && p.C % 72 == 0;
   bool const alone = R == 3 && all > 7 && !tiled && (all <= 14 || p.C == 32);  // a block an SM
   int const vector = column_vector(R, 1);
-  int64_t const wanted = R == 3 ? (tiled ? 72 : all > 7 ? 16 : 32) : sums && R > 7 ? 8 : !sums && R == 5 ? 32 : 16;
+  int64_t const wanted = R == 3 ? (tiled ? 72 : all > 7 ? 16 : 32) : sums && R > 7 ? 8 : 16;
   int64_t const lanes = R > 7 || (alone && all > 14) ? 224 : 128;
   int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
   t.channels = int(ceil_div(ceil_div(p.C, piece), ceil_div(p.C, wanted)) * piece);
-  int64_t const vectors = t.channels / vector, most = (!sums && R == 5) || tiled ? 7 : lanes / vectors;
+  int64_t const vectors = t.channels / vector, most = tiled ? 7 : lanes / vectors;
   int64_t const box = (256 - (R - 1)) / column_width(op, R, 1);  // of the copy engine
   int64_t const tiles = ceil_div(all, most < box ? most : box);
   t.strips = int(ceil_div(all, tiles)), t.images = 1;
@@ -75,7 +73,7 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   // Fewer and longer shares, though more blocks would fit.
   int64_t const even = ceil_div(rows, max64(1, t.resident * d.sm_count / slices));
   bool const apart = R == 5 && sums && H >= 28 && 10 * ceil_div(even, H) * H > 11 * even;  // shares would end in images
-  if (R == 3 || apart || (R == 5 && !sums && all >= 5 && all <= 7)) t.resident = int(min64(t.resident, alone ? 1 : 2));
+  if (R == 3 || apart) t.resident = int(min64(t.resident, alone ? 1 : 2));
   t.stages = alone ? (all > 14 ? kColumnStages : 5) : sums && (R == 3 || R == 7) ? 3 : 5;
   if (R > 3) return true;
   return (all <= 7 || all > 14 || p.C % 16 == 0) && rows * slices >= 8 * t.resident * d.sm_count;
@@ -187,9 +185,10 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   t.in_bytes = to128(pixel * axis.extent(t.strips * width));
   t.y_bytes = sums ? to128(pixel * t.strips * width) : 0;
   int64_t const stage = t.in_bytes + t.y_bytes;
-  // wgrad: sums of the block's threads, in place of the stages; else the filters, beside them.
-  int64_t const totals = sums ? warps * 32 * R * R * vector * 4 : 0,
-                filters = sums ? 0 : int64_t(t.channels) * R * R * size;
+  // wgrad: sums of the block's threads, in place of the stages; else the filters, beside them, in pairs with a bias
+  // where channels are single.
+  int64_t const totals = sums ? ((t.channels / vector) | 1) * t.strips * t.images * R * R * vector * 4 : 0,
+                filters = sums ? 0 : int64_t(t.channels) * R * R * (vector == 1 ? 2 : 1) * size;
   auto room = [](int resident) constexpr { return 220 * 1024 / resident - 1024; };
   while (t.resident > 1 && max64(3 * stage + filters, totals) > room(t.resident)) --t.resident;
 

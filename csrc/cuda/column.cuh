@@ -331,12 +331,15 @@ __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1)
       }
       to += p.out_h;
     };
-    for (int row = R - 1; row < top; ++row) store(row, sums.acc[0]);
+    float nothing[width][V];
+#pragma unroll
+    for (int i = 0; i < width * V; ++i) nothing[i / V][i % V] = bias[i % V];
+    for (int row = R - 1; row < top; ++row) store(row, nothing);
 #pragma unroll 1
     for (int row = top; row < bottom; ++row) {
       ptx::mbarrier_wait(&ring.full[stage], parity);
       uint32_t const from = mine + stage * p.in_bytes;
-      sums.add([&](int j, float(&in)[V]) { load<T, V>(from + j * pitch, in); }, filter, bias);
+      sums.add([&](int j, float (&in)[V]) { load<T, V>(from + j * pitch, in); }, filter, bias);
       store(row, sums.acc[0]);
       give_back(&ring.empty[stage], last_of(sums.acc[0]));  // behind a branch: before it, these sums would come first
       if (++stage == p.stages) stage = 0, parity ^= 1;
@@ -346,7 +349,7 @@ __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1)
     for (int k = 1; k < R; ++k)
       if (row < strip.count) store(row++, sums.acc[k]);
     sums.start(bias);
-    for (; row < strip.count; ++row) store(row, sums.acc[0]);
+    for (; row < strip.count; ++row) store(row, nothing);
   }
 }
 
@@ -514,7 +517,8 @@ __global__ void __launch_bounds__(column_threads(R, stride) + 32, column_blocks(
 #pragma unroll
     for (int i = 0; i < slots * width * V; ++i) y[i / (width * V)][i / V % width][i % V] = 0.f;
   }
-  uint32_t const none = blockIdx.z;  // 0, which the compiler does not know: it would clear neighbouring registers at once
+  uint32_t const none =
+      blockIdx.z;  // 0, which the compiler does not know: it would clear neighbouring registers at once
   int stage = 0;
   uint32_t parity = 0;
   int index = __shfl_sync(~0u, share.begin, 0), last = __shfl_sync(~0u, share.end, 0);  // as in slide
@@ -561,28 +565,27 @@ __global__ void __launch_bounds__(column_threads(R, stride) + 32, column_blocks(
         ((row + u < strip.count ? step(std::integral_constant<int, u>(), row + u) : void()), ...);
       }(std::make_integer_sequence<int, period>());
 #pragma unroll
-    for (int i = 0; i < slots * width * V; ++i)
-      y[i / (width * V)][i / V % width][i % V] = __uint_as_float(none);
+    for (int i = 0; i < slots * width * V; ++i) y[i / (width * V)][i / V % width][i % V] = __uint_as_float(none);
   }
 
   // Sums of the threads that share channels, in their order. Who and where they are is worked out again, not kept.
   Share const own(p, ptx::unknown(int(blockIdx.x)));
   Place const adds = Place::of<V>(p, own.c0, ptx::unknown(int(threadIdx.x)));
-  int const quads = p.channels / V, members = p.strips * p.images;
+  int const members = p.strips * p.images, apart = (p.channels / V) | 1;  // odd: taps are in different banks
   float* const sums = reinterpret_cast<float*>(shared);
   ptx::bar_sync(1, readers);
   if (adds.exists) {
-    float* const to = sums + (adds.image * p.strips + adds.strip) * (taps * V) * quads + adds.quad;
+    float* const to = sums + (adds.image * p.strips + adds.strip) * (taps * V) * apart + adds.quad;
 #pragma unroll
-    for (int i = 0; i < taps * V; ++i) to[i * quads] = acc[i / V / R][i / V % R][i % V];
+    for (int i = 0; i < taps * V; ++i) to[i * apart] = acc[i / V / R][i / V % R][i % V];
   }
   ptx::bar_sync(1, readers);
   for (int i = threadIdx.x; i < p.channels * taps; i += readers) {
     int const tap = i % taps, channel = i / taps, c = own.c0 + channel;
     if (c >= p.C) break;
-    float const* const from = sums + (tap * V + channel % V) * quads + channel / V;
+    float const* const from = sums + (tap * V + channel % V) * apart + channel / V;
     float sum = 0.f;
-    for (int member = 0; member < members; ++member) sum += from[member * (taps * V) * quads];
+    for (int member = 0; member < members; ++member) sum += from[member * (taps * V) * apart];
     if (sum != sum) sum = exact_sum<T, R, stride>(p, own.begin, own.end, c, tap / R, tap % R);
     depthwise::store_sum<T>(p.out, p.partial, p.shares, c * p.w_k + tap / R * p.w_r + tap % R * p.w_s,
                             (int64_t(own.share) * p.C + c) * taps + tap, sum);
