@@ -24,8 +24,9 @@ constexpr int column_registers(int R, int stride) {
   return 65536 / column_blocks(R, stride) / (column_threads(R, stride) + 32);
 }
 // Channels of a slice that a kernel of its own is compiled for: their addresses are no instructions. 0: none.
-constexpr int column_channels(int R, int stride, int size) {
-  return size == 4 && stride == 1 && (R == 5 || R == 7) ? 16 : 0;
+constexpr int column_channels(Op op, int R, int stride, int size) {
+  if (size != 4 || stride != 1 || (R != 5 && R != 7)) return 0;
+  return R == 5 && op != Op::wgrad ? 32 : 16;
 }
 
 struct ColumnTile {
@@ -58,7 +59,7 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   bool const sums = op == Op::wgrad, tiled = R == 3 && all > 7 && all <= 14 && p.C % 72 == 0;
   bool const alone = R == 3 && all > 7 && !tiled && (all <= 14 || p.C == 32);  // a block an SM
   int const vector = column_vector(R, 1);
-  int64_t const wanted = R == 3 ? (tiled ? 72 : all > 7 ? 16 : 32) : sums && R > 7 ? 8 : 16;
+  int64_t const wanted = R == 3 ? (tiled ? 72 : all > 7 ? 16 : 32) : sums && R > 7 ? 8 : R == 5 && !sums ? 32 : 16;
   int64_t const lanes = R > 7 || (alone && all > 14) ? 224 : 128;
   int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
   t.channels = int(ceil_div(ceil_div(p.C, piece), ceil_div(p.C, wanted)) * piece);
@@ -74,7 +75,9 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   int64_t const even = ceil_div(rows, max64(1, t.resident * d.sm_count / slices));
   bool const apart = R == 5 && sums && H >= 28 && 10 * ceil_div(even, H) * H > 11 * even;  // shares would end in images
   if (R == 3 || apart) t.resident = int(min64(t.resident, alone ? 1 : 2));
-  t.stages = alone ? (all > 14 ? kColumnStages : 5) : sums && (R == 3 || R == 7) ? 3 : 5;
+  if (R == 5) t.resident = int(min64(t.resident, !sums && H >= 28 ? 4 : 3));
+  bool const three = sums ? R == 3 || (R == 7 && all > 4) : R == 5 && H >= 28;
+  t.stages = alone ? (all > 14 ? kColumnStages : 5) : three ? 3 : 5;
   if (R > 3) return true;
   return (all <= 7 || all > 14 || p.C % 16 == 0) && rows * slices >= 8 * t.resident * d.sm_count;
 }
@@ -240,9 +243,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   int64_t const even = ceil_div(t.units, slots);
   if (measured && even >= 8) {
     int64_t const whole = ceil_div(even, H) * H;
-    int64_t const images = whole > 64 && whole % (2 * H) == 0 && !sums && t.resident > 2 ? whole / 2 : whole;
     bool const near = (R > 3 || H <= 28) && (10 * whole <= 11 * even || whole <= even + R / 2 + 1);
-    consider(near ? images : even);
+    consider(near ? whole : even);
     if (t.ns != 0) return t;
   }
   if (few_blocks) {
@@ -267,8 +269,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
   bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8, sums = op == Op::wgrad;
   double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : !sums ? 0.93 : R == 11 || p.Q() <= 8 ? 0.71 : 0.6;
-  if (measured && sums && R > 3) return (R == 5 ? 4000 : 7000) + (R == 5 ? 0.88 : R == 7 ? 0.93 : large) * t.ns;
-  if (measured && !sums) return 4000 + (R == 5 ? 0.85 : R == 7 ? 0.82 : 0.95 * large) * t.ns;
+  if (measured && sums && R > 3) return (R == 5 ? 5000 : 7000) + (R <= 7 ? 0.86 : large) * t.ns;
+  if (measured && !sums) return 4000 + (R == 5 ? 0.85 : R == 7 ? 0.73 : 0.95 * large) * t.ns;
   if (sums) return (R == 3 ? 5000 : 9000) + large * t.ns;
   if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image
