@@ -23,6 +23,8 @@ constexpr int column_blocks(int R, int stride) { return column_sevens(R, stride)
 constexpr int column_registers(int R, int stride) {
   return 65536 / column_blocks(R, stride) / (column_threads(R, stride) + 32);
 }
+// fprop and dgrad: taps are loaded together with what sums begin with. Of larger filters registers are too few.
+constexpr bool column_pairs(int R) { return column_vector(R, 1) == 1 && R <= 9; }
 // Channels of a slice that a kernel of its own is compiled for: their addresses are no instructions. 0: none.
 constexpr int column_channels(Op op, int R, int stride, int size) {
   if (size != 4 || stride != 1 || (R != 5 && R != 7)) return 0;
@@ -59,7 +61,12 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   bool const sums = op == Op::wgrad, tiled = R == 3 && all > 7 && all <= 14 && p.C % 72 == 0;
   bool const alone = R == 3 && all > 7 && !tiled && (all <= 14 || p.C == 32);  // a block an SM
   int const vector = column_vector(R, 1);
-  int64_t const wanted = R == 3 ? (tiled ? 72 : all > 7 ? 16 : 32) : sums && R > 7 ? 8 : R == 5 && !sums ? 32 : 16;
+  int64_t const wanted = R == 3                        ? (tiled     ? 72
+                                                          : all > 7 ? 16
+                                                                    : 32)
+                         : sums && R > 7               ? 8
+                         : R == 5 && !sums && all <= 4 ? 32
+                                                       : 16;
   int64_t const lanes = R > 7 || (alone && all > 14) ? 224 : 128;
   int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
   t.channels = int(ceil_div(ceil_div(p.C, piece), ceil_div(p.C, wanted)) * piece);
@@ -75,9 +82,10 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   int64_t const even = ceil_div(rows, max64(1, t.resident * d.sm_count / slices));
   bool const apart = R == 5 && sums && H >= 28 && 10 * ceil_div(even, H) * H > 11 * even;  // shares would end in images
   if (R == 3 || apart) t.resident = int(min64(t.resident, alone ? 1 : 2));
-  if (R == 5) t.resident = int(min64(t.resident, !sums && H >= 28 ? 4 : 3));
-  bool const three = sums ? R == 3 || (R == 7 && all > 4) : R == 5 && H >= 28;
-  t.stages = alone ? (all > 14 ? kColumnStages : 5) : three ? 3 : 5;
+  if (R == 5) t.resident = int(min64(t.resident, sums ? 3 : all > 4 ? 2 : H >= 28 ? 4 : 3));
+  bool const wide = R == 7 ? all > 4 : R == 5 && H >= 28 && (sums || all <= 4);
+  bool const three = sums ? R == 3 || wide : R == 5 && wide;
+  t.stages = alone ? (all > 14 ? kColumnStages : 5) : three ? 3 : sums && R <= 7 ? 4 : 5;
   if (R > 3) return true;
   return (all <= 7 || all > 14 || p.C % 16 == 0) && rows * slices >= 8 * t.resident * d.sm_count;
 }
@@ -191,7 +199,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   // wgrad: sums of the block's threads, in place of the stages; else the filters, beside them, in pairs with a bias
   // where channels are single.
   int64_t const totals = sums ? ((t.channels / vector) | 1) * t.strips * t.images * R * R * vector * 4 : 0,
-                filters = sums ? 0 : int64_t(t.channels) * R * R * (vector == 1 ? 2 : 1) * size;
+                filters = sums ? 0 : int64_t(t.channels) * R * R * (stride == 1 && column_pairs(R) ? 2 : 1) * size;
   auto room = [](int resident) constexpr { return 220 * 1024 / resident - 1024; };
   while (t.resident > 1 && max64(3 * stage + filters, totals) > room(t.resident)) --t.resident;
 
@@ -216,7 +224,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     u.shared_bytes = max64(u.stages * stage + filters, totals);
     double const copy = double(resident) * copied / kColumnBytes;
     double const multiply = double(resident) * double(warps) * issue / kColumnIssue;
-    double const latency = kColumnLatency / ((u.stages > 3 ? u.stages : 5) - 1);  // three, where no more are faster
+    double const latency =
+        kColumnLatency / ((u.stages > (measured ? 5 : 3) ? u.stages : 5) - 1);  // fewer, where as fast
     double step = copy > multiply ? copy + multiply / 8 : multiply + copy / 8;
     step = step > latency ? step : latency;
     double const halo = u.each % H == 0 ? 0 : R - 1, rows = backward ? 1.0 / stride : stride;
@@ -243,7 +252,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   int64_t const even = ceil_div(t.units, slots);
   if (measured && even >= 8) {
     int64_t const whole = ceil_div(even, H) * H;
-    bool const near = (R > 3 || H <= 28) && (10 * whole <= 11 * even || whole <= even + R / 2 + 1);
+    bool const near = (R > 3 || H <= 28) && (10 * whole <= 11 * even || whole <= even + R / 2 + 1) &&
+                      (R != 7 || sums || whole <= 2 * H);
     consider(near ? whole : even);
     if (t.ns != 0) return t;
   }
@@ -269,8 +279,9 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
   bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8, sums = op == Op::wgrad;
   double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : !sums ? 0.93 : R == 11 || p.Q() <= 8 ? 0.71 : 0.6;
-  if (measured && sums && R > 3) return (R == 5 ? 5000 : 7000) + (R <= 7 ? 0.86 : large) * t.ns;
-  if (measured && !sums) return 4000 + (R == 5 ? 0.85 : R == 7 ? 0.73 : 0.95 * large) * t.ns;
+  double const five = t.strips > 4 ? 0.6 : sums ? 0.86 : 0.85;
+  if (measured && sums && R > 3) return (R == 5 ? 5000 : 7000) + (R == 5 ? five : R == 7 ? 0.86 : large) * t.ns;
+  if (measured && !sums) return 4000 + (R == 5 ? five : R == 7 ? 0.73 : 0.95 * large) * t.ns;
   if (sums) return (R == 3 ? 5000 : 9000) + large * t.ns;
   if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image

@@ -35,7 +35,6 @@ struct Params {
   int C, H, W, P, Q, pad_h, start_w, origin;  // start_w: first input column
   int channels, strips, images;               // of a block
   int slices, tiles_w, units, each, shares;
-  int round;  // shares whose blocks have an SM each, if that would be the same slice's SM again
   int stages, in_bytes, y_bytes, in_copied, y_copied;  // copied: without the padding to 128 bytes
 };
 
@@ -45,14 +44,13 @@ struct Strip {
   int n0, h0, w0, rows, first, count;  // first, count: input rows
 };
 
-// A block's channels and rows of all strips. An SM's blocks have different slices, since the last one may have fewer
-// channels.
+// A block's channels and rows of all strips.
 struct Share {
   int share, c0, begin, end;
 
   __device__ Share(Params const& p, int block)
       : share(block / p.slices),
-        c0((block + share / p.round) % p.slices * p.channels),
+        c0(block % p.slices * p.channels),
         begin(share * p.each),
         end(p.units - begin < p.each ? p.units : begin + p.each) {}
 };
@@ -271,14 +269,14 @@ __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1)
     slide(__grid_constant__ Params const p) {
   constexpr int V = column_vector(R, 1), width = column_width(Op::fprop, R, 1);
   extern __shared__ __align__(128) unsigned char shared[];
-  Share const share(p, int(blockIdx.x));
-  int const c0 = share.c0;
+  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
+  int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
   __shared__ Ring<Op::fprop, R, 1> ring;
   int const readers = int(blockDim.x) - 32;  // threads
   ring.start(p, readers / 32);
 
   if (int(threadIdx.x) >= readers) {
-    if (int(threadIdx.x) == readers) ring.copy(p, share.begin, share.end, c0, shared);
+    if (int(threadIdx.x) == readers) ring.copy(p, begin, end, c0, shared);
     return;
   }
   Place const me = Place::of<V>(p, c0, int(threadIdx.x));
@@ -286,7 +284,7 @@ __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1)
   float filter[R][R][V], bias[V];
   Sums<R, V, width> sums;
   unsigned char* const filters = shared + p.stages * p.in_bytes;
-  if constexpr (V == 1) {
+  if constexpr (column_pairs(R)) {
     load_filters(p, reinterpret_cast<float2*>(filters), readers, c0, me, filter, bias, sums);
   } else {
     load_filters<T, R, V>(p, reinterpret_cast<T*>(filters), readers, c0, me, filter, bias);
@@ -300,7 +298,7 @@ __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1)
   int stage = 0;
   uint32_t parity = 0;
   // By shuffles, what strips are is known to be the same in all lanes, and takes none of their registers.
-  int index = __shfl_sync(~0u, share.begin, 0), last = __shfl_sync(~0u, share.end, 0);
+  int index = __shfl_sync(~0u, begin, 0), last = __shfl_sync(~0u, end, 0);
   while (index < last) {
     Strip const strip = strip_of<Op::fprop, R, 1>(p, index, last);
     index += strip.rows;
@@ -364,14 +362,14 @@ __global__ void __launch_bounds__(column_threads(R, stride) + 32, 2) gather(__gr
                 done = Rows::done;
   constexpr bool backward = op == Op::dgrad;
   extern __shared__ __align__(128) unsigned char shared[];
-  Share const share(p, int(blockIdx.x));
-  int const c0 = share.c0;
+  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
+  int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
   __shared__ Ring<op, R, stride> ring;
   int const readers = int(blockDim.x) - 32;  // threads
   ring.start(p, readers / 32);
 
   if (int(threadIdx.x) >= readers) {
-    if (int(threadIdx.x) == readers) ring.copy(p, share.begin, share.end, c0, shared);
+    if (int(threadIdx.x) == readers) ring.copy(p, begin, end, c0, shared);
     return;
   }
   Place const me = Place::of<V>(p, c0, int(threadIdx.x));
@@ -385,8 +383,8 @@ __global__ void __launch_bounds__(column_threads(R, stride) + 32, 2) gather(__gr
   float acc[slots][width][V];
   int stage = 0;
   uint32_t parity = 0;
-  for (int index = share.begin; index < share.end;) {
-    Strip const strip = strip_of<op, R, stride>(p, index, share.end);
+  for (int index = begin; index < end;) {
+    Strip const strip = strip_of<op, R, stride>(p, index, end);
     index += strip.rows;
     int const w0 = p.origin + strip.w0 + me.strip * width, columns_out = op == Op::dgrad ? p.W : p.Q;
     bool const exists = me.exists && strip.n0 + me.image < p.N;
@@ -635,7 +633,6 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.channels = t.channels, p.strips = t.strips, p.images = t.images;
   p.slices = int(t.slices), p.tiles_w = int(t.tiles_w);
   p.units = int(t.units), p.each = int(t.each), p.shares = int(t.shares);
-  p.round = gpu.sm_count % p.slices == 0 ? gpu.sm_count / p.slices : p.shares + 1;
   p.stages = t.stages, p.in_bytes = int(t.in_bytes), p.y_bytes = int(t.y_bytes);
   constexpr int width = column_width(op, R, stride), fixed = column_channels(op, R, stride, int(sizeof(T)));
   int const columns = axis.extent(t.strips * width), pixel = t.channels * t.images * int(sizeof(T));
