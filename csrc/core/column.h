@@ -18,6 +18,11 @@ constexpr int column_width(Op op, int R, int stride) {
 }
 // Those that multiply; one warp more copies.
 constexpr int column_threads(int R, int stride) { return column_sevens(R, stride) ? 128 : 224; }
+// wgrad of 7x7: a row is unrolled for each of seven rows of y, more code than caches of instructions hold; so one block
+// with all of an SM's warps, which are close together.
+constexpr int column_sums_threads(int R, int stride) {
+  return R == 7 && stride == 1 ? 3 * column_threads(R, stride) : column_threads(R, stride);
+}
 // 9x9 and more: sums and filter leave registers for one block an SM.
 constexpr int column_blocks(int R, int stride) { return column_sevens(R, stride) ? (R == 5 ? 4 : 3) : R > 7 ? 1 : 2; }
 constexpr int column_registers(int R, int stride) {
@@ -56,7 +61,8 @@ constexpr bool column_as_measured(Op op, Problem const& p, int R, int stride) {
 }
 
 // Their channels, strips (of `all`) and images: slices of a few channels, whole rows of the image, and four warps that
-// multiply or seven. 3x3: of rows of 29 to 56 columns tiles of seven strips; not where a block would have few rows.
+// multiply, seven, or twelve. 3x3: of rows of 29 to 56 columns tiles of seven strips; not where a block would have few
+// rows.
 constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int64_t all, Device const& d) {
   bool const sums = op == Op::wgrad, tiled = R == 3 && all > 7 && all <= 14 && p.C % 72 == 0;
   bool const alone = R == 3 && all > 7 && !tiled && (all <= 14 || p.C == 32);  // a block an SM
@@ -77,15 +83,19 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
   t.resident = int(min64(65536 / 32 / column_registers(R, 1) / (t.warps(vector) + 1), 16));
   int64_t const H = op == Op::dgrad ? p.H : p.P(), slices = ceil_div(p.C, t.channels);
+  if (sums && R == 7 && tiles == 1) {  // a block an SM, where nearly all SMs and lanes have work
+    int64_t const images = 24 / t.strips, blocks = d.sm_count / slices * slices;
+    if (20 * blocks >= 19 * d.sm_count && 19 * ceil_div(p.N, images) * images <= 20 * p.N && t.channels == 16)
+      t.images = int(images), t.resident = 1;
+  }
   int64_t const rows = tiles * ceil_div(p.N, t.images) * H;
   // Fewer and longer shares, though more blocks would fit.
   int64_t const even = ceil_div(rows, max64(1, t.resident * d.sm_count / slices));
   bool const apart = R == 5 && sums && H >= 28 && 10 * ceil_div(even, H) * H > 11 * even;  // shares would end in images
   if (R == 3 || apart) t.resident = int(min64(t.resident, alone ? 1 : 2));
   if (R == 5) t.resident = int(min64(t.resident, sums ? 3 : all > 4 ? 2 : H >= 28 ? 4 : 3));
-  bool const wide = R == 7 ? all > 4 : R == 5 && H >= 28 && (sums || all <= 4);
-  bool const three = sums ? R == 3 || wide : R == 5 && wide;
-  t.stages = alone ? (all > 14 ? kColumnStages : 5) : three ? 3 : sums && R <= 7 ? 4 : 5;
+  bool const three = R == 5 ? H >= 28 && all <= 4 : sums && (R == 3 || (R == 7 && all > 4));
+  t.stages = alone ? (all > 14 ? kColumnStages : 5) : three ? 3 : sums && R <= 7 && all <= 4 ? 4 : 5;
   if (R > 3) return true;
   return (all <= 7 || all > 14 || p.C % 16 == 0) && rows * slices >= 8 * t.resident * d.sm_count;
 }

@@ -477,7 +477,8 @@ __device__ inline void add_taps(Load const& load, float const (&y)[slots][width]
 }
 
 template <class T, int R, int stride, int channels>
-__global__ void __launch_bounds__(column_threads(R, stride) + 32, column_blocks(R, stride))
+__global__ void __launch_bounds__(column_sums_threads(R, stride) + 32,
+                                  R == 7 && stride == 1 ? 1 : column_blocks(R, stride))
     wgrad(__grid_constant__ Params const p) {
   using Taps = depthwise::WalkTaps<R, stride>;
   constexpr ColumnAxis axis{false, R, stride};
