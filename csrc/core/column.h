@@ -8,27 +8,32 @@ namespace conv2d_ext {
 inline constexpr int kColumnStages = 12;
 
 // A thread has single channels of seven columns: strips an odd number of pixels apart are in different banks.
-constexpr bool column_sevens(Op op, int R, int stride) { return R == 7 || (R == 5 && stride == 1 && op == Op::wgrad); }
+constexpr bool column_sevens(int R, int stride) { return R == 7 || (R == 5 && stride == 1); }
 // A thread's channels, and outputs in a row: its sums and its filter are in registers.
-constexpr int column_vector(Op op, int R, int stride) {
-  return R == 3 ? 4 : R == 5 && !column_sevens(op, R, stride) ? 2 : 1;
-}
+constexpr int column_vector(int R, int stride) { return R == 3 ? 4 : R == 5 && !column_sevens(R, stride) ? 2 : 1; }
 constexpr int column_width(Op op, int R, int stride) {
   if (R == 13) return op == Op::wgrad ? 1 : 2;
   if (R == 9 && op != Op::wgrad) return 7;
-  return column_sevens(op, R, stride) ? 7 : R == 11 && op == Op::wgrad ? 2 : 4;
+  return column_sevens(R, stride) ? 7 : R == 11 && op == Op::wgrad ? 2 : 4;
 }
 // Those that multiply; one warp more copies.
-constexpr int column_threads(Op op, int R, int stride) { return column_sevens(op, R, stride) ? 128 : 224; }
-// 9x9 and more: sums and filter leave registers for one block an SM.
-constexpr int column_blocks(Op op, int R, int stride) { return column_sevens(op, R, stride) ? 3 : R > 7 ? 1 : 2; }
-constexpr int column_registers(Op op, int R, int stride) {
-  return 65536 / column_blocks(op, R, stride) / (column_threads(op, R, stride) + 32);
+constexpr int column_threads(int R, int stride) { return column_sevens(R, stride) ? 128 : 224; }
+// wgrad of 7x7: a row is unrolled for each of seven rows of y, more code than caches of instructions hold; so one block
+// with all of an SM's warps, which are close together.
+constexpr int column_sums_threads(int R, int stride) {
+  return R == 7 && stride == 1 ? 3 * column_threads(R, stride) : column_threads(R, stride);
 }
+// 9x9 and more: sums and filter leave registers for one block an SM.
+constexpr int column_blocks(int R, int stride) { return column_sevens(R, stride) ? (R == 5 ? 4 : 3) : R > 7 ? 1 : 2; }
+constexpr int column_registers(int R, int stride) {
+  return 65536 / column_blocks(R, stride) / (column_threads(R, stride) + 32);
+}
+// fprop and dgrad: taps are loaded together with what sums begin with. Of larger filters registers are too few.
+constexpr bool column_pairs(int R) { return column_vector(R, 1) == 1 && R <= 9; }
 // Channels of a slice that a kernel of its own is compiled for: their addresses are no instructions. 0: none.
 constexpr int column_channels(Op op, int R, int stride, int size) {
   if (size != 4 || stride != 1 || (R != 5 && R != 7)) return 0;
-  return column_sevens(op, R, stride) ? 16 : 32;
+  return R == 5 && op != Op::wgrad ? 32 : 16;
 }
 
 struct ColumnTile {
@@ -56,28 +61,41 @@ constexpr bool column_as_measured(Op op, Problem const& p, int R, int stride) {
 }
 
 // Their channels, strips (of `all`) and images: slices of a few channels, whole rows of the image, and four warps that
-// multiply or seven. 3x3: of rows of 29 to 56 columns tiles of seven strips; not where a block would have few rows.
+// multiply, seven, or twelve. 3x3: of rows of 29 to 56 columns tiles of seven strips; not where a block would have few
+// rows.
 constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int64_t all, Device const& d) {
   bool const sums = op == Op::wgrad, tiled = R == 3 && all > 7 && all <= 14 && p.C % 72 == 0;
   bool const alone = R == 3 && all > 7 && !tiled && (all <= 14 || p.C == 32);  // a block an SM
-  int const vector = column_vector(op, R, 1);
-  int64_t const wanted = R == 3 ? (tiled ? 72 : all > 7 ? 16 : 32) : sums && R > 7 ? 8 : !sums && R == 5 ? 32 : 16;
+  int const vector = column_vector(R, 1);
+  int64_t const wanted = R == 3                        ? (tiled     ? 72
+                                                          : all > 7 ? 16
+                                                                    : 32)
+                         : sums && R > 7               ? 8
+                         : R == 5 && !sums && all <= 4 ? 32
+                                                       : 16;
   int64_t const lanes = R > 7 || (alone && all > 14) ? 224 : 128;
   int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
   t.channels = int(ceil_div(ceil_div(p.C, piece), ceil_div(p.C, wanted)) * piece);
-  int64_t const vectors = t.channels / vector, most = (!sums && R == 5) || tiled ? 7 : lanes / vectors;
+  int64_t const vectors = t.channels / vector, most = tiled ? 7 : lanes / vectors;
   int64_t const box = (256 - (R - 1)) / column_width(op, R, 1);  // of the copy engine
   int64_t const tiles = ceil_div(all, most < box ? most : box);
   t.strips = int(ceil_div(all, tiles)), t.images = 1;
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
-  t.resident = int(min64(65536 / 32 / column_registers(op, R, 1) / (t.warps(vector) + 1), 16));
+  t.resident = int(min64(65536 / 32 / column_registers(R, 1) / (t.warps(vector) + 1), 16));
   int64_t const H = op == Op::dgrad ? p.H : p.P(), slices = ceil_div(p.C, t.channels);
+  if (sums && R == 7 && tiles == 1) {  // a block an SM, where nearly all SMs and lanes have work
+    int64_t const images = 24 / t.strips, blocks = d.sm_count / slices * slices;
+    if (20 * blocks >= 19 * d.sm_count && 19 * ceil_div(p.N, images) * images <= 20 * p.N && t.channels == 16)
+      t.images = int(images), t.resident = 1;
+  }
   int64_t const rows = tiles * ceil_div(p.N, t.images) * H;
   // Fewer and longer shares, though more blocks would fit.
   int64_t const even = ceil_div(rows, max64(1, t.resident * d.sm_count / slices));
   bool const apart = R == 5 && sums && H >= 28 && 10 * ceil_div(even, H) * H > 11 * even;  // shares would end in images
-  if (R == 3 || apart || (R == 5 && !sums && all >= 5 && all <= 7)) t.resident = int(min64(t.resident, alone ? 1 : 2));
-  t.stages = alone ? (all > 14 ? kColumnStages : 5) : sums && (R == 3 || R == 7) ? 3 : 5;
+  if (R == 3 || apart) t.resident = int(min64(t.resident, alone ? 1 : 2));
+  if (R == 5) t.resident = int(min64(t.resident, sums ? 3 : all > 4 ? 2 : H >= 28 ? 4 : 3));
+  bool const three = R == 5 ? H >= 28 && all <= 4 : sums && (R == 3 || (R == 7 && all > 4));
+  t.stages = alone ? (all > 14 ? kColumnStages : 5) : three ? 3 : sums && R <= 7 && all <= 4 ? 4 : 5;
   if (R > 3) return true;
   return (all <= 7 || all > 14 || p.C % 16 == 0) && rows * slices >= 8 * t.resident * d.sm_count;
 }
@@ -91,7 +109,7 @@ constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, in
   bool const floats = p.dtype == DType::f32 && op == Op::fprop && all >= 7;
   if (R != 3 || stride != 2) return false;
   if (!floats && (size_of(p.dtype) != 2 || !(sums || (op == Op::fprop && all <= 7)))) return false;
-  constexpr int64_t lanes = 168, vector = column_vector(Op::wgrad, 3, 2);
+  constexpr int64_t lanes = 168, vector = column_vector(3, 2);
   int64_t const wanted = floats ? 96 : sums && all > 7 ? 48 : 64, slices = ceil_div(p.C, wanted);
   int64_t const channels = ceil_div(ceil_div(p.C, 8), slices) * 8, vectors = channels / vector;
   int64_t const box = 126 / column_width(op, 3, 2);  // 256 columns of x, with the halo
@@ -110,13 +128,13 @@ constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, in
 // strips, and turns of up to 56 rows. False if there are few turns.
 constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int stride, int64_t all, Device const& d) {
   if (size_of(p.dtype) != 2 || R != 3 || stride != 1 || op == Op::wgrad) return false;
-  constexpr int64_t lanes = 128, vector = column_vector(Op::fprop, 3, 1);
+  constexpr int64_t lanes = 128, vector = column_vector(3, 1);
   int64_t const channels = ceil_div(ceil_div(p.C, 8), ceil_div(p.C, 64)) * 8, vectors = channels / vector;
   int64_t const most = lanes / vectors, strips = min64(most / 7 * 7, 56);
   int64_t const tiles = ceil_div(all, strips);
   t.channels = int(channels), t.strips = int(ceil_div(all, tiles)), t.images = 1;
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
-  t.resident = int(min64(65536 / 32 / column_registers(op, 3, 1) / (t.warps(int(vector)) + 1), 16));
+  t.resident = int(min64(65536 / 32 / column_registers(3, 1) / (t.warps(int(vector)) + 1), 16));
   int64_t const H = op == Op::dgrad ? p.H : p.P();
   if (H < 14 || p.C <= 32 || p.C == 64) return false;
   t.each = ceil_div(H, ceil_div(H, 56)), t.stages = t.resident > 3 ? 3 : 5;
@@ -126,12 +144,12 @@ constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int str
 
 constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Device const& d) {
   bool const backward = op == Op::dgrad, sums = op == Op::wgrad, strided = op == Op::fprop && stride == 2;
-  int const vector = column_vector(op, R, stride), width = column_width(op, R, stride), size = size_of(p.dtype),
+  int const vector = column_vector(R, stride), width = column_width(op, R, stride), size = size_of(p.dtype),
             piece = 16 / size;
   ColumnAxis const axis{backward, R, stride};
   int64_t const H = backward ? p.H : p.P(), W = (backward ? p.W : p.Q()) - axis.origin(p.pad_left);
   int64_t const all = ceil_div(W, width), vectors = ceil_div(p.C, piece) * piece / vector;
-  int const most = column_threads(op, R, stride), warps_of_sm = 65536 / 32 / column_registers(op, R, stride);
+  int const most = column_threads(R, stride), warps_of_sm = 65536 / 32 / column_registers(R, stride);
   // Of a thread, for an input row: outputs that it makes of it, and instructions.
   double const outputs = width * vector * (backward ? double(stride) : 1.0 / stride);
   double const issue = outputs * R * R / (backward ? stride * stride : 1) + axis.extent(width) * (vector + 2.0) +
@@ -188,9 +206,10 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   t.in_bytes = to128(pixel * axis.extent(t.strips * width));
   t.y_bytes = sums ? to128(pixel * t.strips * width) : 0;
   int64_t const stage = t.in_bytes + t.y_bytes;
-  // wgrad: sums of the block's threads, in place of the stages; else the filters, beside them.
-  int64_t const totals = sums ? warps * 32 * R * R * vector * 4 : 0,
-                filters = sums ? 0 : int64_t(t.channels) * R * R * size;
+  // wgrad: sums of the block's threads, in place of the stages; else the filters, beside them, in pairs with a bias
+  // where channels are single.
+  int64_t const totals = sums ? ((t.channels / vector) | 1) * t.strips * t.images * R * R * vector * 4 : 0,
+                filters = sums ? 0 : int64_t(t.channels) * R * R * (stride == 1 && column_pairs(R) ? 2 : 1) * size;
   auto room = [](int resident) constexpr { return 220 * 1024 / resident - 1024; };
   while (t.resident > 1 && max64(3 * stage + filters, totals) > room(t.resident)) --t.resident;
 
@@ -215,7 +234,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     u.shared_bytes = max64(u.stages * stage + filters, totals);
     double const copy = double(resident) * copied / kColumnBytes;
     double const multiply = double(resident) * double(warps) * issue / kColumnIssue;
-    double const latency = kColumnLatency / ((u.stages > 3 ? u.stages : 5) - 1);  // three, where no more are faster
+    double const latency =
+        kColumnLatency / ((u.stages > (measured ? 5 : 3) ? u.stages : 5) - 1);  // fewer, where as fast
     double step = copy > multiply ? copy + multiply / 8 : multiply + copy / 8;
     step = step > latency ? step : latency;
     double const halo = u.each % H == 0 ? 0 : R - 1, rows = backward ? 1.0 / stride : stride;
@@ -242,9 +262,9 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   int64_t const even = ceil_div(t.units, slots);
   if (measured && even >= 8) {
     int64_t const whole = ceil_div(even, H) * H;
-    int64_t const images = whole > 64 && whole % (2 * H) == 0 && !sums && t.resident > 2 ? whole / 2 : whole;
-    bool const near = (R > 3 || H <= 28) && (10 * whole <= 11 * even || whole <= even + R / 2 + 1);
-    consider(near ? images : even);
+    bool const near = (R > 3 || H <= 28) && (10 * whole <= 11 * even || whole <= even + R / 2 + 1) &&
+                      (R != 7 || sums || whole <= 2 * H);
+    consider(near ? whole : even);
     if (t.ns != 0) return t;
   }
   if (few_blocks) {
@@ -269,8 +289,9 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
   bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8, sums = op == Op::wgrad;
   double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : !sums ? 0.93 : R == 11 || p.Q() <= 8 ? 0.71 : 0.6;
-  if (measured && sums && R > 3) return (R == 5 ? 4000 : 7000) + (R == 5 ? 0.88 : R == 7 ? 0.93 : large) * t.ns;
-  if (measured && !sums) return 4000 + (R == 5 ? 0.85 : R == 7 ? 0.82 : 0.95 * large) * t.ns;
+  double const five = t.strips > 4 ? 0.6 : sums ? 0.86 : 0.85;
+  if (measured && sums && R > 3) return (R == 5 ? 5000 : 7000) + (R == 5 ? five : R == 7 ? 0.86 : large) * t.ns;
+  if (measured && !sums) return 4000 + (R == 5 ? five : R == 7 ? 0.73 : 0.95 * large) * t.ns;
   if (sums) return (R == 3 ? 5000 : 9000) + large * t.ns;
   if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image

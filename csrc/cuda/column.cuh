@@ -207,10 +207,10 @@ struct Sums {
   }
 };
 
-// The slice's filters come through shared memory: a thread's own are far apart in global memory.
-template <class T, int R, int V>
-__device__ inline void load_filters(Params const& p, T* filters, int readers, int c0, Place const& me,
-                                    float (&filter)[R][R][V], float (&bias)[V]) {
+// The slice's filters come through shared memory: a thread's own are far apart in global memory. To tap i of all of its
+// channels, of which `present` are there, goes put(i, channel, tap); then the block's readers meet.
+template <class T, int R, class Put>
+__device__ inline void fetch_filters(Params const& p, int readers, int c0, Put const& put) {
   int const present = p.C - c0 < p.channels ? p.C - c0 : p.channels;
   constexpr int batch = 8;  // asked for at once, since each may be a wait for memory
   for (int first = threadIdx.x; first < present * R * R; first += batch * readers) {
@@ -223,9 +223,15 @@ __device__ inline void load_filters(Params const& p, T* filters, int readers, in
     }
 #pragma unroll
     for (int k = 0; k < batch; ++k)
-      if (first + k * readers < present * R * R) filters[first + k * readers] = v[k];
+      if (first + k * readers < present * R * R) put(first + k * readers, v[k]);
   }
   ptx::bar_sync(1, readers);
+}
+
+template <class T, int R, int V>
+__device__ inline void load_filters(Params const& p, T* filters, int readers, int c0, Place const& me,
+                                    float (&filter)[R][R][V], float (&bias)[V]) {
+  fetch_filters<T, R>(p, readers, c0, [&](int i, T w) { filters[i] = w; });
 #pragma unroll
   for (int e = 0; e < V; ++e) {
     T const* const w = filters + (me.exists ? me.quad * V + e : 0) * R * R;
@@ -237,11 +243,31 @@ __device__ inline void load_filters(Params const& p, T* filters, int readers, in
   }
 }
 
+// Registers are in two banks, even and odd ones, and a product of which two operands have to come from the same takes a
+// second cycle. What a pair is loaded to has two neighbouring registers for good: so a tap is loaded together with the
+// bias that a sum begins with, and no product meets a bank twice.
+template <int R, int width>
+__device__ inline void load_filters(Params const& p, float2* pairs, int readers, int c0, Place const& me,
+                                    float (&filter)[R][R][1], float (&bias)[1], Sums<R, 1, width>& sums) {
+  float const* const biases = static_cast<float const*>(p.bias);
+  fetch_filters<float, R>(p, readers, c0, [&](int i, float w) {
+    pairs[i] = {w, biases != nullptr ? biases[(c0 + i / (R * R)) * p.bias_stride] : 0.f};
+  });
+  uint32_t const from = ptx::shared_address(pairs + (me.exists ? me.quad * R * R : 0));
+#pragma unroll
+  for (int tap = 0; tap < R * R; ++tap) {
+    uint2 const pair = ptx::ld_shared_v2(from + tap * 8);
+    filter[tap / R][tap % R][0] = __uint_as_float(pair.x);
+    if (tap < R * width) sums.acc[tap / width][tap % width][0] = __uint_as_float(pair.y);
+    if (tap == 0) bias[0] = __uint_as_float(pair.y);
+  }
+}
+
 // Stride 1. Rows of zeros beside the image cost neither products nor moves.
 template <class T, int R, int channels>
-__global__ void __launch_bounds__(column_threads(Op::fprop, R, 1) + 32, column_blocks(Op::fprop, R, 1))
+__global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1))
     slide(__grid_constant__ Params const p) {
-  constexpr int V = column_vector(Op::fprop, R, 1), width = column_width(Op::fprop, R, 1);
+  constexpr int V = column_vector(R, 1), width = column_width(Op::fprop, R, 1);
   extern __shared__ __align__(128) unsigned char shared[];
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
@@ -256,13 +282,19 @@ __global__ void __launch_bounds__(column_threads(Op::fprop, R, 1) + 32, column_b
   Place const me = Place::of<V>(p, c0, int(threadIdx.x));
   int const c = c0 + me.quad * V;
   float filter[R][R][V], bias[V];
-  load_filters<T, R, V>(p, reinterpret_cast<T*>(shared + p.stages * p.in_bytes), readers, c0, me, filter, bias);
+  Sums<R, V, width> sums;
+  unsigned char* const filters = shared + p.stages * p.in_bytes;
+  if constexpr (column_pairs(R)) {
+    load_filters(p, reinterpret_cast<float2*>(filters), readers, c0, me, filter, bias, sums);
+  } else {
+    load_filters<T, R, V>(p, reinterpret_cast<T*>(filters), readers, c0, me, filter, bias);
+    sums.start(bias);
+  }
 
   int const pitch = (channels != 0 ? channels : p.channels) * int(sizeof(T));
   int const columns = (p.in_copied / p.images) / pitch;
   uint32_t const mine =
       ptx::shared_address(shared) + (me.image * columns + me.strip * width) * pitch + me.quad * V * int(sizeof(T));
-  Sums<R, V, width> sums;
   int stage = 0;
   uint32_t parity = 0;
   // By shuffles, what strips are is known to be the same in all lanes, and takes none of their registers.
@@ -271,60 +303,62 @@ __global__ void __launch_bounds__(column_threads(Op::fprop, R, 1) + 32, column_b
     Strip const strip = strip_of<Op::fprop, R, 1>(p, index, last);
     index += strip.rows;
     int const w0 = strip.w0 + me.strip * width;
-    bool const exists = me.exists && strip.n0 + me.image < p.N, whole = w0 + width <= p.Q;
+    int const present = me.exists && strip.n0 + me.image < p.N ? p.Q - w0 : 0;  // columns
     // Of the strip's input rows, those from `top` to `bottom` are in the image.
     int const before = strip.first < 0 ? -strip.first : 0, top = before < strip.count ? before : strip.count;
     int const inside = p.H - strip.first < strip.count ? p.H - strip.first : strip.count;
     int const bottom = inside > top ? inside : top;
-    int out_row = (top < R - 1 ? top : R - 1) - (R - 1);
-    T* to = static_cast<T*>(p.out) + int64_t(strip.n0 + me.image) * p.out_n + int64_t(strip.h0 + out_row) * p.out_h +
-            w0 * p.out_w + c;
+    T* to = static_cast<T*>(p.out) + int64_t(strip.n0 + me.image) * p.out_n +
+            int64_t(strip.h0 + (top < R - 1 ? top - (R - 1) : 0)) * p.out_h + w0 * p.out_w + c;
     auto put = [&](T* at, float const(&done)[V]) {
       Vector<T, V> v;
 #pragma unroll
       for (int e = 0; e < V; ++e) v.v[e] = narrow<T>(done[e]);
       *reinterpret_cast<Vector<T, V>*>(at) = v;
     };
-    auto store = [&](float const(&done)[width][V]) {
-      if (exists && unsigned(out_row) < unsigned(strip.rows)) {
-        if (channels != 0 && whole) {  // fewer instructions
-          T* at = to;
+    // The row of outputs that input row `row` is the last of, if there is one.
+    auto store = [&](int row, float const(&done)[width][V]) {
+      if (row >= R - 1) {
+        T* at = to;
+        if (channels != 0 && present >= width) {  // fewer instructions
 #pragma unroll
           for (int b = 0; b < width; ++b, at += p.out_w) put(at, done[b]);
         } else {
 #pragma unroll
-          for (int b = 0; b < width; ++b)
-            if (w0 + b < p.Q) put(to + b * p.out_w, done[b]);
+          for (int b = 0; b < width; ++b, at += p.out_w)
+            if (b < present) put(at, done[b]);
         }
       }
-      ++out_row, to += p.out_h;
+      to += p.out_h;
     };
-    sums.start(bias);
-    for (int row = R - 1; row < top; ++row) store(sums.acc[0]);
+    float nothing[width][V];
+#pragma unroll
+    for (int i = 0; i < width * V; ++i) nothing[i / V][i % V] = bias[i % V];
+    for (int row = R - 1; row < top; ++row) store(row, nothing);
 #pragma unroll 1
     for (int row = top; row < bottom; ++row) {
       ptx::mbarrier_wait(&ring.full[stage], parity);
       uint32_t const from = mine + stage * p.in_bytes;
       sums.add([&](int j, float (&in)[V]) { load<T, V>(from + j * pitch, in); }, filter, bias);
-      give_back(&ring.empty[stage], last_of(sums.acc[0]));
+      store(row, sums.acc[0]);
+      give_back(&ring.empty[stage], last_of(sums.acc[0]));  // behind a branch: before it, these sums would come first
       if (++stage == p.stages) stage = 0, parity ^= 1;
-      store(sums.acc[0]);
     }
     int row = bottom;
 #pragma unroll
     for (int k = 1; k < R; ++k)
-      if (row < strip.count) store(sums.acc[k]), ++row;
-    if (row < strip.count) sums.start(bias);
-    for (; row < strip.count; ++row) store(sums.acc[0]);
+      if (row < strip.count) store(row++, sums.acc[k]);
+    sums.start(bias);
+    for (; row < strip.count; ++row) store(row, nothing);
   }
 }
 
 // Stride 2.
 template <class T, Op op, int R, int stride>
-__global__ void __launch_bounds__(column_threads(op, R, stride) + 32, 2) gather(__grid_constant__ Params const p) {
+__global__ void __launch_bounds__(column_threads(R, stride) + 32, 2) gather(__grid_constant__ Params const p) {
   using Rows = depthwise::WalkRows<op, R, stride>;
   constexpr ColumnAxis axis{op == Op::dgrad, R, stride};
-  constexpr int V = column_vector(op, R, stride), width = column_width(op, R, stride), slots = Rows::slots,
+  constexpr int V = column_vector(R, stride), width = column_width(op, R, stride), slots = Rows::slots,
                 done = Rows::done;
   constexpr bool backward = op == Op::dgrad;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -443,16 +477,20 @@ __device__ inline void add_taps(Load const& load, float const (&y)[slots][width]
 }
 
 template <class T, int R, int stride, int channels>
-__global__ void __launch_bounds__(column_threads(Op::wgrad, R, stride) + 32, column_blocks(Op::wgrad, R, stride))
+__global__ void __launch_bounds__(column_sums_threads(R, stride) + 32,
+                                  R == 7 && stride == 1 ? 1 : column_blocks(R, stride))
     wgrad(__grid_constant__ Params const p) {
   using Taps = depthwise::WalkTaps<R, stride>;
   constexpr ColumnAxis axis{false, R, stride};
-  constexpr int V = column_vector(Op::wgrad, R, stride), width = column_width(Op::wgrad, R, stride);
+  constexpr int V = column_vector(R, stride), width = column_width(Op::wgrad, R, stride);
   constexpr int taps = R * R, slots = Taps::slots, period = Taps::period;
   extern __shared__ __align__(128) unsigned char shared[];
   Share const share(p, int(blockIdx.x));
+  constexpr int pairs = V == 1 ? (R > width ? R * R : R * width) : 1;
   __shared__ Ring<Op::wgrad, R, stride> ring;
+  __shared__ float2 zeros[pairs];
   int const readers = int(blockDim.x) - 32;  // threads
+  for (int i = threadIdx.x; i < pairs; i += int(blockDim.x)) zeros[i] = {0.f, 0.f};
   ring.start(p, readers / 32);
 
   if (int(threadIdx.x) >= readers) {
@@ -466,16 +504,28 @@ __global__ void __launch_bounds__(column_threads(Op::wgrad, R, stride) + 32, col
   uint32_t const base = ptx::shared_address(shared) + me.quad * V * int(sizeof(T));
   uint32_t const mine = base + (me.image * columns + axis.advance(me.strip * width)) * pitch;
   uint32_t const mine_y = base + p.in_bytes + (me.image * p.strips + me.strip) * width * pitch;
-  float acc[R][R][V] = {};
-  float y[slots][width][V];
-  int stage = 0;
-  uint32_t parity = 0;
-  for (int index = share.begin; index < share.end;) {
-    Strip const strip = strip_of<Op::wgrad, R, stride>(p, index, share.end);
-    index += strip.rows;
+  float acc[R][R][V], y[slots][width][V];
+  if constexpr (V == 1) {  // in pairs, as filters are
+#pragma unroll
+    for (int i = 0; i < R * R || i < slots * width; ++i) {
+      uint2 const pair = ptx::ld_shared_v2(ptx::shared_address(zeros + i));
+      if (i < R * R) acc[i / R % R][i % R][0] = __uint_as_float(pair.y);
+      if (i < slots * width) y[i / width % slots][i % width][0] = __uint_as_float(pair.x);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < R * R * V; ++i) acc[i / V / R][i / V % R][i % V] = 0.f;
 #pragma unroll
     for (int i = 0; i < slots * width * V; ++i) y[i / (width * V)][i / V % width][i % V] = 0.f;
-
+  }
+  uint32_t const none =
+      blockIdx.z;  // 0, which the compiler does not know: it would clear neighbouring registers at once
+  int stage = 0;
+  uint32_t parity = 0;
+  int index = __shfl_sync(~0u, share.begin, 0), last = __shfl_sync(~0u, share.end, 0);  // as in slide
+  while (index < last) {
+    Strip const strip = strip_of<Op::wgrad, R, stride>(p, index, last);
+    index += strip.rows;
     auto step = [&]<int u>(std::integral_constant<int, u>, int row) {
       bool const with_in = has_in<Op::wgrad>(p, strip, row), with_y = has_y<Op::wgrad, stride>(strip, row);
       if (with_in || with_y) ptx::mbarrier_wait(&ring.full[stage], parity);
@@ -487,7 +537,10 @@ __global__ void __launch_bounds__(column_threads(Op::wgrad, R, stride) + 32, col
             load<T, V>(from_y + b * pitch, y[Taps::slot(u, 0)][b]);
           else
 #pragma unroll
-            for (int e = 0; e < V; ++e) y[Taps::slot(u, 0)][b][e] = 0.f;
+            for (int e = 0; e < V; ++e) {
+              float& v = y[Taps::slot(u, 0)][b][e];
+              v = __uint_as_float(__float_as_uint(v) & none);
+            }
         }
       }
       if (with_in)
@@ -512,26 +565,28 @@ __global__ void __launch_bounds__(column_threads(Op::wgrad, R, stride) + 32, col
       [&]<int... u>(std::integer_sequence<int, u...>) {
         ((row + u < strip.count ? step(std::integral_constant<int, u>(), row + u) : void()), ...);
       }(std::make_integer_sequence<int, period>());
+#pragma unroll
+    for (int i = 0; i < slots * width * V; ++i) y[i / (width * V)][i / V % width][i % V] = __uint_as_float(none);
   }
 
   // Sums of the threads that share channels, in their order. Who and where they are is worked out again, not kept.
   Share const own(p, ptx::unknown(int(blockIdx.x)));
   Place const adds = Place::of<V>(p, own.c0, ptx::unknown(int(threadIdx.x)));
-  int const quads = p.channels / V, members = p.strips * p.images;
+  int const members = p.strips * p.images, apart = (p.channels / V) | 1;  // odd: taps are in different banks
   float* const sums = reinterpret_cast<float*>(shared);
   ptx::bar_sync(1, readers);
   if (adds.exists) {
-    float* const to = sums + (adds.image * p.strips + adds.strip) * (taps * V) * quads + adds.quad;
+    float* const to = sums + (adds.image * p.strips + adds.strip) * (taps * V) * apart + adds.quad;
 #pragma unroll
-    for (int i = 0; i < taps * V; ++i) to[i * quads] = acc[i / V / R][i / V % R][i % V];
+    for (int i = 0; i < taps * V; ++i) to[i * apart] = acc[i / V / R][i / V % R][i % V];
   }
   ptx::bar_sync(1, readers);
   for (int i = threadIdx.x; i < p.channels * taps; i += readers) {
     int const tap = i % taps, channel = i / taps, c = own.c0 + channel;
     if (c >= p.C) break;
-    float const* const from = sums + (tap * V + channel % V) * quads + channel / V;
+    float const* const from = sums + (tap * V + channel % V) * apart + channel / V;
     float sum = 0.f;
-    for (int member = 0; member < members; ++member) sum += from[member * (taps * V) * quads];
+    for (int member = 0; member < members; ++member) sum += from[member * (taps * V) * apart];
     if (sum != sum) sum = exact_sum<T, R, stride>(p, own.begin, own.end, c, tap / R, tap % R);
     depthwise::store_sum<T>(p.out, p.partial, p.shares, c * p.w_k + tap / R * p.w_r + tap % R * p.w_s,
                             (int64_t(own.share) * p.C + c) * taps + tap, sum);
@@ -601,7 +656,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     kernel = gather<T, op, R, stride>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  unsigned const threads = unsigned(t.warps(column_vector(op, R, stride)) * 32 + 32);
+  unsigned const threads = unsigned(t.warps(column_vector(R, stride)) * 32 + 32);
   kernel<<<unsigned(t.slices * p.shares), threads, size_t(t.shared_bytes), stream>>>(p);
   if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || !sums || p.shares == 1) return error;
   return depthwise::launch_sum<T>(problem, plan, args, stream, true);
