@@ -1,0 +1,59 @@
+// grouped_images_wgrad.cuh: wgrad of 3x3 groups of 16 or 32 channels over small images, channels_last, 16-bit types.
+#pragma once
+
+#include <cstdint>
+
+#include "row.h"
+
+namespace conv2d_ext {
+
+constexpr int64_t kImageSlab = 64;                        // channels of a block: a line of 128 bytes
+constexpr int kImageSumWarps = 8;                         // of a block
+constexpr int kImageSumSlots = 8;                         // stages at most
+constexpr int64_t kImageSumTables = 16 * 8 + 16 + 1024;   // bytes: barriers, zeros, and what the alignment may take
+constexpr int64_t kImageCluster = 8;                      // blocks that add up their sums
+
+constexpr bool is_image_sums(Row const& row) {
+  return row.family == Family::grouped && row.variant == Variant::nhwc && row.op == Op::wgrad;
+}
+
+// What a block holds: a ring of stages, an image of up to 16 columns of results each, or two of up to 8.
+struct ImageSums {
+  int64_t slabs = 0, splits = 0, images = 0, stages = 0, slots = 0;  // blocks of a slab; of a stage; of all; of a ring
+  int64_t x_bytes = 0, y_bytes = 0, ring_bytes = 0, shared = 0;      // of a stage
+  double ns = 0;
+};
+
+constexpr ImageSums image_sums(Op op, Problem const& p, Device const& d) {
+  ImageSums t;
+  int64_t const channels = p.C_per_group();
+  if (op != Op::wgrad || size_of(p.dtype) != 2 || p.groups == 1 || p.N == 0 || p.P() < 1 || p.Q() < 1) return t;
+  if ((channels != 16 && channels != 32) || p.K_per_group() != channels || p.R != 3 || p.S != 3) return t;
+  if (p.dilation_h != 1 || p.dilation_w != 1 || p.stride_h != p.stride_w || p.stride_h > 2) return t;
+  constexpr int64_t most = int64_t(1) << 24;
+  if (p.N >= most || p.groups >= most || p.Q() > 16 || p.P() > 64 || p.H > 64 || p.W > 64) return t;
+  if (!channel_vectors(p.x, p.x_align, channels, 8, p.dtype) || !map_supports(p.x, p.N, p.H, p.W, p.dtype)) return t;
+  if (!channel_vectors(p.y, p.y_align, channels, 8, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)) return t;
+  t.images = p.Q() <= 8 ? 2 : 1, t.stages = ceil_div(p.N, t.images);
+  t.x_bytes = ceil_div(t.images * p.H * p.W, 8) * 1024, t.y_bytes = ceil_div(t.images * p.P() * p.Q(), 8) * 1024;
+  int64_t const stage = t.x_bytes + t.y_bytes, jobs = channels == 16 ? 4 : 8;
+  // Sums take the ring's place in the end.
+  int64_t const sums = jobs * 9 * 16 * 16 * 4;
+  t.slabs = ceil_div(p.C, kImageSlab), t.splits = min64(kImageCluster, t.stages);
+  int64_t const of_block = ceil_div(t.stages, t.splits);
+  for (int blocks = 2; blocks >= 1 && t.shared == 0; --blocks) {
+    int64_t const room = (228 / blocks - 1) * 1024 - kImageSumTables;
+    t.slots = min64(min64(kImageSumSlots, of_block), room / stage);
+    t.ring_bytes = max64(t.slots * stage, sums);
+    if (t.slots < min64(of_block, 2 * blocks) || t.ring_bytes > room) continue;
+    t.shared = t.ring_bytes + kImageSumTables;
+  }
+  if (t.shared == 0) return {};
+  double const products = double(of_block * jobs * p.P() * 54) / 4 * 7;
+  double const lines = double(of_block * stage) / 16;
+  double const waves = double(ceil_div(t.slabs * t.splits, d.sm_count));
+  t.ns = 9000 + waves * (products > lines ? products : lines) / 1.7;
+  return t;
+}
+
+}  // namespace conv2d_ext
