@@ -1,5 +1,5 @@
-// grouped_slabs.cuh: fprop and dgrad of 3x3 groups of 16 or 32 channels in channels_last, 16-bit types, results of up
-// to 32 columns.
+// grouped_slabs.cuh: fprop and dgrad of 3x3 groups of 16 or 32 channels in channels_last, 16-bit types and TF32, results
+// of up to 32 columns.
 #pragma once
 
 #include <cstdint>
@@ -8,58 +8,62 @@
 
 namespace conv2d_ext {
 
-constexpr int64_t kSlabChannels = 64;                    // of a block: a line of 128 bytes
-constexpr int kSlabThreads = 128, kSlabBlocks = 3;       // of a block; of an SM
-constexpr int kSlabSlots = 8, kSlabColumns = 16;         // stages at most; columns of results of a product
-constexpr int64_t kSlabTables = 16 * 8 + 16 + 1024;      // bytes: barriers, zeros, and what the alignment may take
+constexpr int kSlabLine = 128;                       // bytes of a pixel's channels, those of a block
+constexpr int kSlabThreads = 128, kSlabBlocks = 3;   // of a block; of an SM
+constexpr int kSlabSlots = 8, kSlabColumns = 16;     // stages at most; columns of results of a product
+constexpr int64_t kSlabTables = 16 * 8 + 16 + 1024;  // bytes: barriers, zeros, and what the alignment may take
 
 constexpr bool is_slabs(Row const& row) {
   return row.family == Family::grouped && row.variant == Variant::nhwc && row.op != Op::wgrad;
 }
 
 // A block walks down one item after the other, an image of up to 16 columns of results (half an image of more), or two
-// of up to 8. Stages are some rows of an item.
+// of up to 8. Stages are some rows of an item; with a stride of 2 even and odd columns lie in planes of their own.
 struct Slabs {
   int64_t slabs = 0, splits = 0, images = 0, halves = 0, items = 0;  // splits: blocks of a slab; items: of a slab
-  int64_t rows = 0, columns = 0, stages = 0, slots = 0;              // of a stage; of an item; of a ring
-  int64_t stage_bytes = 0, shared = 0;
+  int64_t rows = 0, columns = 0, stages = 0, slots = 0;  // of a stage; of a plane; of an item; of a ring
+  int64_t plane_bytes = 0, stage_bytes = 0, shared = 0;
   double ns = 0;
 };
 
 constexpr Slabs grouped_slabs(Op op, Problem const& p, Device const& d) {
   Slabs t;
   bool const backward = op == Op::dgrad;
-  int64_t const channels = p.C_per_group(), step = p.stride_h;
-  if (op == Op::wgrad || size_of(p.dtype) != 2 || p.groups == 1 || p.N == 0 || p.P() < 1 || p.Q() < 1) return t;
+  int64_t const channels = p.C_per_group(), step = p.stride_h, size = size_of(p.dtype);
+  if (op == Op::wgrad || p.dtype == DType::f64 || (p.dtype == DType::f32 && !p.allow_tf32)) return t;
+  if (p.groups == 1 || p.N == 0 || p.P() < 1 || p.Q() < 1) return t;
   if ((channels != 16 && channels != 32) || p.K_per_group() != channels || p.R != 3 || p.S != 3) return t;
   if (p.dilation_h != 1 || p.dilation_w != 1 || p.stride_w != step || step > (backward ? 1 : 2)) return t;
   if (p.pad_top > 2 || p.pad_bottom > 2 || p.pad_left > 2 || p.pad_right > 2) return t;
   constexpr int64_t most = int64_t(1) << 24;
   if (p.N >= most || p.groups >= most || p.H > 256 || p.W > 256 || p.H < 1 || p.W < 1) return t;
-  if (!channel_vectors(p.x, p.x_align, channels, 8, p.dtype) || !map_supports(p.x, p.N, p.H, p.W, p.dtype)) return t;
-  if (!channel_vectors(p.y, p.y_align, channels, 8, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)) return t;
+  int const v = int(16 / size);
+  if (!channel_vectors(p.x, p.x_align, channels, v, p.dtype) || !map_supports(p.x, p.N, p.H, p.W, p.dtype)) return t;
+  if (!channel_vectors(p.y, p.y_align, channels, v, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)) return t;
   int64_t const in_h = backward ? p.P() : p.H, in_w = backward ? p.Q() : p.W, out_h = backward ? p.H : p.P(),
                 out_w = backward ? p.W : p.Q(), pad = backward ? 2 - p.pad_top : p.pad_top;
   if (out_w > 2 * kSlabColumns) return t;
   t.images = out_w <= kSlabColumns / 2 ? 2 : 1, t.halves = out_w > kSlabColumns ? 2 : 1;
   t.items = ceil_div(p.N, t.images) * t.halves;
-  t.columns = t.halves == 1 ? in_w : min64(in_w, (kSlabColumns - 1) * step + 3);
+  t.columns = ceil_div(in_w, step);
+  if (t.halves == 2) t.columns = min64(t.columns, kSlabColumns + 2);
   int64_t const needed = min64(in_h, (out_h - 1) * step + 3 - pad);  // rows
-  if (needed < 1 || t.columns > 256) return t;
+  if (needed < 1) return t;
   // Some 14 KiB, as even as can be.
-  int64_t const row_bytes = t.images * t.columns * 128;
-  t.stages = ceil_div(needed, max64(1, 14336 / row_bytes)), t.rows = ceil_div(needed, t.stages);
+  int64_t const row_bytes = t.images * t.columns * kSlabLine;
+  t.stages = ceil_div(needed, max64(1, 14336 / (row_bytes * step))), t.rows = ceil_div(needed, t.stages);
   t.stages = ceil_div(needed, t.rows);
-  t.stage_bytes = ceil_div(t.rows * row_bytes, 1024) * 1024;
-  t.slabs = ceil_div(p.C, kSlabChannels);
+  t.plane_bytes = ceil_div(t.rows * row_bytes, 1024) * 1024, t.stage_bytes = step * t.plane_bytes;
+  t.slabs = ceil_div(p.C * size, kSlabLine);
   int64_t const of_slab = max64(1, kSlabBlocks * d.sm_count / t.slabs);
   t.splits = ceil_div(t.items, ceil_div(t.items, of_slab));
   int64_t const each = ceil_div(t.items, t.splits), all = each * t.stages;
   t.slots = min64(min64(kSlabSlots, all), ((228 / kSlabBlocks - 1) * 1024 - kSlabTables) / t.stage_bytes);
   if (t.slots < min64(all, 3)) return {};
   t.shared = t.slots * t.stage_bytes + kSlabTables;
-  double const products = double(p.N * t.halves * t.slabs) * double(out_h * 9 * channels / 16 * 8) / double(t.images);
-  double const bytes = 2.0 * double(p.N) * double(p.C) * double(in_h * in_w + out_h * out_w);
+  double const products =
+      double(p.N * t.halves) / double(t.images) * double(p.C) / 8 * double(out_h * 9 * channels * size / 32);
+  double const bytes = double(size) * double(p.N) * double(p.C) * double(in_h * in_w + out_h * out_w);
   double const a = products / 4 * 7 / 1.7 / double(d.sm_count), b = bytes / 3800;
   t.ns = 9000 + (a > b ? a : b);
   return t;

@@ -1,9 +1,11 @@
-// fprop, and dgrad of stride 1, of 3x3 groups of 16 or 32 channels of 16-bit types in channels_last, on mma.sync.
+// fprop, and dgrad of stride 1, of 3x3 groups of 16 or 32 channels of 16-bit types and in TF32, channels_last, on
+// mma.sync.
 //
-// A block has a slab of 64 channels, a line of 128 bytes for each pixel, and walks down some of the images, of which the
-// copy engine brings a few rows at a time into a ring. Each of its four warps has 16 filters, which stay in registers,
-// and computes 16 pixels of results at a time: of a row of an image, or of two. A row of inputs, shifted by each column
-// of taps, is loaded once for the rows of results that meet it: those are summed side by side.
+// A block has a slab of channels, a line of 128 bytes for each pixel, and walks down some of the images, of which the
+// copy engine brings a few rows at a time into a ring; in TF32 it rounds them. Each of its four warps has a quarter of
+// the slab's filters, which stay in registers, and computes 16 pixels of results at a time: of a row of an image, or of
+// two. A row of inputs, shifted by each column of taps, is loaded once for the rows of results that meet it: those are
+// summed side by side.
 //
 // Lanes whose column is outside of the image read zeros.
 #pragma once
@@ -19,52 +21,68 @@
 namespace conv2d_ext::slabs {
 
 constexpr int kWarps = kSlabThreads / 32;
-constexpr int kFilters = 16;  // of a warp
 
 struct Params {
-  CUtensorMap map;  // of the inputs
+  CUtensorMap map[2];  // of the inputs; with a stride, of each other column
   void const *w, *bias;
   void* out;
   int64_t bias_stride, w_group, w_out, w_in, w_r, w_s, out_n, out_h, out_w;  // elements
   int N, channels, splits, images, halves, items, stages, slots;    // channels: of all groups
   int H, W, P, Q, pad_h, pad_w;                                     // of inputs and results
-  int rows, columns, stage_bytes, copied_bytes;                     // of a stage
+  int rows, columns, plane_bytes, stage_bytes, copied_bytes;        // of a stage; columns: of a plane
   bool paired;  // two of a filter's channels are loaded at once
 };
 
 // Places of 16 bytes as the copy engine writes them.
 __device__ inline uint32_t swizzled(uint32_t at) { return at ^ (at >> 3 & 0x70); }
 
-// A warp's filters, as fragments: of each tap, 16 channels of inputs, 8 filters.
+// A warp's filters, as fragments: of each tap, 32 bytes of channels of inputs, 8 filters.
 template <class T, int channels>
 struct Filters {
-  static constexpr int depth = channels / 16;
-  uint32_t v[3][3][depth][2][2];
+  static constexpr bool f32 = sizeof(T) == 4;
+  static constexpr int depth = channels * int(sizeof(T)) / 32, blocks = f32 ? 1 : 2, count = 8 * blocks;
+  uint32_t v[3][3][depth][blocks][2];
 
   __device__ void load(Params const& p, int first_out) {
     int const lane = threadIdx.x % 32, group = first_out / channels, first = first_out % channels;
     T const* const mine = static_cast<T const*>(p.w) + group * p.w_group + (first + lane / 4) * p.w_out +
-                          lane % 4 * 2 * p.w_in;
-    if (p.paired)
+                          lane % 4 * (f32 ? 1 : 2) * p.w_in;
+    if constexpr (f32) {
+      load(p, [&](int64_t at) { return ptx::cvt_rn_tf32(mine[at]); });
+    } else if (p.paired) {
       load(p, [&](int64_t at) { return *reinterpret_cast<uint32_t const*>(mine + at); });
-    else
+    } else {
       load(p, [&](int64_t at) {
         Vector<T, 2> two;
         two.v[0] = mine[at], two.v[1] = mine[at + p.w_in];
         return *reinterpret_cast<uint32_t const*>(&two);
       });
+    }
   }
 
-  template <class Pair>
-  __device__ void load(Params const& p, Pair const& pair) {
+  template <class Word>
+  __device__ void load(Params const& p, Word const& word) {
 #pragma unroll
     for (int tap = 0; tap < 9; ++tap)
 #pragma unroll
-      for (int n = 0; n < 2; ++n)
+      for (int n = 0; n < blocks; ++n)
 #pragma unroll
         for (int k = 0; k < depth * 2; ++k)
           v[tap / 3][tap % 3][k / 2][n][k % 2] =
-              pair(n * 8 * p.w_out + k * 8 * p.w_in + tap / 3 * p.w_r + tap % 3 * p.w_s);
+              word(n * 8 * p.w_out + k * (f32 ? 4 : 8) * p.w_in + tap / 3 * p.w_r + tap % 3 * p.w_s);
+  }
+
+  __device__ void multiply(float (&sums)[blocks][4], uint32_t const (&x)[depth][4], int r, int s) const {
+#pragma unroll
+    for (int k = 0; k < depth; ++k)
+#pragma unroll
+      for (int n = 0; n < blocks; ++n) {
+        auto const& w = v[r][s][k][n];
+        if constexpr (f32)
+          ptx::mma_m16n8k8_tf32(sums[n], x[k][0], x[k][1], x[k][2], x[k][3], w[0], w[1]);
+        else
+          ptx::mma_m16n8k16<T>(sums[n], x[k][0], x[k][1], x[k][2], x[k][3], w[0], w[1]);
+      }
   }
 };
 
@@ -72,7 +90,7 @@ template <class T, int channels, int step>
 __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid_constant__ Params const p) {
   extern __shared__ __align__(1024) char dynamic[];
   using Weights = Filters<T, channels>;
-  constexpr int depth = Weights::depth, kSums = 4 - step;  // rows of results that are summed side by side
+  constexpr int depth = Weights::depth, blocks = Weights::blocks, kSums = 4 - step;  // rows of results that are summed side by side
   uint32_t const begin = ptx::shared_address(dynamic), ring = (begin + 1023) & ~1023u;
   uint64_t* const full = reinterpret_cast<uint64_t*>(dynamic + (ring - begin) + p.slots * p.stage_bytes);
   uint64_t* const empty = full + kSlabSlots;
@@ -81,14 +99,17 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
   int const least = p.items / p.splits, more = p.items - least * p.splits;
   int const first = split * least + min(split, more), count = (least + (split < more ? 1 : 0)) * p.stages;
   int const lane = threadIdx.x % 32, warp = warp_uniform(int(threadIdx.x) / 32);
-  int const channel = slab * int(kSlabChannels), first_out = channel + warp * kFilters;
+  int const channel = slab * (kSlabLine / int(sizeof(T))), first_out = channel + warp * Weights::count;
   bool const works = first_out < p.channels;
-  auto first_column = [&](int half) { return half == 0 ? 0 : kSlabColumns * step - p.pad_w; };
+  // Columns of a plane that an item has before its first result's.
+  int const lead = (p.pad_w + step - 1) / step;
   auto copy = [&](int i, int slot) {
     int const item = first + i / p.stages, stage = i % p.stages, half = p.halves == 2 ? item % 2 : 0;
     ptx::mbarrier_arrive_expect_tx(full + slot, p.copied_bytes);
-    ptx::cp_async_bulk_tensor_4d(ring + slot * p.stage_bytes, &p.map, full + slot, channel, first_column(half),
-                                 stage * p.rows, item / p.halves * p.images);
+#pragma unroll
+    for (int plane = 0; plane < step; ++plane)
+      ptx::cp_async_bulk_tensor_4d(ring + slot * p.stage_bytes + plane * p.plane_bytes, &p.map[plane], full + slot,
+                                   channel, half * (kSlabColumns - lead), stage * p.rows, item / p.halves * p.images);
   };
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.slots; ++i) ptx::mbarrier_init(full + i, 1), ptx::mbarrier_init(empty + i, kWarps);
@@ -97,12 +118,12 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
     ptx::st_shared_v4(zero, uint4{});
   }
   Weights w;
-  Vector<T, 2> bias[2] = {};
+  Vector<T, 2> bias[blocks] = {};
   if (works) {
     w.load(p, first_out);
     if (p.bias != nullptr)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
+      for (int i = 0; i < 2 * blocks; ++i)
         bias[i / 2].v[i % 2] =
             static_cast<T const*>(p.bias)[(first_out + i / 2 * 8 + lane % 4 * 2 + i % 2) * p.bias_stride];
   }
@@ -111,32 +132,32 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
   bool const two = p.images == 2;
   // Of inputs, a lane has a pixel's address; of results, after they are turned, 8 filters of a pixel.
   int const pixel = lane % 16, column = two ? pixel % 8 : pixel;
-  int const slot_of_group = (channels == 16 ? warp : warp / 2 * 2) * 2 + lane / 16;
-  int const out_pixel = lane / 4 + lane % 4 / 2 * 8, out_column = two ? out_pixel % 8 : out_pixel;
+  int const of_group = warp * Weights::count / channels * channels * int(sizeof(T)) + lane / 16 * 16;
+  int const out_pixel = lane / 4 + (Weights::f32 ? 0 : lane % 4 / 2 * 8), out_column = two ? out_pixel % 8 : out_pixel;
   int const row_bytes = p.columns * kLineBytes;
   int i = 0, slot = 0;  // the stage
   uint32_t parity = 0;
 #pragma unroll 1
   for (int item = first; i < count; ++item) {
-    int const half = p.halves == 2 ? item % 2 : 0, n = item / p.halves * p.images, w0 = first_column(half);
-    int const at = (half * kSlabColumns + column) * step - p.pad_w;  // of the first column of taps
-    uint32_t const from =
-        uint32_t(((two ? pixel / 8 * p.rows * p.columns : 0) + at - w0) * kLineBytes + slot_of_group * 16);
+    int const half = p.halves == 2 ? item % 2 : 0, n = item / p.halves * p.images;
+    int const first_w = (half * kSlabColumns + column) * step - p.pad_w;  // of the first column of taps
+    uint32_t const from = uint32_t(((two ? pixel / 8 * p.rows * p.columns : 0) + column + half * lead) * kLineBytes + of_group);
     bool inside[3];
+    int tap_at[3];  // bytes from a pixel's place to that of a column of taps
 #pragma unroll
-    for (int s = 0; s < 3; ++s)
-      inside[s] = half * kSlabColumns + column < p.Q && unsigned(at + s) < unsigned(p.W);
+    for (int s = 0; s < 3; ++s) {
+      inside[s] = half * kSlabColumns + column < p.Q && unsigned(first_w + s) < unsigned(p.W);
+      int const w = s - p.pad_w, plane = step == 1 ? 0 : w & 1;
+      tap_at[s] = plane * p.plane_bytes + (w - plane) / step * kLineBytes;
+    }
     int const q = half * kSlabColumns + out_column, image = n + (two ? out_pixel / 8 : 0);
     bool const stores = works && q < p.Q && image < p.N;
-    T* to = static_cast<T*>(p.out) + image * p.out_n + q * p.out_w + first_out + lane % 2 * 8;
-    float sums[kSums][2][4];
-    auto multiply = [&](float (&of_row)[2][4], uint32_t const (&x)[depth][4], int r, int s) {
-#pragma unroll
-      for (int k = 0; k < depth; ++k)
-#pragma unroll
-        for (int j = 0; j < 2; ++j)
-          ptx::mma_m16n8k16<T>(of_row[j], x[k][0], x[k][1], x[k][2], x[k][3], w.v[r][s][k][j][0], w.v[r][s][k][j][1]);
-    };
+    T* to = static_cast<T*>(p.out) + image * p.out_n + q * p.out_w + first_out +
+            (Weights::f32 ? lane % 4 * 2 : lane % 2 * 8);
+    // f32: a lane has another pixel, eight further on.
+    bool const stores_next = works && (two ? stores && image + 1 < p.N : q + 8 < p.Q);
+    int64_t const next_pixel = two ? p.out_n : 8 * p.out_w;
+    float sums[kSums][blocks][4];
     // What row h of the inputs is to the rows of results that meet it.
     int row = 0;  // of the stage
     uint32_t stage = 0, seen = 0;  // a word of what was loaded last
@@ -149,7 +170,7 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
 #pragma unroll
         for (int s = 0; s < 3; ++s) {
           uint32_t x[depth][4];
-          uint32_t const at = stage + from + row * row_bytes + s * kLineBytes;
+          uint32_t const at = stage + from + row * row_bytes + tap_at[s];
 #pragma unroll
           for (int k = 0; k < depth; ++k) ptx::ldmatrix_x4(x[k], inside[s] ? swizzled(at) ^ k * 32 : zero);
           add(x, s);
@@ -178,21 +199,24 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
 #pragma unroll
       for (int k = kSums - 1; k > 0; --k)
 #pragma unroll
-        for (int e = 0; e < 8; ++e) sums[k][e / 4][e % 4] = sums[k - 1][e / 4][e % 4];
+        for (int e = 0; e < 4 * blocks; ++e) sums[k][e / 4][e % 4] = sums[k - 1][e / 4][e % 4];
 #pragma unroll
-      for (int e = 0; e < 8; ++e) sums[0][e / 4][e % 4] = widen(bias[e / 4].v[e % 2]);
+      for (int e = 0; e < 4 * blocks; ++e) sums[0][e / 4][e % 4] = widen(bias[e / 4].v[e % 2]);
       int const h = o * step - p.pad_h;
       if (exists(h)) {
         meet([&](uint32_t const(&x)[depth][4], int s) {
-          if (o < p.P) multiply(sums[0], x, 0, s);
-          if (step == 1 && o >= 1 && o <= p.P) multiply(sums[1], x, 1, s);
-          if (o >= kSums - 1) multiply(sums[kSums - 1], x, 2, s);
+          if (o < p.P) w.multiply(sums[0], x, 0, s);
+          if (step == 1 && o >= 1 && o <= p.P) w.multiply(sums[1], x, 1, s);
+          if (o >= kSums - 1) w.multiply(sums[kSums - 1], x, 2, s);
         });
         leave(h == last);
       }
       if (o >= kSums - 1) {
-        if (works) {
-          float const(&v)[2][4] = sums[kSums - 1];
+        auto const& v = sums[kSums - 1];
+        if constexpr (Weights::f32) {
+          if (stores) *reinterpret_cast<float2*>(to) = make_float2(v[0][0], v[0][1]);
+          if (stores_next) *reinterpret_cast<float2*>(to + next_pixel) = make_float2(v[0][2], v[0][3]);
+        } else {
           uint32_t words[4] = {pack<T>(v[0][0], v[0][1]), pack<T>(v[1][0], v[1][1]), pack<T>(v[0][2], v[0][3]),
                                pack<T>(v[1][2], v[1][3])};
           transpose_quad(words);
@@ -201,7 +225,7 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
         to += p.out_h;
       }
       if (step == 2 && o < p.P && exists(h + 1)) {
-        meet([&](uint32_t const(&x)[depth][4], int s) { multiply(sums[0], x, 1, s); });
+        meet([&](uint32_t const(&x)[depth][4], int s) { w.multiply(sums[0], x, 1, s); });
         leave(h + 1 == last);
       }
     }
@@ -233,12 +257,21 @@ cudaError_t launch(Op op, Problem const& problem, Arguments const& args, cudaStr
   p.P = int(backward ? problem.H : P), p.Q = int(backward ? problem.W : Q);
   p.pad_h = int(backward ? 2 - problem.pad_top : problem.pad_top);
   p.pad_w = int(backward ? 2 - problem.pad_left : problem.pad_left);
-  p.rows = int(t.rows), p.columns = int(t.columns), p.stage_bytes = int(t.stage_bytes);
-  p.copied_bytes = int(t.images * t.rows * t.columns) * kLineBytes;
-  tma::Tensor4 const tensor{args.a, problem.dtype, {problem.C, p.W, p.H, problem.N}, {1, in.w, in.h, in.n}};
-  cudaError_t const error =
-      tma::encode_tiled(p.map, tensor, int(kSlabChannels), p.columns, p.rows, p.images);
-  if (error != cudaSuccess) return error;
+  p.rows = int(t.rows), p.columns = int(t.columns);
+  p.plane_bytes = int(t.plane_bytes), p.stage_bytes = int(t.stage_bytes);
+  int const step = int(problem.stride_w), channels = kSlabLine / int(sizeof(T));
+  p.copied_bytes = int(step * t.images * t.rows * t.columns) * kLineBytes;
+  for (int plane = 0; plane < step; ++plane) {
+    // An image of one column has no odd ones, and none is read.
+    int const first = plane < p.W ? plane : 0;
+    tma::Tensor4 const tensor{static_cast<T const*>(args.a) + first * in.w,
+                              problem.dtype,
+                              {problem.C, (p.W - first + step - 1) / step, p.H, problem.N},
+                              {1, in.w * step, in.h, in.n},
+                              problem.dtype == DType::f32};
+    cudaError_t const error = tma::encode_tiled(p.map[plane], tensor, channels, p.columns, p.rows, p.images);
+    if (error != cudaSuccess) return error;
+  }
   Strides const& w = problem.w;
   p.out = args.out, p.bias = args.bias, p.bias_stride = args.bias_stride;
   p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
