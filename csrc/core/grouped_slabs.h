@@ -41,18 +41,16 @@ constexpr Slabs grouped_slabs(Op op, Problem const& p, Device const& d) {
   if (!channel_vectors(p.x, p.x_align, channels, v, p.dtype) || !map_supports(p.x, p.N, p.H, p.W, p.dtype)) return t;
   if (!channel_vectors(p.y, p.y_align, channels, v, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)) return t;
   int64_t const in_h = backward ? p.P() : p.H, in_w = backward ? p.Q() : p.W, out_h = backward ? p.H : p.P(),
-                out_w = backward ? p.W : p.Q(), pad = backward ? 2 - p.pad_top : p.pad_top;
+                out_w = backward ? p.W : p.Q();
   if (out_w > 2 * kSlabColumns) return t;
   t.images = out_w <= kSlabColumns / 2 ? 2 : 1, t.halves = out_w > kSlabColumns ? 2 : 1;
   t.items = ceil_div(p.N, t.images) * t.halves;
   t.columns = ceil_div(in_w, step);
   if (t.halves == 2) t.columns = min64(t.columns, kSlabColumns + 2);
-  int64_t const needed = min64(in_h, (out_h - 1) * step + 3 - pad);  // rows
-  if (needed < 1) return t;
-  // Some 14 KiB, as even as can be.
-  int64_t const row_bytes = t.images * t.columns * kSlabLine;
-  t.stages = ceil_div(needed, max64(1, 14336 / (row_bytes * step))), t.rows = ceil_div(needed, t.stages);
-  t.stages = ceil_div(needed, t.rows);
+  // Some 16 KiB, as even as can be; with a stride, pairs of rows.
+  int64_t const row_bytes = t.images * t.columns * kSlabLine, needed = out_h + (step == 1 ? 2 : 1);
+  t.stages = ceil_div(needed, max64(1, 16384 / (row_bytes * step * step))), t.rows = ceil_div(needed, t.stages) * step;
+  t.stages = ceil_div(needed * step, t.rows);
   t.plane_bytes = ceil_div(t.rows * row_bytes, 1024) * 1024, t.stage_bytes = step * t.plane_bytes;
   t.slabs = ceil_div(p.C * size, kSlabLine);
   int64_t const of_slab = max64(1, kSlabBlocks * d.sm_count / t.slabs);

@@ -20,6 +20,7 @@ constexpr bool is_image_sums(Row const& row) {
 // What a block holds: a ring of stages, an image of up to 16 columns of results each, or two of up to 8.
 struct ImageSums {
   int64_t slabs = 0, splits = 0, images = 0, stages = 0, slots = 0;  // blocks of a slab; of a stage; of all; of a ring
+  int64_t columns = 0, plane_bytes = 0;                         // of x: with a stride, even or odd columns
   int64_t x_bytes = 0, y_bytes = 0, ring_bytes = 0, shared = 0;      // of a stage
   double ns = 0;
 };
@@ -35,7 +36,8 @@ constexpr ImageSums image_sums(Op op, Problem const& p, Device const& d) {
   if (!channel_vectors(p.x, p.x_align, channels, 8, p.dtype) || !map_supports(p.x, p.N, p.H, p.W, p.dtype)) return t;
   if (!channel_vectors(p.y, p.y_align, channels, 8, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)) return t;
   t.images = p.Q() <= 8 ? 2 : 1, t.stages = ceil_div(p.N, t.images);
-  t.x_bytes = ceil_div(t.images * p.H * p.W, 8) * 1024, t.y_bytes = ceil_div(t.images * p.P() * p.Q(), 8) * 1024;
+  t.columns = ceil_div(p.W, p.stride_w), t.plane_bytes = ceil_div(t.images * p.H * t.columns, 8) * 1024;
+  t.x_bytes = p.stride_w * t.plane_bytes, t.y_bytes = ceil_div(t.images * p.P() * p.Q(), 8) * 1024;
   int64_t const stage = t.x_bytes + t.y_bytes, jobs = channels == 16 ? 4 : 8;
   // Sums take the ring's place in the end.
   int64_t const sums = jobs * 9 * 16 * 16 * 4;

@@ -26,13 +26,13 @@ constexpr int kThreads = 32 * kImageSumWarps;
 constexpr int kSumTiles = 18;  // of 16 filters by 8 channels, of a job
 
 struct Params {
-  CUtensorMap x_map, y_map;
+  CUtensorMap x_map[2], y_map;  // x: with a stride, of each other column
   void const *x, *y;
   void* w;
   Strides x_strides, y_strides, w_strides;
   int N, channels, splits, images, stages, slots;  // channels: of all groups
   int H, W, P, Q, pad_h, pad_w;
-  int x_bytes, stage_bytes, copied_bytes, ring_bytes;
+  int columns, plane_bytes, x_bytes, stage_bytes, copied_bytes, ring_bytes;  // columns: of a plane of x
 };
 
 // Places of 16 bytes as the copy engine writes them.
@@ -44,7 +44,7 @@ struct Job {
 
   uint32_t zero;
   uint32_t y_lane, x_lane[3];  // from a stage's beginning, of the first row
-  bool y_exists, x_exists[3];
+  uint32_t y_exists, x_exists[3];  // all bits of an address, or none
   int y_row, x_row;
   float sums[3][3][2][4] = {};  // row and column of the tap, 8 channels
 
@@ -53,32 +53,33 @@ struct Job {
               of_x = channels == 16 ? job : job / 4 * 2 + job % 2;
     auto column = [&](int pixel) { return p.images == 2 ? pixel % 8 : pixel; };
     auto image = [&](int pixel) { return p.images == 2 ? pixel / 8 : 0; };
-    y_row = p.Q * kLineBytes, x_row = p.W * kLineBytes;
+    y_row = p.Q * kLineBytes, x_row = p.columns * kLineBytes;
     // As fragments lie in registers, other lanes have these addresses than those of x.
     int const y_pixel = lane / 16 * 8 + lane % 8;
-    y_exists = column(y_pixel) < p.Q;
+    y_exists = column(y_pixel) < p.Q ? ~0u : 0;
     y_lane = uint32_t(p.x_bytes + (image(y_pixel) * p.P * p.Q + column(y_pixel)) * kLineBytes +
                       (filters * 2 + lane / 8 % 2) * 16);
     int const pixel = lane % 16;
 #pragma unroll
     for (int s = 0; s < 3; ++s) {
-      int const w = column(pixel) * step + s - p.pad_w;
-      x_exists[s] = column(pixel) < p.Q && unsigned(w) < unsigned(p.W);
-      x_lane[s] = uint32_t((image(pixel) * p.H * p.W + w) * kLineBytes + (of_x * 2 + lane / 16) * 16);
+      int const w = s - p.pad_w, plane = step == 1 ? 0 : w & 1, line = column(pixel) + (w - plane) / step;
+      x_exists[s] = column(pixel) < p.Q && unsigned(column(pixel) * step + w) < unsigned(p.W) ? ~0u : 0;
+      x_lane[s] = uint32_t(plane * p.plane_bytes + (image(pixel) * p.H * p.columns + line) * kLineBytes +
+                           (of_x * 2 + lane / 16) * 16);
     }
   }
 
   // 16 pixels of y by 16 filters.
   __device__ void load_y(uint32_t (&y)[4], uint32_t stage, int row) const {
     uint32_t const at = stage + y_lane + row * y_row;
-    ptx::ldmatrix_x4_trans(y, y_exists ? swizzled(at) : zero);
+    ptx::ldmatrix_x4_trans(y, (swizzled(at) & y_exists) | (zero & ~y_exists));
   }
   // The pixels of x that they meet in a row, by 16 channels.
   __device__ void load_x(uint32_t (&x)[3][4], uint32_t stage, int h) const {
 #pragma unroll
     for (int s = 0; s < 3; ++s) {
       uint32_t const at = stage + x_lane[s] + h * x_row;
-      ptx::ldmatrix_x4_trans(x[s], x_exists[s] ? swizzled(at) : zero);
+      ptx::ldmatrix_x4_trans(x[s], (swizzled(at) & x_exists[s]) | (zero & ~x_exists[s]));
     }
   }
   __device__ void multiply(float (&of_row)[3][2][4], uint32_t const (&y)[4], uint32_t const (&x)[3][4]) {
@@ -89,21 +90,22 @@ struct Job {
         ptx::mma_m16n8k16<T>(of_row[s][n], y[0], y[1], y[2], y[3], x[s][n * 2], x[s][n * 2 + 1]);
   }
 
-  // Rows of y from `first` to `end` of a stage; y: row i, and those before it. A word of what was loaded last.
+  // Rows of y from `first` to `end` of a stage; y: row i, and those before it, zeros where there is none. A word of what
+  // was loaded last.
   __device__ uint32_t add(Params const& p, uint32_t stage, int first, int end) {
     uint32_t y[3][4] = {}, x[3][4] = {};
     auto exists = [&](int h) { return unsigned(h) < unsigned(p.H); };
 #pragma unroll 1
     for (int i = first; i < end + (step == 1 ? 2 : 1); ++i) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) y[2][e] = y[1][e], y[1][e] = y[0][e];
+      for (int e = 0; e < 4; ++e) y[2][e] = y[1][e], y[1][e] = y[0][e], y[0][e] = 0;
       if (i < end) load_y(y[0], stage, i);
       int const h = i * step - p.pad_h;
       if (exists(h)) {
         load_x(x, stage, h);
-        if (i < end) multiply(sums[0], y[0], x);
-        if (step == 1 && i > first && i <= end) multiply(sums[1], y[1], x);
-        if (i >= first + 3 - step) multiply(sums[2], y[3 - step], x);
+        multiply(sums[0], y[0], x);
+        if (step == 1) multiply(sums[1], y[1], x);
+        multiply(sums[2], y[3 - step], x);
       }
       if (step == 2 && i < end && exists(h + 1)) {
         load_x(x, stage, h + 1);
@@ -131,6 +133,24 @@ __device__ __noinline__ float exact_sum(Params const& p, int step, int k, int c,
   return sum;
 }
 
+// Four of a slab's sums, as they lie in a lane's registers.
+template <class T, int channels, int step>
+__device__ inline void store(Params const& p, int slab, int i, float4 sum) {
+  int const lane = i % 32, tile = i / 32 % kSumTiles, job = i / 32 / kSumTiles, r = tile / 6, s = tile / 2 % 3;
+  int const k = slab * int(kImageSlab) + (channels == 16 ? job : job / 2) * 16 + lane / 4;
+  int const c = (channels == 16 ? 0 : job % 2 * 16) + tile % 2 * 8 + lane % 4 * 2;
+  if (k >= p.channels) return;
+  float const values[4] = {sum.x, sum.y, sum.z, sum.w};
+  T* const to = static_cast<T*>(p.w) + k * p.w_strides.n + c * p.w_strides.c + r * p.w_strides.h + s * p.w_strides.w;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    float v = values[e];
+    int const filter = k + e / 2 * 8, channel = c + e % 2;
+    if (!(v == v)) v = exact_sum<T>(p, step, filter, filter / channels * channels + channel, r, s);
+    to[e / 2 * 8 * p.w_strides.n + e % 2 * p.w_strides.c] = narrow<T>(v);
+  }
+}
+
 template <class T, int channels, int step>
 __global__ void __launch_bounds__(kThreads, 2) sums_kernel(__grid_constant__ Params const p) {
   using Work = Job<T, channels, step>;
@@ -150,7 +170,9 @@ __global__ void __launch_bounds__(kThreads, 2) sums_kernel(__grid_constant__ Par
     uint32_t const to = ring + slot * p.stage_bytes;
     ptx::mbarrier_arrive_expect_tx(full + slot, p.copied_bytes);
     int const n = (first + i) * p.images, c = slab * int(kImageSlab);
-    ptx::cp_async_bulk_tensor_4d(to, &p.x_map, full + slot, c, 0, 0, n);
+#pragma unroll
+    for (int plane = 0; plane < step; ++plane)
+      ptx::cp_async_bulk_tensor_4d(to + plane * p.plane_bytes, &p.x_map[plane], full + slot, c, 0, 0, n);
     ptx::cp_async_bulk_tensor_4d(to + p.x_bytes, &p.y_map, full + slot, c, 0, 0, n);
   };
   if (threadIdx.x == 0) {
@@ -209,20 +231,7 @@ __global__ void __launch_bounds__(kThreads, 2) sums_kernel(__grid_constant__ Par
 #pragma unroll
     for (int k = 1; k < kImageCluster; ++k)
       if (k < p.splits) sum.x += parts[k].x, sum.y += parts[k].y, sum.z += parts[k].z, sum.w += parts[k].w;
-    int const of_lane = i % 32, tile = i / 32 % kSumTiles, j = i / 32 / kSumTiles;
-    int const r = tile / 6, s = tile / 2 % 3;
-    int const k = slab * int(kImageSlab) + (channels == 16 ? j : j / 2) * 16 + of_lane / 4;
-    int const c = (channels == 16 ? 0 : j % 2 * 16) + tile % 2 * 8 + of_lane % 4 * 2;
-    if (k >= p.channels) continue;
-    float const values[4] = {sum.x, sum.y, sum.z, sum.w};
-    T* const to = static_cast<T*>(p.w) + k * p.w_strides.n + c * p.w_strides.c + r * p.w_strides.h + s * p.w_strides.w;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      float v = values[e];
-      int const filter = k + e / 2 * 8, channel = c + e % 2;
-      if (!(v == v)) v = exact_sum<T>(p, step, filter, filter / channels * channels + channel, r, s);
-      to[e / 2 * 8 * p.w_strides.n + e % 2 * p.w_strides.c] = narrow<T>(v);
-    }
+    store<T, channels, step>(p, slab, i, sum);
   }
   // No block ends while others read its sums.
   __syncwarp();
@@ -250,12 +259,20 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   ImageSums const t = image_sums(Op::wgrad, problem, h200_sxm);
   Params p{};
   int64_t const P = problem.P(), Q = problem.Q();
-  auto encode = [&](CUtensorMap& map, void const* data, Strides const& s, int64_t C, int64_t H, int64_t W) {
-    tma::Tensor4 const tensor{data, problem.dtype, {C, W, H, problem.N}, {1, s.w, s.h, s.n}};
-    return tma::encode_tiled(map, tensor, int(kImageSlab), int(W), int(H), int(t.images));
+  auto encode = [&](CUtensorMap& map, void const* data, Strides const& s, int64_t C, int64_t H, int64_t W, int first,
+                    int64_t step, int64_t columns) {
+    tma::Tensor4 const tensor{static_cast<T const*>(data) + first * s.w,
+                              problem.dtype,
+                              {C, ceil_div(W - first, step), H, problem.N},
+                              {1, s.w * step, s.h, s.n}};
+    return tma::encode_tiled(map, tensor, int(kImageSlab), int(columns), int(H), int(t.images));
   };
-  cudaError_t error = encode(p.x_map, args.a, problem.x, problem.C, problem.H, problem.W);
-  if (error == cudaSuccess) error = encode(p.y_map, args.b, problem.y, problem.K, P, Q);
+  int64_t const step = problem.stride_w;
+  cudaError_t error = encode(p.y_map, args.b, problem.y, problem.K, P, Q, 0, 1, Q);
+  for (int plane = 0; plane < step && error == cudaSuccess; ++plane)
+    // An image of one column has no odd ones, and none is read.
+    error = encode(p.x_map[plane], args.a, problem.x, problem.C, problem.H, problem.W, plane < problem.W ? plane : 0, step,
+                   t.columns);
   if (error != cudaSuccess) return error;
   p.x = args.a, p.y = args.b, p.w = args.out;
   p.x_strides = problem.x, p.y_strides = problem.y, p.w_strides = problem.w;
@@ -263,8 +280,9 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   p.stages = int(t.stages), p.slots = int(t.slots);
   p.H = int(problem.H), p.W = int(problem.W), p.P = int(P), p.Q = int(Q);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
+  p.columns = int(t.columns), p.plane_bytes = int(t.plane_bytes);
   p.x_bytes = int(t.x_bytes), p.stage_bytes = int(t.x_bytes + t.y_bytes), p.ring_bytes = int(t.ring_bytes);
-  p.copied_bytes = int(t.images * (problem.H * problem.W + P * Q)) * kLineBytes;
+  p.copied_bytes = int(t.images * (step * problem.H * t.columns + P * Q)) * kLineBytes;
   bool const wide = problem.C_per_group() == 32, strided = problem.stride_h == 2;
   if (wide) return strided ? start<T, 32, 2>(p, t, stream) : start<T, 32, 1>(p, t, stream);
   return strided ? start<T, 16, 2>(p, t, stream) : start<T, 16, 1>(p, t, stream);

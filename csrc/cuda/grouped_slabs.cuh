@@ -72,17 +72,16 @@ struct Filters {
               word(n * 8 * p.w_out + k * (f32 ? 4 : 8) * p.w_in + tap / 3 * p.w_r + tap % 3 * p.w_s);
   }
 
-  __device__ void multiply(float (&sums)[blocks][4], uint32_t const (&x)[depth][4], int r, int s) const {
+  // A row of inputs at column s of the taps.
+  __device__ void multiply(float (&sums)[blocks][4], uint32_t const (&x)[4], int k, int r, int s) const {
 #pragma unroll
-    for (int k = 0; k < depth; ++k)
-#pragma unroll
-      for (int n = 0; n < blocks; ++n) {
-        auto const& w = v[r][s][k][n];
-        if constexpr (f32)
-          ptx::mma_m16n8k8_tf32(sums[n], x[k][0], x[k][1], x[k][2], x[k][3], w[0], w[1]);
-        else
-          ptx::mma_m16n8k16<T>(sums[n], x[k][0], x[k][1], x[k][2], x[k][3], w[0], w[1]);
-      }
+    for (int n = 0; n < blocks; ++n) {
+      auto const& w = v[r][s][k][n];
+      if constexpr (f32)
+        ptx::mma_m16n8k8_tf32(sums[n], x[0], x[1], x[2], x[3], w[0], w[1]);
+      else
+        ptx::mma_m16n8k16<T>(sums[n], x[0], x[1], x[2], x[3], w[0], w[1]);
+    }
   }
 };
 
@@ -90,7 +89,7 @@ template <class T, int channels, int step>
 __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid_constant__ Params const p) {
   extern __shared__ __align__(1024) char dynamic[];
   using Weights = Filters<T, channels>;
-  constexpr int depth = Weights::depth, blocks = Weights::blocks, kSums = 4 - step;  // rows of results that are summed side by side
+  constexpr int depth = Weights::depth, blocks = Weights::blocks, kSums = 4 - step;  // rows of results under way
   uint32_t const begin = ptx::shared_address(dynamic), ring = (begin + 1023) & ~1023u;
   uint64_t* const full = reinterpret_cast<uint64_t*>(dynamic + (ring - begin) + p.slots * p.stage_bytes);
   uint64_t* const empty = full + kSlabSlots;
@@ -109,7 +108,8 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
 #pragma unroll
     for (int plane = 0; plane < step; ++plane)
       ptx::cp_async_bulk_tensor_4d(ring + slot * p.stage_bytes + plane * p.plane_bytes, &p.map[plane], full + slot,
-                                   channel, half * (kSlabColumns - lead), stage * p.rows, item / p.halves * p.images);
+                                   channel, half * (kSlabColumns - lead), stage * p.rows - p.pad_h,
+                                   item / p.halves * p.images);
   };
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.slots; ++i) ptx::mbarrier_init(full + i, 1), ptx::mbarrier_init(empty + i, kWarps);
@@ -142,11 +142,11 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
     int const half = p.halves == 2 ? item % 2 : 0, n = item / p.halves * p.images;
     int const first_w = (half * kSlabColumns + column) * step - p.pad_w;  // of the first column of taps
     uint32_t const from = uint32_t(((two ? pixel / 8 * p.rows * p.columns : 0) + column + half * lead) * kLineBytes + of_group);
-    bool inside[3];
-    int tap_at[3];  // bytes from a pixel's place to that of a column of taps
+    uint32_t inside[3];  // all bits of an address, or none
+    int tap_at[3];       // bytes from a pixel's place to that of a column of taps
 #pragma unroll
     for (int s = 0; s < 3; ++s) {
-      inside[s] = half * kSlabColumns + column < p.Q && unsigned(first_w + s) < unsigned(p.W);
+      inside[s] = half * kSlabColumns + column < p.Q && unsigned(first_w + s) < unsigned(p.W) ? ~0u : 0;
       int const w = s - p.pad_w, plane = step == 1 ? 0 : w & 1;
       tap_at[s] = plane * p.plane_bytes + (w - plane) / step * kLineBytes;
     }
@@ -157,77 +157,71 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
     // f32: a lane has another pixel, eight further on.
     bool const stores_next = works && (two ? stores && image + 1 < p.N : q + 8 < p.Q);
     int64_t const next_pixel = two ? p.out_n : 8 * p.out_w;
-    float sums[kSums][blocks][4];
-    // What row h of the inputs is to the rows of results that meet it.
+    // Rows of results that are under way; with a stride, what the middle row of taps adds is apart, so that products wait
+    // for each other less.
+    float sums[3][blocks][4] = {};
     int row = 0;  // of the stage
-    uint32_t stage = 0, seen = 0;  // a word of what was loaded last
-    auto meet = [&](auto const& add) {
-      if (row == 0) {
-        ptx::mbarrier_wait(full + slot, parity);
-        stage = ring + slot * p.stage_bytes;
-      }
-      if (works) {
-#pragma unroll
-        for (int s = 0; s < 3; ++s) {
-          uint32_t x[depth][4];
-          uint32_t const at = stage + from + row * row_bytes + tap_at[s];
-#pragma unroll
-          for (int k = 0; k < depth; ++k) ptx::ldmatrix_x4(x[k], inside[s] ? swizzled(at) ^ k * 32 : zero);
-          add(x, s);
-          seen = x[depth - 1][3];
-        }
-      }
-    };
-    auto leave = [&](bool last) {
-      if (++row < p.rows && !last) return;
-      row = 0;
-      give_back(empty + slot, seen);
-      // To the place of the stage before this one, which the other warps are likely to have left.
-      int const before = slot == 0 ? p.slots - 1 : slot - 1, next = i - 1 + p.slots;
-      if (threadIdx.x == 0 && i > 0 && next < count) {
-        ptx::mbarrier_wait(empty + before, slot == 0 ? parity ^ 1 : parity);
-        copy(next, before);
-      }
-      __syncwarp();
-      ++i;
-      if (++slot == p.slots) slot = 0, parity ^= 1;
-    };
-    int const last = min(p.H, (p.P - 1) * step + 3 - p.pad_h) - 1;
-    auto exists = [&](int h) { return h >= 0 && h <= last; };
+    uint32_t seen = 0;  // a word of what was loaded last
 #pragma unroll 1
     for (int o = 0; o < p.P + kSums - 1; ++o) {
 #pragma unroll
-      for (int k = kSums - 1; k > 0; --k)
-#pragma unroll
-        for (int e = 0; e < 4 * blocks; ++e) sums[k][e / 4][e % 4] = sums[k - 1][e / 4][e % 4];
-#pragma unroll
-      for (int e = 0; e < 4 * blocks; ++e) sums[0][e / 4][e % 4] = widen(bias[e / 4].v[e % 2]);
+      for (int e = 0; e < 4 * blocks; ++e) {
+        auto at = [&](int k) -> float& { return sums[k][e / 4][e % 4]; };
+        if constexpr (step == 1)
+          at(2) = at(1), at(1) = at(0);
+        else
+          at(2) = at(0) + at(1), at(1) = 0;
+        at(0) = widen(bias[e / 4].v[e % 2]);
+      }
+      if (row == 0) ptx::mbarrier_wait(full + slot, parity);
       int const h = o * step - p.pad_h;
-      if (exists(h)) {
-        meet([&](uint32_t const(&x)[depth][4], int s) {
-          if (o < p.P) w.multiply(sums[0], x, 0, s);
-          if (step == 1 && o >= 1 && o <= p.P) w.multiply(sums[1], x, 1, s);
-          if (o >= kSums - 1) w.multiply(sums[kSums - 1], x, 2, s);
-        });
-        leave(h == last);
-      }
-      if (o >= kSums - 1) {
-        auto const& v = sums[kSums - 1];
-        if constexpr (Weights::f32) {
-          if (stores) *reinterpret_cast<float2*>(to) = make_float2(v[0][0], v[0][1]);
-          if (stores_next) *reinterpret_cast<float2*>(to + next_pixel) = make_float2(v[0][2], v[0][3]);
-        } else {
-          uint32_t words[4] = {pack<T>(v[0][0], v[0][1]), pack<T>(v[1][0], v[1][1]), pack<T>(v[0][2], v[0][3]),
-                               pack<T>(v[1][2], v[1][3])};
-          transpose_quad(words);
-          if (stores) *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+      uint32_t const stage = ring + slot * p.stage_bytes + from + row * row_bytes;
+      if (works && h + step > 0 && h < p.H) {
+#pragma unroll
+        for (int s = 0; s < 3; ++s) {
+          uint32_t x[step][depth][4];
+#pragma unroll
+          for (int i = 0; i < step; ++i) {
+            uint32_t const at = swizzled(stage + i * row_bytes + tap_at[s]);
+#pragma unroll
+            for (int k = 0; k < depth; ++k)
+              ptx::ldmatrix_x4(x[i][k], ((at ^ k * 32) & inside[s]) | (zero & ~inside[s]));
+          }
+#pragma unroll
+          for (int k = 0; k < depth; ++k) {
+            w.multiply(sums[0], x[0][k], k, 0, s);
+            w.multiply(sums[1], x[step - 1][k], k, 1, s);
+            w.multiply(sums[2], x[0][k], k, 2, s);
+          }
+          seen = x[step - 1][depth - 1][3];
         }
-        to += p.out_h;
       }
-      if (step == 2 && o < p.P && exists(h + 1)) {
-        meet([&](uint32_t const(&x)[depth][4], int s) { w.multiply(sums[0], x, 1, s); });
-        leave(h + 1 == last);
+      row += step;
+      if (row == p.rows || o == p.P + kSums - 2) {
+        row = 0;
+        give_back(empty + slot, seen);
+        // To the place of the stage before this one, which the other warps are likely to have left.
+        int const before = slot == 0 ? p.slots - 1 : slot - 1, next = i - 1 + p.slots;
+        if (threadIdx.x == 0 && i > 0 && next < count) {
+          ptx::mbarrier_wait(empty + before, slot == 0 ? parity ^ 1 : parity);
+          copy(next, before);
+        }
+        __syncwarp();
+        ++i;
+        if (++slot == p.slots) slot = 0, parity ^= 1;
       }
+      if (o < kSums - 1) continue;
+      auto const& v = sums[2];
+      if constexpr (Weights::f32) {
+        if (stores) *reinterpret_cast<float2*>(to) = make_float2(v[0][0], v[0][1]);
+        if (stores_next) *reinterpret_cast<float2*>(to + next_pixel) = make_float2(v[0][2], v[0][3]);
+      } else {
+        uint32_t words[4] = {pack<T>(v[0][0], v[0][1]), pack<T>(v[1][0], v[1][1]), pack<T>(v[0][2], v[0][3]),
+                             pack<T>(v[1][2], v[1][3])};
+        transpose_quad(words);
+        if (stores) *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+      }
+      to += p.out_h;
     }
   }
 }
