@@ -227,6 +227,7 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   }
   bool const planar_lines = row.family == Family::grouped && row.variant == Variant::lines && grouped_planar(p);
   if (planar_lines && row.op == Op::fprop && strided && p.W <= 28) return 0.85;
+  if (planar_lines && row.op == Op::dgrad && strided && !f32) return 0.91;
   // NCHW in 16-bit types, turned two pixels at a time.
   if (row.family == Family::grouped)
     return planar_lines && row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 && p.H * p.W % 8 != 0 ? 0.9 : 1;
@@ -252,8 +253,13 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     if (row.op == Op::dgrad) return across && halo ? (is(256, 64) ? 1.3 : is(128, 64) ? 0.86 : 1) : 1;
     if (across) return is(128, 128) ? 1.12 : is(256, 64) ? (halo ? 0.86 : 0.7) : 1;
     if (C <= line && is(256, 64) && halo) return !strided ? 1.05 : C >= 24 ? 1.4 : 1;
-    return C < line && is(256, 32) ? 1.2 : 1;
+    return C < line && is(256, 32) ? 1.2 : C == line && !strided && is(256, 32) ? 1.3 : 1;
   }
+  bool const planes = p.x.c > 1, fprop = row.op == Op::fprop;
+  if (planes && strided && is(256, 64)) return fprop ? (halo ? 1.25 : 1.18) : halo ? 1.08 : 1;
+  // Small layers.
+  if (fprop && C <= 32 && planes && is(64, 64)) return 1.3;
+  if (fprop && C <= 32 && !strided && halo && is(128, 64)) return 1.25;
   if (row.op == Op::dgrad && strided && is(256, 128) && C > line && C % line != 0) return halo ? 1.22 : 1.15;
   if (!strided && C % line != 0 && C < 96 && is(256, 64) && halo) return 1.15;
   if (row.op == Op::fprop && !strided && C > line && C % line == 0 && is(128, 128)) return 1.15;

@@ -109,9 +109,14 @@ constexpr Estimate turned_estimate(Op op, Problem const& p, Device const& d) {
   bool const f32 = p.dtype == DType::f32;
   double slower = 1;
   if (!strided)
-    slower = !f32 ? 1.7 : t.subs == 1 ? 1.1 : in <= turned_line(p.dtype) ? 1.08 : out_w % 2 != 0 ? 1.65 : 1.3;
+    slower = !f32                         ? 1.7
+             : t.subs == 1                ? 1.1
+             : in <= 16 && p.R * p.S > 16 ? 1.42
+             : in <= turned_line(p.dtype) ? 1.08
+             : out_w % 2 != 0             ? 1.65
+                                          : 1.3;
   else if (in <= 32)
-    slower = f32 ? 1.33 : 0.95;
+    slower = !f32 ? 0.95 : !backward && in < 32 ? 1.13 : 1.33;
   else if (backward && t.subs == 2)
     slower = 1 + (f32 ? 33 : 42) / double(out_w);
   else

@@ -1,4 +1,4 @@
-// fprop, and dgrad of stride 1, of 3x3 groups of 16 or 32 channels of 16-bit types and in TF32, channels_last, on
+// fprop and dgrad of stride 1 of 3x3 groups of 16 or 32 channels of 16-bit types and in TF32, channels_last, on
 // mma.sync.
 //
 // A block has a slab of channels, a line of 128 bytes for each pixel, and walks down some of the images, of which the
@@ -23,13 +23,13 @@ namespace conv2d_ext::slabs {
 constexpr int kWarps = kSlabThreads / 32;
 
 struct Params {
-  CUtensorMap map[2];  // of the inputs; with a stride, of each other column
+  CUtensorMap map;  // of the inputs
   void const *w, *bias;
   void* out;
   int64_t bias_stride, w_group, w_out, w_in, w_r, w_s, out_n, out_h, out_w;  // elements
-  int N, channels, splits, images, halves, items, stages, slots;    // channels: of all groups
-  int H, W, P, Q, pad_h, pad_w;                                     // of inputs and results
-  int rows, columns, plane_bytes, stage_bytes, copied_bytes;        // of a stage; columns: of a plane
+  int N, channels, splits, images, items, stages, slots;                     // channels: of all groups
+  int H, W, P, Q, pad_h, pad_w;                                              // of inputs and results
+  int rows, stage_bytes, copied_bytes;                                       // of a stage
   bool paired;  // two of a filter's channels are loaded at once
 };
 
@@ -85,11 +85,11 @@ struct Filters {
   }
 };
 
-template <class T, int channels, int step>
+template <class T, int channels>
 __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid_constant__ Params const p) {
   extern __shared__ __align__(1024) char dynamic[];
   using Weights = Filters<T, channels>;
-  constexpr int depth = Weights::depth, blocks = Weights::blocks, kSums = 4 - step;  // rows of results under way
+  constexpr int depth = Weights::depth, blocks = Weights::blocks;
   uint32_t const begin = ptx::shared_address(dynamic), ring = (begin + 1023) & ~1023u;
   uint64_t* const full = reinterpret_cast<uint64_t*>(dynamic + (ring - begin) + p.slots * p.stage_bytes);
   uint64_t* const empty = full + kSlabSlots;
@@ -100,16 +100,11 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
   int const lane = threadIdx.x % 32, warp = warp_uniform(int(threadIdx.x) / 32);
   int const channel = slab * (kSlabLine / int(sizeof(T))), first_out = channel + warp * Weights::count;
   bool const works = first_out < p.channels;
-  // Columns of a plane that an item has before its first result's.
-  int const lead = (p.pad_w + step - 1) / step;
   auto copy = [&](int i, int slot) {
-    int const item = first + i / p.stages, stage = i % p.stages, half = p.halves == 2 ? item % 2 : 0;
+    int const item = first + i / p.stages, stage = i % p.stages;
     ptx::mbarrier_arrive_expect_tx(full + slot, p.copied_bytes);
-#pragma unroll
-    for (int plane = 0; plane < step; ++plane)
-      ptx::cp_async_bulk_tensor_4d(ring + slot * p.stage_bytes + plane * p.plane_bytes, &p.map[plane], full + slot,
-                                   channel, half * (kSlabColumns - lead), stage * p.rows - p.pad_h,
-                                   item / p.halves * p.images);
+    ptx::cp_async_bulk_tensor_4d(ring + slot * p.stage_bytes, &p.map, full + slot, channel, 0, stage * p.rows - p.pad_h,
+                                 item * p.images);
   };
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.slots; ++i) ptx::mbarrier_init(full + i, 1), ptx::mbarrier_init(empty + i, kWarps);
@@ -134,70 +129,50 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
   int const pixel = lane % 16, column = two ? pixel % 8 : pixel;
   int const of_group = warp * Weights::count / channels * channels * int(sizeof(T)) + lane / 16 * 16;
   int const out_pixel = lane / 4 + (Weights::f32 ? 0 : lane % 4 / 2 * 8), out_column = two ? out_pixel % 8 : out_pixel;
-  int const row_bytes = p.columns * kLineBytes;
+  int const row_bytes = p.W * kLineBytes;
+  // A pixel's place in a stage, at the first column of taps; the columns at which there is one: all bits, or none.
+  uint32_t const from = uint32_t(((two ? pixel / 8 * p.rows * p.W : 0) + column - p.pad_w) * kLineBytes + of_group);
+  uint32_t inside[3];
+#pragma unroll
+  for (int s = 0; s < 3; ++s) inside[s] = column < p.Q && unsigned(column + s - p.pad_w) < unsigned(p.W) ? ~0u : 0;
+  // f32: a lane has another pixel of results, eight further on.
+  int64_t const next_pixel = two ? p.out_n : 8 * p.out_w;
   int i = 0, slot = 0;  // the stage
   uint32_t parity = 0;
 #pragma unroll 1
   for (int item = first; i < count; ++item) {
-    int const half = p.halves == 2 ? item % 2 : 0, n = item / p.halves * p.images;
-    int const first_w = (half * kSlabColumns + column) * step - p.pad_w;  // of the first column of taps
-    uint32_t const from = uint32_t(((two ? pixel / 8 * p.rows * p.columns : 0) + column + half * lead) * kLineBytes + of_group);
-    uint32_t inside[3];  // all bits of an address, or none
-    int tap_at[3];       // bytes from a pixel's place to that of a column of taps
-#pragma unroll
-    for (int s = 0; s < 3; ++s) {
-      inside[s] = half * kSlabColumns + column < p.Q && unsigned(first_w + s) < unsigned(p.W) ? ~0u : 0;
-      int const w = s - p.pad_w, plane = step == 1 ? 0 : w & 1;
-      tap_at[s] = plane * p.plane_bytes + (w - plane) / step * kLineBytes;
-    }
-    int const q = half * kSlabColumns + out_column, image = n + (two ? out_pixel / 8 : 0);
-    bool const stores = works && q < p.Q && image < p.N;
-    T* to = static_cast<T*>(p.out) + image * p.out_n + q * p.out_w + first_out +
+    int const n = item * p.images, image = n + (two ? out_pixel / 8 : 0);
+    bool const stores = works && out_column < p.Q && image < p.N;
+    bool const stores_next = works && (two ? stores && image + 1 < p.N : out_column + 8 < p.Q);
+    T* to = static_cast<T*>(p.out) + image * p.out_n + out_column * p.out_w + first_out +
             (Weights::f32 ? lane % 4 * 2 : lane % 2 * 8);
-    // f32: a lane has another pixel, eight further on.
-    bool const stores_next = works && (two ? stores && image + 1 < p.N : q + 8 < p.Q);
-    int64_t const next_pixel = two ? p.out_n : 8 * p.out_w;
-    // Rows of results that are under way; with a stride, what the middle row of taps adds is apart, so that products wait
-    // for each other less.
-    float sums[3][blocks][4] = {};
-    int row = 0;  // of the stage
-    uint32_t seen = 0;  // a word of what was loaded last
+    float sums[3][blocks][4] = {};  // rows of results under way
+    int row = 0;                    // of the stage
+    uint32_t seen = 0;              // a word of what was loaded last
 #pragma unroll 1
-    for (int o = 0; o < p.P + kSums - 1; ++o) {
+    for (int o = 0; o < p.P + 2; ++o) {
 #pragma unroll
       for (int e = 0; e < 4 * blocks; ++e) {
         auto at = [&](int k) -> float& { return sums[k][e / 4][e % 4]; };
-        if constexpr (step == 1)
-          at(2) = at(1), at(1) = at(0);
-        else
-          at(2) = at(0) + at(1), at(1) = 0;
-        at(0) = widen(bias[e / 4].v[e % 2]);
+        at(2) = at(1), at(1) = at(0), at(0) = widen(bias[e / 4].v[e % 2]);
       }
       if (row == 0) ptx::mbarrier_wait(full + slot, parity);
-      int const h = o * step - p.pad_h;
-      uint32_t const stage = ring + slot * p.stage_bytes + from + row * row_bytes;
-      if (works && h + step > 0 && h < p.H) {
+      uint32_t const at_row = ring + slot * p.stage_bytes + from + row * row_bytes;
+      if (works && unsigned(o - p.pad_h) < unsigned(p.H)) {
 #pragma unroll
         for (int s = 0; s < 3; ++s) {
-          uint32_t x[step][depth][4];
+          uint32_t x[depth][4];
+          uint32_t const at = swizzled(at_row + s * kLineBytes);
 #pragma unroll
-          for (int i = 0; i < step; ++i) {
-            uint32_t const at = swizzled(stage + i * row_bytes + tap_at[s]);
+          for (int k = 0; k < depth; ++k) ptx::ldmatrix_x4(x[k], ((at ^ k * 32) & inside[s]) | (zero & ~inside[s]));
 #pragma unroll
-            for (int k = 0; k < depth; ++k)
-              ptx::ldmatrix_x4(x[i][k], ((at ^ k * 32) & inside[s]) | (zero & ~inside[s]));
-          }
+          for (int k = 0; k < depth; ++k)
 #pragma unroll
-          for (int k = 0; k < depth; ++k) {
-            w.multiply(sums[0], x[0][k], k, 0, s);
-            w.multiply(sums[1], x[step - 1][k], k, 1, s);
-            w.multiply(sums[2], x[0][k], k, 2, s);
-          }
-          seen = x[step - 1][depth - 1][3];
+            for (int r = 0; r < 3; ++r) w.multiply(sums[r], x[k], k, r, s);
+          seen = x[depth - 1][3];
         }
       }
-      row += step;
-      if (row == p.rows || o == p.P + kSums - 2) {
+      if (++row == p.rows || o == p.P + 1) {
         row = 0;
         give_back(empty + slot, seen);
         // To the place of the stage before this one, which the other warps are likely to have left.
@@ -210,7 +185,7 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
         ++i;
         if (++slot == p.slots) slot = 0, parity ^= 1;
       }
-      if (o < kSums - 1) continue;
+      if (o < 2) continue;
       auto const& v = sums[2];
       if constexpr (Weights::f32) {
         if (stores) *reinterpret_cast<float2*>(to) = make_float2(v[0][0], v[0][1]);
@@ -226,9 +201,9 @@ __global__ void __launch_bounds__(kSlabThreads, kSlabBlocks) slabs_kernel(__grid
   }
 }
 
-template <class T, int channels, int step>
+template <class T, int channels>
 cudaError_t start(Params const& p, Slabs const& t, cudaStream_t stream) {
-  auto* const kernel = slabs_kernel<T, channels, step>;
+  auto* const kernel = slabs_kernel<T, channels>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared));
   if (error != cudaSuccess) return error;
   kernel<<<unsigned(t.slabs * t.splits), kSlabThreads, size_t(t.shared), stream>>>(p);
@@ -246,26 +221,17 @@ cudaError_t launch(Op op, Problem const& problem, Arguments const& args, cudaStr
   Strides const& out = backward ? problem.x : problem.y;
   Params p{};
   p.N = int(problem.N), p.channels = int(problem.C), p.splits = int(t.splits), p.images = int(t.images);
-  p.halves = int(t.halves), p.items = int(t.items), p.stages = int(t.stages), p.slots = int(t.slots);
+  p.items = int(t.items), p.stages = int(t.stages), p.slots = int(t.slots);
   p.H = int(backward ? P : problem.H), p.W = int(backward ? Q : problem.W);
   p.P = int(backward ? problem.H : P), p.Q = int(backward ? problem.W : Q);
   p.pad_h = int(backward ? 2 - problem.pad_top : problem.pad_top);
   p.pad_w = int(backward ? 2 - problem.pad_left : problem.pad_left);
-  p.rows = int(t.rows), p.columns = int(t.columns);
-  p.plane_bytes = int(t.plane_bytes), p.stage_bytes = int(t.stage_bytes);
-  int const step = int(problem.stride_w), channels = kSlabLine / int(sizeof(T));
-  p.copied_bytes = int(step * t.images * t.rows * t.columns) * kLineBytes;
-  for (int plane = 0; plane < step; ++plane) {
-    // An image of one column has no odd ones, and none is read.
-    int const first = plane < p.W ? plane : 0;
-    tma::Tensor4 const tensor{static_cast<T const*>(args.a) + first * in.w,
-                              problem.dtype,
-                              {problem.C, (p.W - first + step - 1) / step, p.H, problem.N},
-                              {1, in.w * step, in.h, in.n},
-                              problem.dtype == DType::f32};
-    cudaError_t const error = tma::encode_tiled(p.map[plane], tensor, channels, p.columns, p.rows, p.images);
-    if (error != cudaSuccess) return error;
-  }
+  p.rows = int(t.rows), p.stage_bytes = int(t.stage_bytes);
+  p.copied_bytes = int(t.images * t.rows * t.columns) * kLineBytes;
+  tma::Tensor4 const tensor{
+      args.a, problem.dtype, {problem.C, p.W, p.H, problem.N}, {1, in.w, in.h, in.n}, problem.dtype == DType::f32};
+  cudaError_t const error = tma::encode_tiled(p.map, tensor, kSlabLine / int(sizeof(T)), p.W, p.rows, p.images);
+  if (error != cudaSuccess) return error;
   Strides const& w = problem.w;
   p.out = args.out, p.bias = args.bias, p.bias_stride = args.bias_stride;
   p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
@@ -275,9 +241,7 @@ cudaError_t launch(Op op, Problem const& problem, Arguments const& args, cudaStr
   p.w_group = problem.K_per_group() * w.n;
   p.w_out = backward ? w.c : w.n, p.w_in = backward ? w.n : w.c;
   p.paired = p.w_in == 1 && w.n % 2 == 0 && w.h % 2 == 0 && w.w % 2 == 0 && problem.w_align >= 4;
-  bool const wide = problem.C_per_group() == 32, strided = problem.stride_h == 2;
-  if (wide) return strided ? start<T, 32, 2>(p, t, stream) : start<T, 32, 1>(p, t, stream);
-  return strided ? start<T, 16, 2>(p, t, stream) : start<T, 16, 1>(p, t, stream);
+  return problem.C_per_group() == 32 ? start<T, 32>(p, t, stream) : start<T, 16>(p, t, stream);
 }
 
 }  // namespace conv2d_ext::slabs
