@@ -3,12 +3,12 @@
 
 #include <cstdint>
 
-#include "grouped.h"
+#include "row.h"
 
 namespace conv2d_ext {
 
 constexpr int64_t kImageSlab = 64;                       // channels of a block: a line of 128 bytes
-constexpr int kImageSumWarps = 24;                       // of a block
+constexpr int kImageSumWarps = 8;                        // of a block
 constexpr int kImageSumSlots = 8;                        // stages at most
 constexpr int64_t kImageSumTables = 16 * 8 + 16 + 1024;  // bytes: barriers, zeros, and what the alignment may take
 constexpr int64_t kImageCluster = 8;                     // blocks that add up their sums
@@ -41,10 +41,13 @@ constexpr ImageSums image_sums(Op op, Problem const& p, Device const& d) {
   t.x_bytes = p.stride_w * t.plane_bytes, t.y_bytes = ceil_div(t.images * p.P() * p.Q(), 8) * 1024;
   t.slabs = ceil_div(p.C, kImageSlab), t.splits = min64(kImageCluster, t.stages);
   int64_t const stage = t.x_bytes + t.y_bytes, of_block = ceil_div(t.stages, t.splits);
-  constexpr int64_t sums = kImageSlab * 9 * 16 * 4;  // they take the ring's place in the end
-  t.slots = min64(min64(kImageSumSlots, of_block), (kLinesShared - kImageSumTables) / stage);
-  t.ring_bytes = max64(t.slots * stage, sums), t.shared = t.ring_bytes + kImageSumTables;
-  if (t.slots < min64(of_block, 2)) return {};
+  constexpr int64_t sums = kImageSlab * 9 * 16 * 4;               // they take the ring's place in the end
+  for (int blocks = 2; blocks >= 1 && t.shared == 0; --blocks) {  // of an SM
+    int64_t const room = (228 / blocks - 1) * 1024 - kImageSumTables;
+    t.slots = min64(min64(kImageSumSlots, of_block), room / stage), t.ring_bytes = max64(t.slots * stage, sums);
+    if (t.slots >= min64(of_block, 2 * blocks) && t.ring_bytes <= room) t.shared = t.ring_bytes + kImageSumTables;
+  }
+  if (t.shared == 0) return {};
   // As measured (2026-11-29): a stage's copies or, of a quarter of an SM, products; 15 clusters of eight blocks fit.
   double const rows = double(p.P()), products = p.stride_h == 1 ? (rows + 2) * 18 : (rows + 2) * 12 + rows * 6;
   double const copies = double(stage) / 28, waves = double(ceil_div(t.slabs * t.splits * 11, d.sm_count * 10));

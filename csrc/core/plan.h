@@ -253,7 +253,7 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     if (row.op == Op::dgrad) return across && halo ? (is(256, 64) ? 1.3 : is(128, 64) ? 0.86 : 1) : 1;
     if (across) return is(128, 128) ? 1.12 : is(256, 64) ? (halo ? 0.86 : 0.7) : 1;
     if (C <= line && is(256, 64) && halo) return !strided ? 1.05 : C >= 24 ? 1.4 : 1;
-    return C < line && is(256, 32) ? 1.2 : C == line && !strided && is(256, 32) ? 1.3 : 1;
+    return C < line && is(256, 32) ? 1.2 : 1;
   }
   bool const planes = p.x.c > 1, fprop = row.op == Op::fprop;
   if (planes && strided && is(256, 64)) return fprop ? (halo ? 1.25 : 1.18) : halo ? 1.08 : 1;

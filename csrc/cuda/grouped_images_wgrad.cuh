@@ -3,9 +3,9 @@
 //
 // A block has a slab of 64 channels, a line of 128 bytes of x and of y for each pixel, and some of the images, which
 // the copy engine brings stage by stage. The blocks of a slab are a cluster, which adds their sums in the end, in
-// order. A warp has a group and a column of taps, and half of the rows of y. It walks down the rows of x: a row's
-// pixels are loaded once for the three rows of taps that meet them. 16 pixels of a product are a row of an image, or of
-// two.
+// order. A warp has a job, 16 filters by 16 channels of one group by nine taps, of all rows of y or of half of them. It
+// walks down the rows of x: a row's pixels, shifted by each column of taps, are loaded once for the three rows of taps
+// that meet them. 16 pixels of a product are a row of an image, or of two.
 //
 // A lane whose pixel does not exist, of y or, for its tap, of x, reads zeros: what lies there may be infinite. Infinite
 // y meets those zeros of x, so sums that are NaN are made once more.
@@ -24,9 +24,8 @@
 namespace conv2d_ext::image_sums_wgrad {
 
 constexpr int kThreads = 32 * kImageSumWarps;
-constexpr int kChannels = 16, kGroups = int(kImageSlab) / kChannels, kShares = 2;
-constexpr int kSumTiles = 18;  // of 16 filters by 8 channels, of a group
-static_assert(kImageSumWarps == kGroups * 3 * kShares);
+constexpr int kChannels = 16, kJobs = int(kImageSlab) / kChannels, kShares = kImageSumWarps / kJobs;
+constexpr int kSumTiles = 18;  // of 16 filters by 8 channels, of a job
 
 struct Params {
   CUtensorMap x_map[2], y_map;  // x: with a stride, of each other column
@@ -41,16 +40,15 @@ struct Params {
 // Places of 16 bytes as the copy engine writes them.
 __device__ inline uint32_t swizzled(uint32_t at) { return at ^ (at >> 3 & 0x70); }
 
-// A warp's sums of a group, of a column of taps.
 template <class T, int step>
 struct Job {
   uint32_t zero;
-  uint32_t y_lane, x_lane;      // from a stage's beginning, of the first row
-  uint32_t y_exists, x_exists;  // all bits of an address, or none
+  uint32_t y_lane, x_lane[3];      // from a stage's beginning, of the first row
+  uint32_t y_exists, x_exists[3];  // all bits of an address, or none
   int y_row, x_row;
-  float sums[3][2][4] = {};  // row of the tap, 8 channels
+  float sums[3][3][2][4] = {};  // row and column of the tap, 8 channels
 
-  __device__ Job(Params const& p, int group, int s, uint32_t zero) : zero(zero) {
+  __device__ Job(Params const& p, int job, uint32_t zero) : zero(zero) {
     int const lane = threadIdx.x % 32;
     auto column = [&](int pixel) { return p.images == 2 ? pixel % 8 : pixel; };
     auto image = [&](int pixel) { return p.images == 2 ? pixel / 8 : 0; };
@@ -59,30 +57,42 @@ struct Job {
     int const y_pixel = lane / 16 * 8 + lane % 8;
     y_exists = column(y_pixel) < p.Q ? ~0u : 0;
     y_lane = uint32_t(p.x_bytes + (image(y_pixel) * p.P * p.Q + column(y_pixel)) * kLineBytes +
-                      (group * 2 + lane / 8 % 2) * 16);
-    int const pixel = lane % 16, w = s - p.pad_w, plane = step == 1 ? 0 : w & 1;
-    int const line = image(pixel) * p.H * p.columns + column(pixel) + (w - plane) / step;
-    x_exists = column(pixel) < p.Q && unsigned(column(pixel) * step + w) < unsigned(p.W) ? ~0u : 0;
-    x_lane = uint32_t(plane * p.plane_bytes + line * kLineBytes + (group * 2 + lane / 16) * 16);
+                      (job * 2 + lane / 8 % 2) * 16);
+    int const pixel = lane % 16;
+#pragma unroll
+    for (int s = 0; s < 3; ++s) {
+      int const w = s - p.pad_w, plane = step == 1 ? 0 : w & 1, line = column(pixel) + (w - plane) / step;
+      x_exists[s] = column(pixel) < p.Q && unsigned(column(pixel) * step + w) < unsigned(p.W) ? ~0u : 0;
+      x_lane[s] = uint32_t(plane * p.plane_bytes + (image(pixel) * p.H * p.columns + line) * kLineBytes +
+                           (job * 2 + lane / 16) * 16);
+    }
   }
 
   // 16 pixels of y by 16 filters.
   __device__ void load_y(uint32_t (&y)[4], uint32_t stage, int row) const {
-    ptx::ldmatrix_x4_trans(y, (swizzled(stage + y_lane + row * y_row) & y_exists) | (zero & ~y_exists));
+    uint32_t const at = stage + y_lane + row * y_row;
+    ptx::ldmatrix_x4_trans(y, (swizzled(at) & y_exists) | (zero & ~y_exists));
   }
   // The pixels of x that they meet in a row, by 16 channels.
-  __device__ void load_x(uint32_t (&x)[4], uint32_t stage, int h) const {
-    ptx::ldmatrix_x4_trans(x, (swizzled(stage + x_lane + h * x_row) & x_exists) | (zero & ~x_exists));
-  }
-  __device__ void multiply(float (&of_row)[2][4], uint32_t const (&y)[4], uint32_t const (&x)[4]) {
+  __device__ void load_x(uint32_t (&x)[3][4], uint32_t stage, int h) const {
 #pragma unroll
-    for (int n = 0; n < 2; ++n) ptx::mma_m16n8k16<T>(of_row[n], y[0], y[1], y[2], y[3], x[n * 2], x[n * 2 + 1]);
+    for (int s = 0; s < 3; ++s) {
+      uint32_t const at = stage + x_lane[s] + h * x_row;
+      ptx::ldmatrix_x4_trans(x[s], (swizzled(at) & x_exists[s]) | (zero & ~x_exists[s]));
+    }
+  }
+  __device__ void multiply(float (&of_row)[3][2][4], uint32_t const (&y)[4], uint32_t const (&x)[3][4]) {
+#pragma unroll
+    for (int s = 0; s < 3; ++s)
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+        ptx::mma_m16n8k16<T>(of_row[s][n], y[0], y[1], y[2], y[3], x[s][n * 2], x[s][n * 2 + 1]);
   }
 
   // Rows of y from `first` to `end` of a stage; y: row i, and those before it, zeros where there is none. A word of
   // what was loaded last.
   __device__ uint32_t add(Params const& p, uint32_t stage, int first, int end) {
-    uint32_t y[3][4] = {}, x[4] = {};
+    uint32_t y[3][4] = {}, x[3][4] = {};
     auto exists = [&](int h) { return unsigned(h) < unsigned(p.H); };
 #pragma unroll 1
     for (int i = first; i < end + (step == 1 ? 2 : 1); ++i) {
@@ -101,7 +111,7 @@ struct Job {
         multiply(sums[1], y[0], x);
       }
     }
-    return y[0][3] | x[3];
+    return y[0][3] | x[2][3];
   }
 };
 
@@ -125,22 +135,23 @@ __device__ __noinline__ float exact_sum(Params const& p, int step, int k, int c,
 // Four of a slab's sums, as they lie in a lane's registers.
 template <class T, int step>
 __device__ inline void store(Params const& p, int slab, int i, float4 sum) {
-  int const lane = i % 32, tile = i / 32 % kSumTiles, group = i / 32 / kSumTiles, r = tile / 6, s = tile / 2 % 3;
-  int const k = slab * int(kImageSlab) + group * kChannels + lane / 4, c = tile % 2 * 8 + lane % 4 * 2;
+  int const lane = i % 32, tile = i / 32 % kSumTiles, job = i / 32 / kSumTiles, r = tile / 6, s = tile / 2 % 3;
+  int const k = slab * int(kImageSlab) + job * kChannels + lane / 4;
+  int const c = tile % 2 * 8 + lane % 4 * 2;
   if (k >= p.channels) return;
   float const values[4] = {sum.x, sum.y, sum.z, sum.w};
   T* const to = static_cast<T*>(p.w) + k * p.w_strides.n + c * p.w_strides.c + r * p.w_strides.h + s * p.w_strides.w;
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
     float v = values[e];
-    int const filter = k + e / 2 * 8;
-    if (!(v == v)) v = exact_sum<T>(p, step, filter, filter / kChannels * kChannels + c + e % 2, r, s);
+    int const filter = k + e / 2 * 8, channel = c + e % 2;
+    if (!(v == v)) v = exact_sum<T>(p, step, filter, filter / kChannels * kChannels + channel, r, s);
     to[e / 2 * 8 * p.w_strides.n + e % 2 * p.w_strides.c] = narrow<T>(v);
   }
 }
 
 template <class T, int step>
-__global__ void __launch_bounds__(kThreads, 1) sums_kernel(__grid_constant__ Params const p) {
+__global__ void __launch_bounds__(kThreads, 2) sums_kernel(__grid_constant__ Params const p) {
   extern __shared__ __align__(1024) char dynamic[];
   uint32_t const begin = ptx::shared_address(dynamic), ring = (begin + 1023) & ~1023u;
   float4* const sums = reinterpret_cast<float4*>(dynamic + (ring - begin));
@@ -151,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, 1) sums_kernel(__grid_constant__ Par
   int const least = p.stages / p.splits, more = p.stages - least * p.splits;
   int const first = rank * least + min(rank, more), count = least + (rank < more ? 1 : 0);
   int const lane = threadIdx.x % 32, warp = warp_uniform(int(threadIdx.x) / 32);
-  int const group = warp % kGroups, column = warp / kGroups % 3, share = warp / kGroups / 3;
+  int const share = warp / kJobs, job = warp % kJobs;
   auto copy = [&](int i, int slot) {
     uint32_t const to = ring + slot * p.stage_bytes;
     ptx::mbarrier_arrive_expect_tx(full + slot, p.copied_bytes);
@@ -167,10 +178,11 @@ __global__ void __launch_bounds__(kThreads, 1) sums_kernel(__grid_constant__ Par
     for (int i = 0; i < min(p.slots, count); ++i) copy(i, i);
     ptx::st_shared_v4(zero, uint4{});
   }
-  Job<T, step> work(p, group, column, zero);
+  Job<T, step> work(p, job, zero);
   __syncthreads();
+  bool exists = slab * int(kImageSlab) + job * kChannels < p.channels;
   int const begin_row = share * p.P / kShares, end_row = (share + 1) * p.P / kShares;
-  bool const exists = slab * int(kImageSlab) + group * kChannels < p.channels && begin_row < end_row;
+  exists = exists && begin_row < end_row;
   Stage stage;
 #pragma unroll 1
   for (int i = 0; i < count; ++i) {
@@ -185,28 +197,37 @@ __global__ void __launch_bounds__(kThreads, 1) sums_kernel(__grid_constant__ Par
     stage.advance(p.slots);
   }
   __syncthreads();  // all stages have been read
-  auto each = [&](auto const& f) {
+  auto* const of_job = reinterpret_cast<float4(&)[kSumTiles]>(work.sums);
+  float4* const mine = sums + job * kSumTiles * 32 + lane;
+  if (share > 0)
 #pragma unroll
-    for (int i = 0; i < 6; ++i)
-      f(sums[(group * kSumTiles + (i / 2 * 3 + column) * 2 + i % 2) * 32 + lane], work.sums[i / 2][i % 2]);
-  };
-  if (share > 0) each([](float4& to, float (&v)[4]) { to = make_float4(v[0], v[1], v[2], v[3]); });
-  __syncthreads();
+    for (int i = 0; i < kSumTiles; ++i) mine[i * 32] = of_job[i];
+  if constexpr (kShares > 1) __syncthreads();
   if (share == 0)
-    each([](float4& to, float (&v)[4]) { to = make_float4(to.x + v[0], to.y + v[1], to.z + v[2], to.w + v[3]); });
+#pragma unroll
+    for (int i = 0; i < kSumTiles; ++i) {
+      float4 v = of_job[i];
+      if constexpr (kShares > 1) {
+        float4 const other = mine[i * 32];
+        v.x += other.x, v.y += other.y, v.z += other.z, v.w += other.w;
+      }
+      mine[i * 32] = v;
+    }
   ptx::barrier_cluster_arrive();
   ptx::barrier_cluster_wait();
   auto const cluster = cooperative_groups::this_cluster();
-  constexpr int all = kGroups * kSumTiles * 32;
+  constexpr int all = kJobs * kSumTiles * 32;
   int const per = (all + p.splits - 1) / p.splits, end = min(all, (rank + 1) * per);
 #pragma unroll 1
   for (int i = rank * per + threadIdx.x; i < end; i += kThreads) {
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-    for (int k = 0; k < p.splits; ++k) {
-      float4 const v = cluster.map_shared_rank(sums, k)[i];
-      sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-    }
+    float4 parts[kImageCluster];
+#pragma unroll
+    for (int k = 0; k < kImageCluster; ++k)
+      if (k < p.splits) parts[k] = cluster.map_shared_rank(sums, k)[i];
+    float4 sum = parts[0];
+#pragma unroll
+    for (int k = 1; k < kImageCluster; ++k)
+      if (k < p.splits) sum.x += parts[k].x, sum.y += parts[k].y, sum.z += parts[k].z, sum.w += parts[k].w;
     store<T, step>(p, slab, i, sum);
   }
   // No block ends while others read its sums.
