@@ -95,6 +95,7 @@ TRIPLE = depthwise(64, 96, 56, 3, 3)  # a stride of 3
 ODD_TRIPLE = depthwise(32, 128, 57, 3, 3)  # and rows that no vector fits
 LONG_ROWS = Case("dw", 4, 64, 64, 3000, 64, 11, 11, (3, 3), (4, 4), (2, 2), 64, bias=False)  # too long to be staged
 FAR = Case("dense", 4, 128, 64, 300, 128, 3, 3, (1, 1), (1, 140), (1, 140), bias=False)  # beyond im2col's reach
+SMALL_GROUPS = Case("groups", 64, 672, 7, 7, 672, 3, 3, padding=(1, 1), groups=42, bias=False)
 PATCHES = Case("dense", 32, 64, 224, 224, 64, 7, 7, (7, 7), bias=False)
 UNPADDED = Case("dw", 16, 64, 512, 512, 64, 3, 3, groups=64, bias=False)  # KernelBench's 82
 
@@ -196,6 +197,9 @@ ENTRIES = (
     Entry("grouped_plain_wgrad", "plain::add_kernel", "wgrad", "L15", "tf32", "nchw", "grouped.*16x64_nchw"),
     Entry("grouped_images", "images::images_kernel", "fprop", "L16", "fp16", "nchw", "grouped.*256x32_any"),
     Entry("grouped_images", "images::images_kernel", "dgrad", "L16", "tf32", "nchw", "grouped.*256x32_any"),
+    Entry("grouped_images_wgrad", "image_sums_wgrad::sums_kernel", "wgrad", SMALL_GROUPS, "fp16", "nhwc", "64x64_nhwc"),
+    Entry("grouped_slabs", "slabs::slabs_kernel", "fprop", SMALL_GROUPS, "fp16", "nhwc", "grouped.*64x64_nhwc"),
+    Entry("grouped_slabs", "slabs::slabs_kernel", "dgrad", SMALL_GROUPS, "fp16", "nhwc", "grouped.*64x64_nhwc"),
     Entry("grouped_lines", "grouped::lines_kernel", "fprop", "L15", "fp16", "nhwc", "lines"),
     Entry("grouped_lines", "grouped::lines_kernel", "fprop", "L16", "fp16", "nhwc", "lines"),
     Entry("grouped_lines", "grouped::lines_kernel", "fprop", "L15", "fp16", "nchw", "lines"),

@@ -266,6 +266,8 @@ def small(draw: random.Random) -> Case:
             if draw.random() < 0.4:  # those of ResNeXt's and RegNet's blocks have rows of their own
                 R = S = 3
                 stride, dilation, padding = draw.choice(((1, 1), (2, 2))), (1, 1), (1, 1)
+                if draw.random() < 0.6:
+                    per_c = per_k = draw.choice((16, 32))
         else:
             groups, per_c, per_k = some_channels(draw, 100), 1, multiplier
         N = draw.choice((1, 1, 2, 2, 3, 5, 9))

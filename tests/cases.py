@@ -401,6 +401,7 @@ CASES: tuple[Case, ...] = (
     Case("groups8_of_2_and_4_5x5", 2, 16, 12, 13, 32, 5, 5, padding=(2, 2), groups=8),
     Case("groups2_of_40_and_24", 1, 80, 9, 17, 48, 3, 3, padding=(1, 1), groups=2),
     Case("groups4_of_32_small_images", 5, 128, 7, 7, 128, 3, 3, padding=(1, 1), groups=4),
+    Case("groups5_of_16_many_small_images", 150, 80, 7, 7, 80, 3, 3, padding=(1, 1), groups=5),
     Case("groups4_of_16_14_rows", 2, 64, 14, 9, 64, 3, 3, padding=(1, 1), groups=4),
     Case("groups8_of_8_12_rows", 2, 64, 12, 15, 64, 3, 3, padding=(1, 1), groups=8),
     # 3x3 with strides by lines: three blocks of filters, a set of two that stand for three, columns of one remainder

@@ -477,6 +477,13 @@ def test_few_channels_a_group_with_a_stride_take_lines(op: str) -> None:
         assert name == f"grouped_{op}_f16_8x8_lines", f"{case} {name}"
 
 
+def test_small_images_of_16_or_32_channels_a_group_take_slabs_of_channels() -> None:
+    for op, channels, groups in (("fprop", 672, 42), ("dgrad", 768, 24), ("wgrad", 672, 42)):
+        case = Case("small", 64 if groups == 42 else 32, channels, 7, 7, channels, 3, 3, padding=(1, 1), groups=groups)
+        for dtype, short in ((torch.float16, "f16"), (torch.bfloat16, "bf16")):
+            assert named(op, case, dtype) == f"grouped_{op}_{short}_64x64_nhwc", f"{op} {dtype}"
+
+
 def test_strided_groups_of_many_channels_over_nchw_take_warps_that_turn() -> None:
     wide = Case("L18", 32, 224, 112, 112, 224, 3, 3, (2, 2), (1, 1), groups=2)
     short = Case("RegNet", 32, 448, 56, 56, 448, 3, 3, (2, 2), (1, 1), groups=8)

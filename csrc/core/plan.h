@@ -15,6 +15,8 @@
 #include "gemm.h"
 #include "grouped.h"
 #include "grouped_any.h"
+#include "grouped_slabs.h"
+#include "image_sums.h"
 #include "images.h"
 #include "lanes.h"
 #include "lines.h"
@@ -101,6 +103,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       if (is_plain(row)) return hopper && plain_supports(op, p, d);
       if (is_plain_rows(row)) return hopper && plain_rows_supports(op, p, d);
       if (is_images(row)) return hopper && image_tile(row, op, p, d).slots > 0;
+      if (is_image_sums(row)) return hopper && image_sums(op, p, d).slabs > 0;
+      if (is_slabs(row)) return hopper && grouped_slabs(op, p, d).shared > 0;
       return hopper && (grouped_supports(row, op, p) || pack_supports(row, p));
     case Family::column:
       return hopper && column_supports(row, op, p);
@@ -222,13 +226,15 @@ constexpr Estimate beside_few_outputs(Row const& row, Problem const& p, Estimate
 constexpr double groups_as_measured(Row const& row, Problem const& p) {
   bool const strided = p.stride_w > 1, f32 = p.dtype == DType::f32, halo = is_halo(row.variant);
   int64_t const C = p.C_per_group(), line = 128 / size_of(p.dtype);
-  if (is_planes(row) || is_turned(row) || is_plain(row) || is_plain_rows(row) || is_images(row)) return 1;
+  if (is_planes(row) || is_turned(row) || is_plain(row) || is_plain_rows(row)) return 1;
+  if (is_images(row) || is_image_sums(row) || is_slabs(row)) return 1;
   if (row.family == Family::grouped && row.variant == Variant::lines && strided && !grouped_planar(p)) {
     if (row.op == Op::wgrad) return !f32 ? 0.93 : p.allow_tf32 && C >= 16 ? 1.3 : 1;
     return row.op == Op::dgrad && !f32 && p.K_per_group() >= 24 && p.K_per_group() <= 32 ? 0.82 : 1;
   }
   bool const planar_lines = row.family == Family::grouped && row.variant == Variant::lines && grouped_planar(p);
   if (planar_lines && row.op == Op::fprop && strided && p.W <= 28) return 0.85;
+  if (planar_lines && row.op == Op::dgrad && strided && !f32) return 0.91;
   // NCHW in 16-bit types, turned two pixels at a time.
   if (row.family == Family::grouped)
     return planar_lines && row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 && p.H * p.W % 8 != 0 ? 0.9 : 1;
@@ -256,6 +262,11 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     if (C <= line && is(256, 64) && halo) return !strided ? 1.05 : C >= 24 ? 1.4 : 1;
     return C < line && is(256, 32) ? 1.2 : 1;
   }
+  bool const planes = p.x.c > 1, fprop = row.op == Op::fprop;
+  if (planes && strided && is(256, 64)) return fprop ? (halo ? 1.25 : 1.18) : halo ? 1.08 : 1;
+  // Small layers.
+  if (fprop && C <= 32 && planes && is(64, 64)) return 1.3;
+  if (fprop && C <= 32 && !strided && halo && is(128, 64)) return 1.25;
   if (row.op == Op::dgrad && strided && is(256, 128) && C > line && C % line != 0) return halo ? 1.22 : 1.15;
   if (!strided && C % line != 0 && C < 96 && is(256, 64) && halo) return 1.15;
   if (row.op == Op::fprop && !strided && C > line && C % line == 0 && is(128, 128)) return 1.15;
@@ -326,6 +337,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_plain(row)) return plain_estimate(p, d);
       if (is_plain_rows(row)) return plain_rows_estimate(op, p, d);
       if (is_images(row)) return images_estimate(row, op, p, d);
+      if (is_image_sums(row)) return {image_sums(op, p, d).ns, 1};
+      if (is_slabs(row)) return {grouped_slabs(op, p, d).ns, 1};
       if (is_tf32_planes(row)) return tf32_planes_estimate(row, p, d);
       Problem const t = tma_problem(row, p);
       Packed const q = packed(row, t);
@@ -441,7 +454,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       if (is_planes(row)) return planes_workspace_bytes(op, p, d);
       if (is_turned(row)) return turned_workspace_bytes(op, p);
       if (is_plain(row)) return plain_workspace_bytes(p, d);
-      if (is_plain_rows(row) || is_images(row)) return 0;
+      if (is_plain_rows(row) || is_images(row) || is_image_sums(row) || is_slabs(row)) return 0;
       if (is_tf32_planes(row)) return tf32_planes_workspace_bytes(row, p);
       Packed const q = packed(row, tma_problem(row, p));
       return patch_bytes(row, p) + merged_bytes(row, p) + packed_places(q).bytes +

@@ -35,7 +35,9 @@ struct PlaneTile {
   double cycles = 0;
 };
 
-constexpr bool is_planes(Row const& row) { return row.family == Family::grouped && row.tile_m == 64; }
+constexpr bool is_planes(Row const& row) {
+  return row.family == Family::grouped && row.tile_m == 64 && row.variant == Variant::nchw;
+}
 
 constexpr int64_t round_to(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 constexpr double larger_of(double a, double b) { return a > b ? a : b; }
