@@ -12,15 +12,21 @@ inline constexpr int kMatrixStages = 12;  // at most
 inline constexpr int kMatrixSharedBytes = 227 * 1024;
 
 constexpr bool is_matrix(Row const& row) { return row.family == Family::tma && row.variant == Variant::lines; }
+// Over NCHW: rows of pixels_runs.h, tile_m filters (dgrad: channels), wgmma's columns, by tile_n pixels.
+constexpr bool is_matrix_planes(Row const& row) {
+  return row.family == Family::pixels && row.variant == Variant::lines;
+}
 
 // A row's tile is tile_m pixels (wgrad: filters), wgmma's columns, by tile_n filters (dgrad and wgrad: channels), its
 // rows, 64 a warpgroup.
-template <int tile_m, int tile_n>
+// b_rows: columns come in runs of 64.
+template <int tile_m, int tile_n, bool b_rows = false>
 struct MatrixTile {
   static_assert(tile_m % 16 == 0 && tile_m <= 256 && tile_n % 64 == 0 && tile_n <= 128);
   static constexpr int columns = tile_m, rows = tile_n;
   static constexpr int groups = rows / 64, threads = groups * 128 + 32;  // warpgroups that multiply; and one warp
-  static constexpr int a_bytes = rows * 128, stage_bytes = a_bytes + columns * 128;
+  static constexpr int a_bytes = rows * 128,
+                       stage_bytes = a_bytes + int(b_rows ? ceil_div(columns, 64) * 64 : columns) * 128;
   static constexpr int staging_bytes = rows * columns * 2;  // of results
   static constexpr int fit = (kMatrixSharedBytes - 2048 - staging_bytes) / stage_bytes;
   static constexpr int stages = fit < kMatrixStages ? fit : kMatrixStages;
@@ -66,6 +72,14 @@ struct MatrixProduct {
         side_out(rows) {}
 };
 
+// The same over NCHW.
+constexpr MatrixProduct matrix_planes_product(Op op, Problem const& p) {
+  MatrixProduct product(op, p);
+  product.columns = product.rows, product.rows = p.N * ceil_div(p.H * p.W, 64) * 64;
+  product.side_a = product.side_out = p.H * p.W, product.side_b = p.C;
+  return product;
+}
+
 // Blocks along the rows, which share B, by blocks along the columns, which share A.
 struct MatrixCluster {
   int m = 1, n = 1;
@@ -105,10 +119,9 @@ inline constexpr MatrixTimes kMatrixTimes[] = {
     // wgrad
     {4490, 4.04, 1.9, 0.669, 0.312, 0.719, 1.49, 49700, 1.38, 30900, 4880, 0.114, 0.308, 0.526, 1200, 15.1, 0}};
 
-constexpr double matrix_ns(Op op, int tile_m, int tile_n, Problem const& p, MatrixCluster const& cluster) {
-  bool const alone = cluster.blocks() == 1, wgrad = op == Op::wgrad;
-  MatrixTimes const& t = kMatrixTimes[int(op)];
-  MatrixProduct const product(op, p);
+constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int tile_n, MatrixProduct const& product,
+                           MatrixCluster const& cluster) {
+  bool const alone = cluster.blocks() == 1;
   int64_t const tiles_a = ceil_div(product.rows, tile_n);
   int64_t const room = matrix_clusters(cluster.blocks(), 132),
                 units = ceil_div(tiles_a, cluster.m) * ceil_div(ceil_div(product.columns, tile_m), cluster.n);
@@ -137,11 +150,24 @@ constexpr double matrix_ns(Op op, int tile_m, int tile_n, Problem const& p, Matr
 }
 
 constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) {
-  MatrixCut best{matrix_ns(op, tile_m, tile_n, p, {}), {}};
+  MatrixProduct const product(op, p);
+  auto ns_of = [&](MatrixCluster const& cluster) {
+    return matrix_ns(kMatrixTimes[int(op)], op == Op::wgrad, tile_m, tile_n, product, cluster);
+  };
+  MatrixCut best{ns_of({}), {}};
   if (!matrix_odd(p.C) && !matrix_odd(p.K)) return best;
   for (MatrixCluster const cluster : {MatrixCluster{2, 1}, MatrixCluster{1, 2}, MatrixCluster{2, 2}})
-    if (double const ns = matrix_ns(op, tile_m, tile_n, p, cluster); ns < best.ns) best = {ns, cluster};
+    if (double const ns = ns_of(cluster); ns < best.ns) best = {ns, cluster};
   return best;
+}
+
+inline constexpr MatrixTimes kMatrixPlanesTimes[] = {
+    {4390, 3.43, 1.94, 0.605, 1.25, 0.42, 3.13, 4360, 0.856, 3720, 6950, 0.774, 0, 0.513, 414, 7.7, 0},
+    {4330, 3.51, 1.85, 0.578, 1.18, 0.611, 2.85, 4140, 0.143, 3030, 7720, 2.39, 0.116, 0.479, 488, 5.3, 0}};
+
+constexpr Estimate matrix_planes_estimate(Row const& row, Problem const& p) {
+  MatrixProduct const product = matrix_planes_product(row.op, p);
+  return {matrix_ns(kMatrixPlanesTimes[int(row.op)], false, row.tile_m, row.tile_n, product, {}), 1};
 }
 
 }  // namespace conv2d_ext
