@@ -106,18 +106,20 @@ constexpr bool matrix_odd(int64_t channels) { return channels % 16 != 0; }
 // and written. Rows that end within lines of memory (across: fprop's and dgrad's the more the shorter they are) or
 // begin within sectors (odd) take so much longer. What is not the longest of products, memory and L2 counts by `rest`.
 // Clusters take longer, as a launch and in each step. spread: copies where nearly all SMs have a block and 16 of these
-// or more have rows of A of their own (why was not found; fprop's and dgrad's by the choices that it mends).
+// or more have rows of A of their own (why was not found; fprop's and dgrad's by the choices that it mends), in long
+// sums (spread_steps) from 72 SMs.
 struct MatrixTimes {
   double launch, column, product, line, line_across, l2, l2_odd;
-  double read, read_across, filters, written, written_across, memory_odd, rest, cluster, cluster_step, spread;
+  double read, read_across, filters, written, written_across, memory_odd, rest, cluster, cluster_step, spread,
+      spread_steps;
 };
 inline constexpr MatrixTimes kMatrixTimes[] = {
     // fprop
-    {4390, 3.43, 1.94, 0.605, 1.25, 0.42, 3.13, 4360, 0.856, 3720, 6950, 0.774, 0, 0.513, 414, 7.7, 0.6},
+    {4390, 3.43, 1.94, 0.605, 1.25, 0.42, 3.13, 4360, 0.856, 3720, 6950, 0.774, 0, 0.513, 414, 7.7, 0.6, 24},
     // dgrad
-    {4330, 3.51, 1.85, 0.578, 1.18, 0.611, 2.85, 4140, 0.143, 3030, 7720, 2.39, 0.116, 0.479, 488, 5.3, 0.6},
+    {4330, 3.51, 1.85, 0.578, 1.18, 0.611, 2.85, 4140, 0.143, 3030, 7720, 2.39, 0.116, 0.479, 488, 5.3, 0.6, 1e9},
     // wgrad
-    {4490, 4.04, 1.9, 0.669, 0.312, 0.719, 1.49, 49700, 1.38, 30900, 4880, 0.114, 0.308, 0.526, 1200, 15.1, 0}};
+    {4490, 4.04, 1.9, 0.669, 0.312, 0.719, 1.49, 49700, 1.38, 30900, 4880, 0.114, 0.308, 0.526, 1200, 15.1, 0, 1e9}};
 
 constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int tile_n, MatrixProduct const& product,
                            MatrixCluster const& cluster) {
@@ -130,7 +132,8 @@ constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int til
   };
   auto bytes = [](int64_t rows, int64_t columns) { return double(rows) * double(columns) * 2; };
   double const steps = double(ceil_div(product.depth, 64)), columns = double(tile_m) * tile_n / 128;
-  bool const spread = tiles_a >= 16 && units * cluster.blocks() >= 112;
+  int64_t const blocks = units * cluster.blocks();
+  bool const spread = tiles_a >= 16 && (blocks >= 112 || (blocks >= 72 && steps >= t.spread_steps));
   double const copies =
       t.line * (tile_n * longer(product.side_a, t.line_across, 0) + tile_m * longer(product.side_b, t.line_across, 0)) *
       (spread ? 1 + t.spread : 1);
@@ -162,8 +165,8 @@ constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) 
 }
 
 inline constexpr MatrixTimes kMatrixPlanesTimes[] = {
-    {4390, 3.43, 1.94, 0.605, 1.25, 0.42, 3.13, 4360, 0.856, 3720, 6950, 0.774, 0, 0.513, 414, 7.7, 0},
-    {4330, 3.51, 1.85, 0.578, 1.18, 0.611, 2.85, 4140, 0.143, 3030, 7720, 2.39, 0.116, 0.479, 488, 5.3, 0}};
+    {4390, 3.43, 1.94, 0.605, 1.25, 0.42, 3.13, 4360, 0.856, 3720, 6950, 0.774, 0, 0.513, 414, 7.7, 0, 1e9},
+    {4330, 3.51, 1.85, 0.578, 1.18, 0.611, 2.85, 4140, 0.143, 3030, 7720, 2.39, 0.116, 0.479, 488, 5.3, 0, 1e9}};
 
 constexpr Estimate matrix_planes_estimate(Row const& row, Problem const& p) {
   MatrixProduct const product = matrix_planes_product(row.op, p);
