@@ -60,6 +60,7 @@ constexpr bool matrix_supports(Problem const& p) {
 struct MatrixProduct {
   int64_t rows, columns, depth;
   int64_t side_a, side_b, side_out;
+  bool planes = false, b_rows;  // rows are pixels; columns lie side by side in memory
 
   constexpr MatrixProduct(Op op, Problem const& p)
       : rows(op == Op::fprop ? p.K : p.C),
@@ -69,7 +70,8 @@ struct MatrixProduct {
                                 : p.N * p.H * p.W),
         side_a(p.C),
         side_b(op == Op::fprop ? p.C : p.K),
-        side_out(rows) {}
+        side_out(rows),
+        b_rows(op == Op::wgrad) {}
 };
 
 // The same over NCHW.
@@ -77,6 +79,7 @@ constexpr MatrixProduct matrix_planes_product(Op op, Problem const& p) {
   MatrixProduct product(op, p);
   product.columns = product.rows, product.rows = p.N * ceil_div(p.H * p.W, 64) * 64;
   product.side_a = product.side_out = p.H * p.W, product.side_b = p.C;
+  product.planes = true, product.b_rows = op == Op::dgrad;
   return product;
 }
 
@@ -134,19 +137,23 @@ constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int til
   double const steps = double(ceil_div(product.depth, 64)), columns = double(tile_m) * tile_n / 128;
   int64_t const blocks = units * cluster.blocks();
   bool const spread = tiles_a >= 16 && (blocks >= 112 || (blocks >= 72 && steps >= t.spread_steps));
+  double const lines_b = double(product.b_rows ? ceil_div(tile_m, 64) * 64 : tile_m);
   double const copies =
-      t.line * (tile_n * longer(product.side_a, t.line_across, 0) + tile_m * longer(product.side_b, t.line_across, 0)) *
+      t.line *
+      (tile_n * longer(product.side_a, t.line_across, 0) + lines_b * longer(product.side_b, t.line_across, 0)) *
       (spread ? 1 + t.spread : 1);
   double const products = t.product * columns;
   double const step = (products > copies ? products : copies) + (alone ? 0 : t.cluster_step);
   double const work = double(ceil_div(units, room)) * (steps * step + t.column * columns);
+  bool const planes = product.planes;
   double const memory =
-      bytes(product.columns, product.depth) / t.read * longer(product.side_b, t.read_across, t.memory_odd) +
-      bytes(product.rows, product.depth) / t.filters +
+      bytes(planes ? product.rows : product.columns, product.depth) / t.read *
+          longer(planes ? product.side_a : product.side_b, t.read_across, t.memory_odd) +
+      bytes(planes ? product.columns : product.rows, product.depth) / t.filters +
       bytes(product.columns, product.rows) / t.written * longer(product.side_out, t.written_across, t.memory_odd);
   double const l2 = t.l2 * double(units) / double(room) * steps *
                     (double(tile_n) / cluster.n * longer(product.side_a, t.line_across, t.l2_odd) +
-                     double(tile_m) / cluster.m * longer(product.side_b, t.line_across, t.l2_odd));
+                     lines_b / cluster.m * longer(product.side_b, t.line_across, t.l2_odd));
   double longest = work > memory ? work : memory;
   if (l2 > longest) longest = l2;
   return t.launch + longest + t.rest * (work + memory + l2 - longest) + (alone ? 0 : t.cluster);
@@ -164,9 +171,12 @@ constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) 
   return best;
 }
 
+// Over NCHW: fitted to 1,503 times of 219 layers (docs/tuning.md); a launch is 600 less than measured.
 inline constexpr MatrixTimes kMatrixPlanesTimes[] = {
-    {4390, 3.43, 1.94, 0.605, 1.25, 0.42, 3.13, 4360, 0.856, 3720, 6950, 0.774, 0, 0.513, 414, 7.7, 0, 1e9},
-    {4330, 3.51, 1.85, 0.578, 1.18, 0.611, 2.85, 4140, 0.143, 3030, 7720, 2.39, 0.116, 0.479, 488, 5.3, 0, 1e9}};
+    // fprop
+    {6120, 3.38, 1.82, 0.742, 2.08, 0.371, 0, 5020, 1.72, 29600, 7850, 0.0241, 0, 0.848, 0, 0, 0, 0},
+    // dgrad
+    {6350, 2.67, 1.81, 0.0579, 4.62, 0.473, 0, 6120, 0.02, 21600, 5830, 0.168, 0, 0.809, 0, 0, 0, 0}};
 
 constexpr Estimate matrix_planes_estimate(Row const& row, Problem const& p) {
   MatrixProduct const product = matrix_planes_product(row.op, p);
