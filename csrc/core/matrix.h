@@ -12,7 +12,7 @@ inline constexpr int kMatrixStages = 12;  // at most
 inline constexpr int kMatrixSharedBytes = 227 * 1024;
 
 constexpr bool is_matrix(Row const& row) { return row.family == Family::tma && row.variant == Variant::lines; }
-// Over NCHW: rows of pixels_runs.h, tile_m filters (dgrad: channels), wgmma's columns, by tile_n pixels.
+// Over NCHW, what pixels_runs.h supports: tile_m filters (dgrad: channels), wgmma's columns, by tile_n pixels.
 constexpr bool is_matrix_planes(Row const& row) {
   return row.family == Family::pixels && row.variant == Variant::lines;
 }
