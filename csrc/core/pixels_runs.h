@@ -1,5 +1,5 @@
-// pixels_turns.cuh: 1x1 fprop and dgrad over NCHW of 16-bit types, in place. What its rows take, as do tma_matrix.cuh's
-// over NCHW, and what they cost.
+// pixels_runs.cuh, pixels_turns.cuh: 1x1 fprop and dgrad over NCHW of 16-bit types, in place. What their rows take and
+// cost.
 #pragma once
 
 #include <cstdint>
@@ -12,16 +12,20 @@ constexpr bool is_pixel_runs(Row const& row) {
   return row.family == Family::pixels && row.op != Op::wgrad && row.dtype != DType::f32 && row.variant == Variant::nchw;
 }
 
-inline constexpr int kTurnPixels = 256;  // of a tile
+// Persistent blocks, of tiles of many pixels (pixels_turns.cuh)?
+constexpr bool takes_turns(int tile_n) { return tile_n == 256; }
 
-// Tiles of tile_m filters (dgrad: channels) by four runs of 64 pixels of any images.
+// Tiles of tile_m filters (dgrad: channels) by tile_n pixels. Their columns are runs of 64 pixels of any images, or, of
+// tiles whose width is no multiple of 64, pixels of one image.
 struct PixelRuns {
-  int64_t tiles_m = 0, per_image = 0, tiles = 0;  // per_image: runs
+  int64_t tiles_m = 0, per_image = 0, tiles = 0;  // per_image: runs, or tiles
 
-  constexpr PixelRuns(int tile_m, Op op, Problem const& p)
-      : tiles_m(ceil_div(op == Op::fprop ? p.K : p.C, tile_m)),
-        per_image(ceil_div(p.H * p.W, 64)),
-        tiles(ceil_div(p.N * per_image, kTurnPixels / 64) * tiles_m) {}
+  constexpr PixelRuns(int tile_m, int tile_n, Op op, Problem const& p) {
+    bool const runs = tile_n % 64 == 0;
+    tiles_m = ceil_div(op == Op::fprop ? p.K : p.C, tile_m);
+    per_image = ceil_div(p.H * p.W, runs ? 64 : tile_n);
+    tiles = (runs ? ceil_div(p.N * per_image, tile_n / 64) : p.N * per_image) * tiles_m;
+  }
 };
 
 constexpr bool pixel_runs_supports(Row const& row, Problem const& p) {
@@ -33,15 +37,19 @@ constexpr bool pixel_runs_supports(Row const& row, Problem const& p) {
 // Rounds of tiles, their steps, and bytes: a sum, as they hide each other in part. Fitted to 292 times
 // (docs/tuning.md).
 constexpr Estimate pixel_runs_estimate(Row const& row, Problem const& p, Device const& d) {
-  bool const high = row.tile_m == 128;
-  PixelRuns const shape(row.tile_m, row.op, p);
+  struct Times {
+    double round, step;
+  };
+  constexpr Times t256x160{1.8, 0.695}, t64x256{0.267, 0.295}, t128x256{0.718, 0.496};
+  Times const& t = !takes_turns(row.tile_n) ? t256x160 : row.tile_m == 128 ? t128x256 : t64x256;
+  PixelRuns const shape(row.tile_m, row.tile_n, row.op, p);
   int64_t const depth = row.op == Op::fprop ? p.C : p.K, rows = row.op == Op::fprop ? p.K : p.C;
   double const steps = double(ceil_div(depth, 64)), all = double(shape.tiles) / d.sm_count;
   double const rounds = double(ceil_div(shape.tiles, d.sm_count));
   double const pixels = double(p.N) * double(p.H) * double(p.W) * 2 / 1e6;
   // dgrad's boxes of filters whose channels end within them.
   double const ended = row.op == Op::dgrad && p.C % 64 != 0 ? 0.0131 * row.tile_m / 64 * all * steps : 0;
-  return {1000 * (6.37 + rounds * (high ? 0.718 + 0.496 * steps : 0.267 + 0.295 * steps) +
+  return {1000 * (6.37 + rounds * (t.round + t.step * steps) +
                   pixels * (double(depth) * 0.1644 + double(rows) * 0.1355) + ended),
           1};
 }

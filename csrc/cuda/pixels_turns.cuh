@@ -1,5 +1,5 @@
 // 1x1 fprop and dgrad over NCHW of 16-bit types in place, of many tiles: out[m, pixel] = sum over c of w[m, c] *
-// in[c, pixel].
+// in[c, pixel]. pixels_runs.cuh has those of few.
 //
 // Persistent blocks. A warpgroup has 64 filters (dgrad: channels) by 256 pixels, four runs of 64 of any images: tiles
 // of 64 are the warpgroups' in turns, so that one stores while the other multiplies; tiles of 128 are both's. A thread
@@ -13,13 +13,13 @@
 
 #include "../core/pixels_runs.h"
 #include "dependent.cuh"
-#include "tma.cuh"
+#include "pixels_maps.cuh"
 
 namespace conv2d_ext::pixel_turns {
 
 using tma::Divisor;
 
-constexpr int kPixels = kTurnPixels, kRuns = kPixels / 64, kRunBytes = 64 * kLineBytes;
+constexpr int kPixels = 256, kRuns = kPixels / 64, kRunBytes = 64 * kLineBytes;
 constexpr int kStages = 4, kPieces = 2, kPieceBytes = 16 * kLineBytes, kWarps = 8;  // kWarps: that multiply
 constexpr int kThreads = 3 * kWarpgroup;
 // 64K registers: two multiplying warpgroups and one that copies.
@@ -183,33 +183,13 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
   if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
-// Of tiles of tile_m rows.
-template <Op op, DType dtype>
-cudaError_t set_params(Params& p, PixelRuns const& t, Problem const& problem, Arguments const& args, int tile_m) {
-  using tma::Tensor4, tma::encode_tiled;
-  constexpr bool forward = op == Op::fprop;
-  int64_t const pixels = problem.H * problem.W;
-  Tensor4 const x{nullptr, dtype, {pixels, problem.C, problem.N, 1}, {1, problem.x.c, problem.x.n, 0}};
-  Tensor4 const y{nullptr, dtype, {pixels, problem.K, problem.N, 1}, {1, problem.y.c, problem.y.n, 0}};
-  Tensor4 const w{args.b, dtype, {problem.C, problem.K, 1, 1}, {1, problem.w.n, 0, 0}};
-  Tensor4 in = forward ? x : y, out = forward ? y : x;
-  in.address = args.a, out.address = args.out;
-  p.M = int32_t(forward ? problem.K : problem.C), p.images = int32_t(problem.N);
-  p.steps = int32_t(ceil_div(forward ? problem.C : problem.K, 64));
-  p.tiles_m = Divisor(t.tiles_m), p.per_image = Divisor(t.per_image);
-  p.bias = args.bias, p.bias_stride = args.bias_stride;
-  if (auto const error = encode_tiled(p.a, w, 64, forward ? tile_m : 64, 1, 1)) return error;
-  if (auto const error = encode_tiled(p.b, in, 64, 64, 1, 1)) return error;
-  return encode_tiled(p.out, out, 64, 16, 1, 1, 1, 1, CU_TENSOR_MAP_SWIZZLE_128B);
-}
-
 template <Op op, DType dtype, int TM>
 cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t stream) {
   using S = Shape<TM>;
-  PixelRuns const t(TM, op, problem);
+  PixelRuns const t(TM, kPixels, op, problem);
   Params p{};
   p.tiles = int32_t(t.tiles);
-  if (auto const error = set_params<op, dtype>(p, t, problem, args, TM)) return error;
+  if (auto const error = pixel_runs::set_params<op, dtype>(p, t, problem, args, TM, 64)) return error;
   int sm_count = 0;
   if (auto const error = count_sms(sm_count)) return error;
   auto* const kernel = main_kernel<typename TypeOf<dtype>::type, TM, op == Op::dgrad>;

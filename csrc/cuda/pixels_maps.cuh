@@ -1,0 +1,31 @@
+// What pixels_runs.cuh and pixels_turns.cuh are told of a problem.
+#pragma once
+
+#include "../core/pixels_runs.h"
+#include "tma.cuh"
+
+namespace conv2d_ext::pixel_runs {
+
+// Of tiles of tile_m rows, whose results are stored in boxes of 16 rows by out_run pixels.
+template <Op op, DType dtype, class Params>
+cudaError_t set_params(Params& p, PixelRuns const& t, Problem const& problem, Arguments const& args, int tile_m,
+                       int out_run) {
+  using tma::Divisor, tma::Tensor4, tma::encode_tiled;
+  constexpr bool forward = op == Op::fprop;
+  int64_t const pixels = problem.H * problem.W;
+  Tensor4 const x{nullptr, dtype, {pixels, problem.C, problem.N, 1}, {1, problem.x.c, problem.x.n, 0}};
+  Tensor4 const y{nullptr, dtype, {pixels, problem.K, problem.N, 1}, {1, problem.y.c, problem.y.n, 0}};
+  Tensor4 const w{args.b, dtype, {problem.C, problem.K, 1, 1}, {1, problem.w.n, 0, 0}};
+  Tensor4 in = forward ? x : y, out = forward ? y : x;
+  in.address = args.a, out.address = args.out;
+  p.M = int32_t(forward ? problem.K : problem.C), p.images = int32_t(problem.N);
+  p.steps = int32_t(ceil_div(forward ? problem.C : problem.K, 64));
+  p.tiles_m = Divisor(t.tiles_m), p.per_image = Divisor(t.per_image);
+  p.bias = args.bias, p.bias_stride = args.bias_stride;
+  if (auto const error = encode_tiled(p.a, w, 64, forward ? tile_m : 64, 1, 1)) return error;
+  if (auto const error = encode_tiled(p.b, in, 64, 64, 1, 1)) return error;
+  return encode_tiled(p.out, out, out_run, 16, 1, 1, 1, 1,
+                      out_run == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B);
+}
+
+}  // namespace conv2d_ext::pixel_runs
