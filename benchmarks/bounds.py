@@ -152,6 +152,7 @@ ENTRIES = (
     Entry("patch", "patch::fill_planes", "dgrad", PATCHES, "fp16", "nchw", "tma"),
     Entry("pixels", "pixels::main_kernel", "fprop", "L07", "tf32", "nchw", "pixels"),
     Entry("pixels", "pixels::prepare_kernel", "fprop", "L07", "tf32", "nchw", "pixels"),
+    Entry("tma_matrix", "tma::matrix_kernel", "fprop", dense(8, 2560, 16, 1280, 1), "fp16", "nchw", "160x128_lines"),
     Entry("pixels_runs", "pixel_runs::main_kernel", "fprop", dense(4, 3072, 40, 672, 1), "fp16", "nchw", "256x160"),
     Entry("pixels_turns", "pixel_turns::main_kernel", "fprop", "L07", "fp16", "nchw", "64x256_nchw"),
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "fp16", "nchw", "pixels"),

@@ -12,15 +12,21 @@ inline constexpr int kMatrixStages = 12;  // at most
 inline constexpr int kMatrixSharedBytes = 227 * 1024;
 
 constexpr bool is_matrix(Row const& row) { return row.family == Family::tma && row.variant == Variant::lines; }
+// Over NCHW, what pixels_runs.h supports: tile_m filters (dgrad: channels), wgmma's columns, by tile_n pixels.
+constexpr bool is_matrix_planes(Row const& row) {
+  return row.family == Family::pixels && row.variant == Variant::lines;
+}
 
 // A row's tile is tile_m pixels (wgrad: filters), wgmma's columns, by tile_n filters (dgrad and wgrad: channels), its
 // rows, 64 a warpgroup.
-template <int tile_m, int tile_n>
+// b_rows: columns come in runs of 64.
+template <int tile_m, int tile_n, bool b_rows = false>
 struct MatrixTile {
   static_assert(tile_m % 16 == 0 && tile_m <= 256 && tile_n % 64 == 0 && tile_n <= 128);
   static constexpr int columns = tile_m, rows = tile_n;
   static constexpr int groups = rows / 64, threads = groups * 128 + 32;  // warpgroups that multiply; and one warp
-  static constexpr int a_bytes = rows * 128, stage_bytes = a_bytes + columns * 128;
+  static constexpr int a_bytes = rows * 128,
+                       stage_bytes = a_bytes + int(b_rows ? ceil_div(columns, 64) * 64 : columns) * 128;
   static constexpr int staging_bytes = rows * columns * 2;  // of results
   static constexpr int fit = (kMatrixSharedBytes - 2048 - staging_bytes) / stage_bytes;
   static constexpr int stages = fit < kMatrixStages ? fit : kMatrixStages;
@@ -54,6 +60,7 @@ constexpr bool matrix_supports(Problem const& p) {
 struct MatrixProduct {
   int64_t rows, columns, depth;
   int64_t side_a, side_b, side_out;
+  bool planes = false, b_rows;  // rows are pixels; columns lie side by side in memory
 
   constexpr MatrixProduct(Op op, Problem const& p)
       : rows(op == Op::fprop ? p.K : p.C),
@@ -63,8 +70,18 @@ struct MatrixProduct {
                                 : p.N * p.H * p.W),
         side_a(p.C),
         side_b(op == Op::fprop ? p.C : p.K),
-        side_out(rows) {}
+        side_out(rows),
+        b_rows(op == Op::wgrad) {}
 };
+
+// The same over NCHW.
+constexpr MatrixProduct matrix_planes_product(Op op, Problem const& p) {
+  MatrixProduct product(op, p);
+  product.columns = product.rows, product.rows = p.N * ceil_div(p.H * p.W, 64) * 64;
+  product.side_a = product.side_out = p.H * p.W, product.side_b = p.C;
+  product.planes = true, product.b_rows = op == Op::dgrad;
+  return product;
+}
 
 // Blocks along the rows, which share B, by blocks along the columns, which share A.
 struct MatrixCluster {
@@ -92,23 +109,24 @@ constexpr bool matrix_odd(int64_t channels) { return channels % 16 != 0; }
 // and written. Rows that end within lines of memory (across: fprop's and dgrad's the more the shorter they are) or
 // begin within sectors (odd) take so much longer. What is not the longest of products, memory and L2 counts by `rest`.
 // Clusters take longer, as a launch and in each step. spread: copies where nearly all SMs have a block and 16 of these
-// or more have rows of A of their own (why was not found; fprop's and dgrad's by the choices that it mends).
+// or more have rows of A of their own (why was not found; fprop's and dgrad's by the choices that it mends), in long
+// sums (spread_steps) from 72 SMs.
 struct MatrixTimes {
   double launch, column, product, line, line_across, l2, l2_odd;
-  double read, read_across, filters, written, written_across, memory_odd, rest, cluster, cluster_step, spread;
+  double read, read_across, filters, written, written_across, memory_odd, rest, cluster, cluster_step, spread,
+      spread_steps;
 };
 inline constexpr MatrixTimes kMatrixTimes[] = {
     // fprop
-    {4390, 3.43, 1.94, 0.605, 1.25, 0.42, 3.13, 4360, 0.856, 3720, 6950, 0.774, 0, 0.513, 414, 7.7, 0.6},
+    {4390, 3.43, 1.94, 0.605, 1.25, 0.42, 3.13, 4360, 0.856, 3720, 6950, 0.774, 0, 0.513, 414, 7.7, 0.6, 24},
     // dgrad
-    {4330, 3.51, 1.85, 0.578, 1.18, 0.611, 2.85, 4140, 0.143, 3030, 7720, 2.39, 0.116, 0.479, 488, 5.3, 0.6},
+    {4330, 3.51, 1.85, 0.578, 1.18, 0.611, 2.85, 4140, 0.143, 3030, 7720, 2.39, 0.116, 0.479, 488, 5.3, 0.6, 1e9},
     // wgrad
-    {4490, 4.04, 1.9, 0.669, 0.312, 0.719, 1.49, 49700, 1.38, 30900, 4880, 0.114, 0.308, 0.526, 1200, 15.1, 0}};
+    {4490, 4.04, 1.9, 0.669, 0.312, 0.719, 1.49, 49700, 1.38, 30900, 4880, 0.114, 0.308, 0.526, 1200, 15.1, 0, 1e9}};
 
-constexpr double matrix_ns(Op op, int tile_m, int tile_n, Problem const& p, MatrixCluster const& cluster) {
-  bool const alone = cluster.blocks() == 1, wgrad = op == Op::wgrad;
-  MatrixTimes const& t = kMatrixTimes[int(op)];
-  MatrixProduct const product(op, p);
+constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int tile_n, MatrixProduct const& product,
+                           MatrixCluster const& cluster) {
+  bool const alone = cluster.blocks() == 1;
   int64_t const tiles_a = ceil_div(product.rows, tile_n);
   int64_t const room = matrix_clusters(cluster.blocks(), 132),
                 units = ceil_div(tiles_a, cluster.m) * ceil_div(ceil_div(product.columns, tile_m), cluster.n);
@@ -117,31 +135,52 @@ constexpr double matrix_ns(Op op, int tile_m, int tile_n, Problem const& p, Matr
   };
   auto bytes = [](int64_t rows, int64_t columns) { return double(rows) * double(columns) * 2; };
   double const steps = double(ceil_div(product.depth, 64)), columns = double(tile_m) * tile_n / 128;
-  bool const spread = tiles_a >= 16 && units * cluster.blocks() >= 112;
+  int64_t const blocks = units * cluster.blocks();
+  bool const spread = tiles_a >= 16 && (blocks >= 112 || (blocks >= 72 && steps >= t.spread_steps));
+  double const lines_b = double(product.b_rows ? ceil_div(tile_m, 64) * 64 : tile_m);
   double const copies =
-      t.line * (tile_n * longer(product.side_a, t.line_across, 0) + tile_m * longer(product.side_b, t.line_across, 0)) *
+      t.line *
+      (tile_n * longer(product.side_a, t.line_across, 0) + lines_b * longer(product.side_b, t.line_across, 0)) *
       (spread ? 1 + t.spread : 1);
   double const products = t.product * columns;
   double const step = (products > copies ? products : copies) + (alone ? 0 : t.cluster_step);
   double const work = double(ceil_div(units, room)) * (steps * step + t.column * columns);
+  bool const planes = product.planes;
   double const memory =
-      bytes(product.columns, product.depth) / t.read * longer(product.side_b, t.read_across, t.memory_odd) +
-      bytes(product.rows, product.depth) / t.filters +
+      bytes(planes ? product.rows : product.columns, product.depth) / t.read *
+          longer(planes ? product.side_a : product.side_b, t.read_across, t.memory_odd) +
+      bytes(planes ? product.columns : product.rows, product.depth) / t.filters +
       bytes(product.columns, product.rows) / t.written * longer(product.side_out, t.written_across, t.memory_odd);
   double const l2 = t.l2 * double(units) / double(room) * steps *
                     (double(tile_n) / cluster.n * longer(product.side_a, t.line_across, t.l2_odd) +
-                     double(tile_m) / cluster.m * longer(product.side_b, t.line_across, t.l2_odd));
+                     lines_b / cluster.m * longer(product.side_b, t.line_across, t.l2_odd));
   double longest = work > memory ? work : memory;
   if (l2 > longest) longest = l2;
   return t.launch + longest + t.rest * (work + memory + l2 - longest) + (alone ? 0 : t.cluster);
 }
 
 constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) {
-  MatrixCut best{matrix_ns(op, tile_m, tile_n, p, {}), {}};
+  MatrixProduct const product(op, p);
+  auto ns_of = [&](MatrixCluster const& cluster) {
+    return matrix_ns(kMatrixTimes[int(op)], op == Op::wgrad, tile_m, tile_n, product, cluster);
+  };
+  MatrixCut best{ns_of({}), {}};
   if (!matrix_odd(p.C) && !matrix_odd(p.K)) return best;
   for (MatrixCluster const cluster : {MatrixCluster{2, 1}, MatrixCluster{1, 2}, MatrixCluster{2, 2}})
-    if (double const ns = matrix_ns(op, tile_m, tile_n, p, cluster); ns < best.ns) best = {ns, cluster};
+    if (double const ns = ns_of(cluster); ns < best.ns) best = {ns, cluster};
   return best;
+}
+
+// Over NCHW: fitted to 1,503 times of 219 layers (docs/tuning.md); a launch is 600 less than measured.
+inline constexpr MatrixTimes kMatrixPlanesTimes[] = {
+    // fprop
+    {6120, 3.38, 1.82, 0.742, 2.08, 0.371, 0, 5020, 1.72, 29600, 7850, 0.0241, 0, 0.848, 0, 0, 0, 0},
+    // dgrad
+    {6350, 2.67, 1.81, 0.0579, 4.62, 0.473, 0, 6120, 0.02, 21600, 5830, 0.168, 0, 0.809, 0, 0, 0, 0}};
+
+constexpr Estimate matrix_planes_estimate(Row const& row, Problem const& p) {
+  MatrixProduct const product = matrix_planes_product(row.op, p);
+  return {matrix_ns(kMatrixPlanesTimes[int(row.op)], false, row.tile_m, row.tile_n, product, {}), 1};
 }
 
 }  // namespace conv2d_ext

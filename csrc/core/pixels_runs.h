@@ -34,28 +34,22 @@ constexpr bool pixel_runs_supports(Row const& row, Problem const& p) {
   return double(p.N) * double(ceil_div(p.H * p.W, 64)) * double(ceil_div(max64(p.C, p.K), 64)) < double(1 << 30);
 }
 
-// Rounds of tiles, their steps, all tiles and steps, and bytes: a sum, as they hide each other in part. Fitted to 292
-// times (docs/tuning.md).
+// Rounds of tiles, their steps, and bytes: a sum, as they hide each other in part. Fitted to 292 times
+// (docs/tuning.md).
 constexpr Estimate pixel_runs_estimate(Row const& row, Problem const& p, Device const& d) {
   struct Times {
-    double round, step, steps, tile;
+    double round, step;
   };
-  constexpr Times t64x64{0.1, 0.197, 0, 0.583}, t64x128{0, 0.246, 0.033, 0.701}, t128x128{0.227, 0.161, 0.218, 0.614},
-      t256x160{1.8, 0.695, 0, 0}, t64x256{0.267, 0.295, 0, 0}, t128x256{0.718, 0.496, 0, 0};
-  bool const turns = takes_turns(row.tile_n), high = row.tile_m == 128, small = !turns && row.tile_m < 256;
-  Times const& t = turns               ? (high ? t128x256 : t64x256)
-                   : row.tile_m == 256 ? t256x160
-                   : high              ? t128x128
-                   : row.tile_n == 128 ? t64x128
-                                       : t64x64;
+  constexpr Times t256x160{1.8, 0.695}, t64x256{0.267, 0.295}, t128x256{0.718, 0.496};
+  Times const& t = !takes_turns(row.tile_n) ? t256x160 : row.tile_m == 128 ? t128x256 : t64x256;
   PixelRuns const shape(row.tile_m, row.tile_n, row.op, p);
   int64_t const depth = row.op == Op::fprop ? p.C : p.K, rows = row.op == Op::fprop ? p.K : p.C;
   double const steps = double(ceil_div(depth, 64)), all = double(shape.tiles) / d.sm_count;
-  double const rounds = double(ceil_div(shape.tiles, d.sm_count * (small ? 2 : 1)));  // two blocks an SM
+  double const rounds = double(ceil_div(shape.tiles, d.sm_count));
   double const pixels = double(p.N) * double(p.H) * double(p.W) * 2 / 1e6;
   // dgrad's boxes of filters whose channels end within them.
   double const ended = row.op == Op::dgrad && p.C % 64 != 0 ? 0.0131 * row.tile_m / 64 * all * steps : 0;
-  return {1000 * (6.37 + rounds * (t.round + t.step * steps) + t.steps * steps * (all < 1 ? 1 : all) + t.tile * all +
+  return {1000 * (6.37 + rounds * (t.round + t.step * steps) +
                   pixels * (double(depth) * 0.1644 + double(rows) * 0.1355) + ended),
           1};
 }

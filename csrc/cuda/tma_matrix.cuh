@@ -1,12 +1,17 @@
-// 1x1 filters of stride 1 in channels_last, 16-bit types: a product of two matrices,
-// sums[m, n] = sum over k of A[m, k] * B[n, k], with plain boxes in place of im2col copies.
+// 1x1 filters of stride 1, 16-bit types: a product of two matrices, sums[m, n] = sum over k of A[m, k] * B[n, k], with
+// plain boxes in place of im2col copies. In channels_last:
 //
 //   fprop   A filters, rows K            B pixels, columns N*H*W    sum over C
 //   dgrad   A filters, turned, rows C    B pixels, columns N*H*W    sum over K
 //   wgrad   A x, turned, rows C          B y, turned, columns K     sum over N*H*W
 //
+// and over NCHW (planes), where rows are runs of 64 pixels of any images:
+//
+//   fprop   A x, turned, rows pixels     B filters, columns K          sum over C
+//   dgrad   A y, turned, rows pixels     B filters, turned, columns C  sum over K
+//
 // A persistent block has one or two warpgroups, 64 rows each, and a warp that copies; a stage is 64 k of both operands.
-// Results are turned on their way through shared memory, a line of 64 rows for each pixel, and the copy engine stores
+// Results are turned on their way through shared memory, a line of 64 rows for each column, and the copy engine stores
 // all columns of a warpgroup at once. The blocks of a cluster share what they read of A along its columns, and of B
 // along its rows: each copies its part of that to all of them.
 //
@@ -28,7 +33,8 @@ struct MatrixParams {
   CUtensorMap a, b, out;
   Divisor units_m;  // tiles of a cluster: along the rows, in all
   int32_t units, steps;
-  int32_t M;  // rows of the result
+  int32_t channels;  // of the result
+  Divisor runs;      // planes: of an image
   void const* bias;
   int64_t bias_stride;
 };
@@ -55,9 +61,17 @@ struct MatrixPlace {
   __device__ void advance() { unit += int(gridDim.x) / (cm * cn); }
 };
 
+// planes: the image of a row of the result, which becomes its pixel there.
+__device__ __forceinline__ int matrix_run(MatrixParams const& p, int& row) {
+  int run = row / 64;
+  int const image = p.runs.divide(run);
+  row = run * 64;
+  return image;
+}
+
 // The copies of all tiles of the block, by one thread. Of what blocks of a cluster share each copies some of the lines:
 // rows, or k where they lie in memory as lines.
-template <class Tile, bool a_rows, bool b_rows, int cm, int cn>
+template <class Tile, bool a_rows, bool b_rows, int cm, int cn, bool planes>
 __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
   auto copy = [](auto shared, uint32_t to, CUtensorMap const& map, uint64_t* bar, int c0, int c1, uint32_t blocks) {
     if constexpr (decltype(shared)::value)
@@ -83,14 +97,21 @@ __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full
       ptx::mbarrier_arrive_expect_tx(bar, Tile::stage_bytes);
       if constexpr (a_rows) {
 #pragma unroll
-        for (int run = 0; run < Tile::groups; ++run)
-          copy(a_shared, a + run * kRunBytes, p.a, bar, at.m + run * 64, k + from_a, with_a);
+        for (int run = 0; run < Tile::groups; ++run) {
+          int to = at.m + run * 64;
+          if constexpr (planes) {
+            int const image = matrix_run(p, to);
+            ptx::cp_async_bulk_tensor_4d(a + run * kRunBytes, &p.a, bar, to, k, image, 0);
+          } else {
+            copy(a_shared, a + run * kRunBytes, p.a, bar, to, k + from_a, with_a);
+          }
+        }
       } else {
         copy(a_shared, a, p.a, bar, k, at.m + from_a, with_a);
       }
       if constexpr (b_rows) {
 #pragma unroll
-        for (int run = 0; run < Tile::columns / 64; ++run)
+        for (int run = 0; run < ceil_div(Tile::columns, 64); ++run)
           copy(b_shared, b + run * kRunBytes, p.b, bar, at.n + run * 64, k + from_b, with_b);
       } else {
         copy(b_shared, b, p.b, bar, k, at.n + from_b, with_b);
@@ -99,15 +120,24 @@ __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full
   }
 }
 
-// To shared memory, as the boxes that store it are swizzled.
-template <class T, class Tile>
-__device__ __forceinline__ void matrix_stage(float (&acc)[Tile::columns / 2], float const (&bias)[2],
-                                             uint32_t staging) {
-  int const warp = int(threadIdx.x) / 32 % 4, part = int(threadIdx.x) % 32 / 8, line = int(threadIdx.x) % 8;
+// To shared memory, as the boxes that store it are swizzled. bias: of rows; planes have one of columns.
+template <class T, class Tile, bool planes>
+__device__ __forceinline__ void matrix_stage(MatrixParams const& p, float (&acc)[Tile::columns / 2],
+                                             float const (&bias)[2], int n, uint32_t staging) {
+  int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4, part = lane / 8, line = lane % 8;
   staging += (part / 2 * 8 + line) * kLineBytes + ((warp * 2 + part % 2) ^ line) * 16;
 #pragma unroll
   for (int j = 0; j < Tile::columns; j += 16) {
-    float const* const d = acc + j / 2;
+    float* const d = acc + j / 2;
+    if (planes && p.bias != nullptr) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        int const column = n + j + i / 2 * 8 + lane % 4 * 2 + i % 2;
+        if (column >= p.channels) continue;
+        float const add = widen(static_cast<T const*>(p.bias)[column * p.bias_stride]);
+        d[i / 2 * 4 + i % 2] += add, d[i / 2 * 4 + 2 + i % 2] += add;
+      }
+    }
     uint32_t v[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) v[i] = pack<T>(d[i * 2] + bias[i % 2], d[i * 2 + 1] + bias[i % 2]);
@@ -115,7 +145,7 @@ __device__ __forceinline__ void matrix_stage(float (&acc)[Tile::columns / 2], fl
   }
 }
 
-template <class T, class Tile, bool a_rows, bool b_rows, int cm, int cn>
+template <class T, class Tile, bool a_rows, bool b_rows, int cm, int cn, bool planes>
 __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t staging, uint32_t full, uint32_t empty) {
   constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32, step_b = b_rows ? 2 * kCoreBytes : 32;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
@@ -142,7 +172,9 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int const row = at.m + int(threadIdx.x) / 32 * 16 + lane / 4 + half * 8;
-      bias[half] = p.bias != nullptr && row < p.M ? widen(static_cast<T const*>(p.bias)[row * p.bias_stride]) : 0.f;
+      bias[half] = !planes && p.bias != nullptr && row < p.channels
+                       ? widen(static_cast<T const*>(p.bias)[row * p.bias_stride])
+                       : 0.f;
     }
     int const steps = dry ? 0 : p.steps;
     int before = -1;
@@ -168,11 +200,13 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
     if (before >= 0) give_back(before);
     if (stores) ptx::cp_async_bulk_wait_group_read<0>();  // of the tile before
     ptx::bar_sync(1 + group, kWarpgroup);
-    matrix_stage<T, Tile>(acc, bias, staging);
+    matrix_stage<T, Tile, planes>(p, acc, bias, at.n, staging);
     ptx::fence_proxy_async();
     ptx::bar_sync(1 + group, kWarpgroup);
     if (stores && !dry) {
-      ptx::cp_async_bulk_tensor_4d_store(&p.out, staging, at.m + group * 64, at.n, 0, 0);
+      int to = at.m + group * 64;
+      int const image = planes ? matrix_run(p, to) : 0;
+      ptx::cp_async_bulk_tensor_4d_store(&p.out, staging, to, at.n, image, 0);
       ptx::cp_async_bulk_commit_group();
     }
     if (dry) {
@@ -189,19 +223,24 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
   if (stores) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
-template <class T, int tile_m, int tile_n, Op op, int cm, int cn>
+// Do the rows, the columns, lie side by side in memory?
+constexpr bool matrix_a_rows(Op op, bool planes) { return planes || op != Op::fprop; }
+constexpr bool matrix_b_rows(Op op, bool planes) { return op == (planes ? Op::dgrad : Op::wgrad); }
+
+template <class T, int tile_m, int tile_n, Op op, int cm, int cn, bool planes>
 __global__ void __launch_bounds__(MatrixTile<tile_m, tile_n>::threads, 1)
     matrix_kernel(__grid_constant__ MatrixParams const p) {
-  using Tile = MatrixTile<tile_m, tile_n>;
-  constexpr bool alone = cm * cn == 1, a_rows = op != Op::fprop, b_rows = op == Op::wgrad;
+  constexpr bool alone = cm * cn == 1, a_rows = matrix_a_rows(op, planes), b_rows = matrix_b_rows(op, planes);
+  using Tile = MatrixTile<tile_m, tile_n, b_rows>;
   extern __shared__ uint8_t dynamic[];
   __shared__ MatrixTables tables;
   uint32_t const staging = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024),
                  ring = staging + Tile::staging_bytes;
   if (warp_uniform(int(threadIdx.x) / 32) < Tile::groups * 4) {
     if constexpr (!alone) ptx::barrier_cluster_arrive();
-    matrix_multiply<T, Tile, a_rows, b_rows, cm, cn>(p, ring, staging, warp_uniform(ptx::shared_address(tables.full)),
-                                                     warp_uniform(ptx::shared_address(tables.empty)));
+    matrix_multiply<T, Tile, a_rows, b_rows, cm, cn, planes>(p, ring, staging,
+                                                             warp_uniform(ptx::shared_address(tables.full)),
+                                                             warp_uniform(ptx::shared_address(tables.empty)));
   } else {
     bool const copies = ptx::elect();
     if (copies) {
@@ -220,7 +259,7 @@ __global__ void __launch_bounds__(MatrixTile<tile_m, tile_n>::threads, 1)
     }
     if (copies) {
       ptx::griddepcontrol_wait();
-      matrix_copy<Tile, a_rows, b_rows, cm, cn>(p, ring, tables.full, tables.empty);
+      matrix_copy<Tile, a_rows, b_rows, cm, cn, planes>(p, ring, tables.full, tables.empty);
       ptx::griddepcontrol_launch_dependents();
     }
   }
@@ -234,10 +273,10 @@ __global__ void __launch_bounds__(MatrixTile<tile_m, tile_n>::threads, 1)
 // A matrix of which the copy engine has boxes of 64 elements of so many rows. L2 asks memory for 256 bytes at a time;
 // of rows that begin within sectors, which are slowest, for 128, as that was measured to take 3 % less.
 inline cudaError_t encode_matrix(CUtensorMap& map, void const* at, DType dtype, int64_t row_elements, int64_t rows,
-                                 int64_t stride, int box_rows) {
+                                 int64_t stride, int box_rows, int64_t images = 1, int64_t image_stride = 0) {
   static auto const encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
   if (encode == nullptr) return cudaErrorNotSupported;
-  Encoded const e(Tensor4{at, dtype, {row_elements, rows, 1, 1}, {1, stride, 0, 0}});
+  Encoded const e(Tensor4{at, dtype, {row_elements, rows, images, 1}, {1, stride, image_stride, 0}});
   cuuint32_t const box[4] = {64, cuuint32_t(box_rows), 1, 1}, step[4] = {1, 1, 1, 1};
   return status(
       encode(&map, tensor_type(dtype), 4, const_cast<void*>(at), e.size, e.stride, box, step,
@@ -246,33 +285,16 @@ inline cudaError_t encode_matrix(CUtensorMap& map, void const* at, DType dtype, 
              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
-template <Op op, DType dtype, int tile_m, int tile_n, int cm, int cn>
-cudaError_t launch_matrix_by(Problem const& p, Arguments const& args, cudaStream_t stream) {
-  using T = typename TypeOf<dtype>::type;
-  using Tile = MatrixTile<tile_m, tile_n>;
-  constexpr bool a_rows = op != Op::fprop, b_rows = op == Op::wgrad;
-  MatrixProduct const product(op, p);
-  int64_t const x = matrix_stride(p.x, p), y = matrix_stride(p.y, p), w = p.w.n;
-  int64_t const rows_a = a_rows ? product.depth : product.rows, rows_b = b_rows ? product.depth : product.columns;
-  MatrixParams q{};
+// A launch whose params have the matrices.
+template <Op op, class T, int tile_m, int tile_n, int cm, int cn, bool planes>
+cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Arguments const& args, cudaStream_t stream) {
+  using Tile = MatrixTile<tile_m, tile_n, matrix_b_rows(op, planes)>;
   int64_t const units_m = ceil_div(product.rows, Tile::rows * cm),
                 units = units_m * ceil_div(product.columns, Tile::columns * cn);
   q.units_m = Divisor(units_m), q.units = int32_t(units), q.steps = int32_t(ceil_div(product.depth, 64));
-  q.M = int32_t(product.rows), q.bias = args.bias, q.bias_stride = args.bias_stride;
-  cudaError_t error = encode_matrix(q.a, b_rows ? args.a : args.b, dtype, product.side_a, rows_a, b_rows ? x : w,
-                                    (a_rows ? 64 : Tile::rows) / cn);
-  if (error != cudaSuccess) return error;
-  error = encode_matrix(q.b, b_rows ? args.b : args.a, dtype, product.side_b, rows_b, op == Op::fprop ? x : y,
-                        (b_rows ? 64 : Tile::columns) / cm);
-  if (error != cudaSuccess) return error;
-  error = encode_matrix(q.out, args.out, dtype, product.side_out, product.columns,
-                        op == Op::fprop   ? y
-                        : op == Op::dgrad ? x
-                                          : w,
-                        Tile::columns);
-  if (error != cudaSuccess) return error;
-  auto* const kernel = matrix_kernel<T, tile_m, tile_n, op, cm, cn>;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::shared_bytes);
+  q.bias = args.bias, q.bias_stride = args.bias_stride;
+  auto* const kernel = matrix_kernel<T, tile_m, tile_n, op, cm, cn, planes>;
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::shared_bytes);
   if (error != cudaSuccess) return error;
   int sm_count = 0;
   if ((error = count_sms(sm_count)) != cudaSuccess) return error;
@@ -288,6 +310,46 @@ cudaError_t launch_matrix_by(Problem const& p, Arguments const& args, cudaStream
   config.dynamicSmemBytes = size_t(Tile::shared_bytes), config.stream = stream;
   config.attrs = attributes, config.numAttrs = blocks > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, q);
+}
+
+template <Op op, DType dtype, int tile_m, int tile_n, int cm, int cn>
+cudaError_t launch_matrix_by(Problem const& p, Arguments const& args, cudaStream_t stream) {
+  using Tile = MatrixTile<tile_m, tile_n>;
+  constexpr bool a_rows = matrix_a_rows(op, false), b_rows = matrix_b_rows(op, false);
+  MatrixProduct const product(op, p);
+  int64_t const x = matrix_stride(p.x, p), y = matrix_stride(p.y, p), w = p.w.n;
+  int64_t const rows_a = a_rows ? product.depth : product.rows, rows_b = b_rows ? product.depth : product.columns;
+  MatrixParams q{};
+  q.channels = int32_t(product.rows);
+  cudaError_t error = encode_matrix(q.a, b_rows ? args.a : args.b, dtype, product.side_a, rows_a, b_rows ? x : w,
+                                    (a_rows ? 64 : Tile::rows) / cn);
+  if (error != cudaSuccess) return error;
+  error = encode_matrix(q.b, b_rows ? args.b : args.a, dtype, product.side_b, rows_b, op == Op::fprop ? x : y,
+                        (b_rows ? 64 : Tile::columns) / cm);
+  if (error != cudaSuccess) return error;
+  error = encode_matrix(q.out, args.out, dtype, product.side_out, product.columns,
+                        op == Op::fprop   ? y
+                        : op == Op::dgrad ? x
+                                          : w,
+                        Tile::columns);
+  if (error != cudaSuccess) return error;
+  return start_matrix<op, typename TypeOf<dtype>::type, tile_m, tile_n, cm, cn, false>(q, product, args, stream);
+}
+
+template <Op op, DType dtype, int tile_m, int tile_n>
+cudaError_t launch_matrix_planes(Problem const& p, Arguments const& args, cudaStream_t stream) {
+  MatrixProduct const product = matrix_planes_product(op, p);
+  Strides const &in = op == Op::fprop ? p.x : p.y, &out = op == Op::fprop ? p.y : p.x;
+  int64_t const pixels = p.H * p.W;
+  MatrixParams q{};
+  q.channels = int32_t(product.columns), q.runs = Divisor(ceil_div(pixels, 64));
+  cudaError_t error = encode_matrix(q.a, args.a, dtype, pixels, product.depth, in.c, 64, p.N, in.n);
+  if (error != cudaSuccess) return error;
+  error = encode_matrix(q.b, args.b, dtype, p.C, p.K, p.w.n, op == Op::fprop ? tile_m : 64);
+  if (error != cudaSuccess) return error;
+  error = encode_matrix(q.out, args.out, dtype, pixels, product.columns, out.c, tile_m, p.N, out.n);
+  if (error != cudaSuccess) return error;
+  return start_matrix<op, typename TypeOf<dtype>::type, tile_m, tile_n, 1, 1, true>(q, product, args, stream);
 }
 
 template <Op op, DType dtype, int tile_m, int tile_n>
@@ -306,5 +368,13 @@ cudaError_t launch_matrix(Problem const& p, Arguments const& args, cudaStream_t 
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
                                                                 Arguments const& args, cudaStream_t stream) { \
     return tma::launch_matrix<Op::op, DType::dtype, tm, tn>(p, args, stream);                                 \
+  }                                                                                                           \
+  }
+
+#define CONV2D_EXT_PIXEL_MATRIX_INSTANCE(family, op, dtype, tm, tn, tk, variant)                              \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return tma::launch_matrix_planes<Op::op, DType::dtype, tm, tn>(p, args, stream);                          \
   }                                                                                                           \
   }
