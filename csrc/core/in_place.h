@@ -123,8 +123,25 @@ constexpr double off_sectors(Row const& row, Problem const& p) {
 // Tiles of fprop and dgrad that read most lines for their products. They are fast where neighbouring blocks, which read
 // the same lines at the same time, have neighbouring SMs: what runs before should let them begin together.
 constexpr bool wants_neighbours(Row const& row) {
-  return row.family == Family::tma && row.op != Op::wgrad && row.variant == Variant::im2col && row.tile_m >= 128 &&
-         row.tile_m * row.tile_n <= 128 * 128;
+  bool const most = row.variant == Variant::im2col && row.tile_m >= 128 && row.tile_m * row.tile_n <= 128 * 128;
+  return row.family == Family::tma && row.op != Op::wgrad && (most || tf32_is_raw(row.variant));
+}
+
+inline constexpr double kFewApart = 1 << 26;  // elements of x
+
+// dgrad with a stride over NCHW: few results are stored by single elements, though those of a phase lie apart, rather
+// than by a launch that unpacks them.
+constexpr bool stores_apart(Row const& row, Problem const& p) {
+  bool const pixels = row.variant == Variant::im2col || row.variant == Variant::raw || is_halo(row.variant);
+  return row.family == Family::tma && row.op == Op::dgrad && pixels && p.groups == 1 && p.stride_w > 1 && p.x.c > 1 &&
+         p.C % (16 / size_of(p.dtype)) == 0 &&
+         double(p.N) * double(p.C) * double(p.H) * double(p.W) <= kFewApart;
+}
+
+// The problem with results that any row takes.
+constexpr Problem with_packed_x(Problem p) {
+  p.x = channels_last_strides(p.C, p.H, p.W), p.x_align = 16;
+  return p;
 }
 
 // TF32's of 128x128: what the estimate leaves out of that, less where many of the pixels that taps meet lie in the
@@ -161,7 +178,8 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (is_planes_wgrad(row)) return planes_wgrad_supports(row, p);
   if (is_sums(row, p)) return sums_supports(row, p);
   return row.variant == Variant::lean ? lean_supports(row, p)
-                                      : takes_classes(row, p) || takes_resident(row, p) || tma_supports(row, p);
+                                      : takes_classes(row, p) || takes_resident(row, p) ||
+                                            tma_supports(row, stores_apart(row, p) ? with_packed_x(p) : p);
 }
 constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (Parts const parts = parts_of(row, p); parts.count() > 0) {

@@ -31,8 +31,10 @@ constexpr bool fits_in_place(Strides const& s, int align, int64_t channels, int6
 // What tma takes in any strides, unless a pass over memory is faster: fprop's pixels of channels that lie side by side
 // but take no vectors are stored one by one. A packed result takes an eighth of that time, and 6 us for its launches.
 // Few tiles with long sums are split, and tma_reduce stores neighbouring channels at once.
-constexpr TmaTakesAny packs_rather(Op op, Problem const& p) {
+constexpr TmaTakesAny packs_rather(Row const& row, Problem const& p) {
+  Op const op = row.op;
   TmaTakesAny any = tma_takes_any(op, p);
+  any.x |= stores_apart(row, p);
   double const pixels = double(p.N) * double(p.P()) * double(p.Q()),
                bytes = pixels * double(p.K + 16) * size_of(p.dtype);
   bool const across = p.y.c == 1 && p.K_per_group() % (16 / size_of(p.dtype)) != 0;
@@ -52,7 +54,7 @@ struct PackedGroup {
 constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
   Op const op = row.op;
   int64_t const line = 128 / size_of(p.dtype), v = 16 / size_of(p.dtype);
-  TmaTakesAny const any = packs_rather(op, p);
+  TmaTakesAny const any = packs_rather(row, p);
   // reduced: over these channels; few: up to 32 have shorter lines; most: what may be left in the last line for it to
   // be filled.
   bool const taps = p.groups == 1 && p.R * p.S > 1 && size_of(p.dtype) == 2;
@@ -246,7 +248,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
   }
   PackedGroup const g = packed_group(row, p);
   bool const C = g.C != p.C_per_group(), K = g.K != p.K_per_group();
-  TmaTakesAny any = packs_rather(op, p);
+  TmaTakesAny any = packs_rather(row, p);
   any.w |= tma_adds_into_any(row, p);
   Packed q{{}, p};
   q.which.x = C || (!any.x && !fits_in_place(p.x, p.x_align, g.C, p.N, p.H, p.W, p.dtype));

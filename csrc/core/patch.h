@@ -113,12 +113,11 @@ constexpr bool patch_vectors(Problem const& p) {
 // Is every input in a patch?
 constexpr bool patch_fills(Problem const& p) { return patch_steps(p) && p.P() * p.R == p.H && p.Q() * p.S == p.W; }
 
-// Is dgrad's result written along rows of planes, each pixel from its patch?
-inline constexpr int64_t kMostFilledColumns = 4096;
+// Is dgrad's result written along planes, each pixel from its patch?
+inline constexpr int64_t kMostFilledAxes = 8192;  // rows and columns
 constexpr bool patch_fills_planes(Problem const& p) {
-  double const rows = double(p.N) * double(p.C) * double(p.H);
-  return p.x.w == 1 && p.W > 1 && p.W <= kMostFilledColumns && p.x.c != 1 && !patch_vectors(p) && rows < 4e9 &&
-         double(p.Q()) * double(patch_length(p)) < 2e9;
+  return p.x.w == 1 && p.W > 1 && p.H + p.W <= kMostFilledAxes && p.x.c != 1 && !patch_vectors(p) &&
+         double(p.N) * double(p.C) < 2e9 && double(p.P()) * double(p.Q()) * double(patch_length(p)) < 2e9;
 }
 
 // Elements of 2 bytes that are moved one by one: as measured, of NCHW and channels_last.
@@ -129,9 +128,9 @@ constexpr double patch_ns(Row const& row, Problem const& p) {
   double const each = !singly || planes ? 0 : !backward ? 0.0016 : 0.004;
   double const elements = double(p.N) * double(p.P()) * double(p.Q()) * double(patch_length(p));
   double const patches_ns = double(patch_bytes(row, p)) * (backward ? (planes ? 0.4 : 0.5) : 0.8) / 1000;
-  // Whole rows of planes, of which each costs as measured; or zeros beforehand.
+  // Whole planes, or zeros beforehand.
   double const x_bytes = double(p.N) * double(p.C) * double(p.H) * double(p.W) * size_of(p.dtype);
-  double const filled_ns = planes ? x_bytes / 3500 + double(p.N) * double(p.C) * double(p.H) * 0.22
+  double const filled_ns = planes ? x_bytes / 2400
                            : !backward || patch_fills(p) ? 0
                                                          : 2000 + x_bytes / 3000;
   return (patch_pads(p) ? 7000 : 4000) + patches_ns + elements * each + filled_ns;

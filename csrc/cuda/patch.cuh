@@ -1,5 +1,5 @@
 // Copies images in any strides to padded patches and back (core/patch.h). A thread moves 16 bytes of a patch, or, back
-// to planes, fills pixels that lie side by side.
+// to planes, fills words of them.
 #pragma once
 
 #include "../core/patch.h"
@@ -9,7 +9,19 @@
 namespace conv2d_ext::patch {
 
 constexpr int kThreads = 256;
-constexpr int kFilledRows = 4;  // of a warp
+constexpr int kFilledWords = 16;  // of 4 bytes, by a thread
+
+struct Params;
+
+// Of a result whose planes have no gaps, or a step from one to another.
+struct Pixel {
+  int n = 0, c = 0, h = 0, w = 0;
+
+  Pixel() = default;
+  __host__ __device__ Pixel(int n, int c, int h, int w) : n(n), c(c), h(h), w(w) {}
+  __host__ __device__ Pixel(int64_t at, Params const& p);
+  __device__ void advance(Pixel const& step, Params const& p);
+};
 
 struct Params {
   void* image;
@@ -19,9 +31,25 @@ struct Params {
   int stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
   int length;                    // 16 bytes of a patch
   bool channels_first, vectors;  // vectors: 16 bytes of a patch lie together in the image
-  int64_t count;                 // of 16 bytes
-  uint32_t rows;                 // of all planes
+  int64_t count;                 // of 16 bytes of patches, or of pixels that are filled
+  Pixel step;                    // from a thread's word to its next
 };
+
+__host__ __device__ inline Pixel::Pixel(int64_t at, Params const& p) {
+  int64_t const plane = at / (p.H * p.W);
+  int const pixel = int(at - plane * (p.H * p.W));
+  n = int(plane / p.C), c = int(plane - int64_t(n) * p.C), h = pixel / p.W, w = pixel - h * p.W;
+}
+
+__device__ inline void Pixel::advance(Pixel const& step, Params const& p) {
+  auto add = [](int& to, int step, int extent, int carry) {
+    to += step + carry;
+    int const more = to >= extent;
+    to -= more ? extent : 0;
+    return more;
+  };
+  n += step.n + add(c, step.c, p.C, add(h, step.h, p.H, add(w, step.w, p.W, 0)));
+}
 
 template <class T, bool back>
 __global__ void __launch_bounds__(kThreads) copy(__grid_constant__ Params const p) {
@@ -74,58 +102,61 @@ __global__ void __launch_bounds__(kThreads) copy(__grid_constant__ Params const 
   if constexpr (!back) *packed = *reinterpret_cast<uint4 const*>(&v);
 }
 
-// The patch and the tap that meet a coordinate of one axis, counted from the padding; no patch: `count`.
-struct Met {
-  int patch, tap;
-  __device__ Met(int at, int taps, int stride, int dilation, int count) : patch(count), tap(0) {
-    for (; tap < taps && at >= 0; ++tap, at -= dilation)
-      if (at % stride == 0 && at / stride < count) {
-        patch = at / stride;
-        return;
-      }
-  }
-};
-
-// Each warp fills rows of planes, V pixels of a lane at a time. Where a column's pixels are in the patches of a row is
-// worked out once.
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads) fill_planes(__grid_constant__ Params const p) {
-  __shared__ alignas(16) int columns[kMostFilledColumns];  // -1: in no patch
-  int const elements = p.length * (16 / int(sizeof(T)));
-  for (int w = int(threadIdx.x); w < p.W; w += kThreads) {
-    Met const at(w + p.pad_left, p.S, p.stride_w, p.dilation_w, p.Q);
-    columns[w] = at.patch < p.Q ? at.patch * elements + at.tap * (p.channels_first ? 1 : p.C) : -1;
-  }
-  __syncthreads();
-  uint32_t const first = (blockIdx.x * (kThreads / 32) + threadIdx.x / 32) * kFilledRows;
-  for (uint32_t i = first; i < first + kFilledRows && i < p.rows; ++i) {
-    uint32_t const plane = i / uint32_t(p.H), n = plane / uint32_t(p.C);
-    int const h = int(i - plane * p.H), c = int(plane - n * p.C);
-    Met const at(h + p.pad_top, p.R, p.stride_h, p.dilation_h, p.P);
-    T const* const from = static_cast<T const*>(p.patches) + (int64_t(n) * p.P + at.patch) * p.Q * elements +
-                          (p.channels_first ? (c * p.R + at.tap) * p.S : at.tap * p.S * p.C + c);
-    T* const to = static_cast<T*>(p.image) + n * p.n + c * p.c + h * p.h;
-#pragma unroll 4
-    for (int w = int(threadIdx.x) % 32 * V; w < p.W; w += 32 * V) {
-      Vector<int, V> const column = *reinterpret_cast<Vector<int, V> const*>(columns + w);
-      Vector<T, V> v = {};
-#pragma unroll
-      for (int k = 0; k < V; ++k)
-        if (at.patch < p.P && column.v[k] >= 0) v.v[k] = from[column.v[k]];
-      *reinterpret_cast<Vector<T, V>*>(to + w) = v;
-    }
+// For each coordinate of an axis of the image, where its elements are in the patches; nothing where there are none.
+__device__ inline void find_elements(int* to, int extent, int patches, int taps, int stride, int dilation, int pad,
+                                     int of_patch, int of_tap) {
+  for (int i = int(threadIdx.x); i < patches * taps; i += kThreads) {
+    int const patch = i / taps, tap = i - patch * taps, at = patch * stride + tap * dilation - pad;
+    if (unsigned(at) < unsigned(extent)) to[at] = patch * of_patch + tap * of_tap;
   }
 }
 
-// Of rows without gaps, which are written once, whole.
+// Fills planes without gaps, words that follow each other by threads that do.
+template <class T>
+__global__ void __launch_bounds__(kThreads) fill_planes(__grid_constant__ Params const p) {
+  constexpr int pixels = 4 / int(sizeof(T));  // of a word
+  extern __shared__ int rows[];               // and columns; -1: in no patch
+  int* const columns = rows + p.H;
+  for (int i = int(threadIdx.x); i < p.H + p.W; i += kThreads) rows[i] = -1;
+  __syncthreads();
+  int const elements = p.length * (16 / int(sizeof(T))), of_s = p.channels_first ? 1 : p.C;
+  find_elements(rows, p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, p.Q * elements, p.S * of_s);
+  find_elements(columns, p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, elements, of_s);
+  __syncthreads();
+
+  T const* const patches = static_cast<T const*>(p.patches);
+  int64_t const image = int64_t(p.P) * p.Q * elements;
+  int const of_c = p.channels_first ? p.R * p.S : 1;
+  auto value = [&](Pixel const& at) {
+    int const row = rows[at.h], column = columns[at.w];
+    return (row | column) >= 0 ? __ldg(patches + at.n * image + at.c * of_c + row + column) : T(0);
+  };
+  int64_t i = (int64_t(blockIdx.x) * kFilledWords * kThreads + threadIdx.x) * pixels;
+  Pixel at(i, p);
+#pragma unroll 2
+  for (int word = 0; word < kFilledWords && i < p.count; ++word, i += kThreads * pixels) {
+    T* const to = static_cast<T*>(p.image) + i;
+    Vector<T, pixels> v;
+    v.v[0] = value(at);
+    if constexpr (pixels == 2) {
+      Pixel next = at;
+      next.advance({0, 0, 0, 1}, p);
+      v.v[1] = i + 1 < p.count ? value(next) : T(0);
+    }
+    if (i + pixels <= p.count)
+      *reinterpret_cast<Vector<T, pixels>*>(to) = v;
+    else
+      *to = v.v[0];
+    at.advance(p.step, p);
+  }
+}
+
 template <class T>
 cudaError_t launch_planes(Params p, Problem const& problem, cudaStream_t stream) {
-  auto fits = [&](int v) {
-    return p.W % v == 0 && p.n % v == 0 && p.c % v == 0 && p.h % v == 0 && problem.x_align >= v * int(sizeof(T));
-  };
-  p.rows = uint32_t(problem.N * problem.C * problem.H);
-  auto* const kernel = fits(4) ? fill_planes<T, 4> : fits(2) ? fill_planes<T, 2> : fill_planes<T, 1>;
-  kernel<<<unsigned(ceil_div(p.rows, kFilledRows * (kThreads / 32))), kThreads, 0, stream>>>(p);
+  constexpr int64_t step = kThreads * 4 / int64_t(sizeof(T));  // from a word to the thread's next one
+  p.count = problem.N * problem.C * problem.H * problem.W;
+  p.step = Pixel(step, p);
+  fill_planes<T><<<unsigned(ceil_div(p.count, step * kFilledWords)), kThreads, int(p.H + p.W) * 4, stream>>>(p);
   return cudaGetLastError();
 }
 

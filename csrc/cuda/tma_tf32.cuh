@@ -219,6 +219,7 @@ __global__ void __launch_bounds__(tma::kThreads, 1) raw_kernel(__grid_constant__
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
+  ptx::griddepcontrol_wait();  // for what the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
     raw_multiply<TM, TN>(p, ring, tables);
@@ -279,8 +280,7 @@ cudaError_t launch_raw(Params& p, Problem const& problem, void const* filters, i
   auto* const kernel = raw_kernel<TM, TN>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;
-  kernel<<<unsigned(blocks), tma::kThreads, S::shared_bytes, stream>>>(p);
-  return cudaGetLastError();
+  return launch_dependent(kernel, dim3(unsigned(blocks)), tma::kThreads, S::shared_bytes, stream, p);
 }
 
 // Beyond, what the launch behind would gain by an early begin is less than it loses: its blocks would be where SMs
