@@ -16,6 +16,7 @@
 #include "tma_strict_wgrad.h"
 #include "tma_sums.h"
 #include "tma_zeros.h"
+#include "turned_filters.h"
 
 namespace conv2d_ext {
 
@@ -134,13 +135,13 @@ inline constexpr double kFewApart = 1 << 26;  // elements of x
 constexpr bool stores_apart(Row const& row, Problem const& p) {
   bool const pixels = row.variant == Variant::im2col || row.variant == Variant::raw || is_halo(row.variant);
   return row.family == Family::tma && row.op == Op::dgrad && pixels && p.groups == 1 && p.stride_w > 1 && p.x.c > 1 &&
-         p.C % (16 / size_of(p.dtype)) == 0 &&
-         double(p.N) * double(p.C) * double(p.H) * double(p.W) <= kFewApart;
+         p.C % (16 / size_of(p.dtype)) == 0 && double(p.N) * double(p.C) * double(p.H) * double(p.W) <= kFewApart;
 }
 
-// The problem with results that any row takes.
-constexpr Problem with_packed_x(Problem p) {
-  p.x = channels_last_strides(p.C, p.H, p.W), p.x_align = 16;
+// The problem with results and filters as tma_supports knows them.
+constexpr Problem as_channels_last(Row const& row, Problem p) {
+  if (stores_apart(row, p)) p.x = channels_last_strides(p.C, p.H, p.W), p.x_align = 16;
+  if (wants_turned_filters(row) && has_turned_filters(p)) p.w = channels_last_strides(p.C_per_group(), p.R, p.S);
   return p;
 }
 
@@ -177,9 +178,9 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   if (is_planes_wgrad(row)) return planes_wgrad_supports(row, p);
   if (is_sums(row, p)) return sums_supports(row, p);
-  return row.variant == Variant::lean ? lean_supports(row, p)
-                                      : takes_classes(row, p) || takes_resident(row, p) ||
-                                            tma_supports(row, stores_apart(row, p) ? with_packed_x(p) : p);
+  return row.variant == Variant::lean
+             ? lean_supports(row, p)
+             : takes_classes(row, p) || takes_resident(row, p) || tma_supports(row, as_channels_last(row, p));
 }
 constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (Parts const parts = parts_of(row, p); parts.count() > 0) {
@@ -234,6 +235,8 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
       row.tile_m == 128 && row.tile_n == 128 && p.C >= 128)
     e.ns *= 0.87;
   if (tf32) e.ns *= tf32_neighbours_share(row, op, p);
+  if (wants_turned_filters(row) && has_turned_filters(p))  // what tf32_estimate has for it
+    e.ns -= 1650 + double(p.K) * double(p.C) * double(p.R) * double(p.S) * 8 / 2310;
   bool const one_tap = op != Op::wgrad && p.R * p.S == 1 && p.groups == 1;
   if (one_tap && !tf32 && row.variant == Variant::im2col) e.ns *= 1.07;
   if (one_tap && p.stride_h * p.stride_w == 1) {

@@ -90,6 +90,11 @@ constexpr int64_t packed_w_channels(int64_t C, DType t) {
   return round_up(C, size_of(t) == 2 && C > 8 ? 16 : 16 / size_of(t));
 }
 
+// Are a filter's weights dense, and in the order channel, row, column?
+constexpr bool filters_channels_first(Problem const& p) {
+  return (p.C == 1 || p.w.c == p.R * p.S) && (p.R == 1 || p.w.h == p.S) && (p.S == 1 || p.w.w == 1);
+}
+
 // What of the problem is packed for a row that supports it, and the problem that the row then runs.
 struct Packed {
   Packing which;
@@ -258,6 +263,9 @@ constexpr Packed packed(Row const& row, Problem const& p) {
   if (q.which.x) q.problem.x = channels_last_strides(q.problem.C, p.H, p.W), q.problem.x_align = 16;
   if (q.which.w) q.problem.w = channels_last_strides(packed_w_channels(g.C, p.dtype), p.R, p.S), q.problem.w_align = 16;
   if (q.which.y) q.problem.y = channels_last_strides(q.problem.K, p.P(), p.Q()), q.problem.y_align = 16;
+  if (wants_turned_filters(row) && q.which.y && !C && p.groups == 1 && p.allow_tf32 && filters_channels_first(p) &&
+      parts_of(row, p).count() == 0)
+    q.which.w = true, q.problem.w = turned_strides(q.problem), q.problem.w_align = 16;
   return q;
 }
 

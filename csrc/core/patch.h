@@ -12,11 +12,6 @@ inline constexpr int kPatchMostChannels = 4;  // more of them fill the lines of 
 
 inline constexpr int kPartLeastChannels = 16;  // of fprop's parts, whose steps take 32 and more
 
-// Are a filter's weights dense, and in the order channel, row, column?
-constexpr bool patch_channels_first(Problem const& p) {
-  return (p.C == 1 || p.w.c == p.R * p.S) && (p.R == 1 || p.w.h == p.S) && (p.S == 1 || p.w.w == 1);
-}
-
 // Elements of a patch, and with its padding. Padded patches meet padded copies of the filters.
 constexpr int64_t patch_elements(Problem const& p) { return p.C * p.R * p.S; }
 constexpr int64_t patch_length(Problem const& p) { return round_up(patch_elements(p), 16 / size_of(p.dtype)); }
@@ -55,7 +50,7 @@ constexpr bool is_patches(Row const& row, Problem const& p) {
   double const patches = double(p.N) * double(p.P()) * double(p.Q());
   if (patches * double(patch_length(p)) * size_of(p.dtype) > kMaxPackedBytes) return false;
   bool const channels_last = (p.C == 1 || p.w.c == 1) && (p.R == 1 || p.w.h == p.S * p.C) && (p.S == 1 || p.w.w == p.C);
-  return channels_last || patch_channels_first(p);
+  return channels_last || filters_channels_first(p);
 }
 
 constexpr Problem without_window(Problem p) {
@@ -105,7 +100,7 @@ constexpr bool patch_vectors(Problem const& p) {
   auto whole = [&](int64_t elements) { return elements % (16 / size_of(p.dtype)) == 0; };
   if (p.x_align < 16 || !whole(p.x.n) || !whole(p.x.h)) return false;
   bool const unpadded = p.dilation_w == 1 && p.pad_left == 0 && p.pad_right == 0;
-  if (patch_channels_first(p)) return unpadded && p.x.w == 1 && whole(p.stride_w) && whole(p.S) && whole(p.x.c);
+  if (filters_channels_first(p)) return unpadded && p.x.w == 1 && whole(p.stride_w) && whole(p.S) && whole(p.x.c);
   if (p.x.c != 1) return false;
   return (whole(p.C) && whole(p.x.w)) || (unpadded && p.x.w == p.C && whole(p.stride_w * p.x.w) && whole(p.S * p.C));
 }
@@ -130,9 +125,7 @@ constexpr double patch_ns(Row const& row, Problem const& p) {
   double const patches_ns = double(patch_bytes(row, p)) * (backward ? (planes ? 0.4 : 0.5) : 0.8) / 1000;
   // Whole planes, or zeros beforehand.
   double const x_bytes = double(p.N) * double(p.C) * double(p.H) * double(p.W) * size_of(p.dtype);
-  double const filled_ns = planes ? x_bytes / 2400
-                           : !backward || patch_fills(p) ? 0
-                                                         : 2000 + x_bytes / 3000;
+  double const filled_ns = planes ? x_bytes / 2400 : !backward || patch_fills(p) ? 0 : 2000 + x_bytes / 3000;
   return (patch_pads(p) ? 7000 : 4000) + patches_ns + elements * each + filled_ns;
 }
 

@@ -175,7 +175,7 @@ cudaError_t launch(Problem const& problem, void const* image, void* patches, cud
   p.pad_top = int(problem.pad_top), p.pad_left = int(problem.pad_left);
   p.length = int(patch_length(problem) / lanes);
   p.count = problem.N * problem.P() * problem.Q() * p.length;
-  p.channels_first = patch_channels_first(problem);
+  p.channels_first = filters_channels_first(problem);
   p.vectors = patch_vectors(problem);
   if (back && patch_fills_planes(problem))
     return size == 2 ? launch_planes<uint16_t>(p, problem, stream) : launch_planes<uint32_t>(p, problem, stream);

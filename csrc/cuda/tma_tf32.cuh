@@ -7,7 +7,7 @@
 // its columns.
 #pragma once
 
-#include "../core/tma_tf32.h"
+#include "../core/turned_filters.h"
 #include "dependent.cuh"
 #include "tma_small.cuh"
 #include "tma_swap.cuh"
@@ -287,6 +287,9 @@ cudaError_t launch_raw(Params& p, Problem const& problem, void const* filters, i
 // become free first, and neighbours, which read the same lines, no longer beside each other.
 constexpr double kEarlyFlops = 1e10;
 
+// Strides of turned filters whose channels are what they count.
+constexpr Strides turned_filters(Strides const& w) { return {w.c, w.n, w.h, w.w}; }
+
 // Turns the filters of dgrad. `filters` and `of_filters` then are the copy, at the beginning of the workspace.
 inline cudaError_t prepare(Params& p, void const*& filters, Problem& of_filters, Problem const& problem, int sm_count,
                            cudaStream_t stream) {
@@ -302,7 +305,7 @@ inline cudaError_t prepare(Params& p, void const*& filters, Problem& of_filters,
   prepare_kernel<256><<<unsigned(min64(q.tiles, sm_count * 8)), 256, 0, stream>>>(q);
   int64_t const row = q.lines * kTf32Line;
   filters = q.out, of_filters.C = row * problem.groups, of_filters.K = rows * problem.groups;
-  of_filters.w = {taps * row, 1, problem.S * row, row};
+  of_filters.w = turned_filters(turned_strides(problem));
   p.workspace = q.out + rows * problem.groups * taps * row;
   return cudaGetLastError();
 }
@@ -331,7 +334,9 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
   } else {
     void const* filters = args.b;
     Problem of_filters = problem;
-    if (op == Op::dgrad && (error = prepare(p, filters, of_filters, problem, sm_count, stream)) != cudaSuccess)
+    if (op == Op::dgrad && has_turned_filters(problem))
+      of_filters.C = problem.w.w, of_filters.K = problem.C, of_filters.w = turned_filters(problem.w);
+    else if (op == Op::dgrad && (error = prepare(p, filters, of_filters, problem, sm_count, stream)) != cudaSuccess)
       return error;
     error = encode_filters(p.b, filters, of_filters, kTf32Line, int(min64(TN, p.N)), true);
     if (error != cudaSuccess) return error;
