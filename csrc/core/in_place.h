@@ -138,10 +138,22 @@ constexpr bool stores_apart(Row const& row, Problem const& p) {
          p.C % (16 / size_of(p.dtype)) == 0 && double(p.N) * double(p.C) * double(p.H) * double(p.W) <= kFewApart;
 }
 
+inline constexpr double kMostSingleWeights = 1024 * 1024;
+
+// wgrad in TF32 by rows of im2col: few weights are stored in any strides by the second launch, which a single part then
+// has too, rather than by one that unpacks them.
+constexpr bool tf32_adds_into_any(Row const& row, Problem const& p) {
+  return row.family == Family::tma && row.op == Op::wgrad && row.dtype == DType::f32 && p.allow_tf32 &&
+         row.variant == Variant::im2col && p.groups == 1 &&
+         double(p.K) * double(p.C) * double(p.R) * double(p.S) <= kMostSingleWeights;
+}
+constexpr bool tf32_stores_apart(Row const& row, Problem const& p) { return tf32_adds_into_any(row, p) && p.w.c > 1; }
+
 // The problem with results and filters as tma_supports knows them.
 constexpr Problem as_channels_last(Row const& row, Problem p) {
   if (stores_apart(row, p)) p.x = channels_last_strides(p.C, p.H, p.W), p.x_align = 16;
-  if (wants_turned_filters(row) && has_turned_filters(p)) p.w = channels_last_strides(p.C_per_group(), p.R, p.S);
+  if (tf32_stores_apart(row, p) || (wants_turned_filters(row) && has_turned_filters(p)))
+    p.w = channels_last_strides(p.C_per_group(), p.R, p.S), p.w_align = 16;
   return p;
 }
 
@@ -213,7 +225,11 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   if (row.variant == Variant::lean) return lean_gathers(row, p) ? gather_estimate(row, p) : lean_estimate(row, p);
   if (is_planes_wgrad(row)) return planes_wgrad_estimate(row, p, d);
   bool const tf32 = p.dtype == DType::f32;
-  if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
+  if (op == Op::wgrad) {
+    Estimate e = tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
+    if (tf32_stores_apart(row, p)) e.ns += double(p.K) * double(p.C * p.R * p.S) * 0.004 + (e.split_k == 1 ? 4000 : 0);
+    return e;
+  }
   if (takes_classes(row, p)) return classes_estimate(p, d);
   if (takes_zeros(row, p)) return zeros_estimate(row, p, d);
   if (takes_resident(row, p)) {
@@ -276,6 +292,7 @@ constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int
   if (is_sums(row, p)) return sums_workspace_bytes(row, p);
   if (row.variant == Variant::lean || is_matrix(row) || is_tma_planes(row)) return 0;
   if (is_planes_wgrad(row)) return planes_wgrad_workspace_bytes(row, p, split_k);
+  if (tf32_stores_apart(row, p) && split_k == 1) return tf32_wgrad_tiles(row, p) * row.tile_m * row.tile_n * 4;
   return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);
 }
 

@@ -254,7 +254,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
   PackedGroup const g = packed_group(row, p);
   bool const C = g.C != p.C_per_group(), K = g.K != p.K_per_group();
   TmaTakesAny any = packs_rather(row, p);
-  any.w |= tma_adds_into_any(row, p);
+  any.w |= tma_adds_into_any(row, p) || tf32_adds_into_any(row, p);
   Packed q{{}, p};
   q.which.x = C || (!any.x && !fits_in_place(p.x, p.x_align, g.C, p.N, p.H, p.W, p.dtype));
   q.which.w = C || K || (!any.w && !fits_in_place(p.w, p.w_align, g.C, p.K, p.R, p.S, p.dtype));
