@@ -128,14 +128,15 @@ constexpr bool wants_neighbours(Row const& row) {
   return row.family == Family::tma && row.op != Op::wgrad && (most || tf32_is_raw(row.variant));
 }
 
-inline constexpr double kFewApart = 1 << 26;  // elements of x
+inline constexpr double kFewApart = 4e6;  // elements of x
 
-// dgrad with a stride over NCHW: few results are stored by single elements, though those of a phase lie apart, rather
-// than by a launch that unpacks them.
+// dgrad in TF32 with a stride over NCHW: few results are stored by single elements, though those of a phase lie apart,
+// rather than by a launch that unpacks them (16-bit types: 0 to 20 us more).
 constexpr bool stores_apart(Row const& row, Problem const& p) {
   bool const pixels = row.variant == Variant::im2col || row.variant == Variant::raw || is_halo(row.variant);
-  return row.family == Family::tma && row.op == Op::dgrad && pixels && p.groups == 1 && p.stride_w > 1 && p.x.c > 1 &&
-         p.C % (16 / size_of(p.dtype)) == 0 && double(p.N) * double(p.C) * double(p.H) * double(p.W) <= kFewApart;
+  return row.family == Family::tma && row.op == Op::dgrad && row.dtype == DType::f32 && pixels && p.groups == 1 &&
+         p.stride_w > 1 && p.x.c > 1 && p.C % 4 == 0 &&
+         double(p.N) * double(p.C) * double(p.H) * double(p.W) <= kFewApart;
 }
 
 inline constexpr double kMostSingleWeights = 1024 * 1024;
@@ -201,6 +202,10 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
       Problem const part = part_of(parts, i).problem;
       if (part.R > 0) sum.ns += in_place_estimate(row, op, part, d).ns - kFirstPartNs;
     }
+    // fprop in TF32, as measured (docs/tuning.md): 128x128, and tiles of 160 filters that these do not fill.
+    bool const tf32_fprop = op == Op::fprop && p.dtype == DType::f32 && row.family == Family::tma;
+    if (tf32_fprop && row.tile_n == 160 && p.K % 160 != 0) sum.ns *= 1.3;
+    if (tf32_fprop && row.tile_m == 128 && row.tile_n == 128) sum.ns *= 0.84;
     return sum;
   }
   if (row.family == Family::tma_strict)
@@ -251,8 +256,14 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
       row.tile_m == 128 && row.tile_n == 128 && p.C >= 128)
     e.ns *= 0.87;
   if (tf32) e.ns *= tf32_neighbours_share(row, op, p);
-  if (wants_turned_filters(row) && has_turned_filters(p))  // what tf32_estimate has for it
-    e.ns -= 1650 + double(p.K) * double(p.C) * double(p.R) * double(p.S) * 8 / 2310;
+  // Of what tf32_estimate has for it. The launch's own time the raw rows gain as well, by beginning early.
+  if (wants_turned_filters(row) && has_turned_filters(p))
+    e.ns -= double(p.K) * double(p.C) * double(p.R) * double(p.S) * 0.0028;
+  if (stores_apart(row, p)) e.ns += double(p.N) * double(p.C) * double(p.H) * double(p.W) * 0.0025;
+  // Results in NCHW of dilated filters, as measured (L34, and others of docs/tuning.md).
+  if (!tf32 && op == Op::fprop && row.variant == Variant::im2col && row.tile_m == 128 && row.tile_n == 256 &&
+      p.dilation_w > 1 && p.y.c > 1 && p.groups == 1)
+    e.ns *= 1.1;
   bool const one_tap = op != Op::wgrad && p.R * p.S == 1 && p.groups == 1;
   if (one_tap && !tf32 && row.variant == Variant::im2col) e.ns *= 1.07;
   if (one_tap && p.stride_h * p.stride_w == 1) {

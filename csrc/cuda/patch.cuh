@@ -1,5 +1,5 @@
 // Copies images in any strides to padded patches and back (core/patch.h). A thread moves 16 bytes of a patch, or, back
-// to planes, fills words of them.
+// to planes, fills pixels that lie side by side.
 #pragma once
 
 #include "../core/patch.h"
@@ -9,7 +9,7 @@
 namespace conv2d_ext::patch {
 
 constexpr int kThreads = 256;
-constexpr int kFilledWords = 16;  // of 4 bytes, by a thread
+constexpr int kFilledSteps = 16;  // of a thread, at most
 
 struct Params;
 
@@ -20,7 +20,7 @@ struct Pixel {
   Pixel() = default;
   __host__ __device__ Pixel(int n, int c, int h, int w) : n(n), c(c), h(h), w(w) {}
   __host__ __device__ Pixel(int64_t at, Params const& p);
-  __device__ void advance(Pixel const& step, Params const& p);
+  __device__ bool advance(Pixel const& step, Params const& p);  // to another plane?
 };
 
 struct Params {
@@ -32,7 +32,8 @@ struct Params {
   int length;                    // 16 bytes of a patch
   bool channels_first, vectors;  // vectors: 16 bytes of a patch lie together in the image
   int64_t count;                 // of 16 bytes of patches, or of pixels that are filled
-  Pixel step;                    // from a thread's word to its next
+  Pixel step;                    // from what a thread fills to the next
+  int steps;                     // of a thread
 };
 
 __host__ __device__ inline Pixel::Pixel(int64_t at, Params const& p) {
@@ -41,15 +42,21 @@ __host__ __device__ inline Pixel::Pixel(int64_t at, Params const& p) {
   n = int(plane / p.C), c = int(plane - int64_t(n) * p.C), h = pixel / p.W, w = pixel - h * p.W;
 }
 
-__device__ inline void Pixel::advance(Pixel const& step, Params const& p) {
-  auto add = [](int& to, int step, int extent, int carry) {
-    to += step + carry;
-    int const more = to >= extent;
-    to -= more ? extent : 0;
-    return more;
+__device__ inline bool Pixel::advance(Pixel const& step, Params const& p) {
+  auto add = [](int& to, int more, int extent, int carry) {
+    to += more + carry;
+    bool const wraps = to >= extent;
+    if (wraps) to -= extent;
+    return int(wraps);
   };
-  n += step.n + add(c, step.c, p.C, add(h, step.h, p.H, add(w, step.w, p.W, 0)));
+  int const carry = add(h, step.h, p.H, add(w, step.w, p.W, 0));
+  if (carry + step.c + step.n == 0) return false;
+  n += step.n + add(c, step.c, p.C, carry);
+  return true;
 }
+
+// Places of the rows' table: whole vectors.
+__host__ __device__ inline int filled_rows(int H) { return (H + 3) / 4 * 4; }
 
 template <class T, bool back>
 __global__ void __launch_bounds__(kThreads) copy(__grid_constant__ Params const p) {
@@ -111,53 +118,69 @@ __device__ inline void find_elements(int* to, int extent, int patches, int taps,
   }
 }
 
-// Fills planes without gaps, words that follow each other by threads that do.
-template <class T>
+// Fills planes without gaps, V pixels side by side by a thread: of one row, or a word of them that may be of two.
+template <class T, int V, bool one_row>
 __global__ void __launch_bounds__(kThreads) fill_planes(__grid_constant__ Params const p) {
-  constexpr int pixels = 4 / int(sizeof(T));  // of a word
-  extern __shared__ int rows[];               // and columns; -1: in no patch
-  int* const columns = rows + p.H;
-  for (int i = int(threadIdx.x); i < p.H + p.W; i += kThreads) rows[i] = -1;
+  static_assert(one_row || V * sizeof(T) == 4);
+  extern __shared__ int4 tables[];  // of rows, of columns; -1: in no patch
+  int* const rows = reinterpret_cast<int*>(tables);
+  int* const columns = rows + filled_rows(p.H);
+  for (int i = int(threadIdx.x); i < filled_rows(p.H) + p.W; i += kThreads) rows[i] = -1;
   __syncthreads();
   int const elements = p.length * (16 / int(sizeof(T))), of_s = p.channels_first ? 1 : p.C;
   find_elements(rows, p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, p.Q * elements, p.S * of_s);
   find_elements(columns, p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, elements, of_s);
   __syncthreads();
 
-  T const* const patches = static_cast<T const*>(p.patches);
   int64_t const image = int64_t(p.P) * p.Q * elements;
   int const of_c = p.channels_first ? p.R * p.S : 1;
-  auto value = [&](Pixel const& at) {
-    int const row = rows[at.h], column = columns[at.w];
-    return (row | column) >= 0 ? __ldg(patches + at.n * image + at.c * of_c + row + column) : T(0);
+  auto plane = [&](Pixel const& at) { return static_cast<T const*>(p.patches) + at.n * image + at.c * of_c; };
+  auto value = [](T const* from, int row, int column) {
+    return (row | column) < 0 ? T(0) : __ldg(from + row + column);
   };
-  int64_t i = (int64_t(blockIdx.x) * kFilledWords * kThreads + threadIdx.x) * pixels;
+  int64_t i = (int64_t(blockIdx.x) * p.steps * kThreads + threadIdx.x) * V;
   Pixel at(i, p);
+  T const* from = plane(at);
 #pragma unroll 2
-  for (int word = 0; word < kFilledWords && i < p.count; ++word, i += kThreads * pixels) {
-    T* const to = static_cast<T*>(p.image) + i;
-    Vector<T, pixels> v;
-    v.v[0] = value(at);
-    if constexpr (pixels == 2) {
-      Pixel next = at;
-      next.advance({0, 0, 0, 1}, p);
-      v.v[1] = i + 1 < p.count ? value(next) : T(0);
+  for (int step = 0; step < p.steps && i < p.count; ++step, i += kThreads * V) {
+    Vector<T, V> v;
+    if constexpr (one_row) {
+      Vector<int, V> const column = *reinterpret_cast<Vector<int, V> const*>(columns + at.w);
+      int const row = rows[at.h];
+#pragma unroll
+      for (int k = 0; k < V; ++k) v.v[k] = value(from, row, column.v[k]);
+    } else {
+      v.v[0] = value(from, rows[at.h], columns[at.w]);
+      if constexpr (V == 2) {
+        Pixel next = at;
+        bool const other = next.advance({0, 0, 0, 1}, p);
+        v.v[1] = i + 1 < p.count ? value(other ? plane(next) : from, rows[next.h], columns[next.w]) : T(0);
+      }
     }
-    if (i + pixels <= p.count)
-      *reinterpret_cast<Vector<T, pixels>*>(to) = v;
+    T* const to = static_cast<T*>(p.image) + i;
+    if (one_row || i + V <= p.count)
+      *reinterpret_cast<Vector<T, V>*>(to) = v;
     else
       *to = v.v[0];
-    at.advance(p.step, p);
+    if (at.advance(p.step, p)) from = plane(at);
   }
 }
 
-template <class T>
-cudaError_t launch_planes(Params p, Problem const& problem, cudaStream_t stream) {
-  constexpr int64_t step = kThreads * 4 / int64_t(sizeof(T));  // from a word to the thread's next one
+template <class T, int V, bool one_row>
+cudaError_t fill(Params p, Problem const& problem, cudaStream_t stream) {
+  int64_t const step = kThreads * V;  // from a thread's pixels to its next ones
   p.count = problem.N * problem.C * problem.H * problem.W;
   p.step = Pixel(step, p);
-  fill_planes<T><<<unsigned(ceil_div(p.count, step * kFilledWords)), kThreads, int(p.H + p.W) * 4, stream>>>(p);
+  // Four rounds of blocks on an H200 before a thread has more.
+  p.steps = int(min64(max64(p.count / (step * 4 * 8 * 132), 1), kFilledSteps));
+  int const bytes = (filled_rows(p.H) + p.W) * 4;
+  fill_planes<T, V, one_row><<<unsigned(ceil_div(p.count, step * p.steps)), kThreads, bytes, stream>>>(p);
   return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t launch_planes(Params const& p, Problem const& problem, cudaStream_t stream) {
+  return p.W % 4 == 0 ? fill<T, 4, true>(p, problem, stream) : fill<T, 4 / sizeof(T), false>(p, problem, stream);
 }
 
 // back: of patches that share no input; what none has is set to zero.
