@@ -139,7 +139,7 @@ constexpr bool stores_apart(Row const& row, Problem const& p) {
          double(p.N) * double(p.C) * double(p.H) * double(p.W) <= kFewApart;
 }
 
-inline constexpr double kMostSingleWeights = 1024 * 1024;
+inline constexpr double kMostSingleWeights = 160 * 1024;
 
 // wgrad in TF32 by rows of im2col: few weights are stored in any strides by the second launch, which a single part then
 // has too, rather than by one that unpacks them.
@@ -232,7 +232,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   bool const tf32 = p.dtype == DType::f32;
   if (op == Op::wgrad) {
     Estimate e = tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
-    if (tf32_stores_apart(row, p)) e.ns += double(p.K) * double(p.C * p.R * p.S) * 0.004 + (e.split_k == 1 ? 4000 : 0);
+    if (tf32_stores_apart(row, p)) e.ns += double(p.K) * double(p.C * p.R * p.S) * 0.015 + (e.split_k == 1 ? 4000 : 0);
     return e;
   }
   if (takes_classes(row, p)) return classes_estimate(p, d);

@@ -125,7 +125,10 @@ constexpr double patch_ns(Row const& row, Problem const& p) {
   double const patches_ns = double(patch_bytes(row, p)) * (backward ? (planes ? 0.4 : 0.5) : 0.8) / 1000;
   // Whole planes, or zeros beforehand.
   double const x_bytes = double(p.N) * double(p.C) * double(p.H) * double(p.W) * size_of(p.dtype);
-  double const filled_ns = planes ? x_bytes / 2400 : !backward || patch_fills(p) ? 0 : 2000 + x_bytes / 3000;
+  double const pixel_ns = p.W % 4 == 0 ? 0.001 : 0.0018;  // of a row's four at a time, or words
+  double const filled_ns = planes                        ? x_bytes / size_of(p.dtype) * pixel_ns
+                           : !backward || patch_fills(p) ? 0
+                                                         : 2000 + x_bytes / 3000;
   return (patch_pads(p) ? 7000 : 4000) + patches_ns + elements * each + filled_ns;
 }
 

@@ -171,8 +171,7 @@ cudaError_t fill(Params p, Problem const& problem, cudaStream_t stream) {
   int64_t const step = kThreads * V;  // from a thread's pixels to its next ones
   p.count = problem.N * problem.C * problem.H * problem.W;
   p.step = Pixel(step, p);
-  // Four rounds of blocks on an H200 before a thread has more.
-  p.steps = int(min64(max64(p.count / (step * 4 * 8 * 132), 1), kFilledSteps));
+  p.steps = int(min64(ceil_div(p.count, step * 8 * 132), kFilledSteps));  // a round of blocks on an H200, if few
   int const bytes = (filled_rows(p.H) + p.W) * 4;
   fill_planes<T, V, one_row><<<unsigned(ceil_div(p.count, step * p.steps)), kThreads, bytes, stream>>>(p);
   return cudaGetLastError();
