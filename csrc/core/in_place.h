@@ -153,7 +153,7 @@ constexpr bool tf32_stores_apart(Row const& row, Problem const& p) { return tf32
 // The problem with results and filters as tma_supports knows them.
 constexpr Problem as_channels_last(Row const& row, Problem p) {
   if (stores_apart(row, p)) p.x = channels_last_strides(p.C, p.H, p.W), p.x_align = 16;
-  if (tf32_stores_apart(row, p) || (wants_turned_filters(row) && has_turned_filters(p)))
+  if (tf32_stores_apart(row, p) || (wants_turned_filters(row) && p.groups == 1 && has_turned_filters(p)))
     p.w = channels_last_strides(p.C_per_group(), p.R, p.S), p.w_align = 16;
   return p;
 }
@@ -202,7 +202,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
       Problem const part = part_of(parts, i).problem;
       if (part.R > 0) sum.ns += in_place_estimate(row, op, part, d).ns - kFirstPartNs;
     }
-    // fprop in TF32, as measured (docs/tuning.md): 128x128, and tiles of 160 filters that these do not fill.
+    // fprop in TF32, as measured (dilations of 130 and 140): 128x128, and tiles of 160 filters that these do not fill.
     bool const tf32_fprop = op == Op::fprop && p.dtype == DType::f32 && row.family == Family::tma;
     if (tf32_fprop && row.tile_n == 160 && p.K % 160 != 0) sum.ns *= 1.3;
     if (tf32_fprop && row.tile_m == 128 && row.tile_n == 128) sum.ns *= 0.84;
