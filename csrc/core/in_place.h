@@ -139,7 +139,7 @@ constexpr bool stores_apart(Row const& row, Problem const& p) {
          double(p.N) * double(p.C) * double(p.H) * double(p.W) <= kFewApart;
 }
 
-inline constexpr double kMostSingleWeights = 160 * 1024;
+inline constexpr double kMostSingleWeights = 112 * 1024;
 
 // wgrad in TF32 by rows of im2col: few weights are stored in any strides by the second launch, which a single part then
 // has too, rather than by one that unpacks them.
@@ -262,7 +262,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   if (stores_apart(row, p)) e.ns += double(p.N) * double(p.C) * double(p.H) * double(p.W) * 0.0025;
   // Results in NCHW of dilated filters, as measured (L34, and others of docs/tuning.md).
   if (!tf32 && op == Op::fprop && row.variant == Variant::im2col && row.tile_m == 128 && row.tile_n == 256 &&
-      p.dilation_w > 1 && p.y.c > 1 && p.groups == 1)
+      p.dilation_w > 1 && p.y.c > 1 && p.groups == 1 && e.ns > 60000)
     e.ns *= 1.1;
   bool const one_tap = op != Op::wgrad && p.R * p.S == 1 && p.groups == 1;
   if (one_tap && !tf32 && row.variant == Variant::im2col) e.ns *= 1.07;

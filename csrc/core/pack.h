@@ -263,8 +263,8 @@ constexpr Packed packed(Row const& row, Problem const& p) {
   if (q.which.x) q.problem.x = channels_last_strides(q.problem.C, p.H, p.W), q.problem.x_align = 16;
   if (q.which.w) q.problem.w = channels_last_strides(packed_w_channels(g.C, p.dtype), p.R, p.S), q.problem.w_align = 16;
   if (q.which.y) q.problem.y = channels_last_strides(q.problem.K, p.P(), p.Q()), q.problem.y_align = 16;
-  if (wants_turned_filters(row) && q.which.y && !C && p.groups == 1 && p.allow_tf32 && filters_channels_first(p) &&
-      parts_of(row, p).count() == 0)
+  if (wants_turned_filters(row) && q.which.y && p.x.c > 1 && !C && p.groups == 1 && p.allow_tf32 &&
+      filters_channels_first(p) && parts_of(row, p).count() == 0)
     q.which.w = true, q.problem.w = turned_strides(q.problem), q.problem.w_align = 16;
   return q;
 }
