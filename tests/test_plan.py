@@ -868,6 +868,17 @@ def test_other_layouts_and_channel_counts_are_packed(op: str) -> None:
         assert packed(op, case, *meta(case, torch.float16, "nchw")) == "", case
 
 
+def test_few_gradients_in_tf32_over_nchw_are_stored_where_they_belong() -> None:
+    """Rather than by a launch that unpacks them: dgrad's pixels of a stride's phases, and wgrad's filters."""
+    few = Case("few", 8, 64, 28, 28, 128, 3, 3, (2, 2), (1, 1))
+    many = Case("many", 64, 256, 56, 56, 256, 3, 3, (2, 2), (1, 1))
+    for case, which in ((few, {"dgrad": "wy", "wgrad": "xy"}), (many, {"dgrad": "xwy", "wgrad": "xwy"})):
+        for op, expected in which.items():
+            tensors = meta(case, torch.float32, "nchw")
+            assert named(op, case, torch.float32, "nchw", allow_tf32=True).startswith(f"tma_{op}_"), case
+            assert packed(op, case, *tensors, allow_tf32=True) == expected, (op, case)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_a_group_that_ends_within_a_step_is_copied_in_place(op: str) -> None:
     """fprop and dgrad reduce 16 channels at a time, TF32 32: zeros follow the group's, not the next group's."""

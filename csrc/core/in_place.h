@@ -16,6 +16,7 @@
 #include "tma_strict_wgrad.h"
 #include "tma_sums.h"
 #include "tma_zeros.h"
+#include "turned_filters.h"
 
 namespace conv2d_ext {
 
@@ -131,8 +132,38 @@ constexpr double off_sectors(Row const& row, Problem const& p) {
 // Tiles of fprop and dgrad that read most lines for their products. They are fast where neighbouring blocks, which read
 // the same lines at the same time, have neighbouring SMs: what runs before should let them begin together.
 constexpr bool wants_neighbours(Row const& row) {
-  return row.family == Family::tma && row.op != Op::wgrad && row.variant == Variant::im2col && row.tile_m >= 128 &&
-         row.tile_m * row.tile_n <= 128 * 128;
+  bool const most = row.variant == Variant::im2col && row.tile_m >= 128 && row.tile_m * row.tile_n <= 128 * 128;
+  return row.family == Family::tma && row.op != Op::wgrad && (most || tf32_is_raw(row.variant));
+}
+
+inline constexpr double kFewApart = 4e6;  // elements of x
+
+// dgrad in TF32 with a stride over NCHW: few results are stored by single elements, though those of a phase lie apart,
+// rather than by a launch that unpacks them (16-bit types: 0 to 20 us more).
+constexpr bool stores_apart(Row const& row, Problem const& p) {
+  bool const pixels = row.variant == Variant::im2col || row.variant == Variant::raw || is_halo(row.variant);
+  return row.family == Family::tma && row.op == Op::dgrad && row.dtype == DType::f32 && pixels && p.groups == 1 &&
+         p.stride_w > 1 && p.x.c > 1 && p.C % 4 == 0 &&
+         double(p.N) * double(p.C) * double(p.H) * double(p.W) <= kFewApart;
+}
+
+inline constexpr double kMostSingleWeights = 112 * 1024;
+
+// wgrad in TF32 by rows of im2col: few weights are stored in any strides by the second launch, which a single part then
+// has too, rather than by one that unpacks them.
+constexpr bool tf32_adds_into_any(Row const& row, Problem const& p) {
+  return row.family == Family::tma && row.op == Op::wgrad && row.dtype == DType::f32 && p.allow_tf32 &&
+         row.variant == Variant::im2col && p.groups == 1 &&
+         double(p.K) * double(p.C) * double(p.R) * double(p.S) <= kMostSingleWeights;
+}
+constexpr bool tf32_stores_apart(Row const& row, Problem const& p) { return tf32_adds_into_any(row, p) && p.w.c > 1; }
+
+// The problem with results and filters as tma_supports knows them.
+constexpr Problem as_channels_last(Row const& row, Problem p) {
+  if (stores_apart(row, p)) p.x = channels_last_strides(p.C, p.H, p.W), p.x_align = 16;
+  if (tf32_stores_apart(row, p) || (wants_turned_filters(row) && p.groups == 1 && has_turned_filters(p)))
+    p.w = channels_last_strides(p.C_per_group(), p.R, p.S), p.w_align = 16;
+  return p;
 }
 
 // TF32's of 128x128: what the estimate leaves out of that, less where many of the pixels that taps meet lie in the
@@ -168,8 +199,9 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   if (is_planes_wgrad(row)) return planes_wgrad_supports(row, p);
   if (is_sums(row, p)) return sums_supports(row, p);
-  return row.variant == Variant::lean ? lean_supports(row, p)
-                                      : takes_classes(row, p) || takes_resident(row, p) || tma_supports(row, p);
+  return row.variant == Variant::lean
+             ? lean_supports(row, p)
+             : takes_classes(row, p) || takes_resident(row, p) || tma_supports(row, as_channels_last(row, p));
 }
 constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (Parts const parts = parts_of(row, p); parts.count() > 0) {
@@ -178,6 +210,10 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
       Problem const part = part_of(parts, i).problem;
       if (part.R > 0) sum.ns += in_place_estimate(row, op, part, d).ns - kFirstPartNs;
     }
+    // fprop in TF32, as measured (dilations of 130 and 140): 128x128, and tiles of 160 filters that these do not fill.
+    bool const tf32_fprop = op == Op::fprop && p.dtype == DType::f32 && row.family == Family::tma;
+    if (tf32_fprop && row.tile_n == 160 && p.K % 160 != 0) sum.ns *= 1.3;
+    if (tf32_fprop && row.tile_m == 128 && row.tile_n == 128) sum.ns *= 0.84;
     return sum;
   }
   if (row.family == Family::tma_strict)
@@ -202,7 +238,11 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   if (row.variant == Variant::lean) return lean_gathers(row, p) ? gather_estimate(row, p) : lean_estimate(row, p);
   if (is_planes_wgrad(row)) return planes_wgrad_estimate(row, p, d);
   bool const tf32 = p.dtype == DType::f32;
-  if (op == Op::wgrad) return tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
+  if (op == Op::wgrad) {
+    Estimate e = tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
+    if (tf32_stores_apart(row, p)) e.ns += double(p.K) * double(p.C * p.R * p.S) * 0.015 + (e.split_k == 1 ? 4000 : 0);
+    return e;
+  }
   if (takes_classes(row, p)) return classes_estimate(p, d);
   if (takes_zeros(row, p)) return zeros_estimate(row, p, d);
   if (takes_resident(row, p)) {
@@ -224,6 +264,14 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
       row.tile_m == 128 && row.tile_n == 128 && p.C >= 128)
     e.ns *= 0.87;
   if (tf32) e.ns *= tf32_neighbours_share(row, op, p);
+  // Of what tf32_estimate has for it. The launch's own time the raw rows gain as well, by beginning early.
+  if (wants_turned_filters(row) && has_turned_filters(p))
+    e.ns -= double(p.K) * double(p.C) * double(p.R) * double(p.S) * 0.0028;
+  if (stores_apart(row, p)) e.ns += double(p.N) * double(p.C) * double(p.H) * double(p.W) * 0.0025;
+  // Results in NCHW of dilated filters, as measured (L34, and others of docs/tuning.md).
+  if (!tf32 && op == Op::fprop && row.variant == Variant::im2col && row.tile_m == 128 && row.tile_n == 256 &&
+      p.dilation_w > 1 && p.y.c > 1 && p.groups == 1 && e.ns > 60000)
+    e.ns *= 1.1;
   bool const one_tap = op != Op::wgrad && p.R * p.S == 1 && p.groups == 1;
   if (one_tap && !tf32 && row.variant == Variant::im2col) e.ns *= 1.07;
   if (one_tap && p.stride_h * p.stride_w == 1) {
@@ -263,6 +311,7 @@ constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int
   if (is_sums(row, p)) return sums_workspace_bytes(row, p);
   if (row.variant == Variant::lean || is_matrix(row) || is_tma_planes(row)) return 0;
   if (is_planes_wgrad(row)) return planes_wgrad_workspace_bytes(row, p, split_k);
+  if (tf32_stores_apart(row, p) && split_k == 1) return tf32_wgrad_tiles(row, p) * row.tile_m * row.tile_n * 4;
   return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);
 }
 

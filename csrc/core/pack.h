@@ -31,8 +31,10 @@ constexpr bool fits_in_place(Strides const& s, int align, int64_t channels, int6
 // What tma takes in any strides, unless a pass over memory is faster: fprop's pixels of channels that lie side by side
 // but take no vectors are stored one by one. A packed result takes an eighth of that time, and 6 us for its launches.
 // Few tiles with long sums are split, and tma_reduce stores neighbouring channels at once.
-constexpr TmaTakesAny packs_rather(Op op, Problem const& p) {
+constexpr TmaTakesAny packs_rather(Row const& row, Problem const& p) {
+  Op const op = row.op;
   TmaTakesAny any = tma_takes_any(op, p);
+  any.x |= stores_apart(row, p);
   double const pixels = double(p.N) * double(p.P()) * double(p.Q()),
                bytes = pixels * double(p.K + 16) * size_of(p.dtype);
   bool const across = p.y.c == 1 && p.K_per_group() % (16 / size_of(p.dtype)) != 0;
@@ -52,7 +54,7 @@ struct PackedGroup {
 constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
   Op const op = row.op;
   int64_t const line = 128 / size_of(p.dtype), v = 16 / size_of(p.dtype);
-  TmaTakesAny const any = packs_rather(op, p);
+  TmaTakesAny const any = packs_rather(row, p);
   // reduced: over these channels; few: up to 32 have shorter lines; most: what may be left in the last line for it to
   // be filled.
   bool const taps = p.groups == 1 && p.R * p.S > 1 && size_of(p.dtype) == 2;
@@ -86,6 +88,11 @@ constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
 // than one begin on 32 bytes, as operands' do.
 constexpr int64_t packed_w_channels(int64_t C, DType t) {
   return round_up(C, size_of(t) == 2 && C > 8 ? 16 : 16 / size_of(t));
+}
+
+// Are a filter's weights dense, and in the order channel, row, column?
+constexpr bool filters_channels_first(Problem const& p) {
+  return (p.C == 1 || p.w.c == p.R * p.S) && (p.R == 1 || p.w.h == p.S) && (p.S == 1 || p.w.w == 1);
 }
 
 // What of the problem is packed for a row that supports it, and the problem that the row then runs.
@@ -246,8 +253,8 @@ constexpr Packed packed(Row const& row, Problem const& p) {
   }
   PackedGroup const g = packed_group(row, p);
   bool const C = g.C != p.C_per_group(), K = g.K != p.K_per_group();
-  TmaTakesAny any = packs_rather(op, p);
-  any.w |= tma_adds_into_any(row, p);
+  TmaTakesAny any = packs_rather(row, p);
+  any.w |= tma_adds_into_any(row, p) || tf32_adds_into_any(row, p);
   Packed q{{}, p};
   q.which.x = C || (!any.x && !fits_in_place(p.x, p.x_align, g.C, p.N, p.H, p.W, p.dtype));
   q.which.w = C || K || (!any.w && !fits_in_place(p.w, p.w_align, g.C, p.K, p.R, p.S, p.dtype));
@@ -256,6 +263,9 @@ constexpr Packed packed(Row const& row, Problem const& p) {
   if (q.which.x) q.problem.x = channels_last_strides(q.problem.C, p.H, p.W), q.problem.x_align = 16;
   if (q.which.w) q.problem.w = channels_last_strides(packed_w_channels(g.C, p.dtype), p.R, p.S), q.problem.w_align = 16;
   if (q.which.y) q.problem.y = channels_last_strides(q.problem.K, p.P(), p.Q()), q.problem.y_align = 16;
+  if (wants_turned_filters(row) && q.which.y && p.x.c > 1 && !C && p.groups == 1 && p.allow_tf32 &&
+      filters_channels_first(p) && parts_of(row, p).count() == 0)
+    q.which.w = true, q.problem.w = turned_strides(q.problem), q.problem.w_align = 16;
   return q;
 }
 

@@ -12,11 +12,6 @@ inline constexpr int kPatchMostChannels = 4;  // more of them fill the lines of 
 
 inline constexpr int kPartLeastChannels = 16;  // of fprop's parts, whose steps take 32 and more
 
-// Are a filter's weights dense, and in the order channel, row, column?
-constexpr bool patch_channels_first(Problem const& p) {
-  return (p.C == 1 || p.w.c == p.R * p.S) && (p.R == 1 || p.w.h == p.S) && (p.S == 1 || p.w.w == 1);
-}
-
 // Elements of a patch, and with its padding. Padded patches meet padded copies of the filters.
 constexpr int64_t patch_elements(Problem const& p) { return p.C * p.R * p.S; }
 constexpr int64_t patch_length(Problem const& p) { return round_up(patch_elements(p), 16 / size_of(p.dtype)); }
@@ -55,7 +50,7 @@ constexpr bool is_patches(Row const& row, Problem const& p) {
   double const patches = double(p.N) * double(p.P()) * double(p.Q());
   if (patches * double(patch_length(p)) * size_of(p.dtype) > kMaxPackedBytes) return false;
   bool const channels_last = (p.C == 1 || p.w.c == 1) && (p.R == 1 || p.w.h == p.S * p.C) && (p.S == 1 || p.w.w == p.C);
-  return channels_last || patch_channels_first(p);
+  return channels_last || filters_channels_first(p);
 }
 
 constexpr Problem without_window(Problem p) {
@@ -105,7 +100,7 @@ constexpr bool patch_vectors(Problem const& p) {
   auto whole = [&](int64_t elements) { return elements % (16 / size_of(p.dtype)) == 0; };
   if (p.x_align < 16 || !whole(p.x.n) || !whole(p.x.h)) return false;
   bool const unpadded = p.dilation_w == 1 && p.pad_left == 0 && p.pad_right == 0;
-  if (patch_channels_first(p)) return unpadded && p.x.w == 1 && whole(p.stride_w) && whole(p.S) && whole(p.x.c);
+  if (filters_channels_first(p)) return unpadded && p.x.w == 1 && whole(p.stride_w) && whole(p.S) && whole(p.x.c);
   if (p.x.c != 1) return false;
   return (whole(p.C) && whole(p.x.w)) || (unpadded && p.x.w == p.C && whole(p.stride_w * p.x.w) && whole(p.S * p.C));
 }
@@ -113,12 +108,11 @@ constexpr bool patch_vectors(Problem const& p) {
 // Is every input in a patch?
 constexpr bool patch_fills(Problem const& p) { return patch_steps(p) && p.P() * p.R == p.H && p.Q() * p.S == p.W; }
 
-// Is dgrad's result written along rows of planes, each pixel from its patch?
-inline constexpr int64_t kMostFilledColumns = 4096;
+// Is dgrad's result written along planes, each pixel from its patch?
+inline constexpr int64_t kMostFilledAxes = 8192;  // rows and columns
 constexpr bool patch_fills_planes(Problem const& p) {
-  double const rows = double(p.N) * double(p.C) * double(p.H);
-  return p.x.w == 1 && p.W > 1 && p.W <= kMostFilledColumns && p.x.c != 1 && !patch_vectors(p) && rows < 4e9 &&
-         double(p.Q()) * double(patch_length(p)) < 2e9;
+  return p.x.w == 1 && p.W > 1 && p.H + p.W <= kMostFilledAxes && p.x.c != 1 && !patch_vectors(p) &&
+         double(p.N) * double(p.C) < 2e9 && double(p.P()) * double(p.Q()) * double(patch_length(p)) < 2e9;
 }
 
 // Elements of 2 bytes that are moved one by one: as measured, of NCHW and channels_last.
@@ -129,9 +123,10 @@ constexpr double patch_ns(Row const& row, Problem const& p) {
   double const each = !singly || planes ? 0 : !backward ? 0.0016 : 0.004;
   double const elements = double(p.N) * double(p.P()) * double(p.Q()) * double(patch_length(p));
   double const patches_ns = double(patch_bytes(row, p)) * (backward ? (planes ? 0.4 : 0.5) : 0.8) / 1000;
-  // Whole rows of planes, of which each costs as measured; or zeros beforehand.
+  // Whole planes, or zeros beforehand.
   double const x_bytes = double(p.N) * double(p.C) * double(p.H) * double(p.W) * size_of(p.dtype);
-  double const filled_ns = planes ? x_bytes / 3500 + double(p.N) * double(p.C) * double(p.H) * 0.22
+  double const pixel_ns = p.W % 4 == 0 ? 0.001 : 0.0018;  // of a row's four at a time, or words
+  double const filled_ns = planes                        ? x_bytes / size_of(p.dtype) * pixel_ns
                            : !backward || patch_fills(p) ? 0
                                                          : 2000 + x_bytes / 3000;
   return (patch_pads(p) ? 7000 : 4000) + patches_ns + elements * each + filled_ns;

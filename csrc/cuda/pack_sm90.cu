@@ -164,11 +164,14 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
     args.out = add(q.which.y, true, given.out, at.y, p.y, p.y_align, y);
   } else if (op == Op::dgrad) {
     args.a = add(q.which.y, false, given.a, at.y, p.y, p.y_align, y);
-    // For 1x1 filters over NCHW, k is to be contiguous.
-    args.b = is_pointwise(entry) || packs_turned_filters(entry, p)
-                 ? add(q.which.w, false, given.b, at.w, {0, p.w.n, 0, p.w.c}, p.w_align,
-                       {1, 1, 1, p.K, packed_w_channels(p.K, p.dtype), 1, 1, p.C})
-                 : add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
+    // For 1x1 filters over NCHW, and for turned ones, k is to be contiguous.
+    args.b =
+        q.which.w && wants_turned_filters(entry) && has_turned_filters(c)
+            ? add(true, false, given.b, at.w, {0, p.w.n, 0, 1}, p.w_align, {1, 1, 1, p.K, c.w.w, 1, 1, p.C * p.R * p.S})
+        : is_pointwise(entry) || packs_turned_filters(entry, p)
+            ? add(q.which.w, false, given.b, at.w, {0, p.w.n, 0, p.w.c}, p.w_align,
+                  {1, 1, 1, p.K, packed_w_channels(p.K, p.dtype), 1, 1, p.C})
+            : add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
     args.out = add(q.which.x, true, given.out, at.x, p.x, p.x_align, x);
   } else {
     args.a = add(q.which.x, false, given.a, at.x, p.x, p.x_align, x);

@@ -9,7 +9,19 @@
 namespace conv2d_ext::patch {
 
 constexpr int kThreads = 256;
-constexpr int kFilledRows = 4;  // of a warp
+constexpr int kFilledSteps = 16;  // of a thread, at most
+
+struct Params;
+
+// Of a result whose planes have no gaps, or a step from one to another.
+struct Pixel {
+  int n = 0, c = 0, h = 0, w = 0;
+
+  Pixel() = default;
+  __host__ __device__ Pixel(int n, int c, int h, int w) : n(n), c(c), h(h), w(w) {}
+  __host__ __device__ Pixel(int64_t at, Params const& p);
+  __device__ bool advance(Pixel const& step, Params const& p);  // to another plane?
+};
 
 struct Params {
   void* image;
@@ -19,9 +31,32 @@ struct Params {
   int stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
   int length;                    // 16 bytes of a patch
   bool channels_first, vectors;  // vectors: 16 bytes of a patch lie together in the image
-  int64_t count;                 // of 16 bytes
-  uint32_t rows;                 // of all planes
+  int64_t count;                 // of 16 bytes of patches, or of pixels that are filled
+  Pixel step;                    // from what a thread fills to the next
+  int steps;                     // of a thread
 };
+
+__host__ __device__ inline Pixel::Pixel(int64_t at, Params const& p) {
+  int64_t const plane = at / (p.H * p.W);
+  int const pixel = int(at - plane * (p.H * p.W));
+  n = int(plane / p.C), c = int(plane - int64_t(n) * p.C), h = pixel / p.W, w = pixel - h * p.W;
+}
+
+__device__ inline bool Pixel::advance(Pixel const& step, Params const& p) {
+  auto add = [](int& to, int more, int extent, int carry) {
+    to += more + carry;
+    bool const wraps = to >= extent;
+    if (wraps) to -= extent;
+    return int(wraps);
+  };
+  int const carry = add(h, step.h, p.H, add(w, step.w, p.W, 0));
+  if (carry + step.c + step.n == 0) return false;
+  n += step.n + add(c, step.c, p.C, carry);
+  return true;
+}
+
+// Places of the rows' table: whole vectors.
+__host__ __device__ inline int filled_rows(int H) { return (H + 3) / 4 * 4; }
 
 template <class T, bool back>
 __global__ void __launch_bounds__(kThreads) copy(__grid_constant__ Params const p) {
@@ -74,59 +109,77 @@ __global__ void __launch_bounds__(kThreads) copy(__grid_constant__ Params const 
   if constexpr (!back) *packed = *reinterpret_cast<uint4 const*>(&v);
 }
 
-// The patch and the tap that meet a coordinate of one axis, counted from the padding; no patch: `count`.
-struct Met {
-  int patch, tap;
-  __device__ Met(int at, int taps, int stride, int dilation, int count) : patch(count), tap(0) {
-    for (; tap < taps && at >= 0; ++tap, at -= dilation)
-      if (at % stride == 0 && at / stride < count) {
-        patch = at / stride;
-        return;
-      }
-  }
-};
-
-// Each warp fills rows of planes, V pixels of a lane at a time. Where a column's pixels are in the patches of a row is
-// worked out once.
-template <class T, int V>
-__global__ void __launch_bounds__(kThreads) fill_planes(__grid_constant__ Params const p) {
-  __shared__ alignas(16) int columns[kMostFilledColumns];  // -1: in no patch
-  int const elements = p.length * (16 / int(sizeof(T)));
-  for (int w = int(threadIdx.x); w < p.W; w += kThreads) {
-    Met const at(w + p.pad_left, p.S, p.stride_w, p.dilation_w, p.Q);
-    columns[w] = at.patch < p.Q ? at.patch * elements + at.tap * (p.channels_first ? 1 : p.C) : -1;
-  }
-  __syncthreads();
-  uint32_t const first = (blockIdx.x * (kThreads / 32) + threadIdx.x / 32) * kFilledRows;
-  for (uint32_t i = first; i < first + kFilledRows && i < p.rows; ++i) {
-    uint32_t const plane = i / uint32_t(p.H), n = plane / uint32_t(p.C);
-    int const h = int(i - plane * p.H), c = int(plane - n * p.C);
-    Met const at(h + p.pad_top, p.R, p.stride_h, p.dilation_h, p.P);
-    T const* const from = static_cast<T const*>(p.patches) + (int64_t(n) * p.P + at.patch) * p.Q * elements +
-                          (p.channels_first ? (c * p.R + at.tap) * p.S : at.tap * p.S * p.C + c);
-    T* const to = static_cast<T*>(p.image) + n * p.n + c * p.c + h * p.h;
-#pragma unroll 4
-    for (int w = int(threadIdx.x) % 32 * V; w < p.W; w += 32 * V) {
-      Vector<int, V> const column = *reinterpret_cast<Vector<int, V> const*>(columns + w);
-      Vector<T, V> v = {};
-#pragma unroll
-      for (int k = 0; k < V; ++k)
-        if (at.patch < p.P && column.v[k] >= 0) v.v[k] = from[column.v[k]];
-      *reinterpret_cast<Vector<T, V>*>(to + w) = v;
-    }
+// For each coordinate of an axis of the image, where its elements are in the patches; nothing where there are none.
+__device__ inline void find_elements(int* to, int extent, int patches, int taps, int stride, int dilation, int pad,
+                                     int of_patch, int of_tap) {
+  for (int i = int(threadIdx.x); i < patches * taps; i += kThreads) {
+    int const patch = i / taps, tap = i - patch * taps, at = patch * stride + tap * dilation - pad;
+    if (unsigned(at) < unsigned(extent)) to[at] = patch * of_patch + tap * of_tap;
   }
 }
 
-// Of rows without gaps, which are written once, whole.
-template <class T>
-cudaError_t launch_planes(Params p, Problem const& problem, cudaStream_t stream) {
-  auto fits = [&](int v) {
-    return p.W % v == 0 && p.n % v == 0 && p.c % v == 0 && p.h % v == 0 && problem.x_align >= v * int(sizeof(T));
+// Fills planes without gaps, V pixels side by side by a thread: of one row, or a word of them that may be of two.
+template <class T, int V, bool one_row>
+__global__ void __launch_bounds__(kThreads) fill_planes(__grid_constant__ Params const p) {
+  static_assert(one_row || V * sizeof(T) == 4);
+  extern __shared__ int4 tables[];  // of rows, of columns; -1: in no patch
+  int* const rows = reinterpret_cast<int*>(tables);
+  int* const columns = rows + filled_rows(p.H);
+  for (int i = int(threadIdx.x); i < filled_rows(p.H) + p.W; i += kThreads) rows[i] = -1;
+  __syncthreads();
+  int const elements = p.length * (16 / int(sizeof(T))), of_s = p.channels_first ? 1 : p.C;
+  find_elements(rows, p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, p.Q * elements, p.S * of_s);
+  find_elements(columns, p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, elements, of_s);
+  __syncthreads();
+
+  int64_t const image = int64_t(p.P) * p.Q * elements;
+  int const of_c = p.channels_first ? p.R * p.S : 1;
+  auto plane = [&](Pixel const& at) { return static_cast<T const*>(p.patches) + at.n * image + at.c * of_c; };
+  auto value = [](T const* from, int row, int column) {
+    return (row | column) < 0 ? T(0) : __ldg(from + row + column);
   };
-  p.rows = uint32_t(problem.N * problem.C * problem.H);
-  auto* const kernel = fits(4) ? fill_planes<T, 4> : fits(2) ? fill_planes<T, 2> : fill_planes<T, 1>;
-  kernel<<<unsigned(ceil_div(p.rows, kFilledRows * (kThreads / 32))), kThreads, 0, stream>>>(p);
+  int64_t i = (int64_t(blockIdx.x) * p.steps * kThreads + threadIdx.x) * V;
+  Pixel at(i, p);
+  T const* from = plane(at);
+#pragma unroll 2
+  for (int step = 0; step < p.steps && i < p.count; ++step, i += kThreads * V) {
+    Vector<T, V> v;
+    if constexpr (one_row) {
+      Vector<int, V> const column = *reinterpret_cast<Vector<int, V> const*>(columns + at.w);
+      int const row = rows[at.h];
+#pragma unroll
+      for (int k = 0; k < V; ++k) v.v[k] = value(from, row, column.v[k]);
+    } else {
+      v.v[0] = value(from, rows[at.h], columns[at.w]);
+      if constexpr (V == 2) {
+        Pixel next = at;
+        bool const other = next.advance({0, 0, 0, 1}, p);
+        v.v[1] = i + 1 < p.count ? value(other ? plane(next) : from, rows[next.h], columns[next.w]) : T(0);
+      }
+    }
+    T* const to = static_cast<T*>(p.image) + i;
+    if (one_row || i + V <= p.count)
+      *reinterpret_cast<Vector<T, V>*>(to) = v;
+    else
+      *to = v.v[0];
+    if (at.advance(p.step, p)) from = plane(at);
+  }
+}
+
+template <class T, int V, bool one_row>
+cudaError_t fill(Params p, Problem const& problem, cudaStream_t stream) {
+  int64_t const step = kThreads * V;  // from a thread's pixels to its next ones
+  p.count = problem.N * problem.C * problem.H * problem.W;
+  p.step = Pixel(step, p);
+  p.steps = int(min64(ceil_div(p.count, step * 8 * 132), kFilledSteps));  // a round of blocks on an H200, if few
+  int const bytes = (filled_rows(p.H) + p.W) * 4;
+  fill_planes<T, V, one_row><<<unsigned(ceil_div(p.count, step * p.steps)), kThreads, bytes, stream>>>(p);
   return cudaGetLastError();
+}
+
+template <class T>
+cudaError_t launch_planes(Params const& p, Problem const& problem, cudaStream_t stream) {
+  return p.W % 4 == 0 ? fill<T, 4, true>(p, problem, stream) : fill<T, 4 / sizeof(T), false>(p, problem, stream);
 }
 
 // back: of patches that share no input; what none has is set to zero.
@@ -144,7 +197,7 @@ cudaError_t launch(Problem const& problem, void const* image, void* patches, cud
   p.pad_top = int(problem.pad_top), p.pad_left = int(problem.pad_left);
   p.length = int(patch_length(problem) / lanes);
   p.count = problem.N * problem.P() * problem.Q() * p.length;
-  p.channels_first = patch_channels_first(problem);
+  p.channels_first = filters_channels_first(problem);
   p.vectors = patch_vectors(problem);
   if (back && patch_fills_planes(problem))
     return size == 2 ? launch_planes<uint16_t>(p, problem, stream) : launch_planes<uint32_t>(p, problem, stream);

@@ -7,7 +7,7 @@
 // its columns.
 #pragma once
 
-#include "../core/tma_tf32.h"
+#include "../core/turned_filters.h"
 #include "dependent.cuh"
 #include "tma_small.cuh"
 #include "tma_swap.cuh"
@@ -219,6 +219,7 @@ __global__ void __launch_bounds__(tma::kThreads, 1) raw_kernel(__grid_constant__
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
+  ptx::griddepcontrol_wait();  // for what the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
     raw_multiply<TM, TN>(p, ring, tables);
@@ -279,13 +280,15 @@ cudaError_t launch_raw(Params& p, Problem const& problem, void const* filters, i
   auto* const kernel = raw_kernel<TM, TN>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;
-  kernel<<<unsigned(blocks), tma::kThreads, S::shared_bytes, stream>>>(p);
-  return cudaGetLastError();
+  return launch_dependent(kernel, dim3(unsigned(blocks)), tma::kThreads, S::shared_bytes, stream, p);
 }
 
 // Beyond, what the launch behind would gain by an early begin is less than it loses: its blocks would be where SMs
 // become free first, and neighbours, which read the same lines, no longer beside each other.
 constexpr double kEarlyFlops = 1e10;
+
+// Strides of turned filters whose channels are what they count.
+constexpr Strides turned_filters(Strides const& w) { return {w.c, w.n, w.h, w.w}; }
 
 // Turns the filters of dgrad. `filters` and `of_filters` then are the copy, at the beginning of the workspace.
 inline cudaError_t prepare(Params& p, void const*& filters, Problem& of_filters, Problem const& problem, int sm_count,
@@ -302,7 +305,7 @@ inline cudaError_t prepare(Params& p, void const*& filters, Problem& of_filters,
   prepare_kernel<256><<<unsigned(min64(q.tiles, sm_count * 8)), 256, 0, stream>>>(q);
   int64_t const row = q.lines * kTf32Line;
   filters = q.out, of_filters.C = row * problem.groups, of_filters.K = rows * problem.groups;
-  of_filters.w = {taps * row, 1, problem.S * row, row};
+  of_filters.w = turned_filters(turned_strides(problem));
   p.workspace = q.out + rows * problem.groups * taps * row;
   return cudaGetLastError();
 }
@@ -331,7 +334,9 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
   } else {
     void const* filters = args.b;
     Problem of_filters = problem;
-    if (op == Op::dgrad && (error = prepare(p, filters, of_filters, problem, sm_count, stream)) != cudaSuccess)
+    if (op == Op::dgrad && has_turned_filters(problem))
+      of_filters.C = problem.w.w, of_filters.K = problem.C, of_filters.w = turned_filters(problem.w);
+    else if (op == Op::dgrad && (error = prepare(p, filters, of_filters, problem, sm_count, stream)) != cudaSuccess)
       return error;
     error = encode_filters(p.b, filters, of_filters, kTf32Line, int(min64(TN, p.N)), true);
     if (error != cudaSuccess) return error;

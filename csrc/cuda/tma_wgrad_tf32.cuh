@@ -31,7 +31,8 @@ struct WgradParams {
   int32_t runs, chunks;  // chunks: runs a tap
   int32_t steps, groups, splits;
   int32_t tiles, tiles_n;
-  int64_t out_k, out_r, out_s;
+  int64_t out_k, out_c, out_r, out_s;
+  bool parts;  // sums go to the workspace, for a second launch
   void* out;
   void* workspace;
 };
@@ -97,6 +98,7 @@ __device__ void wgrad_init(WgradParams const& p, WgradBarriers<S>& bars) {
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
+  ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
 }
 
 // One thread of each warp of the copying warpgroup copies a share of the runs: a single one could not keep up.
@@ -201,7 +203,7 @@ __device__ inline void wgrad_load(uint32_t (*v)[4], uint32_t even, uint32_t odd)
 // The offset of row m (channel m % 32 of a run) within a filter, or -1.
 __device__ inline int64_t wgrad_out_of(WgradParams const& p, int m) {
   int const run = m / 32, tap = run / p.chunks, c = run % p.chunks * 32 + m % 32;
-  return run < p.runs && c < p.C ? tap / p.S * p.out_r + tap % p.S * p.out_s + c : -1;
+  return run < p.runs && c < p.C ? tap / p.S * p.out_r + tap % p.S * p.out_s + c * p.out_c : -1;
 }
 
 // Stores a thread's sums, or adds them to what it has stored: of rows `first` to first + 2 halves - 1, columns
@@ -218,7 +220,7 @@ __device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int fir
     for (int i = 0; i < 2 * halves; ++i) v.v[i] += acc[i / 2][j * 4 + i % 2 * 2 + e];
     *reinterpret_cast<V*>(to) = v;
   };
-  if (p.splits > 1) {
+  if (p.parts) {
     float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.index) * (TM * TN) + first;
 #pragma unroll
     for (int j = 0; j < TN / 8; ++j) {
@@ -369,8 +371,12 @@ __global__ void __launch_bounds__(kReduceThreads) wgrad_reduce(__grid_constant__
   bool const stores = to >= 0 && n < p.K;
   if (runs == 1 && !stores) return;
   float4 const total = wgrad_total<TM, TN, runs>(p, unit, first, run, stores);
-  if (run == 0 && stores)
-    *reinterpret_cast<float4*>(static_cast<float*>(p.out) + to + (unit.group * p.K + n) * p.out_k) = total;
+  if (run != 0 || !stores) return;
+  float* const out = static_cast<float*>(p.out) + to + (unit.group * p.K + n) * p.out_k;
+  if (p.out_c == 1)
+    *reinterpret_cast<float4*>(out) = total;
+  else
+    out[0] = total.x, out[p.out_c] = total.y, out[2 * p.out_c] = total.z, out[3 * p.out_c] = total.w;
 }
 
 // Fills p in, and launches the main kernel. rounded: the copy engine rounds to TF32.
@@ -388,7 +394,8 @@ cudaError_t launch_sums(WgradParams& p, void (*kernel)(WgradParams), bool rounde
   p.steps = int32_t(ceil_div(p.pixels, S::pixels)), p.groups = int32_t(problem.groups), p.splits = plan.split_k;
   p.tiles_n = int32_t(ceil_div(p.K, S::tn));
   p.tiles = int32_t(ceil_div(p.runs, S::tm / S::run)) * p.tiles_n * p.groups;
-  p.out_k = problem.w.n, p.out_r = problem.w.h, p.out_s = problem.w.w;
+  p.out_k = problem.w.n, p.out_c = problem.w.c, p.out_r = problem.w.h, p.out_s = problem.w.w;
+  p.parts = p.splits > 1 || p.out_c != 1;
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
   cudaError_t error = encode_im2col(
@@ -403,8 +410,7 @@ cudaError_t launch_sums(WgradParams& p, void (*kernel)(WgradParams), bool rounde
   int sm_count = 0;
   if ((error = count_sms(sm_count)) != cudaSuccess) return error;
   int64_t const blocks = min64(int64_t(p.tiles) * p.splits, int64_t(sm_count));
-  kernel<<<unsigned(blocks), S::threads, S::shared_bytes, stream>>>(p);
-  return cudaGetLastError();
+  return launch_dependent(kernel, dim3(unsigned(blocks)), S::threads, S::shared_bytes, stream, p);
 }
 
 // The second launch, of a kernel whose threads have four sums of one run each.
@@ -421,7 +427,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   using S = WgradShape<TM, TN>;
   WgradParams p{};
   cudaError_t const error = launch_sums<S>(p, wgrad_kernel<TM, TN>, true, problem, plan, args, stream);
-  if (error != cudaSuccess || p.splits == 1) return error;
+  if (error != cudaSuccess || !p.parts) return error;
   bool const many = p.splits > kReduceRunSplits;
   return launch_second<S>(many ? wgrad_reduce<TM, TN, kReduceRuns> : wgrad_reduce<TM, TN, 1>, p, stream);
 }

@@ -221,6 +221,7 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(__grid_constant__ WgradPar
   }
   __syncthreads();
   ptx::griddepcontrol_launch_dependents();
+  ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < runs * kWarpgroup) {
     ptx::setmaxnreg_inc<kMultiplyRegs>();
     multiply(p, ring, bars);
@@ -333,8 +334,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(kernel<kRuns>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;
-  kernel<kRuns><<<unsigned(plan.split_k), kThreads, kSharedBytes, stream>>>(p);
-  if ((error = cudaGetLastError()) != cudaSuccess) return error;
+  error = launch_dependent(kernel<kRuns>, dim3(unsigned(plan.split_k)), kThreads, kSharedBytes, stream, p);
+  if (error != cudaSuccess) return error;
   Images const images{args.a, args.b, x, y, problem.N * P * Q, int32_t(problem.H), int32_t(problem.W), int32_t(Q)};
   int slices = 1;
   while (slices < kReduceWarps && slices * t.tiles * 4 < plan.split_k) slices *= 2;
