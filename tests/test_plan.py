@@ -919,7 +919,7 @@ def test_pointwise_layers_over_nchw_take_tiles_that_fit_them() -> None:
     """Tiles of 160 for 320 and 1600; gradients of filters over planes of half vectors are gathered."""
     sums, half = Case("sums", 16, 320, 64, 64, 960, 1, 1), Case("half", 64, 256, 14, 14, 1024, 1, 1)
     for case, op, dtype, tile in (
-        (Case("long sums", 4, 3072, 40, 40, 672, 1, 1), "fprop", torch.float16, "160x128_lines"),
+        (Case("long sums", 4, 3072, 40, 40, 672, 1, 1), "fprop", torch.float16, "256x160_nchw"),
         (Case("few tiles", 8, 2560, 16, 16, 1280, 1, 1), "dgrad", torch.bfloat16, "160x128_lines"),
         (Case("turns", 32, 128, 28, 28, 512, 1, 1), "fprop", torch.float16, "64x256_nchw"),
         (Case("turns", 8, 512, 64, 64, 576, 1, 1), "dgrad", torch.bfloat16, "128x256_nchw"),

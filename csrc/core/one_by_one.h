@@ -57,11 +57,13 @@ constexpr double few_weights_as_measured(Row const& row, Problem const& p) {
   return p.K * p.C <= 8 * tile ? 1.08 : 1;
 }
 
-// Gradients of many filters by tiles of 64 of them, of channels that fill no line: 16x24x35x35 to 2048 took 43.6 us,
-// 36.7 by tiles of 128.
-constexpr double many_short_lines_as_measured(Row const& row, Problem const& p) {
-  bool const small = row.op == Op::wgrad && row.variant == Variant::lean && row.tile_m == 64 && row.tile_n == 64;
-  return small && p.x.c == 1 && min64(p.C, p.K) < 32 && max64(p.C, p.K) > 1024 ? 1.05 : 1;
+// wgrad by tiles of 64x64 is as slow as it was taken to be before (kOneByOne) where channels fill no line and filters
+// are many, and over many pixels: 16x24x35x35 to 2048 43.6 us (36.7 by 128x64), 8x104x128x257 to 96 59.8 (46.1).
+constexpr double small_tiles_as_measured(Row const& row, Problem const& p) {
+  if (row.op != Op::wgrad || row.variant != Variant::lean || row.tile_m != 64 || row.tile_n != 64 || p.x.c != 1)
+    return 1;
+  bool const short_lines = min64(p.C, p.K) < 32 && max64(p.C, p.K) > 1024;
+  return short_lines || p.N * p.H * p.W >= 200000 ? 1.03 : 1;
 }
 
 // TF32's fprop in channels_last, beside each other: filters that stay, and small tiles of short sums that store much.
@@ -91,8 +93,7 @@ constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
   for (OneByOne const& f : kOneByOne)
     if (f.op == row.op && f.variant == row.variant && f.tile_m == row.tile_m && f.tile_n == row.tile_n &&
         (f.variant == Variant::im2col || f.nchw == nchw))
-      return (whole ? f.whole : f.ended) * few_weights_as_measured(row, p) * many_short_lines_as_measured(row, p) *
-             large;
+      return (whole ? f.whole : f.ended) * few_weights_as_measured(row, p) * small_tiles_as_measured(row, p) * large;
   return large;
 }
 
