@@ -82,6 +82,7 @@ struct PlanesTile {
   int channel_bytes = 0, channel_y_bytes = 0;  // of bands, from a channel to the next
   int run_channels = 1;                        // of bands: of a run of memory
   int unit_stretches = 0;                      // of a band; 0: stream_units.cuh is not used
+  int row_blocks = 0;                          // of 8 columns of two units; 0: stream_rows.cuh is not used
   int together = 1;                            // blocks of an SM
   double warps_ns = 0;                         // of the instructions
 };
@@ -139,6 +140,9 @@ constexpr int ring_blocks(int R, int stride, bool spread) {
   if (stride == 2) return R == 3 ? 5 : R == 7 && spread ? 3 : 4;
   return R == 3 ? 7 : R == 5 ? 6 : 5;
 }
+
+// Blocks of an SM of cuda/stream_rows.cuh, as the registers allow.
+constexpr int row_planes_blocks(int R, int row_blocks) { return R == 3 && row_blocks == 2 ? 3 : 2; }
 
 // `s` has whole planes of H x W one after the other, and images that begin on 16 bytes.
 constexpr bool whole_planes(Strides const& s, int align, int64_t H, int64_t W, int element) {
@@ -248,15 +252,18 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   int const area = t.in_H * t.in_W, out_area = t.out_H * t.out_W;
   int const blocks = int(ceil_div(t.out_W, columns)), half = 8 / blocks;
   bool const odd = t.in_W % 2 != 0 || (sums && t.out_W % 2 != 0);
+  // cuda/stream_rows.cuh. The first of two units begins with the columns that its first taps meet, or one before.
+  bool const rows = !sums && row.tile_k == 1 && !odd && t.out_W % 2 == 0 && blocks > 1;
+  int const row_blocks = !rows ? 0 : t.out_W <= 16 && t.in_W + t.pad_w + (t.pad_w % 2 + 2) % 2 <= 16 ? 2 : 3;
   double const row_steps = planes_steps(row, spread, odd);
   // Units that are read together are in different banks.
   auto pitch = [&](int bytes, int unit) {
-    while (bytes % 128 != blocks * unit * 2 % 128) bytes += 16;
+    while (bytes % 128 != (rows ? 16 : blocks * unit * 2 % 128)) bytes += 16;
     return bytes;
   };
   auto consider = [&](int channels, int together, int images) {
     PlanesTile q;
-    q.channels = channels, q.odd = odd;
+    q.channels = channels, q.odd = odd, q.row_blocks = row_blocks;
     q.in_bytes = pitch(channels * area * 2, kStreamColumns * step);
     q.y_bytes = pitch(channels * out_area * 2, columns);
     // Windows reach beyond a row's ends.
@@ -278,11 +285,12 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
     if (t.planes.used && t.planes.warps_ns <= q.warps_ns) return;
     t.planes = q, t.images = images;
   };
-  for (int images = int(min64(2 * half, p.N)); images > 0; images = images > half && row.tile_k == 2 ? half : 0) {
+  for (int images = int(min64(rows ? 8 : 2 * half, p.N)); images > 0; images = images > half && row.tile_k == 2 ? half : 0) {
     for (int channels = 1; channels <= kPlanesWarps; channels *= 2) {
       // A run of a block's planes is a multiple of 16 bytes.
       if (channels * area % 8 != 0 || channels * out_area % 8 != 0 || p.C % channels != 0) continue;
-      for (int together = planes_blocks(row.tile_m, row.tile_k); together > 1; --together)
+      for (int together = rows ? row_planes_blocks(row.tile_m, row_blocks) : planes_blocks(row.tile_m, row.tile_k); together > 1;
+           --together)
         consider(channels, together, images);
     }
     if (t.planes.used) break;

@@ -10,6 +10,7 @@
 
 #include "stream_planes.cuh"
 #include "stream_ring.cuh"
+#include "stream_rows.cuh"
 #include "stream_sums.cuh"
 #include "stream_units.cuh"
 
@@ -396,6 +397,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                               blocks);
       } else {
         if (t.planes.unit_stretches > 0) return start_planes(gather_units<T, R, 1, false, true>, blocks);
+        if (t.planes.row_blocks > 0)
+          return start_planes(t.planes.row_blocks == 2 ? row_planes<T, R, 2> : row_planes<T, R, 3>, blocks);
         if (banded)
           return start_planes(odd     ? turned_planes<T, R>
                               : words ? gather_planes<T, R, 1, false, true, true>

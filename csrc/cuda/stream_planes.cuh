@@ -283,8 +283,12 @@ struct PlaneOutputs {
 template <class T>
 __device__ inline uint32_t planes_pair(float low, float high, uint32_t& spoilt) {
   using Pair = typename PairOf<T>::type;
-  Vector<T, 2> const v{{narrow<T>(low), narrow<T>(high)}};
-  Pair const sum = spoil(reinterpret_cast<Pair const&>(spoilt), v);
+  Pair v;
+  if constexpr (std::is_same_v<T, __half>)
+    v = __floats2half2_rn(low, high);
+  else
+    v = __floats2bfloat162_rn(low, high);
+  Pair const sum = __hfma2(v, Pair(), reinterpret_cast<Pair const&>(spoilt));
   spoilt = reinterpret_cast<uint32_t const&>(sum);
   return reinterpret_cast<uint32_t const&>(v);
 }
