@@ -253,7 +253,7 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   int const blocks = int(ceil_div(t.out_W, columns)), half = 8 / blocks;
   bool const odd = t.in_W % 2 != 0 || (sums && t.out_W % 2 != 0);
   // cuda/stream_rows.cuh. The first of two units begins with the columns that its first taps meet, or one before.
-  bool const rows = !sums && row.tile_k == 1 && !odd && t.out_W % 2 == 0 && blocks > 1;
+  bool const rows = row.tile_k == 1 && !odd && t.out_W % 2 == 0 && blocks > 1;
   int const row_blocks = !rows ? 0 : t.out_W <= 16 && t.in_W + t.pad_w + (t.pad_w % 2 + 2) % 2 <= 16 ? 2 : 3;
   double const row_steps = planes_steps(row, spread, odd);
   // Units that are read together are in different banks.
