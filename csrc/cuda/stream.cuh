@@ -421,13 +421,13 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
         if (t.sums.blocks > 0)
           return start_planes(odd ? sum_planes<T, R, stride, true> : sum_planes<T, R, stride, odd_alone>,
                               units * p.splits);
-        if constexpr (stride == 1)
+        if constexpr (stride == 1) {
           if (t.planes.row_blocks > 0)
             return start_planes(t.planes.row_blocks == 2 ? row_sums<T, R, 2> : row_sums<T, R, 3>, units * p.splits);
-        if constexpr (stride == 1)
           return start_planes(odd ? wgrad_planes<T, R, true> : wgrad_planes<T, R, false>, units * p.splits);
-        else
+        } else {
           return cudaErrorInvalidValue;
+        }
       };
       cudaError_t const error = start_sums();
       if (error != cudaSuccess || p.splits == 1) return error;

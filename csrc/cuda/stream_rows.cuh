@@ -1,7 +1,7 @@
-// fprop, and dgrad without a stride, of whole planes (stream_planes.cuh brings and stores them) of even rows of up to 32
-// columns. A warp's products are of two sets of eight images' rows: the upper and the lower half of its rows of up to 16
-// columns, or the left and the right 16 columns of wider ones. Two neighbouring units of each row share the 8 columns
-// between them, of R rows of inputs that are in registers; the next row is loaded while those are multiplied.
+// fprop, and dgrad without a stride, of whole planes (stream_planes.cuh brings and stores them) of even rows of up to
+// 32 columns. A warp's products are of two sets of eight images' rows: the upper and the lower half of its rows of up
+// to 16 columns, or the left and the right 16 columns of wider ones. Two neighbouring units of each row share the 8
+// columns between them, of R rows of inputs that are in registers; the next row is loaded while those are multiplied.
 // wgrad: products sum over the two sets' images; movmatrix turns the rows of x and y for that.
 #pragma once
 
@@ -41,6 +41,11 @@ struct RowPairs {
                                             (unsigned(column + 1) < unsigned(s.W) ? 0xffff0000u : 0u)
                                       : 0u;
       }
+  }
+  __device__ void leave_out(int images) {
+    if (int(threadIdx.x) % 32 / 4 < images) return;
+#pragma unroll
+    for (int i = 0; i < 2 * blocks; ++i) mask[i / 2][i % 2] = 0;
   }
   // A row of which the sets' rows exist or not; not masked yet, lest the warp wait for it at once.
   __device__ void load(uint32_t row, uint32_t apart, bool exists0, bool exists1, uint32_t (&v)[blocks][2]) const {
@@ -131,7 +136,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
 #pragma unroll
           for (int unit = 0; unit < 2; ++unit) {
             uint32_t const v = planes_pair<T>(sum[unit][2 * set], sum[unit][2 * set + 1], spoilt);
-            if (keep[unit][set] && (set == 0 || first + i < sets.rows1)) ptx::st_shared(out + set * apart_out + 16 * unit, v);
+            if (keep[unit][set] && (set == 0 || first + i < sets.rows1))
+              ptx::st_shared(out + set * apart_out + 16 * unit, v);
           }
         out += out_row_bytes;
       }
@@ -147,7 +153,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
 template <class T, int R, int blocks>
 __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks))
     row_sums(__grid_constant__ Params const p) {
-  constexpr bool early = R < 7;  // a row of x is loaded before it is needed, for which 7x7 has no registers
+  constexpr bool early = R < 7;    // a row is loaded before it is needed, for which 7x7 has no registers
   constexpr int kept = R + early;  // rows of x in registers
   extern __shared__ __align__(16) unsigned char shared[];
   ptx::griddepcontrol_launch_dependents();
@@ -162,13 +168,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
   uint32_t const apart = sets.apart(row_bytes), apart_y = sets.apart(row_bytes_y);
   uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
   uint32_t const planes_y = planes_stages() + p.images * p.image_bytes + mine.channel * p.y.H * row_bytes_y;
-  auto inputs_of = [&](int images) {
-    return RowPairs<blocks>(p, p.in, images, -p.pad_w - p.shift, planes, p.image_bytes);
-  };
-  auto gradients_of = [&](int images) { return RowPairs<2>(p, p.y, images, 0, planes_y, p.image_bytes_y); };
-  int present = p.images;
-  RowPairs<blocks> inputs = inputs_of(present);
-  RowPairs<2> gradients = gradients_of(present);
+  RowPairs<blocks> inputs(p, p.in, p.images, -p.pad_w - p.shift, planes, p.image_bytes);
+  RowPairs<2> gradients(p, p.y, p.images, 0, planes_y, p.image_bytes_y);
   make_planes_barriers(p.stages);
   PlanesItem at(p, unit * p.groups + begin), ahead = at;
   auto fill = [&](int stage) {
@@ -183,8 +184,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
   int stage = 0, parity = 0;
 #pragma unroll 1
   for (uint32_t item = begin; item < end; ++item, at.next(p)) {
-    if (int const images = at.images(p); images != present)
-      present = images, inputs = inputs_of(present), gradients = gradients_of(present);
+    if (int const images = at.images(p); images < p.images)  // in the last one
+      inputs.leave_out(images), gradients.leave_out(images);
     int h = mine.p0 - p.pad_h;
     uint32_t row = inputs.address + stage * p.stage_bytes + h * int(row_bytes);
     uint32_t row_y = gradients.address + stage * p.stage_bytes + mine.p0 * row_bytes_y;
@@ -207,18 +208,19 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
     };
 #pragma unroll
     for (int r = 0; r < kept - 1; ++r) load(x[r]);
-    load_y(0, y);
+    if (early) load_y(0, y);
 #pragma unroll
     for (int r = 0; r < kept - 1; ++r) turn(inputs, x[r]);
-    turn(gradients, y);
+    if (early) turn(gradients, y);
 #pragma unroll 1
     for (int first = 0; first < sets.rows; first += kept) {
 #pragma unroll
       for (int i = 0; i < kept; ++i) {
         if (first + i >= sets.rows) break;
         uint32_t next_y[2][2];
+        load_y(first + i + early, early ? next_y : y);
+        if (!early) turn(gradients, y);
         load(x[(i + kept - 1) % kept]);
-        load_y(first + i + 1, next_y);
 #pragma unroll
         for (int r = 0; r < R; ++r) {
           if (!early && r == R - 1) turn(inputs, x[(i + kept - 1) % kept]);
@@ -227,10 +229,12 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
           uint32_t const last[2]{blocks == 3 ? v[blocks - 1][0] : 0, blocks == 3 ? v[blocks - 1][1] : 0};
           ptx::mma_m16n8k16<T>(acc[r], v[1][0], last[0], v[1][1], last[1], y[1][0], y[1][1]);
         }
-        if (early) turn(inputs, x[(i + kept - 1) % kept]);
-        turn(gradients, next_y);
+        if constexpr (early) {
+          turn(inputs, x[(i + kept - 1) % kept]);
+          turn(gradients, next_y);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) y[e / 2][e % 2] = next_y[e / 2][e % 2];
+          for (int e = 0; e < 4; ++e) y[e / 2][e % 2] = next_y[e / 2][e % 2];
+        }
       }
     }
     __syncthreads();  // the stage has been read
