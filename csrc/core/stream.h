@@ -143,6 +143,7 @@ constexpr int ring_blocks(int R, int stride, bool spread) {
 
 // Blocks of an SM of cuda/stream_rows.cuh, as the registers allow.
 constexpr int row_planes_blocks(int R, int row_blocks) { return R == 3 && row_blocks == 2 ? 3 : 2; }
+constexpr int odd_row_planes_blocks(int R, int row_blocks) { return R < 7 && row_blocks == 1 ? 3 : 2; }
 
 // `s` has whole planes of H x W one after the other, and images that begin on 16 bytes.
 constexpr bool whole_planes(Strides const& s, int align, int64_t H, int64_t W, int element) {
@@ -258,8 +259,13 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   int const blocks = int(ceil_div(t.out_W, columns)), half = 8 / blocks;
   bool const odd = t.in_W % 2 != 0 || (sums && t.out_W % 2 != 0);
   // cuda/stream_rows.cuh. The first of two units begins with the columns that its first taps meet, or one before.
-  bool const rows = row.tile_k == 1 && !odd && t.out_W % 2 == 0 && blocks > 1;
-  int const row_blocks = !rows ? 0 : t.out_W <= 16 && t.in_W + t.pad_w + (t.pad_w % 2 + 2) % 2 <= 16 ? 2 : 3;
+  bool const odd_rows = row.tile_k == 1 && !sums && t.in_W % 2 != 0 && t.out_W % 2 != 0 &&
+                        ceil_div(t.in_W + 1, kStreamColumns) <= blocks && blocks <= (row.tile_m == 7 ? 1 : 2);
+  bool const rows = (row.tile_k == 1 && !odd && t.out_W % 2 == 0 && blocks > 1) || odd_rows;
+  int const row_blocks = !rows                                                             ? 0
+                         : odd_rows                                                        ? blocks
+                         : t.out_W <= 16 && t.in_W + t.pad_w + (t.pad_w % 2 + 2) % 2 <= 16 ? 2
+                                                                                           : 3;
   double const row_steps = rows ? row_planes_steps(row, sums, row_blocks) : planes_steps(row, spread, odd);
   // Units that are read together are in different banks.
   auto pitch = [&](int bytes, int unit) {
@@ -283,7 +289,7 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
     if (stages < 2) return;
     q.used = true, q.together = together;
     int64_t const each = ceil_div(t.out_H, kPlanesWarps / channels), items = p.C / channels * ceil_div(p.N, images);
-    double const steps = rows     ? (blocks > 2 ? double(each) : ceil_div(each, 2)) + 0.4 * (row.tile_m - 1)
+    double const steps = rows     ? (blocks != 2 ? double(each) : ceil_div(each, 2)) + 0.4 * (row.tile_m - 1)
                          : spread ? each / 2.0 + row.tile_m / 2
                                   : double(each - 1) * row.tile_k + row.tile_m;
     int64_t const sms = d.sm_count, most = sms * together;
@@ -292,14 +298,15 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
     if (t.planes.used && t.planes.warps_ns <= q.warps_ns) return;
     t.planes = q, t.images = images;
   };
-  for (int images = int(min64(rows ? 8 : 2 * half, p.N)); images > 0;
+  for (int images = int(min64(rows && !odd_rows ? 8 : 2 * half, p.N)); images > 0;
        images = images > half && row.tile_k == 2 ? half : 0) {
     for (int channels = 1; channels <= kPlanesWarps; channels *= 2) {
       // A run of a block's planes is a multiple of 16 bytes.
       if (channels * area % 8 != 0 || channels * out_area % 8 != 0 || p.C % channels != 0) continue;
-      for (int together = rows ? row_planes_blocks(row.tile_m, row_blocks) : planes_blocks(row.tile_m, row.tile_k);
-           together > 1; --together)
-        consider(channels, together, images);
+      int const most_together = odd_rows ? odd_row_planes_blocks(row.tile_m, row_blocks)
+                                : rows   ? row_planes_blocks(row.tile_m, row_blocks)
+                                         : planes_blocks(row.tile_m, row.tile_k);
+      for (int together = most_together; together > 1; --together) consider(channels, together, images);
     }
     if (t.planes.used) break;
   }

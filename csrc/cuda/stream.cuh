@@ -397,6 +397,11 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                               blocks);
       } else {
         if (t.planes.unit_stretches > 0) return start_planes(gather_units<T, R, 1, false, true>, blocks);
+        if (t.planes.row_blocks > 0 && odd) {
+          if constexpr (R < 7)  // else registers do not suffice
+            if (t.planes.row_blocks == 2) return start_planes(odd_row_planes<T, R, 2>, blocks);
+          return start_planes(odd_row_planes<T, R, 1>, blocks);
+        }
         if (t.planes.row_blocks > 0)
           return start_planes(t.planes.row_blocks == 2 ? row_planes<T, R, 2> : row_planes<T, R, 3>, blocks);
         if (banded)
