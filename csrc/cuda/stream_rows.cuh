@@ -163,8 +163,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, odd_row_planes_blocks(R, bl
   uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
   uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
   uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
-  int const rows = blocks == 1 ? mine.rows : (mine.rows + 3) / 4 * 2, second = blocks == 1 ? 0 : rows;
-  int const rows1 = mine.rows - second;
+  int const second = blocks == 1 ? 0 : (mine.rows + 3) / 4 * 2, rows1 = mine.rows - second;
+  int const rows = blocks == 1 || mine.rows < second ? mine.rows : second;
   uint32_t const inputs =
       planes_stages() + mine.channel * p.in.H * row_bytes + (mine.p0 - p.pad_h) * int(row_bytes);  // the first row
   uint32_t const outputs =
