@@ -260,7 +260,7 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   bool const odd = t.in_W % 2 != 0 || (sums && t.out_W % 2 != 0);
   // cuda/stream_rows.cuh. The first of two units begins with the columns that its first taps meet, or one before.
   bool const odd_rows = row.tile_k == 1 && !sums && t.in_W % 2 != 0 && t.out_W % 2 != 0 &&
-                        ceil_div(t.in_W + 1, kStreamColumns) <= blocks && blocks <= (row.tile_m == 7 ? 1 : 2);
+                        ceil_div(t.in_W + 1, kStreamColumns) <= blocks && blocks <= (row.tile_m == 3 ? 2 : 1);
   bool const rows = (row.tile_k == 1 && !odd && t.out_W % 2 == 0 && blocks > 1) || odd_rows;
   int const row_blocks = !rows                                                             ? 0
                          : odd_rows                                                        ? blocks

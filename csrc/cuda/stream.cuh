@@ -366,7 +366,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     p.bands = uint32_t(t.planes.bands), p.band_rows = t.planes.band_rows;
     p.run_channels = t.planes.run_channels, p.unit_stretches = t.planes.unit_stretches;
     int64_t const units = problem.C / p.channels;
-    p.groups = uint32_t(t.groups * p.bands), p.items = uint32_t(units * p.groups);
+    p.units = uint32_t(units), p.groups = uint32_t(t.groups * p.bands), p.items = uint32_t(units * p.groups);
     auto start_planes = [&](auto* kernel, int64_t blocks) {
       int const bytes = int(t.planes.shared_bytes);
       if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
@@ -398,7 +398,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       } else {
         if (t.planes.unit_stretches > 0) return start_planes(gather_units<T, R, 1, false, true>, blocks);
         if (t.planes.row_blocks > 0 && odd) {
-          if constexpr (R < 7)  // else registers do not suffice
+          if constexpr (R == 3)  // else registers do not suffice
             if (t.planes.row_blocks == 2) return start_planes(odd_row_planes<T, R, 2>, blocks);
           return start_planes(odd_row_planes<T, R, 1>, blocks);
         }

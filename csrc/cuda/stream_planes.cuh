@@ -26,6 +26,19 @@ struct PlanesItem {
   __device__ int images(Params const& p) const { return int(depthwise::smaller(p.N - n0(p), p.images)); }
 };
 
+// Such an item of fprop or dgrad over whole planes. A block's next one is a grid's length on, so that blocks have
+// neighbouring channels of the same images at a time, and memory is read and written in its order.
+struct PlanesTurn {
+  uint32_t group;
+  int c0;
+
+  __device__ PlanesTurn(Params const& p, uint32_t item) : group(item / p.units) {
+    c0 = int(item - group * p.units) * p.channels;
+  }
+  __device__ int64_t n0(Params const& p) const { return int64_t(group) * p.images; }
+  __device__ int images(Params const& p) const { return int(depthwise::smaller(p.N - n0(p), p.images)); }
+};
+
 // A warp's channel of a block's, and its rows of outputs: of a band from row `first` on, whose rows `pieces` warps
 // share.
 struct PlanesStretch {
@@ -65,8 +78,8 @@ __device__ inline T const* planes_of(Source const& s, int64_t n, int c0) {
 }
 
 // Has the copy engine bring an item to a stage, by a warp: x, and for wgrad y behind it.
-template <class T, bool sums>
-__device__ inline void fill_planes(Params const& p, PlanesItem const& at, int stage) {
+template <class T, bool sums, class Item>
+__device__ inline void fill_planes(Params const& p, Item const& at, int stage) {
   int const lane = int(threadIdx.x) % 32, images = at.images(p);
   uint32_t const bytes = uint32_t(p.channels * p.in.H * p.in.W) * sizeof(T);
   uint32_t const bytes_y = sums ? uint32_t(p.channels * p.y.H * p.y.W) * sizeof(T) : 0;
@@ -298,27 +311,27 @@ __device__ inline bool is_spoilt(uint32_t spoilt) { return (spoilt & 0x7fff7fff)
 // The share of a block of fprop or dgrad: walk(images, stage, outputs), which is a warp's of an item, between the
 // copies there and back; begin(c): the warp's channel changes.
 template <class T, class Begin, class Walking>
-__device__ inline void for_each_item(Params const& p, int warp, int channel, uint32_t begin_item, uint32_t end,
-                                     Begin const& begin, Walking const& walk) {
+__device__ inline void for_each_item(Params const& p, int warp, int channel, Begin const& begin, Walking const& walk) {
   int const lane = int(threadIdx.x) % 32;
   uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes;
   make_planes_barriers(p.stages);
-  PlanesItem at(p, begin_item), ahead = at;
-  auto fill = [&](int stage) {
-    fill_planes<T, false>(p, ahead, stage);
-    ahead.next(p);
-  };
+  uint32_t const ahead = p.stages * gridDim.x;
   if (warp == 0)
 #pragma unroll 1
-    for (uint32_t i = begin_item; i < end && i < begin_item + p.stages; ++i) fill(int(i - begin_item));
-  int stage = 0, parity = 0, c0 = -1;
+    for (int i = 0; i < p.stages; ++i)
+      if (uint32_t const item = blockIdx.x + i * gridDim.x; item < p.items)
+        fill_planes<T, false>(p, PlanesTurn(p, item), i);
+  begin(channel + PlanesTurn(p, blockIdx.x).c0);
+  int stage = 0, parity = 0;
   uint32_t place = 0;
 #pragma unroll 1
-  for (uint32_t item = begin_item; item < end; ++item, at.next(p)) {
+  for (uint32_t item = blockIdx.x; item < p.items; item += gridDim.x) {
+    PlanesTurn const at(p, item);
     int const images = at.images(p);
-    if (at.c0 != c0) begin(channel + (c0 = at.c0));
     ptx::mbarrier_wait(planes_barrier(stage), parity);
     walk(images, uint32_t(stage * p.stage_bytes), place);
+    // The filters come while the block's warps wait for each other.
+    if (uint32_t const next = item + gridDim.x; next < p.items) begin(channel + PlanesTurn(p, next).c0);
     // The next outputs' place is free, the stage has been read, and these outputs are there.
     ptx::fence_proxy_async();
     if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
@@ -329,7 +342,7 @@ __device__ inline void for_each_item(Params const& p, int warp, int channel, uin
                                  outputs + place + lane * p.image_bytes_y,
                                  uint32_t(p.channels * p.out_H * p.out_W) * sizeof(T));
       ptx::cp_async_bulk_commit_group();
-      if (item + p.stages < end) fill(stage);
+      if (item + ahead < p.items) fill_planes<T, false>(p, PlanesTurn(p, item + ahead), stage);
     }
     place = place == 0 ? uint32_t(p.images * p.image_bytes_y) : 0;
     if (++stage == p.stages) stage = 0, parity ^= 1;
@@ -374,22 +387,39 @@ __device__ inline void for_each_band(Params const& p, int warp, int channel, uin
   }
 }
 
-// Has every warp make its outputs of the block's items again that are NaN, if there are any: again(task).
-template <class Again>
-__device__ inline void if_spoilt(Params const& p, int warp, uint32_t begin, uint32_t end, bool spoilt,
-                                 Again const& again) {
+// Has every warp make its outputs of the block's items again that are NaN, if there are any: for_each(again), again(c0,
+// group) of each item, which makes again(task) of it.
+template <class ForEach, class Again>
+__device__ inline void if_spoilt(Params const& p, int warp, bool spoilt, ForEach const& for_each, Again const& again) {
   if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
   if (__syncthreads_or(spoilt) == 0) return;
   if (warp == 0) ptx::cp_async_bulk_wait_all();
   __syncthreads();
   int const channel = warp % p.channels, part = warp / p.channels, parts = kPlanesWarps / p.channels;
-  PlanesItem at(p, begin);
-#pragma unroll 1
-  for (uint32_t item = begin; item < end; ++item, at.next(p)) {
+  for_each([&](int c0, uint32_t group) {
     // As Walk counts: of a band, `parts` warps have pieces of rows of its stretches.
-    uint32_t const which = at.group / p.bands, first = (at.group - which * p.bands) * parts;
-    again((which * p.stretches * p.pieces + first + part) * uint32_t(p.C) + at.c0 + channel);
-  }
+    uint32_t const which = group / p.bands, first = (group - which * p.bands) * parts;
+    again((which * p.stretches * p.pieces + first + part) * uint32_t(p.C) + c0 + channel);
+  });
+}
+template <class Again>
+__device__ inline void if_spoilt(Params const& p, int warp, bool spoilt, Again const& again) {
+  auto const each = [&](auto const& item) {
+#pragma unroll 1
+    for (uint32_t i = blockIdx.x; i < p.items; i += gridDim.x) item(PlanesTurn(p, i).c0, PlanesTurn(p, i).group);
+  };
+  if_spoilt(p, warp, spoilt, each, again);
+}
+// Of bands.
+template <class Again>
+__device__ inline void if_spoilt(Params const& p, int warp, uint32_t begin, uint32_t end, bool spoilt,
+                                 Again const& again) {
+  auto const each = [&](auto const& item) {
+    PlanesItem at(p, begin);
+#pragma unroll 1
+    for (uint32_t i = begin; i < end; ++i, at.next(p)) item(at.c0, at.group);
+  };
+  if_spoilt(p, warp, spoilt, each, again);
 }
 
 template <class T, int R, int stride, bool odd, bool words, bool bands = false>
@@ -398,8 +428,6 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
   constexpr int A = live(R, stride), turn = A * stride;
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
   PlanesStretch const mine(p, warp);
-  uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
-  uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
   uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
   uint32_t const planes = planes_stages() + mine.channel * (bands ? p.channel_bytes : p.in.H * row_bytes);
   uint32_t const outputs =
@@ -454,12 +482,17 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
       }
     }
   };
-  if constexpr (bands)
+  auto const make_again = [&](uint32_t task) { again<T, stride>(p, task); };
+  if constexpr (bands) {
+    uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
+    uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
     for_each_band<T, Band<R, stride, false>>(p, warp, mine.channel, begin, end, begin_channel, walk);
-  else
-    for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel,
+    if_spoilt(p, warp, begin, end, is_spoilt(spoilt), make_again);
+  } else {
+    for_each_item<T>(p, warp, mine.channel, begin_channel,
                      [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
-  if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { again<T, stride>(p, task); });
+    if_spoilt(p, warp, is_spoilt(spoilt), make_again);
+  }
 }
 
 // The same for bands, of stride 1, of rows of an odd number of elements.
@@ -540,8 +573,6 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
     spread_planes(__grid_constant__ Params const p) {
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
   PlanesStretch const mine(p, warp);
-  uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
-  uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
   uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
   uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
   uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes + mine.channel * p.out_H * out_row_bytes;
@@ -599,9 +630,9 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
       }
     }
   };
-  for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel,
+  for_each_item<T>(p, warp, mine.channel, begin_channel,
                    [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
-  if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { spread_again<T>(p, task); });
+  if_spoilt(p, warp, is_spoilt(spoilt), [&](uint32_t task) { spread_again<T>(p, task); });
 }
 
 // The end of wgrad, by a block's warps. `add` adds what a warp's products have of a tap; `exact` is a channel's sum of

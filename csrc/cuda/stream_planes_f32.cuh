@@ -81,14 +81,11 @@ struct PlaneResults {
 // What a warp of fprop or dgrad has of a block's planes.
 struct PlanesShare {
   PlanesStretch mine;
-  uint32_t begin, end;          // items
   uint32_t row_bytes, planes;   // of inputs; the channel of the first image
   uint32_t out_bytes, outputs;  // the same of outputs
 
   __device__ PlanesShare(Params const& p, int warp)
       : mine(p, warp),
-        begin(uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x)),
-        end(uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x)),
         row_bytes(p.in.W * sizeof(float)),
         planes(planes_stages() + mine.channel * p.in.H * row_bytes),
         out_bytes(p.out_W * sizeof(float)),
@@ -121,7 +118,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
   Columns inputs = inputs_of(present);
   float filter[R][R], bias = 0;
   for_each_item<float>(
-      p, warp, mine.channel, share.begin, share.end,
+      p, warp, mine.channel,
       [&](int c) {
         load_filter<R>(p, c, filter);
         bias = p.bias != nullptr ? static_cast<float const*>(p.bias)[c * p.bias_stride] : 0.f;
@@ -186,7 +183,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
   Columns inputs = inputs_of(present);
   float filter[R][R];
   for_each_item<float>(
-      p, warp, mine.channel, share.begin, share.end, [&](int c) { load_filter<R>(p, c, filter); },
+      p, warp, mine.channel, [&](int c) { load_filter<R>(p, c, filter); },
       [&](int images, uint32_t stage, uint32_t place) {
         if (images != present) inputs = inputs_of(present = images);
         // Row i of y that the walk takes is v0 + i; after it rows 2 (v0 + i) - pad_h and the next of x are complete.
@@ -396,7 +393,7 @@ cudaError_t launch_planes_f32(Problem const& problem, Plan const& plan, Argument
   p.channels = q.channels, p.stages = q.stages, p.stage_bytes = q.stage_bytes;
   p.image_bytes = q.in_bytes, p.image_bytes_y = q.y_bytes;
   int64_t const units = problem.C / p.channels, groups = ceil_div(problem.N, t.images);
-  p.groups = uint32_t(groups), p.items = uint32_t(units * groups);
+  p.units = uint32_t(units), p.groups = uint32_t(groups), p.items = uint32_t(units * groups);
   auto start = [&](auto* kernel) {
     int const bytes = int(q.shared_bytes);
     if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))

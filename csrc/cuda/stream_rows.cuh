@@ -29,7 +29,7 @@ struct RowPairs {
   uint32_t mask[blocks][2];
 
   // `first`: column of the first set; `planes`: of the warp's channel of the first image.
-  __device__ RowPairs(Params const& p, Source const& s, int images, int first, uint32_t planes, int image_bytes) {
+  __device__ RowPairs(Params const& p, Source const& s, int first, uint32_t planes, int image_bytes) {
     int const image = int(threadIdx.x) % 32 / 4, x = first + int(threadIdx.x) % 4 * 2;
     address = planes + (image < p.images ? image : 0) * image_bytes + x * 2;
 #pragma unroll
@@ -37,9 +37,9 @@ struct RowPairs {
 #pragma unroll
       for (int k = 0; k < blocks; ++k) {
         int const column = x + 8 * k + (p.span > 2 ? 16 * set : 0);
-        mask[k][set] = image < images ? (unsigned(column) < unsigned(s.W) ? 0xffffu : 0u) |
-                                            (unsigned(column + 1) < unsigned(s.W) ? 0xffff0000u : 0u)
-                                      : 0u;
+        mask[k][set] = image < p.images ? (unsigned(column) < unsigned(s.W) ? 0xffffu : 0u) |
+                                              (unsigned(column + 1) < unsigned(s.W) ? 0xffff0000u : 0u)
+                                        : 0u;
       }
   }
   __device__ void leave_out(int images) {
@@ -70,8 +70,6 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
   constexpr int kept = R + 1;  // rows of inputs in registers
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4;
   PlanesStretch const mine(p, warp);
-  uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
-  uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
   uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
   uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
   RowSets const sets(p, mine);
@@ -84,11 +82,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
 #pragma unroll
     for (int set = 0; set < 2; ++set)
       keep[unit][set] = g < p.images && 8 * unit + 2 * t + (sets.wide ? 16 * set : 0) < p.out_W;
-  int present = p.images;
-  auto inputs_of = [&](int images) {
-    return RowPairs<blocks>(p, p.in, images, -p.pad_w - p.shift, planes, p.image_bytes);
-  };
-  RowPairs<blocks> inputs = inputs_of(present);
+  RowPairs<blocks> inputs(p, p.in, -p.pad_w - p.shift, planes, p.image_bytes);
   uint32_t band[R][1][2];
   float start[4] = {};  // the bias four times, which the compiler is not to make anew for each product
   uint32_t spoilt = 0;
@@ -99,7 +93,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
     for (int e = 0; e < 4; ++e) start[e] = ptx::unknown(bias);
   };
   auto walk = [&](int images, uint32_t stage, uint32_t place) {
-    if (images != present) inputs = inputs_of(present = images);
+    if (images < p.images) inputs.leave_out(images);  // the last ones come last
     int h = mine.p0 - p.pad_h;
     uint32_t row = inputs.address + stage + h * int(row_bytes), out = outputs + place;
     uint32_t x[kept][blocks][2];
@@ -143,8 +137,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
       }
     }
   };
-  for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel, walk);
-  if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) {
+  for_each_item<T>(p, warp, mine.channel, begin_channel, walk);
+  if_spoilt(p, warp, is_spoilt(spoilt), [&](uint32_t task) {
     again<T, 1>(p, task);
     if (sets.wide) again<T, 1>(p, task, kStreamUnits);
   });
@@ -160,8 +154,6 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, odd_row_planes_blocks(R, bl
   static_assert(kept % 2 == 0, "odd filters");
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4;
   PlanesStretch const mine(p, warp);
-  uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
-  uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
   uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
   int const second = blocks == 1 ? 0 : (mine.rows + 3) / 4 * 2, rows1 = mine.rows - second;
   int const rows = blocks == 1 || mine.rows < second ? mine.rows : second;
@@ -280,8 +272,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, odd_row_planes_blocks(R, bl
       }
     }
   };
-  for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel, walk);
-  if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { again<T, 1>(p, task); });
+  for_each_item<T>(p, warp, mine.channel, begin_channel, walk);
+  if_spoilt(p, warp, is_spoilt(spoilt), [&](uint32_t task) { again<T, 1>(p, task); });
 }
 
 template <class T, int R, int blocks>
@@ -302,8 +294,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
   uint32_t const apart = sets.apart(row_bytes), apart_y = sets.apart(row_bytes_y);
   uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
   uint32_t const planes_y = planes_stages() + p.images * p.image_bytes + mine.channel * p.y.H * row_bytes_y;
-  RowPairs<blocks> inputs(p, p.in, p.images, -p.pad_w - p.shift, planes, p.image_bytes);
-  RowPairs<2> gradients(p, p.y, p.images, 0, planes_y, p.image_bytes_y);
+  RowPairs<blocks> inputs(p, p.in, -p.pad_w - p.shift, planes, p.image_bytes);
+  RowPairs<2> gradients(p, p.y, 0, planes_y, p.image_bytes_y);
   make_planes_barriers(p.stages);
   PlanesItem at(p, unit * p.groups + begin), ahead = at;
   auto fill = [&](int stage) {
