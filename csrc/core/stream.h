@@ -143,7 +143,7 @@ constexpr int ring_blocks(int R, int stride, bool spread) {
 
 // Blocks of an SM of cuda/stream_rows.cuh, as the registers allow.
 constexpr int row_planes_blocks(int R, int row_blocks) { return R == 3 && row_blocks == 2 ? 3 : 2; }
-constexpr int odd_row_planes_blocks(int R, int row_blocks) { return R < 7 && row_blocks == 1 ? 3 : 2; }
+constexpr int odd_row_planes_blocks(int R, int row_blocks) { return R == 3 && row_blocks == 1 ? 3 : 2; }
 
 // `s` has whole planes of H x W one after the other, and images that begin on 16 bytes.
 constexpr bool whole_planes(Strides const& s, int align, int64_t H, int64_t W, int element) {
@@ -234,9 +234,9 @@ constexpr double planes_steps(Row const& row, bool spread, bool odd) {
   return (spread ? 45.0 + 6 * size : step == 2 ? 24.0 + 4 * size : 22.0 + 5 * size) + (odd ? 14 * step : 0);
 }
 
-// The same of cuda/stream_rows.cuh for a row of outputs (wgrad: of y) of both sets of a warp, and for a stretch.
-constexpr double row_planes_steps(Row const& row, bool sums, int row_blocks) {
-  return (sums ? 48.0 + 3 * row.tile_m : 38.0 + 3 * row.tile_m) + (row_blocks == 3 ? 8 : 0);
+// The same of cuda/stream_rows.cuh for a row of outputs of both sets of a warp.
+constexpr double row_planes_steps(Row const& row, int row_blocks) {
+  return 38.0 + 3 * row.tile_m + (row_blocks == 3 ? 8 : 0);
 }
 
 // A tile of cuda/stream_planes.cuh changes `t` where it takes the problem, but for wgrad with stride 2. As measured, it
@@ -258,15 +258,16 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   int const area = t.in_H * t.in_W, out_area = t.out_H * t.out_W;
   int const blocks = int(ceil_div(t.out_W, columns)), half = 8 / blocks;
   bool const odd = t.in_W % 2 != 0 || (sums && t.out_W % 2 != 0);
-  // cuda/stream_rows.cuh. The first of two units begins with the columns that its first taps meet, or one before.
+  // cuda/stream_rows.cuh, where it is as fast at least. Of even rows the first of two units begins with the columns
+  // that its first taps meet, or one before.
   bool const odd_rows = row.tile_k == 1 && !sums && t.in_W % 2 != 0 && t.out_W % 2 != 0 &&
                         ceil_div(t.in_W + 1, kStreamColumns) <= blocks && blocks <= (row.tile_m == 3 ? 2 : 1);
-  bool const rows = (row.tile_k == 1 && !odd && t.out_W % 2 == 0 && blocks > 1) || odd_rows;
-  int const row_blocks = !rows                                                             ? 0
-                         : odd_rows                                                        ? blocks
-                         : t.out_W <= 16 && t.in_W + t.pad_w + (t.pad_w % 2 + 2) % 2 <= 16 ? 2
-                                                                                           : 3;
-  double const row_steps = rows ? row_planes_steps(row, sums, row_blocks) : planes_steps(row, spread, odd);
+  bool const two = t.out_W <= 16 && t.in_W + t.pad_w + (t.pad_w % 2 + 2) % 2 <= 16;
+  bool const even_rows = row.tile_k == 1 && !sums && !odd && t.out_W % 2 == 0 && blocks > 1 &&
+                         (row.tile_m == 3 ? t.out_W <= 24 : row.tile_m == 5 && two);
+  bool const rows = even_rows || odd_rows;
+  int const row_blocks = odd_rows ? blocks : !rows ? 0 : two ? 2 : 3;
+  double const row_steps = rows ? row_planes_steps(row, row_blocks) : planes_steps(row, spread, odd);
   // Units that are read together are in different banks.
   auto pitch = [&](int bytes, int unit) {
     while (bytes % 128 != (rows ? 16 : blocks * unit * 2 % 128)) bytes += 16;

@@ -367,14 +367,15 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     p.run_channels = t.planes.run_channels, p.unit_stretches = t.planes.unit_stretches;
     int64_t const units = problem.C / p.channels;
     p.units = uint32_t(units), p.groups = uint32_t(t.groups * p.bands), p.items = uint32_t(units * p.groups);
-    auto start_planes = [&](auto* kernel, int64_t blocks) {
+    auto start_planes = [&](auto* kernel, int64_t blocks, int warps = kPlanesWarps) {
       int const bytes = int(t.planes.shared_bytes);
       if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
         return error;
-      kernel<<<unsigned(blocks), kPlanesWarps * 32, size_t(bytes), stream>>>(p);
+      kernel<<<unsigned(blocks), warps * 32, size_t(bytes), stream>>>(p);
       return cudaGetLastError();
     };
     int64_t const blocks = min64(p.items, int64_t(t.planes.together) * h200_sxm.sm_count);
+    constexpr int with_copies = kPlanesWarps + 1;  // of whole planes
     bool const odd = t.planes.odd, words = t.out_W % 2 == 0;
     bool const banded = t.planes.band_rows > 0;
     if constexpr (spreads) {
@@ -387,7 +388,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       return start_planes(!words ? spread_planes<T, R, true, false>
                           : odd  ? spread_planes<T, R, true, true>
                                  : spread_planes<T, R, false, true>,
-                          blocks);
+                          blocks, kPlanesWarps + spread_beside(R));
     } else if constexpr (!sums) {
       if constexpr (stride == 2) {
         if (t.planes.unit_stretches > 0)
@@ -400,10 +401,12 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
         if (t.planes.row_blocks > 0 && odd) {
           if constexpr (R == 3)  // else registers do not suffice
             if (t.planes.row_blocks == 2) return start_planes(odd_row_planes<T, R, 2>, blocks);
-          return start_planes(odd_row_planes<T, R, 1>, blocks);
+          return start_planes(odd_row_planes<T, R, 1>, blocks, with_copies);
         }
-        if (t.planes.row_blocks > 0)
-          return start_planes(t.planes.row_blocks == 2 ? row_planes<T, R, 2> : row_planes<T, R, 3>, blocks);
+        if constexpr (R == 3)
+          if (t.planes.row_blocks == 3) return start_planes(row_planes<T, R, 3>, blocks, with_copies);
+        if constexpr (R < 7)
+          if (t.planes.row_blocks == 2) return start_planes(row_planes<T, R, 2>, blocks, with_copies);
         if (banded)
           return start_planes(odd     ? turned_planes<T, R>
                               : words ? gather_planes<T, R, 1, false, true, true>
@@ -414,7 +417,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       return start_planes(odd     ? gather_planes<T, R, stride, true, false>
                           : words ? gather_planes<T, R, stride, false, true>
                                   : gather_planes<T, R, stride, false, false>,
-                          blocks);
+                          blocks, with_copies);
     } else {
       p.sums = t.sums;
       auto start_sums = [&]() {
@@ -427,8 +430,6 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
           return start_planes(odd ? sum_planes<T, R, stride, true> : sum_planes<T, R, stride, odd_alone>,
                               units * p.splits);
         if constexpr (stride == 1) {
-          if (t.planes.row_blocks > 0)
-            return start_planes(t.planes.row_blocks == 2 ? row_sums<T, R, 2> : row_sums<T, R, 3>, units * p.splits);
           return start_planes(odd ? wgrad_planes<T, R, true> : wgrad_planes<T, R, false>, units * p.splits);
         } else {
           return cudaErrorInvalidValue;

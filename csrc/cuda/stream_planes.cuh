@@ -26,14 +26,24 @@ struct PlanesItem {
   __device__ int images(Params const& p) const { return int(depthwise::smaller(p.N - n0(p), p.images)); }
 };
 
-// Such an item of fprop or dgrad over whole planes. A block's next one is a grid's length on, so that blocks have
-// neighbouring channels of the same images at a time, and memory is read and written in its order.
+// A block's items of fprop or dgrad over whole planes: of its channels as long as it has images of them, or
+// (`by_images`) a grid's length apart, so that blocks have neighbouring channels of the same images at a time and
+// memory is read and written in its order; then the filters change with every item.
 struct PlanesTurn {
   uint32_t group;
   int c0;
 
-  __device__ PlanesTurn(Params const& p, uint32_t item) : group(item / p.units) {
-    c0 = int(item - group * p.units) * p.channels;
+  __device__ PlanesTurn(Params const& p, uint32_t i) {
+    uint32_t const item = p.by_images ? blockIdx.x + i * gridDim.x : first(p, blockIdx.x) + i;
+    uint32_t const outer = p.by_images ? p.units : p.groups, high = item / outer, low = item - high * outer;
+    group = p.by_images ? high : low, c0 = int(p.by_images ? low : high) * p.channels;
+  }
+  __device__ static uint32_t first(Params const& p, uint32_t block) {
+    return uint32_t(uint64_t(p.items) * block / gridDim.x);
+  }
+  __device__ static uint32_t count(Params const& p) {
+    return p.by_images ? (p.items - blockIdx.x + gridDim.x - 1) / gridDim.x
+                       : first(p, blockIdx.x + 1) - first(p, blockIdx.x);
   }
   __device__ int64_t n0(Params const& p) const { return int64_t(group) * p.images; }
   __device__ int images(Params const& p) const { return int(depthwise::smaller(p.N - n0(p), p.images)); }
@@ -308,44 +318,59 @@ __device__ inline uint32_t planes_pair(float low, float high, uint32_t& spoilt) 
 // NaN in either half is no zero.
 __device__ inline bool is_spoilt(uint32_t spoilt) { return (spoilt & 0x7fff7fff) != 0; }
 
-// The share of a block of fprop or dgrad: walk(images, stage, outputs), which is a warp's of an item, between the
-// copies there and back; begin(c): the warp's channel changes.
-template <class T, class Begin, class Walking>
+// The share of a block of fprop or dgrad over whole planes: walk(images, stage, outputs), which is a warp's of an item,
+// between the copies there and back; begin(c): the warp's channel changes. `beside`: a warp more asks for the copies,
+// while the others walk on.
+template <class T, bool beside, class Begin, class Walking>
 __device__ inline void for_each_item(Params const& p, int warp, int channel, Begin const& begin, Walking const& walk) {
-  int const lane = int(threadIdx.x) % 32;
-  uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes;
+  constexpr int copying = beside ? kPlanesWarps : 0;
   make_planes_barriers(p.stages);
-  uint32_t const ahead = p.stages * gridDim.x;
-  if (warp == 0)
-#pragma unroll 1
-    for (int i = 0; i < p.stages; ++i)
-      if (uint32_t const item = blockIdx.x + i * gridDim.x; item < p.items)
-        fill_planes<T, false>(p, PlanesTurn(p, item), i);
-  begin(channel + PlanesTurn(p, blockIdx.x).c0);
-  int stage = 0, parity = 0;
+  uint32_t const count = PlanesTurn::count(p), place_bytes = uint32_t(p.images * p.image_bytes_y);
+  int stage = 0;
   uint32_t place = 0;
+  auto advance = [&]() {
+    place = place == 0 ? place_bytes : 0;
+    if (++stage == p.stages) stage = 0;
+  };
+  auto copy_back = [&](uint32_t i) {
+    int const lane = int(threadIdx.x) % 32;
+    PlanesTurn const at(p, i);
+    if (lane < at.images(p))
+      ptx::cp_async_bulk_store(static_cast<T*>(p.out) + (at.n0(p) + lane) * p.out_n + at.c0 * p.out_c,
+                               planes_stages() + p.stages * p.stage_bytes + place + lane * p.image_bytes_y,
+                               uint32_t(p.channels * p.out_H * p.out_W) * sizeof(T));
+    ptx::cp_async_bulk_commit_group();
+    if (i + p.stages < count) fill_planes<T, false>(p, PlanesTurn(p, i + p.stages), stage);
+  };
+  if (warp == copying)
 #pragma unroll 1
-  for (uint32_t item = blockIdx.x; item < p.items; item += gridDim.x) {
-    PlanesTurn const at(p, item);
-    int const images = at.images(p);
+    for (uint32_t i = 0; i < count && i < p.stages; ++i) fill_planes<T, false>(p, PlanesTurn(p, i), int(i));
+  if (beside && warp == copying) {
+#pragma unroll 1
+    for (uint32_t i = 0; i < count; ++i, advance()) {
+      // The next outputs' place is free, the stage has been read, and these outputs are there.
+      ptx::cp_async_bulk_wait_group_read<0>();
+      __syncthreads();
+      copy_back(i);
+    }
+    return;
+  }
+  int parity = 0, c0 = PlanesTurn(p, 0).c0;
+  begin(channel + c0);
+#pragma unroll 1
+  for (uint32_t i = 0; i < count; ++i) {
+    int const images = PlanesTurn(p, i).images(p);
     ptx::mbarrier_wait(planes_barrier(stage), parity);
     walk(images, uint32_t(stage * p.stage_bytes), place);
-    // The filters come while the block's warps wait for each other.
-    if (uint32_t const next = item + gridDim.x; next < p.items) begin(channel + PlanesTurn(p, next).c0);
-    // The next outputs' place is free, the stage has been read, and these outputs are there.
     ptx::fence_proxy_async();
-    if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
+    if (!beside && warp == copying) ptx::cp_async_bulk_wait_group_read<0>();
+    // The filters come while the warps wait for each other.
+    if (i + 1 < count)
+      if (int const next = PlanesTurn(p, i + 1).c0; next != c0) begin(channel + (c0 = next));
     __syncthreads();
-    if (warp == 0) {
-      if (lane < images)
-        ptx::cp_async_bulk_store(static_cast<T*>(p.out) + (at.n0(p) + lane) * p.out_n + at.c0 * p.out_c,
-                                 outputs + place + lane * p.image_bytes_y,
-                                 uint32_t(p.channels * p.out_H * p.out_W) * sizeof(T));
-      ptx::cp_async_bulk_commit_group();
-      if (item + ahead < p.items) fill_planes<T, false>(p, PlanesTurn(p, item + ahead), stage);
-    }
-    place = place == 0 ? uint32_t(p.images * p.image_bytes_y) : 0;
-    if (++stage == p.stages) stage = 0, parity ^= 1;
+    if (!beside && warp == copying) copy_back(i);
+    advance();
+    if (stage == 0) parity ^= 1;
   }
 }
 
@@ -387,14 +412,16 @@ __device__ inline void for_each_band(Params const& p, int warp, int channel, uin
   }
 }
 
-// Has every warp make its outputs of the block's items again that are NaN, if there are any: for_each(again), again(c0,
-// group) of each item, which makes again(task) of it.
+// Has every warp make its outputs of the block's items again that are NaN, if there are any: for_each(item) calls
+// item(c0, group) of each, again(task) makes them.
 template <class ForEach, class Again>
-__device__ inline void if_spoilt(Params const& p, int warp, bool spoilt, ForEach const& for_each, Again const& again) {
-  if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
+__device__ inline void if_spoilt(Params const& p, int warp, int copying, bool spoilt, ForEach const& for_each,
+                                 Again const& again) {
+  if (warp == copying) ptx::cp_async_bulk_wait_group_read<0>();
   if (__syncthreads_or(spoilt) == 0) return;
-  if (warp == 0) ptx::cp_async_bulk_wait_all();
+  if (warp == copying) ptx::cp_async_bulk_wait_all();
   __syncthreads();
+  if (warp >= kPlanesWarps) return;
   int const channel = warp % p.channels, part = warp / p.channels, parts = kPlanesWarps / p.channels;
   for_each([&](int c0, uint32_t group) {
     // As Walk counts: of a band, `parts` warps have pieces of rows of its stretches.
@@ -402,13 +429,14 @@ __device__ inline void if_spoilt(Params const& p, int warp, bool spoilt, ForEach
     again((which * p.stretches * p.pieces + first + part) * uint32_t(p.C) + c0 + channel);
   });
 }
-template <class Again>
+// Of whole planes.
+template <bool beside, class Again>
 __device__ inline void if_spoilt(Params const& p, int warp, bool spoilt, Again const& again) {
   auto const each = [&](auto const& item) {
 #pragma unroll 1
-    for (uint32_t i = blockIdx.x; i < p.items; i += gridDim.x) item(PlanesTurn(p, i).c0, PlanesTurn(p, i).group);
+    for (uint32_t i = 0; i < PlanesTurn::count(p); ++i) item(PlanesTurn(p, i).c0, PlanesTurn(p, i).group);
   };
-  if_spoilt(p, warp, spoilt, each, again);
+  if_spoilt(p, warp, beside ? kPlanesWarps : 0, spoilt, each, again);
 }
 // Of bands.
 template <class Again>
@@ -419,11 +447,11 @@ __device__ inline void if_spoilt(Params const& p, int warp, uint32_t begin, uint
 #pragma unroll 1
     for (uint32_t i = begin; i < end; ++i, at.next(p)) item(at.c0, at.group);
   };
-  if_spoilt(p, warp, spoilt, each, again);
+  if_spoilt(p, warp, 0, spoilt, each, again);
 }
 
 template <class T, int R, int stride, bool odd, bool words, bool bands = false>
-__global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
+__global__ void __launch_bounds__((kPlanesWarps + !bands) * 32, planes_blocks(R, stride))
     gather_planes(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), turn = A * stride;
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
@@ -489,9 +517,9 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
     for_each_band<T, Band<R, stride, false>>(p, warp, mine.channel, begin, end, begin_channel, walk);
     if_spoilt(p, warp, begin, end, is_spoilt(spoilt), make_again);
   } else {
-    for_each_item<T>(p, warp, mine.channel, begin_channel,
-                     [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
-    if_spoilt(p, warp, is_spoilt(spoilt), make_again);
+    for_each_item<T, true>(p, warp, mine.channel, begin_channel,
+                           [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
+    if_spoilt<true>(p, warp, is_spoilt(spoilt), make_again);
   }
 }
 
@@ -567,9 +595,10 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 1))
   if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { again<T, 1>(p, task); });
 }
 
-// dgrad with stride 2; see `spread`.
+// dgrad with stride 2; see `spread`. 7x7 has no registers for a warp more.
+constexpr bool spread_beside(int R) { return R < 7; }
 template <class T, int R, bool odd, bool words>
-__global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
+__global__ void __launch_bounds__((kPlanesWarps + spread_beside(R)) * 32, planes_blocks(R, 2))
     spread_planes(__grid_constant__ Params const p) {
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
   PlanesStretch const mine(p, warp);
@@ -630,9 +659,10 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
       }
     }
   };
-  for_each_item<T>(p, warp, mine.channel, begin_channel,
-                   [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
-  if_spoilt(p, warp, is_spoilt(spoilt), [&](uint32_t task) { spread_again<T>(p, task); });
+  for_each_item<T, spread_beside(R)>(
+      p, warp, mine.channel, begin_channel,
+      [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
+  if_spoilt<spread_beside(R)>(p, warp, is_spoilt(spoilt), [&](uint32_t task) { spread_again<T>(p, task); });
 }
 
 // The end of wgrad, by a block's warps. `add` adds what a warp's products have of a tap; `exact` is a channel's sum of

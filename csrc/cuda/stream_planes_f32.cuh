@@ -78,6 +78,9 @@ struct PlaneResults {
   }
 };
 
+// A warp more asks for the copies of fprop and dgrad; 7x7 has no registers for it.
+constexpr bool planes_f32_beside(int R) { return R < 7; }
+
 // What a warp of fprop or dgrad has of a block's planes.
 struct PlanesShare {
   PlanesStretch mine;
@@ -103,7 +106,7 @@ __device__ inline void load_filter(Params const& p, int c, float (&filter)[R][R]
 
 // fprop, and dgrad without a stride. `shift`: columns from a unit's first input to its first tap.
 template <int R, int stride, int width, int shift, int units, bool words>
-__global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
+__global__ void __launch_bounds__((kPlanesWarps + planes_f32_beside(R)) * 32, planes_f32_blocks(R))
     gather_planes_f32(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), turn = A * stride;
   using Columns = PlaneColumns<(width - 1) * stride + R + shift, width, units>;
@@ -117,7 +120,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
   int present = p.images;
   Columns inputs = inputs_of(present);
   float filter[R][R], bias = 0;
-  for_each_item<float>(
+  for_each_item<float, planes_f32_beside(R)>(
       p, warp, mine.channel,
       [&](int c) {
         load_filter<R>(p, c, filter);
@@ -162,13 +165,13 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
           }
         }
       });
-  if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
+  if (warp == (planes_f32_beside(R) ? kPlanesWarps : 0)) ptx::cp_async_bulk_wait_group_read<0>();
 }
 
 // dgrad with stride 2: a unit is columns 2 u and 2 u + 1 of x. Column 2 u + b meets tap s = q + 2 k, q = (odd + b) % 2,
 // of column u + (odd + b) / 2 - k of y, counted from pad_left / 2 on; `odd`: pad_left is.
 template <int R, bool odd, int units, bool words>
-__global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
+__global__ void __launch_bounds__((kPlanesWarps + planes_f32_beside(R)) * 32, planes_f32_blocks(R))
     spread_planes_f32(__grid_constant__ Params const p) {
   constexpr int count = (R + 1) / 2;
   using Columns = PlaneColumns<count, 1, units>;
@@ -182,7 +185,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
   int present = p.images;
   Columns inputs = inputs_of(present);
   float filter[R][R];
-  for_each_item<float>(
+  for_each_item<float, planes_f32_beside(R)>(
       p, warp, mine.channel, [&](int c) { load_filter<R>(p, c, filter); },
       [&](int images, uint32_t stage, uint32_t place) {
         if (images != present) inputs = inputs_of(present = images);
@@ -225,7 +228,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
           }
         }
       });
-  if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
+  if (warp == (planes_f32_beside(R) ? kPlanesWarps : 0)) ptx::cp_async_bulk_wait_group_read<0>();
 }
 
 // A tap's sum over the block's share of images, by a warp: for those that a zero made NaN.
@@ -393,13 +396,13 @@ cudaError_t launch_planes_f32(Problem const& problem, Plan const& plan, Argument
   p.channels = q.channels, p.stages = q.stages, p.stage_bytes = q.stage_bytes;
   p.image_bytes = q.in_bytes, p.image_bytes_y = q.y_bytes;
   int64_t const units = problem.C / p.channels, groups = ceil_div(problem.N, t.images);
-  p.units = uint32_t(units), p.groups = uint32_t(groups), p.items = uint32_t(units * groups);
+  p.by_images = R == 3, p.units = uint32_t(units), p.groups = uint32_t(groups), p.items = uint32_t(units * groups);
   auto start = [&](auto* kernel) {
     int const bytes = int(q.shared_bytes);
     if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
       return error;
     int64_t const blocks = sums ? units * p.splits : min64(p.items, int64_t(q.together) * h200_sxm.sm_count);
-    kernel<<<unsigned(blocks), kPlanesWarps * 32, size_t(bytes), stream>>>(p);
+    kernel<<<unsigned(blocks), (kPlanesWarps + (!sums && planes_f32_beside(R))) * 32, size_t(bytes), stream>>>(p);
     return cudaGetLastError();
   };
   bool const words = t.out_W % 2 == 0;

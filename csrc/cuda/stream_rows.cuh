@@ -2,14 +2,13 @@
 // 32 columns. A warp's products are of two sets of eight images' rows: the upper and the lower half of its rows of up
 // to 16 columns, or the left and the right 16 columns of wider ones. Two neighbouring units of each row share the 8
 // columns between them, of R rows of inputs that are in registers; the next row is loaded while those are multiplied.
-// wgrad: products sum over the two sets' images; movmatrix turns the rows of x and y for that.
 #pragma once
 
 #include "stream_planes.cuh"
 
 namespace conv2d_ext::stream {
 
-// The two sets of a warp's rows of outputs (wgrad: of y).
+// The two sets of a warp's rows of outputs.
 struct RowSets {
   bool wide;                // the right columns are the second set, or the lower rows
   int rows, second, rows1;  // of the first set; the second one's first, and its rows
@@ -28,24 +27,19 @@ struct RowPairs {
   uint32_t address;  // of row 0 of the first set in stage 0
   uint32_t mask[blocks][2];
 
-  // `first`: column of the first set; `planes`: of the warp's channel of the first image.
-  __device__ RowPairs(Params const& p, Source const& s, int first, uint32_t planes, int image_bytes) {
-    int const image = int(threadIdx.x) % 32 / 4, x = first + int(threadIdx.x) % 4 * 2;
-    address = planes + (image < p.images ? image : 0) * image_bytes + x * 2;
+  // `planes`: of the warp's channel of the first image.
+  __device__ RowPairs(Params const& p, int images, uint32_t planes) {
+    int const image = int(threadIdx.x) % 32 / 4, x = -p.pad_w - p.shift + int(threadIdx.x) % 4 * 2;
+    address = planes + (image < p.images ? image : 0) * p.image_bytes + x * 2;
 #pragma unroll
     for (int set = 0; set < 2; ++set)
 #pragma unroll
       for (int k = 0; k < blocks; ++k) {
         int const column = x + 8 * k + (p.span > 2 ? 16 * set : 0);
-        mask[k][set] = image < p.images ? (unsigned(column) < unsigned(s.W) ? 0xffffu : 0u) |
-                                              (unsigned(column + 1) < unsigned(s.W) ? 0xffff0000u : 0u)
-                                        : 0u;
+        mask[k][set] = image < images ? (unsigned(column) < unsigned(p.in.W) ? 0xffffu : 0u) |
+                                            (unsigned(column + 1) < unsigned(p.in.W) ? 0xffff0000u : 0u)
+                                      : 0u;
       }
-  }
-  __device__ void leave_out(int images) {
-    if (int(threadIdx.x) % 32 / 4 < images) return;
-#pragma unroll
-    for (int i = 0; i < 2 * blocks; ++i) mask[i / 2][i % 2] = 0;
   }
   // A row of which the sets' rows exist or not; not masked yet, lest the warp wait for it at once.
   __device__ void load(uint32_t row, uint32_t apart, bool exists0, bool exists1, uint32_t (&v)[blocks][2]) const {
@@ -65,7 +59,7 @@ struct RowPairs {
 };
 
 template <class T, int R, int blocks>
-__global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks))
+__global__ void __launch_bounds__((kPlanesWarps + 1) * 32, row_planes_blocks(R, blocks))
     row_planes(__grid_constant__ Params const p) {
   constexpr int kept = R + 1;  // rows of inputs in registers
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4;
@@ -82,7 +76,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
 #pragma unroll
     for (int set = 0; set < 2; ++set)
       keep[unit][set] = g < p.images && 8 * unit + 2 * t + (sets.wide ? 16 * set : 0) < p.out_W;
-  RowPairs<blocks> inputs(p, p.in, -p.pad_w - p.shift, planes, p.image_bytes);
+  int present = p.images;
+  RowPairs<blocks> inputs(p, present, planes);
   uint32_t band[R][1][2];
   float start[4] = {};  // the bias four times, which the compiler is not to make anew for each product
   uint32_t spoilt = 0;
@@ -93,7 +88,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
     for (int e = 0; e < 4; ++e) start[e] = ptx::unknown(bias);
   };
   auto walk = [&](int images, uint32_t stage, uint32_t place) {
-    if (images < p.images) inputs.leave_out(images);  // the last ones come last
+    if (images != present) inputs = RowPairs<blocks>(p, present = images, planes);
     int h = mine.p0 - p.pad_h;
     uint32_t row = inputs.address + stage + h * int(row_bytes), out = outputs + place;
     uint32_t x[kept][blocks][2];
@@ -137,8 +132,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
       }
     }
   };
-  for_each_item<T>(p, warp, mine.channel, begin_channel, walk);
-  if_spoilt(p, warp, is_spoilt(spoilt), [&](uint32_t task) {
+  for_each_item<T, true>(p, warp, mine.channel, begin_channel, walk);
+  if_spoilt<true>(p, warp, is_spoilt(spoilt), [&](uint32_t task) {
     again<T, 1>(p, task);
     if (sets.wide) again<T, 1>(p, task, kStreamUnits);
   });
@@ -147,8 +142,9 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks
 // The same of planes of odd rows of up to 15 columns, which begin on words and off them in turn: the 8 or 16 columns
 // that are loaded, and those that are stored, of a row off words begin one before the first. The second set are images
 // 8 to 15 of rows of up to 7 columns.
+constexpr bool odd_rows_beside(int blocks) { return blocks == 1; }  // else registers do not suffice
 template <class T, int R, int blocks>
-__global__ void __launch_bounds__(kPlanesWarps * 32, odd_row_planes_blocks(R, blocks))
+__global__ void __launch_bounds__((kPlanesWarps + odd_rows_beside(blocks)) * 32, odd_row_planes_blocks(R, blocks))
     odd_row_planes(__grid_constant__ Params const p) {
   constexpr int kept = R + 1;  // rows of inputs in registers: an even number, so that it is known which are off words
   static_assert(kept % 2 == 0, "odd filters");
@@ -272,110 +268,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, odd_row_planes_blocks(R, bl
       }
     }
   };
-  for_each_item<T>(p, warp, mine.channel, begin_channel, walk);
-  if_spoilt(p, warp, is_spoilt(spoilt), [&](uint32_t task) { again<T, 1>(p, task); });
-}
-
-template <class T, int R, int blocks>
-__global__ void __launch_bounds__(kPlanesWarps * 32, row_planes_blocks(R, blocks))
-    row_sums(__grid_constant__ Params const p) {
-  constexpr bool early = R < 7;    // a row is loaded before it is needed, for which 7x7 has no registers
-  constexpr int kept = R + early;  // rows of x in registers
-  extern __shared__ __align__(16) unsigned char shared[];
-  ptx::griddepcontrol_launch_dependents();
-  int const lane = int(threadIdx.x) % 32, warp = planes_warp();
-  PlanesStretch const mine(p, warp);
-  RowSets const sets(p, mine);
-  int const units = p.C / p.channels;
-  int const unit = int(blockIdx.x % unsigned(units)), split = int(blockIdx.x / unsigned(units)), c0 = unit * p.channels;
-  uint32_t const begin = uint32_t(uint64_t(p.groups) * split / p.splits);
-  uint32_t const end = uint32_t(uint64_t(p.groups) * (split + 1) / p.splits);
-  uint32_t const row_bytes = p.in.W * sizeof(T), row_bytes_y = p.y.W * sizeof(T);
-  uint32_t const apart = sets.apart(row_bytes), apart_y = sets.apart(row_bytes_y);
-  uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
-  uint32_t const planes_y = planes_stages() + p.images * p.image_bytes + mine.channel * p.y.H * row_bytes_y;
-  RowPairs<blocks> inputs(p, p.in, -p.pad_w - p.shift, planes, p.image_bytes);
-  RowPairs<2> gradients(p, p.y, 0, planes_y, p.image_bytes_y);
-  make_planes_barriers(p.stages);
-  PlanesItem at(p, unit * p.groups + begin), ahead = at;
-  auto fill = [&](int stage) {
-    fill_planes<T, true>(p, ahead, stage);
-    ahead.next(p);
-  };
-  if (warp == 0)
-#pragma unroll 1
-    for (uint32_t i = begin; i < end && i < begin + p.stages; ++i) fill(int(i - begin));
-
-  float acc[R][4] = {};
-  int stage = 0, parity = 0;
-#pragma unroll 1
-  for (uint32_t item = begin; item < end; ++item, at.next(p)) {
-    if (int const images = at.images(p); images < p.images)  // in the last one
-      inputs.leave_out(images), gradients.leave_out(images);
-    int h = mine.p0 - p.pad_h;
-    uint32_t row = inputs.address + stage * p.stage_bytes + h * int(row_bytes);
-    uint32_t row_y = gradients.address + stage * p.stage_bytes + mine.p0 * row_bytes_y;
-    ptx::mbarrier_wait(planes_barrier(stage), parity);
-    uint32_t x[kept][blocks][2], y[2][2];
-    auto load = [&](uint32_t (&v)[blocks][2]) {
-      inputs.load(row, apart, unsigned(h) < unsigned(p.in.H), unsigned(h + sets.second) < unsigned(p.in.H), v);
-      ++h, row += row_bytes;
-    };
-    auto load_y = [&](int of, uint32_t (&v)[2][2]) {
-      gradients.load(row_y, apart_y, of < sets.rows, of < sets.rows1, v);
-      row_y += row_bytes_y;
-    };
-    auto turn = [&](auto const& pairs, auto& v) {
-      pairs.apply_mask(v);
-#pragma unroll
-      for (auto& block : v)
-#pragma unroll
-        for (uint32_t& set : block) set = ptx::movmatrix_trans(set);
-    };
-#pragma unroll
-    for (int r = 0; r < kept - 1; ++r) load(x[r]);
-    if (early) load_y(0, y);
-#pragma unroll
-    for (int r = 0; r < kept - 1; ++r) turn(inputs, x[r]);
-    if (early) turn(gradients, y);
-#pragma unroll 1
-    for (int first = 0; first < sets.rows; first += kept) {
-#pragma unroll
-      for (int i = 0; i < kept; ++i) {
-        if (first + i >= sets.rows) break;
-        uint32_t next_y[2][2];
-        load_y(first + i + early, early ? next_y : y);
-        if (!early) turn(gradients, y);
-        load(x[(i + kept - 1) % kept]);
-#pragma unroll
-        for (int r = 0; r < R; ++r) {
-          if (!early && r == R - 1) turn(inputs, x[(i + kept - 1) % kept]);
-          uint32_t const(&v)[blocks][2] = x[(i + r) % kept];
-          ptx::mma_m16n8k16<T>(acc[r], v[0][0], v[1][0], v[0][1], v[1][1], y[0][0], y[0][1]);
-          uint32_t const last[2]{blocks == 3 ? v[blocks - 1][0] : 0, blocks == 3 ? v[blocks - 1][1] : 0};
-          ptx::mma_m16n8k16<T>(acc[r], v[1][0], last[0], v[1][1], last[1], y[1][0], y[1][1]);
-        }
-        if constexpr (early) {
-          turn(inputs, x[(i + kept - 1) % kept]);
-          turn(gradients, next_y);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) y[e / 2][e % 2] = next_y[e / 2][e % 2];
-        }
-      }
-    }
-    __syncthreads();  // the stage has been read
-    if (warp == 0 && item + p.stages < end) fill(stage);
-    if (++stage == p.stages) stage = 0, parity ^= 1;
-  }
-
-  auto add = [&](float& sum, auto& of_a_warp, int tap) {
-#pragma unroll
-    for (int j = 0; j < kStreamColumns; ++j) sum += of_a_warp[tap / p.S][tap % p.S + p.shift + j][j];
-  };
-  auto exact = [&](int c, int tap) {
-    return exact_sum<T, 1>(p, c, begin * p.stretches, end * p.stretches, tap / p.S, tap % p.S);
-  };
-  store_planes_sums<T>(p, c0, split, acc, shared, lane, warp, add, exact);
+  for_each_item<T, odd_rows_beside(blocks)>(p, warp, mine.channel, begin_channel, walk);
+  if_spoilt<odd_rows_beside(blocks)>(p, warp, is_spoilt(spoilt), [&](uint32_t task) { again<T, 1>(p, task); });
 }
 
 }  // namespace conv2d_ext::stream

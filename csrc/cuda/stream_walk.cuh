@@ -34,6 +34,7 @@ struct Params {
   StreamRing ring;
   int channels, image_bytes, image_bytes_y, stage_bytes;  // stream_planes.cuh
   uint32_t units, groups, items;                          // units: of a block's channels
+  bool by_images;                                         // PlanesTurn
   SumsTile sums;                                          // stream_sums.cuh
   int channel_bytes, channel_bytes_y, band_rows;          // of bands
   uint32_t bands;
