@@ -143,7 +143,7 @@ constexpr int ring_blocks(int R, int stride, bool spread) {
 
 // Blocks of an SM of cuda/stream_rows.cuh, as the registers allow.
 constexpr int row_planes_blocks(int R, int row_blocks) { return R == 3 && row_blocks == 2 ? 3 : 2; }
-constexpr int odd_row_planes_blocks(int R, int row_blocks) { return R == 3 && row_blocks == 1 ? 3 : 2; }
+inline constexpr int kOddRowPlanesBlocks = 2;
 
 // `s` has whole planes of H x W one after the other, and images that begin on 16 bytes.
 constexpr bool whole_planes(Strides const& s, int align, int64_t H, int64_t W, int element) {
@@ -260,11 +260,11 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   bool const odd = t.in_W % 2 != 0 || (sums && t.out_W % 2 != 0);
   // cuda/stream_rows.cuh, where it is as fast at least. Of even rows the first of two units begins with the columns
   // that its first taps meet, or one before.
-  bool const odd_rows = row.tile_k == 1 && !sums && t.in_W % 2 != 0 && t.out_W % 2 != 0 &&
-                        ceil_div(t.in_W + 1, kStreamColumns) <= blocks && blocks <= (row.tile_m == 3 ? 2 : 1);
+  bool const odd_rows = row.tile_k == 1 && !sums && t.in_W % 2 != 0 && t.out_W % 2 != 0 && t.in_W < kStreamColumns &&
+                        blocks == 1 && row.tile_m > 3;
   bool const two = t.out_W <= 16 && t.in_W + t.pad_w + (t.pad_w % 2 + 2) % 2 <= 16;
   bool const even_rows = row.tile_k == 1 && !sums && !odd && t.out_W % 2 == 0 && blocks > 1 &&
-                         (row.tile_m == 3 ? t.out_W <= 24 : row.tile_m == 5 && two);
+                         (row.tile_m == 3 ? two || blocks == 3 : row.tile_m == 5 && two);
   bool const rows = even_rows || odd_rows;
   int const row_blocks = odd_rows ? blocks : !rows ? 0 : two ? 2 : 3;
   double const row_steps = rows ? row_planes_steps(row, row_blocks) : planes_steps(row, spread, odd);
@@ -304,7 +304,7 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
     for (int channels = 1; channels <= kPlanesWarps; channels *= 2) {
       // A run of a block's planes is a multiple of 16 bytes.
       if (channels * area % 8 != 0 || channels * out_area % 8 != 0 || p.C % channels != 0) continue;
-      int const most_together = odd_rows ? odd_row_planes_blocks(row.tile_m, row_blocks)
+      int const most_together = odd_rows ? kOddRowPlanesBlocks
                                 : rows   ? row_planes_blocks(row.tile_m, row_blocks)
                                          : planes_blocks(row.tile_m, row.tile_k);
       for (int together = most_together; together > 1; --together) consider(channels, together, images);

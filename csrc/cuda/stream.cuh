@@ -366,6 +366,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     p.bands = uint32_t(t.planes.bands), p.band_rows = t.planes.band_rows;
     p.run_channels = t.planes.run_channels, p.unit_stretches = t.planes.unit_stretches;
     int64_t const units = problem.C / p.channels;
+    p.by_images = R == 3 && stride == 1 && (t.planes.row_blocks == 2 || t.out_W > 24);
     p.units = uint32_t(units), p.groups = uint32_t(t.groups * p.bands), p.items = uint32_t(units * p.groups);
     auto start_planes = [&](auto* kernel, int64_t blocks, int warps = kPlanesWarps) {
       int const bytes = int(t.planes.shared_bytes);
@@ -388,7 +389,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       return start_planes(!words ? spread_planes<T, R, true, false>
                           : odd  ? spread_planes<T, R, true, true>
                                  : spread_planes<T, R, false, true>,
-                          blocks, kPlanesWarps + spread_beside(R));
+                          blocks, kPlanesWarps);
     } else if constexpr (!sums) {
       if constexpr (stride == 2) {
         if (t.planes.unit_stretches > 0)
@@ -398,11 +399,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                               blocks);
       } else {
         if (t.planes.unit_stretches > 0) return start_planes(gather_units<T, R, 1, false, true>, blocks);
-        if (t.planes.row_blocks > 0 && odd) {
-          if constexpr (R == 3)  // else registers do not suffice
-            if (t.planes.row_blocks == 2) return start_planes(odd_row_planes<T, R, 2>, blocks);
-          return start_planes(odd_row_planes<T, R, 1>, blocks, with_copies);
-        }
+        if constexpr (R > 3)
+          if (t.planes.row_blocks == 1) return start_planes(odd_row_planes<T, R, 1>, blocks, with_copies);
         if constexpr (R == 3)
           if (t.planes.row_blocks == 3) return start_planes(row_planes<T, R, 3>, blocks, with_copies);
         if constexpr (R < 7)
@@ -414,10 +412,9 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                               blocks);
       }
       // With a stride, images of even rows may have odd rows of outputs.
-      return start_planes(odd     ? gather_planes<T, R, stride, true, false>
-                          : words ? gather_planes<T, R, stride, false, true>
-                                  : gather_planes<T, R, stride, false, false>,
-                          blocks, with_copies);
+      if (odd) return start_planes(gather_planes<T, R, stride, true, false>, blocks);
+      return start_planes(words ? gather_planes<T, R, stride, false, true> : gather_planes<T, R, stride, false, false>,
+                          blocks, kPlanesWarps + gather_beside(stride, false, false));
     } else {
       p.sums = t.sums;
       auto start_sums = [&]() {

@@ -318,12 +318,52 @@ __device__ inline uint32_t planes_pair(float low, float high, uint32_t& spoilt) 
 // NaN in either half is no zero.
 __device__ inline bool is_spoilt(uint32_t spoilt) { return (spoilt & 0x7fff7fff) != 0; }
 
+// The share of a block of fprop or dgrad: walk(images, stage, outputs), which is a warp's of an item, between the
+// copies there and back; begin(c): the warp's channel changes.
+template <class T, class Begin, class Walking>
+__device__ inline void for_each_item(Params const& p, int warp, int channel, uint32_t begin_item, uint32_t end,
+                                     Begin const& begin, Walking const& walk) {
+  int const lane = int(threadIdx.x) % 32;
+  uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes;
+  make_planes_barriers(p.stages);
+  PlanesItem at(p, begin_item), ahead = at;
+  auto fill = [&](int stage) {
+    fill_planes<T, false>(p, ahead, stage);
+    ahead.next(p);
+  };
+  if (warp == 0)
+#pragma unroll 1
+    for (uint32_t i = begin_item; i < end && i < begin_item + p.stages; ++i) fill(int(i - begin_item));
+  int stage = 0, parity = 0, c0 = -1;
+  uint32_t place = 0;
+#pragma unroll 1
+  for (uint32_t item = begin_item; item < end; ++item, at.next(p)) {
+    int const images = at.images(p);
+    if (at.c0 != c0) begin(channel + (c0 = at.c0));
+    ptx::mbarrier_wait(planes_barrier(stage), parity);
+    walk(images, uint32_t(stage * p.stage_bytes), place);
+    // The next outputs' place is free, the stage has been read, and these outputs are there.
+    ptx::fence_proxy_async();
+    if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
+    __syncthreads();
+    if (warp == 0) {
+      if (lane < images)
+        ptx::cp_async_bulk_store(static_cast<T*>(p.out) + (at.n0(p) + lane) * p.out_n + at.c0 * p.out_c,
+                                 outputs + place + lane * p.image_bytes_y,
+                                 uint32_t(p.channels * p.out_H * p.out_W) * sizeof(T));
+      ptx::cp_async_bulk_commit_group();
+      if (item + p.stages < end) fill(stage);
+    }
+    place = place == 0 ? uint32_t(p.images * p.image_bytes_y) : 0;
+    if (++stage == p.stages) stage = 0, parity ^= 1;
+  }
+}
+
 // The share of a block of fprop or dgrad over whole planes: walk(images, stage, outputs), which is a warp's of an item,
-// between the copies there and back; begin(c): the warp's channel changes. `beside`: a warp more asks for the copies,
-// while the others walk on.
-template <class T, bool beside, class Begin, class Walking>
-__device__ inline void for_each_item(Params const& p, int warp, int channel, Begin const& begin, Walking const& walk) {
-  constexpr int copying = beside ? kPlanesWarps : 0;
+// between the copies there and back; begin(c): the warp's channel changes. A warp more asks for the copies, while the
+// others walk on.
+template <class T, class Begin, class Walking>
+__device__ inline void for_each_turn(Params const& p, int warp, int channel, Begin const& begin, Walking const& walk) {
   make_planes_barriers(p.stages);
   uint32_t const count = PlanesTurn::count(p), place_bytes = uint32_t(p.images * p.image_bytes_y);
   int stage = 0;
@@ -342,10 +382,9 @@ __device__ inline void for_each_item(Params const& p, int warp, int channel, Beg
     ptx::cp_async_bulk_commit_group();
     if (i + p.stages < count) fill_planes<T, false>(p, PlanesTurn(p, i + p.stages), stage);
   };
-  if (warp == copying)
+  if (warp == kPlanesWarps) {
 #pragma unroll 1
     for (uint32_t i = 0; i < count && i < p.stages; ++i) fill_planes<T, false>(p, PlanesTurn(p, i), int(i));
-  if (beside && warp == copying) {
 #pragma unroll 1
     for (uint32_t i = 0; i < count; ++i, advance()) {
       // The next outputs' place is free, the stage has been read, and these outputs are there.
@@ -363,12 +402,10 @@ __device__ inline void for_each_item(Params const& p, int warp, int channel, Beg
     ptx::mbarrier_wait(planes_barrier(stage), parity);
     walk(images, uint32_t(stage * p.stage_bytes), place);
     ptx::fence_proxy_async();
-    if (!beside && warp == copying) ptx::cp_async_bulk_wait_group_read<0>();
     // The filters come while the warps wait for each other.
     if (i + 1 < count)
       if (int const next = PlanesTurn(p, i + 1).c0; next != c0) begin(channel + (c0 = next));
     __syncthreads();
-    if (!beside && warp == copying) copy_back(i);
     advance();
     if (stage == 0) parity ^= 1;
   }
@@ -429,16 +466,16 @@ __device__ inline void if_spoilt(Params const& p, int warp, int copying, bool sp
     again((which * p.stretches * p.pieces + first + part) * uint32_t(p.C) + c0 + channel);
   });
 }
-// Of whole planes.
-template <bool beside, class Again>
+// Of for_each_turn.
+template <class Again>
 __device__ inline void if_spoilt(Params const& p, int warp, bool spoilt, Again const& again) {
   auto const each = [&](auto const& item) {
 #pragma unroll 1
     for (uint32_t i = 0; i < PlanesTurn::count(p); ++i) item(PlanesTurn(p, i).c0, PlanesTurn(p, i).group);
   };
-  if_spoilt(p, warp, beside ? kPlanesWarps : 0, spoilt, each, again);
+  if_spoilt(p, warp, kPlanesWarps, spoilt, each, again);
 }
-// Of bands.
+// Of the others.
 template <class Again>
 __device__ inline void if_spoilt(Params const& p, int warp, uint32_t begin, uint32_t end, bool spoilt,
                                  Again const& again) {
@@ -450,8 +487,10 @@ __device__ inline void if_spoilt(Params const& p, int warp, uint32_t begin, uint
   if_spoilt(p, warp, 0, spoilt, each, again);
 }
 
+// A warp more asks for the copies where that is faster.
+constexpr bool gather_beside(int stride, bool odd, bool bands) { return stride == 1 && !odd && !bands; }
 template <class T, int R, int stride, bool odd, bool words, bool bands = false>
-__global__ void __launch_bounds__((kPlanesWarps + !bands) * 32, planes_blocks(R, stride))
+__global__ void __launch_bounds__((kPlanesWarps + gather_beside(stride, odd, bands)) * 32, planes_blocks(R, stride))
     gather_planes(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), turn = A * stride;
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
@@ -511,15 +550,18 @@ __global__ void __launch_bounds__((kPlanesWarps + !bands) * 32, planes_blocks(R,
     }
   };
   auto const make_again = [&](uint32_t task) { again<T, stride>(p, task); };
-  if constexpr (bands) {
+  auto const walk_all = [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); };
+  if constexpr (gather_beside(stride, odd, bands)) {
+    for_each_turn<T>(p, warp, mine.channel, begin_channel, walk_all);
+    if_spoilt(p, warp, is_spoilt(spoilt), make_again);
+  } else {
     uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
     uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
-    for_each_band<T, Band<R, stride, false>>(p, warp, mine.channel, begin, end, begin_channel, walk);
+    if constexpr (bands)
+      for_each_band<T, Band<R, stride, false>>(p, warp, mine.channel, begin, end, begin_channel, walk);
+    else
+      for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel, walk_all);
     if_spoilt(p, warp, begin, end, is_spoilt(spoilt), make_again);
-  } else {
-    for_each_item<T, true>(p, warp, mine.channel, begin_channel,
-                           [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
-    if_spoilt<true>(p, warp, is_spoilt(spoilt), make_again);
   }
 }
 
@@ -595,13 +637,14 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 1))
   if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { again<T, 1>(p, task); });
 }
 
-// dgrad with stride 2; see `spread`. 7x7 has no registers for a warp more.
-constexpr bool spread_beside(int R) { return R < 7; }
+// dgrad with stride 2; see `spread`.
 template <class T, int R, bool odd, bool words>
-__global__ void __launch_bounds__((kPlanesWarps + spread_beside(R)) * 32, planes_blocks(R, 2))
+__global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
     spread_planes(__grid_constant__ Params const p) {
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
   PlanesStretch const mine(p, warp);
+  uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
+  uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
   uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
   uint32_t const planes = planes_stages() + mine.channel * p.in.H * row_bytes;
   uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes + mine.channel * p.out_H * out_row_bytes;
@@ -659,10 +702,9 @@ __global__ void __launch_bounds__((kPlanesWarps + spread_beside(R)) * 32, planes
       }
     }
   };
-  for_each_item<T, spread_beside(R)>(
-      p, warp, mine.channel, begin_channel,
-      [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
-  if_spoilt<spread_beside(R)>(p, warp, is_spoilt(spoilt), [&](uint32_t task) { spread_again<T>(p, task); });
+  for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel,
+                   [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
+  if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { spread_again<T>(p, task); });
 }
 
 // The end of wgrad, by a block's warps. `add` adds what a warp's products have of a tap; `exact` is a channel's sum of

@@ -132,8 +132,8 @@ __global__ void __launch_bounds__((kPlanesWarps + 1) * 32, row_planes_blocks(R, 
       }
     }
   };
-  for_each_item<T, true>(p, warp, mine.channel, begin_channel, walk);
-  if_spoilt<true>(p, warp, is_spoilt(spoilt), [&](uint32_t task) {
+  for_each_turn<T>(p, warp, mine.channel, begin_channel, walk);
+  if_spoilt(p, warp, is_spoilt(spoilt), [&](uint32_t task) {
     again<T, 1>(p, task);
     if (sets.wide) again<T, 1>(p, task, kStreamUnits);
   });
@@ -142,9 +142,8 @@ __global__ void __launch_bounds__((kPlanesWarps + 1) * 32, row_planes_blocks(R, 
 // The same of planes of odd rows of up to 15 columns, which begin on words and off them in turn: the 8 or 16 columns
 // that are loaded, and those that are stored, of a row off words begin one before the first. The second set are images
 // 8 to 15 of rows of up to 7 columns.
-constexpr bool odd_rows_beside(int blocks) { return blocks == 1; }  // else registers do not suffice
 template <class T, int R, int blocks>
-__global__ void __launch_bounds__((kPlanesWarps + odd_rows_beside(blocks)) * 32, odd_row_planes_blocks(R, blocks))
+__global__ void __launch_bounds__((kPlanesWarps + 1) * 32, kOddRowPlanesBlocks)
     odd_row_planes(__grid_constant__ Params const p) {
   constexpr int kept = R + 1;  // rows of inputs in registers: an even number, so that it is known which are off words
   static_assert(kept % 2 == 0, "odd filters");
@@ -268,8 +267,8 @@ __global__ void __launch_bounds__((kPlanesWarps + odd_rows_beside(blocks)) * 32,
       }
     }
   };
-  for_each_item<T, odd_rows_beside(blocks)>(p, warp, mine.channel, begin_channel, walk);
-  if_spoilt<odd_rows_beside(blocks)>(p, warp, is_spoilt(spoilt), [&](uint32_t task) { again<T, 1>(p, task); });
+  for_each_turn<T>(p, warp, mine.channel, begin_channel, walk);
+  if_spoilt(p, warp, is_spoilt(spoilt), [&](uint32_t task) { again<T, 1>(p, task); });
 }
 
 }  // namespace conv2d_ext::stream
