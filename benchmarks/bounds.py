@@ -265,6 +265,8 @@ ENTRIES = (
     Entry("stream", "stream::spread", "dgrad", "L20", "fp16", "nchw", "stream"),
     Entry("stream", "stream::wgrad", "wgrad", "L21", "fp16", "nchw", "stream"),
     Entry("stream_planes", "stream::gather_planes", "fprop", "L24", "fp16", "nchw", "stream"),
+    Entry("stream_rows", "stream::row_planes", "fprop", depthwise(256, 576, 14, 3), "fp16", "nchw", "stream"),
+    Entry("stream_rows", "stream::odd_row_planes", "fprop", depthwise(256, 768, 7, 7), "fp16", "nchw", "stream"),
     Entry("stream_planes", "stream::turned_planes", "fprop", depthwise(64, 96, 57, 3), "fp16", "nchw", "stream"),
     Entry("stream_planes", "stream::wgrad_planes", "wgrad", "L24", "fp16", "nchw", "stream"),
     Entry("stream_planes", "stream::spread_planes", "dgrad", STRIDED, "fp16", "nchw", "stream"),

@@ -39,7 +39,7 @@
 #include "stem_blocks.h"
 #include "stem_lean.h"
 #include "stem_walks.h"
-#include "stream.h"
+#include "stream_estimate.h"
 #include "strip_blocks.h"
 #include "strip_rows.h"
 #include "strip_sums.h"

@@ -10,6 +10,7 @@
 
 #include "stream_planes.cuh"
 #include "stream_ring.cuh"
+#include "stream_rows.cuh"
 #include "stream_sums.cuh"
 #include "stream_units.cuh"
 
@@ -365,15 +366,17 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     p.bands = uint32_t(t.planes.bands), p.band_rows = t.planes.band_rows;
     p.run_channels = t.planes.run_channels, p.unit_stretches = t.planes.unit_stretches;
     int64_t const units = problem.C / p.channels;
-    p.groups = uint32_t(t.groups * p.bands), p.items = uint32_t(units * p.groups);
-    auto start_planes = [&](auto* kernel, int64_t blocks) {
+    p.by_images = R == 3 && stride == 1 && (t.planes.row_blocks == 2 || t.out_W > 24);
+    p.units = uint32_t(units), p.groups = uint32_t(t.groups * p.bands), p.items = uint32_t(units * p.groups);
+    auto start_planes = [&](auto* kernel, int64_t blocks, int warps = kPlanesWarps) {
       int const bytes = int(t.planes.shared_bytes);
       if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
         return error;
-      kernel<<<unsigned(blocks), kPlanesWarps * 32, size_t(bytes), stream>>>(p);
+      kernel<<<unsigned(blocks), warps * 32, size_t(bytes), stream>>>(p);
       return cudaGetLastError();
     };
     int64_t const blocks = min64(p.items, int64_t(t.planes.together) * h200_sxm.sm_count);
+    constexpr int with_copies = kPlanesWarps + 1;  // of whole planes
     bool const odd = t.planes.odd, words = t.out_W % 2 == 0;
     bool const banded = t.planes.band_rows > 0;
     if constexpr (spreads) {
@@ -386,7 +389,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       return start_planes(!words ? spread_planes<T, R, true, false>
                           : odd  ? spread_planes<T, R, true, true>
                                  : spread_planes<T, R, false, true>,
-                          blocks);
+                          blocks, kPlanesWarps);
     } else if constexpr (!sums) {
       if constexpr (stride == 2) {
         if (t.planes.unit_stretches > 0)
@@ -396,6 +399,12 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                               blocks);
       } else {
         if (t.planes.unit_stretches > 0) return start_planes(gather_units<T, R, 1, false, true>, blocks);
+        if constexpr (R > 3)
+          if (t.planes.row_blocks == 1) return start_planes(odd_row_planes<T, R, 1>, blocks, with_copies);
+        if constexpr (R == 3)
+          if (t.planes.row_blocks == 3) return start_planes(row_planes<T, R, 3>, blocks, with_copies);
+        if constexpr (R < 7)
+          if (t.planes.row_blocks == 2) return start_planes(row_planes<T, R, 2>, blocks, with_copies);
         if (banded)
           return start_planes(odd     ? turned_planes<T, R>
                               : words ? gather_planes<T, R, 1, false, true, true>
@@ -403,10 +412,9 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                               blocks);
       }
       // With a stride, images of even rows may have odd rows of outputs.
-      return start_planes(odd     ? gather_planes<T, R, stride, true, false>
-                          : words ? gather_planes<T, R, stride, false, true>
-                                  : gather_planes<T, R, stride, false, false>,
-                          blocks);
+      if (odd) return start_planes(gather_planes<T, R, stride, true, false>, blocks);
+      return start_planes(words ? gather_planes<T, R, stride, false, true> : gather_planes<T, R, stride, false, false>,
+                          blocks, kPlanesWarps + gather_beside(stride, false, false));
     } else {
       p.sums = t.sums;
       auto start_sums = [&]() {
@@ -418,10 +426,11 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
         if (t.sums.blocks > 0)
           return start_planes(odd ? sum_planes<T, R, stride, true> : sum_planes<T, R, stride, odd_alone>,
                               units * p.splits);
-        if constexpr (stride == 1)
+        if constexpr (stride == 1) {
           return start_planes(odd ? wgrad_planes<T, R, true> : wgrad_planes<T, R, false>, units * p.splits);
-        else
+        } else {
           return cudaErrorInvalidValue;
+        }
       };
       cudaError_t const error = start_sums();
       if (error != cudaSuccess || p.splits == 1) return error;

@@ -26,6 +26,29 @@ struct PlanesItem {
   __device__ int images(Params const& p) const { return int(depthwise::smaller(p.N - n0(p), p.images)); }
 };
 
+// A block's items of fprop or dgrad over whole planes: of its channels as long as it has images of them, or
+// (`by_images`) a grid's length apart, so that blocks have neighbouring channels of the same images at a time and
+// memory is read and written in its order; then the filters change with every item.
+struct PlanesTurn {
+  uint32_t group;
+  int c0;
+
+  __device__ PlanesTurn(Params const& p, uint32_t i) {
+    uint32_t const item = p.by_images ? blockIdx.x + i * gridDim.x : first(p, blockIdx.x) + i;
+    uint32_t const outer = p.by_images ? p.units : p.groups, high = item / outer, low = item - high * outer;
+    group = p.by_images ? high : low, c0 = int(p.by_images ? low : high) * p.channels;
+  }
+  __device__ static uint32_t first(Params const& p, uint32_t block) {
+    return uint32_t(uint64_t(p.items) * block / gridDim.x);
+  }
+  __device__ static uint32_t count(Params const& p) {
+    return p.by_images ? (p.items - blockIdx.x + gridDim.x - 1) / gridDim.x
+                       : first(p, blockIdx.x + 1) - first(p, blockIdx.x);
+  }
+  __device__ int64_t n0(Params const& p) const { return int64_t(group) * p.images; }
+  __device__ int images(Params const& p) const { return int(depthwise::smaller(p.N - n0(p), p.images)); }
+};
+
 // A warp's channel of a block's, and its rows of outputs: of a band from row `first` on, whose rows `pieces` warps
 // share.
 struct PlanesStretch {
@@ -65,8 +88,8 @@ __device__ inline T const* planes_of(Source const& s, int64_t n, int c0) {
 }
 
 // Has the copy engine bring an item to a stage, by a warp: x, and for wgrad y behind it.
-template <class T, bool sums>
-__device__ inline void fill_planes(Params const& p, PlanesItem const& at, int stage) {
+template <class T, bool sums, class Item>
+__device__ inline void fill_planes(Params const& p, Item const& at, int stage) {
   int const lane = int(threadIdx.x) % 32, images = at.images(p);
   uint32_t const bytes = uint32_t(p.channels * p.in.H * p.in.W) * sizeof(T);
   uint32_t const bytes_y = sums ? uint32_t(p.channels * p.y.H * p.y.W) * sizeof(T) : 0;
@@ -283,8 +306,12 @@ struct PlaneOutputs {
 template <class T>
 __device__ inline uint32_t planes_pair(float low, float high, uint32_t& spoilt) {
   using Pair = typename PairOf<T>::type;
-  Vector<T, 2> const v{{narrow<T>(low), narrow<T>(high)}};
-  Pair const sum = spoil(reinterpret_cast<Pair const&>(spoilt), v);
+  Pair v;
+  if constexpr (std::is_same_v<T, __half>)
+    v = __floats2half2_rn(low, high);
+  else
+    v = __floats2bfloat162_rn(low, high);
+  Pair const sum = __hfma2(v, Pair(), reinterpret_cast<Pair const&>(spoilt));
   spoilt = reinterpret_cast<uint32_t const&>(sum);
   return reinterpret_cast<uint32_t const&>(v);
 }
@@ -332,6 +359,58 @@ __device__ inline void for_each_item(Params const& p, int warp, int channel, uin
   }
 }
 
+// The share of a block of fprop or dgrad over whole planes: walk(images, stage, outputs), which is a warp's of an item,
+// between the copies there and back; begin(c): the warp's channel changes. A warp more asks for the copies, while the
+// others walk on.
+template <class T, class Begin, class Walking>
+__device__ inline void for_each_turn(Params const& p, int warp, int channel, Begin const& begin, Walking const& walk) {
+  make_planes_barriers(p.stages);
+  uint32_t const count = PlanesTurn::count(p), place_bytes = uint32_t(p.images * p.image_bytes_y);
+  int stage = 0;
+  uint32_t place = 0;
+  auto advance = [&]() {
+    place = place == 0 ? place_bytes : 0;
+    if (++stage == p.stages) stage = 0;
+  };
+  auto copy_back = [&](uint32_t i) {
+    int const lane = int(threadIdx.x) % 32;
+    PlanesTurn const at(p, i);
+    if (lane < at.images(p))
+      ptx::cp_async_bulk_store(static_cast<T*>(p.out) + (at.n0(p) + lane) * p.out_n + at.c0 * p.out_c,
+                               planes_stages() + p.stages * p.stage_bytes + place + lane * p.image_bytes_y,
+                               uint32_t(p.channels * p.out_H * p.out_W) * sizeof(T));
+    ptx::cp_async_bulk_commit_group();
+    if (i + p.stages < count) fill_planes<T, false>(p, PlanesTurn(p, i + p.stages), stage);
+  };
+  if (warp == kPlanesWarps) {
+#pragma unroll 1
+    for (uint32_t i = 0; i < count && i < p.stages; ++i) fill_planes<T, false>(p, PlanesTurn(p, i), int(i));
+#pragma unroll 1
+    for (uint32_t i = 0; i < count; ++i, advance()) {
+      // The next outputs' place is free, the stage has been read, and these outputs are there.
+      ptx::cp_async_bulk_wait_group_read<0>();
+      __syncthreads();
+      copy_back(i);
+    }
+    return;
+  }
+  int parity = 0, c0 = PlanesTurn(p, 0).c0;
+  begin(channel + c0);
+#pragma unroll 1
+  for (uint32_t i = 0; i < count; ++i) {
+    int const images = PlanesTurn(p, i).images(p);
+    ptx::mbarrier_wait(planes_barrier(stage), parity);
+    walk(images, uint32_t(stage * p.stage_bytes), place);
+    ptx::fence_proxy_async();
+    // The filters come while the warps wait for each other.
+    if (i + 1 < count)
+      if (int const next = PlanesTurn(p, i + 1).c0; next != c0) begin(channel + (c0 = next));
+    __syncthreads();
+    advance();
+    if (stage == 0) parity ^= 1;
+  }
+}
+
 // The same over bands: walk(images, inputs, outputs, stretch); the places are where rows 0 of the planes would lie.
 template <class T, class Band, class Begin, class Walking>
 __device__ inline void for_each_band(Params const& p, int warp, int channel, uint32_t begin_item, uint32_t end,
@@ -370,32 +449,52 @@ __device__ inline void for_each_band(Params const& p, int warp, int channel, uin
   }
 }
 
-// Has every warp make its outputs of the block's items again that are NaN, if there are any: again(task).
+// Has every warp make its outputs of the block's items again that are NaN, if there are any: for_each(item) calls
+// item(c0, group) of each, again(task) makes them.
+template <class ForEach, class Again>
+__device__ inline void if_spoilt(Params const& p, int warp, int copying, bool spoilt, ForEach const& for_each,
+                                 Again const& again) {
+  if (warp == copying) ptx::cp_async_bulk_wait_group_read<0>();
+  if (__syncthreads_or(spoilt) == 0) return;
+  if (warp == copying) ptx::cp_async_bulk_wait_all();
+  __syncthreads();
+  if (warp >= kPlanesWarps) return;
+  int const channel = warp % p.channels, part = warp / p.channels, parts = kPlanesWarps / p.channels;
+  for_each([&](int c0, uint32_t group) {
+    // As Walk counts: of a band, `parts` warps have pieces of rows of its stretches.
+    uint32_t const which = group / p.bands, first = (group - which * p.bands) * parts;
+    again((which * p.stretches * p.pieces + first + part) * uint32_t(p.C) + c0 + channel);
+  });
+}
+// Of for_each_turn.
+template <class Again>
+__device__ inline void if_spoilt(Params const& p, int warp, bool spoilt, Again const& again) {
+  auto const each = [&](auto const& item) {
+#pragma unroll 1
+    for (uint32_t i = 0; i < PlanesTurn::count(p); ++i) item(PlanesTurn(p, i).c0, PlanesTurn(p, i).group);
+  };
+  if_spoilt(p, warp, kPlanesWarps, spoilt, each, again);
+}
+// Of the others.
 template <class Again>
 __device__ inline void if_spoilt(Params const& p, int warp, uint32_t begin, uint32_t end, bool spoilt,
                                  Again const& again) {
-  if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
-  if (__syncthreads_or(spoilt) == 0) return;
-  if (warp == 0) ptx::cp_async_bulk_wait_all();
-  __syncthreads();
-  int const channel = warp % p.channels, part = warp / p.channels, parts = kPlanesWarps / p.channels;
-  PlanesItem at(p, begin);
+  auto const each = [&](auto const& item) {
+    PlanesItem at(p, begin);
 #pragma unroll 1
-  for (uint32_t item = begin; item < end; ++item, at.next(p)) {
-    // As Walk counts: of a band, `parts` warps have pieces of rows of its stretches.
-    uint32_t const which = at.group / p.bands, first = (at.group - which * p.bands) * parts;
-    again((which * p.stretches * p.pieces + first + part) * uint32_t(p.C) + at.c0 + channel);
-  }
+    for (uint32_t i = begin; i < end; ++i, at.next(p)) item(at.c0, at.group);
+  };
+  if_spoilt(p, warp, 0, spoilt, each, again);
 }
 
+// A warp more asks for the copies where that is faster.
+constexpr bool gather_beside(int stride, bool odd, bool bands) { return stride == 1 && !odd && !bands; }
 template <class T, int R, int stride, bool odd, bool words, bool bands = false>
-__global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
+__global__ void __launch_bounds__((kPlanesWarps + gather_beside(stride, odd, bands)) * 32, planes_blocks(R, stride))
     gather_planes(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), turn = A * stride;
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
   PlanesStretch const mine(p, warp);
-  uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
-  uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
   uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
   uint32_t const planes = planes_stages() + mine.channel * (bands ? p.channel_bytes : p.in.H * row_bytes);
   uint32_t const outputs =
@@ -450,12 +549,20 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, stride))
       }
     }
   };
-  if constexpr (bands)
-    for_each_band<T, Band<R, stride, false>>(p, warp, mine.channel, begin, end, begin_channel, walk);
-  else
-    for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel,
-                     [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
-  if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { again<T, stride>(p, task); });
+  auto const make_again = [&](uint32_t task) { again<T, stride>(p, task); };
+  auto const walk_all = [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); };
+  if constexpr (gather_beside(stride, odd, bands)) {
+    for_each_turn<T>(p, warp, mine.channel, begin_channel, walk_all);
+    if_spoilt(p, warp, is_spoilt(spoilt), make_again);
+  } else {
+    uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
+    uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
+    if constexpr (bands)
+      for_each_band<T, Band<R, stride, false>>(p, warp, mine.channel, begin, end, begin_channel, walk);
+    else
+      for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel, walk_all);
+    if_spoilt(p, warp, begin, end, is_spoilt(spoilt), make_again);
+  }
 }
 
 // The same for bands, of stride 1, of rows of an odd number of elements.

@@ -78,22 +78,33 @@ struct PlaneResults {
   }
 };
 
+// A warp more asks for the copies of fprop and dgrad where that is faster.
+constexpr bool planes_f32_beside(int R) { return R == 3; }
+
 // What a warp of fprop or dgrad has of a block's planes.
 struct PlanesShare {
   PlanesStretch mine;
-  uint32_t begin, end;          // items
   uint32_t row_bytes, planes;   // of inputs; the channel of the first image
   uint32_t out_bytes, outputs;  // the same of outputs
 
   __device__ PlanesShare(Params const& p, int warp)
       : mine(p, warp),
-        begin(uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x)),
-        end(uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x)),
         row_bytes(p.in.W * sizeof(float)),
         planes(planes_stages() + mine.channel * p.in.H * row_bytes),
         out_bytes(p.out_W * sizeof(float)),
         outputs(planes_stages() + p.stages * p.stage_bytes + mine.channel * p.out_H * out_bytes) {}
 };
+
+template <int R, class Begin, class Walking>
+__device__ inline void for_each_share(Params const& p, int warp, PlanesShare const& share, Begin const& begin,
+                                      Walking const& walk) {
+  if constexpr (planes_f32_beside(R))
+    for_each_turn<float>(p, warp, share.mine.channel, begin, walk);
+  else
+    for_each_item<float>(p, warp, share.mine.channel, uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x),
+                         uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x), begin, walk);
+  if (warp == (planes_f32_beside(R) ? kPlanesWarps : 0)) ptx::cp_async_bulk_wait_group_read<0>();
+}
 
 template <int R>
 __device__ inline void load_filter(Params const& p, int c, float (&filter)[R][R]) {
@@ -106,7 +117,7 @@ __device__ inline void load_filter(Params const& p, int c, float (&filter)[R][R]
 
 // fprop, and dgrad without a stride. `shift`: columns from a unit's first input to its first tap.
 template <int R, int stride, int width, int shift, int units, bool words>
-__global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
+__global__ void __launch_bounds__((kPlanesWarps + planes_f32_beside(R)) * 32, planes_f32_blocks(R))
     gather_planes_f32(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), turn = A * stride;
   using Columns = PlaneColumns<(width - 1) * stride + R + shift, width, units>;
@@ -120,8 +131,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
   int present = p.images;
   Columns inputs = inputs_of(present);
   float filter[R][R], bias = 0;
-  for_each_item<float>(
-      p, warp, mine.channel, share.begin, share.end,
+  for_each_share<R>(
+      p, warp, share,
       [&](int c) {
         load_filter<R>(p, c, filter);
         bias = p.bias != nullptr ? static_cast<float const*>(p.bias)[c * p.bias_stride] : 0.f;
@@ -165,13 +176,12 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
           }
         }
       });
-  if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
 }
 
 // dgrad with stride 2: a unit is columns 2 u and 2 u + 1 of x. Column 2 u + b meets tap s = q + 2 k, q = (odd + b) % 2,
 // of column u + (odd + b) / 2 - k of y, counted from pad_left / 2 on; `odd`: pad_left is.
 template <int R, bool odd, int units, bool words>
-__global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
+__global__ void __launch_bounds__((kPlanesWarps + planes_f32_beside(R)) * 32, planes_f32_blocks(R))
     spread_planes_f32(__grid_constant__ Params const p) {
   constexpr int count = (R + 1) / 2;
   using Columns = PlaneColumns<count, 1, units>;
@@ -185,8 +195,8 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
   int present = p.images;
   Columns inputs = inputs_of(present);
   float filter[R][R];
-  for_each_item<float>(
-      p, warp, mine.channel, share.begin, share.end, [&](int c) { load_filter<R>(p, c, filter); },
+  for_each_share<R>(
+      p, warp, share, [&](int c) { load_filter<R>(p, c, filter); },
       [&](int images, uint32_t stage, uint32_t place) {
         if (images != present) inputs = inputs_of(present = images);
         // Row i of y that the walk takes is v0 + i; after it rows 2 (v0 + i) - pad_h and the next of x are complete.
@@ -228,7 +238,6 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_f32_blocks(R))
           }
         }
       });
-  if (warp == 0) ptx::cp_async_bulk_wait_group_read<0>();
 }
 
 // A tap's sum over the block's share of images, by a warp: for those that a zero made NaN.
@@ -396,13 +405,13 @@ cudaError_t launch_planes_f32(Problem const& problem, Plan const& plan, Argument
   p.channels = q.channels, p.stages = q.stages, p.stage_bytes = q.stage_bytes;
   p.image_bytes = q.in_bytes, p.image_bytes_y = q.y_bytes;
   int64_t const units = problem.C / p.channels, groups = ceil_div(problem.N, t.images);
-  p.groups = uint32_t(groups), p.items = uint32_t(units * groups);
+  p.by_images = true, p.units = uint32_t(units), p.groups = uint32_t(groups), p.items = uint32_t(units * groups);
   auto start = [&](auto* kernel) {
     int const bytes = int(q.shared_bytes);
     if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes))
       return error;
     int64_t const blocks = sums ? units * p.splits : min64(p.items, int64_t(q.together) * h200_sxm.sm_count);
-    kernel<<<unsigned(blocks), kPlanesWarps * 32, size_t(bytes), stream>>>(p);
+    kernel<<<unsigned(blocks), (kPlanesWarps + (!sums && planes_f32_beside(R))) * 32, size_t(bytes), stream>>>(p);
     return cudaGetLastError();
   };
   bool const words = t.out_W % 2 == 0;

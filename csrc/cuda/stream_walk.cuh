@@ -33,9 +33,10 @@ struct Params {
   uint32_t row_bytes;                        // of outputs
   StreamRing ring;
   int channels, image_bytes, image_bytes_y, stage_bytes;  // stream_planes.cuh
-  uint32_t groups, items;
-  SumsTile sums;                                  // stream_sums.cuh
-  int channel_bytes, channel_bytes_y, band_rows;  // of bands
+  uint32_t units, groups, items;                          // units: of a block's channels
+  bool by_images;                                         // PlanesTurn
+  SumsTile sums;                                          // stream_sums.cuh
+  int channel_bytes, channel_bytes_y, band_rows;          // of bands
   uint32_t bands;
   int run_channels, unit_stretches;  // channels of a run of a band; stretches of one (stream_units.cuh)
 };
