@@ -302,18 +302,26 @@ struct PlaneOutputs {
   }
 };
 
-// Two sums as elements of 16 bits; what is not finite makes a NaN of `spoilt`, which begins as zero.
-template <class T>
+// Two sums as elements of 16 bits; what is not finite makes a NaN of `spoilt`, which begins as zero. `packed`: by one
+// instruction.
+template <class T, bool packed = true>
 __device__ inline uint32_t planes_pair(float low, float high, uint32_t& spoilt) {
   using Pair = typename PairOf<T>::type;
-  Pair v;
-  if constexpr (std::is_same_v<T, __half>)
-    v = __floats2half2_rn(low, high);
-  else
-    v = __floats2bfloat162_rn(low, high);
-  Pair const sum = __hfma2(v, Pair(), reinterpret_cast<Pair const&>(spoilt));
-  spoilt = reinterpret_cast<uint32_t const&>(sum);
-  return reinterpret_cast<uint32_t const&>(v);
+  if constexpr (packed) {
+    Pair v;
+    if constexpr (std::is_same_v<T, __half>)
+      v = __floats2half2_rn(low, high);
+    else
+      v = __floats2bfloat162_rn(low, high);
+    Pair const sum = __hfma2(v, Pair(), reinterpret_cast<Pair const&>(spoilt));
+    spoilt = reinterpret_cast<uint32_t const&>(sum);
+    return reinterpret_cast<uint32_t const&>(v);
+  } else {
+    Vector<T, 2> const v{{narrow<T>(low), narrow<T>(high)}};
+    Pair const sum = spoil(reinterpret_cast<Pair const&>(spoilt), v);
+    spoilt = reinterpret_cast<uint32_t const&>(sum);
+    return reinterpret_cast<uint32_t const&>(v);
+  }
 }
 // NaN in either half is no zero.
 __device__ inline bool is_spoilt(uint32_t spoilt) { return (spoilt & 0x7fff7fff) != 0; }
@@ -493,6 +501,7 @@ template <class T, int R, int stride, bool odd, bool words, bool bands = false>
 __global__ void __launch_bounds__((kPlanesWarps + gather_beside(stride, odd, bands)) * 32, planes_blocks(R, stride))
     gather_planes(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), turn = A * stride;
+  constexpr bool packed = bands || gather_beside(stride, odd, bands);
   int const warp = planes_warp(), g = int(threadIdx.x) % 32 / 4;
   PlanesStretch const mine(p, warp);
   uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
@@ -543,8 +552,8 @@ __global__ void __launch_bounds__((kPlanesWarps + gather_beside(stride, odd, ban
         }
         if (odd_row != 0 || step < R - 1) continue;
         float const(&sum)[4] = acc[(i / stride + 1) % A];
-        out0.store(out, 0, planes_pair<T>(sum[0] + bias, sum[1] + bias, spoilt));
-        out1.store(out, 0, planes_pair<T>(sum[2] + bias, sum[3] + bias, spoilt));
+        out0.store(out, 0, planes_pair<T, packed>(sum[0] + bias, sum[1] + bias, spoilt));
+        out1.store(out, 0, planes_pair<T, packed>(sum[2] + bias, sum[3] + bias, spoilt));
         out += out_row_bytes;
       }
     }
@@ -691,7 +700,7 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 2))
               for (int pair = 0; pair < 2; ++pair) {
                 int const j = 2 * half + pair;
                 (half == 0 ? out0 : out1)
-                    .store(place + y * out_row_bytes, pair, planes_pair<T>(sum[0][j], sum[1][j], spoilt));
+                    .store(place + y * out_row_bytes, pair, planes_pair<T, false>(sum[0][j], sum[1][j], spoilt));
               }
           }
 #pragma unroll
