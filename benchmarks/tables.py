@@ -2,18 +2,20 @@
 
     python benchmarks/tables.py --run results                 # on a GPU: every table's command, into results/
     python benchmarks/tables.py --run results --only dense-f16-nhwc,kernelbench
-    python benchmarks/tables.py --write results               # anywhere: docs/bench.md, and the table in README.md
+    python benchmarks/tables.py --write results               # anywhere: docs/bench.md, and README.md's tables
 
-A table that was not run keeps its text in docs/bench.md and its rows in README.md, with the date that they have. The
-commit that ran is git's HEAD where the results were made, or --commit.
+A table that was not run keeps its text and its rows of means, with the date that they have. The commit that ran is
+git's HEAD where the results were made, or --commit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import time
@@ -33,6 +35,7 @@ import networks  # noqa: E402
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "tf32": "TF32", "fp32": "float32 (TF32 off)"}
 LAYOUTS = {"nhwc": "channels_last", "nchw": "NCHW"}
 KINDS = {"dense": "dense", "few": "few channels or filters", "grouped": "grouped", "depthwise": "depthwise"}
+DRAWN = "drawn from networks"
 
 # README.md's tables stand between these lines.
 BEGIN, END = "<!-- {}: begin (benchmarks/tables.py) -->", "<!-- {}: end -->"
@@ -121,7 +124,7 @@ def run(names: Iterable[str], folder: Path, commit: str) -> int:
 
 
 def row_of(cells: Sequence[Mapping[str, Any]], label: str, planned: int, date: str) -> str:
-    """README's row of a kind, dtype and layout: geometric means by op, how many cells, how many lose."""
+    """The row of a kind, dtype and layout: geometric means by op, how many cells, how many lose."""
     ratios = {op: [c["ratio"] for c in cells if c["op"] == op and c["ratio"]] for op in OPS}
     every = [ratio for values in ratios.values() for ratio in values]
     losing = sum(ratio < SLOWER for ratio in every)
@@ -131,20 +134,21 @@ def row_of(cells: Sequence[Mapping[str, Any]], label: str, planned: int, date: s
     return f"| {label} | {means} | {count} | {slow} | {date} |"
 
 
-README_HEAD = [
+MEANS = "Geometric means"  # the first section of docs/bench.md
+MEANS_HEAD = [
     f"| | fprop | dgrad | wgrad | cells | slower than {SLOWER} | run |",
     "|---|---|---|---|---|---|---|",
 ]
 
 
-def readme_rows(table: Table, data: Mapping[str, Any], commit: str) -> dict[str, str]:
-    """README's rows of a table, by their labels; of drawn layers, whose number is the budget's, all kinds in one."""
+def mean_rows(table: Table, data: Mapping[str, Any], commit: str) -> dict[str, str]:
+    """The rows of a table, by their labels; of drawn layers, whose number is the budget's, all kinds in one."""
     rows = {}
     when = f"{short(data['machine']['date'])}, {commit}"
     if table.drawn:
         for layout in table.layouts.split(","):
             cells = [c for c in data["cells"] if c["layout"] == layout]
-            label = f"{DTYPES[table.dtypes]}, drawn from networks, {LAYOUTS[layout]}"
+            label = f"{DTYPES[table.dtypes]}, {DRAWN}, {LAYOUTS[layout]}"
             rows[label] = row_of(cells, label, sum(bool(c["ratio"]) for c in cells), when)
         return rows
     for kind in KINDS:
@@ -156,6 +160,35 @@ def readme_rows(table: Table, data: Mapping[str, Any], commit: str) -> dict[str,
                     parts = len(table.dtypes.split(",")) * len(table.layouts.split(","))
                     rows[label] = row_of(cells, label, data["cells_planned"] // parts, when)
     return rows
+
+
+COLUMNS = {"16 bits": ("float16", "bfloat16"), "TF32": ("TF32",), "float32 (TF32 off)": ("float32 (TF32 off)",)}
+
+
+def readme_table(rows: Iterable[str]) -> list[str]:
+    """README's table, of the rows of means: all ops and layouts of a kind together, each row by its number of cells."""
+    found: dict[str, dict[str, list[tuple[int, int, float, float]]]] = {}
+    for row in rows:
+        label, *means, cells, slow = [word.strip() for word in row.split("|")[1:7]]
+        dtype, kind, _ = label.split(", ")
+        logs = [math.log(float(mean)) for mean in means if mean != "-"]
+        count, (losing, _, least) = int(cells.split()[0]), slow.partition(", least ")
+        column = next(column for column, dtypes in COLUMNS.items() if dtype in dtypes)
+        of = found.setdefault(kind, {}).setdefault(column, [])
+        of.append((count, int(losing), float(least or 1), count * statistics.mean(logs)))
+
+    def text(of: Sequence[tuple[int, int, float, float]]) -> str:
+        if not of:
+            return "-"
+        count, losing = sum(a for a, *_ in of), sum(b for _, b, *_ in of)
+        slow = f"{losing} of {count}, least {min(c for _, _, c, _ in of):.2f}" if losing else f"0 of {count}"
+        return f"{math.exp(sum(d for *_, d in of) / count):.2f} ({slow})"
+
+    lines = [f"| | {' | '.join(COLUMNS)} |", "|" + "---|" * (len(COLUMNS) + 1)]
+    for kind in (*KINDS.values(), DRAWN):
+        if kind in found:
+            lines.append(f"| {kind} | {' | '.join(text(found[kind].get(column, [])) for column in COLUMNS)} |")
+    return lines
 
 
 def short(date: str) -> str:
@@ -278,17 +311,14 @@ def between(page: str, name: str, text: str) -> str:
 def write(folder: Path, bench: Path, readme: Path) -> None:
     """Writes both pages from the results in the folder and, for tables that were not run, from the pages."""
     old = sections(bench.read_text()) if bench.exists() else {}
-    page = [BENCH_HEAD]
+    page: list[str] = []
     text = readme.read_text()
-    marked = re.search(
-        re.escape(BEGIN.format("speed")) + r"\n(.*?)" + re.escape(END.format("speed")), text, flags=re.DOTALL
-    )
-    rows = {line.split("|")[1].strip(): line for line in (marked[1] if marked else "").splitlines()[2:]}
+    rows = {line.split("|")[1].strip(): line for line in old.get(MEANS, "").splitlines()[2:] if line}
     for table in TABLES:
         if finished(folder, table.name):
             data = json.loads((folder / f"{table.name}.json").read_text())
             commit = (folder / f"{table.name}.commit").read_text().strip()
-            rows |= readme_rows(table, data, commit)
+            rows |= mean_rows(table, data, commit)
             # The command without where its results went.
             command = shlex.join(["python", "-m", "conv2d_ext", *table.arguments])
             body = (folder / f"{table.name}.md").read_text().partition("\n")[2]
@@ -310,11 +340,12 @@ def write(folder: Path, bench: Path, readme: Path) -> None:
         text = between(text, NETWORKS, "\n".join(networks_rows(data, commit)) + "\n")
     elif title in old:
         page.append(f"## {title}\n{old[title]}")
-    known = {"", "KernelBench's problems", "Whole networks", *(table.title for table in TABLES)}
+    known = {"", MEANS, "KernelBench's problems", "Whole networks", *(table.title for table in TABLES)}
     # Tables of other commands than today's stay, at the end, until they are taken out by hand.
     page += [f"## {title}\n{body}" for title, body in old.items() if title not in known]
-    bench.write_text("".join(page).rstrip("\n") + "\n")
-    readme.write_text(between(text, "speed", "\n".join([*README_HEAD, *rows.values()]) + "\n"))
+    means = "\n".join([f"## {MEANS}", *MEANS_HEAD, *rows.values(), "", ""])
+    bench.write_text("".join([BENCH_HEAD, means, *page]).rstrip("\n") + "\n")
+    readme.write_text(between(text, "speed", "\n".join(readme_table(rows.values())) + "\n"))
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------

@@ -559,10 +559,11 @@ def test_tables_are_written_from_results_and_others_kept(tables: Any, tmp_path: 
     (tmp_path / "dense-f16-nhwc.commit").write_text("abc1234\n")
     page_file, readme = tmp_path / "bench.md", tmp_path / "README.md"
     kept = tables.TABLES[1].title
-    page_file.write_text(f"# Benchmark\n\n## {kept}\nold cells\n\n## A table of before\nits cells\n")
     row = "| bfloat16, dense, channels_last | 1.41 | 1.29 | 1.33 | 99 | 0 | 11-28 05:56, b6d1019 |"
+    means = "\n".join([f"## {tables.MEANS}", *tables.MEANS_HEAD, row, ""])
+    page_file.write_text(f"# Benchmark\n\n{means}\n## {kept}\nold cells\n\n## A table of before\nits cells\n")
     begin, end = tables.BEGIN.format("speed"), tables.END.format("speed")
-    readme.write_text("\n".join(["before", begin, *tables.README_HEAD, row, end, "after", ""]))
+    readme.write_text("\n".join(["before", begin, "an older table", end, "after", ""]))
     tables.write(tmp_path, page_file, readme)
 
     page = page_file.read_text()
@@ -570,13 +571,17 @@ def test_tables_are_written_from_results_and_others_kept(tables: Any, tmp_path: 
     command = "python -m conv2d_ext bench --layers dense --dtypes fp16 --layouts nhwc --budget 80"
     assert f"## {tables.TABLES[0].title}\n`{command}`, commit abc1234\n\nthe cells\n" in page
     new = "| float16, dense, channels_last | 1.00 | 4.00 | - | 3 of 4 | 1, least 0.50 | 11-28 05:56, abc1234 |"
-    assert readme.read_text().splitlines() == ["before", begin, *tables.README_HEAD, row, new, end, "after"]
+    assert "\n".join([f"## {tables.MEANS}", *tables.MEANS_HEAD, row, new, "", ""]) in page
+    table = [
+        "| | 16 bits | TF32 | float32 (TF32 off) |",
+        "|" + "---|" * 4,
+        "| dense | 1.36 (1 of 102, least 0.50) | - | - |",
+    ]
+    assert readme.read_text().splitlines() == ["before", begin, *table, end, "after"]
 
     # Drawn layers have a row a layout, of all kinds.
     drawn = {"machine": data["machine"], "cells_planned": 9000, "cells": [*cells, cell("fprop", 3.0) | {"kind": "few"}]}
-    (label,) = tables.readme_rows(
-        tables.Table("a", "b", "all", "fp16", "nhwc", 9, drawn=True), drawn, "abc1234"
-    ).items()
+    (label,) = tables.mean_rows(tables.Table("a", "b", "all", "fp16", "nhwc", 9, drawn=True), drawn, "abc1234").items()
     assert label == (
         "float16, drawn from networks, channels_last",
         "| float16, drawn from networks, channels_last | 1.44 | 4.00 | - | 4 | 1, least 0.50 | 11-28 05:56, abc1234 |",

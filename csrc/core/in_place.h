@@ -25,12 +25,9 @@ constexpr Estimate pointwise_estimate(Row const& row, Op op, Problem const& p, D
   double const bytes = double(p.N) * double(p.H) * double(p.W) * size_of(p.dtype);
   // Beside rounds of tiles, which wait for memory less than for each other, bytes that are read, written and of
   // filters.
-  struct Times {
+  constexpr struct {
     double before, round, step, read, written, filters;
-  };
-  constexpr Times times[] = {{8950, 406, 283, 0.177, 0.077, 0.325},   // 256x64
-                             {8650, 915, 525, 0.141, 0.124, 0.337}};  // 256x128
-  Times const& t = times[row.tile_n == 128 ? 1 : 0];
+  } t{8950, 406, 283, 0.177, 0.077, 0.325};
   int64_t const depth = op == Op::fprop ? p.C : p.K, rows = op == Op::fprop ? p.K : p.C;
   int64_t const tiles = ceil_div(rows, row.tile_n) * ceil_div(p.N * ceil_div(p.H * p.W, 64), row.tile_m / 64);
   double const rounds = double(ceil_div(tiles, d.sm_count));

@@ -2,7 +2,7 @@
 
 #include <cstddef>
 #include <initializer_list>
-#include <vector>
+#include <unordered_map>
 
 #include "plan.h"
 
@@ -26,20 +26,32 @@ static_assert(make_plan(Op::wgrad, resnet50_conv2(DType::f32), h200_sxm).split_k
 static_assert(make_plan(Op::dgrad, resnet50_conv2(DType::f64), h200_sxm).kernel >= 0);
 static_assert(make_plan(Op::fprop, resnet50_conv2(DType::f32), {132, 75}).kernel == -1);
 
-// A question to the planner and its answer; an empty one is of a device that nobody has.
-struct Answered {
-  Op op = Op::fprop;
+struct Question {
+  Op op;
   Problem problem;
-  Device device{0, 0};
-  Plan plan;
+  Device device;
+  friend bool operator==(Question const&, Question const&) = default;
 };
 
-std::size_t place_of(Op op, Problem const& p, std::size_t places) {
-  uint64_t mixed = uint64_t(op);
-  for (int64_t value : {p.N, p.C, p.H, p.W, p.K, p.R, p.S, p.stride_h, p.stride_w, p.pad_top, p.pad_left, p.dilation_h,
-                        p.groups, int64_t(p.dtype), p.x.c, p.y.c})
-    mixed = (mixed ^ uint64_t(value)) * 0x9e3779b97f4a7c15u;
-  return std::size_t(mixed >> 32) % places;
+struct Mixed {
+  std::size_t operator()(Question const& q) const {
+    Problem const& p = q.problem;
+    uint64_t mixed = uint64_t(q.op);
+    for (int64_t value : {p.N, p.C, p.H, p.W, p.K, p.R, p.S, p.stride_h, p.stride_w, p.pad_top, p.pad_left,
+                          p.dilation_h, p.groups, int64_t(p.dtype), p.x.c, p.y.c})
+      mixed = (mixed ^ uint64_t(value)) * 0x9e3779b97f4a7c15u;
+    return std::size_t(mixed >> 32);
+  }
+};
+
+constexpr std::size_t kMostKept = 2048;  // choices of a thread: 1.2 MB
+
+Choice with_road(Plan const& plan, Problem const& p) {
+  if (plan.kernel < 0) return {plan};
+  Row const& row = kRows[plan.kernel];
+  Packing const which = packing(row, p);
+  return {plan, which.x + 2 * which.w + 4 * which.y, parts_of(row, p).count() > 0, depthwise_turns(row, p),
+          depthwise_turn(row, p)};
 }
 
 }  // namespace
@@ -49,21 +61,21 @@ Row const& table_row(int index) { return kRows[index]; }
 
 bool row_supports(int index, Op op, Problem const& p, Device const& d) { return supports(kRows[index], op, p, d); }
 double row_ns(int index, Op op, Problem const& p, Device const& d) { return estimate(kRows[index], op, p, d).ns; }
-Plan plan_of_row(int index, Op op, Problem const& p, Device const& d) { return plan_row(index, op, p, d); }
 
-Plan best_plan(Op op, Problem const& p, Device const& d) {
-  // To weigh all rows takes 4 to 16 us, and a network asks for the same layers again and again.
-  thread_local std::vector<Answered> answered(256);
-  Answered& known = answered[place_of(op, p, answered.size())];
-  if (known.op != op || known.device != d || known.problem != p) known = {op, p, d, make_plan(op, p, d)};
-  return known.plan;
+Choice choice_of_row(int index, Op op, Problem const& p, Device const& d) {
+  return with_road(plan_row(index, op, p, d), p);
 }
 
-Road road_of(Plan const& plan, Problem const& p) {
-  Row const& row = kRows[plan.kernel];
-  Packing const which = packing(row, p);
-  return {which.x + 2 * which.w + 4 * which.y, parts_of(row, p).count() > 0, depthwise_turns(row, p),
-          depthwise_turn(row, p)};
+Choice const& best_choice(Op op, Problem const& p, Device const& d) {
+  // To weigh all rows takes 10 to 40 us, and a network asks for the same layers, hundreds of them, again and again.
+  thread_local std::unordered_map<Question, Choice, Mixed> kept;
+  Question const question{op, p, d};
+  auto found = kept.find(question);
+  if (found == kept.end()) {
+    if (kept.size() >= kMostKept) kept.clear();
+    found = kept.emplace(question, with_road(make_plan(op, p, d), p)).first;
+  }
+  return found->second;
 }
 
 }  // namespace conv2d_ext

@@ -66,19 +66,19 @@ void check_offsets(char const* op, Problem const& p) {
     fail(op, "padding", "expected padding times the tensor's strides below 2^60 on CUDA, got ", reach);
 }
 
-Plan plan_for(char const* op_name, Op op, Problem const& p, Device const& device, int64_t row) {
+Choice choice_for(char const* op_name, Op op, Problem const& p, Device const& device, int64_t row) {
   if (row == -1) {
-    Plan const plan = best_plan(op, p, device);
-    if (plan.kernel < 0)
+    Choice const& best = best_choice(op, p, device);
+    if (best.plan.kernel < 0)
       fail(op_name, "input", "expected a GPU of compute capability 8.0 or later, got ", device.compute_capability / 10,
            ".", device.compute_capability % 10);
-    return plan;
+    return best;
   }
   if (row < 0 || row >= row_count())
     fail(op_name, "row", "expected -1 or a row of the table, 0 to ", row_count() - 1, ", got ", row);
   if (!row_supports(int(row), op, p, device))
     fail(op_name, "row", "expected a row that supports the problem, got ", row, " (", table_row(int(row)).name, ")");
-  return plan_of_row(int(row), op, p, device);
+  return choice_of_row(int(row), op, p, device);
 }
 
 // x, w, y: the tensors in the problem's roles; out is one of them.
@@ -99,7 +99,8 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
   p.w_align = alignment(address(w));
   p.y_align = alignment(address(y));
   check_offsets(op_name, p);
-  Plan const plan = plan_for(op_name, op, p, device_of(op_name, like.get_device_index()), row);
+  Choice const choice = choice_for(op_name, op, p, device_of(op_name, like.get_device_index()), row);
+  Plan const& plan = choice.plan;
 
   Arguments args{};
   args.a = address(op == Op::dgrad ? y : x);
@@ -114,9 +115,8 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
   Launcher const launcher = kLaunchers[plan.kernel];
-  Road const road = road_of(plan, p);
   auto const on = static_cast<cudaStream_t>(stream);
-  if (road.copies != 0 || road.parts) {
+  if (choice.copies != 0 || choice.parts) {
     check_cuda(op_name, launch_packed(launcher, op, p, plan, args, on));
     return out;
   }
@@ -124,14 +124,14 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
   auto past = [element](void const* address, int64_t elements) {
     return static_cast<char const*>(address) + elements * element;
   };
-  for (int64_t i = 0; i < road.turns; ++i) {
+  for (int64_t i = 0; i < choice.turns; ++i) {
     int64_t const w_step = i * p.w.n, y_step = i * p.y.c;
     Arguments part = args;
     part.b = past(args.b, op == Op::wgrad ? y_step : w_step);
     part.out = static_cast<char*>(args.out) + (op == Op::wgrad ? w_step : y_step) * element;
     if (args.bias) part.bias = past(args.bias, i * args.bias_stride);
-    part.bias_stride = args.bias_stride * road.turns;
-    check_cuda(op_name, launcher(road.turn, plan, part, on));
+    part.bias_stride = args.bias_stride * choice.turns;
+    check_cuda(op_name, launcher(choice.turn, plan, part, on));
   }
   return out;
 }

@@ -58,8 +58,8 @@ IntList plan(StringHandle op_handle, torch::headeronly::ScalarType dtype, IntLis
   p = folded(p);
   p.x_align = p.w_align = p.y_align = int(min64(max64(alignment, 1), 16));
   Device const device{int(sm_count), int(compute_capability)};
-  Plan const chosen = best_plan(op, p, device);
-  IntList out{chosen.kernel, chosen.split_k, chosen.workspace_bytes, chosen.kernel < 0 ? 0 : road_of(chosen, p).copies};
+  Choice const& chosen = best_choice(op, p, device);
+  IntList out{chosen.plan.kernel, chosen.plan.split_k, chosen.plan.workspace_bytes, chosen.copies};
   for (int row = 0; row < row_count(); ++row)
     out.push_back(row_supports(row, op, p, device) ? int64_t(row_ns(row, op, p, device)) : -1);
   return out;
