@@ -108,13 +108,13 @@ constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) 
   double const before = s.lines ? (tf32 ? (op == Op::fprop   ? 5400
                                            : op == Op::dgrad ? 6400
                                                              : 4900)
-                                        : (op == Op::fprop   ? 8000
-                                           : op == Op::dgrad ? 8500
-                                                             : 9700))
+                                        : (op == Op::fprop   ? 7450
+                                           : op == Op::dgrad ? 7700
+                                                             : 7800))
                                 : (tf32 ? (op == Op::fprop   ? 6400
                                            : op == Op::dgrad ? 5900
                                                              : 5400)
-                                        : (op == Op::wgrad ? 8700 : 7500));
+                                        : (op == Op::wgrad ? 8000 : 7500));
   Estimate best;
   for (int split : {1, 2, 4, 8}) {
     if (split > 1 && steps < 2 * split) continue;

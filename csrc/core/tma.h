@@ -632,7 +632,7 @@ constexpr Estimate wgrad_shared_estimate(Row const& row, WgradTiles const& t, in
     }
     double ns = double(s.whole / workers) * (double(t.steps) * step_ns + fixed) + longest;
     if (ns < memory_ns) ns = memory_ns;
-    ns += 3980 + 2060 + bytes * 2 / 4430 + double(workers) / double(t.tiles) * 60;
+    ns += 3980 + 2560 + bytes * 2 / 4430;
     if (best.ns == 0 || ns < best.ns) best = {ns, int(workers)};
   }
   return best;
