@@ -586,7 +586,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
       int64_t const aligned = s.workers / s.shared * s.shared;
       double const parts = double(s.workers == aligned ? aligned : s.workers + s.shared);
       // The second launch, which adds a tile's parts one after the other.
-      ns += 1930 + double(split) * 250 + parts * area * 4 / 2550;
+      ns += (s.alone == 0 ? 1930 + double(split) * 250 : 2930) + parts * area * 4 / 2550;
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > tma_slots(row) && filter_bytes > 2e7) ns += filter_bytes / 4300;
     }

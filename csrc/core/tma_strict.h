@@ -64,7 +64,7 @@ constexpr Estimate strict_estimate(Row const& row, Op op, Problem const& p) {
   double const x = double(p.N) * double(p.C) * double(p.H) * double(p.W),
                y = double(p.N) * double(p.K) * double(p.P()) * double(p.Q()),
                prepared = double(strict_prepared_bytes(op, p));
-  double const memory_ns = (x + y) * 4 / 3590, before = 7490 + prepared / 2340;
+  double const memory_ns = (x + y) * 4 / 3590, before = 6990 + prepared / 2340;
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
     TileSplit const s = tma_split(row, tiles, split);
