@@ -1203,6 +1203,26 @@ def test_1x1_layers_in_channels_last_are_products_of_matrices_by_tiles_that_fill
         assert not named(op, other, torch.float16).endswith("_lines"), other
 
 
+def test_small_deep_layers_are_shared_out_by_as_many_blocks_as_pay() -> None:
+    """A few parts where each more takes longer to add than it saves steps, and some where there were none."""
+    deep = Case("deep", 1, 384, 8, 8, 384, 3, 3, padding=(1, 1))  # 16.1 us by 19 parts, 13.9 by 6
+    few_tiles = Case("few tiles", 8, 256, 7, 7, 256, 3, 3, padding=(1, 1))  # 15.7 us unsplit, 13.6 by 4
+    for op, case in itertools.product(("fprop", "dgrad"), (deep, few_tiles)):
+        row, parts, *_ = ask(op, case, torch.float16, "nchw")
+        assert ROWS[row].endswith("_64x64_im2col") and 3 <= parts <= 9, (op, case)
+    for op, case, layout in (
+        ("fprop", Case("1x1", 1, 480, 14, 14, 192, 1, 1), "nchw"),  # clusters: 10.5 us by one block, 8.4 by four
+        ("dgrad", Case("1x1", 1, 80, 14, 14, 480, 1, 1), "nhwc"),
+    ):
+        row, parts, *_ = ask(op, case, torch.float32, layout, allow_tf32=True)
+        assert ROWS[row].endswith("_lean") and parts > 2, case
+    # Depthwise with two filters a channel: 175.8 us by 16 parts, 114.9 by 64.
+    row, parts, *_ = ask(
+        "wgrad", Case("11x1", 16, 72, 32, 32, 144, 11, 1, padding=(5, 0), groups=72), torch.float16, "nhwc"
+    )
+    assert ROWS[row].endswith("_0x0_nhwc") and parts >= 48
+
+
 def test_long_sums_for_few_weights_have_an_sm_a_block_and_as_few_parts_as_that_takes() -> None:
     """tma_sums.cuh: a tile's blocks are a cluster, or their sums are added by a second pass."""
     for dtype, (tile, blocks, second_pass, case) in itertools.product(
@@ -1234,7 +1254,7 @@ def test_small_1x1_layers_over_nchw_in_16_bits_take_one_tile_a_block_in_place(op
         (torch.float16, torch.bfloat16),
     ):
         row, _, workspace, *_ = ask(op, case, dtype, "nchw")
-        assert re.search("_lean$|^pixels_.*_nchw$", ROWS[row]) and workspace == 0, case
+        assert re.search("_lean$|^pixels_.*_(nchw|lines)$", ROWS[row]) and workspace == 0, case
         assert packed(op, case, *meta(case, dtype, "nchw")) == "", case
     round_of_tiles = Case("planes", 8, 256, 40, 40, 256, 1, 1)
     if op != "wgrad":

@@ -1,5 +1,5 @@
 // Rows of small layers, as measured beside each other: what their estimates are off by, that is near the best rows of
-// 11,232 problems of all kinds and at least as much in 5,190 others (docs/tuning.md).
+// 11,232 problems of all kinds and at least as much in 5,190 others, the newest of 4,468 (docs/tuning/planner.md).
 #pragma once
 
 #include "row.h"
@@ -26,16 +26,26 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     if (is(Family::tma_strict, Variant::im2col, Op::wgrad)) return ns * (tile(128, 128) && p.groups == 1 ? 0.95 : 1);
     if (row.family == Family::grouped && row.variant == Variant::lines && row.op != Op::wgrad)
       return ns * (p.allow_tf32 ? 1 : 0.9);
-    if (row.family == Family::tma && row.variant == Variant::halo && row.op != Op::wgrad)  // large, and packed
-      return ns * (p.groups > 1 && !across && taps && tile(256, 64) && ns > 60000 ? 1.12 : 1);
-    if (is(Family::tma, Variant::lean, Op::fprop)) return ns - 1500;
+    if (row.family == Family::tma && row.variant == Variant::halo && row.op != Op::wgrad) {  // large, and packed
+      ns *= p.groups > 1 && !across && taps && tile(256, 64) && ns > 60000 ? 1.12 : 1;
+      return ns + (row.op == Op::fprop && p.C_per_group() <= 64 ? 3000 : 0);
+    }
+    if (is(Family::tma, Variant::raw, Op::dgrad)) return ns - (!taps && plane <= 200 && ns < 60000 ? 1500 : 0);
+    if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns * (taps || ns > 60000 ? 1 : 0.93);
+    if (is(Family::tma, Variant::im2col, Op::fprop)) return ns * (tile(64, 128) && pixels > 10000 ? 0.93 : 1);
+    if (is(Family::tma, Variant::lean, Op::fprop)) return (ns - 1500) * (tile(128, 128) ? 1.05 : 1);
     if (is(Family::tma, Variant::lean, Op::wgrad)) return ns - (tile(64, 64) && pixels <= 1000 ? 1500 : 0);
     return ns;
   }
-  if (!taps && p.groups == 1) return ns;  // one_by_one.h
+  if (!taps && p.groups == 1) {  // and one_by_one.h
+    bool const gathers = row.family == Family::tma && row.op != Op::wgrad;
+    if (gathers && row.variant == Variant::lean && !across) return ns + (row.op == Op::fprop ? 1200 : 1500);
+    if (gathers && row.variant == Variant::lines && tile(256, 128)) return ns + 700;
+    return ns + (is(Family::tma, Variant::im2col, Op::wgrad) && across ? 1000 : 0);
+  }
   if (is(Family::tma, Variant::im2col, Op::fprop)) {
     if (p.groups > 1) return ns * (tile(64, 64) && !across ? 1.1 : 1);
-    return ns - (pixels <= 10000 ? 1000 : 0);
+    return ns * (tile(128, 128) && !across && plane <= 200 ? 1.06 : 1) - (pixels <= 10000 ? 1000 : 0);
   }
   if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (pixels <= 1000 ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::wgrad))

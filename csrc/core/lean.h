@@ -227,7 +227,7 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     double const alone = share * alone_ns * (each > resident ? each / resident : 1);
     double ns = before + (full > alone ? full + alone * 0.04 : alone + full * 0.04) + (each - 1) * 51 +
                 area * each * 0.041 + bytes / 5560;
-    if (split > 1) ns += 1076 + area * 0.155;
+    if (split > 1) ns += (tf32 ? 376 : 676) + (split == 2 ? (tf32 ? 1900 : 600) : 0) + area * 0.155;
     // As measured: 1x1 filters whose pixels share lines of memory, and tiles of 128x128 that do not fit at a time.
     if (taps == 1 && !wgrad && (p.C * size_of(p.dtype) % 128 != 0 || p.K * size_of(p.dtype) % 128 != 0))
       ns *= planes ? 1.06 : 1.2;
@@ -250,6 +250,7 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     if (!alone_on_sm && ns > (taps > 1 ? 16500 : tf32 ? 38000 : 30000)) ns *= 1.5;
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
+  if (tf32 && best.split_k > 2) best.ns += 700;  // as measured beside other rows
   return best;
 }
 

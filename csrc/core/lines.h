@@ -118,7 +118,7 @@ constexpr int line_split(Problem const& p, Device const& d) {
     double const mine = double(int64_t((runs + members - 1) / members)) * run;           // a thread's
     double const resident = blocks / sms > 4 ? 4 : blocks / sms < 1 ? 1 : blocks / sms;  // blocks of an SM
     double const rounds = blocks / sms / resident < 1 ? 1 : blocks / sms / resident;
-    double const speed = resident * 8 * mine / (4 * 1.755 * 0.5), chain = mine * 2;
+    double const speed = resident * 8 * mine / (4 * 1.755 * 0.5), chain = mine * 4;
     double const products_ns = rounds * (speed > chain ? speed : chain);
     double const ns = begin + scale * overlapped(memory_ns, products_ns) +
                       (split > 1 ? 2500 + sums * 4 * f64 * double(split) * 2 / 2500 : 0);

@@ -108,19 +108,19 @@ constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) 
   double const before = s.lines ? (tf32 ? (op == Op::fprop   ? 5400
                                            : op == Op::dgrad ? 6400
                                                              : 4900)
-                                        : (op == Op::fprop   ? 8000
-                                           : op == Op::dgrad ? 8500
-                                                             : 9700))
+                                        : (op == Op::fprop   ? 7450
+                                           : op == Op::dgrad ? 7700
+                                                             : 7800))
                                 : (tf32 ? (op == Op::fprop   ? 6400
                                            : op == Op::dgrad ? 5900
                                                              : 5400)
-                                        : (op == Op::wgrad ? 8700 : 7500));
+                                        : (op == Op::wgrad ? 8000 : 7500));
   Estimate best;
   for (int split : {1, 2, 4, 8}) {
     if (split > 1 && steps < 2 * split) continue;
     int64_t const blocks = tiles * split, rounds = ceil_div(blocks, 264);
     double const share = double(ceil_div(steps, split));
-    double const step_ns = any_pixels_alone(tiles, split) ? (tf32 ? 412 : 347) : double(rounds) * (tf32 ? 614 : 479);
+    double const step_ns = any_pixels_alone(tiles, split) ? (tf32 ? 474 : 347) : double(rounds) * (tf32 ? 522 : 479);
     double ns = before + share * (step_ns + singly * (tf32 ? 30 : 102)) + double(rounds - 1) * (tf32 ? 971 : 2521) +
                 double(tiles * steps) * (tf32 ? 0.33 : 0.52) + double(blocks) * (tf32 ? 12.9 : 6.7) + bytes * 3e-5;
     if (s.out.vector(p.dtype, 8) * size_of(p.dtype) < 8) ns += out * (tf32 ? 0.0013 : 0.0006);

@@ -585,7 +585,8 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
       ns += tma_shared_ns(s, double(steps), step_ns, 1340 + area * 0.014);
       int64_t const aligned = s.workers / s.shared * s.shared;
       double const parts = double(s.workers == aligned ? aligned : s.workers + s.shared);
-      ns += 3730 + parts * area * 4 / 2550;  // the second launch
+      // The second launch, which adds a tile's parts one after the other.
+      ns += (s.alone == 0 ? 1930 + double(split) * 250 : 2930) + parts * area * 4 / 2550;
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > tma_slots(row) && filter_bytes > 2e7) ns += filter_bytes / 4300;
     }

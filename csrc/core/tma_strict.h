@@ -64,7 +64,7 @@ constexpr Estimate strict_estimate(Row const& row, Op op, Problem const& p) {
   double const x = double(p.N) * double(p.C) * double(p.H) * double(p.W),
                y = double(p.N) * double(p.K) * double(p.P()) * double(p.Q()),
                prepared = double(strict_prepared_bytes(op, p));
-  double const memory_ns = (x + y) * 4 / 3590, before = 5490 + prepared / 2340;
+  double const memory_ns = (x + y) * 4 / 3590, before = 6990 + prepared / 2340;
   Estimate best;
   for (int64_t split = 1; split <= 28 && split * 2 <= max64(most, 2); split += split < 4 ? 1 : split / 2) {
     TileSplit const s = tma_split(row, tiles, split);
@@ -77,11 +77,11 @@ constexpr Estimate strict_estimate(Row const& row, Op op, Problem const& p) {
                    share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.55;
       ns = phases == 1 ? double(ceil_div(s.alone, slots)) * each : share > each ? share : each;
     }
-    if (split > 1) ns += tma_shared_ns(s, double(most), step_ns, fixed * 1.07) + 2270 + bytes / 3610;
+    if (split > 1)
+      ns += tma_shared_ns(s, double(most), step_ns, fixed * 1.07) + 770 + double(split) * 75 + bytes / 3610;
     ns = (ns > memory_ns ? ns + memory_ns * 0.2 : memory_ns + ns * 0.2) + before;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
-  if (best.split_k == 1) best.ns += 2000;  // as measured
   return best;
 }
 

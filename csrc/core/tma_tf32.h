@@ -125,7 +125,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
       double const step_ns = longest / double(most);
       // Blocks that share tiles unevenly are at different steps; halo's copies serve several, and wait less.
       ns += tma_shared_ns(s, double(most), step_ns, fixed) * (!halo && s.workers % s.shared != 0 ? 1.3 : 1);
-      ns += 1830 + bytes / 1930;  // the second launch
+      ns += 830 + double(split) * 100 + bytes / 1930;  // the second launch
       // Blocks that are not at the same steps read filters that do not stay in L2 anew.
       if (s.shared * split > slots && filters > 2e7) ns += filters / 4210;
     }
