@@ -980,11 +980,8 @@ def test_small_1x1_layers_take_one_launch_whatever_their_channels() -> None:
     small, large = Case("small", 6, 256, 7, 7, 128, 1, 1), Case("large", 32, 256, 56, 56, 256, 1, 1)
     for op, layout in itertools.product(OPS, ("nchw", "nhwc")):
         layers = [(squeeze, torch.float32)]
-        if (op, layout) == ("dgrad", "nchw"):
-            layers.append((deep, torch.float32))
-        else:  # tma_lean_tf32.cuh
-            row, _, workspace, *_ = ask(op, deep, torch.float32, layout, allow_tf32=True)
-            assert ROWS[row].endswith("_lean") and workspace == 0, (op, layout)
+        row, _, workspace, *_ = ask(op, deep, torch.float32, layout, allow_tf32=True)  # tma_lean_tf32.cuh
+        assert ROWS[row].endswith("_lean") and workspace == 0, (op, layout)
         if op != "wgrad" and layout == "nchw":
             layers.append((small, torch.float16))
         for case, dtype in layers:
@@ -1001,8 +998,11 @@ def test_small_weight_gradients_in_tf32_take_one_launch_and_no_long_sums() -> No
     for case, layout in ((deep, "nhwc"), (deep, "nchw"), (taps, "nhwc")):
         row, _, workspace, *_ = ask("wgrad", case, torch.float32, layout, allow_tf32=True)
         assert ROWS[row].endswith("_lean") and workspace == 0, (case, layout)
-    long = Case("long", 64, 64, 56, 56, 64, 1, 1)  # of more pixels than eight blocks of a cluster add up
-    assert not ROWS[ask("wgrad", long, torch.float32, "nhwc", allow_tf32=True)[0]].endswith("_lean")
+    # Of more pixels than eight blocks of a cluster add up: shared out to more, whose sums a second launch adds.
+    long = Case("long", 64, 64, 56, 56, 64, 1, 1)
+    row, parts, workspace, *_ = ask("wgrad", long, torch.float32, "nhwc", allow_tf32=True)
+    assert ROWS[row].endswith("64x64_lean") and long.N * long.P * long.Q <= parts * 6144
+    assert workspace == parts * 64 * 64 * 4
     # Few pixels and many weights: tiles that read little, and filters of NCHW are not stored one by one.
     few = Case("diffusion", 2, 1280, 8, 8, 1280, 3, 3, padding=(1, 1))
     for layout in ("nhwc", "nchw"):
@@ -1014,7 +1014,9 @@ def test_pointwise_layers_between_few_channels_in_float32_stay_in_place() -> Non
         case = Case("few", 64, C, 112, 112, K, 1, 1)
         for layout, tf32 in itertools.product(("nchw", "nhwc"), (True, False)):
             name = ROWS[ask("wgrad", case, torch.float32, layout, allow_tf32=tf32)[0]]
-            assert re.match(f"pixels_wgrad_f32_(16x32|16x96|128x64)_{layout}$", name), (case, tf32, name)
+            lean = tf32 and layout == "nhwc"  # shares few weights out to many blocks
+            rows = "tma_wgrad_f32_64x64_lean" if lean else f"pixels_wgrad_f32_(16x32|128x64)_{layout}"
+            assert re.match(f"{rows}$", name), (case, tf32, name)
         for op in ("fprop", "dgrad"):
             few = (C if op == "fprop" else K) < 16  # products of a sum
             name = ROWS[ask(op, case, torch.float32, "nchw")[0]]
@@ -1359,8 +1361,24 @@ def test_weight_gradients_over_nchw_take_rows_of_whole_vectors_as_they_lie() -> 
     for dtype, (case, which) in itertools.product((torch.float16, torch.bfloat16), layers):
         assert named("wgrad", case, dtype, "nchw").endswith("576x64_nchw"), case
         assert packed("wgrad", case, *meta(case, dtype, "nchw")) == which, case
+        assert named("wgrad", case, torch.float32, "nchw", allow_tf32=True) == "tma_wgrad_f32_576x64_nchw", case
     odd_rows = Case("planes", 32, 64, 222, 222, 64, 3, 3, padding=(1, 1))
-    assert named("wgrad", odd_rows, torch.float16, "nchw").endswith("576x64_halo")
+    for dtype in (torch.float16, torch.float32):
+        assert named("wgrad", odd_rows, dtype, "nchw", allow_tf32=True).endswith("576x64_halo"), dtype
+
+
+def test_1x1_filters_with_strides_over_nchw_copy_the_pixels_that_they_meet() -> None:
+    case = Case("downsample", 64, 256, 56, 56, 512, 1, 1, (2, 2))
+    for dtype, (op, which) in itertools.product(
+        (torch.float16, torch.float32), zip(OPS, ("x", "xy", "xy"), strict=True)
+    ):
+        tensors = meta(case, dtype, "nchw")
+        assert packed(op, case, *tensors, allow_tf32=True) == which, (op, dtype)
+        copies = (
+            sum({"x": case.C, "y": case.K}[name] for name in which) * case.N * case.P * case.Q * tensors[0].itemsize
+        )
+        partial = 0 if op != "wgrad" else 2**25  # sums
+        assert 0 <= ask(op, case, dtype, "nchw", allow_tf32=True)[2] - copies <= partial + 2**20, (op, dtype)
 
 
 def test_a_weight_gradient_with_few_filters_and_many_pixels_is_split() -> None:

@@ -2,6 +2,7 @@
 // - A filter covers an axis whole: the result has one pixel along it. A 7x7 filter over 7x7 images is a 1x1 one over 49
 //   times the channels, a filter as wide as a line of text one of a single column.
 // - In channels_last a filter steps by its own width: the columns that it meets at a time are a run of channels.
+// And pixels that no filter meets are left out: 1x1 filters with strides, over planes, which are packed.
 #pragma once
 
 #include "problem.h"
@@ -26,8 +27,16 @@ constexpr bool folds_columns(Problem const& p) {
   return steps && runs && p.C > 4 && (p.R * p.S > 16 || (bytes < 256 && bytes % 128 != 0));
 }
 
-constexpr Problem folded(Problem p) {
+constexpr Problem folded(Op op, Problem p) {
   if (p.groups != 1 || p.C < 1) return p;
+  bool const padded = p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0;
+  if (op != Op::dgrad && p.R == 1 && p.S == 1 && p.stride_w > 1 && !padded && p.C >= 16 && p.x.c != 1) {
+    p.x.h *= p.stride_h, p.x.w *= p.stride_w;
+    p.H = p.P(), p.W = p.Q();
+    p.stride_h = p.stride_w = 1;
+    if (p.H == 1) p.x.h = 0;
+    if (p.W == 1) p.x.w = 0;
+  }
   auto fold = [&](int64_t& extent, int64_t& taps, int64_t& stride, int64_t& dilation, int64_t pads, int64_t& x_step,
                   int64_t& w_step) {
     if (taps == 1 || taps != extent || pads != 0 || p.C * extent > kMostFolded) return false;

@@ -70,20 +70,22 @@ constexpr Estimate planes_wgrad_estimate(Row const& row, Problem const& p, Devic
   PlanesPieces const pieces(row, p);
   WgradTiles const t = pieces.tiles(row, p);
   double const area = double(row.tile_m) * row.tile_n, rows = double(pieces.rows);
-  // Warpgroups at work; instructions take 32 pixels and all columns, copies always 64 pixels and more.
+  // Warpgroups at work; instructions take 64 bytes of pixels and all columns, copies always 128 and more.
   double const groups = double(min64(row.tile_n == 64 ? p.S : ceil_div(p.K, 64), kPlanesBlocks)),
-               halves = double(ceil_div(p.W, 32)) / double(pieces.chunks * 2);
+               halves = double(ceil_div(p.W, wgrad_pixels(p.dtype) / 2)) / double(pieces.chunks * 2);
   double const mma_ns = groups * kPlanesBlocks * 64 * 64 * 64 / (2048 * 1.56 * 0.916) * halves;
   double const x_boxes = p.R > 1 ? (rows + kPlanesBlocks - 1) / rows : double(pieces.width) / 64,
                copy_ns = 64 * (x_boxes * 3.68 + (row.tile_n == 64 ? 1 : groups) * 3.06);
-  double const piece_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * rows + 440, fixed = 1240 + area * 0.067;
+  bool const f32 = p.dtype == DType::f32;  // adds its chains in memory
+  double const piece_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * rows + (f32 ? 440 + rows * 15 : 440),
+               fixed = 1240 + area * 0.067;
   double const memory_ns = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +
                             double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
                            size_of(p.dtype) / 1965;
   Estimate e = wgrad_shared_estimate(row, t, d.sm_count, piece_ns, fixed, memory_ns);
   if (!channel_vectors(p.w, p.w_align, p.C, 2, p.dtype))  // single weights
     e.ns += double(p.K) * double(p.C * p.R * p.S) * 0.0087;
-  e.ns *= 1.12;
+  e.ns *= !f32 ? 1.12 : row.tile_n == 192 && p.W < 32 ? 1.2 : 1;
   return e;
 }
 
@@ -130,21 +132,21 @@ constexpr double off_sectors(Row const& row, Problem const& p) {
   return 1 + off * (row.variant == Variant::lean && row.tile_m == 64 ? 0.25 : 0.13);
 }
 
-// Tiles of fprop and dgrad that read most lines for their products. They are fast where neighbouring blocks, which read
-// the same lines at the same time, have neighbouring SMs: what runs before should let them begin together.
-constexpr bool wants_neighbours(Row const& row) {
-  bool const most = row.variant == Variant::im2col && row.tile_m >= 128 && row.tile_m * row.tile_n <= 128 * 128;
-  return row.family == Family::tma && row.op != Op::wgrad && (most || tf32_is_raw(row.variant));
-}
-
 inline constexpr double kFewApart = 4e6;  // elements of x
+
+// dgrad of 1x1 filters with strides over planes, of whose pixels they meet few: may a packed result have those alone?
+constexpr bool meets_few_pixels(Problem const& p) {
+  bool const padded = p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0;
+  return p.R == 1 && p.S == 1 && p.stride_w > 1 && p.groups == 1 && !padded && p.C >= 16 &&
+         p.C % (16 / size_of(p.dtype)) == 0 && p.x.c != 1 && p.P() > 0 && p.Q() > 0;
+}
 
 // dgrad in TF32 with a stride over NCHW: few results are stored by single elements, though those of a phase lie apart,
 // rather than by a launch that unpacks them (16-bit types: 0 to 20 us more).
 constexpr bool stores_apart(Row const& row, Problem const& p) {
   bool const pixels = row.variant == Variant::im2col || row.variant == Variant::raw || is_halo(row.variant);
   return row.family == Family::tma && row.op == Op::dgrad && row.dtype == DType::f32 && pixels && p.groups == 1 &&
-         p.stride_w > 1 && p.x.c > 1 && p.C % 4 == 0 &&
+         p.stride_w > 1 && p.x.c > 1 && p.C % 4 == 0 && !(meets_few_pixels(p) && p.K >= 512) &&
          double(p.N) * double(p.C) * double(p.H) * double(p.W) <= kFewApart;
 }
 
@@ -279,6 +281,8 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     double const least = memory_bound_ns(op, p) * 1.04 + (tf32 ? 6500 : 8000);
     if (e.ns < least) e.ns = least * 0.95 + e.ns * 0.05;  // the rows keep their order
   }
+  // As measured: few channels of TF32's dgrad (8x24x56x56 to 72: 13.5 us, estimated at 10.4).
+  if (one_tap && tf32 && op == Op::dgrad && p.C <= 32 && e.ns < 25000) e.ns += 3000;
   bool const one_phase = op == Op::fprop || phases_of(p.H, p.stride_h) * phases_of(p.W, p.stride_w) == 1;
   if (tma_swapped_wide(row) && one_phase && !tma_stores_singly(op, p))
     e.ns = (e.ns - double(ceil_div(tma_tiles(row, p), d.sm_count)) * (row.tile_m == 192 ? 400 : 600)) *
@@ -310,7 +314,8 @@ constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int
                                : strict_workspace_bytes(row, row.op, p, split_k);
   if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
   if (is_sums(row, p)) return sums_workspace_bytes(row, p);
-  if (row.variant == Variant::lean || is_matrix(row) || is_tma_planes(row)) return 0;
+  if (row.variant == Variant::lean) return lean_workspace_bytes(row, p, split_k);
+  if (is_matrix(row) || is_tma_planes(row)) return 0;
   if (is_planes_wgrad(row)) return planes_wgrad_workspace_bytes(row, p, split_k);
   if (tf32_stores_apart(row, p) && split_k == 1) return tf32_wgrad_tiles(row, p) * row.tile_m * row.tile_n * 4;
   return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);

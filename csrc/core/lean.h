@@ -52,11 +52,6 @@ constexpr bool lean_gathers(Row const& row, Problem const& p) {
   return p.w.c == 1 && channel_vectors(p.w, p.w_align, p.C, 8, p.dtype) && !pointwise_supports(row.op, p);
 }
 
-// TF32's dgrad over NCHW is fprop of filters with contiguous k, which are packed so.
-constexpr bool lean_turns_filters(Row const& row) {
-  return row.variant == Variant::lean && row.op == Op::dgrad && row.dtype == DType::f32;
-}
-
 // Does a row run 1x1 filters over NCHW, in place?
 constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
   if (!lean_plane_tile(row, p)) return false;
@@ -64,8 +59,9 @@ constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
   int const v = 16 / size_of(p.dtype);
   if (channel_vectors(p.x, p.x_align, p.C, v, p.dtype) && channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
     return false;
-  if (!pointwise_supports(row.op, p)) return false;
-  return lean_turns_filters(row) ? turned_lines(row.op, p) : channel_vectors(p.w, p.w_align, p.C, v, p.dtype);
+  if (!pointwise_supports(row.op, p) || (row.op == Op::dgrad && p.dtype == DType::f32 && row.tile_n != 64))
+    return false;
+  return channel_vectors(p.w, p.w_align, p.C, v, p.dtype);
 }
 
 // Tiles of wgrad, and steps of a tile.
@@ -89,6 +85,19 @@ constexpr int64_t lean_tiles(Row const& row, Problem const& p) {
   return ceil_div(channels, row.tile_m) * columns;
 }
 
+// wgrad in TF32 in channels_last: blocks of a tile whose sums a second launch adds, `blocks` of them an SM. More than a
+// cluster has; 0: they are too few.
+inline constexpr int kLeanMostCluster = 8;
+constexpr int64_t lean_sums_parts(Row const& row, Problem const& p, int blocks) {
+  int64_t const parts = min64(blocks * 132 / max64(lean_wgrad_tiles(row, p), 1), lean_wgrad_steps(row, p) / 2);
+  return lean_takes_planes(row, p) || parts <= kLeanMostCluster ? 0 : parts;
+}
+// The sums of a block's tile in the workspace.
+constexpr int64_t lean_workspace_bytes(Row const& row, Problem const& p, int split) {
+  bool const parts = row.op == Op::wgrad && p.dtype == DType::f32 && split > kLeanMostCluster;
+  return parts ? lean_wgrad_tiles(row, p) * split * row.tile_m * row.tile_n * 4 : 0;
+}
+
 // wgrad in TF32 adds up no longer chains than tma_wgrad_tf32.cuh (kTf32Pixels in tma_tf32.h).
 constexpr bool lean_chain_fits(Row const& row, Problem const& p, int64_t steps, int split) {
   return row.op != Op::wgrad || p.dtype != DType::f32 || ceil_div(steps, split) * 32 <= 6144;
@@ -101,6 +110,8 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
     int64_t const tiles = lean_wgrad_tiles(row, p), steps = lean_wgrad_steps(row, p);
     for (int split : {1, 2, 3, 4, 8})
       fits |= lean_chain_fits(row, p, steps, split) && (split == 1 || tiles <= lean_clusters(split));
+    int64_t const parts = lean_sums_parts(row, p, 2);
+    fits |= parts > 0 && lean_chain_fits(row, p, steps, int(parts));
     if (!fits) return false;
   }
   if (lean_takes_planes(row, p)) return true;
@@ -180,6 +191,30 @@ constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
     if (ns > 40000) ns *= 1.1;
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
+  for (int blocks : {1, 2}) {
+    int64_t const parts = lean_sums_parts(row, p, blocks);
+    if (parts == 0 || !lean_chain_fits(row, p, steps, int(parts))) continue;
+    double const work = double(ceil_div(steps, parts)) * step_ns * (blocks > 1 ? 1.44 : 1);
+    double const ns = 5300 + (wide ? 300 : 0) + (work > bytes / 3500 ? work : bytes / 3500) + 2600 +
+                      double(tiles * parts) * row.tile_m * row.tile_n * 8 / 7000;
+    if (best.ns == 0 || ns < best.ns) best = {ns, int(parts)};
+  }
+  return best;
+}
+
+// dgrad in TF32 over NCHW by the same instructions.
+constexpr Estimate lean_sums_planes_estimate(Row const& row, Problem const& p) {
+  int64_t const tiles = lean_tiles(row, p), steps = ceil_div(p.K, 32);
+  double const bytes = (double(p.N) * double(p.C + p.K) * double(p.H) * double(p.W) + double(p.K) * double(p.C)) * 4;
+  Estimate best;
+  for (int split : {1, 2, 3, 4, 8}) {
+    if (split > 1 && (steps < 2 * split || tiles > lean_clusters(split))) continue;
+    double const each = double(ceil_div(tiles * split, 132)),
+                 work = double(ceil_div(steps, split)) * 282 * (each > 1 ? each * 0.72 : 1);
+    double ns = 5300 + (work > bytes / 3500 ? work : bytes / 3500) + (split > 1 ? 900 : 0);
+    if (each > 1) ns += (each - 1) * 900;
+    if (best.ns == 0 || ns < best.ns) best = {ns, split};
+  }
   return best;
 }
 
@@ -190,12 +225,12 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     return lean_takes_planes(row, p) ? lean_large_planes_estimate(row, p) : lean_large_estimate(row, p);
   if (row.op == Op::wgrad && p.dtype == DType::f32) return lean_sums_estimate(row, p);
   bool const tf32 = p.dtype == DType::f32, planes = lean_takes_planes(row, p);
-  bool const turns = planes && lean_turns_filters(row);
-  bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad && !turns;
+  if (tf32 && planes && row.op == Op::dgrad) return lean_sums_planes_estimate(row, p);
+  bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad;
   // dgrad's tiles of 64x64 are half as wide for up to 32 channels.
   double const TM = row.tile_m, TN = dgrad && !tf32 && row.tile_n == 64 && p.C <= 32 && !planes ? 32 : row.tile_n;
   double const area = TM * TN;
-  int64_t const taps = p.R * p.S, line = 128 / size_of(p.dtype), C = dgrad || turns ? p.K : p.C;
+  int64_t const taps = p.R * p.S, line = 128 / size_of(p.dtype), C = dgrad ? p.K : p.C;
   int64_t const image = p.H * p.W;
   int64_t const steps = wgrad ? lean_wgrad_steps(row, p) : ceil_div(C, line) * taps;
   int64_t const tiles = lean_tiles(row, p);
@@ -233,10 +268,12 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
       ns *= planes ? 1.06 : 1.2;
     if (taps == 1 && dgrad && !planes && each > 2 && p.C % 64 != 0) ns *= 1.4;
     if (taps == 1 && area >= 64 * 128 && each > (area > 64 * 128 ? 1 : 2))
-      ns *= area > 64 * 128 && each > 2 ? 1.17 : 1.12;
+      ns *= area > 64 * 128 && each > 2 ? (dgrad ? 1.3 : 1.17) : 1.12;
     // As measured: boxes of filters whose channels end within them.
-    if (planes && !wgrad && (turns ? p.K : p.C) % 64 != 0)
+    if (planes && !wgrad && p.C % 64 != 0)
       ns += double(tiles) / 132 * (dgrad ? double(steps) / double(ceil_div(p.C, 64)) : 1) * 600;
+    // As measured: few channels of large tiles (25x24x26x26 to 72).
+    if (tf32 && dgrad && taps == 1 && p.C <= 32 && TM > 64) ns += 2000;
     // As measured beside the other rows that take planes.
     if (planes)
       ns += tf32 ? 3200 : wgrad ? (row.tile_n == 64 ? -1200 : 0) : image * size_of(p.dtype) % 128 != 0 ? 600 : -500;

@@ -104,13 +104,16 @@ struct Packed {
 // The passes that pack and unpack: one launch for the operands, one for the result.
 constexpr double packing_ns(Op op, Problem const& p, Packed const& q) {
   Problem const& c = q.problem;
-  double const x = double(p.N) * double(p.H) * double(p.W) * double(p.C + c.C),
-               y = double(p.N) * double(p.P()) * double(p.Q()) * double(p.K + c.K),
+  // Of planes whose columns lie apart, sectors of 32 bytes are read.
+  double const apart = p.x.c != 1 && p.W > 1 ? double(min64(max64(p.x.w, 1), 32 / size_of(p.dtype))) : 1;
+  double const x = double(p.N) * (double(p.H * p.W) * double(p.C) * apart + double(c.H * c.W) * double(c.C)),
+               zeros = c.H != p.H || c.W != p.W ? 0.6 * x : 0,  // as measured of those that unpacking fills in
+      y = double(p.N) * double(p.P()) * double(p.Q()) * double(p.K + c.K),
                w = double(p.R) * double(p.S) *
                    (double(p.K) * double(p.C_per_group()) + double(c.K) * double(c.C_per_group()));
   bool const out = op == Op::fprop ? q.which.y : op == Op::dgrad ? q.which.x : q.which.w;
   bool const in = (op != Op::dgrad && q.which.x) || (op != Op::wgrad && q.which.w) || (op != Op::fprop && q.which.y);
-  double const elements = (q.which.x ? x : 0) + (q.which.w ? w : 0) + (q.which.y ? y : 0);
+  double const elements = (q.which.x ? x + zeros : 0) + (q.which.w ? w : 0) + (q.which.y ? y : 0);
   bool const half = size_of(p.dtype) == 2;
   double rate = half && p.H * p.W <= 256 ? 3350 : 4150;  // short planes
   // Groups that are padded are moved by elements.
@@ -213,9 +216,11 @@ constexpr Packed packed_igemm_tf32(Op op, Problem const& p) {
   return q;
 }
 
-// Does lean run dgrad of 1x1 filters over NCHW with filters whose k are made contiguous?
-constexpr bool packs_turned_filters(Row const& row, Problem const& p) {
-  return lean_turns_filters(row) && p.allow_tf32 && p.R * p.S == 1 && !lean_supports(row, p);
+// dgrad of 1x1 filters with strides over planes: of the packed result there are the pixels that filters meet alone; the
+// launch that unpacks it fills in zeros.
+constexpr bool packs_met_pixels(Row const& row, Problem const& p) {
+  return (row.family == Family::tma || row.family == Family::tma_strict) && row.op == Op::dgrad &&
+         meets_few_pixels(p) && !stores_apart(row, p);
 }
 
 constexpr Packed packed(Row const& row, Problem const& p) {
@@ -231,11 +236,6 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     q.problem.w_align = 16;
     return q;
   }
-  if (packs_turned_filters(row, p)) {
-    Packed q{{false, true, false}, p};
-    q.problem.w = {1, packed_w_channels(p.K, p.dtype), 0, 0}, q.problem.w_align = 16;
-    return q;
-  }
   if (row.variant == Variant::lean || is_matrix(row) || is_tf32_planes(row)) return {{}, p};
   if (is_tma_planes(row)) {
     Packed q{{}, p};
@@ -249,6 +249,14 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     q.which.w = !tma_adds_into_any(row, p) && !channel_vectors(p.w, p.w_align, p.C, 2, p.dtype);
     if (q.which.w)
       q.problem.w = channels_last_strides(packed_w_channels(p.C, p.dtype), p.R, p.S), q.problem.w_align = 16;
+    return q;
+  }
+  if (packs_met_pixels(row, p)) {
+    Problem met = p;
+    met.H = p.P(), met.W = p.Q(), met.stride_h = met.stride_w = 1;
+    met.x = channels_last_strides(p.C, met.H, met.W), met.x_align = 16;
+    Packed q = packed(row, met);
+    q.which.x = true;
     return q;
   }
   PackedGroup const g = packed_group(row, p);
@@ -277,7 +285,6 @@ constexpr double activation_bytes(Problem const& p) {
 
 constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.K == 0) return false;
-  if (packs_turned_filters(row, p)) return lean_takes_planes(row, packed(row, p).problem);
   // Launches that pack cost more than it gains; images that are packed have rows of their own.
   if (row.variant == Variant::lean || is_matrix(row) || is_planes_wgrad(row)) return false;
   if (row.family == Family::grouped) {

@@ -28,9 +28,7 @@ constexpr bool few_pixels_lie(bool nhwc, Strides const& s, int align, Problem co
 
 // wgrad: a warp has all weights of a slab, rows of the tensor with fewer channels.
 // Blocks of an SM, for which there are registers.
-constexpr int few_sums_blocks(int tile_m, int tile_n, bool strict) {
-  return tile_m * tile_n <= 16 * (strict ? 32 : 96) ? 2 : 1;
-}
+constexpr int few_sums_blocks(int tile_m, int tile_n) { return tile_m * tile_n <= 16 * 32 ? 2 : 1; }
 struct FewSums {
   bool swapped = false;  // rows are channels of y
   int64_t rows, columns, slabs, wide, units, parts;
@@ -38,7 +36,7 @@ struct FewSums {
     rows = swapped ? p.K : p.C, columns = swapped ? p.C : p.K;
     units = is_nhwc(row.variant) ? ceil_div(p.N * p.H * p.W, kFewRun) : p.N * ceil_div(p.H * p.W, kFewRun);
     slabs = ceil_div(columns, row.tile_n), wide = ceil_div(columns, slabs * 4) * 4;
-    parts = max64(1, min64(few_sums_blocks(row.tile_m, row.tile_n, !p.allow_tf32) * 132 / slabs, units / kFewWarps));
+    parts = max64(1, min64(few_sums_blocks(row.tile_m, row.tile_n) * 132 / slabs, units / kFewWarps));
   }
 };
 
@@ -51,10 +49,9 @@ constexpr bool few_pixels_supports(Row const& row, Op op, Problem const& p) {
   if (!few_pixels_lie(nhwc, p.x, p.x_align, p, p.C) || !few_pixels_lie(nhwc, p.y, p.y_align, p, p.K)) return false;
   if (double(p.N) * double(ceil_div(p.H * p.W, kFewRun)) >= double(1 << 30)) return false;
   if (op == Op::wgrad) {
-    // Two blocks an SM have registers for 96 columns in TF32 alone; the large tile is for what would be packed.
     FewSums const s(row, p);
-    bool const fits = row.tile_n == 96 ? p.allow_tf32 : row.tile_m == 16 || !p.allow_tf32;
-    return fits && s.rows <= row.tile_m && s.slabs <= 3 && s.units >= kFewWarps;
+    if (row.tile_m == 32 && p.allow_tf32) return false;  // the large tile is for what would be packed
+    return s.rows <= row.tile_m && s.slabs <= 3 && s.units >= kFewWarps;
   }
   int64_t const depth = op == Op::fprop ? p.C : p.K, columns = op == Op::fprop ? p.K : p.C;
   if (min64(depth, columns) > 32) return false;  // more were not measured
@@ -73,11 +70,7 @@ constexpr Estimate few_pixels_estimate(Row const& row, Op op, Problem const& p) 
   if (op == Op::wgrad) {
     FewSums const s(row, p);
     double const elements = double(s.rows * s.slabs + s.columns);
-    double const ns = row.tile_m == 32 ? 0.165 * double(s.slabs)
-                                       : elements * 4 /
-                                             (row.tile_n != 96 ? 3200
-                                              : s.columns > 32 ? 3600
-                                                               : 3000);
+    double const ns = row.tile_m == 32 ? 0.165 * double(s.slabs) : elements * 4 / 3200;
     return {9000 + pixels * ns, 1};
   }
   // A warp's steps of 8 channels, in or out, wait for each other but for the first four.

@@ -57,7 +57,7 @@ constexpr Tf32PlaneTile tf32_plane_tile(int tile_m, int tile_n, Op op, Problem c
 }
 
 constexpr bool is_tf32_planes(Row const& row) {
-  return row.family == Family::tma && row.variant == Variant::nchw && row.dtype == DType::f32;
+  return row.family == Family::tma && row.variant == Variant::nchw && row.dtype == DType::f32 && row.op != Op::wgrad;
 }
 
 // Terms of a sum. The tensor cores' sums lose their lowest bits: 2.7e-5 of the result's norm with 12,800 terms.

@@ -13,8 +13,8 @@ constexpr bool is_planes_wgrad(Row const& row) {
 
 // A tile has kPlanesBlocks blocks of 64 columns: rows of the filter at 64 channels, or, if it has but one, channels.
 // The rows of a tile are kPlanesBlocks times 64, taps of a row of the filter (576x64) or, if that has but one, filters
-// (192x192). A step is kWgradPixels of a row of x; a piece, of kPlanesRows of y at most, one below the other, `step`
-// rows apart. WgradTiles' steps are pieces.
+// (192x192). A step is a line of 128 bytes of a row of x; a piece, of kPlanesRows of y at most, one below the other,
+// `step` rows apart. WgradTiles' steps are pieces.
 inline constexpr int kPlanesBlocks = 3;
 inline constexpr int kPlanesRows = 8;
 struct PlanesPieces {
@@ -35,7 +35,7 @@ struct PlanesPieces {
       width = ceil_div(ceil_div(p.C, runs), 64) * 64;
       runs = ceil_div(p.C, width);
     }
-    chunks = ceil_div(p.W, kWgradPixels);
+    chunks = ceil_div(p.W, wgrad_pixels(p.dtype));
     int64_t const all = ceil_div(p.P(), max64(phases, 1));
     rows = ceil_div(all, max64(ceil_div(all, kPlanesRows), 1));
     parts = ceil_div(all, max64(rows, 1));
@@ -49,8 +49,8 @@ struct PlanesPieces {
   }
 };
 
-// Pixels of y that a row's box has: those that meet a step's pixels of x at the tile's taps, from a multiple of 8 on.
-constexpr int planes_box(int tile_n) { return tile_n == 64 ? 88 : 72; }
+// Bytes of y that a row's box has: those that meet a step's pixels of x at the tile's taps, from a multiple of 16 on.
+constexpr int planes_box(int tile_n) { return tile_n == 64 ? 176 : 144; }
 
 // Can the copy engine read a tensor's rows?
 constexpr bool plane_rows(Strides const& s, int align, int64_t n, int64_t c, int64_t h, int64_t w, DType t) {
@@ -73,7 +73,8 @@ constexpr bool planes_wgrad_supports(Row const& row, Problem const& p) {
     return false;
   PlanesPieces const pieces(row, p);
   if ((row.tile_n == 64) != (p.S > 1) || (p.R > 1 && p.stride_h != 1)) return false;
-  if (7 + (min64(p.S, kPlanesBlocks) - 1) * p.dilation_w + kWgradPixels > planes_box(row.tile_n)) return false;
+  int64_t const before = 16 / size_of(p.dtype) - 1 + (min64(p.S, kPlanesBlocks) - 1) * p.dilation_w;
+  if ((before + wgrad_pixels(p.dtype)) * size_of(p.dtype) > planes_box(row.tile_n)) return false;
   WgradTiles const t = pieces.tiles(row, p);
   // Of more tiles the parts would not fit the workspace.
   return t.tiles <= 128 && double(p.N) * double(p.P()) * double(pieces.chunks) < 1e9 && p.Q() > 0;

@@ -39,6 +39,8 @@ struct Tensor {
   int32_t log_lines, log_words;      // of a tile
   int32_t run_images;                // or filters of a tile of runs; 0: not moved so
   int32_t run_log_vectors;           // of a pixel's channels in such a tile
+  int32_t step_h, step_w;            // unpacked pixels of a packed one, of which others are zeros; 0: all are packed
+  uint32_t packed_pixels, packed_W;  // step_w > 0
   int32_t dense;                     // vectors a thread, if one group is channels_last without gaps; else 0
   uint32_t first_block, tiles_c;
 };
@@ -56,6 +58,7 @@ __device__ inline int word_at(int line, int word, int words) { return line * (wo
 struct Tables {
   int64_t line[kMaxLines];        // offset in `plain`, -1: padding
   int64_t channel[kMaxChannels];  // likewise
+  int32_t from[kMaxLines];        // packed lines, if not all are there; -1: zeros
   alignas(16) uint32_t word[kTile + kMaxLines + kMaxLines / 8];
 };
 
@@ -328,6 +331,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pack_kernel(__grid_constant
     uint32_t const n = first_n + moved / t.pixels, group = n / t.group_n_packed, in_group = n % t.group_n_packed;
     bool const there = first_line + i < t.lines && in_group < t.group_n;
     tables.line[i] = there ? (int64_t(group) * t.group_n + in_group) * t.n + pixel / t.W * t.h + pixel % t.W * t.w : -1;
+    if (!unpack || t.step_w == 0) continue;
+    int const h = int(pixel / t.W), w = int(pixel % t.W);
+    bool const met = h % t.step_h == 0 && w % t.step_w == 0;
+    tables.from[i] = met ? int(n * t.packed_pixels) + h / t.step_h * int(t.packed_W) + w / t.step_w : -1;
   }
   if (threadIdx.x < words * per_word) {
     int const c = first_channel + int(threadIdx.x), group = c / t.group_c_packed, in_group = c % t.group_c_packed;
@@ -345,11 +352,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pack_kernel(__grid_constant
     int const first = (i * kThreads + int(threadIdx.x)) * 4;
     int const word = first & (words - 1), line = first >> t.log_words, channel = first_channel + word * per_word;
     if (first_line + line >= t.lines || channel >= t.channels) continue;
-    uint4* const packed =
-        reinterpret_cast<uint4*>(static_cast<T*>(t.packed) + (first_line + line) * t.channels + channel);
+    int64_t const from = unpack && t.step_w > 0 ? tables.from[line] : first_line + line;
+    uint4* const packed = reinterpret_cast<uint4*>(static_cast<T*>(t.packed) + from * t.channels + channel);
     uint32_t* const shared = &tables.word[word_at(line, word, words)];
     if constexpr (unpack) {
-      uint4 const v = *packed;
+      uint4 const v = from < 0 ? make_uint4(0, 0, 0, 0) : *packed;
       shared[0] = v.x, shared[1] = v.y, shared[2] = v.z, shared[3] = v.w;
     } else {
       *packed = t.vector > 0 ? make_uint4(shared[0], shared[1], shared[2], shared[3])

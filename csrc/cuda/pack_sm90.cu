@@ -11,6 +11,7 @@ struct Shape {
   int64_t n, n_packed, groups_n;  // a group
   int64_t c, c_packed, groups_c;  // a group
   int64_t H, W;
+  int64_t step_h = 1, step_w = 1, packed_H = 0, packed_W = 0;  // of a result of which not all pixels are packed
 };
 
 // Pixels that are contiguous and may be moved at once; 0 if channels lie closer than pixels.
@@ -37,7 +38,12 @@ pack::Tensor tensor_of(void* plain, void* packed, Strides const& s, int align, i
   int const v = 16 / size;
   int64_t const H = shape.H, W = shape.W, pixels = H * W;
   bool const dense = (W == 1 || s.w == 1) && (H == 1 || s.h == W) && (shape.c == 1 || s.c == pixels);
-  if (t.vector == 1 && pixels * 2 <= pack::kMaxRunVectors && dense && shape.groups_c == 1 && shape.c % v == 0 &&
+  bool const all = shape.step_w == 1;
+  if (!all) {
+    t.step_h = int32_t(shape.step_h), t.step_w = int32_t(shape.step_w);
+    t.packed_pixels = uint32_t(shape.packed_H * shape.packed_W), t.packed_W = uint32_t(shape.packed_W);
+  }
+  if (all && t.vector == 1 && pixels * 2 <= pack::kMaxRunVectors && dense && shape.groups_c == 1 && shape.c % v == 0 &&
       s.n % v == 0 && align >= 16 && shape.c * pixels < 1 << 30) {
     t.run_log_vectors = 3;  // a line of 128 bytes
     while (pixels << t.run_log_vectors > pack::kMaxRunVectors) --t.run_log_vectors;
@@ -47,7 +53,7 @@ pack::Tensor tensor_of(void* plain, void* packed, Strides const& s, int align, i
   }
   bool const adjacent = s.c == 1 && ((H == 1 && W == 1) || (W == 1 ? s.h : s.w) == shape.c) &&
                         (W == 1 || H == 1 || s.h == W * shape.c) && (shape.n == 1 || s.n == pixels * shape.c);
-  if (adjacent && shape.c > 1 && shape.groups_c == 1 && shape.groups_n == 1 && align >= 16 &&
+  if (all && adjacent && shape.c > 1 && shape.groups_c == 1 && shape.groups_n == 1 && align >= 16 &&
       shape.c_packed < 1 << 24) {
     t.dense = t.tiles_c = 1;
     return t;
@@ -149,7 +155,8 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
     }
     return packed ? copy : const_cast<void*>(address);
   };
-  Shape const x{p.N, p.N, 1, p.C_per_group(), c.C_per_group(), g, p.H, p.W};
+  Shape x{p.N, p.N, 1, p.C_per_group(), c.C_per_group(), g, p.H, p.W};
+  if (packs_met_pixels(entry, p)) x.step_h = p.stride_h, x.step_w = p.stride_w, x.packed_H = c.H, x.packed_W = c.W;
   Shape const w{
       p.K_per_group(), c.K_per_group(), g, p.C_per_group(), packed_w_channels(c.C_per_group(), p.dtype), 1, p.R, p.S};
   Shape const y{p.N, p.N, 1, p.K_per_group(), c.K_per_group(), g, p.P(), p.Q()};
@@ -168,17 +175,16 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
     args.b =
         q.which.w && wants_turned_filters(entry) && has_turned_filters(c)
             ? add(true, false, given.b, at.w, {0, p.w.n, 0, 1}, p.w_align, {1, 1, 1, p.K, c.w.w, 1, 1, p.C * p.R * p.S})
-        : is_pointwise(entry) || packs_turned_filters(entry, p)
-            ? add(q.which.w, false, given.b, at.w, {0, p.w.n, 0, p.w.c}, p.w_align,
-                  {1, 1, 1, p.K, packed_w_channels(p.K, p.dtype), 1, 1, p.C})
-            : add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
+        : is_pointwise(entry) ? add(q.which.w, false, given.b, at.w, {0, p.w.n, 0, p.w.c}, p.w_align,
+                                    {1, 1, 1, p.K, packed_w_channels(p.K, p.dtype), 1, 1, p.C})
+                              : add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
     args.out = add(q.which.x, true, given.out, at.x, p.x, p.x_align, x);
   } else {
     args.a = add(q.which.x, false, given.a, at.x, p.x, p.x_align, x);
     args.b = add(q.which.y, false, given.b, at.y, p.y, p.y_align, y);
     args.out = add(q.which.w, true, given.out, at.w, p.w, p.w_align, w);
   }
-  in.params.early = in.blocks <= kEarlyBlocks * 132 || !wants_neighbours(entry);
+  in.params.early = in.blocks <= kEarlyBlocks * 132;
   cudaError_t error = in.run<false>(size, stream);
   if (error != cudaSuccess) return error;
   if ((error = launch_in_place(row, op, c, plan, args, stream)) != cudaSuccess) return error;

@@ -131,9 +131,38 @@ __global__ void __launch_bounds__(TurnedShape<R, N>::threads, R == 64 ? 2 : 1)
   });
 }
 
+// Where thread `thread` of a block stores what it has of a tile: rows of wgrad's result are filters, of dgrad's
+// (planes) channels, whose tap is an image.
+template <int TM, int TN>
+struct SumsPlaces {
+  int64_t out[2][2];
+  int column;
+
+  __device__ SumsPlaces(LeanParams const& p, int m_tile, int n_tile, int tap, int thread) {
+    int const warp = thread / 32, lane = thread % 32;
+    int tap_w = tap;
+    int const tap_h = p.taps_w.divide(tap_w);
+    column = n_tile * TN + warp % 2 * (TN / 2) + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int const row = m_tile * TM + warp / 2 * 32 + i * 16 + lane / 4 * 2 + half;
+        out[i][half] = row < p.M ? row * p.out_n + tap_h * p.out_h + tap_w * p.out_w : -1;
+      }
+  }
+  // The j-th of its 8 columns by two rows.
+  __device__ void store(LeanParams const& p, float const* sum, int j) const {
+    constexpr int blocks = TN / 16;
+    int64_t const to[2] = {j < blocks ? out[0][0] : out[1][0], j < blocks ? out[0][1] : out[1][1]};
+    int const at = column + j % blocks * 8;
+    lean_store_block<float>(p, sum, to, at < p.N ? at : -1);
+  }
+};
+
 // wgrad: of each warp's 32 rows by half of the columns. Of each 8 pixels an instruction takes 0 2 4 6 1 3 5 7, and row
 // i + 8 of its rows is the neighbour of row i, so that the loads meet each bank once and leave the registers in order.
-template <int TM, int TN>
+template <int TM, int TN, bool planes>
 __device__ void sums_multiply(LeanParams const& p, uint32_t ring, LeanTables& tables, int count, int rank, int n_tile,
                               int tap) {
   using S = LeanShapeOf<float, TM, TN, kLineBytes>;
@@ -186,30 +215,25 @@ __device__ void sums_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
     }
     before = stage.index;
   }
-  int tap_w = tap;
-  int const tap_h = p.taps_w.divide(tap_w), column0 = n_tile * TN + warp % 2 * (TN / 2) + quad * 2;
-  int64_t out[2][2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int const row = int(blockIdx.y) * TM + warp / 2 * 32 + i * 16 + g * 2 + half;
-      out[i][half] = row < p.M ? row * p.out_n + tap_h * p.out_h + tap_w * p.out_w : -1;
-    }
-  auto store = [&](float const* sum, int j) {
-    int64_t const to[2] = {j < blocks ? out[0][0] : out[1][0], j < blocks ? out[0][1] : out[1][1]};
-    int const at = column0 + j % blocks * 8;
-    lean_store_block<float>(p, sum, to, at < p.N ? at : -1);
-  };
+  SumsPlaces<TM, TN> const places(p, int(blockIdx.y), n_tile, tap, int(threadIdx.x));
   if (p.splits > 1) {
-    lean_add_parts<2 * blocks, S::multiplying>(p, ring + p.stages * S::stage_bytes, tables, rank, acc[0][0], store);
-    return;
-  }
+    lean_add_parts<2 * blocks, S::multiplying>(p, ring + p.stages * S::stage_bytes, tables, rank, acc[0][0],
+                                               [&](float const* sum, int j) { places.store(p, sum, j); });
+  } else if (gridDim.z > 1) {  // for sums_second
+    int64_t const tile = (int64_t(rank) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    float4* const to = static_cast<float4*>(p.out) + tile * (2 * blocks * S::multiplying) + threadIdx.x;
 #pragma unroll
-  for (int j = 0; j < 2 * blocks; ++j) store(acc[j / blocks][j % blocks], j);
+    for (int j = 0; j < 2 * blocks; ++j) {
+      float const(&v)[4] = acc[j / blocks][j % blocks];
+      to[j * S::multiplying] = make_float4(v[0], v[1], v[2], v[3]);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < 2 * blocks; ++j) places.store(p, acc[j / blocks][j % blocks], j);
+  }
 }
 
-template <int TM, int TN>
+template <int TM, int TN, bool planes>
 __global__ void __launch_bounds__(LeanShape<TM, TN, kLineBytes>::threads, 2)
     lean_sums_kernel(__grid_constant__ LeanParams const p) {
   using S = LeanShapeOf<float, TM, TN, kLineBytes>;
@@ -218,11 +242,44 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, kLineBytes>::threads, 2)
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   int n_tile = int(blockIdx.x);
   int const tap = p.tiles_n.divide(n_tile);
-  using Y = LeanCopies<float, TM, TN, kLineBytes, true, true, true>;
-  using X = LeanCopies<float, TM, TN, kLineBytes, true, true, false>;
+  using Y = std::conditional_t<planes, PlaneCopies<float, TM, TN, true, true, true>,
+                               LeanCopies<float, TM, TN, kLineBytes, true, true, true>>;
+  using X = std::conditional_t<planes, PlaneCopies<float, TM, TN, true, true, false>,
+                               LeanCopies<float, TM, TN, kLineBytes, true, true, false>>;
   lean_block<S, TN / 8, Y, X>(
       p, ring, tables, n_tile, tap, [] {},
-      [&](int count, int rank) { sums_multiply<TM, TN>(p, ring, tables, count, rank, n_tile, tap); });
+      [&](int count, int rank) { sums_multiply<TM, TN, planes>(p, ring, tables, count, rank, n_tile, tap); });
+}
+
+// Adds the `parts` that blocks have stored of each tile. An item is a thread's 8 columns by two rows; a warp adds every
+// kSecondWarps-th part of 32 of them.
+inline constexpr int kSecondWarps = 16;
+template <int TM, int TN>
+__global__ void __launch_bounds__(kSecondWarps * 32)
+    lean_sums_second(__grid_constant__ LeanParams const p, float4 const* from, int parts, int tiles) {
+  constexpr int units = TN / 8, multiplying = TM / 64 * kWarpgroup;
+  __shared__ float4 sums[kSecondWarps][32];
+  int const slice = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, item = int(blockIdx.x) * 32 + lane;
+  int64_t const items = int64_t(tiles) * (units * multiplying);
+  ptx::griddepcontrol_wait();
+  float4 sum = {};
+#pragma unroll 4
+  for (int i = slice; i < parts; i += kSecondWarps) {
+    float4 const v = from[i * items + item];
+    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+  }
+  sums[slice][lane] = sum;
+  __syncthreads();
+  if (slice > 0) return;
+  for (int i = 1; i < kSecondWarps; ++i) {
+    float4 const v = sums[i][lane];
+    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+  }
+  int const in_row = p.tiles_n * p.taps, thread = item % multiplying, tile = item / (multiplying * units);
+  int n_tile = tile % in_row;
+  int const tap = p.tiles_n.divide(n_tile);
+  float const v[4] = {sum.x, sum.y, sum.z, sum.w};
+  SumsPlaces<TM, TN>(p, tile / in_row, n_tile, tap, thread).store(p, v, item / multiplying % units);
 }
 
 // TM pixels by TN channels.
@@ -269,13 +326,6 @@ cudaError_t launch_lean_turned_planes(Problem const& p, Plan const& plan, Argume
                                          stream);
 }
 
-// dgrad of 1x1 filters as fprop.
-inline Problem as_fprop(Problem const& p) {
-  Problem q = p;
-  q.C = p.K, q.K = p.C, q.x = p.y, q.y = p.x, q.w.n = p.w.c, q.w.c = p.w.n;
-  return q;
-}
-
 // TM filters by TN channels of a tap.
 template <int TM, int TN>
 cudaError_t launch_lean_sums(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
@@ -283,9 +333,11 @@ cudaError_t launch_lean_sums(Problem const& p, Plan const& plan, Arguments const
   Walk const h = walk_h(Op::fprop, p, 0), w = walk_w(Op::fprop, p, 0);
   LeanParams q{};
   q.columns = Divisor(w.pixels), q.rows = Divisor(h.pixels);
-  q.taps_w = Divisor(w.taps), q.taps = Divisor(1), q.tiles_n = Divisor(ceil_div(p.C, TN));
+  // The copies do not ask for the number of taps.
+  q.taps_w = Divisor(w.taps), q.taps = Divisor(h.taps * w.taps), q.tiles_n = Divisor(ceil_div(p.C, TN));
   q.M = int32_t(p.K), q.N = int32_t(p.C), q.steps = int32_t(lean_wgrad_steps(row_of(plan), p));
-  q.splits = plan.split_k, q.share = int32_t(ceil_div(q.steps, q.splits));
+  bool const parts = plan.split_k > kLeanMostCluster;
+  q.splits = parts ? 1 : plan.split_k, q.share = int32_t(ceil_div(q.steps, plan.split_k));
   q.per = int32_t(ceil_div(TN / 8, q.splits));
   q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
   q.stride_h = int32_t(h.stride), q.stride_w = int32_t(w.stride);
@@ -297,14 +349,42 @@ cudaError_t launch_lean_sums(Problem const& p, Plan const& plan, Arguments const
   if (error != cudaSuccess) return error;
   error = encode_im2col(q.b, x, h, w, kTf32Line, kTf32Line);
   if (error != cudaSuccess) return error;
-  return start_lean<S>(lean_sums_kernel<TM, TN>, q, q.tiles_n.value * h.taps * w.taps, ceil_div(p.K, TM), stream);
+  int64_t const tiles_n = q.tiles_n.value * h.taps * w.taps, tiles_m = ceil_div(p.K, TM), tiles = tiles_n * tiles_m;
+  if (parts) q.out = args.workspace;
+  error =
+      start_lean<S>(lean_sums_kernel<TM, TN, false>, q, tiles_n, tiles_m, stream, S::threads, parts ? plan.split_k : 1);
+  if (error != cudaSuccess || !parts) return error;
+  q.out = args.out;
+  int64_t const items = tiles * (TN / 8) * S::multiplying;
+  return launch_dependent(lean_sums_second<TM, TN>, dim3(unsigned(items / 32)), kSecondWarps * 32, 0, stream, q,
+                          static_cast<float4 const*>(args.workspace), plan.split_k, int(tiles));
+}
+
+// dgrad of 1x1 filters over NCHW: TM channels by TN pixels of an image.
+template <int TM, int TN>
+cudaError_t launch_lean_sums_planes(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using S = LeanShapeOf<float, TM, TN, kLineBytes>;
+  int64_t const pixels = p.H * p.W;
+  LeanParams q{};
+  q.M = int32_t(p.C), q.N = int32_t(pixels), q.columns = q.rows = q.taps_w = q.taps = Divisor(1);
+  q.tiles_n = Divisor(ceil_div(pixels, TN)), q.steps = int32_t(ceil_div(p.K, kTf32Line));
+  q.splits = plan.split_k, q.share = int32_t(ceil_div(q.steps, q.splits));
+  q.per = int32_t(ceil_div(TN / 8, q.splits));
+  q.out_n = p.x.c, q.out_h = p.x.n, q.out = args.out;
+  Tensor4 const w{args.b, p.dtype, {p.C, p.K, 1, 1}, {1, p.w.n, 0, 0}, true};
+  Tensor4 const y{args.a, p.dtype, {pixels, p.K, p.N, 1}, {1, p.y.c, p.y.n, 0}, true};
+  cudaError_t error = encode_tiled(q.a, w, kTf32Line, kTf32Line, 1, 1);
+  if (error != cudaSuccess) return error;
+  error = encode_tiled(q.b, y, kTf32Line, kTf32Line, 1, 1);
+  if (error != cudaSuccess) return error;
+  return start_lean<S>(lean_sums_kernel<TM, TN, true>, q, q.tiles_n.value * p.N, ceil_div(p.C, TM), stream);
 }
 
 template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch_lean_tf32(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   if constexpr (op == Op::dgrad) {
-    if constexpr (TM == 64)
-      if (lean_takes_planes(row_of(plan), p)) return launch_lean_turned_planes<TM, TN>(as_fprop(p), plan, args, stream);
+    if constexpr (TM == 64 && TN == 64)
+      if (lean_takes_planes(row_of(plan), p)) return launch_lean_sums_planes<TM, TN>(p, plan, args, stream);
     return launch_lean_turned<TM, TN>(p, plan, args, stream);
   } else {
     bool const planes = TM == 64 && TN >= 64 && lean_takes_planes(row_of(plan), p);

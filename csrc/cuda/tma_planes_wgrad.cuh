@@ -1,6 +1,6 @@
-// wgrad over NCHW on Hopper's copy engine and tensor cores, f16 and bf16, stride 1 along W. The pixels that are summed
-// over are contiguous in both operands, which are copied as they lie: boxes of 64 channels, or filters, by pixels of a
-// row. What is outside of an image arrives as zeros.
+// wgrad over NCHW on Hopper's copy engine and tensor cores, f16, bf16 and TF32, stride 1 along W. The pixels that are
+// summed over are contiguous in both operands, which are copied as they lie: boxes of 64 channels, or filters, by
+// pixels of a row. What is outside of an image arrives as zeros.
 //   out[filter; tap, channel] = sum over pixels of y[filter, pixel moved by the tap] * x[channel, pixel]
 //
 // Variant nchw (PlanesPieces): the rows of the instruction are 64 filters. The engine copies from multiples of 16 bytes
@@ -16,6 +16,7 @@
 #pragma once
 
 #include "../core/tma_planes_wgrad.h"
+#include "../core/tma_tf32.h"
 #include "tma_wgrad.cuh"
 
 namespace conv2d_ext::tma {
@@ -26,7 +27,7 @@ struct PlanesShape {
   static constexpr int y_boxes = TN / 64, row_groups = y_boxes, halves = y_boxes, warpgroups = kPlanesBlocks / y_boxes;
   static constexpr int columns = 64 * kPlanesBlocks, run_columns = columns, runs = 1;
   // Eight lines of the box begin in different banks.
-  static constexpr int line = planes_box(TN) * 2, box_bytes = 64 * line, y_bytes = y_boxes * box_bytes;
+  static constexpr int line = planes_box(TN), box_bytes = 64 * line, y_bytes = y_boxes * box_bytes;
   static_assert(line % 128 == 16 || line % 128 == 48);
   static constexpr int y_stages = y_boxes == 1 ? 8 : 4, x_stages = 14;  // x_stages: at most
   static constexpr int room = 225 * 1024, shared_bytes = room + 1024;
@@ -34,6 +35,8 @@ struct PlanesShape {
   static constexpr int multiply_regs = 152, copy_regs = 56;
   static_assert((3 * multiply_regs + copy_regs) * kWarpgroup <= 65536);
 };
+
+constexpr int kLineParts = kLineBytes / 32;  // what an instruction sums over
 
 template <class T>
 struct WgradShape<T, Variant::nchw, 576, 64> : PlanesShape<576, 64> {};
@@ -62,13 +65,15 @@ struct PlanesParams : WgradParams {
   int32_t W, x_stages, x_bytes;
 };
 
-// Rows of 64 pixels of x at (n, q), for `rows` rows of y, one below the other, from p on.
+// Lines of pixels of x at (n, q), for `rows` rows of y, one below the other, from p on.
+template <class T>
 struct PlanesPiece {
+  static constexpr int pixels = kLineBytes / int(sizeof(T));
   int n, p, q, rows;
   __device__ PlanesPiece(PlanesParams const& params, int piece) {
     int const chunk = piece % params.row_chunks;
     piece /= params.row_chunks;
-    q = (chunk + piece / 7) % params.row_chunks * kPixels;  // lest a block that takes every so many get all short ones
+    q = (chunk + piece / 7) % params.row_chunks * pixels;  // lest a block that takes every so many get all short ones
     int const first = piece % params.parts * params.piece_rows;
     piece /= params.parts;
     p = piece % params.phases + first * params.step;
@@ -78,7 +83,7 @@ struct PlanesPiece {
 };
 
 // What a unit's tile is made of.
-template <int TM, int TN>
+template <class T, int TM, int TN>
 struct PlanesTile {
   using S = PlanesShape<TM, TN>;
   WgradRun<Variant::nchw> at;  // of the warpgroup
@@ -93,24 +98,24 @@ struct PlanesTile {
         blocks(p.r_runs > 0 ? min(kPlanesBlocks, p.R - at.r) : (min(p.width, p.C - at.c) + 63) / 64),
         taps(p.r_runs > 0 ? blocks : 1) {
     int const last = min(at.s / kPlanesBlocks * kPlanesBlocks + kPlanesBlocks, p.S) - 1;
-    shift = (-p.w0 - last * p.dilation_w) & ~7;
+    shift = (-p.w0 - last * p.dilation_w) & ~(16 / int(sizeof(T)) - 1);
   }
   __device__ int offset(PlanesParams const& p) const { return -p.w0 - at.s * p.dilation_w - shift; }
   __device__ bool idle(PlanesParams const& p) const { return at.s >= p.S || k >= p.K; }
 };
 
 // bars: of x's stages, then of y's.
-template <int TM, int TN>
+template <class T, int TM, int TN>
 __device__ void planes_copy(PlanesParams const& p, uint32_t x_ring, uint32_t y_ring, uint64_t* full, uint64_t* empty) {
   using S = PlanesShape<TM, TN>;
   Stage x, y;
   WgradUnit unit;
   for (WgradWork work(p); work.next(p, unit);) {
-    PlanesTile<TM, TN> const tile(p, unit, 0);
+    PlanesTile<T, TM, TN> const tile(p, unit, 0);
     int const x_boxes = p.r_runs > 0 ? 1 : tile.blocks;
     int const y_boxes = min(S::y_boxes, (p.K - tile.k + 63) / 64);
     for (int step = 0; step < unit.count; ++step) {
-      PlanesPiece const piece(p, unit.begin + step * unit.stride);
+      PlanesPiece<T> const piece(p, unit.begin + step * unit.stride);
       if (piece.rows <= 0) continue;
 #pragma unroll 1
       for (int i = 0; i < piece.rows + tile.taps - 1; ++i) {
@@ -138,7 +143,7 @@ __device__ void planes_copy(PlanesParams const& p, uint32_t x_ring, uint32_t y_r
   }
 }
 
-// The fragments of 16 pixels; `at`: this lane's first word. Pixels from an odd one on lie in two words.
+// The fragments of 32 bytes of pixels; `at`: this lane's first word. 16-bit pixels from an odd one on lie in two words.
 template <int line>
 __device__ inline void planes_fragments(uint32_t (&a)[4], uint32_t at, bool odd) {
   auto from = [&](int i) { return at + i / 2 * 16 + i % 2 * 8 * line; };
@@ -149,20 +154,27 @@ __device__ inline void planes_fragments(uint32_t (&a)[4], uint32_t at, bool odd)
   for (int i = 0; i < 4; ++i) a[i] = __funnelshift_r(a[i], ptx::ld_shared(from(i) + 4), 16);
 }
 
-// 64 filters by all columns, `sixteens` times 16 pixels. Fragments are loaded while the instructions of those before
-// are under way. Variants for fewer columns, or for odd numbers of sixteens, would have the compiler run out of
+// Tensor cores cut off the lowest bits of what they add, in TF32 more than the result's: after so many rows of pixels
+// the sums are added to what was stored before.
+constexpr int kChainRows = int(kTf32Pixels) / wgrad_pixels(DType::f32);
+
+// 64 filters by all columns, `parts` times 32 bytes of pixels. Fragments are loaded while the instructions of those
+// before are under way. Variants for fewer columns, or for odd numbers of parts, would have the compiler run out of
 // registers and wait for every instruction.
-template <class T, int line, int sixteens>
-__device__ inline void planes_row(float (&acc)[kPlanesBlocks * 32], uint32_t (&a)[kPixels / 16][1][4], uint32_t at,
+template <class T, int line, int parts>
+__device__ inline void planes_row(float (&acc)[kPlanesBlocks * 32], uint32_t (&a)[kLineParts][1][4], uint32_t at,
                                   bool odd, uint64_t b) {
 #pragma unroll
-  for (int k = 0; k < sixteens; ++k) {
-    ptx::wgmma_wait_group<sixteens - 1>();  // a[k] has been read
+  for (int k = 0; k < parts; ++k) {
+    ptx::wgmma_wait_group<parts - 1>();  // a[k] has been read
     ptx::wgmma_fence_operand(acc);
     planes_fragments<line>(a[k][0], at + k * 32, odd);
     ptx::wgmma_fence_operand(a[k]);
     ptx::wgmma_fence();
-    ptx::wgmma_mma_async<T>(acc, a[k][0], b + k * 2);
+    if constexpr (std::is_same_v<T, float>)
+      ptx::wgmma_mma_async_tf32(acc, a[k][0], b + k * 2);
+    else
+      ptx::wgmma_mma_async<T>(acc, a[k][0], b + k * 2);
     ptx::wgmma_commit_group();
   }
 }
@@ -174,22 +186,21 @@ __device__ void planes_sums(PlanesParams const& p, uint32_t x_ring, uint32_t y_r
   uint32_t const my_line =
       y_ring + (group % S::row_groups * 64 + int(threadIdx.x) / 32 % 4 * 16 + lane / 4) * S::line + lane % 4 * 4;
   uint64_t const layout = ptx::wgmma_descriptor(0, 0, kCoreBytes);
+  constexpr bool f32 = std::is_same_v<T, float>;
   auto release = [&](uint64_t* bar) {
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive(bar);
   };
   Stage x, y;
   float acc[kPlanesBlocks * 32];
-  uint32_t a[kPixels / 16][1][4];
+  uint32_t a[kLineParts][1][4];
   WgradUnit unit;
   for (WgradWork work(p); work.next(p, unit);) {
-    PlanesTile<TM, TN> const tile(p, unit, group);
+    PlanesTile<T, TM, TN> const tile(p, unit, group);
     bool const idle = warp_uniform(tile.idle(p));
     int const offset = warp_uniform(tile.offset(p));
-    uint32_t const my_word = my_line + offset / 2 * 4;
-    bool const odd = offset % 2 != 0;
-#pragma unroll
-    for (int i = 0; i < kPlanesBlocks * 32; ++i) acc[i] = 0;
+    uint32_t const my_word = my_line + (f32 ? offset : offset / 2) * 4;
+    bool const odd = !f32 && offset % 2 != 0;
     int held = 0, first_held = 0;  // stages of x that instructions under way may read
     auto release_held = [&] {
       for (; held > 0; --held) {
@@ -197,43 +208,52 @@ __device__ void planes_sums(PlanesParams const& p, uint32_t x_ring, uint32_t y_r
         if (++first_held == p.x_stages) first_held = 0;
       }
     };
-    int before = 0;  // sixteens of the piece before
-    for (int step = 0; step < unit.count; ++step) {
-      PlanesPiece const piece(p, unit.begin + step * unit.stride);
-      if (piece.rows <= 0) continue;
-      int const sixteens = warp_uniform(p.W - piece.q > 32 ? 4 : 2);
-      if (before < sixteens) ptx::wgmma_wait_group<0>();  // planes_row would let too many be under way
-      before = sixteens;
-      Stage ahead = x;
-      for (int i = 0; i < tile.taps - 1; ++i) {
-        ptx::mbarrier_wait(&full[ahead.index], ahead.parity);
-        ahead.advance(p.x_stages);
-      }
-#pragma unroll 1
-      for (int i = 0; i < piece.rows; ++i) {
-        ptx::mbarrier_wait(&full[S::x_stages + y.index], y.parity);
-        ptx::mbarrier_wait(&full[ahead.index], ahead.parity);
-        ahead.advance(p.x_stages);
-        if (!idle) {
-          uint64_t const b = layout | ((x_ring + x.index * p.x_bytes) >> 4);
-          uint32_t const at = my_word + y.index * S::y_bytes;
-          if (sixteens == 4)
-            planes_row<T, S::line, 4>(acc, a, at, odd, b);
-          else
-            planes_row<T, S::line, 2>(acc, a, at, odd, b);
+    int step = 0;
+    do {
+      bool const add = step > 0;
+#pragma unroll
+      for (int i = 0; i < kPlanesBlocks * 32; ++i) acc[i] = 0;
+      int before = 0;  // parts of the piece before
+      int chain = 0;   // rows that are summed
+      for (; step < unit.count; ++step) {
+        PlanesPiece<T> const piece(p, unit.begin + step * unit.stride);
+        if (piece.rows <= 0) continue;
+        if (f32 && chain + piece.rows > kChainRows) break;
+        chain += piece.rows;
+        int const parts = warp_uniform(p.W - piece.q > piece.pixels / 2 ? 4 : 2);
+        if (before < parts) ptx::wgmma_wait_group<0>();  // planes_row would let too many be under way
+        before = parts;
+        Stage ahead = x;
+        for (int i = 0; i < tile.taps - 1; ++i) {
+          ptx::mbarrier_wait(&full[ahead.index], ahead.parity);
+          ahead.advance(p.x_stages);
         }
-        release_held();  // planes_row has waited for the instructions of the row before
-        release(&empty[S::x_stages + y.index]);
-        y.advance(S::y_stages);
-        first_held = x.index, held = i + 1 < piece.rows ? 1 : tile.taps;
-        x.advance(p.x_stages);
+#pragma unroll 1
+        for (int i = 0; i < piece.rows; ++i) {
+          ptx::mbarrier_wait(&full[S::x_stages + y.index], y.parity);
+          ptx::mbarrier_wait(&full[ahead.index], ahead.parity);
+          ahead.advance(p.x_stages);
+          if (!idle) {
+            uint64_t const b = layout | ((x_ring + x.index * p.x_bytes) >> 4);
+            uint32_t const at = my_word + y.index * S::y_bytes;
+            if (parts == 4)
+              planes_row<T, S::line, 4>(acc, a, at, odd, b);
+            else
+              planes_row<T, S::line, 2>(acc, a, at, odd, b);
+          }
+          release_held();  // planes_row has waited for the instructions of the row before
+          release(&empty[S::x_stages + y.index]);
+          y.advance(S::y_stages);
+          first_held = x.index, held = i + 1 < piece.rows ? 1 : tile.taps;
+          x.advance(p.x_stages);
+        }
+        x = ahead;
       }
-      x = ahead;
-    }
-    ptx::wgmma_wait_group<0>();
-    ptx::wgmma_fence_operand(acc);
-    release_held();
-    if (!idle) wgrad_store_part(p, int64_t(unit.slot) * (TM * TN) + group * 64 * S::columns, acc);
+      ptx::wgmma_wait_group<0>();
+      ptx::wgmma_fence_operand(acc);
+      release_held();
+      if (!idle) wgrad_store_part(p, int64_t(unit.slot) * (TM * TN) + group * 64 * S::columns, acc, f32 && add);
+    } while (f32 && step < unit.count);
   }
 }
 
@@ -261,7 +281,7 @@ __global__ void __launch_bounds__(PlanesShape<TM, TN>::threads, 1)
     planes_sums<T, TM, TN>(p, x_ring, y_ring, full, empty);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
-    if (warp == S::multiplying && ptx::elect()) planes_copy<TM, TN>(p, x_ring, y_ring, full, empty);
+    if (warp == S::multiplying && ptx::elect()) planes_copy<T, TM, TN>(p, x_ring, y_ring, full, empty);
   }
 }
 
@@ -270,6 +290,7 @@ cudaError_t launch_planes_wgrad(Row const& row, Problem const& problem, Plan con
                                 cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   using S = PlanesShape<TM, TN>;
+  constexpr bool f32 = dtype == DType::f32;
   PlanesPieces const pieces(row, problem);
   WgradTiles const t = pieces.tiles(row, problem);
   int64_t const P = problem.P(), Q = problem.Q();
@@ -291,11 +312,12 @@ cudaError_t launch_planes_wgrad(Row const& row, Problem const& problem, Plan con
   p.pairs = channel_vectors(problem.w, problem.w_align, p.C, 2, dtype);
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
-  cudaError_t error = encode_tiled(
-      p.x, {args.a, dtype, {problem.W, problem.H, problem.C, problem.N}, {1, x.h, x.c, x.n}}, kPixels, 1, 64, 1);
+  cudaError_t error =
+      encode_tiled(p.x, {args.a, dtype, {problem.W, problem.H, problem.C, problem.N}, {1, x.h, x.c, x.n}, f32},
+                   PlanesPiece<T>::pixels, 1, 64, 1);
   if (error != cudaSuccess) return error;
-  error =
-      encode_boxes(p.y, {args.b, dtype, {Q, P, problem.K, problem.N}, {1, y.h, y.c, y.n}}, planes_box(TN), 1, 64, 1);
+  error = encode_boxes(p.y, {args.b, dtype, {Q, P, problem.K, problem.N}, {1, y.h, y.c, y.n}, f32},
+                       planes_box(TN) / size_of(dtype), 1, 64, 1);
   if (error != cudaSuccess) return error;
   auto* const kernel = planes_wgrad_kernel<T, TM, TN>;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=

@@ -262,14 +262,22 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, u
   }
 }
 
-// Stores a warpgroup's sums `first` elements into the workspace: a thread's neighbours together, and those of all
-// threads.
+// Stores a warpgroup's sums `first` elements into the workspace, or adds them to what is there: a thread's neighbours
+// together, and those of all threads.
 template <int count>
-__device__ inline void wgrad_store_part(WgradParams const& p, int64_t first, float const (&acc)[count]) {
+__device__ inline void wgrad_store_part(WgradParams const& p, int64_t first, float const (&acc)[count],
+                                        bool add = false) {
   float4* const to = static_cast<float4*>(p.workspace) + first / 4 + threadIdx.x % kWarpgroup;
 #pragma unroll
-  for (int j = 0; j < count / 4; ++j)
-    to[j * kWarpgroup] = make_float4(acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3]);
+  for (int j = 0; j < count / 4; ++j) {
+    float4 v = make_float4(acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3]);
+    if (add) {
+      float4 const before = to[j * kWarpgroup];
+      v = make_float4(before.x + v.x, before.y + v.y, before.z + v.z, before.w + v.w);
+    }
+    to[j * kWarpgroup] = v;
+    if (add && j % 4 == 3) ptx::compiler_fence();
+  }
 }
 
 // Stores a warpgroup's sums, 64 channels of a run by TN filters. A thread has those of rows lane / 4 and lane / 4 + 8
@@ -463,6 +471,18 @@ struct WgradParts {
   __device__ int64_t slot(int part) const { return part < aligned ? shared + part * stride : first_strip + part; }
 };
 
+// Two neighbouring results.
+template <class T>
+struct WgradPair {
+  using type = uint32_t;
+  static __device__ type of(float a, float b) { return pack<T>(a, b); }
+};
+template <>
+struct WgradPair<float> {
+  using type = float2;
+  static __device__ type of(float a, float b) { return make_float2(a, b); }
+};
+
 constexpr int kReduceWarps = 16, kReduceBytes = kReduceWarps * 2 * 32 * int(sizeof(float4));
 
 // Adds the parts of the shared tiles in the order of the blocks that made them. `slices` warps have 16 rows by 16
@@ -558,12 +578,12 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
   T* const out = static_cast<T*>(p.out) + at.r * p.out_r + at.s * p.out_s;
 #pragma unroll
   for (int i = 0; i < 8; i += 2) {
-    uint32_t pair = pack<T>(values[i], values[i + 1]);
+    typename WgradPair<T>::type pair = WgradPair<T>::of(values[i], values[i + 1]);
     if constexpr (!filters) pair = ptx::movmatrix_trans(pair);
     if (!exists(i)) continue;
     T* const to = out + (int64_t(unit.group) * p.K + filter_of(lane, i)) * p.out_k + channel_of(lane, i) * p.out_c;
     if (!filters || p.pairs) {
-      *reinterpret_cast<uint32_t*>(to) = pair;
+      *reinterpret_cast<typename WgradPair<T>::type*>(to) = pair;
     } else {
       to[0] = narrow<T>(values[i]);
       if (exists(i + 1)) to[p.out_c] = narrow<T>(values[i + 1]);

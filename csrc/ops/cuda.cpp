@@ -94,7 +94,7 @@ Tensor run(char const* op_name, Op op, Call const& call, Tensor const* x, Tensor
   for (int64_t size : call.out_size)
     if (size == 0) return out;
   auto address = [&](Tensor const* t) { return t ? t->const_data_ptr() : out.const_data_ptr(); };
-  Problem p = folded(call.problem);
+  Problem p = folded(op, call.problem);
   p.x_align = alignment(address(x));
   p.w_align = alignment(address(w));
   p.y_align = alignment(address(y));

@@ -55,7 +55,7 @@ IntList plan(StringHandle op_handle, torch::headeronly::ScalarType dtype, IntLis
   p.x = strides_argument("input_stride", input_size, input_stride);
   p.w = strides_argument("weight_stride", weight_size, weight_stride);
   p.y = strides_argument("output_stride", {p.N, p.K, p.P(), p.Q()}, output_stride);
-  p = folded(p);
+  p = folded(op, p);
   p.x_align = p.w_align = p.y_align = int(min64(max64(alignment, 1), 16));
   Device const device{int(sm_count), int(compute_capability)};
   Choice const& chosen = best_choice(op, p, device);
