@@ -229,12 +229,16 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   if (is_planes(row) || is_turned(row) || is_plain(row) || is_plain_rows(row)) return 1;
   if (is_images(row) || is_image_sums(row) || is_slabs(row)) return 1;
   if (row.family == Family::grouped && row.variant == Variant::lines && strided && !grouped_planar(p)) {
-    if (row.op == Op::wgrad) return !f32 ? 0.93 : p.allow_tf32 && C >= 16 ? 1.3 : 1;
+    if (row.op == Op::wgrad) return !f32 ? (C == 16 && p.Q() <= 16 ? 1.03 : 0.93) : p.allow_tf32 && C >= 16 ? 1.3 : 1;
+    if (row.op == Op::fprop && f32 && p.allow_tf32 && C >= 16) return 0.86;
     return row.op == Op::dgrad && !f32 && p.K_per_group() >= 24 && p.K_per_group() <= 32 ? 0.82 : 1;
   }
   bool const planar_lines = row.family == Family::grouped && row.variant == Variant::lines && grouped_planar(p);
-  if (planar_lines && row.op == Op::fprop && strided && p.W <= 28) return 0.85;
+  if (planar_lines && row.op == Op::fprop && strided && p.W <= 28) return f32 && p.W <= 14 ? 0.75 : 0.85;
   if (planar_lines && row.op == Op::dgrad && strided && !f32) return 0.91;
+  // Beside whole small images.
+  if (row.family == Family::grouped && row.op == Op::wgrad && !f32 && !planar_lines && C == 16 && p.Q() <= 16)
+    return row.variant == Variant::lines ? 1.1 : 1;
   // NCHW in 16-bit types, turned two pixels at a time.
   if (row.family == Family::grouped)
     return planar_lines && row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 && p.H * p.W % 8 != 0 ? 0.9 : 1;
@@ -247,7 +251,7 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     // Lines that end early; those of whole instructions leave some out.
     bool const across = C % line != 0 && C > 32, whole = C % 16 == 0;
     if (across && strided) return (is(64, 64) ? 1.35 : is(128, 128) ? 1.12 : 1) * (whole ? 0.8 : 1.05);
-    if (whole && C > 32 && !strided && (across || is(256, 128))) return is(64, 64) ? 1.1 : 0.77;
+    if (whole && C > 32 && !strided && (across || is(256, 128))) return is(64, 64) ? 1.1 : across ? 0.77 : 0.92;
     if (is(64, 64)) return strided ? 1.35 : 1.1;
     if (is(256, 64)) return strided && C > 32 ? 1.1 : 1;
     return strided && is(128, 128) ? 1.12 : 1;
@@ -257,6 +261,7 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     int64_t const depth = row.op == Op::dgrad ? p.K_per_group() : C;
     if (depth < line && depth % 8 != 0 && is(256, 64) && halo) return row.op == Op::dgrad ? 1.33 : strided ? 1.55 : 1.6;
     bool const across = strided && C > line && C % line != 0;
+    if (row.op == Op::dgrad && strided && is(256, 64) && C > 16 && C < 32) return 1.2;
     if (row.op == Op::dgrad) return across && halo ? (is(256, 64) ? 1.3 : is(128, 64) ? 0.86 : 1) : 1;
     if (across) return is(128, 128) ? 1.12 : is(256, 64) ? (halo ? 0.86 : 0.7) : 1;
     if (C <= line && is(256, 64) && halo) return !strided ? 1.05 : C >= 24 ? 1.4 : 1;
@@ -271,6 +276,18 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   if (!strided && C % line != 0 && C < 96 && is(256, 64) && halo) return 1.15;
   if (row.op == Op::fprop && !strided && C > line && C % line == 0 && is(128, 128)) return 1.15;
   return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
+}
+
+// The same of fprop and dgrad of 16-bit types by tma, packed or not.
+constexpr double groups_with_packing_ns(Row const& row, Problem const& p, bool packs, double ns) {
+  if (row.family != Family::tma || row.op == Op::wgrad || p.groups == 1 || size_of(p.dtype) != 2) return ns;
+  bool const backward = row.op == Op::dgrad;
+  if (packs) {
+    bool const small = backward && row.tile_m == 64 && row.tile_n == 64 && p.stride_w == 1 && p.C_per_group() <= 64;
+    return ns * (p.R * p.S == 1 ? 1.1 : 1) + (small ? 3300 : 0);
+  }
+  if (backward && row.tile_m == 256) return is_halo(row.variant) ? 0.96 * ns + 2000 : 0.9 * ns;
+  return row.tile_m == 192 && row.tile_n == 128 ? 1.08 * ns : ns;
 }
 
 // Tiles of few pixels in 16-bit types, filters of several taps: what lines that begin off 32 bytes take beyond others,
@@ -376,6 +393,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       e.ns *=
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : t);
       if (q.which.any()) e.ns += packing_ns(op, t, q);
+      e.ns = groups_with_packing_ns(row, t, q.which.x || q.which.y, e.ns);
       // As measured: with a single step nothing hides single stores.
       if (row.family == Family::tma && row.variant == Variant::im2col && op != Op::wgrad && row.tile_m == 64 &&
           tma_stores_singly(op, q.problem) && p.x.c != 1 && p.R * p.S == 1 &&

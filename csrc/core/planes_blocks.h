@@ -38,7 +38,7 @@ constexpr Estimate plane_sums_estimate(Problem const& p, Device const& d) {
   double const each = larger_of(work, double(t.x_raw + t.y_raw) / 13);
   int64_t const blocks = t.units * t.splits;
   return {kPlaneSumsBeside *
-              (7672 + double(ceil_div(blocks, d.sm_count)) * (double(ceil_div(t.tiles, t.splits)) * each + 1300) +
+              (10800 + double(ceil_div(blocks, d.sm_count)) * (double(ceil_div(t.tiles, t.splits)) * each + 1300) +
                double(blocks * p.R * p.S) * 64 * 64 * 4 * 0.000578),
           1};
 }
@@ -54,11 +54,11 @@ constexpr Estimate planes_estimate(Op op, Problem const& p, Device const& d) {
   double const others = 1395 * double(chunks) + 0.048 * double(t.members() * t.out_bytes);
   double const alone = products / double(t.teams) + others;
   double const each = t.teams == 2 ? larger_of(products, alone) + 0.6 * (products < others ? products : others) : alone;
+  double const beside = kPlanesBeside * (p.stride_w == 1 && p.R * p.S > 1 && in >= 48 && in < 192 ? 0.93 : 1);
   double const elements = double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q()));
-  return {
-      kPlanesBeside * (e.begin + double(ceil_div(t.tiles, d.sm_count)) * each + 419 * double(chunks) +
-                       plane_odd_ns(e, op, p) + double(planes_workspace_bytes(op, p, d)) * 0.0008 + elements * 0.0006),
-      1};
+  return {beside * (e.begin + 1200 + double(ceil_div(t.tiles, d.sm_count)) * each + 419 * double(chunks) +
+                    plane_odd_ns(e, op, p) + double(planes_workspace_bytes(op, p, d)) * 0.0008 + elements * 0.0006),
+          1};
 }
 
 // Two warpgroups multiply one tile while the next is turned. Fitted to 750 times.
@@ -87,8 +87,16 @@ constexpr Estimate turned_estimate(Op op, Problem const& p, Device const& d) {
   // dgrad with strides of 48 to 64 channels a group: not understood.
   bool const waits =
       backward && p.dtype != DType::f32 && p.stride_w > 1 && p.dilation_w == 1 && in >= 48 && t.subs == 2;
-  return {(p.dtype == DType::f32 ? kTurnedFloatsBeside : kPlanesBeside * (waits ? 1.15 : 1)) *
-              (e.of.begin + double(ceil_div(t.tiles, d.sm_count)) * each + e.result * results +
+  // As measured beside other rows: strides, single taps.
+  bool const f32 = p.dtype == DType::f32, strided = p.stride_w > 1, many = strided && in >= 48;
+  double const more = backward && many && p.Q() <= 14             ? (f32 ? 1.4 : 1.25)
+                      : f32                                       ? 1
+                      : p.R * p.S == 1                            ? 1.3
+                      : many && !backward                         ? 1.15
+                      : backward && strided && in > 16 && in < 32 ? 0.82
+                                                                  : 1;
+  return {(f32 ? kTurnedFloatsBeside : kPlanesBeside * (waits ? 1.15 : 1)) * more *
+              (e.of.begin + (f32 ? 0 : 1200) + double(ceil_div(t.tiles, d.sm_count)) * each + e.result * results +
                plane_odd_ns(e.of, op, p) + double(turned_workspace_bytes(op, p)) * 0.0006),
           1};
 }

@@ -1,11 +1,11 @@
 // wgrad of 3x3 groups of 16 channels of 16-bit types in channels_last, on mma.sync: whole small images in shared
 // memory, in one launch.
 //
-// A block has a slab of 64 channels, a line of 128 bytes of x and of y for each pixel, and some of the images, which
-// the copy engine brings stage by stage. The blocks of a slab are a cluster, which adds their sums in the end, in
-// order. A warp has a job, 16 filters by 16 channels of one group by nine taps, of all rows of y or of half of them. It
-// walks down the rows of x: a row's pixels, shifted by each column of taps, are loaded once for the three rows of taps
-// that meet them. 16 pixels of a product are a row of an image, or of two.
+// A block has a slab of two groups, a line of 64 bytes of x and of y for each pixel, and some of the images, which the
+// copy engine brings stage by stage. The blocks of a slab are a cluster, which adds their sums in the end, in order. A
+// warp has a job, a group's 16 filters by 16 channels by nine taps, of a share of the stages or of parts of their rows.
+// It walks down the rows of x: a row's pixels, shifted by each column of taps, are loaded once for the three rows of
+// taps that meet them. 16 pixels of a product are a row of an image, or of two.
 //
 // A lane whose pixel does not exist, of y or, for its tap, of x, reads zeros: what lies there may be infinite. Infinite
 // y meets those zeros of x, so sums that are NaN are made once more.
@@ -26,6 +26,7 @@ namespace conv2d_ext::image_sums_wgrad {
 constexpr int kThreads = 32 * kImageSumWarps;
 constexpr int kChannels = 16, kJobs = int(kImageSlab) / kChannels, kShares = kImageSumWarps / kJobs;
 constexpr int kSumTiles = 18;  // of 16 filters by 8 channels, of a job
+constexpr int kSlabLine = int(kImageSlab) * 2;
 
 struct Params {
   CUtensorMap x_map[2], y_map;  // x: with a stride, of each other column
@@ -35,52 +36,20 @@ struct Params {
   int N, channels, splits, images, stages, slots;  // channels: of all groups
   int H, W, P, Q, pad_h, pad_w;
   int columns, plane_bytes, x_bytes, stage_bytes, copied_bytes, ring_bytes;  // columns: of a plane of x
+  int row_parts;                                                             // of a stage
 };
 
 // Places of 16 bytes as the copy engine writes them.
-__device__ inline uint32_t swizzled(uint32_t at) { return at ^ (at >> 3 & 0x70); }
+__device__ inline uint32_t swizzled(uint32_t at) { return at ^ (at >> 3 & 0x30); }
 
 template <class T, int step>
 struct Job {
   uint32_t zero;
-  uint32_t y_lane, x_lane[3];      // from a stage's beginning, of the first row
-  uint32_t y_exists, x_exists[3];  // all bits of an address, or none
-  int y_row, x_row;
+  int first;                    // byte of a line
   float sums[3][3][2][4] = {};  // row and column of the tap, 8 channels
 
-  __device__ Job(Params const& p, int job, uint32_t zero) : zero(zero) {
-    int const lane = threadIdx.x % 32;
-    auto column = [&](int pixel) { return p.images == 2 ? pixel % 8 : pixel; };
-    auto image = [&](int pixel) { return p.images == 2 ? pixel / 8 : 0; };
-    y_row = p.Q * kLineBytes, x_row = p.columns * kLineBytes;
-    // As fragments lie in registers, other lanes have these addresses than those of x.
-    int const y_pixel = lane / 16 * 8 + lane % 8;
-    y_exists = column(y_pixel) < p.Q ? ~0u : 0;
-    y_lane = uint32_t(p.x_bytes + (image(y_pixel) * p.P * p.Q + column(y_pixel)) * kLineBytes +
-                      (job * 2 + lane / 8 % 2) * 16);
-    int const pixel = lane % 16;
-#pragma unroll
-    for (int s = 0; s < 3; ++s) {
-      int const w = s - p.pad_w, plane = step == 1 ? 0 : w & 1, line = column(pixel) + (w - plane) / step;
-      x_exists[s] = column(pixel) < p.Q && unsigned(column(pixel) * step + w) < unsigned(p.W) ? ~0u : 0;
-      x_lane[s] = uint32_t(plane * p.plane_bytes + (image(pixel) * p.H * p.columns + line) * kLineBytes +
-                           (job * 2 + lane / 16) * 16);
-    }
-  }
+  __device__ Job(int job, uint32_t zero) : zero(zero), first(job * kChannels * 2) {}
 
-  // 16 pixels of y by 16 filters.
-  __device__ void load_y(uint32_t (&y)[4], uint32_t stage, int row) const {
-    uint32_t const at = stage + y_lane + row * y_row;
-    ptx::ldmatrix_x4_trans(y, (swizzled(at) & y_exists) | (zero & ~y_exists));
-  }
-  // The pixels of x that they meet in a row, by 16 channels.
-  __device__ void load_x(uint32_t (&x)[3][4], uint32_t stage, int h) const {
-#pragma unroll
-    for (int s = 0; s < 3; ++s) {
-      uint32_t const at = stage + x_lane[s] + h * x_row;
-      ptx::ldmatrix_x4_trans(x[s], (swizzled(at) & x_exists[s]) | (zero & ~x_exists[s]));
-    }
-  }
   __device__ void multiply(float (&of_row)[3][2][4], uint32_t const (&y)[4], uint32_t const (&x)[3][4]) {
 #pragma unroll
     for (int s = 0; s < 3; ++s)
@@ -89,25 +58,52 @@ struct Job {
         ptx::mma_m16n8k16<T>(of_row[s][n], y[0], y[1], y[2], y[3], x[s][n * 2], x[s][n * 2 + 1]);
   }
 
-  // Rows of y from `first` to `end` of a stage; y: row i, and those before it, zeros where there is none. A word of
+  // Rows of y from `begin` to `end` of a stage; y: row i, and those before it, zeros where there is none. A word of
   // what was loaded last.
-  __device__ uint32_t add(Params const& p, uint32_t stage, int first, int end) {
+  __device__ uint32_t add(Params const& p, uint32_t stage, int begin, int end) {
+    int const lane = threadIdx.x % 32, y_row = p.Q * kSlabLine, x_row = p.columns * kSlabLine;
+    auto column = [&](int pixel) { return p.images == 2 ? pixel % 8 : pixel; };
+    auto image = [&](int pixel) { return p.images == 2 ? pixel / 8 : 0; };
+    // As fragments lie in registers, other lanes have these addresses than those of x. The last row's, before
+    // swizzling; what exists: all bits of an address, or none.
+    int const y_pixel = lane / 16 * 8 + lane % 8, x_pixel = lane % 16;
+    uint32_t const y_exists = column(y_pixel) < p.Q ? ~0u : 0;
+    uint32_t const y_lane =
+        stage + p.x_bytes + (image(y_pixel) * p.P * p.Q + column(y_pixel)) * kSlabLine + first + lane / 8 % 2 * 16;
+    uint32_t x_exists[3], x_lane[3];
+#pragma unroll
+    for (int s = 0; s < 3; ++s) {
+      int const w = s - p.pad_w, plane = step == 1 ? 0 : w & 1, line = column(x_pixel) + (w - plane) / step;
+      x_exists[s] = column(x_pixel) < p.Q && unsigned(column(x_pixel) * step + w) < unsigned(p.W) ? ~0u : 0;
+      x_lane[s] = stage + plane * p.plane_bytes + (image(x_pixel) * p.H * p.columns + line) * kSlabLine + first +
+                  lane / 16 * 16;
+    }
+    // 16 pixels of y by 16 filters.
+    auto load_y = [&](uint32_t (&y)[4], int row) {
+      ptx::ldmatrix_x4_trans(y, (swizzled(y_lane + row * y_row) & y_exists) | (zero & ~y_exists));
+    };
+    // The pixels of x that they meet in a row, by 16 channels.
+    auto load_x = [&](uint32_t (&x)[3][4], int h) {
+#pragma unroll
+      for (int s = 0; s < 3; ++s)
+        ptx::ldmatrix_x4_trans(x[s], (swizzled(x_lane[s] + h * x_row) & x_exists[s]) | (zero & ~x_exists[s]));
+    };
     uint32_t y[3][4] = {}, x[3][4] = {};
     auto exists = [&](int h) { return unsigned(h) < unsigned(p.H); };
 #pragma unroll 1
-    for (int i = first; i < end + (step == 1 ? 2 : 1); ++i) {
+    for (int i = begin; i < end + (step == 1 ? 2 : 1); ++i) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) y[2][e] = y[1][e], y[1][e] = y[0][e], y[0][e] = 0;
-      if (i < end) load_y(y[0], stage, i);
+      if (i < end) load_y(y[0], i);
       int const h = i * step - p.pad_h;
       if (exists(h)) {
-        load_x(x, stage, h);
+        load_x(x, h);
         multiply(sums[0], y[0], x);
         if (step == 1) multiply(sums[1], y[1], x);
         multiply(sums[2], y[3 - step], x);
       }
       if (step == 2 && i < end && exists(h + 1)) {
-        load_x(x, stage, h + 1);
+        load_x(x, h + 1);
         multiply(sums[1], y[0], x);
       }
     }
@@ -153,6 +149,7 @@ __device__ inline void store(Params const& p, int slab, int i, float4 sum) {
 template <class T, int step>
 __global__ void __launch_bounds__(kThreads, 2) sums_kernel(__grid_constant__ Params const p) {
   extern __shared__ __align__(1024) char dynamic[];
+  constexpr int all = kJobs * kSumTiles * 32;  // of a share
   uint32_t const begin = ptx::shared_address(dynamic), ring = (begin + 1023) & ~1023u;
   float4* const sums = reinterpret_cast<float4*>(dynamic + (ring - begin));
   uint64_t* const full = reinterpret_cast<uint64_t*>(dynamic + (ring - begin) + p.ring_bytes);
@@ -178,56 +175,71 @@ __global__ void __launch_bounds__(kThreads, 2) sums_kernel(__grid_constant__ Par
     for (int i = 0; i < min(p.slots, count); ++i) copy(i, i);
     ptx::st_shared_v4(zero, uint4{});
   }
-  Job<T, step> work(p, job, zero);
+  Job<T, step> work(job, zero);
   __syncthreads();
-  bool exists = slab * int(kImageSlab) + job * kChannels < p.channels;
-  int const begin_row = share * p.P / kShares, end_row = (share + 1) * p.P / kShares;
-  exists = exists && begin_row < end_row;
+  bool const exists = slab * int(kImageSlab) + job * kChannels < p.channels;
   Stage stage;
+  int next = share;  // the share's part, from the stage's first
 #pragma unroll 1
   for (int i = 0; i < count; ++i) {
+    // All warps wait for each stage and give it back, lest one fall behind by two phases.
     ptx::mbarrier_wait(full + stage.index, stage.parity);
     uint32_t const at = ring + stage.index * p.stage_bytes;
-    give_back(empty + stage.index, exists ? work.add(p, at, begin_row, end_row) : 0);
-    if (threadIdx.x == 0 && i + p.slots < count) {
-      ptx::mbarrier_wait(empty + stage.index, stage.parity);
-      copy(i + p.slots, stage.index);
+    uint32_t word = 0;
+    bool mine = false;
+#pragma unroll 1
+    for (; next < p.row_parts; next += kShares) {
+      if (exists) word |= work.add(p, at, next * p.P / p.row_parts, (next + 1) * p.P / p.row_parts);
+      mine = next == p.row_parts - 1;
     }
-    __syncwarp();
+    next -= p.row_parts;
+    give_back(empty + stage.index, word);
+    // The next copy is asked for by the share that had the last part, once the others have passed.
+    if (mine && job == 0 && i + p.slots < count) {
+      if (lane == 0) {
+        ptx::mbarrier_wait(empty + stage.index, stage.parity);
+        copy(i + p.slots, stage.index);
+      }
+      __syncwarp();
+    }
     stage.advance(p.slots);
   }
-  __syncthreads();  // all stages have been read
+  __syncthreads();                                     // all stages have been read
+  int const used = min(kShares, count * p.row_parts);  // shares that have sums
   auto* const of_job = reinterpret_cast<float4(&)[kSumTiles]>(work.sums);
-  float4* const mine = sums + job * kSumTiles * 32 + lane;
-  if (share > 0)
+  if (share < used)
 #pragma unroll
-    for (int i = 0; i < kSumTiles; ++i) mine[i * 32] = of_job[i];
-  if constexpr (kShares > 1) __syncthreads();
-  if (share == 0)
+    for (int i = 0; i < kSumTiles; ++i) sums[(warp * kSumTiles + i) * 32 + lane] = of_job[i];
+  auto add = [](float4& sum, float4 const& v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; };
+  if (used > 1) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < all; i += kThreads) {
+      float4 sum = sums[i];
 #pragma unroll
-    for (int i = 0; i < kSumTiles; ++i) {
-      float4 v = of_job[i];
-      if constexpr (kShares > 1) {
-        float4 const other = mine[i * 32];
-        v.x += other.x, v.y += other.y, v.z += other.z, v.w += other.w;
-      }
-      mine[i * 32] = v;
+      for (int k = 1; k < kShares; ++k)
+        if (k < used) add(sum, sums[k * all + i]);
+      sums[i] = sum;
     }
+  }
+  if (p.splits == 1) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < all; i += kThreads) store<T, step>(p, slab, i, sums[i]);
+    return;
+  }
   ptx::barrier_cluster_arrive();
   ptx::barrier_cluster_wait();
   auto const cluster = cooperative_groups::this_cluster();
-  constexpr int all = kJobs * kSumTiles * 32;
   int const per = (all + p.splits - 1) / p.splits, end = min(all, (rank + 1) * per);
 #pragma unroll 1
   for (int i = rank * per + threadIdx.x; i < end; i += kThreads) {
-    float4 parts[kImageCluster];
+    float4 parts_of[kImageCluster];
 #pragma unroll
     for (int k = 0; k < kImageCluster; ++k)
-      if (k < p.splits) parts[k] = cluster.map_shared_rank(sums, k)[i];
-    float4 sum = parts[0];
+      if (k < p.splits) parts_of[k] = cluster.map_shared_rank(sums, k)[i];
+    float4 sum = parts_of[0];
 #pragma unroll
     for (int k = 1; k < kImageCluster; ++k)
-      if (k < p.splits) sum.x += parts[k].x, sum.y += parts[k].y, sum.z += parts[k].z, sum.w += parts[k].w;
+      if (k < p.splits) add(sum, parts_of[k]);
     store<T, step>(p, slab, i, sum);
   }
   // No block ends while others read its sums.
@@ -247,7 +259,7 @@ cudaError_t start(Params const& p, ImageSums const& t, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(t.slabs * t.splits)), config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = size_t(t.shared), config.stream = stream;
-  config.attrs = &attribute, config.numAttrs = 1;
+  config.attrs = &attribute, config.numAttrs = t.splits > 1 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, p);
 }
 
@@ -262,7 +274,8 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
                               problem.dtype,
                               {C, ceil_div(W - first, step), H, problem.N},
                               {1, s.w * step, s.h, s.n}};
-    return tma::encode_tiled(map, tensor, int(kImageSlab), int(columns), int(H), int(t.images));
+    return tma::encode_tiled(map, tensor, int(kImageSlab), int(columns), int(H), int(t.images), 1, 1,
+                             CU_TENSOR_MAP_SWIZZLE_64B);
   };
   int64_t const step = problem.stride_w;
   cudaError_t error = encode(p.y_map, args.b, problem.y, problem.K, P, Q, 0, 1, Q);
@@ -279,8 +292,9 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
   p.columns = int(t.columns), p.plane_bytes = int(t.plane_bytes);
   p.x_bytes = int(t.x_bytes), p.stage_bytes = int(t.x_bytes + t.y_bytes), p.ring_bytes = int(t.ring_bytes);
-  p.copied_bytes = int(t.images * (step * problem.H * t.columns + P * Q)) * kLineBytes;
-  return problem.stride_h == 2 ? start<T, 2>(p, t, stream) : start<T, 1>(p, t, stream);
+  p.copied_bytes = int(t.images * (step * problem.H * t.columns + P * Q)) * kSlabLine;
+  p.row_parts = int(t.row_parts);
+  return step == 2 ? start<T, 2>(p, t, stream) : start<T, 1>(p, t, stream);
 }
 
 }  // namespace conv2d_ext::image_sums_wgrad
