@@ -316,6 +316,9 @@ def test_small_images_of_16_bits_walk_down_whole_planes(op: str) -> None:
             continue
         if name.endswith(FEW_OUTPUTS):  # depthwise_lanes.cuh is near
             continue
+        if side == 7 and stride == 1 and op == "wgrad":
+            assert name == "stream_wgrad_f16_16x16_nchw", size  # stream_products.cuh
+            continue
         assert name == f"stream_{op}_f16_{size}x{size}_nchw" + ("_s2" if stride == 2 else ""), (side, name)
 
 
