@@ -414,7 +414,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
              : is_nhwc(row.variant) ? strip_lines_estimate(op, p, d)
                                     : strip_planes_estimate(op, p, d);
     case Family::stream:
-      if (is_products(row)) return products_estimate(p);
+      if (is_products(row)) return products_estimate(p, d);
       if (takes_quads(row, p)) return quads_estimate(row, op, p);
       return beside_few_outputs(row, p, depthwise_as_measured(row, p, stream_estimate(row, op, p, d)));
     case Family::band:

@@ -69,6 +69,7 @@ constexpr ProductsTile products_tile(Problem const& p, Device const& d) {
   bool const whole_units = units <= slots && 5 * units >= 2 * slots;
   t.grid = whole_units ? units : min64(t.items, slots);
   t.shares = whole_units ? 1 : int(min64(t.groups, ceil_div(t.groups - 1, t.items / t.grid) + 1));
+  if (double(p.K) * double(p.R * p.S) * 4 * t.shares > double(kMaxWorkspaceBytes)) return t;
   while (t.team_log2 < 5 && t.channels * p.R * p.S << (t.team_log2 + 1) <= (t.warps + 1) * 32) ++t.team_log2;
   t.used = true;
   return t;
@@ -76,10 +77,20 @@ constexpr ProductsTile products_tile(Problem const& p, Device const& d) {
 
 constexpr bool is_products(Row const& row) { return row.family == Family::stream && row.tile_m == kProductImages; }
 
-constexpr Estimate products_estimate(Problem const& p) {
+// As measured: what is done once, and 16 images of a block after another, at 23 bytes a ns. Blocks with parts of units
+// begin more than once, and have a second pass.
+constexpr Estimate products_estimate(Problem const& p, Device const& d) {
   ProductsTile const t = products_tile(p, h200_sxm);
-  double const elements = double(p.N) * double(p.C) * double(p.H * p.W + p.P() * p.Q());
-  return {12000 + elements * 2 / 3950, t.shares};
+  int64_t const area = p.H * p.W, units = p.C / t.channels;
+  double const memory_ns = double(p.N) * double(p.C) * double(area) * 4 / 4250 * 132 / d.sm_count;
+  if (t.shares > 1) {
+    bool const many = units > products_together(t.blocks) * int64_t(d.sm_count);
+    double const begin = !many ? 13000 + 25 * double(p.N) : area <= 64 ? 24000 : 33000;
+    return {1.04 * (begin + 1.1 * memory_ns), t.shares};
+  }
+  double const tasks = double(min64(t.channels * p.R * p.S, 250)), share = double(units) / d.sm_count;
+  double const item_ns = t.stage_bytes / 23.0 * (share <= 1 ? 1.0 : 0.9 + 0.48 * share);
+  return {1.04 * (7200 + 16 * tasks + 10 * double(area) + double(t.groups) * item_ns), 1};
 }
 
 }  // namespace conv2d_ext
