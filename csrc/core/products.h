@@ -1,8 +1,6 @@
 // The tiles of cuda/stream_products.cuh: shared by the planner and the launcher.
 #pragma once
 
-#include <initializer_list>
-
 #include "row.h"
 
 namespace conv2d_ext {
