@@ -333,6 +333,10 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_planes_stride2", 19, 24, 14, 14, 24, 3, 3, (2, 2), (1, 1), groups=24, edge=True),
     Case("depthwise_planes_stretches", 5, 2, 28, 28, 2, 5, 5, padding=(2, 2), groups=2),
     Case("depthwise_planes_stretches_stride2", 5, 2, 28, 28, 2, 7, 7, (2, 2), (3, 3), groups=2, bias=False),
+    # products of pixels: several blocks of a unit, images that are no multiple of 16, padding of other sides
+    Case("depthwise_products", 35, 40, 14, 14, 40, 5, 5, padding=(2, 2), groups=40, edge=True),
+    Case("depthwise_products_of_many_channels", 17, 2304, 7, 7, 2304, 7, 7, padding=(3, 3), groups=2304),
+    Case("depthwise_products_four_pads", 20, 16, 5, 10, 16, 3, 3, padding=(2, 0, 0, 2), groups=16, edge=True),
     Case("depthwise_planes_of_64", 5, 4, 64, 61, 4, 3, 3, (2, 2), (1, 1), groups=4),
     Case("depthwise_planes_of_one_column", 37, 16, 9, 1, 16, 3, 3, padding=(1, 1), groups=16),
     Case("depthwise_planes_steps", 3, 8, 40, 57, 8, 7, 7, padding=(3, 3), groups=8),

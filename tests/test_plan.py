@@ -316,7 +316,16 @@ def test_small_images_of_16_bits_walk_down_whole_planes(op: str) -> None:
             continue
         if name.endswith(FEW_OUTPUTS):  # depthwise_lanes.cuh is near
             continue
+        if name == "stream_wgrad_f16_16x16_nchw":  # stream_products.cuh is near
+            continue
         assert name == f"stream_{op}_f16_{size}x{size}_nchw" + ("_s2" if stride == 2 else ""), (side, name)
+
+
+def test_weights_of_many_small_planes_are_products_of_pixels_without_a_second_pass() -> None:
+    for channels, size, dtype in itertools.product((960, 1024), (3, 5, 7), (torch.float16, torch.bfloat16)):
+        case = Case("small", 128, channels, 7, 7, channels, size, size, padding=(size // 2,) * 2, groups=channels)
+        row, split_k, workspace, *_ = ask("wgrad", case, dtype)
+        assert ROWS[row].endswith("_16x16_nchw") and split_k == 1 and workspace == 0, ROWS[row]
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -33,6 +33,7 @@
 #include "pixels_wgrad.h"
 #include "plain_rows.h"
 #include "planes_blocks.h"
+#include "products.h"
 #include "quads.h"
 #include "staged.h"
 #include "stem.h"
@@ -115,6 +116,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
                         : is_strip_rows(row) ? strip_rows_supports(row, op, p)
                                              : strip_supports(row, op, p));
     case Family::stream:
+      if (is_products(row)) return hopper && products_tile(p, h200_sxm).used;
       return hopper && (stream_supports(row, p) || takes_quads(row, p));
     case Family::band:
       return hopper && (is_split(row) ? split_supports(row, op, p) : band_supports(row, op, p));
@@ -430,6 +432,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
              : is_nhwc(row.variant) ? strip_lines_estimate(op, p, d)
                                     : strip_planes_estimate(op, p, d);
     case Family::stream:
+      if (is_products(row)) return products_estimate(p, d);
       if (takes_quads(row, p)) return quads_estimate(row, op, p);
       return beside_few_outputs(row, p, depthwise_as_measured(row, p, stream_estimate(row, op, p, d)));
     case Family::band:
