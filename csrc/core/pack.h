@@ -218,6 +218,21 @@ constexpr bool packs_turned_filters(Row const& row, Problem const& p) {
   return lean_turns_filters(row) && p.allow_tf32 && p.R * p.S == 1 && !lean_supports(row, p);
 }
 
+// Operands of 1x1 filters over planes, 16-bit types: a matrix of pixels each. Results are stored to planes.
+constexpr bool packs_pixels(Row const& row, Problem const& p) {
+  bool const one = p.R * p.S == 1 && p.stride_h * p.stride_w == 1 && p.groups == 1 && p.N * p.H * p.W > 1;
+  return one && (is_matrix(row) || (is_sums(row, p) && !(row.tile_m == 64 && p.x.c == 1 && p.y.c == 1))) &&
+         !in_place_supports(row, p);
+}
+constexpr Packed packed_pixels(Row const& row, Problem const& p) {
+  Packed q{{}, p};
+  q.which.x = row.op != Op::dgrad && !matrix_pixels(p.x, p.x_align, p.C, p);
+  q.which.y = row.op != Op::fprop && !matrix_pixels(p.y, p.y_align, p.K, p);
+  if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
+  if (q.which.y) q.problem.y = channels_last_strides(p.K, p.H, p.W), q.problem.y_align = 16;
+  return q;
+}
+
 constexpr Packed packed(Row const& row, Problem const& p) {
   if (row.family == Family::simt) return packed_simt(row, p);
   if (row.family == Family::igemm) return row.dtype == DType::f32 ? packed_igemm_tf32(row.op, p) : packed_igemm(p);
@@ -236,6 +251,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     q.problem.w = {1, packed_w_channels(p.K, p.dtype), 0, 0}, q.problem.w_align = 16;
     return q;
   }
+  if (packs_pixels(row, p)) return packed_pixels(row, p);
   if (row.variant == Variant::lean || is_matrix(row) || is_tf32_planes(row)) return {{}, p};
   if (is_tma_planes(row)) {
     Packed q{{}, p};
@@ -278,6 +294,10 @@ constexpr double activation_bytes(Problem const& p) {
 constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.K == 0) return false;
   if (packs_turned_filters(row, p)) return lean_takes_planes(row, packed(row, p).problem);
+  if (packs_pixels(row, p)) {
+    Packed const q = packed_pixels(row, p);
+    return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && in_place_supports(row, q.problem);
+  }
   // Launches that pack cost more than it gains; images that are packed have rows of their own.
   if (row.variant == Variant::lean || is_matrix(row) || is_planes_wgrad(row)) return false;
   if (row.family == Family::grouped) {
