@@ -19,17 +19,15 @@ constexpr bool is_matrix_planes(Row const& row) {
 
 // A row's tile is tile_m pixels (wgrad: filters), wgmma's columns, by tile_n filters (dgrad and wgrad: channels), its
 // rows, 64 a warpgroup.
-// b_rows: columns come in runs of 64. spread: the result goes to planes, of kMatrixLeastPlane pixels or more, of which
-// a row of a tile meets several; they are 32 bytes further apart in shared memory.
-template <int tile_m, int tile_n, bool b_rows = false, bool spread = false>
+// b_rows: columns come in runs of 64.
+template <int tile_m, int tile_n, bool b_rows = false>
 struct MatrixTile {
   static_assert(tile_m % 16 == 0 && tile_m <= 256 && tile_n % 64 == 0 && tile_n <= 128);
   static constexpr int columns = tile_m, rows = tile_n;
   static constexpr int groups = rows / 64, threads = groups * 128 + 32;  // warpgroups that multiply; and one warp
   static constexpr int a_bytes = rows * 128,
                        stage_bytes = a_bytes + int(b_rows ? ceil_div(columns, 64) * 64 : columns) * 128;
-  static constexpr int planes = (columns + 47) / 49 + 1, pitch = (columns / 8 + 2 * planes) / 2 * 32 + 16;
-  static constexpr int staging_bytes = rows * (spread ? pitch : columns * 2);  // of results
+  static constexpr int staging_bytes = rows * columns * 2;  // of results
   static constexpr int fit = (kMatrixSharedBytes - 2048 - staging_bytes) / stage_bytes;
   static constexpr int stages = fit < kMatrixStages ? fit : kMatrixStages;
   static constexpr int shared_bytes = 1024 + staging_bytes + stages * stage_bytes;
@@ -41,41 +39,21 @@ constexpr int64_t matrix_stride(Strides const& s, Problem const& p) {
   return (p.H > 1 && s.h != p.W * step) || (p.N > 1 && s.n != p.H * p.W * step) ? 0 : step;
 }
 
-// An operand's or a result's pixels, channels side by side, as rows of a matrix.
+// Are pixels, channels side by side, the rows of a matrix?
 constexpr bool matrix_pixels(Strides const& s, int align, int64_t channels, Problem const& p) {
   return channel_vectors(s, align, channels, 16 / size_of(p.dtype), p.dtype) &&
          map_supports(s, p.N, p.H, p.W, p.dtype) && (p.N * p.H * p.W == 1 || matrix_stride(s, p) > 0);
 }
 
-// fprop's and dgrad's results over dense planes, whatever their size, stored by warps.
-inline constexpr int kMatrixLeastPlane = 49;
-constexpr bool matrix_spreads(Row const& row, Strides const& s, int align, int64_t channels, Problem const& p) {
-  bool const dense = (p.W == 1 || s.w == 1) && (p.H == 1 || s.h == p.W) && s.c == p.H * p.W;
-  return row.tile_m <= 192 && dense && p.H * p.W >= kMatrixLeastPlane && channels > 1 && channels % 8 == 0 &&
-         align >= 16 && (p.N == 1 || (s.n > 0 && s.n % 8 == 0));
-}
-
-constexpr bool matrix_supports(Row const& row, Problem const& p) {
-  int const v = 16 / size_of(p.dtype);
+constexpr bool matrix_supports(Problem const& p) {
   if (p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1) return false;
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
-  if (!channel_vectors(p.w, p.w_align, p.C, v, p.dtype) || !map_supports(p.w, p.K, 1, 1, p.dtype)) return false;
-  if (!matrix_pixels(p.x, p.x_align, p.C, p) &&
-      (row.op != Op::dgrad || !matrix_spreads(row, p.x, p.x_align, p.C, p)))
-    return false;
-  if (!matrix_pixels(p.y, p.y_align, p.K, p) &&
-      (row.op != Op::fprop || !matrix_spreads(row, p.y, p.y_align, p.K, p)))
+  if (!channel_vectors(p.w, p.w_align, p.C, 16 / size_of(p.dtype), p.dtype) || !map_supports(p.w, p.K, 1, 1, p.dtype))
     return false;
   constexpr double most = 1 << 30;
-  return double(p.N) * double(p.H) * double(p.W) < most && double(max64(p.C, p.K)) < most;
-}
-
-// Is the result stored over planes?
-constexpr bool matrix_spread(Op op, Problem const& p) {
-  return op == Op::fprop   ? !matrix_pixels(p.y, p.y_align, p.K, p)
-         : op == Op::dgrad ? !matrix_pixels(p.x, p.x_align, p.C, p)
-                           : false;
+  if (double(p.N) * double(p.H) * double(p.W) >= most || double(max64(p.C, p.K)) >= most) return false;
+  return matrix_pixels(p.x, p.x_align, p.C, p) && matrix_pixels(p.y, p.y_align, p.K, p);
 }
 
 // The product that a problem is: the result's rows and columns, the sum's length, and the elements that lie side by
@@ -155,9 +133,8 @@ constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int til
                            MatrixCluster const& cluster) {
   bool const alone = cluster.blocks() == 1;
   int64_t const tiles_a = ceil_div(product.rows, tile_n);
-  int64_t const room = matrix_clusters(cluster.blocks(), 132),
-                units_m = ceil_div(tiles_a, cluster.m), units_n = ceil_div(ceil_div(product.columns, tile_m), cluster.n),
-                units = units_m * units_n;
+  int64_t const room = matrix_clusters(cluster.blocks(), 132), units_m = ceil_div(tiles_a, cluster.m),
+                units_n = ceil_div(ceil_div(product.columns, tile_m), cluster.n), units = units_m * units_n;
   auto longer = [wgrad](int64_t side, double across, double odd) {
     return 1 + (side % 64 == 0 ? 0 : wgrad ? across : across * 64 / double(side)) + (matrix_odd(side) ? odd : 0);
   };
@@ -194,12 +171,6 @@ constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) 
     return matrix_ns(kMatrixTimes[int(op)], op == Op::wgrad, tile_m, tile_n, product, cluster);
   };
   MatrixCut best{ns_of({}), {}};
-  if (matrix_spread(op, p)) {
-    // By warps: what a column takes longer.
-    double const rounds = double(ceil_div(ceil_div(product.rows, tile_n) * ceil_div(product.columns, tile_m), 132));
-    best.ns += 500 + rounds * 5 * tile_m;
-    return best;
-  }
   if (!matrix_odd(p.C) && !matrix_odd(p.K)) return best;
   for (MatrixCluster const cluster : {MatrixCluster{2, 1}, MatrixCluster{1, 2}, MatrixCluster{2, 2}})
     if (double const ns = ns_of(cluster); ns < best.ns) best = {ns, cluster};
@@ -209,9 +180,9 @@ constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) 
 // Over NCHW: fitted to 1,503 times of 219 layers (docs/tuning.md); a launch is 600 less than measured.
 inline constexpr MatrixTimes kMatrixPlanesTimes[] = {
     // fprop
-    {6120, 3.38, 1.82, 0.742, 2.08, 0.371, 0, 5020, 1.72, 29600, 7850, 0.0241, 0, 0.848, 0, 0, 0, 0},
+    {6120, 3.33, 1.62, 0.631, 2.02, 0.371, 0, 5180, 1.72, 29600, 8350, 0.0241, 0, 0.848, 0, 0, 0, 0},
     // dgrad
-    {6350, 2.67, 1.81, 0.0579, 4.62, 0.473, 0, 6120, 0.02, 21600, 5830, 0.168, 0, 0.809, 0, 0, 0, 0}};
+    {6350, 2.83, 1.54, 0.0579, 5.13, 0.473, 0, 6120, 0.02, 21600, 5830, 0.168, 0, 0.809, 0, 0, 0, 0}};
 
 constexpr Estimate matrix_planes_estimate(Row const& row, Problem const& p) {
   MatrixProduct const product = matrix_planes_product(row.op, p);

@@ -15,7 +15,6 @@
 #include "dependent.cuh"
 #include "pixels_maps.cuh"
 
-extern "C" int conv2d_ext_trial;
 namespace conv2d_ext::pixel_turns {
 
 using tma::Divisor;
@@ -157,9 +156,8 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
       ptx::mbarrier_wait(&full_a[stage_a], p.stays ? 0 : parity);
       ptx::mbarrier_wait(&full_b[stage], parity);
       auto multiply = [&](int k) {
-        ptx::wgmma_mma_async<T, a_rows, true>(
-            acc, tma::at_address(layout_a, from_a + k * step_a),
-            tma::at_address(layout_b, from + TM * kLineBytes + k * (2 * kCoreBytes)));
+        ptx::wgmma_mma_async<T, a_rows, true>(acc, tma::at_address(layout_a, from_a + k * step_a),
+                                              tma::at_address(layout_b, from + TM * kLineBytes + k * (2 * kCoreBytes)));
       };
       ptx::wgmma_fence_operand(acc);
       if (p.lines == 64) {
@@ -234,7 +232,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   int sm_count = 0;
   if (auto const error = count_sms(sm_count)) return error;
   int64_t const blocks = min64(t.tiles, sm_count);
-  p.stays = t.tiles_m * p.steps <= kStages && !(conv2d_ext_trial & 1);
+  p.stays = t.tiles_m * p.steps <= kStages;
   p.rotates = blocks % t.tiles_m == 0;
   auto* const kernel = main_kernel<typename TypeOf<dtype>::type, TM, op == Op::dgrad>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes))

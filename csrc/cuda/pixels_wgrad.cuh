@@ -19,7 +19,7 @@ namespace conv2d_ext::pixels_wgrad {
 using tma::Divisor, tma::Tensor4, tma::encode_tiled;
 
 constexpr int kSteps = kLineBytes / 32;  // instructions along a run
-constexpr int kSumThreads = 256, kTogether = 8;  // kTogether: parts that a thread loads at a time
+constexpr int kSumThreads = 256;
 
 template <int TM, int TN>
 struct Shape {
@@ -216,15 +216,8 @@ __global__ void __launch_bounds__(kSumThreads) sum_kernel(__grid_constant__ SumP
   ptx::griddepcontrol_wait();
   if (exists) {
     float4 const* from = reinterpret_cast<float4 const*>(p.parts) + first * next + at;
-#pragma unroll 1
-    for (int i = first; i < p.split; i += groups * kTogether) {  // all loads under way
-      float4 v[kTogether];
-#pragma unroll
-      for (int u = 0; u < kTogether; ++u, from += groups * next)
-        v[u] = i + u * groups < p.split ? *from : make_float4(0, 0, 0, 0);
-#pragma unroll
-      for (int u = 0; u < kTogether; ++u) add(v[u]);
-    }
+#pragma unroll 4
+    for (int i = first; i < p.split; i += groups, from += groups * next) add(*from);
   }
   if (groups > 1) {
     sums[threadIdx.x] = sum;
@@ -291,7 +284,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   SumParams r{};
   r.parts = p.parts, r.w = args.out, r.m = w_m, r.n = w_n, r.pairs = pairs, r.M = p.a.channels, r.N = p.b.channels;
   r.tiles = int32_t(shape.tiles), r.split = int32_t(split), r.tile_m = TM, r.tile_n = TN;
-  int const groups = split <= 2 ? 1 : split <= 8 ? 2 : split <= 24 ? 4 : split <= 72 ? 8 : 16;  // threads of a place
+  int const groups = split <= 2 ? 1 : split <= 8 ? 2 : split <= 24 ? 4 : split <= 100 ? 8 : 16;  // threads of a place
   r.tiles_n = p.tiles_n, r.of_tile = Divisor(TM * TN / 4), r.columns = Divisor(TN / 8);
   r.lanes = Divisor(kSumThreads / groups);
   int64_t const blocks = ceil_div(shape.tiles * (TM * TN / 4), r.lanes.value);

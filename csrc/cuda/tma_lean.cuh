@@ -20,7 +20,6 @@
 #include "../core/lean.h"
 #include "tma.cuh"
 
-extern "C" int conv2d_ext_trial;
 namespace conv2d_ext::tma {
 
 constexpr int kLeanStages = 8;  // at most
@@ -34,7 +33,6 @@ struct LeanParams {
   int32_t steps, share;   // in all; of a block
   int32_t splits, per;    // blocks of a cluster; blocks of 8 columns whose sums one adds
   int32_t stages;
-  bool turned;  // blocks that follow each other are along the rows
   int32_t h0, w0, stride_h, stride_w;  // of A's pixels; wgrad: of B's
   int32_t tap_h, tap_w;
   int32_t first_r, first_s, step_r, step_s;
@@ -62,9 +60,6 @@ struct LeanTables {
   uint64_t full_a[kLeanStages], full_b[kLeanStages], empty[kLeanStages], parts;
 };
 
-// A block's tile, of rows.
-__device__ inline int lean_m(LeanParams const& p) { return int(p.turned ? blockIdx.x : blockIdx.y); }
-
 // The steps of one of the two copying threads.
 template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool of_a>
 struct LeanCopies {
@@ -78,7 +73,7 @@ struct LeanCopies {
   __device__ void begin(LeanParams const& p, uint32_t ring, int begin, int count, int n_tile, int tap) {
     left = count, chunk = begin, tap_h = tap_w = 0;
     to = ring + (of_a ? 0 : S::steps * S::a_bytes);
-    first = of_a ? lean_m(p) * TM : n_tile * TN;
+    first = of_a ? int(blockIdx.y) * TM : n_tile * TN;
     if constexpr (a_rows) {
       tap_w = tap, tap_h = p.taps_w.divide(tap_w);
       bytes = of_a ? min(TM / across, (p.M - first + across - 1) / across) * S::run_bytes
@@ -166,7 +161,7 @@ struct PlaneCopies {
   __device__ void begin(LeanParams const& p, uint32_t ring, int begin, int count, int n_tile, int of_tile) {
     left = count, chunk = begin, image = wgrad ? p.taps.divide(chunk) : of_a ? 0 : of_tile;
     to = ring + (of_a ? 0 : S::steps * S::a_bytes);
-    first = of_a ? lean_m(p) * TM : n_tile * TN;
+    first = of_a ? int(blockIdx.y) * TM : n_tile * TN;
     runs = rows ? min((of_a ? TM : TN) / across, ((of_a ? p.M : p.N) - first + across - 1) / across) : 1;
     if constexpr (of_images) {
 #pragma unroll
@@ -305,7 +300,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   int const tap_h = a_rows && !planes ? p.taps_w.divide(tap_w) : 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    int const m = lean_m(p) * TM + group * 64 + warp * 16 + lane / 4 + half * 8;
+    int const m = int(blockIdx.y) * TM + group * 64 + warp * 16 + lane / 4 + half * 8;
     if constexpr (planes) {
       out[half] = m >= p.M ? -1 : m * p.out_h;
       if (!a_rows && b_rows && p.bias != nullptr && m < p.M)
@@ -484,7 +479,7 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2
   extern __shared__ uint8_t dynamic[];
   __shared__ LeanTables tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
-  int n_tile = int(p.turned ? blockIdx.y : blockIdx.x), tap = 0;
+  int n_tile = int(blockIdx.x), tap = 0;
   if constexpr (a_rows && !planes) tap = p.tiles_n.divide(n_tile);
   using A = std::conditional_t<planes, PlaneCopies<T, TM, TN, a_rows, b_rows, true>,
                                LeanCopies<T, TM, TN, line, a_rows, b_rows, true>>;
@@ -519,7 +514,7 @@ cudaError_t start_lean(void (*kernel)(P), P& q, int64_t tiles_n, int64_t tiles_m
   attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
   attributes[1].val.clusterDim.z = unsigned(splits);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(q.turned ? tiles_m : tiles_n), unsigned(q.turned ? tiles_n : tiles_m), unsigned(splits * clusters)),
+  config.gridDim = dim3(unsigned(tiles_n), unsigned(tiles_m), unsigned(splits * clusters)),
   config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = size_t(q.stages * S::stage_bytes + parts + 1024), config.stream = stream;
   config.attrs = attributes, config.numAttrs = splits > 1 ? 2 : 1;
@@ -564,7 +559,6 @@ cudaError_t launch_lean_lines(Problem const& p, Plan const& plan, Arguments cons
                            sizeof(T) == 4);
   }
   if (error != cudaSuccess) return error;
-  q.turned = (conv2d_ext_trial & 4096) != 0;
   return start_lean<S>(lean_kernel<T, TM, TN, line, wgrad, b_rows>, q, q.tiles_n.value * (wgrad ? taps : 1),
                        ceil_div(q.M, TM), stream);
 }
@@ -594,7 +588,6 @@ cudaError_t launch_lean_planes(Problem const& p, Plan const& plan, Arguments con
   error = encode_tiled(q.b, forward || wgrad ? image(args.a, p.C, p.x) : image(args.a, p.K, p.y), run, wgrad ? TN : run,
                        1, 1);
   if (error != cudaSuccess) return error;
-  q.turned = (conv2d_ext_trial & 4096) != 0;
   return start_lean<LeanShapeOf<T, TM, TN, kLineBytes>>(
       lean_kernel<T, TM, TN, kLineBytes, op == Op::dgrad, !wgrad, true>, q, tiles_n, ceil_div(q.M, TM), stream);
 }

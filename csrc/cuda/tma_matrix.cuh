@@ -24,7 +24,6 @@
 #include "ptx.cuh"
 #include "tma.cuh"
 
-extern "C" int conv2d_ext_trial;
 namespace conv2d_ext::tma {
 
 // Named barriers: 1 and 2 are a warpgroup's own; the rings' barriers are set up.
@@ -34,14 +33,11 @@ struct MatrixParams {
   CUtensorMap a, b, out;
   Divisor units_m;  // tiles of a cluster: along the rows, in all
   int32_t units, steps;
-  bool n_first;      // blocks that follow each other are along the columns
+  bool n_first;  // blocks that follow each other are along the columns
   Divisor units_n;
   int32_t rotates;   // 1: a block has the next rows in its next turn, as some may end early
   int32_t channels;  // of the result
-  Divisor runs;      // planes: of an image; spread: its pixels
-  void* to;          // spread: the result, elements from image to image, and images
-  int64_t to_n;
-  int32_t images;
+  Divisor runs;      // planes: of an image
   void const* bias;
   int64_t bias_stride;
 };
@@ -164,81 +160,14 @@ __device__ __forceinline__ void matrix_stage(MatrixParams const& p, float (&acc)
   }
 }
 
-// spread: a warp's 16 rows, m and on, of the columns n and on to planes. In shared memory a plane's part of a row lies
-// as far from a multiple of 16 bytes as in memory, so that whole vectors are stored but for its ends.
-template <class T, class Tile>
-__device__ __forceinline__ void matrix_spread_rows(MatrixParams const& p, float const (&acc)[Tile::columns / 2],
-                                                   float const (&bias)[2], int m, int n, int channels,
-                                                   uint32_t staging) {
-  int const lane = int(threadIdx.x) % 32, plane = int(p.runs.value);
-  int first = n;
-  int const image = p.runs.divide(first);  // first: pixel
-  // Of a row's plane that begins at a pixel: elements behind a multiple of 16 bytes.
-  auto behind = [&](int row, int pixel) { return (row * plane + pixel) & 7; };
-  auto next_base = [](int end, int planes) { return (end * 2 + 15) / 16 * 16 + planes * 32; };
-  uint32_t to[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half)
-    to[half] = staging + (lane / 4 + half * 8) * Tile::pitch + behind(m + lane / 4 + half * 8, first) * 2;
-  int end = plane - first, planes = 0;
-  __syncwarp();  // all have stored the tile before
-#pragma unroll
-  for (int j = 0; j < Tile::columns; j += 8) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      int const column = j + lane % 4 * 2 + i;
-      if (column >= end) {
-        int const base = next_base(end, ++planes) - end * 2;
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          to[half] = staging + (lane / 4 + half * 8) * Tile::pitch + behind(m + lane / 4 + half * 8, 0) * 2 + base;
-        end += plane;
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        T const value = narrow<T>(acc[j / 2 + half * 2 + i] + bias[half]);
-        ptx::st_shared_u16(to[half] + column * 2, reinterpret_cast<uint16_t const&>(value));
-      }
-    }
-  }
-  __syncwarp();
-#pragma unroll 1
-  for (int at = lane * 16; at < Tile::pitch; at += 32 * 16) {
-    int which = 0, base = 0, begin = 0, pixel = first, length = min(plane - first, Tile::columns);
-#pragma unroll 1
-    for (int next; (next = next_base(begin + length, which + 1)) <= at && begin + length < Tile::columns;) {
-      base = next, begin += length, pixel = 0, ++which;
-      length = min(plane, Tile::columns - begin);
-    }
-    if (image + which >= p.images) break;
-    T* const out = static_cast<T*>(p.to) + (image + which) * p.to_n + pixel;
-#pragma unroll 4
-    for (int row = 0; row < 16; ++row) {
-      int const from = (at - base) / 2 - behind(m + row, pixel);  // of the plane's part
-      if (m + row >= channels || from >= length || from <= -8) continue;
-      uint4 const v = ptx::ld_shared_v4(staging + row * Tile::pitch + at);
-      T* const line = out + int64_t(m + row) * plane + from;
-      if (from >= 0 && from + 8 <= length) {
-        *reinterpret_cast<uint4*>(line) = v;
-        continue;
-      }
-      uint32_t const words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (from + i >= 0 && from + i < length)
-          reinterpret_cast<uint16_t*>(line)[i] = uint16_t(words[i / 2] >> i % 2 * 16);
-    }
-  }
-}
-
-template <class T, class Tile, bool a_rows, bool b_rows, int cm, int cn, bool planes, bool spread>
+template <class T, class Tile, bool a_rows, bool b_rows, int cm, int cn, bool planes>
 __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t staging, uint32_t full, uint32_t empty) {
   constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32, step_b = b_rows ? 2 * kCoreBytes : 32;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   bool const stores = threadIdx.x % kWarpgroup == 0;
   uint64_t const lines = layout_of(kLineBytes), runs = ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes),
                  layout_a = a_rows ? runs : lines, layout_b = b_rows ? runs : lines;
-  staging += group * (spread ? 64 * Tile::pitch : Tile::columns * kLineBytes);
+  staging += group * Tile::columns * kLineBytes;
   MatrixPlace<Tile, cm, cn> at;
   bool const shares = lane < cm * cn && ((at.along_columns() | at.along_rows()) >> lane & 1) != 0;
   auto give_back = [&](int stage) {  // to all that copy to this block
@@ -284,22 +213,16 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);
     if (before >= 0) give_back(before);
-    if constexpr (spread) {
-      int const warp = warp_uniform(int(threadIdx.x) / 32);
-      matrix_spread_rows<T, Tile>(p, acc, bias, at.m + warp * 16, at.n, dry ? 0 : p.channels,
-                                  staging + warp % 4 * 16 * Tile::pitch);
-    } else {
-      if (stores) ptx::cp_async_bulk_wait_group_read<0>();  // of the tile before
-      ptx::bar_sync(1 + group, kWarpgroup);
-      matrix_stage<T, Tile, planes>(p, acc, bias, at.n, staging);
-      ptx::fence_proxy_async();
-      ptx::bar_sync(1 + group, kWarpgroup);
-      if (stores && !dry) {
-        int to = at.m + group * 64;
-        int const image = planes ? matrix_run(p, to) : 0;
-        ptx::cp_async_bulk_tensor_4d_store(&p.out, staging, to, at.n, image, 0);
-        ptx::cp_async_bulk_commit_group();
-      }
+    if (stores) ptx::cp_async_bulk_wait_group_read<0>();  // of the tile before
+    ptx::bar_sync(1 + group, kWarpgroup);
+    matrix_stage<T, Tile, planes>(p, acc, bias, at.n, staging);
+    ptx::fence_proxy_async();
+    ptx::bar_sync(1 + group, kWarpgroup);
+    if (stores && !dry) {
+      int to = at.m + group * 64;
+      int const image = planes ? matrix_run(p, to) : 0;
+      ptx::cp_async_bulk_tensor_4d_store(&p.out, staging, to, at.n, image, 0);
+      ptx::cp_async_bulk_commit_group();
     }
     if (dry) {
       if constexpr (cm * cn == 1)
@@ -312,27 +235,27 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
     }
     dry = false;
   }
-  if (!spread && stores) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
+  if (stores) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
 // Do the rows, the columns, lie side by side in memory?
 constexpr bool matrix_a_rows(Op op, bool planes) { return planes || op != Op::fprop; }
 constexpr bool matrix_b_rows(Op op, bool planes) { return op == (planes ? Op::dgrad : Op::wgrad); }
 
-template <class T, int tile_m, int tile_n, Op op, int cm, int cn, bool planes, bool spread>
+template <class T, int tile_m, int tile_n, Op op, int cm, int cn, bool planes>
 __global__ void __launch_bounds__(MatrixTile<tile_m, tile_n>::threads, 1)
     matrix_kernel(__grid_constant__ MatrixParams const p) {
   constexpr bool alone = cm * cn == 1, a_rows = matrix_a_rows(op, planes), b_rows = matrix_b_rows(op, planes);
-  using Tile = MatrixTile<tile_m, tile_n, b_rows, spread>;
+  using Tile = MatrixTile<tile_m, tile_n, b_rows>;
   extern __shared__ uint8_t dynamic[];
   __shared__ MatrixTables tables;
   uint32_t const staging = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024),
                  ring = staging + Tile::staging_bytes;
   if (warp_uniform(int(threadIdx.x) / 32) < Tile::groups * 4) {
     if constexpr (!alone) ptx::barrier_cluster_arrive();
-    matrix_multiply<T, Tile, a_rows, b_rows, cm, cn, planes, spread>(p, ring, staging,
-                                                                     warp_uniform(ptx::shared_address(tables.full)),
-                                                                     warp_uniform(ptx::shared_address(tables.empty)));
+    matrix_multiply<T, Tile, a_rows, b_rows, cm, cn, planes>(p, ring, staging,
+                                                             warp_uniform(ptx::shared_address(tables.full)),
+                                                             warp_uniform(ptx::shared_address(tables.empty)));
   } else {
     bool const copies = ptx::elect();
     if (copies) {
@@ -378,14 +301,14 @@ inline cudaError_t encode_matrix(CUtensorMap& map, void const* at, DType dtype, 
 }
 
 // A launch whose params have the matrices.
-template <Op op, class T, int tile_m, int tile_n, int cm, int cn, bool planes, bool spread>
+template <Op op, class T, int tile_m, int tile_n, int cm, int cn, bool planes>
 cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Arguments const& args, cudaStream_t stream) {
-  using Tile = MatrixTile<tile_m, tile_n, matrix_b_rows(op, planes), spread>;
+  using Tile = MatrixTile<tile_m, tile_n, matrix_b_rows(op, planes)>;
   int64_t const units_m = ceil_div(product.rows, Tile::rows * cm),
                 units = units_m * ceil_div(product.columns, Tile::columns * cn);
   q.units_m = Divisor(units_m), q.units = int32_t(units), q.steps = int32_t(ceil_div(product.depth, 64));
   q.bias = args.bias, q.bias_stride = args.bias_stride;
-  auto* const kernel = matrix_kernel<T, tile_m, tile_n, op, cm, cn, planes, spread>;
+  auto* const kernel = matrix_kernel<T, tile_m, tile_n, op, cm, cn, planes>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::shared_bytes);
   if (error != cudaSuccess) return error;
   int sm_count = 0;
@@ -400,8 +323,6 @@ cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Argument
   int64_t const room = min64(units, matrix_clusters(blocks, sm_count));
   int64_t const units_n = units / units_m;
   q.units_n = Divisor(units_n), q.n_first = matrix_n_first(units_m, units_n);
-  if (conv2d_ext_trial & 256) q.n_first = true;
-  if (conv2d_ext_trial & 512) q.n_first = false;
   q.rotates = room % units_m == 0;
   config.gridDim = dim3(unsigned(room * blocks));
   config.blockDim = dim3(Tile::threads);
@@ -410,7 +331,7 @@ cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Argument
   return cudaLaunchKernelEx(&config, kernel, q);
 }
 
-template <Op op, DType dtype, int tile_m, int tile_n, int cm, int cn, bool spread = false>
+template <Op op, DType dtype, int tile_m, int tile_n, int cm, int cn>
 cudaError_t launch_matrix_by(Problem const& p, Arguments const& args, cudaStream_t stream) {
   using Tile = MatrixTile<tile_m, tile_n>;
   constexpr bool a_rows = matrix_a_rows(op, false), b_rows = matrix_b_rows(op, false);
@@ -425,18 +346,13 @@ cudaError_t launch_matrix_by(Problem const& p, Arguments const& args, cudaStream
   error = encode_matrix(q.b, b_rows ? args.b : args.a, dtype, product.side_b, rows_b, op == Op::fprop ? x : y,
                         (b_rows ? 64 : Tile::columns) / cm);
   if (error != cudaSuccess) return error;
-  if constexpr (spread) {
-    q.to = args.out, q.to_n = (op == Op::fprop ? p.y : p.x).n;
-    q.images = int32_t(p.N), q.runs = Divisor(p.H * p.W);
-  } else {
-    error = encode_matrix(q.out, args.out, dtype, product.side_out, product.columns,
-                          op == Op::fprop   ? y
-                          : op == Op::dgrad ? x
-                                            : w,
-                          Tile::columns);
-    if (error != cudaSuccess) return error;
-  }
-  return start_matrix<op, typename TypeOf<dtype>::type, tile_m, tile_n, cm, cn, false, spread>(q, product, args, stream);
+  error = encode_matrix(q.out, args.out, dtype, product.side_out, product.columns,
+                        op == Op::fprop   ? y
+                        : op == Op::dgrad ? x
+                                          : w,
+                        Tile::columns);
+  if (error != cudaSuccess) return error;
+  return start_matrix<op, typename TypeOf<dtype>::type, tile_m, tile_n, cm, cn, false>(q, product, args, stream);
 }
 
 template <Op op, DType dtype, int tile_m, int tile_n>
@@ -452,13 +368,11 @@ cudaError_t launch_matrix_planes(Problem const& p, Arguments const& args, cudaSt
   if (error != cudaSuccess) return error;
   error = encode_matrix(q.out, args.out, dtype, pixels, product.columns, out.c, tile_m, p.N, out.n);
   if (error != cudaSuccess) return error;
-  return start_matrix<op, typename TypeOf<dtype>::type, tile_m, tile_n, 1, 1, true, false>(q, product, args, stream);
+  return start_matrix<op, typename TypeOf<dtype>::type, tile_m, tile_n, 1, 1, true>(q, product, args, stream);
 }
 
 template <Op op, DType dtype, int tile_m, int tile_n>
 cudaError_t launch_matrix(Problem const& p, Arguments const& args, cudaStream_t stream) {
-  if constexpr (op != Op::wgrad && tile_m <= 192)
-    if (matrix_spread(op, p)) return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 1, true>(p, args, stream);
   MatrixCluster const cluster = matrix_cut(op, tile_m, tile_n, p).cluster;
   if (cluster.blocks() == 4) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 2>(p, args, stream);
   if (cluster.m == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 1>(p, args, stream);

@@ -3,9 +3,10 @@
 //
 // A persistent block copies the filters once (or, of very many, the same part in all of its tiles). Each of its
 // multiplying warpgroups then has tiles of 64 pixels of its own, a ring of stages for them, and a warp that copies
-// these. It multiplies 128 filters at a time, or 192, and its warps put 16 pixels by 128 bytes of results into pieces of shared
-// memory, which the copy engine stores: many of them are under way at a time, and no warp waits for another. Of 16-bit
-// types two pieces are stored by one instruction, 256 bytes of a pixel after the other, where all columns have them.
+// these. It multiplies 128 filters at a time, or 192, and its warps put 16 pixels by 128 bytes of results into pieces
+// of shared memory, which the copy engine stores: many of them are under way at a time, and no warp waits for another.
+// Of 16-bit types two pieces are stored by one instruction, 256 bytes of a pixel after the other, where all columns
+// have them.
 //
 // Needs results whose pixels are the rows of a matrix.
 #pragma once
@@ -214,8 +215,8 @@ __global__ void __launch_bounds__(ResidentThreads<groups>::all, 1)
   } else {
     int const group = warp / 4;
     resident_multiply<T, TN, b_rows, pieces, groups>(p, filters, rings + group * p.stages * 64 * p.line,
-                                                 staging + warp * pieces * kPieceBytes, tables, group, n_tile,
-                                                 block * groups + group, step);
+                                                     staging + warp * pieces * kPieceBytes, tables, group, n_tile,
+                                                     block * groups + group, step);
   }
 }
 
@@ -244,8 +245,7 @@ cudaError_t launch_resident(Problem const& p, Arguments const& args, cudaStream_
   cudaError_t error;
   if ((error = encode_im2col(q.a, pixels, h, w, chunk_size, 64)) != cudaSuccess) return error;
   if ((error = encode_filters(q.b, args.b, p, forward ? chunk_size : 64,
-                              forward ? int(min64(shape.columns, N)) : chunk_size, sizeof(T) == 4)) !=
-      cudaSuccess)
+                              forward ? int(min64(shape.columns, N)) : chunk_size, sizeof(T) == 4)) != cudaSuccess)
     return error;
   q.pairs = sizeof(T) == 2 && shape.columns == 128 && N % 128 == 0;
   Tensor4 const halves{args.out, p.dtype, {64, N / 64, rows.size[1], 1}, {1, 64, row, 0}};
@@ -256,7 +256,8 @@ cudaError_t launch_resident(Problem const& p, Arguments const& args, cudaStream_
   auto* kernel = resident_kernel<T, 128, !forward, pieces, 2>;
   if constexpr (sizeof(T) == 2) {
     if (shape.columns == 192)
-      kernel = shape.groups == 3 ? resident_kernel<T, 192, !forward, pieces, 3> : resident_kernel<T, 192, !forward, pieces, 2>;
+      kernel = shape.groups == 3 ? resident_kernel<T, 192, !forward, pieces, 3>
+                                 : resident_kernel<T, 192, !forward, pieces, 2>;
     else if (shape.groups == 3)
       kernel = resident_kernel<T, 128, !forward, pieces, 3>;
   }

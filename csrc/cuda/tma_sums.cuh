@@ -200,8 +200,7 @@ __global__ void __launch_bounds__(kSumsWarps * 32)
     for (int u = 0; u < kSumsTogether; ++u)
       v[u] = i + u * slices < p.parts ? from[(i + u * slices) * items] : make_float4(0, 0, 0, 0);
 #pragma unroll
-    for (int u = 0; u < kSumsTogether; ++u)
-      sum.x += v[u].x, sum.y += v[u].y, sum.z += v[u].z, sum.w += v[u].w;
+    for (int u = 0; u < kSumsTogether; ++u) sum.x += v[u].x, sum.y += v[u].y, sum.z += v[u].z, sum.w += v[u].w;
   }
   if (slices > 1) {
     sums[warp][lane] = sum;
