@@ -141,13 +141,12 @@ constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int til
   auto bytes = [](int64_t rows, int64_t columns) { return double(rows) * double(columns) * 2; };
   double const steps = double(ceil_div(product.depth, 64)), columns = double(tile_m) * tile_n / 128;
   int64_t const blocks = units * cluster.blocks();
-  bool const spread = !matrix_n_first(units_m, units_n) && tiles_a >= 16 &&
-                      (blocks >= 112 || (blocks >= 72 && steps >= t.spread_steps));
+  bool const spread = tiles_a >= 16 && (blocks >= 112 || (blocks >= 72 && steps >= t.spread_steps));
   double const lines_b = double(product.b_rows ? ceil_div(tile_m, 64) * 64 : tile_m);
   double const copies =
       t.line *
       (tile_n * longer(product.side_a, t.line_across, 0) + lines_b * longer(product.side_b, t.line_across, 0)) *
-      (spread ? 1 + t.spread : 1);
+      (spread ? 1 + t.spread * (matrix_n_first(units_m, units_n) && tiles_a < 32 ? 0.5 : 1) : 1);
   double const products = t.product * columns;
   double const step = (products > copies ? products : copies) + (alone ? 0 : t.cluster_step);
   double const work = double(ceil_div(units, room)) * (steps * step + t.column * columns);

@@ -100,8 +100,8 @@ constexpr Estimate resident_estimate(Op op, Problem const& p, Device const& d) {
   double const rounds = double(s.tiles) / double(slots) * 0.6 + double(ceil_div(s.tiles, slots)) * 0.4;
   double const work_ns = rounds * s.groups * tile_ns + double(s.chunks * s.block_n * s.line) / 65;
   // As measured: two stages hide little of what memory takes; all of up to 192 columns at once.
-  double const share = !tf32 && s.stages == 2 ? 1.35 : s.columns == 192 ? 0.88 : 1;
-  return {(6500 + (ns > work_ns ? ns : work_ns)) * share, 1};
+  double const share = !tf32 && s.stages == 2 ? 1.4 : s.columns == 192 ? 0.85 : 1;
+  return {6500 + (ns > work_ns ? ns : work_ns) * share, 1};
 }
 
 }  // namespace conv2d_ext

@@ -232,7 +232,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   int sm_count = 0;
   if (auto const error = count_sms(sm_count)) return error;
   int64_t const blocks = min64(t.tiles, sm_count);
-  p.stays = t.tiles_m * p.steps <= kStages;
+  p.stays = t.tiles_m * p.steps <= kStages && t.tiles >= t.tiles_m * blocks;  // else a block copies more than it needs
   p.rotates = blocks % t.tiles_m == 0;
   auto* const kernel = main_kernel<typename TypeOf<dtype>::type, TM, op == Op::dgrad>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes))

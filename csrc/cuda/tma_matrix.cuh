@@ -31,11 +31,10 @@ constexpr int kMatrixReady = 3;
 
 struct MatrixParams {
   CUtensorMap a, b, out;
-  Divisor units_m;  // tiles of a cluster: along the rows, in all
+  Divisor first;  // tiles of a cluster, along the way on which blocks follow each other; in all
   int32_t units, steps;
-  bool n_first;  // blocks that follow each other are along the columns
-  Divisor units_n;
-  int32_t rotates;   // 1: a block has the next rows in its next turn, as some may end early
+  bool n_first;      // that is along the columns
+  bool rotates;      // a block has the next of `first` in its next turn, as the last ones may be few
   int32_t channels;  // of the result
   Divisor runs;      // planes: of an image
   void const* bias;
@@ -53,15 +52,11 @@ struct MatrixPlace {
   int unit = int(blockIdx.x) / (cm * cn), rank_m = int(blockIdx.x) % cm, rank_n = int(blockIdx.x) / cm % cn;
   int m = 0, n = 0, turn = 0;
   __device__ bool more(MatrixParams const& p) {
-    if (p.n_first) {
-      n = unit;
-      m = p.units_n.divide(n);
-    } else {
-      m = unit;
-      n = p.units_m.divide(m);
-      m += turn;
-      if (m >= int(p.units_m.value)) m -= int(p.units_m.value);
-    }
+    int fast = unit;
+    int const slow = p.first.divide(fast);
+    fast += turn;
+    if (fast >= int(p.first.value)) fast -= int(p.first.value);
+    m = p.n_first ? slow : fast, n = p.n_first ? fast : slow;
     n = (n * cn + rank_n) * Tile::columns;
     m = (m * cm + rank_m) * Tile::rows;
     return unit < p.units;
@@ -71,8 +66,7 @@ struct MatrixPlace {
   __device__ uint32_t along_rows() const { return ((1u << cm) - 1) << rank_n * cm; }
   __device__ void advance(MatrixParams const& p) {
     unit += int(gridDim.x) / (cm * cn);
-    turn += p.rotates;
-    if (turn == int(p.units_m.value)) turn = 0;
+    if (p.rotates && ++turn == int(p.first.value)) turn = 0;
   }
 };
 
@@ -306,7 +300,7 @@ cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Argument
   using Tile = MatrixTile<tile_m, tile_n, matrix_b_rows(op, planes)>;
   int64_t const units_m = ceil_div(product.rows, Tile::rows * cm),
                 units = units_m * ceil_div(product.columns, Tile::columns * cn);
-  q.units_m = Divisor(units_m), q.units = int32_t(units), q.steps = int32_t(ceil_div(product.depth, 64));
+  q.units = int32_t(units), q.steps = int32_t(ceil_div(product.depth, 64));
   q.bias = args.bias, q.bias_stride = args.bias_stride;
   auto* const kernel = matrix_kernel<T, tile_m, tile_n, op, cm, cn, planes>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::shared_bytes);
@@ -321,9 +315,9 @@ cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Argument
   attributes[1].val.clusterDim.x = blocks, attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   int64_t const room = min64(units, matrix_clusters(blocks, sm_count));
-  int64_t const units_n = units / units_m;
-  q.units_n = Divisor(units_n), q.n_first = matrix_n_first(units_m, units_n);
-  q.rotates = room % units_m == 0;
+  q.n_first = matrix_n_first(units_m, units / units_m);
+  int64_t const first = q.n_first ? units / units_m : units_m;
+  q.first = Divisor(first), q.rotates = room % first == 0;
   config.gridDim = dim3(unsigned(room * blocks));
   config.blockDim = dim3(Tile::threads);
   config.dynamicSmemBytes = size_t(Tile::shared_bytes), config.stream = stream;
