@@ -179,6 +179,8 @@ CASES: tuple[Case, ...] = (
     Case("planes_37_to_61", 5, 37, 8, 9, 61, 1, 1, edge=True),
     Case("planes_200_to_24", 2, 200, 16, 17, 24, 1, 1, bias=False),
     Case("planes_8_to_600_many_images", 37, 8, 8, 25, 600, 1, 1),
+    # tiles in turns, whose filters stay, of the next filters in each turn
+    Case("planes_24_to_144_in_turns", 37, 24, 32, 32, 144, 1, 1),
     Case("one_of_everything", 1, 1, 1, 1, 1, 1, 1),
     Case("window_is_the_input", 3, 6, 5, 4, 10, 5, 4),
     # axes that a filter covers whole, in products of several tiles (folded.h)

@@ -948,7 +948,7 @@ def test_pointwise_layers_over_nchw_take_tiles_that_fit_them() -> None:
     """Tiles of 160 for 320 and 1600; gradients of filters over planes of half vectors are gathered."""
     sums, half = Case("sums", 16, 320, 64, 64, 960, 1, 1), Case("half", 64, 256, 14, 14, 1024, 1, 1)
     for case, op, dtype, tile in (
-        (Case("long sums", 4, 3072, 40, 40, 672, 1, 1), "fprop", torch.float16, "256x160_nchw"),
+        (Case("long sums", 4, 3072, 40, 40, 672, 1, 1), "fprop", torch.float16, "160x128_lines"),
         (Case("few tiles", 8, 2560, 16, 16, 1280, 1, 1), "dgrad", torch.bfloat16, "160x128_lines"),
         (Case("turns", 32, 128, 28, 28, 512, 1, 1), "fprop", torch.float16, "64x256_nchw"),
         (Case("turns", 8, 512, 64, 64, 576, 1, 1), "dgrad", torch.bfloat16, "128x256_nchw"),
@@ -1212,7 +1212,7 @@ def test_1x1_layers_in_channels_last_are_products_of_matrices_by_tiles_that_fill
             ("160x128_lines", "dgrad", Case("convnext", 8, 1152, 24, 24, 3072, 1, 1)),
             ("96x128_lines", "fprop", Case("wide", 8, 1920, 14, 14, 896, 1, 1)),
             ("64x128_lines", "fprop", Case("diffusion", 2, 1920, 16, 16, 1280, 1, 1)),
-            ("64x128_lines", "dgrad", Case("diffusion", 2, 1280, 16, 16, 1280, 1, 1)),
+            ("64x128_lines", "dgrad", Case("deep", 1, 2048, 20, 20, 2560, 1, 1)),
             ("128x64_lines", "wgrad", Case("resnet", 64, 512, 7, 7, 2048, 1, 1)),
             ("64x64_lines", "wgrad", Case("efficientnet", 32, 1152, 7, 7, 320, 1, 1)),
             ("128x128_lines", "wgrad", Case("diffusion", 8, 1280, 16, 16, 1280, 1, 1)),
@@ -1273,8 +1273,9 @@ def test_long_sums_for_few_weights_have_an_sm_a_block_and_as_few_parts_as_that_t
 
 def test_1x1_weight_gradients_over_odd_planes_are_packed_and_over_even_ones_of_that_size_are_not() -> None:
     for dtype in (torch.float16, torch.bfloat16):
-        for case in (Case("odd", 8, 112, 7, 7, 664, 1, 1), Case("odd", 64, 736, 7, 7, 128, 1, 1)):
-            assert named("wgrad", case, dtype, "nchw").endswith("64x64_im2col"), case
+        for case in (Case("odd", 8, 112, 7, 7, 664, 1, 1), Case("odd", 64, 2048, 7, 7, 512, 1, 1)):
+            name = named("wgrad", case, dtype, "nchw")
+            assert re.search("_lines$|_lean$", name) and packed("wgrad", case, *meta(case, dtype, "nchw")) == "xy", case
         assert named("wgrad", Case("even", 2, 640, 14, 14, 128, 1, 1), dtype, "nchw").endswith("64x64_any")
 
 
@@ -1289,10 +1290,11 @@ def test_small_1x1_layers_over_nchw_in_16_bits_take_one_tile_a_block_in_place(op
         assert packed(op, case, *meta(case, dtype, "nchw")) == "", case
     round_of_tiles = Case("planes", 8, 256, 40, 40, 256, 1, 1)
     if op != "wgrad":
-        assert re.fullmatch(rf"pixels_{op}_f16_128x\d+_nchw", named(op, round_of_tiles, torch.float16, "nchw"))
+        assert re.fullmatch(rf"pixels_{op}_f16_128x\d+_(nchw|lines)", named(op, round_of_tiles, torch.float16, "nchw"))
     # Images of other sizes, and filters that take no vectors, are packed.
     for odd in (Case("planes", 1, 64, 7, 7, 256, 1, 1), Case("planes", 1, 60, 56, 56, 256, 1, 1)):
-        assert not named(op, odd, torch.float16, "nchw").endswith("_lean"), odd
+        lean = named(op, odd, torch.float16, "nchw").endswith("_lean")
+        assert not lean or packed(op, odd, *meta(odd, torch.float16, "nchw")) == "xy", odd
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
@@ -1328,6 +1330,25 @@ def test_filters_of_1x1_stay_where_memory_bounds_the_layer() -> None:
         assert not named("fprop", Case("deep", 64, 512, 28, 28, 512, 1, 1), dtype).endswith("_64x128_im2col")
     wide = Case("wide", 64, 128, 28, 28, 512, 1, 1)
     assert named("fprop", wide, torch.float32, allow_tf32=True).endswith("_64x128_im2col")
+
+
+def test_129_to_192_results_of_1x1_filters_that_stay_are_multiplied_at_once() -> None:
+    for op, case in (
+        ("fprop", Case("mobilenet", 32, 144, 80, 80, 144, 1, 1)),
+        ("dgrad", Case("mobilenet", 32, 144, 80, 80, 144, 1, 1)),
+        ("fprop", Case("mobilenet", 64, 144, 56, 56, 160, 1, 1)),
+        ("fprop", Case("efficientnet", 64, 24, 56, 56, 144, 1, 1)),
+    ):
+        assert named(op, case, torch.float16).endswith("_64x128_im2col"), case
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_few_channels_and_many_results_over_nchw_take_turns(op: str) -> None:
+    """A block has the next tile of filters in its next turn, and only the channels that there are are copied (L22)."""
+    for N, few, side, many in ((64, 16, 112, 96), (32, 24, 56, 144), (128, 40, 28, 240), (64, 32, 112, 16)):
+        C, K = (few, many) if op == "fprop" else (many, few)
+        name = named(op, Case("mobilenet", N, C, side, side, K, 1, 1), torch.float16, "nchw")
+        assert re.fullmatch(rf"pixels_{op}_f16_\d+x256_nchw", name), name
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))

@@ -39,20 +39,21 @@ constexpr int64_t matrix_stride(Strides const& s, Problem const& p) {
   return (p.H > 1 && s.h != p.W * step) || (p.N > 1 && s.n != p.H * p.W * step) ? 0 : step;
 }
 
+// Are pixels, channels side by side, the rows of a matrix?
+constexpr bool matrix_pixels(Strides const& s, int align, int64_t channels, Problem const& p) {
+  return channel_vectors(s, align, channels, 16 / size_of(p.dtype), p.dtype) &&
+         map_supports(s, p.N, p.H, p.W, p.dtype) && (p.N * p.H * p.W == 1 || matrix_stride(s, p) > 0);
+}
+
 constexpr bool matrix_supports(Problem const& p) {
-  int const v = 16 / size_of(p.dtype);
   if (p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1) return false;
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
-  if (!channel_vectors(p.x, p.x_align, p.C, v, p.dtype) || !channel_vectors(p.w, p.w_align, p.C, v, p.dtype) ||
-      !channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
-    return false;
-  if (!map_supports(p.w, p.K, 1, 1, p.dtype) || !map_supports(p.x, p.N, p.H, p.W, p.dtype) ||
-      !map_supports(p.y, p.N, p.H, p.W, p.dtype))
+  if (!channel_vectors(p.w, p.w_align, p.C, 16 / size_of(p.dtype), p.dtype) || !map_supports(p.w, p.K, 1, 1, p.dtype))
     return false;
   constexpr double most = 1 << 30;
   if (double(p.N) * double(p.H) * double(p.W) >= most || double(max64(p.C, p.K)) >= most) return false;
-  return p.N * p.H * p.W == 1 || (matrix_stride(p.x, p) > 0 && matrix_stride(p.y, p) > 0);
+  return matrix_pixels(p.x, p.x_align, p.C, p) && matrix_pixels(p.y, p.y_align, p.K, p);
 }
 
 // The product that a problem is: the result's rows and columns, the sum's length, and the elements that lie side by
@@ -109,8 +110,8 @@ constexpr bool matrix_odd(int64_t channels) { return channels % 16 != 0; }
 // and written. Rows that end within lines of memory (across: fprop's and dgrad's the more the shorter they are) or
 // begin within sectors (odd) take so much longer. What is not the longest of products, memory and L2 counts by `rest`.
 // Clusters take longer, as a launch and in each step. spread: copies where nearly all SMs have a block and 16 of these
-// or more have rows of A of their own (why was not found; fprop's and dgrad's by the choices that it mends), in long
-// sums (spread_steps) from 72 SMs.
+// or more have rows of A of their own that blocks far apart share (fprop's and dgrad's by the choices that it mends),
+// in long sums (spread_steps) from 72 SMs.
 struct MatrixTimes {
   double launch, column, product, line, line_across, l2, l2_odd;
   double read, read_across, filters, written, written_across, memory_odd, rest, cluster, cluster_step, spread,
@@ -124,12 +125,16 @@ inline constexpr MatrixTimes kMatrixTimes[] = {
     // wgrad
     {4490, 4.04, 1.9, 0.669, 0.312, 0.719, 1.49, 49700, 1.38, 30900, 4880, 0.114, 0.308, 0.526, 1200, 15.1, 0, 1e9}};
 
+// Do blocks that follow each other have the same rows, rather than the same columns? They read what they share once,
+// and what blocks far apart share several times: the operand that more tiles cut should be read once.
+constexpr bool matrix_n_first(int64_t units_m, int64_t units_n) { return units_n < units_m && units_n <= 8; }
+
 constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int tile_n, MatrixProduct const& product,
                            MatrixCluster const& cluster) {
   bool const alone = cluster.blocks() == 1;
   int64_t const tiles_a = ceil_div(product.rows, tile_n);
-  int64_t const room = matrix_clusters(cluster.blocks(), 132),
-                units = ceil_div(tiles_a, cluster.m) * ceil_div(ceil_div(product.columns, tile_m), cluster.n);
+  int64_t const room = matrix_clusters(cluster.blocks(), 132), units_m = ceil_div(tiles_a, cluster.m),
+                units_n = ceil_div(ceil_div(product.columns, tile_m), cluster.n), units = units_m * units_n;
   auto longer = [wgrad](int64_t side, double across, double odd) {
     return 1 + (side % 64 == 0 ? 0 : wgrad ? across : across * 64 / double(side)) + (matrix_odd(side) ? odd : 0);
   };
@@ -141,7 +146,7 @@ constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int til
   double const copies =
       t.line *
       (tile_n * longer(product.side_a, t.line_across, 0) + lines_b * longer(product.side_b, t.line_across, 0)) *
-      (spread ? 1 + t.spread : 1);
+      (spread ? 1 + t.spread * (matrix_n_first(units_m, units_n) && tiles_a < 32 ? 0.5 : 1) : 1);
   double const products = t.product * columns;
   double const step = (products > copies ? products : copies) + (alone ? 0 : t.cluster_step);
   double const work = double(ceil_div(units, room)) * (steps * step + t.column * columns);
@@ -174,9 +179,9 @@ constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) 
 // Over NCHW: fitted to 1,503 times of 219 layers (docs/tuning.md); a launch is 600 less than measured.
 inline constexpr MatrixTimes kMatrixPlanesTimes[] = {
     // fprop
-    {6120, 3.38, 1.82, 0.742, 2.08, 0.371, 0, 5020, 1.72, 29600, 7850, 0.0241, 0, 0.848, 0, 0, 0, 0},
+    {6120, 3.33, 1.62, 0.631, 2.02, 0.371, 0, 5180, 1.72, 29600, 8350, 0.0241, 0, 0.848, 0, 0, 0, 0},
     // dgrad
-    {6350, 2.67, 1.81, 0.0579, 4.62, 0.473, 0, 6120, 0.02, 21600, 5830, 0.168, 0, 0.809, 0, 0, 0, 0}};
+    {6350, 2.83, 1.54, 0.0579, 5.13, 0.473, 0, 6120, 0.02, 21600, 5830, 0.168, 0, 0.809, 0, 0, 0, 0}};
 
 constexpr Estimate matrix_planes_estimate(Row const& row, Problem const& p) {
   MatrixProduct const product = matrix_planes_product(row.op, p);

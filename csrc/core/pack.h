@@ -9,6 +9,7 @@
 #include "grouped.h"
 #include "igemm_tf32.h"
 #include "in_place.h"
+#include "one_by_one.h"
 #include "tma_planes_tf32.h"
 
 namespace conv2d_ext {
@@ -223,6 +224,19 @@ constexpr bool packs_met_pixels(Row const& row, Problem const& p) {
          meets_few_pixels(p) && !stores_apart(row, p);
 }
 
+// wgrad of 1x1 filters over planes, 16-bit types: operands become matrices of pixels.
+constexpr bool packs_pixels(Row const& row, Problem const& p) {
+  bool const one = p.R * p.S == 1 && p.stride_h * p.stride_w == 1 && p.groups == 1;
+  return row.op == Op::wgrad && one && (is_matrix(row) || is_sums(row, p)) && !in_place_supports(row, p);
+}
+constexpr Packed packed_pixels(Problem const& p) {
+  Packed q{{}, p};
+  q.which.x = !matrix_pixels(p.x, p.x_align, p.C, p), q.which.y = !matrix_pixels(p.y, p.y_align, p.K, p);
+  if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
+  if (q.which.y) q.problem.y = channels_last_strides(p.K, p.H, p.W), q.problem.y_align = 16;
+  return q;
+}
+
 constexpr Packed packed(Row const& row, Problem const& p) {
   if (row.family == Family::simt) return packed_simt(row, p);
   if (row.family == Family::igemm) return row.dtype == DType::f32 ? packed_igemm_tf32(row.op, p) : packed_igemm(p);
@@ -236,6 +250,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     q.problem.w_align = 16;
     return q;
   }
+  if (packs_pixels(row, p)) return packed_pixels(p);
   if (row.variant == Variant::lean || is_matrix(row) || is_tf32_planes(row)) return {{}, p};
   if (is_tma_planes(row)) {
     Packed q{{}, p};
@@ -285,6 +300,10 @@ constexpr double activation_bytes(Problem const& p) {
 
 constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.K == 0) return false;
+  if (packs_pixels(row, p)) {
+    Packed const q = packed_pixels(p);
+    return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && in_place_supports(row, q.problem);
+  }
   // Launches that pack cost more than it gains; images that are packed have rows of their own.
   if (row.variant == Variant::lean || is_matrix(row) || is_planes_wgrad(row)) return false;
   if (row.family == Family::grouped) {
@@ -368,6 +387,7 @@ constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
 // wgrad in 16-bit types on packed copies: how much longer its own part was measured to take than in channels_last.
 constexpr double packed_wgrad_share(Row const& row, Problem const& p, Packing const& which) {
   if (row.family != Family::tma || row.op != Op::wgrad || row.dtype == DType::f32 || !which.x) return 1;
+  if (is_sums(row, p)) return row.tile_m == 128 ? 1 : odd_pixels(p) ? 1.5 : 1.12;
   if (is_halo(row.variant)) return 1.03;
   if (row.tile_m == 128 && row.tile_n == 128) return p.H * p.W <= 512 ? 1.2 : 1.06;
   return row.tile_n == 64 ? 1.12 : 1.08;

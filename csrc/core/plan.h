@@ -394,7 +394,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       e.ns += last_store_ns(row, q.problem, e.split_k);
       e.ns *=
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : t);
-      if (q.which.any()) e.ns += packing_ns(op, t, q);
+      if (q.which.any()) e.ns += packing_ns(op, t, q) + (packs_pixels(row, t) ? (row.tile_n == 64 ? 2600 : 1000) : 0);
       e.ns = groups_with_packing_ns(row, t, q.which.x || q.which.y, e.ns);
       // As measured: with a single step nothing hides single stores.
       if (row.family == Family::tma && row.variant == Variant::im2col && op != Op::wgrad && row.tile_m == 64 &&

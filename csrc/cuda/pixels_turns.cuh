@@ -37,6 +37,9 @@ struct Params {
   CUtensorMap a, b, out;
   Divisor tiles_m, per_image;  // per_image: runs
   int32_t tiles, steps, M, images;
+  int32_t lines;  // of a step: channels, 64 or, of fewer, 16 to 48
+  bool stays;     // all filters do, each tile's step in the place of its own among the stages
+  bool rotates;   // see tile_of
   void const* bias;
   int64_t bias_stride;
 };
@@ -62,15 +65,47 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
     pixel = run * 64;
     return image;
   };
+  // Its first run of pixels; m: of tiles of rows. Where as many blocks as there are fit all rows, a block would have
+  // the same ones in each turn, and some of them may end early: so it has the next ones in its next turn.
+  auto tile_of = [&](int tile, int i, int& m) {
+    m = tile;
+    int const first = p.tiles_m.divide(m) * kRuns;
+    if (p.rotates) {
+      p.tiles_m.divide(i);
+      m += i;
+      if (m >= int(p.tiles_m.value)) m -= int(p.tiles_m.value);
+    }
+    return first;
+  };
   if (group == 2) {
     ptx::setmaxnreg_dec<kCopyRegs>();
     if (warp >= 2 || !ptx::elect()) return;
     ptx::griddepcontrol_wait();
+    auto copy_a = [&](int m0, int step, int stage) {
+      uint32_t const to = ring + stage * S::stage_bytes;
+      uint64_t* const full = &full_a[stage];
+      ptx::mbarrier_arrive_expect_tx(full, (a_rows ? TM / 64 * p.lines : TM) * kLineBytes);
+      if constexpr (a_rows) {
+#pragma unroll
+        for (int i = 0; i < TM / 64; ++i)
+          ptx::cp_async_bulk_tensor_4d(to + i * kRunBytes, &p.a, full, m0 + i * 64, step * 64, 0, 0);
+      } else {
+        ptx::cp_async_bulk_tensor_4d(to, &p.a, full, step * 64, m0, 0, 0);
+      }
+    };
+    if (warp == 0 && p.stays) {
+#pragma unroll 1
+      for (int i = 0; i < int(p.tiles_m.value) * p.steps; ++i) copy_a(i / p.steps * TM, i % p.steps, i);
+      ptx::griddepcontrol_launch_dependents();
+      for (int i = 0; i < int(p.tiles_m.value) * p.steps; ++i)  // shared memory ends with the block
+        ptx::mbarrier_wait(&full_a[i], 0);
+      return;
+    }
     Stage stage;
 #pragma unroll 1
-    for (int tile = int(blockIdx.x); tile < p.tiles; tile += int(gridDim.x)) {
-      int m0 = tile, pixel[kRuns], image[kRuns];
-      int const first = p.tiles_m.divide(m0) * kRuns;
+    for (int tile = int(blockIdx.x), i = 0; tile < p.tiles; tile += int(gridDim.x), ++i) {
+      int m0, pixel[kRuns], image[kRuns];
+      int const first = tile_of(tile, i, m0);
       m0 *= TM;
 #pragma unroll
       for (int i = 0; i < kRuns; ++i) image[i] = place_of(first + i, pixel[i]);
@@ -80,21 +115,13 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
         ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);  // passes on the first trip round the ring
         if (warp == 1) {
           uint64_t* const full = &full_b[stage.index];
-          ptx::mbarrier_arrive_expect_tx(full, kRuns * kRunBytes);
+          ptx::mbarrier_arrive_expect_tx(full, kRuns * p.lines * kLineBytes);
 #pragma unroll
           for (int i = 0; i < kRuns; ++i)
             ptx::cp_async_bulk_tensor_4d(to + TM * kLineBytes + i * kRunBytes, &p.b, full, pixel[i], step * 64,
                                          image[i], 0);
         } else {
-          uint64_t* const full = &full_a[stage.index];
-          ptx::mbarrier_arrive_expect_tx(full, TM * kLineBytes);
-          if constexpr (a_rows) {
-#pragma unroll
-            for (int i = 0; i < TM / 64; ++i)
-              ptx::cp_async_bulk_tensor_4d(to + i * kRunBytes, &p.a, full, m0 + i * 64, step * 64, 0, 0);
-          } else {
-            ptx::cp_async_bulk_tensor_4d(to, &p.a, full, step * 64, m0, 0, 0);
-          }
+          copy_a(m0, step, stage.index);
         }
       }
     }
@@ -114,8 +141,8 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
   for (int i = S::turns ? group : 0;; i += S::turns ? 2 : 1) {
     int const tile = int(blockIdx.x) + i * int(gridDim.x);
     if (tile >= p.tiles) break;
-    int m = tile;
-    int const first = p.tiles_m.divide(m) * kRuns;
+    int m;
+    int const first = tile_of(tile, i, m), place_a = m * p.steps;
     m = m * TM + (S::turns ? 0 : group * 64) + warp * 16;
     float acc[kPixels / 2] = {};
     if (S::turns && i > 0) ptx::bar_sync(1 + group, 2 * kWarpgroup);
@@ -124,16 +151,28 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
     for (int step = 0; step < p.steps; ++step, ++position) {
       int const stage = position % kStages;
       uint32_t const parity = position / kStages % 2, from = ring + stage * S::stage_bytes;
-      ptx::mbarrier_wait(&full_a[stage], parity);
+      int const stage_a = p.stays ? place_a + step : stage;
+      uint32_t const from_a = ring + stage_a * S::stage_bytes + (S::turns ? 0 : group * kRunBytes);
+      ptx::mbarrier_wait(&full_a[stage_a], p.stays ? 0 : parity);
       ptx::mbarrier_wait(&full_b[stage], parity);
+      auto multiply = [&](int k) {
+        ptx::wgmma_mma_async<T, a_rows, true>(acc, tma::at_address(layout_a, from_a + k * step_a),
+                                              tma::at_address(layout_b, from + TM * kLineBytes + k * (2 * kCoreBytes)));
+      };
       ptx::wgmma_fence_operand(acc);
-      ptx::wgmma_fence();
+      if (p.lines == 64) {
+        ptx::wgmma_fence();
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        ptx::wgmma_mma_async<T, a_rows, true>(
-            acc, tma::at_address(layout_a, from + (S::turns ? 0 : group * kRunBytes) + k * step_a),
-            tma::at_address(layout_b, from + TM * kLineBytes + k * (2 * kCoreBytes)));
-      ptx::wgmma_commit_group();
+        for (int k = 0; k < 4; ++k) multiply(k);
+        ptx::wgmma_commit_group();
+      } else {
+#pragma unroll 1
+        for (int k = 0; k < p.lines / 16; ++k) {
+          ptx::wgmma_fence();
+          multiply(k);
+          ptx::wgmma_commit_group();
+        }
+      }
       ptx::wgmma_wait_group<1>();
       ptx::wgmma_fence_operand(acc);
       if (before >= 0 && lane == 0) ptx::mbarrier_arrive(&empty[before]);
@@ -187,13 +226,18 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   PixelRuns const t(TM, kPixels, op, problem);
   Params p{};
   p.tiles = int32_t(t.tiles);
-  if (auto const error = pixel_runs::set_params<op, dtype>(p, t, problem, args, TM, 64)) return error;
+  int64_t const depth = op == Op::fprop ? problem.C : problem.K;
+  p.lines = depth < 64 ? int32_t(ceil_div(depth, 16) * 16) : 64;
+  if (auto const error = pixel_runs::set_params<op, dtype>(p, t, problem, args, TM, 64, p.lines)) return error;
   int sm_count = 0;
   if (auto const error = count_sms(sm_count)) return error;
+  int64_t const blocks = min64(t.tiles, sm_count);
+  p.stays = t.tiles_m * p.steps <= kStages && t.tiles >= t.tiles_m * blocks;  // else a block copies more than it needs
+  p.rotates = blocks % t.tiles_m == 0;
   auto* const kernel = main_kernel<typename TypeOf<dtype>::type, TM, op == Op::dgrad>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes))
     return error;
-  return launch_dependent(kernel, dim3(unsigned(min64(t.tiles, sm_count))), kThreads, S::shared_bytes, stream, p);
+  return launch_dependent(kernel, dim3(unsigned(blocks)), kThreads, S::shared_bytes, stream, p);
 }
 
 }  // namespace conv2d_ext::pixel_turns

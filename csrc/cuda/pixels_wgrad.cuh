@@ -284,7 +284,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   SumParams r{};
   r.parts = p.parts, r.w = args.out, r.m = w_m, r.n = w_n, r.pairs = pairs, r.M = p.a.channels, r.N = p.b.channels;
   r.tiles = int32_t(shape.tiles), r.split = int32_t(split), r.tile_m = TM, r.tile_n = TN;
-  int const groups = split <= 2 ? 1 : split <= 8 ? 2 : split <= 24 ? 4 : 8;  // threads of a place
+  int const groups = split <= 2 ? 1 : split <= 8 ? 2 : split <= 24 ? 4 : split <= 100 ? 8 : 16;  // threads of a place
   r.tiles_n = p.tiles_n, r.of_tile = Divisor(TM * TN / 4), r.columns = Divisor(TN / 8);
   r.lanes = Divisor(kSumThreads / groups);
   int64_t const blocks = ceil_div(shape.tiles * (TM * TN / 4), r.lanes.value);

@@ -31,8 +31,10 @@ constexpr int kMatrixReady = 3;
 
 struct MatrixParams {
   CUtensorMap a, b, out;
-  Divisor units_m;  // tiles of a cluster: along the rows, in all
+  Divisor first;  // tiles of a cluster, along the way on which blocks follow each other; in all
   int32_t units, steps;
+  bool n_first;      // that is along the columns
+  bool rotates;      // a block has the next of `first` in its next turn, as the last ones may be few
   int32_t channels;  // of the result
   Divisor runs;      // planes: of an image
   void const* bias;
@@ -48,17 +50,24 @@ template <class Tile, int cm, int cn>
 struct MatrixPlace {
   static_assert(cm <= 2 && cn <= 2);
   int unit = int(blockIdx.x) / (cm * cn), rank_m = int(blockIdx.x) % cm, rank_n = int(blockIdx.x) / cm % cn;
-  int m = 0, n = 0;
+  int m = 0, n = 0, turn = 0;
   __device__ bool more(MatrixParams const& p) {
-    m = unit;
-    n = (p.units_m.divide(m) * cn + rank_n) * Tile::columns;
+    int fast = unit;
+    int const slow = p.first.divide(fast);
+    fast += turn;
+    if (fast >= int(p.first.value)) fast -= int(p.first.value);
+    m = p.n_first ? slow : fast, n = p.n_first ? fast : slow;
+    n = (n * cn + rank_n) * Tile::columns;
     m = (m * cm + rank_m) * Tile::rows;
     return unit < p.units;
   }
   // Blocks of the cluster that share this one's A, B.
   __device__ uint32_t along_columns() const { return (cn > 1 ? 1u | 1u << cm : 1u) << rank_m; }
   __device__ uint32_t along_rows() const { return ((1u << cm) - 1) << rank_n * cm; }
-  __device__ void advance() { unit += int(gridDim.x) / (cm * cn); }
+  __device__ void advance(MatrixParams const& p) {
+    unit += int(gridDim.x) / (cm * cn);
+    if (p.rotates && ++turn == int(p.first.value)) turn = 0;
+  }
 };
 
 // planes: the image of a row of the result, which becomes its pixel there.
@@ -87,7 +96,7 @@ __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full
   uint32_t const with_a = at.along_columns(), with_b = at.along_rows();
   Stage stage;
 #pragma unroll 1
-  for (; at.more(p); at.advance()) {
+  for (; at.more(p); at.advance(p)) {
 #pragma unroll 1
     for (int k = 0; k < p.steps * 64; k += 64, stage.advance(Tile::stages)) {
       ptx::mbarrier_wait(empty + stage.index, stage.parity ^ 1);
@@ -216,7 +225,7 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
         ptx::barrier_cluster_wait();
       ptx::griddepcontrol_wait();
     } else {
-      at.advance();
+      at.advance(p);
     }
     dry = false;
   }
@@ -291,7 +300,7 @@ cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Argument
   using Tile = MatrixTile<tile_m, tile_n, matrix_b_rows(op, planes)>;
   int64_t const units_m = ceil_div(product.rows, Tile::rows * cm),
                 units = units_m * ceil_div(product.columns, Tile::columns * cn);
-  q.units_m = Divisor(units_m), q.units = int32_t(units), q.steps = int32_t(ceil_div(product.depth, 64));
+  q.units = int32_t(units), q.steps = int32_t(ceil_div(product.depth, 64));
   q.bias = args.bias, q.bias_stride = args.bias_stride;
   auto* const kernel = matrix_kernel<T, tile_m, tile_n, op, cm, cn, planes>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::shared_bytes);
@@ -305,7 +314,11 @@ cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Argument
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim.x = blocks, attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(min64(units, matrix_clusters(blocks, sm_count)) * blocks));
+  int64_t const room = min64(units, matrix_clusters(blocks, sm_count));
+  q.n_first = matrix_n_first(units_m, units / units_m);
+  int64_t const first = q.n_first ? units / units_m : units_m;
+  q.first = Divisor(first), q.rotates = room % first == 0;
+  config.gridDim = dim3(unsigned(room * blocks));
   config.blockDim = dim3(Tile::threads);
   config.dynamicSmemBytes = size_t(Tile::shared_bytes), config.stream = stream;
   config.attrs = attributes, config.numAttrs = blocks > 1 ? 2 : 1;

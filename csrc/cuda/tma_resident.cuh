@@ -3,9 +3,10 @@
 //
 // A persistent block copies the filters once (or, of very many, the same part in all of its tiles). Each of its
 // multiplying warpgroups then has tiles of 64 pixels of its own, a ring of stages for them, and a warp that copies
-// these. It multiplies 128 filters at a time, and its warps put 16 pixels by 128 bytes of results into pieces of shared
-// memory, which the copy engine stores: many of them are under way at a time, and no warp waits for another. Of 16-bit
-// types two pieces are stored by one instruction, 256 bytes of a pixel after the other, where all columns have them.
+// these. It multiplies 128 filters at a time, or 192, and its warps put 16 pixels by 128 bytes of results into pieces
+// of shared memory, which the copy engine stores: many of them are under way at a time, and no warp waits for another.
+// Of 16-bit types two pieces are stored by one instruction, 256 bytes of a pixel after the other, where all columns
+// have them.
 //
 // Needs results whose pixels are the rows of a matrix.
 #pragma once
@@ -43,10 +44,10 @@ struct ResidentTables {
   uint64_t full[groups][kMaxStages], empty[groups][kMaxStages], filters;
 };
 
-template <class T, bool b_rows>
+template <class T, int TN, bool b_rows>
 __device__ void resident_filters(ResidentParams const& p, uint32_t shared, uint32_t full, int n_tile) {
   int const chunk_size = p.line / int(sizeof(T)), first = n_tile * p.block_n, end = min(p.block_n, p.N - first);
-  constexpr int box = b_rows ? 64 : 128;  // columns of a copy
+  constexpr int box = b_rows ? 64 : TN;  // columns of a copy
   int const boxes = (end + box - 1) / box, bytes = b_rows ? chunk_size * kLineBytes : min(box, p.N) * p.line;
   ptx::mbarrier_arrive_expect_tx(full, p.chunks * boxes * bytes);
 #pragma unroll 1
@@ -82,10 +83,10 @@ __device__ void resident_pixels(ResidentParams const& p, uint32_t ring, uint64_t
 }
 
 // staging: the warp's pieces.
-template <class T, bool b_rows, int pieces, int groups>
+template <class T, int TN, bool b_rows, int pieces, int groups>
 __device__ void resident_multiply(ResidentParams const& p, uint32_t filters, uint32_t ring, uint32_t staging,
                                   ResidentTables<T, groups>& tables, int group, int n_tile, int tile, int step) {
-  constexpr int TN = ResidentShape::columns, columns = kLineBytes / int(sizeof(T));
+  constexpr int columns = kLineBytes / int(sizeof(T));
   constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes : 32;
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32 % 4;
   uint64_t const lines = layout_of(p.line),
@@ -145,7 +146,7 @@ __device__ void resident_multiply(ResidentParams const& p, uint32_t filters, uin
       for (int piece = 0; piece < TN / columns; ++piece) {
         if (n + piece * columns >= end) break;
         if constexpr (sizeof(T) == 2) {
-          if (p.pairs) {
+          if (TN == 128 && p.pairs) {
             if (piece == 0) {
               if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();
               __syncwarp();
@@ -178,7 +179,7 @@ __device__ void resident_multiply(ResidentParams const& p, uint32_t filters, uin
   if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
-template <class T, bool b_rows, int pieces, int groups>
+template <class T, int TN, bool b_rows, int pieces, int groups>
 __global__ void __launch_bounds__(ResidentThreads<groups>::all, 1)
     resident_kernel(__grid_constant__ ResidentParams const p) {
   using S = ResidentThreads<groups>;
@@ -207,15 +208,15 @@ __global__ void __launch_bounds__(ResidentThreads<groups>::all, 1)
   __syncthreads();
   if (copier >= 0) {
     if (!ptx::elect()) return;
-    if (copier == 0) resident_filters<T, b_rows>(p, filters, ptx::shared_address(&tables.filters), n_tile);
+    if (copier == 0) resident_filters<T, TN, b_rows>(p, filters, ptx::shared_address(&tables.filters), n_tile);
     resident_pixels<T>(p, rings + copier * p.stages * 64 * p.line, tables.full[copier], tables.empty[copier],
                        block * groups + copier, step);
     ptx::griddepcontrol_launch_dependents();
   } else {
     int const group = warp / 4;
-    resident_multiply<T, b_rows, pieces, groups>(p, filters, rings + group * p.stages * 64 * p.line,
-                                                 staging + warp * pieces * kPieceBytes, tables, group, n_tile,
-                                                 block * groups + group, step);
+    resident_multiply<T, TN, b_rows, pieces, groups>(p, filters, rings + group * p.stages * 64 * p.line,
+                                                     staging + warp * pieces * kPieceBytes, tables, group, n_tile,
+                                                     block * groups + group, step);
   }
 }
 
@@ -244,19 +245,23 @@ cudaError_t launch_resident(Problem const& p, Arguments const& args, cudaStream_
   cudaError_t error;
   if ((error = encode_im2col(q.a, pixels, h, w, chunk_size, 64)) != cudaSuccess) return error;
   if ((error = encode_filters(q.b, args.b, p, forward ? chunk_size : 64,
-                              forward ? int(min64(ResidentShape::columns, N)) : chunk_size, sizeof(T) == 4)) !=
-      cudaSuccess)
+                              forward ? int(min64(shape.columns, N)) : chunk_size, sizeof(T) == 4)) != cudaSuccess)
     return error;
-  q.pairs = sizeof(T) == 2 && N % ResidentShape::columns == 0;
+  q.pairs = sizeof(T) == 2 && shape.columns == 128 && N % 128 == 0;
   Tensor4 const halves{args.out, p.dtype, {64, N / 64, rows.size[1], 1}, {1, 64, row, 0}};
   error = q.pairs ? encode_tiled(q.out, halves, 64, 2, 16, 1)
                   : encode_tiled(q.out, rows, kLineBytes / int(sizeof(T)), 16, 1, 1);
   if (error != cudaSuccess) return error;
   constexpr int pieces = sizeof(T) == 4 ? 4 : 2;
-  auto* kernel = resident_kernel<T, !forward, pieces, 2>;
-  int threads = ResidentThreads<2>::all;
-  if constexpr (sizeof(T) == 2)
-    if (shape.groups == 3) kernel = resident_kernel<T, !forward, pieces, 3>, threads = ResidentThreads<3>::all;
+  auto* kernel = resident_kernel<T, 128, !forward, pieces, 2>;
+  if constexpr (sizeof(T) == 2) {
+    if (shape.columns == 192)
+      kernel = shape.groups == 3 ? resident_kernel<T, 192, !forward, pieces, 3>
+                                 : resident_kernel<T, 192, !forward, pieces, 2>;
+    else if (shape.groups == 3)
+      kernel = resident_kernel<T, 128, !forward, pieces, 3>;
+  }
+  int const threads = shape.groups == 3 ? ResidentThreads<3>::all : ResidentThreads<2>::all;
   int const shared = ResidentShape::room + 1024;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared)) != cudaSuccess)
     return error;
@@ -271,7 +276,7 @@ cudaError_t launch_resident(Problem const& p, Arguments const& args, cudaStream_
 template <Op op, DType dtype, int TN, class Other>
 cudaError_t launch_resident_or(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream,
                                Other const& other) {
-  if constexpr (TN == ResidentShape::columns && (op == Op::fprop || (op == Op::dgrad && dtype != DType::f32)))
+  if constexpr (TN == 128 && (op == Op::fprop || (op == Op::dgrad && dtype != DType::f32)))
     if (takes_resident(row_of(plan), problem)) return launch_resident<op, dtype>(problem, args, stream);
   return other();
 }
