@@ -39,14 +39,20 @@ constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kRunBytes = 64 * kLineBytes;    // 64 k of 64 rows, N-major
 constexpr int kPieceBytes = 16 * kLineBytes;  // of the output: a warp's rows, 128 bytes of columns
 constexpr int kMaxKept = 64;                  // stages of B that stay
+constexpr int kListed = 128;                  // steps that a list has
 constexpr int kReduceThreads = 256;
 constexpr int kReduceSide = 32;  // a block's four sums a thread as a square
+
+// Do the copying threads of a kernel have lists?
+template <class T, int TN>
+constexpr bool lists = sizeof(T) == 2 && TN != 64;
 
 template <class T, int TN>
 struct Tables {
   // Where pixels go that are stored in single elements, or -1; for each warpgroup. Floats need none.
   int64_t out[2][sizeof(T) == 4 ? 1 : 64];
   T bias[2][TN];
+  uint32_t steps[lists<T, TN> ? kListed : 1];  // of a tile, if `listed`: chunk, row and column of the tap
   uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
 };
 
@@ -187,6 +193,7 @@ struct Params {
   Divisor rows_first;  // tiles along M that follow each other; 1: those along N do
   Divisor stages_a, stages_b;
   bool keep_b;                 // all filters stay in the stages of B
+  bool listed;                 // the copying threads have a list of a tile's steps
   bool keep_a;                 // a block's rows of A, which all its tiles have, stay in the stages of A
   int32_t chunks;              // of the reduction's channels
   int32_t together;            // chunks whose taps are taken together
@@ -407,6 +414,71 @@ __device__ void copy_a(Params const& p, uint32_t ring, Barriers const& bars, int
     }
     if (a_is != A::pixels && p.keep_a) return;
   }
+}
+
+// What one of two copying threads does if a block has whole tiles of one phase and group and an even number of stages:
+// every other step, from a list. begin(tile), then copy(stage, chunk, row and column of the tap) for each.
+template <class Begin, class Copy>
+__device__ __forceinline__ void copy_listed(Params const& p, uint32_t const* list, uint32_t empty, int stages,
+                                            int copier, Begin begin, Copy copy) {
+  int const steps = p.phase[0].steps;
+  uint32_t parity = 1;  // passes at once on the first trip round the ring
+  int stage = copier, step = copier;
+  for (int tile = int(blockIdx.x); tile < p.alone; tile += int(gridDim.x)) {
+    begin(tile);
+#pragma unroll 1
+    for (; step < steps; step += kCopiers) {
+      uint32_t const of = list[step];
+      ptx::mbarrier_wait(empty + stage * 8, parity);
+      copy(stage, int(of & 0xFFFF), int(of >> 16 & 0xFF), int(of >> 24));
+      if ((stage += kCopiers) >= stages) stage = copier, parity ^= 1;
+    }
+    step -= steps;
+  }
+}
+
+template <class T, int TM>
+__device__ void copy_listed_a(Params const& p, uint32_t ring, Barriers const& bars, uint32_t const* list, int copier) {
+  int const chunk_size = p.line / int(sizeof(T)), bytes = p.a_bytes;
+  Phase const& phase = p.phase[0];
+  int const tap_h = phase.tap_h, tap_w = phase.tap_w;
+  int n, h, w;
+  auto begin = [&](int tile) {
+    int64_t j = int64_t(p.tiles_n.divide(tile)) * TM;
+    int64_t i = phase.columns.divide(j);
+    n = int(phase.rows.divide(i)), h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
+  };
+  copy_listed(p, list, bars.empty_a, p.stages_a, copier, begin, [&](int stage, int chunk, int row, int column) {
+    uint32_t const full = bars.full_a + stage * 8;
+    ptx::mbarrier_arrive_expect_tx(full, bytes);
+    ptx::cp_async_bulk_tensor_im2col(ring + stage * bytes, &p.a[0], full, chunk * chunk_size, w, h, n, column * tap_w,
+                                     row * tap_h);
+  });
+}
+
+template <class T, int TN, bool b_rows>
+__device__ void copy_listed_b(Params const& p, uint32_t ring, Barriers const& bars, uint32_t const* list, int copier) {
+  int const chunk_size = p.line / int(sizeof(T)), stage_bytes = p.b_bytes;
+  ring += p.stages_a * p.a_bytes;
+  Phase const& phase = p.phase[0];
+  int const first_r = phase.first_r, first_s = phase.first_s, step_r = phase.step_r, step_s = phase.step_s;
+  int first, runs, bytes;
+  auto begin = [&](int tile) {
+    p.tiles_n.divide(tile);  // leaves the tile along N
+    first = tile * TN, runs = min((TN + 63) / 64, (p.N - first + 63) / 64);
+    bytes = b_rows ? runs * chunk_size * kLineBytes : min(TN, p.N) * p.line;
+  };
+  copy_listed(p, list, bars.empty_b, p.stages_b, copier, begin, [&](int stage, int chunk, int row, int column) {
+    uint32_t const full = bars.full_b + stage * 8, to = ring + stage * stage_bytes;
+    int const k = chunk * chunk_size, s = first_s + column * step_s, r = first_r + row * step_r;
+    ptx::mbarrier_arrive_expect_tx(full, bytes);
+    if constexpr (b_rows) {
+      for (int run = 0; run < runs; ++run)
+        ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &p.b, full, first + run * 64, s, r, k, 0);
+    } else {
+      ptx::cp_async_bulk_tensor_5d(to, &p.b, full, k, s, r, first, 0);
+    }
+  });
 }
 
 template <class T, int TM, int TN, bool b_rows, bool skips = false, bool turned = false>
@@ -843,6 +915,12 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
     }
     ptx::fence_mbarrier_init();
   }
+  constexpr bool may_list = lists<T, TN> && a_is == A::pixels && !skips;
+  if (may_list && p.listed)
+    for (int i = int(threadIdx.x); i < p.phase[0].steps; i += kThreads) {
+      Step const at(p, p.phase[0], i);
+      tables.steps[i] = uint32_t(at.chunk) | uint32_t(at.tap_h) << 16 | uint32_t(at.tap_w) << 24;
+    }
   __syncthreads();
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
@@ -853,7 +931,13 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
     Barriers const bars(tables);
     int const copier = warp_uniform(int(threadIdx.x) / 32 % 4);
     if (!ptx::elect()) return;
-    if (copier < kCopiers) {
+    if (may_list && p.listed) {
+      if (copier < kCopiers)
+        copy_listed_a<T, TM>(p, ring, bars, tables.steps, copier);
+      else
+        copy_listed_b<T, TN, b_rows>(p, ring, bars, tables.steps, copier - kCopiers);
+      ptx::griddepcontrol_launch_dependents();
+    } else if (copier < kCopiers) {
       copy_a<T, TM, a_is, skips>(p, ring, bars, copier);
       ptx::griddepcontrol_launch_dependents();
     } else {
@@ -1063,6 +1147,9 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     stages_a = q.chunks;
     stages_b = min64((ring - q.chunks * q.a_bytes) / q.b_bytes, kMaxStages);
   }
+  int64_t const listed = q.phase[0].steps;
+  q.listed = lists<T, TN> && !turned && !halo && p.groups == 1 && phases == 1 && q.shares.shared == 0 && !q.keep_b &&
+             listed > 1 && listed <= kListed && stages_a % kCopiers == 0 && stages_b % kCopiers == 0;
   q.stages_a = Divisor(stages_a), q.stages_b = Divisor(stages_b);
   return cudaSuccess;
 }
