@@ -152,7 +152,9 @@ constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
                        size_of(p.dtype);
   double const work = double(each) * double(steps) * step_ns, memory = bytes / 3500;
   double ns = (wgrad ? 4900 : 5700) + (work > memory ? work : memory) + bytes / 12000;
-  if (p.C % 64 != 0 || p.K % 64 != 0) ns *= 1.15;  // lines of memory are shared
+  bool const taps = p.R * p.S > 1, shared = p.C % 64 != 0 || p.K % 64 != 0;
+  if (shared) ns *= taps ? 1.5 : 1.15;  // lines of memory are shared
+  if (wgrad && taps) ns *= each > 1 ? 1.35 : 1.17;
   // Fewer tiles, and more than a round, were slower than other rows.
   if (tiles < 60 || (wgrad && steps < 4) || each > (two ? 2 : 1)) ns *= 1.5;
   return {ns, 1};
