@@ -5,10 +5,10 @@
 //
 // The operands are exchanged as in tma_swap.cuh: an instruction has 64 channels as rows and the tile's 256 pixels as
 // columns. Each of two warpgroups has 64 channels of a block's 128 and takes the phases one after the other, in an
-// order of its own, so that one stores while the other multiplies; where y's channels fill their lines they take turns
-// with their products. Of up to 64 channels each has all, and two of the phases. A slot has the pixels of a row of
-// taps, 64 channels of them, and those of all its columns of taps, as in tma.cuh's halo; it is copied anew when both
-// have taken it for the last time. Filters come by a ring for each warpgroup.
+// order of its own, so that one stores while the other multiplies; in few rounds of tiles, where y's channels fill
+// their lines, they take turns with their products. Of up to 64 channels each has all, and two of the phases. A slot
+// has the pixels of a row of taps, 64 channels of them, and those of all its columns of taps, as in tma.cuh's halo; it
+// is copied anew when both have taken it for the last time. Filters come by a ring for each warpgroup.
 //
 // Tiles of more than 64 channels that are left after whole rounds of the device are taken phase by phase, those of most
 // taps first; after a round of them, blocks take further ones in reverse, so that those with most taps get the fewest
@@ -328,7 +328,7 @@ cudaError_t launch_classes(Problem const& problem, Arguments const& args, cudaSt
       p.order[group][k] = (most ^ rows) * 2 + (wide ^ columns);
       for (int u = 0; u < h.count; ++u) p.taken[group][u] |= (p.r[u][most ^ rows] >= 0) << k;
     }
-  p.step = narrow ? 0 : 64, p.turns = !narrow && problem.K % 64 == 0;
+  p.step = narrow ? 0 : 64;
   int rows = 0;
   for (int shared = 0; shared < 2; ++shared)
     for (int u = 0; u < h.count; ++u)
@@ -352,6 +352,7 @@ cudaError_t launch_classes(Problem const& problem, Arguments const& args, cudaSt
   int sm_count = 0;
   if ((error = count_sms(sm_count)) != cudaSuccess) return error;
   int64_t const tiles_n = ceil_div(problem.C, 128), tiles = ceil_div(p.M, kClassesPixels) * tiles_n;
+  p.turns = !narrow && problem.K % 64 == 0 && (tiles < 3 * sm_count || p.chunks == 1);  // as measured
   p.tiles_n = Divisor(tiles_n), p.whole = int32_t(narrow ? tiles : tiles / sm_count * sm_count);
   p.tiles = Divisor(max64(tiles - p.whole, 1)), p.units = int32_t(p.whole + (tiles - p.whole) * 4);
   return launch_dependent(kernel, dim3(unsigned(min64(p.units, sm_count))), kThreads, S::shared_bytes, stream, p);
