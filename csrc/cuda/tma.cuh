@@ -1223,7 +1223,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   constexpr A a_is = images ? A::lines : A::pixels;
   void (*kernel)(Params) = tma_kernel<T, TM, TN, a_is, op == Op::dgrad>;
   void (*skipping)(Params) = nullptr, (*plain)(Params) = nullptr;
-  if constexpr (variant == Variant::im2col && TN != 64)
+  if constexpr (variant == Variant::im2col && TN != 64 && TN != TM)  // 128x128 gains nothing by it
     plain = tma_kernel<T, TM, TN, a_is, op == Op::dgrad, false, true>;
   if constexpr (images)
     if (problem.y.c != 1) kernel = tma_kernel<T, TM, TN, A::rows, true>;
