@@ -228,9 +228,10 @@ CASES: tuple[Case, ...] = (
     Case("one_channel_1x7_stride2", 2, 1, 4, 8, 3, 1, 7, stride=(1, 2)),
     # strides that do not divide, strides larger than the kernel
     Case("stride2", 2, 16, 11, 12, 16, 3, 3, stride=(2, 2), padding=(1, 1), edge=True),
-    # dgrad keeps the pixels of a tile for all phases of the stride: more than 64 channels.
+    # dgrad keeps the pixels of a tile for all phases of the stride; to up to 64 channels a warpgroup has two of these.
     Case("stride2_136_channels", 3, 136, 17, 20, 72, 3, 3, stride=(2, 2), padding=(1, 1), edge=True),
     Case("stride2_72_channels_5x4", 2, 72, 12, 9, 40, 5, 4, stride=(2, 2), padding=(2, 1, 0, 3), bias=False),
+    Case("stride2_56_channels_4x3", 3, 56, 18, 15, 24, 4, 3, stride=(2, 2), padding=(1, 2, 1, 0), edge=True),
     Case("stride_3x2_uneven", 1, 6, 13, 12, 10, 3, 3, stride=(3, 2)),
     Case("stride_larger_than_kernel", 2, 8, 13, 14, 12, 2, 3, stride=(4, 5), padding=(1, 0), edge=True),
     Case("stride_larger_than_input", 2, 5, 6, 6, 7, 3, 3, stride=(9, 7), padding=(1, 1)),
@@ -545,6 +546,7 @@ CASES: tuple[Case, ...] = (
     # more than two tiles of 256 pixels for each of 132 blocks; then, in dgrad, phases that take turns
     Case("many_tiles", 1, 8, 241, 290, 16, 3, 3, padding=(1, 1)),
     Case("many_tiles_stride2", 1, 8, 521, 522, 8, 3, 3, stride=(2, 2), padding=(1, 1), bias=False),
+    Case("many_tiles_stride2_C40", 5, 40, 261, 260, 16, 3, 3, stride=(2, 2), padding=(1, 1), bias=False),
     # the same with four, and in dgrad three, tiles of 64 filters, whose taps a block keeps
     Case("many_tiles_K200", 3, 16, 64, 48, 200, 3, 3, padding=(1, 1)),
     Case("many_tiles_C136", 4, 136, 64, 48, 16, 3, 3, padding=(1, 1)),

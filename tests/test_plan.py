@@ -1376,6 +1376,24 @@ def test_few_filters_keep_their_pixels_for_all_phases_of_a_stride() -> None:
     for dtype, name in ((torch.float16, "f16"), (torch.bfloat16, "bf16")):
         assert named("dgrad", case, dtype) == f"tma_dgrad_{name}_256x128_halo"
         assert ask("dgrad", case, dtype, "nhwc")[1:3] == [1, 0]
+        narrow = Case("resnet18", 32, 64, 56, 56, 128, 3, 3, stride=(2, 2), padding=(1, 1))
+        assert named("dgrad", narrow, dtype) == f"tma_dgrad_{name}_256x128_halo"
+        few = Case("resnet18, few tiles", 8, 64, 56, 56, 128, 3, 3, stride=(2, 2), padding=(1, 1))
+        assert named("dgrad", few, dtype) == f"tma_dgrad_{name}_256x64_halo"
+
+
+def test_65_to_96_filters_have_a_tile_of_their_own() -> None:
+    case = Case("layer", 32, 96, 56, 56, 96, 3, 3, padding=(1, 1))
+    for op in ("fprop", "dgrad"):
+        assert named(op, case, torch.float16) == f"tma_{op}_f16_256x96_halo"
+
+
+def test_layers_of_several_taps_that_fill_the_device_once_take_large_lean_tiles() -> None:
+    assert named("fprop", Case("resnet50", 32, 256, 14, 14, 256, 3, 3, padding=(1, 1)), torch.float16).endswith("lean")
+    few = Case("resnet50", 32, 512, 7, 7, 512, 3, 3, padding=(1, 1))
+    assert named("wgrad", few, torch.float16) == "tma_wgrad_f16_128x192_lean"
+    many = Case("diffusion", 2, 1280, 16, 16, 1280, 3, 3, padding=(1, 1))
+    assert named("wgrad", many, torch.float16).endswith("im2col")
 
 
 def test_an_incomplete_last_round_of_tiles_is_shared_out() -> None:

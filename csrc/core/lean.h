@@ -118,8 +118,7 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
   int const v = 16 / size_of(p.dtype);
   if (p.groups != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0)
     return false;
-  if (lean_large(row) && (p.R * p.S != 1 || (row.op != Op::wgrad && (row.op == Op::fprop ? p.C : p.K) <= 32)))
-    return false;
+  if (lean_large(row) && row.op != Op::wgrad && (row.op == Op::fprop ? p.C : p.K) <= 32) return false;
   if (row.op == Op::dgrad && (min64(p.stride_h, p.H) > 1 || min64(p.stride_w, p.W) > 1)) return false;
   if (!channel_vectors(p.x, p.x_align, p.C, v, p.dtype) || !channel_vectors(p.w, p.w_align, p.C, v, p.dtype) ||
       !channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
@@ -154,7 +153,7 @@ constexpr Estimate lean_large_planes_estimate(Row const& row, Problem const& p) 
 constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad;
   int64_t const pixels = p.N * (dgrad ? p.H * p.W : p.P() * p.Q());
-  int64_t const steps = ceil_div(wgrad ? pixels : dgrad ? p.K : p.C, 64);
+  int64_t const steps = ceil_div(wgrad ? pixels : dgrad ? p.K : p.C, 64) * (wgrad ? 1 : p.R * p.S);
   int64_t const tiles = lean_tiles(row, p), each = ceil_div(tiles, 132);
   double const area = double(row.tile_m) * row.tile_n;
   bool const two = area <= 128 * 128;  // blocks share an SM
@@ -164,7 +163,9 @@ constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
                        size_of(p.dtype);
   double const work = double(each) * double(steps) * step_ns, memory = bytes / 3500;
   double ns = (wgrad ? 4900 : 5700) + (work > memory ? work : memory) + bytes / 12000;
-  if (p.C % 64 != 0 || p.K % 64 != 0) ns *= 1.15;  // lines of memory are shared
+  bool const taps = p.R * p.S > 1, shared = p.C % 64 != 0 || p.K % 64 != 0;
+  if (shared) ns *= taps ? 1.5 : 1.15;  // lines of memory are shared
+  if (wgrad && taps) ns *= each > 1 ? 1.35 : 1.17;
   // Fewer tiles, and more than a round, were slower than other rows.
   if (tiles < 60 || (wgrad && steps < 4) || each > (two ? 2 : 1)) ns *= 1.5;
   return {ns, 1};

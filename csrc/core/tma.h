@@ -354,6 +354,7 @@ struct TmaTilePixels {
     bool const forward = row.op == Op::fprop;
     if (!tma_swapped(row)) return;
     if (!forward && (phases_of(p.H, p.stride_h) > 1 || phases_of(p.W, p.stride_w) > 1)) return;
+    if (row.dtype != DType::f32 && (p.groups > 1 || tma_stores_singly(row.op, p))) return;  // not plain
     Walk const h = walk_h(row.op, p, 0);
     Walk w = walk_w(row.op, p, 0);
     if (h.taps == 0 || w.taps == 0) return;
@@ -398,6 +399,7 @@ constexpr TmaTile tma_tile(Row const& row) {
   if (row.tile_n == 256) return {5350, 1720, forward ? 1.23 : 1.19, 1};
   if (row.tile_n == 192) return {4160, 1450, forward ? 1.10 : 1.07, 1};
   if (row.tile_n == 160) return {3720, 3340, 1.10, 1};
+  if (row.tile_n == 96) return {4100, 2600, 1, forward ? 1 : 1.06};
   if (row.tile_m == 256 && row.tile_n == 128) return {3580, 1670, forward ? 1.16 : 1.19, forward ? 0.97 : 1.01};
   if (row.tile_m == 256) return {4330, 617, 1.28, forward ? 1.05 : 1.01, halo ? 1 : 0.7};
   if (row.tile_n == 128) return {5960, 768, 1.16, 1};

@@ -13,8 +13,9 @@
 // padded columns, so that the pixels of tap s are those of tap 0 moved by s * dilation, lines of the same stage: one
 // copy of A serves a row of the filter. The padded columns' results are not stored.
 //
-// Filters of few steps stay in shared memory for all tiles of a block. 128x256 has a second kernel, for large
-// dilations, that leaves out rows of taps where all pixels of a tile meet padding.
+// Most problems are plain: for these there are kernels that do nothing else. Filters of few steps stay in shared memory
+// for all tiles of a block. 128x256 has a second kernel, for large dilations, that leaves out rows of taps where all
+// pixels of a tile meet padding.
 //
 // With a split, the tiles after the last whole round are not left to some of the blocks: their steps are shared out
 // evenly, and tma_reduce adds the parts of a tile.
@@ -39,6 +40,7 @@ constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kRunBytes = 64 * kLineBytes;    // 64 k of 64 rows, N-major
 constexpr int kPieceBytes = 16 * kLineBytes;  // of the output: a warp's rows, 128 bytes of columns
 constexpr int kMaxKept = 64;                  // stages of B that stay
+constexpr int kListed = 128;                  // steps that a list has
 constexpr int kReduceThreads = 256;
 constexpr int kReduceSide = 32;  // a block's four sums a thread as a square
 
@@ -47,6 +49,7 @@ struct Tables {
   // Where pixels go that are stored in single elements, or -1; for each warpgroup. Floats need none.
   int64_t out[2][sizeof(T) == 4 ? 1 : 64];
   T bias[2][TN];
+  uint32_t steps[sizeof(T) == 4 || TN == 64 ? 4 : kListed];  // of a tile: chunk, row and column of the tap; if plain
   uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
 };
 
@@ -90,7 +93,7 @@ struct Shape {
   static constexpr int shared_bytes = blocks == 2 ? 111 * 1024 : 227 * 1024 - tables_bytes;
   static constexpr int room = shared_bytes + tables_bytes - (tables_bytes + 1023) / 1024 * 1024;
   static_assert(ring_bytes + 8 * kPieceBytes <= room && ring_beside_pieces + 8 * pieces * kPieceBytes <= room);
-  static_assert(blocks * (shared_bytes + tables_bytes + 1024) <= 228 * 1024);
+  static_assert(blocks * (shared_bytes + tables_bytes + 1024) <= 228 * 1024 && tables_bytes % 16 == 0);
   // 64K registers: three warpgroups of 128 threads in each block; the last only copies.
   static constexpr int copy_regs = blocks == 2 ? 48 : 56, multiply_regs = blocks == 2 ? 96 : 224;
 };
@@ -187,6 +190,7 @@ struct Params {
   Divisor rows_first;  // tiles along M that follow each other; 1: those along N do
   Divisor stages_a, stages_b;
   bool keep_b;                 // all filters stay in the stages of B
+  bool plain;                  // see tma_kernel
   bool keep_a;                 // a block's rows of A, which all its tiles have, stay in the stages of A
   int32_t chunks;              // of the reduction's channels
   int32_t together;            // chunks whose taps are taken together
@@ -233,6 +237,14 @@ struct Unit {
     phase = turn;
     m = cycle * p.turn + index + row;
     count = m < p.phase[turn].tiles ? p.phase[turn].steps : 0;
+  }
+
+  // Of a plain problem.
+  __device__ static Unit whole(Params const& p, int index) {
+    Unit unit;
+    unit.tile = index, unit.phase = unit.group = unit.begin = 0, unit.part = -1, unit.n = index;
+    unit.m = p.tiles_n.divide(unit.n), unit.count = p.phase[0].steps;
+    return unit;
   }
 
   // Leaves out the rows of taps with which all pixels of the tile meet padding; a tile of several images has all. A
@@ -301,6 +313,23 @@ struct Work {
     return true;
   }
 };
+
+// The same of a plain problem: whole tiles, one phase and group.
+struct PlainWork {
+  int32_t tile;
+
+  __device__ explicit PlainWork(Params const&) : tile(int(blockIdx.x)) {}
+  __device__ bool more(Params const& p) const { return tile < p.alone; }
+  template <bool skips = false>
+  __device__ bool take(Params const& p, Unit& unit) {
+    if (tile >= p.alone) return false;
+    unit = Unit::whole(p, tile);
+    tile += int(gridDim.x);
+    return true;
+  }
+};
+template <bool plain>
+using WorkOf = std::conditional_t<plain, PlainWork, Work>;
 
 // The place in a ring `count` stages on.
 __device__ inline Stage skip(Stage at, int count, Divisor const& stages) {
@@ -407,6 +436,71 @@ __device__ void copy_a(Params const& p, uint32_t ring, Barriers const& bars, int
     }
     if (a_is != A::pixels && p.keep_a) return;
   }
+}
+
+// What one of two copying threads does in a plain problem: every other step, from a list, as the stages are even in
+// number. begin(tile), then copy(stage, chunk, row and column of the tap) for each.
+template <class Begin, class Copy>
+__device__ __forceinline__ void copy_listed(Params const& p, uint32_t const* list, uint32_t empty, int stages,
+                                            int copier, Begin begin, Copy copy) {
+  int const steps = p.phase[0].steps;
+  uint32_t parity = 1;  // passes at once on the first trip round the ring
+  int stage = copier, step = copier;
+  for (int tile = int(blockIdx.x); tile < p.alone; tile += int(gridDim.x)) {
+    begin(tile);
+#pragma unroll 1
+    for (; step < steps; step += kCopiers) {
+      uint32_t const of = list[step];
+      ptx::mbarrier_wait(empty + stage * 8, parity);
+      copy(stage, int(of & 0xFFFF), int(of >> 16 & 0xFF), int(of >> 24));
+      if ((stage += kCopiers) >= stages) stage = copier, parity ^= 1;
+    }
+    step -= steps;
+  }
+}
+
+template <class T, int TM>
+__device__ void copy_listed_a(Params const& p, uint32_t ring, Barriers const& bars, uint32_t const* list, int copier) {
+  int const chunk_size = p.line / int(sizeof(T)), bytes = p.a_bytes;
+  Phase const& phase = p.phase[0];
+  int const tap_h = phase.tap_h, tap_w = phase.tap_w;
+  int n, h, w;
+  auto begin = [&](int tile) {
+    int64_t j = int64_t(p.tiles_n.divide(tile)) * TM;
+    int64_t i = phase.columns.divide(j);
+    n = int(phase.rows.divide(i)), h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
+  };
+  copy_listed(p, list, bars.empty_a, p.stages_a, copier, begin, [&](int stage, int chunk, int row, int column) {
+    uint32_t const full = bars.full_a + stage * 8;
+    ptx::mbarrier_arrive_expect_tx(full, bytes);
+    ptx::cp_async_bulk_tensor_im2col(ring + stage * bytes, &p.a[0], full, chunk * chunk_size, w, h, n, column * tap_w,
+                                     row * tap_h);
+  });
+}
+
+template <class T, int TN, bool b_rows>
+__device__ void copy_listed_b(Params const& p, uint32_t ring, Barriers const& bars, uint32_t const* list, int copier) {
+  int const chunk_size = p.line / int(sizeof(T)), stage_bytes = p.b_bytes;
+  ring += p.stages_a * p.a_bytes;
+  Phase const& phase = p.phase[0];
+  int const first_r = phase.first_r, first_s = phase.first_s, step_r = phase.step_r, step_s = phase.step_s;
+  int first, runs, bytes;
+  auto begin = [&](int tile) {
+    p.tiles_n.divide(tile);  // leaves the tile along N
+    first = tile * TN, runs = min((TN + 63) / 64, (p.N - first + 63) / 64);
+    bytes = b_rows ? runs * chunk_size * kLineBytes : min(TN, p.N) * p.line;
+  };
+  copy_listed(p, list, bars.empty_b, p.stages_b, copier, begin, [&](int stage, int chunk, int row, int column) {
+    uint32_t const full = bars.full_b + stage * 8, to = ring + stage * stage_bytes;
+    int const k = chunk * chunk_size, s = first_s + column * step_s, r = first_r + row * step_r;
+    ptx::mbarrier_arrive_expect_tx(full, bytes);
+    if constexpr (b_rows) {
+      for (int run = 0; run < runs; ++run)
+        ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &p.b, full, first + run * 64, s, r, k, 0);
+    } else {
+      ptx::cp_async_bulk_tensor_5d(to, &p.b, full, k, s, r, first, 0);
+    }
+  });
 }
 
 template <class T, int TM, int TN, bool b_rows, bool skips = false, bool turned = false>
@@ -625,7 +719,7 @@ __device__ void store_by_engine(Params const& p, Unit const& unit, int64_t m, fl
 // Stores a warpgroup's 64 x TN accumulators from row `first` of the tile on. A thread has those of rows lane / 4 and
 // lane / 4 + 8 of its warp's 16, columns 8 j + 2 (lane % 4) + {0, 1}. Pieces of a warp's rows and 128 bytes of columns
 // pass through shared memory, so that eight lanes store the line of a pixel. Warps do not wait for each other.
-template <class T, int TM, int TN, bool turned>
+template <class T, int TM, int TN, bool turned, bool plain = false>
 __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)[TN / 2], Tables<T, TN>& tables,
                       uint32_t staging) {
   using S = Shape<T, TM, TN, turned>;
@@ -643,7 +737,7 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
       acc[j * 4 + 2] += low, acc[j * 4 + 3] += high;
     }
   }
-  if (p.row_bias != nullptr) {
+  if (turned && p.row_bias != nullptr) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int64_t const row = m + lane / 4 + half * 8;
@@ -653,7 +747,7 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
       for (int j = 0; j < TN / 8; ++j) acc[j * 4 + half * 2] += bias, acc[j * 4 + half * 2 + 1] += bias;
     }
   }
-  if constexpr (sizeof(T) == 2)
+  if constexpr (sizeof(T) == 2 && !plain)
     if (p.singly) {
       ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets have been read
       if (lane < 16) tables.out[group][warp * 16 + lane] = out_of(p, p.phase[unit.phase], m + lane);
@@ -705,7 +799,7 @@ __device__ __forceinline__ void with_constant(int count, Run const& run) {
     run(std::integral_constant<int, 1>());
 }
 
-template <class T, int TM, int TN, A a_is, bool b_rows, bool skips>
+template <class T, int TM, int TN, A a_is, bool b_rows, bool skips, bool plain = false>
 __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   constexpr bool a_rows = a_is == A::rows, turned = a_is != A::pixels;
   using S = Shape<T, TM, TN, turned>;
@@ -725,10 +819,10 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
     if (lane == 0 && stage_a >= 0) ptx::mbarrier_arrive(bars.empty_a + stage_a * 8);
     if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(bars.empty_b + stage_b * 8);
   };
-  Work work(p);
+  WorkOf<plain> work(p);
   Unit unit, next;
   auto take = [&] {
-    bool const more = work.take<skips>(p, next);
+    bool const more = work.template take<skips>(p, next);
     if constexpr (skips)  // or the compiler takes them for different in each lane
       next.begin = warp_uniform(next.begin), next.count = warp_uniform(next.count),
       next.copies = warp_uniform(next.copies);
@@ -759,8 +853,8 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
         if (n < TN && at < p.N)
           bias[i / kWarpgroup] = static_cast<T const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride];
       }
-    if (p.keep_b) b = {};
-    Step at(p, phase, unit.begin, skips ? unit.copies : phase.copies);
+    if (!plain && p.keep_b) b = {};
+    Step at(p, phase, plain ? 0 : unit.begin, skips ? unit.copies : phase.copies);
     // A turn begins when the other has seen its last stage arrive, as in tma_swap.cuh.
     if (S::turns && !first) ptx::bar_sync(3 + group, 2 * kWarpgroup);
     for (int step = 0; step < unit.count; ++step, at.advance()) {
@@ -789,7 +883,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
         for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
         release(before_a, before_b);  // the step before has been read
         before_a = t == taps - 1 ? a.index : -1;
-        before_b = p.keep_b ? -1 : b.index;
+        before_b = !plain && p.keep_b ? -1 : b.index;
         b.advance(p.stages_b);
       }
       a.advance(p.stages_a);
@@ -800,7 +894,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
     }
     // Worked out while the last multiplications are under way; this one anew, rather than kept in registers until now.
     more = take();
-    Unit const done(p, unit.tile);
+    Unit const done = plain ? Unit::whole(p, unit.tile) : Unit(p, unit.tile);
     ptx::wgmma_wait_group<0>();
 #pragma unroll
     for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
@@ -814,20 +908,22 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
       }
       ptx::bar_sync(1 + group, kWarpgroup);
     }
-    if (unit.part >= 0) {
+    if (!plain && unit.part >= 0) {
 #pragma unroll
       for (int h = 0; h < halves; ++h) store_part<TM, TN>(p, unit.part, my_rows + h * 64, acc[h]);
       continue;
     }
 #pragma unroll
-    for (int h = 0; h < halves; ++h) store<T, TM, TN, turned>(p, done, my_rows + h * 64, acc[h], tables, staging);
+    for (int h = 0; h < halves; ++h)
+      store<T, TM, TN, turned, plain>(p, done, my_rows + h * 64, acc[h], tables, staging);
   }
   if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
 // b_rows: B's columns are contiguous in memory, not its k. skips: rows of taps where all of a tile's pixels meet
-// padding.
-template <class T, int TM, int TN, A a_is, bool b_rows, bool skips = false>
+// padding. plain: of a problem of whole tiles, one phase and group, whose results are vectors and whose filters do not
+// stay. Such a kernel has half of the code, which memory brings where other kernels ran before.
+template <class T, int TM, int TN, A a_is, bool b_rows, bool skips = false, bool plain = false>
 __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel(__grid_constant__ Params const p) {
   using S = Shape<T, TM, TN, a_is != A::pixels>;
   extern __shared__ uint8_t dynamic[];
@@ -843,19 +939,29 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
     }
     ptx::fence_mbarrier_init();
   }
+  if constexpr (plain)
+    for (int i = int(threadIdx.x); i < p.phase[0].steps; i += kThreads) {
+      Step const at(p, p.phase[0], i);
+      tables.steps[i] = uint32_t(at.chunk) | uint32_t(at.tap_h) << 16 | uint32_t(at.tap_w) << 24;
+    }
   __syncthreads();
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    multiply<T, TM, TN, a_is, b_rows, skips>(p, ring, tables);
+    multiply<T, TM, TN, a_is, b_rows, skips, plain>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     Barriers const bars(tables);
     int const copier = warp_uniform(int(threadIdx.x) / 32 % 4);
     if (!ptx::elect()) return;
     if (copier < kCopiers) {
-      copy_a<T, TM, a_is, skips>(p, ring, bars, copier);
+      if constexpr (plain)
+        copy_listed_a<T, TM>(p, ring, bars, tables.steps, copier);
+      else
+        copy_a<T, TM, a_is, skips>(p, ring, bars, copier);
       ptx::griddepcontrol_launch_dependents();
+    } else if constexpr (plain) {
+      copy_listed_b<T, TN, b_rows>(p, ring, bars, tables.steps, copier - kCopiers);
     } else {
       copy_b<T, TM, TN, b_rows, skips, a_is != A::pixels>(p, ring, bars, copier - kCopiers);
     }
@@ -1063,6 +1169,10 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     stages_a = q.chunks;
     stages_b = min64((ring - q.chunks * q.a_bytes) / q.b_bytes, kMaxStages);
   }
+  int64_t const listed = q.phase[0].steps;
+  bool const lists =
+      !halo && !q.keep_b && listed > 1 && listed <= kListed && stages_a % kCopiers == 0 && stages_b % kCopiers == 0;
+  q.plain = !turned && p.groups == 1 && phases == 1 && q.shares.shared == 0 && !q.singly && (S::keeps_b || lists);
   q.stages_a = Divisor(stages_a), q.stages_b = Divisor(stages_b);
   return cudaSuccess;
 }
@@ -1073,17 +1183,21 @@ inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int ea
   return launch_spread(kernel, grid, kReduceThreads, kReduceSide * (kReduceSide + 1) * 4, stream, p);
 }
 
-// S: the shape of `kernel`'s blocks. skipping: leaves out rows of taps; filters that stay are those of all taps.
+// S: the shape of `kernel`'s blocks. skipping: leaves out rows of taps; filters that stay are those of all taps. plain:
+// for plain problems.
 template <class S, Op op, DType dtype, int TM, int TN>
 cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan const& plan, Arguments const& args,
-                          cudaStream_t stream, void (*skipping)(Params) = nullptr) {
+                          cudaStream_t stream, void (*skipping)(Params) = nullptr, void (*plain)(Params) = nullptr) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool b_rows = op == Op::dgrad;  // B is N-major
   Params p{};
   int64_t blocks = 0;
   cudaError_t error = params_of<S, T, TM, TN>(p, blocks, op, problem, row_of(plan), plan, args);
   if (error != cudaSuccess) return error;
-  if (skipping != nullptr && !p.keep_b) kernel = skipping;
+  if (skipping != nullptr && !p.keep_b)
+    kernel = skipping;
+  else if (plain != nullptr && p.plain)
+    kernel = plain;
   int const chunk = p.line / int(sizeof(T)), columns = S::columns(p.N);
   error = encode_filters(p.b, args.b, problem, b_rows ? columns : chunk, b_rows ? chunk : int(min64(TN, p.N)));
   if (error != cudaSuccess) return error;
@@ -1108,12 +1222,15 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   constexpr bool images = variant == Variant::pointwise;  // are the groups
   constexpr A a_is = images ? A::lines : A::pixels;
   void (*kernel)(Params) = tma_kernel<T, TM, TN, a_is, op == Op::dgrad>;
-  void (*skipping)(Params) = nullptr;
+  void (*skipping)(Params) = nullptr, (*plain)(Params) = nullptr;
+  if constexpr (variant == Variant::im2col && TN != 64 && TN != TM)  // 128x128 gains nothing by it
+    plain = tma_kernel<T, TM, TN, a_is, op == Op::dgrad, false, true>;
   if constexpr (images)
     if (problem.y.c != 1) kernel = tma_kernel<T, TM, TN, A::rows, true>;
   if constexpr (tma_skips_padding(TM, TN, variant))
     if (tma_steps_left(row_of(plan), op, problem) < 1) skipping = tma_kernel<T, TM, TN, a_is, op == Op::dgrad, true>;
-  return launch_kernel<Shape<T, TM, TN, images>, op, dtype, TM, TN>(kernel, problem, plan, args, stream, skipping);
+  return launch_kernel<Shape<T, TM, TN, images>, op, dtype, TM, TN>(kernel, problem, plan, args, stream, skipping,
+                                                                    plain);
 }
 
 }  // namespace conv2d_ext::tma

@@ -5,12 +5,14 @@
 //
 // The operands are exchanged as in tma_swap.cuh: an instruction has 64 channels as rows and the tile's 256 pixels as
 // columns. Each of two warpgroups has 64 channels of a block's 128 and takes the phases one after the other, in an
-// order of its own, so that one stores while the other multiplies; nothing but y's slots keeps them together. A slot
+// order of its own, so that one stores while the other multiplies; in few rounds of tiles, where y's channels fill
+// their lines, they take turns with their products. Of up to 64 channels each has all, and two of the phases. A slot
 // has the pixels of a row of taps, 64 channels of them, and those of all its columns of taps, as in tma.cuh's halo; it
 // is copied anew when both have taken it for the last time. Filters come by a ring for each warpgroup.
 //
-// Tiles that are left after whole rounds of the device are taken phase by phase, those of most taps first; after a
-// round of them, blocks take further ones in reverse, so that those with most taps get the fewest beside them.
+// Tiles of more than 64 channels that are left after whole rounds of the device are taken phase by phase, those of most
+// taps first; after a round of them, blocks take further ones in reverse, so that those with most taps get the fewest
+// beside them.
 #pragma once
 
 #include "../core/tma_classes.h"
@@ -39,9 +41,12 @@ struct ClassesParams {
   int32_t taps_h, taps_w;                            // u, v
   int32_t r[kMaxPhaseTaps][2], s[kMaxPhaseTaps][2];  // of a phase, -1: it does not have the tap
   int32_t rows_of[kMaxPhaseTaps];                    // u, in the order in which they are taken
-  int32_t order[2][4];                               // phases 2 a + b, for each warpgroup
+  int32_t phases;                                    // of a warpgroup
+  int32_t order[2][4];                               // 2 a + b, for each warpgroup
   int32_t taken[2][kMaxPhaseTaps];                   // by which of these, as bits
   int32_t chunks, last, stages;
+  int32_t step;  // channels from a warpgroup's to the other's: 64, or 0
+  bool turns;
   int64_t out_n, out_h, out_w;
   void* out;
 };
@@ -69,7 +74,7 @@ struct ClassesUnit {
   __device__ int turns(ClassesParams const& p, int group) const {
     int bits = 0;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) bits |= (phases >> p.order[group][k] & 1) << k;
+    for (int k = 0; k < 4; ++k) bits |= int(k < p.phases && (phases >> p.order[group][k] & 1)) << k;
     return bits;
   }
 };
@@ -111,7 +116,7 @@ __device__ inline void classes_copy_b(ClassesParams const& p, uint32_t ring, Cla
     int const index = classes_index(p, first);
     if (index >= p.units) break;
     ClassesUnit const unit(p, index);
-    int const turns = unit.turns(p, group), c = unit.n * 128 + group * 64;
+    int const turns = unit.turns(p, group), c = (unit.n * 2 + group) * p.step;
     for (int k = 0; k < 4; ++k) {
       if (!(turns >> k & 1)) continue;
       int const phase = p.order[group][k];
@@ -185,6 +190,7 @@ __device__ void classes_multiply(ClassesParams const& p, uint32_t ring, uint32_t
   int64_t* const to = tables.out[group];
   uint32_t parity = 0;  // of the slots
   Stage b;
+  bool first_turn = group == 0;
   float acc[kClassesPixels / 2];
   auto release = [&](int slot, int stage) {  // -1: none
     if (lane == 0 && slot >= 0) ptx::mbarrier_arrive(empty_a + slot * 8);
@@ -213,6 +219,8 @@ __device__ void classes_multiply(ClassesParams const& p, uint32_t ring, uint32_t
 #pragma unroll
       for (int i = 0; i < kClassesPixels / 2; ++i) acc[i] = 0;
       int before_a = -1, before_b = -1;  // what the multiplications that are under way read
+      if (p.turns && !first_turn) ptx::bar_sync(3 + group, 2 * kWarpgroup);
+      first_turn = false;
       for (int row = 0; row < p.taps_h; ++row) {
         int const u = p.rows_of[row];
         if (p.r[u][phase / 2] < 0) continue;
@@ -244,10 +252,13 @@ __device__ void classes_multiply(ClassesParams const& p, uint32_t ring, uint32_t
           if (is_last) before_a = slot;
         }
       }
+      // Nobody waits for the last turn of the second.
+      bool const more = turns >> (k + 1) != 0 || classes_index(p, first + int(gridDim.x)) < p.units;
+      if (p.turns && (group == 0 || more)) ptx::bar_arrive(4 - group, 2 * kWarpgroup);
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_fence_operand(acc);
       release(before_a, before_b);
-      classes_store<T>(p, unit.n * 128 + group * 64, phase, acc, to, staging);
+      classes_store<T>(p, (unit.n * 2 + group) * p.step, phase, acc, to, staging);
     }
     for (int u = 0; u < p.taps_h; ++u)
       if (p.taken[group][u] & turns) parity ^= ((1u << p.chunks) - 1) << (u * p.chunks);
@@ -306,15 +317,18 @@ cudaError_t launch_classes(Problem const& problem, Arguments const& args, cudaSt
     for (int i = 0; i < v.count; ++i) p.s[i][phase] = int32_t(v.tap(i, phase));
   }
   // The phases with more rows of taps come first, and the rows of taps that these alone have, so that their slots are
-  // free early.
+  // free early. Warpgroups that share phases have those of most and of fewest taps, and the two others: either all
+  // rows.
   int const most = h.phase[1].taps >= h.phase[0].taps, wide = v.phase[1].taps >= v.phase[0].taps;
-  int const orders[2][4] = {{most * 2 + wide, most * 2 + 1 - wide, (1 - most) * 2 + wide, (1 - most) * 2 + 1 - wide},
-                            {most * 2 + 1 - wide, most * 2 + wide, (1 - most) * 2 + 1 - wide, (1 - most) * 2 + wide}};
+  bool const narrow = classes_narrow(problem);
+  p.phases = narrow ? 2 : 4;
   for (int group = 0; group < 2; ++group)
-    for (int k = 0; k < 4; ++k) {
-      p.order[group][k] = orders[group][k];
-      for (int u = 0; u < h.count; ++u) p.taken[group][u] |= (p.r[u][orders[group][k] / 2] >= 0) << k;
+    for (int k = 0; k < p.phases; ++k) {
+      int const rows = narrow ? k : k / 2, columns = narrow ? group ^ k : group ^ k % 2;
+      p.order[group][k] = (most ^ rows) * 2 + (wide ^ columns);
+      for (int u = 0; u < h.count; ++u) p.taken[group][u] |= (p.r[u][most ^ rows] >= 0) << k;
     }
+  p.step = narrow ? 0 : 64;
   int rows = 0;
   for (int shared = 0; shared < 2; ++shared)
     for (int u = 0; u < h.count; ++u)
@@ -338,7 +352,8 @@ cudaError_t launch_classes(Problem const& problem, Arguments const& args, cudaSt
   int sm_count = 0;
   if ((error = count_sms(sm_count)) != cudaSuccess) return error;
   int64_t const tiles_n = ceil_div(problem.C, 128), tiles = ceil_div(p.M, kClassesPixels) * tiles_n;
-  p.tiles_n = Divisor(tiles_n), p.whole = int32_t(tiles / sm_count * sm_count);
+  p.turns = !narrow && problem.K % 64 == 0 && (tiles < 3 * sm_count || p.chunks == 1);  // as measured
+  p.tiles_n = Divisor(tiles_n), p.whole = int32_t(narrow ? tiles : tiles / sm_count * sm_count);
   p.tiles = Divisor(max64(tiles - p.whole, 1)), p.units = int32_t(p.whole + (tiles - p.whole) * 4);
   return launch_dependent(kernel, dim3(unsigned(min64(p.units, sm_count))), kThreads, S::shared_bytes, stream, p);
 }

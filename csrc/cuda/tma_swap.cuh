@@ -15,8 +15,8 @@
 //
 // Variant halo: the zeros behind a row of pixels are those before the next row, where both are as many.
 //
-// Tiles have 256, 248 or 232 pixels, a kernel each; the fewest that do as many rounds of the device. Shared tiles (a
-// split) and those of phases have 256.
+// Tiles have 256, 248 or 232 pixels, a kernel each; the fewest that do as many rounds of the device. Of 16-bit types
+// those are of plain problems (see tma_kernel in tma.cuh); shared tiles (a split) and those of phases have 256.
 #pragma once
 
 #include "tma.cuh"
@@ -77,11 +77,11 @@ __device__ inline int stages_of_b(Phase const& phase, int steps) {
   return rows * phase.taps + copies * phase.taps_a - max(copies - phase.full_copies, 0);
 }
 
-template <class T, int TM>
+template <class T, int TM, bool plain>
 __device__ void swap_copy_a(Params const& p, uint32_t ring, SwapTables& tables) {
   int const chunk_size = p.line / int(sizeof(T));
   Stage a;
-  Work work(p);
+  WorkOf<plain> work(p);
   for (Unit unit; work.take(p, unit);) {
     if (unit.count == 0) continue;
     Phase const& phase = p.phase[unit.phase];
@@ -90,7 +90,7 @@ __device__ void swap_copy_a(Params const& p, uint32_t ring, SwapTables& tables) 
     int64_t i = phase.columns.divide(j);
     int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
-    SwapStep at(p, phase, unit.begin);
+    SwapStep at(p, phase, plain ? 0 : unit.begin);
     for (int step = 0; step < unit.count; ++step, at.advance(p, phase.taps_w), a.advance(p.stages_a)) {
       uint64_t* const bar = &tables.full_a[a.index];
       ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
@@ -101,14 +101,14 @@ __device__ void swap_copy_a(Params const& p, uint32_t ring, SwapTables& tables) 
   }
 }
 
-template <class T, bool b_rows>
+template <class T, bool b_rows, bool plain>
 __device__ void swap_copy_b(Params const& p, uint32_t ring, SwapTables& tables) {
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   int const chunk_size = p.line / int(sizeof(T));
   int const bytes_b = b_rows ? chunk_size * 2 * SwapShape::columns(p.N) : min(SwapShape::TN, p.N) * p.line;
   uint32_t kept = 0;  // phases whose filters have been copied
   Stage b;
-  Work work(p);
+  WorkOf<plain> work(p);
   for (Unit unit; work.take(p, unit);) {
     int const index = unit.phase;
     Phase const& phase = p.phase[index];
@@ -118,7 +118,7 @@ __device__ void swap_copy_b(Params const& p, uint32_t ring, SwapTables& tables) 
       kept |= 1u << index;
       b.index = phase.first_b;
     }
-    SwapStep at(p, phase, unit.begin);
+    SwapStep at(p, phase, plain ? 0 : unit.begin);
     for (int step = 0; step < unit.count; ++step, at.advance(p, phase.taps_w)) {
       int const r = phase.first_r + at.tap_h * phase.step_r, taps = phase.taps_a - (at.copy >= phase.full_copies);
       for (int t = 0; t < taps; ++t) {
@@ -223,12 +223,12 @@ __device__ void swap_store_floats(Params const& p, Unit const& unit, float (&acc
 // Stores a warpgroup's accumulators: 64 filters by the TM pixels whose offsets are `to`. A thread has those of filters
 // lane / 4 and lane / 4 + 8 of its warp's 16, pixels 8 j + 2 (lane % 4) + {0, 1}. Pieces of 64 pixels pass through
 // shared memory, transposed, so that eight lanes store the line of a pixel.
-template <class T, int TM>
+template <class T, int TM, bool plain>
 __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[TM / 2], int64_t const* to,
                            uint32_t staging) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   int const thread = int(threadIdx.x) % kWarpgroup;
-  if (SwapTile<TM>::splits && unit.part >= 0) {
+  if (!plain && SwapTile<TM>::splits && unit.part >= 0) {
     float* const partial = static_cast<float*>(p.workspace) + int64_t(unit.part) * (SwapShape::TM * SwapShape::TN) +
                            lane % 4 * 2 * SwapShape::TN + warp * 16 + lane / 4;
 #pragma unroll
@@ -248,7 +248,7 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[TM / 
     swap_store_floats<TM>(p, unit, acc, to, bias, staging);
     return;
   } else {
-    if (p.singly) {  // a warp's 16 filters as lines of pixels
+    if (!plain && p.singly) {  // a warp's 16 filters as lines of pixels
       ptx::bar_sync(1 + group, kWarpgroup);
 #pragma unroll
       for (int piece = 0; piece < (TM + 63) / 64; ++piece) {
@@ -300,7 +300,7 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[TM / 
 
 // The instructions between two taps of 32 channels take as long as their multiplication. So what they need is in
 // registers: addresses and descriptors in units of 16 bytes, and the fields of the phase.
-template <class T, bool b_rows, int TM>
+template <class T, bool b_rows, int TM, bool plain>
 __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables) {
   // 32 columns are read twice; the second time for sums that are not stored.
   int const line_b = b_rows ? 2 * SwapShape::columns(p.N) : p.line;
@@ -320,7 +320,7 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
     if (lane == 0 && stage_a >= 0) ptx::mbarrier_arrive(&tables.empty_a[stage_a]);
     if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(&tables.empty_b[stage_b]);
   };
-  Work work(p);
+  WorkOf<plain> work(p);
   Unit unit;
   bool first = true;
   for (bool mine = group == 0; work.take(p, unit); mine = !mine, first = false) {
@@ -352,7 +352,7 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
     int before_a = -1, before_b = -1;  // stages of the multiplications that are under way
     int const taps_w = phase.taps_w, taps_a = phase.taps_a, full_copies = phase.full_copies;
     uint32_t const shift = uint32_t(phase.shift * p.line) / 16, ring_b = ring_a + uint32_t(p.stages_a * p.a_bytes) / 16;
-    SwapStep at(p, phase, unit.count == 0 ? 0 : unit.begin);
+    SwapStep at(p, phase, plain || unit.count == 0 ? 0 : unit.begin);
     for (int step = 0; step < unit.count; ++step, at.advance(p, taps_w)) {
       int const instructions = at.chunk == p.chunks - 1 ? p.last : 4, taps = taps_a - (at.copy >= full_copies);
       ptx::mbarrier_wait(full_a + a.index * 8, a.parity);
@@ -412,12 +412,12 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
     ptx::wgmma_fence_operand(acc);
     release(before_a, before_b);
     ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
-    swap_store<T, TM>(p, unit, acc, to, staging);
+    swap_store<T, TM, plain>(p, unit, acc, to, staging);
   }
 }
 
 // b_rows: B's columns are contiguous in memory, not its k.
-template <class T, bool b_rows, int TM = 256>
+template <class T, bool b_rows, int TM = 256, bool plain = false>
 __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__ Params const p) {
   extern __shared__ uint8_t dynamic[];
   __shared__ SwapTables tables;
@@ -437,15 +437,15 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<SwapShape::multiply_regs>();
-    swap_multiply<T, b_rows, TM>(p, ring, tables);
+    swap_multiply<T, b_rows, TM, plain>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<SwapShape::copy_regs>();
     int const warp = warp_uniform(int(threadIdx.x) / 32 % 4);
     if (warp == 0 && ptx::elect()) {
-      swap_copy_a<T, TM>(p, ring, tables);
+      swap_copy_a<T, TM, plain>(p, ring, tables);
       ptx::griddepcontrol_launch_dependents();
     } else if (warp == 1 && ptx::elect()) {
-      swap_copy_b<T, b_rows>(p, ring, tables);
+      swap_copy_b<T, b_rows, plain>(p, ring, tables);
     }
   }
 }
@@ -455,8 +455,10 @@ cudaError_t launch_swapped(Problem const& problem, Plan const& plan, Arguments c
   using T = typename TypeOf<dtype>::type;
   auto launch = [&](auto pixels) {
     constexpr int TM = decltype(pixels)::value, TN = SwapShape::TN;
-    return launch_kernel<SwapTile<TM>, op, dtype, TM, TN>(tma_swap_kernel<T, op == Op::dgrad, TM>, problem, plan, args,
-                                                          stream);
+    auto const plain = tma_swap_kernel<T, op == Op::dgrad, TM, true>;
+    auto kernel = plain;  // tiles of fewer pixels are of plain problems alone
+    if constexpr (TM == SwapShape::TM) kernel = tma_swap_kernel<T, op == Op::dgrad>;
+    return launch_kernel<SwapTile<TM>, op, dtype, TM, TN>(kernel, problem, plan, args, stream, nullptr, plain);
   };
   switch (tma_tile_pixels(row_of(plan), problem, plan.split_k)) {
     case 232:
