@@ -144,8 +144,9 @@ constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int str
 
 // 5x5 with stride 2 in float32, as measured: whole rows of some images, slices of 32 or 48 channels, of dgrad of wide
 // rows 24 by seven strips; one block an SM, or two. dgrad of rows of more than 16 columns walks in turns of 14 rows.
-constexpr bool column_fives(Problem const& p, int R, int stride) {
-  return R == 5 && stride == 2 && p.dtype == DType::f32;
+constexpr bool column_fives(Op op, Problem const& p, int R, int stride) {
+  int64_t const strips = ceil_div(p.W + p.pad_left % 2, column_width(op, 5, 2));  // dgrad: of seven, if they are many
+  return R == 5 && stride == 2 && p.dtype == DType::f32 && (op != Op::dgrad || strips <= 7 || strips % 7 == 0);
 }
 constexpr void take_fives(ColumnTile& t, Op op, Problem const& p, int64_t all) {
   bool const backward = op == Op::dgrad, pieces = backward && all > 7;
@@ -223,7 +224,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   bool const measured = column_as_measured(op, p, R, stride) && take_measured(taken, op, p, R, all, d);
   bool const in_turns = !measured && take_turns(taken, op, p, R, stride, all, d);
   if (measured || in_turns) t = taken;
-  bool const few_blocks = take_few_blocks(t, op, p, R, stride, all, d), fives = column_fives(p, R, stride);
+  bool const few_blocks = take_few_blocks(t, op, p, R, stride, all, d), fives = column_fives(op, p, R, stride);
   if (fives) take_fives(t, op, p, all);
   t.slices = ceil_div(p.C, t.channels), t.tiles_w = ceil_div(all, t.strips), t.image_units = ceil_div(p.N, t.images);
   int64_t const pixel = int64_t(t.channels) * size * t.images, warps = t.warps(vector);
@@ -324,7 +325,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
-  if (column_fives(p, R, stride)) return t.ns;
+  if (column_fives(op, p, R, stride)) return t.ns;
   bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8, sums = op == Op::wgrad;
   double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : !sums ? 0.93 : R == 11 || p.Q() <= 8 ? 0.71 : 0.6;
   double const five = t.strips > 4 ? 0.6 : sums ? 0.86 : 0.85;
@@ -388,8 +389,12 @@ constexpr Estimate column_estimate(Row const& row, Op op, Problem const& p, Devi
   double const walk_ns = !column_walks(row, op, p) ? 0 : walk_tile(op, p, row.tile_m, row.tile_k, d).ns;
   if (!column_copies(op, p)) return {walk_ns, 1};
   ColumnTile const t = column_tile(op, p, row.tile_m, row.tile_k, d);
-  double const ns = column_ns(op, p, t, row.tile_m, row.tile_k);
-  return {walk_ns != 0 && walk_ns < ns ? walk_ns : ns, op == Op::wgrad ? int(t.shares) : 1};
+  double const column = column_ns(op, p, t, row.tile_m, row.tile_k);
+  double const ns = walk_ns != 0 && walk_ns < column ? walk_ns : column;
+  // As measured, 16 bits: walks over pixels of 32 or 48 bytes.
+  bool const narrow =
+      row.tile_m == 3 && row.tile_k == 1 && op != Op::wgrad && p.dtype != DType::f32 && p.C > 8 && p.C <= 24;
+  return {narrow && 0.75 * ns > 7300 ? 1.75 * ns - 7300 : ns, op == Op::wgrad ? int(t.shares) : 1};
 }
 
 constexpr bool column_supports(Row const& row, Op op, Problem const& p) {
