@@ -378,6 +378,11 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_5x5_pairs", 70, 328, 14, 15, 328, 5, 5, padding=(2, 1), groups=328),
     # 8 channels a warp
     Case("depthwise_3x3_octets", 3, 72, 15, 30, 72, 3, 3, padding=(1, 2), groups=72, edge=True),
+    # column.cuh: an image of the same size by the phases of its dilation
+    Case("depthwise_5x5_phases", 2, 24, 17, 22, 24, 5, 5, padding=(4, 6), dilation=(2, 3), groups=24, edge=True),
+    # depthwise_near.cuh: filters of a channel in a word, and in neighbouring lanes
+    Case("depthwise_7x7_stride2_multiplier2", 3, 24, 17, 15, 48, 7, 7, (2, 2), (3, 3), groups=24, edge=True),
+    Case("depthwise_3x3_multiplier8", 2, 12, 9, 11, 96, 3, 3, padding=(1, 0), groups=12, edge=True),
     Case("depthwise_7x7_dilated", 3, 8, 33, 31, 8, 7, 7, padding=(9, 6), dilation=(3, 2), groups=8),
     Case("depthwise_5x11_stride2_dilated", 1, 16, 40, 50, 16, 5, 11, (2, 3), (3, 1, 8, 9), (3, 2), 16),
     # strip.cuh: neighbouring threads with images, with 8 rows; parts of a filter with a stride, classes of a dilation
@@ -389,6 +394,7 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_13x15_tiles", 1, 5, 70, 75, 5, 13, 15, padding=(6, 7), groups=5),
     Case("depthwise_9x9_images", 9, 6, 14, 13, 6, 9, 9, padding=(1, 4, 8, 3), groups=6, edge=True),
     Case("depthwise_11x11_columns", 2, 12, 17, 33, 12, 11, 11, padding=(5, 5), groups=12, edge=True),
+    Case("depthwise_7x7_four_channels", 2, 4, 15, 197, 4, 7, 7, padding=(5, 1), groups=4),
     Case("depthwise_13x13_columns", 3, 8, 15, 20, 8, 13, 13, padding=(6, 3), groups=8, edge=True),
     # band_split.cuh: tiles of columns, tiles of rows and channels beyond the last
     Case("depthwise_17x9_columns", 1, 6, 30, 141, 6, 17, 9, padding=(9, 4), groups=6),

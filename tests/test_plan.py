@@ -206,16 +206,27 @@ def test_depthwise_channels_that_fill_no_vectors_keep_a_fast_row_in_channels_las
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_dilated_depthwise_layers_and_dgrad_of_multipliers_take_the_row_for_any_filter(op: str) -> None:
-    for multiplier, dilation, dtype in ((2, 1, torch.float16), (2, 2, torch.float16), (1, 2, torch.float32)):
-        if dilation == 1 and op != "dgrad":
-            continue
-        case = Case(
-            "any", 64, 96, 56, 56, 96 * multiplier, 3, 3, (1, 1), (dilation, dilation), (dilation, dilation), 96
-        )
+def test_dilated_depthwise_layers_take_columns_of_few_phases_or_the_row_for_any_filter(op: str) -> None:
+    for multiplier, dilation, dtype in ((1, 2, torch.float32), (2, 2, torch.float16), (1, 5, torch.float32)):
+        pad = (dilation, dilation)
+        case = Case("any", 64, 96, 56, 56, 96 * multiplier, 3, 3, (1, 1), pad, pad, 96)
         name = ROWS[ask(op, case, dtype, "nhwc")[0]]
-        ends = ("_0x0_nhwc", "_0x4_nhwc") if op == "wgrad" else "_0x0_nhwc"
-        assert name.startswith(f"depthwise_{op}_") and name.endswith(ends), name
+        if dilation == 2 and (multiplier == 1 or op == "fprop"):
+            assert name.startswith(f"column_{op}_") and name.endswith("_3x3_nhwc"), name
+        else:
+            ends = ("_0x0_nhwc", "_0x4_nhwc") if op == "wgrad" else "_0x0_nhwc"
+            assert name.startswith(f"depthwise_{op}_") and name.endswith(ends), name
+        if dilation == 2:  # of a size of its own, or with other padding, an image is not made of its phases
+            for other in ((3, 2), (1, 2)):
+                odd = dataclasses.replace(case, padding=other)
+                assert not ROWS[ask(op, odd, dtype, "nhwc")[0]].startswith("column"), other
+
+
+def test_dgrad_of_depthwise_multipliers_that_are_powers_of_two_adds_them_up_in_a_warp() -> None:
+    for multiplier, end in ((2, "_0x2_nhwc"), (8, "_0x2_nhwc"), (32, "_0x2_nhwc"), (3, "_0x0_nhwc")):
+        case = Case("multiplier", 8, 96, 28, 28, 96 * multiplier, 3, 3, (2, 2), (1, 1), groups=96)
+        for dtype in (torch.float16, torch.float32):
+            assert ROWS[ask("dgrad", case, dtype, "nhwc")[0]].endswith(end), (multiplier, dtype)
 
 
 @pytest.mark.parametrize("op", OPS)

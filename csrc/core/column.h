@@ -83,9 +83,9 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
   t.resident = int(min64(65536 / 32 / column_registers(R, 1) / (t.warps(vector) + 1), 16));
   int64_t const H = op == Op::dgrad ? p.H : p.P(), slices = ceil_div(p.C, t.channels);
-  if (sums && R == 7 && tiles == 1) {  // a block an SM, where nearly all SMs and lanes have work
+  if (sums && R == 7 && tiles == 1 && t.channels == 16) {  // a block an SM, where nearly all SMs and lanes have work
     int64_t const images = 24 / t.strips, blocks = d.sm_count / slices * slices;
-    if (20 * blocks >= 19 * d.sm_count && 19 * ceil_div(p.N, images) * images <= 20 * p.N && t.channels == 16)
+    if (20 * blocks >= 19 * d.sm_count && 19 * ceil_div(p.N, images) * images <= 20 * p.N)
       t.images = int(images), t.resident = 1;
   }
   int64_t const rows = tiles * ceil_div(p.N, t.images) * H;
@@ -140,6 +140,30 @@ constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int str
   t.each = ceil_div(H, ceil_div(H, 56)), t.stages = t.resident > 3 ? 3 : 5;
   int64_t const turns = tiles * ceil_div(p.N, t.images) * ceil_div(H, t.each) * ceil_div(p.C, channels);
   return 10 * turns >= 18 * d.sm_count;
+}
+
+// 5x5 with stride 2 in float32, as measured: whole rows of some images, slices of 32 or 48 channels, of dgrad of wide
+// rows 24 by seven strips; one block an SM, or two. dgrad of rows of more than 16 columns walks in turns of 14 rows.
+constexpr bool column_fives(Op op, Problem const& p, int R, int stride) {
+  int64_t const strips = ceil_div(p.W + p.pad_left % 2, column_width(op, 5, 2));  // dgrad: of seven, if they are many
+  return R == 5 && stride == 2 && p.dtype == DType::f32 && (op != Op::dgrad || strips <= 7 || strips % 7 == 0);
+}
+constexpr void take_fives(ColumnTile& t, Op op, Problem const& p, int64_t all) {
+  bool const backward = op == Op::dgrad, pieces = backward && all > 7;
+  constexpr int64_t vector = column_vector(5, 2);
+  int64_t const wanted = pieces ? 24 : op == Op::fprop && all <= 4 ? 48 : 32, lanes = op == Op::fprop ? 192 : 224;
+  t.channels = int(ceil_div(ceil_div(p.C, 8), ceil_div(p.C, wanted)) * 8);
+  int64_t const vectors = t.channels / vector, box = 126 / column_width(op, 5, 2);  // 256 columns of x, with the halo
+  int64_t const tiles = ceil_div(all, pieces ? 7 : min64(lanes / vectors, box));
+  t.strips = int(ceil_div(all, tiles)), t.images = 1;
+  int64_t least = p.N;  // images that are not there cost as others do
+  for (int64_t images = 2; tiles == 1 && images <= min64(p.N, 8) && images * t.strips * vectors <= lanes; ++images) {
+    int64_t const walked = ceil_div(p.N, images);
+    if (walked * 10 <= least * 9) t.images = int(images), least = walked;
+  }
+  int64_t const warps = t.warps(vector);
+  t.resident = warps <= 3 ? 3 : warps <= 4 || (op != Op::fprop && all <= 4) ? 2 : 1;
+  t.stages = op == Op::dgrad ? 8 : t.resident > 1 ? 3 : 5;
 }
 
 constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Device const& d) {
@@ -200,7 +224,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   bool const measured = column_as_measured(op, p, R, stride) && take_measured(taken, op, p, R, all, d);
   bool const in_turns = !measured && take_turns(taken, op, p, R, stride, all, d);
   if (measured || in_turns) t = taken;
-  bool const few_blocks = take_few_blocks(t, op, p, R, stride, all, d);
+  bool const few_blocks = take_few_blocks(t, op, p, R, stride, all, d), fives = column_fives(op, p, R, stride);
+  if (fives) take_fives(t, op, p, all);
   t.slices = ceil_div(p.C, t.channels), t.tiles_w = ceil_div(all, t.strips), t.image_units = ceil_div(p.N, t.images);
   int64_t const pixel = int64_t(t.channels) * size * t.images, warps = t.warps(vector);
   t.in_bytes = to128(pixel * axis.extent(t.strips * width));
@@ -221,7 +246,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   int64_t const slots = max64(1, int64_t(t.resident) * d.sm_count / t.slices), taps = p.C * R * R;
   // As measured: float16 of 5x5 and dgrad of stride 2, and 5x5 on small images, take longer by turns.
   bool const turns = !sums && (size == 4 ? R == 3 || H >= 28 : stride == 2 && R == 3 && !backward);
-  int const in_flight = measured || in_turns ? t.stages : 5;
+  int const in_flight = measured || in_turns || fives ? t.stages : 5;
   auto consider = [&](int64_t each) {
     ColumnTile u = t;
     u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
@@ -229,7 +254,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     int64_t const blocks = u.shares * t.slices, full = int64_t(t.resident) * d.sm_count;
     int64_t const resident = ceil_div(min64(blocks, full), d.sm_count);
     // Where all blocks of an SM are there, more in flight are slower.
-    int64_t const wanted = resident != t.resident ? kColumnStages : in_flight;
+    int64_t const wanted = resident != t.resident && !fives ? kColumnStages : in_flight;
     u.stages = int(max64(3, min64(wanted, (room(int(resident)) - filters) / stage)));
     u.shared_bytes = max64(u.stages * stage + filters, totals);
     double const copy = double(resident) * copied / kColumnBytes;
@@ -251,6 +276,13 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     }
     if (in_turns) u.turns = true, u.ns = 0.98 * walk_memory_ns(p, d);
     if (measured && R == 3) u.ns = 4500 + 0.79 * walk_memory_ns(p, d);
+    if (fives) {
+      double const memory_ns = walk_memory_ns(p, d);
+      u.ns = sums ? 18500 + 0.83 * memory_ns : backward ? 9000 + 0.9 * memory_ns : 11300 + 0.833 * memory_ns;
+      if (sums && u.shares > 1) u.ns += double(u.shares) * double(taps) * 8 / 2500 - 500;
+      if (t.ns == 0) t = u;
+      return;
+    }
     if (few_blocks) u.ns = (sums ? 6500 : 0) + 0.83 * walk_memory_ns(p, d);
     if (sums) u.ns += 2000 + (u.shares > 1 ? 3500 + double(u.shares) * double(taps) * 8 / 2500 : 0);
     if (t.ns == 0 || u.ns < t.ns) t = u;
@@ -260,6 +292,12 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     return t;
   }
   int64_t const even = ceil_div(t.units, slots);
+  if (fives) {
+    int64_t const whole = ceil_div(even, H) * H;
+    consider(backward && all > 4 && even > 28 ? 14 : 20 * whole <= 23 * even ? whole : even);
+    if (t.ns == 0) consider(t.units);  // there is no room for partial sums
+    return t;
+  }
   if (measured && even >= 8) {
     int64_t const whole = ceil_div(even, H) * H;
     bool const near = (R > 3 || H <= 28) && (10 * whole <= 11 * even || whole <= even + R / 2 + 1) &&
@@ -287,6 +325,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
+  if (column_fives(op, p, R, stride)) return t.ns;
   bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8, sums = op == Op::wgrad;
   double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : !sums ? 0.93 : R == 11 || p.Q() <= 8 ? 0.71 : 0.6;
   double const five = t.strips > 4 ? 0.6 : sums ? 0.86 : 0.85;
@@ -316,16 +355,55 @@ constexpr bool column_walks(Row const& row, Op op, Problem const& p) {
   return row.tile_m == 3 && op != Op::wgrad && walks(op, p);
 }
 
-constexpr bool column_supports(Row const& row, Op op, Problem const& p) {
-  return p.C_per_group() == 1 && walk_filter(row, p) && (column_copies(op, p) || column_walks(row, op, p));
+// With a dilation an image of the same size is made of images without one, its phases: every dilation_h-th row and
+// dilation_w-th column of x and y. Each is a launch of its own.
+inline constexpr int64_t kColumnPhases = 9;
+constexpr bool column_phased(Problem const& p) {
+  return p.stride_h == 1 && p.stride_w == 1 && p.dilation_h * p.dilation_w > 1 &&
+         p.dilation_h * p.dilation_w <= kColumnPhases && p.P() == p.H && p.Q() == p.W && p.H >= p.dilation_h &&
+         p.W >= p.dilation_w && p.pad_top % p.dilation_h == 0 && p.pad_left % p.dilation_w == 0 && p.pad_top >= 0 &&
+         p.pad_top <= (p.R - 1) * p.dilation_h && p.pad_left >= 0 && p.pad_left <= (p.S - 1) * p.dilation_w;
 }
+constexpr Problem column_phase(Problem const& p, int64_t h, int64_t w) {
+  Problem phase = p;
+  phase.H = ceil_div(p.H - h, p.dilation_h), phase.W = ceil_div(p.W - w, p.dilation_w);
+  phase.pad_top /= p.dilation_h, phase.pad_left /= p.dilation_w;
+  phase.pad_bottom = p.R - 1 - phase.pad_top, phase.pad_right = p.S - 1 - phase.pad_left;
+  phase.x.h *= p.dilation_h, phase.x.w *= p.dilation_w, phase.y.h *= p.dilation_h, phase.y.w *= p.dilation_w;
+  phase.dilation_h = phase.dilation_w = 1;
+  return phase;
+}
+// What a launch takes that follows another less than one alone; wgrad: its sums are added once.
+constexpr double column_phase_ns(Op op) { return op == Op::wgrad ? 8000 : 3000; }
 
 constexpr Estimate column_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (column_phased(p)) {
+    Estimate all{column_phase_ns(op), 0};
+    for (int64_t h = 0; h < p.dilation_h; ++h)
+      for (int64_t w = 0; w < p.dilation_w; ++w) {
+        Estimate const one = column_estimate(row, op, column_phase(p, h, w), d);
+        all.ns += one.ns - column_phase_ns(op), all.split_k += one.split_k;
+      }
+    return all;
+  }
   double const walk_ns = !column_walks(row, op, p) ? 0 : walk_tile(op, p, row.tile_m, row.tile_k, d).ns;
   if (!column_copies(op, p)) return {walk_ns, 1};
   ColumnTile const t = column_tile(op, p, row.tile_m, row.tile_k, d);
-  double const ns = column_ns(op, p, t, row.tile_m, row.tile_k);
-  return {walk_ns != 0 && walk_ns < ns ? walk_ns : ns, op == Op::wgrad ? int(t.shares) : 1};
+  double const column = column_ns(op, p, t, row.tile_m, row.tile_k);
+  double const ns = walk_ns != 0 && walk_ns < column ? walk_ns : column;
+  // As measured, 16 bits: walks over pixels of 32 or 48 bytes.
+  bool const narrow =
+      row.tile_m == 3 && row.tile_k == 1 && op != Op::wgrad && p.dtype != DType::f32 && p.C > 8 && p.C <= 24;
+  return {narrow && 0.75 * ns > 7300 ? 1.75 * ns - 7300 : ns, op == Op::wgrad ? int(t.shares) : 1};
+}
+
+constexpr bool column_supports(Row const& row, Op op, Problem const& p) {
+  if (p.C_per_group() != 1) return false;
+  if (column_phased(p))
+    return column_supports(row, op, column_phase(p, 0, 0)) &&
+           (op != Op::wgrad ||
+            column_estimate(row, op, p, h200_sxm).split_k * p.C * p.R * p.S * 4 <= kMaxWorkspaceBytes);
+  return walk_filter(row, p) && (column_copies(op, p) || column_walks(row, op, p));
 }
 
 }  // namespace conv2d_ext

@@ -27,30 +27,33 @@ constexpr NearTile near_tile(Op op, Problem const& p, Device const& d) {
   NearTile t;
   bool const backward = op == Op::dgrad, spread = backward && p.stride_w == 2;
   int const side = few_outputs_side(p), size = size_of(p.dtype);
-  if (p.C_per_group() != 1 || p.K != p.C || p.dtype == DType::f64 || op == Op::wgrad) return t;
+  if (p.C_per_group() != 1 || p.C <= 0 || p.dtype == DType::f64 || op == Op::wgrad) return t;
   if (p.R <= 0 || p.S <= 0 || side > 7 || p.stride_h != p.stride_w || p.stride_w > 2) return t;
   if (p.stride_w == 2 ? p.dilation_h != 1 || p.dilation_w != 1 : max64(p.dilation_h, p.dilation_w) > 64) return t;
   if (p.pad_top < 0 || p.pad_left < 0 || p.pad_top > (p.R - 1) * p.dilation_h || p.pad_left > (p.S - 1) * p.dilation_w)
     return t;
   int64_t const P = p.P(), Q = p.Q();
-  if (p.N <= 0 || p.C <= 0 || p.H <= 0 || p.W <= 0 || P <= 0 || Q <= 0) return t;
+  if (p.N <= 0 || p.K <= 0 || p.H <= 0 || p.W <= 0 || P <= 0 || Q <= 0) return t;
   // Beyond, the others are faster, or not measured.
   bool const plain = p.R == side && p.S == side && p.dilation_h == 1 && p.dilation_w == 1;
-  double const elements = double(p.N) * double(p.C) * double(max64(p.H * p.W, P * Q));
-  if (elements > (plain || p.stride_w == 2 ? 3e7 : 3e6)) return t;
+  double const elements = double(p.N) * double(max64(p.C * p.H * p.W, p.K * P * Q));
+  int64_t const filters = p.K / p.C;
+  bool const many = filters > 1;  // others take two to three times as long for dgrad
+  if (many && (!plain || side == 1 || (filters & (filters - 1)) != 0 || filters > 32)) return t;
+  if (elements > (many ? (backward ? 1e9 : 1.5e7) : plain || p.stride_w == 2 ? 3e7 : 3e6)) return t;
   // A dimension of size one has no stride.
-  if ((p.C > 1 && p.w.n != p.R * p.S) || (p.R > 1 && p.w.h != p.S) || (p.S > 1 && p.w.w != 1) || p.w_align < 16)
+  if ((p.K > 1 && p.w.n != p.R * p.S) || (p.R > 1 && p.w.h != p.S) || (p.S > 1 && p.w.w != 1) || p.w_align < 16)
     return t;
   constexpr int64_t most = int64_t(1) << 19;
   if (max64(max64(p.x.h, p.x.w), max64(p.y.h, p.y.w)) > most || max64(max64(p.H, p.W), max64(P, Q)) > 1024) return t;
   auto words = [&](int vector) {
-    return channel_vectors(p.x, p.x_align, p.C, vector, p.dtype) &&
-           channel_vectors(p.y, p.y_align, p.C, vector, p.dtype);
+    return channel_vectors(p.x, p.x_align, p.C, many ? 1 : vector, p.dtype) &&
+           channel_vectors(p.y, p.y_align, p.K, vector, p.dtype);
   };
-  if (!words(1)) return t;
+  if (!words(many ? 4 / size : 1)) return t;
   if (words(4 / size)) t.vector = 4 / size;
   int64_t const out_H = backward ? p.H : P, out_W = (backward ? p.W : Q) + (spread ? p.pad_left % 2 : 0);
-  t.slices = ceil_div(p.C, 32 * t.vector);
+  t.slices = ceil_div(p.K, 32 * t.vector);
   auto strips = [&](int width) { return p.dilation_w * ceil_div(ceil_div(out_W, p.dilation_w), width); };
   auto units = [&](int width) { return p.N * out_H * strips(width); };
   if (t.vector * size < 4 || double(t.slices) * double(units(4)) < 8.0 * d.sm_count) t.width = 2;
@@ -65,10 +68,12 @@ constexpr NearTile near_tile(Op op, Problem const& p, Device const& d) {
   double const warp_ns =
       (rows * columns * (3 + V) + taps * (1 + V) + taps * t.width * V / (spread ? 4.0 : 1.0) + 60) / 1.755;
   double const warps = double(t.slices) * double(ceil_div(t.units, 4)) * 4 / d.sm_count;
-  double const bytes = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(P) * double(Q)) * size;
+  double const bytes =
+      double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(P) * double(Q)) * size;
   t.ns = (spread ? 5725 : 5370 + 3.1 * warp_ns) + 0.392 * warps * warp_ns +
          (spread ? 0.159 : 0.12) * bytes / 1000 * 132 / d.sm_count;
   if (plain && side > 1 && elements <= 1e6) t.ns *= p.stride_w == 1 ? 0.89 : 0.94;  // kernels of their own
+  if (many) t.ns *= 1.12;
   if (p.R != side || p.S != side) t.ns += 600;
   if (!plain && side > 3) t.ns *= elements > 3e6 ? 1.35 : 1.08;
   if (t.vector * size < 4) t.ns *= 1.15;

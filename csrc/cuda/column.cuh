@@ -32,9 +32,9 @@ struct Params {
   int64_t w_k, w_r, w_s, bias_stride;
   int64_t out_n, out_h, out_w;
   int64_t N;
-  int C, H, W, P, Q, pad_h, start_w, origin;  // start_w: first input column
-  int channels, strips, images;               // of a block
-  int slices, tiles_w, units, each, shares;
+  int C, H, W, P, Q, pad_h, start_w, origin;           // start_w: first input column
+  int channels, strips, images;                        // of a block
+  int slices, tiles_w, units, each, shares;            // shares: wgrad's partial sums
   int stages, in_bytes, y_bytes, in_copied, y_copied;  // copied: without the padding to 128 bytes
 };
 
@@ -595,9 +595,9 @@ __global__ void __launch_bounds__(column_sums_threads(R, stride) + 32,
 
 // ---- host side
 
-template <Op op, DType dtype, int R, int S, int stride>
-cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  static_assert(R == S);
+// A problem without a dilation. wgrad: of `shares` partial sums of taps, those from `share` on, which moves on.
+template <Op op, DType dtype, int R, int stride>
+cudaError_t launch_one(Problem const& problem, Arguments const& args, int shares, int& share, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool backward = op == Op::dgrad, sums = op == Op::wgrad, turned = backward && stride == 1;
   constexpr ColumnAxis axis{backward, R, stride};
@@ -613,7 +613,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       return depthwise::launch_walk<op, T, R, stride>(problem, walk, args, stream);
   }
   ColumnTile const t = column_tile(op, problem, R, stride, gpu);
-  if (sums && t.shares != plan.split_k) return cudaErrorInvalidValue;
+  if (sums && share + t.shares > shares) return cudaErrorInvalidValue;
   Params p{};
   p.N = problem.N, p.C = int(problem.C), p.H = int(problem.H), p.W = int(problem.W);
   p.P = int(problem.P()), p.Q = int(problem.Q());
@@ -629,11 +629,12 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     p.w = static_cast<T const*>(args.b) + (R - 1) * (p.w_r + p.w_s);
     p.w_r = -p.w_r, p.w_s = -p.w_s;
   }
-  p.out = args.out, p.partial = args.workspace;
+  p.out = args.out;
+  if (sums && shares > 1) p.partial = static_cast<float*>(args.workspace) + share * problem.C * (R * R);
   p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
   p.channels = t.channels, p.strips = t.strips, p.images = t.images;
   p.slices = int(t.slices), p.tiles_w = int(t.tiles_w);
-  p.units = int(t.units), p.each = int(t.each), p.shares = int(t.shares);
+  p.units = int(t.units), p.each = int(t.each), p.shares = shares;
   p.stages = t.stages, p.in_bytes = int(t.in_bytes), p.y_bytes = int(t.y_bytes);
   constexpr int width = column_width(op, R, stride), fixed = column_channels(op, R, stride, int(sizeof(T)));
   int const columns = axis.extent(t.strips * width), pixel = t.channels * t.images * int(sizeof(T));
@@ -657,9 +658,34 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
   unsigned const threads = unsigned(t.warps(column_vector(R, stride)) * 32 + 32);
-  kernel<<<unsigned(t.slices * p.shares), threads, size_t(t.shared_bytes), stream>>>(p);
-  if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || !sums || p.shares == 1) return error;
-  return depthwise::launch_sum<T>(problem, plan, args, stream, true);
+  kernel<<<unsigned(t.slices * t.shares), threads, size_t(t.shared_bytes), stream>>>(p);
+  share += int(t.shares);
+  return cudaGetLastError();
+}
+
+template <Op op, DType dtype, int R, int S, int stride>
+cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  static_assert(R == S);
+  bool const phased = column_phased(problem);
+  int64_t const rows = phased ? problem.dilation_h : 1, columns = phased ? problem.dilation_w : 1;
+  int share = 0;
+  for (int64_t h = 0; h < rows; ++h)
+    for (int64_t w = 0; w < columns; ++w) {
+      auto past = [&](void const* address, Strides const& s) {
+        return static_cast<char const*>(address) + (h * s.h + w * s.w) * size_of(dtype);
+      };
+      Arguments part = args;
+      part.a = past(args.a, op == Op::dgrad ? problem.y : problem.x);
+      if (op == Op::wgrad)
+        part.b = past(args.b, problem.y);
+      else
+        part.out = const_cast<char*>(past(args.out, op == Op::dgrad ? problem.x : problem.y));
+      Problem const phase = phased ? column_phase(problem, h, w) : problem;
+      if (auto const error = launch_one<op, dtype, R, stride>(phase, part, plan.split_k, share, stream)) return error;
+    }
+  if (op != Op::wgrad || plan.split_k == 1) return cudaSuccess;
+  if (share != plan.split_k) return cudaErrorInvalidValue;
+  return depthwise::launch_sum<typename TypeOf<dtype>::type>(problem, plan, args, stream, true);
 }
 
 }  // namespace conv2d_ext::column
