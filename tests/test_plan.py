@@ -1288,6 +1288,8 @@ def test_1x1_weight_gradients_over_odd_planes_are_packed_and_over_even_ones_of_t
             name = named("wgrad", case, dtype, "nchw")
             assert re.search("_lines$|_lean$", name) and packed("wgrad", case, *meta(case, dtype, "nchw")) == "xy", case
         assert named("wgrad", Case("even", 2, 640, 14, 14, 128, 1, 1), dtype, "nchw").endswith("64x64_any")
+        padded = Case("padded", 8, 112, 7, 7, 664, 1, 1, padding=(1, 2))  # no matrix of pixels
+        assert not re.search("_lines$|_lean$", named("wgrad", padded, dtype, "nchw"))
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -227,7 +227,8 @@ constexpr bool packs_met_pixels(Row const& row, Problem const& p) {
 // wgrad of 1x1 filters over planes, 16-bit types: operands become matrices of pixels.
 constexpr bool packs_pixels(Row const& row, Problem const& p) {
   bool const one = p.R * p.S == 1 && p.stride_h * p.stride_w == 1 && p.groups == 1;
-  return row.op == Op::wgrad && one && (is_matrix(row) || is_sums(row, p)) && !in_place_supports(row, p);
+  bool const padded = p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0;
+  return row.op == Op::wgrad && one && !padded && (is_matrix(row) || is_sums(row, p)) && !in_place_supports(row, p);
 }
 constexpr Packed packed_pixels(Problem const& p) {
   Packed q{{}, p};

@@ -58,6 +58,7 @@ __global__ void __launch_bounds__((product_warps(blocks) + 1) * 32, products_tog
   for (uint32_t first = begin; first < end;) {
     uint32_t const unit = p.by_groups.quotient(first), group = first - unit * p.groups;
     uint32_t const count = min(end - first, p.groups - group);
+    float acc[each][blocks][4] = {};
     if (warp == warps) {
       if (lane == 0) {
 #pragma unroll 1
@@ -73,7 +74,6 @@ __global__ void __launch_bounds__((product_warps(blocks) + 1) * 32, products_tog
       __syncwarp();
       // The other lanes' and the next segment's.
       stage = __shfl_sync(0xffffffffu, stage, 0), parity = __shfl_sync(0xffffffffu, parity, 0);
-      __syncthreads();
     } else {
       // A product that does not exist reads what is there.
       uint32_t const from_y = stages + kProductImages * p.pitch + (lane % 8 + lane / 16 * 8) * p.pitch +
@@ -82,7 +82,6 @@ __global__ void __launch_bounds__((product_warps(blocks) + 1) * 32, products_tog
 #pragma unroll
       for (int j = 0; j < each; ++j)
         from_x[j] = stages + lane % 16 * p.pitch + lane / 16 * 16 + p.start(warp * each + j) * 16;
-      float acc[each][blocks][4] = {};
 #pragma unroll 1
       for (uint32_t i = 0; i < count; ++i, advance()) {
         uint32_t const at = stage * p.stage_bytes;
@@ -104,8 +103,10 @@ __global__ void __launch_bounds__((product_warps(blocks) + 1) * 32, products_tog
         for (int j = 0; j < each * blocks; ++j) seen |= __float_as_uint(acc[j / blocks][j % blocks][0]);
         give_back(empty(stage), seen);
       }
-      // The stages have been read: sums take their place.
-      __syncthreads();
+    }
+    // The stages have been read: sums take their place.
+    __syncthreads();
+    if (warp != warps) {
 #pragma unroll
       for (int j = 0; j < each; ++j)
         if (int const position = warp * each + j; position < p.positions)
