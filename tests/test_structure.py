@@ -155,6 +155,14 @@ def tracked_files() -> list[Path]:
     return sorted(path for path in ROOT.rglob("*") if path.is_file() and not skipped & set(path.parts))
 
 
+def test_the_tree_holds_sources_alone() -> None:
+    """No wheel, library or archive by mistake: docs/bench.md, the largest file that belongs here, has some 250 kB."""
+    built = (".whl", ".so", ".o", ".a", ".pyc", ".gz", ".tgz", ".zip", ".zst")
+    # An sdist's folder may hold what was built in it since; there git says what is the project's.
+    files = tracked_files() if (ROOT / ".git").exists() else []
+    assert [name_of(path) for path in files if path.suffix in built or path.stat().st_size > 500_000] == []
+
+
 @pytest.mark.parametrize("pattern", [MACHINE, REGISTRY], ids=["folders", "registries"])
 def test_the_tree_names_no_machine(pattern: re.Pattern[str]) -> None:
     found = []
