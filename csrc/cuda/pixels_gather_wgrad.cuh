@@ -1,7 +1,8 @@
-// wgrad of 1x1 filters over NCHW in place, whatever the size of the planes: w[m, n] = sum over pixels of a[m, pixel] *
-// b[n, pixel]. A block has a tile of TM x TN and a part of the steps, runs of 128 bytes of pixels of any images. Eight
-// warps load both operands, lanes along the planes: 16-bit types are put into shared memory as lines of 64 channels a
-// pixel (M- and N-major), floats as lines of 32 pixels a channel, rounded to TF32. pixels_wgrad.cuh adds the parts.
+// wgrad of 1x1 filters over NCHW in place, whatever the size of the planes: w[m, n] = sum over images and pixels of
+// a[m, pixel] * b[n, pixel]. A block has a tile of TM x TN and a part of the steps, runs of 128 bytes of an image's
+// pixels. Each of eight warps copies its channels of both operands as they lie, by cp.async of the 16-byte vectors that
+// they are in, some steps ahead, and then puts them into lines: of 16-bit types of 64 channels a pixel (M- and
+// N-major), floats as lines of 32 pixels a channel, rounded to TF32. pixels_wgrad.cuh adds the parts.
 #pragma once
 
 #include "pixels_gather.cuh"
@@ -11,73 +12,119 @@ namespace conv2d_ext::pixels_gather {
 
 template <int TM, int TN>
 struct SumShape {
-  static constexpr int groups = TM / 64, threads = (groups + 2) * kWarpgroup;
-  static constexpr bool moves = TM * TN == 128 * 128;  // registers to the warps that load
-  static constexpr int stage_bytes = (TM + TN) * kLineBytes, stages = min64(8, 220 * 1024 / stage_bytes);
-  static constexpr int shared_bytes = stages * stage_bytes + 1024;
+  static constexpr int groups = TM / 64, threads = groups * kWarpgroup + kGatherWarps * 32;
+  static constexpr int blocks = TM == 64 ? 2 : 1;  // an SM
+  static constexpr int stages = 2, stage_bytes = (TM + TN) * kLineBytes;
+  static constexpr int vectors = kLineBytes / 16 + 1;  // that a run lies in
+  static constexpr int raw_a = TM / kGatherWarps * vectors * 16, raw_b = TN / kGatherWarps * vectors * 16;
+  static constexpr int raw_bytes = kGatherWarps * (raw_a + raw_b), fixed_bytes = stages * stage_bytes + 1024;
+  static constexpr int ahead = int(min64(4, ((blocks == 2 ? 112 : 226) * 1024 - fixed_bytes) / raw_bytes));
+  static constexpr int shared_bytes = fixed_bytes + ahead * raw_bytes;
+  static_assert(TN == 64 || TM == TN, "see setmaxnreg");
+  static constexpr bool moves = threads == 512;  // registers to the warps that gather
+};
+
+// A tensor whose planes are gathered.
+struct SumSource : Source {
+  int32_t channels;
 };
 
 struct SumsParams {
-  pixels_wgrad::Planes a, b;
-  Divisor plane, tiles_n, tiles;
+  SumSource a, b;
+  Divisor runs, tiles_n, tiles;  // runs of an image
   int32_t pixels, steps, share;
   float* parts;
   void* w;
   int64_t w_m;
 };
 
-// One tensor's part of a step.
+// A warp's channels of one operand: eight of each 64 of the tile.
 template <class T, int V, int channels>
 struct SumOperand {
-  static constexpr bool f32 = sizeof(T) == 4;
-  static constexpr int groups = f32 ? 1 : 64 / (32 * V), runs = f32 ? 1 : channels / 64, lines = f32 ? channels / 8 : 1;
-  Gathered<T, V, f32 ? 32 : 64> v[runs];
-  uint32_t words[lines];
+  static constexpr int size = int(sizeof(T)), count = channels / kGatherWarps, vectors = kLineBytes / 16 + 1;
+  static constexpr int copies = (count * vectors + 31) / 32, groups = size == 4 ? 1 : 64 / (32 * V);
+  char const* from[copies];
+  int32_t ahead[copies];  // bytes from the run's begin; too many where nothing is copied
+  uint32_t at[count];
 
-  __device__ __forceinline__ void fetch(pixels_wgrad::Planes const& p, Divisor const& plane, int pixels, int step,
-                                        int first, int warp, int lane) {
-    if constexpr (f32) {
-      int pixel = step * 32 + lane;
-      bool const valid = pixel < pixels;
-      int const image = plane.divide(pixel);
-      T const* at = static_cast<T const*>(p.at) + image * p.n + pixel + (first + warp) * p.c;
+  static __device__ __forceinline__ int channel(int warp, int i) { return i / 8 * 64 + warp * 8 + i % 8; }
+
+  // The first run of an image; first: the tile's first channel.
+  __device__ __forceinline__ void begin_copies(SumSource const& s, int image, int run, int first, int warp, int lane) {
 #pragma unroll
-      for (int i = 0; i < lines; ++i, at += 8 * p.c)
-        words[i] = valid && first + warp + i * 8 < p.channels ? __ldg(reinterpret_cast<uint32_t const*>(at)) : 0;
-    } else {
-      T const* from[groups];
+    for (int j = 0; j < copies; ++j) {
+      int const i = (j * 32 + lane) / vectors, v = (j * 32 + lane) % vectors, c = first + channel(warp, i);
+      char const* const row = s.at + image * s.n + c * s.k + run * kLineBytes;
+      int const off = int(reinterpret_cast<uint64_t>(row)) & 15;
+      from[j] = row - off + v * 16;
+      ahead[j] = i < count && c < s.channels ? v * 16 - off : 1 << 20;
+    }
+  }
+  __device__ __forceinline__ void copy(SumSource const& s, uint32_t raw, int bytes, int lane) {
 #pragma unroll
-      for (int g = 0; g < groups; ++g) {
-        int pixel = min(step * 64 + (g * 32 + lane) * V, pixels - V);
-        int const image = plane.divide(pixel);
-        from[g] = static_cast<T const*>(p.at) + image * p.n + pixel;
+    for (int j = 0; j < copies; ++j) {
+      if (ahead[j] < bytes) {
+        uint32_t const to = raw + (j * 32 + lane) * 16;
+        if (from[j] + 16 <= s.end) {
+          ptx::cp_async_16(to, from[j], true);
+        } else {  // nothing is read behind the tensor
+#pragma unroll 1
+          for (int k = 0; k < 16 && from[j] + k < s.end; k += size) {
+            if constexpr (size == 4)
+              ptx::st_shared(to + k, *reinterpret_cast<uint32_t const*>(from[j] + k));
+            else
+              ptx::st_shared_u16(to + k, *reinterpret_cast<uint16_t const*>(from[j] + k));
+          }
+        }
       }
-      first += warp * 8;
+      from[j] += kLineBytes;
+    }
+  }
+  __device__ __forceinline__ void begin_turns(SumSource const& s, int image, int first, int warp, int lane) {
+    uint32_t const plane = uint32_t(reinterpret_cast<uint64_t>(s.at)) + uint32_t(image) * uint32_t(s.n);
 #pragma unroll
-      for (int run = 0; run < runs; ++run, first += 64) v[run].fetch(from, p.c, first * p.c, p.channels - first);
-      if (step * 64 + 64 > pixels) {  // zeros behind the last pixel
+    for (int i = 0; i < count; ++i)
+      at[i] = i * (vectors * 16) + ((plane + uint32_t(first + channel(warp, i)) * uint32_t(s.k)) & 15) + lane * V * size;
+  }
+  // Into lines; pixels: that there are of the run.
+  __device__ __forceinline__ void turn(uint32_t raw, uint32_t to, int pixels, int warp, int lane) const {
+    if constexpr (size == 4) {
+      to += warp * kCoreBytes + lane % 4 * 4;
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        uint32_t const v = ptx::cvt_rn_tf32(__uint_as_float(ptx::ld_shared(raw + at[i])));
+        ptx::st_shared(to + i / 8 * (64 * kLineBytes) + i % 8 * kLineBytes + ((lane / 4) ^ (i % 8)) * 16,
+                       lane < pixels ? v : 0);
+      }
+    } else {
+#pragma unroll
+      for (int run = 0; run < count / 8; ++run) {
+        uint32_t v[groups][8];
 #pragma unroll
         for (int g = 0; g < groups; ++g)
 #pragma unroll
-          for (int i = 0; i < runs * 8; ++i)
-            if (step * 64 + (g * 32 + lane) * V >= pixels) v[i / 8].v[g][i % 8] = 0;
+          for (int i = 0; i < 8; ++i)
+            v[g][i] = V == 1 ? ptx::ld_shared_u16(raw + at[run * 8 + i] + g * 64) : ptx::ld_shared(raw + at[run * 8 + i]);
+#pragma unroll
+        for (int g = 0; g < groups; ++g)
+#pragma unroll
+          for (int k = 0; k < V; ++k) {
+            int const half = V == 2 ? k ^ (lane >> 2 & 1) : 0, line = (g * 32 + lane) * V + half;
+            uint32_t w[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+              w[j] = line < pixels ? __byte_perm(v[g][j * 2], v[g][j * 2 + 1], half == 1 ? 0x7632 : 0x5410) : 0;
+            ptx::st_shared_v4(to + run * (64 * kLineBytes) + line * kLineBytes + ((warp ^ line) & 7) * 16,
+                              make_uint4(w[0], w[1], w[2], w[3]));
+          }
       }
-    }
-  }
-  __device__ __forceinline__ void put(uint32_t to, int warp, int lane) const {
-    if constexpr (f32) {
-      to += warp * kLineBytes + ((lane / 4) ^ warp) * 16 + lane % 4 * 4;
-#pragma unroll
-      for (int i = 0; i < lines; ++i) ptx::st_shared(to + i * kCoreBytes, ptx::cvt_rn_tf32(__uint_as_float(words[i])));
-    } else {
-#pragma unroll
-      for (int run = 0; run < runs; ++run) v[run].put(to + run * (64 * kLineBytes), warp, lane);
     }
   }
 };
 
 template <class T, int TM, int TN, int V>
-__global__ void __launch_bounds__(SumShape<TM, TN>::threads, 1) sums_kernel(__grid_constant__ SumsParams const p) {
+__global__ void __launch_bounds__(SumShape<TM, TN>::threads, SumShape<TM, TN>::blocks)
+    sums_kernel(__grid_constant__ SumsParams const p) {
   using S = SumShape<TM, TN>;
   constexpr bool rows = sizeof(T) == 2;
   extern __shared__ uint8_t dynamic[];
@@ -101,21 +148,49 @@ __global__ void __launch_bounds__(SumShape<TM, TN>::threads, 1) sums_kernel(__gr
   if (warp >= S::groups * 4) {
     if constexpr (S::moves) ptx::setmaxnreg_inc<160>();
     int const mine = warp - S::groups * 4;
+    constexpr int run_pixels = kLineBytes / int(sizeof(T));
+    uint32_t const raw = ring + S::stages * S::stage_bytes + mine * (S::ahead * (S::raw_a + S::raw_b));
     SumOperand<T, V, TM> a;
     SumOperand<T, V, TN> b;
+    int step = begin, run = begin, image = p.runs.divide(run), its_run = run, its_image = image;
+    auto pixels_of = [&](int run) { return min(run_pixels, p.pixels - run * run_pixels); };
+    auto copy = [&](int place) {
+      if (step < end) {
+        if (step == begin || run == 0) {
+          a.begin_copies(p.a, image, run, m0, mine, lane);
+          b.begin_copies(p.b, image, run, n0, mine, lane);
+        }
+        uint32_t const to = raw + place * (S::raw_a + S::raw_b);
+        int const bytes = pixels_of(run) * int(sizeof(T));
+        a.copy(p.a, to, bytes, lane);
+        b.copy(p.b, to + S::raw_a, bytes, lane);
+        ++step;
+        if (++run == p.runs.value) run = 0, ++image;
+      }
+      ptx::cp_async_commit_group();
+    };
     ptx::griddepcontrol_wait();
-    a.fetch(p.a, p.plane, p.pixels, begin, m0, mine, lane);
 #pragma unroll 1
-    for (int step = begin; step < end; ++step, stage.advance(S::stages)) {
-      b.fetch(p.b, p.plane, p.pixels, step, n0, mine, lane);
+    for (int i = 0; i < S::ahead; ++i) copy(i);
+    Stage place;
+#pragma unroll 1
+    for (int i = begin; i < end; ++i, stage.advance(S::stages), place.advance(S::ahead)) {
+      if (i == begin || its_run == 0) {
+        a.begin_turns(p.a, its_image, m0, mine, lane);
+        b.begin_turns(p.b, its_image, n0, mine, lane);
+      }
+      ptx::cp_async_wait_group<S::ahead - 1>();
+      __syncwarp();
       ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);  // passes on the first trip round the ring
-      uint32_t const to = ring + stage.index * S::stage_bytes;
-      a.put(to, mine, lane);
-      if (step + 1 < end) a.fetch(p.a, p.plane, p.pixels, step + 1, m0, mine, lane);
-      b.put(to + TM * kLineBytes, mine, lane);
+      uint32_t const from = raw + place.index * (S::raw_a + S::raw_b), to = ring + stage.index * S::stage_bytes;
+      int const pixels = pixels_of(its_run);
+      a.turn(from, to, pixels, mine, lane);
+      b.turn(from + S::raw_a, to + TM * kLineBytes, pixels, mine, lane);
       ptx::fence_proxy_async();
       __syncwarp();
       if (lane == 0) ptx::mbarrier_arrive(&full[stage.index]);
+      copy(place.index);
+      if (++its_run == p.runs.value) its_run = 0, ++its_image;
     }
     return;
   }
@@ -170,13 +245,17 @@ cudaError_t launch_sums(Problem const& problem, int split_k, Arguments const& ar
   using S = SumShape<TM, TN>;
   using T = typename TypeOf<dtype>::type;
   PixelsWgrad const shape(TM, TN, problem);
-  pixels_wgrad::Planes const x{args.a, problem.x.n, problem.x.c, int32_t(problem.C)},
-      y{args.b, problem.y.n, problem.y.c, int32_t(problem.K)};
   int64_t const plane = problem.H * problem.W;
+  auto source = [&](void const* at, Strides const& t, int64_t channels) {
+    char const* const first = static_cast<char const*>(at);
+    int64_t const size = sizeof(T), elements = (problem.N - 1) * t.n + (channels - 1) * t.c + plane;
+    return SumSource{{first, first + elements * size, t.n * size, t.c * size}, int32_t(channels)};
+  };
+  SumSource const x = source(args.a, problem.x, problem.C), y = source(args.b, problem.y, problem.K);
   SumsParams p{};
   p.a = shape.swapped ? x : y, p.b = shape.swapped ? y : x;
-  p.plane = Divisor(plane), p.tiles_n = Divisor(shape.tiles_n), p.tiles = Divisor(shape.tiles);
-  p.pixels = int32_t(problem.N * plane), p.steps = int32_t(ceil_div(p.pixels, kLineBytes / int(sizeof(T))));
+  p.runs = Divisor(ceil_div(plane, run_pixels(dtype))), p.tiles_n = Divisor(shape.tiles_n);
+  p.tiles = Divisor(shape.tiles), p.pixels = int32_t(plane), p.steps = int32_t(runs_of(problem));
   p.share = int32_t(ceil_div(p.steps, split_k));
   int64_t const split = ceil_div(p.steps, p.share);  // without empty parts
   p.parts = static_cast<float*>(args.workspace);
@@ -184,8 +263,8 @@ cudaError_t launch_sums(Problem const& problem, int split_k, Arguments const& ar
   bool const pairs =  // of columns can be stored at once
       w_n == 1 && p.b.channels % 2 == 0 && w_m % 2 == 0 && problem.w_align >= 2 * size_of(dtype);
   if (split == 1 && pairs) p.w = args.out, p.w_m = w_m;
-  auto even = [&](pixels_wgrad::Planes const& t) {
-    return plane % 2 == 0 && t.c % 2 == 0 && t.n % 2 == 0 && reinterpret_cast<uint64_t>(t.at) % 4 == 0;
+  auto even = [&](SumSource const& t) {
+    return plane % 2 == 0 && t.k % 4 == 0 && t.n % 4 == 0 && reinterpret_cast<uint64_t>(t.at) % 4 == 0;
   };
   auto* kernel = sums_kernel<T, TM, TN, 1>;
   if constexpr (sizeof(T) == 2)
