@@ -37,7 +37,8 @@ struct Shape {
   static constexpr int blocks = TM == 64 && TN == 64 ? 2 : 1;  // an SM
   static constexpr int a_bytes = TM * kLineBytes, b_bytes = TN * kLineBytes;
   static constexpr int pitch = TN * int(sizeof(T)) + 16, staging_bytes = TM * pitch;
-  static constexpr int stages_a = turned ? 2 : sizeof(T) == 4 ? 4 : 5, stages_b = 2;
+  static constexpr int stages_b = turned && TM * TN == 128 * 128 ? 2 : 3;
+  static constexpr int stages_a = turned ? stages_b : 4;
   static constexpr int raw_bytes = kGatherWarps * (Raw<T, TN>::bytes + (turned ? Raw<T, TM>::bytes : 0));
   static constexpr int fixed_bytes = staging_bytes + stages_a * a_bytes + stages_b * b_bytes + 1024;
   static constexpr int ahead = int(min64(4, ((blocks == 2 ? 112 : 226) * 1024 - fixed_bytes) / raw_bytes));
@@ -328,11 +329,15 @@ __device__ __forceinline__ void store(Params const& p, float (&acc)[TN / 2], uin
   auto off = [&](int row, int image) {  // where a row begins within 16 bytes
     return (uint32_t(reinterpret_cast<uint64_t>(out)) + image * uint32_t(p.out_n) + row * uint32_t(p.out_m)) & 15;
   };
-  auto put = [&](uint32_t to, float v) {
-    if constexpr (size == 4)
-      ptx::st_shared_f32(to, v);
-    else
-      ptx::st_shared_u16(to, uint16_t(pack<T>(v, v)));
+  auto put = [&](uint32_t to, uint32_t apart, float low, float high) {
+    if constexpr (size == 4) {
+      ptx::st_shared_f32(to, low);
+      ptx::st_shared_f32(to + apart, high);
+    } else {
+      uint32_t const both = pack<T>(low, high);
+      ptx::st_shared_u16(to, uint16_t(both));
+      ptx::st_shared_u16(to + apart, uint16_t(both >> 16));
+    }
   };
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -340,47 +345,47 @@ __device__ __forceinline__ void store(Params const& p, float (&acc)[TN / 2], uin
     uint32_t const to = staging + row * pitch;
     float const bias =
         p.bias != nullptr && row < rows ? widen(static_cast<T const*>(p.bias)[(m + row) * p.bias_stride]) : 0.f;
-    if (p.together == 1) {
-      uint32_t const first = to + off(row, 0) + lane % 4 * 2 * size;
+    auto at = [&](int column) -> uint32_t {
+      int const image = p.together == 1 ? 0 : p.width.divide(column);
+      return to + image * p.vectors.value * 16 + off(row, image) + column * size;
+    };
+    uint32_t const first = at(lane % 4 * 2);
 #pragma unroll
-      for (int j = 0; j < TN / 8; ++j) {
-        put(first + j * 8 * size, acc[j * 4 + half * 2] + bias);
-        put(first + (j * 8 + 1) * size, acc[j * 4 + half * 2 + 1] + bias);
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < TN / 4; ++j) {
-        int column = j / 2 * 8 + lane % 4 * 2 + j % 2;
-        int const image = p.width.divide(column);
-        if (image < images)
-          put(to + image * p.vectors.value * 16 + off(row, image) + column * size, acc[j / 2 * 4 + half * 2 + j % 2] + bias);
+    for (int j = 0; j < TN / 8; ++j) {
+      float const low = acc[j * 4 + half * 2] + bias, high = acc[j * 4 + half * 2 + 1] + bias;
+      if (p.together == 1) {
+        put(first + j * 8 * size, size, low, high);
+      } else if (int const column = j * 8 + lane % 4 * 2; column < p.width.value * images) {
+        uint32_t const to_low = at(column), to_high = column + 1 < p.width.value * images ? at(column + 1) : to_low;
+        put(to_high, to_low - to_high, high, low);  // of a last column alone this is what stays
       }
     }
   }
   __syncwarp();
-#pragma unroll 2
-  for (int i = lane; i < rows * p.per_k.value; i += 32) {
-    int v = i;
-    int const row = p.per_k.divide(v), from = v, image = p.vectors.divide(v), begin = v * 16 - int(off(row, image));
-    if (image < images && begin >= 0 && begin + 16 <= columns * size)
-      *reinterpret_cast<uint4*>(out + image * p.out_n + row * p.out_m + begin) =
-          ptx::ld_shared_v4(staging + row * pitch + from * 16);
-  }
-  // What is left at both ends of the rows.
-#pragma unroll 2
-  for (int i = lane; i < images * 32 * per; i += 32) {
-    int const row = i / (2 * per) % 16, image = i / (32 * per), mis = int(off(row, image));
-    int const last = (mis + columns * size - 1) / 16, v = i / per % 2 == 0 ? 0 : last;
-    int const begin = v * 16 - mis, at = begin + i % per * size;
-    if (row >= rows || (i / per % 2 == 1 && last == 0) || (begin >= 0 && begin + 16 <= columns * size) || at < 0 ||
-        at >= columns * size)
-      continue;
-    char* const to = out + image * p.out_n + row * p.out_m + at;
-    uint32_t const from = staging + row * pitch + image * p.vectors.value * 16 + mis + at;
-    if constexpr (size == 4)
-      *reinterpret_cast<uint32_t*>(to) = ptx::ld_shared(from);
-    else
-      *reinterpret_cast<uint16_t*>(to) = ptx::ld_shared_u16(from);
+  // Whole vectors, as many lanes a row as it may have, and the elements at both its ends.
+  constexpr int lanes = int(max64(TN * size / 16, 2 * per)), at_once = 32 / lanes;
+  int const of_row = lane / lanes, v = lane % lanes, bytes = columns * size;
+#pragma unroll 1
+  for (int image = 0; image < images; ++image) {
+    char* to = out + image * p.out_n + of_row * p.out_m;
+    uint32_t from = staging + image * p.vectors.value * 16 + of_row * pitch;
+#pragma unroll 4
+    for (int i = 0; i < 16 / at_once; ++i, to += at_once * p.out_m, from += at_once * pitch) {
+      if (i * at_once + of_row >= rows) continue;
+      int const mis = int(reinterpret_cast<uint64_t>(to)) & 15, end = mis + bytes;
+      if (v * 16 >= mis && v * 16 + 16 <= end)
+        *reinterpret_cast<uint4*>(to - mis + v * 16) = ptx::ld_shared_v4(from + v * 16);
+      if (v < 2 * per) {
+        int const last = end / 16 * 16, its = (v < per ? 0 : last) + v % per * size;
+        bool const left = v < per ? mis > 0 || last == 0 : last > 0;  // is that vector not a whole one?
+        if (left && its >= mis && its < end) {
+          if constexpr (size == 4)
+            *reinterpret_cast<uint32_t*>(to - mis + its) = ptx::ld_shared(from + its);
+          else
+            *reinterpret_cast<uint16_t*>(to - mis + its) = ptx::ld_shared_u16(from + its);
+        }
+      }
+    }
   }
   __syncwarp();
 }

@@ -14,7 +14,7 @@ template <int TM, int TN>
 struct SumShape {
   static constexpr int groups = TM / 64, threads = groups * kWarpgroup + kGatherWarps * 32;
   static constexpr int blocks = TM == 64 ? 2 : 1;  // an SM
-  static constexpr int stages = 2, stage_bytes = (TM + TN) * kLineBytes;
+  static constexpr int stages = 3, stage_bytes = (TM + TN) * kLineBytes;
   static constexpr int vectors = kLineBytes / 16 + 1;  // that a run lies in
   static constexpr int raw_a = TM / kGatherWarps * vectors * 16, raw_b = TN / kGatherWarps * vectors * 16;
   static constexpr int raw_bytes = kGatherWarps * (raw_a + raw_b), fixed_bytes = stages * stage_bytes + 1024;
