@@ -156,6 +156,8 @@ ENTRIES = (
     Entry("tma_matrix", "tma::matrix_kernel", "fprop", dense(8, 2560, 16, 1280, 1), "fp16", "nchw", "160x128_lines"),
     Entry("pixels_runs", "pixel_runs::main_kernel", "fprop", dense(4, 3072, 40, 672, 1), "fp16", "nchw", "256x160"),
     Entry("pixels_turns", "pixel_turns::main_kernel", "fprop", "L07", "fp16", "nchw", "64x256_nchw"),
+    Entry("pixels_gather", "pixels_gather::main_kernel", "fprop", dense(8, 64, 149, 96, 1), "fp16", "nchw", "raw"),
+    Entry("pixels_gather_wgrad", "pixels_gather::sums_kernel", "wgrad", dense(8, 64, 149, 96, 1), "fp16", "nchw", "raw"),
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "fp16", "nchw", "pixels"),
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "tf32", "nchw", "pixels"),
     Entry("pixels_wgrad", "pixels_wgrad::sum_kernel", "wgrad", "L07", "fp16", "nchw", "pixels"),
