@@ -1,5 +1,5 @@
-// pixels_gather.cuh, pixels_gather_wgrad.cuh: 1x1 filters over NCHW in place, planes of any size. What their rows take
-// and cost.
+// pixels_gather.cuh, pixels_gather_wgrad.cuh: 1x1 filters over NCHW in place, planes of any size. What their rows take,
+// and how they cut a problem.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,7 @@
 
 namespace conv2d_ext {
 
-constexpr bool is_pixels_gather(Row const& row) {
-  return row.family == Family::pixels && row.variant == Variant::raw;
-}
+constexpr bool is_pixels_gather(Row const& row) { return row.family == Family::pixels && row.variant == Variant::raw; }
 
 // fprop's and dgrad's tiles: columns that lie in one image, as few as the rounds allow, or several whole images.
 struct PixelsGather {
@@ -51,13 +49,6 @@ constexpr bool pixels_gather_supports(Row const& row, Problem const& p) {
   if ((p.C > 1 && p.w.c != 1) || (p.K > 1 && p.w.n <= 0)) return false;
   // Filters are copied by words at least, but for TF32's dgrad.
   return p.dtype == DType::f32 || (p.C % 2 == 0 && p.w.n % 2 == 0 && p.w_align >= 4);
-}
-
-constexpr Estimate pixels_gather_estimate(Row const& row, Problem const& p, Device const& d) {
-  if (row.op != Op::wgrad) return {1e9, 1};
-  int64_t const steps = ceil_div(p.N * p.H * p.W, run_pixels(p.dtype)),
-                tiles = PixelsWgrad(row.tile_m, row.tile_n, p).tiles;
-  return {1e9, int(max64(least_parts(p), max64(1, min64(d.sm_count / tiles, ceil_div(steps, 4)))))};
 }
 
 }  // namespace conv2d_ext

@@ -29,7 +29,7 @@
 #include "pixels.h"
 #include "pixels_any.h"
 #include "pixels_few.h"
-#include "pixels_gather.h"
+#include "pixels_gather_estimate.h"
 #include "pixels_runs.h"
 #include "pixels_wgrad.h"
 #include "plain_rows.h"

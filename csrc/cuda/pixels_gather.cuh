@@ -56,11 +56,11 @@ struct Source {
 struct Params {
   CUtensorMap a;
   Source in, filters;
-  Divisor tiles_m, parts;     // parts: tiles of an image
-  Divisor width;              // columns of a tile that one image has
-  Divisor vectors, per_k;     // of 16 bytes that such columns are in; of all images of a tile
+  Divisor tiles_m, parts;      // parts: tiles of an image
+  Divisor width;               // columns of a tile that one image has
+  Divisor vectors, per_k;      // of 16 bytes that such columns are in; of all images of a tile
   Divisor width_a, vectors_a;  // the same of filters that are turned, as one image
-  int32_t together;           // images of a tile
+  int32_t together;            // images of a tile
   int32_t tiles, steps, depth, M, pixels, images, C, K;
   void* out;
   int64_t out_n, out_m;
@@ -68,8 +68,8 @@ struct Params {
   int64_t bias_stride;
 };
 
-// The copies of a warp's share of an operand, a step after the other. first, of `begin`: of the warp's first k, the first
-// column of the first image; `columns` of each of `images` exist.
+// The copies of a warp's share of an operand, a step after the other. first, of `begin`: of the warp's first k, the
+// first column of the first image; `columns` of each of `images` exist.
 template <class T, int lines>
 struct Copies {
   using R = Raw<T, lines>;
@@ -219,7 +219,8 @@ __device__ __forceinline__ void gather(Params const& p, uint32_t ring_a, uint32_
                                        int warp) {
   constexpr int chunk = kLineBytes / int(sizeof(T)), vector = 16 / int(sizeof(T));
   constexpr bool turned = filters == Filters::turned;
-  constexpr int lines_a = turned ? TM : 32, raw_b = Raw<T, TN>::bytes, raw_each = raw_b + (turned ? Raw<T, TM>::bytes : 0);
+  constexpr int lines_a = turned ? TM : 32, raw_b = Raw<T, TN>::bytes,
+                raw_each = raw_b + (turned ? Raw<T, TM>::bytes : 0);
   int const lane = int(threadIdx.x) % 32;
   raw += warp * (S::ahead * raw_each);
   auto first_b = [&](Tile const& t) {
@@ -488,7 +489,8 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   p.pixels = int32_t(plane), p.images = int32_t(problem.N), p.C = int32_t(problem.C), p.K = int32_t(problem.K);
   p.in = source(args.a, in.n, in.c, problem.N, depth, plane);
   p.filters = source(args.b, 0, problem.w.n, 1, problem.K, problem.C);
-  p.out = args.out, p.out_n = out.n * size, p.out_m = out.c * size, p.bias = args.bias, p.bias_stride = args.bias_stride;
+  p.out = args.out, p.out_n = out.n * size, p.out_m = out.c * size, p.bias = args.bias,
+  p.bias_stride = args.bias_stride;
   bool const copied = channel_vectors(problem.w, problem.w_align, problem.C, 16 / size, dtype);
   if (copied) {
     tma::Tensor4 w{args.b, dtype, {problem.C, problem.K, 1, 1}, {1, problem.w.n, 0, 0}};
@@ -517,7 +519,8 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
     bool const pairs = plane % 2 == 0 && in.c % 2 == 0 && in.n % 2 == 0 && cut.width % 2 == 0 &&
                        reinterpret_cast<uint64_t>(args.a) % 4 == 0;
     if (!copied) return start(main_kernel<T, TM, TN, 1, !forward, words>);
-    return pairs ? start(main_kernel<T, TM, TN, 2, !forward, boxes>) : start(main_kernel<T, TM, TN, 1, !forward, boxes>);
+    return pairs ? start(main_kernel<T, TM, TN, 2, !forward, boxes>)
+                 : start(main_kernel<T, TM, TN, 1, !forward, boxes>);
   }
 }
 

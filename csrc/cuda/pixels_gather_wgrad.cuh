@@ -84,7 +84,8 @@ struct SumOperand {
     uint32_t const plane = uint32_t(reinterpret_cast<uint64_t>(s.at)) + uint32_t(image) * uint32_t(s.n);
 #pragma unroll
     for (int i = 0; i < count; ++i)
-      at[i] = i * (vectors * 16) + ((plane + uint32_t(first + channel(warp, i)) * uint32_t(s.k)) & 15) + lane * V * size;
+      at[i] =
+          i * (vectors * 16) + ((plane + uint32_t(first + channel(warp, i)) * uint32_t(s.k)) & 15) + lane * V * size;
   }
   // Into lines; pixels: that there are of the run.
   __device__ __forceinline__ void turn(uint32_t raw, uint32_t to, int pixels, int warp, int lane) const {
@@ -104,7 +105,8 @@ struct SumOperand {
         for (int g = 0; g < groups; ++g)
 #pragma unroll
           for (int i = 0; i < 8; ++i)
-            v[g][i] = V == 1 ? ptx::ld_shared_u16(raw + at[run * 8 + i] + g * 64) : ptx::ld_shared(raw + at[run * 8 + i]);
+            v[g][i] =
+                V == 1 ? ptx::ld_shared_u16(raw + at[run * 8 + i] + g * 64) : ptx::ld_shared(raw + at[run * 8 + i]);
 #pragma unroll
         for (int g = 0; g < groups; ++g)
 #pragma unroll
@@ -208,9 +210,8 @@ __global__ void __launch_bounds__(SumShape<TM, TN>::threads, SumShape<TM, TN>::b
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      ptx::wgmma_mma_async<T, rows, rows>(
-          acc, tma::at_address(layout, from + group * 64 * kLineBytes + k * part_bytes),
-          tma::at_address(layout, from + TM * kLineBytes + k * part_bytes));
+      ptx::wgmma_mma_async<T, rows, rows>(acc, tma::at_address(layout, from + group * 64 * kLineBytes + k * part_bytes),
+                                          tma::at_address(layout, from + TM * kLineBytes + k * part_bytes));
     ptx::wgmma_commit_group();
     ptx::wgmma_wait_group<1>();
     ptx::wgmma_fence_operand(acc);
