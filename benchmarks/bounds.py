@@ -97,6 +97,7 @@ LONG_ROWS = Case("dw", 4, 64, 64, 3000, 64, 11, 11, (3, 3), (4, 4), (2, 2), 64, 
 FAR = Case("dense", 4, 128, 64, 300, 128, 3, 3, (1, 1), (1, 140), (1, 140), bias=False)  # beyond im2col's reach
 SMALL_GROUPS = Case("groups", 64, 672, 7, 7, 672, 3, 3, padding=(1, 1), groups=42, bias=False)
 PATCHES = Case("dense", 32, 64, 224, 224, 64, 7, 7, (7, 7), bias=False)
+ODD_PLANES = dense(8, 64, 149, 96, 1)
 UNPADDED = Case("dw", 16, 64, 512, 512, 64, 3, 3, groups=64, bias=False)  # KernelBench's 82
 
 ENTRIES = (
@@ -156,6 +157,8 @@ ENTRIES = (
     Entry("tma_matrix", "tma::matrix_kernel", "fprop", dense(8, 2560, 16, 1280, 1), "fp16", "nchw", "160x128_lines"),
     Entry("pixels_runs", "pixel_runs::main_kernel", "fprop", dense(4, 3072, 40, 672, 1), "fp16", "nchw", "256x160"),
     Entry("pixels_turns", "pixel_turns::main_kernel", "fprop", "L07", "fp16", "nchw", "64x256_nchw"),
+    Entry("pixels_gather", "pixels_gather::main_kernel", "fprop", ODD_PLANES, "fp16", "nchw", "raw"),
+    Entry("pixels_gather_wgrad", "pixels_gather::sums_kernel", "wgrad", ODD_PLANES, "fp16", "nchw", "raw"),
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "fp16", "nchw", "pixels"),
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "tf32", "nchw", "pixels"),
     Entry("pixels_wgrad", "pixels_wgrad::sum_kernel", "wgrad", "L07", "fp16", "nchw", "pixels"),

@@ -880,7 +880,8 @@ def test_other_layouts_and_channel_counts_are_packed(op: str) -> None:
     """
     odd_c = Case("odd C", 32, 60, 56, 56, 64, 3, 3, padding=(1, 1))  # lines of x off 16 bytes
     odd_k = Case("odd K", 32, 64, 56, 56, 63, 3, 3, padding=(1, 1))
-    pointwise = Case("pointwise", 64, 256, 27, 27, 512, 1, 1)  # its filters are channels_last in any layout
+    # its filters are channels_last in any layout
+    pointwise = Case("pointwise", 64, 256, 27, 27, 512, 1, 1, padding=(1, 0))
     groups = Case("groups", 64, 1024, 14, 14, 1024, 3, 3, padding=(1, 1), groups=4)
     strided = Case("strided", 64, 128, 56, 56, 128, 3, 3, (2, 2), (1, 1))  # a phase's pixels are no neighbours
 
@@ -952,7 +953,27 @@ def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> N
         assert named(op, any_channels, torch.float16, "nchw").endswith("_pointwise")
         assert packed(op, any_channels, *meta(any_channels, torch.float16, "nchw")) == "w"
     for odd in (Case("pixels", 256, 256, 13, 13, 256, 1, 1), Case("stride", 64, 64, 56, 56, 256, 1, 1, (2, 2))):
-        assert named(op, odd, torch.float16, "nchw").endswith("_im2col"), odd
+        gathered = op == "wgrad" and odd.stride == (1, 1)
+        assert named(op, odd, torch.float16, "nchw").endswith("_raw" if gathered else "_im2col"), odd
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_pointwise_layers_over_planes_of_any_size_stay_in_place(op: str) -> None:
+    """Where that is faster than packing them; whatever the channels."""
+    for case, dtype in itertools.product(
+        (Case("Inception", 8, 192, 35, 35, 64, 1, 1), Case("any channels", 8, 190, 35, 35, 63, 1, 1)),
+        (torch.float16, torch.bfloat16, torch.float32),
+    ):
+        if dtype is torch.float32 and op == "dgrad":
+            continue
+        row, _, workspace, *_ = ask(op, case, dtype, "nchw", allow_tf32=True)
+        assert re.match(f"pixels_{op}_.*_raw$", ROWS[row]), (case, dtype)
+        assert packed(op, case, *meta(case, dtype, "nchw"), allow_tf32=True) == "", (case, dtype)
+        assert (workspace > 0) == (op == "wgrad")
+        padded = Case("padded", 8, 192, 35, 35, 64, 1, 1, padding=(1, 1))
+        assert not ROWS[ask(op, padded, dtype, "nchw", allow_tf32=True)[0]].endswith("_raw")
+    strict = ask(op, Case("strict", 8, 192, 35, 35, 64, 1, 1), torch.float32, "nchw")[0]
+    assert not ROWS[strict].endswith("_raw")
 
 
 def test_pointwise_layers_over_nchw_take_tiles_that_fit_them() -> None:
@@ -1026,7 +1047,7 @@ def test_small_1x1_layers_take_one_launch_whatever_their_channels() -> None:
             layers.append((small, torch.float16))
         for case, dtype in layers:
             row, _, workspace, *_ = ask(op, case, dtype, layout, allow_tf32=True)
-            assert re.match(f"pixels_{op}_.*_any$", ROWS[row]) and workspace == 0, (op, layout, case)
+            assert re.match(f"pixels_{op}_.*_(any|raw)$", ROWS[row]) and workspace == 0, (op, layout, case)
         for dtype in (torch.float32, torch.bfloat16):
             assert not ROWS[ask(op, large, dtype, layout, allow_tf32=True)[0]].endswith("_any"), (op, layout)
     strict = ask("fprop", squeeze, torch.float32, "nhwc")[0]

@@ -1,0 +1,80 @@
+// What rows of pixels_gather.cuh and pixels_gather_wgrad.cuh cost. Apart from what the kernels include, so that a new
+// constant compiles none of them.
+#pragma once
+
+#include "pixels_gather.h"
+
+namespace conv2d_ext {
+
+// Rounds of tiles, their steps, and bytes (each also as often as a tile of filters reads it again): a sum, as they hide
+// each other in part; in us, a megabyte. odd: of a step, where pixels of 16-bit types are read one by one; together:
+// tiles of several images. Fitted to 222 times each of 37 layers with planes of 7x7 to 257x257 (docs/tuning/nchw.md).
+struct PixelsGatherTimes {
+  double launch, tile, step, odd, read, written, again, together;
+};
+constexpr PixelsGatherTimes pixels_gather_times(Row const& row) {
+  bool const large = row.tile_m == 128, forward = row.op == Op::fprop;
+  if (row.dtype == DType::f32)
+    return forward ? (large ? PixelsGatherTimes{7.81, 3.68, 0.786, 0, 0.0417, 0.0535, 0.0397, 4.34}
+                            : PixelsGatherTimes{7.23, 1.47, 0.629, 0, 0.163, 0.204, 0.0918, 0})
+                   : (large ? PixelsGatherTimes{8.54, 3.46, 1.27, 0, 0, 0.112, 0, 4.25}
+                            : PixelsGatherTimes{7.97, 0.754, 0.844, 0, 0.168, 0.487, 0.102, 0});
+  return forward ? (large ? PixelsGatherTimes{7.89, 2.75, 0.739, 0.0936, 0, 0.186, 0, 2.47}
+                          : PixelsGatherTimes{6.89, 1.83, 0.606, 0.0312, 0.139, 0.304, 0.0958, 0})
+                 : (large ? PixelsGatherTimes{7.37, 3.09, 0.922, 0, 0, 0, 0, 2.18}
+                          : PixelsGatherTimes{6.52, 2.19, 0.684, 0, 0.289, 0, 0.0529, 0});
+}
+
+// wgrad: rounds of blocks and their steps, bytes, parts and weights.
+struct PixelsGatherSums {
+  double launch, second, round, step, odd, read, parts, weights;
+};
+constexpr PixelsGatherSums pixels_gather_sums(Row const& row) {
+  if (row.dtype == DType::f32)
+    return row.tile_m == 128 ? PixelsGatherSums{8.06, 0, 0, 1.586, 0, 0, 1.12, 12.9}
+                             : PixelsGatherSums{0, 2.77, 6.94, 0.76, 0, 0, 0, 0.585};
+  return row.tile_m == 128 ? PixelsGatherSums{6.91, 0, 1.82, 1.091, 0.113, 0.0106, 0.506, 16.9}
+                           : PixelsGatherSums{7.13, 1.74, 0, 0.623, 0.104, 0, 0, 8.44};
+}
+
+constexpr Estimate pixels_gather_estimate(Row const& row, Problem const& p, Device const& d) {
+  int64_t const plane = p.H * p.W, slots = d.sm_count * (row.tile_m == 64 ? 2 : 1);
+  double const pixels = double(p.N) * double(plane) * size_of(p.dtype) / 1e6;
+  bool const odd = plane % 2 != 0;
+  // Beside the other rows, whose estimates are too low where odd planes, but small ones, are packed.
+  double const beside = row.op == Op::wgrad              ? (odd && plane > 64 ? 0.85 : 1.1)
+                        : row.dtype != DType::f32 && odd ? 0.92
+                                                         : 1;
+  if (row.op == Op::wgrad) {
+    PixelsGatherSums const t = pixels_gather_sums(row);
+    int64_t const tiles = PixelsWgrad(row.tile_m, row.tile_n, p).tiles, steps = runs_of(p);
+    double const area = double(tiles) * row.tile_m * row.tile_n / 1e6;
+    Estimate best;
+    for (int64_t rounds : {1, 2}) {
+      int64_t const wanted = max64(least_parts(p), max64(1, min64(d.sm_count * rounds / tiles, ceil_div(steps, 4))));
+      int64_t const share = ceil_div(steps, wanted), split = ceil_div(steps, share), blocks = tiles * split;
+      if (pixels_wgrad_bytes(row, p, wanted) > kMaxWorkspaceBytes && wanted > least_parts(p)) continue;
+      double const r = double(ceil_div(blocks, slots)), each = double(blocks) / d.sm_count,
+                   load = row.tile_m == 128 ? r
+                          : each > 1        ? each
+                                            : 1;  // two blocks share an SM
+      double const second = split > 1 ? t.second + area * (double(split) * t.parts + t.weights) : 0;
+      double const us = t.launch + r * t.round + load * double(share) * (t.step + (odd ? t.odd : 0)) +
+                        pixels * double(p.C + p.K) * t.read + second;
+      if (double const ns = us * 1000 * beside; best.ns == 0 || ns < best.ns) best = {ns, int(wanted)};
+    }
+    return best;
+  }
+  PixelsGatherTimes const t = pixels_gather_times(row);
+  PixelsGather const cut(row.tile_m, row.tile_n, row.op, p, d.sm_count);
+  int64_t const depth = pixels_depth(row.op, p), steps = ceil_div(depth, run_pixels(p.dtype));
+  double const rounds = double(ceil_div(cut.tiles, slots));
+  double const us =
+      t.launch +
+      rounds * (t.tile + double(steps) * (t.step + (odd ? t.odd : 0)) + (cut.together > 1 ? t.together : 0)) +
+      pixels * (double(depth) * (t.read + double(cut.tiles_m - 1) * t.again) +
+                double(pixels_columns(row.op, p)) * t.written);
+  return {us * 1000 * beside, 1};
+}
+
+}  // namespace conv2d_ext
