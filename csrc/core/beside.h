@@ -44,10 +44,11 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     return ns + (is(Family::tma, Variant::im2col, Op::wgrad) && across ? 1000 : 0);
   }
   if (is(Family::tma, Variant::im2col, Op::fprop)) {
-    if (p.groups > 1) return ns * (tile(64, 64) && !across ? 1.1 : 1);
+    if (p.groups > 1 && tile(64, 64)) return across ? ns + (pixels <= 4000 ? 1000 : 0) : ns * 1.1;
+    if (p.groups > 1) return ns;
     return ns * (tile(128, 128) && !across && plane <= 200 ? 1.06 : 1) - (pixels <= 10000 ? 1000 : 0);
   }
-  if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (pixels <= 1000 ? 1000 : 0);
+  if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (pixels <= 1000 && p.groups == 1 ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::wgrad))
     return ns - (p.groups > 1 ? 1500 : 0) - (tile(64, 64) && taps && pixels > 100 && pixels <= 1000 ? 1000 : 0);
   if (is(Family::tma, Variant::narrow, Op::wgrad)) return ns - (p.C <= 32 && pixels > 4000 ? 3000 : 0);

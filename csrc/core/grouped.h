@@ -225,7 +225,13 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
         if (best.slab == 0 || t.cycles < best.cycles) best = t;
       }
     }
-  return best.slab > 0 || !t.planar || t.planes > 1 || t.slab == 1 ? best : grouped_lines(op, p, d, any, t.slab / 2);
+  if (best.slab == 0) return !t.planar || t.planes > 1 || t.slab == 1 ? best : grouped_lines(op, p, d, any, t.slab / 2);
+  int64_t const tiles = ceil_div(h.positions, best.squares_h * 8) * ceil_div(w.positions, best.squares_w * 8) *
+                        ceil_div(p.N, best.images);
+  if (best.planar || best.slab == 1 || tiles * slabs * 2 > d.sm_count * best.blocks_of_sm) return best;
+  // Few tiles: with half of the units more SMs have fewer filters to put in order.
+  GroupedLines const half = grouped_lines(op, p, d, any, best.slab / 2);
+  return half.slab > 0 && half.cycles < best.cycles ? half : best;
 }
 
 // wgrad of grouped_lines_wgrad.cuh. A job is one block of 8 filters and up to nine pairs of halves, whose sums a warp

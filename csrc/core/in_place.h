@@ -6,6 +6,7 @@
 
 #include "lean.h"
 #include "matrix.h"
+#include "merged.h"
 #include "parts.h"
 #include "pointwise.h"
 #include "tma_classes.h"
@@ -188,6 +189,49 @@ constexpr double tf32_neighbours_share(Row const& row, Op op, Problem const& p) 
 inline constexpr double kFirstPartNs = 3000;  // what one launch takes that those behind it do not
 
 // Of any row of the families tma and tma_strict.
+// wgrad of groups that fit a tile, merged or not, by rows whose filters are not narrow.
+constexpr bool is_grouped_sums(Row const& row, Problem const& p) {
+  return row.family == Family::tma && row.op == Op::wgrad && p.groups > 1 &&
+         (row.variant == Variant::im2col || is_halo(row.variant)) && max64(p.C_per_group(), p.K_per_group()) <= 64;
+}
+
+// What these take beside their estimates, and of these, with whole tiles and with shares of them: as measured (516
+// layers).
+constexpr Estimate grouped_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+  Problem const m = as_merged(row, p);
+  bool const f32 = row.dtype == DType::f32, merges = m.groups != p.groups;
+  Estimate e = f32 ? tf32_wgrad_estimate(row, m, d) : tma_wgrad_estimate(row, m, d);
+  struct Share {
+    int tile_m, tile_n;
+    double before_whole, whole, before, share;
+  };
+  constexpr Share shares[] = {{64, 64, 2450, 1.03, 1000, 1.05}, {128, 128, 3900, 0.79, 0, 1.01},
+                              {192, 128, 0, 1, 0, 0.98},        {256, 64, 4500, 0.82, 0, 1},
+                              {576, 64, 0, 1, 2000, 0.8},       {0, 0, 3300, 0.87, -1000, 1}};
+  constexpr Share tf32_shares[] = {{128, 128, 5300, 0.82, 3650, 0.88},
+                                   {128, 192, 4300, 0.82, 1800, 0.93},
+                                   {256, 64, 5550, 0.7, 4900, 0.78},
+                                   {576, 64, 0, 1, 3750, 0.98},
+                                   {0, 0, 2500, 0.84, 2500, 0.85}};
+  Share const* of = f32 ? tf32_shares : shares;
+  while (of->tile_m != 0 && (of->tile_m != row.tile_m || of->tile_n != row.tile_n)) ++of;
+  double share = e.split_k == 1 ? of->whole : of->share;
+  // Long sums of 16-bit types: lines that begin off 32 bytes, short ones, and those in lines of memory.
+  if (!f32 && (e.split_k > 1 || e.ns > 12000) && !is_halo(row.variant)) {
+    bool const off = m.x.w % 16 != 0, short_lines = m.C_per_group() <= 48, aligned = m.x.w % 64 == 0;
+    share += (off ? (row.tile_m == 64 ? 0.3 : 0.13) : 0) + (p.stride_w > 1 ? 0.05 : 0);
+    if (short_lines && row.tile_m != 192) share -= 0.1;
+    if (row.tile_m == 64 && !merges && m.C_per_group() < 64 && e.ns > 20000) share += 0.6;
+    if (short_lines && aligned && row.tile_m != 64) share -= 0.1;
+  }
+  e.ns = e.ns * share + (e.split_k == 1 ? of->before_whole : of->before);
+  int64_t const pixels = p.N * p.P() * p.Q();
+  if (!f32 && row.tile_m == 64 && pixels > 100 && pixels <= 1000 && e.ns < 14000) e.ns -= 1300;
+  if (merges && merged_adds_always(row, p) && e.split_k == 1) e.ns += 4000;
+  if (merges && !merged_stores_runs(p)) e.ns += double(p.K) * double(p.C_per_group() * p.R * p.S) * 0.0087;
+  return e;
+}
+
 constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (Parts const parts = parts_of(row, p); parts.count() > 0) {
     for (int64_t i = 0; i < parts.count(); ++i) {
@@ -196,6 +240,7 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
     }
     return true;
   }
+  if (merged_groups(row, p) > 1) return true;
   if (row.family == Family::tma_strict) return strict_supports(row, p);
   if (is_pointwise(row)) return pointwise_supports(row.op, p);
   if (is_matrix(row)) return matrix_supports(p);
@@ -243,6 +288,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   if (is_planes_wgrad(row)) return planes_wgrad_estimate(row, p, d);
   bool const tf32 = p.dtype == DType::f32;
   if (op == Op::wgrad) {
+    if (is_grouped_sums(row, p)) return grouped_sums_estimate(row, p, d);
     Estimate e = tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
     if (tf32_stores_apart(row, p)) e.ns += double(p.K) * double(p.C * p.R * p.S) * 0.015 + (e.split_k == 1 ? 4000 : 0);
     return e;
@@ -318,6 +364,10 @@ constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int
   if (row.variant == Variant::lean) return lean_workspace_bytes(row, p, split_k);
   if (is_matrix(row) || is_tma_planes(row)) return 0;
   if (is_planes_wgrad(row)) return planes_wgrad_workspace_bytes(row, p, split_k);
+  if (Problem const m = as_merged(row, p); m.groups != p.groups) {
+    if (merged_adds_always(row, p) && split_k == 1) return tf32_wgrad_tiles(row, m) * row.tile_m * row.tile_n * 4;
+    return in_place_workspace_bytes(row, m, split_k);
+  }
   if (tf32_stores_apart(row, p) && split_k == 1) return tf32_wgrad_tiles(row, p) * row.tile_m * row.tile_n * 4;
   return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);
 }

@@ -1,43 +1,62 @@
-// Merged groups: wgrad by tma's tiles of 64 channels and more multiplies neighbouring groups of 8 to 32 channels as if
-// they were one, and keeps of each filter the channels of its own group. What groups yield with each other, NaN too, is
-// dropped.
+// Merged groups: wgrad by tma's tiles of 64 channels and more, in channels_last, multiplies neighbouring groups of 8 to
+// 32 channels as if they were one, and stores of each filter the channels of its own group. What groups yield with each
+// other, NaN too, is dropped.
 #pragma once
 
-#include "pack.h"
+#include "tma_tf32.h"
 
 namespace conv2d_ext {
 
-// So many neighbouring groups as one, whose filters are in the workspace.
+// So many neighbouring groups as one, with the strides of filters that rows take: there are no such filters. The last
+// may have groups that do not exist.
 constexpr Problem merged(Problem p, int64_t together) {
-  p.groups /= together;
-  p.w = channels_last_strides(packed_w_channels(p.C_per_group(), p.dtype), p.R, p.S), p.w_align = 16;
+  int64_t const C = p.C_per_group(), K = p.K_per_group(), groups = ceil_div(p.groups, together);
+  p.C = groups * together * C, p.K = groups * together * K, p.groups = groups;
+  p.w = channels_last_strides(p.C_per_group(), p.R, p.S), p.w_align = 16;
   return p;
 }
 
-// The launch that keeps what is wanted.
-constexpr double keep_ns(Problem const& p) {
-  return 3000 + double(p.K) * double(p.C_per_group() * p.R * p.S) * size_of(p.dtype) * 2 / 1500;
+// Are the weights of a group's filter stored side by side, in TF32 four channels at a time?
+constexpr bool merged_stores_runs(Problem const& p) {
+  return channel_vectors(p.w, p.w_align, p.C_per_group(), p.dtype == DType::f32 ? 4 : 2, p.dtype);
 }
 
-// How many groups are one for this row: as many as have 64 channels, if that is estimated to be faster.
-constexpr int64_t merged_groups(Row const& row, Problem p) {
-  bool const takes =
-      row.family == Family::tma && row.op == Op::wgrad && (row.variant == Variant::im2col || is_halo(row.variant));
-  if (!takes || p.groups == 1 || p.C_per_group() < 8 || p.K_per_group() < 8) return 1;
+// In TF32 single weights are stored by the second pass alone.
+constexpr bool merged_adds_always(Row const& row, Problem const& p) {
+  return row.dtype == DType::f32 && !is_halo(row.variant) && !merged_stores_runs(p);
+}
+
+// How many groups are one for this row: as many as have 64 channels.
+constexpr int64_t merged_groups(Row const& row, Problem const& p) {
+  bool const halo = is_halo(row.variant), f32 = row.dtype == DType::f32;
+  if (row.family != Family::tma || row.op != Op::wgrad || (row.variant != Variant::im2col && !halo)) return 1;
+  int64_t const C = p.C_per_group(), K = p.K_per_group(), v = 16 / size_of(row.dtype);
+  if (p.groups == 1 || C < 8 || K < 8 || (f32 && !p.allow_tf32)) return 1;
   if (p.N < 1 || p.H < 1 || p.W < 1 || p.P() < 1 || p.Q() < 1 || p.R < 1 || p.S < 1) return 1;
-  int64_t together = 64 / max64(p.C_per_group(), p.K_per_group());
-  while (together > 1 && p.groups % together != 0) --together;
+  int64_t together = min64(64 / max64(C, K), p.groups);
+  while (together > 1 && (C * together % v != 0 || K * together % v != 0)) --together;
   if (together <= 1) return 1;
-  int64_t const v = 16 / size_of(p.dtype);
-  if (p.C_per_group() % v != 0 || p.K_per_group() % v != 0) return together;  // would be padded
-  p.x = channels_last_strides(p.C, p.H, p.W), p.y = channels_last_strides(p.K, p.P(), p.Q());
-  auto ns = [&](Problem const& of) { return in_place_estimate(row, Op::wgrad, of, h200_sxm).ns; };
-  return ns(merged(p, together)) + keep_ns(p) < ns(p) ? together : 1;
+  bool const few = double(p.K) * double(C) * double(p.R * p.S) <= 320 * 1024;  // as tma_adds_into_any
+  if (!merged_stores_runs(p) && !(few && (halo || f32))) return 1;
+  Problem const m = merged(p, together);
+  // TF32's runs have 32 channels: fewer groups may have as many tiles.
+  if (f32 && !halo && C % v == 0 && K % v == 0 && tf32_wgrad_tiles(row, m) >= tf32_wgrad_tiles(row, p)) return 1;
+  return tma_supports(row, m) ? together : 1;
 }
 
-constexpr int64_t merged_bytes(Row const& row, Problem const& p) {
+constexpr Problem as_merged(Row const& row, Problem const& p) {
   int64_t const together = merged_groups(row, p);
-  return together == 1 ? 0 : round_up(p.K * merged(p, together).w.n * size_of(p.dtype), 256);
+  return together > 1 ? merged(p, together) : p;
+}
+
+// Groups padded to whole vectors, in channels_last, as packed copies have them.
+constexpr Problem padded_to_merge(Problem p) {
+  int64_t const v = 16 / size_of(p.dtype), C = ceil_div(p.C_per_group(), v) * v, K = ceil_div(p.K_per_group(), v) * v;
+  p.C = C * p.groups, p.K = K * p.groups;
+  p.x = channels_last_strides(p.C, p.H, p.W), p.y = channels_last_strides(p.K, p.P(), p.Q());
+  p.w = channels_last_strides(C, p.R, p.S);
+  p.x_align = p.w_align = p.y_align = 16;
+  return p;
 }
 
 }  // namespace conv2d_ext

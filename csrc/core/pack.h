@@ -79,6 +79,8 @@ constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
   int64_t const most = op != Op::dgrad || strict ? line / 2 : any.w || C > line ? -1 : line / 2;
   // Halves of lines do for narrow, whose taps of a group have 32 channels.
   if (row.variant == Variant::narrow && p.groups > 1 && C == 32 && K % line == 32) return {C, K};
+  // Merged groups fill lines.
+  if (Problem const q = padded_to_merge(p); merged_groups(row, q) > 1) return {q.C_per_group(), q.K_per_group()};
   return {any.x && any.w ? C : pad(op == Op::fprop, op != Op::dgrad, most, x, op != Op::dgrad, C, x_pixels),
           any.y ? K
                 : pad(op == Op::dgrad, op == Op::dgrad, op == Op::fprop && !strict ? -1 : line / 2, y, op != Op::fprop,
@@ -275,10 +277,13 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     q.which.x = true;
     return q;
   }
+  if (merged_groups(row, p) > 1) return {{}, p};
   PackedGroup const g = packed_group(row, p);
   bool const C = g.C != p.C_per_group(), K = g.K != p.K_per_group();
   TmaTakesAny any = packs_rather(row, p);
-  any.w |= tma_adds_into_any(row, p) || tf32_adds_into_any(row, p);
+  Problem as_it_is = padded_to_merge(p);
+  as_it_is.w = p.w, as_it_is.w_align = p.w_align;
+  any.w |= tma_adds_into_any(row, p) || tf32_adds_into_any(row, p) || merged_groups(row, as_it_is) > 1;
   Packed q{{}, p};
   q.which.x = C || (!any.x && !fits_in_place(p.x, p.x_align, g.C, p.N, p.H, p.W, p.dtype));
   q.which.w = C || K || (!any.w && !fits_in_place(p.w, p.w_align, g.C, p.K, p.R, p.S, p.dtype));

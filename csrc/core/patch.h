@@ -4,7 +4,7 @@
 // vision transformer, and for what the copy engine does not take: long steps, far taps. dgrad's patches share no input.
 #pragma once
 
-#include "merged.h"
+#include "pack.h"
 
 namespace conv2d_ext {
 
@@ -80,11 +80,7 @@ constexpr Problem patch_filters(Problem const& p) {
 }
 
 // The problem that a row runs, but for packing; of another family its own.
-constexpr Problem tma_problem(Row const& row, Problem const& p) {
-  if (is_patches(row, p)) return patches(p);
-  int64_t const together = merged_groups(row, p);
-  return together > 1 ? merged(p, together) : p;
-}
+constexpr Problem tma_problem(Row const& row, Problem const& p) { return is_patches(row, p) ? patches(p) : p; }
 
 // Of the workspace: the images' patches, and behind them the filters' where they are padded.
 constexpr int64_t patch_images_bytes(Problem const& p) {

@@ -140,7 +140,7 @@ constexpr Packing packing(Row const& row, Problem const& p) {
       row.family != Family::simt && row.family != Family::igemm)
     return {};
   Packing which = packed(row, tma_problem(row, p)).which;
-  which.x |= is_patches(row, p), which.w |= merged_groups(row, p) > 1;
+  which.x |= is_patches(row, p);
   return which;
 }
 
@@ -224,6 +224,22 @@ constexpr double beside_few_outputs_ns(Row const& row, Problem const& p, double 
 constexpr Estimate beside_few_outputs(Row const& row, Problem const& p, Estimate e) {
   e.ns = beside_few_outputs_ns(row, p, e.ns);
   return e;
+}
+
+// wgrad of a few rows of an image in 16-bit types by rows as they lie, as measured beside packed ones.
+constexpr double small_plain_share(Problem const& p) {
+  if (size_of(p.dtype) != 2 || p.N * p.P() * p.Q() > 1000 || (p.C_per_group() >= 48 && p.stride_w == 1)) return 1;
+  return p.Q() <= 14 ? 0.91 : p.stride_w > 1 ? 0.65 : 0.83;
+}
+
+// Lines in channels_last, as measured: ns more, of wgrad beside merged groups, of dgrad of small layers with a stride.
+constexpr double lines_as_measured_ns(Row const& row, Problem const& p, double ns) {
+  if (row.family != Family::grouped || row.variant != Variant::lines || p.x.c != 1) return 0;
+  bool const strided = p.stride_w > 1;
+  if (row.op == Op::dgrad) return strided && p.dtype != DType::f32 && p.C_per_group() == 24 && ns < 20000 ? 4500 : 0;
+  if (row.op == Op::fprop) return 0;
+  if (p.dtype != DType::f32) return strided ? 1800 : 900;
+  return p.allow_tf32 && p.C_per_group() < 16 && ns < 40000 ? ns * (strided ? 0.2 : 0.12) : 0;
 }
 
 // Rows over groups, as measured beside each other: how much longer they take than was estimated.
@@ -355,7 +371,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::simt: {
       if (is_planes(row)) return planes_estimate(op, p, d);
       if (is_turned(row)) return turned_estimate(op, p, d);
-      if (is_plain(row)) return plain_estimate(p, d);
+      if (is_plain(row)) return {plain_estimate(p, d).ns * small_plain_share(p), 1};
       if (is_plain_rows(row)) return plain_rows_estimate(op, p, d);
       if (is_images(row)) return images_estimate(row, op, p, d);
       if (is_image_sums(row)) return {image_sums(op, p, d).ns, 1};
@@ -366,6 +382,10 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       Estimate e = row.family == Family::simt      ? simt_estimate(row, op, q.problem, d)
                    : row.family == Family::grouped ? grouped_measured(row, op, p, q, d)
                                                    : in_place_estimate(row, op, q.problem, d);
+      if (is_grouped_sums(row, q.problem)) {
+        if (q.which.any()) e.ns += packing_ns(op, t, q);
+        return e;
+      }
       // dgrad with a stride stores single pixels that lie apart, in NCHW.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::dgrad && p.stride_w > 1 &&
           p.x.w == 1) {
@@ -398,12 +418,13 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : t);
       if (q.which.any()) e.ns += packing_ns(op, t, q) + (packs_pixels(row, t) ? (row.tile_n == 64 ? 2600 : 1000) : 0);
       e.ns = groups_with_packing_ns(row, t, q.which.x || q.which.y, e.ns);
+      e.ns += lines_as_measured_ns(row, p, e.ns);
       // As measured: with a single step nothing hides single stores.
       if (row.family == Family::tma && row.variant == Variant::im2col && op != Op::wgrad && row.tile_m == 64 &&
           tma_stores_singly(op, q.problem) && p.x.c != 1 && p.R * p.S == 1 &&
           (op == Op::fprop ? p.C_per_group() : p.K_per_group()) * size_of(p.dtype) <= 128)
         e.ns *= 1.2;
-      e.ns += patch_ns(row, p) + (t.groups != p.groups ? keep_ns(p) : 0);
+      e.ns += patch_ns(row, p);
       e.ns *= one_by_one_as_measured(row, p);
       e.ns = beside_ns(row, p, e.ns);
       return e;
@@ -487,7 +508,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       if (is_plain_rows(row) || is_images(row) || is_image_sums(row) || is_slabs(row)) return 0;
       if (is_tf32_planes(row)) return tf32_planes_workspace_bytes(row, p);
       Packed const q = packed(row, tma_problem(row, p));
-      return patch_bytes(row, p) + merged_bytes(row, p) + packed_places(q).bytes +
+      return patch_bytes(row, p) + packed_places(q).bytes +
              (row.family == Family::simt      ? gemm_workspace_bytes(row, op, p, split_k)
               : row.family == Family::grouped ? grouped_workspace_bytes(row, q.problem, split_k)
                                               : in_place_workspace_bytes(row, q.problem, split_k));

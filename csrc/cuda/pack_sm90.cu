@@ -191,50 +191,10 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
   return out.run<true>(size, stream);
 }
 
-// Of the merged groups' filters, dense in channels_last, the channels of the own group. A block has a filter.
-struct Own {
-  void const* merged;
-  void* out;
-  int64_t line;  // elements of a merged filter's tap
-  Strides w;
-  uint32_t C, K, S, taps, together;  // of a group
-};
-
-template <class T>
-__global__ void __launch_bounds__(128) keep_kernel(__grid_constant__ Own const p) {
-  ptx::griddepcontrol_wait();
-  uint32_t const k = blockIdx.x;
-  T const* const from = static_cast<T const*>(p.merged) + int64_t(k) * p.taps * p.line + k / p.K % p.together * p.C;
-  T* const to = static_cast<T*>(p.out) + k * p.w.n;
-  for (uint32_t i = threadIdx.x; i < p.C * p.taps; i += blockDim.x) {  // in the order of memory
-    bool const channels_first = p.w.c != 1;
-    uint32_t const c = channels_first ? i / p.taps : i % p.C, tap = channels_first ? i % p.taps : i / p.C;
-    to[c * p.w.c + tap / p.S * p.w.h + tap % p.S * p.w.w] = from[tap * p.line + c];
-  }
-}
-
 }  // namespace
 
 cudaError_t launch_packed(Launcher row, Op op, Problem const& p, Plan const& plan, Arguments const& given,
                           cudaStream_t stream) {
-  if (int64_t const together = merged_groups(row_of(plan), p); together > 1) {
-    Problem const c = merged(p, together);
-    Arguments args = given;
-    args.out = given.workspace;
-    args.workspace = static_cast<char*>(given.workspace) + merged_bytes(row_of(plan), p);
-    if (auto const error = launch_operands(row, op, c, plan, args, stream)) return error;
-    Own const own{args.out,
-                  given.out,
-                  c.w.w,
-                  p.w,
-                  uint32_t(p.C_per_group()),
-                  uint32_t(p.K_per_group()),
-                  uint32_t(p.S),
-                  uint32_t(p.R * p.S),
-                  uint32_t(together)};
-    auto* const kernel = size_of(p.dtype) == 2 ? keep_kernel<uint16_t> : keep_kernel<uint32_t>;
-    return launch_dependent(kernel, dim3(unsigned(p.K)), 128, 0, stream, own);
-  }
   if (!is_patches(row_of(plan), p)) return launch_operands(row, op, p, plan, given, stream);
   Problem const c = patches(p), filters = patch_filters(p);
   bool const pads = patch_pads(p);

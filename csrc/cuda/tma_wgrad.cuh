@@ -17,6 +17,7 @@
 // the order of the blocks.
 #pragma once
 
+#include "merged.cuh"
 #include "tma_phases.cuh"
 #include "tma_small.cuh"
 #include "tma_swap.cuh"
@@ -90,7 +91,8 @@ struct WgradParams {
   int32_t copy_bytes;  // of a run
   WgradShares shares;
   int64_t out_k, out_c, out_r, out_s;
-  bool pairs;  // of channels are stored at once
+  bool pairs;    // of channels are stored at once
+  OwnGroup own;  // of merged ones
   void* out;
   void* workspace;
 };
@@ -299,8 +301,19 @@ __device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int run
   }
   ptx::fence_proxy_async();
   ptx::bar_sync(1 + group, kWarpgroup);
+  int const tap = run / p.chunks;
+  if (p.own.C > 0) {  // a run is all channels of a tap; a thread stores two of them at a time
+    if (run >= p.runs) return;
+    T* const out = static_cast<T*>(p.out) + tap / p.S * p.out_r + tap % p.S * p.out_s;
+    int const pairs = p.own.C / 2, filters = min(TN, p.own.filters(unit.group, p.K) - unit.n * TN);
+    for (int i = int(threadIdx.x) % kWarpgroup; i < filters * pairs; i += kWarpgroup) {
+      int const line = i / pairs, own = i % pairs * 2, k = unit.n * TN + line, byte = (p.own.first(k) + own) * 2;
+      *reinterpret_cast<uint32_t*>(out + (int64_t(unit.group) * p.K + k) * p.out_k + own) =
+          ptx::ld_shared(staging + line * kLineBytes + (byte / 16 ^ line % 8) * 16 + byte % 16);
+    }
+    return;
+  }
   if (stores && run < p.runs) {
-    int const tap = run / p.chunks;
     ptx::cp_async_bulk_tensor_store_5d(&p.w, staging, run % p.chunks * 64, tap % p.S, tap / p.S, unit.n * TN,
                                        unit.group);
     ptx::cp_async_bulk_commit_group();
@@ -515,7 +528,9 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
     k += piece % in_row * 8;
   }
   WgradRun<variant> const at(p, run, column);
-  valid = valid && run < p.runs && at.r < p.R && at.s < p.S && k < p.K && at.c < p.C;
+  int const filters_end = p.own.filters(unit.group, p.K);
+  valid = valid && run < p.runs && at.r < p.R && at.s < p.S && k < filters_end && at.c < p.C &&
+          p.own.meets(k, 16, at.c, 16);
 
   WgradParts const parts(s, shared);
   int const count = valid ? parts.count : 0;
@@ -555,7 +570,10 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
   float values[8] = {sum[0].x, sum[0].y, sum[0].z, sum[0].w, sum[1].x, sum[1].y, sum[1].z, sum[1].w};
   auto filter_of = [&](int lane, int i) { return k + lane / 4 + (filters ? i / 2 % 2 : i / 4) * 8; };
   auto channel_of = [&](int lane, int i) { return at.c + lane % 4 * 2 + i % 2 + (filters ? i / 4 : i / 2 % 2) * 8; };
-  auto exists = [&](int i) { return filter_of(lane, i) < p.K && channel_of(lane, i) < p.C; };
+  auto exists = [&](int i) {
+    int const filter = filter_of(lane, i), channel = channel_of(lane, i);
+    return filter < filters_end && channel < p.C && p.own.has(filter, channel);
+  };
   if constexpr (filters) {
     unsigned tried = 0;
     while (true) {
@@ -581,12 +599,14 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
     typename WgradPair<T>::type pair = WgradPair<T>::of(values[i], values[i + 1]);
     if constexpr (!filters) pair = ptx::movmatrix_trans(pair);
     if (!exists(i)) continue;
-    T* const to = out + (int64_t(unit.group) * p.K + filter_of(lane, i)) * p.out_k + channel_of(lane, i) * p.out_c;
-    if (!filters || p.pairs) {
+    int const filter = filter_of(lane, i), channel = channel_of(lane, i) - p.own.first(filter);
+    T* const to = out + (int64_t(unit.group) * p.K + filter) * p.out_k + channel * p.out_c;
+    if (p.pairs) {
       *reinterpret_cast<typename WgradPair<T>::type*>(to) = pair;
     } else {
-      to[0] = narrow<T>(values[i]);
-      if (exists(i + 1)) to[p.out_c] = narrow<T>(values[i + 1]);
+      T const* const each = reinterpret_cast<T const*>(&pair);
+      to[0] = each[0];
+      if (exists(i + 1)) to[p.out_c] = each[1];
     }
   }
 }
@@ -612,9 +632,10 @@ cudaError_t launch_reduce(Problem const& problem, Arguments const& args, cudaStr
 }
 
 template <DType dtype, int TM, int TN, Variant variant>
-cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+cudaError_t launch_wgrad(Problem const& given, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   using S = WgradShape<T, variant, TM, TN>;
+  Problem const problem = as_merged(row_of(plan), given);
   constexpr bool halo = is_halo(variant), filters = S::filters;
   Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
   WgradTiles const t = wgrad_tiles(row_of(plan), problem);
@@ -630,25 +651,25 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.steps = int32_t(t.steps), p.groups = int32_t(problem.groups);
   p.tiles_n = int32_t(ceil_div(p.K, TN));
   p.shares = wgrad_shares(t, plan.split_k);
-  p.out_k = problem.w.n, p.out_c = problem.w.c, p.out_r = problem.w.h, p.out_s = problem.w.w;
-  p.pairs = channel_vectors(problem.w, problem.w_align, p.C, 2, dtype);
+  p.own = OwnGroup(given, problem);
+  p.out_k = given.w.n, p.out_c = given.w.c, p.out_r = given.w.h, p.out_s = given.w.w;
+  p.pairs = channel_vectors(given.w, given.w_align, given.C_per_group(), 2, dtype);
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
   Walk box_x = w, box_y{Q, 1};
   if (halo) box_x.pixels = box_y.pixels = t.columns;
   int const channels = variant == Variant::narrow ? 32 : 64, lines = int(kPixels + t.columns - Q);
   p.copy_bytes = lines * channels * size_of(dtype);
-  cudaError_t error =
-      encode_im2col(p.x, {args.a, dtype, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h, box_x,
-                    channels, lines);
+  cudaError_t error = encode_im2col(
+      p.x, {args.a, dtype, {given.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h, box_x, channels, lines);
   if (error != cudaSuccess) return error;
-  error = encode_im2col(p.y, {args.b, dtype, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1}, box_y, 64,
+  error = encode_im2col(p.y, {args.b, dtype, {given.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1}, box_y, 64,
                         kPixels);
   if (error != cudaSuccess) return error;
   p.stages = S::stages;
   if constexpr (!filters) {
     if (p.shares.whole > 0) p.stages = S::stages_beside_staging;
-    if ((error = encode_filters(p.w, args.out, problem, 64, TN)) != cudaSuccess) return error;
+    if (p.own.C == 0 && (error = encode_filters(p.w, args.out, problem, 64, TN)) != cudaSuccess) return error;
   }
 
   auto* const kernel = wgrad_kernel<T, variant, TM, TN>;

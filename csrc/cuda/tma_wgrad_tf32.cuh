@@ -16,6 +16,7 @@
 // after every kChainSteps steps.
 #pragma once
 
+#include "merged.cuh"
 #include "tma_tf32.cuh"
 
 namespace conv2d_ext::tf32 {
@@ -32,7 +33,9 @@ struct WgradParams {
   int32_t steps, groups, splits;
   int32_t tiles, tiles_n;
   int64_t out_k, out_c, out_r, out_s;
-  bool parts;  // sums go to the workspace, for a second launch
+  bool vectors;       // of four channels are stored at once
+  bool parts;         // sums go to the workspace, for a second launch
+  tma::OwnGroup own;  // of merged ones
   void* out;
   void* workspace;
 };
@@ -230,15 +233,19 @@ __device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int fir
     }
     return;
   }
-  int64_t const to = wgrad_out_of(p, unit.m * TM + first);
+  int const m = unit.m * TM + first, c = m / 32 % p.chunks * 32 + m % 32;
+  int64_t const to = wgrad_out_of(p, m);
   if (to < 0) return;
+  // Of merged groups the channels' own has these filters.
+  int const own = p.own.C == 0 ? 0 : c / p.own.C, begin = own * p.own.K,
+            end = p.own.C == 0 ? p.K : min(begin + p.own.K, p.own.filters(unit.group, p.K));
   int n = unit.n * TN + quad * 2;
-  float* to_n = static_cast<float*>(p.out) + to + (unit.group * p.K + n) * p.out_k;
+  float* to_n = static_cast<float*>(p.out) + to - own * p.own.C + (unit.group * p.K + n) * p.out_k;
 #pragma unroll
   for (int j = 0; j < TN / 8; ++j, n += 8, to_n += 8 * p.out_k) {
-    if (n >= p.K) break;
-    store(to_n, j, 0);  // K is a multiple of 4: n + 1 exists too
-    store(to_n + p.out_k, j, 1);
+    if (n >= end) break;
+    if (n >= begin) store(to_n, j, 0);
+    if (n + 1 >= begin && n + 1 < end) store(to_n + p.out_k, j, 1);
     ptx::compiler_fence();
   }
 }
@@ -366,23 +373,30 @@ __global__ void __launch_bounds__(kReduceThreads) wgrad_reduce(__grid_constant__
   WgradUnit const unit(p, int(blockIdx.x));
   int const thread = int(blockIdx.y) * kReduceThreads + int(threadIdx.x);
   int const first = (thread / 32 * fours + thread % fours) * 4, run = thread % 32 / fours;
-  int64_t const to = wgrad_out_of(p, unit.m * TM + first % TM);
-  int const n = unit.n * TN + first / TM;
-  bool const stores = to >= 0 && n < p.K;
+  int const m = unit.m * TM + first % TM, n = unit.n * TN + first / TM;
+  int const c = m / 32 % p.chunks * 32 + m % 32;
+  int64_t const to = wgrad_out_of(p, m);
+  bool const stores = to >= 0 && n < p.own.filters(unit.group, p.K) && p.own.meets(n, 1, c, 4);
   if (runs == 1 && !stores) return;
   float4 const total = wgrad_total<TM, TN, runs>(p, unit, first, run, stores);
   if (run != 0 || !stores) return;
-  float* const out = static_cast<float*>(p.out) + to + (unit.group * p.K + n) * p.out_k;
-  if (p.out_c == 1)
+  float* const out = static_cast<float*>(p.out) + to + (unit.group * p.K + n) * p.out_k - p.own.first(n) * p.out_c;
+  if (p.vectors) {
     *reinterpret_cast<float4*>(out) = total;
-  else
-    out[0] = total.x, out[p.out_c] = total.y, out[2 * p.out_c] = total.z, out[3 * p.out_c] = total.w;
+    return;
+  }
+  float const each[4] = {total.x, total.y, total.z, total.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (p.own.has(n, c + i)) out[i * p.out_c] = each[i];
 }
 
 // Fills p in, and launches the main kernel. rounded: the copy engine rounds to TF32.
 template <class S>
-cudaError_t launch_sums(WgradParams& p, void (*kernel)(WgradParams), bool rounded, Problem const& problem,
+cudaError_t launch_sums(WgradParams& p, void (*kernel)(WgradParams), bool rounded, Problem const& given,
                         Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  Problem const problem = as_merged(row_of(plan), given);
+  p.own = tma::OwnGroup(given, problem);
   Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
   int64_t const P = problem.P(), Q = problem.Q();
   p.pixels = problem.N * P * Q, p.P = int32_t(P), p.Q = int32_t(Q);
@@ -394,16 +408,17 @@ cudaError_t launch_sums(WgradParams& p, void (*kernel)(WgradParams), bool rounde
   p.steps = int32_t(ceil_div(p.pixels, S::pixels)), p.groups = int32_t(problem.groups), p.splits = plan.split_k;
   p.tiles_n = int32_t(ceil_div(p.K, S::tn));
   p.tiles = int32_t(ceil_div(p.runs, S::tm / S::run)) * p.tiles_n * p.groups;
-  p.out_k = problem.w.n, p.out_c = problem.w.c, p.out_r = problem.w.h, p.out_s = problem.w.w;
-  p.parts = p.splits > 1 || p.out_c != 1;
+  p.out_k = given.w.n, p.out_c = given.w.c, p.out_r = given.w.h, p.out_s = given.w.w;
+  p.vectors = channel_vectors(given.w, given.w_align, given.C_per_group(), 4, DType::f32);
+  p.parts = p.splits > 1 || p.out_c != 1 || (p.own.C > 0 && !p.vectors);
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
-  cudaError_t error = encode_im2col(
-      p.a, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}, rounded}, h, w,
-      S::run, S::pixels);
+  cudaError_t error =
+      encode_im2col(p.a, {args.a, DType::f32, {given.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}, rounded},
+                    h, w, S::run, S::pixels);
   if (error != cudaSuccess) return error;
-  error = encode_im2col(p.b, {args.b, DType::f32, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}, rounded},
-                        Walk{P, 1}, Walk{Q, 1}, S::run, S::pixels);
+  error = encode_im2col(p.b, {args.b, DType::f32, {given.K, Q, P, problem.N}, {1, y.w, y.h, y.n}, rounded}, Walk{P, 1},
+                        Walk{Q, 1}, S::run, S::pixels);
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;

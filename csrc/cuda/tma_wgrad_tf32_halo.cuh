@@ -251,8 +251,8 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
   Run const run(p, unit.m * runs + at / kRunFloats);
   int const column = at / 64 % kColumns, tap = padded_columns(p) - column / 64;
   int const k = unit.n * 64 + column % 64, c = run.c + at % 64, s = run.s + tap;
-  bool const valid =
-      tile < p.shares.shared && unit.m * runs + at / kRunFloats < p.runs && tap >= 0 && s < p.S && k < p.K && c < p.C;
+  bool const valid = tile < p.shares.shared && unit.m * runs + at / kRunFloats < p.runs && tap >= 0 && s < p.S &&
+                     k < p.own.filters(unit.group, p.K) && c < p.C && p.own.meets(k, 1, c, 4);
   tma::WgradParts const parts(p.shares, tile);
   int const count = valid ? parts.count : 0;
   float const* const from = static_cast<float const*>(p.workspace) + at;
@@ -281,7 +281,7 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
   unsigned nan = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i)
-    if (valid && values[i] != values[i]) nan |= 1u << i;
+    if (valid && p.own.has(k, c + i) && values[i] != values[i]) nan |= 1u << i;
   for (unsigned lanes; (lanes = __ballot_sync(0xffffffff, nan != 0)) != 0;) {
     int const whose = __ffs(int(lanes)) - 1, which = __ffs(int(__shfl_sync(0xffffffff, nan, whose))) - 1;
     float const exact = tma::wgrad_exact<float>(p, images, unit.group * p.K + __shfl_sync(0xffffffff, k, whose),
@@ -295,18 +295,20 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
   }
   if (!valid) return;
   float* const out = static_cast<float*>(p.out) + (int64_t(unit.group) * p.K + k) * p.out_k + run.r * p.out_r;
-  float* const to = out + s * p.out_s + c * p.out_c;
+  float* const to = out + s * p.out_s + (c - p.own.first(k)) * p.out_c;
   if (p.pairs) {
     *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
     return;
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) to[i * p.out_c] = values[i];
+  for (int i = 0; i < 4; ++i)
+    if (p.own.has(k, c + i)) to[i * p.out_c] = values[i];
 }
 
 template <int TM, int TN>
-cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+cudaError_t launch(Problem const& given, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   static_assert(TM == kRuns * kColumns && TN == 64);
+  Problem const problem = as_merged(row_of(plan), given);
   Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
   WgradTiles const t = wgrad_tiles(row_of(plan), problem);
   int64_t const P = problem.P(), Q = problem.Q();
@@ -319,17 +321,18 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.runs = int32_t(t.runs), p.steps = int32_t(t.steps), p.groups = int32_t(problem.groups);
   p.tiles_n = int32_t(ceil_div(p.K, TN));
   p.shares = wgrad_shares(t, plan.split_k);
-  p.out_k = problem.w.n, p.out_c = problem.w.c, p.out_r = problem.w.h, p.out_s = problem.w.w;
-  p.pairs = channel_vectors(problem.w, problem.w_align, problem.C_per_group(), 4, DType::f32);
+  p.own = tma::OwnGroup(given, problem);
+  p.out_k = given.w.n, p.out_c = given.w.c, p.out_r = given.w.h, p.out_s = given.w.w;
+  p.pairs = channel_vectors(given.w, given.w_align, given.C_per_group(), 4, DType::f32);
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
   Walk box_x = w, box_y{t.columns, 1, Q - t.columns};
   box_x.pixels = t.columns;
   cudaError_t error = tma::encode_im2col(
-      p.x, {args.a, DType::f32, {problem.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}, true}, h, box_x, 32,
+      p.x, {args.a, DType::f32, {given.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}, true}, h, box_x, 32,
       kPixels);
   if (error != cudaSuccess) return error;
-  error = tma::encode_im2col(p.y, {args.b, DType::f32, {problem.K, Q, P, problem.N}, {1, y.w, y.h, y.n}, true},
+  error = tma::encode_im2col(p.y, {args.b, DType::f32, {given.K, Q, P, problem.N}, {1, y.w, y.h, y.n}, true},
                              Walk{P, 1}, box_y, 32, kYLines);
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(kernel<kRuns>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
