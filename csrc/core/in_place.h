@@ -224,9 +224,10 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     return op == Op::wgrad ? strict_wgrad_estimate(row, p, d) : strict_estimate(row, op, p);
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
   if (is_matrix(row)) {
-    double ns = matrix_cut(op, row.tile_m, row.tile_n, p).ns;
+    MatrixCut const cut = matrix_cut(op, row.tile_m, row.tile_n, p);
+    double ns = cut.ns;
     MatrixProduct const product(op, p);
-    if (op == Op::wgrad || product.depth > 64) return {ns, 1};
+    if (op == Op::wgrad || product.depth > 64) return {ns, int(cut.parts)};
     // As measured: single steps of parts of lines (128x40x28x28 to 120 F 22.4 us, estimated at 16), and those whose
     // results, wider than what is read, memory takes more slowly than from tma_resident.cuh (256x64x56x56 to 256 F:
     // 158).
@@ -316,7 +317,8 @@ constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int
   if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
   if (is_sums(row, p)) return sums_workspace_bytes(row, p);
   if (row.variant == Variant::lean) return lean_workspace_bytes(row, p, split_k);
-  if (is_matrix(row) || is_tma_planes(row)) return 0;
+  if (is_matrix(row)) return matrix_workspace_bytes(row, p);
+  if (is_tma_planes(row)) return 0;
   if (is_planes_wgrad(row)) return planes_wgrad_workspace_bytes(row, p, split_k);
   if (tf32_stores_apart(row, p) && split_k == 1) return tf32_wgrad_tiles(row, p) * row.tile_m * row.tile_n * 4;
   return p.dtype == DType::f32 ? tf32_workspace_bytes(row, row.op, p, split_k) : tma_workspace_bytes(row, p, split_k);

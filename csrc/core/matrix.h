@@ -10,6 +10,7 @@ namespace conv2d_ext {
 
 inline constexpr int kMatrixStages = 12;  // at most
 inline constexpr int kMatrixSharedBytes = 227 * 1024;
+inline constexpr int kMatrixBeside = 24 * 1024;  // for blocks of the second pass, which wait for the first
 
 constexpr bool is_matrix(Row const& row) { return row.family == Family::tma && row.variant == Variant::lines; }
 // Over NCHW, what pixels_runs.h supports: tile_m filters (dgrad: channels), wgmma's columns, by tile_n pixels.
@@ -19,16 +20,18 @@ constexpr bool is_matrix_planes(Row const& row) {
 
 // A row's tile is tile_m pixels (wgrad: filters), wgmma's columns, by tile_n filters (dgrad and wgrad: channels), its
 // rows, 64 a warpgroup.
-// b_rows: columns come in runs of 64.
-template <int tile_m, int tile_n, bool b_rows = false>
+// b_rows: columns come in runs of 64. staged: results leave through shared memory, not as parts of sums.
+template <int tile_m, int tile_n, bool b_rows = false, bool staged_ = true>
 struct MatrixTile {
-  static_assert(tile_m % 16 == 0 && tile_m <= 256 && tile_n % 64 == 0 && tile_n <= 128);
+  static_assert(tile_m % 16 == 0 && tile_m <= 256 && tile_n % 64 == 0 && tile_n <= 192);
   static constexpr int columns = tile_m, rows = tile_n;
-  static constexpr int groups = rows / 64, threads = groups * 128 + 32;  // warpgroups that multiply; and one warp
+  static constexpr bool staged = staged_;
+  static constexpr int groups = rows / 64, multiplying = groups * 128,
+                       threads = multiplying + 32;  // and one that copies
   static constexpr int a_bytes = rows * 128,
                        stage_bytes = a_bytes + int(b_rows ? ceil_div(columns, 64) * 64 : columns) * 128;
-  static constexpr int staging_bytes = rows * columns * 2;  // of results
-  static constexpr int fit = (kMatrixSharedBytes - 2048 - staging_bytes) / stage_bytes;
+  static constexpr int staging_bytes = staged ? rows * columns * 2 : 0;  // of results
+  static constexpr int fit = (kMatrixSharedBytes - 2048 - (staged ? staging_bytes : kMatrixBeside)) / stage_bytes;
   static constexpr int stages = fit < kMatrixStages ? fit : kMatrixStages;
   static constexpr int shared_bytes = 1024 + staging_bytes + stages * stage_bytes;
 };
@@ -63,14 +66,17 @@ struct MatrixProduct {
   int64_t side_a, side_b, side_out;
   bool planes = false, b_rows;  // rows are pixels; columns lie side by side in memory
 
-  constexpr MatrixProduct(Op op, Problem const& p)
-      : rows(op == Op::fprop ? p.K : p.C),
-        columns(op == Op::wgrad ? p.K : p.N * p.H * p.W),
+  // turned: wgrad's filters are rows.
+  constexpr MatrixProduct(Op op, Problem const& p, bool turned = false)
+      : rows(op == Op::fprop || turned ? p.K : p.C),
+        columns(op != Op::wgrad ? p.N * p.H * p.W
+                : turned        ? p.C
+                                : p.K),
         depth(op == Op::fprop   ? p.C
               : op == Op::dgrad ? p.K
                                 : p.N * p.H * p.W),
-        side_a(p.C),
-        side_b(op == Op::fprop ? p.C : p.K),
+        side_a(turned ? p.K : p.C),
+        side_b(op == Op::fprop || turned ? p.C : p.K),
         side_out(rows),
         b_rows(op == Op::wgrad) {}
 };
@@ -95,9 +101,12 @@ constexpr int64_t matrix_clusters(int blocks, int64_t sm_count) {
   return blocks == 4 ? sm_count * 30 / 132 : sm_count / blocks;
 }
 
+// turned: parts of wgrad have filters as rows.
 struct MatrixCut {
   double ns = 0;
   MatrixCluster cluster;
+  int64_t parts = 1;
+  bool turned = false;
 };
 
 // Rows of a matrix that begin within a sector of 32 bytes: copies of them, above all from L2, take longer. Clusters pay
@@ -164,16 +173,58 @@ constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int til
   return t.launch + longest + t.rest * (work + memory + l2 - longest) + (alone ? 0 : t.cluster);
 }
 
+// Tiles of wgrad in parts, those that a cluster has beyond the last ones too.
+constexpr int64_t matrix_parts_tiles(int tile_m, int tile_n, MatrixProduct const& product, MatrixCluster const& c) {
+  return ceil_div(product.rows, tile_n * c.m) * ceil_div(product.columns, tile_m * c.n) * c.blocks();
+}
+
+// wgrad in parts, as many blocks as there are SMs.
+constexpr MatrixCut matrix_parts_cut(int tile_m, int tile_n, Problem const& p) {
+  auto line = [](int64_t channels) { return channels % 64 == 0 ? 1 : channels < 64 ? 1.07 : 1.45; };
+  double const area = double(tile_m) * tile_n, products_ns = area / 47;
+  double const memory_ns = double(p.N * p.H * p.W) * double(p.C + p.K) * 2 / 3450 + 930;
+  MatrixCut best;
+  for (bool const turned : {false, true}) {
+    MatrixProduct const product(Op::wgrad, p, turned);
+    for (MatrixCluster const cluster : {MatrixCluster{1, 1}, MatrixCluster{2, 1}, MatrixCluster{1, 2}}) {
+      if (product.rows <= tile_n * (cluster.m - 1) || product.columns <= tile_m * (cluster.n - 1)) continue;
+      int64_t const tiles = matrix_parts_tiles(tile_m, tile_n, product, cluster), steps = ceil_div(product.depth, 64),
+                    parts = min64(132 / tiles, steps / 3);
+      if (parts < 2) continue;
+      double const rows = double(min64(tile_n, product.rows)), columns = double(min64(tile_m, product.columns));
+      double const a = line(product.side_a), b = line(product.side_b);
+      double const lines_ns = (rows * (1 + (a - 1) / cluster.n) + columns * (1 + (b - 1) / cluster.m)) * 1.37 +
+                              (cluster.blocks() > 1 ? 15 : 0);
+      double const blocks = double(tiles * parts), idle = blocks < 112 ? 112 / blocks : 1;
+      double const each = double(ceil_div(steps, parts)) * (lines_ns > products_ns ? lines_ns : products_ns);
+      double const memory = memory_ns * idle;
+      double const ns = 6160 + (each > memory ? each : memory) + area * 0.055 + 3020 + blocks * area * 8 / 6970;
+      if (best.ns == 0 || ns < best.ns) best = {ns, cluster, parts, turned};
+    }
+  }
+  return best;
+}
+
 constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) {
   MatrixProduct const product(op, p);
   auto ns_of = [&](MatrixCluster const& cluster) {
     return matrix_ns(kMatrixTimes[int(op)], op == Op::wgrad, tile_m, tile_n, product, cluster);
   };
   MatrixCut best{ns_of({}), {}};
-  if (!matrix_odd(p.C) && !matrix_odd(p.K)) return best;
-  for (MatrixCluster const cluster : {MatrixCluster{2, 1}, MatrixCluster{1, 2}, MatrixCluster{2, 2}})
-    if (double const ns = ns_of(cluster); ns < best.ns) best = {ns, cluster};
+  if (matrix_odd(p.C) || matrix_odd(p.K))
+    for (MatrixCluster const cluster : {MatrixCluster{2, 1}, MatrixCluster{1, 2}, MatrixCluster{2, 2}})
+      if (double const ns = ns_of(cluster); ns < best.ns) best = {ns, cluster};
+  if (op == Op::wgrad)
+    if (MatrixCut const cut = matrix_parts_cut(tile_m, tile_n, p); cut.parts > 1 && cut.ns < best.ns) best = cut;
   return best;
+}
+
+constexpr int64_t matrix_workspace_bytes(Row const& row, Problem const& p) {
+  if (row.op != Op::wgrad) return 0;
+  MatrixCut const cut = matrix_cut(row.op, row.tile_m, row.tile_n, p);
+  if (cut.parts == 1) return 0;
+  MatrixProduct const product(row.op, p, cut.turned);
+  return matrix_parts_tiles(row.tile_m, row.tile_n, product, cut.cluster) * cut.parts * row.tile_m * row.tile_n * 4;
 }
 
 // Over NCHW: fitted to 1,503 times of 219 layers (docs/tuning.md); a launch is 600 less than measured.
