@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "reads_once.h"
 #include "row.h"
 
 namespace conv2d_ext {
@@ -178,28 +179,36 @@ constexpr int64_t matrix_parts_tiles(int tile_m, int tile_n, MatrixProduct const
   return ceil_div(product.rows, tile_n * c.m) * ceil_div(product.columns, tile_m * c.n) * c.blocks();
 }
 
-// wgrad in parts, as many blocks as there are SMs.
+// wgrad in parts, as many blocks as there are SMs, or two thirds. Fitted to 405 times of 38 layers (docs/tuning.md),
+// less what the other rows' estimates leave out: a step, and each line that is copied in it, of channels that do not
+// fill lines more, but less where a cluster shares them; or memory, and a part of the other; then the second pass.
 constexpr MatrixCut matrix_parts_cut(int tile_m, int tile_n, Problem const& p) {
-  auto line = [](int64_t channels) { return channels % 64 == 0 ? 1 : channels < 64 ? 1.07 : 1.45; };
-  double const area = double(tile_m) * tile_n, products_ns = area / 47;
-  double const memory_ns = double(p.N * p.H * p.W) * double(p.C + p.K) * 2 / 3450 + 930;
+  auto line = [](int64_t channels, bool shared) {
+    double const ns = channels % 64 == 0 ? 0.4 : channels % 32 == 0 ? 0.78 : channels % 16 == 0 ? 1.32 : 1.4;
+    return shared ? 1.23 * (0.4 + (ns - 0.4) * 0.22) : ns;
+  };
+  double const area = double(tile_m) * tile_n, bytes = double(p.N * p.H * p.W) * double(p.C + p.K) * 2;
   MatrixCut best;
   for (bool const turned : {false, true}) {
     MatrixProduct const product(Op::wgrad, p, turned);
     for (MatrixCluster const cluster : {MatrixCluster{1, 1}, MatrixCluster{2, 1}, MatrixCluster{1, 2}}) {
+      bool const alone = cluster.blocks() == 1;
+      if (!alone && !matrix_odd(p.C) && !matrix_odd(p.K)) continue;
       if (product.rows <= tile_n * (cluster.m - 1) || product.columns <= tile_m * (cluster.n - 1)) continue;
       int64_t const tiles = matrix_parts_tiles(tile_m, tile_n, product, cluster), steps = ceil_div(product.depth, 64),
-                    parts = min64(132 / tiles, steps / 3);
-      if (parts < 2) continue;
-      double const rows = double(min64(tile_n, product.rows)), columns = double(min64(tile_m, product.columns));
-      double const a = line(product.side_a), b = line(product.side_b);
-      double const lines_ns = (rows * (1 + (a - 1) / cluster.n) + columns * (1 + (b - 1) / cluster.m)) * 1.37 +
-                              (cluster.blocks() > 1 ? 15 : 0);
-      double const blocks = double(tiles * parts), idle = blocks < 112 ? 112 / blocks : 1;
-      double const each = double(ceil_div(steps, parts)) * (lines_ns > products_ns ? lines_ns : products_ns);
-      double const memory = memory_ns * idle;
-      double const ns = 6160 + (each > memory ? each : memory) + area * 0.055 + 3020 + blocks * area * 8 / 6970;
-      if (best.ns == 0 || ns < best.ns) best = {ns, cluster, parts, turned};
+                    most = min64(132 / tiles, steps / 3);
+      auto lines = [](int64_t tile, int64_t channels) { return double(ceil_div(min64(tile, channels), 64) * 64); };
+      double const copies = lines(tile_n, product.rows) * line(product.side_a, cluster.n > 1) +
+                            lines(tile_m, product.columns) * line(product.side_b, cluster.m > 1) + (alone ? 0 : 7);
+      double const step = 125 + (copies > area / 96 ? copies : area / 96);
+      for (int64_t const parts : {most, most * 2 / 3}) {
+        if (parts < 2) continue;
+        double const blocks = double(tiles * parts), each = double(ceil_div(steps, parts)) * step;
+        double const memory = bytes / (reads_once(p) ? 4760 : 3560) * (blocks < 68 ? 68 / blocks : 1) + 1660;
+        double const ns = 5700 + (each > memory ? each + 0.27 * memory : memory + 0.27 * each) + area * 0.006 +
+                          (alone ? 0 : 510) + blocks * area * 8 / 3590;
+        if (best.ns == 0 || ns < best.ns) best = {ns, cluster, parts, turned};
+      }
     }
   }
   return best;

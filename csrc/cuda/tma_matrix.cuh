@@ -22,6 +22,7 @@
 
 #include "../core/matrix.h"
 #include "ptx.cuh"
+#include "ptx_once.cuh"
 #include "tma.cuh"
 #include "tma_parts.cuh"
 
@@ -44,6 +45,7 @@ struct MatrixParams {
   Divisor tiles;
   int32_t tiles_m, parts;
   void* workspace;
+  bool once;  // L2 gives up what is read first (reads_once)
 };
 
 struct MatrixTables {
@@ -88,9 +90,12 @@ __device__ __forceinline__ int matrix_run(MatrixParams const& p, int& row) {
 // rows, or k where they lie in memory as lines.
 template <class Tile, bool a_rows, bool b_rows, int cm, int cn, bool planes>
 __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
-  auto copy = [](auto shared, uint32_t to, CUtensorMap const& map, uint64_t* bar, int c0, int c1, uint32_t blocks) {
+  uint64_t const once = !Tile::staged && p.once ? ptx::createpolicy_evict_first() : 0;
+  auto copy = [once](auto shared, uint32_t to, CUtensorMap const& map, uint64_t* bar, int c0, int c1, uint32_t blocks) {
     if constexpr (decltype(shared)::value)
       ptx::cp_async_bulk_tensor_4d_multicast(to, &map, bar, c0, c1, uint16_t(blocks));
+    else if (!Tile::staged && once != 0)
+      ptx::cp_async_bulk_tensor_4d(to, &map, bar, c0, c1, 0, 0, once);
     else
       ptx::cp_async_bulk_tensor_4d(to, &map, bar, c0, c1, 0, 0);
   };
@@ -399,6 +404,7 @@ cudaError_t launch_matrix_parts(Problem const& p, MatrixCut const& cut, Argument
   MatrixProduct const product(Op::wgrad, p, cut.turned);
   int64_t const x = matrix_stride(p.x, p), y = matrix_stride(p.y, p);
   MatrixParams q{};
+  q.once = reads_once(p);
   cudaError_t error = encode_matrix(q.a, cut.turned ? args.b : args.a, dtype, product.side_a, product.depth,
                                     cut.turned ? y : x, 64 / cn);
   if (error != cudaSuccess) return error;

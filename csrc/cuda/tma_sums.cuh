@@ -9,6 +9,7 @@
 #pragma once
 
 #include "../core/tma_sums.h"
+#include "ptx_once.cuh"
 #include "tma_lean.cuh"
 #include "tma_parts.cuh"
 
@@ -16,6 +17,7 @@ namespace conv2d_ext::tma {
 
 struct SumsParams : LeanParams {
   int32_t parts;  // blocks of a tile
+  bool once;      // L2 gives up what is read first (reads_once)
   void* workspace;
 };
 
@@ -25,10 +27,12 @@ struct SumsCopies {
   using S = LeanShapeOf<T, TM, TN, kLineBytes>;
   int32_t left, step, every, tap_h, tap_w, first, runs;
   uint32_t to;
+  uint64_t once;  // the policy
   Stage stage;
 
   __device__ void begin(SumsParams const& p, uint32_t ring, int part, int count, int n_tile, int tap) {
     left = count, step = part, every = p.parts;
+    once = p.once ? ptx::createpolicy_evict_first() : 0;
     tap_h = tap_w = 0;
     if constexpr (!of_y) {
       tap_w = tap, tap_h = p.taps_w.divide(tap_w);
@@ -50,9 +54,14 @@ struct SumsCopies {
       int const image = p.rows.divide(h);
       if constexpr (!of_y) h = p.h0 + h * p.stride_h, w = p.w0 + w * p.stride_w;
 #pragma unroll 1
-      for (int run = 0; run < runs; ++run)
-        ptx::cp_async_bulk_tensor_im2col(at + run * S::run_bytes, of_y ? &p.a : &p.b, full, first + run * 64, w, h,
-                                         image, tap_w, tap_h);
+      for (int run = 0; run < runs; ++run) {
+        uint32_t const run_at = at + run * S::run_bytes;
+        CUtensorMap const* const map = of_y ? &p.a : &p.b;
+        if (once != 0)
+          ptx::cp_async_bulk_tensor_im2col(run_at, map, full, first + run * 64, w, h, image, tap_w, tap_h, once);
+        else
+          ptx::cp_async_bulk_tensor_im2col(run_at, map, full, first + run * 64, w, h, image, tap_w, tap_h);
+      }
     }
     left -= steps;
   }
@@ -208,7 +217,7 @@ cudaError_t launch_sums(Problem const& p, Plan const& plan, Arguments const& arg
   q.M = int32_t(p.K), q.N = int32_t(p.C);
   q.tiles_n = Divisor(ceil_div(q.N, TN));
   q.steps = int32_t(ceil_div(p.N * h.pixels * w.pixels, 64));
-  q.splits = cut.splits, q.parts = cut.parts;
+  q.splits = cut.splits, q.parts = cut.parts, q.once = reads_once(p);
   q.share = int32_t(ceil_div(q.steps, cut.parts)), q.per = int32_t(ceil_div(TN / 8, cut.splits));
   q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
   q.stride_h = int32_t(h.stride), q.stride_w = int32_t(w.stride);
