@@ -952,7 +952,9 @@ def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> N
         assert named(op, any_channels, torch.float16, "nchw").endswith("_pointwise")
         assert packed(op, any_channels, *meta(any_channels, torch.float16, "nchw")) == "w"
     for odd in (Case("pixels", 256, 256, 13, 13, 256, 1, 1), Case("stride", 64, 64, 56, 56, 256, 1, 1, (2, 2))):
-        assert named(op, odd, torch.float16, "nchw").endswith("_im2col"), odd
+        name = named(op, odd, torch.float16, "nchw")
+        assert re.search("_im2col$|_lean$|_lines$" if op == "wgrad" else "_im2col$", name), odd
+        assert packed(op, odd, *meta(odd, torch.float16, "nchw")) != "", odd
 
 
 def test_pointwise_layers_over_nchw_take_tiles_that_fit_them() -> None:
@@ -1287,7 +1289,7 @@ def test_few_weights_of_1x1_filters_are_products_of_matrices_in_parts_by_tiles_t
         (torch.float16, torch.bfloat16),
         (
             ("160x128", 14, Case("160 filters", 32, 672, 24, 24, 160, 1, 1)),  # 31.2 us by 64x64 tiles, 19.6
-            ("128x64", 6, Case("288 filters", 32, 576, 14, 14, 288, 1, 1)),  # 16.7, 15.2
+            ("128x64", 5, Case("288 filters", 32, 576, 14, 14, 288, 1, 1)),  # 16.7, 15.2
             ("192x128", 5, Case("xception", 32, 728, 19, 19, 728, 1, 1)),  # 43.7, 33.6
         ),
     ):

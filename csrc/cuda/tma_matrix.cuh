@@ -22,7 +22,6 @@
 
 #include "../core/matrix.h"
 #include "ptx.cuh"
-#include "ptx_once.cuh"
 #include "tma.cuh"
 #include "tma_parts.cuh"
 

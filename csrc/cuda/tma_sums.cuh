@@ -9,7 +9,6 @@
 #pragma once
 
 #include "../core/tma_sums.h"
-#include "ptx_once.cuh"
 #include "tma_lean.cuh"
 #include "tma_parts.cuh"
 
