@@ -959,7 +959,9 @@ def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> N
         assert packed(op, any_channels, *meta(any_channels, torch.float16, "nchw")) == "w"
     for odd in (Case("pixels", 256, 256, 13, 13, 256, 1, 1), Case("stride", 64, 64, 56, 56, 256, 1, 1, (2, 2))):
         gathered = op == "wgrad" and odd.stride == (1, 1)
-        assert named(op, odd, torch.float16, "nchw").endswith("_raw" if gathered else "_im2col"), odd
+        name = named(op, odd, torch.float16, "nchw")
+        assert re.search("_raw$" if gathered else "_im2col$|_lean$|_lines$" if op == "wgrad" else "_im2col$", name), odd
+        assert (packed(op, odd, *meta(odd, torch.float16, "nchw")) == "") == gathered, odd
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -1253,7 +1255,8 @@ def test_1x1_layers_in_channels_last_are_products_of_matrices_by_tiles_that_fill
             ("128x64_lines", "wgrad", Case("resnet", 64, 512, 7, 7, 2048, 1, 1)),
             ("64x64_lines", "wgrad", Case("efficientnet", 32, 1152, 7, 7, 320, 1, 1)),
             ("128x128_lines", "wgrad", Case("diffusion", 8, 1280, 16, 16, 1280, 1, 1)),
-            ("128x192_lean", "wgrad", Case("diffusion", 2, 1920, 16, 16, 1280, 1, 1)),
+            ("96x128_lines", "wgrad", Case("wide", 8, 1920, 14, 14, 768, 1, 1)),
+            ("160x128_lines", "wgrad", Case("diffusion", 2, 1920, 16, 16, 1280, 1, 1)),
         ),
     ):
         row, _, workspace, *_ = ask(op, case, dtype, "nhwc")
@@ -1299,13 +1302,27 @@ def test_long_sums_for_few_weights_have_an_sm_a_block_and_as_few_parts_as_that_t
             ("64x64", 8, True, Case("resnet50", 32, 128, 28, 28, 512, 1, 1)),
             ("64x64", 8, True, Case("resnet50", 64, 128, 28, 28, 512, 1, 1)),
             ("64x64", 16, True, Case("resnet50", 32, 256, 56, 56, 128, 1, 1)),
-            ("128x64", 8, True, Case("24 channels", 16, 24, 35, 35, 2048, 1, 1)),
             ("128x128", 3, False, Case("resnet50", 32, 256, 14, 14, 256, 3, 3, padding=(1, 1))),
         ),
     ):
         row, parts, workspace, *_ = ask("wgrad", case, dtype, "nhwc")
         assert ROWS[row].endswith(f"_{tile}_lean") and parts == blocks, case
         assert (workspace > 0) == second_pass, case
+
+
+def test_few_weights_of_1x1_filters_are_products_of_matrices_in_parts_by_tiles_that_fit_their_channels() -> None:
+    for dtype, (tile, blocks, case) in itertools.product(
+        (torch.float16, torch.bfloat16),
+        (
+            ("160x128", 14, Case("160 filters", 32, 672, 24, 24, 160, 1, 1)),  # 31.2 us by 64x64 tiles, 19.6
+            ("128x64", 5, Case("288 filters", 32, 576, 14, 14, 288, 1, 1)),  # 16.7, 15.2
+            ("192x128", 5, Case("xception", 32, 728, 19, 19, 728, 1, 1)),  # 43.7, 33.6
+        ),
+    ):
+        row, parts, workspace, *_ = ask("wgrad", case, dtype, "nhwc")
+        columns, rows = map(int, tile.split("x"))
+        assert ROWS[row].endswith(f"_{tile}_lines") and parts == blocks, (case, ROWS[row], parts)
+        assert workspace % (parts * rows * columns * 4) == 0 < workspace <= 132 * rows * columns * 4, case
 
 
 def test_1x1_weight_gradients_over_odd_planes_are_packed_and_over_even_ones_of_that_size_are_not() -> None:

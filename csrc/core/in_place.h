@@ -269,9 +269,10 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     return op == Op::wgrad ? strict_wgrad_estimate(row, p, d) : strict_estimate(row, op, p);
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
   if (is_matrix(row)) {
-    double ns = matrix_cut(op, row.tile_m, row.tile_n, p).ns;
+    MatrixCut const cut = matrix_cut(op, row.tile_m, row.tile_n, p);
+    double ns = cut.ns;
     MatrixProduct const product(op, p);
-    if (op == Op::wgrad || product.depth > 64) return {ns, 1};
+    if (op == Op::wgrad || product.depth > 64) return {ns, int(cut.parts)};
     // As measured: single steps of parts of lines (128x40x28x28 to 120 F 22.4 us, estimated at 16), and those whose
     // results, wider than what is read, memory takes more slowly than from tma_resident.cuh (256x64x56x56 to 256 F:
     // 158).
@@ -284,7 +285,16 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     SumsEstimate const e = sums_estimate(row, p);
     return {e.ns, e.cut.parts};
   }
-  if (row.variant == Variant::lean) return lean_gathers(row, p) ? gather_estimate(row, p) : lean_estimate(row, p);
+  if (row.variant == Variant::lean) {
+    if (lean_gathers(row, p)) return gather_estimate(row, p);
+    Estimate e = lean_estimate(row, p);
+    // As measured, 1x1 in 16 bits whose rows begin within sectors (32x776x8x5 to 3064 F 25.8 us, estimated at 16.0;
+    // 32x40x28x28 to 120 13.0 and 16.9, estimated at 9.0 and 9.6).
+    if (op != Op::wgrad && p.R * p.S == 1 && p.dtype != DType::f32 && !lean_takes_planes(row, p) &&
+        (matrix_odd(p.C) || matrix_odd(p.K)))
+      e.ns *= lean_large(row) ? 1.35 : lean_tiles(row, p) > 264 ? 1.6 : 1;
+    return e;
+  }
   if (is_planes_wgrad(row)) return planes_wgrad_estimate(row, p, d);
   bool const tf32 = p.dtype == DType::f32;
   if (op == Op::wgrad) {
@@ -328,6 +338,10 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     double const least = memory_bound_ns(op, p) * 1.04 + (tf32 ? 6500 : 8000);
     if (e.ns < least) e.ns = least * 0.95 + e.ns * 0.05;  // the rows keep their order
   }
+  // As measured: TF32's dgrad by 256x160 (32x128x32x32 to 512 35.7 us, 128x128 34.1), and of strides by raw
+  // (32x1024x14x14 to 2048 53.8, 128x128 45.9).
+  if (one_tap && tf32 && op == Op::dgrad && p.stride_w == 1 && row.tile_n == 160 && row.tile_m == 256) e.ns *= 1.08;
+  if (one_tap && tf32 && op == Op::dgrad && p.stride_w > 1 && row.variant == Variant::raw) e.ns *= 1.1;
   // As measured: few channels of TF32's dgrad (8x24x56x56 to 72: 13.5 us, estimated at 10.4).
   if (one_tap && tf32 && op == Op::dgrad && p.C <= 32 && e.ns < 25000) e.ns += 3000;
   bool const one_phase = op == Op::fprop || phases_of(p.H, p.stride_h) * phases_of(p.W, p.stride_w) == 1;
@@ -362,7 +376,8 @@ constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int
   if (is_pointwise(row)) return tma_workspace_bytes(turned(row), turned(row.op, p), split_k);
   if (is_sums(row, p)) return sums_workspace_bytes(row, p);
   if (row.variant == Variant::lean) return lean_workspace_bytes(row, p, split_k);
-  if (is_matrix(row) || is_tma_planes(row)) return 0;
+  if (is_matrix(row)) return matrix_workspace_bytes(row, p);
+  if (is_tma_planes(row)) return 0;
   if (is_planes_wgrad(row)) return planes_wgrad_workspace_bytes(row, p, split_k);
   if (Problem const m = as_merged(row, p); m.groups != p.groups) {
     if (merged_adds_always(row, p) && split_k == 1) return tf32_wgrad_tiles(row, m) * row.tile_m * row.tile_n * 4;

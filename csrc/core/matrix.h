@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "reads_once.h"
 #include "row.h"
 
 namespace conv2d_ext {
 
 inline constexpr int kMatrixStages = 12;  // at most
 inline constexpr int kMatrixSharedBytes = 227 * 1024;
+inline constexpr int kMatrixBeside = 24 * 1024;  // for blocks of the second pass, which wait for the first
 
 constexpr bool is_matrix(Row const& row) { return row.family == Family::tma && row.variant == Variant::lines; }
 // Over NCHW, what pixels_runs.h supports: tile_m filters (dgrad: channels), wgmma's columns, by tile_n pixels.
@@ -19,16 +21,18 @@ constexpr bool is_matrix_planes(Row const& row) {
 
 // A row's tile is tile_m pixels (wgrad: filters), wgmma's columns, by tile_n filters (dgrad and wgrad: channels), its
 // rows, 64 a warpgroup.
-// b_rows: columns come in runs of 64.
-template <int tile_m, int tile_n, bool b_rows = false>
+// b_rows: columns come in runs of 64. staged: results leave through shared memory, not as parts of sums.
+template <int tile_m, int tile_n, bool b_rows = false, bool staged_ = true>
 struct MatrixTile {
-  static_assert(tile_m % 16 == 0 && tile_m <= 256 && tile_n % 64 == 0 && tile_n <= 128);
+  static_assert(tile_m % 16 == 0 && tile_m <= 256 && tile_n % 64 == 0 && tile_n <= 192);
   static constexpr int columns = tile_m, rows = tile_n;
-  static constexpr int groups = rows / 64, threads = groups * 128 + 32;  // warpgroups that multiply; and one warp
+  static constexpr bool staged = staged_;
+  static constexpr int groups = rows / 64, multiplying = groups * 128,
+                       threads = multiplying + 32;  // and one that copies
   static constexpr int a_bytes = rows * 128,
                        stage_bytes = a_bytes + int(b_rows ? ceil_div(columns, 64) * 64 : columns) * 128;
-  static constexpr int staging_bytes = rows * columns * 2;  // of results
-  static constexpr int fit = (kMatrixSharedBytes - 2048 - staging_bytes) / stage_bytes;
+  static constexpr int staging_bytes = staged ? rows * columns * 2 : 0;  // of results
+  static constexpr int fit = (kMatrixSharedBytes - 2048 - (staged ? staging_bytes : kMatrixBeside)) / stage_bytes;
   static constexpr int stages = fit < kMatrixStages ? fit : kMatrixStages;
   static constexpr int shared_bytes = 1024 + staging_bytes + stages * stage_bytes;
 };
@@ -63,14 +67,17 @@ struct MatrixProduct {
   int64_t side_a, side_b, side_out;
   bool planes = false, b_rows;  // rows are pixels; columns lie side by side in memory
 
-  constexpr MatrixProduct(Op op, Problem const& p)
-      : rows(op == Op::fprop ? p.K : p.C),
-        columns(op == Op::wgrad ? p.K : p.N * p.H * p.W),
+  // turned: wgrad's filters are rows.
+  constexpr MatrixProduct(Op op, Problem const& p, bool turned = false)
+      : rows(op == Op::fprop || turned ? p.K : p.C),
+        columns(op != Op::wgrad ? p.N * p.H * p.W
+                : turned        ? p.C
+                                : p.K),
         depth(op == Op::fprop   ? p.C
               : op == Op::dgrad ? p.K
                                 : p.N * p.H * p.W),
-        side_a(p.C),
-        side_b(op == Op::fprop ? p.C : p.K),
+        side_a(turned ? p.K : p.C),
+        side_b(op == Op::fprop || turned ? p.C : p.K),
         side_out(rows),
         b_rows(op == Op::wgrad) {}
 };
@@ -95,9 +102,12 @@ constexpr int64_t matrix_clusters(int blocks, int64_t sm_count) {
   return blocks == 4 ? sm_count * 30 / 132 : sm_count / blocks;
 }
 
+// turned: parts of wgrad have filters as rows.
 struct MatrixCut {
   double ns = 0;
   MatrixCluster cluster;
+  int64_t parts = 1;
+  bool turned = false;
 };
 
 // Rows of a matrix that begin within a sector of 32 bytes: copies of them, above all from L2, take longer. Clusters pay
@@ -164,16 +174,68 @@ constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int til
   return t.launch + longest + t.rest * (work + memory + l2 - longest) + (alone ? 0 : t.cluster);
 }
 
+// Tiles of wgrad in parts, those that a cluster has beyond the last ones too.
+constexpr int64_t matrix_parts_tiles(int tile_m, int tile_n, MatrixProduct const& product, MatrixCluster const& c) {
+  return ceil_div(product.rows, tile_n * c.m) * ceil_div(product.columns, tile_m * c.n) * c.blocks();
+}
+
+// wgrad in parts, as many blocks as there are SMs, or two thirds. Fitted to 405 times of 38 layers (docs/tuning.md),
+// less what the other rows' estimates leave out: a step, and each line that is copied in it, of channels that do not
+// fill lines more, but less where a cluster shares them; or memory, and a part of the other; then the second pass.
+constexpr MatrixCut matrix_parts_cut(int tile_m, int tile_n, Problem const& p) {
+  auto line = [](int64_t channels, bool shared) {
+    double const ns = channels % 64 == 0 ? 0.4 : channels % 32 == 0 ? 0.78 : channels % 16 == 0 ? 1.32 : 1.4;
+    return shared ? 1.23 * (0.4 + (ns - 0.4) * 0.22) : ns;
+  };
+  double const area = double(tile_m) * tile_n, bytes = double(p.N * p.H * p.W) * double(p.C + p.K) * 2;
+  MatrixCut best;
+  for (bool const turned : {false, true}) {
+    MatrixProduct const product(Op::wgrad, p, turned);
+    for (MatrixCluster const cluster : {MatrixCluster{1, 1}, MatrixCluster{2, 1}, MatrixCluster{1, 2}}) {
+      bool const alone = cluster.blocks() == 1;
+      if (!alone && !matrix_odd(p.C) && !matrix_odd(p.K)) continue;
+      if (product.rows <= tile_n * (cluster.m - 1) || product.columns <= tile_m * (cluster.n - 1)) continue;
+      int64_t const tiles = matrix_parts_tiles(tile_m, tile_n, product, cluster), steps = ceil_div(product.depth, 64),
+                    most = min64(132 / tiles, steps / 3);
+      auto lines = [](int64_t tile, int64_t channels) { return double(ceil_div(min64(tile, channels), 64) * 64); };
+      double const copies = lines(tile_n, product.rows) * line(product.side_a, cluster.n > 1) +
+                            lines(tile_m, product.columns) * line(product.side_b, cluster.m > 1) + (alone ? 0 : 7);
+      double const step = 125 + (copies > area / 96 ? copies : area / 96);
+      for (int64_t const parts : {most, most * 2 / 3}) {
+        if (parts < 2) continue;
+        double const blocks = double(tiles * parts), each = double(ceil_div(steps, parts)) * step;
+        double const memory = bytes / (reads_once(p) ? 4760 : 3560) * (blocks < 68 ? 68 / blocks : 1) + 1660;
+        double ns = 5700 + (each > memory ? each + 0.27 * memory : memory + 0.27 * each) + area * 0.006 +
+                    (alone ? 0 : 510) + blocks * area * 8 / 3590;
+        // As measured: tiles that share lines (64x160x28x28 to 320 by 96x128 30.5 us, 128x128 24.9).
+        if (tile_m % 64 != 0 && product.columns > tile_m) ns *= 1.15;
+        if (best.ns == 0 || ns < best.ns) best = {ns, cluster, parts, turned};
+      }
+    }
+  }
+  return best;
+}
+
 constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) {
   MatrixProduct const product(op, p);
   auto ns_of = [&](MatrixCluster const& cluster) {
     return matrix_ns(kMatrixTimes[int(op)], op == Op::wgrad, tile_m, tile_n, product, cluster);
   };
   MatrixCut best{ns_of({}), {}};
-  if (!matrix_odd(p.C) && !matrix_odd(p.K)) return best;
-  for (MatrixCluster const cluster : {MatrixCluster{2, 1}, MatrixCluster{1, 2}, MatrixCluster{2, 2}})
-    if (double const ns = ns_of(cluster); ns < best.ns) best = {ns, cluster};
+  if (matrix_odd(p.C) || matrix_odd(p.K))
+    for (MatrixCluster const cluster : {MatrixCluster{2, 1}, MatrixCluster{1, 2}, MatrixCluster{2, 2}})
+      if (double const ns = ns_of(cluster); ns < best.ns) best = {ns, cluster};
+  if (op == Op::wgrad)
+    if (MatrixCut const cut = matrix_parts_cut(tile_m, tile_n, p); cut.parts > 1 && cut.ns < best.ns) best = cut;
   return best;
+}
+
+constexpr int64_t matrix_workspace_bytes(Row const& row, Problem const& p) {
+  if (row.op != Op::wgrad) return 0;
+  MatrixCut const cut = matrix_cut(row.op, row.tile_m, row.tile_n, p);
+  if (cut.parts == 1) return 0;
+  MatrixProduct const product(row.op, p, cut.turned);
+  return matrix_parts_tiles(row.tile_m, row.tile_n, product, cut.cluster) * cut.parts * row.tile_m * row.tile_n * 4;
 }
 
 // Over NCHW: fitted to 1,503 times of 219 layers (docs/tuning.md); a launch is 600 less than measured.

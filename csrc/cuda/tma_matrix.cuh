@@ -3,7 +3,7 @@
 //
 //   fprop   A filters, rows K            B pixels, columns N*H*W    sum over C
 //   dgrad   A filters, turned, rows C    B pixels, columns N*H*W    sum over K
-//   wgrad   A x, turned, rows C          B y, turned, columns K     sum over N*H*W
+//   wgrad   A x, turned, rows C          B y, turned, columns K     sum over N*H*W, in parts, or A and B exchanged
 //
 // and over NCHW (planes), where rows are runs of 64 pixels of any images:
 //
@@ -23,11 +23,12 @@
 #include "../core/matrix.h"
 #include "ptx.cuh"
 #include "tma.cuh"
+#include "tma_parts.cuh"
 
 namespace conv2d_ext::tma {
 
-// Named barriers: 1 and 2 are a warpgroup's own; the rings' barriers are set up.
-constexpr int kMatrixReady = 3;
+// Named barriers: 1 to 3 are a warpgroup's own; the rings' barriers are set up.
+constexpr int kMatrixReady = 4;
 
 struct MatrixParams {
   CUtensorMap a, b, out;
@@ -39,6 +40,11 @@ struct MatrixParams {
   Divisor runs;      // planes: of an image
   void const* bias;
   int64_t bias_stride;
+  // wgrad in parts: of all tiles; tiles along the rows; blocks of a tile, which take turns with its steps.
+  Divisor tiles;
+  int32_t tiles_m, parts;
+  void* workspace;
+  bool once;  // L2 gives up what is read first (reads_once)
 };
 
 struct MatrixTables {
@@ -50,9 +56,10 @@ template <class Tile, int cm, int cn>
 struct MatrixPlace {
   static_assert(cm <= 2 && cn <= 2);
   int unit = int(blockIdx.x) / (cm * cn), rank_m = int(blockIdx.x) % cm, rank_n = int(blockIdx.x) / cm % cn;
-  int m = 0, n = 0, turn = 0;
+  int m = 0, n = 0, turn = 0, part = 0;
   __device__ bool more(MatrixParams const& p) {
     int fast = unit;
+    if constexpr (!Tile::staged) part = p.tiles.divide(fast);
     int const slow = p.first.divide(fast);
     fast += turn;
     if (fast >= int(p.first.value)) fast -= int(p.first.value);
@@ -82,9 +89,12 @@ __device__ __forceinline__ int matrix_run(MatrixParams const& p, int& row) {
 // rows, or k where they lie in memory as lines.
 template <class Tile, bool a_rows, bool b_rows, int cm, int cn, bool planes>
 __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
-  auto copy = [](auto shared, uint32_t to, CUtensorMap const& map, uint64_t* bar, int c0, int c1, uint32_t blocks) {
+  uint64_t const once = !Tile::staged && p.once ? ptx::createpolicy_evict_first() : 0;
+  auto copy = [once](auto shared, uint32_t to, CUtensorMap const& map, uint64_t* bar, int c0, int c1, uint32_t blocks) {
     if constexpr (decltype(shared)::value)
       ptx::cp_async_bulk_tensor_4d_multicast(to, &map, bar, c0, c1, uint16_t(blocks));
+    else if (!Tile::staged && once != 0)
+      ptx::cp_async_bulk_tensor_4d(to, &map, bar, c0, c1, 0, 0, once);
     else
       ptx::cp_async_bulk_tensor_4d(to, &map, bar, c0, c1, 0, 0);
   };
@@ -97,8 +107,9 @@ __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full
   Stage stage;
 #pragma unroll 1
   for (; at.more(p); at.advance(p)) {
+    int const every = Tile::staged ? 64 : p.parts * 64;
 #pragma unroll 1
-    for (int k = 0; k < p.steps * 64; k += 64, stage.advance(Tile::stages)) {
+    for (int k = at.part * 64; k < p.steps * 64; k += every, stage.advance(Tile::stages)) {
       ptx::mbarrier_wait(empty + stage.index, stage.parity ^ 1);
       uint64_t* const bar = full + stage.index;
       uint32_t const a = ring + stage.index * Tile::stage_bytes + from_a * kLineBytes,
@@ -185,7 +196,7 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
                        ? widen(static_cast<T const*>(p.bias)[row * p.bias_stride])
                        : 0.f;
     }
-    int const steps = dry ? 0 : p.steps;
+    int const steps = dry ? 0 : Tile::staged ? p.steps : (p.steps - at.part + p.parts - 1) / p.parts;
     int before = -1;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step, stage.advance(Tile::stages)) {
@@ -207,16 +218,25 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);
     if (before >= 0) give_back(before);
-    if (stores) ptx::cp_async_bulk_wait_group_read<0>();  // of the tile before
-    ptx::bar_sync(1 + group, kWarpgroup);
-    matrix_stage<T, Tile, planes>(p, acc, bias, at.n, staging);
-    ptx::fence_proxy_async();
-    ptx::bar_sync(1 + group, kWarpgroup);
-    if (stores && !dry) {
-      int to = at.m + group * 64;
-      int const image = planes ? matrix_run(p, to) : 0;
-      ptx::cp_async_bulk_tensor_4d_store(&p.out, staging, to, at.n, image, 0);
-      ptx::cp_async_bulk_commit_group();
+    if constexpr (Tile::staged) {
+      if (stores) ptx::cp_async_bulk_wait_group_read<0>();  // of the tile before
+      ptx::bar_sync(1 + group, kWarpgroup);
+      matrix_stage<T, Tile, planes>(p, acc, bias, at.n, staging);
+      ptx::fence_proxy_async();
+      ptx::bar_sync(1 + group, kWarpgroup);
+      if (stores && !dry) {
+        int to = at.m + group * 64;
+        int const image = planes ? matrix_run(p, to) : 0;
+        ptx::cp_async_bulk_tensor_4d_store(&p.out, staging, to, at.n, image, 0);
+        ptx::cp_async_bulk_commit_group();
+      }
+    } else if (!dry) {
+      int64_t const tile = at.part * p.tiles.value * (cm * cn) + at.n / Tile::columns * p.tiles_m + at.m / Tile::rows;
+      float4* const to =
+          static_cast<float4*>(p.workspace) + tile * (Tile::columns / 8 * Tile::multiplying) + threadIdx.x;
+#pragma unroll
+      for (int j = 0; j < Tile::columns / 8; ++j)
+        to[j * Tile::multiplying] = make_float4(acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3]);
     }
     if (dry) {
       if constexpr (cm * cn == 1)
@@ -236,11 +256,11 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
 constexpr bool matrix_a_rows(Op op, bool planes) { return planes || op != Op::fprop; }
 constexpr bool matrix_b_rows(Op op, bool planes) { return op == (planes ? Op::dgrad : Op::wgrad); }
 
-template <class T, int tile_m, int tile_n, Op op, int cm, int cn, bool planes>
+template <class T, int tile_m, int tile_n, Op op, int cm, int cn, bool planes, bool in_parts = false>
 __global__ void __launch_bounds__(MatrixTile<tile_m, tile_n>::threads, 1)
     matrix_kernel(__grid_constant__ MatrixParams const p) {
   constexpr bool alone = cm * cn == 1, a_rows = matrix_a_rows(op, planes), b_rows = matrix_b_rows(op, planes);
-  using Tile = MatrixTile<tile_m, tile_n, b_rows>;
+  using Tile = MatrixTile<tile_m, tile_n, b_rows, !in_parts>;
   extern __shared__ uint8_t dynamic[];
   __shared__ MatrixTables tables;
   uint32_t const staging = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024),
@@ -279,6 +299,30 @@ __global__ void __launch_bounds__(MatrixTile<tile_m, tile_n>::threads, 1)
   }
 }
 
+// wgrad in parts: adds those of the tiles, as parts_sum has them. A lane's sums are pairs of neighbouring columns of
+// two rows. turned: rows are filters, not channels.
+template <class T, class Tile>
+__global__ void __launch_bounds__(kPartsWarps * 32)
+    matrix_sums(__grid_constant__ MatrixParams const p, int items, int slices, int rows, int columns, bool turned,
+                void* out, int64_t stride) {
+  int const item = parts_item(slices);
+  int const thread = item % Tile::multiplying, lane = thread % 32;
+  int const j = item / Tile::multiplying % (Tile::columns / 8), tile = item / (Tile::multiplying * (Tile::columns / 8));
+  int const m = tile % p.tiles_m * Tile::rows + thread / 32 * 16, n = tile / p.tiles_m * Tile::columns + j * 8;
+  bool const exists = item < items && m < rows && n < columns;
+  float4 const sum = parts_sum(static_cast<float4 const*>(p.workspace) + item, items, exists ? p.parts : 0, slices);
+  if (!exists || parts_slice(slices) > 0) return;
+  T* const w = static_cast<T*>(out);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    uint32_t pair = half == 0 ? pack<T>(sum.x, sum.y) : pack<T>(sum.z, sum.w);
+    if (!turned) pair = ptx::movmatrix_trans(pair);
+    int const row = m + half * 8 + (turned ? lane / 4 : lane % 4 * 2), column = n + (turned ? lane % 4 * 2 : lane / 4);
+    if (row < rows && column < columns)
+      *reinterpret_cast<uint32_t*>(w + (turned ? row * stride + column : column * stride + row)) = pair;
+  }
+}
+
 // A matrix of which the copy engine has boxes of 64 elements of so many rows. L2 asks memory for 256 bytes at a time;
 // of rows that begin within sectors, which are slowest, for 128, as that was measured to take 3 % less.
 inline cudaError_t encode_matrix(CUtensorMap& map, void const* at, DType dtype, int64_t row_elements, int64_t rows,
@@ -295,14 +339,16 @@ inline cudaError_t encode_matrix(CUtensorMap& map, void const* at, DType dtype, 
 }
 
 // A launch whose params have the matrices.
-template <Op op, class T, int tile_m, int tile_n, int cm, int cn, bool planes>
-cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Arguments const& args, cudaStream_t stream) {
-  using Tile = MatrixTile<tile_m, tile_n, matrix_b_rows(op, planes)>;
+template <Op op, class T, int tile_m, int tile_n, int cm, int cn, bool planes, bool in_parts = false>
+cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Arguments const& args, cudaStream_t stream,
+                         int64_t parts = 1) {
+  using Tile = MatrixTile<tile_m, tile_n, matrix_b_rows(op, planes), !in_parts>;
   int64_t const units_m = ceil_div(product.rows, Tile::rows * cm),
                 units = units_m * ceil_div(product.columns, Tile::columns * cn);
-  q.units = int32_t(units), q.steps = int32_t(ceil_div(product.depth, 64));
+  q.units = int32_t(units * parts), q.steps = int32_t(ceil_div(product.depth, 64));
+  q.tiles = Divisor(units), q.tiles_m = int32_t(units_m * cm), q.parts = int32_t(parts), q.workspace = args.workspace;
   q.bias = args.bias, q.bias_stride = args.bias_stride;
-  auto* const kernel = matrix_kernel<T, tile_m, tile_n, op, cm, cn, planes>;
+  auto* const kernel = matrix_kernel<T, tile_m, tile_n, op, cm, cn, planes, in_parts>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::shared_bytes);
   if (error != cudaSuccess) return error;
   int sm_count = 0;
@@ -314,10 +360,10 @@ cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Argument
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim.x = blocks, attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  int64_t const room = min64(units, matrix_clusters(blocks, sm_count));
+  int64_t const room = min64(units * parts, matrix_clusters(blocks, sm_count));
   q.n_first = matrix_n_first(units_m, units / units_m);
   int64_t const first = q.n_first ? units / units_m : units_m;
-  q.first = Divisor(first), q.rotates = room % first == 0;
+  q.first = Divisor(first), q.rotates = !in_parts && room % first == 0;
   config.gridDim = dim3(unsigned(room * blocks));
   config.blockDim = dim3(Tile::threads);
   config.dynamicSmemBytes = size_t(Tile::shared_bytes), config.stream = stream;
@@ -349,6 +395,29 @@ cudaError_t launch_matrix_by(Problem const& p, Arguments const& args, cudaStream
   return start_matrix<op, typename TypeOf<dtype>::type, tile_m, tile_n, cm, cn, false>(q, product, args, stream);
 }
 
+// wgrad, the steps of a tile shared out among several blocks.
+template <DType dtype, int tile_m, int tile_n, int cm, int cn>
+cudaError_t launch_matrix_parts(Problem const& p, MatrixCut const& cut, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  using Tile = MatrixTile<tile_m, tile_n, true, false>;
+  MatrixProduct const product(Op::wgrad, p, cut.turned);
+  int64_t const x = matrix_stride(p.x, p), y = matrix_stride(p.y, p);
+  MatrixParams q{};
+  q.once = reads_once(p);
+  cudaError_t error = encode_matrix(q.a, cut.turned ? args.b : args.a, dtype, product.side_a, product.depth,
+                                    cut.turned ? y : x, 64 / cn);
+  if (error != cudaSuccess) return error;
+  error = encode_matrix(q.b, cut.turned ? args.a : args.b, dtype, product.side_b, product.depth, cut.turned ? x : y,
+                        64 / cm);
+  if (error != cudaSuccess) return error;
+  error = start_matrix<Op::wgrad, T, tile_m, tile_n, cm, cn, false, true>(q, product, args, stream, cut.parts);
+  if (error != cudaSuccess) return error;
+  int const items = q.tiles.value * (cm * cn) * (Tile::columns / 8) * Tile::multiplying;
+  PartsLaunch const launch(items, cut.parts);
+  return launch_dependent(matrix_sums<T, Tile>, launch.grid, launch.threads, launch.shared_bytes, stream, q, items,
+                          launch.slices, int(product.rows), int(product.columns), cut.turned, args.out, p.w.n);
+}
+
 template <Op op, DType dtype, int tile_m, int tile_n>
 cudaError_t launch_matrix_planes(Problem const& p, Arguments const& args, cudaStream_t stream) {
   MatrixProduct const product = matrix_planes_product(op, p);
@@ -367,7 +436,14 @@ cudaError_t launch_matrix_planes(Problem const& p, Arguments const& args, cudaSt
 
 template <Op op, DType dtype, int tile_m, int tile_n>
 cudaError_t launch_matrix(Problem const& p, Arguments const& args, cudaStream_t stream) {
-  MatrixCluster const cluster = matrix_cut(op, tile_m, tile_n, p).cluster;
+  MatrixCut const cut = matrix_cut(op, tile_m, tile_n, p);
+  MatrixCluster const cluster = cut.cluster;
+  if constexpr (op == Op::wgrad) {
+    if (cut.parts > 1)
+      return cluster.m == 2   ? launch_matrix_parts<dtype, tile_m, tile_n, 2, 1>(p, cut, args, stream)
+             : cluster.n == 2 ? launch_matrix_parts<dtype, tile_m, tile_n, 1, 2>(p, cut, args, stream)
+                              : launch_matrix_parts<dtype, tile_m, tile_n, 1, 1>(p, cut, args, stream);
+  }
   if (cluster.blocks() == 4) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 2>(p, args, stream);
   if (cluster.m == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 1>(p, args, stream);
   if (cluster.n == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 2>(p, args, stream);

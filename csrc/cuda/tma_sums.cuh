@@ -10,11 +10,13 @@
 
 #include "../core/tma_sums.h"
 #include "tma_lean.cuh"
+#include "tma_parts.cuh"
 
 namespace conv2d_ext::tma {
 
 struct SumsParams : LeanParams {
   int32_t parts;  // blocks of a tile
+  bool once;      // L2 gives up what is read first (reads_once)
   void* workspace;
 };
 
@@ -24,10 +26,12 @@ struct SumsCopies {
   using S = LeanShapeOf<T, TM, TN, kLineBytes>;
   int32_t left, step, every, tap_h, tap_w, first, runs;
   uint32_t to;
+  uint64_t once;  // the policy
   Stage stage;
 
   __device__ void begin(SumsParams const& p, uint32_t ring, int part, int count, int n_tile, int tap) {
     left = count, step = part, every = p.parts;
+    once = p.once ? ptx::createpolicy_evict_first() : 0;
     tap_h = tap_w = 0;
     if constexpr (!of_y) {
       tap_w = tap, tap_h = p.taps_w.divide(tap_w);
@@ -49,9 +53,14 @@ struct SumsCopies {
       int const image = p.rows.divide(h);
       if constexpr (!of_y) h = p.h0 + h * p.stride_h, w = p.w0 + w * p.stride_w;
 #pragma unroll 1
-      for (int run = 0; run < runs; ++run)
-        ptx::cp_async_bulk_tensor_im2col(at + run * S::run_bytes, of_y ? &p.a : &p.b, full, first + run * 64, w, h,
-                                         image, tap_w, tap_h);
+      for (int run = 0; run < runs; ++run) {
+        uint32_t const run_at = at + run * S::run_bytes;
+        CUtensorMap const* const map = of_y ? &p.a : &p.b;
+        if (once != 0)
+          ptx::cp_async_bulk_tensor_im2col(run_at, map, full, first + run * 64, w, h, image, tap_w, tap_h, once);
+        else
+          ptx::cp_async_bulk_tensor_im2col(run_at, map, full, first + run * 64, w, h, image, tap_w, tap_h);
+      }
     }
     left -= steps;
   }
@@ -178,39 +187,14 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, kLineBytes>::threads)
   }
 }
 
-// Adds the parts of `tiles` tiles: what a thread of sums_kernel has of 8 columns is a warp's lane's, and every
-// slices'th part of that a warp's. A block has its warps / slices times 32 of them.
-constexpr int kSumsWarps = 16, kSumsTogether = 8;
+// Adds the parts of the tiles, as parts_sum has them: what a thread of sums_kernel has of 8 columns is a warp's lane's.
 template <class T, int TM, int TN>
-__global__ void __launch_bounds__(kSumsWarps * 32)
-    sums_reduce(__grid_constant__ SumsParams const p, int tiles, int slices) {
+__global__ void __launch_bounds__(kPartsWarps * 32)
+    sums_reduce(__grid_constant__ SumsParams const p, int items, int slices) {
   constexpr int multiplying = TM / 64 * kWarpgroup, units = TN / 8;
-  __shared__ float4 sums[kSumsWarps][32];
-  int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, slice = warp % slices;
-  int const item = (int(blockIdx.x) * (int(blockDim.x) / 32 / slices) + warp / slices) * 32 + lane;
-  int64_t const items = int64_t(tiles) * (units * multiplying);
-  float4 const* const from = static_cast<float4 const*>(p.workspace) + item;
-  ptx::griddepcontrol_launch_dependents();
-  ptx::griddepcontrol_wait();
-  float4 sum = {};
-#pragma unroll 1
-  for (int i = slice; i < p.parts; i += slices * kSumsTogether) {  // all loads under way
-    float4 v[kSumsTogether];
-#pragma unroll
-    for (int u = 0; u < kSumsTogether; ++u)
-      v[u] = i + u * slices < p.parts ? from[(i + u * slices) * items] : make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int u = 0; u < kSumsTogether; ++u) sum.x += v[u].x, sum.y += v[u].y, sum.z += v[u].z, sum.w += v[u].w;
-  }
-  if (slices > 1) {
-    sums[warp][lane] = sum;
-    __syncthreads();
-    if (slice > 0) return;
-    for (int i = 1; i < slices; ++i) {
-      float4 const v = sums[warp + i][lane];
-      sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-    }
-  }
+  int const item = parts_item(slices);
+  float4 const sum = parts_sum(static_cast<float4 const*>(p.workspace) + item, items, p.parts, slices);
+  if (parts_slice(slices) > 0) return;
   int const in_row = p.tiles_n * p.taps;
   int const thread = item % multiplying, j = item / multiplying % units, tile = item / (multiplying * units);
   int n_tile = tile % in_row;
@@ -232,7 +216,7 @@ cudaError_t launch_sums(Problem const& p, Plan const& plan, Arguments const& arg
   q.M = int32_t(p.K), q.N = int32_t(p.C);
   q.tiles_n = Divisor(ceil_div(q.N, TN));
   q.steps = int32_t(ceil_div(p.N * h.pixels * w.pixels, 64));
-  q.splits = cut.splits, q.parts = cut.parts;
+  q.splits = cut.splits, q.parts = cut.parts, q.once = reads_once(p);
   q.share = int32_t(ceil_div(q.steps, cut.parts)), q.per = int32_t(ceil_div(TN / 8, cut.splits));
   q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
   q.stride_h = int32_t(h.stride), q.stride_w = int32_t(w.stride);
@@ -247,12 +231,10 @@ cudaError_t launch_sums(Problem const& p, Plan const& plan, Arguments const& arg
   int64_t const tiles_n = q.tiles_n.value * taps, tiles_m = ceil_div(q.M, TM), tiles = tiles_n * tiles_m;
   error = start_lean<S>(sums_kernel<T, TM, TN>, q, tiles_n, tiles_m, stream, S::threads, cut.parts / cut.splits, true);
   if (error != cudaSuccess || !cut.second_pass()) return error;
-  int slices = 1;
-  while (slices < kSumsWarps && slices * kSumsTogether < cut.parts) slices *= 2;
-  int const warps = slices > 4 ? slices : 4;
-  int64_t const items = tiles * (TN / 8) * S::multiplying;
-  return launch_dependent(sums_reduce<T, TM, TN>, dim3(unsigned(items * slices / (warps * 32))), warps * 32, 0, stream,
-                          q, int(tiles), slices);
+  int const items = int(tiles * (TN / 8) * S::multiplying);
+  PartsLaunch const launch(items, cut.parts);
+  return launch_dependent(sums_reduce<T, TM, TN>, launch.grid, launch.threads, launch.shared_bytes, stream, q, items,
+                          launch.slices);
 }
 
 }  // namespace conv2d_ext::tma
