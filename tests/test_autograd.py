@@ -682,6 +682,16 @@ def test_batched_gradients_of_a_plain_call_agree_with_a_loop(device: str) -> Non
         assert error(ours, torch.stack(expected)) <= 1e-12
 
 
+def test_gradients_are_given_in_inference_mode_too(device: str) -> None:
+    """Kernels for the Autograd keys are passed over there."""
+    y, leaves = graph(device)
+    grad_output = torch.randn_like(y).detach()
+    with torch.inference_mode():
+        made = torch.autograd.grad(y, leaves, grad_output, retain_graph=True)
+    for ours, expected in zip(made, torch.autograd.grad(y, leaves, grad_output), strict=True):
+        assert same_bits(ours, expected)
+
+
 def test_flops_are_counted_where_only_the_backward_pass_is_looked_at(device: str) -> None:
     case = BY_NAME["groups2"]
     y, leaves = graph(device)

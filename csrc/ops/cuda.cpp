@@ -170,6 +170,7 @@ STABLE_TORCH_LIBRARY_IMPL(conv2d_ext, CUDA, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("convolution_overrideable", TORCH_BOX(&conv2d_ext::node_fprop<conv2d_ext::fprop>));
+  m.impl("convolution_backward_overrideable", TORCH_BOX(&conv2d_ext::node_backward));
 }
 STABLE_TORCH_LIBRARY_IMPL(aten, AutogradCUDA, m) {
   m.impl("convolution_backward_overrideable", TORCH_BOX(&conv2d_ext::node_backward));

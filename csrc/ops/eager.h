@@ -106,8 +106,9 @@ inline bool has_tangent(Tensor const& t) {
   return to<Tensor>(stack[1]).defined();
 }
 
-// What the node calls, for the Autograd keys: torch's own kernel there would record a node that ends in ATen's
-// convolution. The tensors may be any (batched, fake, with modes that look on), so that it hands over to ops.
+// What the node calls. For the Autograd keys as well, where torch's own kernel would record a node that ends in ATen's
+// convolution; inference mode passes these over. The tensors may be any (fake ones, or a mode looks on), so that this
+// hands over to ops.
 inline std::tuple<Tensor, Tensor, Tensor> node_backward(Tensor const& grad_output, Tensor const& input,
                                                         Tensor const& weight, IntList const& stride,
                                                         IntList const& padding, IntList const&, bool, IntList const&,
