@@ -60,23 +60,28 @@ std::tuple<Tensor, Tensor, Tensor> plain_backward(Tensor const& grad_output, Ten
                                                   int64_t window, int64_t groups_and_tf32, int64_t wanted) {
   Window const w(window, groups_and_tf32);
   std::tuple<Tensor, Tensor, Tensor> out;
-  if (wanted & 1)
-    std::get<0>(out) =
-        dgrad(grad_output, weight, list(input.sizes()), w.stride, w.padding, w.dilation, w.groups, w.allow_tf32, -1);
-  if (wanted & 2) {
-    IntList const size = list(weight.sizes());
-    std::optional<IntList> stride = list(weight.strides());
-    if (size.size() != 4 || !is_dense({size[0], size[1], size[2], size[3]}, *stride)) stride.reset();
-    std::get<1>(out) =
-        wgrad(grad_output, input, size, stride, w.stride, w.padding, w.dilation, w.groups, w.allow_tf32, -1);
+  try {
+    if (wanted & 1)
+      std::get<0>(out) =
+          dgrad(grad_output, weight, list(input.sizes()), w.stride, w.padding, w.dilation, w.groups, w.allow_tf32, -1);
+    if (wanted & 2) {
+      IntList const size = list(weight.sizes());
+      std::optional<IntList> stride = list(weight.strides());
+      if (size.size() != 4 || !is_dense({size[0], size[1], size[2], size[3]}, *stride)) stride.reset();
+      std::get<1>(out) =
+          wgrad(grad_output, input, size, stride, w.stride, w.padding, w.dilation, w.groups, w.allow_tf32, -1);
+    }
+    if (wanted & 4) std::get<2>(out) = bias_grad(grad_output);
+  } catch (std::exception const& error) {
+    last_failure = error.what();
+    throw;
   }
-  if (wanted & 4) std::get<2>(out) = bias_grad(grad_output);
   return out;
 }
 
 // aten::convolution_overrideable and its backward are torch's for convolutions of other backends: it calls neither for
 // tensors of CPU and CUDA, but has an autograd node for the first. The stable ABI has no nodes, and one in Python takes
-// 10 to 15 us more (docs/tuning/host.md). The two integers of a call travel as `stride`; the other attributes are
+// 10 to 25 us more (docs/tuning/host.md). The two integers of a call travel as `stride`; the other attributes are
 // empty.
 inline void check_ours(IntList const& stride, IntList const& padding) {
   if (stride.size() != 2 || !padding.empty())
@@ -92,8 +97,9 @@ Tensor node_fprop(Tensor const& input, Tensor const& weight, std::optional<Tenso
 
 template <size_t count>
 void call(char const* op, std::array<StableIValue, count>& stack) {
+  last_failure.clear();
   if (torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION) != TORCH_SUCCESS)
-    fail_like_torch(std::string(op) + " failed");
+    fail_like_torch(last_failure.empty() ? std::string(op) + " failed" : last_failure);
 }
 
 // Whether t is a dual number of forward-mode differentiation.
