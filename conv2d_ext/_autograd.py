@@ -249,7 +249,11 @@ def plain(a: Tensor, b: Tensor, c: Tensor | None) -> bool:
 
 def plain_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, window: int, groups_and_tf32: int) -> Tensor:
     """fprop of tensors that are plain()."""
-    if weight.requires_grad and _grad_enabled() and (input.is_cuda or input.is_cpu):
+    if not _grad_enabled():
+        return _plainly(_plain_fprop_op, input, weight, bias, window, groups_and_tf32)
+    # Not for weights without a gradient: the node in C++ would keep their input. Nor for other devices, which may have
+    # kernels of their own for its op.
+    if weight.requires_grad and (input.is_cuda or input.is_cpu):
         call = (window, groups_and_tf32)
         try:
             return _node_op._op(_unwrap(input), _unwrap(weight), bias, call, (), (), False, (), 0)
@@ -258,8 +262,6 @@ def plain_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, window: int
         except RuntimeError as error:
             raise like_torch(error) from None
     if recorded(input, weight, bias):
-        # The node in C++ would keep the input, which only a weight's gradient needs, and is for CPU and CUDA alone:
-        # other devices may have kernels of their own for its op.
         return fprop(input, weight, bias, *_unpacked(window, groups_and_tf32))
     return _plainly(_plain_fprop_op, input, weight, bias, window, groups_and_tf32)
 
