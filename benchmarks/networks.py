@@ -152,7 +152,7 @@ def conv_share(step: Callable[[], object], device: torch.device) -> tuple[float,
     activity = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[activity.CPU, *([activity.CUDA] if cuda else [])]) as profile:
         step()
-    pattern = re.compile(r"aten::(convolution|convolution_backward)$|conv2d_ext::")
+    pattern = re.compile(r"aten::convolution(_backward)?(_overrideable)?$|conv2d_ext::")
     # Of the host's events alone: a kernel is one of its own as well, and counts with the call that launched it.
     events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CPU]
     total = sum(e.self_device_time_total if cuda else e.self_cpu_time_total for e in events)

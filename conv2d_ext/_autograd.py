@@ -10,7 +10,8 @@ so three autograd Functions that call each other give every order. fprop(), dgra
 to the ops from Python: a Function where a derivative or a torch.func transform may follow, else the op itself.
 
 plain_conv2d() is a shorter one for the host's sake, where nothing else looks on (plain()): of ops that nothing but
-eager calls need to know, with a fourth Function that goes on by the other three where its gradients are differentiated.
+eager calls need to know, with an autograd node of torch's in C++ (csrc/ops/eager.h). Where its gradients are to be
+differentiated it goes on by the three (plain_backward_of_all()).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _fprop_op = torch.ops.conv2d_ext.fprop.default
 _dgrad_op = torch.ops.conv2d_ext.dgrad.default
 _wgrad_op = torch.ops.conv2d_ext.wgrad.default
 _plain_fprop_op = torch.ops.conv2d_ext.plain_fprop.default
-_plain_backward_op = torch.ops.conv2d_ext.plain_backward.default
+_node_op = torch.ops.aten.convolution_overrideable.default
 
 _is_compiling = torch.compiler.is_compiling
 _traced_by_dynamo = torch.compiler.is_dynamo_compiling
@@ -216,36 +217,28 @@ def plain_fprop_of_all(input: Tensor, weight: Tensor, bias: Tensor | None, windo
 
 
 def plain_backward_of_all(
-    grad_output: Tensor,
-    input: Tensor | None,
-    weight: Tensor | None,
-    sizes: Ints,
-    window: int,
-    groups_and_tf32: int,
-    bias: bool,
+    grad_output: Tensor, input: Tensor, weight: Tensor, window: int, groups_and_tf32: int, wanted: int
 ) -> tuple[Tensor | None, ...]:
     """What the op plain_backward computes, by the ops of all tensors; differentiable."""
     attributes = _unpacked(window, groups_and_tf32)
     grad_input = grad_weight = None
-    if weight is not None:
-        input_size = sizes[0:4] if input is None else input.shape
-        grad_input = dgrad(grad_output, weight, input_size, *attributes)
-    if input is not None:
-        size, stride = (sizes[4:8], sizes[8:12]) if weight is None else (weight.shape, weight.stride())
-        grad_weight = wgrad(grad_output, input, size, stride if _shapes.is_dense(size, stride) else None, *attributes)
-    return grad_input, grad_weight, _bias_grad(grad_output) if bias else None
+    if wanted & 1:
+        grad_input = dgrad(grad_output, weight, input.shape, *attributes)
+    if wanted & 2:
+        grad_weight = wgrad(grad_output, input, weight.shape, _layout_of(weight), *attributes)
+    return grad_input, grad_weight, _bias_grad(grad_output) if wanted & 4 else None
 
 
 _TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _TENSORS_OR_NONE = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
-def plain(a: Tensor, b: Tensor | None, c: Tensor | None) -> bool:
+def plain(a: Tensor, b: Tensor, c: Tensor | None) -> bool:
     """True where these tensors are nothing but tensors and no trace, mode or transform looks on."""
     return (
         not _is_compiling()
         and type(a) in _TENSORS
-        and type(b) in _TENSORS_OR_NONE
+        and type(b) in _TENSORS
         and type(c) in _TENSORS_OR_NONE
         and _dispatch_modes() == 0
         and forward_ad._current_level < 0
@@ -256,42 +249,21 @@ def plain(a: Tensor, b: Tensor | None, c: Tensor | None) -> bool:
 
 def plain_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, window: int, groups_and_tf32: int) -> Tensor:
     """fprop of tensors that are plain()."""
-    if _grad_enabled() and (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
-        return _apply_plain(_unwrap(input), _unwrap(weight), bias, window, groups_and_tf32)
-    return _plainly(_plain_fprop_op, input, weight, bias, window, groups_and_tf32)
-
-
-class Plain(Function):
-    """(input, weight, bias, window, groups_and_tf32) -> output"""
-
-    @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, window: int, groups_and_tf32: int
-    ) -> Tensor:
-        need_input, need_weight, ctx.need_bias, _, _ = ctx.needs_input_grad
-        ctx.set_materialize_grads(False)
-        if need_input and need_weight:
-            ctx.save_for_backward(input, weight)
-            ctx.facts = (), window, groups_and_tf32
-        else:
-            ctx.save_for_backward(input if need_weight else None, weight if need_input else None)
-            ctx.facts = (*input.shape, *weight.shape, *weight.stride()), window, groups_and_tf32
+    if not _grad_enabled():
         return _plainly(_plain_fprop_op, input, weight, bias, window, groups_and_tf32)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad_output is None:
-            return None, None, None, None, None
-        input, weight = ctx.saved_tensors
-        fast = not _grad_enabled() and plain(grad_output, input, weight)
-        args = (grad_output, input, weight, *ctx.facts, ctx.need_bias)
-        gradients = _plainly(_plain_backward_op, *args) if fast else plain_backward_of_all(*args)
-        return *gradients, None, None
-
-
-_apply_plain = super(Function, Plain).apply  # see _apply
-# The engine calls this; by inheritance it would look up Plain.backward in each call.
-Plain._backward_cls.apply = Plain.backward  # type: ignore[attr-defined]
+    # Not for weights without a gradient: the node in C++ would keep their input. Nor for other devices, which may have
+    # kernels of their own for its op.
+    if weight.requires_grad and (input.is_cuda or input.is_cpu):
+        call = (window, groups_and_tf32)
+        try:
+            return _node_op._op(_unwrap(input), _unwrap(weight), bias, call, (), (), False, (), 0)
+        except NotImplementedError:
+            pass  # by torch, of tensors that there is no kernel for: fprop says why
+        except RuntimeError as error:
+            raise like_torch(error) from None
+    if recorded(input, weight, bias):
+        return fprop(input, weight, bias, *_unpacked(window, groups_and_tf32))
+    return _plainly(_plain_fprop_op, input, weight, bias, window, groups_and_tf32)
 
 
 class Fprop(Function):

@@ -224,10 +224,26 @@ for _name, _prefix, _arguments in (
 
 
 # The ops of plain tensors have no kernel for these either, nor for the meta device: the ops of all tensors know what to
-# do, or to say.
-for _key in ("CompositeExplicitAutograd", "NestedTensorCPU", "NestedTensorCUDA"):
-    _library.impl("plain_fprop", _autograd.plain_fprop_of_all, _key)
-    _library.impl("plain_backward", _autograd.plain_backward_of_all, _key)
+# do, or to say. As CompositeImplicitAutograd, modes and fake tensors see those ops instead.
+_library.impl("plain_fprop", _autograd.plain_fprop_of_all, "CompositeImplicitAutograd")
+for _name in ("plain_backward", "derived_backward"):
+    _library.impl(_name, _autograd.plain_backward_of_all, "CompositeImplicitAutograd")
+
+
+# The backward pass of plain tensors' calls (csrc/ops/eager.h) where a transform asks for it: batched gradients.
+
+
+def _node_backward(grad_output: Tensor, input: Tensor, weight: Tensor, call: Ints, *others: Any) -> Any:
+    if len(call) != 2 or others[0]:  # as check_ours()
+        _shapes.fail("convolution_overrideable", "stride", "the two integers of conv2d_ext, whose kernel this is", call)
+    window, groups_and_tf32 = call
+    wanted = sum(bit for bit, asked in zip((1, 2, 4), others[-1], strict=True) if asked)
+    return _autograd.plain_backward_of_all(grad_output, input, weight, window, groups_and_tf32, wanted)
+
+
+_aten = torch.library.Library("aten", "IMPL")
+_node_backward_op = torch.ops.aten.convolution_backward_overrideable.default
+_aten.impl(_node_backward_op, _top_of_transforms(_node_backward_op, _node_backward), "FuncTorchDynamicLayerFrontMode")
 
 
 # Flops for torch.utils.flop_counter, which passes shapes for tensors: 2 * N*K*P*Q * C/groups*R*S, the same for all

@@ -133,9 +133,22 @@ def check_problem(
 
 
 def _suggests_channels_last(t: Tensor) -> bool:
-    from torch._prims_common import suggest_memory_format
+    """ATen's rule, as in csrc/ops/checks.h. torch's copy of it in Python differs from it before 2.13."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_true
 
-    return suggest_memory_format(t) is torch.channels_last
+    if t.layout is not torch.strided or t.dim() != 4:
+        return False
+    size, stride = t.shape, t.stride()
+    if guard_or_true(stride[1] == 0):
+        return False
+    least = 0
+    for d in (1, 3, 2, 0):
+        if guard_or_true(size[d] == 0) or guard_or_true(stride[d] < least):
+            return False
+        if d == 0 and least == stride[1]:
+            return False
+        least = stride[d] * size[d]
+    return True
 
 
 def _dense_strides(size: Size, channels_last: bool) -> Size:

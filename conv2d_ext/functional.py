@@ -114,7 +114,7 @@ def conv2d(
     where torch.backends.cudnn.conv.fp32_precision says "tf32"; torch.compile reads that flag when it traces.
 
     Raises TypeError, ValueError or RuntimeError that names the argument, what was expected and what came, and where
-    memory is short what torch raises.
+    memory is short what torch raises (for a gradient maybe a plain RuntimeError: "CUDA out of memory").
     """
     if has_torch_function_variadic(input, weight, bias):
         return handle_torch_function(

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import conv2d_ext
 
@@ -654,6 +655,79 @@ def test_plain_tensors_get_the_bits_and_strides_that_others_get(
                 results.append((y, *torch.autograd.grad(y, leaves, grad_output)))
         for ours, theirs in zip(*results, strict=True):
             assert same_bits(ours, theirs) and ours.stride() == theirs.stride()
+
+
+def graph(device: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, list[Tensor]]:
+    """Of a plain call: the output and the leaves."""
+    x, w, b = (t.requires_grad_() for t in BY_NAME["groups2"].tensors(device, dtype))
+    return conv2d_ext.conv2d(x, w, b, *BY_NAME["groups2"].args), [x, w, b]
+
+
+def test_a_tangent_that_only_the_backward_pass_meets_is_not_lost(device: str) -> None:
+    y, leaves = graph(device)
+    tangent = torch.randn_like(y).detach()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(torch.zeros_like(y), tangent)
+        made = [forward_ad.unpack_dual(g).tangent for g in torch.autograd.grad(y, leaves, dual, retain_graph=True)]
+    for ours, expected in zip(made, torch.autograd.grad(y, leaves, tangent), strict=True):
+        assert error(ours, expected) <= 1e-12
+
+
+def test_batched_gradients_of_a_plain_call_agree_with_a_loop(device: str) -> None:
+    y, leaves = graph(device)
+    many = torch.randn(3, *y.shape, dtype=y.dtype, device=device)
+    made = torch.autograd.grad(y, leaves, many, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(y, leaves, g, retain_graph=True) for g in many]
+    for ours, expected in zip(made, zip(*one_by_one, strict=True), strict=True):
+        assert error(ours, torch.stack(expected)) <= 1e-12
+
+
+def test_gradients_are_given_in_inference_mode_too(device: str) -> None:
+    """Kernels for the Autograd keys are passed over there."""
+    y, leaves = graph(device)
+    grad_output = torch.randn_like(y).detach()
+    with torch.inference_mode():
+        made = torch.autograd.grad(y, leaves, grad_output, retain_graph=True)
+    for ours, expected in zip(made, torch.autograd.grad(y, leaves, grad_output), strict=True):
+        assert same_bits(ours, expected)
+
+
+def test_flops_are_counted_where_only_the_backward_pass_is_looked_at(device: str) -> None:
+    case = BY_NAME["groups2"]
+    y, leaves = graph(device)
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(y.sum(), leaves)
+    assert counter.get_total_flops() == 4 * case.N * case.K * case.P * case.Q * case.reduction("fprop")
+
+
+class Names(TorchDispatchMode):
+    """Of the ops that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_derivative_of_a_plain_call_ends_in_torchs_convolution(device: str) -> None:
+    y, leaves = graph(device)
+    with Names() as first:
+        gradients = torch.autograd.grad(y.pow(3).sum(), leaves, create_graph=True)
+    with Names() as second:
+        torch.autograd.grad(sum(g.pow(2).sum() for g in gradients), leaves)
+    assert {"conv2d_ext::dgrad", "conv2d_ext::wgrad"} <= first.seen
+    assert {"conv2d_ext::fprop", "conv2d_ext::dgrad", "conv2d_ext::wgrad"} <= second.seen
+    assert not [name for name in first.seen | second.seen if name.startswith("aten::") and "conv" in name]
+
+
+def test_torchs_op_for_other_backends_refuses_calls_that_are_not_ours(device: str) -> None:
+    """Its autograd node serves plain calls (csrc/ops/eager.h)."""
+    x, w = torch.ones(1, 1, 4, 4, device=device), torch.ones(1, 1, 2, 2, device=device, requires_grad=True)
+    with pytest.raises(RuntimeError, match="convolution_overrideable: stride: expected .*conv2d_ext"):
+        torch.ops.aten.convolution_overrideable(x, w, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 
 
 def test_numbers_beyond_a_byte_go_by_the_other_road(device: str) -> None:

@@ -259,6 +259,16 @@ def test_a_gradient_that_memory_is_too_small_for_raises_what_torch_raises(cuda: 
         )
 
 
+def test_a_backward_pass_that_memory_is_too_small_for_says_so(cuda: str) -> None:
+    """In a RuntimeError, also of a node in C++: libraries that retry with less look for these words."""
+    x = torch.ones(1, 1, 1, 1, device=cuda, requires_grad=True).expand(1024, 1, 16130, 16130)
+    w = torch.ones(1, 1, 1, 1, device=cuda, requires_grad=True)
+    y = conv2d_ext.conv2d(x, w, None, 127)
+    for create_graph in (False, True):
+        with pytest.raises(RuntimeError, match="CUDA out of memory"):
+            torch.autograd.grad(y, (x, w), torch.ones_like(y), create_graph=create_graph, retain_graph=True)
+
+
 def test_a_call_does_not_wait_for_the_gpu(cuda: str) -> None:
     case = BY_NAME["3x3"]
     tensors = [*case.tensors(cuda), case.grad_output(cuda)]

@@ -131,6 +131,22 @@ def test_tensors_on_two_devices_are_refused(entry: str, name: str, device: str) 
     )
 
 
+@pytest.mark.parametrize("name", ("input", "weight"))
+def test_a_sparse_tensor_is_refused_by_name_where_gradients_are_wanted(name: str, device: str) -> None:
+    tensors = {"input": torch.ones(2, 4, 8, 8, device=device), "weight": torch.ones(4, 4, 3, 3, device=device)}
+    tensors[name] = tensors[name].to_sparse()
+    tensors["weight"].requires_grad_()
+    with pytest.raises(RuntimeError, match=f"conv2d: {name}: expected a strided tensor, got "):
+        conv2d_ext.conv2d(**tensors)
+
+
+def test_the_import_says_nothing(package_environment: dict[str, str]) -> None:
+    """Torch warns of a kernel that replaces one for the same op and key."""
+    command = [sys.executable, "-c", "import conv2d_ext"]
+    run = subprocess.run(command, env=package_environment, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
 @pytest.mark.parametrize("entry", ("conv2d", "torch.ops.conv2d"))
 def test_a_padding_of_four_is_checked_on_every_side(entry: str, device: str) -> None:
     x, w, b = (torch.ones(bad_calls.BASE[name], device=device) for name in ("input", "weight", "bias"))

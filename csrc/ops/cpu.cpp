@@ -189,3 +189,11 @@ STABLE_TORCH_LIBRARY_IMPL(conv2d_ext, CPU, m) {
   m.impl("plain_fprop", TORCH_BOX(&conv2d_ext::plain_fprop<conv2d_ext::fprop>));
   m.impl("plain_backward", TORCH_BOX((&conv2d_ext::plain_backward<conv2d_ext::dgrad, conv2d_ext::wgrad>)));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(aten, CPU, m) {
+  m.impl("convolution_overrideable", TORCH_BOX(&conv2d_ext::node_fprop<conv2d_ext::fprop>));
+  m.impl("convolution_backward_overrideable", TORCH_BOX(&conv2d_ext::node_backward));
+}
+STABLE_TORCH_LIBRARY_IMPL(aten, AutogradCPU, m) {
+  m.impl("convolution_backward_overrideable", TORCH_BOX(&conv2d_ext::node_backward));
+}

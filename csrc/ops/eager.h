@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "checks.h"
+#include "tensors.h"
 
 namespace conv2d_ext {
 
@@ -52,30 +53,81 @@ inline Tensor bias_grad(Tensor const& grad_output) {
 
 inline IntList list(torch::headeronly::IntHeaderOnlyArrayRef values) { return {values.begin(), values.end()}; }
 
-// The gradients of input, if there is a weight, of weight, if there is an input, and of bias, if asked for; the others
-// are undefined. sizes: where one of the two is missing, input's size, and weight's size and strides. The gradient of
-// weight gets these strides if they are dense.
+// The gradients of input, weight and bias as bits of `wanted` ask for them; the others are undefined. The gradient of
+// weight gets weight's strides if they are dense.
 template <auto dgrad, auto wgrad>
-std::tuple<Tensor, Tensor, Tensor> plain_backward(Tensor const& grad_output, std::optional<Tensor> const& input,
-                                                  std::optional<Tensor> const& weight, IntList const& sizes,
-                                                  int64_t window, int64_t groups_and_tf32, bool bias) {
-  if (sizes.size() != 12 && !(input && weight))
-    fail("plain_backward", "sizes", "expected 12 integers, got ", sizes.size());
+std::tuple<Tensor, Tensor, Tensor> plain_backward(Tensor const& grad_output, Tensor const& input, Tensor const& weight,
+                                                  int64_t window, int64_t groups_and_tf32, int64_t wanted) {
   Window const w(window, groups_and_tf32);
-  auto given = [&](int i) { return IntList(sizes.begin() + 4 * i, sizes.begin() + 4 * i + 4); };
   std::tuple<Tensor, Tensor, Tensor> out;
-  if (weight)
-    std::get<0>(out) = dgrad(grad_output, *weight, input ? list(input->sizes()) : given(0), w.stride, w.padding,
-                             w.dilation, w.groups, w.allow_tf32, -1);
-  if (input) {
-    IntList const size = weight ? list(weight->sizes()) : given(1);
-    std::optional<IntList> stride = weight ? list(weight->strides()) : given(2);
-    if (!is_dense({size[0], size[1], size[2], size[3]}, *stride)) stride.reset();
-    std::get<1>(out) =
-        wgrad(grad_output, *input, size, stride, w.stride, w.padding, w.dilation, w.groups, w.allow_tf32, -1);
+  try {
+    if (wanted & 1)
+      std::get<0>(out) =
+          dgrad(grad_output, weight, list(input.sizes()), w.stride, w.padding, w.dilation, w.groups, w.allow_tf32, -1);
+    if (wanted & 2) {
+      IntList const size = list(weight.sizes());
+      std::optional<IntList> stride = list(weight.strides());
+      if (size.size() != 4 || !is_dense({size[0], size[1], size[2], size[3]}, *stride)) stride.reset();
+      std::get<1>(out) =
+          wgrad(grad_output, input, size, stride, w.stride, w.padding, w.dilation, w.groups, w.allow_tf32, -1);
+    }
+    if (wanted & 4) std::get<2>(out) = bias_grad(grad_output);
+  } catch (std::exception const& error) {
+    last_failure = error.what();
+    throw;
   }
-  if (bias) std::get<2>(out) = bias_grad(grad_output);
   return out;
+}
+
+// aten::convolution_overrideable and its backward are torch's for convolutions of other backends: it calls neither for
+// tensors of CPU and CUDA, but has an autograd node for the first. The stable ABI has no nodes, and one in Python takes
+// 10 to 25 us more (docs/tuning/host.md). The two integers of a call travel as `stride`; the other attributes are
+// empty.
+inline void check_ours(IntList const& stride, IntList const& padding) {
+  if (stride.size() != 2 || !padding.empty())
+    fail("convolution_overrideable", "stride", "expected the two integers of conv2d_ext, whose kernel this is");
+}
+
+template <auto fprop>
+Tensor node_fprop(Tensor const& input, Tensor const& weight, std::optional<Tensor> const& bias, IntList const& stride,
+                  IntList const& padding, IntList const&, bool, IntList const&, int64_t) {
+  check_ours(stride, padding);
+  return plain_fprop<fprop>(input, weight, bias, stride[0], stride[1]);
+}
+
+template <size_t count>
+void call(char const* op, std::array<StableIValue, count>& stack) {
+  last_failure.clear();
+  if (torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION) != TORCH_SUCCESS)
+    fail_like_torch(last_failure.empty() ? std::string(op) + " failed" : last_failure);
+}
+
+// Whether t is a dual number of forward-mode differentiation.
+inline bool has_tangent(Tensor const& t) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 2> stack{from(t), from(int64_t(0))};
+  call("aten::_unpack_dual", stack);
+  to<Tensor>(stack[0]);
+  return to<Tensor>(stack[1]).defined();
+}
+
+// What the node calls. For the Autograd keys as well, where torch's own kernel would record a node that ends in ATen's
+// convolution; inference mode passes these over. The tensors may be any (fake ones, or a mode looks on), so that this
+// hands over to ops.
+inline std::tuple<Tensor, Tensor, Tensor> node_backward(Tensor const& grad_output, Tensor const& input,
+                                                        Tensor const& weight, IntList const& stride,
+                                                        IntList const& padding, IntList const&, bool, IntList const&,
+                                                        int64_t, std::vector<bool> const& wanted) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  check_ours(stride, padding);
+  int64_t const bits = wanted[0] + 2 * wanted[1] + 4 * wanted[2];
+  std::array<StableIValue, 6> stack{from(grad_output), from(input),     from(weight),
+                                    from(stride[0]),   from(stride[1]), from(bits)};
+  bool const derived = aoti_torch_grad_mode_is_enabled() || has_tangent(grad_output);
+  call(derived ? "conv2d_ext::derived_backward" : "conv2d_ext::plain_backward", stack);
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
 }
 
 }  // namespace conv2d_ext

@@ -85,9 +85,10 @@ STABLE_TORCH_LIBRARY(conv2d_ext, m) {
       "SymInt[2] padding, SymInt[2] dilation, SymInt groups, *, bool allow_tf32=False, int row=-1) -> Tensor");
   // csrc/ops/eager.h
   m.def("plain_fprop(Tensor input, Tensor weight, Tensor? bias, int window, int groups_and_tf32) -> Tensor");
-  m.def(
-      "plain_backward(Tensor grad_output, Tensor? input, Tensor? weight, int[] sizes, int window, int groups_and_tf32, "
-      "bool bias) -> (Tensor, Tensor, Tensor)");
+  for (std::string const op : {"plain_backward", "derived_backward"})
+    m.def((op + "(Tensor grad_output, Tensor input, Tensor weight, int window, int groups_and_tf32, int wanted)"
+                " -> (Tensor, Tensor, Tensor)")
+              .c_str());
   m.def("kernels() -> str[]");
   m.def(
       "plan(str op, ScalarType dtype, int[] input_size, int[] input_stride, int[] weight_size, int[] weight_stride, "

@@ -11,11 +11,15 @@
 
 namespace conv2d_ext {
 
+// What failed in this thread last: a call within a call that fails does not say before torch 2.13.
+inline thread_local std::string last_failure;
+
 // Throws what torch says of a call that failed. Before 2.13 it cannot be asked: then what is likely.
 [[noreturn]] inline void fail_like_torch(std::string const& likely) {
   static auto const what =
       reinterpret_cast<char const* (*)()>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
-  throw std::runtime_error(what ? what() : likely);
+  last_failure = what ? what() : likely;
+  throw std::runtime_error(last_failure);
 }
 
 template <size_t rank>
