@@ -93,6 +93,8 @@ ODD_STRIDED = depthwise(32, 192, 75, 5, 2)
 DILATED = depthwise(32, 256, 32, 3, 1, 2)
 TRIPLE = depthwise(64, 96, 56, 3, 3)  # a stride of 3
 ODD_TRIPLE = depthwise(32, 128, 57, 3, 3)  # and rows that no vector fits
+PATCHES = depthwise(168, 16, 60, 9, 9)
+ONE_OUTPUT = Case("dw", 128, 512, 7, 7, 512, 7, 7, groups=512, bias=False)
 LONG_ROWS = Case("dw", 4, 64, 64, 3000, 64, 11, 11, (3, 3), (4, 4), (2, 2), 64, bias=False)  # too long to be staged
 FAR = Case("dense", 4, 128, 64, 300, 128, 3, 3, (1, 1), (1, 140), (1, 140), bias=False)  # beyond im2col's reach
 SMALL_GROUPS = Case("groups", 64, 672, 7, 7, 672, 3, 3, padding=(1, 1), groups=42, bias=False)
@@ -249,6 +251,9 @@ ENTRIES = (
     Entry("depthwise_few", "depthwise::gather_few", "fprop", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_few", "depthwise::spread_few", "dgrad", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_few", "depthwise::wgrad_few", "wgrad", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
+    Entry("depthwise_patches", "depthwise::gather_patches", "fprop", PATCHES, "fp16", "nchw", "0x0_nchw"),
+    Entry("depthwise_patches", "depthwise::spread_patches", "dgrad", PATCHES, "fp16", "nchw", "0x0_nchw"),
+    Entry("depthwise_patches", "depthwise::wgrad_patches", "wgrad", ONE_OUTPUT, "fp16", "nchw", "0x0_nchw"),
     Entry("depthwise_staged", "depthwise::gather_staged", "fprop", DILATED, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_staged", "depthwise::wgrad_staged", "wgrad", DILATED, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_lines", "depthwise::gather_lines", "fprop", TRIPLE, "fp16", "nhwc", "0x0_nhwc"),

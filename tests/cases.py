@@ -359,6 +359,11 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_few", 1, 37, 7, 6, 37, 3, 3, padding=(1, 1), groups=37, edge=True),
     Case("depthwise_few_stride2", 2, 24, 9, 14, 24, 3, 3, (2, 2), (1, 0), groups=24, edge=True),
     Case("depthwise_few_5x5_stride2", 1, 9, 11, 8, 9, 5, 5, (2, 2), (1, 3), groups=9),
+    # filters that don't meet: four rows of outputs a thread, the last of them fewer; gaps between them; one output
+    Case("depthwise_patches", 3, 24, 97, 86, 24, 16, 16, (16, 16), (4, 3), groups=24, edge=True),
+    Case("depthwise_patches_apart", 3, 4, 30, 35, 4, 5, 6, (7, 8), (2, 0, 1, 3), groups=4, edge=True),
+    Case("depthwise_patches_multiplier2", 2, 5, 20, 61, 10, 9, 13, (9, 13), (4, 4), groups=5),
+    Case("depthwise_patches_whole", 5, 6, 9, 8, 6, 9, 8, groups=6),
     Case("depthwise_planes_in_turns", 330, 1056, 2, 2, 1056, 3, 3, padding=(1, 1), groups=1056),
     Case("depthwise_7x7_padding_1", 2, 3, 20, 28, 3, 7, 7, padding=(1, 1), groups=3),
     Case("depthwise_7x7_padding_8", 3, 2, 9, 8, 2, 7, 7, padding=(8, 9), groups=2),

@@ -245,6 +245,37 @@ def test_dilated_depthwise_wgrad_of_few_pixels_takes_one_launch() -> None:
         assert ROWS[ask("wgrad", case, dtype, "nhwc")[0]].endswith("_0x4_nhwc"), dtype
 
 
+def test_depthwise_filters_that_do_not_meet_take_the_row_for_any_filter_in_nchw() -> None:
+    patches = Case("patches", 8, 64, 130, 130, 64, 13, 13, (13, 13), groups=64)
+    whole = Case("whole", 128, 512, 7, 7, 512, 7, 7, groups=512)
+    for case, dtype, op in itertools.product((patches, whole), (torch.float16, torch.float32), ("fprop", "wgrad")):
+        assert ROWS[ask(op, case, dtype)[0]].endswith(ANY_FILTER) or (case is whole and op == "fprop"), (
+            case,
+            dtype,
+            op,
+        )
+
+
+def test_shares_of_depthwise_wgrad_divide_the_walks_of_an_image_among_warps() -> None:
+    """As measured: 16 shares of 64 walks are one of each warp, 11 are two of some."""
+    for n, channels, size, shares in (
+        (256, 144, 3, 32),
+        (128, 144, 3, 16),
+        (128, 128, 3, 4),
+        (64, 48, 3, 8),
+        (64, 144, 5, 16),
+    ):
+        case = Case("walks", n, channels, 56, 56, channels, size, size, padding=(size // 2,) * 2, groups=channels)
+        row, split_k, *_ = ask("wgrad", case, torch.float16)
+        assert ROWS[row] == f"stream_wgrad_f16_{size}x{size}_nchw" and split_k == shares, (case, split_k)
+
+
+def test_strided_depthwise_layers_of_rows_off_16_bytes_take_lanes_whatever_their_size() -> None:
+    case = Case("lanes", 8, 288, 150, 150, 288, 5, 5, (2, 2), (2, 2), groups=288)
+    assert ROWS[ask("fprop", case, torch.float32)[0]].endswith("_0x2_nchw")
+    assert ROWS[ask("dgrad", case, torch.float32)[0]].endswith("_5x5_nchw_s2")
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_multipliers_take_the_rows_of_their_filter_in_nchw(op: str) -> None:
     for (size, stride), dtype in itertools.product(((3, 1), (3, 2), (5, 1)), (torch.float16, torch.float32)):

@@ -134,7 +134,7 @@ constexpr double staged_any_ns(StagedTile const& t, Op op, Problem const& p, Dev
 constexpr Estimate any_filter_estimate(Op op, Problem const& p, Device const& d) {
   AnyFilter const a = any_filter(op, p, d);
   Estimate e = a.estimate;
-  if (op == Op::wgrad) return e;
+  if (op == Op::wgrad || a.patches.used) return e;
   if (a.few.used && a.few.taps == 0 && !a.few.spread) e.ns = few_any_ns(a.few, op, p);
   if (a.staged.used && !a.few.used && p.dtype != DType::f64) e.ns = staged_any_ns(a.staged, op, p, d);
   return e;

@@ -3,6 +3,7 @@
 
 #include "depthwise.h"
 #include "few.h"
+#include "patches.h"
 #include "rounds.h"
 
 namespace conv2d_ext {
@@ -200,6 +201,7 @@ constexpr Estimate staged_estimate(StagedTile const& t, Op op, Problem const& p,
 struct AnyFilter {
   FewTile few;
   StagedTile staged;
+  PatchesTile patches;
   Estimate estimate;
 };
 
@@ -219,6 +221,9 @@ constexpr AnyFilter any_filter(Op op, Problem const& p, Device const& d) {
   // The launcher, which knows no device, takes the same.
   a.few.used = a.few.used && a.few.ns < a.estimate.ns;
   if (a.few.used) a.estimate = {a.few.ns, a.few.split_k};
+  a.patches = patches_tile(op, p, d);
+  a.patches.used = a.patches.used && a.patches.ns < a.estimate.ns;
+  if (a.patches.used) a.estimate = {a.patches.ns, a.patches.split_k};
   return a;
 }
 

@@ -35,6 +35,25 @@ constexpr bool is_small_stream(Row const& row, Problem const& p) {
          planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used;
 }
 
+// Shares of wgrad by walks of 16-bit types. A block's four warps take its share's walks in turn, and an SM has few
+// blocks at a time: as measured, it is the SM with most blocks and the warp with most walks that count, and what lasts
+// longer than the others of many.
+constexpr int stream_shares(int R, int64_t walks, int64_t C, double most, Device const& d) {
+  double const together = R == 3 ? 5 : 4;
+  double best = 0;
+  int shares = 1;
+  for (int64_t each = 1; each <= 64; ++each) {  // walks of a warp
+    int64_t const split = ceil_div(walks, kStreamWarps * each);
+    if (double(split) > most) continue;
+    double const blocks = double(C) * double(split) / d.sm_count;
+    double const turns = blocks > together ? blocks + 0.3 * together : double(ceil_div(C * split, d.sm_count));
+    double const cost =
+        turns * double(ceil_div(walks, kStreamWarps * split)) * (blocks < 4 ? 1.2 - 0.05 * blocks : 1.0);
+    if (best == 0 || cost < best) best = cost, shares = int(split);
+  }
+  return shares;
+}
+
 // The bytes at the rate that the copies reach, and half of the walks' steps, which they don't hide (docs/tuning.md).
 constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   bool const sums = op == Op::wgrad, halves = p.dtype != DType::f32;
@@ -107,10 +126,11 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
   double const walk_ns = t.ring.used && t.ring.odd && !spread ? rows * 55 * row.tile_m : 0;  // of one warp
   double const steps_ns = steps * step_ns, begin = t.width == 1 ? 5500 : 4500;
   double const ns = begin + memory_ns + (steps_ns > walk_ns ? steps_ns : walk_ns);
-  Estimate e = with_splits(ns, 10, double(p.C), double(ceil_div(t.walks(), kStreamWarps)));
-  // As measured: half as many shares of 3x3 are faster, though fewer warps are there.
-  if (sums && row.tile_m == 3 && row.tile_k == 1 && e.split_k >= 4) e.split_k /= 2;
-  return e;
+  if (!sums) return {ns, 1};
+  double const taps = double(p.K) * double(p.R) * double(p.S), room = double(kMaxWorkspaceBytes) / (taps * 4);
+  bool const small = p.C >= 2 * d.sm_count && memory_ns < 10000;  // a second pass takes longer than an uneven first one
+  int const shares = small ? 1 : stream_shares(row.tile_m, t.walks(), p.C, room < 4096 ? room : 4096, d);
+  return {ns + (shares > 1 ? 6000 + taps * 4 * shares * 2 / 2500 : 0), shares};
 }
 
 }  // namespace conv2d_ext

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "depthwise_lines.cuh"
+#include "depthwise_patches.cuh"
 #include "depthwise_staged.cuh"
 #include "depthwise_tiles.cuh"
 #include "depthwise_walk.cuh"
@@ -27,6 +28,7 @@ cudaError_t launch_any_filter(Problem const& problem, Plan const& plan, Argument
       return launch_lines<op, dtype, false>(problem, plan, gpu, args, stream);
     } else {
       AnyFilter const any = any_filter(op, problem, h200_sxm);
+      if (any.patches.used) return launch_patches<op, dtype>(problem, any.patches, plan, args, stream);
       if (any.few.used) return launch_few<op, dtype>(problem, any.few, plan, args, stream);
       if (any.staged.used) return launch_staged<op, dtype>(problem, any.staged, plan, args, stream);
     }

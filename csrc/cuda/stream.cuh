@@ -406,13 +406,17 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
         if constexpr (R < 7)
           if (t.planes.row_blocks == 2) return start_planes(row_planes<T, R, 2>, blocks, with_copies);
         if (banded)
-          return start_planes(odd     ? turned_planes<T, R>
+          return start_planes(odd     ? turned_planes<T, R, true>
                               : words ? gather_planes<T, R, 1, false, true, true>
                                       : gather_planes<T, R, 1, false, false, true>,
                               blocks);
       }
       // With a stride, images of even rows may have odd rows of outputs.
-      if (odd) return start_planes(gather_planes<T, R, stride, true, false>, blocks);
+      if constexpr (R == 3 && stride == 1) {
+        if (odd) return start_planes(turned_planes<T, R, false>, blocks);
+      } else {
+        if (odd) return start_planes(gather_planes<T, R, stride, true, false>, blocks);
+      }
       return start_planes(words ? gather_planes<T, R, stride, false, true> : gather_planes<T, R, stride, false, false>,
                           blocks, kPlanesWarps + gather_beside(stride, false, false));
     } else {

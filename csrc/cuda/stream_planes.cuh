@@ -574,8 +574,8 @@ __global__ void __launch_bounds__((kPlanesWarps + gather_beside(stride, odd, ban
   }
 }
 
-// The same for bands, of stride 1, of rows of an odd number of elements.
-template <class T, int R>
+// The same with stride 1 of rows of an odd number of elements.
+template <class T, int R, bool bands>
 __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 1))
     turned_planes(__grid_constant__ Params const p) {
   constexpr int A = R, turn = 2 * R;
@@ -584,9 +584,10 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 1))
   uint32_t const begin = uint32_t(uint64_t(p.items) * blockIdx.x / gridDim.x);
   uint32_t const end = uint32_t(uint64_t(p.items) * (blockIdx.x + 1) / gridDim.x);
   uint32_t const row_bytes = p.in.W * sizeof(T), out_row_bytes = p.out_W * sizeof(T);
-  uint32_t const planes = planes_stages() + mine.channel * p.channel_bytes;
-  uint32_t const outputs = planes_stages() + p.stages * p.stage_bytes + mine.channel * p.channel_bytes_y;
-  int const column = band_column(p, warp);
+  uint32_t const planes = planes_stages() + mine.channel * (bands ? p.channel_bytes : p.in.H * row_bytes);
+  uint32_t const outputs =
+      planes_stages() + p.stages * p.stage_bytes + mine.channel * (bands ? p.channel_bytes_y : p.out_H * out_row_bytes);
+  int const column = bands ? band_column(p, warp) : 0;
   PlaneOutputs<T, 1, false> const out0(p, g, kStreamColumns, outputs, column);
   PlaneOutputs<T, 1, false> const out1(p, g + 8, kStreamColumns, outputs, column);
   int present = p.images, off = 0;
@@ -642,7 +643,11 @@ __global__ void __launch_bounds__(kPlanesWarps * 32, planes_blocks(R, 1))
       }
     }
   };
-  for_each_band<T, Band<R, 1, false>>(p, warp, mine.channel, begin, end, begin_channel, walk);
+  if constexpr (bands)
+    for_each_band<T, Band<R, 1, false>>(p, warp, mine.channel, begin, end, begin_channel, walk);
+  else
+    for_each_item<T>(p, warp, mine.channel, begin, end, begin_channel,
+                     [&](int images, uint32_t stage, uint32_t place) { walk(images, stage, place, mine); });
   if_spoilt(p, warp, begin, end, is_spoilt(spoilt), [&](uint32_t task) { again<T, 1>(p, task); });
 }
 
