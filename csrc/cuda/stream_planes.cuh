@@ -739,12 +739,21 @@ __device__ inline void store_planes_sums(Params const& p, int c0, int split, flo
     depthwise::store_sum<T>(p.out, p.partial, p.splits, (c0 + which) * p.w_k + tap / p.S * p.w_r + tap % p.S * p.w_s,
                             (int64_t(split) * p.C + c0 + which) * taps + tap, sum);
   };
+  // A thread sums up a tap of one warp's products, beside whose eight columns is a place; then one of all warps.
+  for (int i = threadIdx.x; i < kPlanesWarps * taps; i += blockDim.x) {
+    int const of = i / taps, tap = i - of * taps;
+    float sum = 0;
+    add(sum, sums[of], tap);
+    sums[of][tap % p.S][tap / p.S][kStreamColumns] = sum;
+  }
+  __syncthreads();
   bool nan = false;
   for (int i = threadIdx.x; i < p.channels * taps; i += blockDim.x) {
     int const which = i / taps, tap = i - which * taps;
     float sum = 0;
 #pragma unroll 1
-    for (int other = which; other < kPlanesWarps; other += p.channels) add(sum, sums[other], tap);
+    for (int other = which; other < kPlanesWarps; other += p.channels)
+      sum += sums[other][tap % p.S][tap / p.S][kStreamColumns];
     nan = nan || sum != sum;
     store(which, tap, sum);
   }
