@@ -14,7 +14,8 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   };
   auto tile = [&](int m, int n) { return row.tile_m == m && row.tile_n == n; };
   if (f32) {
-    if (is(Family::simt, Variant::any, Op::wgrad)) return ns * (pixels > 4000 ? 1.15 : 1) * (plane <= 100 ? 0.87 : 1);
+    if (is(Family::simt, Variant::any, Op::wgrad))
+      return ns * (pixels > 4000 ? 1.15 : 1) * (plane <= 100 && taps ? 0.87 : 1);
     if (is(Family::simt, Variant::any, Op::fprop))
       return (ns - (plane <= 36 ? 1500 : 0)) * (tile(64, 64) && p.allow_tf32 ? 0.88 : 1);
     if (row.family == Family::simt && row.op == Op::dgrad) {
@@ -23,15 +24,18 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
       bool const phases = p.stride_h > 1 && p.stride_w > 1;  // several taps of each
       return ns * (!phases || !taps ? 1 : tile(64, 64) ? 1.15 : 1.06);
     }
+    if (is(Family::tma_strict, Variant::im2col, Op::fprop)) return ns + (taps ? 0 : 1500);
     if (is(Family::tma_strict, Variant::im2col, Op::wgrad)) return ns * (tile(128, 128) && p.groups == 1 ? 0.95 : 1);
     if (row.family == Family::grouped && row.variant == Variant::lines && row.op != Op::wgrad)
       return ns * (p.allow_tf32 ? 1 : 0.9);
     if (row.family == Family::tma && row.variant == Variant::halo && row.op != Op::wgrad) {  // large, and packed
       ns *= p.groups > 1 && !across && taps && tile(256, 64) && ns > 60000 ? 1.12 : 1;
-      return ns + (row.op == Op::fprop && p.C_per_group() <= 64 ? 3000 : 0);
+      if (row.op == Op::dgrad) return ns - (tile(128, 64) && p.C <= 32 ? 1500 : 0);
+      return ns + (p.C_per_group() <= 64 ? 3000 : 0);
     }
     if (is(Family::tma, Variant::raw, Op::dgrad)) return ns - (!taps && plane <= 200 && ns < 60000 ? 1500 : 0);
-    if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns * (taps || ns > 60000 ? 1 : 0.93);
+    if (is(Family::tma, Variant::im2col, Op::dgrad))
+      return ns * (!taps && ns <= 60000 ? 0.93 : 1) * (tile(128, 128) && p.W <= 16 ? 0.93 : 1);
     if (is(Family::tma, Variant::im2col, Op::fprop)) return ns * (tile(64, 128) && pixels > 10000 ? 0.93 : 1);
     if (is(Family::tma, Variant::lean, Op::fprop)) return (ns - 1500) * (tile(128, 128) ? 1.05 : 1);
     if (is(Family::tma, Variant::lean, Op::wgrad)) return ns - (tile(64, 64) && pixels <= 1000 ? 1500 : 0);
@@ -41,7 +45,9 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     bool const gathers = row.family == Family::tma && row.op != Op::wgrad;
     if (gathers && row.variant == Variant::lean && !across) return ns + (row.op == Op::fprop ? 1200 : 1500);
     if (gathers && row.variant == Variant::lines && tile(256, 128)) return ns + 700;
-    return ns + (is(Family::tma, Variant::im2col, Op::wgrad) && across ? 1000 : 0);
+    if (is(Family::tma, Variant::lines, Op::fprop) && tile(192, 128)) return ns * (pixels <= 30000 ? 1.07 : 1);
+    if (is(Family::tma, Variant::im2col, Op::wgrad)) return ns + (across ? 1000 : 0) + (pixels <= 10000 ? 700 : 0);
+    return ns;
   }
   if (is(Family::tma, Variant::im2col, Op::fprop)) {
     if (p.groups > 1) return ns * (tile(64, 64) && !across ? 1.1 : 1);
