@@ -24,7 +24,7 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
       bool const phases = p.stride_h > 1 && p.stride_w > 1;  // several taps of each
       return ns * (!phases || !taps ? 1 : tile(64, 64) ? 1.15 : 1.06);
     }
-    if (is(Family::tma_strict, Variant::im2col, Op::fprop)) return ns + (taps ? 0 : 1500);
+    if (is(Family::tma_strict, Variant::im2col, Op::fprop)) return ns + (taps || across ? 0 : 1500);
     if (is(Family::tma_strict, Variant::im2col, Op::wgrad)) return ns * (tile(128, 128) && p.groups == 1 ? 0.95 : 1);
     if (row.family == Family::grouped && row.variant == Variant::lines && row.op != Op::wgrad)
       return ns * (p.allow_tf32 ? 1 : 0.9);
@@ -34,8 +34,7 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
       return ns + (p.C_per_group() <= 64 ? 3000 : 0);
     }
     if (is(Family::tma, Variant::raw, Op::dgrad)) return ns - (!taps && plane <= 200 && ns < 60000 ? 1500 : 0);
-    if (is(Family::tma, Variant::im2col, Op::dgrad))
-      return ns * (!taps && ns <= 60000 ? 0.93 : 1) * (tile(128, 128) && p.W <= 16 ? 0.93 : 1);
+    if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns * (taps || ns > 60000 ? 1 : 0.93);
     if (is(Family::tma, Variant::im2col, Op::fprop)) return ns * (tile(64, 128) && pixels > 10000 ? 0.93 : 1);
     if (is(Family::tma, Variant::lean, Op::fprop)) return (ns - 1500) * (tile(128, 128) ? 1.05 : 1);
     if (is(Family::tma, Variant::lean, Op::wgrad)) return ns - (tile(64, 64) && pixels <= 1000 ? 1500 : 0);
@@ -46,8 +45,7 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     if (gathers && row.variant == Variant::lean && !across) return ns + (row.op == Op::fprop ? 1200 : 1500);
     if (gathers && row.variant == Variant::lines && tile(256, 128)) return ns + 700;
     if (is(Family::tma, Variant::lines, Op::fprop) && tile(192, 128)) return ns * (pixels <= 30000 ? 1.07 : 1);
-    if (is(Family::tma, Variant::im2col, Op::wgrad)) return ns + (across ? 1000 : 0) + (pixels <= 10000 ? 700 : 0);
-    return ns;
+    return ns + (is(Family::tma, Variant::im2col, Op::wgrad) && across ? 1000 : 0);
   }
   if (is(Family::tma, Variant::im2col, Op::fprop)) {
     if (p.groups > 1) return ns * (tile(64, 64) && !across ? 1.1 : 1);

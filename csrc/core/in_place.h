@@ -266,7 +266,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     e.ns += (16000 - e.ns) * 0.35;
   // TF32's pixels that begin off 32 bytes, what L2 delivers at a time (32x60x28x28 to 128 3x3 by 64x128 45 us).
   if (tf32 && op == Op::fprop && p.R * p.S > 1 && row.variant == Variant::im2col && p.x.c == 1 && p.x.w % 8 != 0)
-    e.ns *= row.tile_m == 64 ? 2 : 1.4;
+    e.ns *= row.tile_m > 64 ? 1.4 : row.tile_n > 64 ? 2 : 1;
   // Strides, as measured (L08, L41, and others of docs/tuning.md).
   if (tf32 && op == Op::fprop && p.stride_w > 1 && p.R * p.S > 1 && p.groups == 1 && row.variant == Variant::im2col &&
       row.tile_m == 128 && row.tile_n == 128 && p.C >= 128)
