@@ -30,8 +30,7 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
       return ns * (p.allow_tf32 ? 1 : 0.9);
     if (row.family == Family::tma && row.variant == Variant::halo && row.op != Op::wgrad) {  // large, and packed
       ns *= p.groups > 1 && !across && taps && tile(256, 64) && ns > 60000 ? 1.12 : 1;
-      if (row.op == Op::dgrad) return ns - (tile(128, 64) && p.C <= 32 ? 1500 : 0);
-      return ns + (p.C_per_group() <= 64 ? 3000 : 0);
+      return ns + (row.op == Op::fprop && p.C_per_group() <= 64 ? 3000 : 0);
     }
     if (is(Family::tma, Variant::raw, Op::dgrad)) return ns - (!taps && plane <= 200 && ns < 60000 ? 1500 : 0);
     if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns * (taps || ns > 60000 ? 1 : 0.93);
