@@ -137,6 +137,9 @@ constexpr Estimate any_filter_estimate(Op op, Problem const& p, Device const& d)
   if (op == Op::wgrad || a.patches.used) return e;
   if (a.few.used && a.few.taps == 0 && !a.few.spread) e.ns = few_any_ns(a.few, op, p);
   if (a.staged.used && !a.few.used && p.dtype != DType::f64) e.ns = staged_any_ns(a.staged, op, p, d);
+  // dgrad with strides: a tap waits for 100 ns of what few_tile(), by which the launcher chooses the kernel, has.
+  if (a.few.used && a.few.spread)
+    e.ns -= 500 * double(ceil_div(p.R, p.stride_h) * ceil_div(p.S, p.stride_w) - 1) * double(p.K_per_group());
   return e;
 }
 

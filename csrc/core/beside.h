@@ -14,7 +14,8 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   };
   auto tile = [&](int m, int n) { return row.tile_m == m && row.tile_n == n; };
   if (f32) {
-    if (is(Family::simt, Variant::any, Op::wgrad)) return ns * (pixels > 4000 ? 1.15 : 1) * (plane <= 100 ? 0.87 : 1);
+    if (is(Family::simt, Variant::any, Op::wgrad))
+      return ns * (pixels > 4000 ? 1.15 : 1) * (plane <= 100 && taps ? 0.87 : 1);
     if (is(Family::simt, Variant::any, Op::fprop))
       return (ns - (plane <= 36 ? 1500 : 0)) * (tile(64, 64) && p.allow_tf32 ? 0.88 : 1);
     if (row.family == Family::simt && row.op == Op::dgrad) {
@@ -23,6 +24,7 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
       bool const phases = p.stride_h > 1 && p.stride_w > 1;  // several taps of each
       return ns * (!phases || !taps ? 1 : tile(64, 64) ? 1.15 : 1.06);
     }
+    if (is(Family::tma_strict, Variant::im2col, Op::fprop)) return ns + (taps || across ? 0 : 1500);
     if (is(Family::tma_strict, Variant::im2col, Op::wgrad)) return ns * (tile(128, 128) && p.groups == 1 ? 0.95 : 1);
     if (row.family == Family::grouped && row.variant == Variant::lines && row.op != Op::wgrad)
       return ns * (p.allow_tf32 ? 1 : 0.9);
@@ -41,6 +43,7 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     bool const gathers = row.family == Family::tma && row.op != Op::wgrad;
     if (gathers && row.variant == Variant::lean && !across) return ns + (row.op == Op::fprop ? 1200 : 1500);
     if (gathers && row.variant == Variant::lines && tile(256, 128)) return ns + 700;
+    if (is(Family::tma, Variant::lines, Op::fprop) && tile(192, 128)) return ns * (pixels <= 30000 ? 1.07 : 1);
     return ns + (is(Family::tma, Variant::im2col, Op::wgrad) && across ? 1000 : 0);
   }
   if (is(Family::tma, Variant::im2col, Op::fprop)) {

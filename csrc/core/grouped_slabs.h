@@ -63,7 +63,7 @@ constexpr Slabs grouped_slabs(Op op, Problem const& p, Device const& d) {
                together = blocks * (products * 9 + 8);
   double const multiply = double(each * needed) * (alone > together ? alone : together) / 1.755;
   double const bytes = double(size) * double(p.N) * double(p.C) * double(in_h * in_w + out_h * out_w) / 3.1;
-  t.ns = 9000 + overlapped(multiply, bytes / 1000);
+  t.ns = (size == 2 ? 9000 : 7000) + overlapped(multiply, bytes / 1000);
   return t;
 }
 

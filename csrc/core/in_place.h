@@ -115,9 +115,10 @@ constexpr double dense_as_measured(Row const& row, Problem const& p) {
   if (planes && row.variant == Variant::im2col && row.tile_n == 128 && row.tile_m <= 192 && fills_little(p.K))
     return row.tile_m == 192 ? 1.2 : row.tile_m == 128 ? 1.28 : 1;
   // dgrad of several taps, results that lie across lines of memory (32x96x56x56 3x3: 64.5 us, 54.9 by 256x64).
-  if (row.op == Op::dgrad && p.groups == 1 && p.R * p.S > 1 && p.C % 64 != 0 && row.variant == Variant::im2col &&
-      row.tile_m == 192)
-    return 1.2;
+  // And of several taps over lines of y that end early (32x128x28x28 to 72 3x3: 24.7 us, 20.5 by 256x128).
+  bool const wide = row.op == Op::dgrad && p.groups == 1 && p.R * p.S > 1 && row.variant == Variant::im2col;
+  if (wide && row.tile_m == 192 && p.C % 64 != 0) return 1.2;
+  if (wide && row.tile_m == 192 && p.K % 64 != 0 && p.x.c == 1 && p.stride_w == 1) return 1.25;
   // Few channels of many pixels; not understood.
   bool const few = row.op == Op::dgrad && p.groups == 1 && p.C <= 8 && p.N * p.H * p.W >= 30000;
   return few && row.variant == Variant::halo && tma_swapped(row) ? 1.2 : 1;
@@ -319,6 +320,9 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     e.ns *= 1.38;
   else if (halves && p.R * p.S > 1 && e.ns < 16000)
     e.ns += (16000 - e.ns) * 0.35;
+  // TF32's pixels that begin off 32 bytes, what L2 delivers at a time (32x60x28x28 to 128 3x3 by 64x128 45 us).
+  if (tf32 && op == Op::fprop && p.R * p.S > 1 && row.variant == Variant::im2col && p.x.c == 1 && p.x.w % 8 != 0)
+    e.ns *= row.tile_m > 64 ? 1.4 : row.tile_n > 64 ? 2 : 1;
   // Strides, as measured (L08, L41, and others of docs/tuning.md).
   if (tf32 && op == Op::fprop && p.stride_w > 1 && p.R * p.S > 1 && p.groups == 1 && row.variant == Variant::im2col &&
       row.tile_m == 128 && row.tile_n == 128 && p.C >= 128)
@@ -334,6 +338,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     e.ns *= 1.1;
   bool const one_tap = op != Op::wgrad && p.R * p.S == 1 && p.groups == 1;
   if (one_tap && !tf32 && row.variant == Variant::im2col) e.ns *= 1.07;
+  if (one_tap && tf32 && op == Op::dgrad && row.tile_m == 256 && row.tile_n == 160) e.ns *= 1.15;
   if (one_tap && p.stride_h * p.stride_w == 1) {
     double const least = memory_bound_ns(op, p) * 1.04 + (tf32 ? 6500 : 8000);
     if (e.ns < least) e.ns = least * 0.95 + e.ns * 0.05;  // the rows keep their order

@@ -174,9 +174,9 @@ constexpr Estimate lean_large_estimate(Row const& row, Problem const& p) {
 // wgrad in TF32, as measured: what a block waits for, alone on its SM or with others. Of planes whose rows share lines
 // of memory it is more. Lowered by what the other rows' estimates leave out of such layers.
 constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
-  bool const planes = lean_takes_planes(row, p), wide = row.tile_n > 64, shared = p.H * p.W % 32 != 0 && p.N > 1;
+  bool const planes = lean_takes_planes(row, p), shared = p.H * p.W % 32 != 0 && p.N > 1;
   int64_t const tiles = lean_wgrad_tiles(row, p), steps = lean_wgrad_steps(row, p);
-  double const step_ns = !planes ? (wide ? 395 : 282) : (wide ? 270 : 150) * (shared ? 1.6 : 1);
+  double const step_ns = !planes ? 282 : shared ? 290 : 150;
   double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
                         double(p.K) * double(p.C) * double(p.R * p.S)) *
                        4;
@@ -186,8 +186,10 @@ constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
     if (!lean_chain_fits(row, p, steps, split)) continue;
     double const each = double(ceil_div(tiles * split, 132)),
                  work = double(ceil_div(steps, split)) * step_ns * (each > 1 ? each * 0.72 : 1);
-    double ns =
-        (planes ? 4800 : 5300) + (wide ? 300 : 0) + (work > bytes / 3500 ? work : bytes / 3500) + (split > 1 ? 900 : 0);
+    double ns = (!planes  ? 5300
+                 : shared ? 5800
+                          : 4800) +
+                (work > bytes / 3500 ? work : bytes / 3500) + (split > 1 ? 900 : 0);
     if (each > 3) ns += (each - 3) * 1700;  // first copies and stores, of which others no longer cover all
     if (ns > 40000) ns *= 1.1;
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
@@ -196,7 +198,7 @@ constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
     int64_t const parts = lean_sums_parts(row, p, blocks);
     if (parts == 0 || !lean_chain_fits(row, p, steps, int(parts))) continue;
     double const work = double(ceil_div(steps, parts)) * step_ns * (blocks > 1 ? 1.44 : 1);
-    double const ns = 5300 + (wide ? 300 : 0) + (work > bytes / 3500 ? work : bytes / 3500) + 2600 +
+    double const ns = 5300 + (work > bytes / 3500 ? work : bytes / 3500) + 2600 +
                       double(tiles * parts) * row.tile_m * row.tile_n * 8 / 7000;
     if (best.ns == 0 || ns < best.ns) best = {ns, int(parts)};
   }
@@ -246,7 +248,10 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
                          : C % 32 != 0 || (dgrad && p.C % 32 != 0) ? 4
                          : dgrad                                   ? 0.75
                                                                    : 1;
-  double const lines_ns = (TM + TN) * (dgrad ? 1.237 : 1.08) * line_ns;
+  // dgrad's filters lie along its results' channels: those of 96 begin across lines of memory (26x96x31x9 to 208 7x7:
+  // 85.3 us, estimated at 52.5).
+  double const across = dgrad && !tf32 && taps > 1 && p.C > 64 && p.C % 64 != 0 ? 2 : 1;
+  double const lines_ns = (TM + TN * across) * (dgrad ? 1.237 : 1.08) * line_ns;
   double const multiply_ns = area * (tf32 ? 32 / (1024 * 1.43) : 64 / (2048 * 1.43));
   double const busy_ns = lines_ns > multiply_ns ? lines_ns : multiply_ns;
   double const alone_ns = 78 + (TM + TN) * 0.35 + (taps == 1 ? 0 : TN < 64 ? 45 : 20);
