@@ -387,6 +387,10 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_3x3_octets", 3, 72, 15, 30, 72, 3, 3, padding=(1, 2), groups=72, edge=True),
     # column.cuh: an image of the same size by the phases of its dilation
     Case("depthwise_5x5_phases", 2, 24, 17, 22, 24, 5, 5, padding=(4, 6), dilation=(2, 3), groups=24, edge=True),
+    # depthwise_wide.cuh: slices of 16 words of channels, of which the last has fewer; rows of few channels
+    Case("depthwise_3x3_slices", 2, 120, 9, 13, 120, 3, 3, padding=(1, 1), groups=120, edge=True),
+    Case("depthwise_3x3_stride2_slices", 3, 58, 12, 15, 58, 3, 3, (2, 2), (0, 2), groups=58, edge=True),
+    Case("depthwise_3x3_across", 3, 11, 14, 37, 11, 3, 3, padding=(1, 1), groups=11),
     # depthwise_near.cuh: filters of a channel in a word, and in neighbouring lanes
     Case("depthwise_7x7_stride2_multiplier2", 3, 24, 17, 15, 48, 7, 7, (2, 2), (3, 3), groups=24, edge=True),
     Case("depthwise_3x3_multiplier8", 2, 12, 9, 11, 96, 3, 3, padding=(1, 0), groups=12, edge=True),

@@ -205,6 +205,13 @@ def test_depthwise_channels_that_fill_no_vectors_keep_a_fast_row_in_channels_las
         assert name.startswith(tuple(want)) and "_3x3_nhwc" in name, (channels, name)
 
 
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_depthwise_3x3_of_medium_size_is_neither_for_tensor_cores_nor_for_few_outputs(op: str) -> None:
+    for N, C, H in ((8, 768, 19), (8, 256, 38), (1, 32, 300)):
+        case = Case("medium", N, C, H, H, C, 3, 3, padding=(1, 1), groups=C)
+        assert ROWS[ask(op, case, torch.float16, "nhwc")[0]] == f"column_{op}_f16_3x3_nhwc"
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_dilated_depthwise_layers_take_columns_of_few_phases_or_the_row_for_any_filter(op: str) -> None:
     for multiplier, dilation, dtype in ((1, 2, torch.float32), (2, 2, torch.float16), (1, 5, torch.float32)):

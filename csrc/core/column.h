@@ -1,7 +1,7 @@
 // The tiles of cuda/column.cuh for a problem: shared by the planner and the launcher.
 #pragma once
 
-#include "walk.h"
+#include "wide.h"
 
 namespace conv2d_ext {
 
@@ -274,7 +274,8 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
       double const memory_ns = 0.79 * walk_memory_ns(p, d);
       u.ns = 3000 + 1.05 * (memory_ns > issue_ns ? memory_ns : issue_ns);
     }
-    if (in_turns) u.turns = true, u.ns = 0.98 * walk_memory_ns(p, d);
+    // Slices that are no whole sectors take longer.
+    if (in_turns) u.turns = true, u.ns = (u.channels % 16 == 0 ? 0.98 : 1.45) * walk_memory_ns(p, d);
     if (measured && R == 3) u.ns = 4500 + 0.79 * walk_memory_ns(p, d);
     if (fives) {
       double const memory_ns = walk_memory_ns(p, d);
@@ -350,9 +351,34 @@ constexpr bool column_copies(Op op, Problem const& p) {
          (op == Op::fprop || map_supports(p.y, p.N, p.P(), p.Q(), p.dtype));
 }
 
-// The walks of 3x3 are in these rows too.
-constexpr bool column_walks(Row const& row, Op op, Problem const& p) {
-  return row.tile_m == 3 && op != Op::wgrad && walks(op, p);
+// 3x3, fprop and dgrad: small layers, and channels that the copy engine cannot take, are in these rows too, by
+// depthwise_wide.cuh or depthwise_walk.cuh.
+enum class ColumnRoad { none, column, walk, wide };
+struct ColumnChoice {
+  ColumnRoad road = ColumnRoad::none;
+  double ns = 0;
+  int shares = 1;  // of wgrad
+};
+constexpr ColumnChoice column_choice(Op op, Problem const& p, int R, int stride, Device const& d) {
+  ColumnChoice best;
+  auto consider = [&](ColumnRoad road, double ns) constexpr {
+    if (best.road == ColumnRoad::none || ns < best.ns) best.road = road, best.ns = ns;
+  };
+  if (column_copies(op, p)) {
+    ColumnTile const t = column_tile(op, p, R, stride, d);
+    consider(ColumnRoad::column, column_ns(op, p, t, R, stride));
+    if (op == Op::wgrad) best.shares = int(t.shares);
+  }
+  if (R != 3 || op == Op::wgrad || !walks(op, p)) return best;
+  WalkTile const walk = walk_tile(op, p, R, stride, d);
+  WideTile const wide = wide_tile(op, p, stride, d);
+  // As measured beside each other: walks are faster where many go through whole columns of small images.
+  int64_t const H = op == Op::dgrad ? p.H : p.P();
+  bool const many = stride == 1 && H <= 16 && walk.chunks == 1 && walk.vector > 1 && walk.threads >= 30000;
+  if (wide.used) consider(ColumnRoad::wide, wide.ns);
+  if (!wide.used || many)
+    consider(ColumnRoad::walk, wide.used && size_of(p.dtype) == 2 ? 3200 + 0.74 * walk.ns : walk.ns);
+  return best;
 }
 
 // With a dilation an image of the same size is made of images without one, its phases: every dilation_h-th row and
@@ -386,15 +412,8 @@ constexpr Estimate column_estimate(Row const& row, Op op, Problem const& p, Devi
       }
     return all;
   }
-  double const walk_ns = !column_walks(row, op, p) ? 0 : walk_tile(op, p, row.tile_m, row.tile_k, d).ns;
-  if (!column_copies(op, p)) return {walk_ns, 1};
-  ColumnTile const t = column_tile(op, p, row.tile_m, row.tile_k, d);
-  double const column = column_ns(op, p, t, row.tile_m, row.tile_k);
-  double const ns = walk_ns != 0 && walk_ns < column ? walk_ns : column;
-  // As measured, 16 bits: walks over pixels of 32 or 48 bytes.
-  bool const narrow =
-      row.tile_m == 3 && row.tile_k == 1 && op != Op::wgrad && p.dtype != DType::f32 && p.C > 8 && p.C <= 24;
-  return {narrow && 0.75 * ns > 7300 ? 1.75 * ns - 7300 : ns, op == Op::wgrad ? int(t.shares) : 1};
+  ColumnChoice const taken = column_choice(op, p, row.tile_m, row.tile_k, d);
+  return {taken.ns, taken.shares};
 }
 
 constexpr bool column_supports(Row const& row, Op op, Problem const& p) {
@@ -403,7 +422,7 @@ constexpr bool column_supports(Row const& row, Op op, Problem const& p) {
     return column_supports(row, op, column_phase(p, 0, 0)) &&
            (op != Op::wgrad ||
             column_estimate(row, op, p, h200_sxm).split_k * p.C * p.R * p.S * 4 <= kMaxWorkspaceBytes);
-  return walk_filter(row, p) && (column_copies(op, p) || column_walks(row, op, p));
+  return walk_filter(row, p) && (column_copies(op, p) || (row.tile_m == 3 && op != Op::wgrad && walks(op, p)));
 }
 
 }  // namespace conv2d_ext

@@ -6,13 +6,13 @@
 // input of its columns once, and adds its products to the sums of all output rows that meet the row. Filter and sums
 // stay in registers. A block goes on with the next strip without emptying the ring; its share of the strips is fixed,
 // so wgrad's sums have a fixed order. dgrad with stride 1 is fprop with the filter turned round. Needs 16-byte channel
-// vectors; fprop and dgrad of others, and of small layers, go to depthwise_walk.cuh.
+// vectors; fprop and dgrad of others, and of small layers, go to depthwise_wide.cuh and depthwise_walk.cuh.
 #pragma once
 
 #include <utility>
 
 #include "../core/column.h"
-#include "depthwise_walk.cuh"
+#include "depthwise_wide.cuh"
 #include "give_back.cuh"
 #include "ptx.cuh"
 #include "tma_map.h"
@@ -607,10 +607,11 @@ cudaError_t launch_one(Problem const& problem, Arguments const& args, int shares
   Device gpu = h200_sxm;
   if (auto const error = count_sms(gpu.sm_count)) return error;
   if constexpr (!sums && R == 3) {
-    WalkTile const walk = walk_tile(op, problem, R, stride, gpu);
-    if (walks(op, problem) && (!column_copies(op, problem) ||
-                               walk.ns < column_ns(op, problem, column_tile(op, problem, R, stride, gpu), R, stride)))
-      return depthwise::launch_walk<op, T, R, stride>(problem, walk, args, stream);
+    ColumnRoad const road = column_choice(op, problem, R, stride, gpu).road;
+    if (road == ColumnRoad::walk)
+      return depthwise::launch_walk<op, T, R, stride>(problem, walk_tile(op, problem, R, stride, gpu), args, stream);
+    if constexpr (op == Op::fprop || stride == 1)
+      if (road == ColumnRoad::wide) return depthwise::launch_wide<op, T, stride>(problem, args, stream);
   }
   ColumnTile const t = column_tile(op, problem, R, stride, gpu);
   if (sums && share + t.shares > shares) return cudaErrorInvalidValue;
