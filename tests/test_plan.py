@@ -794,6 +794,12 @@ def test_tf32_layers_over_nchw_run_in_place_where_rows_are_vectors(op: str) -> N
 def test_tf32_weight_gradients_take_a_row_of_taps_at_once() -> None:
     halo = Case("halo", 32, 64, 224, 224, 64, 3, 3, padding=(1, 1))
     assert named("wgrad", halo, torch.float32, allow_tf32=True) == "tma_wgrad_f32_576x64_halo"
+    # By lean tiles of 128 columns these took 1.25 times as long.
+    for few in (
+        Case("densenet", 64, 128, 28, 28, 32, 3, 3, padding=(1, 1)),
+        Case("densenet", 16, 96, 56, 56, 32, 3, 3, padding=(1, 1)),
+    ):
+        assert not named("wgrad", few, torch.float32, allow_tf32=True).endswith("lean")
 
 
 @pytest.mark.parametrize("layout", ("nhwc", "nchw"))
@@ -1510,6 +1516,10 @@ def test_layers_of_several_taps_that_fill_the_device_once_take_large_lean_tiles(
     assert named("wgrad", few, torch.float16) == "tma_wgrad_f16_128x192_lean"
     many = Case("diffusion", 2, 1280, 16, 16, 1280, 3, 3, padding=(1, 1))
     assert named("wgrad", many, torch.float16).endswith("im2col")
+    # Nor few pixels whose many weights take several rounds.
+    for C, dtype in ((1280, torch.float16), (1280, torch.bfloat16), (2560, torch.float16)):
+        deep = Case("diffusion", 2, C, 8, 8, 1280, 3, 3, padding=(1, 1))
+        assert named("wgrad", deep, dtype).endswith("im2col"), (C, dtype)
 
 
 def test_an_incomplete_last_round_of_tiles_is_shared_out() -> None:

@@ -71,7 +71,7 @@ struct Shape {
   static constexpr int blocks = TM == 128 && TN == 64 ? 2 : 1;  // an SM
   // A warpgroup has whole tiles, not halves.
   static constexpr bool turns = sizeof(T) == 2 && (TM == 64 || (TM == 128 && TN == 128));
-  static constexpr bool keeps_b = false, stays = sizeof(T) == 2 && TM != 64, splits = true;
+  static constexpr bool keeps_b = false, stays = sizeof(T) == 2 && TM != 64, splits = true, even_stages = false;
   static constexpr int halo_stages = blocks == 2 ? 2 : 3;  // of A, lines of 128 bytes
   static constexpr int columns(int) { return 64; }         // that a copy of B takes at most, if it is N-major
   static constexpr int kept_bytes(int, int, bool) { return 0; }
@@ -284,31 +284,28 @@ struct Work {
   // False if there is none.
   template <bool skips = false>
   __device__ bool take(Params const& p, Unit& unit, bool quick = false) {
-    if (tile < p.alone) {
-      unit = Unit(p, tile, quick);
-      if constexpr (skips) unit.skip_padding(p);
-      tile += int(gridDim.x);
-      return true;
-    }
-    int index, count;
     Shares const& s = p.shares;
-    if (aligned) {
+    int index = tile, begin = 0, count = 0, part = -1;
+    if (tile < p.alone) {
+      tile += int(gridDim.x);
+    } else if (aligned) {
       aligned = false;
-      int const part = int(blockIdx.x) / s.shared;
-      index = int(blockIdx.x) % s.shared;
-      unit = Unit(p, p.alone + index, quick);
-      unit.begin = part * s.aligned_share, unit.part = int(blockIdx.x);
-      count = min(s.aligned_share, s.aligned_steps - unit.begin);
+      int const share = int(blockIdx.x) / s.shared;
+      index = p.alone + int(blockIdx.x) % s.shared, part = int(blockIdx.x);
+      begin = share * s.aligned_share;
+      count = min(s.aligned_share, s.aligned_steps - begin);
     } else {
       if (strip >= strip_end) return false;
-      int begin = strip;
-      index = p.strip_steps.divide(begin);
-      unit = Unit(p, p.alone + index, quick);
-      unit.begin = s.aligned_steps + begin, unit.part = int(blockIdx.x) + index;
-      count = min(s.strip_steps - begin, strip_end - strip);
+      int from = strip;
+      int const of = p.strip_steps.divide(from);
+      index = p.alone + of, part = int(blockIdx.x) + of;
+      begin = s.aligned_steps + from;
+      count = min(s.strip_steps - from, strip_end - strip);
       strip += count;
     }
-    unit.count = max(min(unit.count - unit.begin, count), 0);
+    unit = Unit(p, index, quick);  // once: copies of its divisions would be a fifth of a kernel's code
+    unit.begin = begin, unit.part = part;
+    if (part >= 0) unit.count = max(min(unit.count - begin, count), 0);
     if constexpr (skips) unit.skip_padding(p);
     return true;
   }
@@ -318,10 +315,11 @@ struct Work {
 struct PlainWork {
   int32_t tile;
 
+  PlainWork() = default;
   __device__ explicit PlainWork(Params const&) : tile(int(blockIdx.x)) {}
   __device__ bool more(Params const& p) const { return tile < p.alone; }
   template <bool skips = false>
-  __device__ bool take(Params const& p, Unit& unit) {
+  __device__ bool take(Params const& p, Unit& unit, bool = true) {
     if (tile >= p.alone) return false;
     unit = Unit::whole(p, tile);
     tile += int(gridDim.x);
@@ -435,6 +433,14 @@ __device__ void copy_a(Params const& p, uint32_t ring, Barriers const& bars, int
       a.advance(stages);
     }
     if (a_is != A::pixels && p.keep_a) return;
+  }
+}
+
+// All threads of a block: the list of a plain problem's steps.
+__device__ inline void list_steps(Params const& p, uint32_t* list, int threads) {
+  for (int i = int(threadIdx.x); i < p.phase[0].steps; i += threads) {
+    Step const at(p, p.phase[0], i);
+    list[i] = uint32_t(at.chunk) | uint32_t(at.tap_h) << 16 | uint32_t(at.tap_w) << 24;
   }
 }
 
@@ -939,11 +945,7 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
     }
     ptx::fence_mbarrier_init();
   }
-  if constexpr (plain)
-    for (int i = int(threadIdx.x); i < p.phase[0].steps; i += kThreads) {
-      Step const at(p, p.phase[0], i);
-      tables.steps[i] = uint32_t(at.chunk) | uint32_t(at.tap_h) << 16 | uint32_t(at.tap_w) << 24;
-    }
+  if constexpr (plain) list_steps(p, tables.steps, kThreads);
   __syncthreads();
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
@@ -1147,7 +1149,9 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   }
   int64_t const ring = q.by_engine ? S::ring_beside_pieces : S::ring_bytes;
   int64_t stages_a = halo ? S::halo_stages * (kLineBytes / q.line) : min64(ring / (q.a_bytes + q.b_bytes), kMaxStages);
-  if (S::keeps_b && q.line == 64) stages_a -= stages_a % 2;  // the stages of B begin at a multiple of 1024 bytes
+  bool const whole = !turned && p.groups == 1 && phases == 1 && q.shares.shared == 0 && !q.singly;
+  // The stages of B begin at a multiple of 1024 bytes.
+  if ((S::even_stages && whole) || (S::keeps_b && q.line == 64)) stages_a -= stages_a % 2;
   int64_t stages_b = min64((ring - stages_a * q.a_bytes) / q.b_bytes, kMaxStages);
   q.keep_b = S::keeps_b && q.shares.shared == 0 && tiles_n <= kMaxKeptTiles && first_b <= kMaxKept &&
              first_b * q.b_bytes + 3 * q.a_bytes <= S::ring_bytes;
@@ -1172,7 +1176,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   int64_t const listed = q.phase[0].steps;
   bool const lists =
       !halo && !q.keep_b && listed > 1 && listed <= kListed && stages_a % kCopiers == 0 && stages_b % kCopiers == 0;
-  q.plain = !turned && p.groups == 1 && phases == 1 && q.shares.shared == 0 && !q.singly && (S::keeps_b || lists);
+  q.plain = whole && (S::keeps_b || TM == 64 || (lists && (q.by_engine || !S::even_stages)));
   q.stages_a = Divisor(stages_a), q.stages_b = Divisor(stages_b);
   return cudaSuccess;
 }

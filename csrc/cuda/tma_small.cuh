@@ -23,15 +23,16 @@ __device__ int small_bytes_b(Params const& p, Unit const& unit) {
 
 // A copying thread's units, in turn: the first pixel and step of each. The first is worked out while other warps set up
 // the barriers.
+template <bool plain>
 struct SmallCopies {
-  Work work;
+  WorkOf<plain> work;
   Unit unit;
   Step at;
   int n, h, w;
   bool more;
 
   __device__ void begin(Params const& p) {
-    work = Work(p);
+    work = WorkOf<plain>(p);
     next(p);
   }
   __device__ void next(Params const& p) {
@@ -42,13 +43,14 @@ struct SmallCopies {
     int64_t i = phase.columns.divide(j);
     n = int(phase.rows.divide(i));
     h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
-    at = Step(p, phase, unit.begin);
+    at = Step(p, phase, plain ? 0 : unit.begin);
   }
 };
 
 // One thread. of_a: copies A, else B. `full` waits for the bytes of both, which the thread of A announces.
-template <class T, int TN, bool b_rows, bool of_a>
-__device__ void small_copy(Params const& p, uint32_t ring, Tables<T, TN>& tables, int copier, SmallCopies& copies) {
+template <class T, int TN, bool b_rows, bool of_a, bool plain>
+__device__ void small_copy(Params const& p, uint32_t ring, Tables<T, TN>& tables, int copier,
+                           SmallCopies<plain>& copies) {
   int const chunk_size = p.line / int(sizeof(T)), stages = small_stages(p), a_bytes = p.a_bytes, b_bytes = p.b_bytes;
   int const stage_bytes = kTogether * (a_bytes + b_bytes);
   Barriers const bars(tables);
@@ -77,8 +79,12 @@ __device__ void small_copy(Params const& p, uint32_t ring, Tables<T, TN>& tables
         int const chunk = at.chunk * chunk_size;
         if (!mine) continue;
         if constexpr (of_a) {
-          copy_pixels(p, to, map, full, unit.group, chunk, copies.w, copies.h, copies.n, at.tap_w * tap_w,
-                      at.tap_h * tap_h);
+          if constexpr (plain)
+            ptx::cp_async_bulk_tensor_im2col(to, &map, full, chunk, copies.w, copies.h, copies.n, at.tap_w * tap_w,
+                                             at.tap_h * tap_h);
+          else
+            copy_pixels(p, to, map, full, unit.group, chunk, copies.w, copies.h, copies.n, at.tap_w * tap_w,
+                        at.tap_h * tap_h);
           to += a_bytes;
         } else {
           int const r = first_r + at.tap_h * step_r, s = first_s + at.tap_w * step_s;
@@ -97,7 +103,7 @@ __device__ void small_copy(Params const& p, uint32_t ring, Tables<T, TN>& tables
   if (of_a) ptx::griddepcontrol_launch_dependents();
 }
 
-template <class T, int TN, bool b_rows>
+template <class T, int TN, bool b_rows, bool plain>
 __device__ void small_multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   constexpr int TM = 64;
   using S = Shape<T, TM, TN>;
@@ -114,7 +120,7 @@ __device__ void small_multiply(Params const& p, uint32_t ring, Tables<T, TN>& ta
   auto release = [&](int before) {  // -1: none
     if (lane == 0 && before >= 0) ptx::mbarrier_arrive(bars.empty_a + before * 8);
   };
-  Work work(p);
+  WorkOf<plain> work(p);
   Unit unit, next;
   bool mine = group == 0, first = true;
   for (bool more = work.take(p, next, true); more;) {
@@ -133,7 +139,7 @@ __device__ void small_multiply(Params const& p, uint32_t ring, Tables<T, TN>& ta
     int const column = int(threadIdx.x) % kWarpgroup;
     if (p.bias != nullptr && column < TN && unit.n * TN + column < p.N)
       bias = static_cast<T const*>(p.bias)[unit.group * p.group_bias + (unit.n * TN + column) * p.bias_stride];
-    Step at(p, p.phase[unit.phase], unit.begin);
+    Step at(p, p.phase[unit.phase], plain ? 0 : unit.begin);
     // A turn begins when the other has seen its last stage arrive, as in tma_swap.cuh.
     if (!first) ptx::bar_sync(3 + group, 2 * kWarpgroup);
     for (int step = 0; step < unit.count; step += kTogether) {
@@ -173,23 +179,23 @@ __device__ void small_multiply(Params const& p, uint32_t ring, Tables<T, TN>& ta
       if (column < TN) tables.bias[group][column] = bias;
       ptx::bar_sync(1 + group, kWarpgroup);
     }
-    if (unit.part >= 0)
+    if (!plain && unit.part >= 0)
       store_part<TM, TN>(p, unit.part, 0, acc);
     else
-      store<T, TM, TN, false>(p, unit, 0, acc, tables, staging);
+      store<T, TM, TN, false, plain>(p, unit, 0, acc, tables, staging);
   }
   if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
-// b_rows: B's columns are contiguous in memory, not its k.
-template <class T, int TN, bool b_rows>
+// b_rows: B's columns are contiguous in memory, not its k. plain: of plain problems (see tma_kernel in tma.cuh).
+template <class T, int TN, bool b_rows, bool plain>
 __global__ void __launch_bounds__(kThreads, 1) small_kernel(__grid_constant__ Params const p) {
   extern __shared__ uint8_t dynamic[];
   __shared__ Tables<T, TN> tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp % 4;
   bool const multiplies = warp < 2 * kWarpgroup / 32;
-  SmallCopies copies;
+  SmallCopies<plain> copies;
   if (multiplies) {
     if (threadIdx.x % 32 == 0) {
       for (int i = warp; i < small_stages(p); i += 2 * kWarpgroup / 32) {
@@ -204,20 +210,21 @@ __global__ void __launch_bounds__(kThreads, 1) small_kernel(__grid_constant__ Pa
   __syncthreads();
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (multiplies) {
-    small_multiply<T, TN, b_rows>(p, ring, tables);
+    small_multiply<T, TN, b_rows, plain>(p, ring, tables);
   } else if (ptx::elect()) {
     if (copier < kCopiers)
-      small_copy<T, TN, b_rows, true>(p, ring, tables, copier, copies);
+      small_copy<T, TN, b_rows, true, plain>(p, ring, tables, copier, copies);
     else
-      small_copy<T, TN, b_rows, false>(p, ring, tables, copier - kCopiers, copies);
+      small_copy<T, TN, b_rows, false, plain>(p, ring, tables, copier - kCopiers, copies);
   }
 }
 
 template <Op op, DType dtype, int TN>
 cudaError_t launch_small(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  return launch_kernel<Shape<T, 64, TN>, op, dtype, 64, TN>(small_kernel<T, TN, op == Op::dgrad>, problem, plan, args,
-                                                            stream);
+  return launch_kernel<Shape<T, 64, TN>, op, dtype, 64, TN>(small_kernel<T, TN, op == Op::dgrad, false>, problem, plan,
+                                                            args, stream, nullptr,
+                                                            small_kernel<T, TN, op == Op::dgrad, true>);
 }
 
 }  // namespace conv2d_ext::tma

@@ -32,7 +32,7 @@ struct Shape {
   static constexpr int copy_regs = 40, multiply_regs = 232;
   static_assert((copy_regs + 2 * multiply_regs) * kWarpgroup <= 65536);
   // What params_of asks for.
-  static constexpr bool keeps_b = false, stays = false;
+  static constexpr bool keeps_b = false, stays = false, even_stages = false;
   static constexpr int pieces = 0, ring_beside_pieces = ring_bytes, halo_stages = 0;
   static constexpr int kept_bytes(int, int, bool) { return 0; }
 };

@@ -28,7 +28,7 @@ struct SwapTile {
   static constexpr int TM = pixels, TN = 64;
   static constexpr int threads = kThreads;
   static constexpr int blocks = 1;  // an SM
-  static constexpr bool keeps_b = true, stays = false, splits = TM == 256;
+  static constexpr bool keeps_b = true, stays = false, splits = TM == 256, even_stages = false;
   static constexpr int halo_stages = 4;
   static constexpr int pieces = 0;  // the copy engine does not store
   static constexpr int b_bytes = kRunBytes;
@@ -178,7 +178,7 @@ __device__ inline void store_float_piece(Params const& p, At at, float* out, int
 
 // Stores floats as swap_store does. Pieces of 32 pixels, whose 64 filters are two lines. Where the result takes no
 // vectors, a filter's 32 pixels are a line, which a warp stores at once.
-template <int TM>
+template <int TM, bool plain>
 __device__ void swap_store_floats(Params const& p, Unit const& unit, float (&acc)[TM / 2], int64_t const* to,
                                   float const (&bias)[2], uint32_t staging) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
@@ -187,7 +187,7 @@ __device__ void swap_store_floats(Params const& p, Unit const& unit, float (&acc
   for (int i = 0; i < TM / 2; ++i) acc[i] += bias[i % 4 / 2];
   float* const out = static_cast<float*>(p.out) + unit.group * p.group_out;
   int const n = unit.n * SwapShape::TN;
-  if (p.singly) {
+  if (!plain && p.singly) {
     uint32_t const lines = staging + warp * kPieceBytes;
     int const filters = min(p.N - n - warp * 16, 16);
 #pragma unroll
@@ -245,7 +245,7 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[TM / 
     }
   }
   if constexpr (sizeof(T) == 4) {
-    swap_store_floats<TM>(p, unit, acc, to, bias, staging);
+    swap_store_floats<TM, plain>(p, unit, acc, to, bias, staging);
     return;
   } else {
     if (!plain && p.singly) {  // a warp's 16 filters as lines of pixels

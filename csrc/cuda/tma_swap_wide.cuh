@@ -11,6 +11,7 @@ namespace conv2d_ext::tma {
 
 struct SwapWideTables {
   uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
+  uint32_t steps[kListed];  // see Tables
 };
 
 template <int TP, int TF>
@@ -18,7 +19,7 @@ struct SwapWideShape {
   static constexpr int multiplying = TF / 64;  // warpgroups
   static constexpr int threads = (multiplying + 1) * kWarpgroup;
   static constexpr int blocks = 1;  // an SM
-  static constexpr bool keeps_b = false, stays = false, splits = false;
+  static constexpr bool keeps_b = false, stays = false, splits = false, even_stages = true;
   static constexpr int halo_stages = 0;
   // Pixels that a warpgroup stores at a time, and how many such pieces are on their way, if the copy engine stores
   // them. They divide those of a tile.
@@ -40,7 +41,7 @@ struct SwapWideShape {
 };
 
 // Stores a warpgroup's accumulators: 64 filters from n on by the TP pixels whose offsets are `to`, as swap_store does.
-template <class T, int TP, int TF>
+template <class T, int TP, int TF, bool plain>
 __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float (&acc)[TP / 2], int64_t const* to,
                                 uint32_t staging) {
   constexpr int pixels = SwapWideShape<TP, TF>::piece;
@@ -66,7 +67,7 @@ __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float 
       ptx::stmatrix_x4_trans(lines + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
     }
   };
-  if (p.singly) {  // a warp's 16 filters as lines of pixels
+  if (!plain && p.singly) {  // a warp's 16 filters as lines of pixels
 #pragma unroll
     for (int piece = 0; piece < (TP + 63) / 64; ++piece) {
       __syncwarp();
@@ -84,7 +85,7 @@ __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float 
     }
     return;
   }
-  if (p.by_engine) {
+  if (plain || p.by_engine) {
     constexpr int pieces = SwapWideShape<TP, TF>::pieces;
 #pragma unroll
     for (int piece = 0; piece < TP / pixels; ++piece) {
@@ -118,7 +119,7 @@ __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float 
   }
 }
 
-template <class T, int TP, int TF, bool b_rows>
+template <class T, int TP, int TF, bool b_rows, bool plain>
 __device__ void swap_wide_multiply(Params const& p, uint32_t ring, uint8_t* memory, SwapWideTables& tables) {
   using S = SwapWideShape<TP, TF>;
   constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes / 16 : 2;  // 16 k
@@ -141,10 +142,10 @@ __device__ void swap_wide_multiply(Params const& p, uint32_t ring, uint8_t* memo
       ptx::mbarrier_arrive(bars.empty_b + stage_b * 8);
     }
   };
-  Work work(p);
+  WorkOf<plain> work(p);
   for (Unit unit; work.take(p, unit);) {
     Phase const& phase = p.phase[unit.phase];
-    if (!p.by_engine) {
+    if (!plain && !p.by_engine) {
       ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets and piece have been read
       for (int i = thread; i < S::offsets; i += kWarpgroup)
         to[i] = i < TP ? out_of(p, phase, int64_t(unit.m) * TP + i) : -1;
@@ -176,14 +177,14 @@ __device__ void swap_wide_multiply(Params const& p, uint32_t ring, uint8_t* memo
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);
     release(before_a, before_b);
-    if (!p.by_engine) ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
-    swap_wide_store<T, TP, TF>(p, unit, unit.n * TF + group * 64, acc, to, staging);
+    if (!plain && !p.by_engine) ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
+    swap_wide_store<T, TP, TF, plain>(p, unit, unit.n * TF + group * 64, acc, to, staging);
   }
   if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
-// b_rows: B's columns are contiguous in memory, not its k.
-template <class T, int TP, int TF, bool b_rows>
+// b_rows: B's columns are contiguous in memory, not its k. plain: of plain problems that the copy engine stores.
+template <class T, int TP, int TF, bool b_rows, bool plain>
 __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
     tma_swap_wide_kernel(__grid_constant__ Params const p) {
   using S = SwapWideShape<TP, TF>;
@@ -191,9 +192,9 @@ __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
   __shared__ SwapWideTables tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   uint8_t* const memory = dynamic + (ring - ptx::shared_address(dynamic));
-  if (threadIdx.x == 0) {
-    constexpr int warps = S::multiplying * 4;
-    for (int i = 0; i < kMaxStages; ++i) {
+  if (threadIdx.x % 32 == 0) {
+    constexpr int warps = S::multiplying * 4;  // that read a stage
+    for (int i = int(threadIdx.x) / 32; i < kMaxStages; i += S::threads / 32) {
       ptx::mbarrier_init(&tables.full_a[i], 1);
       ptx::mbarrier_init(&tables.empty_a[i], warps);
       ptx::mbarrier_init(&tables.full_b[i], 1);
@@ -201,19 +202,25 @@ __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
     }
     ptx::fence_mbarrier_init();
   }
+  if constexpr (plain) list_steps(p, tables.steps, S::threads);
   __syncthreads();
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < S::multiplying * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    swap_wide_multiply<T, TP, TF, b_rows>(p, ring, memory, tables);
+    swap_wide_multiply<T, TP, TF, b_rows, plain>(p, ring, memory, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     Barriers const bars(tables);
     int const copier = warp_uniform(int(threadIdx.x) / 32 % 4);
     if (!ptx::elect()) return;
     if (copier < kCopiers) {
-      copy_a<T, TP, A::pixels>(p, ring, bars, copier);
+      if constexpr (plain)
+        copy_listed_a<T, TP>(p, ring, bars, tables.steps, copier);
+      else
+        copy_a<T, TP, A::pixels>(p, ring, bars, copier);
       ptx::griddepcontrol_launch_dependents();
+    } else if constexpr (plain) {
+      copy_listed_b<T, TF, b_rows>(p, ring, bars, tables.steps, copier - kCopiers);
     } else {
       copy_b<T, TP, TF, b_rows>(p, ring, bars, copier - kCopiers);
     }
@@ -223,8 +230,9 @@ __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
 template <Op op, DType dtype, int TP, int TF>
 cudaError_t launch_swapped_wide(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  return launch_kernel<SwapWideShape<TP, TF>, op, dtype, TP, TF>(tma_swap_wide_kernel<T, TP, TF, op == Op::dgrad>,
-                                                                 problem, plan, args, stream);
+  return launch_kernel<SwapWideShape<TP, TF>, op, dtype, TP, TF>(
+      tma_swap_wide_kernel<T, TP, TF, op == Op::dgrad, false>, problem, plan, args, stream, nullptr,
+      tma_swap_wide_kernel<T, TP, TF, op == Op::dgrad, true>);
 }
 
 }  // namespace conv2d_ext::tma

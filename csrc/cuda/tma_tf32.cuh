@@ -343,9 +343,9 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
     if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
     void (*kernel)(Params) = nullptr;
     if constexpr (swapped)
-      kernel = tma::tma_swap_kernel<float, false, TM>;
+      kernel = p.plain ? tma::tma_swap_kernel<float, false, TM, true> : tma::tma_swap_kernel<float, false, TM>;
     else if constexpr (TM == 64)
-      kernel = tma::small_kernel<float, TN, false>;
+      kernel = p.plain ? tma::small_kernel<float, TN, false, true> : tma::small_kernel<float, TN, false, false>;
     else
       kernel = tma::tma_kernel<float, TM, TN, tma::A::pixels, false>;
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
