@@ -192,7 +192,6 @@ constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
                 (work > bytes / 3500 ? work : bytes / 3500) + (split > 1 ? 900 : 0);
     if (each > 3) ns += (each - 3) * 1700;  // first copies and stores, of which others no longer cover all
     if (ns > 40000) ns *= 1.1;
-    if (wide && p.R * p.S > 1) ns *= 1.16;  // as measured
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
   for (int blocks : {1, 2}) {
@@ -201,8 +200,7 @@ constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
     double const work = double(ceil_div(steps, parts)) * step_ns * (blocks > 1 ? 1.44 : 1);
     double const ns = 5300 + (work > bytes / 3500 ? work : bytes / 3500) + 2600 +
                       double(tiles * parts) * row.tile_m * row.tile_n * 8 / 7000;
-    double const longer = wide && p.R * p.S > 1 ? 1.16 : 1;  // as measured
-    if (best.ns == 0 || ns * longer < best.ns) best = {ns * longer, int(parts)};
+    if (best.ns == 0 || ns < best.ns) best = {ns, int(parts)};
   }
   return best;
 }
