@@ -93,7 +93,7 @@ ODD_STRIDED = depthwise(32, 192, 75, 5, 2)
 DILATED = depthwise(32, 256, 32, 3, 1, 2)
 TRIPLE = depthwise(64, 96, 56, 3, 3)  # a stride of 3
 ODD_TRIPLE = depthwise(32, 128, 57, 3, 3)  # and rows that no vector fits
-PATCHES = depthwise(168, 16, 60, 9, 9)
+APART = depthwise(168, 16, 60, 9, 9)  # filters that do not meet
 ONE_OUTPUT = Case("dw", 128, 512, 7, 7, 512, 7, 7, groups=512, bias=False)
 LONG_ROWS = Case("dw", 4, 64, 64, 3000, 64, 11, 11, (3, 3), (4, 4), (2, 2), 64, bias=False)  # too long to be staged
 FAR = Case("dense", 4, 128, 64, 300, 128, 3, 3, (1, 1), (1, 140), (1, 140), bias=False)  # beyond im2col's reach
@@ -109,6 +109,7 @@ ENTRIES = (
     Entry("tma", "tma::tma_kernel", "fprop", "L07", "fp16", "nhwc", "im2col"),
     Entry("tma_small", "tma::small_kernel", "fprop", dense(2, 1920, 16, 1280, 1), "fp16", "nhwc", "64x"),
     Entry("tma_matrix", "tma::matrix_kernel", "fprop", dense(8, 1920, 14, 896, 1), "fp16", "nhwc", "lines"),
+    Entry("tma_matrix", "tma::matrix_sums", "wgrad", dense(32, 672, 24, 160, 1), "fp16", "nhwc", "lines"),
     Entry("tma_resident", "tma::resident_kernel", "fprop", "L07", "fp16", "nhwc", "64x128"),
     Entry("tma_lean", "tma::lean_kernel", "fprop", dense(2, 1920, 16, 1280, 1), "fp16", "nhwc", "lean"),
     Entry("tma_lean_gather", "tma::lean_gather_kernel", "fprop", dense(8, 1024, 14, 256, 1), "fp16", "nchw", "lean"),
@@ -251,8 +252,8 @@ ENTRIES = (
     Entry("depthwise_few", "depthwise::gather_few", "fprop", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_few", "depthwise::spread_few", "dgrad", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_few", "depthwise::wgrad_few", "wgrad", ODD_TRIPLE, "fp32", "nchw", "0x0_nchw"),
-    Entry("depthwise_patches", "depthwise::gather_patches", "fprop", PATCHES, "fp16", "nchw", "0x0_nchw"),
-    Entry("depthwise_patches", "depthwise::spread_patches", "dgrad", PATCHES, "fp16", "nchw", "0x0_nchw"),
+    Entry("depthwise_patches", "depthwise::gather_patches", "fprop", APART, "fp16", "nchw", "0x0_nchw"),
+    Entry("depthwise_patches", "depthwise::spread_patches", "dgrad", APART, "fp16", "nchw", "0x0_nchw"),
     Entry("depthwise_patches", "depthwise::wgrad_patches", "wgrad", ONE_OUTPUT, "fp16", "nchw", "0x0_nchw"),
     Entry("depthwise_staged", "depthwise::gather_staged", "fprop", DILATED, "fp32", "nchw", "0x0_nchw"),
     Entry("depthwise_staged", "depthwise::wgrad_staged", "wgrad", DILATED, "fp32", "nchw", "0x0_nchw"),
@@ -260,6 +261,7 @@ ENTRIES = (
     Entry("depthwise_lines", "depthwise::wgrad_lines", "wgrad", TRIPLE, "fp16", "nhwc", "0x0_nhwc"),
     Entry("depthwise_walk", "depthwise::walk", "fprop", depthwise(64, 100, 56, 3), "fp16", "nhwc", "column|depthwise"),
     Entry("depthwise_walk", "depthwise::walk", "fprop", "L26", "fp32", "nhwc", "depthwise"),
+    Entry("depthwise_wide", "depthwise::wide", "fprop", depthwise(32, 160, 32, 3), "fp16", "nhwc", "column"),
     Entry("depthwise_near", "depthwise::near", "fprop", depthwise(4, 96, 14, 5), "fp16", "nhwc", "0x2"),
     Entry("depthwise_few_sums", "depthwise::wgrad_few_pixels", "wgrad", depthwise(1, 96, 14, 5), "fp16", "nhwc", "0x4"),
     Entry("depthwise_lanes", "depthwise::lanes_forward", "fprop", depthwise(4, 192, 28, 3), "fp16", "nchw", "0x2"),
