@@ -244,9 +244,10 @@ def networks_section(data: Mapping[str, Any], commit: str) -> str:
     facts = data["machine"]
     where = f"{facts['gpu']}, torch {facts['torch']}, cuDNN {facts['cudnn']}"
     rows = [row for cell in data["cells"] for row in networks.rows_of(networks.Cell(**cell))]
+    ran = ["--networks", ",".join(dict.fromkeys(cell["network"] for cell in data["cells"]))]  # not all, maybe
     return "\n".join(
         [
-            f"`{shlex.join(['python', *NETWORKS_COMMAND])}`, commit {commit}: {facts['date']}, {where}.",
+            f"`{shlex.join(['python', *NETWORKS_COMMAND, *ran])}`, commit {commit}: {facts['date']}, {where}.",
             "conv: share of the GPU's time in convolutions, ours/torch's; conv ratio: torch's time in them over ours;",
             "GiB: memory of a call beyond what it found, ours/torch's; error: the worst of ours over what it may be.",
             "",
