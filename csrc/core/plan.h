@@ -206,7 +206,7 @@ constexpr double beside_few_outputs_ns(Row const& row, Problem const& p, double 
       return sums || column_choice(row.op, p, R, 2, h200_sxm).road == ColumnRoad::wide
                  ? ns
                  : longer(fprop ? 0.3 : 0.2, 4000, (fprop ? 2500 : 1000) + (f32 ? 0 : 1000 - 500 * dgrad));
-    return column_fives(row.op, p, R, 2) ? ns : ns * (sums ? 0.9 : f32 ? 0.855 : fprop ? 0.92 : 1);
+    return column_fives(row.op, p, R, 2) ? ns : ns * (sums ? 0.9 : f32 ? 0.855 : fprop ? 0.82 : 1);
   }
   if (row.family == Family::toeplitz) {
     if (sums || R > 7) return ns;
