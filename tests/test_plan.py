@@ -237,13 +237,18 @@ def test_dgrad_of_depthwise_multipliers_that_are_powers_of_two_adds_them_up_in_a
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_depthwise_layers_of_mixed_layouts_take_the_row_for_any_filter(op: str) -> None:
-    """As all of float64 in channels_last do, whose results torch lays out in NCHW."""
-    case = Case("mixed", 4, 96, 28, 28, 96, 3, 3, padding=(1, 1), groups=96, bias=False)
-    for dtype in DTYPES:
-        _, w, y = meta(case, dtype, "nchw")
-        name = ROWS[plan(op, case, meta(case, dtype, "nhwc")[0], w, y)[0]]
-        assert name.startswith(f"depthwise_{op}_") and name.endswith("_0x0_nhwc"), name
+def test_depthwise_layers_of_mixed_layouts_run_on_a_packed_copy_of_one_tensor(op: str) -> None:
+    """All of float64 in channels_last are mixed, whose results torch lays out in NCHW; it has no packed copies."""
+    vectors = Case("mixed", 32, 96, 56, 56, 96, 3, 3, padding=(1, 1), groups=96, bias=False)
+    for case, dtype, last in itertools.product(
+        (vectors, dataclasses.replace(vectors, C=98, K=98, groups=98)), DTYPES, ("x", "y")
+    ):
+        (x, w, y), (x_last, _, y_last) = meta(case, dtype, "nchw"), meta(case, dtype, "nhwc")
+        tensors = (x_last, w, y) if last == "x" else (x, w, y_last)
+        name = ROWS[plan(op, case, *tensors)[0]]
+        packs = case is vectors and dtype != torch.float64
+        assert packed(op, case, *tensors) == ("y" if last == "x" else "x") * packs, (case, dtype, last)
+        assert "_nhwc" in name and name.endswith("_0x0_nhwc") != packs, (name, case, dtype, last)
 
 
 def test_dilated_depthwise_wgrad_of_few_pixels_takes_one_launch() -> None:
@@ -1181,7 +1186,9 @@ def test_layers_take_what_was_timed_to_be_faster() -> None:
         ("wgrad", torch.float32, False, "nchw", case(35, 192, 13, 13, 192, 1, 0, 2, 3), "tma_strict_"),
         ("fprop", torch.float32, True, "nhwc", case(32, 60, 28, 28, 128, 3, 1), "tma_fprop_f32_256x64_halo"),
         ("fprop", torch.float32, True, "nhwc", case(1, 17, 124, 124, 32, 4, 1), "tma_fprop_f32_256x32_halo"),
-        ("fprop", torch.float16, False, "nhwc", case(32, 128, 56, 66, 128, 3, 1, groups=128), "toeplitz_fprop_f16_3x5"),
+        ("fprop", torch.float16, False, "nhwc", case(16, 384, 35, 35, 384, 3, 1, groups=384), "toeplitz_fprop_f16_3x5"),
+        ("fprop", torch.float16, False, "nhwc", case(64, 256, 56, 56, 256, 3, 1, groups=256), "column_fprop_f16_3x3"),
+        ("fprop", torch.float16, False, "nhwc", case(32, 72, 56, 56, 72, 5, 2, 2, 72), "column_fprop_f16_5x5"),
         ("dgrad", torch.float16, False, "nhwc", case(2, 96, 80, 80, 96, 3, 1), "tma_dgrad_f16_256x64_halo"),
         ("dgrad", torch.float16, False, "nhwc", case(32, 128, 28, 28, 72, 3, 1), "tma_dgrad_f16_256x128_halo"),
         ("dgrad", torch.float32, False, "nchw", case(2, 8, 174, 174, 264, 7, 3), "tma_strict_"),

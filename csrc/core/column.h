@@ -61,29 +61,29 @@ constexpr bool column_as_measured(Op op, Problem const& p, int R, int stride) {
 }
 
 // Their channels, strips (of `all`) and images: slices of a few channels, whole rows of the image, and four warps that
-// multiply, seven, or twelve. 3x3: of rows of 29 to 56 columns tiles of seven strips; not where a block would have few
-// rows.
+// multiply, seven, or twelve. Not where a block of 3x3 would have few rows.
 constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int64_t all, Device const& d) {
-  bool const sums = op == Op::wgrad, tiled = R == 3 && all > 7 && all <= 14 && p.C % 72 == 0;
-  bool const alone = R == 3 && all > 7 && !tiled && (all <= 14 || p.C == 32);  // a block an SM
+  bool const sums = op == Op::wgrad, alone = R == 3 && all > 7 && (all <= 14 || p.C == 32);  // a block an SM
+  bool const pieces = R == 5 && !sums && all > 4 && p.C > 32 && p.C % 32 == 0;               // of rows of the image
+  bool const thirds = alone && all <= 14 && p.C % 72 == 0;                                   // slices of 24 channels
   int const vector = column_vector(R, 1);
-  int64_t const wanted = R == 3                        ? (tiled     ? 72
-                                                          : all > 7 ? 16
-                                                                    : 32)
-                         : sums && R > 7               ? 8
-                         : R == 5 && !sums && all <= 4 ? 32
-                                                       : 16;
-  int64_t const lanes = R > 7 || (alone && all > 14) ? 224 : 128;
+  int64_t const wanted = R == 3                                    ? (thirds    ? 24
+                                                                      : all > 7 ? 16
+                                                                                : 32)
+                         : sums && R > 7                           ? 8
+                         : R == 5 && !sums && (pieces || all <= 4) ? 32
+                                                                   : 16;
+  int64_t const lanes = R > 7 || (alone && all > 14) ? 224 : thirds ? 168 : 128;
   int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
   t.channels = int(ceil_div(ceil_div(p.C, piece), ceil_div(p.C, wanted)) * piece);
-  int64_t const vectors = t.channels / vector, most = tiled ? 7 : lanes / vectors;
+  int64_t const vectors = t.channels / vector, most = lanes / vectors;
   int64_t const box = (256 - (R - 1)) / column_width(op, R, 1);  // of the copy engine
   int64_t const tiles = ceil_div(all, most < box ? most : box);
   t.strips = int(ceil_div(all, tiles)), t.images = 1;
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
   t.resident = int(min64(65536 / 32 / column_registers(R, 1) / (t.warps(vector) + 1), 16));
   int64_t const H = op == Op::dgrad ? p.H : p.P(), slices = ceil_div(p.C, t.channels);
-  if (sums && R == 7 && tiles == 1 && t.channels == 16) {  // a block an SM, where nearly all SMs and lanes have work
+  if (sums && R == 7 && t.channels == 16) {  // a block an SM, where nearly all SMs and lanes have work
     int64_t const images = 24 / t.strips, blocks = d.sm_count / slices * slices;
     if (20 * blocks >= 19 * d.sm_count && 19 * ceil_div(p.N, images) * images <= 20 * p.N)
       t.images = int(images), t.resident = 1;
@@ -93,53 +93,70 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   int64_t const even = ceil_div(rows, max64(1, t.resident * d.sm_count / slices));
   bool const apart = R == 5 && sums && H >= 28 && 10 * ceil_div(even, H) * H > 11 * even;  // shares would end in images
   if (R == 3 || apart) t.resident = int(min64(t.resident, alone ? 1 : 2));
-  if (R == 5) t.resident = int(min64(t.resident, sums ? 3 : all > 4 ? 2 : H >= 28 ? 4 : 3));
-  bool const three = R == 5 ? H >= 28 && all <= 4 : sums && (R == 3 || (R == 7 && all > 4));
-  t.stages = alone ? (all > 14 ? kColumnStages : 5) : three ? 3 : sums && R <= 7 && all <= 4 ? 4 : 5;
+  if (R == 5) t.resident = int(min64(t.resident, sums || pieces ? 3 : all > 4 ? 2 : H >= 28 ? 4 : 3));
+  bool const three = R == 5 ? H >= 28 && all <= 4 : sums && (R == 3 || (R == 7 && all > 4 && t.resident > 1));
+  bool const four = pieces || (sums && (R == 7 || (R == 5 && all <= 4)));
+  t.stages = thirds ? 3 : alone ? (all > 14 ? kColumnStages : 5) : three ? 3 : four ? 4 : 5;
+  // 5x5: many turns of 14 rows, one after the other, are as even as shares and closer together.
+  int64_t const turns = tiles * ceil_div(p.N, t.images) * ceil_div(H, 14) * slices;
+  if (R == 5 && !sums && H % 14 == 0 && (all <= 2 || pieces) && 2 * turns >= 7 * t.resident * d.sm_count)
+    t.each = 14, t.stages = 8;
   if (R > 3) return true;
-  return (all <= 7 || all > 14 || p.C % 16 == 0) && rows * slices >= 8 * t.resident * d.sm_count;
+  return (all <= 7 || all > 14 || thirds || p.C % 16 == 0) && rows * slices >= 8 * t.resident * d.sm_count;
 }
 
-// 3x3 with stride 2 in 16-bit types, fprop of images of up to 7 strips and wgrad, and fprop of others in float32, as
-// measured: few blocks an SM, of slices of 48 to 64 channels, or 96, and whole rows of some images. False if a block
+// 3x3 with stride 2 in 16-bit types, fprop of images of up to 7 strips and wgrad, and in float32 fprop of others and
+// wgrad, as measured: few blocks an SM, of slices of 16 to 96 channels, and whole rows of some images. False if a block
 // would have few rows.
 constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, int stride, int64_t all,
                                Device const& d) {
-  bool const sums = op == Op::wgrad;
-  bool const floats = p.dtype == DType::f32 && op == Op::fprop && all >= 7;
-  if (R != 3 || stride != 2) return false;
-  if (!floats && (size_of(p.dtype) != 2 || !(sums || (op == Op::fprop && all <= 7)))) return false;
-  constexpr int64_t lanes = 168, vector = column_vector(3, 2);
-  int64_t const wanted = floats ? 96 : sums && all > 7 ? 48 : 64, slices = ceil_div(p.C, wanted);
+  bool const sums = op == Op::wgrad, f32 = p.dtype == DType::f32;
+  bool const small = sums && !f32 && all <= 4 && p.C % 16 == 0, many = sums && f32;
+  if (R != 3 || stride != 2 || op == Op::dgrad || (!sums && (f32 ? all < 7 : all > 7))) return false;
+  constexpr int64_t vector = column_vector(3, 2);
+  bool const thirds = many && all > 4 && all <= 7 && p.C % 72 == 0;
+  int64_t const lanes = many || small ? 128 : 168;
+  int64_t const wanted = thirds ? 24 : many ? (all <= 2 ? 32 : 16) : f32 ? 96 : small ? 32 : sums && all > 7 ? 48 : 64;
+  int64_t const slices = ceil_div(p.C, wanted);
   int64_t const channels = ceil_div(ceil_div(p.C, 8), slices) * 8, vectors = channels / vector;
   int64_t const box = 126 / column_width(op, 3, 2);  // 256 columns of x, with the halo
   int64_t const tiles = ceil_div(all, min64(lanes / vectors, box)), strips = ceil_div(all, tiles);
   int64_t images = 1;
   while (tiles == 1 && 2 * images <= min64(p.N, 8) && 2 * images * strips * vectors <= lanes) images *= 2;
-  int64_t const warps = ceil_div(vectors * strips * images, 32),
-                resident = sums || floats ? 1 : max64(1, 10 / (warps + 1));
+  if (many && tiles == 1) images = max64(1, min64(min64(p.N, 8), lanes / (strips * vectors)));
+  int64_t const warps = ceil_div(vectors * strips * images, 32), resident = small         ? 2
+                                                                            : sums || f32 ? 1
+                                                                                          : max64(1, 10 / (warps + 1));
   int64_t const rows = tiles * ceil_div(p.N, images) * p.P() * slices;
-  if (rows < 15 * resident * d.sm_count) return false;
+  if (rows < (many ? 10 : sums || f32 ? 15 : 15 * resident) * d.sm_count) return false;
   t.channels = int(channels), t.strips = int(strips), t.images = int(images), t.resident = int(resident);
+  t.stages = thirds ? 3 : many || small ? 4 : 5;
   return true;
 }
 
-// 3x3 with stride 1 in 16-bit types, fprop and dgrad of large layers, as measured: slices of up to 64 channels, seven
-// strips, and turns of up to 56 rows. False if there are few turns.
+// 3x3, fprop and dgrad of large layers, as measured, in turns: in 16-bit types with stride 1 slices of up to 64
+// channels, or 128, by seven strips, of up to 56 rows; dgrad with stride 2 of small images, slices of 48 or 32; float32
+// of small images, slices of 64. False if there are few turns.
 constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int stride, int64_t all, Device const& d) {
-  if (size_of(p.dtype) != 2 || R != 3 || stride != 1 || op == Op::wgrad) return false;
-  constexpr int64_t lanes = 128, vector = column_vector(3, 1);
-  int64_t const channels = ceil_div(ceil_div(p.C, 8), ceil_div(p.C, 64)) * 8, vectors = channels / vector;
-  int64_t const most = lanes / vectors, strips = min64(most / 7 * 7, 56);
+  bool const f32 = p.dtype == DType::f32, strided = stride == 2;
+  if (R != 3 || op == Op::wgrad) return false;
+  if (strided ? f32 || op != Op::dgrad || all > 7 || p.C < 32 : f32 && (all > 4 || p.C < 64)) return false;
+  int const vector = column_vector(3, stride);
+  bool const wide = !f32 && !strided && p.C % 128 == 0 && all >= 7;
+  bool const seven = strided && all > 4;
+  int64_t const lanes = wide ? 224 : 128, wanted = wide ? 128 : seven ? 48 : strided ? 32 : 64;
+  int64_t const channels = ceil_div(ceil_div(p.C, 8), ceil_div(p.C, wanted)) * 8, vectors = channels / vector;
+  if (strided && channels % 16 != 0) return false;
+  int64_t const most = lanes / vectors, strips = f32 || strided ? all : min64(most / 7 * 7, 56);
   int64_t const tiles = ceil_div(all, strips);
   t.channels = int(channels), t.strips = int(ceil_div(all, tiles)), t.images = 1;
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
-  t.resident = int(min64(65536 / 32 / column_registers(3, 1) / (t.warps(int(vector)) + 1), 16));
-  int64_t const H = op == Op::dgrad ? p.H : p.P();
-  if (H < 14 || p.C <= 32 || p.C == 64) return false;
-  t.each = ceil_div(H, ceil_div(H, 56)), t.stages = t.resident > 3 ? 3 : 5;
+  t.resident = int(min64(65536 / 32 / column_registers(3, stride) / (t.warps(vector) + 1), f32 ? 2 : 16));
+  int64_t const H = op == Op::dgrad ? p.H : p.P(), longest = f32 ? 7 : wide || strided ? 14 : 56;
+  if (!f32 && (H < 14 || p.C <= 32 || p.C == 64)) return false;
+  t.each = ceil_div(H, ceil_div(H, longest)), t.stages = wide ? 8 : strided || f32 || t.resident <= 3 ? 5 : 3;
   int64_t const turns = tiles * ceil_div(p.N, t.images) * ceil_div(H, t.each) * ceil_div(p.C, channels);
-  return 10 * turns >= 18 * d.sm_count;
+  return 10 * turns >= (seven ? 12 * t.resident : f32 || strided ? 20 * t.resident : 18) * d.sm_count;
 }
 
 // 5x5 with stride 2 in float32, as measured: whole rows of some images, slices of 32 or 48 channels, of dgrad of wide
@@ -206,7 +223,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
           // end.
           double const cost = (memory > multiply ? memory + multiply / 8 : multiply + memory / 8) *
                               (1.5 - 0.5 * double(blocks * (warps + 1)) / double(warps_of_sm)) *
-                              (channels * size % 32 != 0 && slices > 1 ? 1.1 : 1.0) *
+                              (channels * size % 32 != 0 && slices > 1 ? (size == 2 ? 1.4 : 1.1) : 1.0) *
                               (channels * size < 128 && slices > 1 ? 1.05 : 1.0) * (images > 1 ? 1.02 : 1.0) *
                               (images > 1 && strips * images > 16 ? 1.1 : 1.0) * (sums && tiles > 1 ? 1.1 : 1.0) *
                               (1 + (sums && size == 4      ? 24
@@ -246,7 +263,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   int64_t const slots = max64(1, int64_t(t.resident) * d.sm_count / t.slices), taps = p.C * R * R;
   // As measured: float16 of 5x5 and dgrad of stride 2, and 5x5 on small images, take longer by turns.
   bool const turns = !sums && (size == 4 ? R == 3 || H >= 28 : stride == 2 && R == 3 && !backward);
-  int const in_flight = measured || in_turns || fives ? t.stages : 5;
+  int const in_flight = measured || in_turns || few_blocks || fives ? t.stages : 5;
   auto consider = [&](int64_t each) {
     ColumnTile u = t;
     u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
@@ -267,15 +284,23 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     u.ns = 1500 + double(ceil_div(blocks, full)) * ((double(u.each) * rows + halo) * step / 1.8 + 1500);
     // Short turns of many blocks, one after the other: what all read at a time is close together, and comes at the rate
     // of large layers.
-    u.turns = turns && 2 * blocks > 3 * full;
+    u.turns = in_turns || (turns && 2 * blocks > 3 * full);
     if (u.turns) {
       double const issue_ns =
           double(blocks) * (double(u.each) * rows + halo) * double(warps) * issue / kColumnIssue / 1.8 / d.sm_count;
       double const memory_ns = 0.79 * walk_memory_ns(p, d);
       u.ns = 3000 + 1.05 * (memory_ns > issue_ns ? memory_ns : issue_ns);
     }
-    // Slices that are no whole sectors take longer.
-    if (in_turns) u.turns = true, u.ns = (u.channels % 16 == 0 ? 0.98 : 1.45) * walk_memory_ns(p, d);
+    // In 16-bit types, as measured: slices that are no whole sectors take longer, and a last round of few blocks.
+    if (in_turns && size == 2) {
+      double const rounds = double(blocks) / double(full), late = double(ceil_div(blocks, full)) / rounds - 1;
+      double const memory_ns = walk_memory_ns(p, d);
+      u.ns = stride == 2            ? 0.88 * memory_ns
+             : u.channels == 128    ? 1800 + 0.846 * memory_ns
+             : u.channels % 16 == 0 ? 0.98 * memory_ns
+                                    : 1.45 * memory_ns;
+      if (rounds > 1 && late > 0.1) u.ns *= 1 + 0.6 * late;
+    }
     if (measured && R == 3) u.ns = 4500 + 0.79 * walk_memory_ns(p, d);
     if (fives) {
       double const memory_ns = walk_memory_ns(p, d);
@@ -297,6 +322,10 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     int64_t const whole = ceil_div(even, H) * H;
     consider(backward && all > 4 && even > 28 ? 14 : 20 * whole <= 23 * even ? whole : even);
     if (t.ns == 0) consider(t.units);  // there is no room for partial sums
+    return t;
+  }
+  if (measured && t.each > 1) {
+    consider(t.each);
     return t;
   }
   if (measured && even >= 8) {

@@ -1,7 +1,7 @@
-// Packing: tensors that a row of tma, of grouped's lines, of igemm or of simt's nhwc cannot read or write in place are
-// copied to the workspace, channels_last, each group's channels and filters padded with zeros to what the row takes;
-// the row then runs on the packed problem, and a result is copied back. Padded channels are zeros in both operands of a
-// product; what a padded filter yields is dropped.
+// Packing: tensors that a row of tma, of grouped's lines, of igemm, of simt's nhwc or of depthwise layers in two
+// layouts cannot read or write in place are copied to the workspace, channels_last, each group's channels and filters
+// padded with zeros to what the row takes; the row then runs on the packed problem, and a result is copied back. Padded
+// channels are zeros in both operands of a product; what a padded filter yields is dropped.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include "grouped.h"
 #include "igemm_tf32.h"
 #include "in_place.h"
+#include "mixed.h"
 #include "one_by_one.h"
 #include "tma_planes_tf32.h"
 
@@ -240,7 +241,15 @@ constexpr Packed packed_pixels(Problem const& p) {
   return q;
 }
 
+constexpr Packed packed_mixed(Problem const& p) {
+  Packed q{{p.x.c != 1, false, p.y.c != 1}, p};
+  if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
+  if (q.which.y) q.problem.y = channels_last_strides(p.K, p.P(), p.Q()), q.problem.y_align = 16;
+  return q;
+}
+
 constexpr Packed packed(Row const& row, Problem const& p) {
+  if (is_mixed(row, p)) return packed_mixed(p);
   if (row.family == Family::simt) return packed_simt(row, p);
   if (row.family == Family::igemm) return row.dtype == DType::f32 ? packed_igemm_tf32(row.op, p) : packed_igemm(p);
   if (row.family == Family::grouped) return packed_lines(row, p);

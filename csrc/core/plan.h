@@ -77,6 +77,7 @@ constexpr Problem depthwise_turn(Row const& row, Problem p) {
 constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d) {
   if (row.op != op || row.dtype != p.dtype) return false;
   if (depthwise_turns(row, p) > 1) return supports(row, op, depthwise_turn(row, p), d);
+  if (is_mixed(row, p)) return activation_bytes(p) <= kMaxPackedBytes && supports(row, op, packed_mixed(p).problem, d);
   bool const hopper = d.compute_capability == 90;
   switch (row.family) {
     case Family::simt:
@@ -136,6 +137,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
 
 // Of a row that supports the problem: the tensors that it runs on copies of.
 constexpr Packing packing(Row const& row, Problem const& p) {
+  if (is_mixed(row, p)) return packed_mixed(p).which;
   if (row.family != Family::tma && row.family != Family::tma_strict && row.family != Family::grouped &&
       row.family != Family::simt && row.family != Family::igemm)
     return {};
@@ -204,7 +206,7 @@ constexpr double beside_few_outputs_ns(Row const& row, Problem const& p, double 
       return sums || column_choice(row.op, p, R, 2, h200_sxm).road == ColumnRoad::wide
                  ? ns
                  : longer(fprop ? 0.3 : 0.2, 4000, (fprop ? 2500 : 1000) + (f32 ? 0 : 1000 - 500 * dgrad));
-    return column_fives(row.op, p, R, 2) ? ns : ns * (sums ? 0.9 : f32 ? 0.855 : fprop ? 0.92 : 1);
+    return column_fives(row.op, p, R, 2) ? ns : ns * (sums ? 0.9 : f32 ? 0.855 : fprop ? 0.82 : 1);
   }
   if (row.family == Family::toeplitz) {
     if (sums || R > 7) return ns;
@@ -370,6 +372,12 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     e.ns = e.ns * double(turns) - begun * double(turns - 1);
     return e;
   }
+  if (is_mixed(row, p)) {
+    Packed const q = packed_mixed(p);
+    Estimate e = estimate(row, op, q.problem, d);
+    e.ns += packing_ns(op, p, q);
+    return e;
+  }
   switch (row.family) {
     case Family::tma:
     case Family::tma_strict:
@@ -529,7 +537,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::toeplitz:
     case Family::strip:
     case Family::stream:
-      return depthwise_workspace_bytes(p, split_k);
+      return (is_mixed(row, p) ? packed_places(packed_mixed(p)).bytes : 0) + depthwise_workspace_bytes(p, split_k);
     case Family::stem:
       return stem_workspace_bytes(op, row, p, h200_sxm);
     case Family::pixels:

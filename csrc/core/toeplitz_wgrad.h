@@ -90,7 +90,11 @@ constexpr PiecesTile pieces_tile(Problem const& p, int R, int warp_channels, Dev
         double const columns = double(u.pieces) * u.length, halo = double((p.S - 1) * p.dilation_w);
         double const twice = R <= 5 && u.tiles_w > 1 ? 1 + halo / columns : 1;
         double const three = R == 3 ? shift / (wide || u.each * u.shares < u.units ? 1 : 1.04) : 1;
-        double const memory_ns = twice * three * pieces_memory_ns(u, p, R, R == 3 ? 3400 : 3100, d);
+        // Blocks that have a turn less than others leave some of the rate.
+        double const slots = double(max64(1, d.sm_count / u.slices)), all = double(u.units) / slots;
+        double const busiest = double(u.each) * double(ceil_div(ceil_div(u.units, u.each), u.shares));
+        double const uneven = busiest > all ? 1 + 0.25 * (busiest / all - 1) : 1;
+        double const memory_ns = twice * three * uneven * pieces_memory_ns(u, p, R, R == 3 ? 3400 : 3100, d);
         // 5x5, slices that begin within 64 bytes of others', as of 240 channels: turns of 14 rows for whole strips.
         double const turns = R == 5 && p.C % 32 == 16 && u.rows == 28 ? (u.each == 14 ? 0.82 : 1.08) : 1;
         double const ns = 9000 + sums + turns * max_of(memory_ns, toeplitz_rows(u, R, d) * row_ns);
