@@ -1,6 +1,9 @@
-// Depthwise fprop and dgrad with any filter, where an output meets few taps: the image is smaller than the
-// filter, or a stride leaves most of them out. A thread has one output or kMetRows of a column, goes over the taps
-// alone that these meet, and asks for a chunk of them at once.
+// Depthwise convolution with any filter, stride and dilation of small layers, and where few taps meet: the image is
+// smaller than the filter, or a stride leaves most of them out. Tensors may lie in any layout.
+//   gather_met: fprop, dgrad. A thread has one output or kMetRows of a column, goes over the taps alone that these
+//   meet,
+//     and asks for a chunk of them at once.
+//   sums_met: wgrad. A thread has a part of the products of a tap; a block adds the parts up in a fixed order.
 #pragma once
 
 #include "../core/met.h"
@@ -60,26 +63,13 @@ struct MetTaps {
   }
 };
 
-// An output, product by product: where zeros beside the images have made a NaN.
-template <class T, bool backward>
-__device__ __noinline__ auto exact_met(MetParams const& p, T const* in, T const* filter, int row, int column) {
-  MetTaps const h = MetTaps::of<backward>(p.h, row, 0), w = MetTaps::of<backward>(p.w_axis, column, 0);
-  decltype(widen(T())) sum = 0;
-  for (int m = 0; m < p.filters; ++m, in += p.in_c, filter += p.w_k)
-    for (int i = 0; i < h.count; ++i)
-      for (int j = 0; j < w.count; ++j) {
-        int const y = h.input + (backward ? -i : i) * p.h.next, x = w.input + (backward ? -j : j) * p.w_axis.next;
-        int const tap = (h.tap + i * p.h.step) * p.w_r + (w.tap + j * p.w_axis.step) * p.w_s;
-        sum += widen(in[y * p.in_h + x * p.in_w]) * widen(filter[tap]);
-      }
-  return sum;
-}
+// Blocks of an SM, as the registers allow; without, the compiler waits for some loads before it asks for others.
+constexpr int met_blocks(int size, int rows) { return size == 8 ? 3 : rows == 1 ? 6 : 4; }
 
 // Outputs of a thread: dgrad's are a stride apart, and meet the same taps.
 template <class T, bool backward, int E>
-__global__ void __launch_bounds__(kMetThreads, sizeof(T) == 8 ? 3
-                                               : E == 1       ? 6
-                                                              : 4) gather_met(__grid_constant__ MetParams const p) {
+__global__ void __launch_bounds__(kMetThreads, met_blocks(sizeof(T), E))
+    gather_met(__grid_constant__ MetParams const p) {
   using Acc = decltype(widen(T()));
   constexpr int chunk = met_chunk(sizeof(T), E);
   uint32_t const i = blockIdx.x * kMetThreads + threadIdx.x;
@@ -94,14 +84,13 @@ __global__ void __launch_bounds__(kMetThreads, sizeof(T) == 8 ? 3
 
   int const in_step = backward ? 1 : p.h.stride;
   MetTaps const h = MetTaps::of<backward>(p.h, row, (E - 1) * in_step), w = MetTaps::of<backward>(p.w_axis, column, 0);
-  T const* const in = static_cast<T const*>(p.in) + n * p.in_n +
-                      int64_t((p.multiplier > 1 ? c / p.multiplier : c * uint32_t(p.filters))) * p.in_c;
-  T const* const filter = static_cast<T const*>(p.w) + int64_t(c * uint32_t(p.filters)) * p.w_k;
+  T const* from = static_cast<T const*>(p.in) + n * p.in_n +
+                  int64_t((p.multiplier > 1 ? c / p.multiplier : c * uint32_t(p.filters))) * p.in_c;
+  T const* taps = static_cast<T const*>(p.w) + int64_t(c * uint32_t(p.filters)) * p.w_k;
   int const next_h = backward ? -p.h.next : p.h.next, next_w = (backward ? -p.w_axis.next : p.w_axis.next) * p.in_w;
   int const tap_s = p.w_axis.step * p.w_s, tap_row = p.h.step * p.w_r - (w.count - 1) * tap_s;
   int const at_row = next_h * p.in_h - (w.count - 1) * next_w;
   Acc acc[E] = {};
-  T const *from = in, *taps = filter;
 #pragma unroll 1
   for (int m = 0; m < p.filters; ++m, from += p.in_c, taps += p.w_k) {
     int y = h.input, at = h.input * p.in_h + w.input * p.in_w, tap = h.tap * p.w_r + w.tap * p.w_s, columns = w.count;
@@ -138,7 +127,6 @@ __global__ void __launch_bounds__(kMetThreads, sizeof(T) == 8 ? 3
   for (int e = 0; e < E; ++e) {
     int const to = row + e * int(apart);
     if (to >= p.out_H) break;
-    if (E > 1 && acc[e] != acc[e]) acc[e] = exact_met<T, backward>(p, in, filter, to, column);
     out[to * p.out_h] = narrow<T>(acc[e] + bias);
   }
 }
@@ -240,8 +228,7 @@ cudaError_t launch_met_sums(Problem const& problem, MetTile const& t, Arguments 
   p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
   p.units = uint32_t(t.items), p.multiplier = uint32_t(problem.K_per_group()), p.channels_last = channels_last;
-  p.units_log2 = 8 - t.parts_log2, p.by_S = WideDivisor(uint32_t(p.S));
-  static_assert(kMetSumThreads == 1 << 8);
+  p.units_log2 = kMetSumLog2 - t.parts_log2, p.by_S = WideDivisor(uint32_t(p.S));
   p.by_first = WideDivisor(uint32_t(channels_last ? problem.K : problem.R * problem.S));
   p.by_stride_h = Divisor(uint32_t(p.stride_h)), p.by_stride_w = Divisor(uint32_t(p.stride_w));
   sums_met<T><<<unsigned(t.blocks), kMetSumThreads, 0, stream>>>(p);
@@ -263,17 +250,10 @@ cudaError_t launch_met(Problem const& problem, MetTile const& t, Arguments const
     p.w_k = problem.w.n, p.w_r = int(problem.w.h), p.w_s = int(problem.w.w);
     p.out_H = int(backward ? problem.H : problem.P()), p.channels_last = channels_last;
     auto steps = [](MetAxis const& a, int64_t stride, int64_t pad, int64_t taps, int64_t length) {
-      return MetSteps{int(stride),
-                      int(pad),
-                      int(taps),
-                      int(length),
-                      a.step,
-                      a.next,
-                      a.common,
-                      a.inverse,
-                      Divisor(uint32_t(a.step)),
-                      Divisor(uint32_t(a.next)),
-                      Divisor(uint32_t(a.common))};
+      MetSteps to{int(stride), int(pad), int(taps), int(length), a.step, a.next, a.common, a.inverse};
+      to.by_step = Divisor(uint32_t(a.step)), to.by_next = Divisor(uint32_t(a.next));
+      to.by_common = Divisor(uint32_t(a.common));
+      return to;
     };
     p.h = steps(t.h, problem.stride_h, problem.pad_top, problem.R, backward ? problem.P() : problem.H);
     p.w_axis = steps(t.w, problem.stride_w, problem.pad_left, problem.S, backward ? problem.Q() : problem.W);
