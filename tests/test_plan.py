@@ -275,7 +275,7 @@ def test_rows_of_met_taps_are_of_the_layout_of_their_tensors() -> None:
 def test_dilated_depthwise_wgrad_of_few_pixels_takes_one_launch() -> None:
     for dtype in (torch.float16, torch.float32):
         case = Case("few", 2, 128, 7, 7, 128, 5, 5, (1, 1), (8, 8), (4, 4), 128, bias=False)
-        assert ROWS[ask("wgrad", case, dtype, "nhwc")[0]].endswith("_0x4_nhwc"), dtype
+        assert ROWS[ask("wgrad", case, dtype, "nhwc")[0]].endswith(("_0x1_nhwc", "_0x4_nhwc")), dtype
 
 
 def test_depthwise_filters_that_do_not_meet_take_the_row_for_any_filter_in_nchw() -> None:
