@@ -94,6 +94,7 @@ DILATED = depthwise(32, 256, 32, 3, 1, 2)
 TRIPLE = depthwise(64, 96, 56, 3, 3)  # a stride of 3
 ODD_TRIPLE = depthwise(32, 128, 57, 3, 3)  # and rows that no vector fits
 APART = depthwise(168, 16, 60, 9, 9)  # filters that do not meet
+SPARSE = depthwise(8, 240, 18, 5, 3, 2)  # few outputs, far apart
 ONE_OUTPUT = Case("dw", 128, 512, 7, 7, 512, 7, 7, groups=512, bias=False)
 LONG_ROWS = Case("dw", 4, 64, 64, 3000, 64, 11, 11, (3, 3), (4, 4), (2, 2), 64, bias=False)  # too long to be staged
 FAR = Case("dense", 4, 128, 64, 300, 128, 3, 3, (1, 1), (1, 140), (1, 140), bias=False)  # beyond im2col's reach
@@ -267,6 +268,9 @@ ENTRIES = (
     Entry("depthwise_lanes", "depthwise::lanes_forward", "fprop", depthwise(4, 192, 28, 3), "fp16", "nchw", "0x2"),
     Entry("depthwise_lanes", "depthwise::lanes_spread", "dgrad", depthwise(4, 192, 28, 3, 2), "fp16", "nchw", "0x2"),
     Entry("depthwise_lanes", "depthwise::lanes_sums", "wgrad", depthwise(4, 184, 14, 3), "fp16", "nchw", "0x2"),
+    Entry("depthwise_met", "depthwise::gather_met", "fprop", SPARSE, "fp16", "nchw", "0x1"),
+    Entry("depthwise_met", "depthwise::gather_met", "dgrad", SPARSE, "fp32", "nhwc", "0x1"),
+    Entry("depthwise_met", "depthwise::sums_met", "wgrad", SPARSE, "fp16", "nhwc", "0x1"),
     Entry("depthwise_walk", "depthwise::walk_wgrad", "wgrad", "L26", "fp32", "nhwc", "depthwise"),
     Entry("toeplitz", "toeplitz::gather", "fprop", "L23", "fp16", "nhwc", "toeplitz"),
     Entry("toeplitz_gather", "toeplitz::gather_pieces", "fprop", "L26", "fp16", "nhwc", "toeplitz"),

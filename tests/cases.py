@@ -338,6 +338,11 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_planes_stride2", 19, 24, 14, 14, 24, 3, 3, (2, 2), (1, 1), groups=24, edge=True),
     Case("depthwise_planes_stretches", 5, 2, 28, 28, 2, 5, 5, padding=(2, 2), groups=2),
     Case("depthwise_planes_stretches_stride2", 5, 2, 28, 28, 2, 7, 7, (2, 2), (3, 3), groups=2, bias=False),
+    # taps that outputs meet: strides and dilations with a common divisor, filters larger than their image
+    Case("depthwise_met", 2, 5, 14, 19, 10, 7, 5, (6, 4), (9, 5), (4, 6), groups=5, edge=True),
+    Case(
+        "depthwise_beyond_its_image", 3, 18, 5, 4, 18, 31, 17, (1, 1), (30, 33, 16, 19), (2, 2), groups=18, bias=False
+    ),
     # products of pixels: several blocks of a unit, images that are no multiple of 16, padding of other sides
     Case("depthwise_products", 35, 40, 14, 14, 40, 5, 5, padding=(2, 2), groups=40, edge=True),
     Case("depthwise_products_of_many_channels", 17, 2304, 7, 7, 2304, 7, 7, padding=(3, 3), groups=2304),

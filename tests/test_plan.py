@@ -159,6 +159,8 @@ def test_a_large_layer_is_not_split_in_the_forward_pass() -> None:
 ANY_FILTER = "_0x0_nchw"
 # Of the rows of few outputs: depthwise_lanes.cuh, depthwise_near.cuh.
 FEW_OUTPUTS = ("_0x2_nchw", "_0x2_nhwc")
+# Of the rows that go over the taps alone that an output meets (depthwise_met.cuh).
+MET = ("_0x1_nchw", "_0x1_nhwc")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -221,7 +223,7 @@ def test_dilated_depthwise_layers_take_columns_of_few_phases_or_the_row_for_any_
         if dilation == 2 and (multiplier == 1 or op == "fprop"):
             assert name.startswith(f"column_{op}_") and name.endswith("_3x3_nhwc"), name
         else:
-            ends = ("_0x0_nhwc", "_0x4_nhwc") if op == "wgrad" else "_0x0_nhwc"
+            ends = ("_0x0_nhwc", "_0x1_nhwc", "_0x4_nhwc") if op == "wgrad" else ("_0x0_nhwc", "_0x1_nhwc")
             assert name.startswith(f"depthwise_{op}_") and name.endswith(ends), name
         if dilation == 2:  # of a size of its own, or with other padding, an image is not made of its phases
             for other in ((3, 2), (1, 2)):
@@ -230,7 +232,7 @@ def test_dilated_depthwise_layers_take_columns_of_few_phases_or_the_row_for_any_
 
 
 def test_dgrad_of_depthwise_multipliers_that_are_powers_of_two_adds_them_up_in_a_warp() -> None:
-    for multiplier, end in ((2, "_0x2_nhwc"), (8, "_0x2_nhwc"), (32, "_0x2_nhwc"), (3, "_0x0_nhwc")):
+    for multiplier, end in ((2, "_0x2_nhwc"), (8, "_0x2_nhwc"), (32, "_0x2_nhwc"), (3, "_0x1_nhwc")):
         case = Case("multiplier", 8, 96, 28, 28, 96 * multiplier, 3, 3, (2, 2), (1, 1), groups=96)
         for dtype in (torch.float16, torch.float32):
             assert ROWS[ask("dgrad", case, dtype, "nhwc")[0]].endswith(end), (multiplier, dtype)
@@ -251,17 +253,42 @@ def test_depthwise_layers_of_mixed_layouts_run_on_a_packed_copy_of_one_tensor(op
         assert "_nhwc" in name and name.endswith("_0x0_nhwc") != packs, (name, case, dtype, last)
 
 
+@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
+@pytest.mark.parametrize("op", OPS)
+def test_depthwise_filters_of_which_outputs_meet_few_taps_go_over_these_alone(op: str, layout: str) -> None:
+    beyond = Case("larger than its image", 4, 256, 5, 5, 256, 31, 31, (1, 1), (30, 30), (2, 2), 256)  # 17 us for 6.4
+    apart = Case("strided and dilated", 28, 64, 14, 14, 64, 5, 5, (5, 5), (4, 4), (2, 2), 64)
+    for case, dtype in itertools.product((beyond, apart), (torch.float16, torch.float32)):
+        row, split_k, workspace, *_ = ask(op, case, dtype, layout)
+        near = (op, layout) == ("wgrad", "nhwc") and ROWS[row].endswith("_0x4_nhwc")
+        assert (near or ROWS[row].endswith(f"_0x1_{layout}")) and split_k == 1 and workspace == 0, (case, dtype)
+
+
+def test_rows_of_met_taps_are_of_the_layout_of_their_tensors() -> None:
+    """The other order of threads has none of its neighbours together; of mixed layouts each has one tensor's."""
+    case = Case("met", 2, 16, 9, 11, 16, 5, 3, (2, 1), (2, 1), groups=16)
+    for op, layout in itertools.product(OPS, ("nchw", "nhwc")):
+        rows = {ROWS[i] for i, ns in enumerate(ask(op, case, torch.float16, layout)[3:]) if ns >= 0}
+        assert {name[-8:] for name in rows if "_0x1_" in name} == {f"0x1_{layout}"}, (op, layout)
+    x, w, y = meta(case, torch.float16, "nchw")
+    mixed = {
+        ROWS[i] for i, ns in enumerate(plan("wgrad", case, meta(case, torch.float16, "nhwc")[0], w, y)[3:]) if ns >= 0
+    }
+    assert {name[-8:] for name in mixed if "_0x1_" in name} == {"0x1_nchw", "0x1_nhwc"}
+
+
 def test_dilated_depthwise_wgrad_of_few_pixels_takes_one_launch() -> None:
     for dtype in (torch.float16, torch.float32):
         case = Case("few", 2, 128, 7, 7, 128, 5, 5, (1, 1), (8, 8), (4, 4), 128, bias=False)
-        assert ROWS[ask("wgrad", case, dtype, "nhwc")[0]].endswith("_0x4_nhwc"), dtype
+        assert ROWS[ask("wgrad", case, dtype, "nhwc")[0]].endswith(("_0x1_nhwc", "_0x4_nhwc")), dtype
 
 
 def test_depthwise_filters_that_do_not_meet_take_the_row_for_any_filter_in_nchw() -> None:
     patches = Case("patches", 8, 64, 130, 130, 64, 13, 13, (13, 13), groups=64)
     whole = Case("whole", 128, 512, 7, 7, 512, 7, 7, groups=512)
     for case, dtype, op in itertools.product((patches, whole), (torch.float16, torch.float32), ("fprop", "wgrad")):
-        assert ROWS[ask(op, case, dtype)[0]].endswith(ANY_FILTER) or (case is whole and op == "fprop"), (
+        near = (case is whole and op == "fprop") or (case is patches and op == "wgrad")
+        assert ROWS[ask(op, case, dtype)[0]].endswith(ANY_FILTER) or near, (
             case,
             dtype,
             op,
@@ -341,8 +368,9 @@ def test_few_small_images_take_one_launch_whose_threads_ask_for_all_inputs_at_on
         for layout in ("nchw", "nhwc"):
             row, split_k, workspace, *_ = ask(op, case, dtype, layout)
             assert split_k == 1 and workspace == 0, (case, dtype, layout)
-            # Whole planes, and the copy engine's columns of float32, are near.
+            # Whole planes, and the copy engine's columns of float32, are near; so are taps alone, with a stride.
             near = (size == 7 or dtype == torch.float32) and ROWS[row].startswith(("stream_", "column_"))
+            near = near or (stride == 2 and ROWS[row].endswith(MET))
             assert near or ROWS[row].endswith("_0x4_nhwc" if (op, layout) == ("wgrad", "nhwc") else FEW_OUTPUTS), (
                 ROWS[row],
                 case,
@@ -358,7 +386,8 @@ def test_few_outputs_of_any_padding_width_and_channels_take_one_launch(op: str) 
         (Case("filter", 1, 116, 28, 28, 116, 4, 4, padding=(1, 1), groups=116), "nhwc"),
     ):
         name = ROWS[ask(op, case, torch.float16, layout)[0]]
-        assert name.endswith("_0x4_nhwc" if (op, layout) == ("wgrad", "nhwc") else FEW_OUTPUTS), (case, name)
+        ends = ("_0x4_nhwc",) if (op, layout) == ("wgrad", "nhwc") else FEW_OUTPUTS
+        assert name.endswith((*ends, *MET) if case.name == "filter" else ends), (case, name)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -21,6 +21,7 @@
 #include "lanes.h"
 #include "lines.h"
 #include "long_sums.h"
+#include "met.h"
 #include "near.h"
 #include "near_taps.h"
 #include "one_by_one.h"
@@ -97,6 +98,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       if (is_few_sums(row)) return hopper && few_sums_supports(p);
       if (is_lanes(row)) return hopper && lanes_supports(row, p);
       if (is_near(row)) return hopper && near_supports(row, p);
+      if (is_met(row)) return hopper && met_supports(row, p);
       if (is_walk(row)) return hopper && walk_supports(row, op, p);
       return (hopper || (row.tile_m == 0 && d.compute_capability >= 80)) &&
              (is_lines(row) ? line_supports(row, p) : depthwise_supports(row, p));
@@ -454,6 +456,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_few_sums(row)) return few_sums_estimate(p, d);
       if (is_lanes(row)) return lanes_estimate(row, p, d);
       if (is_near(row)) return near_estimate(row, p, d);
+      if (is_met(row)) return met_estimate(row, p, d);
       return beside_few_outputs(row, p,
                                 is_lines(row)     ? any_line_estimate(op, p, d)
                                 : is_walk(row)    ? walk_estimate(row, op, p, d)

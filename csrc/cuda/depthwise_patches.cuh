@@ -10,19 +10,6 @@
 
 namespace conv2d_ext::depthwise {
 
-// Quotients of numbers below 2^31.
-struct WideDivisor {
-  uint32_t value = 1, magic = 0;
-  int shift = 0;
-  WideDivisor() = default;
-  explicit WideDivisor(uint32_t d) : value(d) {
-    int log = 1;
-    while (uint64_t(1) << log < d) ++log;
-    magic = d == 1 ? 0 : uint32_t(((uint64_t(1) << (31 + log)) + d - 1) / d), shift = log - 1;
-  }
-  __device__ uint32_t quotient(uint32_t n) const { return magic == 0 ? n : __umulhi(n, magic) >> shift; }
-};
-
 struct PatchesParams {
   void const* in;     // wgrad: x
   void const* other;  // w; wgrad: y

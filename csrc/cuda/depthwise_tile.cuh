@@ -16,6 +16,19 @@ struct Divisor {
   __device__ uint32_t quotient(uint32_t n) const { return magic == 0 ? n : __umulhi(n, magic); }
 };
 
+// Quotients of numbers below 2^31.
+struct WideDivisor {
+  uint32_t value = 1, magic = 0;
+  int shift = 0;
+  WideDivisor() = default;
+  explicit WideDivisor(uint32_t d) : value(d) {
+    int log = 1;
+    while (uint64_t(1) << log < d) ++log;
+    magic = d == 1 ? 0 : uint32_t(((uint64_t(1) << (31 + log)) + d - 1) / d), shift = log - 1;
+  }
+  __device__ uint32_t quotient(uint32_t n) const { return magic == 0 ? n : __umulhi(n, magic) >> shift; }
+};
+
 __device__ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Of fprop, or of dgrad with stride 1, which is fprop by a filter that is turned round: the filter, sizes, strides (but
