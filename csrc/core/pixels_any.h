@@ -33,6 +33,10 @@ struct AnyPixels {
   Matrix a, b, out;
   bool a_along = false, b_along = false;  // columns of the operand are what is summed over
   int64_t M = 0, N = 0, depth = 0;
+  constexpr int vector(DType t) const {  // elements of both operands, up to four
+    int const of_a = a.vector(t, 4 * size_of(t)), of_b = b.vector(t, 4 * size_of(t));
+    return of_a < of_b ? of_a : of_b;
+  }
 
   constexpr AnyPixels(Op op, Problem const& p) {
     int64_t const HW = p.H * p.W, pixels = p.N * HW;
@@ -75,11 +79,15 @@ constexpr int64_t any_pixels_steps(Problem const& p, AnyPixels const& s) {
   return ceil_div(s.depth, 128 / size_of(p.dtype));
 }
 
+// 1x1 filters without padding: a product of matrices; not of strict float32.
+constexpr bool is_product(Problem const& p) {
+  return (p.dtype != DType::f32 || p.allow_tf32) && p.R == 1 && p.S == 1 && p.groups == 1 && p.P() == p.H &&
+         p.Q() == p.W && p.pad_top == 0 && p.pad_bottom == 0 && p.pad_left == 0 && p.pad_right == 0 && p.N > 0 &&
+         p.C > 0 && p.K > 0 && p.H > 0 && p.W > 0;
+}
+
 constexpr bool any_pixels_supports(Row const& row, Op op, Problem const& p) {
-  if (p.dtype == DType::f32 && !p.allow_tf32) return false;
-  if (p.R != 1 || p.S != 1 || p.groups != 1 || p.P() != p.H || p.Q() != p.W) return false;
-  if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
-  if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
+  if (!is_product(p)) return false;
   // Small ones: what 32 bits count, and sums that are not cut off often.
   if (double(p.N) * double(p.H) * double(p.W) > 1e6 || p.C > 65536 || p.K > 65536) return false;
   if (op == Op::wgrad && double(p.N) * double(p.H) * double(p.W) > 6144) return false;
@@ -128,6 +136,48 @@ constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) 
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
   return best;
+}
+
+constexpr bool is_direct_pixels(Row const& row) { return is_any_pixels(row) && row.tile_m == 32; }
+
+constexpr Estimate direct_pixels_estimate(Row const& row, Op op, Problem const& p) {
+  AnyPixels const s(op, p);
+  int64_t const tiles = ceil_div(s.M, row.tile_m) * ceil_div(s.N, row.tile_n), runs = ceil_div(s.depth, 16);
+  Estimate best;
+  for (int split : {1, 2, 4, 8}) {
+    if (split > 1 && (runs < 16 * split || tiles * split > 264)) continue;
+    double const share = double(ceil_div(ceil_div(runs, split), 8));
+    double const ns = 12000 + share * 300 * double(ceil_div(tiles * split, 264)) + (split > 1 ? 900 : 0);
+    if (best.ns == 0 || ns < best.ns) best = {ns, split};
+  }
+  return best;
+}
+
+// pixels_flow.cuh: few channels, many pixels, in channels_last.
+constexpr bool is_pixel_flow(Row const& row) { return row.family == Family::pixels && row.variant == Variant::lean; }
+
+// Steps of 64 bytes of a pixel: 1, 2, 4 or 8, 0 if there are more.
+constexpr int pixel_flow_steps(DType t, AnyPixels const& s) {
+  for (int steps : {1, 2, 4, 8})
+    if (s.depth * size_of(t) <= steps * 64) return steps;
+  return 0;
+}
+
+constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
+  if (!is_product(p) || op == Op::wgrad) return false;
+  AnyPixels const s(op, p);
+  int const vector = 16 / size_of(p.dtype);
+  if (!s.fits || !s.lines || s.M > int64_t(1) << 30 || s.N > 2048) return false;
+  if (s.a.vector(p.dtype, 16) != vector || s.b.vector(p.dtype, 16) != vector || s.out.vector(p.dtype, 16) != vector)
+    return false;
+  int const steps = pixel_flow_steps(p.dtype, s);
+  return steps > 0 && ceil_div(s.N, row.tile_n) * row.tile_n * (64 * (steps | 1) + 4) <= 224 * 1024;
+}
+
+constexpr Estimate pixel_flow_estimate(Op op, Problem const& p, Device const& d) {
+  AnyPixels const s(op, p);
+  double const bytes = double(s.M) * double(s.N + s.depth) * size_of(p.dtype);
+  return {3 * (6500 + bytes / (3.2 * d.sm_count / 132)), 1};
 }
 
 }  // namespace conv2d_ext
