@@ -138,16 +138,31 @@ constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) 
   return best;
 }
 
+// pixels_direct.cuh: the smallest of them, by tiles of 32 x 32, of whose sums a warp takes every eighth run of 16.
 constexpr bool is_direct_pixels(Row const& row) { return is_any_pixels(row) && row.tile_m == 32; }
 
+// A warp waits for its first loads at once and then for each run; 264 blocks are under way at a time. Fitted to 488
+// times of 208 problems, and divided by what the other rows' estimates are below their times there.
 constexpr Estimate direct_pixels_estimate(Row const& row, Op op, Problem const& p) {
   AnyPixels const s(op, p);
+  bool const tf32 = p.dtype == DType::f32;
+  int const vector = s.vector(p.dtype);
   int64_t const tiles = ceil_div(s.M, row.tile_m) * ceil_div(s.N, row.tile_n), runs = ceil_div(s.depth, 16);
+  double const run = (tf32 ? 820 : 718) * (vector == 4 ? 1 : vector == 2 ? 1.06 : 2.38);
+  double const first = tf32 || vector == 1 ? 2 : 4;
+  double others = tf32 && s.lines ? 1.1 : tf32 ? 1 : 0.95;
+  if (s.lines && p.C * size_of(p.dtype) % 16 == 0 && p.K * size_of(p.dtype) % 16 == 0)
+    others = op == Op::fprop ? (tf32 ? 1.5 : 1.3) : op == Op::dgrad ? (tf32 ? 1.9 : 1.2) : (tf32 ? 1.45 : 1.34);
   Estimate best;
   for (int split : {1, 2, 4, 8}) {
-    if (split > 1 && (runs < 16 * split || tiles * split > 264)) continue;
-    double const share = double(ceil_div(ceil_div(runs, split), 8));
-    double const ns = 12000 + share * 300 * double(ceil_div(tiles * split, 264)) + (split > 1 ? 900 : 0);
+    if (split > 1 && runs < 8 * split) continue;
+    int64_t const blocks = tiles * split;
+    double const rounds = double(ceil_div(blocks, 264)), share = double(ceil_div(ceil_div(runs, split), 8));
+    double const crowd = blocks <= 132 ? 1 : blocks >= 264 ? 1.62 : 1 + 0.62 * double(blocks - 132) / 132;
+    double const later = share > first ? share - first : 0;
+    double const ns = (6400 + (split > 1 ? 580 : 0) + (s.lines ? 0 : 290) + (rounds - 1) * 675 + 9.04 * double(blocks) +
+                       rounds * crowd * (later * run + (share - later) * 257)) /
+                      others;
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
   return best;
@@ -163,6 +178,20 @@ constexpr int pixel_flow_steps(DType t, AnyPixels const& s) {
   return 0;
 }
 
+// How a block's shared memory is shared out, if it can be: filters take filter_bytes of it.
+struct PixelFlow {
+  int warps = 0, tiles = 1, stages = 0, outs = 0, bytes = 0;
+  constexpr PixelFlow(int64_t M, int64_t N, int64_t depth, int element, int64_t filter_bytes) {
+    int64_t const tile = 16 * depth * element, out = 16 * N * element, most = 220 * 1024 - filter_bytes;
+    while (tiles < 4 && tiles * tile < 1024 && M > 132 * 16 * 16 * 2 * tiles) tiles *= 2;
+    for (int w : {16, 12, 8, 4})
+      for (int o : {2, 1})
+        for (int s : {4, 3, 2})
+          if (warps == 0 && w * (s * tiles * tile + o * out) <= most) warps = w, outs = o, stages = s;
+    bytes = int(filter_bytes + warps * (stages * tiles * tile + outs * out));
+  }
+};
+
 constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
   if (!is_product(p) || op == Op::wgrad) return false;
   AnyPixels const s(op, p);
@@ -170,8 +199,10 @@ constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
   if (!s.fits || !s.lines || s.M > int64_t(1) << 30 || s.N > 2048) return false;
   if (s.a.vector(p.dtype, 16) != vector || s.b.vector(p.dtype, 16) != vector || s.out.vector(p.dtype, 16) != vector)
     return false;
+  if (s.a.rows > 1 && (s.a.step != s.depth || s.out.step != s.N)) return false;  // rows follow each other
   int const steps = pixel_flow_steps(p.dtype, s);
-  return steps > 0 && ceil_div(s.N, row.tile_n) * row.tile_n * (64 * (steps | 1) + 4) <= 224 * 1024;
+  int64_t const filters = ceil_div(s.N, row.tile_n) * row.tile_n * (64 * (steps | 1) + 4);
+  return steps > 0 && PixelFlow(s.M, s.N, s.depth, size_of(p.dtype), filters).warps > 0;
 }
 
 constexpr Estimate pixel_flow_estimate(Op op, Problem const& p, Device const& d) {

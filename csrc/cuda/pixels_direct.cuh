@@ -9,7 +9,6 @@
 //
 // A split of the reduction is a cluster, whose blocks send each other their sums, as in pixels_any.cuh.
 #pragma once
-#include <cstdlib>
 
 #include "pixels_any.cuh"
 
@@ -54,7 +53,7 @@ struct Reader {
   int64_t step;    // to the next of its four rows
   int rows, left;  // of its four rows' first, those to the end; along: columns from the first of the next run
   int column;      // along, images: the first of the next run
-  int64_t place[4 / vector];  // across: of its columns
+  int64_t beyond[4 / vector];  // across, images: from its first column to the others
 
   static __device__ int64_t place_of(Operand const& o, int column) {
     int64_t const n = o.image.divide(column);
@@ -69,21 +68,21 @@ struct Reader {
       step = 8 * o.step, rows = o.rows - tile - g, left = o.columns - sum, column = sum;
     } else {
       int const first = tile + g * 4;
-      at += sum * o.step;
+      int64_t const place = images ? place_of(o, first) : first;
+      at += sum * o.step + place;
       step = o.step, rows = o.rows - sum, left = o.columns - first;
 #pragma unroll
-      for (int i = 0; i < 4 / vector; ++i)
-        place[i] = images ? place_of(o, min(first + i * vector, o.columns - 1)) : first + i * vector;
+      for (int i = 1; i < 4 / vector; ++i) beyond[i] = images ? place_of(o, first + i * vector) - place : i * vector;
     }
   }
   template <int i>
   __device__ void piece(Four<T> (&v)[4], Operand const& o) const {
     bool const exists = left > i * vector;
     T const* from = at;
-    if constexpr (!along)
-      from += images ? place[i] : place[0] + i * vector;
-    else if constexpr (images)
+    if constexpr (along && images)
       from += exists ? place_of(o, column + i * vector) : 0;
+    else if constexpr (images && i > 0)
+      from += beyond[i];
     else
       from += i * vector;
 #pragma unroll
@@ -127,8 +126,7 @@ __device__ inline void multiply(float (&acc)[2][4][4], Four<T> const (&a)[4], Fo
       uint32_t low[2], high[2];
       fragment<a_along>(low, ha, i * 2), fragment<a_along>(high, ha, i * 2 + 1);
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        ptx::mma_m16n8k16<T>(acc[i][j], low[0], high[0], low[1], high[1], fb[j][0], fb[j][1]);
+      for (int j = 0; j < 4; ++j) ptx::mma_m16n8k16<T>(acc[i][j], low[0], high[0], low[1], high[1], fb[j][0], fb[j][1]);
     }
   } else {
     // Of a run's sixteen, positions t and t + 4 of instruction s are 4 t + 2 s and the next.
@@ -142,8 +140,8 @@ __device__ inline void multiply(float (&acc)[2][4][4], Four<T> const (&a)[4], Fo
       for (int j = 0; j < 4; ++j) fb[j][0] = of(b, b_along, j, 0), fb[j][1] = of(b, b_along, j, 1);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        uint32_t const a0 = of(a, a_along, i * 2, 0), a1 = of(a, a_along, i * 2 + 1, 0),
-                       a2 = of(a, a_along, i * 2, 1), a3 = of(a, a_along, i * 2 + 1, 1);
+        uint32_t const a0 = of(a, a_along, i * 2, 0), a1 = of(a, a_along, i * 2 + 1, 0), a2 = of(a, a_along, i * 2, 1),
+                       a3 = of(a, a_along, i * 2 + 1, 1);
 #pragma unroll
         for (int j = 0; j < 4; ++j) ptx::mma_m16n8k8_tf32(acc[i][j], a0, a1, a2, a3, fb[j][0], fb[j][1]);
       }
@@ -230,9 +228,8 @@ __global__ void __launch_bounds__(kWarps * 32, vector == 4 ? 2 : 1) product_kern
       } else {
 #pragma unroll
         for (int c = 0; c < 2; ++c)
-          *reinterpret_cast<float4*>(to + t * 8 + c * 4) =
-              make_float4(acc[i][0][half * 2 + c], acc[i][1][half * 2 + c], acc[i][2][half * 2 + c],
-                          acc[i][3][half * 2 + c]);
+          *reinterpret_cast<float4*>(to + t * 8 + c * 4) = make_float4(
+              acc[i][0][half * 2 + c], acc[i][1][half * 2 + c], acc[i][2][half * 2 + c], acc[i][3][half * 2 + c]);
       }
     }
   __syncthreads();
@@ -286,7 +283,6 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   Params p = any_pixels::params_of(op, s, problem, plan, args, 4 * size_of(dtype));
   p.steps = int32_t(ceil_div(s.depth, kRun)), p.share = int32_t(ceil_div(p.steps, p.splits));
   int const vector = s.vector(dtype);
-  if (char const* e = getenv("ONEL_SPLIT")) p.splits = atoi(e), p.share = int32_t(ceil_div(p.steps, p.splits));
   constexpr bool fprop = op == Op::fprop, wgrad = op == Op::wgrad;
   if (s.lines) return start<T, !wgrad, fprop, false>(p, vector, stream);
   return start<T, op != Op::dgrad, wgrad, true>(p, vector, stream);
