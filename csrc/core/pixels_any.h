@@ -141,28 +141,38 @@ constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) 
 // pixels_direct.cuh: the smallest of them, by tiles of 32 x 32, of whose sums a warp takes every eighth run of 16.
 constexpr bool is_direct_pixels(Row const& row) { return is_any_pixels(row) && row.tile_m == 32; }
 
+// What the rows that take such layers otherwise need beside their estimates: of whole vectors of channels, or of
+// others.
+constexpr double direct_pixels_others(Op op, Problem const& p, bool lines, int64_t blocks) {
+  bool const tf32 = p.dtype == DType::f32, few = blocks <= 132;
+  auto by_op = [&](double fprop, double dgrad, double wgrad) {
+    return op == Op::fprop ? fprop : op == Op::dgrad ? dgrad : wgrad;
+  };
+  if (!lines) return tf32 ? (few ? 1.25 : 1) : by_op(1, 1, 0.95);
+  if (p.C * size_of(p.dtype) % 16 == 0 && p.K * size_of(p.dtype) % 16 == 0)
+    return tf32 ? by_op(1.5, few ? 1.9 : 1.3, 1.45) : by_op(1.3, 1.2, 1.34);
+  return tf32 ? by_op(1.2, 1.1, 1.35) : 1;
+}
+
 // A warp waits for its first loads at once and then for each run; 264 blocks are under way at a time. Fitted to 488
-// times of 208 problems, and divided by what the other rows' estimates are below their times there.
+// times of 208 problems.
 constexpr Estimate direct_pixels_estimate(Row const& row, Op op, Problem const& p) {
   AnyPixels const s(op, p);
-  bool const tf32 = p.dtype == DType::f32;
-  int const vector = s.vector(p.dtype);
+  bool const tf32 = p.dtype == DType::f32, singly = !tf32 && s.vector(p.dtype) == 1;
   int64_t const tiles = ceil_div(s.M, row.tile_m) * ceil_div(s.N, row.tile_n), runs = ceil_div(s.depth, 16);
-  double const run = (tf32 ? 820 : 718) * (vector == 4 ? 1 : vector == 2 ? 1.06 : 2.38);
-  double const first = tf32 || vector == 1 ? 2 : 4;
-  double others = tf32 && s.lines ? 1.1 : tf32 ? 1 : 0.95;
-  if (s.lines && p.C * size_of(p.dtype) % 16 == 0 && p.K * size_of(p.dtype) % 16 == 0)
-    others = op == Op::fprop ? (tf32 ? 1.5 : 1.3) : op == Op::dgrad ? (tf32 ? 1.9 : 1.2) : (tf32 ? 1.45 : 1.34);
+  double const run = tf32 ? 801 : singly ? 1350 : 710, first = tf32 ? 631 : singly ? 1365 : 357;
+  double const at_once = tf32 || singly ? 2 : 4;  // runs
   Estimate best;
   for (int split : {1, 2, 4, 8}) {
     if (split > 1 && runs < 8 * split) continue;
     int64_t const blocks = tiles * split;
     double const rounds = double(ceil_div(blocks, 264)), share = double(ceil_div(ceil_div(runs, split), 8));
-    double const crowd = blocks <= 132 ? 1 : blocks >= 264 ? 1.62 : 1 + 0.62 * double(blocks - 132) / 132;
-    double const later = share > first ? share - first : 0;
-    double const ns = (6400 + (split > 1 ? 580 : 0) + (s.lines ? 0 : 290) + (rounds - 1) * 675 + 9.04 * double(blocks) +
-                       rounds * crowd * (later * run + (share - later) * 257)) /
-                      others;
+    double const crowd = blocks <= 132 ? 1 : blocks >= 264 ? 1.5 : 1 + 0.5 * double(blocks - 132) / 132;
+    double const later = share > at_once ? share - at_once : 0;
+    double const taken = 6000 + (split > 1 ? 596 : 0) + (s.lines ? 0 : 262) + (rounds - 1) * 387 +
+                         (singly ? 12.4 : 7.4) * double(blocks) +
+                         rounds * crowd * (later * run + (share - later) * first);
+    double const ns = taken / direct_pixels_others(op, p, s.lines, blocks);
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
   return best;
@@ -192,6 +202,11 @@ struct PixelFlow {
   }
 };
 
+// A block's filters and what is added to their sums, in bytes.
+constexpr int64_t pixel_flow_filters(Row const& row, AnyPixels const& s, int steps) {
+  return ceil_div(s.N, row.tile_n) * row.tile_n * (64 * (steps | 1) + 4);
+}
+
 constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
   if (!is_product(p) || op == Op::wgrad) return false;
   AnyPixels const s(op, p);
@@ -201,14 +216,23 @@ constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
     return false;
   if (s.a.rows > 1 && (s.a.step != s.depth || s.out.step != s.N)) return false;  // rows follow each other
   int const steps = pixel_flow_steps(p.dtype, s);
-  int64_t const filters = ceil_div(s.N, row.tile_n) * row.tile_n * (64 * (steps | 1) + 4);
-  return steps > 0 && PixelFlow(s.M, s.N, s.depth, size_of(p.dtype), filters).warps > 0;
+  return steps > 0 && PixelFlow(s.M, s.N, s.depth, size_of(p.dtype), pixel_flow_filters(row, s, steps)).warps > 0;
 }
 
-constexpr Estimate pixel_flow_estimate(Op op, Problem const& p, Device const& d) {
+// What memory takes, or a warp's tiles one after the other, and the filters of each block. Fitted to 77 times; the rows
+// it stands beside take that much longer than their estimates.
+constexpr Estimate pixel_flow_estimate(Row const& row, Op op, Problem const& p) {
   AnyPixels const s(op, p);
-  double const bytes = double(s.M) * double(s.N + s.depth) * size_of(p.dtype);
-  return {3 * (6500 + bytes / (3.2 * d.sm_count / 132)), 1};
+  int const element = size_of(p.dtype), steps = pixel_flow_steps(p.dtype, s);
+  double const filters = double(pixel_flow_filters(row, s, steps));
+  PixelFlow const shape(s.M, s.N, s.depth, element, int64_t(filters));
+  double const tiles = double(ceil_div(ceil_div(s.M, 16), 132 * shape.warps));
+  double const products = double(ceil_div(s.N, row.tile_n)) * steps * (element == 2 ? 1 : 0.5);
+  double const memory = double(s.M) * element * (double(s.depth) * 2.38e-4 + double(s.N) * 2.09e-4);
+  double const chain = tiles * (513 + 126 * products);
+  double const longer = memory > chain ? memory + 0.386 * chain : chain + 0.386 * memory;
+  double const ns = 6200 + longer + 0.094 * filters;
+  return {ns / (element == 2 && op == Op::fprop ? 1.08 : ns < 18000 ? 1.2 : 1.1), 1};
 }
 
 }  // namespace conv2d_ext
