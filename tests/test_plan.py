@@ -1301,7 +1301,7 @@ def test_tf32_shares_few_tiles_unevenly_and_reads_pixels_for_few_tiles_of_filter
         ("fprop", "128x256_im2col", Case("vgg16", 64, 512, 28, 28, 512, 3, 3, padding=(1, 1))),
         ("fprop", "128x128_im2col", Case("aspp", 8, 2048, 33, 33, 256, 3, 3, padding=(6, 6), dilation=(6, 6))),
         ("dgrad", "128x128_lean", Case("resnet50", 64, 512, 7, 7, 2048, 1, 1)),
-        ("fprop", "64x128_im2col", Case("24 channels", 16, 24, 56, 56, 72, 1, 1)),
+        ("fprop", "64x128_im2col", Case("64 channels", 32, 64, 56, 56, 256, 1, 1)),
     ):
         assert named(op, case, torch.float32, allow_tf32=True) == f"tma_{op}_f32_{row}", case
 
@@ -1393,8 +1393,8 @@ def test_small_deep_layers_are_shared_out_by_as_many_blocks_as_pay() -> None:
         row, parts, *_ = ask(op, case, torch.float16, "nchw")
         assert ROWS[row].endswith("_64x64_im2col") and 3 <= parts <= 9, (op, case)
     for op, case, layout in (
-        ("fprop", Case("1x1", 1, 480, 14, 14, 192, 1, 1), "nchw"),  # clusters: 10.5 us by one block, 8.4 by four
-        ("dgrad", Case("1x1", 1, 256, 14, 14, 1024, 1, 1), "nhwc"),
+        ("fprop", Case("1x1", 1, 480, 14, 14, 384, 1, 1), "nchw"),
+        ("fprop", Case("1x1", 1, 1024, 14, 14, 256, 1, 1), "nchw"),
     ):
         row, parts, *_ = ask(op, case, torch.float32, layout, allow_tf32=True)
         assert ROWS[row].endswith("_lean") and parts > 2, case
@@ -1441,7 +1441,7 @@ def test_1x1_weight_gradients_over_odd_planes_are_packed_and_over_even_ones_of_t
         for case in (Case("odd", 8, 112, 7, 7, 664, 1, 1), Case("odd", 64, 2048, 7, 7, 512, 1, 1)):
             name = named("wgrad", case, dtype, "nchw")
             assert re.search("_lines$|_lean$", name) and packed("wgrad", case, *meta(case, dtype, "nchw")) == "xy", case
-        assert named("wgrad", Case("even", 2, 640, 14, 14, 128, 1, 1), dtype, "nchw").endswith("64x64_any")
+        assert named("wgrad", Case("even", 2, 640, 14, 14, 128, 1, 1), dtype, "nchw").endswith("_any")
         padded = Case("padded", 8, 112, 7, 7, 664, 1, 1, padding=(1, 2))  # no matrix of pixels
         assert not re.search("_lines$|_lean$", named("wgrad", padded, dtype, "nchw"))
 
@@ -1489,10 +1489,9 @@ def test_1x1_layers_over_planes_of_half_vectors_stay_in_place_in_16_bits(op: str
 def test_filters_of_1x1_stay_where_memory_bounds_the_layer() -> None:
     """The second kernel of the rows of 64x128; it takes what the first does not, and small problems are not its own."""
     for dtype in (torch.float16, torch.bfloat16):
-        for C, H, K in ((64, 56, 256), (24, 112, 144)):
-            assert named("fprop", Case("wide", 64, C, H, H, K, 1, 1), dtype).endswith("_64x128_im2col")
-        for C, H, K in ((64, 56, 256), (256, 56, 64), (24, 112, 144)):
-            assert named("dgrad", Case("wide", 64, C, H, H, K, 1, 1), dtype).endswith("_64x128_im2col")
+        assert named("fprop", Case("wide", 64, 64, 56, 56, 256, 1, 1), dtype).endswith("_64x128_im2col")
+        for C, K in ((64, 256), (256, 64)):
+            assert named("dgrad", Case("wide", 64, C, 56, 56, K, 1, 1), dtype).endswith("_64x128_im2col")
         assert named("fprop", Case("one", 1, 64, 56, 56, 256, 1, 1), dtype).endswith("_lean")
         assert not named("fprop", Case("deep", 64, 512, 28, 28, 512, 1, 1), dtype).endswith("_64x128_im2col")
     wide = Case("wide", 64, 128, 28, 28, 512, 1, 1)
@@ -1504,7 +1503,6 @@ def test_129_to_192_results_of_1x1_filters_that_stay_are_multiplied_at_once() ->
         ("fprop", Case("mobilenet", 32, 144, 80, 80, 144, 1, 1)),
         ("dgrad", Case("mobilenet", 32, 144, 80, 80, 144, 1, 1)),
         ("fprop", Case("mobilenet", 64, 144, 56, 56, 160, 1, 1)),
-        ("fprop", Case("efficientnet", 64, 24, 56, 56, 144, 1, 1)),
     ):
         assert named(op, case, torch.float16).endswith("_64x128_im2col"), case
 
