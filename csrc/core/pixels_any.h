@@ -33,6 +33,10 @@ struct AnyPixels {
   Matrix a, b, out;
   bool a_along = false, b_along = false;  // columns of the operand are what is summed over
   int64_t M = 0, N = 0, depth = 0;
+  constexpr int vector(DType t) const {  // elements of both operands, up to four
+    int const of_a = a.vector(t, 4 * size_of(t)), of_b = b.vector(t, 4 * size_of(t));
+    return of_a < of_b ? of_a : of_b;
+  }
 
   constexpr AnyPixels(Op op, Problem const& p) {
     int64_t const HW = p.H * p.W, pixels = p.N * HW;
@@ -75,11 +79,15 @@ constexpr int64_t any_pixels_steps(Problem const& p, AnyPixels const& s) {
   return ceil_div(s.depth, 128 / size_of(p.dtype));
 }
 
+// 1x1 filters without padding: a product of matrices; not of strict float32.
+constexpr bool is_product(Problem const& p) {
+  return (p.dtype != DType::f32 || p.allow_tf32) && p.R == 1 && p.S == 1 && p.groups == 1 && p.P() == p.H &&
+         p.Q() == p.W && p.pad_top == 0 && p.pad_bottom == 0 && p.pad_left == 0 && p.pad_right == 0 && p.N > 0 &&
+         p.C > 0 && p.K > 0 && p.H > 0 && p.W > 0;
+}
+
 constexpr bool any_pixels_supports(Row const& row, Op op, Problem const& p) {
-  if (p.dtype == DType::f32 && !p.allow_tf32) return false;
-  if (p.R != 1 || p.S != 1 || p.groups != 1 || p.P() != p.H || p.Q() != p.W) return false;
-  if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
-  if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
+  if (!is_product(p)) return false;
   // Small ones: what 32 bits count, and sums that are not cut off often.
   if (double(p.N) * double(p.H) * double(p.W) > 1e6 || p.C > 65536 || p.K > 65536) return false;
   if (op == Op::wgrad && double(p.N) * double(p.H) * double(p.W) > 6144) return false;
@@ -128,6 +136,103 @@ constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) 
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
   return best;
+}
+
+// pixels_direct.cuh: the smallest of them, by tiles of 32 x 32, of whose sums a warp takes every eighth run of 16.
+constexpr bool is_direct_pixels(Row const& row) { return is_any_pixels(row) && row.tile_m == 32; }
+
+// What the rows that take such layers otherwise need beside their estimates: of whole vectors of channels, or of
+// others.
+constexpr double direct_pixels_others(Op op, Problem const& p, bool lines, int64_t blocks) {
+  bool const tf32 = p.dtype == DType::f32, few = blocks <= 132;
+  auto by_op = [&](double fprop, double dgrad, double wgrad) {
+    return op == Op::fprop ? fprop : op == Op::dgrad ? dgrad : wgrad;
+  };
+  bool const whole = p.C * size_of(p.dtype) % 16 == 0 && p.K * size_of(p.dtype) % 16 == 0;
+  if (!lines) return tf32 ? (few ? 1.25 : 1) : by_op(1, 1, whole ? 0.92 : 1.04);
+  if (whole) return tf32 ? by_op(1.5, few ? 1.9 : 1.1, 1.45) : by_op(1.3, 1.2, 1.34);
+  return tf32 ? by_op(1.2, 1.1, 1.35) : 1;
+}
+
+// A warp waits for its first loads at once and then for each run; 264 blocks are under way at a time. Fitted to 488
+// times of 208 problems.
+constexpr Estimate direct_pixels_estimate(Row const& row, Op op, Problem const& p) {
+  AnyPixels const s(op, p);
+  bool const tf32 = p.dtype == DType::f32, singly = !tf32 && s.vector(p.dtype) == 1;
+  int64_t const tiles = ceil_div(s.M, row.tile_m) * ceil_div(s.N, row.tile_n), runs = ceil_div(s.depth, 16);
+  double const run = tf32 ? 801 : singly ? 1350 : 710, first = tf32 ? 631 : singly ? 1365 : 357;
+  double const at_once = tf32 || singly ? 2 : 4;  // runs
+  Estimate best;
+  for (int split : {1, 2, 4, 8}) {
+    if (split > 1 && runs < 8 * split) continue;
+    int64_t const blocks = tiles * split;
+    double const rounds = double(ceil_div(blocks, 264)), share = double(ceil_div(ceil_div(runs, split), 8));
+    double const crowd = blocks <= 132 ? 1 : blocks >= 264 ? 1.5 : 1 + 0.5 * double(blocks - 132) / 132;
+    double const later = share > at_once ? share - at_once : 0;
+    double const taken = 6000 + (split > 1 ? 596 : 0) + (s.lines ? 0 : 262) + (rounds - 1) * 387 +
+                         (singly ? 12.4 : 7.4) * double(blocks) +
+                         rounds * crowd * (later * run + (share - later) * first);
+    double const ns = taken / direct_pixels_others(op, p, s.lines, blocks);
+    if (best.ns == 0 || ns < best.ns) best = {ns, split};
+  }
+  return best;
+}
+
+// pixels_flow.cuh: few channels, many pixels, in channels_last.
+constexpr bool is_pixel_flow(Row const& row) { return row.family == Family::pixels && row.variant == Variant::lean; }
+
+// Steps of 64 bytes of a pixel: 1, 2, 4 or 8, 0 if there are more.
+constexpr int pixel_flow_steps(DType t, AnyPixels const& s) {
+  for (int steps : {1, 2, 4, 8})
+    if (s.depth * size_of(t) <= steps * 64) return steps;
+  return 0;
+}
+
+// How a block's shared memory is shared out, if it can be: filters take filter_bytes of it.
+struct PixelFlow {
+  int warps = 0, tiles = 1, stages = 0, outs = 0, bytes = 0;
+  constexpr PixelFlow(int64_t M, int64_t N, int64_t depth, int element, int64_t filter_bytes) {
+    int64_t const tile = 16 * depth * element, out = 16 * N * element, most = 220 * 1024 - filter_bytes;
+    while (tiles < 4 && tiles * tile < 1024 && M > 132 * 16 * 16 * 2 * tiles) tiles *= 2;
+    for (int w : {16, 12, 8, 4})
+      for (int o : {2, 1})
+        for (int s : {4, 3, 2})
+          if (warps == 0 && w * (s * tiles * tile + o * out) <= most) warps = w, outs = o, stages = s;
+    bytes = int(filter_bytes + warps * (stages * tiles * tile + outs * out));
+  }
+};
+
+// A block's filters and what is added to their sums, in bytes.
+constexpr int64_t pixel_flow_filters(Row const& row, AnyPixels const& s, int steps) {
+  return ceil_div(s.N, row.tile_n) * row.tile_n * (64 * (steps | 1) + 4);
+}
+
+constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
+  if (!is_product(p) || op == Op::wgrad) return false;
+  AnyPixels const s(op, p);
+  int const vector = 16 / size_of(p.dtype);
+  if (!s.fits || !s.lines || s.M > int64_t(1) << 30 || s.N > 2048) return false;
+  if (s.a.vector(p.dtype, 16) != vector || s.b.vector(p.dtype, 16) != vector || s.out.vector(p.dtype, 16) != vector)
+    return false;
+  if (s.a.rows > 1 && (s.a.step != s.depth || s.out.step != s.N)) return false;  // rows follow each other
+  int const steps = pixel_flow_steps(p.dtype, s);
+  return steps > 0 && PixelFlow(s.M, s.N, s.depth, size_of(p.dtype), pixel_flow_filters(row, s, steps)).warps > 0;
+}
+
+// What memory takes, or a warp's tiles one after the other, and the filters of each block. Fitted to 77 times; the rows
+// it stands beside take that much longer than their estimates.
+constexpr Estimate pixel_flow_estimate(Row const& row, Op op, Problem const& p) {
+  AnyPixels const s(op, p);
+  int const element = size_of(p.dtype), steps = pixel_flow_steps(p.dtype, s);
+  double const filters = double(pixel_flow_filters(row, s, steps));
+  PixelFlow const shape(s.M, s.N, s.depth, element, int64_t(filters));
+  double const tiles = double(ceil_div(ceil_div(s.M, 16), 132 * shape.warps));
+  double const products = double(ceil_div(s.N, row.tile_n)) * steps * (element == 2 ? 1 : 0.5);
+  double const memory = double(s.M) * element * (double(s.depth) * 2.38e-4 + double(s.N) * 2.09e-4);
+  double const chain = tiles * (513 + 126 * products);
+  double const longer = memory > chain ? memory + 0.386 * chain : chain + 0.386 * memory;
+  double const ns = 6200 + longer + 0.094 * filters;
+  return {ns / (element == 2 && op == Op::fprop ? 1.08 : ns < 18000 ? 1.2 : 1.1), 1};
 }
 
 }  // namespace conv2d_ext

@@ -129,6 +129,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::pixels:
       if (is_few_pixels(row)) return hopper && few_pixels_supports(row, op, p);
       if (is_any_pixels(row)) return hopper && any_pixels_supports(row, op, p);
+      if (is_pixel_flow(row)) return hopper && pixel_flow_supports(row, op, p);
       if (is_pixels_gather(row)) return hopper && pixels_gather_supports(row, p);
       if (is_pixel_runs(row) || is_matrix_planes(row)) return hopper && pixel_runs_supports(row, p);
       if (is_pixels_wgrad(row)) return hopper && pixels_wgrad_supports(row, p);
@@ -504,6 +505,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_matrix_planes(row)) return matrix_planes_estimate(row, p);
       if (is_pixels_gather(row)) return pixels_gather_estimate(row, p, d);
       if (is_pixels_wgrad(row)) return pixels_wgrad_estimate(row, p, d);
+      if (is_pixel_flow(row)) return pixel_flow_estimate(row, op, p);
+      if (is_direct_pixels(row)) return direct_pixels_estimate(row, op, p);
       Estimate e = is_any_pixels(row)     ? any_pixels_estimate(row, op, p)
                    : is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d)
                                           : pixels_estimate(row, op, p, d);
@@ -545,7 +548,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       return stem_workspace_bytes(op, row, p, h200_sxm);
     case Family::pixels:
       if (is_few_pixels(row)) return few_pixels_workspace_bytes(row, op, p);
-      if (is_any_pixels(row) || is_pixel_runs(row) || is_matrix_planes(row)) return 0;
+      if (is_any_pixels(row) || is_pixel_flow(row) || is_pixel_runs(row) || is_matrix_planes(row)) return 0;
       if (is_pixels_wgrad(row)) return pixels_wgrad_bytes(row, p, split_k);
       if (is_pixels_gather(row)) return op == Op::wgrad ? pixels_wgrad_bytes(row, p, split_k) : 0;
       if (is_nhwc(row.variant)) return op == Op::wgrad ? PixelSums(row, p).workspace_bytes(row) : 0;

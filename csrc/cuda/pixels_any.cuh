@@ -409,6 +409,20 @@ inline Operand operand_of(Matrix const& m, void const* from, DType t) {
           log};
 }
 
+// All but the steps. out_bytes: that are stored at once.
+inline Params params_of(Op op, AnyPixels const& s, Problem const& problem, Plan const& plan, Arguments const& args,
+                        int out_bytes) {
+  bool const turned = op == Op::wgrad || !s.lines;  // y, x; or the filters, pixels
+  DType const t = problem.dtype;
+  Params p{};
+  p.a = operand_of(s.a, turned ? args.b : args.a, t), p.b = operand_of(s.b, turned ? args.a : args.b, t);
+  p.out = {args.out, s.out.step, s.out.image_step, Divisor(s.out.image > 0 ? s.out.image : max64(s.out.columns, 1)),
+           s.out.vector(t, out_bytes)};
+  p.bias = args.bias, p.bias_stride = args.bias_stride, p.bias_rows = s.lines ? 0 : 1;
+  p.M = int32_t(s.M), p.N = int32_t(s.N), p.splits = plan.split_k, p.per = int32_t(ceil_div(8, p.splits));
+  return p;
+}
+
 template <class T, bool a_along, bool b_along>
 cudaError_t start(Params& p, cudaStream_t stream) {
   auto* const kernel = product_kernel<T, a_along, b_along>;
@@ -436,14 +450,8 @@ template <Op op, DType dtype>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   AnyPixels const s(op, problem);
-  bool const turned = op == Op::wgrad || !s.lines;  // y, x; or the filters, pixels
-  Params p{};
-  p.a = operand_of(s.a, turned ? args.b : args.a, dtype), p.b = operand_of(s.b, turned ? args.a : args.b, dtype);
-  p.out = {args.out, s.out.step, s.out.image_step, Divisor(s.out.image > 0 ? s.out.image : max64(s.out.columns, 1)),
-           s.out.vector(dtype, dtype == DType::f32 ? 16 : 4)};
-  p.bias = args.bias, p.bias_stride = args.bias_stride, p.bias_rows = s.lines ? 0 : 1;
-  p.M = int32_t(s.M), p.N = int32_t(s.N), p.steps = int32_t(any_pixels_steps(problem, s)), p.splits = plan.split_k;
-  p.share = int32_t(ceil_div(p.steps, p.splits)), p.per = int32_t(ceil_div(8, p.splits));
+  Params p = params_of(op, s, problem, plan, args, dtype == DType::f32 ? 16 : 4);
+  p.steps = int32_t(any_pixels_steps(problem, s)), p.share = int32_t(ceil_div(p.steps, p.splits));
   if (s.a_along && s.b_along) return start<T, true, true>(p, stream);
   if constexpr (op != Op::wgrad)
     if (s.a_along) return start<T, true, false>(p, stream);

@@ -1,0 +1,2 @@
+#include "../pixels_flow.cuh"
+CONV2D_EXT_PIXELS_FLOW_ROWS(CONV2D_EXT_PIXELS_FLOW_INSTANCE)

@@ -1,0 +1,252 @@
+// 1x1 filters between few channels in channels_last, fprop and dgrad, of many pixels: memory's bandwidth is what such
+// layers take.
+//   out[m, n] = sum over k of a[m, k] * b[k, n]     m: pixels; n: filters (dgrad: channels); k: the other ones
+//
+// The filters lie in shared memory, of each result a line of what is summed over. Each warp works for itself: the copy
+// engine brings it runs of pixels, all their channels, as they lie, into a ring of its own; it multiplies 16 pixels at
+// a time by mma.sync, and the copy engine stores their results, which lie in a row. The order of the sum and of the
+// results is free, and is such that a thread's channels, its part of a filter and its results are 16 neighbouring
+// bytes.
+#pragma once
+
+#include "../core/pixels_any.h"
+#include "fragments.cuh"
+#include "launch.h"
+
+namespace conv2d_ext::pixels_flow {
+
+constexpr int kMostWarps = 16, kMostStages = 4;
+
+struct Params {
+  void const* a;
+  void const* w;
+  void const* bias;
+  void* out;
+  int64_t w_step, bias_stride;  // elements
+  int32_t M, N, depth;
+  int32_t turned;               // the filters lie [k, n]
+  int32_t tiles, stages, outs;  // 16 pixels of a run; runs of a warp's ring; tiles of results
+};
+
+// Steps of 64 bytes of a pixel are what its four threads load at once, as many results what they store.
+template <class T, int steps>
+struct Flow {
+  static constexpr int vector = 16 / int(sizeof(T)), step = 4 * vector, fragments = vector / 2;
+  static constexpr int pitch = 64 * (steps | 1);  // bytes of a line: eight threads' vectors meet every bank once
+  static constexpr int bytes(int N) { return (N + step - 1) / step * step * (pitch + 4); }
+};
+
+template <class T>
+__device__ inline uint32_t operand(uint32_t v) {
+  if constexpr (sizeof(T) == 4)
+    return ptx::cvt_rn_tf32(__uint_as_float(v));
+  else
+    return v;
+}
+template <class T>
+__device__ inline uint4 operands(uint4 v) {
+  return {operand<T>(v.x), operand<T>(v.y), operand<T>(v.z), operand<T>(v.w)};
+}
+
+// To lines [n, k], `lines` of them; zeros beyond the filters.
+template <class T, int steps>
+__device__ inline void copy_filters(Params const& p, uint32_t to, int lines) {
+  using F = Flow<T, steps>;
+  T const* const w = static_cast<T const*>(p.w);
+  constexpr int depth = steps * F::step;
+  if (!p.turned) {
+    for (int i = int(threadIdx.x); i < lines * steps * 4; i += int(blockDim.x)) {
+      int const n = i / (steps * 4), k = i % (steps * 4) * F::vector;
+      uint4 v{};
+      if (n < p.N && k < p.depth) v = operands<T>(__ldg(reinterpret_cast<uint4 const*>(w + n * p.w_step + k)));
+      ptx::st_shared_v4(to + n * F::pitch + k * int(sizeof(T)), v);
+    }
+  } else {
+    for (int i = int(threadIdx.x); i < lines / F::vector * depth; i += int(blockDim.x)) {
+      int const n = i / depth * F::vector, k = i % depth;
+      uint4 vector{};
+      if (n < p.N && k < p.depth) vector = operands<T>(__ldg(reinterpret_cast<uint4 const*>(w + k * p.w_step + n)));
+      uint32_t const v[4] = {vector.x, vector.y, vector.z, vector.w}, at = to + n * F::pitch + k * int(sizeof(T));
+#pragma unroll
+      for (int j = 0; j < F::vector; ++j)
+        if constexpr (sizeof(T) == 4)
+          ptx::st_shared(at + j * F::pitch, v[j]);
+        else
+          ptx::st_shared_u16(at + j * F::pitch, uint16_t(v[j / 2] >> j % 2 * 16));
+    }
+  }
+}
+
+template <class T, int steps>
+__global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params const p) {
+  using F = Flow<T, steps>;
+  extern __shared__ __align__(128) uint8_t dynamic[];
+  __shared__ uint64_t full[kMostWarps * kMostStages];
+  int const lines = (p.N + F::step - 1) / F::step * F::step;
+  int const warps = int(blockDim.x) / 32, warp = warp_uniform(int(threadIdx.x) / 32);
+  int const g = int(threadIdx.x) % 32 / 4, t = int(threadIdx.x) % 4;
+  int const row_bytes = p.depth * int(sizeof(T)), out_bytes = p.N * int(sizeof(T));
+  int const run = p.tiles * 16, run_bytes = run * row_bytes;
+  uint32_t const filters = ptx::shared_address(dynamic);
+  uint32_t const ring = filters + lines * (F::pitch + 4) + warp * (p.stages * run_bytes + p.outs * 16 * out_bytes);
+  uint32_t const results = ring + p.stages * run_bytes;
+  float* const bias = reinterpret_cast<float*>(dynamic + lines * F::pitch);
+  uint64_t* const bars = full + warp * kMostStages;
+  if (ptx::elect())
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&bars[i], 1);
+  ptx::fence_mbarrier_init();
+  __syncwarp();
+  int const apart = int(gridDim.x) * warps;  // runs
+  int next = int(blockIdx.x) + warp * int(gridDim.x);
+  ptx::griddepcontrol_wait();
+  auto copy = [&](int stage) {
+    if (int64_t const m = int64_t(next) * run; m < p.M && ptx::elect()) {
+      uint32_t const bytes = min(run, int(p.M - m)) * row_bytes;
+      ptx::mbarrier_arrive_expect_tx(&bars[stage], bytes);
+      ptx::cp_async_bulk(ring + stage * run_bytes, static_cast<T const*>(p.a) + m * p.depth, bytes, &bars[stage]);
+    }
+    next += apart;
+  };
+  int now = next;
+  for (int i = 0; i < p.stages; ++i) copy(i);
+  copy_filters<T, steps>(p, filters, lines);
+  if (p.bias != nullptr)
+    for (int i = int(threadIdx.x); i < lines; i += int(blockDim.x))
+      bias[i] = i < p.N ? widen(static_cast<T const*>(p.bias)[i * p.bias_stride]) : 0;
+  __syncthreads();
+  uint32_t const mine = filters + (F::vector * (g / 2) + g % 2) * F::pitch + t * 16;
+  Stage at;
+  int out = 0;
+#pragma unroll 1
+  for (; int64_t(now) * run < p.M; now += apart) {
+    ptx::mbarrier_wait(&bars[at.index], at.parity);
+    uint32_t const from = ring + at.index * run_bytes + g * row_bytes + t * 16;
+#pragma unroll 1
+    for (int tile = 0; tile < p.tiles; ++tile) {
+      int const m = now * run + tile * 16;
+      uint4 a[steps][2];
+#pragma unroll
+      for (int s = 0; s < steps; ++s)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          a[s][half] = uint4{};
+          if (s * F::step + t * F::vector < p.depth)
+            a[s][half] = operands<T>(ptx::ld_shared_v4(from + (tile * 16 + half * 8) * row_bytes + s * 64));
+        }
+      if (tile == p.tiles - 1) __syncwarp(), copy(at.index);
+      if (m >= p.M) continue;
+      uint32_t const to = results + out * 16 * out_bytes;
+      if (p.outs == 2)
+        ptx::cp_async_bulk_wait_group_read<1>();
+      else
+        ptx::cp_async_bulk_wait_group_read<0>();
+      __syncwarp();
+#pragma unroll 1
+      for (int n = 0; n < p.N; n += F::step) {
+        float acc[F::fragments][4] = {};
+        if (p.bias != nullptr) {
+#pragma unroll
+          for (int j = 0; j < F::fragments; ++j)
+            acc[j][0] = acc[j][2] = bias[n + t * F::vector + j * 2],
+            acc[j][1] = acc[j][3] = bias[n + t * F::vector + j * 2 + 1];
+        }
+#pragma unroll
+        for (int s = 0; s < steps; ++s)
+#pragma unroll
+          for (int j = 0; j < F::fragments; ++j) {
+            uint4 const b = ptx::ld_shared_v4(mine + (n + j * 2) * F::pitch + s * 64), &low = a[s][0], &high = a[s][1];
+            if constexpr (sizeof(T) == 2) {
+              ptx::mma_m16n8k16<T>(acc[j], low.x, high.x, low.y, high.y, b.x, b.y);
+              ptx::mma_m16n8k16<T>(acc[j], low.z, high.z, low.w, high.w, b.z, b.w);
+            } else {
+              ptx::mma_m16n8k8_tf32(acc[j], low.x, high.x, low.y, high.y, b.x, b.y);
+              ptx::mma_m16n8k8_tf32(acc[j], low.z, high.z, low.w, high.w, b.z, b.w);
+            }
+          }
+        if (n + t * F::vector >= p.N) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          uint32_t v[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j)
+            if constexpr (sizeof(T) == 2)
+              v[j] = pack<T>(acc[j][half * 2], acc[j][half * 2 + 1]);
+            else
+              v[j] = __float_as_uint(acc[j / 2][half * 2 + j % 2]);
+          ptx::st_shared_v4(to + (half * 8 + g) * out_bytes + n * int(sizeof(T)) + t * 16,
+                            make_uint4(v[0], v[1], v[2], v[3]));
+        }
+      }
+      ptx::fence_proxy_async();
+      __syncwarp();
+      if (ptx::elect())
+        ptx::cp_async_bulk_store(static_cast<T*>(p.out) + int64_t(m) * p.N, to, min(16, p.M - m) * out_bytes);
+      ptx::cp_async_bulk_commit_group();
+      if (++out == p.outs) out = 0;
+    }
+    at.advance(p.stages);
+  }
+  ptx::griddepcontrol_launch_dependents();
+  ptx::cp_async_bulk_wait_group_read<0>();
+}
+
+// ---- host side
+
+template <class T, int steps>
+cudaError_t start(Params& p, cudaStream_t stream) {
+  using F = Flow<T, steps>;
+  auto* const kernel = flow_kernel<T, steps>;
+  if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024))
+    return error;
+  int sms = 0;
+  if (auto const error = count_sms(sms)) return error;
+  PixelFlow const shape(p.M, p.N, p.depth, int(sizeof(T)), F::bytes(p.N));
+  p.tiles = shape.tiles, p.stages = shape.stages, p.outs = shape.outs;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(min64(sms, ceil_div(p.M, 16 * p.tiles))));
+  config.blockDim = dim3(unsigned(shape.warps * 32)), config.dynamicSmemBytes = size_t(shape.bytes);
+  config.stream = stream, config.attrs = &attribute, config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, p);
+}
+
+template <Op op, DType dtype>
+cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  AnyPixels const s(op, problem);
+  Params p{args.a,
+           args.b,
+           args.bias,
+           args.out,
+           problem.w.n,
+           args.bias_stride,
+           int32_t(s.M),
+           int32_t(s.N),
+           int32_t(s.depth),
+           op == Op::dgrad,
+           0,
+           0,
+           0};
+  switch (pixel_flow_steps(problem.dtype, s)) {
+    case 1:
+      return start<T, 1>(p, stream);
+    case 2:
+      return start<T, 2>(p, stream);
+    case 4:
+      return start<T, 4>(p, stream);
+    default:
+      return start<T, 8>(p, stream);
+  }
+}
+
+}  // namespace conv2d_ext::pixels_flow
+
+#define CONV2D_EXT_PIXELS_FLOW_INSTANCE(family, op, dtype, tm, tn, tk, variant)                               \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return pixels_flow::launch<Op::op, DType::dtype>(p, plan, args, stream);                                  \
+  }                                                                                                           \
+  }
