@@ -294,6 +294,10 @@ CASES: tuple[Case, ...] = (
     Case("groups2_of_64_stride2", 3, 128, 15, 18, 128, 3, 3, (2, 2), (1, 1), groups=2),
     Case("groups2_of_56_7x7", 3, 112, 7, 7, 80, 7, 7, padding=(3, 3), groups=2),
     Case("groups10_of_12", 2, 120, 9, 10, 120, 3, 3, padding=(1, 1), groups=10, edge=True),
+    Case("groups16_of_3", 3, 48, 10, 8, 48, 3, 3, padding=(1, 1), groups=16),
+    Case("groups8_of_6", 3, 48, 9, 12, 48, 3, 3, padding=(1, 1), groups=8, edge=True),
+    Case("groups8_of_5_odd_rows", 5, 40, 16, 7, 40, 3, 3, padding=(1, 1), groups=8),
+    Case("groups8_of_7_to_5", 2, 56, 8, 9, 40, 3, 3, padding=(1, 1), groups=8),
     Case("groups4_of_32", 3, 128, 9, 8, 128, 3, 3, padding=(1, 1), groups=4),
     Case("groups5_of_16", 2, 80, 9, 10, 80, 3, 3, padding=(1, 1), groups=5),  # four merged, and one
     Case("groups3_of_20_stride2", 2, 60, 11, 12, 60, 3, 3, (2, 2), (1, 1), groups=3),

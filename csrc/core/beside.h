@@ -39,11 +39,16 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     if (is(Family::tma, Variant::lean, Op::wgrad)) return ns - (tile(64, 64) && pixels <= 1000 ? 1500 : 0);
     return ns;
   }
+  // wgrad over few pixels, whose launches are most of it.
+  if (is(Family::tma, Variant::im2col, Op::wgrad) && pixels <= 1000) ns *= 1.05;
   if (!taps && p.groups == 1) {  // and one_by_one.h
     bool const gathers = row.family == Family::tma && row.op != Op::wgrad;
     if (gathers && row.variant == Variant::lean && !across) return ns + (row.op == Op::fprop ? 1200 : 1500);
     if (gathers && row.variant == Variant::lines && tile(256, 128)) return ns + 700;
     if (is(Family::tma, Variant::lines, Op::fprop) && tile(192, 128)) return ns * (pixels <= 30000 ? 1.07 : 1);
+    // Small tiles of packed planes; where others stay in place, of many weights.
+    bool const packs = p.x.w != 1 || plane % 4 != 0 || p.C * p.K >= 500000;
+    if (is(Family::tma, Variant::lines, Op::wgrad) && !across && row.tile_n == 64) return ns - (packs ? 1500 : 0);
     return ns + (is(Family::tma, Variant::im2col, Op::wgrad) && across ? 1000 : 0);
   }
   if (is(Family::tma, Variant::im2col, Op::fprop)) {
@@ -54,6 +59,7 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (pixels <= 1000 && p.groups == 1 ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::wgrad))
     return ns - (p.groups > 1 ? 1500 : 0) - (tile(64, 64) && taps && pixels > 100 && pixels <= 1000 ? 1000 : 0);
+  if (is(Family::tma, Variant::halo, Op::fprop) && tile(256, 64) && across && p.C <= 64) return ns - 2000;
   if (is(Family::tma, Variant::narrow, Op::wgrad)) return ns - (p.C <= 32 && pixels > 4000 ? 3000 : 0);
   if (is(Family::tma, Variant::halo, Op::dgrad) && tile(256, 64) && across) {
     // But for small images (L16 D 19.3 us, by images 17.3) and strides of many channels (L18 157, 256x128 131).

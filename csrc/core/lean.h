@@ -289,7 +289,7 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     if (tf32 && row.op == Op::fprop && !planes && C < 32 && C % 16 != 0) ns *= 1.3;
     // As measured: larger layers take longer, those of several taps from a smaller size on (L19, L56; 1x1: L22), but
     // not where each block has an SM for itself.
-    bool const alone_on_sm = taps > 1 && split == 1 && each <= 1 && (!tf32 || dgrad);
+    bool const alone_on_sm = taps > 1 && split == 1 && each <= 1 && (!tf32 || dgrad || area <= 64 * 128);
     if (!alone_on_sm && ns > (taps > 1 ? 16500 : tf32 ? 38000 : 30000)) ns *= 1.5;
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }

@@ -50,15 +50,26 @@ constexpr bool pixels_wgrad_supports(Row const& row, Problem const& p) {
   return double(pixels_wgrad_bytes(row, p, 1)) * double(least_parts(p)) <= double(kMaxWorkspaceBytes);
 }
 
-// Rounds of blocks, their steps, bytes, parts and weights: a sum, as they hide each other in part; or what L2 delivers.
-// Fitted to 30 to 98 times of each kind (docs/tuning.md).
+// Rounds of blocks, their steps, bytes, parts and weights: a sum, as they hide each other in part; or products (TF32),
+// or the lines that L2 delivers. Fitted to 30 to 98 times of each kind (docs/tuning.md); TF32's products and lines to
+// what large layers take (docs/tuning/planner.md).
 constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
   struct Times {
-    double before, read, parts, weights, across;  // a megabyte or million; across: 1,000 lines of a step
-    double round[4], step[4];                     // of tiles 128x64, 128x128, 192x160, 256x128
+    double before, read, parts, weights, across;       // a megabyte or million; across: 1,000 lines of a step
+    double round[4], step[4];                          // of tiles 128x64, 128x128, 192x160, 256x128
+    double products[4] = {}, rate = 9.5e6, twice = 0;  // of a step; bytes of lines; of lines that are two
   };
   constexpr Times halves{6.31, 0.2187, 1.24, 3.35, 0.403, {1.16, 1.58, 2, 2.33}, {0.145, 0.207, 0.297, 0.355}},
-      floats{6.73, 0.2096, 1.51, 2.02, 0.756, {1.08, 1.59, 2.79, 2.88}, {0.131, 0.177, 0.185, 0.222}},
+      floats{6.73,
+             0.2096,
+             1.51,
+             2.02,
+             0.756,
+             {1.08, 1.59, 2.79, 2.88},
+             {0.131, 0.177, 0.185, 0.222},
+             {0.18, 0.33, 0.56, 0.62},
+             13.5e6,
+             1.29},
       gathered{8.11, 0.1544, 1.09, 0, 0, {0, 1.24, 0, 1.62}, {0, 0.684, 0, 0.971}};
   Times const& t = p.dtype == DType::f32 ? floats : pixel_planes(p) ? halves : gathered;
   int const tile = row.tile_m == 192 ? 2 : row.tile_m == 256 ? 3 : row.tile_n == 128 ? 1 : 0;
@@ -69,7 +80,7 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
   double const read = double(p.N) * double(p.C + p.K) * double(plane) / 1e6;
   // Runs that begin within a line of memory are two lines.
   double const off = 1 - double(gcd64(plane, 128)) / 128, lines = double(row.tile_m + row.tile_n) / 1000 * off;
-  double const copied = double(tiles * steps) * double(row.tile_m + row.tile_n) * 128 / 9.5e6;
+  double const copied = double(tiles * steps) * double(row.tile_m + row.tile_n) * 128 * (1 + t.twice * off) / t.rate;
   // As measured: each run is an image's (32x2048x8x8 to 320 16.7 us, estimated at 12).
   double const images = p.dtype != DType::f32 && p.N > 1 && p.H * p.W <= 64 ? 1.6 : 1;
   Estimate best;
@@ -79,8 +90,10 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
     if (split < 1 || pixels_wgrad_bytes(row, p, split) > kMaxWorkspaceBytes) continue;
     double const r = double(ceil_div(tiles * split, d.sm_count)), share = double(ceil_div(steps, split));
     double const second = split > 1 ? 2.2 + double(tiles) * area * (double(split) * t.parts + t.weights) : 0;
-    double const work = r * (t.round[tile] + share * (t.step[tile] + lines * t.across)) + read * t.read;
-    double const ns = 1000 * (t.before - 2.2 + (work > copied ? work : copied) * images + second);
+    double work = r * (t.round[tile] + share * (t.step[tile] + lines * t.across)) + read * t.read;
+    for (double const least : {r * (t.round[tile] + share * t.products[tile]), copied})
+      if (work < least) work = least;
+    double const ns = 1000 * (t.before - 2.2 + work * images + second);
     if (best.ns == 0 || ns < best.ns) best = {ns, int(split)};
   }
   if (best.ns == 0) best = {1e9, int(least_parts(p))};

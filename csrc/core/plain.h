@@ -24,12 +24,17 @@ constexpr int runs_warps(int blocks_k, bool strict) { return blocks_k == 1 ? 16 
 // Rows of x that begin off what a lane loads at once, 8 bytes (with a stride 16).
 constexpr bool runs_off_vectors(Problem const& p) { return p.W * size_of(p.dtype) % (8 * p.stride_h) != 0; }
 
-// Groups of a unit. Those of 12 and 20 channels are units by themselves, whose last block of 8 is half empty, if runs
-// begin with them.
+// Groups of a unit. Those of 12 and 20 channels are units by themselves, whose last block of 8 is half empty, and of 3
+// and of 5 to 7 as many as fit a block, if runs begin with them.
 constexpr int64_t plain_per_unit(Problem const& p) {
-  int64_t const together = groups_per_unit(p), C = p.C_per_group(), K = p.K_per_group(), four = 4 * size_of(p.dtype);
-  bool const begins = p.H * p.W * four % 16 == 0 && p.P() * p.Q() * four % 16 == 0;
-  return begins && C > 8 && K > 8 && C % 4 == 0 && K % 4 == 0 ? 1 : together;
+  int64_t const C = p.C_per_group(), K = p.K_per_group(), all = groups_per_unit(p),
+                few = max64(1, 8 / max64(max64(C, K), 1));
+  auto begin = [&](int64_t C, int64_t K) {
+    return C * p.H * p.W * size_of(p.dtype) % 16 == 0 && K * p.P() * p.Q() * size_of(p.dtype) % 16 == 0;
+  };
+  if (C > 8 && K > 8 && C % 4 == 0 && K % 4 == 0 && begin(4, 4)) return 1;
+  auto fits = [few](int64_t channels) { return few * channels > 4 && few * channels <= 8; };
+  return fits(C) && fits(K) && all % few == 0 && begin(few * C, few * K) ? few : all;
 }
 
 constexpr bool runs_problem(Problem const& p) {
@@ -93,7 +98,7 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
   for (t.blocks_k = 1; t.blocks_k <= (strict ? 2 : 4); t.blocks_k *= 2) {
     t.blocks_c = t.blocks_k == 1 ? 1 : 2;
     double const product = t.blocks_k == 1 ? product_8 : product_16;
-    if ((C == 8 || K == 8) != (t.blocks_k == 1) || (t.blocks_k == 4 && K <= 16)) continue;
+    if ((C <= 8 || K <= 8) != (t.blocks_k == 1) || (t.blocks_k == 4 && K <= 16)) continue;
     int64_t const jobs_c = ceil_div(C, 8 * t.blocks_c), jobs_k = ceil_div(K, 8 * t.blocks_k);
     int64_t const most = runs_warps(t.blocks_k, strict);
     for (t.units = 1; t.units <= min64(units, most); ++t.units)

@@ -5,7 +5,7 @@
 
 namespace conv2d_ext {
 
-constexpr int64_t kSegment = 16;  // pixels of a row that a warp computes at once
+constexpr int kRowPairs = 8;  // neighbours in a row, of which a warp computes so many at once
 
 // Warps of a block that multiply, by the registers of their weights.
 constexpr int rows_warps(DType t, bool strict, int64_t blocks) {
@@ -23,7 +23,7 @@ constexpr int64_t rows_out(Op op, Problem const& p) {
 }
 
 constexpr bool plain_rows_problem(Op op, Problem const& p) {
-  if (op == Op::wgrad || p.dtype == DType::f64 || !runs_problem(p) || p.stride_h != 1 || p.W % 2 != 0) return false;
+  if (op == Op::wgrad || p.dtype == DType::f64 || !runs_problem(p) || p.stride_h != 1) return false;
   // A warp's registers hold no more weights.
   return rows_in(op, p) <= 3 && rows_out(op, p) <= rows_warps(p.dtype, !p.allow_tf32, rows_in(op, p));
 }
@@ -35,7 +35,7 @@ struct PlainRows {
           shares = 1;  // a unit's blocks of results, a warp for each; warps that share the pixels of such a job
   int64_t places = 1;  // blocks but for the splits
   int64_t rows = 0, images = 1;  // of a tile
-  int64_t segments = 0;          // of a row
+  int64_t pairs = 0;             // of pixels, from an image's row to the next one's
   int64_t channels = 0;          // of a block, copied
   PlainRun x;
   int64_t stage_bytes = 0, stages = 0, shared = 0;
@@ -52,7 +52,7 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
   bool const strict = p.dtype == DType::f32 && !p.allow_tf32;
   double const products = double(size == 2 ? 3 * ceil_div(3 * in, 2) : 9 * in) * (strict ? 3 : 1);  // of a warp and row
   int64_t const most = rows_warps(p.dtype, strict, in);
-  t.out = rows_out(op, p), t.segments = ceil_div(p.W, kSegment);
+  t.out = rows_out(op, p);
   for (t.units = 1; t.units * t.out <= most && t.units <= units; ++t.units) {
     t.places = ceil_div(units, t.units), t.channels = t.units * of_unit;
     for (int64_t parts = 1; parts <= 28; parts += parts < 2 ? 1 : parts < 8 ? 2 : 4)
@@ -60,7 +60,11 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
         t.rows = ceil_div(p.H, parts);
         int64_t const of_image = ceil_div(p.H, t.rows);
         if (t.rows < 2 || p.H - (of_image - 1) * t.rows < 2 || (of_image > 1 && pitch % 16 != 0)) continue;
-        t.shares = min64(most / (t.units * t.out), t.images * t.segments);
+        // A warp's pairs go on in the next image where that spares a fifth of the work (7 columns: four of eight).
+        int64_t const pairs = ceil_div(p.W, 2), whole = ceil_div(pairs, kRowPairs) * kRowPairs;
+        t.pairs = ceil_div(t.images * pairs, kRowPairs) * kRowPairs * 5 <= t.images * whole * 4 ? pairs : whole;
+        int64_t const items = ceil_div(t.images * t.pairs, kRowPairs);
+        t.shares = min64(most / (t.units * t.out), items);
         // 16-bit types: lanes side by side have every second channel.
         t.x = plain_run(p.H, pitch, t.rows + 1, t.images, true, 64);
         if (size == 2) t.x.stride = plain_channel(t.images * t.x.image, 64, 16);
@@ -69,7 +73,7 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
         for (t.stages = 4; t.stages >= 1; --t.stages)
           if ((t.shared = t.stages * t.stage_bytes) + kRunsTables <= kLinesShared) break;
         if (t.stages == 0) continue;
-        double const steps = double(ceil_div(t.images * t.segments, t.shares)) * double(t.rows + 2);
+        double const steps = double(ceil_div(items, t.shares)) * double(t.rows + 2);
         double const warps = double(t.units * t.out * t.shares), work = products * 6.8 + (size == 2 ? 120 : 75);
         double const alone = work + (size == 2 ? 200 : 60);
         double busy = steps * work * double(ceil_div(int64_t(warps), 4));
@@ -92,9 +96,11 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
 constexpr bool plain_rows_supports(Op op, Problem const& p, Device const& d) { return plain_rows(op, p, d).units > 0; }
 
 constexpr Estimate plain_rows_estimate(Op op, Problem const& p, Device const& d) {
-  // As measured: 16 warps hide more than the sums of a tile have it.
-  double const slower = p.dtype != DType::f32 && rows_in(op, p) <= 2 ? 0.8 : 1;
-  return {plain_rows(op, p, d).cycles / 1.75 * slower + 5500, 1};
+  // As measured: 16 warps hide more than the sums of a tile have it; rows of odd length; short walks.
+  bool const f32 = p.dtype == DType::f32, strict = f32 && !p.allow_tf32, odd = p.W % 2 != 0;
+  double const hidden = !f32 && rows_in(op, p) <= 2 ? 0.8 : 1;
+  double const slower = (!odd ? 1 : !f32 ? 1.25 : strict ? 1.05 : 1.1) * (odd && !strict && p.H * p.W <= 64 ? 1.3 : 1);
+  return {plain_rows(op, p, d).cycles / 1.75 * hidden * slower + 5500, 1};
 }
 
 }  // namespace conv2d_ext

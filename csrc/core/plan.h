@@ -202,7 +202,7 @@ constexpr double beside_few_outputs_ns(Row const& row, Problem const& p, double 
   if (row.family == Family::column && R >= 9) {
     double const rows = double(p.P()) / double(p.H), halo = rows < 0.33 ? 2 : (1 + 1 / rows) / 2;
     if (sums) return R < 13 ? ns : ns * halo * (p.P() <= 20 ? 1.25 : 1);
-    return 6500 + (ns - 6500) * (fprop ? halo : rows) * (R == 13 ? 0.82 : 1);
+    return at_least(12500, 6500 + (ns - 6500) * (fprop ? halo : rows) * (R == 13 ? 0.82 : 1));
   }
   if (row.family == Family::column && strided) {
     if (R == 3)
@@ -495,6 +495,10 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         Estimate e = stem_tile_estimate(row, op, p, h200_sxm);
         // As measured: long sums of several channels in TF32 (L01 285 us, estimated at 397).
         if (op == Op::fprop && p.dtype == DType::f32 && p.allow_tf32 && p.C > 1 && p.C * p.R * p.S >= 147) e.ns *= 0.82;
+        // Likewise: large results of one tap over planes (6x1x338x338 to 32 70.0 us, estimated at 44.5).
+        if (op == Op::fprop && p.dtype == DType::f32 && p.allow_tf32 && p.R * p.S == 1 && row.tile_m == 64 &&
+            p.y.c != 1 && e.ns > 15000)
+          e.ns *= 1.3;
         return e;
       }
       return stem_narrow_estimate(row, op, p, h200_sxm);

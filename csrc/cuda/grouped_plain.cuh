@@ -1,7 +1,9 @@
 // fprop and dgrad of few channels a group over NCHW, 3x3 filters of stride 1: rows lie in shared memory as they do in
 // memory, as in grouped_plain_wgrad.cuh, and are turned in registers. A warp's 16 pixels are the rows of mma.sync's
-// operand, two side by side a lane; it has pairs of channels there, so a lane loads the same words of two channels and
-// takes the halves of a pixel together. Float32 has one channel in a register, and nothing is to be turned.
+// operand, two side by side a lane, those behind a short row's last of the next image; it has pairs of channels there,
+// so a lane loads the same words of two channels and takes the halves of a pixel together. Float32 has one channel in a
+// register, and nothing is to be turned. Rows of odd length begin anywhere: their words are loaded and stored one by
+// one, and those of 16-bit types moved into place.
 //
 // A warp has a job: 8 channels of results of a unit, whose weights stay in registers. It walks down the rows of a tile:
 // each row of inputs meets three rows of results, which are stored from the registers. The zeros between a unit's
@@ -22,7 +24,7 @@ struct RowParams {
   int64_t bias_stride, w_group, w_out, w_in, w_r, w_s;
   int N, H, W, in_group, out_group, in_unit, out_unit, out_channels;  // of a group, of a unit, in all
   int units, out_jobs, shares, splits;
-  int rows, images, segments, tiles_h, tiles;
+  int rows, images, pairs, tiles_h, tiles;  // pairs: of pixels, from an image's row to the next one's
   int stage_bytes, stages;
   bool mixed;
 };
@@ -63,7 +65,7 @@ __device__ inline float result_again(RowParams const& p, int n, int out, int h, 
 }
 
 // The job of a warp: results of 16 pixels by 8 channels, from `blocks` blocks of 8 channels.
-template <class T, int parts, int blocks>
+template <class T, int parts, int blocks, bool odd>
 struct Band {
   static constexpr bool f32 = std::is_same_v<T, float>;
   // Of a row of the filter: steps of the products (16-bit types: two taps or blocks), words of weights.
@@ -107,21 +109,26 @@ struct Band {
     uint32_t other, block, last, last_other;
   };
 
-  // From the lane's two pixels of its first channel.
+  // The lane's two pixels of a channel, from those of its first one.
+  __device__ static uint32_t place(uint32_t at, Ways const& to, int i, int j) {
+    return i + 1 < blocks ? at + i * to.block + j * to.other : at + (j == 0 ? to.last : to.last_other);
+  }
+
   __device__ void load(uint32_t at, Ways const& to) {
 #pragma unroll
     for (int i = 0; i < blocks; ++i)
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        uint32_t const from =
-            i + 1 < blocks ? at + i * to.block + j * to.other : at + (j == 0 ? to.last : to.last_other);
+        // Odd rows of 16-bit types: the words from the pixel before on, or the one before that.
+        uint32_t const to_pixels = place(at, to, i, j), from = odd && !f32 ? (to_pixels + 2) & ~3u : to_pixels;
         raw[i][j][0] = ptx::ld_shared(from - 4);
-        if constexpr (f32) {
+        if constexpr (f32 && !odd) {
           uint2 const v = ptx::ld_shared_v2(from);
-          raw[i][j][1] = v.x, raw[i][j][2] = v.y, raw[i][j][3] = ptx::ld_shared(from + 8);
+          raw[i][j][1] = v.x, raw[i][j][2] = v.y;
         } else {
           raw[i][j][1] = ptx::ld_shared(from), raw[i][j][2] = ptx::ld_shared(from + 4);
         }
+        if constexpr (f32) raw[i][j][3] = ptx::ld_shared(from + 8);
       }
   }
 
@@ -130,7 +137,13 @@ struct Band {
     uint32_t e[blocks][f32 ? 2 : 1][parts][4];
   };
 
-  __device__ void take(Operands& o, uint32_t before, uint32_t behind) const {
+  // Where a lane's pixels have neighbours: what the one before, its second and the one behind are anded with.
+  struct Borders {
+    uint32_t before, second, behind;
+  };
+
+  // at: what was loaded from.
+  __device__ void take(Operands& o, Borders const& m, uint32_t at, Ways const& to) const {
 #pragma unroll
     for (int i = 0; i < blocks; ++i) {
       if constexpr (f32) {
@@ -139,15 +152,29 @@ struct Band {
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             uint32_t part[parts];
-            grouped::split<T, parts>(raw[i][j][k] & (k == 0 ? before : k == 3 ? behind : ~0u), part);
+            uint32_t const mask = k == 0 ? m.before : k == 3 ? m.behind : odd && k == 2 ? m.second : ~0u;
+            grouped::split<T, parts>(raw[i][j][k] & mask, part);
 #pragma unroll
             for (int l = 0; l < parts; ++l) o.e[i][j][l][k] = part[l];
           }
+      } else if constexpr (odd) {
+        // The pixels from the one before on, two a word.
+        uint32_t v[2][2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          uint32_t const bytes = 0x5432 - (place(at, to, i, j) & 2) * 0x1111;
+#pragma unroll
+          for (int k = 0; k < 2; ++k) v[j][k] = __byte_perm(raw[i][j][k], raw[i][j][k + 1], bytes);
+        }
+        o.e[i][0][0][0] = __byte_perm(v[0][0], v[1][0], 0x5410) & m.before;
+        o.e[i][0][0][1] = __byte_perm(v[0][0], v[1][0], 0x7632);
+        o.e[i][0][0][2] = __byte_perm(v[0][1], v[1][1], 0x5410) & m.second;
+        o.e[i][0][0][3] = __byte_perm(v[0][1], v[1][1], 0x7632) & m.behind;
       } else {
         uint32_t const(&v)[3] = raw[i][0], (&w)[3] = raw[i][1];
-        o.e[i][0][0][0] = __byte_perm(v[0], w[0], 0x7632) & before;
+        o.e[i][0][0][0] = __byte_perm(v[0], w[0], 0x7632) & m.before;
         o.e[i][0][0][1] = __byte_perm(v[1], w[1], 0x5410), o.e[i][0][0][2] = __byte_perm(v[1], w[1], 0x7632);
-        o.e[i][0][0][3] = __byte_perm(v[2], w[2], 0x5410) & behind;
+        o.e[i][0][0][3] = __byte_perm(v[2], w[2], 0x5410) & m.behind;
       }
     }
   }
@@ -190,7 +217,7 @@ struct Band {
 template <class T, int parts, int blocks>
 constexpr int kWarps = rows_warps(sizeof(T) == 4 ? DType::f32 : DType::f16, parts == 2, blocks);
 
-template <class T, int parts, int blocks>
+template <class T, int parts, int blocks, bool odd>
 __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
     rows_kernel(__grid_constant__ RowParams const p) {
   extern __shared__ __align__(128) char shared[];
@@ -234,15 +261,16 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
   int const share = warp % p.shares, job = warp / p.shares, u = job / p.out_jobs, block_out = job % p.out_jobs;
   int const out_first = (unit0 + u) * p.out_unit + block_out * 8;  // channel of the results
   bool const works = u < p.units && out_first < p.out_channels;
-  bool const has_results = block_out * 8 + t * 2 < p.out_unit;  // of the lane's two channels
-  Band<T, parts, blocks> band;
+  int const results = min(p.out_unit - block_out * 8 - t * 2, 2);  // of the lane's two channels
+  using Rows = Band<T, parts, blocks, odd>;
+  Rows band;
   float bias[2] = {0, 0};
   if (works) {
     band.load_weights(p, unit0 + u, block_out * 8 + g, t);
     if (p.bias != nullptr)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        if (has_results) bias[i] = widen(static_cast<T const*>(p.bias)[(out_first + t * 2 + i) * p.bias_stride]);
+        if (i < results) bias[i] = widen(static_cast<T const*>(p.bias)[(out_first + t * 2 + i) * p.bias_stride]);
   }
   // A lane's two channels of a block, and in the last, where those behind the unit's give way to the ones before.
   int const c0 = sizeof(T) == 2 ? t * 2 : t, c1 = c0 + (sizeof(T) == 2 ? 1 : 4), in_last = blocks * 8 - 8;
@@ -252,10 +280,9 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
     c += u * p.in_unit;
     return uint32_t(c / p.in.together * p.in.run + c % p.in.together * int(p.in.plane) + p.in.lead - p.in.pitch);
   };
-  uint32_t const in_at = uint32_t(kRunsFront) + channel_at(c0) + g * 2 * int(sizeof(T));
-  typename Band<T, parts, blocks>::Ways const ways{
-      channel_at(c1) - channel_at(c0), uint32_t(8 / p.in.together * p.in.run), channel_at(last0) - channel_at(c0),
-      channel_at(last1) - channel_at(c0)};
+  uint32_t const in_at = uint32_t(kRunsFront) + channel_at(c0);
+  typename Rows::Ways const ways{channel_at(c1) - channel_at(c0), uint32_t(8 / p.in.together * p.in.run),
+                                 channel_at(last0) - channel_at(c0), channel_at(last1) - channel_at(c0)};
   int64_t const plane = int64_t(p.H) * p.W;
   int stage = 0, phase = 0;
   for (int number = first; number < end; ++number) {
@@ -264,35 +291,44 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
     if (works) {
       int const image0 = number / p.tiles_h, tile_h = number - image0 * p.tiles_h, h0 = tile_h * p.rows;
       int const images = min(p.images, p.N - image0 * p.images), rows = min(p.rows, p.H - h0);
-      for (int item = share; item < images * p.segments; item += p.shares) {
-        int const image = item / p.segments, w = (item - image * p.segments) * 16 + g * 2;
-        uint32_t const before = w == 0 ? 0 : ~0u, behind = w + 2 < p.W ? ~0u : 0;
-        uint32_t at = stages + stage * p.stage_bytes + in_at + image * p.in.run_image + (w - g * 2) * int(sizeof(T));
+      int const pairs = images * p.pairs;
+      for (int item = share; item * kRowPairs < pairs; item += p.shares) {
+        int const pair = min(item * kRowPairs + g, pairs - 1), image = pair / p.pairs, w = (pair - image * p.pairs) * 2;
+        bool const exists = item * kRowPairs + g < pairs && w < p.W;
+        bool const second = !odd || w + 1 < p.W;
+        typename Rows::Borders const borders{w == 0 ? 0 : ~0u, second ? ~0u : 0, w + 2 < p.W ? ~0u : 0};
+        uint32_t at = stages + stage * p.stage_bytes + in_at + image * p.in.run_image + w * int(sizeof(T));
         int const n = image0 * p.images + image;
         T* to =
             static_cast<T*>(p.out) + (int64_t(n) * p.out_channels + out_first + t * 2) * plane + int64_t(h0) * p.W + w;
         band.load(at, ways);
-        typename Band<T, parts, blocks>::Operands o;
+        typename Rows::Operands o;
         auto begin = [&](float (&d)[4]) { d[0] = d[2] = bias[0], d[1] = d[3] = bias[1]; };
         bool nan = false;
         auto store = [&](float (&d)[4]) {
-          if (w < p.W && has_results) {
+          if (exists) {
             nan |= !(d[0] == d[0]) || !(d[1] == d[1]) || !(d[2] == d[2]) || !(d[3] == d[3]);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
+              if (i >= results) continue;
               Vector<T, 2> v;
               v.v[0] = narrow<T>(d[i]), v.v[1] = narrow<T>(d[i + 2]);
-              *reinterpret_cast<Vector<T, 2>*>(to + i * plane) = v;
+              if constexpr (odd) {
+                to[i * plane] = v.v[0];
+                if (second) to[i * plane + 1] = v.v[1];
+              } else {
+                *reinterpret_cast<Vector<T, 2>*>(to + i * plane) = v;
+              }
             }
           }
           to += p.W;
         };
         // A row of inputs and those of results that it meets, with the first, second and last row of the filter.
-        auto step = [&]<bool r0, bool r1, bool r2>(bool exists) {
-          band.take(o, before, behind);
+        auto step = [&]<bool r0, bool r1, bool r2>(bool in_image) {
+          band.take(o, borders, at, ways);
           if constexpr (r0 || r1) band.load(at += p.in.pitch, ways);
           if constexpr (r0) begin(band.d[0]);
-          if (exists) {
+          if (in_image) {
             if constexpr (r0) band.template multiply<0>(band.d[0], o);
             if constexpr (r1) band.template multiply<1>(band.d[1], o);
             if constexpr (r2) band.template multiply<2>(band.d[2], o);
@@ -312,6 +348,7 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
           to -= rows * p.W;
 #pragma unroll 1
           for (int i = 0; i < rows * 4; ++i) {
+            if (i % 2 >= results || (i / 2 % 2 == 1 && !second)) continue;
             T* const at = to + i % 2 * plane + i / 4 * p.W + i / 2 % 2;
             float const was = widen(*at);
             if (!(was == was))
@@ -326,7 +363,7 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
   }
 }
 
-template <class T, int parts, int blocks>
+template <class T, int parts, int blocks, bool odd>
 cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Arguments const& args, cudaStream_t stream) {
   bool const backward = op == Op::dgrad;
   int64_t const per_unit = plain_per_unit(problem), C = problem.C_per_group(), K = problem.K_per_group();
@@ -344,24 +381,30 @@ cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Argum
   p.out_unit = int(per_unit * p.out_group);
   p.out_channels = int(backward ? problem.C : problem.K);
   p.units = int(t.units), p.out_jobs = int(t.out), p.shares = int(t.shares), p.splits = int(t.splits);
-  p.rows = int(t.rows), p.images = int(t.images), p.segments = int(t.segments);
+  p.rows = int(t.rows), p.images = int(t.images), p.pairs = int(t.pairs);
   p.tiles_h = int(ceil_div(problem.H, t.rows)), p.tiles = int(t.tiles);
   p.stage_bytes = int(t.stage_bytes), p.stages = int(t.stages);
   p.mixed = per_unit > 1 || p.in_unit % 8 != 0 || parts == 2;
-  auto* const kernel = rows_kernel<T, parts, blocks>;
+  auto* const kernel = rows_kernel<T, parts, blocks, odd>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared));
   if (error != cudaSuccess) return error;
   kernel<<<unsigned(t.places * t.splits), kWarps<T, parts, blocks> * 32 + 128, size_t(t.shared), stream>>>(p);
   return cudaGetLastError();
 }
 
-template <class T, int parts>
+template <class T, int parts, bool odd>
 cudaError_t start_rows_of(Op op, Problem const& problem, PlainRows const& t, Arguments const& args,
                           cudaStream_t stream) {
   int64_t const blocks = rows_in(op, problem);
-  if (blocks == 1) return launch_rows<T, parts, 1>(op, problem, t, args, stream);
-  if (blocks == 2) return launch_rows<T, parts, 2>(op, problem, t, args, stream);
-  return launch_rows<T, parts, 3>(op, problem, t, args, stream);
+  if (blocks == 1) return launch_rows<T, parts, 1, odd>(op, problem, t, args, stream);
+  if (blocks == 2) return launch_rows<T, parts, 2, odd>(op, problem, t, args, stream);
+  return launch_rows<T, parts, 3, odd>(op, problem, t, args, stream);
+}
+template <class T, int parts>
+cudaError_t start_rows_of(Op op, Problem const& problem, PlainRows const& t, Arguments const& args,
+                          cudaStream_t stream) {
+  return problem.W % 2 == 0 ? start_rows_of<T, parts, false>(op, problem, t, args, stream)
+                            : start_rows_of<T, parts, true>(op, problem, t, args, stream);
 }
 
 template <DType dtype>
