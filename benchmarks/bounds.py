@@ -131,6 +131,8 @@ ENTRIES = (
     Entry("tma_swap_wide", "tma::tma_swap_wide_kernel", "dgrad", dense(64, 256, 14, 256, 3), "fp16", "nhwc", "192x128"),
     Entry("tma_phases", "tma::phases_kernel", "dgrad", "L39", "fp16", "nhwc", "phases"),
     Entry("tma_classes", "tma::classes_kernel", "dgrad", "L08", "fp16", "nhwc", "256x128_halo"),
+    Entry("tma_held", "tma::held_kernel", "dgrad", "L08", "fp16", "nhwc", "256x96_halo"),
+    Entry("tma_held_ahead", "tma::ahead_kernel", "fprop", "L06", "fp16", "nhwc", "256x96_halo"),
     Entry("tma_zeros", "tma::zeros_kernel", "dgrad", "L10", "fp16", "nhwc", "tma_.*128x256_im2col"),
     Entry("tma_wgrad", "tma::wgrad_kernel", "wgrad", "L04", "fp16", "nhwc", "im2col"),
     Entry("tma_wgrad", "tma::wgrad_kernel", "wgrad", "L06", "fp16", "nhwc", "halo"),

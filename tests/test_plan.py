@@ -878,7 +878,7 @@ def test_strict_float32_weight_gradients_take_tensor_cores_by_tiles_that_fit(lay
 @pytest.mark.parametrize("op", OPS)
 def test_what_the_copy_engine_cannot_take_is_gathered(op: str) -> None:
     beyond = [
-        Case("corner", 8, 64, 56, 56, 64, 3, 3, (1, 1), (130, 130)),  # a padding beyond 127
+        Case("corner", 8, 136, 56, 56, 136, 3, 3, (1, 1), (130, 130)),  # a padding beyond 127
         Case("long steps", 8, 64, 112, 112, 128, 3, 3, (9, 9), (1, 1)),
     ]
     offset = Case("offset", 8, 64, 280, 280, 64, 3, 3, (1, 1), (1, 1), (128, 128))  # (3 - 1) * 128 > 255
@@ -1580,7 +1580,7 @@ def test_few_channels_and_many_results_over_nchw_take_turns(op: str) -> None:
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
 def test_few_filters_multiply_256_pixels_at_once(op: str) -> None:
     for size in ((32, 64, 224, 224, 64), (1, 64, 540, 960, 64)):
-        case = Case("few_filters", *size, 3, 3, padding=(1, 1))
+        case = Case("few_filters", *size, 5, 5, padding=(2, 2))
         assert named(op, case, torch.float16) == f"tma_{op}_f16_256x64_halo", case
 
 
@@ -1598,14 +1598,26 @@ def test_few_channels_have_the_phases_of_a_stride_computed_together() -> None:
 
 
 def test_few_filters_keep_their_pixels_for_all_phases_of_a_stride() -> None:
-    case = Case("resnet50", 256, 128, 56, 56, 128, 3, 3, stride=(2, 2), padding=(1, 1))
+    case = Case("patches", 64, 128, 56, 56, 256, 2, 2, stride=(2, 2))
     for dtype, name in ((torch.float16, "f16"), (torch.bfloat16, "bf16")):
         assert named("dgrad", case, dtype) == f"tma_dgrad_{name}_256x128_halo"
         assert ask("dgrad", case, dtype, "nhwc")[1:3] == [1, 0]
-        narrow = Case("resnet18", 32, 64, 56, 56, 128, 3, 3, stride=(2, 2), padding=(1, 1))
-        assert named("dgrad", narrow, dtype) == f"tma_dgrad_{name}_256x128_halo"
-        few = Case("resnet18, few tiles", 8, 64, 56, 56, 128, 3, 3, stride=(2, 2), padding=(1, 1))
-        assert named("dgrad", few, dtype) == f"tma_dgrad_{name}_256x64_halo"
+
+
+def test_up_to_128_filters_of_3x3_with_a_stride_stay_in_registers() -> None:
+    for N, C, K in ((256, 128, 128), (32, 64, 128), (8, 64, 128), (32, 128, 64), (16, 192, 128), (16, 96, 96)):
+        case = Case("resnet", N, C, 56, 56, K, 3, 3, stride=(2, 2), padding=(1, 1))
+        for dtype, name in ((torch.float16, "f16"), (torch.bfloat16, "bf16")):
+            assert named("dgrad", case, dtype) == f"tma_dgrad_{name}_256x96_halo", case
+            assert ask("dgrad", case, dtype, "nhwc")[1:3] == [1, 0]
+
+
+def test_3x3_of_64_channels_stays_in_registers() -> None:
+    for N, K, stride in ((256, 64, 1), (32, 64, 1), (64, 128, 1), (64, 128, 2)):
+        case = Case("resnet", N, 64, 56 * stride, 56 * stride, K, 3, 3, stride=(stride, stride), padding=(1, 1))
+        assert named("fprop", case, torch.float16) == "tma_fprop_f16_256x96_halo", case
+        if K == 64:
+            assert named("dgrad", case, torch.bfloat16) == "tma_dgrad_bf16_256x96_halo", case
 
 
 def test_65_to_96_filters_have_a_tile_of_their_own() -> None:

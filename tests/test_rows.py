@@ -507,6 +507,38 @@ def test_phases_of_tiles_that_fill_no_round_are_all_taken(row: str, cuda: str) -
     assert same_bits(made, run())
 
 
+HELD = [
+    ("dgrad", Case("two", 3, 72, 30, 57, 72, 3, 3, stride=(2, 2), padding=(1, 1))),
+    ("dgrad", Case("no_padding", 2, 136, 33, 40, 128, 3, 3, stride=(2, 2))),
+    ("dgrad", Case("rows_of_padding", 2, 40, 14, 9, 104, 3, 3, stride=(2, 2), padding=(2, 1))),
+    ("dgrad", Case("rounds", 90, 192, 56, 56, 24, 3, 3, stride=(2, 2), padding=(1, 1))),
+    ("dgrad", Case("wide_row", 1, 64, 3, 300, 128, 3, 3, stride=(2, 2), padding=(0, 1))),
+    ("fprop", Case("both_meet_the_pixels", 40, 64, 56, 57, 136, 3, 3, padding=(1, 1))),
+    ("fprop", Case("both_have_the_filters", 30, 64, 31, 56, 40, 3, 3, padding=(2, 0))),
+    ("fprop", Case("each_has_channels", 90, 128, 28, 28, 40, 3, 3, padding=(1, 1))),
+    ("fprop", Case("a_stride", 7, 64, 56, 57, 72, 3, 3, stride=(2, 2), padding=(1, 0))),
+    ("fprop", Case("a_stride_of_many", 30, 40, 56, 29, 200, 3, 3, stride=(2, 2), padding=(0, 3))),
+    ("dgrad", Case("both_meet_the_pixels", 40, 136, 56, 57, 64, 3, 3, padding=(1, 1))),
+    ("dgrad", Case("both_have_the_filters", 30, 40, 31, 56, 64, 3, 3, padding=(2, 0))),
+    ("dgrad", Case("each_has_channels", 90, 40, 28, 28, 128, 3, 3, padding=(1, 1))),
+]
+
+
+@pytest.mark.parametrize("op, case", HELD, ids=str)
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=("f16", "bf16"))
+def test_filters_that_stay_in_registers_meet_every_tile(op: str, case: Case, dtype: torch.dtype, cuda: str) -> None:
+    """tma_held.cuh, tma_held_ahead.cuh: many tiles a block, parts of the channels, tiles that end beyond the image."""
+    row = f"tma_{op}_{'f16' if dtype == torch.float16 else 'bf16'}_256x96_halo"
+    x, w, b = case.tensors(cuda, dtype, "nhwc")
+    go = case.grad_output(cuda, dtype, "nhwc")
+    if ROWS.index(row) not in candidates(plan(op, case, x, w, go, capability=machine()[1])):
+        pytest.skip("needs sm90")
+    run = functools.partial(call(op, case, x, w, b, go), row=ROWS.index(row))
+    made, r = run(), exact(case, dtype, device=cuda)
+    assert error(made, r.output if op == "fprop" else r.grad_input) <= tolerance(dtype, case.reduction(op))
+    assert same_bits(made, run())
+
+
 @pytest.mark.parametrize("row", [name for name in ROWS if name.startswith("tma_wgrad_f32_")])
 def test_tf32_weight_gradients_of_many_pixels_are_as_exact_as_those_of_few(row: str, cuda: str) -> None:
     """The tensor cores' sums lose their lowest bits, more of them the longer the chain of pixels."""

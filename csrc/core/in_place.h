@@ -10,6 +10,7 @@
 #include "parts.h"
 #include "pointwise.h"
 #include "tma_classes.h"
+#include "tma_held.h"
 #include "tma_planes.h"
 #include "tma_planes_wgrad.h"
 #include "tma_resident.h"
@@ -249,9 +250,9 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   if (is_planes_wgrad(row)) return planes_wgrad_supports(row, p);
   if (is_sums(row, p)) return sums_supports(row, p);
-  return row.variant == Variant::lean
-             ? lean_supports(row, p)
-             : takes_classes(row, p) || takes_resident(row, p) || tma_supports(row, as_channels_last(row, p));
+  return row.variant == Variant::lean ? lean_supports(row, p)
+                                      : takes_classes(row, p) || takes_held(row, p) || takes_resident(row, p) ||
+                                            tma_supports(row, as_channels_last(row, p));
 }
 constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   if (Parts const parts = parts_of(row, p); parts.count() > 0) {
@@ -305,6 +306,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     return e;
   }
   if (takes_classes(row, p)) return classes_estimate(p, d);
+  if (takes_held(row, p)) return held_estimate(row.op, p, d);
   if (takes_zeros(row, p)) return zeros_estimate(row, p, d);
   if (takes_resident(row, p)) {
     Estimate e = resident_estimate(op, p, d);

@@ -731,13 +731,14 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 #define CONV2D_EXT_WGMMA_REGISTERS_COLUMNS(type, d, a, b)                                        \
   if constexpr (count == 32) CONV2D_EXT_WGMMA_REGISTERS(64, type, d, a, b, 32, 33, 34, 35, 36);  \
+  if constexpr (count == 56) CONV2D_EXT_WGMMA_REGISTERS(112, type, d, a, b, 56, 57, 58, 59, 60); \
   if constexpr (count == 64) CONV2D_EXT_WGMMA_REGISTERS(128, type, d, a, b, 64, 65, 66, 67, 68); \
   if constexpr (count == 96) CONV2D_EXT_WGMMA_REGISTERS(192, type, d, a, b, 96, 97, 98, 99, 100)
 
 // d[64, n] += a[64, 16] * b[16, n]: a as wgmma.mma_async lays it out, b K-major.
 template <class T, int count>
 __device__ inline void wgmma_mma_async(float (&d)[count], uint32_t const (&a)[4], uint64_t b) {
-  static_assert(count == 32 || count == 64 || count == 96);
+  static_assert(count == 32 || count == 56 || count == 64 || count == 96);
   if constexpr (std::is_same_v<T, __half>) {
     CONV2D_EXT_WGMMA_REGISTERS_COLUMNS("f16", d, a, b);
   } else {
