@@ -213,6 +213,9 @@ CASES: tuple[Case, ...] = (
     Case("stem_11x11_stride4", 1, 3, 47, 43, 40, 11, 11, stride=(4, 4), padding=(2, 2), bias=False),
     Case("stem_one_channel_5x20", 2, 1, 12, 75, 20, 5, 20, stride=(2, 2), edge=True),
     Case("stem_five_channels_wide", 1, 5, 6, 600, 16, 3, 2, padding=(1, 0)),
+    # An odd number of chunks and few pixels: stem_halo.cuh reads zeros beyond a tile too. Odd rows of results.
+    Case("stem_five_channels_stride3", 1, 5, 23, 11, 56, 3, 3, (3, 3), (1, 1), edge=True),
+    Case("stem_odd_rows_20_filters", 2, 3, 19, 37, 20, 3, 3, (2, 2), (1, 1), edge=True),
     Case("few_filters_3x3", 1, 72, 37, 20, 3, 3, 3, padding=(1, 1), edge=True),
     Case("few_filters_5x4_four_pads", 2, 24, 9, 33, 7, 5, 4, padding=(2, 1, 0, 3), bias=False),
     # asymmetric kernels, strides, dilations, paddings

@@ -457,14 +457,20 @@ def test_first_and_last_layers_take_stem_rows(op: str) -> None:
         narrow = op != "wgrad" and (op == "fprop") == (case is last)
         if (op, layout) == ("fprop", "nchw") and case is last:
             continue  # tma_planes.cuh is near
-        ends = ("_any", "_lines") if narrow else (f"_{layout}",) if layout == "nchw" else (f"_{layout}", "_lean")
+        ends = ("_any", "_lines") if narrow else (f"_{layout}", "_lean", "_halo")
         assert name.startswith(f"stem_{op}_") and name.endswith(ends), name
     for case, tf32 in itertools.product((first, last), (True, False)):
         assert ROWS[ask(op, case, torch.float32, allow_tf32=tf32)[0]].startswith("stem_")
     short = Case("short sums", 32, 3, 224, 224, 32, 3, 3, (2, 2), (1, 1))
-    for dtype, layout in itertools.product((torch.float16, torch.bfloat16), ("nchw", "nhwc")):
-        lean = ROWS[ask(op, short, dtype, layout)[0]].endswith("_lean")
-        assert op != "fprop" or lean == (layout == "nhwc"), (dtype, layout)
+    for dtype, layout in itertools.product((torch.float16, torch.bfloat16, torch.float32), ("nchw", "nhwc")):
+        if op == "fprop":
+            rows = [ROWS[ask(op, case, dtype, layout, allow_tf32=True)[0]] for case in (short, first)]
+            near = "_nchw" if layout == "nchw" and dtype != torch.float32 else "_halo"
+            assert rows[0].endswith("_lean") and rows[1].endswith((near, "_halo")), rows
+    # Words that are read whole would take a step more: no alignment of x may take a row away.
+    steps = Case("four steps of whole words", 1, 3, 15, 16, 32, 4, 4, (1, 2), (1, 1))
+    lean = ROWS.index("stem_fprop_f16_16x64_lean")
+    assert all(ask("fprop", steps, torch.float16, "nchw", align=align)[3 + lean] > 0 for align in (16, 2))
     nine = Case("nine products", 64, 1, 28, 28, 32, 3, 3, padding=(1, 1))  # whose split operands' error shows
     assert op != "fprop" or not ROWS[ask(op, nine, torch.float32)[0]].startswith("stem_")
 

@@ -1,8 +1,8 @@
-// stem.cuh, stem_narrow.cuh and stem_wgrad.cuh, as measured: what their blocks take with the tiles that stem_tile(),
-// stem_narrow() and stem_sums() chose. Apart from what kernels include, so that a new constant compiles none.
+// stem*.cuh, as measured: what their blocks take with the tiles that stem_tile(), stem_narrow(), stem_sums() and their
+// like chose. Apart from what kernels include, so that a new constant compiles none.
 #pragma once
 
-#include "stem.h"
+#include "stem_halo.h"
 
 namespace conv2d_ext {
 
@@ -102,6 +102,35 @@ constexpr Estimate stem_narrow_estimate(Row const& row, Op op, Problem const& p,
                     double(ceil_div(tiles, sets)) * round + bytes * 0.111 / 1000;
   bool const alone = !backward && t.blocks_of_sm == 1 && !stem_is_strict(p);  // on its SM: nothing hides its waits
   return {1.05 * ns * (alone ? 1.18 : 1), 1};
+}
+
+// stem_lean.cuh. The filters, then rounds of tiles: products and stores, or bytes. Fitted to 173 layers in
+// channels_last and 16 bits (5.3 % rms), what stores take otherwise to 90 others.
+constexpr Estimate stem_lean_estimate(Op op, Problem const& p, Device const& d) {
+  StemLean const t = stem_lean(op, p);
+  StemView const v = stem_view(op, p);
+  double const steps = double(t.steps), blocks = double(t.blocks);
+  bool const half = size_of(p.dtype) == 2;
+  double const store = t.vector == 4 ? (t.nhwc ? 0.0 : half ? 3.0 : 1.0) : t.vector == 2 ? 8.0 : t.nhwc ? 29.0 : 20.0;
+  double const tile_ns = 17.5 + steps * (t.pairs ? 6.5 : 10.9) + 0.95 * blocks * steps + store * blocks;
+  double const work = double(t.tiles * t.slabs) / d.sm_count * tile_ns;
+  double const bytes = double(p.N) * size_of(p.dtype) *
+                       (double(v.C) * double(v.H) * double(v.W) + double(v.K) * double(v.P) * double(v.Q));
+  int64_t const of_sm = kStemLeanWarps * stem_lean_blocks(t.blocks, t.steps, t.pairs, t.nhwc);
+  double const rounds = double(ceil_div(t.tiles * t.slabs, int64_t(d.sm_count) * of_sm));
+  return {6960 + 76 * steps * blocks + 87 * rounds + overlapped(work, bytes / 5170), 1};
+}
+
+// stem_halo.cuh. The filters, then tiles, or bytes; NCHW in 16 bits takes longer, and rows that take no vectors. As 76
+// layers were measured.
+constexpr Estimate stem_halo_estimate(Op op, Problem const& p, Device const& d) {
+  StemHalo const t = stem_halo(op, p, d);
+  bool const half = size_of(p.dtype) == 2, fast = !half && t.nhwc;
+  double const bytes = double(p.N) * size_of(p.dtype) *
+                       (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  double const stores = t.nhwc ? (half ? 1 : 0.94) : t.vector == 1 ? (half ? 1.9 : 1.5) : half ? 1.55 : 1;
+  double const filters = (half ? 11000 : fast ? 6000 : 9000) + (fast ? 50 : 60) * double(t.chunks);
+  return {filters + overlapped(0.8 * stores * t.ns, bytes / 3500), 1};
 }
 
 }  // namespace conv2d_ext

@@ -1,0 +1,2 @@
+#include "../stem_halo.cuh"
+CONV2D_EXT_STEM_HALO(CONV2D_EXT_STEM_HALO_INSTANCE, f32, 8)

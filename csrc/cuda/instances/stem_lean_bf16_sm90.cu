@@ -1,0 +1,2 @@
+#include "../stem_lean.cuh"
+CONV2D_EXT_STEM_LEAN(CONV2D_EXT_STEM_LEAN_INSTANCE, bf16, 16)
