@@ -302,6 +302,7 @@ CASES: tuple[Case, ...] = (
     Case("groups8_of_5_odd_rows", 5, 40, 16, 7, 40, 3, 3, padding=(1, 1), groups=8),
     Case("groups8_of_7_to_5", 2, 56, 8, 9, 40, 3, 3, padding=(1, 1), groups=8),
     Case("groups4_of_32", 3, 128, 9, 8, 128, 3, 3, padding=(1, 1), groups=4),
+    Case("groups4_of_32_stride2", 5, 128, 15, 14, 128, 3, 3, (2, 2), (1, 1), groups=4, edge=True),
     Case("groups5_of_16", 2, 80, 9, 10, 80, 3, 3, padding=(1, 1), groups=5),  # four merged, and one
     Case("groups3_of_20_stride2", 2, 60, 11, 12, 60, 3, 3, (2, 2), (1, 1), groups=3),
     Case("groups6_of_9", 2, 54, 9, 10, 54, 3, 3, padding=(1, 1), groups=6),

@@ -226,6 +226,7 @@ constexpr Estimate grouped_sums_estimate(Row const& row, Problem const& p, Devic
     if (row.tile_m == 64 && !merges && m.C_per_group() < 64 && e.ns > 20000) share += 0.6;
     if (short_lines && aligned && row.tile_m != 64) share -= 0.1;
   }
+  if (is_halo(row.variant) && !merges && p.stride_w > 1 && m.C_per_group() < 64) share -= 0.08;  // lines that end early
   e.ns = e.ns * share + (e.split_k == 1 ? of->before_whole : of->before);
   int64_t const pixels = p.N * p.P() * p.Q();
   if (!f32 && row.tile_m == 64 && pixels > 100 && pixels <= 1000 && e.ns < 14000) e.ns -= 1300;
@@ -242,6 +243,7 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
     }
     return true;
   }
+  if (row.op == Op::wgrad && is_halo(row.variant) && p.stride_w > 1 && p.groups == 1) return false;  // not timed
   if (merged_groups(row, p) > 1) return true;
   if (row.family == Family::tma_strict) return strict_supports(row, p);
   if (is_pointwise(row)) return pointwise_supports(row.op, p);
@@ -303,6 +305,14 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     if (is_grouped_sums(row, p)) return grouped_sums_estimate(row, p, d);
     Estimate e = tf32 ? tf32_wgrad_estimate(row, p, d) : tma_wgrad_estimate(row, p, d);
     if (tf32_stores_apart(row, p)) e.ns += double(p.K) * double(p.C * p.R * p.S) * 0.015 + (e.split_k == 1 ? 4000 : 0);
+    return e;
+  }
+  if (Problem const m = as_merged(row, p); m.groups != p.groups) {  // slices, as measured
+    Estimate e = tma_estimate(row, op, m, d);
+    if (p.stride_w > 1)
+      e.ns = op == Op::fprop ? e.ns * 0.88 + 4800 : e.ns + 1400;
+    else
+      e.ns = e.ns < 11000 ? e.ns + 2150 : e.ns * 0.66 + 5900;
     return e;
   }
   if (takes_classes(row, p)) return classes_estimate(p, d);

@@ -1,4 +1,6 @@
-// Merged groups: wgrad by tma's tiles of 64 channels and more, in channels_last, multiplies neighbouring groups of 8 to
+// Merged groups, and sliced ones (tma.cuh).
+//
+// Merged: wgrad by tma's tiles of 64 channels and more, in channels_last, multiplies neighbouring groups of 8 to
 // 32 channels as if they were one, and stores of each filter the channels of its own group. What groups yield with each
 // other, NaN too, is dropped.
 #pragma once
@@ -26,8 +28,19 @@ constexpr bool merged_adds_always(Row const& row, Problem const& p) {
   return row.dtype == DType::f32 && !is_halo(row.variant) && !merged_stores_runs(p);
 }
 
+// fprop and dgrad by tma.cuh's slices: two groups of 32 channels are copied as one.
+constexpr int64_t sliced_groups(Row const& row, Problem const& p) {
+  if (row.family != Family::tma || row.op == Op::wgrad || row.variant != Variant::halo || row.tile_m != 128) return 1;
+  int64_t const C = p.C_per_group();
+  if (row.tile_n != 64 || size_of(p.dtype) != 2 || C != 32 || p.K_per_group() != C) return 1;
+  if (p.groups % 2 != 0 || p.N < 1 || p.H < 1 || p.W < 1 || p.P() < 1 || p.Q() < 1) return 1;
+  if (!channel_vectors(p.w, p.w_align, C, 8, p.dtype) || !map_supports(p.w, p.K, p.R, p.S, p.dtype)) return 1;
+  return tma_supports(row, merged(p, 2), true) ? 2 : 1;
+}
+
 // How many groups are one for this row: as many as have 64 channels.
 constexpr int64_t merged_groups(Row const& row, Problem const& p) {
+  if (row.op != Op::wgrad) return sliced_groups(row, p);
   bool const halo = is_halo(row.variant), f32 = row.dtype == DType::f32;
   if (row.family != Family::tma || row.op != Op::wgrad || (row.variant != Variant::im2col && !halo)) return 1;
   int64_t const C = p.C_per_group(), K = p.K_per_group(), v = 16 / size_of(row.dtype);

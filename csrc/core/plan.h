@@ -276,7 +276,7 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   // NCHW in 16-bit types, turned two pixels at a time.
   if (row.family == Family::grouped)
     return planar_lines && row.op == Op::wgrad && !f32 && !strided && p.W % 2 == 0 && p.H * p.W % 8 != 0 ? 0.9 : 1;
-  if (row.family != Family::tma || p.groups == 1) return 1;
+  if (row.family != Family::tma || p.groups == 1 || sliced_groups(row, p) > 1) return 1;
   auto is = [&](int tile_m, int tile_n) { return row.tile_m == tile_m && row.tile_n == tile_n; };
   if (row.op == Op::wgrad) {
     if (f32) return strided && is(256, 64) && C > 32 ? 0.9 : 1;
@@ -303,11 +303,13 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   }
   bool const planes = p.x.c > 1, fprop = row.op == Op::fprop;
   if (planes && strided && is(256, 64)) return fprop ? (halo ? 1.25 : 1.18) : halo ? 1.08 : 1;
+  if (strided && is(256, 64) && halo) return 1.15;
   // Small layers.
   if (fprop && C <= 32 && planes && is(64, 64)) return 1.3;
   if (fprop && C <= 32 && !strided && halo && is(128, 64)) return 1.25;
   if (row.op == Op::dgrad && strided && is(256, 128) && C > line && C % line != 0) return halo ? 1.22 : 1.15;
-  if (!strided && C % line != 0 && C < 96 && is(256, 64) && halo) return 1.15;
+  if ((!fprop || C <= 32) && !strided && C % line != 0 && C < 96 && is(256, 64) && halo) return 1.15;
+  if (!strided && C > line && C <= 96 && is(256, 96) && halo) return 0.85;
   if (row.op == Op::fprop && !strided && C > line && C % line == 0 && is(128, 128)) return 1.15;
   return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
 }

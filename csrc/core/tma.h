@@ -15,6 +15,14 @@ inline constexpr int kMaxPhases = 16;  // of dgrad
 inline constexpr int kMaxStages = 16;
 inline constexpr int kMaxKeptTiles = 4;  // tiles of filters, of which a block keeps its own in shared memory
 
+// Do blocks keep the filters of their tiles, if there is room? Of one group, and in TF32, few tiles' are kept; of
+// groups those of any number, where that takes no more than a tenth more rounds: all tiles of a block are of one group
+// then.
+constexpr bool tma_keeps_tiles(DType t, int64_t tiles, int64_t tiles_n, int64_t groups, int64_t slots) {
+  if (tiles_n <= kMaxKeptTiles || groups == 1 || t == DType::f32) return tiles_n <= kMaxKeptTiles;
+  return tiles_n <= slots && ceil_div(tiles, slots - slots % tiles_n) * 10 <= ceil_div(tiles, slots) * 11;
+}
+
 // 1x1 filters of images of contiguous pixels: does a block keep its tile's, beside three stages of pixels?
 constexpr bool keeps_filters(int64_t tiles, int64_t chunks, int64_t chunk_bytes, int64_t pixel_bytes, int64_t ring) {
   return tiles <= kMaxKeptTiles && chunks <= kMaxStages && chunks * chunk_bytes + 3 * pixel_bytes <= ring;
@@ -150,11 +158,12 @@ constexpr bool tma_swapped(Row const& row) {
   return row.op != Op::wgrad && row.variant != Variant::pointwise && row.tile_m == 256 && row.tile_n == 64;
 }
 
-// The walk of a row's halo variant, along W: tma_swap.cuh's rows share columns. Where they store pairs of neighbouring
-// pixels, as in NCHW, padded columns stay even in number: else every other row's pairs would begin off 4 bytes.
+// The walk of a row's halo variant, along W: tma_swap.cuh's rows and those of slices (merged.h) share columns. Where
+// they store pairs of neighbouring pixels, as in NCHW, padded columns stay even in number: else every other row's pairs
+// would begin off 4 bytes.
 constexpr Walk halo_walk(Row const& row, Problem const& p, Walk const& w) {
   Walk all = halo_walk(w);
-  if (!tma_swapped(row)) return all;
+  if (!tma_swapped(row) && (p.dtype == DType::f32 || row.tile_m != 128 || row.tile_n != 64)) return all;
   bool const forward = row.op == Op::fprop;
   int64_t const shared = halo_shared_columns(w, forward ? p.W : p.Q());
   all.pixels -= shared;
@@ -190,7 +199,7 @@ constexpr WgradTiles wgrad_tiles(Row const& row, Problem const& p) {
   bool const halo = is_halo(row.variant), narrow = row.variant == Variant::narrow;
   WgradTiles t;
   t.stores = !halo && !narrow && !wgrad_filters_first(row);
-  t.columns = p.Q() + (halo ? (min64(p.S, kWgradTaps) - 1) * p.dilation_w : 0);
+  t.columns = p.Q() + (halo ? (min64(p.S, kWgradTaps) - 1) / p.stride_w * p.dilation_w : 0);
   t.runs = p.R * (halo ? ceil_div(p.S, kWgradTaps) : p.S) * (narrow ? 1 : ceil_div(p.C_per_group(), 64));
   int64_t const run_rows = halo ? 64 * kWgradTaps : narrow ? 32 : 64;
   t.tiles = ceil_div(t.runs, row.tile_m / run_rows) * ceil_div(p.K_per_group(), row.tile_n) * p.groups;
@@ -237,8 +246,8 @@ constexpr bool wgrad_supports(Row const& row, Problem const& p) {
   if (t.tiles > 128 || t.steps == 0) return false;
   if (row.variant == Variant::narrow) return p.C_per_group() <= 32;
   if (row.variant == Variant::im2col) return true;
-  if (w.stride != 1 || w.taps < 2 || (kWgradTaps - 1) * p.dilation_w > kHalo) return false;
-  if (p.dtype == DType::f32 && p.dilation_w != 1) return false;
+  if (w.stride > 2 || w.taps < 2 || (kWgradTaps - 1) / w.stride * p.dilation_w > kHalo) return false;
+  if (p.dtype == DType::f32 && (w.stride != 1 || p.dilation_w != 1)) return false;
   w.pixels = t.columns;
   return im2col_supports(w, p.W);
 }
@@ -260,9 +269,17 @@ constexpr bool phases_supports(Problem const& p) {
   return PhasesShape(p).stages >= 2 && double(p.N) * double(p.H) * double(p.W + 2 * kHalo) < 1e11;
 }
 
-constexpr bool tma_supports(Row const& row, Problem const& p) {
+// Blocks of a round; a constant, so that results do not depend on the device.
+constexpr int64_t tma_slots(Row const& row) {
+  return row.family == Family::tma && row.tile_m == 128 && row.tile_n == 64 ? 264 : 132;
+}
+
+// slices: sliced groups (merged.h), of which the halo variant takes strides along W, too; one row is of these alone.
+constexpr bool tma_supports(Row const& row, Problem const& p, bool slices = false) {
   if (row.variant == Variant::phases) return phases_supports(p);
   bool const forward = row.op == Op::fprop;
+  bool const half = size_of(p.dtype) == 2;
+  if (half && !forward && row.op != Op::wgrad && is_halo(row.variant) && tma_slots(row) > 132 && !slices) return false;
   int const v = 16 / size_of(p.dtype);
   TmaTakesAny any = tma_takes_any(row.op, p);
   any.w |= tma_adds_into_any(row, p);
@@ -288,7 +305,7 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
       if (!im2col_supports(h, forward ? p.H : p.P(), groups)) return false;
       if (is_halo(row.variant)) {
         Halo const halo = halo_of(w);
-        if (w.stride != 1 && !tma_swapped(row) && p.dtype != DType::f32) return false;
+        if (w.stride != 1 && !slices && !tma_swapped(row) && p.dtype != DType::f32) return false;
         if ((ceil_div(w.taps, halo.copies) - 1) * halo.shift > kHalo) return false;
         shared = shared || w.taps > halo.copies;
         w = halo_walk(row, p, w);
@@ -301,11 +318,6 @@ constexpr bool tma_supports(Row const& row, Problem const& p) {
   double const pixels = double(g.M) * (is_halo(row.variant) ? double(p.S * p.dilation_w + 1) : 1.0);
   return (pixels / row.tile_m + 2) * double(ceil_div(g.N, row.tile_n)) * double(g.batches) < 1e6 * 500 &&
          double(g.depth) < 1e9;
-}
-
-// Blocks of a round; a constant, so that results do not depend on the device.
-constexpr int64_t tma_slots(Row const& row) {
-  return row.family == Family::tma && row.tile_m == 128 && row.tile_n == 64 ? 264 : 132;
 }
 
 // How many of its `most` tiles along M a phase computes before it is the next one's turn: the phases of dgrad read the
@@ -481,9 +493,9 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   int64_t const line = 128 / size_of(p.dtype), chunks = ceil_div(C, line), tiles_n = ceil_div(N, row.tile_n) * p.groups;
   double const filled = double(ceil_div(C * 4, line)) / double(chunks * 4);  // instructions of the steps
   double const mma_ns = area * 64 / tile.rate * filled * (swapped && C <= 32 ? 1.03 : 1.0);
-  int64_t const stages_b = p.R * p.S * chunks;
+  int64_t const stages_b = p.R * p.S * chunks, tiles = tma_tiles(row, p);
   bool const keeps_b =
-      tiles_n <= kMaxKeptTiles &&
+      tma_keeps_tiles(p.dtype, tiles, tiles_n, p.groups, tma_slots(row)) &&
       (swapped ? stages_b <= 64 && (stages_b * (N <= 32 ? 32 : 64) + 3 * 264) * tma_line(C) <= 205 * 1024
                : !tma_swapped_wide(row) && stages_b <= 16 && stages_b * row.tile_n * tma_line(C) <= 100 * 1024);
   // Lines that end early take longer, more so if they begin off 32 bytes, or lie across those of memory.
@@ -510,7 +522,6 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
                                                                                                               : 1;
   // Few filters leave half of the instructions' rows empty; as measured (L56, L19).
   double const few = forward && halo && swapped && N <= 32 && C > 32 ? 1.07 : 1;
-  int64_t const tiles = tma_tiles(row, p);
   double const met = tma_steps_left(row, op, p);
   double const filter_bytes = double(p.K) * double(p.C_per_group() * p.R * p.S) * size_of(p.dtype);
   double touched = 1;  // of x
@@ -657,7 +668,9 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
                                               : 0.93;
   double const mma_ns = TM * TN * 64 / (2048 * 1.56 * share);
   // Copies take the time of their bytes through L2, or of their lines; those that the channels do not fill take longer.
-  double const x_lines = halo ? TM / (64 * kWgradTaps) * (kWgradPixels + 2) : narrow ? TM * 2 : TM;
+  // With a stride there are two copies of halo's, which take twice as long, as measured.
+  double const x_copies = p.stride_w > 1 ? 4.2 : 1;
+  double const x_lines = halo ? TM / (64 * kWgradTaps) * (kWgradPixels + 2) * x_copies : narrow ? TM * 2 : TM;
   double const filled = p.C_per_group() % (narrow ? 32 : 64) == 0 ? 1 : 1 - 1.0 / double(ceil_div(p.C_per_group(), 64));
   double const lines_ns = x_lines * (2.65 - 1.18 * filled) + TN * 1.68;
   // Lines that lie across those of memory.

@@ -20,11 +20,15 @@
 // With a split, the tiles after the last whole round are not left to some of the blocks: their steps are shared out
 // evenly, and tma_reduce adds the parts of a tile.
 //
+// Slices: two neighbouring groups of 32 channels are copied as one of 64 (core/merged.h). Each half of the channels
+// meets the filters of its own group alone, whose results are columns of their own, so nothing is multiplied by zeros.
+//
 // Floats are multiplied in TF32, rounded by the copy engine; tma_tf32.cuh launches these.
 #pragma once
 
 #include <type_traits>
 
+#include "../core/merged.h"
 #include "../core/pointwise.h"
 #include "fragments.cuh"
 #include "gather.cuh"
@@ -210,6 +214,7 @@ struct Params {
   void* out;
   void* workspace;
   int32_t rows_a, tile_m;  // rows of A's images; both for skip_padding
+  int32_t slices;          // groups that are copied as one
 };
 
 // A tile, or a block's part of one.
@@ -516,9 +521,8 @@ __device__ void copy_b(Params const& p, uint32_t ring, Barriers const& bars, int
   Stage b;
   Work work(p);
   for (Unit unit; work.take<skips>(p, unit);) {
-    Phase const& phase = p.phase[unit.phase];
     int const first = unit.n * TN, runs = min((TN + 63) / 64, (p.N - first + 63) / 64);
-    int const bytes = b_rows ? runs * chunk_size * kLineBytes : min(TN, p.N) * p.line;
+    int const bytes = p.slices > 1 ? stage_bytes : b_rows ? runs * chunk_size * kLineBytes : min(TN, p.N) * p.line;
     constexpr int most_runs = turned ? TN / 64 : 1;
     int pixel[most_runs], image[most_runs];  // of a turned problem's runs
     if constexpr (turned) {
@@ -528,34 +532,40 @@ __device__ void copy_b(Params const& p, uint32_t ring, Barriers const& bars, int
         image[i] = p.runs.divide(run), pixel[i] = run * 64;
       }
     }
-    int const most_taps = phase.taps_a, full_copies = phase.full_copies, step_s = phase.step_s;
-    int const first_s = phase.first_s, next_s = phase.taps_w * step_s, step_r = phase.step_r,
-              first_r = phase.first_r + (skips ? unit.first_tap * step_r : 0);
-    Step at(p, phase, unit.begin, skips ? unit.copies : phase.copies);
+    // Filters that stay are those of all phases.
 #pragma unroll 1
-    for (int step = 0; step < unit.count; ++step, at.advance()) {
-      int const chunk = at.chunk * chunk_size, r = first_r + at.tap_h * step_r;
-      int const taps = most_taps - (at.tap_w >= full_copies);
-      int s = first_s + at.tap_w * step_s;
+    for (int i = 0; i < (p.keep_b ? int(p.phases) : 1); ++i) {
+      Phase const& phase = p.phase[p.keep_b ? i : unit.phase];
+      int const most_taps = phase.taps_a, full_copies = phase.full_copies, step_s = phase.step_s;
+      int const first_s = phase.first_s, next_s = phase.taps_w * step_s, step_r = phase.step_r,
+                first_r = phase.first_r + (skips ? unit.first_tap * step_r : 0);
+      Step at(p, phase, unit.begin, skips ? unit.copies : phase.copies);
 #pragma unroll 1
-      for (int t = 0; t < taps; ++t, s += next_s) {
-        if (b.index % 2 == copier) {
-          uint32_t const full = bars.full_b + b.index * 8, to = ring + b.index * stage_bytes;
-          ptx::mbarrier_wait(bars.empty_b + b.index * 8, b.parity ^ 1);
-          ptx::mbarrier_arrive_expect_tx(full, bytes);
-          if constexpr (turned) {
+      for (int step = 0; step < (p.keep_b ? phase.steps : unit.count); ++step, at.advance()) {
+        int const chunk = at.chunk * chunk_size, r = first_r + at.tap_h * step_r;
+        int const taps = most_taps - (at.tap_w >= full_copies);
+        int s = first_s + at.tap_w * step_s;
+#pragma unroll 1
+        for (int t = 0; t < taps; ++t, s += next_s) {
+          if (b.index % 2 == copier) {
+            uint32_t const full = bars.full_b + b.index * 8, to = ring + b.index * stage_bytes;
+            ptx::mbarrier_wait(bars.empty_b + b.index * 8, b.parity ^ 1);
+            ptx::mbarrier_arrive_expect_tx(full, bytes);
+            if constexpr (turned) {
 #pragma unroll
-            for (int run = 0; run < most_runs; ++run)
-              if (run < runs)
-                ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &p.b, full, pixel[run], 0, 0, chunk, image[run]);
-          } else if constexpr (b_rows) {  // a chunk of filters of 64 columns at a time
-            for (int run = 0; run < runs; ++run)
-              ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &p.b, full, first + run * 64, s, r, chunk, unit.group);
-          } else {
-            ptx::cp_async_bulk_tensor_5d(to, &p.b, full, chunk, s, r, first, unit.group);
+              for (int run = 0; run < most_runs; ++run)
+                if (run < runs)
+                  ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &p.b, full, pixel[run], 0, 0, chunk, image[run]);
+            } else if constexpr (b_rows) {  // a chunk of filters of 64 columns at a time
+              for (int run = 0; run < runs; ++run)
+                ptx::cp_async_bulk_tensor_5d(to + run * kRunBytes, &p.b, full, first + run * 64, s, r, chunk,
+                                             unit.group);
+            } else {
+              ptx::cp_async_bulk_tensor_5d(to, &p.b, full, chunk, s, r, first, unit.group);
+            }
           }
+          b.advance(stages);
         }
-        b.advance(stages);
       }
     }
     if (p.keep_b) return;
@@ -805,7 +815,7 @@ __device__ __forceinline__ void with_constant(int count, Run const& run) {
     run(std::integral_constant<int, 1>());
 }
 
-template <class T, int TM, int TN, A a_is, bool b_rows, bool skips, bool plain = false>
+template <class T, int TM, int TN, A a_is, bool b_rows, bool skips, bool plain = false, int slices = 1>
 __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   constexpr bool a_rows = a_is == A::rows, turned = a_is != A::pixels;
   using S = Shape<T, TM, TN, turned>;
@@ -816,7 +826,12 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
   int const my_rows = S::turns ? 0 : group * (TM / 2);
   uint32_t const half_a = a_rows ? kRunBytes : 64 * p.line, my_a = ring + my_rows / 64 * half_a;
   uint64_t const rows = ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes), lines = layout_of(p.line),
-                 layout_a = a_rows ? rows : lines, layout_b = b_rows ? rows : lines;
+                 layout_a = a_rows ? rows : lines;
+  // A slice's filters are lines of its channels.
+  constexpr int slice_line = kLineBytes / slices, in_slice = 4 / slices;  // in_slice: instructions
+  uint64_t const layout_b = slices > 1 ? ptx::wgmma_descriptor<slice_line>(0, 0, 8 * slice_line)
+                            : b_rows   ? rows
+                                       : lines;
   Barriers const bars(tables);
   uint32_t const staging = ring + (p.by_engine ? S::ring_beside_pieces : S::ring_bytes + group * kRunBytes);
   Stage a, b;
@@ -859,13 +874,13 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
         if (n < TN && at < p.N)
           bias[i / kWarpgroup] = static_cast<T const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride];
       }
-    if (!plain && p.keep_b) b = {};
+    if (!plain && p.keep_b) b = {}, b.index = phase.first_b;
     Step at(p, phase, plain ? 0 : unit.begin, skips ? unit.copies : phase.copies);
     // A turn begins when the other has seen its last stage arrive, as in tma_swap.cuh.
     if (S::turns && !first) ptx::bar_sync(3 + group, 2 * kWarpgroup);
     for (int step = 0; step < unit.count; ++step, at.advance()) {
       int const instructions = at.last_chunk() ? p.last : 4;
-      int const taps = most_taps - (sizeof(T) == 4 && at.tap_w >= full_copies);
+      int const taps = most_taps - ((sizeof(T) == 4 || slices > 1) && at.tap_w >= full_copies);
       ptx::mbarrier_wait(bars.full_a + a.index * 8, turned && p.keep_a ? 0 : a.parity);
       uint32_t from_a = my_a + a.index * p.a_bytes;
       for (int t = 0; t < taps; ++t, from_a += shift) {
@@ -878,12 +893,25 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
 #pragma unroll
           for (int k = 0; k < decltype(count)::value; ++k)
 #pragma unroll
-            for (int h = 0; h < halves; ++h)
-              ptx::wgmma_mma_async<T, a_rows, b_rows>(acc[h], at_address(layout_a, from_a + h * half_a + k * step_a),
-                                                      at_address(layout_b, from_b + k * step_b));
+            for (int h = 0; h < halves; ++h) {
+              uint64_t const of_a = at_address(layout_a, from_a + h * half_a + k * step_a);
+              if constexpr (slices == 1) {
+                ptx::wgmma_mma_async<T, a_rows, b_rows>(acc[h], of_a, at_address(layout_b, from_b + k * step_b));
+              } else {
+                constexpr int count = TN / 2 / slices;
+                int const slice = k / in_slice;
+                uint32_t const at_b =
+                    b_rows ? k * 16 * slice_line : slice * (64 / slices) * slice_line + k % in_slice * 32;
+                ptx::wgmma_mma_async<T, a_rows, b_rows>(reinterpret_cast<float (&)[count]>(acc[h][slice * count]), of_a,
+                                                        at_address(layout_b, from_b + at_b));
+              }
+            }
           ptx::wgmma_commit_group();
         };
-        with_constant(instructions, instruct);
+        if constexpr (slices > 1)
+          instruct(std::integral_constant<int, 4>());
+        else
+          with_constant(instructions, instruct);
         ptx::wgmma_wait_group<1>();
 #pragma unroll
         for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
@@ -929,7 +957,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
 // b_rows: B's columns are contiguous in memory, not its k. skips: rows of taps where all of a tile's pixels meet
 // padding. plain: of a problem of whole tiles, one phase and group, whose results are vectors and whose filters do not
 // stay. Such a kernel has half of the code, which memory brings where other kernels ran before.
-template <class T, int TM, int TN, A a_is, bool b_rows, bool skips = false, bool plain = false>
+template <class T, int TM, int TN, A a_is, bool b_rows, bool skips = false, bool plain = false, int slices = 1>
 __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel(__grid_constant__ Params const p) {
   using S = Shape<T, TM, TN, a_is != A::pixels>;
   extern __shared__ uint8_t dynamic[];
@@ -950,7 +978,7 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    multiply<T, TM, TN, a_is, b_rows, skips, plain>(p, ring, tables);
+    multiply<T, TM, TN, a_is, b_rows, skips, plain, slices>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     Barriers const bars(tables);
@@ -1049,7 +1077,7 @@ __global__ void __launch_bounds__(kReduceThreads) tma_reduce(__grid_constant__ P
 
 template <class S, class T, int TM, int TN>
 cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row const& kernel_row, Plan const& plan,
-                      Arguments const& args, bool rounded = sizeof(T) == 4) {
+                      Arguments const& args, bool rounded = sizeof(T) == 4, int slices = 1) {
   bool const forward = op == Op::fprop, halo = is_halo(kernel_row.variant);
   int64_t const C = forward ? p.C_per_group() : p.K_per_group();  // of the reduction
   Strides const &in = forward ? p.x : p.y, &out = forward ? p.y : p.x;
@@ -1079,6 +1107,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   q.rows_a = int32_t(in_H), q.tile_m = TM;
   q.a_bytes = a_rows ? TM * kLineBytes : (halo ? TM + kHalo : TM) * q.line;
   q.b_bytes = forward ? S::b_bytes / kLineBytes * q.line : S::b_bytes;
+  q.slices = slices, q.b_bytes /= slices;
   if (S::keeps_b) q.b_bytes = S::kept_bytes(q.N, q.line, forward || sizeof(T) == 4);
   if (forward)
     q.stride_h = int32_t(p.stride_h), q.stride_w = int32_t(p.stride_w);
@@ -1131,6 +1160,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   q.turn = Divisor(turn), q.cycle = Divisor(turn * phases), q.cycles = int32_t(most / turn);
   q.last_turn = Divisor(max64(most % turn, 1));
   TileSplit const split = tma_split(kernel_row, most * phases * tiles_n, plan.split_k);
+  bool const keeps = tma_keeps_tiles(p.dtype, split.alone, tiles_n, p.groups, tma_slots(kernel_row));
   q.alone = int32_t(split.alone);
   q.shares = Shares(split, steps);
   q.strip_steps = Divisor(q.shares.strip_steps);
@@ -1153,7 +1183,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   // The stages of B begin at a multiple of 1024 bytes.
   if ((S::even_stages && whole) || (S::keeps_b && q.line == 64)) stages_a -= stages_a % 2;
   int64_t stages_b = min64((ring - stages_a * q.a_bytes) / q.b_bytes, kMaxStages);
-  q.keep_b = S::keeps_b && q.shares.shared == 0 && tiles_n <= kMaxKeptTiles && first_b <= kMaxKept &&
+  q.keep_b = S::keeps_b && q.shares.shared == 0 && keeps && first_b <= kMaxKept &&
              first_b * q.b_bytes + 3 * q.a_bytes <= S::ring_bytes;
   if (q.keep_b) {
     stages_b = first_b;
@@ -1161,7 +1191,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     if (q.line == 64) stages_a -= stages_a % 2;
   }
   // A block's tiles have the same filters, if the blocks are a multiple of the tiles along N.
-  if (S::stays && !turned && q.shares.shared == 0 && phases == 1 && tiles_n <= kMaxKeptTiles && first_b <= kMaxStages &&
+  if (S::stays && !turned && q.shares.shared == 0 && (phases == 1 || slices > 1) && keeps && first_b <= kMaxStages &&
       first_b * q.b_bytes <= ring / 2) {
     q.keep_b = true;
     stages_b = first_b;
@@ -1189,21 +1219,25 @@ inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int ea
 
 // S: the shape of `kernel`'s blocks. skipping: leaves out rows of taps; filters that stay are those of all taps. plain:
 // for plain problems.
-template <class S, Op op, DType dtype, int TM, int TN>
+template <class S, Op op, DType dtype, int TM, int TN, int slices = 1>
 cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan const& plan, Arguments const& args,
                           cudaStream_t stream, void (*skipping)(Params) = nullptr, void (*plain)(Params) = nullptr) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool b_rows = op == Op::dgrad;  // B is N-major
   Params p{};
   int64_t blocks = 0;
-  cudaError_t error = params_of<S, T, TM, TN>(p, blocks, op, problem, row_of(plan), plan, args);
+  Problem const as_one = slices > 1 ? merged(problem, slices) : problem;
+  cudaError_t error = params_of<S, T, TM, TN>(p, blocks, op, as_one, row_of(plan), plan, args, sizeof(T) == 4, slices);
   if (error != cudaSuccess) return error;
   if (skipping != nullptr && !p.keep_b)
     kernel = skipping;
   else if (plain != nullptr && p.plain)
     kernel = plain;
   int const chunk = p.line / int(sizeof(T)), columns = S::columns(p.N);
-  error = encode_filters(p.b, args.b, problem, b_rows ? columns : chunk, b_rows ? chunk : int(min64(TN, p.N)));
+  Problem filters = problem;  // of slices: 64 of a group's channels each
+  filters.C /= slices, filters.groups /= slices;
+  error =
+      encode_filters(p.b, args.b, filters, (b_rows ? columns : chunk) / slices, b_rows ? chunk : int(min64(TN, p.N)));
   if (error != cudaSuccess) return error;
 
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
@@ -1225,8 +1259,16 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   using T = typename TypeOf<dtype>::type;
   constexpr bool images = variant == Variant::pointwise;  // are the groups
   constexpr A a_is = images ? A::lines : A::pixels;
-  void (*kernel)(Params) = tma_kernel<T, TM, TN, a_is, op == Op::dgrad>;
-  void (*skipping)(Params) = nullptr, (*plain)(Params) = nullptr;
+  void (*kernel)(Params) = nullptr, (*skipping)(Params) = nullptr, (*plain)(Params) = nullptr;
+  if constexpr (variant == Variant::halo && TM == 128 && TN == 64 && sizeof(T) == 2) {
+    if (sliced_groups(row_of(plan), problem) == 2) {
+      kernel = tma_kernel<T, TM, TN, a_is, op == Op::dgrad, false, false, 2>;
+      return launch_kernel<Shape<T, TM, TN>, op, dtype, TM, TN, 2>(kernel, problem, plan, args, stream);
+    }
+    if constexpr (op == Op::fprop) kernel = tma_kernel<T, TM, TN, a_is, false>;
+  } else {
+    kernel = tma_kernel<T, TM, TN, a_is, op == Op::dgrad>;
+  }
   if constexpr (variant == Variant::im2col && TN != 64 && TN != TM)  // 128x128 gains nothing by it
     plain = tma_kernel<T, TM, TN, a_is, op == Op::dgrad, false, true>;
   if constexpr (images)

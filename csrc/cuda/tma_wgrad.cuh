@@ -8,9 +8,10 @@
 //
 // Variants halo and narrow: filters are the rows of the instruction; its columns are one or more runs of x, and each
 // multiplying warpgroup has columns of its own.
-//   halo (stride 1 along W): a run is 64 channels of kTaps taps of a row of the filter. x's pixels include the padded
-//   columns, so that those of the next tap are the same lines moved by the dilation: one copy serves the run, and the
-//   distance of the instruction's blocks of 64 columns is that of two taps, some lines. y is zero at padded columns.
+//   halo (stride 1 or 2 along W): a run is 64 channels of kTaps taps of a row of the filter. x's pixels include the
+//   padded columns, so that those of the next tap are the same lines moved by the dilation: one copy serves the run,
+//   and the distance of the instruction's blocks of 64 columns is that of two taps, some lines. y is zero at padded
+//   columns. With stride 2 that holds of every other tap, so the one between has a copy and an instruction of its own.
 //   narrow: a run is the 32 channels of a tap; lines of 64 bytes.
 //
 // WgradShares says which tiles and steps a block has. Parts of tiles go to the workspace, and wgrad_reduce adds them in
@@ -29,7 +30,7 @@ constexpr int kPixels = kWgradPixels, kTaps = kWgradTaps;
 
 // A stage holds x_copies runs of x and y_copies times 64 filters of y. An instruction's rows are 64, its columns
 // `columns`; a multiplying warpgroup has `halves` of them, and `runs` of the runs.
-template <class T, Variant variant, int TM, int TN>
+template <class T, Variant variant, int TM, int TN, int stride = 1>
 struct WgradShape {
   static constexpr bool filters = false;  // are rows
   static constexpr int row_groups = 1;    // warpgroups that share the columns
@@ -48,9 +49,9 @@ struct WgradShape {
 };
 
 // Of the variants whose rows are filters.
-template <class T, Variant variant, int TM, int TN>
+template <class T, Variant variant, int TM, int TN, int stride>
   requires(variant != Variant::im2col)
-struct WgradShape<T, variant, TM, TN> {
+struct WgradShape<T, variant, TM, TN, stride> {
   static constexpr bool halo = is_halo(variant), filters = true;
   static constexpr int row_groups = 1;
   static constexpr int columns = halo ? kTaps * 64 : 160, run_columns = halo ? columns : 32;
@@ -60,7 +61,7 @@ struct WgradShape<T, variant, TM, TN> {
   static_assert((warpgroups * multiply_regs + copy_regs) * kWarpgroup <= 65536);
   static constexpr int line_bytes = halo ? kLineBytes : kLineBytes / 2;
   static constexpr int x_bytes = (halo ? kPixels + kHalo : kPixels) * line_bytes;
-  static constexpr int x_copies = warpgroups * runs, y_copies = halves;
+  static constexpr int x_copies = warpgroups * runs * stride, y_copies = halves;
   // y last: compute-sanitizer takes halo's blocks of columns, which lie over each other, for one behind the other.
   static constexpr int x_at = 0, y_at = x_copies * x_bytes, stage_bytes = y_at + y_copies * kRunBytes;
   static constexpr int stages = 225 * 1024 / stage_bytes, shared_bytes = stages * stage_bytes + 1024;
@@ -187,7 +188,7 @@ struct WgradRun {
     if constexpr (is_halo(variant)) {
       r = run % p.R;
       int const rest = run / p.R, in_row = (p.S + kTaps - 1) / kTaps;
-      s = rest % in_row * kTaps + column / 64;
+      s = rest % in_row * kTaps + column / 64 * p.stride_w % kTaps;  // stride 2: taps 0, 2, 1
       c = rest / in_row * 64 + column % 64;
     } else {
       int const tap = run / p.chunks;
@@ -199,15 +200,16 @@ struct WgradRun {
 
 // A copying warp's units, in turn: of each its copies and its first pixel. The first unit is worked out while other
 // warps set up the barriers.
-template <class T, Variant variant, int TM, int TN>
+template <class T, Variant variant, int TM, int TN, int stride>
 struct WgradCopies {
-  using S = WgradShape<T, variant, TM, TN>;
+  using S = WgradShape<T, variant, TM, TN, stride>;
   static constexpr int each = (S::x_copies + S::y_copies + 3) / 4;
   static constexpr int copiers = S::x_copies + S::y_copies < 4 ? S::x_copies + S::y_copies : 4;  // warps
   WgradWork work;
   WgradUnit unit;
   WgradPixel pixel;
-  int runs, bytes, c[each], offset_h[each], offset_w[each];  // bytes: of the warp's copies of a step, may be none
+  int of_x, bytes, c[each], offset_h[each],
+      offset_w[each];  // of_x: copies of x; bytes: of the warp's copies of a step, may be none
   bool more;
 
   __device__ void begin(WgradParams const& p, int warp) {
@@ -217,14 +219,14 @@ struct WgradCopies {
   __device__ void next(WgradParams const& p, int warp) {
     more = work.next(p, unit);
     if (!more) return;
-    int const first = unit.m * S::x_copies;
-    runs = min(p.runs - first, S::x_copies), bytes = 0;
+    int const first = unit.m * (S::x_copies / stride);  // run
+    of_x = min((p.runs - first) * stride, S::x_copies), bytes = 0;
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       int const copy = warp + 4 * i;
-      bytes += copy < runs ? p.copy_bytes : copy >= S::x_copies && copy < S::x_copies + S::y_copies ? kRunBytes : 0;
-      WgradRun<variant> const run(p, first + copy);
-      offset_h[i] = run.r * p.dilation_h, offset_w[i] = run.s * p.dilation_w;
+      bytes += copy < of_x ? p.copy_bytes : copy >= S::x_copies && copy < S::x_copies + S::y_copies ? kRunBytes : 0;
+      WgradRun<variant> const run(p, first + copy / stride);
+      offset_h[i] = run.r * p.dilation_h, offset_w[i] = (run.s + copy % stride) * p.dilation_w;
       c[i] = copy < S::x_copies ? unit.group * p.C + run.c : unit.group * p.K + unit.n * TN + (copy - S::x_copies) * 64;
     }
     pixel = WgradPixel(p, unit);
@@ -234,10 +236,10 @@ struct WgradCopies {
 // One thread of each warp of the last warpgroup shares in the copies: one alone would take longer to issue them than a
 // step is multiplied. Each arrives, also if a tile of few runs leaves it nothing to copy: a stage that did not wait for
 // it could get two trips round the ring ahead of it, of which parity tells nothing, and it would wait for ever.
-template <class T, Variant variant, int TM, int TN>
+template <class T, Variant variant, int TM, int TN, int stride>
 __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, uint32_t empty, int warp,
-                           WgradCopies<T, variant, TM, TN>& copies) {
-  using S = WgradShape<T, variant, TM, TN>;
+                           WgradCopies<T, variant, TM, TN, stride>& copies) {
+  using S = WgradShape<T, variant, TM, TN, stride>;
   if (warp >= copies.copiers) return;
   Stage stage;
   for (; copies.more; copies.next(p, warp)) {
@@ -252,7 +254,7 @@ __device__ void wgrad_copy(WgradParams const& p, uint32_t ring, uint32_t full, u
 #pragma unroll
       for (int i = 0; i < copies.each; ++i) {
         int const copy = warp + 4 * i;
-        if (copy < copies.runs)
+        if (copy < copies.of_x)
           ptx::cp_async_bulk_tensor_im2col(to + S::x_at + copy * S::x_bytes, &p.x, bar, copies.c[i], w, h, pixel.n,
                                            copies.offset_w[i], copies.offset_h[i]);
         else if (copy >= S::x_copies && copy < S::x_copies + S::y_copies)
@@ -320,16 +322,16 @@ __device__ void wgrad_store(WgradParams const& p, WgradUnit const& unit, int run
   }
 }
 
-template <class T, Variant variant, int TM, int TN>
+template <class T, Variant variant, int TM, int TN, int stride>
 __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
-  using S = WgradShape<T, variant, TM, TN>;
+  using S = WgradShape<T, variant, TM, TN, stride>;
   constexpr bool filters = S::filters;
   constexpr int halves = S::halves / S::row_groups;  // of a warpgroup
   constexpr int core_bytes = 8 * S::line_bytes;      // of B
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   uint32_t const full_at = warp_uniform(ptx::shared_address(full));
   uint32_t const empty_at = warp_uniform(ptx::shared_address(empty));
-  int const my_x = S::x_at + group / S::row_groups * S::runs * S::x_bytes,
+  int const my_x = S::x_at + group / S::row_groups * (S::runs * stride) * S::x_bytes,
             a_at = filters ? S::y_at + group % S::row_groups * halves * kRunBytes : my_x,
             b_at = filters ? my_x : S::y_at;
   // Of B's blocks of 64, or 32, columns.
@@ -365,10 +367,19 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
 #pragma unroll
       for (int k = 0; k < kPixels / 16; ++k)
 #pragma unroll
-        for (int h = 0; h < halves; ++h)
-          ptx::wgmma_mma_async<T, true, true>(
-              acc[h], ptx::wgmma_descriptor(from_a + h * kRunBytes + k * 2 * kCoreBytes, kRunBytes, kCoreBytes),
-              ptx::wgmma_descriptor<S::line_bytes>(from_b + k * 2 * core_bytes, distance, core_bytes));
+        for (int h = 0; h < halves; ++h) {
+          uint64_t const a = ptx::wgmma_descriptor(from_a + h * kRunBytes + k * 2 * kCoreBytes, kRunBytes, kCoreBytes);
+          auto b = [&](int copy) {
+            uint32_t const from = from_b + copy * S::x_bytes + k * 2 * core_bytes;
+            return ptx::wgmma_descriptor<S::line_bytes>(from, distance, core_bytes);
+          };
+          if constexpr (stride == 1) {
+            ptx::wgmma_mma_async<T, true, true>(acc[h], a, b(0));
+          } else {
+            ptx::wgmma_mma_async<T, true, true>(reinterpret_cast<float (&)[64]>(acc[h]), a, b(0));
+            ptx::wgmma_mma_async<T, true, true>(reinterpret_cast<float (&)[32]>(acc[h][64]), a, b(1));
+          }
+        }
       ptx::wgmma_commit_group();
       ptx::wgmma_wait_group<1>();
 #pragma unroll
@@ -397,16 +408,16 @@ __device__ void wgrad_multiply(WgradParams const& p, uint32_t ring, uint64_t* fu
     ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
-template <class T, Variant variant, int TM, int TN>
+template <class T, Variant variant, int TM, int TN, int stride>
 __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, WgradShape<T, variant, TM, TN>::blocks)
     wgrad_kernel(__grid_constant__ WgradParams const p) {
-  using S = WgradShape<T, variant, TM, TN>;
+  using S = WgradShape<T, variant, TM, TN, stride>;
   extern __shared__ uint8_t dynamic[];
   __shared__ uint64_t full[S::stages], empty[S::stages];
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp % 4;
   constexpr int multiplying = S::warpgroups * S::row_groups * 4;  // warps
-  WgradCopies<T, variant, TM, TN> copies;
+  WgradCopies<T, variant, TM, TN, stride> copies;
   if (warp < multiplying) {
     if (threadIdx.x % 32 == 0) {
       for (int i = warp; i < S::stages; i += multiplying) {
@@ -423,12 +434,12 @@ __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, Wgrad
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (warp < multiplying) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    wgrad_multiply<T, variant, TM, TN>(p, ring, full, empty);
+    wgrad_multiply<T, variant, TM, TN, stride>(p, ring, full, empty);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     uint32_t const full_at = warp_uniform(ptx::shared_address(full)),
                    empty_at = warp_uniform(ptx::shared_address(empty));
-    if (ptx::elect()) wgrad_copy<T, variant, TM, TN>(p, ring, full_at, empty_at, copier, copies);
+    if (ptx::elect()) wgrad_copy<T, variant, TM, TN, stride>(p, ring, full_at, empty_at, copier, copies);
   }
 }
 
@@ -631,10 +642,10 @@ cudaError_t launch_reduce(Problem const& problem, Arguments const& args, cudaStr
                        kReduceWarps * 32, kReduceBytes, stream, p, images, slices);
 }
 
-template <DType dtype, int TM, int TN, Variant variant>
+template <DType dtype, int TM, int TN, Variant variant, int stride = 1>
 cudaError_t launch_wgrad(Problem const& given, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  using S = WgradShape<T, variant, TM, TN>;
+  using S = WgradShape<T, variant, TM, TN, stride>;
   Problem const problem = as_merged(row_of(plan), given);
   constexpr bool halo = is_halo(variant), filters = S::filters;
   Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
@@ -672,7 +683,7 @@ cudaError_t launch_wgrad(Problem const& given, Plan const& plan, Arguments const
     if (p.own.C == 0 && (error = encode_filters(p.w, args.out, problem, 64, TN)) != cudaSuccess) return error;
   }
 
-  auto* const kernel = wgrad_kernel<T, variant, TM, TN>;
+  auto* const kernel = wgrad_kernel<T, variant, TM, TN, stride>;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
       cudaSuccess)
     return error;
@@ -695,9 +706,11 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
     Arguments turned_args = args;
     turned_args.a = args.b, turned_args.b = args.a;
     return launch<Op::dgrad, dtype, TN, TM, variant>(turned(op, problem), plan, turned_args, stream);
-  } else if constexpr (op == Op::wgrad)
+  } else if constexpr (op == Op::wgrad) {
+    if constexpr (variant == Variant::halo)
+      if (problem.stride_w == 2) return launch_wgrad<dtype, TM, TN, variant, 2>(problem, plan, args, stream);
     return launch_wgrad<dtype, TM, TN, variant>(problem, plan, args, stream);
-  else if constexpr (variant == Variant::phases)
+  } else if constexpr (variant == Variant::phases)
     return launch_phases<dtype>(problem, args, stream);
   else if constexpr (TM == SwapShape::TM && TN == SwapShape::TN)
     return launch_swapped<op, dtype>(problem, plan, args, stream);
