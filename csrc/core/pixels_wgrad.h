@@ -80,7 +80,10 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
     double const r = double(ceil_div(tiles * split, d.sm_count)), share = double(ceil_div(steps, split));
     double const second = split > 1 ? 2.2 + double(tiles) * area * (double(split) * t.parts + t.weights) : 0;
     double const work = r * (t.round[tile] + share * (t.step[tile] + lines * t.across)) + read * t.read;
-    double const ns = 1000 * (t.before - 2.2 + (work > copied ? work : copied) * images + second);
+    // 2048 multiply-adds per SM and cycle, half of them in TF32, at 1.6 GHz.
+    double const products = r * share * area * run_pixels(p.dtype) / (p.dtype == DType::f32 ? 1.64 : 3.28);
+    double const least = products > copied ? products : copied;
+    double const ns = 1000 * (t.before - 2.2 + (work > least ? work : least) * images + second);
     if (best.ns == 0 || ns < best.ns) best = {ns, int(split)};
   }
   if (best.ns == 0) best = {1e9, int(least_parts(p))};
