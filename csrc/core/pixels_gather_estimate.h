@@ -2,7 +2,7 @@
 // constant compiles none of them.
 #pragma once
 
-#include "pixels_gather.h"
+#include "pixels_windows.h"
 
 namespace conv2d_ext {
 
@@ -13,16 +13,11 @@ struct PixelsGatherTimes {
   double launch, tile, step, odd, read, written, again, together;
 };
 constexpr PixelsGatherTimes pixels_gather_times(Row const& row) {
-  bool const large = row.tile_m == 128, forward = row.op == Op::fprop;
   if (row.dtype == DType::f32)
-    return forward ? (large ? PixelsGatherTimes{7.81, 3.68, 0.786, 0, 0.0417, 0.0535, 0.0397, 4.34}
-                            : PixelsGatherTimes{7.23, 1.47, 0.629, 0, 0.163, 0.204, 0.0918, 0})
-                   : (large ? PixelsGatherTimes{8.54, 3.46, 1.27, 0, 0, 0.112, 0, 4.25}
-                            : PixelsGatherTimes{7.97, 0.754, 0.844, 0, 0.168, 0.487, 0.102, 0});
-  return forward ? (large ? PixelsGatherTimes{7.89, 2.75, 0.739, 0.0936, 0, 0.186, 0, 2.47}
-                          : PixelsGatherTimes{6.89, 1.83, 0.606, 0.0312, 0.139, 0.304, 0.0958, 0})
-                 : (large ? PixelsGatherTimes{7.37, 3.09, 0.922, 0, 0, 0, 0, 2.18}
-                          : PixelsGatherTimes{6.52, 2.19, 0.684, 0, 0.289, 0, 0.0529, 0});
+    return row.tile_m == 128 ? PixelsGatherTimes{7.81, 3.68, 0.786, 0, 0.0417, 0.0535, 0.0397, 4.34}
+                             : PixelsGatherTimes{7.23, 1.47, 0.629, 0, 0.163, 0.204, 0.0918, 0};
+  return row.op == Op::fprop ? PixelsGatherTimes{6.89, 1.83, 0.606, 0.0312, 0.139, 0.304, 0.0958, 0}
+                             : PixelsGatherTimes{6.52, 2.19, 0.684, 0, 0.289, 0, 0.0529, 0};
 }
 
 // wgrad: rounds of blocks and their steps, bytes, parts and weights.
@@ -42,9 +37,7 @@ constexpr Estimate pixels_gather_estimate(Row const& row, Problem const& p, Devi
   double const pixels = double(p.N) * double(plane) * size_of(p.dtype) / 1e6;
   bool const odd = plane % 2 != 0;
   // Beside the other rows, whose estimates are too low where odd planes, but small ones, are packed.
-  double const beside = row.op == Op::wgrad              ? (odd && plane > 64 ? 0.85 : 1.1)
-                        : row.dtype != DType::f32 && odd ? 0.92
-                                                         : 1;
+  double const beside = row.op != Op::wgrad ? 1 : odd && plane > 64 ? 0.85 : 1.1;
   if (row.op == Op::wgrad) {
     PixelsGatherSums const t = pixels_gather_sums(row);
     int64_t const tiles = PixelsWgrad(row.tile_m, row.tile_n, p).tiles, steps = runs_of(p);
@@ -75,6 +68,26 @@ constexpr Estimate pixels_gather_estimate(Row const& row, Problem const& p, Devi
       pixels * (double(depth) * (t.read + double(cut.tiles_m - 1) * t.again) +
                 double(pixels_columns(row.op, p)) * t.written);
   return {us * 1000 * beside, 1};
+}
+
+// Rounds of tiles, of each its steps, their parts of 16 k, and what it stores; bytes, in us a megabyte. Fitted to 80
+// times each of 40 layers with planes of 9x9 to 301x301, 3.3 and 4.2 % off.
+constexpr Estimate pixels_windows_estimate(Row const& row, Problem const& p, Device const& d) {
+  struct Times {
+    double launch, tile, step, part, store, read, written;
+  };
+  constexpr Times small{8.37, 0.588, 0.325, 0.2925, 0, 0.036, 0.06},
+      large{8.38, 0.796, 0.197, 0.364, 0.471, 0.009, 0.042};
+  Times const& t = row.tile_m == 64 ? small : large;
+  PixelsWindows const cut(row.tile_m, row.op, p, d.sm_count);
+  int64_t const depth = pixels_depth(row.op, p), columns = pixels_columns(row.op, p);
+  double const rounds = double(ceil_div(cut.tiles, d.sm_count)), pixels = double(p.N) * double(p.H * p.W) * 2e-6,
+               stored = double(min64(row.tile_m, columns)) / 64 * double(cut.reach * cut.together) / kWindowsColumns;
+  double const us = t.launch +
+                    rounds * (t.tile + double(ceil_div(depth, 64)) * t.step + double(ceil_div(depth, 16)) * t.part +
+                              stored * t.store) +
+                    pixels * (double(depth) * t.read + double(columns) * t.written);
+  return {us * 1000, 1};
 }
 
 }  // namespace conv2d_ext

@@ -50,8 +50,8 @@ constexpr bool pixels_wgrad_supports(Row const& row, Problem const& p) {
   return double(pixels_wgrad_bytes(row, p, 1)) * double(least_parts(p)) <= double(kMaxWorkspaceBytes);
 }
 
-// Rounds of blocks, their steps, bytes, parts and weights: a sum, as they hide each other in part; or products (TF32),
-// or the lines that L2 delivers. Fitted to 30 to 98 times of each kind (docs/tuning.md); TF32's products and lines to
+// Rounds of blocks, their steps, bytes, parts and weights: a sum, as they hide each other in part; or products, or
+// the lines that L2 delivers. Fitted to 30 to 98 times of each kind (docs/tuning.md); TF32's products and lines to
 // what large layers take (docs/tuning/planner.md).
 constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
   struct Times {
@@ -59,7 +59,8 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
     double round[4], step[4];                          // of tiles 128x64, 128x128, 192x160, 256x128
     double products[4] = {}, rate = 9.5e6, twice = 0;  // of a step; bytes of lines; of lines that are two
   };
-  constexpr Times halves{6.31, 0.2187, 1.24, 3.35, 0.403, {1.16, 1.58, 2, 2.33}, {0.145, 0.207, 0.297, 0.355}},
+  constexpr Times halves{
+      6.31, 0.2187, 1.24, 3.35, 0.403, {1.16, 1.58, 2, 2.33}, {0.145, 0.207, 0.297, 0.355}, {0.16, 0.32, 0.6, 0.64}},
       floats{6.73,
              0.2096,
              1.51,

@@ -513,6 +513,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_few_pixels(row)) return few_pixels_estimate(row, op, p);
       if (is_pixel_runs(row)) return pixel_runs_estimate(row, p, d);
       if (is_matrix_planes(row)) return matrix_planes_estimate(row, p);
+      if (is_pixels_windows(row)) return pixels_windows_estimate(row, p, d);
       if (is_pixels_gather(row)) return pixels_gather_estimate(row, p, d);
       if (is_pixels_wgrad(row)) return pixels_wgrad_estimate(row, p, d);
       if (is_pixel_flow(row)) return pixel_flow_estimate(row, op, p);

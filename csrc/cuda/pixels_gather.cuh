@@ -5,7 +5,7 @@
 // ones. A step has 128 bytes of k, of which each of eight warps has 16: it copies their pixels as they lie, by cp.async
 // of the 16-byte vectors that they are in, some steps ahead, and then puts them into lines of 128 bytes of k a pixel
 // (K-major), floats rounded to TF32. The copy engine brings the filters; where it does not take them they are loaded by
-// words; dgrad's in TF32 are turned as the pixels are, as wgmma wants them K-major. A warp that multiplies puts its 16
+// words. A warp that multiplies puts its 16
 // rows of results into shared memory as they lie in memory modulo 16 bytes, and stores them by whole vectors, and by
 // single elements at the ends of rows.
 #pragma once
@@ -20,9 +20,6 @@ using tma::Divisor;
 
 constexpr int kGatherWarps = 8;  // as many as a line has vectors
 
-// How filters come.
-enum class Filters : uint8_t { boxes, words, turned };
-
 // Of a step of `lines` pixels: what a warp copies, at most.
 template <class T, int lines>
 struct Raw {
@@ -30,16 +27,14 @@ struct Raw {
   static constexpr int copies = (vector * vectors + 31) / 32, bytes = vector * vectors * 16;
 };
 
-template <class T, int TM, int TN, bool turned>
+template <class T, int TM, int TN>
 struct Shape {
   static constexpr int groups = TM / 64, multiplying = groups * kWarpgroup;
   static constexpr int threads = multiplying + kGatherWarps * 32;
   static constexpr int blocks = TM == 64 && TN == 64 ? 2 : 1;  // an SM
   static constexpr int a_bytes = TM * kLineBytes, b_bytes = TN * kLineBytes;
   static constexpr int pitch = TN * int(sizeof(T)) + 16, staging_bytes = TM * pitch;
-  static constexpr int stages_b = turned && TM * TN == 128 * 128 ? 2 : 3;
-  static constexpr int stages_a = turned ? stages_b : 4;
-  static constexpr int raw_bytes = kGatherWarps * (Raw<T, TN>::bytes + (turned ? Raw<T, TM>::bytes : 0));
+  static constexpr int stages_a = 4, stages_b = 3, raw_bytes = kGatherWarps * Raw<T, TN>::bytes;
   static constexpr int fixed_bytes = staging_bytes + stages_a * a_bytes + stages_b * b_bytes + 1024;
   static constexpr int ahead = int(min64(4, ((blocks == 2 ? 112 : 226) * 1024 - fixed_bytes) / raw_bytes));
   static constexpr int shared_bytes = fixed_bytes + ahead * raw_bytes;
@@ -56,11 +51,10 @@ struct Source {
 struct Params {
   CUtensorMap a;
   Source in, filters;
-  Divisor tiles_m, parts;      // parts: tiles of an image
-  Divisor width;               // columns of a tile that one image has
-  Divisor vectors, per_k;      // of 16 bytes that such columns are in; of all images of a tile
-  Divisor width_a, vectors_a;  // the same of filters that are turned, as one image
-  int32_t together;            // images of a tile
+  Divisor tiles_m, parts;  // parts: tiles of an image
+  Divisor width;           // columns of a tile that one image has
+  Divisor vectors, per_k;  // of 16 bytes that such columns are in; of all images of a tile
+  int32_t together;        // images of a tile
   int32_t tiles, steps, depth, M, pixels, images, C, K;
   void* out;
   int64_t out_n, out_m;
@@ -94,20 +88,8 @@ struct Copies {
 #pragma unroll
     for (int i = 0; i < R::copies; ++i) {
       if (k_of[i] < 0) continue;
-      uint32_t const to = raw + (i * 32 + lane) * 16;
-      if (k_of[i] >= depth) {
-        ptx::st_shared_v4(to, make_uint4(0, 0, 0, 0));
-      } else if (from[i] + 16 <= s.end) {
-        ptx::cp_async_16(to, from[i], true);
-      } else {  // nothing is read behind the tensor
-#pragma unroll 1
-        for (int j = 0; j < 16 && from[i] + j < s.end; j += size) {
-          if constexpr (size == 4)
-            ptx::st_shared(to + j, *reinterpret_cast<uint32_t const*>(from[i] + j));
-          else
-            ptx::st_shared_u16(to + j, *reinterpret_cast<uint16_t const*>(from[i] + j));
-        }
-      }
+      // Zeros from `depth` on; nothing is read behind the tensor.
+      ptx::cp_async_first(raw + (i * 32 + lane) * 16, from[i], k_of[i] < depth ? int(min64(16, s.end - from[i])) : 0);
     }
   }
   __device__ __forceinline__ void advance(Source const& s) {
@@ -214,54 +196,40 @@ struct Tables {
   uint64_t full_a[stages_a], empty_a[stages_a], full_b[stages_b], empty_b[stages_b];
 };
 
-template <class T, int TM, int TN, int V, bool a_rows, Filters filters, class S, class Its>
+template <class T, int TM, int TN, int V, bool a_rows, bool boxes, class S, class Its>
 __device__ __forceinline__ void gather(Params const& p, uint32_t ring_a, uint32_t ring_b, uint32_t raw, Its& tables,
                                        int warp) {
   constexpr int chunk = kLineBytes / int(sizeof(T)), vector = 16 / int(sizeof(T));
-  constexpr bool turned = filters == Filters::turned;
-  constexpr int lines_a = turned ? TM : 32, raw_b = Raw<T, TN>::bytes,
-                raw_each = raw_b + (turned ? Raw<T, TM>::bytes : 0);
+  constexpr int raw_each = Raw<T, TN>::bytes;
   int const lane = int(threadIdx.x) % 32;
   raw += warp * (S::ahead * raw_each);
   auto first_b = [&](Tile const& t) {
     return p.in.at + t.image * p.in.n + t.pixel * int64_t(sizeof(T)) + warp * vector * p.in.k;
   };
-  auto first_a = [&](Tile const& t) {
-    return p.filters.at + t.m * TM * int64_t(sizeof(T)) + warp * vector * p.filters.k;
-  };
   Copies<T, TN> copies_b;
-  Copies<T, lines_a> copies_a;
   int tile = int(blockIdx.x), step = 0;
   auto copy = [&](int place) {
     if (tile < p.tiles) {
       if (step == 0) {
         Tile const t(p, tile);
         copies_b.begin(p.in, first_b(t), t.columns(p), t.images(p), p.vectors, p.per_k, lane);
-        if constexpr (turned)
-          copies_a.begin(p.filters, first_a(t), min(TM, p.M - t.m * TM), 1, p.vectors_a, p.vectors_a, lane);
       }
-      if (warp < 2 * parts_of<T>(p, step)) {
-        uint32_t const to = raw + place * raw_each;
-        int const depth = p.depth - step * chunk - warp * vector;
-        copies_b.copy(p.in, to, depth, lane);
-        if constexpr (turned) copies_a.copy(p.filters, to + raw_b, depth, lane);
-      }
+      if (warp < 2 * parts_of<T>(p, step))
+        copies_b.copy(p.in, raw + place * raw_each, p.depth - step * chunk - warp * vector, lane);
       copies_b.advance(p.in);
-      if constexpr (turned) copies_a.advance(p.filters);
       if (++step == p.steps) step = 0, tile += int(gridDim.x);
     }
     ptx::cp_async_commit_group();
   };
   Turns<T, V, TN> turns_b;
-  Turns<T, 1, lines_a> turns_a;
   Words<T, TM> words;
   ptx::griddepcontrol_wait();
-  if constexpr (filters == Filters::words) words.template fetch<a_rows>(p, Tile(p, tile).m * TM, 0, warp, lane);
+  if constexpr (!boxes) words.template fetch<a_rows>(p, Tile(p, tile).m * TM, 0, warp, lane);
 #pragma unroll 1
   for (int i = 0; i < S::ahead; ++i) copy(i);
   Stage stage_a, stage_b, place;
   // The copies of filters, by one thread, as many steps ahead as they have more stages than pixels.
-  bool const brings = filters == Filters::boxes && warp == 0 && ptx::elect();
+  bool const brings = boxes && warp == 0 && ptx::elect();
   int tile_a = int(blockIdx.x), step_a = 0;
   auto bring = [&] {
     if (!brings || tile_a >= p.tiles) return;
@@ -286,24 +254,17 @@ __device__ __forceinline__ void gather(Params const& p, uint32_t ring_a, uint32_
   for (int its = int(blockIdx.x); its < p.tiles; its += int(gridDim.x)) {
     Tile const t(p, its);
     turns_b.begin(p.in, first_b(t), t.columns(p), t.images(p), p.width, p.vectors, p.per_k, lane);
-    if constexpr (turned)
-      turns_a.begin(p.filters, first_a(t), min(TM, p.M - t.m * TM), 1, p.width_a, p.vectors_a, p.vectors_a, lane);
 #pragma unroll 1
     for (int i = 0; i < p.steps; ++i) {
       ptx::cp_async_wait_group<S::ahead - 1>();
       __syncwarp();
-      if constexpr (filters != Filters::boxes) {
+      if constexpr (!boxes) {
         ptx::mbarrier_wait(&tables.empty_a[stage_a.index], stage_a.parity ^ 1);  // passes on the first trip
-        if constexpr (turned) {
-          if (warp < 2 * parts_of<T>(p, i))
-            turns_a.turn(raw + place.index * raw_each + raw_b, ring_a + stage_a.index * S::a_bytes, warp, lane);
-        } else {
-          words.put(ring_a + stage_a.index * S::a_bytes, warp, lane);
-          bool const last = i + 1 == p.steps;
-          if (!last || its + int(gridDim.x) < p.tiles)
-            words.template fetch<a_rows>(p, last ? Tile(p, its + int(gridDim.x)).m * TM : t.m * TM,
-                                         last ? 0 : (i + 1) * chunk, warp, lane);
-        }
+        words.put(ring_a + stage_a.index * S::a_bytes, warp, lane);
+        bool const last = i + 1 == p.steps;
+        if (!last || its + int(gridDim.x) < p.tiles)
+          words.template fetch<a_rows>(p, last ? Tile(p, its + int(gridDim.x)).m * TM : t.m * TM,
+                                       last ? 0 : (i + 1) * chunk, warp, lane);
         stage_a.advance(S::stages_a);
       }
       ptx::mbarrier_wait(&tables.empty_b[stage_b.index], stage_b.parity ^ 1);
@@ -391,11 +352,10 @@ __device__ __forceinline__ void store(Params const& p, float (&acc)[TN / 2], uin
   __syncwarp();
 }
 
-template <class T, int TM, int TN, int V, bool a_rows, Filters filters>
-__global__ void __launch_bounds__(Shape<T, TM, TN, filters == Filters::turned>::threads,
-                                  Shape<T, TM, TN, filters == Filters::turned>::blocks)
+template <class T, int TM, int TN, int V, bool a_rows, bool boxes>
+__global__ void __launch_bounds__(Shape<T, TM, TN>::threads, Shape<T, TM, TN>::blocks)
     main_kernel(__grid_constant__ Params const p) {
-  using S = Shape<T, TM, TN, filters == Filters::turned>;
+  using S = Shape<T, TM, TN>;
   extern __shared__ uint8_t dynamic[];
   __shared__ Tables<S::stages_a, S::stages_b> tables;
   uint32_t const ring_a = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024),
@@ -414,8 +374,7 @@ __global__ void __launch_bounds__(Shape<T, TM, TN, filters == Filters::turned>::
   }
   __syncthreads();
   if (warp >= S::groups * 4) {
-    gather<T, TM, TN, V, a_rows, filters, S>(p, ring_a, ring_b, staging + S::staging_bytes, tables,
-                                             warp - S::groups * 4);
+    gather<T, TM, TN, V, a_rows, boxes, S>(p, ring_a, ring_b, staging + S::staging_bytes, tables, warp - S::groups * 4);
     return;
   }
   int const group = warp / 4;
@@ -437,7 +396,7 @@ __global__ void __launch_bounds__(Shape<T, TM, TN, filters == Filters::turned>::
     for (int step = 0; step < p.steps; ++step, stage_a.advance(S::stages_a), stage_b.advance(S::stages_b)) {
       uint32_t const a = ring_a + stage_a.index * S::a_bytes + group * 64 * kLineBytes,
                      b = ring_b + stage_b.index * S::b_bytes;
-      if constexpr (filters == Filters::boxes) ptx::mbarrier_wait(&tables.full_a[stage_a.index], stage_a.parity);
+      if constexpr (boxes) ptx::mbarrier_wait(&tables.full_a[stage_a.index], stage_a.parity);
       ptx::mbarrier_wait(&tables.full_b[stage_b.index], stage_b.parity);
       auto multiply = [&](int k) {
         ptx::wgmma_mma_async<T, a_rows, false>(acc, tma::at_address(layout_a, a + k * step_a),
@@ -476,7 +435,8 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   using T = typename TypeOf<dtype>::type;
   constexpr bool forward = op == Op::fprop, f32 = dtype == DType::f32;
   constexpr int size = int(sizeof(T));
-  using S = Shape<T, TM, TN, f32 && !forward>;
+  using S = Shape<T, TM, TN>;
+  static_assert(forward || !f32, "wgmma wants TF32's filters K-major");
   Strides const &in = forward ? problem.x : problem.y, &out = forward ? problem.y : problem.x;
   int64_t const plane = problem.H * problem.W, depth = forward ? problem.C : problem.K;
   auto source = [](void const* at, int64_t n, int64_t k, int64_t images, int64_t depth, int64_t columns) {
@@ -502,7 +462,6 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   PixelsGather const cut(TM, TN, op, problem, sm_count);
   p.together = int32_t(cut.together), p.width = Divisor(cut.width), p.parts = Divisor(cut.parts);
   p.vectors = Divisor(cut.vectors), p.per_k = Divisor(cut.vectors * cut.together);
-  p.width_a = Divisor(TM), p.vectors_a = Divisor(Raw<T, TM>::vectors);
   p.tiles_m = Divisor(cut.tiles_m), p.tiles = int32_t(cut.tiles);
   auto start = [&](auto* kernel) {
     if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes))
@@ -510,18 +469,13 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
     return launch_dependent(kernel, dim3(unsigned(min64(p.tiles, sm_count * S::blocks))), S::threads, S::shared_bytes,
                             stream, p);
   };
-  using enum Filters;
-  if constexpr (f32 && !forward) {
-    return start(main_kernel<T, TM, TN, 1, false, turned>);
-  } else if constexpr (f32) {
-    return copied ? start(main_kernel<T, TM, TN, 1, false, boxes>) : start(main_kernel<T, TM, TN, 1, false, words>);
-  } else {
+  if (!copied) return start(main_kernel<T, TM, TN, 1, !forward, false>);
+  if constexpr (!f32) {
     bool const pairs = plane % 2 == 0 && in.c % 2 == 0 && in.n % 2 == 0 && cut.width % 2 == 0 &&
                        reinterpret_cast<uint64_t>(args.a) % 4 == 0;
-    if (!copied) return start(main_kernel<T, TM, TN, 1, !forward, words>);
-    return pairs ? start(main_kernel<T, TM, TN, 2, !forward, boxes>)
-                 : start(main_kernel<T, TM, TN, 1, !forward, boxes>);
+    if (pairs) return start(main_kernel<T, TM, TN, 2, !forward, true>);
   }
+  return start(main_kernel<T, TM, TN, 1, !forward, true>);
 }
 
 }  // namespace conv2d_ext::pixels_gather

@@ -63,20 +63,8 @@ struct SumOperand {
   __device__ __forceinline__ void copy(SumSource const& s, uint32_t raw, int bytes, int lane) {
 #pragma unroll
     for (int j = 0; j < copies; ++j) {
-      if (ahead[j] < bytes) {
-        uint32_t const to = raw + (j * 32 + lane) * 16;
-        if (from[j] + 16 <= s.end) {
-          ptx::cp_async_16(to, from[j], true);
-        } else {  // nothing is read behind the tensor
-#pragma unroll 1
-          for (int k = 0; k < 16 && from[j] + k < s.end; k += size) {
-            if constexpr (size == 4)
-              ptx::st_shared(to + k, *reinterpret_cast<uint32_t const*>(from[j] + k));
-            else
-              ptx::st_shared_u16(to + k, *reinterpret_cast<uint16_t const*>(from[j] + k));
-          }
-        }
-      }
+      if (ahead[j] < bytes)  // nothing is read behind the tensor
+        ptx::cp_async_first(raw + (j * 32 + lane) * 16, from[j], int(min64(16, s.end - from[j])));
       from[j] += kLineBytes;
     }
   }
@@ -260,10 +248,7 @@ cudaError_t launch_sums(Problem const& problem, int split_k, Arguments const& ar
   p.share = int32_t(ceil_div(p.steps, split_k));
   int64_t const split = ceil_div(p.steps, p.share);  // without empty parts
   p.parts = static_cast<float*>(args.workspace);
-  int64_t const w_m = shape.swapped ? problem.w.c : problem.w.n, w_n = shape.swapped ? problem.w.n : problem.w.c;
-  bool const pairs =  // of columns can be stored at once
-      w_n == 1 && p.b.channels % 2 == 0 && w_m % 2 == 0 && problem.w_align >= 2 * size_of(dtype);
-  if (split == 1 && pairs) p.w = args.out, p.w_m = w_m;
+  if (pixels_wgrad::Weights const w(shape, problem); split == 1 && w.pairs) p.w = args.out, p.w_m = w.m;
   auto even = [&](SumSource const& t) {
     return plane % 2 == 0 && t.k % 4 == 0 && t.n % 4 == 0 && reinterpret_cast<uint64_t>(t.at) % 4 == 0;
   };
@@ -274,14 +259,7 @@ cudaError_t launch_sums(Problem const& problem, int split_k, Arguments const& ar
   if (error != cudaSuccess) return error;
   error = launch_dependent(kernel, dim3(unsigned(shape.tiles * split)), S::threads, S::shared_bytes, stream, p);
   if (error != cudaSuccess || p.w != nullptr) return error;
-  pixels_wgrad::SumParams r{};
-  r.parts = p.parts, r.w = args.out, r.m = w_m, r.n = w_n, r.pairs = pairs, r.M = p.a.channels, r.N = p.b.channels;
-  r.tiles = int32_t(shape.tiles), r.split = int32_t(split), r.tile_m = TM, r.tile_n = TN;
-  int const groups = split <= 2 ? 1 : split <= 8 ? 2 : split <= 24 ? 4 : split <= 100 ? 8 : 16;  // threads of a place
-  r.tiles_n = p.tiles_n, r.of_tile = Divisor(TM * TN / 4), r.columns = Divisor(TN / 8);
-  r.lanes = Divisor(pixels_wgrad::kSumThreads / groups);
-  int64_t const blocks = ceil_div(shape.tiles * (TM * TN / 4), r.lanes.value);
-  return launch_dependent(pixels_wgrad::sum_kernel<T>, dim3(unsigned(blocks)), pixels_wgrad::kSumThreads, 0, stream, r);
+  return pixels_wgrad::add_parts<T>(TM, TN, shape, problem, split, args, stream);
 }
 
 }  // namespace conv2d_ext::pixels_gather

@@ -241,6 +241,33 @@ __global__ void __launch_bounds__(kSumThreads) sum_kernel(__grid_constant__ SumP
   store(m + 8, sum.z, sum.w);
 }
 
+// The result as tiles see it: strides, and whether pairs of columns can be stored at once.
+struct Weights {
+  int64_t m, n;
+  bool pairs;
+
+  Weights(PixelsWgrad const& shape, Problem const& p)
+      : m(shape.swapped ? p.w.c : p.w.n),
+        n(shape.swapped ? p.w.n : p.w.c),
+        pairs(n == 1 && (shape.swapped ? p.K : p.C) % 2 == 0 && m % 2 == 0 && p.w_align >= 2 * size_of(p.dtype)) {}
+};
+
+// Adds `split` parts, which lie in the workspace as the threads of a tile had them.
+template <class T>
+cudaError_t add_parts(int tile_m, int tile_n, PixelsWgrad const& shape, Problem const& problem, int64_t split,
+                      Arguments const& args, cudaStream_t stream) {
+  Weights const w(shape, problem);
+  SumParams r{};
+  r.parts = static_cast<float const*>(args.workspace), r.w = args.out, r.m = w.m, r.n = w.n, r.pairs = w.pairs;
+  r.M = int32_t(shape.swapped ? problem.C : problem.K), r.N = int32_t(shape.swapped ? problem.K : problem.C);
+  r.tiles = int32_t(shape.tiles), r.split = int32_t(split), r.tile_m = tile_m, r.tile_n = tile_n;
+  int const groups = split <= 2 ? 1 : split <= 8 ? 2 : split <= 24 ? 4 : split <= 100 ? 8 : 16;  // threads of a place
+  r.tiles_n = Divisor(shape.tiles_n), r.of_tile = Divisor(tile_m * tile_n / 4), r.columns = Divisor(tile_n / 8);
+  r.lanes = Divisor(kSumThreads / groups);
+  int64_t const blocks = ceil_div(shape.tiles * r.of_tile.value, r.lanes.value);
+  return launch_dependent(sum_kernel<T>, dim3(unsigned(blocks)), kSumThreads, 0, stream, r);
+}
+
 template <DType dtype, int TM, int TN>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using S = Shape<TM, TN>;
@@ -270,10 +297,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.steps = int32_t(runs_of(problem)), p.share = int32_t(ceil_div(p.steps, plan.split_k));
   int64_t const split = ceil_div(p.steps, p.share);  // without empty parts
   p.parts = static_cast<float*>(args.workspace);
-  int64_t const w_m = shape.swapped ? problem.w.c : problem.w.n, w_n = shape.swapped ? problem.w.n : problem.w.c;
-  bool const pairs =  // of columns can be stored at once
-      w_n == 1 && p.b.channels % 2 == 0 && w_m % 2 == 0 && problem.w_align >= 2 * size_of(dtype);
-  if (split == 1 && pairs) p.w = args.out, p.w_m = w_m;
+  if (Weights const w(shape, problem); split == 1 && w.pairs) p.w = args.out, p.w_m = w.m;
   auto* kernel = main_kernel<T, TM, TN, false>;
   if constexpr (may_gather)
     if (gathered) kernel = main_kernel<T, TM, TN, true>;
@@ -281,14 +305,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if (error != cudaSuccess) return error;
   error = launch_dependent(kernel, dim3(unsigned(shape.tiles * split)), S::threads, S::shared_bytes, stream, p);
   if (error != cudaSuccess || p.w != nullptr) return error;
-  SumParams r{};
-  r.parts = p.parts, r.w = args.out, r.m = w_m, r.n = w_n, r.pairs = pairs, r.M = p.a.channels, r.N = p.b.channels;
-  r.tiles = int32_t(shape.tiles), r.split = int32_t(split), r.tile_m = TM, r.tile_n = TN;
-  int const groups = split <= 2 ? 1 : split <= 8 ? 2 : split <= 24 ? 4 : split <= 100 ? 8 : 16;  // threads of a place
-  r.tiles_n = p.tiles_n, r.of_tile = Divisor(TM * TN / 4), r.columns = Divisor(TN / 8);
-  r.lanes = Divisor(kSumThreads / groups);
-  int64_t const blocks = ceil_div(shape.tiles * (TM * TN / 4), r.lanes.value);
-  return launch_dependent(sum_kernel<T>, dim3(unsigned(blocks)), kSumThreads, 0, stream, r);
+  return add_parts<T>(TM, TN, shape, problem, split, args, stream);
 }
 
 }  // namespace conv2d_ext::pixels_wgrad

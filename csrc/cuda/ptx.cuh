@@ -160,6 +160,11 @@ __device__ inline void cp_async_16(uint32_t shared, void const* global, bool val
                : "memory");
 }
 
+// 16 bytes to shared memory, of which `bytes` are read and the rest are zeros; if 0, `global` may be any address.
+__device__ inline void cp_async_first(uint32_t shared, void const* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+
 // 4, 8 or 16 bytes by way of L1, and the 256 around them to L2; the same where they are not `valid`.
 template <int bytes>
 __device__ inline void cp_async_ca(uint32_t shared, void const* global, bool valid) {
