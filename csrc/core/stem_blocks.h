@@ -111,7 +111,12 @@ constexpr Estimate stem_lean_estimate(Op op, Problem const& p, Device const& d) 
   StemView const v = stem_view(op, p);
   double const steps = double(t.steps), blocks = double(t.blocks);
   bool const half = size_of(p.dtype) == 2;
-  double const store = t.vector == 4 ? (t.nhwc ? 0.0 : half ? 3.0 : 1.0) : t.vector == 2 ? 8.0 : t.nhwc ? 29.0 : 20.0;
+  double const store = t.vector == 4   ? (t.nhwc ? 0.0
+                                          : half ? 3.0
+                                                 : 1.0)
+                       : t.vector == 2 ? (half ? 8.0 : 20.0)
+                       : t.nhwc        ? 29.0
+                                       : 20.0;
   double const tile_ns = 17.5 + steps * (t.pairs ? 6.5 : 10.9) + 0.95 * blocks * steps + store * blocks;
   double const work = double(t.tiles * t.slabs) / d.sm_count * tile_ns;
   double const bytes = double(p.N) * size_of(p.dtype) *

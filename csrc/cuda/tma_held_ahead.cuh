@@ -102,7 +102,8 @@ __device__ void ahead_multiply(AheadParams const& p, uint32_t ring, uint32_t ful
     release(at.index);
   }
   float bias[2] = {};
-  bool const second = share == Ahead::sums && threadIdx.x >= kWarpgroup;
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup);
+  bool const second = share == Ahead::sums && group == 1;
   if (p.bias != nullptr && !second) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -113,11 +114,12 @@ __device__ void ahead_multiply(AheadParams const& p, uint32_t ring, uint32_t ful
   uint32_t const slots = warp_uniform(ring / 16), slot_bytes = uint32_t(p.slot_bytes) / 16;  // units of 16 bytes
   uint32_t const row = uint32_t(p.width) * (kLineBytes / 16);
   float acc[pixels / 2];
-  bool is_first = true;
   for (; tile < p.tiles; tile += step) {
     HeldTile const to(p, tile);
 #pragma unroll
     for (int i = 0; i < pixels / 2; ++i) acc[i] = bias[i / 2 % 2];
+    // In turn: results leave while the other multiplies. Warpgroups that met stayed together.
+    if (share == Ahead::filters && (group == 1 || tile >= step)) ptx::bar_sync(3 + group, 2 * kWarpgroup);
     int before = -1;
 #pragma unroll
     for (int s = 0; s < 3; ++s)
@@ -139,14 +141,15 @@ __device__ void ahead_multiply(AheadParams const& p, uint32_t ring, uint32_t ful
         before = at.index;
         at.advance(p.stages);
       }
+    if (share == Ahead::filters && tile + (group == 0 ? 1 : step - 1) < p.tiles)
+      ptx::bar_arrive(4 - group, 2 * kWarpgroup);
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);
     release(before);
     if constexpr (share == Ahead::sums) {
       uint32_t const sums = staging + pixels * kLineBytes + threadIdx.x % kWarpgroup * 16;
       if (second) {
-        if (!is_first) ptx::bar_sync(3, 2 * kWarpgroup);  // the last have been read
-        is_first = false;
+        if (tile >= step) ptx::bar_sync(3, 2 * kWarpgroup);  // the last have been read
 #pragma unroll
         for (int i = 0; i < pixels / 2; i += 4)
           ptx::st_shared_v4(sums + i * (4 * kWarpgroup),
