@@ -169,7 +169,8 @@ def check_rows(device: str) -> int:
         doubles = [t.cpu().double().requires_grad_() for t in (x, w)]
         y = exact(dataclasses.replace(case, bias=False), doubles)
         g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-        g = g.contiguous(memory_format=torch.channels_last) if last else g
+        if last and dtype != torch.float64:  # as results lie
+            g = g.contiguous(memory_format=torch.channels_last)
         gradients = torch.autograd.grad(y, doubles, g.cpu().double())
         for op, expected in zip(("fprop", "dgrad", "wgrad"), (y.detach(), *gradients), strict=True):
             for index, name in rows_for(case, op, x, w):

@@ -19,9 +19,10 @@ namespace conv2d_ext::pixels_windows {
 using tma::Divisor;
 
 constexpr int kSize = 2, kGatherWarps = 4, kThreads = 3 * kWarpgroup, kTN = kWindowsColumns;
-constexpr int kPitch = kTN * kSize, kStagingBytes = 8 * 8 * kPitch;            // eight rows of each warp
-constexpr int kRowBytes = 512, kRows = 64 / kGatherWarps;                      // as they lie; of a step, a warp's
-constexpr int kMostAhead = 6, kRawBytes = kMostAhead / 2 * kRows * kRowBytes;  // a warp's
+// Windows reach over the ends of a warp's rows, by a vector of which nothing is used: these lie apart.
+constexpr int kPitch = kTN * kSize, kStagingBytes = 8 * kPitch + 48;  // eight rows of a warp
+constexpr int kRowBytes = 512, kRows = 64 / kGatherWarps;             // as they lie; of a step, a warp's
+constexpr int kMostAhead = 6, kRowsBytes = kMostAhead / 2 * kRows * kRowBytes, kRawBytes = kRowsBytes + kMostAhead * 16;
 
 template <int TM>
 struct Shape {
@@ -29,7 +30,7 @@ struct Shape {
   static constexpr bool alternate = groups == 1;
   static constexpr int a_bytes = TM * kLineBytes, b_bytes = 4 * tma::kRunBytes;
   static constexpr int stage_bytes = a_bytes + b_bytes, stages = 2;
-  static constexpr int shared_bytes = stages * stage_bytes + kGatherWarps * kRawBytes + kStagingBytes + 1088;
+  static constexpr int shared_bytes = stages * stage_bytes + kGatherWarps * kRawBytes + 8 * kStagingBytes + 1088;
 };
 
 // A tensor, in bytes.
@@ -341,7 +342,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
     }
     if constexpr (S::alternate) stage = (stage + p.steps) % S::stages;
     int const m = t.m * TM + (group * 4 + warp % 4) * 16;
-    if (m < p.M) store<T>(p, acc, staging + warp * 8 * kPitch, m, t);
+    if (m < p.M) store<T>(p, acc, staging + warp * kStagingBytes + 16, m, t);
   }
 }
 
@@ -368,7 +369,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   if (auto const error = count_sms(sm_count)) return error;
   PixelsWindows const cut(TM, op, problem, sm_count);
   p.together = int32_t(cut.together), p.width = int32_t(cut.width), p.reach = int32_t(cut.reach);
-  p.ahead = depth <= 32 ? kMostAhead : kMostAhead / 2, p.raw_step = kRawBytes / p.ahead;
+  p.ahead = depth <= 32 ? kMostAhead : kMostAhead / 2, p.raw_step = kRowsBytes / p.ahead + 16;
   p.parts = Divisor(cut.parts), p.vectors = Divisor(cut.vectors);
   p.tiles_m = Divisor(cut.tiles_m), p.tiles = int32_t(cut.tiles);
   auto* const kernel = vectors ? main_kernel<T, TM, !forward, 16> : main_kernel<T, TM, !forward, 4>;
