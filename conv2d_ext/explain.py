@@ -148,7 +148,11 @@ def explain(
     else:
         padding = _integers(padding, "padding", (2, 4))
     groups = _integer(groups, "groups")
-    _, y_stride = _shapes.fprop(x, w, b, stride, padding, dilation, groups)
+    y_size, y_stride = _shapes.fprop(x, w, b, stride, padding, dilation, groups)
+    x_stride: Sequence[int] = x.stride()
+    if op == "dgrad":  # whose result is laid out as grad_output and weight are, not as the input was
+        y = torch.empty_strided(y_size, y_stride, dtype=dtype, device="meta")
+        _, x_stride = _shapes.dgrad(y, w, x_size, stride, padding, dilation, groups)
     if allow_tf32 is None:
         allow_tf32 = tf32_flag()
     allow_tf32 = allow_tf32 and dtype is torch.float32
@@ -158,7 +162,7 @@ def explain(
         op,
         dtype,
         x_size,
-        x.stride(),
+        x_stride,
         w_size,
         w.stride(),
         y_stride,

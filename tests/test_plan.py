@@ -1760,6 +1760,27 @@ def test_explain_names_the_row_of_the_plan(op: str) -> None:
     assert [name for name, _ in text.candidates] and text.kernel in {n for n, us in text.candidates if us is not None}
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
+def test_explain_plans_what_the_ops_are_given(layout: str, dtype: torch.dtype) -> None:
+    """The output and the gradients as the ops lay them out, in NCHW for all of float64."""
+    ops = torch.ops.conv2d_ext
+    for name in ("3x3", "depthwise", "groups2"):
+        case = BY_NAME[name]
+        x, w, _ = meta(case, dtype, layout)
+        y = ops.fprop(x, w, None, *map(list, case.args[:3]), case.groups)
+        dx = ops.dgrad(y, w, list(x.shape), *map(list, case.args[:3]), case.groups)
+        for op, tensors in (("fprop", (x, w, y)), ("dgrad", (dx, w, y)), ("wgrad", (x, w, y))):
+            found = conv2d_ext.explain(x, w, None, *case.args, op=op, allow_tf32=False).candidates
+            asked = plan(op, case, *tensors)[-len(ROWS) :]
+            assert {row for row, us in found if us is not None} == {
+                r for r, ns in zip(ROWS, asked, strict=True) if ns >= 0
+            }, (
+                op,
+                name,
+            )
+
+
 def test_explain_takes_tensors_and_shapes_alike() -> None:
     case = BY_NAME["groups2"]
     x, w, b = case.tensors("cpu", torch.float16)
