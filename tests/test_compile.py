@@ -212,6 +212,23 @@ def test_a_compiled_module_has_the_outputs_and_gradients_of_the_eager_one(
         assert error(ours, theirs) <= 1e-5
 
 
+@pytest.mark.slow
+def test_the_graphs_of_a_compiled_module_replay_on_new_values(cuda: str) -> None:
+    """`mode="reduce-overhead"`: one call to warm up, one that captures CUDA graphs, two that replay them."""
+    from torch._dynamo.utils import counters
+
+    block = Block().to(cuda, memory_format=torch.channels_last)
+    compiled = torch.compile(block, fullgraph=True, mode="reduce-overhead")
+    counters.clear()
+    for _ in range(4):
+        x = torch.randn(4, 3, 12, 10, device=cuda).to(memory_format=torch.channels_last)
+        torch.compiler.cudagraph_mark_step_begin()
+        ours = [t.clone() for t in step(compiled, x, list(block.parameters()))]
+        for found, expected in zip(ours, step(block, x, list(block.parameters())), strict=True):
+            assert error(found, expected) <= 1e-5
+    assert counters["inductor"]["cudagraph_skips"] == 0
+
+
 @pytest.mark.parametrize("needed", ("input", "weight", "bias", "none"))
 def test_a_compiled_function_needs_only_the_gradients_it_is_asked_for(needed: str, device: str) -> None:
     case = BY_NAME["groups2"]
