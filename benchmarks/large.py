@@ -24,7 +24,7 @@ from torch import Tensor
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]  # Python may have left the script's own folder out
 
-from calls import call, candidates, meta, plan  # noqa: E402
+from calls import call, candidates, meta, plan, problem  # noqa: E402
 from cases import CASES, Case  # noqa: E402
 from shapes import OPS, STORAGE, some, text  # noqa: E402
 
@@ -93,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         tensors: list[Tensor] = []
         for op in options.ops:
-            planned = plan(op, large, *like, allow_tf32=dtype == "tf32")
+            keywords = {"allow_tf32": dtype == "tf32"} | ({"stride": like[1].stride()} if op == "wgrad" else {})
+            made = call(op, large, like[0], like[1], None, like[2])(**keywords)
+            planned = plan(op, large, *problem(op, *like, made), allow_tf32=dtype == "tf32")
             rows, plainest = candidates(planned), candidates(planned)[-1]
             rows = [row for row in rows if row != plainest and (axis, row) not in seen and planned[3 + row] < MOST_NS]
             if not rows or planned[3 + plainest] > 3 * MOST_NS or time.monotonic() - begin > options.budget:
@@ -101,7 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not tensors:
                 torch.cuda.empty_cache()
                 tensors = [drawn(t, rare, options.device) for t, rare in zip(like, (False, False, True), strict=True)]
-            keywords = {"allow_tf32": dtype == "tf32"} | ({"stride": like[1].stride()} if op == "wgrad" else {})
             run = call(op, large, tensors[0], tensors[1], None, tensors[2])
             expected = run(row=plainest, **keywords)
             for row in rows:
