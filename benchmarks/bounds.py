@@ -230,6 +230,7 @@ ENTRIES = (
     Entry("stem", "stem::gather", "dgrad", "L44", "fp16", "nhwc", "stem.*_nhwc"),
     Entry("stem_lean", "stem::windows", "fprop", "L02", "fp16", "nhwc", "stem.*_lean"),
     Entry("stem_halo", "stem::halo_windows", "fprop", "L05", "fp16", "nhwc", "stem.*64x64_halo"),
+    Entry("stem_vectors", "stem::vectors_windows", "fprop", "L39", "fp16", "nhwc", "stem.*64x32_halo"),
     Entry("stem_narrow", "stem::gather_narrow", "fprop", "L44", "fp16", "nhwc", "any"),
     Entry("stem_narrow", "stem::gather_narrow", "dgrad", "L05", "fp16", "nhwc", "any"),
     Entry("stem_lines", "stem::spread_lines", "dgrad", "L01", "fp32", "nchw", "lines"),

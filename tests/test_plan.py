@@ -1376,6 +1376,29 @@ def test_filters_in_lines_off_32_bytes_take_tiles_that_copy_few_of_them() -> Non
             assert named("dgrad", case, dtype, "nchw") == f"tma_dgrad_{name}_256x64_halo"
 
 
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_few_whole_vectors_of_channels_take_windows_that_overlap(op: str) -> None:
+    for N, C, H, K in ((8, 16, 64, 16), (16, 8, 64, 64), (8, 16, 256, 16), (1, 24, 192, 24)):
+        C, K = (C, K) if op == "fprop" else (K, C)
+        case = Case("layer", N, C, H, H, K, 3, 3, padding=(1, 1))
+        for dtype, name in ((torch.float16, "f16"), (torch.bfloat16, "bf16")):
+            assert named(op, case, dtype) == f"stem_{op}_{name}_64x32_halo", case
+    row = ROWS.index(f"stem_{op}_f32_64x32_halo")
+
+    def takes(channels: int, layout: str = "nhwc", stride: int = 1, **kwargs: bool) -> bool:
+        case = Case("layer", 2, channels, 33, 33, channels, 3, 3, (stride, stride), (1, 1))
+        return ask(op, case, torch.float32, layout, **kwargs)[3 + row] >= 0
+
+    assert takes(12, allow_tf32=True) and takes(12, stride=2, allow_tf32=True) == (op == "fprop")
+    assert not takes(12) and not takes(12, "nchw", allow_tf32=True) and not takes(10, allow_tf32=True)
+
+
+def test_results_of_short_lines_count_in_wgrad() -> None:
+    """Lines of 16 bytes of 1,360 filters and 49 taps: 88 us by the tiles that were chosen, 30 by igemm.cuh."""
+    case = Case("layer", 2, 8, 26, 26, 1360, 7, 7, padding=(3, 3))
+    assert named("wgrad", case, torch.float16) == "igemm_wgrad_f16_128x128_nhwc"
+
+
 def test_rows_of_taps_in_padding_cost_little() -> None:
     def estimate(op: str, dilation: int) -> float:
         case = Case("aspp", 8, 2048, 65, 65, 256, 3, 3, (1, 1), (dilation, dilation), (dilation, dilation))

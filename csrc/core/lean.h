@@ -243,7 +243,13 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   // Lines of 64 bytes take less, those that end early more (32x48x35x35 to 64 3x3 F 26.8 us, estimated at 13.3).
   bool const halves = C * size_of(p.dtype) <= 64 && !(planes && tiles <= 132 * 6);
   bool const short_lines = !wgrad && !tf32 && taps > 1 && C < 64;
-  double const line_ns = !halves                                   ? (short_lines ? 1.7 : 1)
+  // TF32 of several taps: 1x24x128x128 to 32 3x3 F 12.9 us, estimated at 6; 2x12x64x64 to 16 4x4 14.8 (6.3).
+  bool const tf32_taps = tf32 && !wgrad && taps > 1 && C <= 32 && !planes && (dgrad || tiles > 100);
+  bool const ends = tf32_taps && C % 16 != 0;
+  double const whole_ns = ends && !dgrad ? 3.9 : short_lines ? 1.7 : 1;
+  double const line_ns = !halves                                   ? whole_ns
+                         : ends                                    ? (dgrad ? 4 : 6)
+                         : tf32_taps && !dgrad                     ? 2.7
                          : tf32 || wgrad || taps == 1              ? 1.6
                          : C % 32 != 0 || (dgrad && p.C % 32 != 0) ? 4
                          : dgrad                                   ? 0.75
@@ -286,7 +292,7 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     // As measured beside other rows: what wgrad's steps take beyond, more so in lines that lie across those of memory.
     if (wgrad && !tf32 && taps > 1 && ns > 8000) ns += (ns - 8000) * (off == 2 ? 0.5 : off == 1 ? 0.3 : 0.12);
     // As measured: lines of 80 to 112 bytes.
-    if (tf32 && row.op == Op::fprop && !planes && C < 32 && C % 16 != 0) ns *= 1.3;
+    if (tf32 && row.op == Op::fprop && !planes && !ends && C < 32 && C % 16 != 0) ns *= 1.3;
     // As measured: larger layers take longer, those of several taps from a smaller size on (L19, L56; 1x1: L22), but
     // not where each block has an SM for itself.
     bool const alone_on_sm = taps > 1 && split == 1 && each <= 1 && (!tf32 || dgrad || area <= 64 * 128);

@@ -42,6 +42,7 @@
 #include "stem_blocks.h"
 #include "stem_halo.h"
 #include "stem_lean.h"
+#include "stem_vectors.h"
 #include "stem_walks.h"
 #include "stream_estimate.h"
 #include "strip_blocks.h"
@@ -126,9 +127,10 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::band:
       return hopper && (is_split(row) ? split_supports(row, op, p) : band_supports(row, op, p));
     case Family::stem:
-      return hopper && (is_stem_lean(row)   ? stem_lean_supports(op, p)
-                        : is_stem_halo(row) ? stem_halo_supports(op, p)
-                                            : stem_supports(row, op, p, h200_sxm));
+      return hopper && (is_stem_lean(row)      ? stem_lean_supports(op, p)
+                        : is_stem_halo(row)    ? stem_halo_supports(op, p)
+                        : is_stem_vectors(row) ? stem_vectors_supports(op, p)
+                                               : stem_supports(row, op, p, h200_sxm));
     case Family::pixels:
       if (is_few_pixels(row)) return hopper && few_pixels_supports(row, op, p);
       if (is_any_pixels(row)) return hopper && any_pixels_supports(row, op, p);
@@ -488,6 +490,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::stem: {
       if (is_stem_lean(row)) return stem_lean_estimate(op, p, h200_sxm);
       if (is_stem_halo(row)) return stem_halo_estimate(op, p, h200_sxm);
+      if (is_stem_vectors(row)) return {stem_vectors(op, p, h200_sxm).ns, 1};
       if (is_stem_lines(row)) {
         Estimate e = stem_lines_estimate(op, p, h200_sxm);
         // As measured (L52): one channel, strict.

@@ -14,9 +14,8 @@ struct StemView {
   bool mirrored;
 };
 constexpr StemView stem_view(Op op, Problem const& p) {
-  if (op == Op::dgrad)
-    return {p.K,   p.P(), p.Q(), p.C, p.H, p.W, 1, 1, (p.R - 1) * p.dilation_h - p.pad_top, p.S - 1 - p.pad_left,
-            p.w.n, p.w.c, p.y,   p.x, true};
+  int64_t const pad_h = (p.R - 1) * p.dilation_h - p.pad_top, pad_w = (p.S - 1) * p.dilation_w - p.pad_left;
+  if (op == Op::dgrad) return {p.K, p.P(), p.Q(), p.C, p.H, p.W, 1, 1, pad_h, pad_w, p.w.n, p.w.c, p.y, p.x, true};
   return {p.C,       p.H,        p.W,   p.K,   p.P(), p.Q(), p.stride_h, p.stride_w,
           p.pad_top, p.pad_left, p.w.c, p.w.n, p.x,   p.y,   false};
 }

@@ -9,7 +9,9 @@ namespace conv2d_ext {
 inline constexpr int kStemHaloThreads = 256;
 inline constexpr int kStemHaloSteps = 64;  // of two chunks, at most: they are parameters
 
-constexpr bool is_stem_halo(Row const& row) { return row.family == Family::stem && row.variant == Variant::halo; }
+constexpr bool is_stem_halo(Row const& row) {
+  return row.family == Family::stem && row.variant == Variant::halo && row.tile_n == 64;
+}
 
 // Inputs lie in shared memory as [plane][row][place] chunks of 16 bytes: of two or one columns of 4 or 8 channels, or
 // of half a column's. From a pixel to the next there are `unit` chunks, so every unit-th is a plane's, as every

@@ -686,7 +686,9 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
                             double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
                            size_of(p.dtype) / 3440;
   Estimate e = wgrad_shared_estimate(row, t, int64_t(d.sm_count) * (two ? 2 : 1), step_ns, fixed, memory_ns);
-  if (small) e.ns += 288;                                             // few steps take as long as with larger tiles
+  if (small) e.ns += 288;  // few steps take as long as with larger tiles
+  // As measured: many taps' results in lines of 16 bytes (2x8x26x26 to 1360 7x7: 88 us, 41 where the filters are NCHW).
+  if (t.stores && p.w.c == 1 && p.C_per_group() <= 8 && p.R * p.S >= 36) e.ns += double(p.K) * double(p.R * p.S) * 0.7;
   if (!channel_vectors(p.w, p.w_align, p.C_per_group(), 2, p.dtype))  // single weights
     e.ns += double(p.K) * double(p.C_per_group() * p.R * p.S) * 0.0087;
   return e;

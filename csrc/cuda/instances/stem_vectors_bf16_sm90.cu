@@ -1,0 +1,2 @@
+#include "../stem_vectors.cuh"
+CONV2D_EXT_STEM_VECTORS(CONV2D_EXT_STEM_VECTORS_INSTANCE, bf16, 16)
