@@ -310,6 +310,10 @@ CASES: tuple[Case, ...] = (
     Case("groups4_of_32_stride2", 5, 128, 15, 14, 128, 3, 3, (2, 2), (1, 1), groups=4, edge=True),
     Case("groups5_of_16", 2, 80, 9, 10, 80, 3, 3, padding=(1, 1), groups=5),  # four merged, and one
     Case("groups3_of_20_stride2", 2, 60, 11, 12, 60, 3, 3, (2, 2), (1, 1), groups=3),
+    # Lines: runs of a unit's results that meet parts of its inputs, several runs and more than one pair of blocks.
+    Case("groups4_of_20_and_12", 3, 80, 10, 12, 48, 3, 3, padding=(1, 1), groups=4),
+    Case("groups4_of_12_and_20", 2, 48, 12, 9, 80, 3, 3, padding=(1, 1), groups=4),
+    Case("groups16_of_3_and_6", 2, 48, 9, 17, 96, 3, 3, padding=(1, 1), groups=16, edge=True),
     Case("groups6_of_9", 2, 54, 9, 10, 54, 3, 3, padding=(1, 1), groups=6),
     Case("groups5_of_1x1", 2, 15, 4, 5, 10, 1, 1, groups=5),
     Case("groups4_one_product", 2, 32, 5, 6, 4, 1, 1, groups=4),  # dgrad: what strict float32 rounds once
@@ -318,6 +322,7 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_multiplier2", 2, 7, 8, 9, 14, 3, 3, padding=(1, 1), groups=7, edge=True),
     Case("depthwise_multiplier3_dilated", 1, 5, 11, 10, 15, 3, 3, (1, 2), (2, 2), (2, 2), 5),
     Case("depthwise_9x9", 1, 8, 14, 13, 8, 9, 9, padding=(4, 4), groups=8),
+    Case("depthwise_13x13_of_24", 3, 24, 17, 20, 24, 13, 13, padding=(6, 6), groups=24),
     Case("depthwise_31x31", 1, 3, 20, 18, 3, 31, 31, padding=(15, 15), groups=3),
     Case("depthwise_1x1", 2, 8, 5, 5, 8, 1, 1, groups=8),
     Case("depthwise_multiplier5", 2, 8, 9, 8, 40, 3, 3, (2, 1), (1, 1), groups=8),

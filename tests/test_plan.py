@@ -418,7 +418,10 @@ def test_large_depthwise_filters_take_tensor_cores_or_strips(op: str) -> None:
         tile = 32 if op == "wgrad" else tile
         for dtype in (torch.float16, torch.bfloat16):
             name = ROWS[ask(op, case, dtype, layout)[0]]
-            assert name.startswith(f"band_{op}_") and name.endswith(f"{tile}x{tile}_{layout}"), name
+            copied = op == "wgrad" and layout == "nhwc"  # as planes
+            rows = "nchw" if copied else layout
+            assert name.startswith(f"band_{op}_") and name.endswith(f"{tile}x{tile}_{rows}"), name
+            assert packed(op, case, *meta(case, dtype, layout)) == ("xy" if copied else ""), name
         name = ROWS[ask(op, case, torch.float32, layout)[0]]
         # fprop and dgrad in two parts on tensor cores, but where their tiles are mostly empty.
         assert name.startswith((f"band_{op}_f32_", f"strip_{op}_f32_")) and name.endswith(layout), name
@@ -1048,6 +1051,14 @@ def test_other_layouts_and_channel_counts_are_packed(op: str) -> None:
             expected = which[op].replace("w", "") if case is ODD and stores_anywhere(name) else which[op]
             assert packed(op, case, *meta(case, dtype, layout)) == expected, case
             assert not named(op, case, dtype, layout, capability=100).startswith("tma_"), case
+    # In TF32 fprop stores lines of odd channels, but of few.
+    for filters, expected in ((63, ""), (65, ""), (91, ""), (129, ""), (17, "wy")):
+        lines = Case("lines", 16, 64, 56, 56, filters, 3, 3, padding=(1, 1))
+        name, which = (
+            named("fprop", lines, torch.float32, "nhwc", allow_tf32=True),
+            packed("fprop", lines, *meta(lines, torch.float32, "nhwc"), allow_tf32=True),
+        )
+        assert which == expected, f"{filters} {name} {which}"
     in_place = stores_anywhere(named(op, DENSE, torch.float16, align=8))
     # Results off 16 bytes would be stored one by one: igemm with a copy of them, too, is faster.
     unaligned = {"fprop": "xwy", "dgrad": "xwy", "wgrad": "xy" if in_place else "xwy"}[op]

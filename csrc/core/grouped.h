@@ -82,6 +82,17 @@ constexpr int64_t grouped_step_3x3(Op op, Problem const& p) {
   return takes ? p.stride_h : 0;
 }
 
+// The inputs that a unit's results from `from` to before `to` meet, in vectors of so many channels: `from` and `to`
+// within the unit, whose other inputs are zeros to all of them.
+struct GroupedMet {
+  int64_t first, count;
+};
+constexpr GroupedMet grouped_met(int64_t from, int64_t to, int64_t out_per_group, int64_t in_per_group,
+                                 int64_t vector) {
+  int64_t const first = from / out_per_group * in_per_group / vector;
+  return {first, ceil_div(((to - 1) / out_per_group + 1) * in_per_group, vector) - first};
+}
+
 // fprop and dgrad of grouped_lines.cuh: a block's channels, tile and shared memory.
 struct GroupedLines {
   int64_t slab;      // units of a block of threads, whose channels fit a line of 128 bytes on either side
@@ -92,6 +103,7 @@ struct GroupedLines {
   int64_t step_h;                        // rows of shared memory between neighbouring outputs
   int64_t rows, columns;                 // of an image's inputs, of a plane
   int64_t planes, plane_bytes;           // with a stride, columns that leave the same remainder lie together
+  double met;                            // the share of its unit's inputs that a run meets, 3x3
   int64_t halves, stages, stage_bytes, out_bytes, weight_bytes, shared, blocks_of_sm;
   bool planar;                   // see grouped_planar
   int64_t raw_pitch, raw_bytes;  // of a channel's pixels, and of all, as they are copied
@@ -127,6 +139,13 @@ constexpr int64_t lines_per_unit(Op op, Problem const& p) {
   return alone ? 1 : groups_per_unit(p);
 }
 
+// What a run of a unit's results meets of its inputs.
+constexpr GroupedMet lines_met(Op op, Problem const& p, GroupedLines const& t, int64_t run) {
+  int64_t const C = p.C_per_group(), K = p.K_per_group(), out = op == Op::dgrad ? C : K, in = op == Op::dgrad ? K : C;
+  int64_t const begin = run * t.at_once * 8, end = min64(begin + t.at_once * 8, lines_per_unit(op, p) * out);
+  return grouped_met(begin, end, out, in, 16 / size_of(p.dtype));
+}
+
 constexpr int kLinesTables = 256;  // bytes of what each row keeps beside
 constexpr int64_t lines_shared(int64_t blocks) { return (228 / blocks - 1) * 1024; }  // bytes of each of so many an SM
 constexpr int64_t kLinesShared = lines_shared(1);
@@ -150,9 +169,17 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
   GroupedLines t{};
   t.planar = grouped_planar(p);
   t.slab = min64(min64(units, most_units), 8 / max64(in, out_slots));
-  t.at_once = p.dtype != DType::f32 ? (out == 3 ? 3 : min64(out, 2)) : p.allow_tf32 ? min64(out, 2) : 1;
+  t.at_once = p.dtype != DType::f32                       ? (out == 3 ? 3 : min64(out, 2))
+              : p.allow_tf32 && !(is_3x3 && out % 2 == 1) ? min64(out, 2)
+                                                          : 1;
   t.n_groups = ceil_div(out, t.at_once);
-  t.halves = is_3x3 ? in / 2 * 18 + in % 2 * 12 : in * p.R * p.S + h.phases * w.phases;
+  int64_t most_met = 0, all_met = 0;  // vectors of inputs, of a run and of all
+  for (int64_t i = 0; i < t.n_groups; ++i) {
+    int64_t const count = is_3x3 ? lines_met(op, p, t, i).count : in;
+    most_met = max64(most_met, count), all_met += count;
+  }
+  t.met = double(all_met) / double(in * t.n_groups);
+  t.halves = is_3x3 ? most_met / 2 * 18 + most_met % 2 * 12 : in * p.R * p.S + h.phases * w.phases;
   int64_t const parts = p.dtype == DType::f32 && !p.allow_tf32 ? 2 : 1, runs = t.slab * t.n_groups;
   t.weight_bytes = runs * t.halves * t.at_once * 128 * parts;
   int64_t const fixed = t.weight_bytes + t.halves * 16 + runs * t.at_once * 32 + kLinesTables;
@@ -160,7 +187,9 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
   // One tap with a stride: the copies leave out what lies between.
   t.step_h = single ? 1 : h.step, t.planes = single ? 1 : w.step;
   // Of a square and a run: halves, and cycles of an SM for each.
-  double const products = double(in * p.R * p.S), product = p.dtype != DType::f32 ? 5.4 : p.allow_tf32 ? 5.8 : 15.5;
+  double const products = double(in * p.R * p.S) * t.met, product = p.dtype != DType::f32 ? 5.4
+                                                                    : p.allow_tf32        ? 5.8
+                                                                                          : 15.5;
   double const loads = (step == 1 ? 4 : step == 2 ? 6 : 8) + double(t.at_once);
   // None that begin behind the last output.
   int64_t const most_h = min64(8, ceil_div(h.positions, 8)), most_w = min64(8, ceil_div(w.positions, 8));
@@ -240,7 +269,7 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
 struct GroupedSumLines {
   int64_t slab;            // units of a block of threads
   int64_t together, sets;  // blocks of filters of a whole job, else 0; such jobs of a unit's block of channels
-  int64_t jobs, chunks;    // of a slab, and of one of its blocks or sets of filters
+  int64_t jobs, chunks;    // of a slab; of one of its blocks or sets of filters, not 3x3
   int64_t tiles;           // pairs of halves of a job, at most
   int64_t passes;          // how often the pixels are read, for so many parts of the jobs
   int64_t shares, warps;   // of a tile's squares; a warp for each job of a pass and share
@@ -253,7 +282,10 @@ struct GroupedSumLines {
 };
 
 constexpr int64_t kSumTables = 320;  // bytes
-// Warps of a block: strict f32 takes more registers, and so do whole jobs of three blocks of filters.
+// Warps of a block: strict f32 takes more registers, and so do whole jobs of three blocks of filters. Strict, 3x3,
+// twelve have enough for `kMoreJobs`, and multiply 5 % slower than eight: for three jobs, which else leave two warps
+// idle.
+inline constexpr int kMoreJobs = 9;
 constexpr int64_t grouped_most_jobs(bool strict, int64_t together) { return strict ? 8 : together == 3 ? 12 : 16; }
 
 // Blocks of filters of a whole job; 0: there are none. With one row of inputs from output to output, jobs of two blocks
@@ -263,6 +295,28 @@ constexpr int64_t grouped_whole_jobs(Problem const& p, int64_t in, int64_t out) 
   if (!takes || p.stride_h > 2 || p.stride_w > 2) return 0;
   if (p.stride_h == 1) return p.stride_w == 1 && in == 1 ? 1 : 0;
   return out <= 3 ? out : out % 3 == 0 || out == 5 ? 3 : 2;
+}
+
+// Jobs of a unit whose filters are 3x3, one input between outputs, and whole ones are not taken: the pairs of blocks of
+// 8 channels that a block of filters meets, from its first vector of 16 bytes on.
+struct GroupedSumJobs {
+  static constexpr int kMost = 32;
+  struct Job {
+    uint8_t filters, pair, first, blocks;
+  } job[kMost] = {};
+  int count = 0;
+};
+constexpr GroupedSumJobs grouped_sum_jobs(Problem const& p) {
+  GroupedSumJobs all;
+  int64_t const per_unit = groups_per_unit(p), vector = 16 / size_of(p.dtype), C = p.C_per_group(), K = p.K_per_group();
+  for (int64_t i = 0; i < per_unit * K / 8; ++i) {
+    GroupedMet const met = grouped_met(i * 8, i * 8 + 8, K, C, vector);
+    int64_t const blocks = ceil_div(met.count * vector, 8),
+                  first = min64(met.first, (per_unit * C - blocks * 8) / vector);
+    for (int64_t pair = 0; pair * 2 < blocks; ++pair)
+      all.job[all.count++] = {uint8_t(i), uint8_t(pair), uint8_t(first), uint8_t(blocks)};
+  }
+  return all;
 }
 
 constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, bool any = false,
@@ -279,10 +333,11 @@ constexpr GroupedSumLines grouped_sum_lines(Problem const& p, Device const& d, b
   t.slab = min64(min64(units, most_units), of_line / max64(in, out));
   int64_t const halves = in * p.R * p.S;
   t.together = grouped_whole_jobs(p, in, out), t.sets = t.together > 0 ? ceil_div(out, t.together) : out;
-  t.chunks = t.together > 0 ? in : is_3x3 ? ceil_div(in, 2) : ceil_div(halves, 18);
+  t.chunks = t.together > 0 ? in : ceil_div(halves, 18);
   t.tiles = t.together > 0 ? 5 * t.together : is_3x3 ? (in == 1 ? 5 : 9) : min64(9, ceil_div(halves, 2));
-  t.jobs = t.slab * t.sets * t.chunks;
-  int64_t const most_jobs = grouped_most_jobs(p.dtype == DType::f32 && !p.allow_tf32, t.together);
+  t.jobs = t.slab * (is_3x3 && t.together == 0 ? grouped_sum_jobs(p).count : t.sets * t.chunks);
+  bool const strict = p.dtype == DType::f32 && !p.allow_tf32;
+  int64_t const most_jobs = strict && is_3x3 && t.jobs == 3 ? kMoreJobs : grouped_most_jobs(strict, t.together);
   t.passes = ceil_div(t.jobs, most_jobs);
   int64_t const at_once = ceil_div(t.jobs, t.passes), slabs = ceil_div(units, t.slab);
   t.step_h = one_tap ? 1 : h.step, t.planes = one_tap ? 1 : w.step;

@@ -110,7 +110,7 @@ constexpr Estimate grouped_lines_any_estimate(Op op, Problem const& p, Device co
   int64_t const each = ceil_div(tiles, max64(1, d.sm_count * t.blocks_of_sm / slabs));
   int64_t const blocks = ceil_div(tiles, each) * slabs, runs = t.slab * t.n_groups;
   double const of_sm = double(each * min64(t.blocks_of_sm, ceil_div(blocks, d.sm_count)));  // tiles
-  double const taps = double(inputs * p.R * p.S);
+  double const taps = double(inputs * p.R * p.S) * t.met;
   double const product = (!f32 ? 1.32 : p.allow_tf32 ? 0.765 : 5.48) + (step == 1 ? 0 : 1.09);
   double const alone = double(ceil_div(squares, t.shares)) * taps * (step == 1 ? 24.6 : 38.7);
   double const turned = t.planar ? double(t.images * t.rows * t.columns * t.planes * t.slab * inputs) * 0.551 : 0;

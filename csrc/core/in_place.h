@@ -375,7 +375,7 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     double const elements = op == Op::fprop ? double(p.N) * double(p.K) * double(p.P()) * double(p.Q())
                                             : double(p.N) * double(p.C) * double(p.H) * double(p.W);
     // Lanes go along the pixels.
-    bool const across = (op == Op::fprop ? p.y.c : p.x.c) == 1 && p.H * p.W > 1;
+    bool const across = (op == Op::fprop ? p.y.c : p.x.c) == 1 && p.H * p.W > 1 && !tma_stores_lines(row, p);
     e.ns += elements * (across ? (tf32 ? 0.01 : 0.016) : tf32 ? 0.0002 : 0.0007) * 132 / d.sm_count;
   }
   return e;

@@ -30,9 +30,9 @@ constexpr bool fits_in_place(Strides const& s, int align, int64_t channels, int6
   return channel_vectors(s, align, channels, 16 / size_of(t), t) && map_supports(s, n, h, w, t);
 }
 
-// What tma takes in any strides, unless a pass over memory is faster: fprop's pixels of channels that lie side by side
-// but take no vectors are stored one by one. A packed result takes an eighth of that time, and 6 us for its launches.
-// Few tiles with long sums are split, and tma_reduce stores neighbouring channels at once.
+// What tma takes in any strides, unless a pass over memory is faster: some rows store fprop's pixels of channels that
+// lie side by side but take no vectors one by one. A packed result takes an eighth of that time, and 6 us for its
+// launches. Few tiles with long sums are split, and tma_reduce stores neighbouring channels at once.
 constexpr TmaTakesAny packs_rather(Row const& row, Problem const& p) {
   Op const op = row.op;
   TmaTakesAny any = tma_takes_any(op, p);
@@ -41,7 +41,9 @@ constexpr TmaTakesAny packs_rather(Row const& row, Problem const& p) {
                bytes = pixels * double(p.K + 16) * size_of(p.dtype);
   bool const across = p.y.c == 1 && p.K_per_group() % (16 / size_of(p.dtype)) != 0;
   bool const split = pixels * double(round_up(p.K, 128)) <= 66.0 * 128 * 128 && p.C * p.R * p.S >= 4096;
-  if (op == Op::fprop && across && !split && pixels * double(p.K) > 500e3 && bytes <= kMaxPackedBytes) any.y = false;
+  if (op == Op::fprop && across && !tma_stores_lines(row, p) && !split && pixels * double(p.K) > 500e3 &&
+      bytes <= kMaxPackedBytes)
+    any.y = false;
   return any;
 }
 
@@ -138,8 +140,9 @@ constexpr Packed packed_lines_as_is(Row const& row, Problem const& p) {
   return q;
 }
 
-// A unit's groups are multiplied with each other: of 6 channels a group four share a unit of 24, in nine blocks of
-// products where four groups of 8 take four. Of 5 a unit has 40, more than lines takes in f32.
+// Results of a unit meet more than their own group: of 6 channels a group four share a unit of 24, whose three blocks
+// meet two blocks of inputs each, where four groups of 8 have four that meet one. Of 5 a unit has 40, more than lines
+// takes in f32.
 constexpr Packed packed_lines(Row const& row, Problem const& p) {
   Packed const as_is = packed_lines_as_is(row, p);
   // All groups' channels are to be a multiple of 8.
@@ -242,6 +245,11 @@ constexpr Packed packed_pixels(Problem const& p) {
 }
 
 constexpr Packed packed_mixed(Problem const& p) {
+  if (p.x.c == 1 && p.y.c == 1) {
+    Packed q{{true, false, true}, p};
+    q.problem.x = contiguous_strides(p.C, p.H, p.W), q.problem.y = contiguous_strides(p.K, p.P(), p.Q());
+    return q;
+  }
   Packed q{{p.x.c != 1, false, p.y.c != 1}, p};
   if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
   if (q.which.y) q.problem.y = channels_last_strides(p.K, p.P(), p.Q()), q.problem.y_align = 16;

@@ -112,6 +112,19 @@ constexpr bool tma_stores_singly(Op op, Problem const& p) {
                           forward ? p.K_per_group() : p.C_per_group(), 16 / size_of(p.dtype), p.dtype);
 }
 
+// Rows of tma_swap.cuh.
+constexpr bool tma_swapped(Row const& row) {
+  return row.op != Op::wgrad && row.variant != Variant::pointwise && row.tile_m == 256 && row.tile_n == 64;
+}
+
+// Of these, lines of channels in channels_last, which tma.cuh stores as such in TF32. In 16-bit types (64x3x3 of 128 to
+// 65 filters 31 us, packed 23) and of few filters a packed result is faster.
+constexpr bool tma_stores_lines(Row const& row, Problem const& p) {
+  bool const tile = row.variant == Variant::im2col || row.variant == Variant::halo;
+  return row.family == Family::tma && row.op == Op::fprop && row.dtype == DType::f32 && tile && !tma_swapped(row) &&
+         p.groups == 1 && p.y.c == 1 && p.K >= 32;
+}
+
 // Bytes of a pixel's channels that fprop and dgrad in 16-bit types copy at a time. Lines that end early are slow.
 constexpr int tma_line(int64_t channels) { return channels <= 32 ? 64 : 128; }
 
@@ -152,11 +165,6 @@ struct PhasesShape {
         chunks(ceil_div(p.K * 2, line)),
         stages((kPhasesBytes - p.R * p.S * chunks * run_bytes) / (2 * a_bytes)) {}
 };
-
-// Rows of tma_swap.cuh.
-constexpr bool tma_swapped(Row const& row) {
-  return row.op != Op::wgrad && row.variant != Variant::pointwise && row.tile_m == 256 && row.tile_n == 64;
-}
 
 // The walk of a row's halo variant, along W: tma_swap.cuh's rows and those of slices (merged.h) share columns. Where
 // they store pairs of neighbouring pixels, as in NCHW, padded columns stay even in number: else every other row's pairs

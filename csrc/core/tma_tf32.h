@@ -67,7 +67,9 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   double const slower_raw = !raw ? 1 : area > 128 * 128 ? 0.93 : 1.23;
   // The raw variants have neighbouring pixels of a channel in neighbouring threads' registers: results in NCHW are
   // single elements, lines of channels are put together by a warpgroup. With short sums all SMs store at the same time.
-  double const of_result = tma_stores_singly(op, p) ? (raw ? 0.17 : 0.049)
+  double const of_result = tma_stores_singly(op, p) ? (raw                        ? 0.17
+                                                       : tma_stores_lines(row, p) ? 0.03
+                                                                                  : 0.049)
                            : raw                    ? 1.2 / double(max64(p.R * p.S * ceil_div(C, kTf32Line), 16))
                                                     : 0;
   double const stored = swapped ? 0 : area * of_result;

@@ -66,9 +66,10 @@ struct LineParams {
   int planes, plane_bytes;  // of the inputs' columns
   int filter_bytes;         // of a group's filters, if they are copied as they lie in memory; else 0
   int shares, stage_bytes, out_bytes, tables_offset;
-  int out_columns, out_rows;  // of an image's tile
-  int out_channels;           // of a unit; the last of its blocks may be half empty
-  bool mirrored;              // the taps: dgrad
+  int out_columns, out_rows;   // of an image's tile
+  int out_channels;            // of a unit; the last of its blocks may be half empty
+  uint8_t first[8], count[8];  // of a unit's runs: the blocks of inputs that they meet; 3x3, else all
+  bool mirrored;               // the taps: dgrad
   Words words;
   bool planar;       // NCHW, in place
   int fixed_offset;  // what lies behind stages, outputs and the planar copies
@@ -123,18 +124,18 @@ struct LineShared {
   }
 };
 
-// The order of the halves, and whether there is such a one. 3x3: the steps of two blocks of channels go by columns, and
-// a last odd block has steps of two columns, then halves of the third.
+// The order of the halves, and whether there is such a one. 3x3: the steps of two of `count` blocks of channels go by
+// columns, and a last odd block has steps of two columns, then halves of the third.
 template <bool is_3x3>
-__device__ inline bool half_of(Params const& p, int half, int phase, int& block, int& tap) {
+__device__ inline bool half_of(Params const& p, int count, int half, int phase, int& block, int& tap) {
   if constexpr (is_3x3) {
-    int const pairs = p.in_blocks / 2 * 18;
+    int const pairs = count / 2 * 18;
     if (half < pairs) {
       block = half / 18 * 2 + half % 2, tap = half % 18 / 2;
       return true;
     }
     int const rest = half - pairs;
-    block = p.in_blocks - 1;
+    block = count - 1;
     tap = rest < 6 ? rest % 2 * 3 + rest / 2 : 6 + (rest - 6) / 2;
     return rest < 6 || rest % 2 == 0;
   } else {
@@ -156,17 +157,18 @@ __device__ inline void fill_lines(LineParams const& q, int first_unit, int units
     for (int i = threadIdx.x; i < p.halves; i += blockDim.x) {
       int phase = 0, block = 0, tap = 0;
       while (i >= p.phase_half[phase + 1]) ++phase;
-      bool const exists = half_of<false>(p, i, phase, block, tap);
+      bool const exists = half_of<false>(p, p.in_blocks, i, phase, block, tap);
       if (!exists) block = 0, tap = 0;
       s.halves[i] = {from_of(p.tap[tap].r, p.tap[tap].s, block), p.tap[tap].offset * kLine + block * kSlot,
                      exists ? block * kChannels<T> : kNone};
     }
   }
   // Those of 3x3 are worked out where they are needed: nobody has to wait for a table.
-  auto half_at = [&](int i) {
+  auto half_at = [&](int i, int first_block, int count) {
     if constexpr (is_3x3) {
       int block, tap;
-      bool const exists = half_of<true>(p, i, 0, block, tap);
+      bool const exists = half_of<true>(p, count, i, 0, block, tap);
+      block += first_block;
       int const r = tap % 3, column = tap / 3;  // in the order of the inputs; dgrad's taps are mirrored
       return Half{q.mirrored ? from_of(2 - r, 2 - column, block) : from_of(r, column, block), 0,
                   exists ? block * kChannels<T> : kNone};
@@ -205,7 +207,8 @@ __device__ inline void fill_lines(LineParams const& q, int first_unit, int units
   auto each_share = [&](auto const& f) {
     for (int i = threadIdx.x / 32; i < total * shares; i += warps) {
       int const block = i / shares, begin = (i - block * shares) * share;
-      f(block, begin, min(begin + share, p.halves),
+      int const count = q.count[block % of_unit / blocks];
+      f(block, begin, min(begin + share, is_3x3 ? count / 2 * 18 + count % 2 * 12 : p.halves),
         s.weights + (block / blocks * p.halves * blocks + block % blocks * 2) * 32 + lane * 2);
     }
   };
@@ -225,9 +228,10 @@ __device__ inline void fill_lines(LineParams const& q, int first_unit, int units
     // Within the group, of the half's first block.
     int const channel = (transposed ? lane / 4 : lane % 4 * per_word) - of_group * p.in_per_group;
     T const* const from = w + group * p.w_group + (out - of_group * p.out_per_group) * p.w_out + channel * p.w_in;
+    int const first_block = q.first[block % of_unit / blocks], count = q.count[block % of_unit / blocks];
     // The lanes work out 32 halves at once; then all copy the words of one half after the other.
     for (int first = begin; first < end; first += 32) {
-      Half const mine = half_at(min(first + lane, end - 1));
+      Half const mine = half_at(min(first + lane, end - 1), first_block, count);
       for (int n = 0; n < min(32, end - first); ++n) {
         int64_t const at = __shfl_sync(0xffffffff, mine.from, n);
         int const c = __shfl_sync(0xffffffff, mine.channel, n) + channel;
@@ -865,7 +869,8 @@ __global__ void __launch_bounds__(line_warps<T>(blocks, step) * 32, 1)
   uint32_t const* const weights = s.weights + run.number * p.halves * blocks * 32;
   float const* const bias = s.bias + run.number * blocks * kBlock;
   int const row_bytes = q.step_h * p.window.columns * kLine, out_row_bytes = p.axis_h.out_step * q.out_columns * kLine;
-  int const in_of_lane = run.unit * p.in_blocks * kSlot + lane % 8 * kLine;
+  int const of_unit = run.block / blocks, in_blocks = q.count[of_unit];
+  int const in_of_lane = (run.unit * p.in_blocks + q.first[of_unit]) * kSlot + lane % 8 * kLine;
   int const out_of_lane = output_of_lane<T>(q, run);
   int const squares = run.unit < units ? p.squares_h * p.squares_w * p.images : 0;
   int const phases_h = is_3x3 ? 1 : p.axis_h.phases, phases_w = is_3x3 ? 1 : p.axis_w.phases;
@@ -899,7 +904,7 @@ __global__ void __launch_bounds__(line_warps<T>(blocks, step) * 32, 1)
           }
           if constexpr (is_3x3)
             multiply_lines_3x3<T, parts, blocks, step>(acc, from, p.window.columns * kLine,
-                                                       q.planes == 1 ? kLine : q.plane_bytes, p.in_blocks, weights,
+                                                       q.planes == 1 ? kLine : q.plane_bytes, in_blocks, weights,
                                                        p.part_words);
           else
             multiply_lines_any<T, parts, blocks>(acc, from, row_bytes, s.halves + p.phase_half[phase],
@@ -1005,6 +1010,10 @@ cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, c
                                                                                   : Words::none;
   set_lines(p, t);
   p.n_groups = int(t.n_groups);
+  for (int i = 0; i < p.n_groups; ++i) {
+    GroupedMet const met = step > 0 ? lines_met(op, problem, t, i) : GroupedMet{0, p.in_blocks};
+    q.first[i] = uint8_t(met.first), q.count[i] = uint8_t(met.count);
+  }
   for (int phase = 0; phase < p.axis_h.phases * p.axis_w.phases; ++phase) {
     int const taps = p.phase_tap[phase + 1] - p.phase_tap[phase];
     p.phase_count[phase] = step > 0 ? int(t.halves) : p.in_blocks * taps;

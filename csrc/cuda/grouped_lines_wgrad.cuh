@@ -29,7 +29,8 @@ struct SumLineParams {
   int step_h;
   int planes, plane_bytes;  // of x, as in LineParams
   int in_blocks;            // of 8 channels, of a unit
-  int jobs, chunks, tiles;  // of a slab; jobs of a block of filters (whole: of a set); m16 tiles of a job
+  int jobs, chunks, tiles;  // of a slab; jobs of a block of filters (whole: of a set), not 3x3; m16 tiles of a job
+  GroupedSumJobs of_unit;   // 3x3
   int sets;                 // whole: of a unit's blocks of filters
   int shares, splits;
   int y_rows, y_columns, y_offset, stage_bytes, tables_offset;
@@ -204,15 +205,33 @@ struct SumForm {
   static constexpr int blocks = blocks_, step = step_, tiles = whole ? blocks * kWholeTiles : kJobTiles;
 };
 
+// Which of a slab's jobs: its unit, its block or set of filters in the unit and its run of halves, 3x3: of `blocks`
+// blocks of channels that begin `first` vectors of 16 bytes into the unit.
+struct SumJob {
+  int unit, filters, chunk, first, blocks;
+};
+template <class Form>
+__device__ inline SumJob sum_job(SumLineParams const& q, int job) {
+  if constexpr (Form::is_3x3) {
+    int const unit = job / q.of_unit.count;
+    GroupedSumJobs::Job const j = q.of_unit.job[job - unit * q.of_unit.count];
+    return {unit, j.filters, j.pair, j.first, j.blocks};
+  } else {
+    int const of_slab = job / q.chunks, sets = Form::whole ? q.sets : q.p.out_blocks, unit = of_slab / sets;
+    return {unit, of_slab - unit * sets, job - of_slab * q.chunks, 0, q.in_blocks};
+  }
+}
+
 // The halves of a job's tile: 8 channels of x and a tap each.
 template <bool is_3x3>
-__device__ inline bool sum_half(SumLineParams const& q, int chunk, int tile, int upper, int& block, int& tap) {
+__device__ inline bool sum_half(SumLineParams const& q, SumJob const& job, int tile, int upper, int& block, int& tap) {
+  int const chunk = job.chunk;
   if constexpr (is_3x3) {
-    if (chunk * 2 + 1 < q.in_blocks) {
+    if (chunk * 2 + 1 < job.blocks) {
       block = chunk * 2 + upper, tap = tile;
       return true;
     }
-    block = q.in_blocks - 1;
+    block = job.blocks - 1;
     tap = tile < 3 ? upper * 3 + tile : tile == 3 ? 6 + upper : 8;
     return tile < 4 || (tile == 4 && upper == 0);
   } else {
@@ -231,26 +250,26 @@ struct Place {
 template <class T, class Form>
 __device__ inline Place place_of(SumLineParams const& q, int slab, int job, int tile, int lane, int e) {
   Params const& p = q.p;
-  int const of_block = job / q.chunks, chunk = job - of_block * q.chunks;
-  int unit, out_block, block, tap;
+  SumJob const of = sum_job<Form>(q, job);
+  int out_block = of.filters, block, tap;
   bool exists;
   if constexpr (Form::whole) {
-    unit = of_block / q.sets, out_block = (of_block - unit * q.sets) * Form::blocks + tile / kWholeTiles;
-    block = chunk, tap = whole_tap(tile % kWholeTiles, e / 2);
+    out_block = of.filters * Form::blocks + tile / kWholeTiles;
+    block = of.chunk, tap = whole_tap(tile % kWholeTiles, e / 2);
     exists = out_block < p.out_blocks && tap < p.taps;
   } else {
-    unit = of_block / p.out_blocks, out_block = of_block - unit * p.out_blocks;
-    exists = sum_half<Form::is_3x3>(q, chunk, tile, e / 2, block, tap);
+    exists = sum_half<Form::is_3x3>(q, of, tile, e / 2, block, tap);
   }
   int const filter = out_block * kBlock + lane % 4 * 2 + e % 2;
-  int const of_group = p.filters.quotient(filter), c = block * kBlock + lane / 4 - of_group * p.in_per_group;
-  int64_t const k = (int64_t(slab) * p.slab + unit) * p.out_blocks * kBlock + filter;
+  int const of_group = p.filters.quotient(filter),
+            c = of.first * (kSlot / int(sizeof(T))) + block * kBlock + lane / 4 - of_group * p.in_per_group;
+  int64_t const k = (int64_t(slab) * p.slab + of.unit) * p.out_blocks * kBlock + filter;
   return {exists && unsigned(c) < unsigned(p.in_per_group) && k < p.out.channels, tap, c, k};
 }
 
-template <class T, int parts, class Form>
-__global__ void __launch_bounds__(grouped_most_jobs(parts == 2, Form::whole ? Form::blocks : 0) * 32, 1)
-    sum_lines_kernel(__grid_constant__ SumLineParams const q) {
+template <class T, int parts, class Form,
+          int most_warps = grouped_most_jobs(parts == 2, Form::whole ? Form::blocks : 0)>
+__global__ void __launch_bounds__(most_warps * 32, 1) sum_lines_kernel(__grid_constant__ SumLineParams const q) {
   extern __shared__ __align__(1024) char lines[];
   constexpr bool wide = sizeof(T) == 4, is_3x3 = Form::is_3x3;
   constexpr int kTiles = Form::tiles;
@@ -306,10 +325,10 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2, Form::whole ? Fo
 
   int const per_share = warps / q.shares, share = warp / per_share;
   int const job = blockIdx.z * per_share + warp % per_share;
-  int const of_block = job / q.chunks, chunk = job - of_block * q.chunks;
-  int const unit = of_block / (Form::whole ? q.sets : p.out_blocks);
+  SumJob const of = sum_job<Form>(q, job);
+  int const unit = of.unit, chunk = of.chunk;
   bool const works = job < q.jobs && first_unit + unit < p.units;
-  bool const single = is_3x3 && chunk * 2 + 1 >= q.in_blocks;
+  bool const single = is_3x3 && chunk * 2 + 1 >= of.blocks;
   int const row_bytes = q.step_h * p.window.columns * kLine, y_row = q.y_columns * kLine;
   // f16, x: matrices are half 0 of row i, half 1 of row i, and of row i + 4; y: rows i, i + 4, i + 1, i + 5. f32: a
   // lane has channel lane / 4 of a block, of pixels 2 (lane % 4) and the next.
@@ -318,7 +337,7 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2, Form::whole ? Fo
   int const x_lane = ((wide ? 0 : lane / 16 * 4 * q.step_h) * p.window.columns + pixel) * kLine +
                      unit * q.in_blocks * block_bytes + of_lane;
   int const y_lane = ((wide ? 0 : lane / 8 % 2 * 4 + lane / 16) * q.y_columns + pixel) * kLine +
-                     of_block * block_bytes + of_lane + q.y_offset;
+                     (unit * p.out_blocks + of.filters) * block_bytes + of_lane + q.y_offset;
   // Of a tile's two halves, in 16 bytes each: where the lane's first is and, f32, from there to the second.
   constexpr int offsets = is_3x3 ? 2 : Form::whole ? 1 : kJobTiles;
   uint32_t halves[offsets];
@@ -327,7 +346,8 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2, Form::whole ? Fo
     halves[i] = uint32_t(mine / kSlot) | uint32_t((second - first) / kSlot) << 16;
   };
   if constexpr (is_3x3) {
-    int const last = (q.in_blocks - 1) * block_bytes, one = single ? last : chunk * 2 * block_bytes;
+    int const begin = of.first * kSlot, last = begin + (of.blocks - 1) * block_bytes,
+              one = single ? last : begin + chunk * 2 * block_bytes;
     set_halves(0, one, one + (single ? kLine : block_bytes));
     set_halves(1, last + 2 * kLine, last + 2 * kLine + row_bytes);
   } else if constexpr (!Form::whole) {
@@ -337,7 +357,7 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2, Form::whole ? Fo
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
         int block, tap;
-        bool const exists = sum_half<false>(q, chunk, i, k, block, tap);
+        bool const exists = sum_half<false>(q, of, i, k, block, tap);
         at[k] = exists ? p.tap[tap].offset * kLine + block * block_bytes : 0;
       }
       set_halves(i, at[0], at[1]);
@@ -345,14 +365,13 @@ __global__ void __launch_bounds__(grouped_most_jobs(parts == 2, Form::whole ? Fo
   }
   int const tiles = min(q.tiles, is_3x3 || Form::whole ? kTiles : (p.taps * q.in_blocks + 1) / 2 - chunk * kJobTiles);
 
-  [[maybe_unused]] WholeJob<T, Form::blocks, Form::step> const whole{
-      unit * q.in_blocks + chunk,
-      unit * p.out_blocks + (of_block - unit * q.sets) * Form::blocks,
-      (unit + 1) * p.out_blocks - 1,
-      p.window.columns * kLine,
-      y_row,
-      q.planes,
-      q.plane_bytes};
+  [[maybe_unused]] WholeJob<T, Form::blocks, Form::step> const whole{unit * q.in_blocks + chunk,
+                                                                     unit * p.out_blocks + of.filters * Form::blocks,
+                                                                     (unit + 1) * p.out_blocks - 1,
+                                                                     p.window.columns * kLine,
+                                                                     y_row,
+                                                                     q.planes,
+                                                                     q.plane_bytes};
 
   float acc[kTiles][4] = {};
   Stage stage, refill;
@@ -518,7 +537,9 @@ __global__ void __launch_bounds__(32 * kAddLineWarps)
 
 template <class T, int parts, class Form>
 cudaError_t start_sum_lines(SumLineParams const& q, dim3 grid, unsigned threads, int64_t shared, cudaStream_t stream) {
-  auto* const kernel = sum_lines_kernel<T, parts, Form>;
+  auto* kernel = sum_lines_kernel<T, parts, Form>;
+  if constexpr (parts == 2 && Form::is_3x3)
+    if (threads > 32 * grouped_most_jobs(true, 0)) kernel = sum_lines_kernel<T, parts, Form, kMoreJobs>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (error != cudaSuccess) return error;
   kernel<<<grid, threads, size_t(shared), stream>>>(q);
@@ -543,6 +564,7 @@ cudaError_t launch_sum_lines(Problem const& problem, Plan const& plan, Arguments
   q.in_blocks = p.in_blocks * kSlot / (kBlock * int(sizeof(T)));
   q.w = args.out, q.partial = static_cast<float*>(args.workspace);
   q.w_k = problem.w.n, q.w_c = problem.w.c, q.w_r = problem.w.h, q.w_s = problem.w.w;
+  if (grouped_is_3x3(problem)) q.of_unit = grouped_sum_jobs(problem);
   q.step_h = int(t.step_h);
   q.planes = int(t.planes), q.plane_bytes = int(t.plane_bytes);
   q.jobs = int(t.jobs), q.sets = int(t.sets), q.chunks = int(t.chunks), q.tiles = int(t.tiles),

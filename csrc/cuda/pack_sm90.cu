@@ -145,12 +145,15 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
   Arguments args = given;
   args.workspace = static_cast<char*>(given.workspace) + at.bytes;
   Launch in, out;
+  bool const planes = q.which.x && c.x.c != 1;  // the copies are what is strided
   // `address` is changed to the packed copy's.
   auto add = [&](bool packed, bool result, void const* address, int64_t place, Strides const& s, int align,
                  Shape const& shape) {
     void* const copy = static_cast<char*>(given.workspace) + place;
     if (packed) {
-      auto const tensor = tensor_of(const_cast<void*>(address), copy, s, align, size, shape);
+      void* const from = const_cast<void*>(address);
+      auto const tensor =
+          planes ? tensor_of(copy, from, s, 16, size, shape) : tensor_of(from, copy, s, align, size, shape);
       (result ? out : in).add(tensor, size, result);
     }
     return packed ? copy : const_cast<void*>(address);
@@ -180,12 +183,12 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
                               : add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
     args.out = add(q.which.x, true, given.out, at.x, p.x, p.x_align, x);
   } else {
-    args.a = add(q.which.x, false, given.a, at.x, p.x, p.x_align, x);
-    args.b = add(q.which.y, false, given.b, at.y, p.y, p.y_align, y);
+    args.a = add(q.which.x, false, given.a, at.x, planes ? c.x : p.x, p.x_align, x);
+    args.b = add(q.which.y, false, given.b, at.y, planes ? c.y : p.y, p.y_align, y);
     args.out = add(q.which.w, true, given.out, at.w, p.w, p.w_align, w);
   }
   in.params.early = in.blocks <= kEarlyBlocks * 132;
-  cudaError_t error = in.run<false>(size, stream);
+  cudaError_t error = planes ? in.run<true>(size, stream) : in.run<false>(size, stream);
   if (error != cudaSuccess) return error;
   if ((error = launch_in_place(row, op, c, plan, args, stream)) != cudaSuccess) return error;
   return out.run<true>(size, stream);

@@ -706,6 +706,27 @@ __device__ void stage_piece(float const (&acc)[TN / 2], int piece, uint32_t line
   }
 }
 
+// Stores floats whose columns lie side by side, off 16 bytes: a warp a line of 32 at a time. mine: as above.
+template <int TN>
+__device__ void store_float_lines(Params const& p, Unit const& unit, int64_t mine, float const (&acc)[TN / 2],
+                                  uint32_t lines) {
+  int const lane = int(threadIdx.x) % 32;
+  int count = p.N - unit.n * TN - lane;  // columns from the lane's on
+  float* out = static_cast<float*>(p.out) + unit.group * p.group_out + unit.n * TN + lane;
+#pragma unroll
+  for (int piece = 0; piece < TN / 32; ++piece, out += 32, count -= 32) {
+    __syncwarp();
+    stage_piece<float, TN>(acc, piece, lines);
+    __syncwarp();
+#pragma unroll 4
+    for (int line = 0; line < 16; ++line) {
+      float const v = ptx::ld_shared_f32(lines + line * kLineBytes + ((lane / 4) ^ (line % 8)) * 16 + lane % 4 * 4);
+      int64_t const pixel = __shfl_sync(0xffffffff, mine, line);
+      if (pixel >= 0 && count > 0) out[pixel] = v;
+    }
+  }
+}
+
 // Has the copy engine store a warp's 16 x TN accumulators, rows from m on; it leaves out what is beyond the tensor.
 template <class T, int TM, int TN, bool turned>
 __device__ void store_by_engine(Params const& p, Unit const& unit, int64_t m, float const (&acc)[TN / 2],
@@ -735,7 +756,8 @@ __device__ void store_by_engine(Params const& p, Unit const& unit, int64_t m, fl
 // Stores a warpgroup's 64 x TN accumulators from row `first` of the tile on. A thread has those of rows lane / 4 and
 // lane / 4 + 8 of its warp's 16, columns 8 j + 2 (lane % 4) + {0, 1}. Pieces of a warp's rows and 128 bytes of columns
 // pass through shared memory, so that eight lanes store the line of a pixel. Warps do not wait for each other.
-template <class T, int TM, int TN, bool turned, bool plain = false>
+// float_lines: of those off 16 bytes; their registers are too many for tma_strict.cuh.
+template <class T, int TM, int TN, bool turned, bool plain = false, bool float_lines = true>
 __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)[TN / 2], Tables<T, TN>& tables,
                       uint32_t staging) {
   using S = Shape<T, TM, TN, turned>;
@@ -778,7 +800,10 @@ __device__ void store(Params const& p, Unit const& unit, int first, float (&acc)
   int64_t const mine = out_of(p, p.phase[unit.phase], m + lane % 16);
   if constexpr (sizeof(T) == 4)
     if (p.singly) {
-      store_floats_singly<TN>(p, unit, mine, acc, staging);
+      if (float_lines && p.out_c == 1)
+        store_float_lines<TN>(p, unit, mine, acc, staging + warp * kPieceBytes);
+      else
+        store_floats_singly<TN>(p, unit, mine, acc, staging);
       return;
     }
   int64_t to[4];

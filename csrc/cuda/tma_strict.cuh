@@ -245,7 +245,7 @@ __device__ void multiply(Params const& p, Source const& source, uint32_t ring, t
     if (unit.part >= 0)
       tma::store_part<kTM, TN>(p, unit.part, first, total);
     else
-      tma::store<float, kTM, TN, false>(p, unit, first, total, tables, staging);
+      tma::store<float, kTM, TN, false, false, false>(p, unit, first, total, tables, staging);
     bool const any = group == 0 ? ptx::bar_red_or<3>(kWarpgroup, wrong) : ptx::bar_red_or<4>(kWarpgroup, wrong);
     if (any) mend<TN>(p, source, unit, first);
   }
