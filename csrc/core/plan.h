@@ -181,7 +181,6 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   // Images of one row are beginnings of walks alone.
   if (stream && !f32 && p.P() == 1 && row.tile_m > 3) e.ns *= sums ? 1.4 : 1.7;
   if (tiles && row.tile_m == 7) e.ns *= 1.25;
-  if (tiles && row.tile_m == 3 && row.tile_k == 2 && p.W <= 64) e.ns *= 1.25;
   // A walk's steps follow each other, however few walks there are.
   double const least = stream && f32 && sums ? (row.tile_m == 3 ? 11500 : 20000) : tiles && row.tile_m == 7 ? 13000 : 0;
   if (e.ns < least) e.ns = least;
@@ -231,8 +230,7 @@ constexpr double beside_few_outputs_ns(Row const& row, Problem const& p, double 
   if (is_walk(row)) return !strided || sums || R == 3 ? ns : R == 5 ? ns * (fprop ? 0.86 : 0.81) : ns + 2500;
   if (R == 0 && !is_nhwc(row.variant) && few_outputs_side(p) <= 7)
     return f32 ? ns * 1.05 : fprop ? longer(0.2, 4500, 1e9) : ns * 1.02;
-  if (is_nhwc(row.variant) || R != 3) return ns;
-  return strided && fprop ? ns * 1.165 : strided ? ns : ns + 1200;
+  return is_nhwc(row.variant) || R != 3 || strided ? ns : ns + 1200;
 }
 
 constexpr Estimate beside_few_outputs(Row const& row, Problem const& p, Estimate e) {
