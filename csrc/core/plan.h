@@ -238,6 +238,39 @@ constexpr Estimate beside_few_outputs(Row const& row, Problem const& p, Estimate
   return e;
 }
 
+// depthwise_met.cuh in channels_last, as measured: filters of many taps lie in few lines of memory (3x8x21x21 9x9 8.1
+// us, estimated at 12.0; 94x78x32x32 5x5 in float16 98, 116).
+constexpr Estimate met_as_measured(Row const& row, Problem const& p, Estimate e) {
+  if (!is_nhwc(row.variant) || row.op == Op::wgrad) return e;
+  bool const small = p.R * p.S >= 49 && p.stride_h == 1 && p.stride_w == 1 && e.ns < 17000;
+  if (small || (size_of(p.dtype) == 2 && p.R * p.S >= 25)) e.ns = 6000 + (e.ns - 6000) * (small ? 0.7 : 0.87);
+  return e;
+}
+
+// strip_rows.cuh over NCHW: results of rows that begin off 16 bytes, or end within a thread's columns, are stored one
+// by one (64x90x14x14 9x9 37.8 us, estimated at 24.5 without; 6x232x79x79 124, 81).
+constexpr double strip_stores_ns(Row const& row, Problem const& p) {
+  if (is_nhwc(row.variant)) return 0;
+  bool const backward = row.op == Op::dgrad;
+  int64_t const W = backward ? p.W : p.Q();
+  double const outputs = double(p.N) * double(W) * (backward ? double(p.C) * double(p.H) : double(p.K) * double(p.P()));
+  if (W % 4 != 0) return outputs * (W <= 16 ? 0.0105 : W <= 100 ? 0.0045 : 0.0022);
+  return W % 8 != 0 && W <= 32 ? outputs * 0.002 : 0;
+}
+
+// 1x1 layers by pixels_direct.cuh in TF32 that take long, by pixels_windows.cuh over small planes, and dgrad by
+// pixels_flow.cuh, as measured (32x1440x7x7 to 128 W 36.3 us, estimated at 19.5; 128x576x7x7 to 128 D 25.6, 18.4;
+// 32x256x35x35 to 48 D 18.7, 15.0).
+constexpr Estimate pixels_as_measured(Row const& row, Problem const& p, Estimate e) {
+  if (is_direct_pixels(row) && p.dtype == DType::f32) {
+    if (row.op == Op::wgrad && e.ns > 7000) e.ns *= 1.25;
+    if (row.op == Op::fprop && p.x.c != 1 && e.ns > 12000) e.ns *= 1.3;
+  }
+  if (is_pixels_windows(row) && p.H * p.W <= 64) e.ns *= 1.2;
+  if (is_pixel_flow(row) && row.op == Op::dgrad) e.ns *= 1.1;
+  return e;
+}
+
 // wgrad of a few rows of an image in 16-bit types by rows as they lie, as measured beside packed ones.
 constexpr double small_plain_share(Problem const& p) {
   if (size_of(p.dtype) != 2 || p.N * p.P() * p.Q() > 1000 || (p.C_per_group() >= 48 && p.stride_w == 1)) return 1;
@@ -460,7 +493,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_few_sums(row)) return few_sums_estimate(p, d);
       if (is_lanes(row)) return lanes_estimate(row, p, d);
       if (is_near(row)) return near_estimate(row, p, d);
-      if (is_met(row)) return met_estimate(row, p, d);
+      if (is_met(row)) return met_as_measured(row, p, met_estimate(row, p, d));
       return beside_few_outputs(row, p,
                                 is_lines(row)     ? any_line_estimate(op, p, d)
                                 : is_walk(row)    ? walk_estimate(row, op, p, d)
@@ -471,8 +504,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::toeplitz:
       return beside_few_outputs(row, p, toeplitz_estimate(row, op, p, d));
     case Family::strip:
+      if (is_strip_rows(row)) return {strip_rows_estimate(row, op, p, d).ns + strip_stores_ns(row, p), 1};
       return is_strip_sums(row)     ? strip_sums_estimate(row, p, d)
-             : is_strip_rows(row)   ? strip_rows_estimate(row, op, p, d)
              : is_nhwc(row.variant) ? strip_lines_estimate(op, p, d)
                                     : strip_planes_estimate(op, p, d);
     case Family::stream:
@@ -485,7 +518,12 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
                                : band_estimate(row, op, p, d);
     case Family::stem: {
       if (is_stem_lean(row)) return stem_lean_estimate(op, p, h200_sxm);
-      if (is_stem_halo(row)) return stem_halo_estimate(op, p, h200_sxm);
+      if (is_stem_halo(row)) {
+        Estimate e = stem_halo_estimate(op, p, h200_sxm);
+        // As measured: 16 bits of more than four channels over NCHW (18x6x14x211 to 264 5x5 108 us, estimated at 57).
+        if (p.x.c != 1 && p.C > 4 && size_of(p.dtype) == 2) e.ns *= 1.6;
+        return e;
+      }
       if (is_stem_lines(row)) {
         Estimate e = stem_lines_estimate(op, p, h200_sxm);
         // As measured (L52): one channel, strict.
@@ -511,11 +549,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_few_pixels(row)) return few_pixels_estimate(row, op, p);
       if (is_pixel_runs(row)) return pixel_runs_estimate(row, p, d);
       if (is_matrix_planes(row)) return matrix_planes_estimate(row, p);
-      if (is_pixels_windows(row)) return pixels_windows_estimate(row, p, d);
+      if (is_pixels_windows(row)) return pixels_as_measured(row, p, pixels_windows_estimate(row, p, d));
       if (is_pixels_gather(row)) return pixels_gather_estimate(row, p, d);
       if (is_pixels_wgrad(row)) return pixels_wgrad_estimate(row, p, d);
-      if (is_pixel_flow(row)) return pixel_flow_estimate(row, op, p);
-      if (is_direct_pixels(row)) return direct_pixels_estimate(row, op, p);
+      if (is_pixel_flow(row)) return pixels_as_measured(row, p, pixel_flow_estimate(row, op, p));
+      if (is_direct_pixels(row)) return pixels_as_measured(row, p, direct_pixels_estimate(row, op, p));
       Estimate e = is_any_pixels(row)     ? any_pixels_estimate(row, op, p)
                    : is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d)
                                           : pixels_estimate(row, op, p, d);
