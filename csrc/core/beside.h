@@ -39,11 +39,11 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     if (is(Family::tma, Variant::lean, Op::wgrad)) return ns - (tile(64, 64) && pixels <= 1000 ? 1500 : 0);
     return ns;
   }
-  // wgrad over few pixels, whose launches are most of it, and of many taps.
-  if (is(Family::tma, Variant::im2col, Op::wgrad))
-    ns *= (pixels <= 1000 ? 1.05 : 1) * (p.R * p.S >= 25 && p.stride_w == 1 ? 1.05 : 1);
+  // wgrad over few pixels, whose launches are most of it.
+  if (is(Family::tma, Variant::im2col, Op::wgrad) && pixels <= 1000) ns *= 1.05;
   // Phases of groups (92x69x8x8 3x3 s3 in 3 groups 23.3 us, estimated at 16.1).
-  if (is(Family::simt, Variant::any, Op::dgrad) && p.groups > 1 && p.stride_h * p.stride_w > 1) ns *= 1.14;
+  if (is(Family::simt, Variant::any, Op::dgrad) && p.groups > 1 && p.stride_h * p.stride_w > 1)
+    ns *= tile(64, 64) ? 1.14 : 1.07;
   if (!taps && p.groups == 1) {  // and one_by_one.h
     bool const gathers = row.family == Family::tma && row.op != Op::wgrad;
     if (gathers && row.variant == Variant::lean && !across) return ns + (row.op == Op::fprop ? 1200 : 1500);

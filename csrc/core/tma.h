@@ -410,6 +410,7 @@ constexpr TmaTile tma_tile(Row const& row) {
   if (row.tile_m == 192) return {3350, 2420, 0.92, 1};
   if (row.tile_n == 256) return {5350, 1720, forward ? 1.23 : 1.19, 1};
   if (row.tile_n == 192) return {4160, 1450, forward ? 1.10 : 1.07, 1};
+  if (row.tile_n == 160) return {3720, 3340, 1.10, 1};
   if (row.tile_n == 96) return {4100, 2600, 1, forward ? 1 : 1.06};
   if (row.tile_m == 256 && row.tile_n == 128) return {3580, 1670, forward ? 1.16 : 1.19, forward ? 0.97 : 1.01};
   if (row.tile_m == 256) return {4330, 617, 1.28, forward ? 1.05 : 1.01, halo ? 1 : 0.7};
