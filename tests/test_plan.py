@@ -745,6 +745,54 @@ DENSE = Case("dense", 32, 128, 56, 56, 128, 3, 3, padding=(1, 1))
 ODD = Case("odd", 32, 128, 57, 57, 128, 3, 3, padding=(1, 1))  # rows of no whole vectors
 
 
+@pytest.mark.parametrize(
+    ("wrong", "op", "case", "dtype", "layout"),
+    (
+        # strip_rows.cuh stores rows off 16 bytes one by one: 315 us, 177.
+        (
+            "strip_fprop_f32_7x8",
+            "fprop",
+            Case("11x1", 222, 45, 151, 13, 45, 11, 1, (1, 1), (5, 0), groups=45),
+            torch.float32,
+            "nchw",
+        ),
+        (
+            "strip_dgrad_f32_7x8",
+            "dgrad",
+            Case("11x1", 256, 48, 14, 14, 48, 11, 1, (1, 1), (5, 0), groups=48),
+            torch.float32,
+            "nchw",
+        ),
+        # depthwise_met.cuh reads filters of many taps once: 11.8, 8.0.
+        (
+            "column_dgrad_f32",
+            "dgrad",
+            Case("11x11", 2, 8, 24, 19, 8, 11, 11, (1, 1), (1, 0), groups=8),
+            torch.float32,
+            "nhwc",
+        ),
+        # pixels_direct.cuh in TF32, pixels_windows.cuh over 7x7: 28.1, 16.5; 36.3, 21; 25.6, 19.3.
+        ("pixels_fprop_f32_32x32", "fprop", Case("direct", 32, 1024, 7, 7, 128, 1, 1), torch.float32, "nchw"),
+        ("pixels_wgrad_f32_32x32", "wgrad", Case("direct", 32, 1440, 7, 7, 128, 1, 1), torch.float32, "nchw"),
+        ("pixels_dgrad_f16_128x248", "dgrad", Case("windows", 128, 576, 7, 7, 128, 1, 1), torch.float16, "nchw"),
+        # Phases of SIMT's dgrad over groups: 23.3, 14.6.
+        (
+            "simt_dgrad_f16_64x64",
+            "dgrad",
+            Case("groups", 92, 69, 8, 8, 69, 3, 3, (3, 3), groups=3),
+            torch.float16,
+            "nchw",
+        ),
+    ),
+    ids=str,
+)
+def test_rows_that_were_estimated_too_short_are_not_chosen(
+    wrong: str, op: str, case: Case, dtype: torch.dtype, layout: str
+) -> None:
+    """Each was chosen, and took as long as the first figure, the row that is now the second."""
+    assert not named(op, case, dtype, layout, allow_tf32=True).startswith(wrong)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_dense_channels_last_layers_take_the_copy_engine(op: str) -> None:
     layers = (

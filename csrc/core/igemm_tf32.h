@@ -27,12 +27,8 @@ struct Tf32Times {
   double step, tile, launch;
 };
 constexpr Tf32Times igemm_tf32_times(int tile_n, Op op, bool phases) {
-  int const i = tile_n == 128 ? 0 : tile_n == 64 ? 1 : 2;
-  constexpr double steps[3][3] = {{680, 575, 550}, {715, 640, 660}, {825, 690, 730}},
-                   tiles[3][3] = {{5000, 3700, 3100}, {6800, 5100, 4400}, {4400, 2200, 1200}},
-                   launch[3] = {8800, 9800, 9500};
-  int const kind = op == Op::wgrad ? 2 : phases ? 1 : 0;
-  return {steps[kind][i], tiles[kind][i], launch[kind]};
+  if (op == Op::wgrad) return tile_n == 128 ? Tf32Times{825, 4400, 9500} : Tf32Times{690, 2200, 9500};
+  return phases ? Tf32Times{715, 6800, 9800} : Tf32Times{680, 5000, 8800};
 }
 
 constexpr Estimate igemm_tf32_estimate(Row const& row, Op op, Problem const& p, Device const& d) {

@@ -353,14 +353,11 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     e.ns *= 1.1;
   bool const one_tap = op != Op::wgrad && p.R * p.S == 1 && p.groups == 1;
   if (one_tap && !tf32 && row.variant == Variant::im2col) e.ns *= 1.07;
-  if (one_tap && tf32 && op == Op::dgrad && row.tile_m == 256 && row.tile_n == 160) e.ns *= 1.15;
   if (one_tap && p.stride_h * p.stride_w == 1) {
     double const least = memory_bound_ns(op, p) * 1.04 + (tf32 ? 6500 : 8000);
     if (e.ns < least) e.ns = least * 0.95 + e.ns * 0.05;  // the rows keep their order
   }
-  // As measured: TF32's dgrad by 256x160 (32x128x32x32 to 512 35.7 us, 128x128 34.1), and of strides by raw
-  // (32x1024x14x14 to 2048 53.8, 128x128 45.9).
-  if (one_tap && tf32 && op == Op::dgrad && p.stride_w == 1 && row.tile_n == 160 && row.tile_m == 256) e.ns *= 1.08;
+  // As measured: TF32's dgrad of strides by raw (32x1024x14x14 to 2048 53.8 us, 128x128 45.9).
   if (one_tap && tf32 && op == Op::dgrad && p.stride_w > 1 && row.variant == Variant::raw) e.ns *= 1.1;
   // As measured: few channels of TF32's dgrad (8x24x56x56 to 72: 13.5 us, estimated at 10.4).
   if (one_tap && tf32 && op == Op::dgrad && p.C <= 32 && e.ns < 25000) e.ns += 3000;

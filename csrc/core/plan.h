@@ -183,7 +183,6 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   // Images of one row are beginnings of walks alone.
   if (stream && !f32 && p.P() == 1 && row.tile_m > 3) e.ns *= sums ? 1.4 : 1.7;
   if (tiles && row.tile_m == 7) e.ns *= 1.25;
-  if (tiles && row.tile_m == 3 && row.tile_k == 2 && p.W <= 64) e.ns *= 1.25;
   // A walk's steps follow each other, however few walks there are.
   double const least = stream && f32 && sums ? (row.tile_m == 3 ? 11500 : 20000) : tiles && row.tile_m == 7 ? 13000 : 0;
   if (e.ns < least) e.ns = least;
@@ -233,12 +232,43 @@ constexpr double beside_few_outputs_ns(Row const& row, Problem const& p, double 
   if (is_walk(row)) return !strided || sums || R == 3 ? ns : R == 5 ? ns * (fprop ? 0.86 : 0.81) : ns + 2500;
   if (R == 0 && !is_nhwc(row.variant) && few_outputs_side(p) <= 7)
     return f32 ? ns * 1.05 : fprop ? longer(0.2, 4500, 1e9) : ns * 1.02;
-  if (is_nhwc(row.variant) || R != 3) return ns;
-  return strided && fprop ? ns * 1.165 : strided ? ns : ns + 1200;
+  return is_nhwc(row.variant) || R != 3 || strided ? ns : ns + 1200;
 }
 
 constexpr Estimate beside_few_outputs(Row const& row, Problem const& p, Estimate e) {
   e.ns = beside_few_outputs_ns(row, p, e.ns);
+  return e;
+}
+
+// depthwise_met.cuh in channels_last, as measured: filters of many taps lie in few lines of memory (3x8x21x21 9x9 8.1
+// us, estimated at 12.0; 94x78x32x32 5x5 D in float16 98, 116).
+constexpr Estimate met_as_measured(Row const& row, Problem const& p, Estimate e) {
+  if (!is_nhwc(row.variant) || row.op == Op::wgrad) return e;
+  bool const small = p.R * p.S >= 49 && p.stride_h == 1 && p.stride_w == 1 && e.ns < 17000;
+  bool const large = row.op == Op::dgrad && size_of(p.dtype) == 2 && p.R * p.S >= 25;
+  if (small || large) e.ns = 6000 + (e.ns - 6000) * (small ? 0.7 : 0.87);
+  return e;
+}
+
+// strip_rows.cuh over NCHW: results of rows that begin off 16 bytes, or end within a thread's columns, are stored one
+// by one (64x90x14x14 9x9 37.8 us, estimated at 24.5 without; 6x232x79x79 124, 81).
+constexpr double strip_stores_ns(Row const& row, Problem const& p) {
+  if (is_nhwc(row.variant)) return 0;
+  bool const backward = row.op == Op::dgrad;
+  int64_t const W = backward ? p.W : p.Q();
+  double const outputs = double(p.N) * double(W) * (backward ? double(p.C) * double(p.H) : double(p.K) * double(p.P()));
+  if (W % 4 != 0) return outputs * (W <= 16 ? 0.0105 : W > 100 ? 0.0022 : W % 2 == 0 ? 0.0035 : 0.0045);
+  return W % 8 != 0 && W <= 32 ? outputs * 0.001 : 0;
+}
+
+// 1x1 layers by pixels_direct.cuh in TF32 that take long, and by pixels_windows.cuh over small planes, as measured
+// (32x1440x7x7 to 128 W 36.3 us, estimated at 19.5; 128x576x7x7 to 128 D 25.6, 18.4).
+constexpr Estimate pixels_as_measured(Row const& row, Problem const& p, Estimate e) {
+  if (is_direct_pixels(row) && p.dtype == DType::f32) {
+    if (row.op == Op::wgrad && e.ns > 7000) e.ns *= 1.25;
+    if (row.op == Op::fprop && p.x.c != 1 && e.ns > 12000) e.ns *= 1.3;
+  }
+  if (is_pixels_windows(row) && p.H * p.W <= 64) e.ns *= 1.2;
   return e;
 }
 
@@ -464,7 +494,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_few_sums(row)) return few_sums_estimate(p, d);
       if (is_lanes(row)) return lanes_estimate(row, p, d);
       if (is_near(row)) return near_estimate(row, p, d);
-      if (is_met(row)) return met_estimate(row, p, d);
+      if (is_met(row)) return met_as_measured(row, p, met_estimate(row, p, d));
       return beside_few_outputs(row, p,
                                 is_lines(row)     ? any_line_estimate(op, p, d)
                                 : is_walk(row)    ? walk_estimate(row, op, p, d)
@@ -475,10 +505,13 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::toeplitz:
       return beside_few_outputs(row, p, toeplitz_estimate(row, op, p, d));
     case Family::strip:
-      return is_strip_sums(row)     ? strip_sums_estimate(row, p, d)
-             : is_strip_rows(row)   ? strip_rows_estimate(row, op, p, d)
-             : is_nhwc(row.variant) ? strip_lines_estimate(op, p, d)
-                                    : strip_planes_estimate(op, p, d);
+      if (is_strip_rows(row)) return {strip_rows_estimate(row, op, p, d).ns + strip_stores_ns(row, p), 1};
+      if (is_strip_sums(row)) {
+        Estimate e = strip_sums_estimate(row, p, d);
+        if (is_nhwc(row.variant) && row.tile_m == 4) e.ns *= 1.15;  // as measured (29x416x22x22 13x13 207 us, 143)
+        return e;
+      }
+      return is_nhwc(row.variant) ? strip_lines_estimate(op, p, d) : strip_planes_estimate(op, p, d);
     case Family::stream:
       if (is_products(row)) return products_estimate(p, d);
       if (takes_quads(row, p)) return quads_estimate(row, op, p);
@@ -496,7 +529,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         // As measured (L52): one channel, strict.
         if (op == Op::dgrad && p.C == 1 && p.y.c == 1 && p.stride_w <= 2 && stem_is_strict(p)) e.ns *= 1.15;
         // As measured: strict sums over many planes (2x8x174x174 to 264 7x7 1,066 us, estimated at 715).
-        if (op == Op::dgrad && p.K > 128 && p.y.c != 1 && stem_is_strict(p)) e.ns *= 1.35;
+        if (op == Op::dgrad && p.K > 128 && p.y.c != 1) e.ns *= stem_is_strict(p) ? 1.35 : 1.2;
         return e;
       }
       if (op == Op::wgrad) return stem_sums_estimate(row, p, h200_sxm);
@@ -516,11 +549,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_few_pixels(row)) return few_pixels_estimate(row, op, p);
       if (is_pixel_runs(row)) return pixel_runs_estimate(row, p, d);
       if (is_matrix_planes(row)) return matrix_planes_estimate(row, p);
-      if (is_pixels_windows(row)) return pixels_windows_estimate(row, p, d);
+      if (is_pixels_windows(row)) return pixels_as_measured(row, p, pixels_windows_estimate(row, p, d));
       if (is_pixels_gather(row)) return pixels_gather_estimate(row, p, d);
       if (is_pixels_wgrad(row)) return pixels_wgrad_estimate(row, p, d);
       if (is_pixel_flow(row)) return pixel_flow_estimate(row, op, p);
-      if (is_direct_pixels(row)) return direct_pixels_estimate(row, op, p);
+      if (is_direct_pixels(row)) return pixels_as_measured(row, p, direct_pixels_estimate(row, op, p));
       Estimate e = is_any_pixels(row)     ? any_pixels_estimate(row, op, p)
                    : is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d)
                                           : pixels_estimate(row, op, p, d);

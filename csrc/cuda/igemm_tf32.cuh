@@ -32,7 +32,7 @@ template <int TN>
 struct Ring {
   static constexpr int a_bytes = TM * kLineBytes, stage_bytes = a_bytes + TN * kLineBytes;
   static constexpr int total_bytes = TM * TN * 4;
-  static constexpr int stages = TN == 128 ? 4 : TN == 64 ? 6 : 8;
+  static constexpr int stages = TN == 128 ? 4 : 6;
   static constexpr int bytes = stages * stage_bytes + total_bytes + 1024;  // the swizzle wants 1024-byte alignment
   static_assert(bytes < 225 * 1024);
 };
