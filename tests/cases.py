@@ -325,6 +325,12 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_13x13_of_24", 3, 24, 17, 20, 24, 13, 13, padding=(6, 6), groups=24),
     Case("depthwise_31x31", 1, 3, 20, 18, 3, 31, 31, padding=(15, 15), groups=3),
     Case("depthwise_1x1", 2, 8, 5, 5, 8, 1, 1, groups=8),
+    Case("depthwise_1x1_stride2", 3, 40, 13, 14, 40, 1, 1, (2, 2), groups=40, edge=True),
+    Case("depthwise_1x1_apart", 2, 9, 11, 10, 9, 1, 1, (3, 1), groups=9, bias=False),
+    Case("depthwise_1x1_many_pixels", 9, 24, 28, 28, 24, 1, 1, groups=24, edge=True),
+    Case("depthwise_copied", 3, 5, 33, 65, 5, 5, 5, padding=(2, 1, 3, 2), groups=5, edge=True),
+    Case("depthwise_copied_stride2", 3, 10, 37, 75, 10, 5, 5, (2, 2), (2, 2), groups=10, edge=True),
+    Case("depthwise_copied_bands", 1, 2, 150, 149, 2, 3, 3, (2, 2), (1, 2, 1, 0), groups=2, bias=False),
     Case("depthwise_multiplier5", 2, 8, 9, 8, 40, 3, 3, (2, 1), (1, 1), groups=8),
     Case("depthwise_2x5_dilated", 2, 9, 13, 15, 9, 2, 5, (2, 1), (0, 1, 4, 2), (3, 2), 9, edge=True),
     # filters that have kernels of their own; 512 outputs or more make their wgrad take two passes

@@ -309,10 +309,27 @@ def test_shares_of_depthwise_wgrad_divide_the_walks_of_an_image_among_warps() ->
         assert ROWS[row] == f"stream_wgrad_f16_{size}x{size}_nchw" and split_k == shares, (case, split_k)
 
 
-def test_strided_depthwise_layers_of_rows_off_16_bytes_take_lanes_whatever_their_size() -> None:
-    case = Case("lanes", 8, 288, 150, 150, 288, 5, 5, (2, 2), (2, 2), groups=288)
-    assert ROWS[ask("fprop", case, torch.float32)[0]].endswith("_0x2_nchw")
-    assert ROWS[ask("dgrad", case, torch.float32)[0]].endswith("_5x5_nchw_s2")
+def test_single_taps_and_odd_rows_of_5x5_are_copied_or_read_once() -> None:
+    for op, (size, stride), dtype, layout in (
+        ("wgrad", (1, 1), torch.float16, "nchw"),
+        ("wgrad", (1, 1), torch.float32, "nhwc"),
+        ("fprop", (1, 2), torch.float16, "nhwc"),
+        ("dgrad", (1, 2), torch.float32, "nchw"),
+        ("fprop", (5, 1), torch.float32, "nchw"),
+        ("dgrad", (5, 1), torch.float32, "nchw"),
+        ("wgrad", (5, 1), torch.float32, "nchw"),
+    ):
+        pad = (size // 2, size // 2)
+        side = 64 if size == 1 else 65
+        case = Case("one", 32, 120, side, side, 120, size, size, (stride, stride), pad, groups=120)
+        name = ROWS[ask(op, case, dtype, layout)[0]]
+        assert name.endswith(("_0x2_nchw", "_0x2_nhwc", "_0x4_nhwc")), name
+
+
+def test_strided_depthwise_layers_of_rows_off_16_bytes_are_copied_as_planes_whatever_their_size() -> None:
+    case = Case("planes", 8, 288, 150, 150, 288, 5, 5, (2, 2), (2, 2), groups=288)
+    for op in ("fprop", "dgrad"):
+        assert ROWS[ask(op, case, torch.float32)[0]].endswith("_0x2_nchw")
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -2,7 +2,7 @@
 // the launcher, and what it costs.
 #pragma once
 
-#include "row.h"
+#include "single.h"
 
 namespace conv2d_ext {
 
@@ -113,11 +113,14 @@ constexpr FewSumsTile few_sums_tile(Problem const& p) {
   return t;
 }
 
-constexpr bool few_sums_supports(Problem const& p) { return few_sums_tile(p).used; }
+constexpr bool few_sums_supports(Row const& row, Problem const& p) {
+  return single_supports(row, p) || few_sums_tile(p).used;
+}
 
 // Rounds of blocks, whose threads' items follow each other; all warps' instructions; bytes, which the slices of the
 // filter read anew. Fitted to 349 times.
-constexpr Estimate few_sums_estimate(Problem const& p, Device const& d) {
+constexpr Estimate few_sums_estimate(Row const& row, Problem const& p, Device const& d) {
+  if (single_supports(row, p)) return single_estimate(row.op, p);
   FewSumsTile const t = few_sums_tile(p);
   double const V = 4.0 / size_of(p.dtype), steps = double(t.each) / kFewSumsColumns;
   double const items = double(t.stages) * double(ceil_div(t.images * t.band * t.segments, t.groups));

@@ -56,6 +56,7 @@ constexpr LanesTile lanes_tile(Op op, Problem const& p, Device const& d) {
   int const R = int(p.R), pad = R / 2, stride = int(p.stride_w), size = size_of(p.dtype);
   if (p.C_per_group() != 1 || p.K != p.C || p.dtype == DType::f64 || p.R != p.S || R % 2 == 0 || R > 7) return t;
   if (p.stride_h != p.stride_w || stride > 2 || p.dilation_h != 1 || p.dilation_w != 1) return t;
+  if (R == 1 && stride == 2) return t;  // single.h
   if (p.pad_top < 0 || p.pad_left < 0 || max64(p.pad_top, p.pad_left) >= R || p.N <= 0 || p.C <= 0) return t;
   int64_t const P = p.P(), Q = p.Q();
   if (p.H <= 0 || p.W <= 0 || P <= 0 || Q <= 0 || max64(max64(p.H, p.W), max64(P, Q)) > 1024) return t;
@@ -129,12 +130,6 @@ constexpr LanesTile lanes_tile(Op op, Problem const& p, Device const& d) {
                   : 5940 + 0.07 * band_ns + 0.4465 * warps * band_ns + 0.056 * memory;
   }
   return t;
-}
-
-constexpr bool lanes_supports(Row const& row, Problem const& p) { return lanes_tile(row.op, p, h200_sxm).used; }
-
-constexpr Estimate lanes_estimate(Row const& row, Problem const& p, Device const& d) {
-  return {lanes_tile(row.op, p, d).ns, 1};
 }
 
 }  // namespace conv2d_ext

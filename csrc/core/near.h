@@ -2,7 +2,7 @@
 // and the launcher, and what they cost.
 #pragma once
 
-#include "row.h"
+#include "single.h"
 
 namespace conv2d_ext {
 
@@ -29,6 +29,7 @@ constexpr NearTile near_tile(Op op, Problem const& p, Device const& d) {
   int const side = few_outputs_side(p), size = size_of(p.dtype);
   if (p.C_per_group() != 1 || p.C <= 0 || p.dtype == DType::f64 || op == Op::wgrad) return t;
   if (p.R <= 0 || p.S <= 0 || side > 7 || p.stride_h != p.stride_w || p.stride_w > 2) return t;
+  if (side == 1 && p.stride_w == 2) return t;  // single.h
   if (p.stride_w == 2 ? p.dilation_h != 1 || p.dilation_w != 1 : max64(p.dilation_h, p.dilation_w) > 64) return t;
   if (p.pad_top < 0 || p.pad_left < 0 || p.pad_top > (p.R - 1) * p.dilation_h || p.pad_left > (p.S - 1) * p.dilation_w)
     return t;
@@ -80,9 +81,12 @@ constexpr NearTile near_tile(Op op, Problem const& p, Device const& d) {
   return t;
 }
 
-constexpr bool near_supports(Row const& row, Problem const& p) { return near_tile(row.op, p, h200_sxm).used; }
+constexpr bool near_supports(Row const& row, Problem const& p) {
+  return single_supports(row, p) || near_tile(row.op, p, h200_sxm).used;
+}
 
 constexpr Estimate near_estimate(Row const& row, Problem const& p, Device const& d) {
+  if (single_supports(row, p)) return single_estimate(row.op, p);
   return {near_tile(row.op, p, d).ns, 1};
 }
 

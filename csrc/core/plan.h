@@ -18,7 +18,7 @@
 #include "grouped_slabs.h"
 #include "image_sums.h"
 #include "images.h"
-#include "lanes.h"
+#include "lanes_choice.h"
 #include "lines.h"
 #include "long_sums.h"
 #include "met.h"
@@ -97,7 +97,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return hopper && (in_place_supports(row, t) || pack_supports(row, t));
     }
     case Family::depthwise:
-      if (is_few_sums(row)) return hopper && few_sums_supports(p);
+      if (is_few_sums(row)) return hopper && few_sums_supports(row, p);
       if (is_lanes(row)) return hopper && lanes_supports(row, p);
       if (is_near(row)) return hopper && near_supports(row, p);
       if (is_met(row)) return hopper && met_supports(row, p);
@@ -491,7 +491,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return e;
     }
     case Family::depthwise:
-      if (is_few_sums(row)) return few_sums_estimate(p, d);
+      if (is_few_sums(row)) return few_sums_estimate(row, p, d);
       if (is_lanes(row)) return lanes_estimate(row, p, d);
       if (is_near(row)) return near_estimate(row, p, d);
       if (is_met(row)) return met_as_measured(row, p, met_estimate(row, p, d));

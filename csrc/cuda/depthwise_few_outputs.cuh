@@ -30,7 +30,7 @@ template <class Start>
 cudaError_t by_filter(Problem const& p, Start start) {
   int const side = few_outputs_side(p);
   bool const strided = p.stride_w == 2;
-  if (side == 1) return strided ? start.template operator()<1, 2>() : start.template operator()<1, 1>();
+  if (side == 1) return start.template operator()<1, 1>();  // with a stride: depthwise_single.cuh
   if (side == 3) return strided ? start.template operator()<3, 2>() : start.template operator()<3, 1>();
   if (side == 5) return strided ? start.template operator()<5, 2>() : start.template operator()<5, 1>();
   return strided ? start.template operator()<7, 2>() : start.template operator()<7, 1>();

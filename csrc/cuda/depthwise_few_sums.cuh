@@ -8,6 +8,7 @@
 
 #include "../core/few_sums.h"
 #include "depthwise_few_outputs.cuh"
+#include "depthwise_single.cuh"
 #include "launch.h"
 #include "ptx.cuh"
 
@@ -283,10 +284,12 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
 
 }  // namespace conv2d_ext::depthwise
 
-#define CONV2D_EXT_DEPTHWISE_FEW_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    return depthwise::launch_few_sums<DType::dtype>(p, args, stream);                                                 \
-  }                                                                                                                   \
+#define CONV2D_EXT_DEPTHWISE_FEW_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                        \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    if (takes_single<false>(Op::op, p))                                                                       \
+      return depthwise::launch_single<Op::op, DType::dtype, false>(p, plan, args, stream);                    \
+    return depthwise::launch_few_sums<DType::dtype>(p, args, stream);                                         \
+  }                                                                                                           \
   }

@@ -5,8 +5,10 @@
 // channel's images, and their sums are added in shared memory.
 #pragma once
 
-#include "../core/lanes.h"
+#include "../core/lanes_choice.h"
+#include "depthwise_copied.cuh"
 #include "depthwise_few_outputs.cuh"
+#include "depthwise_single.cuh"
 
 namespace conv2d_ext::depthwise {
 
@@ -319,8 +321,9 @@ cudaError_t start_lanes(LanesParams const& p, LanesTile const& t, cudaStream_t s
 }
 
 template <Op op, DType dtype>
-cudaError_t launch_lanes(Problem const& problem, LanesTile const& t, Arguments const& args, cudaStream_t stream) {
+cudaError_t launch_lanes(Problem const& problem, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
+  LanesTile const t = lanes_tile(op, problem, h200_sxm);
   if (!t.used) return cudaErrorInvalidValue;
   bool const backward = op == Op::dgrad;
   Strides const &a = backward ? problem.y : problem.x, &b = backward ? problem.x : problem.y;
@@ -352,10 +355,14 @@ cudaError_t launch_lanes(Problem const& problem, LanesTile const& t, Arguments c
 
 }  // namespace conv2d_ext::depthwise
 
-#define CONV2D_EXT_DEPTHWISE_LANES_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                   \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    return depthwise::launch_lanes<Op::op, DType::dtype>(p, lanes_tile(Op::op, p, h200_sxm), args, stream);           \
-  }                                                                                                                   \
+#define CONV2D_EXT_DEPTHWISE_LANES_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                    \
+  namespace conv2d_ext {                                                                                               \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,                    \
+                                                                Arguments const& args, cudaStream_t stream) {          \
+    LanesRoad const road = lanes_choice(Op::op, p).road;                                                               \
+    if (road == LanesRoad::single) return depthwise::launch_single<Op::op, DType::dtype, true>(p, plan, args, stream); \
+    if constexpr (DType::dtype == DType::f32)                                                                          \
+      if (road == LanesRoad::copied) return depthwise::launch_copied<Op::op>(p, plan, args, stream);                   \
+    return depthwise::launch_lanes<Op::op, DType::dtype>(p, args, stream);                                             \
+  }                                                                                                                    \
   }

@@ -142,6 +142,13 @@ __device__ inline uint32_t ld_shared(uint32_t shared) {
   return v;
 }
 
+// Where `on` is false, v stays what it was.
+__device__ inline void ld_shared_if(bool on, uint32_t shared, uint32_t& v) {
+  asm volatile("{\n.reg .pred on;\nsetp.ne.u32 on, %2, 0;\n@on ld.shared.u32 %0, [%1];\n}"
+               : "+r"(v)
+               : "r"(shared), "r"(uint32_t(on)));
+}
+
 __device__ inline void st_shared(uint32_t shared, uint32_t v) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared), "r"(v) : "memory");
 }
