@@ -126,6 +126,18 @@ constexpr MetTile met_outputs(Op op, Problem const& p, Device const& d, bool cha
     if (channels_last) chunk = (rows == 1 ? 12 + 45 * apart : 30 + 22 * apart) * (half && backward ? 1.2 : 1.0);
     t.ns = (rows == 1 ? 5900 : 6050) + wait * (chunks - 1) + far * chunks * apart +
            warps * (34 + chunk * chunks) * slower * (backward ? 1.05 : 1.0) + memory_ns;
+    if (p.C_per_group() > 1) {  // likewise, where several filters follow each other
+      double const lines = double((backward ? p.w.c : p.w.n) * size_of(p.dtype)) / 128;
+      double const far_filters = lines < 1 ? lines : 1.0;
+      double const each =
+          rows == 1 ? (channels_last ? 54 + 30 * far_filters : 76) : (channels_last ? 63 + 26 * far_filters : 87);
+      t.ns = (rows == 1 ? 6450 : 6600) +
+             (rows == 1       ? 480
+              : channels_last ? 630
+                              : 430) *
+                 (chunks - 1) +
+             warps * (43 + each * chunks) * slower;
+    }
     if (!best.used || t.ns < best.ns) best = t;
   }
   return best;
@@ -137,7 +149,7 @@ constexpr MetTile met_tile(Op op, Problem const& p, Device const& d, bool channe
   int64_t const P = p.P(), Q = p.Q(), filters = op == Op::dgrad ? p.K_per_group() : p.C_per_group();
   int const neighbours = met_neighbours(p, channels_last);
   if (neighbours == 0 || neighbours < met_neighbours(p, !channels_last)) return {};
-  if (P <= 0 || Q <= 0 || filters > kMetFilters) return {};
+  if (P <= 0 || Q <= 0 || filters > (p.C_per_group() == 1 ? kMostFiltersAChannel : kMetFilters)) return {};
   // Of 32 bits: coordinates, and what is divided by multiplication; steps in an image and in a filter.
   constexpr int64_t far = 1024, most = int64_t(1) << 20;
   if (max64(max64(p.stride_h, p.stride_w), max64(p.dilation_h, p.dilation_w)) > far) return {};
