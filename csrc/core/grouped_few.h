@@ -7,7 +7,7 @@
 
 namespace conv2d_ext {
 
-constexpr int kFewPixelWarps = 8;                    // of a block
+constexpr int kFewPixelWarps = 6;                    // of a block
 constexpr int kFewPixelTaps = 3;                     // of a row of the filter, of a block
 constexpr int kFewPixelFilters = 16;                 // of a block
 constexpr int kFewPixelRun = 8;                      // pixels of a row; a step has two runs

@@ -12,6 +12,7 @@
 #include <cstdlib>
 
 #include "../core/grouped_few.h"
+#include "bring.cuh"
 #include "fragments.cuh"
 #include "grouped_tile.cuh"
 #include "launch.h"
@@ -32,6 +33,7 @@ struct Params {
   int C, K, all_C, all_K;  // of a group; of all
   int together, tiles_k, tiles_c, columns, runs, steps, splits;
   Divisor by_in_row, by_P;
+  Share share_x, share_y;
 };
 
 // What a lane loads of a step: pixels 0 and 1 of the first run, then of the second.
@@ -75,7 +77,7 @@ __device__ __noinline__ float exact_sum(Params const& p, int k, int c, int r, in
 }
 
 template <class T, int channels>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && channels == 32 ? 1 : 2)
+__global__ void __launch_bounds__(kThreads, (sizeof(T) == 4 ? 1 : 2) + (channels == 16 ? 1 : 0))
     sums_kernel(__grid_constant__ Params const p) {
   constexpr int v = channels / 8, sums_of_lane = kTaps * v * 4;
   constexpr bool half = sizeof(T) == 2;
@@ -87,6 +89,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && channels == 32 ? 1
     block = whole;
     return rest;
   };
+  p.share_x.bring(blockIdx.x), p.share_y.bring(blockIdx.x);
   int const rank = take(p.splits), s0 = take(p.columns) * kTaps, r = take(p.R);
   int const tile_c = take(p.tiles_c), tile_k = take(p.tiles_k), group = block * p.together;
   int const k0 = tile_k * kFewPixelFilters, c0 = tile_c * channels;  // from the first group's first
@@ -151,14 +154,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && channels == 32 ? 1
   int const every = kFewPixelWarps * p.splits;
   int step = rank * kFewPixelWarps + warp;
   if (step < p.steps) {
-    Loaded<T, channels> now, ahead;
-    load_step(now, step);
+    constexpr int depth = 2;
+    Loaded<T, channels> loaded[depth];
+#pragma unroll
+    for (int d = 0; d < depth - 1; ++d) load_step(loaded[d], step + d * every);  // past the last: zeros
 #pragma unroll 1
-    for (; step < p.steps; step += every) {
-      load_step(ahead, step + every);  // past the last: zeros
-      multiply(now);
-      now = ahead;
-    }
+    for (; step < p.steps; step += depth * every)
+#pragma unroll
+      for (int d = 0; d < depth; ++d) {
+        load_step(loaded[(d + depth - 1) % depth], step + (d + depth - 1) * every);
+        multiply(loaded[d]);
+      }
   }
 #pragma unroll
   for (int s = 0; s < kTaps; ++s)
@@ -247,6 +253,10 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   p.tiles_k = int(t.tiles_k), p.tiles_c = int(t.tiles_c), p.columns = int(t.columns);
   p.runs = int(problem.N * problem.P() * t.in_row), p.steps = int(t.steps), p.splits = int(t.splits);
   p.by_in_row = Divisor(uint32_t(t.in_row)), p.by_P = Divisor(uint32_t(problem.P()));
+  if (!getenv("FEW_ALONE")) {
+    p.share_x = Share(args.a, problem.x, problem.N, problem.C, problem.H, problem.W, sizeof(T), t.blocks);
+    p.share_y = Share(args.b, problem.y, problem.N, problem.K, problem.P(), problem.Q(), sizeof(T), t.blocks);
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = unsigned(t.splits), attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;

@@ -1,0 +1,56 @@
+// grouped_near.cuh: fprop and dgrad of groups over few pixels, channels_last, 16-bit types and TF32.
+#pragma once
+
+#include <cstdint>
+
+#include "row.h"
+
+namespace conv2d_ext {
+
+constexpr int kNearWarps = 4;         // of a block
+constexpr int kNearOutputs = 16;      // channels of the result, of a warp
+constexpr int kNearRun = 8;           // neighbouring pixels of a result's row; a warp has two runs
+constexpr int64_t kNearMost = 65535;  // of the grid's second and third dimension
+
+constexpr bool is_near_groups(Row const& row) {
+  return row.family == Family::grouped && row.variant == Variant::nhwc && row.op != Op::wgrad && row.tile_m == 16;
+}
+
+// Pixels that meet the same taps: all of fprop, dgrad's of a phase of the stride.
+struct NearGroups {
+  int sums = 0;  // channels that a warp loads at once: 16 or 32; 0: not supported
+  int64_t tiles = 0, phases_h = 1, phases_w = 1, rows = 0, columns = 0,
+          in_row = 0;  // rows, columns: of a phase at most
+  int64_t steps = 0;   // of a phase at most: pairs of runs
+  double ns = 0;
+};
+
+constexpr NearGroups near_groups(Op op, Problem const& p) {
+  NearGroups t;
+  bool const backward = op == Op::dgrad;
+  int64_t const C = p.C_per_group(), K = p.K_per_group(), P = p.P(), Q = p.Q();
+  if (op == Op::wgrad || p.dtype == DType::f64 || (p.dtype == DType::f32 && !p.allow_tf32)) return t;
+  if (p.groups < 2 || C < 8 || K < 8 || p.N < 1 || P < 1 || Q < 1 || p.H < 1 || p.W < 1 || p.R < 1 || p.S < 1) return t;
+  if (!channel_vectors(p.x, p.x_align, C, 4, p.dtype) || !channel_vectors(p.y, p.y_align, K, 4, p.dtype) ||
+      !channel_vectors(p.w, p.w_align, C, backward ? 2 : 4, p.dtype))
+    return t;
+  constexpr double most = double(1 << 30);
+  auto reach = [](Strides const& s, int64_t n, int64_t h, int64_t w) {
+    return double(n) * double(s.n) + double(h) * double(s.h) + double(w) * double(s.w);
+  };
+  int64_t const height = max64(p.H, P) + p.R * p.dilation_h + p.pad_top + p.pad_bottom + p.stride_h;
+  int64_t const width = max64(p.W, Q) + p.S * p.dilation_w + p.pad_left + p.pad_right + p.stride_w * kNearRun;
+  if (reach(p.x, p.N, height, width) >= most || reach(p.y, p.N, height, width) >= most) return t;
+  if (reach(p.w, p.K, p.R, p.S) >= most) return t;
+  int64_t const outputs = backward ? C : K;
+  t.tiles = ceil_div(outputs, kNearOutputs);
+  if (backward) t.phases_h = phases_of(p.H, p.stride_h), t.phases_w = phases_of(p.W, p.stride_w);
+  t.rows = backward ? ceil_div(p.H, p.stride_h) : P, t.columns = backward ? ceil_div(p.W, p.stride_w) : Q;
+  t.in_row = ceil_div(t.columns, kNearRun), t.steps = ceil_div(p.N * t.rows * t.in_row, 2);
+  if (p.groups * t.tiles > kNearMost || t.phases_h * t.phases_w > kNearMost || t.steps > int64_t(1) << 20) return t;
+  t.sums = (backward ? K : C) > 16 ? 32 : 16;
+  t.ns = 1e9;
+  return t;
+}
+
+}  // namespace conv2d_ext
