@@ -25,7 +25,7 @@ struct NearGroups {
   double ns = 0;
 };
 
-constexpr NearGroups near_groups(Op op, Problem const& p) {
+constexpr NearGroups near_groups(Op op, Problem const& p, Device const& d) {
   NearGroups t;
   bool const backward = op == Op::dgrad;
   int64_t const C = p.C_per_group(), K = p.K_per_group(), P = p.P(), Q = p.Q();
@@ -49,7 +49,17 @@ constexpr NearGroups near_groups(Op op, Problem const& p) {
   t.in_row = ceil_div(t.columns, kNearRun), t.steps = ceil_div(p.N * t.rows * t.in_row, 2);
   if (p.groups * t.tiles > kNearMost || t.phases_h * t.phases_w > kNearMost || t.steps > int64_t(1) << 20) return t;
   t.sums = (backward ? K : C) > 16 ? 32 : 16;
-  t.ns = 1e9;
+  // As measured (2026-11-30): rows of taps follow each other; loads of all warps; bytes.
+  bool const f32 = p.dtype == DType::f32;
+  int64_t const pieces = ceil_div(backward ? K : C, t.sums), phases = t.phases_h * t.phases_w;
+  double const turns = double(pieces * ceil_div(p.R, t.phases_h) * ceil_div(p.S, 3));
+  double const warps = double(t.steps * p.groups * t.tiles * phases) / d.sm_count;
+  double const loads = double(p.R * p.S * pieces * t.sums / 16) / double(phases);
+  double const bytes = (double(p.N) * (double(p.C) * double(p.H * p.W) + double(p.K) * double(P * Q)) +
+                        double(p.K) * double(C * p.R * p.S)) *
+                       size_of(p.dtype);
+  t.ns = (f32 ? 4500 : 4100) + turns * (f32 ? 1190 : 1010) + warps * (f32 ? 104 : 113) +
+         warps * loads * ((f32 ? 3.5 : 0.0) + (f32 ? 5.2 : 3.2) * (backward ? 4 : 2)) + bytes / 3400;
   return t;
 }
 

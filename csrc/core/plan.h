@@ -112,8 +112,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       if (is_plain_rows(row)) return hopper && plain_rows_supports(op, p, d);
       if (is_images(row)) return hopper && image_tile(row, op, p, d).slots > 0;
       if (is_image_sums(row)) return hopper && image_sums(op, p, d).slabs > 0;
-      if (is_few_pixel_sums(row)) return hopper && few_pixels(p).channels > 0;
-      if (is_near_groups(row)) return hopper && near_groups(op, p).sums > 0;
+      if (is_few_pixel_sums(row)) return hopper && few_pixels(p, d).channels > 0;
+      if (is_near_groups(row)) return hopper && near_groups(op, p, d).sums > 0;
       if (is_slabs(row)) return hopper && grouped_slabs(op, p, d).shared > 0;
       return hopper && (grouped_supports(row, op, p) || pack_supports(row, p));
     case Family::column:
@@ -401,8 +401,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_plain_rows(row)) return plain_rows_estimate(op, p, d);
       if (is_images(row)) return images_estimate(row, op, p, d);
       if (is_image_sums(row)) return {image_sums(op, p, d).ns, 1};
-      if (is_few_pixel_sums(row)) return {few_pixels(p).ns, 1};
-      if (is_near_groups(row)) return {near_groups(op, p).ns, 1};
+      if (is_few_pixel_sums(row)) return {few_pixels(p, d).ns, 1};
+      if (is_near_groups(row)) return {near_groups(op, p, d).ns, 1};
       if (is_slabs(row)) return {grouped_slabs(op, p, d).ns, 1};
       if (is_tf32_planes(row)) return tf32_planes_estimate(row, p, d);
       Problem const t = tma_problem(row, p);

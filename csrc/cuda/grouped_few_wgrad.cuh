@@ -1,15 +1,11 @@
 // wgrad of groups over few pixels in channels_last, on mma.sync, in one launch: pixels come from memory to registers.
 //
-// A block has 16 filters by 16 or 32 channels by a row of three taps, of some of the pixels; blocks that share out the
-// pixels are a cluster. A warp has every so many steps: a step is two runs of 8 neighbouring results. A lane loads two
-// filters and two or four channels of four pixels, and pairs of pixels become fragments by permutations. In the end the
-// warps' sums, then the blocks', are added in order.
+// A block has 16 filters by 16 or 32 channels by a row of three taps. A warp has every so many steps: a step is two
+// runs of 8 neighbouring results. A lane loads two filters and two or four channels of four pixels, and pairs of pixels
+// become fragments by permutations. In the end the warps' sums are added in order.
 //
 // Pixels that do not exist are zeros; infinite y meets those of x, so sums that are NaN are made once more.
 #pragma once
-
-#include <cooperative_groups.h>
-#include <cstdlib>
 
 #include "../core/grouped_few.h"
 #include "bring.cuh"
@@ -31,7 +27,7 @@ struct Params {
   int x_n, x_h, x_w, y_n, y_h, y_w;
   int N, H, W, P, Q, R, S, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w;
   int C, K, all_C, all_K;  // of a group; of all
-  int together, tiles_k, tiles_c, columns, runs, steps, splits;
+  int together, tiles_k, tiles_c, columns, runs, steps;
   Divisor by_in_row, by_P;
   Share share_x, share_y;
 };
@@ -90,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 4 ? 1 : 2) + (channels
     return rest;
   };
   p.share_x.bring(blockIdx.x), p.share_y.bring(blockIdx.x);
-  int const rank = take(p.splits), s0 = take(p.columns) * kTaps, r = take(p.R);
+  int const s0 = take(p.columns) * kTaps, r = take(p.R);
   int const tile_c = take(p.tiles_c), tile_k = take(p.tiles_k), group = block * p.together;
   int const k0 = tile_k * kFewPixelFilters, c0 = tile_c * channels;  // from the first group's first
   int const k = group * p.K + k0 + 2 * i, c = group * p.C + c0 + v * i;
@@ -151,8 +147,8 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 4 ? 1 : 2) + (channels
       }
     }
   };
-  int const every = kFewPixelWarps * p.splits;
-  int step = rank * kFewPixelWarps + warp;
+  constexpr int every = kFewPixelWarps;
+  int step = warp;
   if (step < p.steps) {
     constexpr int depth = 2;
     Loaded<T, channels> loaded[depth];
@@ -174,24 +170,22 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 4 ? 1 : 2) + (channels
       for (int e = 0; e < 4; ++e) sums[warp][(s * 4 + e) * v + u][lane] = acc[s][u][e];
   __syncthreads();
   constexpr int items = kTaps * 4 * 32;  // v neighbouring channels each
-  auto add_warps = [&](int item, int u) {
-    float sum = sums[0][item / 32 * v + u][item % 32];
-#pragma unroll
-    for (int w = 1; w < kFewPixelWarps; ++w) sum += sums[w][item / 32 * v + u][item % 32];
-    return sum;
-  };
-  auto store = [&](int item, float (&of)[v]) {
+#pragma unroll 1
+  for (int item = threadIdx.x; item < items; item += kThreads) {
     int const e = item / 32 % 4, s = s0 + item / 128, i = item % 32 / 4, j = item % 4;
     int const filter = k0 + 2 * i + e / 2, first = c0 + v * (2 * j + e % 2);
     int const own = filter / p.K, channel = first - own * p.C, k = group * p.K + filter;
-    if (s >= p.S || own >= p.together || k >= p.all_K || unsigned(channel) >= unsigned(p.C)) return;
+    if (s >= p.S || own >= p.together || k >= p.all_K || unsigned(channel) >= unsigned(p.C)) continue;
     Strides const& at = p.w_strides;
     T* const to = static_cast<T*>(p.w) + k * at.n + channel * at.c + r * at.h + s * at.w;
     Vector<T, v> out;
 #pragma unroll
     for (int u = 0; u < v; ++u) {
-      if (!(of[u] == of[u])) of[u] = exact_sum<T>(p, k, (group + own) * p.C + channel + u, r, s);
-      out.v[u] = narrow<T>(of[u]);
+      float sum = sums[0][item / 32 * v + u][item % 32];
+#pragma unroll
+      for (int w = 1; w < kFewPixelWarps; ++w) sum += sums[w][item / 32 * v + u][item % 32];
+      if (!(sum == sum)) sum = exact_sum<T>(p, k, (group + own) * p.C + channel + u, r, s);
+      out.v[u] = narrow<T>(sum);
     }
     if (at.c == 1 && (reinterpret_cast<uintptr_t>(to) & (v * sizeof(T) - 1)) == 0) {
       *reinterpret_cast<Vector<T, v>*>(to) = out;
@@ -199,46 +193,12 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 4 ? 1 : 2) + (channels
 #pragma unroll
       for (int u = 0; u < v; ++u) to[u * at.c] = out.v[u];
     }
-  };
-  if (p.splits == 1) {
-#pragma unroll 1
-    for (int item = threadIdx.x; item < items; item += kThreads) {
-      float of[v];
-#pragma unroll
-      for (int u = 0; u < v; ++u) of[u] = add_warps(item, u);
-      store(item, of);
-    }
-    return;
   }
-  // The block's sums take the place of its first warp's.
-#pragma unroll 1
-  for (int item = threadIdx.x; item < items; item += kThreads)
-#pragma unroll
-    for (int u = 0; u < v; ++u) sums[0][item / 32 * v + u][item % 32] = add_warps(item, u);
-  ptx::barrier_cluster_arrive();
-  ptx::barrier_cluster_wait();
-  auto const cluster = cooperative_groups::this_cluster();
-  int const per = items / p.splits;
-#pragma unroll 1
-  for (int item = rank * per + threadIdx.x; item < (rank + 1) * per; item += kThreads) {
-    float of[v] = {};
-    for (int other = 0; other < p.splits; ++other) {
-      float const* const from = cluster.map_shared_rank(&sums[0][item / 32 * v][item % 32], other);
-#pragma unroll
-      for (int u = 0; u < v; ++u) of[u] += from[u * 32];
-    }
-    store(item, of);
-  }
-  // No block ends while others read its sums.
-  __syncwarp();
-  ptx::barrier_cluster_arrive();
-  ptx::barrier_cluster_wait();
 }
 
 template <class T>
 cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t stream) {
-  FewPixels t = few_pixels(problem);
-  if (char const* trial = getenv("FEW_SPLITS")) t.blocks = t.blocks / t.splits * atoi(trial), t.splits = atoi(trial);
+  FewPixels const t = few_pixels(problem, h200_sxm);
   Params p{};
   p.x = args.a, p.y = args.b, p.w = args.out;
   p.x_strides = problem.x, p.y_strides = problem.y, p.w_strides = problem.w;
@@ -251,19 +211,13 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   p.C = int(problem.C_per_group()), p.K = int(problem.K_per_group());
   p.all_C = int(problem.C), p.all_K = int(problem.K), p.together = int(t.together);
   p.tiles_k = int(t.tiles_k), p.tiles_c = int(t.tiles_c), p.columns = int(t.columns);
-  p.runs = int(problem.N * problem.P() * t.in_row), p.steps = int(t.steps), p.splits = int(t.splits);
+  p.runs = int(problem.N * problem.P() * t.in_row), p.steps = int(t.steps);
   p.by_in_row = Divisor(uint32_t(t.in_row)), p.by_P = Divisor(uint32_t(problem.P()));
-  if (!getenv("FEW_ALONE")) {
-    p.share_x = Share(args.a, problem.x, problem.N, problem.C, problem.H, problem.W, sizeof(T), t.blocks);
-    p.share_y = Share(args.b, problem.y, problem.N, problem.K, problem.P(), problem.Q(), sizeof(T), t.blocks);
-  }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = unsigned(t.splits), attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(t.blocks)), config.blockDim = dim3(kThreads), config.stream = stream;
-  config.attrs = &attribute, config.numAttrs = t.splits > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, t.channels == 32 ? sums_kernel<T, 32> : sums_kernel<T, 16>, p);
+  p.share_x = Share(args.a, problem.x, problem.N, problem.C, problem.H, problem.W, sizeof(T), t.blocks);
+  p.share_y = Share(args.b, problem.y, problem.N, problem.K, problem.P(), problem.Q(), sizeof(T), t.blocks);
+  auto* const kernel = t.channels == 32 ? sums_kernel<T, 32> : sums_kernel<T, 16>;
+  kernel<<<unsigned(t.blocks), kThreads, 0, stream>>>(p);
+  return cudaGetLastError();
 }
 
 }  // namespace conv2d_ext::few_pixels_wgrad

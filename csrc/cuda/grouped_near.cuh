@@ -8,8 +8,6 @@
 // Pixels that do not exist are zeros; infinite filters meet them, so results that are NaN are made once more.
 #pragma once
 
-#include <cstdlib>
-
 #include "../core/grouped_near.h"
 #include "bring.cuh"
 #include "fragments.cuh"
@@ -122,6 +120,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && sums == 32 ? 3 : 5
   int const output = first_output + (backward ? 2 * i : i / 2 * 4 + i % 2);
   T const* const filters = static_cast<T const*>(p.w) + (backward ? (group * p.sums + 4 * j) * p.w_k + output
                                                                   : (group * p.outputs + output) * p.w_k + 4 * j);
+  int const first = first_output + 4 * j;  // of the lane's results
+  float bias[4] = {};
+  if (!backward && p.bias != nullptr && first < p.outputs)
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      bias[e] = widen(static_cast<T const*>(p.bias)[(group * p.outputs + first + e) * p.bias_stride]);
   float acc[2][4] = {};
 #pragma unroll 1
   for (int c = 0; c < p.sums; c += sums)
@@ -189,7 +193,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && sums == 32 ? 3 : 5
         }
       }
     }
-  int const first = first_output + 4 * j;
   if (first >= p.outputs) return;
 #pragma unroll
   for (int run = 0; run < 2; ++run) {
@@ -201,9 +204,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && sums == 32 ? 3 : 5
     for (int e = 0; e < 4; ++e) {
       float sum = backward ? acc[e % 2][run * 2 + e / 2] : acc[e / 2][run * 2 + e % 2];
       if (!(sum == sum)) sum = exact_sum<T, backward>(p, pixel[run].n, h, w, group, first + e);
-      if (!backward && p.bias != nullptr)
-        sum += widen(static_cast<T const*>(p.bias)[(group * p.outputs + first + e) * p.bias_stride]);
-      v.v[e] = narrow<T>(sum);
+      v.v[e] = narrow<T>(sum + bias[e]);
     }
     *reinterpret_cast<Vector<T, 4>*>(static_cast<T*>(p.out) + pixel[run].n * p.out_n + h * p.out_h + w * p.out_w +
                                      group * p.outputs + first) = v;
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && sums == 32 ? 3 : 5
 template <Op op, class T>
 cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t stream) {
   constexpr bool backward = op == Op::dgrad;
-  NearGroups const t = near_groups(op, problem);
+  NearGroups const t = near_groups(op, problem, h200_sxm);
   Strides const &in = backward ? problem.y : problem.x, &out = backward ? problem.x : problem.y;
   Params p{};
   p.in = args.a, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out = args.out;
@@ -233,12 +234,10 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   p.by_rows[0] = Divisor(uint32_t(t.rows)), p.by_rows[1] = Divisor(uint32_t(fewer_rows));
   dim3 const grid(unsigned(ceil_div(t.steps, kNearWarps)), unsigned(problem.groups * t.tiles),
                   unsigned(t.phases_h * t.phases_w));
-  if (!getenv("FEW_ALONE")) {
-    int64_t const blocks = int64_t(grid.x) * grid.y * grid.z;
-    p.share_in = backward ? Share(args.a, problem.y, problem.N, problem.K, problem.P(), problem.Q(), sizeof(T), blocks)
-                          : Share(args.a, problem.x, problem.N, problem.C, problem.H, problem.W, sizeof(T), blocks);
-    p.share_w = Share(args.b, problem.w, problem.K, problem.C_per_group(), problem.R, problem.S, sizeof(T), blocks);
-  }
+  int64_t const blocks = int64_t(grid.x) * grid.y * grid.z;
+  p.share_in = backward ? Share(args.a, problem.y, problem.N, problem.K, problem.P(), problem.Q(), sizeof(T), blocks)
+                        : Share(args.a, problem.x, problem.N, problem.C, problem.H, problem.W, sizeof(T), blocks);
+  p.share_w = Share(args.b, problem.w, problem.K, problem.C_per_group(), problem.R, problem.S, sizeof(T), blocks);
   if (t.sums == 32)
     near_kernel<T, backward, 32><<<grid, kThreads, 0, stream>>>(p);
   else
