@@ -1,4 +1,4 @@
-// grouped_few_wgrad.cuh: wgrad of groups over few pixels, channels_last, 16-bit types and TF32.
+// grouped_few.cuh, grouped_few_wgrad.cuh: groups over few pixels, channels_last, 16-bit types and TF32.
 #pragma once
 
 #include <cstdint>
@@ -7,16 +7,16 @@
 
 namespace conv2d_ext {
 
-constexpr int kFewPixelWarps = 6;     // of a block
-constexpr int kFewPixelTaps = 3;      // of a row of the filter, of a block
-constexpr int kFewPixelFilters = 16;  // of a block
-constexpr int kFewPixelRun = 8;       // pixels of a row; a step has two runs
+constexpr int kFewGroupSumWarps = 6;  // of a block
+constexpr int kFewGroupTaps = 3;      // of a row of the filter, of a block
+constexpr int kFewGroupFilters = 16;  // of a block
+constexpr int kFewGroupRun = 8;       // pixels of a row; a step has two runs
 
-constexpr bool is_few_pixel_sums(Row const& row) {
+constexpr bool is_few_group_sums(Row const& row) {
   return row.family == Family::grouped && row.variant == Variant::nhwc && row.op == Op::wgrad && row.tile_m == 32;
 }
 
-struct FewPixels {
+struct FewGroupSums {
   int channels = 0;                 // of a block: 16 or 32; 0: not supported
   int64_t together = 1, units = 0;  // groups as one, and how many of those
   // Of a unit, its blocks and columns of taps; runs of a row.
@@ -25,8 +25,8 @@ struct FewPixels {
   double ns = 0;
 };
 
-constexpr FewPixels few_pixels(Problem const& p, Device const& d) {
-  FewPixels t;
+constexpr FewGroupSums few_group_sums(Problem const& p, Device const& d) {
+  FewGroupSums t;
   int64_t const C = p.C_per_group(), K = p.K_per_group(), P = p.P(), Q = p.Q();
   if (p.dtype == DType::f64 || (p.dtype == DType::f32 && !p.allow_tf32)) return t;
   if (p.groups < 2 || C < 8 || K < 8 || p.N < 1 || P < 1 || Q < 1 || p.H < 1 || p.W < 1 || p.R < 1 || p.S < 1) return t;
@@ -37,19 +37,75 @@ constexpr FewPixels few_pixels(Problem const& p, Device const& d) {
     return double(n) * double(s.n) + double(h) * double(s.h) + double(w) * double(s.w);
   };
   int64_t const height = p.H + p.R * p.dilation_h + p.pad_top + p.pad_bottom + p.stride_h;
-  int64_t const width = p.W + p.S * p.dilation_w + p.pad_left + p.pad_right + p.stride_w * kFewPixelRun;
-  if (reach(p.x, p.N, height, width) >= most || reach(p.y, p.N, P, Q + kFewPixelRun) >= most) return t;
+  int64_t const width = p.W + p.S * p.dilation_w + p.pad_left + p.pad_right + p.stride_w * kFewGroupRun;
+  if (reach(p.x, p.N, height, width) >= most || reach(p.y, p.N, P, Q + kFewGroupRun) >= most) return t;
   t.together = C <= 8 && K <= 8 ? 2 : 1, t.units = ceil_div(p.groups, t.together);
-  t.tiles_k = ceil_div(K * t.together, kFewPixelFilters), t.tiles_c = ceil_div(C * t.together, channels);
-  t.columns = ceil_div(p.S, kFewPixelTaps), t.in_row = ceil_div(Q, kFewPixelRun);
+  t.tiles_k = ceil_div(K * t.together, kFewGroupFilters), t.tiles_c = ceil_div(C * t.together, channels);
+  t.columns = ceil_div(p.S, kFewGroupTaps), t.in_row = ceil_div(Q, kFewGroupRun);
   t.steps = ceil_div(p.N * P * t.in_row, 2), t.blocks = t.units * t.tiles_k * t.tiles_c * t.columns * p.R;
   if (t.steps > 256 || t.blocks > int64_t(1) << 20) return t;
   t.channels = channels;
   // As measured (2026-11-30): a warp's steps follow each other; from some two blocks an SM on, so do blocks.
-  double const turns = double(ceil_div(t.steps, kFewPixelWarps)), blocks = double(t.blocks) / d.sm_count;
+  double const turns = double(ceil_div(t.steps, kFewGroupSumWarps)), blocks = double(t.blocks) / d.sm_count;
   double const turn = channels == 16 ? 340 + 310 * blocks : 500 + 220 * blocks;
   t.ns = (channels == 16 ? 6450 : 7300) + turns * turn * (p.dtype == DType::f32 ? 1.1 : 1.0) +
          (blocks > 2 ? (blocks - 2) * 1500 : 0);
+  return t;
+}
+
+constexpr int kFewGroupWarps = 4;         // of a block
+constexpr int kFewGroupOutputs = 16;      // channels of the result, of a warp
+constexpr int64_t kFewGroupGrid = 65535;  // of the grid's second and third dimension
+
+constexpr bool is_few_groups(Row const& row) {
+  return row.family == Family::grouped && row.variant == Variant::nhwc && row.op != Op::wgrad && row.tile_m == 16;
+}
+
+// Pixels that meet the same taps: all of fprop, dgrad's of a phase of the stride.
+struct FewGroups {
+  int sums = 0;  // channels that a warp loads at once: 16 or 32; 0: not supported
+  int64_t tiles = 0, phases_h = 1, phases_w = 1, rows = 0, columns = 0,
+          in_row = 0;  // rows, columns: of a phase at most
+  int64_t steps = 0;   // of a phase at most: pairs of runs
+  double ns = 0;
+};
+
+constexpr FewGroups few_groups(Op op, Problem const& p, Device const& d) {
+  FewGroups t;
+  bool const backward = op == Op::dgrad;
+  int64_t const C = p.C_per_group(), K = p.K_per_group(), P = p.P(), Q = p.Q();
+  if (op == Op::wgrad || p.dtype == DType::f64 || (p.dtype == DType::f32 && !p.allow_tf32)) return t;
+  if (p.groups < 2 || C < 8 || K < 8 || p.N < 1 || P < 1 || Q < 1 || p.H < 1 || p.W < 1 || p.R < 1 || p.S < 1) return t;
+  if (!channel_vectors(p.x, p.x_align, C, 4, p.dtype) || !channel_vectors(p.y, p.y_align, K, 4, p.dtype) ||
+      !channel_vectors(p.w, p.w_align, C, backward ? 2 : 4, p.dtype))
+    return t;
+  constexpr double most = double(1 << 30);
+  auto reach = [](Strides const& s, int64_t n, int64_t h, int64_t w) {
+    return double(n) * double(s.n) + double(h) * double(s.h) + double(w) * double(s.w);
+  };
+  int64_t const height = max64(p.H, P) + p.R * p.dilation_h + p.pad_top + p.pad_bottom + p.stride_h;
+  int64_t const width = max64(p.W, Q) + p.S * p.dilation_w + p.pad_left + p.pad_right + p.stride_w * kFewGroupRun;
+  if (reach(p.x, p.N, height, width) >= most || reach(p.y, p.N, height, width) >= most) return t;
+  if (reach(p.w, p.K, p.R, p.S) >= most) return t;
+  int64_t const outputs = backward ? C : K;
+  t.tiles = ceil_div(outputs, kFewGroupOutputs);
+  if (backward) t.phases_h = phases_of(p.H, p.stride_h), t.phases_w = phases_of(p.W, p.stride_w);
+  t.rows = backward ? ceil_div(p.H, p.stride_h) : P, t.columns = backward ? ceil_div(p.W, p.stride_w) : Q;
+  t.in_row = ceil_div(t.columns, kFewGroupRun), t.steps = ceil_div(p.N * t.rows * t.in_row, 2);
+  if (p.groups * t.tiles > kFewGroupGrid || t.phases_h * t.phases_w > kFewGroupGrid || t.steps > int64_t(1) << 20)
+    return t;
+  t.sums = (backward ? K : C) > 16 ? 32 : 16;
+  // As measured (2026-11-30): rows of taps follow each other; loads of all warps; bytes.
+  bool const f32 = p.dtype == DType::f32;
+  int64_t const pieces = ceil_div(backward ? K : C, t.sums), phases = t.phases_h * t.phases_w;
+  double const turns = double(pieces * ceil_div(p.R, t.phases_h) * ceil_div(p.S, 3));
+  double const warps = double(t.steps * p.groups * t.tiles * phases) / d.sm_count;
+  double const loads = double(p.R * p.S * pieces * t.sums / 16) / double(phases);
+  double const bytes = (double(p.N) * (double(p.C) * double(p.H * p.W) + double(p.K) * double(P * Q)) +
+                        double(p.K) * double(C * p.R * p.S)) *
+                       size_of(p.dtype);
+  t.ns = (f32 ? 4500 : 4100) + turns * (f32 ? 1190 : 1010) + warps * (f32 ? 104 : 113) +
+         warps * loads * ((f32 ? 3.5 : 0.0) + (f32 ? 5.2 : 3.2) * (backward ? 4 : 2)) + bytes / 3400;
   return t;
 }
 

@@ -15,9 +15,9 @@
 #include "ptx.cuh"
 #include "types.cuh"
 
-namespace conv2d_ext::few_pixels_wgrad {
+namespace conv2d_ext::few_groups_wgrad {
 
-constexpr int kThreads = 32 * kFewPixelWarps, kTaps = kFewPixelTaps;
+constexpr int kThreads = 32 * kFewGroupSumWarps, kTaps = kFewGroupTaps;
 using grouped::Divisor;
 
 struct Params {
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 4 ? 1 : 2) + (channels
     sums_kernel(__grid_constant__ Params const p) {
   constexpr int v = channels / 8, sums_of_lane = kTaps * v * 4;
   constexpr bool half = sizeof(T) == 2;
-  __shared__ float sums[kFewPixelWarps][sums_of_lane][32];
+  __shared__ float sums[kFewGroupSumWarps][sums_of_lane][32];
   int const lane = threadIdx.x % 32, warp = warp_uniform(int(threadIdx.x) / 32), i = lane / 4, j = lane % 4;
   int block = blockIdx.x;
   auto take = [&](int count) {
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 4 ? 1 : 2) + (channels
   p.share_x.bring(blockIdx.x), p.share_y.bring(blockIdx.x);
   int const s0 = take(p.columns) * kTaps, r = take(p.R);
   int const tile_c = take(p.tiles_c), tile_k = take(p.tiles_k), group = block * p.together;
-  int const k0 = tile_k * kFewPixelFilters, c0 = tile_c * channels;  // from the first group's first
+  int const k0 = tile_k * kFewGroupFilters, c0 = tile_c * channels;  // from the first group's first
   int const k = group * p.K + k0 + 2 * i, c = group * p.C + c0 + v * i;
   bool const has_k = k < p.all_K, has_c = c < p.all_C;
   T const *const y = static_cast<T const*>(p.y) + k, *const x = static_cast<T const*>(p.x) + c;
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 4 ? 1 : 2) + (channels
 #pragma unroll
     for (int run = 0; run < 2; ++run) {
       int const at = step * 2 + run, row = p.by_in_row.quotient(at), n = p.by_P.quotient(row), i = row - n * p.P;
-      int const first = (at - row * int(p.by_in_row.value)) * kFewPixelRun + before;
+      int const first = (at - row * int(p.by_in_row.value)) * kFewGroupRun + before;
       int const h = i * p.stride_h + r * p.dilation_h - p.pad_h;
       bool const exists = at < p.runs, has_row = exists && unsigned(h) < unsigned(p.H) && has_c;
 #pragma unroll
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 4 ? 1 : 2) + (channels
       }
     }
   };
-  constexpr int every = kFewPixelWarps;
+  constexpr int every = kFewGroupSumWarps;
   int step = warp;
   if (step < p.steps) {
     constexpr int depth = 2;
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 4 ? 1 : 2) + (channels
     for (int u = 0; u < v; ++u) {
       float sum = sums[0][item / 32 * v + u][item % 32];
 #pragma unroll
-      for (int w = 1; w < kFewPixelWarps; ++w) sum += sums[w][item / 32 * v + u][item % 32];
+      for (int w = 1; w < kFewGroupSumWarps; ++w) sum += sums[w][item / 32 * v + u][item % 32];
       if (!(sum == sum)) sum = exact_sum<T>(p, k, (group + own) * p.C + channel + u, r, s);
       out.v[u] = narrow<T>(sum);
     }
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, (sizeof(T) == 4 ? 1 : 2) + (channels
 
 template <class T>
 cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t stream) {
-  FewPixels const t = few_pixels(problem, h200_sxm);
+  FewGroupSums const t = few_group_sums(problem, h200_sxm);
   Params p{};
   p.x = args.a, p.y = args.b, p.w = args.out;
   p.x_strides = problem.x, p.y_strides = problem.y, p.w_strides = problem.w;
@@ -220,12 +220,12 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   return cudaGetLastError();
 }
 
-}  // namespace conv2d_ext::few_pixels_wgrad
+}  // namespace conv2d_ext::few_groups_wgrad
 
 #define CONV2D_EXT_GROUPED_FEW_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                  \
   namespace conv2d_ext {                                                                                              \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
                                                                 cudaStream_t stream) {                                \
-    return few_pixels_wgrad::launch<typename TypeOf<DType::dtype>::type>(p, args, stream);                            \
+    return few_groups_wgrad::launch<typename TypeOf<DType::dtype>::type>(p, args, stream);                            \
   }                                                                                                                   \
   }

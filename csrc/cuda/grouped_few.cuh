@@ -8,7 +8,9 @@
 // Pixels that do not exist are zeros; infinite filters meet them, so results that are NaN are made once more.
 #pragma once
 
-#include "../core/grouped_near.h"
+#include <cstdlib>
+
+#include "../core/grouped_few.h"
 #include "bring.cuh"
 #include "fragments.cuh"
 #include "grouped_tile.cuh"
@@ -16,9 +18,9 @@
 #include "ptx.cuh"
 #include "types.cuh"
 
-namespace conv2d_ext::near_groups_kernels {
+namespace conv2d_ext::few_groups_outputs {
 
-constexpr int kThreads = 32 * kNearWarps, kTaps = 3;
+constexpr int kThreads = 32 * kFewGroupWarps, kTaps = 3;
 using grouped::Divisor;
 
 struct Params {
@@ -47,6 +49,12 @@ __device__ inline void load(uint32_t (&to)[words], void const* from, bool exists
     uint4 const v = __ldg(static_cast<uint4 const*>(from));
     to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
   }
+}
+
+// Blocks of an SM, as registers allow.
+constexpr int few_blocks(int size, int sums, int depth) {
+  int const loaded = (sums / 16) * (size / 2) * depth;
+  return loaded == 1 ? 5 : loaded <= 3 ? 4 : 3;
 }
 
 // Along an axis: does a tap meet a phase's outputs, and with which input the first of them?
@@ -84,22 +92,30 @@ __device__ __noinline__ float exact_sum(Params const& p, int n, int h, int w, in
   return sum;
 }
 
-template <class T, bool backward, int sums>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && sums == 32 ? 3 : 5)
-    near_kernel(__grid_constant__ Params const p) {
+// Three taps of a row, as a lane loads them.
+template <class T, bool backward, int chunks>
+struct Taps {
+  static constexpr int words = int(sizeof(T)), filters = backward ? 4 : 2;  // words: of four channels
+  uint32_t pixels[kTaps][chunks][2][words], filter[kTaps][chunks][filters][backward ? words / 2 : words];
+  bool exists[kTaps];
+};
+
+template <class T, bool backward, int sums, int depth>
+__global__ void __launch_bounds__(kThreads, few_blocks(sizeof(T), sums, depth))
+    few_kernel(__grid_constant__ Params const p) {
   constexpr bool half = sizeof(T) == 2;
-  constexpr int chunks = sums / 16, words = int(sizeof(T));  // words: of a lane's four channels
+  constexpr int chunks = sums / 16;
   int const lane = threadIdx.x % 32, i = lane / 4, j = lane % 4;
-  int const step = int(blockIdx.x) * kNearWarps + warp_uniform(int(threadIdx.x) / 32);
+  int const step = int(blockIdx.x) * kFewGroupWarps + warp_uniform(int(threadIdx.x) / 32);
   uint32_t const block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
   p.share_in.bring(block), p.share_w.bring(block);
-  int const group = blockIdx.y / p.tiles, first_output = (blockIdx.y - group * p.tiles) * kNearOutputs;
+  int const group = blockIdx.y / p.tiles, first_output = (blockIdx.y - group * p.tiles) * kFewGroupOutputs;
   int const phase_h = blockIdx.z / p.phases_w, phase_w = blockIdx.z - phase_h * p.phases_w;
   int const step_h = backward ? 1 : p.stride_h, step_w = backward ? 1 : p.stride_w;
   int const between_h = backward ? p.stride_h : 1, between_w = backward ? p.stride_w : 1;
   int const rows = (p.out_H - phase_h + between_h - 1) / between_h;
   int const columns = (p.out_W - phase_w + between_w - 1) / between_w;
-  int const in_row = (columns + kNearRun - 1) / kNearRun, runs = p.N * rows * in_row;
+  int const in_row = (columns + kFewGroupRun - 1) / kFewGroupRun, runs = p.N * rows * in_row;
   if (step * 2 >= runs) return;
   Divisor const& by_in_row = p.by_in_row[in_row != int(p.by_in_row[0].value)];
   Divisor const& by_rows = p.by_rows[rows != int(p.by_rows[0].value)];
@@ -112,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && sums == 32 ? 3 : 5
 #pragma unroll
   for (int run = 0; run < 2; ++run) {
     int const at = step * 2 + run, row = by_in_row.quotient(at), n = by_rows.quotient(row);
-    pixel[run] = {n, row - n * rows, (at - row * in_row) * kNearRun + i, false};
+    pixel[run] = {n, row - n * rows, (at - row * in_row) * kFewGroupRun + i, false};
     pixel[run].exists = at < runs && pixel[run].column < columns;
     from[run] = static_cast<T const*>(p.in) + n * p.in_n + group * p.sums + 4 * j;
   }
@@ -127,71 +143,84 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && sums == 32 ? 3 : 5
     for (int e = 0; e < 4; ++e)
       bias[e] = widen(static_cast<T const*>(p.bias)[(group * p.outputs + first + e) * p.bias_stride]);
   float acc[2][4] = {};
-#pragma unroll 1
-  for (int c = 0; c < p.sums; c += sums)
-#pragma unroll 1
-    for (int r = 0; r < p.R; ++r) {
-      int h;
-      if (!meets<backward>(h, phase_h, r, p.stride_h, p.dilation_h, p.pad_h)) continue;
-#pragma unroll 1
-      for (int s0 = 0; s0 < p.S; s0 += kTaps) {
-        uint32_t a[kTaps][chunks][2][words], b[kTaps][chunks][backward ? 4 : 2][backward ? words / 2 : words];
-        bool tap[kTaps];
+  int c = 0, r = -1, s0 = 0, h = 0;
+  // The next taps of a row that meet the pixels.
+  auto next = [&] {
+    if (r >= 0 && (s0 += kTaps) < p.S) return true;
+    for (s0 = 0; c < p.sums; c += sums, r = -1)
+      while (++r < p.R)
+        if (meets<backward>(h, phase_h, r, p.stride_h, p.dilation_h, p.pad_h)) return true;
+    return false;
+  };
+  Taps<T, backward, chunks> taps[depth];
+  auto load_taps = [&](Taps<T, backward, chunks>& to) {
 #pragma unroll
-        for (int s = 0; s < kTaps; ++s) {
-          int w;
-          tap[s] = s0 + s < p.S && meets<backward>(w, phase_w, s0 + s, p.stride_w, p.dilation_w, p.pad_w);
-          if (!tap[s]) continue;
-          T const* const filter = filters + r * p.w_r + (s0 + s) * p.w_s;
+    for (int s = 0; s < kTaps; ++s) {
+      int w;
+      to.exists[s] = s0 + s < p.S && meets<backward>(w, phase_w, s0 + s, p.stride_w, p.dilation_w, p.pad_w);
+      if (!to.exists[s]) continue;
+      T const* const filter = filters + r * p.w_r + (s0 + s) * p.w_s;
 #pragma unroll
-          for (int k = 0; k < chunks; ++k) {
-            int const channel = c + k * 16;
+      for (int k = 0; k < chunks; ++k) {
+        int const channel = c + k * 16;
+        bool const has_channel = channel + 4 * j < p.sums;
 #pragma unroll
-            for (int run = 0; run < 2; ++run) {
-              int const y = pixel[run].row * step_h + h, x = pixel[run].column * step_w + w;
-              bool const inside = pixel[run].exists && unsigned(y) < unsigned(p.in_H) && unsigned(x) < unsigned(p.in_W);
-              load(a[s][k][run], from[run] + (y * p.in_h + x * p.in_w + channel), inside && channel + 4 * j < p.sums);
-            }
-            if constexpr (backward) {
-#pragma unroll
-              for (int e = 0; e < 4; ++e)
-                load(b[s][k][e], filter + (channel + e) * p.w_k, channel + 4 * j < p.sums && output < p.outputs);
-            } else {
-#pragma unroll
-              for (int u = 0; u < 2; ++u)
-                load(b[s][k][u], filter + 2 * u * p.w_k + channel,
-                     channel + 4 * j < p.sums && output + 2 * u < p.outputs);
-            }
-          }
+        for (int run = 0; run < 2; ++run) {
+          int const y = pixel[run].row * step_h + h, x = pixel[run].column * step_w + w;
+          bool const inside = pixel[run].exists && unsigned(y) < unsigned(p.in_H) && unsigned(x) < unsigned(p.in_W);
+          load(to.pixels[s][k][run], from[run] + (y * p.in_h + x * p.in_w + channel), inside && has_channel);
         }
 #pragma unroll
-        for (int s = 0; s < kTaps; ++s) {
-          if (!tap[s]) continue;
-#pragma unroll
-          for (int k = 0; k < chunks; ++k)
-#pragma unroll
-            for (int u = 0; u < 2; ++u) {
-              auto const& pixels = a[s][k];
-              auto const& of = b[s][k];
-              if constexpr (half) {
-                auto pair = [&](int e) {
-                  if constexpr (backward)
-                    return __byte_perm(of[2 * e][0], of[2 * e + 1][0], u == 0 ? 0x5410 : 0x7632);
-                  else
-                    return of[u][e];
-                };
-                ptx::mma_m16n8k16<T>(acc[u], pixels[0][0], pixels[1][0], pixels[0][1], pixels[1][1], pair(0), pair(1));
-              } else {
-                auto rounded = [](uint32_t word) { return ptx::cvt_rn_tf32(__uint_as_float(word)); };
-#pragma unroll
-                for (int e = 0; e < 4; e += 2)
-                  ptx::mma_m16n8k8_tf32(acc[u], rounded(pixels[0][e]), rounded(pixels[1][e]), rounded(pixels[0][e + 1]),
-                                        rounded(pixels[1][e + 1]), rounded(backward ? of[e][u] : of[u][e]),
-                                        rounded(backward ? of[e + 1][u] : of[u][e + 1]));
-              }
-            }
+        for (int e = 0; e < to.filters; ++e) {
+          int const more = backward ? (channel + e) * p.w_k : 2 * e * p.w_k + channel;
+          load(to.filter[s][k][e], filter + more, has_channel && output + (backward ? 0 : 2 * e) < p.outputs);
         }
       }
+    }
+  };
+  auto multiply = [&](Taps<T, backward, chunks> const& of) {
+#pragma unroll
+    for (int s = 0; s < kTaps; ++s) {
+      if (!of.exists[s]) continue;
+#pragma unroll
+      for (int k = 0; k < chunks; ++k)
+#pragma unroll
+        for (int u = 0; u < 2; ++u) {
+          auto const& pixels = of.pixels[s][k];
+          auto const& filter = of.filter[s][k];
+          if constexpr (half) {
+            auto pair = [&](int e) {
+              if constexpr (backward)
+                return __byte_perm(filter[2 * e][0], filter[2 * e + 1][0], u == 0 ? 0x5410 : 0x7632);
+              else
+                return filter[u][e];
+            };
+            ptx::mma_m16n8k16<T>(acc[u], pixels[0][0], pixels[1][0], pixels[0][1], pixels[1][1], pair(0), pair(1));
+          } else {
+            auto rounded = [](uint32_t word) { return ptx::cvt_rn_tf32(__uint_as_float(word)); };
+#pragma unroll
+            for (int e = 0; e < 4; e += 2)
+              ptx::mma_m16n8k8_tf32(acc[u], rounded(pixels[0][e]), rounded(pixels[1][e]), rounded(pixels[0][e + 1]),
+                                    rounded(pixels[1][e + 1]), rounded(backward ? filter[e][u] : filter[u][e]),
+                                    rounded(backward ? filter[e + 1][u] : filter[u][e + 1]));
+          }
+        }
+    }
+  };
+  bool exists[depth];
+#pragma unroll
+  for (int d = 0; d < depth; ++d) {
+    exists[d] = next();
+    if (exists[d]) load_taps(taps[d]);
+  }
+#pragma unroll 1
+  while (exists[0])
+#pragma unroll
+    for (int d = 0; d < depth; ++d) {
+      if (!exists[d]) continue;
+      multiply(taps[d]);
+      exists[d] = next();
+      if (exists[d]) load_taps(taps[d]);
     }
   if (first >= p.outputs) return;
 #pragma unroll
@@ -214,7 +243,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && sums == 32 ? 3 : 5
 template <Op op, class T>
 cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t stream) {
   constexpr bool backward = op == Op::dgrad;
-  NearGroups const t = near_groups(op, problem, h200_sxm);
+  FewGroups const t = few_groups(op, problem, h200_sxm);
   Strides const &in = backward ? problem.y : problem.x, &out = backward ? problem.x : problem.y;
   Params p{};
   p.in = args.a, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out = args.out;
@@ -230,27 +259,28 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   p.outputs = int(backward ? problem.C_per_group() : problem.K_per_group());
   p.tiles = int(t.tiles), p.phases_w = int(t.phases_w);
   int64_t const fewer_rows = max64(t.rows - 1, 1), fewer_columns = max64(t.columns - 1, 1);
-  p.by_in_row[0] = Divisor(uint32_t(t.in_row)), p.by_in_row[1] = Divisor(uint32_t(ceil_div(fewer_columns, kNearRun)));
+  p.by_in_row[0] = Divisor(uint32_t(t.in_row)),
+  p.by_in_row[1] = Divisor(uint32_t(ceil_div(fewer_columns, kFewGroupRun)));
   p.by_rows[0] = Divisor(uint32_t(t.rows)), p.by_rows[1] = Divisor(uint32_t(fewer_rows));
-  dim3 const grid(unsigned(ceil_div(t.steps, kNearWarps)), unsigned(problem.groups * t.tiles),
+  dim3 const grid(unsigned(ceil_div(t.steps, kFewGroupWarps)), unsigned(problem.groups * t.tiles),
                   unsigned(t.phases_h * t.phases_w));
   int64_t const blocks = int64_t(grid.x) * grid.y * grid.z;
   p.share_in = backward ? Share(args.a, problem.y, problem.N, problem.K, problem.P(), problem.Q(), sizeof(T), blocks)
                         : Share(args.a, problem.x, problem.N, problem.C, problem.H, problem.W, sizeof(T), blocks);
   p.share_w = Share(args.b, problem.w, problem.K, problem.C_per_group(), problem.R, problem.S, sizeof(T), blocks);
-  if (t.sums == 32)
-    near_kernel<T, backward, 32><<<grid, kThreads, 0, stream>>>(p);
-  else
-    near_kernel<T, backward, 16><<<grid, kThreads, 0, stream>>>(p);
+  constexpr int deep16 = sizeof(T) == 2 ? 3 : 2, deep32 = sizeof(T) == 2 ? 2 : 1;
+  auto* kernel = t.sums == 32 ? few_kernel<T, backward, 32, deep32> : few_kernel<T, backward, 16, deep16>;
+  if (getenv("NEAR_FLAT")) kernel = t.sums == 32 ? few_kernel<T, backward, 32, 1> : few_kernel<T, backward, 16, 1>;
+  kernel<<<grid, kThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 
-}  // namespace conv2d_ext::near_groups_kernels
+}  // namespace conv2d_ext::few_groups_outputs
 
-#define CONV2D_EXT_GROUPED_NEAR_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                      \
+#define CONV2D_EXT_GROUPED_FEW_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                       \
   namespace conv2d_ext {                                                                                              \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
                                                                 cudaStream_t stream) {                                \
-    return near_groups_kernels::launch<Op::op, typename TypeOf<DType::dtype>::type>(p, args, stream);                 \
+    return few_groups_outputs::launch<Op::op, typename TypeOf<DType::dtype>::type>(p, args, stream);                  \
   }                                                                                                                   \
   }
