@@ -611,6 +611,18 @@ def test_few_channels_a_group_with_a_stride_take_lines(op: str) -> None:
         assert name == f"grouped_{op}_f16_8x8_lines", f"{case} {name}"
 
 
+def test_groups_over_few_pixels_come_from_memory_to_registers() -> None:
+    for op, N, channels, size, stride, groups in (
+        ("fprop", 8, 608, 14, 2, 38),
+        ("fprop", 1, 512, 14, 1, 32),
+        ("dgrad", 1, 512, 28, 2, 32),
+        ("wgrad", 1, 1024, 14, 2, 32),
+    ):
+        case = Case("few", N, channels, size, size, channels, 3, 3, (stride, stride), (1, 1), groups=groups)
+        tile = "32x32" if op == "wgrad" else "16x16"
+        assert named(op, case, torch.float16) == f"grouped_{op}_f16_{tile}_nhwc", case
+
+
 def test_small_images_of_16_or_32_channels_a_group_take_slabs_of_channels() -> None:
     for op, channels, groups in (("fprop", 672, 42), ("dgrad", 768, 24), ("wgrad", 672, 42)):
         case = Case("small", 64 if groups == 42 else 32, channels, 7, 7, channels, 3, 3, padding=(1, 1), groups=groups)
