@@ -95,17 +95,20 @@ constexpr FewGroups few_groups(Op op, Problem const& p, Device const& d) {
   if (p.groups * t.tiles > kFewGroupGrid || t.phases_h * t.phases_w > kFewGroupGrid || t.steps > int64_t(1) << 20)
     return t;
   t.sums = (backward ? K : C) > 16 ? 32 : 16;
-  // As measured (2026-11-30): rows of taps follow each other; loads of all warps; bytes.
-  bool const f32 = p.dtype == DType::f32;
+  // As measured (2026-11-30): rows of taps follow each other; all warps, and their loads; bytes.
+  struct Rates {
+    double begin, turn, warp, load;
+  };
+  constexpr Rates rates[2][2] = {{{5146, 653, 7.4, 13.6}, {3149, 1406, 137, 9}},
+                                 {{4410, 1049, 0, 18.3}, {3414, 1793, 90, 16.7}}};
+  Rates const& e = rates[p.dtype == DType::f32][backward];
   int64_t const pieces = ceil_div(backward ? K : C, t.sums), phases = t.phases_h * t.phases_w;
   double const turns = double(pieces * ceil_div(p.R, t.phases_h) * ceil_div(p.S, 3));
   double const warps = double(t.steps * p.groups * t.tiles * phases) / d.sm_count;
   double const loads = double(p.R * p.S * pieces * t.sums / 16) / double(phases);
-  double const bytes = (double(p.N) * (double(p.C) * double(p.H * p.W) + double(p.K) * double(P * Q)) +
-                        double(p.K) * double(C * p.R * p.S)) *
-                       size_of(p.dtype);
-  t.ns = (f32 ? 4500 : 4100) + turns * (f32 ? 1190 : 1010) + warps * (f32 ? 104 : 113) +
-         warps * loads * ((f32 ? 3.5 : 0.0) + (f32 ? 5.2 : 3.2) * (backward ? 4 : 2)) + bytes / 3400;
+  double const elements = double(p.N) * (double(p.C) * double(p.H * p.W) + double(p.K) * double(P * Q)) +
+                          double(p.K) * double(C * p.R * p.S);
+  t.ns = e.begin + turns * e.turn + warps * (e.warp + loads * e.load) + elements * size_of(p.dtype) / 3400;
   return t;
 }
 

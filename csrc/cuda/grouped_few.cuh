@@ -8,8 +8,6 @@
 // Pixels that do not exist are zeros; infinite filters meet them, so results that are NaN are made once more.
 #pragma once
 
-#include <cstdlib>
-
 #include "../core/grouped_few.h"
 #include "bring.cuh"
 #include "fragments.cuh"
@@ -51,12 +49,6 @@ __device__ inline void load(uint32_t (&to)[words], void const* from, bool exists
   }
 }
 
-// Blocks of an SM, as registers allow.
-constexpr int few_blocks(int size, int sums, int depth) {
-  int const loaded = (sums / 16) * (size / 2) * depth;
-  return loaded == 1 ? 5 : loaded <= 3 ? 4 : 3;
-}
-
 // Along an axis: does a tap meet a phase's outputs, and with which input the first of them?
 template <bool backward>
 __device__ inline bool meets(int& first, int phase, int tap, int stride, int dilation, int pad) {
@@ -92,19 +84,11 @@ __device__ __noinline__ float exact_sum(Params const& p, int n, int h, int w, in
   return sum;
 }
 
-// Three taps of a row, as a lane loads them.
-template <class T, bool backward, int chunks>
-struct Taps {
-  static constexpr int words = int(sizeof(T)), filters = backward ? 4 : 2;  // words: of four channels
-  uint32_t pixels[kTaps][chunks][2][words], filter[kTaps][chunks][filters][backward ? words / 2 : words];
-  bool exists[kTaps];
-};
-
-template <class T, bool backward, int sums, int depth>
-__global__ void __launch_bounds__(kThreads, few_blocks(sizeof(T), sums, depth))
+template <class T, bool backward, int sums>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && sums == 32 ? 3 : 5)
     few_kernel(__grid_constant__ Params const p) {
   constexpr bool half = sizeof(T) == 2;
-  constexpr int chunks = sums / 16;
+  constexpr int chunks = sums / 16, words = int(sizeof(T));  // words: of a lane's four channels
   int const lane = threadIdx.x % 32, i = lane / 4, j = lane % 4;
   int const step = int(blockIdx.x) * kFewGroupWarps + warp_uniform(int(threadIdx.x) / 32);
   uint32_t const block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
@@ -136,92 +120,74 @@ __global__ void __launch_bounds__(kThreads, few_blocks(sizeof(T), sums, depth))
   int const output = first_output + (backward ? 2 * i : i / 2 * 4 + i % 2);
   T const* const filters = static_cast<T const*>(p.w) + (backward ? (group * p.sums + 4 * j) * p.w_k + output
                                                                   : (group * p.outputs + output) * p.w_k + 4 * j);
-  int const first = first_output + 4 * j;  // of the lane's results
-  float bias[4] = {};
-  if (!backward && p.bias != nullptr && first < p.outputs)
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      bias[e] = widen(static_cast<T const*>(p.bias)[(group * p.outputs + first + e) * p.bias_stride]);
   float acc[2][4] = {};
-  int c = 0, r = -1, s0 = 0, h = 0;
-  // The next taps of a row that meet the pixels.
-  auto next = [&] {
-    if (r >= 0 && (s0 += kTaps) < p.S) return true;
-    for (s0 = 0; c < p.sums; c += sums, r = -1)
-      while (++r < p.R)
-        if (meets<backward>(h, phase_h, r, p.stride_h, p.dilation_h, p.pad_h)) return true;
-    return false;
-  };
-  Taps<T, backward, chunks> taps[depth];
-  auto load_taps = [&](Taps<T, backward, chunks>& to) {
+#pragma unroll 1
+  for (int c = 0; c < p.sums; c += sums)
+#pragma unroll 1
+    for (int r = 0; r < p.R; ++r) {
+      int h;
+      if (!meets<backward>(h, phase_h, r, p.stride_h, p.dilation_h, p.pad_h)) continue;
+#pragma unroll 1
+      for (int s0 = 0; s0 < p.S; s0 += kTaps) {
+        uint32_t a[kTaps][chunks][2][words], b[kTaps][chunks][backward ? 4 : 2][backward ? words / 2 : words];
+        bool tap[kTaps];
 #pragma unroll
-    for (int s = 0; s < kTaps; ++s) {
-      int w;
-      to.exists[s] = s0 + s < p.S && meets<backward>(w, phase_w, s0 + s, p.stride_w, p.dilation_w, p.pad_w);
-      if (!to.exists[s]) continue;
-      T const* const filter = filters + r * p.w_r + (s0 + s) * p.w_s;
+        for (int s = 0; s < kTaps; ++s) {
+          int w;
+          tap[s] = s0 + s < p.S && meets<backward>(w, phase_w, s0 + s, p.stride_w, p.dilation_w, p.pad_w);
+          if (!tap[s]) continue;
+          T const* const filter = filters + r * p.w_r + (s0 + s) * p.w_s;
 #pragma unroll
-      for (int k = 0; k < chunks; ++k) {
-        int const channel = c + k * 16;
-        bool const has_channel = channel + 4 * j < p.sums;
+          for (int k = 0; k < chunks; ++k) {
+            int const channel = c + k * 16;
 #pragma unroll
-        for (int run = 0; run < 2; ++run) {
-          int const y = pixel[run].row * step_h + h, x = pixel[run].column * step_w + w;
-          bool const inside = pixel[run].exists && unsigned(y) < unsigned(p.in_H) && unsigned(x) < unsigned(p.in_W);
-          load(to.pixels[s][k][run], from[run] + (y * p.in_h + x * p.in_w + channel), inside && has_channel);
+            for (int run = 0; run < 2; ++run) {
+              int const y = pixel[run].row * step_h + h, x = pixel[run].column * step_w + w;
+              bool const inside = pixel[run].exists && unsigned(y) < unsigned(p.in_H) && unsigned(x) < unsigned(p.in_W);
+              load(a[s][k][run], from[run] + (y * p.in_h + x * p.in_w + channel), inside && channel + 4 * j < p.sums);
+            }
+            if constexpr (backward) {
+#pragma unroll
+              for (int e = 0; e < 4; ++e)
+                load(b[s][k][e], filter + (channel + e) * p.w_k, channel + 4 * j < p.sums && output < p.outputs);
+            } else {
+#pragma unroll
+              for (int u = 0; u < 2; ++u)
+                load(b[s][k][u], filter + 2 * u * p.w_k + channel,
+                     channel + 4 * j < p.sums && output + 2 * u < p.outputs);
+            }
+          }
         }
 #pragma unroll
-        for (int e = 0; e < to.filters; ++e) {
-          int const more = backward ? (channel + e) * p.w_k : 2 * e * p.w_k + channel;
-          load(to.filter[s][k][e], filter + more, has_channel && output + (backward ? 0 : 2 * e) < p.outputs);
+        for (int s = 0; s < kTaps; ++s) {
+          if (!tap[s]) continue;
+#pragma unroll
+          for (int k = 0; k < chunks; ++k)
+#pragma unroll
+            for (int u = 0; u < 2; ++u) {
+              auto const& pixels = a[s][k];
+              auto const& of = b[s][k];
+              if constexpr (half) {
+                auto pair = [&](int e) {
+                  if constexpr (backward)
+                    return __byte_perm(of[2 * e][0], of[2 * e + 1][0], u == 0 ? 0x5410 : 0x7632);
+                  else
+                    return of[u][e];
+                };
+                ptx::mma_m16n8k16<T>(acc[u], pixels[0][0], pixels[1][0], pixels[0][1], pixels[1][1], pair(0), pair(1));
+              } else {
+                auto rounded = [](uint32_t word) { return ptx::cvt_rn_tf32(__uint_as_float(word)); };
+#pragma unroll
+                for (int e = 0; e < 4; e += 2)
+                  ptx::mma_m16n8k8_tf32(acc[u], rounded(pixels[0][e]), rounded(pixels[1][e]), rounded(pixels[0][e + 1]),
+                                        rounded(pixels[1][e + 1]), rounded(backward ? of[e][u] : of[u][e]),
+                                        rounded(backward ? of[e + 1][u] : of[u][e + 1]));
+              }
+            }
         }
       }
     }
-  };
-  auto multiply = [&](Taps<T, backward, chunks> const& of) {
-#pragma unroll
-    for (int s = 0; s < kTaps; ++s) {
-      if (!of.exists[s]) continue;
-#pragma unroll
-      for (int k = 0; k < chunks; ++k)
-#pragma unroll
-        for (int u = 0; u < 2; ++u) {
-          auto const& pixels = of.pixels[s][k];
-          auto const& filter = of.filter[s][k];
-          if constexpr (half) {
-            auto pair = [&](int e) {
-              if constexpr (backward)
-                return __byte_perm(filter[2 * e][0], filter[2 * e + 1][0], u == 0 ? 0x5410 : 0x7632);
-              else
-                return filter[u][e];
-            };
-            ptx::mma_m16n8k16<T>(acc[u], pixels[0][0], pixels[1][0], pixels[0][1], pixels[1][1], pair(0), pair(1));
-          } else {
-            auto rounded = [](uint32_t word) { return ptx::cvt_rn_tf32(__uint_as_float(word)); };
-#pragma unroll
-            for (int e = 0; e < 4; e += 2)
-              ptx::mma_m16n8k8_tf32(acc[u], rounded(pixels[0][e]), rounded(pixels[1][e]), rounded(pixels[0][e + 1]),
-                                    rounded(pixels[1][e + 1]), rounded(backward ? filter[e][u] : filter[u][e]),
-                                    rounded(backward ? filter[e + 1][u] : filter[u][e + 1]));
-          }
-        }
-    }
-  };
-  bool exists[depth];
-#pragma unroll
-  for (int d = 0; d < depth; ++d) {
-    exists[d] = next();
-    if (exists[d]) load_taps(taps[d]);
-  }
-#pragma unroll 1
-  while (exists[0])
-#pragma unroll
-    for (int d = 0; d < depth; ++d) {
-      if (!exists[d]) continue;
-      multiply(taps[d]);
-      exists[d] = next();
-      if (exists[d]) load_taps(taps[d]);
-    }
+  int const first = first_output + 4 * j;
   if (first >= p.outputs) return;
 #pragma unroll
   for (int run = 0; run < 2; ++run) {
@@ -233,7 +199,9 @@ __global__ void __launch_bounds__(kThreads, few_blocks(sizeof(T), sums, depth))
     for (int e = 0; e < 4; ++e) {
       float sum = backward ? acc[e % 2][run * 2 + e / 2] : acc[e / 2][run * 2 + e % 2];
       if (!(sum == sum)) sum = exact_sum<T, backward>(p, pixel[run].n, h, w, group, first + e);
-      v.v[e] = narrow<T>(sum + bias[e]);
+      if (!backward && p.bias != nullptr)
+        sum += widen(static_cast<T const*>(p.bias)[(group * p.outputs + first + e) * p.bias_stride]);
+      v.v[e] = narrow<T>(sum);
     }
     *reinterpret_cast<Vector<T, 4>*>(static_cast<T*>(p.out) + pixel[run].n * p.out_n + h * p.out_h + w * p.out_w +
                                      group * p.outputs + first) = v;
@@ -268,10 +236,10 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   p.share_in = backward ? Share(args.a, problem.y, problem.N, problem.K, problem.P(), problem.Q(), sizeof(T), blocks)
                         : Share(args.a, problem.x, problem.N, problem.C, problem.H, problem.W, sizeof(T), blocks);
   p.share_w = Share(args.b, problem.w, problem.K, problem.C_per_group(), problem.R, problem.S, sizeof(T), blocks);
-  constexpr int deep16 = sizeof(T) == 2 ? 3 : 2, deep32 = sizeof(T) == 2 ? 2 : 1;
-  auto* kernel = t.sums == 32 ? few_kernel<T, backward, 32, deep32> : few_kernel<T, backward, 16, deep16>;
-  if (getenv("NEAR_FLAT")) kernel = t.sums == 32 ? few_kernel<T, backward, 32, 1> : few_kernel<T, backward, 16, 1>;
-  kernel<<<grid, kThreads, 0, stream>>>(p);
+  if (t.sums == 32)
+    few_kernel<T, backward, 32><<<grid, kThreads, 0, stream>>>(p);
+  else
+    few_kernel<T, backward, 16><<<grid, kThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 
