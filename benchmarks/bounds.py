@@ -215,7 +215,6 @@ ENTRIES = (
     Entry("grouped_images_wgrad", "image_sums_wgrad::sums_kernel", "wgrad", SMALL_GROUPS, "fp16", "nhwc", "64x64_nhwc"),
     Entry("grouped_few", "few_groups_outputs::few_kernel", "fprop", ONE_IMAGE, "fp16", "nhwc", "grouped.*16x16_nhwc"),
     Entry("grouped_few", "few_groups_outputs::few_kernel", "dgrad", ONE_IMAGE, "fp16", "nhwc", "grouped.*16x16_nhwc"),
-    Entry("grouped_few_wgrad", "few_groups_wgrad::sums_kernel", "wgrad", ONE_IMAGE, "fp16", "nhwc", "grouped.*32x32"),
     Entry("grouped_slabs", "slabs::slabs_kernel", "fprop", SMALL_GROUPS, "fp16", "nhwc", "grouped.*64x64_nhwc"),
     Entry("grouped_slabs", "slabs::slabs_kernel", "dgrad", SMALL_GROUPS, "fp16", "nhwc", "grouped.*64x64_nhwc"),
     Entry("grouped_lines", "grouped::lines_kernel", "fprop", "L15", "fp16", "nhwc", "lines"),

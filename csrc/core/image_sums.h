@@ -14,7 +14,7 @@ constexpr int64_t kImageSumTables = 16 * 8 + 16 + 1024;  // bytes: barriers, zer
 constexpr int64_t kImageCluster = 8;                     // blocks that add up their sums
 
 constexpr bool is_image_sums(Row const& row) {
-  return row.family == Family::grouped && row.variant == Variant::nhwc && row.op == Op::wgrad && row.tile_m == 64;
+  return row.family == Family::grouped && row.variant == Variant::nhwc && row.op == Op::wgrad;
 }
 
 // What a block holds: a ring of stages, an image of up to 16 columns of results each, or two of up to 8.

@@ -12,9 +12,7 @@ constexpr int rows_warps(DType t, bool strict, int64_t blocks) {
   return t != DType::f32 ? (blocks == 3 ? 12 : 16) : strict && blocks > 1 ? 8 : 12;
 }
 
-constexpr bool is_plain_rows(Row const& row) {
-  return row.family == Family::grouped && row.tile_m == 32 && row.op != Op::wgrad;
-}
+constexpr bool is_plain_rows(Row const& row) { return row.family == Family::grouped && row.tile_m == 32; }
 
 // Blocks of 8 channels that are summed over, of a unit; those whose results are computed.
 constexpr int64_t rows_in(Op op, Problem const& p) {
