@@ -98,6 +98,7 @@ SPARSE = depthwise(8, 240, 18, 5, 3, 2)  # few outputs, far apart
 ONE_OUTPUT = Case("dw", 128, 512, 7, 7, 512, 7, 7, groups=512, bias=False)
 LONG_ROWS = Case("dw", 4, 64, 64, 3000, 64, 11, 11, (3, 3), (4, 4), (2, 2), 64, bias=False)  # too long to be staged
 FAR = Case("dense", 4, 128, 64, 300, 128, 3, 3, (1, 1), (1, 140), (1, 140), bias=False)  # beyond im2col's reach
+ONE_IMAGE = Case("groups", 1, 512, 14, 14, 512, 3, 3, padding=(1, 1), groups=32, bias=False)
 SMALL_GROUPS = Case("groups", 64, 672, 7, 7, 672, 3, 3, padding=(1, 1), groups=42, bias=False)
 PATCHES = Case("dense", 32, 64, 224, 224, 64, 7, 7, (7, 7), bias=False)
 ODD_PLANES = dense(8, 64, 149, 96, 1)
@@ -212,6 +213,8 @@ ENTRIES = (
     Entry("grouped_images", "images::images_kernel", "fprop", "L16", "fp16", "nchw", "grouped.*256x32_any"),
     Entry("grouped_images", "images::images_kernel", "dgrad", "L16", "tf32", "nchw", "grouped.*256x32_any"),
     Entry("grouped_images_wgrad", "image_sums_wgrad::sums_kernel", "wgrad", SMALL_GROUPS, "fp16", "nhwc", "64x64_nhwc"),
+    Entry("grouped_few", "few_groups_outputs::few_kernel", "fprop", ONE_IMAGE, "fp16", "nhwc", "grouped.*16x16_nhwc"),
+    Entry("grouped_few", "few_groups_outputs::few_kernel", "dgrad", ONE_IMAGE, "fp16", "nhwc", "grouped.*16x16_nhwc"),
     Entry("grouped_slabs", "slabs::slabs_kernel", "fprop", SMALL_GROUPS, "fp16", "nhwc", "grouped.*64x64_nhwc"),
     Entry("grouped_slabs", "slabs::slabs_kernel", "dgrad", SMALL_GROUPS, "fp16", "nhwc", "grouped.*64x64_nhwc"),
     Entry("grouped_lines", "grouped::lines_kernel", "fprop", "L15", "fp16", "nhwc", "lines"),

@@ -364,6 +364,10 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_planes_stretches_stride2", 5, 2, 28, 28, 2, 7, 7, (2, 2), (3, 3), groups=2, bias=False),
     # taps that outputs meet: strides and dilations with a common divisor, filters larger than their image
     Case("depthwise_met", 2, 5, 14, 19, 10, 7, 5, (6, 4), (9, 5), (4, 6), groups=5, edge=True),
+    Case("groups_few", 3, 72, 7, 9, 40, 3, 5, padding=(1, 2), groups=2, edge=True),
+    Case("groups_few_phases", 1, 48, 10, 7, 96, 4, 3, (3, 2), (2, 1), groups=3, edge=True),
+    Case("groups_met", 2, 15, 14, 19, 20, 7, 5, (6, 4), (9, 5), (4, 6), groups=5, edge=True),
+    Case("groups_met_one_output", 12, 106, 7, 7, 106, 7, 7, (7, 7), (3, 3), groups=53, bias=False),
     Case(
         "depthwise_beyond_its_image", 3, 18, 5, 4, 18, 31, 17, (1, 1), (30, 33, 16, 19), (2, 2), groups=18, bias=False
     ),

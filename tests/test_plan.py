@@ -239,6 +239,17 @@ def test_dgrad_of_depthwise_multipliers_that_are_powers_of_two_adds_them_up_in_a
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_small_layers_of_few_channels_a_group_are_summed_tap_by_tap(op: str) -> None:
+    for case, dtype, layout in (
+        (Case("one output", 12, 106, 7, 7, 106, 7, 7, (7, 7), (3, 3), groups=53), torch.float16, "nchw"),
+        (Case("1x1", 19, 12, 7, 7, 24, 1, 1, groups=6), torch.float32, "nhwc"),
+        (Case("stride", 9, 6, 82, 76, 6, 1, 1, (2, 1), groups=3), torch.float32, "nchw"),
+        (Case("dilated", 1, 32, 77, 10, 32, 4, 4, (4, 4), dilation=(1, 3), groups=4), torch.float32, "nchw"),
+    ):
+        assert ROWS[ask(op, case, dtype, layout)[0]].endswith(f"_0x1_{layout}"), case
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_depthwise_layers_of_mixed_layouts_run_on_a_packed_copy_of_one_tensor(op: str) -> None:
     """All of float64 in channels_last are mixed, whose results torch lays out in NCHW; it has no packed copies."""
     vectors = Case("mixed", 32, 96, 56, 56, 96, 3, 3, padding=(1, 1), groups=96, bias=False)
@@ -618,6 +629,16 @@ def test_few_channels_a_group_with_a_stride_take_lines(op: str) -> None:
         case = Case("strided", 64, channels, side, side, channels, 3, 3, (2, 2), (1, 1), groups=channels // per_group)
         name = named(op, case, torch.float16)
         assert name == f"grouped_{op}_f16_8x8_lines", f"{case} {name}"
+
+
+def test_groups_over_few_pixels_come_from_memory_to_registers() -> None:
+    for op, N, channels, size, stride, groups in (
+        ("fprop", 8, 608, 14, 2, 38),
+        ("fprop", 1, 512, 14, 1, 32),
+        ("dgrad", 1, 512, 28, 2, 32),
+    ):
+        case = Case("few", N, channels, size, size, channels, 3, 3, (stride, stride), (1, 1), groups=groups)
+        assert named(op, case, torch.float16) == f"grouped_{op}_f16_16x16_nhwc", case
 
 
 def test_small_images_of_16_or_32_channels_a_group_take_slabs_of_channels() -> None:

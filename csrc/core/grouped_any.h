@@ -140,6 +140,7 @@ constexpr Estimate images_estimate(Row const& row, Op op, Problem const& p, Devi
   double ns = 5850 + rounds * (1170 + double(t.filter_bytes) * 0.063 + double(t.line_bytes) * 0.0101 + images * image);
   // Many images of several tiles take longer (64x1024x14x14 in float16: 42.0 us, estimated at 36.8).
   if (size_of(p.dtype) == 2 && t.tiles > 1 && ns > 18000) ns += (ns - 18000) * 0.27;
+  if (p.dtype == DType::f32 && ns > 20000) ns += (ns - 20000) * 0.65;  // 128x1024x7x7 43 us, 32x2048x7x7 26.5
   // Beside rows of lines and, in TF32, of tma, which are as much too short (L16 TF32 24.7 us; 256x32 halo 32.7,
   // estimated at 21.6; float16 17.2, lines 17.5).
   return {ns * (p.dtype == DType::f32 ? 0.88 : 0.97), 1};

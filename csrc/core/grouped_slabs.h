@@ -14,7 +14,7 @@ constexpr int kSlabSlots = 8, kSlabColumns = 16;     // stages at most; columns 
 constexpr int64_t kSlabTables = 16 * 8 + 16 + 1024;  // bytes: barriers, zeros, and what the alignment may take
 
 constexpr bool is_slabs(Row const& row) {
-  return row.family == Family::grouped && row.variant == Variant::nhwc && row.op != Op::wgrad;
+  return row.family == Family::grouped && row.variant == Variant::nhwc && row.op != Op::wgrad && row.tile_m == 64;
 }
 
 // A block walks down one item after the other, an image of up to 16 columns of results or two of up to 8. Stages are

@@ -1,5 +1,5 @@
-// Depthwise layers of few taps that meet (cuda/depthwise_met.cuh): which, their tile, shared by the planner and the
-// launcher, and what they cost.
+// Depthwise layers, and small groups, of few taps that meet (cuda/depthwise_met.cuh): which, their tile, shared by the
+// planner and the launcher, and what they cost.
 #pragma once
 
 #include "depthwise.h"
@@ -11,6 +11,7 @@ inline constexpr int kMetSumLog2 = 8;    // of the threads of a block of wgrad
 inline constexpr int kMetSumThreads = 1 << kMetSumLog2;
 inline constexpr int kMetSumChunk = 8;  // products of wgrad that a thread asks for together
 inline constexpr int kMetRows = 4;      // of outputs below each other, of a thread, or one
+inline constexpr int kMetFilters = 64;  // most that an output adds up
 
 constexpr bool is_met(Row const& row) { return row.family == Family::depthwise && row.tile_m == 0 && row.tile_n == 1; }
 
@@ -77,7 +78,7 @@ constexpr MetTile met_sums(Problem const& p, Device const& d, bool channels_last
   MetTile best;
   MetProducts const rows = met_products(p.R, p.P(), p.H, p.stride_h, p.dilation_h, p.pad_top);
   MetProducts const columns = met_products(p.S, p.Q(), p.W, p.stride_w, p.dilation_w, p.pad_left);
-  int64_t const most = p.N * rows.most * columns.most, items = p.K * p.R * p.S;
+  int64_t const most = p.N * rows.most * columns.most, items = p.K * p.C_per_group() * p.R * p.S;
   for (int log2 = 0; log2 <= kMetSumLog2 && (log2 == 0 || most >> log2 > 0); ++log2) {
     // Of a warp that has several parts, or few channels, a load meets more lines of memory.
     double const lines = 1 / double(min64(min64(32, kMetSumThreads >> log2), channels_last ? p.K : 32));
@@ -106,7 +107,7 @@ constexpr MetTile met_outputs(Op op, Problem const& p, Device const& d, bool cha
   MetAxis const w = met_axis(op, p.S, p.stride_w, p.dilation_w, backward ? p.Q() : p.W);
   int64_t const H = backward ? p.H : p.P(), W = backward ? p.W : p.Q(), classes = backward ? p.stride_h : 1;
   double const columns = double(p.N) * double(backward ? p.C : p.K) * double(W);
-  double const filters = backward ? double(p.K_per_group()) : 1;
+  double const filters = double(backward ? p.K_per_group() : p.C_per_group());
   // Taps of a row's lattice, and inputs from an output to the next.
   int64_t const all = backward ? ceil_div(p.R, h.step) : p.R, moves = backward ? 1 : p.stride_h;
   for (int rows = 1; rows <= kMetRows; rows += kMetRows - 1) {
@@ -115,7 +116,7 @@ constexpr MetTile met_outputs(Op op, Problem const& p, Device const& d, bool cha
     if (columns * double(t.groups) >= double(1 << 30)) continue;
     t.items = int64_t(columns) * t.groups, t.blocks = ceil_div(t.items, kMetThreads);
     int64_t const met = min64(all, h.most + ceil_div((rows - 1) * moves, h.next)) * w.most;
-    double const chunks = double(ceil_div(met, met_chunk(size_of(p.dtype), rows))) * filters;
+    double const chunks = double(ceil_div(met * int64_t(filters), met_chunk(size_of(p.dtype), rows)));
     double const warps = double(t.items) / 32 / d.sm_count;
     // As measured: waits for a chunk, longer where neighbours' filters lie apart; instructions of all warps.
     double const of_filter = double(p.R * p.S * size_of(p.dtype)) / 128, plane = double(t.groups * W);
@@ -125,18 +126,30 @@ constexpr MetTile met_outputs(Op op, Problem const& p, Device const& d, bool cha
     if (channels_last) chunk = (rows == 1 ? 12 + 45 * apart : 30 + 22 * apart) * (half && backward ? 1.2 : 1.0);
     t.ns = (rows == 1 ? 5900 : 6050) + wait * (chunks - 1) + far * chunks * apart +
            warps * (34 + chunk * chunks) * slower * (backward ? 1.05 : 1.0) + memory_ns;
+    if (p.C_per_group() > 1) {  // likewise, where several filters follow each other
+      double const lines = double((backward ? p.w.c : p.w.n) * size_of(p.dtype)) / 128;
+      double const far_filters = lines < 1 ? lines : 1.0;
+      double const each =
+          rows == 1 ? (channels_last ? 54 + 30 * far_filters : 76) : (channels_last ? 63 + 26 * far_filters : 87);
+      t.ns = (rows == 1 ? 6450 : 6600) +
+             (rows == 1       ? 480
+              : channels_last ? 630
+                              : 430) *
+                 (chunks - 1) +
+             warps * (43 + each * chunks) * slower;
+    }
     if (!best.used || t.ns < best.ns) best = t;
   }
   return best;
 }
 
 constexpr MetTile met_tile(Op op, Problem const& p, Device const& d, bool channels_last) {
-  if (p.C_per_group() != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0 || p.R == 0 || p.S == 0)
+  if ((p.groups == 1 && p.C > 1) || p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0 || p.R == 0 || p.S == 0)
     return {};
-  int64_t const P = p.P(), Q = p.Q();
+  int64_t const P = p.P(), Q = p.Q(), filters = op == Op::dgrad ? p.K_per_group() : p.C_per_group();
   int const neighbours = met_neighbours(p, channels_last);
   if (neighbours == 0 || neighbours < met_neighbours(p, !channels_last)) return {};
-  if (P <= 0 || Q <= 0 || (op == Op::dgrad && p.K_per_group() > kMostFiltersAChannel)) return {};
+  if (P <= 0 || Q <= 0 || filters > (p.C_per_group() == 1 ? kMostFiltersAChannel : kMetFilters)) return {};
   // Of 32 bits: coordinates, and what is divided by multiplication; steps in an image and in a filter.
   constexpr int64_t far = 1024, most = int64_t(1) << 20;
   if (max64(max64(p.stride_h, p.stride_w), max64(p.dilation_h, p.dilation_w)) > far) return {};
@@ -149,13 +162,14 @@ constexpr MetTile met_tile(Op op, Problem const& p, Device const& d, bool channe
   };
   constexpr double words = double(1 << 30);
   if (reach(height, p.x.h, width, p.x.w) >= words || reach(height, p.y.h, width, p.y.w) >= words) return {};
-  if (reach(p.R, p.w.h, p.S, p.w.w) >= words) return {};
+  if (reach(p.R, p.w.h, p.S, p.w.w) + reach(p.C_per_group() - 1, p.w.c, p.K_per_group() - 1, p.w.n) >= words) return {};
+  if (reach(p.C_per_group() - 1, p.x.c, p.K_per_group() - 1, p.y.c) >= words) return {};
   double const elements = double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(P) * double(Q));
   double const memory_ns = elements * size_of(p.dtype) / 3600 * 132 / d.sm_count;
   double const slower = (p.dtype == DType::f64 ? 1.5 : 1.0) * (neighbours == 1 ? 2.0 : 1.0);
   if (op != Op::wgrad) return met_outputs(op, p, d, channels_last, slower, memory_ns);
   if (double(p.N + kMetSumChunk) * double(max64(p.x.n, p.y.n)) >= words) return {};
-  if (double(p.K) * double(p.R) * double(p.S) * kMetSumThreads >= words) return {};
+  if (double(p.K) * double(p.C_per_group() * p.R * p.S) * kMetSumThreads >= words) return {};
   return met_sums(p, d, channels_last, slower, memory_ns);
 }
 

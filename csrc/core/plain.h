@@ -11,7 +11,9 @@ constexpr int64_t kRunsFront = 16, kRunsTables = 256;  // bytes: before the firs
 
 constexpr double kRunCycles = 12;  // to have one copied
 
-constexpr bool is_plain(Row const& row) { return row.family == Family::grouped && row.tile_m == 16; }
+constexpr bool is_plain(Row const& row) {
+  return row.family == Family::grouped && row.tile_m == 16 && row.op == Op::wgrad;
+}
 
 // Bytes of a channel: such that those of neighbouring lanes lie in other banks.
 constexpr int64_t plain_channel(int64_t bytes, int64_t step, int64_t rest) {

@@ -1,8 +1,8 @@
-// Depthwise convolution with any filter, stride and dilation of small layers, and where few taps meet: the image is
-// smaller than the filter, or a stride leaves most of them out. Tensors may lie in any layout.
+// Depthwise convolution, and groups of few channels, with any filter, stride and dilation of small layers, and where
+// few taps meet: the image is smaller than the filter, or a stride leaves most of them out. Tensors may lie in any
+// layout.
 //   gather_met: fprop, dgrad. A thread has one output or kMetRows of a column, goes over the taps alone that these
-//   meet,
-//     and asks for a chunk of them at once.
+//     meet, of one filter after the other, and asks for a chunk of them at once.
 //   sums_met: wgrad. A thread has a part of the products of a tap; a block adds the parts up in a fixed order.
 #pragma once
 
@@ -24,11 +24,12 @@ struct MetParams {
   void const* bias;
   void* out;
   int64_t in_n, in_c, out_n, out_c, out_h, out_w, w_k, bias_stride;
-  int in_h, in_w, w_r, w_s;
+  int in_h, in_w, w_r, w_s, w_c;
   int out_H;
   MetSteps h, w_axis;
-  uint32_t items, multiplier;
-  int filters;         // that an output adds up
+  uint32_t items, multiplier;  // outputs of a group
+  int filters;                 // that an output adds up, `next_tap` apart, of inputs `next_in` apart
+  int next_in, next_tap;
   bool channels_last;  // neighbouring threads have neighbouring channels, not columns
   WideDivisor by_first, by_second, by_third, by_stride_h;
 };
@@ -67,7 +68,7 @@ struct MetTaps {
 constexpr int met_blocks(int size, int rows) { return size == 8 ? 3 : rows == 1 ? 6 : 4; }
 
 // Outputs of a thread: dgrad's are a stride apart, and meet the same taps.
-template <class T, bool backward, int E>
+template <class T, bool backward, int E, bool several>
 __global__ void __launch_bounds__(kMetThreads, met_blocks(sizeof(T), E))
     gather_met(__grid_constant__ MetParams const p) {
   using Acc = decltype(widen(T()));
@@ -84,42 +85,49 @@ __global__ void __launch_bounds__(kMetThreads, met_blocks(sizeof(T), E))
 
   int const in_step = backward ? 1 : p.h.stride;
   MetTaps const h = MetTaps::of<backward>(p.h, row, (E - 1) * in_step), w = MetTaps::of<backward>(p.w_axis, column, 0);
-  T const* from = static_cast<T const*>(p.in) + n * p.in_n +
-                  int64_t((p.multiplier > 1 ? c / p.multiplier : c * uint32_t(p.filters))) * p.in_c;
-  T const* taps = static_cast<T const*>(p.w) + int64_t(c * uint32_t(p.filters)) * p.w_k;
+  uint32_t const of_c = p.multiplier > 1 ? c / p.multiplier : c, inputs = of_c * uint32_t(p.filters);
+  T const* const from = static_cast<T const*>(p.in) + n * p.in_n + inputs * p.in_c;
+  T const* taps = static_cast<T const*>(p.w);
+  taps += backward ? inputs * p.w_k + (c - of_c * p.multiplier) * uint32_t(p.w_c) : c * p.w_k;
   int const next_h = backward ? -p.h.next : p.h.next, next_w = (backward ? -p.w_axis.next : p.w_axis.next) * p.in_w;
   int const tap_s = p.w_axis.step * p.w_s, tap_row = p.h.step * p.w_r - (w.count - 1) * tap_s;
   int const at_row = next_h * p.in_h - (w.count - 1) * next_w;
+  // From the last tap of a filter to the first of the next.
+  int const at_filter = p.next_in - h.count * next_h * p.in_h, tap_filter = p.next_tap - h.count * p.h.step * p.w_r;
   Acc acc[E] = {};
+  int y = h.input, at = h.input * p.in_h + w.input * p.in_w, tap = h.tap * p.w_r + w.tap * p.w_s, columns = w.count;
+  int rows = h.count;
 #pragma unroll 1
-  for (int m = 0; m < p.filters; ++m, from += p.in_c, taps += p.w_k) {
-    int y = h.input, at = h.input * p.in_h + w.input * p.in_w, tap = h.tap * p.w_r + w.tap * p.w_s, columns = w.count;
-#pragma unroll 1
-    for (int left = h.count * w.count; left > 0; left -= chunk) {
-      T v[chunk][E], f[chunk];
+  for (int left = h.count * w.count * (several ? p.filters : 1); left > 0; left -= chunk) {
+    T v[chunk][E], f[chunk];
 #pragma unroll
-      for (int j = 0; j < chunk; ++j) {
-        bool const exists = j < left;
-        f[j] = narrow<T>(Acc(0));
-        if (exists) f[j] = __ldg(taps + tap);
+    for (int j = 0; j < chunk; ++j) {
+      bool const exists = j < left;
+      f[j] = narrow<T>(Acc(0));
+      if (exists) f[j] = __ldg(taps + tap);
 #pragma unroll
-        for (int e = 0; e < E; ++e) {
-          v[j][e] = narrow<T>(Acc(0));
-          bool const inside = E == 1 || unsigned(y + e * in_step) < unsigned(p.h.length);
-          if (exists && inside) v[j][e] = __ldg(from + (at + e * in_step * p.in_h));
-        }
-        bool const ends = --columns == 0;
-        columns = ends ? w.count : columns, y += ends ? next_h : 0;
-        at += ends ? at_row : next_w, tap += ends ? tap_row : tap_s;
+      for (int e = 0; e < E; ++e) {
+        v[j][e] = narrow<T>(Acc(0));
+        bool const inside = E == 1 || unsigned(y + e * in_step) < unsigned(p.h.length);
+        if (exists && inside) v[j][e] = __ldg(from + (at + e * in_step * p.in_h));
       }
-      Acc chain[E] = {};
-#pragma unroll
-      for (int j = 0; j < chunk; ++j)
-#pragma unroll
-        for (int e = 0; e < E; ++e) chain[e] += widen(v[j][e]) * widen(f[j]);
-#pragma unroll
-      for (int e = 0; e < E; ++e) acc[e] += chain[e];
+      bool const ends = --columns == 0;
+      columns = ends ? w.count : columns, y += ends ? next_h : 0;
+      at += ends ? at_row : next_w, tap += ends ? tap_row : tap_s;
+      if constexpr (several) {
+        rows -= ends;
+        bool const filter_ends = rows == 0;
+        rows = filter_ends ? h.count : rows, y = filter_ends ? h.input : y;
+        at += filter_ends ? at_filter : 0, tap += filter_ends ? tap_filter : 0;
+      }
     }
+    Acc chain[E] = {};
+#pragma unroll
+    for (int j = 0; j < chunk; ++j)
+#pragma unroll
+      for (int e = 0; e < E; ++e) chain[e] += widen(v[j][e]) * widen(f[j]);
+#pragma unroll
+    for (int e = 0; e < E; ++e) acc[e] += chain[e];
   }
   Acc const bias = p.bias != nullptr ? Acc(widen(static_cast<T const*>(p.bias)[c * p.bias_stride])) : Acc(0);
   T* const out = static_cast<T*>(p.out) + n * p.out_n + c * p.out_c + column * p.out_w;
@@ -135,12 +143,12 @@ struct MetSumParams {
   void const* x;
   void const* y;
   void* out;
-  int64_t x_c, y_c, w_k, w_r, w_s;
+  int64_t x_c, y_c, w_k, w_c, w_r, w_s;
   int x_n, x_h, x_w, y_n, y_h, y_w;
   int N, H, W, P, Q, S, stride_h, stride_w, dilation_h, dilation_w, pad_h, pad_w;
-  uint32_t units, multiplier;
-  int units_log2;      // of a block
-  bool channels_last;  // neighbouring threads have neighbouring channels, not taps
+  uint32_t units, multiplier, channels;  // channels: of a group
+  int units_log2;                        // of a block
+  bool channels_last;                    // neighbouring threads have neighbouring channels, not taps
   WideDivisor by_first, by_S;
   Divisor by_stride_h, by_stride_w;
 };
@@ -154,7 +162,8 @@ __global__ void __launch_bounds__(kMetSumThreads, sizeof(T) == 8 ? 3 : 5)
   int const thread = int(threadIdx.x), part = thread >> p.units_log2, parts = kMetSumThreads >> p.units_log2;
   uint32_t const unit = (blockIdx.x << p.units_log2) + (thread & ((1 << p.units_log2) - 1));
   uint32_t const second = p.by_first.quotient(unit), of_first = unit - second * p.by_first.value;
-  uint32_t const k = p.channels_last ? of_first : second, tap = p.channels_last ? second : of_first;
+  uint32_t const plane = p.channels_last ? of_first : second, tap = p.channels_last ? second : of_first;
+  uint32_t const k = p.channels > 1 ? plane / p.channels : plane, c = plane - k * p.channels;
   uint32_t const r = p.by_S.quotient(tap), s = tap - r * p.by_S.value;
   struct Range {
     int begin, count;
@@ -174,7 +183,8 @@ __global__ void __launch_bounds__(kMetSumThreads, sizeof(T) == 8 ? 3 : 5)
   Acc acc = 0;
   if (left > 0) {
     int const n = begin / image, i = begin - n * image, row = i / columns.count, column = i - row * columns.count;
-    T const* const x = static_cast<T const*>(p.x) + (p.multiplier > 1 ? k / p.multiplier : k) * p.x_c;
+    uint32_t const group = p.multiplier > 1 ? k / p.multiplier : k;
+    T const* const x = static_cast<T const*>(p.x) + (group * p.channels + c) * p.x_c;
     T const* const y = static_cast<T const*>(p.y) + k * p.y_c;
     int const h = rows.begin + row, w = columns.begin + column;
     int at_x = n * p.x_n + (h * p.stride_h - low_h) * p.x_h + (w * p.stride_w - low_w) * p.x_w;
@@ -210,7 +220,8 @@ __global__ void __launch_bounds__(kMetSumThreads, sizeof(T) == 8 ? 3 : 5)
     if (thread < half) sums[thread] += sums[thread + half];
     __syncthreads();
   }
-  if (part == 0 && unit < p.units) static_cast<T*>(p.out)[k * p.w_k + r * p.w_r + s * p.w_s] = narrow<T>(sums[thread]);
+  if (part == 0 && unit < p.units)
+    static_cast<T*>(p.out)[k * p.w_k + c * p.w_c + r * p.w_r + s * p.w_s] = narrow<T>(sums[thread]);
 }
 
 // ---- host side
@@ -221,15 +232,16 @@ cudaError_t launch_met_sums(Problem const& problem, MetTile const& t, Arguments 
   Strides const &x = problem.x, &y = problem.y;
   MetSumParams p{};
   p.x = args.a, p.y = args.b, p.out = args.out, p.x_c = x.c, p.y_c = y.c;
-  p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
+  p.w_k = problem.w.n, p.w_c = problem.w.c, p.w_r = problem.w.h, p.w_s = problem.w.w;
   p.x_n = int(x.n), p.x_h = int(x.h), p.x_w = int(x.w), p.y_n = int(y.n), p.y_h = int(y.h), p.y_w = int(y.w);
   p.N = int(problem.N), p.H = int(problem.H), p.W = int(problem.W), p.P = int(problem.P()), p.Q = int(problem.Q());
   p.S = int(problem.S), p.stride_h = int(problem.stride_h), p.stride_w = int(problem.stride_w);
   p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
   p.units = uint32_t(t.items), p.multiplier = uint32_t(problem.K_per_group()), p.channels_last = channels_last;
+  p.channels = uint32_t(problem.C_per_group());
   p.units_log2 = kMetSumLog2 - t.parts_log2, p.by_S = WideDivisor(uint32_t(p.S));
-  p.by_first = WideDivisor(uint32_t(channels_last ? problem.K : problem.R * problem.S));
+  p.by_first = WideDivisor(uint32_t(channels_last ? problem.K * problem.C_per_group() : problem.R * problem.S));
   p.by_stride_h = Divisor(uint32_t(p.stride_h)), p.by_stride_w = Divisor(uint32_t(p.stride_w));
   sums_met<T><<<unsigned(t.blocks), kMetSumThreads, 0, stream>>>(p);
   return cudaGetLastError();
@@ -247,7 +259,7 @@ cudaError_t launch_met(Problem const& problem, MetTile const& t, Arguments const
     p.in = args.a, p.w = args.b, p.bias = args.bias, p.bias_stride = args.bias_stride, p.out = args.out;
     p.in_n = in.n, p.in_c = in.c, p.in_h = int(in.h), p.in_w = int(in.w);
     p.out_n = out.n, p.out_c = out.c, p.out_h = out.h, p.out_w = out.w;
-    p.w_k = problem.w.n, p.w_r = int(problem.w.h), p.w_s = int(problem.w.w);
+    p.w_k = problem.w.n, p.w_r = int(problem.w.h), p.w_s = int(problem.w.w), p.w_c = int(problem.w.c);
     p.out_H = int(backward ? problem.H : problem.P()), p.channels_last = channels_last;
     auto steps = [](MetAxis const& a, int64_t stride, int64_t pad, int64_t taps, int64_t length) {
       MetSteps to{int(stride), int(pad), int(taps), int(length), a.step, a.next, a.common, a.inverse};
@@ -258,14 +270,18 @@ cudaError_t launch_met(Problem const& problem, MetTile const& t, Arguments const
     p.h = steps(t.h, problem.stride_h, problem.pad_top, problem.R, backward ? problem.P() : problem.H);
     p.w_axis = steps(t.w, problem.stride_w, problem.pad_left, problem.S, backward ? problem.Q() : problem.W);
     p.items = uint32_t(t.items);
-    p.multiplier = backward ? 1 : uint32_t(problem.K_per_group());
-    p.filters = backward ? int(problem.K_per_group()) : 1;
+    p.multiplier = uint32_t(backward ? problem.C_per_group() : problem.K_per_group());
+    p.filters = int(backward ? problem.K_per_group() : problem.C_per_group());
+    if (p.filters > 1) p.next_in = int(in.c), p.next_tap = int(backward ? problem.w.n : problem.w.c);
     WideDivisor const channels(uint32_t(backward ? problem.C : problem.K)), groups(uint32_t(t.groups));
     WideDivisor const columns(uint32_t(backward ? problem.W : problem.Q()));
     p.by_first = channels_last ? channels : columns, p.by_second = channels_last ? columns : groups;
     p.by_third = channels_last ? groups : channels;
     p.by_stride_h = WideDivisor(uint32_t(backward ? problem.stride_h : 1));
-    void (*kernel)(MetParams) = t.rows == 1 ? gather_met<T, backward, 1> : gather_met<T, backward, kMetRows>;
+    bool const one = p.filters == 1;
+    void (*kernel)(MetParams) =
+        one ? gather_met<T, backward, kMetRows, false> : gather_met<T, backward, kMetRows, true>;
+    if (t.rows == 1) kernel = one ? gather_met<T, backward, 1, false> : gather_met<T, backward, 1, true>;
     kernel<<<unsigned(t.blocks), kMetThreads, 0, stream>>>(p);
     return cudaGetLastError();
   }
