@@ -188,6 +188,13 @@ constexpr int pixel_flow_steps(DType t, AnyPixels const& s) {
   return 0;
 }
 
+// Bytes that a thread takes at a time of pixels and results: 16, 4 or 2; filters come as vectors or as elements.
+constexpr int pixel_flow_piece(DType t, AnyPixels const& s) {
+  auto whole = [t](Matrix const& m) { return m.vector(t, 16) * size_of(t) == 16; };
+  if (whole(s.a) && whole(s.b) && whole(s.out)) return 16;
+  return s.depth * size_of(t) % 4 == 0 && s.N * size_of(t) % 4 == 0 ? 4 : 2;
+}
+
 // How a block's shared memory is shared out, if it can be: filters take filter_bytes of it.
 struct PixelFlow {
   int warps = 0, tiles = 1, stages = 0, outs = 0, bytes = 0;
@@ -210,10 +217,8 @@ constexpr int64_t pixel_flow_filters(Row const& row, AnyPixels const& s, int ste
 constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
   if (!is_product(p) || op == Op::wgrad) return false;
   AnyPixels const s(op, p);
-  int const vector = 16 / size_of(p.dtype);
   if (!s.fits || !s.lines || s.M > int64_t(1) << 30 || s.N > 2048) return false;
-  if (s.a.vector(p.dtype, 16) != vector || s.b.vector(p.dtype, 16) != vector || s.out.vector(p.dtype, 16) != vector)
-    return false;
+  if (s.a.align % 16 != 0 || s.out.align % 16 != 0) return false;
   if (s.a.rows > 1 && (s.a.step != s.depth || s.out.step != s.N)) return false;  // rows follow each other
   int const steps = pixel_flow_steps(p.dtype, s);
   return steps > 0 && PixelFlow(s.M, s.N, s.depth, size_of(p.dtype), pixel_flow_filters(row, s, steps)).warps > 0;
