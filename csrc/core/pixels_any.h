@@ -195,11 +195,17 @@ constexpr int pixel_flow_piece(DType t, AnyPixels const& s) {
   return s.depth * size_of(t) % 4 == 0 && s.N * size_of(t) % 4 == 0 ? 4 : 2;
 }
 
-// How a block's shared memory is shared out, if it can be: filters take filter_bytes of it.
+// What blocks compute of the results, and how their shared memory is shared out, if it can be. element: bytes.
 struct PixelFlow {
+  int64_t parts = 1, columns = 0;  // of the results; columns of one
+  int64_t filter_bytes = 0;        // filters, and what is added to their sums
   int warps = 0, tiles = 1, stages = 0, outs = 0, bytes = 0;
-  constexpr PixelFlow(int64_t M, int64_t N, int64_t depth, int element, int64_t filter_bytes) {
-    int64_t const tile = 16 * depth * element, out = 16 * N * element, most = 220 * 1024 - filter_bytes;
+  constexpr PixelFlow(int64_t M, int64_t N, int64_t depth, int element, int steps) {
+    int64_t const step = 64 / element, units = ceil_div(N, step);
+    while (parts < 8 && parts * 2 <= units && ceil_div(M, 16) * parts * 2 <= 132 * 12) parts *= 2;
+    columns = ceil_div(units, parts) * step, parts = ceil_div(N, columns);
+    filter_bytes = columns * (64 * (steps | 1) + 4);
+    int64_t const tile = 16 * depth * element, out = parts > 1 ? 0 : 16 * N * element, most = 220 * 1024 - filter_bytes;
     while (tiles < 4 && tiles * tile < 1024 && M > 132 * 16 * 16 * 2 * tiles) tiles *= 2;
     for (int w : {16, 12, 8, 4})
       for (int o : {2, 1})
@@ -209,11 +215,6 @@ struct PixelFlow {
   }
 };
 
-// A block's filters and what is added to their sums, in bytes.
-constexpr int64_t pixel_flow_filters(Row const& row, AnyPixels const& s, int steps) {
-  return ceil_div(s.N, row.tile_n) * row.tile_n * (64 * (steps | 1) + 4);
-}
-
 constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
   if (!is_product(p) || op == Op::wgrad) return false;
   AnyPixels const s(op, p);
@@ -221,7 +222,7 @@ constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
   if (s.a.align % 16 != 0 || s.out.align % 16 != 0) return false;
   if (s.a.rows > 1 && (s.a.step != s.depth || s.out.step != s.N)) return false;  // rows follow each other
   int const steps = pixel_flow_steps(p.dtype, s);
-  return steps > 0 && PixelFlow(s.M, s.N, s.depth, size_of(p.dtype), pixel_flow_filters(row, s, steps)).warps > 0;
+  return steps > 0 && PixelFlow(s.M, s.N, s.depth, size_of(p.dtype), steps).warps > 0;
 }
 
 // What memory takes, or a warp's tiles one after the other, and the filters of each block. Fitted to 77 times; the rows
@@ -229,10 +230,10 @@ constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
 constexpr Estimate pixel_flow_estimate(Row const& row, Op op, Problem const& p) {
   AnyPixels const s(op, p);
   int const element = size_of(p.dtype), steps = pixel_flow_steps(p.dtype, s);
-  double const filters = double(pixel_flow_filters(row, s, steps));
-  PixelFlow const shape(s.M, s.N, s.depth, element, int64_t(filters));
-  double const tiles = double(ceil_div(ceil_div(s.M, 16), 132 * shape.warps));
-  double const products = double(ceil_div(s.N, row.tile_n)) * steps * (element == 2 ? 1 : 0.5);
+  PixelFlow const shape(s.M, s.N, s.depth, element, steps);
+  double const filters = double(shape.filter_bytes);
+  double const tiles = double(ceil_div(ceil_div(s.M, 16), 132 / shape.parts * shape.warps));
+  double const products = double(ceil_div(shape.columns, row.tile_n)) * steps * (element == 2 ? 1 : 0.5);
   double const memory = double(s.M) * element * (double(s.depth) * 2.38e-4 + double(s.N) * 2.09e-4);
   double const chain = tiles * (513 + 126 * products);
   double const longer = memory > chain ? memory + 0.386 * chain : chain + 0.386 * memory;

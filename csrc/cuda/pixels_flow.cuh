@@ -6,7 +6,8 @@
 // engine brings it runs of pixels, all their channels, as they lie, into a ring of its own; it multiplies 16 pixels at
 // a time by mma.sync, and the copy engine stores their results, which lie in a row. The order of the sum and of the
 // results is free, and is such that a thread's channels, its part of a filter and its results are 16 neighbouring
-// bytes, which it takes in pieces of 4 or 2 where channels are no vectors. What the copy engine does not take of the
+// bytes, which it takes in pieces of 4 or 2 where channels are no vectors. Where pixels are few, blocks share out the
+// results' columns as well, parts that are stored from registers. What the copy engine does not take of the
 // last pixels, up to 14 bytes, the lanes copy.
 #pragma once
 
@@ -27,6 +28,7 @@ struct Params {
   int32_t M, N, depth;
   int32_t turned;               // the filters lie [k, n]
   int32_t tiles, stages, outs;  // 16 pixels of a run; runs of a warp's ring; tiles of results
+  int32_t parts, columns;       // of the results, which different blocks compute; columns of one
 };
 
 // Steps of 64 bytes of a pixel are what its four threads load at once, as many results what they store.
@@ -34,7 +36,6 @@ template <class T, int steps>
 struct Flow {
   static constexpr int vector = 16 / int(sizeof(T)), step = 4 * vector, fragments = vector / 2;
   static constexpr int pitch = 64 * (steps | 1);  // bytes of a line: eight threads' vectors meet every bank once
-  static constexpr int bytes(int N) { return (N + step - 1) / step * step * (pitch + 4); }
 };
 
 template <class T>
@@ -65,18 +66,19 @@ __device__ inline uint4 load_pieces(uint32_t from, int left) {
   }
   return {v[0], v[1], v[2], v[3]};
 }
-template <class T, int piece>
-__device__ inline void store_pieces(uint32_t to, uint32_t const (&v)[4], int left) {
+// put: takes a piece and where it begins among the 16 bytes.
+template <class T, int piece, class Put>
+__device__ inline void store_pieces(uint32_t const (&v)[4], int left, Put put) {
   if constexpr (piece == 16) {
-    if (left > 0) ptx::st_shared_v4(to, make_uint4(v[0], v[1], v[2], v[3]));
+    if (left > 0) put(0, make_uint4(v[0], v[1], v[2], v[3]));
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if constexpr (piece == 4) {
-        if (left > i * 4 / int(sizeof(T))) ptx::st_shared(to + i * 4, v[i]);
+        if (left > i * 4 / int(sizeof(T))) put(i * 4, v[i]);
       } else {
-        if (left > i * 2) ptx::st_shared_u16(to + i * 4, uint16_t(v[i]));
-        if (left > i * 2 + 1) ptx::st_shared_u16(to + i * 4 + 2, uint16_t(v[i] >> 16));
+        if (left > i * 2) put(i * 4, uint16_t(v[i]));
+        if (left > i * 2 + 1) put(i * 4 + 2, uint16_t(v[i] >> 16));
       }
     }
   }
@@ -85,11 +87,11 @@ __device__ inline void store_pieces(uint32_t to, uint32_t const (&v)[4], int lef
 // Filters come from memory so many vectors, or elements, of a thread at a time: their latencies are what they take.
 constexpr int kAtOnce = 4;
 
-// To lines [n, k], `lines` of them; zeros beyond the filters.
+// N of them, from n0 on, to `lines` lines [n, k]; zeros beyond the filters.
 template <class T, int steps, int piece, bool turned>
-__device__ inline void copy_filters(Params const& p, uint32_t to, int lines) {
+__device__ inline void copy_filters(Params const& p, uint32_t to, int lines, int n0, int N) {
   using F = Flow<T, steps>;
-  T const* const w = static_cast<T const*>(p.w);
+  T const* const w = static_cast<T const*>(p.w) + (turned ? n0 : n0 * p.w_step);
   constexpr int depth = steps * F::step, vector = piece == 16 ? F::vector : 1;
   using V = Vector<T, vector>;
   // A vector of channels of a filter, or as they lie turned, of filters of a channel.
@@ -104,8 +106,7 @@ __device__ inline void copy_filters(Params const& p, uint32_t to, int lines) {
       int n, k;
       place(first + j * int(blockDim.x), n, k);
       v[j] = V{};
-      if (n < p.N && k < p.depth)
-        v[j] = *reinterpret_cast<V const*>(w + (turned ? k * p.w_step + n : n * p.w_step + k));
+      if (n < N && k < p.depth) v[j] = *reinterpret_cast<V const*>(w + (turned ? k * p.w_step + n : n * p.w_step + k));
     }
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
@@ -146,10 +147,11 @@ __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params c
   using F = Flow<T, steps>;
   extern __shared__ __align__(128) uint8_t dynamic[];
   __shared__ uint64_t full[kMostWarps * kMostStages];
-  int const lines = (p.N + F::step - 1) / F::step * F::step;
+  int const parts = p.parts, part = int(blockIdx.x) % parts, block = int(blockIdx.x) / parts;
+  int const n0 = part * p.columns, N = min(p.N - n0, p.columns), lines = (N + F::step - 1) / F::step * F::step;
   int const warps = int(blockDim.x) / 32, warp = warp_uniform(int(threadIdx.x) / 32);
   int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  int const row_bytes = p.depth * int(sizeof(T)), out_bytes = p.N * int(sizeof(T));
+  int const row_bytes = p.depth * int(sizeof(T)), out_bytes = N * int(sizeof(T));
   int const run = p.tiles * 16, run_bytes = run * row_bytes;
   uint32_t const filters = ptx::shared_address(dynamic);
   uint32_t const ring = filters + lines * (F::pitch + 4) + warp * (p.stages * run_bytes + p.outs * 16 * out_bytes);
@@ -160,8 +162,8 @@ __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params c
     for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&bars[i], 1);
   ptx::fence_mbarrier_init();
   __syncwarp();
-  int const apart = int(gridDim.x) * warps;  // runs
-  int next = int(blockIdx.x) + warp * int(gridDim.x);
+  int const blocks = int(gridDim.x) / parts, apart = blocks * warps;  // runs
+  int next = block + warp * blocks;
   ptx::griddepcontrol_wait();
   auto copy = [&](int stage) {
     if (int64_t const m = int64_t(next) * run; m < p.M && ptx::elect()) {
@@ -176,12 +178,12 @@ __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params c
   int now = next;
   for (int i = 0; i < p.stages; ++i) copy(i);
   if (p.turned)
-    copy_filters<T, steps, piece, true>(p, filters, lines);
+    copy_filters<T, steps, piece, true>(p, filters, lines, n0, N);
   else
-    copy_filters<T, steps, piece, false>(p, filters, lines);
+    copy_filters<T, steps, piece, false>(p, filters, lines, n0, N);
   if (p.bias != nullptr)
     for (int i = int(threadIdx.x); i < lines; i += int(blockDim.x))
-      bias[i] = i < p.N ? widen(static_cast<T const*>(p.bias)[i * p.bias_stride]) : 0;
+      bias[i] = i < N ? widen(static_cast<T const*>(p.bias)[(n0 + i) * p.bias_stride]) : 0;
   __syncthreads();
   uint32_t const mine = filters + (F::vector * (g / 2) + g % 2) * F::pitch + t * 16;
   Stage at;
@@ -212,13 +214,15 @@ __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params c
       if (tile == p.tiles - 1) __syncwarp(), copy(at.index);
       if (m >= p.M) continue;
       uint32_t const to = results + out * 16 * out_bytes;
-      if (p.outs == 2)
-        ptx::cp_async_bulk_wait_group_read<1>();
-      else
-        ptx::cp_async_bulk_wait_group_read<0>();
-      __syncwarp();
+      if (parts == 1) {
+        if (p.outs == 2)
+          ptx::cp_async_bulk_wait_group_read<1>();
+        else
+          ptx::cp_async_bulk_wait_group_read<0>();
+        __syncwarp();
+      }
 #pragma unroll 1
-      for (int n = 0; n < p.N; n += F::step) {
+      for (int n = 0; n < N; n += F::step) {
         float acc[F::fragments][4] = {};
         if (p.bias != nullptr) {
 #pragma unroll
@@ -248,10 +252,26 @@ __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params c
               v[j] = pack<T>(acc[j][half * 2], acc[j][half * 2 + 1]);
             else
               v[j] = __float_as_uint(acc[j / 2][half * 2 + j % 2]);
-          store_pieces<T, piece>(to + (half * 8 + g) * out_bytes + n * int(sizeof(T)) + t * 16, v,
-                                 p.N - n - t * F::vector);
+          int const row = half * 8 + g, column = n + t * F::vector;
+          if (parts == 1) {
+            uint32_t const at = to + row * out_bytes + column * int(sizeof(T));
+            store_pieces<T, piece>(v, N - column, [at](int byte, auto some) {
+              if constexpr (sizeof(some) == 16)
+                ptx::st_shared_v4(at + byte, some);
+              else if constexpr (sizeof(some) == 4)
+                ptx::st_shared(at + byte, some);
+              else
+                ptx::st_shared_u16(at + byte, some);
+            });
+          } else if (m + row < p.M) {
+            T* const at = static_cast<T*>(p.out) + int64_t(m + row) * p.N + n0 + column;
+            store_pieces<T, piece>(v, N - column, [at](int byte, auto some) {
+              *reinterpret_cast<decltype(some)*>(reinterpret_cast<uint8_t*>(at) + byte) = some;
+            });
+          }
         }
       }
+      if (parts > 1) continue;
       ptx::fence_proxy_async();
       __syncwarp();
       int const bytes = min(16, p.M - m) * out_bytes;
@@ -280,13 +300,14 @@ cudaError_t start(Params& p, cudaStream_t stream) {
     return error;
   int sms = 0;
   if (auto const error = count_sms(sms)) return error;
-  PixelFlow const shape(p.M, p.N, p.depth, int(sizeof(T)), F::bytes(p.N));
+  PixelFlow const shape(p.M, p.N, p.depth, int(sizeof(T)), steps);
   p.tiles = shape.tiles, p.stages = shape.stages, p.outs = shape.outs;
+  p.parts = int32_t(shape.parts), p.columns = int32_t(shape.columns);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(min64(sms, ceil_div(p.M, 16 * p.tiles))));
+  config.gridDim = dim3(unsigned(min64(sms / p.parts, ceil_div(p.M, 16 * p.tiles)) * p.parts));
   config.blockDim = dim3(unsigned(shape.warps * 32)), config.dynamicSmemBytes = size_t(shape.bytes);
   config.stream = stream, config.attrs = &attribute, config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, p);
@@ -314,6 +335,8 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
            int32_t(s.N),
            int32_t(s.depth),
            op == Op::dgrad,
+           0,
+           0,
            0,
            0,
            0};
