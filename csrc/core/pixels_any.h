@@ -200,9 +200,10 @@ struct PixelFlow {
   int64_t parts = 1, columns = 0;  // of the results; columns of one
   int64_t filter_bytes = 0;        // filters, and what is added to their sums
   int warps = 0, tiles = 1, stages = 0, outs = 0, bytes = 0;
-  constexpr PixelFlow(int64_t M, int64_t N, int64_t depth, int element, int steps) {
+  constexpr PixelFlow(int64_t M, int64_t N, int64_t depth, int element, int steps, int64_t force = 0) {
     int64_t const step = 64 / element, units = ceil_div(N, step);
     while (parts < 8 && parts * 2 <= units && ceil_div(M, 16) * parts * 2 <= 132 * 12) parts *= 2;
+    if (force > 0) parts = force < units ? force : units;
     columns = ceil_div(units, parts) * step, parts = ceil_div(N, columns);
     filter_bytes = columns * (64 * (steps | 1) + 4);
     int64_t const tile = 16 * depth * element, out = parts > 1 ? 0 : 16 * N * element, most = 220 * 1024 - filter_bytes;

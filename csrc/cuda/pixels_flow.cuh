@@ -14,6 +14,7 @@
 #include "../core/pixels_any.h"
 #include "fragments.cuh"
 #include "launch.h"
+#include <cstdlib>
 
 namespace conv2d_ext::pixels_flow {
 
@@ -300,7 +301,8 @@ cudaError_t start(Params& p, cudaStream_t stream) {
     return error;
   int sms = 0;
   if (auto const error = count_sms(sms)) return error;
-  PixelFlow const shape(p.M, p.N, p.depth, int(sizeof(T)), steps);
+  char const* const trial = getenv("FLOW_PARTS");
+  PixelFlow const shape(p.M, p.N, p.depth, int(sizeof(T)), steps, trial ? atoi(trial) : 0);
   p.tiles = shape.tiles, p.stages = shape.stages, p.outs = shape.outs;
   p.parts = int32_t(shape.parts), p.columns = int32_t(shape.columns);
   cudaLaunchAttribute attribute{};
