@@ -103,7 +103,8 @@ constexpr Estimate pixel_sums_estimate(Row const& row, Problem const& p) {
   double const rounds = double(ceil_div(s.units, s.split)) * double(ceil_div(s.tiles_m * s.tiles_n * s.split, 132));
   double const memory_ns = double(p.N) * double(p.H) * double(p.W) * size_of(p.dtype) * double(s.rows + s.columns) *
                            (1 / 3900.0 + (tiles - 1) / 9000.0);
-  double const work = rounds * unit_ns, sum_ns = 5000 + tiles * area * (0.048 + 0.0004 * double(s.split));
+  double const work = rounds * unit_ns * (p.dtype == DType::f32 ? 2 : 1),
+               sum_ns = 5000 + tiles * area * (0.048 + 0.0004 * double(s.split));
   return {(7000 + (work > memory_ns ? work : memory_ns) + sum_ns) * (tiles < 4 ? 0.8 : 0.88), 1};
 }
 

@@ -348,8 +348,12 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
       return start<T, 1>(p, piece, stream);
     case 2:
       return start<T, 2>(p, piece, stream);
+    case 3:
+      return start<T, 3>(p, piece, stream);
     case 4:
       return start<T, 4>(p, piece, stream);
+    case 6:
+      return start<T, 6>(p, piece, stream);
     default:
       return start<T, 8>(p, piece, stream);
   }
