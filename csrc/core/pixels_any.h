@@ -123,14 +123,20 @@ constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) 
                                            : op == Op::dgrad ? 5900
                                                              : 5400)
                                         : (op == Op::wgrad ? 8000 : 7500));
+  bool const slow_sums = tf32 && op == Op::wgrad && s.lines && singly > 0;
   Estimate best;
   for (int split : {1, 2, 4, 8}) {
     if (split > 1 && steps < 2 * split) continue;
     int64_t const blocks = tiles * split, rounds = ceil_div(blocks, 264);
     double const share = double(ceil_div(steps, split));
     double const step_ns = any_pixels_alone(tiles, split) ? (tf32 ? 474 : 347) : double(rounds) * (tf32 ? 522 : 479);
-    double ns = before + share * (step_ns + singly * (tf32 ? 30 : 102)) + double(rounds - 1) * (tf32 ? 971 : 2521) +
-                double(tiles * steps) * (tf32 ? 0.33 : 0.52) + double(blocks) * (tf32 ? 12.9 : 6.7) + bytes * 3e-5;
+    double ns = before +
+                share * (step_ns + singly * (slow_sums ? 45
+                                             : tf32    ? 30
+                                                       : 102)) +
+                double(rounds - 1) * (tf32 ? 971 : 2521) + double(tiles * steps) * (tf32 ? 0.33 : 0.52) +
+                double(blocks) * (tf32 ? 12.9 : 6.7) + bytes * 3e-5;
+    if (slow_sums) ns += 1200;
     if (s.out.vector(p.dtype, 8) * size_of(p.dtype) < 8) ns += out * (tf32 ? 0.0013 : 0.0006);
     if (tf32 && op == Op::wgrad && !s.lines && s.depth > 1000) ns *= 1.4;  // as measured (32x672x7x7 to 192 22.5 us)
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
@@ -150,8 +156,8 @@ constexpr double direct_pixels_others(Op op, Problem const& p, bool lines, int64
   };
   bool const whole = p.C * size_of(p.dtype) % 16 == 0 && p.K * size_of(p.dtype) % 16 == 0;
   if (!lines) return tf32 ? (few ? 1.25 : 1) : by_op(1, 1, whole ? 0.92 : 1.04);
-  if (whole) return tf32 ? by_op(1.5, few ? 1.9 : 1.1, 1.15) : by_op(1.3, 1.2, 1.34);
-  return tf32 ? by_op(1.2, 1.1, 1.15) : 1;
+  if (whole) return tf32 ? by_op(1.5, few ? 1.9 : 1.1, 1.45) : by_op(1.3, 1.2, 1.34);
+  return tf32 ? by_op(1.2, 1.1, 1.35) : 1;
 }
 
 // A warp waits for its first loads at once and then for each run; 264 blocks are under way at a time. Fitted to 488
@@ -160,9 +166,18 @@ constexpr Estimate direct_pixels_estimate(Row const& row, Op op, Problem const& 
   AnyPixels const s(op, p);
   bool const tf32 = p.dtype == DType::f32, singly = !tf32 && s.vector(p.dtype) == 1;
   int64_t const tiles = ceil_div(s.M, row.tile_m) * ceil_div(s.N, row.tile_n), runs = ceil_div(s.depth, 16);
-  // wgrad's runs of single floats, or pairs: 64x174x7x7 to 1044 46.6 us, 32x184x7x7 to 736 over NCHW 35.7.
-  double const pieces = tf32 && op == Op::wgrad && s.vector(p.dtype) < 4 ? 1.35 : 1;
-  double const run = tf32 ? 801 * pieces : singly ? 1350 : 710, first = tf32 ? 631 * pieces : singly ? 1365 : 357;
+  // wgrad's runs in TF32, as measured: 8x512x14x14 to 128 15.7 us, 64x174x7x7 to 1044, of pairs, 46.6.
+  bool const sums = tf32 && op == Op::wgrad;
+  double const pieces = sums && s.vector(p.dtype) < 4 ? 1.35 : 1;
+  double const run = (sums     ? 1600
+                      : tf32   ? 801
+                      : singly ? 1350
+                               : 710) *
+                     pieces,
+               first = (tf32     ? 631
+                        : singly ? 1365
+                                 : 357) *
+                       pieces;
   double const at_once = tf32 || singly ? 2 : 4;  // runs
   Estimate best;
   for (int split : {1, 2, 4, 8}) {
@@ -171,10 +186,11 @@ constexpr Estimate direct_pixels_estimate(Row const& row, Op op, Problem const& 
     double const rounds = double(ceil_div(blocks, 264)), share = double(ceil_div(ceil_div(runs, split), 8));
     double const crowd = blocks <= 132 ? 1 : blocks >= 264 ? 1.5 : 1 + 0.5 * double(blocks - 132) / 132;
     double const later = share > at_once ? share - at_once : 0;
-    double const taken = 6000 + (split > 1 ? 596 : 0) + (s.lines ? 0 : 262) + (rounds - 1) * 387 +
-                         (singly ? 12.4 : 7.4) * double(blocks) +
-                         rounds * crowd * (later * run + (share - later) * first);
-    double const ns = taken / direct_pixels_others(op, p, s.lines, blocks);
+    double const others = direct_pixels_others(op, p, s.lines, blocks);
+    double const launch = 6000 + (split > 1 ? 596 : 0) + (s.lines ? 0 : 262) + (rounds - 1) * 387 +
+                          (singly ? 12.4 : 7.4) * double(blocks);
+    double const work = rounds * crowd * (later * run + (share - later) * first);
+    double const ns = launch / others + work / (sums ? 1 : others);
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
   return best;
