@@ -206,11 +206,12 @@ constexpr int pixel_flow_steps(DType t, AnyPixels const& s) {
   return 0;
 }
 
-// Bytes that a thread takes at a time of pixels and results: 16, 4 or 2; filters come as vectors or as elements.
+// Bytes that a thread takes at a time of pixels, results and filters: 16, 4 or 2.
 constexpr int pixel_flow_piece(DType t, AnyPixels const& s) {
-  auto whole = [t](Matrix const& m) { return m.vector(t, 16) * size_of(t) == 16; };
-  if (whole(s.a) && whole(s.b) && whole(s.out)) return 16;
-  return s.depth * size_of(t) % 4 == 0 && s.N * size_of(t) % 4 == 0 ? 4 : 2;
+  int least = 16;
+  for (Matrix const& m : {s.a, s.b, s.out})
+    if (int const bytes = m.vector(t, 16) * size_of(t); bytes < least) least = bytes;
+  return least == 8 ? 4 : least;
 }
 
 // What blocks compute of the results, and how their shared memory is shared out, if it can be. element: bytes.
@@ -218,22 +219,65 @@ struct PixelFlow {
   int64_t parts = 1, columns = 0;  // of the results; columns of one
   int64_t filter_bytes = 0;        // filters, and what is added to their sums
   int warps = 0, tiles = 1, stages = 0, outs = 0, bytes = 0;
-  constexpr PixelFlow(int64_t M, int64_t N, int64_t depth, int element, int steps, int64_t force = 0) {
-    int64_t const step = 64 / element, units = ceil_div(N, step);
-    while (parts < 8 && parts * 2 <= units && ceil_div(M, 16) * parts * 2 <= 132 * 12) parts *= 2;
-    if (force > 0) parts = force < units ? force : units;
-    columns = ceil_div(units, parts) * step, parts = ceil_div(N, columns);
+  double ns = 0;
+  constexpr PixelFlow(AnyPixels const& s, int element, int steps, int64_t most_parts) {
+    int64_t const step = 64 / element;
+    columns = ceil_div(ceil_div(s.N, step), most_parts) * step, parts = ceil_div(s.N, columns);
     filter_bytes = columns * (64 * (steps | 1) + 4);
-    int64_t const tile = 16 * depth * element, out = parts > 1 ? 0 : 16 * N * element, most = 220 * 1024 - filter_bytes;
-    while (tiles < 4 && tiles * tile < 1024 && M > 132 * 16 * 16 * 2 * tiles) tiles *= 2;
+    int64_t const tile = 16 * s.depth * element, out = parts > 1 ? 0 : 16 * s.N * element,
+                  most = 220 * 1024 - filter_bytes;
+    while (tiles < 4 && tiles * tile < 1024 && s.M > 132 * 16 * 16 * 2 * tiles) tiles *= 2;
     for (int w : {16, 12, 8, 4})
       for (int o : {2, 1})
-        for (int s : {4, 3, 2})
-          if (warps == 0 && w * (s * tiles * tile + o * out) <= most) warps = w, outs = o, stages = s;
+        for (int n : {4, 3, 2})
+          if (warps == 0 && w * (n * tiles * tile + o * out) <= most) warps = w, outs = o, stages = n;
     if (parts > 1) outs = 0;
     bytes = int(filter_bytes + warps * (stages * tiles * tile + outs * out));
   }
 };
+
+// In ns: a launch; a byte that is read, and written; a warp's tile and each of its products; what is shorter of memory
+// and products; a byte of filters, of dgrad's so many times; a byte of pixels that another part reads again. Fitted to
+// 289 times (within 5 and 8 %).
+struct PixelFlowTimes {
+  double launch, read, written, tile, product, rest, filters, turned, again;
+};
+inline constexpr PixelFlowTimes kPixelFlowTimes16 = {6200, 2.26e-4, 2.02e-4, 228, 41.2, 1.34, 0.043, 1.82, 0.83e-4},
+                                kPixelFlowTimes32 = {6080, 2.41e-4, 1.74e-4, 573, 99.3, 0.71, 0.034, 1.78, 0.46e-4};
+
+// Pieces take longer, by most as results of parts, which go to memory from registers.
+struct PixelFlowPieces {
+  double memory, products, filters, stored;
+};
+constexpr PixelFlowPieces pixel_flow_pieces(int element, int piece) {
+  if (piece == 16) return {1, 1, 1, 0};
+  if (element == 4) return {1.35, 1.35, 1, 9e-4};
+  return piece == 4 ? PixelFlowPieces{1.2, 1.5, 1.4, 6e-4} : PixelFlowPieces{1.3, 3, 3, 33e-4};
+}
+
+// warps == 0: there is none.
+constexpr PixelFlow pixel_flow_shape(Op op, DType type, AnyPixels const& s) {
+  int const element = size_of(type), steps = pixel_flow_steps(type, s), piece = pixel_flow_piece(type, s);
+  PixelFlowTimes const& t = element == 2 ? kPixelFlowTimes16 : kPixelFlowTimes32;
+  PixelFlowPieces const pieces = pixel_flow_pieces(element, piece);
+  double const turned = op == Op::dgrad && piece == 16 ? t.turned : 1;
+  double const read = double(s.M) * double(s.depth) * element, written = double(s.M) * double(s.N) * element;
+  double const memory = (read * t.read + written * t.written) * pieces.memory;
+  PixelFlow best(s, element, steps, 1);
+  for (int64_t const parts : {1, 2, 4, 8}) {
+    PixelFlow shape(s, element, steps, parts);
+    if (shape.warps == 0) continue;
+    double const tiles = double(ceil_div(ceil_div(s.M, 16), 132 / shape.parts * shape.warps));
+    double const products = double(shape.columns / (64 / element) * steps) * (element == 2 ? 1 : 0.5);
+    double const chain = tiles * (t.tile + t.product * products) * pieces.products;
+    double const stored = shape.parts > 1 ? written * pieces.stored : 0;
+    shape.ns = t.launch + (memory > chain ? memory + t.rest * chain : chain + t.rest * memory) +
+               double(shape.filter_bytes) * t.filters * pieces.filters * turned +
+               read * double(shape.parts - 1) * t.again + stored;
+    if (best.ns == 0 || shape.ns < best.ns) best = shape;
+  }
+  return best;
+}
 
 constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
   if (!is_product(p) || op == Op::wgrad) return false;
@@ -241,24 +285,14 @@ constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
   if (!s.fits || !s.lines || s.M > int64_t(1) << 30 || s.N > 2048) return false;
   if (s.a.align % 16 != 0 || s.out.align % 16 != 0) return false;
   if (s.a.rows > 1 && (s.a.step != s.depth || s.out.step != s.N)) return false;  // rows follow each other
-  int const steps = pixel_flow_steps(p.dtype, s);
-  return steps > 0 && PixelFlow(s.M, s.N, s.depth, size_of(p.dtype), steps).warps > 0;
+  return pixel_flow_steps(p.dtype, s) > 0 && pixel_flow_shape(op, p.dtype, s).warps > 0;
 }
 
-// What memory takes, or a warp's tiles one after the other, and the filters of each block. Fitted to 77 times; the rows
-// it stands beside take that much longer than their estimates.
-constexpr Estimate pixel_flow_estimate(Row const& row, Op op, Problem const& p) {
+// Less what the rows that it stands beside leave out of such layers.
+constexpr Estimate pixel_flow_estimate(Op op, Problem const& p) {
   AnyPixels const s(op, p);
-  int const element = size_of(p.dtype), steps = pixel_flow_steps(p.dtype, s);
-  PixelFlow const shape(s.M, s.N, s.depth, element, steps);
-  double const filters = double(shape.filter_bytes);
-  double const tiles = double(ceil_div(ceil_div(s.M, 16), 132 / shape.parts * shape.warps));
-  double const products = double(ceil_div(shape.columns, row.tile_n)) * steps * (element == 2 ? 1 : 0.5);
-  double const memory = double(s.M) * element * (double(s.depth) * 2.38e-4 + double(s.N) * 2.09e-4);
-  double const chain = tiles * (513 + 126 * products);
-  double const longer = memory > chain ? memory + 0.386 * chain : chain + 0.386 * memory;
-  double const ns = 6200 + longer + 0.094 * filters;
-  return {ns / (element == 2 && op == Op::fprop ? 1.08 : ns < 18000 ? 1.2 : 1.1), 1};
+  bool const whole = pixel_flow_piece(p.dtype, s) == 16, tf32 = p.dtype == DType::f32;
+  return {pixel_flow_shape(op, p.dtype, s).ns - (whole ? (tf32 ? 3250 : 800) : tf32 ? 800 : 0), 1};
 }
 
 }  // namespace conv2d_ext

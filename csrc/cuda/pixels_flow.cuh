@@ -14,7 +14,6 @@
 #include "../core/pixels_any.h"
 #include "fragments.cuh"
 #include "launch.h"
-#include <cstdlib>
 
 namespace conv2d_ext::pixels_flow {
 
@@ -85,53 +84,51 @@ __device__ inline void store_pieces(uint32_t const (&v)[4], int left, Put put) {
   }
 }
 
-// Filters come from memory so many vectors, or elements, of a thread at a time: their latencies are what they take.
-constexpr int kAtOnce = 4;
-
 // N of them, from n0 on, to `lines` lines [n, k]; zeros beyond the filters.
 template <class T, int steps, int piece, bool turned>
 __device__ inline void copy_filters(Params const& p, uint32_t to, int lines, int n0, int N) {
   using F = Flow<T, steps>;
   T const* const w = static_cast<T const*>(p.w) + (turned ? n0 : n0 * p.w_step);
-  constexpr int depth = steps * F::step, vector = piece == 16 ? F::vector : 1;
+  constexpr int depth = steps * F::step, vector = piece / int(sizeof(T));
+  constexpr int at_once = piece == 16 ? 4 : 8;  // of a thread: latencies are what they take
   using V = Vector<T, vector>;
   // A vector of channels of a filter, or as they lie turned, of filters of a channel.
   constexpr int wide = turned ? 1 : vector, high = turned ? vector : 1;
   int const all = lines * depth / vector;
   auto place = [&](int i, int& n, int& k) { n = i / (depth / wide) * high, k = i % (depth / wide) * wide; };
 #pragma unroll 1
-  for (int first = int(threadIdx.x); first < all; first += kAtOnce * int(blockDim.x)) {
-    V v[kAtOnce];
+  for (int first = int(threadIdx.x); first < all; first += at_once * int(blockDim.x)) {
+    V v[at_once];
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
+    for (int j = 0; j < at_once; ++j) {
       int n, k;
       place(first + j * int(blockDim.x), n, k);
       v[j] = V{};
       if (n < N && k < p.depth) v[j] = *reinterpret_cast<V const*>(w + (turned ? k * p.w_step + n : n * p.w_step + k));
     }
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
+    for (int j = 0; j < at_once; ++j) {
       int n, k;
       place(first + j * int(blockDim.x), n, k);
       if (n >= lines) break;
       uint32_t const at = to + n * F::pitch + k * int(sizeof(T));
-      if constexpr (vector > 1) {
-        uint4 const bits = operands<T>(*reinterpret_cast<uint4 const*>(&v[j]));
-        if constexpr (!turned) {
-          ptx::st_shared_v4(at, bits);
-        } else {
-          uint32_t const words[4] = {bits.x, bits.y, bits.z, bits.w};
+      uint32_t words[vector * int(sizeof(T)) / 4 + 1];
+      if constexpr (piece == 2)
+        words[0] = *reinterpret_cast<uint16_t const*>(&v[j]);
+      else
 #pragma unroll
-          for (int i = 0; i < vector; ++i)
-            if constexpr (sizeof(T) == 4)
-              ptx::st_shared(at + i * F::pitch, words[i]);
-            else
-              ptx::st_shared_u16(at + i * F::pitch, uint16_t(words[i / 2] >> i % 2 * 16));
-        }
-      } else if constexpr (sizeof(T) == 4) {
-        ptx::st_shared(at, operand<T>(__float_as_uint(v[j].v[0])));
+        for (int i = 0; i < piece / 4; ++i) words[i] = operand<T>(reinterpret_cast<uint32_t const*>(&v[j])[i]);
+      if constexpr (piece == 16 && !turned) {
+        ptx::st_shared_v4(at, make_uint4(words[0], words[1], words[2], words[3]));
+      } else if constexpr (piece == 4 && !turned) {
+        ptx::st_shared(at, words[0]);
       } else {
-        ptx::st_shared_u16(at, *reinterpret_cast<uint16_t const*>(&v[j]));
+#pragma unroll
+        for (int i = 0; i < vector; ++i)
+          if constexpr (sizeof(T) == 4)
+            ptx::st_shared(at + i * F::pitch, words[i]);
+          else
+            ptx::st_shared_u16(at + i * F::pitch, uint16_t(words[i / 2] >> i % 2 * 16));
       }
     }
   }
@@ -294,17 +291,12 @@ __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params c
 // ---- host side
 
 template <class T, int steps, int piece>
-cudaError_t start(Params& p, cudaStream_t stream) {
-  using F = Flow<T, steps>;
+cudaError_t start(Params const& p, PixelFlow const& shape, cudaStream_t stream) {
   auto* const kernel = flow_kernel<T, steps, piece>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024))
     return error;
   int sms = 0;
   if (auto const error = count_sms(sms)) return error;
-  char const* const trial = getenv("FLOW_PARTS");
-  PixelFlow const shape(p.M, p.N, p.depth, int(sizeof(T)), steps, trial ? atoi(trial) : 0);
-  p.tiles = shape.tiles, p.stages = shape.stages, p.outs = shape.outs;
-  p.parts = int32_t(shape.parts), p.columns = int32_t(shape.columns);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -316,46 +308,38 @@ cudaError_t start(Params& p, cudaStream_t stream) {
 }
 
 template <class T, int steps>
-cudaError_t start(Params& p, int piece, cudaStream_t stream) {
-  if (piece == 16) return start<T, steps, 16>(p, stream);
+cudaError_t start(Params const& p, PixelFlow const& shape, int piece, cudaStream_t stream) {
+  if (piece == 16) return start<T, steps, 16>(p, shape, stream);
   if constexpr (sizeof(T) == 2)
-    if (piece == 2) return start<T, steps, 2>(p, stream);
-  return start<T, steps, 4>(p, stream);
+    if (piece == 2) return start<T, steps, 2>(p, shape, stream);
+  return start<T, steps, 4>(p, shape, stream);
 }
 
 template <Op op, DType dtype>
 cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   AnyPixels const s(op, problem);
-  Params p{args.a,
-           args.b,
-           args.bias,
-           args.out,
-           problem.w.n,
-           args.bias_stride,
-           int32_t(s.M),
-           int32_t(s.N),
-           int32_t(s.depth),
-           op == Op::dgrad,
-           0,
-           0,
-           0,
-           0,
-           0};
-  int const piece = pixel_flow_piece(problem.dtype, s);
-  switch (pixel_flow_steps(problem.dtype, s)) {
+  PixelFlow const shape = pixel_flow_shape(op, dtype, s);
+  Params p{};
+  p.a = args.a, p.w = args.b, p.bias = args.bias, p.out = args.out;
+  p.w_step = problem.w.n, p.bias_stride = args.bias_stride;
+  p.M = int32_t(s.M), p.N = int32_t(s.N), p.depth = int32_t(s.depth), p.turned = op == Op::dgrad;
+  p.tiles = shape.tiles, p.stages = shape.stages, p.outs = shape.outs;
+  p.parts = int32_t(shape.parts), p.columns = int32_t(shape.columns);
+  int const piece = pixel_flow_piece(dtype, s);
+  switch (pixel_flow_steps(dtype, s)) {
     case 1:
-      return start<T, 1>(p, piece, stream);
+      return start<T, 1>(p, shape, piece, stream);
     case 2:
-      return start<T, 2>(p, piece, stream);
+      return start<T, 2>(p, shape, piece, stream);
     case 3:
-      return start<T, 3>(p, piece, stream);
+      return start<T, 3>(p, shape, piece, stream);
     case 4:
-      return start<T, 4>(p, piece, stream);
+      return start<T, 4>(p, shape, piece, stream);
     case 6:
-      return start<T, 6>(p, piece, stream);
+      return start<T, 6>(p, shape, piece, stream);
     default:
-      return start<T, 8>(p, piece, stream);
+      return start<T, 8>(p, shape, piece, stream);
   }
 }
 
