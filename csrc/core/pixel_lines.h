@@ -73,7 +73,8 @@ constexpr bool dense_pixels(Strides const& s, int64_t n, int64_t c, int64_t h, i
 
 constexpr bool pixel_lines_supports(Row const& row, Problem const& p) {
   if (p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1) return false;
-  if (p.dtype == DType::f32 && !p.allow_tf32) return false;
+  // TF32: channels that the copy engine takes are tma_lean_tf32.cuh's.
+  if (p.dtype == DType::f32 && (!p.allow_tf32 || (p.C % 4 == 0 && p.K % 4 == 0))) return false;
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
   if (!dense_pixels(p.x, p.N, p.C, p.H, p.W) || !dense_pixels(p.y, p.N, p.K, p.H, p.W)) return false;
