@@ -1323,7 +1323,7 @@ def test_the_smallest_1x1_layers_are_read_from_memory_to_registers() -> None:
 
 
 def test_1x1_layers_between_few_channels_of_many_pixels_flow_through_a_warp() -> None:
-    """pixels_flow.cuh: channels in whole vectors, pixels without gaps, filters that shared memory holds."""
+    """pixels_flow.cuh: pixels without gaps, filters that shared memory holds, any number of channels."""
     for op, (N, C, H, K) in (
         ("fprop", (32, 32, 112, 16)),  # 22.0 us, 17.5
         ("dgrad", (32, 32, 112, 16)),  # 20.6 us, 17.0
@@ -1337,11 +1337,19 @@ def test_1x1_layers_between_few_channels_of_many_pixels_flow_through_a_warp() ->
     assert named("dgrad", Case("few", 8, 32, 112, 112, 16, 1, 1), torch.float32, "nhwc", allow_tf32=True).endswith(
         "_16x16_lean"
     )
+    for op, (N, C, H, K), dtype in (
+        ("fprop", (64, 58, 28, 58), torch.float32),
+        ("dgrad", (64, 58, 28, 58), torch.float32),
+        ("fprop", (32, 27, 56, 162), torch.float32),
+        ("fprop", (32, 27, 56, 162), torch.float16),
+        ("dgrad", (32, 27, 56, 162), torch.float16),
+        ("fprop", (32, 36, 28, 256), torch.float32),
+    ):
+        case = Case("odd", N, C, H, H, K, 1, 1)
+        assert re.search("_16x(16|32)_lean$", named(op, case, dtype, "nhwc", allow_tf32=True)), (op, case, dtype)
     row = ROWS.index("pixels_fprop_f16_16x32_lean")
     for case in (
-        Case("odd", 8, 20, 56, 56, 32, 1, 1),
         Case("wide", 8, 264, 56, 56, 32, 1, 1),
-        Case("many", 8, 256, 56, 56, 2048, 1, 1),
         Case("stride", 8, 32, 56, 56, 32, 1, 1, (2, 2)),
         Case("padded", 8, 32, 56, 56, 32, 1, 1, padding=(1, 1)),
     ):
@@ -1350,6 +1358,26 @@ def test_1x1_layers_between_few_channels_of_many_pixels_flow_through_a_warp() ->
     gaps = torch.empty(8, 40, 56, 56, dtype=x.dtype, device="meta", memory_format=torch.channels_last)[:, :32]
     case = Case("gaps", 8, 32, 56, 56, 32, 1, 1)
     assert row in candidates(plan("fprop", case, x, w, y)) and row not in candidates(plan("fprop", case, gaps, w, y))
+
+
+def test_tf32_weight_gradients_of_odd_channels_are_summed_in_place() -> None:
+    """pixels_sums.cuh: no copy of the operands, and no longer sums than other rows of TF32 have."""
+    for N, C, H, K in ((64, 58, 28, 58), (32, 27, 56, 162)):
+        case = Case("odd", N, C, H, H, K, 1, 1)
+        row, _, workspace, *_ = ask("wgrad", case, torch.float32, "nhwc", allow_tf32=True)
+        assert ROWS[row] == "pixels_wgrad_f32_64x64_nhwc", case
+        assert workspace * 6144 >= case.N * H * H * 64 * 64 * 4
+        assert not named("wgrad", case, torch.float32, "nhwc").endswith("_64x64_nhwc")  # strict
+
+
+def test_tf32_weight_gradients_of_many_pixels_are_not_summed_by_the_smallest_tiles() -> None:
+    for case, layout, end in (
+        (Case("planes", 32, 184, 7, 7, 736, 1, 1), "nchw", "_im2col"),  # 35.7 us by 32x32_any, 20.7
+        (Case("pairs", 64, 174, 7, 7, 1044, 1, 1), "nhwc", "_im2col"),  # 46.6, 25.4
+        (Case("whole", 8, 512, 14, 14, 128, 1, 1), "nhwc", "_64x64_lean"),  # 15.7, 11.8
+        (Case("wide", 64, 128, 48, 48, 128, 1, 1), "nhwc", "_64x64_lean"),  # 58.3 by 128x128_im2col, 53.1
+    ):
+        assert named("wgrad", case, torch.float32, layout, allow_tf32=True).endswith(end), case
 
 
 def test_small_weight_gradients_in_tf32_take_one_launch_and_no_long_sums() -> None:
@@ -1539,7 +1567,7 @@ def test_1x1_over_odd_channels_in_channels_last_stays_in_place(dtype: torch.dtyp
         return ROWS[ask(op, Case("lines", *sizes, 1, 1, **more), dtype, "nhwc")[0]]
 
     for op, sizes in itertools.product(OPS, ((64, 116, 28, 28, 116), (64, 58, 28, 28, 58), (64, 24, 56, 56, 58))):
-        assert re.match(f"pixels_{op}_.*_nhwc$", chosen(op, *sizes)), (op, sizes)
+        assert re.match(f"pixels_{op}_.*_(nhwc|lean)$", chosen(op, *sizes)), (op, sizes)
     assert chosen("fprop", 8, 256, 64, 64, 21).endswith("_64x32_nhwc")
     # Vectors of channels are the copy engine's; many odd channels are better packed.
     for op, sizes in (

@@ -44,7 +44,8 @@ struct PixelLines {
 
 inline constexpr int kSumsMostStages = 12;
 inline constexpr int64_t kSumsBytes = 220 * 1024;
-inline constexpr int64_t kSumsPartUnits = 256;  // added up in one chain: tensor cores cut off the lowest bits of a sum
+// Added up in one chain: tensor cores cut off the lowest bits of a sum. TF32: as kTf32Pixels in tma_tf32.h.
+constexpr int64_t sums_part_units(DType t) { return t == DType::f32 ? 96 : 256; }
 
 // wgrad: a tile's rows are of the tensor with more channels; blocks share a tile's units of 64 pixels.
 struct PixelSums {
@@ -55,8 +56,9 @@ struct PixelSums {
     rows = swapped ? p.C : p.K, columns = swapped ? p.K : p.C;
     tiles_m = ceil_div(rows, row.tile_m), tiles_n = ceil_div(columns, row.tile_n);
     units = ceil_div(p.N * p.H * p.W, kLinesPixels);
-    split = max64(max64(1, min64(132 / (tiles_m * tiles_n), units)), ceil_div(units, kSumsPartUnits));
-    stage_bytes = kLinesPixels * (rows + columns) * 2 + 256;  // the last pixel's channels that are not there are read
+    split = max64(max64(1, min64(132 / (tiles_m * tiles_n), units)), ceil_div(units, sums_part_units(p.dtype)));
+    stage_bytes = (kLinesPixels * (rows + columns) + 128) *
+                  size_of(p.dtype);  // the last pixel's channels that are not there are read
     stages = min64(kSumsMostStages, kSumsBytes / stage_bytes);
   }
   constexpr int64_t workspace_bytes(Row const& row) const {
@@ -71,6 +73,7 @@ constexpr bool dense_pixels(Strides const& s, int64_t n, int64_t c, int64_t h, i
 
 constexpr bool pixel_lines_supports(Row const& row, Problem const& p) {
   if (p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1) return false;
+  if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
   if (!dense_pixels(p.x, p.N, p.C, p.H, p.W) || !dense_pixels(p.y, p.N, p.K, p.H, p.W)) return false;
@@ -98,10 +101,15 @@ constexpr Estimate pixel_sums_estimate(Row const& row, Problem const& p) {
        : even                                  ? 1.4
                                                : 1.06);
   double const rounds = double(ceil_div(s.units, s.split)) * double(ceil_div(s.tiles_m * s.tiles_n * s.split, 132));
-  double const memory_ns =
-      double(p.N) * double(p.H) * double(p.W) * 2 * double(s.rows + s.columns) * (1 / 3900.0 + (tiles - 1) / 9000.0);
-  double const work = rounds * unit_ns, sum_ns = 5000 + tiles * area * (0.048 + 0.0004 * double(s.split));
-  return {(7000 + (work > memory_ns ? work : memory_ns) + sum_ns) * (tiles < 4 ? 0.8 : 0.88), 1};
+  double const memory_ns = double(p.N) * double(p.H) * double(p.W) * size_of(p.dtype) * double(s.rows + s.columns) *
+                           (1 / 3900.0 + (tiles - 1) / 9000.0);
+  // Of floats every word is rounded; channels that the copy engine takes are faster by tma_lean_tf32.cuh (64x64x56x56
+  // to 64 40.2 us, so 52.8).
+  bool const tf32 = p.dtype == DType::f32, vectors = tf32 && p.C % 4 == 0 && p.K % 4 == 0;
+  double const work = rounds * unit_ns * (tf32 ? 2 : 1),
+               sum_ns = 5000 + tiles * area * (0.048 + 0.0004 * double(s.split));
+  double const longest = work > memory_ns ? work : memory_ns;
+  return {(7000 + longest + sum_ns) * (tiles < 4 ? 0.8 : 0.88) * (vectors ? 1.4 : 1), 1};
 }
 
 // A warpgroup's tile takes one thing after the other; the warpgroups of an SM share its units, and all memory.

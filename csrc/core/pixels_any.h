@@ -123,14 +123,20 @@ constexpr Estimate any_pixels_estimate(Row const& row, Op op, Problem const& p) 
                                            : op == Op::dgrad ? 5900
                                                              : 5400)
                                         : (op == Op::wgrad ? 8000 : 7500));
+  bool const slow_sums = tf32 && op == Op::wgrad && s.lines && singly > 0;
   Estimate best;
   for (int split : {1, 2, 4, 8}) {
     if (split > 1 && steps < 2 * split) continue;
     int64_t const blocks = tiles * split, rounds = ceil_div(blocks, 264);
     double const share = double(ceil_div(steps, split));
     double const step_ns = any_pixels_alone(tiles, split) ? (tf32 ? 474 : 347) : double(rounds) * (tf32 ? 522 : 479);
-    double ns = before + share * (step_ns + singly * (tf32 ? 30 : 102)) + double(rounds - 1) * (tf32 ? 971 : 2521) +
-                double(tiles * steps) * (tf32 ? 0.33 : 0.52) + double(blocks) * (tf32 ? 12.9 : 6.7) + bytes * 3e-5;
+    double ns = before +
+                share * (step_ns + singly * (slow_sums ? 45
+                                             : tf32    ? 30
+                                                       : 102)) +
+                double(rounds - 1) * (tf32 ? 971 : 2521) + double(tiles * steps) * (tf32 ? 0.33 : 0.52) +
+                double(blocks) * (tf32 ? 12.9 : 6.7) + bytes * 3e-5;
+    if (slow_sums) ns += 1200;
     if (s.out.vector(p.dtype, 8) * size_of(p.dtype) < 8) ns += out * (tf32 ? 0.0013 : 0.0006);
     if (tf32 && op == Op::wgrad && !s.lines && s.depth > 1000) ns *= 1.4;  // as measured (32x672x7x7 to 192 22.5 us)
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
@@ -160,7 +166,18 @@ constexpr Estimate direct_pixels_estimate(Row const& row, Op op, Problem const& 
   AnyPixels const s(op, p);
   bool const tf32 = p.dtype == DType::f32, singly = !tf32 && s.vector(p.dtype) == 1;
   int64_t const tiles = ceil_div(s.M, row.tile_m) * ceil_div(s.N, row.tile_n), runs = ceil_div(s.depth, 16);
-  double const run = tf32 ? 801 : singly ? 1350 : 710, first = tf32 ? 631 : singly ? 1365 : 357;
+  // wgrad's runs in TF32, as measured: 8x512x14x14 to 128 15.7 us, 64x174x7x7 to 1044, of pairs, 46.6.
+  bool const sums = tf32 && op == Op::wgrad;
+  double const pieces = sums && s.vector(p.dtype) < 4 ? 1.35 : 1;
+  double const run = (sums     ? 1600
+                      : tf32   ? 801
+                      : singly ? 1350
+                               : 710) *
+                     pieces,
+               first = (tf32     ? 631
+                        : singly ? 1365
+                                 : 357) *
+                       pieces;
   double const at_once = tf32 || singly ? 2 : 4;  // runs
   Estimate best;
   for (int split : {1, 2, 4, 8}) {
@@ -169,10 +186,11 @@ constexpr Estimate direct_pixels_estimate(Row const& row, Op op, Problem const& 
     double const rounds = double(ceil_div(blocks, 264)), share = double(ceil_div(ceil_div(runs, split), 8));
     double const crowd = blocks <= 132 ? 1 : blocks >= 264 ? 1.5 : 1 + 0.5 * double(blocks - 132) / 132;
     double const later = share > at_once ? share - at_once : 0;
-    double const taken = 6000 + (split > 1 ? 596 : 0) + (s.lines ? 0 : 262) + (rounds - 1) * 387 +
-                         (singly ? 12.4 : 7.4) * double(blocks) +
-                         rounds * crowd * (later * run + (share - later) * first);
-    double const ns = taken / direct_pixels_others(op, p, s.lines, blocks);
+    double const others = direct_pixels_others(op, p, s.lines, blocks);
+    double const launch = 6000 + (split > 1 ? 596 : 0) + (s.lines ? 0 : 262) + (rounds - 1) * 387 +
+                          (singly ? 12.4 : 7.4) * double(blocks);
+    double const work = rounds * crowd * (later * run + (share - later) * first);
+    double const ns = launch / others + work / (sums ? 1 : others);
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
   return best;
@@ -181,58 +199,100 @@ constexpr Estimate direct_pixels_estimate(Row const& row, Op op, Problem const& 
 // pixels_flow.cuh: few channels, many pixels, in channels_last.
 constexpr bool is_pixel_flow(Row const& row) { return row.family == Family::pixels && row.variant == Variant::lean; }
 
-// Steps of 64 bytes of a pixel: 1, 2, 4 or 8, 0 if there are more.
+// Steps of 64 bytes of a pixel, as many as a kernel is compiled for; 0 if there are more.
 constexpr int pixel_flow_steps(DType t, AnyPixels const& s) {
-  for (int steps : {1, 2, 4, 8})
+  for (int steps : {1, 2, 3, 4, 6, 8})
     if (s.depth * size_of(t) <= steps * 64) return steps;
   return 0;
 }
 
-// How a block's shared memory is shared out, if it can be: filters take filter_bytes of it.
+// Bytes that a thread takes at a time of pixels, results and filters: 16, 4 or 2.
+constexpr int pixel_flow_piece(DType t, AnyPixels const& s) {
+  int least = 16;
+  for (Matrix const& m : {s.a, s.b, s.out})
+    if (int const bytes = m.vector(t, 16) * size_of(t); bytes < least) least = bytes;
+  return least == 8 ? 4 : least;
+}
+
+// What blocks compute of the results, and how their shared memory is shared out, if it can be. element: bytes.
 struct PixelFlow {
+  int64_t parts = 1, columns = 0;  // of the results; columns of one
+  int64_t filter_bytes = 0;        // filters, and what is added to their sums
   int warps = 0, tiles = 1, stages = 0, outs = 0, bytes = 0;
-  constexpr PixelFlow(int64_t M, int64_t N, int64_t depth, int element, int64_t filter_bytes) {
-    int64_t const tile = 16 * depth * element, out = 16 * N * element, most = 220 * 1024 - filter_bytes;
-    while (tiles < 4 && tiles * tile < 1024 && M > 132 * 16 * 16 * 2 * tiles) tiles *= 2;
+  double ns = 0;
+  constexpr PixelFlow(AnyPixels const& s, int element, int steps, int64_t most_parts) {
+    int64_t const step = 64 / element;
+    columns = ceil_div(ceil_div(s.N, step), most_parts) * step, parts = ceil_div(s.N, columns);
+    filter_bytes = columns * (64 * (steps | 1) + 4);
+    int64_t const tile = 16 * s.depth * element, out = parts > 1 ? 0 : 16 * s.N * element,
+                  most = 220 * 1024 - filter_bytes;
+    while (tiles < 4 && tiles * tile < 1024 && s.M > 132 * 16 * 16 * 2 * tiles) tiles *= 2;
     for (int w : {16, 12, 8, 4})
       for (int o : {2, 1})
-        for (int s : {4, 3, 2})
-          if (warps == 0 && w * (s * tiles * tile + o * out) <= most) warps = w, outs = o, stages = s;
+        for (int n : {4, 3, 2})
+          if (warps == 0 && w * (n * tiles * tile + o * out) <= most) warps = w, outs = o, stages = n;
+    if (parts > 1) outs = 0;
     bytes = int(filter_bytes + warps * (stages * tiles * tile + outs * out));
   }
 };
 
-// A block's filters and what is added to their sums, in bytes.
-constexpr int64_t pixel_flow_filters(Row const& row, AnyPixels const& s, int steps) {
-  return ceil_div(s.N, row.tile_n) * row.tile_n * (64 * (steps | 1) + 4);
+// In ns: a launch; a byte that is read, and written; a warp's tile and each of its products; what is shorter of memory
+// and products; a byte of filters, of dgrad's so many times; a byte of pixels that another part reads again. Fitted to
+// 289 times (within 5 and 8 %).
+struct PixelFlowTimes {
+  double launch, read, written, tile, product, rest, filters, turned, again;
+};
+inline constexpr PixelFlowTimes kPixelFlowTimes16 = {6200, 2.26e-4, 2.02e-4, 228, 41.2, 1.34, 0.043, 1.82, 0.83e-4},
+                                kPixelFlowTimes32 = {6080, 2.41e-4, 1.74e-4, 573, 99.3, 0.71, 0.034, 1.78, 0.46e-4};
+
+// Pieces take longer, by most as results of parts, which go to memory from registers.
+struct PixelFlowPieces {
+  double memory, products, filters, stored;
+};
+constexpr PixelFlowPieces pixel_flow_pieces(int element, int piece) {
+  if (piece == 16) return {1, 1, 1, 0};
+  if (element == 4) return {1.35, 1.35, 1, 9e-4};
+  return piece == 4 ? PixelFlowPieces{1.2, 1.5, 1.4, 6e-4} : PixelFlowPieces{1.3, 3, 3, 33e-4};
+}
+
+// warps == 0: there is none.
+constexpr PixelFlow pixel_flow_shape(Op op, DType type, AnyPixels const& s) {
+  int const element = size_of(type), steps = pixel_flow_steps(type, s), piece = pixel_flow_piece(type, s);
+  PixelFlowTimes const& t = element == 2 ? kPixelFlowTimes16 : kPixelFlowTimes32;
+  PixelFlowPieces const pieces = pixel_flow_pieces(element, piece);
+  double const turned = op == Op::dgrad && piece == 16 ? t.turned : 1;
+  double const read = double(s.M) * double(s.depth) * element, written = double(s.M) * double(s.N) * element;
+  double const memory = (read * t.read + written * t.written) * pieces.memory;
+  PixelFlow best(s, element, steps, 1);
+  for (int64_t const parts : {1, 2, 4, 8}) {
+    PixelFlow shape(s, element, steps, parts);
+    if (shape.warps == 0) continue;
+    double const tiles = double(ceil_div(ceil_div(s.M, 16), 132 / shape.parts * shape.warps));
+    double const products = double(shape.columns / (64 / element) * steps) * (element == 2 ? 1 : 0.5);
+    double const chain = tiles * (t.tile + t.product * products) * pieces.products;
+    double const stored = shape.parts > 1 ? written * pieces.stored : 0;
+    shape.ns = t.launch + (memory > chain ? memory + t.rest * chain : chain + t.rest * memory) +
+               double(shape.filter_bytes) * t.filters * pieces.filters * turned +
+               read * double(shape.parts - 1) * t.again + stored;
+    if (best.ns == 0 || shape.ns < best.ns) best = shape;
+  }
+  return best;
 }
 
 constexpr bool pixel_flow_supports(Row const& row, Op op, Problem const& p) {
   if (!is_product(p) || op == Op::wgrad) return false;
   AnyPixels const s(op, p);
-  int const vector = 16 / size_of(p.dtype);
   if (!s.fits || !s.lines || s.M > int64_t(1) << 30 || s.N > 2048) return false;
-  if (s.a.vector(p.dtype, 16) != vector || s.b.vector(p.dtype, 16) != vector || s.out.vector(p.dtype, 16) != vector)
-    return false;
+  if (s.a.align % 16 != 0 || s.out.align % 16 != 0) return false;
   if (s.a.rows > 1 && (s.a.step != s.depth || s.out.step != s.N)) return false;  // rows follow each other
-  int const steps = pixel_flow_steps(p.dtype, s);
-  return steps > 0 && PixelFlow(s.M, s.N, s.depth, size_of(p.dtype), pixel_flow_filters(row, s, steps)).warps > 0;
+  return pixel_flow_steps(p.dtype, s) > 0 && pixel_flow_shape(op, p.dtype, s).warps > 0;
 }
 
-// What memory takes, or a warp's tiles one after the other, and the filters of each block. Fitted to 77 times; the rows
-// it stands beside take that much longer than their estimates.
-constexpr Estimate pixel_flow_estimate(Row const& row, Op op, Problem const& p) {
+// Less what the rows that it stands beside leave out of such layers.
+constexpr Estimate pixel_flow_estimate(Op op, Problem const& p) {
   AnyPixels const s(op, p);
-  int const element = size_of(p.dtype), steps = pixel_flow_steps(p.dtype, s);
-  double const filters = double(pixel_flow_filters(row, s, steps));
-  PixelFlow const shape(s.M, s.N, s.depth, element, int64_t(filters));
-  double const tiles = double(ceil_div(ceil_div(s.M, 16), 132 * shape.warps));
-  double const products = double(ceil_div(s.N, row.tile_n)) * steps * (element == 2 ? 1 : 0.5);
-  double const memory = double(s.M) * element * (double(s.depth) * 2.38e-4 + double(s.N) * 2.09e-4);
-  double const chain = tiles * (513 + 126 * products);
-  double const longer = memory > chain ? memory + 0.386 * chain : chain + 0.386 * memory;
-  double const ns = 6200 + longer + 0.094 * filters;
-  return {ns / (element == 2 && op == Op::fprop ? 1.08 : ns < 18000 ? 1.2 : 1.1), 1};
+  bool const whole = pixel_flow_piece(p.dtype, s) == 16, tf32 = p.dtype == DType::f32;
+  return {pixel_flow_shape(op, p.dtype, s).ns - (whole ? (tf32 ? 3250 : 800) : tf32 ? 800 : 0), 1};
 }
 
 }  // namespace conv2d_ext

@@ -555,7 +555,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_pixels_windows(row)) return pixels_as_measured(row, p, pixels_windows_estimate(row, p, d));
       if (is_pixels_gather(row)) return pixels_gather_estimate(row, p, d);
       if (is_pixels_wgrad(row)) return pixels_wgrad_estimate(row, p, d);
-      if (is_pixel_flow(row)) return pixel_flow_estimate(row, op, p);
+      if (is_pixel_flow(row)) return pixel_flow_estimate(op, p);
       if (is_direct_pixels(row)) return pixels_as_measured(row, p, direct_pixels_estimate(row, op, p));
       Estimate e = is_any_pixels(row)     ? any_pixels_estimate(row, op, p)
                    : is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d)

@@ -1,14 +1,14 @@
-// wgrad of 1x1 filters in channels_last without gaps, any number of channels, f16 and bf16: w[k, c] = sum over pixels
-// of y[pixel, k] * x[pixel, c]. Rows of pixels need not begin at vectors, but 64 of them always do. The rows of a tile
-// are channels of the tensor that has more of them.
+// wgrad of 1x1 filters in channels_last without gaps, any number of channels: w[k, c] = sum over pixels of y[pixel, k]
+// * x[pixel, c]. Rows of pixels need not begin at vectors, but 64 of them always do. The rows of a tile are channels of
+// the tensor that has more of them.
 //
 // A warp has the copy engine bring 64 pixels of both tensors as they lie, in a ring of stages. Eight warps make
 // fragments for mma.sync of words of two channels: those of two pixels are two words of the reduction, whose order is
 // free, and a tile's channels are numbered so that the two are rows of one instruction, or columns of two that a warp
 // has next to each other. Of odd numbers of channels, whose words lie across those of memory, every element is loaded
-// by itself. What lies behind a pixel's last channel is multiplied too, for sums that are not stored. The blocks of a
-// tile take turns with the stages' pixels; their sums go to the workspace, and reduce_kernel adds them in the
-// order of the blocks.
+// by itself, and so is every float, which is rounded to TF32. What lies behind a pixel's last channel is multiplied
+// too, for sums that are not stored. The blocks of a tile take turns with the stages' pixels; their sums go to the
+// workspace, and reduce_kernel adds them in the order of the blocks.
 #pragma once
 
 #include "../core/pixel_lines.h"
@@ -44,29 +44,32 @@ struct Barriers {
 struct Pixels {
   uint8_t const* from;
   int bytes;
-  __device__ Pixels(void const* tensor, int64_t first, int count, int channels)
-      : from(static_cast<uint8_t const*>(tensor) + first * channels * 2), bytes(count * channels * 2) {}
+  // pixel: its bytes.
+  __device__ Pixels(void const* tensor, int64_t first, int count, int pixel)
+      : from(static_cast<uint8_t const*>(tensor) + first * pixel), bytes(count * pixel) {}
   __device__ int by_engine() const { return bytes & ~15; }  // which moves multiples of 16 bytes
   // What the engine leaves, and zeros for the pixels that are not there.
-  __device__ void rest(uint32_t to, int channels) const {
-    for (int at = by_engine() + int(threadIdx.x) % 32 * 2; at < kLinesPixels * channels * 2; at += 64)
+  __device__ void rest(uint32_t to, int pixel) const {
+    for (int at = by_engine() + int(threadIdx.x) % 32 * 2; at < kLinesPixels * pixel; at += 64)
       ptx::st_shared_u16(to + at, at < bytes ? *reinterpret_cast<uint16_t const*>(from + at) : uint16_t(0));
   }
 };
 
+// element: bytes.
+template <int element>
 __device__ inline void copy(Params const& p, uint32_t ring, Barriers& barriers) {
-  int const lane = int(threadIdx.x) % 32;
-  uint32_t const b_at = uint32_t(p.M) * kLinesPixels * 2;
+  int const lane = int(threadIdx.x) % 32, a_pixel = p.M * element, b_pixel = p.N * element;
+  uint32_t const b_at = uint32_t(a_pixel) * kLinesPixels;
   Stage stage;
   for (int unit = int(blockIdx.x) / p.tiles; unit < p.units; unit += p.split) {
     int64_t const first = int64_t(unit) * kLinesPixels;
     int const count = int(min(p.pixels - first, int64_t(kLinesPixels)));
-    Pixels const a(p.a, first, count, p.M), b(p.b, first, count, p.N);
+    Pixels const a(p.a, first, count, a_pixel), b(p.b, first, count, b_pixel);
     uint64_t* const full = &barriers.full[stage.index];
     uint32_t const to = ring + stage.index * p.stage_bytes;
     ptx::mbarrier_wait(&barriers.empty[stage.index], stage.parity ^ 1);  // passes on the first trip round the ring
     if (unit + 1 == p.units) {
-      a.rest(to, p.M), b.rest(to + b_at, p.N);
+      a.rest(to, a_pixel), b.rest(to + b_at, b_pixel);
       ptx::mbarrier_arrive(&barriers.rest);
     }
     __syncwarp();  // all lanes have seen the stage empty before it is filled, or one might miss two phases
@@ -95,6 +98,15 @@ __device__ inline void load(uint32_t (&v)[2][2], uint32_t const (&at)[4], uint32
   }
 }
 
+// Of 16 channels, lane / 4 and eight on: v[half] of one of them, pixels t and t + 4.
+__device__ inline void load_floats(uint32_t (&v)[2][2], uint32_t const (&at)[2], uint32_t offset) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      v[half][i] = ptx::cvt_rn_tf32(__uint_as_float(ptx::ld_shared(at[i] + offset + half * 32)));
+}
+
 template <class T, int TM, int TN, bool even>
 __device__ void multiply(Params const& p, uint32_t ring, Barriers& barriers) {
   using S = Shape<TM, TN>;
@@ -104,9 +116,11 @@ __device__ void multiply(Params const& p, uint32_t ring, Barriers& barriers) {
   int const m = warp / S::warps_n * S::warp_m, n = warp % S::warps_n * S::warp_n;
   int const first_m = tile / p.tiles_n * TM + m, first_n = tile % p.tiles_n * TN + n;
   bool const needed = first_m < p.M && first_n < p.N;
-  uint32_t const a_step = uint32_t(p.M) * 2, b_step = uint32_t(p.N) * 2;  // bytes of a pixel
-  uint32_t const a_from = ring + t * a_step + (first_m + g * 2) * 2;
-  uint32_t const b_from = ring + a_step * kLinesPixels + t * b_step + (first_n + g * 2) * 2;
+  constexpr bool floats = sizeof(T) == 4;
+  constexpr int element = sizeof(T), depth = 32 / element, quads = depth / 4;         // pixels of an instruction
+  uint32_t const a_step = uint32_t(p.M) * element, b_step = uint32_t(p.N) * element;  // bytes of a pixel
+  uint32_t const a_from = ring + t * a_step + first_m * element + g * 4;
+  uint32_t const b_from = ring + a_step * kLinesPixels + t * b_step + first_n * element + g * 4;
   float acc[rows][columns][2][4] = {};
   Stage stage;
   for (int unit = part; unit < p.units; unit += p.split) {
@@ -116,32 +130,47 @@ __device__ void multiply(Params const& p, uint32_t ring, Barriers& barriers) {
     if (needed) {
       uint32_t const from = stage.index * p.stage_bytes;
 #pragma unroll
-      for (int step = 0; step < kLinesPixels / 16; ++step) {
-        uint32_t a_at[4], b_at[4];  // pixels t, t + 4 and so on
+      for (int step = 0; step < kLinesPixels / depth; ++step) {
+        uint32_t a_at[quads], b_at[quads];  // pixels t, t + 4 and so on
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          a_at[i] = a_from + from + (step * 16 + i * 4) * a_step;
-          b_at[i] = b_from + from + (step * 16 + i * 4) * b_step;
+        for (int i = 0; i < quads; ++i) {
+          a_at[i] = a_from + from + (step * depth + i * 4) * a_step;
+          b_at[i] = b_from + from + (step * depth + i * 4) * b_step;
         }
         uint32_t a[rows][2][2], b[columns][2][2];
 #pragma unroll
-        for (int i = 0; i < rows; ++i) load<even>(a[i], a_at, i * 32);
+        for (int i = 0; i < rows; ++i) {
+          if constexpr (floats)
+            load_floats(a[i], a_at, i * 64);
+          else
+            load<even>(a[i], a_at, i * 32);
+        }
 #pragma unroll
-        for (int j = 0; j < columns; ++j) load<even>(b[j], b_at, j * 32);
+        for (int j = 0; j < columns; ++j) {
+          if constexpr (floats)
+            load_floats(b[j], b_at, j * 64);
+          else
+            load<even>(b[j], b_at, j * 32);
+        }
 #pragma unroll
         for (int i = 0; i < rows; ++i)
 #pragma unroll
           for (int j = 0; j < columns; ++j)
 #pragma unroll
-            for (int half = 0; half < 2; ++half)
-              ptx::mma_m16n8k16<T>(acc[i][j][half], a[i][0][0], a[i][1][0], a[i][0][1], a[i][1][1], b[j][half][0],
-                                   b[j][half][1]);
-        if (step + 1 == kLinesPixels / 16) {
+            for (int half = 0; half < 2; ++half) {
+              uint32_t const(&of_b)[2] = b[j][half];
+              if constexpr (floats)
+                ptx::mma_m16n8k8_tf32(acc[i][j][half], a[i][0][0], a[i][1][0], a[i][0][1], a[i][1][1], of_b[0],
+                                      of_b[1]);
+              else
+                ptx::mma_m16n8k16<T>(acc[i][j][half], a[i][0][0], a[i][1][0], a[i][0][1], a[i][1][1], of_b[0], of_b[1]);
+            }
+        if (step + 1 == kLinesPixels / depth) {
 #pragma unroll
           for (int i = 0; i < rows; ++i) words |= a[i][0][0] | a[i][0][1];
 #pragma unroll
           for (int j = 0; j < columns; ++j) words |= b[j][0][0] | b[j][0][1];
-          if constexpr (!even) {
+          if constexpr (floats || !even) {
 #pragma unroll
             for (int i = 0; i < rows; ++i) words |= a[i][1][0] | a[i][1][1];
 #pragma unroll
@@ -154,17 +183,24 @@ __device__ void multiply(Params const& p, uint32_t ring, Barriers& barriers) {
     stage.advance(p.stages);
   }
   if (!needed) return;
-  float* const to = p.parts + (int64_t(tile) * p.split + part) * TM * TN + (m + g * 2) * TN + n + t * 4;
+  float* const to = p.parts + (int64_t(tile) * p.split + part) * TM * TN + m * TN + n;
 #pragma unroll
   for (int i = 0; i < rows; ++i)
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
       for (int j = 0; j < columns; ++j) {
-        if (first_m + i * 16 + g * 2 + half >= p.M || first_n + j * 16 + t * 4 >= p.N) continue;
         float const(&low)[4] = acc[i][j][0], (&high)[4] = acc[i][j][1];
-        *reinterpret_cast<float4*>(to + (i * 16 + half) * TN + j * 16) =
-            make_float4(low[half * 2], high[half * 2], low[half * 2 + 1], high[half * 2 + 1]);
+        int const row = i * 16 + (floats ? half * 8 + g : g * 2 + half), column = j * 16 + t * (floats ? 2 : 4);
+        if (first_m + row >= p.M || first_n + column >= p.N) continue;
+        float* const at = to + row * TN + column;
+        if constexpr (floats) {
+          *reinterpret_cast<float2*>(at) = make_float2(low[half * 2], low[half * 2 + 1]);
+          *reinterpret_cast<float2*>(at + 8) = make_float2(high[half * 2], high[half * 2 + 1]);
+        } else {
+          *reinterpret_cast<float4*>(at) =
+              make_float4(low[half * 2], high[half * 2], low[half * 2 + 1], high[half * 2 + 1]);
+        }
       }
 }
 
@@ -186,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
   if (threadIdx.x < kWarps * 32)
     multiply<T, TM, TN, even>(p, ring, barriers);
   else
-    copy(p, ring, barriers);
+    copy<sizeof(T)>(p, ring, barriers);
 }
 
 struct ReduceParams {
@@ -233,8 +269,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.tiles_n = int32_t(shape.tiles_n), p.tiles = int32_t(shape.tiles_m * shape.tiles_n), p.split = int32_t(shape.split);
   p.units = int32_t(shape.units), p.stages = int32_t(shape.stages), p.stage_bytes = int32_t(shape.stage_bytes);
   // The last pixel's words of channels that are not there lie behind a stage.
-  int const bytes = int(shape.stages * shape.stage_bytes) + 128 + (TM > TN ? TM : TN) * 2;
-  auto* const kernel = p.M % 2 == 0 && p.N % 2 == 0 ? main_kernel<T, TM, TN, true> : main_kernel<T, TM, TN, false>;
+  int const bytes = int(shape.stages * shape.stage_bytes) + 128 + (TM > TN ? TM : TN) * int(sizeof(T));
+  auto* kernel = main_kernel<T, TM, TN, true>;
+  if constexpr (sizeof(T) == 2)
+    if (p.M % 2 != 0 || p.N % 2 != 0) kernel = main_kernel<T, TM, TN, false>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   kernel<<<unsigned(p.tiles * p.split), kThreads, bytes, stream>>>(p);
