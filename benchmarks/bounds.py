@@ -166,6 +166,8 @@ ENTRIES = (
     Entry("pixels_turns", "pixel_turns::main_kernel", "fprop", "L07", "fp16", "nchw", "64x256_nchw"),
     Entry("pixels_gather", "pixels_gather::main_kernel", "fprop", ODD_PLANES, "tf32", "nchw", "raw"),
     Entry("pixels_windows", "pixels_windows::main_kernel", "fprop", ODD_PLANES, "fp16", "nchw", "248_raw"),
+    Entry("pixels_halves", "pixels_halves::main_kernel", "dgrad", dense(64, 1024, 14, 256, 1), "fp16", "nchw", "196"),
+    Entry("pixels_halves", "pixels_halves::turn_kernel", "fprop", dense(64, 1024, 14, 256, 1), "fp16", "nchw", "196"),
     Entry("pixels_gather_wgrad", "pixels_gather::sums_kernel", "wgrad", ODD_PLANES, "fp16", "nchw", "raw"),
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "fp16", "nchw", "pixels"),
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "tf32", "nchw", "pixels"),

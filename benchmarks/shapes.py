@@ -280,6 +280,8 @@ def small(draw: random.Random) -> Case:
                 padding = (0, 0)
             per_c, per_k = 16 * draw.randint(1, 8), 16 * draw.randint(1, 8)
             H, W = H + H % 2, W + -W % 4
+            if per_c % 48 == 0:  # and over 14x14
+                H = W = 14
         elif kind == "dense" and draw.random() < 0.15:  # filters three wide, or columns, over whole vectors have too
             R, S = draw.choice(((R, 3), (R, 3), (3, 1)))
             stride, dilation, padding = (1, 1), (1, 1), (R // 2, S // 2)

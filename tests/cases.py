@@ -183,6 +183,9 @@ CASES: tuple[Case, ...] = (
     Case("planes_24_to_144_in_turns", 37, 24, 32, 32, 144, 1, 1),
     Case("windows_several_tiles_a_block", 37, 24, 37, 35, 136, 1, 1),
     Case("windows_whole_images", 9, 70, 7, 7, 72, 1, 1, edge=True),
+    # two channels a row of vectors, tiles of filters alone and in pairs, that end early
+    Case("halves_72_to_136", 5, 72, 14, 14, 136, 1, 1, edge=True),
+    Case("halves_200_to_328_of_7x28", 70, 200, 7, 28, 328, 1, 1),
     Case("one_of_everything", 1, 1, 1, 1, 1, 1, 1),
     Case("window_is_the_input", 3, 6, 5, 4, 10, 5, 4),
     # axes that a filter covers whole, in products of several tiles (folded.h)

@@ -1229,6 +1229,25 @@ def test_pointwise_layers_over_planes_of_any_size_stay_in_place(op: str) -> None
         assert op == "wgrad" or named(op, case, torch.float16, "nchw").endswith("x248_raw"), case
 
 
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_1x1_layers_over_planes_of_14x14_have_rows_of_their_own(op: str) -> None:
+    """Filters are turned for fprop alone (pixels_halves.cuh)."""
+    for size, channels, filters in ((14, 1024, 256), (14, 256, 1024), (14, 320, 784)):
+        case = Case("planes", 64, channels, size, size, filters, 1, 1)
+        for dtype, name in ((torch.float16, "f16"), (torch.bfloat16, "bf16")):
+            row, _, workspace, *_ = ask(op, case, dtype, "nchw")
+            assert ROWS[row] == f"pixels_{op}_{name}_128x196_raw", case
+            assert workspace == (channels * filters * 2 if op == "fprop" else 0)
+    for other in (
+        Case("odd channels", 64, 1020, 14, 14, 256, 1, 1),
+        Case("few pixels", 1, 256, 14, 14, 64, 1, 1),
+        Case("other planes", 64, 1024, 10, 10, 256, 1, 1),
+        *([Case("filters of 128 MiB", 4, 8192, 14, 14, 8192, 1, 1)] if op == "fprop" else []),
+    ):
+        assert not named(op, other, torch.float16, "nchw").endswith("196_raw"), other
+    assert not named(op, case, torch.float16, "nhwc").endswith("196_raw")
+
+
 def test_pointwise_layers_over_nchw_take_tiles_that_fit_them() -> None:
     """Tiles of 160 for 320 and 1600; gradients of filters over planes of half vectors are gathered."""
     sums, half = Case("sums", 16, 320, 64, 64, 960, 1, 1), Case("half", 64, 256, 14, 14, 1024, 1, 1)
@@ -1731,7 +1750,8 @@ def test_1x1_layers_over_planes_of_half_vectors_stay_in_place_in_16_bits(op: str
         (torch.float16, torch.bfloat16),
     ):
         row, _, workspace, *_ = ask(op, case, dtype, "nchw")
-        assert re.search("_lean$|_raw$", ROWS[row]) and workspace == 0, case
+        assert re.search("_lean$|_raw$", ROWS[row]), case
+        assert workspace == 0 or (op == "fprop" and ROWS[row].endswith("128x196_raw")), case
         assert packed(op, case, *meta(case, dtype, "nchw")) == "", case
     for other in (
         Case("three filters wide", 8, 256, 14, 14, 256, 3, 3, padding=(1, 1)),

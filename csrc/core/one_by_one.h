@@ -93,6 +93,13 @@ constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
     return 1;
   bool const nchw = p.C > 1 && p.x.c != 1;
   if (nchw && row.variant == Variant::lean && p.H * p.W % 8 != 0) return 1;  // estimates of their own
+  // Odd planes, which are packed (64x512x7x7 to 2048 31.7 us, 144x192 36.1; 8x1280x19x19 to 320 D 23.8, 192x128 27.8).
+  if (nchw && row.variant == Variant::im2col && row.op != Op::wgrad && row.tile_m == 64 && row.tile_n == 128 &&
+      (row.op == Op::fprop ? p.K : p.C) >= 256)
+    return 0.9;
+  // As measured: gradients of few images (8x256x28x28 to 512 16.4 us, estimated at 12.4, 128x64_nchw 14.5).
+  int64_t const pixels = p.N * p.H * p.W;
+  if (nchw && row.op == Op::wgrad && row.variant == Variant::lean && pixels > 2000 && pixels < 15000) large = 1.22;
   bool const whole = p.C % 64 == 0 && p.K % 64 == 0;
   // Memory takes results more slowly than it gives operands.
   double const y_bytes = double(p.N) * double(p.H) * double(p.W) * double(p.K) * size_of(p.dtype);

@@ -56,6 +56,15 @@ constexpr bool pixel_planes(Problem const& p) {
   return rows(p.C, p.x.c) && rows(p.K, p.y.c);
 }
 
+// Does L2 give up the pixels of fprop and dgrad first? What they would put out of it, results of kernels before among
+// it, has to be written back. As measured: not where lines of memory are two runs' (16-bit types), nor where tiles of
+// filters find pixels there later.
+constexpr bool pixels_once(Problem const& p) {
+  int64_t const plane = p.H * p.W * size_of(p.dtype);
+  double const bytes = double(p.N) * double(p.C + p.K) * double(plane);
+  return bytes > 10e6 && bytes < 60e6 && (plane % 128 == 0 || p.dtype == DType::f32);
+}
+
 constexpr bool pixels_supports(Row const& row, Op op, Problem const& p) {
   if (!p.allow_tf32 || !pixel_planes(p)) return false;
   return ceil_div(pixels_columns(op, p), row.tile_n) <= 132 && double(p.C) * double(p.K) < 1e9;

@@ -41,6 +41,7 @@ struct Params {
   int32_t tiles, tiles_n;
   int32_t stages, stage_bytes;
   bool keep;  // the filters stay in shared memory
+  bool once;  // L2 gives up pixels first
 };
 
 // The filters, rounded, their channels in whole lines. Of the places 8 i to 8 i + 7 of a line lane % 4 = q has q and
@@ -89,6 +90,7 @@ __device__ void copy(Params const& p, uint32_t kept, uint32_t ring, Tables<TN>& 
       ptx::cp_async_bulk_tensor_4d(kept + chunk * S::filter_bytes, &p.filters, &tables.filters, chunk * kTf32Line, n0,
                                    0, 0);
   }
+  uint64_t const once = p.once ? ptx::createpolicy_evict_first() : 0;
   Stage stage;
   for (int tile = int(blockIdx.x) / p.tiles_n; tile < p.tiles; tile += int(gridDim.x) / p.tiles_n) {
     int pixel = tile * S::runs + lane;  // a lane copies a run; beyond the last image there are zeros
@@ -103,7 +105,9 @@ __device__ void copy(Params const& p, uint32_t kept, uint32_t ring, Tables<TN>& 
         if (!p.keep) ptx::cp_async_bulk_tensor_4d(to + S::pixel_bytes, &p.filters, full, chunk * kTf32Line, n0, 0, 0);
       }
       __syncwarp();
-      if (lane < S::runs)
+      if (lane < S::runs && once != 0)
+        ptx::cp_async_bulk_tensor_4d(to + lane * kRunBytes, &p.in, full, pixel, chunk * kTf32Line, image, 0, once);
+      else if (lane < S::runs)
         ptx::cp_async_bulk_tensor_4d(to + lane * kRunBytes, &p.in, full, pixel, chunk * kTf32Line, image, 0);
       stage.advance(p.stages);
     }
@@ -253,6 +257,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.pixels = int32_t(pixels), p.N = int32_t(N), p.chunks = int32_t(shape.chunks);
   p.tiles = int32_t(ceil_div(runs_of(problem), Shape<TM, TN>::runs)), p.tiles_n = int32_t(ceil_div(N, TN));
   p.stages = int32_t(shape.stages), p.stage_bytes = shape.stage_bytes, p.keep = shape.keep;
+  p.once = pixels_once(problem);
   int64_t const blocks = min64(p.tiles, max64(1, sm_count / p.tiles_n)) * p.tiles_n;
   auto* const kernel = main_kernel<TM, TN>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);

@@ -11,12 +11,9 @@
 #pragma once
 
 #include "../core/pixels_gather.h"
-#include "dependent.cuh"
-#include "tma.cuh"
+#include "pixels_planes.cuh"
 
 namespace conv2d_ext::pixels_gather {
-
-using tma::Divisor;
 
 constexpr int kGatherWarps = 8;  // as many as a line has vectors
 
@@ -41,25 +38,10 @@ struct Shape {
   static_assert(ahead >= 2);
 };
 
-// A tensor whose planes are gathered, in bytes.
-struct Source {
-  char const* at;
-  char const* end;  // behind its last element
-  int64_t n, k;     // strides
-};
-
-struct Params {
+struct Params : Planes {
   CUtensorMap a;
-  Source in, filters;
-  Divisor tiles_m, parts;  // parts: tiles of an image
   Divisor width;           // columns of a tile that one image has
   Divisor vectors, per_k;  // of 16 bytes that such columns are in; of all images of a tile
-  int32_t together;        // images of a tile
-  int32_t tiles, steps, depth, M, pixels, images, C, K;
-  void* out;
-  int64_t out_n, out_m;
-  void const* bias;
-  int64_t bias_stride;
 };
 
 // The copies of a warp's share of an operand, a step after the other. first, of `begin`: of the warp's first k, the
@@ -437,32 +419,18 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   constexpr int size = int(sizeof(T));
   using S = Shape<T, TM, TN>;
   static_assert(forward || !f32, "wgmma wants TF32's filters K-major");
-  Strides const &in = forward ? problem.x : problem.y, &out = forward ? problem.y : problem.x;
-  int64_t const plane = problem.H * problem.W, depth = forward ? problem.C : problem.K;
-  auto source = [](void const* at, int64_t n, int64_t k, int64_t images, int64_t depth, int64_t columns) {
-    char const* const first = static_cast<char const*>(at);
-    return Source{first, first + ((images - 1) * n + (depth - 1) * k + columns) * size, n * size, k * size};
-  };
+  int sm_count = 0;
+  if (auto const error = count_sms(sm_count)) return error;
+  PixelsGather const cut(TM, TN, op, problem, sm_count);
   Params p{};
-  p.M = int32_t(forward ? problem.K : problem.C), p.depth = int32_t(depth);
-  p.steps = int32_t(ceil_div(depth, kLineBytes / size));
-  p.pixels = int32_t(plane), p.images = int32_t(problem.N), p.C = int32_t(problem.C), p.K = int32_t(problem.K);
-  p.in = source(args.a, in.n, in.c, problem.N, depth, plane);
-  p.filters = source(args.b, 0, problem.w.n, 1, problem.K, problem.C);
-  p.out = args.out, p.out_n = out.n * size, p.out_m = out.c * size, p.bias = args.bias,
-  p.bias_stride = args.bias_stride;
+  set_planes<op, dtype>(p, cut, problem, args);
+  p.width = Divisor(cut.width), p.vectors = Divisor(cut.vectors), p.per_k = Divisor(cut.vectors * cut.together);
   bool const copied = channel_vectors(problem.w, problem.w_align, problem.C, 16 / size, dtype);
   if (copied) {
     tma::Tensor4 w{args.b, dtype, {problem.C, problem.K, 1, 1}, {1, problem.w.n, 0, 0}};
     w.rounded = f32;
     if (auto const error = tma::encode_tiled(p.a, w, f32 ? 32 : 64, forward ? TM : 64, 1, 1)) return error;
   }
-  int sm_count = 0;
-  if (auto const error = count_sms(sm_count)) return error;
-  PixelsGather const cut(TM, TN, op, problem, sm_count);
-  p.together = int32_t(cut.together), p.width = Divisor(cut.width), p.parts = Divisor(cut.parts);
-  p.vectors = Divisor(cut.vectors), p.per_k = Divisor(cut.vectors * cut.together);
-  p.tiles_m = Divisor(cut.tiles_m), p.tiles = int32_t(cut.tiles);
   auto start = [&](auto* kernel) {
     if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes))
       return error;
@@ -471,7 +439,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   };
   if (!copied) return start(main_kernel<T, TM, TN, 1, !forward, false>);
   if constexpr (!f32) {
-    bool const pairs = plane % 2 == 0 && in.c % 2 == 0 && in.n % 2 == 0 && cut.width % 2 == 0 &&
+    bool const pairs = p.pixels % 2 == 0 && p.in.k % 4 == 0 && p.in.n % 4 == 0 && cut.width % 2 == 0 &&
                        reinterpret_cast<uint64_t>(args.a) % 4 == 0;
     if (pairs) return start(main_kernel<T, TM, TN, 2, !forward, true>);
   }

@@ -40,6 +40,7 @@ struct Params {
   int32_t lines;  // of a step: channels, 64 or, of fewer, 16 to 48
   bool stays;     // all filters do, each tile's step in the place of its own among the stages
   bool rotates;   // see tile_of
+  bool once;      // L2 gives up pixels first
   void const* bias;
   int64_t bias_stride;
 };
@@ -84,10 +85,11 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
     auto copy_a = [&](int m0, int step, int stage) {
       uint32_t const to = ring + stage * S::stage_bytes;
       uint64_t* const full = &full_a[stage];
-      ptx::mbarrier_arrive_expect_tx(full, (a_rows ? TM / 64 * p.lines : TM) * kLineBytes);
+      int const boxes = min(TM / 64, (p.M - m0 + 63) / 64);  // of turned filters
+      ptx::mbarrier_arrive_expect_tx(full, (a_rows ? boxes * p.lines : TM) * kLineBytes);
       if constexpr (a_rows) {
-#pragma unroll
-        for (int i = 0; i < TM / 64; ++i)
+#pragma unroll 1
+        for (int i = 0; i < boxes; ++i)
           ptx::cp_async_bulk_tensor_4d(to + i * kRunBytes, &p.a, full, m0 + i * 64, step * 64, 0, 0);
       } else {
         ptx::cp_async_bulk_tensor_4d(to, &p.a, full, step * 64, m0, 0, 0);
@@ -102,6 +104,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
       return;
     }
     Stage stage;
+    uint64_t const once = p.once ? ptx::createpolicy_evict_first() : 0;
 #pragma unroll 1
     for (int tile = int(blockIdx.x), i = 0; tile < p.tiles; tile += int(gridDim.x), ++i) {
       int m0, pixel[kRuns], image[kRuns];
@@ -117,9 +120,13 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
           uint64_t* const full = &full_b[stage.index];
           ptx::mbarrier_arrive_expect_tx(full, kRuns * p.lines * kLineBytes);
 #pragma unroll
-          for (int i = 0; i < kRuns; ++i)
-            ptx::cp_async_bulk_tensor_4d(to + TM * kLineBytes + i * kRunBytes, &p.b, full, pixel[i], step * 64,
-                                         image[i], 0);
+          for (int i = 0; i < kRuns; ++i) {
+            uint32_t const run = to + TM * kLineBytes + i * kRunBytes;
+            if (once != 0)
+              ptx::cp_async_bulk_tensor_4d(run, &p.b, full, pixel[i], step * 64, image[i], 0, once);
+            else
+              ptx::cp_async_bulk_tensor_4d(run, &p.b, full, pixel[i], step * 64, image[i], 0);
+          }
         } else {
           copy_a(m0, step, stage.index);
         }
@@ -144,6 +151,14 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
     int m;
     int const first = tile_of(tile, i, m), place_a = m * p.steps;
     m = m * TM + (S::turns ? 0 : group * 64) + warp * 16;
+    if (!S::turns && m - warp * 16 >= p.M) {  // none of the rows
+#pragma unroll 1
+      for (int step = 0; step < p.steps; ++step, ++position) {
+        ptx::mbarrier_wait(&full_b[position % kStages], position / kStages % 2);
+        if (lane == 0) ptx::mbarrier_arrive(&empty[position % kStages]);
+      }
+      continue;
+    }
     float acc[kPixels / 2] = {};
     if (S::turns && i > 0) ptx::bar_sync(1 + group, 2 * kWarpgroup);
     int before = -1;
@@ -233,7 +248,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   if (auto const error = count_sms(sm_count)) return error;
   int64_t const blocks = min64(t.tiles, sm_count);
   p.stays = t.tiles_m * p.steps <= kStages && t.tiles >= t.tiles_m * blocks;  // else a block copies more than it needs
-  p.rotates = blocks % t.tiles_m == 0;
+  p.rotates = blocks % t.tiles_m == 0, p.once = pixels_once(problem);
   auto* const kernel = main_kernel<typename TypeOf<dtype>::type, TM, op == Op::dgrad>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes))
     return error;

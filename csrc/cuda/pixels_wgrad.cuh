@@ -42,12 +42,14 @@ struct Params {
   CUtensorMap map_a, map_b;
   Planes a, b;
   Divisor runs, tiles_n, tiles;  // runs of an image
-  int32_t steps, share;          // in all; of a part
+  int32_t steps, share;          // in all; of a part, at most
+  int32_t between, apart;        // parts' first steps; a part's
   int32_t pixels, bytes;         // of an image; of a stage that are copied
   int32_t last;                  // instructions along an image's last run
   float* parts;
   void* w;      // not null: the result is stored at once, as there is one part
   int64_t w_m;  // from a row of it to the next
+  bool once;    // L2 gives up first what is read
 };
 
 // What a thread of the copying warpgroup gathers of a tensor in a step: four pixels of every eighth channel.
@@ -77,7 +79,8 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
   int n0 = int(blockIdx.x);
   int const part = p.tiles.divide(n0), tile = n0, m0 = p.tiles_n.divide(n0) * TM;
   n0 *= TN;
-  int const begin = part * p.share, count = min(p.share, p.steps - begin);
+  int at = part * p.between;
+  int const count = min(p.share, (p.steps - at + p.apart - 1) / p.apart);
   if (threadIdx.x == 0) {
     int const groups = min(S::groups, (p.a.channels - m0 + S::blocks * 64 - 1) / (S::blocks * 64));  // that have rows
     for (int i = 0; i < S::stages; ++i) {
@@ -88,13 +91,21 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
   }
   __syncthreads();
   Stage stage;
-  int run = begin, image = p.runs.divide(run);
   if (group == S::groups) {
     ptx::setmaxnreg_dec<S::copy_regs>();
     if (!gathered && (thread >= 32 || !ptx::elect())) return;
     ptx::griddepcontrol_wait();
+    uint64_t const once = p.once ? ptx::createpolicy_evict_first() : 0;
+    auto copy = [&](uint32_t to, CUtensorMap const& map, uint64_t* bar, int pixel, int first, int image) {
+      if (once != 0)
+        ptx::cp_async_bulk_tensor_4d(to, &map, bar, pixel, first, image, 0, once);
+      else
+        ptx::cp_async_bulk_tensor_4d(to, &map, bar, pixel, first, image, 0);
+    };
 #pragma unroll 1
-    for (int step = 0; step < count; ++step, stage.advance(S::stages)) {
+    for (int step = 0; step < count; ++step, at += p.apart, stage.advance(S::stages)) {
+      int run = at;
+      int const image = p.runs.divide(run);
       uint32_t const to = ring + stage.index * S::stage_bytes;
       uint64_t* const bar = &full[stage.index];
       ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);  // passes on the first trip round the ring
@@ -106,10 +117,9 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
       } else {
         int const pixel = run * (kLineBytes / int(sizeof(T)));
         ptx::mbarrier_arrive_expect_tx(bar, p.bytes);
-        ptx::cp_async_bulk_tensor_4d(to, &p.map_a, bar, pixel, m0, image, 0);
-        ptx::cp_async_bulk_tensor_4d(to + TM * kLineBytes, &p.map_b, bar, pixel, n0, image, 0);
+        copy(to, p.map_a, bar, pixel, m0, image);
+        copy(to + TM * kLineBytes, p.map_b, bar, pixel, n0, image);
       }
-      if (++run == p.runs.value) run = 0, ++image;
     }
     if constexpr (gathered) ptx::cp_async_wait_all();
     return;
@@ -124,7 +134,7 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
   };
   int before = 0;
 #pragma unroll 1
-  for (int step = 0; step < count; ++step) {
+  for (int step = 0; step < count; ++step, at += p.apart) {
     ptx::mbarrier_wait(&full[stage.index], stage.parity);
     if constexpr (gathered) ptx::fence_proxy_async();  // cp.async wrote through the generic proxy
     uint32_t const from = ring + stage.index * S::stage_bytes;
@@ -135,8 +145,10 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
             acc[b], tma::at_address(layout, from + (group * S::blocks + b) * (64 * kLineBytes) + k * 32),
             tma::at_address(layout, from + TM * kLineBytes + k * 32));
     };
+    int run = at;
+    p.runs.divide(run);
     fence_operands();
-    if (++run < p.runs.value || p.last == kSteps) {
+    if (run + 1 < p.runs.value || p.last == kSteps) {
       ptx::wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) multiply(k);
@@ -152,7 +164,6 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
     ptx::wgmma_wait_group<1>();
     fence_operands();
     if (step > 0 && thread % 32 == 0) ptx::mbarrier_arrive(&empty[before]);
-    if (run == p.runs.value) run = 0;
     before = stage.index;
     stage.advance(S::stages);
   }
@@ -296,6 +307,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.last = int32_t(ceil_div(pixels - (p.runs.value - 1) * run, run / kSteps));
   p.steps = int32_t(runs_of(problem)), p.share = int32_t(ceil_div(p.steps, plan.split_k));
   int64_t const split = ceil_div(p.steps, p.share);  // without empty parts
+  p.once = !gathered && pixels_wgrad_reads_once(shape, problem);
+  // Parts take turns with the steps, so that at any time all blocks read neighbouring pixels.
+  bool const in_turn = p.once || gathered;
+  p.between = in_turn ? 1 : p.share, p.apart = in_turn ? int32_t(split) : 1;
   p.parts = static_cast<float*>(args.workspace);
   if (Weights const w(shape, problem); split == 1 && w.pairs) p.w = args.out, p.w_m = w.m;
   auto* kernel = main_kernel<T, TM, TN, false>;

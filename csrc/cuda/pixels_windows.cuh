@@ -10,8 +10,7 @@
 #pragma once
 
 #include "../core/pixels_windows.h"
-#include "dependent.cuh"
-#include "tma.cuh"
+#include "pixels_planes.cuh"
 #include "window.cuh"
 
 namespace conv2d_ext::pixels_windows {
@@ -33,25 +32,10 @@ struct Shape {
   static constexpr int shared_bytes = stages * stage_bytes + kGatherWarps * kRawBytes + 8 * kStagingBytes + 1088;
 };
 
-// A tensor, in bytes.
-struct Source {
-  char const* at;
-  char const* end;  // behind its last element
-  int64_t n, k;     // strides
-};
-
-struct Params {
-  Source in, filters;
-  Divisor tiles_m, parts;   // parts: tiles of an image
+struct Params : pixels_gather::Planes {
   Divisor vectors;          // that a tile's columns of an image may lie in
   int32_t width, reach;     // columns of an image from a tile to the next; that a tile works out
-  int32_t together;         // images of a tile
   int32_t ahead, raw_step;  // steps that are copied ahead; bytes of one, a warp's
-  int32_t tiles, steps, depth, M, pixels, images, C, K;
-  void* out;
-  int64_t out_n, out_m;
-  void const* bias;
-  int64_t bias_stride;
 };
 
 struct Tile {
@@ -351,27 +335,14 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   using T = typename TypeOf<dtype>::type;
   using S = Shape<TM>;
   constexpr bool forward = op == Op::fprop;
-  Strides const &in = forward ? problem.x : problem.y, &out = forward ? problem.y : problem.x;
-  int64_t const plane = problem.H * problem.W, depth = forward ? problem.C : problem.K;
-  auto source = [](void const* at, int64_t n, int64_t k, int64_t images, int64_t depth, int64_t columns) {
-    char const* const first = static_cast<char const*>(at);
-    return Source{first, first + ((images - 1) * n + (depth - 1) * k + columns) * kSize, n * kSize, k * kSize};
-  };
-  Params p{};
-  p.M = int32_t(forward ? problem.K : problem.C), p.depth = int32_t(depth), p.steps = int32_t(ceil_div(depth, 64));
-  p.pixels = int32_t(plane), p.images = int32_t(problem.N), p.C = int32_t(problem.C), p.K = int32_t(problem.K);
-  p.in = source(args.a, in.n, in.c, problem.N, depth, plane);
-  p.filters = source(args.b, 0, problem.w.n, 1, problem.K, problem.C);
-  p.out = args.out, p.out_n = out.n * kSize, p.out_m = out.c * kSize, p.bias = args.bias,
-  p.bias_stride = args.bias_stride;
   bool const vectors = channel_vectors(problem.w, problem.w_align, problem.C, 8, dtype);
   int sm_count = 0;
   if (auto const error = count_sms(sm_count)) return error;
   PixelsWindows const cut(TM, op, problem, sm_count);
-  p.together = int32_t(cut.together), p.width = int32_t(cut.width), p.reach = int32_t(cut.reach);
-  p.ahead = depth <= 32 ? kMostAhead : kMostAhead / 2, p.raw_step = kRowsBytes / p.ahead + 16;
-  p.parts = Divisor(cut.parts), p.vectors = Divisor(cut.vectors);
-  p.tiles_m = Divisor(cut.tiles_m), p.tiles = int32_t(cut.tiles);
+  Params p{};
+  pixels_gather::set_planes<op, dtype>(p, cut, problem, args);
+  p.vectors = Divisor(cut.vectors), p.width = int32_t(cut.width), p.reach = int32_t(cut.reach);
+  p.ahead = p.depth <= 32 ? kMostAhead : kMostAhead / 2, p.raw_step = kRowsBytes / p.ahead + 16;
   auto* const kernel = vectors ? main_kernel<T, TM, !forward, 16> : main_kernel<T, TM, !forward, 4>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes))
     return error;

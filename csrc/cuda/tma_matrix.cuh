@@ -21,6 +21,7 @@
 #pragma once
 
 #include "../core/matrix.h"
+#include "../core/pixels.h"
 #include "ptx.cuh"
 #include "tma.cuh"
 #include "tma_parts.cuh"
@@ -89,7 +90,8 @@ __device__ __forceinline__ int matrix_run(MatrixParams const& p, int& row) {
 // rows, or k where they lie in memory as lines.
 template <class Tile, bool a_rows, bool b_rows, int cm, int cn, bool planes>
 __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full, uint64_t* empty) {
-  uint64_t const once = !Tile::staged && p.once ? ptx::createpolicy_evict_first() : 0;
+  constexpr bool may_once = planes || !Tile::staged;
+  uint64_t const once = may_once && p.once ? ptx::createpolicy_evict_first() : 0;
   auto copy = [once](auto shared, uint32_t to, CUtensorMap const& map, uint64_t* bar, int c0, int c1, uint32_t blocks) {
     if constexpr (decltype(shared)::value)
       ptx::cp_async_bulk_tensor_4d_multicast(to, &map, bar, c0, c1, uint16_t(blocks));
@@ -121,7 +123,10 @@ __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full
           int to = at.m + run * 64;
           if constexpr (planes) {
             int const image = matrix_run(p, to);
-            ptx::cp_async_bulk_tensor_4d(a + run * kRunBytes, &p.a, bar, to, k, image, 0);
+            if (once != 0)
+              ptx::cp_async_bulk_tensor_4d(a + run * kRunBytes, &p.a, bar, to, k, image, 0, once);
+            else
+              ptx::cp_async_bulk_tensor_4d(a + run * kRunBytes, &p.a, bar, to, k, image, 0);
           } else {
             copy(a_shared, a + run * kRunBytes, p.a, bar, to, k + from_a, with_a);
           }
@@ -424,7 +429,7 @@ cudaError_t launch_matrix_planes(Problem const& p, Arguments const& args, cudaSt
   Strides const &in = op == Op::fprop ? p.x : p.y, &out = op == Op::fprop ? p.y : p.x;
   int64_t const pixels = p.H * p.W;
   MatrixParams q{};
-  q.channels = int32_t(product.columns), q.runs = Divisor(ceil_div(pixels, 64));
+  q.channels = int32_t(product.columns), q.runs = Divisor(ceil_div(pixels, 64)), q.once = pixels_once(p);
   cudaError_t error = encode_matrix(q.a, args.a, dtype, pixels, product.depth, in.c, 64, p.N, in.n);
   if (error != cudaSuccess) return error;
   error = encode_matrix(q.b, args.b, dtype, p.C, p.K, p.w.n, op == Op::fprop ? tile_m : 64);
