@@ -134,6 +134,7 @@ ENTRIES = (
     Entry("tma_classes", "tma::classes_kernel", "dgrad", "L08", "fp16", "nhwc", "256x128_halo"),
     Entry("tma_held", "tma::held_kernel", "dgrad", "L08", "fp16", "nhwc", "256x96_halo"),
     Entry("tma_held_ahead", "tma::ahead_kernel", "fprop", "L06", "fp16", "nhwc", "256x96_halo"),
+    Entry("tma_held_part", "tma::part_kernel", "fprop", dense(128, 128, 28, 128, 3), "fp16", "nhwc", "256x96_halo"),
     Entry("tma_zeros", "tma::zeros_kernel", "dgrad", "L10", "fp16", "nhwc", "tma_.*128x256_im2col"),
     Entry("tma_wgrad", "tma::wgrad_kernel", "wgrad", "L04", "fp16", "nhwc", "im2col"),
     Entry("tma_wgrad", "tma::wgrad_kernel", "wgrad", "L06", "fp16", "nhwc", "halo"),

@@ -1834,6 +1834,26 @@ def test_3x3_of_64_channels_stays_in_registers() -> None:
             assert named("dgrad", case, torch.bfloat16) == "tma_dgrad_bf16_256x96_halo", case
 
 
+def test_3x3_of_65_to_128_channels_stays_in_registers_in_part() -> None:
+    for N, C, size, K, stride in (
+        (128, 128, 28, 128, 1),
+        (32, 128, 56, 256, 1),
+        (32, 96, 56, 96, 1),
+        (32, 96, 112, 96, 2),
+        (64, 120, 56, 240, 2),
+    ):
+        case = Case("resnet", N, C, size, size, K, 3, 3, stride=(stride, stride), padding=(1, 1))
+        assert named("fprop", case, torch.float16) == "tma_fprop_f16_256x96_halo", case
+        if stride == 1 and C == K:
+            assert named("dgrad", case, torch.bfloat16) == "tma_dgrad_bf16_256x96_halo", case
+
+
+def test_3x3_of_32_channels_in_tf32_stays_in_registers() -> None:
+    for K, stride in ((64, 1), (128, 2)):
+        case = Case("layer", 32, 32, 112, 112, K, 3, 3, stride=(stride, stride), padding=(1, 1))
+        assert named("fprop", case, torch.float32, allow_tf32=True) == "tma_fprop_f32_256x32_halo", case
+
+
 def test_65_to_96_filters_have_a_tile_of_their_own() -> None:
     case = Case("layer", 32, 96, 56, 56, 96, 3, 3, padding=(1, 1))
     for op in ("fprop", "dgrad"):

@@ -518,6 +518,12 @@ HELD = [
     ("fprop", Case("each_has_channels", 90, 128, 28, 28, 40, 3, 3, padding=(1, 1))),
     ("fprop", Case("a_stride", 7, 64, 56, 57, 72, 3, 3, stride=(2, 2), padding=(1, 0))),
     ("fprop", Case("a_stride_of_many", 30, 40, 56, 29, 200, 3, 3, stride=(2, 2), padding=(0, 3))),
+    ("fprop", Case("in_part_half_a_line", 40, 96, 57, 56, 136, 3, 3, padding=(1, 1))),
+    ("fprop", Case("in_part", 40, 120, 32, 33, 200, 3, 3, padding=(0, 1))),
+    ("fprop", Case("in_part_a_stride", 60, 128, 57, 56, 136, 3, 3, stride=(2, 2), padding=(1, 0))),
+    ("fprop", Case("in_part_half_a_line_a_stride", 60, 72, 56, 57, 96, 3, 3, stride=(2, 2), padding=(1, 1))),
+    ("dgrad", Case("in_part", 40, 136, 32, 33, 128, 3, 3, padding=(1, 1))),
+    ("dgrad", Case("in_part_half_a_line", 40, 136, 57, 56, 80, 3, 3, padding=(2, 0))),
     ("dgrad", Case("both_meet_the_pixels", 40, 136, 56, 57, 64, 3, 3, padding=(1, 1))),
     ("dgrad", Case("both_have_the_filters", 30, 40, 31, 56, 64, 3, 3, padding=(2, 0))),
     ("dgrad", Case("each_has_channels", 90, 40, 28, 28, 128, 3, 3, padding=(1, 1))),
@@ -527,7 +533,7 @@ HELD = [
 @pytest.mark.parametrize("op, case", HELD, ids=str)
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=("f16", "bf16"))
 def test_filters_that_stay_in_registers_meet_every_tile(op: str, case: Case, dtype: torch.dtype, cuda: str) -> None:
-    """tma_held.cuh, tma_held_ahead.cuh: many tiles a block, parts of the channels, tiles that end beyond the image."""
+    """tma_held*.cuh: many tiles a block, parts of the channels, tiles that end beyond the image."""
     row = f"tma_{op}_{'f16' if dtype == torch.float16 else 'bf16'}_256x96_halo"
     x, w, b = case.tensors(cuda, dtype, "nhwc")
     go = case.grad_output(cuda, dtype, "nhwc")
@@ -536,6 +542,31 @@ def test_filters_that_stay_in_registers_meet_every_tile(op: str, case: Case, dty
     run = functools.partial(call(op, case, x, w, b, go), row=ROWS.index(row))
     made, r = run(), exact(case, dtype, device=cuda)
     assert error(made, r.output if op == "fprop" else r.grad_input) <= tolerance(dtype, case.reduction(op))
+    assert same_bits(made, run())
+
+
+HELD_TF32 = [
+    Case("both_have_the_filters", 40, 32, 31, 56, 40, 3, 3, padding=(2, 0)),
+    Case("both_meet_the_pixels", 40, 32, 56, 57, 200, 3, 3, padding=(1, 1)),
+    Case("a_stride", 40, 20, 56, 57, 64, 3, 3, stride=(2, 2), padding=(1, 0)),
+    Case("a_stride_of_many", 40, 28, 56, 29, 136, 3, 3, stride=(2, 2), padding=(0, 3)),
+]
+
+
+@pytest.mark.parametrize("case", HELD_TF32, ids=str)
+def test_filters_that_stay_in_registers_meet_every_tile_in_tf32(case: Case, cuda: str) -> None:
+    row = ROWS.index("tma_fprop_f32_256x32_halo")
+    x, w, b = case.tensors(cuda, torch.float32, "nhwc")
+    x, w = (t.bfloat16().float() for t in (x, w))  # which TF32 does not round
+    go = case.grad_output(cuda, torch.float32, "nhwc")
+    if row not in candidates(plan("fprop", case, x, w, go, allow_tf32=True, capability=machine()[1])):
+        pytest.skip("needs sm90")
+    run = functools.partial(call("fprop", case, x, w, b, go), row=row, allow_tf32=True)
+    made = run()
+    expected = torch.nn.functional.conv2d(
+        x.double(), w.double(), b if b is None else b.double(), case.stride, case.padding
+    )
+    assert (made - expected).norm() <= 1e-6 * expected.norm()
     assert same_bits(made, run())
 
 

@@ -1,5 +1,6 @@
-// tma_held.cuh, dgrad of 3x3 filters with a stride of two, and tma_held_ahead.cuh, 3x3 of few channels: what they take,
-// how they cut a problem and what that costs. They are the second kernels of the rows of 256x96 with halo.
+// tma_held.cuh, dgrad of 3x3 filters with a stride of two, tma_held_ahead.cuh and tma_held_part.cuh, 3x3 of few
+// channels: what they take, how they cut a problem and what that costs. They are the second kernels of the rows of
+// 256x96 with halo, in TF32 of those of 256x32.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +15,10 @@ struct HeldCut {
   int64_t width = 0, height = 0, pixels = 0, slot_bytes = 0;
   int64_t columns = 0, rows = 0, tiles = 0;
 
-  constexpr HeldCut(int64_t N, int64_t H, int64_t W, int64_t more) {
+  constexpr HeldCut(int64_t N, int64_t H, int64_t W, int64_t more, int64_t most = 128) {
     double least = 0;
-    for (int64_t w = 1; w <= 128 && w < W + 8; ++w)
-      for (int64_t h = 1; h * w <= 128 && h < H + 8; ++h) {
+    for (int64_t w = 1; w <= most && w < W + 8; ++w)
+      for (int64_t h = 1; h * w <= most && h < H + 8; ++h) {
         int64_t const n = h * w <= 112 ? 112 : 128, lines = w * (h + more);
         if (lines > 192) continue;
         // Beside the products, copies of lines, and short rows.
@@ -49,49 +50,73 @@ constexpr bool held_supports(Problem const& p) {
          map_supports(every_other(p.x), p.N, p.H, p.W, p.dtype) && double(p.N) * double(p.H) * double(p.W) < 1e9;
 }
 
-// tma_held_ahead.cuh.
-constexpr HeldCut ahead_cut(Op op, Problem const& p) {
+// tma_held_ahead.cuh and tma_held_part.cuh. The channels that are summed over, the results, channels that fill a line.
+constexpr int64_t ahead_depth(Op op, Problem const& p) { return op == Op::fprop ? p.C : p.K; }
+constexpr int64_t ahead_results(Op op, Problem const& p) { return op == Op::fprop ? p.K : p.C; }
+constexpr int64_t ahead_line(Problem const& p) { return p.dtype == DType::f32 ? 32 : 64; }
+
+constexpr HeldCut ahead_cut(Op op, Problem const& p, int64_t most = 128) {
   bool const forward = op == Op::fprop;
-  return HeldCut(p.N, forward ? p.P() : p.H, forward ? p.Q() : p.W, p.stride_h == 1 ? 2 : 1);
+  return HeldCut(p.N, forward ? p.P() : p.H, forward ? p.Q() : p.W, p.stride_h == 1 ? 2 : 1, most);
 }
 
-constexpr bool ahead_supports(Op op, Problem const& p) {
-  bool const forward = op == Op::fprop;
+constexpr bool ahead_or_part_supports(Op op, Problem const& p) {
+  bool const forward = op == Op::fprop, f32 = p.dtype == DType::f32;
   if (p.R != 3 || p.S != 3 || p.stride_h != p.stride_w || p.stride_h > (forward ? 2 : 1)) return false;
   if (p.dilation_h != 1 || p.dilation_w != 1 || p.groups != 1 || p.H < 2 || p.W < 2) return false;
-  int64_t const C = forward ? p.C : p.K, N = forward ? p.K : p.C;
-  // As measured: with a stride of one, channels that fill their lines.
-  bool const takes = p.stride_h == 2 ? C > 32 && C <= 64 : C == 64 || (C == 128 && N <= 64);
-  if (!takes || N <= 32 || double(p.N) * double(p.H + 2) * double(p.W + 2) >= 1e9) return false;
-  return channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) && channel_vectors(p.w, p.w_align, p.C, 8, p.dtype) &&
-         channel_vectors(p.y, p.y_align, p.K, 8, p.dtype) && map_supports(p.w, p.K, p.R, p.S, p.dtype) &&
+  if ((f32 && !forward) || double(p.N) * double(p.H + 2) * double(p.W + 2) >= 1e9) return false;
+  int64_t const v = f32 ? 4 : 8;
+  return channel_vectors(p.x, p.x_align, p.C, v, p.dtype) && channel_vectors(p.w, p.w_align, p.C, v, p.dtype) &&
+         channel_vectors(p.y, p.y_align, p.K, v, p.dtype) && map_supports(p.w, p.K, p.R, p.S, p.dtype) &&
          map_supports(every_other(p.x), p.N, p.H, p.W, p.dtype) && map_supports(p.y, p.N, p.P(), p.Q(), p.dtype);
 }
 
+// As measured: with a stride of one, channels that fill their lines.
+constexpr bool ahead_supports(Op op, Problem const& p) {
+  int64_t const C = ahead_depth(op, p), N = ahead_results(op, p), line = ahead_line(p);
+  bool const takes = p.stride_h == 2 ? C > line / 2 && C <= line : C == line || (C == 128 && N <= 64 && line == 64);
+  return takes && N > 32 && ahead_or_part_supports(op, p);
+}
+
+// As measured: with a stride of one 64 channels, too, where tiles are of 112 pixels; to up to 96 results, for which the
+// rows have a tile of their own, from up to 96 channels and in more than three rounds.
+constexpr bool part_supports(Op op, Problem const& p) {
+  int64_t const C = ahead_depth(op, p), N = ahead_results(op, p);
+  if (p.dtype == DType::f32 || C < 64 || C > 128 || N <= 64 || !ahead_or_part_supports(op, p)) return false;
+  if (C == 64) return p.stride_h == 1 && ahead_cut(op, p).pixels == 112;
+  return N > 96 || (C <= 96 && N % 16 == 0 && ahead_cut(op, p, 112).tiles > 3 * 132);
+}
+
 constexpr bool takes_held(Row const& row, Problem const& p) {
-  if (row.family != Family::tma || row.variant != Variant::halo || row.tile_m != 256 || row.tile_n != 96) return false;
-  return ahead_supports(row.op, p) || (row.op == Op::dgrad && held_supports(p));
+  bool const f32 = p.dtype == DType::f32;
+  if (row.family != Family::tma || row.variant != Variant::halo || row.tile_m != 256) return false;
+  if (row.tile_n != (f32 ? 32 : 96)) return false;
+  return ahead_supports(row.op, p) || part_supports(row.op, p) || (!f32 && row.op == Op::dgrad && held_supports(p));
 }
 
 // Rounds of tiles, or memory. Fitted to 60 layers.
 constexpr Estimate held_estimate(Op op, Problem const& p, Device const& d) {
-  bool const ahead = ahead_supports(op, p), forward = op == Op::fprop;
-  HeldCut const cut = ahead ? ahead_cut(op, p) : held_cut(p);
-  int64_t const C = forward ? p.C : p.K, N = forward ? p.K : p.C;
-  int64_t const parts = ceil_div(N, ahead && C <= 64 && N > 64 ? 128 : 64);
-  int64_t const tiles = ahead && C <= 64 && N <= 64 ? ceil_div(cut.tiles, 2) : cut.tiles;
+  bool const part = part_supports(op, p), ahead = !part && ahead_supports(op, p), strided = p.stride_h == 2;
+  HeldCut const cut = part ? ahead_cut(op, p, 112) : ahead ? ahead_cut(op, p) : held_cut(p);
+  int64_t const C = ahead_depth(op, p), N = ahead_results(op, p), line = ahead_line(p);
+  int64_t const parts = ceil_div(N, part || (ahead && C <= line && N > 64) ? 128 : 64);
+  int64_t const tiles = ahead && C <= line && N <= 64 ? ceil_div(cut.tiles, 2) : cut.tiles;
   double const rounds = double(ceil_div(tiles, max64(d.sm_count / parts, 1)) * ceil_div(parts, d.sm_count));
-  double tile_ns = !ahead ? (C > 96   ? 2930
-                             : C > 64 ? 2500
-                                      : 1750)
-                          : (p.stride_h == 1 ? 2720 : 3050) + (C > 64 ? 250 : 0);
-  if (ahead && C < 64) tile_ns *= 1.25;
-  double const before = ahead ? 7400 : 7600, ns = before + rounds * tile_ns * double(cut.pixels) / 112;
+  double before = ahead ? 7400 : 7600, tile_ns = C > 96 ? 2930 : C > 64 ? 2500 : 1750;
+  if (ahead) tile_ns = ((strided ? 3050 : 2720) + (C > line ? 250 : 0)) * (C < line ? 0.88 : 1);
+  if (part) {
+    before = C > 96 ? 11600 : C > 64 ? 11000 : 7400;
+    tile_ns = C > 96 ? (strided ? 6400 : 4950) : C > 64 ? (strided ? 4700 : 3900) : 2600;
+  }
+  double const ns = before + rounds * tile_ns * double(cut.pixels) / 112;
   double const bytes = double(p.N) * size_of(p.dtype) *
                        (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  double const memory_ns = 1500 + bytes / 3350;
-  // Results whose pixels begin within sectors.
-  return {(ns > memory_ns ? ns : memory_ns) * (N % 16 == 0 && C % 16 == 0 ? 1 : 1.3), 1};
+  bool const f32 = p.dtype == DType::f32;
+  double const memory_ns = f32 ? 8000 + bytes / 3690 : 1500 + bytes / 3350;
+  double share = f32 ? 0.88 : 1;             // beside other rows' estimates
+  if (!f32 && (N % 16 != 0 || C % 16 != 0))  // pixels begin within sectors
+    share = part && C > 64 ? (N % 16 != 0 ? 1.2 : 1.15) : 1.3;
+  return {(ns > memory_ns ? ns : memory_ns) * share, 1};
 }
 
 }  // namespace conv2d_ext

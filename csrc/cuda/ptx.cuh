@@ -767,7 +767,8 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint32_t const (&a)[4]
 // d[64, n] += a[64, 8] * b[8, n] in TF32: a in registers, as wgmma.mma_async lays it out; b K-major.
 template <int count>
 __device__ inline void wgmma_mma_async_tf32(float (&d)[count], uint32_t const (&a)[4], uint64_t b) {
-  static_assert(count == 16 || count == 32 || count == 64 || count == 80 || count == 96 || count == 128);
+  static_assert(count == 16 || count == 32 || count == 56 || count == 64 || count == 80 || count == 96 || count == 128);
+  if constexpr (count == 56) CONV2D_EXT_WGMMA_TF32(112, d, a, b, 56, 57, 58, 59, 60);
   if constexpr (count == 16) CONV2D_EXT_WGMMA_TF32(32, d, a, b, 16, 17, 18, 19, 20);
   if constexpr (count == 32) CONV2D_EXT_WGMMA_TF32(64, d, a, b, 32, 33, 34, 35, 36);
   if constexpr (count == 64) CONV2D_EXT_WGMMA_TF32(128, d, a, b, 64, 65, 66, 67, 68);

@@ -84,27 +84,39 @@ __device__ void held_copy(HeldParams const& p, uint32_t ring, uint32_t filters, 
 
 // Stores a warpgroup's 64 channels (fprop: filters) from c on by a tile's pixels.
 template <class T, int pixels>
-__device__ void held_store(CUtensorMap const& out, float (&acc)[pixels / 2], uint32_t staging, int c,
+__device__ void held_store(CUtensorMap const& out, float (&acc)[pixels / 2], uint32_t staging, int c, int channels,
                            HeldTile const& to) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
   bool const stores = int(threadIdx.x) % kWarpgroup == 0;
   if (stores) ptx::cp_async_bulk_wait_group_read<0>();
   ptx::bar_sync(1 + group, kWarpgroup);  // the last results have been read
-#pragma unroll
-  for (int t = 0; t < pixels / 16; ++t) {
-    uint32_t v[4];
+  if constexpr (sizeof(T) == 4) {        // lines of 32 channels
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      int const from = (t * 2 + e / 2) * 4 + e % 2 * 2;
-      v[e] = pack<T>(acc[from], acc[from + 1]);
+      int const line = lane % 4 * 2 + e % 2, at = warp % 2 * 16 + e / 2 * 8 + lane / 4;
+      uint32_t const to = staging + (warp / 2 * pixels + line) * kLineBytes + ((at / 4) ^ line) * 16 + at % 4 * 4;
+#pragma unroll
+      for (int i = 0; i < pixels / 8; ++i) ptx::st_shared(to + i * kCoreBytes, __float_as_uint(acc[i * 4 + e]));
     }
-    int const line = t * 16 + lane / 16 * 8 + lane % 8, at = warp * 2 + lane / 8 % 2;
-    ptx::stmatrix_x4_trans(staging + line * kLineBytes + (at ^ (line % 8)) * 16, v);
+  } else {
+#pragma unroll
+    for (int t = 0; t < pixels / 16; ++t) {
+      uint32_t v[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        int const from = (t * 2 + e / 2) * 4 + e % 2 * 2;
+        v[e] = pack<T>(acc[from], acc[from + 1]);
+      }
+      int const line = t * 16 + lane / 16 * 8 + lane % 8, at = warp * 2 + lane / 8 % 2;
+      ptx::stmatrix_x4_trans(staging + line * kLineBytes + (at ^ (line % 8)) * 16, v);
+    }
   }
   ptx::fence_proxy_async();
   ptx::bar_sync(1 + group, kWarpgroup);
   if (!stores) return;
   ptx::cp_async_bulk_tensor_4d_store(&out, staging, c, to.j, to.i, to.n);
+  if (sizeof(T) == 4 && c + 32 < channels)
+    ptx::cp_async_bulk_tensor_4d_store(&out, staging + pixels * kLineBytes, c + 32, to.j, to.i, to.n);
   ptx::cp_async_bulk_commit_group();
 }
 
@@ -184,7 +196,7 @@ __device__ void held_multiply(HeldParams const& p, uint32_t ring, uint32_t filte
       ptx::wgmma_commit_group();
     }
     finish();
-    held_store<T, pixels>(p.x[p.phase[group][0]], acc, staging, c, to);
+    held_store<T, pixels>(p.x[p.phase[group][0]], acc, staging, c, 0, to);
     clear();
 #pragma unroll
     for (int i = 0; i < 2 * chunks; ++i) {
@@ -203,7 +215,7 @@ __device__ void held_multiply(HeldParams const& p, uint32_t ring, uint32_t filte
     }
     finish();
     release(s[2 * chunks - 1]);
-    held_store<T, pixels>(p.x[p.phase[group][1]], acc, staging, c, to);
+    held_store<T, pixels>(p.x[p.phase[group][1]], acc, staging, c, 0, to);
   }
   if (int(threadIdx.x) % kWarpgroup == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }

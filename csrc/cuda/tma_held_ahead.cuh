@@ -1,6 +1,6 @@
-// 3x3 filters, 16-bit types, whose reduction has 64 channels (128 to up to 64 filters): fprop with strides of one and
-// two, dgrad of stride one. A block's filters stay in registers, as the first operand of its instructions, for all of
-// its tiles.
+// 3x3 filters whose reduction has 64 channels (128 to up to 64 filters; TF32: 32): fprop with strides of one and two,
+// in 16-bit types dgrad of stride one. A block's filters stay in registers, as the first operand of its instructions,
+// for all of its tiles.
 //
 // Each of two warpgroups has 64 filters (dgrad: channels), the rows of its instructions; of up to 64 in all both have
 // the same, and a ring and a copying thread of their own: for tiles of their own, or, of 128 channels, for half of
@@ -10,6 +10,7 @@
 #pragma once
 
 #include "tma_held.cuh"
+#include "tma_held_part.cuh"
 
 namespace conv2d_ext::tma {
 
@@ -34,10 +35,10 @@ struct AheadTables {
 // of its own; sums, of which either adds up 64 channels.
 enum class Ahead : uint8_t { pixels, filters, sums };
 
-template <int pixels, Ahead share>
+template <class T, int pixels, Ahead share>
 struct AheadShape {
   static constexpr int rings = share == Ahead::pixels ? 1 : 2;
-  static constexpr int staging_bytes = pixels * kLineBytes;
+  static constexpr int staging_bytes = pixels * 64 * int(sizeof(T));
   // Results of each warpgroup; of sums, those of the first, and what the second has added up.
   static constexpr int results_bytes = (share == Ahead::sums ? 3 : 2) * staging_bytes;
   static constexpr int ring_bytes = (224 * 1024 - results_bytes) / 1024 * 1024;
@@ -133,7 +134,10 @@ __device__ void ahead_multiply(AheadParams const& p, uint32_t ring, uint32_t ful
         for (int r = slot; r < 3; r += stride)
 #pragma unroll
           for (int i = 0; i < 4; ++i)
-            ptx::wgmma_mma_async<T>(acc, a[(r * 3 + s) * 4 + i], layout | (from + r / stride * row + i * 2));
+            if constexpr (sizeof(T) == 4)
+              ptx::wgmma_mma_async_tf32(acc, a[(r * 3 + s) * 4 + i], layout | (from + r / stride * row + i * 2));
+            else
+              ptx::wgmma_mma_async<T>(acc, a[(r * 3 + s) * 4 + i], layout | (from + r / stride * row + i * 2));
         ptx::wgmma_commit_group();
         ptx::wgmma_wait_group<1>();
         ptx::wgmma_fence_operand(acc);
@@ -167,14 +171,14 @@ __device__ void ahead_multiply(AheadParams const& p, uint32_t ring, uint32_t ful
       }
       if (tile + step < p.tiles) ptx::bar_arrive(3, 2 * kWarpgroup);
     }
-    held_store<T, pixels>(p.out, acc, staging, k, to);
+    held_store<T, pixels>(p.out, acc, staging, k, p.N, to);
   }
   if (int(threadIdx.x) % kWarpgroup == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
 template <class T, int pixels, int stride, bool backward, Ahead share>
 __global__ void __launch_bounds__(kThreads, 1) ahead_kernel(__grid_constant__ AheadParams const p) {
-  using S = AheadShape<pixels, share>;
+  using S = AheadShape<T, pixels, share>;
   extern __shared__ uint8_t dynamic[];
   __shared__ AheadTables tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
@@ -227,7 +231,8 @@ cudaError_t launch_ahead(Problem const& problem, Arguments const& args, cudaStre
   int sm_count = 0;
   cudaError_t error = count_sms(sm_count);
   if (error != cudaSuccess) return error;
-  Ahead const share = C > 64 ? Ahead::sums : N <= 64 ? Ahead::filters : Ahead::pixels;
+  constexpr int line = kLineBytes / int(sizeof(T));  // channels
+  Ahead const share = C > line ? Ahead::sums : N <= 64 ? Ahead::filters : Ahead::pixels;
   int64_t const parts = ceil_div(N, share == Ahead::pixels ? 128 : 64);
   p.blocks = int32_t(held_blocks(share == Ahead::filters ? ceil_div(cut.tiles, 2) : cut.tiles, parts, sm_count));
   // Coordinates of a parity's rows and columns; one that is negative is odd, too.
@@ -240,16 +245,18 @@ cudaError_t launch_ahead(Problem const& problem, Arguments const& args, cudaStre
     Tensor4 const pixels{static_cast<T const*>(args.a) + a * in.h + b * in.w,
                          dtype,
                          {C, ceil_div(W - b, stride), ceil_div(H - a, stride), problem.N},
-                         {1, stride * in.w, stride * in.h, in.n}};
-    if ((error = encode_tiled(p.in[map], pixels, 64, p.width, p.lines_bytes / kLineBytes / p.width, 1)) != cudaSuccess)
+                         {1, stride * in.w, stride * in.h, in.n},
+                         true};
+    if ((error = encode_tiled(p.in[map], pixels, line, p.width, p.lines_bytes / kLineBytes / p.width, 1)) !=
+        cudaSuccess)
       return error;
   }
-  if ((error = encode_filters(p.w, args.b, problem, 64, 64)) != cudaSuccess) return error;
+  if ((error = encode_filters(p.w, args.b, problem, backward ? 64 : line, 64, true)) != cudaSuccess) return error;
   Tensor4 const results{args.out, dtype, {N, v.pixels, h.pixels, problem.N}, {1, out.w, out.h, out.n}};
-  if ((error = encode_tiled(p.out, results, 64, p.width, p.height, 1)) != cudaSuccess) return error;
+  if ((error = encode_tiled(p.out, results, line, p.width, p.height, 1)) != cudaSuccess) return error;
   auto launch = [&](auto count, auto of_stride, auto of_share) {
     constexpr Ahead shared = decltype(of_share)::value;
-    using S = AheadShape<decltype(count)::value, shared>;
+    using S = AheadShape<T, decltype(count)::value, shared>;
     auto const kernel = ahead_kernel<T, decltype(count)::value, decltype(of_stride)::value, backward, shared>;
     p.stages = int32_t(min64(S::ring_bytes / S::rings / cut.slot_bytes, kMaxStages));
     cudaError_t const set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
@@ -257,7 +264,7 @@ cudaError_t launch_ahead(Problem const& problem, Arguments const& args, cudaStre
     return launch_dependent(kernel, dim3(unsigned(p.blocks * parts)), kThreads, S::shared_bytes, stream, p);
   };
   auto with_share = [&](auto count, auto of_stride) {
-    if constexpr (decltype(of_stride)::value == 1)
+    if constexpr (decltype(of_stride)::value == 1 && sizeof(T) == 2)
       if (share == Ahead::sums) return launch(count, of_stride, std::integral_constant<Ahead, Ahead::sums>{});
     if (share == Ahead::filters) return launch(count, of_stride, std::integral_constant<Ahead, Ahead::filters>{});
     return launch(count, of_stride, std::integral_constant<Ahead, Ahead::pixels>{});
@@ -271,9 +278,10 @@ cudaError_t launch_ahead(Problem const& problem, Arguments const& args, cudaStre
                            : with_stride(std::integral_constant<int, 128>{});
 }
 
-// The rows of 256x96 with halo, of which these are the second kernels.
+// The rows of 256x96 with halo, of which these are the second kernels, and fprop's of 256x32 in TF32.
 template <Op op, DType dtype, int TM, int TN, Variant variant>
 cudaError_t launch_held_or(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  if (part_supports(op, problem)) return launch_part<op, dtype>(problem, args, stream);
   if (ahead_supports(op, problem)) return launch_ahead<op, dtype>(problem, args, stream);
   if constexpr (op == Op::dgrad)
     if (held_supports(problem)) return launch_held<dtype>(problem, args, stream);
@@ -282,6 +290,15 @@ cudaError_t launch_held_or(Problem const& problem, Plan const& plan, Arguments c
 
 }  // namespace conv2d_ext::tma
 
+#define CONV2D_EXT_TMA_TF32_HELD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                             \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    if constexpr (Op::op == Op::fprop)                                                                        \
+      if (ahead_supports(Op::op, p)) return tma::launch_ahead<Op::op, DType::f32>(p, args, stream);           \
+    return tf32::launch_row<Op::op, tm, tn, Variant::variant>(p, plan, args, stream);                         \
+  }                                                                                                           \
+  }
 #define CONV2D_EXT_TMA_HELD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                  \
   namespace conv2d_ext {                                                                                      \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
