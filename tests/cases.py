@@ -333,6 +333,7 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_1x1_many_pixels", 9, 24, 28, 28, 24, 1, 1, groups=24, edge=True),
     Case("depthwise_copied", 3, 5, 33, 65, 5, 5, 5, padding=(2, 1, 3, 2), groups=5, edge=True),
     Case("depthwise_copied_stride2", 3, 10, 37, 75, 10, 5, 5, (2, 2), (2, 2), groups=10, edge=True),
+    Case("depthwise_copied_below", 2, 40, 70, 201, 40, 5, 5, padding=(0, 100, 0, 0), groups=40),
     Case("depthwise_copied_bands", 1, 2, 150, 149, 2, 3, 3, (2, 2), (1, 2, 1, 0), groups=2, bias=False),
     Case("depthwise_multiplier5", 2, 8, 9, 8, 40, 3, 3, (2, 1), (1, 1), groups=8),
     Case("depthwise_2x5_dilated", 2, 9, 13, 15, 9, 2, 5, (2, 1), (0, 1, 4, 2), (3, 2), 9, edge=True),

@@ -283,8 +283,8 @@ struct GroupedSumLines {
 
 constexpr int64_t kSumTables = 320;  // bytes
 // Warps of a block: strict f32 takes more registers, and so do whole jobs of three blocks of filters. Strict, 3x3,
-// twelve have enough for `kMoreJobs`, and multiply 5 % slower than eight: for three jobs, which else leave two warps
-// idle.
+// nine (`kMoreJobs`) have enough of them, and multiply 5 % slower than eight: for three jobs, which else leave two
+// warps idle.
 inline constexpr int kMoreJobs = 9;
 constexpr int64_t grouped_most_jobs(bool strict, int64_t together) { return strict ? 8 : together == 3 ? 12 : 16; }
 

@@ -1,5 +1,5 @@
-// Depthwise convolution over NCHW, planes copied as they lie in memory: square filters with stride 1, rows of any
-// width.
+// Depthwise convolution over NCHW, planes copied as they lie in memory: square filters with strides of 1 and 2, rows of
+// any width.
 //
 // The bytes of some channels' planes, or of a band of rows of one, follow each other in memory, so the copy engine
 // brings them as one run, from the 16 bytes on in which it begins; rows may begin anywhere. A thread has a column of
@@ -38,7 +38,7 @@ struct CopiedUnit {
 
   __device__ CopiedUnit(CopiedParams const& p, int R, int stride, int unit) : n(unit / p.image_units) {
     h0 = (unit - int(n) * p.image_units) * p.unit_rows, rows = min(p.unit_rows, p.P - h0);
-    low = max(h0 * stride - p.pad_h, 0), high = min((h0 + rows - 1) * stride - p.pad_h + R, p.H);
+    low = max(h0 * stride - p.pad_h, 0), high = max(low, min((h0 + rows - 1) * stride - p.pad_h + R, p.H));
   }
 };
 

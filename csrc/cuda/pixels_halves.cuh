@@ -129,6 +129,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
 #pragma unroll 1
       for (int step = 0; step < p.steps; ++step, stage.advance(kStages)) {
         ptx::mbarrier_wait(&full[stage.index], stage.parity);
+        __syncwarp();  // no lane falls behind
         if (lane == 0) ptx::mbarrier_arrive(&empty[stage.index]);
       }
       continue;

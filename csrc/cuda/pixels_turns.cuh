@@ -155,6 +155,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
 #pragma unroll 1
       for (int step = 0; step < p.steps; ++step, ++position) {
         ptx::mbarrier_wait(&full_b[position % kStages], position / kStages % 2);
+        __syncwarp();  // no lane falls behind
         if (lane == 0) ptx::mbarrier_arrive(&empty[position % kStages]);
       }
       continue;

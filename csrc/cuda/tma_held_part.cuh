@@ -108,6 +108,7 @@ __device__ void part_copy(PartParams const& p, uint32_t ring, uint32_t filters, 
                                        from.i + p.row[slot], from.n);
         }
   }
+  if (free >= 0) drain();  // few, small tiles
 }
 
 template <class T, int steps, int stride, bool backward, int group>
