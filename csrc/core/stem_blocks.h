@@ -117,11 +117,12 @@ constexpr Estimate stem_lean_estimate(Op op, Problem const& p, Device const& d) 
                        : t.vector == 2 ? (half ? 8.0 : 20.0)
                        : t.nhwc        ? 29.0
                                        : 20.0;
-  double const tile_ns = 17.5 + steps * (t.pairs ? 6.5 : 10.9) + 0.95 * blocks * steps + store * blocks;
+  double const product = stem_is_strict(p) ? 3.0 : 0.95;
+  double const tile_ns = 17.5 + steps * (t.pairs ? 6.5 : 10.9) + product * blocks * steps + store * blocks;
   double const work = double(t.tiles * t.slabs) / d.sm_count * tile_ns;
   double const bytes = double(p.N) * size_of(p.dtype) *
                        (double(v.C) * double(v.H) * double(v.W) + double(v.K) * double(v.P) * double(v.Q));
-  int64_t const of_sm = kStemLeanWarps * stem_lean_blocks(t.blocks, t.steps, t.pairs, t.nhwc);
+  int64_t const of_sm = kStemLeanWarps * stem_lean_blocks(t.blocks, t.steps, t.pairs, t.nhwc, stem_is_strict(p));
   double const rounds = double(ceil_div(t.tiles * t.slabs, int64_t(d.sm_count) * of_sm));
   return {6960 + 76 * steps * blocks + 87 * rounds + overlapped(work, bytes / 5170), 1};
 }
