@@ -256,6 +256,21 @@ constexpr Packed packed_mixed(Problem const& p) {
   return q;
 }
 
+// For rows of lean, which pad nothing. 1x1 filters over NCHW have rows of their own.
+constexpr Packed packed_lean(Row const& row, Problem const& p) {
+  Packed q{{}, p};
+  int64_t const v = 16 / size_of(p.dtype);
+  if (p.groups != 1 || p.C % v != 0 || p.K % v != 0 || (p.R * p.S == 1 && p.stride_h * p.stride_w == 1)) return q;
+  Problem const taken = as_channels_last(row, p);
+  q.which.x = !channel_vectors(taken.x, taken.x_align, p.C, v, p.dtype);
+  q.which.w = !channel_vectors(taken.w, taken.w_align, p.C, v, p.dtype);
+  q.which.y = !channel_vectors(taken.y, taken.y_align, p.K, v, p.dtype);
+  if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
+  if (q.which.w) q.problem.w = channels_last_strides(packed_w_channels(p.C, p.dtype), p.R, p.S), q.problem.w_align = 16;
+  if (q.which.y) q.problem.y = channels_last_strides(p.K, p.P(), p.Q()), q.problem.y_align = 16;
+  return q;
+}
+
 constexpr Packed packed(Row const& row, Problem const& p) {
   if (is_mixed(row, p)) return packed_mixed(p);
   if (row.family == Family::simt) return packed_simt(row, p);
@@ -271,7 +286,8 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     return q;
   }
   if (packs_pixels(row, p)) return packed_pixels(p);
-  if (row.variant == Variant::lean || is_matrix(row) || is_tf32_planes(row)) return {{}, p};
+  if (row.variant == Variant::lean) return packed_lean(row, p);
+  if (is_matrix(row) || is_tf32_planes(row)) return {{}, p};
   if (is_tma_planes(row)) {
     Packed q{{}, p};
     if (tma_planes_supports(row, p)) return q;
@@ -328,7 +344,7 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
     return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && in_place_supports(row, q.problem);
   }
   // Launches that pack cost more than it gains; images that are packed have rows of their own.
-  if (row.variant == Variant::lean || is_matrix(row) || is_planes_wgrad(row)) return false;
+  if (is_matrix(row) || is_planes_wgrad(row)) return false;
   if (row.family == Family::grouped) {
     Packed const q = packed_lines(row, p);
     return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && grouped_supports(row, row.op, q.problem);
@@ -346,6 +362,10 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
   }
   if (is_pointwise(row)) return pointwise_supports(row.op, packed(row, p).problem);
   if (is_tma_planes(row)) return tma_planes_supports(row, packed(row, p).problem);
+  if (row.variant == Variant::lean) {
+    Packed const q = packed_lean(row, p);
+    return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && in_place_supports(row, q.problem);
+  }
   PackedGroup const g = packed_group(row, p);
   double const x = double(p.N) * double(p.H) * double(p.W), y = double(p.N) * double(p.P()) * double(p.Q()),
                w = double(p.R) * double(p.S), groups = double(p.groups);

@@ -117,7 +117,7 @@ constexpr Estimate stem_lean_estimate(Op op, Problem const& p, Device const& d) 
                        : t.vector == 2 ? (half ? 8.0 : 20.0)
                        : t.nhwc        ? 29.0
                                        : 20.0;
-  double const product = stem_is_strict(p) ? 3.0 : 0.95;
+  double const product = !stem_is_strict(p) ? 0.95 : t.nhwc ? 3.0 : 2 + 0.3 * blocks;
   double const tile_ns = 17.5 + steps * (t.pairs ? 6.5 : 10.9) + product * blocks * steps + store * blocks;
   double const work = double(t.tiles * t.slabs) / d.sm_count * tile_ns;
   double const bytes = double(p.N) * size_of(p.dtype) *
