@@ -1459,7 +1459,7 @@ def test_explain_names_the_packed_tensors() -> None:
         pytest.skip("needs sm90")
     assert ask_explain("fprop", False).packed == ("input", "weight")
     assert "packed: input, weight" in str(ask_explain("fprop", False))
-    assert ask_explain("wgrad", False).packed == ("input", "grad_output")
+    assert ask_explain("wgrad", False).packed == ("input", "grad_weight", "grad_output")
     assert ask_explain("fprop", True).packed == () and "packed" not in str(ask_explain("fprop", True))
 
 
@@ -1758,7 +1758,7 @@ def test_1x1_layers_over_planes_of_half_vectors_stay_in_place_in_16_bits(op: str
         Case("stride", 8, 256, 14, 14, 256, 1, 1, (2, 2)),
         Case("filters", 8, 260, 14, 14, 260, 1, 1),
     ):
-        assert not named(op, other, torch.float16, "nchw").endswith("_lean"), other
+        assert packed(op, other, *meta(other, torch.float16, "nchw")) != "", other
 
 
 def test_filters_of_1x1_stay_where_memory_bounds_the_layer() -> None:

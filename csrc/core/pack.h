@@ -256,11 +256,13 @@ constexpr Packed packed_mixed(Problem const& p) {
   return q;
 }
 
-// For rows of lean, which pad nothing. 1x1 filters over NCHW have rows of their own.
+// For rows of lean, which pad nothing, but for large tiles of fprop and dgrad. 1x1 filters over NCHW have rows of their
+// own.
 constexpr Packed packed_lean(Row const& row, Problem const& p) {
   Packed q{{}, p};
   int64_t const v = 16 / size_of(p.dtype);
-  if (p.groups != 1 || p.C % v != 0 || p.K % v != 0 || (p.R * p.S == 1 && p.stride_h * p.stride_w == 1)) return q;
+  if (p.groups != 1 || p.C % v != 0 || p.K % v != 0 || (lean_large(row) && row.op != Op::wgrad)) return q;
+  if (p.R * p.S == 1 && p.stride_h * p.stride_w == 1) return q;
   Problem const taken = as_channels_last(row, p);
   q.which.x = !channel_vectors(taken.x, taken.x_align, p.C, v, p.dtype);
   q.which.w = !channel_vectors(taken.w, taken.w_align, p.C, v, p.dtype);
@@ -425,6 +427,15 @@ constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
     default:
       return 6340;
   }
+}
+
+// Rows of lean in TF32 on packed copies: what they take beyond their estimates, as measured beside other rows.
+constexpr double packed_lean_ns(Row const& row, Packing const& which, double ns) {
+  if (row.family != Family::tma || row.variant != Variant::lean || row.dtype != DType::f32 || !(which.x || which.y))
+    return 0;
+  if (row.op == Op::wgrad) return ns < 20000 ? 1500 : 0;
+  return row.op == Op::fprop ? 2700 + ns * (row.tile_n == 128 ? 0.2 : 0.1)
+                             : 2500 + ns * (row.tile_m == 128 ? 0.15 : 0.05);
 }
 
 // wgrad in 16-bit types on packed copies: how much longer its own part was measured to take than in channels_last.

@@ -225,14 +225,15 @@ __device__ inline void other_trips(Copies& copies, LeanParams const& p, LeanTabl
 }
 
 // Stores a thread's pairs of 8 columns; column: of the pairs in a row of the result, or -1.
-template <class T>
+// apart: they may be apart.
+template <class T, bool apart = true>
 __device__ void lean_store_block(LeanParams const& p, float const* acc, int64_t const (&out)[2], int64_t column) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     if (out[half] < 0 || column < 0) continue;
     Vector<T, 2> const v{narrow<T>(acc[half * 2]), narrow<T>(acc[half * 2 + 1])};
     T* const to = static_cast<T*>(p.out) + out[half] + column * p.out_c;
-    if (p.out_c == 1)
+    if (!apart || p.out_c == 1)
       *reinterpret_cast<Vector<T, 2>*>(to) = v;
     else
       to[0] = v.v[0], to[p.out_c] = v.v[1];
@@ -275,7 +276,8 @@ template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool plan
 __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& tables, int count, int rank, int n_tile,
                               int tap) {
   using S = LeanShapeOf<T, TM, TN, line>;
-  constexpr int column_bytes = S::columns * int(sizeof(T)), core_b = 8 * column_bytes;  // of a line of B, N-major
+  constexpr bool apart = !planes && (sizeof(T) == 4 || !lean_large(DType::f16, TM, TN));  // lean_stores_apart
+  constexpr int column_bytes = S::columns * int(sizeof(T)), core_b = 8 * column_bytes;    // of a line of B, N-major
   constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32, step_b = b_rows ? 2 * core_b : 32;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = int(threadIdx.x) / 32 % 4;
   int const lane = int(threadIdx.x) % 32, quad = lane % 4;
@@ -372,7 +374,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
           }
           if constexpr (planes)
             sum[0] += row_bias[0], sum[1] += row_bias[0], sum[2] += row_bias[1], sum[3] += row_bias[1];
-          lean_store_block<T>(p, sum, out, column_of(j * 8 + quad * 2));
+          lean_store_block<T, apart>(p, sum, out, column_of(j * 8 + quad * 2));
         });
     return;
   }
@@ -395,9 +397,9 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
       acc[j * 4 + 2] += widen(its.v[0]), acc[j * 4 + 3] += widen(its.v[1]);
     }
   }
-  if (sizeof(T) == 4 || (!planes && p.out_c != 1)) {
+  if (sizeof(T) == 4 || (apart && p.out_c != 1)) {
 #pragma unroll
-    for (int j = 0; j < TN / 8; ++j) lean_store_block<T>(p, acc + j * 4, out, column_of(j * 8 + quad * 2));
+    for (int j = 0; j < TN / 8; ++j) lean_store_block<T, apart>(p, acc + j * 4, out, column_of(j * 8 + quad * 2));
   } else {
     // Four lanes exchange their words of four blocks of 8 columns, so that each stores one block of a row at once.
 #pragma unroll
