@@ -168,11 +168,17 @@ constexpr bool tf32_adds_into_any(Row const& row, Problem const& p) {
 }
 constexpr bool tf32_stores_apart(Row const& row, Problem const& p) { return tf32_adds_into_any(row, p) && p.w.c > 1; }
 
-// Rows of lean store results in any strides, element by element, but for large tiles and those of 1x1 over planes,
-// which are other kernels. More weights than these are packed.
+// May a row of lean run on packed copies? 1x1 filters over planes have kernels of their own, but where they step over
+// pixels.
+constexpr bool lean_packs(Row const& row, Problem const& p) {
+  Strides const& in = row.op == Op::dgrad ? p.y : p.x;
+  bool const planes = in.c != 1 && (p.W == 1 || in.w == 1);
+  return row.family == Family::tma && row.variant == Variant::lean && p.groups == 1 &&
+         (p.R * p.S > 1 || p.stride_h * p.stride_w > 1 || !planes);
+}
+// These store results in any strides, element by element, but for large tiles. More weights than so many are packed.
 constexpr bool lean_stores_apart(Row const& row, Problem const& p) {
-  if (row.family != Family::tma || row.variant != Variant::lean || p.groups != 1 || lean_large(row)) return false;
-  if (p.R * p.S == 1 && p.stride_h * p.stride_w == 1) return false;
+  if (lean_large(row) || !lean_packs(row, p)) return false;
   if (row.op != Op::wgrad) return (row.op == Op::fprop ? p.y.c : p.x.c) > 1;
   return p.w.c > 1 && double(p.K) * double(p.C) * double(p.R) * double(p.S) <= kMostSingleWeights;
 }

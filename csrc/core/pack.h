@@ -256,13 +256,11 @@ constexpr Packed packed_mixed(Problem const& p) {
   return q;
 }
 
-// For rows of lean, which pad nothing, but for large tiles of fprop and dgrad. 1x1 filters over NCHW have rows of their
-// own.
+// For rows of lean, which pad nothing, but for large tiles of fprop and dgrad.
 constexpr Packed packed_lean(Row const& row, Problem const& p) {
   Packed q{{}, p};
   int64_t const v = 16 / size_of(p.dtype);
-  if (p.groups != 1 || p.C % v != 0 || p.K % v != 0 || (lean_large(row) && row.op != Op::wgrad)) return q;
-  if (p.R * p.S == 1 && p.stride_h * p.stride_w == 1) return q;
+  if (!lean_packs(row, p) || p.C % v != 0 || p.K % v != 0 || (lean_large(row) && row.op != Op::wgrad)) return q;
   Problem const taken = as_channels_last(row, p);
   q.which.x = !channel_vectors(taken.x, taken.x_align, p.C, v, p.dtype);
   q.which.w = !channel_vectors(taken.w, taken.w_align, p.C, v, p.dtype);

@@ -379,10 +379,11 @@ __global__ void __launch_bounds__(kLeanThreads, stem_lean_blocks(blocks, steps, 
         mend_lean<nhwc>(p, Tile(p, index), first, blocks * 8, bias);
 }
 
+using LeanKernel = void (*)(LeanParams);
+
 template <class T, int blocks, bool nhwc>
-auto windows_kernel(StemLean const& t) {
-  using Kernel = void (*)(LeanParams);
-  Kernel kernel = nullptr;
+LeanKernel windows_kernel(StemLean const& t) {
+  LeanKernel kernel = nullptr;
   if constexpr (is_split<T>) {
     kernel = windows<T, blocks, stem_lean_steps(4), true, nhwc>;
   } else if constexpr (sizeof(T) == 4) {
@@ -393,7 +394,7 @@ auto windows_kernel(StemLean const& t) {
                             : windows<T, blocks, 4, true, nhwc>;
   } else {
     static_assert(stem_lean_steps(2) == 3);
-    auto const of = [&](auto pairs) -> Kernel {
+    auto const of = [&](auto pairs) -> LeanKernel {
       return t.steps == 1   ? windows<T, blocks, 1, pairs, nhwc>
              : t.steps == 2 ? windows<T, blocks, 2, pairs, nhwc>
                             : windows<T, blocks, 3, pairs, nhwc>;
@@ -404,7 +405,7 @@ auto windows_kernel(StemLean const& t) {
 }
 
 template <class T>
-auto windows_kernel(StemLean const& t) {
+LeanKernel windows_kernel(StemLean const& t) {
   auto const of = [&](auto count) {
     return t.nhwc ? windows_kernel<T, count, true>(t) : windows_kernel<T, count, false>(t);
   };
@@ -438,7 +439,7 @@ cudaError_t launch_lean(Op op, Problem const& problem, Arguments const& args, cu
   int64_t const blocks =
                     h200_sxm.sm_count * stem_lean_blocks(t.blocks, t.steps, t.pairs, t.nhwc, stem_is_strict(problem)),
                 most = max64(blocks / t.slabs, 1) * kStemLeanWarps, warps = ceil_div(t.tiles, ceil_div(t.tiles, most));
-  auto* kernel = windows_kernel<T>(t);
+  LeanKernel kernel = windows_kernel<T>(t);
   if constexpr (dtype == DType::f32)
     if (!problem.allow_tf32) kernel = windows_kernel<Split>(t);
   kernel<<<dim3(unsigned(ceil_div(warps, kStemLeanWarps)), unsigned(t.slabs)), kLeanThreads, 0, stream>>>(p);
