@@ -1659,6 +1659,34 @@ def test_1x1_layers_in_channels_last_are_products_of_matrices_by_tiles_that_fill
         assert not named(op, other, torch.float16).endswith("_lines"), other
 
 
+def test_small_layers_over_nchw_take_lean_on_packed_copies() -> None:
+    """Results stay in place; many weights do not. Filters whose lines end early are left to others."""
+    layers = (Case("3x3", 1, 128, 28, 28, 128, 3, 3, padding=(1, 1)), Case("1x1 s2", 1, 448, 28, 28, 896, 1, 1, (2, 2)))
+    for case, op, tf32 in itertools.product(layers, OPS, (False, True)):
+        if op == "dgrad" and case.stride != (1, 1):
+            continue
+        dtype = torch.float32 if tf32 else torch.float16
+        row = named(op, case, dtype, "nchw", allow_tf32=tf32)
+        if (op, tf32, case.R) != ("wgrad", False, 1):  # by packed pixels 12.0 us, 13.4 by lean
+            assert row.endswith("_lean"), (row, case)
+            operands = {"fprop": "xw" if case.R > 1 else "x", "dgrad": "wy", "wgrad": "xwy" if case.R > 1 else "xy"}
+            assert packed(op, case, *meta(case, dtype, "nchw"), allow_tf32=tf32) == operands[op], (op, case)
+    few = Case("weights", 5, 4, 14, 14, 88, 7, 1, (2, 2))
+    assert packed("wgrad", few, *meta(few, torch.float32, "nchw"), allow_tf32=True) == "xy"
+    assert not named("dgrad", Case("40", 32, 40, 28, 28, 128, 3, 3, padding=(1, 1)), torch.float16, "nchw").endswith(
+        "_lean"
+    )
+
+
+def test_strict_first_layers_of_short_sums_read_words_from_where_they_lie() -> None:
+    first = Case("first", 8, 3, 224, 224, 32, 3, 3, (2, 2), (1, 1))
+    for layout in ("nchw", "nhwc"):
+        assert named("fprop", first, torch.float32, layout) == "stem_fprop_f32_16x64_lean"
+    lean = ROWS.index("stem_fprop_f32_16x64_lean")
+    for C, taken in ((1, False), (2, True), (3, True), (4, False)):  # FMA is more exact; more steps than are held
+        assert (ask("fprop", Case("first", 8, C, 64, 64, 32, 3, 3), torch.float32, "nchw")[3 + lean] >= 0) == taken, C
+
+
 def test_small_deep_layers_are_shared_out_by_as_many_blocks_as_pay() -> None:
     """A few parts where each more takes longer to add than it saves steps, and some where there were none."""
     deep = Case("deep", 1, 380, 8, 8, 380, 3, 3, padding=(1, 1))  # of 384 16.1 us by 19 parts, 13.9 by 6
