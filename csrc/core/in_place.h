@@ -168,8 +168,36 @@ constexpr bool tf32_adds_into_any(Row const& row, Problem const& p) {
 }
 constexpr bool tf32_stores_apart(Row const& row, Problem const& p) { return tf32_adds_into_any(row, p) && p.w.c > 1; }
 
+// May a row of lean run on packed copies? 1x1 filters over planes have kernels of their own, but where they step over
+// pixels.
+constexpr bool lean_packs(Row const& row, Problem const& p) {
+  Strides const& in = row.op == Op::dgrad ? p.y : p.x;
+  bool const planes = in.c != 1 && (p.W == 1 || in.w == 1);
+  return row.family == Family::tma && row.variant == Variant::lean && p.groups == 1 &&
+         (p.R * p.S > 1 || p.stride_h * p.stride_w > 1 || !planes);
+}
+// These store results in any strides, element by element, but for large tiles. More weights than so many are packed.
+constexpr bool lean_stores_apart(Row const& row, Problem const& p) {
+  if (lean_large(row) || !lean_packs(row, p)) return false;
+  if (row.op != Op::wgrad) return (row.op == Op::fprop ? p.y.c : p.x.c) > 1;
+  return p.w.c > 1 && double(p.K) * double(p.C) * double(p.R) * double(p.S) <= kMostSingleWeights;
+}
+
+constexpr double lean_apart_ns(Row const& row, Problem const& p) {
+  if (!lean_stores_apart(row, p)) return 0;
+  if (row.op == Op::wgrad) return double(p.K) * double(p.C) * double(p.R) * double(p.S) * 0.012;
+  return 300 + (row.op == Op::fprop ? double(p.N) * double(p.K) * double(p.P()) * double(p.Q())
+                                    : double(p.N) * double(p.C) * double(p.H) * double(p.W)) *
+                   0.0007;
+}
+
 // The problem with results and filters as tma_supports knows them.
 constexpr Problem as_channels_last(Row const& row, Problem p) {
+  if (lean_stores_apart(row, p)) {
+    if (row.op == Op::fprop) p.y = channels_last_strides(p.K, p.P(), p.Q()), p.y_align = 16;
+    if (row.op == Op::dgrad) p.x = channels_last_strides(p.C, p.H, p.W), p.x_align = 16;
+    if (row.op == Op::wgrad) p.w = channels_last_strides(p.C, p.R, p.S), p.w_align = 16;
+  }
   if (stores_apart(row, p)) p.x = channels_last_strides(p.C, p.H, p.W), p.x_align = 16;
   if (tf32_stores_apart(row, p) || (wants_turned_filters(row) && p.groups == 1 && has_turned_filters(p)))
     p.w = channels_last_strides(p.C_per_group(), p.R, p.S), p.w_align = 16;
@@ -254,8 +282,8 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (is_tma_planes(row)) return tma_planes_supports(row, p);
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   if (is_planes_wgrad(row)) return planes_wgrad_supports(row, p);
-  if (is_sums(row, p)) return sums_supports(row, p);
-  return row.variant == Variant::lean ? lean_supports(row, p)
+  if (is_sums(row, p)) return sums_supports(row, as_channels_last(row, p));
+  return row.variant == Variant::lean ? lean_supports(row, as_channels_last(row, p))
                                       : takes_classes(row, p) || takes_held(row, p) || takes_resident(row, p) ||
                                             tma_supports(row, as_channels_last(row, p));
 }
@@ -290,11 +318,12 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
   if (is_tma_planes(row)) return tma_planes_estimate(row, p, d);
   if (is_sums(row, p)) {
     SumsEstimate const e = sums_estimate(row, p);
-    return {e.ns, e.cut.parts};
+    return {e.ns + lean_apart_ns(row, p), e.cut.parts};
   }
   if (row.variant == Variant::lean) {
     if (lean_gathers(row, p)) return gather_estimate(row, p);
     Estimate e = lean_estimate(row, p);
+    e.ns += lean_apart_ns(row, p);
     // As measured, 1x1 in 16 bits whose rows begin within sectors (32x776x8x5 to 3064 F 25.8 us, estimated at 16.0;
     // 32x40x28x28 to 120 13.0 and 16.9, estimated at 9.0 and 9.6).
     if (op != Op::wgrad && p.R * p.S == 1 && p.dtype != DType::f32 && !lean_takes_planes(row, p) &&

@@ -256,6 +256,21 @@ constexpr Packed packed_mixed(Problem const& p) {
   return q;
 }
 
+// For rows of lean, which pad nothing, but for large tiles of fprop and dgrad.
+constexpr Packed packed_lean(Row const& row, Problem const& p) {
+  Packed q{{}, p};
+  int64_t const v = 16 / size_of(p.dtype);
+  if (!lean_packs(row, p) || p.C % v != 0 || p.K % v != 0 || (lean_large(row) && row.op != Op::wgrad)) return q;
+  Problem const taken = as_channels_last(row, p);
+  q.which.x = !channel_vectors(taken.x, taken.x_align, p.C, v, p.dtype);
+  q.which.w = !channel_vectors(taken.w, taken.w_align, p.C, v, p.dtype);
+  q.which.y = !channel_vectors(taken.y, taken.y_align, p.K, v, p.dtype);
+  if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
+  if (q.which.w) q.problem.w = channels_last_strides(packed_w_channels(p.C, p.dtype), p.R, p.S), q.problem.w_align = 16;
+  if (q.which.y) q.problem.y = channels_last_strides(p.K, p.P(), p.Q()), q.problem.y_align = 16;
+  return q;
+}
+
 constexpr Packed packed(Row const& row, Problem const& p) {
   if (is_mixed(row, p)) return packed_mixed(p);
   if (row.family == Family::simt) return packed_simt(row, p);
@@ -271,7 +286,8 @@ constexpr Packed packed(Row const& row, Problem const& p) {
     return q;
   }
   if (packs_pixels(row, p)) return packed_pixels(p);
-  if (row.variant == Variant::lean || is_matrix(row) || is_tf32_planes(row)) return {{}, p};
+  if (row.variant == Variant::lean) return packed_lean(row, p);
+  if (is_matrix(row) || is_tf32_planes(row)) return {{}, p};
   if (is_tma_planes(row)) {
     Packed q{{}, p};
     if (tma_planes_supports(row, p)) return q;
@@ -328,7 +344,7 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
     return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && in_place_supports(row, q.problem);
   }
   // Launches that pack cost more than it gains; images that are packed have rows of their own.
-  if (row.variant == Variant::lean || is_matrix(row) || is_planes_wgrad(row)) return false;
+  if (is_matrix(row) || is_planes_wgrad(row)) return false;
   if (row.family == Family::grouped) {
     Packed const q = packed_lines(row, p);
     return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && grouped_supports(row, row.op, q.problem);
@@ -346,6 +362,10 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
   }
   if (is_pointwise(row)) return pointwise_supports(row.op, packed(row, p).problem);
   if (is_tma_planes(row)) return tma_planes_supports(row, packed(row, p).problem);
+  if (row.variant == Variant::lean) {
+    Packed const q = packed_lean(row, p);
+    return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && in_place_supports(row, q.problem);
+  }
   PackedGroup const g = packed_group(row, p);
   double const x = double(p.N) * double(p.H) * double(p.W), y = double(p.N) * double(p.P()) * double(p.Q()),
                w = double(p.R) * double(p.S), groups = double(p.groups);
@@ -405,6 +425,21 @@ constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
     default:
       return 6340;
   }
+}
+
+// Rows of lean on packed copies: what they take beyond their estimates, as measured beside other rows (370 problems).
+constexpr double packed_lean_ns(Row const& row, Problem const& p, Packing const& which, double ns) {
+  if (row.family != Family::tma || row.variant != Variant::lean || !(which.x || which.y)) return 0;
+  bool const wide = row.tile_n == 128, wgrad = row.op == Op::wgrad, forward = row.op == Op::fprop;
+  if (row.dtype == DType::f32)
+    return wgrad     ? (ns < 20000 ? 1500 : 0)
+           : forward ? 2700 + ns * (wide ? 0.2 : 0.1)
+                     : 2500 + ns * (row.tile_m == 128 ? 0.15 : 0.05);
+  if (wgrad) return 900 + (wide && row.tile_m == 64 ? ns * 0.05 : 0);
+  if (forward) return wide && p.K % 128 != 0 ? ns * 0.08 : 0;
+  // Filters' lines that end early (32x24x28x28 to 128 3x3: 39.0 us, estimated at 19.2).
+  double const lines = double(lean_tiles(row, p) * ceil_div(p.K, 64) * p.R * p.S) * 64;
+  return p.C < 64 && p.C % 32 != 0 ? lines / 132 * 4 : 0;
 }
 
 // wgrad in 16-bit types on packed copies: how much longer its own part was measured to take than in channels_last.

@@ -475,6 +475,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       e.ns *=
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : t);
       if (q.which.any()) e.ns += packing_ns(op, t, q) + (packs_pixels(row, t) ? (row.tile_n == 64 ? 2600 : 1000) : 0);
+      e.ns += packed_lean_ns(row, q.problem, q.which, e.ns);
       e.ns = groups_with_packing_ns(row, t, q.which.x || q.which.y, e.ns);
       e.ns += lines_as_measured_ns(row, p, e.ns);
       // As measured: with a single step nothing hides single stores.

@@ -110,18 +110,20 @@ constexpr Estimate stem_lean_estimate(Op op, Problem const& p, Device const& d) 
   StemLean const t = stem_lean(op, p);
   StemView const v = stem_view(op, p);
   double const steps = double(t.steps), blocks = double(t.blocks);
-  bool const half = size_of(p.dtype) == 2;
+  bool const half = size_of(p.dtype) == 2, strict = stem_is_strict(p);
   double const store = t.vector == 4   ? (t.nhwc ? 0.0
                                           : half ? 3.0
                                                  : 1.0)
+                       : strict        ? (t.nhwc ? 22.0 : 12.0)
                        : t.vector == 2 ? (half ? 8.0 : 20.0)
                        : t.nhwc        ? 29.0
                                        : 20.0;
-  double const tile_ns = 17.5 + steps * (t.pairs ? 6.5 : 10.9) + 0.95 * blocks * steps + store * blocks;
+  double const product = !strict ? 0.95 : t.nhwc ? 3.0 : 2 + 0.3 * blocks;
+  double const tile_ns = 17.5 + steps * (t.pairs ? 6.5 : 10.9) + product * blocks * steps + store * blocks;
   double const work = double(t.tiles * t.slabs) / d.sm_count * tile_ns;
   double const bytes = double(p.N) * size_of(p.dtype) *
                        (double(v.C) * double(v.H) * double(v.W) + double(v.K) * double(v.P) * double(v.Q));
-  int64_t const of_sm = kStemLeanWarps * stem_lean_blocks(t.blocks, t.steps, t.pairs, t.nhwc);
+  int64_t const of_sm = kStemLeanWarps * stem_lean_blocks(t.blocks, t.steps, t.pairs, t.nhwc, strict);
   double const rounds = double(ceil_div(t.tiles * t.slabs, int64_t(d.sm_count) * of_sm));
   return {6960 + 76 * steps * blocks + 87 * rounds + overlapped(work, bytes / 5170), 1};
 }

@@ -12,7 +12,8 @@ constexpr int64_t stem_lean_steps(int64_t size) { return size == 4 ? 4 : 3; }
 constexpr bool is_stem_lean(Row const& row) { return row.family == Family::stem && row.variant == Variant::lean; }
 
 // Blocks of an SM that its registers hold, of a kernel for so many blocks of 8 filters.
-constexpr int stem_lean_blocks(int64_t blocks, int64_t steps, bool pairs, bool nhwc) {
+constexpr int stem_lean_blocks(int64_t blocks, int64_t steps, bool pairs, bool nhwc, bool strict) {
+  if (strict) return blocks == 2 ? 4 : blocks == 4 ? 3 : 2;
   return blocks == 8 || steps >= 3 || !pairs ? 4 : steps == 1 || blocks == 2 || (nhwc && blocks == 4) ? 6 : 5;
 }
 
@@ -54,15 +55,17 @@ constexpr StemLean stem_lean(Op op, Problem const& p) {
                    : (v.Q == 1 || v.out.w == 1) && whole(v.out.c) && whole(v.Q));
   };
   t.vector = vectors(t.nhwc ? 4 * per_word : 4) ? 4 : !t.nhwc && vectors(2) ? 2 : 1;
+  if (stem_is_strict(p)) t.steps = max64(t.steps, stem_lean_steps(4));  // of which alone there are kernels
   return t;
 }
 
 constexpr bool stem_lean_supports(Op op, Problem const& p) {
-  if (op == Op::wgrad || size_of(p.dtype) > 4 || stem_is_strict(p) || p.groups != 1) return false;
+  if (op == Op::wgrad || size_of(p.dtype) > 4 || p.groups != 1) return false;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0 || p.P() <= 0 || p.Q() <= 0) return false;
   if ((p.dilation_w != 1 && p.S != 1) || (op == Op::dgrad && (p.stride_h != 1 || p.stride_w != 1))) return false;
   if (p.R > 64 || p.S > 64 || p.stride_h > 64 || p.stride_w > 64 || p.dilation_h > 64) return false;
   StemView const v = stem_view(op, p);
+  if (stem_is_strict(p) && v.C * p.R * p.S < kStemStrictLeast) return false;
   if (v.C > kStemMostChannels || !(stem_has_runs(v) || v.W == 1 || v.in.w == 1)) return false;
   // Coordinates, elements under a filter, and offsets of filters are int; divisions are of 32 bits.
   constexpr int64_t most = int64_t(1) << 24;

@@ -1,9 +1,8 @@
-// fprop of a few channels by short sums, 16 bits and TF32: a network's first 3x3. dgrad of stride one is the same with
-// mirrored filters.
+// fprop of a few channels by short sums: a network's first 3x3. dgrad of stride one is the same with mirrored filters.
 //   y[pixels, K] = windows of x[pixels, lines x window] * w[K, lines x window]
 // A window is a pixel's inputs under a line of the filter, neighbours in memory: S x C where channels lie together,
 // else S, of R x C lines. So words of mma.sync's fragments are read from where they are, by way of L1, and nothing of x
-// is copied to shared memory. (stem.cuh copies tiles; it takes longer sums and strict float32.)
+// is copied to shared memory. (stem.cuh copies tiles and takes longer sums. Strict float32, Split, is as there.)
 //
 // A warp walks over tiles of 16 pixels of a row by all filters of its slab. It holds where a tile's words are, and the
 // next tile's words while it multiplies and stores. What lies together in the results is shared out among a fragment's
@@ -124,7 +123,8 @@ struct LeanWords {
     }
   }
   __device__ uint32_t word(int i, int pixel, uint32_t mask) const {
-    if constexpr (sizeof(T) == 4) return ptx::cvt_rn_tf32(__uint_as_float(v[i][pixel][0])) & mask;
+    if constexpr (sizeof(T) == 4)
+      return (is_split<T> ? v[i][pixel][0] : ptx::cvt_rn_tf32(__uint_as_float(v[i][pixel][0]))) & mask;
     return (pairs ? v[i][pixel][0] : __byte_perm(v[i][pixel][0], v[i][pixel][pairs ? 0 : 1], 0x5410)) & mask;
   }
 };
@@ -142,7 +142,7 @@ struct LeanFilters {
   }
 };
 
-// The filters' words as Shared::weights of stem.cuh, and the bias.
+// The filters' words as Shared::weights of stem.cuh, of Split their high parts and then their low ones, and the bias.
 template <class T, int blocks, int steps, bool nhwc>
 __device__ inline void load_lean_filters(LeanParams const& p, LeanWord<T> const (&words)[steps * 2], int first,
                                          uint4* weights, float* bias) {
@@ -159,8 +159,14 @@ __device__ inline void load_lean_filters(LeanParams const& p, LeanWord<T> const 
 #pragma unroll
       for (int half = 0; half < kPerWord<T>; ++half)
         v.v[half] = rounded(words[i].weights[half] >= 0 && filter < p.K ? w[words[i].weights[half]] : narrow<T>(0.f));
-      reinterpret_cast<uint32_t*>(weights + (i / 2 * (blocks / 2) + block / 2) * 32 + lane)[block % 2 * 2 + i % 2] =
-          *reinterpret_cast<uint32_t const*>(&v);
+      uint4* const to = weights + (i / 2 * (blocks / 2) + block / 2) * 32 + lane;
+      Word<T> const word = word_of<T>(*reinterpret_cast<uint32_t const*>(&v));
+      if constexpr (is_split<T>) {
+        reinterpret_cast<uint32_t*>(to)[block % 2 * 2 + i % 2] = word.high;
+        reinterpret_cast<uint32_t*>(to + steps * blocks * 16)[block % 2 * 2 + i % 2] = word.low;
+      } else {
+        reinterpret_cast<uint32_t*>(to)[block % 2 * 2 + i % 2] = word;
+      }
     }
   }
   for (int i = int(threadIdx.x); i < blocks * 8; i += kLeanThreads)
@@ -250,12 +256,57 @@ __device__ inline void store_pixels(LeanParams const& p, LeanTile<T, false> cons
   }
 }
 
+// Looks through a tile's results, which have been stored, for those that are not finite, and makes them again.
+template <bool nhwc>
+__device__ inline void mend_lean(LeanParams const& p, LeanTile<Split, nhwc> const& tile, int first, int filters,
+                                 float const* bias) {
+  __syncwarp();
+#pragma unroll 1
+  for (int i = int(threadIdx.x) % 32; i < 16 * filters; i += 32) {
+    int const q = tile.q0 + i % 16, k = first + i / 16, at0 = q * p.step - p.first + p.shift;
+    if (q >= p.Q || k >= p.K) continue;
+    float* const to = &tile.to[q * p.out_w + k * p.out_c].v;
+    if (isfinite(*to)) continue;
+    float const* const filter = static_cast<float const*>(p.w) + int64_t(k) * p.w_out;
+    float sum = 0;
+#pragma unroll 1
+    for (int line = 0; line < p.lines; ++line) {
+      int const c = line / p.R, r = line - c * p.R;
+      if (unsigned(tile.h + r * p.dilation_h) >= unsigned(p.H)) continue;
+      float const* const row = &tile.from[c * p.in_c + r * p.dilation_h * p.in_h].v;
+#pragma unroll 1
+      for (int j = 0; j < p.window; ++j) {
+        int const s = j / p.together;
+        float const w =
+            filter[abs(r - p.last_r) * p.w_r + abs(s - p.last_s) * p.w_s + (c + j - s * p.together) * p.w_in];
+        if (unsigned(at0 + j) < unsigned(p.row)) sum = fmaf(row[at0 + j], w, sum);
+      }
+    }
+    *to = sum + bias[i / 16];
+  }
+}
+
+// The parts of a fragment's words.
+template <class T, int steps, int blocks>
+struct LeanWeights {
+  Word<T> v[4];
+  __device__ explicit LeanWeights(uint4 const* at) {
+    uint4 const word = *at;
+    if constexpr (is_split<T>) {
+      uint4 const low = at[steps * blocks * 16];
+      v[0] = {word.x, low.x}, v[1] = {word.y, low.y}, v[2] = {word.z, low.z}, v[3] = {word.w, low.w};
+    } else {
+      v[0] = word.x, v[1] = word.y, v[2] = word.z, v[3] = word.w;
+    }
+  }
+};
+
 template <class T, int blocks, int steps, bool pairs, bool nhwc>
-__global__ void __launch_bounds__(kLeanThreads, stem_lean_blocks(blocks, steps, pairs, nhwc))
+__global__ void __launch_bounds__(kLeanThreads, stem_lean_blocks(blocks, steps, pairs, nhwc, is_split<T>))
     windows(__grid_constant__ LeanParams const p) {
   using Filters = LeanFilters<T, blocks, nhwc>;
   using Tile = LeanTile<T, nhwc>;
-  __shared__ uint4 weights[steps * blocks / 2 * 32];
+  __shared__ uint4 weights[steps * blocks * 16 * (is_split<T> ? 2 : 1)];
   __shared__ alignas(16) float bias[blocks * 8];
   __shared__ alignas(16) LeanStage<T> stages[kStemLeanWarps];
   int const lane = int(threadIdx.x) % 32, first = int(blockIdx.y) * blocks * 8;
@@ -268,6 +319,7 @@ __global__ void __launch_bounds__(kLeanThreads, stem_lean_blocks(blocks, steps, 
   next.load(p, after, words);  // on their way while the filters are
   load_lean_filters<T, blocks, steps, nhwc>(p, words, first, weights, bias);
   __syncthreads();
+  bool wrong = false;  // strict: a sum was not finite
   for (int index = warp; index < p.tiles; index += warps) {
     Tile const tile = after;
     uint32_t x[steps][4];
@@ -291,18 +343,28 @@ __global__ void __launch_bounds__(kLeanThreads, stem_lean_blocks(blocks, steps, 
       }
     }
 #pragma unroll
-    for (int step = 0; step < steps; ++step)
+    for (int step = 0; step < steps; ++step) {
+      Word<T> a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = word_of<T>(x[step][i]);
 #pragma unroll
       for (int j = 0; j < blocks; j += 2) {
-        uint4 const w = weights[(step * blocks / 2 + j / 2) * 32 + lane];
+        LeanWeights<T, steps, blocks> const w(weights + (step * blocks / 2 + j / 2) * 32 + lane);
         if constexpr (nhwc) {
-          mma<T>(acc[j], x[step][0], x[step][1], x[step][2], x[step][3], w.x, w.y);
-          mma<T>(acc[j + 1], x[step][0], x[step][1], x[step][2], x[step][3], w.z, w.w);
+          mma<T>(acc[j], a[0], a[1], a[2], a[3], w.v[0], w.v[1]);
+          mma<T>(acc[j + 1], a[0], a[1], a[2], a[3], w.v[2], w.v[3]);
         } else {
-          mma<T>(acc[j], w.x, w.z, w.y, w.w, x[step][0], x[step][2]);
-          mma<T>(acc[j + 1], w.x, w.z, w.y, w.w, x[step][1], x[step][3]);
+          mma<T>(acc[j], w.v[0], w.v[2], w.v[1], w.v[3], a[0], a[2]);
+          mma<T>(acc[j + 1], w.v[0], w.v[2], w.v[1], w.v[3], a[1], a[3]);
         }
       }
+    }
+    if constexpr (is_split<T>) {
+      float nothing[4] = {};
+#pragma unroll
+      for (int i = 0; i < blocks * 4; ++i) nothing[i % 4] += acc[i / 4][i % 4] * 0.0f;
+      wrong |= (nothing[0] + nothing[1]) + (nothing[2] + nothing[3]) != 0.0f;
+    }
     LeanStage<T>& stage = stages[threadIdx.x / 32];
     if constexpr (nhwc) {
       if constexpr (Filters::fours > 0) store_filters<T, blocks, 0, 4>(p, tile, first, stage, acc);
@@ -311,13 +373,20 @@ __global__ void __launch_bounds__(kLeanThreads, stem_lean_blocks(blocks, steps, 
       store_pixels<T, blocks>(p, tile, first, stage, acc);
     }
   }
+  if constexpr (is_split<T>)
+    if (__any_sync(0xffffffffu, wrong))
+      for (int index = warp; index < p.tiles; index += warps)
+        mend_lean<nhwc>(p, Tile(p, index), first, blocks * 8, bias);
 }
 
+using LeanKernel = void (*)(LeanParams);
+
 template <class T, int blocks, bool nhwc>
-auto windows_kernel(StemLean const& t) {
-  using Kernel = void (*)(LeanParams);
-  Kernel kernel = nullptr;
-  if constexpr (sizeof(T) == 4) {
+LeanKernel windows_kernel(StemLean const& t) {
+  LeanKernel kernel = nullptr;
+  if constexpr (is_split<T>) {
+    kernel = windows<T, blocks, stem_lean_steps(4), true, nhwc>;
+  } else if constexpr (sizeof(T) == 4) {
     static_assert(stem_lean_steps(4) == 4);
     kernel = t.steps == 1   ? windows<T, blocks, 1, true, nhwc>
              : t.steps == 2 ? windows<T, blocks, 2, true, nhwc>
@@ -325,7 +394,7 @@ auto windows_kernel(StemLean const& t) {
                             : windows<T, blocks, 4, true, nhwc>;
   } else {
     static_assert(stem_lean_steps(2) == 3);
-    auto const of = [&](auto pairs) -> Kernel {
+    auto const of = [&](auto pairs) -> LeanKernel {
       return t.steps == 1   ? windows<T, blocks, 1, pairs, nhwc>
              : t.steps == 2 ? windows<T, blocks, 2, pairs, nhwc>
                             : windows<T, blocks, 3, pairs, nhwc>;
@@ -333,6 +402,17 @@ auto windows_kernel(StemLean const& t) {
     kernel = t.pairs ? of(std::true_type{}) : of(std::false_type{});
   }
   return kernel;
+}
+
+template <class T>
+LeanKernel windows_kernel(StemLean const& t) {
+  auto const of = [&](auto count) {
+    return t.nhwc ? windows_kernel<T, count, true>(t) : windows_kernel<T, count, false>(t);
+  };
+  return t.blocks == 2   ? of(std::integral_constant<int, 2>{})
+         : t.blocks == 4 ? of(std::integral_constant<int, 4>{})
+         : t.blocks == 6 ? of(std::integral_constant<int, 6>{})
+                         : of(std::integral_constant<int, 8>{});
 }
 
 template <DType dtype>
@@ -356,15 +436,12 @@ cudaError_t launch_lean(Op op, Problem const& problem, Arguments const& args, cu
   p.words_of = depthwise::Divisor(uint32_t(p.run)), p.channels_of = depthwise::Divisor(uint32_t(p.together));
   p.lines_of = depthwise::Divisor(uint32_t(problem.R));
   // As many rounds of tiles for all warps.
-  int64_t const blocks = h200_sxm.sm_count * stem_lean_blocks(t.blocks, t.steps, t.pairs, t.nhwc),
+  int64_t const blocks =
+                    h200_sxm.sm_count * stem_lean_blocks(t.blocks, t.steps, t.pairs, t.nhwc, stem_is_strict(problem)),
                 most = max64(blocks / t.slabs, 1) * kStemLeanWarps, warps = ceil_div(t.tiles, ceil_div(t.tiles, most));
-  auto const of = [&](auto count) {
-    return t.nhwc ? windows_kernel<T, count, true>(t) : windows_kernel<T, count, false>(t);
-  };
-  auto* const kernel = t.blocks == 2   ? of(std::integral_constant<int, 2>{})
-                       : t.blocks == 4 ? of(std::integral_constant<int, 4>{})
-                       : t.blocks == 6 ? of(std::integral_constant<int, 6>{})
-                                       : of(std::integral_constant<int, 8>{});
+  LeanKernel kernel = windows_kernel<T>(t);
+  if constexpr (dtype == DType::f32)
+    if (!problem.allow_tf32) kernel = windows_kernel<Split>(t);
   kernel<<<dim3(unsigned(ceil_div(warps, kStemLeanWarps)), unsigned(t.slabs)), kLeanThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }

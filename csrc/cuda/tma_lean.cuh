@@ -37,6 +37,7 @@ struct LeanParams {
   int32_t tap_h, tap_w;
   int32_t first_r, first_s, step_r, step_s;
   int64_t out_n, out_h, out_w;  // wgrad: from filter to filter, from tap to tap
+  int64_t out_c = 1;            // from column to column; else than 1 elements are stored one by one
   void const* bias;
   int64_t bias_stride;
   void* out;
@@ -224,13 +225,18 @@ __device__ inline void other_trips(Copies& copies, LeanParams const& p, LeanTabl
 }
 
 // Stores a thread's pairs of 8 columns; column: of the pairs in a row of the result, or -1.
-template <class T>
+// apart: they may be apart.
+template <class T, bool apart = true>
 __device__ void lean_store_block(LeanParams const& p, float const* acc, int64_t const (&out)[2], int64_t column) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     if (out[half] < 0 || column < 0) continue;
     Vector<T, 2> const v{narrow<T>(acc[half * 2]), narrow<T>(acc[half * 2 + 1])};
-    *reinterpret_cast<Vector<T, 2>*>(static_cast<T*>(p.out) + out[half] + column) = v;
+    T* const to = static_cast<T*>(p.out) + out[half] + column * p.out_c;
+    if (!apart || p.out_c == 1)
+      *reinterpret_cast<Vector<T, 2>*>(to) = v;
+    else
+      to[0] = v.v[0], to[p.out_c] = v.v[1];
   }
 }
 
@@ -270,7 +276,8 @@ template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool plan
 __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& tables, int count, int rank, int n_tile,
                               int tap) {
   using S = LeanShapeOf<T, TM, TN, line>;
-  constexpr int column_bytes = S::columns * int(sizeof(T)), core_b = 8 * column_bytes;  // of a line of B, N-major
+  constexpr bool apart = !planes && (sizeof(T) == 4 || !lean_large(DType::f16, TM, TN));  // lean_stores_apart
+  constexpr int column_bytes = S::columns * int(sizeof(T)), core_b = 8 * column_bytes;    // of a line of B, N-major
   constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32, step_b = b_rows ? 2 * core_b : 32;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), warp = int(threadIdx.x) / 32 % 4;
   int const lane = int(threadIdx.x) % 32, quad = lane % 4;
@@ -367,7 +374,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
           }
           if constexpr (planes)
             sum[0] += row_bias[0], sum[1] += row_bias[0], sum[2] += row_bias[1], sum[3] += row_bias[1];
-          lean_store_block<T>(p, sum, out, column_of(j * 8 + quad * 2));
+          lean_store_block<T, apart>(p, sum, out, column_of(j * 8 + quad * 2));
         });
     return;
   }
@@ -390,9 +397,9 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
       acc[j * 4 + 2] += widen(its.v[0]), acc[j * 4 + 3] += widen(its.v[1]);
     }
   }
-  if constexpr (sizeof(T) == 4) {
+  if (sizeof(T) == 4 || (apart && p.out_c != 1)) {
 #pragma unroll
-    for (int j = 0; j < TN / 8; ++j) lean_store_block<T>(p, acc + j * 4, out, column_of(j * 8 + quad * 2));
+    for (int j = 0; j < TN / 8; ++j) lean_store_block<T, apart>(p, acc + j * 4, out, column_of(j * 8 + quad * 2));
   } else {
     // Four lanes exchange their words of four blocks of 8 columns, so that each stores one block of a row at once.
 #pragma unroll
@@ -545,7 +552,7 @@ cudaError_t launch_lean_lines(Problem const& p, Plan const& plan, Arguments cons
   q.tap_h = int32_t(h.tap_stride), q.tap_w = int32_t(w.tap_stride);
   q.first_r = int32_t(h.first_tap), q.step_r = int32_t(h.tap_step);
   q.first_s = int32_t(w.first_tap), q.step_s = int32_t(w.tap_step);
-  q.out_n = out.n, q.out_h = out.h, q.out_w = out.w;
+  q.out_n = out.n, q.out_h = out.h, q.out_w = out.w, q.out_c = out.c;
   q.bias = args.bias, q.bias_stride = args.bias_stride, q.out = args.out;
   Tensor4 const walks{args.a, p.dtype, {C, in_W, in_H, p.N}, {1, in.w, in.h, in.n}, sizeof(T) == 4};
   cudaError_t error;

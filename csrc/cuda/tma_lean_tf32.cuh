@@ -85,7 +85,11 @@ __device__ void turned_multiply(LeanParams const& p, uint32_t ring, LeanTables& 
       int64_t const to = columns[column];
       if (to < 0) continue;
       float const add = planes && bias != nullptr ? bias[(column0 + column) * p.bias_stride] : 0.0f;
-      *reinterpret_cast<float2*>(static_cast<float*>(p.out) + to + row) = make_float2(sum[i] + add, sum[2 + i] + add);
+      float* const out = static_cast<float*>(p.out) + to + row * (planes ? 1 : p.out_c);
+      if (planes || p.out_c == 1)
+        *reinterpret_cast<float2*>(out) = make_float2(sum[i] + add, sum[2 + i] + add);
+      else
+        out[0] = sum[i], out[p.out_c] = sum[2 + i];
     }
   };
   if (p.splits == 1) {
@@ -297,7 +301,7 @@ cudaError_t launch_lean_turned(Problem const& p, Plan const& plan, Arguments con
   q.tap_h = int32_t(h.tap_stride), q.tap_w = int32_t(w.tap_stride);
   q.first_r = int32_t(h.first_tap), q.step_r = int32_t(h.tap_step);
   q.first_s = int32_t(w.first_tap), q.step_s = int32_t(w.tap_step);
-  q.out_n = p.x.n, q.out_h = p.x.h, q.out_w = p.x.w, q.out = args.out;
+  q.out_n = p.x.n, q.out_h = p.x.h, q.out_w = p.x.w, q.out_c = p.x.c, q.out = args.out;
   Tensor4 const walks{args.a, p.dtype, {p.K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}, true};
   cudaError_t error = encode_im2col(q.a, walks, h, w, kTf32Line, TM);
   if (error != cudaSuccess) return error;
@@ -342,7 +346,7 @@ cudaError_t launch_lean_sums(Problem const& p, Plan const& plan, Arguments const
   q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
   q.stride_h = int32_t(h.stride), q.stride_w = int32_t(w.stride);
   q.tap_h = int32_t(h.tap_stride), q.tap_w = int32_t(w.tap_stride);
-  q.out_n = p.w.n, q.out_h = p.w.h, q.out_w = p.w.w, q.out = args.out;
+  q.out_n = p.w.n, q.out_h = p.w.h, q.out_w = p.w.w, q.out_c = p.w.c, q.out = args.out;
   Tensor4 const y{args.b, p.dtype, {p.K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}, true};
   Tensor4 const x{args.a, p.dtype, {p.C, p.W, p.H, p.N}, {1, p.x.w, p.x.h, p.x.n}, true};
   cudaError_t error = encode_im2col(q.a, y, Walk{p.P(), 1}, Walk{p.Q(), 1}, kTf32Line, kTf32Line);
