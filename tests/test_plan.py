@@ -1201,7 +1201,9 @@ def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> N
     for odd in (Case("pixels", 256, 256, 13, 13, 256, 1, 1), Case("stride", 64, 64, 56, 56, 256, 1, 1, (2, 2))):
         gathered = odd.stride == (1, 1)
         name = named(op, odd, torch.float16, "nchw")
-        assert re.search("_(raw|narrow)$" if gathered else "_im2col$|_lean$|_lines$" if op == "wgrad" else "_im2col$", name), odd
+        assert re.search(
+            "_(raw|narrow)$" if gathered else "_im2col$|_lean$|_lines$" if op == "wgrad" else "_im2col$", name
+        ), odd
         assert (packed(op, odd, *meta(odd, torch.float16, "nchw")) == "") == gathered, odd
 
 
@@ -1340,7 +1342,7 @@ def test_small_1x1_layers_take_one_launch_whatever_their_channels() -> None:
             layers.append((small, torch.float16))
         for case, dtype in layers:
             row, _, workspace, *_ = ask(op, case, dtype, layout, allow_tf32=True)
-            assert re.match(f"pixels_{op}_.*_(any|raw)$", ROWS[row]) and workspace == 0, (op, layout, case)
+            assert re.match(f"pixels_{op}_.*_(any|raw|narrow)$", ROWS[row]) and workspace == 0, (op, layout, case)
         for dtype in (torch.float32, torch.bfloat16):
             assert not ROWS[ask(op, large, dtype, layout, allow_tf32=True)[0]].endswith("_any"), (op, layout)
     strict = ask("fprop", squeeze, torch.float32, "nhwc")[0]
@@ -1771,7 +1773,7 @@ def test_1x1_layers_over_planes_of_half_vectors_stay_in_place_in_16_bits(op: str
         (torch.float16, torch.bfloat16),
     ):
         row, _, workspace, *_ = ask(op, case, dtype, "nchw")
-        assert re.search("_lean$|_raw$", ROWS[row]), case
+        assert re.search("_(lean|raw|narrow)$", ROWS[row]), case
         assert workspace == 0 or (op == "fprop" and ROWS[row].endswith("128x196_raw")), case
         assert packed(op, case, *meta(case, dtype, "nchw")) == "", case
     for other in (
