@@ -169,6 +169,8 @@ ENTRIES = (
     Entry("pixels_windows", "pixels_windows::main_kernel", "fprop", ODD_PLANES, "fp16", "nchw", "248_raw"),
     Entry("pixels_halves", "pixels_halves::main_kernel", "dgrad", dense(64, 1024, 14, 256, 1), "fp16", "nchw", "196"),
     Entry("pixels_halves", "pixels_halves::turn_kernel", "fprop", dense(64, 1024, 14, 256, 1), "fp16", "nchw", "196"),
+    Entry("pixels_pairs", "pixels_pairs::main_kernel", "fprop", dense(64, 512, 7, 2048, 1), "fp16", "nchw", "narrow"),
+    Entry("pixels_pairs", "pixels_pairs::main_kernel", "fprop", dense(64, 512, 7, 2048, 1), "tf32", "nchw", "narrow"),
     Entry("pixels_gather_wgrad", "pixels_gather::sums_kernel", "wgrad", ODD_PLANES, "fp16", "nchw", "raw"),
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "fp16", "nchw", "pixels"),
     Entry("pixels_wgrad", "pixels_wgrad::main_kernel", "wgrad", "L07", "tf32", "nchw", "pixels"),

@@ -1201,7 +1201,9 @@ def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> N
     for odd in (Case("pixels", 256, 256, 13, 13, 256, 1, 1), Case("stride", 64, 64, 56, 56, 256, 1, 1, (2, 2))):
         gathered = odd.stride == (1, 1)
         name = named(op, odd, torch.float16, "nchw")
-        assert re.search("_raw$" if gathered else "_im2col$|_lean$|_lines$" if op == "wgrad" else "_im2col$", name), odd
+        assert re.search(
+            "_(raw|narrow)$" if gathered else "_im2col$|_lean$|_lines$" if op == "wgrad" else "_im2col$", name
+        ), odd
         assert (packed(op, odd, *meta(odd, torch.float16, "nchw")) == "") == gathered, odd
 
 
@@ -1246,6 +1248,27 @@ def test_1x1_layers_over_planes_of_14x14_have_rows_of_their_own(op: str) -> None
     ):
         assert not named(op, other, torch.float16, "nchw").endswith("196_raw"), other
     assert not named(op, case, torch.float16, "nhwc").endswith("196_raw")
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_1x1_layers_over_planes_of_7x7_are_multiplied_as_they_lie(op: str) -> None:
+    """TF32's dgrad turns filters (pixels_pairs.cuh)."""
+    for channels, filters in ((512, 2048), (2048, 512), (960, 160), (192, 1152)):
+        case = Case("planes", 64, channels, 7, 7, filters, 1, 1)
+        for dtype, name in ((torch.float16, "f16"), (torch.bfloat16, "bf16"), (torch.float32, "f32")):
+            row, _, workspace, *_ = ask(op, case, dtype, "nchw", allow_tf32=True)
+            assert re.fullmatch(rf"pixels_{op}_{name}_\d+x\d+_narrow", ROWS[row]), case
+            assert workspace == (channels * filters * 4 if (op, name) == ("dgrad", "f32") else 0)
+            assert packed(op, case, *meta(case, dtype, "nchw"), allow_tf32=True) == "", case
+            assert not ROWS[ask(op, case, dtype, "nhwc", allow_tf32=True)[0]].endswith("narrow")
+    assert not named(op, case, torch.float32, "nchw").endswith("narrow")
+    for other in (
+        Case("odd channels", 64, 1020, 7, 7, 252, 1, 1),
+        Case("halves of 16 channels", 64, 1032, 7, 7, 1032, 1, 1),
+        Case("large planes", 64, 512, 17, 17, 512, 1, 1),
+        Case("padded", 64, 512, 7, 7, 512, 1, 1, padding=(1, 1)),
+    ):
+        assert not named(op, other, torch.float16, "nchw").endswith("narrow"), other
 
 
 def test_pointwise_layers_over_nchw_take_tiles_that_fit_them() -> None:
@@ -1319,7 +1342,7 @@ def test_small_1x1_layers_take_one_launch_whatever_their_channels() -> None:
             layers.append((small, torch.float16))
         for case, dtype in layers:
             row, _, workspace, *_ = ask(op, case, dtype, layout, allow_tf32=True)
-            assert re.match(f"pixels_{op}_.*_(any|raw)$", ROWS[row]) and workspace == 0, (op, layout, case)
+            assert re.match(f"pixels_{op}_.*_(any|raw|narrow)$", ROWS[row]) and workspace == 0, (op, layout, case)
         for dtype in (torch.float32, torch.bfloat16):
             assert not ROWS[ask(op, large, dtype, layout, allow_tf32=True)[0]].endswith("_any"), (op, layout)
     strict = ask("fprop", squeeze, torch.float32, "nhwc")[0]
@@ -1778,7 +1801,7 @@ def test_1x1_layers_over_planes_of_half_vectors_stay_in_place_in_16_bits(op: str
         (torch.float16, torch.bfloat16),
     ):
         row, _, workspace, *_ = ask(op, case, dtype, "nchw")
-        assert re.search("_lean$|_raw$", ROWS[row]), case
+        assert re.search("_(lean|raw|narrow)$", ROWS[row]), case
         assert workspace == 0 or (op == "fprop" and ROWS[row].endswith("128x196_raw")), case
         assert packed(op, case, *meta(case, dtype, "nchw")) == "", case
     for other in (

@@ -92,9 +92,11 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
   // As measured: each run is an image's (32x2048x8x8 to 320 16.7 us, estimated at 12).
   double const images = p.dtype != DType::f32 && p.N > 1 && p.H * p.W <= 64 ? 1.6 : 1;
   Estimate best;
-  for (int64_t rounds : {0, 1, 2, 3}) {  // 0: one part, which is stored at once
+  double least_ns = 0;
+  for (int64_t sixths : {0, 2, 3, 4, 6, 12, 18}) {  // of a round of blocks; 0: one part, which is stored at once
+    if (sixths % 6 != 0 && &t == &gathered) continue;
     int64_t const split =
-        max64(least_parts(p), rounds == 0 ? 1 : min64(d.sm_count * rounds / tiles, ceil_div(steps, 4)));
+        max64(least_parts(p), sixths == 0 ? 1 : min64(d.sm_count * sixths / 6 / tiles, ceil_div(steps, 4)));
     if (split < 1 || pixels_wgrad_bytes(row, p, split) > kMaxWorkspaceBytes) continue;
     double const r = double(ceil_div(tiles * split, d.sm_count)), share = double(ceil_div(steps, split));
     double const second = split > 1 ? 2.2 + double(tiles) * area * (double(split) * t.parts + t.weights) : 0;
@@ -105,7 +107,10 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
     double const once[4] = {1.03, 0.9, 0.92, 0.95};
     bool const is_once = &t == &halves && pixels_wgrad_reads_once(shape, p);
     double const ns = 1000 * (t.before - 2.2 + work * images + second) * (is_once ? once[tile] : 1);
-    if (best.ns == 0 || ns < best.ns) best = {ns, int(split)};
+    // As measured, of a row's own parts: few cost less than their bytes (8x256x56x56 to 128 17.7 us by 66, 16.6 by 33).
+    double const few = split > 1 && &t != &gathered ? 30 * double(max64(0, d.sm_count - tiles * split)) : 0;
+    if (least_ns == 0 || ns - few < least_ns) least_ns = ns - few, best.split_k = int(split);
+    if (sixths % 6 == 0 && (best.ns == 0 || ns < best.ns)) best.ns = ns;
   }
   if (best.ns == 0) best = {1e9, int(least_parts(p))};
   return best;

@@ -138,6 +138,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       if (is_any_pixels(row)) return hopper && any_pixels_supports(row, op, p);
       if (is_pixel_flow(row)) return hopper && pixel_flow_supports(row, op, p);
       if (is_pixel_halves(row)) return hopper && pixel_halves_supports(row, p);
+      if (is_pixel_pairs(row)) return hopper && pixel_pairs_supports(row, p);
       if (is_pixels_gather(row)) return hopper && pixels_gather_supports(row, p);
       if (is_pixel_runs(row) || is_matrix_planes(row)) return hopper && pixel_runs_supports(row, p);
       if (is_pixels_wgrad(row)) return hopper && pixels_wgrad_supports(row, p);
@@ -555,6 +556,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_pixel_runs(row)) return pixel_runs_estimate(row, p, d);
       if (is_matrix_planes(row)) return matrix_planes_estimate(row, p);
       if (is_pixel_halves(row)) return pixel_halves_estimate(row, p, d);
+      if (is_pixel_pairs(row)) return pixel_pairs_estimate(row, p, d);
       if (is_pixels_windows(row)) return pixels_as_measured(row, p, pixels_windows_estimate(row, p, d));
       if (is_pixels_gather(row)) return pixels_gather_estimate(row, p, d);
       if (is_pixels_wgrad(row)) return pixels_wgrad_estimate(row, p, d);
@@ -604,6 +606,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       if (is_any_pixels(row) || is_pixel_flow(row) || is_pixel_runs(row) || is_matrix_planes(row)) return 0;
       if (is_pixels_wgrad(row)) return pixels_wgrad_bytes(row, p, split_k);
       if (is_pixel_halves(row)) return pixel_halves_workspace_bytes(row, p);
+      if (is_pixel_pairs(row)) return pixel_pairs_workspace_bytes(row, p);
       if (is_pixels_gather(row)) return op == Op::wgrad ? pixels_wgrad_bytes(row, p, split_k) : 0;
       if (is_nhwc(row.variant)) return op == Op::wgrad ? PixelSums(row, p).workspace_bytes(row) : 0;
       return pixels_workspace_bytes(row, op, p);
