@@ -33,6 +33,7 @@
 #include "pixels_few.h"
 #include "pixels_gather_estimate.h"
 #include "pixels_runs.h"
+#include "pixels_strict.h"
 #include "pixels_wgrad.h"
 #include "plain_rows.h"
 #include "planes_blocks.h"
@@ -135,6 +136,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
                                                : stem_supports(row, op, p, h200_sxm));
     case Family::pixels:
       if (is_few_pixels(row)) return hopper && few_pixels_supports(row, op, p);
+      if (is_strict_pixels(row)) return hopper && strict_pixels_supports(row, p, d);
       if (is_any_pixels(row)) return hopper && any_pixels_supports(row, op, p);
       if (is_pixel_flow(row)) return hopper && pixel_flow_supports(row, op, p);
       if (is_pixel_halves(row)) return hopper && pixel_halves_supports(row, p);
@@ -551,6 +553,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     }
     case Family::pixels: {
       if (is_few_pixels(row)) return few_pixels_estimate(row, op, p);
+      if (is_strict_pixels(row)) return strict_pixels_estimate(row, p, d);
       if (is_pixel_runs(row)) return pixel_runs_estimate(row, p, d);
       if (is_matrix_planes(row)) return matrix_planes_estimate(row, p);
       if (is_pixel_halves(row)) return pixel_halves_estimate(row, p, d);
@@ -601,6 +604,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::pixels:
       if (is_few_pixels(row)) return few_pixels_workspace_bytes(row, op, p);
       if (is_any_pixels(row) || is_pixel_flow(row) || is_pixel_runs(row) || is_matrix_planes(row)) return 0;
+      if (is_strict_pixels(row)) return 0;
       if (is_pixels_wgrad(row)) return pixels_wgrad_bytes(row, p, split_k);
       if (is_pixel_halves(row)) return pixel_halves_workspace_bytes(row, p);
       if (is_pixels_gather(row)) return op == Op::wgrad ? pixels_wgrad_bytes(row, p, split_k) : 0;

@@ -1,0 +1,2 @@
+#include "../pixels_strict.cuh"
+CONV2D_EXT_PIXELS_STRICT(CONV2D_EXT_PIXELS_STRICT_INSTANCE)

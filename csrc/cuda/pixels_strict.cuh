@@ -1,0 +1,364 @@
+// fprop and dgrad of 1x1 filters in strict float32 on tensor cores, in place in NCHW or channels_last: out[n, pixel] =
+// sum over c of filters[n, c] * in[c, pixel], of operands that are each the sum of two TF32 numbers, as in
+// tma_strict.cuh: products, short sums and what is made again are those.
+//
+// A persistent block keeps TN filters in shared memory, which its threads have split. Each of its two warpgroups walks
+// over units of 64 pixels by itself, so that one multiplies while the other stores; a thread of a warp for each feeds
+// its ring of stages of 32 channels. In NCHW a stage is lines of 32 pixels, of which a thread loads two neighbours of
+// two channels: these are two rows of an instruction, whose channels the filters' order matches.
+#pragma once
+
+#include "../core/pixels_strict.h"
+#include "tma_strict.cuh"
+
+namespace conv2d_ext::strict_pixels {
+
+using strict::Parts, strict::split, tma::Divisor, tma::Tensor4, tma::encode_tiled;
+
+constexpr int kGroups = 2, kWarps = 4, kThreads = (kGroups + 1) * kWarpgroup, kUnit = StrictPixels::unit;
+constexpr int kStageBytes = StrictPixels::stage_bytes, kRunPixels = run_pixels(DType::f32);
+constexpr int kSharedBytes = StrictPixels::room + 1024;  // the swizzle wants 1024-byte alignment
+constexpr int kCopyRegs = 40, kMultiplyRegs = 232;
+static_assert((kCopyRegs + kGroups * kMultiplyRegs) * kWarpgroup <= 65536);
+
+struct Params {
+  CUtensorMap in;
+  float const *data, *w, *bias;
+  float* out;
+  // Strides in elements: from an image to the next, a pixel, a channel; of w from a column, a channel that is summed.
+  int64_t in_n, in_pixel, in_k, out_n, out_pixel, out_c, w_n, w_k, bias_stride;
+  Divisor runs;  // of an image
+  int32_t all_runs, pixels, units;  // pixels: of an image, in channels_last of all
+  int32_t N, depth, chunks, tiles_n, stages;
+};
+
+template <int TN>
+struct Tables {
+  float bias[TN];
+  uint64_t full[kGroups][StrictPixels::most_stages], empty[kGroups][StrictPixels::most_stages];
+};
+
+// A warpgroup's units: from the first in steps.
+struct Units {
+  int next, step;
+  __device__ Units(Params const& p, int group) {
+    int const blocks = int(gridDim.x) / p.tiles_n;
+    next = group * blocks + int(blockIdx.x) / p.tiles_n, step = kGroups * blocks;
+  }
+};
+
+template <int TN, bool planes>
+__device__ void copy(Params const& p, int group, uint32_t ring, Tables<TN>& tables) {
+  Stage stage;
+  for (Units at(p, group); at.next < p.units; at.next += at.step) {
+    int image[2] = {}, pixel[2] = {};
+    if (planes)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        pixel[i] = at.next * 2 + i;  // a run; beyond the last image there are zeros
+        image[i] = int(p.runs.divide(pixel[i]));
+        pixel[i] *= kRunPixels;
+      }
+    for (int chunk = 0; chunk < p.chunks; ++chunk) {
+      uint64_t* const full = &tables.full[group][stage.index];
+      uint32_t const to = ring + stage.index * kStageBytes;
+      ptx::mbarrier_wait(&tables.empty[group][stage.index], stage.parity ^ 1);  // passes on the first trip
+      ptx::mbarrier_arrive_expect_tx(full, kStageBytes);
+      if constexpr (planes) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          ptx::cp_async_bulk_tensor_4d(to + i * (kStageBytes / 2), &p.in, full, pixel[i], chunk * kTf32Line, image[i],
+                                       0);
+      } else {
+        ptx::cp_async_bulk_tensor_4d(to, &p.in, full, chunk * kTf32Line, at.next * kUnit, 0, 0);
+      }
+      stage.advance(p.stages);
+    }
+  }
+}
+
+// Both parts of a block's filters, lines of 32 channels: of each chunk the high parts of all, then the low ones. In
+// NCHW places 8 i + q and 8 i + q + 4 of a line are channels 8 i + 2 q and the next.
+template <int TN, bool planes>
+__device__ void keep_filters(Params const& p, uint32_t kept, int n0) {
+  bool const along = p.w_k == 1;  // channels lie side by side; else columns
+  int const tasks = TN / 4 * p.chunks * 4;  // of four columns and eight channels
+#pragma unroll 2
+  for (int task = int(threadIdx.x); task < tasks; task += kGroups * kWarpgroup) {
+    int const octets = p.chunks * 4, octet = along ? task % octets : task / (TN / 4),
+              four = along ? task / octets : task % (TN / 4);
+    float v[4][8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      int const n = n0 + four * 4 + (along ? i / 2 : 0), k = octet * 8 + (along ? i % 2 * 4 : i);
+      float4 u = make_float4(0, 0, 0, 0);
+      if (n < p.N && k < p.depth) u = *reinterpret_cast<float4 const*>(p.w + n * p.w_n + k * p.w_k);
+      float const of[4] = {u.x, u.y, u.z, u.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (along)
+          v[i / 2][i % 2 * 4 + j] = of[j];
+        else
+          v[j][i] = of[j];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int const n = four * 4 + i;
+      uint32_t const line = kept + (octet / 4 * 2 * TN + n) * kLineBytes;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        uint32_t high[4], low[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          float h, l;
+          split(v[i][planes ? j * 2 + half : half * 4 + j], h, l);
+          high[j] = __float_as_uint(h), low[j] = __float_as_uint(l);
+        }
+        uint32_t const to = line + ((octet % 4 * 2 + half) ^ (n % 8)) * 16;
+        ptx::st_shared_v4(to, make_uint4(high[0], high[1], high[2], high[3]));
+        ptx::st_shared_v4(to + TN * kLineBytes, make_uint4(low[0], low[1], low[2], low[3]));
+      }
+    }
+  }
+}
+
+// Of NCHW: `even` and `odd` are where a thread's first channels of a stage lie.
+__device__ inline void load_planes(Parts& parts, uint32_t even, uint32_t odd) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    uint2 const a = ptx::ld_shared_v2(even + i * kCoreBytes), b = ptx::ld_shared_v2(odd + i * kCoreBytes);
+    uint32_t const values[4] = {a.x, a.y, b.x, b.y};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float high, low;
+      split(__uint_as_float(values[j]), high, low);
+      parts.high[i][j] = __float_as_uint(high), parts.low[i][j] = __float_as_uint(low);
+    }
+  }
+}
+
+// Where a thread's rows and columns of a unit lie; exists: the pixel and its neighbour of NCHW.
+template <bool planes>
+struct Place {
+  int64_t in[2], out[2];
+  bool exists[2];
+
+  __device__ Place(Params const& p, int unit, int warp, int g) {
+    if constexpr (planes) {
+      int const run = unit * 2 + warp / 2;
+      int pixel = run;
+      int64_t const image = p.runs.divide(pixel);
+      pixel = pixel * kRunPixels + warp % 2 * 16 + g * 2;
+      exists[0] = exists[1] = run < p.all_runs && pixel < p.pixels;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) in[i] = image * p.in_n + pixel + i, out[i] = image * p.out_n + pixel + i;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        int64_t const pixel = int64_t(unit) * kUnit + warp * 16 + g + i * 8;
+        exists[i] = pixel < p.pixels, in[i] = pixel * p.in_pixel, out[i] = pixel * p.out_pixel;
+      }
+    }
+  }
+};
+
+// Looks through a thread's results, which have been stored, for those that are not finite.
+template <int TN, bool planes>
+__device__ __noinline__ void mend(Params const& p, int unit, int n0, int warp, int lane) {
+  Place<planes> const at(p, unit, warp, lane / 4);
+#pragma unroll 1
+  for (int i = 0; i < TN / 2; ++i) {
+    int const row = i / 2 % 2, n = n0 + i / 4 * 8 + lane % 4 * 2 + i % 2;
+    if (!(row == 0 ? at.exists[0] : at.exists[1]) || n >= p.N) continue;
+    float* const out = p.out + (row == 0 ? at.out[0] : at.out[1]) + n * p.out_c;
+    if (isfinite(*out)) continue;
+    float sum = 0;
+    float const *a = p.data + (row == 0 ? at.in[0] : at.in[1]), *b = p.w + n * p.w_n;
+#pragma unroll 1
+    for (int k = 0; k < p.depth; ++k) sum = fmaf(a[k * p.in_k], b[k * p.w_k], sum);
+    *out = sum + (p.bias == nullptr ? 0.0f : p.bias[n * p.bias_stride]);
+  }
+}
+
+template <int TN, bool planes>
+__device__ void multiply(Params const& p, uint32_t kept, uint32_t ring, Tables<TN>& tables) {
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32, g = lane / 4;
+  int const warp = int(threadIdx.x) / 32 % kWarps, quad = lane % 4, n0 = int(blockIdx.x) % p.tiles_n * TN;
+  uint64_t const layout = tma::layout_of(kLineBytes);
+  uint32_t const full = ptx::shared_address(tables.full[group]), empty = ptx::shared_address(tables.empty[group]);
+  // Where a thread's pixels lie in a stage.
+  uint32_t even, odd = 0;
+  if constexpr (planes) {
+    uint32_t const run = ring + warp / 2 * (kStageBytes / 2) + g % 2 * 8;
+    even = run + quad * 2 * kLineBytes + ((warp % 2 * 4 + g / 2) ^ (quad * 2)) * 16;
+    odd = run + (quad * 2 + 1) * kLineBytes + ((warp % 2 * 4 + g / 2) ^ (quad * 2 + 1)) * 16;
+  } else {
+    even = ring + (warp * 16 + lane % 16) * kLineBytes + ((lane / 16) ^ (lane % 8)) * 16;
+  }
+  Stage stage;
+  float total[TN / 2], acc[TN / 2];
+  Parts parts[2] = {};
+  auto take = [&](Parts& next) {
+    uint32_t const bar = full + stage.index * 8, offset = stage.index * kStageBytes;
+    ptx::mbarrier_wait(bar, stage.parity);
+    if constexpr (planes)
+      load_planes(next, even + offset, odd + offset);
+    else
+      strict::load(next, even + offset);
+    // Again, at an address that needs the parts, by a mask that is zero: or ptxas has them made behind the next wait
+    // for products.
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) bits |= next.low[i][j];
+    ptx::mbarrier_wait(bar | (bits & uint32_t(p.chunks >> 31)), stage.parity);
+    // The stage is in registers.
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(empty + stage.index * 8);
+    stage.advance(p.stages);
+  };
+  for (Units at(p, group); at.next < p.units; at.next += at.step) {
+#pragma unroll
+    for (int i = 0; i < TN / 2; ++i) total[i] = acc[i] = 0;
+    auto move = [&] {
+      ptx::wgmma_wait_group<0>();
+      ptx::wgmma_fence_operand(acc);
+#pragma unroll
+      for (int i = 0; i < TN / 2; ++i) total[i] += acc[i];
+    };
+    // A step: its products, and beside them the pixels of the next one.
+    auto one = [&](Parts& now, Parts& next, int chunk) {
+      uint32_t const high = kept + chunk * (2 * TN * kLineBytes), low = high + TN * kLineBytes;
+      move();
+      ptx::wgmma_fence_operand(acc);
+      ptx::wgmma_fence();
+      // The small products first: what is cut off of their sums is smaller.
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        if (k == 0)
+          ptx::wgmma_mma_async_tf32_first(acc, now.low[k], tma::at_address(layout, high));
+        else
+          ptx::wgmma_mma_async_tf32(acc, now.low[k], tma::at_address(layout, high + k * 32));
+        ptx::wgmma_mma_async_tf32(acc, now.high[k], tma::at_address(layout, low + k * 32));
+      }
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        ptx::wgmma_mma_async_tf32(acc, now.high[k], tma::at_address(layout, high + k * 32));
+      ptx::wgmma_commit_group();
+      if (chunk + 1 < p.chunks) take(next);
+    };
+    take(parts[0]);
+    for (int chunk = 0; chunk < p.chunks; chunk += 2) {
+      one(parts[0], parts[1], chunk);
+      if (chunk + 1 == p.chunks) break;
+      one(parts[1], parts[0], chunk + 1);
+    }
+    move();
+    float nothing[4] = {};  // NaN, if a sum is not finite
+#pragma unroll
+    for (int i = 0; i < TN / 2; ++i)
+      if (n0 + i / 4 * 8 + quad * 2 < p.N) nothing[i % 4] += total[i] * 0.0f;
+    Place<planes> const place(p, at.next, warp, g);
+#pragma unroll
+    for (int j = 0; j < TN / 8; ++j) {
+      int const n = n0 + j * 8 + quad * 2;
+      float2 const bias = *reinterpret_cast<float2 const*>(tables.bias + j * 8 + quad * 2);
+      float const* const sum = total + j * 4;  // of the first row two columns, of the second
+      if constexpr (planes) {
+        float* const to = p.out + place.out[0] + n * p.out_c;
+        if (place.exists[0] && n < p.N)
+          *reinterpret_cast<float2*>(to) = make_float2(sum[0] + bias.x, sum[2] + bias.x);
+        if (place.exists[0] && n + 1 < p.N)
+          *reinterpret_cast<float2*>(to + p.out_c) = make_float2(sum[1] + bias.y, sum[3] + bias.y);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          if (place.exists[i] && n < p.N)
+            *reinterpret_cast<float2*>(p.out + place.out[i] + n) =
+                make_float2(sum[i * 2] + bias.x, sum[i * 2 + 1] + bias.y);
+      }
+    }
+    if ((nothing[0] + nothing[1]) + (nothing[2] + nothing[3]) != 0.0f)
+      mend<TN, planes>(p, at.next, n0, warp, lane);
+    __syncwarp();
+  }
+}
+
+template <int TN, bool planes>
+__global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Params const p) {
+  extern __shared__ uint8_t dynamic[];
+  __shared__ Tables<TN> tables;
+  uint32_t const kept = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
+  uint32_t const rings = kept + p.chunks * (2 * TN * kLineBytes);
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), n0 = int(blockIdx.x) % p.tiles_n * TN;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kGroups * StrictPixels::most_stages; ++i) {
+      ptx::mbarrier_init(&tables.full[0][0] + i, 1);
+      ptx::mbarrier_init(&tables.empty[0][0] + i, kWarps);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  if (int const n = n0 + int(threadIdx.x); threadIdx.x < TN)
+    tables.bias[threadIdx.x] = p.bias != nullptr && n < p.N ? p.bias[n * p.bias_stride] : 0.f;
+  __syncthreads();
+  int const ring_bytes = p.stages * kStageBytes;
+  if (group == kGroups) {
+    ptx::setmaxnreg_dec<kCopyRegs>();
+    int const warp = warp_uniform(int(threadIdx.x) / 32 % kWarps);
+    if (warp < kGroups && ptx::elect()) copy<TN, planes>(p, warp, rings + warp * ring_bytes, tables);
+  } else {
+    ptx::setmaxnreg_inc<kMultiplyRegs>();
+    keep_filters<TN, planes>(p, kept, n0);
+    ptx::fence_proxy_async();
+    ptx::bar_sync(1, kGroups * kWarpgroup);
+    multiply<TN, planes>(p, kept, rings + group * ring_bytes, tables);
+  }
+}
+
+// ---- host side
+
+template <Op op, int TM, int TN>
+cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  static_assert(TM == kUnit);
+  constexpr bool forward = op == Op::fprop;
+  Device gpu = h200_sxm;
+  cudaError_t error = count_sms(gpu.sm_count);
+  if (error != cudaSuccess) return error;
+  StrictPixels const s(row_of(plan), problem, gpu);
+  Strides const &in = forward ? problem.x : problem.y, &out = forward ? problem.y : problem.x, &w = problem.w;
+  int64_t const pixels = problem.H * problem.W, all = pixels * problem.N;
+  auto step = [&](Strides const& t) { return problem.W > 1 ? t.w : problem.H > 1 ? t.h : t.n; };
+  Params p{};
+  Tensor4 const lines{args.a, DType::f32, {s.depth, all, 1, 1}, {1, step(in), 0, 0}};
+  Tensor4 const planes{args.a, DType::f32, {pixels, s.depth, problem.N, 1}, {1, in.c, in.n, 0}};
+  error = s.lines ? encode_tiled(p.in, lines, kTf32Line, kUnit, 1, 1)
+                  : encode_tiled(p.in, planes, kRunPixels, kTf32Line, 1, 1);
+  if (error != cudaSuccess) return error;
+  p.data = static_cast<float const*>(args.a), p.w = static_cast<float const*>(args.b);
+  p.bias = static_cast<float const*>(args.bias), p.bias_stride = args.bias_stride;
+  p.out = static_cast<float*>(args.out);
+  p.in_n = in.n, p.in_pixel = s.lines ? step(in) : 1, p.in_k = s.lines ? 1 : in.c;
+  p.out_n = out.n, p.out_pixel = s.lines ? step(out) : 1, p.out_c = s.lines ? 1 : out.c;
+  p.w_n = forward ? w.n : 1, p.w_k = forward ? 1 : w.n;
+  p.runs = Divisor(ceil_div(pixels, kRunPixels)), p.all_runs = int32_t(runs_of(problem));
+  p.pixels = int32_t(s.lines ? all : pixels), p.units = int32_t(s.units);
+  p.N = int32_t(s.columns), p.depth = int32_t(s.depth), p.chunks = int32_t(s.chunks);
+  p.tiles_n = int32_t(s.tiles_n), p.stages = int32_t(s.stages);
+  auto* const kernel = s.lines ? main_kernel<TN, false> : main_kernel<TN, true>;
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  if (error != cudaSuccess) return error;
+  kernel<<<unsigned(s.blocks * s.tiles_n), kThreads, kSharedBytes, stream>>>(p);
+  return cudaGetLastError();
+}
+
+}  // namespace conv2d_ext::strict_pixels
+
+#define CONV2D_EXT_PIXELS_STRICT_INSTANCE(family, op, dtype, tm, tn, tk, variant)                             \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return strict_pixels::launch<Op::op, tm, tn>(p, plan, args, stream);                                      \
+  }                                                                                                           \
+  }
