@@ -604,7 +604,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::pixels:
       if (is_few_pixels(row)) return few_pixels_workspace_bytes(row, op, p);
       if (is_any_pixels(row) || is_pixel_flow(row) || is_pixel_runs(row) || is_matrix_planes(row)) return 0;
-      if (is_strict_pixels(row)) return 0;
+      if (is_strict_pixels(row)) return strict_pixels_bytes(row, p, split_k);
       if (is_pixels_wgrad(row)) return pixels_wgrad_bytes(row, p, split_k);
       if (is_pixel_halves(row)) return pixel_halves_workspace_bytes(row, p);
       if (is_pixels_gather(row)) return op == Op::wgrad ? pixels_wgrad_bytes(row, p, split_k) : 0;

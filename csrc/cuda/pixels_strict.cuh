@@ -6,6 +6,9 @@
 // over units of 64 pixels by itself, so that one multiplies while the other stores; a thread of a warp for each feeds
 // its ring of stages of 32 channels. In NCHW a stage is lines of 32 pixels, of which a thread loads two neighbours of
 // two channels: these are two rows of an instruction, whose channels the filters' order matches.
+//
+// Filters that have no room (NCHW alone: in channels_last tma_strict.cuh is as fast) come with the stages, split
+// beforehand; both warpgroups then multiply by them, a unit of 128 pixels at a time.
 #pragma once
 
 #include "../core/pixels_strict.h"
@@ -22,7 +25,7 @@ constexpr int kCopyRegs = 40, kMultiplyRegs = 232;
 static_assert((kCopyRegs + kGroups * kMultiplyRegs) * kWarpgroup <= 65536);
 
 struct Params {
-  CUtensorMap in;
+  CUtensorMap in, filters;
   float const *data, *w, *bias;
   float* out;
   // Strides in elements: from an image to the next, a pixel, a channel; of w from a column, a channel that is summed.
@@ -38,35 +41,46 @@ struct Tables {
   uint64_t full[kGroups][StrictPixels::most_stages], empty[kGroups][StrictPixels::most_stages];
 };
 
-// A warpgroup's units: from the first in steps.
+// A warpgroup's units of 64 pixels: from the first in steps. together: two that follow each other are a block's.
 struct Units {
   int next, step;
-  __device__ Units(Params const& p, int group) {
-    int const blocks = int(gridDim.x) / p.tiles_n;
-    next = group * blocks + int(blockIdx.x) / p.tiles_n, step = kGroups * blocks;
+  __device__ Units(Params const& p, int group, bool together) {
+    int const blocks = int(gridDim.x) / p.tiles_n, block = int(blockIdx.x) / p.tiles_n;
+    next = together ? block * kGroups + group : group * blocks + block, step = kGroups * blocks;
   }
 };
 
-template <int TN, bool planes>
+// With `keep` the filters stay; a stage is a warpgroup's. Else it has the pixels of both, then both parts of filters.
+template <int TN, bool keep>
+constexpr int stage_bytes = keep ? kStageBytes : kGroups * kStageBytes + 2 * TN * kLineBytes;
+
+template <int TN, bool planes, bool keep>
 __device__ void copy(Params const& p, int group, uint32_t ring, Tables<TN>& tables) {
+  constexpr int runs = keep ? 2 : 2 * kGroups, bytes = stage_bytes<TN, keep>;
+  int const n0 = int(blockIdx.x) % p.tiles_n * TN;
   Stage stage;
-  for (Units at(p, group); at.next < p.units; at.next += at.step) {
-    int image[2] = {}, pixel[2] = {};
+  for (Units at(p, group, !keep); at.next < p.units; at.next += at.step) {
+    int image[runs] = {}, pixel[runs] = {};
     if (planes)
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < runs; ++i) {
         pixel[i] = at.next * 2 + i;  // a run; beyond the last image there are zeros
         image[i] = int(p.runs.divide(pixel[i]));
         pixel[i] *= kRunPixels;
       }
     for (int chunk = 0; chunk < p.chunks; ++chunk) {
       uint64_t* const full = &tables.full[group][stage.index];
-      uint32_t const to = ring + stage.index * kStageBytes;
+      uint32_t const to = ring + stage.index * bytes;
       ptx::mbarrier_wait(&tables.empty[group][stage.index], stage.parity ^ 1);  // passes on the first trip
-      ptx::mbarrier_arrive_expect_tx(full, kStageBytes);
+      ptx::mbarrier_arrive_expect_tx(full, bytes);
+      if constexpr (!keep)
+#pragma unroll
+        for (int part = 0; part < 2; ++part)
+          ptx::cp_async_bulk_tensor_4d(to + kGroups * kStageBytes + part * TN * kLineBytes, &p.filters, full,
+                                       (chunk * 2 + part) * kTf32Line, n0, 0, 0);
       if constexpr (planes) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
+        for (int i = 0; i < runs; ++i)
           ptx::cp_async_bulk_tensor_4d(to + i * (kStageBytes / 2), &p.in, full, pixel[i], chunk * kTf32Line, image[i],
                                        0);
       } else {
@@ -181,12 +195,14 @@ __device__ __noinline__ void mend(Params const& p, int unit, int n0, int warp, i
   }
 }
 
-template <int TN, bool planes>
+template <int TN, bool planes, bool keep>
 __device__ void multiply(Params const& p, uint32_t kept, uint32_t ring, Tables<TN>& tables) {
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32, g = lane / 4;
   int const warp = int(threadIdx.x) / 32 % kWarps, quad = lane % 4, n0 = int(blockIdx.x) % p.tiles_n * TN;
   uint64_t const layout = tma::layout_of(kLineBytes);
-  uint32_t const full = ptx::shared_address(tables.full[group]), empty = ptx::shared_address(tables.empty[group]);
+  constexpr int bytes = stage_bytes<TN, keep>;
+  uint32_t const full = ptx::shared_address(tables.full[keep ? group : 0]),
+                 empty = ptx::shared_address(tables.empty[keep ? group : 0]);
   // Where a thread's pixels lie in a stage.
   uint32_t even, odd = 0;
   if constexpr (planes) {
@@ -199,8 +215,13 @@ __device__ void multiply(Params const& p, uint32_t kept, uint32_t ring, Tables<T
   Stage stage;
   float total[TN / 2], acc[TN / 2];
   Parts parts[2] = {};
+  int filters = 0;  // the stage of those that come
+  auto release = [&](int index) {
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(empty + index * 8);
+  };
   auto take = [&](Parts& next) {
-    uint32_t const bar = full + stage.index * 8, offset = stage.index * kStageBytes;
+    uint32_t const bar = full + stage.index * 8, offset = stage.index * bytes;
     ptx::mbarrier_wait(bar, stage.parity);
     if constexpr (planes)
       load_planes(next, even + offset, odd + offset);
@@ -214,12 +235,11 @@ __device__ void multiply(Params const& p, uint32_t kept, uint32_t ring, Tables<T
 #pragma unroll
       for (int j = 0; j < 4; ++j) bits |= next.low[i][j];
     ptx::mbarrier_wait(bar | (bits & uint32_t(p.chunks >> 31)), stage.parity);
-    // The stage is in registers.
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(empty + stage.index * 8);
+    if (keep) release(stage.index);  // its pixels are in registers
+    filters = stage.index;
     stage.advance(p.stages);
   };
-  for (Units at(p, group); at.next < p.units; at.next += at.step) {
+  for (Units at(p, group, !keep); at.next - (keep ? 0 : group) < p.units; at.next += at.step) {
 #pragma unroll
     for (int i = 0; i < TN / 2; ++i) total[i] = acc[i] = 0;
     auto move = [&] {
@@ -229,9 +249,14 @@ __device__ void multiply(Params const& p, uint32_t kept, uint32_t ring, Tables<T
       for (int i = 0; i < TN / 2; ++i) total[i] += acc[i];
     };
     // A step: its products, and beside them the pixels of the next one.
+    int before = -1;  // stage of the products that are under way
     auto one = [&](Parts& now, Parts& next, int chunk) {
-      uint32_t const high = kept + chunk * (2 * TN * kLineBytes), low = high + TN * kLineBytes;
+      uint32_t const high = keep ? kept + chunk * (2 * TN * kLineBytes)
+                                 : ring + filters * bytes + (kGroups - group) * kStageBytes,
+                     low = high + TN * kLineBytes;
       move();
+      if (!keep && before >= 0) release(before);
+      before = filters;
       ptx::wgmma_fence_operand(acc);
       ptx::wgmma_fence();
       // The small products first: what is cut off of their sums is smaller.
@@ -256,6 +281,7 @@ __device__ void multiply(Params const& p, uint32_t kept, uint32_t ring, Tables<T
       one(parts[1], parts[0], chunk + 1);
     }
     move();
+    if (!keep) release(before);
     float nothing[4] = {};  // NaN, if a sum is not finite
 #pragma unroll
     for (int i = 0; i < TN / 2; ++i)
@@ -286,17 +312,17 @@ __device__ void multiply(Params const& p, uint32_t kept, uint32_t ring, Tables<T
   }
 }
 
-template <int TN, bool planes>
+template <int TN, bool planes, bool keep>
 __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Params const p) {
   extern __shared__ uint8_t dynamic[];
   __shared__ Tables<TN> tables;
   uint32_t const kept = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
-  uint32_t const rings = kept + p.chunks * (2 * TN * kLineBytes);
+  uint32_t const rings = kept + (keep ? p.chunks * (2 * TN * kLineBytes) : 0);
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), n0 = int(blockIdx.x) % p.tiles_n * TN;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kGroups * StrictPixels::most_stages; ++i) {
       ptx::mbarrier_init(&tables.full[0][0] + i, 1);
-      ptx::mbarrier_init(&tables.empty[0][0] + i, kWarps);
+      ptx::mbarrier_init(&tables.empty[0][0] + i, keep ? kWarps : kGroups * kWarps);
     }
     ptx::fence_mbarrier_init();
   }
@@ -307,13 +333,18 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
   if (group == kGroups) {
     ptx::setmaxnreg_dec<kCopyRegs>();
     int const warp = warp_uniform(int(threadIdx.x) / 32 % kWarps);
-    if (warp < kGroups && ptx::elect()) copy<TN, planes>(p, warp, rings + warp * ring_bytes, tables);
+    if (warp < (keep ? kGroups : 1) && ptx::elect()) {
+      if (!keep) ptx::griddepcontrol_wait();  // for filters that the kernel before has split
+      copy<TN, planes, keep>(p, warp, rings + warp * ring_bytes, tables);
+    }
   } else {
     ptx::setmaxnreg_inc<kMultiplyRegs>();
-    keep_filters<TN, planes>(p, kept, n0);
-    ptx::fence_proxy_async();
-    ptx::bar_sync(1, kGroups * kWarpgroup);
-    multiply<TN, planes>(p, kept, rings + group * ring_bytes, tables);
+    if constexpr (keep) {
+      keep_filters<TN, planes>(p, kept, n0);
+      ptx::fence_proxy_async();
+      ptx::bar_sync(1, kGroups * kWarpgroup);
+    }
+    multiply<TN, planes, keep>(p, kept, rings + group * (keep ? ring_bytes : kStageBytes), tables);
   }
 }
 
@@ -321,8 +352,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
 
 template <Op op, int TM, int TN>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  static_assert(TM == kUnit);
-  constexpr bool forward = op == Op::fprop;
+  constexpr bool forward = op == Op::fprop, keep = TM == kUnit;
   Device gpu = h200_sxm;
   cudaError_t error = count_sms(gpu.sm_count);
   if (error != cudaSuccess) return error;
@@ -346,11 +376,22 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.pixels = int32_t(s.lines ? all : pixels), p.units = int32_t(s.units);
   p.N = int32_t(s.columns), p.depth = int32_t(s.depth), p.chunks = int32_t(s.chunks);
   p.tiles_n = int32_t(s.tiles_n), p.stages = int32_t(s.stages);
-  auto* const kernel = s.lines ? main_kernel<TN, false> : main_kernel<TN, true>;
+  auto* kernel = main_kernel<TN, true, keep>;
+  if constexpr (keep)
+    if (s.lines) kernel = main_kernel<TN, false, keep>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;
-  kernel<<<unsigned(s.blocks * s.tiles_n), kThreads, kSharedBytes, stream>>>(p);
-  return cudaGetLastError();
+  dim3 const blocks(unsigned(s.blocks * s.tiles_n));
+  if constexpr (keep) {
+    kernel<<<blocks, kThreads, kSharedBytes, stream>>>(p);
+    return cudaGetLastError();
+  } else {
+    strict::SplitParams q = strict::split_params<op>(problem, args);
+    if ((error = strict::launch_split<op, true>(q, gpu.sm_count, stream)) != cudaSuccess) return error;
+    Tensor4 const filters{q.out, DType::f32, {s.chunks * 2 * kTf32Line, s.columns, 1, 1}, {1, s.chunks * 2 * kTf32Line}};
+    if ((error = encode_tiled(p.filters, filters, kTf32Line, TN, 1, 1)) != cudaSuccess) return error;
+    return launch_dependent(kernel, blocks, kThreads, kSharedBytes, stream, p);
+  }
 }
 
 }  // namespace conv2d_ext::strict_pixels
