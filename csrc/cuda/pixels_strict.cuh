@@ -37,7 +37,7 @@ struct Params {
 
 template <int TN>
 struct Tables {
-  float bias[TN];
+  alignas(16) float bias[TN];
   uint64_t full[kGroups][StrictPixels::most_stages], empty[kGroups][StrictPixels::most_stages];
 };
 
@@ -92,46 +92,57 @@ __device__ void copy(Params const& p, int group, uint32_t ring, Tables<TN>& tabl
 }
 
 // Both parts of a block's filters, lines of 32 channels: of each chunk the high parts of all, then the low ones. In
-// NCHW places 8 i + q and 8 i + q + 4 of a line are channels 8 i + 2 q and the next.
+// NCHW places 8 i + q and 8 i + q + 4 of a line are channels 8 i + 2 q and the next. In channels_last the lines' order
+// gives a thread four columns side by side.
 template <int TN, bool planes>
 __device__ void keep_filters(Params const& p, uint32_t kept, int n0) {
+  constexpr int at_once = 2;
   bool const along = p.w_k == 1;  // channels lie side by side; else columns
-  int const tasks = TN / 4 * p.chunks * 4;  // of four columns and eight channels
-#pragma unroll 2
-  for (int task = int(threadIdx.x); task < tasks; task += kGroups * kWarpgroup) {
-    int const octets = p.chunks * 4, octet = along ? task % octets : task / (TN / 4),
-              four = along ? task / octets : task % (TN / 4);
-    float v[4][8];
+  // A task has four columns and eight channels; those of neighbouring threads are in different banks.
+  for (int first = int(threadIdx.x); first < TN * p.chunks; first += at_once * kGroups * kWarpgroup) {
+    float4 v[at_once][8];
+    auto place = [&](int t, int& octet, int& column, int& apart) {
+      int const task = first + t * (kGroups * kWarpgroup), rest = task % TN;
+      octet = task / TN * 4 + (along ? rest % 4 : rest / 2 % 4);
+      column = along ? rest / 4 : (rest / 8 * 2 + rest % 2) * 4, apart = along ? TN / 4 : 1;
+      return octet < p.chunks * 4;
+    };
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      int const n = n0 + four * 4 + (along ? i / 2 : 0), k = octet * 8 + (along ? i % 2 * 4 : i);
-      float4 u = make_float4(0, 0, 0, 0);
-      if (n < p.N && k < p.depth) u = *reinterpret_cast<float4 const*>(p.w + n * p.w_n + k * p.w_k);
-      float const of[4] = {u.x, u.y, u.z, u.w};
+    for (int t = 0; t < at_once; ++t) {
+      int octet, column, apart;
+      bool const exists = place(t, octet, column, apart);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (along)
-          v[i / 2][i % 2 * 4 + j] = of[j];
-        else
-          v[j][i] = of[j];
+      for (int i = 0; i < 8; ++i) {
+        int const n = n0 + column + (along ? i / 2 * apart : 0), k = octet * 8 + (along ? i % 2 * 4 : i);
+        v[t][i] = make_float4(0, 0, 0, 0);
+        if (exists && n < p.N && k < p.depth) v[t][i] = *reinterpret_cast<float4 const*>(p.w + n * p.w_n + k * p.w_k);
       }
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int const n = four * 4 + i;
-      uint32_t const line = kept + (octet / 4 * 2 * TN + n) * kLineBytes;
+    for (int t = 0; t < at_once; ++t) {
+      int octet, column, apart;
+      if (!place(t, octet, column, apart)) continue;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint32_t high[4], low[4];
+      for (int i = 0; i < 4; ++i) {
+        int n = column + i * apart;
+        if (!planes) n = n / 16 * 16 + n % 4 / 2 * 8 + n % 16 / 4 * 2 + n % 2;
+        uint32_t const line = kept + (octet / 4 * 2 * TN + n) * kLineBytes;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          float h, l;
-          split(v[i][planes ? j * 2 + half : half * 4 + j], h, l);
-          high[j] = __float_as_uint(h), low[j] = __float_as_uint(l);
+        for (int half = 0; half < 2; ++half) {
+          uint32_t high[4], low[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            int const k = planes ? j * 2 + half : half * 4 + j;
+            float4 const &a = v[t][i * 2 + k / 4], &b = v[t][k];
+            float const of_a[4] = {a.x, a.y, a.z, a.w}, of_b[4] = {b.x, b.y, b.z, b.w};
+            float h, l;
+            split(along ? of_a[k % 4] : of_b[i], h, l);
+            high[j] = __float_as_uint(h), low[j] = __float_as_uint(l);
+          }
+          uint32_t const to = line + ((octet % 4 * 2 + half) ^ (n % 8)) * 16;
+          ptx::st_shared_v4(to, make_uint4(high[0], high[1], high[2], high[3]));
+          ptx::st_shared_v4(to + TN * kLineBytes, make_uint4(low[0], low[1], low[2], low[3]));
         }
-        uint32_t const to = line + ((octet % 4 * 2 + half) ^ (n % 8)) * 16;
-        ptx::st_shared_v4(to, make_uint4(high[0], high[1], high[2], high[3]));
-        ptx::st_shared_v4(to + TN * kLineBytes, make_uint4(low[0], low[1], low[2], low[3]));
       }
     }
   }
@@ -177,13 +188,19 @@ struct Place {
   }
 };
 
+// A thread's column of a unit: of two of its eights, j and the next, four lie side by side in channels_last.
+template <bool planes>
+__device__ inline int column_of(int j, int quad, int e) {
+  return planes ? j * 8 + quad * 2 + e : j / 2 * 16 + quad * 4 + j % 2 * 2 + e;
+}
+
 // Looks through a thread's results, which have been stored, for those that are not finite.
 template <int TN, bool planes>
 __device__ __noinline__ void mend(Params const& p, int unit, int n0, int warp, int lane) {
   Place<planes> const at(p, unit, warp, lane / 4);
 #pragma unroll 1
   for (int i = 0; i < TN / 2; ++i) {
-    int const row = i / 2 % 2, n = n0 + i / 4 * 8 + lane % 4 * 2 + i % 2;
+    int const row = i / 2 % 2, n = n0 + column_of<planes>(i / 4, lane % 4, i % 2);
     if (!(row == 0 ? at.exists[0] : at.exists[1]) || n >= p.N) continue;
     float* const out = p.out + (row == 0 ? at.out[0] : at.out[1]) + n * p.out_c;
     if (isfinite(*out)) continue;
@@ -285,25 +302,26 @@ __device__ void multiply(Params const& p, uint32_t kept, uint32_t ring, Tables<T
     float nothing[4] = {};  // NaN, if a sum is not finite
 #pragma unroll
     for (int i = 0; i < TN / 2; ++i)
-      if (n0 + i / 4 * 8 + quad * 2 < p.N) nothing[i % 4] += total[i] * 0.0f;
+      if (n0 + column_of<planes>(i / 4, quad, i % 2) < p.N) nothing[i % 4] += total[i] * 0.0f;
     Place<planes> const place(p, at.next, warp, g);
 #pragma unroll
-    for (int j = 0; j < TN / 8; ++j) {
-      int const n = n0 + j * 8 + quad * 2;
-      float2 const bias = *reinterpret_cast<float2 const*>(tables.bias + j * 8 + quad * 2);
+    for (int j = 0; j < TN / 8; j += planes ? 1 : 2) {
+      int const column = column_of<planes>(j, quad, 0), n = n0 + column;
       float const* const sum = total + j * 4;  // of the first row two columns, of the second
       if constexpr (planes) {
+        float2 const bias = *reinterpret_cast<float2 const*>(tables.bias + column);
         float* const to = p.out + place.out[0] + n * p.out_c;
         if (place.exists[0] && n < p.N)
           *reinterpret_cast<float2*>(to) = make_float2(sum[0] + bias.x, sum[2] + bias.x);
         if (place.exists[0] && n + 1 < p.N)
           *reinterpret_cast<float2*>(to + p.out_c) = make_float2(sum[1] + bias.y, sum[3] + bias.y);
       } else {
+        float4 const bias = *reinterpret_cast<float4 const*>(tables.bias + column);
 #pragma unroll
         for (int i = 0; i < 2; ++i)
           if (place.exists[i] && n < p.N)
-            *reinterpret_cast<float2*>(p.out + place.out[i] + n) =
-                make_float2(sum[i * 2] + bias.x, sum[i * 2 + 1] + bias.y);
+            *reinterpret_cast<float4*>(p.out + place.out[i] + n) = make_float4(
+                sum[i * 2] + bias.x, sum[i * 2 + 1] + bias.y, sum[4 + i * 2] + bias.z, sum[4 + i * 2 + 1] + bias.w);
       }
     }
     if ((nothing[0] + nothing[1]) + (nothing[2] + nothing[3]) != 0.0f)
