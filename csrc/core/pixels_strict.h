@@ -78,18 +78,17 @@ constexpr Estimate strict_pixels_sums_estimate(Row const& row, Problem const& p,
   return best;
 }
 
-// Rounds of units, or memory.
+// A block's units or memory, which hide each other in part. Fitted to 226 times of the rows (4 %, docs/tuning/strict.md).
 constexpr Estimate strict_pixels_estimate(Row const& row, Problem const& p, Device const& d) {
   if (row.op == Op::wgrad) return strict_pixels_sums_estimate(row, p, d);
   StrictPixels const s(row, p, d);
-  double const step_ns = row.tile_n == 128 ? 450 : 310, fixed = s.keep ? row.tile_n * 7.0 : 1200;
+  double const step_ns = row.tile_n == 64 ? 241 : s.keep ? 324 : 419, fixed = row.tile_n == 64 ? 304 : s.keep ? 604 : 634;
   int64_t const of_block = s.keep ? ceil_div(s.units, s.blocks) : 2 * ceil_div(s.units, 2 * s.blocks);
   double const products = double(of_block) * (double(s.chunks) * step_ns + fixed);
-  double const alone = double(ceil_div(of_block, 2)) * (double(s.chunks) * step_ns * 1.3 + fixed * 2);
-  double const ns = products > alone ? products : alone;
-  double const memory_ns = double(p.N) * double(p.H) * double(p.W) * 4 *
-                           (double(s.depth) * (1 + 0.3 * double(s.tiles_n - 1)) + double(s.columns)) / 3600;
-  return {(s.keep ? 7000 + double(s.kept_bytes) / 100 : 9000) + (ns > memory_ns ? ns + memory_ns * 0.2 : memory_ns + ns * 0.2), 1};
+  double const read = double(s.depth) * (1 + 0.58 * double(s.tiles_n - 1)) / 4760, written = double(s.columns) / 4480;
+  double const memory_ns = double(p.N) * double(p.H) * double(p.W) * 4 * (read + written);
+  double const before = s.keep ? 7290 + double(s.kept_bytes) * 0.03 : 9430;
+  return {before + (products > memory_ns ? products + memory_ns * 0.32 : memory_ns + products * 0.32), 1};
 }
 
 }  // namespace conv2d_ext
