@@ -1,5 +1,6 @@
 // pixels_strict.cuh: fprop and dgrad of 1x1 filters in strict float32, in place in either layout;
-// pixels_strict_wgrad.cuh: wgrad over NCHW. What their rows take and cost, and what the launcher shares with the planner.
+// pixels_strict_wgrad.cuh: wgrad over NCHW. What their rows take and cost, and what the launcher shares with the
+// planner.
 #pragma once
 
 #include "pixels_wgrad.h"
@@ -17,6 +18,8 @@ constexpr bool pixel_lines(Strides const& s, int align, int64_t channels, Proble
   return s.c == 1 && channels % 4 == 0 && align >= 16 && step > 0 && step % 4 == 0 && step < int64_t(1) << 32 &&
          (p.W == 1 || s.w == step) && (p.H == 1 || s.h == p.W * step) && (p.N == 1 || s.n == p.H * p.W * step);
 }
+
+constexpr bool strict_filter_vectors(Problem const& p) { return channel_vectors(p.w, p.w_align, p.C, 4, p.dtype); }
 
 // A warpgroup multiplies units of 64 pixels by the tile_n filters that its block keeps in shared memory, in two parts;
 // with tile_m of 128 they come with the stages, which both warpgroups share.
@@ -49,7 +52,7 @@ constexpr bool strict_pixels_supports(Row const& row, Problem const& p, Device c
            double(pixels_wgrad_bytes(row, p, 1)) * double(least_parts(p)) <= double(kMaxWorkspaceBytes);
   StrictPixels const s(row, p, d);
   if (s.depth < kStrictLeast || s.stages < 3 || s.tiles_n > d.sm_count || (s.lines && !s.keep)) return false;
-  if (p.w.c != 1 || p.C % 4 != 0 || p.w.n % 4 != 0 || p.w_align < 16) return false;
+  if ((p.C > 1 && p.w.c != 1) || (!s.keep && !strict_filter_vectors(p))) return false;
   if (double(p.N) * double(p.H) * double(p.W) >= double(int64_t(1) << 31)) return false;
   return s.lines ? pixel_lines(p.x, p.x_align, p.C, p) && pixel_lines(p.y, p.y_align, p.K, p) : pixel_planes(p);
 }
@@ -78,11 +81,17 @@ constexpr Estimate strict_pixels_sums_estimate(Row const& row, Problem const& p,
   return best;
 }
 
-// A block's units or memory, which hide each other in part. Fitted to 226 times of the rows (4 %, docs/tuning/strict.md).
+// A block's units or memory, which hide each other in part. Fitted to 226 times of the rows (4 %,
+// docs/tuning/strict.md).
 constexpr Estimate strict_pixels_estimate(Row const& row, Problem const& p, Device const& d) {
   if (row.op == Op::wgrad) return strict_pixels_sums_estimate(row, p, d);
   StrictPixels const s(row, p, d);
-  double const step_ns = row.tile_n == 64 ? 241 : s.keep ? 324 : 419, fixed = row.tile_n == 64 ? 304 : s.keep ? 604 : 634;
+  double const step_ns = row.tile_n == 64 ? 241
+                         : s.keep         ? 324
+                                          : 419,
+               fixed = row.tile_n == 64 ? 304
+                       : s.keep         ? 604
+                                        : 634;
   int64_t const of_block = s.keep ? ceil_div(s.units, s.blocks) : 2 * ceil_div(s.units, 2 * s.blocks);
   double const products = double(of_block) * (double(s.chunks) * step_ns + fixed);
   double const read = double(s.depth) * (1 + 0.58 * double(s.tiles_n - 1)) / 4760, written = double(s.columns) / 4480;

@@ -135,7 +135,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
                         : is_stem_vectors(row) ? stem_vectors_supports(op, p)
                                                : stem_supports(row, op, p, h200_sxm));
     case Family::pixels:
-      if (is_few_pixels(row)) return hopper && few_pixels_supports(row, op, p);
+      if (is_few_pixels(row)) return hopper && few_pixels_supports(row, p);
       if (is_strict_pixels(row)) return hopper && strict_pixels_supports(row, p, d);
       if (is_any_pixels(row)) return hopper && any_pixels_supports(row, op, p);
       if (is_pixel_flow(row)) return hopper && pixel_flow_supports(row, op, p);
@@ -552,7 +552,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return stem_narrow_estimate(row, op, p, h200_sxm);
     }
     case Family::pixels: {
-      if (is_few_pixels(row)) return few_pixels_estimate(row, op, p);
+      if (is_few_pixels(row)) return few_pixels_estimate(row, p);
       if (is_strict_pixels(row)) return strict_pixels_estimate(row, p, d);
       if (is_pixel_runs(row)) return pixel_runs_estimate(row, p, d);
       if (is_matrix_planes(row)) return matrix_planes_estimate(row, p);
@@ -602,7 +602,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::stem:
       return stem_workspace_bytes(op, row, p, h200_sxm);
     case Family::pixels:
-      if (is_few_pixels(row)) return few_pixels_workspace_bytes(row, op, p);
+      if (is_few_pixels(row)) return few_pixels_workspace_bytes(row, p);
       if (is_any_pixels(row) || is_pixel_flow(row) || is_pixel_runs(row) || is_matrix_planes(row)) return 0;
       if (is_strict_pixels(row)) return strict_pixels_bytes(row, p, split_k);
       if (is_pixels_wgrad(row)) return pixels_wgrad_bytes(row, p, split_k);

@@ -1,7 +1,7 @@
 // dgrad of depthwise convolution with stride 2 in NCHW, float32, small filters: what is written is four times what is
 // read. A thread has 4 neighbouring columns of x, walks down some pairs of its rows, which the same rows of y meet, and
-// has these in registers, one ahead. No shared memory: what neighbours share comes from L1. Rows that begin off 16 bytes:
-// a thread stores the 16 bytes that begin in its columns, with what its neighbour has of them.
+// has these in registers, one ahead. No shared memory: what neighbours share comes from L1. Rows that begin off 16
+// bytes: a thread stores the 16 bytes that begin in its columns, with what its neighbour has of them.
 #pragma once
 
 #include "../core/depthwise.h"

@@ -30,9 +30,10 @@ struct Params {
   float* out;
   // Strides in elements: from an image to the next, a pixel, a channel; of w from a column, a channel that is summed.
   int64_t in_n, in_pixel, in_k, out_n, out_pixel, out_c, w_n, w_k, bias_stride;
-  Divisor runs;  // of an image
+  Divisor runs;                     // of an image
   int32_t all_runs, pixels, units;  // pixels: of an image, in channels_last of all
   int32_t N, depth, chunks, tiles_n, stages;
+  bool vectors;  // of w are aligned
 };
 
 template <int TN>
@@ -114,8 +115,15 @@ __device__ void keep_filters(Params const& p, uint32_t kept, int n0) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         int const n = n0 + column + (along ? i / 2 * apart : 0), k = octet * 8 + (along ? i % 2 * 4 : i);
-        v[t][i] = make_float4(0, 0, 0, 0);
-        if (exists && n < p.N && k < p.depth) v[t][i] = *reinterpret_cast<float4 const*>(p.w + n * p.w_n + k * p.w_k);
+        bool const inside = exists && n < p.N && k < p.depth;
+        float const* const from = p.w + n * p.w_n + k * p.w_k;
+        if (p.vectors) {
+          v[t][i] = inside ? *reinterpret_cast<float4 const*>(from) : make_float4(0, 0, 0, 0);
+        } else {
+          int const left = along ? p.depth - k : p.N - n;
+          auto of = [&](int j) { return inside && j < left ? from[j * (along ? p.w_k : p.w_n)] : 0.0f; };
+          v[t][i] = make_float4(of(0), of(1), of(2), of(3));
+        }
       }
     }
 #pragma unroll
@@ -286,8 +294,7 @@ __device__ void multiply(Params const& p, uint32_t kept, uint32_t ring, Tables<T
         ptx::wgmma_mma_async_tf32(acc, now.high[k], tma::at_address(layout, low + k * 32));
       }
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        ptx::wgmma_mma_async_tf32(acc, now.high[k], tma::at_address(layout, high + k * 32));
+      for (int k = 0; k < 4; ++k) ptx::wgmma_mma_async_tf32(acc, now.high[k], tma::at_address(layout, high + k * 32));
       ptx::wgmma_commit_group();
       if (chunk + 1 < p.chunks) take(next);
     };
@@ -311,8 +318,7 @@ __device__ void multiply(Params const& p, uint32_t kept, uint32_t ring, Tables<T
       if constexpr (planes) {
         float2 const bias = *reinterpret_cast<float2 const*>(tables.bias + column);
         float* const to = p.out + place.out[0] + n * p.out_c;
-        if (place.exists[0] && n < p.N)
-          *reinterpret_cast<float2*>(to) = make_float2(sum[0] + bias.x, sum[2] + bias.x);
+        if (place.exists[0] && n < p.N) *reinterpret_cast<float2*>(to) = make_float2(sum[0] + bias.x, sum[2] + bias.x);
         if (place.exists[0] && n + 1 < p.N)
           *reinterpret_cast<float2*>(to + p.out_c) = make_float2(sum[1] + bias.y, sum[3] + bias.y);
       } else {
@@ -324,8 +330,7 @@ __device__ void multiply(Params const& p, uint32_t kept, uint32_t ring, Tables<T
                 sum[i * 2] + bias.x, sum[i * 2 + 1] + bias.y, sum[4 + i * 2] + bias.z, sum[4 + i * 2 + 1] + bias.w);
       }
     }
-    if ((nothing[0] + nothing[1]) + (nothing[2] + nothing[3]) != 0.0f)
-      mend<TN, planes>(p, at.next, n0, warp, lane);
+    if ((nothing[0] + nothing[1]) + (nothing[2] + nothing[3]) != 0.0f) mend<TN, planes>(p, at.next, n0, warp, lane);
     __syncwarp();
   }
 }
@@ -389,7 +394,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.out = static_cast<float*>(args.out);
   p.in_n = in.n, p.in_pixel = s.lines ? step(in) : 1, p.in_k = s.lines ? 1 : in.c;
   p.out_n = out.n, p.out_pixel = s.lines ? step(out) : 1, p.out_c = s.lines ? 1 : out.c;
-  p.w_n = forward ? w.n : 1, p.w_k = forward ? 1 : w.n;
+  p.w_n = forward ? w.n : 1, p.w_k = forward ? 1 : w.n, p.vectors = strict_filter_vectors(problem);
   p.runs = Divisor(ceil_div(pixels, kRunPixels)), p.all_runs = int32_t(runs_of(problem));
   p.pixels = int32_t(s.lines ? all : pixels), p.units = int32_t(s.units);
   p.N = int32_t(s.columns), p.depth = int32_t(s.depth), p.chunks = int32_t(s.chunks);
@@ -406,7 +411,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   } else {
     strict::SplitParams q = strict::split_params<op>(problem, args);
     if ((error = strict::launch_split<op, true>(q, gpu.sm_count, stream)) != cudaSuccess) return error;
-    Tensor4 const filters{q.out, DType::f32, {s.chunks * 2 * kTf32Line, s.columns, 1, 1}, {1, s.chunks * 2 * kTf32Line}};
+    Tensor4 const filters{
+        q.out, DType::f32, {s.chunks * 2 * kTf32Line, s.columns, 1, 1}, {1, s.chunks * 2 * kTf32Line}};
     if ((error = encode_tiled(p.filters, filters, kTf32Line, TN, 1, 1)) != cudaSuccess) return error;
     return launch_dependent(kernel, blocks, kThreads, kSharedBytes, stream, p);
   }

@@ -1,5 +1,5 @@
-// wgrad of 1x1 filters over NCHW in strict float32 on tensor cores, in place: w[m, n] = sum over pixels of a[m, pixel] *
-// b[n, pixel], of operands that are each the sum of two TF32 numbers. Tiles, runs of 32 pixels and parts are
+// wgrad of 1x1 filters over NCHW in strict float32 on tensor cores, in place: w[m, n] = sum over pixels of a[m, pixel]
+// * b[n, pixel], of operands that are each the sum of two TF32 numbers. Tiles, runs of 32 pixels and parts are
 // pixels_wgrad.cuh's, products and short sums tma_strict_wgrad.cuh's.
 //
 // A run's lines of 128 bytes are what wgmma takes. Two warpgroups load rows of a as fragments and split them in
@@ -99,8 +99,7 @@ __device__ void multiply(Params const& p, int at, int count, int m0, int n0, flo
   using S = Shape<TM, TN>;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   int const warp = int(threadIdx.x) / 32 % 4;
-  uint32_t const lines =
-      ring + (group * 64 + warp * 16 + lane % 16) * kLineBytes + ((lane / 16) ^ (lane % 8)) * 16;
+  uint32_t const lines = ring + (group * 64 + warp * 16 + lane % 16) * kLineBytes + ((lane / 16) ^ (lane % 8)) * 16;
   uint64_t const layout = tma::layout_of(kLineBytes);
   Stage stage, turned;
   float total[TN / 2] = {}, acc[TN / 2] = {};
