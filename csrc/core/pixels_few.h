@@ -25,8 +25,7 @@ constexpr bool few_pixels_lie(bool nhwc, Strides const& s, int align, Problem co
 }
 
 // A warp has all weights of a slab, rows of the tensor with fewer channels.
-// Blocks of an SM, for which there are registers.
-constexpr int few_sums_blocks(int tile_m, int tile_n) { return tile_m * tile_n <= 16 * 32 ? 2 : 1; }
+inline constexpr int kFewPixelsBlocks = 2;  // of an SM, for which there are registers
 struct FewSums {
   bool swapped = false;  // rows are channels of y
   int64_t rows, columns, slabs, wide, units, parts;
@@ -34,7 +33,7 @@ struct FewSums {
     rows = swapped ? p.K : p.C, columns = swapped ? p.C : p.K;
     units = is_nhwc(row.variant) ? ceil_div(p.N * p.H * p.W, kFewRun) : p.N * ceil_div(p.H * p.W, kFewRun);
     slabs = ceil_div(columns, row.tile_n), wide = ceil_div(columns, slabs * 4) * 4;
-    parts = max64(1, min64(few_sums_blocks(row.tile_m, row.tile_n) * 132 / slabs, units / kFewWarps));
+    parts = max64(1, min64(kFewPixelsBlocks * 132 / slabs, units / kFewWarps));
   }
 };
 
@@ -47,7 +46,6 @@ constexpr bool few_pixels_supports(Row const& row, Problem const& p) {
   if (!few_pixels_lie(nhwc, p.x, p.x_align, p, p.C) || !few_pixels_lie(nhwc, p.y, p.y_align, p, p.K)) return false;
   if (double(p.N) * double(ceil_div(p.H * p.W, kFewRun)) >= double(1 << 30)) return false;
   FewSums const s(row, p);
-  if (row.tile_m == 32 && p.allow_tf32) return false;  // the large tile is for what would be packed
   return s.rows <= row.tile_m && s.slabs <= 3 && s.units >= kFewWarps;
 }
 
@@ -55,13 +53,11 @@ constexpr int64_t few_pixels_workspace_bytes(Row const& row, Problem const& p) {
   return FewSums(row, p).parts * FewSums(row, p).slabs * row.tile_m * row.tile_n * 4;
 }
 
-// Memory; of the large tile, whose blocks are alone on their SMs, what they wait for. Fitted to times of the rows
-// (docs/tuning.md).
+// Memory. Fitted to times of the rows (docs/tuning.md).
 constexpr Estimate few_pixels_estimate(Row const& row, Problem const& p) {
   FewSums const s(row, p);
-  double const elements = double(s.rows * s.slabs + s.columns);
-  double const ns = row.tile_m == 32 ? 0.165 * double(s.slabs) : elements * 4 / 3200;
-  return {9000 + double(p.N) * double(p.H) * double(p.W) * ns, 1};
+  double const elements = double(p.N) * double(p.H) * double(p.W) * double(s.rows * s.slabs + s.columns);
+  return {9000 + elements * 4 / 3200, 1};
 }
 
 }  // namespace conv2d_ext
