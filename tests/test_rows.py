@@ -650,6 +650,32 @@ def test_strict_sums_of_few_channels_a_group_are_as_exact_as_float32(row: str, l
         assert (made - exact_made).norm() <= 2.5e-7 * exact_made.norm()
 
 
+@pytest.mark.parametrize("largest", (False, True))
+@pytest.mark.parametrize("row", [name for name in ROWS if name.startswith("pixels_") and name.endswith("_pointwise")])
+def test_strict_1x1_layers_in_place_are_as_exact_as_float32(row: str, largest: bool, cuda: str) -> None:
+    """pixels_strict*.cuh, in the layouts that the row takes: likewise."""
+    op, row_index, ran = row.split("_")[1], ROWS.index(row), 0
+    case = Case("pixels", 20, 36, 8 if largest else 40, 10 if largest else 40, 72, 1, 1)
+    for layout in ("nchw", "nhwc"):
+        x, w, _ = case.tensors(cuda, torch.float32, layout)
+        go = case.grad_output(cuda, torch.float32, layout)
+        w, go = w * 0.125, go * 0.125
+        if largest:
+            (go if op == "dgrad" else x)[0, 3, 4, 4] = torch.finfo(torch.float32).max
+        run = call(op, case, x, w, None, go)
+        if row_index not in candidates(plan(op, case, *problem(op, x, w, go, run()), capability=machine()[1])):
+            continue
+        made, ran = run(row=row_index).cpu(), ran + 1
+        truth = of_tensors(case, x.double(), w.double(), None, go.double())
+        exact_made = {"fprop": truth.output, "dgrad": truth.grad_input, "wgrad": truth.grad_weight}[op]
+        if largest:
+            torch.testing.assert_close(made, exact_made.float(), rtol=1e-5, atol=1e-5)
+        else:
+            assert (made - exact_made).norm() <= 2.5e-7 * exact_made.norm()
+    if ran == 0:
+        pytest.skip("needs sm90")
+
+
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.
 ONCE = ("depthwise_3x3_four_pads", "depthwise_3x3_stride2", "depthwise_5x5", "depthwise_5x5_stride2", "depthwise_7x7",
         "depthwise_7x7_stride2")  # fmt: skip

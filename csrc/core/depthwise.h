@@ -49,7 +49,7 @@ constexpr double depthwise_nchw_ns(Row const& row, Op op, Problem const& p, doub
     return bytes;
   };
   if (op == Op::dgrad && row.tile_k == 2)
-    return 6500 + memory_ns * 1.04 * (p.R == 5 ? 1.25 : 1.0) * (bytes_of(p.x, p.x_align) < 16 ? 1.9 : 1.0) *
+    return 6500 + memory_ns * 1.04 * (p.R == 5 ? 1.25 : 1.0) * (bytes_of(p.x, p.x_align) < 16 ? 1.15 : 1.0) *
                       (p.W <= 16   ? 1.3
                        : p.W <= 32 ? 1.13
                                    : 1.0);

@@ -1,5 +1,5 @@
-// pixels_few.cuh, pixels_few_wgrad.cuh: 1x1 filters between few channels in float32, read and written in place. What
-// their rows take and cost, and what the launchers share with the planner.
+// pixels_few_wgrad.cuh: wgrad of 1x1 filters between few channels in float32, read in place. What its rows take and
+// cost, and what the launcher shares with the planner.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,7 @@ namespace conv2d_ext {
 
 constexpr bool is_few_pixels(Row const& row) { return row.family == Family::pixels && row.tile_k == 8; }
 
-inline constexpr int kFewWarps = 8, kFewRun = 16, kFewGroup = 32;  // pixels of a warp's turn: wgrad, fprop and dgrad
-inline constexpr int64_t kFewMostChannels = 256;
-inline constexpr int64_t kFewFilterBytes = 96 * 1024;
+inline constexpr int kFewWarps = 8, kFewRun = 16;  // kFewRun: pixels of a warp's turn
 
 // Is a pixel's address a multiple of its number in the image (nchw: of contiguous planes), or of all images (nhwc)?
 constexpr bool few_pixels_lie(bool nhwc, Strides const& s, int align, Problem const& p, int64_t channels) {
@@ -26,9 +24,8 @@ constexpr bool few_pixels_lie(bool nhwc, Strides const& s, int align, Problem co
          (p.H == 1 || s.h == p.W * pixel) && (p.N == 1 || s.n == p.H * p.W * pixel);
 }
 
-// wgrad: a warp has all weights of a slab, rows of the tensor with fewer channels.
-// Blocks of an SM, for which there are registers.
-constexpr int few_sums_blocks(int tile_m, int tile_n) { return tile_m * tile_n <= 16 * 32 ? 2 : 1; }
+// A warp has all weights of a slab, rows of the tensor with fewer channels.
+inline constexpr int kFewPixelsBlocks = 2;  // of an SM, for which there are registers
 struct FewSums {
   bool swapped = false;  // rows are channels of y
   int64_t rows, columns, slabs, wide, units, parts;
@@ -36,11 +33,11 @@ struct FewSums {
     rows = swapped ? p.K : p.C, columns = swapped ? p.C : p.K;
     units = is_nhwc(row.variant) ? ceil_div(p.N * p.H * p.W, kFewRun) : p.N * ceil_div(p.H * p.W, kFewRun);
     slabs = ceil_div(columns, row.tile_n), wide = ceil_div(columns, slabs * 4) * 4;
-    parts = max64(1, min64(few_sums_blocks(row.tile_m, row.tile_n) * 132 / slabs, units / kFewWarps));
+    parts = max64(1, min64(kFewPixelsBlocks * 132 / slabs, units / kFewWarps));
   }
 };
 
-constexpr bool few_pixels_supports(Row const& row, Op op, Problem const& p) {
+constexpr bool few_pixels_supports(Row const& row, Problem const& p) {
   if (p.dtype != DType::f32 || p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1)
     return false;
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
@@ -48,34 +45,19 @@ constexpr bool few_pixels_supports(Row const& row, Op op, Problem const& p) {
   bool const nhwc = is_nhwc(row.variant);
   if (!few_pixels_lie(nhwc, p.x, p.x_align, p, p.C) || !few_pixels_lie(nhwc, p.y, p.y_align, p, p.K)) return false;
   if (double(p.N) * double(ceil_div(p.H * p.W, kFewRun)) >= double(1 << 30)) return false;
-  if (op == Op::wgrad) {
-    FewSums const s(row, p);
-    if (row.tile_m == 32 && p.allow_tf32) return false;  // the large tile is for what would be packed
-    return s.rows <= row.tile_m && s.slabs <= 3 && s.units >= kFewWarps;
-  }
-  int64_t const depth = op == Op::fprop ? p.C : p.K, columns = op == Op::fprop ? p.K : p.C;
-  if (min64(depth, columns) > 32) return false;  // more were not measured
-  return !p.allow_tf32 && depth >= 16 && depth <= kFewMostChannels && columns <= kFewMostChannels &&
-         ceil_div(depth, 8) * ceil_div(columns, 32) * 1024 <= kFewFilterBytes;
+  FewSums const s(row, p);
+  return s.rows <= row.tile_m && s.slabs <= 3 && s.units >= kFewWarps;
 }
 
-constexpr int64_t few_pixels_workspace_bytes(Row const& row, Op op, Problem const& p) {
-  return op == Op::wgrad ? FewSums(row, p).parts * FewSums(row, p).slabs * row.tile_m * row.tile_n * 4 : 0;
+constexpr int64_t few_pixels_workspace_bytes(Row const& row, Problem const& p) {
+  return FewSums(row, p).parts * FewSums(row, p).slabs * row.tile_m * row.tile_n * 4;
 }
 
-// Memory; of the large tile, whose blocks are alone on their SMs, what they wait for. Fitted to times of the rows
-// (docs/tuning.md).
-constexpr Estimate few_pixels_estimate(Row const& row, Op op, Problem const& p) {
-  double const pixels = double(p.N) * double(p.H) * double(p.W);
-  if (op == Op::wgrad) {
-    FewSums const s(row, p);
-    double const elements = double(s.rows * s.slabs + s.columns);
-    double const ns = row.tile_m == 32 ? 0.165 * double(s.slabs) : elements * 4 / 3200;
-    return {9000 + pixels * ns, 1};
-  }
-  // A warp's steps of 8 channels, in or out, wait for each other but for the first four.
-  int64_t const waits = ceil_div(max64(p.C, p.K), 8) - 4;
-  return {9000 + double(p.C * p.K) * 1.8 + double(max64(waits, 0)) * 650 + pixels * double(p.C + p.K) * 4 / 2700, 1};
+// Memory. Fitted to times of the rows (docs/tuning.md).
+constexpr Estimate few_pixels_estimate(Row const& row, Problem const& p) {
+  FewSums const s(row, p);
+  double const elements = double(p.N) * double(p.H) * double(p.W) * double(s.rows * s.slabs + s.columns);
+  return {9000 + elements * 4 / 3200, 1};
 }
 
 }  // namespace conv2d_ext

@@ -33,6 +33,7 @@
 #include "pixels_few.h"
 #include "pixels_gather_estimate.h"
 #include "pixels_runs.h"
+#include "pixels_strict.h"
 #include "pixels_wgrad.h"
 #include "plain_rows.h"
 #include "planes_blocks.h"
@@ -134,7 +135,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
                         : is_stem_vectors(row) ? stem_vectors_supports(op, p)
                                                : stem_supports(row, op, p, h200_sxm));
     case Family::pixels:
-      if (is_few_pixels(row)) return hopper && few_pixels_supports(row, op, p);
+      if (is_few_pixels(row)) return hopper && few_pixels_supports(row, p);
+      if (is_strict_pixels(row)) return hopper && strict_pixels_supports(row, p, d);
       if (is_any_pixels(row)) return hopper && any_pixels_supports(row, op, p);
       if (is_pixel_flow(row)) return hopper && pixel_flow_supports(row, op, p);
       if (is_pixel_halves(row)) return hopper && pixel_halves_supports(row, p);
@@ -455,6 +457,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         e.ns += early_lines_ns(row, q.problem);
         e.ns *= long_sums_as_measured(row, op, p, e.split_k);
       }
+      // As measured beside pixels_strict.h (267 times).
+      if (row.family == Family::tma_strict && op != Op::wgrad && p.R * p.S == 1) e.ns += 2200;
       if (row.family == Family::simt) e.ns += simt_single_stores_ns(row, p, e.split_k, d);
       // Filters that do not lie as the channels of x do (images of one pixel lie both ways) are stored one by one.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::wgrad && p.x.c == 1 && p.C > 1 &&
@@ -552,7 +556,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return stem_narrow_estimate(row, op, p, h200_sxm);
     }
     case Family::pixels: {
-      if (is_few_pixels(row)) return few_pixels_estimate(row, op, p);
+      if (is_few_pixels(row)) return few_pixels_estimate(row, p);
+      if (is_strict_pixels(row)) return strict_pixels_estimate(row, p, d);
       if (is_pixel_runs(row)) return pixel_runs_estimate(row, p, d);
       if (is_matrix_planes(row)) return matrix_planes_estimate(row, p);
       if (is_pixel_halves(row)) return pixel_halves_estimate(row, p, d);
@@ -602,8 +607,9 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::stem:
       return stem_workspace_bytes(op, row, p, h200_sxm);
     case Family::pixels:
-      if (is_few_pixels(row)) return few_pixels_workspace_bytes(row, op, p);
+      if (is_few_pixels(row)) return few_pixels_workspace_bytes(row, p);
       if (is_any_pixels(row) || is_pixel_flow(row) || is_pixel_runs(row) || is_matrix_planes(row)) return 0;
+      if (is_strict_pixels(row)) return strict_pixels_bytes(row, p, split_k);
       if (is_pixels_wgrad(row)) return pixels_wgrad_bytes(row, p, split_k);
       if (is_pixel_halves(row)) return pixel_halves_workspace_bytes(row, p);
       if (is_pixel_pairs(row)) return pixel_pairs_workspace_bytes(row, p);

@@ -77,7 +77,7 @@ __device__ inline void load(float (&v)[2][blocks][2], Operand const& o, int64_t 
 }
 
 template <class T, bool nchw, int TM, int TN>
-__global__ void __launch_bounds__(kThreads, few_sums_blocks(TM, TN)) sum_pixels(__grid_constant__ SumParams const p) {
+__global__ void __launch_bounds__(kThreads, kFewPixelsBlocks) sum_pixels(__grid_constant__ SumParams const p) {
   constexpr int A = TM / 16, B = TN / 32;
   extern __shared__ __align__(16) char dynamic[];
   int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
@@ -232,9 +232,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
     if (auto const error = cudaGetLastError()) return error;
     return launch_dependent(second, dim3(unsigned(t.slabs * TM * TN / 32)), kThreads, 0, stream, p);
   };
-  if constexpr (TM == 16)
-    if (problem.allow_tf32) return run(sum_pixels<float, nchw, TM, TN>, add_parts<float, nchw, TM, TN>);
-  return problem.allow_tf32 ? cudaErrorInvalidValue
+  return problem.allow_tf32 ? run(sum_pixels<float, nchw, TM, TN>, add_parts<float, nchw, TM, TN>)
                             : run(sum_pixels<Split, nchw, TM, TN>, add_parts<Split, nchw, TM, TN>);
 }
 

@@ -279,15 +279,14 @@ cudaError_t add_parts(int tile_m, int tile_n, PixelsWgrad const& shape, Problem 
   return launch_dependent(sum_kernel<T>, dim3(unsigned(blocks)), kSumThreads, 0, stream, r);
 }
 
-template <DType dtype, int TM, int TN>
-cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  using S = Shape<TM, TN>;
+// S: a kernel's threads and shared memory; direct: it can store a single part as the result.
+template <class S, DType dtype, int TM, int TN>
+cudaError_t launch_sums(void (*kernel)(Params const), bool gathered, bool direct, Problem const& problem,
+                        Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr int run = run_pixels(dtype);
-  constexpr bool may_gather = dtype != DType::f32 && TN == 128 && TM != 192;
   PixelsWgrad const shape(TM, TN, problem);
   int64_t const pixels = problem.H * problem.W;
-  bool const gathered = may_gather && pixels_wgrad_gathers(TM, TN, problem);
   Planes const x{args.a, problem.x.n, problem.x.c, int32_t(problem.C)},
       y{args.b, problem.y.n, problem.y.c, int32_t(problem.K)};
   Params p{};
@@ -296,7 +295,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   cudaError_t error = cudaSuccess;
   if (!gathered) {
     auto encode = [&](CUtensorMap& map, Planes const& t, int channels) {
-      Tensor4 const tensor{t.at, dtype, {pixels, t.channels, problem.N, 1}, {1, t.c, t.n, 0}, dtype == DType::f32};
+      Tensor4 const tensor{t.at, dtype, {pixels, t.channels, problem.N, 1}, {1, t.c, t.n, 0}, problem.allow_tf32};
       return encode_tiled(map, tensor, run, channels, 1, 1);
     };
     if ((error = encode(p.map_a, p.a, rows)) != cudaSuccess) return error;
@@ -312,15 +311,23 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   bool const in_turn = p.once || gathered;
   p.between = in_turn ? 1 : p.share, p.apart = in_turn ? int32_t(split) : 1;
   p.parts = static_cast<float*>(args.workspace);
-  if (Weights const w(shape, problem); split == 1 && w.pairs) p.w = args.out, p.w_m = w.m;
-  auto* kernel = main_kernel<T, TM, TN, false>;
-  if constexpr (may_gather)
-    if (gathered) kernel = main_kernel<T, TM, TN, true>;
+  if (Weights const w(shape, problem); direct && split == 1 && w.pairs) p.w = args.out, p.w_m = w.m;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;
   error = launch_dependent(kernel, dim3(unsigned(shape.tiles * split)), S::threads, S::shared_bytes, stream, p);
   if (error != cudaSuccess || p.w != nullptr) return error;
   return add_parts<T>(TM, TN, shape, problem, split, args, stream);
+}
+
+template <DType dtype, int TM, int TN>
+cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  constexpr bool may_gather = dtype != DType::f32 && TN == 128 && TM != 192;
+  bool const gathered = may_gather && pixels_wgrad_gathers(TM, TN, problem);
+  auto* kernel = main_kernel<T, TM, TN, false>;
+  if constexpr (may_gather)
+    if (gathered) kernel = main_kernel<T, TM, TN, true>;
+  return launch_sums<Shape<TM, TN>, dtype, TM, TN>(kernel, gathered, true, problem, plan, args, stream);
 }
 
 }  // namespace conv2d_ext::pixels_wgrad

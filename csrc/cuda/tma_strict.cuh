@@ -290,17 +290,25 @@ struct SplitParams {
   int64_t n, k, r, s, g;  // element strides of w; g: from a group to the next
 };
 
-__device__ inline void store_parts(float* to, float const (&v)[4]) {
+// paired: in the order of pixels_strict.cuh.
+template <bool paired>
+__device__ inline void store_parts(float* line, int j, float const (&v)[4]) {
   float high[4], low[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) split(v[i], high[i], low[i]);
-  *reinterpret_cast<float4*>(to) = make_float4(high[0], high[1], high[2], high[3]);
-  *reinterpret_cast<float4*>(to + kStrictLine) = make_float4(low[0], low[1], low[2], low[3]);
+  if constexpr (paired) {
+    float* const to = line + j / 8 * 8 + j % 8 / 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i % 2 * 4 + i / 2] = high[i], to[i % 2 * 4 + i / 2 + kStrictLine] = low[i];
+  } else {
+    *reinterpret_cast<float4*>(line + j) = make_float4(high[0], high[1], high[2], high[3]);
+    *reinterpret_cast<float4*>(line + j + kStrictLine) = make_float4(low[0], low[1], low[2], low[3]);
+  }
 }
 
 // turned: w's columns are contiguous, not its channels. A tile, 32 columns of a line of one tap, then passes through
 // shared memory.
-template <bool turned>
+template <bool turned, bool paired>
 __global__ void __launch_bounds__(256) split_kernel(__grid_constant__ SplitParams const p) {
   __shared__ float tile[32][turned ? kStrictLine + 1 : 1];  // column, channel
   ptx::griddepcontrol_launch_dependents();
@@ -310,7 +318,7 @@ __global__ void __launch_bounds__(256) split_kernel(__grid_constant__ SplitParam
     int64_t s = tap, r = divide(s, p.taps_w);
     int const n0 = int(block) * 32;
     float const* const w = p.w + group * p.g + r * p.r + s * p.s;
-    int64_t const to = (((group * p.N + n0 + i) * p.taps + r * p.taps_w + s) * p.lines + line) * (2 * kStrictLine) + j;
+    int64_t const to = (((group * p.N + n0 + i) * p.taps + r * p.taps_w + s) * p.lines + line) * (2 * kStrictLine);
     int const n = n0 + (turned ? j : i), k = int(line) * kStrictLine + (turned ? i : j);
     float4 v = make_float4(0, 0, 0, 0);
     if (n < p.N && k < p.K) v = *reinterpret_cast<float4 const*>(w + n * p.n + k * p.k);
@@ -320,8 +328,29 @@ __global__ void __launch_bounds__(256) split_kernel(__grid_constant__ SplitParam
       v = make_float4(tile[i][j], tile[i][j + 1], tile[i][j + 2], tile[i][j + 3]);
       __syncthreads();
     }
-    if (n0 + i < p.N) store_parts(p.out + to, {v.x, v.y, v.z, v.w});
+    if (n0 + i < p.N) store_parts<paired>(p.out + to, j, {v.x, v.y, v.z, v.w});
   }
+}
+
+template <Op op>
+SplitParams split_params(Problem const& problem, Arguments const& args) {
+  constexpr bool forward = op == Op::fprop;
+  Strides const& w = problem.w;
+  int64_t const K = forward ? problem.C_per_group() : problem.K_per_group(), taps = problem.R * problem.S;
+  SplitParams q{};
+  q.w = static_cast<float const*>(args.b), q.out = static_cast<float*>(args.workspace);
+  q.N = int32_t(forward ? problem.K_per_group() : problem.C_per_group()), q.K = int32_t(K), q.taps = int32_t(taps);
+  q.taps_w = int32_t(problem.S);
+  q.lines = int32_t(ceil_div(K, kStrictLine)), q.blocks = int32_t(ceil_div(q.N, 32));
+  q.tiles = problem.groups * q.blocks * taps * q.lines;
+  q.n = forward ? w.n : 1, q.k = forward ? 1 : w.n, q.r = w.h, q.s = w.w, q.g = problem.K_per_group() * w.n;
+  return q;
+}
+
+template <Op op, bool paired>
+cudaError_t launch_split(SplitParams const& q, int sm_count, cudaStream_t stream) {
+  split_kernel<op != Op::fprop, paired><<<unsigned(min64(q.tiles, sm_count * 8)), 256, 0, stream>>>(q);
+  return cudaGetLastError();
 }
 
 template <Op op, int TM, int TN>
@@ -338,16 +367,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if (error != cudaSuccess) return error;
   if (p.shares.shared == 0) blocks = min64(blocks, sm_count);
 
-  Strides const &w = problem.w, &in = forward ? problem.x : problem.y;
+  Strides const& in = forward ? problem.x : problem.y;
   int64_t const K = forward ? problem.C_per_group() : problem.K_per_group(), taps = problem.R * problem.S;
-  SplitParams q{};
-  q.w = static_cast<float const*>(args.b), q.out = static_cast<float*>(args.workspace);
-  q.N = p.N, q.K = int32_t(K), q.taps = int32_t(taps), q.taps_w = int32_t(problem.S);
-  q.lines = int32_t(ceil_div(K, kStrictLine)), q.blocks = int32_t(ceil_div(p.N, 32));
-  q.tiles = problem.groups * q.blocks * taps * q.lines;
-  q.n = forward ? w.n : 1, q.k = forward ? 1 : w.n, q.r = w.h, q.s = w.w, q.g = problem.K_per_group() * w.n;
-  split_kernel<!forward><<<unsigned(min64(q.tiles, sm_count * 8)), 256, 0, stream>>>(q);
-  if ((error = cudaGetLastError()) != cudaSuccess) return error;
+  SplitParams const q = split_params<op>(problem, args);
+  if ((error = launch_split<op, false>(q, sm_count, stream)) != cudaSuccess) return error;
 
   int64_t const row = q.lines * (2 * kStrictLine);
   Problem filters = problem;

@@ -1,4 +1,2 @@
-#include "../pixels_few.cuh"
 #include "../pixels_few_wgrad.cuh"
-CONV2D_EXT_PIXELS_FEW(CONV2D_EXT_PIXELS_FEW_INSTANCE)
 CONV2D_EXT_PIXELS_FEW_WGRAD(CONV2D_EXT_PIXELS_FEW_WGRAD_INSTANCE)
