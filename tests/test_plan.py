@@ -660,6 +660,21 @@ def test_strided_groups_of_many_channels_over_nchw_take_warps_that_turn() -> Non
     assert named("dgrad", short, torch.float16, "nchw") == "grouped_dgrad_f16_64x256_nchw"
 
 
+def test_layers_that_draws_found_slow_take_the_faster_row() -> None:
+    """Each took another row by an estimate, for 1.4 to 1.9 times the time."""
+    half, single = torch.float16, torch.float32
+    large = Case("31x31", 6, 109, 33, 33, 109, 31, 31, (2, 2), (15, 15), groups=109)
+    for row, case, dtype, layout in (
+        ("depthwise_wgrad_f32_0x4_nhwc", large, single, "nhwc"),
+        ("tma_fprop_f32_64x128_im2col", Case("patches", 32, 3, 224, 224, 96, 4, 4, (4, 4)), single, "nhwc"),
+        ("tma_fprop_f32_128x128_im2col", Case("1x1", 8, 1536, 10, 10, 2048, 1, 1), single, "nchw"),
+        ("pixels_wgrad_f16_128x128_nchw", Case("1x1", 8, 1392, 14, 14, 192, 1, 1), half, "nchw"),
+    ):
+        assert named(row.split("_")[1], case, dtype, layout, allow_tf32=True) == row, case
+    few = Case("7x7", 2, 6, 92, 92, 320, 7, 7, (2, 2), (3, 3))
+    assert not named("fprop", few, half, "nchw").endswith("_halo")
+
+
 def test_groups_of_networks_take_what_was_timed_to_be_faster() -> None:
     """Each took another row by an estimate, for 1.2 to 1.6 times the time."""
 

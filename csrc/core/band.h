@@ -203,6 +203,8 @@ constexpr Estimate band_sums_estimate(Row const& row, Problem const& problem, De
     if (split > 1) ns += 2700 + sums * double(split) * 8 / 2500;
     if (split == 1 || ns < best.ns) best = {ns, int(split)};
   }
+  // As measured: large filters by tiles of 32x32, pixel by pixel (3x115x105x105 31x31 259 us, estimated at 118).
+  if (nhwc && !f32 && depth == 2 && p.C > 16 && (strided ? p.S : problem.S) > 24) best.ns *= 1.5;
   return best;
 }
 

@@ -131,11 +131,12 @@ constexpr Estimate few_sums_estimate(Row const& row, Problem const& p, Device co
   double const bytes = double(t.stages) * double(t.bytes_x + t.bytes_y) * (share > 1 ? share : 1);
   double const issue = double(rounds) * t.threads / 32 * items * (steps * instructions + 45) / 4 / 1.755;
   double const chain = items * (steps * instructions + 60) * 2.5 / 1.755;
-  double const copy = 0.0545 * bytes, work = issue > chain ? issue : chain;
+  double const copy = (t.stages > 1 && t.piece == 4 && p.C * size_of(p.dtype) > 128 ? 0.11 : 0.0545) * bytes,
+               work = issue > chain ? issue : chain;
   double const most = copy > work ? copy : work, least = copy + work - most;
   double const all = (t.stages > 1 ? 0.813 * most + 1.078 * least : copy + work) + (t.shares * t.bands > 1 ? 980 : 0);
   // Clusters of four and eight leave some SMs of a GPC without work: beyond so many blocks there are two rounds.
-  bool const twice = t.shares * t.bands >= 4 && blocks > 120 * d.sm_count / 132;
+  bool const twice = t.shares * t.bands >= 4 && rounds == 1 && blocks > 120 * d.sm_count / 132;
   return {twice ? 5290 + 1.843 * all : 6290 + all, 1};
 }
 

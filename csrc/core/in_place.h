@@ -73,15 +73,15 @@ constexpr Estimate gather_estimate(Row const& row, Problem const& p) {
 
 // Fitted to 278 times; 1.12: beside rows on packed copies, whose estimates are above their times.
 constexpr Estimate planes_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
-  PlanesPieces const pieces(row, p);
+  PlanesPieces const pieces(p);
   WgradTiles const t = pieces.tiles(row, p);
   double const area = double(row.tile_m) * row.tile_n, rows = double(pieces.rows);
   // Warpgroups at work; instructions take 64 bytes of pixels and all columns, copies always 128 and more.
-  double const groups = double(min64(row.tile_n == 64 ? p.S : ceil_div(p.K, 64), kPlanesBlocks)),
+  double const groups = double(min64(p.S, kPlanesBlocks)),
                halves = double(ceil_div(p.W, wgrad_pixels(p.dtype) / 2)) / double(pieces.chunks * 2);
   double const mma_ns = groups * kPlanesBlocks * 64 * 64 * 64 / (2048 * 1.56 * 0.916) * halves;
   double const x_boxes = p.R > 1 ? (rows + kPlanesBlocks - 1) / rows : double(pieces.width) / 64,
-               copy_ns = 64 * (x_boxes * 3.68 + (row.tile_n == 64 ? 1 : groups) * 3.06);
+               copy_ns = 64 * (x_boxes * 3.68 + 3.06);
   bool const f32 = p.dtype == DType::f32;  // adds its chains in memory
   double const piece_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * rows + (f32 ? 440 + rows * 15 : 440),
                fixed = 1240 + area * 0.067;
@@ -91,7 +91,7 @@ constexpr Estimate planes_wgrad_estimate(Row const& row, Problem const& p, Devic
   Estimate e = wgrad_shared_estimate(row, t, d.sm_count, piece_ns, fixed, memory_ns);
   if (!channel_vectors(p.w, p.w_align, p.C, 2, p.dtype))  // single weights
     e.ns += double(p.K) * double(p.C * p.R * p.S) * 0.0087;
-  e.ns *= !f32 ? 1.12 : row.tile_n == 192 && p.W < 32 ? 1.2 : 1;
+  e.ns *= !f32 ? 1.12 : 1;
   return e;
 }
 

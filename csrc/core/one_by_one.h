@@ -92,7 +92,8 @@ constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
       p.P() != p.H || p.Q() != p.W || (row.family != Family::tma && row.family != Family::pixels))
     return 1;
   bool const nchw = p.C > 1 && p.x.c != 1;
-  if (nchw && row.variant == Variant::lean && p.H * p.W % 8 != 0) return 1;  // estimates of their own
+  if (nchw && row.variant == Variant::lean && p.H * p.W % 8 != 0)  // estimates of their own
+    return row.op == Op::fprop && row.tile_n == 64 && p.K > 128 && p.C >= 512 && p.N * p.H * p.W > 1000 ? 1.05 : 1;
   // Odd planes, which are packed (64x512x7x7 to 2048 31.7 us, 144x192 36.1; 8x1280x19x19 to 320 D 23.8, 192x128 27.8).
   if (nchw && row.variant == Variant::im2col && row.op != Op::wgrad && row.tile_m == 64 && row.tile_n == 128 &&
       (row.op == Op::fprop ? p.K : p.C) >= 256)

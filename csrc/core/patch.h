@@ -118,7 +118,8 @@ constexpr double patch_ns(Row const& row, Problem const& p) {
   bool const planes = backward && patch_fills_planes(p);
   double const each = !singly || planes ? 0 : !backward ? 0.0016 : 0.004;
   double const elements = double(p.N) * double(p.P()) * double(p.Q()) * double(patch_length(p));
-  double const patches_ns = double(patch_bytes(row, p)) * (backward ? (planes ? 0.4 : 0.5) : 0.8) / 1000;
+  double const byte_ns = (planes ? 0.4 : row.op == Op::wgrad ? 0.8 : 0.5) / 1000;
+  double const patches_ns = double(patch_bytes(row, p)) * byte_ns;
   // Whole planes, or zeros beforehand.
   double const x_bytes = double(p.N) * double(p.C) * double(p.H) * double(p.W) * size_of(p.dtype);
   double const pixel_ns = p.W % 4 == 0 ? 0.001 : 0.0018;  // of a row's four at a time, or words

@@ -571,6 +571,13 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
                    : is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d)
                                           : pixels_estimate(row, op, p, d);
       e.ns *= one_by_one_as_measured(row, p);
+      // As measured: long sums in TF32 of rows off vectors over planes, dgrad of any (8x832x7x7 to 192 F 15.4 us,
+      // estimated at 9.7), and 16-bit wgrad over planes (8x1392x14x14 to 192 20.9, 15.6).
+      bool const f32 = p.dtype == DType::f32, planes = p.x.c != 1;
+      if (is_any_pixels(row) && f32 && row.tile_m == 32 && op != Op::wgrad && e.ns > 7000 &&
+          (planes ? p.H * p.W % 4 != 0 : op == Op::dgrad))
+        e.ns *= 1.3;
+      if (is_any_pixels(row) && planes && !f32 && row.tile_m == 64 && op == Op::wgrad && e.ns > 12800) e.ns *= 1.15;
       // As measured: long sums for filters that are no vectors (8x512x65x65 to 21: 29.2 us, packed 24.9).
       if (is_nhwc(row.variant) && op == Op::fprop && p.C >= 512 && p.K % 8 != 0) e.ns *= 1.4;
       return e;

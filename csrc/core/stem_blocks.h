@@ -133,15 +133,16 @@ constexpr Estimate stem_lean_estimate(Op op, Problem const& p, Device const& d) 
 constexpr Estimate stem_halo_estimate(Op op, Problem const& p, Device const& d) {
   StemHalo const t = stem_halo(op, p, d);
   bool const half = size_of(p.dtype) == 2, fast = !half && t.nhwc;
-  if (half && !t.nhwc && t.chunks >= 24) {
-    double const tiles = double(p.N * t.tiles_h * t.tiles_w * t.slabs) / d.sm_count;
-    double const steps = double(ceil_div(t.rows * t.pitch, 128) * t.chunks);
-    double const stores = t.vector == 8 ? 1 : t.vector == 2 ? 1.15 : 1.25;
-    return {14500 + tiles * (23 * steps + 3.1 * double(t.in_rows * t.positions)) * stores, 1};
+  if (half && !t.nhwc) {  // fitted to 72 times: products, inputs and stores follow each other
+    double const tiles = double(p.N * t.tiles_h * t.tiles_w) / d.sm_count;
+    double const stores = (t.vector == 8 ? 918 : t.vector == 2 ? 2100 : 3070) * double(p.K) / 64;
+    double const pixels = double(ceil_div(t.rows * t.pitch, 128));
+    double const inputs = 1.38 * double(t.slabs * t.in_rows * t.positions);
+    return {6000 + 300 * double(t.chunks) + tiles * (pixels * (9 * double(t.chunks * t.slabs) + stores) + inputs), 1};
   }
   double const bytes = double(p.N) * size_of(p.dtype) *
                        (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  double const stores = t.nhwc ? (half ? 1 : 0.94) : t.vector == 1 ? (half ? 1.9 : 1.5) : half ? 1.55 : 1;
+  double const stores = t.nhwc ? (half ? 1 : 0.94) : t.vector == 1 ? 1.5 : 1;
   double const filters = (half ? 11000 : fast ? 6000 : 9000) + (fast ? 50 : 60) * double(t.chunks);
   return {filters + overlapped(0.8 * stores * t.ns, bytes / 3500), 1};
 }

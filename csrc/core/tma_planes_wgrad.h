@@ -12,9 +12,8 @@ constexpr bool is_planes_wgrad(Row const& row) {
 }
 
 // A tile has kPlanesBlocks blocks of 64 columns: rows of the filter at 64 channels, or, if it has but one, channels.
-// The rows of a tile are kPlanesBlocks times 64, taps of a row of the filter (576x64) or, if that has but one, filters
-// (192x192). A step is a line of 128 bytes of a row of x; a piece, of kPlanesRows of y at most, one below the other,
-// `step` rows apart. WgradTiles' steps are pieces.
+// The rows of a tile are kPlanesBlocks taps of a row of the filter at 64 filters. A step is a line of 128 bytes of a
+// row of x; a piece, of kPlanesRows of y at most, one below the other, `step` rows apart. WgradTiles' steps are pieces.
 inline constexpr int kPlanesBlocks = 3;
 inline constexpr int kPlanesRows = 8;
 struct PlanesPieces {
@@ -24,9 +23,8 @@ struct PlanesPieces {
   int64_t step = 1, phases = 1;    // rows of y that lie `step` apart
   int64_t rows = 0, parts = 0;     // of a piece; pieces of such rows of an image
 
-  constexpr PlanesPieces(Row const& row, Problem const& p) {
-    bool const taps = row.tile_n == 64;
-    s_runs = taps ? ceil_div(p.S, kPlanesBlocks) * kPlanesBlocks : 1;
+  constexpr PlanesPieces(Problem const& p) {
+    s_runs = ceil_div(p.S, kPlanesBlocks) * kPlanesBlocks;
     if (p.R > 1) {
       width = 64 * kPlanesBlocks, r_runs = ceil_div(p.R, kPlanesBlocks), runs = r_runs * ceil_div(p.C, 64);
       step = p.dilation_h, phases = min64(p.dilation_h, p.P());
@@ -50,7 +48,7 @@ struct PlanesPieces {
 };
 
 // Bytes of y that a row's box has: those that meet a step's pixels of x at the tile's taps, from a multiple of 16 on.
-constexpr int planes_box(int tile_n) { return tile_n == 64 ? 176 : 144; }
+inline constexpr int kPlanesBox = 176;
 
 // Can the copy engine read a tensor's rows?
 constexpr bool plane_rows(Strides const& s, int align, int64_t n, int64_t c, int64_t h, int64_t w, DType t) {
@@ -64,24 +62,24 @@ constexpr bool plane_rows(Strides const& s, int align, int64_t n, int64_t c, int
 }
 
 constexpr bool planes_wgrad_supports(Row const& row, Problem const& p) {
-  if (p.R * p.S == 1) return false;  // a product of matrices: pointwise.h and others
-  if (p.groups != 1 || p.stride_w != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.P() <= 0 || p.Q() <= 0) return false;
+  if (p.S == 1 || p.groups != 1 || p.stride_w != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.P() <= 0 || p.Q() <= 0)
+    return false;
   if (!plane_rows(p.x, p.x_align, p.N, p.C, p.H, p.W, p.dtype)) return false;
   if (!plane_rows(p.y, p.y_align, p.N, p.K, p.P(), p.Q(), p.dtype)) return false;
   constexpr int64_t most = int64_t(1) << 28;
   if (p.pad_top > most || p.pad_left > most || (p.R - 1) * p.dilation_h > most || (p.S - 1) * p.dilation_w > most)
     return false;
-  PlanesPieces const pieces(row, p);
-  if ((row.tile_n == 64) != (p.S > 1) || (p.R > 1 && p.stride_h != 1)) return false;
+  PlanesPieces const pieces(p);
+  if (p.R > 1 && p.stride_h != 1) return false;
   int64_t const before = 16 / size_of(p.dtype) - 1 + (min64(p.S, kPlanesBlocks) - 1) * p.dilation_w;
-  if ((before + wgrad_pixels(p.dtype)) * size_of(p.dtype) > planes_box(row.tile_n)) return false;
+  if ((before + wgrad_pixels(p.dtype)) * size_of(p.dtype) > kPlanesBox) return false;
   WgradTiles const t = pieces.tiles(row, p);
   // Of more tiles the parts would not fit the workspace.
   return t.tiles <= 128 && double(p.N) * double(p.P()) * double(pieces.chunks) < 1e9 && p.Q() > 0;
 }
 
 constexpr int64_t planes_wgrad_workspace_bytes(Row const& row, Problem const& p, int split_k) {
-  return wgrad_shares(PlanesPieces(row, p).tiles(row, p), split_k).partial() * row.tile_m * row.tile_n * 4;
+  return wgrad_shares(PlanesPieces(p).tiles(row, p), split_k).partial() * row.tile_m * row.tile_n * 4;
 }
 
 }  // namespace conv2d_ext

@@ -5,12 +5,10 @@
 //
 // Variant nchw (PlanesPieces): the rows of the instruction are 64 filters. The engine copies from multiples of 16 bytes
 // on alone, so that pixels of y are moved along their row where they are loaded: y is the operand in registers. x is
-// copied in the swizzled order of wgmma's operands. Each of three warpgroups has
-//   576x64   a tap of a row of the filter
-//   192x192  64 of the filters, of a row of one tap.
-// The columns are up to three blocks of 64: rows of the filter, or channels if it has but one row. Of several rows
-// blocks walk down an image: a row of y meets the rows of x that it needs in a ring of them. The first two of the ring
-// lie behind its last, too, so that those of an instruction always follow each other.
+// copied in the swizzled order of wgmma's operands. Each of three warpgroups has a tap of a row of the filter. The
+// columns are up to three blocks of 64: rows of the filter, or channels if it has but one row. Of several rows blocks
+// walk down an image: a row of y meets the rows of x that it needs in a ring of them. The first two of the ring lie
+// behind its last, too, so that those of an instruction always follow each other.
 //
 // Blocks share the work as those of tma_wgrad.cuh do, in pieces of a few rows, and its second pass adds their parts.
 #pragma once
@@ -21,15 +19,14 @@
 
 namespace conv2d_ext::tma {
 
-template <int TM, int TN>
 struct PlanesShape {
   static constexpr bool filters = true;  // are rows
-  static constexpr int y_boxes = TN / 64, row_groups = y_boxes, halves = y_boxes, warpgroups = kPlanesBlocks / y_boxes;
+  static constexpr int TM = 576, TN = 64, row_groups = 1, halves = 1, warpgroups = kPlanesBlocks;
   static constexpr int columns = 64 * kPlanesBlocks, run_columns = columns, runs = 1;
   // Eight lines of the box begin in different banks.
-  static constexpr int line = planes_box(TN), box_bytes = 64 * line, y_bytes = y_boxes * box_bytes;
+  static constexpr int line = kPlanesBox, y_bytes = 64 * line;
   static_assert(line % 128 == 16 || line % 128 == 48);
-  static constexpr int y_stages = y_boxes == 1 ? 8 : 4, x_stages = 14;  // x_stages: at most
+  static constexpr int y_stages = 8, x_stages = 14;  // x_stages: at most
   static constexpr int room = 225 * 1024, shared_bytes = room + 1024;
   static constexpr int multiplying = 12, threads = 4 * kWarpgroup;  // multiplying: warps
   static constexpr int multiply_regs = 152, copy_regs = 56;
@@ -39,9 +36,7 @@ struct PlanesShape {
 constexpr int kLineParts = kLineBytes / 32;  // what an instruction sums over
 
 template <class T>
-struct WgradShape<T, Variant::nchw, 576, 64> : PlanesShape<576, 64> {};
-template <class T>
-struct WgradShape<T, Variant::nchw, 192, 192> : PlanesShape<192, 192> {};
+struct WgradShape<T, Variant::nchw, PlanesShape::TM, PlanesShape::TN> : PlanesShape {};
 
 // r is none of the filter's where the run has fewer columns.
 template <>
@@ -83,9 +78,9 @@ struct PlanesPiece {
 };
 
 // What a unit's tile is made of.
-template <class T, int TM, int TN>
+template <class T>
 struct PlanesTile {
-  using S = PlanesShape<TM, TN>;
+  using S = PlanesShape;
   WgradRun<Variant::nchw> at;  // of the warpgroup
   int k;                       // its first filter
   int blocks;                  // of columns
@@ -93,8 +88,8 @@ struct PlanesTile {
   int shift;                   // from a pixel of x to the first of y's box
 
   __device__ PlanesTile(PlanesParams const& p, WgradUnit const& unit, int group)
-      : at(p, unit.m * S::warpgroups + (S::warpgroups > 1 ? group : 0)),
-        k(unit.n * TN + (S::warpgroups > 1 ? 0 : group) * 64),
+      : at(p, unit.m * S::warpgroups + group),
+        k(unit.n * S::TN),
         blocks(p.r_runs > 0 ? min(kPlanesBlocks, p.R - at.r) : (min(p.width, p.C - at.c) + 63) / 64),
         taps(p.r_runs > 0 ? blocks : 1) {
     int const last = min(at.s / kPlanesBlocks * kPlanesBlocks + kPlanesBlocks, p.S) - 1;
@@ -105,15 +100,14 @@ struct PlanesTile {
 };
 
 // bars: of x's stages, then of y's.
-template <class T, int TM, int TN>
+template <class T>
 __device__ void planes_copy(PlanesParams const& p, uint32_t x_ring, uint32_t y_ring, uint64_t* full, uint64_t* empty) {
-  using S = PlanesShape<TM, TN>;
+  using S = PlanesShape;
   Stage x, y;
   WgradUnit unit;
   for (WgradWork work(p); work.next(p, unit);) {
-    PlanesTile<T, TM, TN> const tile(p, unit, 0);
+    PlanesTile<T> const tile(p, unit, 0);
     int const x_boxes = p.r_runs > 0 ? 1 : tile.blocks;
-    int const y_boxes = min(S::y_boxes, (p.K - tile.k + 63) / 64);
     for (int step = 0; step < unit.count; ++step) {
       PlanesPiece<T> const piece(p, unit.begin + step * unit.stride);
       if (piece.rows <= 0) continue;
@@ -132,11 +126,9 @@ __device__ void planes_copy(PlanesParams const& p, uint32_t x_ring, uint32_t y_r
         if (i < tile.taps - 1) continue;
         ptx::mbarrier_wait(&empty[S::x_stages + y.index], y.parity ^ 1);
         bar = &full[S::x_stages + y.index];
-        ptx::mbarrier_arrive_expect_tx(bar, y_boxes * S::box_bytes);
-        for (int j = 0; j < y_boxes; ++j)
-          ptx::cp_async_bulk_tensor_4d(y_ring + y.index * S::y_bytes + j * S::box_bytes, &p.y, bar,
-                                       piece.q + tile.shift, piece.p + (i - tile.taps + 1) * p.step, tile.k + j * 64,
-                                       piece.n);
+        ptx::mbarrier_arrive_expect_tx(bar, S::y_bytes);
+        ptx::cp_async_bulk_tensor_4d(y_ring + y.index * S::y_bytes, &p.y, bar, piece.q + tile.shift,
+                                     piece.p + (i - tile.taps + 1) * p.step, tile.k, piece.n);
         y.advance(S::y_stages);
       }
     }
@@ -179,12 +171,11 @@ __device__ inline void planes_row(float (&acc)[kPlanesBlocks * 32], uint32_t (&a
   }
 }
 
-template <class T, int TM, int TN>
+template <class T>
 __device__ void planes_sums(PlanesParams const& p, uint32_t x_ring, uint32_t y_ring, uint64_t* full, uint64_t* empty) {
-  using S = PlanesShape<TM, TN>;
+  using S = PlanesShape;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
-  uint32_t const my_line =
-      y_ring + (group % S::row_groups * 64 + int(threadIdx.x) / 32 % 4 * 16 + lane / 4) * S::line + lane % 4 * 4;
+  uint32_t const my_line = y_ring + (int(threadIdx.x) / 32 % 4 * 16 + lane / 4) * S::line + lane % 4 * 4;
   uint64_t const layout = ptx::wgmma_descriptor(0, 0, kCoreBytes);
   constexpr bool f32 = std::is_same_v<T, float>;
   auto release = [&](uint64_t* bar) {
@@ -196,7 +187,7 @@ __device__ void planes_sums(PlanesParams const& p, uint32_t x_ring, uint32_t y_r
   uint32_t a[kLineParts][1][4];
   WgradUnit unit;
   for (WgradWork work(p); work.next(p, unit);) {
-    PlanesTile<T, TM, TN> const tile(p, unit, group);
+    PlanesTile<T> const tile(p, unit, group);
     bool const idle = warp_uniform(tile.idle(p));
     int const offset = warp_uniform(tile.offset(p));
     uint32_t const my_word = my_line + (f32 ? offset : offset / 2) * 4;
@@ -252,15 +243,14 @@ __device__ void planes_sums(PlanesParams const& p, uint32_t x_ring, uint32_t y_r
       ptx::wgmma_wait_group<0>();
       ptx::wgmma_fence_operand(acc);
       release_held();
-      if (!idle) wgrad_store_part(p, int64_t(unit.slot) * (TM * TN) + group * 64 * S::columns, acc, f32 && add);
+      if (!idle) wgrad_store_part(p, int64_t(unit.slot) * (S::TM * S::TN) + group * 64 * S::columns, acc, f32 && add);
     } while (f32 && step < unit.count);
   }
 }
 
-template <class T, int TM, int TN>
-__global__ void __launch_bounds__(PlanesShape<TM, TN>::threads, 1)
-    planes_wgrad_kernel(__grid_constant__ PlanesParams const p) {
-  using S = PlanesShape<TM, TN>;
+template <class T>
+__global__ void __launch_bounds__(PlanesShape::threads, 1) planes_wgrad_kernel(__grid_constant__ PlanesParams const p) {
+  using S = PlanesShape;
   extern __shared__ uint8_t dynamic[];
   __shared__ uint64_t full[S::x_stages + S::y_stages], empty[S::x_stages + S::y_stages];
   uint32_t const x_ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024),
@@ -278,20 +268,20 @@ __global__ void __launch_bounds__(PlanesShape<TM, TN>::threads, 1)
   ptx::griddepcontrol_wait();  // the workspace may be read by the kernel before
   if (warp < S::multiplying) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    planes_sums<T, TM, TN>(p, x_ring, y_ring, full, empty);
+    planes_sums<T>(p, x_ring, y_ring, full, empty);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
-    if (warp == S::multiplying && ptx::elect()) planes_copy<T, TM, TN>(p, x_ring, y_ring, full, empty);
+    if (warp == S::multiplying && ptx::elect()) planes_copy<T>(p, x_ring, y_ring, full, empty);
   }
 }
 
-template <DType dtype, int TM, int TN>
+template <DType dtype>
 cudaError_t launch_planes_wgrad(Row const& row, Problem const& problem, Plan const& plan, Arguments const& args,
                                 cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  using S = PlanesShape<TM, TN>;
+  using S = PlanesShape;
   constexpr bool f32 = dtype == DType::f32;
-  PlanesPieces const pieces(row, problem);
+  PlanesPieces const pieces(problem);
   WgradTiles const t = pieces.tiles(row, problem);
   int64_t const P = problem.P(), Q = problem.Q();
   PlanesParams p{};
@@ -301,7 +291,7 @@ cudaError_t launch_planes_wgrad(Row const& row, Problem const& problem, Plan con
   p.dilation_h = int32_t(problem.dilation_h), p.dilation_w = int32_t(problem.dilation_w);
   p.R = int32_t(problem.R), p.S = int32_t(problem.S), p.C = int32_t(problem.C), p.K = int32_t(problem.K);
   p.s_runs = int32_t(pieces.s_runs), p.r_runs = int32_t(pieces.r_runs), p.width = int32_t(pieces.width);
-  p.runs = int32_t(t.runs), p.steps = int32_t(t.steps), p.groups = 1, p.tiles_n = int32_t(ceil_div(problem.K, TN));
+  p.runs = int32_t(t.runs), p.steps = int32_t(t.steps), p.groups = 1, p.tiles_n = int32_t(ceil_div(problem.K, S::TN));
   p.row_chunks = int32_t(pieces.chunks), p.parts = int32_t(pieces.parts), p.phases = int32_t(pieces.phases);
   p.step = int32_t(pieces.step), p.piece_rows = int32_t(pieces.rows);
   p.x_bytes = (p.r_runs > 0 ? 1 : p.width / 64) * kRunBytes;
@@ -317,15 +307,15 @@ cudaError_t launch_planes_wgrad(Row const& row, Problem const& problem, Plan con
                    PlanesPiece<T>::pixels, 1, 64, 1);
   if (error != cudaSuccess) return error;
   error = encode_boxes(p.y, {args.b, dtype, {Q, P, problem.K, problem.N}, {1, y.h, y.c, y.n}, f32},
-                       planes_box(TN) / size_of(dtype), 1, 64, 1);
+                       kPlanesBox / size_of(dtype), 1, 64, 1);
   if (error != cudaSuccess) return error;
-  auto* const kernel = planes_wgrad_kernel<T, TM, TN>;
+  auto* const kernel = planes_wgrad_kernel<T>;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
       cudaSuccess)
     return error;
   error = launch_dependent(kernel, dim3(unsigned(plan.split_k)), S::threads, S::shared_bytes, stream, p);
   if (error != cudaSuccess) return error;
-  return launch_reduce<T, Variant::nchw, TM, TN>(problem, args, stream, p, plan.split_k);
+  return launch_reduce<T, Variant::nchw, S::TM, S::TN>(problem, args, stream, p, plan.split_k);
 }
 
 }  // namespace conv2d_ext::tma
@@ -334,6 +324,6 @@ cudaError_t launch_planes_wgrad(Row const& row, Problem const& problem, Plan con
   namespace conv2d_ext {                                                                                      \
   cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
                                                                 Arguments const& args, cudaStream_t stream) { \
-    return tma::launch_planes_wgrad<DType::dtype, tm, tn>(row_of(plan), p, plan, args, stream);               \
+    return tma::launch_planes_wgrad<DType::dtype>(row_of(plan), p, plan, args, stream);                       \
   }                                                                                                           \
   }
