@@ -11,11 +11,14 @@ constexpr bool is_group_parts(Row const& row) {
   return row.family == Family::grouped && row.variant == Variant::halo;
 }
 
+inline constexpr int kMostParts = 8;  // of a tile: blocks of a cluster
+
 // What a launch is: the problem with neighbouring groups as one, its tiles, and how many blocks share a tile.
 struct GroupParts {
   Problem problem;
   WgradTiles tiles;
-  int parts = 0;  // 0: it is not taken
+  int parts = 0;     // 0: it is not taken
+  bool two = false;  // blocks share an SM
   double ns = 0;
 };
 
@@ -35,18 +38,27 @@ constexpr GroupParts group_parts(Row const& row, Problem const& p) {
   if (max64(g.problem.C_per_group(), g.problem.K_per_group()) <= 32 || !tma_supports(like, g.problem)) return g;
   if (double(p.N) * double(p.P() + 8) * double(p.Q() + 8) >= double(1 << 30)) return g;
   g.tiles = wgrad_tiles(like, g.problem);
-  bool const strided = p.stride_w > 1;
+  // Rows share their padded columns: a tap beyond one's end meets the zeros before the next.
+  if (p.S == 3 && p.stride_w == 1 && p.pad_left == p.dilation_w && p.pad_right == p.dilation_w) {
+    g.tiles.columns = p.Q() + p.dilation_w;
+    g.tiles.steps = ceil_div(p.N * p.P() * g.tiles.columns, kWgradPixels);
+  }
+  // Lines copied take what the SMs together take in, more with a stride or where they lie across those of memory.
+  bool const strided = p.stride_w > 1, across = g.problem.C_per_group() % 64 != 0 || g.problem.K_per_group() % 64 != 0;
+  double const line_ns = across ? 4.5 : strided ? 2.9 : 2.3, lines = strided ? 194 : 130;
+  double const lines_ns = double(g.tiles.tiles * g.tiles.steps) * lines * line_ns / 132;
   double const bytes = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +
-                        double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) * 2;
-  for (int parts : {1, 2, 3, 4, 5, 8}) {
-    int64_t const blocks = g.tiles.tiles * parts, steps = ceil_div(g.tiles.steps, parts);
+                        double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
+                       2;
+  double const least = lines_ns > bytes / 3400 ? lines_ns : bytes / 3400;
+  for (int parts : {1, 2, 3, 4, 5, kMostParts}) {
     if (parts > 1 && g.tiles.steps < 2 * parts) break;
-    bool const alone = g.tiles.tiles <= group_clusters(parts);
-    double const rounds = alone ? 1 : double(ceil_div(blocks, 2 * group_clusters(parts) * parts));
-    double const step_ns = (strided ? 420 : 260) * (alone ? 1 : 1.8);
-    double const work = rounds * double(steps) * step_ns, memory = bytes / 3400;
-    double const ns = 7000 + (work > memory ? work : memory) + (parts > 1 ? 1200 : 0);
-    if (g.parts == 0 || ns < g.ns) g.parts = parts, g.ns = ns;
+    int64_t const held = group_clusters(parts), steps = ceil_div(g.tiles.steps, parts);
+    bool const two = g.tiles.tiles > held;
+    double const step_ns = (strided ? 280 : 204) * (two ? 2 : 1);
+    double const work = double(ceil_div(g.tiles.tiles, two ? 2 * held : held)) * double(steps) * step_ns;
+    double const ns = 9000 + (work > least ? work : least);
+    if (g.parts == 0 || ns < g.ns) g.parts = parts, g.two = two, g.ns = ns;
   }
   return g;
 }
