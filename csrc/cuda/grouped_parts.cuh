@@ -2,9 +2,9 @@
 // filters by three taps of a row of the filter by 64 channels (of neighbouring groups, where these have fewer).
 //
 // A block has a tile's products with a share of the pixels; the blocks of a tile are a cluster, and each adds some
-// columns of the tile. The others write theirs into its shared memory, of what belongs to their own groups alone: before
-// its ring, or, where two blocks share an SM, into the ring once nobody in the cluster reads that any more. It adds all
-// in their order. Two warps copy, x one and y the other, as in tma_lean.cuh.
+// columns of the tile. The others write theirs into its shared memory, of what belongs to their own groups alone:
+// before its ring, or, where two blocks share an SM, into the ring once nobody in the cluster reads that any more. It
+// adds all in their order. Two warps copy, x one and y the other, as in tma_lean.cuh.
 #pragma once
 
 #include "../core/grouped_parts.h"
@@ -93,7 +93,8 @@ struct PartsOutputs {
                first * p.out_c;
       own[i] = 0;
 #pragma unroll
-      for (int c = 0; c < 8; ++c) own[i] |= uint32_t(k < filters_end && unsigned(c * 8 - first) < unsigned(channels)) << c;
+      for (int c = 0; c < 8; ++c)
+        own[i] |= uint32_t(k < filters_end && unsigned(c * 8 - first) < unsigned(channels)) << c;
     }
   }
   // The 8 columns of some filter of the warp.
@@ -113,14 +114,13 @@ struct PartsOutputs {
     int64_t const at = tap * p.out_s + c * 8 * p.out_c;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      if (own[i] >> c & 1)
-        wgrad_store_pair<T>(p, out[i] + at, WgradPair<T>::of(sum[i * 2], sum[i * 2 + 1]), true);
+      if (own[i] >> c & 1) wgrad_store_pair<T>(p, out[i] + at, WgradPair<T>::of(sum[i * 2], sum[i * 2 + 1]), true);
   }
 };
 
 template <class T, int stride>
 __device__ __forceinline__ void parts_multiply(GroupPartsParams const& p, uint32_t ring, LeanTables& tables, int count,
-                               float (&acc)[96]) {
+                                               float (&acc)[96]) {
   using S = PartsShape<stride>;
   int const lane = int(threadIdx.x) % 32;
   uint32_t const distance = p.dilation_w * kLineBytes;
@@ -160,8 +160,9 @@ __device__ __forceinline__ void parts_multiply(GroupPartsParams const& p, uint32
 
 // Adds what the cluster's blocks have of this one's columns, and stores it.
 template <class T, int stride>
-__device__ __forceinline__ void parts_add(GroupPartsParams const& p, uint32_t room, LeanTables& tables, int rank, int first, int last,
-                          uint32_t met, PartsOutputs<T, stride> const& outputs, float const (&acc)[96]) {
+__device__ __forceinline__ void parts_add(GroupPartsParams const& p, uint32_t room, LeanTables& tables, int rank,
+                                          int first, int last, uint32_t met, PartsOutputs<T, stride> const& outputs,
+                                          float const (&acc)[96]) {
   using S = PartsShape<stride>;
   constexpr int unit_bytes = S::multiplying * 16;
   int const part_bytes = p.per * unit_bytes;
@@ -284,13 +285,11 @@ cudaError_t launch_group_parts(Problem const& given, Plan const& plan, Arguments
   p.images = images_of(g.problem, args);
   p.of_column = Divisor(p.R), p.row_columns = Divisor(p.columns), p.rows = Divisor(p.P);
   p.parts = g.parts;
-  bool two = g.two;
-  if (char const* e = getenv("GRP_PARTS")) p.parts = atoi(e), two = g.tiles.tiles > group_clusters(p.parts);
   p.share = int32_t(ceil_div(p.steps, p.parts)), p.per = int32_t(ceil_div(S::units, p.parts));
   int64_t const sent = int64_t(p.parts) * p.per * S::multiplying * 16;
-  p.in_ring = p.parts == 1 || two;
+  p.in_ring = p.parts == 1 || g.two;
   p.ring_at = p.in_ring ? 0 : int32_t(sent);
-  int64_t const room = (two ? 110 : 222) * 1024 - p.ring_at;
+  int64_t const room = (g.two ? 110 : 222) * 1024 - p.ring_at;
   p.stages = int32_t(min64(min64(room / S::stage_bytes, kLeanStages), p.share));
   if (p.in_ring) p.stages = int32_t(max64(p.stages, ceil_div(sent, S::stage_bytes)));
   auto* const kernel = group_parts_kernel<T, stride>;
