@@ -43,7 +43,7 @@ constexpr GroupParts group_parts(Row const& row, Problem const& p) {
   // stride, which all SMs together take in, and memory.
   bool const strided = p.stride_w > 1, across = g.problem.C_per_group() % 64 != 0 || g.problem.K_per_group() % 64 != 0;
   double const lines_ns = double(g.tiles.tiles * g.tiles.steps) *
-                          (across    ? (strided ? 503 : 337)
+                          (across    ? (strided ? 800 : 337)
                            : strided ? 447
                                      : 41) /
                           132;
