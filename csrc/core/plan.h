@@ -16,6 +16,7 @@
 #include "grouped.h"
 #include "grouped_any.h"
 #include "grouped_few.h"
+#include "grouped_parts.h"
 #include "grouped_slabs.h"
 #include "image_sums.h"
 #include "images.h"
@@ -115,6 +116,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       if (is_image_sums(row)) return hopper && image_sums(op, p, d).slabs > 0;
       if (is_few_groups(row)) return hopper && few_groups(op, p, d).sums > 0;
       if (is_slabs(row)) return hopper && grouped_slabs(op, p, d).shared > 0;
+      if (is_group_parts(row)) return hopper && group_parts(row, p).parts > 0;
       return hopper && (grouped_supports(row, op, p) || pack_supports(row, p));
     case Family::column:
       return hopper && column_supports(row, op, p);
@@ -437,6 +439,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_image_sums(row)) return {image_sums(op, p, d).ns, 1};
       if (is_few_groups(row)) return {few_groups(op, p, d).ns, 1};
       if (is_slabs(row)) return {grouped_slabs(op, p, d).ns, 1};
+      if (is_group_parts(row)) return {group_parts(row, p).ns, 1};
       if (is_tf32_planes(row)) return tf32_planes_estimate(row, p, d);
       Problem const t = tma_problem(row, p);
       Packed const q = packed(row, t);
@@ -597,6 +600,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       if (is_turned(row)) return turned_workspace_bytes(op, p);
       if (is_plain(row)) return plain_workspace_bytes(p, d);
       if (is_plain_rows(row) || is_images(row) || is_image_sums(row) || is_slabs(row) || is_few_groups(row)) return 0;
+      if (is_group_parts(row)) return 0;
       if (is_tf32_planes(row)) return tf32_planes_workspace_bytes(row, p);
       Packed const q = packed(row, tma_problem(row, p));
       return patch_bytes(row, p) + packed_places(q).bytes +

@@ -480,6 +480,29 @@ __device__ float wgrad_exact(WgradParams const& p, Images const& images, int k, 
   return total;
 }
 
+// A warp's sums that are NaN once more, where exists(i) says that the i-th of a lane's is a weight.
+template <class T, int count, class Exists, class FilterOf, class ChannelOf>
+__device__ inline void wgrad_mend(WgradParams const& p, Images const& images, float (&values)[count], int r, int s,
+                                  Exists exists, FilterOf filter_of, ChannelOf channel_of) {
+  int const lane = int(threadIdx.x) % 32;
+  unsigned tried = 0;
+  while (true) {
+    int mine = -1;
+#pragma unroll
+    for (int i = 0; i < count; ++i)
+      if (values[i] != values[i] && exists(i) && (tried >> i & 1) == 0) mine = i;
+    unsigned const left = __ballot_sync(0xffffffff, mine >= 0);
+    if (left == 0) break;
+    int const whose = __ffs(int(left)) - 1, which = __shfl_sync(0xffffffff, mine, whose);
+    float const exact = wgrad_exact<T>(p, images, filter_of(whose, which), channel_of(whose, which), r, s);
+    if (lane != whose) continue;
+    tried |= 1u << which;
+#pragma unroll
+    for (int i = 0; i < count; ++i)
+      if (i == which) values[i] = exact;
+  }
+}
+
 // Where the parts of a shared tile are: those of the aligned blocks, then of the blocks with strips.
 struct WgradParts {
   int shared, stride, aligned, first_strip, count;
@@ -506,6 +529,18 @@ struct WgradPair<float> {
   using type = float2;
   static __device__ type of(float a, float b) { return make_float2(a, b); }
 };
+
+// both: the second channel exists.
+template <class T>
+__device__ inline void wgrad_store_pair(WgradParams const& p, T* to, typename WgradPair<T>::type pair, bool both) {
+  if (p.pairs) {
+    *reinterpret_cast<typename WgradPair<T>::type*>(to) = pair;
+    return;
+  }
+  T const* const each = reinterpret_cast<T const*>(&pair);
+  to[0] = each[0];
+  if (both) to[p.out_c] = each[1];
+}
 
 constexpr int kReduceWarps = 16, kReduceBytes = kReduceWarps * 2 * 32 * int(sizeof(float4));
 
@@ -586,23 +621,9 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
     return filter < filters_end && channel < p.C && p.own.has(filter, channel);
   };
   if constexpr (filters) {
-    unsigned tried = 0;
-    while (true) {
-      int mine = -1;
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (values[i] != values[i] && exists(i) && (tried >> i & 1) == 0) mine = i;
-      unsigned const left = __ballot_sync(0xffffffff, mine >= 0);
-      if (left == 0) break;
-      int const whose = __ffs(int(left)) - 1, which = __shfl_sync(0xffffffff, mine, whose);
-      float const exact = wgrad_exact<T>(p, images, unit.group * p.K + filter_of(whose, which),
-                                         unit.group * p.C + channel_of(whose, which), at.r, at.s);
-      if (lane != whose) continue;
-      tried |= 1u << which;
-#pragma unroll
-      for (int i = 0; i < 8; ++i)
-        if (i == which) values[i] = exact;
-    }
+    wgrad_mend<T>(
+        p, images, values, at.r, at.s, exists, [&](int lane, int i) { return unit.group * p.K + filter_of(lane, i); },
+        [&](int lane, int i) { return unit.group * p.C + channel_of(lane, i); });
   }
   T* const out = static_cast<T*>(p.out) + at.r * p.out_r + at.s * p.out_s;
 #pragma unroll
@@ -612,28 +633,26 @@ __global__ void __launch_bounds__(kReduceWarps * 32)
     if (!exists(i)) continue;
     int const filter = filter_of(lane, i), channel = channel_of(lane, i) - p.own.first(filter);
     T* const to = out + (int64_t(unit.group) * p.K + filter) * p.out_k + channel * p.out_c;
-    if (p.pairs) {
-      *reinterpret_cast<typename WgradPair<T>::type*>(to) = pair;
-    } else {
-      T const* const each = reinterpret_cast<T const*>(&pair);
-      to[0] = each[0];
-      if (exists(i + 1)) to[p.out_c] = each[1];
-    }
+    wgrad_store_pair<T>(p, to, pair, exists(i + 1));
   }
+}
+
+inline Images images_of(Problem const& problem, Arguments const& args) {
+  return {args.a,
+          args.b,
+          problem.x,
+          problem.y,
+          problem.N * problem.P() * problem.Q(),
+          int32_t(problem.H),
+          int32_t(problem.W),
+          int32_t(problem.Q())};
 }
 
 // The second pass behind `workers` blocks.
 template <class T, Variant variant, int TM, int TN>
 cudaError_t launch_reduce(Problem const& problem, Arguments const& args, cudaStream_t stream, WgradParams const& p,
                           int64_t workers) {
-  Images const images{args.a,
-                      args.b,
-                      problem.x,
-                      problem.y,
-                      problem.N * problem.P() * problem.Q(),
-                      int32_t(problem.H),
-                      int32_t(problem.W),
-                      int32_t(problem.Q())};
+  Images const images = images_of(problem, args);
   int64_t const shared = p.shares.shared;
   int slices = 1;
   while (slices < kReduceWarps && slices * shared * 4 < workers) slices *= 2;
@@ -642,16 +661,12 @@ cudaError_t launch_reduce(Problem const& problem, Arguments const& args, cudaStr
                        kReduceWarps * 32, kReduceBytes, stream, p, images, slices);
 }
 
-template <DType dtype, int TM, int TN, Variant variant, int stride = 1>
-cudaError_t launch_wgrad(Problem const& given, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  using T = typename TypeOf<dtype>::type;
-  using S = WgradShape<T, variant, TM, TN, stride>;
-  Problem const problem = as_merged(row_of(plan), given);
-  constexpr bool halo = is_halo(variant), filters = S::filters;
+// What all kernels are told, and the maps of x and y. channels: of a copy of x.
+template <DType dtype>
+cudaError_t encode_wgrad(WgradParams& p, Problem const& given, Problem const& problem, WgradTiles const& t,
+                         Arguments const& args, bool halo, int channels) {
   Walk const h = walk_h(Op::wgrad, problem, 0), w = walk_w(Op::wgrad, problem, 0);
-  WgradTiles const t = wgrad_tiles(row_of(plan), problem);
   int64_t const P = problem.P(), Q = problem.Q();
-  WgradParams p{};
   p.P = int32_t(P), p.columns = int32_t(t.columns);
   p.h0 = int32_t(h.lower), p.w0 = int32_t(w.lower);
   p.stride_h = int32_t(h.stride), p.stride_w = int32_t(w.stride);
@@ -660,8 +675,6 @@ cudaError_t launch_wgrad(Problem const& given, Plan const& plan, Arguments const
   p.C = int32_t(problem.C_per_group()), p.K = int32_t(problem.K_per_group());
   p.chunks = int32_t(ceil_div(p.C, 64)), p.runs = int32_t(t.runs);
   p.steps = int32_t(t.steps), p.groups = int32_t(problem.groups);
-  p.tiles_n = int32_t(ceil_div(p.K, TN));
-  p.shares = wgrad_shares(t, plan.split_k);
   p.own = OwnGroup(given, problem);
   p.out_k = given.w.n, p.out_c = given.w.c, p.out_r = given.w.h, p.out_s = given.w.w;
   p.pairs = channel_vectors(given.w, given.w_align, given.C_per_group(), 2, dtype);
@@ -669,14 +682,27 @@ cudaError_t launch_wgrad(Problem const& given, Plan const& plan, Arguments const
   Strides const &x = problem.x, &y = problem.y;
   Walk box_x = w, box_y{Q, 1};
   if (halo) box_x.pixels = box_y.pixels = t.columns;
-  int const channels = variant == Variant::narrow ? 32 : 64, lines = int(kPixels + t.columns - Q);
+  int const lines = kPixels + (halo ? int((min64(problem.S, kTaps) - 1) / w.stride * w.tap_stride) : 0);
   p.copy_bytes = lines * channels * size_of(dtype);
   cudaError_t error = encode_im2col(
       p.x, {args.a, dtype, {given.C, problem.W, problem.H, problem.N}, {1, x.w, x.h, x.n}}, h, box_x, channels, lines);
   if (error != cudaSuccess) return error;
-  error = encode_im2col(p.y, {args.b, dtype, {given.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1}, box_y, 64,
-                        kPixels);
+  return encode_im2col(p.y, {args.b, dtype, {given.K, Q, P, problem.N}, {1, y.w, y.h, y.n}}, Walk{P, 1}, box_y, 64,
+                       kPixels);
+}
+
+template <DType dtype, int TM, int TN, Variant variant, int stride = 1>
+cudaError_t launch_wgrad(Problem const& given, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  using S = WgradShape<T, variant, TM, TN, stride>;
+  Problem const problem = as_merged(row_of(plan), given);
+  constexpr bool halo = is_halo(variant), filters = S::filters;
+  WgradTiles const t = wgrad_tiles(row_of(plan), problem);
+  WgradParams p{};
+  cudaError_t error = encode_wgrad<dtype>(p, given, problem, t, args, halo, variant == Variant::narrow ? 32 : 64);
   if (error != cudaSuccess) return error;
+  p.tiles_n = int32_t(ceil_div(p.K, TN));
+  p.shares = wgrad_shares(t, plan.split_k);
   p.stages = S::stages;
   if constexpr (!filters) {
     if (p.shares.whole > 0) p.stages = S::stages_beside_staging;

@@ -1,0 +1,320 @@
+// wgrad of groups of 8 to 64 channels in channels_last, 16-bit types, in one launch: the halo tile of tma_wgrad.cuh, 64
+// filters by three taps of a row of the filter by 64 channels (of neighbouring groups, where these have fewer).
+//
+// A block has a tile's products with a share of the pixels; the blocks of a tile are a cluster, and each adds some
+// columns of the tile. The others write theirs into its shared memory, of what belongs to their own groups alone:
+// before its ring, or, where two blocks share an SM, into the ring once nobody in the cluster reads that any more. It
+// adds all in their order. Two warps copy, x one and y the other, as in tma_lean.cuh.
+#pragma once
+
+#include "../core/grouped_parts.h"
+#include "tma_lean.cuh"
+#include "tma_wgrad.cuh"
+
+namespace conv2d_ext::tma {
+
+template <int stride>
+struct PartsShape {
+  static constexpr int multiplying = kWarpgroup, threads = multiplying + 2 * 32;
+  static constexpr int columns = kTaps * 64, units = columns / 8;
+  static constexpr int x_bytes = (kPixels + kHalo) * kLineBytes, y_at = stride * x_bytes;
+  static constexpr int stage_bytes = y_at + kRunBytes;
+};
+
+struct GroupPartsParams : WgradParams {
+  Divisor of_column;          // rows of the filter: blockIdx.x counts them for each three of its columns
+  Divisor row_columns, rows;  // of y, padded ones included
+  int32_t share, parts, per;  // steps of a block; blocks of a tile; blocks of 8 columns that one adds
+  bool in_ring;               // is where sums arrive; else it lies behind that
+  int32_t ring_at;
+  Images images;
+};
+
+// The steps of one of the two copying threads.
+template <int stride, bool of_y>
+struct GroupPartsCopies {
+  using S = PartsShape<stride>;
+  int32_t left, step, c, offset_h, offset_w;
+  uint32_t to;
+  Stage stage;
+
+  __device__ void begin(GroupPartsParams const& p, uint32_t ring, int begin, int count) {
+    left = count, step = begin, offset_h = int(blockIdx.x);
+    offset_w = p.of_column.divide(offset_h) * kTaps * p.dilation_w, offset_h *= p.dilation_h;
+    c = int(blockIdx.y) * (of_y ? p.K : p.C), to = ring + (of_y ? S::y_at : 0);
+  }
+  __device__ void copy_stage(GroupPartsParams const& p, LeanTables& tables) {
+    uint32_t const full = ptx::shared_address(of_y ? &tables.full_a[stage.index] : &tables.full_b[stage.index]);
+    ptx::mbarrier_arrive_expect_tx(full, of_y ? kRunBytes : stride * p.copy_bytes);
+    int w = step * kPixels, h = p.row_columns.divide(w);
+    int const image = p.rows.divide(h);
+    uint32_t const at = to + stage.index * S::stage_bytes;
+    if constexpr (of_y) {
+      ptx::cp_async_bulk_tensor_im2col(at, &p.y, full, c, w, h, image, 0, 0);
+    } else {
+      h = p.h0 + h * p.stride_h, w = p.w0 + w * p.stride_w;
+#pragma unroll
+      for (int i = 0; i < stride; ++i)
+        ptx::cp_async_bulk_tensor_im2col(at + i * S::x_bytes, &p.x, full, c, w, h, image, offset_w + i * p.dilation_w,
+                                         offset_h);
+    }
+    ++step, --left;
+  }
+  // Before the barriers are known to others: the first trip round the ring.
+  __device__ void first_trip(GroupPartsParams const& p, LeanTables& tables) {
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(of_y ? &tables.full_a[i] : &tables.full_b[i], 1);
+    ptx::fence_mbarrier_init();
+    for (; stage.index < p.stages && left > 0; ++stage.index) copy_stage(p, tables);
+    stage.index = 0;
+  }
+  __device__ void other_trips(GroupPartsParams const& p, LeanTables& tables) {
+    for (; left > 0; stage.advance(p.stages)) {
+      ptx::mbarrier_wait(&tables.empty[stage.index], stage.parity);
+      copy_stage(p, tables);
+    }
+  }
+};
+
+// What a thread stores of 8 columns: two channels of each of two filters, rows lane / 4 and lane / 4 + 8 of its warp's
+// 16. out: the first of them, of the first tap. own: a bit for each 8 of the 64 channels that are the filter's.
+template <class T, int stride>
+struct PartsOutputs {
+  T* out[2];
+  uint32_t own[2];
+  int r, s;
+
+  __device__ PartsOutputs(GroupPartsParams const& p, int filters_end) {
+    int const lane = int(threadIdx.x) % 32, channels = p.own.C == 0 ? p.C : p.own.C;
+    r = int(blockIdx.x), s = p.of_column.divide(r) * kTaps;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int const k = int(threadIdx.x) / 32 * 16 + lane / 4 + i * 8, first = p.own.first(k) - lane % 4 * 2;
+      out[i] = static_cast<T*>(p.out) + r * p.out_r + s * p.out_s + (int64_t(blockIdx.y) * p.K + k) * p.out_k -
+               first * p.out_c;
+      own[i] = 0;
+#pragma unroll
+      for (int c = 0; c < 8; ++c)
+        own[i] |= uint32_t(k < filters_end && unsigned(c * 8 - first) < unsigned(channels)) << c;
+    }
+  }
+  // The 8 columns of some filter of the warp.
+  __device__ uint32_t met() const { return __reduce_or_sync(0xffffffff, own[0] | own[1]); }
+
+  __device__ void store(GroupPartsParams const& p, float (&sum)[4], int unit) const {
+    int const c = unit % 8, tap = stride == 1 ? unit / 8 : unit / 8 * 2 % kTaps;  // stride 2: taps 0, 2, 1
+    if (s + tap >= p.S) return;
+    float const all = sum[0] + sum[1] + sum[2] + sum[3];
+    if (__any_sync(0xffffffff, all != all)) {
+      int const group = int(blockIdx.y), k = group * p.K + int(threadIdx.x) / 32 * 16, channel = group * p.C + c * 8;
+      wgrad_mend<T>(
+          p, p.images, sum, r, s + tap, [&](int i) { return (own[i / 2] >> c & 1) != 0; },
+          [&](int lane, int i) { return k + lane / 4 + i / 2 * 8; },
+          [&](int lane, int i) { return channel + lane % 4 * 2 + i % 2; });
+    }
+    int64_t const at = tap * p.out_s + c * 8 * p.out_c;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if (own[i] >> c & 1) wgrad_store_pair<T>(p, out[i] + at, WgradPair<T>::of(sum[i * 2], sum[i * 2 + 1]), true);
+  }
+};
+
+template <class T, int stride>
+__device__ __forceinline__ void parts_multiply(GroupPartsParams const& p, uint32_t ring, LeanTables& tables, int count,
+                                               float (&acc)[96]) {
+  using S = PartsShape<stride>;
+  int const lane = int(threadIdx.x) % 32;
+  uint32_t const distance = p.dilation_w * kLineBytes;
+#pragma unroll
+  for (int i = 0; i < 96; ++i) acc[i] = 0;
+  Stage stage;
+  int before = -1;
+#pragma unroll 1
+  for (int step = 0; step < count; ++step, stage.advance(p.stages)) {
+    ptx::mbarrier_wait(&tables.full_a[stage.index], stage.parity);
+    ptx::mbarrier_wait(&tables.full_b[stage.index], stage.parity);
+    uint32_t const from = ring + stage.index * S::stage_bytes;
+    ptx::wgmma_fence_operand(acc);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kPixels / 16; ++k) {
+      uint64_t const a = ptx::wgmma_descriptor(from + S::y_at + k * 2 * kCoreBytes, kRunBytes, kCoreBytes);
+      auto b = [&](int copy) {
+        return ptx::wgmma_descriptor(from + copy * S::x_bytes + k * 2 * kCoreBytes, distance, kCoreBytes);
+      };
+      if constexpr (stride == 1) {
+        ptx::wgmma_mma_async<T, true, true>(acc, a, b(0));
+      } else {
+        ptx::wgmma_mma_async<T, true, true>(reinterpret_cast<float (&)[64]>(acc), a, b(0));
+        ptx::wgmma_mma_async<T, true, true>(reinterpret_cast<float (&)[32]>(acc[64]), a, b(1));
+      }
+    }
+    ptx::wgmma_commit_group();
+    ptx::wgmma_wait_group<1>();
+    ptx::wgmma_fence_operand(acc);
+    if (lane == 0 && before >= 0) ptx::mbarrier_arrive(&tables.empty[before]);
+    before = stage.index;
+  }
+  ptx::wgmma_wait_group<0>();
+  ptx::wgmma_fence_operand(acc);
+}
+
+// Adds what the cluster's blocks have of this one's columns, and stores it.
+template <class T, int stride>
+__device__ __forceinline__ void parts_add(GroupPartsParams const& p, uint32_t room, LeanTables& tables, int rank,
+                                          int first, int last, uint32_t met, PartsOutputs<T, stride> const& outputs,
+                                          float const (&acc)[96]) {
+  using S = PartsShape<stride>;
+  constexpr int unit_bytes = S::multiplying * 16;
+  int const part_bytes = p.per * unit_bytes;
+  uint32_t const mine = room + int(threadIdx.x) * 16, bar = ptx::shared_address(&tables.parts);
+  if (p.parts > 1) {
+    if (p.in_ring) ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+  } else {
+    ptx::bar_sync(1, S::multiplying);  // nobody reads the ring any more
+  }
+  if (p.parts == 1) {
+#pragma unroll
+    for (int j = 0; j < S::units; ++j)
+      if (met >> j % 8 & 1)
+        ptx::st_shared_v4(mine + j * unit_bytes,
+                          make_uint4(__float_as_uint(acc[j * 4]), __float_as_uint(acc[j * 4 + 1]),
+                                     __float_as_uint(acc[j * 4 + 2]), __float_as_uint(acc[j * 4 + 3])));
+  } else {
+    int to = 0, its = 0;
+#pragma unroll
+    for (int j = 0; j < S::units; ++j, ++its) {
+      if (its == p.per) its = 0, ++to;
+      if (met >> j % 8 & 1)
+        ptx::st_async_v4(ptx::mapa(mine + rank * part_bytes + its * unit_bytes, to), acc + j * 4, ptx::mapa(bar, to));
+    }
+    ptx::mbarrier_wait_cluster(bar, 0);
+  }
+#pragma unroll 1
+  for (int j = first; j < last; ++j) {
+    if ((met >> j % 8 & 1) == 0) continue;
+    uint32_t const from = mine + (j - first) * unit_bytes;
+    float4 v[kMostParts];
+#pragma unroll
+    for (int i = 0; i < kMostParts; ++i) {
+      v[i] = make_float4(0, 0, 0, 0);
+      if (i >= p.parts) continue;
+      uint4 const words = ptx::ld_shared_v4(from + i * part_bytes);
+      v[i] = make_float4(__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z),
+                         __uint_as_float(words.w));
+    }
+    float sum[4] = {v[0].x, v[0].y, v[0].z, v[0].w};
+#pragma unroll
+    for (int i = 1; i < kMostParts; ++i) sum[0] += v[i].x, sum[1] += v[i].y, sum[2] += v[i].z, sum[3] += v[i].w;
+    outputs.store(p, sum, j);
+  }
+}
+
+template <class T, int stride>
+__global__ void __launch_bounds__(PartsShape<stride>::threads, 2)
+    group_parts_kernel(__grid_constant__ GroupPartsParams const p) {
+  using S = PartsShape<stride>;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ LeanTables tables;
+  uint32_t const room = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024), ring = room + p.ring_at;
+  int const rank = int(blockIdx.z), begin = rank * p.share, count = max(min(p.share, p.steps - begin), 0);
+  int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp - S::multiplying / 32;
+  bool const clusters = p.parts > 1;
+  GroupPartsCopies<stride, true> copies_y;
+  GroupPartsCopies<stride, false> copies_x;
+  if (copier >= 0) {
+    if (ptx::elect()) {
+      ptx::griddepcontrol_wait();
+      if (copier == 0) {
+        copies_y.begin(p, ring, begin, count);
+        copies_y.first_trip(p, tables);
+      } else {
+        copies_x.begin(p, ring, begin, count);
+        copies_x.first_trip(p, tables);
+      }
+    }
+    __syncwarp();
+    __syncthreads();
+    if (clusters && !p.in_ring) ptx::barrier_cluster_arrive();
+    if (ptx::elect()) {
+      if (copier == 0) {
+        copies_y.other_trips(p, tables);
+        ptx::griddepcontrol_launch_dependents();
+      } else {
+        copies_x.other_trips(p, tables);
+      }
+    }
+    __syncwarp();
+    if (clusters && p.in_ring) ptx::barrier_cluster_arrive();
+    if (clusters) ptx::barrier_cluster_wait();
+    return;
+  }
+
+  // A bit for each warp's 16 filters and 8 channels that these have.
+  int const first = rank * p.per, last = min(first + p.per, S::units);
+  PartsOutputs<T, stride> const outputs(p, p.own.filters(int(blockIdx.y), p.K));
+  uint32_t const met = outputs.met();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&tables.empty[i], S::multiplying / 32);
+    ptx::mbarrier_init(&tables.parts, S::multiplying / 32);
+    ptx::fence_mbarrier_init();
+  }
+  ptx::bar_sync(1, S::multiplying);
+  if (clusters && threadIdx.x % 32 == 0) {
+    int mine = 0;
+    for (int j = first; j < last; ++j) mine += met >> j % 8 & 1;
+    ptx::mbarrier_arrive_expect_tx(&tables.parts, p.parts * mine * 32 * 16);
+  }
+  __syncwarp();
+  __syncthreads();
+  if (clusters && !p.in_ring) ptx::barrier_cluster_arrive();
+  ptx::griddepcontrol_wait();
+  float acc[96];
+  parts_multiply<T, stride>(p, ring, tables, count, acc);
+  parts_add<T, stride>(p, room, tables, rank, first, last, met, outputs, acc);
+}
+
+template <DType dtype, int stride>
+cudaError_t launch_group_parts(Problem const& given, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  using S = PartsShape<stride>;
+  GroupParts const g = group_parts(row_of(plan), given);
+  GroupPartsParams p{};
+  cudaError_t error = encode_wgrad<dtype>(p, given, g.problem, g.tiles, args, true, 64);
+  if (error != cudaSuccess) return error;
+  p.images = images_of(g.problem, args);
+  p.of_column = Divisor(p.R), p.row_columns = Divisor(p.columns), p.rows = Divisor(p.P);
+  p.parts = g.parts;
+  p.share = int32_t(ceil_div(p.steps, p.parts)), p.per = int32_t(ceil_div(S::units, p.parts));
+  int64_t const sent = int64_t(p.parts) * p.per * S::multiplying * 16;
+  p.in_ring = p.parts == 1 || g.two;
+  p.ring_at = p.in_ring ? 0 : int32_t(sent);
+  int64_t const room = (g.two ? 110 : 222) * 1024 - p.ring_at;
+  p.stages = int32_t(min64(min64(room / S::stage_bytes, kLeanStages), p.share));
+  if (p.in_ring) p.stages = int32_t(max64(p.stages, ceil_div(sent, S::stage_bytes)));
+  auto* const kernel = group_parts_kernel<T, stride>;
+  if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024)) != cudaSuccess)
+    return error;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
+  attributes[1].val.clusterDim.z = unsigned(p.parts);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(p.runs), unsigned(p.groups), unsigned(p.parts)), config.blockDim = dim3(S::threads);
+  config.dynamicSmemBytes = size_t(p.ring_at + p.stages * S::stage_bytes + 1024), config.stream = stream;
+  config.attrs = attributes, config.numAttrs = p.parts > 1 ? 2 : 1;
+  return cudaLaunchKernelEx(&config, kernel, p);
+}
+
+}  // namespace conv2d_ext::tma
+
+#define CONV2D_EXT_GROUPED_PARTS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                             \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return p.stride_w == 2 ? tma::launch_group_parts<DType::dtype, 2>(p, plan, args, stream)                  \
+                           : tma::launch_group_parts<DType::dtype, 1>(p, plan, args, stream);                 \
+  }                                                                                                           \
+  }
