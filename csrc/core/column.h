@@ -157,7 +157,7 @@ constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int str
   int64_t const wanted = wide ? 128 : strided && !seven ? 32 : 64;
   int64_t channels = ceil_div(ceil_div(p.C, 8), ceil_div(p.C, wanted)) * 8;
   if (!f32 && !strided && p.C % 64 != 0 && all >= 7) {
-    // Not where pieces of a row that whole pixels leave would be uneven.
+    // Rows of fewer strips would be cut unevenly by whole pixels of more channels.
     int64_t const even = even_slices(p, all >= 14 ? 144 : 112);
     if (even >= 48) channels = even;
   }
