@@ -208,6 +208,15 @@ def test_depthwise_channels_that_fill_no_vectors_keep_a_fast_row_in_channels_las
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_large_depthwise_3x3_of_whole_pixels_or_even_slices_is_not_for_tensor_cores(op: str) -> None:
+    # By toeplitz 72 channels took twice as long.
+    for N, C, H in ((256, 72, 56), (128, 80, 56), (128, 144, 56), (64, 48, 190), (64, 336, 48)):
+        case = Case("whole", N, C, H, H, C, 3, 3, padding=(1, 1), groups=C)
+        for dtype in (torch.float16, torch.bfloat16):
+            assert ROWS[ask(op, case, dtype, "nhwc")[0]].startswith(f"column_{op}_"), (N, C, H)
+
+
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
 def test_depthwise_3x3_of_medium_size_is_neither_for_tensor_cores_nor_for_few_outputs(op: str) -> None:
     for N, C, H in ((8, 768, 19), (8, 256, 38), (1, 32, 300)):
         case = Case("medium", N, C, H, H, C, 3, 3, padding=(1, 1), groups=C)

@@ -105,6 +105,14 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   return (all <= 7 || all > 14 || thirds || p.C % 16 == 0) && rows * slices >= 8 * t.resident * d.sm_count;
 }
 
+// Channels of a slice of up to `most` where slices are alike and whole sectors, or one; else 0.
+constexpr int64_t even_slices(Problem const& p, int64_t most) {
+  if (p.C <= most && p.C % 8 == 0) return p.C;
+  int64_t channels = p.C % 16 == 0 ? most / 16 * 16 : 0;
+  while (channels > 0 && p.C % channels != 0) channels -= 16;
+  return channels;
+}
+
 // 3x3 with stride 2 in 16-bit types, fprop of images of up to 7 strips and wgrad, and in float32 fprop of others and
 // wgrad, as measured: few blocks an SM, of slices of 16 to 96 channels, and whole rows of some images. False if a block
 // would have few rows.
@@ -118,7 +126,9 @@ constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, in
   int64_t const lanes = many || small ? 128 : 168;
   int64_t const wanted = thirds ? 24 : many ? (all <= 2 ? 32 : 16) : f32 ? 96 : small ? 32 : sums && all > 7 ? 48 : 64;
   int64_t const slices = ceil_div(p.C, wanted);
-  int64_t const channels = ceil_div(ceil_div(p.C, 8), slices) * 8, vectors = channels / vector;
+  int64_t channels = ceil_div(ceil_div(p.C, 8), slices) * 8;
+  if (!f32 && channels % 16 != 0 && p.C % 16 == 0) channels = even_slices(p, wanted);
+  int64_t const vectors = channels / vector;
   int64_t const box = 126 / column_width(op, 3, 2);  // 256 columns of x, with the halo
   int64_t const tiles = ceil_div(all, min64(lanes / vectors, box)), strips = ceil_div(all, tiles);
   int64_t images = 1;
@@ -127,16 +137,16 @@ constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, in
   int64_t const warps = ceil_div(vectors * strips * images, 32), resident = small         ? 2
                                                                             : sums || f32 ? 1
                                                                                           : max64(1, 10 / (warps + 1));
-  int64_t const rows = tiles * ceil_div(p.N, images) * p.P() * slices;
+  int64_t const rows = tiles * ceil_div(p.N, images) * p.P() * ceil_div(p.C, channels);
   if (rows < (many ? 10 : sums || f32 ? 15 : 15 * resident) * d.sm_count) return false;
   t.channels = int(channels), t.strips = int(strips), t.images = int(images), t.resident = int(resident);
   t.stages = thirds ? 3 : many || small ? 4 : 5;
   return true;
 }
 
-// 3x3, fprop and dgrad of large layers, as measured, in turns: in 16-bit types with stride 1 slices of up to 64
-// channels, or 128, by seven strips, of up to 56 rows; dgrad with stride 2 of small images, slices of 48 or 32; float32
-// of small images, slices of 64. False if there are few turns.
+// 3x3, fprop and dgrad of large layers, as measured, in turns: in 16-bit types with stride 1 whole pixels of up to 144
+// channels, or slices of 64 or 128, or up to 112, of some 128 lanes; dgrad with stride 2 of small images, slices of 64
+// or 32; float32 of small images, slices of 64. False if there are few turns.
 constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int stride, int64_t all, Device const& d) {
   bool const f32 = p.dtype == DType::f32, strided = stride == 2;
   if (R != 3 || op == Op::wgrad) return false;
@@ -144,17 +154,24 @@ constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int str
   int const vector = column_vector(3, stride);
   bool const wide = !f32 && !strided && p.C % 128 == 0 && all >= 7;
   bool const seven = strided && all > 4;
-  int64_t const lanes = wide ? 224 : 128, wanted = wide ? 128 : seven ? 48 : strided ? 32 : 64;
-  int64_t const channels = ceil_div(ceil_div(p.C, 8), ceil_div(p.C, wanted)) * 8, vectors = channels / vector;
+  int64_t const wanted = wide ? 128 : strided && !seven ? 32 : 64;
+  int64_t channels = ceil_div(ceil_div(p.C, 8), ceil_div(p.C, wanted)) * 8;
+  if (!f32 && !strided && p.C % 64 != 0 && all >= 7) {
+    // Rows of fewer strips would be cut unevenly by whole pixels of more channels.
+    int64_t const even = even_slices(p, all >= 14 ? 144 : 112);
+    if (even >= 48) channels = even;
+  }
   if (strided && channels % 16 != 0) return false;
-  int64_t const most = lanes / vectors, strips = f32 || strided ? all : min64(most / 7 * 7, 56);
+  int64_t const lanes = wide || seven || channels > 112 ? 224 : channels == 80 ? 140 : 128;
+  int64_t const vectors = channels / vector, most = lanes / vectors;
+  int64_t const strips = f32 || strided ? all : min64(wide ? most / 7 * 7 : most, 56);
   int64_t const tiles = ceil_div(all, strips);
   t.channels = int(channels), t.strips = int(ceil_div(all, tiles)), t.images = 1;
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
   t.resident = int(min64(65536 / 32 / column_registers(3, stride) / (t.warps(vector) + 1), f32 ? 2 : 16));
-  int64_t const H = op == Op::dgrad ? p.H : p.P(), longest = f32 ? 7 : wide || strided ? 14 : 56;
+  int64_t const H = op == Op::dgrad ? p.H : p.P(), longest = f32 ? 7 : !wide && channels > 112 ? 28 : 14;
   if (!f32 && (H < 14 || p.C <= 32 || p.C == 64)) return false;
-  t.each = ceil_div(H, ceil_div(H, longest)), t.stages = wide ? 8 : strided || f32 || t.resident <= 3 ? 5 : 3;
+  t.each = ceil_div(H, ceil_div(H, longest)), t.stages = f32 || (strided && !seven) ? 5 : 8;
   int64_t const turns = tiles * ceil_div(p.N, t.images) * ceil_div(H, t.each) * ceil_div(p.C, channels);
   return 10 * turns >= (seven ? 12 * t.resident : f32 || strided ? 20 * t.resident : 18) * d.sm_count;
 }
@@ -295,8 +312,10 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     if (in_turns && size == 2) {
       double const rounds = double(blocks) / double(full), late = double(ceil_div(blocks, full)) / rounds - 1;
       double const memory_ns = walk_memory_ns(p, d);
-      u.ns = stride == 2            ? 0.88 * memory_ns
+      bool const alike = all >= 7 && p.C % u.channels == 0;
+      u.ns = stride == 2            ? (u.stages > 5 ? 0.84 : 0.88) * memory_ns
              : u.channels == 128    ? 1800 + 0.846 * memory_ns
+             : alike                ? 2000 + 0.89 * memory_ns
              : u.channels % 16 == 0 ? 0.98 * memory_ns
                                     : 1.45 * memory_ns;
       if (rounds > 1 && late > 0.1) u.ns *= 1 + 0.6 * late;
