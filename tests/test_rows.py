@@ -573,6 +573,34 @@ def test_filters_that_stay_in_registers_meet_every_tile_in_tf32(case: Case, cuda
     assert same_bits(made, run())
 
 
+LAGGING = (  # tma_wgrad.cuh: the warpgroups of a block have as many tiles, one more, and runs of half a line
+    Case("as_many", 2, 384, 16, 16, 2048, 3, 3, padding=(1, 1), bias=False),
+    Case("one_more", 4, 1288, 15, 13, 1304, 3, 3, (2, 1), padding=(1, 1), bias=False),
+    Case("some_without", 3, 192, 13, 15, 4096, 3, 3, padding=(2, 2), dilation=(2, 2), bias=False),
+)
+
+
+@pytest.mark.parametrize("case", LAGGING, ids=str)
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=("f16", "bf16"))
+def test_weight_gradients_of_few_pixels_and_many_weights_are_exact(case: Case, dtype: torch.dtype, cuda: str) -> None:
+    """Warpgroups half a tile apart: a stage has pixels of one tile for the first, of another one for the second."""
+    draw = torch.Generator(cuda).manual_seed(0)
+    x, w, go = (
+        torch.randint(-2, 3, size, generator=draw, device=cuda).to(dtype).to(memory_format=torch.channels_last)
+        for size in (case.input_size, case.weight_size, case.output_size)
+    )
+    row = ROWS.index("tma_wgrad_f16_128x256_im2col" if dtype is torch.float16 else "tma_wgrad_bf16_128x256_im2col")
+    if row not in candidates(plan("wgrad", case, x, w, go, capability=machine()[1])):
+        pytest.skip("needs sm90")
+    run = functools.partial(call("wgrad", case, x, w, None, go), row=row, stride=w.stride())
+    made = run()
+    expected = torch.nn.grad.conv2d_weight(
+        x.double(), case.weight_size, go.double(), case.stride, case.padding, case.dilation
+    )
+    assert torch.equal(made, expected.to(dtype))
+    assert all(same_bits(made, run()) for _ in range(5))
+
+
 @pytest.mark.parametrize("row", [name for name in ROWS if name.startswith("tma_wgrad_f32_")])
 def test_tf32_weight_gradients_of_many_pixels_are_as_exact_as_those_of_few(row: str, cuda: str) -> None:
     """The tensor cores' sums lose their lowest bits, more of them the longer the chain of pixels."""

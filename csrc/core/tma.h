@@ -241,6 +241,18 @@ constexpr WgradShares wgrad_shares(WgradTiles const& t, int64_t workers) {
   return s;
 }
 
+// Blocks whose two warpgroups are half a tile apart (tma_wgrad.cuh). All tiles of a block have the same filters;
+// 128x256 alone gains by it. A constant, so that results do not depend on the device.
+constexpr int64_t wgrad_lag_blocks(int64_t tiles_n) { return 132 / tiles_n * tiles_n; }
+constexpr int64_t wgrad_lag_rounds(WgradTiles const& t, int64_t tiles_n) { return ceil_div(t.runs, 132 / tiles_n * 2); }
+// Of whole tiles, more than there are blocks, if these need no more rounds for it; in longer ones stores matter little.
+constexpr bool wgrad_lags(Row const& row, Problem const& p, WgradTiles const& t) {
+  int64_t const tiles_n = ceil_div(p.K, row.tile_n);
+  return row.dtype != DType::f32 && row.variant == Variant::im2col && row.tile_m == 128 && row.tile_n == 256 &&
+         p.groups == 1 && t.steps >= 6 && t.steps <= 32 && tiles_n <= 132 && t.tiles > 132 &&
+         wgrad_lag_rounds(t, tiles_n) <= ceil_div(t.tiles, 132);
+}
+
 constexpr bool wgrad_supports(Row const& row, Problem const& p) {
   Walk w = walk_w(row.op, p, 0);
   if (!map_supports(p.x, p.N, p.H, p.W, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)) return false;
@@ -694,6 +706,12 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
                             double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
                            size_of(p.dtype) / 3440;
   Estimate e = wgrad_shared_estimate(row, t, int64_t(d.sm_count) * (two ? 2 : 1), step_ns, fixed, memory_ns);
+  if (wgrad_lags(row, p, t)) {
+    double const rounds = double(wgrad_lag_rounds(t, ceil_div(p.K, row.tile_n)));
+    // A tenth above what was measured: other rows' estimates are as much too high here.
+    double const ns = 5000 + (rounds + 0.2) * double(t.steps) * step_ns + rounds * 1200;
+    if (e.split_k == 1 || ns < e.ns) e = {ns > memory_ns ? ns : memory_ns, 1};
+  }
   if (small) e.ns += 288;  // few steps take as long as with larger tiles
   // As measured: many taps' results in lines of 16 bytes (2x8x26x26 to 1360 7x7: 88 us, 41 where the filters are NCHW).
   if (t.stores && p.w.c == 1 && p.C_per_group() <= 8 && p.R * p.S >= 36) e.ns += double(p.K) * double(p.R * p.S) * 0.7;
