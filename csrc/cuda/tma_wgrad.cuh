@@ -19,6 +19,7 @@
 #pragma once
 
 #include "merged.cuh"
+#include "tma_lag.cuh"
 #include "tma_phases.cuh"
 #include "tma_small.cuh"
 #include "tma_swap.cuh"
@@ -880,8 +881,11 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
     return launch_swapped_wide<op, dtype, TM, TN>(problem, plan, args, stream);
   else if constexpr (TM == 64)
     return launch_small<op, dtype, TN>(problem, plan, args, stream);
-  else
+  else {
+    if constexpr (TM == 128 && TN == kLagColumns && variant == Variant::im2col)
+      if (tma_lags(row_of(plan), op, problem, plan.split_k)) return launch_lag<op, dtype>(problem, plan, args, stream);
     return launch<op, dtype, TM, TN, variant>(problem, plan, args, stream);
+  }
 }
 
 }  // namespace conv2d_ext::tma
