@@ -573,6 +573,71 @@ def test_filters_that_stay_in_registers_meet_every_tile_in_tf32(case: Case, cuda
     assert same_bits(made, run())
 
 
+LAGGING_TILES = (  # tma_lag.cuh: two tiles of 64 pixels and more for each warpgroup, and one more for the first
+    ("fprop", Case("one_tile_of_filters", 40, 72, 29, 30, 200, 3, 3, padding=(1, 1))),
+    ("fprop", Case("strided", 67, 264, 33, 35, 520, 3, 3, (2, 2), padding=(1, 1))),
+    ("fprop", Case("1x1", 23, 512, 28, 28, 768, 1, 1)),
+    ("dgrad", Case("five_taps", 40, 256, 29, 30, 40, 5, 3, padding=(2, 1))),
+    ("dgrad", Case("1x1", 22, 320, 28, 28, 456, 1, 1)),
+)
+
+
+@pytest.mark.parametrize("op, case", LAGGING_TILES, ids=str)
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=("f16", "bf16"))
+def test_tiles_of_warpgroups_that_are_half_a_tile_apart_are_exact(
+    op: str, case: Case, dtype: torch.dtype, cuda: str
+) -> None:
+    draw = torch.Generator(cuda).manual_seed(0)
+    x, w, go = (
+        torch.randint(-2, 3, size, generator=draw, device=cuda).to(dtype).to(memory_format=torch.channels_last)
+        for size in (case.input_size, case.weight_size, case.output_size)
+    )
+    b = torch.randint(-2, 3, (case.K,), generator=draw, device=cuda).to(dtype) if op == "fprop" else None
+    row = ROWS.index(f"tma_{op}_{'f16' if dtype is torch.float16 else 'bf16'}_128x256_im2col")
+    if row not in candidates(plan(op, case, x, w, go, capability=machine()[1])):
+        pytest.skip("needs sm90")
+    run = functools.partial(call(op, case, x, w, b, go), row=row)
+    made = run()
+    if b is None:
+        expected = torch.nn.grad.conv2d_input(
+            case.input_size, w.double(), go.double(), case.stride, case.padding, case.dilation
+        )
+    else:
+        expected = torch.nn.functional.conv2d(
+            x.double(), w.double(), b.double(), case.stride, case.padding, case.dilation
+        )
+    assert torch.equal(made, expected.to(dtype))
+    assert all(same_bits(made, run()) for _ in range(5))
+
+
+LAGGING = (  # tma_wgrad.cuh: the warpgroups of a block have as many tiles, one more, and runs of half a line
+    Case("as_many", 2, 384, 16, 16, 2048, 3, 3, padding=(1, 1), bias=False),
+    Case("one_more", 4, 1288, 15, 13, 1304, 3, 3, (2, 1), padding=(1, 1), bias=False),
+    Case("some_without", 3, 192, 13, 15, 4096, 3, 3, padding=(2, 2), dilation=(2, 2), bias=False),
+)
+
+
+@pytest.mark.parametrize("case", LAGGING, ids=str)
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=("f16", "bf16"))
+def test_weight_gradients_of_few_pixels_and_many_weights_are_exact(case: Case, dtype: torch.dtype, cuda: str) -> None:
+    """Warpgroups half a tile apart: a stage has pixels of one tile for the first, of another one for the second."""
+    draw = torch.Generator(cuda).manual_seed(0)
+    x, w, go = (
+        torch.randint(-2, 3, size, generator=draw, device=cuda).to(dtype).to(memory_format=torch.channels_last)
+        for size in (case.input_size, case.weight_size, case.output_size)
+    )
+    row = ROWS.index("tma_wgrad_f16_128x256_im2col" if dtype is torch.float16 else "tma_wgrad_bf16_128x256_im2col")
+    if row not in candidates(plan("wgrad", case, x, w, go, capability=machine()[1])):
+        pytest.skip("needs sm90")
+    run = functools.partial(call("wgrad", case, x, w, None, go), row=row, stride=w.stride())
+    made = run()
+    expected = torch.nn.grad.conv2d_weight(
+        x.double(), case.weight_size, go.double(), case.stride, case.padding, case.dilation
+    )
+    assert torch.equal(made, expected.to(dtype))
+    assert all(same_bits(made, run()) for _ in range(5))
+
+
 @pytest.mark.parametrize("row", [name for name in ROWS if name.startswith("tma_wgrad_f32_")])
 def test_tf32_weight_gradients_of_many_pixels_are_as_exact_as_those_of_few(row: str, cuda: str) -> None:
     """The tensor cores' sums lose their lowest bits, more of them the longer the chain of pixels."""

@@ -241,6 +241,18 @@ constexpr WgradShares wgrad_shares(WgradTiles const& t, int64_t workers) {
   return s;
 }
 
+// Blocks whose two warpgroups are half a tile apart (tma_wgrad.cuh). All tiles of a block have the same filters;
+// 128x256 alone gains by it. A constant, so that results do not depend on the device.
+constexpr int64_t wgrad_lag_blocks(int64_t tiles_n) { return 132 / tiles_n * tiles_n; }
+constexpr int64_t wgrad_lag_rounds(WgradTiles const& t, int64_t tiles_n) { return ceil_div(t.runs, 132 / tiles_n * 2); }
+// Of whole tiles, more than there are blocks, if these need no more rounds for it; in longer ones stores matter little.
+constexpr bool wgrad_lags(Row const& row, Problem const& p, WgradTiles const& t) {
+  int64_t const tiles_n = ceil_div(p.K, row.tile_n);
+  return row.dtype != DType::f32 && row.variant == Variant::im2col && row.tile_m == 128 && row.tile_n == 256 &&
+         p.groups == 1 && t.steps >= 6 && t.steps <= 32 && tiles_n <= 132 && t.tiles > 132 &&
+         wgrad_lag_rounds(t, tiles_n) <= ceil_div(t.tiles, 132);
+}
+
 constexpr bool wgrad_supports(Row const& row, Problem const& p) {
   Walk w = walk_w(row.op, p, 0);
   if (!map_supports(p.x, p.N, p.H, p.W, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype)) return false;
@@ -477,6 +489,27 @@ constexpr double tma_steps_left(Row const& row, Op op, Problem const& p) {
   return left < 0.8 ? left : 1;
 }
 
+// fprop and dgrad by tma_lag.cuh, a kernel of 128x256 im2col: two warpgroups half a tile apart, tiles of 64 pixels
+// each; all of a block have the same filters. A constant, so that results do not depend on the device.
+inline constexpr int kLagPixels = 64, kLagColumns = 256;
+constexpr int64_t lag_blocks(int64_t tiles_n) { return 132 / tiles_n * tiles_n; }
+
+// 16-bit types, one phase and group, whole tiles of steps that do not stay, where this takes no more rounds.
+constexpr bool tma_lags(Row const& row, Op op, Problem const& p, int64_t split_k) {
+  bool const forward = op == Op::fprop;
+  if (op == Op::wgrad || row.dtype == DType::f32 || row.variant != Variant::im2col || row.tile_m != 128 ||
+      row.tile_n != kLagColumns || p.groups > 1 || tma_stores_singly(op, p))
+    return false;
+  if (!forward && (p.stride_h > 1 || p.stride_w > 1)) return false;
+  int64_t const C = forward ? p.C : p.K, tiles_n = ceil_div(forward ? p.K : p.C, kLagColumns);
+  int64_t const steps = p.R * p.S * ceil_div(C, tma_line(C) / 2), tiles = tma_tiles(row, p);
+  if (steps < 6 || tiles_n > 16 || tma_split(row, tiles, split_k).shared > 0 || tma_steps_left(row, op, p) < 1)
+    return false;
+  int64_t const pixels = forward ? p.N * p.P() * p.Q() : p.N * p.H * p.W, lanes = 132 / tiles_n * 2;
+  int64_t const along = ceil_div(pixels, kLagPixels);  // of a block: those of both warpgroups
+  return along >= 2 * lanes && ceil_div(along, lanes) + ceil_div(along - 1, lanes) <= 2 * ceil_div(tiles, 132);
+}
+
 // The steps that are shared out by a split, as `Shares` in tma.cuh has them: ns of the block with the most work.
 constexpr double tma_shared_ns(TileSplit const& s, double steps, double step_ns, double part_ns) {
   double const shared = double(s.shared), aligned = double(s.workers / s.shared);
@@ -522,6 +555,9 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
                 phases_w = forward ? 1 : phases_of(p.W, p.stride_w), phases = phases_h * phases_w;
   double const fixed = tile.fixed * (phases > 1 ? 1.54 : 1) *
                        (N % (line / 2) == 0 ? 1 : 1.30);  // results that lie across lines of memory
+  double const lagging = p.R * p.S > 1 || p.stride_w > 1 || !tma_lags(row, op, p, 1) ? 1
+                         : forward                                                   ? 0.88
+                                                                                     : 0.8;  // 1x1 gains by it
   double const beside = two ? 2.11 : 1, padded = halo && !swapped ? 1.18 : 1;
   // Single rows said so of 3x3 filters with a stride (L08 and L41 of docs/tuning.md, and dgrad of few tiles).
   double const strided = forward && p.stride_w > 1 && p.R * p.S > 1 && row.tile_m == 256 && row.tile_n == 128 ? 0.91
@@ -622,7 +658,7 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     ns = ns > memory_ns ? ns + memory_ns * 0.068 : memory_ns + ns * 0.068;
     // Filters of a group do not stay.
     double const anew = !swapped || p.groups == 1 ? 0 : tma_maps_groups(op, p) ? 2350 : 896;
-    ns = (ns + 6680 + anew) * (halo ? tile.halo : tile.im2col) * strided * few;
+    ns = (ns + 6680 + anew) * (halo ? tile.halo : tile.im2col) * strided * few * (split == 1 ? lagging : 1);
     // The estimate has tiles of 256 pixels; a split must be faster than tiles of fewer.
     if (split == 1 || ns < best.ns * (best.split_k == 1 ? unshared : 1)) best = {ns, int(split)};
   }
@@ -694,6 +730,12 @@ constexpr Estimate tma_wgrad_estimate(Row const& row, Problem const& p, Device c
                             double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
                            size_of(p.dtype) / 3440;
   Estimate e = wgrad_shared_estimate(row, t, int64_t(d.sm_count) * (two ? 2 : 1), step_ns, fixed, memory_ns);
+  if (wgrad_lags(row, p, t)) {
+    double const rounds = double(wgrad_lag_rounds(t, ceil_div(p.K, row.tile_n)));
+    // A tenth above what was measured: other rows' estimates are as much too high here.
+    double const ns = 5000 + (rounds + 0.2) * double(t.steps) * step_ns + rounds * 1200;
+    if (e.split_k == 1 || ns < e.ns) e = {ns > memory_ns ? ns : memory_ns, 1};
+  }
   if (small) e.ns += 288;  // few steps take as long as with larger tiles
   // As measured: many taps' results in lines of 16 bytes (2x8x26x26 to 1360 7x7: 88 us, 41 where the filters are NCHW).
   if (t.stores && p.w.c == 1 && p.C_per_group() <= 8 && p.R * p.S >= 36) e.ns += double(p.K) * double(p.R * p.S) * 0.7;

@@ -1243,10 +1243,11 @@ inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int ea
 }
 
 // S: the shape of `kernel`'s blocks. skipping: leaves out rows of taps; filters that stay are those of all taps. plain:
-// for plain problems.
+// for plain problems. adjust: changes the parameters and the blocks.
 template <class S, Op op, DType dtype, int TM, int TN, int slices = 1>
 cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan const& plan, Arguments const& args,
-                          cudaStream_t stream, void (*skipping)(Params) = nullptr, void (*plain)(Params) = nullptr) {
+                          cudaStream_t stream, void (*skipping)(Params) = nullptr, void (*plain)(Params) = nullptr,
+                          void (*adjust)(Params&, int64_t&) = nullptr) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool b_rows = op == Op::dgrad;  // B is N-major
   Params p{};
@@ -1273,6 +1274,7 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   if (p.shares.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
   if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
   if (p.keep_a) blocks -= blocks % p.phase[0].tiles;
+  if (adjust != nullptr) adjust(p, blocks);
   error = launch_dependent(kernel, dim3(unsigned(blocks)), S::threads, S::shared_bytes, stream, p);
   if (error != cudaSuccess || p.shares.shared == 0) return error;
   if constexpr (S::splits) error = launch_reduce(tma_reduce<T, TM, TN>, p, TM * TN / (4 * kReduceThreads), stream);

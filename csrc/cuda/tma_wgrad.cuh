@@ -19,6 +19,7 @@
 #pragma once
 
 #include "merged.cuh"
+#include "tma_lag.cuh"
 #include "tma_phases.cuh"
 #include "tma_small.cuh"
 #include "tma_swap.cuh"
@@ -443,6 +444,163 @@ __global__ void __launch_bounds__(WgradShape<T, variant, TM, TN>::threads, Wgrad
   }
 }
 
+// Whole tiles of 64 channels by TN filters, one for each of two warpgroups, of which the second is half a tile behind
+// the first. They share y's pixels, which come round again for every tile: the second's steps begin in the middle of
+// them. So one multiplies while the other stores; results leave by one place in shared memory, which they have in turn.
+// All tiles of a block have the same filters; a warpgroup's are every stride-th run of x.
+template <class T, int TN>
+struct WgradLag {
+  using S = WgradShape<T, Variant::im2col, 128, TN>;
+  static constexpr int stages = (S::room - S::staging_bytes) / S::stage_bytes;
+  int32_t n, first, stride, half, total;  // half: steps; total: stages
+
+  __device__ explicit WgradLag(WgradParams const& p)
+      : n(int(blockIdx.x) % p.tiles_n),
+        first(int(blockIdx.x) / p.tiles_n * 2),
+        stride(int(gridDim.x) / p.tiles_n * 2),
+        half(p.steps / 2) {
+    int const rounds[2] = {(p.runs - first + stride - 1) / stride, (p.runs - first + stride - 2) / stride};
+    total = max(rounds[0] * p.steps, rounds[1] > 0 ? half + rounds[1] * p.steps : 0);
+  }
+};
+
+// A thread of each of four warps: two of them copy a warpgroup's x, all a share of y.
+template <class T, int TN>
+__device__ void wgrad_lag_copy(WgradParams const& p, WgradLag<T, TN> const& lag, uint32_t ring, uint32_t full,
+                               uint32_t empty, int warp) {
+  using S = WgradShape<T, Variant::im2col, 128, TN>;
+  int run = lag.first + warp, own = -warp * lag.half, c = 0, offset_h = 0, offset_w = 0;
+  bool of_x = false;
+  int const y_bytes = (S::y_copies + 3 - warp) / 4 * kRunBytes;
+  WgradUnit all;
+  all.begin = 0, all.stride = 1;
+  WgradPixel const start(p, all);
+  WgradPixel pixel;
+  Stage stage;
+  int step = p.steps;
+#pragma unroll 1
+  for (int i = 0; i < lag.total; ++i, ++step, ++own) {
+    if (step == p.steps) step = 0, pixel = start;
+    if (warp < 2 && own == 0) {
+      WgradRun<Variant::im2col> const of(p, run);
+      c = of.c, offset_h = of.r * p.dilation_h, offset_w = of.s * p.dilation_w;
+      of_x = run < p.runs;
+      run += lag.stride, own = -p.steps;
+    }
+    uint32_t const bar = full + stage.index * 8, to = ring + stage.index * S::stage_bytes;
+    ptx::mbarrier_wait(empty + stage.index * 8, stage.parity ^ 1);
+    ptx::mbarrier_arrive_expect_tx(bar, (of_x ? kRunBytes : 0) + y_bytes);
+    if (of_x)
+      ptx::cp_async_bulk_tensor_im2col(to + S::x_at + warp * S::x_bytes, &p.x, bar, c, p.w0 + pixel.q * p.stride_w,
+                                       p.h0 + pixel.p * p.stride_h, pixel.n, offset_w, offset_h);
+    for (int copy = warp; copy < S::y_copies; copy += 4)
+      ptx::cp_async_bulk_tensor_im2col(to + S::y_at + copy * kRunBytes, &p.y, bar, lag.n * TN + copy * 64, pixel.q,
+                                       pixel.p, pixel.n, 0, 0);
+    stage.advance(lag.stages);
+    pixel.advance(p);
+  }
+}
+
+template <class T, int TN>
+__device__ void wgrad_lag_multiply(WgradParams const& p, WgradLag<T, TN> const& lag, uint32_t ring, uint64_t* full,
+                                   uint64_t* empty, uint64_t* free) {
+  using S = WgradShape<T, Variant::im2col, 128, TN>;
+  int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
+  uint32_t const full_at = warp_uniform(ptx::shared_address(full)), empty_at = warp_uniform(ptx::shared_address(empty));
+  bool const stores = int(threadIdx.x) % kWarpgroup == 0;
+  Stage stage;
+  auto release = [&](int stage) {  // -1: none
+    if (lane == 0 && stage >= 0) ptx::mbarrier_arrive(empty_at + stage * 8);
+  };
+  int passed = 0;
+  auto pass = [&](int count) {  // stages of the other warpgroup's tiles alone
+    for (passed += count; count > 0; --count) {
+      ptx::mbarrier_wait(full_at + stage.index * 8, stage.parity);
+      __syncwarp();
+      release(stage.index);
+      stage.advance(lag.stages);
+    }
+  };
+  bool staged = false;  // results that the copy engine reads; then it is the other warpgroup's turn
+  auto hand_on = [&] {
+    if (staged && stores) {
+      ptx::cp_async_bulk_wait_group_read<0>();
+      ptx::mbarrier_arrive(&free[1 - group]);
+    }
+    staged = false;
+  };
+  uint32_t turn = group ^ 1;
+  WgradUnit unit;
+  unit.n = lag.n, unit.group = 0;
+  float acc[TN / 2];
+  pass(group * lag.half);
+  for (int run = lag.first + group; run < p.runs; run += lag.stride) {
+#pragma unroll
+    for (int i = 0; i < TN / 2; ++i) acc[i] = 0;
+    int before = -1;
+    for (int step = 0; step < p.steps; ++step) {
+      ptx::mbarrier_wait(full_at + stage.index * 8, stage.parity);
+      uint32_t const from = ring + stage.index * S::stage_bytes, from_x = from + S::x_at + group * S::x_bytes;
+      ptx::wgmma_fence_operand(acc);
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < kPixels / 16; ++k)
+        ptx::wgmma_mma_async<T, true, true>(
+            acc, ptx::wgmma_descriptor(from_x + k * 2 * kCoreBytes, kRunBytes, kCoreBytes),
+            ptx::wgmma_descriptor(from + S::y_at + k * 2 * kCoreBytes, kRunBytes, kCoreBytes));
+      ptx::wgmma_commit_group();
+      if (step == 1) hand_on();
+      ptx::wgmma_wait_group<1>();
+      ptx::wgmma_fence_operand(acc);
+      release(before);
+      before = stage.index;
+      stage.advance(lag.stages);
+    }
+    passed += p.steps;
+    ptx::wgmma_wait_group<0>();
+    ptx::wgmma_fence_operand(acc);
+    release(before);
+    ptx::mbarrier_wait(&free[group], turn);
+    turn ^= 1;
+    wgrad_store<T, TN>(p, unit, run, acc, ring + lag.stages * S::stage_bytes);
+    staged = true;
+  }
+  hand_on();
+  pass(lag.total - passed);
+}
+
+template <class T, int TN>
+__global__ void __launch_bounds__(kThreads, 1) wgrad_lag_kernel(__grid_constant__ WgradParams const p) {
+  using S = WgradShape<T, Variant::im2col, 128, TN>;
+  using Lag = WgradLag<T, TN>;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ uint64_t full[Lag::stages], empty[Lag::stages], free[2];
+  uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
+  int const warp = warp_uniform(int(threadIdx.x) / 32);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Lag::stages; ++i) {
+      ptx::mbarrier_init(&full[i], 4);   // copying threads
+      ptx::mbarrier_init(&empty[i], 8);  // warps that multiply
+    }
+    ptx::mbarrier_init(&free[0], 1);
+    ptx::mbarrier_init(&free[1], 1);
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  ptx::griddepcontrol_launch_dependents();
+  ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
+  Lag const lag(p);
+  if (warp < 8) {
+    ptx::setmaxnreg_inc<S::multiply_regs>();
+    wgrad_lag_multiply<T, TN>(p, lag, ring, full, empty, free);
+  } else {
+    ptx::setmaxnreg_dec<S::copy_regs>();
+    uint32_t const full_at = warp_uniform(ptx::shared_address(full)),
+                   empty_at = warp_uniform(ptx::shared_address(empty));
+    if (ptx::elect()) wgrad_lag_copy<T, TN>(p, lag, ring, full_at, empty_at, warp % 4);
+  }
+}
+
 // x and y, for sums of single products.
 struct Images {
   void const* x;
@@ -709,13 +867,18 @@ cudaError_t launch_wgrad(Problem const& given, Plan const& plan, Arguments const
     if (p.own.C == 0 && (error = encode_filters(p.w, args.out, problem, 64, TN)) != cudaSuccess) return error;
   }
 
-  auto* const kernel = wgrad_kernel<T, variant, TM, TN, stride>;
+  int64_t const shared = p.shares.shared;
+  int64_t workers = plan.split_k;
+  void (*kernel)(WgradParams) = wgrad_kernel<T, variant, TM, TN, stride>;
+  bool lags = false;
+  if constexpr (variant == Variant::im2col && TM == 128 && TN == 256) {
+    lags = shared == 0 && given.groups == 1 && wgrad_lags(row_of(plan), problem, t);
+    if (lags) kernel = wgrad_lag_kernel<T, TN>, workers = wgrad_lag_blocks(p.tiles_n);
+  }
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
       cudaSuccess)
     return error;
-  int64_t const shared = p.shares.shared;
-  int64_t workers = plan.split_k;
-  if (shared == 0) {  // as many blocks as there is room for
+  if (shared == 0 && !lags) {  // as many blocks as there is room for
     int sm_count = 0;
     if ((error = count_sms(sm_count)) != cudaSuccess) return error;
     workers = min64(t.tiles, int64_t(sm_count) * S::blocks);
@@ -744,8 +907,11 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
     return launch_swapped_wide<op, dtype, TM, TN>(problem, plan, args, stream);
   else if constexpr (TM == 64)
     return launch_small<op, dtype, TN>(problem, plan, args, stream);
-  else
+  else {
+    if constexpr (TM == 128 && TN == kLagColumns && variant == Variant::im2col)
+      if (tma_lags(row_of(plan), op, problem, plan.split_k)) return launch_lag<op, dtype>(problem, plan, args, stream);
     return launch<op, dtype, TM, TN, variant>(problem, plan, args, stream);
+  }
 }
 
 }  // namespace conv2d_ext::tma
