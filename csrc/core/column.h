@@ -145,8 +145,8 @@ constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, in
 }
 
 // 3x3, fprop and dgrad of large layers, as measured, in turns: in 16-bit types with stride 1 whole pixels of up to 144
-// channels, or slices of 64 or 128, or up to 112, of some 128 lanes; dgrad with stride 2 of small images, slices of 64
-// or 32; float32 of small images, slices of 64. False if there are few turns.
+// channels, or slices of 64 or 128, or up to 112, of some 128 lanes; dgrad with stride 2 of small images, slices of 64,
+// 48 or 32; float32 of small images, slices of 64. False if there are few turns.
 constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int stride, int64_t all, Device const& d) {
   bool const f32 = p.dtype == DType::f32, strided = stride == 2;
   if (R != 3 || op == Op::wgrad) return false;
@@ -154,7 +154,8 @@ constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int str
   int const vector = column_vector(3, stride);
   bool const wide = !f32 && !strided && p.C % 128 == 0 && all >= 7;
   bool const seven = strided && all > 4;
-  int64_t const wanted = wide ? 128 : strided && !seven ? 32 : 64;
+  bool const pairs = !f32 && seven && (p.C + 16) / 64 > (p.C - 1) / 64;  // slices of 64 fill the channels
+  int64_t const wanted = wide ? 128 : seven && !pairs ? 48 : strided && !seven ? 32 : 64;
   int64_t channels = ceil_div(ceil_div(p.C, 8), ceil_div(p.C, wanted)) * 8;
   if (!f32 && !strided && p.C % 64 != 0 && all >= 7) {
     // Rows of fewer strips would be cut unevenly by whole pixels of more channels.
@@ -162,7 +163,7 @@ constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int str
     if (even >= 48) channels = even;
   }
   if (strided && channels % 16 != 0) return false;
-  int64_t const lanes = wide || seven || channels > 112 ? 224 : channels == 80 ? 140 : 128;
+  int64_t const lanes = wide || pairs || channels > 112 ? 224 : channels == 80 ? 140 : 128;
   int64_t const vectors = channels / vector, most = lanes / vectors;
   int64_t const strips = f32 || strided ? all : min64(wide ? most / 7 * 7 : most, 56);
   int64_t const tiles = ceil_div(all, strips);
@@ -171,7 +172,7 @@ constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int str
   t.resident = int(min64(65536 / 32 / column_registers(3, stride) / (t.warps(vector) + 1), f32 ? 2 : 16));
   int64_t const H = op == Op::dgrad ? p.H : p.P(), longest = f32 ? 7 : !wide && channels > 112 ? 28 : 14;
   if (!f32 && (H < 14 || p.C <= 32 || p.C == 64)) return false;
-  t.each = ceil_div(H, ceil_div(H, longest)), t.stages = f32 || (strided && !seven) ? 5 : 8;
+  t.each = ceil_div(H, ceil_div(H, longest)), t.stages = f32 || (strided && !pairs) ? 5 : 8;
   int64_t const turns = tiles * ceil_div(p.N, t.images) * ceil_div(H, t.each) * ceil_div(p.C, channels);
   return 10 * turns >= (seven ? 12 * t.resident : f32 || strided ? 20 * t.resident : 18) * d.sm_count;
 }
