@@ -638,6 +638,41 @@ def test_weight_gradients_of_few_pixels_and_many_weights_are_exact(case: Case, d
     assert all(same_bits(made, run()) for _ in range(5))
 
 
+@pytest.mark.parametrize("allow_tf32", (False, True), ids=("strict", "tf32"))
+@pytest.mark.parametrize("case", (Case("1", 1, 8, 1080, 1920, 8, 1, 1), Case("8", 8, 16, 640, 640, 16, 1, 1)), ids=str)
+def test_weight_gradients_of_large_images_meet_the_last_pixels(case: Case, allow_tf32: bool, cuda: str) -> None:
+    """pixels_few_wgrad.cuh took the last 16 pixels of such images for the next image's."""
+    draw = torch.Generator(cuda).manual_seed(0)
+    x, go = (torch.zeros(size, device=cuda) for size in (case.input_size, case.output_size))
+    for t in (x, go):
+        t.flatten(2)[..., -16:] = torch.randint(-2, 3, (*t.shape[:2], 16), generator=draw, device=cuda).float()
+    w = torch.zeros(case.weight_size, device=cuda)
+    row = ROWS.index("pixels_wgrad_f32_16x32_nchw")
+    if row not in candidates(plan("wgrad", case, x, w, go, allow_tf32=allow_tf32, capability=machine()[1])):
+        pytest.skip("needs sm90")
+    made = call("wgrad", case, x, w, None, go)(row=row, allow_tf32=allow_tf32)
+    last_x, last_go = (t.flatten(2)[..., -16:].double() for t in (x, go))
+    assert torch.equal(made.flatten(1).double(), torch.einsum("nkp,ncp->kc", last_go, last_x))
+
+
+@pytest.mark.parametrize("size", (7, 14, 28))
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_filters_that_are_one_expanded_filter_are_right(op: str, size: int, cuda: str) -> None:
+    """The copy engine's tensors have no stride of 0."""
+    case = Case("expanded", 32, 256, size, size, 512, 1, 1)
+    draw = torch.Generator(cuda).manual_seed(0)
+    x, w, go = (
+        torch.randint(-1, 2, shape, generator=draw, device=cuda).half()
+        for shape in (case.input_size, (1, 256, 1, 1), case.output_size)
+    )
+    w = w.expand(case.weight_size)
+    made = call(op, case, x, w, None, go)(row=-1)
+    equation, read = ("kc,ncp->nkp", x) if op == "fprop" else ("kc,nkp->ncp", go)
+    assert torch.equal(
+        made.flatten(2).double(), torch.einsum(equation, w.flatten(1).double(), read.flatten(2).double())
+    )
+
+
 @pytest.mark.parametrize("row", [name for name in ROWS if name.startswith("tma_wgrad_f32_")])
 def test_tf32_weight_gradients_of_many_pixels_are_as_exact_as_those_of_few(row: str, cuda: str) -> None:
     """The tensor cores' sums lose their lowest bits, more of them the longer the chain of pixels."""

@@ -49,7 +49,8 @@ constexpr bool lean_gathers(Row const& row, Problem const& p) {
     return flat && (p.W == 1 ? s.h : s.w) == 1 && align >= 8 && fours(channels, s.c) && fours(p.N, s.n);
   };
   if (!planes(p.x, p.x_align, p.C) || !planes(p.y, p.y_align, p.K)) return false;
-  return p.w.c == 1 && channel_vectors(p.w, p.w_align, p.C, 8, p.dtype) && !pointwise_supports(row.op, p);
+  return p.w.c == 1 && channel_vectors(p.w, p.w_align, p.C, 8, p.dtype) && map_supports(p.w, p.K, 1, 1, p.dtype) &&
+         !pointwise_supports(row.op, p);
 }
 
 // Does a row run 1x1 filters over NCHW, in place?
@@ -61,7 +62,7 @@ constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
     return false;
   if (!pointwise_supports(row.op, p) || (row.op == Op::dgrad && p.dtype == DType::f32 && row.tile_n != 64))
     return false;
-  return channel_vectors(p.w, p.w_align, p.C, v, p.dtype);
+  return channel_vectors(p.w, p.w_align, p.C, v, p.dtype) && map_supports(p.w, p.K, 1, 1, p.dtype);
 }
 
 // Tiles of wgrad, and steps of a tile.

@@ -25,7 +25,7 @@ constexpr bool pixel_halves_supports(Row const& row, Problem const& p) {
            (p.N == 1 || (s.n > 0 && s.n % 8 == 0 && s.n < int64_t(1) << 38));
   };
   if (!planes(p.x, p.x_align) || !planes(p.y, p.y_align)) return false;
-  if (p.w.c != 1 || !channel_vectors(p.w, p.w_align, p.C, 8, p.dtype)) return false;
+  if (p.w.c != 1 || p.w.n <= 0 || !channel_vectors(p.w, p.w_align, p.C, 8, p.dtype)) return false;
   return double(p.N) * double(ceil_div(max64(p.C, p.K), 64)) < double(1 << 30) && double(p.C) * double(p.K) < 1e9 &&
          pixel_halves_workspace_bytes(row, p) <= kMaxWorkspaceBytes;
 }

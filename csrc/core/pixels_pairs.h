@@ -45,7 +45,7 @@ constexpr bool pixel_pairs_supports(Row const& row, Problem const& p) {
            (p.N == 1 || (s.n > 0 && s.n % 8 == 0));
   };
   if (!planes(p.x, p.x_align) || !planes(p.y, p.y_align)) return false;
-  if (p.w.c != 1 || !channel_vectors(p.w, p.w_align, p.C, 16 / size_of(p.dtype), p.dtype)) return false;
+  if (p.w.c != 1 || p.w.n <= 0 || !channel_vectors(p.w, p.w_align, p.C, 16 / size_of(p.dtype), p.dtype)) return false;
   PixelsPairs const cut(row.tile_m, row.tile_n, row.op, p);
   return cut.stages >= 2 && double(p.N) * double(cut.tiles_n) < double(1 << 30) && double(p.C) * double(p.K) < 1e9 &&
          pixel_pairs_workspace_bytes(row, p) <= kMaxWorkspaceBytes;

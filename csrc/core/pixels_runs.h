@@ -29,7 +29,7 @@ struct PixelRuns {
 };
 
 constexpr bool pixel_runs_supports(Row const& row, Problem const& p) {
-  if (!pixel_planes(p) || p.w.c != 1 || !channel_vectors(p.w, p.w_align, p.C, 8, p.dtype)) return false;
+  if (!pixel_planes(p) || p.w.c != 1 || p.w.n <= 0 || !channel_vectors(p.w, p.w_align, p.C, 8, p.dtype)) return false;
   // Tiles are a grid, and images and runs are counted in 32 bits.
   return double(p.N) * double(ceil_div(p.H * p.W, 64)) * double(ceil_div(max64(p.C, p.K), 64)) < double(1 << 30);
 }

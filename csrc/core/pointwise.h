@@ -67,6 +67,7 @@ constexpr bool pointwise_supports(Op op, Problem const& p) {
   if (op == Op::wgrad)  // by lean rows
     return p.N <= kMaxWgradImages && channel_vectors(p.w, p.w_align, p.C, v, p.dtype);
   if (double(p.N) * double(ceil_div(p.H * p.W, 64)) * 64 >= most) return false;  // columns
+  if (!map_supports(p.w, p.K, 1, 1, p.dtype)) return false;
   // Images follow each other as channels do; the copy engine puts zeros behind the channels of one.
   bool const forward = op == Op::fprop;
   Strides const& in = forward ? p.x : p.y;

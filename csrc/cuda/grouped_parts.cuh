@@ -83,7 +83,7 @@ struct PartsOutputs {
   uint32_t own[2];
   int r, s;
 
-  __device__ PartsOutputs(GroupPartsParams const& p, int filters_end) {
+  __device__ void begin(GroupPartsParams const& p, int filters_end) {
     int const lane = int(threadIdx.x) % 32, channels = p.own.C == 0 ? p.C : p.own.C;
     r = int(blockIdx.x), s = p.of_column.divide(r) * kTaps;
 #pragma unroll
@@ -222,6 +222,9 @@ __global__ void __launch_bounds__(PartsShape<stride>::threads, 2)
   bool const clusters = p.parts > 1;
   GroupPartsCopies<stride, true> copies_y;
   GroupPartsCopies<stride, false> copies_x;
+  PartsOutputs<T, stride> outputs;
+  uint32_t met = 0;  // a bit for each warp's 16 filters and 8 channels that these have
+  int const first = rank * p.per, last = min(first + p.per, S::units);
   if (copier >= 0) {
     if (ptx::elect()) {
       ptx::griddepcontrol_wait();
@@ -234,8 +237,25 @@ __global__ void __launch_bounds__(PartsShape<stride>::threads, 2)
       }
     }
     __syncwarp();
-    __syncthreads();
-    if (clusters && !p.in_ring) ptx::barrier_cluster_arrive();
+  } else {
+    outputs.begin(p, p.own.filters(int(blockIdx.y), p.K));
+    met = outputs.met();
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&tables.empty[i], S::multiplying / 32);
+      ptx::mbarrier_init(&tables.parts, S::multiplying / 32);
+      ptx::fence_mbarrier_init();
+    }
+    ptx::bar_sync(1, S::multiplying);
+    if (clusters && threadIdx.x % 32 == 0) {
+      int mine = 0;
+      for (int j = first; j < last; ++j) mine += met >> j % 8 & 1;
+      ptx::mbarrier_arrive_expect_tx(&tables.parts, p.parts * mine * 32 * 16);
+    }
+    __syncwarp();
+  }
+  __syncthreads();
+  if (clusters && !p.in_ring) ptx::barrier_cluster_arrive();
+  if (copier >= 0) {
     if (ptx::elect()) {
       if (copier == 0) {
         copies_y.other_trips(p, tables);
@@ -250,24 +270,6 @@ __global__ void __launch_bounds__(PartsShape<stride>::threads, 2)
     return;
   }
 
-  // A bit for each warp's 16 filters and 8 channels that these have.
-  int const first = rank * p.per, last = min(first + p.per, S::units);
-  PartsOutputs<T, stride> const outputs(p, p.own.filters(int(blockIdx.y), p.K));
-  uint32_t const met = outputs.met();
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&tables.empty[i], S::multiplying / 32);
-    ptx::mbarrier_init(&tables.parts, S::multiplying / 32);
-    ptx::fence_mbarrier_init();
-  }
-  ptx::bar_sync(1, S::multiplying);
-  if (clusters && threadIdx.x % 32 == 0) {
-    int mine = 0;
-    for (int j = first; j < last; ++j) mine += met >> j % 8 & 1;
-    ptx::mbarrier_arrive_expect_tx(&tables.parts, p.parts * mine * 32 * 16);
-  }
-  __syncwarp();
-  __syncthreads();
-  if (clusters && !p.in_ring) ptx::barrier_cluster_arrive();
   ptx::griddepcontrol_wait();
   float acc[96];
   parts_multiply<T, stride>(p, ring, tables, count, acc);

@@ -15,7 +15,7 @@
 
 namespace conv2d_ext::pixels_few {
 
-using depthwise::Divisor;
+using depthwise::WideDivisor;
 using stem::is_split, stem::Word;
 
 constexpr int kThreads = kFewWarps * 32;
@@ -29,7 +29,7 @@ struct Operand {
 
 struct SumParams {
   Operand a, b;
-  Divisor units_of;  // of an image
+  WideDivisor units_of;  // of an image
   int units, units_of_image, images;
   int64_t pixels;                         // nchw: of an image; nhwc: of all
   int parts, rows, columns, slabs, wide;  // wide: columns of a slab
@@ -220,7 +220,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
   p.a = t.swapped ? y : x, p.b = t.swapped ? x : y;
   p.units = int(t.units), p.pixels = nchw ? pixels : pixels * problem.N;
   int64_t const each = ceil_div(pixels, kFewRun);
-  p.units_of = Divisor(uint32_t(each)), p.units_of_image = int(each), p.images = int(problem.N);
+  p.units_of = WideDivisor(uint32_t(each)), p.units_of_image = int(each), p.images = int(problem.N);
   p.parts = int(t.parts), p.slabs = int(t.slabs), p.wide = int(t.wide), p.rows = int(t.rows),
   p.columns = int(t.columns);
   p.sums = static_cast<float*>(args.workspace), p.out = static_cast<float*>(args.out);

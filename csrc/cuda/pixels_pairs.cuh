@@ -138,6 +138,10 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
 #pragma unroll
     for (int b = 0; b < blocks; ++b) ptx::wgmma_fence_operand(acc[b]);
   };
+  auto give_back = [&](uint64_t* bar) {  // products have used what all lanes loaded
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive(bar);
+  };
   Stage stage;
 #pragma unroll 1
   for (int tile = int(blockIdx.x); tile < p.tiles; tile += int(gridDim.x)) {
@@ -159,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
       for (int half = 0; half < 2; ++half) {
         ptx::wgmma_wait_group<1>();
         ptx::wgmma_fence_operand(v[half]);
-        if (half == 1 && before >= 0 && lane == 0) ptx::mbarrier_arrive(&empty[before]);
+        if (half == 1 && before >= 0) give_back(&empty[before]);
         if (half * 2 < parts) {
 #pragma unroll
           for (int k = 0; k < 2; ++k)
@@ -184,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
     }
     ptx::wgmma_wait_group<0>();
     fence_sums();
-    if (lane == 0) ptx::mbarrier_arrive(&empty[before]);
+    give_back(&empty[before]);
     if (p.bias != nullptr) ptx::griddepcontrol_wait();
     if (threadIdx.x < 32) ptx::cp_async_bulk_wait_group_read<0>();  // the results before are stored
     ptx::bar_sync(1, kGroups * kWarpgroup);
