@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) {
       ptx::mbarrier_init(&full[i], 1);
-      ptx::mbarrier_init(&empty[i], kGroups * 4);
+      ptx::mbarrier_init(&empty[i], kGroups);
     }
     ptx::fence_mbarrier_init();
   }
@@ -138,9 +138,9 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
 #pragma unroll
     for (int b = 0; b < blocks; ++b) ptx::wgmma_fence_operand(acc[b]);
   };
-  auto give_back = [&](uint64_t* bar) {  // products have used what all lanes loaded
-    __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive(bar);
+  auto give_back = [&](uint64_t* bar) {  // products have used what all threads loaded; here no compiler leaves it out
+    ptx::bar_sync(2 + group, kWarpgroup);
+    if (threadIdx.x % kWarpgroup == 0) ptx::mbarrier_arrive(bar);
   };
   Stage stage;
 #pragma unroll 1
