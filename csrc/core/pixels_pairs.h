@@ -17,15 +17,19 @@ constexpr int64_t pixel_pairs_workspace_bytes(Row const& row, Problem const& p) 
 
 inline constexpr int kPairsStages = 8;  // at most
 
-// Tiles of as many whole images as tile_m rows hold.
+// Tiles of as many whole images as tile_m rows hold. An image's channels are lines in memory, of 128 bytes or less.
 struct PixelsPairs {
   int64_t pairs = 1, together = 0, tiles_n = 1, tiles = 0;
+  int line = 128, lines = 0;  // bytes; lines of a step's channels, one box of the copy engine
   int stage_bytes = 0, stages = 0, shared_bytes = 0;
 
   constexpr PixelsPairs(int tile_m, int tile_n, Op op, Problem const& p) {
     int64_t const plane = p.H * p.W;
     pairs = ceil_div(plane, 2);
     if (pairs > tile_m / 2) return;
+    while (line > 16 && pixels_depth(op, p) * plane * size_of(p.dtype) % line != 0) line /= 2;
+    lines = int(plane * (128 / line));
+    if (lines > 256) return;
     auto bytes = [&](int64_t images) { return (tile_n * 128 + images * 128 * plane + 1023) / 1024 * 1024; };
     together = min64(p.N, tile_m / 2 / pairs);
     while (together > 1 && 3 * bytes(together) + together * tile_n * plane * size_of(p.dtype) > 225 * 1024) --together;

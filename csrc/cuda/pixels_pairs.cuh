@@ -1,11 +1,11 @@
-// 1x1 fprop and dgrad over NCHW in place, 16-bit types, of small planes of any size (7x7): out[n, pixel] = sum over k
-// of w[n, k] * in[k, pixel].
+// 1x1 fprop and dgrad over NCHW in place, 16-bit types and TF32, of small planes of any size (7x7): out[n, pixel] = sum
+// over k of w[n, k] * in[k, pixel].
 //
 // Channels of such planes begin anywhere within vectors, where no box of the copy engine can; but 64 channels of an
-// image are one piece of memory of whole vectors, which it brings as it lies. The pixels are the rows of the product
-// and pass through registers, in any order: two rows of a thread are neighbouring pixels, a word of an even channel and
-// two halves of an odd one. A tile has the pixels of several images; its results, again one piece of memory an image
-// and whole vectors, are put together in shared memory and stored at once.
+// image (TF32: 32) are one piece of memory, which it brings as it lies, a box of whole lines. The pixels are the rows
+// of the product and pass through registers, in any order: two rows of a thread are neighbouring pixels, in 16 bits a
+// word of an even channel and two halves of an odd one. A tile has the pixels of several images; its results, again one
+// piece of memory an image and whole vectors, are put together in shared memory and stored at once.
 //
 // Persistent blocks, of tiles of TM rows by TN filters (dgrad: channels): two warpgroups multiply, a thread copies.
 #pragma once
@@ -26,15 +26,15 @@ template <class T>
 constexpr int kChannels = kLineBytes / int(sizeof(T));
 
 struct Params {
-  CUtensorMap filters;
-  char const* in;  // bytes from here on
+  CUtensorMap filters, pixels;
   char* out;
-  int64_t in_n, out_n;
+  int64_t out_n;  // bytes
   void const* bias;
   int64_t bias_stride;
   Divisor tiles_n, pairs;  // pairs of pixels of an image
   int32_t tiles, steps, depth, N;
   int32_t images, together, plane;  // together: images of a tile; plane: bytes of a channel
+  int32_t lines;                    // of a step's channels
   int32_t stages, stage_bytes;
 };
 
@@ -52,9 +52,8 @@ __device__ __forceinline__ void copy(Params const& p, uint32_t ring, uint64_t* f
     for (int step = 0; step < p.steps; ++step, stage.advance(p.stages)) {
       uint32_t to = ring + stage.index * p.stage_bytes;
       uint64_t* const bar = &full[stage.index];
-      int const bytes = min(channels, p.depth - step * channels) * p.plane;
       ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);  // passes on the first trip round the ring
-      ptx::mbarrier_arrive_expect_tx(bar, filter_bytes + count * bytes);
+      ptx::mbarrier_arrive_expect_tx(bar, filter_bytes + count * channels * p.plane);
       if constexpr (rows) {
 #pragma unroll
         for (int i = 0; i < TN / 64; ++i)
@@ -63,10 +62,9 @@ __device__ __forceinline__ void copy(Params const& p, uint32_t ring, uint64_t* f
         ptx::cp_async_bulk_tensor_4d(to, &p.filters, bar, step * channels, n, 0, 0);
       }
       to += filter_bytes;
-      char const* from = p.in + image * p.in_n + int64_t(step) * channels * p.plane;
 #pragma unroll 1
-      for (int i = 0; i < count; ++i, to += channels * p.plane, from += p.in_n)
-        ptx::cp_async_bulk(to, from, uint32_t(bytes), bar);
+      for (int i = 0; i < count; ++i, to += channels * p.plane)
+        ptx::cp_async_bulk_tensor_4d(to, &p.pixels, bar, 0, step * p.lines, image + i, 0);
     }
   }
   ptx::griddepcontrol_launch_dependents();
@@ -77,7 +75,7 @@ template <class T>
 __device__ __forceinline__ void load(uint32_t (&v)[4], uint32_t from, int plane) {
   if constexpr (sizeof(T) == 4) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = ptx::cvt_rn_tf32(ptx::ld_shared_f32(from + i / 2 * 4 * plane + i % 2 * 4));
+    for (int i = 0; i < 4; ++i) v[i] = ptx::ld_shared(from + i / 2 * 4 * plane + i % 2 * 4);
   } else {
 #pragma unroll
     for (int i = 0; i < 2; ++i, from += 8 * plane) {
@@ -102,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) {
       ptx::mbarrier_init(&full[i], 1);
-      ptx::mbarrier_init(&empty[i], kGroups);
+      ptx::mbarrier_init(&empty[i], kGroups * 4);
     }
     ptx::fence_mbarrier_init();
   }
@@ -138,9 +136,8 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
 #pragma unroll
     for (int b = 0; b < blocks; ++b) ptx::wgmma_fence_operand(acc[b]);
   };
-  auto give_back = [&](uint64_t* bar) {  // products have used what all threads loaded; here no compiler leaves it out
-    ptx::bar_sync(2 + group, kWarpgroup);
-    if (threadIdx.x % kWarpgroup == 0) ptx::mbarrier_arrive(bar);
+  auto give_back = [&](uint64_t* bar) {  // products have used what all lanes loaded
+    if (lane == 0) ptx::mbarrier_arrive(bar);
   };
   Stage stage;
 #pragma unroll 1
@@ -243,14 +240,13 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   PixelsPairs const cut(TM, TN, op, problem);
   Strides const &in = forward ? problem.x : problem.y, &out = forward ? problem.y : problem.x;
   Params p{};
-  p.in = static_cast<char const*>(args.a), p.out = static_cast<char*>(args.out);
-  p.in_n = in.n * int(sizeof(T)), p.out_n = out.n * int(sizeof(T));
+  p.out = static_cast<char*>(args.out), p.out_n = out.n * int(sizeof(T));
   p.bias = args.bias, p.bias_stride = args.bias_stride;
   p.depth = int32_t(forward ? problem.C : problem.K), p.N = int32_t(forward ? problem.K : problem.C);
   p.steps = int32_t(ceil_div(p.depth, kChannels<T>)), p.plane = int32_t(problem.H * problem.W * int(sizeof(T)));
   p.images = int32_t(problem.N), p.together = int32_t(cut.together), p.tiles = int32_t(cut.tiles);
   p.tiles_n = Divisor(cut.tiles_n), p.pairs = Divisor(cut.pairs);
-  p.stages = cut.stages, p.stage_bytes = cut.stage_bytes;
+  p.lines = cut.lines, p.stages = cut.stages, p.stage_bytes = cut.stage_bytes;
   Tensor4 w{args.b, dtype, {problem.C, problem.K, 1, 1}, {1, problem.w.n, 0, 0}, f32};
   if constexpr (f32 && !forward) {
     dim3 const grid(unsigned(ceil_div(problem.C, 64)), unsigned(ceil_div(problem.K, 64)));
@@ -261,6 +257,9 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
     w = {turned, dtype, {problem.K, problem.C, 1, 1}, {1, problem.K, 0, 0}, true};
   }
   if (auto const error = encode_tiled(p.filters, w, kChannels<T>, forward || f32 ? TN : 64, 1, 1)) return error;
+  int64_t const elements = cut.line / int(sizeof(T)), lines = p.depth * problem.H * problem.W / elements;
+  Tensor4 const pixels{args.a, dtype, {elements, lines, problem.N, 1}, {1, elements, in.n, 0}, f32};
+  if (auto const error = tma::encode_boxes(p.pixels, pixels, int(elements), cut.lines, 1, 1)) return error;
   int sm_count = 0;
   if (auto const error = count_sms(sm_count)) return error;
   auto *const kernel = main_kernel < T, !forward && !f32, TM, TN > ;
