@@ -80,7 +80,7 @@ constexpr double tf32_lines_as_measured(Row const& row, Problem const& p) {
     return 1;
   if (row.variant == Variant::im2col && row.tile_m == 64 && row.tile_n == 128) return 0.9;
   bool const stores_much = double(p.N) * double(p.P()) * double(p.Q()) * double(p.K) > 2e6;
-  return row.variant == Variant::lean && p.C <= 64 && stores_much ? 1.3 : 1;
+  return row.variant == Variant::lean && p.C <= 256 && stores_much ? 1.3 : 1;
 }
 
 constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
