@@ -16,14 +16,11 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   if (f32) {
     if (is(Family::simt, Variant::any, Op::wgrad))
       return ns * (pixels > 4000 ? 1.15 : 1) * (plane <= 100 && taps ? 0.87 : 1);
-    if (is(Family::simt, Variant::any, Op::fprop))
-      return (ns - (plane <= 36 ? 1500 : 0)) * (tile(64, 64) && p.allow_tf32 ? 0.88 : 1);
     if (row.family == Family::simt && row.op == Op::dgrad) {
       if (!p.allow_tf32 && row.variant == Variant::any && taps && !across) ns *= 1.15;
       bool const phases = p.stride_h > 1 && p.stride_w > 1;  // several taps of each
       return ns * (!phases || !taps ? 1 : tile(64, 64) ? 1.15 : 1.06);
     }
-    if (is(Family::tma_strict, Variant::im2col, Op::fprop)) return ns + (taps || across ? 0 : 1500);
     if (is(Family::tma_strict, Variant::im2col, Op::wgrad)) return ns * (tile(128, 128) && p.groups == 1 ? 0.95 : 1);
     if (row.family == Family::grouped && row.variant == Variant::lines && row.op != Op::wgrad)
       return ns * (p.allow_tf32 ? 1 : 0.9);
@@ -53,7 +50,6 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     return ns + (is(Family::tma, Variant::im2col, Op::wgrad) && across ? 1000 : 0);
   }
   if (is(Family::tma, Variant::im2col, Op::fprop)) {
-    if (p.groups > 1 && tile(64, 64)) return across ? ns + (pixels <= 4000 ? 1000 : 0) : ns * 1.1;
     if (p.groups > 1) return ns;
     return ns * (tile(128, 128) && !across && plane <= 200 ? 1.06 : 1) - (pixels <= 10000 ? 1000 : 0);
   }
