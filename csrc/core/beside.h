@@ -53,7 +53,8 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     if (p.groups > 1) return ns;
     return ns * (tile(128, 128) && !across && plane <= 200 ? 1.06 : 1) - (pixels <= 10000 ? 1000 : 0);
   }
-  if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (p.groups == 1 && (pixels <= 1000 || (across && p.K <= 8)) ? 1000 : 0);
+  if (is(Family::tma, Variant::im2col, Op::dgrad))
+    return ns - (p.groups == 1 && (pixels <= 1000 || (across && p.K <= 8)) ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::wgrad))
     return ns - (p.groups > 1 ? 1500 : 0) - (tile(64, 64) && taps && pixels > 100 && pixels <= 1000 ? 1000 : 0);
   if (is(Family::tma, Variant::halo, Op::fprop) && tile(256, 64) && across && p.C <= 64) return ns - 2000;
