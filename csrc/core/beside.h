@@ -16,15 +16,11 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   if (f32) {
     if (is(Family::simt, Variant::any, Op::wgrad))
       return ns * (pixels > 4000 ? 1.15 : 1) * (plane <= 100 && taps ? 0.87 : 1);
-    if (is(Family::simt, Variant::any, Op::fprop))
-      return (ns - (plane <= 36 ? 1500 : 0)) * (tile(64, 64) && p.allow_tf32 ? 0.88 : 1);
     if (row.family == Family::simt && row.op == Op::dgrad) {
-      if (row.variant == Variant::any) ns -= tile(64, 64) && p.K_per_group() <= 16 ? 1500 : 0;
       if (!p.allow_tf32 && row.variant == Variant::any && taps && !across) ns *= 1.15;
       bool const phases = p.stride_h > 1 && p.stride_w > 1;  // several taps of each
       return ns * (!phases || !taps ? 1 : tile(64, 64) ? 1.15 : 1.06);
     }
-    if (is(Family::tma_strict, Variant::im2col, Op::fprop)) return ns + (taps || across ? 0 : 1500);
     if (is(Family::tma_strict, Variant::im2col, Op::wgrad)) return ns * (tile(128, 128) && p.groups == 1 ? 0.95 : 1);
     if (row.family == Family::grouped && row.variant == Variant::lines && row.op != Op::wgrad)
       return ns * (p.allow_tf32 ? 1 : 0.9);
@@ -48,18 +44,17 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   if (!taps && p.groups == 1) {  // and one_by_one.h
     bool const gathers = row.family == Family::tma && row.op != Op::wgrad;
     if (gathers && row.variant == Variant::lean && !across) return ns + (row.op == Op::fprop ? 1200 : 1500);
-    if (is(Family::tma, Variant::lines, Op::fprop) && tile(192, 128)) return ns * (pixels <= 30000 ? 1.07 : 1);
     // Small tiles of packed planes; where others stay in place, of many weights.
     bool const packs = p.x.w != 1 || plane % 4 != 0 || p.C * p.K >= 500000;
     if (is(Family::tma, Variant::lines, Op::wgrad) && !across && row.tile_n == 64) return ns - (packs ? 1500 : 0);
     return ns + (is(Family::tma, Variant::im2col, Op::wgrad) && across ? 1000 : 0);
   }
   if (is(Family::tma, Variant::im2col, Op::fprop)) {
-    if (p.groups > 1 && tile(64, 64)) return across ? ns + (pixels <= 4000 ? 1000 : 0) : ns * 1.1;
     if (p.groups > 1) return ns;
     return ns * (tile(128, 128) && !across && plane <= 200 ? 1.06 : 1) - (pixels <= 10000 ? 1000 : 0);
   }
-  if (is(Family::tma, Variant::im2col, Op::dgrad)) return ns - (pixels <= 1000 && p.groups == 1 ? 1000 : 0);
+  if (is(Family::tma, Variant::im2col, Op::dgrad))
+    return ns - (p.groups == 1 && (pixels <= 1000 || (across && p.K <= 8)) ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::wgrad))
     return ns - (p.groups > 1 ? 1500 : 0) - (tile(64, 64) && taps && pixels > 100 && pixels <= 1000 ? 1000 : 0);
   if (is(Family::tma, Variant::halo, Op::fprop) && tile(256, 64) && across && p.C <= 64) return ns - 2000;

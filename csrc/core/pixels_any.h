@@ -179,6 +179,7 @@ constexpr Estimate direct_pixels_estimate(Row const& row, Op op, Problem const& 
                                  : 357) *
                        pieces;
   double const at_once = tf32 || singly ? 2 : 4;  // runs
+  double const begin = 6000 - (!tf32 || !s.lines || op == Op::fprop ? 0 : sums ? 1300 : 700);
   Estimate best;
   for (int split : {1, 2, 4, 8}) {
     if (split > 1 && runs < 8 * split) continue;
@@ -187,7 +188,7 @@ constexpr Estimate direct_pixels_estimate(Row const& row, Op op, Problem const& 
     double const crowd = blocks <= 132 ? 1 : blocks >= 264 ? 1.5 : 1 + 0.5 * double(blocks - 132) / 132;
     double const later = share > at_once ? share - at_once : 0;
     double const others = direct_pixels_others(op, p, s.lines, blocks);
-    double const launch = 6000 + (split > 1 ? 596 : 0) + (s.lines ? 0 : 262) + (rounds - 1) * 387 +
+    double const launch = begin + (split > 1 ? 596 : 0) + (s.lines ? 0 : 262) + (rounds - 1) * 387 +
                           (singly ? 12.4 : 7.4) * double(blocks);
     double const work = rounds * crowd * (later * run + (share - later) * first);
     double const ns = launch / others + work / (sums ? 1 : others);

@@ -273,8 +273,11 @@ constexpr double strip_stores_ns(Row const& row, Problem const& p) {
 // (32x1440x7x7 to 128 W 36.3 us, estimated at 19.5; 128x576x7x7 to 128 D 25.6, 18.4).
 constexpr Estimate pixels_as_measured(Row const& row, Problem const& p, Estimate e) {
   if (is_direct_pixels(row) && p.dtype == DType::f32) {
-    if (row.op == Op::wgrad && e.ns > 7000) e.ns *= 1.25;
-    if (row.op == Op::fprop && p.x.c != 1 && e.ns > 12000) e.ns *= 1.3;
+    if (row.op == Op::wgrad && e.ns > (p.x.c == 1 ? 6100 : 7000)) e.ns *= 1.25;
+    // Rows off vectors are copied one by one: 8x832x7x7 to 192 F 15.4 us, estimated at 9.7.
+    bool const odd = p.x.c != 1 && p.H * p.W % 4 != 0;
+    if (row.op == Op::fprop && p.x.c != 1 && e.ns > (odd ? 8000 : 12000)) e.ns *= 1.3;
+    if (row.op == Op::dgrad && (odd || p.x.c == 1) && e.ns > 7000) e.ns *= 1.3;
   }
   if (is_pixels_windows(row) && p.H * p.W <= 64) e.ns *= 1.2;
   return e;
@@ -310,6 +313,7 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   bool const planar_lines = row.family == Family::grouped && row.variant == Variant::lines && grouped_planar(p);
   if (planar_lines && row.op == Op::fprop && strided && p.W <= 28) return f32 && p.W <= 14 ? 0.75 : 0.85;
   if (planar_lines && row.op == Op::dgrad && strided && !f32) return 0.91;
+  if (planar_lines && row.op == Op::wgrad && f32 && p.allow_tf32) return 1.1;
   // Beside whole small images.
   if (row.family == Family::grouped && row.op == Op::wgrad && !f32 && !planar_lines && C == 16 && p.Q() <= 16)
     return row.variant == Variant::lines ? 1.1 : 1;
@@ -362,7 +366,7 @@ constexpr double groups_with_packing_ns(Row const& row, Problem const& p, bool p
     bool const small = backward && row.tile_m == 64 && row.tile_n == 64 && p.stride_w == 1 && p.C_per_group() <= 64;
     return ns * (p.R * p.S == 1 ? 1.1 : 1) + (small ? 3300 : 0);
   }
-  if (backward && row.tile_m == 256) return is_halo(row.variant) ? 0.96 * ns + 2000 : 0.9 * ns;
+  if (backward && row.tile_m == 256) return is_halo(row.variant) && p.stride_w == 1 ? 0.96 * ns + 2000 : 0.9 * ns;
   return row.tile_m == 192 && row.tile_n == 128 ? 1.08 * ns : ns;
 }
 
@@ -504,7 +508,12 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return e;
     }
     case Family::depthwise:
-      if (is_few_sums(row)) return few_sums_estimate(row, p, d);
+      if (is_few_sums(row)) {
+        // As measured: large filters in float32 (170x32x43x43 11x1 s(2,1) 104 us, estimated at 123).
+        Estimate e = few_sums_estimate(row, p, d);
+        if (p.dtype == DType::f32 && max64(p.R, p.S) > 7 && e.ns > 10000) e.ns *= 0.92;
+        return e;
+      }
       if (is_lanes(row)) return lanes_estimate(row, p, d);
       if (is_near(row)) return near_estimate(row, p, d);
       if (is_met(row)) return met_as_measured(row, p, met_estimate(row, p, d));
@@ -518,7 +527,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::toeplitz:
       return beside_few_outputs(row, p, toeplitz_estimate(row, op, p, d));
     case Family::strip:
-      if (is_strip_rows(row)) return {strip_rows_estimate(row, op, p, d).ns + strip_stores_ns(row, p), 1};
+      if (is_strip_rows(row)) {
+        // As measured: columns of taps (16x64x32x128 11x1 26.6 us, estimated at 36).
+        double const column = p.S == 1 && !is_nhwc(row.variant) ? 0.9 : 1;
+        return {strip_rows_estimate(row, op, p, d).ns * column + strip_stores_ns(row, p), 1};
+      }
       if (is_strip_sums(row)) {
         Estimate e = strip_sums_estimate(row, p, d);
         if (is_nhwc(row.variant) && row.tile_m == 4) e.ns *= 1.15;  // as measured (29x416x22x22 13x13 207 us, 143)
@@ -530,9 +543,15 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (takes_quads(row, p)) return quads_estimate(row, op, p);
       return beside_few_outputs(row, p, depthwise_as_measured(row, p, stream_estimate(row, op, p, d)));
     case Family::band:
-      return is_split(row)     ? split_estimate(row, op, p, d)
-             : op == Op::wgrad ? band_sums_estimate(row, p, d)
-                               : band_estimate(row, op, p, d);
+      if (is_split(row)) return split_estimate(row, op, p, d);
+      if (op == Op::wgrad) {
+        Estimate e = band_sums_estimate(row, p, d);
+        // As measured: large images that are copied one by one (1x392x115x115 5x5 s(2,1) 165 us, estimated at 71).
+        bool const singly = p.stride_h * p.stride_w > 1 || p.W % 8 != 0;
+        if (!is_nhwc(row.variant) && p.dtype != DType::f32 && singly && p.H > 90 && p.W > 64) e.ns *= 1.3;
+        return e;
+      }
+      return band_estimate(row, op, p, d);
     case Family::stem: {
       if (is_stem_lean(row)) return stem_lean_estimate(op, p, h200_sxm);
       if (is_stem_halo(row)) return stem_halo_estimate(op, p, h200_sxm);
@@ -574,13 +593,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
                    : is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d)
                                           : pixels_estimate(row, op, p, d);
       e.ns *= one_by_one_as_measured(row, p);
-      // As measured: long sums in TF32 of rows off vectors over planes, dgrad of any (8x832x7x7 to 192 F 15.4 us,
-      // estimated at 9.7), and 16-bit wgrad over planes (8x1392x14x14 to 192 20.9, 15.6).
-      bool const f32 = p.dtype == DType::f32, planes = p.x.c != 1;
-      if (is_any_pixels(row) && f32 && row.tile_m == 32 && op != Op::wgrad && e.ns > 7000 &&
-          (planes ? p.H * p.W % 4 != 0 : op == Op::dgrad))
-        e.ns *= 1.3;
-      if (is_any_pixels(row) && planes && !f32 && row.tile_m == 64 && op == Op::wgrad && e.ns > 12800) e.ns *= 1.15;
+      // As measured: 16-bit wgrad over planes (8x1392x14x14 to 192 20.9 us, estimated at 15.6).
+      if (is_any_pixels(row) && p.x.c != 1 && p.dtype != DType::f32 && op == Op::wgrad && e.ns > 12800) e.ns *= 1.15;
       // As measured: long sums for filters that are no vectors (8x512x65x65 to 21: 29.2 us, packed 24.9).
       if (is_nhwc(row.variant) && op == Op::fprop && p.C >= 512 && p.K % 8 != 0) e.ns *= 1.4;
       return e;

@@ -125,7 +125,7 @@ constexpr Estimate stem_lean_estimate(Op op, Problem const& p, Device const& d) 
                        (double(v.C) * double(v.H) * double(v.W) + double(v.K) * double(v.P) * double(v.Q));
   int64_t const of_sm = kStemLeanWarps * stem_lean_blocks(t.blocks, t.steps, t.pairs, t.nhwc, strict);
   double const rounds = double(ceil_div(t.tiles * t.slabs, int64_t(d.sm_count) * of_sm));
-  return {6960 + 76 * steps * blocks + 87 * rounds + overlapped(work, bytes / 5170), 1};
+  return {6160 + 76 * steps * blocks + 87 * rounds + overlapped(work, bytes / 5170), 1};
 }
 
 // stem_halo.cuh. The filters, then tiles, or bytes; NCHW in 16 bits takes longer, and rows that take no vectors. As 76
