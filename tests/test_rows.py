@@ -775,6 +775,40 @@ def test_strict_1x1_layers_in_place_are_as_exact_as_float32(row: str, largest: b
         pytest.skip("needs sm90")
 
 
+@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_strict_sums_that_pass_the_largest_float_on_the_way_alone_depend_on_their_order(
+    op: str, layout: str, cuda: str
+) -> None:
+    """Two products that are too large cancel in float64. In float32 they do in some orders of a sum, and in others
+    are an infinity, or a NaN beside one; all other results are what float64's are."""
+    few, many = (3, 64) if op == "fprop" else (64, 3)
+    case = Case("largest", 2, few, 14, 40, many, 3, 3, padding=(3, 0), dilation=(2, 1))
+    x, w, _ = case.tensors(cuda, torch.float32, layout)
+    go = case.grad_output(cuda, torch.float32, layout)
+    changed = x if op == "fprop" else go
+    for value, at in ((3.4e38, (0, 2, 2, 15)), (3.4e38, (0, 0, 4, 14)), (float("inf"), (1, 2, 5, 15)),
+                      (3.4e38, (1, 1, 9, 14))):  # fmt: skip
+        changed[at] = value
+
+    def of(a: Tensor, b: Tensor) -> Tensor:
+        r = of_tensors(case, a, b, None, a)
+        return r.output if op == "fprop" else r.grad_input
+
+    true = of(changed, w).float()
+    finite = changed.double().nan_to_num(0, posinf=0)
+    certain = of(finite.abs(), w.double().abs()) <= torch.finfo(torch.float32).max / 2
+    meets = of(changed.isinf().double(), torch.ones_like(w).double()) > 0.5
+    run = call(op, case, x, w, None, go)
+    wrong = []
+    for row in candidates(plan(op, case, *problem(op, x, w, go, run()), capability=machine()[1])):
+        made = run(row=row).to(true.device)
+        same = torch.isclose(made, true, rtol=1e-5, atol=1e-3, equal_nan=True)
+        if not bool(same[certain].all()) or bool(made[meets].isfinite().any()):
+            wrong.append(ROWS[row])
+    assert not wrong, ", ".join(wrong)
+
+
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.
 ONCE = ("depthwise_3x3_four_pads", "depthwise_3x3_stride2", "depthwise_5x5", "depthwise_5x5_stride2", "depthwise_7x7",
         "depthwise_7x7_stride2")  # fmt: skip
