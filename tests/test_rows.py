@@ -809,6 +809,38 @@ def test_strict_sums_that_pass_the_largest_float_on_the_way_alone_depend_on_thei
     assert not wrong, ", ".join(wrong)
 
 
+@pytest.mark.parametrize("operand", ("x", "w", "y"))
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("groups", (1, 4, 64))
+def test_rows_of_a_tensor_that_lie_far_apart_are_reached(groups: int, op: str, operand: str, cuda: str) -> None:
+    """Steps beyond 2^31 elements: no kernel that counts in 32 bits may be chosen."""
+    if operand == RESULT[op]:
+        pytest.skip("the op lays out its result")
+    step = 2**31 + 64
+    if torch.cuda.mem_get_info()[0] < 6 * step:
+        pytest.skip("needs 12 GiB of memory")
+    case = Case("far", 2, 64, 3, 16, 64, 3, 3, padding=(1, 1), groups=groups)
+    for layout in ("nchw", "nhwc"):
+        x, w, b = case.tensors(cuda, torch.float16, layout, integers=True)
+        go = case.grad_output(cuda, torch.float16, layout, integers=True)
+        operands = {"x": x, "w": w, "y": go}
+        near = operands[operand]
+        n, c, rows, columns = near.shape
+        strides = (c * columns, 1, step, c) if layout == "nhwc" else (c * columns, columns, step, 1)
+        far = torch.empty((rows - 1) * step + n * c * columns, dtype=near.dtype, device=cuda)
+        operands[operand] = far.as_strided(near.shape, strides).copy_(near)
+        keywords = {"stride": torch.empty_like(w).stride()} if op == "wgrad" else {}
+        wanted = call(op, case, x, w, b, go)(**keywords)
+        x, w, go = operands.values()
+        run = functools.partial(call(op, case, x, w, b, go), **keywords)
+        sms, capability = machine()
+        tensors = problem(op, x, w, go, wanted)
+        planned = plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability)
+        wrong = [ROWS[row] for row in candidates(planned) if not torch.equal(run(row=row), wanted)]
+        assert not wrong, ", ".join(wrong)
+        del far, operands, x, w, go, run, tensors
+
+
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.
 ONCE = ("depthwise_3x3_four_pads", "depthwise_3x3_stride2", "depthwise_5x5", "depthwise_5x5_stride2", "depthwise_7x7",
         "depthwise_7x7_stride2")  # fmt: skip

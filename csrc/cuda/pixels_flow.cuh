@@ -12,6 +12,7 @@
 #pragma once
 
 #include "../core/pixels_any.h"
+#include "dependent.cuh"
 #include "fragments.cuh"
 #include "launch.h"
 
@@ -297,14 +298,8 @@ cudaError_t start(Params const& p, PixelFlow const& shape, cudaStream_t stream) 
     return error;
   int sms = 0;
   if (auto const error = count_sms(sms)) return error;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(min64(sms / p.parts, ceil_div(p.M, 16 * p.tiles)) * p.parts));
-  config.blockDim = dim3(unsigned(shape.warps * 32)), config.dynamicSmemBytes = size_t(shape.bytes);
-  config.stream = stream, config.attrs = &attribute, config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, p);
+  dim3 const blocks(unsigned(min64(sms / p.parts, ceil_div(p.M, 16 * p.tiles)) * p.parts));
+  return launch_dependent(kernel, blocks, int(shape.warps * 32), int(shape.bytes), stream, p);
 }
 
 template <class T, int steps>

@@ -1,11 +1,12 @@
-// 1x1 fprop and dgrad over NCHW in place, 16-bit types, of small planes of any size (7x7): out[n, pixel] = sum over k
-// of w[n, k] * in[k, pixel].
+// 1x1 fprop and dgrad over NCHW in place, 16-bit types and TF32, of small planes of any size (7x7): out[n, pixel] = sum
+// over k of w[n, k] * in[k, pixel].
 //
-// Channels of such planes begin anywhere within vectors, where no box of the copy engine can; but 64 channels of an
-// image are one piece of memory of whole vectors, which it brings as it lies. The pixels are the rows of the product
-// and pass through registers, in any order: two rows of a thread are neighbouring pixels, a word of an even channel and
-// two halves of an odd one. A tile has the pixels of several images; its results, again one piece of memory an image
-// and whole vectors, are put together in shared memory and stored at once.
+// Channels of such planes begin anywhere within vectors, where no box of the copy engine can; but 64 channels (TF32:
+// 32) of an image are one piece of memory of whole vectors, which it brings as it lies. The pixels are the rows of the
+// product and pass through registers, in any order: two rows of a thread are neighbouring pixels, in 16 bits a word of
+// an even channel and two halves of an odd one, in TF32 two floats, which are rounded there. A tile has the pixels of
+// several images; its results, again one piece of memory an image and whole vectors, are put together in shared memory
+// and stored at once. dgrad in TF32 turns the filters beforehand.
 //
 // Persistent blocks, of tiles of TM rows by TN filters (dgrad: channels): two warpgroups multiply, a thread copies.
 #pragma once
