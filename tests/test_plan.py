@@ -97,6 +97,13 @@ def test_products_of_repeated_images_are_counted_by_their_sizes() -> None:
         assert (row in candidates(plan("wgrad", case, x, w, y))) == taken
 
 
+def test_pixels_that_are_rows_of_a_matrix_are_counted_in_32_bits() -> None:
+    row = ROWS.index("pixels_fprop_f16_64x128_lines")
+    for n, taken in ((2**23, True), (2**25, False)):
+        case = Case("planes", n, 8, 8, 8, 8, 1, 1)
+        assert (row in candidates(ask("fprop", case, torch.float16))) == taken
+
+
 def test_copies_take_32_gib_at_most() -> None:
     row = ROWS.index("simt_dgrad_f32_128x64_nhwc")
     for n, packs in ((8, True), (64, False)):  # the gradient of the input takes 8 GiB, or 64
