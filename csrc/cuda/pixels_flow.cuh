@@ -210,7 +210,16 @@ __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params c
           uint32_t const of = from + (tile * 16 + half * 8) * row_bytes + s * 64;
           a[s][half] = operands<T>(load_pieces<T, piece>(of, p.depth - s * F::step - t * F::vector));
         }
-      if (tile == p.tiles - 1) __syncwarp(), copy(at.index);
+      if (tile == p.tiles - 1) {  // once all words of the stage are there, as in give_back.cuh
+        uint32_t words = 0;
+#pragma unroll
+        for (int s = 0; s < steps * 2; ++s) {
+          uint4 const& v = a[s / 2][s % 2];
+          words |= piece == 16 ? v.x : v.x | v.y | v.z | v.w;
+        }
+        __syncwarp();
+        copy(at.index + int(words & blockIdx.z));
+      }
       if (m >= p.M) continue;
       uint32_t const to = results + out * 16 * out_bytes;
       if (parts == 1) {
