@@ -62,7 +62,7 @@ class Example:
 def example(seed: int, index: int, ops: Sequence[str] = OPS, dtypes: Sequence[str] = DTYPES) -> Example:
     draw = random.Random(f"{seed} {index}")
     case = dataclasses.replace(shapes.small(draw), name=f"fuzz {seed} {index}")
-    layout = draw.choice((*("nchw", "nhwc") * 6, *LAYOUTS, *SHARED))
+    layout = draw.choice((*("nchw", "nhwc") * 12, *LAYOUTS, *SHARED))
     return Example(seed, index, case, draw.choice(ops), draw.choice(dtypes), layout, draw.choice(VALUES))
 
 

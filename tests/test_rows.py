@@ -275,6 +275,7 @@ LARGER_THAN_L2 = (
     Case("depthwise_28_5x5", 256, 192, 28, 28, 192, 5, 5, padding=(2, 2), groups=192, bias=False),
     Case("dense_112", 48, 64, 112, 112, 64, 3, 3, padding=(1, 1), bias=False),
     Case("grouped_56", 96, 128, 56, 56, 128, 3, 3, padding=(1, 1), groups=8, bias=False),
+    Case("pointwise_112", 96, 24, 112, 112, 72, 1, 1, bias=False),
 )
 
 
