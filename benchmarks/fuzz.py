@@ -33,7 +33,7 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]  # Python may have left t
 
 import shapes  # noqa: E402
 from cases import Case  # noqa: E402
-from layouts import LAYOUTS  # noqa: E402
+from layouts import LAYOUTS, SHARED  # noqa: E402
 from reference import tolerance, unit  # noqa: E402
 from shapes import OPS, STORAGE, some  # noqa: E402
 
@@ -62,7 +62,7 @@ class Example:
 def example(seed: int, index: int, ops: Sequence[str] = OPS, dtypes: Sequence[str] = DTYPES) -> Example:
     draw = random.Random(f"{seed} {index}")
     case = dataclasses.replace(shapes.small(draw), name=f"fuzz {seed} {index}")
-    layout = draw.choice((*("nchw", "nhwc") * 5, *LAYOUTS))
+    layout = draw.choice((*("nchw", "nhwc") * 12, *LAYOUTS, *SHARED))
     return Example(seed, index, case, draw.choice(ops), draw.choice(dtypes), layout, draw.choice(VALUES))
 
 
@@ -117,7 +117,7 @@ def operands(e: Example, device: str) -> tuple[Tensor, Tensor, Tensor | None, Te
             return torch.randint(-3, 4, size, generator=generator, device=device).to(dtype)
         return torch.randn(size, generator=generator, device=device).to(dtype)
 
-    place_x, place_w, place_y = LAYOUTS[e.layout]
+    place_x, place_w, place_y = (LAYOUTS | SHARED)[e.layout]
     x, w, go = (
         place_x(draw(*case.input_size), device),
         place_w(draw(*case.weight_size), device),

@@ -64,5 +64,37 @@ LAYOUTS = {
     "unaligned": tuple(placed(offset=o) for o in (1, 3, 1)),
     "unaligned_nhwc": tuple(placed(order=NHWC, offset=o) for o in (1, 1, 3)),
 }
+
+
+def repeated(*dims: int, **kwargs: object) -> Callable[[Tensor, torch.device | str], Tensor]:
+    """The first of these dimensions, as often as there are others: strides of zero."""
+
+    def view(value: Tensor, device: torch.device | str) -> Tensor:
+        first = value[tuple(slice(0, 1) if dim in dims else slice(None) for dim in range(4))]
+        return place(first, device, **kwargs).expand(value.shape)  # type: ignore[arg-type]
+
+    return view
+
+
+def overlapping(value: Tensor, device: torch.device | str, order: Sequence[int] = NCHW) -> Tensor:
+    """Rows that begin two columns after each other, as those of a spectrum do."""
+    n, c, h, w = value.shape
+    line = value[:, :, 0].repeat(1, 1, 2 * h // w + 2)[:, :, None, : 2 * h + w]
+    placed = place(line.contiguous(), device, order=order)
+    strides = list(placed.stride())
+    return placed.as_strided(value.shape, (*strides[:2], 2 * strides[3], strides[3]))
+
+
+# Views whose elements share memory: what is written to may not be one.
+SHARED = {
+    "repeated_images": (repeated(0), repeated(0), repeated(0)),
+    "repeated_images_nhwc": (repeated(0, order=NHWC), _nhwc, repeated(0, order=NHWC)),
+    "repeated_channels": (repeated(1), repeated(1), repeated(1)),
+    "repeated_rows": (repeated(2), repeated(2), repeated(2)),
+    "one_number": (_nchw, _nchw, repeated(0, 1, 2, 3)),
+    "one_number_nhwc": (_nhwc, _nhwc, repeated(0, 1, 2, 3)),
+    "overlapping": (overlapping, _nchw, _nchw),
+    "overlapping_nhwc": (functools.partial(overlapping, order=NHWC), _nhwc, _nhwc),
+}
 PLAIN = ("nchw", "nhwc")
 OTHER = tuple(name for name in LAYOUTS if name not in PLAIN)

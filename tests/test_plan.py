@@ -87,6 +87,23 @@ def test_a_workspace_is_no_larger_than_a_gigabyte_or_a_few_times_the_tensors(op:
         assert workspace <= max(2**30, 4 * tensors), f"{case} {op} {dtype}: {workspace} bytes beside {tensors}"
 
 
+def test_products_of_repeated_images_are_counted_by_their_sizes() -> None:
+    """Images that all are one have no stride, and yet too many products for a thread's 32 bits."""
+    row = ROWS.index("depthwise_wgrad_f32_0x1_nchw")
+    for n, taken in ((200, True), (70_000, False)):
+        case = Case("repeated", n, 3, 200, 200, 3, 3, 3, groups=3)
+        x, w, y = meta(case, torch.float32, "nchw")
+        x, y = (t[:1].expand(t.shape) for t in (x, y))
+        assert (row in candidates(plan("wgrad", case, x, w, y))) == taken
+
+
+def test_pixels_that_are_rows_of_a_matrix_are_counted_in_32_bits() -> None:
+    row = ROWS.index("pixels_fprop_f16_64x128_lines")
+    for n, taken in ((2**23, True), (2**25, False)):
+        case = Case("planes", n, 8, 8, 8, 8, 1, 1)
+        assert (row in candidates(ask("fprop", case, torch.float16))) == taken
+
+
 def test_copies_take_32_gib_at_most() -> None:
     row = ROWS.index("simt_dgrad_f32_128x64_nhwc")
     for n, packs in ((8, True), (64, False)):  # the gradient of the input takes 8 GiB, or 64

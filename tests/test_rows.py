@@ -275,6 +275,7 @@ LARGER_THAN_L2 = (
     Case("depthwise_28_5x5", 256, 192, 28, 28, 192, 5, 5, padding=(2, 2), groups=192, bias=False),
     Case("dense_112", 48, 64, 112, 112, 64, 3, 3, padding=(1, 1), bias=False),
     Case("grouped_56", 96, 128, 56, 56, 128, 3, 3, padding=(1, 1), groups=8, bias=False),
+    Case("pointwise_112", 96, 24, 112, 112, 72, 1, 1, bias=False),
 )
 
 
@@ -773,6 +774,75 @@ def test_strict_1x1_layers_in_place_are_as_exact_as_float32(row: str, largest: b
             assert (made - exact_made).norm() <= 2.5e-7 * exact_made.norm()
     if ran == 0:
         pytest.skip("needs sm90")
+
+
+@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_strict_sums_that_pass_the_largest_float_on_the_way_alone_depend_on_their_order(
+    op: str, layout: str, cuda: str
+) -> None:
+    """Two products that are too large cancel in float64. In float32 they do in some orders of a sum, and in others
+    are an infinity, or a NaN beside one; all other results are what float64's are."""
+    few, many = (3, 64) if op == "fprop" else (64, 3)
+    case = Case("largest", 2, few, 14, 40, many, 3, 3, padding=(3, 0), dilation=(2, 1))
+    x, w, _ = case.tensors(cuda, torch.float32, layout)
+    go = case.grad_output(cuda, torch.float32, layout)
+    changed = x if op == "fprop" else go
+    for value, at in ((3.4e38, (0, 2, 2, 15)), (3.4e38, (0, 0, 4, 14)), (float("inf"), (1, 2, 5, 15)),
+                      (3.4e38, (1, 1, 9, 14))):  # fmt: skip
+        changed[at] = value
+
+    def of(a: Tensor, b: Tensor) -> Tensor:
+        with without_cudnn():
+            if op == "fprop":
+                return torch.nn.functional.conv2d(a, b, None, case.stride, case.padding, case.dilation)
+            return torch.nn.grad.conv2d_input(case.input_size, b, a, case.stride, case.padding, case.dilation)
+
+    true = of(changed.double(), w.double()).float()
+    finite = changed.double().nan_to_num(0, posinf=0)
+    certain = of(finite.abs(), w.double().abs()) <= torch.finfo(torch.float32).max / 2
+    meets = of(changed.isinf().double(), torch.ones_like(w).double()) > 0.5
+    run = call(op, case, x, w, None, go)
+    wrong = []
+    for row in candidates(plan(op, case, *problem(op, x, w, go, run()), capability=machine()[1])):
+        made = run(row=row)
+        same = torch.isclose(made, true, rtol=1e-5, atol=1e-3, equal_nan=True)
+        if not bool(same[certain].all()) or bool(made[meets].isfinite().any()):
+            wrong.append(ROWS[row])
+    assert not wrong, ", ".join(wrong)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("operand", ("x", "w", "y"))
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("groups", (1, 4, 64))
+def test_rows_of_a_tensor_that_lie_far_apart_are_reached(groups: int, op: str, operand: str, cuda: str) -> None:
+    """Steps beyond 2^31 elements: no kernel that counts in 32 bits may be chosen."""
+    if operand == RESULT[op]:
+        pytest.skip("the op lays out its result")
+    step = 2**31 + 64
+    if torch.cuda.mem_get_info()[0] < 6 * step:
+        pytest.skip("needs 12 GiB of memory")
+    case = Case("far", 2, 64, 3, 16, 64, 3, 3, padding=(1, 1), groups=groups)
+    for layout in ("nchw", "nhwc"):
+        x, w, b = case.tensors(cuda, torch.float16, layout, integers=True)
+        go = case.grad_output(cuda, torch.float16, layout, integers=True)
+        operands = {"x": x, "w": w, "y": go}
+        near = operands[operand]
+        n, c, rows, columns = near.shape
+        strides = (c * columns, 1, step, c) if layout == "nhwc" else (c * columns, columns, step, 1)
+        far = torch.empty((rows - 1) * step + n * c * columns, dtype=near.dtype, device=cuda)
+        operands[operand] = far.as_strided(near.shape, strides).copy_(near)
+        keywords = {"stride": torch.empty_like(w).stride()} if op == "wgrad" else {}
+        wanted = call(op, case, x, w, b, go)(**keywords)
+        x, w, go = operands.values()
+        run = functools.partial(call(op, case, x, w, b, go), **keywords)
+        sms, capability = machine()
+        tensors = problem(op, x, w, go, wanted)
+        planned = plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability)
+        wrong = [ROWS[row] for row in candidates(planned) if not torch.equal(run(row=row), wanted)]
+        assert not wrong, ", ".join(wrong)
+        del far, operands, x, w, go, run, tensors
 
 
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.

@@ -91,6 +91,11 @@ constexpr MatrixProduct matrix_planes_product(Op op, Problem const& p) {
   return product;
 }
 
+// Rows are int.
+constexpr bool matrix_planes_supports(Row const& row, Problem const& p) {
+  return matrix_planes_product(row.op, p).rows < int64_t(1) << 30;
+}
+
 // Blocks along the rows, which share B, by blocks along the columns, which share A.
 struct MatrixCluster {
   int m = 1, n = 1;

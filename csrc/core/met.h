@@ -168,7 +168,7 @@ constexpr MetTile met_tile(Op op, Problem const& p, Device const& d, bool channe
   double const memory_ns = elements * size_of(p.dtype) / 3600 * 132 / d.sm_count;
   double const slower = (p.dtype == DType::f64 ? 1.5 : 1.0) * (neighbours == 1 ? 2.0 : 1.0);
   if (op != Op::wgrad) return met_outputs(op, p, d, channels_last, slower, memory_ns);
-  if (double(p.N + kMetSumChunk) * double(max64(p.x.n, p.y.n)) >= words) return {};
+  if (double(p.N + kMetSumChunk) * double(max64(max64(p.x.n, p.y.n), P * Q)) >= words) return {};
   if (double(p.K) * double(p.C_per_group() * p.R * p.S) * kMetSumThreads >= words) return {};
   return met_sums(p, d, channels_last, slower, memory_ns);
 }

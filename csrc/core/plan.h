@@ -144,7 +144,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       if (is_pixel_halves(row)) return hopper && pixel_halves_supports(row, p);
       if (is_pixel_pairs(row)) return hopper && pixel_pairs_supports(row, p);
       if (is_pixels_gather(row)) return hopper && pixels_gather_supports(row, p);
-      if (is_pixel_runs(row) || is_matrix_planes(row)) return hopper && pixel_runs_supports(row, p);
+      if (is_pixel_runs(row)) return hopper && pixel_runs_supports(row, p);
+      if (is_matrix_planes(row)) return hopper && pixel_runs_supports(row, p) && matrix_planes_supports(row, p);
       if (is_pixels_wgrad(row)) return hopper && pixels_wgrad_supports(row, p);
       return hopper && (is_nhwc(row.variant) ? pixel_lines_supports(row, p) : pixels_supports(row, op, p));
   }

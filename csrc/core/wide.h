@@ -35,13 +35,14 @@ constexpr WideTile wide_tile(Op op, Problem const& p, int stride, Device const& 
   t.slices = ceil_div(words, kWideWords), t.words = int(ceil_div(words, t.slices));
   if (100 * ceil_div(words, 16) * 16 <= 112 * words && words > 16) t.words = 16;
   t.slices = ceil_div(words, t.words), t.across = t.vector == 1 || t.words * t.vector * size < 64;
-  // Offsets in an image are int, and quotients are of numbers whose product with the divisor is below 2^32.
+  // Offsets in an image and in a filter are int, and quotients are of numbers whose product with the divisor is below
+  // 2^32.
   auto reach = [](Strides const& s, int64_t rows, int64_t columns) constexpr {
     return double(rows + 8) * double(s.h) + double(columns + 16) * double(s.w);
   };
   double const units = double(p.N) * double(t.chunks * t.strips), threads = units * t.words;
-  if (reach(p.x, p.H, p.W) >= 1e9 || reach(p.y, p.P(), p.Q()) >= 1e9 || (threads + 128) * t.words >= 4e9 ||
-      (units + 128) * double(max64(t.chunks, t.strips)) >= 4e9 ||
+  if (reach(p.x, p.H, p.W) >= 1e9 || reach(p.y, p.P(), p.Q()) >= 1e9 || max64(p.w.h, p.w.w) >= int64_t(1) << 28 ||
+      (threads + 128) * t.words >= 4e9 || (units + 128) * double(max64(t.chunks, t.strips)) >= 4e9 ||
       (threads / kWideThreads + 1) * double(t.slices * t.slices) >= 2e9)
     return t;
   t.used = true, t.threads = p.N * t.chunks * t.strips * t.words;

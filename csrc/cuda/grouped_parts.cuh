@@ -297,17 +297,9 @@ cudaError_t launch_group_parts(Problem const& given, Plan const& plan, Arguments
   auto* const kernel = group_parts_kernel<T, stride>;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024)) != cudaSuccess)
     return error;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = unsigned(p.parts);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(p.runs), unsigned(p.groups), unsigned(p.parts)), config.blockDim = dim3(S::threads);
-  config.dynamicSmemBytes = size_t(p.ring_at + p.stages * S::stage_bytes + 1024), config.stream = stream;
-  config.attrs = attributes, config.numAttrs = p.parts > 1 ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, p);
+  dim3 const grid(unsigned(p.runs), unsigned(p.groups), unsigned(p.parts));
+  return launch_clusters(kernel, dim3(1, 1, grid.z), grid, S::threads, p.ring_at + p.stages * S::stage_bytes + 1024,
+                         stream, p);
 }
 
 }  // namespace conv2d_ext::tma

@@ -433,17 +433,8 @@ cudaError_t start(Params& p, cudaStream_t stream) {
       p.stages * (Part<T, 64, a_along>::bytes + Part<T, 64, b_along>::bytes) + (p.splits > 1 ? 8 * kUnitBytes : 0);
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024))
     return error;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = unsigned(p.splits);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(ceil_div(p.N, 64)), unsigned(ceil_div(p.M, 64)), unsigned(p.splits));
-  config.blockDim = dim3(kThreads), config.dynamicSmemBytes = size_t(bytes), config.stream = stream;
-  config.attrs = attributes, config.numAttrs = p.splits > 1 ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, p);
+  dim3 const grid(unsigned(ceil_div(p.N, 64)), unsigned(ceil_div(p.M, 64)), unsigned(p.splits));
+  return launch_clusters(kernel, dim3(1, 1, grid.z), grid, kThreads, bytes, stream, p);
 }
 
 template <Op op, DType dtype>

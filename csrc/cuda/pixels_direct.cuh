@@ -256,17 +256,9 @@ __global__ void __launch_bounds__(kWarps * 32, vector == 4 ? 2 : 1) product_kern
 
 template <class T, bool a_along, bool b_along, bool planes, int vector>
 cudaError_t start(Params const& p, cudaStream_t stream) {
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = unsigned(p.splits);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(ceil_div(p.N, kTile)), unsigned(ceil_div(p.M, kTile)), unsigned(p.splits));
-  config.blockDim = dim3(kWarps * 32), config.stream = stream;
-  config.attrs = attributes, config.numAttrs = p.splits > 1 ? 2 : 1;
-  return cudaLaunchKernelEx(&config, product_kernel<T, a_along, b_along, vector, planes>, p);
+  dim3 const grid(unsigned(ceil_div(p.N, kTile)), unsigned(ceil_div(p.M, kTile)), unsigned(p.splits));
+  return launch_clusters(product_kernel<T, a_along, b_along, vector, planes>, dim3(1, 1, grid.z), grid, kWarps * 32, 0,
+                         stream, p);
 }
 
 template <class T, bool a_along, bool b_along, bool planes>

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "../core/pixels_any.h"
+#include "dependent.cuh"
 #include "fragments.cuh"
 #include "launch.h"
 
@@ -209,7 +210,16 @@ __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params c
           uint32_t const of = from + (tile * 16 + half * 8) * row_bytes + s * 64;
           a[s][half] = operands<T>(load_pieces<T, piece>(of, p.depth - s * F::step - t * F::vector));
         }
-      if (tile == p.tiles - 1) __syncwarp(), copy(at.index);
+      if (tile == p.tiles - 1) {  // once all words of the stage are there, as in give_back.cuh
+        uint32_t words = 0;
+#pragma unroll
+        for (int s = 0; s < steps * 2; ++s) {
+          uint4 const& v = a[s / 2][s % 2];
+          words |= piece == 16 ? v.x : v.x | v.y | v.z | v.w;
+        }
+        __syncwarp();
+        copy(at.index + int(words & blockIdx.z));
+      }
       if (m >= p.M) continue;
       uint32_t const to = results + out * 16 * out_bytes;
       if (parts == 1) {
@@ -297,14 +307,8 @@ cudaError_t start(Params const& p, PixelFlow const& shape, cudaStream_t stream) 
     return error;
   int sms = 0;
   if (auto const error = count_sms(sms)) return error;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(min64(sms / p.parts, ceil_div(p.M, 16 * p.tiles)) * p.parts));
-  config.blockDim = dim3(unsigned(shape.warps * 32)), config.dynamicSmemBytes = size_t(shape.bytes);
-  config.stream = stream, config.attrs = &attribute, config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, p);
+  dim3 const blocks(unsigned(min64(sms / p.parts, ceil_div(p.M, 16 * p.tiles)) * p.parts));
+  return launch_dependent(kernel, blocks, int(shape.warps * 32), int(shape.bytes), stream, p);
 }
 
 template <class T, int steps>

@@ -514,18 +514,9 @@ cudaError_t start_lean(void (*kernel)(P), P& q, int64_t tiles_n, int64_t tiles_m
   if (in_ring) q.stages = int32_t(max64(q.stages, ceil_div(sent, S::stage_bytes)));
   auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = unsigned(splits);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(tiles_n), unsigned(tiles_m), unsigned(splits * clusters)),
-  config.blockDim = dim3(unsigned(threads));
-  config.dynamicSmemBytes = size_t(q.stages * S::stage_bytes + parts + 1024), config.stream = stream;
-  config.attrs = attributes, config.numAttrs = splits > 1 ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, q);
+  dim3 const grid(unsigned(tiles_n), unsigned(tiles_m), unsigned(splits * clusters));
+  return launch_clusters(kernel, dim3(1, 1, unsigned(splits)), grid, threads,
+                         int(q.stages * S::stage_bytes + parts + 1024), stream, q);
 }
 
 template <Op op, DType dtype, int TM, int TN, int line>

@@ -359,21 +359,12 @@ cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Argument
   int sm_count = 0;
   if ((error = count_sms(sm_count)) != cudaSuccess) return error;
   constexpr int blocks = cm * cn;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = blocks, attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
   int64_t const room = min64(units * parts, matrix_clusters(blocks, sm_count));
   q.n_first = matrix_n_first(units_m, units / units_m);
   int64_t const first = q.n_first ? units / units_m : units_m;
   q.first = Divisor(first), q.rotates = !in_parts && room % first == 0;
-  config.gridDim = dim3(unsigned(room * blocks));
-  config.blockDim = dim3(Tile::threads);
-  config.dynamicSmemBytes = size_t(Tile::shared_bytes), config.stream = stream;
-  config.attrs = attributes, config.numAttrs = blocks > 1 ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, q);
+  return launch_clusters(kernel, dim3(blocks), dim3(unsigned(room * blocks)), Tile::threads, Tile::shared_bytes, stream,
+                         q);
 }
 
 template <Op op, DType dtype, int tile_m, int tile_n, int cm, int cn>
