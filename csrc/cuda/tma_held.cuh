@@ -11,6 +11,7 @@
 #pragma once
 
 #include "../core/tma_held.h"
+#include "give_back.cuh"
 #include "tma_wgrad.cuh"
 
 namespace conv2d_ext::tma {
@@ -140,12 +141,15 @@ __device__ void held_multiply(HeldParams const& p, uint32_t ring, uint32_t filte
     wait(at);
     uint32_t const from = ring + at.index * p.slot_bytes + group * kRunBytes + (lane / 16 * 8 + lane % 8) * kLineBytes +
                           (((warp * 2 + lane / 8 % 2) ^ (lane % 8)) * 16);
+    uint32_t loaded = 0;
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      if (i % chunks * 4 + k < steps)
-        ptx::ldmatrix_x4_trans(a[i / chunks * steps + i % chunks * 4 + k], from + k * 16 * kLineBytes);
-    __syncwarp();
-    release(at);
+      if (i % chunks * 4 + k < steps) {
+        auto& v = a[i / chunks * steps + i % chunks * 4 + k];
+        ptx::ldmatrix_x4_trans(v, from + k * 16 * kLineBytes);
+        loaded |= v[0];
+      }
+    give_back(empty + at.index * 8, loaded);
   }
   if (group == 0) ptx::mbarrier_wait(&tables.filters, 0);
   // Units of 16 bytes.

@@ -99,8 +99,10 @@ __device__ void ahead_multiply(AheadParams const& p, uint32_t ring, uint32_t ful
       else
         ptx::ldmatrix_x4(a[tap * 4 + i],
                          from + (warp * 16 + lane % 16) * kLineBytes + ((i * 2 + lane / 16) ^ (lane % 8)) * 16);
-    __syncwarp();
-    release(at.index);
+    uint32_t loaded = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) loaded |= a[tap * 4 + i][0];
+    give_back(empty + at.index * 8, loaded);
   }
   float bias[2] = {};
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup);

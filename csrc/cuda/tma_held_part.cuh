@@ -139,8 +139,10 @@ __device__ void part_multiply(PartParams const& p, uint32_t ring, uint32_t filte
         ptx::ldmatrix_x4(a[K::first(tap, chunk) + i],
                          from + (warp * 16 + lane % 16) * kLineBytes + ((i * 2 + lane / 16) ^ (lane % 8)) * 16);
   }
-  __syncwarp();
-  if (lane == 0) ptx::mbarrier_arrive(&tables.drained);
+  uint32_t loaded = 0;
+#pragma unroll
+  for (int i = 0; i < K::kept_instructions; ++i) loaded |= a[i][0];
+  give_back(&tables.drained, loaded);
   float bias[2] = {};
   if (p.bias != nullptr) {
 #pragma unroll
