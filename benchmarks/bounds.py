@@ -220,7 +220,6 @@ ENTRIES = (
     Entry("grouped_plain_wgrad", "plain::add_kernel", "wgrad", "L15", "tf32", "nchw", "grouped.*16x64_nchw"),
     Entry("grouped_images", "images::images_kernel", "fprop", "L16", "fp16", "nchw", "grouped.*256x32_any"),
     Entry("grouped_images", "images::images_kernel", "dgrad", "L16", "tf32", "nchw", "grouped.*256x32_any"),
-    Entry("grouped_images_wgrad", "image_sums_wgrad::sums_kernel", "wgrad", SMALL_GROUPS, "fp16", "nhwc", "64x64_nhwc"),
     Entry("grouped_parts", "tma::group_parts_kernel", "wgrad", "L16", "fp16", "nhwc", "grouped.*192x64_halo"),
     Entry("grouped_few", "few_groups_outputs::few_kernel", "fprop", ONE_IMAGE, "fp16", "nhwc", "grouped.*16x16_nhwc"),
     Entry("grouped_few", "few_groups_outputs::few_kernel", "dgrad", ONE_IMAGE, "fp16", "nhwc", "grouped.*16x16_nhwc"),

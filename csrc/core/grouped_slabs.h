@@ -56,14 +56,15 @@ constexpr Slabs grouped_slabs(Op op, Problem const& p, Device const& d) {
   t.slots = min64(min64(kSlabSlots, all), ((228 / kSlabBlocks - 1) * 1024 - kSlabTables) / t.stage_bytes);
   if (t.slots < min64(all, 3)) return {};
   t.shared = t.slots * t.stage_bytes + kSlabTables;
-  // As measured (2026-11-29): a row's products, of a block's warps that share a quarter of an SM or one after the
-  // other.
+  // As measured (2026-11-29; in every launch 11-30): a row's products, of a block's warps that share a quarter of an SM
+  // or one after the other.
   double const products = double(9 * channels * size / 32) * (size == 2 ? 2 : 1);
   double const blocks = double(ceil_div(t.slabs * t.splits, d.sm_count)), alone = 210 + products * 5,
                together = blocks * (products * 9 + 8);
   double const multiply = double(each * needed) * (alone > together ? alone : together) / 1.755;
   double const bytes = double(size) * double(p.N) * double(p.C) * double(in_h * in_w + out_h * out_w) / 3.1;
-  t.ns = (size == 2 ? 9000 : 7000) + overlapped(multiply, bytes / 1000);
+  double const always = size == 4 ? (channels == 32 ? 8500 : 7500) : t.images == 2 ? 8000 : 9000;
+  t.ns = always + overlapped(multiply, bytes / 1000);
   return t;
 }
 

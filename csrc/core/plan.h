@@ -18,7 +18,6 @@
 #include "grouped_few.h"
 #include "grouped_parts.h"
 #include "grouped_slabs.h"
-#include "image_sums.h"
 #include "images.h"
 #include "lanes_choice.h"
 #include "lines.h"
@@ -113,7 +112,6 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       if (is_plain(row)) return hopper && plain_supports(op, p, d);
       if (is_plain_rows(row)) return hopper && plain_rows_supports(op, p, d);
       if (is_images(row)) return hopper && image_tile(row, op, p, d).slots > 0;
-      if (is_image_sums(row)) return hopper && image_sums(op, p, d).slabs > 0;
       if (is_few_groups(row)) return hopper && few_groups(op, p, d).sums > 0;
       if (is_slabs(row)) return hopper && grouped_slabs(op, p, d).shared > 0;
       if (is_group_parts(row)) return hopper && group_parts(row, p).parts > 0;
@@ -305,7 +303,7 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   bool const strided = p.stride_w > 1, f32 = p.dtype == DType::f32, halo = is_halo(row.variant);
   int64_t const C = p.C_per_group(), line = 128 / size_of(p.dtype);
   if (is_planes(row) || is_turned(row) || is_plain(row) || is_plain_rows(row)) return 1;
-  if (is_images(row) || is_image_sums(row) || is_slabs(row) || is_few_groups(row)) return 1;
+  if (is_images(row) || is_slabs(row) || is_few_groups(row)) return 1;
   if (row.family == Family::grouped && row.variant == Variant::lines && strided && !grouped_planar(p)) {
     if (row.op == Op::wgrad) return !f32 ? (C == 16 && p.Q() <= 16 ? 1.03 : 0.93) : p.allow_tf32 && C >= 16 ? 1.3 : 1;
     if (row.op == Op::fprop && f32 && p.allow_tf32 && C >= 16) return 0.86;
@@ -441,7 +439,6 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_plain(row)) return {plain_estimate(p, d).ns * small_plain_share(p), 1};
       if (is_plain_rows(row)) return plain_rows_estimate(op, p, d);
       if (is_images(row)) return images_estimate(row, op, p, d);
-      if (is_image_sums(row)) return {image_sums(op, p, d).ns, 1};
       if (is_few_groups(row)) return {few_groups(op, p, d).ns, 1};
       if (is_slabs(row)) return {grouped_slabs(op, p, d).ns, 1};
       if (is_group_parts(row)) return {group_parts(row, p).ns, 1};
@@ -614,7 +611,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       if (is_planes(row)) return planes_workspace_bytes(op, p, d);
       if (is_turned(row)) return turned_workspace_bytes(op, p);
       if (is_plain(row)) return plain_workspace_bytes(p, d);
-      if (is_plain_rows(row) || is_images(row) || is_image_sums(row) || is_slabs(row) || is_few_groups(row)) return 0;
+      if (is_plain_rows(row) || is_images(row) || is_slabs(row) || is_few_groups(row)) return 0;
       if (is_group_parts(row)) return 0;
       if (is_tf32_planes(row)) return tf32_planes_workspace_bytes(row, p);
       Packed const q = packed(row, tma_problem(row, p));

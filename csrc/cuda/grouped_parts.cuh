@@ -1,10 +1,10 @@
 // wgrad of groups of 8 to 64 channels in channels_last, 16-bit types, in one launch: the halo tile of tma_wgrad.cuh, 64
 // filters by three taps of a row of the filter by 64 channels (of neighbouring groups, where these have fewer).
 //
-// A block has a tile's products with a share of the pixels; the blocks of a tile are a cluster, and each adds some
-// columns of the tile. The others write theirs into its shared memory, of what belongs to their own groups alone:
-// before its ring, or, where two blocks share an SM, into the ring once nobody in the cluster reads that any more. It
-// adds all in their order. Two warps copy, x one and y the other, as in tma_lean.cuh.
+// A block has a tile's products with a share of the pixels; the blocks of a tile are a cluster. A warp's units, 8
+// columns that its filters have with their own groups, go round them: the others write theirs into the shared memory of
+// the block that adds it, before its ring, or, where two blocks share an SM, into the ring once nobody in the cluster
+// reads that any more. It adds all in their order. Two warps copy, x one and y the other, as in tma_lean.cuh.
 #pragma once
 
 #include "../core/grouped_parts.h"
@@ -24,53 +24,62 @@ struct PartsShape {
 struct GroupPartsParams : WgradParams {
   Divisor of_column;          // rows of the filter: blockIdx.x counts them for each three of its columns
   Divisor row_columns, rows;  // of y, padded ones included
-  int32_t share, parts, per;  // steps of a block; blocks of a tile; blocks of 8 columns that one adds
+  int32_t share, parts, per;  // steps of a block; blocks of a tile; units of a warp that one adds
   bool in_ring;               // is where sums arrive; else it lies behind that
   int32_t ring_at;
   Images images;
 };
 
-// The steps of one of the two copying threads.
-template <int stride, bool of_y>
+// The steps of one of the two copying threads. Both run the same instructions, as memory brings those after a flush.
+template <int stride>
 struct GroupPartsCopies {
   using S = PartsShape<stride>;
-  int32_t left, step, c, offset_h, offset_w;
-  uint32_t to;
+  CUtensorMap const* map;
+  uint64_t* full;
+  uint32_t to, bytes;  // of a stage
+  int32_t left, step, c, h0, w0, step_h, step_w, offset_h, offset_w, copies;
   Stage stage;
 
-  __device__ void begin(GroupPartsParams const& p, uint32_t ring, int begin, int count) {
-    left = count, step = begin, offset_h = int(blockIdx.x);
-    offset_w = p.of_column.divide(offset_h) * kTaps * p.dilation_w, offset_h *= p.dilation_h;
+  __device__ void begin(GroupPartsParams const& p, LeanTables& tables, bool of_y, uint32_t ring, int begin, int count) {
+    left = count, step = begin;
+    offset_h = int(blockIdx.x), offset_w = p.of_column.divide(offset_h) * kTaps * p.dilation_w;
+    offset_h *= p.dilation_h;
+    map = of_y ? &p.y : &p.x, full = of_y ? tables.full_a : tables.full_b;
     c = int(blockIdx.y) * (of_y ? p.K : p.C), to = ring + (of_y ? S::y_at : 0);
+    h0 = w0 = 0, step_h = step_w = copies = 1, bytes = kRunBytes;
+    if (of_y)
+      offset_h = offset_w = 0;
+    else
+      h0 = p.h0, w0 = p.w0, step_h = p.stride_h, step_w = p.stride_w, copies = stride, bytes = stride * p.copy_bytes;
   }
-  __device__ void copy_stage(GroupPartsParams const& p, LeanTables& tables) {
-    uint32_t const full = ptx::shared_address(of_y ? &tables.full_a[stage.index] : &tables.full_b[stage.index]);
-    ptx::mbarrier_arrive_expect_tx(full, of_y ? kRunBytes : stride * p.copy_bytes);
+  __device__ void copy_stage(GroupPartsParams const& p) {
+    uint32_t const bar = ptx::shared_address(full + stage.index), at = to + stage.index * S::stage_bytes;
+    ptx::mbarrier_arrive_expect_tx(bar, bytes);
     int w = step * kPixels, h = p.row_columns.divide(w);
     int const image = p.rows.divide(h);
-    uint32_t const at = to + stage.index * S::stage_bytes;
-    if constexpr (of_y) {
-      ptx::cp_async_bulk_tensor_im2col(at, &p.y, full, c, w, h, image, 0, 0);
-    } else {
-      h = p.h0 + h * p.stride_h, w = p.w0 + w * p.stride_w;
+    h = h0 + h * step_h, w = w0 + w * step_w;
 #pragma unroll
-      for (int i = 0; i < stride; ++i)
-        ptx::cp_async_bulk_tensor_im2col(at + i * S::x_bytes, &p.x, full, c, w, h, image, offset_w + i * p.dilation_w,
+    for (int i = 0; i < stride; ++i)
+      if (i < copies)
+        ptx::cp_async_bulk_tensor_im2col(at + i * S::x_bytes, map, bar, c, w, h, image, offset_w + i * p.dilation_w,
                                          offset_h);
-    }
     ++step, --left;
   }
   // Before the barriers are known to others: the first trip round the ring.
-  __device__ void first_trip(GroupPartsParams const& p, LeanTables& tables) {
-    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(of_y ? &tables.full_a[i] : &tables.full_b[i], 1);
-    ptx::fence_mbarrier_init();
-    for (; stage.index < p.stages && left > 0; ++stage.index) copy_stage(p, tables);
+  __device__ void first_trip(GroupPartsParams const& p) {
+#pragma unroll 1
+    for (; stage.index != p.stages; ++stage.index) {
+      ptx::mbarrier_init(full + stage.index, 1);
+      ptx::fence_mbarrier_init();
+      if (left > 0) copy_stage(p);
+    }
     stage.index = 0;
   }
   __device__ void other_trips(GroupPartsParams const& p, LeanTables& tables) {
+#pragma unroll 1
     for (; left > 0; stage.advance(p.stages)) {
       ptx::mbarrier_wait(&tables.empty[stage.index], stage.parity);
-      copy_stage(p, tables);
+      copy_stage(p);
     }
   }
 };
@@ -97,24 +106,28 @@ struct PartsOutputs {
         own[i] |= uint32_t(k < filters_end && unsigned(c * 8 - first) < unsigned(channels)) << c;
     }
   }
-  // The 8 columns of some filter of the warp.
+  // A bit for each 8 channels of some filter of the warp; these are neighbours.
   __device__ uint32_t met() const { return __reduce_or_sync(0xffffffff, own[0] | own[1]); }
 
-  __device__ void store(GroupPartsParams const& p, float (&sum)[4], int unit) const {
-    int const c = unit % 8, tap = stride == 1 ? unit / 8 : unit / 8 * 2 % kTaps;  // stride 2: taps 0, 2, 1
-    if (s + tap >= p.S) return;
-    float const all = sum[0] + sum[1] + sum[2] + sum[3];
-    if (__any_sync(0xffffffff, all != all)) {
+  // Channels 8 c and further of a tap of the tile. Sums that are NaN are made once more.
+  template <bool again>
+  __device__ bool store(GroupPartsParams const& p, float4 sum, int part, int c) const {
+    int const tap = stride == 1 ? part : part * 2 % kTaps;  // stride 2: taps 0, 2, 1
+    if (s + tap >= p.S) return false;
+    if constexpr (again) {
+      float values[4] = {sum.x, sum.y, sum.z, sum.w};
       int const group = int(blockIdx.y), k = group * p.K + int(threadIdx.x) / 32 * 16, channel = group * p.C + c * 8;
       wgrad_mend<T>(
-          p, p.images, sum, r, s + tap, [&](int i) { return (own[i / 2] >> c & 1) != 0; },
+          p, p.images, values, r, s + tap, [&](int i) { return (own[i / 2] >> c & 1) != 0; },
           [&](int lane, int i) { return k + lane / 4 + i / 2 * 8; },
           [&](int lane, int i) { return channel + lane % 4 * 2 + i % 2; });
+      sum = make_float4(values[0], values[1], values[2], values[3]);
     }
     int64_t const at = tap * p.out_s + c * 8 * p.out_c;
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      if (own[i] >> c & 1) wgrad_store_pair<T>(p, out[i] + at, WgradPair<T>::of(sum[i * 2], sum[i * 2 + 1]), true);
+    if (own[0] >> c & 1) wgrad_store_pair<T>(p, out[0] + at, WgradPair<T>::of(sum.x, sum.y), true);
+    if (own[1] >> c & 1) wgrad_store_pair<T>(p, out[1] + at, WgradPair<T>::of(sum.z, sum.w), true);
+    float const all = sum.x + sum.y + sum.z + sum.w;
+    return all != all;
   }
 };
 
@@ -158,56 +171,80 @@ __device__ __forceinline__ void parts_multiply(GroupPartsParams const& p, uint32
   ptx::wgmma_fence_operand(acc);
 }
 
-// Adds what the cluster's blocks have of this one's columns, and stores it.
+// Adds a warp's units in the order of the blocks, two at a time, and stores them. Is a sum NaN?
+template <bool again, class T, int stride>
+__device__ __forceinline__ bool parts_store(GroupPartsParams const& p, uint32_t mine, int rank, int units, uint32_t met,
+                                            PartsOutputs<T, stride> const& outputs) {
+  constexpr int unit_bytes = PartsShape<stride>::multiplying * 16, together = again ? 1 : 2, first_parts = 4;
+  int const part_bytes = p.per * unit_bytes, first = __ffs(int(met)) - 1, count = __popc(met);
+  bool nan = false;
+#pragma unroll 1
+  for (int unit = 0, tap = 0, c = rank; unit < units; unit += together) {
+    float4 sum[together] = {};
+    auto add = [&](int from, int to) {
+      float4 v[kMostParts][together];
+#pragma unroll
+      for (int i = from; i < to; ++i)
+#pragma unroll
+        for (int u = 0; u < together; ++u) {
+          v[i][u] = make_float4(0, 0, 0, 0);
+          if (i >= p.parts) continue;
+          uint4 const words = ptx::ld_shared_v4(mine + i * part_bytes + min(unit + u, units - 1) * unit_bytes);
+          v[i][u] = make_float4(__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z),
+                                __uint_as_float(words.w));
+        }
+#pragma unroll
+      for (int i = from; i < to; ++i)
+#pragma unroll
+        for (int u = 0; u < together; ++u)
+          sum[u].x += v[i][u].x, sum[u].y += v[i][u].y, sum[u].z += v[i][u].z, sum[u].w += v[i][u].w;
+    };
+    add(0, first_parts);
+    if (p.parts > first_parts) add(first_parts, kMostParts);
+#pragma unroll
+    for (int u = 0; u < together; ++u, c += p.parts) {
+      for (; c >= count; c -= count) ++tap;
+      if (unit + u < units) nan |= outputs.template store<again>(p, sum[u], tap, first + c);
+    }
+  }
+  return __any_sync(0xffffffff, nan);
+}
+
+// Not inlined, lest it lie between what every tile runs.
+template <class T, int stride>
+__device__ __noinline__ void parts_mend(GroupPartsParams const& p, uint32_t mine, int rank, int units, uint32_t met,
+                                        PartsOutputs<T, stride> const outputs) {
+  parts_store<true>(p, mine, rank, units, met, outputs);
+}
+
+// Adds what the cluster's blocks have of this one's units, and stores it.
 template <class T, int stride>
 __device__ __forceinline__ void parts_add(GroupPartsParams const& p, uint32_t room, LeanTables& tables, int rank,
-                                          int first, int last, uint32_t met, PartsOutputs<T, stride> const& outputs,
+                                          int units, uint32_t met, PartsOutputs<T, stride> const& outputs,
                                           float const (&acc)[96]) {
   using S = PartsShape<stride>;
   constexpr int unit_bytes = S::multiplying * 16;
-  int const part_bytes = p.per * unit_bytes;
   uint32_t const mine = room + int(threadIdx.x) * 16, bar = ptx::shared_address(&tables.parts);
-  if (p.parts > 1) {
+  if (p.parts == 1) {
+    ptx::bar_sync(1, S::multiplying);  // nobody reads the ring any more
+  } else {
     if (p.in_ring) ptx::barrier_cluster_arrive();
     ptx::barrier_cluster_wait();
-  } else {
-    ptx::bar_sync(1, S::multiplying);  // nobody reads the ring any more
   }
-  if (p.parts == 1) {
+  uint32_t at = mine + rank * p.per * unit_bytes;
+  int to = 0;
 #pragma unroll
-    for (int j = 0; j < S::units; ++j)
-      if (met >> j % 8 & 1)
-        ptx::st_shared_v4(mine + j * unit_bytes,
-                          make_uint4(__float_as_uint(acc[j * 4]), __float_as_uint(acc[j * 4 + 1]),
-                                     __float_as_uint(acc[j * 4 + 2]), __float_as_uint(acc[j * 4 + 3])));
-  } else {
-    int to = 0, its = 0;
-#pragma unroll
-    for (int j = 0; j < S::units; ++j, ++its) {
-      if (its == p.per) its = 0, ++to;
-      if (met >> j % 8 & 1)
-        ptx::st_async_v4(ptx::mapa(mine + rank * part_bytes + its * unit_bytes, to), acc + j * 4, ptx::mapa(bar, to));
-    }
-    ptx::mbarrier_wait_cluster(bar, 0);
-  }
-#pragma unroll 1
-  for (int j = first; j < last; ++j) {
+  for (int j = 0; j < S::units; ++j) {
     if ((met >> j % 8 & 1) == 0) continue;
-    uint32_t const from = mine + (j - first) * unit_bytes;
-    float4 v[kMostParts];
-#pragma unroll
-    for (int i = 0; i < kMostParts; ++i) {
-      v[i] = make_float4(0, 0, 0, 0);
-      if (i >= p.parts) continue;
-      uint4 const words = ptx::ld_shared_v4(from + i * part_bytes);
-      v[i] = make_float4(__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z),
-                         __uint_as_float(words.w));
-    }
-    float sum[4] = {v[0].x, v[0].y, v[0].z, v[0].w};
-#pragma unroll
-    for (int i = 1; i < kMostParts; ++i) sum[0] += v[i].x, sum[1] += v[i].y, sum[2] += v[i].z, sum[3] += v[i].w;
-    outputs.store(p, sum, j);
+    if (to == rank)
+      ptx::st_shared_v4(at, make_uint4(__float_as_uint(acc[j * 4]), __float_as_uint(acc[j * 4 + 1]),
+                                       __float_as_uint(acc[j * 4 + 2]), __float_as_uint(acc[j * 4 + 3])));
+    else
+      ptx::st_async_v4(ptx::mapa(at, to), acc + j * 4, ptx::mapa(bar, to));
+    if (++to == p.parts) to = 0, at += unit_bytes;
   }
+  if (p.parts > 1) ptx::mbarrier_wait_cluster(bar, 0);
+  if (parts_store<false>(p, mine, rank, units, met, outputs)) parts_mend<T, stride>(p, mine, rank, units, met, outputs);
 }
 
 template <class T, int stride>
@@ -220,49 +257,26 @@ __global__ void __launch_bounds__(PartsShape<stride>::threads, 2)
   int const rank = int(blockIdx.z), begin = rank * p.share, count = max(min(p.share, p.steps - begin), 0);
   int const warp = warp_uniform(int(threadIdx.x) / 32), copier = warp - S::multiplying / 32;
   bool const clusters = p.parts > 1;
-  GroupPartsCopies<stride, true> copies_y;
-  GroupPartsCopies<stride, false> copies_x;
-  PartsOutputs<T, stride> outputs;
-  uint32_t met = 0;  // a bit for each warp's 16 filters and 8 channels that these have
-  int const first = rank * p.per, last = min(first + p.per, S::units);
+  GroupPartsCopies<stride> copies;
   if (copier >= 0) {
     if (ptx::elect()) {
       ptx::griddepcontrol_wait();
-      if (copier == 0) {
-        copies_y.begin(p, ring, begin, count);
-        copies_y.first_trip(p, tables);
-      } else {
-        copies_x.begin(p, ring, begin, count);
-        copies_x.first_trip(p, tables);
-      }
+      copies.begin(p, tables, copier == 0, ring, begin, count);
+      copies.first_trip(p);
     }
     __syncwarp();
-  } else {
-    outputs.begin(p, p.own.filters(int(blockIdx.y), p.K));
-    met = outputs.met();
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&tables.empty[i], S::multiplying / 32);
-      ptx::mbarrier_init(&tables.parts, S::multiplying / 32);
-      ptx::fence_mbarrier_init();
-    }
-    ptx::bar_sync(1, S::multiplying);
-    if (clusters && threadIdx.x % 32 == 0) {
-      int mine = 0;
-      for (int j = first; j < last; ++j) mine += met >> j % 8 & 1;
-      ptx::mbarrier_arrive_expect_tx(&tables.parts, p.parts * mine * 32 * 16);
-    }
-    __syncwarp();
+  } else if (threadIdx.x == 0) {
+#pragma unroll 1
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(&tables.empty[i], S::multiplying / 32);
+    ptx::mbarrier_init(&tables.parts, S::multiplying / 32);
+    ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  if (clusters && !p.in_ring) ptx::barrier_cluster_arrive();
+  if (clusters && !p.in_ring) ptx::barrier_cluster_arrive_relaxed();  // the barriers are there
   if (copier >= 0) {
     if (ptx::elect()) {
-      if (copier == 0) {
-        copies_y.other_trips(p, tables);
-        ptx::griddepcontrol_launch_dependents();
-      } else {
-        copies_x.other_trips(p, tables);
-      }
+      copies.other_trips(p, tables);
+      if (copier == 0) ptx::griddepcontrol_launch_dependents();
     }
     __syncwarp();
     if (clusters && p.in_ring) ptx::barrier_cluster_arrive();
@@ -270,10 +284,17 @@ __global__ void __launch_bounds__(PartsShape<stride>::threads, 2)
     return;
   }
 
+  // While the first copies are under way.
+  PartsOutputs<T, stride> outputs;
+  outputs.begin(p, p.own.filters(int(blockIdx.y), p.K));
+  uint32_t const met = outputs.met();
+  int const units = (kTaps * __popc(met) + p.parts - 1 - rank) / p.parts;
+  if (clusters && threadIdx.x % 32 == 0) ptx::mbarrier_arrive_expect_tx(&tables.parts, (p.parts - 1) * units * 32 * 16);
+  __syncwarp();
   ptx::griddepcontrol_wait();
   float acc[96];
   parts_multiply<T, stride>(p, ring, tables, count, acc);
-  parts_add<T, stride>(p, room, tables, rank, first, last, met, outputs, acc);
+  parts_add<T, stride>(p, room, tables, rank, units, met, outputs, acc);
 }
 
 template <DType dtype, int stride>

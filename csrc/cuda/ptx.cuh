@@ -229,6 +229,10 @@ __device__ inline uint32_t mapa(uint32_t shared, uint32_t rank) {
 
 // All threads of a cluster's blocks arrive, and wait.
 __device__ inline void barrier_cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+// Only barriers that fence_mbarrier_init has made known are seen by who waits.
+__device__ inline void barrier_cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ inline void barrier_cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
 // Writes to a block of the cluster; its barrier counts the bytes.

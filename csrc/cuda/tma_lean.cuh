@@ -241,26 +241,30 @@ __device__ void lean_store_block(LeanParams const& p, float const* acc, int64_t 
 }
 
 // Adds what a cluster's blocks have of a tile, acc, and calls use(sums, i) for those of 8 columns that are this
-// block's. A thread's sums of 8 columns go to the block that adds these, its own among them, to the thread of the same
-// number there. parts: where they arrive, behind the ring.
+// block's: every splits-th, so that the blocks send to each other, not all to the first one first. A thread's sums go
+// to the thread of the same number there, or stay. parts: where they arrive, behind the ring.
 template <int blocks, int threads, class Use>
 __device__ __forceinline__ void lean_add_parts(LeanParams const& p, uint32_t parts, LeanTables& tables, int rank,
                                                float const* acc, Use use) {
   uint32_t const mine = parts + int(threadIdx.x) * 16, bar = ptx::shared_address(&tables.parts);
   int const part_bytes = p.per * threads * 16;
   ptx::barrier_cluster_wait();  // the others have set up their barriers
-  int to = 0, its = 0;
+  uint32_t at = mine + rank * part_bytes;
+  int to = 0;
 #pragma unroll
-  for (int j = 0; j < blocks; ++j, ++its) {
-    if (its == p.per) its = 0, ++to;
-    ptx::st_async_v4(ptx::mapa(mine + rank * part_bytes + its * (threads * 16), to), acc + j * 4, ptx::mapa(bar, to));
+  for (int j = 0; j < blocks; ++j) {
+    if (to == rank)
+      ptx::st_shared_v4(at, make_uint4(__float_as_uint(acc[j * 4]), __float_as_uint(acc[j * 4 + 1]),
+                                       __float_as_uint(acc[j * 4 + 2]), __float_as_uint(acc[j * 4 + 3])));
+    else
+      ptx::st_async_v4(ptx::mapa(at, to), acc + j * 4, ptx::mapa(bar, to));
+    if (++to == p.splits) to = 0, at += threads * 16;
   }
   ptx::mbarrier_wait_cluster(bar, 0);
-  int const first = rank * p.per, last = min(first + p.per, blocks);
 #pragma unroll 1
-  for (int j = first; j < last; ++j) {
+  for (int j = rank, i = 0; j < blocks; j += p.splits, ++i) {
     float sum[4] = {};
-    uint32_t from = mine + (j - first) * (threads * 16);
+    uint32_t from = mine + i * (threads * 16);
 #pragma unroll 4
     for (int s = 0; s < p.splits; ++s, from += part_bytes) {
       uint4 const v = ptx::ld_shared_v4(from);
@@ -453,15 +457,15 @@ __device__ __forceinline__ void lean_block(LeanParams const& p, uint32_t ring, L
       ptx::mbarrier_init(&tables.parts, 1);
       ptx::fence_mbarrier_init();
       if (p.splits > 1) {
-        int const mine = max(min(p.per, units - rank * p.per), 0);
-        ptx::mbarrier_arrive_expect_tx(&tables.parts, p.splits * mine * S::multiplying * 16);
+        int const mine = (units + p.splits - 1 - rank) / p.splits;
+        ptx::mbarrier_arrive_expect_tx(&tables.parts, (p.splits - 1) * mine * S::multiplying * 16);
       }
     }
     prepare();
   }
   __syncwarp();
   __syncthreads();
-  if (p.splits > 1) ptx::barrier_cluster_arrive();
+  if (p.splits > 1) ptx::barrier_cluster_arrive_relaxed();
   if (copier < 0) {
     ptx::griddepcontrol_wait();
     multiply(count, rank);

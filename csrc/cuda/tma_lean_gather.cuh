@@ -93,14 +93,14 @@ __global__ void __launch_bounds__(TM / 64 * kWarpgroup + (1 + kGatherWarps) * 32
       ptx::mbarrier_init(&tables.parts, 1);
       ptx::fence_mbarrier_init();
       if (p.splits > 1) {
-        int const mine = max(min(p.per, TN / 8 - rank * p.per), 0);
-        ptx::mbarrier_arrive_expect_tx(&tables.parts, p.splits * mine * S::multiplying * 16);
+        int const mine = (TN / 8 + p.splits - 1 - rank) / p.splits;
+        ptx::mbarrier_arrive_expect_tx(&tables.parts, (p.splits - 1) * mine * S::multiplying * 16);
       }
     }
     __syncwarp();
   }
   __syncthreads();
-  if (p.splits > 1) ptx::barrier_cluster_arrive();
+  if (p.splits > 1) ptx::barrier_cluster_arrive_relaxed();
   if (copier < 0) {
     ptx::griddepcontrol_wait();
     lean_multiply<T, TM, TN, kLineBytes, a_rows, true, true, true>(p, ring, tables, count, rank, n_tile, 0);

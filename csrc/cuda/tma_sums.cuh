@@ -113,8 +113,8 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, kLineBytes>::threads)
     ptx::mbarrier_init(&tables.parts, 1);
     ptx::fence_mbarrier_init();
     if (clusters) {
-      int const mine = max(min(p.per, units - part * p.per), 0);
-      ptx::mbarrier_arrive_expect_tx(&tables.parts, p.splits * mine * S::multiplying * 16);
+      int const mine = (units + p.splits - 1 - part) / p.splits;
+      ptx::mbarrier_arrive_expect_tx(&tables.parts, (p.splits - 1) * mine * S::multiplying * 16);
     }
   }
   __syncwarp();
