@@ -420,6 +420,10 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_9x8_parts", 3, 40, 23, 70, 40, 9, 8, padding=(4, 3), groups=40),
     Case("depthwise_5x5_runs", 19, 200, 15, 7, 200, 5, 5, padding=(2, 2), groups=200),
     Case("depthwise_5x5_pairs", 70, 328, 14, 15, 328, 5, 5, padding=(2, 1), groups=328),
+    # stride 2: strips of cycles and of less, rows in parts, D's outputs that are two for each row of grad_output or one
+    Case("depthwise_5x5_stride2_cycles", 9, 72, 33, 58, 72, 5, 5, (2, 2), (2, 2), groups=72, edge=True),
+    Case("depthwise_5x5_stride2_parts", 2, 40, 18, 141, 40, 5, 5, (2, 2), (0, 3), groups=40),
+    Case("depthwise_5x5_stride2_runs", 19, 40, 14, 15, 40, 5, 5, (2, 2), (4, 1), groups=40, bias=False),
     # 8 channels a warp
     Case("depthwise_3x3_octets", 3, 72, 15, 30, 72, 3, 3, padding=(1, 2), groups=72, edge=True),
     # column.cuh: an image of the same size by the phases of its dilation

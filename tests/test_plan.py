@@ -201,7 +201,8 @@ def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> No
                 if dtype != torch.float32 and stride == 1:
                     families, want = (*families, "toeplitz"), "_nhwc"
             elif (size, stride) == (5, 2):  # near each other: by the operator and the shape
-                families = ("column", "depthwise")
+                families = ("column", "depthwise", "toeplitz")
+                want = want.removesuffix("_s2") if name.startswith("toeplitz_dgrad_") else want
             elif dtype == torch.float32 and stride == 1:
                 families = ("column",)
             elif dtype != torch.float32 and stride == 1:
@@ -231,6 +232,20 @@ def test_large_depthwise_3x3_of_whole_pixels_or_even_slices_is_not_for_tensor_co
         case = Case("whole", N, C, H, H, C, 3, 3, padding=(1, 1), groups=C)
         for dtype in (torch.float16, torch.bfloat16):
             assert ROWS[ask(op, case, dtype, "nhwc")[0]].startswith(f"column_{op}_"), (N, C, H)
+
+
+def test_depthwise_dgrad_of_5x5_with_stride_2_takes_tensor_cores_but_for_slices_that_share_sectors() -> None:
+    for N, C, H, family in (
+        (256, 672, 14, "toeplitz"),
+        (64, 1344, 38, "toeplitz"),
+        (16, 192, 95, "toeplitz"),
+        (32, 144, 56, "toeplitz"),
+        (256, 72, 56, "column"),  # 122 us, 75
+        (64, 40, 100, "column"),
+    ):
+        case = Case("strided", N, C, H, H, C, 5, 5, (2, 2), (2, 2), groups=C)
+        for dtype in (torch.float16, torch.bfloat16):
+            assert ROWS[ask("dgrad", case, dtype, "nhwc")[0]].startswith(f"{family}_dgrad_"), (N, C, H)
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))

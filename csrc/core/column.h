@@ -127,7 +127,7 @@ constexpr bool take_few_blocks(ColumnTile& t, Op op, Problem const& p, int R, in
   int64_t const wanted = thirds ? 24 : many ? (all <= 2 ? 32 : 16) : f32 ? 96 : small ? 32 : sums && all > 7 ? 48 : 64;
   int64_t const slices = ceil_div(p.C, wanted);
   int64_t channels = ceil_div(ceil_div(p.C, 8), slices) * 8;
-  if (!f32 && channels % 16 != 0 && p.C % 16 == 0) channels = even_slices(p, wanted);
+  if (!f32 && channels % 16 != 0) channels = p.C % 16 == 0 ? even_slices(p, wanted) : p.C <= 72 ? p.C : channels;
   int64_t const vectors = channels / vector;
   int64_t const box = 126 / column_width(op, 3, 2);  // 256 columns of x, with the halo
   int64_t const tiles = ceil_div(all, min64(lanes / vectors, box)), strips = ceil_div(all, tiles);

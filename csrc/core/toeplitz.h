@@ -121,9 +121,11 @@ constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, Device cons
   return best;
 }
 
+constexpr bool gather_strided(Row const& row, Op op, Problem const& p);
+
 constexpr bool toeplitz_supports(Row const& row, Op op, Problem const& p) {
   if (p.C_per_group() != 1 || p.K != p.C || p.R > row.tile_m || (p.S - 1) * p.dilation_w > row.tile_n - 1) return false;
-  if (p.stride_h != 1 || p.stride_w != 1) return false;
+  if ((p.stride_h != 1 || p.stride_w != 1) && !gather_strided(row, op, p)) return false;
   if (op != Op::wgrad && row.tile_m >= 7 && p.dilation_w == 7) return false;  // toeplitz_gather.h
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0) return false;
   if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, 8, p.dtype) ||

@@ -13,8 +13,9 @@ inline constexpr int kGatherBuffers = 3;                     // of results
 constexpr int gather_taps(int R) { return R >= 7 ? 9 : 5; }  // columns of a filter, at most
 constexpr bool gather_holds_taps(int R) { return R <= 7; }   // in registers
 constexpr int gather_groups(int R) { return (R + kGatherRows - 1) / kGatherRows; }  // of a cycle of R rows
-// Words of a row of the filter of a channel in shared memory, by distances of an input from an output from -7 on.
-inline constexpr int kGatherTapWords = 20;
+// Words of a row of the filter of a channel in shared memory, by distances of an input from an output from -7 on; of
+// inputs that a stride of dgrad sets 2 apart, from -8 on.
+constexpr int gather_tap_words(int apart) { return apart == 2 ? 16 : 20; }
 
 // A row is 8 pieces of `pairs` pairs of runs of 8 columns: of `images`, or of the two parts of a wide row.
 struct GatherTile : ToeplitzBlocks {
@@ -35,20 +36,20 @@ constexpr GatherTile gather_blocks(Op op, Problem const& p, int R, int pairs) {
   GatherTile t;
   if (p.dilation_w == 7) return t;  // an infinity can then meet taps of both outputs that are looked at
   t.channels = kGatherChannels, t.pairs = pairs;
-  int const run = pairs * 16, halo = int((p.S - 1) * p.dilation_w);
+  int const run = pairs * 16, halo = int((p.S - 1) * p.dilation_w), apart = int(p.stride_w);
   if (W > run) {
     if (pairs != 4) return t;
     t.parts = 2;
   }
   t.images = 8 / pairs / t.parts;
   int64_t const width = t.parts > 1 ? run : W;
-  t.in_columns = gather_columns(int(width) + halo), t.out_columns = gather_columns(run);
+  t.in_columns = gather_columns((int(width - 1) + halo) / apart + apart), t.out_columns = gather_columns(run);
   int const pieces = 8 / pairs;
-  int const end = (pieces - 1) * t.in_columns + run + 8, all = pieces * t.in_columns;  // that windows reach
+  int const end = (pieces - 1) * t.in_columns + run / apart + 8, all = pieces * t.in_columns;  // that windows reach
   t.in_bytes = to512(int64_t(end > all ? end : all) * kGatherChannels * 2);
   t.out_bytes = to512(int64_t(pieces) * t.out_columns * kGatherChannels * 2);
   int64_t const results = kGatherBuffers * kGatherRows * t.out_bytes,
-                table = int64_t(kGatherChannels) * R * kGatherTapWords * 4;
+                table = int64_t(kGatherChannels) * R * gather_tap_words(apart) * 4;
   int64_t const buffers = gather_holds_taps(R) ? max64(results, table) : results + table;
   int64_t const cycle = R * t.in_bytes;
   t.cycles = int(min64(kGatherCycles, (226 * 1024 - buffers) / cycle));
@@ -78,18 +79,28 @@ constexpr GatherTile gather_tile(Op op, Problem const& p, int R, Device const& d
     if (t.shared_bytes == 0) continue;
     consider_turns(t, d, [&](GatherTile const& u) {
       // As measured.
-      double const row_ns = R == 9 ? 760 : R == 7 ? 420 : 400;
-      double const gbytes = p.R > 5 ? 3700 : p.R > 3 || t.slices == 1 ? 3450 : 3300;
-      double const ns = 7000 + 10 * R + max_of(pieces_memory_ns(u, p, R, gbytes, d), toeplitz_rows(u, R, d) * row_ns);
+      bool const apart = p.stride_h == 2;
+      double const row_ns = R == 9 ? 760 : R == 7 ? 420 : apart ? 285 : 400;
+      double const gbytes = p.R > 5 || apart ? 3700 : p.R > 3 || t.slices == 1 ? 3450 : 3300;
+      double const shared = apart && p.C % 16 != 0 && t.slices > 1 ? 1.7 : 1;  // sectors of slices
+      double const ns =
+          7000 + 10 * R + max_of(shared * pieces_memory_ns(u, p, R, gbytes, d), toeplitz_rows(u, R, d) * row_ns);
       if (best.ns == 0 || ns < best.ns) best = u, best.ns = ns;
     });
   }
   return best;
 }
 
+// dgrad of 5x5 with stride 2: inputs are 2 apart.
+constexpr bool gather_strided(Row const& row, Op op, Problem const& p) {
+  return op == Op::dgrad && row.tile_m == 5 && p.R == 5 && p.S == 5 && p.stride_h == 2 && p.stride_w == 2 &&
+         p.dilation_h == 1 && p.dilation_w == 1 && p.pad_top >= 0 && p.pad_top <= 4 && p.pad_left >= 0 &&
+         p.pad_left <= 4;
+}
+
 // Of what a row of toeplitz takes, that which this kernel is faster with.
 constexpr bool takes_gather(Op op, Problem const& p, int R, Device const& d) {
-  if (R >= 7) return true;
+  if (R >= 7 || p.stride_h == 2) return true;
   GatherTile const t = gather_tile(op, p, R, d);
   return t.ns != 0 && t.ns < toeplitz_tile(op, p, R, d).ns;
 }

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "../core/column.h"
+#include "../core/sums_once.h"
 #include "depthwise_wide.cuh"
 #include "give_back.cuh"
 #include "ptx.cuh"
@@ -36,6 +37,7 @@ struct Params {
   int channels, strips, images;                        // of a block
   int slices, tiles_w, units, each, shares;            // shares: wgrad's partial sums
   int stages, in_bytes, y_bytes, in_copied, y_copied;  // copied: without the padding to 128 bytes
+  bool once;                                           // wgrad: L2 gives up first what is read
 };
 
 // What a block walks over at a time: rows [h0, h0 + rows) from column w0 on of images n0 on, of y for wgrad, else of
@@ -106,6 +108,13 @@ struct Ring {
   // Every row of the block's share that has something to copy; by one thread.
   __device__ void copy(Params const& p, int index, int end, int c0, unsigned char* shared) {
     constexpr ColumnAxis axis{op == Op::dgrad, R, stride};
+    uint64_t const once = op == Op::wgrad && p.once ? ptx::createpolicy_evict_first() : 0;
+    auto bring = [&](uint32_t to, CUtensorMap const& map, uint64_t* bar, int w, int h, int n) {
+      if (once != 0)
+        ptx::cp_async_bulk_tensor_4d(to, &map, bar, c0, w, h, n, once);
+      else
+        ptx::cp_async_bulk_tensor_4d(to, &map, bar, c0, w, h, n);
+    };
     int stage = 0;
     uint32_t parity = 1;
     while (index < end) {
@@ -117,11 +126,8 @@ struct Ring {
         ptx::mbarrier_wait(&empty[stage], parity);
         ptx::mbarrier_arrive_expect_tx(&full[stage], uint32_t((in ? p.in_copied : 0) + (y ? p.y_copied : 0)));
         uint32_t const to = ptx::shared_address(shared) + stage * (p.in_bytes + p.y_bytes);
-        if (in)
-          ptx::cp_async_bulk_tensor_4d(to, &p.in, &full[stage], c0, axis.advance(at.w0) + p.start_w, at.first + row,
-                                       at.n0);
-        if (y)
-          ptx::cp_async_bulk_tensor_4d(to + p.in_bytes, &p.y, &full[stage], c0, at.w0, at.h0 + row / stride, at.n0);
+        if (in) bring(to, p.in, &full[stage], axis.advance(at.w0) + p.start_w, at.first + row, at.n0);
+        if (y) bring(to + p.in_bytes, p.y, &full[stage], at.w0, at.h0 + row / stride, at.n0);
         if (++stage == p.stages) stage = 0, parity ^= 1;
       }
     }
@@ -630,7 +636,7 @@ cudaError_t launch_one(Problem const& problem, Arguments const& args, int shares
     p.w = static_cast<T const*>(args.b) + (R - 1) * (p.w_r + p.w_s);
     p.w_r = -p.w_r, p.w_s = -p.w_s;
   }
-  p.out = args.out;
+  p.out = args.out, p.once = sums && sums_read_once(problem);
   if (sums && shares > 1) p.partial = static_cast<float*>(args.workspace) + share * problem.C * (R * R);
   p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
   p.channels = t.channels, p.strips = t.strips, p.images = t.images;

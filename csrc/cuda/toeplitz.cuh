@@ -169,7 +169,7 @@ __device__ inline bool has_nan(uint32_t v) {
 }
 
 // The block's outputs from global memory, product by product. `block`: columns of a block of them.
-template <class T, int R, int block = 4>
+template <class T, int R, int block = 4, int apart = 1>
 __device__ __noinline__ void store_again(Params const& p, int index, int end, int c0, int threads) {
   int const columns = p.blocks * block;
   while (index < end) {
@@ -186,7 +186,11 @@ __device__ __noinline__ void store_again(Params const& p, int index, int end, in
       float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
       for (int r = 0; r < p.R; ++r)
         for (int s = 0; s < p.S; ++s) {
-          int const h = y - p.pad_h + r * p.dilation_h, v = x - p.pad_w + s * p.dilation_w;
+          int h = y - p.pad_h + r * p.dilation_h, v = x - p.pad_w + s * p.dilation_w;
+          if constexpr (apart == 2) {
+            if ((h | v) & 1) continue;  // a zero between inputs
+            h >>= 1, v >>= 1;
+          }
           if (unsigned(h) < unsigned(p.in_H) && unsigned(v) < unsigned(p.in_W))
             sum = fmaf(widen(in[h * p.in_h + v * p.in_w]), widen(w[r * p.w_r + s * p.w_s]), sum);
         }

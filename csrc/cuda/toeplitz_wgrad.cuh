@@ -13,6 +13,7 @@
 // share of the strips is fixed; the shares' sums are added by a second pass.
 #pragma once
 
+#include "../core/sums_once.h"
 #include "../core/toeplitz_wgrad.h"
 #include "toeplitz.cuh"
 
@@ -31,6 +32,7 @@ struct PiecesParams {
   int blocks, images, slices, tiles_w, rows;  // blocks: 1, as next_strip asks
   int units, each, skip, shares, cycles, x_bytes, y_bytes, x_copied, y_copied;
   int pieces, length, x_columns, y_columns;
+  bool once;  // L2 gives up first what is read
 };
 
 // What a block of threads has: channels from c0 on of rows from begin to end.
@@ -78,6 +80,13 @@ struct PiecesRing {
 
   // The rows of the block's share in turn; by one thread.
   __device__ void copy(PiecesParams const& p, int index, int end, int c0, uint32_t shared) {
+    uint64_t const once = p.once ? ptx::createpolicy_evict_first() : 0;
+    auto bring = [&](uint32_t to, CUtensorMap const& map, uint64_t* bar, int w, int h, int n) {
+      if (once != 0)
+        ptx::cp_async_bulk_tensor_4d(to, &map, bar, c0, w, h, n, once);
+      else
+        ptx::cp_async_bulk_tensor_4d(to, &map, bar, c0, w, h, n);
+    };
     int cycle = 0;
     uint32_t parity = 1;
     while (index < end) {
@@ -97,10 +106,8 @@ struct PiecesRing {
           for (int row = from; row < to; ++row) {
             uint32_t const at = shared + (cycle * R + row - first) * (p.x_bytes + p.y_bytes);
             int const h = row < s.rows ? s.h0 + row * p.dilation_h : p.P;  // behind the last row are zeros
-            ptx::cp_async_bulk_tensor_4d(at, &p.y, bar, c0, s.w0, h, s.n0);
-            if (row >= walk.begin)
-              ptx::cp_async_bulk_tensor_4d(at + p.y_bytes, &p.x, bar, c0, s.w0 - p.pad_w, s.first + row * p.dilation_h,
-                                           s.n0);
+            bring(at, p.y, bar, s.w0, h, s.n0);
+            if (row >= walk.begin) bring(at + p.y_bytes, p.x, bar, s.w0 - p.pad_w, s.first + row * p.dilation_h, s.n0);
           }
         }
         if (++cycle == p.cycles) cycle = 0, parity ^= 1;
@@ -332,6 +339,7 @@ cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, Plan const&
   p.slices = int(t.slices), p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
   p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each);
   p.shares = int(t.shares), p.cycles = t.cycles;
+  p.once = sums_read_once(problem);
   p.pieces = t.pieces, p.length = t.length, p.x_columns = t.x_columns, p.y_columns = t.y_columns;
   p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes);
   int const pixel = t.images * t.channels * int(sizeof(T));

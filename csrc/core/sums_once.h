@@ -1,0 +1,16 @@
+// Does L2 give up first what depthwise wgrad in channels_last reads?
+#pragma once
+
+#include "row.h"
+
+namespace conv2d_ext {
+
+// What is read puts results of kernels before out of L2, which have to be written back. Not where slices share 64
+// bytes, or where L2 holds little of all.
+constexpr bool sums_read_once(Problem const& p) {
+  int64_t const pixel = p.C * size_of(p.dtype);
+  double const pixels = double(p.N) * double(p.H * p.W + p.P() * p.Q());
+  return pixel == 64 || (pixel % 64 == 0 && pixels * double(pixel) < 80e6);
+}
+
+}  // namespace conv2d_ext
