@@ -451,6 +451,11 @@ CASES: tuple[Case, ...] = (
     # band_split.cuh: tiles of columns, tiles of rows and channels beyond the last
     Case("depthwise_17x9_columns", 1, 6, 30, 141, 6, 17, 9, padding=(9, 4), groups=6),
     Case("depthwise_9x12_rows", 2, 5, 75, 19, 5, 9, 12, padding=(0, 3, 6, 13), groups=5, edge=True),
+    # stream_taller.cuh, stream_sums.cuh: windows without a column left, an odd number of rows, steps' last columns
+    Case("depthwise_9x9_of_33_columns", 3, 8, 20, 33, 8, 9, 9, groups=8),
+    Case("depthwise_13x10_of_66_columns", 2, 16, 21, 66, 16, 13, 10, padding=(5, 6, 1, 4), groups=16),
+    Case("depthwise_10x13_small", 5, 24, 9, 7, 24, 10, 13, padding=(4, 6), groups=24),
+    Case("depthwise_9x9_stride2_four_pads", 4, 8, 19, 34, 8, 9, 9, (2, 2), (4, 3, 2, 5), groups=8),
     # filters that lie apart, from L1
     Case("depthwise_2x2_apart", 3, 9, 12, 14, 18, 2, 2, (2, 2), groups=9, edge=True),
     Case("depthwise_4x3_gaps", 2, 5, 23, 22, 5, 4, 3, (5, 4), (2, 1, 0, 3), groups=5, edge=True),

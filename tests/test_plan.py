@@ -416,6 +416,25 @@ def test_small_depthwise_filters_of_any_size_walk_down_images(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_depthwise_filters_of_nine_to_13_taps_of_16_bits_walk_down_images(op: str) -> None:
+    for (side, channels), size in itertools.product(((7, 960), (14, 384), (57, 64)), (9, 11, 13)):
+        case = Case("taps", 64, channels, side, side, channels, size, size, padding=(size // 2,) * 2, groups=channels)
+        row = f"stream_{op}_f16_{9 if size == 9 else 13}x{9 if size == 9 else 13}_nchw"
+        assert ROWS[ask(op, case, torch.float16)[0]] == row, case
+        if op == "wgrad":  # over copies of both tensors as planes
+            assert ROWS[ask(op, case, torch.float16, "nhwc")[0]] == row, case
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_windows_of_as_many_taps_as_they_hold_begin_on_words(op: str) -> None:
+    """Such rows had one column too few: an odd padding moves the window by one."""
+    for size, padding in itertools.product((9, 13), (3, 4)):
+        case = Case("windows", 32, 64, 56, 56, 64, size, size, padding=(4, padding), groups=64)
+        name = ROWS[ask(op, case, torch.float16)[0]]
+        assert name.startswith("stream_") == (padding == 4), (size, padding, name)
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_small_images_of_float32_walk_down_whole_planes(op: str) -> None:
     for side, size, stride in itertools.product((7, 14), (3, 5, 7), (1, 2)):
         case = Case("small", 256, 384, side, side, 384, size, size, (stride, stride), (size // 2,) * 2, groups=384)
@@ -499,12 +518,14 @@ def test_large_depthwise_filters_take_tensor_cores_or_strips(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_float32_filters_from_9x9_to_13x13_take_columns_or_strips_of_seven_rows(op: str) -> None:
+def test_float32_filters_from_9x9_to_13x13_take_columns_quads_or_strips_of_seven_rows(op: str) -> None:
     for size in (9, 11, 13):
         case = Case("large", 32, 96, 56, 56, 96, size, size, padding=(size // 2,) * 2, groups=96)
         assert ROWS[ask(op, case, torch.float32, "nhwc")[0]] == f"column_{op}_f32_{size}x{size}_nhwc"
         name = ROWS[ask(op, case, torch.float32, "nchw")[0]]
         near = (f"strip_{op}_f32_", f"band_{op}_f32_8x8") if size == 13 else (f"strip_{op}_f32_",)
+        if size == 9:  # stream_quads_f32.cuh
+            near = (f"stream_{op}_f32_9x9",)
         assert name.startswith(near) and "1x8" not in name, name
 
 

@@ -222,6 +222,7 @@ def test_walks_down_whole_images_use_their_ring_many_times(
 WIDE_ROWS = (
     Case("quads_7x7", 39, 50, 37, 40, 50, 7, 7, padding=(3, 3), groups=50),
     Case("quads_7x7_four_pads", 41, 50, 36, 60, 50, 7, 7, padding=(0, 5, 3, 3), groups=50),
+    Case("quads_9x9", 39, 50, 37, 40, 50, 9, 9, padding=(3, 4), groups=50),
     Case("quads_5x5", 39, 50, 37, 36, 50, 5, 5, padding=(3, 2), groups=50),
     Case("quads_3x3_stride2", 47, 15, 80, 136, 15, 3, 3, (2, 2), (1, 1), groups=15),
     Case("quads_5x5_stride2", 47, 28, 79, 72, 28, 5, 5, (2, 2), (2, 2), groups=28),

@@ -13,7 +13,7 @@ inline constexpr int kQuadsStages = 8;
 constexpr int quads_shift(int R) { return (4 - (R - 1) / 2 % 4) % 4; }
 constexpr int quads_loads(int R, int stride) { return (quads_shift(R) + 3 * stride + R + 3) / 4; }
 // Blocks of an SM, as the registers allow.
-constexpr int quads_blocks(int R) { return R == 7 ? 3 : R == 5 ? 4 : 5; }
+constexpr int quads_blocks(int R) { return R == 9 ? 2 : R == 7 ? 3 : R == 5 ? 4 : 5; }
 
 struct QuadsTile {
   bool used = false;
@@ -38,7 +38,7 @@ constexpr int quads_width(Strides const& s, int align, int64_t columns) {
 // Where they are faster than whole planes, as measured: for rows of more than so many columns; 0: nowhere.
 constexpr int quads_least(Op op, int R, int stride) {
   bool const sums = op == Op::wgrad;
-  if (stride == 1) return R == 7 || (R == 5 && sums) ? 32 : 0;
+  if (stride == 1) return R >= 7 || (R == 5 && sums) ? 32 : 0;
   return stride != 2 || op == Op::dgrad || R > 5 ? 0 : sums || R == 5 ? 64 : 128;
 }
 
@@ -87,7 +87,7 @@ constexpr QuadsTile quads_tile(int R, Op op, Problem const& p, Device const& d) 
   t.used = t.units >= 14 * t.shares && t.shares * (sums ? t.groups : 1) * 10 >= slots * 8;
   double const each = double(t.units) / double(t.shares),
                steps = each * stride + (R - 1) * (0.4 + 0.8 * each / t.out_H);
-  double const issue_ns = steps * (sums ? 1.05 : 1.0) * (4.0 * R * R / stride + 36) * t.resident / 1.3;
+  double const issue_ns = steps * (sums ? 1.05 : 1.0) * (4.0 * R * R / stride + 36) * t.resident / (R > 7 ? 1.04 : 1.3);
   double const memory_ns =
       double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q())) / 975 * 132 / d.sm_count;
   t.ns = (sums ? 14000 : 6500) + (memory_ns > issue_ns ? memory_ns : issue_ns);

@@ -13,6 +13,10 @@ constexpr bool stream_aligned(Strides const& s, int align, int bytes, int elemen
 
 inline constexpr int kStreamUnits = 16, kStreamWarps = 4, kStreamColumns = 8;
 
+// Columns of a unit of fprop and dgrad with stride 1; cuda/stream_taller.cuh has two rows of outputs of them.
+inline constexpr int kTallerColumns = 4, kTallerBlocks = 2;
+constexpr int stream_columns(int R) { return R > 9 ? kTallerColumns : kStreamColumns; }
+
 // Rows of a stretch of `height` rows of outputs, `walks` images and pieces of them: the stretches fill the `slots` of
 // the GPU evenly, and meet few rows twice; a walk's beginning takes the time of some rows more.
 constexpr int stream_rows(int height, int stride, int R, double walks, double slots) {
@@ -101,13 +105,13 @@ struct SumsTile {
 };
 
 // Blocks of an SM, as the registers allow.
-constexpr int sums_blocks(int R) { return R == 7 ? 2 : 3; }
+constexpr int sums_blocks(int R) { return R >= 7 ? 2 : 3; }
 
 // Blocks of an SM of dgrad with stride 2 by cuda/stream_units.cuh.
 inline constexpr int kSpreadUnitsBlocks = 2;
 
 // Blocks of an SM, as the registers allow.
-constexpr int planes_blocks(int R, int stride) { return R == 7 || (R == 5 && stride == 2) ? 2 : 3; }
+constexpr int planes_blocks(int R, int stride) { return R >= 7 || (R == 5 && stride == 2) ? 2 : 3; }
 
 // 16-bit types. A unit is 8 columns of outputs of one image (wgrad: of y); a warp walks down 16 units of one channel.
 struct StreamTile {
@@ -130,15 +134,15 @@ struct StreamTile {
 
 // Blocks of an SM, as the registers and the rings allow.
 constexpr int stream_blocks(int R, int stride, int width) {
-  if (width == 4) return stride == 2 ? (R == 3 ? 5 : 4) : R == 3 ? 8 : R == 5 ? 6 : 5;
+  if (width == 4) return stride == 2 ? (R == 3 ? 5 : 4) : R == 3 ? 8 : R == 5 ? 6 : R == 7 ? 5 : 4;
   if (width == 2) return stride == 2 ? 3 : R == 3 ? 6 : R == 5 ? 5 : 4;
-  return stride == 2 ? 2 : R == 3 ? 5 : 4;
+  return stride == 2 ? 2 : R == 3 ? 5 : R == 9 ? 3 : 4;
 }
 
 // Blocks of an SM of cuda/stream_ring.cuh, as the registers allow.
 constexpr int ring_blocks(int R, int stride, bool spread) {
   if (stride == 2) return R == 3 ? 5 : R == 7 && spread ? 3 : 4;
-  return R == 3 ? 7 : R == 5 ? 6 : 5;
+  return R == 3 ? 7 : R == 5 ? 6 : R == 7 ? 5 : 4;
 }
 
 // Blocks of an SM of cuda/stream_rows.cuh, as the registers allow.
@@ -150,8 +154,9 @@ constexpr bool whole_planes(Strides const& s, int align, int64_t H, int64_t W, i
   return align >= 16 && s.n % (16 / element) == 0 && s.c == H * W && (H == 1 || s.h == W);
 }
 
-// wgrad of 7x7 with stride 2 has whole planes alone: rows for any filter are as fast otherwise.
-constexpr bool stream_sums_walk(int R, int stride) { return R < 7 || stride == 1; }
+// wgrad of 7x7 with stride 2 and of more than nine taps has whole planes alone: rows for any filter are as fast
+// otherwise.
+constexpr bool stream_sums_walk(int R, int stride) { return stride == 1 ? R <= 9 : R < 7; }
 
 // Copies of a lane for each row of inputs, at most: enough for 16 units of one image.
 constexpr int stream_passes(int stride, int width) { return (width == 4 ? 2 : width == 2 ? 2 : 4) * stride; }
@@ -261,7 +266,7 @@ constexpr void set_planes(StreamTile& t, Row const& row, Op op, Problem const& p
   // cuda/stream_rows.cuh, where it is as fast at least. Of even rows the first of two units begins with the columns
   // that its first taps meet, or one before.
   bool const odd_rows = row.tile_k == 1 && !sums && t.in_W % 2 != 0 && t.out_W % 2 != 0 && t.in_W < kStreamColumns &&
-                        blocks == 1 && row.tile_m > 3;
+                        blocks == 1 && (row.tile_m == 5 || row.tile_m == 7);
   bool const two = t.out_W <= 16 && t.in_W + t.pad_w + (t.pad_w % 2 + 2) % 2 <= 16;
   bool const even_rows = row.tile_k == 1 && !sums && !odd && t.out_W % 2 == 0 && blocks > 1 &&
                          (row.tile_m == 3 ? two || blocks == 3 : row.tile_m == 5 && two);
@@ -340,10 +345,12 @@ constexpr void set_bands(StreamTile& t, Row const& row, Op op, Problem const& p,
   Strides const& in = backward ? p.y : p.x;
   Strides const& out = backward ? p.x : p.y;
   int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
-  if (p.N < 4 || t.in_H > kBandsMost || t.in_W > kBandsMost || t.out_H > kBandsMost || t.out_W > kBandsMost) return;
+  if ((p.N < 4 && size <= 9) || t.in_H > kBandsMost || t.in_W > kBandsMost || t.out_H > kBandsMost ||
+      t.out_W > kBandsMost)
+    return;
   if (!whole_planes(in, align, t.in_H, t.in_W, 2) || !whole_planes(out, out_align, t.out_H, t.out_W, 2)) return;
   if (!bands_exist(p.C, t.in_H, t.in_W) || !bands_exist(p.C, t.out_H, t.out_W)) return;
-  int const blocks = int(ceil_div(t.out_W, kStreamColumns));
+  int const blocks = int(ceil_div(t.out_W, stream_columns(size)));
   bool const odd = t.in_W % 2 != 0;
   int pieces = 1;
   while (pieces < kPlanesWarps && blocks > pieces * kStreamUnits) pieces *= 2;
@@ -351,7 +358,11 @@ constexpr void set_bands(StreamTile& t, Row const& row, Op op, Problem const& p,
   int const images = span <= 8 ? int(min64(2 * half, p.N)) : 1;
   if (span > kStreamUnits) return;
   // Longer than beside whole planes, as measured.
-  double const row_steps = (planes_steps(row, false, false) + (odd ? 4 : 0)) * 1.13;
+  double const row_steps = size > 9 ? 40.0 + (odd ? 10 : 0)
+                                    : (planes_steps(row, false, false) + (!odd       ? 0
+                                                                          : size < 9 ? 4
+                                                                                     : 14)) *
+                                          1.13;
   for (int channels = 1; channels * images <= 32 && channels * pieces <= kPlanesWarps; channels *= 2) {
     if (p.C % channels != 0) continue;
     int const stretches = kPlanesWarps / channels / pieces;
@@ -365,7 +376,8 @@ constexpr void set_bands(StreamTile& t, Row const& row, Op op, Problem const& p,
       for (int64_t count = max64(1, least - 1);
            count < least + 4 && (count <= least || t.out_H / count >= 2 * stretches); ++count) {
         PlanesTile q;
-        int const rows = int(ceil_div(t.out_H, count * stretches));
+        int rows = int(ceil_div(t.out_H, count * stretches));
+        if (size > 9) rows += rows % 2;
         q.used = true, q.odd = odd, q.channels = channels, q.together = together;
         q.band_rows = rows * stretches, q.bands = int(ceil_div(t.out_H, q.band_rows));
         set_runs(q, t, q.band_rows - 1 + size);
@@ -401,7 +413,7 @@ constexpr void set_units(StreamTile& t, Row const& row, Op op, Problem const& p,
   Strides const& out = backward ? p.x : p.y;
   int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
   bool const odd = t.in_W % 2 != 0;
-  if (p.N < 4 || (spread && (odd ? size == 7 : t.out_W % 2 == 0))) return;
+  if (p.N < 4 || size > 9 || (spread && (odd ? size == 7 : t.out_W % 2 == 0))) return;
   if (!spread && step == 1) {
     // Pays where bands' warps, of which a power of two have a row, have ten units of 16 or fewer.
     int pieces = 1;
@@ -470,16 +482,17 @@ constexpr void set_sums(StreamTile& t, Row const& row, Problem const& p, Device 
   int const size = row.tile_m, stride = row.tile_k, half = size / 2, most = stride == 1 ? 64 : 128;
   if (t.in_H > kBandsMost || t.in_W > kBandsMost || t.out_H > kBandsMost || t.out_W > kBandsMost) return;
   // Rows of which eight lie in the same banks are slower; of 7x7 with stride 2 there is no other row.
-  if (t.in_W % 32 == 0 && (size < 7 || stride == 1)) return;
+  if (t.in_W % 32 == 0 && size <= 9 && (size < 7 || stride == 1)) return;
   if (!whole_planes(p.x, p.x_align, t.in_H, t.in_W, 2) || !whole_planes(p.y, p.y_align, t.out_H, t.out_W, 2)) return;
   SumsTile s;
   // The middle of the filter and column x0 meet a column of y, with stride 1 one that begins a word.
   s.x0 = (t.pad_w + half) % 2 != 0 ? -1 : 0;
   bool const odd = t.in_W % 2 != 0 || s.x0 != 0 || (stride == 1 && t.out_W % 2 != 0);
-  if (stride == 1 && (t.planes.used || (!odd && t.in_W % 4 == 0 && (size < 7 || t.in_W > most)))) return;
+  if (stride == 1 && size <= 9 && (t.planes.used || (!odd && t.in_W % 4 == 0 && (size < 7 || t.in_W > most)))) return;
   s.twice = t.in_W - s.x0 <= 8, s.steps = s.twice ? 1 : int(ceil_div(t.in_W - s.x0, 16));
   // Between the first and the last step all columns that meet exist: these two have 8 of the image at least.
-  if (s.steps > 2) s.x0 -= (16 * s.steps - (t.in_W - s.x0)) / 4 * 2;
+  if (s.steps > 2) s.x0 -= (16 * s.steps - (t.in_W - s.x0) + 1) / 4 * 2;
+  if (size > 9 && s.steps > 2 && (t.pad_w < p.S - 9 || t.out_W < t.in_W + t.pad_w - 8)) return;
   s.y0 = (s.x0 + t.pad_w - half) / stride, s.zeros = 32 * s.steps + 32;
   if (t.in_H <= 16 && t.out_H <= 8) {
     s.rows = t.out_H, s.blocks = 1;
@@ -565,7 +578,7 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
   Strides const& in = backward ? p.y : p.x;
   Strides const& out = backward ? p.x : p.y;
   int const align = backward ? p.y_align : p.x_align, out_align = backward ? p.x_align : p.y_align;
-  if (op != Op::wgrad || stride == 1) set_planes(t, row, op, p, d);
+  if (row.tile_m <= 9 && (op != Op::wgrad || stride == 1)) set_planes(t, row, op, p, d);
   if (op == Op::wgrad) set_sums(t, row, p, d);
   if (t.planes.used) return t;
   // A unit's 16 * stride inputs begin on a multiple of a copy; the taps of its last output end with the last.
@@ -575,7 +588,9 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
     t.origin = !spread && 7 * stride + p.S + t.shift > 16 * stride ? 2 : 0, t.shift -= t.origin * stride;
     bool const takes = stream_aligned(in, align, width * 2, 2) && t.in_W % width == 0;
     bool const stores = stream_aligned(out, out_align, width_out * 2, 2) && t.out_W % width_out == 0;
-    if (width == 1 || (takes && stores && t.origin % width_out == 0)) break;
+    // With stride 2 24 inputs are multiplied.
+    bool const meets = spread || op == Op::wgrad || stride == 1 ? t.shift >= 0 : 14 + p.S + t.shift <= 24;
+    if (width == 1 || (takes && stores && t.origin % width_out == 0 && meets)) break;
   }
   t.blocks = int(ceil_div(t.out_W + t.origin, unit_W));
   t.pieces = ceil_div(t.blocks, t.width == 4 ? 16 : 15);
@@ -588,10 +603,10 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
   t.half = t.span <= 8 ? 8 / t.span : 1;
   t.images = int(min64(t.span <= 8 ? 2 * t.half : 1, 32 * stream_passes(spread ? 1 : stride, t.width) / t.copies));
   t.groups = ceil_div(p.N, t.images);
-  if (op != Op::wgrad && (t.width == 1 || t.pieces > 1)) {
+  if (op != Op::wgrad && (t.width == 1 || t.pieces > 1 || row.tile_m > 9)) {
     set_units(t, row, op, p, d);
     if (!t.planes.used) set_bands(t, row, op, p, d);
-    if (!t.planes.used) set_ring(t, row, op, p, d);
+    if (!t.planes.used && row.tile_m <= 9) set_ring(t, row, op, p, d);
     return t;
   }
   double const slots = double(d.sm_count) * kStreamWarps * stream_blocks(row.tile_m, stride, t.width);

@@ -8,9 +8,12 @@ namespace conv2d_ext {
 constexpr bool stream_supports(Row const& row, Problem const& p) {
   // The smallest size that holds the filter.
   int64_t const side = max64(p.R, p.S);
-  if (p.C_per_group() != 1 || p.K != p.C || row.tile_m != (side <= 3 ? 3 : side <= 5 ? 5 : side <= 7 ? 7 : 0))
-    return false;
+  int const size = side <= 7 ? (side <= 3 ? 3 : side <= 5 ? 5 : 7) : side <= 9 ? 9 : side <= 13 ? 13 : 0;
+  if (p.C_per_group() != 1 || p.K != p.C || row.tile_m != size) return false;
+  // Nine taps and eight outputs, or 13 and four, meet all of a unit's 16 inputs, which begin on a word.
+  if (size > 7 && row.tile_k == 1 && p.S == size && p.pad_left % 2 != 0) return false;
   bool const f32 = p.dtype == DType::f32 && p.stride_h == 2;  // planes alone
+  if (p.dtype == DType::f32 && size > 7) return false;        // quads.h alone
   int64_t const stride = f32 ? 2 : row.tile_k;
   if (p.stride_h != stride || p.stride_w != stride || p.dilation_h != 1 || p.dilation_w != 1) return false;
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0) return false;
@@ -23,7 +26,7 @@ constexpr bool stream_supports(Row const& row, Problem const& p) {
   // f32, fprop and dgrad: of filters of four rows and columns and more that 5x5 does not hold, 7x7 alone.
   if (p.dtype == DType::f32 && row.op != Op::wgrad && row.tile_m == 7 && p.R > 3 && p.S > 3 && p.R * p.S < 49)
     return false;
-  if (p.dtype != DType::f32 && row.op == Op::wgrad && !stream_sums_walk(row.tile_m, row.tile_k) &&
+  if (p.dtype != DType::f32 && (row.op == Op::wgrad ? !stream_sums_walk(size, row.tile_k) : size > 9) &&
       !stream_tile(row, row.op, p, h200_sxm).planes.used)
     return false;
   return rows * double(ceil_div(max64(p.W, p.Q()), kStreamColumns) + 1) < double(most);
@@ -75,7 +78,7 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
   auto with_planes = [&](PlanesTile const& q, int64_t groups, bool stream_sums = false) {
     double const copies_ns = memory_ns * (sums ? 1.25 : 1.15);
     double const most = stream_sums ? memory_ns + 0.4 * q.warps_ns : copies_ns > q.warps_ns ? copies_ns : q.warps_ns;
-    if (!sums) return Estimate{7000 + most, 1};
+    if (!sums) return Estimate{7000 + most * (row.tile_m > 9 ? 1.15 : 1.0) + (row.tile_m > 9 ? 1000 : 0), 1};
     // A block's first copies and its sums take the time of an item and a half.
     int64_t const slots = int64_t(q.together) * d.sm_count, units = p.C / q.channels;
     int64_t const room = max64(1, kMaxWorkspaceBytes / (p.K * p.R * p.S * 4));
@@ -85,6 +88,7 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
       if (split == 1 || rounds + 0.5 < best.ns) best = {rounds + (split > 1 ? 0.5 : 0), int(split)};
     }
     best.ns = 7500 + most + (best.split_k > 1 ? 3000 : 0) + (q.band_rows > 0 ? 4000 : 0);
+    if (stream_sums && row.tile_m > 7) best.ns += 10000 + (row.tile_m > 9 ? 0.45 * q.warps_ns : 0);
     return best;
   };
   if (!halves) {
@@ -130,7 +134,8 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
   double const taps = double(p.K) * double(p.R) * double(p.S), room = double(kMaxWorkspaceBytes) / (taps * 4);
   bool const small = p.C >= 2 * d.sm_count && memory_ns < 10000;  // a second pass takes longer than an uneven first one
   int const shares = small ? 1 : stream_shares(row.tile_m, t.walks(), p.C, room < 4096 ? room : 4096, d);
-  return {ns + (shares > 1 ? 6000 + taps * 4 * shares * 2 / 2500 : 0), shares};
+  double const begins = row.tile_m > 7 ? 8000 : 0;
+  return {ns + begins + (shares > 1 ? 6000 + taps * 4 * shares * 2 / 2500 : 0), shares};
 }
 
 }  // namespace conv2d_ext

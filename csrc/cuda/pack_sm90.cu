@@ -164,16 +164,16 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
       p.K_per_group(), c.K_per_group(), g, p.C_per_group(), packed_w_channels(c.C_per_group(), p.dtype), 1, p.R, p.S};
   Shape const y{p.N, p.N, 1, p.K_per_group(), c.K_per_group(), g, p.P(), p.Q()};
   if (op == Op::fprop) {
-    args.a = add(q.which.x, false, given.a, at.x, p.x, p.x_align, x);
+    args.a = add(q.which.x, false, given.a, at.x, planes ? c.x : p.x, p.x_align, x);
     args.b = add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
     if (given.bias != nullptr && c.K != p.K) {
       Shape const bias{1, 1, 1, p.K_per_group(), c.K_per_group(), g, 1, 1};
       args.bias = add(true, false, given.bias, at.bias, {0, given.bias_stride, 0, 0}, size, bias);
       args.bias_stride = 1;
     }
-    args.out = add(q.which.y, true, given.out, at.y, p.y, p.y_align, y);
+    args.out = add(q.which.y, true, given.out, at.y, planes ? c.y : p.y, p.y_align, y);
   } else if (op == Op::dgrad) {
-    args.a = add(q.which.y, false, given.a, at.y, p.y, p.y_align, y);
+    args.a = add(q.which.y, false, given.a, at.y, planes ? c.y : p.y, p.y_align, y);
     // For 1x1 filters over NCHW, and for turned ones, k is to be contiguous.
     args.b =
         q.which.w && wants_turned_filters(entry) && has_turned_filters(c)
@@ -181,7 +181,7 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
         : is_pointwise(entry) ? add(q.which.w, false, given.b, at.w, {0, p.w.n, 0, p.w.c}, p.w_align,
                                     {1, 1, 1, p.K, packed_w_channels(p.K, p.dtype), 1, 1, p.C})
                               : add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
-    args.out = add(q.which.x, true, given.out, at.x, p.x, p.x_align, x);
+    args.out = add(q.which.x, true, given.out, at.x, planes ? c.x : p.x, p.x_align, x);
   } else {
     args.a = add(q.which.x, false, given.a, at.x, planes ? c.x : p.x, p.x_align, x);
     args.b = add(q.which.y, false, given.b, at.y, planes ? c.y : p.y, p.y_align, y);
@@ -191,7 +191,7 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
   cudaError_t error = planes ? in.run<true>(size, stream) : in.run<false>(size, stream);
   if (error != cudaSuccess) return error;
   if ((error = launch_in_place(row, op, c, plan, args, stream)) != cudaSuccess) return error;
-  return out.run<true>(size, stream);
+  return planes ? out.run<false>(size, stream) : out.run<true>(size, stream);
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "stream_ring.cuh"
 #include "stream_rows.cuh"
 #include "stream_sums.cuh"
+#include "stream_taller.cuh"
 #include "stream_units.cuh"
 
 namespace conv2d_ext::stream {
@@ -350,8 +351,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.span = t.span, p.of_span = span_divisor(t.span), p.images = t.images, p.half = t.half, p.first = t.first,
   p.copies = t.copies;
   p.copies_y = t.copies_y, p.rows = t.rows;
-  p.columns = t.span * kStreamColumns, p.pieces = uint32_t(t.pieces), p.stretches = uint32_t(t.stretches),
-  p.walks = uint32_t(t.walks());
+  p.columns = t.span * (sums ? kStreamColumns : stream_columns(R)), p.pieces = uint32_t(t.pieces),
+  p.stretches = uint32_t(t.stretches), p.walks = uint32_t(t.walks());
   int64_t const rings = int64_t(kStreamWarps) * ring(R, stride) * (slot_bytes(stride) + (sums ? kSlotBytesY : 0));
   int64_t const shared = max64(rings, sums ? kStreamWarps * R * 16 * stride * (kStreamColumns + 1) * 4 : 0);
   auto start = [&](auto* kernel, int64_t blocks) {
@@ -359,6 +360,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     return cudaGetLastError();
   };
   if constexpr (sums) p.y = source_of(args.b, out, problem, t.out_H, t.out_W, sizeof(T));
+  if (R > 9 && !t.planes.used) return cudaErrorInvalidValue;
   if (t.planes.used) {
     p.channels = t.planes.channels, p.stages = t.planes.stages, p.stage_bytes = t.planes.stage_bytes;
     p.image_bytes = t.planes.in_bytes, p.image_bytes_y = t.planes.y_bytes;
@@ -390,6 +392,11 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                           : odd  ? spread_planes<T, R, true, true>
                                  : spread_planes<T, R, false, true>,
                           blocks, kPlanesWarps);
+    } else if constexpr (!sums && R > 9) {
+      return start_planes(odd     ? gather_taller<T, R, true, false>
+                          : words ? gather_taller<T, R, false, true>
+                                  : gather_taller<T, R, false, false>,
+                          blocks);
     } else if constexpr (!sums) {
       if constexpr (stride == 2) {
         if (t.planes.unit_stretches > 0)
@@ -399,17 +406,20 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
                               blocks);
       } else {
         if (t.planes.unit_stretches > 0) return start_planes(gather_units<T, R, 1, false, true>, blocks);
-        if constexpr (R > 3)
+        if constexpr (R == 5 || R == 7)
           if (t.planes.row_blocks == 1) return start_planes(odd_row_planes<T, R, 1>, blocks, with_copies);
         if constexpr (R == 3)
           if (t.planes.row_blocks == 3) return start_planes(row_planes<T, R, 3>, blocks, with_copies);
         if constexpr (R < 7)
           if (t.planes.row_blocks == 2) return start_planes(row_planes<T, R, 2>, blocks, with_copies);
+        if constexpr (R == 9) {  // windows have no column left for those that begin earlier
+          if (banded && odd) return start_planes(gather_planes<T, R, 1, true, false, true>, blocks);
+        } else {
+          if (banded && odd) return start_planes(turned_planes<T, R, true>, blocks);
+        }
         if (banded)
-          return start_planes(odd     ? turned_planes<T, R, true>
-                              : words ? gather_planes<T, R, 1, false, true, true>
-                                      : gather_planes<T, R, 1, false, false, true>,
-                              blocks);
+          return start_planes(
+              words ? gather_planes<T, R, 1, false, true, true> : gather_planes<T, R, 1, false, false, true>, blocks);
       }
       // With a stride, images of even rows may have odd rows of outputs.
       if constexpr (R == 3 && stride == 1) {
@@ -430,7 +440,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
         if (t.sums.blocks > 0)
           return start_planes(odd ? sum_planes<T, R, stride, true> : sum_planes<T, R, stride, odd_alone>,
                               units * p.splits);
-        if constexpr (stride == 1) {
+        if constexpr (stride == 1 && R <= 9) {
           return start_planes(odd ? wgrad_planes<T, R, true> : wgrad_planes<T, R, false>, units * p.splits);
         } else {
           return cudaErrorInvalidValue;
@@ -441,7 +451,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       return depthwise::launch_sum<T>(problem, plan, args, stream, true);
     }
   }
-  if constexpr (!sums) {
+  if constexpr (!sums && R <= 9) {
     if (t.ring.used) {
       int64_t const walks = t.walks() * problem.C;
       if constexpr (spreads)
@@ -466,12 +476,12 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     if (t.width == 4 && passes == 1) return start_spread(spread<T, R, 4, 1>);
     if (t.width == 4) return start_spread(spread<T, R, 4, 2>);
     return start_spread(spread<T, R, 2, 2>);
-  } else if constexpr (!sums) {
+  } else if constexpr (!sums && R <= 9) {
     int64_t const blocks = ceil_div(t.walks() * problem.C, kStreamWarps);
     if (t.width == 4 && passes <= stride) return start(gather<T, R, stride, 4, stride>, blocks);
     if (t.width == 4) return start(gather<T, R, stride, 4, stream_passes(stride, 4)>, blocks);
     return start(gather<T, R, stride, 2, stream_passes(stride, 2)>, blocks);
-  } else if constexpr (stream_sums_walk(R, stride)) {
+  } else if constexpr (sums && stream_sums_walk(R, stride)) {
     auto* const kernel = t.width == 4 && passes <= stride ? wgrad<T, R, stride, 4, stride, 1>
                          : t.width == 4                   ? wgrad<T, R, stride, 4, stream_passes(stride, 4), 1>
                          : t.width == 2                   ? wgrad<T, R, stride, 2, stream_passes(stride, 2), 2>

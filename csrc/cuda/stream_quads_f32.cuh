@@ -387,4 +387,18 @@ cudaError_t launch_quads(Problem const& problem, QuadsTile const& t, Plan const&
   return depthwise::launch_sum<float>(problem, plan, args, stream, true);
 }
 
+// A row that has no other kernels.
+template <Op op, int R>
+cudaError_t launch_quads(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  return launch_quads<op, R, 1>(problem, quads_tile(R, op, problem, h200_sxm), plan, args, stream);
+}
+
 }  // namespace conv2d_ext::stream
+
+#define CONV2D_EXT_STREAM_QUADS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                              \
+  namespace conv2d_ext {                                                                                      \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
+                                                                Arguments const& args, cudaStream_t stream) { \
+    return stream::launch_quads<Op::op, tm>(p, plan, args, stream);                                           \
+  }                                                                                                           \
+  }

@@ -76,7 +76,7 @@ struct Unit {
 };
 
 // Two neighbouring outputs of a unit, row after row. `pairs`: both exist or none.
-template <class T, bool pairs>
+template <class T, bool pairs, int columns = kStreamColumns>
 struct Outputs {
   char* to;
   int64_t row_bytes;
@@ -84,8 +84,8 @@ struct Outputs {
 
   __device__ Outputs(Params const& p, Walk const& at, int unit, int t) : row_bytes(p.out_h * int64_t(sizeof(T))) {
     Unit const u(p, unit);
-    int const x = at.q0 + u.place * kStreamColumns + 2 * t;
-    bool const exists = u.exists && at.n0 + u.image < p.N;
+    int const x = at.q0 + u.place * columns + 2 * t;
+    bool const exists = u.exists && at.n0 + u.image < p.N && 2 * t < columns;
     to = reinterpret_cast<char*>(static_cast<T*>(p.out) + (at.n0 + u.image) * p.out_n + at.c * p.out_c +
                                  at.p0 * p.out_h + x);
     keep[0] = exists && unsigned(x) < unsigned(p.out_W);
@@ -140,21 +140,21 @@ __device__ float exact(Params const& p, int64_t n, int c, int y, int x) {
 
 // A zero of the band or of the padding may have met an infinity: a lane's outputs that are NaN are made again, product
 // by product. The warp's units are those from `first` on.
-template <class T, int stride>
+template <class T, int stride, int columns = kStreamColumns>
 __device__ __noinline__ void again(Params const& p, uint32_t task, int first = 0) {
   int const lane = int(threadIdx.x) % 32;
   Walk const at(p, int(task % uint32_t(p.C)), task / uint32_t(p.C));
 #pragma unroll 1
   for (int i = first + lane / 4; i < first + kStreamUnits; i += 8) {
     Unit const u(p, i);
-    Outputs<T, false> out(p, at, i, lane % 4);
+    Outputs<T, false, columns> out(p, at, i, lane % 4);
 #pragma unroll 1
     for (int y = at.p0; y < at.p0 + at.rows; ++y, out.to += out.row_bytes)
 #pragma unroll 1
       for (int e = 0; e < 2; ++e)
         if ((e == 0 ? out.keep[0] : out.keep[1]) && widen(out.elements()[e]) != widen(out.elements()[e]))
-          out.elements()[e] = narrow<T>(
-              exact<T, stride>(p, at.n0 + u.image, at.c, y, at.q0 + u.place * kStreamColumns + 2 * (lane % 4) + e));
+          out.elements()[e] =
+              narrow<T>(exact<T, stride>(p, at.n0 + u.image, at.c, y, at.q0 + u.place * columns + 2 * (lane % 4) + e));
   }
 }
 

@@ -1,0 +1,2 @@
+#include "../stream_quads_f32.cuh"
+CONV2D_EXT_STREAM_F32(CONV2D_EXT_STREAM_QUADS_INSTANCE, 9)
