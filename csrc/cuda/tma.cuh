@@ -572,15 +572,9 @@ __device__ void copy_b(Params const& p, uint32_t ring, Barriers const& bars, int
   }
 }
 
-struct AllOwned {
-  __device__ bool operator()(void const*, int64_t) const { return true; }
-};
-
 // Stores a warp's 16 columns from n on, up to `end`: their lines of 64 pixels are in shared memory, a lane has a pair.
-// owns(where, offset of the pixel): is this tile the one to store it?
-template <class T, class Owns = AllOwned>
-__device__ void store_pairs(Params const& p, T* first, int n, int end, int64_t const* to, uint32_t lines,
-                            Owns const& owns = {}) {
+template <class T>
+__device__ void store_pairs(Params const& p, T* first, int n, int end, int64_t const* to, uint32_t lines) {
   int const lane = int(threadIdx.x) % 32;
   int64_t const at0 = to[lane * 2], at1 = to[lane * 2 + 1];
   bool const neighbours = at0 >= 0 && at1 == at0 + 1;
@@ -594,10 +588,10 @@ __device__ void store_pairs(Params const& p, T* first, int n, int end, int64_t c
     if (n >= end) break;
     Vector<T, 2> const pair = *reinterpret_cast<Vector<T, 2> const*>(&words[i]);
     if (neighbours && reinterpret_cast<uintptr_t>(out + at0) % 4 == 0) {
-      if (owns(out + at0, at0)) *reinterpret_cast<Vector<T, 2>*>(out + at0) = pair;
+      *reinterpret_cast<Vector<T, 2>*>(out + at0) = pair;
     } else {
-      if (at0 >= 0 && owns(out + at0, at0)) out[at0] = pair.v[0];
-      if (at1 >= 0 && owns(out + at1, at1)) out[at1] = pair.v[1];
+      if (at0 >= 0) out[at0] = pair.v[0];
+      if (at1 >= 0) out[at1] = pair.v[1];
     }
   }
 }

@@ -19,8 +19,6 @@
 // those are of plain problems (see tma_kernel in tma.cuh); shared tiles (a split) and those of phases have 256.
 #pragma once
 
-#include <cstdlib>
-
 #include "tma.cuh"
 
 namespace conv2d_ext::tma {
@@ -178,9 +176,8 @@ __device__ inline void store_float_piece(Params const& p, At at, float* out, int
   }
 }
 
-// Sectors of 32 bytes that two tiles store in part take L2 much longer. So where the rows of a plane follow each other
-// tiles overlap (tile_m), and one stores the sectors that begin between its first result and the next tile's.
-template <class T>
+// Sectors of 32 bytes that two tiles of floats store in part take L2 much longer. So tiles may overlap (overlap_tiles),
+// and one stores the sectors that begin between its first result and the next tile's.
 struct SwapSectors {
   int64_t first, next;  // offsets
 
@@ -201,16 +198,16 @@ struct SwapSectors {
   }
   // Of a pixel at `where`, whose offset is `offset`.
   __device__ bool begins_behind_first(void const* where, int64_t offset) const {
-    return int64_t(reinterpret_cast<uint64_t>(where) & 31) <= (offset - first) * int64_t(sizeof(T));
+    return int64_t(reinterpret_cast<uint64_t>(where) & 31) <= (offset - first) * 4;
   }
   __device__ bool begins_before_next(void const* where, int64_t offset) const {
-    return int64_t(reinterpret_cast<uint64_t>(where) & 31) > (offset - next) * int64_t(sizeof(T));
+    return int64_t(reinterpret_cast<uint64_t>(where) & 31) > (offset - next) * 4;
   }
 };
 
 // Stores floats as swap_store does. Pieces of 32 pixels, whose 64 filters are two lines. Where the result takes no
-// vectors, a filter's 64 pixels are two lines, which a warp stores one after the other: what they have of a sector meets
-// in L2.
+// vectors, a filter's 64 pixels are two lines, which a warp stores one after the other: what they have of a sector
+// meets in L2.
 template <int TM, bool plain>
 __device__ void swap_store_floats(Params const& p, Unit const& unit, float (&acc)[TM / 2], int64_t const* to,
                                   float const (&bias)[2], uint32_t staging) {
@@ -222,7 +219,7 @@ __device__ void swap_store_floats(Params const& p, Unit const& unit, float (&acc
   int const n = unit.n * SwapShape::TN;
   if (!plain && p.singly) {
     uint32_t const lines = staging + warp * kPieceBytes;
-    SwapSectors<float> const sectors = SwapSectors<float>::of<TM>(p, unit, to);
+    auto const sectors = SwapSectors::of<TM>(p, unit, to);
 #pragma unroll
     for (int piece = 0; piece < (TM + 63) / 64; ++piece) {
       // A line has pixels of eight at a time by the filter's number, so that a warp meets every bank once.
@@ -311,13 +308,8 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[TM / 
   } else {
     if (!plain && p.singly) {  // a warp's 16 filters as lines of pixels
       ptx::bar_sync(1 + group, kWarpgroup);
-      SwapSectors<T> const sectors = SwapSectors<T>::template of<TM>(p, unit, to);
 #pragma unroll
       for (int piece = 0; piece < (TM + 63) / 64; ++piece) {
-        auto owns = [&](void const* where, int64_t offset) {
-          return (piece > 0 || sectors.begins_behind_first(where, offset)) &&
-                 (piece * 64 + 96 <= TM || sectors.begins_before_next(where, offset));
-        };
         __syncwarp();
 #pragma unroll
         for (int t = 0; t < 4; ++t) {  // 16 pixels
@@ -332,7 +324,7 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[TM / 
         }
         __syncwarp();
         store_pairs(p, static_cast<T*>(p.out) + unit.group * p.group_out, n + warp * 16, p.N, to + piece * 64,
-                    staging + warp * 16 * kLineBytes, owns);
+                    staging + warp * 16 * kLineBytes);
       }
       return;
     }
@@ -402,9 +394,10 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
     ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets and piece have been read
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      to[i * kWarpgroup + thread] = TM == 256 || i * kWarpgroup + thread < TM
-                                        ? out_of(p, phase, int64_t(unit.m) * (plain ? TM : p.tile_m) + i * kWarpgroup + thread)
-                                        : -1;
+      to[i * kWarpgroup + thread] =
+          TM == 256 || i * kWarpgroup + thread < TM
+              ? out_of(p, phase, int64_t(unit.m) * (plain ? TM : p.tile_m) + i * kWarpgroup + thread)
+              : -1;
 #pragma unroll
     for (int i = 0; i < TM / 2; ++i) acc[i] = 0;
     bool const wait_b = !(seen >> unit.phase & 1);
@@ -516,15 +509,17 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
   }
 }
 
-// Has tiles overlap by as much as their last sectors need, where the rows of planes follow each other.
-template <class T, int TM>
-void overlap_tiles(Params& p, int64_t&) {
+// Has tiles of few steps overlap by as much as their last sectors need, where the rows of planes follow each other and
+// results are many: elsewhere these, 4 % more, take longer than what they save.
+template <int TM>
+void overlap_tiles(Params& p, int64_t depth, int64_t results) {
   Phase& phase = p.phase[0];
   int const valid = phase.valid_columns, gap = phase.columns.value - valid;
   if (!p.singly || p.phases.value != 1 || p.shares.shared > 0 || p.out_w != 1 || p.out_h != valid || valid < 16 ||
-      gap > kHalo || p.out_n < p.out_h * phase.rows.value || getenv("ROWS_OFF"))
+      gap > kHalo || p.out_n < p.out_h * phase.rows.value)
     return;
-  p.tile_m = (TM - gap - 32 / int(sizeof(T)) + 1) / 2 * 2;
+  if (depth % 16 != 0 || depth > 32 || phase.stages_b > 9 || results < 100'000'000) return;
+  p.tile_m = (TM - gap - 7) / 2 * 2;
   phase.tiles = int32_t(ceil_div(phase.M, p.tile_m));
   p.turn = p.cycle = Divisor(phase.tiles);
   p.alone = phase.tiles * p.tiles_n.value * p.groups.value;
@@ -538,8 +533,7 @@ cudaError_t launch_swapped(Problem const& problem, Plan const& plan, Arguments c
     auto const plain = tma_swap_kernel<T, op == Op::dgrad, TM, true>;
     auto kernel = plain;  // tiles of fewer pixels are of plain problems alone
     if constexpr (TM == SwapShape::TM) kernel = tma_swap_kernel<T, op == Op::dgrad>;
-    return launch_kernel<SwapTile<TM>, op, dtype, TM, TN>(kernel, problem, plan, args, stream, nullptr, plain,
-                                                          overlap_tiles<T, TM>);
+    return launch_kernel<SwapTile<TM>, op, dtype, TM, TN>(kernel, problem, plan, args, stream, nullptr, plain);
   };
   switch (tma_tile_pixels(row_of(plan), problem, plan.split_k)) {
     case 232:
