@@ -86,7 +86,7 @@ __device__ void swap_copy_a(Params const& p, uint32_t ring, SwapTables& tables) 
     if (unit.count == 0) continue;
     Phase const& phase = p.phase[unit.phase];
     CUtensorMap const& map = p.a[unit.phase];
-    int64_t j = int64_t(unit.m) * TM;
+    int64_t j = int64_t(unit.m) * (plain ? TM : p.tile_m);
     int64_t i = phase.columns.divide(j);
     int const n = int(phase.rows.divide(i));
     int const h = phase.h0 + int(i) * p.stride_h, w = phase.w0 + int(j) * p.stride_w;
@@ -176,8 +176,38 @@ __device__ inline void store_float_piece(Params const& p, At at, float* out, int
   }
 }
 
+// Sectors of 32 bytes that two tiles of floats store in part take L2 much longer. So tiles may overlap (overlap_tiles),
+// and one stores the sectors that begin between its first result and the next tile's.
+struct SwapSectors {
+  int64_t first, next;  // offsets
+
+  // All lanes; to: of the tile's pixels.
+  template <int TM>
+  __device__ static SwapSectors of(Params const& p, Unit const& unit, int64_t const* to) {
+    constexpr int64_t none = int64_t(1) << 58;
+    SwapSectors s{-none, none};
+    if (p.tile_m == TM) return s;
+    auto valid = [&](int from) {
+      int const at = from + int(threadIdx.x) % 32;
+      unsigned const found = __ballot_sync(0xffffffff, at < TM && to[min(at, TM - 1)] >= 0);
+      return found == 0 ? none : to[from + __ffs(int(found)) - 1];
+    };
+    if (unit.m > 0) s.first = valid(0);
+    s.next = valid(p.tile_m);
+    return s;
+  }
+  // Of a pixel at `where`, whose offset is `offset`.
+  __device__ bool begins_behind_first(void const* where, int64_t offset) const {
+    return int64_t(reinterpret_cast<uint64_t>(where) & 31) <= (offset - first) * 4;
+  }
+  __device__ bool begins_before_next(void const* where, int64_t offset) const {
+    return int64_t(reinterpret_cast<uint64_t>(where) & 31) > (offset - next) * 4;
+  }
+};
+
 // Stores floats as swap_store does. Pieces of 32 pixels, whose 64 filters are two lines. Where the result takes no
-// vectors, a filter's 32 pixels are a line, which a warp stores at once.
+// vectors, a filter's 64 pixels are two lines, which a warp stores one after the other: what they have of a sector
+// meets in L2.
 template <int TM, bool plain>
 __device__ void swap_store_floats(Params const& p, Unit const& unit, float (&acc)[TM / 2], int64_t const* to,
                                   float const (&bias)[2], uint32_t staging) {
@@ -189,15 +219,43 @@ __device__ void swap_store_floats(Params const& p, Unit const& unit, float (&acc
   int const n = unit.n * SwapShape::TN;
   if (!plain && p.singly) {
     uint32_t const lines = staging + warp * kPieceBytes;
-    int const filters = min(p.N - n - warp * 16, 16);
+    auto const sectors = SwapSectors::of<TM>(p, unit, to);
 #pragma unroll
-    for (int piece = 0; piece < (TM + 31) / 32; ++piece) {
-      int64_t const pixel = to[piece * 32 + lane];
-      float* line = out + (n + warp * 16) * p.out_c + pixel;
-      swap_piece(acc, piece, lines, [&](int i, float v) {
-        if (pixel >= 0 && i < filters) __stcs(line, v);
-        line += p.out_c;
-      });
+    for (int piece = 0; piece < (TM + 63) / 64; ++piece) {
+      // A line has pixels of eight at a time by the filter's number, so that a warp meets every bank once.
+      auto at = [&](int row, int eight) { return lines + row * 2 * kLineBytes + (eight ^ (row % 4)) * 32; };
+      int64_t const pixel[2] = {to[piece * 64 + lane], to[piece * 64 + 32 + lane]};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int const filters = min(p.N - n - warp * 16 - half * 8, 8);
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          int const k = (piece * 8 + i) * 4 + half * 2;
+          if (k >= TM / 2) break;
+          ptx::st_shared_f32x2(at(lane / 4, i) + quad * 8, acc[k], acc[k + 1]);
+        }
+        __syncwarp();
+        float* line = out + (n + warp * 16 + half * 8) * p.out_c;
+#pragma unroll 1
+        for (int row = 0; row < 8; row += 4) {
+          float v[4][2];
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) v[i][j] = ptx::ld_shared_f32(at(row + i, j * 4 + lane / 8) + lane % 8 * 4);
+#pragma unroll
+          for (int i = 0; i < 4; ++i, line += p.out_c)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              bool mine = pixel[j] >= 0 && row + i < filters;
+              float* const where = line + pixel[j];
+              if (piece == 0 && j == 0) mine &= sectors.begins_behind_first(where, pixel[j]);
+              if (piece * 64 + j * 32 + 64 > TM) mine &= sectors.begins_before_next(where, pixel[j]);
+              if (mine) __stcs(where, v[i][j]);
+            }
+        }
+      }
     }
     return;
   }
@@ -336,9 +394,10 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
     ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets and piece have been read
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      to[i * kWarpgroup + thread] = TM == 256 || i * kWarpgroup + thread < TM
-                                        ? out_of(p, phase, int64_t(unit.m) * TM + i * kWarpgroup + thread)
-                                        : -1;
+      to[i * kWarpgroup + thread] =
+          TM == 256 || i * kWarpgroup + thread < TM
+              ? out_of(p, phase, int64_t(unit.m) * (plain ? TM : p.tile_m) + i * kWarpgroup + thread)
+              : -1;
 #pragma unroll
     for (int i = 0; i < TM / 2; ++i) acc[i] = 0;
     bool const wait_b = !(seen >> unit.phase & 1);
@@ -448,6 +507,22 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
       swap_copy_b<T, b_rows, plain>(p, ring, tables);
     }
   }
+}
+
+// Has tiles of few steps overlap by as much as their last sectors need, where the rows of planes follow each other and
+// results are many: elsewhere these, 4 % more, take longer than what they save.
+template <int TM>
+void overlap_tiles(Params& p, int64_t depth, int64_t results) {
+  Phase& phase = p.phase[0];
+  int const valid = phase.valid_columns, gap = phase.columns.value - valid;
+  if (!p.singly || p.phases.value != 1 || p.shares.shared > 0 || p.out_w != 1 || p.out_h != valid || valid < 16 ||
+      gap > kHalo || p.out_n < p.out_h * phase.rows.value)
+    return;
+  if (depth % 16 != 0 || depth > 32 || phase.stages_b > 9 || results < 100'000'000) return;
+  p.tile_m = (TM - gap - 7) / 2 * 2;
+  phase.tiles = int32_t(ceil_div(phase.M, p.tile_m));
+  p.turn = p.cycle = Divisor(phase.tiles);
+  p.alone = phase.tiles * p.tiles_n.value * p.groups.value;
 }
 
 template <Op op, DType dtype>

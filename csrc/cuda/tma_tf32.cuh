@@ -321,6 +321,10 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
   int64_t blocks = 0;
   error = params_of<S, float, TM, TN>(p, blocks, op, problem, row_of(plan), plan, args);
   if (error != cudaSuccess) return error;
+  if constexpr (swapped)
+    tma::overlap_tiles<TM>(p, op == Op::fprop ? problem.C_per_group() : problem.K_per_group(),
+                           op == Op::fprop ? problem.N * problem.K * problem.P() * problem.Q()
+                                           : problem.N * problem.C * problem.H * problem.W);
   if (p.shares.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
   Phase const& first = p.phase[0];
   if (!swapped && is_halo(variant) && first.taps_w > 1) {  // a copy of A serves fewer taps: more on their way
