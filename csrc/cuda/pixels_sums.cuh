@@ -203,7 +203,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Barriers& barriers) {
 #pragma unroll
       for (int i = 0; i < sums / 4; ++i) {
         uint4 const v = ptx::ld_shared_v4(place(warp + other * across, i));
-        float(&sum)[4] = acc[i / 2 / columns][i / 2 % columns][i % 2];
+        float (&sum)[4] = acc[i / 2 / columns][i / 2 % columns][i % 2];
         sum[0] += __uint_as_float(v.x), sum[1] += __uint_as_float(v.y);
         sum[2] += __uint_as_float(v.z), sum[3] += __uint_as_float(v.w);
       }
@@ -293,7 +293,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.parts = static_cast<float*>(args.workspace), p.pixels = problem.N * problem.H * problem.W;
   p.M = int32_t(shape.rows), p.N = int32_t(shape.columns);
   p.tiles_n = int32_t(shape.tiles_n), p.tiles = int32_t(shape.tiles_m * shape.tiles_n), p.split = int32_t(shape.split);
-  p.units = int32_t(shape.units), p.stages = int32_t(shape.stages), p.stage_bytes = int32_t(shape.stage_bytes), p.turns = int32_t(shape.turns);
+  p.units = int32_t(shape.units), p.stages = int32_t(shape.stages), p.stage_bytes = int32_t(shape.stage_bytes),
+  p.turns = int32_t(shape.turns);
   // The last pixel's words of channels that are not there lie behind a stage.
   int const ring = int(shape.stages * shape.stage_bytes) + (TM > TN ? TM : TN) * int(sizeof(T));
   int const bytes = 128 + max(ring, p.turns > 1 ? TM * TN * 4 : 0);  // and what warps add up

@@ -1,14 +1,17 @@
-// Convolution of 16-bit types to few results: fprop of a network's last layer, dgrad of its first, with
-// a stride of one. First the products of every input with all taps, then sums of neighbours:
+// Convolution of 16-bit types, and in TF32 over channels_last, to few results: fprop of a network's last layer, dgrad
+// of its first, with a stride of one. First the products of every input with all taps, then sums of neighbours:
 //   z[result x tap, pixel] = w[result x tap, depth] * x[depth, pixel]
 //   y[result, h, w] = sum of z[result, (r, s), pixel] over the pixels and taps that meet (h, w)
 // so that an input is read once, and the rows of an instruction are full where results alone would leave most empty.
 //
-// Two warpgroups walk down the rows of a segment of columns each, in a ring of stages of their own, which a warp fills:
-// 64 channels of a line of pixels, the columns of wgmma, K-major in channels_last, else N-major; its rows are the taps, which stay in shared memory. A line's
-// products go to shared memory, where a thread adds those of its output's column to the sums of the R outputs that the
-// line meets, in the order of the taps; the first of these is then complete.
+// Two or three warpgroups walk down the rows of a segment of columns each, in a ring of stages of their own, which a
+// warp fills: 128 bytes of channels of a line of pixels, the columns of wgmma, K-major in channels_last, else N-major;
+// its rows are the taps, which stay in shared memory. A line's products go to shared memory, where a thread adds those
+// of its output's column to the sums of the R outputs that the line meets, in the order of the taps; the first of these
+// is then complete.
 #pragma once
+
+#include <cstdlib>
 
 #include "../core/stem_taps.h"
 #include "fragments.cuh"
@@ -17,7 +20,8 @@
 
 namespace conv2d_ext::stem {
 
-constexpr int kTapsThreads = (kTapsGroups + 1) * kWarpgroup, kTapsMostStages = 16;
+constexpr int kTapsMostStages = 16;
+constexpr int taps_threads(int groups) { return (groups + 1) * kWarpgroup; }
 
 struct TapsParams {
   CUtensorMap in;
@@ -25,15 +29,15 @@ struct TapsParams {
   void const* bias;
   void* out;
   int64_t bias_stride, out_n, out_c, out_h, out_w;
-  tma::Divisor segments, ranges;
+  tma::Divisor segments, ranges, loads_of_row;
   int32_t w_in, w_out, w_r, w_s;
   int32_t depth, results, chunks, stages, stage_bytes, line_bytes, lead;
   int32_t P, Q, pad_h, pad_w, ends_w, ends_h, items;
-  bool mirrored;
+  bool mirrored, vectors;  // of filters
 };
 
 struct TapsTables {
-  uint64_t full[kTapsGroups][kTapsMostStages], empty[kTapsGroups][kTapsMostStages];
+  uint64_t full[kTapsMostGroups][kTapsMostStages], empty[kTapsMostGroups][kTapsMostStages];
 };
 
 // A segment of an image's rows.
@@ -46,46 +50,72 @@ struct TapsItem {
   }
 };
 
-template <class T, int R>
+// By the threads that multiply, `count` neighbours of the depth at a time; all loads of a batch before its stores.
+template <class T, int groups, int R, int count>
 __device__ void load_taps(TapsParams const& p, uint32_t filters) {
-  int const lane = int(threadIdx.x) % 32;
-  for (int row = int(threadIdx.x) / 32; row < p.results * R * R; row += kTapsThreads / 32) {
-    int const result = row / (R * R), tap = row % (R * R), from = p.mirrored ? R * R - 1 - tap : tap;
-    T const* const w = static_cast<T const*>(p.w) + result * p.w_out + from / R * p.w_r + from % R * p.w_s;
-#pragma unroll 4
-    for (int c = lane; c < p.chunks * 64; c += 32) {
-      T const v = c < p.depth ? w[c * p.w_in] : T{};
-      ptx::st_shared_u16(filters + (c / 64 * kTapsRows + row) * 128 + ((c / 8) ^ row) % 8 * 16 + c % 8 * 2,
-                         *reinterpret_cast<uint16_t const*>(&v));
+  constexpr int size = sizeof(T), line = 128 / size, vector = 16 / size, threads = groups * kWarpgroup;
+  constexpr int batch = count == 1 ? 16 : 4;
+  int const of_row = p.chunks * line / count, all = p.results * R * R * of_row;
+  for (int first = int(threadIdx.x); first < all; first += batch * threads) {
+    uint32_t v[batch][count * size / 4 + (count == 1 && size == 2)], to[batch];
+#pragma unroll
+    for (int b = 0; b < batch; ++b) {
+      int c = first + b * threads, row = p.loads_of_row.divide(c);  // c: the remainder
+      c *= count;
+      int const result = row / (R * R), tap = row % (R * R), from = p.mirrored ? R * R - 1 - tap : tap;
+      T const* const w = static_cast<T const*>(p.w) + result * p.w_out + from / R * p.w_r + from % R * p.w_s;
+      to[b] = filters + (c / line * kTapsRows + row) * 128 + ((c / vector) ^ row) % 8 * 16 + c % vector * size;
+      bool const exists = first + b * threads < all && c < p.depth;
+      if constexpr (count > 1) {
+        uint4 const read = exists ? *reinterpret_cast<uint4 const*>(w + c) : uint4{};
+        v[b][0] = read.x, v[b][1] = read.y, v[b][2] = read.z, v[b][3] = read.w;
+      } else if constexpr (size == 2) {
+        v[b][0] = exists ? *reinterpret_cast<uint16_t const*>(w + c * p.w_in) : 0;
+      } else {
+        v[b][0] = exists ? *reinterpret_cast<uint32_t const*>(w + c * p.w_in) : 0;
+      }
+    }
+#pragma unroll
+    for (int b = 0; b < batch; ++b) {
+      if (first + b * threads >= all) break;
+      if constexpr (size == 4)
+#pragma unroll
+        for (uint32_t& word : v[b]) word = ptx::cvt_rn_tf32(__uint_as_float(word));
+      if constexpr (count > 1)
+        ptx::st_shared_v4(to[b], make_uint4(v[b][0], v[b][1], v[b][2], v[b][3]));
+      else if constexpr (size == 4)
+        ptx::st_shared(to[b], v[b][0]);
+      else
+        ptx::st_shared_u16(to[b], uint16_t(v[b][0]));
     }
   }
 }
 
-template <bool planes, int R>
+template <int groups, bool planes, int line, int R>
 __device__ void taps_copy(TapsParams const& p, uint32_t ring, TapsTables& tables, int group) {
   Stage at;
-  for (int item = group * int(gridDim.x) + int(blockIdx.x); item < p.items; item += kTapsGroups * int(gridDim.x)) {
+  for (int item = group * int(gridDim.x) + int(blockIdx.x); item < p.items; item += groups * int(gridDim.x)) {
     TapsItem const of(p, item);
-    for (int line = 0; line < of.rows + R - 1; ++line)
+    for (int row = 0; row < of.rows + R - 1; ++row)
       for (int chunk = 0; chunk < p.chunks; ++chunk, at.advance(p.stages)) {
         uint64_t* const full = &tables.full[group][at.index];
         ptx::mbarrier_wait(&tables.empty[group][at.index], at.parity ^ 1);  // passes on the first trip round the ring
         ptx::mbarrier_arrive_expect_tx(full, p.line_bytes);
         uint32_t const to = ring + at.index * p.stage_bytes;
-        int const h = of.h + line - p.pad_h, w = of.w - p.pad_w - p.lead;
+        int const h = of.h + row - p.pad_h, w = of.w - p.pad_w - p.lead;
         if constexpr (planes)
           for (int i = 0; i * tma::kRunBytes < p.line_bytes; ++i)
-            ptx::cp_async_bulk_tensor_4d(to + i * tma::kRunBytes, &p.in, full, w + i * 64, h, chunk * 64, of.n);
+            ptx::cp_async_bulk_tensor_4d(to + i * tma::kRunBytes, &p.in, full, w + i * 64, h, chunk * line, of.n);
         else
-          ptx::cp_async_bulk_tensor_4d(to, &p.in, full, chunk * 64, w, h, of.n);
+          ptx::cp_async_bulk_tensor_4d(to, &p.in, full, chunk * line, w, h, of.n);
       }
   }
 }
 
-template <class T, bool planes, int columns, int R>
-__device__ void taps_multiply(TapsParams const& p, uint32_t filters, uint32_t ring, float* products,
-                              TapsTables& tables, int group) {
-  constexpr int most = kTapsRows / (R * R), pitch = columns + 8;  // results; lines of products 8 banks apart
+template <class T, int groups, bool planes, int columns, int R>
+__device__ void taps_multiply(TapsParams const& p, uint32_t filters, uint32_t ring, float* products, TapsTables& tables,
+                              int group) {
+  constexpr int most = int(stem_taps_results(R)), pitch = columns + 8;  // results; lines of products 8 banks apart
   static_assert(pitch % 32 == 8 || pitch % 32 == 24);
   uint64_t const layout = tma::layout_of(128),
                  layout_b = planes ? ptx::wgmma_descriptor(0, tma::kRunBytes, kCoreBytes) : layout;
@@ -100,7 +130,7 @@ __device__ void taps_multiply(TapsParams const& p, uint32_t filters, uint32_t ri
   float* const put = products + (warp * 16 + lane / 4) * pitch + lane % 4 * 2;
   float const* const take = products + thread + p.lead;
   Stage at;
-  for (int item = group * int(gridDim.x) + int(blockIdx.x); item < p.items; item += kTapsGroups * int(gridDim.x)) {
+  for (int item = group * int(gridDim.x) + int(blockIdx.x); item < p.items; item += groups * int(gridDim.x)) {
     TapsItem const of(p, item);
     bool const exists = thread < min(p.ends_w, p.Q - of.w);
     T* out = static_cast<T*>(p.out) + of.n * p.out_n + of.h * p.out_h + int64_t(of.w + thread) * p.out_w;
@@ -148,8 +178,7 @@ __device__ void taps_multiply(TapsParams const& p, uint32_t filters, uint32_t ri
 #pragma unroll
           for (int r = 0; r < R; ++r)
 #pragma unroll
-            for (int s = 0; s < R; ++s)
-              sums[r][k] += take[(k * R * R + r * R + s) * pitch + s];
+            for (int s = 0; s < R; ++s) sums[r][k] += take[(k * R * R + r * R + s) * pitch + s];
         }
         if (line >= R - 1) {
 #pragma unroll
@@ -168,38 +197,45 @@ __device__ void taps_multiply(TapsParams const& p, uint32_t filters, uint32_t ri
   }
 }
 
-template <class T, bool planes, int columns, int R>
-__global__ void __launch_bounds__(kTapsThreads, 1) taps_kernel(__grid_constant__ TapsParams const p) {
+template <class T, int groups, bool planes, int columns, int R>
+__global__ void __launch_bounds__(taps_threads(groups), 1) taps_kernel(__grid_constant__ TapsParams const p) {
   extern __shared__ uint8_t dynamic[];
   __shared__ TapsTables tables;
   uint32_t const filters = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   uint32_t const rings = filters + p.chunks * kTapsRows * 128, ring_bytes = p.stages * p.stage_bytes;
   // In multiples of 128 bytes each.
-  uint32_t const products = rings + kTapsGroups * ring_bytes - ptx::shared_address(dynamic),
+  uint32_t const products = rings + groups * ring_bytes - ptx::shared_address(dynamic),
                  sum_bytes = (p.results * R * R * (columns + 8) * 4 + 127) / 128 * 128;
   if (threadIdx.x == 0) {
-    for (int group = 0; group < kTapsGroups; ++group)
+    for (int group = 0; group < groups; ++group)
       for (int i = 0; i < p.stages; ++i) {
         ptx::mbarrier_init(&tables.full[group][i], 1);
         ptx::mbarrier_init(&tables.empty[group][i], 4);  // the warps that multiply
       }
     ptx::fence_mbarrier_init();
   }
-  load_taps<T, R>(p, filters);
-  ptx::fence_proxy_async();
   __syncthreads();
-  int const warp = warp_uniform(int(threadIdx.x) / 32), group = warp < 8 ? warp / 4 : warp - 8;
-  if (warp < 8)
-    taps_multiply<T, planes, columns, R>(p, filters, rings + group * ring_bytes, 
-                                 reinterpret_cast<float*>(dynamic + products + group * sum_bytes), tables, group);
-  else if (group < kTapsGroups && ptx::elect())
-    taps_copy<planes, R>(p, rings + group * ring_bytes, tables, group);
+  int const warp = warp_uniform(int(threadIdx.x) / 32), copying = groups * 4;
+  int const group = warp < copying ? warp / 4 : warp - copying;
+  if (warp < copying) {
+    if (p.vectors)
+      load_taps<T, groups, R, 16 / int(sizeof(T))>(p, filters);
+    else
+      load_taps<T, groups, R, 1>(p, filters);
+    ptx::fence_proxy_async();
+    ptx::bar_sync(1 + groups, groups * kWarpgroup);
+    taps_multiply<T, groups, planes, columns, R>(p, filters, rings + group * ring_bytes,
+                                                 reinterpret_cast<float*>(dynamic + products + group * sum_bytes),
+                                                 tables, group);
+  } else if (group < groups && ptx::elect()) {
+    taps_copy<groups, planes, 128 / int(sizeof(T)), R>(p, rings + group * ring_bytes, tables, group);
+  }
 }
 
 template <DType dtype>
 cudaError_t launch_taps(Op op, Problem const& problem, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  StemTaps const t(op, problem, h200_sxm);
+  StemTaps const t(op, problem, h200_sxm, getenv("TAPS_GROUPS") ? atoi(getenv("TAPS_GROUPS")) : 3);
   StemView const v = stem_view(op, problem);
   TapsParams p{};
   p.w = args.b, p.bias = args.bias, p.out = args.out, p.bias_stride = args.bias_stride;
@@ -207,34 +243,50 @@ cudaError_t launch_taps(Op op, Problem const& problem, Arguments const& args, cu
   p.segments = tma::Divisor(t.segments), p.ranges = tma::Divisor(t.ranges);
   p.w_in = int32_t(v.w_in), p.w_out = int32_t(v.w_out), p.w_r = int32_t(problem.w.h), p.w_s = int32_t(problem.w.w);
   p.depth = int32_t(v.C), p.results = int32_t(v.K), p.chunks = int32_t(t.chunks), p.stages = int32_t(t.stages);
+  int const vector = 16 / int(sizeof(T));
+  auto const whole = [&](int64_t stride) { return stride % vector == 0; };
+  p.vectors =
+      v.w_in == 1 && whole(v.C) && whole(v.w_out) && whole(problem.w.h) && whole(problem.w.w) && problem.w_align >= 16;
+  p.loads_of_row = tma::Divisor(t.chunks * 128 / int64_t(sizeof(T)) / (p.vectors ? vector : 1));
   p.stage_bytes = int32_t(t.stage_bytes), p.lead = int32_t(t.lead);
   p.line_bytes = int32_t(t.planes ? ceil_div(t.box, 64) * tma::kRunBytes : t.box * 128);
   p.P = int32_t(v.P), p.Q = int32_t(v.Q), p.pad_h = int32_t(v.pad_h);
   p.pad_w = int32_t(v.pad_w), p.ends_w = int32_t(t.ends_w), p.ends_h = int32_t(t.ends_h), p.items = int32_t(t.items);
   p.mirrored = v.mirrored;
-  tma::Tensor4 const lines{args.a, dtype, {v.C, v.W, v.H, problem.N}, {1, v.in.w, v.in.h, v.in.n}},
+  tma::Tensor4 const lines{args.a, dtype, {v.C, v.W, v.H, problem.N}, {1, v.in.w, v.in.h, v.in.n}, true},
       planes{args.a, dtype, {v.W, v.H, v.C, problem.N}, {1, v.in.h, v.in.c, v.in.n}};
   if (auto const error = t.planes ? tma::encode_tiled(p.in, planes, 64, 1, 64, 1)
-                                  : tma::encode_tiled(p.in, lines, 64, int(t.box), 1, 1))
+                                  : tma::encode_tiled(p.in, lines, 128 / int(sizeof(T)), int(t.box), 1, 1))
     return error;
-  auto const launch = [&](auto of_planes, auto columns, auto taps) {
-    auto* const kernel = taps_kernel<T, decltype(of_planes)::value, decltype(columns)::value, decltype(taps)::value>;
+  auto const launch_groups = [&](auto groups, auto of_planes, auto columns, auto taps) {
+    auto* const kernel = taps_kernel<T, decltype(groups)::value, decltype(of_planes)::value, decltype(columns)::value,
+                                     decltype(taps)::value>;
     if (auto const error =
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
       return error;
-    kernel<<<unsigned(min64(h200_sxm.sm_count, t.items)), kTapsThreads, size_t(t.shared_bytes), stream>>>(p);
+    kernel<<<unsigned(min64(h200_sxm.sm_count, t.items)), taps_threads(decltype(groups)::value), size_t(t.shared_bytes),
+             stream>>>(p);
     return cudaGetLastError();
   };
+  auto const launch = [&](auto... of) {
+    return t.groups == 2 ? launch_groups(std::integral_constant<int, 2>{}, of...)
+                         : launch_groups(std::integral_constant<int, 3>{}, of...);
+  };
   auto const with_taps = [&](auto of_planes, auto columns) {
-    return problem.R == 3   ? launch(of_planes, columns, std::integral_constant<int, 3>{})
+    return problem.R == 1   ? launch(of_planes, columns, std::integral_constant<int, 1>{})
+           : problem.R == 3 ? launch(of_planes, columns, std::integral_constant<int, 3>{})
            : problem.R == 5 ? launch(of_planes, columns, std::integral_constant<int, 5>{})
                             : launch(of_planes, columns, std::integral_constant<int, 7>{});
   };
-  if (t.planes)
+  if constexpr (sizeof(T) == 4)
+    return t.columns == 128 ? with_taps(std::false_type{}, std::integral_constant<int, 128>{})
+                            : with_taps(std::false_type{}, std::integral_constant<int, 160>{});
+  else if (t.planes)
     return t.columns == 80 ? with_taps(std::true_type{}, std::integral_constant<int, 80>{})
                            : with_taps(std::true_type{}, std::integral_constant<int, 128>{});
-  return t.columns == 80 ? with_taps(std::false_type{}, std::integral_constant<int, 80>{})
-                         : with_taps(std::false_type{}, std::integral_constant<int, 144>{});
+  else
+    return t.columns == 80 ? with_taps(std::false_type{}, std::integral_constant<int, 80>{})
+                           : with_taps(std::false_type{}, std::integral_constant<int, 144>{});
 }
 
 }  // namespace conv2d_ext::stem
