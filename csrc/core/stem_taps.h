@@ -11,9 +11,9 @@ constexpr bool is_stem_taps(Row const& row) {
   return row.family == Family::stem && row.variant == Variant::lines && row.tile_m == 64;
 }
 
-inline constexpr int kTapsRows = 64;       // of an instruction: taps of all results
-inline constexpr int kTapsOutputs = 128;   // of a line, one a thread
-inline constexpr int kTapsMostGroups = 3;  // warpgroups, each of which walks for itself
+inline constexpr int kTapsRows = 64;      // of an instruction: taps of all results
+inline constexpr int kTapsOutputs = 128;  // of a line, one a thread
+inline constexpr int kTapsGroups = 2;     // warpgroups, each of which walks for itself
 
 constexpr int64_t stem_taps_results(int64_t R) { return min64(8, kTapsRows / (R * R)); }
 
@@ -26,13 +26,12 @@ constexpr bool stem_taps_planes(StemView const& v) { return v.in.c != 1 || (v.in
 struct StemTaps {
   bool planes = false;
   int64_t columns = 0;  // of an instruction; 0: it does not fit
-  int64_t groups = 0;
   int64_t segments = 0, ends_w = 0, ranges = 0, ends_h = 0, items = 0;
   int64_t lead = 0, box = 0, chunks = 0;  // pixels of a line; its parts of 128 bytes of channels
   int64_t filter_bytes = 0, stage_bytes = 0, stages = 0, sum_bytes = 0, shared_bytes = 0;
   double ns = 0;
 
-  constexpr StemTaps(Op op, Problem const& p, Device const& d, int64_t most = kTapsMostGroups) {
+  constexpr StemTaps(Op op, Problem const& p, Device const& d) {
     StemView const v = stem_view(op, p);
     planes = stem_taps_planes(v);
     lead = planes ? ((-v.pad_w) % 8 + 8) % 8 : 0;
@@ -45,32 +44,30 @@ struct StemTaps {
     chunks = ceil_div(v.C * size, 128), filter_bytes = chunks * kTapsRows * 128;
     stage_bytes = planes ? ceil_div(wide, 64) * 64 * 128 : wide * 128;
     sum_bytes = ceil_div(v.K * p.R * p.S * (wide + 8) * 4, 128) * 128;
-    auto const fitting = [&](int64_t of) {
-      int64_t const left = 224 * 1024 - filter_bytes - of * sum_bytes;
-      return left < 0 ? 0 : min64(left / (of * stage_bytes), 16);
-    };
-    groups = most;
-    if (groups > 2 && fitting(groups) < 2) --groups;
-    stages = fitting(groups);
+    int64_t const left = 224 * 1024 - filter_bytes - kTapsGroups * sum_bytes;
+    stages = left < 0 ? 0 : min64(left / (kTapsGroups * stage_bytes), 16);
     if (stages < 2) return;
-    shared_bytes = filter_bytes + groups * (sum_bytes + stages * stage_bytes) + 1024;
+    shared_bytes = filter_bytes + kTapsGroups * (sum_bytes + stages * stage_bytes) + 1024;
     columns = wide;
-    // A line's products on an SM that all warpgroups share, or what a warpgroup's line takes, step by step.
-    double const products = double(chunks * wide) * 1.2, alone = products + 1080;
-    double const line_ns = double(groups) * products > alone ? double(groups) * products : alone;
+    // A line's products on an SM that both warpgroups share, or what a warpgroup's line takes, step by step; and all
+    // lines from L2. As fitted to 60 layers (docs/tuning/stem.md).
+    double const products = double(chunks * wide) * 1.2, taps = double(v.K * p.R * p.S);
+    double const alone = products + 250 + 12 * taps, line_ns = 2 * products > alone ? 2 * products : alone;
+    double const line_bytes = planes ? double(chunks * stage_bytes) : double(box * v.C * size);
     int64_t before = 0;
     for (int64_t rounds = 1; rounds <= 8; ++rounds) {
-      int64_t const of = min64(v.P, max64(1, groups * d.sm_count * rounds / (p.N * segments)));
+      int64_t const of = min64(v.P, max64(1, kTapsGroups * d.sm_count * rounds / (p.N * segments)));
       if (of == before) continue;
       before = of;
       int64_t const rows = ceil_div(v.P, of), parts = ceil_div(v.P, rows), all = p.N * segments * parts;
-      double const least = double(ceil_div(all, groups * d.sm_count)) * double(rows + p.R - 1) * line_ns;
+      double const lines = double(rows + p.R - 1), copy_ns = double(all) * lines * line_bytes / 3400;
+      double const work_ns = double(ceil_div(all, kTapsGroups * d.sm_count)) * lines * line_ns;
+      double const least = copy_ns > work_ns ? copy_ns : work_ns;
       if (ns != 0 && least >= ns) continue;
       ns = least, ranges = parts, ends_h = rows, items = all;
     }
-    double const memory_ns = double(p.N * size) * (double(v.C) * double(v.H) * double(v.W) / 3600 +
-                                                   double(v.K) * double(v.P) * double(v.Q) / 1000);
-    ns = 8500 + (ns > memory_ns ? ns : memory_ns);
+    // Filters that are read one by one take turns of 16 loads.
+    ns += 7300 + (v.w_in == 1 ? 0 : taps * double(v.C) / (256 * 16) * (size == 4 ? 4500 : 1200));
   }
 };
 

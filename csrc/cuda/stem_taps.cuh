@@ -4,14 +4,12 @@
 //   y[result, h, w] = sum of z[result, (r, s), pixel] over the pixels and taps that meet (h, w)
 // so that an input is read once, and the rows of an instruction are full where results alone would leave most empty.
 //
-// Two or three warpgroups walk down the rows of a segment of columns each, in a ring of stages of their own, which a
+// Two warpgroups walk down the rows of a segment of columns each, in a ring of stages of their own, which a
 // warp fills: 128 bytes of channels of a line of pixels, the columns of wgmma, K-major in channels_last, else N-major;
 // its rows are the taps, which stay in shared memory. A line's products go to shared memory, where a thread adds those
 // of its output's column to the sums of the R outputs that the line meets, in the order of the taps; the first of these
 // is then complete.
 #pragma once
-
-#include <cstdlib>
 
 #include "../core/stem_taps.h"
 #include "fragments.cuh"
@@ -21,7 +19,7 @@
 namespace conv2d_ext::stem {
 
 constexpr int kTapsMostStages = 16;
-constexpr int taps_threads(int groups) { return (groups + 1) * kWarpgroup; }
+constexpr int kTapsThreads = (kTapsGroups + 1) * kWarpgroup;
 
 struct TapsParams {
   CUtensorMap in;
@@ -37,7 +35,7 @@ struct TapsParams {
 };
 
 struct TapsTables {
-  uint64_t full[kTapsMostGroups][kTapsMostStages], empty[kTapsMostGroups][kTapsMostStages];
+  uint64_t full[kTapsGroups][kTapsMostStages], empty[kTapsGroups][kTapsMostStages];
 };
 
 // A segment of an image's rows.
@@ -51,9 +49,9 @@ struct TapsItem {
 };
 
 // By the threads that multiply, `count` neighbours of the depth at a time; all loads of a batch before its stores.
-template <class T, int groups, int R, int count>
+template <class T, int R, int count>
 __device__ void load_taps(TapsParams const& p, uint32_t filters) {
-  constexpr int size = sizeof(T), line = 128 / size, vector = 16 / size, threads = groups * kWarpgroup;
+  constexpr int size = sizeof(T), line = 128 / size, vector = 16 / size, threads = kTapsGroups * kWarpgroup;
   constexpr int batch = count == 1 ? 16 : 4;
   int const of_row = p.chunks * line / count, all = p.results * R * R * of_row;
   for (int first = int(threadIdx.x); first < all; first += batch * threads) {
@@ -91,10 +89,10 @@ __device__ void load_taps(TapsParams const& p, uint32_t filters) {
   }
 }
 
-template <int groups, bool planes, int line, int R>
+template <bool planes, int line, int R>
 __device__ void taps_copy(TapsParams const& p, uint32_t ring, TapsTables& tables, int group) {
   Stage at;
-  for (int item = group * int(gridDim.x) + int(blockIdx.x); item < p.items; item += groups * int(gridDim.x)) {
+  for (int item = group * int(gridDim.x) + int(blockIdx.x); item < p.items; item += kTapsGroups * int(gridDim.x)) {
     TapsItem const of(p, item);
     for (int row = 0; row < of.rows + R - 1; ++row)
       for (int chunk = 0; chunk < p.chunks; ++chunk, at.advance(p.stages)) {
@@ -112,7 +110,7 @@ __device__ void taps_copy(TapsParams const& p, uint32_t ring, TapsTables& tables
   }
 }
 
-template <class T, int groups, bool planes, int columns, int R>
+template <class T, bool planes, int columns, int R>
 __device__ void taps_multiply(TapsParams const& p, uint32_t filters, uint32_t ring, float* products, TapsTables& tables,
                               int group) {
   constexpr int most = int(stem_taps_results(R)), pitch = columns + 8;  // results; lines of products 8 banks apart
@@ -130,7 +128,7 @@ __device__ void taps_multiply(TapsParams const& p, uint32_t filters, uint32_t ri
   float* const put = products + (warp * 16 + lane / 4) * pitch + lane % 4 * 2;
   float const* const take = products + thread + p.lead;
   Stage at;
-  for (int item = group * int(gridDim.x) + int(blockIdx.x); item < p.items; item += groups * int(gridDim.x)) {
+  for (int item = group * int(gridDim.x) + int(blockIdx.x); item < p.items; item += kTapsGroups * int(gridDim.x)) {
     TapsItem const of(p, item);
     bool const exists = thread < min(p.ends_w, p.Q - of.w);
     T* out = static_cast<T*>(p.out) + of.n * p.out_n + of.h * p.out_h + int64_t(of.w + thread) * p.out_w;
@@ -197,17 +195,17 @@ __device__ void taps_multiply(TapsParams const& p, uint32_t filters, uint32_t ri
   }
 }
 
-template <class T, int groups, bool planes, int columns, int R>
-__global__ void __launch_bounds__(taps_threads(groups), 1) taps_kernel(__grid_constant__ TapsParams const p) {
+template <class T, bool planes, int columns, int R>
+__global__ void __launch_bounds__(kTapsThreads, 1) taps_kernel(__grid_constant__ TapsParams const p) {
   extern __shared__ uint8_t dynamic[];
   __shared__ TapsTables tables;
   uint32_t const filters = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   uint32_t const rings = filters + p.chunks * kTapsRows * 128, ring_bytes = p.stages * p.stage_bytes;
   // In multiples of 128 bytes each.
-  uint32_t const products = rings + groups * ring_bytes - ptx::shared_address(dynamic),
+  uint32_t const products = rings + kTapsGroups * ring_bytes - ptx::shared_address(dynamic),
                  sum_bytes = (p.results * R * R * (columns + 8) * 4 + 127) / 128 * 128;
   if (threadIdx.x == 0) {
-    for (int group = 0; group < groups; ++group)
+    for (int group = 0; group < kTapsGroups; ++group)
       for (int i = 0; i < p.stages; ++i) {
         ptx::mbarrier_init(&tables.full[group][i], 1);
         ptx::mbarrier_init(&tables.empty[group][i], 4);  // the warps that multiply
@@ -215,27 +213,27 @@ __global__ void __launch_bounds__(taps_threads(groups), 1) taps_kernel(__grid_co
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
-  int const warp = warp_uniform(int(threadIdx.x) / 32), copying = groups * 4;
+  int const warp = warp_uniform(int(threadIdx.x) / 32), copying = kTapsGroups * 4;
   int const group = warp < copying ? warp / 4 : warp - copying;
   if (warp < copying) {
     if (p.vectors)
-      load_taps<T, groups, R, 16 / int(sizeof(T))>(p, filters);
+      load_taps<T, R, 16 / int(sizeof(T))>(p, filters);
     else
-      load_taps<T, groups, R, 1>(p, filters);
+      load_taps<T, R, 1>(p, filters);
     ptx::fence_proxy_async();
-    ptx::bar_sync(1 + groups, groups * kWarpgroup);
-    taps_multiply<T, groups, planes, columns, R>(p, filters, rings + group * ring_bytes,
-                                                 reinterpret_cast<float*>(dynamic + products + group * sum_bytes),
-                                                 tables, group);
-  } else if (group < groups && ptx::elect()) {
-    taps_copy<groups, planes, 128 / int(sizeof(T)), R>(p, rings + group * ring_bytes, tables, group);
+    ptx::bar_sync(1 + kTapsGroups, kTapsGroups * kWarpgroup);
+    taps_multiply<T, planes, columns, R>(p, filters, rings + group * ring_bytes,
+                                         reinterpret_cast<float*>(dynamic + products + group * sum_bytes), tables,
+                                         group);
+  } else if (group < kTapsGroups && ptx::elect()) {
+    taps_copy<planes, 128 / int(sizeof(T)), R>(p, rings + group * ring_bytes, tables, group);
   }
 }
 
 template <DType dtype>
 cudaError_t launch_taps(Op op, Problem const& problem, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  StemTaps const t(op, problem, h200_sxm, getenv("TAPS_GROUPS") ? atoi(getenv("TAPS_GROUPS")) : 3);
+  StemTaps const t(op, problem, h200_sxm);
   StemView const v = stem_view(op, problem);
   TapsParams p{};
   p.w = args.b, p.bias = args.bias, p.out = args.out, p.bias_stride = args.bias_stride;
@@ -258,19 +256,13 @@ cudaError_t launch_taps(Op op, Problem const& problem, Arguments const& args, cu
   if (auto const error = t.planes ? tma::encode_tiled(p.in, planes, 64, 1, 64, 1)
                                   : tma::encode_tiled(p.in, lines, 128 / int(sizeof(T)), int(t.box), 1, 1))
     return error;
-  auto const launch_groups = [&](auto groups, auto of_planes, auto columns, auto taps) {
-    auto* const kernel = taps_kernel<T, decltype(groups)::value, decltype(of_planes)::value, decltype(columns)::value,
-                                     decltype(taps)::value>;
+  auto const launch = [&](auto of_planes, auto columns, auto taps) {
+    auto* const kernel = taps_kernel<T, decltype(of_planes)::value, decltype(columns)::value, decltype(taps)::value>;
     if (auto const error =
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
       return error;
-    kernel<<<unsigned(min64(h200_sxm.sm_count, t.items)), taps_threads(decltype(groups)::value), size_t(t.shared_bytes),
-             stream>>>(p);
+    kernel<<<unsigned(min64(h200_sxm.sm_count, t.items)), kTapsThreads, size_t(t.shared_bytes), stream>>>(p);
     return cudaGetLastError();
-  };
-  auto const launch = [&](auto... of) {
-    return t.groups == 2 ? launch_groups(std::integral_constant<int, 2>{}, of...)
-                         : launch_groups(std::integral_constant<int, 3>{}, of...);
   };
   auto const with_taps = [&](auto of_planes, auto columns) {
     return problem.R == 1   ? launch(of_planes, columns, std::integral_constant<int, 1>{})
