@@ -53,7 +53,9 @@ struct StemTaps {
     // lines from L2. As fitted to 60 layers (docs/tuning/stem.md).
     double const products = double(chunks * wide) * 1.2, taps = double(v.K * p.R * p.S);
     double const alone = products + 250 + 12 * taps, line_ns = 2 * products > alone ? 2 * products : alone;
-    double const line_bytes = planes ? double(chunks * stage_bytes) : double(box * v.C * size);
+    // Pixels of a box beyond the plane take half.
+    int64_t const boxes = ceil_div(box, 64) * 64;
+    double const line_bytes = planes ? double(chunks * 64 * (boxes + min64(boxes, v.W))) : double(box * v.C * size);
     int64_t before = 0;
     for (int64_t rounds = 1; rounds <= 8; ++rounds) {
       int64_t const of = min64(v.P, max64(1, kTapsGroups * d.sm_count * rounds / (p.N * segments)));
