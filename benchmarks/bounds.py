@@ -246,6 +246,8 @@ ENTRIES = (
     Entry("stem_narrow", "stem::gather_narrow", "dgrad", "L05", "fp16", "nhwc", "any"),
     Entry("stem_lines", "stem::spread_lines", "dgrad", "L01", "fp32", "nchw", "lines"),
     Entry("stem_lines", "stem::spread_lines", "dgrad", "L02", "tf32", "nchw", "lines"),
+    Entry("stem_taps", "stem::taps_kernel", "fprop", "L51", "fp16", "nhwc", "lines"),
+    Entry("stem_taps", "stem::taps_kernel", "fprop", "L44", "fp16", "nchw", "lines"),
     Entry("stem_wgrad", "stem::sum", "wgrad", "L05", "fp16", "nhwc", "stem"),
     Entry("stem_wgrad", "stem::sum", "wgrad", "L02", "fp32", "nchw", "stem"),
     Entry("stem_wgrad", "stem::add_parts", "wgrad", "L05", "fp16", "nhwc", "stem"),

@@ -594,6 +594,12 @@ CASES: tuple[Case, ...] = (
     Case("1x1_lines_C255_K130", 1, 255, 13, 13, 130, 1, 1, bias=False),
     Case("1x1_lines_one_channel", 3, 1, 5, 5, 200, 1, 1),
     Case("1x1_lines_many_tiles", 9, 5, 65, 63, 7, 1, 1),
+    # wgrad by warps that take turns: one column, and some of another warp; few results from the products of all taps
+    Case("1x1_lines_C34_K1", 3, 34, 31, 33, 1, 1, 1, edge=True),
+    Case("1x1_lines_C66_K19", 2, 66, 40, 31, 19, 1, 1, bias=False),
+    Case("3x3_few_results_C72_K5", 2, 72, 11, 152, 5, 3, 3, padding=(1, 1), edge=True),
+    Case("5x5_few_channels_C2_K136", 1, 2, 9, 64, 136, 5, 5, padding=(2, 1), bias=False),
+    Case("7x7_one_result_C24", 2, 24, 5, 136, 1, 7, 7, padding=(3, 3), bias=False),
     # channels and filters a group that must be padded
     Case("groups2_of_30_and_21", 2, 60, 9, 8, 42, 3, 3, (1, 1), (1, 1), groups=2, edge=True),
     Case("groups3_of_72_and_40", 1, 216, 7, 7, 120, 3, 2, (2, 1), (1, 0), groups=3),

@@ -51,10 +51,12 @@ constexpr int64_t sums_part_units(DType t) { return t == DType::f32 ? 96 : 256; 
 struct PixelSums {
   bool swapped = false;  // rows are channels of x
   int64_t rows = 0, columns = 0, tiles_m = 0, tiles_n = 0, units = 0, split = 1, stage_bytes = 0, stages = 0;
+  int64_t turns = 1;  // warps that have the same columns, of four that a tile's are shared out to
 
   constexpr PixelSums(Row const& row, Problem const& p) : swapped(p.C > p.K) {
     rows = swapped ? p.C : p.K, columns = swapped ? p.K : p.C;
     tiles_m = ceil_div(rows, row.tile_m), tiles_n = ceil_div(columns, row.tile_n);
+    turns = columns * 4 <= row.tile_n ? 4 : columns * 2 <= row.tile_n ? 2 : 1;
     units = ceil_div(p.N * p.H * p.W, kLinesPixels);
     split = max64(max64(1, min64(132 / (tiles_m * tiles_n), units)), ceil_div(units, sums_part_units(p.dtype)));
     stage_bytes = (kLinesPixels * (rows + columns) + 128) *
@@ -88,11 +90,12 @@ constexpr bool pixel_lines_supports(Row const& row, Problem const& p) {
 }
 
 // What a unit's loads and products take, more so the more of a tile there is; odd numbers of channels are loaded one by
-// one, and pixels that lie a multiple of 64 bytes apart from the same banks. Then a second launch adds the blocks'
-// sums. Fitted to times of the rows (docs/tuning.md).
+// one, and pixels that lie a multiple of 64 bytes apart from the same banks. Few columns are shared out to warps that
+// take turns, so that a unit's bytes bound it. Then a second launch adds the blocks' sums. Fitted to times of the rows
+// (docs/tuning.md).
 constexpr Estimate pixel_sums_estimate(Row const& row, Problem const& p) {
   PixelSums const s(row, p);
-  bool const even = s.rows % 2 == 0 && s.columns % 2 == 0, large = row.tile_m >= 128;
+  bool const even = s.rows % 2 == 0 && (s.columns % 2 == 0 || s.turns > 1), large = row.tile_m >= 128;
   double const tiles = double(s.tiles_m * s.tiles_n), area = double(row.tile_m) * row.tile_n;
   double const filled = double(s.rows * s.columns) / (tiles * area);
   double const unit_ns =
@@ -106,7 +109,10 @@ constexpr Estimate pixel_sums_estimate(Row const& row, Problem const& p) {
   // Of floats every word is rounded; channels that the copy engine takes are faster by tma_lean_tf32.cuh (64x64x56x56
   // to 64 40.2 us, so 52.8).
   bool const tf32 = p.dtype == DType::f32, vectors = tf32 && p.C % 4 == 0 && p.K % 4 == 0;
-  double const work = rounds * unit_ns * (tf32 ? 2 : 1),
+  double const bytes = double(kLinesPixels * (s.rows + s.columns) * size_of(p.dtype)),
+               copy_ns = s.turns == 1 ? 0 : (200 + bytes * (tiles > 1 ? 0.018 : 0.0225)) * (tf32 ? 1.37 : 1),
+               multiply_ns = unit_ns * (tf32 ? 2 : 1) / double(s.turns);
+  double const work = rounds * (copy_ns > multiply_ns ? copy_ns : multiply_ns),
                sum_ns = 5000 + tiles * area * (0.048 + 0.0004 * double(s.split));
   double const longest = work > memory_ns ? work : memory_ns;
   return {(7000 + longest + sum_ns) * (tiles < 4 ? 0.8 : 0.88) * (vectors ? 1.4 : 1), 1};

@@ -44,6 +44,7 @@
 #include "stem_blocks.h"
 #include "stem_halo.h"
 #include "stem_lean.h"
+#include "stem_taps.h"
 #include "stem_vectors.h"
 #include "stem_walks.h"
 #include "stream_estimate.h"
@@ -132,6 +133,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::stem:
       return hopper && (is_stem_lean(row)      ? stem_lean_supports(op, p)
                         : is_stem_halo(row)    ? stem_halo_supports(op, p)
+                        : is_stem_taps(row)    ? stem_taps_supports(op, p, d)
                         : is_stem_vectors(row) ? stem_vectors_supports(op, p)
                                                : stem_supports(row, op, p, h200_sxm));
     case Family::pixels:
@@ -554,6 +556,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_stem_lean(row)) return stem_lean_estimate(op, p, h200_sxm);
       if (is_stem_halo(row)) return stem_halo_estimate(op, p, h200_sxm);
       if (is_stem_vectors(row)) return {stem_vectors(op, p, h200_sxm).ns, 1};
+      if (is_stem_taps(row)) return {StemTaps(op, p, h200_sxm).ns, 1};
       if (is_stem_lines(row)) {
         Estimate e = stem_lines_estimate(op, p, h200_sxm);
         // As measured (L52): one channel, strict.

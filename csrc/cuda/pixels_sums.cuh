@@ -7,7 +7,8 @@
 // free, and a tile's channels are numbered so that the two are rows of one instruction, or columns of two that a warp
 // has next to each other. Of odd numbers of channels, whose words lie across those of memory, every element is loaded
 // by itself, and so is every float, which is rounded to TF32. What lies behind a pixel's last channel is multiplied
-// too, for sums that are not stored. The blocks of a tile take turns with the stages' pixels; their sums go to the
+// too, for sums that are not stored. Warps that a few columns leave without any take turns with the others at the
+// stages, and these add their sums. The blocks of a tile take turns with the stages' pixels; their sums go to the
 // workspace, and reduce_kernel adds them in the order of the blocks.
 #pragma once
 
@@ -32,7 +33,7 @@ struct Params {
   void const *a, *b;
   float* parts;
   int64_t pixels;
-  int32_t M, N, tiles_n, tiles, split, units, stages, stage_bytes;
+  int32_t M, N, tiles_n, tiles, split, units, stages, stage_bytes, turns;
 };
 
 struct Barriers {
@@ -107,13 +108,14 @@ __device__ inline void load_floats(uint32_t (&v)[2][2], uint32_t const (&at)[2],
       v[half][i] = ptx::cvt_rn_tf32(__uint_as_float(ptx::ld_shared(at[i] + offset + half * 32)));
 }
 
-template <class T, int TM, int TN, bool even>
+template <class T, int TM, int TN, bool even_a, bool even_b>
 __device__ void multiply(Params const& p, uint32_t ring, Barriers& barriers) {
   using S = Shape<TM, TN>;
   constexpr int rows = S::warp_m / 16, columns = S::warp_n / 16;
   int const warp = warp_uniform(int(threadIdx.x) / 32), lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   int const tile = int(blockIdx.x) % p.tiles, part = int(blockIdx.x) / p.tiles;
-  int const m = warp / S::warps_n * S::warp_m, n = warp % S::warps_n * S::warp_n;
+  int const across = S::warps_n / p.turns, turn = warp % S::warps_n / across;  // warps that columns are shared out to
+  int const m = warp / S::warps_n * S::warp_m, n = warp % across * S::warp_n;
   int const first_m = tile / p.tiles_n * TM + m, first_n = tile % p.tiles_n * TN + n;
   bool const needed = first_m < p.M && first_n < p.N;
   constexpr bool floats = sizeof(T) == 4;
@@ -123,11 +125,13 @@ __device__ void multiply(Params const& p, uint32_t ring, Barriers& barriers) {
   uint32_t const b_from = ring + a_step * kLinesPixels + t * b_step + first_n * element + g * 4;
   float acc[rows][columns][2][4] = {};
   Stage stage;
+  int until = turn;
   for (int unit = part; unit < p.units; unit += p.split) {
     ptx::mbarrier_wait(&barriers.full[stage.index], stage.parity);
     if (unit + 1 == p.units) ptx::mbarrier_wait(&barriers.rest, 0);
     uint32_t words = 0;
-    if (needed) {
+    if (needed && until-- == 0) {
+      until = p.turns - 1;
       uint32_t const from = stage.index * p.stage_bytes;
 #pragma unroll
       for (int step = 0; step < kLinesPixels / depth; ++step) {
@@ -143,14 +147,14 @@ __device__ void multiply(Params const& p, uint32_t ring, Barriers& barriers) {
           if constexpr (floats)
             load_floats(a[i], a_at, i * 64);
           else
-            load<even>(a[i], a_at, i * 32);
+            load<even_a>(a[i], a_at, i * 32);
         }
 #pragma unroll
         for (int j = 0; j < columns; ++j) {
           if constexpr (floats)
             load_floats(b[j], b_at, j * 64);
           else
-            load<even>(b[j], b_at, j * 32);
+            load<even_b>(b[j], b_at, j * 32);
         }
 #pragma unroll
         for (int i = 0; i < rows; ++i)
@@ -170,17 +174,39 @@ __device__ void multiply(Params const& p, uint32_t ring, Barriers& barriers) {
           for (int i = 0; i < rows; ++i) words |= a[i][0][0] | a[i][0][1];
 #pragma unroll
           for (int j = 0; j < columns; ++j) words |= b[j][0][0] | b[j][0][1];
-          if constexpr (floats || !even) {
+          if constexpr (floats || !even_a)
 #pragma unroll
             for (int i = 0; i < rows; ++i) words |= a[i][1][0] | a[i][1][1];
+          if constexpr (floats || !even_b)
 #pragma unroll
             for (int j = 0; j < columns; ++j) words |= b[j][1][0] | b[j][1][1];
-          }
         }
       }
     }
     give_back(&barriers.empty[stage.index], words);
     stage.advance(p.stages);
+  }
+  if (p.turns > 1) {
+    constexpr int sums = rows * columns * 8;
+    auto place = [&](int of, int i) { return ring + (of * sums + i * 4) * 128 + lane * 16; };
+    ptx::bar_sync(1, kWarps * 32);  // all stages have been read
+    if (turn > 0)
+#pragma unroll
+      for (int i = 0; i < sums / 4; ++i) {
+        float const(&v)[4] = acc[i / 2 / columns][i / 2 % columns][i % 2];
+        ptx::st_shared_v4(place(warp, i), make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]),
+                                                     __float_as_uint(v[2]), __float_as_uint(v[3])));
+      }
+    ptx::bar_sync(1, kWarps * 32);
+    if (turn > 0) return;
+    for (int other = 1; other < p.turns; ++other)
+#pragma unroll
+      for (int i = 0; i < sums / 4; ++i) {
+        uint4 const v = ptx::ld_shared_v4(place(warp + other * across, i));
+        float (&sum)[4] = acc[i / 2 / columns][i / 2 % columns][i % 2];
+        sum[0] += __uint_as_float(v.x), sum[1] += __uint_as_float(v.y);
+        sum[2] += __uint_as_float(v.z), sum[3] += __uint_as_float(v.w);
+      }
   }
   if (!needed) return;
   float* const to = p.parts + (int64_t(tile) * p.split + part) * TM * TN + m * TN + n;
@@ -204,7 +230,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Barriers& barriers) {
       }
 }
 
-template <class T, int TM, int TN, bool even>
+template <class T, int TM, int TN, bool even_a, bool even_b>
 __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Params const p) {
   extern __shared__ uint8_t dynamic[];
   __shared__ Barriers barriers;
@@ -220,7 +246,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
   }
   __syncthreads();
   if (threadIdx.x < kWarps * 32)
-    multiply<T, TM, TN, even>(p, ring, barriers);
+    multiply<T, TM, TN, even_a, even_b>(p, ring, barriers);
   else
     copy<sizeof(T)>(p, ring, barriers);
 }
@@ -267,12 +293,18 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.parts = static_cast<float*>(args.workspace), p.pixels = problem.N * problem.H * problem.W;
   p.M = int32_t(shape.rows), p.N = int32_t(shape.columns);
   p.tiles_n = int32_t(shape.tiles_n), p.tiles = int32_t(shape.tiles_m * shape.tiles_n), p.split = int32_t(shape.split);
-  p.units = int32_t(shape.units), p.stages = int32_t(shape.stages), p.stage_bytes = int32_t(shape.stage_bytes);
+  p.units = int32_t(shape.units), p.stages = int32_t(shape.stages), p.stage_bytes = int32_t(shape.stage_bytes),
+  p.turns = int32_t(shape.turns);
   // The last pixel's words of channels that are not there lie behind a stage.
-  int const bytes = int(shape.stages * shape.stage_bytes) + 128 + (TM > TN ? TM : TN) * int(sizeof(T));
-  auto* kernel = main_kernel<T, TM, TN, true>;
-  if constexpr (sizeof(T) == 2)
-    if (p.M % 2 != 0 || p.N % 2 != 0) kernel = main_kernel<T, TM, TN, false>;
+  int const ring = int(shape.stages * shape.stage_bytes) + (TM > TN ? TM : TN) * int(sizeof(T));
+  int const bytes = 128 + max(ring, p.turns > 1 ? TM * TN * 4 : 0);  // and what warps add up
+  auto* kernel = main_kernel<T, TM, TN, true, true>;
+  if constexpr (sizeof(T) == 2) {
+    if (p.M % 2 != 0)
+      kernel = main_kernel<T, TM, TN, false, false>;
+    else if (p.N % 2 != 0)
+      kernel = main_kernel<T, TM, TN, true, false>;
+  }
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return error;
   kernel<<<unsigned(p.tiles * p.split), kThreads, bytes, stream>>>(p);
