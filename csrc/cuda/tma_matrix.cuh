@@ -366,7 +366,7 @@ cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Argument
   attributes[1].val.clusterDim.x = blocks, attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   int64_t const room = min64(units * parts, matrix_clusters(blocks, sm_count));
-  q.n_first = matrix_n_first(units_m, units / units_m);
+  q.n_first = matrix_n_first(units_m, units / units_m, planes && tile_n == 128 ? 16 : 8);
   int64_t const first = q.n_first ? units / units_m : units_m;
   q.first = Divisor(first), q.rotates = !in_parts && room % first == 0;
   config.gridDim = dim3(unsigned(room * blocks));
@@ -449,9 +449,11 @@ cudaError_t launch_matrix(Problem const& p, Arguments const& args, cudaStream_t 
              : cluster.n == 2 ? launch_matrix_parts<dtype, tile_m, tile_n, 1, 2>(p, cut, args, stream)
                               : launch_matrix_parts<dtype, tile_m, tile_n, 1, 1>(p, cut, args, stream);
   }
-  if (cluster.blocks() == 4) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 2>(p, args, stream);
-  if (cluster.m == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 1>(p, args, stream);
-  if (cluster.n == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 2>(p, args, stream);
+  if constexpr (op == Op::wgrad || !matrix_alone(tile_m, tile_n)) {
+    if (cluster.blocks() == 4) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 2>(p, args, stream);
+    if (cluster.m == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 1>(p, args, stream);
+    if (cluster.n == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 2>(p, args, stream);
+  }
   return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 1>(p, args, stream);
 }
 
