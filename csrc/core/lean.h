@@ -303,9 +303,10 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
   if (tf32 && best.split_k > 2) best.ns += 700;  // as measured beside other rows
-  // As measured beside other rows: 8x128x28x28 to 512 by 64x64 14.2 us, estimated at 9.1, `64x128_im2col` 13.0, 10.6.
-  if (tf32 && row.op == Op::fprop && taps == 1)
-    best.ns += area == 64 * 128 ? (planes ? 800 : 1500) : planes ? 500 : 600;
+  // As measured beside other rows: 8x128x28x28 to 512 by 64x64 14.2 us, estimated at 9.1, `64x128_im2col` 13.0, 10.6;
+  // 64x128 beside 64x64, too; over NCHW short sums beside `32x32_any` (1x256x14x14 to 128 8.6, 7.4).
+  if (tf32 && row.op == Op::fprop && taps == 1 && area <= 64 * 128)
+    best.ns += planes ? (p.C <= 384 ? 500 : 0) + (area == 64 * 128 ? 300 : 0) : area == 64 * 128 ? 1300 : 400;
   return best;
 }
 

@@ -103,7 +103,7 @@ constexpr int64_t matrix_clusters(int blocks, int64_t sm_count) {
 }
 
 // Tiles of fprop and dgrad that have no kernels for clusters.
-constexpr bool matrix_alone(int tile_m, int tile_n) { return tile_n == 64 && (tile_m == 64 || tile_m >= 192); }
+constexpr bool matrix_alone(int tile_m, int tile_n) { return tile_n == 64 && tile_m >= 192; }
 
 // turned: parts of wgrad have filters as rows.
 struct MatrixCut {
@@ -139,11 +139,13 @@ inline constexpr MatrixTimes kMatrixTimes[] = {
     {4490, 4.04, 1.9, 0.669, 0.312, 0.719, 1.49, 49700, 1.38, 30900, 4880, 0.114, 0.308, 0.526, 1200, 15.1, 0, 1e9}};
 
 // Do blocks that follow each other have the same rows, rather than the same columns? They read what they share once,
-// and what blocks far apart share several times: the operand that more tiles cut should be read once. Over NCHW, where
-// rows are pixels, tiles of 128 rows gain by it where columns are more tiles, too (128x1280x8x8 to 1280 D by 128x128
-// 58.0 us, so 42.4), those of 64 lose.
-constexpr bool matrix_n_first(int64_t units_m, int64_t units_n, int most = 8) {
-  return units_n < units_m && units_n <= most;
+// and what blocks far apart share several times: the operand that more tiles cut should be read once.
+constexpr bool matrix_n_first(int64_t units_m, int64_t units_n) { return units_n < units_m && units_n <= 8; }
+
+// Over NCHW, where rows are pixels, tiles of 128 rows gain by it up to more columns (128x1280x8x8 to 1280 D by 128x128
+// 58.0 us, so 42.4); those of 64 lose.
+constexpr bool matrix_planes_n_first(int tile_n, int64_t units_m, int64_t units_n) {
+  return tile_n == 128 && units_n * 2 <= units_m && units_n <= 16;
 }
 
 constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int tile_n, MatrixProduct const& product,
@@ -230,7 +232,8 @@ constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) 
   };
   MatrixCut best{ns_of({}), {}};
   bool const odd = matrix_odd(p.C) || matrix_odd(p.K), alone = op != Op::wgrad && matrix_alone(tile_m, tile_n);
-  if (alone && odd) best.ns *= 1.1;  // as measured: 128x1096x14x14 to 384 F by 256x64 68.1 us, 144x128 46.4
+  // As measured: 128x1096x14x14 to 384 F by 256x64 68.1 us, 144x128 46.4; filters that stay (tma_resident.h) are first.
+  if (alone) best.ns *= odd ? 1.1 : 1.01;
   if (!alone && odd)
     for (MatrixCluster const cluster : {MatrixCluster{2, 1}, MatrixCluster{1, 2}, MatrixCluster{2, 2}})
       if (double const ns = ns_of(cluster); ns < best.ns) best = {ns, cluster};

@@ -104,16 +104,11 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
     for (double const least : {r * (t.round[tile] + share * t.products[tile]), copied})
       if (work < least) work = least;
     // As measured where the parts take turns and L2 gives up first what is read.
-    double const once[4] = {1, 0.93, 0.92, 0.95};
+    double const once[4] = {1, 0.93, 0.95, 0.95};
     bool const is_once = &t == &halves && pixels_wgrad_reads_once(shape, p);
     double const ns = 1000 * (t.before - 2.2 + work * images + second) * (is_once ? once[tile] : 1);
-    // As measured, of a row's own parts: few cost less than their bytes, in 16 bits those that leave each pair of SMs a
-    // single block (8x256x56x56 to 128 by 128x64: 16 parts of four tiles 14.7 us, 22 15.2, 33 16.1).
-    double const idle = double(max64(0, d.sm_count - tiles * split));
-    double const few = split == 1 || &t == &gathered    ? 0
-                       : &t == &floats                  ? 30 * idle
-                       : idle >= double(d.sm_count / 2) ? 10 * idle + 1000
-                                                        : 10 * idle;
+    // As measured, of a row's own parts: few cost less than their bytes (8x256x56x56 to 128 17.7 us by 66, 16.6 by 33).
+    double const few = split > 1 && &t != &gathered ? 30 * double(max64(0, d.sm_count - tiles * split)) : 0;
     if (least_ns == 0 || ns - few < least_ns) least_ns = ns - few, best.split_k = int(split);
     if (sixths % 6 == 0 && (best.ns == 0 || ns < best.ns)) best.ns = ns;
   }

@@ -366,7 +366,8 @@ cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Argument
   attributes[1].val.clusterDim.x = blocks, attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   int64_t const room = min64(units * parts, matrix_clusters(blocks, sm_count));
-  q.n_first = matrix_n_first(units_m, units / units_m, planes && tile_n == 128 ? 16 : 8);
+  q.n_first =
+      matrix_n_first(units_m, units / units_m) || (planes && matrix_planes_n_first(tile_n, units_m, units / units_m));
   int64_t const first = q.n_first ? units / units_m : units_m;
   q.first = Divisor(first), q.rotates = !in_parts && room % first == 0;
   config.gridDim = dim3(unsigned(room * blocks));
