@@ -233,7 +233,7 @@ constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) 
   MatrixCut best{ns_of({}), {}};
   bool const odd = matrix_odd(p.C) || matrix_odd(p.K), alone = op != Op::wgrad && matrix_alone(tile_m, tile_n);
   // As measured: 128x1096x14x14 to 384 F by 256x64 68.1 us, 144x128 46.4; filters that stay (tma_resident.h) are first.
-  if (alone) best.ns *= odd ? 1.1 : 1.01;
+  if (alone) best.ns *= odd ? 1.1 : tile_m == 256 ? 1.01 : 1;
   if (!alone && odd)
     for (MatrixCluster const cluster : {MatrixCluster{2, 1}, MatrixCluster{1, 2}, MatrixCluster{2, 2}})
       if (double const ns = ns_of(cluster); ns < best.ns) best = {ns, cluster};
