@@ -1949,6 +1949,15 @@ def test_filters_of_1x1_stay_where_memory_bounds_the_layer() -> None:
     assert named("fprop", wide, torch.float32, allow_tf32=True).endswith("_64x128_im2col")
 
 
+def test_1x1_layers_take_tiles_of_64_rows_by_as_many_pixels_as_fill_a_round() -> None:
+    for op, size, tile in (
+        ("fprop", (8, 432, 80, 80, 288), "256x64"),
+        ("dgrad", (8, 144, 56, 56, 192), "192x64"),
+        ("dgrad", (32, 272, 12, 12, 1632), "192x64"),
+    ):
+        assert named(op, Case("1x1", *size, 1, 1), torch.float16) == f"tma_{op}_f16_{tile}_lines", size
+
+
 def test_129_to_192_results_of_1x1_filters_that_stay_are_multiplied_at_once() -> None:
     for op, case in (
         ("fprop", Case("mobilenet", 32, 144, 80, 80, 144, 1, 1)),

@@ -203,6 +203,8 @@ constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
                       double(tiles * parts) * row.tile_m * row.tile_n * 8 / 7000;
     if (best.ns == 0 || ns < best.ns) best = {ns, int(parts)};
   }
+  // As measured beside other rows: 8x144x56x56 to 192 over NCHW 29.4 us, estimated at 20.4.
+  if (p.R * p.S == 1) best.ns += !planes ? 400 : best.ns > 10000 ? (best.ns - 10000) * 0.3 : 0;
   return best;
 }
 
@@ -301,6 +303,10 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
   if (tf32 && best.split_k > 2) best.ns += 700;  // as measured beside other rows
+  // As measured beside other rows: 8x128x28x28 to 512 by 64x64 14.2 us, estimated at 9.1, `64x128_im2col` 13.0, 10.6;
+  // 64x128 beside 64x64, too; over NCHW short sums beside `32x32_any` (1x256x14x14 to 128 8.6, 7.4).
+  if (tf32 && row.op == Op::fprop && taps == 1 && area <= 64 * 128)
+    best.ns += planes ? (p.C <= 384 ? 500 : 0) + (area == 64 * 128 ? 300 : 0) : area == 64 * 128 ? 1300 : 400;
   return best;
 }
 

@@ -107,6 +107,9 @@ constexpr int64_t matrix_clusters(int blocks, int64_t sm_count) {
   return blocks == 4 ? sm_count * 30 / 132 : sm_count / blocks;
 }
 
+// Tiles of fprop and dgrad that have no kernels for clusters.
+constexpr bool matrix_alone(int tile_m, int tile_n) { return tile_n == 64 && tile_m >= 192; }
+
 // turned: parts of wgrad have filters as rows.
 struct MatrixCut {
   double ns = 0;
@@ -143,6 +146,12 @@ inline constexpr MatrixTimes kMatrixTimes[] = {
 // Do blocks that follow each other have the same rows, rather than the same columns? They read what they share once,
 // and what blocks far apart share several times: the operand that more tiles cut should be read once.
 constexpr bool matrix_n_first(int64_t units_m, int64_t units_n) { return units_n < units_m && units_n <= 8; }
+
+// Over NCHW, where rows are pixels, tiles of 128 rows gain by it up to more columns (128x1280x8x8 to 1280 D by 128x128
+// 58.0 us, so 42.4); those of 64 lose.
+constexpr bool matrix_planes_n_first(int tile_n, int64_t units_m, int64_t units_n) {
+  return tile_n == 128 && units_n * 2 <= units_m && units_n <= 16;
+}
 
 constexpr double matrix_ns(MatrixTimes const& t, bool wgrad, int tile_m, int tile_n, MatrixProduct const& product,
                            MatrixCluster const& cluster) {
@@ -227,7 +236,10 @@ constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) 
     return matrix_ns(kMatrixTimes[int(op)], op == Op::wgrad, tile_m, tile_n, product, cluster);
   };
   MatrixCut best{ns_of({}), {}};
-  if (matrix_odd(p.C) || matrix_odd(p.K))
+  bool const odd = matrix_odd(p.C) || matrix_odd(p.K), alone = op != Op::wgrad && matrix_alone(tile_m, tile_n);
+  // As measured: 128x1096x14x14 to 384 F by 256x64 68.1 us, 144x128 46.4; filters that stay (tma_resident.h) are first.
+  if (alone) best.ns *= odd ? 1.1 : tile_m == 256 ? 1.01 : 1;
+  if (!alone && odd)
     for (MatrixCluster const cluster : {MatrixCluster{2, 1}, MatrixCluster{1, 2}, MatrixCluster{2, 2}})
       if (double const ns = ns_of(cluster); ns < best.ns) best = {ns, cluster};
   if (op == Op::wgrad)

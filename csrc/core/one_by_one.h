@@ -69,6 +69,17 @@ constexpr double tf32_lines_as_measured(Row const& row, Problem const& p) {
   return row.variant == Variant::lean && stores_much ? 1.3 : 1;
 }
 
+// Large tiles of tma.cuh, which read pixels that begin within sectors from L2 once a tile of the result's columns, take
+// longer than estimated: 32x728x19x19 to 1024 F 54.0 us by 128x256, estimated at 37.4, 128x1096x14x14 to 384
+// F 75.2, 49.2.
+constexpr double large_tiles_as_measured(Row const& row, Problem const& p) {
+  int64_t const read = row.op == Op::fprop ? p.C : p.K;
+  return row.family == Family::tma && row.variant == Variant::im2col && row.op != Op::wgrad && p.x.c == 1 &&
+                 row.tile_m * row.tile_n > 128 * 128 && odd_pixels(p) && read % 8 == 0 && read % 16 != 0
+             ? 1.35
+             : 1;
+}
+
 constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
   // Gradients of many filters over planes, beside pixels_wgrad.cuh.
   double large =
@@ -86,6 +97,7 @@ constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
   if (nchw && row.variant == Variant::im2col && row.op != Op::wgrad && row.tile_m == 64 && row.tile_n == 128 &&
       (row.op == Op::fprop ? p.K : p.C) >= 256)
     return 0.9;
+  large *= large_tiles_as_measured(row, p);
   // As measured: gradients of few images (8x256x28x28 to 512 16.4 us, estimated at 12.4, 128x64_nchw 14.5).
   int64_t const pixels = p.N * p.H * p.W;
   if (nchw && row.op == Op::wgrad && row.variant == Variant::lean && pixels > 2000 && pixels < 15000) large = 1.22;

@@ -104,7 +104,7 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
     for (double const least : {r * (t.round[tile] + share * t.products[tile]), copied})
       if (work < least) work = least;
     // As measured where the parts take turns and L2 gives up first what is read.
-    double const once[4] = {1.03, 0.9, 0.92, 0.95};
+    double const once[4] = {1, 0.93, 0.95, 0.95};
     bool const is_once = &t == &halves && pixels_wgrad_reads_once(shape, p);
     double const ns = 1000 * (t.before - 2.2 + work * images + second) * (is_once ? once[tile] : 1);
     // As measured, of a row's own parts: few cost less than their bytes (8x256x56x56 to 128 17.7 us by 66, 16.6 by 33).

@@ -360,7 +360,8 @@ cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Argument
   if ((error = count_sms(sm_count)) != cudaSuccess) return error;
   constexpr int blocks = cm * cn;
   int64_t const room = min64(units * parts, matrix_clusters(blocks, sm_count));
-  q.n_first = matrix_n_first(units_m, units / units_m);
+  q.n_first =
+      matrix_n_first(units_m, units / units_m) || (planes && matrix_planes_n_first(tile_n, units_m, units / units_m));
   int64_t const first = q.n_first ? units / units_m : units_m;
   q.first = Divisor(first), q.rotates = !in_parts && room % first == 0;
   return launch_clusters(kernel, dim3(blocks), dim3(unsigned(room * blocks)), Tile::threads, Tile::shared_bytes, stream,
@@ -440,9 +441,11 @@ cudaError_t launch_matrix(Problem const& p, Arguments const& args, cudaStream_t 
              : cluster.n == 2 ? launch_matrix_parts<dtype, tile_m, tile_n, 1, 2>(p, cut, args, stream)
                               : launch_matrix_parts<dtype, tile_m, tile_n, 1, 1>(p, cut, args, stream);
   }
-  if (cluster.blocks() == 4) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 2>(p, args, stream);
-  if (cluster.m == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 1>(p, args, stream);
-  if (cluster.n == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 2>(p, args, stream);
+  if constexpr (op == Op::wgrad || !matrix_alone(tile_m, tile_n)) {
+    if (cluster.blocks() == 4) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 2>(p, args, stream);
+    if (cluster.m == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 2, 1>(p, args, stream);
+    if (cluster.n == 2) return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 2>(p, args, stream);
+  }
   return launch_matrix_by<op, dtype, tile_m, tile_n, 1, 1>(p, args, stream);
 }
 
