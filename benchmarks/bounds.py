@@ -311,6 +311,7 @@ ENTRIES = (
     Entry("stream_planes", "stream::wgrad_planes", "wgrad", "L24", "fp16", "nchw", "stream.*5x5"),
     Entry("stream_products", "stream::wgrad_products", "wgrad", depthwise(256, 768, 7, 7), "fp16", "nchw", "16x16"),
     Entry("stream_planes", "stream::spread_planes", "dgrad", STRIDED, "fp16", "nchw", "stream"),
+    Entry("stream_taller", "stream::gather_taller", "fprop", depthwise(32, 64, 56, 13), "fp16", "nchw", "stream"),
     Entry("stream_units", "stream::gather_units", "fprop", ODD_STRIDED, "fp16", "nchw", "stream"),
     Entry("stream_units", "stream::spread_units", "dgrad", ODD_STRIDED, "fp16", "nchw", "stream"),
     Entry("stream_sums", "stream::sum_planes", "wgrad", STRIDED, "fp16", "nchw", "stream"),

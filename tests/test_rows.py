@@ -868,7 +868,7 @@ def test_every_row_runs_once(name: str, cuda: str) -> None:
     elif "_256x64" in name:  # filters that go round their ring
         first = "two_tiles_of_filters"
     cases = [BY_NAME[n] for n in (first, *ONCE)]
-    for case, layout, tf32 in itertools.product((*cases, *CASES), ("nchw", "nhwc"), (False, True)):
+    for case, layout, tf32 in itertools.product((*cases, *CASES, *WIDE_ROWS), ("nchw", "nhwc"), (False, True)):
         if (tf32 and dtype != torch.float32) or ROWS.index(name) not in candidates(
             plan(op, case, *meta(case, dtype, layout), allow_tf32=tf32, capability=machine()[1])
         ):
@@ -937,7 +937,7 @@ def test_the_names_of_the_rows_differ() -> None:
 def rows_with_cases() -> frozenset[int]:
     """Asked of an H200; a row for another GPU would be asked of that."""
     found: set[int] = set()
-    for case, dtype, layout in itertools.product(CASES, DTYPES, ("nchw", "nhwc")):
+    for case, dtype, layout in itertools.product((*CASES, *WIDE_ROWS), DTYPES, ("nchw", "nhwc")):
         for op, tf32 in itertools.product(OPS, modes(dtype)):
             found.update(candidates(plan(op, case, *meta(case, dtype, layout), allow_tf32=tf32)))
     return frozenset(found)
