@@ -454,6 +454,8 @@ CASES: tuple[Case, ...] = (
     # stream_taller.cuh, stream_sums.cuh: windows without a column left, an odd number of rows, steps' last columns
     Case("depthwise_9x9_of_33_columns", 3, 8, 20, 33, 8, 9, 9, groups=8),
     Case("depthwise_13x10_of_66_columns", 2, 16, 21, 66, 16, 13, 10, padding=(5, 6, 1, 4), groups=16),
+    Case("depthwise_10x10_of_32_columns", 3, 8, 32, 32, 8, 10, 10, padding=(1, 1), groups=8),
+    Case("depthwise_12x12_of_48_columns", 3, 8, 33, 48, 8, 12, 12, padding=(3, 3), groups=8),
     Case("depthwise_10x13_small", 5, 24, 9, 7, 24, 10, 13, padding=(4, 6), groups=24),
     Case("depthwise_9x9_stride2_four_pads", 4, 8, 19, 34, 8, 9, 9, (2, 2), (4, 3, 2, 5), groups=8),
     # filters that lie apart, from L1
@@ -599,7 +601,10 @@ CASES: tuple[Case, ...] = (
     Case("1x1_lines_C66_K19", 2, 66, 40, 31, 19, 1, 1, bias=False),
     Case("3x3_few_results_C72_K5", 2, 72, 11, 152, 5, 3, 3, padding=(1, 1), edge=True),
     Case("5x5_few_channels_C2_K136", 1, 2, 9, 64, 136, 5, 5, padding=(2, 1), bias=False),
-    Case("7x7_one_result_C24", 2, 24, 5, 136, 1, 7, 7, padding=(3, 3), bias=False),
+    Case("7x7_two_results_C24", 2, 24, 5, 136, 2, 7, 7, padding=(3, 3), bias=False),
+    Case("3x3_few_results_of_128_columns", 2, 24, 9, 128, 3, 3, 3, padding=(1, 1)),
+    Case("3x3_few_channels_of_128_columns", 2, 3, 9, 128, 24, 3, 3, padding=(1, 1), bias=False),
+    Case("3x3_few_channels_of_260_columns", 1, 3, 7, 260, 24, 3, 3, padding=(1, 1), bias=False),
     # channels and filters a group that must be padded
     Case("groups2_of_30_and_21", 2, 60, 9, 8, 42, 3, 3, (1, 1), (1, 1), groups=2, edge=True),
     Case("groups3_of_72_and_40", 1, 216, 7, 7, 120, 3, 2, (2, 1), (1, 0), groups=3),

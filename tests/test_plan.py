@@ -2228,3 +2228,22 @@ def test_the_planner_refuses_what_is_not_a_problem(change: dict[str, object]) ->
     assert torch.ops.conv2d_ext.plan(*question.values())[0] >= 0
     with pytest.raises(RuntimeError):
         torch.ops.conv2d_ext.plan(*{**question, **change}.values())
+
+
+@pytest.mark.parametrize("size", ((4, 0), (0, 0)))
+def test_an_empty_result_of_a_few_channels_is_planned(size: tuple[int, int]) -> None:
+    """stem_taps divided by its parts, of which there are none."""
+    for dtype in (torch.float16, torch.float32):
+        case = Case("empty", 2, 3, *size, 64, 3, 3, padding=(2, 2))
+        for op in OPS:
+            assert ask(op, case, dtype, "nhwc", allow_tf32=True)[0] >= 0
+
+
+@pytest.mark.parametrize("W,R,pad", ((32, 10, 1), (48, 10, 1), (96, 10, 1), (32, 12, 3)))
+def test_wgrad_whose_first_step_has_seven_columns_is_not_for_longer_filters(W: int, R: int, pad: int) -> None:
+    """stream_sums.cuh: a tap of column 7 would meet the last column of the row before."""
+    row = ROWS.index("stream_wgrad_f16_13x13_nchw")
+    case = Case("sums", 32, 256, 32, W, 256, R, R, padding=(pad, pad), groups=256)
+    assert row not in candidates(ask("wgrad", case, torch.float16))
+    even = dataclasses.replace(case, R=11, S=11, padding=(5, 5))
+    assert row in candidates(ask("wgrad", even, torch.float16))

@@ -87,7 +87,7 @@ constexpr PlainRun plain_run(int64_t H, int64_t pitch, int64_t rows, int64_t ima
 
 constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
   int64_t const per_unit = plain_per_unit(p), size = size_of(p.dtype), stride = p.stride_h;
-  int64_t const C = per_unit * p.C_per_group(), K = per_unit * p.K_per_group(), units = p.C / C;
+  int64_t const C = per_unit * p.C_per_group(), K = per_unit * p.K_per_group(), units = p.C / max64(C, 1);
   int64_t const x_pitch = p.W * size, y_pitch = p.Q() * size;
   bool const strict = p.dtype == DType::f32 && !p.allow_tf32;
   PlainRuns best, t;

@@ -79,7 +79,8 @@ constexpr bool stem_taps_supports(Op op, Problem const& p, Device const& d) {
   if (p.R != p.S || (p.R != 1 && p.R != 3 && p.R != 5 && p.R != 7)) return false;
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   StemView const v = stem_view(op, p);
-  if (v.C < 8 || v.C > 512 || v.K < 1 || v.K > stem_taps_results(p.R) || v.H < 1 || v.W < 1) return false;
+  if (v.C < 8 || v.C > 512 || v.K < 1 || v.K > stem_taps_results(p.R) || min64(min64(v.H, v.W), min64(v.P, v.Q)) < 1)
+    return false;
   int const align = op == Op::dgrad ? p.y_align : p.x_align;
   if (!map_supports(v.in, p.N, v.H, v.W, p.dtype)) return false;
   if (stem_taps_planes(v)) {

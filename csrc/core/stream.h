@@ -490,9 +490,9 @@ constexpr void set_sums(StreamTile& t, Row const& row, Problem const& p, Device 
   bool const odd = t.in_W % 2 != 0 || s.x0 != 0 || (stride == 1 && t.out_W % 2 != 0);
   if (stride == 1 && size <= 9 && (t.planes.used || (!odd && t.in_W % 4 == 0 && (size < 7 || t.in_W > most)))) return;
   s.twice = t.in_W - s.x0 <= 8, s.steps = s.twice ? 1 : int(ceil_div(t.in_W - s.x0, 16));
-  // Between the first and the last step all columns that meet exist: these two have 8 of the image at least.
+  // Between the first and the last step all columns that meet exist: these two have 7 of the image at least.
   if (s.steps > 2) s.x0 -= (16 * s.steps - (t.in_W - s.x0) + 1) / 4 * 2;
-  if (size > 9 && s.steps > 2 && (t.pad_w < p.S - 9 || t.out_W < t.in_W + t.pad_w - 8)) return;
+  if (size > 9 && s.steps > 2 && (s.x0 + 16 + t.pad_w < p.S - 1 || t.out_W < t.in_W + t.pad_w - 8)) return;
   s.y0 = (s.x0 + t.pad_w - half) / stride, s.zeros = 32 * s.steps + 32;
   if (t.in_H <= 16 && t.out_H <= 8) {
     s.rows = t.out_H, s.blocks = 1;
