@@ -116,6 +116,7 @@ ENTRIES = (
     Entry("tma_lean", "tma::lean_kernel", "fprop", dense(2, 1920, 16, 1280, 1), "fp16", "nhwc", "lean"),
     Entry("tma_lean_gather", "tma::lean_gather_kernel", "fprop", dense(8, 1024, 14, 256, 1), "fp16", "nchw", "lean"),
     Entry("tma_lean_tf32", "tma::lean_turned_kernel", "dgrad", dense(1, 1024, 14, 256, 1), "tf32", "nhwc", "lean"),
+    Entry("tma_lean_tf32", "tma::lean_phases_kernel", "dgrad", dense(1, 256, 28, 512, 3, 2), "tf32", "nhwc", "lean"),
     Entry("tma_lean_tf32", "tma::lean_sums_kernel", "wgrad", dense(8, 1024, 14, 256, 1), "tf32", "nhwc", "lean"),
     Entry("tma_lean_tf32", "tma::lean_sums_second", "wgrad", dense(8, 128, 64, 64, 1), "tf32", "nhwc", "lean"),
     Entry("tma", "tma::tma_kernel", "fprop", "L07", "fp16", "nchw", "pointwise"),

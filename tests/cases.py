@@ -210,6 +210,15 @@ CASES: tuple[Case, ...] = (
     Case("steps_beyond_a_dilated_filter", 1, 12, 40, 37, 20, 3, 2, (7, 9), (2, 0), (3, 2)),
     Case("far_columns_in_two_parts", 1, 24, 9, 300, 20, 3, 3, padding=(1, 130), dilation=(1, 130)),
     Case("far_taps_in_four_parts", 1, 16, 280, 290, 16, 3, 3, padding=(130, 132), dilation=(130, 132)),
+    # lean: channels that are no whole vectors, of one and several lines; phases that meet no pixel, one tap and more;
+    # patches of a product's columns
+    Case("lean_18_to_19", 3, 18, 14, 13, 19, 3, 3, padding=(1, 1), edge=True),
+    Case("lean_70_to_37", 2, 70, 9, 11, 37, 3, 3, padding=(1, 0)),
+    Case("lean_phases_3x3", 3, 40, 13, 10, 36, 3, 3, (2, 2), (1, 1), edge=True),
+    Case("lean_phases_2x1_by_2x2", 2, 68, 10, 9, 72, 2, 1, (2, 2), bias=False),
+    Case("lean_phases_of_rows_dilated", 1, 24, 17, 15, 132, 3, 3, (4, 1), (2, 1), (2, 1)),
+    Case("patches_of_8_channels_to_136", 2, 8, 13, 12, 136, 4, 4, padding=(2, 2), edge=True),
+    Case("patches_of_3_channels_to_200", 3, 3, 12, 11, 200, 3, 5, (2, 1), (1, 2)),
     # Of 128x256, filters that stay, and tiles with rows of taps in the padding.
     Case("far_rows_few_weights", 1, 16, 280, 290, 16, 3, 2, padding=(130, 66), dilation=(130, 132)),
     # few channels or filters

@@ -176,11 +176,15 @@ constexpr bool lean_packs(Row const& row, Problem const& p) {
   return row.family == Family::tma && row.variant == Variant::lean && p.groups == 1 &&
          (p.R * p.S > 1 || p.stride_h * p.stride_w > 1 || !planes);
 }
-// These store results in any strides, element by element, but for large tiles. More weights than so many are packed.
+// These store results in any strides, of any number of channels, by elements or pairs, but for large tiles. More
+// weights than so many are packed.
 constexpr bool lean_stores_apart(Row const& row, Problem const& p) {
   if (lean_large(row) || !lean_packs(row, p)) return false;
-  if (row.op != Op::wgrad) return (row.op == Op::fprop ? p.y.c : p.x.c) > 1;
-  return p.w.c > 1 && double(p.K) * double(p.C) * double(p.R) * double(p.S) <= kMostSingleWeights;
+  int const v = 16 / size_of(p.dtype);
+  if (row.op == Op::fprop) return !channel_vectors(p.y, p.y_align, p.K, v, p.dtype);
+  if (row.op == Op::dgrad) return !channel_vectors(p.x, p.x_align, p.C, v, p.dtype);
+  return !channel_vectors(p.w, p.w_align, p.C, v, p.dtype) &&
+         double(p.K) * double(p.C) * double(p.R) * double(p.S) <= kMostSingleWeights;
 }
 
 constexpr double lean_apart_ns(Row const& row, Problem const& p) {
@@ -194,8 +198,9 @@ constexpr double lean_apart_ns(Row const& row, Problem const& p) {
 // The problem with results and filters as tma_supports knows them.
 constexpr Problem as_channels_last(Row const& row, Problem p) {
   if (lean_stores_apart(row, p)) {
-    if (row.op == Op::fprop) p.y = channels_last_strides(p.K, p.P(), p.Q()), p.y_align = 16;
-    if (row.op == Op::dgrad) p.x = channels_last_strides(p.C, p.H, p.W), p.x_align = 16;
+    int64_t const v = 16 / size_of(p.dtype);
+    if (row.op == Op::fprop) p.K = ceil_div(p.K, v) * v, p.y = channels_last_strides(p.K, p.P(), p.Q()), p.y_align = 16;
+    if (row.op == Op::dgrad) p.C = ceil_div(p.C, v) * v, p.x = channels_last_strides(p.C, p.H, p.W), p.x_align = 16;
     if (row.op == Op::wgrad) p.w = channels_last_strides(p.C, p.R, p.S), p.w_align = 16;
   }
   if (stores_apart(row, p)) p.x = channels_last_strides(p.C, p.H, p.W), p.x_align = 16;

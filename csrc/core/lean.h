@@ -65,6 +65,11 @@ constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
   return channel_vectors(p.w, p.w_align, p.C, v, p.dtype) && map_supports(p.w, p.K, 1, 1, p.dtype);
 }
 
+// Channels of wgrad's operands: copies of channels that are no whole vectors are padded.
+constexpr int64_t lean_channels(int64_t channels, Strides const& s, DType t) {
+  return channels % (16 / size_of(t)) == 0 ? channels : s.w;
+}
+
 // Tiles of wgrad, and steps of a tile.
 constexpr int64_t lean_wgrad_tiles(Row const& row, Problem const& p) {
   return ceil_div(p.K, row.tile_m) * ceil_div(p.C, row.tile_n) * p.R * p.S;
@@ -72,6 +77,12 @@ constexpr int64_t lean_wgrad_tiles(Row const& row, Problem const& p) {
 constexpr int64_t lean_wgrad_steps(Row const& row, Problem const& p) {
   int64_t const run = 128 / size_of(p.dtype), pixels = p.P() * p.Q();
   return lean_takes_planes(row, p) ? p.N * ceil_div(pixels, run) : ceil_div(p.N * pixels, run);
+}
+
+// Phases of dgrad's strides. Rows of TF32 take up to four, several taps, in one launch.
+constexpr int64_t lean_phases(Problem const& p) { return phases_of(p.H, p.stride_h) * phases_of(p.W, p.stride_w); }
+constexpr bool lean_takes_phases(Row const& row, Problem const& p) {
+  return row.op == Op::dgrad && row.dtype == DType::f32 && p.R * p.S > 1 && lean_phases(p) <= 4;
 }
 
 // Tiles of a problem. Over planes those of fprop and dgrad have filters (channels) as rows and runs of pixels as
@@ -120,7 +131,7 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
   if (p.groups != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0)
     return false;
   if (lean_large(row) && row.op != Op::wgrad && (row.op == Op::fprop ? p.C : p.K) <= 32) return false;
-  if (row.op == Op::dgrad && (min64(p.stride_h, p.H) > 1 || min64(p.stride_w, p.W) > 1)) return false;
+  if (row.op == Op::dgrad && lean_phases(p) > 1 && !lean_takes_phases(row, p)) return false;
   if (!channel_vectors(p.x, p.x_align, p.C, v, p.dtype) || !channel_vectors(p.w, p.w_align, p.C, v, p.dtype) ||
       !channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
     return false;
@@ -224,6 +235,18 @@ constexpr Estimate lean_sums_planes_estimate(Row const& row, Problem const& p) {
   return best;
 }
 
+// The problem whose images are a strided dgrad's phases, as if each met as many taps as the one that meets most.
+constexpr Problem lean_phases_as_images(Problem p) {
+  int64_t const phases_h = phases_of(p.H, p.stride_h), phases_w = phases_of(p.W, p.stride_w);
+  int64_t R = 1, S = 1;
+  for (int64_t i = 0; i < phases_h; ++i) R = max64(R, walk_h(Op::dgrad, p, i).taps);
+  for (int64_t i = 0; i < phases_w; ++i) S = max64(S, walk_w(Op::dgrad, p, i).taps);
+  p.N *= phases_h * phases_w, p.H = ceil_div(p.H, phases_h), p.W = ceil_div(p.W, phases_w), p.R = R, p.S = S;
+  p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
+  p.pad_top = R - 1, p.pad_left = S - 1, p.pad_bottom = p.pad_right = 0;
+  return p;
+}
+
 // A step takes the longest of three: what a block alone on its SM waits for, the lines that L2 delivers to all SMs, and
 // the multiplications. Constants fitted to the times of 798 choices of tile and split (docs/tuning.md).
 constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
@@ -232,6 +255,7 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   if (row.op == Op::wgrad && p.dtype == DType::f32) return lean_sums_estimate(row, p);
   bool const tf32 = p.dtype == DType::f32, planes = lean_takes_planes(row, p);
   if (tf32 && planes && row.op == Op::dgrad) return lean_sums_planes_estimate(row, p);
+  if (row.op == Op::dgrad && lean_phases(p) > 1) return lean_estimate(row, lean_phases_as_images(p));
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad;
   // dgrad's tiles of 64x64 are half as wide for up to 32 channels.
   double const TM = row.tile_m, TN = dgrad && !tf32 && row.tile_n == 64 && p.C <= 32 && !planes ? 32 : row.tile_n;

@@ -112,9 +112,9 @@ constexpr double packing_ns(Op op, Problem const& p, Packed const& q) {
   Problem const& c = q.problem;
   // Of planes whose columns lie apart, sectors of 32 bytes are read.
   double const apart = p.x.c != 1 && p.W > 1 ? double(min64(max64(p.x.w, 1), 32 / size_of(p.dtype))) : 1;
-  double const x = double(p.N) * (double(p.H * p.W) * double(p.C) * apart + double(c.H * c.W) * double(c.C)),
+  double const x = double(p.N) * (double(p.H * p.W) * double(p.C) * apart + double(c.x.n)),
                zeros = c.H != p.H || c.W != p.W ? 0.6 * x : 0,  // as measured of those that unpacking fills in
-      y = double(p.N) * double(p.P()) * double(p.Q()) * double(p.K + c.K),
+      y = double(p.N) * (double(p.P()) * double(p.Q()) * double(p.K) + double(c.y.n)),
                w = double(p.R) * double(p.S) *
                    (double(p.K) * double(p.C_per_group()) + double(c.K) * double(c.C_per_group()));
   bool const out = op == Op::fprop ? q.which.y : op == Op::dgrad ? q.which.x : q.which.w;
@@ -256,18 +256,31 @@ constexpr Packed packed_mixed(Problem const& p) {
   return q;
 }
 
-// For rows of lean, which pad nothing, but for large tiles of fprop and dgrad.
+// For rows of lean, but for large tiles of fprop and dgrad. Copies' lines are filled with zeros, which the engine
+// copies faster than lines that end early: of fprop and dgrad whole ones (16 bits, up to 32 channels: halves), of
+// wgrad, whose result has the channels too, only where these are no whole vectors.
+constexpr int64_t lean_padded(Op op, int64_t channels, int v) {
+  int64_t const line = v * 8, least = round_up(channels, 2 * v);
+  if (op != Op::wgrad) return round_up(channels, v == 8 && channels <= 32 ? 32 : line);
+  return channels % v == 0 ? channels : least * 4 > line ? round_up(channels, line) : least;
+}
 constexpr Packed packed_lean(Row const& row, Problem const& p) {
   Packed q{{}, p};
-  int64_t const v = 16 / size_of(p.dtype);
-  if (!lean_packs(row, p) || p.C % v != 0 || p.K % v != 0 || (lean_large(row) && row.op != Op::wgrad)) return q;
-  Problem const taken = as_channels_last(row, p);
-  q.which.x = !channel_vectors(taken.x, taken.x_align, p.C, v, p.dtype);
-  q.which.w = !channel_vectors(taken.w, taken.w_align, p.C, v, p.dtype);
-  q.which.y = !channel_vectors(taken.y, taken.y_align, p.K, v, p.dtype);
-  if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
-  if (q.which.w) q.problem.w = channels_last_strides(packed_w_channels(p.C, p.dtype), p.R, p.S), q.problem.w_align = 16;
-  if (q.which.y) q.problem.y = channels_last_strides(p.K, p.P(), p.Q()), q.problem.y_align = 16;
+  int const v = 16 / size_of(p.dtype);
+  Op const op = row.op;
+  if (!lean_packs(row, p) || (lean_large(row) && op != Op::wgrad)) return q;
+  q.which.x = op != Op::dgrad && !channel_vectors(p.x, p.x_align, p.C, v, p.dtype);
+  q.which.y = op != Op::fprop && !channel_vectors(p.y, p.y_align, p.K, v, p.dtype);
+  q.which.w = !channel_vectors(p.w, p.w_align, p.C, v, p.dtype);
+  int64_t const C = q.which.x ? lean_padded(op, p.C, v) : p.C, K = q.which.y ? lean_padded(op, p.K, v) : p.K;
+  if (op == Op::wgrad)
+    q.which.w = q.which.w && !lean_stores_apart(row, p);
+  else
+    q.which.w = q.which.w || C != p.C || K != p.K, q.problem.C = C, q.problem.K = K;
+  if (q.which.x) q.problem.x = channels_last_strides(C, p.H, p.W), q.problem.x_align = 16;
+  if (q.which.y) q.problem.y = channels_last_strides(K, p.P(), p.Q()), q.problem.y_align = 16;
+  if (q.which.w)
+    q.problem.w = channels_last_strides(packed_w_channels(q.problem.C, p.dtype), p.R, p.S), q.problem.w_align = 16;
   return q;
 }
 
@@ -363,8 +376,13 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
   if (is_pointwise(row)) return pointwise_supports(row.op, packed(row, p).problem);
   if (is_tma_planes(row)) return tma_planes_supports(row, packed(row, p).problem);
   if (row.variant == Variant::lean) {
-    Packed const q = packed_lean(row, p);
-    return q.which.any() && activation_bytes(p) <= kMaxPackedBytes && in_place_supports(row, q.problem);
+    Packed q = packed_lean(row, p);
+    int const v = 16 / size_of(p.dtype);
+    if (row.op == Op::wgrad) q.problem.C = round_up(p.C, v), q.problem.K = round_up(p.K, v);
+    double const elements = double(q.which.x ? q.problem.x.n : 0) + double(q.which.y ? q.problem.y.n : 0);
+    double const copies = double(p.N) * elements * size_of(p.dtype);
+    if (copies > kMaxPackedBytes || (copies > kFreePackedBytes && copies > 3 * activation_bytes(p))) return false;
+    return q.which.any() && in_place_supports(row, q.problem);
   }
   PackedGroup const g = packed_group(row, p);
   double const x = double(p.N) * double(p.H) * double(p.W), y = double(p.N) * double(p.P()) * double(p.Q()),
@@ -389,9 +407,9 @@ constexpr PackedPlaces packed_places(Packed const& q) {
     return wanted ? begin : -1;
   };
   Problem const& c = q.problem;
-  at.x = place(q.which.x, c.N * c.C * c.H * c.W);
+  at.x = place(q.which.x, c.N * c.x.n);
   at.w = place(q.which.w, c.w.n == 1 ? c.C * c.w.c : c.K * packed_w_channels(c.C_per_group(), c.dtype) * c.R * c.S);
-  at.y = place(q.which.y, c.N * c.K * c.P() * c.Q());
+  at.y = place(q.which.y, c.N * c.y.n);
   at.bias = place(q.which.y, c.K);  // of fprop, padded as y is
   return at;
 }
@@ -431,15 +449,23 @@ constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
 constexpr double packed_lean_ns(Row const& row, Problem const& p, Packing const& which, double ns) {
   if (row.family != Family::tma || row.variant != Variant::lean || !(which.x || which.y)) return 0;
   bool const wide = row.tile_n == 128, wgrad = row.op == Op::wgrad, forward = row.op == Op::fprop;
-  if (row.dtype == DType::f32)
-    return wgrad     ? (ns < 20000 ? 1500 : 0)
-           : forward ? 2700 + ns * (wide ? 0.2 : 0.1)
-                     : 2500 + ns * (row.tile_m == 128 ? 0.15 : 0.05);
+  if (row.dtype == DType::f32) {
+    // Of 1x1 filters `pixels_wgrad` takes any channels in place (4x254x48x87 to 4 17.2 us, 25.9 by this).
+    bool const one = p.R * p.S == 1 && p.stride_h * p.stride_w == 1;
+    if (wgrad) return (ns < 20000 ? 1500 : 0) + (one ? (ns > 40000 ? ns * 0.2 : 1500) : 0);
+    return forward ? 2700 + ns * (wide ? 0.2 : 0.1) : 2500 + ns * (row.tile_m == 128 ? 0.15 : 0.05);
+  }
   if (wgrad) return 900 + (wide && row.tile_m == 64 ? ns * 0.05 : 0);
   if (forward) return wide && p.K % 128 != 0 ? ns * 0.08 : 0;
   // Filters' lines that end early (32x24x28x28 to 128 3x3: 39.0 us, estimated at 19.2).
   double const lines = double(lean_tiles(row, p) * ceil_div(p.K, 64) * p.R * p.S) * 64;
   return p.C < 64 && p.C % 32 != 0 ? lines / 132 * 4 : 0;
+}
+
+// Phases of dgrad by rows of lean: as measured beside other rows (77 layers; 1x128x56x56 s2 10.5 us, estimated at 6.3).
+constexpr double lean_phases_ns(Row const& row, Problem const& p, Packing const& which, double ns) {
+  if (row.family != Family::tma || row.variant != Variant::lean || row.op != Op::dgrad || lean_phases(p) == 1) return 0;
+  return which.y ? 1000 + (ns > 18000 ? ns * 0.12 : 0) : 3000;
 }
 
 // wgrad in 16-bit types on packed copies: how much longer its own part was measured to take than in channels_last.

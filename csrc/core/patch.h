@@ -36,6 +36,13 @@ constexpr bool patch_many_phases(Problem const& p) {
   return phases_of(p.H, p.stride_h) * phases_of(p.W, p.stride_w) > kMaxPhases;
 }
 
+// wgrad of few channels and many taps by rows of lean: in 16-bit types by the large tiles of tma_sums.cuh, in TF32 to
+// many filters. A tap's channels would fill a quarter of a run of columns at most.
+constexpr bool patch_few_sums(Row const& row, Problem const& p) {
+  if (row.op != Op::wgrad || row.variant != Variant::lean || p.R * p.S < 9) return false;
+  return row.dtype == DType::f32 ? p.C <= 8 && p.K >= 128 : p.C <= 16 && row.tile_m == 128;
+}
+
 constexpr bool is_patches(Row const& row, Problem const& p) {
   if (row.family != Family::tma && row.family != Family::tma_strict) return false;
   if (is_pointwise(row) || is_matrix(row) || row.variant == Variant::nchw || p.groups != 1 || p.C < 1 || p.N == 0 ||
@@ -45,7 +52,7 @@ constexpr bool is_patches(Row const& row, Problem const& p) {
   bool const taken = engine_takes(p) && !(backward && patch_many_phases(p));
   // Parts copy nothing.
   if (row.op == Op::fprop && p.C >= kPartLeastChannels && parts_of(row, p).count() > 0) return false;
-  if (taken && !(steps && p.C <= kPatchMostChannels)) return false;
+  if (taken && !(steps && p.C <= kPatchMostChannels) && !patch_few_sums(row, p)) return false;
   if (backward && !patches_apart(p)) return false;  // would be sums of rounded products
   double const patches = double(p.N) * double(p.P()) * double(p.Q());
   if (patches * double(patch_length(p)) * size_of(p.dtype) > kMaxPackedBytes) return false;
@@ -126,7 +133,10 @@ constexpr double patch_ns(Row const& row, Problem const& p) {
   double const filled_ns = planes                        ? x_bytes / size_of(p.dtype) * pixel_ns
                            : !backward || patch_fills(p) ? 0
                                                          : 2000 + x_bytes / 3000;
-  return (patch_pads(p) ? 7000 : 4000) + patches_ns + elements * each + filled_ns;
+  // As measured: whole vectors for tma_sums.cuh (2x8x64x64 to 512 3x3 15.1 us, estimated at 19.0).
+  bool const alone = patch_few_sums(row, p) && engine_takes(p) && !patch_steps(p);  // other rows take no patches
+  double const less = alone && patch_vectors(p) ? 2000 + patches_ns * 0.4 : 0;
+  return (patch_pads(p) ? 7000 : 4000) + patches_ns + elements * each + filled_ns - less;
 }
 
 }  // namespace conv2d_ext

@@ -480,6 +480,11 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (row.family == Family::tma && row.variant == Variant::im2col && op == Op::wgrad && size_of(p.dtype) == 2 &&
           row.tile_m == 128 && row.tile_n == 128 && p.groups == 1 && p.R * p.S > 1 && e.split_k == 1)
         e.ns *= 0.94;
+      // As measured: results in lines of 16 bytes (2x8x19x19 to 1736 4x4 34.0 us, estimated at 16.8). More taps:
+      // tma_wgrad_estimate.
+      if (row.family == Family::tma && (row.variant == Variant::im2col || row.variant == Variant::lean) &&
+          op == Op::wgrad && size_of(p.dtype) == 2 && p.w.c == 1 && t.C_per_group() <= 8 && t.R * t.S < 36)
+        e.ns += double(max64(p.K * t.R * t.S - 13000, 0)) * 0.7;
       if (row.family == Family::grouped && row.variant == Variant::lines && op == Op::wgrad && size_of(p.dtype) == 2 &&
           p.x.c != 1)
         e.ns += double(p.K) * double(p.C_per_group() * p.R * p.S) * 0.01;
@@ -488,6 +493,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : t);
       if (q.which.any()) e.ns += packing_ns(op, t, q) + (packs_pixels(row, t) ? (row.tile_n == 64 ? 2600 : 1000) : 0);
       e.ns += packed_lean_ns(row, q.problem, q.which, e.ns);
+      e.ns += lean_phases_ns(row, t, q.which, e.ns);
       e.ns = groups_with_packing_ns(row, t, q.which.x || q.which.y, e.ns);
       e.ns += lines_as_measured_ns(row, p, e.ns);
       // As measured: with a single step nothing hides single stores.
@@ -554,7 +560,12 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       return band_estimate(row, op, p, d);
     case Family::stem: {
       if (is_stem_lean(row)) return stem_lean_estimate(op, p, h200_sxm);
-      if (is_stem_halo(row)) return stem_halo_estimate(op, p, h200_sxm);
+      if (is_stem_halo(row)) {
+        // As measured: small layers in TF32 (1x3x224x224 to 64 7x7 s4 13.7 us, in channels_last 12.9, estimated
+        // at 16.8).
+        Estimate const e = stem_halo_estimate(op, p, h200_sxm);
+        return {e.ns - (p.dtype == DType::f32 ? 2500 : 0), 1};
+      }
       if (is_stem_vectors(row)) return {stem_vectors(op, p, h200_sxm).ns, 1};
       if (is_stem_taps(row)) return {StemTaps(op, p, h200_sxm).ns, 1};
       if (is_stem_lines(row)) {
@@ -570,6 +581,10 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         Estimate e = stem_tile_estimate(row, op, p, h200_sxm);
         // As measured: long sums of several channels in TF32 (L01 285 us, estimated at 397).
         if (op == Op::fprop && p.dtype == DType::f32 && p.allow_tf32 && p.C > 1 && p.C * p.R * p.S >= 147) e.ns *= 0.82;
+        // Likewise: filters that are no whole vectors (8x3x224x224 to 66 3x3 s2 51.6 us, estimated at 32.1).
+        if (op == Op::fprop && p.dtype == DType::f32 && p.allow_tf32 && is_nhwc(row.variant) && row.tile_m == 64 &&
+            p.K % 4 != 0 && e.ns > 25000)
+          e.ns *= 1.5;
         // Likewise: large results of one tap over planes (6x1x338x338 to 32 70.0 us, estimated at 44.5).
         if (op == Op::fprop && p.dtype == DType::f32 && p.allow_tf32 && p.R * p.S == 1 && row.tile_m == 64 &&
             p.y.c != 1 && e.ns > 15000)

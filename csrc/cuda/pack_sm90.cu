@@ -158,15 +158,17 @@ cudaError_t launch_operands(Launcher row, Op op, Problem const& p, Plan const& p
     }
     return packed ? copy : const_cast<void*>(address);
   };
-  Shape x{p.N, p.N, 1, p.C_per_group(), c.C_per_group(), g, p.H, p.W};
+  // Channels of copies, with what may be left between pixels; planes have none.
+  int64_t const C = planes ? p.C : c.x.w, K = planes ? p.K : c.y.w;
+  Shape x{p.N, p.N, 1, p.C_per_group(), C / g, g, p.H, p.W};
   if (packs_met_pixels(entry, p)) x.step_h = p.stride_h, x.step_w = p.stride_w, x.packed_H = c.H, x.packed_W = c.W;
   Shape const w{
       p.K_per_group(), c.K_per_group(), g, p.C_per_group(), packed_w_channels(c.C_per_group(), p.dtype), 1, p.R, p.S};
-  Shape const y{p.N, p.N, 1, p.K_per_group(), c.K_per_group(), g, p.P(), p.Q()};
+  Shape const y{p.N, p.N, 1, p.K_per_group(), K / g, g, p.P(), p.Q()};
   if (op == Op::fprop) {
     args.a = add(q.which.x, false, given.a, at.x, planes ? c.x : p.x, p.x_align, x);
     args.b = add(q.which.w, false, given.b, at.w, p.w, p.w_align, w);
-    if (given.bias != nullptr && c.K != p.K) {
+    if (given.bias != nullptr && q.which.y && c.K != p.K) {
       Shape const bias{1, 1, 1, p.K_per_group(), c.K_per_group(), g, 1, 1};
       args.bias = add(true, false, given.bias, at.bias, {0, given.bias_stride, 0, 0}, size, bias);
       args.bias_stride = 1;

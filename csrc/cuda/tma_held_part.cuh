@@ -49,6 +49,15 @@ struct PartKept {
   static constexpr int shared_chunk = 1 - chunk_kept;
 };
 
+// The i-th column of taps and chunk of a tile. With a stride of two, columns 0 and 2 have the same pixels and a pixel's
+// chunks are side by side: steps that read memory (the first of column 0, and of 1) stand apart.
+template <int chunks, int stride>
+struct PartStep {
+  static constexpr bool plain = chunks == 1 || stride == 1;
+  static constexpr __device__ int column(int i) { return plain ? i / chunks : i < 2 ? 0 : i % 3 == 2 ? 2 : 1; }
+  static constexpr __device__ int chunk(int i) { return plain ? i % chunks : int(i == 1 || i > 3); }
+};
+
 template <int steps>
 struct PartShape {
   static constexpr int pixels = 112, staging_bytes = pixels * kLineBytes;
@@ -95,18 +104,18 @@ __device__ void part_copy(PartParams const& p, uint32_t ring, uint32_t filters, 
   };
   for (; tile < p.tiles; tile += p.blocks) {
     HeldTile const from(p, tile);
-    for (int s = 0; s < 3; ++s)
-      for (int chunk = 0; chunk < K0::chunks; ++chunk)
-        for (int slot = 0; slot < stride; ++slot, at.advance(p.stages)) {
-          if (free-- == 0) drain();
-          uint64_t* const full = &tables.full[at.index];
-          ptx::mbarrier_wait(&tables.empty[at.index], at.parity ^ 1);
-          ptx::mbarrier_arrive_expect_tx(full, p.lines_bytes[slot]);
-          uint32_t const to =
-              ring + at.index / 2 * (p.slot_bytes[0] + p.slot_bytes[1]) + at.index % 2 * p.slot_bytes[0];
-          ptx::cp_async_bulk_tensor_4d(to, &p.in[p.map_h[slot] + p.map_w[s]], full, chunk * 64, from.j + p.column[s],
-                                       from.i + p.row[slot], from.n);
-        }
+    for (int i = 0; i < 3 * K0::chunks; ++i) {
+      int const s = PartStep<K0::chunks, stride>::column(i), chunk = PartStep<K0::chunks, stride>::chunk(i);
+      for (int slot = 0; slot < stride; ++slot, at.advance(p.stages)) {
+        if (free-- == 0) drain();
+        uint64_t* const full = &tables.full[at.index];
+        ptx::mbarrier_wait(&tables.empty[at.index], at.parity ^ 1);
+        ptx::mbarrier_arrive_expect_tx(full, p.lines_bytes[slot]);
+        uint32_t const to = ring + at.index / 2 * (p.slot_bytes[0] + p.slot_bytes[1]) + at.index % 2 * p.slot_bytes[0];
+        ptx::cp_async_bulk_tensor_4d(to, &p.in[p.map_h[slot] + p.map_w[s]], full, chunk * 64, from.j + p.column[s],
+                                     from.i + p.row[slot], from.n);
+      }
+    }
   }
   if (free >= 0) drain();  // few, small tiles
 }
@@ -171,39 +180,38 @@ __device__ void part_multiply(PartParams const& p, uint32_t ring, uint32_t filte
     for (int i = 0; i < pixels / 2; ++i) acc[i] = bias[i / 2 % 2];
     int before = -1;
 #pragma unroll
-    for (int s = 0; s < 3; ++s) {
+    for (int step = 0; step < 3 * K::chunks; ++step) {
+      int const s = PartStep<K::chunks, stride>::column(step), chunk = PartStep<K::chunks, stride>::chunk(step);
       if (K::shared > 0) ptx::mbarrier_wait(&tables.filters[s], 0);
 #pragma unroll
-      for (int chunk = 0; chunk < K::chunks; ++chunk)
+      for (int slot = 0; slot < stride; ++slot) {
+        ptx::mbarrier_wait(full + at.index * 8, at.parity);
+        uint32_t const from = slots + uint32_t(at.index / 2) * pair + uint32_t(at.index % 2) * first;
+        ptx::wgmma_fence_operand(acc);
+        ptx::wgmma_fence();
 #pragma unroll
-        for (int slot = 0; slot < stride; ++slot) {
-          ptx::mbarrier_wait(full + at.index * 8, at.parity);
-          uint32_t const from = slots + uint32_t(at.index / 2) * pair + uint32_t(at.index % 2) * first;
-          ptx::wgmma_fence_operand(acc);
-          ptx::wgmma_fence();
+        for (int r = slot; r < 3; r += stride) {
+          int const tap = r * 3 + s;
+          uint32_t const lines = from + r / stride * row;
 #pragma unroll
-          for (int r = slot; r < 3; r += stride) {
-            int const tap = r * 3 + s;
-            uint32_t const lines = from + r / stride * row;
-#pragma unroll
-            for (int i = 0; i < K::instructions(chunk); ++i) {
-              if (K::in_registers(tap, chunk))
-                ptx::wgmma_mma_async<T>(acc, a[K::first(tap, chunk) + i], layout | (lines + i * 2));
-              else
-                ptx::wgmma_mma_async<T, backward, false>(
-                    acc,
-                    layout | (held + K::place(tap) * (2 * kRunBytes / 16) + i * (backward ? 2 * kCoreBytes / 16 : 2)),
-                    layout | (lines + i * 2));
-            }
+          for (int i = 0; i < K::instructions(chunk); ++i) {
+            if (K::in_registers(tap, chunk))
+              ptx::wgmma_mma_async<T>(acc, a[K::first(tap, chunk) + i], layout | (lines + i * 2));
+            else
+              ptx::wgmma_mma_async<T, backward, false>(
+                  acc,
+                  layout | (held + K::place(tap) * (2 * kRunBytes / 16) + i * (backward ? 2 * kCoreBytes / 16 : 2)),
+                  layout | (lines + i * 2));
           }
-          ptx::wgmma_commit_group();
-          hand_on();
-          ptx::wgmma_wait_group<1>();
-          ptx::wgmma_fence_operand(acc);
-          release(before);
-          before = at.index;
-          at.advance(p.stages);
         }
+        ptx::wgmma_commit_group();
+        hand_on();
+        ptx::wgmma_wait_group<1>();
+        ptx::wgmma_fence_operand(acc);
+        release(before);
+        before = at.index;
+        at.advance(p.stages);
+      }
     }
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);

@@ -36,8 +36,9 @@ struct LeanParams {
   int32_t h0, w0, stride_h, stride_w;  // of A's pixels; wgrad: of B's
   int32_t tap_h, tap_w;
   int32_t first_r, first_s, step_r, step_s;
-  int64_t out_n, out_h, out_w;  // wgrad: from filter to filter, from tap to tap
-  int64_t out_c = 1;            // from column to column; else than 1 elements are stored one by one
+  int64_t out_n, out_h, out_w;        // wgrad: from filter to filter, from tap to tap
+  int64_t out_c = 1;                  // from column to column
+  bool vectors = true, pairs = true;  // 8 columns may be stored at once; two
   void const* bias;
   int64_t bias_stride;
   void* out;
@@ -233,10 +234,12 @@ __device__ void lean_store_block(LeanParams const& p, float const* acc, int64_t 
     if (out[half] < 0 || column < 0) continue;
     Vector<T, 2> const v{narrow<T>(acc[half * 2]), narrow<T>(acc[half * 2 + 1])};
     T* const to = static_cast<T*>(p.out) + out[half] + column * p.out_c;
-    if (!apart || p.out_c == 1)
+    if (!apart || p.pairs) {
       *reinterpret_cast<Vector<T, 2>*>(to) = v;
-    else
-      to[0] = v.v[0], to[p.out_c] = v.v[1];
+      continue;
+    }
+    to[0] = v.v[0];
+    if (column + 1 < p.N) to[p.out_c] = v.v[1];
   }
 }
 
@@ -302,7 +305,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
     for (int j = 0; j < TN / 8; ++j) {
       int const at = n + j * 8;
       bias[late ? 0 : j] = {narrow<T>(0.0f), narrow<T>(0.0f)};
-      if (at < p.N) bias[late ? 0 : j] = {from[at * p.bias_stride], from[(at + 1) * p.bias_stride]};
+      if (at < p.N) bias[late ? 0 : j] = {from[at * p.bias_stride], from[min(at + 1, p.N - 1) * p.bias_stride]};
     }
   }
   int64_t out[2];
@@ -373,7 +376,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
           int const at = n + j * 8;
           if (biased && at < p.N) {
             T const* const from = static_cast<T const*>(p.bias);
-            float const low = widen(from[at * p.bias_stride]), high = widen(from[(at + 1) * p.bias_stride]);
+            float const low = widen(from[at * p.bias_stride]), high = widen(from[min(at + 1, p.N - 1) * p.bias_stride]);
             sum[0] += low, sum[1] += high, sum[2] += low, sum[3] += high;
           }
           if constexpr (planes)
@@ -392,7 +395,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
       if constexpr (late) {
         int const at = n + j * 8;
         if (at >= p.N) continue;
-        float const low = widen(from[at * p.bias_stride]), high = widen(from[(at + 1) * p.bias_stride]);
+        float const low = widen(from[at * p.bias_stride]), high = widen(from[min(at + 1, p.N - 1) * p.bias_stride]);
         acc[j * 4] += low, acc[j * 4 + 1] += high, acc[j * 4 + 2] += low, acc[j * 4 + 3] += high;
         continue;
       }
@@ -401,7 +404,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
       acc[j * 4 + 2] += widen(its.v[0]), acc[j * 4 + 3] += widen(its.v[1]);
     }
   }
-  if (sizeof(T) == 4 || (apart && p.out_c != 1)) {
+  if (sizeof(T) == 4 || (apart && !p.vectors)) {
 #pragma unroll
     for (int j = 0; j < TN / 8; ++j) lean_store_block<T, apart>(p, acc + j * 4, out, column_of(j * 8 + quad * 2));
   } else {
@@ -503,12 +506,12 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2
       });
 }
 
-// clusters: of a tile. in_ring: what the blocks of a cluster send each other takes the ring's place.
-template <class S, class P>
-cudaError_t start_lean(void (*kernel)(P), P& q, int64_t tiles_n, int64_t tiles_m, cudaStream_t stream,
-                       int threads = S::threads, int64_t clusters = 1, bool in_ring = false) {
+// Sets a ring's stages and says what shared memory a block of `blocks` takes. in_ring: what the blocks of a cluster
+// send each other takes the ring's place.
+template <class S>
+int lean_ring(LeanParams& q, int64_t blocks, bool in_ring) {
   constexpr bool two = S::multiplying > kWarpgroup;
-  int64_t const splits = q.splits, blocks = tiles_n * tiles_m * splits * clusters;
+  int64_t const splits = q.splits;
   // Two or three blocks share an SM where there are so many.
   int64_t const sent = splits == 1 ? 0 : splits * q.per * S::multiplying * 16, parts = in_ring ? 0 : sent;
   int64_t const room = (blocks <= 132 ? 224 : blocks <= 264 || two ? 111 : 73) * 1024 - 2048 - parts;
@@ -516,11 +519,30 @@ cudaError_t start_lean(void (*kernel)(P), P& q, int64_t tiles_n, int64_t tiles_m
   // A stage is given back when the next one has arrived.
   q.stages = int32_t(min64(max64(min64(room / S::stage_bytes, kLeanStages), 2), shared));
   if (in_ring) q.stages = int32_t(max64(q.stages, ceil_div(sent, S::stage_bytes)));
+  return int(q.stages * S::stage_bytes + parts + 1024);
+}
+
+template <class P>
+cudaError_t launch_lean_grid(void (*kernel)(P), P const& q, dim3 grid, int64_t splits, int threads, int shared_bytes,
+                             cudaStream_t stream) {
   auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024);
   if (error != cudaSuccess) return error;
-  dim3 const grid(unsigned(tiles_n), unsigned(tiles_m), unsigned(splits * clusters));
-  return launch_clusters(kernel, dim3(1, 1, unsigned(splits)), grid, threads,
-                         int(q.stages * S::stage_bytes + parts + 1024), stream, q);
+  return launch_clusters(kernel, dim3(1, 1, unsigned(splits)), grid, threads, shared_bytes, stream, q);
+}
+
+// clusters: of a tile.
+template <class S, class P>
+cudaError_t start_lean(void (*kernel)(P), P& q, int64_t tiles_n, int64_t tiles_m, cudaStream_t stream,
+                       int threads = S::threads, int64_t clusters = 1, bool in_ring = false) {
+  int const shared_bytes = lean_ring<S>(q, tiles_n * tiles_m * q.splits * clusters, in_ring);
+  dim3 const grid(unsigned(tiles_n), unsigned(tiles_m), unsigned(q.splits * clusters));
+  return launch_lean_grid(kernel, q, grid, q.splits, threads, shared_bytes, stream);
+}
+
+// How the columns of a result in these strides are stored.
+inline void lean_stores(LeanParams& q, Problem const& p, Strides const& out, int align) {
+  q.out_n = out.n, q.out_h = out.h, q.out_w = out.w, q.out_c = out.c;
+  q.vectors = channel_vectors(out, align, q.N, 8, p.dtype), q.pairs = channel_vectors(out, align, q.N, 2, p.dtype);
 }
 
 template <Op op, DType dtype, int TM, int TN, int line>
@@ -547,12 +569,16 @@ cudaError_t launch_lean_lines(Problem const& p, Plan const& plan, Arguments cons
   q.tap_h = int32_t(h.tap_stride), q.tap_w = int32_t(w.tap_stride);
   q.first_r = int32_t(h.first_tap), q.step_r = int32_t(h.tap_step);
   q.first_s = int32_t(w.first_tap), q.step_s = int32_t(w.tap_step);
-  q.out_n = out.n, q.out_h = out.h, q.out_w = out.w, q.out_c = out.c;
+  lean_stores(q, p, out, forward ? p.y_align : wgrad ? p.w_align : p.x_align);
   q.bias = args.bias, q.bias_stride = args.bias_stride, q.out = args.out;
-  Tensor4 const walks{args.a, p.dtype, {C, in_W, in_H, p.N}, {1, in.w, in.h, in.n}, sizeof(T) == 4};
+  Tensor4 const walks{args.a,
+                      p.dtype,
+                      {wgrad ? lean_channels(C, in, dtype) : C, in_W, in_H, p.N},
+                      {1, in.w, in.h, in.n},
+                      sizeof(T) == 4};
   cudaError_t error;
   if constexpr (wgrad) {
-    Tensor4 const y{args.b, p.dtype, {p.K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}};
+    Tensor4 const y{args.b, p.dtype, {lean_channels(p.K, p.y, dtype), p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}};
     if ((error = encode_im2col(q.a, y, Walk{p.P(), 1}, Walk{p.Q(), 1}, 64, 64)) != cudaSuccess) return error;
     error = encode_im2col(q.b, walks, h, w, 64, 64);
   } else {

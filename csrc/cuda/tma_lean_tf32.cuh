@@ -1,6 +1,6 @@
 // Small TF32 problems whose operands lie so that wgmma does not take one of them from shared memory, by tiles of
-// tma_lean.cuh: dgrad of one phase in channels_last, whose filters have channels side by side, and fprop of 1x1 filters
-// over NCHW, whose pixels are.
+// tma_lean.cuh: dgrad in channels_last, whose filters have channels side by side, and fprop of 1x1 filters over NCHW,
+// whose pixels are.
 //
 // That operand, the turned one, has the instruction's rows, 64 a warpgroup, as in tma_tf32.cuh: fragments are loaded
 // from the lines that the copy engine brought. The other, straight one has its columns.
@@ -86,10 +86,12 @@ __device__ void turned_multiply(LeanParams const& p, uint32_t ring, LeanTables& 
       if (to < 0) continue;
       float const add = planes && bias != nullptr ? bias[(column0 + column) * p.bias_stride] : 0.0f;
       float* const out = static_cast<float*>(p.out) + to + row * (planes ? 1 : p.out_c);
-      if (planes || p.out_c == 1)
+      if (planes || p.pairs) {
         *reinterpret_cast<float2*>(out) = make_float2(sum[i] + add, sum[2 + i] + add);
-      else
-        out[0] = sum[i], out[p.out_c] = sum[2 + i];
+        continue;
+      }
+      out[0] = sum[i];
+      if (row + 1 < p.N) out[p.out_c] = sum[2 + i];
     }
   };
   if (p.splits == 1) {
@@ -102,15 +104,12 @@ __device__ void turned_multiply(LeanParams const& p, uint32_t ring, LeanTables& 
 
 // blockIdx: x rows (planes: columns), y the others.
 template <int R, int N, bool planes>
-__global__ void __launch_bounds__(TurnedShape<R, N>::threads, R == 64 ? 2 : 1)
-    lean_turned_kernel(__grid_constant__ LeanParams const p) {
+__device__ __forceinline__ void turned_block(LeanParams const& p, int tile, int image) {
   using S = TurnedShape<R, N>;
   extern __shared__ uint8_t dynamic[];
   __shared__ LeanTables tables;
   __shared__ int64_t columns[N];  // where the results of a column go, or -1
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
-  int tile = int(blockIdx.x), image = 0;
-  if constexpr (planes) image = p.tiles_n.divide(tile);
   int const row0 = tile * R, column0 = int(blockIdx.y) * N;
   using Straight = std::conditional_t<planes, PlaneCopies<float, N, R, false, true, true>,
                                       LeanCopies<float, N, R, kLineBytes, false, true, true>>;
@@ -133,6 +132,27 @@ __global__ void __launch_bounds__(TurnedShape<R, N>::threads, R == 64 ? 2 : 1)
   lean_block<S, N / 8, Straight, Turned>(p, ring, tables, tile, image, places, [&](int count, int rank) {
     turned_multiply<R, N, planes>(p, ring, tables, columns, count, rank, row0, column0);
   });
+}
+
+template <int R, int N, bool planes>
+__global__ void __launch_bounds__(TurnedShape<R, N>::threads, R == 64 ? 2 : 1)
+    lean_turned_kernel(__grid_constant__ LeanParams const p) {
+  int tile = int(blockIdx.x), image = 0;
+  if constexpr (planes) image = p.tiles_n.divide(tile);
+  turned_block<R, N, planes>(p, tile, image);
+}
+
+// dgrad with strides: the phases' tiles of channels follow each other along x.
+struct LeanPhases {
+  LeanParams phase[4];
+  Divisor tiles_n;
+};
+template <int R, int N>
+__global__ void __launch_bounds__(TurnedShape<R, N>::threads, R == 64 ? 2 : 1)
+    lean_phases_kernel(__grid_constant__ LeanPhases const all) {
+  int tile = int(blockIdx.x);
+  LeanParams const& p = all.phase[all.tiles_n.divide(tile)];
+  if (int(blockIdx.y) * N < p.M) turned_block<R, N, false>(p, tile, 0);  // a cluster's blocks are of one tile
 }
 
 // Where thread `thread` of a block stores what it has of a tile: rows of wgrad's result are filters, of dgrad's
@@ -286,14 +306,14 @@ __global__ void __launch_bounds__(kSecondWarps * 32)
   SumsPlaces<TM, TN>(p, tile / in_row, n_tile, tap, thread).store(p, v, item / multiplying % units);
 }
 
-// TM pixels by TN channels.
-template <int TM, int TN>
-cudaError_t launch_lean_turned(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  Walk const h = walk_h(Op::dgrad, p, 0), w = walk_w(Op::dgrad, p, 0);
+// dgrad's phase i along H and j along W.
+template <int TM>
+cudaError_t turned_params(LeanParams& q, Problem const& p, Plan const& plan, Arguments const& args, int64_t i,
+                          int64_t j) {
+  Walk const h = walk_h(Op::dgrad, p, i), w = walk_w(Op::dgrad, p, j);
   int64_t const pixels = p.N * h.pixels * w.pixels, taps = h.taps * w.taps;
-  LeanParams q{};
-  q.columns = Divisor(w.pixels), q.rows = Divisor(h.pixels), q.tiles_n = Divisor(1);
-  q.taps_w = Divisor(w.taps), q.taps = Divisor(taps);
+  q.columns = Divisor(max64(w.pixels, 1)), q.rows = Divisor(max64(h.pixels, 1)), q.tiles_n = Divisor(1);
+  q.taps_w = Divisor(max64(w.taps, 1)), q.taps = Divisor(max64(taps, 1));
   q.M = int32_t(pixels), q.N = int32_t(p.C), q.steps = int32_t(ceil_div(p.K, kTf32Line) * taps);
   q.splits = plan.split_k, q.share = int32_t(ceil_div(q.steps, q.splits)), q.per = int32_t(ceil_div(TM / 8, q.splits));
   q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
@@ -301,14 +321,38 @@ cudaError_t launch_lean_turned(Problem const& p, Plan const& plan, Arguments con
   q.tap_h = int32_t(h.tap_stride), q.tap_w = int32_t(w.tap_stride);
   q.first_r = int32_t(h.first_tap), q.step_r = int32_t(h.tap_step);
   q.first_s = int32_t(w.first_tap), q.step_s = int32_t(w.tap_step);
-  q.out_n = p.x.n, q.out_h = p.x.h, q.out_w = p.x.w, q.out_c = p.x.c, q.out = args.out;
+  lean_stores(q, p, p.x, p.x_align);
+  q.out = static_cast<float*>(args.out) + i * p.x.h + j * p.x.w;
+  q.out_h *= phases_of(p.H, p.stride_h), q.out_w *= phases_of(p.W, p.stride_w);
+  if (pixels == 0 || taps == 0) return cudaSuccess;
   Tensor4 const walks{args.a, p.dtype, {p.K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}, true};
-  cudaError_t error = encode_im2col(q.a, walks, h, w, kTf32Line, TM);
-  if (error != cudaSuccess) return error;
-  error = encode_filters(q.b, args.b, p, kTf32Line, kTf32Line, true);
-  if (error != cudaSuccess) return error;
-  return start_lean<TurnedShape<TN, TM>>(lean_turned_kernel<TN, TM, false>, q, ceil_div(p.C, TN), ceil_div(pixels, TM),
-                                         stream);
+  cudaError_t const error = encode_im2col(q.a, walks, h, w, kTf32Line, TM);
+  return error != cudaSuccess ? error : encode_filters(q.b, args.b, p, kTf32Line, kTf32Line, true);
+}
+
+// TM pixels by TN channels.
+template <int TM, int TN>
+cudaError_t launch_lean_turned(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  using S = TurnedShape<TN, TM>;
+  int64_t const phases_h = phases_of(p.H, p.stride_h), phases_w = phases_of(p.W, p.stride_w);
+  int64_t const tiles_n = ceil_div(p.C, TN);
+  LeanPhases all{};
+  LeanParams longest;  // steps, pixels: of the phase that has most
+  for (int64_t i = 0; i < phases_h; ++i)
+    for (int64_t j = 0; j < phases_w; ++j) {
+      LeanParams& q = all.phase[i * phases_w + j];
+      cudaError_t const error = turned_params<TM>(q, p, plan, args, i, j);
+      if (error != cudaSuccess) return error;
+      if (i + j == 0) longest = q;
+      longest.share = int32_t(max64(longest.share, q.share)), longest.M = int32_t(max64(longest.M, q.M));
+    }
+  int64_t const phases = phases_h * phases_w, tiles_m = ceil_div(longest.M, TM);
+  if (phases == 1) return start_lean<S>(lean_turned_kernel<TN, TM, false>, all.phase[0], tiles_n, tiles_m, stream);
+  all.tiles_n = Divisor(tiles_n);
+  int const shared_bytes = lean_ring<S>(longest, tiles_n * tiles_m * phases * plan.split_k, false);
+  for (LeanParams& q : all.phase) q.stages = longest.stages;
+  dim3 const grid(unsigned(tiles_n * phases), unsigned(tiles_m), unsigned(plan.split_k));
+  return launch_lean_grid(lean_phases_kernel<TN, TM>, all, grid, plan.split_k, S::threads, shared_bytes, stream);
 }
 
 // fprop of 1x1 filters over NCHW: TN pixels by TM filters.
@@ -346,9 +390,11 @@ cudaError_t launch_lean_sums(Problem const& p, Plan const& plan, Arguments const
   q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
   q.stride_h = int32_t(h.stride), q.stride_w = int32_t(w.stride);
   q.tap_h = int32_t(h.tap_stride), q.tap_w = int32_t(w.tap_stride);
-  q.out_n = p.w.n, q.out_h = p.w.h, q.out_w = p.w.w, q.out_c = p.w.c, q.out = args.out;
-  Tensor4 const y{args.b, p.dtype, {p.K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}, true};
-  Tensor4 const x{args.a, p.dtype, {p.C, p.W, p.H, p.N}, {1, p.x.w, p.x.h, p.x.n}, true};
+  lean_stores(q, p, p.w, p.w_align);
+  q.out = args.out;
+  Tensor4 const y{
+      args.b, p.dtype, {lean_channels(p.K, p.y, p.dtype), p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}, true};
+  Tensor4 const x{args.a, p.dtype, {lean_channels(p.C, p.x, p.dtype), p.W, p.H, p.N}, {1, p.x.w, p.x.h, p.x.n}, true};
   cudaError_t error = encode_im2col(q.a, y, Walk{p.P(), 1}, Walk{p.Q(), 1}, kTf32Line, kTf32Line);
   if (error != cudaSuccess) return error;
   error = encode_im2col(q.b, x, h, w, kTf32Line, kTf32Line);

@@ -221,10 +221,10 @@ cudaError_t launch_sums(Problem const& p, Plan const& plan, Arguments const& arg
   q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
   q.stride_h = int32_t(h.stride), q.stride_w = int32_t(w.stride);
   q.tap_h = int32_t(h.tap_stride), q.tap_w = int32_t(w.tap_stride);
-  q.out_n = p.w.n, q.out_h = p.w.h, q.out_w = p.w.w, q.out_c = p.w.c;
+  lean_stores(q, p, p.w, p.w_align);
   q.out = args.out, q.workspace = args.workspace;
-  Tensor4 const y{args.b, dtype, {p.K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}};
-  Tensor4 const x{args.a, dtype, {p.C, p.W, p.H, p.N}, {1, p.x.w, p.x.h, p.x.n}};
+  Tensor4 const y{args.b, dtype, {lean_channels(p.K, p.y, dtype), p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}};
+  Tensor4 const x{args.a, dtype, {lean_channels(p.C, p.x, dtype), p.W, p.H, p.N}, {1, p.x.w, p.x.h, p.x.n}};
   cudaError_t error = encode_im2col(q.a, y, Walk{p.P(), 1}, Walk{p.Q(), 1}, 64, 64);
   if (error != cudaSuccess) return error;
   if ((error = encode_im2col(q.b, x, h, w, 64, 64)) != cudaSuccess) return error;
