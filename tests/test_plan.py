@@ -1257,7 +1257,7 @@ def test_other_layouts_and_channel_counts_are_packed(op: str) -> None:
             expected = which[op].replace("w", "") if anywhere else which[op]
             assert packed(op, case, *meta(case, dtype, layout)) == expected, case
             assert not named(op, case, dtype, layout, capability=100).startswith("tma_"), case
-    # In TF32 fprop stores lines of odd channels, of few by rows of lean.
+    # In TF32 fprop and dgrad store lines of odd channels, of few by rows of lean.
     for filters, expected in ((63, ""), (65, ""), (91, ""), (129, ""), (17, "")):
         lines = Case("lines", 16, 64, 56, 56, filters, 3, 3, padding=(1, 1))
         name, which = (
@@ -1265,6 +1265,9 @@ def test_other_layouts_and_channel_counts_are_packed(op: str) -> None:
             packed("fprop", lines, *meta(lines, torch.float32, "nhwc"), allow_tf32=True),
         )
         assert which == expected, f"{filters} {name} {which}"
+    for channels, expected in ((129, "w"), (117, "w"), (18, "xw")):
+        lines = Case("lines", 16, channels, 56, 56, 128, 3, 3, padding=(1, 1))
+        assert packed("dgrad", lines, *meta(lines, torch.float32, "nhwc"), allow_tf32=True) == expected, channels
     in_place = stores_anywhere(named(op, DENSE, torch.float16, align=8))
     # Results off 16 bytes are stored by pairs.
     unaligned = {"fprop": "xw", "dgrad": "wy", "wgrad": "xy" if in_place else "xwy"}[op]

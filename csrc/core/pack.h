@@ -84,7 +84,8 @@ constexpr PackedGroup packed_group(Row const& row, Problem const& p) {
   if (row.variant == Variant::narrow && p.groups > 1 && C == 32 && K % line == 32) return {C, K};
   // Merged groups fill lines.
   if (Problem const q = padded_to_merge(p); merged_groups(row, q) > 1) return {q.C_per_group(), q.K_per_group()};
-  return {any.x && any.w ? C : pad(op == Op::fprop, op != Op::dgrad, most, x, op != Op::dgrad, C, x_pixels),
+  bool const as_it_is = any.x && (any.w || (op == Op::dgrad && tma_stores_lines(row, p)));
+  return {as_it_is ? C : pad(op == Op::fprop, op != Op::dgrad, most, x, op != Op::dgrad, C, x_pixels),
           any.y ? K
                 : pad(op == Op::dgrad, op == Op::dgrad, op == Op::fprop && !strict ? -1 : line / 2, y, op != Op::fprop,
                       K, y_pixels)};
@@ -433,6 +434,7 @@ constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
   if (tma_swapped_wide(row)) return row.tile_n == 192 ? 2150 : 1010;
   switch (row.tile_n) {
     case 64:
+      if (row.tile_m == 256 && p.groups == 1 && (row.op == Op::fprop || p.stride_h * p.stride_w == 1)) return 3750;
       return row.tile_m == 256 ? 5250 : 2500;
     case 128:
       return 9040;

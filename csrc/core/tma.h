@@ -117,12 +117,13 @@ constexpr bool tma_swapped(Row const& row) {
   return row.op != Op::wgrad && row.variant != Variant::pointwise && row.tile_m == 256 && row.tile_n == 64;
 }
 
-// Of these, lines of channels in channels_last, which tma.cuh stores as such in TF32. In 16-bit types (64x3x3 of 128 to
-// 65 filters 31 us, packed 23) and of few filters a packed result is faster.
+// Of these, lines of channels in channels_last, which tma.cuh stores as such in TF32. In 16-bit types and of few
+// channels a packed result is faster.
 constexpr bool tma_stores_lines(Row const& row, Problem const& p) {
   bool const tile = row.variant == Variant::im2col || row.variant == Variant::halo;
-  return row.family == Family::tma && row.op == Op::fprop && row.dtype == DType::f32 && tile && !tma_swapped(row) &&
-         p.groups == 1 && p.y.c == 1 && p.K >= 32;
+  if (row.family != Family::tma || row.dtype != DType::f32 || !tile || tma_swapped(row) || p.groups > 1) return false;
+  return row.op == Op::fprop ? p.y.c == 1 && p.K >= 32
+                             : row.op == Op::dgrad && p.x.c == 1 && p.C >= 32 && p.stride_w == 1;
 }
 
 // Bytes of a pixel's channels that fprop and dgrad in 16-bit types copy at a time. Lines that end early are slow.
@@ -304,7 +305,9 @@ constexpr bool tma_supports(Row const& row, Problem const& p, bool slices = fals
   TmaTakesAny any = tma_takes_any(row.op, p);
   any.w |= tma_adds_into_any(row, p);
   if (!any.x && !channel_vectors(p.x, p.x_align, p.C_per_group(), v, p.dtype)) return false;
-  if (!any.w && !channel_vectors(p.w, p.w_align, p.C_per_group(), v, p.dtype)) return false;
+  // Packed lines of dgrad's filters have more channels than those that are stored as lines.
+  bool const packed_lines = row.op == Op::dgrad && p.C % v != 0 && tma_stores_lines(row, p);
+  if (!any.w && !channel_vectors(p.w, p.w_align, packed_lines ? v : p.C_per_group(), v, p.dtype)) return false;
   if (!any.y && !channel_vectors(p.y, p.y_align, p.K_per_group(), v, p.dtype)) return false;
   if (row.op == Op::wgrad) return wgrad_supports(row, p);
   bool const groups = tma_maps_groups(row.op, p);

@@ -191,6 +191,7 @@ struct Params {
   Divisor strip_steps;
   bool by_engine;      // the copy engine stores tiles
   bool singly;         // the output takes no vectors of channels
+  bool apart;          // plain but for that, and over planes: kernels of their own
   Divisor rows_first;  // tiles along M that follow each other; 1: those along N do
   Divisor stages_a, stages_b;
   bool keep_b;                 // all filters stay in the stages of B
@@ -1204,9 +1205,9 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   }
   int64_t const ring = q.by_engine ? S::ring_beside_pieces : S::ring_bytes;
   int64_t stages_a = halo ? S::halo_stages * (kLineBytes / q.line) : min64(ring / (q.a_bytes + q.b_bytes), kMaxStages);
-  bool const whole = !turned && p.groups == 1 && phases == 1 && q.shares.shared == 0 && !q.singly;
+  bool const one = !turned && p.groups == 1 && phases == 1 && q.shares.shared == 0, whole = one && !q.singly;
   // The stages of B begin at a multiple of 1024 bytes.
-  if ((S::even_stages && whole) || (S::keeps_b && q.line == 64)) stages_a -= stages_a % 2;
+  if ((S::even_stages && one) || (S::keeps_b && q.line == 64)) stages_a -= stages_a % 2;
   int64_t stages_b = min64((ring - stages_a * q.a_bytes) / q.b_bytes, kMaxStages);
   q.keep_b = S::keeps_b && q.shares.shared == 0 && keeps && first_b <= kMaxKept &&
              first_b * q.b_bytes + 3 * q.a_bytes <= S::ring_bytes;
@@ -1232,6 +1233,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   bool const lists =
       !halo && !q.keep_b && listed > 1 && listed <= kListed && stages_a % kCopiers == 0 && stages_b % kCopiers == 0;
   q.plain = whole && (S::keeps_b || TM == 64 || (lists && (q.by_engine || !S::even_stages)));
+  q.apart = one && q.singly && q.out_c != 1 && (S::keeps_b || lists);
   q.stages_a = Divisor(stages_a), q.stages_b = Divisor(stages_b);
   return cudaSuccess;
 }
@@ -1243,11 +1245,11 @@ inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int ea
 }
 
 // S: the shape of `kernel`'s blocks. skipping: leaves out rows of taps; filters that stay are those of all taps. plain:
-// for plain problems. adjust: changes the parameters and the blocks.
+// for plain problems. adjust: changes the parameters and the blocks. pairs: for problems `apart`.
 template <class S, Op op, DType dtype, int TM, int TN, int slices = 1>
 cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan const& plan, Arguments const& args,
                           cudaStream_t stream, void (*skipping)(Params) = nullptr, void (*plain)(Params) = nullptr,
-                          void (*adjust)(Params&, int64_t&) = nullptr) {
+                          void (*adjust)(Params&, int64_t&) = nullptr, void (*pairs)(Params) = nullptr) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool b_rows = op == Op::dgrad;  // B is N-major
   Params p{};
@@ -1259,6 +1261,8 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
     kernel = skipping;
   else if (plain != nullptr && p.plain)
     kernel = plain;
+  else if (pairs != nullptr && p.apart)
+    kernel = pairs;
   int const chunk = p.line / int(sizeof(T)), columns = S::columns(p.N);
   Problem filters = problem;  // of slices: 64 of a group's channels each
   filters.C /= slices, filters.groups /= slices;

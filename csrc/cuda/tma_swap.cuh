@@ -281,7 +281,7 @@ __device__ void swap_store_floats(Params const& p, Unit const& unit, float (&acc
 // Stores a warpgroup's accumulators: 64 filters by the TM pixels whose offsets are `to`. A thread has those of filters
 // lane / 4 and lane / 4 + 8 of its warp's 16, pixels 8 j + 2 (lane % 4) + {0, 1}. Pieces of 64 pixels pass through
 // shared memory, transposed, so that eight lanes store the line of a pixel.
-template <class T, int TM, bool plain>
+template <class T, int TM, bool plain, bool pairs>
 __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[TM / 2], int64_t const* to,
                            uint32_t staging) {
   int const group = int(threadIdx.x) / kWarpgroup, warp = int(threadIdx.x) / 32 % 4, lane = int(threadIdx.x) % 32;
@@ -306,7 +306,7 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[TM / 
     swap_store_floats<TM, plain>(p, unit, acc, to, bias, staging);
     return;
   } else {
-    if (!plain && p.singly) {  // a warp's 16 filters as lines of pixels
+    if (plain ? pairs : p.singly) {  // a warp's 16 filters as lines of pixels
       ptx::bar_sync(1 + group, kWarpgroup);
 #pragma unroll
       for (int piece = 0; piece < (TM + 63) / 64; ++piece) {
@@ -358,7 +358,7 @@ __device__ void swap_store(Params const& p, Unit const& unit, float (&acc)[TM / 
 
 // The instructions between two taps of 32 channels take as long as their multiplication. So what they need is in
 // registers: addresses and descriptors in units of 16 bytes, and the fields of the phase.
-template <class T, bool b_rows, int TM, bool plain>
+template <class T, bool b_rows, int TM, bool plain, bool pairs>
 __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables) {
   // 32 columns are read twice; the second time for sums that are not stored.
   int const line_b = b_rows ? 2 * SwapShape::columns(p.N) : p.line;
@@ -471,12 +471,13 @@ __device__ void swap_multiply(Params const& p, uint32_t ring, SwapTables& tables
     ptx::wgmma_fence_operand(acc);
     release(before_a, before_b);
     ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
-    swap_store<T, TM, plain>(p, unit, acc, to, staging);
+    swap_store<T, TM, plain, pairs>(p, unit, acc, to, staging);
   }
 }
 
-// b_rows: B's columns are contiguous in memory, not its k.
-template <class T, bool b_rows, int TM = 256, bool plain = false>
+// b_rows: B's columns are contiguous in memory, not its k. pairs: of plain problems, 16 bits, that are stored over
+// planes.
+template <class T, bool b_rows, int TM = 256, bool plain = false, bool pairs = false>
 __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__ Params const p) {
   extern __shared__ uint8_t dynamic[];
   __shared__ SwapTables tables;
@@ -496,7 +497,7 @@ __global__ void __launch_bounds__(kThreads, 1) tma_swap_kernel(__grid_constant__
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<SwapShape::multiply_regs>();
-    swap_multiply<T, b_rows, TM, plain>(p, ring, tables);
+    swap_multiply<T, b_rows, TM, plain, pairs>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<SwapShape::copy_regs>();
     int const warp = warp_uniform(int(threadIdx.x) / 32 % 4);
@@ -531,9 +532,11 @@ cudaError_t launch_swapped(Problem const& problem, Plan const& plan, Arguments c
   auto launch = [&](auto pixels) {
     constexpr int TM = decltype(pixels)::value, TN = SwapShape::TN;
     auto const plain = tma_swap_kernel<T, op == Op::dgrad, TM, true>;
-    auto kernel = plain;  // tiles of fewer pixels are of plain problems alone
-    if constexpr (TM == SwapShape::TM) kernel = tma_swap_kernel<T, op == Op::dgrad>;
-    return launch_kernel<SwapTile<TM>, op, dtype, TM, TN>(kernel, problem, plan, args, stream, nullptr, plain);
+    auto kernel = plain, pairs = plain;  // tiles of fewer pixels are of plain problems alone
+    if constexpr (TM == SwapShape::TM)
+      kernel = tma_swap_kernel<T, op == Op::dgrad>, pairs = tma_swap_kernel<T, op == Op::dgrad, TM, true, true>;
+    return launch_kernel<SwapTile<TM>, op, dtype, TM, TN>(kernel, problem, plan, args, stream, nullptr, plain, nullptr,
+                                                          pairs);
   };
   switch (tma_tile_pixels(row_of(plan), problem, plan.split_k)) {
     case 232:

@@ -41,7 +41,7 @@ struct SwapWideShape {
 };
 
 // Stores a warpgroup's accumulators: 64 filters from n on by the TP pixels whose offsets are `to`, as swap_store does.
-template <class T, int TP, int TF, bool plain>
+template <class T, int TP, int TF, bool plain, bool pairs>
 __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float (&acc)[TP / 2], int64_t const* to,
                                 uint32_t staging) {
   constexpr int pixels = SwapWideShape<TP, TF>::piece;
@@ -67,7 +67,7 @@ __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float 
       ptx::stmatrix_x4_trans(lines + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
     }
   };
-  if (!plain && p.singly) {  // a warp's 16 filters as lines of pixels
+  if (plain ? pairs : p.singly) {  // a warp's 16 filters as lines of pixels
 #pragma unroll
     for (int piece = 0; piece < (TP + 63) / 64; ++piece) {
       __syncwarp();
@@ -119,7 +119,7 @@ __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float 
   }
 }
 
-template <class T, int TP, int TF, bool b_rows, bool plain>
+template <class T, int TP, int TF, bool b_rows, bool plain, bool pairs>
 __device__ void swap_wide_multiply(Params const& p, uint32_t ring, uint8_t* memory, SwapWideTables& tables) {
   using S = SwapWideShape<TP, TF>;
   constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes / 16 : 2;  // 16 k
@@ -145,7 +145,7 @@ __device__ void swap_wide_multiply(Params const& p, uint32_t ring, uint8_t* memo
   WorkOf<plain> work(p);
   for (Unit unit; work.take(p, unit);) {
     Phase const& phase = p.phase[unit.phase];
-    if (!plain && !p.by_engine) {
+    if ((!plain || pairs) && !p.by_engine) {
       ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets and piece have been read
       for (int i = thread; i < S::offsets; i += kWarpgroup)
         to[i] = i < TP ? out_of(p, phase, int64_t(unit.m) * TP + i) : -1;
@@ -177,14 +177,15 @@ __device__ void swap_wide_multiply(Params const& p, uint32_t ring, uint8_t* memo
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);
     release(before_a, before_b);
-    if (!plain && !p.by_engine) ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
-    swap_wide_store<T, TP, TF, plain>(p, unit, unit.n * TF + group * 64, acc, to, staging);
+    if ((!plain || pairs) && !p.by_engine) ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
+    swap_wide_store<T, TP, TF, plain, pairs>(p, unit, unit.n * TF + group * 64, acc, to, staging);
   }
   if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
-// b_rows: B's columns are contiguous in memory, not its k. plain: of plain problems that the copy engine stores.
-template <class T, int TP, int TF, bool b_rows, bool plain>
+// b_rows: B's columns are contiguous in memory, not its k. plain: of plain problems that the copy engine stores, or
+// with `pairs` that are stored over planes.
+template <class T, int TP, int TF, bool b_rows, bool plain, bool pairs = false>
 __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
     tma_swap_wide_kernel(__grid_constant__ Params const p) {
   using S = SwapWideShape<TP, TF>;
@@ -207,7 +208,7 @@ __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < S::multiplying * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    swap_wide_multiply<T, TP, TF, b_rows, plain>(p, ring, memory, tables);
+    swap_wide_multiply<T, TP, TF, b_rows, plain, pairs>(p, ring, memory, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     Barriers const bars(tables);
@@ -232,7 +233,8 @@ cudaError_t launch_swapped_wide(Problem const& problem, Plan const& plan, Argume
   using T = typename TypeOf<dtype>::type;
   return launch_kernel<SwapWideShape<TP, TF>, op, dtype, TP, TF>(
       tma_swap_wide_kernel<T, TP, TF, op == Op::dgrad, false>, problem, plan, args, stream, nullptr,
-      tma_swap_wide_kernel<T, TP, TF, op == Op::dgrad, true>);
+      tma_swap_wide_kernel<T, TP, TF, op == Op::dgrad, true>, nullptr,
+      tma_swap_wide_kernel<T, TP, TF, op == Op::dgrad, true, true>);
 }
 
 }  // namespace conv2d_ext::tma
