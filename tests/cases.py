@@ -522,6 +522,9 @@ CASES: tuple[Case, ...] = (
     Case("groups6_of_16_and_8_1x1_stride2", 3, 96, 15, 18, 48, 1, 1, (2, 2), groups=6),
     Case("groups3_of_8_and_56_5x5", 2, 24, 11, 12, 168, 5, 5, padding=(2, 2), groups=3),
     Case("groups3_of_20_and_12_stride2", 2, 60, 11, 9, 36, 3, 2, (2, 1), (1, 1), (1, 2), 3),
+    # as many taps as a launch's parameters hold
+    Case("groups8_of_4_and_1_9x9", 2, 32, 11, 13, 8, 9, 9, padding=(4, 4), groups=8, bias=False),
+    Case("groups4_of_8_and_2_9x9_stride2", 2, 32, 14, 12, 8, 9, 9, (2, 2), (4, 4), groups=4),
     # rows of NCHW as they lie: units of one group, whose last block of 8 channels is half empty, and of three blocks
     Case("groups4_of_12_and_20_rows", 3, 48, 13, 14, 80, 3, 3, padding=(1, 1), groups=4, edge=True),
     Case("groups2_of_24_rows", 2, 48, 10, 28, 48, 3, 3, padding=(1, 1), groups=2),

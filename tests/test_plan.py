@@ -679,6 +679,15 @@ def test_float32_groups_of_12_and_20_channels_are_units_of_lines(op: str) -> Non
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_groups_of_9x9_filters_take_tensor_cores(op: str) -> None:
+    for channels, side in ((64, 56), (128, 28), (256, 14)):
+        case = Case("pyramid", 32, channels, side, side, channels // 4, 9, 9, padding=(4, 4), groups=16)
+        for layout, dtype in itertools.product(("nchw", "nhwc"), (torch.float16, torch.float32)):
+            name = named(op, case, dtype, layout, allow_tf32=True)
+            assert name.startswith(("grouped_", "tma_")), f"{case} {layout} {dtype} {name}"
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_groups_whose_units_are_too_large_for_lines_are_padded(op: str) -> None:
     for per_group, groups in ((5, 16), (7, 16), (10, 16), (14, 24), (6, 9)):
         channels = per_group * groups
@@ -782,6 +791,9 @@ def test_groups_of_networks_take_what_was_timed_to_be_faster() -> None:
         ("fprop", torch.float16, "nchw", case(64, 432, 14, 1, 9), "grouped_fprop_f16_64x256"),  # 30 us for 36
         ("wgrad", torch.float16, "nhwc", case(128, 400, 7, 1, 25), "grouped_wgrad_f16_192x64"),  # 15 us for 20
         ("wgrad", torch.float16, "nhwc", case(1, 512, 14, 1, 16), "grouped_wgrad_f16_192x64"),  # 8.4 us for 9.8
+        ("wgrad", torch.float16, "nhwc", case(1, 2048, 14, 2, 32), "tma_wgrad_f16_256x64"),  # 8.7 us for 10.8
+        ("fprop", torch.float32, "nhwc", case(8, 160, 28, 2, 10), "grouped_fprop_f32_16x16"),  # 9.2 us for 12.2
+        ("dgrad", torch.float32, "nhwc", case(32, 512, 28, 2, 32), "grouped_dgrad_f32_8x8_lines"),  # 35 us for 44
     ):
         name = named(op, layer, dtype, layout, allow_tf32=True)
         assert name.startswith(row), f"{layer} {op} {layout} {name}"

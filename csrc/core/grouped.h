@@ -100,6 +100,7 @@ struct GroupedLines {
   int64_t n_groups;  // runs of so many, of a unit
   int64_t squares_h, squares_w, images;  // of 8 x 8 outputs, of a tile
   int64_t shares;                        // warps that share the squares
+  int64_t of_phases;                     // warps that share a square's phases
   int64_t step_h;                        // rows of shared memory between neighbouring outputs
   int64_t rows, columns;                 // of an image's inputs, of a plane
   int64_t planes, plane_bytes;           // with a stride, columns that leave the same remainder lie together
@@ -152,8 +153,8 @@ constexpr int64_t kLinesShared = lines_shared(1);
 
 // Planar tiles that do not fit with so many units are tried with half of them, but for a stride: packing is faster
 // there. any: the first that fits will do.
-constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, bool any = false,
-                                     int64_t most_units = 8) {
+constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, bool any = false, int64_t most_units = 8,
+                                     int64_t most_at_once = 3) {
   GroupedLines best{};
   bool const backward = op == Op::dgrad;
   int64_t const per_unit = lines_per_unit(op, p), units = ceil_div(p.groups, per_unit);
@@ -172,6 +173,8 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
   t.at_once = p.dtype != DType::f32                       ? (out == 3 ? 3 : min64(out, 2))
               : p.allow_tf32 && !(is_3x3 && out % 2 == 1) ? min64(out, 2)
                                                           : 1;
+  bool const once = most_at_once < t.at_once;
+  t.at_once = min64(t.at_once, most_at_once);
   t.n_groups = ceil_div(out, t.at_once);
   int64_t most_met = 0, all_met = 0;  // vectors of inputs, of a run and of all
   for (int64_t i = 0; i < t.n_groups; ++i) {
@@ -216,7 +219,11 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
         t.blocks_of_sm = besides + (t.planar ? 1 : 2) * t.stage_bytes <= lines_shared(2) ? 2 : 1;
         t.stages = t.planar ? 1 : min64(4, (lines_shared(t.blocks_of_sm) - besides) / t.stage_bytes);
         t.shares = max64(1, grouped_line_warps(p.dtype, t.at_once, step) / t.blocks_of_sm / runs);
-        if (!t.planar) t.shares = min64(t.shares, squares);  // the others turn planar tiles
+        // A square's phases are shared too, evenly.
+        int64_t const phases = h.phases * w.phases;
+        t.of_phases = min64(phases, max64(1, t.shares / squares));
+        while (phases % t.of_phases != 0) --t.of_phases;
+        if (!t.planar) t.shares = min64(t.shares, squares * t.of_phases);  // the others turn planar tiles
         t.shared = besides + t.stages * t.stage_bytes;
         if (any) return t;
         int64_t const blocks = max64(1, d.sm_count * t.blocks_of_sm / slabs);
@@ -231,7 +238,10 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
                                                                                                : 1.65) +
                                                                       90;
         double const work = double(squares * runs) * square;
-        double const alone = double(ceil_div(squares, t.shares)) * (300 + 35 * products) + 700;
+        // Of a square, or of some of its phases, one of which has the most taps.
+        double const most = double(in * ceil_div(p.R, h.phases) * ceil_div(p.S, w.phases)),
+                     part = products / double(t.of_phases), mine = t.of_phases > 1 && most > part ? most : part;
+        double const alone = double(ceil_div(squares * t.of_phases, t.shares)) * (300 + (once ? 26 : 35) * mine) + 700;
         double round = double(t.blocks_of_sm) * ((lines > work ? lines : work) + 300);
         if (t.planar) {
           // 16 bytes of a pixel turned either way, in cycles.
@@ -254,12 +264,19 @@ constexpr GroupedLines grouped_lines(Op op, Problem const& p, Device const& d, b
         if (best.slab == 0 || t.cycles < best.cycles) best = t;
       }
     }
-  if (best.slab == 0) return !t.planar || t.planes > 1 || t.slab == 1 ? best : grouped_lines(op, p, d, any, t.slab / 2);
+  if (best.slab == 0)
+    return !t.planar || t.planes > 1 || t.slab == 1 ? best : grouped_lines(op, p, d, any, t.slab / 2, most_at_once);
+  // Few warps: with one block of outputs each there are more of them.
+  int64_t const warps = best.slab * best.n_groups * best.shares * best.blocks_of_sm;
+  if (best.at_once > 1 && !best.planar && warps <= 8) {
+    GroupedLines const one = grouped_lines(op, p, d, any, most_units, 1);
+    if (one.slab > 0 && one.cycles < best.cycles) best = one;
+  }
   int64_t const tiles = ceil_div(h.positions, best.squares_h * 8) * ceil_div(w.positions, best.squares_w * 8) *
                         ceil_div(p.N, best.images);
   if (best.planar || best.slab == 1 || tiles * slabs * 2 > d.sm_count * best.blocks_of_sm) return best;
   // Few tiles: with half of the units more SMs have fewer filters to put in order.
-  GroupedLines const half = grouped_lines(op, p, d, any, best.slab / 2);
+  GroupedLines const half = grouped_lines(op, p, d, any, best.slab / 2, most_at_once);
   return half.slab > 0 && half.cycles < best.cycles ? half : best;
 }
 
@@ -431,7 +448,7 @@ constexpr bool grouped_supports(Row const& row, Op op, Problem const& p) {
        !channel_vectors(p.y, p.y_align, p.K, slot, p.dtype)) &&
       !grouped_planar(p))
     return false;
-  if (p.R * p.S > 64 || p.stride_h > 4 || p.stride_w > 4 || p.R > 64 || p.S > 64) return false;
+  if (p.R * p.S > 81 || p.stride_h > 4 || p.stride_w > 4 || p.R > 64 || p.S > 64) return false;
   // Coordinates of padded images are int in the kernels, and so is the number of tiles of 8 x 8 pixels.
   constexpr int64_t most = int64_t(1) << 30;
   if (p.H + p.pad_top + p.pad_bottom > most || p.W + p.pad_left + p.pad_right > most) return false;

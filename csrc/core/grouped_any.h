@@ -112,7 +112,10 @@ constexpr Estimate grouped_lines_any_estimate(Op op, Problem const& p, Device co
   double const of_sm = double(each * min64(t.blocks_of_sm, ceil_div(blocks, d.sm_count)));  // tiles
   double const taps = double(inputs * p.R * p.S) * t.met;
   double const product = (!f32 ? 1.32 : p.allow_tf32 ? 0.765 : 5.48) + (step == 1 ? 0 : 1.09);
-  double const alone = double(ceil_div(squares, t.shares)) * taps * (step == 1 ? 24.6 : 38.7);
+  // A warp's share of a square, or the phase with the most taps.
+  double const most = double(inputs * ceil_div(p.R, h.phases) * ceil_div(p.S, w.phases)) * t.met;
+  double const part = taps / double(t.of_phases), mine = t.of_phases > 1 && most > part ? most : part;
+  double const alone = double(ceil_div(squares * t.of_phases, t.shares)) * mine * (step == 1 ? 24.6 : 38.7);
   double const turned = t.planar ? double(t.images * t.rows * t.columns * t.planes * t.slab * inputs) * 0.551 : 0;
   double const busy = double(squares * 64 * h.out_step * w.out_step) * 0.997 + turned +
                       double(squares * runs) * (taps * double(t.at_once) * product + (step == 0 ? 37.6 : 14.5));
@@ -120,9 +123,12 @@ constexpr Estimate grouped_lines_any_estimate(Op op, Problem const& p, Device co
                          double(t.weight_bytes * t.blocks_of_sm) * 0.0525;
   double const bytes = size_of(p.dtype) * double(p.N) *
                        (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  return {7500 + (packed ? 1590 : 0) + filters + bytes * 0.000118 + of_sm * busy +
-              double(each) * (alone + double(h.phases * w.phases) * 175 + (t.stages == 1 ? 1330 : 0)),
-          1};
+  double const ns =
+      7500 + (packed ? 1590 : 0) + filters + bytes * 0.000118 + of_sm * busy +
+      double(each) * (alone + double(h.phases * w.phases / t.of_phases) * 175 + (t.stages == 1 ? 1330 : 0));
+  // As measured: strides over NCHW, and of floats of up to four channels.
+  double const few = f32 && min64(p.C_per_group(), p.K_per_group()) <= 4 ? 1500 : 0;
+  return {t.of_phases == 1 ? ns : packed || t.planar ? ns * 1.15 : ns + few, 1};
 }
 
 // Whole images (grouped_images.cuh): a block's filters and zeros, then its teams' images, whose products follow each

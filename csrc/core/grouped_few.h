@@ -55,7 +55,7 @@ constexpr FewGroups few_groups(Op op, Problem const& p, Device const& d) {
     double begin, turn, warp, load;
   };
   constexpr Rates rates[2][2] = {{{5146, 653, 7.4, 13.6}, {3149, 1406, 137, 9}},
-                                 {{4410, 1049, 0, 18.3}, {3414, 1793, 90, 16.7}}};
+                                 {{4410, 1049, 0, 18.3}, {2060, 1620, 111, 23.8}}};
   Rates const& e = rates[p.dtype == DType::f32][backward];
   int64_t const pieces = ceil_div(backward ? K : C, t.sums), phases = t.phases_h * t.phases_w;
   double const turns = double(pieces * ceil_div(p.R, t.phases_h) * ceil_div(p.S, 3));

@@ -63,7 +63,7 @@ constexpr Slabs grouped_slabs(Op op, Problem const& p, Device const& d) {
                together = blocks * (products * 9 + 8);
   double const multiply = double(each * needed) * (alone > together ? alone : together) / 1.755;
   double const bytes = double(size) * double(p.N) * double(p.C) * double(in_h * in_w + out_h * out_w) / 3.1;
-  double const always = size == 4 ? (channels == 32 ? 8500 : 7500) : t.images == 2 ? 8000 : 9000;
+  double const always = size == 4 ? (channels == 32 ? 8500 : 6500) : t.images == 2 ? 8000 : 9000;
   t.ns = always + overlapped(multiply, bytes / 1000);
   return t;
 }

@@ -308,8 +308,7 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   if (is_images(row) || is_slabs(row) || is_few_groups(row)) return 1;
   if (row.family == Family::grouped && row.variant == Variant::lines && strided && !grouped_planar(p)) {
     if (row.op == Op::wgrad) return !f32 ? (C == 16 && p.Q() <= 16 ? 1.03 : 0.93) : p.allow_tf32 && C >= 16 ? 1.3 : 1;
-    if (row.op == Op::fprop && f32 && p.allow_tf32 && C >= 16) return 0.86;
-    return row.op == Op::dgrad && !f32 && p.K_per_group() >= 24 && p.K_per_group() <= 32 ? 0.82 : 1;
+    return row.op == Op::fprop && f32 && p.allow_tf32 && C >= 16 ? 0.86 : 1;
   }
   bool const planar_lines = row.family == Family::grouped && row.variant == Variant::lines && grouped_planar(p);
   if (planar_lines && row.op == Op::fprop && strided && p.W <= 28) return f32 && p.W <= 14 ? 0.75 : 0.85;
@@ -359,8 +358,13 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
 }
 
-// The same of fprop and dgrad of 16-bit types by tma, packed or not.
+// The same of fprop and dgrad by tma, 16-bit types, packed or not, and small layers of TF32.
 constexpr double groups_with_packing_ns(Row const& row, Problem const& p, bool packs, double ns) {
+  if (row.family == Family::tma && row.variant == Variant::im2col && row.op == Op::fprop && p.dtype == DType::f32 &&
+      p.groups > 1 && !packs && p.R * p.S > 1 && p.R * p.S <= 25 && ns < 17000)
+    return ns * (row.tile_m == 64 && p.C_per_group() <= 32                  ? 1.13
+                 : row.tile_m == 128 && row.tile_n >= 128 && p.stride_w > 1 ? 1.2
+                                                                            : 1);
   if (row.family != Family::tma || row.op == Op::wgrad || p.groups == 1 || size_of(p.dtype) != 2) return ns;
   bool const backward = row.op == Op::dgrad;
   if (packs) {

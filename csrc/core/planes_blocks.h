@@ -90,8 +90,8 @@ constexpr Estimate turned_estimate(Op op, Problem const& p, Device const& d) {
   // As measured beside other rows: strides, single taps.
   bool const f32 = p.dtype == DType::f32, strided = p.stride_w > 1, many = strided && in >= 48;
   double const more = backward && many && p.Q() <= 14             ? (f32 ? 1.4 : 1.25)
+                      : p.R * p.S == 1 && (!f32 || in >= 128)     ? 1.3
                       : f32                                       ? 1
-                      : p.R * p.S == 1                            ? 1.3
                       : many && !backward                         ? 1.15
                       : backward && strided && in > 16 && in < 32 ? 0.82
                                                                   : 1;

@@ -18,6 +18,8 @@
 // each: then the fragment of rows i and i + 4 of the inputs is that of tile i for a tap of the first row, of tile i - 1
 // for one of the second, and so on, as ldmatrix has loaded it.
 //
+// Warps that a tile has beyond its squares share the phases of a square (dgrad's stride).
+//
 // The zeros between a unit's groups meet infinities and NaN as in grouped.cuh, and such outputs are computed again.
 #pragma once
 
@@ -65,9 +67,9 @@ struct LineParams {
   int step_h;               // rows of shared memory between neighbouring outputs
   int planes, plane_bytes;  // of the inputs' columns
   int filter_bytes;         // of a group's filters, if they are copied as they lie in memory; else 0
-  int shares, stage_bytes, out_bytes, tables_offset;
-  int out_columns, out_rows;   // of an image's tile
-  int out_channels;            // of a unit; the last of its blocks may be half empty
+  int shares, of_phases, stage_bytes, out_bytes, tables_offset;  // of_phases: of the shares, those of a square
+  int out_columns, out_rows;                                     // of an image's tile
+  int out_channels;                                              // of a unit; the last of its blocks may be half empty
   uint8_t first[8], count[8];  // of a unit's runs: the blocks of inputs that they meet; 3x3, else all
   bool mirrored;               // the taps: dgrad
   Words words;
@@ -873,7 +875,8 @@ __global__ void __launch_bounds__(line_warps<T>(blocks, step) * 32, 1)
   int const in_of_lane = (run.unit * p.in_blocks + q.first[of_unit]) * kSlot + lane % 8 * kLine;
   int const out_of_lane = output_of_lane<T>(q, run);
   int const squares = run.unit < units ? p.squares_h * p.squares_w * p.images : 0;
-  int const phases_h = is_3x3 ? 1 : p.axis_h.phases, phases_w = is_3x3 ? 1 : p.axis_w.phases;
+  int const phases_w = is_3x3 ? 1 : p.axis_w.phases, phases = is_3x3 ? 1 : p.axis_h.phases * phases_w;
+  int const share = warp / runs;
   Stage stage;
   uint32_t out = base + p.stages * q.stage_bytes, other = out + q.out_bytes;
   for (int number = blockIdx.x; number < p.tiles; number += gridDim.x) {
@@ -886,35 +889,37 @@ __global__ void __launch_bounds__(line_warps<T>(blocks, step) * 32, 1)
       if (next < p.tiles) copy_raw(next);
       next += gridDim.x;
     }
-    for (int square = warp / runs; square < squares; square += q.shares) {
+    for (int square = share / q.of_phases; square < squares; square += q.shares / q.of_phases) {
       TileSquare const at = s.squares[square];
       if (tile.h + at.h >= p.axis_h.positions || tile.w + at.w >= p.axis_w.positions || tile.n + at.image >= p.N)
         continue;
       uint32_t const from = data + at.in + in_of_lane;
-      for (int phase_h = 0, phase = 0; phase_h < phases_h; ++phase_h)
-        for (int phase_w = 0; phase_w < phases_w; ++phase_w, ++phase) {
-          float acc[blocks][4][4];
+      // Phases in turn from either end, for the last have the most taps.
+      for (int first = 0, mine = share % q.of_phases; first < phases;
+           first += q.of_phases, mine = q.of_phases - 1 - mine) {
+        int const phase = first + mine, phase_h = phase / phases_w, phase_w = phase - phase_h * phases_w;
+        float acc[blocks][4][4];
 #pragma unroll
-          for (int j = 0; j < blocks; ++j) {
-            float2 const b = *reinterpret_cast<float2 const*>(bias + j * kBlock + lane % 4 * 2);
+        for (int j = 0; j < blocks; ++j) {
+          float2 const b = *reinterpret_cast<float2 const*>(bias + j * kBlock + lane % 4 * 2);
 #pragma unroll
-            for (int m = 0; m < 4; ++m)
+          for (int m = 0; m < 4; ++m)
 #pragma unroll
-              for (int e = 0; e < 4; ++e) acc[j][m][e] = e % 2 == 0 ? b.x : b.y;
-          }
-          if constexpr (is_3x3)
-            multiply_lines_3x3<T, parts, blocks, step>(acc, from, p.window.columns * kLine,
-                                                       q.planes == 1 ? kLine : q.plane_bytes, in_blocks, weights,
-                                                       p.part_words);
-          else
-            multiply_lines_any<T, parts, blocks>(acc, from, row_bytes, s.halves + p.phase_half[phase],
-                                                 weights + p.phase_half[phase] * blocks * 32, p.part_words,
-                                                 p.phase_count[phase]);
-          uint32_t const to = out + at.out + (phase_h * q.out_columns + phase_w) * kLine;
-          bool const nan = put<T, blocks>(q, run, to + out_of_lane, out_row_bytes, acc);
-          if (p.mixed && __any_sync(0xffffffff, nan))
-            repair_lines<T, blocks>(q, run, phase, first_unit, int(data + at.in - base), int(to - base), lines, bias);
+            for (int e = 0; e < 4; ++e) acc[j][m][e] = e % 2 == 0 ? b.x : b.y;
         }
+        if constexpr (is_3x3)
+          multiply_lines_3x3<T, parts, blocks, step>(acc, from, p.window.columns * kLine,
+                                                     q.planes == 1 ? kLine : q.plane_bytes, in_blocks, weights,
+                                                     p.part_words);
+        else
+          multiply_lines_any<T, parts, blocks>(acc, from, row_bytes, s.halves + p.phase_half[phase],
+                                               weights + p.phase_half[phase] * blocks * 32, p.part_words,
+                                               p.phase_count[phase]);
+        uint32_t const to = out + at.out + (phase_h * q.out_columns + phase_w) * kLine;
+        bool const nan = put<T, blocks>(q, run, to + out_of_lane, out_row_bytes, acc);
+        if (p.mixed && __any_sync(0xffffffff, nan))
+          repair_lines<T, blocks>(q, run, phase, first_unit, int(data + at.in - base), int(to - base), lines, bias);
+      }
     }
     if (q.planar) {
       __syncthreads();
@@ -1022,7 +1027,7 @@ cudaError_t launch_lines(Op op, Problem const& problem, Arguments const& args, c
     p.phase_half[phase + 1] = p.halves;
   }
   p.weight_bytes = int(t.weight_bytes), p.part_words = p.weight_bytes / 4 / parts;
-  q.step_h = int(t.step_h), q.shares = int(t.shares);
+  q.step_h = int(t.step_h), q.shares = int(t.shares), q.of_phases = int(t.of_phases);
   q.planes = int(t.planes), q.plane_bytes = int(t.plane_bytes);
   // Filters that lie together in memory, and have room in the outputs' place.
   Strides const& w = problem.w;

@@ -21,7 +21,7 @@ constexpr int kBlock = kGroupedBlock, kSide = kGroupedSide, kSlot = kGroupedSlot
 constexpr int kMaxWarps = kGroupedWarps, kMaxSumWarps = 16;
 template <class T>
 constexpr int kChannels = kSlot / int(sizeof(T));  // of a slot
-constexpr int kMaxTaps = 64, kMaxPhases = 16;
+constexpr int kMaxTaps = 81, kMaxPhases = 16;
 
 // Quotients of numbers below 2^31: with 2^l >= value, n * ceil(2^(31 + l) / value) errs by less than n * 2^l.
 struct Divisor {
