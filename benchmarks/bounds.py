@@ -112,6 +112,7 @@ ENTRIES = (
     Entry("tma_small", "tma::small_kernel", "fprop", dense(2, 1920, 16, 1280, 1), "fp16", "nhwc", "64x"),
     Entry("tma_matrix", "tma::matrix_kernel", "fprop", dense(8, 1920, 14, 896, 1), "fp16", "nhwc", "lines"),
     Entry("tma_matrix", "tma::matrix_sums", "wgrad", dense(32, 672, 24, 160, 1), "fp16", "nhwc", "lines"),
+    Entry("tma_matrix", "tma::matrix_sums_shifted", "wgrad", dense(128, 570, 14, 106, 1), "fp16", "nhwc", "lines"),
     Entry("tma_resident", "tma::resident_kernel", "fprop", "L07", "fp16", "nhwc", "64x128"),
     Entry("tma_lean", "tma::lean_kernel", "fprop", dense(2, 1920, 16, 1280, 1), "fp16", "nhwc", "lean"),
     Entry("tma_lean_gather", "tma::lean_gather_kernel", "fprop", dense(8, 1024, 14, 256, 1), "fp16", "nchw", "lean"),

@@ -1538,6 +1538,45 @@ def test_1x1_layers_between_few_channels_of_many_pixels_flow_through_a_warp() ->
     assert row in candidates(plan("fprop", case, x, w, y)) and row not in candidates(plan("fprop", case, gaps, w, y))
 
 
+def test_16_bit_weight_gradients_of_odd_channels_are_products_of_matrices_in_place() -> None:
+    """tma_matrix.cuh: no copy of the operands; not over planes, nor where pixels do not share out to whole vectors."""
+    for N, C, H, K in ((128, 570, 14, 106), (32, 95, 14, 570), (32, 192, 28, 387), (32, 96, 56, 195)):
+        case = Case("odd", N, C, H, H, K, 1, 1)
+        for dtype in (torch.float16, torch.bfloat16):
+            tensors = meta(case, dtype, "nhwc")
+            row, *_ = ask("wgrad", case, dtype, "nhwc")
+            assert re.fullmatch("tma_wgrad_b?f16_.*_lines", ROWS[row]), (case, ROWS[row])
+            assert packed("wgrad", case, *tensors) == "", case
+            assert not any(ROWS[r].endswith("_lines") for r in candidates(ask("wgrad", case, dtype, "nchw")))
+    for case in (
+        Case("pixels", 1, 570, 35, 35, 106, 1, 1),  # 1225, not a multiple of 4
+        Case("weights", 32, 1030, 14, 14, 1030, 1, 1),  # many parts of sums
+        Case("filters", 32, 3, 14, 14, 100_001, 1, 1),
+    ):
+        assert not any(
+            re.fullmatch("tma_wgrad_.*_lines", ROWS[r]) for r in candidates(ask("wgrad", case, torch.float16, "nhwc"))
+        ), case
+    for wide in (Case("wide", 32, 61, 14, 14, 8191, 1, 1), Case("wide", 32, 8191, 14, 14, 61, 1, 1)):
+        assert ask("wgrad", wide, torch.float16, "nhwc")[2] <= 64 << 20, wide
+    x, w, y = meta(Case("odd", 32, 570, 14, 14, 106, 1, 1), torch.float16, "nhwc")
+    gaps = torch.empty(32, 576, 14, 14, dtype=x.dtype, device="meta", memory_format=torch.channels_last)[:, :570]
+    found = candidates(plan("wgrad", Case("odd", 32, 570, 14, 14, 106, 1, 1), gaps, w, y))
+    assert not any(re.fullmatch("tma_wgrad_.*_lines", ROWS[r]) for r in found)
+
+
+def test_few_channels_of_many_pixels_do_not_take_a_line_of_memory_each() -> None:
+    """Of 16 and 32 bytes a pixel, which cost the copy engine as much as whole lines."""
+    for op, (N, C, H, K) in (
+        ("fprop", (256, 8, 49, 8)),  # 32.6 us by 64x128_im2col, 20.7
+        ("dgrad", (256, 8, 49, 8)),
+        ("fprop", (64, 8, 112, 8)),  # 39.2, 17.9
+        ("fprop", (16, 64, 128, 8)),  # 25.2 by stem_taps.cuh, 17.7
+    ):
+        assert named(op, Case("few", N, C, H, H, K, 1, 1), torch.float16).endswith("_16x32_lean"), (op, C, K)
+    two_stages = Case("two stages", 16, 216, 80, 80, 144, 1, 1)  # 82.0 us by filters that stay, 58.3
+    assert not named("fprop", two_stages, torch.float32, "nhwc", allow_tf32=True).endswith("64x128_im2col")
+
+
 def test_tf32_weight_gradients_of_odd_channels_are_summed_in_place() -> None:
     """pixels_sums.cuh: no copy of the operands, and no longer sums than other rows of TF32 have."""
     for N, C, H, K in ((64, 58, 28, 58), (32, 27, 56, 162)):

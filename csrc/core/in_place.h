@@ -283,7 +283,7 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (merged_groups(row, p) > 1) return true;
   if (row.family == Family::tma_strict) return strict_supports(row, p);
   if (is_pointwise(row)) return pointwise_supports(row.op, p);
-  if (is_matrix(row)) return matrix_supports(p);
+  if (is_matrix(row)) return matrix_supports(row.op, p);
   if (is_tma_planes(row)) return tma_planes_supports(row, p);
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   if (is_planes_wgrad(row)) return planes_wgrad_supports(row, p);
@@ -366,6 +366,17 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     // As measured: a last line of 8 channels (72, 136; not 80).
     int64_t const depth = op == Op::fprop ? p.C : p.K;
     if (depth > 64 && depth % 64 != 0 && depth % 64 <= 8) e.ns *= 1.12;
+    // A pixel's line takes the copy engine the longer the shorter it is (256x8x49x49 to 8 F 32.4 us, estimated
+    // at 13.9).
+    auto line_ns = [&](int64_t channels) {
+      int64_t const bytes = channels * size_of(p.dtype);
+      return bytes <= 16 ? 3.0 : bytes <= 64 ? 2.2 : 1.3;
+    };
+    double const pixels = double(p.N) * double(op == Op::fprop ? p.P() * p.Q() : p.H * p.W);
+    double const least = 5000 + pixels / d.sm_count * (line_ns(p.C) + line_ns(p.K));
+    if (e.ns < least) e.ns = least;
+    // Two stages of floats (16x216x80x80 to 144 F 82.0 us, estimated at 43.9).
+    if (tf32 && ResidentShape(op, p).stages == 2) e.ns *= 1.6;
     return e;
   }
   Estimate e = tf32 ? tf32_estimate(row, op, p) : tma_estimate(row, op, p, d);

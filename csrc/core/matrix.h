@@ -49,14 +49,33 @@ constexpr bool matrix_pixels(Strides const& s, int align, int64_t channels, Prob
          map_supports(s, p.N, p.H, p.W, p.dtype) && (p.N * p.H * p.W == 1 || matrix_stride(s, p) > 0);
 }
 
-constexpr bool matrix_supports(Problem const& p) {
+// wgrad of channels that are no vectors, where all pixels follow each other: so many pixels are a row of a matrix that
+// the copy engine takes. A part of the sum has one pixel of each row, whose channels it copies from the vector on in
+// which they begin: up to 7 rows and columns of its tiles are another pixel's channels, for nothing. 1: channels are
+// vectors; 0: it cannot be.
+constexpr int matrix_period(Problem const& p) {
+  int period = 1;
+  while (p.C * period % 8 != 0 || p.K * period % 8 != 0) period *= 2;
+  if (period == 1) return 1;
+  bool const dense = (p.C == 1 || p.x.c == 1) && (p.K == 1 || p.y.c == 1) && matrix_stride(p.x, p) == p.C &&
+                     matrix_stride(p.y, p) == p.K && p.x_align >= 16 && p.y_align >= 16;
+  return dense && size_of(p.dtype) == 2 && p.N * p.H * p.W % period == 0 ? period : 0;
+}
+// Channels, and those of other pixels before them.
+constexpr int64_t matrix_shifted(int64_t channels) {
+  return channels % 8 == 0 ? channels : channels + 8 - (channels % 4 == 0 ? 4 : channels % 2 == 0 ? 2 : 1);
+}
+
+constexpr bool matrix_supports(Op op, Problem const& p) {
   if (p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1) return false;
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
-  if (!channel_vectors(p.w, p.w_align, p.C, 16 / size_of(p.dtype), p.dtype) || !map_supports(p.w, p.K, 1, 1, p.dtype))
-    return false;
   constexpr double most = 1 << 30;
   if (double(p.N) * double(p.H) * double(p.W) >= most || double(max64(p.C, p.K)) >= most) return false;
+  if (op == Op::wgrad && p.C > 1 && p.K > 1 && matrix_period(p) > 1)
+    return p.w.c == 1 && max64(p.C, p.K) <= 8192 && p.C * p.K <= 1 << 19 && p.N * p.H * p.W >= 1024;  // 64 MiB of parts
+  if (!channel_vectors(p.w, p.w_align, p.C, 16 / size_of(p.dtype), p.dtype) || !map_supports(p.w, p.K, 1, 1, p.dtype))
+    return false;
   return matrix_pixels(p.x, p.x_align, p.C, p) && matrix_pixels(p.y, p.y_align, p.K, p);
 }
 
@@ -193,6 +212,14 @@ constexpr int64_t matrix_parts_tiles(int tile_m, int tile_n, MatrixProduct const
   return ceil_div(product.rows, tile_n * c.m) * ceil_div(product.columns, tile_m * c.n) * c.blocks();
 }
 
+// Of wgrad in parts.
+constexpr MatrixProduct matrix_parts_product(Problem const& p, bool turned) {
+  MatrixProduct product(Op::wgrad, p, turned);
+  product.depth /= matrix_period(p);
+  product.rows = matrix_shifted(product.rows), product.columns = matrix_shifted(product.columns);
+  return product;
+}
+
 // wgrad in parts, as many blocks as there are SMs, or two thirds. Fitted to 405 times of 38 layers (docs/tuning.md),
 // less what the other rows' estimates leave out: a step, and each line that is copied in it, of channels that do not
 // fill lines more, but less where a cluster shares them; or memory, and a part of the other; then the second pass.
@@ -203,26 +230,36 @@ constexpr MatrixCut matrix_parts_cut(int tile_m, int tile_n, Problem const& p) {
   };
   double const area = double(tile_m) * tile_n, bytes = double(p.N * p.H * p.W) * double(p.C + p.K) * 2;
   MatrixCut best;
+  int const period = matrix_period(p);
   for (bool const turned : {false, true}) {
-    MatrixProduct const product(Op::wgrad, p, turned);
+    if (period > 1 && !turned) continue;
+    MatrixProduct const product = matrix_parts_product(p, turned);
     for (MatrixCluster const cluster : {MatrixCluster{1, 1}, MatrixCluster{2, 1}, MatrixCluster{1, 2}}) {
       bool const alone = cluster.blocks() == 1;
-      if (!alone && !matrix_odd(p.C) && !matrix_odd(p.K)) continue;
+      if (!alone && (period > 1 || (!matrix_odd(p.C) && !matrix_odd(p.K)))) continue;
       if (product.rows <= tile_n * (cluster.m - 1) || product.columns <= tile_m * (cluster.n - 1)) continue;
       int64_t const tiles = matrix_parts_tiles(tile_m, tile_n, product, cluster), steps = ceil_div(product.depth, 64),
-                    most = min64(132 / tiles, steps / 3);
+                    most =
+                        period > 1 ? max64(min64(132 / tiles / period, steps / 3), 1) : min64(132 / tiles, steps / 3);
       auto lines = [](int64_t tile, int64_t channels) { return double(ceil_div(min64(tile, channels), 64) * 64); };
       double const copies = lines(tile_n, product.rows) * line(product.side_a, cluster.n > 1) +
                             lines(tile_m, product.columns) * line(product.side_b, cluster.m > 1) + (alone ? 0 : 7);
       double const step = 125 + (copies > area / 96 ? copies : area / 96);
-      for (int64_t const parts : {most, most * 2 / 3}) {
+      for (int64_t const each_parts : {most, most * 2 / 3}) {
+        int64_t const parts = each_parts * period;
         if (parts < 2) continue;
-        double const blocks = double(tiles * parts), each = double(ceil_div(steps, parts)) * step;
-        double const memory = bytes / (reads_once(p) ? 4760 : 3560) * (blocks < 68 ? 68 / blocks : 1) + 1660;
+        double const blocks = double(tiles * parts),
+                     each = double(ceil_div(steps, each_parts) * ceil_div(tiles * parts, 132)) * step;
+        double const memory =
+            bytes / (period == 1 && reads_once(p) ? 4760 : 3560) * (blocks < 68 ? 68 / blocks : 1) + 1660;
         double ns = 5700 + (each > memory ? each + 0.27 * memory : memory + 0.27 * each) + area * 0.006 +
                     (alone ? 0 : 510) + blocks * area * 8 / 3590;
         // As measured: tiles that share lines (64x160x28x28 to 320 by 96x128 30.5 us, 128x128 24.9).
         if (tile_m % 64 != 0 && product.columns > tile_m) ns *= 1.15;
+        if (period > 1) {  // single sums are added; short lines
+          ns += blocks * area * 8 / 8975 + double(p.K * p.C) * 0.02;
+          if (min64(p.C, p.K) <= 12) ns *= 1.2;
+        }
         if (best.ns == 0 || ns < best.ns) best = {ns, cluster, parts, turned};
       }
     }
@@ -236,6 +273,7 @@ constexpr MatrixCut matrix_cut(Op op, int tile_m, int tile_n, Problem const& p) 
     return matrix_ns(kMatrixTimes[int(op)], op == Op::wgrad, tile_m, tile_n, product, cluster);
   };
   MatrixCut best{ns_of({}), {}};
+  if (op == Op::wgrad && matrix_period(p) > 1) return matrix_parts_cut(tile_m, tile_n, p);
   bool const odd = matrix_odd(p.C) || matrix_odd(p.K), alone = op != Op::wgrad && matrix_alone(tile_m, tile_n);
   // As measured: 128x1096x14x14 to 384 F by 256x64 68.1 us, 144x128 46.4; filters that stay (tma_resident.h) are first.
   if (alone) best.ns *= odd ? 1.1 : tile_m == 256 ? 1.01 : 1;
@@ -251,7 +289,7 @@ constexpr int64_t matrix_workspace_bytes(Row const& row, Problem const& p) {
   if (row.op != Op::wgrad) return 0;
   MatrixCut const cut = matrix_cut(row.op, row.tile_m, row.tile_n, p);
   if (cut.parts == 1) return 0;
-  MatrixProduct const product(row.op, p, cut.turned);
+  MatrixProduct const product = matrix_parts_product(p, cut.turned);
   return matrix_parts_tiles(row.tile_m, row.tile_n, product, cut.cluster) * cut.parts * row.tile_m * row.tile_n * 4;
 }
 

@@ -235,7 +235,9 @@ constexpr bool packs_met_pixels(Row const& row, Problem const& p) {
 constexpr bool packs_pixels(Row const& row, Problem const& p) {
   bool const one = p.R * p.S == 1 && p.stride_h * p.stride_w == 1 && p.groups == 1;
   bool const padded = p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0;
-  return row.op == Op::wgrad && one && !padded && (is_matrix(row) || is_sums(row, p)) && !in_place_supports(row, p);
+  bool const vectors = p.C % 8 == 0 && p.K % 8 == 0;  // copies of others would have to be padded
+  return row.op == Op::wgrad && one && !padded && ((is_matrix(row) && vectors) || is_sums(row, p)) &&
+         !in_place_supports(row, p);
 }
 constexpr Packed packed_pixels(Problem const& p) {
   Packed q{{}, p};

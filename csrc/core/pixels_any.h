@@ -219,7 +219,7 @@ constexpr int pixel_flow_piece(DType t, AnyPixels const& s) {
 struct PixelFlow {
   int64_t parts = 1, columns = 0;  // of the results; columns of one
   int64_t filter_bytes = 0;        // filters, and what is added to their sums
-  int warps = 0, tiles = 1, stages = 0, outs = 0, bytes = 0;
+  int warps = 0, tiles = 1, held = 1, stages = 0, outs = 0, bytes = 0;
   double ns = 0;
   constexpr PixelFlow(AnyPixels const& s, int element, int steps, int64_t most_parts) {
     int64_t const step = 64 / element;
@@ -228,12 +228,13 @@ struct PixelFlow {
     int64_t const tile = 16 * s.depth * element, out = parts > 1 ? 0 : 16 * s.N * element,
                   most = 220 * 1024 - filter_bytes;
     while (tiles < 4 && tiles * tile < 1024 && s.M > 132 * 16 * 16 * 2 * tiles) tiles *= 2;
+    while (held < tiles && held * out < 1024) held *= 2;
     for (int w : {16, 12, 8, 4})
       for (int o : {2, 1})
         for (int n : {4, 3, 2})
-          if (warps == 0 && w * (n * tiles * tile + o * out) <= most) warps = w, outs = o, stages = n;
+          if (warps == 0 && w * (n * tiles * tile + o * held * out) <= most) warps = w, outs = o, stages = n;
     if (parts > 1) outs = 0;
-    bytes = int(filter_bytes + warps * (stages * tiles * tile + outs * out));
+    bytes = int(filter_bytes + warps * (stages * tiles * tile + outs * held * out));
   }
 };
 

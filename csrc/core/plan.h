@@ -571,7 +571,13 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         return {e.ns - (p.dtype == DType::f32 ? 2500 : 0), 1};
       }
       if (is_stem_vectors(row)) return {stem_vectors(op, p, h200_sxm).ns, 1};
-      if (is_stem_taps(row)) return {StemTaps(op, p, h200_sxm).ns, 1};
+      if (is_stem_taps(row)) {
+        Estimate e{StemTaps(op, p, h200_sxm).ns, 1};
+        // As measured: one tap between few channels (64x8x112x112 to 8 F 43.1 us, estimated at 21.8).
+        if (p.R * p.S == 1 && max64(p.C, p.K) <= 64 && p.x.c == 1)
+          e.ns *= min64(p.C, p.K) >= 8 ? 1.6 : max64(p.C, p.K) <= 16 ? 1.28 : 1.1;
+        return e;
+      }
       if (is_stem_lines(row)) {
         Estimate e = stem_lines_estimate(op, p, h200_sxm);
         // As measured (L52): one channel, strict.
@@ -613,6 +619,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
                    : is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d)
                                           : pixels_estimate(row, op, p, d);
       e.ns *= one_by_one_as_measured(row, p);
+      // As measured: small layers over planes in TF32 (1x64x128x128 to 32 D 9.2 us, estimated at 7.7).
+      if (!is_any_pixels(row) && !is_nhwc(row.variant) && e.ns < 10000) e.ns *= 1.12;
       // As measured: 16-bit wgrad over planes (8x1392x14x14 to 192 20.9 us, estimated at 15.6).
       if (is_any_pixels(row) && p.x.c != 1 && p.dtype != DType::f32 && op == Op::wgrad && e.ns > 12800) e.ns *= 1.15;
       // As measured: long sums for filters that are no vectors (8x512x65x65 to 21: 29.2 us, packed 24.9).

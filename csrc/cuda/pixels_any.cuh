@@ -31,7 +31,7 @@ struct Operand {
   int64_t step, image_step;  // elements
   Divisor image;             // columns of an image; all columns if there are no images
   int32_t rows, columns;
-  int32_t bytes, log_elements;  // that are copied at a time
+  int32_t bytes, log_elements;  // that are copied at once; that a thread copies
 };
 struct Result {
   void* to;
@@ -68,7 +68,8 @@ struct Copies {
   using S = Part<T, size, along>;
   T const* from;
   int column, row;
-  uint32_t to;  // in a stage
+  uint32_t to;    // in a stage
+  int64_t apart;  // of single elements, from one to the next, which may be another image's
 
   // first: where the tile begins; step: of the reduction.
   __device__ void begin(Operand const& o, int first, int step) {
@@ -85,21 +86,28 @@ struct Copies {
     int rest = column;
     int64_t const n = o.image.divide(rest);
     from = static_cast<T const*>(o.from) + n * o.image_step + rest + row * o.step;
+    apart = o.image_step == 0 || rest + 1 < o.image.value ? 1 : o.image_step - rest;
   }
   template <int vector>
   __device__ void copy_vectors(Operand const& o, uint32_t stage) const {
-    constexpr int chunks = S::columns * int(sizeof(T)) / vector, at_once = kThreads / chunks;
+    constexpr int chunks = S::columns * int(sizeof(T)) / (vector == 2 ? 4 : vector), at_once = kThreads / chunks;
     static_assert(kThreads % chunks == 0 && S::rows % at_once == 0);
     bool const exists = column < o.columns;
     int64_t const next = o.step * at_once;
     T const* at = from;
-    if constexpr (vector == 2) {
-      uint16_t v[S::rows / at_once];
+    if constexpr (vector == 2) {  // two of them
+      uint16_t v[S::rows / at_once][2];
+      bool const second = column + 1 < o.columns;
 #pragma unroll
-      for (int i = 0; i < S::rows / at_once; ++i, at += next)
-        v[i] = exists && row + i * at_once < o.rows ? *reinterpret_cast<uint16_t const*>(at) : uint16_t(0);
+      for (int i = 0; i < S::rows / at_once; ++i, at += next) {
+        bool const is_row = row + i * at_once < o.rows;
+        auto const* const elements = reinterpret_cast<uint16_t const*>(at);
+        v[i][0] = exists && is_row ? elements[0] : uint16_t(0);
+        v[i][1] = second && is_row ? elements[apart] : uint16_t(0);
+      }
 #pragma unroll
-      for (int i = 0; i < S::rows / at_once; ++i) ptx::st_shared_u16(stage + to + i * at_once * S::pitch, v[i]);
+      for (int i = 0; i < S::rows / at_once; ++i)
+        ptx::st_shared(stage + to + i * at_once * S::pitch, v[i][0] | uint32_t(v[i][1]) << 16);
     } else {
 #pragma unroll
       for (int i = 0; i < S::rows / at_once; ++i, at += next) {
@@ -397,7 +405,7 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(__grid_constant__ 
 
 inline Operand operand_of(Matrix const& m, void const* from, DType t) {
   int const vector = m.vector(t, 16), bytes = t == DType::f32 && vector < 4 ? 4 : vector * size_of(t);
-  int log = 0;
+  int log = bytes == 2 ? 1 : 0;  // single elements: two at a time
   while (size_of(t) << log < bytes) ++log;
   return {from,
           m.step,

@@ -4,11 +4,11 @@
 //
 // The filters lie in shared memory, of each result a line of what is summed over. Each warp works for itself: the copy
 // engine brings it runs of pixels, all their channels, as they lie, into a ring of its own; it multiplies 16 pixels at
-// a time by mma.sync, and the copy engine stores their results, which lie in a row. The order of the sum and of the
-// results is free, and is such that a thread's channels, its part of a filter and its results are 16 neighbouring
-// bytes, which it takes in pieces of 4 or 2 where channels are no vectors. Where pixels are few, blocks share out the
-// results' columns as well, parts that are stored from registers. What the copy engine does not take of the
-// last pixels, up to 14 bytes, the lanes copy.
+// a time by mma.sync, and the copy engine stores their results, which lie in a row, those of a run at once where they
+// are few. The order of the sum and of the results is free, and is such that a thread's channels, its part of a filter
+// and its results are 16 neighbouring bytes, which it takes in pieces of 4 or 2 where channels are no vectors. Where
+// pixels are few, blocks share out the results' columns as well, parts that are stored from registers. What the copy
+// engine does not take of the last pixels, up to 14 bytes, the lanes copy.
 #pragma once
 
 #include "../core/pixels_any.h"
@@ -30,6 +30,8 @@ struct Params {
   int32_t turned;               // the filters lie [k, n]
   int32_t tiles, stages, outs;  // 16 pixels of a run; runs of a warp's ring; tiles of results
   int32_t parts, columns;       // of the results, which different blocks compute; columns of one
+  int32_t held;                 // tiles of a run whose results leave at once
+  uint32_t zero;                // which the compiler does not know
 };
 
 // Steps of 64 bytes of a pixel are what its four threads load at once, as many results what they store.
@@ -45,10 +47,6 @@ __device__ inline uint32_t operand(uint32_t v) {
     return ptx::cvt_rn_tf32(__uint_as_float(v));
   else
     return v;
-}
-template <class T>
-__device__ inline uint4 operands(uint4 v) {
-  return {operand<T>(v.x), operand<T>(v.y), operand<T>(v.z), operand<T>(v.w)};
 }
 
 // What lies at `from` of up to `left` elements, in pieces of so many bytes; zeros beyond them.
@@ -67,22 +65,29 @@ __device__ inline uint4 load_pieces(uint32_t from, int left) {
   }
   return {v[0], v[1], v[2], v[3]};
 }
-// put: takes a piece and where it begins among the 16 bytes.
-template <class T, int piece, class Put>
-__device__ inline void store_pieces(uint32_t const (&v)[4], int left, Put put) {
+template <class T, int piece>
+__device__ inline void store_pieces(uint32_t const (&v)[4], int left, uint8_t* to) {
   if constexpr (piece == 16) {
-    if (left > 0) put(0, make_uint4(v[0], v[1], v[2], v[3]));
+    if (left > 0) *reinterpret_cast<uint4*>(to) = {v[0], v[1], v[2], v[3]};
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
+      auto* const elements = reinterpret_cast<uint16_t*>(to + i * 4);
       if constexpr (piece == 4) {
-        if (left > i * 4 / int(sizeof(T))) put(i * 4, v[i]);
+        if (left > i * 4 / int(sizeof(T))) *reinterpret_cast<uint32_t*>(elements) = v[i];
       } else {
-        if (left > i * 2) put(i * 4, uint16_t(v[i]));
-        if (left > i * 2 + 1) put(i * 4 + 2, uint16_t(v[i] >> 16));
+        if (left > i * 2) elements[0] = uint16_t(v[i]);
+        if (left > i * 2 + 1) elements[1] = uint16_t(v[i] >> 16);
       }
     }
   }
+}
+template <class T>
+__device__ inline void multiply(float (&acc)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (sizeof(T) == 2)
+    ptx::mma_m16n8k16<T>(acc, a[0], a[1], a[2], a[3], b0, b1);
+  else
+    ptx::mma_m16n8k8_tf32(acc, a[0], a[1], a[2], a[3], b0, b1);
 }
 
 // N of them, from n0 on, to `lines` lines [n, k]; zeros beyond the filters.
@@ -141,9 +146,11 @@ __device__ constexpr int engine_bytes(int bytes) {
   return piece == 16 ? bytes : bytes & ~15;
 }
 
-template <class T, int steps, int piece>
+// A tile has rows_16 times 16 pixels.
+template <class T, int steps, int piece, int rows_16>
 __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params const p) {
   using F = Flow<T, steps>;
+  constexpr int TM = rows_16 * 16;
   extern __shared__ __align__(128) uint8_t dynamic[];
   __shared__ uint64_t full[kMostWarps * kMostStages];
   int const parts = p.parts, part = int(blockIdx.x) % parts, block = int(blockIdx.x) / parts;
@@ -151,9 +158,10 @@ __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params c
   int const warps = int(blockDim.x) / 32, warp = warp_uniform(int(threadIdx.x) / 32);
   int const lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   int const row_bytes = p.depth * int(sizeof(T)), out_bytes = N * int(sizeof(T));
-  int const run = p.tiles * 16, run_bytes = run * row_bytes;
+  int const run = p.tiles * TM, run_bytes = run * row_bytes;
   uint32_t const filters = ptx::shared_address(dynamic);
-  uint32_t const ring = filters + lines * (F::pitch + 4) + warp * (p.stages * run_bytes + p.outs * 16 * out_bytes);
+  uint32_t const ring =
+      filters + lines * (F::pitch + 4) + warp * (p.stages * run_bytes + p.outs * p.held * TM * out_bytes);
   uint32_t const results = ring + p.stages * run_bytes;
   float* const bias = reinterpret_cast<float*>(dynamic + lines * F::pitch);
   uint64_t* const bars = full + warp * kMostStages;
@@ -201,28 +209,39 @@ __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params c
     uint32_t const from = ring + at.index * run_bytes + g * row_bytes + t * 16;
 #pragma unroll 1
     for (int tile = 0; tile < p.tiles; ++tile) {
-      int const m = now * run + tile * 16;
-      uint4 a[steps][2];
+      int const m = now * run + tile * TM;
+      uint32_t a[rows_16][steps][2][4];              // operands of two products each
+      uint32_t const zero = steps > 6 ? 0 : p.zero;  // of more there are no registers to load beside
 #pragma unroll
       for (int s = 0; s < steps; ++s)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint32_t const of = from + (tile * 16 + half * 8) * row_bytes + s * 64;
-          a[s][half] = operands<T>(load_pieces<T, piece>(of, p.depth - s * F::step - t * F::vector));
+        for (int i = 0; i < rows_16 * 2; ++i) {
+          uint32_t const of = from + (tile * TM + i * 8) * row_bytes + s * 64;
+          uint4 const v = load_pieces<T, piece>(of, p.depth - s * F::step - t * F::vector);
+          // What was loaded lies in other registers than a product takes; a sum's result does not move once more for
+          // each of them.
+          uint32_t (&to)[2][4] = a[i / 2][s];
+          to[0][i % 2] = operand<T>(v.x) + zero, to[0][2 + i % 2] = operand<T>(v.y) + zero;
+          to[1][i % 2] = operand<T>(v.z) + zero, to[1][2 + i % 2] = operand<T>(v.w) + zero;
         }
       if (tile == p.tiles - 1) {  // once all words of the stage are there, as in give_back.cuh
         uint32_t words = 0;
 #pragma unroll
-        for (int s = 0; s < steps * 2; ++s) {
-          uint4 const& v = a[s / 2][s % 2];
-          words |= piece == 16 ? v.x : v.x | v.y | v.z | v.w;
+        for (int i = 0; i < rows_16 * steps * 2; ++i) {
+          uint32_t const(&v)[4] = a[i / steps / 2][i / 2 % steps][i % 2];
+          words |= v[0] | v[1] | (piece == 16 ? 0 : v[2] | v[3]);
         }
         __syncwarp();
         copy(at.index + int(words & blockIdx.z));
       }
       if (m >= p.M) continue;
-      uint32_t const to = results + out * 16 * out_bytes;
-      if (parts == 1) {
+      int const held = tile & (p.held - 1), first = m - held * TM;  // of a slot
+      uint32_t const slot = results + out * p.held * TM * out_bytes;
+      // Where the tile's rows go: parts to memory.
+      uint8_t* const to = parts == 1 ? dynamic + (slot - filters) + held * TM * out_bytes
+                                     : static_cast<uint8_t*>(p.out) + (int64_t(m) * p.N + n0) * int(sizeof(T));
+      int const rows = parts == 1 ? TM : p.M - m, step = (parts == 1 ? N : p.N) * int(sizeof(T));
+      if (parts == 1 && held == 0) {
         if (p.outs == 2)
           ptx::cp_async_bulk_wait_group_read<1>();
         else
@@ -231,65 +250,49 @@ __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params c
       }
 #pragma unroll 1
       for (int n = 0; n < N; n += F::step) {
-        float acc[F::fragments][4] = {};
-        if (p.bias != nullptr) {
-#pragma unroll
-          for (int j = 0; j < F::fragments; ++j)
-            acc[j][0] = acc[j][2] = bias[n + t * F::vector + j * 2],
-            acc[j][1] = acc[j][3] = bias[n + t * F::vector + j * 2 + 1];
-        }
+        float acc[rows_16][F::fragments][4] = {};
 #pragma unroll
         for (int s = 0; s < steps; ++s)
 #pragma unroll
           for (int j = 0; j < F::fragments; ++j) {
-            uint4 const b = ptx::ld_shared_v4(mine + (n + j * 2) * F::pitch + s * 64), &low = a[s][0], &high = a[s][1];
-            if constexpr (sizeof(T) == 2) {
-              ptx::mma_m16n8k16<T>(acc[j], low.x, high.x, low.y, high.y, b.x, b.y);
-              ptx::mma_m16n8k16<T>(acc[j], low.z, high.z, low.w, high.w, b.z, b.w);
-            } else {
-              ptx::mma_m16n8k8_tf32(acc[j], low.x, high.x, low.y, high.y, b.x, b.y);
-              ptx::mma_m16n8k8_tf32(acc[j], low.z, high.z, low.w, high.w, b.z, b.w);
-            }
-          }
+            uint4 const b = ptx::ld_shared_v4(mine + (n + j * 2) * F::pitch + s * 64);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+            for (int i = 0; i < rows_16; ++i)
+              multiply<T>(acc[i][j], a[i][s][0], b.x, b.y), multiply<T>(acc[i][j], a[i][s][1], b.z, b.w);
+          }
+        if (p.bias != nullptr) {
+#pragma unroll
+          for (int j = 0; j < F::vector; ++j) {
+            float const add = bias[n + t * F::vector + j];
+#pragma unroll
+            for (int i = 0; i < rows_16; ++i) acc[i][j / 2][j % 2] += add, acc[i][j / 2][2 + j % 2] += add;
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < rows_16 * 2; ++i) {
+          auto const& sum = acc[i / 2];
           uint32_t v[4];
 #pragma unroll
           for (int j = 0; j < 4; ++j)
             if constexpr (sizeof(T) == 2)
-              v[j] = pack<T>(acc[j][half * 2], acc[j][half * 2 + 1]);
+              v[j] = pack<T>(sum[j][i % 2 * 2], sum[j][i % 2 * 2 + 1]);
             else
-              v[j] = __float_as_uint(acc[j / 2][half * 2 + j % 2]);
-          int const row = half * 8 + g, column = n + t * F::vector;
-          if (parts == 1) {
-            uint32_t const at = to + row * out_bytes + column * int(sizeof(T));
-            store_pieces<T, piece>(v, N - column, [at](int byte, auto some) {
-              if constexpr (sizeof(some) == 16)
-                ptx::st_shared_v4(at + byte, some);
-              else if constexpr (sizeof(some) == 4)
-                ptx::st_shared(at + byte, some);
-              else
-                ptx::st_shared_u16(at + byte, some);
-            });
-          } else if (m + row < p.M) {
-            T* const at = static_cast<T*>(p.out) + int64_t(m + row) * p.N + n0 + column;
-            store_pieces<T, piece>(v, N - column, [at](int byte, auto some) {
-              *reinterpret_cast<decltype(some)*>(reinterpret_cast<uint8_t*>(at) + byte) = some;
-            });
-          }
+              v[j] = __float_as_uint(sum[j / 2][i % 2 * 2 + j % 2]);
+          int const row = i * 8 + g, column = n + t * F::vector;
+          store_pieces<T, piece>(v, row < rows ? N - column : 0, to + row * step + column * int(sizeof(T)));
         }
       }
-      if (parts > 1) continue;
+      if (parts > 1 || (held + 1 < p.held && m + TM < p.M)) continue;
       ptx::fence_proxy_async();
       __syncwarp();
-      int const bytes = min(16, p.M - m) * out_bytes;
-      T* const result = static_cast<T*>(p.out) + int64_t(m) * p.N;
+      int const bytes = min((held + 1) * TM, p.M - first) * out_bytes;
+      T* const result = static_cast<T*>(p.out) + int64_t(first) * p.N;
       if (ptx::elect() && (piece == 16 || engine_bytes<piece>(bytes) > 0))
-        ptx::cp_async_bulk_store(result, to, engine_bytes<piece>(bytes));
+        ptx::cp_async_bulk_store(result, slot, engine_bytes<piece>(bytes));
       ptx::cp_async_bulk_commit_group();
       if constexpr (piece < 16)
         if (int const rest = engine_bytes<piece>(bytes) + lane * 2; rest < bytes)
-          *reinterpret_cast<uint16_t*>(reinterpret_cast<uint8_t*>(result) + rest) = ptx::ld_shared_u16(to + rest);
+          *reinterpret_cast<uint16_t*>(reinterpret_cast<uint8_t*>(result) + rest) = ptx::ld_shared_u16(slot + rest);
       if (++out == p.outs) out = 0;
     }
     at.advance(p.stages);
@@ -300,15 +303,23 @@ __global__ void __launch_bounds__(512, 1) flow_kernel(__grid_constant__ Params c
 
 // ---- host side
 
-template <class T, int steps, int piece>
-cudaError_t start(Params const& p, PixelFlow const& shape, cudaStream_t stream) {
-  auto* const kernel = flow_kernel<T, steps, piece>;
+template <class T, int steps, int piece, int rows_16>
+cudaError_t start(Params p, PixelFlow const& shape, cudaStream_t stream) {
+  auto* const kernel = flow_kernel<T, steps, piece, rows_16>;
+  p.tiles = shape.tiles / rows_16, p.held = shape.held / rows_16;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 224 * 1024))
     return error;
   int sms = 0;
   if (auto const error = count_sms(sms)) return error;
-  dim3 const blocks(unsigned(min64(sms / p.parts, ceil_div(p.M, 16 * p.tiles)) * p.parts));
+  dim3 const blocks(unsigned(min64(sms / p.parts, ceil_div(p.M, 16 * shape.tiles)) * p.parts));
   return launch_dependent(kernel, blocks, int(shape.warps * 32), int(shape.bytes), stream, p);
+}
+
+template <class T, int steps, int piece>
+cudaError_t start(Params const& p, PixelFlow const& shape, cudaStream_t stream) {
+  if constexpr (steps == 1)
+    if (shape.held > 1) return start<T, steps, piece, 2>(p, shape, stream);
+  return start<T, steps, piece, 1>(p, shape, stream);
 }
 
 template <class T, int steps>
@@ -328,7 +339,7 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
   p.a = args.a, p.w = args.b, p.bias = args.bias, p.out = args.out;
   p.w_step = problem.w.n, p.bias_stride = args.bias_stride;
   p.M = int32_t(s.M), p.N = int32_t(s.N), p.depth = int32_t(s.depth), p.turned = op == Op::dgrad;
-  p.tiles = shape.tiles, p.stages = shape.stages, p.outs = shape.outs;
+  p.stages = shape.stages, p.outs = shape.outs;
   p.parts = int32_t(shape.parts), p.columns = int32_t(shape.columns);
   int const piece = pixel_flow_piece(dtype, s);
   switch (pixel_flow_steps(dtype, s)) {

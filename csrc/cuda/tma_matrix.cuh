@@ -5,6 +5,7 @@
 //   dgrad   A filters, turned, rows C    B pixels, columns N*H*W    sum over K
 //   wgrad   A x, turned, rows C          B y, turned, columns K     sum over N*H*W, in parts, or A and B exchanged
 //
+// (of wgrad channels that are no vectors too, several pixels a row: matrix_period)
 // and over NCHW (planes), where rows are runs of 64 pixels of any images:
 //
 //   fprop   A x, turned, rows pixels     B filters, columns K          sum over C
@@ -44,6 +45,7 @@ struct MatrixParams {
   // wgrad in parts: of all tiles; tiles along the rows; blocks of a tile, which take turns with its steps.
   Divisor tiles;
   int32_t tiles_m, parts;
+  int32_t period, side_a, side_b;  // pixels of a row (matrix_period), each with so many channels
   void* workspace;
   bool once;  // L2 gives up what is read first (reads_once)
 };
@@ -109,9 +111,12 @@ __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full
   Stage stage;
 #pragma unroll 1
   for (; at.more(p); at.advance(p)) {
-    int const every = Tile::staged ? 64 : p.parts * 64;
+    int const of_row = Tile::staged ? 0 : at.part & (p.period - 1);
+    int const every = Tile::staged ? 64 : p.parts / p.period * 64;
+    if constexpr (!Tile::staged) at.m += of_row * p.side_a & ~7, at.n += of_row * p.side_b & ~7;
 #pragma unroll 1
-    for (int k = at.part * 64; k < p.steps * 64; k += every, stage.advance(Tile::stages)) {
+    for (int k = Tile::staged ? 0 : at.part / p.period * 64; k < p.steps * 64;
+         k += every, stage.advance(Tile::stages)) {
       ptx::mbarrier_wait(empty + stage.index, stage.parity ^ 1);
       uint64_t* const bar = full + stage.index;
       uint32_t const a = ring + stage.index * Tile::stage_bytes + from_a * kLineBytes,
@@ -143,6 +148,12 @@ __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full
       }
     }
   }
+}
+
+// wgrad in parts: the steps of one.
+__device__ __forceinline__ int matrix_part_steps(MatrixParams const& p, int part) {
+  int const parts = p.parts / p.period;
+  return (p.steps - part / p.period + parts - 1) / parts;
 }
 
 // To shared memory, as the boxes that store it are swizzled. bias: of rows; planes have one of columns.
@@ -201,7 +212,7 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
                        ? widen(static_cast<T const*>(p.bias)[row * p.bias_stride])
                        : 0.f;
     }
-    int const steps = dry ? 0 : Tile::staged ? p.steps : (p.steps - at.part + p.parts - 1) / p.parts;
+    int const steps = dry ? 0 : Tile::staged ? p.steps : matrix_part_steps(p, at.part);
     int before = -1;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step, stage.advance(Tile::stages)) {
@@ -328,6 +339,34 @@ __global__ void __launch_bounds__(kPartsWarps * 32)
   }
 }
 
+// The same where channels are no vectors: rows are filters, and each part has them, and the channels, as far into its
+// tiles as they lie behind a vector. Eight warps have every eighth part of 32 weights.
+template <class T, class Tile>
+__global__ void __launch_bounds__(256) matrix_sums_shifted(__grid_constant__ MatrixParams const p, int64_t part_sums,
+                                                           int rows, int columns, void* out, int64_t stride) {
+  __shared__ float sums[8][32];
+  int const slice = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  int const column = int(blockIdx.x) * 32 + lane, row = int(blockIdx.y), of_row = slice & (p.period - 1);
+  int const m = row + (of_row * p.side_a & 7), n = column + (of_row * p.side_b & 7), r = m % Tile::rows,
+            c = n % Tile::columns;
+  int64_t const tile = n / Tile::columns * p.tiles_m + m / Tile::rows;
+  int const thread = r / 16 * 32 + r % 8 * 4 + c % 8 / 2;
+  float const* const from = static_cast<float const*>(p.workspace) + slice * part_sums +
+                            ((tile * (Tile::columns / 8) + c / 8) * Tile::multiplying + thread) * 4 + r % 16 / 8 * 2 +
+                            c % 2;
+  ptx::griddepcontrol_launch_dependents();
+  ptx::griddepcontrol_wait();
+  float sum = 0;
+#pragma unroll 8
+  for (int part = slice; part < p.parts; part += 8)
+    if (column < columns) sum += from[(part - slice) * part_sums];
+  sums[slice][lane] = sum;
+  __syncthreads();
+  if (slice > 0 || column >= columns) return;
+  for (int i = 1; i < 8; ++i) sum += sums[i][lane];
+  static_cast<T*>(out)[row * stride + column] = narrow<T>(sum);
+}
+
 // A matrix of which the copy engine has boxes of 64 elements of so many rows. L2 asks memory for 256 bytes at a time;
 // of rows that begin within sectors, which are slowest, for 128, as that was measured to take 3 % less.
 inline cudaError_t encode_matrix(CUtensorMap& map, void const* at, DType dtype, int64_t row_elements, int64_t rows,
@@ -397,19 +436,24 @@ template <DType dtype, int tile_m, int tile_n, int cm, int cn>
 cudaError_t launch_matrix_parts(Problem const& p, MatrixCut const& cut, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   using Tile = MatrixTile<tile_m, tile_n, true, false>;
-  MatrixProduct const product(Op::wgrad, p, cut.turned);
-  int64_t const x = matrix_stride(p.x, p), y = matrix_stride(p.y, p);
+  MatrixProduct const product = matrix_parts_product(p, cut.turned);
+  int const period = matrix_period(p);
+  int64_t const x = matrix_stride(p.x, p) * period, y = matrix_stride(p.y, p) * period;
   MatrixParams q{};
-  q.once = reads_once(p);
-  cudaError_t error = encode_matrix(q.a, cut.turned ? args.b : args.a, dtype, product.side_a, product.depth,
+  q.once = period == 1 && reads_once(p);
+  q.period = period, q.side_a = int32_t(product.side_a), q.side_b = int32_t(product.side_b);
+  cudaError_t error = encode_matrix(q.a, cut.turned ? args.b : args.a, dtype, product.side_a * period, product.depth,
                                     cut.turned ? y : x, 64 / cn);
   if (error != cudaSuccess) return error;
-  error = encode_matrix(q.b, cut.turned ? args.a : args.b, dtype, product.side_b, product.depth, cut.turned ? x : y,
-                        64 / cm);
+  error = encode_matrix(q.b, cut.turned ? args.a : args.b, dtype, product.side_b * period, product.depth,
+                        cut.turned ? x : y, 64 / cm);
   if (error != cudaSuccess) return error;
   error = start_matrix<Op::wgrad, T, tile_m, tile_n, cm, cn, false, true>(q, product, args, stream, cut.parts);
   if (error != cudaSuccess) return error;
   int const items = q.tiles.value * (cm * cn) * (Tile::columns / 8) * Tile::multiplying;
+  if (period > 1)
+    return launch_dependent(matrix_sums_shifted<T, Tile>, dim3(unsigned(ceil_div(p.C, 32)), unsigned(p.K)), 256, 0,
+                            stream, q, int64_t(items) * 4, int(p.K), int(p.C), args.out, p.w.n);
   PartsLaunch const launch(items, cut.parts);
   return launch_dependent(matrix_sums<T, Tile>, launch.grid, launch.threads, launch.shared_bytes, stream, q, items,
                           launch.slices, int(product.rows), int(product.columns), cut.turned, args.out, p.w.n);
