@@ -189,7 +189,7 @@ cudaError_t launch_near(Problem const& problem, NearTile const& t, Arguments con
   return by_filter(problem, [&]<int R, int stride>() {
     if constexpr (R > 1)
       if (p.filters > 1) return start_near<op, T, R, stride, true, true>(p, t, stream);
-    if constexpr (R > 1)  // a single tap has no dilation
+    if constexpr (R > 1 && (R == 3 || stride == 1))  // a single tap has no dilation
       if (!plain) return start_near<op, T, R, stride, false>(p, t, stream);
     return start_near<op, T, R, stride, true>(p, t, stream);
   });
