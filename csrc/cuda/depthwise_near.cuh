@@ -197,12 +197,9 @@ cudaError_t launch_near(Problem const& problem, NearTile const& t, Arguments con
 
 }  // namespace conv2d_ext::depthwise
 
-#define CONV2D_EXT_DEPTHWISE_NEAR_INSTANCE(family, op, dtype, tm, tn, tk, variant)                            \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    if (takes_single<false>(Op::op, p))                                                                       \
-      return depthwise::launch_single<Op::op, DType::dtype, false>(p, plan, args, stream);                    \
-    return depthwise::launch_near<Op::op, DType::dtype>(p, near_tile(Op::op, p, h200_sxm), args, stream);     \
-  }                                                                                                           \
+#define CONV2D_EXT_DEPTHWISE_NEAR_INSTANCE(family, op, dtype, tm, tn, tk, variant)                        \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                               \
+    if (takes_single<false>(Op::op, p))                                                                   \
+      return depthwise::launch_single<Op::op, DType::dtype, false>(p, plan, args, stream);                \
+    return depthwise::launch_near<Op::op, DType::dtype>(p, near_tile(Op::op, p, h200_sxm), args, stream); \
   }
