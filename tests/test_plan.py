@@ -527,6 +527,10 @@ def test_weights_of_many_small_planes_are_products_of_pixels_without_a_second_pa
         case = Case("small", 128, channels, 7, 7, channels, size, size, padding=(size // 2,) * 2, groups=channels)
         row, split_k, workspace, *_ = ask("wgrad", case, dtype)
         assert ROWS[row].endswith("_16x16_nchw") and split_k == 1 and workspace == 0, ROWS[row]
+    # Of up to 16 images there is nothing to copy meanwhile.
+    for images, size, C, taps in ((8, 6, 1152, 5), (16, 6, 1152, 5), (16, 10, 1536, 3)):
+        case = Case("few", images, C, size, size, C, taps, taps, padding=(taps // 2,) * 2, groups=C)
+        assert not named("wgrad", case, torch.float16).endswith("_16x16_nchw"), case
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -855,12 +859,13 @@ def test_wgrad_of_groups_of_20_to_32_merges_those_that_share_a_tile() -> None:
     for per_group, dtype in itertools.product((20, 24, 32), (torch.float16, torch.bfloat16, torch.float32)):
         case = Case("resnext", 32, 16 * per_group, 28, 28, 16 * per_group, 3, 3, padding=(1, 1), groups=16)
         name = named("wgrad", case, dtype, allow_tf32=True)
-        assert name.endswith(("_576x64_halo", "_192x64_halo")), f"{per_group} {dtype} {name}"
+        row = "_192x64_halo" if per_group == 32 and dtype != torch.float32 else "_576x64_halo"
+        assert name.endswith(row), f"{per_group} {dtype} {name}"
         assert packed("wgrad", case, *meta(case, dtype, "nhwc"), allow_tf32=True) == "", f"{per_group} {dtype}"
     # The last of the merged groups may lack some: 25 groups are four and a quarter.
     for channels, groups in ((400, 25), (384, 24)):
         case = Case("regnet", 8, channels, 7, 7, channels, 3, 3, padding=(1, 1), groups=groups)
-        assert named("wgrad", case, torch.float16).endswith(("_64x64_im2col", "_192x64_halo")), str(case)
+        assert named("wgrad", case, torch.float16).endswith("_192x64_halo"), str(case)
     # Of 12 channels two groups, but not one, have whole vectors.
     vectors = Case("vectors", 32, 192, 28, 28, 192, 5, 5, padding=(2, 2), groups=16)
     assert packed("wgrad", vectors, *meta(vectors, torch.float16, "nhwc")) == ""

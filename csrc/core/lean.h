@@ -27,10 +27,10 @@ constexpr int64_t lean_clusters(int splits) {
 constexpr bool lean_large(DType t, int tile_m, int tile_n) { return t != DType::f32 && tile_m * tile_n > 64 * 128; }
 constexpr bool lean_large(Row const& row) { return lean_large(row.dtype, row.tile_m, row.tile_n); }
 
-// Does a row's tile take 1x1 filters over NCHW, in place? Those of 64 by 64 or 128 do, and of larger tiles fprop and
-// dgrad by 128 by 128 or 192.
+// Does a row's tile take 1x1 filters over NCHW, in place? Those of 64 by 64 or 128 do; 128 by 128 only what is
+// gathered.
 constexpr bool lean_plane_tile(Row const& row, Problem const& p) {
-  bool const large = lean_large(row) && row.op != Op::wgrad && row.tile_m == 128;
+  bool const large = lean_large(row) && row.op != Op::wgrad && row.tile_n == 128;
   if (row.tile_n < 64 || (row.tile_m != 64 && !large)) return false;
   // A few tiles and steps, which 32 bits count.
   return double(p.N) * double(p.H) * double(p.W) < 1e7 && max64(p.C, p.K) < 65536;
@@ -39,7 +39,7 @@ constexpr bool lean_plane_tile(Row const& row, Problem const& p) {
 // Are they brought by tma_lean_gather.cuh, four pixels at a time, as the copy engine does not take the images? fprop
 // and dgrad of 16-bit types.
 constexpr bool lean_gathers(Row const& row, Problem const& p) {
-  if (row.op == Op::wgrad || size_of(p.dtype) != 2 || row.tile_n == 192 || !lean_plane_tile(row, p)) return false;
+  if (row.op == Op::wgrad || size_of(p.dtype) != 2 || !lean_plane_tile(row, p)) return false;
   if (p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1) return false;
   if (p.pad_top != 0 || p.pad_bottom != 0 || p.pad_left != 0 || p.pad_right != 0) return false;
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H * p.W == 0 || p.H * p.W % 4 != 0) return false;
@@ -53,10 +53,11 @@ constexpr bool lean_gathers(Row const& row, Problem const& p) {
          !pointwise_supports(row.op, p);
 }
 
-// Does a row run 1x1 filters over NCHW, in place?
+// Does a row run 1x1 filters over NCHW, in place? What is not gathered, of 16-bit fprop and dgrad, by 64x64 alone.
 constexpr bool lean_takes_planes(Row const& row, Problem const& p) {
   if (!lean_plane_tile(row, p)) return false;
   if (lean_gathers(row, p)) return true;
+  if (size_of(p.dtype) == 2 && row.op != Op::wgrad && row.tile_n > 64) return false;
   int const v = 16 / size_of(p.dtype);
   if (channel_vectors(p.x, p.x_align, p.C, v, p.dtype) && channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
     return false;
@@ -143,21 +144,6 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
   if (double(p.N) * double(p.H) * double(p.W) >= double(most) || double(p.N) * double(p.P()) * double(p.Q()) >= most)
     return false;
   return (row.op == Op::wgrad ? p.K : pixels) < most && max64(p.K, p.C) * p.R * p.S < int64_t(1) << 30;
-}
-
-// Large tiles over planes. Fitted to 409 times of fprop and dgrad (docs/tuning.md): rounds of tiles, all tiles, which
-// share L2, and what is read.
-constexpr Estimate lean_large_planes_estimate(Row const& row, Problem const& p) {
-  bool const dgrad = row.op == Op::dgrad, wide = row.tile_n == 192;
-  int64_t const depth = dgrad ? p.K : p.C, tiles = lean_tiles(row, p);
-  double const steps = double(ceil_div(depth, 64)), rounds = double(ceil_div(tiles, 132)), all = double(tiles) / 132;
-  double const read = double(p.N) * double(p.H) * double(p.W) * double(depth) * size_of(p.dtype);
-  // Filters whose channels end within a box take longer.
-  double const ended = dgrad && p.C % 64 != 0 ? (wide ? 55 : 64) : 0;
-  double const ns = wide ? 5320 + rounds * (2110 + 67 * steps) + all * (785 + ended) * steps + read / 6190
-                         : 6240 + rounds * (1110 + 145 * steps) + all * (170 + (216 + ended) * steps) + read / 5500;
-  // With a single step nothing hides the stores (16x40x56x56 to 96: 16.0 us).
-  return {wide && steps == 1 ? ns * 1.2 : ns, 1};
 }
 
 // Large tiles: as measured on layers of fprop and wgrad, dgrad as fprop. A step takes as long whether an SM has
@@ -250,8 +236,7 @@ constexpr Problem lean_phases_as_images(Problem p) {
 // A step takes the longest of three: what a block alone on its SM waits for, the lines that L2 delivers to all SMs, and
 // the multiplications. Constants fitted to the times of 798 choices of tile and split (docs/tuning.md).
 constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
-  if (lean_large(row))
-    return lean_takes_planes(row, p) ? lean_large_planes_estimate(row, p) : lean_large_estimate(row, p);
+  if (lean_large(row)) return lean_large_estimate(row, p);
   if (row.op == Op::wgrad && p.dtype == DType::f32) return lean_sums_estimate(row, p);
   bool const tf32 = p.dtype == DType::f32, planes = lean_takes_planes(row, p);
   if (tf32 && planes && row.op == Op::dgrad) return lean_sums_planes_estimate(row, p);

@@ -41,6 +41,7 @@ constexpr NearTile near_tile(Op op, Problem const& p, Device const& d) {
   int64_t const filters = p.K / p.C;
   bool const many = filters > 1;  // others take two to three times as long for dgrad
   if (many && (!plain || side == 1 || (filters & (filters - 1)) != 0 || filters > 32)) return t;
+  if (!plain && side > 3 && p.stride_w == 2) return t;  // never chosen
   if (elements > (many ? (backward ? 1e9 : 1.5e7) : plain || p.stride_w == 2 ? 3e7 : 3e6)) return t;
   // A dimension of size one has no stride.
   if ((p.K > 1 && p.w.n != p.R * p.S) || (p.R > 1 && p.w.h != p.S) || (p.S > 1 && p.w.w != 1) || p.w_align < 16)

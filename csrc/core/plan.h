@@ -329,7 +329,7 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
     // Lines that end early; those of whole instructions leave some out.
     bool const across = C % line != 0 && C > 32, whole = C % 16 == 0;
     if (across && strided) return (is(64, 64) ? 1.35 : is(128, 128) ? 1.12 : 1) * (whole ? 0.8 : 1.05);
-    if (whole && C > 32 && !strided && (across || is(256, 128))) return is(64, 64) ? 1.1 : across ? 0.77 : 0.92;
+    if (whole && across && !strided) return is(64, 64) ? 1.1 : 0.77;
     if (is(64, 64)) return strided ? 1.35 : 1.1;
     if (is(256, 64)) return strided && C > 32 ? 1.1 : 1;
     return strided && is(128, 128) ? 1.12 : 1;

@@ -158,8 +158,11 @@ constexpr bool whole_planes(Strides const& s, int align, int64_t H, int64_t W, i
 // otherwise.
 constexpr bool stream_sums_walk(int R, int stride) { return stride == 1 ? R <= 9 : R < 7; }
 
-// Copies of a lane for each row of inputs, at most: enough for 16 units of one image.
-constexpr int stream_passes(int stride, int width) { return (width == 4 ? 2 : width == 2 ? 2 : 4) * stride; }
+// Copies of a lane for each row of inputs, at most: enough for 16 units of one image. Of fprop and dgrad by four
+// elements half of that: rows that take more are cuda/stream_ring.cuh's.
+constexpr int stream_passes(int stride, int width, bool sums) {
+  return (width == 4 ? (sums ? 2 : 1) : width == 2 ? 2 : 4) * stride;
+}
 
 // Warps that share a row of so many units, of which a warp has `units`; such teams of a block.
 constexpr int ring_warps(int64_t span, int units) { return int(ceil_div(span, units)); }
@@ -601,14 +604,16 @@ constexpr StreamTile stream_tile(Row const& row, Op op, Problem const& p, Device
   t.copies = int(max64(1, ceil_div((t.pieces == 1 && end > t.in_W ? t.in_W : end) - t.first, t.width)));
   t.copies_y = int(ceil_div(t.pieces == 1 ? t.out_W + t.origin : t.span * kStreamColumns, t.width));
   t.half = t.span <= 8 ? 8 / t.span : 1;
-  t.images = int(min64(t.span <= 8 ? 2 * t.half : 1, 32 * stream_passes(spread ? 1 : stride, t.width) / t.copies));
-  t.groups = ceil_div(p.N, t.images);
-  if (op != Op::wgrad && (t.width == 1 || t.pieces > 1 || row.tile_m > 9)) {
+  int const images = t.span <= 8 ? 2 * t.half : 1;
+  int const most = 32 * stream_passes(spread ? 1 : stride, t.width, op == Op::wgrad) / t.copies;
+  t.images = int(min64(images, most));
+  if (op != Op::wgrad && (t.width == 1 || t.pieces > 1 || (t.width == 4 && most < images) || row.tile_m > 9)) {
     set_units(t, row, op, p, d);
     if (!t.planes.used) set_bands(t, row, op, p, d);
     if (!t.planes.used && row.tile_m <= 9) set_ring(t, row, op, p, d);
     return t;
   }
+  t.groups = ceil_div(p.N, t.images);
   double const slots = double(d.sm_count) * kStreamWarps * stream_blocks(row.tile_m, stride, t.width);
   t.rows = stream_rows(t.out_H, stride, row.tile_m, double(t.groups) * double(t.pieces) * double(p.C), slots);
   t.stretches = ceil_div(t.out_H, t.rows);

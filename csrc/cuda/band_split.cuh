@@ -369,10 +369,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
 
 }  // namespace conv2d_ext::band_split
 
-#define CONV2D_EXT_BAND_SPLIT_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                        \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    return band_split::launch<Op::op, Variant::variant == Variant::nhwc>(p, args, stream);                            \
-  }                                                                                                                   \
+#define CONV2D_EXT_BAND_SPLIT_INSTANCE(family, op, dtype, tm, tn, tk, variant)             \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                \
+    return band_split::launch<Op::op, Variant::variant == Variant::nhwc>(p, args, stream); \
   }

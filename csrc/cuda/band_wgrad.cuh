@@ -285,10 +285,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
 
 }  // namespace conv2d_ext::band
 
-#define CONV2D_EXT_BAND_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return band::launch_wgrad<DType::dtype, tm, tn, Variant::variant>(p, plan, args, stream);                 \
-  }                                                                                                           \
+#define CONV2D_EXT_BAND_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                   \
+    return band::launch_wgrad<DType::dtype, tm, tn, Variant::variant>(p, plan, args, stream); \
   }

@@ -697,10 +697,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 
 }  // namespace conv2d_ext::column
 
-#define CONV2D_EXT_COLUMN_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                    \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return column::launch<Op::op, DType::dtype, tm, tn, tk>(p, plan, args, stream);                           \
-  }                                                                                                           \
+#define CONV2D_EXT_COLUMN_INSTANCE(family, op, dtype, tm, tn, tk, variant)          \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                         \
+    return column::launch<Op::op, DType::dtype, tm, tn, tk>(p, plan, args, stream); \
   }

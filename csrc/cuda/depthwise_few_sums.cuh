@@ -284,12 +284,9 @@ cudaError_t launch_few_sums(Problem const& problem, Arguments const& args, cudaS
 
 }  // namespace conv2d_ext::depthwise
 
-#define CONV2D_EXT_DEPTHWISE_FEW_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                        \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    if (takes_single<false>(Op::op, p))                                                                       \
-      return depthwise::launch_single<Op::op, DType::dtype, false>(p, plan, args, stream);                    \
-    return depthwise::launch_few_sums<DType::dtype>(p, args, stream);                                         \
-  }                                                                                                           \
+#define CONV2D_EXT_DEPTHWISE_FEW_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant)     \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                \
+    if (takes_single<false>(Op::op, p))                                                    \
+      return depthwise::launch_single<Op::op, DType::dtype, false>(p, plan, args, stream); \
+    return depthwise::launch_few_sums<DType::dtype>(p, args, stream);                      \
   }

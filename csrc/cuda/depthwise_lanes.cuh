@@ -356,13 +356,10 @@ cudaError_t launch_lanes(Problem const& problem, Arguments const& args, cudaStre
 }  // namespace conv2d_ext::depthwise
 
 #define CONV2D_EXT_DEPTHWISE_LANES_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                    \
-  namespace conv2d_ext {                                                                                               \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,                    \
-                                                                Arguments const& args, cudaStream_t stream) {          \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                                            \
     LanesRoad const road = lanes_choice(Op::op, p).road;                                                               \
     if (road == LanesRoad::single) return depthwise::launch_single<Op::op, DType::dtype, true>(p, plan, args, stream); \
     if constexpr (DType::dtype == DType::f32)                                                                          \
       if (road == LanesRoad::copied) return depthwise::launch_copied<Op::op>(p, plan, args, stream);                   \
     return depthwise::launch_lanes<Op::op, DType::dtype>(p, args, stream);                                             \
-  }                                                                                                                    \
   }

@@ -289,12 +289,9 @@ cudaError_t launch_met(Problem const& problem, MetTile const& t, Arguments const
 
 }  // namespace conv2d_ext::depthwise
 
-#define CONV2D_EXT_DEPTHWISE_MET_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                     \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    constexpr bool channels_last = is_nhwc(Variant::variant);                                                         \
-    MetTile const tile = met_tile(Op::op, p, h200_sxm, channels_last);                                                \
-    return depthwise::launch_met<Op::op, DType::dtype, channels_last>(p, tile, args, stream);                         \
-  }                                                                                                                   \
+#define CONV2D_EXT_DEPTHWISE_MET_INSTANCE(family, op, dtype, tm, tn, tk, variant)             \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                   \
+    constexpr bool channels_last = is_nhwc(Variant::variant);                                 \
+    MetTile const tile = met_tile(Op::op, p, h200_sxm, channels_last);                        \
+    return depthwise::launch_met<Op::op, DType::dtype, channels_last>(p, tile, args, stream); \
   }

@@ -189,7 +189,7 @@ cudaError_t launch_near(Problem const& problem, NearTile const& t, Arguments con
   return by_filter(problem, [&]<int R, int stride>() {
     if constexpr (R > 1)
       if (p.filters > 1) return start_near<op, T, R, stride, true, true>(p, t, stream);
-    if constexpr (R > 1)  // a single tap has no dilation
+    if constexpr (R > 1 && (R == 3 || stride == 1))  // a single tap has no dilation
       if (!plain) return start_near<op, T, R, stride, false>(p, t, stream);
     return start_near<op, T, R, stride, true>(p, t, stream);
   });
@@ -197,12 +197,9 @@ cudaError_t launch_near(Problem const& problem, NearTile const& t, Arguments con
 
 }  // namespace conv2d_ext::depthwise
 
-#define CONV2D_EXT_DEPTHWISE_NEAR_INSTANCE(family, op, dtype, tm, tn, tk, variant)                            \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    if (takes_single<false>(Op::op, p))                                                                       \
-      return depthwise::launch_single<Op::op, DType::dtype, false>(p, plan, args, stream);                    \
-    return depthwise::launch_near<Op::op, DType::dtype>(p, near_tile(Op::op, p, h200_sxm), args, stream);     \
-  }                                                                                                           \
+#define CONV2D_EXT_DEPTHWISE_NEAR_INSTANCE(family, op, dtype, tm, tn, tk, variant)                        \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                               \
+    if (takes_single<false>(Op::op, p))                                                                   \
+      return depthwise::launch_single<Op::op, DType::dtype, false>(p, plan, args, stream);                \
+    return depthwise::launch_near<Op::op, DType::dtype>(p, near_tile(Op::op, p, h200_sxm), args, stream); \
   }

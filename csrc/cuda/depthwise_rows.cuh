@@ -50,10 +50,7 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
 
 }  // namespace conv2d_ext::depthwise
 
-#define CONV2D_EXT_DEPTHWISE_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                 \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return depthwise::launch_row<Op::op, DType::dtype, tm, tn, tk, Variant::variant>(p, plan, args, stream);  \
-  }                                                                                                           \
+#define CONV2D_EXT_DEPTHWISE_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                                  \
+    return depthwise::launch_row<Op::op, DType::dtype, tm, tn, tk, Variant::variant>(p, plan, args, stream); \
   }

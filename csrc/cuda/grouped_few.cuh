@@ -245,10 +245,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
 
 }  // namespace conv2d_ext::few_groups_outputs
 
-#define CONV2D_EXT_GROUPED_FEW_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                       \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    return few_groups_outputs::launch<Op::op, typename TypeOf<DType::dtype>::type>(p, args, stream);                  \
-  }                                                                                                                   \
+#define CONV2D_EXT_GROUPED_FEW_INSTANCE(family, op, dtype, tm, tn, tk, variant)                      \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                          \
+    return few_groups_outputs::launch<Op::op, typename TypeOf<DType::dtype>::type>(p, args, stream); \
   }

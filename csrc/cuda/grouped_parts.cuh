@@ -325,11 +325,8 @@ cudaError_t launch_group_parts(Problem const& given, Plan const& plan, Arguments
 
 }  // namespace conv2d_ext::tma
 
-#define CONV2D_EXT_GROUPED_PARTS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                             \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return p.stride_w == 2 ? tma::launch_group_parts<DType::dtype, 2>(p, plan, args, stream)                  \
-                           : tma::launch_group_parts<DType::dtype, 1>(p, plan, args, stream);                 \
-  }                                                                                                           \
+#define CONV2D_EXT_GROUPED_PARTS_INSTANCE(family, op, dtype, tm, tn, tk, variant)             \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                   \
+    return p.stride_w == 2 ? tma::launch_group_parts<DType::dtype, 2>(p, plan, args, stream)  \
+                           : tma::launch_group_parts<DType::dtype, 1>(p, plan, args, stream); \
   }

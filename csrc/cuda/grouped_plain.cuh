@@ -420,10 +420,7 @@ cudaError_t start_rows(Op op, Problem const& problem, Arguments const& args, cud
 
 }  // namespace conv2d_ext::plain
 
-#define CONV2D_EXT_GROUPED_ROWS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                      \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    return plain::start_rows<DType::dtype>(Op::op, p, args, stream);                                                  \
-  }                                                                                                                   \
+#define CONV2D_EXT_GROUPED_ROWS_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                      \
+    return plain::start_rows<DType::dtype>(Op::op, p, args, stream);             \
   }

@@ -601,10 +601,5 @@ cudaError_t start_plain(Problem const& problem, Arguments const& args, cudaStrea
 
 }  // namespace conv2d_ext::plain
 
-#define CONV2D_EXT_GROUPED_PLAIN_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                     \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    return plain::start_plain<DType::dtype>(p, args, stream);                                                         \
-  }                                                                                                                   \
-  }
+#define CONV2D_EXT_GROUPED_PLAIN_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) { return plain::start_plain<DType::dtype>(p, args, stream); }

@@ -277,10 +277,7 @@ cudaError_t start_row(Problem const& problem, Arguments const& args, cudaStream_
 
 }  // namespace conv2d_ext::planes
 
-#define CONV2D_EXT_GROUPED_PLANES_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                    \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    return planes::start_row<Op::op, DType::dtype>(p, args, stream);                                                  \
-  }                                                                                                                   \
+#define CONV2D_EXT_GROUPED_PLANES_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                        \
+    return planes::start_row<Op::op, DType::dtype>(p, args, stream);               \
   }

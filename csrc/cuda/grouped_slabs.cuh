@@ -246,10 +246,7 @@ cudaError_t launch(Op op, Problem const& problem, Arguments const& args, cudaStr
 
 }  // namespace conv2d_ext::slabs
 
-#define CONV2D_EXT_GROUPED_SLABS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                     \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    return slabs::launch<typename TypeOf<DType::dtype>::type>(Op::op, p, args, stream);                               \
-  }                                                                                                                   \
+#define CONV2D_EXT_GROUPED_SLABS_INSTANCE(family, op, dtype, tm, tn, tk, variant)       \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                             \
+    return slabs::launch<typename TypeOf<DType::dtype>::type>(Op::op, p, args, stream); \
   }

@@ -490,10 +490,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
 
 }  // namespace conv2d_ext::turned
 
-#define CONV2D_EXT_GROUPED_TURNED_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                    \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    return turned::launch<Op::op, DType::dtype>(p, args, stream);                                                     \
-  }                                                                                                                   \
+#define CONV2D_EXT_GROUPED_TURNED_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                        \
+    return turned::launch<Op::op, DType::dtype>(p, args, stream);                  \
   }

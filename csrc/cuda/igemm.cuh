@@ -390,11 +390,8 @@ Kernels kernels() {
 
 }  // namespace conv2d_ext::igemm
 
-#define CONV2D_EXT_IGEMM_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                     \
-  namespace conv2d_ext {                                                                                      \
-  static_assert(tm == conv2d_ext::igemm::TM && tk == conv2d_ext::igemm::TK);                                  \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return igemm::launch(Op::op, igemm::kernels<Op::op, DType::dtype, tn>(), p, plan, args, stream);          \
-  }                                                                                                           \
+#define CONV2D_EXT_IGEMM_INSTANCE(family, op, dtype, tm, tn, tk, variant)                            \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                          \
+    static_assert(tm == igemm::TM && tk == igemm::TK);                                               \
+    return igemm::launch(Op::op, igemm::kernels<Op::op, DType::dtype, tn>(), p, plan, args, stream); \
   }

@@ -397,11 +397,8 @@ igemm::Kernels kernels() {
 
 }  // namespace conv2d_ext::igemm_tf32
 
-#define CONV2D_EXT_IGEMM_TF32_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
-  namespace conv2d_ext {                                                                                      \
-  static_assert(tm == conv2d_ext::igemm_tf32::TM && tk == conv2d_ext::igemm_tf32::TK);                        \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return igemm::launch(Op::op, igemm_tf32::kernels<Op::op, tn>(), p, plan, args, stream);                   \
-  }                                                                                                           \
+#define CONV2D_EXT_IGEMM_TF32_INSTANCE(family, op, dtype, tm, tn, tk, variant)              \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                 \
+    static_assert(tm == igemm_tf32::TM && tk == igemm_tf32::TK);                            \
+    return igemm::launch(Op::op, igemm_tf32::kernels<Op::op, tn>(), p, plan, args, stream); \
   }

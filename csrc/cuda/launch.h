@@ -31,3 +31,12 @@ inline cudaError_t count_sms(int& count) {
 }
 
 }  // namespace conv2d_ext
+
+// The head of a row's launcher; its body, of problem p, plan, args and stream, follows.
+#define CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant)                                                \
+  namespace conv2d_ext {                                                                                       \
+  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const&, Plan const&, Arguments const&, \
+                                                                cudaStream_t);                                 \
+  }                                                                                                            \
+  cudaError_t conv2d_ext::family##_##op##_##dtype##_##tm##x##tn##_##variant(                                   \
+      Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream)

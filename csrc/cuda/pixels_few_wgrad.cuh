@@ -238,10 +238,7 @@ cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments con
 
 }  // namespace conv2d_ext::pixels_few
 
-#define CONV2D_EXT_PIXELS_FEW_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                          \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return pixels_few::launch_wgrad<tm, tn, Variant::variant>(p, plan, args, stream);                         \
-  }                                                                                                           \
+#define CONV2D_EXT_PIXELS_FEW_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)  \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                           \
+    return pixels_few::launch_wgrad<tm, tn, Variant::variant>(p, plan, args, stream); \
   }

@@ -264,10 +264,7 @@ cudaError_t launch_sums(Problem const& problem, int split_k, Arguments const& ar
 
 }  // namespace conv2d_ext::pixels_gather
 
-#define CONV2D_EXT_PIXELS_GATHER_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                        \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return pixels_gather::launch_sums<DType::dtype, tm, tn>(p, plan.split_k, args, stream);                   \
-  }                                                                                                           \
+#define CONV2D_EXT_PIXELS_GATHER_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant)      \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                 \
+    return pixels_gather::launch_sums<DType::dtype, tm, tn>(p, plan.split_k, args, stream); \
   }

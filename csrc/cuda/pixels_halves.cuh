@@ -260,10 +260,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
 
 }  // namespace conv2d_ext::pixels_halves
 
-#define CONV2D_EXT_PIXELS_HALVES_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                     \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    return pixels_halves::launch<Op::op, DType::dtype>(p, args, stream);                                              \
-  }                                                                                                                   \
+#define CONV2D_EXT_PIXELS_HALVES_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                       \
+    return pixels_halves::launch<Op::op, DType::dtype>(p, args, stream);          \
   }

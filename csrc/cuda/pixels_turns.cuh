@@ -258,10 +258,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
 
 }  // namespace conv2d_ext::pixel_turns
 
-#define CONV2D_EXT_PIXEL_TURNS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                       \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    return pixel_turns::launch<Op::op, DType::dtype, tm>(p, args, stream);                                            \
-  }                                                                                                                   \
+#define CONV2D_EXT_PIXEL_TURNS_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                     \
+    return pixel_turns::launch<Op::op, DType::dtype, tm>(p, args, stream);      \
   }

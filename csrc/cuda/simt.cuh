@@ -161,10 +161,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 
 }  // namespace conv2d_ext::simt
 
-#define CONV2D_EXT_SIMT_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                      \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return simt::launch<Op::op, DType::dtype, tm, tn, tk>(p, plan, args, stream);                             \
-  }                                                                                                           \
+#define CONV2D_EXT_SIMT_INSTANCE(family, op, dtype, tm, tn, tk, variant)          \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                       \
+    return simt::launch<Op::op, DType::dtype, tm, tn, tk>(p, plan, args, stream); \
   }

@@ -241,11 +241,8 @@ cudaError_t launch_copy(Problem const& problem, Plan const& plan, Arguments cons
 
 }  // namespace conv2d_ext::simt
 
-#define CONV2D_EXT_SIMT_COPY_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                 \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    static_assert(tk * sizeof(conv2d_ext::TypeOf<DType::dtype>::type) == simt::kStepBytes);                   \
-    return simt::launch_copy<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);                            \
-  }                                                                                                           \
+#define CONV2D_EXT_SIMT_COPY_INSTANCE(family, op, dtype, tm, tn, tk, variant)               \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                 \
+    static_assert(tk * sizeof(conv2d_ext::TypeOf<DType::dtype>::type) == simt::kStepBytes); \
+    return simt::launch_copy<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);          \
   }

@@ -448,10 +448,7 @@ cudaError_t launch_lean(Op op, Problem const& problem, Arguments const& args, cu
 
 }  // namespace conv2d_ext::stem
 
-#define CONV2D_EXT_STEM_LEAN_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                         \
-  namespace conv2d_ext {                                                                                              \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const&, Arguments const& args, \
-                                                                cudaStream_t stream) {                                \
-    return stem::launch_lean<DType::dtype>(Op::op, p, args, stream);                                                  \
-  }                                                                                                                   \
+#define CONV2D_EXT_STEM_LEAN_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                   \
+    return stem::launch_lean<DType::dtype>(Op::op, p, args, stream);          \
   }

@@ -357,10 +357,7 @@ cudaError_t launch_narrow(Problem const& problem, Plan const& plan, Arguments co
 
 }  // namespace conv2d_ext::stem
 
-#define CONV2D_EXT_STEM_NARROW_INSTANCE(family, op, dtype, tm, tn, tk, variant)                               \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return stem::launch_narrow<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);                          \
-  }                                                                                                           \
+#define CONV2D_EXT_STEM_NARROW_INSTANCE(family, op, dtype, tm, tn, tk, variant)      \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                          \
+    return stem::launch_narrow<Op::op, DType::dtype, tm, tn>(p, plan, args, stream); \
   }

@@ -98,7 +98,7 @@ constexpr int slot_bytes(int stride) { return 512 * stride; }
 constexpr int kSlotBytesY = (kStreamUnits + 1) * 16;
 
 template <class T, int R, int stride, int width, int passes>
-__global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, width) - (width == 4 && passes > stride))
+__global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, width))
     gather(__grid_constant__ Params const p) {
   constexpr int A = live(R, stride), slots = ring(R, stride), slot = slot_bytes(stride);
   static_assert((R - 1) % stride == 0 && stride * (A - 1) == R - 1);
@@ -466,26 +466,22 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   }
   bool const apart = stride == 2 && t.span <= 4 && t.images * (2 * t.span + 3) <= 32 * stride;
   p.pitch = apart ? 2 * t.span + 3 : (t.span + 1) * stride, p.swizzle = stride == 2 && !apart ? 16 : 0;
-  int const passes = int(ceil_div(t.images * t.copies, 32));
   if constexpr (spreads) {
     auto start_spread = [&](auto* kernel) {
       kernel<<<unsigned(ceil_div(t.walks() * problem.C, kStreamWarps)), kStreamWarps * 32,
                kStreamWarps * 8 * slot_bytes(1), stream>>>(p);
       return cudaGetLastError();
     };
-    if (t.width == 4 && passes == 1) return start_spread(spread<T, R, 4, 1>);
-    if (t.width == 4) return start_spread(spread<T, R, 4, 2>);
-    return start_spread(spread<T, R, 2, 2>);
+    return start_spread(t.width == 4 ? spread<T, R, 4, 1> : spread<T, R, 2, 2>);
   } else if constexpr (!sums && R <= 9) {
     int64_t const blocks = ceil_div(t.walks() * problem.C, kStreamWarps);
-    if (t.width == 4 && passes <= stride) return start(gather<T, R, stride, 4, stride>, blocks);
-    if (t.width == 4) return start(gather<T, R, stride, 4, stream_passes(stride, 4)>, blocks);
-    return start(gather<T, R, stride, 2, stream_passes(stride, 2)>, blocks);
+    return start(t.width == 4 ? gather<T, R, stride, 4, stride> : gather<T, R, stride, 2, 2 * stride>, blocks);
   } else if constexpr (sums && stream_sums_walk(R, stride)) {
-    auto* const kernel = t.width == 4 && passes <= stride ? wgrad<T, R, stride, 4, stride, 1>
-                         : t.width == 4                   ? wgrad<T, R, stride, 4, stream_passes(stride, 4), 1>
-                         : t.width == 2                   ? wgrad<T, R, stride, 2, stream_passes(stride, 2), 2>
-                                                          : wgrad<T, R, stride, 1, stream_passes(stride, 1), 4>;
+    bool const once = t.images * t.copies <= 32 * stride;
+    auto* const kernel = t.width == 4 && once ? wgrad<T, R, stride, 4, stride, 1>
+                         : t.width == 4       ? wgrad<T, R, stride, 4, 2 * stride, 1>
+                         : t.width == 2       ? wgrad<T, R, stride, 2, 2 * stride, 2>
+                                              : wgrad<T, R, stride, 1, 4 * stride, 4>;
     cudaError_t const error = start(kernel, problem.C * p.splits);
     if (error != cudaSuccess || p.splits == 1) return error;
     return depthwise::launch_sum<T>(problem, plan, args, stream, true);
@@ -496,10 +492,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
 
 }  // namespace conv2d_ext::stream
 
-#define CONV2D_EXT_STREAM_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                    \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return stream::launch<Op::op, DType::dtype, tm, tk>(p, plan, args, stream);                               \
-  }                                                                                                           \
+#define CONV2D_EXT_STREAM_INSTANCE(family, op, dtype, tm, tn, tk, variant)      \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                     \
+    return stream::launch<Op::op, DType::dtype, tm, tk>(p, plan, args, stream); \
   }

@@ -203,10 +203,7 @@ cudaError_t launch_products(Problem const& problem, Plan const& plan, Arguments 
 
 }  // namespace conv2d_ext::stream
 
-#define CONV2D_EXT_STREAM_PRODUCTS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                           \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return stream::launch_products<DType::dtype>(p, plan, args, stream);                                      \
-  }                                                                                                           \
+#define CONV2D_EXT_STREAM_PRODUCTS_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                         \
+    return stream::launch_products<DType::dtype>(p, plan, args, stream);            \
   }

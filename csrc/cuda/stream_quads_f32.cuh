@@ -395,10 +395,7 @@ cudaError_t launch_quads(Problem const& problem, Plan const& plan, Arguments con
 
 }  // namespace conv2d_ext::stream
 
-#define CONV2D_EXT_STREAM_QUADS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                              \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return stream::launch_quads<Op::op, tm>(p, plan, args, stream);                                           \
-  }                                                                                                           \
+#define CONV2D_EXT_STREAM_QUADS_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                      \
+    return stream::launch_quads<Op::op, tm>(p, plan, args, stream);              \
   }

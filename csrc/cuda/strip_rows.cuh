@@ -215,10 +215,7 @@ cudaError_t launch(Problem const& problem, Plan const&, Arguments const& args, c
 
 }  // namespace conv2d_ext::strip_rows
 
-#define CONV2D_EXT_STRIP_ROWS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return strip_rows::launch<Op::op, Variant::variant>(p, plan, args, stream);                               \
-  }                                                                                                           \
+#define CONV2D_EXT_STRIP_ROWS_INSTANCE(family, op, dtype, tm, tn, tk, variant)  \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                     \
+    return strip_rows::launch<Op::op, Variant::variant>(p, plan, args, stream); \
   }

@@ -292,19 +292,13 @@ cudaError_t launch_held_or(Problem const& problem, Plan const& plan, Arguments c
 
 }  // namespace conv2d_ext::tma
 
-#define CONV2D_EXT_TMA_TF32_HELD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                             \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    if constexpr (Op::op == Op::fprop)                                                                        \
-      if (ahead_supports(Op::op, p)) return tma::launch_ahead<Op::op, DType::f32>(p, args, stream);           \
-    return tf32::launch_row<Op::op, tm, tn, Variant::variant>(p, plan, args, stream);                         \
-  }                                                                                                           \
+#define CONV2D_EXT_TMA_TF32_HELD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                   \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                         \
+    if constexpr (Op::op == Op::fprop)                                                              \
+      if (ahead_supports(Op::op, p)) return tma::launch_ahead<Op::op, DType::f32>(p, args, stream); \
+    return tf32::launch_row<Op::op, tm, tn, Variant::variant>(p, plan, args, stream);               \
   }
-#define CONV2D_EXT_TMA_HELD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                  \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return tma::launch_held_or<Op::op, DType::dtype, tm, tn, Variant::variant>(p, plan, args, stream);        \
-  }                                                                                                           \
+#define CONV2D_EXT_TMA_HELD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                           \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                            \
+    return tma::launch_held_or<Op::op, DType::dtype, tm, tn, Variant::variant>(p, plan, args, stream); \
   }

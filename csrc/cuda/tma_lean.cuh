@@ -630,11 +630,10 @@ cudaError_t launch_sums(Problem const& p, Plan const& plan, Arguments const& arg
 
 template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
-  if constexpr (dtype != DType::f32 && TN >= 64 && (TM == 64 || (TM == 128 && op != Op::wgrad))) {
-    if constexpr (op != Op::wgrad && TN != 192)
-      if (lean_gathers(row_of(plan), p)) return launch_lean_gather<op, dtype, TM, TN>(p, plan, args, stream);
+  if constexpr (dtype != DType::f32 && op != Op::wgrad && TN >= 64 && TN <= 128)
+    if (lean_gathers(row_of(plan), p)) return launch_lean_gather<op, dtype, TM, TN>(p, plan, args, stream);
+  if constexpr (dtype != DType::f32 && TM == 64 && (TN == 64 || (op == Op::wgrad && TN == 128)))
     if (lean_takes_planes(row_of(plan), p)) return launch_lean_planes<op, dtype, TM, TN>(p, plan, args, stream);
-  }
   if constexpr (op == Op::wgrad && dtype != DType::f32 && TM == 64 && TN == 64)
     if (plan.split_k > 1) return launch_sums<dtype, TM, TN>(p, plan, args, stream);
   if constexpr (op == Op::dgrad && TM == 64 && TN == 64)
@@ -647,10 +646,7 @@ cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& arg
 
 }  // namespace conv2d_ext::tma
 
-#define CONV2D_EXT_TMA_LEAN_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                  \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return tma::launch_lean<Op::op, DType::dtype, tm, tn>(p, plan, args, stream);                             \
-  }                                                                                                           \
+#define CONV2D_EXT_TMA_LEAN_INSTANCE(family, op, dtype, tm, tn, tk, variant)      \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                       \
+    return tma::launch_lean<Op::op, DType::dtype, tm, tn>(p, plan, args, stream); \
   }

@@ -495,18 +495,12 @@ cudaError_t launch_matrix(Problem const& p, Arguments const& args, cudaStream_t 
 
 }  // namespace conv2d_ext::tma
 
-#define CONV2D_EXT_TMA_MATRIX_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return tma::launch_matrix<Op::op, DType::dtype, tm, tn>(p, args, stream);                                 \
-  }                                                                                                           \
+#define CONV2D_EXT_TMA_MATRIX_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                    \
+    return tma::launch_matrix<Op::op, DType::dtype, tm, tn>(p, args, stream);  \
   }
 
-#define CONV2D_EXT_PIXEL_MATRIX_INSTANCE(family, op, dtype, tm, tn, tk, variant)                              \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return tma::launch_matrix_planes<Op::op, DType::dtype, tm, tn>(p, args, stream);                          \
-  }                                                                                                           \
+#define CONV2D_EXT_PIXEL_MATRIX_INSTANCE(family, op, dtype, tm, tn, tk, variant)     \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                          \
+    return tma::launch_matrix_planes<Op::op, DType::dtype, tm, tn>(p, args, stream); \
   }

@@ -320,10 +320,7 @@ cudaError_t launch_planes_wgrad(Row const& row, Problem const& problem, Plan con
 
 }  // namespace conv2d_ext::tma
 
-#define CONV2D_EXT_TMA_PLANES_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)                          \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return tma::launch_planes_wgrad<DType::dtype>(row_of(plan), p, plan, args, stream);                       \
-  }                                                                                                           \
+#define CONV2D_EXT_TMA_PLANES_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)    \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                             \
+    return tma::launch_planes_wgrad<DType::dtype>(row_of(plan), p, plan, args, stream); \
   }

@@ -284,13 +284,10 @@ cudaError_t launch_resident_or(Problem const& problem, Plan const& plan, Argumen
 }  // namespace conv2d_ext::tma
 
 // launch: the first kernel of a row.
-#define CONV2D_EXT_TMA_RESIDENT_ROW(family, op, dtype, tm, tn, variant, launch)                               \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return tma::launch_resident_or<Op::op, DType::dtype, tn>(p, plan, args, stream,                           \
-                                                             [&] { return launch(p, plan, args, stream); });  \
-  }                                                                                                           \
+#define CONV2D_EXT_TMA_RESIDENT_ROW(family, op, dtype, tm, tn, variant, launch)                              \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                                  \
+    return tma::launch_resident_or<Op::op, DType::dtype, tn>(p, plan, args, stream,                          \
+                                                             [&] { return launch(p, plan, args, stream); }); \
   }
 #define CONV2D_EXT_TMA_RESIDENT_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
   CONV2D_EXT_TMA_RESIDENT_ROW(family, op, dtype, tm, tn, variant,                \

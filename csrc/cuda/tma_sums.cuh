@@ -239,10 +239,7 @@ cudaError_t launch_sums(Problem const& p, Plan const& plan, Arguments const& arg
 
 }  // namespace conv2d_ext::tma
 
-#define CONV2D_EXT_TMA_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                  \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return tma::launch_sums<DType::dtype, tm, tn>(p, plan, args, stream);                                     \
-  }                                                                                                           \
+#define CONV2D_EXT_TMA_SUMS_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                  \
+    return tma::launch_sums<DType::dtype, tm, tn>(p, plan, args, stream);    \
   }

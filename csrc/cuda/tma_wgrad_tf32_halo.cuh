@@ -349,10 +349,5 @@ cudaError_t launch(Problem const& given, Plan const& plan, Arguments const& args
 
 }  // namespace conv2d_ext::tf32::halo
 
-#define CONV2D_EXT_TMA_TF32_HALO_INSTANCE(family, op, dtype, tm, tn, tk, variant)                             \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return tf32::halo::launch<tm, tn>(p, plan, args, stream);                                                 \
-  }                                                                                                           \
-  }
+#define CONV2D_EXT_TMA_TF32_HALO_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) { return tf32::halo::launch<tm, tn>(p, plan, args, stream); }

@@ -171,10 +171,7 @@ cudaError_t launch_zeros_or(Problem const& problem, Plan const& plan, Arguments 
 
 }  // namespace conv2d_ext::tma
 
-#define CONV2D_EXT_TMA_ZEROS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                                 \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return tma::launch_zeros_or<Op::op, DType::dtype, tm, tn, Variant::variant>(p, plan, args, stream);       \
-  }                                                                                                           \
+#define CONV2D_EXT_TMA_ZEROS_INSTANCE(family, op, dtype, tm, tn, tk, variant)                           \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                             \
+    return tma::launch_zeros_or<Op::op, DType::dtype, tm, tn, Variant::variant>(p, plan, args, stream); \
   }

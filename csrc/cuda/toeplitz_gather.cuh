@@ -437,10 +437,7 @@ cudaError_t launch_gather_or(Problem const& problem, Plan const& plan, Arguments
 
 }  // namespace conv2d_ext::toeplitz
 
-#define CONV2D_EXT_TOEPLITZ_GATHER_INSTANCE(family, op, dtype, tm, tn, tk, variant)                           \
-  namespace conv2d_ext {                                                                                      \
-  cudaError_t family##_##op##_##dtype##_##tm##x##tn##_##variant(Problem const& p, Plan const& plan,           \
-                                                                Arguments const& args, cudaStream_t stream) { \
-    return toeplitz::launch_gather_or<Op::op, DType::dtype, tm>(p, plan, args, stream);                       \
-  }                                                                                                           \
+#define CONV2D_EXT_TOEPLITZ_GATHER_INSTANCE(family, op, dtype, tm, tn, tk, variant)     \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                             \
+    return toeplitz::launch_gather_or<Op::op, DType::dtype, tm>(p, plan, args, stream); \
   }

@@ -26,9 +26,9 @@ Row const& row_of(Plan const& plan) { return table_row(plan.kernel); }
 
 namespace {
 
-#define CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, tk, variant) &family##_##op##_##dtype##_##tm##x##tn##_##variant,
-constexpr Launcher kLaunchers[] = {CONV2D_EXT_KERNELS(CONV2D_EXT_LAUNCHER)};
-#undef CONV2D_EXT_LAUNCHER
+#define CONV2D_EXT_ADDRESS(family, op, dtype, tm, tn, tk, variant) &family##_##op##_##dtype##_##tm##x##tn##_##variant,
+constexpr Launcher kLaunchers[] = {CONV2D_EXT_KERNELS(CONV2D_EXT_ADDRESS)};
+#undef CONV2D_EXT_ADDRESS
 
 void check_cuda(char const* op, cudaError_t error) {
   if (error == cudaSuccess) return;
