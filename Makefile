@@ -27,11 +27,11 @@ SOURCES := setup.py pyproject.toml scripts/nvcc.py $(shell find csrc conv2d_ext 
 # Programs run in a folder of their own: in the root, Python would import conv2d_ext/ instead of the installed wheel.
 RUN := build/run
 
-.PHONY: help demo test wheel bench record sanitize lint format audit workflows clean always
+.PHONY: help demo test wheel bench record sanitize arrivals lint format audit workflows clean always
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
-	@echo "targets: demo test wheel bench record sanitize lint format audit workflows clean"
+	@echo "targets: demo test wheel bench record sanitize arrivals lint format audit workflows clean"
 
 demo: $(VENV)/.demo | $(RUN)
 	cd $(RUN) && $(BIN)/python -m conv2d_ext demo $(ARGS)
@@ -60,6 +60,10 @@ record: $(VENV)/.test
 # On a machine with a GPU: the edge cases under compute-sanitizer.
 sanitize: $(VENV)/.test
 	$(BIN)/python scripts/sanitize.py $(ARGS)
+
+# With the toolkit's cuobjdump: arrivals that pass loads in the library built in place, of kernels that are not known.
+arrivals:
+	cuobjdump -sass -arch sm_90a conv2d_ext/_cuda.abi3.so | $(PYTHON) scripts/arrivals.py
 
 lint: $(VENV)/.dev
 	$(BIN)/mypy

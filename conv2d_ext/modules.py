@@ -19,9 +19,35 @@ class Conv2d(nn.Conv2d):
     `padding` may also be (top, bottom, left, right). Input and output are as for conv2d: (N, C, H, W) or (C, H, W).
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if len(self.padding) == 4 and not isinstance(self.padding, str):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        # Written out, for torch.nn.utils.skip_init looks for `device` among the parameters.
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,  # type: ignore[arg-type]
+            dilation,
+            groups,
+            bias,
+            padding_mode,  # type: ignore[arg-type]
+            device,
+            dtype,
+        )
+        if not isinstance(self.padding, str) and len(self.padding) == 4:
             # What F.pad takes for the other padding modes: the last dimension first.
             top, bottom, left, right = self.padding
             self._reversed_padding_repeated_twice = [left, right, top, bottom]

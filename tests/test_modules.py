@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -57,6 +58,15 @@ def test_equal_seeds_give_equal_parameters_and_leave_equal_generators(args: tupl
     assert list(ours.state_dict()) == list(theirs.state_dict())
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b) and a.stride() == b.stride()
+
+
+def test_the_constructor_has_torchs_parameters_and_may_be_called_without_drawing(device: str) -> None:
+    ours, theirs = (inspect.signature(layer).parameters for layer in (Conv2d, nn.Conv2d))
+    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+    before = torch.get_rng_state()
+    layer = nn.utils.skip_init(Conv2d, 3, 8, 3, padding=1, device=device)
+    assert torch.equal(before, torch.get_rng_state())
+    assert type(layer) is Conv2d and layer.weight.device.type == device and layer.weight.shape == (8, 3, 3, 3)
 
 
 @EVERY_ARGUMENT

@@ -191,13 +191,17 @@ def test_the_libraries_name_no_folder_of_the_build_machine() -> None:
 # ---- the build's own check -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def nvcc() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("nvcc_script", ROOT / "scripts" / "nvcc.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def nvcc() -> ModuleType:
+    return script("nvcc")
 
 
 PTXAS = """ptxas info    : Compiling entry function '_Z3oneI6__halfEvPT_' for 'sm_80'
@@ -252,3 +256,43 @@ def test_a_source_of_one_ptx_is_compiled_once_for_all_architectures(nvcc: Module
     assert nvcc.arguments(["nvcc", *listed, "a.cu"]) == ["nvcc", *listed, "a.cu"]
     special = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
     assert nvcc.arguments(["nvcc", *special, "a_ptx.cu"]) == ["nvcc", *special, "a_ptx.cu"]
+
+
+# ---- arrivals that pass loads ----------------------------------------------------------------------------------------
+
+
+def sass(*instructions: tuple[str, int, int]) -> list[str]:
+    """cuobjdump's lines of (text, mask of scoreboards that are waited for, scoreboard that is set)."""
+    lines = ["\t\tFunction : _ZN10conv2d_ext5tests4loopILi3EEEvv"]
+    for i, (text, waits, board) in enumerate(instructions):
+        lines.append(f"        /*{16 * i:04x}*/                   {text} ;  /* 0x{0:016x} */")
+        lines.append(f"                                            /* 0x{waits << 52 | board << 46:016x} */")
+    return lines
+
+
+@pytest.mark.parametrize(
+    "before,after,loads",
+    (
+        (("NOP", 0, 7), ("NOP", 0, 7), 1),  # the load at the loop's end passes the arrival at its head
+        (("IADD3 R1, R2, R3, RZ", 1, 7), ("NOP", 0, 7), 0),
+        (("IADD3 R1, R2, R3, RZ", 2, 7), ("NOP", 0, 7), 1),  # a wait for another scoreboard
+        (("DEPBAR.LE SB0, 0x0", 0, 7), ("NOP", 0, 7), 0),
+        (("DEPBAR.LE SB0, 0x1", 0, 7), ("LDS R6, [R5]", 0, 0), 1),  # the older of two has ended
+        (("@P1 BRA 0x20", 0, 7), ("MOV R4, R2", 1, 7), 0),
+        (("BRA.DIV UR4, 0x20", 0, 7), ("NOP", 0, 7), 1),
+    ),
+)
+def test_arrivals_are_found_along_branches(
+    before: tuple[str, int, int], after: tuple[str, int, int], loads: int
+) -> None:
+    arrivals = script("arrivals")
+    loop = (("SYNCS.ARRIVE.TRANS64.A1T0 RZ, [R1], RZ", 0, 7), ("LDS R2, [R3]", 0, 0), after, ("@P0 BRA 0x0", 0, 7))
+    ((name, body),) = arrivals.functions(sass(before, *loop, ("EXIT", 0, 7)))
+    assert arrivals.kernel(name) == "tests::loop"
+    assert list(arrivals.arrivals(body).values()) == [loads]
+
+
+def test_kernels_whose_arrivals_may_pass_loads_exist() -> None:
+    names = {name.split("::")[-1] for name in script("arrivals").KNOWN}
+    sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("*.cuh"))
+    assert {name for name in names if not re.search(rf"\b{name}\(", sources)} == set()
