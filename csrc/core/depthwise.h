@@ -10,6 +10,15 @@ namespace conv2d_ext {
 // By rows in NCHW that are made for one: more would take many launches, or one sum of all products (dgrad).
 inline constexpr int64_t kMostFiltersAChannel = 8;
 
+// channels_last: where the last slice of `channels` begins. The copy engine is slow with boxes that end behind the
+// channels; where that is worth making some twice, the slice ends with them.
+constexpr int last_slice(Op op, int64_t C, int channels) {
+  int64_t const rest = C % channels;
+  return int(C > channels && (op == Op::wgrad || 2 * rest >= channels) ? C - channels : C / channels * channels);
+}
+static_assert(last_slice(Op::wgrad, 72, 32) == 40 && last_slice(Op::fprop, 72, 32) == 64);
+static_assert(last_slice(Op::fprop, 144, 32) == 112 && last_slice(Op::wgrad, 24, 32) == 0);
+
 // dgrad with stride 2 by cuda/depthwise_spread.cuh.
 constexpr int spread_pairs(int R) { return R == 3 ? 2 : 3; }
 constexpr int64_t spread_threads(Problem const& p) {

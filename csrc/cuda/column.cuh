@@ -35,7 +35,7 @@ struct Params {
   int64_t N;
   int C, H, W, P, Q, pad_h, start_w, origin;           // start_w: first input column
   int channels, strips, images;                        // of a block
-  int slices, tiles_w, units, each, shares;            // shares: wgrad's partial sums
+  int slices, last, tiles_w, units, each, shares;      // last: where the last slice begins; shares: partial sums
   int stages, in_bytes, y_bytes, in_copied, y_copied;  // copied: without the padding to 128 bytes
   bool once;                                           // wgrad: L2 gives up first what is read
 };
@@ -52,7 +52,7 @@ struct Share {
 
   __device__ Share(Params const& p, int block)
       : share(block / p.slices),
-        c0(block % p.slices * p.channels),
+        c0(min(block % p.slices * p.channels, p.last)),
         begin(share * p.each),
         end(p.units - begin < p.each ? p.units : begin + p.each) {}
 };
@@ -275,7 +275,8 @@ __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1)
     slide(__grid_constant__ Params const p) {
   constexpr int V = column_vector(R, 1), width = column_width(Op::fprop, R, 1);
   extern __shared__ __align__(128) unsigned char shared[];
-  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
+  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices;
+  int const c0 = min(slice * p.channels, p.last);
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
   __shared__ Ring<Op::fprop, R, 1> ring;
   int const readers = int(blockDim.x) - 32;  // threads
@@ -368,7 +369,8 @@ __global__ void __launch_bounds__(column_threads(R, stride) + 32, 2) gather(__gr
                 done = Rows::done;
   constexpr bool backward = op == Op::dgrad;
   extern __shared__ __align__(128) unsigned char shared[];
-  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * p.channels;
+  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices;
+  int const c0 = min(slice * p.channels, p.last);
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
   __shared__ Ring<op, R, stride> ring;
   int const readers = int(blockDim.x) - 32;  // threads
@@ -640,7 +642,7 @@ cudaError_t launch_one(Problem const& problem, Arguments const& args, int shares
   if (sums && shares > 1) p.partial = static_cast<float*>(args.workspace) + share * problem.C * (R * R);
   p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
   p.channels = t.channels, p.strips = t.strips, p.images = t.images;
-  p.slices = int(t.slices), p.tiles_w = int(t.tiles_w);
+  p.slices = int(t.slices), p.last = last_slice(op, problem.C, t.channels), p.tiles_w = int(t.tiles_w);
   p.units = int(t.units), p.each = int(t.each), p.shares = shares;
   p.stages = t.stages, p.in_bytes = int(t.in_bytes), p.y_bytes = int(t.y_bytes);
   constexpr int width = column_width(op, R, stride), fixed = column_channels(op, R, stride, int(sizeof(T)));

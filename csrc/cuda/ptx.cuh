@@ -270,6 +270,16 @@ __device__ inline void cp_async_bulk(uint32_t shared, void const* global, uint32
                : "memory");
 }
 
+// The same under a policy of L2.
+__device__ inline void cp_async_bulk(uint32_t shared, void const* global, uint32_t bytes, uint64_t* bar,
+                                     uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+          "r"(shared),
+      "l"(global), "r"(bytes), "r"(shared_address(bar)), "l"(policy)
+      : "memory");
+}
+
 // The other way.
 __device__ inline void cp_async_bulk_store(void* global, uint32_t shared, uint32_t bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(shared), "r"(bytes)

@@ -87,6 +87,16 @@ __device__ inline T const* planes_of(Source const& s, int64_t n, int c0) {
   return static_cast<T const*>(s.data) + n * s.n + c0 * s.c;
 }
 
+// Has the copy engine bring a run. What wgrad reads L2 gives up first: lines that other kernels have written stay, and
+// need not be written back meanwhile.
+template <bool sums>
+__device__ inline void bring_run(uint32_t to, void const* from, uint32_t bytes, uint64_t* full) {
+  if constexpr (sums)
+    ptx::cp_async_bulk(to, from, bytes, full, ptx::createpolicy_evict_first());
+  else
+    ptx::cp_async_bulk(to, from, bytes, full);
+}
+
 // Has the copy engine bring an item to a stage, by a warp: x, and for wgrad y behind it.
 template <class T, bool sums, class Item>
 __device__ inline void fill_planes(Params const& p, Item const& at, int stage) {
@@ -99,10 +109,9 @@ __device__ inline void fill_planes(Params const& p, Item const& at, int stage) {
   __syncwarp();
   if (lane >= images) return;
   int64_t const n = at.n0(p) + lane;
-  ptx::cp_async_bulk(to + lane * p.image_bytes, planes_of<T>(p.in, n, at.c0), bytes, full);
+  bring_run<sums>(to + lane * p.image_bytes, planes_of<T>(p.in, n, at.c0), bytes, full);
   if (sums)
-    ptx::cp_async_bulk(to + p.images * p.image_bytes + lane * p.image_bytes_y, planes_of<T>(p.y, n, at.c0), bytes_y,
-                       full);
+    bring_run<sums>(to + p.images * p.image_bytes + lane * p.image_bytes_y, planes_of<T>(p.y, n, at.c0), bytes_y, full);
 }
 
 // Larger images: an item is a band of rows of some images' planes, one run of each plane, or of all of a block's planes
@@ -170,11 +179,11 @@ __device__ inline void fill_band(Params const& p, Band const& band, int c0, int 
   all = __reduce_add_sync(0xffffffffu, all);
   if (lane == 0) ptx::mbarrier_arrive_expect_tx(full, all);
   __syncwarp();
-  if (bytes > 0) ptx::cp_async_bulk(to + image * p.image_bytes + channel * p.channel_bytes, in.around(), bytes, full);
+  if (bytes > 0) bring_run<sums>(to + image * p.image_bytes + channel * p.channel_bytes, in.around(), bytes, full);
   if constexpr (sums)
     if (bytes_y > 0)
-      ptx::cp_async_bulk(to + p.image_bytes + channel * p.channel_bytes_y, band.template y<T>(p, c0 + channel).around(),
-                         bytes_y, full);
+      bring_run<sums>(to + p.image_bytes + channel * p.channel_bytes_y, band.template y<T>(p, c0 + channel).around(),
+                      bytes_y, full);
 }
 
 // Has the copy engine take a band's outputs from `place` back. Elements at both ends of a run are for half a warp.

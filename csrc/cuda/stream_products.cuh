@@ -61,14 +61,15 @@ __global__ void __launch_bounds__((product_warps(blocks) + 1) * 32, products_tog
     float acc[each][blocks][4] = {};
     if (warp == warps) {
       if (lane == 0) {
+        uint64_t const once = ptx::createpolicy_evict_first();  // as bring_run
 #pragma unroll 1
         for (uint32_t i = 0; i < count; ++i, advance()) {
           if (i >= p.stages) ptx::mbarrier_wait(empty(stage), parity ^ 1);
           ptx::mbarrier_arrive_expect_tx(full(stage), p.stage_bytes);
           uint32_t const to = stages + stage * p.stage_bytes;
           int const image = int(group + i) * kProductImages, at = int(unit) * p.rows;
-          ptx::cp_async_bulk_tensor_4d(to, &p.x_map, full(stage), 0, at, image, 0);
-          ptx::cp_async_bulk_tensor_4d(to + kProductImages * p.pitch, &p.y_map, full(stage), 0, at, image, 0);
+          ptx::cp_async_bulk_tensor_4d(to, &p.x_map, full(stage), 0, at, image, 0, once);
+          ptx::cp_async_bulk_tensor_4d(to + kProductImages * p.pitch, &p.y_map, full(stage), 0, at, image, 0, once);
         }
       }
       __syncwarp();

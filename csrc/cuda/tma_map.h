@@ -48,15 +48,15 @@ struct Encoded {
 inline cudaError_t status(CUresult result) { return static_cast<cudaError_t>(result); }
 
 inline cudaError_t encode_tiled(CUtensorMap& map, Tensor4 const& t, int channels, int b1, int b2, int b3, int step1,
-                                int step2, CUtensorMapSwizzle swizzle) {
+                                int step2, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B) {
   static auto const encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
   if (encode == nullptr) return cudaErrorNotSupported;
   Encoded const e(t);
   cuuint32_t const box[4] = {cuuint32_t(channels), cuuint32_t(b1), cuuint32_t(b2), cuuint32_t(b3)};
   cuuint32_t const step[4] = {1, cuuint32_t(step1), cuuint32_t(step2), 1};
   return status(encode(&map, tensor_type(t.dtype, t.rounded), 4, const_cast<void*>(t.address), e.size, e.stride, box,
-                       step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+                       step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
 }
 
 // Boxes of the tensor, channels x box[0] x box[1] x box[2], swizzled by 128 bytes; of the first two dimensions beside

@@ -309,21 +309,31 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
   uint32_t const one = ptx::ld_shared(constants + 2 * uint32_t(sizeof(uint2)));
   uint32_t most = 0, parity = 0, parity_out = 1;
   float acc[R][pairs][4];
-  int stage = 0, held = 0, buffer = 0;  // held: the stage of the row that is loaded
+  // Barriers and bytes from the first of the stage that is loaded next and of the buffer that is stored to next, which
+  // are not worked out again for each row; held: the barrier of the row that is loaded.
+  uint32_t const full = uint32_t(ptx::unknown(int(ptx::shared_address(barriers.full)))), over = full + p.stages * 8;
+  constexpr uint32_t empty = sizeof(barriers.full), free = sizeof(barriers.done);
+  uint32_t const done = full + uint32_t(offsetof(Barriers, done)), over_out = done + free;
+  uint32_t bar = full, at = 0, held = full, bar_out = done, at_out = 0;
   for (int index = begin; index < end;) {
     Strip const s = next_strip<R>(p, index, end);
     int const rows = s.rows + R - 1;
+    // Rows of inputs inside the image: `count` from `lower` on.
+    int const above = s.first < 0 ? -s.first : 0, below = p.in_H > s.first ? p.in_H - s.first : 0;
+    int const lower = p.dilation_h == 1 ? above : (above + p.dilation_h - 1) / p.dilation_h;
+    int const upper = min(p.dilation_h == 1 ? below : (below + p.dilation_h - 1) / p.dilation_h, rows);
+    uint32_t const count = uint32_t(max(upper - lower, 0));
     Pixel<pairs> in[2][2];  // of the next row
     auto load = [&](int row) {
-      if (row >= rows || !has_row(p, s, row)) return;
-      ptx::mbarrier_wait(&barriers.full[stage], parity);
-      uint32_t const offset = stage * p.in_bytes;
+      if (uint32_t(row - lower) >= count) return;
+      ptx::mbarrier_wait(bar, parity);
 #pragma unroll
       for (int j = 0; j < 2; ++j)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) in[half][j].load(((from[half] + j * step_in) ^ (j % 2 * flip)) + offset);
-      held = stage;
-      if (++stage == p.stages) stage = 0, parity ^= 1;
+        for (int half = 0; half < 2; ++half) in[half][j].load(((from[half] + j * step_in) ^ (j % 2 * flip)) + at);
+      held = bar;
+      bar += 8, at += p.in_bytes;
+      if (bar == over) bar = full, at = 0, parity ^= 1;
     };
     auto store = [&](float const(&sums)[pairs][4]) {
       Pixel<pairs> out[2];
@@ -334,23 +344,24 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
         out[0].v[pair] = pack<T>(sums[pair][0] + b.x, sums[pair][1] + b.y);
         out[1].v[pair] = pack<T>(sums[pair][2] + b.x, sums[pair][3] + b.y);
       }
-      ptx::mbarrier_wait(&barriers.free[buffer], parity_out);
+      ptx::mbarrier_wait(bar_out + free, parity_out);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (!exists[half]) continue;
 #pragma unroll
         for (int pair = 0; pair < pairs; ++pair) most = max_or_nan<T>(most, out[half].v[pair]);
-        out[half].store(to[half] + buffer * p.out_bytes);
+        out[half].store(to[half] + at_out);
       }
       ptx::fence_proxy_async();
       __syncwarp();
-      if (lane == 0) ptx::mbarrier_arrive(&barriers.done[buffer]);
-      if (++buffer == kToeplitzBuffers) buffer = 0, parity_out ^= 1;
+      if (lane == 0) ptx::mbarrier_arrive(bar_out);
+      bar_out += 8, at_out += p.out_bytes;
+      if (bar_out == over_out) bar_out = done, at_out = 0, parity_out ^= 1;
     };
     // Row u of a cycle of R rows: the sums that it completes are in place u, those of k rows on in place (u + k) % R.
     // What the row before has completed is stored first, and its place is taken.
     auto step = [&]<int u>(std::integral_constant<int, u>, int row) {
-      bool const present = row < rows && has_row(p, s, row);
+      bool const present = uint32_t(row - lower) < count;
       uint32_t words[pairs][2][2];
       if (present) {
 #pragma unroll
@@ -362,7 +373,7 @@ __device__ inline uint32_t multiply_rows(Params const& p, Barriers& barriers, fl
         uint32_t all = 0;
 #pragma unroll
         for (int j = 0; j < 2; ++j) all |= words[pairs - 1][0][j] | words[pairs - 1][1][j];
-        give_back(&barriers.empty[held], all);
+        give_back(held + empty, all);
       }
       load(row + 1);
       auto& last = acc[(u + R - 1) % R];
@@ -444,7 +455,7 @@ inline cudaError_t map_of(CUtensorMap& map, void const* data, DType dtype, Strid
                                      : channels == 16 ? CU_TENSOR_MAP_SWIZZLE_32B
                                                       : CU_TENSOR_MAP_SWIZZLE_NONE;
   return tma::encode_tiled(map, {data, dtype, {C, W, H, N}, {1, s.w, s.h, s.n}}, channels, columns, 1, images, 1, 1,
-                           swizzle);
+                           swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B);
 }
 
 template <Op op, DType dtype, int R>

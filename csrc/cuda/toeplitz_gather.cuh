@@ -22,6 +22,7 @@ namespace conv2d_ext::toeplitz {
 
 struct GatherParams : Params {
   int parts, pairs, in_columns, out_columns, ring;  // pairs: of runs, of a piece; ring: cycles of rows of inputs
+  int last;                                         // where the last slice begins
 };
 
 // The filters of a block's channels: of each channel and row of the filter the words (tap d, tap d + 4) for the
@@ -351,7 +352,8 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) gather_pieces(__grid_cons
   __shared__ __align__(16) float biases[kGatherChannels];
   __shared__ int again;
   uint32_t const shared = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
-  int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices, c0 = slice * kGatherChannels;
+  auto const slice = [&](int block) { return min(block % p.slices * kGatherChannels, p.last); };
+  int const share = int(blockIdx.x) / p.slices, c0 = slice(int(blockIdx.x));
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
   uint32_t const outputs = shared + p.ring * R * p.in_bytes;
   // The taps' table is in the kGatherBuffers' place if it is read but once.
@@ -388,7 +390,7 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) gather_pieces(__grid_cons
   ptx::bar_sync(1, readers);
   if (again == 0) return;
   ptx::mbarrier_wait(&barriers.stored, 0);
-  store_again<T, R, 4, apart>(p, begin, end, c0, readers);
+  store_again<T, R, 4, apart>(p, begin, end, slice(ptx::unknown(int(blockIdx.x))), readers);  // worked out again
 }
 
 // ---- host side
@@ -404,7 +406,8 @@ cudaError_t launch_gather(Problem const& problem, GatherTile const& t, Arguments
   p.in_data = args.a, p.out_data = args.out, p.bias = args.bias, p.N = int(problem.N);
   p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
   p.channels = kGatherChannels, p.blocks = t.parts * t.pairs * 4, p.images = t.images;  // blocks of 4 columns
-  p.slices = int(t.slices), p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
+  p.slices = int(t.slices), p.last = last_slice(op, problem.C, kGatherChannels);
+  p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
   p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each), p.ring = t.cycles;
   p.parts = t.parts, p.pairs = t.pairs, p.in_columns = t.in_columns, p.out_columns = t.out_columns;
   p.in_bytes = int(t.in_bytes), p.out_bytes = int(t.out_bytes);

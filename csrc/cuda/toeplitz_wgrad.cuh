@@ -29,7 +29,7 @@ struct PiecesParams {
   int64_t w_k, w_r, w_s;
   int N, C, H, W, P, Q;
   int R, S, dilation_h, dilation_w, pad_h, pad_w;
-  int blocks, images, slices, tiles_w, rows;  // blocks: 1, as next_strip asks
+  int blocks, images, slices, last, tiles_w, rows;  // blocks: 1, as next_strip asks; last: where the last slice begins
   int units, each, skip, shares, cycles, x_bytes, y_bytes, x_copied, y_copied;
   int pieces, length, x_columns, y_columns;
   bool once;  // L2 gives up first what is read
@@ -41,7 +41,7 @@ struct PieceShare {
 
   __device__ PieceShare(PiecesParams const& p, int block, int channels)
       : share(block / p.slices),
-        c0(block % p.slices * channels),
+        c0(min(block % p.slices * channels, p.last)),
         begin(share * p.each),
         end(p.units - begin < p.each ? p.units : begin + p.each) {}
 };
@@ -336,10 +336,11 @@ cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, Plan const&
   p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
   p.blocks = 1, p.images = t.images;
-  p.slices = int(t.slices), p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
+  p.slices = int(t.slices), p.last = last_slice(Op::wgrad, problem.C, t.channels);
+  p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
   p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each);
   p.shares = int(t.shares), p.cycles = t.cycles;
-  p.once = sums_read_once(problem);
+  p.once = pieces_read_once(problem, t.channels);
   p.pieces = t.pieces, p.length = t.length, p.x_columns = t.x_columns, p.y_columns = t.y_columns;
   p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes);
   int const pixel = t.images * t.channels * int(sizeof(T));
