@@ -33,6 +33,9 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     if (is(Family::tma, Variant::im2col, Op::fprop)) return ns * (tile(64, 128) && pixels > 10000 ? 0.93 : 1);
     if (is(Family::tma, Variant::lean, Op::fprop))  // over planes: 8x1536x10x10 to 2048 51.5 us, estimated at 29.8
       return (ns - 1500) * (tile(128, 128) ? 1.05 : !across && !taps && ns > 13500 ? 1.2 : 1);
+    // Two tiles an SM: 32x1024x10x10 to 256 D 19.5 us, estimated at 14.6.
+    if (is(Family::tma, Variant::lean, Op::dgrad) && tile(128, 128) && across && !taps)
+      return ns * (ceil_div(p.N * p.H * p.W, 128) * ceil_div(p.C, 128) > 132 ? 1.05 : 1);
     if (is(Family::tma, Variant::lean, Op::wgrad)) return ns - (tile(64, 64) && pixels <= 1000 ? 1500 : 0);
     return ns;
   }
@@ -41,24 +44,44 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   // Phases of groups (92x69x8x8 3x3 s3 in 3 groups 23.3 us, estimated at 16.1).
   if (is(Family::simt, Variant::any, Op::dgrad) && p.groups > 1 && p.stride_h * p.stride_w > 1)
     ns *= tile(64, 64) ? 1.14 : 1.07;
+  // dgrad's phases of few filters: 141x24x134x46 to 32 1x1 s(2,1) 67.8 us, estimated at 50.4.
+  if (is(Family::tma, Variant::im2col, Op::dgrad) && tile(128, 64) && across && p.groups == 1 &&
+      p.stride_h * p.stride_w > 1 && p.K <= 32 && ns > 20000)
+    return ns * 1.15;
   if (!taps && p.groups == 1) {  // and one_by_one.h
     bool const gathers = row.family == Family::tma && row.op != Op::wgrad;
     if (gathers && row.variant == Variant::lean && !across) return ns + (row.op == Op::fprop ? 1200 : 1500);
     // Small tiles of packed planes; where others stay in place, of many weights.
     bool const packs = p.x.w != 1 || plane % 4 != 0 || p.C * p.K >= 500000;
     if (is(Family::tma, Variant::lines, Op::wgrad) && !across && row.tile_n == 64) return ns - (packs ? 1500 : 0);
+    // wgrad by tiles that take long: 32x256x40x40 to 256 27.2 us by 64x64, estimated at 23.3, 128x64 24.7.
+    if (is(Family::tma, Variant::lean, Op::wgrad) && across && p.stride_w == 1) {
+      if (tile(64, 64)) return ns * (ns > 12000 && ns < (min64(p.C, p.K) < 64 ? 40000 : 25000) ? 1.1 : 1);
+      if (tile(128, 128)) return ns * (ns > 11000 && ns < 40000 ? 1.05 : 1);
+    }
+    // By tiles of 96 columns, whose lines many share: 32x2304x14x14 to 512 42.2 us, estimated at 31.3.
+    if (is(Family::tma, Variant::lines, Op::wgrad) && across && tile(96, 128) &&
+        ceil_div(p.C, 96) * ceil_div(p.K, 128) > 66)
+      return ns * (ns > 15000 ? 1.1 : 1);
+    // dgrad to few channels: 32x8x112x112 to 48 26.5 us, estimated at 20.5.
+    if (is(Family::tma, Variant::im2col, Op::dgrad) && across && tile(64, 128) && p.C <= 16) return ns * 1.2;
     return ns + (is(Family::tma, Variant::im2col, Op::wgrad) && across ? 1000 : 0);
   }
   if (is(Family::tma, Variant::im2col, Op::fprop)) {
     if (p.groups > 1) return ns;
     return ns * (tile(128, 128) && !across && plane <= 200 ? 1.06 : 1) - (pixels <= 10000 ? 1000 : 0);
   }
+  // 2x96x128x128 to 32 3x3 19.5 us, estimated at 14.0.
+  if (is(Family::tma, Variant::lean, Op::fprop) && across && tile(64, 32) && ns > 12000) return ns * 1.15;
   if (is(Family::tma, Variant::im2col, Op::dgrad))
     return ns - (p.groups == 1 && (pixels <= 1000 || (across && p.K <= 8)) ? 1000 : 0);
   if (is(Family::tma, Variant::im2col, Op::wgrad))
     return ns - (p.groups > 1 ? 1500 : 0) - (tile(64, 64) && taps && pixels > 100 && pixels <= 1000 ? 1000 : 0);
   if (is(Family::tma, Variant::halo, Op::fprop) && tile(256, 64) && across && p.C <= 64) return ns - 2000;
-  if (is(Family::tma, Variant::narrow, Op::wgrad)) return ns - (p.C <= 32 && pixels > 4000 ? 3000 : 0);
+  if (is(Family::tma, Variant::narrow, Op::wgrad)) {
+    ns -= p.C <= 32 && pixels > 4000 ? 3000 : 0;
+    return ns * (across && ns < 14000 ? 1.15 : 1);  // 8x32x35x35 to 32 3x3 13.2 us, estimated at 10.9
+  }
   if (is(Family::tma, Variant::halo, Op::dgrad) && tile(256, 64) && across) {
     // But for small images (L16 D 19.3 us, by images 17.3) and strides of many channels (L18 157, 256x128 131).
     bool const grouped = p.groups > 1 && p.H * p.W >= 64 && (p.stride_w == 1 || p.C_per_group() <= 96);

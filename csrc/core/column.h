@@ -376,11 +376,12 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
   if (column_fives(op, p, R, stride)) return t.ns;
-  bool const measured = column_as_measured(op, p, R, stride) && t.each >= 8, sums = op == Op::wgrad;
+  bool const measured = column_as_measured(op, p, R, stride), sums = op == Op::wgrad;
   double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : !sums ? 0.93 : R == 11 || p.Q() <= 8 ? 0.71 : 0.6;
   double const five = t.strips > 4 ? 0.6 : sums ? 0.86 : 0.85;
   if (measured && sums && R > 3) return (R == 5 ? 5000 : 7000) + (R == 5 ? five : R == 7 ? 0.86 : large) * t.ns;
-  if (measured && !sums) return 4000 + (R == 5 ? five : R == 7 ? 0.73 : 0.95 * large) * t.ns;
+  if (measured && !sums)
+    return (t.each < 8 || R == 7 ? 5000 : 4000) + (R == 5 ? five : R == 7 ? 0.73 : 0.95 * large) * t.ns;
   if (sums) return (R == 3 ? 5000 : 9000) + large * t.ns;
   if (t.turns) return 6500 + t.ns;
   double const pieces = stride == 1 && t.tiles_w > 1 ? 1.2 : 1.0;  // of a row of the image

@@ -92,9 +92,9 @@ constexpr Estimate depthwise_any_estimate(Op op, Problem const& p, Device const&
     int const acc_bytes = p.dtype == DType::f64 ? 8 : 4;
     // The registers of an SM hold 16 warps, in blocks of up to eight for different taps.
     int64_t const block = min64(8, ceil_div(p.R * p.S, 9)), together = 16 / block;
-    double split = double(together * d.sm_count) / (double(p.K) * double(ceil_div(p.R * p.S, 9 * block)));
+    double split = double(together * d.sm_count) / double(max64(p.K * ceil_div(p.R * p.S, 9 * block), 1));
     split = split < pixels / 128 ? split : pixels / 128;
-    double const room = double(kMaxWorkspaceBytes) / (double(p.K) * taps * acc_bytes);
+    double const room = double(kMaxWorkspaceBytes) / double(max64(p.K * p.R * p.S, 1) * acc_bytes);
     split = split < room ? split : room;
     Estimate e{0, split < 2 ? 1 : split > 4096 ? 4096 : int(split)};
     e.ns = ns(units * e.split_k, pixels / 32 / e.split_k + 4, 220, 900);
@@ -114,7 +114,8 @@ constexpr Estimate depthwise_any_estimate(Op op, Problem const& p, Device const&
                        : backward ? 850.0
                                   : 650.0;
   double const row = backward && !phases ? 55 : 40, column = phases ? 60 : backward ? 36 : 26;
-  return {ns(warps, rows, start / rows + row + column * columns, 550 + (phases ? 150 : 60) * columns), 1};
+  return {ns(warps, rows, (rows > 0 ? start / rows : 0) + row + column * columns, 550 + (phases ? 150 : 60) * columns),
+          1};
 }
 
 // Rows in NCHW for one filter size: the slower of memory and multiply-adds.

@@ -44,8 +44,9 @@ constexpr Estimate igemm_tf32_estimate(Row const& row, Op op, Problem const& p, 
   double const of_phase = double(ceil_div(g.M, row.tile_m)) * double(ceil_div(g.N, row.tile_n)) * double(p.groups),
                tiles = of_phase * double(g.batches / p.groups), multiply = of_phase * double(with_taps);
   int64_t const steps = ceil_div(g.depth, row.tile_k);
-  double const mean =
-      !phases ? double(steps) : double(p.R) * double(p.S) * double(p.K_per_group()) / double(with_taps * row.tile_k);
+  double const mean = !phases || with_taps == 0
+                          ? double(steps)
+                          : double(p.R) * double(p.S) * double(p.K_per_group()) / double(with_taps * row.tile_k);
   auto rounds = [&](double blocks) {
     return blocks > 1e15 ? blocks / d.sm_count : double(ceil_div(int64_t(blocks), d.sm_count));
   };

@@ -218,6 +218,8 @@ constexpr Estimate lean_sums_planes_estimate(Row const& row, Problem const& p) {
     if (each > 1) ns += (each - 1) * 900;
     if (best.ns == 0 || ns < best.ns) best = {ns, split};
   }
+  // As measured: 8x256x32x32 to 512 27.9 us, estimated at 21.0.
+  if (p.C <= 256 && best.ns > 19000) best.ns *= 1.1;
   return best;
 }
 

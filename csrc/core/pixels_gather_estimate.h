@@ -40,7 +40,11 @@ constexpr Estimate pixels_gather_estimate(Row const& row, Problem const& p, Devi
   bool const odd = plane % 2 != 0;
   // Beside the other rows, whose estimates are too low where odd planes, but small ones, are packed.
   bool const few = row.tile_m == 64 && p.N * plane > 64 && p.N * plane < 2500;
-  double const beside = row.op != Op::wgrad ? 1 : odd && plane > 64 ? 0.85 : few ? 1 : 1.1;
+  double const beside = (row.op != Op::wgrad ? 1
+                         : odd && plane > 64 ? 0.85
+                         : few               ? 1
+                                             : 1.1) *
+                        (row.op == Op::wgrad && row.dtype == DType::f32 && row.tile_m == 64 ? 0.9 : 1);
   if (row.op == Op::wgrad) {
     PixelsGatherSums const t = pixels_gather_sums(row);
     int64_t const tiles = PixelsWgrad(row.tile_m, row.tile_n, p).tiles, steps = runs_of(p);

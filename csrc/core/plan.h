@@ -176,11 +176,14 @@ constexpr Estimate depthwise_as_measured(Row const& row, Problem const& p, Estim
   if (stream && !sums && f32 && row.tile_m == 7 && e.ns < 9500) e.ns = 9500;
   // Every other image begins off a pair of elements, or three of four off 16 bytes.
   int64_t const from_n = row.op == Op::dgrad ? p.y.n : p.x.n;
-  if (stream && !sums && !f32 && p.stride_w == 1 && from_n % 2 != 0) e.ns *= p.W > 128 ? 2.2 : 1.25;
+  if (stream && !sums && !f32 && from_n % 2 != 0) e.ns *= p.W > 128 ? 2.2 : p.stride_w == 1 ? 1.25 : 1;
   if (stream && !sums && f32 && row.tile_m == 7 && p.stride_w == 1 && p.P() > 1 && from_n % 4 != 0) e.ns *= 2.5;
   if (is_nhwc(row.variant) || is_small_stream(row, p) || is_strided_sums(row, p)) return e;
   bool const odd = p.W % 2 != 0 || p.Q() % 2 != 0, smaller = p.R != row.tile_m || p.S != row.tile_m;
   if (stream && f32 && (!sums || row.tile_m > 3)) e.ns *= 1.25;
+  // Long rows off 16 bytes (2x64x191x191 3x3 24.0 us, estimated at 19.5; 8x72x130x130 W 63.6, 42.2).
+  if (stream && f32 && row.tile_m == 3 && p.stride_w == 1)
+    e.ns *= !sums ? (p.W % 2 != 0 && p.W > 128 ? 1.15 : 1) : p.W % 4 == 2 && p.W > 64 ? 1.3 : 1;
   // Beside what comes straight from L1 (few.h): filters smaller than the row's, odd rows, few outputs.
   if (stream && f32 && smaller && odd && (!sums || row.tile_m > 3)) e.ns *= 1.4;
   if (stream && f32 && smaller && !odd && !sums && e.ns < 15000) e.ns = 3000 + e.ns * 1.28;
@@ -274,13 +277,25 @@ constexpr double strip_stores_ns(Row const& row, Problem const& p) {
 // (32x1440x7x7 to 128 W 36.3 us, estimated at 19.5; 128x576x7x7 to 128 D 25.6, 18.4).
 constexpr Estimate pixels_as_measured(Row const& row, Problem const& p, Estimate e) {
   if (is_direct_pixels(row) && p.dtype == DType::f32) {
-    if (row.op == Op::wgrad && e.ns > (p.x.c == 1 ? 6100 : 7000)) e.ns *= 1.25;
+    if (row.op == Op::wgrad && e.ns > (p.x.c == 1 ? 6100 : 7000)) e.ns *= p.x.c == 1 && row.tile_m == 32 ? 1.3 : 1.25;
     // Rows off vectors are copied one by one: 8x832x7x7 to 192 F 15.4 us, estimated at 9.7.
     bool const odd = p.x.c != 1 && p.H * p.W % 4 != 0;
     if (row.op == Op::fprop && p.x.c != 1 && e.ns > (odd ? 8000 : 12000)) e.ns *= 1.3;
     if (row.op == Op::dgrad && (odd || p.x.c == 1) && e.ns > 7000) e.ns *= 1.3;
+    // Long sums: 8x192x7x7 to 960 D 12.5 us, estimated at 6.3.
+    if (row.op == Op::dgrad && p.x.c == 1 && p.K >= 512) e.ns *= 1.2;
   }
+  // 8x512x14x14 to 128 W 14.0 us, estimated at 11.8 as 64x64 (11.2).
+  if (is_direct_pixels(row) && size_of(p.dtype) == 2 && row.op == Op::wgrad && p.x.c != 1 && e.ns > 9000 &&
+      (p.N * p.H * p.W > 700 || p.H * p.W % 2 != 0))
+    e.ns *= 1.07;
   if (is_pixels_windows(row) && p.H * p.W <= 64) e.ns *= 1.2;
+  return e;
+}
+
+// Depthwise wgrad of 16-bit types by lines over planes, as measured beside the other rows for any filter.
+constexpr Estimate lines_of_planes(Row const& row, Problem const& p, Estimate e) {
+  if (row.op == Op::wgrad && !is_nhwc(row.variant) && size_of(p.dtype) == 2) e.ns *= 0.95;
   return e;
 }
 
@@ -369,25 +384,32 @@ constexpr double groups_with_packing_ns(Row const& row, Problem const& p, bool p
   bool const backward = row.op == Op::dgrad;
   if (packs) {
     bool const small = backward && row.tile_m == 64 && row.tile_n == 64 && p.stride_w == 1 && p.C_per_group() <= 64;
-    return ns * (p.R * p.S == 1 ? 1.1 : 1) + (small ? 3300 : 0);
+    bool const few = !backward && row.tile_m == 64 && row.tile_n == 64;  // 4x432x14x14 in 9 groups 18.2 us, 13.4
+    return ns * (p.R * p.S == 1 ? 1.1 : few ? 1.03 : 1) + (small ? 3300 : 0);
   }
-  if (backward && row.tile_m == 256) return is_halo(row.variant) && p.stride_w == 1 ? 0.96 * ns + 2000 : 0.9 * ns;
+  // 32x768x12x12 3x3 s2 in 6 groups 18.3 us by 256x128 halo, estimated at 15.2.
+  bool const slow = is_halo(row.variant) && row.tile_n == 128 && p.stride_w > 1 && ns < 26000;
+  if (backward && row.tile_m == 256)
+    return is_halo(row.variant) && p.stride_w == 1 ? 0.96 * ns + 2000 : slow ? ns : 0.9 * ns;
   return row.tile_m == 192 && row.tile_n == 128 ? 1.08 * ns : ns;
 }
 
 // Tiles of few pixels in 16-bit types, filters of several taps: what lines that begin off 32 bytes take beyond others,
 // which the estimates of larger tiles count, for each tap and tile of filters. dgrad's filters have lines of its
 // results' channels; those of 16 bytes take 8 ns each.
-constexpr double early_lines_ns(Row const& row, Problem const& p) {
+constexpr double early_lines_ns(Row const& row, Problem const& p, bool packs_filters) {
   bool const lean = row.variant == Variant::lean, backward = row.op == Op::dgrad;
   if (row.op == Op::wgrad || row.tile_m > 128 || size_of(p.dtype) != 2 || p.R * p.S == 1 || p.groups > 1) return 0;
   if (row.tile_m != 64 && (lean || !backward || row.variant != Variant::im2col)) return 0;
   double const taps = double(p.N) * double(backward ? p.H * p.W : p.P() * p.Q()) * double(p.R * p.S);
   int64_t const depth = backward ? p.K : p.C, results = backward ? p.C : p.K;
   double ns = depth % 16 == 8 && (lean || !backward) ? taps * double(ceil_div(results, row.tile_n)) * 0.05 : 0;
-  if (backward && results <= 8) {
+  // So do lean's, less so, where no block has an SM for itself (32x40x27x23 to 64 3x3 21.4 us, estimated at 9.9).
+  bool const off =
+      lean && !packs_filters && results < 64 && (results % 16 == 8 || results == 16) && lean_tiles(row, p) > 132;
+  if (backward && (results <= 8 || off)) {
     int64_t const phases = lean ? 1 : p.stride_h * p.stride_w;
-    ns += taps * double(ceil_div(depth, 64)) * 8 * 64 / double(row.tile_m * phases) / 132;
+    ns += taps * double(ceil_div(depth, 64)) * (results <= 8 ? 8 : 6) * 64 / double(row.tile_m * phases) / 132;
   }
   return ns;
 }
@@ -417,6 +439,7 @@ constexpr Estimate grouped_measured(Row const& row, Op op, Problem const& p, Pac
 constexpr double simt_phases_share(Op op, Problem const& p) {
   if (op != Op::dgrad || p.groups > 1 || (p.stride_h == 1 && p.stride_w == 1)) return 1;
   Gemm const g = gemm_of(op, p);
+  if (g.batches * g.depth == 0) return 1;
   double const share = double(p.R) * double(p.S) * double(p.K) / (double(g.batches) * double(g.depth));
   return share < 0.58 ? 0.65 + 0.6 * share : 1;
 }
@@ -440,8 +463,13 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
     case Family::tma_strict:
     case Family::grouped:
     case Family::simt: {
-      if (is_planes(row)) return planes_estimate(op, p, d);
-      if (is_turned(row)) return turned_estimate(op, p, d);
+      if (is_planes(row) || is_turned(row)) {
+        Estimate e = is_planes(row) ? planes_estimate(op, p, d) : turned_estimate(op, p, d);
+        // As measured beside packed rows: 1x1008x14x14 3x3 s2 in 21 groups D 12.8 us, 64x128 18.7, both estimated
+        // at 16.
+        if (op != Op::wgrad && p.stride_w > 1 && p.dtype != DType::f32) e.ns *= 0.97;
+        return e;
+      }
       if (is_plain(row)) return {plain_estimate(p, d).ns * small_plain_share(p), 1};
       if (is_plain_rows(row)) return plain_rows_estimate(op, p, d);
       if (is_images(row)) return images_estimate(row, op, p, d);
@@ -465,7 +493,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         if (e.ns < least) e.ns = least * 0.85 + e.ns * 0.15;  // their order stays
       }
       if (row.family == Family::tma) {
-        e.ns += early_lines_ns(row, q.problem);
+        e.ns += early_lines_ns(row, q.problem, q.which.w);
         e.ns *= long_sums_as_measured(row, op, p, e.split_k);
       }
       // As measured beside pixels_strict.h (267 times).
@@ -528,7 +556,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_near(row)) return near_estimate(row, p, d);
       if (is_met(row)) return met_as_measured(row, p, met_estimate(row, p, d));
       return beside_few_outputs(row, p,
-                                is_lines(row)     ? any_line_estimate(op, p, d)
+                                is_lines(row)     ? lines_of_planes(row, p, any_line_estimate(op, p, d))
                                 : is_walk(row)    ? walk_estimate(row, op, p, d)
                                 : row.tile_m == 0 ? any_filter_estimate(op, p, d)
                                                   : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d)));
@@ -563,12 +591,21 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       }
       return band_estimate(row, op, p, d);
     case Family::stem: {
-      if (is_stem_lean(row)) return stem_lean_estimate(op, p, h200_sxm);
+      if (is_stem_lean(row)) {
+        // As measured: 1x1 to one and two channels of large planes (2x64x388x388 to 1 D 44.4 us, estimated at 25.7).
+        Estimate e = stem_lean_estimate(op, p, h200_sxm);
+        if (op == Op::dgrad && p.dtype == DType::f32 && p.y.c != 1 && p.R * p.S == 1 && e.ns > 22000) e.ns *= 1.3;
+        return e;
+      }
       if (is_stem_halo(row)) {
-        // As measured: small layers in TF32 (1x3x224x224 to 64 7x7 s4 13.7 us, in channels_last 12.9, estimated
-        // at 16.8).
-        Estimate const e = stem_halo_estimate(op, p, h200_sxm);
-        return {e.ns - (p.dtype == DType::f32 ? 2500 : 0), 1};
+        // As measured, in TF32: patches (16x3x224x224 to 96 4x4 s4 26.7 us, estimated at 24.0), and small layers
+        // (1x3x224x224 to 64 7x7 s4 13.2, in channels_last 12.9, estimated at 16.9).
+        Estimate e = stem_halo_estimate(op, p, h200_sxm);
+        if (p.dtype == DType::f32 && p.R == p.stride_h && p.S == p.stride_w)
+          e.ns *= 1.08;
+        else if (p.dtype == DType::f32 && e.ns < 18000)
+          e.ns -= 2500;
+        return e;
       }
       if (is_stem_vectors(row)) return {stem_vectors(op, p, h200_sxm).ns, 1};
       if (is_stem_taps(row)) {
@@ -601,7 +638,10 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
           e.ns *= 1.3;
         return e;
       }
-      return stem_narrow_estimate(row, op, p, h200_sxm);
+      // As measured beside packed rows: 12x7x16x16 to 8 3x3 D 15.5 us, 64x64 10.7.
+      Estimate e = stem_narrow_estimate(row, op, p, h200_sxm);
+      if (op == Op::dgrad && size_of(p.dtype) == 2 && row.tile_m == 512 && e.ns > 11000 && e.ns < 25000) e.ns *= 1.1;
+      return e;
     }
     case Family::pixels: {
       if (is_few_pixels(row)) return few_pixels_estimate(row, p);
@@ -623,6 +663,10 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (!is_any_pixels(row) && !is_nhwc(row.variant) && e.ns < 10000) e.ns *= 1.12;
       // As measured: 16-bit wgrad over planes (8x1392x14x14 to 192 20.9 us, estimated at 15.6).
       if (is_any_pixels(row) && p.x.c != 1 && p.dtype != DType::f32 && op == Op::wgrad && e.ns > 12800) e.ns *= 1.15;
+      // As measured: few channels of many pixels (64x64x56x56 to 128 38.7 us, estimated at 26.7).
+      if (is_nhwc(row.variant) && op == Op::wgrad && p.dtype != DType::f32 && row.tile_m == 128 &&
+          min64(p.C, p.K) <= 64 && e.ns > 18000)
+        e.ns *= 1.12;
       // As measured: long sums for filters that are no vectors (8x512x65x65 to 21: 29.2 us, packed 24.9).
       if (is_nhwc(row.variant) && op == Op::fprop && p.C >= 512 && p.K % 8 != 0) e.ns *= 1.4;
       return e;

@@ -506,7 +506,8 @@ constexpr bool tma_lags(Row const& row, Op op, Problem const& p, int64_t split_k
   if (!forward && (p.stride_h > 1 || p.stride_w > 1)) return false;
   int64_t const C = forward ? p.C : p.K, tiles_n = ceil_div(forward ? p.K : p.C, kLagColumns);
   int64_t const steps = p.R * p.S * ceil_div(C, tma_line(C) / 2), tiles = tma_tiles(row, p);
-  if (steps < 6 || tiles_n > 16 || tma_split(row, tiles, split_k).shared > 0 || tma_steps_left(row, op, p) < 1)
+  if (steps < 6 || tiles_n < 1 || tiles_n > 16 || tma_split(row, tiles, split_k).shared > 0 ||
+      tma_steps_left(row, op, p) < 1)
     return false;
   int64_t const pixels = forward ? p.N * p.P() * p.Q() : p.N * p.H * p.W, lanes = 132 / tiles_n * 2;
   int64_t const along = ceil_div(pixels, kLagPixels);  // of a block: those of both warpgroups
@@ -677,7 +678,7 @@ constexpr Estimate wgrad_shared_estimate(Row const& row, WgradTiles const& t, in
     double const ns = double(ceil_div(t.tiles, slots)) * (double(t.steps) * step_ns + fixed);
     best = {(ns > memory_ns ? ns : memory_ns) + 3980, 1};
   }
-  int64_t const even = t.tiles < slots ? slots / t.tiles * t.tiles : slots;  // no strips
+  int64_t const even = t.tiles > 0 && t.tiles < slots ? slots / t.tiles * t.tiles : slots;  // no strips
   int64_t const long_parts = min64(t.tiles * t.steps / 3, slots);
   for (int64_t workers : {slots, even, long_parts, slots / 2, slots / 4, slots / 8, int64_t(1)}) {
     if (workers < 1 || (workers == 1 && t.stores)) continue;
