@@ -382,13 +382,10 @@ __device__ inline void for_each_item(Params const& p, int warp, int channel, uin
 template <class T, class Begin, class Walking>
 __device__ inline void for_each_turn(Params const& p, int warp, int channel, Begin const& begin, Walking const& walk) {
   make_planes_barriers(p.stages);
+  bool const copies = warp == kPlanesWarps;
   uint32_t const count = PlanesTurn::count(p), place_bytes = uint32_t(p.images * p.image_bytes_y);
-  int stage = 0;
+  int stage = 0, parity = 0, c0 = PlanesTurn(p, 0).c0;
   uint32_t place = 0;
-  auto advance = [&]() {
-    place = place == 0 ? place_bytes : 0;
-    if (++stage == p.stages) stage = 0;
-  };
   auto copy_back = [&](uint32_t i) {
     int const lane = int(threadIdx.x) % 32;
     PlanesTurn const at(p, i);
@@ -399,32 +396,27 @@ __device__ inline void for_each_turn(Params const& p, int warp, int channel, Beg
     ptx::cp_async_bulk_commit_group();
     if (i + p.stages < count) fill_planes<T, false>(p, PlanesTurn(p, i + p.stages), stage);
   };
-  if (warp == kPlanesWarps) {
+  if (!copies) begin(channel + c0);
+  if (copies)
 #pragma unroll 1
     for (uint32_t i = 0; i < count && i < p.stages; ++i) fill_planes<T, false>(p, PlanesTurn(p, i), int(i));
 #pragma unroll 1
-    for (uint32_t i = 0; i < count; ++i, advance()) {
-      // The next outputs' place is free, the stage has been read, and these outputs are there.
-      ptx::cp_async_bulk_wait_group_read<0>();
-      __syncthreads();
-      copy_back(i);
-    }
-    return;
-  }
-  int parity = 0, c0 = PlanesTurn(p, 0).c0;
-  begin(channel + c0);
-#pragma unroll 1
   for (uint32_t i = 0; i < count; ++i) {
-    int const images = PlanesTurn(p, i).images(p);
-    ptx::mbarrier_wait(planes_barrier(stage), parity);
-    walk(images, uint32_t(stage * p.stage_bytes), place);
-    ptx::fence_proxy_async();
-    // The filters come while the warps wait for each other.
-    if (i + 1 < count)
-      if (int const next = PlanesTurn(p, i + 1).c0; next != c0) begin(channel + (c0 = next));
-    __syncthreads();
-    advance();
-    if (stage == 0) parity ^= 1;
+    if (copies) {
+      ptx::cp_async_bulk_wait_group_read<0>();  // the next outputs' place is free
+    } else {
+      int const images = PlanesTurn(p, i).images(p);
+      ptx::mbarrier_wait(planes_barrier(stage), parity);
+      walk(images, uint32_t(stage * p.stage_bytes), place);
+      ptx::fence_proxy_async();
+      // The filters come while the warps wait for each other.
+      if (i + 1 < count)
+        if (int const next = PlanesTurn(p, i + 1).c0; next != c0) begin(channel + (c0 = next));
+    }
+    __syncthreads();  // one for all warps: the stage has been read, and these outputs are there
+    if (copies) copy_back(i);
+    place = place == 0 ? place_bytes : 0;
+    if (++stage == p.stages) stage = 0, parity ^= 1;
   }
 }
 
