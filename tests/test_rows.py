@@ -443,6 +443,30 @@ def test_an_infinity_reaches_all_results_that_meet_it_and_no_others(
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+@pytest.mark.parametrize("channels", (48, 144))
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=lambda d: str(d).removeprefix("torch."))
+def test_an_infinity_changes_no_bit_of_other_channels(dtype: torch.dtype, channels: int, op: str, cuda: str) -> None:
+    """toeplitz: blocks whose sums are NaN sum anew; the last slice of channels shares some with the one before."""
+    case = Case("shared", 32, channels, 28, 28, channels, 7, 7, padding=(3, 3), groups=channels)
+    x, w, b = case.tensors(cuda, dtype, "nhwc")
+    go = case.grad_output(cuda, dtype, "nhwc")
+    sms, capability = machine()
+    run = call(op, case, x, w, b, go)
+    tensors = problem(op, x, w, go, run())
+    planned = plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability)
+    rows = [row for row in candidates(planned) if ROWS[row].startswith("toeplitz_")]
+    if not rows:
+        pytest.skip("needs sm90")
+    before = [run(row=row) for row in rows]
+    spoilt = channels - 8
+    (x if op == "fprop" else go)[0, spoilt, 5, 5] = float("inf")
+    others = torch.arange(channels, device=cuda) != spoilt
+    for row, made in zip(rows, before, strict=True):
+        assert not run(row=row)[:, spoilt].isfinite().all(), ROWS[row]
+        assert same_bits(made[:, others], run(row=row)[:, others]), ROWS[row]
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("value", (float("nan"), float("inf")))
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=lambda d: str(d).removeprefix("torch."))

@@ -168,7 +168,7 @@ __device__ inline bool has_nan(uint32_t v) {
   return a != a || b != b;
 }
 
-// The block's outputs from global memory, product by product. `block`: columns of a block of them.
+// The block's outputs that are NaN, from global memory, product by product. `block`: columns of a block of them.
 template <class T, int R, int block = 4, int apart = 1>
 __device__ __noinline__ void store_again(Params const& p, int index, int end, int c0, int threads) {
   int const columns = p.blocks * block;
@@ -181,6 +181,9 @@ __device__ __noinline__ void store_again(Params const& p, int index, int end, in
       int64_t const n = strip.n0 + rest % p.images;
       int const y = strip.h0 + int(rest / p.images) * p.dilation_h;
       if (c >= p.C || x >= p.out_W || y >= p.out_H || n >= p.N) continue;
+      // Spoilt outputs are NaN. Others stay: the next slice's block may store the same ones (last_slice).
+      T& out = static_cast<T*>(p.out_data)[n * p.out_n + y * p.out_h + x * p.out_w + c];
+      if (float const was = widen(out); was == was) continue;
       T const* const in = static_cast<T const*>(p.in_data) + n * p.in_n + c;
       T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
       float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
@@ -194,7 +197,7 @@ __device__ __noinline__ void store_again(Params const& p, int index, int end, in
           if (unsigned(h) < unsigned(p.in_H) && unsigned(v) < unsigned(p.in_W))
             sum = fmaf(widen(in[h * p.in_h + v * p.in_w]), widen(w[r * p.w_r + s * p.w_s]), sum);
         }
-      static_cast<T*>(p.out_data)[n * p.out_n + y * p.out_h + x * p.out_w + c] = narrow<T>(sum);
+      out = narrow<T>(sum);
     }
   }
 }
