@@ -64,7 +64,8 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
         ceil_div(p.C, 96) * ceil_div(p.K, 128) > 66)
       return ns * (ns > 15000 ? 1.1 : 1);
     // dgrad to few channels: 32x8x112x112 to 48 26.5 us, estimated at 20.5.
-    if (is(Family::tma, Variant::im2col, Op::dgrad) && across && tile(64, 128) && p.C <= 16) return ns * 1.2;
+    if (is(Family::tma, Variant::im2col, Op::dgrad) && across && tile(64, 128) && p.C <= 16 && p.K > 32)
+      return ns * 1.2;
     return ns + (is(Family::tma, Variant::im2col, Op::wgrad) && across ? 1000 : 0);
   }
   if (is(Family::tma, Variant::im2col, Op::fprop)) {

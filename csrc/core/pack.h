@@ -456,7 +456,7 @@ constexpr double packed_lean_ns(Row const& row, Problem const& p, Packing const&
   if (row.dtype == DType::f32) {
     // Of 1x1 filters `pixels_wgrad` takes any channels in place (4x254x48x87 to 4 17.2 us, 25.9 by this).
     bool const one = p.R * p.S == 1 && p.stride_h * p.stride_w == 1;
-    if (wgrad) return (ns < 20000 ? 1500 : 0) + (one ? (ns > 40000 ? ns * 0.2 : 1500) : 0);
+    if (wgrad) return (ns < 20000 ? 1500 : 0) + (one ? (ns > 40000 ? ns * 0.2 : 2500) : 0);
     return forward ? 2700 + ns * (wide ? 0.2 : 0.1) : 2500 + ns * (row.tile_m == 128 ? 0.15 : 0.05);
   }
   if (wgrad) return 900 + (wide && row.tile_m == 64 ? ns * 0.05 : 0);

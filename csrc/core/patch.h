@@ -52,10 +52,11 @@ constexpr bool is_patches(Row const& row, Problem const& p) {
   bool const taken = engine_takes(p) && !(backward && patch_many_phases(p));
   // Parts copy nothing.
   if (row.op == Op::fprop && p.C >= kPartLeastChannels && parts_of(row, p).count() > 0) return false;
-  if (taken && !(steps && p.C <= kPatchMostChannels) && !patch_few_sums(row, p)) return false;
+  bool const in_place = taken && !(steps && p.C <= kPatchMostChannels);  // fewer bytes, but slower
+  if (in_place && !patch_few_sums(row, p)) return false;
   if (backward && !patches_apart(p)) return false;  // would be sums of rounded products
-  double const patches = double(p.N) * double(p.P()) * double(p.Q());
-  if (patches * double(patch_length(p)) * size_of(p.dtype) > kMaxPackedBytes) return false;
+  double const bytes = double(p.N) * double(p.P()) * double(p.Q()) * double(patch_length(p)) * size_of(p.dtype);
+  if (bytes > (in_place ? kFreePackedBytes : kMaxPackedBytes)) return false;
   bool const channels_last = (p.C == 1 || p.w.c == 1) && (p.R == 1 || p.w.h == p.S * p.C) && (p.S == 1 || p.w.w == p.C);
   return channels_last || filters_channels_first(p);
 }

@@ -610,9 +610,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_stem_vectors(row)) return {stem_vectors(op, p, h200_sxm).ns, 1};
       if (is_stem_taps(row)) {
         Estimate e{StemTaps(op, p, h200_sxm).ns, 1};
-        // As measured: one tap between few channels (64x8x112x112 to 8 F 43.1 us, estimated at 21.8).
-        if (p.R * p.S == 1 && max64(p.C, p.K) <= 64 && p.x.c == 1)
-          e.ns *= min64(p.C, p.K) >= 8 ? 1.6 : max64(p.C, p.K) <= 16 ? 1.28 : 1.1;
+        if (p.R * p.S == 1 && max64(p.C, p.K) <= 64 && p.x.c == 1 && min64(p.C, p.K) < 8)
+          e.ns *= max64(p.C, p.K) <= 16 ? 1.28 : 1.1;
         return e;
       }
       if (is_stem_lines(row)) {

@@ -1,6 +1,9 @@
 // The ops' schemas, and the two that take no tensor: the table's names and the planner.
 #include <torch/csrc/stable/library.h>
 
+#include <cmath>
+#include <limits>
+
 #include "../core/folded.h"
 #include "../core/planner.h"
 #include "checks.h"
@@ -60,8 +63,10 @@ IntList plan(StringHandle op_handle, torch::headeronly::ScalarType dtype, IntLis
   Device const device{int(sm_count), int(compute_capability)};
   Choice const& chosen = best_choice(op, p, device);
   IntList out{chosen.plan.kernel, chosen.plan.split_k, chosen.plan.workspace_bytes, chosen.copies};
-  for (int row = 0; row < row_count(); ++row)
-    out.push_back(row_supports(row, op, p, device) ? int64_t(row_ns(row, op, p, device)) : -1);
+  for (int row = 0; row < row_count(); ++row) {
+    double const ns = row_supports(row, op, p, device) ? row_ns(row, op, p, device) : -1;
+    out.push_back(std::isfinite(ns) ? int64_t(ns) : std::numeric_limits<int64_t>::min());
+  }
   return out;
 }
 
