@@ -230,6 +230,8 @@ CASES: tuple[Case, ...] = (
     # An odd number of chunks and few pixels: stem_halo.cuh reads zeros beyond a tile too. Odd rows of results.
     Case("stem_five_channels_stride3", 1, 5, 23, 11, 56, 3, 3, (3, 3), (1, 1), edge=True),
     Case("stem_odd_rows_20_filters", 2, 3, 19, 37, 20, 3, 3, (2, 2), (1, 1), edge=True),
+    # Filters that are no whole vectors; rows of x that are, whose columns may lie apart.
+    Case("stem_one_channel_30_filters", 2, 1, 12, 40, 30, 3, 3, (2, 2), (1, 1), edge=True),
     # Whole vectors of few channels (stem_vectors.cuh): an odd number of chunks, a tile's end within an image; stride 2.
     Case("few_vectors_of_8_channels", 2, 8, 19, 37, 24, 3, 3, padding=(1, 1), edge=True),
     Case("few_vectors_of_24_channels_stride2", 2, 24, 17, 70, 72, 3, 3, (2, 2), (1, 1), edge=True),

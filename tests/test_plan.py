@@ -1720,6 +1720,10 @@ def test_layers_take_what_was_timed_to_be_faster() -> None:
         ("wgrad", torch.float16, False, "nchw", case(8, 288, 56, 56, 96, 1, 0), "pixels_wgrad_f16_128x64"),
         ("dgrad", torch.float16, False, "nhwc", case(107, 5, 61, 61, 8, 1, 0), "pixels_dgrad_f16_16x32"),
         ("fprop", torch.float32, True, "nhwc", case(32, 224, 38, 38, 1344, 1, 0), "tma_fprop_f32_128x192"),
+        ("dgrad", torch.float32, True, "nchw", case(2, 384, 100, 100, 32, 2, 0, 2), "tma_dgrad_f32_128x64_im2col"),
+        ("wgrad", torch.float16, False, "nchw", case(32, 3, 299, 299, 32, 3, 0, 2), "stem_wgrad_f16_64x32"),
+        ("wgrad", torch.float32, True, "nchw", case(32, 3, 299, 299, 32, 3, 0, 2), "stem_wgrad_f32_64x32"),
+        ("wgrad", torch.float32, False, "nchw", case(16, 1, 161, 700, 64, 5, 2, 2), "stem_wgrad_f32_64x32"),
     ):
         name = named(op, layer, dtype, layout, allow_tf32=tf32)
         assert name.startswith(row), f"{layer} {op} {layout} {name}"

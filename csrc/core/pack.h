@@ -467,9 +467,13 @@ constexpr double packed_lean_ns(Row const& row, Problem const& p, Packing const&
 }
 
 // Phases of dgrad by rows of lean: as measured beside other rows (77 layers; 1x128x56x56 s2 10.5 us, estimated at 6.3).
+// Over NCHW results are stored singly, which few steps do not hide (4x384x188x52 to 16 2x2 s2 131 us, estimated at 50).
 constexpr double lean_phases_ns(Row const& row, Problem const& p, Packing const& which, double ns) {
   if (row.family != Family::tma || row.variant != Variant::lean || row.op != Op::dgrad || lean_phases(p) == 1) return 0;
-  return which.y ? 1000 + (ns > 18000 ? ns * 0.12 : 0) : 3000;
+  if (!which.y) return 3000;
+  Problem const phase = lean_phases_as_images(p);
+  double const results = double(p.N * p.C) * double(p.H * p.W), steps = double(ceil_div(p.K, 32) * phase.R * phase.S);
+  return 1000 + (ns > 18000 ? ns * 0.12 : 0) + (p.x.c != 1 && results > 1e6 ? (results - 1e6) * 0.0056 / steps : 0);
 }
 
 // wgrad in 16-bit types on packed copies: how much longer its own part was measured to take than in channels_last.

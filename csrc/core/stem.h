@@ -95,13 +95,14 @@ constexpr StemTile stem_tile(Row const& row, Op op, Problem const& p, Device con
   return best;
 }
 
-// wgrad of stem_wgrad.cuh: a warp sums 64 channels of the one tensor, whose pixels are summed over, by 32 elements of
-// the filter; `chunks` of those are a block's, and `splits` warps share its pixels.
+// wgrad of stem_wgrad.cuh: a warp sums 32 or 64 channels of the one tensor, whose pixels are summed over, by 32
+// elements of the filter; `chunks` of those are a block's, and `splits` warps share its pixels.
 struct StemSums {
   int64_t rows = 0, groups = 0, tiles_h = 0, tiles_w = 0;
-  int64_t channel_slabs, slabs, chunks, splits;
+  int64_t channels, channel_slabs, slabs, chunks, splits, slots;
   int64_t in_rows, in_columns, pitch;  // elements of a row of inputs
-  int64_t line, big_bytes, shared_bytes, blocks_of_sm, parts;
+  int64_t line, row_bytes, big_bytes, small_bytes, shared_bytes, blocks_of_sm, parts;
+  bool whole = false;  // lines of inputs are whole vectors
   double ns = 0;
 };
 constexpr Op stem_wgrad_view(Problem const& p) {
@@ -112,23 +113,38 @@ constexpr StemSums stem_sums(Row const& row, Problem const& p, Device const& d) 
   bool const nhwc = is_nhwc(row.variant);
   int64_t const size = size_of(p.dtype), all = ceil_div(v.Q, 8), chunks = ceil_div(p.R * p.S * v.C, 32);
   StemSums best, t;
-  t.channel_slabs = ceil_div(v.K, 64), t.slabs = ceil_div(chunks, 8);
+  bool const mirrored = stem_wgrad_view(p) == Op::dgrad;
+  bool const runs = stem_has_runs(v);
+  int64_t const lanes = 16 / size, together = runs ? v.C : 1;
+  bool const vectors = stem_has_vectors(nhwc, v, mirrored ? p.x_align : p.y_align, lanes, size);
+  t.whole = (mirrored ? p.y_align : p.x_align) >= 16 && v.in.n % lanes == 0 && v.in.h % lanes == 0 &&
+            v.W * together % lanes == 0 && (runs || (v.in.w == 1 && v.in.c % lanes == 0));
+  t.channels = v.K <= 32 || (size == 4 && !p.allow_tf32) ? 32 : 64;  // strict float32 has registers for no more
+  int64_t const pixel = t.channels * size + (size == 2 ? 16 : 32);
+  t.channel_slabs = ceil_div(v.K, t.channels), t.slabs = ceil_div(chunks, 8);
   t.chunks = ceil_div(chunks, t.slabs), t.splits = 8 / t.chunks;
   int64_t const each = t.channel_slabs * t.slabs;
   constexpr int64_t kRows[] = {1, 2, 4, 6, 8, 12, 16, 24, 32};
   for (int64_t parts = 1; parts <= all; parts *= 2) {
     t.groups = ceil_div(all, parts), t.tiles_w = ceil_div(all, t.groups);
-    t.in_columns = (t.groups * 8 - 1) * v.stride_w + p.S, t.pitch = t.in_columns * v.C;
+    t.in_columns = (t.groups * 8 - 1) * v.stride_w + p.S;
+    t.pitch = t.whole ? ceil_div(t.in_columns * together + lanes - 1, lanes) * lanes : t.in_columns * v.C;
     for (int64_t rows : kRows) {
       if (rows > 1 && rows / 2 >= v.P) break;
       t.tiles_h = ceil_div(v.P, rows), t.rows = ceil_div(v.P, t.tiles_h);
       t.in_rows = (t.rows - 1) * v.stride_h + (p.R - 1) * p.dilation_h + 1;
-      int64_t const slots = ceil_div(t.rows * t.groups, 2) * 2, pixels = slots * 8;
-      // Padded so that the rows of a fragment lie in different banks.
-      t.line = nhwc ? (size == 2 ? 144 : 288) : pixels * size + 16;
-      t.big_bytes = t.line * (nhwc ? pixels : 64);
-      t.shared_bytes =
-          max64(2 * t.big_bytes + ceil_div(t.in_rows * t.pitch * size, 16) * 16, t.splits > 1 ? t.chunks * 8192 : 0);
+      t.slots = size == 2 ? ceil_div(t.rows * t.groups, 2) * 2 : t.rows * t.groups;
+      int64_t const pixels = t.slots * 8;
+      // Lines as they lie in memory, which may begin up to 16 bytes later; an odd slot's zeros. Padded so that the rows
+      // of a fragment lie in different banks.
+      t.row_bytes = nhwc ? t.groups * 8 * pixel : t.groups * 8 * size + (vectors ? 0 : 16);
+      int64_t const odd = t.slots > t.rows * t.groups ? 16 + (vectors ? 0 : 16) : 0;
+      int64_t const whole = t.rows * t.row_bytes + odd;
+      t.line = nhwc ? pixel : whole + (whole % 32 == 0 ? 16 : 0);
+      t.big_bytes = t.line * (nhwc ? pixels : t.channels);
+      t.small_bytes = ceil_div(t.in_rows * t.pitch * (t.whole ? v.C / together : 1) * size, 16) * 16;
+      t.shared_bytes = max64(2 * t.big_bytes + t.small_bytes * (size == 2 && !t.whole ? 1 : 2),
+                             t.splits > 1 ? t.chunks * t.channels * 128 : 0);
       if (t.shared_bytes > stem_shared(2)) break;
       // Of 128 registers a thread, an SM has enough for 16 warps.
       t.blocks_of_sm = 3 * t.chunks * t.splits <= 16 && t.shared_bytes <= stem_shared(3) ? 3 : 2;
@@ -136,18 +152,21 @@ constexpr StemSums stem_sums(Row const& row, Problem const& p, Device const& d) 
       double const blocks = double(max64(1, t.blocks_of_sm * d.sm_count / each));
       t.parts = int64_t(tiles < blocks ? tiles : blocks);
       // Nanoseconds of an SM for an input's element, a warp's step of 8 pixels, and 16 bytes of the pixels' lines.
-      double const work = stem_copied(v, t.in_rows, t.in_columns) * 0.08 +
-                          double(ceil_div(slots, t.splits)) * double(t.splits * t.chunks) * (size == 2 ? 9 : 18) +
-                          double(pixels) * double(size) * 8 * 0.25;
+      double const work =
+          stem_copied(v, t.in_rows, t.in_columns) * 0.08 +
+          double(ceil_div(t.slots, t.splits)) * double(t.splits * t.chunks * t.channels) / 64 * (size == 2 ? 9 : 18) +
+          double(pixels * size * t.channels) * 0.03125;
       t.ns = double(int64_t((tiles + blocks - 1) / blocks)) * double(t.blocks_of_sm) *
                  (work * (t.blocks_of_sm == 3 ? 0.75 : 1) + 400) +
-             10000 + double(t.parts) * double(each * t.chunks) * 16384 / 2500;
+             10000 + double(t.parts) * double(each * t.chunks * t.channels) * 256 / 2500;
       if (best.rows == 0 || t.ns < best.ns) best = t;
     }
   }
   return best;
 }
-constexpr int64_t stem_sums_bytes(StemSums const& t) { return t.parts * t.channel_slabs * t.slabs * t.chunks * 8192; }
+constexpr int64_t stem_sums_bytes(StemSums const& t) {
+  return t.parts * t.channel_slabs * t.slabs * t.chunks * t.channels * 128;
+}
 
 // Few results, stem_narrow.cuh: fprop of few filters, dgrad of few channels. dgrad with a stride computes the pixels of
 // all phases at a time, as channels of one result: a column is (phase along H, along W, channel).

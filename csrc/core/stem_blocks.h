@@ -38,37 +38,32 @@ constexpr Estimate stem_tile_estimate(Row const& row, Op op, Problem const& p, D
   return {6970 + steps * double(min64(v.K, row.tile_n)) * 6.05 + rounds * round + bytes * 0.198 / 1000, 1};
 }
 
-// wgrad. A round of tiles: a warp waits for the inputs that it copies; steps and copies of all blocks share the SM.
-// Lines that take no vectors wait in turn. Then the blocks' sums are written and added. Fitted to 1,270 times of random
-// layers.
+// wgrad. A round of tiles: steps and copies of all blocks share the SM; inputs that are no whole vectors are waited
+// for. Then the blocks' sums are written and added. Fitted to 893 times of random layers (6 to 7 % rms).
 constexpr Estimate stem_sums_estimate(Row const& row, Problem const& p, Device const& d) {
   struct Times {
-    double step, waits, line, line_waits, pixel_waits;  // line: of NCHW; of channels_last four pixels
+    double block, step, channels, vector, behind, input, single, copied, waits;  // channels: of a step of 64
   };
   bool const nhwc = is_nhwc(row.variant), half = size_of(p.dtype) == 2;
-  Times const of = half           ? Times{22.8, 0, 34.3, 144, 718}
-                   : p.allow_tf32 ? Times{28.9, 0, 7.0, 98, 1220}
-                                  : Times{41.6, 236, 6.3, 58, 909};
+  Times const of = half           ? Times{634, 5.8, 23, 0.36, 0.6, 0.035, 0.21, 1.33, 158}
+                   : p.allow_tf32 ? Times{531, 11, 16.8, 0.38, 0.45, 0.073, 0.15, 2, 27}
+                                  : Times{386, 27.9, 0, 0.38, 0.48, 0.064, 0.2, 0, 234};
   StemSums const t = stem_sums(row, p, d);
   StemView const v = stem_view(stem_wgrad_view(p), p);
-  int64_t const size = size_of(p.dtype), slots = ceil_div(t.rows * t.groups, 2) * 2;
-  int64_t const each = t.channel_slabs * t.slabs, tiles = p.N * t.tiles_h * t.tiles_w;
+  int64_t const size = size_of(p.dtype), each = t.channel_slabs * t.slabs, tiles = p.N * t.tiles_h * t.tiles_w;
   int const align = stem_wgrad_view(p) == Op::dgrad ? p.x_align : p.y_align;
-  double const warps = double(t.chunks * t.splits), steps = double(ceil_div(slots, t.splits * (half ? 2 : 1)));
+  bool const vectors = stem_has_vectors(nhwc, v, align, 16 / size, size);
+  int64_t const line = (nhwc ? t.channels : t.groups * 8) * size / 16 + (vectors ? 0 : 1);
+  double const copies = double((nhwc ? t.slots * 8 : t.rows * t.channels) * line);
+  double const warps = double(t.chunks * t.splits), steps = double(ceil_div(t.slots, t.splits * (half ? 2 : 1)));
   double const of_sm = double(max64(1, min64(t.blocks_of_sm, ceil_div(tiles * each, d.sm_count))));
-  double of_block = 645 + steps * warps * of.step, waits = stem_copied(v, t.in_rows, t.in_columns) * 3.56 / warps;
-  waits += steps * of.waits;
-  if (stem_has_vectors(nhwc, v, align, 16 / size, size)) {
-    of_block += double(slots * size) * (nhwc ? 13.5 : 16.2);
-  } else if (nhwc) {
-    waits += 2 * double(slots) / warps * of.pixel_waits;
-  } else {
-    double const lines = double(t.rows * (half ? 16 * ceil_div(t.groups, 8) : 64 * ceil_div(t.groups, 4)));
-    of_block += lines * of.line, waits += lines / warps * of.line_waits;
-  }
+  double const of_block = of.block + steps * warps * (of.step + of.channels * double(t.channels) / 64) +
+                          copies * (vectors ? of.vector : of.behind) +
+                          double(t.in_rows * t.in_columns * v.C) * (t.whole ? of.input : of.single);
+  double const waits = steps * of.waits + (t.whole ? 0 : stem_copied(v, t.in_rows, t.in_columns) * of.copied / warps);
   double const rounds = double(ceil_div(tiles, max64(1, t.blocks_of_sm * d.sm_count / each)));
-  double const sums = double(stem_sums_bytes(t)) * 2;
-  return {11000 + rounds * (of_sm * of_block + waits) + sums * 0.146 / 1000 + double(v.K * t.slabs * t.chunks) * 0.883,
+  return {10450 + rounds * (of_sm * of_block + waits) + double(stem_sums_bytes(t)) * 0.0002 +
+              double(v.K * t.slabs * t.chunks) * 1.3,
           1};
 }
 
