@@ -445,8 +445,12 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_3x3_across", 3, 11, 14, 37, 11, 3, 3, padding=(1, 1), groups=11),
     # depthwise_near.cuh: filters of a channel in a word, and in neighbouring lanes
     Case("depthwise_7x7_stride2_multiplier2", 3, 24, 17, 15, 48, 7, 7, (2, 2), (3, 3), groups=24, edge=True),
+    Case("depthwise_3x3_stride2_multiplier2", 3, 40, 17, 14, 80, 3, 3, (2, 2), (1, 0), groups=40, edge=True),
+    Case("depthwise_5x5_stride2_multiplier2", 5, 16, 15, 18, 32, 5, 5, (2, 2), (2, 1), groups=16, edge=True),
     Case("depthwise_3x3_multiplier8", 2, 12, 9, 11, 96, 3, 3, padding=(1, 0), groups=12, edge=True),
     Case("depthwise_7x7_dilated", 3, 8, 33, 31, 8, 7, 7, padding=(9, 6), dilation=(3, 2), groups=8),
+    Case("depthwise_7x7_wide_phases", 3, 40, 15, 19, 40, 7, 7, padding=(7, 9), dilation=(2, 3), groups=40, edge=True),
+    Case("depthwise_3x3_phases", 2, 72, 11, 33, 72, 3, 3, padding=(12, 12), dilation=(12, 12), groups=72),
     Case("depthwise_5x11_stride2_dilated", 1, 16, 40, 50, 16, 5, 11, (2, 3), (3, 1, 8, 9), (3, 2), 16),
     # strip.cuh: neighbouring threads with images, with 8 rows; parts of a filter with a stride, classes of a dilation
     Case("depthwise_11x11_images", 11, 5, 9, 10, 5, 11, 11, padding=(5, 5), groups=5, edge=True),

@@ -219,9 +219,9 @@ def test_depthwise_layers_take_the_row_of_their_filter_and_stride(op: str) -> No
             elif (size, stride) == (5, 2):  # near each other: by the operator and the shape
                 families = ("column", "depthwise", "toeplitz")
                 want = want.removesuffix("_s2") if name.startswith("toeplitz_dgrad_") else want
-            elif dtype == torch.float32 and stride == 1:
-                families = ("column",)
-            elif dtype != torch.float32 and stride == 1:
+            elif stride == 2 or dtype == torch.float32:  # 7x7 with stride 2, which small layers take by walks
+                families = ("column", "depthwise")[:stride]
+            else:
                 families = ("toeplitz",)
                 want = f"_{size}x{9 if op == 'wgrad' else 5}_nhwc" if size == 5 else "_nhwc"
             assert name.startswith(tuple(f"{family}_{op}_" for family in families)) and name.removesuffix(
@@ -408,6 +408,8 @@ def test_multipliers_take_the_rows_of_their_filter_in_nchw(op: str) -> None:
         name = ROWS[ask(op, case, dtype)[0]]
         if (stride == 2 or op == "dgrad") and name.endswith(ANY_FILTER):  # dgrad adds up over a channel's filters
             continue
+        if stride == 2 and op != "fprop" and name.startswith("column_"):  # on packed copies
+            continue
         assert f"{size}x{size}_nchw" in name and name.startswith((f"depthwise_{op}_", f"stream_{op}_")), name
 
 
@@ -418,6 +420,28 @@ def test_dilated_depthwise_layers_of_16_bits_take_tensor_cores_in_channels_last(
         case = Case("dilated", 64, 96, 56, 56, 96, size, size, (1, 1), pad, (dilation, dilation), 96)
         for dtype in (torch.float16, torch.bfloat16):
             assert ROWS[ask(op, case, dtype, "nhwc")[0]].startswith(f"toeplitz_{op}_"), (size, dilation)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_wide_dilations_of_depthwise_layers_are_phases_of_the_rows_without_one(op: str) -> None:
+    """Over planes, too, on packed copies, where the filter is large."""
+    case = Case("dilated", 64, 64, 56, 56, 64, 7, 7, padding=(9, 9), dilation=(3, 3), groups=64)
+    for dtype, layout in itertools.product((torch.float16, torch.bfloat16), ("nchw", "nhwc")):
+        row, split = ask(op, case, dtype, layout)[:2]
+        assert ROWS[row].startswith(f"toeplitz_{op}_") and ROWS[row].endswith("_7x9_nhwc"), layout
+        assert packed(op, case, *meta(case, dtype, layout)) == ("xy" if layout == "nchw" else "")
+        assert op != "wgrad" or split >= 3  # each phase has sums of its own
+    uneven = dataclasses.replace(case, padding=(9, 8))
+    assert ask(op, uneven, torch.float16, "nhwc")[3 + ROWS.index(f"toeplitz_{op}_f16_7x9_nhwc")] < 0
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_two_filters_a_channel_with_stride_2_take_columns(op: str) -> None:
+    for size, dtype in itertools.product((3, 7), (torch.float16, torch.float32)):
+        case = Case("pairs", 128, 48, 64, 64, 96, size, size, (2, 2), (size // 2,) * 2, groups=48)
+        assert named(op, case, dtype, "nhwc").startswith(f"column_{op}_"), (size, dtype)
+        if op == "dgrad" or size == 7:  # over planes on packed copies, but fprop
+            assert named(op, case, dtype, "nchw").startswith("column_") == (op != "fprop"), (size, dtype)
 
 
 def test_few_results_come_of_the_products_of_all_taps() -> None:

@@ -8,9 +8,12 @@ namespace conv2d_ext {
 inline constexpr int kColumnStages = 12;
 
 // A thread has single channels of seven columns: strips an odd number of pixels apart are in different banks.
-constexpr bool column_sevens(int R, int stride) { return R == 7 || (R == 5 && stride == 1); }
+constexpr bool column_sevens(int R, int stride) { return stride == 1 && (R == 5 || R == 7); }
 // A thread's channels, and outputs in a row: its sums and its filter are in registers.
-constexpr int column_vector(int R, int stride) { return R == 3 ? 4 : R == 5 && !column_sevens(R, stride) ? 2 : 1; }
+// With m filters a channel (stride 2), filters: those of one channel of x or of two; wgrad of 7x7: single ones.
+constexpr int column_vector(int R, int stride, int m = 1, bool sums = false) {
+  return R == 3 ? 4 : (R == 5 && stride == 2) || (m > 1 && !sums) ? 2 : 1;
+}
 constexpr int column_width(Op op, int R, int stride) {
   if (R == 13) return op == Op::wgrad ? 1 : 2;
   if (R == 9 && op != Op::wgrad) return 7;
@@ -24,9 +27,11 @@ constexpr int column_sums_threads(int R, int stride) {
   return R == 7 && stride == 1 ? 3 * column_threads(R, stride) : column_threads(R, stride);
 }
 // 9x9 and more: sums and filter leave registers for one block an SM.
-constexpr int column_blocks(int R, int stride) { return column_sevens(R, stride) ? (R == 5 ? 4 : 3) : R > 7 ? 1 : 2; }
-constexpr int column_registers(int R, int stride) {
-  return 65536 / column_blocks(R, stride) / (column_threads(R, stride) + 32);
+constexpr int column_blocks(int R, int stride, int vector = 1) {
+  return column_sevens(R, stride) ? (R == 5 ? 4 : 3) : R > 7 || (R == 7 && vector > 1) ? 1 : 2;
+}
+constexpr int column_registers(int R, int stride, int vector = 1) {
+  return 65536 / column_blocks(R, stride, vector) / (column_threads(R, stride) + 32);
 }
 // fprop and dgrad: taps are loaded together with what sums begin with. Of larger filters registers are too few.
 constexpr bool column_pairs(int R) { return column_vector(R, 1) == 1 && R <= 9; }
@@ -181,7 +186,8 @@ constexpr bool take_turns(ColumnTile& t, Op op, Problem const& p, int R, int str
 // rows 24 by seven strips; one block an SM, or two. dgrad of rows of more than 16 columns walks in turns of 14 rows.
 constexpr bool column_fives(Op op, Problem const& p, int R, int stride) {
   int64_t const strips = ceil_div(p.W + p.pad_left % 2, column_width(op, 5, 2));  // dgrad: of seven, if they are many
-  return R == 5 && stride == 2 && p.dtype == DType::f32 && (op != Op::dgrad || strips <= 7 || strips % 7 == 0);
+  return R == 5 && stride == 2 && p.dtype == DType::f32 && p.K == p.C &&
+         (op != Op::dgrad || strips <= 7 || strips % 7 == 0);
 }
 constexpr void take_fives(ColumnTile& t, Op op, Problem const& p, int64_t all) {
   bool const backward = op == Op::dgrad, pieces = backward && all > 7;
@@ -201,14 +207,26 @@ constexpr void take_fives(ColumnTile& t, Op op, Problem const& p, int64_t all) {
   t.stages = op == Op::dgrad ? 8 : t.resident > 1 ? 3 : 5;
 }
 
+// 7x7 with stride 2, fprop and wgrad, as measured: slices of 16 filters, whole rows of some images. False if a block
+// would have few rows.
+constexpr bool take_sevens(ColumnTile& t, Op op, Problem const& p, int R, int stride, int64_t all, Device const& d) {
+  bool const pairs = op == Op::fprop && p.K > p.C;
+  int64_t const vectors = pairs ? 8 : 16, lanes = pairs && all > 4 ? 192 : 128;
+  if (R != 7 || stride != 2 || op == Op::dgrad || p.K % 16 != 0 || all * vectors > lanes) return false;
+  int64_t const images = min64(min64(p.N, 8), lanes / (all * vectors)), resident = pairs ? 1 : 3;
+  if (ceil_div(p.N, images) * p.P() * (p.K / 16) < 15 * resident * d.sm_count) return false;
+  t.channels = 16, t.strips = int(all), t.images = int(images), t.resident = int(resident), t.stages = 8;
+  return true;
+}
+
 constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Device const& d) {
   bool const backward = op == Op::dgrad, sums = op == Op::wgrad, strided = op == Op::fprop && stride == 2;
-  int const vector = column_vector(R, stride), width = column_width(op, R, stride), size = size_of(p.dtype),
-            piece = 16 / size;
+  int const m = int(p.K / p.C), vector = column_vector(R, stride, m, sums), width = column_width(op, R, stride),
+            size = size_of(p.dtype), piece = 16 / size * m;
   ColumnAxis const axis{backward, R, stride};
   int64_t const H = backward ? p.H : p.P(), W = (backward ? p.W : p.Q()) - axis.origin(p.pad_left);
-  int64_t const all = ceil_div(W, width), vectors = ceil_div(p.C, piece) * piece / vector;
-  int const most = column_threads(R, stride), warps_of_sm = 65536 / 32 / column_registers(R, stride);
+  int64_t const all = ceil_div(W, width), vectors = ceil_div(p.K, piece) * piece / vector;
+  int const most = column_threads(R, stride), warps_of_sm = 65536 / 32 / column_registers(R, stride, vector);
   // Of a thread, for an input row: outputs that it makes of it, and instructions.
   double const outputs = width * vector * (backward ? double(stride) : 1.0 / stride);
   double const issue = outputs * R * R / (backward ? stride * stride : 1) + axis.extent(width) * (vector + 2.0) +
@@ -230,11 +248,11 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
       for (int lanes_wanted : lane_counts) {
         int64_t const least = ceil_div(vectors, max64(1, min64(lanes_wanted / (strips * images), 256 / vector)));
         for (int64_t slices = least; slices < least + 3; ++slices) {
-          int64_t const channels = ceil_div(ceil_div(p.C, piece), slices) * piece;
+          int64_t const channels = ceil_div(ceil_div(p.K, piece), slices) * piece;
           int64_t const lanes = channels / vector * strips * images, warps = ceil_div(lanes, 32);
           if (lanes > most) continue;
-          double const idle = double(warps * 32) / double(lanes) * double(ceil_div(p.C, channels) * channels) /
-                              double(p.C) * double(tiles * strips) / double(all);
+          double const idle = double(warps * 32) / double(lanes) * double(ceil_div(p.K, channels) * channels) /
+                              double(p.K) * double(tiles * strips) / double(all);
           int64_t const blocks = min64(warps_of_sm / (warps + 1), 16);
           double const multiply = issue * idle / kColumnIssue;
           // As measured: bytes of a pixel that a block reads, and what it does for each of its channels at its begin or
@@ -257,13 +275,14 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   }
   ColumnTile taken = t;
   bool const measured = column_as_measured(op, p, R, stride) && take_measured(taken, op, p, R, all, d);
-  bool const in_turns = !measured && take_turns(taken, op, p, R, stride, all, d);
+  bool const in_turns = m == 1 && !measured && take_turns(taken, op, p, R, stride, all, d);
   if (measured || in_turns) t = taken;
-  bool const few_blocks = take_few_blocks(t, op, p, R, stride, all, d), fives = column_fives(op, p, R, stride);
+  bool const few_blocks = m == 1 && take_few_blocks(t, op, p, R, stride, all, d);
+  bool const fives = column_fives(op, p, R, stride), sevens = take_sevens(t, op, p, R, stride, all, d);
   if (fives) take_fives(t, op, p, all);
-  t.slices = ceil_div(p.C, t.channels), t.tiles_w = ceil_div(all, t.strips), t.image_units = ceil_div(p.N, t.images);
+  t.slices = ceil_div(p.K, t.channels), t.tiles_w = ceil_div(all, t.strips), t.image_units = ceil_div(p.N, t.images);
   int64_t const pixel = int64_t(t.channels) * size * t.images, warps = t.warps(vector);
-  t.in_bytes = to128(pixel * axis.extent(t.strips * width));
+  t.in_bytes = to128(pixel / (backward ? 1 : m) * axis.extent(t.strips * width));
   t.y_bytes = sums ? to128(pixel * t.strips * width) : 0;
   int64_t const stage = t.in_bytes + t.y_bytes;
   // wgrad: sums of the block's threads, in place of the stages; else the filters, beside them, in pairs with a bias
@@ -278,10 +297,10 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
   t.units = t.tiles_w * t.image_units * H;
   double const copied =
       double(t.in_bytes) + double(pixel) * t.strips * width * (backward ? double(stride) : 1.0 / stride);
-  int64_t const slots = max64(1, int64_t(t.resident) * d.sm_count / t.slices), taps = p.C * R * R;
+  int64_t const slots = max64(1, int64_t(t.resident) * d.sm_count / t.slices), taps = p.K * R * R;
   // As measured: float16 of 5x5 and dgrad of stride 2, and 5x5 on small images, take longer by turns.
   bool const turns = !sums && (size == 4 ? R == 3 || H >= 28 : stride == 2 && R == 3 && !backward);
-  int const in_flight = measured || in_turns || few_blocks || fives ? t.stages : 5;
+  int const in_flight = measured || in_turns || few_blocks || fives || sevens ? t.stages : 5;
   auto consider = [&](int64_t each) {
     ColumnTile u = t;
     u.each = min64(each, t.units), u.shares = ceil_div(t.units, u.each);
@@ -289,7 +308,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     int64_t const blocks = u.shares * t.slices, full = int64_t(t.resident) * d.sm_count;
     int64_t const resident = ceil_div(min64(blocks, full), d.sm_count);
     // Where all blocks of an SM are there, more in flight are slower.
-    int64_t const wanted = resident != t.resident && !fives ? kColumnStages : in_flight;
+    int64_t const wanted = resident != t.resident && !fives && !sevens ? kColumnStages : in_flight;
     u.stages = int(max64(3, min64(wanted, (room(int(resident)) - filters) / stage)));
     u.shared_bytes = max64(u.stages * stage + filters, totals);
     double const copy = double(resident) * copied / kColumnBytes;
@@ -313,7 +332,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     if (in_turns && size == 2) {
       double const rounds = double(blocks) / double(full), late = double(ceil_div(blocks, full)) / rounds - 1;
       double const memory_ns = walk_memory_ns(p, d);
-      bool const alike = all >= 7 && p.C % u.channels == 0;
+      bool const alike = all >= 7 && p.K % u.channels == 0;
       u.ns = stride == 2            ? (u.stages > 5 ? 0.84 : 0.88) * memory_ns
              : u.channels == 128    ? 1800 + 0.846 * memory_ns
              : alike                ? 2000 + 0.89 * memory_ns
@@ -355,7 +374,7 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
     consider(near ? whole : even);
     if (t.ns != 0) return t;
   }
-  if (few_blocks) {
+  if (few_blocks || sevens) {
     int64_t const whole = ceil_div(even, H) * H;
     consider(sums && whole <= even + 1 ? whole : even);
     if (t.ns != 0) return t;
@@ -376,6 +395,17 @@ constexpr ColumnTile column_tile(Op op, Problem const& p, int R, int stride, Dev
 // As measured: what a block sets up before its first row, float32, and 5x5.
 constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, int stride) {
   if (column_fives(op, p, R, stride)) return t.ns;
+  if (R == 7 && stride == 2) {
+    bool const sums = op == Op::wgrad, sevens = op != Op::dgrad && t.channels == 16;  // take_sevens
+    double const memory_ns = (sums ? 9000 : 6500) + (sums ? 1.15 : 1.0) * walk_memory_ns(p, h200_sxm);
+    // dgrad: blocks that leave SMs idle take up to twice as long as estimated.
+    double const few = p.K == p.C && 10 * t.shares * t.slices < 9 * t.resident * h200_sxm.sm_count ? 2 : 1;
+    double const ns = op == Op::dgrad ? 9000 + (p.dtype == DType::f32 ? 0.63 : 0.7) * few * t.ns
+                      : sevens        ? (sums ? 0.95 * (9000 + t.ns) : (p.K > p.C ? 0.75 : 0.87) * (6500 + t.ns))
+                      : sums          ? 15000 + 0.54 * t.ns
+                                      : 10000 + 0.48 * t.ns;
+    return max64(int64_t(ns), int64_t(memory_ns));
+  }
   bool const measured = column_as_measured(op, p, R, stride), sums = op == Op::wgrad;
   double const large = R < 9 ? 1.0 : R == 9 ? (sums ? 0.87 : 0.73) : !sums ? 0.93 : R == 11 || p.Q() <= 8 ? 0.71 : 0.6;
   double const five = t.strips > 4 ? 0.6 : sums ? 0.86 : 0.85;
@@ -395,8 +425,8 @@ constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, 
 // Can the copy engine bring the rows?
 constexpr bool column_copies(Op op, Problem const& p) {
   int const v = 16 / size_of(p.dtype);
-  return p.K == p.C && channel_vectors(p.x, p.x_align, p.C, v, p.dtype) &&
-         channel_vectors(p.y, p.y_align, p.C, v, p.dtype) &&
+  return (p.K == p.C || (p.K == 2 * p.C && p.stride_h == 2)) && channel_vectors(p.x, p.x_align, p.C, v, p.dtype) &&
+         channel_vectors(p.y, p.y_align, p.K, v, p.dtype) &&
          (op == Op::dgrad || map_supports(p.x, p.N, p.H, p.W, p.dtype)) &&
          (op == Op::fprop || map_supports(p.y, p.N, p.P(), p.Q(), p.dtype));
 }

@@ -120,7 +120,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
     case Family::column:
       return hopper && column_supports(row, op, p);
     case Family::toeplitz:
-      return hopper && toeplitz_supports(row, op, p);
+      return hopper && toeplitz_supports(row, op, p) && toeplitz_sums_fit(row, op, p);
     case Family::strip:
       return hopper && (is_strip_sums(row)   ? strip_sums_supports(row, p)
                         : is_strip_rows(row) ? strip_rows_supports(row, op, p)
@@ -221,11 +221,14 @@ constexpr double beside_few_outputs_ns(Row const& row, Problem const& p, double 
     return at_least(12500, 6500 + (ns - 6500) * (fprop ? halo : rows) * (R == 13 ? 0.82 : 1));
   }
   if (row.family == Family::column && strided) {
+    double const pairs = p.K > p.C && !sums ? 0.82 : 1;  // of filters of a channel
+    if (R == 3 && p.K > p.C) return sums ? ns : fprop ? 1500 + 0.85 * ns : f32 ? 0.93 * ns : 3500 + 0.57 * ns;
     if (R == 3)
       return sums || column_choice(row.op, p, R, 2, h200_sxm).road == ColumnRoad::wide
                  ? ns
                  : longer(fprop ? 0.3 : 0.2, 4000, (fprop ? 2500 : 1000) + (f32 ? 0 : 1000 - 500 * dgrad));
-    return column_fives(row.op, p, R, 2) ? ns : ns * (sums ? 0.9 : f32 ? 0.855 : fprop ? 0.82 : 1);
+    if (R == 7) return ns + (p.K > p.C && fprop && ns < 20000 ? 2000 : 0);
+    return column_fives(row.op, p, R, 2) ? ns : ns * (sums ? 0.9 : f32 ? 0.855 : fprop ? 0.82 : 1) * pairs;
   }
   if (row.family == Family::toeplitz) {
     if (sums || R > 7) return ns;

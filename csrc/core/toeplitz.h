@@ -123,7 +123,27 @@ constexpr ToeplitzTile toeplitz_tile(Op op, Problem const& p, int R, Device cons
 
 constexpr bool gather_strided(Row const& row, Op op, Problem const& p);
 
+// With a dilation along the rows by which a filter reaches over more columns than a row of the table takes, x and y are
+// images without one, their phases: every dilation_w-th column. Each is a launch of its own.
+inline constexpr int64_t kToeplitzPhases = 18;
+constexpr bool toeplitz_phased(int columns, Problem const& p) {
+  int64_t const reach = (p.S - 1) * p.dilation_w;
+  return reach > columns - 1 && p.dilation_w > 1 && p.dilation_w <= kToeplitzPhases && p.stride_w == 1 &&
+         p.Q() == p.W && p.W >= p.dilation_w && p.pad_left % p.dilation_w == 0 && p.pad_left >= 0 &&
+         p.pad_left <= reach;
+}
+constexpr Problem toeplitz_phase(Problem const& p, int64_t w) {
+  Problem phase = p;
+  phase.W = ceil_div(p.W - w, p.dilation_w), phase.dilation_w = 1;
+  phase.pad_left = p.pad_left / p.dilation_w, phase.pad_right = p.S - 1 - phase.pad_left;
+  phase.x.w *= p.dilation_w, phase.y.w *= p.dilation_w;
+  return phase;
+}
+// What a launch takes less than one alone; wgrad: its sums are added once.
+constexpr double toeplitz_phase_ns(Op op) { return op == Op::wgrad ? 7000 : 3000; }
+
 constexpr bool toeplitz_supports(Row const& row, Op op, Problem const& p) {
+  if (toeplitz_phased(row.tile_n, p)) return toeplitz_supports(row, op, toeplitz_phase(p, 0));
   if (p.C_per_group() != 1 || p.K != p.C || p.R > row.tile_m || (p.S - 1) * p.dilation_w > row.tile_n - 1) return false;
   if ((p.stride_h != 1 || p.stride_w != 1) && !gather_strided(row, op, p)) return false;
   if (op != Op::wgrad && row.tile_m >= 7 && p.dilation_w == 7) return false;  // toeplitz_gather.h

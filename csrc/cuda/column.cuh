@@ -90,7 +90,7 @@ __device__ inline bool has_y(Strip const& u, int row) {
 }
 
 // The ring of stages, in shared memory. A warp of its own keeps ahead of those that multiply.
-template <Op op, int R, int stride>
+template <Op op, int R, int stride, int m = 1>
 struct Ring {
   uint64_t full[kColumnStages], empty[kColumnStages];
 
@@ -109,7 +109,7 @@ struct Ring {
   __device__ void copy(Params const& p, int index, int end, int c0, unsigned char* shared) {
     constexpr ColumnAxis axis{op == Op::dgrad, R, stride};
     uint64_t const once = op == Op::wgrad && p.once ? ptx::createpolicy_evict_first() : 0;
-    auto bring = [&](uint32_t to, CUtensorMap const& map, uint64_t* bar, int w, int h, int n) {
+    auto bring = [&](uint32_t to, CUtensorMap const& map, uint64_t* bar, int c0, int w, int h, int n) {
       if (once != 0)
         ptx::cp_async_bulk_tensor_4d(to, &map, bar, c0, w, h, n, once);
       else
@@ -126,8 +126,10 @@ struct Ring {
         ptx::mbarrier_wait(&empty[stage], parity);
         ptx::mbarrier_arrive_expect_tx(&full[stage], uint32_t((in ? p.in_copied : 0) + (y ? p.y_copied : 0)));
         uint32_t const to = ptx::shared_address(shared) + stage * (p.in_bytes + p.y_bytes);
-        if (in) bring(to, p.in, &full[stage], axis.advance(at.w0) + p.start_w, at.first + row, at.n0);
-        if (y) bring(to + p.in_bytes, p.y, &full[stage], at.w0, at.h0 + row / stride, at.n0);
+        if (in)
+          bring(to, p.in, &full[stage], op == Op::dgrad ? c0 : c0 / m, axis.advance(at.w0) + p.start_w, at.first + row,
+                at.n0);
+        if (y) bring(to + p.in_bytes, p.y, &full[stage], c0, at.w0, at.h0 + row / stride, at.n0);
         if (++stage == p.stages) stage = 0, parity ^= 1;
       }
     }
@@ -150,11 +152,23 @@ __device__ inline void load(uint32_t shared, float (&v)[V]) {
 #pragma unroll
       for (int e = 0; e < V; ++e) v[e] = widen(h.v[e]);
     }
+  } else if constexpr (V == 1) {
+    uint16_t const h = ptx::ld_shared_u16(shared);
+    v[0] = widen(*reinterpret_cast<T const*>(&h));
   } else {
     uint32_t const q = ptx::ld_shared(shared);
     Vector<T, 2> const h = *reinterpret_cast<Vector<T, 2> const*>(&q);
     v[0] = widen(h.v[0]), v[1] = widen(h.v[1]);
   }
+}
+
+// Channels of x, each for m filters.
+template <class T, int V, int m>
+__device__ inline void load_each(uint32_t shared, float (&v)[V]) {
+  float x[(V + m - 1) / m];
+  load<T, (V + m - 1) / m>(shared, x);
+#pragma unroll
+  for (int e = 0; e < V; ++e) v[e] = x[e / m];
 }
 
 // A thread's place in its block; a thread without one reads what another reads.
@@ -360,19 +374,20 @@ __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1)
   }
 }
 
-// Stride 2.
-template <class T, Op op, int R, int stride>
-__global__ void __launch_bounds__(column_threads(R, stride) + 32, 2) gather(__grid_constant__ Params const p) {
+// Stride 2. A channel of x has m filters.
+template <class T, Op op, int R, int stride, int m>
+__global__ void __launch_bounds__(column_threads(R, stride) + 32, column_blocks(R, stride, column_vector(R, stride, m)))
+    gather(__grid_constant__ Params const p) {
   using Rows = depthwise::WalkRows<op, R, stride>;
   constexpr ColumnAxis axis{op == Op::dgrad, R, stride};
-  constexpr int V = column_vector(R, stride), width = column_width(op, R, stride), slots = Rows::slots,
-                done = Rows::done;
   constexpr bool backward = op == Op::dgrad;
+  constexpr int V = column_vector(R, stride, m), width = column_width(op, R, stride), slots = Rows::slots,
+                done = Rows::done, of_in = backward ? 1 : m, of_out = backward ? m : 1;
   extern __shared__ __align__(128) unsigned char shared[];
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices;
   int const c0 = min(slice * p.channels, p.last);
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
-  __shared__ Ring<op, R, stride> ring;
+  __shared__ Ring<op, R, stride, m> ring;
   int const readers = int(blockDim.x) - 32;  // threads
   ring.start(p, readers / 32);
 
@@ -385,9 +400,9 @@ __global__ void __launch_bounds__(column_threads(R, stride) + 32, 2) gather(__gr
   float filter[R][R][V], bias[V];
   load_filters<T, R, V>(p, reinterpret_cast<T*>(shared + p.stages * p.in_bytes), readers, c0, me, filter, bias);
 
-  int const pitch = p.channels * int(sizeof(T)), columns = (p.in_copied / p.images) / pitch;
+  int const pitch = p.channels / of_in * int(sizeof(T)), columns = (p.in_copied / p.images) / pitch;
   uint32_t const mine = ptx::shared_address(shared) + (me.image * columns + axis.advance(me.strip * width)) * pitch +
-                        me.quad * V * int(sizeof(T));
+                        me.quad * (V / of_in) * int(sizeof(T));
   float acc[slots][width][V];
   int stage = 0;
   uint32_t parity = 0;
@@ -398,16 +413,17 @@ __global__ void __launch_bounds__(column_threads(R, stride) + 32, 2) gather(__gr
     bool const exists = me.exists && strip.n0 + me.image < p.N;
     int out_row = op == Op::dgrad ? strip.first * stride - p.pad_h - strip.h0 : -(slots - 1);
     T* to = static_cast<T*>(p.out) + int64_t(strip.n0 + me.image) * p.out_n + int64_t(strip.h0 + out_row) * p.out_h +
-            w0 * p.out_w + c;
+            w0 * p.out_w + c / of_out;
 
     auto store = [&](float const(&sums)[width][V]) {
       if (exists && unsigned(out_row) < unsigned(strip.rows)) {
 #pragma unroll
         for (int b = 0; b < width; ++b) {
-          Vector<T, V> v;
+          Vector<T, V / of_out> v;
 #pragma unroll
-          for (int e = 0; e < V; ++e) v.v[e] = narrow<T>(sums[b][e]);
-          if (unsigned(w0 + b) < unsigned(columns_out)) *reinterpret_cast<Vector<T, V>*>(to + b * p.out_w) = v;
+          for (int e = 0; e < V / of_out; ++e)
+            v.v[e] = narrow<T>(of_out == 1 ? sums[b][e] : sums[b][e * of_out] + sums[b][e * of_out + 1]);
+          if (unsigned(w0 + b) < unsigned(columns_out)) *reinterpret_cast<Vector<T, V / of_out>*>(to + b * p.out_w) = v;
         }
       }
       ++out_row, to += p.out_h;
@@ -418,7 +434,8 @@ __global__ void __launch_bounds__(column_threads(R, stride) + 32, 2) gather(__gr
       if (with_in) {
         ptx::mbarrier_wait(&ring.full[stage], parity);
         uint32_t const from = mine + stage * p.in_bytes;
-        Rows::template add<u>([&](int j, float (&in)[V]) { load<T, V>(from + j * pitch, in); }, filter, bias, acc);
+        Rows::template add<u>([&](int j, float (&in)[V]) { load_each<T, V, of_in>(from + j * pitch, in); }, filter,
+                              bias, acc);
         give_back(&ring.empty[stage], last_of(acc[backward ? 0 : slots - 1]));
         if (++stage == p.stages) stage = 0, parity ^= 1;
       } else if constexpr (u == 0) {
@@ -443,14 +460,14 @@ __global__ void __launch_bounds__(column_threads(R, stride) + 32, 2) gather(__gr
 }
 
 // A sum of wgrad from global memory, over the block's units: for those that a zero made NaN.
-template <class T, int R, int stride>
+template <class T, int R, int stride, int m>
 __device__ __noinline__ float exact_sum(Params const& p, int begin, int end, int c, int r, int s) {
   float sum = 0.f;
   for (int index = begin; index < end;) {
     Strip const strip = strip_of<Op::wgrad, R, stride>(p, index, end);
     index += strip.rows;
     for (int64_t n = strip.n0; n < strip.n0 + p.images && n < p.N; ++n) {
-      T const* const x = static_cast<T const*>(p.x_data) + n * p.x_n + c;
+      T const* const x = static_cast<T const*>(p.x_data) + n * p.x_n + c / m;
       T const* const y = static_cast<T const*>(p.y_data) + n * p.y_n + c;
       for (int row = strip.h0; row < strip.h0 + strip.rows; ++row) {
         int const h = row * stride - p.pad_h + r;
@@ -484,18 +501,18 @@ __device__ inline void add_taps(Load const& load, float const (&y)[slots][width]
   }
 }
 
-template <class T, int R, int stride, int channels>
+template <class T, int R, int stride, int channels, int m>
 __global__ void __launch_bounds__(column_sums_threads(R, stride) + 32,
                                   R == 7 && stride == 1 ? 1 : column_blocks(R, stride))
     wgrad(__grid_constant__ Params const p) {
   using Taps = depthwise::WalkTaps<R, stride>;
   constexpr ColumnAxis axis{false, R, stride};
-  constexpr int V = column_vector(R, stride), width = column_width(Op::wgrad, R, stride);
+  constexpr int V = column_vector(R, stride, m, true), width = column_width(Op::wgrad, R, stride);
   constexpr int taps = R * R, slots = Taps::slots, period = Taps::period;
   extern __shared__ __align__(128) unsigned char shared[];
   Share const share(p, int(blockIdx.x));
   constexpr int pairs = V == 1 ? (R > width ? R * R : R * width) : 1;
-  __shared__ Ring<Op::wgrad, R, stride> ring;
+  __shared__ Ring<Op::wgrad, R, stride, m> ring;
   __shared__ float2 zeros[pairs];
   int const readers = int(blockDim.x) - 32;  // threads
   for (int i = threadIdx.x; i < pairs; i += int(blockDim.x)) zeros[i] = {0.f, 0.f};
@@ -508,10 +525,12 @@ __global__ void __launch_bounds__(column_sums_threads(R, stride) + 32,
   ptx::griddepcontrol_launch_dependents();
   Place const me = Place::of<V>(p, share.c0, int(threadIdx.x));
   int const pitch = (channels != 0 ? channels : p.channels) * int(sizeof(T));
-  int const columns = (p.in_copied / p.images) / pitch;
-  uint32_t const base = ptx::shared_address(shared) + me.quad * V * int(sizeof(T));
-  uint32_t const mine = base + (me.image * columns + axis.advance(me.strip * width)) * pitch;
-  uint32_t const mine_y = base + p.in_bytes + (me.image * p.strips + me.strip) * width * pitch;
+  int const pitch_x = pitch / m, columns = (p.in_copied / p.images) / pitch_x;
+  uint32_t const base = ptx::shared_address(shared);
+  uint32_t const mine =
+      base + me.quad * V / m * int(sizeof(T)) + (me.image * columns + axis.advance(me.strip * width)) * pitch_x;
+  uint32_t const mine_y =
+      base + me.quad * V * int(sizeof(T)) + p.in_bytes + (me.image * p.strips + me.strip) * width * pitch;
   float acc[R][R][V], y[slots][width][V];
   if constexpr (V == 1) {  // in pairs, as filters are
 #pragma unroll
@@ -553,7 +572,7 @@ __global__ void __launch_bounds__(column_sums_threads(R, stride) + 32,
       }
       if (with_in)
         [&]<int... j>(std::integer_sequence<int, j...>) {
-          auto const read = [&](int column, float (&in)[V]) { load<T, V>(from + column * pitch, in); };
+          auto const read = [&](int column, float (&in)[V]) { load_each<T, V, m>(from + column * pitch_x, in); };
           (add_taps<R, stride, u, j>(read, y, acc), ...);
         }(std::make_integer_sequence<int, axis.extent(width)>());
       if (!with_in && !with_y) return;
@@ -595,7 +614,7 @@ __global__ void __launch_bounds__(column_sums_threads(R, stride) + 32,
     float const* const from = sums + (tap * V + channel % V) * apart + channel / V;
     float sum = 0.f;
     for (int member = 0; member < members; ++member) sum += from[member * (taps * V) * apart];
-    if (sum != sum) sum = exact_sum<T, R, stride>(p, own.begin, own.end, c, tap / R, tap % R);
+    if (sum != sum) sum = exact_sum<T, R, stride, m>(p, own.begin, own.end, c, tap / R, tap % R);
     depthwise::store_sum<T>(p.out, p.partial, p.shares, c * p.w_k + tap / R * p.w_r + tap % R * p.w_s,
                             (int64_t(own.share) * p.C + c) * taps + tap, sum);
   }
@@ -604,7 +623,7 @@ __global__ void __launch_bounds__(column_sums_threads(R, stride) + 32,
 // ---- host side
 
 // A problem without a dilation. wgrad: of `shares` partial sums of taps, those from `share` on, which moves on.
-template <Op op, DType dtype, int R, int stride>
+template <Op op, DType dtype, int R, int stride, int m = 1>
 cudaError_t launch_one(Problem const& problem, Arguments const& args, int shares, int& share, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool backward = op == Op::dgrad, sums = op == Op::wgrad, turned = backward && stride == 1;
@@ -624,7 +643,7 @@ cudaError_t launch_one(Problem const& problem, Arguments const& args, int shares
   ColumnTile const t = column_tile(op, problem, R, stride, gpu);
   if (sums && share + t.shares > shares) return cudaErrorInvalidValue;
   Params p{};
-  p.N = problem.N, p.C = int(problem.C), p.H = int(problem.H), p.W = int(problem.W);
+  p.N = problem.N, p.C = int(problem.K), p.H = int(problem.H), p.W = int(problem.W);
   p.P = int(problem.P()), p.Q = int(problem.Q());
   p.pad_h = int(problem.pad_top), p.start_w = int(axis.start(problem.pad_left));
   p.origin = int(axis.origin(problem.pad_left));
@@ -639,34 +658,36 @@ cudaError_t launch_one(Problem const& problem, Arguments const& args, int shares
     p.w_r = -p.w_r, p.w_s = -p.w_s;
   }
   p.out = args.out, p.once = sums && sums_read_once(problem);
-  if (sums && shares > 1) p.partial = static_cast<float*>(args.workspace) + share * problem.C * (R * R);
+  if (sums && shares > 1) p.partial = static_cast<float*>(args.workspace) + share * problem.K * (R * R);
   p.out_n = out.n, p.out_h = out.h, p.out_w = out.w;
   p.channels = t.channels, p.strips = t.strips, p.images = t.images;
-  p.slices = int(t.slices), p.last = last_slice(op, problem.C, t.channels), p.tiles_w = int(t.tiles_w);
+  p.slices = int(t.slices), p.last = last_slice(op, problem.K, t.channels), p.tiles_w = int(t.tiles_w);
   p.units = int(t.units), p.each = int(t.each), p.shares = shares;
   p.stages = t.stages, p.in_bytes = int(t.in_bytes), p.y_bytes = int(t.y_bytes);
   constexpr int width = column_width(op, R, stride), fixed = column_channels(op, R, stride, int(sizeof(T)));
   int const columns = axis.extent(t.strips * width), pixel = t.channels * t.images * int(sizeof(T));
-  p.in_copied = columns * pixel, p.y_copied = t.strips * width * pixel;
-  tma::Tensor4 const from{args.a,
-                          dtype,
-                          {problem.C, backward ? problem.Q() : p.W, backward ? problem.P() : p.H, problem.N},
-                          {1, in.w, in.h, in.n}};
-  if (auto const error = tma::encode_boxes(p.in, from, t.channels, columns, 1, t.images)) return error;
+  constexpr int of_in = backward ? 1 : m;
+  p.in_copied = columns * pixel / of_in, p.y_copied = t.strips * width * pixel;
+  tma::Tensor4 const from{
+      args.a,
+      dtype,
+      {backward ? problem.K : problem.C, backward ? problem.Q() : p.W, backward ? problem.P() : p.H, problem.N},
+      {1, in.w, in.h, in.n}};
+  if (auto const error = tma::encode_boxes(p.in, from, t.channels / of_in, columns, 1, t.images)) return error;
   if constexpr (sums)
-    if (auto const error = tma::encode_boxes(p.y, {args.b, dtype, {problem.C, p.Q, p.P, problem.N}, {1, y.w, y.h, y.n}},
+    if (auto const error = tma::encode_boxes(p.y, {args.b, dtype, {problem.K, p.Q, p.P, problem.N}, {1, y.w, y.h, y.n}},
                                              t.channels, t.strips * width, 1, t.images))
       return error;
   void (*kernel)(Params);
   if constexpr (sums)
-    kernel = t.channels == fixed ? wgrad<T, R, stride, fixed> : wgrad<T, R, stride, 0>;
+    kernel = t.channels == fixed ? wgrad<T, R, stride, fixed, m> : wgrad<T, R, stride, 0, m>;
   else if constexpr (stride == 1)
     kernel = t.channels == fixed ? slide<T, R, fixed> : slide<T, R, 0>;
   else
-    kernel = gather<T, op, R, stride>;
+    kernel = gather<T, op, R, stride, m>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
-  unsigned const threads = unsigned(t.warps(column_vector(R, stride)) * 32 + 32);
+  unsigned const threads = unsigned(t.warps(column_vector(R, stride, m, sums)) * 32 + 32);
   kernel<<<unsigned(t.slices * t.shares), threads, size_t(t.shared_bytes), stream>>>(p);
   share += int(t.shares);
   return cudaGetLastError();
@@ -690,7 +711,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       else
         part.out = const_cast<char*>(past(args.out, op == Op::dgrad ? problem.x : problem.y));
       Problem const phase = phased ? column_phase(problem, h, w) : problem;
-      if (auto const error = launch_one<op, dtype, R, stride>(phase, part, plan.split_k, share, stream)) return error;
+      auto launch_of = launch_one<op, dtype, R, stride>;
+      if constexpr (stride == 2)
+        if (problem.K == 2 * problem.C) launch_of = launch_one<op, dtype, R, stride, 2>;
+      if (auto const error = launch_of(phase, part, plan.split_k, share, stream)) return error;
     }
   if (op != Op::wgrad || plan.split_k == 1) return cudaSuccess;
   if (share != plan.split_k) return cudaErrorInvalidValue;

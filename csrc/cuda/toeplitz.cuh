@@ -451,6 +451,25 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) gather(__grid_constant__ 
 
 // ---- host side
 
+// launch(problem, args) of each phase of a dilation (toeplitz_phased), or of the problem.
+template <Op op, DType dtype, class Launch>
+cudaError_t launch_phases(int columns, Problem const& problem, Arguments const& args, Launch const& launch) {
+  if (!toeplitz_phased(columns, problem)) return launch(problem, args);
+  for (int64_t w = 0; w < problem.dilation_w; ++w) {
+    auto past = [&](void const* address, Strides const& s) {
+      return static_cast<char const*>(address) + w * s.w * size_of(dtype);
+    };
+    Arguments part = args;
+    part.a = past(args.a, op == Op::dgrad ? problem.y : problem.x);
+    if (op == Op::wgrad)
+      part.b = past(args.b, problem.y);
+    else
+      part.out = const_cast<char*>(past(args.out, op == Op::dgrad ? problem.x : problem.y));
+    if (auto const error = launch(toeplitz_phase(problem, w), part)) return error;
+  }
+  return cudaSuccess;
+}
+
 inline cudaError_t map_of(CUtensorMap& map, void const* data, DType dtype, Strides const& s, int64_t C, int64_t W,
                           int64_t H, int64_t N, int channels, int columns, int images) {
   CUtensorMapSwizzle const swizzle = channels == 64   ? CU_TENSOR_MAP_SWIZZLE_128B

@@ -425,22 +425,24 @@ cudaError_t launch_gather(Problem const& problem, GatherTile const& t, Arguments
   return cudaGetLastError();
 }
 
-template <Op op, DType dtype, int R>
-cudaError_t launch_gather_or(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+template <Op op, DType dtype, int R, int S>
+cudaError_t launch_gather_or(Problem const& all, Plan const& plan, Arguments const& of_all, cudaStream_t stream) {
   Device gpu = h200_sxm;
   if (auto const error = count_sms(gpu.sm_count)) return error;
-  if constexpr (R == 5 && op == Op::dgrad)
-    if (problem.stride_h == 2)
-      return launch_gather<op, dtype, R, 2>(problem, gather_tile(op, problem, R, gpu), args, stream);
-  if (takes_gather(op, problem, R, gpu))
-    return launch_gather<op, dtype, R>(problem, gather_tile(op, problem, R, gpu), args, stream);
-  if constexpr (R < 7) return launch<op, dtype, R>(problem, plan, args, stream);
-  return cudaErrorInvalidValue;
+  return launch_phases<op, dtype>(S, all, of_all, [&](Problem const& problem, Arguments const& args) {
+    if constexpr (R == 5 && op == Op::dgrad)
+      if (problem.stride_h == 2)
+        return launch_gather<op, dtype, R, 2>(problem, gather_tile(op, problem, R, gpu), args, stream);
+    if (takes_gather(op, problem, R, gpu))
+      return launch_gather<op, dtype, R>(problem, gather_tile(op, problem, R, gpu), args, stream);
+    if constexpr (R < 7) return launch<op, dtype, R>(problem, plan, args, stream);
+    return cudaErrorInvalidValue;
+  });
 }
 
 }  // namespace conv2d_ext::toeplitz
 
-#define CONV2D_EXT_TOEPLITZ_GATHER_INSTANCE(family, op, dtype, tm, tn, tk, variant)     \
-  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                             \
-    return toeplitz::launch_gather_or<Op::op, DType::dtype, tm>(p, plan, args, stream); \
+#define CONV2D_EXT_TOEPLITZ_GATHER_INSTANCE(family, op, dtype, tm, tn, tk, variant)         \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                 \
+    return toeplitz::launch_gather_or<Op::op, DType::dtype, tm, tn>(p, plan, args, stream); \
   }

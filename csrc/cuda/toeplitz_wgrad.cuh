@@ -322,13 +322,15 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
   store_sums<T, R, channels>(p, acc, reinterpret_cast<float*>(dynamic + padding));
 }
 
+// Of `shares` partial sums, those from `share` on.
 template <DType dtype, int R>
-cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, Plan const& plan, Arguments const& args,
+cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, int shares, int share, Arguments const& args,
                         cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   Strides const &x = problem.x, &y = problem.y;
   PiecesParams p{};
-  p.x_data = args.a, p.y_data = args.b, p.w = args.out, p.partial = args.workspace;
+  p.x_data = args.a, p.y_data = args.b, p.w = args.out;
+  if (shares > 1) p.partial = static_cast<float*>(args.workspace) + share * problem.C * problem.R * problem.S;
   p.x_n = x.n, p.x_h = x.h, p.x_w = x.w, p.y_n = y.n, p.y_h = y.h, p.y_w = y.w;
   p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
   p.N = int(problem.N), p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
@@ -339,7 +341,7 @@ cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, Plan const&
   p.slices = int(t.slices), p.last = last_slice(Op::wgrad, problem.C, t.channels);
   p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
   p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each);
-  p.shares = int(t.shares), p.cycles = t.cycles;
+  p.shares = shares, p.cycles = t.cycles;
   p.once = pieces_read_once(problem, t.channels);
   p.pieces = t.pieces, p.length = t.length, p.x_columns = t.x_columns, p.y_columns = t.y_columns;
   p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes);
@@ -357,22 +359,30 @@ cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, Plan const&
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
   kernel<<<unsigned(t.slices * t.shares), kToeplitzThreads, size_t(t.shared_bytes), stream>>>(p);
-  if (cudaError_t const error = cudaGetLastError(); error != cudaSuccess || p.shares == 1) return error;
-  return depthwise::launch_sum<T>(problem, plan, args, stream, true);
+  return cudaGetLastError();
 }
 
-template <DType dtype, int R>
-cudaError_t launch_wgrad(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+template <DType dtype, int R, int S>
+cudaError_t launch_wgrad(Problem const& all, Plan const& plan, Arguments const& of_all, cudaStream_t stream) {
   Device gpu = h200_sxm;
   if (auto const error = count_sms(gpu.sm_count)) return error;
-  PiecesTile const t = pieces_tile(problem, R, gpu);
-  if (t.ns == 0 || t.shares != plan.split_k) return cudaErrorInvalidValue;
-  return launch_tile<dtype, R>(problem, t, plan, args, stream);
+  int share = 0;
+  auto launch_one = [&](Problem const& problem, Arguments const& args) {
+    PiecesTile const t = pieces_tile(problem, R, gpu);
+    if (t.ns == 0 || share + t.shares > plan.split_k) return cudaErrorInvalidValue;
+    auto const error = launch_tile<dtype, R>(problem, t, plan.split_k, share, args, stream);
+    share += int(t.shares);
+    return error;
+  };
+  if (auto const error = launch_phases<Op::wgrad, dtype>(S, all, of_all, launch_one)) return error;
+  if (share != plan.split_k) return cudaErrorInvalidValue;
+  if (share == 1) return cudaSuccess;
+  return depthwise::launch_sum<typename TypeOf<dtype>::type>(all, plan, of_all, stream, true);
 }
 
 }  // namespace conv2d_ext::toeplitz
 
 #define CONV2D_EXT_TOEPLITZ_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
   CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                        \
-    return toeplitz::launch_wgrad<DType::dtype, tm>(p, plan, args, stream);        \
+    return toeplitz::launch_wgrad<DType::dtype, tm, tn>(p, plan, args, stream);    \
   }
