@@ -865,6 +865,13 @@ def test_two_groups_of_32_channels_are_copied_as_one() -> None:
         assert named(op, case, torch.float16) == f"tma_{op}_f16_128x64_halo", f"{op} {case}"
 
 
+def test_two_groups_of_16_channels_are_copied_as_one_in_tf32_with_a_stride() -> None:
+    layer = Case("regnet", 32, 64, 112, 112, 64, 3, 3, (2, 2), (1, 1), groups=4)  # 48 us for 61
+    assert named("fprop", layer, torch.float32, allow_tf32=True) == "tma_fprop_f32_256x32_halo"
+    plain = Case("regnet", 32, 64, 112, 112, 64, 3, 3, (1, 1), (1, 1), groups=4)
+    assert named("fprop", plain, torch.float32, allow_tf32=True) == "grouped_fprop_f32_8x8_lines"
+
+
 def test_strided_wgrad_of_some_50_channels_a_group_copies_pixels_for_whole_rows_of_taps() -> None:
     for case in (
         Case("regnet", 32, 448, 56, 56, 448, 3, 3, (2, 2), (1, 1), groups=8),  # 60 us for 95

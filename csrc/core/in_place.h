@@ -351,11 +351,15 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     return e;
   }
   if (Problem const m = as_merged(row, p); m.groups != p.groups) {  // slices, as measured
-    Estimate e = tma_estimate(row, op, m, d);
-    if (p.stride_w > 1)
-      e.ns = op == Op::fprop ? e.ns * 0.88 + 4800 : e.ns + 1400;
+    Estimate e = tf32 ? tf32_estimate(row, op, m) : tma_estimate(row, op, m, d);
+    if (tf32)
+      e.ns = p.stride_w > 1 ? e.ns * 0.95 + 3200 : e.ns + 500;
+    else if (p.stride_w == 1)
+      e.ns = e.ns < 11000 ? e.ns + 1300 : e.ns * 0.545 + 6300;
+    else if (op == Op::fprop)
+      e.ns = e.ns * 0.855 + 4100;
     else
-      e.ns = e.ns < 11000 ? e.ns + 2150 : e.ns * 0.66 + 5900;
+      e.ns = e.ns < 17000 ? e.ns + 1400 : e.ns * 0.83 + 4300;
     return e;
   }
   if (takes_classes(row, p)) return classes_estimate(p, d);

@@ -28,13 +28,16 @@ constexpr bool merged_adds_always(Row const& row, Problem const& p) {
   return row.dtype == DType::f32 && !is_halo(row.variant) && !merged_stores_runs(p);
 }
 
-// fprop and dgrad by tma.cuh's slices: two groups of 32 channels are copied as one.
+// fprop and dgrad by tma.cuh's slices: two groups of 32 channels are copied as one; fprop in TF32 of 16.
 constexpr int64_t sliced_groups(Row const& row, Problem const& p) {
-  if (row.family != Family::tma || row.op == Op::wgrad || row.variant != Variant::halo || row.tile_m != 128) return 1;
+  if (row.family != Family::tma || row.op == Op::wgrad || row.variant != Variant::halo) return 1;
+  bool const f32 = p.dtype == DType::f32;
   int64_t const C = p.C_per_group();
-  if (row.tile_n != 64 || size_of(p.dtype) != 2 || C != 32 || p.K_per_group() != C) return 1;
+  if (f32 ? row.op != Op::fprop || row.tile_n != 32 : row.tile_m != 128 || row.tile_n != 64) return 1;
+  if (C != (f32 ? 16 : 32) || p.K_per_group() != C || (f32 && !p.allow_tf32)) return 1;
   if (p.groups % 2 != 0 || p.N < 1 || p.H < 1 || p.W < 1 || p.P() < 1 || p.Q() < 1) return 1;
-  if (!channel_vectors(p.w, p.w_align, C, 8, p.dtype) || !map_supports(p.w, p.K, p.R, p.S, p.dtype)) return 1;
+  if (!channel_vectors(p.w, p.w_align, C, 16 / size_of(p.dtype), p.dtype) || !map_supports(p.w, p.K, p.R, p.S, p.dtype))
+    return 1;
   return tma_supports(row, merged(p, 2), true) ? 2 : 1;
 }
 

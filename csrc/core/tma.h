@@ -653,6 +653,10 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     }
     // As measured; C > line: groups that end within their second line.
     if (p.groups > 1 && halo && two && tiles > tma_slots(row)) ns *= 1.13;
+    if (p.groups > 1 && C == 32 && N == 32) {
+      if (tma_swapped_wide(row) || (!halo && row.tile_n == 64 && p.stride_w == 1)) ns *= 1.3;
+      if (!forward && swapped && halo) ns *= phases > 1 ? 1.2 : 1.1;
+    }
     if (p.groups > 1 && C > line && C % line != 0) {
       if (phases > 1 && !swapped) ns *= 0.74;
       if (row.tile_m == 128 && row.tile_n == 128) ns *= 1.29;

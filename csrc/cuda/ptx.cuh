@@ -572,6 +572,7 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
 
 // The accumulators of n = 8, 32, 64, 128, 144, 160, 192, 216 and 256, as the first operands.
 #define CONV2D_EXT_REGS_8 "%0, %1, %2, %3"
+#define CONV2D_EXT_REGS_16 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define CONV2D_EXT_REGS_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define CONV2D_EXT_REGS_64                                                 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
@@ -601,6 +602,7 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define CONV2D_EXT_ACC_8(d) "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+#define CONV2D_EXT_ACC_16(d) CONV2D_EXT_ACC_8(d), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
 #define CONV2D_EXT_ACC_32(d)                                                                                  \
   "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), \
       "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
@@ -708,12 +710,13 @@ __device__ inline uint64_t wgmma_descriptor(uint32_t shared, uint32_t leading, u
 template <class T, bool transpose_a, bool transpose_b, int count>
 __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b) {
   constexpr int ta = transpose_a, tb = transpose_b;
-  static_assert(count == 4 || count == 16 || count == 32 || count == 40 || count == 48 || count == 56 || count == 64 ||
-                count == 72 || count == 80 || count == 96 || count == 108 || count == 116 || count == 124 ||
-                count == 128);
+  static_assert(count == 4 || count == 8 || count == 16 || count == 32 || count == 40 || count == 48 || count == 56 ||
+                count == 64 || count == 72 || count == 80 || count == 96 || count == 108 || count == 116 ||
+                count == 124 || count == 128);
   if constexpr (std::is_same_v<T, float>) {
     static_assert(!transpose_a && !transpose_b && count != 4 && count != 40 && count != 48 && count != 56 &&
                   count != 72);
+    if constexpr (count == 8) CONV2D_EXT_WGMMA_TF32_SHARED(16, d, a, b, 8, 9);
     if constexpr (count == 16) CONV2D_EXT_WGMMA_TF32_SHARED(32, d, a, b, 16, 17);
     if constexpr (count == 32) CONV2D_EXT_WGMMA_TF32_SHARED(64, d, a, b, 32, 33);
     if constexpr (count == 64) CONV2D_EXT_WGMMA_TF32_SHARED(128, d, a, b, 64, 65);

@@ -20,8 +20,10 @@
 // With a split, the tiles after the last whole round are not left to some of the blocks: their steps are shared out
 // evenly, and tma_reduce adds the parts of a tile.
 //
-// Slices: two neighbouring groups of 32 channels are copied as one of 64 (core/merged.h). Each half of the channels
-// meets the filters of its own group alone, whose results are columns of their own, so nothing is multiplied by zeros.
+// Slices: two neighbouring groups of 32 channels (16 in TF32) are copied as one (core/merged.h). Each half of the
+// channels meets the filters of its own group alone, whose results are columns of their own, so nothing is multiplied
+// by zeros. Instructions that small are bound by what is beside them: addresses are added to descriptors, and filters
+// that stay are waited for once.
 //
 // Floats are multiplied in TF32, rounded by the copy engine; tma_tf32.cuh launches these.
 #pragma once
@@ -348,6 +350,11 @@ __device__ inline uint64_t layout_of(int line) {
 }
 
 __device__ inline uint64_t at_address(uint64_t layout, uint32_t shared) { return layout | (shared & 0x3FFFF) >> 4; }
+
+// That of what lies so many bytes behind, in one instruction: nothing is carried beyond an address.
+__device__ inline uint64_t bytes_on(uint64_t descriptor, uint32_t bytes) {
+  return (descriptor >> 32 << 32) | (uint32_t(descriptor) + bytes / 16);
+}
 
 // A step of the reduction, one copy of A. All taps of `together` chunks follow each other, then those of the next ones:
 // what the taps of a chunk share of A stays in L2, and chunks that are taken together share lines of 256 bytes.
@@ -841,6 +848,22 @@ __device__ __forceinline__ void with_constant(int count, Run const& run) {
     run(std::integral_constant<int, 1>());
 }
 
+// A tap of slices: pixels' and filters' descriptors. A slice's filters are lines of its own channels.
+template <class T, int TN, bool b_rows, int slices, int halves>
+__device__ __forceinline__ void multiply_slices(float (&acc)[halves][TN / 2], uint64_t pixels, uint64_t filters) {
+  constexpr int line = kLineBytes / slices, in_slice = 4 / slices, count = TN / 2 / slices;  // in_slice: instructions
+  ptx::wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+#pragma unroll
+    for (int h = 0; h < halves; ++h) {
+      int const slice = k / in_slice;
+      uint32_t const from = b_rows ? k * 16 * line : slice * (TN / slices) * line + k % in_slice * 32;
+      ptx::wgmma_mma_async<T, false, b_rows>(reinterpret_cast<float (&)[count]>(acc[h][slice * count]),
+                                             bytes_on(pixels, h * 64 * kLineBytes + k * 32), bytes_on(filters, from));
+    }
+}
+
 template <class T, int TM, int TN, A a_is, bool b_rows, bool skips, bool plain = false, int slices = 1>
 __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   constexpr bool a_rows = a_is == A::rows, turned = a_is != A::pixels;
@@ -851,10 +874,10 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
   int const my_rows = S::turns ? 0 : group * (TM / 2);
   uint32_t const half_a = a_rows ? kRunBytes : 64 * p.line, my_a = ring + my_rows / 64 * half_a;
-  uint64_t const rows = ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes), lines = layout_of(p.line),
+  uint64_t const rows = ptx::wgmma_descriptor(0, kRunBytes, kCoreBytes),
+                 lines = slices > 1 ? ptx::wgmma_descriptor<kLineBytes>(0, 0, 8 * kLineBytes) : layout_of(p.line),
                  layout_a = a_rows ? rows : lines;
-  // A slice's filters are lines of its channels.
-  constexpr int slice_line = kLineBytes / slices, in_slice = 4 / slices;  // in_slice: instructions
+  constexpr int slice_line = kLineBytes / slices;  // of filters
   uint64_t const layout_b = slices > 1 ? ptx::wgmma_descriptor<slice_line>(0, 0, 8 * slice_line)
                             : b_rows   ? rows
                                        : lines;
@@ -866,6 +889,7 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
     if (lane == 0 && stage_a >= 0) ptx::mbarrier_arrive(bars.empty_a + stage_a * 8);
     if (lane == 0 && stage_b >= 0) ptx::mbarrier_arrive(bars.empty_b + stage_b * 8);
   };
+  uint32_t met = 0;  // phases of slices whose filters, which stay, have been waited for
   WorkOf<plain> work(p);
   Unit unit, next;
   auto take = [&] {
@@ -901,6 +925,8 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
           bias[i / kWarpgroup] = static_cast<T const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride];
       }
     if (!plain && p.keep_b) b = {}, b.index = phase.first_b;
+    bool const waits = (met >> unit.phase & 1) == 0;
+    if (unit.count > 0) met |= 1u << unit.phase;
     Step at(p, phase, plain ? 0 : unit.begin, skips ? unit.copies : phase.copies);
     // A turn begins when the other has seen its last stage arrive, as in tma_swap.cuh.
     if (S::turns && !first) ptx::bar_sync(3 + group, 2 * kWarpgroup);
@@ -909,6 +935,25 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
       int const taps = most_taps - ((sizeof(T) == 4 || slices > 1) && at.tap_w >= full_copies);
       ptx::mbarrier_wait(bars.full_a + a.index * 8, turned && p.keep_a ? 0 : a.parity);
       uint32_t from_a = my_a + a.index * p.a_bytes;
+      if constexpr (slices > 1)
+        if (p.keep_b) {
+          uint64_t at_a = at_address(layout_a, from_a), at_b = at_address(layout_b, ring_b + b.index * p.b_bytes);
+#pragma unroll 1
+          for (int t = 0; t < taps; ++t, ++b.index) {
+            if (waits) ptx::mbarrier_wait(bars.full_b + b.index * 8, 0);
+#pragma unroll
+            for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
+            multiply_slices<T, TN, b_rows, slices>(acc, at_a, at_b);
+            ptx::wgmma_commit_group();
+            at_a = bytes_on(at_a, shift), at_b = bytes_on(at_b, p.b_bytes);
+            if (t > 0) continue;
+            ptx::wgmma_wait_group<1>();
+            release(before_a, -1);  // the step before has been read
+          }
+          before_a = a.index;
+          a.advance(p.stages_a);
+          continue;
+        }
       for (int t = 0; t < taps; ++t, from_a += shift) {
         ptx::mbarrier_wait(bars.full_b + b.index * 8, b.parity);
         uint32_t const from_b = ring_b + b.index * p.b_bytes;
@@ -921,23 +966,16 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
 #pragma unroll
             for (int h = 0; h < halves; ++h) {
               uint64_t const of_a = at_address(layout_a, from_a + h * half_a + k * step_a);
-              if constexpr (slices == 1) {
-                ptx::wgmma_mma_async<T, a_rows, b_rows>(acc[h], of_a, at_address(layout_b, from_b + k * step_b));
-              } else {
-                constexpr int count = TN / 2 / slices;
-                int const slice = k / in_slice;
-                uint32_t const at_b =
-                    b_rows ? k * 16 * slice_line : slice * (64 / slices) * slice_line + k % in_slice * 32;
-                ptx::wgmma_mma_async<T, a_rows, b_rows>(reinterpret_cast<float (&)[count]>(acc[h][slice * count]), of_a,
-                                                        at_address(layout_b, from_b + at_b));
-              }
+              ptx::wgmma_mma_async<T, a_rows, b_rows>(acc[h], of_a, at_address(layout_b, from_b + k * step_b));
             }
           ptx::wgmma_commit_group();
         };
-        if constexpr (slices > 1)
-          instruct(std::integral_constant<int, 4>());
-        else
+        if constexpr (slices > 1) {
+          multiply_slices<T, TN, b_rows, slices>(acc, at_address(layout_a, from_a), at_address(layout_b, from_b));
+          ptx::wgmma_commit_group();
+        } else {
           with_constant(instructions, instruct);
+        }
         ptx::wgmma_wait_group<1>();
 #pragma unroll
         for (int h = 0; h < halves; ++h) ptx::wgmma_fence_operand(acc[h]);
@@ -1186,7 +1224,8 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   q.turn = Divisor(turn), q.cycle = Divisor(turn * phases), q.cycles = int32_t(most / turn);
   q.last_turn = Divisor(max64(most % turn, 1));
   TileSplit const split = tma_split(kernel_row, most * phases * tiles_n, plan.split_k);
-  bool const keeps = tma_keeps_tiles(p.dtype, split.alone, tiles_n, p.groups, tma_slots(kernel_row));
+  bool const keeps =
+      tma_keeps_tiles(slices > 1 ? DType::f16 : p.dtype, split.alone, tiles_n, p.groups, tma_slots(kernel_row));
   q.alone = int32_t(split.alone);
   q.shares = Shares(split, steps);
   q.strip_steps = Divisor(q.shares.strip_steps);
@@ -1217,8 +1256,8 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
     if (q.line == 64) stages_a -= stages_a % 2;
   }
   // A block's tiles have the same filters, if the blocks are a multiple of the tiles along N.
-  if (S::stays && !turned && q.shares.shared == 0 && (phases == 1 || slices > 1) && keeps && first_b <= kMaxStages &&
-      first_b * q.b_bytes <= ring / 2) {
+  if ((S::stays || slices > 1) && !turned && q.shares.shared == 0 && (phases == 1 || slices > 1) && keeps &&
+      first_b <= kMaxStages && first_b * q.b_bytes <= ring / 2) {
     q.keep_b = true;
     stages_b = first_b;
     stages_a = min64((ring - first_b * q.b_bytes) / q.a_bytes, kMaxStages);

@@ -310,8 +310,8 @@ inline cudaError_t prepare(Params& p, void const*& filters, Problem& of_filters,
   return cudaGetLastError();
 }
 
-// TM: pixels of a tile, of which a row of tma_swap.cuh has several.
-template <Op op, int TM, int TN, Variant variant, bool swapped>
+// TM: pixels of a tile, of which a row of tma_swap.cuh has several. slices: fprop's.
+template <Op op, int TM, int TN, Variant variant, bool swapped, int slices = 1>
 cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using S = std::conditional_t<swapped, tma::SwapTile<TM>, tma::Shape<float, TM, TN>>;
   int sm_count = 0;
@@ -319,7 +319,8 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
   if (error != cudaSuccess) return error;
   Params p{};
   int64_t blocks = 0;
-  error = params_of<S, float, TM, TN>(p, blocks, op, problem, row_of(plan), plan, args);
+  Problem const as_one = slices > 1 ? merged(problem, slices) : problem;
+  error = params_of<S, float, TM, TN>(p, blocks, op, as_one, row_of(plan), plan, args, true, slices);
   if (error != cudaSuccess) return error;
   if constexpr (swapped)
     tma::overlap_tiles<TM>(p, op == Op::fprop ? problem.C_per_group() : problem.K_per_group(),
@@ -327,7 +328,8 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
                                            : problem.N * problem.C * problem.H * problem.W);
   if (p.shares.shared == 0) blocks = min64(blocks, int64_t(sm_count) * S::blocks);
   Phase const& first = p.phase[0];
-  if (!swapped && is_halo(variant) && first.taps_w > 1) {  // a copy of A serves fewer taps: more on their way
+  if (!swapped && is_halo(variant) && first.taps_w > 1 &&
+      !p.keep_b) {  // a copy of A serves fewer taps: more on their way
     int64_t const room = S::ring_bytes / (p.a_bytes + first.taps * S::b_bytes / first.taps_w);
     int64_t const stages_a = max64(p.stages_a.value, min64(room, kMaxStages));
     p.stages_a = tma::Divisor(stages_a);
@@ -342,7 +344,8 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
       of_filters.C = problem.w.w, of_filters.K = problem.C, of_filters.w = turned_filters(problem.w);
     else if (op == Op::dgrad && (error = prepare(p, filters, of_filters, problem, sm_count, stream)) != cudaSuccess)
       return error;
-    error = encode_filters(p.b, filters, of_filters, kTf32Line, int(min64(TN, p.N)), true);
+    of_filters.C /= slices, of_filters.groups /= slices;
+    error = encode_filters(p.b, filters, of_filters, kTf32Line / slices, int(min64(TN, p.N)), true);
     if (error != cudaSuccess) return error;
     if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
     void (*kernel)(Params) = nullptr;
@@ -351,7 +354,7 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
     else if constexpr (TM == 64)
       kernel = p.plain ? tma::small_kernel<float, TN, false, true> : tma::small_kernel<float, TN, false, false>;
     else
-      kernel = tma::tma_kernel<float, TM, TN, tma::A::pixels, false>;
+      kernel = tma::tma_kernel<float, TM, TN, tma::A::pixels, false, false, false, slices>;
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
     if (error != cudaSuccess) return error;
     error = launch_dependent(kernel, dim3(unsigned(blocks)), tma::kThreads, S::shared_bytes, stream, p);
@@ -365,6 +368,9 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
 template <Op op, int TM, int TN, Variant variant>
 cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   constexpr bool swapped = TM == 256 && TN == 64;
+  if constexpr (op == Op::fprop && TN == 32 && is_halo(variant))
+    if (sliced_groups(row_of(plan), problem) == 2)
+      return launch_tiles<op, TM, TN, variant, swapped, 2>(problem, plan, args, stream);
   if constexpr (swapped) {
     switch (tma_tile_pixels(row_of(plan), problem, plan.split_k)) {
       case 232:
