@@ -1845,6 +1845,29 @@ def test_results_of_short_lines_count_in_wgrad() -> None:
         assert named("wgrad", case, torch.float32, allow_tf32=True) == "tma_wgrad_f32_64x64_lean", case
 
 
+def test_wgrad_of_few_filters_over_planes_has_blocks_of_32_columns() -> None:
+    """16x192x28x28 to 32 5x5: 57 us by blocks of 64 channels, half of whose rows, filters, are empty; 40 by these."""
+    for case, columns in (
+        (Case("googlenet", 16, 192, 28, 28, 32, 5, 5, padding=(2, 2)), 480),
+        (Case("inception", 32, 32, 28, 28, 96, 5, 5, padding=(2, 2)), 480),
+        (Case("densenet", 32, 128, 56, 56, 32, 3, 3, padding=(1, 1)), 288),
+        (Case("wide", 32, 64, 224, 224, 64, 3, 3, padding=(1, 1)), 576),
+    ):
+        name = named("wgrad", case, torch.float32, "nchw", allow_tf32=True)
+        assert name == f"tma_wgrad_f32_{columns}x64_nchw", f"{case} {name}"
+    # Padding beyond the filter cannot be turned round.
+    beyond = Case("beyond", 16, 192, 24, 24, 32, 5, 5, padding=(6, 6))
+    times = ask("wgrad", beyond, torch.float32, "nchw", allow_tf32=True)[3:]
+    assert times[ROWS.index("tma_wgrad_f32_576x64_nchw")] >= 0 > times[ROWS.index("tma_wgrad_f32_480x64_nchw")]
+
+
+def test_one_large_image_of_128_channels_takes_the_tile_that_holds_filters() -> None:
+    """1x128x512x512 to 128 3x3: 113 us by 256x64, 102 by this, whose estimates were alike."""
+    for op, side in itertools.product(("fprop", "dgrad"), (512, 768)):
+        case = Case("decoder", 1, 128, side, side, 128, 3, 3, padding=(1, 1))
+        assert named(op, case, torch.float16) == f"tma_{op}_f16_256x96_halo", f"{op} {case}"
+
+
 def test_rows_of_taps_in_padding_cost_little() -> None:
     def estimate(op: str, dilation: int) -> float:
         case = Case("aspp", 8, 2048, 65, 65, 256, 3, 3, (1, 1), (dilation, dilation), (dilation, dilation))

@@ -72,18 +72,24 @@ constexpr Estimate gather_estimate(Row const& row, Problem const& p) {
 }
 
 // Fitted to 278 times; 1.12 and 1.06: beside rows on packed copies, whose estimates are above their times.
-constexpr Estimate planes_wgrad_estimate(Row const& row, Problem const& p, Device const& d) {
-  PlanesPieces const pieces(p);
+constexpr Estimate planes_wgrad_estimate(Row const& row, Problem const& given, Device const& d) {
+  Problem const p = planes_problem(row, given);
+  PlanesPieces const pieces(row, p);
+  int const block = planes_block(row.tile_m), blocks = planes_blocks(row.tile_m);
   WgradTiles const t = pieces.tiles(row, p);
   double const area = double(row.tile_m) * row.tile_n, rows = double(pieces.rows);
   // Warpgroups at work; instructions take 64 bytes of pixels and all columns, copies always 128 and more.
-  double const groups = double(min64(p.S, kPlanesBlocks)),
+  double const groups = double(min64(p.S, kPlanesTaps)),
                halves = double(ceil_div(p.W, wgrad_pixels(p.dtype) / 2)) / double(pieces.chunks * 2);
-  double const mma_ns = groups * kPlanesBlocks * 64 * 64 * 64 / (2048 * 1.56 * 0.916) * halves;
-  double const x_boxes = p.R > 1 ? (rows + kPlanesBlocks - 1) / rows : double(pieces.width) / 64,
-               copy_ns = 64 * (x_boxes * 3.68 + 3.06);
+  double const mma_ns = groups * block * blocks * 64 * 64 / (2048 * 1.56 * 0.916) * halves;
+  double const x_boxes = p.R > 1 ? (rows + blocks - 1) / rows : double(pieces.width) / block,
+               copy_ns = block * x_boxes * 3.68 + 64 * 3.06;
   bool const f32 = p.dtype == DType::f32;  // adds its chains in memory
-  double const piece_ns = (mma_ns > copy_ns ? mma_ns : copy_ns) * rows + (f32 ? 440 + rows * 15 : 440),
+  double const piece_ns = ((mma_ns > copy_ns ? mma_ns : copy_ns) + (block == 64  ? 0
+                                                                    : blocks > 3 ? 30
+                                                                                 : 110)) *
+                              rows +
+                          (f32 ? 440 + rows * 15 : 440),
                fixed = 1240 + area * 0.067;
   double const memory_ns = (double(p.N) * double(p.C) * double(p.H) * double(p.W) +
                             double(p.N) * double(p.K) * double(p.P()) * double(p.Q())) *
@@ -92,6 +98,7 @@ constexpr Estimate planes_wgrad_estimate(Row const& row, Problem const& p, Devic
   if (!channel_vectors(p.w, p.w_align, p.C, 2, p.dtype))  // single weights
     e.ns += double(p.K) * double(p.C * p.R * p.S) * 0.0087;
   e.ns *= !f32 ? 1.12 : 1.06;
+  if (block < 64) e.ns = e.ns * (blocks > 3 ? 1 : f32 ? 1.08 : 1.2) + 3500;
   return e;
 }
 

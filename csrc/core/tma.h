@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "gemm.h"
+#include "phase_runs.h"
 
 namespace conv2d_ext {
 
@@ -350,6 +351,17 @@ constexpr int64_t tma_turn(int64_t phases_with_taps, int64_t most, int64_t tiles
   return phases_with_taps > 1 && most * tiles_n >= 4 * 132 ? max64(132 / tiles_n, 1) : max64(most, 1);
 }
 
+// Phases that do not take turns are shared out so that no block has much more to do than others (phase_runs.h). What
+// the block takes that has most; 0: they are not.
+constexpr double tma_phases_longest(Row const& row, double const* count, double const* times, int64_t phases,
+                                    int64_t with_taps, int64_t tiles, int64_t tiles_n) {
+  int64_t const most = tiles / phases / tiles_n;
+  if (with_taps < 2 || tma_turn(with_taps, most, tiles_n) < most) return 0;
+  int64_t counts[kMaxPhases] = {};
+  for (int64_t i = 0; i < phases; ++i) counts[i] = int64_t(count[i]);
+  return phases_longest(counts, times, phases, min64(tiles, tma_slots(row)));
+}
+
 // A split: whole rounds of tiles have a block each; the steps of the remaining tiles are shared out evenly, in their
 // order, among `workers` blocks, on average split_k or fewer a tile. A block's part of a tile goes to the workspace, at
 // the sum of their numbers.
@@ -585,11 +597,12 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
   double least_ns = 0;
   // A phase's tiles, and ns of the steps of one while all SMs are at work.
   double count[kMaxPhases] = {}, steps_ns[kMaxPhases] = {};
-  int64_t steps = 1;
+  int64_t steps = 1, with_taps = 0;
   for (int64_t i = 0; i < phases; ++i) {
     Walk const h = walk_h(op, p, i / phases_w);
     Walk w = walk_w(op, p, i % phases_w);
     int64_t const taps = h.taps * w.taps;
+    with_taps += taps > 0;
     int64_t copies = taps;
     double const inside =
         phases > 1 ? 1 : taps_inside(h, forward ? p.H : p.P()) * taps_inside(w, forward ? p.W : p.Q());
@@ -618,18 +631,22 @@ constexpr Estimate tma_estimate(Row const& row, Op op, Problem const& p, Device 
     if (double(s.shared + s.workers) * area * 4 > double(kMaxWorkspaceBytes)) break;
     double const blocks = double(tiles) * double(split) < slots ? double(tiles) * double(split) : slots;
     double const busy = 1 - 0.18 * (1 - blocks / slots);
-    double longest = 0, each = 0, whole = 0, empty = double(tiles);
+    double longest = 0, each = 0, whole = 0, empty = double(tiles), of_tile[kMaxPhases] = {};
     for (int64_t i = 0; i < phases; ++i) {
       double const ns = steps_ns[i] * busy;
       double const tile_ns = swapped ? (ns > 140 ? ns : 140) + fixed : ns * beside * padded + fixed;
       if (ns > longest) longest = ns;
       if (tile_ns > each) each = tile_ns;
-      whole += count[i] * tile_ns, empty -= count[i];
+      whole += count[i] * tile_ns, empty -= count[i], of_tile[i] = tile_ns;
     }
     whole += empty * 300;
     double ns = swapped ? 1290 : 0;
     if (s.alone > 0 && phases > 1) {
-      double const share = whole / slots * double(s.alone) / double(tiles) + (split > 1 ? 0 : each * 0.43);
+      double share = whole / slots * double(s.alone) / double(tiles) + (split > 1 ? 0 : each * 0.43);
+      if (double const most =
+              split > 1 ? 0 : tma_phases_longest(row, count, of_tile, phases, with_taps, tiles, tiles_n);
+          most > 0)
+        share = most;
       if (p.R * p.S == 1 && split == 1 && p.groups == 1)  // rounds of those with a tap, and the others' zeros
         ns += 0.9 * (double(ceil_div(int64_t(count[0]), tma_slots(row))) * each + (whole - count[0] * each) / slots);
       else

@@ -75,8 +75,9 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   double const stored = swapped ? 0 : area * of_result;
   auto tile_ns = [&](double ns) { return swapped ? (ns > store_ns ? ns : store_ns) + 550 : ns + fixed + stored; };
   int64_t const tiles = tma_tiles(row, p);
-  int64_t most = 1;
+  int64_t most = 1, with_taps = 0;
   double whole = 0, longest = 0, empty = double(tiles);  // ns of all tiles, of one; tiles
+  double counts[kMaxPhases] = {}, of_tile[kMaxPhases] = {};
   for (int64_t i = 0; i < phases_h; ++i)
     for (int64_t j = 0; j < phases_w; ++j) {
       Walk const h = walk_h(op, p, i);
@@ -100,6 +101,7 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
       most = max64(most, copies);
       if (ns > longest) longest = ns;
       whole += count * tile_ns(ns), empty -= count;
+      with_taps += steps > 0, counts[i * phases_w + j] = count, of_tile[i * phases_w + j] = tile_ns(ns);
     }
   whole += empty * 300;
   double const filters = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * 4;
@@ -119,7 +121,10 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
     double ns = 0;
     if (s.alone > 0) {
       double const each = tile_ns(longest),
-                   share = whole / double(slots) * double(s.alone) / double(tiles) + each * 0.55;
+                   most_of_phases =
+                       split > 1 ? 0 : tma_phases_longest(row, counts, of_tile, phases, with_taps, tiles, tiles_n),
+                   share = most_of_phases > 0 ? most_of_phases
+                                              : whole / double(slots) * double(s.alone) / double(tiles) + each * 0.55;
       ns = phases == 1 ? double(ceil_div(s.alone, slots)) * each : share > each ? share : each;
       if (two && tiles <= 132) ns -= longest * 0.21;  // a block has an SM for itself
     }

@@ -766,15 +766,17 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint64_t a, uint64_t b
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(tb))
 #define CONV2D_EXT_WGMMA_REGISTERS_COLUMNS(type, d, a, b, tb)                                            \
   if constexpr (count == 32) CONV2D_EXT_WGMMA_REGISTERS(64, type, d, a, b, tb, 32, 33, 34, 35, 36, 37);  \
+  if constexpr (count == 48) CONV2D_EXT_WGMMA_REGISTERS(96, type, d, a, b, tb, 48, 49, 50, 51, 52, 53);  \
   if constexpr (count == 56) CONV2D_EXT_WGMMA_REGISTERS(112, type, d, a, b, tb, 56, 57, 58, 59, 60, 61); \
   if constexpr (count == 64) CONV2D_EXT_WGMMA_REGISTERS(128, type, d, a, b, tb, 64, 65, 66, 67, 68, 69); \
+  if constexpr (count == 80) CONV2D_EXT_WGMMA_REGISTERS(160, type, d, a, b, tb, 80, 81, 82, 83, 84, 85); \
   if constexpr (count == 96) CONV2D_EXT_WGMMA_REGISTERS(192, type, d, a, b, tb, 96, 97, 98, 99, 100, 101)
 
 // d[64, n] += a[64, 16] * b[16, n]: a as wgmma.mma_async lays it out, b K-major, or transposed: N-major.
 template <class T, bool transpose_b = false, int count>
 __device__ inline void wgmma_mma_async(float (&d)[count], uint32_t const (&a)[4], uint64_t b) {
   constexpr int tb = transpose_b;
-  static_assert(count == 32 || count == 56 || count == 64 || count == 96);
+  static_assert(count == 32 || count == 48 || count == 56 || count == 64 || count == 80 || count == 96);
   if constexpr (std::is_same_v<T, __half>) {
     CONV2D_EXT_WGMMA_REGISTERS_COLUMNS("f16", d, a, b, tb);
   } else {
@@ -785,7 +787,9 @@ __device__ inline void wgmma_mma_async(float (&d)[count], uint32_t const (&a)[4]
 // d[64, n] += a[64, 8] * b[8, n] in TF32: a in registers, as wgmma.mma_async lays it out; b K-major.
 template <int count>
 __device__ inline void wgmma_mma_async_tf32(float (&d)[count], uint32_t const (&a)[4], uint64_t b) {
-  static_assert(count == 16 || count == 32 || count == 56 || count == 64 || count == 80 || count == 96 || count == 128);
+  static_assert(count == 16 || count == 32 || count == 48 || count == 56 || count == 64 || count == 80 || count == 96 ||
+                count == 128);
+  if constexpr (count == 48) CONV2D_EXT_WGMMA_TF32(96, d, a, b, 48, 49, 50, 51, 52);
   if constexpr (count == 56) CONV2D_EXT_WGMMA_TF32(112, d, a, b, 56, 57, 58, 59, 60);
   if constexpr (count == 16) CONV2D_EXT_WGMMA_TF32(32, d, a, b, 16, 17, 18, 19, 20);
   if constexpr (count == 32) CONV2D_EXT_WGMMA_TF32(64, d, a, b, 32, 33, 34, 35, 36);

@@ -31,6 +31,7 @@
 #include <type_traits>
 
 #include "../core/merged.h"
+#include "../core/phase_runs.h"
 #include "../core/pointwise.h"
 #include "fragments.cuh"
 #include "gather.cuh"
@@ -218,6 +219,7 @@ struct Params {
   void* workspace;
   int32_t rows_a, tile_m;  // rows of A's images; both for skip_padding
   int32_t slices;          // groups that are copied as one
+  PhaseRuns runs_of;       // which tiles blocks have for themselves; of dgrad with a stride
 };
 
 // A tile, or a block's part of one.
@@ -274,28 +276,51 @@ struct Unit {
   }
 };
 
-// The units of a block: every gridDim.x-th tile, then its share of the tiles that are split.
-struct Work {
+// The units of a block: every gridDim.x-th tile, or, if `by_runs`, those of p.runs_of; then its share of the tiles that
+// are split.
+template <bool by_runs>
+struct WorkBy {
   int32_t tile, strip, strip_end;
+  int32_t run, at;  // of p.runs_of; the block's next tile there
   bool aligned;
 
-  Work() = default;
-  __device__ explicit Work(Params const& p) : tile(int(blockIdx.x)), strip(0), strip_end(0) {
+  WorkBy() = default;
+  __device__ explicit WorkBy(Params const& p) : tile(int(blockIdx.x)), strip(0), strip_end(0), run(-1), at(0) {
+    if (by_runs && p.runs_of.count > 0) advance(p);
     Shares const& s = p.shares;
-    int const worker = tile - s.aligned * s.shared;
+    int const worker = int(blockIdx.x) - s.aligned * s.shared;
     aligned = worker < 0;
     if (aligned) return;
     strip = worker * s.strip_share;
     strip_end = min(strip + s.strip_share, s.shared * s.strip_steps);
   }
   __device__ bool more(Params const& p) const { return tile < p.alone || aligned || strip < strip_end; }
+  // To the block's next tile, or none.
+  __device__ void advance(Params const& p) {
+    if (!by_runs || p.runs_of.count == 0) {
+      tile += int(gridDim.x);
+      return;
+    }
+    while (true) {
+      if (run >= 0 && at >= 0 && at < p.runs_of.run[run].tiles) {
+        PhaseRun const& r = p.runs_of.run[run];
+        tile = r.first + at;
+        at += r.blocks;
+        return;
+      }
+      if (++run >= p.runs_of.count) break;
+      at = int(blockIdx.x) - p.runs_of.run[run].block;
+      if (at >= p.runs_of.run[run].blocks) at = -1;
+    }
+    tile = p.alone;
+  }
   // False if there is none.
   template <bool skips = false>
   __device__ bool take(Params const& p, Unit& unit, bool quick = false) {
     Shares const& s = p.shares;
     int index = tile, begin = 0, count = 0, part = -1;
     if (tile < p.alone) {
-      tile += int(gridDim.x);
+      advance(p);
     } else if (aligned) {
       aligned = false;
       int const share = int(blockIdx.x) / s.shared;
@@ -318,6 +343,8 @@ struct Work {
     return true;
   }
 };
+
+using Work = WorkBy<true>;
 
 // The same of a plain problem: whole tiles, one phase and group.
 struct PlainWork {
@@ -1277,6 +1304,20 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
   return cudaSuccess;
 }
 
+// Shares the phases' tiles out, unless blocks take turns with the phases, or filters stay.
+inline void share_phases(Params& p, int64_t blocks) {
+  int const phases = p.phases.value;
+  if (phases == 1 || p.shares.shared > 0 || p.cycles != 1 || blocks > INT16_MAX) return;
+  int64_t const across = int64_t(p.tiles_n.value) * p.groups.value;
+  if (p.keep_b && across > 1) return;
+  int64_t tiles[kMaxPhases], steps[kMaxPhases];
+  int with_taps = 0;
+  for (int i = 0; i < phases; ++i)
+    tiles[i] = p.phase[i].tiles * across, steps[i] = p.phase[i].steps, with_taps += steps[i] > 0;
+  if (with_taps < 2) return;
+  p.runs_of.share(tiles, steps, phases, p.turn.value * across, int(blocks));
+}
+
 // Launches tma_reduce, `each` blocks for a tile.
 inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int each, cudaStream_t stream) {
   dim3 const grid{unsigned(p.shares.shared), unsigned(each)};
@@ -1318,6 +1359,7 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
   if (p.keep_a) blocks -= blocks % p.phase[0].tiles;
   if (adjust != nullptr) adjust(p, blocks);
+  share_phases(p, blocks);
   error = launch_dependent(kernel, dim3(unsigned(blocks)), S::threads, S::shared_bytes, stream, p);
   if (error != cudaSuccess || p.shares.shared == 0) return error;
   if constexpr (S::splits) error = launch_reduce(tma_reduce<T, TM, TN>, p, TM * TN / (4 * kReduceThreads), stream);

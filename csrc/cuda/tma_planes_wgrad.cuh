@@ -19,10 +19,12 @@
 
 namespace conv2d_ext::tma {
 
+template <int tile_m>
 struct PlanesShape {
   static constexpr bool filters = true;  // are rows
-  static constexpr int TM = 576, TN = 64, row_groups = 1, halves = 1, warpgroups = kPlanesBlocks;
-  static constexpr int columns = 64 * kPlanesBlocks, run_columns = columns, runs = 1;
+  static constexpr int TM = tile_m, TN = 64, row_groups = 1, halves = 1, warpgroups = kPlanesTaps;
+  static constexpr int block = planes_block(TM), blocks = planes_blocks(TM), block_bytes = block * kLineBytes;
+  static constexpr int columns = block * blocks, run_columns = columns, runs = 1;
   // Eight lines of the box begin in different banks.
   static constexpr int line = kPlanesBox, y_bytes = 64 * line;
   static_assert(line % 128 == 16 || line % 128 == 48);
@@ -35,8 +37,8 @@ struct PlanesShape {
 
 constexpr int kLineParts = kLineBytes / 32;  // what an instruction sums over
 
-template <class T>
-struct WgradShape<T, Variant::nchw, PlanesShape::TM, PlanesShape::TN> : PlanesShape {};
+template <class T, int TM, int stride>
+struct WgradShape<T, Variant::nchw, TM, 64, stride> : PlanesShape<TM> {};
 
 // r is none of the filter's where the run has fewer columns.
 template <>
@@ -46,8 +48,8 @@ struct WgradRun<Variant::nchw> {
     s = run % p.s_runs;
     run /= p.s_runs;
     if (p.r_runs > 0) {
-      r = run % p.r_runs * kPlanesBlocks + column / 64;
-      c = run / p.r_runs * 64 + column % 64;
+      r = run % p.r_runs * p.blocks + column / p.block;
+      c = run / p.r_runs * p.block + column % p.block;
     } else {
       r = column < p.width ? 0 : p.R;
       c = run * p.width + column;
@@ -78,9 +80,8 @@ struct PlanesPiece {
 };
 
 // What a unit's tile is made of.
-template <class T>
+template <class T, class S>
 struct PlanesTile {
-  using S = PlanesShape;
   WgradRun<Variant::nchw> at;  // of the warpgroup
   int k;                       // its first filter
   int blocks;                  // of columns
@@ -90,9 +91,9 @@ struct PlanesTile {
   __device__ PlanesTile(PlanesParams const& p, WgradUnit const& unit, int group)
       : at(p, unit.m * S::warpgroups + group),
         k(unit.n * S::TN),
-        blocks(p.r_runs > 0 ? min(kPlanesBlocks, p.R - at.r) : (min(p.width, p.C - at.c) + 63) / 64),
+        blocks(p.r_runs > 0 ? min(S::blocks, p.R - at.r) : (min(p.width, p.C - at.c) + 63) / 64),
         taps(p.r_runs > 0 ? blocks : 1) {
-    int const last = min(at.s / kPlanesBlocks * kPlanesBlocks + kPlanesBlocks, p.S) - 1;
+    int const last = min(at.s / kPlanesTaps * kPlanesTaps + kPlanesTaps, p.S) - 1;
     shift = (-p.w0 - last * p.dilation_w) & ~(16 / int(sizeof(T)) - 1);
   }
   __device__ int offset(PlanesParams const& p) const { return -p.w0 - at.s * p.dilation_w - shift; }
@@ -100,13 +101,12 @@ struct PlanesTile {
 };
 
 // bars: of x's stages, then of y's.
-template <class T>
+template <class T, class S>
 __device__ void planes_copy(PlanesParams const& p, uint32_t x_ring, uint32_t y_ring, uint64_t* full, uint64_t* empty) {
-  using S = PlanesShape;
   Stage x, y;
   WgradUnit unit;
   for (WgradWork work(p); work.next(p, unit);) {
-    PlanesTile<T> const tile(p, unit, 0);
+    PlanesTile<T, S> const tile(p, unit, 0);
     int const x_boxes = p.r_runs > 0 ? 1 : tile.blocks;
     for (int step = 0; step < unit.count; ++step) {
       PlanesPiece<T> const piece(p, unit.begin + step * unit.stride);
@@ -116,11 +116,12 @@ __device__ void planes_copy(PlanesParams const& p, uint32_t x_ring, uint32_t y_r
         ptx::mbarrier_wait(&empty[x.index], x.parity ^ 1);
         uint64_t* bar = &full[x.index];
         bool const twice = x.index < tile.taps - 1;
-        ptx::mbarrier_arrive_expect_tx(bar, x_boxes * kRunBytes * (twice ? 2 : 1));
+        ptx::mbarrier_arrive_expect_tx(bar, x_boxes * S::block_bytes * (twice ? 2 : 1));
         int const h = p.h0 + (piece.p + i * p.step) * p.stride_h + tile.at.r * p.dilation_h;
         uint32_t const to = x_ring + x.index * p.x_bytes;
         for (int j = 0; j < x_boxes; ++j)
-          ptx::cp_async_bulk_tensor_4d(to + j * kRunBytes, &p.x, bar, piece.q, h, tile.at.c + j * 64, piece.n);
+          ptx::cp_async_bulk_tensor_4d(to + j * S::block_bytes, &p.x, bar, piece.q, h, tile.at.c + j * S::block,
+                                       piece.n);
         if (twice) ptx::cp_async_bulk_tensor_4d(to + p.x_stages * p.x_bytes, &p.x, bar, piece.q, h, tile.at.c, piece.n);
         x.advance(p.x_stages);
         if (i < tile.taps - 1) continue;
@@ -153,9 +154,9 @@ constexpr int kChainRows = int(kTf32Pixels) / wgrad_pixels(DType::f32);
 // 64 filters by all columns, `parts` times 32 bytes of pixels. Fragments are loaded while the instructions of those
 // before are under way. Variants for fewer columns, or for odd numbers of parts, would have the compiler run out of
 // registers and wait for every instruction.
-template <class T, int line, int parts>
-__device__ inline void planes_row(float (&acc)[kPlanesBlocks * 32], uint32_t (&a)[kLineParts][1][4], uint32_t at,
-                                  bool odd, uint64_t b) {
+template <class T, int line, int parts, int count>
+__device__ inline void planes_row(float (&acc)[count], uint32_t (&a)[kLineParts][1][4], uint32_t at, bool odd,
+                                  uint64_t b) {
 #pragma unroll
   for (int k = 0; k < parts; ++k) {
     ptx::wgmma_wait_group<parts - 1>();  // a[k] has been read
@@ -171,9 +172,8 @@ __device__ inline void planes_row(float (&acc)[kPlanesBlocks * 32], uint32_t (&a
   }
 }
 
-template <class T>
+template <class T, class S>
 __device__ void planes_sums(PlanesParams const& p, uint32_t x_ring, uint32_t y_ring, uint64_t* full, uint64_t* empty) {
-  using S = PlanesShape;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   uint32_t const my_line = y_ring + (int(threadIdx.x) / 32 % 4 * 16 + lane / 4) * S::line + lane % 4 * 4;
   uint64_t const layout = ptx::wgmma_descriptor(0, 0, kCoreBytes);
@@ -183,11 +183,11 @@ __device__ void planes_sums(PlanesParams const& p, uint32_t x_ring, uint32_t y_r
     if (lane == 0) ptx::mbarrier_arrive(bar);
   };
   Stage x, y;
-  float acc[kPlanesBlocks * 32];
+  float acc[S::columns / 2];
   uint32_t a[kLineParts][1][4];
   WgradUnit unit;
   for (WgradWork work(p); work.next(p, unit);) {
-    PlanesTile<T> const tile(p, unit, group);
+    PlanesTile<T, S> const tile(p, unit, group);
     bool const idle = warp_uniform(tile.idle(p));
     int const offset = warp_uniform(tile.offset(p));
     uint32_t const my_word = my_line + (f32 ? offset : offset / 2) * 4;
@@ -203,7 +203,7 @@ __device__ void planes_sums(PlanesParams const& p, uint32_t x_ring, uint32_t y_r
     do {
       bool const add = step > 0;
 #pragma unroll
-      for (int i = 0; i < kPlanesBlocks * 32; ++i) acc[i] = 0;
+      for (int i = 0; i < S::columns / 2; ++i) acc[i] = 0;
       int before = 0;  // parts of the piece before
       int chain = 0;   // rows that are summed
       for (; step < unit.count; ++step) {
@@ -248,13 +248,14 @@ __device__ void planes_sums(PlanesParams const& p, uint32_t x_ring, uint32_t y_r
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(PlanesShape::threads, 1) planes_wgrad_kernel(__grid_constant__ PlanesParams const p) {
-  using S = PlanesShape;
+template <class T, int TM>
+__global__ void __launch_bounds__(PlanesShape<TM>::threads, 1)
+    planes_wgrad_kernel(__grid_constant__ PlanesParams const p) {
+  using S = PlanesShape<TM>;
   extern __shared__ uint8_t dynamic[];
   __shared__ uint64_t full[S::x_stages + S::y_stages], empty[S::x_stages + S::y_stages];
   uint32_t const x_ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024),
-                 y_ring = x_ring + (p.x_stages + (p.r_runs > 0 ? kPlanesBlocks - 1 : 0)) * p.x_bytes;
+                 y_ring = x_ring + (p.x_stages + (p.r_runs > 0 ? S::blocks - 1 : 0)) * p.x_bytes;
   int const warp = warp_uniform(int(threadIdx.x) / 32);
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::x_stages + S::y_stages; ++i) {
@@ -268,20 +269,26 @@ __global__ void __launch_bounds__(PlanesShape::threads, 1) planes_wgrad_kernel(_
   ptx::griddepcontrol_wait();  // the workspace may be read by the kernel before
   if (warp < S::multiplying) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    planes_sums<T>(p, x_ring, y_ring, full, empty);
+    planes_sums<T, S>(p, x_ring, y_ring, full, empty);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
-    if (warp == S::multiplying && ptx::elect()) planes_copy<T>(p, x_ring, y_ring, full, empty);
+    if (warp == S::multiplying && ptx::elect()) planes_copy<T, S>(p, x_ring, y_ring, full, empty);
   }
 }
 
-template <DType dtype>
-cudaError_t launch_planes_wgrad(Row const& row, Problem const& problem, Plan const& plan, Arguments const& args,
+template <DType dtype, int TM>
+cudaError_t launch_planes_wgrad(Row const& row, Problem const& given, Plan const& plan, Arguments args,
                                 cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
-  using S = PlanesShape;
+  using S = PlanesShape<TM>;
   constexpr bool f32 = dtype == DType::f32;
-  PlanesPieces const pieces(problem);
+  Problem const problem = planes_problem(row, given);
+  bool const exchanged = planes_exchanged(row, given);
+  if (exchanged) {
+    std::swap(args.a, args.b);
+    args.out = static_cast<T*>(args.out) + (given.R - 1) * given.w.h + (given.S - 1) * given.w.w;
+  }
+  PlanesPieces const pieces(row, problem);
   WgradTiles const t = pieces.tiles(row, problem);
   int64_t const P = problem.P(), Q = problem.Q();
   PlanesParams p{};
@@ -291,25 +298,26 @@ cudaError_t launch_planes_wgrad(Row const& row, Problem const& problem, Plan con
   p.dilation_h = int32_t(problem.dilation_h), p.dilation_w = int32_t(problem.dilation_w);
   p.R = int32_t(problem.R), p.S = int32_t(problem.S), p.C = int32_t(problem.C), p.K = int32_t(problem.K);
   p.s_runs = int32_t(pieces.s_runs), p.r_runs = int32_t(pieces.r_runs), p.width = int32_t(pieces.width);
+  p.block = S::block, p.blocks = S::blocks;
   p.runs = int32_t(t.runs), p.steps = int32_t(t.steps), p.groups = 1, p.tiles_n = int32_t(ceil_div(problem.K, S::TN));
   p.row_chunks = int32_t(pieces.chunks), p.parts = int32_t(pieces.parts), p.phases = int32_t(pieces.phases);
   p.step = int32_t(pieces.step), p.piece_rows = int32_t(pieces.rows);
-  p.x_bytes = (p.r_runs > 0 ? 1 : p.width / 64) * kRunBytes;
-  p.x_stages = (S::room - S::y_stages * S::y_bytes) / p.x_bytes - (p.r_runs > 0 ? kPlanesBlocks - 1 : 0);
+  p.x_bytes = (p.r_runs > 0 ? 1 : p.width / S::block) * S::block_bytes;
+  p.x_stages = (S::room - S::y_stages * S::y_bytes) / p.x_bytes - (p.r_runs > 0 ? S::blocks - 1 : 0);
   p.x_stages = min(p.x_stages, S::x_stages);
   p.shares = wgrad_shares(t, plan.split_k);
   p.out_k = problem.w.n, p.out_c = problem.w.c, p.out_r = problem.w.h, p.out_s = problem.w.w;
-  p.pairs = channel_vectors(problem.w, problem.w_align, p.C, 2, dtype);
+  p.pairs = !exchanged && channel_vectors(problem.w, problem.w_align, p.C, 2, dtype);
   p.out = args.out, p.workspace = args.workspace;
   Strides const &x = problem.x, &y = problem.y;
   cudaError_t error =
       encode_tiled(p.x, {args.a, dtype, {problem.W, problem.H, problem.C, problem.N}, {1, x.h, x.c, x.n}, f32},
-                   PlanesPiece<T>::pixels, 1, 64, 1);
+                   PlanesPiece<T>::pixels, 1, S::block, 1);
   if (error != cudaSuccess) return error;
   error = encode_boxes(p.y, {args.b, dtype, {Q, P, problem.K, problem.N}, {1, y.h, y.c, y.n}, f32},
                        kPlanesBox / size_of(dtype), 1, 64, 1);
   if (error != cudaSuccess) return error;
-  auto* const kernel = planes_wgrad_kernel<T>;
+  auto* const kernel = planes_wgrad_kernel<T, TM>;
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=
       cudaSuccess)
     return error;
@@ -320,7 +328,7 @@ cudaError_t launch_planes_wgrad(Row const& row, Problem const& problem, Plan con
 
 }  // namespace conv2d_ext::tma
 
-#define CONV2D_EXT_TMA_PLANES_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)    \
-  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                             \
-    return tma::launch_planes_wgrad<DType::dtype>(row_of(plan), p, plan, args, stream); \
+#define CONV2D_EXT_TMA_PLANES_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant)        \
+  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                                 \
+    return tma::launch_planes_wgrad<DType::dtype, tm>(row_of(plan), p, plan, args, stream); \
   }

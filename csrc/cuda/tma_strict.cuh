@@ -19,7 +19,7 @@
 
 namespace conv2d_ext::strict {
 
-using tma::Params, tma::Phase, tma::Step, tma::Unit, tma::Work;
+using tma::Params, tma::Phase, tma::Step, tma::Unit;
 
 constexpr int kTM = 128;
 
@@ -73,7 +73,7 @@ template <int TN>
 __device__ void copy(Params const& p, uint32_t ring, tma::Barriers const& bars) {
   using S = Shape<TN>;
   Stage stage;
-  Work work(p);
+  tma::WorkBy<false> work(p);  // registers are short
   for (Unit unit; work.take(p, unit);) {
     Phase const& phase = p.phase[unit.phase];
     int64_t j = int64_t(unit.m) * kTM;
@@ -160,7 +160,7 @@ __device__ void multiply(Params const& p, Source const& source, uint32_t ring, t
   auto release = [&](int before) {
     if (lane == 0) ptx::mbarrier_arrive(bars.empty_a + before * 8);
   };
-  Work work(p);
+  tma::WorkBy<false> work(p);  // registers are short
   for (Unit unit; work.take(p, unit);) {
     int const count = unit.count;
 #pragma unroll

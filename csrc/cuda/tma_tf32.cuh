@@ -14,7 +14,8 @@
 
 namespace conv2d_ext::tf32 {
 
-using tma::encode_filters, tma::encode_im2col, tma::params_of, tma::Phase, tma::Step, tma::Unit, tma::Work;
+using tma::encode_filters, tma::encode_im2col, tma::params_of, tma::Phase, tma::share_phases, tma::Step, tma::Unit,
+    tma::Work;
 using Params = tma::Params;
 
 // raw: a tile's TN channels are the rows, 64 a warpgroup, its TM pixels the columns. A stage of filters has lines of 32
@@ -41,11 +42,12 @@ __device__ inline int raw_channel(int warp, int i) {
   return warp / 2 * 32 + (warp % 2 * 2 + i / 4 + i / 2 % 2 * 4) * 4 + i % 2 * 2;
 }
 
+// Two threads, one copies pixels, the other filters.
 template <int TM, int TN>
-__device__ void raw_copy(Params const& p, uint32_t ring, RawTables<TM>& tables) {
+__device__ void raw_copy(Params const& p, uint32_t ring, RawTables<TM>& tables, bool pixels) {
   using S = RawShape<TM, TN>;
   uint32_t const ring_b = ring + p.stages_a * p.a_bytes;
-  Stage a, b;
+  Stage stage;
   Work work(p);
   for (Unit unit; work.take(p, unit);) {
     Phase const& phase = p.phase[unit.phase];
@@ -56,22 +58,25 @@ __device__ void raw_copy(Params const& p, uint32_t ring, RawTables<TM>& tables) 
     Step at(p, phase, unit.begin);
     for (int step = 0; step < unit.count; ++step, at.advance()) {
       int const k = at.chunk * kTf32Line;
-      ptx::mbarrier_wait(&tables.empty_a[a.index], a.parity ^ 1);  // passes at once on the first trip round the ring
-      ptx::mbarrier_arrive_expect_tx(&tables.full_a[a.index], p.a_bytes);
-      tma::copy_pixels(p, ring + a.index * p.a_bytes, p.a[unit.phase], &tables.full_a[a.index], unit.group, k, w, h, n,
-                       at.tap_w * phase.tap_w, at.tap_h * phase.tap_h);
-      a.advance(p.stages_a);
+      if (pixels) {
+        ptx::mbarrier_wait(&tables.empty_a[stage.index], stage.parity ^ 1);  // passes at once on the first trip
+        ptx::mbarrier_arrive_expect_tx(&tables.full_a[stage.index], p.a_bytes);
+        tma::copy_pixels(p, ring + stage.index * p.a_bytes, p.a[unit.phase], &tables.full_a[stage.index], unit.group, k,
+                         w, h, n, at.tap_w * phase.tap_w, at.tap_h * phase.tap_h);
+        stage.advance(p.stages_a);
+        continue;
+      }
       int const r = phase.first_r + at.tap_h * phase.step_r, taps = phase.taps_a - (at.tap_w >= phase.full_copies);
       for (int t = 0; t < taps; ++t) {
         int const s = phase.first_s + (at.tap_w + t * phase.taps_w) * phase.step_s;
-        uint64_t* const bar = &tables.full_b[b.index];
-        ptx::mbarrier_wait(&tables.empty_b[b.index], b.parity ^ 1);
+        uint64_t* const bar = &tables.full_b[stage.index];
+        ptx::mbarrier_wait(&tables.empty_b[stage.index], stage.parity ^ 1);
         ptx::mbarrier_arrive_expect_tx(bar, S::b_bytes);
 #pragma unroll
         for (int run = 0; run < TN / kTf32Line; ++run)
-          ptx::cp_async_bulk_tensor_5d(ring_b + b.index * S::b_bytes + run * S::run_bytes, &p.b, bar,
+          ptx::cp_async_bulk_tensor_5d(ring_b + stage.index * S::b_bytes + run * S::run_bytes, &p.b, bar,
                                        unit.n * TN + run * kTf32Line, s, r, k, unit.group);
-        b.advance(p.stages_b);
+        stage.advance(p.stages_b);
       }
     }
   }
@@ -225,8 +230,8 @@ __global__ void __launch_bounds__(tma::kThreads, 1) raw_kernel(__grid_constant__
     raw_multiply<TM, TN>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
-    if (threadIdx.x == 2 * kWarpgroup) {
-      raw_copy<TM, TN>(p, ring, tables);
+    if (threadIdx.x % 32 == 0 && threadIdx.x < 2 * kWarpgroup + 64) {
+      raw_copy<TM, TN>(p, ring, tables, threadIdx.x == 2 * kWarpgroup);
       ptx::griddepcontrol_launch_dependents();
     }
   }
@@ -336,6 +341,7 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
     p.stages_b = tma::Divisor(min64((S::ring_bytes - stages_a * p.a_bytes) / S::b_bytes, kMaxStages));
   }
   if constexpr (tf32_is_raw(variant)) {
+    share_phases(p, blocks);
     error = launch_raw<TM, TN>(p, problem, args.b, blocks, stream);
   } else {
     void const* filters = args.b;
@@ -348,6 +354,7 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
     error = encode_filters(p.b, filters, of_filters, kTf32Line / slices, int(min64(TN, p.N)), true);
     if (error != cudaSuccess) return error;
     if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
+    share_phases(p, blocks);
     void (*kernel)(Params) = nullptr;
     if constexpr (swapped)
       kernel = p.plain ? tma::tma_swap_kernel<float, false, TM, true> : tma::tma_swap_kernel<float, false, TM>;

@@ -86,6 +86,7 @@ struct WgradParams {
   int32_t h0, w0, stride_h, stride_w, dilation_h, dilation_w;
   int32_t R, S, C, K;             // C, K: of a group
   int32_t s_runs, r_runs, width;  // nchw: PlanesPieces
+  int32_t block, blocks;          // of columns
   int32_t runs, chunks;           // chunks: runs a tap
   int32_t steps, groups;
   int32_t tiles_n;
