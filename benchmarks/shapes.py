@@ -350,9 +350,9 @@ def plan(op: str, case: Case, x: Tensor, w: Tensor, y: Tensor, allow_tf32: bool)
         sms, capability = properties.multi_processor_count, 10 * properties.major + properties.minor
     else:
         sms, capability = 132, 90
-    align = min((t.data_ptr() & -t.data_ptr() or 16 for t in (x, w, y) if t.device.type != "meta"), default=16)
+    align = [16 if t.device.type == "meta" else calls.alignment(t)[0] for t in (x, w, y)]
     chosen, _, _, *times = calls.plan(
-        op, case, x, w, y, align=min(align, 16), allow_tf32=allow_tf32, sm_count=sms, capability=capability
+        op, case, x, w, y, align=align, allow_tf32=allow_tf32, sm_count=sms, capability=capability
     )
     return chosen, {row: ns / 1e3 for row, ns in enumerate(times) if ns >= 0}
 

@@ -85,13 +85,9 @@ def _device(device: torch.device | str | int | None) -> tuple[str, int, int]:
     return properties.name, properties.multi_processor_count, 10 * properties.major + properties.minor
 
 
-def _alignment(*values: object) -> int:
-    least = _MAX_ALIGNMENT
-    for t in values:
-        if isinstance(t, Tensor) and t.device.type != "meta":
-            address = t.data_ptr()
-            least = min(least, address & -address or least)
-    return least
+def _alignment(value: object) -> int:
+    address = value.data_ptr() if isinstance(value, Tensor) and value.device.type != "meta" else 0
+    return min(address & -address or _MAX_ALIGNMENT, _MAX_ALIGNMENT)
 
 
 def explain(
@@ -170,7 +166,11 @@ def explain(
         padding,
         dilation,
         groups,
-        _alignment(input, weight),
+        (  # new tensors are aligned
+            _MAX_ALIGNMENT if op == "dgrad" else _alignment(input),
+            _MAX_ALIGNMENT if op == "wgrad" else _alignment(weight),
+            _MAX_ALIGNMENT,
+        ),
         allow_tf32,
         sm_count,
         capability,

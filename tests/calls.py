@@ -47,10 +47,9 @@ def problem(op: str, x: Tensor, w: Tensor, go: Tensor, made: Tensor) -> tuple[Te
     return {"fprop": (x, w, made), "dgrad": (made, w, go), "wgrad": (x, made, go)}[op]
 
 
-def alignment(*tensors: Tensor) -> int:
-    """The largest power of two, at most 16, that divides every address."""
-    powers = [p for p in (1, 2, 4, 8, 16) if all(t.data_ptr() % p == 0 for t in tensors)]
-    return max(powers)
+def alignment(*tensors: Tensor) -> tuple[int, ...]:
+    """Of each the largest power of two, at most 16, that divides its address."""
+    return tuple(min(16, t.data_ptr() & -t.data_ptr() or 16) for t in tensors)
 
 
 def plan(op: str, case: Case, x: Tensor, w: Tensor, y: Tensor, **kwargs: object) -> list[int]:
@@ -72,7 +71,7 @@ def answer(
     w: Tensor,
     y: Tensor,
     *,
-    align: int = 16,
+    align: int | Sequence[int] = 16,
     allow_tf32: bool = False,
     sm_count: int = 132,
     capability: int = 90,
@@ -91,7 +90,7 @@ def answer(
             list(case.padding),
             list(case.dilation),
             case.groups,
-            align,
+            [align] * 3 if isinstance(align, int) else align,
             allow_tf32,
             sm_count,
             capability,

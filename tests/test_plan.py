@@ -10,7 +10,7 @@ import re
 
 import pytest
 import torch
-from calls import OPS, candidates, meta, packed, plan
+from calls import OPS, candidates, machine, meta, packed, plan
 from cases import BY_NAME, CASES, DTYPES, Case
 
 import conv2d_ext
@@ -1625,6 +1625,8 @@ def test_few_channels_of_many_pixels_do_not_take_a_line_of_memory_each() -> None
         ("fprop", (16, 64, 128, 8)),  # 25.2 by stem_taps.cuh, 17.7
     ):
         assert named(op, Case("few", N, C, H, H, K, 1, 1), torch.float16).endswith("_16x32_lean"), (op, C, K)
+    for N, C, H, K in ((69, 24, 168, 25), (81, 4, 148, 29)):  # odd ones: 104.8 us by 64x128_nhwc, 64.0; 86.9, 49.6
+        assert named("dgrad", Case("odd", N, C, H, H, K, 1, 1), torch.float16, "nhwc").endswith("_16x32_lean"), (C, K)
     two_stages = Case("two stages", 16, 216, 80, 80, 144, 1, 1)  # 82.0 us by filters that stay, 58.3
     assert not named("fprop", two_stages, torch.float32, "nhwc", allow_tf32=True).endswith("64x128_im2col")
 
@@ -2331,6 +2333,21 @@ def test_explain_plans_what_the_ops_are_given(layout: str, dtype: torch.dtype) -
             )
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_explain_plans_each_tensor_as_it_is_aligned(op: str) -> None:
+    case = BY_NAME["3x3_few_channels_of_128_columns"]
+    x, w = (
+        torch.zeros(math.prod(size) + 4, dtype=torch.float16)[4:].view(size)
+        for size in (case.input_size, case.weight_size)
+    )
+    aligned = {"fprop": (8, 8, 16), "dgrad": (16, 8, 16), "wgrad": (8, 16, 16)}[op]  # new tensors are aligned
+    found = [us for _, us in conv2d_ext.explain(x, w, None, *case.args, op=op).candidates]
+    gpu = dict(zip(("sm_count", "capability"), machine(), strict=True)) if torch.cuda.is_available() else {}
+    for align, same in ((aligned, True), (8, False)):
+        asked = ask(op, case, torch.float16, align=align, **gpu)[3:]
+        assert (found == [None if ns < 0 else ns / 1000 for ns in asked]) == same
+
+
 def test_explain_takes_tensors_and_shapes_alike() -> None:
     case = BY_NAME["groups2"]
     x, w, b = case.tensors("cpu", torch.float16)
@@ -2389,6 +2406,7 @@ def test_explain_names_a_device_that_is_not_a_cuda_device(wrong: object) -> None
         {"padding": [1, 1, 1]},
         {"groups": 0},
         {"groups": 3},
+        {"alignments": [16]},
         {"dilation": [2**62, 2**62]},
         {"input_size": [2**40, 2**40, 2**40, 2**40]},
     ),
@@ -2399,8 +2417,8 @@ def test_the_planner_refuses_what_is_not_a_problem(change: dict[str, object]) ->
         "op": "fprop", "dtype": torch.float32,
         "input_size": [1, 4, 5, 5], "input_stride": [100, 25, 5, 1],
         "weight_size": [4, 4, 3, 3], "weight_stride": [36, 9, 3, 1], "output_stride": [36, 9, 3, 1],
-        "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "alignment": 16, "allow_tf32": False,
-        "sm_count": 132, "compute_capability": 90,
+        "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "alignments": [16, 16, 16],
+        "allow_tf32": False, "sm_count": 132, "compute_capability": 90,
     }  # fmt: skip
     assert torch.ops.conv2d_ext.plan(*question.values())[0] >= 0
     with pytest.raises(RuntimeError):

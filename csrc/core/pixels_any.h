@@ -251,24 +251,31 @@ inline constexpr PixelFlowTimes kPixelFlowTimes16 = {6200, 2.26e-4, 2.02e-4, 228
 struct PixelFlowPieces {
   double memory, products, filters, stored;
 };
-constexpr PixelFlowPieces pixel_flow_pieces(int element, int piece) {
-  if (piece == 16) return {1, 1, 1, 0};
-  if (element == 4) return {1.35, 1.35, 1, 9e-4};
-  return piece == 4 ? PixelFlowPieces{1.2, 1.5, 1.4, 6e-4} : PixelFlowPieces{1.3, 3, 3, 33e-4};
+// two: a warp has two tiles at a time, whose results leave at once. few: of up to 96 channels and filters, as in 4,331
+// times.
+constexpr PixelFlowPieces pixel_flow_pieces(int element, int piece, bool two, bool few) {
+  if (piece == 16) return two ? PixelFlowPieces{0.9, element == 2 ? 0.9 : 0.7, 1, 0} : PixelFlowPieces{1, 1, 1, 0};
+  if (element == 4) {
+    double const times = two ? 0.9 : few ? 1.1 : 1.35;
+    return {times, times, 1, 9e-4};
+  }
+  if (piece == 4) return {two ? 0.8 : few ? 1.1 : 1.2, two ? 1.2 : few ? 1.4 : 1.5, 1.4, 6e-4};
+  return {two ? 0.75 : few ? 1.1 : 1.3, two ? 1.9 : few ? 2.1 : 3, 3, 33e-4};
 }
 
 // warps == 0: there is none.
 constexpr PixelFlow pixel_flow_shape(Op op, DType type, AnyPixels const& s) {
   int const element = size_of(type), steps = pixel_flow_steps(type, s), piece = pixel_flow_piece(type, s);
   PixelFlowTimes const& t = element == 2 ? kPixelFlowTimes16 : kPixelFlowTimes32;
-  PixelFlowPieces const pieces = pixel_flow_pieces(element, piece);
   double const turned = op == Op::dgrad && piece == 16 ? t.turned : 1;
   double const read = double(s.M) * double(s.depth) * element, written = double(s.M) * double(s.N) * element;
-  double const memory = (read * t.read + written * t.written) * pieces.memory;
   PixelFlow best(s, element, steps, 1);
   for (int64_t const parts : {1, 2, 4, 8}) {
     PixelFlow shape(s, element, steps, parts);
     if (shape.warps == 0) continue;
+    bool const two = steps == 1 && shape.held > 1 && shape.parts == 1, few = s.depth <= 96 && s.N <= 96;
+    PixelFlowPieces const pieces = pixel_flow_pieces(element, piece, two, few);
+    double const memory = (read * t.read + written * t.written) * pieces.memory;
     double const tiles = double(ceil_div(ceil_div(s.M, 16), 132 / shape.parts * shape.warps));
     double const products = double(shape.columns / (64 / element) * steps) * (element == 2 ? 1 : 0.5);
     double const chain = tiles * (t.tile + t.product * products) * pieces.products;

@@ -24,8 +24,9 @@ Tensor call_aten(char const* op, char const* overload, std::array<StableIValue, 
 
 // Whether ATen is given channels_last tensors. Not if grouped: ATen's grouped convolution of channels_last tensors
 // crashes on some shapes (5x1, 24 filters a channel) and gives wrong numbers for some strides of size-one dimensions.
-// Nor for a single channel, whose memory is the same: some of oneDNN's kernels for stride 2 and 3 are wrong there
-// (torch 2.13, a processor with AMX).
+// Nor for a single channel, whose memory is the same: some of oneDNN's kernels for stride 2 and 3 are wrong there; nor
+// for wgrad of 1x1 filters with strides: with 3 to 15 channels it writes beyond its memory where rows or columns are
+// left over (torch 2.13, a processor with AMX).
 bool aten_channels_last(Problem const& p, Tensor const& a, Tensor const& b) {
   return p.groups == 1 && p.C > 1 && p.dtype != DType::f64 && (suggests_channels_last(a) || suggests_channels_last(b));
 }
@@ -99,7 +100,8 @@ Tensor aten_convolution(Problem const& p, Tensor const& x, Tensor const& w, std:
 Tensor aten_backward(Problem const& p, Tensor const& y, Tensor const* x, Tensor const* w,
                      std::array<int64_t, 4> const& size) {
   AtenArguments const a(p);
-  bool const last = aten_channels_last(p, y, x ? *x : *w);
+  bool const apart = x && p.R * p.S == 1 && p.stride_h * p.stride_w > 1;
+  bool const last = !apart && aten_channels_last(p, y, x ? *x : *w);
   auto operand = [&](Tensor const* t) {
     return t ? canonical(*t, last) : empty_strided(size, strides_for(size, last), y);
   };

@@ -48,7 +48,7 @@ Strides strides_argument(char const* argument, IntList const& size, IntList cons
 IntList plan(StringHandle op_handle, torch::headeronly::ScalarType dtype, IntList const& input_size,
              IntList const& input_stride, IntList const& weight_size, IntList const& weight_stride,
              IntList const& output_stride, IntList const& stride, IntList const& padding, IntList const& dilation,
-             int64_t groups, int64_t alignment, bool allow_tf32, int64_t sm_count, int64_t compute_capability) {
+             int64_t groups, IntList const& alignments, bool allow_tf32, int64_t sm_count, int64_t compute_capability) {
   Op const op = op_named(take_string(op_handle));
   if (input_size.size() != 4) fail("plan", "input_size", "expected 4 integers, got ", input_size.size());
   if (weight_size.size() != 4) fail("plan", "weight_size", "expected 4 integers, got ", weight_size.size());
@@ -59,7 +59,9 @@ IntList plan(StringHandle op_handle, torch::headeronly::ScalarType dtype, IntLis
   p.w = strides_argument("weight_stride", weight_size, weight_stride);
   p.y = strides_argument("output_stride", {p.N, p.K, p.P(), p.Q()}, output_stride);
   p = folded(op, p);
-  p.x_align = p.w_align = p.y_align = int(min64(max64(alignment, 1), 16));
+  int* const aligns[] = {&p.x_align, &p.w_align, &p.y_align};
+  if (alignments.size() != 3) fail("plan", "alignments", "expected 3 integers, got ", alignments.size());
+  for (int i = 0; i < 3; ++i) *aligns[i] = int(min64(max64(alignments[i], 1), 16));
   Device const device{int(sm_count), int(compute_capability)};
   Choice const& chosen = best_choice(op, p, device);
   IntList out{chosen.plan.kernel, chosen.plan.split_k, chosen.plan.workspace_bytes, chosen.copies};
@@ -97,8 +99,8 @@ STABLE_TORCH_LIBRARY(conv2d_ext, m) {
   m.def("kernels() -> str[]");
   m.def(
       "plan(str op, ScalarType dtype, int[] input_size, int[] input_stride, int[] weight_size, int[] weight_stride, "
-      "int[] output_stride, int[] stride, int[] padding, int[] dilation, int groups, int alignment, bool allow_tf32, "
-      "int sm_count, int compute_capability) -> int[]");
+      "int[] output_stride, int[] stride, int[] padding, int[] dilation, int groups, int[] alignments, "
+      "bool allow_tf32, int sm_count, int compute_capability) -> int[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(conv2d_ext, CompositeExplicitAutograd, m) {
