@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -952,6 +953,27 @@ def test_wgrad_of_few_channels_a_group_in_nchw_reads_rows_as_they_lie(dtype: tor
         assert re.fullmatch(r"grouped_wgrad_\w+_16x64_nchw", name), f"{case} {name}"
 
 
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32))
+def test_groups_in_nchw_read_rows_that_begin_anywhere_as_they_lie(dtype: torch.dtype) -> None:
+    """Tiles of rows were of rows of 16 bytes alone, and other wide images went to lines or were packed."""
+    for channels, height, width, groups in ((512, 100, 167, 32), (256, 28, 33, 16), (256, 65, 65, 16)):
+        case = Case("wide", 4, channels, height, width, channels, 3, 3, padding=(1, 1), groups=groups)
+        for op, tile in (("fprop", "32x64"), ("dgrad", "32x64"), ("wgrad", "16x64")):
+            name = named(op, case, dtype, "nchw", allow_tf32=True)
+            assert re.fullmatch(rf"grouped_{op}_\w+_{tile}_nchw", name), f"{case} {name}"
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_results_off_vectors_are_runs_of_memory_where_a_tile_has_all_filters(dtype: torch.dtype) -> None:
+    """They were packed, and unpacked by a launch of 4 to 8 us."""
+    for filters in (65, 100, 127):
+        case = Case("odd_filters", 32, 128, 28, 28, filters, 3, 3, padding=(1, 1))
+        assert named("fprop", case, dtype).endswith("192x128_im2col"), case
+        assert packed("fprop", case, *meta(case, dtype, "nhwc")) == "", case
+    two = Case("two_tiles", 32, 128, 28, 28, 255, 3, 3, padding=(1, 1))
+    assert packed("fprop", two, *meta(two, dtype, "nhwc")) == "wy"
+
+
 def named(op: str, case: Case, dtype: torch.dtype, layout: str = "nhwc", **kwargs: object) -> str:
     return ROWS[ask(op, case, dtype, layout, **kwargs)[0]]
 
@@ -1757,6 +1779,12 @@ def test_layers_take_what_was_timed_to_be_faster() -> None:
         ("wgrad", torch.float16, False, "nchw", case(32, 3, 299, 299, 32, 3, 0, 2), "stem_wgrad_f16_64x32"),
         ("wgrad", torch.float32, True, "nchw", case(32, 3, 299, 299, 32, 3, 0, 2), "stem_wgrad_f32_64x32"),
         ("wgrad", torch.float32, False, "nchw", case(16, 1, 161, 700, 64, 5, 2, 2), "stem_wgrad_f32_64x32"),
+        ("wgrad", torch.float32, False, "nchw", case(48, 3, 10, 10, 64, 5, 0), "tma_strict_"),
+        ("wgrad", torch.float32, True, "nchw", case(16, 8, 112, 112, 48, 1, 0), "pixels_wgrad_f32_128x64"),
+        ("fprop", torch.float32, True, "nchw", case(8, 4, 100, 100, 435, 3, 0), "tma_fprop_f32_256x64"),
+        ("dgrad", torch.float32, True, "nchw", case(2, 512, 5, 5, 2048, 1, 0), "pixels_dgrad_f32_64x64_any"),
+        ("dgrad", torch.float32, True, "nhwc", case(4, 192, 64, 64, 192, 5, 2, 2, 192), "column_dgrad_f32_5x5"),
+        ("fprop", torch.float16, False, "nchw", case(1, 384, 35, 35, 192, 1, 0), "pixels_fprop_f16_64x64_any"),
     ):
         name = named(op, layer, dtype, layout, allow_tf32=tf32)
         assert name.startswith(row), f"{layer} {op} {layout} {name}"
@@ -1782,7 +1810,8 @@ def test_small_strided_dgrad_in_tf32_is_one_launch_of_small_tiles() -> None:
         Case("resnet", 1, 128, 56, 56, 128, 3, 3, (2, 2), (1, 1)),
         Case("resnet", 1, 256, 14, 14, 512, 3, 3, (2, 2), (1, 1)),
     ):
-        assert named("dgrad", case, torch.float32, allow_tf32=True) == "tma_dgrad_f32_64x64_lean", case
+        name = named("dgrad", case, torch.float32, allow_tf32=True)
+        assert name.startswith("tma_dgrad_f32_64x") and name.endswith("_lean"), f"{case} {name}"
     nine = Case("nine phases", 1, 128, 57, 57, 128, 3, 3, (3, 3), (1, 1))
     assert not named("dgrad", nine, torch.float32, allow_tf32=True).endswith("_lean")
 
@@ -2442,3 +2471,12 @@ def test_wgrad_whose_first_step_has_seven_columns_is_not_for_longer_filters(W: i
     assert row not in candidates(ask("wgrad", case, torch.float16))
     even = dataclasses.replace(case, R=11, S=11, padding=(5, 5))
     assert row in candidates(ask("wgrad", even, torch.float16))
+
+
+def test_each_factor_beside_other_rows_is_one_rows() -> None:
+    """A factor of a row that has gone would change nothing, and be read as if it did."""
+    text = (Path(__file__).parent.parent / "csrc/core/beside.h").read_text()
+    factors = re.findall(r"\{Op::(\w+), Family::(\w+), Variant::(\w+), (\d), (\d+), (\d+), \w+, [\d.]+,", text)
+    assert len(factors) > 15
+    named = [f"{family}_{op}_f{8 * int(size)}_{m}x{n}_{variant}" for op, family, variant, size, m, n in factors]
+    assert set(named) <= set(ROWS)

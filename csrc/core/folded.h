@@ -5,6 +5,8 @@
 // And pixels that no filter meets are left out: 1x1 filters with strides, over planes, which are packed.
 #pragma once
 
+#include <initializer_list>
+
 #include "problem.h"
 
 namespace conv2d_ext {

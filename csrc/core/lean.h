@@ -223,13 +223,13 @@ constexpr Estimate lean_sums_planes_estimate(Row const& row, Problem const& p) {
   return best;
 }
 
-// The problem whose images are a strided dgrad's phases, as if each met as many taps as the one that meets most.
-constexpr Problem lean_phases_as_images(Problem p) {
+// A phase of a strided dgrad as a problem without strides: the largest, with as many taps as the one that meets most.
+constexpr Problem lean_longest_phase(Problem p) {
   int64_t const phases_h = phases_of(p.H, p.stride_h), phases_w = phases_of(p.W, p.stride_w);
   int64_t R = 1, S = 1;
   for (int64_t i = 0; i < phases_h; ++i) R = max64(R, walk_h(Op::dgrad, p, i).taps);
   for (int64_t i = 0; i < phases_w; ++i) S = max64(S, walk_w(Op::dgrad, p, i).taps);
-  p.N *= phases_h * phases_w, p.H = ceil_div(p.H, phases_h), p.W = ceil_div(p.W, phases_w), p.R = R, p.S = S;
+  p.H = ceil_div(p.H, phases_h), p.W = ceil_div(p.W, phases_w), p.R = R, p.S = S;
   p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
   p.pad_top = R - 1, p.pad_left = S - 1, p.pad_bottom = p.pad_right = 0;
   return p;
@@ -237,12 +237,12 @@ constexpr Problem lean_phases_as_images(Problem p) {
 
 // A step takes the longest of three: what a block alone on its SM waits for, the lines that L2 delivers to all SMs, and
 // the multiplications. Constants fitted to the times of 798 choices of tile and split (docs/tuning.md).
-constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
+constexpr Estimate lean_estimate(Row const& row, Problem const& p, int64_t phases = 1) {
   if (lean_large(row)) return lean_large_estimate(row, p);
   if (row.op == Op::wgrad && p.dtype == DType::f32) return lean_sums_estimate(row, p);
   bool const tf32 = p.dtype == DType::f32, planes = lean_takes_planes(row, p);
   if (tf32 && planes && row.op == Op::dgrad) return lean_sums_planes_estimate(row, p);
-  if (row.op == Op::dgrad && lean_phases(p) > 1) return lean_estimate(row, lean_phases_as_images(p));
+  if (row.op == Op::dgrad && lean_phases(p) > 1) return lean_estimate(row, lean_longest_phase(p), lean_phases(p));
   bool const wgrad = row.op == Op::wgrad, dgrad = row.op == Op::dgrad;
   // dgrad's tiles of 64x64 are half as wide for up to 32 channels.
   double const TM = row.tile_m, TN = dgrad && !tf32 && row.tile_n == 64 && p.C <= 32 && !planes ? 32 : row.tile_n;
@@ -250,10 +250,11 @@ constexpr Estimate lean_estimate(Row const& row, Problem const& p) {
   int64_t const taps = p.R * p.S, line = 128 / size_of(p.dtype), C = dgrad ? p.K : p.C;
   int64_t const image = p.H * p.W;
   int64_t const steps = wgrad ? lean_wgrad_steps(row, p) : ceil_div(C, line) * taps;
-  int64_t const tiles = lean_tiles(row, p);
-  double const bytes = (double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
-                        double(p.K) * double(p.C) * double(taps)) *
-                       size_of(p.dtype);
+  int64_t const tiles = lean_tiles(row, p) * phases;
+  double const bytes =
+      (double(p.N * phases) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P() * p.Q())) +
+       double(p.K) * double(p.C) * double(taps)) *
+      size_of(p.dtype);
   // Lines of 64 bytes take less, those that end early more (32x48x35x35 to 64 3x3 F 26.8 us, estimated at 13.3).
   bool const halves = C * size_of(p.dtype) <= 64 && !(planes && tiles <= 132 * 6);
   bool const short_lines = !wgrad && !tf32 && taps > 1 && C < 64;

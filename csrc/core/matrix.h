@@ -215,7 +215,7 @@ constexpr int64_t matrix_parts_tiles(int tile_m, int tile_n, MatrixProduct const
 // Of wgrad in parts.
 constexpr MatrixProduct matrix_parts_product(Problem const& p, bool turned) {
   MatrixProduct product(Op::wgrad, p, turned);
-  product.depth /= matrix_period(p);
+  product.depth /= max64(matrix_period(p), 1);  // 0: matrix_supports() refuses the problem
   product.rows = matrix_shifted(product.rows), product.columns = matrix_shifted(product.columns);
   return product;
 }

@@ -429,7 +429,7 @@ constexpr double last_store_ns(Row const& row, Problem const& p, int split_k) {
   if (row.family != Family::tma || row.op == Op::wgrad || is_pointwise(row) || is_tma_planes(row) ||
       row.variant == Variant::phases || row.variant == Variant::lean || is_matrix(row))
     return 0;
-  if (p.dtype == DType::f32 || !tma_stores_singly(row.op, p)) return 0;
+  if (p.dtype == DType::f32 || !tma_stores_singly(row.op, p) || tma_stores_runs(row, p)) return 0;
   if (split_k > 1 && tma_tiles(row, p) < tma_slots(row)) return -823;
   bool const few = p.R * p.S > 1 && (row.op == Op::fprop ? p.C : p.K) <= 32;  // as measured (L40)
   if (row.tile_m == 64) return row.tile_n == 64 ? (few ? 1500 : 133) : 2460;
@@ -471,7 +471,7 @@ constexpr double packed_lean_ns(Row const& row, Problem const& p, Packing const&
 constexpr double lean_phases_ns(Row const& row, Problem const& p, Packing const& which, double ns) {
   if (row.family != Family::tma || row.variant != Variant::lean || row.op != Op::dgrad || lean_phases(p) == 1) return 0;
   if (!which.y) return 3000;
-  Problem const phase = lean_phases_as_images(p);
+  Problem const phase = lean_longest_phase(p);
   double const results = double(p.N * p.C) * double(p.H * p.W), steps = double(ceil_div(p.K, 32) * phase.R * phase.S);
   return 1000 + (ns > 18000 ? ns * 0.12 : 0) + (p.x.c != 1 && results > 1e6 ? (results - 1e6) * 0.0056 / steps : 0);
 }

@@ -57,7 +57,7 @@ constexpr int64_t few_pixels_workspace_bytes(Row const& row, Problem const& p) {
 constexpr Estimate few_pixels_estimate(Row const& row, Problem const& p) {
   FewSums const s(row, p);
   double const elements = double(p.N) * double(p.H) * double(p.W) * double(s.rows * s.slabs + s.columns);
-  return {9000 + elements * 4 / 3200, 1};
+  return {9000 + elements * 4 / (is_nhwc(row.variant) ? 3200 : 2400), 1};
 }
 
 }  // namespace conv2d_ext

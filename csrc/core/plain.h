@@ -51,11 +51,13 @@ constexpr bool runs_problem(Problem const& p) {
   return p.N < most && p.C < most && p.K < most && p.H <= 256 && p.W <= 256 && p.N * p.P() * p.Q() >= 64;
 }
 
-// A side's tile in shared memory: runs of `together` channels, whose bytes are a multiple of 16, of one image each.
+// A side's tile in shared memory. Of whole images: runs of `together` channels, whose bytes are a multiple of 16, of
+// one image each. Else runs of a channel's rows, from the 16 bytes where they begin to those where they end.
 struct PlainRun {
   int64_t together = 1;
   int64_t lead = 0;               // bytes of a run before the image's first row of the tile
   int64_t image = 0, stride = 0;  // bytes from image to image of a run, from run to run
+  bool shifts = false;            // runs may begin within 16 bytes
 };
 
 // What a block sums, and the tiles that it goes through.
@@ -76,11 +78,12 @@ struct PlainRuns {
   constexpr int64_t warps() const { return units * jobs_c * jobs_k * shares; }
 };
 
-constexpr PlainRun plain_run(int64_t H, int64_t pitch, int64_t rows, int64_t images, bool lead, int64_t step) {
+constexpr PlainRun plain_run(int64_t H, int64_t pitch, bool whole, int64_t rows, int64_t images, bool lead,
+                             int64_t step) {
   PlainRun r;
-  while (H * pitch * r.together % 16 != 0) r.together *= 2;
-  r.lead = lead ? ceil_div(pitch, 16) * 16 : 0;
-  r.image = r.lead + ceil_div(((r.together - 1) * H + rows) * pitch, 16) * 16;
+  while (whole && H * pitch * r.together % 16 != 0) r.together *= 2;
+  r.lead = lead ? ceil_div(pitch, 16) * 16 : 0, r.shifts = !whole && pitch % 16 != 0;
+  r.image = r.lead + ceil_div(((r.together - 1) * H + rows) * pitch, 16) * 16 + (r.shifts ? 16 : 0);
   r.stride = plain_channel(images * r.image, step, step / 2);
   return r;
 }
@@ -119,12 +122,11 @@ constexpr PlainRuns plain_runs(Problem const& p, Device const& d) {
               t.rows = ceil_div(p.P(), parts);
               int64_t const of_image = ceil_div(p.P(), t.rows);
               // Rows of a tile are a run of memory; the last tile has two of them at least.
-              if (of_image > 1 && (x_pitch % 16 != 0 || y_pitch % 16 != 0)) continue;
               if (t.rows < 2 || p.P() - (of_image - 1) * t.rows < 2) continue;
               int64_t const columns = t.images * t.quads, x_rows = (t.rows - 1) * stride + 3;
               t.shares = min64(most / jobs, ceil_div(columns, 4));
-              t.x = plain_run(p.H, x_pitch, x_rows - 1, t.images, true, stride == 1 ? 64 : 128);
-              t.y = plain_run(p.P(), y_pitch, t.rows, t.images, false, 64);
+              t.x = plain_run(p.H, x_pitch, parts == 1, x_rows - 1, t.images, true, stride == 1 ? 64 : 128);
+              t.y = plain_run(p.P(), y_pitch, parts == 1, t.rows, t.images, false, 64);
               int64_t const x_runs = ceil_div(t.x_channels, t.x.together),
                             y_runs = ceil_div(t.y_channels, t.y.together);
               t.y_at = ceil_div(kRunsFront + x_runs * t.x.stride, 128) * 128;

@@ -59,14 +59,14 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
       for (t.images = 1; t.images <= (parts == 1 ? min64(p.N, 8) : 1); t.images *= 2) {
         t.rows = ceil_div(p.H, parts);
         int64_t const of_image = ceil_div(p.H, t.rows);
-        if (t.rows < 2 || p.H - (of_image - 1) * t.rows < 2 || (of_image > 1 && pitch % 16 != 0)) continue;
+        if (t.rows < 2 || p.H - (of_image - 1) * t.rows < 2) continue;
         // A warp's pairs go on in the next image where that spares a fifth of the work (7 columns: four of eight).
         int64_t const pairs = ceil_div(p.W, 2), whole = ceil_div(pairs, kRowPairs) * kRowPairs;
         t.pairs = ceil_div(t.images * pairs, kRowPairs) * kRowPairs * 5 <= t.images * whole * 4 ? pairs : whole;
         int64_t const items = ceil_div(t.images * t.pairs, kRowPairs);
         t.shares = min64(most / (t.units * t.out), items);
         // 16-bit types: lanes side by side have every second channel.
-        t.x = plain_run(p.H, pitch, t.rows + 1, t.images, true, 64);
+        t.x = plain_run(p.H, pitch, parts == 1, t.rows + 1, t.images, true, 64);
         if (size == 2) t.x.stride = plain_channel(t.images * t.x.image, 64, 16);
         t.stage_bytes = ceil_div(kRunsFront + ceil_div(t.channels, t.x.together) * t.x.stride + pitch + 128, 128) * 128;
         t.tiles = of_image * ceil_div(p.N, t.images);
@@ -84,6 +84,7 @@ constexpr PlainRows plain_rows(Op op, Problem const& p, Device const& d) {
             bytes / (size == 2 ? 11 : 19) + double(t.images * ceil_div(t.channels, t.x.together)) * kRunCycles;
         double each = (busy > copies ? busy : copies) + 1500;
         if (t.stages == 1) each = busy + copies + 2500;
+        if (t.x.shifts) each *= 1.05;
         t.splits = min64(t.tiles, max64(1, d.sm_count / t.places));
         double const waves = double(ceil_div(t.places * t.splits, d.sm_count));
         t.cycles = waves * (double(ceil_div(t.tiles, t.splits)) * each + reads / 16 + 2500);

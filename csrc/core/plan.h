@@ -258,10 +258,27 @@ constexpr Estimate beside_few_outputs(Row const& row, Problem const& p, Estimate
 // depthwise_met.cuh in channels_last, as measured: filters of many taps lie in few lines of memory (3x8x21x21 9x9 8.1
 // us, estimated at 12.0; 94x78x32x32 5x5 D in float16 98, 116).
 constexpr Estimate met_as_measured(Row const& row, Problem const& p, Estimate e) {
-  if (!is_nhwc(row.variant) || row.op == Op::wgrad) return e;
+  bool const sums = row.op == Op::wgrad, half = size_of(p.dtype) == 2, f32 = p.dtype == DType::f32;
+  if (p.C_per_group() >
+      1) {  // 3x64x25x33 1x1 in 4 groups W 11.2 us, 1x640x7x7 3x3 in 160 F 8.0, estimated at 15.7, 9.6
+    bool const few = max64(p.C_per_group(), p.K_per_group()) <= 8;
+    if (f32 && (sums ? !is_nhwc(row.variant) && p.R * p.S <= 7 && e.ns > 12000 : few && e.ns < 16000)) e.ns *= 0.9;
+    if (!sums && is_nhwc(row.variant) && e.ns > 18000) e.ns *= 1.1;  // 18x12x240x240 1x1 in 6 F 102, 85
+    return e;
+  }
+  // dgrad of several filters a channel, and large filters, in float32 over NCHW (23x192x22x22 to 384 7x7 s(2,1) D 99.4
+  // us, estimated at 67.0), fprop in 16-bit types in channels_last (3x992x29x29 11x1 35.7, 25.9).
+  if (f32 && !sums && !is_nhwc(row.variant) && e.ns > 15000) {
+    if (p.K > p.C && row.op == Op::dgrad && e.ns > 20000) e.ns *= 1.1;
+    if (p.K == p.C && p.R * p.S > 25) e.ns *= 1.15;
+  }
+  if (!is_nhwc(row.variant) || sums) return e;
   bool const small = p.R * p.S >= 49 && p.stride_h == 1 && p.stride_w == 1 && e.ns < 17000;
-  bool const large = row.op == Op::dgrad && size_of(p.dtype) == 2 && p.R * p.S >= 25;
-  if (small || large) e.ns = 6000 + (e.ns - 6000) * (small ? 0.7 : 0.87);
+  bool const large = row.op == Op::dgrad && half && p.R * p.S >= 25;
+  if (small || large)
+    e.ns = 6000 + (e.ns - 6000) * (small ? 0.7 : 0.87);
+  else if (half && row.op == Op::fprop && e.ns > 15000)
+    e.ns *= 1.2;
   return e;
 }
 
@@ -285,8 +302,8 @@ constexpr Estimate pixels_as_measured(Row const& row, Problem const& p, Estimate
     bool const odd = p.x.c != 1 && p.H * p.W % 4 != 0;
     if (row.op == Op::fprop && p.x.c != 1 && e.ns > (odd ? 8000 : 12000)) e.ns *= 1.3;
     if (row.op == Op::dgrad && (odd || p.x.c == 1) && e.ns > 7000) e.ns *= 1.3;
-    // Long sums: 8x192x7x7 to 960 D 12.5 us, estimated at 6.3.
-    if (row.op == Op::dgrad && p.x.c == 1 && p.K >= 512) e.ns *= 1.2;
+    // Long sums: 8x192x7x7 to 960 D 12.5 us, estimated at 6.3; over NCHW 2x512x5x5 to 2048 17.1, 11.1.
+    if (row.op == Op::dgrad && p.K >= (p.x.c == 1 ? 384 : 1024)) e.ns *= p.x.c == 1 ? 1.45 : 1.12;
   }
   // 8x512x14x14 to 128 W 14.0 us, estimated at 11.8 as 64x64 (11.2).
   if (is_direct_pixels(row) && size_of(p.dtype) == 2 && row.op == Op::wgrad && p.x.c != 1 && e.ns > 9000 &&
@@ -299,6 +316,10 @@ constexpr Estimate pixels_as_measured(Row const& row, Problem const& p, Estimate
 // Depthwise wgrad of 16-bit types by lines over planes, as measured beside the other rows for any filter.
 constexpr Estimate lines_of_planes(Row const& row, Problem const& p, Estimate e) {
   if (row.op == Op::wgrad && !is_nhwc(row.variant) && size_of(p.dtype) == 2) e.ns *= 0.95;
+  // In channels_last, of few channels: 71x16x61x61 11x1 149 us, estimated at 71, 229x24x12x12 3x1 29.4, 18.5.
+  if (row.op == Op::wgrad && is_nhwc(row.variant) && p.dtype == DType::f32 && p.C <= 64 && p.R * p.S <= 90 &&
+      e.ns > 14000)
+    e.ns *= 1.25;
   return e;
 }
 
@@ -447,9 +468,9 @@ constexpr double simt_phases_share(Op op, Problem const& p) {
   return share < 0.58 ? 0.65 + 0.6 * share : 1;
 }
 
-constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Device const& d) {
   if (int64_t const turns = depthwise_turns(row, p); turns > 1) {
-    Estimate e = estimate(row, op, depthwise_turn(row, p), d);
+    Estimate e = estimate_apart(row, op, depthwise_turn(row, p), d);
     // A turn begins while the one before ends; of wgrad that is lost to its second pass.
     double const begun = op == Op::wgrad ? 0 : e.ns * 0.4 < 3300 ? e.ns * 0.4 : 3300;
     e.ns = e.ns * double(turns) - begun * double(turns - 1);
@@ -457,7 +478,7 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
   }
   if (is_mixed(row, p)) {
     Packed const q = packed_mixed(p);
-    Estimate e = estimate(row, op, q.problem, d);
+    Estimate e = estimate_apart(row, op, q.problem, d);
     e.ns += packing_ns(op, p, q);
     return e;
   }
@@ -546,6 +567,8 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       Problem const near = without_far_taps(q.problem).problem;
       Estimate e = row.dtype == DType::f32 ? igemm_tf32_estimate(row, op, near, d) : igemm_estimate(row, op, near, d);
       if (q.which.any()) e.ns += packing_ns(op, p, q);
+      // As measured: 16-bit dgrad's phases over planes (17x328x26x12 to 12 7x1 s2 23.5 us, estimated at 20.0).
+      if (op == Op::dgrad && p.dtype != DType::f32 && p.x.c != 1 && p.stride_h * p.stride_w > 1) e.ns *= 1.12;
       return e;
     }
     case Family::depthwise:
@@ -563,8 +586,14 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
                                 : is_walk(row)    ? walk_estimate(row, op, p, d)
                                 : row.tile_m == 0 ? any_filter_estimate(op, p, d)
                                                   : depthwise_as_measured(row, p, depthwise_estimate(row, op, p, d)));
-    case Family::column:
-      return beside_few_outputs(row, p, column_estimate(row, op, p, d));
+    case Family::column: {
+      // As measured: float32 5x5 D with a stride (4x192x64x64 10.8 us, estimated at 17.1).
+      Estimate e = column_estimate(row, op, p, d);
+      if (op == Op::dgrad && p.dtype == DType::f32 && row.tile_m == 5 && row.tile_k == 2 && e.ns > 12000 &&
+          e.ns < 20000)
+        e.ns *= 0.8;
+      return beside_few_outputs(row, p, e);
+    }
     case Family::toeplitz:
       return beside_few_outputs(row, p, toeplitz_estimate(row, op, p, d));
     case Family::strip:
@@ -601,9 +630,12 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
         return e;
       }
       if (is_stem_halo(row)) {
-        // As measured, in TF32: patches (16x3x224x224 to 96 4x4 s4 26.7 us, estimated at 24.0), and small layers
-        // (1x3x224x224 to 64 7x7 s4 13.2, in channels_last 12.9, estimated at 16.9).
+        // As measured, in TF32: patches (16x3x224x224 to 96 4x4 s4 26.7 us, estimated at 24.0), small layers
+        // (1x3x224x224 to 64 7x7 s4 13.2, in channels_last 12.9, estimated at 16.9), and results over planes whose rows
+        // begin off 16 bytes (37x4x84x84 to 128 3x3 154, 76).
         Estimate e = stem_halo_estimate(op, p, h200_sxm);
+        if (p.dtype == DType::f32 && p.y.c != 1 && p.Q() % 4 != 0 && p.R * p.S <= 25 && e.ns > 20000)
+          e.ns += double(p.N) * double(p.K) * double(p.P()) * double(p.Q()) * 0.0027;
         if (p.dtype == DType::f32 && p.R == p.stride_h && p.S == p.stride_w)
           e.ns *= 1.08;
         else if (p.dtype == DType::f32 && e.ns < 18000)
@@ -670,12 +702,20 @@ constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device cons
       if (is_nhwc(row.variant) && op == Op::wgrad && p.dtype != DType::f32 && row.tile_m == 128 &&
           min64(p.C, p.K) <= 64 && e.ns > 18000)
         e.ns *= 1.12;
+      // As measured: one to four filters of many channels (8x256x100x152 to 3 32.4 us, estimated at 26.8).
+      if (is_nhwc(row.variant) && op == Op::fprop && p.K <= 4 && p.C >= 128 && e.ns > 14000) e.ns *= 1.15;
       // As measured: long sums for filters that are no vectors (8x512x65x65 to 21: 29.2 us, packed 24.9).
       if (is_nhwc(row.variant) && op == Op::fprop && p.C >= 512 && p.K % 8 != 0) e.ns *= 1.4;
       return e;
     }
   }
   return {};
+}
+
+constexpr Estimate estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  Estimate e = estimate_apart(row, op, p, d);
+  e.ns = beside_others_ns(row, p, e.ns);
+  return e;
 }
 
 constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int split_k, Device const& d) {

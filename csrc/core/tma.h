@@ -118,17 +118,39 @@ constexpr bool tma_swapped(Row const& row) {
   return row.op != Op::wgrad && row.variant != Variant::pointwise && row.tile_m == 256 && row.tile_n == 64;
 }
 
-// Of these, lines of channels in channels_last, which tma.cuh stores as such in TF32. In 16-bit types and of few
-// channels a packed result is faster.
+// Bytes of a pixel's channels that fprop and dgrad in 16-bit types copy at a time. Lines that end early are slow.
+constexpr int tma_line(int64_t channels) { return channels <= 32 ? 64 : 128; }
+
+// Rows of tma_swap_wide.cuh.
+constexpr bool tma_swapped_wide(Row const& row) {
+  return row.op != Op::wgrad && row.variant == Variant::im2col && row.dtype != DType::f32 && row.tile_m % 128 != 0 &&
+         row.tile_m != 64;
+}
+
+// Steps that the list of a tile's steps holds.
+inline constexpr int kListed = 128;
+
+// Of these, fprop's pixels whose filters take no vectors but follow each other without gaps, all of one tile: a tile's
+// pixels are a run of memory, which tma_swap_wide.cuh has the copy engine store.
+constexpr bool tma_stores_runs(Row const& row, Problem const& p) {
+  if (row.family != Family::tma || row.op != Op::fprop || !tma_swapped_wide(row) || p.groups > 1 ||
+      !tma_stores_singly(row.op, p))
+    return false;
+  int64_t const K = p.K, P = p.P(), Q = p.Q(), steps = p.R * p.S * ceil_div(p.C, tma_line(p.C) / 2);
+  auto is = [](int64_t size, int64_t stride, int64_t wanted) { return size == 1 || stride == wanted; };
+  return K <= row.tile_n && p.y_align >= 16 && is(K, p.y.c, 1) && is(Q, p.y.w, K) && is(P, p.y.h, Q * K) &&
+         is(p.N, p.y.n, P * Q * K) && p.N * P * Q < int64_t(1) << 31 && steps > 1 && steps <= kListed;
+}
+
+// Likewise lines of channels in channels_last, which tma.cuh stores as such in TF32. In 16-bit types and of few
+// channels a packed result is faster, but for runs.
 constexpr bool tma_stores_lines(Row const& row, Problem const& p) {
   bool const tile = row.variant == Variant::im2col || row.variant == Variant::halo;
+  if (tma_stores_runs(row, p)) return true;
   if (row.family != Family::tma || row.dtype != DType::f32 || !tile || tma_swapped(row) || p.groups > 1) return false;
   return row.op == Op::fprop ? p.y.c == 1 && p.K >= 32
                              : row.op == Op::dgrad && p.x.c == 1 && p.C >= 32 && p.stride_w == 1;
 }
-
-// Bytes of a pixel's channels that fprop and dgrad in 16-bit types copy at a time. Lines that end early are slow.
-constexpr int tma_line(int64_t channels) { return channels <= 32 ? 64 : 128; }
 
 // tma_phases.cuh, one image axis: the coordinates of y, beginning with `lower`, that the two phases of a stride of two
 // meet, and the taps that they do it with.
@@ -180,12 +202,6 @@ constexpr Walk halo_walk(Row const& row, Problem const& p, Walk const& w) {
   bool const pairs = p.dtype != DType::f32 && (forward ? p.y.w == 1 : p.x.w == 1 && p.stride_w == 1);
   if (pairs && shared > 0 && (all.pixels - w.pixels) % 2 != 0) ++all.pixels;
   return all;
-}
-
-// Rows of tma_swap_wide.cuh.
-constexpr bool tma_swapped_wide(Row const& row) {
-  return row.op != Op::wgrad && row.variant == Variant::im2col && row.dtype != DType::f32 && row.tile_m % 128 != 0 &&
-         row.tile_m != 64;
 }
 
 inline constexpr int kWgradPixels = 64;  // of a step; TF32: 32

@@ -249,9 +249,9 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
       int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h, n0 = image * p.images;
       int const images = min(p.images, p.N - n0), rows = min(p.rows, p.H - tile_h * p.rows) + 2;
       int const first_c = unit0 * p.in_unit;
-      expect_runs(&full[stage], side_bytes(p.in, first_c, images, tile_h, rows));
-      copy_runs(p.in, stages + stage * p.stage_bytes + uint32_t(kRunsFront), first_c, n0, images, tile_h, rows,
-                &full[stage]);
+      Runs const in(p.in, first_c, n0, tile_h, rows);
+      expect_runs(&full[stage], in.bytes_of_lane(p.in, images));
+      in.copy(p.in, stages + stage * p.stage_bytes + uint32_t(kRunsFront), images, &full[stage]);
       if (++stage == p.stages) stage = 0;
     }
     return;
@@ -276,13 +276,11 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
   int const c0 = sizeof(T) == 2 ? t * 2 : t, c1 = c0 + (sizeof(T) == 2 ? 1 : 4), in_last = blocks * 8 - 8;
   int const last0 = in_last + c0 - (in_last + c0 < p.in_unit ? 0 : 4);
   int const last1 = in_last + c1 - (in_last + c1 < p.in_unit ? 0 : 4);
-  auto channel_at = [&](int c) {
-    c += u * p.in_unit;
-    return uint32_t(c / p.in.together * p.in.run + c % p.in.together * int(p.in.plane) + p.in.lead - p.in.pitch);
+  auto at_channel = [&](int c) {
+    return uint32_t(kRunsFront) + channel_at(p.in, unit0 * p.in_unit, u * p.in_unit + c);
   };
-  uint32_t const in_at = uint32_t(kRunsFront) + channel_at(c0);
-  typename Rows::Ways const ways{channel_at(c1) - channel_at(c0), uint32_t(8 / p.in.together * p.in.run),
-                                 channel_at(last0) - channel_at(c0), channel_at(last1) - channel_at(c0)};
+  uint32_t const in_at[4] = {at_channel(c0), at_channel(c1), at_channel(last0), at_channel(last1)};
+  uint32_t const to_block = 8 / p.in.together * p.in.run;
   int64_t const plane = int64_t(p.H) * p.W;
   int stage = 0, phase = 0;
   for (int number = first; number < end; ++number) {
@@ -292,12 +290,15 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
       int const image0 = number / p.tiles_h, tile_h = number - image0 * p.tiles_h, h0 = tile_h * p.rows;
       int const images = min(p.images, p.N - image0 * p.images), rows = min(p.rows, p.H - h0);
       int const pairs = images * p.pairs;
+      auto row_of = [&](int i) { return row_at(p.in, in_at[i], tile_h); };
+      uint32_t const row_in = row_of(0);
+      typename Rows::Ways const ways{row_of(1) - row_in, to_block, row_of(2) - row_in, row_of(3) - row_in};
       for (int item = share; item * kRowPairs < pairs; item += p.shares) {
         int const pair = min(item * kRowPairs + g, pairs - 1), image = pair / p.pairs, w = (pair - image * p.pairs) * 2;
         bool const exists = item * kRowPairs + g < pairs && w < p.W;
         bool const second = !odd || w + 1 < p.W;
         typename Rows::Borders const borders{w == 0 ? 0 : ~0u, second ? ~0u : 0, w + 2 < p.W ? ~0u : 0};
-        uint32_t at = stages + stage * p.stage_bytes + in_at + image * p.in.run_image + w * int(sizeof(T));
+        uint32_t at = stages + stage * p.stage_bytes + row_in + image * p.in.run_image + w * int(sizeof(T));
         int const n = image0 * p.images + image;
         T* to =
             static_cast<T*>(p.out) + (int64_t(n) * p.out_channels + out_first + t * 2) * plane + int64_t(h0) * p.W + w;

@@ -3,9 +3,10 @@
 // and a lane reads four pixels of a row of y (float32: two) and, for the three taps of a row of the filter, those
 // beside them in x.
 //
-// A tile's rows of a channel are one run of memory, those of whole images several channels'; a warpgroup has the copy
-// engine bring them. So nothing lies between rows: a lane at the border of the image puts zeros in what it loads, rows
-// above and below the image are left out, and lanes behind the last column read zeros.
+// A tile's rows of a channel are one run of memory, which may begin and end within 16 bytes, those of whole images
+// several channels'; a warpgroup has the copy engine bring them. So nothing lies between rows: a lane at the border of
+// the image puts zeros in what it loads, rows above and below the image are left out, and lanes behind the last column
+// read zeros.
 //
 // A warp has a job: 16 channels (rows; or two taps of 8) by 8 to 32 filters (columns), all nine taps, whose sums stay
 // in registers. It walks down the rows of a tile: each row of x meets three rows of y (with stride 2 each row of y
@@ -48,6 +49,7 @@ struct RunSide {
   int channels, H, pitch, together;
   int of_block, step, low;   // channels of a block; rows of the image from tile to tile, above the first output's
   int lead, run_image, run;  // of a run in shared memory, as in PlainRun
+  bool shifts;
 };
 
 struct RunParams {
@@ -297,39 +299,66 @@ __device__ inline Rows rows_of(RunSide const& s, int tile_h, int rows) {
   return {first, min(from + rows, s.H) - first, first - from};
 }
 
-__device__ inline uint32_t side_bytes(RunSide const& s, int first, int images, int tile_h, int rows) {
-  int const channels = min(s.of_block, s.channels - first);
-  Rows const r = rows_of(s, tile_h, rows);
-  int const runs = (channels + s.together - 1) / s.together;
-  return uint32_t(images * runs) * uint32_t(s.together > 1 ? s.together * int(s.plane) : r.count * s.pitch);
+// Where a channel's first row lies in shared memory, the one above the image if tiles have that. Where runs begin
+// within 16 bytes: of the tile at the image's upper end, without `lead`.
+__device__ inline uint32_t channel_at(RunSide const& s, int first, int c) {
+  uint32_t const at = c / s.together * s.run + c % s.together * int(s.plane);
+  return s.shifts ? at + uint32_t(first + c) * uint32_t(s.plane) % 16 : at + (s.lead > 0 ? s.lead - s.pitch : 0);
+}
+
+// The same of a tile. Rows further down begin elsewhere within 16 bytes; a row above the image has its place in `lead`.
+__device__ inline uint32_t row_at(RunSide const& s, uint32_t at, int tile_h) {
+  if (!s.shifts) return at;
+  int const first = tile_h * s.step - s.low;
+  return (at & ~15u) + (at + uint32_t(max(first, 0) * s.pitch)) % 16 + (first < 0 ? s.lead - s.pitch : 0);
 }
 
 // Of a stage's copies, by a warpgroup. All its warps arrive, also one that has no run to copy: else nobody waits for
 // it, and before it looks, two phases of `empty` may pass, whose second hides the first. It then waits for ever.
 constexpr int kCopyingWarps = 4;
-__device__ inline void expect_runs(uint64_t* full, uint32_t bytes) {
-  bool const first = threadIdx.x / 32 % kCopyingWarps == 0;
+__device__ inline void expect_runs(uint64_t* full, uint32_t bytes_of_lane) {
+  uint32_t const bytes = __reduce_add_sync(~0u, bytes_of_lane);
   __syncwarp();  // the same of lanes: all have seen the stage empty before it is filled
-  if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive_expect_tx(full, first ? bytes : 0);
+  if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive_expect_tx(full, bytes);
 }
 
 // By a warpgroup: the runs of a side's tile. An instruction takes the copies of a warp's lanes one after the other.
-__device__ inline void copy_runs(RunSide const& s, uint32_t to, int first, int n0, int images, int tile_h, int rows,
-                                 uint64_t* bar) {
-  int const channels = min(s.of_block, s.channels - first);
-  Rows const r = rows_of(s, tile_h, rows);
-  int const runs = (channels + s.together - 1) / s.together;
-  uint32_t const bytes = uint32_t(s.together > 1 ? s.together * int(s.plane) : r.count * s.pitch);
-  char const* const from = s.data + n0 * s.image + first * s.plane + int64_t(r.first) * s.pitch;
-  // Rows above the image are before what is copied; `lead` counts one of them.
-  uint32_t const at = to + (s.lead > 0 ? s.lead + (r.before - 1) * s.pitch : 0);
+// A tensor ends with 16 bytes, as images of 8 channels do.
+struct Runs {
+  int first, count;  // this lane's, every 128th
+  char const* from;
+  uint32_t at, bytes;
+
+  __device__ Runs(RunSide const& s, int first_channel, int n0, int tile_h, int rows) {
+    Rows const r = rows_of(s, tile_h, rows);
+    first = threadIdx.x % 32 * 4 + threadIdx.x / 32 % 4;
+    count = (min(s.of_block, s.channels - first_channel) + s.together - 1) / s.together;
+    bytes = uint32_t(s.together > 1 ? s.together * int(s.plane) : r.count * s.pitch);
+    from = s.data + n0 * s.image + first_channel * s.plane + int64_t(r.first) * s.pitch;
+    at = r.before > 0 ? s.lead : 0;
+  }
+  __device__ char const* source(RunSide const& s, int run) const { return from + int64_t(run * s.together) * s.plane; }
+  __device__ static uint32_t shift(char const* source) { return uint32_t(reinterpret_cast<uintptr_t>(source)) % 16; }
+
+  __device__ uint32_t bytes_of_lane(RunSide const& s, int images) const {
+    if (!s.shifts) return first < count ? uint32_t((count - first + 127) / 128 * images) * bytes : 0;
+    uint32_t sum = 0;  // of one image
 #pragma unroll 1
-  for (int i = 0; i < images; ++i)
+    for (int run = first; run < count; run += 128) sum += (shift(source(s, run)) + bytes + 15) / 16 * 16;
+    return sum;
+  }
+  __device__ void copy(RunSide const& s, uint32_t to, int images, uint64_t* bar) const {
 #pragma unroll 1
-    for (int run = threadIdx.x % 32 * 4 + threadIdx.x / 32 % 4; run < runs; run += 128)
-      ptx::cp_async_bulk(at + run * s.run + i * s.run_image, from + i * s.image + int64_t(run * s.together) * s.plane,
-                         bytes, bar);
-}
+    for (int i = 0; i < images; ++i)
+#pragma unroll 1
+      for (int run = first; run < count; run += 128) {
+        char const* const data = source(s, run) + i * s.image;
+        uint32_t const behind = shift(data);
+        ptx::cp_async_bulk(to + at + run * s.run + i * s.run_image, data - behind, (behind + bytes + 15) / 16 * 16,
+                           bar);
+      }
+  }
+};
 
 template <class T, int parts, int stride, int blocks_c, int blocks_k, Loads how>
 __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1)
@@ -359,21 +388,20 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
   }
   __syncthreads();
 
+  int const first_c = unit0 * q.C_unit + chunk_c * p.jobs_c * blocks_c * 8;
+  int const first_k = unit0 * q.K_unit + chunk_k * p.jobs_k * blocks_k * 8;
   if (warp >= warps) {
     ptx::setmaxnreg_dec<copying>();
-    int const first_c = unit0 * q.C_unit + chunk_c * p.jobs_c * blocks_c * 8;
-    int const first_k = unit0 * q.K_unit + chunk_k * p.jobs_k * blocks_k * 8;
     int stage = 0;
     for (int number = first; number < end; ++number) {
       if (number - first >= p.stages) ptx::mbarrier_wait(&empty[stage], ((number - first) / p.stages - 1) & 1);
       int const image = number / p.tiles_h, tile_h = number - image * p.tiles_h, n0 = image * p.images;
       int const images = min(p.images, q.N - n0), rows = min(p.rows, q.P - tile_h * p.rows);
       int const x_rows = (rows - 1) * stride + 3;
-      expect_runs(&full[stage],
-                  side_bytes(p.x, first_c, images, tile_h, x_rows) + side_bytes(p.y, first_k, images, tile_h, rows));
+      Runs const x(p.x, first_c, n0, tile_h, x_rows), y(p.y, first_k, n0, tile_h, rows);
+      expect_runs(&full[stage], x.bytes_of_lane(p.x, images) + y.bytes_of_lane(p.y, images));
       uint32_t const to = stages + stage * p.stage_bytes;
-      copy_runs(p.x, to + uint32_t(kRunsFront), first_c, n0, images, tile_h, x_rows, &full[stage]);
-      copy_runs(p.y, to + p.y_at, first_k, n0, images, tile_h, rows, &full[stage]);
+      x.copy(p.x, to + uint32_t(kRunsFront), images, &full[stage]), y.copy(p.y, to + p.y_at, images, &full[stage]);
       if (++stage == p.stages) stage = 0;
     }
     return;
@@ -391,8 +419,7 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
   sums.clear();
 
   int const c = u * q.C_unit + j_c * blocks_c * 8 + g, k = u * q.K_unit + j_k * blocks_k * 8 + g;
-  uint32_t const x_at = c / p.x.together * p.x.run + c % p.x.together * int(p.x.plane) + p.x.lead - p.x.pitch;
-  uint32_t const y_at = k / p.y.together * p.y.run + k % p.y.together * int(p.y.plane);
+  uint32_t const x_at = kRunsFront + channel_at(p.x, first_c, c), y_at = channel_at(p.y, first_k, k);
   // Blocks behind the last are others again, and nobody takes their sums.
   uint32_t const x_block = c0 + 8 < q.C_unit ? 8 / p.x.together * p.x.run : 0, y_block = 8 / p.y.together * p.y.run;
   int stage = 0, phase = 0;
@@ -403,15 +430,15 @@ __global__ void __launch_bounds__(runs_warps(blocks_k, parts == 2) * 32 + 128, 1
       int const image0 = number / p.tiles_h, tile_h = number - image0 * p.tiles_h;
       int const images = min(p.images, q.N - image0 * p.images), rows = min(p.rows, q.P - tile_h * p.rows);
       int const columns = images * p.quads, steps = (columns + 3) / 4;
+      uint32_t const x_row = at + row_at(p.x, x_at, tile_h), y_row = at + p.y_at + row_at(p.y, y_at, tile_h);
       bool const above = tile_h > 0, below = (tile_h * p.rows + rows - 1) * stride + 1 < p.x.H;
       for (int step = share; step < steps; step += p.shares) {
         int const column = step * 4 + t, image = column / p.quads, quad = column - image * p.quads;
         bool const exists = column < columns;
         uint32_t const zero = ptx::shared_address(zeros) + 16;
-        typename Sums::Lane const of_x(
-            exists ? at + uint32_t(kRunsFront) + x_at + image * p.x.run_image + quad * 8 * stride : zero,
-            exists ? uint32_t(p.x.pitch) : 0, exists ? x_block : 0);
-        typename Sums::Lane const of_y(exists ? at + p.y_at + y_at + image * p.y.run_image + quad * 8 : zero,
+        typename Sums::Lane const of_x(exists ? x_row + image * p.x.run_image + quad * 8 * stride : zero,
+                                       exists ? uint32_t(p.x.pitch) : 0, exists ? x_block : 0);
+        typename Sums::Lane const of_y(exists ? y_row + image * p.y.run_image + quad * 8 : zero,
                                        exists ? uint32_t(p.y.pitch) : 0, exists ? y_block : 0);
         constexpr int each = 4 / int(sizeof(T));  // columns of a word
         Borders m;
@@ -530,7 +557,7 @@ inline RunSide make_run_side(void const* data, int64_t channels, int64_t H, int6
   s.data = static_cast<char const*>(data), s.image = channels * H * W * size, s.plane = H * W * size;
   s.channels = int(channels), s.H = int(H), s.pitch = int(W * size), s.together = int(r.together);
   s.of_block = int(of_block), s.step = int(step), s.low = int(low);
-  s.lead = int(r.lead), s.run_image = int(r.image), s.run = int(r.stride);
+  s.lead = int(r.lead), s.run_image = int(r.image), s.run = int(r.stride), s.shifts = r.shifts;
   return s;
 }
 

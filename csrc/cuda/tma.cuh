@@ -47,7 +47,6 @@ constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kRunBytes = 64 * kLineBytes;    // 64 k of 64 rows, N-major
 constexpr int kPieceBytes = 16 * kLineBytes;  // of the output: a warp's rows, 128 bytes of columns
 constexpr int kMaxKept = 64;                  // stages of B that stay
-constexpr int kListed = 128;                  // steps that a list has
 constexpr int kReduceThreads = 256;
 constexpr int kReduceSide = 32;  // a block's four sums a thread as a square
 
@@ -195,6 +194,7 @@ struct Params {
   bool by_engine;      // the copy engine stores tiles
   bool singly;         // the output takes no vectors of channels
   bool apart;          // plain but for that, and over planes: kernels of their own
+  bool in_runs;        // likewise, of pixels whose channels follow each other without gaps
   Divisor rows_first;  // tiles along M that follow each other; 1: those along N do
   Divisor stages_a, stages_b;
   bool keep_b;                 // all filters stay in the stages of B
@@ -1300,6 +1300,7 @@ cudaError_t params_of(Params& q, int64_t& blocks, Op op, Problem const& p, Row c
       !halo && !q.keep_b && listed > 1 && listed <= kListed && stages_a % kCopiers == 0 && stages_b % kCopiers == 0;
   q.plain = whole && (S::keeps_b || TM == 64 || (lists && (q.by_engine || !S::even_stages)));
   q.apart = one && q.singly && q.out_c != 1 && (S::keeps_b || lists);
+  q.in_runs = one && lists && tma_stores_runs(kernel_row, p);
   q.stages_a = Divisor(stages_a), q.stages_b = Divisor(stages_b);
   return cudaSuccess;
 }
@@ -1325,11 +1326,13 @@ inline cudaError_t launch_reduce(void (*kernel)(Params), Params const& p, int ea
 }
 
 // S: the shape of `kernel`'s blocks. skipping: leaves out rows of taps; filters that stay are those of all taps. plain:
-// for plain problems. adjust: changes the parameters and the blocks. pairs: for problems `apart`.
+// for plain problems. adjust: changes the parameters and the blocks. pairs: for problems `apart`. runs: for those
+// `in_runs`.
 template <class S, Op op, DType dtype, int TM, int TN, int slices = 1>
 cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan const& plan, Arguments const& args,
                           cudaStream_t stream, void (*skipping)(Params) = nullptr, void (*plain)(Params) = nullptr,
-                          void (*adjust)(Params&, int64_t&) = nullptr, void (*pairs)(Params) = nullptr) {
+                          void (*adjust)(Params&, int64_t&) = nullptr, void (*pairs)(Params) = nullptr,
+                          void (*runs)(Params) = nullptr) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool b_rows = op == Op::dgrad;  // B is N-major
   Params p{};
@@ -1343,6 +1346,8 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
     kernel = plain;
   else if (pairs != nullptr && p.apart)
     kernel = pairs;
+  else if (runs != nullptr && p.in_runs)
+    kernel = runs;
   int const chunk = p.line / int(sizeof(T)), columns = S::columns(p.N);
   Problem filters = problem;  // of slices: 64 of a group's channels each
   filters.C /= slices, filters.groups /= slices;

@@ -3,11 +3,17 @@
 // Each multiplying warpgroup has 64 of the filters and all pixels of the tile. The pixels are an instruction's columns,
 // so their number need only be a multiple of 16: where tiles of 128 are a few more than the SMs, or far fewer, such
 // tiles may fill whole rounds. Variant im2col; there are no splits.
+//
+// fprop's results that take no vectors of channels, but whose pixels follow each other without gaps, are runs of memory
+// where a tile has all filters: they are put together in shared memory, and the copy engine stores them.
 #pragma once
 
 #include "tma.cuh"
 
 namespace conv2d_ext::tma {
+
+// What a kernel does: all problems, or plain ones, by how their results are stored.
+enum class Wide { all, engine, pairs, runs };
 
 struct SwapWideTables {
   uint64_t full_a[kMaxStages], empty_a[kMaxStages], full_b[kMaxStages], empty_b[kMaxStages];
@@ -40,8 +46,66 @@ struct SwapWideShape {
   static_assert(TP % piece == 0 && TF % 64 == 0 && shared_bytes + tables_bytes <= 227 * 1024);
 };
 
+// Stores all warpgroups' accumulators as runs: those of a tile's pixels, as many at a time as there is room for. A tile
+// begins with a multiple of 8 pixels, and so with 16 bytes. Lanes side by side have other pixels in turn, that they
+// meet other banks where pixels lie some 128 bytes apart.
+template <class T, int TP, int TF>
+__device__ void swap_wide_store_runs(Params const& p, Unit const& unit, int n, float const (&acc)[TP / 2],
+                                     float const (&bias)[2], uint32_t staging) {
+  using S = SwapWideShape<TP, TF>;
+  constexpr int threads = S::multiplying * kWarpgroup, pixels = S::piece, together = 2;  // of 8 pixels
+  constexpr int room = pixels * TF * 2, buffers = S::multiplying * S::staging / room;
+  static_assert(pixels % 16 == 0 && buffers > 1);
+  int const warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, quad = lane % 4, turn = quad % together;
+  int const filter = n + warp % 4 * 16 + lane / 4;
+  uint32_t const line = uint32_t(p.N) * 2;
+#pragma unroll
+  for (int piece = 0; piece < TP / pixels; ++piece) {
+    int64_t const first = int64_t(unit.m) * TP + piece * pixels;
+    uint32_t const buffer = staging + piece % buffers * room;
+    uint32_t const from = buffer + uint32_t(quad) * 2 * line + uint32_t(filter) * 2;
+    if (threadIdx.x == 0) ptx::cp_async_bulk_wait_group_read<buffers - 1>();
+    ptx::bar_sync(4, threads);  // what was there has been read
+#pragma unroll
+    for (int j = 0; j < pixels / 8; j += together) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        uint32_t v[together];  // two pixels
+#pragma unroll
+        for (int i = 0; i < together; ++i) {
+          int const at = (piece * (pixels / 8) + j + i) * 4 + half * 2;
+          v[i] = pack<T>(acc[at] + bias[half], acc[at + 1] + bias[half]);
+        }
+        uint32_t const low = v[0];
+        v[0] = turn == 0 ? low : v[1], v[1] = turn == 0 ? v[1] : low;
+        if (filter + half * 8 < p.N) {
+#pragma unroll
+          for (int i = 0; i < together; ++i) {
+            uint32_t const to = from + uint32_t(j + (i ^ turn)) * 8 * line + half * 16;
+            ptx::st_shared_u16(to, uint16_t(v[i])), ptx::st_shared_u16(to + line, uint16_t(v[i] >> 16));
+          }
+        }
+      }
+    }
+    ptx::fence_proxy_async();
+    ptx::bar_sync(4, threads);
+    if (warp > 0) continue;
+    int64_t const count = max(min(p.phase[0].M - first, int64_t(pixels)), int64_t(0));
+    T* const out = static_cast<T*>(p.out) + first * p.N;
+    uint32_t const elements = uint32_t(count) * uint32_t(p.N), whole = elements / 8 * 8;
+    if (lane == 0) {
+      if (whole > 0) ptx::cp_async_bulk_store(out, buffer, whole * 2);
+      ptx::cp_async_bulk_commit_group();  // also of nothing, as these are counted
+    }
+    if (whole + lane < elements) {  // behind the last whole vector of the tensor
+      uint32_t const word = ptx::ld_shared(buffer + (whole + lane) / 2 * 4) >> (lane % 2 * 16);
+      reinterpret_cast<uint16_t*>(out)[whole + lane] = uint16_t(word);
+    }
+  }
+}
+
 // Stores a warpgroup's accumulators: 64 filters from n on by the TP pixels whose offsets are `to`, as swap_store does.
-template <class T, int TP, int TF, bool plain, bool pairs>
+template <class T, int TP, int TF, Wide wide>
 __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float (&acc)[TP / 2], int64_t const* to,
                                 uint32_t staging) {
   constexpr int pixels = SwapWideShape<TP, TF>::piece;
@@ -55,6 +119,10 @@ __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float 
       if (at < p.N) bias[half] = widen(static_cast<T const*>(p.bias)[unit.group * p.group_bias + at * p.bias_stride]);
     }
   }
+  if constexpr (wide == Wide::runs) {
+    swap_wide_store_runs<T, TP, TF>(p, unit, n, acc, bias, staging - group * SwapWideShape<TP, TF>::staging);
+    return;
+  }
   auto pair = [&](int j, int half) {  // two pixels of a filter
     return pack<T>(acc[j * 4 + half * 2] + bias[half], acc[j * 4 + half * 2 + 1] + bias[half]);
   };
@@ -67,7 +135,7 @@ __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float 
       ptx::stmatrix_x4_trans(lines + line * kLineBytes + (chunk ^ (line % 8)) * 16, v);
     }
   };
-  if (plain ? pairs : p.singly) {  // a warp's 16 filters as lines of pixels
+  if (wide == Wide::pairs || (wide == Wide::all && p.singly)) {  // a warp's 16 filters as lines of pixels
 #pragma unroll
     for (int piece = 0; piece < (TP + 63) / 64; ++piece) {
       __syncwarp();
@@ -85,7 +153,7 @@ __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float 
     }
     return;
   }
-  if (plain || p.by_engine) {
+  if (wide == Wide::engine || p.by_engine) {
     constexpr int pieces = SwapWideShape<TP, TF>::pieces;
 #pragma unroll
     for (int piece = 0; piece < TP / pixels; ++piece) {
@@ -119,7 +187,7 @@ __device__ void swap_wide_store(Params const& p, Unit const& unit, int n, float 
   }
 }
 
-template <class T, int TP, int TF, bool b_rows, bool plain, bool pairs>
+template <class T, int TP, int TF, bool b_rows, Wide wide>
 __device__ void swap_wide_multiply(Params const& p, uint32_t ring, uint8_t* memory, SwapWideTables& tables) {
   using S = SwapWideShape<TP, TF>;
   constexpr uint32_t step_b = b_rows ? 2 * kCoreBytes / 16 : 2;  // 16 k
@@ -142,10 +210,11 @@ __device__ void swap_wide_multiply(Params const& p, uint32_t ring, uint8_t* memo
       ptx::mbarrier_arrive(bars.empty_b + stage_b * 8);
     }
   };
-  WorkOf<plain> work(p);
+  constexpr bool some_go_apart = wide == Wide::all || wide == Wide::pairs;
+  WorkOf<wide != Wide::all> work(p);
   for (Unit unit; work.take(p, unit);) {
     Phase const& phase = p.phase[unit.phase];
-    if ((!plain || pairs) && !p.by_engine) {
+    if (some_go_apart && !p.by_engine) {
       ptx::bar_sync(1 + group, kWarpgroup);  // the last tile's offsets and piece have been read
       for (int i = thread; i < S::offsets; i += kWarpgroup)
         to[i] = i < TP ? out_of(p, phase, int64_t(unit.m) * TP + i) : -1;
@@ -177,18 +246,18 @@ __device__ void swap_wide_multiply(Params const& p, uint32_t ring, uint8_t* memo
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);
     release(before_a, before_b);
-    if ((!plain || pairs) && !p.by_engine) ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
-    swap_wide_store<T, TP, TF, plain, pairs>(p, unit, unit.n * TF + group * 64, acc, to, staging);
+    if (some_go_apart && !p.by_engine) ptx::bar_sync(1 + group, kWarpgroup);  // the offsets have been written
+    swap_wide_store<T, TP, TF, wide>(p, unit, unit.n * TF + group * 64, acc, to, staging);
   }
   if (lane == 0) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
-// b_rows: B's columns are contiguous in memory, not its k. plain: of plain problems that the copy engine stores, or
-// with `pairs` that are stored over planes.
-template <class T, int TP, int TF, bool b_rows, bool plain, bool pairs = false>
+// b_rows: B's columns are contiguous in memory, not its k.
+template <class T, int TP, int TF, bool b_rows, Wide wide>
 __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
     tma_swap_wide_kernel(__grid_constant__ Params const p) {
   using S = SwapWideShape<TP, TF>;
+  constexpr bool plain = wide != Wide::all;
   extern __shared__ uint8_t dynamic[];
   __shared__ SwapWideTables tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
@@ -208,7 +277,7 @@ __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < S::multiplying * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    swap_wide_multiply<T, TP, TF, b_rows, plain, pairs>(p, ring, memory, tables);
+    swap_wide_multiply<T, TP, TF, b_rows, wide>(p, ring, memory, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     Barriers const bars(tables);
@@ -231,10 +300,13 @@ __global__ void __launch_bounds__(SwapWideShape<TP, TF>::threads, 1)
 template <Op op, DType dtype, int TP, int TF>
 cudaError_t launch_swapped_wide(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
+  constexpr bool b_rows = op == Op::dgrad;
+  void (*runs)(Params) = nullptr;
+  if constexpr (op == Op::fprop) runs = tma_swap_wide_kernel<T, TP, TF, b_rows, Wide::runs>;
   return launch_kernel<SwapWideShape<TP, TF>, op, dtype, TP, TF>(
-      tma_swap_wide_kernel<T, TP, TF, op == Op::dgrad, false>, problem, plan, args, stream, nullptr,
-      tma_swap_wide_kernel<T, TP, TF, op == Op::dgrad, true>, nullptr,
-      tma_swap_wide_kernel<T, TP, TF, op == Op::dgrad, true, true>);
+      tma_swap_wide_kernel<T, TP, TF, b_rows, Wide::all>, problem, plan, args, stream, nullptr,
+      tma_swap_wide_kernel<T, TP, TF, b_rows, Wide::engine>, nullptr,
+      tma_swap_wide_kernel<T, TP, TF, b_rows, Wide::pairs>, runs);
 }
 
 }  // namespace conv2d_ext::tma
