@@ -4,9 +4,7 @@
 // channels_last take up to four times as long.
 #pragma once
 
-#include "column.h"
 #include "lines.h"
-#include "toeplitz.h"
 
 namespace conv2d_ext {
 
@@ -23,14 +21,8 @@ constexpr bool is_mixed(Row const& row, Problem const& p) {
   bool const depthwise = row.family == Family::depthwise || row.family == Family::column ||
                          row.family == Family::toeplitz || row.family == Family::strip || row.family == Family::band;
   int64_t const v = 16 / size_of(p.dtype);
-  // Over planes by any filter, several times as long: dgrad and wgrad of two filters a channel with stride 2, and
-  // dilations that channels_last takes by phases.
-  bool const pairs = row.op != Op::fprop && p.K == 2 * p.C && p.stride_h == 2;
-  bool const apart = row.family == Family::column     ? pairs || (p.R <= 7 && column_phased(p))
-                     : row.family == Family::toeplitz ? toeplitz_phased(row.tile_n, p)
-                                                      : false;
   return depthwise && is_nhwc(row.variant) && !is_lines(row) && p.groups == p.C && p.C % v == 0 && p.K % v == 0 &&
-         p.dtype != DType::f64 && ((p.x.c == 1) != (p.y.c == 1) || (apart && p.x.c != 1));
+         p.dtype != DType::f64 && (p.x.c == 1) != (p.y.c == 1);
 }
 
 }  // namespace conv2d_ext

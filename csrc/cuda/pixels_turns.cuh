@@ -35,12 +35,14 @@ struct Shape {
 
 struct Params {
   CUtensorMap a, b, out;
+  CUtensorMap b_end;           // of an image's last run, if it is no whole one
   Divisor tiles_m, per_image;  // per_image: runs
   int32_t tiles, steps, M, images;
-  int32_t lines;  // of a step: channels, 64 or, of fewer, 16 to 48
-  bool stays;     // all filters do, each tile's step in the place of its own among the stages
-  bool rotates;   // see tile_of
-  bool once;      // L2 gives up pixels first
+  int32_t pixels;  // of an image
+  int32_t lines;   // of a step: channels, 64 or, of fewer, 16 to 48
+  bool stays;      // all filters do, each tile's step in the place of its own among the stages
+  bool rotates;    // see tile_of
+  bool once;       // L2 gives up pixels first
   void const* bias;
   int64_t bias_stride;
 };
@@ -112,20 +114,25 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
       m0 *= TM;
 #pragma unroll
       for (int i = 0; i < kRuns; ++i) image[i] = place_of(first + i, pixel[i]);
+      // Boxes that reach beyond the image take the engine longer.
+      int width = 0;
+#pragma unroll
+      for (int i = 0; i < kRuns; ++i) width += min(64, p.pixels - pixel[i]);
 #pragma unroll 1
       for (int step = 0; step < p.steps; ++step, stage.advance(kStages)) {
         uint32_t const to = ring + stage.index * S::stage_bytes;
         ptx::mbarrier_wait(&empty[stage.index], stage.parity ^ 1);  // passes on the first trip round the ring
         if (warp == 1) {
           uint64_t* const full = &full_b[stage.index];
-          ptx::mbarrier_arrive_expect_tx(full, kRuns * p.lines * kLineBytes);
+          ptx::mbarrier_arrive_expect_tx(full, width * p.lines * 2);
 #pragma unroll
           for (int i = 0; i < kRuns; ++i) {
             uint32_t const run = to + TM * kLineBytes + i * kRunBytes;
+            CUtensorMap const& map = pixel[i] + 64 <= p.pixels ? p.b : p.b_end;
             if (once != 0)
-              ptx::cp_async_bulk_tensor_4d(run, &p.b, full, pixel[i], step * 64, image[i], 0, once);
+              ptx::cp_async_bulk_tensor_4d(run, &map, full, pixel[i], step * 64, image[i], 0, once);
             else
-              ptx::cp_async_bulk_tensor_4d(run, &p.b, full, pixel[i], step * 64, image[i], 0);
+              ptx::cp_async_bulk_tensor_4d(run, &map, full, pixel[i], step * 64, image[i], 0);
           }
         } else {
           copy_a(m0, step, stage.index);
@@ -244,7 +251,9 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   p.tiles = int32_t(t.tiles);
   int64_t const depth = op == Op::fprop ? problem.C : problem.K;
   p.lines = depth < 64 ? int32_t(ceil_div(depth, 16) * 16) : 64;
-  if (auto const error = pixel_runs::set_params<op, dtype>(p, t, problem, args, TM, 64, p.lines)) return error;
+  if (auto const error = pixel_runs::set_params<op, dtype>(p, t, problem, args, TM, 64, p.lines, &p.b_end))
+    return error;
+  p.pixels = int32_t(problem.H * problem.W);
   int sm_count = 0;
   if (auto const error = count_sms(sm_count)) return error;
   int64_t const blocks = min64(t.tiles, sm_count);

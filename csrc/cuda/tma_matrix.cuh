@@ -34,18 +34,23 @@ constexpr int kMatrixReady = 4;
 
 struct MatrixParams {
   CUtensorMap a, b, out;
-  Divisor first;  // tiles of a cluster, along the way on which blocks follow each other; in all
+  CUtensorMap a_last, b_last;     // of a last step, if `last` < 4; wgrad in parts: of a last run, if it is `narrow`
+  CUtensorMap a_end, a_end_last;  // planes: of an image's last run
+  Divisor first;                  // tiles of a cluster, along the way on which blocks follow each other; in all
   int32_t units, steps;
+  int32_t last;      // instructions of the last step, 16 k each
   bool n_first;      // that is along the columns
   bool rotates;      // a block has the next of `first` in its next turn, as the last ones may be few
   int32_t channels;  // of the result
   Divisor runs;      // planes: of an image
+  int32_t pixels;    // planes: of an image
   void const* bias;
   int64_t bias_stride;
   // wgrad in parts: of all tiles; tiles along the rows; blocks of a tile, which take turns with its steps.
   Divisor tiles;
   int32_t tiles_m, parts;
   int32_t period, side_a, side_b;  // pixels of a row (matrix_period), each with so many channels
+  bool narrow;
   void* workspace;
   bool once;  // L2 gives up what is read first (reads_once)
 };
@@ -113,6 +118,22 @@ __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full
   for (; at.more(p); at.advance(p)) {
     int const of_row = Tile::staged ? 0 : at.part & (p.period - 1);
     int const every = Tile::staged ? 64 : p.parts / p.period * 64;
+    // Runs of wgrad's columns that tiles of no whole runs begin are not the channels' last ones.
+    constexpr bool narrow_columns = Tile::columns % 64 == 0;
+    constexpr int columns = int(ceil_div(Tile::columns, 64) * 64);
+    bool const narrow_runs = !Tile::staged && cm * cn == 1 && p.narrow;
+    int whole_bytes = Tile::stage_bytes;
+    if (narrow_runs)
+      whole_bytes =
+          (min(Tile::rows, p.side_a - at.m) + (narrow_columns ? min(columns, p.side_b - at.n) : columns)) * kLineBytes;
+    if constexpr (planes) {
+#pragma unroll
+      for (int run = 0; run < Tile::groups; ++run) {
+        int to = at.m + run * 64;
+        matrix_run(p, to);
+        whole_bytes -= max(to + 64 - p.pixels, 0) * kLineBytes;
+      }
+    }
     if constexpr (!Tile::staged) at.m += of_row * p.side_a & ~7, at.n += of_row * p.side_b & ~7;
 #pragma unroll 1
     for (int k = Tile::staged ? 0 : at.part / p.period * 64; k < p.steps * 64;
@@ -121,30 +142,40 @@ __device__ void matrix_copy(MatrixParams const& p, uint32_t ring, uint64_t* full
       uint64_t* const bar = full + stage.index;
       uint32_t const a = ring + stage.index * Tile::stage_bytes + from_a * kLineBytes,
                      b = ring + stage.index * Tile::stage_bytes + Tile::a_bytes + from_b * kLineBytes;
-      ptx::mbarrier_arrive_expect_tx(bar, Tile::stage_bytes);
+      // Boxes that reach beyond the tensor's channels take longer, so those of the last step do not.
+      bool const narrow = cm * cn == 1 && Tile::staged && k == p.steps * 64 - 64 && p.last < 4;
+      CUtensorMap const &map_a = narrow ? p.a_last : p.a, &map_b = narrow ? p.b_last : p.b;
+      ptx::mbarrier_arrive_expect_tx(bar, narrow ? whole_bytes / 4 * p.last : whole_bytes);
       if constexpr (a_rows) {
 #pragma unroll
         for (int run = 0; run < Tile::groups; ++run) {
           int to = at.m + run * 64;
           if constexpr (planes) {
             int const image = matrix_run(p, to);
+            CUtensorMap const& map = to + 64 <= p.pixels ? map_a : narrow ? p.a_end_last : p.a_end;
             if (once != 0)
-              ptx::cp_async_bulk_tensor_4d(a + run * kRunBytes, &p.a, bar, to, k, image, 0, once);
+              ptx::cp_async_bulk_tensor_4d(a + run * kRunBytes, &map, bar, to, k, image, 0, once);
             else
-              ptx::cp_async_bulk_tensor_4d(a + run * kRunBytes, &p.a, bar, to, k, image, 0);
+              ptx::cp_async_bulk_tensor_4d(a + run * kRunBytes, &map, bar, to, k, image, 0);
           } else {
-            copy(a_shared, a + run * kRunBytes, p.a, bar, to, k + from_a, with_a);
+            if (narrow_runs && to >= p.side_a) break;
+            copy(a_shared, a + run * kRunBytes, narrow_runs && to + 64 > p.side_a ? p.a_last : map_a, bar, to,
+                 k + from_a, with_a);
           }
         }
       } else {
-        copy(a_shared, a, p.a, bar, k, at.m + from_a, with_a);
+        copy(a_shared, a, map_a, bar, k, at.m + from_a, with_a);
       }
       if constexpr (b_rows) {
 #pragma unroll
-        for (int run = 0; run < ceil_div(Tile::columns, 64); ++run)
-          copy(b_shared, b + run * kRunBytes, p.b, bar, at.n + run * 64, k + from_b, with_b);
+        for (int run = 0; run < ceil_div(Tile::columns, 64); ++run) {
+          int const to = at.n + run * 64;
+          if (narrow_columns && narrow_runs && to >= p.side_b) break;
+          copy(b_shared, b + run * kRunBytes, narrow_columns && narrow_runs && to + 64 > p.side_b ? p.b_last : map_b,
+               bar, to, k + from_b, with_b);
+        }
       } else {
-        copy(b_shared, b, p.b, bar, k, at.n + from_b, with_b);
+        copy(b_shared, b, map_b, bar, k, at.n + from_b, with_b);
       }
     }
   }
@@ -198,6 +229,7 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
       if (shares) ptx::mbarrier_arrive_cluster(ptx::mapa(empty + stage * 8, lane));
     }
   };
+  bool const narrow = cm * cn == 1 && Tile::staged && p.last < 4;
   Stage stage;
   bool dry = true;  // the first time
 #pragma unroll 1
@@ -214,15 +246,14 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
     }
     int const steps = dry ? 0 : Tile::staged ? p.steps : matrix_part_steps(p, at.part);
     int before = -1;
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step, stage.advance(Tile::stages)) {
+    auto multiply = [&](auto instructions) {
       ptx::mbarrier_wait(full + stage.index * 8, stage.parity);
       uint32_t const a = ring + stage.index * Tile::stage_bytes + group * 64 * kLineBytes,
                      b = ring + stage.index * Tile::stage_bytes + Tile::a_bytes;
       ptx::wgmma_fence_operand(acc);
       ptx::wgmma_fence();
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
+      for (int k = 0; k < decltype(instructions)::value; ++k)
         ptx::wgmma_mma_async<T, a_rows, b_rows>(acc, at_address(layout_a, a + k * step_a),
                                                 at_address(layout_b, b + k * step_b));
       ptx::wgmma_commit_group();
@@ -230,6 +261,18 @@ __device__ void matrix_multiply(MatrixParams const& p, uint32_t ring, uint32_t s
       ptx::wgmma_fence_operand(acc);
       if (before >= 0) give_back(before);
       before = stage.index;
+      stage.advance(Tile::stages);
+    };
+    int const whole = narrow && !dry ? steps - 1 : steps;
+#pragma unroll 1
+    for (int step = 0; step < whole; ++step) multiply(std::integral_constant<int, 4>());
+    if (whole < steps) {
+      if (p.last == 1)
+        multiply(std::integral_constant<int, 1>());
+      else if (p.last == 2)
+        multiply(std::integral_constant<int, 2>());
+      else
+        multiply(std::integral_constant<int, 3>());
     }
     ptx::wgmma_wait_group<0>();
     ptx::wgmma_fence_operand(acc);
@@ -367,14 +410,15 @@ __global__ void __launch_bounds__(256) matrix_sums_shifted(__grid_constant__ Mat
   static_cast<T*>(out)[row * stride + column] = narrow<T>(sum);
 }
 
-// A matrix of which the copy engine has boxes of 64 elements of so many rows. L2 asks memory for 256 bytes at a time;
-// of rows that begin within sectors, which are slowest, for 128, as that was measured to take 3 % less.
+// A matrix of which the copy engine has boxes of so many elements of so many rows. L2 asks memory for 256 bytes at a
+// time; of rows that begin within sectors, which are slowest, for 128, as that was measured to take 3 % less.
 inline cudaError_t encode_matrix(CUtensorMap& map, void const* at, DType dtype, int64_t row_elements, int64_t rows,
-                                 int64_t stride, int box_rows, int64_t images = 1, int64_t image_stride = 0) {
+                                 int64_t stride, int box_rows, int64_t images = 1, int64_t image_stride = 0,
+                                 int box_elements = 64) {
   static auto const encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
   if (encode == nullptr) return cudaErrorNotSupported;
   Encoded const e(Tensor4{at, dtype, {row_elements, rows, images, 1}, {1, stride, image_stride, 0}});
-  cuuint32_t const box[4] = {64, cuuint32_t(box_rows), 1, 1}, step[4] = {1, 1, 1, 1};
+  cuuint32_t const box[4] = {cuuint32_t(box_elements), cuuint32_t(box_rows), 1, 1}, step[4] = {1, 1, 1, 1};
   return status(
       encode(&map, tensor_type(dtype), 4, const_cast<void*>(at), e.size, e.stride, box, step,
              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
@@ -390,6 +434,7 @@ cudaError_t start_matrix(MatrixParams& q, MatrixProduct const& product, Argument
   int64_t const units_m = ceil_div(product.rows, Tile::rows * cm),
                 units = units_m * ceil_div(product.columns, Tile::columns * cn);
   q.units = int32_t(units * parts), q.steps = int32_t(ceil_div(product.depth, 64));
+  q.last = int32_t(matrix_last(product.depth) / 16);
   q.tiles = Divisor(units), q.tiles_m = int32_t(units_m * cm), q.parts = int32_t(parts), q.workspace = args.workspace;
   q.bias = args.bias, q.bias_stride = args.bias_stride;
   auto* const kernel = matrix_kernel<T, tile_m, tile_n, op, cm, cn, planes, in_parts>;
@@ -416,11 +461,16 @@ cudaError_t launch_matrix_by(Problem const& p, Arguments const& args, cudaStream
   int64_t const rows_a = a_rows ? product.depth : product.rows, rows_b = b_rows ? product.depth : product.columns;
   MatrixParams q{};
   q.channels = int32_t(product.rows);
-  cudaError_t error = encode_matrix(q.a, b_rows ? args.a : args.b, dtype, product.side_a, rows_a, b_rows ? x : w,
-                                    (a_rows ? 64 : Tile::rows) / cn);
-  if (error != cudaSuccess) return error;
-  error = encode_matrix(q.b, b_rows ? args.b : args.a, dtype, product.side_b, rows_b, op == Op::fprop ? x : y,
-                        (b_rows ? 64 : Tile::columns) / cm);
+  int const last = matrix_last(product.depth);
+  auto encode = [&](CUtensorMap& a, CUtensorMap& b, int k) {
+    cudaError_t const error = encode_matrix(a, b_rows ? args.a : args.b, dtype, product.side_a, rows_a, b_rows ? x : w,
+                                            (a_rows ? k : Tile::rows) / cn, 1, 0, a_rows ? 64 : k);
+    if (error != cudaSuccess) return error;
+    return encode_matrix(b, b_rows ? args.b : args.a, dtype, product.side_b, rows_b, op == Op::fprop ? x : y,
+                         (b_rows ? k : Tile::columns) / cm, 1, 0, b_rows ? 64 : k);
+  };
+  cudaError_t error = encode(q.a, q.b, 64);
+  if (error == cudaSuccess && cm * cn == 1 && last < 64) error = encode(q.a_last, q.b_last, last);
   if (error != cudaSuccess) return error;
   error = encode_matrix(q.out, args.out, dtype, product.side_out, product.columns,
                         op == Op::fprop   ? y
@@ -448,6 +498,14 @@ cudaError_t launch_matrix_parts(Problem const& p, MatrixCut const& cut, Argument
   error = encode_matrix(q.b, cut.turned ? args.a : args.b, dtype, product.side_b * period, product.depth,
                         cut.turned ? x : y, 64 / cm);
   if (error != cudaSuccess) return error;
+  q.narrow = period == 1 && cm * cn == 1;
+  if (q.narrow && product.side_a % 64 != 0)
+    error = encode_matrix(q.a_last, cut.turned ? args.b : args.a, dtype, product.side_a, product.depth,
+                          cut.turned ? y : x, 64, 1, 0, int(product.side_a % 64));
+  if (error == cudaSuccess && q.narrow && product.side_b % 64 != 0)
+    error = encode_matrix(q.b_last, cut.turned ? args.a : args.b, dtype, product.side_b, product.depth,
+                          cut.turned ? x : y, 64, 1, 0, int(product.side_b % 64));
+  if (error != cudaSuccess) return error;
   error = start_matrix<Op::wgrad, T, tile_m, tile_n, cm, cn, false, true>(q, product, args, stream, cut.parts);
   if (error != cudaSuccess) return error;
   int const items = q.tiles.value * (cm * cn) * (Tile::columns / 8) * Tile::multiplying;
@@ -465,10 +523,20 @@ cudaError_t launch_matrix_planes(Problem const& p, Arguments const& args, cudaSt
   Strides const &in = op == Op::fprop ? p.x : p.y, &out = op == Op::fprop ? p.y : p.x;
   int64_t const pixels = p.H * p.W;
   MatrixParams q{};
-  q.channels = int32_t(product.columns), q.runs = Divisor(ceil_div(pixels, 64)), q.once = pixels_once(p);
-  cudaError_t error = encode_matrix(q.a, args.a, dtype, pixels, product.depth, in.c, 64, p.N, in.n);
-  if (error != cudaSuccess) return error;
-  error = encode_matrix(q.b, args.b, dtype, p.C, p.K, p.w.n, op == Op::fprop ? tile_m : 64);
+  q.channels = int32_t(product.columns), q.runs = Divisor(ceil_div(pixels, 64)), q.pixels = int32_t(pixels);
+  q.once = pixels_once(p);
+  int const last = matrix_last(product.depth);
+  int const end = int(pixels % 64);
+  auto encode = [&](CUtensorMap& a, CUtensorMap& a_end, CUtensorMap& b, int k) {
+    cudaError_t error = encode_matrix(a, args.a, dtype, pixels, product.depth, in.c, k, p.N, in.n);
+    if (error == cudaSuccess && end > 0)
+      error = encode_matrix(a_end, args.a, dtype, pixels, product.depth, in.c, k, p.N, in.n, end);
+    if (error != cudaSuccess) return error;
+    return encode_matrix(b, args.b, dtype, p.C, p.K, p.w.n, op == Op::fprop ? tile_m : k, 1, 0,
+                         op == Op::fprop ? k : 64);
+  };
+  cudaError_t error = encode(q.a, q.a_end, q.b, 64);
+  if (error == cudaSuccess && last < 64) error = encode(q.a_last, q.a_end_last, q.b_last, last);
   if (error != cudaSuccess) return error;
   error = encode_matrix(q.out, args.out, dtype, pixels, product.columns, out.c, tile_m, p.N, out.n);
   if (error != cudaSuccess) return error;

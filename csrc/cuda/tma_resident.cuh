@@ -11,6 +11,7 @@
 // Needs results whose pixels are the rows of a matrix.
 #pragma once
 
+#include "../core/matrix.h"
 #include "../core/tma_resident.h"
 #include "tma_wgrad.cuh"
 #include "tma_wgrad_tf32.cuh"
@@ -19,6 +20,7 @@ namespace conv2d_ext::tma {
 
 struct ResidentParams {
   CUtensorMap a, b, out;
+  CUtensorMap a_last;     // pixels' last chunk, if `narrow`
   Divisor columns, rows;  // of an image of the result
   int32_t N;              // columns of the result
   int32_t tiles, tiles_n;
@@ -28,6 +30,7 @@ struct ResidentParams {
   int32_t b_bytes;       // of a chunk of the block's filters
   int32_t stages;
   bool pairs;  // 16 pixels by 256 bytes are stored at a time
+  bool narrow;
   int32_t h0, w0, stride_h, stride_w;
   void const* bias;
   int64_t bias_stride;
@@ -63,8 +66,8 @@ __device__ void resident_filters(ResidentParams const& p, uint32_t shared, uint3
 }
 
 template <class T>
-__device__ void resident_pixels(ResidentParams const& p, uint32_t ring, uint64_t const* full, uint64_t const* empty,
-                                int tile, int step) {
+__device__ void resident_pixels(ResidentParams const& p, uint32_t ring, uint64_t* full, uint64_t const* empty, int tile,
+                                int step) {
   int const chunk_size = p.line / int(sizeof(T)), bytes = 64 * p.line;
   uint32_t const bar_full = ptx::shared_address(full), bar_empty = ptx::shared_address(empty);
   Stage at;
@@ -75,9 +78,14 @@ __device__ void resident_pixels(ResidentParams const& p, uint32_t ring, uint64_t
 #pragma unroll 1
     for (int chunk = 0; chunk < p.chunks; ++chunk, at.advance(p.stages)) {
       ptx::mbarrier_wait(bar_empty + at.index * 8, at.parity ^ 1);
-      ptx::mbarrier_arrive_expect_tx(bar_full + at.index * 8, bytes);
-      ptx::cp_async_bulk_tensor_im2col(ring + at.index * bytes, &p.a, bar_full + at.index * 8, chunk * chunk_size, w, h,
-                                       n, 0, 0);
+      uint32_t const to = ring + at.index * bytes, bar = bar_full + at.index * 8;
+      if (p.narrow && chunk == p.chunks - 1) {
+        ptx::mbarrier_arrive_expect_tx(bar, 64 * 32 * p.last);
+        ptx::cp_async_bulk_tensor_4d(to, &p.a_last, full + at.index, chunk * chunk_size, tile * 64, 0, 0);
+      } else {
+        ptx::mbarrier_arrive_expect_tx(bar, bytes);
+        ptx::cp_async_bulk_tensor_im2col(to, &p.a, bar, chunk * chunk_size, w, h, n, 0, 0);
+      }
     }
   }
 }
@@ -246,6 +254,12 @@ cudaError_t launch_resident(Problem const& p, Arguments const& args, cudaStream_
   if ((error = encode_im2col(q.a, pixels, h, w, chunk_size, 64)) != cudaSuccess) return error;
   if ((error = encode_filters(q.b, args.b, p, forward ? chunk_size : 64,
                               forward ? int(min64(shape.columns, N)) : chunk_size, sizeof(T) == 4)) != cudaSuccess)
+    return error;
+  // The engine takes longer for boxes that reach beyond the pixels' channels.
+  q.narrow = shape.line == kLineBytes && q.last < 4 && h.pixels == in_H && w.pixels == in_W && h.lower == 0 &&
+             w.lower == 0 && h.stride * w.stride == 1 && matrix_stride(in, p) > 0;
+  Tensor4 const matrix{args.a, p.dtype, {C, p.N * in_H * in_W, 1, 1}, {1, matrix_stride(in, p), 0, 0}, sizeof(T) == 4};
+  if (q.narrow && (error = encode_tiled(q.a_last, matrix, q.last * 32 / int(sizeof(T)), 64, 1, 1)) != cudaSuccess)
     return error;
   q.pairs = sizeof(T) == 2 && shape.columns == 128 && N % 128 == 0;
   Tensor4 const halves{args.out, p.dtype, {64, N / 64, rows.size[1], 1}, {1, 64, row, 0}};
