@@ -126,7 +126,7 @@ inline constexpr Beside kBeside[] = {
     {Op::dgrad, Family::depthwise, Variant::nchw, 4, 0, 2, false, 0.87, {Of::stride, 0, 1}, {Of::us, 0, 25}},
     {Op::wgrad, Family::depthwise, Variant::nchw, 2, 0, 0, false, 0.85, {Of::K_over_C, 2}, {Of::taps, 0, 25}},
     {Op::wgrad, Family::depthwise, Variant::nchw, 2, 0, 1, false, 1.07, {Of::pixels, 0, 1800}, {}},
-    {Op::wgrad, Family::column, Variant::nhwc_s2, 4, 3, 3, true, 0.85, {Of::us, 20}, {}},
+    {Op::wgrad, Family::column, Variant::nhwc_s2, 4, 3, 3, true, 0.85, {Of::us, 20}, {Of::K_over_C, 0, 1}},
     {Op::fprop, Family::stream, Variant::nchw, 4, 3, 3, false, 1.07, {Of::taps, 9}, {}},
     {Op::dgrad, Family::stream, Variant::nchw, 4, 3, 3, false, 1.07, {Of::taps, 9}, {}},
     {Op::dgrad, Family::strip, Variant::nhwc, 4, 7, 8, true, 0.9, {}, {}},

@@ -78,13 +78,17 @@ struct PhaseRuns {
   }
 };
 
-// What the block that has most to do takes, in what `times` are in; 0: not shared out so.
+// What the block that has most to do takes, in what `times` are in; 0: not shared out so. Long times are counted in a
+// larger unit, lest their sums leave 32 bits.
 constexpr double phases_longest(int64_t const* tiles, double const* times, int64_t phases, int64_t blocks) {
+  double whole = 0;
+  for (int i = 0; i < phases; ++i) whole += double(tiles[i]) * (times[i] + kPhaseTileSteps);
+  double const unit = whole > double(1 << 29) ? whole / double(1 << 29) : 1;
   int64_t rounded[16] = {};
-  for (int i = 0; i < phases; ++i) rounded[i] = int64_t(times[i]);
+  for (int i = 0; i < phases; ++i) rounded[i] = int64_t(times[i] / unit);
   PhaseRuns runs;
   runs.share(tiles, rounded, int(phases), 0, int(blocks));
-  return runs.count == 0 ? 0 : double(runs.longest);
+  return runs.count == 0 ? 0 : double(runs.longest) * unit;
 }
 
 }  // namespace conv2d_ext
