@@ -143,12 +143,16 @@ constexpr Problem toeplitz_phase(Problem const& p, int64_t w) {
 constexpr double toeplitz_phase_ns(Op op) { return op == Op::wgrad ? 7000 : 3000; }
 
 constexpr bool toeplitz_supports(Row const& row, Op op, Problem const& p) {
-  if (toeplitz_phased(row.tile_n, p)) return toeplitz_supports(row, op, toeplitz_phase(p, 0));
-  if (p.C_per_group() != 1 || p.K != p.C || p.R > row.tile_m || (p.S - 1) * p.dilation_w > row.tile_n - 1) return false;
+  if (toeplitz_phased(row.tile_n, p)) return p.K == p.C && toeplitz_supports(row, op, toeplitz_phase(p, 0));
+  // Two filters a channel; wgrad has no run of 8 columns of them alone.
+  bool const pairs = p.K == 2 * p.C && p.stride_h == 1 && p.stride_w == 1 && p.dilation_w != 7 &&
+                     (op == Op::wgrad ? p.Q() > 8 : row.tile_m <= 7);
+  if (p.C_per_group() != 1 || (p.K != p.C && !pairs) || p.R > row.tile_m || (p.S - 1) * p.dilation_w > row.tile_n - 1)
+    return false;
   if ((p.stride_h != 1 || p.stride_w != 1) && !gather_strided(row, op, p)) return false;
   if (op != Op::wgrad && row.tile_m >= 7 && p.dilation_w == 7) return false;  // toeplitz_gather.h
   if (p.N == 0 || p.C == 0 || p.H == 0 || p.W == 0 || p.P() == 0 || p.Q() == 0) return false;
-  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.C, 8, p.dtype) ||
+  if (!channel_vectors(p.x, p.x_align, p.C, 8, p.dtype) || !channel_vectors(p.y, p.y_align, p.K, 8, p.dtype) ||
       !map_supports(p.x, p.N, p.H, p.W, p.dtype) || !map_supports(p.y, p.N, p.P(), p.Q(), p.dtype))
     return false;
   // Rows of all strips, and coordinates, are int.

@@ -11,6 +11,7 @@ inline constexpr int kGatherRows = 2;                        // of a group, of w
 inline constexpr int kGatherCycles = 4;                      // at most in the ring
 inline constexpr int kGatherBuffers = 3;                     // of results
 constexpr int gather_taps(int R) { return R >= 7 ? 9 : 5; }  // columns of a filter, at most
+inline constexpr int kGatherPairs = 7;                       // rows of filters that are two of a channel, at most
 constexpr bool gather_holds_taps(int R) { return R <= 7; }   // in registers
 constexpr int gather_groups(int R) { return (R + kGatherRows - 1) / kGatherRows; }  // of a cycle of R rows
 // Words of a row of the filter of a channel in shared memory, by distances of an input from an output from -7 on; of
@@ -46,15 +47,16 @@ constexpr GatherTile gather_blocks(Op op, Problem const& p, int R, int pairs) {
   t.in_columns = gather_columns((int(width - 1) + halo) / apart + apart), t.out_columns = gather_columns(run);
   int const pieces = 8 / pairs;
   int const end = (pieces - 1) * t.in_columns + run / apart + 8, all = pieces * t.in_columns;  // that windows reach
-  t.in_bytes = to512(int64_t(end > all ? end : all) * kGatherChannels * 2);
-  t.out_bytes = to512(int64_t(pieces) * t.out_columns * kGatherChannels * 2);
+  int64_t const m = p.K / p.C, in = kGatherChannels / (backward ? 1 : m), out = kGatherChannels / (backward ? m : 1);
+  t.in_bytes = to512(int64_t(end > all ? end : all) * in * 2);
+  t.out_bytes = to512(int64_t(pieces) * t.out_columns * out * 2);
   int64_t const results = kGatherBuffers * kGatherRows * t.out_bytes,
                 table = int64_t(kGatherChannels) * R * gather_tap_words(apart) * 4;
   int64_t const buffers = gather_holds_taps(R) ? max64(results, table) : results + table;
   int64_t const cycle = R * t.in_bytes;
-  t.cycles = int(min64(kGatherCycles, (226 * 1024 - buffers) / cycle));
+  t.cycles = int(min64(kGatherCycles, (226 * 1024 - 512 - buffers) / cycle));  // 512: of the barriers
   if (t.cycles < 1) return t;
-  t.slices = ceil_div(p.C, kGatherChannels), t.tiles_w = ceil_div(W, int64_t(t.parts) * run);
+  t.slices = ceil_div(p.K, kGatherChannels), t.tiles_w = ceil_div(W, int64_t(t.parts) * run);
   t.image_units = ceil_div(p.N, t.images), t.rows = ceil_div(H, p.dilation_h);
   t.units = t.tiles_w * t.image_units * p.dilation_h * t.rows;
   t.shared_bytes = t.cycles * cycle + buffers + 1024;
@@ -64,11 +66,12 @@ constexpr GatherTile gather_blocks(Op op, Problem const& p, int R, int pairs) {
 // What memory takes at `gbytes` a microsecond, as measured: rows that turns read twice, and slices that begin within 64
 // bytes, or 32, of their neighbours'. The first half of the elements has a halo.
 constexpr double pieces_memory_ns(ToeplitzBlocks const& t, Problem const& p, int R, double gbytes, Device const& d) {
-  double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
+  double const elements =
+      double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   double const parts =
       t.rows % t.each == 0 || t.each % t.rows == 0 ? double(t.each < t.rows) : 1 + double(t.each) / double(t.rows);
   double const halo = parts * double(R - 1) / double(t.each);
-  double const shift = p.C % 32 == 0 ? 1 : p.C % 16 == 0 ? 1.2 : 1.4;
+  double const shift = p.K % 32 == 0 ? 1 : p.K % 16 == 0 ? 1.2 : 1.4;
   return 2 * elements / (gbytes * d.sm_count / 132) * shift * (1 + halo / 2) * (t.each * t.shares < t.units ? 1 : 1.04);
 }
 
@@ -100,7 +103,7 @@ constexpr bool gather_strided(Row const& row, Op op, Problem const& p) {
 
 // Of what a row of toeplitz takes, that which this kernel is faster with.
 constexpr bool takes_gather(Op op, Problem const& p, int R, Device const& d) {
-  if (R >= 7 || p.stride_h == 2) return true;
+  if (R >= 7 || p.stride_h == 2 || p.K > p.C) return true;
   GatherTile const t = gather_tile(op, p, R, d);
   return t.ns != 0 && t.ns < toeplitz_tile(op, p, R, d).ns;
 }

@@ -38,6 +38,7 @@ constexpr int pieces_columns(int pieces, int length, int columns) {
 // `run` and `pieces` given; shared_bytes is 0 if it does not fit.
 constexpr PiecesTile pieces_blocks(Problem const& p, int R, int run, int pieces, int warp_channels) {
   PiecesTile t;
+  int64_t const m = p.K / p.C;  // filters of a channel, whose gradients are the block's channels
   t.warp_channels = warp_channels, t.channels = warp_channels * kToeplitzWarps;
   t.run = run, t.pieces = pieces, t.images = 16 / run / pieces;
   int64_t const Q = p.Q(), most = int64_t(pieces) * run * 8;
@@ -57,13 +58,13 @@ constexpr PiecesTile pieces_blocks(Problem const& p, int R, int run, int pieces,
   int const end = (t.images - 1) * t.x_columns + (pieces - 1) * t.length + (run + 1) * 8;  // that windows reach
   int const all = t.images * t.x_columns;
   auto aligned = [&](int64_t bytes) { return warp_channels == 8 ? to1024(bytes) : to512(bytes); };  // to the swizzle
-  t.x_bytes = aligned(int64_t(end > all ? end : all) * t.channels * 2);
+  t.x_bytes = aligned(int64_t(end > all ? end : all) * (t.channels / m) * 2);
   t.y_bytes = aligned(int64_t(t.images) * t.y_columns * t.channels * 2);
   if (t.x_columns > 256 || t.y_columns > 256) return t;
   int64_t const cycle = R * (t.x_bytes + t.y_bytes);
   t.cycles = int(min64(kPieceCycles, (225 * 1024) / cycle));
   if (t.cycles < 1) return t;
-  t.slices = ceil_div(p.C, int64_t(t.channels)), t.image_units = ceil_div(p.N, t.images);
+  t.slices = ceil_div(p.K, int64_t(t.channels)), t.image_units = ceil_div(p.N, t.images);
   t.rows = ceil_div(p.P(), p.dilation_h);
   t.units = t.tiles_w * t.image_units * p.dilation_h * t.rows;
   int64_t const sums = int64_t(kToeplitzWarps) * R * warp_channels * (kPieceSums + kPieceTaps) * 4;
@@ -74,9 +75,9 @@ constexpr PiecesTile pieces_blocks(Problem const& p, int R, int run, int pieces,
 // Of warps of 4 channels, or 8.
 constexpr PiecesTile pieces_tile(Problem const& p, int R, int warp_channels, Device const& d) {
   PiecesTile best;
-  double const taps = double(p.C) * double(p.R) * double(p.S);
+  double const taps = double(p.K) * double(p.R) * double(p.S);
   bool const wide = warp_channels == 8;
-  for (int run = wide ? 2 : 1; run <= 4; run *= 2)
+  for (int run = wide || p.K > p.C ? 2 : 1; run <= 4; run *= 2)
     for (int pieces = 1; pieces <= (run == 1 ? 1 : 4); pieces *= 2) {
       PiecesTile const t = pieces_blocks(p, R, run, pieces, warp_channels);
       if (t.shared_bytes == 0) continue;
@@ -86,7 +87,7 @@ constexpr PiecesTile pieces_tile(Problem const& p, int R, int warp_channels, Dev
         double const sums = u.shares > 1 ? 3500 + double(u.shares) * taps * 8 / 2500 : 0;
         double const row_ns = wide ? 550 : R == 3 ? 400 : 470;
         // Up to 5x5: columns that two tiles read. 3x3: slices that share 128 bytes; turns no better with 4 channels.
-        double const shift = wide ? (p.C % 16 == 0 ? 1 / 1.2 : 1.3 / 1.4) : p.C % 32 != 0 ? 1.2 : 1;
+        double const shift = wide ? (p.C % 16 == 0 ? 1 / 1.2 : 1.3 / 1.4) : p.K % 32 != 0 ? 1.2 : 1;
         double const columns = double(u.pieces) * u.length, halo = double((p.S - 1) * p.dilation_w);
         double const twice = R <= 5 && u.tiles_w > 1 ? 1 + halo / columns : 1;
         double const three = R == 3 ? shift / (wide || u.each * u.shares < u.units ? 1 : 1.04) : 1;
@@ -115,7 +116,7 @@ constexpr PiecesTile pieces_tile(Problem const& p, int R, int warp_channels, Dev
 
 // 3x3: a warp has 8 channels where slices of 32 would share 128 bytes of memory with others'.
 constexpr PiecesTile pieces_tile(Problem const& p, int R, Device const& d) {
-  PiecesTile const t = R == 3 && p.C > 32 && p.C % 64 != 0 ? pieces_tile(p, R, 8, d) : PiecesTile{};
+  PiecesTile const t = R == 3 && p.K == p.C && p.C > 32 && p.C % 64 != 0 ? pieces_tile(p, R, 8, d) : PiecesTile{};
   return t.ns != 0 ? t : pieces_tile(p, R, 4, d);
 }
 
@@ -146,7 +147,7 @@ constexpr Estimate toeplitz_estimate(Row const& row, Op op, Problem const& p, De
 // Is there room for the partial sums of all phases of a dilation?
 constexpr bool toeplitz_sums_fit(Row const& row, Op op, Problem const& p) {
   return op != Op::wgrad || !toeplitz_phased(row.tile_n, p) ||
-         toeplitz_estimate(row, op, p, h200_sxm).split_k * p.C * p.R * p.S * 4 <= kMaxWorkspaceBytes;
+         toeplitz_estimate(row, op, p, h200_sxm).split_k * p.K * p.R * p.S * 4 <= kMaxWorkspaceBytes;
 }
 
 }  // namespace conv2d_ext

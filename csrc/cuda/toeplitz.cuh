@@ -168,24 +168,25 @@ __device__ inline bool has_nan(uint32_t v) {
   return a != a || b != b;
 }
 
-// The block's outputs that are NaN, from global memory, product by product. `block`: columns of a block of them.
-template <class T, int R, int block = 4, int apart = 1>
+// The block's outputs that are NaN, from global memory, product by product. `block`: columns of a block of them; `m_in`
+// filters have the same input, `m_out` of them add up to an output.
+template <class T, int R, int block = 4, int apart = 1, int m_in = 1, int m_out = 1>
 __device__ __noinline__ void store_again(Params const& p, int index, int end, int c0, int threads) {
-  int const columns = p.blocks * block;
+  int const columns = p.blocks * block, channels = p.channels / m_out;
   while (index < end) {
     Strip const strip = next_strip(p, index, end, block, R - p.R);
-    for (int64_t i = threadIdx.x; i < int64_t(strip.rows) * p.images * columns * p.channels; i += threads) {
-      int64_t rest = i / p.channels;
-      int const c = c0 + int(i % p.channels), x = strip.w0 + int(rest % columns);
+    for (int64_t i = threadIdx.x; i < int64_t(strip.rows) * p.images * columns * channels; i += threads) {
+      int64_t rest = i / channels;
+      int const c = c0 / m_out + int(i % channels), x = strip.w0 + int(rest % columns);
       rest /= columns;
       int64_t const n = strip.n0 + rest % p.images;
       int const y = strip.h0 + int(rest / p.images) * p.dilation_h;
-      if (c >= p.C || x >= p.out_W || y >= p.out_H || n >= p.N) continue;
+      if (c >= p.C / m_out || x >= p.out_W || y >= p.out_H || n >= p.N) continue;
       // Spoilt outputs are NaN. Others stay: the next slice's block may store the same ones (last_slice).
       T& out = static_cast<T*>(p.out_data)[n * p.out_n + y * p.out_h + x * p.out_w + c];
       if (float const was = widen(out); was == was) continue;
-      T const* const in = static_cast<T const*>(p.in_data) + n * p.in_n + c;
-      T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
+      T const* const in = static_cast<T const*>(p.in_data) + n * p.in_n + c * m_out / m_in;
+      T const* const w = static_cast<T const*>(p.w) + c * m_out * p.w_k;
       float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
       for (int r = 0; r < p.R; ++r)
         for (int s = 0; s < p.S; ++s) {
@@ -195,7 +196,8 @@ __device__ __noinline__ void store_again(Params const& p, int index, int end, in
             h >>= 1, v >>= 1;
           }
           if (unsigned(h) < unsigned(p.in_H) && unsigned(v) < unsigned(p.in_W))
-            sum = fmaf(widen(in[h * p.in_h + v * p.in_w]), widen(w[r * p.w_r + s * p.w_s]), sum);
+            for (int j = 0; j < m_out; ++j)
+              sum = fmaf(widen(in[h * p.in_h + v * p.in_w + j]), widen(w[j * p.w_k + r * p.w_r + s * p.w_s]), sum);
         }
       out = narrow<T>(sum);
     }
@@ -265,23 +267,27 @@ __device__ inline void move_rows(Params const& p, Barriers& barriers, int begin,
 // A warp's channels of a pixel, two a word.
 template <int pairs>
 struct Pixel {
-  static_assert(pairs == 2 || pairs == 4);
+  static_assert(pairs == 1 || pairs == 2 || pairs == 4);
   uint32_t v[pairs];
 
   __device__ void load(uint32_t shared) {
     if constexpr (pairs == 4) {
       uint4 const a = ptx::ld_shared_v4(shared);
       v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-    } else {
+    } else if constexpr (pairs == 2) {
       uint2 const a = ptx::ld_shared_v2(shared);
       v[0] = a.x, v[1] = a.y;
+    } else {
+      v[0] = ptx::ld_shared(shared);
     }
   }
   __device__ void store(uint32_t shared) const {
     if constexpr (pairs == 4)
       ptx::st_shared_v4(shared, make_uint4(v[0], v[1], v[2], v[3]));
-    else
+    else if constexpr (pairs == 2)
       ptx::st_shared_f32x2(shared, __uint_as_float(v[0]), __uint_as_float(v[1]));
+    else
+      ptx::st_shared(shared, v[0]);
   }
 };
 

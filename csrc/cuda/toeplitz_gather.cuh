@@ -12,7 +12,7 @@
 // As toeplitz.cuh, but a strip is walked in cycles of R rows, which are a loop unrolled: taps' operands and sums stay
 // in their registers (of 9 rows the taps in shared memory). A block has 32 channels of 8 pieces of a row, of several
 // images or of an image's parts, which begin in different banks; a warp has 4 channels of them. One warp copies and
-// another stores.
+// another stores. Of two filters a channel fprop has half of the inputs, dgrad half of the outputs.
 #pragma once
 
 #include "../core/toeplitz_gather.h"
@@ -85,7 +85,8 @@ struct GatherRows {
   __device__ int stored(int i) const { return 2 * i - (R + 1) + shift; }
 };
 
-template <int R, int apart>
+// m_in filters have the same input, m_out of them add up to an output.
+template <int R, int apart, int m_in, int m_out>
 struct GatherBarriers {
   static constexpr int groups = gather_groups(R);
   uint64_t full[kGatherCycles * groups], empty[kGatherCycles * groups];
@@ -127,8 +128,8 @@ struct GatherBarriers {
           for (int row = from; row < to; ++row)
             for (int part = 0; part < p.parts; ++part)
               ptx::cp_async_bulk_tensor_4d(
-                  shared + (cycle * R + row - first) * p.in_bytes + part * p.in_columns * kGatherChannels * 2, &p.in,
-                  bar, c0, (s.w0 - p.pad_w + part * p.pairs * 16 + apart - 1) >> (apart - 1),
+                  shared + (cycle * R + row - first) * p.in_bytes + part * p.in_columns * kGatherChannels / m_in * 2,
+                  &p.in, bar, c0 / m_in, (s.w0 - p.pad_w + part * p.pairs * 16 + apart - 1) >> (apart - 1),
                   walk.first + row * p.dilation_h, s.n0);
         }
         if (++cycle == p.ring) cycle = 0, parity ^= 1;
@@ -151,8 +152,8 @@ struct GatherBarriers {
           for (int part = 0; part < p.parts; ++part)
             ptx::cp_async_bulk_tensor_4d_store(&p.out,
                                                outputs + (buffer * kGatherRows + row - start) * p.out_bytes +
-                                                   part * p.out_columns * kGatherChannels * 2,
-                                               c0, s.w0 + part * p.pairs * 16, s.h0 + row * p.dilation_h, s.n0);
+                                                   part * p.out_columns * kGatherChannels / m_out * 2,
+                                               c0 / m_out, s.w0 + part * p.pairs * 16, s.h0 + row * p.dilation_h, s.n0);
         ptx::cp_async_bulk_commit_group();
         ptx::cp_async_bulk_wait_group_read<1>();  // the group before has been read
         if (last >= 0) ptx::mbarrier_arrive(&free[last]);
@@ -175,15 +176,16 @@ struct GatherBarriers {
 };
 
 // The products of a warp; returns the larger of its outputs, or a NaN.
-template <class T, int R, int apart>
-__device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R, apart>& barriers, float const* biases,
-                                       uint32_t table, uint32_t outputs, int index, int end, uint32_t shared) {
-  constexpr int groups = GatherBarriers<R, apart>::groups, channels = 4, pairs = channels / 2,
-                octets = kGatherChannels / 8;
+template <class T, int R, int apart, int m_in, int m_out>
+__device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R, apart, m_in, m_out>& barriers,
+                                       float const* biases, uint32_t table, uint32_t outputs, int index, int end,
+                                       uint32_t shared) {
+  constexpr int groups = GatherBarriers<R, apart, m_in, m_out>::groups, channels = 4, octets = kGatherChannels / 8;
+  constexpr int inputs = channels / m_in, results = channels / m_out, pairs_in = inputs / 2, pairs_out = results / 2;
   // Operands of a pair of runs, of two pixels that a lane loads; of a run's window `parts` of them.
   constexpr int operands = apart == 2 ? 2 : 3, pixels = apart == 2 ? 3 : 6, parts = apart == 2 ? 1 : 2;
   constexpr int kTapRow = tap_row(apart);
-  constexpr uint32_t eight = kGatherChannels * 2 * 8;
+  constexpr uint32_t eight_in = kGatherChannels / m_in * 2 * 8, eight_out = kGatherChannels / m_out * 2 * 8;
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
   // Outputs of a lane: columns near and near + 8, far and far + 8 of a pair of runs. One of the first and one of the
   // last of each run are near: one of these is a NaN if an input of the run's window is infinite.
@@ -206,31 +208,32 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R, 
   {
     int const pieces = 8 / p.pairs, piece = g % pieces, column = g / pieces * 16;
     int const in = piece * p.in_columns + column / apart + t, out = piece * p.out_columns + column;
-    int const octet = warp / 2, byte = warp % 2 * 8;
-    from[0] = shared + swizzled(in, octet, octets) + byte;
-    from[1] = shared + swizzled(in + 4, octet, octets) + byte;
-    to[0] = outputs + swizzled(out + near, octet, octets) + byte;
-    to[1] = outputs + swizzled(out + far, octet, octets) + byte;
+    int const octet_in = warp * inputs / 8, byte_in = warp * inputs % 8 * 2;
+    int const octet_out = warp * results / 8, byte_out = warp * results % 8 * 2;
+    from[0] = shared + swizzled(in, octet_in, octets / m_in) + byte_in;
+    from[1] = shared + swizzled(in + 4, octet_in, octets / m_in) + byte_in;
+    to[0] = outputs + swizzled(out + near, octet_out, octets / m_out) + byte_out;
+    to[1] = outputs + swizzled(out + far, octet_out, octets / m_out) + byte_out;
   }
   uint32_t const from_bias = ptx::shared_address(biases + warp * channels);
   uint32_t const full = ptx::shared_address(barriers.full), over = full + uint32_t(p.ring) * groups * 8;
   constexpr uint32_t empty = sizeof(barriers.full);
   uint32_t at = 0, bar = full, parity = 0, parity_out = 1, most = 0;  // at, bar: of the cycle, in the ring
   int buffer = 0;
-  float acc[R][channels][4];
-  Pixel<pairs> in[pixels];  // of the next row
+  float acc[R][results][4];
+  Pixel<pairs_in> in[pixels];  // of the next row
   // By shuffles, what strips are is known to be the same in all lanes, and takes none of their registers.
   index = __shfl_sync(~0u, index, 0), end = __shfl_sync(~0u, end, 0);
   while (index < end) {
     Strip const s = next_strip<R>(p, index, end);
     GatherRows<R, apart> const walk(p, s);
 #pragma unroll
-    for (int i = 0; i < R * channels * 4; ++i) acc[i / (channels * 4)][i / 4 % channels][i % 4] = 0.f;
+    for (int i = 0; i < R * results * 4; ++i) acc[i / (results * 4)][i / 4 % results][i % 4] = 0.f;
     auto load = [&](int u) {
       if (u % kGatherRows == 0) ptx::mbarrier_wait(bar + u / kGatherRows * 8, parity);
       uint32_t const offset = at + u * p.in_bytes;
 #pragma unroll
-      for (int j = 0; j < pixels; ++j) in[j].load(from[j % 2] + offset + j / 2 * eight);
+      for (int j = 0; j < pixels; ++j) in[j].load(from[j % 2] + offset + j / 2 * eight_in);
     };
     if (walk.begin < walk.end) load(0);
 #pragma unroll 1
@@ -238,26 +241,27 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R, 
       int const count = walk.end - row, lower = R - row,
                 upper = walk.until() - row;  // of inputs, outputs: lower <= u < upper
       // To a place of a buffer, the first that is stored there, or the last.
-      auto store = [&](int place, bool begins, bool ends, float (&sums)[channels][4]) {
-        if (p.bias != nullptr) {
+      auto store = [&](int place, bool begins, bool ends, float (&sums)[results][4]) {
+        if (m_out == 1 && p.bias != nullptr) {
           uint4 const bias = ptx::ld_shared_v4(from_bias);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             sums[0][i] += __uint_as_float(bias.x), sums[1][i] += __uint_as_float(bias.y);
-            sums[2][i] += __uint_as_float(bias.z), sums[3][i] += __uint_as_float(bias.w);
+            sums[2 % results][i] += __uint_as_float(bias.z), sums[3 % results][i] += __uint_as_float(bias.w);
           }
         }
-        Pixel<pairs> out[4];
+        Pixel<pairs_out> out[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
 #pragma unroll
-          for (int pair = 0; pair < pairs; ++pair) out[i].v[pair] = pack<T>(sums[pair * 2][i], sums[pair * 2 + 1][i]);
+          for (int pair = 0; pair < pairs_out; ++pair)
+            out[i].v[pair] = pack<T>(sums[pair * 2][i], sums[pair * 2 + 1][i]);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) most = max_or_nan<T>(max_or_nan<T>(most, out[i * 2].v[0]), out[i * 2].v[1]);
+        for (int i = 0; i < 2 * pairs_out; ++i) most = max_or_nan<T>(most, out[i / pairs_out * 2].v[i % pairs_out]);
         if (begins) ptx::mbarrier_wait(&barriers.free[buffer], parity_out);
         uint32_t const offset = (buffer * kGatherRows + place) * p.out_bytes;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) out[i].store(to[i % 2] + offset + i / 2 * eight);
+        for (int i = 0; i < 4; ++i) out[i].store(to[i % 2] + offset + i / 2 * eight_out);
         if (!ends) return;
         ptx::fence_proxy_async();
         __syncwarp();
@@ -282,24 +286,24 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R, 
         }
         auto clear = [&](float zero) {
 #pragma unroll
-          for (int i = 0; i < channels * 4; ++i) {
+          for (int i = 0; i < results * 4; ++i) {
             first[i / 4][i % 4] = zero;
             if constexpr (apart == 2) second[i / 4][i % 4] = zero;
           }
         };
         if (u >= count) return clear(ptx::unknown(0.f));  // no input: what no one knows is not made ahead, for each row
-        uint32_t words[operands][channels];
+        uint32_t words[operands][inputs];
 #pragma unroll
         for (int j = 0; j < operands; ++j)
 #pragma unroll
-          for (int pair = 0; pair < pairs; ++pair) {
+          for (int pair = 0; pair < pairs_in; ++pair) {
             int const pixel = apart == 2 ? j : j * 2;
             uint32_t const a = in[pixel].v[pair], b = in[pixel + 1].v[pair];
             words[j][pair * 2] = __byte_perm(a, b, 0x5410), words[j][pair * 2 + 1] = __byte_perm(a, b, 0x7632);
           }
 #pragma unroll
-        for (int j = 0; j < operands * channels; ++j)
-          words[j / channels][j % channels] = uint32_t(ptx::unknown(int(words[j / channels][j % channels])));  // now
+        for (int j = 0; j < operands * inputs; ++j)
+          words[j / inputs][j % inputs] = uint32_t(ptx::unknown(int(words[j / inputs][j % inputs])));  // now
         constexpr int group = u / kGatherRows;
         bool const last = u == count - 1;
         if (u == R - 1 || u % kGatherRows == kGatherRows - 1 || last) {
@@ -315,12 +319,13 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R, 
         if (!last) load((u + 1) % R);
         clear(0.f);
         auto multiply = [&](int k, int c) {
-          auto& sums = acc[slot(apart * u - (R - 1 - k))][c];
+          auto& sums = acc[slot(apart * u - (R - 1 - k))][c / m_out];
+          int const i = c / m_in;
           auto const& tap = taps[c % held][R - 1 - k];
           if constexpr (apart == 2)
-            ptx::mma_m16n8k8<T>(sums, words[0][c], words[1][c], tap[0]);
+            ptx::mma_m16n8k8<T>(sums, words[0][i], words[1][i], tap[0]);
           else
-            ptx::mma_m16n8k16<T>(sums, words[0][c], words[1][c], words[1][c], words[2][c], tap[0], tap[1]);
+            ptx::mma_m16n8k16<T>(sums, words[0][i], words[1][i], words[1][i], words[2][i], tap[0], tap[1]);
         };
         if constexpr (gather_holds_taps(R)) {
 #pragma unroll
@@ -344,11 +349,11 @@ __device__ inline uint32_t gather_rows(GatherParams const& p, GatherBarriers<R, 
   return most;
 }
 
-template <class T, int R, int apart>
+template <class T, int R, int apart, int m_in, int m_out>
 __global__ void __launch_bounds__(kToeplitzThreads, 1) gather_pieces(__grid_constant__ GatherParams const p) {
   constexpr int threads = kToeplitzThreads, readers = 32 * kToeplitzWarps;
   extern __shared__ __align__(1024) unsigned char dynamic[];
-  __shared__ GatherBarriers<R, apart> barriers;
+  __shared__ GatherBarriers<R, apart, m_in, m_out> barriers;
   __shared__ __align__(16) float biases[kGatherChannels];
   __shared__ int again;
   uint32_t const shared = (ptx::shared_address(dynamic) + 1023) / 1024 * 1024;
@@ -385,40 +390,44 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) gather_pieces(__grid_cons
   ptx::bar_sync(1, readers);
   taps.spread(table);
   ptx::bar_sync(1, readers);
-  uint32_t const most = gather_rows<T, R, apart>(p, barriers, biases, table, outputs, begin, end, shared);
+  uint32_t const most = gather_rows<T, R, apart, m_in, m_out>(p, barriers, biases, table, outputs, begin, end, shared);
   if (has_nan<T>(most)) again = 1;
   ptx::bar_sync(1, readers);
   if (again == 0) return;
   ptx::mbarrier_wait(&barriers.stored, 0);
-  store_again<T, R, 4, apart>(p, begin, end, slice(ptx::unknown(int(blockIdx.x))), readers);  // worked out again
+  // The slice is worked out again.
+  store_again<T, R, 4, apart, m_in, m_out>(p, begin, end, slice(ptx::unknown(int(blockIdx.x))), readers);
 }
 
 // ---- host side
 
-template <Op op, DType dtype, int R, int apart = 1>
+// m: filters of a channel.
+template <Op op, DType dtype, int R, int apart = 1, int m = 1>
 cudaError_t launch_gather(Problem const& problem, GatherTile const& t, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr bool backward = op == Op::dgrad;
+  constexpr int m_in = backward ? 1 : m, m_out = backward ? m : 1;
   Strides const& in = backward ? problem.y : problem.x;
   Strides const& out = backward ? problem.x : problem.y;
   GatherParams p{};
   depthwise::set_turned<op, T>(p, problem, args);
+  p.C = int(problem.K);
   p.in_data = args.a, p.out_data = args.out, p.bias = args.bias, p.N = int(problem.N);
   p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
   p.channels = kGatherChannels, p.blocks = t.parts * t.pairs * 4, p.images = t.images;  // blocks of 4 columns
-  p.slices = int(t.slices), p.last = last_slice(op, problem.C, kGatherChannels);
+  p.slices = int(t.slices), p.last = last_slice(op, problem.K, kGatherChannels);
   p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
   p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each), p.ring = t.cycles;
   p.parts = t.parts, p.pairs = t.pairs, p.in_columns = t.in_columns, p.out_columns = t.out_columns;
   p.in_bytes = int(t.in_bytes), p.out_bytes = int(t.out_bytes);
-  p.in_copied = t.parts * t.images * t.in_columns * kGatherChannels * int(sizeof(T));
-  if (auto const error = map_of(p.in, args.a, dtype, in, problem.C, p.in_W, p.in_H, problem.N, kGatherChannels,
-                                t.in_columns, t.images))
+  p.in_copied = t.parts * t.images * t.in_columns * kGatherChannels / m_in * int(sizeof(T));
+  if (auto const error = map_of(p.in, args.a, dtype, in, problem.K / m_in, p.in_W, p.in_H, problem.N,
+                                kGatherChannels / m_in, t.in_columns, t.images))
     return error;
-  if (auto const error = map_of(p.out, args.out, dtype, out, problem.C, p.out_W, p.out_H, problem.N, kGatherChannels,
-                                t.parts > 1 ? t.pairs * 16 : t.out_columns, t.images))
+  if (auto const error = map_of(p.out, args.out, dtype, out, problem.K / m_out, p.out_W, p.out_H, problem.N,
+                                kGatherChannels / m_out, t.parts > 1 ? t.pairs * 16 : t.out_columns, t.images))
     return error;
-  auto* const kernel = gather_pieces<T, R, apart>;
+  auto* const kernel = gather_pieces<T, R, apart, m_in, m_out>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
     return error;
   kernel<<<unsigned(t.slices * t.shares), kToeplitzThreads, size_t(t.shared_bytes), stream>>>(p);
@@ -433,6 +442,9 @@ cudaError_t launch_gather_or(Problem const& all, Plan const& plan, Arguments con
     if constexpr (R == 5 && op == Op::dgrad)
       if (problem.stride_h == 2)
         return launch_gather<op, dtype, R, 2>(problem, gather_tile(op, problem, R, gpu), args, stream);
+    if constexpr (R <= kGatherPairs)
+      if (problem.K > problem.C)
+        return launch_gather<op, dtype, R, 1, 2>(problem, gather_tile(op, problem, R, gpu), args, stream);
     if (takes_gather(op, problem, R, gpu))
       return launch_gather<op, dtype, R>(problem, gather_tile(op, problem, R, gpu), args, stream);
     if constexpr (R < 7) return launch<op, dtype, R>(problem, plan, args, stream);

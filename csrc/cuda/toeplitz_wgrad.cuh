@@ -27,12 +27,13 @@ struct PiecesParams {
   void* w;
   void* partial;  // [share][c][tap]
   int64_t w_k, w_r, w_s;
-  int N, C, H, W, P, Q;
+  int N, C, H, W, P, Q;  // C: filters
   int R, S, dilation_h, dilation_w, pad_h, pad_w;
   int blocks, images, slices, last, tiles_w, rows;  // blocks: 1, as next_strip asks; last: where the last slice begins
   int units, each, skip, shares, cycles, x_bytes, y_bytes, x_copied, y_copied;
   int pieces, length, x_columns, y_columns;
-  bool once;  // L2 gives up first what is read
+  int filters;  // of a channel
+  bool once;    // L2 gives up first what is read
 };
 
 // What a block of threads has: channels from c0 on of rows from begin to end.
@@ -81,7 +82,7 @@ struct PiecesRing {
   // The rows of the block's share in turn; by one thread.
   __device__ void copy(PiecesParams const& p, int index, int end, int c0, uint32_t shared) {
     uint64_t const once = p.once ? ptx::createpolicy_evict_first() : 0;
-    auto bring = [&](uint32_t to, CUtensorMap const& map, uint64_t* bar, int w, int h, int n) {
+    auto bring = [&](uint32_t to, CUtensorMap const& map, uint64_t* bar, int c0, int w, int h, int n) {
       if (once != 0)
         ptx::cp_async_bulk_tensor_4d(to, &map, bar, c0, w, h, n, once);
       else
@@ -106,8 +107,9 @@ struct PiecesRing {
           for (int row = from; row < to; ++row) {
             uint32_t const at = shared + (cycle * R + row - first) * (p.x_bytes + p.y_bytes);
             int const h = row < s.rows ? s.h0 + row * p.dilation_h : p.P;  // behind the last row are zeros
-            bring(at, p.y, bar, s.w0, h, s.n0);
-            if (row >= walk.begin) bring(at + p.y_bytes, p.x, bar, s.w0 - p.pad_w, s.first + row * p.dilation_h, s.n0);
+            bring(at, p.y, bar, c0, s.w0, h, s.n0);
+            if (row >= walk.begin)
+              bring(at + p.y_bytes, p.x, bar, c0 / p.filters, s.w0 - p.pad_w, s.first + row * p.dilation_h, s.n0);
           }
         }
         if (++cycle == p.cycles) cycle = 0, parity ^= 1;
@@ -123,7 +125,7 @@ __device__ __noinline__ float exact_sum(PiecesParams const& p, int index, int en
   while (index < end) {
     Strip const strip = next_strip(p, index, end);
     for (int64_t n = strip.n0; n < strip.n0 + p.images && n < p.N; ++n) {
-      T const* const x = static_cast<T const*>(p.x_data) + n * p.x_n + c;
+      T const* const x = static_cast<T const*>(p.x_data) + n * p.x_n + c / p.filters;
       T const* const y = static_cast<T const*>(p.y_data) + n * p.y_n + c;
       for (int row = 0; row < strip.rows; ++row) {
         int const h = strip.h0 + row * p.dilation_h, v = h - p.pad_h + r * p.dilation_h;
@@ -191,7 +193,8 @@ __device__ inline void store_sums(PiecesParams const& p, float const (&acc)[R][c
   }
 }
 
-template <class T, int R, int run, int channels>
+// `m` filters of a channel of x: its products are with gradients of neighbouring channels of y.
+template <class T, int R, int run, int channels, int m = 1>
 __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ PiecesParams const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ PiecesRing<R> ring;
@@ -218,18 +221,20 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
   // Of piece t + 4 i; eight pixels on, the swizzle is the same.
   constexpr int own = 4 / run, wide = channels * kToeplitzWarps, octets = wide / 8, eight = wide * 2 * 8;
   int const octet = warp * channels / 8, byte = warp * channels % 8 * 2;
+  int const octet_x = warp * channels / m / 8, byte_x = warp * channels / m % 8 * 2;
   uint32_t from_x[own], from_y[own];
 #pragma unroll
   for (int i = 0; i < own; ++i) {
     int const piece = t + 4 * i, image = piece / p.pieces, column = piece % p.pieces * p.length + g;
-    from_x[i] = shared + p.y_bytes + swizzled(image * p.x_columns + column, octet, octets) + byte;
+    from_x[i] = shared + p.y_bytes + swizzled(image * p.x_columns + column, octet_x, octets / m) + byte_x;
     from_y[i] = shared + swizzled(image * p.y_columns + column, octet, octets) + byte;
   }
   uint32_t const keep = (run - 1) * 8 + g < p.length ? ~0u : 0;  // of a piece's last run
 
   float acc[R][channels][4] = {};
   uint32_t y[R][2][channels];
-  Pixel<channels / 2> next_y[4], next_x[own * (run + 1)];
+  Pixel<channels / 2> next_y[4];
+  Pixel<channels / m / 2> next_x[own * (run + 1)];
   // The cycle's place in the ring and its barriers.
   uint32_t const full = ptx::shared_address(ring.full), over = uint32_t(p.cycles) * groups * 8;
   uint32_t at = 0, bar = full, parity = 0;
@@ -246,7 +251,7 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
 #pragma unroll
       for (int i = 0; i < own; ++i)
 #pragma unroll
-        for (int j = 0; j <= run; ++j) next_x[i * (run + 1) + j].load(from_x[i] + offset + j * eight);
+        for (int j = 0; j <= run; ++j) next_x[i * (run + 1) + j].load(from_x[i] + offset + j * (eight / m));
     };
     auto load_y = [&](int u) {
       uint32_t const offset = at + u * row_bytes;
@@ -261,7 +266,7 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
       // Row u of the cycle: its row of y is in place u, the one of r rows before in place (u + R - r) % R.
       auto step = [&]<int u>(std::integral_constant<int, u>) {
         if (u >= count) return;
-        uint32_t x[4][channels];  // operand, channel
+        uint32_t x[4][channels / m];  // operand, channel
 #pragma unroll
         for (int pair = 0; pair < 2; ++pair) {
           Pixel<channels / 2> v[2];
@@ -277,8 +282,8 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             int const a = pair * 2, b = a + 1;
-            transpose<channels>(next_x[a / run * (run + 1) + a % run + half],
-                                next_x[b / run * (run + 1) + b % run + half], x[pair * 2 + half]);
+            transpose<channels / m>(next_x[a / run * (run + 1) + a % run + half],
+                                    next_x[b / run * (run + 1) + b % run + half], x[pair * 2 + half]);
           }
         }
         constexpr int group = u / kPieceRows;
@@ -295,7 +300,7 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
 #pragma unroll
             for (int c = c0; c < c1; ++c) {
               auto const& at = y[(u + R - r) % R];
-              ptx::mma_m16n8k16<T>(acc[r][c], x[0][c], x[1][c], x[2][c], x[3][c], at[0][c], at[1][c]);
+              ptx::mma_m16n8k16<T>(acc[r][c], x[0][c / m], x[1][c / m], x[2][c / m], x[3][c / m], at[0][c], at[1][c]);
             }
         };
         // The next rows take the registers of what has been multiplied: of half of the channels of x, or of the row of
@@ -330,15 +335,16 @@ cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, int shares,
   Strides const &x = problem.x, &y = problem.y;
   PiecesParams p{};
   p.x_data = args.a, p.y_data = args.b, p.w = args.out;
-  if (shares > 1) p.partial = static_cast<float*>(args.workspace) + share * problem.C * problem.R * problem.S;
+  if (shares > 1) p.partial = static_cast<float*>(args.workspace) + share * problem.K * problem.R * problem.S;
   p.x_n = x.n, p.x_h = x.h, p.x_w = x.w, p.y_n = y.n, p.y_h = y.h, p.y_w = y.w;
   p.w_k = problem.w.n, p.w_r = problem.w.h, p.w_s = problem.w.w;
-  p.N = int(problem.N), p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S);
+  p.N = int(problem.N), p.C = int(problem.K), p.R = int(problem.R), p.S = int(problem.S);
   p.H = int(problem.H), p.W = int(problem.W), p.P = int(problem.P()), p.Q = int(problem.Q());
   p.dilation_h = int(problem.dilation_h), p.dilation_w = int(problem.dilation_w);
   p.pad_h = int(problem.pad_top), p.pad_w = int(problem.pad_left);
   p.blocks = 1, p.images = t.images;
-  p.slices = int(t.slices), p.last = last_slice(Op::wgrad, problem.C, t.channels);
+  p.slices = int(t.slices), p.last = last_slice(Op::wgrad, problem.K, t.channels);
+  p.filters = int(problem.K / problem.C);
   p.tiles_w = int(t.tiles_w), p.rows = int(t.rows);
   p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each);
   p.shares = shares, p.cycles = t.cycles;
@@ -346,14 +352,15 @@ cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, int shares,
   p.pieces = t.pieces, p.length = t.length, p.x_columns = t.x_columns, p.y_columns = t.y_columns;
   p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes);
   int const pixel = t.images * t.channels * int(sizeof(T));
-  p.x_copied = t.x_columns * pixel, p.y_copied = t.y_columns * pixel;
+  p.x_copied = t.x_columns * pixel / p.filters, p.y_copied = t.y_columns * pixel;
   if (auto const error =
-          map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, t.channels, t.x_columns, t.images))
+          map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, t.channels / p.filters, t.x_columns, t.images))
     return error;
   if (auto const error =
-          map_of(p.y, args.b, dtype, y, problem.C, p.Q, p.P, problem.N, t.channels, t.y_columns, t.images))
+          map_of(p.y, args.b, dtype, y, problem.K, p.Q, p.P, problem.N, t.channels, t.y_columns, t.images))
     return error;
   auto* kernel = t.run == 4 ? wgrad<T, R, 4, 4> : t.run == 2 ? wgrad<T, R, 2, 4> : wgrad<T, R, 1, 4>;
+  if (p.filters == 2) kernel = t.run == 4 ? wgrad<T, R, 4, 4, 2> : wgrad<T, R, 2, 4, 2>;
   if constexpr (R == 3)
     if (t.warp_channels == 8) kernel = t.run == 4 ? wgrad<T, R, 4, 8> : wgrad<T, R, 2, 8>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
