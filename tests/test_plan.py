@@ -278,7 +278,9 @@ def test_dilated_depthwise_layers_take_columns_of_few_phases_or_the_row_for_any_
         pad = (dilation, dilation)
         case = Case("any", 64, 96, 56, 56, 96 * multiplier, 3, 3, (1, 1), pad, pad, 96)
         name = ROWS[ask(op, case, dtype, "nhwc")[0]]
-        if dilation == 2 and (multiplier == 1 or op == "fprop"):
+        if multiplier == 2:  # two filters a channel in 16 bits
+            assert name.startswith(f"toeplitz_{op}_"), name
+        elif dilation == 2:
             assert name.startswith(f"column_{op}_") and name.endswith("_3x3_nhwc"), name
         else:
             ends = ("_0x0_nhwc", "_0x1_nhwc", "_0x4_nhwc") if op == "wgrad" else ("_0x0_nhwc", "_0x1_nhwc")
@@ -409,6 +411,8 @@ def test_multipliers_take_the_rows_of_their_filter_in_nchw(op: str) -> None:
         name = ROWS[ask(op, case, dtype)[0]]
         if (stride == 2 or op == "dgrad") and name.endswith(ANY_FILTER):  # dgrad adds up over a channel's filters
             continue
+        if op == "dgrad" and name.startswith(("column_", "toeplitz_")):  # on packed copies
+            continue
         assert f"{size}x{size}_nchw" in name and name.startswith((f"depthwise_{op}_", f"stream_{op}_")), name
 
 
@@ -423,10 +427,12 @@ def test_dilated_depthwise_layers_of_16_bits_take_tensor_cores_in_channels_last(
 
 @pytest.mark.parametrize("op", OPS)
 def test_wide_dilations_of_depthwise_layers_are_phases_of_the_rows_without_one(op: str) -> None:
+    """Over planes, too, on packed copies, where the filter is large."""
     case = Case("dilated", 64, 64, 56, 56, 64, 7, 7, padding=(9, 9), dilation=(3, 3), groups=64)
-    for dtype in (torch.float16, torch.bfloat16):
-        row, split = ask(op, case, dtype, "nhwc")[:2]
-        assert ROWS[row].startswith(f"toeplitz_{op}_") and ROWS[row].endswith("_7x9_nhwc"), dtype
+    for dtype, layout in itertools.product((torch.float16, torch.bfloat16), ("nchw", "nhwc")):
+        row, split = ask(op, case, dtype, layout)[:2]
+        assert ROWS[row].startswith(f"toeplitz_{op}_") and ROWS[row].endswith("_7x9_nhwc"), layout
+        assert packed(op, case, *meta(case, dtype, layout)) == ("xy" if layout == "nchw" else "")
         assert op != "wgrad" or split >= 3  # each phase has sums of its own
     uneven = dataclasses.replace(case, padding=(9, 8))
     assert ask(op, uneven, torch.float16, "nhwc")[3 + ROWS.index(f"toeplitz_{op}_f16_7x9_nhwc")] < 0
@@ -437,6 +443,17 @@ def test_two_filters_a_channel_with_stride_2_take_columns(op: str) -> None:
     for size, dtype in itertools.product((3, 7), (torch.float16, torch.float32)):
         case = Case("pairs", 128, 48, 64, 64, 96, size, size, (2, 2), (size // 2,) * 2, groups=48)
         assert named(op, case, dtype, "nhwc").startswith(f"column_{op}_"), (size, dtype)
+        if op == "dgrad" or size == 7:  # over planes on packed copies, but fprop
+            assert named(op, case, dtype, "nchw").startswith("column_") == (op != "fprop"), (size, dtype)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_two_filters_a_channel_in_16_bits_take_tensor_cores_in_channels_last(op: str) -> None:
+    for size, dtype in itertools.product((3, 5, 7), (torch.float16, torch.bfloat16)):
+        case = Case("pairs", 64, 96, 56, 56, 192, size, size, padding=(size // 2,) * 2, groups=96)
+        assert named(op, case, dtype, "nhwc").startswith(f"toeplitz_{op}_"), (size, dtype)
+    narrow = dataclasses.replace(case, W=8)  # wgrad of a single run
+    assert named(op, narrow, torch.float16, "nhwc").startswith("toeplitz_") == (op != "wgrad")
 
 
 def test_few_results_come_of_the_products_of_all_taps() -> None:
@@ -606,7 +623,7 @@ def test_large_depthwise_filters_with_a_stride_or_a_dilation_take_tensor_cores_o
         near = ("band", "depthwise") if (op, stride) == ("fprop", 2) else ("band",)
         for dtype in (torch.float16, torch.bfloat16):
             assert ROWS[ask(op, case, dtype)[0]].startswith(tuple(f"{family}_{op}_" for family in near))
-        family = {("fprop", 2): ("strip", "depthwise"), ("dgrad", 2): ("strip",)}.get((op, dilation), ("depthwise",))
+        family = ("depthwise",) if dilation == 1 else ("column",)  # on packed copies
         assert ROWS[ask(op, case, torch.float32)[0]].startswith(tuple(f"{f}_{op}_f32_" for f in family))
 
 

@@ -1,7 +1,8 @@
 // Depthwise layers one of whose tensors is in channels_last, and the other is not: rows of channels_last run them on a
 // packed copy of the other. What the copy engine cannot take stays with depthwise_lines.cuh, in place. wgrad of band.h,
 // and filters of eight to 13 taps of stream.h, in 16-bit types run on copies of both as planes, too: rows of
-// channels_last take up to four times as long.
+// channels_last take up to four times as long. And where planes have nothing as good, rows of channels_last run on
+// copies of both tensors.
 #pragma once
 
 #include "lines.h"
@@ -16,13 +17,34 @@ constexpr bool runs_over_planes(Row const& row, Problem const& p) {
          p.y == channels_last_strides(p.K, p.P(), p.Q());
 }
 
+// Of rows of channels_last: layers over planes that they compute so much faster that copies of both tensors pay, as
+// timed: dilations, several filters a channel, and large filters of float32 or with a stride.
+constexpr bool replaces_planes(Row const& row, Problem const& p) {
+  bool const f32 = row.dtype == DType::f32, fprop = row.op == Op::fprop, sums = row.op == Op::wgrad;
+  bool const strided = p.stride_h > 1 || p.stride_w > 1, apart = p.dilation_h > 1 || p.dilation_w > 1;
+  if (p.x.c == 1 || p.y.c == 1) return false;
+  switch (row.family) {
+    case Family::column:
+      if (strided) return p.K == 2 * p.C && (f32 || !fprop);
+      return apart ? row.tile_m > 3 || row.op == Op::dgrad : f32 && p.K == p.C && (row.tile_m > 7 || sums);
+    case Family::toeplitz:
+      return (apart || p.K > p.C) && p.K >= 32;
+    case Family::band:
+      return !f32 && (fprop || (!sums && !strided));
+    case Family::depthwise:  // walks
+      return row.tile_m == 7 && p.K > p.C && (f32 || sums);
+    default:
+      return false;
+  }
+}
+
 constexpr bool is_mixed(Row const& row, Problem const& p) {
   if (runs_over_planes(row, p)) return true;
   bool const depthwise = row.family == Family::depthwise || row.family == Family::column ||
                          row.family == Family::toeplitz || row.family == Family::strip || row.family == Family::band;
   int64_t const v = 16 / size_of(p.dtype);
   return depthwise && is_nhwc(row.variant) && !is_lines(row) && p.groups == p.C && p.C % v == 0 && p.K % v == 0 &&
-         p.dtype != DType::f64 && (p.x.c == 1) != (p.y.c == 1);
+         p.dtype != DType::f64 && ((p.x.c == 1) != (p.y.c == 1) || replaces_planes(row, p));
 }
 
 }  // namespace conv2d_ext
