@@ -158,6 +158,15 @@ constexpr bool whole_planes(Strides const& s, int align, int64_t H, int64_t W, i
 // otherwise.
 constexpr bool stream_sums_walk(int R, int stride) { return stride == 1 ? R <= 9 : R < 7; }
 
+// Does L2 give up first what walks of wgrad read? Lines that other kernels have written then stay, and need not be
+// written back meanwhile. Of 3x3: as timed, larger filters gain nothing, and neither do tensors of which L2 holds
+// little.
+constexpr bool stream_hints(int R) { return R == 3; }
+constexpr bool walks_read_once(Problem const& p) {
+  double const elements = double(p.N) * double(p.C) * (double(p.H) * double(p.W) + double(p.P()) * double(p.Q()));
+  return elements * size_of(p.dtype) < 400e6;
+}
+
 // Copies of a lane for each row of inputs, at most: enough for 16 units of one image. Of fprop and dgrad by four
 // elements half of that: rows that take more are cuda/stream_ring.cuh's.
 constexpr int stream_passes(int stride, int width, bool sums) {

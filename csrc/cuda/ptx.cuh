@@ -180,6 +180,23 @@ __device__ inline void cp_async_ca(uint32_t shared, void const* global, bool val
                : "memory");
 }
 
+// The same under a policy of L2.
+template <int bytes>
+__device__ inline void cp_async_ca(uint32_t shared, void const* global, bool valid, uint64_t policy) {
+  asm volatile("cp.async.ca.shared.global.L2::cache_hint.L2::256B [%0], [%1], %2, %3, %4;" ::"r"(shared), "l"(global),
+               "n"(bytes), "r"(valid ? bytes : 0), "l"(policy)
+               : "memory");
+}
+
+// What no kernel writes meanwhile, under a policy of L2.
+__device__ inline float4 ld_global_nc(float4 const* global, uint64_t policy) {
+  float4 v;
+  asm volatile("ld.global.nc.L2::cache_hint.v4.f32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "l"(global), "l"(policy));
+  return v;
+}
+
 __device__ inline uint16_t ld_shared_u16(uint32_t shared) {
   uint16_t v;
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(shared) : "memory");

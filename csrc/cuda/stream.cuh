@@ -22,8 +22,9 @@ namespace conv2d_ext::stream {
 // apart.
 __device__ inline int swizzled(int offset, int swizzle) { return offset ^ (offset >> 3 & swizzle); }
 
-// A warp's copies of rows of a tensor to its ring, `passes` a lane and row, of `width` elements.
-template <class T, int width, int passes>
+// A warp's copies of rows of a tensor to its ring, `passes` a lane and row, of `width` elements; `hints`: under a
+// policy.
+template <class T, int width, int passes, bool hints = false>
 struct Copies {
   char const* from[passes];  // in the next row
   int64_t row_bytes;
@@ -31,6 +32,7 @@ struct Copies {
   bool exists[passes];
   T held[width == 1 ? passes : 1];
   int held_slot = -1;
+  uint64_t policy = 0;
 
   // `column`: the first that is copied, `place` elements into a segment of `pitch`; `count` copies of each image.
   __device__ Copies(Source const& s, Walk const& at, int64_t N, int row, int column, int place, int count, int images,
@@ -59,7 +61,12 @@ struct Copies {
     } else {
 #pragma unroll
       for (int i = 0; i < passes; ++i)
-        if (exists[i]) ptx::cp_async_ca<width* int(sizeof(T))>(to[i] + slot, from[i], inside);
+        if (exists[i]) {
+          if constexpr (hints)
+            ptx::cp_async_ca<width* int(sizeof(T))>(to[i] + slot, from[i], inside, policy);
+          else
+            ptx::cp_async_ca<width* int(sizeof(T))>(to[i] + slot, from[i], inside);
+        }
     }
 #pragma unroll
     for (int i = 0; i < passes; ++i) from[i] += row_bytes;
@@ -274,6 +281,8 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, wi
   uint32_t const rows_y =
       ring_begin + slot_bytes(stride) + (mine_y.exists ? mine_y.image * p.span + mine_y.place : kStreamUnits) * 16;
 
+  constexpr bool hints = stream_hints(R);
+  uint64_t const policy = hints ? walks_policy(p.once) : 0;
   float acc[R][stride][4] = {};
   for (uint32_t index = begin + warp; index < end; index += kStreamWarps) {
     Walk const at(p, c, index);
@@ -282,10 +291,11 @@ __global__ void __launch_bounds__(kStreamWarps * 32, stream_blocks(R, stride, wi
     int const base = at.q0 * stride - p.pad_w - p.shift, first = p.pieces == 1 ? p.first : base;
     int const h0 = at.p0 * stride - p.pad_h, steps = (at.rows - 1) * stride + R;
     Within const within(h0, p.in.H, steps);
-    Copies<T, width, passes> copies(p.in, at, p.N, h0, first, first - base, p.copies, p.images,
-                                    (p.span + 1) * kStreamColumns * stride, ring_begin);
-    Copies<T, width, passes_y> copies_y(p.y, at, p.N, at.p0, at.q0, 0, p.copies_y, p.images, p.span * kStreamColumns,
-                                        ring_begin + slot_bytes(stride));
+    Copies<T, width, passes, hints> copies(p.in, at, p.N, h0, first, first - base, p.copies, p.images,
+                                           (p.span + 1) * kStreamColumns * stride, ring_begin);
+    Copies<T, width, passes_y, hints> copies_y(p.y, at, p.N, at.p0, at.q0, 0, p.copies_y, p.images,
+                                               p.span * kStreamColumns, ring_begin + slot_bytes(stride));
+    copies.policy = copies_y.policy = policy;
     auto copy = [&](int slot_of, int step, bool odd) {
       copies.row(slot_of * slot, within(step));
       if (!odd) copies_y.row(slot_of * slot, step < at.rows * stride);
@@ -359,7 +369,8 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     kernel<<<unsigned(blocks), kStreamWarps * 32, size_t(shared), stream>>>(p);
     return cudaGetLastError();
   };
-  if constexpr (sums) p.y = source_of(args.b, out, problem, t.out_H, t.out_W, sizeof(T));
+  if constexpr (sums)
+    p.y = source_of(args.b, out, problem, t.out_H, t.out_W, sizeof(T)), p.once = walks_read_once(problem);
   if (R > 9 && !t.planes.used) return cudaErrorInvalidValue;
   if (t.planes.used) {
     p.channels = t.planes.channels, p.stages = t.planes.stages, p.stage_bytes = t.planes.stage_bytes;

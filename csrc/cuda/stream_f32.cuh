@@ -180,6 +180,7 @@ struct ParamsF32 {
   int C, R, S, out_H, out_W, pad_h, pad_w, origin, first, rows, in_width, out_width, splits;
   uint32_t walks;  // of a channel
   uint32_t stretches, pieces, planes, slots, quads;
+  bool once;  // walks_read_once
 };
 
 // Row after row of 4 columns.
@@ -187,12 +188,15 @@ struct Quad {
   float const* from;
   uint32_t mask;  // which columns are within the image
 
-  __device__ void load(Source const& s, int width, bool inside, float (&to)[4]) {
+  // `hints`: 16 bytes under a policy of L2.
+  template <bool hints>
+  __device__ void load(Source const& s, int width, bool inside, uint64_t policy, float (&to)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = 0;
     if (inside) {
       if (width == 4) {
-        if (mask & 1) *reinterpret_cast<float4*>(to) = __ldg(reinterpret_cast<float4 const*>(from));
+        float4 const* const four = reinterpret_cast<float4 const*>(from);
+        if (mask & 1) *reinterpret_cast<float4*>(to) = hints ? ptx::ld_global_nc(four, policy) : __ldg(four);
       } else if (width == 2) {
 #pragma unroll
         for (int i = 0; i < 4; i += 2)
@@ -271,12 +275,14 @@ __global__ void __launch_bounds__(kStreamWarps * 32, R == 3   ? 4
                                                      : R == 5 ? 3
                                                               : 2) wgrad_f32(__grid_constant__ ParamsF32 const p) {
   constexpr int U = R, taps = R * R;
+  constexpr bool hints = stream_hints(R);
   __shared__ float sums[kStreamWarps][taps];
   ptx::griddepcontrol_launch_dependents();
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   int const c = int(blockIdx.x % uint32_t(p.C)), split = int(blockIdx.x / uint32_t(p.C));
   uint32_t const begin = uint32_t(uint64_t(p.walks) * split / p.splits);
   uint32_t const end = uint32_t(uint64_t(p.walks) * (split + 1) / p.splits);
+  uint64_t const policy = hints ? walks_policy(p.once) : 0;
   float acc[R][R] = {};
   for (uint32_t index = begin + warp; index < end; index += kStreamWarps) {
     Share const at(p, index);
@@ -289,8 +295,9 @@ __global__ void __launch_bounds__(kStreamWarps * 32, R == 3   ? 4
            at.sums ? columns_within(x, p.out_W) : 0};
     float own[U][4], own_y[U][4], last[R][4] = {};
     auto load = [&](int i, int step) {
-      in.load(p.in, p.in_width, step < steps && unsigned(h0 + step) < unsigned(p.in.H), own[i]);
-      y.load(p.y, p.out_width, step < at.rows, own_y[i]);
+      bool const inside = step < steps && unsigned(h0 + step) < unsigned(p.in.H);
+      in.load<hints>(p.in, p.in_width, inside, policy, own[i]);
+      y.load<hints>(p.y, p.out_width, step < at.rows, policy, own_y[i]);
     };
 #pragma unroll
     for (int i = 0; i < U; ++i) load(i, i);
@@ -366,6 +373,7 @@ cudaError_t launch_f32(Problem const& problem, Plan const& plan, Arguments const
     p.out = static_cast<float*>(args.out), p.partial = static_cast<float*>(args.workspace);
     p.w_k = w.n, p.w_r = w.h, p.w_s = w.w;
     p.C = int(problem.C), p.R = int(problem.R), p.S = int(problem.S), p.N = problem.N, p.splits = plan.split_k;
+    p.once = walks_read_once(problem);
     p.out_H = t.out_H, p.out_W = t.out_W, p.pad_h = t.pad_h, p.pad_w = t.pad_w, p.origin = t.origin;
     p.first = 4 - t.origin - t.pad_w - t.shift, p.rows = t.rows, p.in_width = t.width;
     p.out_width = t.origin == 0 && stream_aligned(y, problem.y_align, 16, 4) ? 4

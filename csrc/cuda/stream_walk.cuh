@@ -39,7 +39,13 @@ struct Params {
   int channel_bytes, channel_bytes_y, band_rows;          // of bands
   uint32_t bands;
   int run_channels, unit_stretches;  // channels of a run of a band; stretches of one (stream_units.cuh)
+  bool once;                         // walks_read_once
 };
+
+// Under which wgrad's walks read.
+__device__ inline uint64_t walks_policy(bool once) {
+  return once ? ptx::createpolicy_evict_first() : ptx::createpolicy_evict_unchanged();
+}
 
 // i * of_span >> 8 is i / span for i < 8 and span <= 8.
 constexpr int span_divisor(int span) { return (255 + span) / span; }
