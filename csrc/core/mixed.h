@@ -28,7 +28,7 @@ constexpr bool replaces_planes(Row const& row, Problem const& p) {
       if (strided) return p.K == 2 * p.C && (f32 || !fprop);
       return apart ? row.tile_m > 3 || row.op == Op::dgrad : f32 && p.K == p.C && (row.tile_m > 7 || sums);
     case Family::toeplitz:
-      return (apart || p.K > p.C) && p.K >= 32;
+      return (apart || (p.K > p.C && !fprop)) && p.K >= 32;
     case Family::band:
       return !f32 && (fprop || (!sums && !strided));
     case Family::depthwise:  // walks
