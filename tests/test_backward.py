@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 import pytest
 import torch
-from calls import dgrad, wgrad
+from calls import OPS, call, dgrad, fprop, wgrad
 from cases import BY_NAME, CASES, DTYPES, FEW, Case
 from checks import for_each
 from layouts import OTHER, PLAIN
@@ -201,3 +204,39 @@ def test_inputs_that_no_window_reads_have_zero_gradient(device: str) -> None:
     read = (case.P - 1) * case.stride[0] + case.R
     assert read < case.H, "the case must have rows that no window reads"
     assert bool((got[:, :, read:] == 0).all()) and bool((got[:, :, :read] != 0).any())
+
+
+@pytest.mark.parametrize("step", (100_000, 2**31 - 1))
+def test_the_length_of_a_step_beyond_the_image_changes_nothing(step: int, device: str) -> None:
+    # On a CPU torch's own gradient of the input takes minutes, or divides by zero, which ends the process.
+    for dtype, layout, padding in itertools.product(DTYPES, PLAIN, ((4, 9), (0, 8, 0, 18))):
+        far = Case("far", 3, 4, 8, 2, 12, 8, 2, (3, step), padding, bias=False)
+        near = dataclasses.replace(far, stride=(3, 20))
+        tensors = (
+            *near.tensors(device, dtype, layout, integers=True)[:2],
+            near.grad_output(device, dtype, layout, integers=True),
+        )
+        for op in OPS:
+            got, expected = (call(op, case, *tensors[:2], None, tensors[2])() for case in (far, near))
+            assert torch.equal(got, expected), (op, dtype, layout, padding)
+
+
+@pytest.mark.parametrize(
+    "case",
+    (
+        Case("as long as the image", 3, 60, 208, 2, 1, 208, 1, (1, 2), (103, 0)),
+        Case("longer than the image", 2, 3, 40, 14, 33, 50, 1, (2, 1), (25, 0)),
+        Case("longer and dilated", 3, 24, 31, 14, 12, 40, 3, (3, 1), (20, 0), (1, 2)),
+        Case("as long on both sides", 2, 1, 32, 7, 1, 32, 7, (3, 1), (16, 6)),
+    ),
+    ids=str,
+)
+def test_filters_as_long_as_the_image_are_exact(case: Case, device: str) -> None:
+    # On a CPU torch's own kernels give wrong numbers here, and write beyond their memory.
+    truth = exact(case, torch.float32, integers=True, device=device)
+    for layout in PLAIN:
+        x, w, b = case.tensors(device, torch.float32, layout, integers=True)
+        go = case.grad_output(device, torch.float32, layout, integers=True)
+        assert torch.equal(fprop(case, x, w, b).double(), truth.output.to(device))
+        assert torch.equal(dgrad(case, go, w).double(), truth.grad_input.to(device))
+        assert torch.equal(wgrad(case, go, x).double(), truth.grad_weight.to(device))

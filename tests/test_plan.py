@@ -1790,7 +1790,7 @@ def test_layers_take_what_was_timed_to_be_faster() -> None:
         ("wgrad", torch.float16, False, "nchw", case(32, 3, 299, 299, 32, 3, 0, 2), "stem_wgrad_f16_64x32"),
         ("wgrad", torch.float32, True, "nchw", case(32, 3, 299, 299, 32, 3, 0, 2), "stem_wgrad_f32_64x32"),
         ("wgrad", torch.float32, False, "nchw", case(16, 1, 161, 700, 64, 5, 2, 2), "stem_wgrad_f32_64x32"),
-        ("wgrad", torch.float32, False, "nchw", case(48, 3, 10, 10, 64, 5, 0), ("tma_strict_", "stem_wgrad_")),
+        ("wgrad", torch.float32, False, "nchw", case(48, 3, 10, 10, 64, 5, 0), "stem_wgrad_f32_64x32"),
         ("wgrad", torch.float32, True, "nchw", case(16, 8, 112, 112, 48, 1, 0), "pixels_wgrad_f32_128x64"),
         ("fprop", torch.float32, True, "nchw", case(8, 4, 100, 100, 435, 3, 0), "tma_fprop_f32_256x64"),
         ("dgrad", torch.float32, True, "nchw", case(2, 512, 5, 5, 2048, 1, 0), "pixels_dgrad_f32_64x64_any"),
@@ -2374,12 +2374,17 @@ def test_explain_plans_what_the_ops_are_given(layout: str, dtype: torch.dtype) -
 
 
 def test_steps_that_take_seconds_are_planned() -> None:
-    """Nanoseconds of a tile of dgrad's phases left 32 bits: a division by zero ended the process."""
+    """Nanoseconds of a tile of dgrad's phases left 32 bits: a division by zero ended the process.
+
+    `plan` answers -1 for a row that does not support the problem, and the least integer for a time that is not finite.
+    """
     for case, dtype in (
         (Case("2 images", 2, 8, 32, 32, 8192, 218, 114, (1, 2), (109, 57)), torch.float32),
         (Case("1 image", 1, 8, 64, 64, 32768, 300, 300, (2, 2), (150, 150)), torch.float16),
     ):
-        assert all(math.isfinite(ns) for ns in ask("dgrad", case, dtype, allow_tf32=True)[3:])
+        row, _, _, *estimates = ask("dgrad", case, dtype, allow_tf32=True)
+        assert min(estimates) >= -1
+        assert 0 < estimates[row] < 1e9 < max(estimates)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -15,6 +15,7 @@
 #include "../core/sums_once.h"
 #include "depthwise_wide.cuh"
 #include "give_back.cuh"
+#include "phase_arguments.h"
 #include "ptx.cuh"
 #include "tma_map.h"
 
@@ -701,15 +702,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   int share = 0;
   for (int64_t h = 0; h < rows; ++h)
     for (int64_t w = 0; w < columns; ++w) {
-      auto past = [&](void const* address, Strides const& s) {
-        return static_cast<char const*>(address) + (h * s.h + w * s.w) * size_of(dtype);
-      };
-      Arguments part = args;
-      part.a = past(args.a, op == Op::dgrad ? problem.y : problem.x);
-      if (op == Op::wgrad)
-        part.b = past(args.b, problem.y);
-      else
-        part.out = const_cast<char*>(past(args.out, op == Op::dgrad ? problem.x : problem.y));
+      Arguments const part = phase_arguments<op, dtype>(problem, args, h, w);
       Problem const phase = phased ? column_phase(problem, h, w) : problem;
       auto launch_of = launch_one<op, dtype, R, stride>;
       if constexpr (stride == 2)

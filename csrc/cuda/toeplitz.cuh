@@ -21,6 +21,7 @@
 #include "../core/toeplitz.h"
 #include "depthwise.cuh"
 #include "give_back.cuh"
+#include "phase_arguments.h"
 #include "ptx.cuh"
 #include "tma_map.h"
 
@@ -461,18 +462,9 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) gather(__grid_constant__ 
 template <Op op, DType dtype, class Launch>
 cudaError_t launch_phases(int columns, Problem const& problem, Arguments const& args, Launch const& launch) {
   if (!toeplitz_phased(columns, problem)) return launch(problem, args);
-  for (int64_t w = 0; w < problem.dilation_w; ++w) {
-    auto past = [&](void const* address, Strides const& s) {
-      return static_cast<char const*>(address) + w * s.w * size_of(dtype);
-    };
-    Arguments part = args;
-    part.a = past(args.a, op == Op::dgrad ? problem.y : problem.x);
-    if (op == Op::wgrad)
-      part.b = past(args.b, problem.y);
-    else
-      part.out = const_cast<char*>(past(args.out, op == Op::dgrad ? problem.x : problem.y));
-    if (auto const error = launch(toeplitz_phase(problem, w), part)) return error;
-  }
+  for (int64_t w = 0; w < problem.dilation_w; ++w)
+    if (auto const error = launch(toeplitz_phase(problem, w), phase_arguments<op, dtype>(problem, args, 0, w)))
+      return error;
   return cudaSuccess;
 }
 

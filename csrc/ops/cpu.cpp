@@ -26,9 +26,11 @@ Tensor call_aten(char const* op, char const* overload, std::array<StableIValue, 
 // crashes on some shapes (5x1, 24 filters a channel) and gives wrong numbers for some strides of size-one dimensions.
 // Nor for a single channel, whose memory is the same: some of oneDNN's kernels for stride 2 and 3 are wrong there; nor
 // for wgrad of 1x1 filters with strides: with 3 to 15 channels it writes beyond its memory where rows or columns are
-// left over (torch 2.13, a processor with AMX).
+// left over (torch 2.13, a processor with AMX); nor for long filters: fprop of 208x1 over 60 channels is wrong.
 bool aten_channels_last(Problem const& p, Tensor const& a, Tensor const& b) {
-  return p.groups == 1 && p.C > 1 && p.dtype != DType::f64 && (suggests_channels_last(a) || suggests_channels_last(b));
+  bool const long_filters = max64(p.R, p.S) > 64;
+  return p.groups == 1 && !long_filters && p.C > 1 && p.dtype != DType::f64 &&
+         (suggests_channels_last(a) || suggests_channels_last(b));
 }
 
 // The same values in exactly the strides of a contiguous or channels_last tensor, those of size-one dimensions
@@ -72,19 +74,36 @@ Tensor zeros(Call const& call, Tensor const& like) {
   return stable::zero_(out);
 }
 
-bool symmetric(Problem const& p) { return p.pad_top == p.pad_bottom && p.pad_left == p.pad_right; }
+// Does ATen pad? It knows two-sided padding alone. And where a window is as long as the image, or padding as half the
+// window, some of oneDNN's kernels give wrong numbers and write beyond their memory (torch 2.13, AVX-512: wgrad of 40x3
+// filters over 31 rows).
+bool aten_pads(Problem const& p) {
+  auto takes = [](int64_t extent, int64_t taps, int64_t dilation, int64_t before, int64_t after) {
+    int64_t const window = (taps - 1) * dilation + 1;
+    return before == after && (before == 0 || (window < extent && 2 * before < window));
+  };
+  return takes(p.H, p.R, p.dilation_h, p.pad_top, p.pad_bottom) &&
+         takes(p.W, p.S, p.dilation_w, p.pad_left, p.pad_right);
+}
 
-// x with its four-sided padding written out, for ATen knows two-sided padding alone.
+// x with its padding written out.
 Tensor padded(Problem const& p, Tensor const& x) {
   return stable::pad(x, IntList{p.pad_left, p.pad_right, p.pad_top, p.pad_bottom});
+}
+
+// A step beyond the image meets the same pixels however long it is: with long ones oneDNN's dgrad divides by zero
+// (2^31 - 1) or takes minutes (100000; torch 2.13).
+int64_t stride_within(int64_t padded, int64_t taps, int64_t stride, int64_t dilation) {
+  return min64(stride, padded - (taps - 1) * dilation);
 }
 
 struct AtenArguments {
   IntList stride, padding, dilation;
   explicit AtenArguments(Problem const& p)
-      : stride{p.stride_h, p.stride_w},
-        padding(symmetric(p) ? IntList{p.pad_top, p.pad_left} : IntList{0, 0}),
-        dilation{p.dilation_h, p.dilation_w} {}
+      : stride{stride_within(p.H + p.pad_top + p.pad_bottom, p.R, p.stride_h, p.dilation_h),
+               stride_within(p.W + p.pad_left + p.pad_right, p.S, p.stride_w, p.dilation_w)},
+        padding(aten_pads(p) ? IntList{p.pad_top, p.pad_left} : IntList{0, 0}),
+        dilation{p.R == 1 ? 1 : p.dilation_h, p.S == 1 ? 1 : p.dilation_w} {}
 };
 
 Tensor aten_convolution(Problem const& p, Tensor const& x, Tensor const& w, std::optional<Tensor> const& bias) {
@@ -146,7 +165,7 @@ Tensor fprop(Tensor const& input, Tensor const& weight, std::optional<Tensor> co
   std::optional<Tensor> wide_bias;
   if (bias) wide_bias = is_half(p.dtype) ? stable::to(*bias, ScalarType::Float) : *bias;
   Tensor const x = widened(input, p.dtype);
-  return laid_out(call, aten_convolution(p, symmetric(p) ? x : padded(p, x), widened(weight, p.dtype), wide_bias),
+  return laid_out(call, aten_convolution(p, aten_pads(p) ? x : padded(p, x), widened(weight, p.dtype), wide_bias),
                   input);
 }
 
@@ -157,7 +176,7 @@ Tensor dgrad(Tensor const& grad_output, Tensor const& weight, IntList const& inp
   Problem const& p = call.problem;
   if (is_empty(call.out_size) || p.K == 0) return zeros(call, grad_output);
   Tensor const y = widened(grad_output, p.dtype);
-  bool const plain = symmetric(p);
+  bool const plain = aten_pads(p);
   std::array<int64_t, 4> const size{p.N, p.C, plain ? p.H : p.H + p.pad_top + p.pad_bottom,
                                     plain ? p.W : p.W + p.pad_left + p.pad_right};
   Tensor const w = widened(weight, p.dtype);
@@ -176,7 +195,7 @@ Tensor wgrad(Tensor const& grad_output, Tensor const& input, IntList const& weig
   Problem const& p = call.problem;
   if (is_empty(call.out_size) || p.N == 0 || p.H == 0 || p.W == 0) return zeros(call, grad_output);
   Tensor const y = widened(grad_output, p.dtype), x = widened(input, p.dtype);
-  Tensor const whole = symmetric(p) ? x : padded(p, x);
+  Tensor const whole = aten_pads(p) ? x : padded(p, x);
   return laid_out(call, aten_backward(p, y, &whole, nullptr, call.out_size), grad_output);
 }
 
