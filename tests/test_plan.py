@@ -2505,3 +2505,13 @@ def test_each_factor_beside_other_rows_is_one_rows() -> None:
     assert len(factors) > 15
     named = [f"{family}_{op}_f{8 * int(size)}_{m}x{n}_{variant}" for op, family, variant, size, m, n in factors]
     assert set(named) <= set(ROWS)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_strided_1x1_of_many_filters_has_warpgroups_some_steps_apart(dtype: torch.dtype) -> None:
+    """tma_lag.cuh: L10 76.2 us, 79.8 by 128x128, whose estimate was alike; its 98 pairs of tiles take six rounds."""
+    for case in (
+        Case("L10", 256, 1024, 14, 14, 2048, 1, 1, (2, 2)),
+        Case("50x76", 8, 1024, 50, 76, 2048, 1, 1, (2, 2)),
+    ):
+        assert named("fprop", case, dtype).endswith("_128x256_im2col"), case

@@ -518,6 +518,31 @@ def test_tiles_have_as_many_pixels_as_fill_a_round(row: str, pixels: int, paddin
     assert same_bits(made, run())
 
 
+SHORT_TILES = (
+    Case("last_tile", 33, 24, 180, 182, 56, 3, 3, (2, 2), padding=(1, 1)),
+    Case("rows_in_turn", 12, 20, 171, 300, 40, 3, 3, (1, 2), padding=(1, 1)),
+)
+
+
+@pytest.mark.parametrize("case", SHORT_TILES, ids=str)
+def test_short_tiles_of_tf32_are_exact(case: Case, cuda: str) -> None:
+    """core/tma_tf32.h: tiles of 128 pixels where 256x64 waits for memory."""
+    draw = torch.Generator(cuda).manual_seed(0)
+    x, w = (
+        torch.randint(-2, 3, size, generator=draw, device=cuda).float().to(memory_format=torch.channels_last)
+        for size in (case.input_size, case.weight_size)
+    )
+    b = torch.randint(-2, 3, (case.K,), generator=draw, device=cuda).float()
+    row, go = ROWS.index("tma_fprop_f32_256x64_halo"), torch.empty(case.output_size, device=cuda)
+    go = go.to(memory_format=torch.channels_last)
+    if row not in candidates(plan("fprop", case, x, w, go, allow_tf32=True, capability=machine()[1])):
+        pytest.skip("needs sm90")
+    run = functools.partial(call("fprop", case, x, w, b, go), row=row, allow_tf32=True)
+    made = run()
+    assert torch.equal(made, torch.nn.functional.conv2d(x.double(), w.double(), b.double(), *case.args[:2]).float())
+    assert same_bits(made, run())
+
+
 @pytest.mark.parametrize("row", ("tma_dgrad_f16_256x128_halo", "tma_dgrad_bf16_256x128_halo"))
 def test_phases_of_tiles_that_fill_no_round_are_all_taken(row: str, cuda: str) -> None:
     """tma_classes.cuh: the phases of 36 tiles, more than a round of 132 blocks; the second is taken in reverse."""
@@ -599,30 +624,41 @@ def test_filters_that_stay_in_registers_meet_every_tile_in_tf32(case: Case, cuda
     assert same_bits(made, run())
 
 
-LAGGING_TILES = (  # tma_lag.cuh: two tiles of 64 pixels and more for each warpgroup, and one more for the first
-    ("fprop", Case("one_tile_of_filters", 40, 72, 29, 30, 200, 3, 3, padding=(1, 1))),
-    ("fprop", Case("strided", 67, 264, 33, 35, 520, 3, 3, (2, 2), padding=(1, 1))),
-    ("fprop", Case("1x1", 23, 512, 28, 28, 768, 1, 1)),
-    ("dgrad", Case("five_taps", 40, 256, 29, 30, 40, 5, 3, padding=(2, 1))),
-    ("dgrad", Case("1x1", 22, 320, 28, 28, 456, 1, 1)),
+LAGGING_TILES = (  # tma_lag.cuh: two tiles and more for each warpgroup, and one more for the first
+    ("fprop", "128x256", Case("one_tile_of_filters", 40, 72, 29, 30, 200, 3, 3, padding=(1, 1))),
+    ("fprop", "128x256", Case("strided", 67, 264, 33, 35, 520, 3, 3, (2, 2), padding=(1, 1))),
+    ("fprop", "128x256", Case("1x1", 23, 512, 28, 28, 768, 1, 1)),
+    ("dgrad", "128x256", Case("five_taps", 40, 256, 29, 30, 40, 5, 3, padding=(2, 1))),
+    ("dgrad", "128x256", Case("1x1", 22, 320, 28, 28, 456, 1, 1)),
+    # Some blocks have several tiles of filters: four of 132 two each, two of 132 three and two, of a single tile each.
+    ("fprop", "128x256", Case("two_each", 8, 392, 28, 28, 2000, 1, 1)),
+    ("fprop", "128x256", Case("three_and_two", 1, 392, 115, 116, 1280, 1, 1)),
+    ("fprop", "128x256", Case("strided_1x1", 67, 520, 21, 21, 1160, 1, 1, (2, 2))),
+    ("dgrad", "128x256", Case("three_and_two", 1, 1280, 115, 116, 392, 1, 1)),
+    # TF32, where the warpgroups of a block take turns
+    ("fprop", "128x128", Case("turns", 131, 136, 46, 43, 200, 3, 3, (2, 2), padding=(1, 1))),
 )
 
 
-@pytest.mark.parametrize("op, case", LAGGING_TILES, ids=str)
-@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=("f16", "bf16"))
-def test_tiles_of_warpgroups_that_are_half_a_tile_apart_are_exact(
-    op: str, case: Case, dtype: torch.dtype, cuda: str
+@pytest.mark.parametrize("op, tile, case", LAGGING_TILES, ids=str)
+@pytest.mark.parametrize("dtype", ("f16", "bf16", "f32"))
+def test_tiles_of_warpgroups_that_are_some_steps_apart_are_exact(
+    op: str, tile: str, case: Case, dtype: str, cuda: str
 ) -> None:
+    if op == "dgrad" and dtype == "f32":
+        pytest.skip("dgrad has it in 16 bits alone")
     draw = torch.Generator(cuda).manual_seed(0)
     x, w, go = (
-        torch.randint(-2, 3, size, generator=draw, device=cuda).to(dtype).to(memory_format=torch.channels_last)
+        torch.randint(-2, 3, size, generator=draw, device=cuda)
+        .to(DTYPE_NAMES[dtype])
+        .to(memory_format=torch.channels_last)
         for size in (case.input_size, case.weight_size, case.output_size)
     )
-    b = torch.randint(-2, 3, (case.K,), generator=draw, device=cuda).to(dtype) if op == "fprop" else None
-    row = ROWS.index(f"tma_{op}_{'f16' if dtype is torch.float16 else 'bf16'}_128x256_im2col")
-    if row not in candidates(plan(op, case, x, w, go, capability=machine()[1])):
+    b = torch.randint(-2, 3, (case.K,), generator=draw, device=cuda).to(x.dtype) if op == "fprop" else None
+    row, tf32 = ROWS.index(f"tma_{op}_{dtype}_{tile}_im2col"), dtype == "f32"
+    if row not in candidates(plan(op, case, x, w, go, allow_tf32=tf32, capability=machine()[1])):
         pytest.skip("needs sm90")
-    run = functools.partial(call(op, case, x, w, b, go), row=row)
+    run = functools.partial(call(op, case, x, w, b, go), row=row, allow_tf32=tf32)
     made = run()
     if b is None:
         expected = torch.nn.grad.conv2d_input(
@@ -632,7 +668,7 @@ def test_tiles_of_warpgroups_that_are_half_a_tile_apart_are_exact(
         expected = torch.nn.functional.conv2d(
             x.double(), w.double(), b.double(), case.stride, case.padding, case.dilation
         )
-    assert torch.equal(made, expected.to(dtype))
+    assert torch.equal(made, expected.to(x.dtype))
     assert all(same_bits(made, run()) for _ in range(5))
 
 

@@ -53,6 +53,7 @@
 #include "strip_sums.h"
 #include "table.h"
 #include "tma.h"
+#include "tma_lag.h"
 #include "tma_planes_tf32.h"
 #include "toeplitz_wgrad.h"
 #include "walk.h"
@@ -527,7 +528,7 @@ constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Devic
       }
       if (row.family == Family::tma) {
         e.ns += early_lines_ns(row, q.problem, q.which.w);
-        e.ns *= long_sums_as_measured(row, op, p, e.split_k);
+        e.ns *= long_sums_as_measured(row, op, p, e.split_k) * lag_as_measured(row, op, p, e.split_k);
       }
       // As measured beside pixels_strict.h (267 times).
       if (row.family == Family::tma_strict && op != Op::wgrad && p.R * p.S == 1) e.ns += 2200;

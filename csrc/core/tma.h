@@ -520,10 +520,26 @@ constexpr double tma_steps_left(Row const& row, Op op, Problem const& p) {
   return left < 0.8 ? left : 1;
 }
 
-// fprop and dgrad by tma_lag.cuh, a kernel of 128x256 im2col: two warpgroups half a tile apart, tiles of 64 pixels
-// each; all of a block have the same filters. A constant, so that results do not depend on the device.
+// fprop and dgrad by tma_lag.cuh, a kernel of 128x256 im2col: two warpgroups some steps apart, tiles of 64 pixels each;
+// all of a block at a time have the same filters.
 inline constexpr int kLagPixels = 64, kLagColumns = 256;
-constexpr int64_t lag_blocks(int64_t tiles_n) { return 132 / tiles_n * tiles_n; }
+
+// How 132 blocks (a constant, so that results do not depend on the device) share pairs of tiles: each of tiles_n tiles
+// of filters has as many blocks to itself, whose rounds are `rounds`; pairs beyond those are the other blocks', which
+// have several tiles of filters in turn, if that takes no longer.
+struct LagBlocks {
+  int64_t own, others = 0, rounds;
+
+  constexpr LagBlocks(int64_t tiles_n, int64_t pairs) : own(132 / tiles_n), rounds(ceil_div(pairs * tiles_n, 132)) {
+    int64_t const spare = 132 % tiles_n, rest = pairs - own * rounds;
+    // Each tile of filters begins with steps of one warpgroup alone.
+    if (spare > 0 && rest > 0 && ceil_div(tiles_n, spare) * (2 * rest + 1) <= 2 * rounds + 1)
+      others = spare;
+    else
+      rounds = ceil_div(pairs, own);
+  }
+  constexpr int64_t blocks(int64_t tiles_n) const { return own * tiles_n + others; }
+};
 
 // 16-bit types, one phase and group, whole tiles of steps that do not stay, where this takes no more rounds.
 constexpr bool tma_lags(Row const& row, Op op, Problem const& p, int64_t split_k) {
@@ -537,9 +553,9 @@ constexpr bool tma_lags(Row const& row, Op op, Problem const& p, int64_t split_k
   if (steps < 6 || tiles_n < 1 || tiles_n > 16 || tma_split(row, tiles, split_k).shared > 0 ||
       tma_steps_left(row, op, p) < 1)
     return false;
-  int64_t const pixels = forward ? p.N * p.P() * p.Q() : p.N * p.H * p.W, lanes = 132 / tiles_n * 2;
-  int64_t const along = ceil_div(pixels, kLagPixels);  // of a block: those of both warpgroups
-  return along >= 2 * lanes && ceil_div(along, lanes) + ceil_div(along - 1, lanes) <= 2 * ceil_div(tiles, 132);
+  int64_t const pixels = forward ? p.N * p.P() * p.Q() : p.N * p.H * p.W, pairs = ceil_div(pixels, 2 * kLagPixels);
+  LagBlocks const lag(tiles_n, pairs);
+  return pairs >= 2 * lag.own && lag.rounds <= ceil_div(tiles, 132);
 }
 
 // The steps that are shared out by a split, as `Shares` in tma.cuh has them: ns of the block with the most work.

@@ -149,6 +149,22 @@ constexpr Estimate tf32_estimate(Row const& row, Op op, Problem const& p) {
   return best;
 }
 
+// fprop of 128x128 with a stride and several taps, more than two rounds of whole tiles: its warpgroups take turns, a
+// tile each. Elsewhere that is slower: of few tiles, and of many channels with dilations, up to 1.7 times.
+constexpr bool tf32_takes_turns(Row const& row, Problem const& p, int64_t split_k) {
+  return split_k == 1 && p.stride_w > 1 && p.R * p.S > 1 && p.dilation_h == 1 && p.dilation_w == 1 && p.groups == 1 &&
+         tma_tiles(row, p) > 2 * 132;
+}
+
+// fprop of 256x64 halo with a stride and one line of channels waits for memory, which has more copies under way of
+// shorter tiles, if whole tiles of one group are stored in vectors.
+inline constexpr int kTf32ShortTile = 128;
+constexpr bool tf32_short_tiles(Problem const& p, int64_t split_k) {
+  return split_k == 1 && p.stride_w > 1 && p.R * p.S > 1 && p.R * p.S <= 9 && p.W <= 320 && p.C > 16 && p.C <= 32 &&
+         p.K > 32 && p.K <= 64 && p.groups == 1 && !tma_stores_singly(Op::fprop, p) &&
+         p.N * p.P() * p.Q() >= 256 * 1024;
+}
+
 // Pixels that wgrad adds up in one chain. The tensor cores cut off the lowest bits of what they add: an error of 2.3e-9
 // a pixel for random data, here at most 1.4e-5.
 inline constexpr int64_t kTf32Pixels = 6144;

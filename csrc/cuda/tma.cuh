@@ -71,12 +71,13 @@ struct Barriers {
         empty_b(warp_uniform(ptx::shared_address(t.empty_b))) {}
 };
 
-template <class T, int TM, int TN, bool turned = false>
+// by_turns: the warpgroups of 128x128 have whole tiles, not halves, as those of 64 pixels in 16 bits.
+template <class T, int TM, int TN, bool turned = false, bool by_turns = sizeof(T) == 2>
 struct Shape {
   static constexpr int threads = kThreads;
   static constexpr int blocks = TM == 128 && TN == 64 ? 2 : 1;  // an SM
   // A warpgroup has whole tiles, not halves.
-  static constexpr bool turns = sizeof(T) == 2 && (TM == 64 || (TM == 128 && TN == 128));
+  static constexpr bool turns = by_turns && (TM == 64 || (TM == 128 && TN == 128));
   static constexpr bool keeps_b = false, stays = sizeof(T) == 2 && TM != 64, splits = true, even_stages = false;
   static constexpr int halo_stages = blocks == 2 ? 2 : 3;  // of A, lines of 128 bytes
   static constexpr int columns(int) { return 64; }         // that a copy of B takes at most, if it is N-major
@@ -891,10 +892,11 @@ __device__ __forceinline__ void multiply_slices(float (&acc)[halves][TN / 2], ui
     }
 }
 
-template <class T, int TM, int TN, A a_is, bool b_rows, bool skips, bool plain = false, int slices = 1>
+template <class T, int TM, int TN, A a_is, bool b_rows, bool skips, bool plain = false, int slices = 1,
+          bool by_turns = sizeof(T) == 2>
 __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) {
   constexpr bool a_rows = a_is == A::rows, turned = a_is != A::pixels;
-  using S = Shape<T, TM, TN, turned>;
+  using S = Shape<T, TM, TN, turned, by_turns>;
   constexpr int halves = S::turns ? TM / 64 : TM / 128;  // 64-row instructions of a warpgroup
   constexpr uint32_t step_a = a_rows ? 2 * kCoreBytes : 32, step_b = b_rows ? 2 * kCoreBytes : 32;
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
@@ -1048,9 +1050,10 @@ __device__ void multiply(Params const& p, uint32_t ring, Tables<T, TN>& tables) 
 // b_rows: B's columns are contiguous in memory, not its k. skips: rows of taps where all of a tile's pixels meet
 // padding. plain: of a problem of whole tiles, one phase and group, whose results are vectors and whose filters do not
 // stay. Such a kernel has half of the code, which memory brings where other kernels ran before.
-template <class T, int TM, int TN, A a_is, bool b_rows, bool skips = false, bool plain = false, int slices = 1>
+template <class T, int TM, int TN, A a_is, bool b_rows, bool skips = false, bool plain = false, int slices = 1,
+          bool by_turns = sizeof(T) == 2>
 __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel(__grid_constant__ Params const p) {
-  using S = Shape<T, TM, TN, a_is != A::pixels>;
+  using S = Shape<T, TM, TN, a_is != A::pixels, by_turns>;
   extern __shared__ uint8_t dynamic[];
   __shared__ Tables<T, TN> tables;
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
@@ -1069,7 +1072,7 @@ __global__ void __launch_bounds__(kThreads, Shape<T, TM, TN>::blocks) tma_kernel
   ptx::griddepcontrol_wait();  // for operands that the kernel before has packed
   if (threadIdx.x < 2 * kWarpgroup) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    multiply<T, TM, TN, a_is, b_rows, skips, plain, slices>(p, ring, tables);
+    multiply<T, TM, TN, a_is, b_rows, skips, plain, slices, by_turns>(p, ring, tables);
   } else {
     ptx::setmaxnreg_dec<S::copy_regs>();
     Barriers const bars(tables);
@@ -1351,8 +1354,8 @@ cudaError_t launch_kernel(void (*kernel)(Params), Problem const& problem, Plan c
   int const chunk = p.line / int(sizeof(T)), columns = S::columns(p.N);
   Problem filters = problem;  // of slices: 64 of a group's channels each
   filters.C /= slices, filters.groups /= slices;
-  error =
-      encode_filters(p.b, args.b, filters, (b_rows ? columns : chunk) / slices, b_rows ? chunk : int(min64(TN, p.N)));
+  error = encode_filters(p.b, args.b, filters, (b_rows ? columns : chunk) / slices,
+                         b_rows ? chunk : int(min64(TN, p.N)), sizeof(T) == 4);
   if (error != cudaSuccess) return error;
 
   if ((error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes)) !=

@@ -9,6 +9,7 @@
 
 #include "../core/turned_filters.h"
 #include "dependent.cuh"
+#include "tma_lag.cuh"
 #include "tma_small.cuh"
 #include "tma_swap.cuh"
 
@@ -356,12 +357,17 @@ cudaError_t launch_tiles(Problem const& problem, Plan const& plan, Arguments con
     if (p.keep_b) blocks -= blocks % (p.tiles_n.value * p.groups.value);
     share_phases(p, blocks);
     void (*kernel)(Params) = nullptr;
-    if constexpr (swapped)
+    if constexpr (swapped && TM == kTf32ShortTile)
+      kernel = tma::tma_swap_kernel<float, false, TM, true>;
+    else if constexpr (swapped)
       kernel = p.plain ? tma::tma_swap_kernel<float, false, TM, true> : tma::tma_swap_kernel<float, false, TM>;
     else if constexpr (TM == 64)
       kernel = p.plain ? tma::small_kernel<float, TN, false, true> : tma::small_kernel<float, TN, false, false>;
     else
       kernel = tma::tma_kernel<float, TM, TN, tma::A::pixels, false, false, false, slices>;
+    if constexpr (op == Op::fprop && TM == 128 && TN == 128 && variant == Variant::im2col && slices == 1)
+      if (tf32_takes_turns(row_of(plan), problem, plan.split_k))
+        kernel = tma::tma_kernel<float, TM, TN, tma::A::pixels, false, false, false, 1, true>;
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
     if (error != cudaSuccess) return error;
     error = launch_dependent(kernel, dim3(unsigned(blocks)), tma::kThreads, S::shared_bytes, stream, p);
@@ -378,6 +384,12 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if constexpr (op == Op::fprop && TN == 32 && is_halo(variant))
     if (sliced_groups(row_of(plan), problem) == 2)
       return launch_tiles<op, TM, TN, variant, swapped, 2>(problem, plan, args, stream);
+  if constexpr (op == Op::fprop && variant == Variant::im2col && TM == 128 && TN == kLagColumns)
+    if (tf32_lags(row_of(plan), op, problem, plan.split_k))
+      return tma::launch_lag<op, DType::f32, kLagPixels, TN>(problem, plan, args, stream);
+  if constexpr (swapped && op == Op::fprop && is_halo(variant))
+    if (tf32_short_tiles(problem, plan.split_k))
+      return launch_tiles<op, kTf32ShortTile, TN, variant, true>(problem, plan, args, stream);
   if constexpr (swapped) {
     switch (tma_tile_pixels(row_of(plan), problem, plan.split_k)) {
       case 232:

@@ -910,7 +910,8 @@ cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const
     return launch_small<op, dtype, TN>(problem, plan, args, stream);
   else {
     if constexpr (TM == 128 && TN == kLagColumns && variant == Variant::im2col)
-      if (tma_lags(row_of(plan), op, problem, plan.split_k)) return launch_lag<op, dtype>(problem, plan, args, stream);
+      if (tma_lags(row_of(plan), op, problem, plan.split_k))
+        return launch_lag<op, dtype, kLagPixels, TN>(problem, plan, args, stream);
     return launch<op, dtype, TM, TN, variant>(problem, plan, args, stream);
   }
 }
