@@ -302,6 +302,7 @@ ENTRIES = (
     Entry("toeplitz", "toeplitz::gather", "fprop", "L23", "fp16", "nhwc", "toeplitz"),
     Entry("toeplitz_gather", "toeplitz::gather_pieces", "fprop", "L26", "fp16", "nhwc", "toeplitz"),
     Entry("toeplitz_wgrad", "toeplitz::wgrad", "wgrad", "L26", "fp16", "nhwc", "toeplitz"),
+    Entry("toeplitz_pairs", "toeplitz::wgrad_pairs", "wgrad", "L23", "fp16", "nhwc", "toeplitz"),
     Entry("stream", "stream::gather", "fprop", "L21", "fp16", "nchw", "stream"),
     Entry("stream", "stream::gather", "fprop", "L26", "fp16", "nchw", "stream"),
     Entry("stream", "stream::spread", "dgrad", "L20", "fp16", "nchw", "stream"),

@@ -431,6 +431,12 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_9x8_parts", 3, 40, 23, 70, 40, 9, 8, padding=(4, 3), groups=40),
     Case("depthwise_5x5_runs", 19, 200, 15, 7, 200, 5, 5, padding=(2, 2), groups=200),
     Case("depthwise_5x5_pairs", 70, 328, 14, 15, 328, 5, 5, padding=(2, 1), groups=328),
+    Case("depthwise_5x5_runs_few", 19, 40, 15, 7, 40, 5, 5, padding=(2, 2), groups=40),
+    Case("depthwise_5x5_pairs_few", 70, 40, 14, 15, 40, 5, 5, padding=(2, 1), groups=40),
+    # toeplitz_pairs.cuh: halves that are images, and parts of one; runs that do not exist, and several tiles of a row
+    Case("depthwise_5x5_halves", 33, 120, 19, 26, 120, 5, 5, padding=(2, 3), groups=120),
+    Case("depthwise_5x5_halves_parts", 3, 200, 19, 141, 200, 5, 5, padding=(2, 1), groups=200),
+    Case("depthwise_3x3_halves", 9, 120, 15, 19, 120, 3, 3, padding=(1, 0), dilation=(2, 2), groups=120, edge=True),
     # stride 2: strips of cycles and of less, rows in parts, D's outputs that are two for each row of grad_output or one
     Case("depthwise_5x5_stride2_cycles", 9, 72, 33, 58, 72, 5, 5, (2, 2), (2, 2), groups=72, edge=True),
     Case("depthwise_5x5_stride2_parts", 2, 40, 18, 141, 40, 5, 5, (2, 2), (0, 3), groups=40),

@@ -55,7 +55,7 @@
 #include "tma.h"
 #include "tma_lag.h"
 #include "tma_planes_tf32.h"
-#include "toeplitz_wgrad.h"
+#include "toeplitz_pairs.h"
 #include "walk.h"
 
 namespace conv2d_ext {

@@ -63,16 +63,19 @@ constexpr GatherTile gather_blocks(Op op, Problem const& p, int R, int pairs) {
   return t;
 }
 
-// What memory takes at `gbytes` a microsecond, as measured: rows that turns read twice, and slices that begin within 64
-// bytes, or 32, of their neighbours'. The first half of the elements has a halo.
-constexpr double pieces_memory_ns(ToeplitzBlocks const& t, Problem const& p, int R, double gbytes, Device const& d) {
+// What memory takes at `gbytes` a microsecond, as measured: rows that turns read twice. The first half of the elements
+// has a halo.
+constexpr double turns_memory_ns(ToeplitzBlocks const& t, Problem const& p, int R, double gbytes, Device const& d) {
   double const elements =
       double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
   double const parts =
       t.rows % t.each == 0 || t.each % t.rows == 0 ? double(t.each < t.rows) : 1 + double(t.each) / double(t.rows);
   double const halo = parts * double(R - 1) / double(t.each);
-  double const shift = p.K % 32 == 0 ? 1 : p.K % 16 == 0 ? 1.2 : 1.4;
-  return 2 * elements / (gbytes * d.sm_count / 132) * shift * (1 + halo / 2) * (t.each * t.shares < t.units ? 1 : 1.04);
+  return 2 * elements / (gbytes * d.sm_count / 132) * (1 + halo / 2) * (t.each * t.shares < t.units ? 1 : 1.04);
+}
+// The same of slices of 32 channels, which begin within 64 bytes, or 32, of their neighbours'.
+constexpr double pieces_memory_ns(ToeplitzBlocks const& t, Problem const& p, int R, double gbytes, Device const& d) {
+  return (p.K % 32 == 0 ? 1 : p.K % 16 == 0 ? 1.2 : 1.4) * turns_memory_ns(t, p, R, gbytes, d);
 }
 
 constexpr GatherTile gather_tile(Op op, Problem const& p, int R, Device const& d) {

@@ -120,34 +120,4 @@ constexpr PiecesTile pieces_tile(Problem const& p, int R, Device const& d) {
   return t.ns != 0 ? t : pieces_tile(p, R, 4, d);
 }
 
-constexpr Estimate toeplitz_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  if (toeplitz_phased(row.tile_n, p)) {
-    Estimate all{toeplitz_phase_ns(op), op == Op::wgrad ? 0 : 1};
-    int64_t const wide = p.W % p.dilation_w;  // phases of a column more than the others
-    auto add = [&](int64_t phases, int64_t w) constexpr {
-      if (phases == 0) return;
-      Estimate const one = toeplitz_estimate(row, op, toeplitz_phase(p, w), d);
-      all.ns += double(phases) * (one.ns - toeplitz_phase_ns(op));
-      if (op == Op::wgrad) all.split_k += int(phases) * one.split_k;
-    };
-    add(wide, 0), add(p.dilation_w - wide, p.dilation_w - 1);
-    return all;
-  }
-  if (op == Op::wgrad) {
-    PiecesTile const t = pieces_tile(p, row.tile_m, d);
-    return {t.ns, int(t.shares)};
-  }
-  if (takes_gather(op, p, row.tile_m, d)) return {gather_tile(op, p, row.tile_m, d).ns, 1};
-  ToeplitzTile const t = toeplitz_tile(op, p, row.tile_m, d);
-  // As measured, 3x3: slices that are not full take as long as others.
-  double const filled = double(p.C) / double(t.slices * t.channels);
-  return {row.tile_m == 3 ? 7800 + (1.48 - 0.52 * filled) * (t.ns - 7800) : t.ns, 1};
-}
-
-// Is there room for the partial sums of all phases of a dilation?
-constexpr bool toeplitz_sums_fit(Row const& row, Op op, Problem const& p) {
-  return op != Op::wgrad || !toeplitz_phased(row.tile_n, p) ||
-         toeplitz_estimate(row, op, p, h200_sxm).split_k * p.K * p.R * p.S * 4 <= kMaxWorkspaceBytes;
-}
-
 }  // namespace conv2d_ext

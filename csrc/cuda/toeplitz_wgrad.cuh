@@ -33,7 +33,9 @@ struct PiecesParams {
   int units, each, skip, shares, cycles, x_bytes, y_bytes, x_copied, y_copied;
   int pieces, length, x_columns, y_columns;
   int filters;  // of a channel
-  bool once;    // L2 gives up first what is read
+  // A row is copied in `halves`, which are columns and images apart in memory, bytes in shared memory.
+  int halves, half_w, half_n, half_x_bytes, half_y_bytes;
+  bool once;  // L2 gives up first what is read
 };
 
 // What a block of threads has: channels from c0 on of rows from begin to end.
@@ -107,9 +109,13 @@ struct PiecesRing {
           for (int row = from; row < to; ++row) {
             uint32_t const at = shared + (cycle * R + row - first) * (p.x_bytes + p.y_bytes);
             int const h = row < s.rows ? s.h0 + row * p.dilation_h : p.P;  // behind the last row are zeros
-            bring(at, p.y, bar, c0, s.w0, h, s.n0);
-            if (row >= walk.begin)
-              bring(at + p.y_bytes, p.x, bar, c0 / p.filters, s.w0 - p.pad_w, s.first + row * p.dilation_h, s.n0);
+#pragma unroll 1
+            for (int half = 0; half < p.halves; ++half) {
+              int const w = s.w0 + half * p.half_w, n = s.n0 + half * p.half_n, v = s.first + row * p.dilation_h;
+              bring(at + half * p.half_y_bytes, p.y, bar, c0, w, h, n);
+              if (row >= walk.begin)
+                bring(at + p.y_bytes + half * p.half_x_bytes, p.x, bar, c0 / p.filters, w - p.pad_w, v, n);
+            }
           }
         }
         if (++cycle == p.cycles) cycle = 0, parity ^= 1;
@@ -149,6 +155,24 @@ __device__ inline void transpose(Pixel<channels / 2> const& a, Pixel<channels / 
     v[2 * i] = __byte_perm(a.v[i], b.v[i], 0x5410), v[2 * i + 1] = __byte_perm(a.v[i], b.v[i], 0x7632);
 }
 
+// What a warp has summed up for its channels, of the slice's from `channel` on, channel by channel.
+template <class T>
+__device__ inline void store_taps(PiecesParams const& p, PieceShare const& own, int channel, int channels,
+                                  float const* sums) {
+  int const taps = p.R * p.S, c0 = own.c0 + channel, count = min(channels, p.C - c0) * taps;
+  int64_t const first = (int64_t(own.share) * p.C + c0) * taps;
+  for (int i = ptx::unknown(int(threadIdx.x)) % 32; i < count; i += 32) {
+    float sum = sums[i];
+    int64_t offset = 0;
+    if (p.shares == 1 || sum != sum) {
+      int const c = c0 + i / taps, tap = i % taps, r = tap / p.S, s = tap - r * p.S;
+      if (sum != sum) sum = exact_sum<T>(p, own.begin, own.end, c, r, s);
+      offset = c * p.w_k + r * p.w_r + s * p.w_s;
+    }
+    depthwise::store_sum<T>(p.w, p.partial, p.shares, offset, first + i, sum);
+  }
+}
+
 // Adds up the diagonals of a warp's d: each lane has a row of the filter of a channel.
 template <class T, int R, int channels>
 __device__ inline void store_sums(PiecesParams const& p, float const (&acc)[R][channels][4], float* shared) {
@@ -179,18 +203,7 @@ __device__ inline void store_sums(PiecesParams const& p, float const (&acc)[R][c
       sums[channel * taps + lane % R * p.S + s] = sum;
     }
   __syncwarp();
-  int const c0 = own.c0 + warp * channels, count = min(channels, p.C - c0) * taps;
-  int64_t const first = (int64_t(own.share) * p.C + c0) * taps;
-  for (int i = lane; i < count; i += 32) {
-    float sum = sums[i];
-    int64_t offset = 0;
-    if (p.shares == 1 || sum != sum) {
-      int const c = c0 + i / taps, tap = i % taps, r = tap / p.S, s = tap - r * p.S;
-      if (sum != sum) sum = exact_sum<T>(p, own.begin, own.end, c, r, s);
-      offset = c * p.w_k + r * p.w_r + s * p.w_s;
-    }
-    depthwise::store_sum<T>(p.w, p.partial, p.shares, offset, first + i, sum);
-  }
+  store_taps<T>(p, own, warp * channels, channels, sums);
 }
 
 // `m` filters of a channel of x: its products are with gradients of neighbouring channels of y.
@@ -327,13 +340,12 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
   store_sums<T, R, channels>(p, acc, reinterpret_cast<float*>(dynamic + padding));
 }
 
-// Of `shares` partial sums, those from `share` on.
-template <DType dtype, int R>
-cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, int shares, int share, Arguments const& args,
-                        cudaStream_t stream) {
+// Of `shares` partial sums those from `share` on; copies are of a tile's columns of `images`.
+template <DType dtype, class Tile>
+cudaError_t set_pieces(PiecesParams& p, Problem const& problem, Tile const& t, int shares, int share, int images,
+                       Arguments const& args) {
   using T = typename TypeOf<dtype>::type;
   Strides const &x = problem.x, &y = problem.y;
-  PiecesParams p{};
   p.x_data = args.a, p.y_data = args.b, p.w = args.out;
   if (shares > 1) p.partial = static_cast<float*>(args.workspace) + share * problem.K * problem.R * problem.S;
   p.x_n = x.n, p.x_h = x.h, p.x_w = x.w, p.y_n = y.n, p.y_h = y.h, p.y_w = y.w;
@@ -349,16 +361,23 @@ cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, int shares,
   p.units = int(t.units), p.each = int(t.each), p.skip = int((t.shares - 1) * t.each);
   p.shares = shares, p.cycles = t.cycles;
   p.once = pieces_read_once(problem, t.channels);
-  p.pieces = t.pieces, p.length = t.length, p.x_columns = t.x_columns, p.y_columns = t.y_columns;
+  p.x_columns = t.x_columns, p.y_columns = t.y_columns;
   p.x_bytes = int(t.x_bytes), p.y_bytes = int(t.y_bytes);
   int const pixel = t.images * t.channels * int(sizeof(T));
   p.x_copied = t.x_columns * pixel / p.filters, p.y_copied = t.y_columns * pixel;
   if (auto const error =
-          map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, t.channels / p.filters, t.x_columns, t.images))
+          map_of(p.x, args.a, dtype, x, problem.C, p.W, p.H, problem.N, t.channels / p.filters, t.x_columns, images))
     return error;
-  if (auto const error =
-          map_of(p.y, args.b, dtype, y, problem.K, p.Q, p.P, problem.N, t.channels, t.y_columns, t.images))
-    return error;
+  return map_of(p.y, args.b, dtype, y, problem.K, p.Q, p.P, problem.N, t.channels, t.y_columns, images);
+}
+
+template <DType dtype, int R>
+cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, int shares, int share, Arguments const& args,
+                        cudaStream_t stream) {
+  using T = typename TypeOf<dtype>::type;
+  PiecesParams p{};
+  p.pieces = t.pieces, p.length = t.length, p.halves = 1;
+  if (auto const error = set_pieces<dtype>(p, problem, t, shares, share, t.images, args)) return error;
   auto* kernel = t.run == 4 ? wgrad<T, R, 4, 4> : t.run == 2 ? wgrad<T, R, 2, 4> : wgrad<T, R, 1, 4>;
   if (p.filters == 2) kernel = t.run == 4 ? wgrad<T, R, 4, 4, 2> : wgrad<T, R, 2, 4, 2>;
   if constexpr (R == 3)
@@ -369,27 +388,4 @@ cudaError_t launch_tile(Problem const& problem, PiecesTile const& t, int shares,
   return cudaGetLastError();
 }
 
-template <DType dtype, int R, int S>
-cudaError_t launch_wgrad(Problem const& all, Plan const& plan, Arguments const& of_all, cudaStream_t stream) {
-  Device gpu = h200_sxm;
-  if (auto const error = count_sms(gpu.sm_count)) return error;
-  int share = 0;
-  auto launch_one = [&](Problem const& problem, Arguments const& args) {
-    PiecesTile const t = pieces_tile(problem, R, gpu);
-    if (t.ns == 0 || share + t.shares > plan.split_k) return cudaErrorInvalidValue;
-    auto const error = launch_tile<dtype, R>(problem, t, plan.split_k, share, args, stream);
-    share += int(t.shares);
-    return error;
-  };
-  if (auto const error = launch_phases<Op::wgrad, dtype>(S, all, of_all, launch_one)) return error;
-  if (share != plan.split_k) return cudaErrorInvalidValue;
-  if (share == 1) return cudaSuccess;
-  return depthwise::launch_sum<typename TypeOf<dtype>::type>(all, plan, of_all, stream, true);
-}
-
 }  // namespace conv2d_ext::toeplitz
-
-#define CONV2D_EXT_TOEPLITZ_WGRAD_INSTANCE(family, op, dtype, tm, tn, tk, variant) \
-  CONV2D_EXT_LAUNCHER(family, op, dtype, tm, tn, variant) {                        \
-    return toeplitz::launch_wgrad<DType::dtype, tm, tn>(p, plan, args, stream);    \
-  }
