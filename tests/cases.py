@@ -300,6 +300,11 @@ CASES: tuple[Case, ...] = (
     Case("C8_K32", 1, 8, 10, 9, 32, 3, 3),
     # A few filters more than a tile; steps of the reduction that end within a tap; several of its tables.
     Case("C20_K132", 3, 20, 19, 17, 132, 5, 3, (2, 1), (3, 0), (1, 2), bias=False),
+    # winograd.cuh: channels and tiles that end within a block's; the widths of its blocks.
+    Case("C36_K132_four_pads", 2, 36, 9, 37, 132, 3, 3, padding=(0, 2, 1, 3), edge=True),
+    Case("C64_K36_7x7", 3, 64, 7, 7, 36, 3, 3, padding=(1, 1), edge=True),
+    Case("groups3_of_36_and_44", 2, 108, 6, 9, 132, 3, 3, padding=(1, 1), groups=3, edge=True),
+    Case("C32_K40_padding_beyond_the_filter", 1, 32, 20, 11, 40, 3, 3, padding=(4, 4), bias=False),
     Case("C1_K64", 1, 1, 12, 12, 64, 5, 5, padding=(2, 2)),
     Case("C64_K1", 1, 64, 10, 8, 1, 3, 3, padding=(1, 1)),
     Case("stem_7x7_stride2", 1, 3, 22, 21, 16, 7, 7, stride=(2, 2), padding=(3, 3), bias=False),

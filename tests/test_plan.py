@@ -101,7 +101,7 @@ def test_a_workspace_is_no_larger_than_a_gigabyte_or_a_few_times_the_tensors(op:
         workspace = ask(op, case, dtype)[2]
         sizes = (case.input_size, case.weight_size, case.output_size)
         tensors = sum(torch.Size(size).numel() for size in sizes) * dtype.itemsize
-        assert workspace <= max(2**30, 4 * tensors), f"{case} {op} {dtype}: {workspace} bytes beside {tensors}"
+        assert workspace <= max(2**30, 5 * tensors), f"{case} {op} {dtype}: {workspace} bytes beside {tensors}"
 
 
 def test_products_of_repeated_images_are_counted_by_their_sizes() -> None:
@@ -1091,7 +1091,8 @@ def test_no_row_that_rounds_to_tf32_supports_strict_float32(op: str, layout: str
 @pytest.mark.parametrize("layout", ("nhwc", "nchw"))
 def test_strict_float32_packs_the_operands_of_another_layout(op: str, layout: str) -> None:
     read = {"fprop": "xw", "dgrad": "wy", "wgrad": "xwy"}[op] if layout == "nchw" else ""
-    assert packed(op, DENSE, *meta(DENSE, torch.float32, layout), allow_tf32=False) == read
+    case = dataclasses.replace(DENSE, C=64, K=64)  # of more channels winograd.cuh reads any layout
+    assert packed(op, case, *meta(case, torch.float32, layout), allow_tf32=False) == read
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -1119,6 +1120,35 @@ def test_strict_float32_takes_tensor_cores_where_that_is_faster(op: str) -> None
             f"tma_strict_{op}_f32_128x32_im2col"
         )
     assert strict(Case("odd", 32, 127, 56, 56, 129, 3, 3, padding=(1, 1))).startswith("tma_strict_")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", ("nhwc", "nchw"))
+def test_strict_3x3_filters_of_many_channels_take_fewer_products(op: str, layout: str) -> None:
+    def named_strictly(case: Case, **facts: object) -> str:
+        return named(op, case, torch.float32, layout, allow_tf32=False, **facts)
+
+    row = f"tma_strict_{op}_f32_2x2_any"
+    many = Case("512", 64, 512, 28, 28, 512, 3, 3, padding=(1, 1))
+    assert named_strictly(many) == row
+    assert not named_strictly(many, capability=100).startswith("tma_")
+    # Memory bounds few channels; steps, dilations and other filters have no such form.
+    for other in (
+        dataclasses.replace(many, C=64, K=64),
+        dataclasses.replace(many, stride=(2, 2)),
+        dataclasses.replace(many, dilation=(2, 2), padding=(2, 2)),
+        dataclasses.replace(many, R=5, padding=(2, 1)),
+    ):
+        assert named_strictly(other) != row, other
+    if op == "wgrad" and layout == "nchw":
+        assert named_strictly(Case("168 a group", 8, 672, 28, 28, 672, 3, 3, padding=(1, 1), groups=4)) == row
+
+
+def test_groups_of_many_inputs_and_one_result_are_not_summed_tap_by_tap_in_channels_last() -> None:
+    """A warp's lanes have results of one group after the other, whose inputs lie in lines of their own."""
+    case = Case("32 to 1", 64, 96, 32, 80, 3, 3, 1, padding=(1, 0), groups=3)
+    assert named("fprop", case, torch.float32, "nhwc", allow_tf32=False).startswith("tma_strict_")
+    assert named("fprop", case, torch.float32, "nchw", allow_tf32=False).startswith("depthwise_")
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
@@ -1209,7 +1239,7 @@ def test_tf32_weight_gradients_take_a_row_of_taps_at_once() -> None:
 @pytest.mark.parametrize("layout", ("nhwc", "nchw"))
 def test_strict_float32_weight_gradients_take_tensor_cores_by_tiles_that_fit(layout: str) -> None:
     for case, tile in (
-        (DENSE, "128x128"),
+        (dataclasses.replace(DENSE, stride=(2, 2)), "128x128"),
         (Case("64", 32, 64, 56, 56, 64, 3, 3, padding=(1, 1)), "192x64"),
         (Case("32", 64, 128, 28, 28, 32, 3, 3, padding=(1, 1)), "192x32"),
         (Case("56 a group", 32, 448, 28, 28, 448, 3, 3, padding=(1, 1), groups=8), "192x64"),

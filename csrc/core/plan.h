@@ -57,6 +57,7 @@
 #include "tma_planes_tf32.h"
 #include "toeplitz_pairs.h"
 #include "walk.h"
+#include "winograd.h"
 
 namespace conv2d_ext {
 
@@ -95,6 +96,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
              ((row.dtype == DType::f32 ? igemm_tf32_supports(op, p) : igemm_supports(p)) || pack_supports(row, p));
     case Family::tma:
     case Family::tma_strict: {
+      if (is_winograd(row)) return hopper && winograd_of(op, p, d).tile_m > 0;
       if (row.family == Family::tma_strict && !strict_is_exact(op, p)) return false;
       if (is_tf32_planes(row)) return hopper && tf32_planes_supports(row, p);
       Problem const t = tma_problem(row, p);
@@ -159,6 +161,7 @@ constexpr Packing packing(Row const& row, Problem const& p) {
   if (row.family != Family::tma && row.family != Family::tma_strict && row.family != Family::grouped &&
       row.family != Family::simt && row.family != Family::igemm)
     return {};
+  if (is_winograd(row)) return {};
   Packing which = packed(row, tma_problem(row, p)).which;
   which.x |= is_patches(row, p);
   return which;
@@ -407,6 +410,14 @@ constexpr double groups_as_measured(Row const& row, Problem const& p) {
   return C < line && C > 32 && ((is(128, 64) && halo) || is(64, 64)) ? 1.2 : 1;
 }
 
+// grouped_lines.cuh's 3x3 in channels_last in float32, as measured since nothing is divided in its loop, beside others
+// (TF32 8x96x28x28 in 4 groups F 12.4 us, 16.4 by 256x64; strict 8x64x28x28 s2 in 4 11.5, 13.2).
+constexpr double lines_of_3x3(Row const& row, Problem const& p, double ns) {
+  bool const lines = row.family == Family::grouped && row.variant == Variant::lines && row.op != Op::wgrad;
+  if (!lines || p.dtype != DType::f32 || p.R != 3 || p.S != 3 || grouped_planar(p)) return 1;
+  return (p.allow_tf32 ? ns > 13000 : ns < 32000) ? 0.95 : 1;
+}
+
 // The same of fprop and dgrad by tma, 16-bit types, packed or not, and small layers of TF32.
 constexpr double groups_with_packing_ns(Row const& row, Problem const& p, bool packs, double ns) {
   if (row.family == Family::tma && row.variant == Variant::im2col && row.op == Op::fprop && p.dtype == DType::f32 &&
@@ -504,6 +515,7 @@ constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Devic
         if (op != Op::wgrad && p.stride_w > 1 && p.dtype != DType::f32) e.ns *= 0.97;
         return e;
       }
+      if (is_winograd(row)) return {winograd_of(op, p, d).ns, 1};
       if (is_plain(row)) return {plain_estimate(p, d).ns * small_plain_share(p), 1};
       if (is_plain_rows(row)) return plain_rows_estimate(op, p, d);
       if (is_images(row)) return images_estimate(row, op, p, d);
@@ -532,6 +544,8 @@ constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Devic
       }
       // As measured beside pixels_strict.h (267 times).
       if (row.family == Family::tma_strict && op != Op::wgrad && p.R * p.S == 1) e.ns += 2200;
+      // As measured: phases of dgrad with filters as they lie (8x256x32x32 s2 23.1 us, estimated at 18.6).
+      if (row.variant == Variant::raw_halo && row.tile_m == 128 && p.stride_w > 1 && p.groups == 1) e.ns *= 1.2;
       if (row.family == Family::simt) e.ns += simt_single_stores_ns(row, p, e.split_k, d);
       // Filters that do not lie as the channels of x do (images of one pixel lie both ways) are stored one by one.
       if (row.family == Family::simt && row.variant == Variant::any && op == Op::wgrad && p.x.c == 1 && p.C > 1 &&
@@ -557,6 +571,7 @@ constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Devic
       e.ns += last_store_ns(row, q.problem, e.split_k);
       e.ns *=
           packed_wgrad_share(row, t, q.which) * groups_as_measured(row, row.family == Family::grouped ? q.problem : t);
+      e.ns *= lines_of_3x3(row, q.problem, e.ns);
       if (q.which.any()) e.ns += packing_ns(op, t, q) + (packs_pixels(row, t) ? (row.tile_n == 64 ? 2600 : 1000) : 0);
       e.ns += packed_lean_ns(row, q.problem, q.which, e.ns);
       e.ns += lean_phases_ns(row, t, q.which, e.ns);
@@ -738,6 +753,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::simt: {
       if (is_planes(row)) return planes_workspace_bytes(op, p, d);
       if (is_turned(row)) return turned_workspace_bytes(op, p);
+      if (is_winograd(row)) return winograd_of(op, p, d).bytes;
       if (is_plain(row)) return plain_workspace_bytes(p, d);
       if (is_plain_rows(row) || is_images(row) || is_slabs(row) || is_few_groups(row)) return 0;
       if (is_group_parts(row)) return 0;

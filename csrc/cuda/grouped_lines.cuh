@@ -876,7 +876,10 @@ __global__ void __launch_bounds__(line_warps<T>(blocks, step) * 32, 1)
   int const out_of_lane = output_of_lane<T>(q, run);
   int const squares = run.unit < units ? p.squares_h * p.squares_w * p.images : 0;
   int const phases_w = is_3x3 ? 1 : p.axis_w.phases, phases = is_3x3 ? 1 : p.axis_h.phases * phases_w;
-  int const share = warp / runs;
+  // Quotients taken here: none is in the loop over squares.
+  int const share = warp / runs, of_phases = is_3x3 ? 1 : q.of_phases;
+  int const first_square = share / of_phases, first_phase = share - first_square * of_phases;
+  int const next_square = q.shares / of_phases;
   Stage stage;
   uint32_t out = base + p.stages * q.stage_bytes, other = out + q.out_bytes;
   for (int number = blockIdx.x; number < p.tiles; number += gridDim.x) {
@@ -889,14 +892,13 @@ __global__ void __launch_bounds__(line_warps<T>(blocks, step) * 32, 1)
       if (next < p.tiles) copy_raw(next);
       next += gridDim.x;
     }
-    for (int square = share / q.of_phases; square < squares; square += q.shares / q.of_phases) {
+    for (int square = first_square; square < squares; square += next_square) {
       TileSquare const at = s.squares[square];
       if (tile.h + at.h >= p.axis_h.positions || tile.w + at.w >= p.axis_w.positions || tile.n + at.image >= p.N)
         continue;
       uint32_t const from = data + at.in + in_of_lane;
       // Phases in turn from either end, for the last have the most taps.
-      for (int first = 0, mine = share % q.of_phases; first < phases;
-           first += q.of_phases, mine = q.of_phases - 1 - mine) {
+      for (int first = 0, mine = first_phase; first < phases; first += of_phases, mine = of_phases - 1 - mine) {
         int const phase = first + mine, phase_h = phase / phases_w, phase_w = phase - phase_h * phases_w;
         float acc[blocks][4][4];
 #pragma unroll

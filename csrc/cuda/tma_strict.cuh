@@ -363,7 +363,9 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   if (error != cudaSuccess) return error;
   Params p{};
   int64_t blocks = 0;
-  error = tma::params_of<S, float, TM, TN>(p, blocks, op, problem, row_of(plan), plan, args, false);
+  // Not the plan's: winograd.cuh's rows come here too.
+  constexpr Row row{Family::tma_strict, op, DType::f32, TM, TN, kStrictLine, Variant::im2col, ""};
+  error = tma::params_of<S, float, TM, TN>(p, blocks, op, problem, row, plan, args, false);
   if (error != cudaSuccess) return error;
   if (p.shares.shared == 0) blocks = min64(blocks, sm_count);
 
@@ -372,10 +374,10 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   SplitParams const q = split_params<op>(problem, args);
   if ((error = launch_split<op, false>(q, sm_count, stream)) != cudaSuccess) return error;
 
-  int64_t const row = q.lines * (2 * kStrictLine);
+  int64_t const line = q.lines * (2 * kStrictLine);
   Problem filters = problem;
-  filters.C = row * problem.groups, filters.K = p.N * problem.groups;
-  filters.w = {taps * row, 1, problem.S * row, row};
+  filters.C = line * problem.groups, filters.K = p.N * problem.groups;
+  filters.w = {taps * line, 1, problem.S * line, line};
   error = tma::encode_filters(p.b, q.out, filters, kStrictLine, int(min64(TN, p.N)));
   if (error != cudaSuccess) return error;
   p.workspace = q.out + strict_prepared_bytes(op, problem) / 4;

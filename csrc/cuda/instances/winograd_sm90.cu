@@ -1,0 +1,2 @@
+#include "../winograd.cuh"
+CONV2D_EXT_WINOGRAD(CONV2D_EXT_WINOGRAD_INSTANCE)
