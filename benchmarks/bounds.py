@@ -120,6 +120,7 @@ ENTRIES = (
     Entry("tma_lean_tf32", "tma::lean_phases_kernel", "dgrad", dense(1, 256, 28, 512, 3, 2), "tf32", "nhwc", "lean"),
     Entry("tma_lean_tf32", "tma::lean_sums_kernel", "wgrad", dense(8, 1024, 14, 256, 1), "tf32", "nhwc", "lean"),
     Entry("tma_lean_tf32", "tma::lean_sums_second", "wgrad", dense(8, 128, 64, 64, 1), "tf32", "nhwc", "lean"),
+    Entry("tma_lean_tf32", "tma::lean_sums_shifted", "wgrad", dense(128, 117, 14, 702, 1), "tf32", "nhwc", "lean"),
     Entry("tma", "tma::tma_kernel", "fprop", "L07", "fp16", "nchw", "pointwise"),
     Entry("tma_planes", "tma::planes_kernel", "fprop", "L06", "fp16", "nchw", "240x64_nchw"),
     Entry("tma_planes", "tma::planes_kernel", "fprop", "L48", "fp16", "nchw", "240x64_nchw"),

@@ -631,7 +631,8 @@ CASES: tuple[Case, ...] = (
     # wgrad by warps that take turns: one column, and some of another warp; few results from the products of all taps
     Case("1x1_lines_C34_K1", 3, 34, 31, 33, 1, 1, 1, edge=True),
     Case("1x1_lines_C66_K19", 2, 66, 40, 31, 19, 1, 1, bias=False),
-    # wgrad by tma_matrix.cuh, 8, 4 and 2 pixels a row of its matrices, several tiles of either tensor
+    # wgrad by tma_matrix.cuh, 8, 4 and 2 pixels a row of its matrices (TF32, by tma_lean_tf32.cuh: 4 and 2), several
+    # tiles of either tensor
     Case("1x1_lines_C201_K70_by_eights", 2, 201, 24, 26, 70, 1, 1),
     Case("1x1_lines_C134_K264_by_fours", 3, 134, 18, 20, 264, 1, 1, bias=False),
     Case("1x1_lines_C12_K260_by_twos", 1, 12, 34, 37, 260, 1, 1),

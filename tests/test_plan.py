@@ -1615,6 +1615,17 @@ def test_the_smallest_1x1_layers_are_read_from_memory_to_registers() -> None:
             assert not named(op, case, torch.float16, "nhwc").endswith("_32x32_any"), (op, case)
 
 
+def test_up_to_a_round_of_small_tiles_takes_channels_that_do_not_fill_lines() -> None:
+    for op, sizes, end in (
+        ("fprop", (1, 992, 14, 14, 128), "_64x32_lean"),  # 6.9 us by 80x64_lines, 6.0
+        ("dgrad", (1, 272, 12, 12, 1632), "_64x64_lean"),  # 8.6 by 80x64_lines, 7.1
+        ("dgrad", (32, 256, 28, 28, 64), "_64x128_lines"),  # 11.0 by 64x128_im2col, 10.4
+        ("fprop", (8, 64, 64, 64, 256), "_64x128_lines"),  # 12.7, 11.3
+    ):
+        assert named(op, Case("few", *sizes, 1, 1), torch.float16, "nhwc").endswith(end), (op, sizes)
+    assert named("dgrad", Case("many", 32, 144, 28, 28, 40, 1, 1), torch.float16, "nhwc").endswith("_64x128_im2col")
+
+
 def test_1x1_layers_between_few_channels_of_many_pixels_flow_through_a_warp() -> None:
     """pixels_flow.cuh: pixels without gaps, filters that shared memory holds, any number of channels."""
     for op, (N, C, H, K) in (
@@ -1695,13 +1706,23 @@ def test_few_channels_of_many_pixels_do_not_take_a_line_of_memory_each() -> None
 
 
 def test_tf32_weight_gradients_of_odd_channels_are_summed_in_place() -> None:
-    """pixels_sums.cuh: no copy of the operands, and no longer sums than other rows of TF32 have."""
-    for N, C, H, K in ((64, 58, 28, 58), (32, 27, 56, 162)):
+    """No copy of the operands, and no longer sums than other rows of TF32 (tma_lean_tf32.cuh: several pixels a row)."""
+    for N, C, H, K in ((64, 61, 28, 366), (128, 117, 14, 702), (32, 192, 28, 387)):  # 84.8 us packed, 46.4; 83.6, 62.4
         case = Case("odd", N, C, H, H, K, 1, 1)
+        row, parts, workspace, *_ = ask("wgrad", case, torch.float32, "nhwc", allow_tf32=True)
+        assert ROWS[row] == "tma_wgrad_f32_64x64_lean", case
+        assert packed("wgrad", case, *meta(case, torch.float32, "nhwc"), allow_tf32=True) == "", case
+        period = 4 if C % 2 or K % 2 else 2
+        assert parts % period == 0 and case.N * H * H <= parts * 6144 and workspace % (parts * 64 * 64 * 4) == 0, case
+        assert not named("wgrad", case, torch.float32, "nhwc").endswith("_64x64_lean")  # strict
+    for N, C, H, K in ((64, 58, 28, 58), (32, 36, 28, 18)):  # few weights: pixels_sums.cuh
+        case = Case("few", N, C, H, H, K, 1, 1)
         row, _, workspace, *_ = ask("wgrad", case, torch.float32, "nhwc", allow_tf32=True)
         assert ROWS[row] == "pixels_wgrad_f32_64x64_nhwc", case
         assert workspace * 6144 >= case.N * H * H * 64 * 64 * 4
-        assert not named("wgrad", case, torch.float32, "nhwc").endswith("_64x64_nhwc")  # strict
+    # Pixels that do not share out to whole vectors are packed, or summed as they lie.
+    odd = Case("pixels", 1, 61, 35, 35, 366, 1, 1)
+    assert ask("wgrad", odd, torch.float32, "nhwc", allow_tf32=True)[0] != ROWS.index("tma_wgrad_f32_64x64_lean")
 
 
 def test_tf32_weight_gradients_of_many_pixels_are_not_summed_by_the_smallest_tiles() -> None:

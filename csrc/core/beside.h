@@ -96,7 +96,7 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
 
 // Single rows of all families, where a problem is within two ranges: factors that were right several times as often as
 // wrong in each half of 27,000 timed problems and in draws that asked for doubtful choices (docs/tuning/planner.md).
-enum class Of : uint8_t { any, us, pixels, plane, taps, stride, C, K, K_over_C };
+enum class Of : uint8_t { any, us, pixels, plane, taps, all_taps, stride, C, K, K_over_C };  // all_taps: of all groups
 struct Range {
   Of of = Of::any;
   double least = 0, most = 1e18;
@@ -114,6 +114,12 @@ inline constexpr Beside kBeside[] = {
     {Op::fprop, Family::tma, Variant::lean, 4, 64, 64, false, 1.07, {Of::us, 0, 7}, {}},
     {Op::dgrad, Family::tma, Variant::lean, 4, 64, 128, true, 0.87, {Of::pixels, 0, 1550}, {Of::us, 6}},
     {Op::wgrad, Family::tma, Variant::lean, 4, 64, 64, false, 0.87, {Of::stride, 2}, {Of::taps, 0, 1}},
+    {Op::fprop, Family::tma, Variant::im2col, 2, 192, 128, false, 0.9, {Of::all_taps, 0, 1}, {}},
+    {Op::fprop, Family::tma, Variant::im2col, 2, 64, 128, false, 1.12, {Of::all_taps, 0, 1}, {Of::stride, 2}},
+    {Op::dgrad, Family::tma, Variant::im2col, 2, 64, 64, false, 1.12, {Of::all_taps, 0, 1}, {}},
+    {Op::dgrad, Family::pixels, Variant::nchw, 2, 128, 256, false, 1.07, {Of::us, 8, 16}, {}},
+    {Op::wgrad, Family::pixels, Variant::nchw, 2, 128, 64, false, 1.12, {Of::us, 16, 60}, {}},
+    {Op::wgrad, Family::pixels, Variant::nchw, 4, 128, 128, false, 0.93, {Of::pixels, 20000}, {}},
     {Op::fprop, Family::pixels, Variant::narrow, 2, 256, 64, false, 1.07, {Of::us, 0, 13}, {}},
     {Op::dgrad, Family::pixels, Variant::narrow, 2, 256, 64, false, 1.07, {Of::pixels, 0, 150}, {}},
     {Op::dgrad, Family::pixels, Variant::lean, 2, 16, 32, true, 1.15, {Of::C, 120}, {}},
@@ -144,6 +150,8 @@ constexpr bool within(Range const& r, Problem const& p, double ns) {
         return double(p.P()) * double(p.Q());
       case Of::taps:
         return double(p.R * p.S);
+      case Of::all_taps:
+        return double(p.R * p.S * p.groups);
       case Of::stride:
         return double(p.stride_h * p.stride_w);
       case Of::C:

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "period.h"
 #include "pointwise.h"
 
 namespace conv2d_ext {
@@ -71,12 +72,25 @@ constexpr int64_t lean_channels(int64_t channels, Strides const& s, DType t) {
   return channels % (16 / size_of(t)) == 0 ? channels : s.w;
 }
 
+// wgrad of 1x1 filters in TF32 where pixels of channels that are no vectors follow each other: so many are a row of a
+// matrix (matrix_period). 1: it is not taken so.
+constexpr int64_t lean_period(Row const& row, Problem const& p) {
+  if (row.op != Op::wgrad || p.dtype != DType::f32 || p.R != 1 || p.S != 1 || p.groups != 1) return 1;
+  if (p.stride_h != 1 || p.stride_w != 1 || p.P() != p.H || p.Q() != p.W || p.pad_top != 0 || p.pad_left != 0) return 1;
+  int64_t const pixels = p.N * p.H * p.W;
+  if (p.C < 16 || p.K < 16 || max64(p.C, p.K) > 8192 || p.w.c != 1 || pixels < 1024 || pixels > 1 << 22) return 1;
+  return p.C * p.K > 150000 ? 1 : max64(matrix_period(p), 1);  // more weights take longer to add than to pack
+}
+
 // Tiles of wgrad, and steps of a tile.
 constexpr int64_t lean_wgrad_tiles(Row const& row, Problem const& p) {
+  if (lean_period(row, p) > 1)
+    return ceil_div(matrix_shifted(p.K, p.dtype), row.tile_m) * ceil_div(matrix_shifted(p.C, p.dtype), row.tile_n);
   return ceil_div(p.K, row.tile_m) * ceil_div(p.C, row.tile_n) * p.R * p.S;
 }
 constexpr int64_t lean_wgrad_steps(Row const& row, Problem const& p) {
-  int64_t const run = 128 / size_of(p.dtype), pixels = p.P() * p.Q();
+  int64_t const run = 128 / size_of(p.dtype), pixels = p.P() * p.Q(), period = lean_period(row, p);
+  if (period > 1) return period * ceil_div(p.N * pixels / period, run);
   return lean_takes_planes(row, p) ? p.N * ceil_div(pixels, run) : ceil_div(p.N * pixels, run);
 }
 
@@ -101,23 +115,32 @@ constexpr int64_t lean_tiles(Row const& row, Problem const& p) {
 // wgrad in TF32 in channels_last: blocks of a tile whose sums a second launch adds, `blocks` of them an SM. More than a
 // cluster has; 0: they are too few.
 inline constexpr int kLeanMostCluster = 8;
+inline constexpr int kLeanChain = 6144;  // pixels that are added up in one chain (kTf32Pixels in tma_tf32.h)
 constexpr int64_t lean_sums_parts(Row const& row, Problem const& p, int blocks) {
+  if (int64_t const period = lean_period(row, p); period > 1) {  // each part has one pixel of each row
+    int64_t const steps = lean_wgrad_steps(row, p) / period;
+    return period * max64(max64(min64(blocks * 132 / lean_wgrad_tiles(row, p) / period, steps / 2), 1),
+                          ceil_div(steps * 32, kLeanChain));
+  }
   int64_t const parts = min64(blocks * 132 / max64(lean_wgrad_tiles(row, p), 1), lean_wgrad_steps(row, p) / 2);
   return lean_takes_planes(row, p) || parts <= kLeanMostCluster ? 0 : parts;
 }
 // The sums of a block's tile in the workspace.
 constexpr int64_t lean_workspace_bytes(Row const& row, Problem const& p, int split) {
-  bool const parts = row.op == Op::wgrad && p.dtype == DType::f32 && split > kLeanMostCluster;
+  bool const parts =
+      row.op == Op::wgrad && p.dtype == DType::f32 && (split > kLeanMostCluster || lean_period(row, p) > 1);
   return parts ? lean_wgrad_tiles(row, p) * split * row.tile_m * row.tile_n * 4 : 0;
 }
 
-// wgrad in TF32 adds up no longer chains than tma_wgrad_tf32.cuh (kTf32Pixels in tma_tf32.h).
+// wgrad in TF32 adds up no longer chains than tma_wgrad_tf32.cuh.
 constexpr bool lean_chain_fits(Row const& row, Problem const& p, int64_t steps, int split) {
-  return row.op != Op::wgrad || p.dtype != DType::f32 || ceil_div(steps, split) * 32 <= 6144;
+  return row.op != Op::wgrad || p.dtype != DType::f32 || ceil_div(steps, split) * 32 <= kLeanChain;
 }
 
 constexpr bool lean_supports(Row const& row, Problem const& p) {
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
+  if (lean_period(row, p) > 1)
+    return lean_workspace_bytes(row, p, int(lean_sums_parts(row, p, 2))) <= kMaxWorkspaceBytes;
   if (row.op == Op::wgrad && p.dtype == DType::f32) {
     bool fits = false;
     int64_t const tiles = lean_wgrad_tiles(row, p), steps = lean_wgrad_steps(row, p);
@@ -180,7 +203,7 @@ constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
                        4;
   Estimate best;
   for (int split : {1, 2, 3, 4, 8}) {
-    if (split > 1 && (steps < 2 * split || tiles > lean_clusters(split))) continue;
+    if (lean_period(row, p) > 1 || (split > 1 && (steps < 2 * split || tiles > lean_clusters(split)))) continue;
     if (!lean_chain_fits(row, p, steps, split)) continue;
     double const each = double(ceil_div(tiles * split, 132)),
                  work = double(ceil_div(steps, split)) * step_ns * (each > 1 ? each * 0.72 : 1);
@@ -202,6 +225,9 @@ constexpr Estimate lean_sums_estimate(Row const& row, Problem const& p) {
   }
   // As measured beside other rows: 8x144x56x56 to 192 over NCHW 29.4 us, estimated at 20.4.
   if (p.R * p.S == 1) best.ns += !planes ? 400 : best.ns > 10000 ? (best.ns - 10000) * 0.3 : 0;
+  // Several pixels a row: single sums of all parts; fitted to 67 layers, with 6 % for what it is off by.
+  if (lean_period(row, p) > 1)
+    best.ns = (best.ns * 1.43 - 3600 + double(best.split_k) * 31 + double(p.K) * double(p.C) * 0.042) * 1.06;
   return best;
 }
 

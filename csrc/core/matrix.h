@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "period.h"
 #include "reads_once.h"
 #include "row.h"
 
@@ -37,33 +38,10 @@ struct MatrixTile {
   static constexpr int shared_bytes = 1024 + staging_bytes + stages * stage_bytes;
 };
 
-// From pixel to pixel, where all pixels are equally far apart; 0: they are not.
-constexpr int64_t matrix_stride(Strides const& s, Problem const& p) {
-  int64_t const step = p.W > 1 ? s.w : p.H > 1 ? s.h : s.n;
-  return (p.H > 1 && s.h != p.W * step) || (p.N > 1 && s.n != p.H * p.W * step) ? 0 : step;
-}
-
 // Are pixels, channels side by side, the rows of a matrix?
 constexpr bool matrix_pixels(Strides const& s, int align, int64_t channels, Problem const& p) {
   return channel_vectors(s, align, channels, 16 / size_of(p.dtype), p.dtype) &&
          map_supports(s, p.N, p.H, p.W, p.dtype) && (p.N * p.H * p.W == 1 || matrix_stride(s, p) > 0);
-}
-
-// wgrad of channels that are no vectors, where all pixels follow each other: so many pixels are a row of a matrix that
-// the copy engine takes. A part of the sum has one pixel of each row, whose channels it copies from the vector on in
-// which they begin: up to 7 rows and columns of its tiles are another pixel's channels, for nothing. 1: channels are
-// vectors; 0: it cannot be.
-constexpr int matrix_period(Problem const& p) {
-  int period = 1;
-  while (p.C * period % 8 != 0 || p.K * period % 8 != 0) period *= 2;
-  if (period == 1) return 1;
-  bool const dense = (p.C == 1 || p.x.c == 1) && (p.K == 1 || p.y.c == 1) && matrix_stride(p.x, p) == p.C &&
-                     matrix_stride(p.y, p) == p.K && p.x_align >= 16 && p.y_align >= 16;
-  return dense && size_of(p.dtype) == 2 && p.N * p.H * p.W % period == 0 ? period : 0;
-}
-// Channels, and those of other pixels before them.
-constexpr int64_t matrix_shifted(int64_t channels) {
-  return channels % 8 == 0 ? channels : channels + 8 - (channels % 4 == 0 ? 4 : channels % 2 == 0 ? 2 : 1);
 }
 
 constexpr bool matrix_supports(Op op, Problem const& p) {
@@ -224,7 +202,7 @@ constexpr int64_t matrix_parts_tiles(int tile_m, int tile_n, MatrixProduct const
 constexpr MatrixProduct matrix_parts_product(Problem const& p, bool turned) {
   MatrixProduct product(Op::wgrad, p, turned);
   product.depth /= max64(matrix_period(p), 1);  // 0: matrix_supports() refuses the problem
-  product.rows = matrix_shifted(product.rows), product.columns = matrix_shifted(product.columns);
+  product.rows = matrix_shifted(product.rows, p.dtype), product.columns = matrix_shifted(product.columns, p.dtype);
   return product;
 }
 

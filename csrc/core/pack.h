@@ -281,7 +281,7 @@ constexpr Packed packed_lean(Row const& row, Problem const& p) {
   Packed q{{}, p};
   int const v = 16 / size_of(p.dtype);
   Op const op = row.op;
-  if (!lean_packs(row, p) || (lean_large(row) && op != Op::wgrad)) return q;
+  if (!lean_packs(row, p) || (lean_large(row) && op != Op::wgrad) || lean_period(row, p) > 1) return q;
   q.which.x = op != Op::dgrad && !channel_vectors(p.x, p.x_align, p.C, v, p.dtype);
   q.which.y = op != Op::fprop && !channel_vectors(p.y, p.y_align, p.K, v, p.dtype);
   q.which.w = !channel_vectors(p.w, p.w_align, p.C, v, p.dtype);

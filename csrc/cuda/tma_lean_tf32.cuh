@@ -257,7 +257,47 @@ __device__ void sums_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   }
 }
 
-template <int TM, int TN, bool planes>
+// The steps of one of the two copying threads for wgrad of several pixels a row (lean_period): `columns` divides by the
+// steps of all parts of a pixel, whose channels, stride_h of y and stride_w of x, are copied from a vector on.
+template <int TM, int TN, bool of_a>
+struct PeriodCopies {
+  using S = LeanShapeOf<float, TM, TN, kLineBytes>;
+  int32_t left, chunk, first, runs;
+  uint32_t to;
+  Stage stage;
+
+  __device__ void begin(LeanParams const& p, uint32_t ring, int begin, int count, int n_tile, int) {
+    left = count, chunk = begin;
+    int const pixel = p.columns.divide(chunk), tile = of_a ? int(blockIdx.y) * TM : n_tile * TN;
+    to = ring + (of_a ? 0 : S::steps * S::a_bytes);
+    first = (pixel * (of_a ? p.stride_h : p.stride_w) & ~3) + tile;
+    runs = min((of_a ? TM : TN) / kTf32Line, ((of_a ? p.M : p.N) - tile + kTf32Line - 1) / kTf32Line);
+  }
+
+  __device__ void copy_stage(LeanParams const& p, LeanTables& tables) {
+    int const steps = min(left, S::steps);
+    uint64_t* const full = of_a ? &tables.full_a[stage.index] : &tables.full_b[stage.index];
+    ptx::mbarrier_arrive_expect_tx(full, steps * runs * S::run_bytes);
+    uint32_t at = to + stage.index * S::stage_bytes;
+#pragma unroll 1
+    for (int i = 0; i < steps; ++i, ++chunk, at += of_a ? S::a_bytes : S::b_bytes)
+#pragma unroll 1
+      for (int run = 0; run < runs; ++run)
+        ptx::cp_async_bulk_tensor_4d(at + run * S::run_bytes, of_a ? &p.a : &p.b, full, first + run * kTf32Line,
+                                     chunk * kTf32Line, 0, 0);
+    left -= steps;
+  }
+};
+
+enum class SumsOf { boxes, planes, period };  // how operands are copied
+template <int TM, int TN, SumsOf of, bool of_a>
+struct SumsCopies : LeanCopies<float, TM, TN, kLineBytes, true, true, of_a> {};
+template <int TM, int TN, bool of_a>
+struct SumsCopies<TM, TN, SumsOf::planes, of_a> : PlaneCopies<float, TM, TN, true, true, of_a> {};
+template <int TM, int TN, bool of_a>
+struct SumsCopies<TM, TN, SumsOf::period, of_a> : PeriodCopies<TM, TN, of_a> {};
+
+template <int TM, int TN, SumsOf of>
 __global__ void __launch_bounds__(LeanShape<TM, TN, kLineBytes>::threads, 2)
     lean_sums_kernel(__grid_constant__ LeanParams const p) {
   using S = LeanShapeOf<float, TM, TN, kLineBytes>;
@@ -266,13 +306,11 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, kLineBytes>::threads, 2)
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   int n_tile = int(blockIdx.x);
   int const tap = p.tiles_n.divide(n_tile);
-  using Y = std::conditional_t<planes, PlaneCopies<float, TM, TN, true, true, true>,
-                               LeanCopies<float, TM, TN, kLineBytes, true, true, true>>;
-  using X = std::conditional_t<planes, PlaneCopies<float, TM, TN, true, true, false>,
-                               LeanCopies<float, TM, TN, kLineBytes, true, true, false>>;
-  lean_block<S, TN / 8, Y, X>(
+  lean_block<S, TN / 8, SumsCopies<TM, TN, of, true>, SumsCopies<TM, TN, of, false>>(
       p, ring, tables, n_tile, tap, [] {},
-      [&](int count, int rank) { sums_multiply<TM, TN, planes>(p, ring, tables, count, rank, n_tile, tap); });
+      [&](int count, int rank) {
+        sums_multiply<TM, TN, of == SumsOf::planes>(p, ring, tables, count, rank, n_tile, tap);
+      });
 }
 
 // Adds the `parts` that blocks have stored of each tile. An item is a thread's 8 columns by two rows; a warp adds every
@@ -304,6 +342,34 @@ __global__ void __launch_bounds__(kSecondWarps * 32)
   int const tap = p.tiles_n.divide(n_tile);
   float const v[4] = {sum.x, sum.y, sum.z, sum.w};
   SumsPlaces<TM, TN>(p, tile / in_row, n_tile, tap, thread).store(p, v, item / multiplying % units);
+}
+
+// The same of several pixels a row, of which each of `pixel_parts` parts in turn has one: filters and channels are as
+// far into a part's tiles as they lie behind a vector. Eight warps have every eighth part of 32 weights.
+template <int TM, int TN>
+__global__ void __launch_bounds__(256)
+    lean_sums_shifted(__grid_constant__ LeanParams const p, float const* from, int parts, int pixel_parts, int tiles) {
+  constexpr int blocks = TN / 16, multiplying = TM / 64 * kWarpgroup;
+  __shared__ float sums[8][32];
+  int const slice = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  int const column = int(blockIdx.x) * 32 + lane, row = int(blockIdx.y), columns = p.stride_w;
+  ptx::griddepcontrol_wait();
+  float sum = 0;
+#pragma unroll 4
+  for (int part = slice; part < parts; part += 8) {
+    int const pixel = part / pixel_parts, m = row + (pixel * p.stride_h & 3), n = column + (pixel * columns & 3);
+    int const r = m % TM, c = n % TN, tile = m / TM * p.tiles_n.value + n / TN;
+    int const j = r % 32 / 16 * blocks + c % (TN / 2) / 8;  // as SumsPlaces has them
+    int const thread = (r / 32 * 2 + c / (TN / 2)) * 32 + r % 16 / 2 * 4 + c % 8 / 2;
+    if (column < columns)
+      sum += from[((int64_t(part) * tiles + tile) * (2 * blocks * multiplying) + j * multiplying + thread) * 4 +
+                  r % 2 * 2 + c % 2];
+  }
+  sums[slice][lane] = sum;
+  __syncthreads();
+  if (slice > 0 || column >= columns) return;
+  for (int i = 1; i < 8; ++i) sum += sums[i][lane];
+  static_cast<float*>(p.out)[row * p.out_n + column] = sum;
 }
 
 // dgrad's phase i along H and j along W.
@@ -374,10 +440,40 @@ cudaError_t launch_lean_turned_planes(Problem const& p, Plan const& plan, Argume
                                          stream);
 }
 
+// TM filters by TN channels, several pixels a row.
+template <int TM, int TN>
+cudaError_t launch_lean_period(Problem const& p, Plan const& plan, int64_t period, Arguments const& args,
+                               cudaStream_t stream) {
+  using S = LeanShapeOf<float, TM, TN, kLineBytes>;
+  int64_t const lines = p.N * p.H * p.W / period, parts = plan.split_k, pixel_parts = parts / period;
+  LeanParams q{};
+  q.M = int32_t(matrix_shifted(p.K, p.dtype)), q.N = int32_t(matrix_shifted(p.C, p.dtype));
+  int64_t const tiles_m = ceil_div(q.M, TM), tiles_n = ceil_div(q.N, TN);
+  q.taps = q.taps_w = Divisor(1), q.tiles_n = Divisor(tiles_n);
+  // All parts have as many steps: beyond the last line there are zeros.
+  q.splits = 1, q.share = int32_t(ceil_div(ceil_div(lines, kTf32Line), pixel_parts));
+  q.steps = int32_t(parts * q.share), q.columns = Divisor(pixel_parts * q.share);
+  q.stride_h = int32_t(p.K), q.stride_w = int32_t(p.C), q.out_n = p.w.n, q.out = args.workspace;
+  auto rows = [&](void const* at, int64_t channels) {
+    return Tensor4{at, p.dtype, {period * channels, lines, 1, 1}, {1, period * channels, 0, 0}, true};
+  };
+  cudaError_t error = encode_tiled(q.a, rows(args.b, p.K), kTf32Line, kTf32Line, 1, 1);
+  if (error == cudaSuccess) error = encode_tiled(q.b, rows(args.a, p.C), kTf32Line, kTf32Line, 1, 1);
+  if (error == cudaSuccess)
+    error = start_lean<S>(lean_sums_kernel<TM, TN, SumsOf::period>, q, tiles_n, tiles_m, stream, S::threads, parts);
+  if (error != cudaSuccess) return error;
+  q.out = args.out;
+  return launch_dependent(lean_sums_shifted<TM, TN>, dim3(unsigned(ceil_div(p.C, 32)), unsigned(p.K)), 256, 0, stream,
+                          q, static_cast<float const*>(args.workspace), int(parts), int(pixel_parts),
+                          int(tiles_n * tiles_m));
+}
+
 // TM filters by TN channels of a tap.
 template <int TM, int TN>
 cudaError_t launch_lean_sums(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using S = LeanShapeOf<float, TM, TN, kLineBytes>;
+  if (int64_t const period = lean_period(row_of(plan), p); period > 1)
+    return launch_lean_period<TM, TN>(p, plan, period, args, stream);
   Walk const h = walk_h(Op::fprop, p, 0), w = walk_w(Op::fprop, p, 0);
   LeanParams q{};
   q.columns = Divisor(w.pixels), q.rows = Divisor(h.pixels);
@@ -401,8 +497,8 @@ cudaError_t launch_lean_sums(Problem const& p, Plan const& plan, Arguments const
   if (error != cudaSuccess) return error;
   int64_t const tiles_n = q.tiles_n.value * h.taps * w.taps, tiles_m = ceil_div(p.K, TM), tiles = tiles_n * tiles_m;
   if (parts) q.out = args.workspace;
-  error =
-      start_lean<S>(lean_sums_kernel<TM, TN, false>, q, tiles_n, tiles_m, stream, S::threads, parts ? plan.split_k : 1);
+  error = start_lean<S>(lean_sums_kernel<TM, TN, SumsOf::boxes>, q, tiles_n, tiles_m, stream, S::threads,
+                        parts ? plan.split_k : 1);
   if (error != cudaSuccess || !parts) return error;
   q.out = args.out;
   int64_t const items = tiles * (TN / 8) * S::multiplying;
@@ -427,7 +523,7 @@ cudaError_t launch_lean_sums_planes(Problem const& p, Plan const& plan, Argument
   if (error != cudaSuccess) return error;
   error = encode_tiled(q.b, y, kTf32Line, kTf32Line, 1, 1);
   if (error != cudaSuccess) return error;
-  return start_lean<S>(lean_sums_kernel<TM, TN, true>, q, q.tiles_n.value * p.N, ceil_div(p.C, TM), stream);
+  return start_lean<S>(lean_sums_kernel<TM, TN, SumsOf::planes>, q, q.tiles_n.value * p.N, ceil_div(p.C, TM), stream);
 }
 
 template <Op op, DType dtype, int TM, int TN>
