@@ -53,7 +53,11 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
     return ns * 1.15;
   if (!taps && p.groups == 1) {  // and one_by_one.h
     bool const gathers = row.family == Family::tma && row.op != Op::wgrad;
-    if (gathers && row.variant == Variant::lean && !across) return ns + (row.op == Op::fprop ? 1200 : 1500);
+    // To few filters: 3x36x318x272 to 18 s2 d2 18.2 us, estimated at 25.7.
+    if (gathers && row.variant == Variant::lean && !across) {
+      ns += row.op == Op::fprop ? 1200 : 1500;
+      return ns * (row.op == Op::fprop && tile(64, 32) && p.K <= 48 && ns > 15000 ? 0.8 : 1);
+    }
     // Small tiles of packed planes; where others stay in place, of many weights.
     bool const packs = p.x.w != 1 || plane % 4 != 0 || p.C * p.K >= 500000;
     if (is(Family::tma, Variant::lines, Op::wgrad) && !across && row.tile_n == 64) return ns - (packs ? 1500 : 0);
@@ -96,7 +100,8 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
 
 // Single rows of all families, where a problem is within two ranges: factors that were right several times as often as
 // wrong in each half of 27,000 timed problems and in draws that asked for doubtful choices (docs/tuning/planner.md).
-enum class Of : uint8_t { any, us, pixels, plane, taps, all_taps, stride, C, K, K_over_C };  // all_taps: of all groups
+// all_taps: of all groups
+enum class Of : uint8_t { any, us, pixels, plane, taps, all_taps, stride, C, K, K_over_C, groups };
 struct Range {
   Of of = Of::any;
   double least = 0, most = 1e18;
@@ -130,13 +135,36 @@ inline constexpr Beside kBeside[] = {
     {Op::fprop, Family::stem, Variant::halo, 4, 64, 32, true, 0.85, {Of::us, 0, 16}, {}},
     {Op::wgrad, Family::grouped, Variant::nchw, 2, 64, 64, false, 0.93, {Of::C, 24}, {}},
     {Op::dgrad, Family::depthwise, Variant::nchw, 4, 0, 2, false, 0.87, {Of::stride, 0, 1}, {Of::us, 0, 25}},
-    {Op::wgrad, Family::depthwise, Variant::nchw, 2, 0, 0, false, 0.85, {Of::K_over_C, 2}, {Of::taps, 0, 25}},
+    {Op::wgrad, Family::depthwise, Variant::nchw, 2, 0, 0, false, 0.85, {Of::K_over_C, 2}, {Of::taps, 9, 25}},
     {Op::wgrad, Family::depthwise, Variant::nchw, 2, 0, 1, false, 1.07, {Of::pixels, 0, 1800}, {}},
     {Op::wgrad, Family::column, Variant::nhwc_s2, 4, 3, 3, true, 0.85, {Of::us, 20}, {Of::K_over_C, 0, 1}},
     {Op::fprop, Family::stream, Variant::nchw, 4, 3, 3, false, 1.07, {Of::taps, 9}, {}},
     {Op::dgrad, Family::stream, Variant::nchw, 4, 3, 3, false, 1.07, {Of::taps, 9}, {}},
     {Op::dgrad, Family::strip, Variant::nhwc, 4, 7, 8, true, 0.9, {}, {}},
     {Op::fprop, Family::band, Variant::nchw, 2, 16, 16, false, 1.2, {Of::plane, 200}, {}},
+    // 157x240x5x5 to 120 4x4 s4 in 30 groups D 65.8 us, estimated at 24.0.
+    {Op::dgrad, Family::grouped, Variant::nchw, 2, 8, 8, true, 2.7, {Of::stride, 16}, {}},
+    {Op::wgrad, Family::depthwise, Variant::nchw, 4, 0, 2, false, 0.75, {Of::us, 25}, {Of::plane, 5000}},
+    {Op::wgrad, Family::depthwise, Variant::nchw, 4, 0, 1, false, 0.85, {Of::us, 15}, {Of::C, 0, 2}},
+    {Op::wgrad, Family::stream, Variant::nchw, 4, 5, 5, false, 1.15, {Of::us, 30}, {Of::plane, 5000}},
+    {Op::wgrad, Family::stream, Variant::nchw_s2, 2, 9, 9, false, 0.75, {Of::us, 0, 26}, {}},
+    {Op::fprop, Family::depthwise, Variant::nchw, 2, 0, 1, false, 1.15, {Of::us, 18}, {Of::C, 0, 1}},
+    {Op::wgrad, Family::depthwise, Variant::nhwc, 2, 0, 4, true, 0.87, {Of::us, 10, 40}, {Of::groups, 0, 90}},
+    {Op::dgrad, Family::tma, Variant::lean, 2, 64, 64, true, 0.9, {Of::plane, 0, 49}, {}},
+    {Op::dgrad, Family::tma, Variant::lean, 2, 64, 64, false, 0.93, {Of::pixels, 0, 3136}, {}},
+    {Op::dgrad, Family::tma, Variant::lean, 4, 64, 64, false, 1.15, {Of::pixels, 3200}, {}},
+    {Op::fprop, Family::pixels, Variant::raw, 4, 64, 64, false, 0.9, {}, {}},
+    {Op::fprop, Family::stem, Variant::nhwc, 4, 32, 64, true, 1.25, {Of::K, 48}, {}},
+    {Op::wgrad, Family::simt, Variant::any, 4, 256, 8, false, 1.25, {Of::stride, 90}, {}},
+    {Op::wgrad, Family::tma, Variant::im2col, 2, 64, 64, true, 1.5, {Of::K, 0, 8}, {Of::C, 500}},
+    {Op::fprop, Family::tma, Variant::im2col, 2, 64, 64, false, 1.25, {Of::groups, 2}, {Of::taps, 2, 4}},
+    {Op::fprop, Family::depthwise, Variant::nhwc, 2, 0, 1, true, 1.12, {Of::us, 9}, {Of::stride, 0, 2}},
+    {Op::fprop, Family::pixels, Variant::any, 4, 32, 32, true, 1.3, {Of::C, 512}, {}},
+    {Op::dgrad, Family::stream, Variant::nchw, 2, 9, 9, false, 0.8, {Of::us, 0, 40}, {}},
+    {Op::fprop, Family::stem, Variant::lean, 4, 16, 64, true, 0.9, {Of::us, 10}, {Of::C, 2}},
+    {Op::dgrad, Family::igemm, Variant::nhwc, 2, 128, 128, true, 1.1, {}, {}},
+    // 68 tiles, of which 132 blocks have uneven shares: 1x2048x65x65 to 256 3x3 d6 103 us, estimated at 73.
+    {Op::fprop, Family::tma, Variant::im2col, 2, 128, 128, true, 1.3, {Of::C, 1024}, {Of::pixels, 4224, 4352}},
 };
 
 constexpr bool within(Range const& r, Problem const& p, double ns) {
@@ -160,6 +188,8 @@ constexpr bool within(Range const& r, Problem const& p, double ns) {
         return double(p.K_per_group());
       case Of::K_over_C:
         return double(p.K) / double(p.C);
+      case Of::groups:
+        return double(p.groups);
       case Of::any:
         break;
     }

@@ -22,7 +22,7 @@
 #include "lanes_choice.h"
 #include "lines.h"
 #include "long_sums.h"
-#include "met.h"
+#include "met_measured.h"
 #include "near.h"
 #include "near_taps.h"
 #include "one_by_one.h"
@@ -235,6 +235,8 @@ constexpr double beside_few_outputs_ns(Row const& row, Problem const& p, double 
     return column_fives(row.op, p, R, 2) ? ns : ns * (sums ? 0.9 : f32 ? 0.855 : fprop ? 0.82 : 1) * pairs;
   }
   if (row.family == Family::toeplitz) {
+    // Filters of nine rows do not stay in registers: 1x64x161x161 F 29.9 us, estimated at 17.0.
+    if (fprop && R > 7) return ns < 18000 ? ns * 1.3 : at_least(23400, ns);
     if (sums || R > 7) return ns;
     if (R != 3) return ns + (R == 5 ? 1100 : 1900);
     return ns + 600 - (ns > 9000 && ns < 32000 ? (ns - 9000) * 0.1 : 0);  // of what L2 holds
@@ -256,33 +258,6 @@ constexpr double beside_few_outputs_ns(Row const& row, Problem const& p, double 
 
 constexpr Estimate beside_few_outputs(Row const& row, Problem const& p, Estimate e) {
   e.ns = beside_few_outputs_ns(row, p, e.ns);
-  return e;
-}
-
-// depthwise_met.cuh in channels_last, as measured: filters of many taps lie in few lines of memory (3x8x21x21 9x9 8.1
-// us, estimated at 12.0; 94x78x32x32 5x5 D in float16 98, 116).
-constexpr Estimate met_as_measured(Row const& row, Problem const& p, Estimate e) {
-  bool const sums = row.op == Op::wgrad, half = size_of(p.dtype) == 2, f32 = p.dtype == DType::f32;
-  if (p.C_per_group() >
-      1) {  // 3x64x25x33 1x1 in 4 groups W 11.2 us, 1x640x7x7 3x3 in 160 F 8.0, estimated at 15.7, 9.6
-    bool const few = max64(p.C_per_group(), p.K_per_group()) <= 8;
-    if (f32 && (sums ? !is_nhwc(row.variant) && p.R * p.S <= 7 && e.ns > 12000 : few && e.ns < 16000)) e.ns *= 0.9;
-    if (!sums && is_nhwc(row.variant) && e.ns > 18000) e.ns *= 1.1;  // 18x12x240x240 1x1 in 6 F 102, 85
-    return e;
-  }
-  // dgrad of several filters a channel, and large filters, in float32 over NCHW (23x192x22x22 to 384 7x7 s(2,1) D 99.4
-  // us, estimated at 67.0), fprop in 16-bit types in channels_last (3x992x29x29 11x1 35.7, 25.9).
-  if (f32 && !sums && !is_nhwc(row.variant) && e.ns > 15000) {
-    if (p.K > p.C && row.op == Op::dgrad && e.ns > 20000) e.ns *= 1.1;
-    if (p.K == p.C && p.R * p.S > 25) e.ns *= 1.15;
-  }
-  if (!is_nhwc(row.variant) || sums) return e;
-  bool const small = p.R * p.S >= 49 && p.stride_h == 1 && p.stride_w == 1 && e.ns < 17000;
-  bool const large = row.op == Op::dgrad && half && p.R * p.S >= 25;
-  if (small || large)
-    e.ns = 6000 + (e.ns - 6000) * (small ? 0.7 : 0.87);
-  else if (half && row.op == Op::fprop && e.ns > 15000)
-    e.ns *= 1.2;
   return e;
 }
 
@@ -333,6 +308,10 @@ constexpr Estimate lines_of_planes(Row const& row, Problem const& p, Estimate e)
   if (row.op == Op::wgrad && is_nhwc(row.variant) && p.dtype == DType::f32 && p.C <= 64 && p.R * p.S <= 90 &&
       e.ns > 14000)
     e.ns *= 1.25;
+  // Likewise in 16 bits (43x40x62x62 3x3 s(2,1) 52.9 us, 33.2; 87x16x21x48 1x11 d2 37.7, 18.2).
+  if (row.op == Op::wgrad && is_nhwc(row.variant) && size_of(p.dtype) == 2 && p.C <= 48 && p.K == p.C && e.ns > 14000 &&
+      e.ns < 60000)
+    e.ns *= 1.4;
   return e;
 }
 
@@ -489,11 +468,23 @@ constexpr double simt_phases_share(Op op, Problem const& p) {
   return share < 0.58 ? 0.65 + 0.6 * share : 1;
 }
 
+// wgrad of several filters a channel: the share of a turn that later ones do without. They find in L2 what the first
+// one has read, and begin while the one before ends (11x48x80x80 to 192 1x3 49.4 us, estimated at 82.9 as four alike).
+constexpr double sums_turn_share(Row const& row, Problem const& p) {
+  double const elements =
+      double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  if (p.C >= 800)  // 69x1163x6x6 to 4652 5x5 90.7 us, estimated at 55.5
+    return row.family == Family::stream && size_of(p.dtype) == 2 ? -0.4 : 0;
+  if (elements * size_of(p.dtype) > 70e6) return 0;
+  if (row.family == Family::band) return 0.35;
+  if (row.family == Family::strip) return 0.4;
+  return row.family == Family::stream ? (row.tile_m == 5 ? 0.15 : 0.45) : 0;
+}
+
 constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Device const& d) {
   if (int64_t const turns = depthwise_turns(row, p); turns > 1) {
     Estimate e = estimate_apart(row, op, depthwise_turn(row, p), d);
-    // A turn begins while the one before ends; of wgrad that is lost to its second pass.
-    double const begun = op == Op::wgrad ? 0 : e.ns * 0.4 < 3300 ? e.ns * 0.4 : 3300;
+    double const begun = op == Op::wgrad ? e.ns * sums_turn_share(row, p) : e.ns * 0.4 < 3300 ? e.ns * 0.4 : 3300;
     e.ns = e.ns * double(turns) - begun * double(turns - 1);
     return e;
   }
@@ -529,6 +520,10 @@ constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Devic
                    : row.family == Family::grouped ? grouped_measured(row, op, p, q, d)
                                                    : in_place_estimate(row, op, q.problem, d);
       if (is_grouped_sums(row, q.problem)) {
+        // As measured: one channel a group (8x1120x5x25 to 4480 7x7 d2 224 us, estimated at 149).
+        if (p.C_per_group() == 1 && p.dtype != DType::f32 && row.tile_m == 256 && row.tile_n == 64 && p.R * p.S > 25 &&
+            p.x.c != 1 && p.stride_h * p.stride_w == 1)
+          e.ns *= 1.55;
         if (q.which.any()) e.ns += packing_ns(op, t, q);
         return e;
       }
@@ -594,6 +589,9 @@ constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Devic
       if (q.which.any()) e.ns += packing_ns(op, p, q);
       // As measured: 16-bit dgrad's phases over planes (17x328x26x12 to 12 7x1 s2 23.5 us, estimated at 20.0).
       if (op == Op::dgrad && p.dtype != DType::f32 && p.x.c != 1 && p.stride_h * p.stride_w > 1) e.ns *= 1.12;
+      // Likewise TF32's wgrad of few channels in channels_last (138x1x448x280 to 16 7x7 s7 d2 372 us, estimated at
+      // 262).
+      if (op == Op::wgrad && p.dtype == DType::f32 && (p.x.c == 1 || p.C == 1) && p.C_per_group() <= 4) e.ns *= 1.4;
       return e;
     }
     case Family::depthwise:
@@ -605,7 +603,7 @@ constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Devic
       }
       if (is_lanes(row)) return lanes_estimate(row, p, d);
       if (is_near(row)) return near_estimate(row, p, d);
-      if (is_met(row)) return met_as_measured(row, p, met_estimate(row, p, d));
+      if (is_met(row)) return met_as_measured(row, p, d);
       return beside_few_outputs(row, p,
                                 is_lines(row)     ? lines_of_planes(row, p, any_line_estimate(op, p, d))
                                 : is_walk(row)    ? walk_estimate(row, op, p, d)
@@ -662,6 +660,8 @@ constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Devic
         Estimate e = stem_halo_estimate(op, p, h200_sxm);
         if (p.dtype == DType::f32 && p.y.c != 1 && p.Q() % 4 != 0 && p.R * p.S <= 25 && e.ns > 20000)
           e.ns += double(p.N) * double(p.K) * double(p.P()) * double(p.Q()) * 0.0027;
+        // In 16 bits, large patches that meet padding (70x3x374x374 to 32 7x7 s7 260 us, estimated at 101).
+        if (p.dtype != DType::f32 && p.stride_w >= 5 && p.pad_left > 0 && p.x.c == 1) e.ns *= 2.3;
         if (p.dtype == DType::f32 && p.R == p.stride_h && p.S == p.stride_w)
           e.ns *= 1.08;
         else if (p.dtype == DType::f32 && e.ns < 18000)
@@ -679,6 +679,8 @@ constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Devic
         Estimate e = stem_lines_estimate(op, p, h200_sxm);
         // As measured (L52): one channel, strict.
         if (op == Op::dgrad && p.C == 1 && p.y.c == 1 && p.stride_w <= 2 && stem_is_strict(p)) e.ns *= 1.15;
+        // As measured: filters of one row over planes (200x16x48x48 to 3 1x7 88.0 us, estimated at 46.1).
+        if (op == Op::fprop && p.R == 1 && p.y.c != 1) e.ns *= 1.3 + 0.08 * double(min64(p.S, 8));
         // As measured: strict sums over many planes (2x8x174x174 to 264 7x7 1,066 us, estimated at 715).
         if (op == Op::dgrad && p.K > 128 && p.y.c != 1) e.ns *= stem_is_strict(p) ? 1.35 : 1.2;
         return e;
