@@ -486,6 +486,9 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_10x10_of_32_columns", 3, 8, 32, 32, 8, 10, 10, padding=(1, 1), groups=8),
     Case("depthwise_12x12_of_48_columns", 3, 8, 33, 48, 8, 12, 12, padding=(3, 3), groups=8),
     Case("depthwise_10x13_small", 5, 24, 9, 7, 24, 10, 13, padding=(4, 6), groups=24),
+    Case("depthwise_15x15_of_33_columns", 3, 8, 22, 33, 8, 15, 15, padding=(7, 7), groups=8, edge=True),
+    Case("depthwise_14x15_of_50_columns", 2, 16, 19, 50, 16, 14, 15, padding=(3, 8, 6, 4), groups=16),
+    Case("depthwise_15x14_small", 5, 24, 9, 7, 24, 15, 14, padding=(7, 6), groups=24),
     Case("depthwise_9x9_stride2_four_pads", 4, 8, 19, 34, 8, 9, 9, (2, 2), (4, 3, 2, 5), groups=8),
     # filters that lie apart, from L1
     Case("depthwise_2x2_apart", 3, 9, 12, 14, 18, 2, 2, (2, 2), groups=9, edge=True),

@@ -614,6 +614,15 @@ def test_float32_filters_from_9x9_to_13x13_take_columns_quads_or_strips_of_seven
         assert name.startswith(near) and "1x8" not in name, name
 
 
+@pytest.mark.parametrize("op", ("fprop", "dgrad"))
+def test_15x15_filters_of_small_or_odd_images_take_units_of_four_rows(op: str) -> None:
+    for N, C, size in ((64, 960, 7), (32, 64, 57), (32, 64, 65)):
+        case = Case("large", N, C, size, size, C, 15, 15, padding=(7, 7), groups=C)
+        assert ROWS[ask(op, case, torch.float16)[0]] == f"stream_{op}_f16_15x15_nchw", size
+        over_planes = ROWS[ask(op, case, torch.float16, "nhwc")[0]] == f"stream_{op}_f16_15x15_nchw"
+        assert over_planes == (size != 57), size  # there copies take too long
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_large_depthwise_filters_with_a_stride_or_a_dilation_take_tensor_cores_or_shared_memory(op: str) -> None:
     for stride, dilation in ((2, 1), (1, 2)):

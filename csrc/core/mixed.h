@@ -1,6 +1,6 @@
 // Depthwise layers one of whose tensors is in channels_last, and the other is not: rows of channels_last run them on a
 // packed copy of the other. What the copy engine cannot take stays with depthwise_lines.cuh, in place. wgrad of band.h,
-// and filters of eight to 13 taps of stream.h, in 16-bit types run on copies of both as planes, too: rows of
+// and filters of eight to 15 taps of stream.h, in 16-bit types run on copies of both as planes, too: rows of
 // channels_last take up to four times as long. And where planes have nothing as good, rows of channels_last run on
 // copies of both tensors.
 #pragma once
@@ -11,7 +11,7 @@ namespace conv2d_ext {
 
 constexpr bool runs_over_planes(Row const& row, Problem const& p) {
   bool const band = row.family == Family::band && row.op == Op::wgrad && row.variant == Variant::nchw;
-  bool const stream = row.family == Family::stream && (row.tile_m == 9 || row.tile_m == 13);
+  bool const stream = row.family == Family::stream && row.tile_m >= 9;
   return (band || stream) && size_of(p.dtype) == 2 && p.groups == p.C && p.K == p.C && p.C > 1 && p.C % 8 == 0 &&
          p.x_align >= 16 && p.y_align >= 16 && p.x == channels_last_strides(p.C, p.H, p.W) &&
          p.y == channels_last_strides(p.K, p.P(), p.Q());

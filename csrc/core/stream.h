@@ -13,9 +13,10 @@ constexpr bool stream_aligned(Strides const& s, int align, int bytes, int elemen
 
 inline constexpr int kStreamUnits = 16, kStreamWarps = 4, kStreamColumns = 8;
 
-// Columns of a unit of fprop and dgrad with stride 1; cuda/stream_taller.cuh has two rows of outputs of them.
-inline constexpr int kTallerColumns = 4, kTallerBlocks = 2;
-constexpr int stream_columns(int R) { return R > 9 ? kTallerColumns : kStreamColumns; }
+// Columns of a unit of fprop and dgrad with stride 1; cuda/stream_taller.cuh has two or four rows of outputs of them.
+inline constexpr int kTallerBlocks = 2;
+constexpr int stream_columns(int R) { return R > 13 ? 2 : R > 9 ? 4 : kStreamColumns; }
+constexpr int stream_unit_rows(int R) { return kStreamColumns / stream_columns(R); }
 
 // Rows of a stretch of `height` rows of outputs, `walks` images and pieces of them: the stretches fill the `slots` of
 // the GPU evenly, and meet few rows twice; a walk's beginning takes the time of some rows more.
@@ -237,6 +238,11 @@ constexpr void set_ring(StreamTile& t, Row const& row, Op op, Problem const& p, 
   t.ring.odd = odd;
 }
 
+// 15 taps and two outputs meet all of a unit's 16 inputs, which may begin within a word.
+constexpr bool stream_no_shift(Row const& row, Problem const& p) {
+  return row.tile_m == 15 && p.S == 15 && p.pad_left % 2 != 0;
+}
+
 inline constexpr int kBandsMost = 4096;  // rows and columns
 
 // Bands' runs of planes are brought in whole 16 bytes, which images have to be.
@@ -363,7 +369,7 @@ constexpr void set_bands(StreamTile& t, Row const& row, Op op, Problem const& p,
   if (!whole_planes(in, align, t.in_H, t.in_W, 2) || !whole_planes(out, out_align, t.out_H, t.out_W, 2)) return;
   if (!bands_exist(p.C, t.in_H, t.in_W) || !bands_exist(p.C, t.out_H, t.out_W)) return;
   int const blocks = int(ceil_div(t.out_W, stream_columns(size)));
-  bool const odd = t.in_W % 2 != 0;
+  bool const odd = t.in_W % 2 != 0 || stream_no_shift(row, p);
   int pieces = 1;
   while (pieces < kPlanesWarps && blocks > pieces * kStreamUnits) pieces *= 2;
   int const span = int(ceil_div(blocks, pieces)), half = span <= 8 ? 8 / span : 1;
@@ -389,7 +395,7 @@ constexpr void set_bands(StreamTile& t, Row const& row, Op op, Problem const& p,
            count < least + 4 && (count <= least || t.out_H / count >= 2 * stretches); ++count) {
         PlanesTile q;
         int rows = int(ceil_div(t.out_H, count * stretches));
-        if (size > 9) rows += rows % 2;
+        rows = int(ceil_div(rows, stream_unit_rows(size))) * stream_unit_rows(size);
         q.used = true, q.odd = odd, q.channels = channels, q.together = together;
         q.band_rows = rows * stretches, q.bands = int(ceil_div(t.out_H, q.band_rows));
         set_runs(q, t, q.band_rows - 1 + size);

@@ -8,10 +8,17 @@ namespace conv2d_ext {
 constexpr bool stream_supports(Row const& row, Problem const& p) {
   // The smallest size that holds the filter.
   int64_t const side = max64(p.R, p.S);
-  int const size = side <= 7 ? (side <= 3 ? 3 : side <= 5 ? 5 : 7) : side <= 9 ? 9 : side <= 13 ? 13 : 0;
+  int const size = side <= 7    ? (side <= 3   ? 3
+                                   : side <= 5 ? 5
+                                               : 7)
+                   : side <= 9  ? 9
+                   : side <= 13 ? 13
+                   : side <= 15 ? 15
+                                : 0;
   if (p.C_per_group() != 1 || p.K != p.C || row.tile_m != size) return false;
+  if (size == 15 && (p.R < 14 || p.S < 14)) return false;  // others were not timed
   // Nine taps and eight outputs, or 13 and four, meet all of a unit's 16 inputs, which begin on a word.
-  if (size > 7 && row.tile_k == 1 && p.S == size && p.pad_left % 2 != 0) return false;
+  if (size > 7 && row.tile_k == 1 && p.S == size && p.pad_left % 2 != 0 && !stream_no_shift(row, p)) return false;
   bool const f32 = p.dtype == DType::f32 && p.stride_h == 2;  // planes alone
   if (p.dtype == DType::f32 && size > 7) return false;        // quads.h alone
   int64_t const stride = f32 ? 2 : row.tile_k;
@@ -78,6 +85,8 @@ constexpr Estimate stream_estimate(Row const& row, Op op, Problem const& p, Devi
   auto with_planes = [&](PlanesTile const& q, int64_t groups, bool stream_sums = false) {
     double const copies_ns = memory_ns * (sums ? 1.25 : 1.15);
     double const most = stream_sums ? memory_ns + 0.4 * q.warps_ns : copies_ns > q.warps_ns ? copies_ns : q.warps_ns;
+    // 15x15, as measured: rows above and below small images take little.
+    if (row.tile_m == 15) return Estimate{9000 + most * (p.H <= 14 ? 0.63 : 0.84), 1};
     if (!sums) return Estimate{7000 + most * (row.tile_m > 9 ? 1.15 : 1.0) + (row.tile_m > 9 ? 1000 : 0), 1};
     // A block's first copies and its sums take the time of an item and a half.
     int64_t const slots = int64_t(q.together) * d.sm_count, units = p.C / q.channels;

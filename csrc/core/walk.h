@@ -39,7 +39,9 @@ struct ColumnAxis {
 // and inputs leave no registers for more.
 inline constexpr int kWalkThreads = 256;
 constexpr int walk_threads(int R, int stride) { return R == 7 && stride == 1 ? 128 : kWalkThreads; }  // of wide strips
-constexpr int walk_sums_threads(int R) { return R == 7 ? 192 : 256; }  // two blocks an SM, by their registers
+constexpr int walk_sums_threads(int R) { return R == 7 ? 192 : 256; }
+// Blocks of an SM, by their registers.
+constexpr int walk_sums_blocks(int R, int vector) { return R == 3 && vector == 1 ? 3 : 2; }
 
 constexpr int walk_vector(Op op, int R, int size) {
   if (R != 3) return 1;
@@ -141,7 +143,7 @@ constexpr WalkSumsTile walk_sums_tile(Problem const& p, int R, int stride, Devic
     for (int64_t chunks = 1; chunks <= P; chunks = chunks < 4 ? chunks + 1 : ceil_div(chunks * 3, 2)) {
       t.rows = ceil_div(P, chunks), t.chunks = ceil_div(P, t.rows), t.units = p.N * strips * t.chunks;
       double const count = double((t.rows - 1) * stride + R);
-      int64_t const full = 2 * int64_t(d.sm_count);
+      int64_t const full = walk_sums_blocks(R, v) * int64_t(d.sm_count);
       // Blocks that fill the GPU once, or one of a slice.
       int64_t const counts[] = {max64(1, full / t.slices), max64(1, full / 2 / t.slices), 1};
       for (int64_t wanted : counts) {
@@ -149,7 +151,8 @@ constexpr WalkSumsTile walk_sums_tile(Problem const& p, int R, int stride, Devic
         if (t.shares > 1 && double(t.shares) * taps * 4 > double(kMaxWorkspaceBytes)) continue;
         double const blocks = double(t.shares * t.slices);
         double const share = blocks > double(full) / 2 ? (blocks < double(full) ? blocks / double(full) : 1.0) : 0.5;
-        double const multiply = issue * share * 16 / 4 / 0.55 / 1.755, step = multiply > 400 ? multiply : 400;
+        double const multiply = issue * share * 2 * walk_sums_blocks(R, v) / 0.55 / 1.755,
+                     step = multiply > 400 ? multiply : 400;
         double const turns = double(ceil_div(t.each, t.members)) * double(ceil_div(t.shares * t.slices, full));
         double const walk_ns = turns * (count * step + 300);
         double ns = memory_ns > walk_ns ? memory_ns + walk_ns / 8 : walk_ns + memory_ns / 8;

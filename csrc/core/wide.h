@@ -9,7 +9,9 @@ namespace conv2d_ext {
 inline constexpr int kWideThreads = 128, kWideWords = 64;  // of a block: threads; words of channels, at most
 
 // Of a thread: neighbouring outputs of a row, and rows.
-constexpr int wide_columns(int stride, int vector) { return vector > 1 ? 4 : stride == 2 ? 1 : 2; }
+constexpr int wide_columns(int size, int stride, int vector) {
+  return vector > 1 || (stride == 1 && size == 2) ? 4 : stride == 2 ? 1 : 2;
+}
 constexpr int wide_rows(int size, int stride, int vector) {
   return vector == 1 ? 4 : stride == 2 ? 1 : vector * size == 4 ? 4 : 2;
 }
@@ -30,7 +32,8 @@ constexpr WideTile wide_tile(Op op, Problem const& p, int stride, Device const& 
     if (channel_vectors(p.x, p.x_align, p.C, v, p.dtype) && channel_vectors(p.y, p.y_align, p.C, v, p.dtype))
       t.vector = v;
   int64_t const H = op == Op::dgrad ? p.H : p.P(), W = op == Op::dgrad ? p.W : p.Q(), words = p.C / t.vector;
-  t.chunks = ceil_div(H, wide_rows(size, stride, t.vector)), t.strips = ceil_div(W, wide_columns(stride, t.vector));
+  t.chunks = ceil_div(H, wide_rows(size, stride, t.vector)),
+  t.strips = ceil_div(W, wide_columns(size, stride, t.vector));
   // Few words, so that blocks reach down the image; but whole lines of memory, and few idle threads.
   t.slices = ceil_div(words, kWideWords), t.words = int(ceil_div(words, t.slices));
   if (100 * ceil_div(words, 16) * 16 <= 112 * words && words > 16) t.words = 16;
@@ -47,7 +50,7 @@ constexpr WideTile wide_tile(Op op, Problem const& p, int stride, Device const& 
     return t;
   t.used = true, t.threads = p.N * t.chunks * t.strips * t.words;
   // As measured: threads of s1 issue at their best, and bytes of s2 come as fast as they can.
-  int const outputs = t.vector * wide_columns(stride, t.vector) * wide_rows(size, stride, t.vector);
+  int const outputs = t.vector * wide_columns(size, stride, t.vector) * wide_rows(size, stride, t.vector);
   double const made = threads * double(t.slices) * outputs, sms = 132.0 / d.sm_count,
                exist = double(p.N) * double(p.C) * double(H) * double(W);
   bool const whole = t.vector * size == 8, f32 = size == 4;

@@ -290,7 +290,8 @@ __device__ __noinline__ float walk_sum_again(WalkSumsParams const& p, int begin,
 
 // wgrad: a thread keeps the sums of all taps of its channels, and the rows of y that an input row meets.
 template <class T, int R, int stride, int V, int width>
-__global__ void __launch_bounds__(walk_sums_threads(R), 2) walk_wgrad(__grid_constant__ WalkSumsParams const p) {
+__global__ void __launch_bounds__(walk_sums_threads(R), walk_sums_blocks(R, V))
+    walk_wgrad(__grid_constant__ WalkSumsParams const p) {
   constexpr int threads = walk_sums_threads(R);
   using Taps = WalkTaps<R, stride>;
   constexpr ColumnAxis axis{false, R, stride};

@@ -28,7 +28,7 @@ struct WideParams {
 
 template <class T, int stride, int V, bool turned>
 __global__ void __launch_bounds__(kWideThreads) wide(__grid_constant__ WideParams const p) {
-  constexpr int R = 3, taps = R * R, width = wide_columns(stride, V), tall = wide_rows(sizeof(T), stride, V);
+  constexpr int R = 3, taps = R * R, width = wide_columns(sizeof(T), stride, V), tall = wide_rows(sizeof(T), stride, V);
   constexpr int rows = (tall - 1) * stride + R, columns = (width - 1) * stride + R;
   using Word = typename Packed<T, V>::Word;
   __shared__ Word filters[kWideWords * taps];

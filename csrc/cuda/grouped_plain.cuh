@@ -23,7 +23,7 @@ struct RowParams {
   void const* bias;
   int64_t bias_stride, w_group, w_out, w_in, w_r, w_s;
   int N, H, W, in_group, out_group, in_unit, out_unit, out_channels;  // of a group, of a unit, in all
-  int units, out_jobs, shares, splits;
+  int jobs, out_jobs, shares, splits;                                 // of a block, of a unit
   int rows, images, pairs, tiles_h, tiles;  // pairs: of pixels, from an image's row to the next one's
   int stage_bytes, stages;
   bool mixed;
@@ -64,8 +64,9 @@ __device__ inline float result_again(RowParams const& p, int n, int out, int h, 
   return sum;
 }
 
-// The job of a warp: results of 16 pixels by 8 channels, from `blocks` blocks of 8 channels.
-template <class T, int parts, int blocks, bool odd>
+// The job of a warp: results of 16 pixels by 8 channels, from `blocks` blocks of 8 channels. half: float32, of the last
+// block's channels there are four at most, and its products are half as deep.
+template <class T, int parts, int blocks, bool odd, bool half>
 struct Band {
   static constexpr bool f32 = std::is_same_v<T, float>;
   // Of a row of the filter: steps of the products (16-bit types: two taps or blocks), words of weights.
@@ -74,6 +75,9 @@ struct Band {
   uint32_t raw[blocks][2]
               [f32 ? 4 : 3];  // of a lane's two channels: pixels from the one before its two to the one behind
   float d[3][4];              // of three rows of results
+  static_assert(f32 || !half);
+  // Channels of a lane in a block.
+  __device__ static constexpr int channels(int block) { return half && block == blocks - 1 ? 1 : 2; }
 
   __device__ void load_weights(RowParams const& p, int unit, int out, int t) {
 #pragma unroll
@@ -88,7 +92,7 @@ struct Band {
           int const i = block * 3 + s;
           if constexpr (f32) {
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
+            for (int j = 0; j < channels(block); ++j) {
               uint32_t part[parts];
               grouped::split<T, parts>(__float_as_uint(v[j]), part);
 #pragma unroll
@@ -118,7 +122,7 @@ struct Band {
 #pragma unroll
     for (int i = 0; i < blocks; ++i)
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
+      for (int j = 0; j < channels(i); ++j) {
         // Odd rows of 16-bit types: the words from the pixel before on, or the one before that.
         uint32_t const to_pixels = place(at, to, i, j), from = odd && !f32 ? (to_pixels + 2) & ~3u : to_pixels;
         raw[i][j][0] = ptx::ld_shared(from - 4);
@@ -148,7 +152,7 @@ struct Band {
     for (int i = 0; i < blocks; ++i) {
       if constexpr (f32) {
 #pragma unroll
-        for (int j = 0; j < 2; ++j)
+        for (int j = 0; j < channels(i); ++j)
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             uint32_t part[parts];
@@ -208,28 +212,34 @@ struct Band {
       int const s = i % 3;
       uint32_t const(&e)[2][parts][4] = o.e[i / 3];
       uint32_t const(&v)[words] = b[r][part_w];
-      ptx::mma_m16n8k8_tf32(sum, e[0][part_in][s], e[0][part_in][s + 1], e[1][part_in][s], e[1][part_in][s + 1],
-                            v[i * 2], v[i * 2 + 1]);
+      if (channels(i / 3) == 1)
+        ptx::mma_m16n8k4_tf32(sum, e[0][part_in][s], e[0][part_in][s + 1], v[i * 2]);
+      else
+        ptx::mma_m16n8k8_tf32(sum, e[0][part_in][s], e[0][part_in][s + 1], e[1][part_in][s], e[1][part_in][s + 1],
+                              v[i * 2], v[i * 2 + 1]);
     }
   }
+
+  // A value that comes of the last loads.
+  __device__ uint32_t last() const { return raw[blocks - 1][channels(blocks - 1) - 1][f32 ? 3 : 2]; }
 };
 
-template <class T, int parts, int blocks>
-constexpr int kWarps = rows_warps(sizeof(T) == 4 ? DType::f32 : DType::f16, parts == 2, blocks);
+template <class T, int parts, int blocks, bool half>
+constexpr int kWarps = rows_warps(sizeof(T) == 4 ? DType::f32 : DType::f16, parts == 2, blocks, half);
 
-template <class T, int parts, int blocks, bool odd>
-__global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
+template <class T, int parts, int blocks, bool odd, bool half>
+__global__ void __launch_bounds__(kWarps<T, parts, blocks, half> * 32 + 128, 1)
     rows_kernel(__grid_constant__ RowParams const p) {
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t full[4], empty[4];
-  constexpr int warps = kWarps<T, parts, blocks>,
+  constexpr int warps = kWarps<T, parts, blocks, half>,
                 registers = warps == 16   ? 112
                             : warps == 12 ? 152
                                           : 232,
                 copying = warps == 8 ? 40 : 32;  // as in sums_kernel
   uint32_t const stages = ptx::shared_address(shared);
   int const warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  int const split = blockIdx.x % p.splits, unit0 = blockIdx.x / p.splits * p.units;
+  int const split = blockIdx.x % p.splits, job0 = blockIdx.x / p.splits * p.jobs, unit0 = job0 / p.out_jobs;
   int const least = p.tiles / p.splits, more = p.tiles % p.splits;  // tiles
   int const first = split * least + min(split, more), end = first + least + (split < more ? 1 : 0);
   if (threadIdx.x == 0) {
@@ -258,11 +268,12 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
   }
   ptx::setmaxnreg_inc<registers>();
 
-  int const share = warp % p.shares, job = warp / p.shares, u = job / p.out_jobs, block_out = job % p.out_jobs;
+  int const share = warp % p.shares, job = job0 + warp / p.shares;
+  int const u = job / p.out_jobs - unit0, block_out = job % p.out_jobs;
   int const out_first = (unit0 + u) * p.out_unit + block_out * 8;  // channel of the results
-  bool const works = u < p.units && out_first < p.out_channels;
+  bool const works = job < job0 + p.jobs && out_first < p.out_channels;
   int const results = min(p.out_unit - block_out * 8 - t * 2, 2);  // of the lane's two channels
-  using Rows = Band<T, parts, blocks, odd>;
+  using Rows = Band<T, parts, blocks, odd, half>;
   Rows band;
   float bias[2] = {0, 0};
   if (works) {
@@ -344,7 +355,7 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
         for (int i = 2; i < rows; ++i) step.template operator()<true, true, true>(true);
         step.template operator()<false, true, true>(true);
         step.template operator()<false, false, true>(h0 + rows < p.H);
-        seen = band.raw[blocks - 1][1][sizeof(T) == 2 ? 2 : 3];
+        seen = band.last();
         if (p.mixed && nan) {
           to -= rows * p.W;
 #pragma unroll 1
@@ -364,8 +375,9 @@ __global__ void __launch_bounds__(kWarps<T, parts, blocks> * 32 + 128, 1)
   }
 }
 
-template <class T, int parts, int blocks, bool odd>
-cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Arguments const& args, cudaStream_t stream) {
+template <class T, int parts, int blocks, bool odd, bool half>
+cudaError_t launch_rows_of(Op op, Problem const& problem, PlainRows const& t, Arguments const& args,
+                           cudaStream_t stream) {
   bool const backward = op == Op::dgrad;
   int64_t const per_unit = plain_per_unit(problem), C = problem.C_per_group(), K = problem.K_per_group();
   RowParams p{};
@@ -381,16 +393,23 @@ cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Argum
   p.in_group = int(backward ? K : C), p.out_group = int(backward ? C : K), p.in_unit = int(per_unit * p.in_group);
   p.out_unit = int(per_unit * p.out_group);
   p.out_channels = int(backward ? problem.C : problem.K);
-  p.units = int(t.units), p.out_jobs = int(t.out), p.shares = int(t.shares), p.splits = int(t.splits);
+  p.jobs = int(t.jobs), p.out_jobs = int(t.out), p.shares = int(t.shares), p.splits = int(t.splits);
   p.rows = int(t.rows), p.images = int(t.images), p.pairs = int(t.pairs);
   p.tiles_h = int(ceil_div(problem.H, t.rows)), p.tiles = int(t.tiles);
   p.stage_bytes = int(t.stage_bytes), p.stages = int(t.stages);
   p.mixed = per_unit > 1 || p.in_unit % 8 != 0 || parts == 2;
-  auto* const kernel = rows_kernel<T, parts, blocks, odd>;
+  auto* const kernel = rows_kernel<T, parts, blocks, odd, half>;
   cudaError_t const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared));
   if (error != cudaSuccess) return error;
-  kernel<<<unsigned(t.places * t.splits), kWarps<T, parts, blocks> * 32 + 128, size_t(t.shared), stream>>>(p);
+  kernel<<<unsigned(t.places * t.splits), kWarps<T, parts, blocks, half> * 32 + 128, size_t(t.shared), stream>>>(p);
   return cudaGetLastError();
+}
+
+template <class T, int parts, int blocks, bool odd>
+cudaError_t launch_rows(Op op, Problem const& problem, PlainRows const& t, Arguments const& args, cudaStream_t stream) {
+  if constexpr (sizeof(T) == 4 && blocks > 1)
+    if (rows_half(op, problem)) return launch_rows_of<T, parts, blocks, odd, true>(op, problem, t, args, stream);
+  return launch_rows_of<T, parts, blocks, odd, false>(op, problem, t, args, stream);
 }
 
 template <class T, int parts, bool odd>

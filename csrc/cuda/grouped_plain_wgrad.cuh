@@ -90,6 +90,8 @@ struct Walk {
   static constexpr int loads = stride == 1 ? 4 : 5;    // words of a row of x
   static constexpr bool x_halves = how == kHalves && stride == 1, y_halves = how == kHalves;
   static constexpr int count = 3 * tiles * blocks_k * 4;
+  // Of a word of y, in registers: its parts, or itself, to be split again for each of the three rows that it meets.
+  static constexpr int kept = blocks_k == 3 ? 1 : parts;
   static_assert(how != kHalves || !f32);
   float d[3][tiles][blocks_k][4];
   uint32_t x[blocks_c][loads + x_halves], y[blocks_k][2 + y_halves];
@@ -146,7 +148,7 @@ struct Walk {
   __device__ void next_x(Lane& from) { from.at += from.pitch, load_x(from); }
   __device__ void next_y(Lane& from) { from.at += from.pitch, load_y(from); }
 
-  __device__ void take_y(uint32_t (&to)[parts][blocks_k][2], Lane& of, Borders const& m) const {
+  __device__ void take_y(uint32_t (&to)[kept][blocks_k][2], Lane& of, Borders const& m) const {
 #pragma unroll
     for (int k = 0; k < blocks_k; ++k)
 #pragma unroll
@@ -154,10 +156,10 @@ struct Walk {
         uint32_t word = y[k][i];
         if constexpr (y_halves) word = __byte_perm(word, y[k][i + 1], of.bytes);
         if (y_halves || (how == kWords && i == 1)) word &= m.y[i];
-        uint32_t part[parts];
-        grouped::split<T, parts>(word, part);
+        uint32_t part[kept] = {word};
+        if constexpr (kept == parts) grouped::split<T, parts>(word, part);
 #pragma unroll
-        for (int j = 0; j < parts; ++j) to[j][k][i] = part[j];
+        for (int j = 0; j < kept; ++j) to[j][k][i] = part[j];
       }
     if constexpr (y_halves) of.bytes ^= of.change;
   }
@@ -201,14 +203,24 @@ struct Walk {
   }
 
   // With two parts the products of a row are summed apart: the tensor cores cut where they add.
-  __device__ void multiply(int r, uint32_t const (&a)[parts][tiles][4], uint32_t const (&b)[parts][blocks_k][2]) {
+  __device__ void multiply(int r, uint32_t const (&a)[parts][tiles][4], uint32_t const (&b)[kept][blocks_k][2]) {
 #pragma unroll
     for (int k = 0; k < blocks_k; ++k) {
+      uint32_t v[2][parts];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if constexpr (kept == parts) {
+#pragma unroll
+          for (int j = 0; j < parts; ++j) v[i][j] = b[j][k][i];
+        } else {
+          grouped::split<T, parts>(b[0][k][i], v[i]);
+        }
+      }
       if constexpr (parts == 1) {
-        multiply<0, 0>(d[r], k, a, b);
+        multiply<0, 0>(d[r], k, a, v);
       } else {
         float sums[tiles][blocks_k][4] = {};
-        multiply<1, 0>(sums, k, a, b), multiply<0, 1>(sums, k, a, b), multiply<0, 0>(sums, k, a, b);
+        multiply<1, 0>(sums, k, a, v), multiply<0, 1>(sums, k, a, v), multiply<0, 0>(sums, k, a, v);
 #pragma unroll
         for (int i = 0; i < tiles * 4; ++i) d[r][i / 4][k][i % 4] += sums[i / 4][k][i % 4];
       }
@@ -217,27 +229,27 @@ struct Walk {
 
   template <int part_x, int part_y>
   __device__ static void multiply(float (&to)[tiles][blocks_k][4], int k, uint32_t const (&a)[parts][tiles][4],
-                                  uint32_t const (&b)[parts][blocks_k][2]) {
+                                  uint32_t const (&v)[2][parts]) {
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
-      uint32_t const(&u)[4] = a[part_x][i], (&v)[2] = b[part_y][k];
+      uint32_t const(&u)[4] = a[part_x][i];
       if constexpr (f32)
-        ptx::mma_m16n8k8_tf32(to[i][k], u[0], u[1], u[2], u[3], v[0], v[1]);
+        ptx::mma_m16n8k8_tf32(to[i][k], u[0], u[1], u[2], u[3], v[0][part_y], v[1][part_y]);
       else
-        ptx::mma_m16n8k16<T>(to[i][k], u[0], u[1], u[2], u[3], v[0], v[1]);
+        ptx::mma_m16n8k16<T>(to[i][k], u[0], u[1], u[2], u[3], v[0][part_y], v[1][part_y]);
     }
   }
 
-  __device__ static void move(uint32_t (&to)[parts][blocks_k][2], uint32_t const (&from)[parts][blocks_k][2]) {
+  __device__ static void move(uint32_t (&to)[kept][blocks_k][2], uint32_t const (&from)[kept][blocks_k][2]) {
 #pragma unroll
-    for (int j = 0; j < parts; ++j)
+    for (int j = 0; j < kept; ++j)
 #pragma unroll
       for (int k = 0; k < blocks_k; ++k) to[j][k][0] = from[j][k][0], to[j][k][1] = from[j][k][1];
   }
 
   // A row of x and those of y that it meets, with the first, the second and the last row of the filter.
   template <bool r0, bool r1, bool r2>
-  __device__ void step(uint32_t (&b)[3][parts][blocks_k][2], Lane& of_x, Lane& of_y, Borders const& m, bool exists) {
+  __device__ void step(uint32_t (&b)[3][kept][blocks_k][2], Lane& of_x, Lane& of_y, Borders const& m, bool exists) {
     uint32_t a[parts][tiles][4];
     take_x(a, of_x, m);
     if constexpr (r0) take_y(b[0], of_y, m);
@@ -254,9 +266,25 @@ struct Walk {
   // Down two rows of a tile or more; the row above the first may not exist, nor the one below the last. What is read
   // behind them is not used.
   __device__ void walk(Lane of_x, Lane of_y, Borders const& m, int rows, bool above, bool below) {
-    uint32_t b[3][parts][blocks_k][2];  // of this row of y, and of those above
+    uint32_t b[3][kept][blocks_k][2];  // of this row of y, and of those above
     load_x(of_x), load_y(of_y);
-    if constexpr (stride == 1) {
+    if constexpr (stride == 1 && kept < parts) {
+      // One step for all rows: five of them would leave no registers for as many sums.
+#pragma unroll 1
+      for (int i = 0; i < rows + 2; ++i) {
+        bool const r0 = i < rows, r1 = i > 0 && i <= rows, r2 = i > 1;
+        uint32_t a[parts][tiles][4];
+        take_x(a, of_x, m);
+        if (r0) take_y(b[0], of_y, m), next_y(of_y);
+        if (i <= rows) next_x(of_x);
+        if (i == 0 ? above : i <= rows || below) {
+          if (r0) multiply(0, a, b[0]);
+          if (r1) multiply(1, a, b[1]);
+          if (r2) multiply(2, a, b[2]);
+        }
+        move(b[2], b[1]), move(b[1], b[0]);
+      }
+    } else if constexpr (stride == 1) {
       step<true, false, false>(b, of_x, of_y, m, above);
       step<true, true, false>(b, of_x, of_y, m, true);
 #pragma unroll 1
@@ -594,6 +622,7 @@ template <class T, int stride, Loads how>
 cudaError_t start_runs_of(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
   if (t.blocks_k == 1) return launch_runs<T, 1, stride, 1, 1, how>(problem, t, args, stream);
   if (t.blocks_k == 2) return launch_runs<T, 1, stride, 2, 2, how>(problem, t, args, stream);
+  if (t.blocks_k == 3) return launch_runs<T, 1, stride, 2, 3, how>(problem, t, args, stream);
   return launch_runs<T, 1, stride, 2, 4, how>(problem, t, args, stream);
 }
 
@@ -601,9 +630,11 @@ template <class T, int stride>
 cudaError_t start_runs(Problem const& problem, PlainRuns const& t, Arguments const& args, cudaStream_t stream) {
   if constexpr (std::is_same_v<T, float>) {
     // Words alone: loads are hidden behind three products.
-    if (!problem.allow_tf32)
-      return t.blocks_k == 1 ? launch_runs<T, 2, stride, 1, 1, kWords>(problem, t, args, stream)
-                             : launch_runs<T, 2, stride, 2, 2, kWords>(problem, t, args, stream);
+    if (!problem.allow_tf32) {
+      if (t.blocks_k == 1) return launch_runs<T, 2, stride, 1, 1, kWords>(problem, t, args, stream);
+      if (t.blocks_k == 2) return launch_runs<T, 2, stride, 2, 2, kWords>(problem, t, args, stream);
+      return launch_runs<T, 2, stride, 2, 3, kWords>(problem, t, args, stream);
+    }
   }
   // Float32 is as fast by words, but for a stride.
   if constexpr (sizeof(T) == 2 || stride == 2) {
