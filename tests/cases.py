@@ -462,6 +462,7 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_5x5_multiplier2_of_40", 5, 40, 9, 35, 80, 5, 5, padding=(2, 2), dilation=(2, 1), groups=40),
     Case("depthwise_7x7_multiplier2_of_8", 2, 8, 15, 12, 16, 7, 7, padding=(3, 2), groups=8, edge=True),
     Case("depthwise_3x3_multiplier8", 2, 12, 9, 11, 96, 3, 3, padding=(1, 0), groups=12, edge=True),
+    Case("depthwise_1x3_far_from_the_image", 1, 50, 12, 3, 50, 1, 3, (3, 3), (1, 1, 690, 2), (7, 1), groups=50),
     Case("depthwise_7x7_dilated", 3, 8, 33, 31, 8, 7, 7, padding=(9, 6), dilation=(3, 2), groups=8),
     Case("depthwise_7x7_wide_phases", 3, 40, 15, 19, 40, 7, 7, padding=(7, 9), dilation=(2, 3), groups=40, edge=True),
     Case("depthwise_3x3_phases", 2, 72, 11, 33, 72, 3, 3, padding=(12, 12), dilation=(12, 12), groups=72),

@@ -906,6 +906,30 @@ def test_rows_of_a_tensor_that_lie_far_apart_are_reached(groups: int, op: str, o
         del far, operands, x, w, go, run, tensors
 
 
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("size, pixel", ((3, 99), (3, 100), (7, 100)))
+def test_phases_of_a_dilation_may_be_less_aligned_than_the_tensors(size: int, pixel: int, op: str, cuda: str) -> None:
+    """Every other pixel begins on a vector, and those between do not."""
+    dilation = 2 if size == 3 else 4
+    pad = size // 2 * dilation
+    case = Case("phases", 2, 96, 26, 24, 96, size, size, padding=(pad, pad), dilation=(dilation,) * 2, groups=96)
+    x, w, _ = case.tensors(cuda, torch.bfloat16, "nhwc", integers=True)
+    go = case.grad_output(cuda, torch.bfloat16, "nhwc", integers=True)
+    wanted = call(op, case, x, w, None, go)()
+    x, go = (
+        torch.empty(t.shape[0], *t.shape[2:], pixel, dtype=t.dtype, device=cuda)[..., :96].permute(0, 3, 1, 2).copy_(t)
+        for t in (x, go)
+    )
+    run = call(op, case, x, w, None, go)
+    made = run()
+    tensors = problem(op, x, w, go, made)
+    sms, capability = machine()
+    planned = plan(op, case, *tensors, align=alignment(*tensors), sm_count=sms, capability=capability)
+    assert torch.equal(made, wanted)
+    wrong = [ROWS[row] for row in candidates(planned) if not torch.equal(run(row=row), wanted)]
+    assert not wrong, ", ".join(wrong)
+
+
 # Tried in this order, then all others: small, and yet several steps of a kernel's loops.
 ONCE = ("depthwise_3x3_four_pads", "depthwise_3x3_stride2", "depthwise_5x5", "depthwise_5x5_stride2", "depthwise_7x7",
         "depthwise_7x7_stride2")  # fmt: skip

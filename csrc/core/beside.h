@@ -143,7 +143,7 @@ inline constexpr Beside kBeside[] = {
     {Op::dgrad, Family::strip, Variant::nhwc, 4, 7, 8, true, 0.9, {}, {}},
     {Op::fprop, Family::band, Variant::nchw, 2, 16, 16, false, 1.2, {Of::plane, 200}, {}},
     // 157x240x5x5 to 120 4x4 s4 in 30 groups D 65.8 us, estimated at 24.0.
-    {Op::dgrad, Family::grouped, Variant::nchw, 2, 8, 8, true, 2.7, {Of::stride, 16}, {}},
+    {Op::dgrad, Family::grouped, Variant::nchw, 2, 8, 8, true, 2.7, {Of::stride, 16}, {Of::taps, 16}},
     {Op::wgrad, Family::depthwise, Variant::nchw, 4, 0, 2, false, 0.75, {Of::us, 25}, {Of::plane, 5000}},
     {Op::wgrad, Family::depthwise, Variant::nchw, 4, 0, 1, false, 0.85, {Of::us, 15}, {Of::C, 0, 2}},
     {Op::wgrad, Family::stream, Variant::nchw, 4, 5, 5, false, 1.15, {Of::us, 30}, {Of::plane, 5000}},

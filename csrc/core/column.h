@@ -1,6 +1,7 @@
 // The tiles of cuda/column.cuh for a problem: shared by the planner and the launcher.
 #pragma once
 
+#include "phases.h"
 #include "wide.h"
 
 namespace conv2d_ext {
@@ -475,6 +476,7 @@ constexpr Problem column_phase(Problem const& p, int64_t h, int64_t w) {
   phase.H = ceil_div(p.H - h, p.dilation_h), phase.W = ceil_div(p.W - w, p.dilation_w);
   phase.pad_top /= p.dilation_h, phase.pad_left /= p.dilation_w;
   phase.pad_bottom = p.R - 1 - phase.pad_top, phase.pad_right = p.S - 1 - phase.pad_left;
+  align_phases(phase, p.dilation_h > 1, p.dilation_w > 1);
   phase.x.h *= p.dilation_h, phase.x.w *= p.dilation_w, phase.y.h *= p.dilation_h, phase.y.w *= p.dilation_w;
   phase.dilation_h = phase.dilation_w = 1;
   return phase;

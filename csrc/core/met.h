@@ -129,12 +129,6 @@ constexpr MetTile met_outputs(Op op, Problem const& p, Device const& d, bool cha
     if (p.C_per_group() > 1) {  // likewise, where several filters follow each other
       double const lines = double((backward ? p.w.c : p.w.n) * size_of(p.dtype)) / 128;
       double const far_filters = lines < 1 ? lines : 1.0;
-      // A warp's lanes have the results of a group, then of the next, whose inputs lie in other lines of memory
-      // (64x96x32x80 to 3 3x1 in 3 groups F strict 299 us).
-      double const of_group = double(min64(32, backward ? p.C_per_group() : p.K_per_group()));
-      double const inputs = filters * size_of(p.dtype) / 128, met_lines = 32 / of_group * (inputs < 1 ? inputs : 1.0);
-      double const far_inputs =
-          channels_last && met_lines > 8 ? (met_lines - 8) * double(met_chunk(size_of(p.dtype), rows) * rows) * 0.8 : 0;
       double const each =
           rows == 1 ? (channels_last ? 54 + 30 * far_filters : 76) : (channels_last ? 63 + 26 * far_filters : 87);
       t.ns = (rows == 1 ? 6450 : 6600) +
@@ -142,7 +136,7 @@ constexpr MetTile met_outputs(Op op, Problem const& p, Device const& d, bool cha
               : channels_last ? 630
                               : 430) *
                  (chunks - 1) +
-             warps * (43 + (each + far_inputs) * chunks) * slower;
+             warps * (43 + each * chunks) * slower;
     }
     if (!best.used || t.ns < best.ns) best = t;
   }

@@ -82,10 +82,15 @@ constexpr Problem depthwise_turn(Row const& row, Problem p) {
   return p;
 }
 
+// Of tensors that rows of channels_last run on copies of though others need none (replaces_planes), at most.
+inline constexpr int64_t kMostReplacedBytes = int64_t(1) << 32;
+
 constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d) {
   if (row.op != op || row.dtype != p.dtype) return false;
   if (depthwise_turns(row, p) > 1) return supports(row, op, depthwise_turn(row, p), d);
-  if (is_mixed(row, p)) return activation_bytes(p) <= kMaxPackedBytes && supports(row, op, packed_mixed(p).problem, d);
+  if (is_mixed(row, p))
+    return activation_bytes(p) <= (replaces_planes(row, p) ? kMostReplacedBytes : kMaxPackedBytes) &&
+           supports(row, op, packed_mixed(p).problem, d);
   bool const hopper = d.compute_capability == 90;
   switch (row.family) {
     case Family::simt:

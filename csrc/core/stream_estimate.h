@@ -17,7 +17,8 @@ constexpr bool stream_supports(Row const& row, Problem const& p) {
                                 : 0;
   if (p.C_per_group() != 1 || p.K != p.C || row.tile_m != size) return false;
   if (size == 15 && (p.R < 14 || p.S < 14)) return false;  // others were not timed
-  // Nine taps and eight outputs, or 13 and four, meet all of a unit's 16 inputs, which begin on a word.
+  // Nine taps and eight outputs, or 13 and four, meet all of a unit's 16 inputs, which begin on a word; 15 and two are
+  // loaded as they lie.
   if (size > 7 && row.tile_k == 1 && p.S == size && p.pad_left % 2 != 0 && !stream_no_shift(row, p)) return false;
   bool const f32 = p.dtype == DType::f32 && p.stride_h == 2;  // planes alone
   if (p.dtype == DType::f32 && size > 7) return false;        // quads.h alone

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "depthwise.h"
+#include "phases.h"
 
 namespace conv2d_ext {
 
@@ -136,6 +137,7 @@ constexpr Problem toeplitz_phase(Problem const& p, int64_t w) {
   Problem phase = p;
   phase.W = ceil_div(p.W - w, p.dilation_w), phase.dilation_w = 1;
   phase.pad_left = p.pad_left / p.dilation_w, phase.pad_right = p.S - 1 - phase.pad_left;
+  align_phases(phase, false, true);
   phase.x.w *= p.dilation_w, phase.y.w *= p.dilation_w;
   return phase;
 }

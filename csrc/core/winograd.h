@@ -78,7 +78,8 @@ constexpr Winograd winograd_of(Op op, Problem const& p, Device const& d) {
   };
   best.x = place(q.N * q.x.n), best.y = place(q.N * q.y.n), best.w = place(q.K * q.w.n);
   best.own = best.bytes, best.bytes += best.plan.workspace_bytes;
-  if (double(best.bytes) > kWinogradFreeBytes && double(best.bytes) > 20 * (pixels + weights * 9)) return {};
+  double const bytes = double(best.bytes);
+  if (bytes > kWinogradBytes || (bytes > kWinogradFreeBytes && bytes > 20 * (pixels + weights * 9))) return {};
   // As measured (33 times, 6 % rms): the launches before and after by the bytes of tensors and their points, weights
   // and theirs.
   bool const sums = op == Op::wgrad;

@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kStripThreads, 2) gather(__grid_constant__ Par
     float const* taps = filters + c * (p.filter_bytes / 4) + first * p.chunks * 4 + low;
 #pragma unroll 1
     for (int r = first; r < last; ++r, from += p.in.pitch, taps += p.chunks * 4) {
-      if (!exists || unsigned(h0 + r) >= unsigned(h.in_count)) continue;
+      if (!exists || columns <= 0 || unsigned(h0 + r) >= unsigned(h.in_count)) continue;
       float sum[kStripWidth] = {};
       add_row(sum, from, taps, columns);
 #pragma unroll

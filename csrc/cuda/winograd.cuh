@@ -323,15 +323,16 @@ __device__ inline float weight_again(Weights const& q, int k, int c, int r, int 
   float const *const x = q.x.in.data + int64_t(k / q.K * q.C + c) * q.x.in.c, *const y = q.y.data + int64_t(k) * q.y.c;
   float total = 0;
   int64_t const pixels = q.N * q.y.H * q.y.W;
-  for (int64_t first = int(threadIdx.x) % 32; first < pixels; first += 32 * 16) {
+  for (int64_t begin = 0; begin < pixels; begin += 32 * 16) {  // of the whole warp
     float sum = 0;
-    for (int64_t i = first; i < pixels && i < first + 32 * 16; i += 32) {
+    for (int64_t i = begin + int(threadIdx.x) % 32; i < pixels && i < begin + 32 * 16; i += 32) {
       int64_t const row = i / q.y.W, n = row / q.y.H;
       int const w = int(i - row * q.y.W), h = int(row - n * q.y.H), above = h + q.x.top + r, left = w + q.x.left + s;
       if (above < 0 || above >= q.x.in.H || left < 0 || left >= q.x.in.W) continue;
       sum += x[n * q.x.in.n + above * q.x.in.h + left * q.x.in.w] * y[n * q.y.n + h * q.y.h + w * q.y.w];
     }
     total += sum;
+    if (__any_sync(~0u, total != total)) break;  // NaN, whatever comes
   }
   return total;
 }
