@@ -11,9 +11,13 @@ inline constexpr int kColumnStages = 12;
 // A thread has single channels of seven columns: strips an odd number of pixels apart are in different banks.
 constexpr bool column_sevens(int R, int stride) { return stride == 1 && (R == 5 || R == 7); }
 // A thread's channels, and outputs in a row: its sums and its filter are in registers.
-// With m filters a channel (stride 2), filters: those of one channel of x or of two; wgrad of 7x7: single ones.
+// With m filters a channel, filters: those of one channel of x or of two; stride 1, and wgrad of 7x7: single ones.
 constexpr int column_vector(int R, int stride, int m = 1, bool sums = false) {
-  return R == 3 ? 4 : (R == 5 && stride == 2) || (m > 1 && !sums) ? 2 : 1;
+  return R == 3 ? 4 : stride == 2 && (R == 5 || (m > 1 && !sums)) ? 2 : 1;
+}
+// Two filters a channel: 16 bits with stride 1 are for tensor cores, larger filters for whoever takes any.
+constexpr bool column_takes_pairs(DType dtype, int R, int stride) {
+  return stride == 2 || (dtype == DType::f32 && R <= 7);
 }
 constexpr int column_width(Op op, int R, int stride) {
   if (R == 13) return op == Op::wgrad ? 1 : 2;
@@ -69,9 +73,9 @@ constexpr bool column_as_measured(Op op, Problem const& p, int R, int stride) {
 // Their channels, strips (of `all`) and images: slices of a few channels, whole rows of the image, and four warps that
 // multiply, seven, or twelve. Not where a block of 3x3 would have few rows.
 constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int64_t all, Device const& d) {
-  bool const sums = op == Op::wgrad, alone = R == 3 && all > 7 && (all <= 14 || p.C == 32);  // a block an SM
-  bool const pieces = R == 5 && !sums && all > 4 && p.C > 32 && p.C % 32 == 0;               // of rows of the image
-  bool const thirds = alone && all <= 14 && p.C % 72 == 0;                                   // slices of 24 channels
+  bool const sums = op == Op::wgrad, alone = R == 3 && all > 7 && (all <= 14 || p.K == 32);  // a block an SM
+  bool const pieces = R == 5 && !sums && all > 4 && p.K > 32 && p.K % 32 == 0;               // of rows of the image
+  bool const thirds = alone && all <= 14 && p.K % 72 == 0;                                   // slices of 24 channels
   int const vector = column_vector(R, 1);
   int64_t const wanted = R == 3                                    ? (thirds    ? 24
                                                                       : all > 7 ? 16
@@ -80,15 +84,15 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
                          : R == 5 && !sums && (pieces || all <= 4) ? 32
                                                                    : 16;
   int64_t const lanes = R > 7 || (alone && all > 14) ? 224 : thirds ? 168 : 128;
-  int64_t const piece = p.C % 8 == 0 ? 8 : 4;  // whole sectors of L2
-  t.channels = int(ceil_div(ceil_div(p.C, piece), ceil_div(p.C, wanted)) * piece);
+  int64_t const piece = p.K % 8 == 0 ? 8 : 4;  // whole sectors of L2
+  t.channels = int(ceil_div(ceil_div(p.K, piece), ceil_div(p.K, wanted)) * piece);
   int64_t const vectors = t.channels / vector, most = lanes / vectors;
   int64_t const box = (256 - (R - 1)) / column_width(op, R, 1);  // of the copy engine
   int64_t const tiles = ceil_div(all, most < box ? most : box);
   t.strips = int(ceil_div(all, tiles)), t.images = 1;
   while (tiles == 1 && 2 * t.images <= min64(p.N, 8) && 2 * t.images * t.strips * vectors <= lanes) t.images *= 2;
   t.resident = int(min64(65536 / 32 / column_registers(R, 1) / (t.warps(vector) + 1), 16));
-  int64_t const H = op == Op::dgrad ? p.H : p.P(), slices = ceil_div(p.C, t.channels);
+  int64_t const H = op == Op::dgrad ? p.H : p.P(), slices = ceil_div(p.K, t.channels);
   if (sums && R == 7 && t.channels == 16) {  // a block an SM, where nearly all SMs and lanes have work
     int64_t const images = 24 / t.strips, blocks = d.sm_count / slices * slices;
     if (20 * blocks >= 19 * d.sm_count && 19 * ceil_div(p.N, images) * images <= 20 * p.N)
@@ -108,7 +112,7 @@ constexpr bool take_measured(ColumnTile& t, Op op, Problem const& p, int R, int6
   if (R == 5 && !sums && H % 14 == 0 && (all <= 2 || pieces) && 2 * turns >= 7 * t.resident * d.sm_count)
     t.each = 14, t.stages = 8;
   if (R > 3) return true;
-  return (all <= 7 || all > 14 || thirds || p.C % 16 == 0) && rows * slices >= 8 * t.resident * d.sm_count;
+  return (all <= 7 || all > 14 || thirds || p.K % 16 == 0) && rows * slices >= 8 * t.resident * d.sm_count;
 }
 
 // Channels of a slice of up to `most` where slices are alike and whole sectors, or one; else 0.
@@ -426,8 +430,8 @@ constexpr double column_ns(Op op, Problem const& p, ColumnTile const& t, int R, 
 // Can the copy engine bring the rows?
 constexpr bool column_copies(Op op, Problem const& p) {
   int const v = 16 / size_of(p.dtype);
-  return (p.K == p.C || (p.K == 2 * p.C && p.stride_h == 2)) && channel_vectors(p.x, p.x_align, p.C, v, p.dtype) &&
-         channel_vectors(p.y, p.y_align, p.K, v, p.dtype) &&
+  return (p.K == p.C || (p.K == 2 * p.C && column_takes_pairs(p.dtype, int(p.R), int(p.stride_h)))) &&
+         channel_vectors(p.x, p.x_align, p.C, v, p.dtype) && channel_vectors(p.y, p.y_align, p.K, v, p.dtype) &&
          (op == Op::dgrad || map_supports(p.x, p.N, p.H, p.W, p.dtype)) &&
          (op == Op::fprop || map_supports(p.y, p.N, p.P(), p.Q(), p.dtype));
 }
@@ -503,7 +507,7 @@ constexpr bool column_supports(Row const& row, Op op, Problem const& p) {
   if (column_phased(p))
     return column_supports(row, op, column_phase(p, 0, 0)) &&
            (op != Op::wgrad ||
-            column_estimate(row, op, p, h200_sxm).split_k * p.C * p.R * p.S * 4 <= kMaxWorkspaceBytes);
+            column_estimate(row, op, p, h200_sxm).split_k * p.K * p.R * p.S * 4 <= kMaxWorkspaceBytes);
   return walk_filter(row, p) && (column_copies(op, p) || (row.tile_m == 3 && op != Op::wgrad && walks(op, p)));
 }
 

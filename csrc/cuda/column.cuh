@@ -284,16 +284,18 @@ __device__ inline void load_filters(Params const& p, float2* pairs, int readers,
   }
 }
 
-// Stride 1. Rows of zeros beside the image cost neither products nor moves.
-template <class T, int R, int channels>
+// Stride 1. Rows of zeros beside the image cost neither products nor moves. m_in filters have the same input, m_out of
+// them add up to an output.
+template <class T, int R, int channels, int m_in, int m_out>
 __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1))
     slide(__grid_constant__ Params const p) {
-  constexpr int V = column_vector(R, 1), width = column_width(Op::fprop, R, 1);
+  constexpr int V = column_vector(R, 1), width = column_width(Op::fprop, R, 1), results = V > m_out ? V / m_out : 1;
+  constexpr bool lanes = V < m_out;  // two neighbours' sums are a result, which the first of them stores
   extern __shared__ __align__(128) unsigned char shared[];
   int const slice = int(blockIdx.x) % p.slices, share = int(blockIdx.x) / p.slices;
   int const c0 = min(slice * p.channels, p.last);
   int const begin = share * p.each, end = p.units - begin < p.each ? p.units : begin + p.each;
-  __shared__ Ring<Op::fprop, R, 1> ring;
+  __shared__ Ring<Op::fprop, R, 1, m_in> ring;
   int const readers = int(blockDim.x) - 32;  // threads
   ring.start(p, readers / 32);
 
@@ -301,7 +303,7 @@ __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1)
     if (int(threadIdx.x) == readers) ring.copy(p, begin, end, c0, shared);
     return;
   }
-  Place const me = Place::of<V>(p, c0, int(threadIdx.x));
+  Place me = Place::of<V>(p, c0, int(threadIdx.x));
   int const c = c0 + me.quad * V;
   float filter[R][R][V], bias[V];
   Sums<R, V, width> sums;
@@ -312,11 +314,12 @@ __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1)
     load_filters<T, R, V>(p, reinterpret_cast<T*>(filters), readers, c0, me, filter, bias);
     sums.start(bias);
   }
+  if constexpr (lanes) me.exists = me.exists && me.quad % m_out == 0;
 
-  int const pitch = (channels != 0 ? channels : p.channels) * int(sizeof(T));
+  int const pitch = (channels != 0 ? channels : p.channels) / m_in * int(sizeof(T));
   int const columns = (p.in_copied / p.images) / pitch;
-  uint32_t const mine =
-      ptx::shared_address(shared) + (me.image * columns + me.strip * width) * pitch + me.quad * V * int(sizeof(T));
+  uint32_t const mine = ptx::shared_address(shared) + (me.image * columns + me.strip * width) * pitch +
+                        me.quad * V / m_in * int(sizeof(T));
   int stage = 0;
   uint32_t parity = 0;
   // By shuffles, what strips are is known to be the same in all lanes, and takes none of their registers.
@@ -331,15 +334,16 @@ __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1)
     int const inside = p.H - strip.first < strip.count ? p.H - strip.first : strip.count;
     int const bottom = inside > top ? inside : top;
     T* to = static_cast<T*>(p.out) + int64_t(strip.n0 + me.image) * p.out_n +
-            int64_t(strip.h0 + (top < R - 1 ? top - (R - 1) : 0)) * p.out_h + w0 * p.out_w + c;
+            int64_t(strip.h0 + (top < R - 1 ? top - (R - 1) : 0)) * p.out_h + w0 * p.out_w + c / m_out;
     auto put = [&](T* at, float const(&done)[V]) {
-      Vector<T, V> v;
+      Vector<T, results> v;
 #pragma unroll
-      for (int e = 0; e < V; ++e) v.v[e] = narrow<T>(done[e]);
-      *reinterpret_cast<Vector<T, V>*>(at) = v;
+      for (int e = 0; e < results; ++e)
+        v.v[e] = narrow<T>(V > 1 && m_out == 2 ? done[e * m_out] + done[e * m_out + m_out - 1] : done[e]);
+      *reinterpret_cast<Vector<T, results>*>(at) = v;
     };
     // The row of outputs that input row `row` is the last of, if there is one.
-    auto store = [&](int row, float const(&done)[width][V]) {
+    auto store_row = [&](int row, float const(&done)[width][V]) {
       if (row >= R - 1) {
         T* at = to;
         if (channels != 0 && present >= width) {  // fewer instructions
@@ -353,6 +357,16 @@ __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1)
       }
       to += p.out_h;
     };
+    auto store = [&](int row, float const(&done)[width][V]) {
+      if constexpr (lanes) {
+        float both[width][V];
+#pragma unroll
+        for (int b = 0; b < width; ++b) both[b][0] = done[b][0] + __shfl_xor_sync(~0u, done[b][0], 1);
+        store_row(row, both);
+      } else {
+        store_row(row, done);
+      }
+    };
     float nothing[width][V];
 #pragma unroll
     for (int i = 0; i < width * V; ++i) nothing[i / V][i % V] = bias[i % V];
@@ -361,7 +375,7 @@ __global__ void __launch_bounds__(column_threads(R, 1) + 32, column_blocks(R, 1)
     for (int row = top; row < bottom; ++row) {
       ptx::mbarrier_wait(&ring.full[stage], parity);
       uint32_t const from = mine + stage * p.in_bytes;
-      sums.add([&](int j, float (&in)[V]) { load<T, V>(from + j * pitch, in); }, filter, bias);
+      sums.add([&](int j, float (&in)[V]) { load_each<T, V, m_in>(from + j * pitch, in); }, filter, bias);
       store(row, sums.acc[0]);
       give_back(&ring.empty[stage], last_of(sums.acc[0]));  // behind a branch: before it, these sums would come first
       if (++stage == p.stages) stage = 0, parity ^= 1;
@@ -667,7 +681,7 @@ cudaError_t launch_one(Problem const& problem, Arguments const& args, int shares
   p.stages = t.stages, p.in_bytes = int(t.in_bytes), p.y_bytes = int(t.y_bytes);
   constexpr int width = column_width(op, R, stride), fixed = column_channels(op, R, stride, int(sizeof(T)));
   int const columns = axis.extent(t.strips * width), pixel = t.channels * t.images * int(sizeof(T));
-  constexpr int of_in = backward ? 1 : m;
+  constexpr int of_in = backward ? 1 : m, of_out = backward ? m : 1;
   p.in_copied = columns * pixel / of_in, p.y_copied = t.strips * width * pixel;
   tma::Tensor4 const from{
       args.a,
@@ -683,7 +697,7 @@ cudaError_t launch_one(Problem const& problem, Arguments const& args, int shares
   if constexpr (sums)
     kernel = t.channels == fixed ? wgrad<T, R, stride, fixed, m> : wgrad<T, R, stride, 0, m>;
   else if constexpr (stride == 1)
-    kernel = t.channels == fixed ? slide<T, R, fixed> : slide<T, R, 0>;
+    kernel = t.channels == fixed ? slide<T, R, fixed, of_in, of_out> : slide<T, R, 0, of_in, of_out>;
   else
     kernel = gather<T, op, R, stride, m>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(t.shared_bytes)))
@@ -705,7 +719,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
       Arguments const part = phase_arguments<op, dtype>(problem, args, h, w);
       Problem const phase = phased ? column_phase(problem, h, w) : problem;
       auto launch_of = launch_one<op, dtype, R, stride>;
-      if constexpr (stride == 2)
+      if constexpr (column_takes_pairs(dtype, R, stride))
         if (problem.K == 2 * problem.C) launch_of = launch_one<op, dtype, R, stride, 2>;
       if (auto const error = launch_of(phase, part, plan.split_k, share, stream)) return error;
     }

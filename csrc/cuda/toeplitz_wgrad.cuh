@@ -114,8 +114,7 @@ struct PiecesRing {
             for (int half = 0; half < p.halves; ++half) {
               int const w = s.w0 + half * p.half_w, n = s.n0 + half * p.half_n, v = s.first + row * p.dilation_h;
               bring(at + half * p.half_y_bytes, p.y, bar, c0, w, h, n);
-              if (row >= walk.begin)
-                bring(at + p.y_bytes + half * p.half_x_bytes, p.x, bar, c_x, w - p.pad_w, v, n);
+              if (row >= walk.begin) bring(at + p.y_bytes + half * p.half_x_bytes, p.x, bar, c_x, w - p.pad_w, v, n);
             }
           }
         }
@@ -125,8 +124,8 @@ struct PiecesRing {
   }
 };
 
-// The rows of the block's share, by a warp that multiplies. R rows are a cycle, unrolled: row u of it leaves its row of y
-// in place u, and meets the one of r rows before in place (u + R - r) % R.
+// The rows of the block's share, by a warp that multiplies. R rows are a cycle, unrolled: row u of it leaves its row of
+// y in place u, and meets the one of r rows before in place (u + R - r) % R.
 //   clear()                  takes all rows of y away, where a strip begins
 //   load_x(at), load_y(at)   load the next row, `at` bytes from the ring's begin
 //   take(u)                  makes operands of what was loaded; a word that comes of all of it
@@ -157,8 +156,7 @@ __device__ inline void walk_rows(PiecesParams const& p, PiecesRing<R> const& rin
         if (u >= count) return;
         uint32_t const word = take(place);
         bool const last = u == count - 1;
-        if (u == R - 1 || u % kPieceRows == kPieceRows - 1 || last)
-          give_back(bar + empty + u / kPieceRows * 8, word);
+        if (u == R - 1 || u % kPieceRows == kPieceRows - 1 || last) give_back(bar + empty + u / kPieceRows * 8, word);
         if (u == R - 1 || last) {
           bar += groups * 8, at += R * row_bytes;
           if (bar == full + over) bar = full, at = 0, parity ^= 1;
