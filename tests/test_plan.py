@@ -458,6 +458,15 @@ def test_two_filters_a_channel_with_stride_2_take_columns(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_two_filters_a_channel_in_float32_take_columns_in_channels_last(op: str) -> None:
+    for size in (3, 5, 7):
+        case = Case("pairs", 64, 96, 56, 56, 192, size, size, padding=(size // 2,) * 2, groups=96)
+        assert named(op, case, torch.float32, "nhwc") == f"column_{op}_f32_{size}x{size}_nhwc"
+        three = dataclasses.replace(case, K=288)
+        assert not named(op, three, torch.float32, "nhwc").startswith("column_") or (size == 3 and op == "fprop")  # walks
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_two_filters_a_channel_in_16_bits_take_tensor_cores_in_channels_last(op: str) -> None:
     for size, dtype in itertools.product((3, 5, 7), (torch.float16, torch.bfloat16)):
         case = Case("pairs", 64, 96, 56, 56, 192, size, size, padding=(size // 2,) * 2, groups=96)

@@ -159,6 +159,7 @@ def test_every_row_is_exact_on_small_integers(case: Case, dtype: torch.dtype, la
         "depthwise_5x5_stride2_four_pads",
         "depthwise_slices",
         "depthwise_5x5_multiplier2",
+        "depthwise_7x7_multiplier2_of_8",
         "depthwise_7x7_odd",
         "depthwise_3x3_stride2_pairs",
         "depthwise_nine_images_dilated",
@@ -376,6 +377,7 @@ INFINITE = (
     "depthwise_11x11_images",
     "depthwise_planes",
     "depthwise_5x5_multiplier2",
+    "depthwise_7x7_multiplier2_of_8",
 )
 
 
