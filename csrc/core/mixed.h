@@ -26,7 +26,7 @@ constexpr bool replaces_planes(Row const& row, Problem const& p) {
   switch (row.family) {
     case Family::column:
       if (strided) return p.K == 2 * p.C && (f32 || !fprop);
-      if (p.K == 2 * p.C) return f32;
+      if (p.K == 2 * p.C) return f32 && !fprop && (!sums || row.tile_m == 7);
       return apart ? row.tile_m > 3 || row.op == Op::dgrad : f32 && (row.tile_m > 7 || sums);
     case Family::toeplitz:
       return (apart || (p.K > p.C && !fprop)) && p.K >= 32;

@@ -266,6 +266,15 @@ constexpr Estimate beside_few_outputs(Row const& row, Problem const& p, Estimate
   return e;
 }
 
+// Two filters a channel with stride 1 by column.cuh, as measured: 7x7 of rows that threads' seven columns do not fill
+// takes longer (64x40x80x80 F 118.6 us, estimated at 93.1; 4x320x64x64 W 93.1, 60.2), 5x5 of such rows less.
+constexpr double column_pairs_share(Row const& row, Problem const& p, double ns) {
+  bool const sums = row.op == Op::wgrad, off = (row.op == Op::dgrad ? p.W : p.Q()) % 7 != 0;
+  if (p.K == p.C || row.tile_k == 2 || row.tile_m == 3 || !off) return 1;
+  if (row.tile_m == 7) return sums ? (p.K >= 384 ? 1.35 : 1) : ns > 25000 ? 1.2 : 1.08;
+  return ns < 25000 ? 1 : row.op == Op::fprop ? 0.83 : 0.9;
+}
+
 // Of bands over planes in 16-bit types, dilations as measured: rows of whole vectors, or pairs, take less than others
 // (32x96x56x56 5x5 dilation 3 F 46.9 us, W 62, estimated at 68.9 and 92.5 without).
 constexpr double dilated_band_share(Row const& row, Problem const& p) {
@@ -622,6 +631,7 @@ constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Devic
       if (op == Op::dgrad && p.dtype == DType::f32 && row.tile_m == 5 && row.tile_k == 2 && e.ns > 12000 &&
           e.ns < 20000)
         e.ns *= 0.8;
+      e.ns *= column_pairs_share(row, p, e.ns);
       return beside_few_outputs(row, p, e);
     }
     case Family::toeplitz:

@@ -55,12 +55,11 @@ template <class T, int R>
 __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad_pairs(__grid_constant__ PairsParams const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ PiecesRing<R> ring;
-  constexpr int groups = PiecesRing<R>::groups, threads = kToeplitzThreads, readers = 32 * kToeplitzWarps;
+  constexpr int threads = kToeplitzThreads, readers = 32 * kToeplitzWarps;
   constexpr int pairs = kToeplitzPairs, pixel = kPairChannels * 2;
   uint32_t const padding = -ptx::shared_address(dynamic) % 1024, shared = ptx::shared_address(dynamic) + padding;
   PieceShare const own_share(p, int(blockIdx.x), kPairChannels);
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
-  int const row_bytes = p.x_bytes + p.y_bytes;
   if (lane == 0) ring.start(warp, threads / 32);
   __syncthreads();
   if (!take_role()) {
@@ -83,65 +82,44 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad_pairs(__grid_consta
   uint32_t const select = g < 4 ? 0x5410 : 0x7632;  // of the words of two pixels of y, the lane's channel
 
   float acc[R][pairs][4] = {};
-  uint32_t y[R][2][pairs];
+  uint32_t y[R][2][pairs], x[4][pairs];
   Pixel<pairs> next_y[4], next_x[4];
-  uint32_t const full = ptx::shared_address(ring.full), over = uint32_t(p.cycles) * groups * 8;
-  uint32_t at = 0, bar = full, parity = 0;
-  constexpr uint32_t empty = sizeof(ring.full);  // behind the full ones
-  int index = __shfl_sync(~0u, own_share.begin, 0), turn = __shfl_sync(~0u, own_share.end, 0);
-  while (index < turn) {
-    Strip const s = next_strip(p, index, turn);
-    PieceRows const walk = PieceRows::of<R>(p, s);
+  auto clear = [&] {
 #pragma unroll
     for (int i = 0; i < R * 2 * pairs; ++i) y[i / (2 * pairs)][i / pairs % 2][i % pairs] = 0;
-    auto load_x = [&](int u) {
-      if (u % kPieceRows == 0) ptx::mbarrier_wait(bar + u / kPieceRows * 8, parity);
+  };
+  auto load_x = [&](uint32_t at) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) next_x[i].load(from_x[i] + at + u * row_bytes);
-    };
-    auto load_y = [&](int u) {
+    for (int i = 0; i < 4; ++i) next_x[i].load(from_x[i] + at);
+  };
+  auto load_y = [&](uint32_t at) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) next_y[i].load(from_y[i] + at + u * row_bytes);
-    };
-    if (walk.start < walk.stop) load_x(0), load_y(0);
-#pragma unroll 1
-    for (int count = walk.stop - walk.start, lower = walk.begin - walk.start; count > 0; count -= R, lower -= R) {
-      // Row u of the cycle: its row of y is in place u, the one of r rows before in place (u + R - r) % R.
-      auto step = [&]<int u>(std::integral_constant<int, u>) {
-        if (u >= count) return;
-        uint32_t x[4][pairs];
+    for (int i = 0; i < 4; ++i) next_y[i].load(from_y[i] + at);
+  };
+  auto take = [&]<int u>(std::integral_constant<int, u>) {
 #pragma unroll
-        for (int two = 0; two < 2; ++two)
+    for (int two = 0; two < 2; ++two)
 #pragma unroll
-          for (int j = 0; j < pairs; ++j) {
-            uint32_t const a = next_x[2 * two].v[j], b = next_x[2 * two + 1].v[j];
-            x[2 * two][j] = __byte_perm(a, b, 0x5410), x[2 * two + 1][j] = __byte_perm(a, b, 0x7632);
-            y[u][two][j] =
-                __byte_perm(next_y[2 * two].v[j] & keep[2 * two], next_y[2 * two + 1].v[j] & keep[2 * two + 1], select);
-          }
-        constexpr int group = u / kPieceRows;
-        bool const last = u == count - 1;
-        if (u == R - 1 || u % kPieceRows == kPieceRows - 1 || last)
-          give_back(bar + empty + group * 8, x[0][0] | x[1][0] | x[2][0] | x[3][0] | y[u][0][0] | y[u][1][0]);
-        if (u == R - 1 || last) {
-          bar += groups * 8, at += R * row_bytes;
-          if (bar == full + over) bar = full, at = 0, parity ^= 1;
-        }
-        if (!last) load_x((u + 1) % R), load_y((u + 1) % R);
-        if (u >= lower)
+      for (int j = 0; j < pairs; ++j) {
+        uint32_t const a = next_x[2 * two].v[j], b = next_x[2 * two + 1].v[j];
+        x[2 * two][j] = __byte_perm(a, b, 0x5410), x[2 * two + 1][j] = __byte_perm(a, b, 0x7632);
+        y[u][two][j] =
+            __byte_perm(next_y[2 * two].v[j] & keep[2 * two], next_y[2 * two + 1].v[j] & keep[2 * two + 1], select);
+      }
+    return x[0][0] | x[1][0] | x[2][0] | x[3][0] | y[u][0][0] | y[u][1][0];
+  };
+  auto multiply = [&]<int u>(std::integral_constant<int, u>, bool meets, auto const& bring_x, auto const& bring_y) {
+    bring_x(), bring_y();
+    if (!meets) return;
 #pragma unroll
-          for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma unroll
-            for (int j = 0; j < pairs; ++j) {
-              auto const& of = y[(u + R - r) % R];
-              ptx::mma_m16n8k16<T>(acc[r][j], x[0][j], x[1][j], x[2][j], x[3][j], of[0][j], of[1][j]);
-            }
-      };
-      [&]<int... u>(std::integer_sequence<int, u...>) {
-        (step(std::integral_constant<int, u>()), ...);
-      }(std::make_integer_sequence<int, R>());
-    }
-  }
+      for (int j = 0; j < pairs; ++j) {
+        auto const& of = y[(u + R - r) % R];
+        ptx::mma_m16n8k16<T>(acc[r][j], x[0][j], x[1][j], x[2][j], x[3][j], of[0][j], of[1][j]);
+      }
+  };
+  walk_rows<R>(p, ring, own_share, clear, load_x, load_y, take, multiply);
 
   ptx::bar_sync(1, readers);
   store_pair_sums<T, R>(p, acc, reinterpret_cast<float*>(dynamic + padding));

@@ -124,6 +124,58 @@ struct PiecesRing {
   }
 };
 
+// The rows of the block's share, by a warp that multiplies. R rows are a cycle, unrolled: row u of it leaves its row of
+// y in place u, and meets the one of r rows before in place (u + R - r) % R.
+//   clear()                  takes all rows of y away, where a strip begins
+//   load_x(at), load_y(at)   load the next row, `at` bytes from the ring's begin
+//   take(u)                  makes operands of what was loaded; a word that comes of all of it
+//   multiply(u, meets, next_x, next_y)   multiplies, if the row meets any of y, and has the next one loaded meanwhile
+template <int R, class Clear, class LoadX, class LoadY, class Take, class Multiply>
+__device__ inline void walk_rows(PiecesParams const& p, PiecesRing<R> const& ring, PieceShare const& own,
+                                 Clear const& clear, LoadX const& load_x, LoadY const& load_y, Take const& take,
+                                 Multiply const& multiply) {
+  constexpr int groups = PiecesRing<R>::groups;
+  constexpr uint32_t empty = sizeof(ring.full);  // behind the full ones
+  int const row_bytes = p.x_bytes + p.y_bytes;
+  // The cycle's place in the ring and its barriers.
+  uint32_t const full = ptx::shared_address(ring.full), over = uint32_t(p.cycles) * groups * 8;
+  uint32_t at = 0, bar = full, parity = 0;
+  auto bring_x = [&](int u) {
+    if (u % kPieceRows == 0) ptx::mbarrier_wait(bar + u / kPieceRows * 8, parity);
+    load_x(at + u * row_bytes);
+  };
+  int index = __shfl_sync(~0u, own.begin, 0), turn = __shfl_sync(~0u, own.end, 0);
+  while (index < turn) {
+    Strip const s = next_strip(p, index, turn);
+    PieceRows const walk = PieceRows::of<R>(p, s);
+    clear();
+    if (walk.start < walk.stop) bring_x(0), load_y(at);
+#pragma unroll 1
+    for (int count = walk.stop - walk.start, lower = walk.begin - walk.start; count > 0; count -= R, lower -= R) {
+      auto step = [&]<int u>(std::integral_constant<int, u> place) {
+        if (u >= count) return;
+        uint32_t const word = take(place);
+        bool const last = u == count - 1;
+        if (u == R - 1 || u % kPieceRows == kPieceRows - 1 || last) give_back(bar + empty + u / kPieceRows * 8, word);
+        if (u == R - 1 || last) {
+          bar += groups * 8, at += R * row_bytes;
+          if (bar == full + over) bar = full, at = 0, parity ^= 1;
+        }
+        auto next_x = [&] {
+          if (!last) bring_x((u + 1) % R);
+        };
+        auto next_y = [&] {
+          if (!last) load_y(at + (u + 1) % R * row_bytes);
+        };
+        multiply(place, u >= lower, next_x, next_y);
+      };
+      [&]<int... u>(std::integer_sequence<int, u...>) {
+        (step(std::integral_constant<int, u>()), ...);
+      }(std::make_integer_sequence<int, R>());
+    }
+  }
+}
+
 // A tap from global memory, over the block's share.
 template <class T>
 __device__ __noinline__ float exact_sum(PiecesParams const& p, int index, int end, int c, int r, int s) {
@@ -211,7 +263,7 @@ template <class T, int R, int run, int channels, int m = 1>
 __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ PiecesParams const p) {
   extern __shared__ __align__(1024) unsigned char dynamic[];
   __shared__ PiecesRing<R> ring;
-  constexpr int groups = PiecesRing<R>::groups, threads = kToeplitzThreads, readers = 32 * kToeplitzWarps;
+  constexpr int threads = kToeplitzThreads, readers = 32 * kToeplitzWarps;
   uint32_t const padding = -ptx::shared_address(dynamic) % 1024, shared = ptx::shared_address(dynamic) + padding;
   PieceShare const own_share(p, int(blockIdx.x), channels * kToeplitzWarps);
   int const lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, g = lane / 4, t = lane % 4;
@@ -245,96 +297,73 @@ __global__ void __launch_bounds__(kToeplitzThreads, 1) wgrad(__grid_constant__ P
   uint32_t const keep = (run - 1) * 8 + g < p.length ? ~0u : 0;  // of a piece's last run
 
   float acc[R][channels][4] = {};
-  uint32_t y[R][2][channels];
+  uint32_t y[R][2][channels], x[4][channels / m];  // operand, channel
   Pixel<channels / 2> next_y[4];
   Pixel<channels / m / 2> next_x[own * (run + 1)];
-  // The cycle's place in the ring and its barriers.
-  uint32_t const full = ptx::shared_address(ring.full), over = uint32_t(p.cycles) * groups * 8;
-  uint32_t at = 0, bar = full, parity = 0;
-  constexpr uint32_t empty = sizeof(ring.full);  // behind the full ones
-  int index = __shfl_sync(~0u, own_share.begin, 0), turn = __shfl_sync(~0u, own_share.end, 0);
-  while (index < turn) {
-    Strip const s = next_strip(p, index, turn);
-    PieceRows const walk = PieceRows::of<R>(p, s);
+  auto clear = [&] {
 #pragma unroll
     for (int i = 0; i < R * 2 * channels; ++i) y[i / (2 * channels)][i / channels % 2][i % channels] = 0;
-    auto load_x = [&](int u) {
-      if (u % kPieceRows == 0) ptx::mbarrier_wait(bar + u / kPieceRows * 8, parity);
-      uint32_t const offset = at + u * row_bytes;
+  };
+  auto load_x = [&](uint32_t at) {
 #pragma unroll
-      for (int i = 0; i < own; ++i)
+    for (int i = 0; i < own; ++i)
 #pragma unroll
-        for (int j = 0; j <= run; ++j) next_x[i * (run + 1) + j].load(from_x[i] + offset + j * (eight / m));
-    };
-    auto load_y = [&](int u) {
-      uint32_t const offset = at + u * row_bytes;
+      for (int j = 0; j <= run; ++j) next_x[i * (run + 1) + j].load(from_x[i] + at + j * (eight / m));
+  };
+  auto load_y = [&](uint32_t at) {
 #pragma unroll
-      for (int i = 0; i < own; ++i)
+    for (int i = 0; i < own; ++i)
 #pragma unroll
-        for (int j = 0; j < run; ++j) next_y[i * run + j].load(from_y[i] + offset + j * eight);
-    };
-    if (walk.start < walk.stop) load_x(0), load_y(0);
-#pragma unroll 1
-    for (int count = walk.stop - walk.start, lower = walk.begin - walk.start; count > 0; count -= R, lower -= R) {
-      // Row u of the cycle: its row of y is in place u, the one of r rows before in place (u + R - r) % R.
-      auto step = [&]<int u>(std::integral_constant<int, u>) {
-        if (u >= count) return;
-        uint32_t x[4][channels / m];  // operand, channel
+      for (int j = 0; j < run; ++j) next_y[i * run + j].load(from_y[i] + at + j * eight);
+  };
+  auto take = [&]<int u>(std::integral_constant<int, u>) {
 #pragma unroll
-        for (int pair = 0; pair < 2; ++pair) {
-          Pixel<channels / 2> v[2];
+    for (int pair = 0; pair < 2; ++pair) {
+      Pixel<channels / 2> v[2];
 #pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            int const k = pair * 2 + i;
-            v[i] = next_y[k];
-            if (run > 1 && k % run == run - 1)
+      for (int i = 0; i < 2; ++i) {
+        int const k = pair * 2 + i;
+        v[i] = next_y[k];
+        if (run > 1 && k % run == run - 1)
 #pragma unroll
-              for (uint32_t& word : v[i].v) word &= keep;
-          }
-          transpose<channels>(v[0], v[1], y[u][pair]);
+          for (uint32_t& word : v[i].v) word &= keep;
+      }
+      transpose<channels>(v[0], v[1], y[u][pair]);
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            int const a = pair * 2, b = a + 1;
-            transpose<channels / m>(next_x[a / run * (run + 1) + a % run + half],
-                                    next_x[b / run * (run + 1) + b % run + half], x[pair * 2 + half]);
-          }
-        }
-        constexpr int group = u / kPieceRows;
-        bool const last = u == count - 1;
-        if (u == R - 1 || u % kPieceRows == kPieceRows - 1 || last)
-          give_back(bar + empty + group * 8, x[0][0] | x[1][0] | x[2][0] | x[3][0] | y[u][0][0] | y[u][1][0]);
-        if (u == R - 1 || last) {
-          bar += groups * 8, at += R * row_bytes;
-          if (bar == full + over) bar = full, at = 0, parity ^= 1;
-        }
-        auto multiply = [&](int from, int to, int c0, int c1) {
-#pragma unroll
-          for (int r = from; r < to; ++r)
-#pragma unroll
-            for (int c = c0; c < c1; ++c) {
-              auto const& at = y[(u + R - r) % R];
-              ptx::mma_m16n8k16<T>(acc[r][c], x[0][c / m], x[1][c / m], x[2][c / m], x[3][c / m], at[0][c], at[1][c]);
-            }
-        };
-        // The next rows take the registers of what has been multiplied: of half of the channels of x, or of the row of
-        // y that is furthest behind.
-        if constexpr (channels == 8) {
-          if (u >= lower) multiply(0, R, 0, 4);
-          if (!last) load_x((u + 1) % R);
-          if (u >= lower) multiply(0, R, 4, 8);
-          if (!last) load_y((u + 1) % R);
-        } else {
-          if (!last) load_x((u + 1) % R);
-          if (u >= lower) multiply(R - 1, R, 0, channels);
-          if (!last) load_y((u + 1) % R);
-          if (u >= lower) multiply(0, R - 1, 0, channels);
-        }
-      };
-      [&]<int... u>(std::integer_sequence<int, u...>) {
-        (step(std::integral_constant<int, u>()), ...);
-      }(std::make_integer_sequence<int, R>());
+      for (int half = 0; half < 2; ++half) {
+        int const a = pair * 2, b = a + 1;
+        transpose<channels / m>(next_x[a / run * (run + 1) + a % run + half],
+                                next_x[b / run * (run + 1) + b % run + half], x[pair * 2 + half]);
+      }
     }
-  }
+    return x[0][0] | x[1][0] | x[2][0] | x[3][0] | y[u][0][0] | y[u][1][0];
+  };
+  auto multiply = [&]<int u>(std::integral_constant<int, u>, bool meets, auto const& bring_x, auto const& bring_y) {
+    auto products = [&](int from, int to, int c0, int c1) {
+      if (!meets) return;
+#pragma unroll
+      for (int r = from; r < to; ++r)
+#pragma unroll
+        for (int c = c0; c < c1; ++c) {
+          auto const& of = y[(u + R - r) % R];
+          ptx::mma_m16n8k16<T>(acc[r][c], x[0][c / m], x[1][c / m], x[2][c / m], x[3][c / m], of[0][c], of[1][c]);
+        }
+    };
+    // The next rows take the registers of what has been multiplied: of half of the channels of x, or of the row of y
+    // that is furthest behind.
+    if constexpr (channels == 8) {
+      products(0, R, 0, 4);
+      bring_x();
+      products(0, R, 4, 8);
+      bring_y();
+    } else {
+      bring_x();
+      products(R - 1, R, 0, channels);
+      bring_y();
+      products(0, R - 1, 0, channels);
+    }
+  };
+  walk_rows<R>(p, ring, own_share, clear, load_x, load_y, take, multiply);
 
   ptx::bar_sync(1, readers);
   store_sums<T, R, channels>(p, acc, reinterpret_cast<float*>(dynamic + padding));
