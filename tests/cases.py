@@ -461,7 +461,7 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_3x3_multiplier2_of_24", 3, 24, 11, 19, 48, 3, 3, padding=(1, 0), groups=24, edge=True),
     Case("depthwise_5x5_multiplier2_of_40", 5, 40, 9, 35, 80, 5, 5, padding=(2, 2), dilation=(2, 1), groups=40),
     Case("depthwise_7x7_multiplier2_of_8", 2, 8, 15, 12, 16, 7, 7, padding=(3, 2), groups=8, edge=True),
-    # column.cuh in float32: pairs of lanes that add up; several strips, slices and images of a block, the last not whole
+    # column.cuh in float32: pairs of lanes that add up; several strips, slices and images, the last not whole
     Case("depthwise_7x7_multiplier2_strips", 5, 28, 13, 30, 56, 7, 7, padding=(2, 3), groups=28),
     Case("depthwise_5x5_multiplier2_dilated", 3, 12, 17, 22, 24, 5, 5, padding=(4, 4), dilation=(2, 2), groups=12),
     Case("depthwise_3x3_multiplier8", 2, 12, 9, 11, 96, 3, 3, padding=(1, 0), groups=12, edge=True),
