@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import multiprocessing
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -332,6 +334,40 @@ def test_an_output_of_more_than_2_to_the_31_elements_is_written_to_its_end(layou
     assert y.numel() > 2**31
     for k in range(8):
         assert bool((y[0, k] == k + 2).all())
+
+
+# 3x3 and 7x7, dense, grouped, depthwise, 1x1, and few channels.
+OF_NAN = (
+    Case("dense", 32, 128, 56, 56, 128, 3, 3, padding=(1, 1), bias=False),
+    Case("dense_s2", 32, 64, 56, 56, 128, 3, 3, (2, 2), padding=(1, 1), bias=False),
+    Case("1x1", 32, 256, 28, 28, 256, 1, 1, bias=False),
+    Case("few", 32, 3, 112, 112, 64, 7, 7, (2, 2), padding=(3, 3), bias=False),
+    Case("groups", 32, 256, 28, 28, 256, 3, 3, padding=(1, 1), groups=32, bias=False),
+    Case("depthwise", 32, 192, 56, 56, 192, 3, 3, padding=(1, 1), groups=192, bias=False),
+    Case("depthwise_s2", 32, 192, 57, 57, 192, 5, 5, (2, 2), padding=(2, 2), groups=192, bias=False),
+    Case("depthwise_7x7", 32, 96, 28, 28, 96, 7, 7, padding=(3, 3), groups=96, bias=False),
+)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float32), ids=("f16", "f32"))
+@pytest.mark.parametrize("case", OF_NAN, ids=str)
+def test_nothing_but_nan_takes_no_second(case: Case, dtype: torch.dtype, cuda: str) -> None:
+    """As first steps with scaled gradients may meet it: a sum that is made again, product by product, ends there."""
+    for layout, op in itertools.product((torch.contiguous_format, torch.channels_last), OPS):
+        x, w, go = (
+            torch.randn(size, device=cuda).to(dtype).to(memory_format=layout)
+            for size in (case.input_size, case.weight_size, case.output_size)
+        )
+        run = call(op, case, x, w, None, go)
+        run()
+        (go if op == "dgrad" else x).fill_(torch.nan)
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        made = run()
+        torch.cuda.synchronize()
+        assert time.perf_counter() - begin < 0.05, f"{op} {layout}"
+        assert made[..., made.shape[2] // 2, made.shape[3] // 2].isnan().all(), f"{op} {layout}"
 
 
 @pytest.mark.alone

@@ -85,6 +85,19 @@ constexpr Problem depthwise_turn(Row const& row, Problem p) {
 // Of tensors that rows of channels_last run on copies of though others need none (replaces_planes), at most.
 inline constexpr int64_t kMostReplacedBytes = int64_t(1) << 32;
 
+// Copies that no part of `pack_supports` weighs: patches, many times as large as the image where filters are large or
+// padding is far, and copies of filters. Above the first no more than so many times the tensors: 3x3 patches for as
+// many filters as channels are 4.5 times as large.
+inline constexpr double kFreeCopiedBytes = double(int64_t(1) << 30), kMostCopied = 5;
+
+constexpr bool copies_fit(Row const& row, Problem const& p) {
+  double const weights = double(p.K) * double(p.C_per_group()) * double(p.R) * double(p.S) * size_of(p.dtype);
+  // Of one channel and one filter to whole vectors of both: 64 times as many.
+  if (weights * 64 <= kFreeCopiedBytes && !is_patches(row, p)) return true;
+  double const bytes = double(patch_bytes(row, p)) + double(packed_places(packed(row, tma_problem(row, p))).bytes);
+  return bytes <= kFreeCopiedBytes || bytes <= kMostCopied * (activation_bytes(p) + weights);
+}
+
 constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d) {
   if (row.op != op || row.dtype != p.dtype) return false;
   if (depthwise_turns(row, p) > 1) return supports(row, op, depthwise_turn(row, p), d);
@@ -98,14 +111,15 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       return d.compute_capability >= 80 && simt_supports(row, op, p);
     case Family::igemm:
       return hopper &&
-             ((row.dtype == DType::f32 ? igemm_tf32_supports(op, p) : igemm_supports(p)) || pack_supports(row, p));
+             ((row.dtype == DType::f32 ? igemm_tf32_supports(op, p) : igemm_supports(p)) || pack_supports(row, p)) &&
+             copies_fit(row, p);
     case Family::tma:
     case Family::tma_strict: {
       if (is_winograd(row)) return hopper && winograd_of(op, p, d).tile_m > 0;
       if (row.family == Family::tma_strict && !strict_is_exact(op, p)) return false;
       if (is_tf32_planes(row)) return hopper && tf32_planes_supports(row, p);
       Problem const t = tma_problem(row, p);
-      return hopper && (in_place_supports(row, t) || pack_supports(row, t));
+      return hopper && (in_place_supports(row, t) || pack_supports(row, t)) && copies_fit(row, p);
     }
     case Family::depthwise:
       if (is_few_sums(row)) return hopper && few_sums_supports(row, p);

@@ -154,7 +154,7 @@ __device__ __noinline__ float exact(Params const& p, int64_t n, int c, int y, in
   T const* const in = static_cast<T const*>(p.in.data) + n * p.in.n + c * p.in.c;
   T const* const w = static_cast<T const*>(p.w) + c * p.w_k;
   float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
-  for (int r = 0; r < p.taps_h; ++r)
+  for (int r = 0; r < p.taps_h && sum == sum; ++r)  // a NaN stays one
     for (int s = 0; s < p.taps_w; ++s) {
       int const h = y - p.pad_h + (p.turned ? p.R - 1 - r * p.tap_step_h : r * p.tap_step_h);
       int const column = x - p.pad_w + (p.turned ? p.S - 1 - s * p.tap_step_w : s * p.tap_step_w);

@@ -182,6 +182,7 @@ __device__ __noinline__ float exact_sum(SumsParams const& p, int begin, int end,
             sum = fmaf(widen(x[(n0 + image) * p.x.n + h * p.x.h + w * p.x.w]),
                        widen(y[(n0 + image) * p.y.n + row / p.y.step_h * p.y.h + q / p.y.step_w * p.y.w]), sum);
         }
+        if (sum != sum) return sum;  // NaN, whatever comes
       }
   }
   return sum;

@@ -492,6 +492,7 @@ __device__ __noinline__ float exact_sum(Params const& p, int begin, int end, int
           if (unsigned(v) < unsigned(p.W))
             sum = fmaf(widen(x[h * p.x_h + v * p.x_w]), widen(y[row * p.y_h + q * p.y_w]), sum);
         }
+        if (sum != sum) return sum;  // NaN, whatever comes
       }
     }
   }

@@ -282,6 +282,7 @@ __device__ __noinline__ float copied_exact_sum(CopiedParams const& p, int begin,
       for (int q = 0; q < p.Q; ++q)
         if (int const v = q * stride - p.pad_w + s; unsigned(v) < unsigned(p.W))
           sum = fmaf((x[h * p.W + v]), (y[row * p.Q + q]), sum);
+      if (sum != sum) return sum;  // NaN, whatever comes
     }
   }
   return sum;

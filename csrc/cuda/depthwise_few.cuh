@@ -261,6 +261,7 @@ __device__ __noinline__ auto exact_few_sum(FewParams const& p, T const* x, T con
           sum += widen(x[n * p.in_n + h * p.in_h + w]) * widen(y[n * p.out_n + row * p.out_h + column]);
       }
     }
+    if (sum != sum) return sum;  // NaN, whatever comes
   }
   return sum;
 }

@@ -94,6 +94,7 @@ __device__ __forceinline__ float exact_few_pixels(FewSumsParams const& p, int k,
         sum += widen(x[n * p.x.strides.n + h * p.x.strides.h + w * p.x.strides.w]) *
                widen(y[n * p.y.strides.n + row * p.y.strides.h + q * p.y.strides.w]);
     }
+    if (sum != sum) return sum;  // NaN, whatever comes
   }
   return sum;
 }

@@ -223,6 +223,7 @@ __device__ __noinline__ float exact_lanes(LanesParams const& p, int c, int tap) 
     for (int q = 0; q < p.Q; ++q)
       if (int const w = q * stride - R / 2 + p.columns.shift + s; unsigned(w) < unsigned(p.W))
         sum += widen(x[w]) * widen(y[q]);
+    if (sum != sum) return sum;  // NaN, whatever comes
   }
   return sum;
 }

@@ -258,6 +258,7 @@ __device__ __noinline__ auto exact_sum(StagedParams const& p, T const* x, T cons
         if (unsigned(h) < unsigned(p.in.H) && unsigned(w) < unsigned(p.in.W))
           sum += widen(x[n * p.in.n + h * p.in.h + w]) * widen(y[n * p.y.n + oh * p.y.h + ow]);
       }
+    if (sum != sum) return sum;  // NaN, whatever comes
   }
   return sum;
 }

@@ -283,6 +283,7 @@ __device__ __noinline__ float walk_sum_again(WalkSumsParams const& p, int begin,
         if (unsigned(v) < unsigned(p.W))
           sum = fmaf(widen(x[h * p.x_h + v * p.x_w]), widen(y[row * p.y_h + q * p.y_w]), sum);
       }
+      if (sum != sum) return sum;  // NaN, whatever comes
     }
   }
   return sum;

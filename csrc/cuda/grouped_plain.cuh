@@ -54,7 +54,7 @@ __device__ inline float result_again(RowParams const& p, int n, int out, int h, 
   int const first = group * p.in_group;
   float sum = 0;
 #pragma unroll 1
-  for (int i = 0; i < p.in_group * 9; ++i) {
+  for (int i = 0; i < p.in_group * 9 && sum == sum; ++i) {  // a NaN stays one
     int const c = first + i / 9, r = i / 3 % 3, s = i % 3, y = h + r - 1, x = w + s - 1;
     if (unsigned(y) >= unsigned(p.H) || unsigned(x) >= unsigned(p.W)) continue;
     T const* const from =

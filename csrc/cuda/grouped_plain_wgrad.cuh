@@ -533,12 +533,14 @@ __device__ __noinline__ float sum_again(Params const& p, int k, int c, int r, in
   T const* const x = static_cast<T const*>(p.x.data) + int64_t(c) * p.x.H * p.x.W;
   T const* const y = static_cast<T const*>(p.y.data) + int64_t(k) * p.P * p.Q;
   for (int n = 0; n < p.N; ++n)
-    for (int i = 0; i < p.P; ++i)
+    for (int i = 0; i < p.P; ++i) {
       for (int j = 0; j < p.Q; ++j) {
         int const h = i * p.stride - 1 + r, w = j * p.stride - 1 + s;
         if (unsigned(h) < unsigned(p.x.H) && unsigned(w) < unsigned(p.x.W))
           sum += widen(x[n * p.x.image + h * p.x.W + w]) * widen(y[n * p.y.image + i * p.Q + j]);
       }
+      if (sum != sum) return sum;  // NaN, whatever comes
+    }
   return sum;
 }
 

@@ -176,12 +176,14 @@ __device__ __noinline__ float sum_again(SumParams const& p, int group, int k, in
   T const* const x = static_cast<T const*>(p.x.data) + (int64_t(group) * p.x.channels + c) * p.x.H * p.x.W;
   T const* const y = static_cast<T const*>(p.y.data) + (int64_t(group) * p.y.channels + k) * p.P * p.Q;
   for (int n = 0; n < p.x.N; ++n)
-    for (int i = 0; i < p.P; ++i)
+    for (int i = 0; i < p.P; ++i) {
       for (int j = 0; j < p.Q; ++j) {
         int const h = i * p.stride_h - p.pad_h + r * p.dilation_h, w = j * p.stride_w - p.pad_w + s * p.dilation_w;
         if (unsigned(h) < unsigned(p.x.H) && unsigned(w) < unsigned(p.x.W))
           sum += widen(x[n * p.x.image + h * p.x.W + w]) * widen(y[n * p.y.image + i * p.Q + j]);
       }
+      if (sum != sum) return sum;  // NaN, whatever comes
+    }
   return sum;
 }
 

@@ -157,7 +157,7 @@ __device__ inline float exact(SumParams const& p, int row, int column) {
   __shared__ double shares[kFewWarps];
   double sum = 0;
   for (int n = 0; n < (nchw ? p.images : 1); ++n)
-    for (int64_t pixel = threadIdx.x; pixel < p.pixels; pixel += kThreads) {
+    for (int64_t pixel = threadIdx.x; pixel < p.pixels && sum == sum; pixel += kThreads) {  // a NaN stays one
       float const a = nchw ? p.a.at[n * p.a.image + row * int64_t(p.a.step) + pixel] : p.a.at[pixel * p.a.step + row],
                   b = nchw ? p.b.at[n * p.b.image + column * int64_t(p.b.step) + pixel]
                            : p.b.at[pixel * p.b.step + column];

@@ -215,7 +215,7 @@ __device__ __noinline__ void mend(Params const& p, int unit, int n0, int warp, i
     float sum = 0;
     float const *a = p.data + (row == 0 ? at.in[0] : at.in[1]), *b = p.w + n * p.w_n;
 #pragma unroll 1
-    for (int k = 0; k < p.depth; ++k) sum = fmaf(a[k * p.in_k], b[k * p.w_k], sum);
+    for (int k = 0; k < p.depth && sum == sum; ++k) sum = fmaf(a[k * p.in_k], b[k * p.w_k], sum);  // a NaN stays one
     *out = sum + (p.bias == nullptr ? 0.0f : p.bias[n * p.bias_stride]);
   }
 }

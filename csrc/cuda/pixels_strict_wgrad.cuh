@@ -58,7 +58,7 @@ __device__ void split_columns(int count, uint32_t ring, Barriers<Shape<TM, TN>>&
 // A part's sum of row m and column n, by a warp.
 __device__ __noinline__ float made_again(Params const& p, int at, int count, int m, int n) {
   float total = 0;
-  for (int step = 0; step < count; ++step, at += p.apart) {
+  for (int step = 0; step < count && total == total; ++step, at += p.apart) {  // a NaN stays one
     int run = at;
     int64_t const image = p.runs.divide(run);
     int const pixel = run * 32 + int(threadIdx.x) % 32;

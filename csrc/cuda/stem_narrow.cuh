@@ -197,7 +197,7 @@ __device__ __noinline__ float sum_again(NarrowParams const& p, int64_t n, int h,
   T const* const image = static_cast<T const*>(p.in) + n * p.in_n;
   T const* const filter = static_cast<T const*>(p.w) + c * p.w_out;
   float sum = 0;
-  for (int r = 0; r < p.h.taps; ++r)
+  for (int r = 0; r < p.h.taps && sum == sum; ++r)  // a NaN stays one
     for (int s = 0; s < p.w_axis.taps; ++s) {
       int const row = meets(p.h, p.backward, h, r), column = meets(p.w_axis, p.backward, w, s);
       if (row < 0 || column < 0) continue;

@@ -314,7 +314,7 @@ __device__ inline float exact_sum(SumParams const& q, int channel, int element) 
   T const* const small = static_cast<T const*>(p.in) + c * p.in_c;
   int64_t const lines = p.tiles / (p.tiles_h * p.tiles_w) * p.P;  // of all images
   double sum = 0;
-  for (int64_t line = threadIdx.x / 32; line < lines; line += kWarps) {
+  for (int64_t line = threadIdx.x / 32; line < lines && sum == sum; line += kWarps) {  // a NaN stays one
     int64_t const n = line / p.P;
     int const row = int(line - n * p.P), h = row * p.stride_h - p.pad_h + r * p.dilation_h;
     if (unsigned(h) >= unsigned(p.H)) continue;

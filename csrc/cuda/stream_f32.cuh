@@ -257,7 +257,7 @@ __device__ __noinline__ inline float exact_sum(ParamsF32 const& p, int c, uint32
   float const* const in = static_cast<float const*>(p.in.data) + c * p.in.c;
   float const* const y = static_cast<float const*>(p.y.data) + c * p.y.c;
   float sum = 0;
-  for (uint32_t index = begin; index < end; ++index) {
+  for (uint32_t index = begin; index < end && sum == sum; ++index) {  // a NaN stays one
     Share const at(p, index);
     for (int i = 0; at.sums && i < 4 * at.rows; ++i) {
       int const row = at.p0 + i / 4, x = 4 * at.quad - p.origin + i % 4, h = row - p.pad_h + r, w = x - p.pad_w + s;

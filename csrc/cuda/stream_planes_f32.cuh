@@ -244,7 +244,7 @@ __global__ void __launch_bounds__((kPlanesWarps + planes_f32_beside(R)) * 32, pl
 template <int stride>
 __device__ __noinline__ float exact_planes_sum(Params const& p, int c, int64_t n0, int64_t n1, int r, int s) {
   float sum = 0;
-  for (int64_t n = n0; n < n1; ++n)
+  for (int64_t n = n0; n < n1 && sum == sum; ++n)  // a NaN stays one
     for (int pixel = int(threadIdx.x) % 32; pixel < p.out_H * p.out_W; pixel += 32) {
       int const y = pixel / p.out_W, x = pixel % p.out_W, h = y * stride - p.pad_h + r, w = x * stride - p.pad_w + s;
       if (unsigned(h) < unsigned(p.in.H) && unsigned(w) < unsigned(p.in.W))

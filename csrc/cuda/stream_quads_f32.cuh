@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kQuadsReaders + 32, quads_blocks(R))
 template <int stride>
 __device__ __noinline__ float exact_quads_sum(QuadsParams const& p, int c, int begin, int end, int r, int s) {
   float sum = 0;
-  for (int index = begin; index < end; ++index) {
+  for (int index = begin; index < end && sum == sum; ++index) {  // a NaN stays one
     int const n = index / p.out_H, row = index - n * p.out_H, h = row * stride - p.pad_h + r;
     if (unsigned(h) >= unsigned(p.in_H)) continue;
     for (int q = int(threadIdx.x) % 32; q < p.out_W; q += 32)

@@ -287,7 +287,7 @@ __device__ __noinline__ float exact_sum(Params const& p, int c, uint32_t begin, 
   float sum = 0;
   int const columns = p.span * kStreamColumns;
 #pragma unroll 1
-  for (uint32_t index = begin; index < end; ++index) {
+  for (uint32_t index = begin; index < end && sum == sum; ++index) {  // a NaN stays one
     Walk const at(p, c, index);
 #pragma unroll 1
     for (int64_t n = at.n0; n < at.n0 + p.images && n < p.N; ++n)

@@ -104,6 +104,7 @@ __device__ __noinline__ inline float exact_sum(Params const& p, int begin, int e
             sum = fmaf(p.x.data[n * p.x.n + c * p.x.c + h * p.x.h + w * p.x.w],
                        p.y.data[n * p.y.n + c * p.y.c + row * p.y.h + q * p.y.w], sum);
         }
+        if (sum != sum) return sum;  // NaN, whatever comes
       }
   }
   return sum;

@@ -119,6 +119,7 @@ __device__ inline float made_again(Params const& p, Source const& q, Unit const&
     float const* b = q.b + unit.group * q.b_group + n * q.b_n + k * q.b_k + r * q.b_r + s * q.b_s;
 #pragma unroll 1
     for (int c = 0; c < min(kStrictLine, q.K - k); ++c) sum = fmaf(a[c], b[c * q.b_k], sum);
+    if (sum != sum) return sum;  // NaN, whatever comes
   }
   return sum;
 }

@@ -246,9 +246,9 @@ __device__ inline float exact(WgradParams const& p, Images const& images, int gr
       if (inside && h >= 0 && h < images.H && w >= 0 && w < images.W)
         sum += images.x[n * images.x_n + h * images.x_h + w * images.x_w + c] *
                images.y[n * images.y_n + row * images.y_h + q * images.y_w + group * p.K + k];
+      if (__any_sync(0xffffffff, sum != sum)) return NAN;  // whatever comes
     }
     total += sum;
-    if (__any_sync(0xffffffff, total != total)) return NAN;
   }
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) total += __shfl_xor_sync(0xffffffff, total, lane);

@@ -630,9 +630,9 @@ __device__ float wgrad_exact(WgradParams const& p, Images const& images, int k, 
       if (inside && h >= 0 && h < images.H && w >= 0 && w < images.W)
         sum += widen(x[n * images.at_x.n + h * images.at_x.h + w * images.at_x.w]) *
                widen(y[n * images.at_y.n + row * images.at_y.h + j * images.at_y.w]);
+      if (i % 4 == 3 && __any_sync(0xffffffff, sum != sum)) return NAN;  // whatever comes
     }
     total += sum;
-    if (__any_sync(0xffffffff, total != total)) return NAN;
   }
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) total += __shfl_xor_sync(0xffffffff, total, lane);

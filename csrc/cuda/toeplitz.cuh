@@ -189,7 +189,7 @@ __device__ __noinline__ void store_again(Params const& p, int index, int end, in
       T const* const in = static_cast<T const*>(p.in_data) + n * p.in_n + c * m_out / m_in;
       T const* const w = static_cast<T const*>(p.w) + c * m_out * p.w_k;
       float sum = p.bias != nullptr ? widen(static_cast<T const*>(p.bias)[c * p.bias_stride]) : 0.f;
-      for (int r = 0; r < p.R; ++r)
+      for (int r = 0; r < p.R && sum == sum; ++r)  // a NaN stays one
         for (int s = 0; s < p.S; ++s) {
           int h = y - p.pad_h + r * p.dilation_h, v = x - p.pad_w + s * p.dilation_w;
           if constexpr (apart == 2) {

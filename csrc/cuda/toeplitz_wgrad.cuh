@@ -193,6 +193,7 @@ __device__ __noinline__ float exact_sum(PiecesParams const& p, int index, int en
           if (unsigned(u) < unsigned(p.W))
             sum = fmaf(widen(x[v * p.x_h + u * p.x_w]), widen(y[h * p.y_h + q * p.y_w]), sum);
         }
+        if (sum != sum) return sum;  // NaN, whatever comes
       }
     }
   }

@@ -253,11 +253,12 @@ __device__ inline float output_again(Outputs const& q, int64_t n, int channel, i
   float const* const filter = q.filters.at(channel, 0);
   float const* const data = in.data + n * in.n + int64_t(channel / q.filters.N_group) * q.filters.D * in.c;
   float sum = 0;
-  for (int i = int(threadIdx.x) % 32; i < q.filters.D * 9; i += 32) {
-    int const c = i / 9, tap = i - c * 9, r = tap / 3, s = tap - r * 3, row = h + q.side.top + r,
-              column = w + q.side.left + s;
-    if (row < 0 || row >= in.H || column < 0 || column >= in.W) continue;
-    sum += data[c * in.c + row * in.h + column * in.w] * filter[c * q.filters.d + q.filters.tap(r, s)];
+  for (int begin = 0; begin < q.filters.D * 9; begin += 32) {  // of the whole warp
+    int const i = begin + int(threadIdx.x) % 32, c = i / 9, tap = i - c * 9, r = tap / 3, s = tap - r * 3,
+              row = h + q.side.top + r, column = w + q.side.left + s;
+    if (c < q.filters.D && row >= 0 && row < in.H && column >= 0 && column < in.W)
+      sum += data[c * in.c + row * in.h + column * in.w] * filter[c * q.filters.d + q.filters.tap(r, s)];
+    if (__any_sync(~0u, sum != sum)) break;  // NaN, whatever comes
   }
   return sum;
 }
@@ -321,20 +322,17 @@ struct Weights {
 // A weight's lanes' share of its products, in chains of 16.
 __device__ inline float weight_again(Weights const& q, int k, int c, int r, int s) {
   float const *const x = q.x.in.data + int64_t(k / q.K * q.C + c) * q.x.in.c, *const y = q.y.data + int64_t(k) * q.y.c;
-  float total = 0;
+  float total = 0, sum = 0;
   int64_t const pixels = q.N * q.y.H * q.y.W;
-  for (int64_t begin = 0; begin < pixels; begin += 32 * 16) {  // of the whole warp
-    float sum = 0;
-    for (int64_t i = begin + int(threadIdx.x) % 32; i < pixels && i < begin + 32 * 16; i += 32) {
-      int64_t const row = i / q.y.W, n = row / q.y.H;
-      int const w = int(i - row * q.y.W), h = int(row - n * q.y.H), above = h + q.x.top + r, left = w + q.x.left + s;
-      if (above < 0 || above >= q.x.in.H || left < 0 || left >= q.x.in.W) continue;
+  for (int64_t begin = 0; begin < pixels; begin += 32) {  // of the whole warp
+    int64_t const i = begin + int(threadIdx.x) % 32, row = i / q.y.W, n = row / q.y.H;
+    int const w = int(i - row * q.y.W), h = int(row - n * q.y.H), above = h + q.x.top + r, left = w + q.x.left + s;
+    if (begin % (32 * 16) == 0) total += sum, sum = 0;
+    if (i < pixels && above >= 0 && above < q.x.in.H && left >= 0 && left < q.x.in.W)
       sum += x[n * q.x.in.n + above * q.x.in.h + left * q.x.in.w] * y[n * q.y.n + h * q.y.h + w * q.y.w];
-    }
-    total += sum;
-    if (__any_sync(~0u, total != total)) break;  // NaN, whatever comes
+    if (__any_sync(~0u, sum != sum)) break;  // NaN, whatever comes
   }
-  return total;
+  return total + sum;
 }
 
 // A warp: 32 channels of a filter.
