@@ -305,6 +305,18 @@ CASES: tuple[Case, ...] = (
     Case("C64_K36_7x7", 3, 64, 7, 7, 36, 3, 3, padding=(1, 1), edge=True),
     Case("groups3_of_36_and_44", 2, 108, 6, 9, 132, 3, 3, padding=(1, 1), groups=3, edge=True),
     Case("C32_K40_padding_beyond_the_filter", 1, 32, 20, 11, 40, 3, 3, padding=(4, 4), bias=False),
+    # tma_strict.cuh: filters of NCHW of more taps than a tile has, split as they lie.
+    Case("C36_K132_5x5_four_pads", 2, 36, 9, 37, 132, 5, 5, padding=(1, 2, 0, 3), edge=True),
+    # tma_strict_turned.cuh, tma_strict_phases.cuh, small_images_wgrad.cuh: tiles that end early, phases without taps.
+    Case("C132_K20_dilated", 2, 132, 14, 15, 20, 3, 5, padding=(2, 3), dilation=(2, 1), bias=False),
+    Case("C3_K64_11x11_stride4", 2, 3, 37, 41, 64, 11, 11, (4, 4), (2, 2), edge=True),
+    Case("C5_K36_stride_1x3", 1, 5, 20, 33, 36, 3, 7, (1, 3), (0, 2, 2, 1)),
+    Case("C9_K20_3x3_stride2", 2, 9, 17, 70, 20, 3, 3, (2, 2), (1, 2), bias=False),
+    # few_depth.cuh: planes of whole vectors and others, more filters than a block has.
+    Case("C12_K20_1x1_planes", 3, 12, 10, 14, 20, 1, 1, edge=True),
+    Case("C7_K300_1x1_odd_planes", 2, 7, 9, 7, 300, 1, 1),
+    Case("C300_K5_1x1_odd_planes", 2, 300, 7, 9, 5, 1, 1, bias=False),
+    Case("C37_K70_few_pixels", 1, 37, 8, 7, 70, 3, 3, padding=(1, 0, 2, 1), edge=True),
     Case("C1_K64", 1, 1, 12, 12, 64, 5, 5, padding=(2, 2)),
     Case("C64_K1", 1, 64, 10, 8, 1, 3, 3, padding=(1, 1)),
     Case("stem_7x7_stride2", 1, 3, 22, 21, 16, 7, 7, stride=(2, 2), padding=(3, 3), bias=False),

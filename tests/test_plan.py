@@ -1124,9 +1124,13 @@ def test_no_row_that_rounds_to_tf32_supports_strict_float32(op: str, layout: str
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ("nhwc", "nchw"))
 def test_strict_float32_packs_the_operands_of_another_layout(op: str, layout: str) -> None:
-    read = {"fprop": "xw", "dgrad": "wy", "wgrad": "xwy"}[op] if layout == "nchw" else ""
+    read = {"fprop": "x", "dgrad": "y", "wgrad": "xwy"}[op] if layout == "nchw" else ""
     case = dataclasses.replace(DENSE, C=64, K=64)  # of more channels winograd.cuh reads any layout
     assert packed(op, case, *meta(case, torch.float32, layout), allow_tf32=False) == read
+    # Filters are split as they lie, unless their channels are padded.
+    if op != "wgrad" and layout == "nchw":
+        case = dataclasses.replace(DENSE, C=48, K=48)
+        assert "w" in packed(op, case, *meta(case, torch.float32, layout), allow_tf32=False)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -1176,6 +1180,25 @@ def test_strict_3x3_filters_of_many_channels_take_fewer_products(op: str, layout
         assert named_strictly(other) != row, other
     if op == "wgrad" and layout == "nchw":
         assert named_strictly(Case("168 a group", 8, 672, 28, 28, 672, 3, 3, padding=(1, 1), groups=4)) == row
+
+
+@pytest.mark.parametrize("layout", ("nhwc", "nchw"))
+def test_strict_float32_has_rows_for_few_filters_few_channels_and_few_pixels(layout: str) -> None:
+    def named_strictly(op: str, *sizes: int, **facts: object) -> str:
+        return named(op, Case("few", *sizes, **facts), torch.float32, layout, allow_tf32=False)
+
+    turned = "tma_strict_wgrad_f32_128x64_narrow"
+    assert named_strictly("wgrad", 64, 128, 28, 28, 32, 3, 3, padding=(1, 1)) == turned
+    assert named_strictly("wgrad", 64, 32, 28, 28, 128, 3, 3, padding=(1, 1)) != turned
+    assert named_strictly("wgrad", 64, 128, 28, 28, 32, 3, 3, (2, 2), padding=(1, 1)) != turned
+    phases = "tma_strict_dgrad_f32_128x64_phases"
+    assert named_strictly("dgrad", 128, 3, 224, 224, 64, 11, 11, (4, 4), padding=(2, 2)) == phases
+    assert named_strictly("dgrad", 256, 3, 224, 224, 64, 7, 7, (2, 2), padding=(3, 3)) != phases
+    small = "pixels_wgrad_f32_32x16_halo"
+    assert (named_strictly("wgrad", 1, 512, 7, 7, 512, 3, 3, padding=(1, 1)) == small) == (layout == "nchw")
+    few = named_strictly("fprop", 32, 8, 112, 112, 16, 1, 1), named_strictly("dgrad", 32, 64, 55, 55, 16, 1, 1)
+    assert [name.endswith("_1024x16_halo") for name in few] == [layout == "nchw"] * 2
+    assert named_strictly("wgrad", 8, 512, 14, 14, 512, 3, 3, padding=(1, 1)) != small
 
 
 def test_groups_of_many_inputs_and_one_result_are_not_summed_tap_by_tap_in_channels_last() -> None:
@@ -1275,7 +1298,7 @@ def test_strict_float32_weight_gradients_take_tensor_cores_by_tiles_that_fit(lay
     for case, tile in (
         (dataclasses.replace(DENSE, stride=(2, 2)), "128x128"),
         (Case("64", 32, 64, 56, 56, 64, 3, 3, padding=(1, 1)), "192x64"),
-        (Case("32", 64, 128, 28, 28, 32, 3, 3, padding=(1, 1)), "192x32"),
+        (Case("32", 32, 128, 7, 7, 32, 3, 3, padding=(1, 1)), "192x32"),
         (Case("56 a group", 32, 448, 28, 28, 448, 3, 3, padding=(1, 1), groups=8), "192x64"),
     ):
         assert named("wgrad", case, torch.float32, layout) == f"tma_strict_wgrad_f32_{tile}_im2col"
@@ -1631,7 +1654,7 @@ def test_small_1x1_layers_take_one_launch_whatever_their_channels() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             assert not ROWS[ask(op, large, dtype, layout, allow_tf32=True)[0]].endswith("_any"), (op, layout)
     strict = ask("fprop", squeeze, torch.float32, "nhwc")[0]
-    assert not ROWS[strict].startswith("pixels_")
+    assert ROWS[strict] == "pixels_fprop_f32_1024x16_halo"  # planes of a pixel lie either way
 
 
 def test_the_smallest_1x1_layers_are_read_from_memory_to_registers() -> None:
@@ -1796,9 +1819,9 @@ def test_pointwise_layers_between_few_channels_in_float32_stay_in_place() -> Non
                 rows = f"({rows}|pixels_wgrad_f32_128x64_pointwise)"
             assert re.match(f"{rows}$", name), (case, tf32, name)
         for op in ("fprop", "dgrad"):
-            few = (C if op == "fprop" else K) < 16  # products of a sum
+            few = (C if op == "fprop" else K) <= 16  # products of a sum
             name = ROWS[ask(op, case, torch.float32, "nchw")[0]]
-            assert name.endswith("_pointwise") is not few, (case, name)
+            assert name.endswith("_1024x16_halo" if few else "_pointwise"), (case, name)
     wide = Case("wide", 8, 24, 56, 56, 144, 1, 1)
     assert ROWS[ask("wgrad", wide, torch.float32, "nchw")[0]] == "pixels_wgrad_f32_128x64_pointwise"
     assert ROWS[ask("wgrad", wide, torch.float32, "nhwc")[0]].startswith("tma_strict_")
@@ -1859,7 +1882,7 @@ def test_layers_take_what_was_timed_to_be_faster() -> None:
         ("fprop", torch.float32, True, "nhwc", case(32, 84, 14, 14, 504, 1, 0), "pixels_fprop_f32_16x16"),
         ("fprop", torch.float32, True, "nchw", case(32, 576, 7, 7, 96, 1, 0), "pixels_fprop_f32_128x64_narrow"),
         ("dgrad", torch.float32, True, "nhwc", case(2, 256, 50, 76, 3, 1, 0), "stem_dgrad_f32_16x64"),
-        ("dgrad", torch.float32, False, "nchw", case(1, 96, 56, 56, 16, 1, 0), "pixels_dgrad_f32_64x64_pointwise"),
+        ("dgrad", torch.float32, False, "nchw", case(1, 96, 56, 56, 24, 1, 0), "pixels_dgrad_f32_64x64_pointwise"),
         ("fprop", torch.float32, True, "nhwc", case(8, 96, 56, 56, 96, 5, 2, groups=96), "column_fprop_f32_5x5"),
         ("dgrad", torch.float16, False, "nhwc", case(32, 40, 27, 23, 64, 3, 0), "tma_dgrad_f16_256x64_halo"),
         ("wgrad", torch.float32, True, "nchw", case(8, 72, 130, 130, 72, 3, 1, groups=72), "depthwise_wgrad_f32_0x0"),

@@ -386,6 +386,9 @@ INFINITE = (
     "depthwise_planes",
     "depthwise_5x5_multiplier2",
     "depthwise_7x7_multiplier2_of_8",
+    "C132_K20_dilated",
+    "C3_K64_11x11_stride4",
+    "C37_K70_few_pixels",
 )
 
 

@@ -9,6 +9,8 @@
 #include "merged.h"
 #include "parts.h"
 #include "pointwise.h"
+#include "strict_phases.h"
+#include "strict_turned.h"
 #include "tma_classes.h"
 #include "tma_held.h"
 #include "tma_planes.h"
@@ -293,6 +295,8 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
   }
   if (row.op == Op::wgrad && is_halo(row.variant) && p.stride_w > 1 && p.groups == 1) return false;  // not timed
   if (merged_groups(row, p) > 1) return true;
+  if (is_strict_phases(row)) return strict_phases_supports(p);
+  if (is_strict_turned(row)) return strict_turned_tile(p).tile_m > 0;
   if (row.family == Family::tma_strict) return strict_supports(row, p);
   if (is_pointwise(row)) return pointwise_supports(row.op, p);
   if (is_matrix(row)) return matrix_supports(row.op, p);
@@ -317,6 +321,8 @@ constexpr Estimate in_place_estimate(Row const& row, Op op, Problem const& p, De
     if (tf32_fprop && row.tile_m == 128 && row.tile_n == 128) sum.ns *= 0.84;
     return sum;
   }
+  if (is_strict_phases(row)) return strict_phases_estimate(p);
+  if (is_strict_turned(row)) return strict_turned_estimate(p);
   if (row.family == Family::tma_strict)
     return op == Op::wgrad ? strict_wgrad_estimate(row, p, d) : strict_estimate(row, op, p);
   if (is_pointwise(row)) return pointwise_estimate(row, op, p, d);
@@ -459,6 +465,8 @@ constexpr int64_t in_place_workspace_bytes(Row const& row, Problem const& p, int
     }
     return most;
   }
+  if (is_strict_phases(row)) return strict_phases_places(p, split_k).bytes;
+  if (is_strict_turned(row)) return strict_turned_bytes(p);
   if (row.family == Family::tma_strict)
     return row.op == Op::wgrad ? strict_wgrad_workspace_bytes(row, p, split_k)
                                : strict_workspace_bytes(row, row.op, p, split_k);

@@ -328,6 +328,14 @@ constexpr Packed packed(Row const& row, Problem const& p) {
       q.problem.w = channels_last_strides(packed_w_channels(p.C, p.dtype), p.R, p.S), q.problem.w_align = 16;
     return q;
   }
+  if (is_strict_phases(row) || is_strict_turned(row)) {  // filters in any strides; phases' result, too
+    Packed q{{}, p};
+    q.which.x = is_strict_turned(row) && !fits_in_place(p.x, p.x_align, p.C, p.N, p.H, p.W, p.dtype);
+    if (q.which.x) q.problem.x = channels_last_strides(p.C, p.H, p.W), q.problem.x_align = 16;
+    q.which.y = !fits_in_place(p.y, p.y_align, p.K, p.N, p.P(), p.Q(), p.dtype);
+    if (q.which.y) q.problem.y = channels_last_strides(p.K, p.P(), p.Q()), q.problem.y_align = 16;
+    return q;
+  }
   if (packs_met_pixels(row, p)) {
     Problem met = p;
     met.H = p.P(), met.W = p.Q(), met.stride_h = met.stride_w = 1;
@@ -342,6 +350,7 @@ constexpr Packed packed(Row const& row, Problem const& p) {
   TmaTakesAny any = packs_rather(row, p);
   Problem as_it_is = padded_to_merge(p);
   as_it_is.w = p.w, as_it_is.w_align = p.w_align;
+  any.w |= row.family == Family::tma_strict && !C && !K && strict_turns_filters(op, p);  // not of padded ones
   any.w |= tma_adds_into_any(row, p) || tf32_adds_into_any(row, p) || merged_groups(row, as_it_is) > 1;
   Packed q{{}, p};
   q.which.x = C || (!any.x && !fits_in_place(p.x, p.x_align, g.C, p.N, p.H, p.W, p.dtype));
@@ -388,6 +397,8 @@ constexpr bool pack_supports(Row const& row, Problem const& p) {
   }
   if (is_pointwise(row)) return pointwise_supports(row.op, packed(row, p).problem);
   if (is_tma_planes(row)) return tma_planes_supports(row, packed(row, p).problem);
+  if (is_strict_phases(row) || is_strict_turned(row))
+    return activation_bytes(p) <= kMaxPackedBytes && in_place_supports(row, packed(row, p).problem);
   if (row.variant == Variant::lean) {
     Packed q = packed_lean(row, p);
     int const v = 16 / size_of(p.dtype);

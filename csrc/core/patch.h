@@ -45,8 +45,8 @@ constexpr bool patch_few_sums(Row const& row, Problem const& p) {
 
 constexpr bool is_patches(Row const& row, Problem const& p) {
   if (row.family != Family::tma && row.family != Family::tma_strict) return false;
-  if (is_pointwise(row) || is_matrix(row) || row.variant == Variant::nchw || p.groups != 1 || p.C < 1 || p.N == 0 ||
-      p.K == 0 || p.P() == 0 || p.Q() == 0)
+  if (is_pointwise(row) || is_matrix(row) || is_strict_phases(row) || is_strict_turned(row) ||
+      row.variant == Variant::nchw || p.groups != 1 || p.C < 1 || p.N == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0)
     return false;
   bool const steps = patch_steps(p) && p.R * p.S > 1, backward = row.op == Op::dgrad;
   bool const taken = engine_takes(p) && !(backward && patch_many_phases(p));

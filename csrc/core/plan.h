@@ -11,6 +11,7 @@
 #include "beside.h"
 #include "column.h"
 #include "depthwise.h"
+#include "few_depth.h"
 #include "few_sums.h"
 #include "gemm.h"
 #include "grouped.h"
@@ -39,6 +40,7 @@
 #include "planes_blocks.h"
 #include "products.h"
 #include "quads.h"
+#include "small_images.h"
 #include "staged.h"
 #include "stem.h"
 #include "stem_blocks.h"
@@ -159,6 +161,8 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
                         : is_stem_vectors(row) ? stem_vectors_supports(op, p)
                                                : stem_supports(row, op, p, h200_sxm));
     case Family::pixels:
+      if (is_few_depth(row)) return hopper && few_depth_supports(op, p);
+      if (is_small_images(row)) return hopper && !p.allow_tf32 && small_images_supports(p);
       if (is_few_pixels(row)) return hopper && few_pixels_supports(row, p);
       if (is_strict_pixels(row)) return hopper && strict_pixels_supports(row, p, d);
       if (is_any_pixels(row)) return hopper && any_pixels_supports(row, op, p);
@@ -737,6 +741,8 @@ constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Devic
       return e;
     }
     case Family::pixels: {
+      if (is_few_depth(row)) return few_depth_estimate(op, p);
+      if (is_small_images(row)) return small_images_estimate(p);
       if (is_few_pixels(row)) return few_pixels_estimate(row, p);
       if (is_strict_pixels(row)) return strict_pixels_estimate(row, p, d);
       if (is_pixel_runs(row)) return pixel_runs_estimate(row, p, d);
@@ -807,6 +813,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
     case Family::stem:
       return stem_workspace_bytes(op, row, p, h200_sxm);
     case Family::pixels:
+      if (is_small_images(row) || is_few_depth(row)) return 0;
       if (is_few_pixels(row)) return few_pixels_workspace_bytes(row, p);
       if (is_any_pixels(row) || is_pixel_flow(row) || is_pixel_runs(row) || is_matrix_planes(row)) return 0;
       if (is_strict_pixels(row)) return strict_pixels_bytes(row, p, split_k);

@@ -17,7 +17,14 @@ constexpr bool strict_is_exact(Op op, Problem const& p) {
   return op == Op::wgrad || (op == Op::fprop ? p.C_per_group() : p.K_per_group()) >= kStrictLeast;
 }
 
-constexpr bool strict_supports(Row const& row, Problem const& p) {
+// Filters of several taps in the order channel, row, column: the launch that splits them reads them as they lie.
+constexpr bool strict_turns_filters(Op op, Problem const& p) {
+  return op != Op::wgrad && p.R * p.S > 1 && p.w.c == p.R * p.S && (p.R == 1 || p.w.h == p.S) &&
+         (p.S == 1 || p.w.w == 1);
+}
+
+constexpr bool strict_supports(Row const& row, Problem p) {
+  if (strict_turns_filters(row.op, p)) p.w = channels_last_strides(p.C_per_group(), p.R, p.S), p.w_align = 16;
   return p.dtype == DType::f32 && !p.allow_tf32 && tma_supports(row, p);
 }
 

@@ -287,6 +287,7 @@ struct SplitParams {
   float* out;
   int32_t N, K, taps, taps_w;  // columns and channels a group; R * S; S
   int32_t lines, blocks;       // lines: of a column and tap; blocks: of 32 columns
+  int32_t groups;
   int64_t tiles;
   int64_t n, k, r, s, g;  // element strides of w; g: from a group to the next
 };
@@ -312,6 +313,7 @@ __device__ inline void store_parts(float* line, int j, float const (&v)[4]) {
 template <bool turned, bool paired>
 __global__ void __launch_bounds__(256) split_kernel(__grid_constant__ SplitParams const p) {
   __shared__ float tile[32][turned ? kStrictLine + 1 : 1];  // column, channel
+  ptx::griddepcontrol_wait();                               // for the kernel before, which may have made the filters
   ptx::griddepcontrol_launch_dependents();
   int const i = int(threadIdx.x) / 8, j = int(threadIdx.x) % 8 * 4;
   for (int64_t t = blockIdx.x; t < p.tiles; t += gridDim.x) {
@@ -333,6 +335,52 @@ __global__ void __launch_bounds__(256) split_kernel(__grid_constant__ SplitParam
   }
 }
 
+// Of filters whose taps lie together, then channels: a tile, kTurnedColumns columns by 32 channels and kTurnedTaps taps
+// at most, passes through shared memory. It is small, since few filters are to keep many blocks busy.
+constexpr int kTurnedColumns = 8, kTurnedTaps = 9;
+
+template <bool backward>
+__global__ void __launch_bounds__(256, 4) split_turned_kernel(__grid_constant__ SplitParams const p) {
+  constexpr int run = (backward ? kTurnedColumns : kStrictLine) * kTurnedTaps, pitch = run + 1,
+                each = kTurnedColumns * kStrictLine * kTurnedTaps / 256;
+  __shared__ float tile[(backward ? kStrictLine : kTurnedColumns) * pitch];  // filter; channel, tap
+  ptx::griddepcontrol_wait();  // for the kernel before, which may have made the filters
+  ptx::griddepcontrol_launch_dependents();
+  int const j = int(threadIdx.x) % 8 * 4, i = int(threadIdx.x) / 8 % kTurnedColumns, first = int(threadIdx.x) / 64;
+  int const parts = (p.taps + kTurnedTaps - 1) / kTurnedTaps, blocks = (p.N + kTurnedColumns - 1) / kTurnedColumns;
+  int64_t const tiles = int64_t(p.groups) * blocks * p.lines * parts, step = backward ? p.k : p.n;
+  for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
+    int64_t part = t, line = divide(part, parts), block = divide(line, p.lines), group = divide(block, blocks);
+    int const n0 = int(block) * kTurnedColumns, k0 = int(line) * kStrictLine, tap0 = int(part) * kTurnedTaps,
+              taps = min(kTurnedTaps, p.taps - tap0);
+    int const filters = backward ? p.K - k0 : p.N - n0, channels = backward ? p.N - n0 : p.K - k0;
+    float const* const w = p.w + group * p.g + n0 * p.n + k0 * p.k + tap0;
+    float v[each];
+#pragma unroll
+    for (int q = 0; q < each; ++q) {
+      int const at = q * 256 + int(threadIdx.x), filter = at / run, of_filter = at - filter * run,
+                channel = of_filter / kTurnedTaps, tap = of_filter - channel * kTurnedTaps;
+      bool const exists = filter < filters && channel < channels && tap < taps;
+      v[q] = exists ? __ldg(w + filter * step + channel * p.taps + tap) : 0.f;
+    }
+#pragma unroll
+    for (int q = 0; q < each; ++q) {
+      int const at = q * 256 + int(threadIdx.x), filter = at / run;
+      tile[at + filter] = v[q];  // filter * pitch + at - filter * run
+    }
+    __syncthreads();
+    for (int tap = first; tap < taps && n0 + i < p.N; tap += 4) {
+      float of_line[4];
+#pragma unroll
+      for (int q = 0; q < 4; ++q)
+        of_line[q] = tile[(backward ? j + q : i) * pitch + (backward ? i : j + q) * kTurnedTaps + tap];
+      int64_t const to = (((group * p.N + n0 + i) * p.taps + tap0 + tap) * p.lines + line) * (2 * kStrictLine);
+      store_parts<false>(p.out + to, j, of_line);
+    }
+    __syncthreads();
+  }
+}
+
 template <Op op>
 SplitParams split_params(Problem const& problem, Arguments const& args) {
   constexpr bool forward = op == Op::fprop;
@@ -343,15 +391,23 @@ SplitParams split_params(Problem const& problem, Arguments const& args) {
   q.N = int32_t(forward ? problem.K_per_group() : problem.C_per_group()), q.K = int32_t(K), q.taps = int32_t(taps);
   q.taps_w = int32_t(problem.S);
   q.lines = int32_t(ceil_div(K, kStrictLine)), q.blocks = int32_t(ceil_div(q.N, 32));
-  q.tiles = problem.groups * q.blocks * taps * q.lines;
-  q.n = forward ? w.n : 1, q.k = forward ? 1 : w.n, q.r = w.h, q.s = w.w, q.g = problem.K_per_group() * w.n;
+  int64_t const c = strict_turns_filters(op, problem) ? w.c : 1;
+  q.groups = int32_t(problem.groups), q.tiles = problem.groups * q.blocks * taps * q.lines;
+  q.n = forward ? w.n : c, q.k = forward ? c : w.n, q.r = w.h, q.s = w.w, q.g = problem.K_per_group() * w.n;
   return q;
 }
 
 template <Op op, bool paired>
 cudaError_t launch_split(SplitParams const& q, int sm_count, cudaStream_t stream) {
-  split_kernel<op != Op::fprop, paired><<<unsigned(min64(q.tiles, sm_count * 8)), 256, 0, stream>>>(q);
-  return cudaGetLastError();
+  return launch_dependent(split_kernel<op != Op::fprop, paired>, dim3(unsigned(min64(q.tiles, sm_count * 8))), 256, 0,
+                          stream, q);
+}
+
+template <Op op>
+cudaError_t launch_split_turned(SplitParams const& q, int sm_count, cudaStream_t stream) {
+  int64_t const tiles = q.groups * ceil_div(q.N, kTurnedColumns) * q.lines * ceil_div(q.taps, kTurnedTaps);
+  return launch_dependent(split_turned_kernel<op != Op::fprop>, dim3(unsigned(min64(tiles, sm_count * 8))), 256, 0,
+                          stream, q);
 }
 
 template <Op op, int TM, int TN>
@@ -373,7 +429,11 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   Strides const& in = forward ? problem.x : problem.y;
   int64_t const K = forward ? problem.C_per_group() : problem.K_per_group(), taps = problem.R * problem.S;
   SplitParams const q = split_params<op>(problem, args);
-  if ((error = launch_split<op, false>(q, sm_count, stream)) != cudaSuccess) return error;
+  if (strict_turns_filters(op, problem))
+    error = launch_split_turned<op>(q, sm_count, stream);
+  else
+    error = launch_split<op, false>(q, sm_count, stream);
+  if (error != cudaSuccess) return error;
 
   int64_t const line = q.lines * (2 * kStrictLine);
   Problem filters = problem;
