@@ -288,6 +288,9 @@ def small(draw: random.Random) -> Case:
             R, S = draw.choice(((R, 3), (R, 3), (3, 1)))
             stride, dilation, padding = (1, 1), (1, 1), (R // 2, S // 2)
             W += -W % 8
+        if kind == "grouped" and draw.random() < 0.15:  # and 1x1 over NCHW
+            R = S = 1
+            stride, padding = (1, 1), (0, 0)
         if kind == "depthwise" and R == S == 9 and stride == dilation == (1, 1):  # wide rows have rows of their own
             padding, W = (4, 4), W + -W % 4
         if kind == "grouped" and padding == (1, 1) and draw.random() < 0.5:  # rows in place in NCHW

@@ -348,6 +348,11 @@ CASES: tuple[Case, ...] = (
     Case("groups6_of_9", 2, 54, 9, 10, 54, 3, 3, padding=(1, 1), groups=6),
     Case("groups5_of_1x1", 2, 15, 4, 5, 10, 1, 1, groups=5),
     Case("groups4_one_product", 2, 32, 5, 6, 4, 1, 1, groups=4),  # dgrad: what strict float32 rounds once
+    # 1x1 over NCHW in place: whole vectors of pixels, fours of them, small planes; filters by words
+    Case("groups3_of_40_and_24_1x1", 2, 120, 12, 12, 72, 1, 1, groups=3, edge=True),
+    Case("groups2_of_72_and_136_1x1", 3, 144, 14, 14, 272, 1, 1, groups=2),
+    Case("groups2_of_48_and_64_1x1", 5, 96, 7, 7, 128, 1, 1, groups=2, edge=True),
+    Case("groups4_of_26_and_14_1x1", 3, 104, 9, 7, 56, 1, 1, groups=4, edge=True),
     Case("depthwise", 2, 16, 9, 10, 16, 3, 3, padding=(1, 1), groups=16, edge=True),
     Case("depthwise_stride2", 2, 24, 11, 10, 24, 3, 3, (2, 2), (1, 1), groups=24, bias=False),
     Case("depthwise_multiplier2", 2, 7, 8, 9, 14, 3, 3, padding=(1, 1), groups=7, edge=True),

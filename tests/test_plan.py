@@ -1516,6 +1516,28 @@ def test_pointwise_layers_of_whole_vectors_of_pixels_stay_in_place(op: str) -> N
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_pointwise_layers_in_groups_over_nchw_stay_in_place(op: str) -> None:
+    """ShuffleNet's, FBNet's, CondenseNet's: whole vectors of pixels, planes of 14x14 and 7x7, filters off vectors."""
+    layers = (
+        Case("28x28", 64, 240, 28, 28, 120, 1, 1, groups=3),
+        Case("92 a group", 64, 184, 32, 32, 92, 1, 1, groups=2),
+        Case("14x14", 64, 768, 14, 14, 192, 1, 1, groups=8),
+        Case("7x7", 64, 1536, 7, 7, 384, 1, 1, groups=8),
+    )
+    for case, (dtype, tf32) in itertools.product(
+        layers, ((torch.float16, False), (torch.bfloat16, False), (torch.float32, True), (torch.float32, False))
+    ):
+        if case.name in ("14x14", "7x7") and dtype == torch.float32:
+            continue  # packed where planes are off vectors, or few
+        name = named(op, case, dtype, "nchw", allow_tf32=tf32)
+        assert name.startswith(f"pixels_{op}_"), f"{case} {dtype} {name}"
+        assert packed(op, case, *meta(case, dtype, "nchw"), allow_tf32=tf32) == "", case
+        assert not named(op, case, dtype, "nhwc", allow_tf32=tf32).startswith("pixels_"), case
+    padded = Case("padded", 64, 240, 28, 28, 120, 1, 1, padding=(1, 1), groups=3)
+    assert not named(op, padded, torch.float16, "nchw").startswith("pixels_")
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_pointwise_layers_over_planes_of_any_size_stay_in_place(op: str) -> None:
     """Where that is faster than packing them; whatever the channels."""
     for case, dtype in itertools.product(

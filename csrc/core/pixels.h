@@ -37,6 +37,16 @@ struct PixelsShape {
   }
 };
 
+// A group's problem. Of rows that take groups, which lie behind each other as an image's channels do, blockIdx.y counts
+// them.
+constexpr Problem group_of(Problem p) {
+  p.C = p.C_per_group(), p.K = p.K_per_group(), p.groups = 1;
+  return p;
+}
+
+// Blocks of a group that a GPU holds beside those of the others, one an SM.
+constexpr int64_t group_blocks(Problem const& p, int64_t sm_count) { return max64(1, sm_count / p.groups); }
+
 // A filter of one tap, with a stride of one, no padding and one group.
 constexpr bool one_by_one(Problem const& p) {
   if (p.R != 1 || p.S != 1 || p.stride_h != 1 || p.stride_w != 1 || p.groups != 1) return false;
@@ -44,6 +54,20 @@ constexpr bool one_by_one(Problem const& p) {
   if (p.N == 0 || p.C == 0 || p.K == 0 || p.H == 0 || p.W == 0) return false;
   constexpr double most = double(int64_t(1) << 31);
   return double(p.H) * double(p.W) < most / 2 && double(runs_of(p)) < most / 2 && p.C < most / 4 && p.K < most / 4;
+}
+
+// The channels of all groups, which lie alike.
+constexpr Problem all_groups(Problem p) {
+  p.groups = 1;
+  return p;
+}
+
+// The same of each group, of so many channels and filters at least.
+inline constexpr int64_t kLeastGroup = 4;
+constexpr bool group_one_by_one(Problem const& p) {
+  if (p.groups == 1) return one_by_one(p);
+  return p.groups > 1 && p.groups < 1 << 15 && min64(p.C_per_group(), p.K_per_group()) >= kLeastGroup &&
+         one_by_one(all_groups(p));
 }
 
 // Can the copy engine read and write the images as they lie?
@@ -56,6 +80,8 @@ constexpr bool pixel_planes(Problem const& p) {
   return rows(p.C, p.x.c) && rows(p.K, p.y.c);
 }
 
+constexpr bool group_planes(Problem const& p) { return group_one_by_one(p) && pixel_planes(all_groups(p)); }
+
 // Does L2 give up the pixels of fprop and dgrad first? What they would put out of it, results of kernels before among
 // it, has to be written back. As measured: not where lines of memory are two runs' (16-bit types), nor where tiles of
 // filters find pixels there later.
@@ -66,20 +92,21 @@ constexpr bool pixels_once(Problem const& p) {
 }
 
 constexpr bool pixels_supports(Row const& row, Op op, Problem const& p) {
-  if (!p.allow_tf32 || !pixel_planes(p)) return false;
-  return ceil_div(pixels_columns(op, p), row.tile_n) <= 132 && double(p.C) * double(p.K) < 1e9;
+  if (!p.allow_tf32 || !group_planes(p)) return false;
+  return p.groups * ceil_div(pixels_columns(op, group_of(p)), row.tile_n) <= 132 && double(p.C) * double(p.K) < 1e9;
 }
 
 constexpr int64_t pixels_workspace_bytes(Row const& row, Op op, Problem const& p) {
-  return pixels_columns(op, p) * PixelsShape(row, p).chunks * kTf32Line * 4;
+  return pixels_columns(op, p) * PixelsShape(row, group_of(p)).chunks * kTf32Line * 4;
 }
 
 // Tiles in rounds, each of its steps and its stores, or memory, which writes more slowly than it
 // reads. The fewer rounds, the less these overlap. Fitted to times of the rows (docs/tuning.md).
 constexpr Estimate pixels_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  PixelsShape const s(row, p);
+  Problem const g = group_of(p);
+  PixelsShape const s(row, g);
   double const TM = row.tile_m, TN = row.tile_n, area = TM * TN;
-  int64_t const tiles_n = ceil_div(pixels_columns(op, p), row.tile_n);
+  int64_t const group_tiles = ceil_div(pixels_columns(op, g), row.tile_n), tiles_n = p.groups * group_tiles;
   int64_t const tiles_m = ceil_div(runs_of(p), row.tile_m / run_pixels(p.dtype));
   int64_t const rounds = ceil_div(tiles_m, max64(1, d.sm_count / tiles_n));
   double const busy = rounds > 1 ? 1 : double(tiles_m * tiles_n) / d.sm_count;  // of the SMs, which share L2
@@ -93,7 +120,7 @@ constexpr Estimate pixels_estimate(Row const& row, Op op, Problem const& p, Devi
   double const prepare_ns = weights * double(tiles_n) / (op == Op::fprop ? 3920 : 515);
   double const before = 4840 + prepare_ns + (s.keep ? weights / 43 : 0);
   // Tiles of filters beyond the first find the pixels in L2.
-  double const in = double(pixels_depth(op, p)), out = double(pixels_columns(op, p)), again = double(tiles_n - 1);
+  double const in = double(pixels_depth(op, p)), out = double(pixels_columns(op, p)), again = double(group_tiles - 1);
   double const memory_ns =
       double(p.N) * double(p.H) * double(p.W) * 4 * (in / 6300 + in * again / 12190 + out / 5100) * 132 / d.sm_count;
   double const ns = double(rounds) * tile_ns;

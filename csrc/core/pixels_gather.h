@@ -36,19 +36,18 @@ struct PixelsGather {
 };
 
 constexpr bool pixels_gather_supports(Row const& row, Problem const& p) {
-  if ((p.dtype == DType::f32 && !p.allow_tf32) || !one_by_one(p)) return false;
+  if ((p.dtype == DType::f32 && !p.allow_tf32) || !group_one_by_one(p)) return false;
+  Problem const g = group_of(p);
   auto planes = [&](Strides const& s, int64_t channels) {
     return (p.W == 1 || s.w == 1) && (p.H == 1 || s.h == p.W) && (channels == 1 || s.c > 0) && (p.N == 1 || s.n > 0);
   };
   if (!planes(p.x, p.C) || !planes(p.y, p.K)) return false;
   if (double(p.N) * double(p.H) * double(p.W) > 1e9 || double(p.C) * double(p.K) > 1e9) return false;
   if (row.op == Op::wgrad)
-    return double(PixelsWgrad(row.tile_m, row.tile_n, p).tiles) * row.tile_m * row.tile_n * 4 *
-               double(least_parts(p)) <=
-           double(kMaxWorkspaceBytes);
-  if ((p.C > 1 && p.w.c != 1) || (p.K > 1 && p.w.n <= 0)) return false;
+    return double(pixels_wgrad_bytes(row, p, 1)) * double(least_parts(p)) <= double(kMaxWorkspaceBytes);
+  if ((g.C > 1 && p.w.c != 1) || (g.K > 1 && p.w.n <= 0)) return false;
   // Filters are copied by words at least, but for TF32's dgrad.
-  return p.dtype == DType::f32 || (p.C % 2 == 0 && p.w.n % 2 == 0 && p.w_align >= 4);
+  return p.dtype == DType::f32 || (g.C % 2 == 0 && p.w.n % 2 == 0 && p.w_align >= 4);
 }
 
 }  // namespace conv2d_ext

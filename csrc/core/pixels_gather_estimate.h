@@ -35,6 +35,7 @@ constexpr PixelsGatherSums pixels_gather_sums(Row const& row) {
 }
 
 constexpr Estimate pixels_gather_estimate(Row const& row, Problem const& p, Device const& d) {
+  Problem const g = group_of(p);
   int64_t const plane = p.H * p.W, slots = d.sm_count * (row.tile_m == 64 ? 2 : 1);
   double const pixels = double(p.N) * double(plane) * size_of(p.dtype) / 1e6;
   bool const odd = plane % 2 != 0;
@@ -47,7 +48,7 @@ constexpr Estimate pixels_gather_estimate(Row const& row, Problem const& p, Devi
                         (row.op == Op::wgrad && row.dtype == DType::f32 && row.tile_m == 64 ? 0.9 : 1);
   if (row.op == Op::wgrad) {
     PixelsGatherSums const t = pixels_gather_sums(row);
-    int64_t const tiles = PixelsWgrad(row.tile_m, row.tile_n, p).tiles, steps = runs_of(p);
+    int64_t const tiles = p.groups * PixelsWgrad(row.tile_m, row.tile_n, g).tiles, steps = runs_of(p);
     double const area = double(tiles) * row.tile_m * row.tile_n / 1e6;
     Estimate best;
     for (int64_t rounds : {1, 2}) {
@@ -66,9 +67,10 @@ constexpr Estimate pixels_gather_estimate(Row const& row, Problem const& p, Devi
     return best;
   }
   PixelsGatherTimes const t = pixels_gather_times(row);
-  PixelsGather const cut(row.tile_m, row.tile_n, row.op, p, d.sm_count);
-  int64_t const depth = pixels_depth(row.op, p), steps = ceil_div(depth, run_pixels(p.dtype));
-  double const rounds = double(ceil_div(cut.tiles, slots));
+  int64_t const sms = group_blocks(p, d.sm_count);
+  PixelsGather const cut(row.tile_m, row.tile_n, row.op, g, int(sms));
+  int64_t const depth = pixels_depth(row.op, p), steps = ceil_div(pixels_depth(row.op, g), run_pixels(p.dtype));
+  double const rounds = double(ceil_div(cut.tiles, sms * (row.tile_m == 64 ? 2 : 1)));
   double const us =
       t.launch +
       rounds * (t.tile + double(steps) * (t.step + (odd ? t.odd : 0)) + (cut.together > 1 ? t.together : 0)) +
@@ -86,9 +88,11 @@ constexpr Estimate pixels_windows_estimate(Row const& row, Problem const& p, Dev
   constexpr Times small{8.37, 0.588, 0.325, 0.2925, 0, 0.036, 0.06},
       large{8.38, 0.796, 0.197, 0.364, 0.471, 0.009, 0.042};
   Times const& t = row.tile_m == 64 ? small : large;
-  PixelsWindows const cut(row.tile_m, row.op, p, d.sm_count);
-  int64_t const depth = pixels_depth(row.op, p), columns = pixels_columns(row.op, p);
-  double const rounds = double(ceil_div(cut.tiles, d.sm_count)), pixels = double(p.N) * double(p.H * p.W) * 2e-6,
+  Problem const g = group_of(p);
+  int64_t const sms = group_blocks(p, d.sm_count);
+  PixelsWindows const cut(row.tile_m, row.op, g, int(sms));
+  int64_t const depth = pixels_depth(row.op, g), columns = pixels_columns(row.op, g);
+  double const rounds = double(ceil_div(cut.tiles, sms)), pixels = double(p.N * p.groups) * double(p.H * p.W) * 2e-6,
                stored = double(min64(row.tile_m, columns)) / 64 * double(cut.reach * cut.together) / kWindowsColumns;
   double const us = t.launch +
                     rounds * (t.tile + double(ceil_div(depth, 64)) * t.step + double(ceil_div(depth, 16)) * t.part +
@@ -126,17 +130,20 @@ constexpr PairsTimes pairs_times(Row const& row) {
 
 constexpr Estimate pixel_pairs_estimate(Row const& row, Problem const& p, Device const& d) {
   PairsTimes const t = pairs_times(row);
-  PixelsPairs const cut(row.tile_m, row.tile_n, row.op, p);
+  Problem const g = group_of(p);
+  PixelsPairs const cut(row.tile_m, row.tile_n, row.op, g);
   double const size = size_of(p.dtype), plane = double(p.H * p.W), pixels = double(cut.together) * plane,
-               steps = double(ceil_div(pixels_depth(row.op, p), run_pixels(p.dtype))),
+               steps = double(ceil_div(pixels_depth(row.op, g), run_pixels(p.dtype))),
                images = double(p.N) * plane * size / 1e6;
   double const step =
       t.step + row.tile_n / 64. * t.filters + pixels / 100 * (t.pixels + (p.H * p.W % 2 == 0 ? t.even : 0));
   double const us =
       t.launch +
-      double(ceil_div(cut.tiles, d.sm_count)) * (t.round + pixels * row.tile_n / 1e4 * t.stored + steps * step) +
+      double(ceil_div(cut.tiles, group_blocks(p, d.sm_count))) *
+          (t.round + pixels * row.tile_n / 1e4 * t.stored + steps * step) +
       images * (double(pixels_depth(row.op, p)) * t.read + double(pixels_columns(row.op, p)) * t.written) +
-      double(cut.tiles) * steps * cut.stage_bytes / 1e6 * t.copied + double(p.C) * double(p.K) * size / 1e6 * t.turned;
+      double(cut.tiles * p.groups) * steps * cut.stage_bytes / 1e6 * t.copied +
+      double(g.C) * double(p.K) * size / 1e6 * t.turned;
   return {us * 940, 1};
 }
 

@@ -12,7 +12,7 @@ constexpr bool is_pixel_pairs(Row const& row) { return row.family == Family::pix
 
 // TF32's dgrad turns filters.
 constexpr int64_t pixel_pairs_workspace_bytes(Row const& row, Problem const& p) {
-  return row.op == Op::dgrad && p.dtype == DType::f32 ? p.C * p.K * 4 : 0;
+  return row.op == Op::dgrad && p.dtype == DType::f32 ? p.C_per_group() * p.K * 4 : 0;
 }
 
 inline constexpr int kPairsStages = 8;  // at most
@@ -42,15 +42,16 @@ struct PixelsPairs {
 };
 
 constexpr bool pixel_pairs_supports(Row const& row, Problem const& p) {
-  if (!one_by_one(p) || (p.dtype == DType::f32 && !p.allow_tf32) || p.C % 8 != 0 || p.K % 8 != 0) return false;
-  if (p.H * p.W > row.tile_m || pixels_depth(row.op, p) % 16 != 0) return false;
+  if (!group_one_by_one(p) || (p.dtype == DType::f32 && !p.allow_tf32)) return false;
+  Problem const g = group_of(p);
+  if (g.C % 8 != 0 || g.K % 8 != 0 || p.H * p.W > row.tile_m || pixels_depth(row.op, g) % 16 != 0) return false;
   auto planes = [&](Strides const& s, int align) {
     return align >= 16 && (p.W == 1 || s.w == 1) && (p.H == 1 || s.h == p.W) && s.c == p.H * p.W &&
            (p.N == 1 || (s.n > 0 && s.n % 8 == 0));
   };
   if (!planes(p.x, p.x_align) || !planes(p.y, p.y_align)) return false;
-  if (p.w.c != 1 || p.w.n <= 0 || !channel_vectors(p.w, p.w_align, p.C, 16 / size_of(p.dtype), p.dtype)) return false;
-  PixelsPairs const cut(row.tile_m, row.tile_n, row.op, p);
+  if (p.w.c != 1 || p.w.n <= 0 || !channel_vectors(p.w, p.w_align, g.C, 16 / size_of(p.dtype), p.dtype)) return false;
+  PixelsPairs const cut(row.tile_m, row.tile_n, row.op, g);
   return cut.stages >= 2 && double(p.N) * double(cut.tiles_n) < double(1 << 30) && double(p.C) * double(p.K) < 1e9 &&
          pixel_pairs_workspace_bytes(row, p) <= kMaxWorkspaceBytes;
 }

@@ -29,7 +29,9 @@ struct PixelRuns {
 };
 
 constexpr bool pixel_runs_supports(Row const& row, Problem const& p) {
-  if (!pixel_planes(p) || p.w.c != 1 || p.w.n <= 0 || !channel_vectors(p.w, p.w_align, p.C, 8, p.dtype)) return false;
+  if (p.groups > 1 && (!is_pixel_runs(row) || !takes_turns(row.tile_n))) return false;
+  if (!group_planes(p) || p.w.c != 1 || p.w.n <= 0) return false;
+  if (!channel_vectors(p.w, p.w_align, p.C_per_group(), 8, p.dtype)) return false;
   // Tiles are a grid, and images and runs are counted in 32 bits.
   return double(p.N) * double(ceil_div(p.H * p.W, 64)) * double(ceil_div(max64(p.C, p.K), 64)) < double(1 << 30);
 }
@@ -42,18 +44,20 @@ constexpr Estimate pixel_runs_estimate(Row const& row, Problem const& p, Device 
   };
   constexpr Times t256x160{1.8, 0.695}, t64x256{0.267, 0.295}, t128x256{0.718, 0.496};
   Times const& t = !takes_turns(row.tile_n) ? t256x160 : row.tile_m == 128 ? t128x256 : t64x256;
-  PixelRuns const shape(row.tile_m, row.tile_n, row.op, p);
-  int64_t const depth = row.op == Op::fprop ? p.C : p.K, rows = row.op == Op::fprop ? p.K : p.C;
-  double const steps = double(ceil_div(depth, 64)), all = double(shape.tiles) / d.sm_count;
-  double const rounds = double(ceil_div(shape.tiles, d.sm_count));
-  double const pixels = double(p.N) * double(p.H) * double(p.W) * 2 / 1e6;
+  Problem const g = group_of(p);
+  PixelRuns const shape(row.tile_m, row.tile_n, row.op, g);
+  int64_t const depth = row.op == Op::fprop ? g.C : g.K, rows = row.op == Op::fprop ? g.K : g.C;
+  double const tiles = double(shape.tiles * p.groups);
+  double const steps = double(ceil_div(depth, 64)), all = tiles / d.sm_count;
+  double const rounds = double(ceil_div(shape.tiles, group_blocks(p, d.sm_count)));
+  double const pixels = double(p.N * p.groups) * double(p.H) * double(p.W) * 2 / 1e6;
   // dgrad's boxes of filters whose channels end within them.
-  double const ended = row.op == Op::dgrad && p.C % 64 != 0 ? 0.0131 * row.tile_m / 64 * all * steps : 0;
+  double const ended = row.op == Op::dgrad && g.C % 64 != 0 ? 0.0131 * row.tile_m / 64 * all * steps : 0;
   double const few = row.op == Op::dgrad && depth < 64 ? 0.95 : 1;  // as measured
   // What L2 delivers, lines that begin within others twice (32x768x12x12 to 1536 38.9 us, estimated at 28.5).
   int64_t const plane = p.H * p.W * 2;
   double const off = 1 - double(gcd64(plane, 128)) / 128;
-  double const lines = double(shape.tiles) * steps * double(row.tile_m + row.tile_n) * (1 + 1.29 * off);
+  double const lines = tiles * steps * double(row.tile_m + row.tile_n) * (1 + 1.29 * off);
   double work = rounds * (t.round + t.step * steps) + pixels * (double(depth) * 0.1644 + double(rows) * 0.1355) + ended;
   if (work < lines * 128 / 16.5e6) work = lines * 128 / 16.5e6;
   return {few * 1000 * (6.37 + work), 1};

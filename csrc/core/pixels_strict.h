@@ -31,7 +31,8 @@ struct StrictPixels {
   int64_t kept_bytes = 0;
   bool keep = false;
 
-  constexpr StrictPixels(Row const& row, Problem const& p, Device const& d)
+  // Of a group's problem.
+  constexpr StrictPixels(Row const& row, Problem const& p, int64_t sm_count)
       : lines(p.x.c == 1 && p.y.c == 1),
         depth(pixels_depth(row.op, p)),
         columns(pixels_columns(row.op, p)),
@@ -41,20 +42,23 @@ struct StrictPixels {
     int64_t const filters = 2 * row.tile_n * 128;
     kept_bytes = keep ? chunks * filters : 0;
     if (kept_bytes < room) stages = min64(most_stages, (room - kept_bytes) / (2 * stage_bytes + (keep ? 0 : filters)));
-    blocks = min64(max64(1, d.sm_count / tiles_n), keep ? units : ceil_div(units, 2));
+    blocks = min64(max64(1, sm_count / tiles_n), keep ? units : ceil_div(units, 2));
   }
 };
 
 constexpr bool strict_pixels_supports(Row const& row, Problem const& p, Device const& d) {
-  if (p.dtype != DType::f32 || p.allow_tf32 || !one_by_one(p)) return false;
+  if (p.dtype != DType::f32 || p.allow_tf32) return false;
   if (row.op == Op::wgrad)
-    return pixel_planes(p) && double(p.C) * double(p.K) <= 1e9 &&
+    return group_planes(p) && double(p.C) * double(p.K) <= 1e9 &&
            double(pixels_wgrad_bytes(row, p, 1)) * double(least_parts(p)) <= double(kMaxWorkspaceBytes);
-  StrictPixels const s(row, p, d);
-  if (s.depth < kStrictLeast || s.stages < 3 || s.tiles_n > d.sm_count || (s.lines && !s.keep)) return false;
-  if ((p.C > 1 && p.w.c != 1) || (!s.keep && !strict_filter_vectors(p))) return false;
+  if (p.groups == 0 || (p.groups > 1 ? !group_planes(p) : !one_by_one(p))) return false;
+  Problem const g = group_of(p);
+  StrictPixels const s(row, g, group_blocks(p, d.sm_count));
+  if (s.depth < kStrictLeast || s.stages < 3 || p.groups * s.tiles_n > d.sm_count || (s.lines && !s.keep)) return false;
+  if ((g.C > 1 && p.w.c != 1) || (!s.keep && (p.groups > 1 || !strict_filter_vectors(p)))) return false;
   if (double(p.N) * double(p.H) * double(p.W) >= double(int64_t(1) << 31)) return false;
-  return s.lines ? pixel_lines(p.x, p.x_align, p.C, p) && pixel_lines(p.y, p.y_align, p.K, p) : pixel_planes(p);
+  return s.lines ? p.groups == 1 && pixel_lines(p.x, p.x_align, p.C, p) && pixel_lines(p.y, p.y_align, p.K, p)
+                 : group_planes(p);
 }
 
 constexpr int64_t strict_pixels_bytes(Row const& row, Problem const& p, int64_t split) {
@@ -64,17 +68,17 @@ constexpr int64_t strict_pixels_bytes(Row const& row, Problem const& p, int64_t 
 
 // Rounds of blocks and their steps, and parts.
 constexpr Estimate strict_pixels_sums_estimate(Row const& row, Problem const& p, Device const& d) {
-  PixelsWgrad const shape(row.tile_m, row.tile_n, p);
+  PixelsWgrad const shape(row.tile_m, row.tile_n, group_of(p));
+  int64_t const tiles = shape.tiles * p.groups;
   double const step_ns = row.tile_n == 128 ? 920 : 640, area = double(row.tile_m) * row.tile_n / 1e6;
   double const memory_ns = double(p.N) * double(p.C + p.K) * double(p.H) * double(p.W) * 4 / 3600;
   Estimate best{1e12, int(least_parts(p))};
   for (int64_t rounds : {1, 2, 3, 4}) {
-    int64_t const split =
-        max64(least_parts(p), min64(d.sm_count * rounds / shape.tiles, ceil_div(runs_of(p), int64_t(4))));
+    int64_t const split = max64(least_parts(p), min64(d.sm_count * rounds / tiles, ceil_div(runs_of(p), int64_t(4))));
     if (split < 1 || pixels_wgrad_bytes(row, p, split) > kMaxWorkspaceBytes) continue;
     double const share = double(ceil_div(runs_of(p), split));
-    double const work = double(ceil_div(shape.tiles * split, d.sm_count)) * (2500 + share * step_ns);
-    double const second = 2000 + double(shape.tiles) * area * (double(split) * 1510 + 2020);
+    double const work = double(ceil_div(tiles * split, d.sm_count)) * (2500 + share * step_ns);
+    double const second = 2000 + double(tiles) * area * (double(split) * 1510 + 2020);
     double const ns = 6700 + second + (work > memory_ns ? work + memory_ns * 0.2 : memory_ns + work * 0.2);
     if (ns < best.ns) best = {ns, int(split)};
   }
@@ -86,7 +90,8 @@ constexpr Estimate strict_pixels_sums_estimate(Row const& row, Problem const& p,
 // docs/tuning/strict.md).
 constexpr Estimate strict_pixels_estimate(Row const& row, Problem const& p, Device const& d) {
   if (row.op == Op::wgrad) return strict_pixels_sums_estimate(row, p, d);
-  StrictPixels const s(row, p, d);
+  Problem const g = group_of(p);
+  StrictPixels const s(row, g, group_blocks(p, d.sm_count));
   double const step_ns = row.tile_n == 64 ? 241
                          : s.keep         ? 324
                                           : 419,
@@ -96,7 +101,7 @@ constexpr Estimate strict_pixels_estimate(Row const& row, Problem const& p, Devi
   int64_t const of_block = s.keep ? ceil_div(s.units, s.blocks) : 2 * ceil_div(s.units, 2 * s.blocks);
   double const products = double(of_block) * (double(s.chunks) * step_ns + fixed);
   double const read = double(s.depth) * (1 + 0.58 * double(s.tiles_n - 1)) / 4760, written = double(s.columns) / 4480;
-  double const memory_ns = double(p.N) * double(p.H) * double(p.W) * 4 * (read + written);
+  double const memory_ns = double(p.N * p.groups) * double(p.H) * double(p.W) * 4 * (read + written);
   double const before = s.keep ? 7290 + double(s.kept_bytes) * 0.03 : 9430;
   double const ns = before + (products > memory_ns ? products + memory_ns * 0.32 : memory_ns + products * 0.32);
   // As measured: long sums of few pixels (8x2048x8x8 to 512 D 33.4 us, estimated at 25.1).

@@ -27,13 +27,14 @@ struct PixelsWgrad {
 
 // Are pixels gathered four at a time, as the copy engine does not take the images? 16-bit types.
 constexpr bool pixels_wgrad_gathers(int tile_m, int tile_n, Problem const& p) {
-  if (size_of(p.dtype) != 2 || tile_n != 128 || tile_m == 192 || !one_by_one(p) || p.H * p.W % 4 != 0) return false;
+  if (size_of(p.dtype) != 2 || tile_n != 128 || tile_m == 192 || p.H * p.W % 4 != 0) return false;
+  if (!group_one_by_one(p)) return false;
   auto fours = [&](Strides const& s, int align, int64_t channels) {
     auto steps = [](int64_t size, int64_t step) { return size == 1 || (step > 0 && step % 4 == 0); };
     bool const flat = p.H == 1 || p.W == 1 || s.h == p.W * s.w;
     return flat && (p.W == 1 ? s.h : s.w) == 1 && align >= 8 && steps(channels, s.c) && steps(p.N, s.n);
   };
-  return fours(p.x, p.x_align, p.C) && fours(p.y, p.y_align, p.K) && !pixel_planes(p);
+  return fours(p.x, p.x_align, p.C) && fours(p.y, p.y_align, p.K) && !group_planes(p);
 }
 
 // Does L2 give up first what is read? As measured: where it is read once, or lines of memory are no two runs' and the
@@ -47,12 +48,12 @@ constexpr bool pixels_wgrad_reads_once(PixelsWgrad const& shape, Problem const& 
 constexpr int64_t least_parts(Problem const& p) { return p.dtype == DType::f32 ? ceil_div(runs_of(p), kChainRuns) : 1; }
 
 constexpr int64_t pixels_wgrad_bytes(Row const& row, Problem const& p, int64_t split) {
-  return PixelsWgrad(row.tile_m, row.tile_n, p).tiles * split * row.tile_m * row.tile_n * 4;
+  return PixelsWgrad(row.tile_m, row.tile_n, group_of(p)).tiles * p.groups * split * row.tile_m * row.tile_n * 4;
 }
 
 constexpr bool pixels_wgrad_supports(Row const& row, Problem const& p) {
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
-  if (!pixel_planes(p) && !pixels_wgrad_gathers(row.tile_m, row.tile_n, p)) return false;
+  if (!group_planes(p) && !pixels_wgrad_gathers(row.tile_m, row.tile_n, p)) return false;
   if (double(p.C) * double(p.K) > 1e9) return false;
   return double(pixels_wgrad_bytes(row, p, 1)) * double(least_parts(p)) <= double(kMaxWorkspaceBytes);
 }
@@ -79,10 +80,10 @@ constexpr Estimate pixels_wgrad_estimate(Row const& row, Problem const& p, Devic
              13.5e6,
              1.29},
       gathered{8.11, 0.1544, 1.09, 0, 0, {0, 1.24, 0, 1.62}, {0, 0.684, 0, 0.971}};
-  Times const& t = p.dtype == DType::f32 ? floats : pixel_planes(p) ? halves : gathered;
+  Times const& t = p.dtype == DType::f32 ? floats : group_planes(p) ? halves : gathered;
   int const tile = row.tile_m == 192 ? 2 : row.tile_m == 256 ? 3 : row.tile_n == 128 ? 1 : 0;
-  PixelsWgrad const shape(row.tile_m, row.tile_n, p);
-  int64_t const steps = runs_of(p), tiles = shape.tiles;
+  PixelsWgrad const shape(row.tile_m, row.tile_n, group_of(p));
+  int64_t const steps = runs_of(p), tiles = shape.tiles * p.groups;
   int64_t const plane = p.H * p.W * size_of(p.dtype);
   double const area = double(row.tile_m) * row.tile_n / 1e6;
   double const read = double(p.N) * double(p.C + p.K) * double(plane) / 1e6;

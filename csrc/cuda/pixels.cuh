@@ -8,8 +8,8 @@
 // are its rows of two instructions; an accumulator's column then has four neighbouring pixels of a filter in each of
 // eight threads: 128 contiguous bytes of the result, which go to memory from registers.
 //
-// A persistent block has TN filters, rounded and ordered beforehand by prepare_kernel. They stay in shared memory if
-// there is room, or come with the stages.
+// A persistent block has TN filters of a group (blockIdx.y), rounded and ordered beforehand by prepare_kernel. They
+// stay in shared memory if there is room, or come with the stages.
 #pragma once
 
 #include "../core/pixels.h"
@@ -50,7 +50,7 @@ struct Params {
 struct PrepareParams {
   float const* w;
   float* out;
-  int64_t n, k;  // strides of w
+  int64_t n, k, group;  // strides of w
   int32_t N, depth, line;
   bool rows;  // neighbouring threads read neighbouring filters
 };
@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(256) prepare_kernel(__grid_constant__ PrepareP
   if (i >= int64_t(p.N) * p.line) return;
   int const n = int(p.rows ? i % p.N : i / p.line), place = int(p.rows ? i / p.N : i % p.line);
   int const k = place / 8 * 8 + place % 4 * 2 + place / 4 % 2;
-  float const v = k < p.depth ? p.w[n * p.n + k * p.k] : 0.f;
-  p.out[int64_t(n) * p.line + place] = __uint_as_float(ptx::cvt_rn_tf32(v));
+  float const v = k < p.depth ? p.w[blockIdx.y * p.group + n * p.n + k * p.k] : 0.f;
+  p.out[(int64_t(blockIdx.y) * p.N + n) * p.line + place] = __uint_as_float(ptx::cvt_rn_tf32(v));
 }
 
 // The two multiplying warpgroups share a tile's pixels, or, if it has 128, its filters.
@@ -88,7 +88,7 @@ __device__ void copy(Params const& p, uint32_t kept, uint32_t ring, Tables<TN>& 
     ptx::mbarrier_arrive_expect_tx(&tables.filters, p.chunks * S::filter_bytes);
     for (int chunk = 0; chunk < p.chunks; ++chunk)
       ptx::cp_async_bulk_tensor_4d(kept + chunk * S::filter_bytes, &p.filters, &tables.filters, chunk * kTf32Line, n0,
-                                   0, 0);
+                                   int(blockIdx.y), 0);
   }
   uint64_t const once = p.once ? ptx::createpolicy_evict_first() : 0;
   Stage stage;
@@ -102,13 +102,17 @@ __device__ void copy(Params const& p, uint32_t kept, uint32_t ring, Tables<TN>& 
       if (lane == 0) {
         ptx::mbarrier_wait(&tables.empty[stage.index], stage.parity ^ 1);  // passes on the first trip round the ring
         ptx::mbarrier_arrive_expect_tx(full, p.stage_bytes);
-        if (!p.keep) ptx::cp_async_bulk_tensor_4d(to + S::pixel_bytes, &p.filters, full, chunk * kTf32Line, n0, 0, 0);
+        if (!p.keep)
+          ptx::cp_async_bulk_tensor_4d(to + S::pixel_bytes, &p.filters, full, chunk * kTf32Line, n0, int(blockIdx.y),
+                                       0);
       }
       __syncwarp();
       if (lane < S::runs && once != 0)
-        ptx::cp_async_bulk_tensor_4d(to + lane * kRunBytes, &p.in, full, pixel, chunk * kTf32Line, image, 0, once);
+        ptx::cp_async_bulk_tensor_4d(to + lane * kRunBytes, &p.in, full, pixel, chunk * kTf32Line, image,
+                                     int(blockIdx.y), once);
       else if (lane < S::runs)
-        ptx::cp_async_bulk_tensor_4d(to + lane * kRunBytes, &p.in, full, pixel, chunk * kTf32Line, image, 0);
+        ptx::cp_async_bulk_tensor_4d(to + lane * kRunBytes, &p.in, full, pixel, chunk * kTf32Line, image,
+                                     int(blockIdx.y));
       stage.advance(p.stages);
     }
   }
@@ -136,7 +140,7 @@ __device__ void store(Params const& p, int run, int n0, float const (&acc)[2][N 
   pixel = pixel * kRunPixels + lane / 4 * 4;
   if (pixel >= p.pixels) return;
   int const n = n0 + quad * 2;
-  float* to = p.out + image * p.out_n + n * p.out_c + pixel;
+  float* to = p.out + image * p.out_n + (int64_t(blockIdx.y) * p.N + n) * p.out_c + pixel;
 #pragma unroll
   for (int j = 0; j < N / 8; ++j, to += 8 * p.out_c) {
     float2 const bias = *reinterpret_cast<float2 const*>(biases + j * 8 + quad * 2);
@@ -216,7 +220,8 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
     ptx::fence_mbarrier_init();
   }
   if (int const n = int(blockIdx.x) % p.tiles_n * TN + int(threadIdx.x); threadIdx.x < TN)
-    tables.bias[threadIdx.x] = p.bias != nullptr && n < p.N ? p.bias[n * p.bias_stride] : 0.f;
+    tables.bias[threadIdx.x] =
+        p.bias != nullptr && n < p.N ? p.bias[(int64_t(blockIdx.y) * p.N + n) * p.bias_stride] : 0.f;
   __syncthreads();
   if (threadIdx.x < kWarps * 32) {
     ptx::setmaxnreg_inc<kMultiplyRegs>();
@@ -235,21 +240,24 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   int sm_count = 0;
   cudaError_t error = count_sms(sm_count);
   if (error != cudaSuccess) return error;
-  PixelsShape const shape(row_of(plan), problem);
+  Problem const g = group_of(problem);
+  PixelsShape const shape(row_of(plan), g);
   Strides const &in = forward ? problem.x : problem.y, &out = forward ? problem.y : problem.x, &w = problem.w;
-  int64_t const depth = pixels_depth(op, problem), N = pixels_columns(op, problem), pixels = problem.H * problem.W;
+  int64_t const depth = pixels_depth(op, g), N = pixels_columns(op, g), pixels = problem.H * problem.W;
+  unsigned const groups = unsigned(problem.groups);
 
   PrepareParams q{};
   q.w = static_cast<float const*>(args.b), q.out = static_cast<float*>(args.workspace);
   q.n = forward ? w.n : w.c, q.k = forward ? w.c : w.n, q.rows = q.n < q.k;
+  q.group = g.K * w.n;
   q.N = int32_t(N), q.depth = int32_t(depth), q.line = int32_t(shape.chunks * kTf32Line);
-  prepare_kernel<<<unsigned(ceil_div(N * q.line, 256)), 256, 0, stream>>>(q);
+  prepare_kernel<<<dim3(unsigned(ceil_div(N * q.line, 256)), groups), 256, 0, stream>>>(q);
   if ((error = cudaGetLastError()) != cudaSuccess) return error;
 
   Params p{};
-  Tensor4 const x{args.a, DType::f32, {pixels, depth, problem.N, 1}, {1, in.c, in.n, 0}};
+  Tensor4 const x{args.a, DType::f32, {pixels, depth, problem.N, problem.groups}, {1, in.c, in.n, depth * in.c}};
   if ((error = encode_tiled(p.in, x, kRunPixels, kTf32Line, 1, 1)) != cudaSuccess) return error;
-  Tensor4 const filters{q.out, DType::f32, {q.line, N, 1, 1}, {1, q.line, 0, 0}};
+  Tensor4 const filters{q.out, DType::f32, {q.line, N, problem.groups, 1}, {1, q.line, N * q.line, 0}};
   if ((error = encode_tiled(p.filters, filters, kTf32Line, TN, 1, 1)) != cudaSuccess) return error;
   p.bias = static_cast<float const*>(args.bias), p.bias_stride = args.bias_stride;
   p.out = static_cast<float*>(args.out), p.out_n = out.n, p.out_c = out.c;
@@ -258,11 +266,11 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.tiles = int32_t(ceil_div(runs_of(problem), Shape<TM, TN>::runs)), p.tiles_n = int32_t(ceil_div(N, TN));
   p.stages = int32_t(shape.stages), p.stage_bytes = shape.stage_bytes, p.keep = shape.keep;
   p.once = pixels_once(problem);
-  int64_t const blocks = min64(p.tiles, max64(1, sm_count / p.tiles_n)) * p.tiles_n;
+  int64_t const blocks = min64(p.tiles, max64(1, group_blocks(problem, sm_count) / p.tiles_n)) * p.tiles_n;
   auto* const kernel = main_kernel<TM, TN>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;
-  return launch_dependent(kernel, dim3(unsigned(blocks)), kThreads, kSharedBytes, stream, p);
+  return launch_dependent(kernel, dim3(unsigned(blocks), groups), kThreads, kSharedBytes, stream, p);
 }
 
 }  // namespace conv2d_ext::pixels

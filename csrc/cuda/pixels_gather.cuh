@@ -141,9 +141,9 @@ struct Words {
       int const line = warp + i * 8;
       int const row = rows ? k + line % 64 : m + line,
                 column = (rows ? m + line / 64 * 64 : k) + lane * (4 / int(sizeof(T)));
-      v[i] = row < p.K && column < p.C
-                 ? __ldg(reinterpret_cast<uint32_t const*>(p.filters.at + row * p.filters.k + column * int(sizeof(T))))
-                 : 0;
+      v[i] = row < p.K && column < p.C ? __ldg(reinterpret_cast<uint32_t const*>(p.filters.first() + row * p.filters.k +
+                                                                                 column * int(sizeof(T))))
+                                       : 0;
     }
   }
   __device__ __forceinline__ void put(uint32_t to, int warp, int lane) const {
@@ -186,7 +186,7 @@ __device__ __forceinline__ void gather(Params const& p, uint32_t ring_a, uint32_
   int const lane = int(threadIdx.x) % 32;
   raw += warp * (S::ahead * raw_each);
   auto first_b = [&](Tile const& t) {
-    return p.in.at + t.image * p.in.n + t.pixel * int64_t(sizeof(T)) + warp * vector * p.in.k;
+    return p.in.first() + t.image * p.in.n + t.pixel * int64_t(sizeof(T)) + warp * vector * p.in.k;
   };
   Copies<T, TN> copies_b;
   int tile = int(blockIdx.x), step = 0;
@@ -223,9 +223,9 @@ __device__ __forceinline__ void gather(Params const& p, uint32_t ring_a, uint32_
     if constexpr (a_rows) {
 #pragma unroll
       for (int i = 0; i < TM / 64; ++i)
-        ptx::cp_async_bulk_tensor_4d(to + i * tma::kRunBytes, &p.a, bar, m + i * 64, step_a * 64, 0, 0);
+        ptx::cp_async_bulk_tensor_4d(to + i * tma::kRunBytes, &p.a, bar, m + i * 64, step_a * 64, int(blockIdx.y), 0);
     } else {
-      ptx::cp_async_bulk_tensor_4d(to, &p.a, bar, step_a * chunk, m, 0, 0);
+      ptx::cp_async_bulk_tensor_4d(to, &p.a, bar, step_a * chunk, m, int(blockIdx.y), 0);
     }
     stage_a.advance(S::stages_a);
     if (++step_a == p.steps) step_a = 0, tile_a += int(gridDim.x);
@@ -269,7 +269,8 @@ template <class T, int TN, int pitch>
 __device__ __forceinline__ void store(Params const& p, float (&acc)[TN / 2], uint32_t staging, int m, Tile const& t) {
   constexpr int size = int(sizeof(T)), per = 16 / size;
   int const lane = int(threadIdx.x) % 32, rows = min(16, p.M - m), columns = t.columns(p), images = t.images(p);
-  char* const out = static_cast<char*>(p.out) + (t.image * p.out_n + m * p.out_m + t.pixel * int64_t(size));
+  char* const out =
+      static_cast<char*>(p.out) + (t.image * p.out_n + p.row_of_all(m) * p.out_m + t.pixel * int64_t(size));
   auto off = [&](int row, int image) {  // where a row begins within 16 bytes
     return (uint32_t(reinterpret_cast<uint64_t>(out)) + image * uint32_t(p.out_n) + row * uint32_t(p.out_m)) & 15;
   };
@@ -287,8 +288,9 @@ __device__ __forceinline__ void store(Params const& p, float (&acc)[TN / 2], uin
   for (int half = 0; half < 2; ++half) {
     int const row = lane / 4 + half * 8;
     uint32_t const to = staging + row * pitch;
-    float const bias =
-        p.bias != nullptr && row < rows ? widen(static_cast<T const*>(p.bias)[(m + row) * p.bias_stride]) : 0.f;
+    float const bias = p.bias != nullptr && row < rows
+                           ? widen(static_cast<T const*>(p.bias)[p.row_of_all(m + row) * p.bias_stride])
+                           : 0.f;
     auto at = [&](int column) -> uint32_t {
       int const image = p.together == 1 ? 0 : p.width.divide(column);
       return to + image * p.vectors.value * 16 + off(row, image) + column * size;
@@ -421,21 +423,23 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   static_assert(forward || !f32, "wgmma wants TF32's filters K-major");
   int sm_count = 0;
   if (auto const error = count_sms(sm_count)) return error;
-  PixelsGather const cut(TM, TN, op, problem, sm_count);
+  Problem const g = group_of(problem);
+  sm_count = int(group_blocks(problem, sm_count));
+  PixelsGather const cut(TM, TN, op, g, sm_count);
   Params p{};
   set_planes<op, dtype>(p, cut, problem, args);
   p.width = Divisor(cut.width), p.vectors = Divisor(cut.vectors), p.per_k = Divisor(cut.vectors * cut.together);
-  bool const copied = channel_vectors(problem.w, problem.w_align, problem.C, 16 / size, dtype);
+  bool const copied = channel_vectors(problem.w, problem.w_align, g.C, 16 / size, dtype);
   if (copied) {
-    tma::Tensor4 w{args.b, dtype, {problem.C, problem.K, 1, 1}, {1, problem.w.n, 0, 0}};
+    tma::Tensor4 w{args.b, dtype, {g.C, g.K, problem.groups, 1}, {1, problem.w.n, g.K * problem.w.n, 0}};
     w.rounded = f32;
     if (auto const error = tma::encode_tiled(p.a, w, f32 ? 32 : 64, forward ? TM : 64, 1, 1)) return error;
   }
   auto start = [&](auto* kernel) {
     if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes))
       return error;
-    return launch_dependent(kernel, dim3(unsigned(min64(p.tiles, sm_count * S::blocks))), S::threads, S::shared_bytes,
-                            stream, p);
+    dim3 const blocks(unsigned(min64(p.tiles, sm_count * S::blocks)), unsigned(problem.groups));
+    return launch_dependent(kernel, blocks, S::threads, S::shared_bytes, stream, p);
   };
   if (!copied) return start(main_kernel<T, TM, TN, 1, !forward, false>);
   if constexpr (!f32) {

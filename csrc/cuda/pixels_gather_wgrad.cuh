@@ -35,7 +35,7 @@ struct SumsParams {
   int32_t pixels, steps, share;
   float* parts;
   void* w;
-  int64_t w_m;
+  int64_t w_m, w_group;
 };
 
 // A warp's channels of one operand: eight of each 64 of the tile.
@@ -54,7 +54,7 @@ struct SumOperand {
 #pragma unroll
     for (int j = 0; j < copies; ++j) {
       int const i = (j * 32 + lane) / vectors, v = (j * 32 + lane) % vectors, c = first + channel(warp, i);
-      char const* const row = s.at + image * s.n + c * s.k + run * kLineBytes;
+      char const* const row = s.first() + image * s.n + c * s.k + run * kLineBytes;
       int const off = int(reinterpret_cast<uint64_t>(row)) & 15;
       from[j] = row - off + v * 16;
       ahead[j] = i < count && c < s.channels ? v * 16 - off : 1 << 20;
@@ -69,7 +69,7 @@ struct SumOperand {
     }
   }
   __device__ __forceinline__ void begin_turns(SumSource const& s, int image, int first, int warp, int lane) {
-    uint32_t const plane = uint32_t(reinterpret_cast<uint64_t>(s.at)) + uint32_t(image) * uint32_t(s.n);
+    uint32_t const plane = uint32_t(reinterpret_cast<uint64_t>(s.first())) + uint32_t(image) * uint32_t(s.n);
 #pragma unroll
     for (int i = 0; i < count; ++i)
       at[i] =
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(SumShape<TM, TN>::threads, SumShape<TM, TN>::b
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int const m = m0 + warp * 16 + lane / 4 + half * 8;
-      T* const to = static_cast<T*>(p.w) + m * p.w_m + n0 + lane % 4 * 2;
+      T* const to = static_cast<T*>(p.w) + blockIdx.y * p.w_group + m * p.w_m + n0 + lane % 4 * 2;
 #pragma unroll
       for (int j = 0; j < TN / 8; ++j)
         if (m < p.a.channels && n0 + j * 8 + lane % 4 * 2 < p.b.channels)
@@ -221,8 +221,9 @@ __global__ void __launch_bounds__(SumShape<TM, TN>::threads, SumShape<TM, TN>::b
     }
     return;
   }
-  float4* const to = reinterpret_cast<float4*>(p.parts + int64_t(part * p.tiles.value + tile) * (TM * TN)) +
-                     group * (TN / 8 * kWarpgroup) + thread;
+  float4* const to =
+      reinterpret_cast<float4*>(p.parts + pixels_wgrad::part_place(part, p.tiles.value, tile) * (TM * TN)) +
+      group * (TN / 8 * kWarpgroup) + thread;
 #pragma unroll
   for (int j = 0; j < TN / 8; ++j)
     if (n0 + j * 8 < p.b.channels)
@@ -233,14 +234,17 @@ template <DType dtype, int TM, int TN>
 cudaError_t launch_sums(Problem const& problem, int split_k, Arguments const& args, cudaStream_t stream) {
   using S = SumShape<TM, TN>;
   using T = typename TypeOf<dtype>::type;
-  PixelsWgrad const shape(TM, TN, problem);
+  Problem const g = group_of(problem);
+  PixelsWgrad const shape(TM, TN, g);
   int64_t const plane = problem.H * problem.W;
   auto source = [&](void const* at, Strides const& t, int64_t channels) {
     char const* const first = static_cast<char const*>(at);
-    int64_t const size = sizeof(T), elements = (problem.N - 1) * t.n + (channels - 1) * t.c + plane;
-    return SumSource{{first, first + elements * size, t.n * size, t.c * size}, int32_t(channels)};
+    int64_t const size = sizeof(T), all = problem.groups * channels;
+    int64_t const elements = (problem.N - 1) * t.n + (all - 1) * t.c + plane;
+    return SumSource{{first, first + elements * size, t.n * size, t.c * size, channels * t.c * size},
+                     int32_t(channels)};
   };
-  SumSource const x = source(args.a, problem.x, problem.C), y = source(args.b, problem.y, problem.K);
+  SumSource const x = source(args.a, problem.x, g.C), y = source(args.b, problem.y, g.K);
   SumsParams p{};
   p.a = shape.swapped ? x : y, p.b = shape.swapped ? y : x;
   p.runs = Divisor(ceil_div(plane, run_pixels(dtype))), p.tiles_n = Divisor(shape.tiles_n);
@@ -248,7 +252,8 @@ cudaError_t launch_sums(Problem const& problem, int split_k, Arguments const& ar
   p.share = int32_t(ceil_div(p.steps, split_k));
   int64_t const split = ceil_div(p.steps, p.share);  // without empty parts
   p.parts = static_cast<float*>(args.workspace);
-  if (pixels_wgrad::Weights const w(shape, problem); split == 1 && w.pairs) p.w = args.out, p.w_m = w.m;
+  if (pixels_wgrad::Weights const w(shape, g); split == 1 && w.pairs)
+    p.w = args.out, p.w_m = w.m, p.w_group = g.K * problem.w.n;
   auto even = [&](SumSource const& t) {
     return plane % 2 == 0 && t.k % 4 == 0 && t.n % 4 == 0 && reinterpret_cast<uint64_t>(t.at) % 4 == 0;
   };
@@ -257,7 +262,8 @@ cudaError_t launch_sums(Problem const& problem, int split_k, Arguments const& ar
     if (even(p.a) && even(p.b)) kernel = sums_kernel<T, TM, TN, 2>;
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;
-  error = launch_dependent(kernel, dim3(unsigned(shape.tiles * split)), S::threads, S::shared_bytes, stream, p);
+  dim3 const blocks(unsigned(shape.tiles * split), unsigned(problem.groups));
+  error = launch_dependent(kernel, blocks, S::threads, S::shared_bytes, stream, p);
   if (error != cudaSuccess || p.w != nullptr) return error;
   return pixels_wgrad::add_parts<T>(TM, TN, shape, problem, split, args, stream);
 }

@@ -207,13 +207,14 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
   if (first_thread) ptx::cp_async_bulk_wait_group_read<0>();  // shared memory ends with the block
 }
 
-// Filters whose neighbouring rows of the product lie side by side: out[c, k] of w[k, c].
+// Filters whose neighbouring rows of the product lie side by side: out[c, k] of w[k, c]. blockIdx.z: the group.
 template <class T>
 __global__ void __launch_bounds__(256) turn_kernel(T const* w, int64_t stride, T* out, int K, int C) {
   __shared__ T tile[64][66];
   ptx::griddepcontrol_launch_dependents();
   int const k0 = int(blockIdx.y) * 64, c0 = int(blockIdx.x) * 64, x = int(threadIdx.x) % 32 * 2,
             y = int(threadIdx.x) / 32;
+  w += int64_t(blockIdx.z) * K * stride, out += int64_t(blockIdx.z) * K * C;
   using Pair = Vector<T, 2>;
 #pragma unroll
   for (int i = 0; i < 64; i += 8)

@@ -13,14 +13,16 @@ cudaError_t set_params(Params& p, PixelRuns const& t, Problem const& problem, Ar
                        int out_run, int lines = 64, CUtensorMap* end = nullptr) {
   using tma::Divisor, tma::Tensor4, tma::encode_tiled;
   constexpr bool forward = op == Op::fprop;
-  int64_t const pixels = problem.H * problem.W;
-  Tensor4 const x{nullptr, dtype, {pixels, problem.C, problem.N, 1}, {1, problem.x.c, problem.x.n, 0}};
-  Tensor4 const y{nullptr, dtype, {pixels, problem.K, problem.N, 1}, {1, problem.y.c, problem.y.n, 0}};
-  Tensor4 const w{args.b, dtype, {problem.C, problem.K, 1, 1}, {1, problem.w.n, 0, 0}};
+  int64_t const pixels = problem.H * problem.W, C = problem.C_per_group(), K = problem.K_per_group();
+  auto planes = [&](Strides const& s, int64_t channels) {
+    return Tensor4{nullptr, dtype, {pixels, channels, problem.N, problem.groups}, {1, s.c, s.n, channels * s.c}};
+  };
+  Tensor4 const x = planes(problem.x, C), y = planes(problem.y, K);
+  Tensor4 const w{args.b, dtype, {C, K, problem.groups, 1}, {1, problem.w.n, K * problem.w.n, 0}};
   Tensor4 in = forward ? x : y, out = forward ? y : x;
   in.address = args.a, out.address = args.out;
-  p.M = int32_t(forward ? problem.K : problem.C), p.images = int32_t(problem.N);
-  p.steps = int32_t(ceil_div(forward ? problem.C : problem.K, 64));
+  p.M = int32_t(forward ? K : C), p.images = int32_t(problem.N);
+  p.steps = int32_t(ceil_div(forward ? C : K, 64));
   p.tiles_m = Divisor(t.tiles_m), p.per_image = Divisor(t.per_image);
   p.bias = args.bias, p.bias_stride = args.bias_stride;
   if (auto const error = encode_tiled(p.a, w, 64, forward ? tile_m : lines, 1, 1)) return error;

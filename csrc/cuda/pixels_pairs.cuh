@@ -7,6 +7,8 @@
 // word of an even channel and two halves of an odd one. A tile has the pixels of several images; its results, again one
 // piece of memory an image and whole vectors, are put together in shared memory and stored at once.
 //
+// blockIdx.y: the group.
+//
 // Persistent blocks, of tiles of TM rows by TN filters (dgrad: channels): two warpgroups multiply, a thread copies.
 #pragma once
 
@@ -57,14 +59,15 @@ __device__ __forceinline__ void copy(Params const& p, uint32_t ring, uint64_t* f
       if constexpr (rows) {
 #pragma unroll
         for (int i = 0; i < TN / 64; ++i)
-          ptx::cp_async_bulk_tensor_4d(to + i * tma::kRunBytes, &p.filters, bar, n + i * 64, step * channels, 0, 0);
+          ptx::cp_async_bulk_tensor_4d(to + i * tma::kRunBytes, &p.filters, bar, n + i * 64, step * channels,
+                                       int(blockIdx.y), 0);
       } else {
-        ptx::cp_async_bulk_tensor_4d(to, &p.filters, bar, step * channels, n, 0, 0);
+        ptx::cp_async_bulk_tensor_4d(to, &p.filters, bar, step * channels, n, int(blockIdx.y), 0);
       }
       to += filter_bytes;
 #pragma unroll 1
       for (int i = 0; i < count; ++i, to += channels * p.plane)
-        ptx::cp_async_bulk_tensor_4d(to, &p.pixels, bar, 0, step * p.lines, image + i, 0);
+        ptx::cp_async_bulk_tensor_4d(to, &p.pixels, bar, 0, step * p.lines, image + i, int(blockIdx.y));
     }
   }
   ptx::griddepcontrol_launch_dependents();
@@ -196,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
 #pragma unroll
         for (int i = 0; i < 2; ++i)
           if (int const at = n0 + j * 8 + column + i; at < p.N)
-            bias[i] = widen(static_cast<T const*>(p.bias)[at * p.bias_stride]);
+            bias[i] = widen(static_cast<T const*>(p.bias)[(int64_t(blockIdx.y) * p.N + at) * p.bias_stride]);
 #pragma unroll
       for (int b = 0; b < blocks; ++b) {
         if (of[b] >= count) continue;
@@ -224,8 +227,8 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
     if (threadIdx.x < 32) {
 #pragma unroll 1
       for (int i = lane; i < count; i += 32)
-        ptx::cp_async_bulk_store(p.out + (image + i) * p.out_n + int64_t(n0) * plane, staging + i * TN * plane,
-                                 min(TN, p.N - n0) * plane);
+        ptx::cp_async_bulk_store(p.out + (image + i) * p.out_n + (int64_t(blockIdx.y) * p.N + n0) * plane,
+                                 staging + i * TN * plane, min(TN, p.N - n0) * plane);
       ptx::cp_async_bulk_commit_group();
     }
   }
@@ -237,35 +240,38 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   using T = typename TypeOf<dtype>::type;
   constexpr bool forward = op == Op::fprop;
   constexpr bool f32 = dtype == DType::f32;
-  PixelsPairs const cut(TM, TN, op, problem);
+  Problem const g = group_of(problem);
+  PixelsPairs const cut(TM, TN, op, g);
   Strides const &in = forward ? problem.x : problem.y, &out = forward ? problem.y : problem.x;
   Params p{};
   p.out = static_cast<char*>(args.out), p.out_n = out.n * int(sizeof(T));
   p.bias = args.bias, p.bias_stride = args.bias_stride;
-  p.depth = int32_t(forward ? problem.C : problem.K), p.N = int32_t(forward ? problem.K : problem.C);
+  p.depth = int32_t(forward ? g.C : g.K), p.N = int32_t(forward ? g.K : g.C);
   p.steps = int32_t(ceil_div(p.depth, kChannels<T>)), p.plane = int32_t(problem.H * problem.W * int(sizeof(T)));
   p.images = int32_t(problem.N), p.together = int32_t(cut.together), p.tiles = int32_t(cut.tiles);
   p.tiles_n = Divisor(cut.tiles_n), p.pairs = Divisor(cut.pairs);
   p.lines = cut.lines, p.stages = cut.stages, p.stage_bytes = cut.stage_bytes;
-  Tensor4 w{args.b, dtype, {problem.C, problem.K, 1, 1}, {1, problem.w.n, 0, 0}, f32};
+  Tensor4 w{args.b, dtype, {g.C, g.K, problem.groups, 1}, {1, problem.w.n, g.K * problem.w.n, 0}, f32};
   if constexpr (f32 && !forward) {
-    dim3 const grid(unsigned(ceil_div(problem.C, 64)), unsigned(ceil_div(problem.K, 64)));
+    dim3 const grid(unsigned(ceil_div(g.C, 64)), unsigned(ceil_div(g.K, 64)), unsigned(problem.groups));
     auto* const turned = static_cast<T*>(args.workspace);
     pixels_halves::turn_kernel<T>
-        <<<grid, 256, 0, stream>>>(static_cast<T const*>(args.b), problem.w.n, turned, int(problem.K), int(problem.C));
+        <<<grid, 256, 0, stream>>>(static_cast<T const*>(args.b), problem.w.n, turned, int(g.K), int(g.C));
     if (auto const error = cudaGetLastError()) return error;
-    w = {turned, dtype, {problem.K, problem.C, 1, 1}, {1, problem.K, 0, 0}, true};
+    w = {turned, dtype, {g.K, g.C, problem.groups, 1}, {1, g.K, g.K * g.C, 0}, true};
   }
   if (auto const error = encode_tiled(p.filters, w, kChannels<T>, forward || f32 ? TN : 64, 1, 1)) return error;
   int64_t const elements = cut.line / int(sizeof(T)), lines = p.depth * problem.H * problem.W / elements;
-  Tensor4 const pixels{args.a, dtype, {elements, lines, problem.N, 1}, {1, elements, in.n, 0}, f32};
+  Tensor4 const pixels{
+      args.a, dtype, {elements, lines, problem.N, problem.groups}, {1, elements, in.n, elements * lines}, f32};
   if (auto const error = tma::encode_boxes(p.pixels, pixels, int(elements), cut.lines, 1, 1)) return error;
   int sm_count = 0;
   if (auto const error = count_sms(sm_count)) return error;
   auto *const kernel = main_kernel < T, !forward && !f32, TM, TN > ;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, cut.shared_bytes))
     return error;
-  return launch_dependent(kernel, dim3(unsigned(min64(p.tiles, sm_count))), kThreads, cut.shared_bytes, stream, p);
+  dim3 const blocks(unsigned(min64(p.tiles, group_blocks(problem, sm_count))), unsigned(problem.groups));
+  return launch_dependent(kernel, blocks, kThreads, cut.shared_bytes, stream, p);
 }
 
 }  // namespace conv2d_ext::pixels_pairs

@@ -7,6 +7,8 @@
 // its ring of stages of 32 channels. In NCHW a stage is lines of 32 pixels, of which a thread loads two neighbours of
 // two channels: these are two rows of an instruction, whose channels the filters' order matches.
 //
+// blockIdx.y: the group, of NCHW with filters that stay.
+//
 // Filters that have no room (NCHW alone: in channels_last tma_strict.cuh is as fast) come with the stages, split
 // beforehand; both warpgroups then multiply by them, a unit of 128 pixels at a time.
 #pragma once
@@ -28,8 +30,9 @@ struct Params {
   CUtensorMap in, filters;
   float const *data, *w, *bias;
   float* out;
-  // Strides in elements: from an image to the next, a pixel, a channel; of w from a column, a channel that is summed.
-  int64_t in_n, in_pixel, in_k, out_n, out_pixel, out_c, w_n, w_k, bias_stride;
+  // Strides in elements: from an image to the next, a pixel, a channel; of w from a column, a channel that is summed,
+  // a group.
+  int64_t w_group, in_n, in_pixel, in_k, out_n, out_pixel, out_c, w_n, w_k, bias_stride;
   Divisor runs;                     // of an image
   int32_t all_runs, pixels, units;  // pixels: of an image, in channels_last of all
   int32_t N, depth, chunks, tiles_n, stages;
@@ -83,7 +86,7 @@ __device__ void copy(Params const& p, int group, uint32_t ring, Tables<TN>& tabl
 #pragma unroll
         for (int i = 0; i < runs; ++i)
           ptx::cp_async_bulk_tensor_4d(to + i * (kStageBytes / 2), &p.in, full, pixel[i], chunk * kTf32Line, image[i],
-                                       0);
+                                       int(blockIdx.y));
       } else {
         ptx::cp_async_bulk_tensor_4d(to, &p.in, full, chunk * kTf32Line, at.next * kUnit, 0, 0);
       }
@@ -116,7 +119,7 @@ __device__ void keep_filters(Params const& p, uint32_t kept, int n0) {
       for (int i = 0; i < 8; ++i) {
         int const n = n0 + column + (along ? i / 2 * apart : 0), k = octet * 8 + (along ? i % 2 * 4 : i);
         bool const inside = exists && n < p.N && k < p.depth;
-        float const* const from = p.w + n * p.w_n + k * p.w_k;
+        float const* const from = p.w + blockIdx.y * p.w_group + n * p.w_n + k * p.w_k;
         if (p.vectors) {
           v[t][i] = inside ? *reinterpret_cast<float4 const*>(from) : make_float4(0, 0, 0, 0);
         } else {
@@ -210,13 +213,15 @@ __device__ __noinline__ void mend(Params const& p, int unit, int n0, int warp, i
   for (int i = 0; i < TN / 2; ++i) {
     int const row = i / 2 % 2, n = n0 + column_of<planes>(i / 4, lane % 4, i % 2);
     if (!(row == 0 ? at.exists[0] : at.exists[1]) || n >= p.N) continue;
-    float* const out = p.out + (row == 0 ? at.out[0] : at.out[1]) + n * p.out_c;
+    int64_t const group = blockIdx.y, column = group * p.N + n;
+    float* const out = p.out + (row == 0 ? at.out[0] : at.out[1]) + column * p.out_c;
     if (isfinite(*out)) continue;
     float sum = 0;
-    float const *a = p.data + (row == 0 ? at.in[0] : at.in[1]), *b = p.w + n * p.w_n;
+    float const *a = p.data + (row == 0 ? at.in[0] : at.in[1]) + group * p.depth * p.in_k,
+                *b = p.w + group * p.w_group + n * p.w_n;
 #pragma unroll 1
     for (int k = 0; k < p.depth && sum == sum; ++k) sum = fmaf(a[k * p.in_k], b[k * p.w_k], sum);  // a NaN stays one
-    *out = sum + (p.bias == nullptr ? 0.0f : p.bias[n * p.bias_stride]);
+    *out = sum + (p.bias == nullptr ? 0.0f : p.bias[column * p.bias_stride]);
   }
 }
 
@@ -317,7 +322,7 @@ __device__ void multiply(Params const& p, uint32_t kept, uint32_t ring, Tables<T
       float const* const sum = total + j * 4;  // of the first row two columns, of the second
       if constexpr (planes) {
         float2 const bias = *reinterpret_cast<float2 const*>(tables.bias + column);
-        float* const to = p.out + place.out[0] + n * p.out_c;
+        float* const to = p.out + place.out[0] + (int64_t(blockIdx.y) * p.N + n) * p.out_c;
         if (place.exists[0] && n < p.N) *reinterpret_cast<float2*>(to) = make_float2(sum[0] + bias.x, sum[2] + bias.x);
         if (place.exists[0] && n + 1 < p.N)
           *reinterpret_cast<float2*>(to + p.out_c) = make_float2(sum[1] + bias.y, sum[3] + bias.y);
@@ -350,7 +355,8 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
     ptx::fence_mbarrier_init();
   }
   if (int const n = n0 + int(threadIdx.x); threadIdx.x < TN)
-    tables.bias[threadIdx.x] = p.bias != nullptr && n < p.N ? p.bias[n * p.bias_stride] : 0.f;
+    tables.bias[threadIdx.x] =
+        p.bias != nullptr && n < p.N ? p.bias[(int64_t(blockIdx.y) * p.N + n) * p.bias_stride] : 0.f;
   __syncthreads();
   int const ring_bytes = p.stages * kStageBytes;
   if (group == kGroups) {
@@ -379,13 +385,15 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   Device gpu = h200_sxm;
   cudaError_t error = count_sms(gpu.sm_count);
   if (error != cudaSuccess) return error;
-  StrictPixels const s(row_of(plan), problem, gpu);
+  Problem const g = group_of(problem);
+  StrictPixels const s(row_of(plan), g, group_blocks(problem, gpu.sm_count));
   Strides const &in = forward ? problem.x : problem.y, &out = forward ? problem.y : problem.x, &w = problem.w;
   int64_t const pixels = problem.H * problem.W, all = pixels * problem.N;
   auto step = [&](Strides const& t) { return problem.W > 1 ? t.w : problem.H > 1 ? t.h : t.n; };
   Params p{};
   Tensor4 const lines{args.a, DType::f32, {s.depth, all, 1, 1}, {1, step(in), 0, 0}};
-  Tensor4 const planes{args.a, DType::f32, {pixels, s.depth, problem.N, 1}, {1, in.c, in.n, 0}};
+  Tensor4 const planes{
+      args.a, DType::f32, {pixels, s.depth, problem.N, problem.groups}, {1, in.c, in.n, s.depth * in.c}};
   error = s.lines ? encode_tiled(p.in, lines, kTf32Line, kUnit, 1, 1)
                   : encode_tiled(p.in, planes, kRunPixels, kTf32Line, 1, 1);
   if (error != cudaSuccess) return error;
@@ -394,7 +402,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   p.out = static_cast<float*>(args.out);
   p.in_n = in.n, p.in_pixel = s.lines ? step(in) : 1, p.in_k = s.lines ? 1 : in.c;
   p.out_n = out.n, p.out_pixel = s.lines ? step(out) : 1, p.out_c = s.lines ? 1 : out.c;
-  p.w_n = forward ? w.n : 1, p.w_k = forward ? 1 : w.n, p.vectors = strict_filter_vectors(problem);
+  p.w_n = forward ? w.n : 1, p.w_k = forward ? 1 : w.n, p.w_group = g.K * w.n, p.vectors = strict_filter_vectors(g);
   p.runs = Divisor(ceil_div(pixels, kRunPixels)), p.all_runs = int32_t(runs_of(problem));
   p.pixels = int32_t(s.lines ? all : pixels), p.units = int32_t(s.units);
   p.N = int32_t(s.columns), p.depth = int32_t(s.depth), p.chunks = int32_t(s.chunks);
@@ -404,7 +412,7 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
     if (s.lines) kernel = main_kernel<TN, false, keep>;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;
-  dim3 const blocks(unsigned(s.blocks * s.tiles_n));
+  dim3 const blocks(unsigned(s.blocks * s.tiles_n), unsigned(problem.groups));
   if constexpr (keep) {
     kernel<<<blocks, kThreads, kSharedBytes, stream>>>(p);
     return cudaGetLastError();

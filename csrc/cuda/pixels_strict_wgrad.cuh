@@ -58,13 +58,12 @@ __device__ void split_columns(int count, uint32_t ring, Barriers<Shape<TM, TN>>&
 // A part's sum of row m and column n, by a warp.
 __device__ __noinline__ float made_again(Params const& p, int at, int count, int m, int n) {
   float total = 0;
+  float const *a = p.a.group<float>() + m * p.a.c, *b = p.b.group<float>() + n * p.b.c;
   for (int step = 0; step < count && total == total; ++step, at += p.apart) {  // a NaN stays one
     int run = at;
     int64_t const image = p.runs.divide(run);
     int const pixel = run * 32 + int(threadIdx.x) % 32;
-    if (pixel < p.pixels)
-      total += static_cast<float const*>(p.a.at)[image * p.a.n + m * p.a.c + pixel] *
-               static_cast<float const*>(p.b.at)[image * p.b.n + n * p.b.c + pixel];
+    if (pixel < p.pixels) total += a[image * p.a.n + pixel] * b[image * p.b.n + pixel];
   }
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) total += __shfl_xor_sync(0xffffffff, total, lane);
@@ -194,7 +193,8 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
   __syncthreads();
   if (role < S::multipliers) {
     ptx::setmaxnreg_inc<S::multiply_regs>();
-    float4* const to = reinterpret_cast<float4*>(p.parts + int64_t(part * p.tiles.value + tile) * (TM * TN));
+    float4* const to =
+        reinterpret_cast<float4*>(p.parts + pixels_wgrad::part_place(part, p.tiles.value, tile) * (TM * TN));
     multiply<TM, TN>(p, at, count, m0, n0, to, ring, bars);
   } else if (role == S::multipliers) {
     ptx::setmaxnreg_dec<S::turn_regs>();
@@ -206,9 +206,9 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
     uint64_t const once = p.once ? ptx::createpolicy_evict_first() : 0;
     auto copy = [&](uint32_t to, CUtensorMap const& map, uint64_t* bar, int pixel, int first, int image) {
       if (once != 0)
-        ptx::cp_async_bulk_tensor_4d(to, &map, bar, pixel, first, image, 0, once);
+        ptx::cp_async_bulk_tensor_4d(to, &map, bar, pixel, first, image, int(blockIdx.y), once);
       else
-        ptx::cp_async_bulk_tensor_4d(to, &map, bar, pixel, first, image, 0);
+        ptx::cp_async_bulk_tensor_4d(to, &map, bar, pixel, first, image, int(blockIdx.y));
     };
     Stage stage;
 #pragma unroll 1

@@ -7,6 +7,8 @@
 // ring. Results are put into pieces of 16 rows by 64 pixels, which the copy engine stores; it leaves out what lies
 // outside of the tensor. The code is short on purpose: what runs first comes from memory.
 //
+// blockIdx.y: the group.
+//
 // Turns: a warpgroup begins a tile when the other has seen all stages of the one before arrive, lest it wait for a
 // stage two trips round the ring ahead, whose parity is that of now.
 #pragma once
@@ -92,9 +94,9 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
       if constexpr (a_rows) {
 #pragma unroll 1
         for (int i = 0; i < boxes; ++i)
-          ptx::cp_async_bulk_tensor_4d(to + i * kRunBytes, &p.a, full, m0 + i * 64, step * 64, 0, 0);
+          ptx::cp_async_bulk_tensor_4d(to + i * kRunBytes, &p.a, full, m0 + i * 64, step * 64, int(blockIdx.y), 0);
       } else {
-        ptx::cp_async_bulk_tensor_4d(to, &p.a, full, step * 64, m0, 0, 0);
+        ptx::cp_async_bulk_tensor_4d(to, &p.a, full, step * 64, m0, int(blockIdx.y), 0);
       }
     };
     if (warp == 0 && p.stays) {
@@ -130,9 +132,9 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
             uint32_t const run = to + TM * kLineBytes + i * kRunBytes;
             CUtensorMap const& map = pixel[i] + 64 <= p.pixels ? p.b : p.b_end;
             if (once != 0)
-              ptx::cp_async_bulk_tensor_4d(run, &map, full, pixel[i], step * 64, image[i], 0, once);
+              ptx::cp_async_bulk_tensor_4d(run, &map, full, pixel[i], step * 64, image[i], int(blockIdx.y), once);
             else
-              ptx::cp_async_bulk_tensor_4d(run, &map, full, pixel[i], step * 64, image[i], 0);
+              ptx::cp_async_bulk_tensor_4d(run, &map, full, pixel[i], step * 64, image[i], int(blockIdx.y));
           }
         } else {
           copy_a(m0, step, stage.index);
@@ -214,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         if (int const at = m + lane / 4 + half * 8; at < p.M)
-          bias[half] = widen(static_cast<T const*>(p.bias)[at * p.bias_stride]);
+          bias[half] = widen(static_cast<T const*>(p.bias)[(int64_t(blockIdx.y) * p.M + at) * p.bias_stride]);
 #pragma unroll
       for (int j = 0; j < kPixels / 2; ++j) acc[j] += bias[j / 2 % 2];
     }
@@ -235,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
         int pixel;
         int const image = place_of(first + run, pixel);
         if (image < p.images && m < p.M)
-          ptx::cp_async_bulk_tensor_4d_store(&p.out, pieces + offset, pixel, m, image, 0);
+          ptx::cp_async_bulk_tensor_4d_store(&p.out, pieces + offset, pixel, m, image, int(blockIdx.y));
         ptx::cp_async_bulk_commit_group();
       }
     }
@@ -246,23 +248,25 @@ __global__ void __launch_bounds__(kThreads, 1) main_kernel(__grid_constant__ Par
 template <Op op, DType dtype, int TM>
 cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t stream) {
   using S = Shape<TM>;
-  PixelRuns const t(TM, kPixels, op, problem);
+  Problem const g = group_of(problem);
+  PixelRuns const t(TM, kPixels, op, g);
   Params p{};
   p.tiles = int32_t(t.tiles);
-  int64_t const depth = op == Op::fprop ? problem.C : problem.K;
+  int64_t const depth = op == Op::fprop ? g.C : g.K;
   p.lines = depth < 64 ? int32_t(ceil_div(depth, 16) * 16) : 64;
   if (auto const error = pixel_runs::set_params<op, dtype>(p, t, problem, args, TM, 64, p.lines, &p.b_end))
     return error;
   p.pixels = int32_t(problem.H * problem.W);
   int sm_count = 0;
   if (auto const error = count_sms(sm_count)) return error;
-  int64_t const blocks = min64(t.tiles, sm_count);
+  int64_t const blocks = min64(t.tiles, group_blocks(problem, sm_count));
   p.stays = t.tiles_m * p.steps <= kStages && t.tiles >= t.tiles_m * blocks;  // else a block copies more than it needs
   p.rotates = blocks % t.tiles_m == 0, p.once = pixels_once(problem);
   auto* const kernel = main_kernel<typename TypeOf<dtype>::type, TM, op == Op::dgrad>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes))
     return error;
-  return launch_dependent(kernel, dim3(unsigned(blocks)), kThreads, S::shared_bytes, stream, p);
+  return launch_dependent(kernel, dim3(unsigned(blocks), unsigned(problem.groups)), kThreads, S::shared_bytes, stream,
+                          p);
 }
 
 }  // namespace conv2d_ext::pixel_turns

@@ -7,6 +7,8 @@
 // Images of 16-bit types whose planes are multiples of 8 bytes, which it does not take, are gathered by four warps,
 // four pixels at a time. Sums go to the workspace as threads have them, and sum_kernel adds the parts in their order.
 //
+// blockIdx.y: the group.
+//
 // The code is short on purpose: a block runs most of it once, and it comes from memory.
 #pragma once
 
@@ -31,12 +33,22 @@ struct Shape {
   static_assert((groups * multiply_regs + copy_regs) * kWarpgroup <= 65536);
 };
 
-// A tensor as it lies, whose channels are a tile's rows or columns.
+// A tensor as it lies, whose channels, of a group, are a tile's rows or columns.
 struct Planes {
   void const* at;
   int64_t n, c;
   int32_t channels;
+
+  template <class T>
+  __device__ T const* group() const {
+    return static_cast<T const*>(at) + int64_t(blockIdx.y) * channels * c;
+  }
 };
+
+// Where a tile's part lies in the workspace, in tiles.
+__device__ __forceinline__ int64_t part_place(int part, uint32_t tiles, int tile) {
+  return int64_t(blockIdx.y) * gridDim.x + (part * tiles + tile);
+}
 
 struct Params {
   CUtensorMap map_a, map_b;
@@ -47,9 +59,9 @@ struct Params {
   int32_t pixels, bytes;         // of an image; of a stage that are copied
   int32_t last;                  // instructions along an image's last run
   float* parts;
-  void* w;      // not null: the result is stored at once, as there is one part
-  int64_t w_m;  // from a row of it to the next
-  bool once;    // L2 gives up first what is read
+  void* w;               // not null: the result is stored at once, as there is one part
+  int64_t w_m, w_group;  // from a row of it to the next, a group
+  bool once;             // L2 gives up first what is read
 };
 
 // What a thread of the copying warpgroup gathers of a tensor in a step: four pixels of every eighth channel.
@@ -58,7 +70,7 @@ __device__ __forceinline__ void gather(Planes const& p, int image, int first, in
   int const line = int(threadIdx.x) % kWarpgroup / 16, unit = int(threadIdx.x) % 16;
   to += line * kLineBytes + ((unit / 2) ^ line) * 16 + unit % 2 * 8;
   first += line;
-  T const* const at = static_cast<T const*>(p.at);
+  T const* const at = p.group<T>();
   T const* from = at + image * p.n + first * p.c + pixel;
 #pragma unroll 8
   for (int i = 0; i < channels; i += 8, from += 8 * p.c, to += kCoreBytes) {
@@ -98,9 +110,9 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
     uint64_t const once = p.once ? ptx::createpolicy_evict_first() : 0;
     auto copy = [&](uint32_t to, CUtensorMap const& map, uint64_t* bar, int pixel, int first, int image) {
       if (once != 0)
-        ptx::cp_async_bulk_tensor_4d(to, &map, bar, pixel, first, image, 0, once);
+        ptx::cp_async_bulk_tensor_4d(to, &map, bar, pixel, first, image, int(blockIdx.y), once);
       else
-        ptx::cp_async_bulk_tensor_4d(to, &map, bar, pixel, first, image, 0);
+        ptx::cp_async_bulk_tensor_4d(to, &map, bar, pixel, first, image, int(blockIdx.y));
     };
 #pragma unroll 1
     for (int step = 0; step < count; ++step, at += p.apart, stage.advance(S::stages)) {
@@ -175,7 +187,7 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         int const m = m0 + (group * S::blocks + b) * 64 + thread / 32 * 16 + thread % 32 / 4 + half * 8;
-        T* const to = static_cast<T*>(p.w) + m * p.w_m + n0 + thread % 4 * 2;
+        T* const to = static_cast<T*>(p.w) + blockIdx.y * p.w_group + m * p.w_m + n0 + thread % 4 * 2;
 #pragma unroll
         for (int j = 0; j < TN / 8; ++j)
           if (m < p.a.channels && n0 + j * 8 + thread % 4 * 2 < p.b.channels)
@@ -184,7 +196,7 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
       }
     return;
   }
-  float4* const to = reinterpret_cast<float4*>(p.parts + int64_t(part * p.tiles.value + tile) * (TM * TN)) +
+  float4* const to = reinterpret_cast<float4*>(p.parts + part_place(part, p.tiles.value, tile) * (TM * TN)) +
                      group * (S::blocks * TN / 8 * kWarpgroup) + thread;
 #pragma unroll
   for (int b = 0; b < S::blocks; ++b)
@@ -198,7 +210,7 @@ __global__ void __launch_bounds__(Shape<TM, TN>::threads, 1) main_kernel(__grid_
 struct SumParams {
   float const* parts;
   void* w;
-  int64_t m, n;                // strides of w
+  int64_t m, n, group;         // strides of w
   Divisor tiles_n, of_tile;    // of_tile: places of a tile
   Divisor columns, lanes;      // columns: blocks of 8 of a tile; lanes: places of a block of threads
   int32_t M, N, tiles, split;  // split: parts
@@ -226,7 +238,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_kernel(__grid_constant__ SumP
   auto add = [&](float4 v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; };
   ptx::griddepcontrol_wait();
   if (exists) {
-    float4 const* from = reinterpret_cast<float4 const*>(p.parts) + first * next + at;
+    float4 const* from = reinterpret_cast<float4 const*>(p.parts) + (int64_t(blockIdx.y) * p.split + first) * next + at;
 #pragma unroll 4
     for (int i = first; i < p.split; i += groups, from += groups * next) add(*from);
   }
@@ -240,7 +252,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_kernel(__grid_constant__ SumP
   if (!exists) return;
   auto store = [&](int row, float low, float high) {
     if (row >= p.M) return;
-    T* const to = static_cast<T*>(p.w) + row * p.m + n * p.n;
+    T* const to = static_cast<T*>(p.w) + blockIdx.y * p.group + row * p.m + n * p.n;
     if (p.pairs) {
       *reinterpret_cast<Vector<T, 2>*>(to) = {narrow<T>(low), narrow<T>(high)};
       return;
@@ -257,26 +269,29 @@ struct Weights {
   int64_t m, n;
   bool pairs;
 
+  // p: a group's problem.
   Weights(PixelsWgrad const& shape, Problem const& p)
       : m(shape.swapped ? p.w.c : p.w.n),
         n(shape.swapped ? p.w.n : p.w.c),
         pairs(n == 1 && (shape.swapped ? p.K : p.C) % 2 == 0 && m % 2 == 0 && p.w_align >= 2 * size_of(p.dtype)) {}
 };
 
-// Adds `split` parts, which lie in the workspace as the threads of a tile had them.
+// Adds `split` parts, which lie in the workspace as the threads of a tile had them. shape: of a group.
 template <class T>
 cudaError_t add_parts(int tile_m, int tile_n, PixelsWgrad const& shape, Problem const& problem, int64_t split,
                       Arguments const& args, cudaStream_t stream) {
-  Weights const w(shape, problem);
+  Problem const g = group_of(problem);
+  Weights const w(shape, g);
   SumParams r{};
   r.parts = static_cast<float const*>(args.workspace), r.w = args.out, r.m = w.m, r.n = w.n, r.pairs = w.pairs;
-  r.M = int32_t(shape.swapped ? problem.C : problem.K), r.N = int32_t(shape.swapped ? problem.K : problem.C);
+  r.group = g.K * problem.w.n;
+  r.M = int32_t(shape.swapped ? g.C : g.K), r.N = int32_t(shape.swapped ? g.K : g.C);
   r.tiles = int32_t(shape.tiles), r.split = int32_t(split), r.tile_m = tile_m, r.tile_n = tile_n;
   int const groups = split <= 2 ? 1 : split <= 8 ? 2 : split <= 24 ? 4 : split <= 100 ? 8 : 16;  // threads of a place
   r.tiles_n = Divisor(shape.tiles_n), r.of_tile = Divisor(tile_m * tile_n / 4), r.columns = Divisor(tile_n / 8);
   r.lanes = Divisor(kSumThreads / groups);
   int64_t const blocks = ceil_div(shape.tiles * r.of_tile.value, r.lanes.value);
-  return launch_dependent(sum_kernel<T>, dim3(unsigned(blocks)), kSumThreads, 0, stream, r);
+  return launch_dependent(sum_kernel<T>, dim3(unsigned(blocks), unsigned(problem.groups)), kSumThreads, 0, stream, r);
 }
 
 // S: a kernel's threads and shared memory; direct: it can store a single part as the result.
@@ -285,17 +300,21 @@ cudaError_t launch_sums(void (*kernel)(Params const), bool gathered, bool direct
                         Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   constexpr int run = run_pixels(dtype);
-  PixelsWgrad const shape(TM, TN, problem);
+  Problem const g = group_of(problem);
+  PixelsWgrad const shape(TM, TN, g);
   int64_t const pixels = problem.H * problem.W;
-  Planes const x{args.a, problem.x.n, problem.x.c, int32_t(problem.C)},
-      y{args.b, problem.y.n, problem.y.c, int32_t(problem.K)};
+  Planes const x{args.a, problem.x.n, problem.x.c, int32_t(g.C)}, y{args.b, problem.y.n, problem.y.c, int32_t(g.K)};
   Params p{};
   p.a = shape.swapped ? x : y, p.b = shape.swapped ? y : x;
   int const rows = int(min64(TM, p.a.channels)), columns = int(min64(TN, p.b.channels));
   cudaError_t error = cudaSuccess;
   if (!gathered) {
     auto encode = [&](CUtensorMap& map, Planes const& t, int channels) {
-      Tensor4 const tensor{t.at, dtype, {pixels, t.channels, problem.N, 1}, {1, t.c, t.n, 0}, problem.allow_tf32};
+      Tensor4 const tensor{t.at,
+                           dtype,
+                           {pixels, t.channels, problem.N, problem.groups},
+                           {1, t.c, t.n, t.channels * t.c},
+                           problem.allow_tf32};
       return encode_tiled(map, tensor, run, channels, 1, 1);
     };
     if ((error = encode(p.map_a, p.a, rows)) != cudaSuccess) return error;
@@ -311,10 +330,12 @@ cudaError_t launch_sums(void (*kernel)(Params const), bool gathered, bool direct
   bool const in_turn = p.once || gathered;
   p.between = in_turn ? 1 : p.share, p.apart = in_turn ? int32_t(split) : 1;
   p.parts = static_cast<float*>(args.workspace);
-  if (Weights const w(shape, problem); direct && split == 1 && w.pairs) p.w = args.out, p.w_m = w.m;
+  if (Weights const w(shape, g); direct && split == 1 && w.pairs)
+    p.w = args.out, p.w_m = w.m, p.w_group = g.K * problem.w.n;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes);
   if (error != cudaSuccess) return error;
-  error = launch_dependent(kernel, dim3(unsigned(shape.tiles * split)), S::threads, S::shared_bytes, stream, p);
+  dim3 const blocks(unsigned(shape.tiles * split), unsigned(problem.groups));
+  error = launch_dependent(kernel, blocks, S::threads, S::shared_bytes, stream, p);
   if (error != cudaSuccess || p.w != nullptr) return error;
   return add_parts<T>(TM, TN, shape, problem, split, args, stream);
 }

@@ -68,7 +68,7 @@ struct Copies {
   __device__ __forceinline__ void begin(Params const& p, int warp) {
     if (tile >= p.tiles) return;
     Tile const t(p, tile);
-    at = p.in.at + (t.image + image) * p.in.n + (t.pixel * int64_t(kSize) + vector) + warp * p.in.k;
+    at = p.in.first() + (t.image + image) * p.in.n + (t.pixel * int64_t(kSize) + vector) + warp * p.in.k;
     exists = image < t.images(p) && vector < t.bytes(p) + 16 - kSize;
   }
   __device__ __forceinline__ void copy(Params const& p, uint32_t raw, int warp) {
@@ -110,7 +110,7 @@ struct Share {
 
   __device__ __forceinline__ void fetch(Params const& p, int m, int k) {
     int row = (rows ? k : m) + first, column = (rows ? m : k) + at / kSize;
-    char const* from = p.filters.at + row * p.filters.k + column * kSize;
+    char const* from = p.filters.first() + row * p.filters.k + column * kSize;
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       if (rows && i == 64 / apart) row -= 64, from += 64 * (kSize - p.filters.k), column += 64;
@@ -155,7 +155,7 @@ __device__ __forceinline__ void gather(Params const& p, uint32_t ring, uint32_t 
     Tile const t(p, tile);
     int const m = t.m * TM;
     // Where this lane's image's part of the warp's first row begins; the last four bits count.
-    uint32_t low = uint32_t(reinterpret_cast<uint64_t>(p.in.at)) + uint32_t(t.image + image) * uint32_t(p.in.n) +
+    uint32_t low = uint32_t(reinterpret_cast<uint64_t>(p.in.first())) + uint32_t(t.image + image) * uint32_t(p.in.n) +
                    uint32_t(t.pixel * kSize) + warp * uint32_t(p.in.k);
 #pragma unroll 1
     for (int step = 0; step < p.steps; ++step, stage.advance(S::stages)) {
@@ -217,7 +217,7 @@ __device__ __forceinline__ void store(Params const& p, float (&acc)[kTN / 2], ui
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int const row = m + half * 8 + lane / 4;
-      float const bias = row < p.M ? widen(static_cast<T const*>(p.bias)[row * p.bias_stride]) : 0.f;
+      float const bias = row < p.M ? widen(static_cast<T const*>(p.bias)[p.row_of_all(row) * p.bias_stride]) : 0.f;
 #pragma unroll
       for (int j = 0; j < kTN / 8; ++j) acc[j * 4 + half * 2] += bias, acc[j * 4 + half * 2 + 1] += bias;
     }
@@ -234,8 +234,8 @@ __device__ __forceinline__ void store(Params const& p, float (&acc)[kTN / 2], ui
     for (int j = 0; j < kTN / 8; ++j)
       ptx::st_shared(to + j * 16, pack<T>(acc[j * 4 + half * 2], acc[j * 4 + half * 2 + 1]));
     __syncwarp();
-    char* const out =
-        static_cast<char*>(p.out) + (t.image * p.out_n + (m + half * 8) * p.out_m + t.pixel * int64_t(kSize));
+    char* const out = static_cast<char*>(p.out) +
+                      (t.image * p.out_n + p.row_of_all(m + half * 8) * p.out_m + t.pixel * int64_t(kSize));
     char* mine = out + image * p.out_n;
     uint32_t from = staging + lane * 16;
 #pragma unroll 1
@@ -335,10 +335,11 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   using T = typename TypeOf<dtype>::type;
   using S = Shape<TM>;
   constexpr bool forward = op == Op::fprop;
-  bool const vectors = channel_vectors(problem.w, problem.w_align, problem.C, 8, dtype);
+  bool const vectors = channel_vectors(problem.w, problem.w_align, problem.C_per_group(), 8, dtype);
   int sm_count = 0;
   if (auto const error = count_sms(sm_count)) return error;
-  PixelsWindows const cut(TM, op, problem, sm_count);
+  sm_count = int(group_blocks(problem, sm_count));
+  PixelsWindows const cut(TM, op, group_of(problem), sm_count);
   Params p{};
   pixels_gather::set_planes<op, dtype>(p, cut, problem, args);
   p.vectors = Divisor(cut.vectors), p.width = int32_t(cut.width), p.reach = int32_t(cut.reach);
@@ -346,7 +347,8 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   auto* const kernel = vectors ? main_kernel<T, TM, !forward, 16> : main_kernel<T, TM, !forward, 4>;
   if (auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::shared_bytes))
     return error;
-  return launch_dependent(kernel, dim3(unsigned(min64(p.tiles, sm_count))), kThreads, S::shared_bytes, stream, p);
+  dim3 const blocks(unsigned(min64(p.tiles, sm_count)), unsigned(problem.groups));
+  return launch_dependent(kernel, blocks, kThreads, S::shared_bytes, stream, p);
 }
 
 }  // namespace conv2d_ext::pixels_windows
