@@ -199,6 +199,8 @@ ENTRIES = (
     Entry("pixels_any", "any_pixels::product_kernel", "dgrad", dense(1, 1024, 14, 256, 1), "tf32", "nhwc", "any"),
     Entry("pixels_direct", "direct_pixels::product_kernel", "fprop", dense(1, 116, 28, 116, 1), "fp16", "nhwc", "any"),
     Entry("pixels_flow", "pixels_flow::flow_kernel", "fprop", dense(32, 32, 112, 16, 1), "fp16", "nhwc", "16x32_lean"),
+    Entry("pixels_phases", "pixel_phases::main_kernel", "fprop", dense(128, 570, 14, 106, 1), "fp16", "nhwc", "phases"),
+    Entry("pixels_phases", "pixel_phases::lines_kernel", "dgrad", dense(64, 570, 14, 106, 1), "fp16", "nhwc", "phases"),
     Entry("pixels_sums", "pixel_sums::main_kernel", "wgrad", dense(64, 116, 28, 116, 1), "fp16", "nhwc", "pixels"),
     Entry("pixels_sums", "pixel_sums::reduce_kernel", "wgrad", dense(64, 116, 28, 116, 1), "fp16", "nhwc", "pixels"),
     Entry("tma_strict", "strict::strict_kernel", "fprop", "L04", "fp32", "nhwc", "tma_strict.*128x128"),

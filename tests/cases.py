@@ -660,6 +660,8 @@ CASES: tuple[Case, ...] = (
     Case("1x1_lines_C201_K70_by_eights", 2, 201, 24, 26, 70, 1, 1),
     Case("1x1_lines_C134_K264_by_fours", 3, 134, 18, 20, 264, 1, 1, bias=False),
     Case("1x1_lines_C12_K260_by_twos", 1, 12, 34, 37, 260, 1, 1),
+    # fprop and dgrad by pixels_phases.cuh: tiles that blocks take in turns
+    Case("1x1_lines_C36_K522_in_turns", 2, 36, 56, 57, 522, 1, 1),
     Case("3x3_few_results_C72_K5", 2, 72, 11, 152, 5, 3, 3, padding=(1, 1), edge=True),
     Case("5x5_few_channels_C2_K136", 1, 2, 9, 64, 136, 5, 5, padding=(2, 1), bias=False),
     Case("7x7_two_results_C24", 2, 24, 5, 136, 2, 7, 7, padding=(3, 3), bias=False),

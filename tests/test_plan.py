@@ -2095,6 +2095,29 @@ def test_1x1_over_odd_channels_in_channels_last_stays_in_place(dtype: torch.dtyp
     assert not chosen("fprop", 64, 116, 28, 28, 116, stride=(2, 2)).startswith("pixels_")
 
 
+def test_1x1_over_channels_off_vectors_in_channels_last_moves_pixels_to_vectors() -> None:
+    """pixels_phases.cuh: many channels to few, pixels without gaps that come in whole rows of a matrix."""
+    for op, sizes, dtype in (
+        ("fprop", (128, 570, 14, 14, 106), torch.float16),  # 33.5 us packed, 26.5
+        ("fprop", (128, 570, 14, 14, 106), torch.float32),  # 77.4 us, 37.2
+        ("dgrad", (128, 106, 14, 14, 636), torch.bfloat16),  # 40.7 us, 27.8
+        ("dgrad", (128, 117, 14, 14, 702), torch.float32),  # 76.2 us, 41.3
+    ):
+        case = Case("odd", *sizes, 1, 1)
+        assert named(op, case, dtype, "nhwc", allow_tf32=True).endswith("_phases"), (op, sizes)
+        assert packed(op, case, *meta(case, dtype, "nhwc"), allow_tf32=True) == "", (op, sizes)
+    for row, case in (
+        ("fprop_f16", Case("vectors", 8, 64, 14, 14, 64, 1, 1)),
+        ("fprop_f16", Case("pixels", 1, 61, 35, 35, 366, 1, 1)),  # 1225, not a multiple of 8
+        ("fprop_f16", Case("stride", 8, 61, 14, 14, 366, 1, 1, (2, 2))),
+        ("dgrad_f32", Case("pixels", 1, 64, 35, 35, 61, 1, 1)),
+    ):
+        op, dtype = row.split("_")
+        like = torch.float16 if dtype == "f16" else torch.float32
+        answer = ask(op, case, like, "nhwc", allow_tf32=True)
+        assert ROWS.index(f"pixels_{row}_64x64_phases") not in candidates(answer), case
+
+
 def test_windows_that_do_not_fit_a_block_are_not_summed_by_groups_of_any_stride() -> None:
     """wgrad of grouped.cuh has several units of groups side by side; all their windows must fit."""
     for dilation, fits in (((1, 1), True), ((4, 2), False)):
@@ -2209,8 +2232,8 @@ def test_long_sums_for_few_weights_have_an_sm_a_block_and_as_few_parts_as_that_t
     for dtype, (tile, blocks, second_pass, case) in itertools.product(
         (torch.float16, torch.bfloat16),
         (
-            ("64x64", 8, True, Case("resnet50", 32, 128, 28, 28, 512, 1, 1)),
-            ("64x64", 8, True, Case("resnet50", 64, 128, 28, 28, 512, 1, 1)),
+            ("64x64", 8, True, Case("resnet50", 32, 128, 56, 56, 512, 1, 1)),
+            ("64x64", 16, True, Case("resnet50", 32, 128, 56, 56, 256, 1, 1)),
             ("64x64", 16, True, Case("resnet50", 32, 256, 56, 56, 128, 1, 1)),
             ("128x128", 3, False, Case("resnet50", 32, 256, 14, 14, 256, 3, 3, padding=(1, 1))),
         ),

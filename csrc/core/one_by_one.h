@@ -73,13 +73,13 @@ constexpr double tf32_lines_as_measured(Row const& row, Problem const& p) {
 
 // Large tiles of tma.cuh, which read pixels that begin within sectors from L2 once a tile of the result's columns, take
 // longer than estimated: 32x728x19x19 to 1024 F 54.0 us by 128x256, estimated at 37.4, 128x1096x14x14 to 384
-// F 75.2, 49.2.
+// F 75.2, 49.2. So do those of dgrad whose results begin so: 128x728x19x19 to 1024 154.7, 109.7 (160x128_lines 118.4).
 constexpr double large_tiles_as_measured(Row const& row, Problem const& p) {
   int64_t const read = row.op == Op::fprop ? p.C : p.K;
-  return row.family == Family::tma && row.variant == Variant::im2col && row.op != Op::wgrad && p.x.c == 1 &&
-                 row.tile_m * row.tile_n > 128 * 128 && odd_pixels(p) && read % 8 == 0 && read % 16 != 0
-             ? 1.35
-             : 1;
+  if (row.family != Family::tma || row.variant != Variant::im2col || row.op == Op::wgrad || p.x.c != 1 ||
+      row.tile_m * row.tile_n <= 128 * 128 || !odd_pixels(p) || read % 8 != 0)
+    return 1;
+  return read % 16 != 0 ? 1.35 : row.op == Op::dgrad && p.C % 8 == 0 ? 1.2 : 1;
 }
 
 // Up to a round of lean's tiles takes no longer where pixels share lines of memory (lean_estimate has 1.2; 1x992x14x14

@@ -33,6 +33,7 @@
 #include "pixels_any.h"
 #include "pixels_few.h"
 #include "pixels_gather_estimate.h"
+#include "pixels_phases.h"
 #include "pixels_runs.h"
 #include "pixels_strict.h"
 #include "pixels_wgrad.h"
@@ -167,6 +168,7 @@ constexpr bool supports(Row const& row, Op op, Problem const& p, Device const& d
       if (is_strict_pixels(row)) return hopper && strict_pixels_supports(row, p, d);
       if (is_any_pixels(row)) return hopper && any_pixels_supports(row, op, p);
       if (is_pixel_flow(row)) return hopper && pixel_flow_supports(row, op, p);
+      if (is_pixel_phases(row)) return hopper && pixel_phases_supports(op, p);
       if (is_pixel_halves(row)) return hopper && pixel_halves_supports(row, p);
       if (is_pixel_pairs(row)) return hopper && pixel_pairs_supports(row, p);
       if (is_pixels_gather(row)) return hopper && pixels_gather_supports(row, p);
@@ -758,6 +760,7 @@ constexpr Estimate estimate_apart(Row const& row, Op op, Problem const& p, Devic
         return e;
       }
       if (is_pixel_flow(row)) return pixel_flow_estimate(op, p);
+      if (is_pixel_phases(row)) return pixel_phases_estimate(row, op, p);
       if (is_direct_pixels(row)) return pixels_as_measured(row, p, direct_pixels_estimate(row, op, p));
       Estimate e = is_any_pixels(row)     ? any_pixels_estimate(row, op, p)
                    : is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d)
@@ -821,6 +824,7 @@ constexpr int64_t workspace_bytes(Row const& row, Op op, Problem const& p, int s
       if (is_small_images(row) || is_few_depth(row)) return 0;
       if (is_few_pixels(row)) return few_pixels_workspace_bytes(row, p);
       if (is_any_pixels(row) || is_pixel_flow(row) || is_pixel_runs(row) || is_matrix_planes(row)) return 0;
+      if (is_pixel_phases(row)) return pixel_phases_workspace_bytes(op, p);
       if (is_strict_pixels(row)) return strict_pixels_bytes(row, p, split_k);
       if (is_pixels_wgrad(row)) return pixels_wgrad_bytes(row, p, split_k);
       if (is_pixel_halves(row)) return pixel_halves_workspace_bytes(row, p);
