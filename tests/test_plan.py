@@ -425,6 +425,8 @@ def test_multipliers_take_the_rows_of_their_filter_in_nchw(op: str) -> None:
         name = ROWS[ask(op, case, dtype)[0]]
         if (stride == 2 or op == "dgrad") and name.endswith(ANY_FILTER):  # dgrad adds up over a channel's filters
             continue
+        if op == "wgrad" and dtype == torch.float32 and name.endswith("_0x0_nchw"):  # 68.4 us, by turns 68.7
+            continue
         if op == "dgrad" and name.startswith(("column_", "toeplitz_")):
             assert "_nhwc" in name  # on packed copies
             continue
@@ -924,7 +926,8 @@ def test_strided_wgrad_of_some_50_channels_a_group_copies_pixels_for_whole_rows_
         Case("regnet", 32, 896, 28, 28, 896, 3, 3, (2, 2), (1, 1), groups=16),  # 42 us for 48
     ):
         for dtype in (torch.float16, torch.bfloat16):
-            assert named("wgrad", case, dtype).endswith("_576x64_halo"), f"{case} {dtype}"
+            tiles = ("_576x64_halo", "_192x64_halo")  # the second layer takes 40 us by either
+            assert named("wgrad", case, dtype).endswith(tiles), f"{case} {dtype}"
     for stride, groups in ((3, 8), (2, 1)):
         other = Case("other", 32, 448, 56, 56, 448, 3, 3, (stride, stride), (1, 1), groups=groups)
         rows = candidates(ask("wgrad", other, torch.float16, "nhwc"))
@@ -1836,7 +1839,7 @@ def test_pointwise_layers_between_few_channels_in_float32_stay_in_place() -> Non
         for layout, tf32 in itertools.product(("nchw", "nhwc"), (True, False)):
             name = ROWS[ask("wgrad", case, torch.float32, layout, allow_tf32=tf32)[0]]
             lean = tf32 and layout == "nhwc"  # shares few weights out to many blocks
-            rows = "tma_wgrad_f32_64x64_lean" if lean else f"pixels_wgrad_f32_(16x32|128x64)_{layout}"
+            rows = "tma_wgrad_f32_64x64_lean" if lean else f"pixels_wgrad_f32_(16x32|128x64|192x160)_{layout}"
             if layout == "nchw" and not tf32:  # 64x16x112x112 to 96 137.5 us, 16x32 140.8
                 rows = f"({rows}|pixels_wgrad_f32_128x64_pointwise)"
             assert re.match(f"{rows}$", name), (case, tf32, name)
@@ -2654,10 +2657,13 @@ def test_wgrad_whose_first_step_has_seven_columns_is_not_for_longer_filters(W: i
 def test_each_factor_beside_other_rows_is_one_rows() -> None:
     """A factor of a row that has gone would change nothing, and be read as if it did."""
     text = (Path(__file__).parent.parent / "csrc/core/beside.h").read_text()
-    factors = re.findall(r"\{Op::(\w+), Family::(\w+), Variant::(\w+), (\d), (\d+), (\d+), \w+, [\d.]+,", text)
-    assert len(factors) > 15
-    named = [f"{family}_{op}_f{8 * int(size)}_{m}x{n}_{variant}" for op, family, variant, size, m, n in factors]
-    assert set(named) <= set(ROWS)
+    pattern = r"\{Op::(\w+),\s*Family::(\w+),\s*Variant::(\w+),\s*Kind::(\w+),\s*(\w+),\s*(\d+),\s*\w+,\s*[\d.]+,"
+    factors = re.findall(pattern, text)
+    assert len(factors) == text.count("{Op::") > 15
+    for op, family, variant, kind, m, n in factors:
+        tile = r"\d+x\d+" if m == "kAnyTile" else f"{m}x{n}"
+        row = re.compile(f"{family}_{op}_f{16 if kind == 'half' else 32}_{tile}_{variant}")
+        assert any(row.fullmatch(name) for name in ROWS), row.pattern
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
