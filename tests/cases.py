@@ -471,6 +471,14 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_3x3_slices", 2, 120, 9, 13, 120, 3, 3, padding=(1, 1), groups=120, edge=True),
     Case("depthwise_3x3_stride2_slices", 3, 58, 12, 15, 58, 3, 3, (2, 2), (0, 2), groups=58, edge=True),
     Case("depthwise_3x3_across", 3, 11, 14, 37, 11, 3, 3, padding=(1, 1), groups=11),
+    # depthwise_flat.cuh, which small layers do not take: words that are of two pixels, several slices of a row
+    Case("depthwise_3x3_flat", 24, 67, 57, 60, 67, 3, 3, padding=(1, 1), groups=67),
+    Case("depthwise_3x3_flat_slices", 17, 131, 40, 52, 131, 3, 3, padding=(1, 1), groups=131, bias=False),
+    # stream_runs.cuh: words of two rows, planes that begin off 16 bytes, several blocks of a plane
+    Case("depthwise_3x3_runs", 3, 5, 13, 67, 5, 3, 3, padding=(1, 1), groups=5, edge=True),
+    Case("depthwise_3x3_runs_several", 2, 3, 70, 69, 3, 3, 3, padding=(1, 1), groups=3),
+    Case("depthwise_3x3_stride2_runs", 3, 5, 12, 65, 5, 3, 3, (2, 2), (1, 1), groups=5, edge=True),
+    Case("depthwise_3x3_stride2_runs_parts", 2, 3, 131, 129, 3, 3, 3, (2, 2), (1, 1), groups=3, bias=False),
     # depthwise_near.cuh: filters of a channel in a word, and in neighbouring lanes
     Case("depthwise_7x7_stride2_multiplier2", 3, 24, 17, 15, 48, 7, 7, (2, 2), (3, 3), groups=24, edge=True),
     Case("depthwise_3x3_stride2_multiplier2", 3, 40, 17, 14, 80, 3, 3, (2, 2), (1, 0), groups=40, edge=True),

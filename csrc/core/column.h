@@ -447,8 +447,8 @@ constexpr bool column_copies(Op op, Problem const& p) {
 }
 
 // 3x3, fprop and dgrad: small layers, and channels that the copy engine cannot take, are in these rows too, by
-// depthwise_wide.cuh or depthwise_walk.cuh.
-enum class ColumnRoad { none, column, walk, wide };
+// depthwise_flat.cuh, depthwise_wide.cuh or depthwise_walk.cuh.
+enum class ColumnRoad { none, column, walk, wide, flat };
 struct ColumnChoice {
   ColumnRoad road = ColumnRoad::none;
   double ns = 0;
@@ -471,6 +471,7 @@ constexpr ColumnChoice column_choice(Op op, Problem const& p, int R, int stride,
   int64_t const H = op == Op::dgrad ? p.H : p.P();
   bool const many = stride == 1 && H <= 16 && walk.chunks == 1 && walk.vector > 1 && walk.threads >= 30000;
   if (wide.used) consider(ColumnRoad::wide, wide.ns);
+  if (FlatTile const flat = stride == 1 ? flat_tile(p, d) : FlatTile{}; flat.used) consider(ColumnRoad::flat, flat.ns);
   if (!wide.used || many)
     consider(ColumnRoad::walk, wide.used && size_of(p.dtype) == 2 ? 3200 + 0.74 * walk.ns : walk.ns);
   return best;

@@ -1,6 +1,7 @@
 // Which problems the kernels of cuda/stream.cuh take, and their times: for the planner alone.
 #pragma once
 
+#include "runs.h"
 #include "stream.h"
 
 namespace conv2d_ext {
@@ -63,6 +64,17 @@ constexpr int stream_shares(int R, int64_t walks, int64_t C, double most, Device
     if (best == 0 || cost < best) best = cost, shares = int(split);
   }
   return shares;
+}
+
+// 3x3 in 16 bits by stream_runs.cuh; 0: not taken.
+constexpr Estimate runs_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
+  if (row.tile_m != 3) return {0, 1};
+  if (row.tile_k == 1) {
+    RunsTile const runs = runs_tile(op, p, d);
+    return {runs.used ? runs.ns : 0, 1};
+  }
+  SpreadRuns const runs = op == Op::dgrad ? spread_runs_tile(p, d) : SpreadRuns{};
+  return {runs.used ? runs.ns : 0, 1};
 }
 
 // The bytes at the rate that the copies reach, and half of the walks' steps, which they don't hide (docs/tuning.md).

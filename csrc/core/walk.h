@@ -2,6 +2,7 @@
 #pragma once
 
 #include "depthwise.h"
+#include "flat.h"
 
 namespace conv2d_ext {
 
@@ -64,13 +65,6 @@ constexpr int walk_channels(Op op, Problem const& p, int R) {
                  channel_vectors(p.y, p.y_align, p.C, v, p.dtype)
              ? v
              : 1;
-}
-
-// The least time of memory at the rate of large layers.
-constexpr double walk_memory_ns(Problem const& p, Device const& d) {
-  double const elements =
-      double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  return elements * size_of(p.dtype) / (3300.0 * d.sm_count / 132);
 }
 
 struct WalkTile {
@@ -192,14 +186,26 @@ constexpr bool is_walk(Row const& row) {
 
 constexpr bool walk_supports(Row const& row, Op op, Problem const& p) { return walks(op, p) && walk_filter(row, p); }
 
-// As measured, beside the tiles' own times.
+// As measured, beside the tile's own time.
+constexpr double walk_sums_ns(WalkSumsTile const& t, int R, int stride) {
+  return 6500 + (R == 7 ? 1.05 : stride == 2 ? 1.5 : R == 5 ? 1.2 : 1.3) * (t.ns - 6500);
+}
+
+// Does depthwise_flat.cuh take wgrad, not the walk?
+constexpr bool sums_are_flat(Problem const& p, int R, int stride, Device const& d) {
+  FlatTile const flat = flat_sums_tile(p, d);
+  return flat.used && flat.ns < walk_sums_ns(walk_sums_tile(p, R, stride, d), R, stride);
+}
+
 constexpr Estimate walk_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  bool const strided = row.tile_k == 2;
-  if (op != Op::wgrad)
-    return {(row.tile_m == 5 && strided ? 1.45 : 1.0) * walk_tile(op, p, row.tile_m, row.tile_k, d).ns, 1};
-  WalkSumsTile const t = walk_sums_tile(p, row.tile_m, row.tile_k, d);
-  double const slower = row.tile_m == 7 ? 1.05 : strided ? 1.5 : row.tile_m == 5 ? 1.2 : 1.3;
-  return {6500 + slower * (t.ns - 6500), int(t.shares)};
+  int const R = row.tile_m, stride = row.tile_k;
+  if (op != Op::wgrad) return {(R == 5 && stride == 2 ? 1.45 : 1.0) * walk_tile(op, p, R, stride, d).ns, 1};
+  if (sums_are_flat(p, R, stride, d)) {
+    FlatTile const flat = flat_sums_tile(p, d);
+    return {flat.ns, int(flat.parts)};
+  }
+  WalkSumsTile const t = walk_sums_tile(p, R, stride, d);
+  return {walk_sums_ns(t, R, stride), int(t.shares)};
 }
 
 }  // namespace conv2d_ext

@@ -13,6 +13,7 @@
 
 #include "../core/column.h"
 #include "../core/sums_once.h"
+#include "depthwise_flat.cuh"
 #include "depthwise_wide.cuh"
 #include "give_back.cuh"
 #include "phase_arguments.h"
@@ -653,6 +654,9 @@ cudaError_t launch_one(Problem const& problem, Arguments const& args, int shares
     ColumnRoad const road = column_choice(op, problem, R, stride, gpu).road;
     if (road == ColumnRoad::walk)
       return depthwise::launch_walk<op, T, R, stride>(problem, walk_tile(op, problem, R, stride, gpu), args, stream);
+    if constexpr (stride == 1 && sizeof(T) == 2)
+      if (road == ColumnRoad::flat)
+        return depthwise::launch_flat<op, T>(problem, flat_tile(problem, gpu), args, stream);
     if constexpr (op == Op::fprop || stride == 1)
       if (road == ColumnRoad::wide) return depthwise::launch_wide<op, T, stride>(problem, args, stream);
   }

@@ -2,6 +2,7 @@
 // depthwise_lines.cuh, which are compiled in a source of their own, are for all GPUs; the others are for Hopper.
 #pragma once
 
+#include "depthwise_flat.cuh"
 #include "depthwise_lines.cuh"
 #include "depthwise_patches.cuh"
 #include "depthwise_staged.cuh"
@@ -36,10 +37,21 @@ cudaError_t launch_any_filter(Problem const& problem, Plan const& plan, Argument
   return launch_plain<op, dtype, variant>(problem, plan, gpu, args, stream);
 }
 
+// wgrad of 3x3 with stride 1 in channels_last, 16 bits.
+template <DType dtype>
+cudaError_t launch_sums(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  Device gpu = h200_sxm;
+  if (auto const error = count_sms(gpu.sm_count)) return error;
+  if (!sums_are_flat(problem, 3, 1, gpu)) return launch_walks<Op::wgrad, dtype, 3, 3, 1>(problem, plan, args, stream);
+  return launch_flat_sums<typename TypeOf<dtype>::type>(problem, plan, flat_sums_tile(problem, gpu), args, stream);
+}
+
 template <Op op, DType dtype, int R, int S, int stride, Variant variant>
 cudaError_t launch_row(Problem const& problem, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   if constexpr (R == 0)
     return launch_any_filter<op, dtype, variant>(problem, plan, args, stream);
+  else if constexpr (is_nhwc(variant) && op == Op::wgrad && R == 3 && stride == 1 && size_of(dtype) == 2)
+    return launch_sums<dtype>(problem, plan, args, stream);
   else if constexpr (is_nhwc(variant))
     return launch_walks<op, dtype, R, S, stride>(problem, plan, args, stream);
   else if constexpr (op == Op::dgrad && stride == 2)

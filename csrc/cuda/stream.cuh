@@ -5,12 +5,14 @@
 // outputs that it meets. No warp waits for another. dgrad is fprop with the filter turned round.
 // wgrad: the same walk; ldmatrix transposes x and y, so that mma sums over the 16 units, and the diagonals of its 16 x
 // 8 results are the taps.
-// Rows of fprop and dgrad that begin anywhere, and wide ones, are for stream_ring.cuh.
+// Rows of fprop and dgrad that begin anywhere, and wide ones, are for stream_ring.cuh; odd rows of 3x3 for
+// stream_runs.cuh.
 #pragma once
 
 #include "stream_planes.cuh"
 #include "stream_ring.cuh"
 #include "stream_rows.cuh"
+#include "stream_runs.cuh"
 #include "stream_sums.cuh"
 #include "stream_taller.cuh"
 #include "stream_units.cuh"
@@ -342,6 +344,12 @@ cudaError_t launch(Problem const& problem, Plan const& plan, Arguments const& ar
   using T = typename TypeOf<dtype>::type;
   constexpr bool backward = op == Op::dgrad, sums = op == Op::wgrad;
   constexpr bool spreads = backward && stride == 2;
+  if constexpr (R == 3 && stride == 1 && !sums)
+    if (RunsTile const runs = runs_tile(op, problem, h200_sxm); runs.used)
+      return launch_runs<op, T>(problem, runs, args, stream);
+  if constexpr (R == 3 && spreads)
+    if (SpreadRuns const runs = spread_runs_tile(problem, h200_sxm); runs.used)
+      return launch_spread_runs<T>(problem, runs, args, stream);
   StreamTile const t = stream_tile(row, op, problem, h200_sxm);
   Strides const& in = backward ? problem.y : problem.x;
   Strides const& out = backward ? problem.x : problem.y;
