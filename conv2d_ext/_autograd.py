@@ -222,11 +222,12 @@ def plain_backward_of_all(
     """What the op plain_backward computes, by the ops of all tensors; differentiable."""
     attributes = _unpacked(window, groups_and_tf32)
     grad_input = grad_weight = None
-    if wanted & 1:
-        grad_input = dgrad(grad_output, weight, input.shape, *attributes)
+    grad_bias = _bias_grad(grad_output) if wanted & 4 else None
     if wanted & 2:
         grad_weight = wgrad(grad_output, input, weight.shape, _layout_of(weight), *attributes)
-    return grad_input, grad_weight, _bias_grad(grad_output) if wanted & 4 else None
+    if wanted & 1:
+        grad_input = dgrad(grad_output, weight, input.shape, *attributes)
+    return grad_input, grad_weight, grad_bias
 
 
 _TENSORS = frozenset((Tensor, torch.nn.Parameter))
@@ -290,12 +291,12 @@ class Fprop(Function):
         if grad_output is not None:
             input, weight = ctx.saved_tensors
             need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
-            if need_input:
-                grad_input = dgrad(grad_output, weight, ctx.input_size, *ctx.attributes)
+            if need_bias:  # in the order of csrc/ops/eager.h
+                grad_bias = _bias_grad(grad_output)
             if need_weight:
                 grad_weight = wgrad(grad_output, input, ctx.weight_size, ctx.weight_stride, *ctx.attributes)
-            if need_bias:
-                grad_bias = _bias_grad(grad_output)
+            if need_input:
+                grad_input = dgrad(grad_output, weight, ctx.input_size, *ctx.attributes)
         return grad_input, grad_weight, grad_bias, None, None, None, None, None, None
 
     @staticmethod

@@ -1725,6 +1725,18 @@ def test_up_to_a_round_of_small_tiles_takes_channels_that_do_not_fill_lines() ->
     assert named("dgrad", Case("many", 32, 144, 28, 28, 40, 1, 1), torch.float16, "nhwc").endswith("_64x128_im2col")
 
 
+def test_1x1_layers_of_networks_take_what_is_faster_with_operands_in_l2_too() -> None:
+    for op, sizes, end in (
+        ("dgrad", (32, 40, 28, 28, 120), "_192x64_lines"),  # 131 tiles: 11.8 us by 96x64_lines, 10.5
+        ("fprop", (32, 120, 28, 28, 40), "_192x64_lines"),
+        ("fprop", (32, 128, 28, 28, 512), "_64x128_im2col"),  # 15.6 by 96x128_lines, 14.4
+        ("wgrad", (32, 24, 56, 56, 144), "_128x64_lines"),  # 23.6 by 128x64_lean, 21.4
+    ):
+        for dtype in (torch.float16, torch.bfloat16):
+            assert named(op, Case("network", *sizes, 1, 1), dtype, "nhwc").endswith(end), (op, sizes)
+    assert named("fprop", Case("few", 32, 64, 28, 28, 256, 1, 1), torch.float16, "nhwc").endswith("_lines")
+
+
 def test_1x1_layers_between_few_channels_of_many_pixels_flow_through_a_warp() -> None:
     """pixels_flow.cuh: pixels without gaps, filters that shared memory holds, any number of channels."""
     for op, (N, C, H, K) in (
@@ -2269,6 +2281,8 @@ def test_few_weights_of_1x1_filters_are_products_of_matrices_in_parts_by_tiles_t
         (
             ("160x128", 14, Case("160 filters", 32, 672, 24, 24, 160, 1, 1)),  # 31.2 us by 64x64 tiles, 19.6
             ("128x64", 5, Case("288 filters", 32, 576, 14, 14, 288, 1, 1)),  # 16.7, 15.2
+            ("128x64", 10, Case("resnet50", 32, 128, 28, 28, 512, 1, 1)),  # 18.9 by 64x64, 17.6
+            ("128x64", 10, Case("resnet50", 32, 512, 28, 28, 128, 1, 1)),  # 19.8 by 64x64, 17.6
             ("192x128", 5, Case("xception", 32, 728, 19, 19, 728, 1, 1)),  # 43.7, 33.6
         ),
     ):

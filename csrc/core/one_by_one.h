@@ -50,12 +50,29 @@ constexpr bool odd_pixels(Problem const& p) { return min64(p.C, p.K) >= 256 && (
 // wgrad by tiles of 64x64 is as slow as it was taken to be before (kOneByOne) where channels fill no line and filters
 // are many, and over many pixels: 16x24x35x35 to 2048 43.6 us (36.7 by 128x64), 8x104x128x257 to 96 59.8 (46.1).
 constexpr double small_tiles_as_measured(Row const& row, Problem const& p) {
-  if (row.op != Op::wgrad || row.variant != Variant::lean || row.tile_m != 64 || p.x.c != 1) return 1;
+  if (row.op != Op::wgrad || row.variant != Variant::lean || p.x.c != 1) return 1;
+  bool const few = min64(p.C, p.K) <= 24 && p.N * p.H * p.W >= 50000;
+  if (row.tile_m != 64) return few && row.tile_m == 128 ? 1.25 : 1;  // 32x24x56x56 to 144 by 128x64 23.6 us, 19.7
   if (odd_pixels(p)) return 1.35;
   if (row.tile_n != 64) return 1;
-  if (min64(p.C, p.K) <= 24 && p.N * p.H * p.W >= 50000) return 1.25;  // 4x16x256x256 to 24 20.4 us, 15.2
+  if (few) return 1.25;  // 4x16x256x256 to 24 20.4 us, 15.2
   bool const short_lines = min64(p.C, p.K) < 32 && max64(p.C, p.K) > 1024;
   return short_lines || p.N * p.H * p.W >= 200000 ? 1.03 : 1;
+}
+
+// fprop and dgrad of up to 64 results a pixel by tiles of more than 128 pixels that all SMs have at once: 32x40x28x28
+// to 120 D by 192x64 10.5 us, 96x64 11.8 (in L2 6.0, 8.0). And fprop by filters that stay, of many results:
+// 64x128x28x28 to 512 22.3 us, 96x128 24.5 (16.6, 21.4).
+constexpr double one_round_as_measured(Row const& row, Problem const& p) {
+  if (row.op == Op::wgrad || p.x.c != 1) return 1;
+  int64_t const pixels = p.N * p.H * p.W, results = row.op == Op::fprop ? p.K : p.C;
+  if (row.variant == Variant::lines && row.tile_n == 64)
+    return results <= 64 && results >= (row.op == Op::fprop ? 24 : 32) && pixels >= 17000 &&
+                   ceil_div(pixels, row.tile_m) <= 132
+               ? 0.92
+               : 1;
+  bool const stay = row.variant == Variant::im2col && row.tile_m == 64 && row.tile_n == 128 && row.op == Op::fprop;
+  return stay && p.C >= 64 && p.C <= 128 && p.K >= 2 * p.C && pixels * p.K >= 10000000 ? 0.87 : 1;
 }
 
 // TF32's fprop in channels_last, beside each other: filters that stay, and small tiles of short sums that store much
@@ -117,7 +134,7 @@ constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
   if (nchw && row.variant == Variant::im2col && row.op == Op::fprop && row.tile_m == 64 && row.tile_n == 64 &&
       p.C >= 256 && p.H * p.W > 200)
     large *= 1.07;
-  large *= large_tiles_as_measured(row, p);
+  large *= large_tiles_as_measured(row, p) * one_round_as_measured(row, p);
   // Channels off vectors, which are packed: 128x570x14x14 to 106 F 35.7 us by 192x128, estimated at 48.7. Less in small
   // layers, and by small tiles (32x366x14x14 to 72 14.6 by 64x64, 11.9 by filters that stay).
   if (row.family == Family::tma && row.op != Op::wgrad && p.x.c == 1 && (p.C % 8 != 0 || p.K % 8 != 0) &&
@@ -138,7 +155,7 @@ constexpr double one_by_one_as_measured(Row const& row, Problem const& p) {
     if (f.op == row.op && f.variant == row.variant && f.tile_m == row.tile_m && f.tile_n == row.tile_n &&
         (f.variant == Variant::im2col || f.nchw == nchw))
       return (whole ? f.whole : f.ended) * few_weights_as_measured(row, p) * small_tiles_as_measured(row, p) * large;
-  return large;
+  return large * small_tiles_as_measured(row, p);
 }
 
 }  // namespace conv2d_ext

@@ -54,16 +54,15 @@ inline Tensor bias_grad(Tensor const& grad_output) {
 inline IntList list(torch::headeronly::IntHeaderOnlyArrayRef values) { return {values.begin(), values.end()}; }
 
 // The gradients of input, weight and bias as bits of `wanted` ask for them; the others are undefined. The gradient of
-// weight gets weight's strides if they are dense.
+// weight gets weight's strides if they are dense. The sum for bias comes first, which reads what was just written, and
+// the gradient of input last, which the next layer is about to read: so both are still in L2 (docs/tuning/host.md).
 template <auto dgrad, auto wgrad>
 std::tuple<Tensor, Tensor, Tensor> plain_backward(Tensor const& grad_output, Tensor const& input, Tensor const& weight,
                                                   int64_t window, int64_t groups_and_tf32, int64_t wanted) {
   Window const w(window, groups_and_tf32);
   std::tuple<Tensor, Tensor, Tensor> out;
   try {
-    if (wanted & 1)
-      std::get<0>(out) =
-          dgrad(grad_output, weight, list(input.sizes()), w.stride, w.padding, w.dilation, w.groups, w.allow_tf32, -1);
+    if (wanted & 4) std::get<2>(out) = bias_grad(grad_output);
     if (wanted & 2) {
       IntList const size = list(weight.sizes());
       std::optional<IntList> stride = list(weight.strides());
@@ -71,7 +70,9 @@ std::tuple<Tensor, Tensor, Tensor> plain_backward(Tensor const& grad_output, Ten
       std::get<1>(out) =
           wgrad(grad_output, input, size, stride, w.stride, w.padding, w.dilation, w.groups, w.allow_tf32, -1);
     }
-    if (wanted & 4) std::get<2>(out) = bias_grad(grad_output);
+    if (wanted & 1)
+      std::get<0>(out) =
+          dgrad(grad_output, weight, list(input.sizes()), w.stride, w.padding, w.dilation, w.groups, w.allow_tf32, -1);
   } catch (std::exception const& error) {
     last_failure = error.what();
     throw;
