@@ -146,4 +146,11 @@ constexpr int64_t depthwise_workspace_bytes(Problem const& p, int split_k) {
   return split_k == 1 ? 0 : p.K * p.R * p.S * split_k * (p.dtype == DType::f64 ? 8 : 4);
 }
 
+// The least time of memory at the rate of large layers.
+constexpr double walk_memory_ns(Problem const& p, Device const& d) {
+  double const elements =
+      double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
+  return elements * size_of(p.dtype) / (3300.0 * d.sm_count / 132);
+}
+
 }  // namespace conv2d_ext

@@ -9,13 +9,6 @@ namespace conv2d_ext {
 inline constexpr int kFlatThreads = 128, kFlatSumsThreads = 256;  // of a block; wgrad's
 inline constexpr int kFlatBytes = 8;                              // of a thread's elements, a word
 
-// The least time of memory at the rate of large layers.
-constexpr double walk_memory_ns(Problem const& p, Device const& d) {
-  double const elements =
-      double(p.N) * (double(p.C) * double(p.H) * double(p.W) + double(p.K) * double(p.P()) * double(p.Q()));
-  return elements * size_of(p.dtype) / (3300.0 * d.sm_count / 132);
-}
-
 struct FlatTile {
   bool used = false;
   int64_t words = 1, rows = 1, chunks = 1;             // words of a row of the image; rows of a thread

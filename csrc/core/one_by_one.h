@@ -47,8 +47,9 @@ constexpr double few_weights_as_measured(Row const& row, Problem const& p) {
 // 64x128 23.5 us, estimated at 16.8.
 constexpr bool odd_pixels(Problem const& p) { return min64(p.C, p.K) >= 256 && (p.C % 16 != 0 || p.K % 16 != 0); }
 
-// wgrad by tiles of 64x64 is as slow as it was taken to be before (kOneByOne) where channels fill no line and filters
-// are many, and over many pixels: 16x24x35x35 to 2048 43.6 us (36.7 by 128x64), 8x104x128x257 to 96 59.8 (46.1).
+// wgrad's small tiles. 64x64 are as slow as they were taken to be before (kOneByOne) where channels fill no line and
+// filters are many, and over many pixels: 16x24x35x35 to 2048 43.6 us (36.7 by 128x64), 8x104x128x257 to 96 59.8
+// (46.1).
 constexpr double small_tiles_as_measured(Row const& row, Problem const& p) {
   if (row.op != Op::wgrad || row.variant != Variant::lean || p.x.c != 1) return 1;
   bool const few = min64(p.C, p.K) <= 24 && p.N * p.H * p.W >= 50000;

@@ -32,9 +32,11 @@ struct PhasesTile {
   static constexpr int out_line = sizeof(T) == 4 ? 272 : 128;  // bytes of a pixel's 64 results; floats lie unswizzled
   static constexpr int staging_bytes = groups * pixels * out_line;
   static constexpr int blocks = pixels * results == 64 * 64 ? 2 : 1;  // an SM
-  // Even where two warpgroups repack: each fills stages of its own.
+  // Both even where two warpgroups repack: each empties and fills stages of its own, whose phases it waits for in
+  // order.
   static constexpr int stages = repacking == 2 ? 4 : 3, room = (blocks == 2 ? 112 : 224) * 1024 - 1024 - staging_bytes;
-  static constexpr int fit = (room - stages * stage_bytes) / raw_bytes, raw_stages = fit < 8 ? fit : 8;
+  static constexpr int fit = (room - stages * stage_bytes) / raw_bytes / repacking * repacking;
+  static constexpr int raw_stages = fit < 8 ? fit : 8;
   static_assert(tile_m % 64 == 0 && tile_n % 64 == 0 && raw_stages >= 3);
   static constexpr int shared_bytes = 1024 + staging_bytes + stages * stage_bytes + raw_stages * raw_bytes;
 };

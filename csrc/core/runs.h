@@ -15,13 +15,13 @@ struct RunsTile {
 };
 
 // fprop and dgrad of more than 64 columns, of which the kernels of whole units leave many over (as measured: 57 columns
-// lose a tenth). Planes without gaps, stride 1, 'same' padding; a word holds the end of one row at most, and two those
-// that it meets in a row above or below.
+// lose a tenth, 113 a twentieth, 97 take as long). Planes without gaps, stride 1, 'same' padding; a word holds the end
+// of one row at most, and two those that it meets in a row above or below.
 constexpr bool runs_supports(Problem const& p) {
   if (size_of(p.dtype) != 2 || p.R != 3 || p.S != 3 || p.stride_h != 1 || p.stride_w != 1 || p.dilation_h != 1 ||
       p.dilation_w != 1 || p.pad_top != 1 || p.pad_bottom != 1 || p.pad_left != 1 || p.pad_right != 1)
     return false;
-  if (p.C_per_group() != 1 || p.K != p.C || p.W <= 64 || p.W % 4 == 0) return false;
+  if (p.C_per_group() != 1 || p.K != p.C || p.W <= 64 || p.W % 4 == 0 || p.W % 64 >= 48) return false;
   auto dense = [&](Strides const& s, int align) constexpr {
     return s.w == 1 && (s.h == p.W || p.H == 1) && (s.c == p.H * p.W || p.C == 1) &&
            (s.n == p.C * p.H * p.W || p.N == 1) && align >= 16;

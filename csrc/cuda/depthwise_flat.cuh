@@ -164,9 +164,11 @@ __device__ __noinline__ float flat_sum_again(FlatSumsParams const& p, int begin,
     for (int row = h0; row < min(h0 + p.rows, p.H); ++row) {
       int const h = row - 1 + r;
       if (unsigned(h) >= unsigned(p.H)) continue;
-      for (int i = c; i < past; i += p.C)
-        if (i >= first && unsigned(i + (s - 1) * p.C) < unsigned(p.row))
+      for (int i = c + max(0, first - c + p.C - 1) / p.C * p.C; i < past; i += p.C)
+        if (unsigned(i + (s - 1) * p.C) < unsigned(p.row)) {
           sum = fmaf(widen(x[h * p.x_h + i]), widen(y[row * p.y_h + i]), sum);
+          if (sum != sum) return sum;  // a NaN stays one
+        }
     }
   }
   return sum;

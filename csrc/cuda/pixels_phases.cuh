@@ -252,6 +252,7 @@ __device__ void multiply(Params const& p, uint32_t ring, uint32_t staging, Barri
   int const group = warp_uniform(int(threadIdx.x) / kWarpgroup), lane = int(threadIdx.x) % 32;
   uint64_t const lines = tma::layout_of(kLineBytes);
   staging += group * Tile::pixels * Tile::out_line;
+  if (p.bias != nullptr) ptx::griddepcontrol_wait();  // the launch before may have made it
   Stage stage;
 #pragma unroll 1
   for (int tile = int(blockIdx.x); tile < p.tiles; tile += int(gridDim.x)) {
