@@ -22,7 +22,7 @@ UNUSED = "nothing uses the loads, which come before the one that is waited for o
 KNOWN = {
     "column::wgrad": (9, "along sides of branches that exclude each other: without x fence.proxy.async waits"),
     "igemm_tf32::kernel": (14, "loads of tables, not of the ring"),
-    "pixels_pairs::main_kernel": (7, UNUSED),
+    "pixels_pairs::main_kernel": (8, UNUSED),
     "plain::rows_kernel": (3, UNUSED),
     "plain::sums_kernel": (8, UNUSED),
     "stream::row_planes": (10, "the copying warp arrives, behind a barrier of the block; others have the loads"),
