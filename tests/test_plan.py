@@ -2687,12 +2687,11 @@ def test_wgrad_whose_first_step_has_seven_columns_is_not_for_longer_filters(W: i
 
 def test_each_factor_beside_other_rows_is_one_rows() -> None:
     """A factor of a row that has gone would change nothing, and be read as if it did."""
-    text = (Path(__file__).parent.parent / "csrc/core/beside.h").read_text()
-    pattern = r"\{Op::(\w+),\s*Family::(\w+),\s*Variant::(\w+),\s*Kind::(\w+),\s*(\w+),\s*(\d+),\s*\w+,\s*[\d.]+,"
-    factors = re.findall(pattern, text)
-    assert len(factors) == text.count("{Op::") > 15
-    for op, family, variant, kind, m, n in factors:
-        tile = r"\d+x\d+" if m == "kAnyTile" else f"{m}x{n}"
+    text = (Path(__file__).parent.parent / "csrc/core/beside.def").read_text()
+    factors = re.findall(r"^BESIDE\((\w+), (\w+), (\w+), (\w+), (\w+), (\w+), (?:nchw|nhwc), [\d.]+[,)]", text, re.M)
+    assert len(factors) == len(re.findall("^BESIDE", text, re.M)) > 15
+    for family, variant, op, kind, m, n in factors:
+        tile = r"\d+x\d+" if m == "any" else f"{m}x{n}"
         row = re.compile(f"{family}_{op}_f{16 if kind == 'half' else 32}_{tile}_{variant}")
         assert any(row.fullmatch(name) for name in ROWS), row.pattern
 

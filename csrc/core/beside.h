@@ -98,13 +98,16 @@ constexpr double beside_ns(Row const& row, Problem const& p, double ns) {
   return ns;
 }
 
-// Rows of all families, where a problem is within up to three ranges: factors that were right several times as often as
-// wrong in each half of 27,000 timed problems and in draws that asked for doubtful choices, or on plans of no part in
-// them (docs/tuning/planner.md). All that hold count.
+// The lines of beside.def: factors of rows of all families, where a problem is within ranges.
+namespace beside {
+
+enum class Kind : uint8_t { half, single, tf32, strict };  // types of 16 bits; float32, in any way or in one
+enum class Layout : uint8_t { nchw, nhwc };
+inline constexpr int any = -1;  // tile
+
 // all_taps: of all groups; weights, inputs, outputs: elements; ..._fits: the largest power of two up to 16 that divides
-// it; C and K are of a group.
+// it; C and K are of a group; us is the row's estimate without the table.
 enum class Of : uint8_t {
-  any,
   us,
   N,
   H,
@@ -132,467 +135,31 @@ enum class Of : uint8_t {
   group_C_fits,
   group_K_fits
 };
-struct Range {
-  Of of = Of::any;
-  double least = 0, most = 1e18;
+struct Bound {
+  Of of = Of::us;
+  bool most = false;
+  double value = -1;
 };
-enum class Kind : uint8_t { half, single, tf32, strict };  // types of 16 bits; float32, in any way or in one
-inline constexpr int kAnyTile = -1;
-struct Beside {
-  Op op;
+constexpr Bound operator>=(Of of, double least) { return {of, false, least}; }
+constexpr Bound operator<=(Of of, double most) { return {of, true, most}; }
+
+struct Line {
   Family family;
   Variant variant;
+  Op op;
   Kind kind;
   int tile_m, tile_n;
-  bool nhwc;
+  Layout layout;
   double factor;
-  Range a, b, c = {};
+  Bound bounds[4];
 };
-inline constexpr Beside kBeside[] = {
-    {Op::fprop, Family::tma, Variant::lean, Kind::single, 64, 64, false, 1.07, {Of::us, 0, 7}, {}},
-    {Op::dgrad, Family::tma, Variant::lean, Kind::single, 64, 128, true, 0.87, {Of::pixels, 0, 1550}, {Of::us, 6}},
-    {Op::wgrad, Family::tma, Variant::lean, Kind::single, 64, 64, false, 0.87, {Of::stride, 2}, {Of::taps, 0, 1}},
-    {Op::fprop, Family::tma, Variant::im2col, Kind::half, 192, 128, false, 0.9, {Of::all_taps, 0, 1}, {}},
-    {Op::fprop, Family::tma, Variant::im2col, Kind::half, 64, 128, false, 1.12, {Of::all_taps, 0, 1}, {Of::stride, 2}},
-    {Op::dgrad, Family::tma, Variant::im2col, Kind::half, 64, 64, false, 1.12, {Of::all_taps, 0, 1}, {}},
-    {Op::dgrad, Family::pixels, Variant::nchw, Kind::half, 128, 256, false, 1.07, {Of::us, 8, 16}, {}},
-    {Op::wgrad, Family::pixels, Variant::nchw, Kind::half, 128, 64, false, 1.12, {Of::us, 16, 60}, {}},
-    {Op::wgrad, Family::pixels, Variant::nchw, Kind::single, 128, 128, false, 0.93, {Of::pixels, 20000}, {}},
-    {Op::wgrad, Family::tma, Variant::lines, Kind::half, 128, 64, true, 0.93, {Of::pixels, 6400}, {Of::us, 11, 36}},
-    {Op::wgrad, Family::tma, Variant::lines, Kind::half, 128, 128, true, 0.95, {Of::pixels, 6400}, {Of::us, 11}},
-    {Op::wgrad, Family::tma, Variant::lean, Kind::half, 64, 64, true, 1.04, {Of::us, 9, 24}, {Of::all_taps, 0, 1}},
-    {Op::fprop, Family::pixels, Variant::any, Kind::half, 32, 32, true, 1.06, {Of::pixels, 0, 200}, {}},
-    {Op::wgrad, Family::pixels, Variant::raw, Kind::half, 128, 128, false, 0.9, {Of::C, 128}, {Of::K, 128}},
-    {Op::dgrad, Family::tma, Variant::pointwise, Kind::half, 256, 64, false, 1.2, {Of::C, 128}, {}},
-    {Op::fprop, Family::pixels, Variant::nchw, Kind::half, 64, 256, false, 1.04, {Of::K_over_C, 0, 1}, {Of::us, 0, 36}},
-    {Op::dgrad, Family::pixels, Variant::nchw, Kind::half, 64, 256, false, 1.04, {Of::us, 0, 17}, {}},
-    {Op::fprop, Family::pixels, Variant::narrow, Kind::half, 256, 64, false, 1.07, {Of::us, 0, 13}, {}},
-    {Op::dgrad, Family::pixels, Variant::narrow, Kind::half, 256, 64, false, 1.07, {Of::pixels, 0, 150}, {}},
-    {Op::dgrad, Family::pixels, Variant::lean, Kind::half, 16, 32, true, 1.15, {Of::C, 120}, {}},
-    {Op::fprop, Family::pixels, Variant::any, Kind::single, 64, 64, false, 1.15, {Of::C, 0, 180}, {}},
-    {Op::wgrad, Family::pixels, Variant::any, Kind::single, 64, 64, false, 1.15, {Of::plane, 0, 200}, {}},
-    {Op::wgrad, Family::pixels, Variant::any, Kind::single, 32, 32, true, 1.15, {Of::K, 48}, {Of::us, 5.7}},
-    {Op::wgrad, Family::pixels, Variant::any, Kind::half, 32, 32, true, 1.15, {Of::K, 64}, {Of::us, 6.5}},
-    {Op::fprop, Family::stem, Variant::halo, Kind::single, 64, 32, true, 0.85, {Of::us, 0, 16}, {}},
-    {Op::wgrad, Family::grouped, Variant::nchw, Kind::half, 64, 64, false, 0.93, {Of::C, 24}, {}},
-    {Op::dgrad, Family::depthwise, Variant::nchw, Kind::single, 0, 2, false, 0.87, {Of::stride, 0, 1}, {Of::us, 0, 25}},
-    {Op::wgrad, Family::depthwise, Variant::nchw, Kind::half, 0, 0, false, 0.85, {Of::K_over_C, 2}, {Of::taps, 9, 25}},
-    {Op::wgrad, Family::depthwise, Variant::nchw, Kind::half, 0, 1, false, 1.07, {Of::pixels, 0, 1800}, {}},
-    {Op::wgrad, Family::column, Variant::nhwc_s2, Kind::single, 3, 3, true, 0.85, {Of::us, 20}, {Of::K_over_C, 0, 1}},
-    {Op::fprop, Family::stream, Variant::nchw, Kind::single, 3, 3, false, 1.07, {Of::taps, 9}, {}},
-    {Op::dgrad, Family::stream, Variant::nchw, Kind::single, 3, 3, false, 1.07, {Of::taps, 9}, {}},
-    {Op::dgrad, Family::strip, Variant::nhwc, Kind::single, 7, 8, true, 0.9, {}, {}},
-    {Op::fprop, Family::band, Variant::nchw, Kind::half, 16, 16, false, 1.2, {Of::plane, 200}, {}},
-    // 157x240x5x5 to 120 4x4 s4 in 30 groups D 65.8 us, estimated at 24.0.
-    {Op::dgrad, Family::grouped, Variant::nchw, Kind::half, 8, 8, true, 2.7, {Of::stride, 16}, {Of::taps, 16}},
-    {Op::wgrad, Family::depthwise, Variant::nchw, Kind::single, 0, 2, false, 0.75, {Of::us, 25}, {Of::plane, 5000}},
-    {Op::wgrad, Family::depthwise, Variant::nchw, Kind::single, 0, 1, false, 0.85, {Of::us, 15}, {Of::C, 0, 2}},
-    {Op::wgrad, Family::stream, Variant::nchw, Kind::single, 5, 5, false, 1.15, {Of::us, 30}, {Of::plane, 5000}},
-    {Op::wgrad, Family::stream, Variant::nchw_s2, Kind::half, 9, 9, false, 0.75, {Of::us, 0, 26}, {}},
-    {Op::fprop, Family::depthwise, Variant::nchw, Kind::half, 0, 1, false, 1.15, {Of::us, 18}, {Of::C, 0, 1}},
-    {Op::wgrad, Family::depthwise, Variant::nhwc, Kind::half, 0, 4, true, 0.87, {Of::us, 10, 40}, {Of::groups, 0, 90}},
-    {Op::dgrad, Family::tma, Variant::lean, Kind::half, 64, 64, true, 0.8, {Of::plane, 0, 49}, {Of::taps, 2}},
-    {Op::dgrad, Family::tma, Variant::lean, Kind::half, 64, 64, false, 0.93, {Of::pixels, 0, 3136}, {}},
-    {Op::dgrad, Family::tma, Variant::lean, Kind::single, 64, 64, false, 1.15, {Of::pixels, 3200}, {}},
-    {Op::fprop, Family::pixels, Variant::raw, Kind::single, 64, 64, false, 0.9, {}, {}},
-    {Op::fprop, Family::stem, Variant::nhwc, Kind::single, 32, 64, true, 1.25, {Of::K, 48}, {}},
-    {Op::wgrad, Family::simt, Variant::any, Kind::single, 256, 8, false, 1.25, {Of::stride, 90}, {}},
-    {Op::wgrad, Family::tma, Variant::im2col, Kind::half, 64, 64, true, 1.5, {Of::K, 0, 8}, {Of::C, 500}},
-    {Op::fprop, Family::tma, Variant::im2col, Kind::half, 64, 64, false, 1.25, {Of::groups, 2}, {Of::taps, 2, 4}},
-    {Op::fprop, Family::depthwise, Variant::nhwc, Kind::half, 0, 1, true, 1.12, {Of::us, 9}, {Of::stride, 0, 2}},
-    {Op::fprop, Family::pixels, Variant::any, Kind::single, 32, 32, true, 1.3, {Of::C, 512}, {}},
-    {Op::dgrad, Family::stream, Variant::nchw, Kind::half, 9, 9, false, 0.8, {Of::us, 0, 40}, {}},
-    {Op::fprop, Family::stem, Variant::lean, Kind::single, 16, 64, true, 0.9, {Of::us, 10}, {Of::C, 2}},
-    {Op::dgrad, Family::igemm, Variant::nhwc, Kind::half, 128, 128, true, 1.1, {}, {}},
-    // Packed pixels of groups of 33 to 64 odd channels, more than L2 holds: 111x627x20x20 3x3 in 11 groups 922 us,
-    // estimated at 453, 87x684x20x20 by 128x128 1,585, 540; 128x32 takes what it is estimated at.
-    {Op::fprop,
-     Family::tma_strict,
-     Variant::im2col,
-     Kind::strict,
-     128,
-     64,
-     false,
-     2.05,
-     {Of::C, 33, 64},
-     {Of::group_C_fits, 1, 2},
-     {Of::inputs, 1.2e7}},
-    {Op::fprop,
-     Family::tma_strict,
-     Variant::im2col,
-     Kind::strict,
-     128,
-     128,
-     false,
-     2.2,
-     {Of::C, 33, 64},
-     {Of::group_C_fits, 1, 2},
-     {Of::inputs, 1.2e7}},
-    // 68 tiles, of which 132 blocks have uneven shares: 1x2048x65x65 to 256 3x3 d6 103 us, estimated at 73.
-    {Op::fprop, Family::tma, Variant::im2col, Kind::half, 128, 128, true, 1.3, {Of::C, 1024}, {Of::pixels, 4224, 4352}},
-    // Of draws of 11-30, 21:30 to 22:30 (docs/tuning/planner.md), each with the problem that showed it where it changes
-    // much.
-    {Op::dgrad, Family::band, Variant::nchw, Kind::half, kAnyTile, 0, false, 1.09, {Of::W, 123}, {}},
-    // 83x96x56x56 3x3 d5 101.8 us, estimated at 125.0.
-    {Op::dgrad, Family::band, Variant::nchw, Kind::half, 64, 64, false, 0.85, {Of::dilation, 16}, {Of::taps, 0, 9}},
-    // 109x64x56x56 3x3 d5 90.2 us, estimated at 109.9.
-    {Op::fprop, Family::band, Variant::nchw, Kind::half, 64, 64, false, 0.85, {Of::dilation, 16}, {Of::taps, 0, 9}},
-    {Op::fprop, Family::band, Variant::nchw, Kind::single, kAnyTile, 0, false, 1.13, {Of::W, 65}, {}},
-    // 1x236x49x49 to 944 9x9 s2 68.6 us, estimated at 39.9.
-    {Op::wgrad, Family::band, Variant::nchw, Kind::half, kAnyTile, 0, false, 1.19, {Of::plane, 211}, {Of::stride, 4}},
-    {Op::wgrad, Family::band, Variant::nhwc, Kind::half, 16, 16, true, 0.91, {Of::inputs, 0, 4e6}, {Of::outputs, 4e5}},
-    // 56x200x17x17 to 400 3x3 s2 11.9 us, estimated at 25.7.
-    {Op::dgrad, Family::column, Variant::nhwc_s2, Kind::single, kAnyTile, 0, true, 0.84, {Of::us, 15}, {}},
-    {Op::dgrad, Family::depthwise, Variant::nchw, Kind::single, 0, 0, false, 0.94, {Of::K, 0, 3}, {}},
-    // 6x171x12x12 to 24 3x1 s2 in 3 groups 17.6 us, estimated at 12.3.
-    {Op::fprop,
-     Family::depthwise,
-     Variant::nchw,
-     Kind::half,
-     0,
-     1,
-     false,
-     1.3,
-     {Of::K, 0, 8},
-     {Of::C, 20},
-     {Of::stride, 2}},
-    // 116x946x12x12 to 1892 13x13 s2 85.7 us, estimated at 52.4.
-    {Op::fprop, Family::depthwise, Variant::nchw, Kind::single, 0, 1, false, 1.19, {Of::taps, 61}, {}},
-    {Op::wgrad,
-     Family::depthwise,
-     Variant::nchw,
-     Kind::single,
-     kAnyTile,
-     0,
-     false,
-     0.88,
-     {Of::weights, 100},
-     {Of::R, 0, 6}},
-    // 27x23x51x51 5x5 d2 41.1 us, estimated at 28.4.
-    {Op::dgrad,
-     Family::depthwise,
-     Variant::nhwc,
-     Kind::half,
-     kAnyTile,
-     0,
-     true,
-     1.15,
-     {Of::outputs, 1.28e6},
-     {Of::in_plane, 201}},
-    {Op::dgrad, Family::depthwise, Variant::nhwc, Kind::half, 0, 1, true, 1.07, {Of::pixels, 4101}, {}},
-    // 2x8x37x37 21x21 s(2,1) 10.4 us, estimated at 18.0.
-    {Op::dgrad, Family::depthwise, Variant::nhwc, Kind::half, 0, 1, true, 0.76, {Of::pixels, 0, 2200}, {Of::R, 13}},
-    {Op::dgrad,
-     Family::depthwise,
-     Variant::nhwc,
-     Kind::half,
-     0,
-     2,
-     true,
-     0.93,
-     {Of::weights, 0, 3700},
-     {Of::outputs, 0, 48000}},
-    {Op::dgrad, Family::depthwise, Variant::nhwc, Kind::single, 0, 1, true, 1.05, {Of::pixels, 0, 2.3e5}, {Of::H, 30}},
-    // 4x8x21x21 to 32 13x13 13.1 us, estimated at 24.0.
-    {Op::fprop, Family::depthwise, Variant::nhwc, Kind::half, 0, 1, true, 0.78, {Of::outputs, 0, 2e5}, {Of::us, 16}},
-    {Op::wgrad, Family::depthwise, Variant::nhwc, Kind::single, 0, 4, true, 0.9, {Of::groups, 0, 14}, {}},
-    // 23x8x172x172 7x7 s2 39.5 us, estimated at 27.7.
-    {Op::wgrad, Family::depthwise, Variant::nhwc_s2, Kind::single, 7, 7, true, 1.22, {}, {}},
-    {Op::wgrad, Family::grouped, Variant::halo, Kind::half, kAnyTile, 0, true, 0.9, {Of::groups, 0, 20}, {}},
-    {Op::fprop, Family::grouped, Variant::nchw, Kind::half, kAnyTile, 0, true, 1.07, {Of::weights, 900}, {}},
-    // 77x360x26x26 to 180 1x1 d2 in 9 groups 98.0 us, estimated at 56.7.
-    {Op::fprop, Family::grouped, Variant::nhwc, Kind::half, 16, 16, true, 1.31, {Of::taps, 0, 2}, {Of::us, 9}},
-    // 15x384x9x132 1x1 d2 in 16 groups 54.5 us, estimated at 31.8.
-    {Op::fprop, Family::grouped, Variant::nhwc, Kind::tf32, 16, 16, true, 1.42, {Of::taps, 0, 6}, {Of::outputs, 9e5}},
-    {Op::fprop, Family::igemm, Variant::nhwc, Kind::tf32, kAnyTile, 0, true, 1.11, {}, {}},
-    {Op::wgrad, Family::igemm, Variant::nhwc, Kind::tf32, kAnyTile, 0, false, 1.08, {}, {}},
-    // 21x64x58x55 to 128 1x1 58.9 us, estimated at 33.8.
-    {Op::dgrad,
-     Family::pixels,
-     Variant::any,
-     Kind::tf32,
-     64,
-     64,
-     false,
-     1.48,
-     {Of::plane_fits, 2},
-     {Of::C, 51},
-     {Of::K, 0, 200}},
-    // 141x5x6x6 to 224 1x1 11.3 us, estimated at 18.6.
-    {Op::wgrad, Family::pixels, Variant::any, Kind::tf32, 32, 32, true, 0.84, {Of::pixels, 2101}, {}},
-    {Op::dgrad, Family::pixels, Variant::narrow, Kind::half, kAnyTile, 0, false, 1.05, {}, {}},
-    {Op::wgrad,
-     Family::pixels,
-     Variant::nchw,
-     Kind::half,
-     kAnyTile,
-     0,
-     false,
-     0.94,
-     {Of::pixels, 421},
-     {Of::W, 11},
-     {Of::plane_fits, 0, 4}},
-    // 19x144x58x58 to 24 1x1 22.0 us, estimated at 31.4.
-    {Op::wgrad,
-     Family::pixels,
-     Variant::nchw,
-     Kind::tf32,
-     192,
-     160,
-     false,
-     0.79,
-     {Of::us, 15.2},
-     {Of::weights, 0, 6300}},
-    // 3x256x33x33 to 21 1x1 17.9 us, estimated at 12.1.
-    {Op::wgrad, Family::pixels, Variant::nhwc, Kind::half, kAnyTile, 0, true, 1.14, {Of::K_over_C, 0, 0.18}, {}},
-    {Op::fprop, Family::pixels, Variant::pointwise, Kind::strict, kAnyTile, 0, true, 0.89, {Of::pixels, 0, 6000}, {}},
-    {Op::dgrad, Family::simt, Variant::any, Kind::tf32, 128, 128, false, 1.12, {}, {}},
-    {Op::dgrad, Family::simt, Variant::any, Kind::strict, kAnyTile, 0, true, 1.07, {Of::Q, 24}, {}},
-    {Op::dgrad, Family::simt, Variant::any, Kind::strict, kAnyTile, 0, true, 1.05, {}, {}},
-    // 14x5x40x40 to 10 7x1 s(7,1) 12.1 us, estimated at 9.3.
-    {Op::dgrad, Family::simt, Variant::any, Kind::strict, 256, 8, true, 1.14, {Of::us, 0, 18.5}, {}},
-    {Op::fprop, Family::simt, Variant::any, Kind::strict, kAnyTile, 0, false, 0.95, {Of::outputs, 0, 1e6}, {Of::H, 61}},
-    {Op::fprop,
-     Family::simt,
-     Variant::any,
-     Kind::tf32,
-     kAnyTile,
-     0,
-     false,
-     0.95,
-     {Of::groups, 0, 40},
-     {Of::K_over_C, 3.8}},
-    // 27x616x37x37 to 308 1x1 s2 in 11 groups 57.7 us, estimated at 77.3.
-    {Op::fprop, Family::simt, Variant::any, Kind::tf32, 128, 32, false, 0.87, {}, {}},
-    {Op::wgrad, Family::simt, Variant::any, Kind::strict, 128, 64, false, 0.9, {}, {}},
-    // 108x32x30x30 to 4 4x4 s2 d2 37.7 us, estimated at 59.1.
-    {Op::dgrad, Family::simt, Variant::nhwc, Kind::strict, kAnyTile, 0, false, 0.84, {Of::us, 17.5}, {Of::stride, 4}},
-    {Op::dgrad, Family::stem, Variant::halo, Kind::half, kAnyTile, 0, true, 0.89, {Of::plane, 0, 8300}, {}},
-    // 147x400x9x34 to 16 7x1 41.6 us, estimated at 57.5.
-    {Op::dgrad, Family::stem, Variant::halo, Kind::tf32, 64, 32, true, 0.85, {}, {}},
-    // 89x6x110x110 to 16 7x7 181.8 us, estimated at 116.1.
-    {Op::fprop, Family::stem, Variant::halo, Kind::half, kAnyTile, 0, false, 1.2, {Of::all_K, 0, 34}, {}},
-    {Op::fprop,
-     Family::stem,
-     Variant::halo,
-     Kind::tf32,
-     kAnyTile,
-     0,
-     true,
-     0.9,
-     {Of::stride, 0, 10},
-     {Of::outputs, 2.6e6}},
-    {Op::fprop, Family::stem, Variant::lean, Kind::tf32, 16, 64, false, 0.94, {Of::outputs, 0, 6e6}, {}},
-    {Op::fprop, Family::stem, Variant::lean, Kind::tf32, kAnyTile, 0, true, 0.9, {Of::outputs, 0, 1.7e6}, {}},
-    {Op::fprop, Family::stem, Variant::lines, Kind::strict, kAnyTile, 0, true, 1.12, {}, {}},
-    // 1x128x512x512 to 3 3x3 33.2 us, estimated at 46.1.
-    {Op::dgrad,
-     Family::stem,
-     Variant::nchw,
-     Kind::half,
-     kAnyTile,
-     0,
-     false,
-     0.84,
-     {Of::group_C_fits, 16},
-     {Of::inputs, 0, 6e7}},
-    {Op::fprop,
-     Family::stem,
-     Variant::nchw,
-     Kind::half,
-     kAnyTile,
-     0,
-     false,
-     0.94,
-     {Of::Q_fits, 0, 4},
-     {Of::in_plane, 0, 18000}},
-    {Op::fprop,
-     Family::stem,
-     Variant::nchw,
-     Kind::half,
-     64,
-     32,
-     false,
-     0.91,
-     {Of::P, 0, 270},
-     {Of::stride, 0, 3},
-     {Of::group_C_fits, 0, 1}},
-    {Op::fprop, Family::stem, Variant::nchw, Kind::strict, kAnyTile, 0, false, 0.91, {}, {}},
-    {Op::dgrad, Family::stem, Variant::nhwc, Kind::half, kAnyTile, 0, true, 1.08, {}, {}},
-    // 110x3x18x234 to 81 2x2 s2 54.7 us, estimated at 41.2.
-    {Op::fprop,
-     Family::stem,
-     Variant::nhwc,
-     Kind::half,
-     kAnyTile,
-     0,
-     true,
-     1.15,
-     {Of::inputs, 0, 2e7},
-     {Of::K, 66},
-     {Of::us, 22.1}},
-    // 7x2103x8x8 7x7 s2 40.0 us, estimated at 9.5.
-    {Op::wgrad,
-     Family::stream,
-     Variant::nchw_s2,
-     Kind::half,
-     kAnyTile,
-     0,
-     false,
-     1.23,
-     {Of::N, 0, 202},
-     {Of::us, 0, 11.3}},
-    {Op::dgrad, Family::strip, Variant::nchw, Kind::single, 7, 8, false, 0.88, {}, {}},
-    {Op::fprop, Family::strip, Variant::nchw, Kind::single, 1, 8, false, 1.13, {Of::plane, 1301}, {}},
-    {Op::dgrad, Family::tma, Variant::halo, Kind::half, 256, 96, false, 0.91, {Of::K, 0, 30}, {}},
-    {Op::dgrad,
-     Family::tma,
-     Variant::halo,
-     Kind::half,
-     256,
-     64,
-     true,
-     0.88,
-     {Of::weights, 0, 50000},
-     {Of::C, 71},
-     {Of::inputs, 1e6}},
-    {Op::dgrad, Family::tma, Variant::halo, Kind::half, 256, 96, true, 0.95, {}, {}},
-    {Op::dgrad, Family::tma, Variant::im2col, Kind::half, 128, 64, false, 1.07, {Of::us, 20.7}, {Of::plane_fits, 0, 4}},
-    // 14x448x6x6 to 224 3x3 in 4 groups 20.0 us, estimated at 11.9.
-    {Op::dgrad,
-     Family::tma,
-     Variant::im2col,
-     Kind::half,
-     64,
-     64,
-     false,
-     1.15,
-     {Of::stride, 0, 1},
-     {Of::group_C_fits, 16},
-     {Of::inputs, 0, 6e5}},
-    // 2x55x222x222 to 21 1x1 s(2,1) d2 33.2 us, estimated at 21.4.
-    {Op::fprop,
-     Family::tma,
-     Variant::im2col,
-     Kind::half,
-     192,
-     128,
-     false,
-     1.32,
-     {Of::taps, 0, 2},
-     {Of::inputs, 0, 2.4e7},
-     {Of::Q, 81}},
-    {Op::fprop,
-     Family::tma,
-     Variant::im2col,
-     Kind::half,
-     256,
-     64,
-     false,
-     0.89,
-     {Of::inputs, 0, 1.678e7},
-     {Of::outputs, 0, 2.3e7},
-     {Of::K_over_C, 0.72}},
-    {Op::fprop, Family::tma, Variant::im2col, Kind::half, 64, 64, false, 1.06, {Of::C, 54}, {}},
-    {Op::fprop, Family::tma, Variant::im2col, Kind::tf32, 256, 160, false, 1.12, {}, {}},
-    {Op::fprop,
-     Family::tma,
-     Variant::im2col,
-     Kind::half,
-     kAnyTile,
-     0,
-     true,
-     1.07,
-     {Of::group_K_fits, 8},
-     {Of::N, 0, 4}},
-    {Op::fprop, Family::tma, Variant::im2col, Kind::half, 64, 64, true, 1.05, {Of::K, 12}, {}},
-    {Op::fprop, Family::tma, Variant::im2col, Kind::tf32, kAnyTile, 0, true, 1.11, {Of::us, 0, 14.07}, {}},
-    {Op::fprop, Family::tma, Variant::im2col, Kind::tf32, 256, 160, true, 1.06, {Of::us, 21.5}, {Of::weights, 0, 7e5}},
-    // 23x240x6x46 to 120 2x2 s(2,1) in 10 groups 15.8 us, estimated at 9.8.
-    {Op::fprop, Family::tma, Variant::im2col, Kind::tf32, 256, 64, true, 1.15, {Of::us, 0, 19}, {}},
-    // 10x1664x6x29 to 6656 7x7 d2 757.1 us, estimated at 448.4.
-    {Op::wgrad,
-     Family::tma,
-     Variant::im2col,
-     Kind::half,
-     kAnyTile,
-     0,
-     false,
-     1.2,
-     {Of::inputs, 0, 9e6},
-     {Of::groups, 48}},
-    // 4x560x4x4 to 280 7x7 s(2,1) in 5 groups 19.2 us, estimated at 14.7.
-    {Op::wgrad, Family::tma, Variant::im2col, Kind::tf32, kAnyTile, 0, false, 1.14, {Of::C, 0, 370}, {Of::us, 0, 14.9}},
-    // 199x216x10x10 to 8 4x4 s2 53.6 us, estimated at 31.2.
-    {Op::dgrad, Family::tma, Variant::lean, Kind::tf32, 64, 128, false, 1.51, {Of::inputs, 2.1e6}, {}},
-    // 10x288x22x22 to 6 3x3 10.8 us, estimated at 13.8.
-    {Op::dgrad,
-     Family::tma,
-     Variant::lean,
-     Kind::half,
-     64,
-     128,
-     true,
-     0.82,
-     {Of::K, 0, 31},
-     {Of::us, 0, 14.7},
-     {Of::inputs, 9.2e5}},
-    // 58x149x14x14 to 8 3x3 s2 15.7 us, estimated at 49.9.
-    {Op::dgrad, Family::tma, Variant::lean, Kind::tf32, kAnyTile, 0, true, 0.73, {Of::stride, 2}, {Of::K, 0, 15}},
-    // 2x471x85x119 to 26 4x4 s2 d(1,3) 34.4 us, estimated at 58.2.
-    {Op::dgrad, Family::tma, Variant::lean, Kind::tf32, 128, 128, true, 0.87, {Of::us, 10.3}, {Of::group_K_fits, 0, 2}},
-    {Op::dgrad,
-     Family::tma,
-     Variant::lean,
-     Kind::tf32,
-     64,
-     64,
-     true,
-     0.9,
-     {Of::stride, 0, 1},
-     {Of::plane_fits, 0, 2},
-     {Of::group_K_fits, 0, 8}},
-    {Op::fprop, Family::tma, Variant::lean, Kind::tf32, kAnyTile, 0, false, 0.9, {Of::us, 10.34}, {Of::C, 5}},
-    // 23x186x18x18 to 16 7x7 s2 d2 22.9 us, estimated at 36.2.
-    {Op::fprop, Family::tma, Variant::lean, Kind::tf32, 64, 32, false, 0.87, {Of::K_over_C, 0, 0.77}, {}},
-    // 2x16x56x170 to 56 1x1 s(2,1) 9.6 us, estimated at 14.5.
-    {Op::fprop,
-     Family::tma,
-     Variant::lean,
-     Kind::tf32,
-     64,
-     32,
-     false,
-     0.86,
-     {Of::stride, 2},
-     {Of::taps, 0, 2},
-     {Of::C, 5}},
-    {Op::wgrad,
-     Family::tma,
-     Variant::lean,
-     Kind::half,
-     128,
-     64,
-     true,
-     1.16,
-     {Of::taps, 0, 2},
-     {Of::K, 25},
-     {Of::C, 25}},
-    {Op::wgrad, Family::tma, Variant::lines, Kind::half, 128, 128, false, 0.92, {Of::group_K_fits, 16}, {Of::H, 0, 18}},
-    {Op::wgrad, Family::tma, Variant::lines, Kind::half, kAnyTile, 0, true, 0.89, {Of::us, 8.4}, {Of::K, 0, 13}},
-    {Op::dgrad, Family::tma, Variant::raw, Kind::tf32, kAnyTile, 0, true, 0.93, {Of::us, 10.5}, {Of::weights, 0, 9400}},
-    {Op::dgrad, Family::tma, Variant::raw, Kind::tf32, 256, 128, true, 1.07, {Of::K, 0, 120}, {Of::N, 0, 96}},
-    // 4x192x175x175 1x1 s2 d2 in 3 groups 29.2 us, estimated at 45.6.
-    {Op::fprop,
-     Family::tma_strict,
-     Variant::im2col,
-     Kind::strict,
-     kAnyTile,
-     0,
-     true,
-     0.87,
-     {Of::taps, 0, 2},
-     {Of::stride, 2}},
+
+using enum Of;
+inline constexpr Line kLines[] = {
+#define BESIDE(family, variant, op, kind, tile_m, tile_n, layout, factor, ...) \
+  {Family::family, Variant::variant, Op::op, Kind::kind, tile_m, tile_n, Layout::layout, factor, {__VA_ARGS__}},
+#include "beside.def"
+#undef BESIDE
 };
 
 constexpr double value_of(Of of, Problem const& p, double ns) {
@@ -650,30 +217,33 @@ constexpr double value_of(Of of, Problem const& p, double ns) {
       return fits(p.C_per_group());
     case Of::group_K_fits:
       return fits(p.K_per_group());
-    case Of::any:
-      break;
   }
   return 1;
 }
 
+constexpr bool is_of(Line const& l, Row const& row, Problem const& p) {
+  if (l.family != row.family || l.variant != row.variant || l.op != row.op) return false;
+  if (l.tile_m != any && (l.tile_m != row.tile_m || l.tile_n != row.tile_n)) return false;
+  if ((l.layout == Layout::nhwc) != (p.C > 1 ? p.x.c == 1 : p.y.c == 1)) return false;
+  if (l.kind == Kind::half) return size_of(row.dtype) == 2;
+  return row.dtype == DType::f32 && (l.kind == Kind::single || p.allow_tf32 == (l.kind == Kind::tf32));
+}
+
+constexpr bool holds(Bound const& b, Problem const& p, double ns) {
+  double const value = value_of(b.of, p, ns);
+  return b.most ? value <= b.value : value >= b.value;
+}
+
+}  // namespace beside
+
 constexpr double beside_others_ns(Row const& row, Problem const& p, double ns) {
-  bool const nhwc = p.C > 1 ? p.x.c == 1 : p.y.c == 1, single = row.dtype == DType::f32;
-  auto of_row = [&](Beside const& f) {
-    bool const kind = f.kind == Kind::half     ? size_of(row.dtype) == 2
-                      : f.kind == Kind::single ? single
-                                               : single && p.allow_tf32 == (f.kind == Kind::tf32);
-    bool const tile = f.tile_m == kAnyTile || (f.tile_m == row.tile_m && f.tile_n == row.tile_n);
-    bool const measured = f.family != Family::pixels || p.groups == 1;  // whose groups were fitted without these
-    return measured && f.op == row.op && f.family == row.family && f.variant == row.variant && kind && tile &&
-           f.nhwc == nhwc;
-  };
-  auto within = [&](Range const& r) {
-    double const value = r.of == Of::any ? 1 : value_of(r.of, p, ns);
-    return value >= r.least && value <= r.most;
-  };
+  if (row.family == Family::pixels && p.groups > 1) return ns;  // groups were fitted without the lines
   double factor = 1;
-  for (Beside const& f : kBeside)
-    if (of_row(f) && within(f.a) && within(f.b) && within(f.c)) factor *= f.factor;
+  for (beside::Line const& l : beside::kLines) {
+    bool all = is_of(l, row, p);
+    for (beside::Bound const& b : l.bounds) all = all && holds(b, p, ns);
+    if (all) factor *= l.factor;
+  }
   return ns * factor;
 }
 
