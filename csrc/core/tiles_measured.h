@@ -13,6 +13,7 @@
 #include "images.h"
 #include "in_place.h"
 #include "lean.h"
+#include "lean_measured.h"
 #include "long_sums.h"
 #include "near_taps.h"
 #include "one_by_one.h"
@@ -109,6 +110,7 @@ constexpr Estimate tiles_estimate(Row const& row, Op op, Problem const& p, Devic
     if (e.ns < least) e.ns = least * 0.85 + e.ns * 0.15;  // their order stays
   }
   if (row.family == Family::tma) {
+    if (row.variant == Variant::lean) e.ns += lean_beyond_ns(row, q.problem, e.split_k);
     e.ns += early_lines_ns(row, q.problem, q.which.w);
     e.ns *= long_sums_as_measured(row, op, p, e.split_k) * lag_as_measured(row, op, p, e.split_k);
   }
