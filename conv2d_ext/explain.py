@@ -119,6 +119,9 @@ def explain(
     """
     if op not in ("fprop", "dgrad", "wgrad"):
         raise ValueError(f"explain: op: expected 'fprop', 'dgrad' or 'wgrad', got {op!r}")
+    for argument, value in (("channels_last", channels_last), ("allow_tf32", allow_tf32)):
+        if value is not None and not isinstance(value, bool):
+            raise TypeError(f"explain: {argument}: expected True, False or None, got {type(value).__name__} {value!r}")
     x_size, w_size = _size(input, "input"), _size(weight, "weight")
     if bias is not None and not isinstance(bias, Tensor):
         raise TypeError(f"explain: bias: expected a Tensor or None, got {type(bias).__name__}")

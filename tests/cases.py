@@ -221,6 +221,8 @@ CASES: tuple[Case, ...] = (
     Case("patches_of_3_channels_to_200", 3, 3, 12, 11, 200, 3, 5, (2, 1), (1, 2)),
     # Of 128x256, filters that stay, and tiles with rows of taps in the padding.
     Case("far_rows_few_weights", 1, 16, 280, 290, 16, 3, 2, padding=(130, 66), dilation=(130, 132)),
+    # dgrad: the one column meets no tap, and its rows' box would begin beyond what a map holds.
+    Case("far_rows_no_taps", 1, 160, 7, 1, 96, 3, 2, (1, 7), (0, 137, 2, 1), (2, 1)),
     # few channels or filters
     Case("stem_3x3_stride2", 2, 3, 21, 70, 32, 3, 3, stride=(2, 2), padding=(1, 1)),
     Case("stem_7x7_stride2_72_filters", 1, 3, 22, 40, 72, 7, 7, stride=(2, 2), padding=(3, 3)),
@@ -295,7 +297,7 @@ CASES: tuple[Case, ...] = (
     Case("C5_K7", 2, 5, 8, 7, 7, 3, 3),
     Case("C7_K13", 1, 7, 9, 8, 13, 3, 3, padding=(1, 0), bias=False),
     Case("C13_K3", 2, 13, 7, 8, 3, 3, 3, edge=True),
-    Case("C4_K12", 2, 4, 8, 8, 12, 3, 3, padding=(1, 1)),
+    Case("C4_K12", 2, 4, 8, 8, 12, 3, 3, padding=(1, 1), edge=True),
     Case("C12_K4", 2, 12, 8, 8, 4, 3, 3, padding=(1, 1)),
     Case("C8_K32", 1, 8, 10, 9, 32, 3, 3),
     # A few filters more than a tile; steps of the reduction that end within a tap; several of its tables.
@@ -358,7 +360,7 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_multiplier2", 2, 7, 8, 9, 14, 3, 3, padding=(1, 1), groups=7, edge=True),
     Case("depthwise_multiplier3_dilated", 1, 5, 11, 10, 15, 3, 3, (1, 2), (2, 2), (2, 2), 5),
     Case("depthwise_9x9", 1, 8, 14, 13, 8, 9, 9, padding=(4, 4), groups=8),
-    Case("depthwise_13x13_of_24", 3, 24, 17, 20, 24, 13, 13, padding=(6, 6), groups=24),
+    Case("depthwise_13x13_of_24", 3, 24, 17, 20, 24, 13, 13, padding=(6, 6), groups=24, edge=True),
     Case("depthwise_31x31", 1, 3, 20, 18, 3, 31, 31, padding=(15, 15), groups=3),
     Case("depthwise_1x1", 2, 8, 5, 5, 8, 1, 1, groups=8),
     Case("depthwise_1x1_stride2", 3, 40, 13, 14, 40, 1, 1, (2, 2), groups=40, edge=True),
@@ -510,7 +512,7 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_17x9_columns", 1, 6, 30, 141, 6, 17, 9, padding=(9, 4), groups=6),
     Case("depthwise_9x12_rows", 2, 5, 75, 19, 5, 9, 12, padding=(0, 3, 6, 13), groups=5, edge=True),
     # stream_taller.cuh, stream_sums.cuh: windows without a column left, an odd number of rows, steps' last columns
-    Case("depthwise_9x9_of_33_columns", 3, 8, 20, 33, 8, 9, 9, groups=8),
+    Case("depthwise_9x9_of_33_columns", 3, 8, 20, 33, 8, 9, 9, groups=8, edge=True),
     Case("depthwise_13x10_of_66_columns", 2, 16, 21, 66, 16, 13, 10, padding=(5, 6, 1, 4), groups=16),
     Case("depthwise_10x10_of_32_columns", 3, 8, 32, 32, 8, 10, 10, padding=(1, 1), groups=8),
     Case("depthwise_12x12_of_48_columns", 3, 8, 33, 48, 8, 12, 12, padding=(3, 3), groups=8),
@@ -518,7 +520,9 @@ CASES: tuple[Case, ...] = (
     Case("depthwise_15x15_of_33_columns", 3, 8, 22, 33, 8, 15, 15, padding=(7, 7), groups=8, edge=True),
     Case("depthwise_14x15_of_50_columns", 2, 16, 19, 50, 16, 14, 15, padding=(3, 8, 6, 4), groups=16),
     Case("depthwise_15x14_small", 5, 24, 9, 7, 24, 15, 14, padding=(7, 6), groups=24),
-    Case("depthwise_9x9_stride2_four_pads", 4, 8, 19, 34, 8, 9, 9, (2, 2), (4, 3, 2, 5), groups=8),
+    Case("depthwise_9x9_stride2_four_pads", 4, 8, 19, 34, 8, 9, 9, (2, 2), (4, 3, 2, 5), groups=8, edge=True),
+    # dgrad: rows of y many times as long as x's.
+    Case("depthwise_far_padding", 13, 4, 6, 1, 4, 2, 6, padding=(3, 3, 273, 0), groups=4),
     # filters that lie apart, from L1
     Case("depthwise_2x2_apart", 3, 9, 12, 14, 18, 2, 2, (2, 2), groups=9, edge=True),
     Case("depthwise_4x3_gaps", 2, 5, 23, 22, 5, 4, 3, (5, 4), (2, 1, 0, 3), groups=5, edge=True),

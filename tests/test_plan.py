@@ -2619,6 +2619,8 @@ def test_explain_takes_tensors_and_shapes_alike() -> None:
         ({"stride": 0}, "stride"),
         ({"padding": (1, 1, 1)}, "padding"),
         ({"groups": 3}, "weight"),
+        ({"channels_last": torch.channels_last}, "channels_last"),
+        ({"allow_tf32": "no"}, "allow_tf32"),
     ),
     ids=str,
 )

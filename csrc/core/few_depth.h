@@ -38,10 +38,11 @@ struct FewDepth {
   constexpr int64_t blocks(Problem const& p) const {
     return ceil_div(p.N * p.H * p.W / vector(p), int64_t(kFewDepthThreads));
   }
-  // Outputs of a block: few pixels share them out.
-  constexpr int64_t share(Problem const& p) const {
-    int64_t const parts = max64(ceil_div(outputs, int64_t(kFewDepthOutputs)),
-                                min64(ceil_div(outputs, int64_t(8)), ceil_div(int64_t(528), max64(blocks(p), 1))));
+  // Outputs of a block: few pixels share them out, to some four blocks an SM.
+  constexpr int64_t share(Problem const& p, int sm_count) const {
+    int64_t const wanted = ceil_div(int64_t(4) * sm_count, max64(blocks(p), 1));
+    int64_t const parts =
+        max64(ceil_div(outputs, int64_t(kFewDepthOutputs)), min64(ceil_div(outputs, int64_t(8)), wanted));
     return ceil_div(outputs, parts);
   }
 };
@@ -58,11 +59,12 @@ constexpr bool few_depth_supports(Op op, Problem const& p) {
 }
 
 // Bytes, or products by FMA. Fitted to 21 times (docs/tuning/strict.md).
-constexpr Estimate few_depth_estimate(Op op, Problem const& p) {
+constexpr Estimate few_depth_estimate(Op op, Problem const& p, Device const& d) {
   FewDepth const f(op, p);
   double const pixels = double(p.N) * double(p.H) * double(p.W), padded = f.depth > 8 ? 16 : 8;
-  double const memory = pixels * double(f.depth + f.outputs) * 4 / (f.vector(p) == 4 ? 3900 : 2900),
-               products = pixels * double(f.outputs) * padded / 13000;
+  double const sms = double(d.sm_count) / 132;
+  double const memory = pixels * double(f.depth + f.outputs) * 4 / (f.vector(p) == 4 ? 3900 : 2900) / sms,
+               products = pixels * double(f.outputs) * padded / 13000 / sms;
   return {7000 + (memory > products ? memory + products * 0.1 : products + memory * 0.1), 1};
 }
 

@@ -285,6 +285,12 @@ constexpr Estimate grouped_sums_estimate(Row const& row, Problem const& p, Devic
   return e;
 }
 
+// Rows of lean make a map of dgrad's one phase also where that has no taps, which tma_supports passes over.
+constexpr bool lean_maps(Row const& row, Problem const& p) {
+  if (row.op != Op::dgrad || lean_phases(p) > 1 || lean_takes_planes(row, p)) return true;
+  return im2col_supports(walk_h(row.op, p, 0), p.P()) && im2col_supports(walk_w(row.op, p, 0), p.Q());
+}
+
 constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (Parts const parts = parts_of(row, p); parts.count() > 0) {
     for (int64_t i = 0; i < parts.count(); ++i) {
@@ -304,7 +310,7 @@ constexpr bool in_place_supports(Row const& row, Problem const& p) {
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   if (is_planes_wgrad(row)) return planes_wgrad_supports(row, p);
   if (is_sums(row, p)) return sums_supports(row, as_channels_last(row, p));
-  return row.variant == Variant::lean ? lean_supports(row, as_channels_last(row, p))
+  return row.variant == Variant::lean ? lean_supports(row, as_channels_last(row, p)) && lean_maps(row, p)
                                       : takes_classes(row, p) || takes_held(row, p) || takes_resident(row, p) ||
                                             tma_supports(row, as_channels_last(row, p));
 }

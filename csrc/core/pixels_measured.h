@@ -42,8 +42,8 @@ constexpr Estimate pixels_as_measured(Row const& row, Problem const& p, Estimate
 }
 
 constexpr Estimate pixel_rows_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
-  if (is_few_depth(row)) return few_depth_estimate(op, p);
-  if (is_small_images(row)) return small_images_estimate(p);
+  if (is_few_depth(row)) return few_depth_estimate(op, p, d);
+  if (is_small_images(row)) return small_images_estimate(p, d);
   if (is_few_pixels(row)) return few_pixels_estimate(row, p);
   if (is_strict_pixels(row)) return strict_pixels_estimate(row, p, d);
   if (is_pixel_runs(row)) return pixel_runs_estimate(row, p, d);
@@ -59,7 +59,7 @@ constexpr Estimate pixel_rows_estimate(Row const& row, Op op, Problem const& p, 
     return e;
   }
   if (is_pixel_flow(row)) return pixel_flow_estimate(op, p);
-  if (is_pixel_phases(row)) return pixel_phases_estimate(row, op, p);
+  if (is_pixel_phases(row)) return pixel_phases_estimate(row, op, p, d);
   if (is_direct_pixels(row)) return pixels_as_measured(row, p, direct_pixels_estimate(row, op, p));
   Estimate e = is_any_pixels(row)     ? any_pixels_estimate(row, op, p)
                : is_nhwc(row.variant) ? pixel_lines_estimate(row, p, d)

@@ -73,14 +73,15 @@ constexpr int64_t pixel_phases_workspace_bytes(Op op, Problem const& p) {
 // Rounds of tiles, each of its steps and its stores, which nothing hides, and memory in part. Fitted to 1,680 times of
 // 420 layers (docs/tuning/one-by-one.md); a launch is 600 less than measured, as other rows' estimates leave so much
 // out.
-constexpr Estimate pixel_phases_estimate(Row const& row, Op op, Problem const& p) {
+constexpr Estimate pixel_phases_estimate(Row const& row, Op op, Problem const& p, Device const& d) {
   AnyPixels const s(op, p);
   int const tile = (row.tile_m == 128 ? 2 : 0) + (row.tile_n == 128 ? 1 : 0), size = size_of(p.dtype);
   constexpr double step_ns[] = {425, 279, 345, 480}, store_ns[] = {1330, 1510, 2310, 2650};
   bool const tf32 = p.dtype == DType::f32, alone = phases_take_filters(op, p);
   int const piece = s.out.vector(p.dtype, 16) * size;
   int64_t const line = phases_pitch(p, s.depth) * size, tiles_n = ceil_div(s.N, row.tile_n);
-  double const rounds = double(ceil_div(ceil_div(s.M, row.tile_m) * tiles_n, tile == 0 ? 264 : 132));
+  int64_t const tiles = ceil_div(s.M, row.tile_m) * tiles_n;
+  double const rounds = double(ceil_div(tiles, d.sm_count * (tile == 0 ? 2 : 1)));
   double const store = store_ns[tile] * (piece == 2 ? 2.76 : piece == 16 ? 0.405 : 1) * (tf32 ? 1.23 : 1);
   double const work = rounds * (double(line / 128) * step_ns[tile] * (tf32 ? 0.966 : 1) + store);
   double const read = double(s.M) * double(s.depth) * size, written = double(s.M) * double(s.N) * size;

@@ -36,8 +36,8 @@ constexpr bool small_images_supports(Problem const& p) {
 
 // As measured (26 layers): loads and stores that nothing hides, the pixels of up to four blocks an SM, and of those
 // behind them.
-constexpr Estimate small_images_estimate(Problem const& p) {
-  double const blocks = double(ceil_div(p.K, kSmallFilters) * ceil_div(p.C, kSmallChannels)) / 132;
+constexpr Estimate small_images_estimate(Problem const& p, Device const& d) {
+  double const blocks = double(ceil_div(p.K, kSmallFilters) * ceil_div(p.C, kSmallChannels)) / d.sm_count;
   double const beside = blocks < 1 ? 1 : blocks < 4 ? blocks : 4, behind = blocks > 4 ? blocks / 4 - 1 : 0;
   double const pixels = double(p.P() * p.Q());
   return {7700 + pixels * (140 + 33 * beside) + behind * (2500 + pixels * 260), 1};

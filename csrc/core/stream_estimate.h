@@ -38,6 +38,16 @@ constexpr bool stream_supports(Row const& row, Problem const& p) {
   if (p.dtype != DType::f32 && (row.op == Op::wgrad ? !stream_sums_walk(size, row.tile_k) : size > 9) &&
       !stream_tile(row, row.op, p, h200_sxm).planes.used)
     return false;
+  // dgrad: paddings beyond the filter make rows of y that a team copies whole, of several images, longer than its
+  // outputs need, and than shared memory is.
+  if (row.op == Op::dgrad && (p.pad_left >= p.S || p.pad_right >= p.S)) {
+    bool const halves = p.dtype != DType::f32;
+    RingTile const ring = halves ? stream_tile(row, row.op, p, h200_sxm).ring
+                          : planes_f32_tile(row.tile_m, row.op, p, h200_sxm).planes.used
+                              ? RingTile{}
+                              : stream_lanes_tile(row.tile_m, row.op, p, h200_sxm).ring;
+    if (ring.shared_bytes + 1024 > 227 * 1024) return false;
+  }
   return rows * double(ceil_div(max64(p.W, p.Q()), kStreamColumns) + 1) < double(most);
 }
 

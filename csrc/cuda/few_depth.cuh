@@ -77,6 +77,8 @@ __global__ void __launch_bounds__(kThreads) few_depth_kernel(__grid_constant__ P
 
 template <Op op>
 cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t stream) {
+  int sm_count = 0;
+  if (auto const error = count_sms(sm_count)) return error;
   FewDepth const f(op, problem);
   int64_t const vector = f.vector(problem);
   Params p{};
@@ -85,7 +87,7 @@ cudaError_t launch(Problem const& problem, Arguments const& args, cudaStream_t s
   p.out = static_cast<float*>(args.out);
   p.in_n = f.in.n, p.in_c = f.in.c, p.out_n = f.out.n, p.out_c = f.out.c, p.w_out = f.w_out, p.w_in = f.w_in;
   p.plane = int(problem.H * problem.W / vector), p.pixels = problem.N * p.plane;
-  p.depth = int(f.depth), p.outputs = int(f.outputs), p.share = int(f.share(problem));
+  p.depth = int(f.depth), p.outputs = int(f.outputs), p.share = int(f.share(problem, sm_count));
   dim3 const grid(unsigned(f.blocks(problem)), unsigned(ceil_div(f.outputs, int64_t(p.share))));
   auto* const kernel = p.depth <= 8 ? (vector == 4 ? few_depth_kernel<8, 4> : few_depth_kernel<8, 1>)
                                     : (vector == 4 ? few_depth_kernel<16, 4> : few_depth_kernel<16, 1>);

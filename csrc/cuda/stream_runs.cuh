@@ -1,8 +1,8 @@
 // Depthwise 3x3 with stride 1 over NCHW, 16-bit types, whose rows are no whole words. A plane is one run of memory: a
 // thread has a word of it, eight outputs that may be of two rows, and asks for the words of each row of inputs that
 // hold what they meet. Where these begin in the words is the same everywhere but for the row, so that a shift by a
-// constant of the launch puts them in place. Products with the padded columns are left out one by one; words that reach
-// beyond the plane are loaded element by element. dgrad is fprop with the filter turned round.
+// constant of the launch puts them in place. Products with padded columns are left out one by one, those with padded
+// rows meet zeros; words that reach beyond the plane are loaded by element. dgrad is fprop with the filter turned.
 #pragma once
 
 #include "../core/runs.h"
