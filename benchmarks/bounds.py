@@ -99,6 +99,7 @@ ONE_OUTPUT = Case("dw", 128, 512, 7, 7, 512, 7, 7, groups=512, bias=False)
 LONG_ROWS = Case("dw", 4, 64, 64, 3000, 64, 11, 11, (3, 3), (4, 4), (2, 2), 64, bias=False)  # too long to be staged
 FAR = Case("dense", 4, 128, 64, 300, 128, 3, 3, (1, 1), (1, 140), (1, 140), bias=False)  # beyond im2col's reach
 ONE_IMAGE = Case("groups", 1, 512, 14, 14, 512, 3, 3, padding=(1, 1), groups=32, bias=False)
+STRIDED_GROUPS = Case("groups", 64, 128, 20, 20, 128, 3, 3, (2, 2), (1, 1), groups=4, bias=False)
 SMALL_GROUPS = Case("groups", 64, 672, 7, 7, 672, 3, 3, padding=(1, 1), groups=42, bias=False)
 PATCHES = Case("dense", 32, 64, 224, 224, 64, 7, 7, (7, 7), bias=False)
 ODD_PLANES = dense(8, 64, 149, 96, 1)
@@ -115,8 +116,10 @@ ENTRIES = (
     Entry("tma_matrix", "tma::matrix_sums_shifted", "wgrad", dense(128, 570, 14, 106, 1), "fp16", "nhwc", "lines"),
     Entry("tma_resident", "tma::resident_kernel", "fprop", "L07", "fp16", "nhwc", "64x128"),
     Entry("tma_lean", "tma::lean_kernel", "fprop", dense(2, 1920, 16, 1280, 1), "fp16", "nhwc", "lean"),
+    Entry("tma_lean", "tma::lean_groups_kernel", "fprop", STRIDED_GROUPS, "fp16", "nhwc", "lean"),
     Entry("tma_lean_gather", "tma::lean_gather_kernel", "fprop", dense(8, 1024, 14, 256, 1), "fp16", "nchw", "lean"),
     Entry("tma_lean_tf32", "tma::lean_turned_kernel", "dgrad", dense(1, 1024, 14, 256, 1), "tf32", "nhwc", "lean"),
+    Entry("tma_lean_tf32", "tma::lean_turned_groups_kernel", "dgrad", ONE_IMAGE, "tf32", "nhwc", "lean"),
     Entry("tma_lean_tf32", "tma::lean_phases_kernel", "dgrad", dense(1, 256, 28, 512, 3, 2), "tf32", "nhwc", "lean"),
     Entry("tma_lean_tf32", "tma::lean_sums_kernel", "wgrad", dense(8, 1024, 14, 256, 1), "tf32", "nhwc", "lean"),
     Entry("tma_lean_tf32", "tma::lean_sums_second", "wgrad", dense(8, 128, 64, 64, 1), "tf32", "nhwc", "lean"),

@@ -342,6 +342,9 @@ CASES: tuple[Case, ...] = (
     Case("groups4_of_32", 3, 128, 9, 8, 128, 3, 3, padding=(1, 1), groups=4),
     Case("groups4_of_32_stride2", 5, 128, 15, 14, 128, 3, 3, (2, 2), (1, 1), groups=4, edge=True),
     Case("groups5_of_16", 2, 80, 9, 10, 80, 3, 3, padding=(1, 1), groups=5),  # four merged, and one
+    # tma_lean.cuh: steps that are a group's, lines that end with one (80 of 128 channels), several tiles of a group
+    Case("groups3_of_80_and_48", 2, 240, 9, 11, 144, 3, 3, padding=(1, 1), groups=3, edge=True),
+    Case("groups2_of_32_and_160", 2, 64, 8, 9, 320, 3, 3, padding=(1, 1), groups=2),
     Case("groups3_of_20_stride2", 2, 60, 11, 12, 60, 3, 3, (2, 2), (1, 1), groups=3),
     # Lines: runs of a unit's results that meet parts of its inputs, several runs and more than one pair of blocks.
     Case("groups4_of_20_and_12", 3, 80, 10, 12, 48, 3, 3, padding=(1, 1), groups=4),

@@ -137,6 +137,22 @@ constexpr bool lean_chain_fits(Row const& row, Problem const& p, int64_t steps, 
   return row.op != Op::wgrad || p.dtype != DType::f32 || ceil_div(steps, split) * 32 <= kLeanChain;
 }
 
+// Lines of 64 bytes, of a group's channels that a step sums over.
+constexpr bool lean_short_lines(Op op, Problem const& p) {
+  return size_of(p.dtype) == 2 && tma_line(op == Op::dgrad ? p.K_per_group() : p.C_per_group()) == 64;
+}
+
+// Groups: kernels of their own, of tiles that were chosen. The group is a dimension of the map, which allows for small
+// filters and padding alone and puts zeros behind a group's channels.
+constexpr bool lean_takes_groups(Row const& row, Problem const& p) {
+  Op const op = row.op;
+  if (op == Op::wgrad || row.tile_m != 64 || min64(p.C_per_group(), p.K_per_group()) < 16) return false;
+  if (op == Op::dgrad && lean_phases(p) > 1) return false;
+  if (lean_short_lines(op, p) && row.tile_n != (op == Op::dgrad ? 64 : 32)) return false;
+  return im2col_supports(walk_h(op, p, 0), op == Op::fprop ? p.H : p.P(), true) &&
+         im2col_supports(walk_w(op, p, 0), op == Op::fprop ? p.W : p.Q(), true);
+}
+
 constexpr bool lean_supports(Row const& row, Problem const& p) {
   if (p.dtype == DType::f32 && !p.allow_tf32) return false;
   if (lean_period(row, p) > 1)
@@ -152,12 +168,14 @@ constexpr bool lean_supports(Row const& row, Problem const& p) {
   }
   if (lean_takes_planes(row, p)) return true;
   int const v = 16 / size_of(p.dtype);
-  if (p.groups != 1 || p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0)
+  if (p.groups == 0 || p.N == 0 || p.C == 0 || p.K == 0 || p.P() == 0 || p.Q() == 0 || p.R == 0 || p.S == 0)
     return false;
+  if (p.groups > 1 && !lean_takes_groups(row, p)) return false;
   if (lean_large(row) && row.op != Op::wgrad && (row.op == Op::fprop ? p.C : p.K) <= 32) return false;
   if (row.op == Op::dgrad && lean_phases(p) > 1 && !lean_takes_phases(row, p)) return false;
-  if (!channel_vectors(p.x, p.x_align, p.C, v, p.dtype) || !channel_vectors(p.w, p.w_align, p.C, v, p.dtype) ||
-      !channel_vectors(p.y, p.y_align, p.K, v, p.dtype))
+  int64_t const C = p.C_per_group(), K = p.K_per_group();
+  if (!channel_vectors(p.x, p.x_align, C, v, p.dtype) || !channel_vectors(p.w, p.w_align, C, v, p.dtype) ||
+      !channel_vectors(p.y, p.y_align, K, v, p.dtype))
     return false;
   Row like = row;
   like.variant = Variant::im2col;
@@ -261,9 +279,16 @@ constexpr Problem lean_longest_phase(Problem p) {
   return p;
 }
 
+// What groups cost: a group of so many more images.
+constexpr Problem lean_of_groups(Problem p) {
+  p.N *= p.groups, p.C = p.C_per_group(), p.K = p.K_per_group(), p.groups = 1;
+  return p;
+}
+
 // A step takes the longest of three: what a block alone on its SM waits for, the lines that L2 delivers to all SMs, and
 // the multiplications. Constants fitted to the times of 798 choices of tile and split (docs/tuning.md).
 constexpr Estimate lean_estimate(Row const& row, Problem const& p, int64_t phases = 1) {
+  if (p.groups > 1) return lean_estimate(row, lean_of_groups(p), phases);
   if (lean_large(row)) return lean_large_estimate(row, p);
   if (row.op == Op::wgrad && p.dtype == DType::f32) return lean_sums_estimate(row, p);
   bool const tf32 = p.dtype == DType::f32, planes = lean_takes_planes(row, p);

@@ -1,6 +1,7 @@
 // Small dense problems in channels_last: fprop, dgrad of one phase and wgrad as an implicit GEMM, as in tma.cuh, but
-// one tile of TM x TN a block, and nothing that many tiles would need: no persistent blocks, phases, groups or rows of
-// padded columns. What a launch loses beside its products is what is left out here.
+// one tile of TM x TN a block, and nothing that many tiles would need: no persistent blocks, phases or rows of padded
+// columns. What a launch loses beside its products is what is left out here; so groups have kernels of their own, in
+// which their tiles follow each other.
 // fprop and dgrad: out[pixel, n] = sum over taps and channels of A[moved pixel, channel] * B[n, tap, channel].
 // wgrad: w[k, tap, c] = sum over pixels of A[pixel, k] * B[moved pixel, c]; a tile is of one tap.
 //
@@ -63,17 +64,19 @@ struct LeanTables {
 };
 
 // The steps of one of the two copying threads.
-template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool of_a>
+template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool of_a, bool groups = false>
 struct LeanCopies {
   static constexpr int chunk_size = line / int(sizeof(T)), across = kLineBytes / int(sizeof(T));
   using S = LeanShapeOf<T, TM, TN, line, across>;
   int32_t left, chunk, tap_h, tap_w;  // wgrad: chunk counts steps of pixels
   int32_t n, h, w, first, bytes;
+  int32_t group;
   uint32_t to;
   Stage stage;
 
+  // tap: of wgrad; of groups the group.
   __device__ void begin(LeanParams const& p, uint32_t ring, int begin, int count, int n_tile, int tap) {
-    left = count, chunk = begin, tap_h = tap_w = 0;
+    left = count, chunk = begin, tap_h = tap_w = 0, group = groups ? tap : 0;
     to = ring + (of_a ? 0 : S::steps * S::a_bytes);
     first = of_a ? int(blockIdx.y) * TM : n_tile * TN;
     if constexpr (a_rows) {
@@ -110,7 +113,10 @@ struct LeanCopies {
       ++chunk;
       return;
     } else {
-      if constexpr (of_a) {
+      if constexpr (of_a && groups) {
+        ptx::cp_async_bulk_tensor_im2col_5d(at, &p.a, full, chunk * chunk_size, w, h, n, group, tap_w * p.tap_w,
+                                            tap_h * p.tap_h);
+      } else if constexpr (of_a) {
         ptx::cp_async_bulk_tensor_im2col(at, &p.a, full, chunk * chunk_size, w, h, n, tap_w * p.tap_w, tap_h * p.tap_h);
       } else {
         int const r = p.first_r + tap_h * p.step_r, s = p.first_s + tap_w * p.step_s;
@@ -118,9 +124,9 @@ struct LeanCopies {
 #pragma unroll 1
           for (int run = 0; run * S::b_run_bytes < bytes; ++run)
             ptx::cp_async_bulk_tensor_5d(at + run * S::b_run_bytes, &p.b, full, first + run * across, s, r,
-                                         chunk * chunk_size, 0);
+                                         chunk * chunk_size, group);
         } else {
-          ptx::cp_async_bulk_tensor_5d(at, &p.b, full, chunk * chunk_size, s, r, first, 0);
+          ptx::cp_async_bulk_tensor_5d(at, &p.b, full, chunk * chunk_size, s, r, first, group);
         }
       }
       if (p.taps == 1) {
@@ -278,8 +284,10 @@ __device__ __forceinline__ void lean_add_parts(LeanParams const& p, uint32_t par
   }
 }
 
-// gathered: B came by plain copies, its columns are the pixels of all images (tma_lean_gather.cuh).
-template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool planes, bool gathered = false>
+// gathered: B came by plain copies, its columns are the pixels of all images (tma_lean_gather.cuh). groups: tap is the
+// group.
+template <class T, int TM, int TN, int line, bool a_rows, bool b_rows, bool planes, bool gathered = false,
+          bool groups = false>
 __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& tables, int count, int rank, int n_tile,
                               int tap) {
   using S = LeanShapeOf<T, TM, TN, line>;
@@ -299,8 +307,10 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
   constexpr bool late = TM * TN > 64 * 128;  // bias is loaded behind the products, for want of registers
   Vector<T, 2> bias[late ? 1 : TN / 8];
   bool const biased = !planes && !a_rows && p.bias != nullptr;
+  int64_t const group_column = groups ? int64_t(tap) * p.N : 0;  // the group's first
+  auto biases = [&] { return static_cast<T const*>(p.bias) + group_column * p.bias_stride; };
   if (!late && biased && p.splits == 1) {
-    T const* const from = static_cast<T const*>(p.bias);
+    T const* const from = biases();
 #pragma unroll
     for (int j = 0; j < TN / 8; ++j) {
       int const at = n + j * 8;
@@ -324,7 +334,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
     int j = m, i = p.columns.divide(j), image = p.rows.divide(i);
     out[half] = m >= p.M ? -1
                 : a_rows ? m * p.out_n + tap_h * p.out_h + tap_w * p.out_w
-                         : image * p.out_n + i * p.out_h + j * p.out_w;
+                         : image * p.out_n + i * p.out_h + j * p.out_w + group_column * p.out_c;
   }
   // Where a column of the tile is in a row of the result. -1: nowhere.
   auto column_of = [&](int column) -> int64_t {
@@ -375,7 +385,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
         p, ring + p.stages * S::stage_bytes, tables, rank, acc, [&](float* sum, int j) {
           int const at = n + j * 8;
           if (biased && at < p.N) {
-            T const* const from = static_cast<T const*>(p.bias);
+            T const* const from = biases();
             float const low = widen(from[at * p.bias_stride]), high = widen(from[min(at + 1, p.N - 1) * p.bias_stride]);
             sum[0] += low, sum[1] += high, sum[2] += low, sum[3] += high;
           }
@@ -389,7 +399,7 @@ __device__ void lean_multiply(LeanParams const& p, uint32_t ring, LeanTables& ta
 #pragma unroll
     for (int i = 0; i < TN / 2; ++i) acc[i] += row_bias[i / 2 % 2];
   if (biased) {
-    T const* const from = static_cast<T const*>(p.bias);
+    T const* const from = biases();
 #pragma unroll
     for (int j = 0; j < TN / 8; ++j) {
       if constexpr (late) {
@@ -506,6 +516,25 @@ __global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, TM == 64 ? 2
       });
 }
 
+// Groups of fprop and dgrad: blockIdx.x counts the tiles of each (tiles_n), which is a dimension of both maps.
+template <class T, int TM, int TN, int line, bool b_rows>
+__global__ void __launch_bounds__(LeanShape<TM, TN, line>::threads, 2)
+    lean_groups_kernel(__grid_constant__ LeanParams const p) {
+  using S = LeanShapeOf<T, TM, TN, line>;
+  extern __shared__ uint8_t dynamic[];
+  __shared__ LeanTables tables;
+  uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
+  int n_tile = int(blockIdx.x);
+  int const group = p.tiles_n.divide(n_tile);
+  using A = LeanCopies<T, TM, TN, line, false, b_rows, true, true>;
+  using B = LeanCopies<T, TM, TN, line, false, b_rows, false, true>;
+  lean_block<S, TN / 8, A, B>(
+      p, ring, tables, n_tile, group, [] {},
+      [&](int count, int rank) {
+        lean_multiply<T, TM, TN, line, false, b_rows, false, false, true>(p, ring, tables, count, rank, n_tile, group);
+      });
+}
+
 // Sets a ring's stages and says what shared memory a block of `blocks` takes. in_ring: what the blocks of a cluster
 // send each other takes the ring's place.
 template <class S>
@@ -545,7 +574,7 @@ inline void lean_stores(LeanParams& q, Problem const& p, Strides const& out, int
   q.vectors = channel_vectors(out, align, q.N, 8, p.dtype), q.pairs = channel_vectors(out, align, q.N, 2, p.dtype);
 }
 
-template <Op op, DType dtype, int TM, int TN, int line>
+template <Op op, DType dtype, int TM, int TN, int line, bool groups = false>
 cudaError_t launch_lean_lines(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
   using T = typename TypeOf<dtype>::type;
   using S = LeanShapeOf<T, TM, TN, line>;
@@ -553,14 +582,14 @@ cudaError_t launch_lean_lines(Problem const& p, Plan const& plan, Arguments cons
   constexpr int chunk_size = line / int(sizeof(T));
   constexpr Op walked = wgrad ? Op::fprop : op;
   Walk const h = walk_h(walked, p, 0), w = walk_w(walked, p, 0);
-  int64_t const C = op == Op::dgrad ? p.K : p.C, splits = plan.split_k;
+  int64_t const C = op == Op::dgrad ? p.K_per_group() : p.C_per_group(), splits = plan.split_k;
   int64_t const in_H = op == Op::dgrad ? p.P() : p.H, in_W = op == Op::dgrad ? p.Q() : p.W;
   Strides const &in = op == Op::dgrad ? p.y : p.x, &out = forward ? p.y : wgrad ? p.w : p.x;
   int64_t const pixels = p.N * h.pixels * w.pixels, taps = h.taps * w.taps;
   LeanParams q{};
   q.columns = Divisor(w.pixels), q.rows = Divisor(h.pixels);
   q.taps_w = Divisor(w.taps), q.taps = Divisor(taps);
-  q.M = int32_t(wgrad ? p.K : pixels), q.N = int32_t(forward ? p.K : p.C);
+  q.M = int32_t(wgrad ? p.K : pixels), q.N = int32_t(forward ? p.K_per_group() : p.C_per_group());
   q.tiles_n = Divisor(ceil_div(q.N, TN));
   q.steps = int32_t(wgrad ? ceil_div(pixels, 64) : ceil_div(C, chunk_size) * taps);
   q.splits = int32_t(splits), q.share = int32_t(ceil_div(q.steps, splits)), q.per = int32_t(ceil_div(TN / 8, splits));
@@ -571,24 +600,26 @@ cudaError_t launch_lean_lines(Problem const& p, Plan const& plan, Arguments cons
   q.first_s = int32_t(w.first_tap), q.step_s = int32_t(w.tap_step);
   lean_stores(q, p, out, forward ? p.y_align : wgrad ? p.w_align : p.x_align);
   q.bias = args.bias, q.bias_stride = args.bias_stride, q.out = args.out;
-  Tensor4 const walks{args.a,
-                      p.dtype,
-                      {wgrad ? lean_channels(C, in, dtype) : C, in_W, in_H, p.N},
-                      {1, in.w, in.h, in.n},
-                      sizeof(T) == 4};
+  int64_t const channels = wgrad ? lean_channels(C, in, dtype) : C;
+  Tensor4 const walks{args.a, p.dtype, {channels, in_W, in_H, p.N}, {1, in.w, in.h, in.n}, sizeof(T) == 4};
   cudaError_t error;
   if constexpr (wgrad) {
     Tensor4 const y{args.b, p.dtype, {lean_channels(p.K, p.y, dtype), p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}};
     if ((error = encode_im2col(q.a, y, Walk{p.P(), 1}, Walk{p.Q(), 1}, 64, 64)) != cudaSuccess) return error;
     error = encode_im2col(q.b, walks, h, w, 64, 64);
   } else {
-    if ((error = encode_im2col(q.a, walks, h, w, chunk_size, TM)) != cudaSuccess) return error;
+    error = encode_im2col(q.a, walks, h, w, chunk_size, TM, groups ? p.groups : 0);
+    if (error != cudaSuccess) return error;
     error = encode_filters(q.b, args.b, p, b_rows ? S::columns : chunk_size, b_rows ? chunk_size : int(min64(TN, q.N)),
                            sizeof(T) == 4);
   }
   if (error != cudaSuccess) return error;
-  return start_lean<S>(lean_kernel<T, TM, TN, line, wgrad, b_rows>, q, q.tiles_n.value * (wgrad ? taps : 1),
-                       ceil_div(q.M, TM), stream);
+  if constexpr (groups)
+    return start_lean<S>(lean_groups_kernel<T, TM, TN, line, b_rows>, q, q.tiles_n.value * p.groups, ceil_div(q.M, TM),
+                         stream);
+  else
+    return start_lean<S>(lean_kernel<T, TM, TN, line, wgrad, b_rows>, q, q.tiles_n.value * (wgrad ? taps : 1),
+                         ceil_div(q.M, TM), stream);
 }
 
 template <Op op, DType dtype, int TM, int TN>
@@ -628,8 +659,22 @@ cudaError_t launch_lean_gather(Problem const& p, Plan const& plan, Arguments con
 template <DType dtype, int TM, int TN>
 cudaError_t launch_sums(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream);
 
+// What lean_takes_groups names.
+template <Op op, DType dtype, int TM, int TN>
+cudaError_t launch_lean_groups(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  if constexpr (dtype != DType::f32 && TN == (op == Op::dgrad ? 64 : 32))
+    if (lean_short_lines(op, p)) {
+      if constexpr (op == Op::dgrad)
+        if (p.C_per_group() <= 32) return launch_lean_lines<op, dtype, TM, 32, 64, true>(p, plan, args, stream);
+      return launch_lean_lines<op, dtype, TM, TN, 64, true>(p, plan, args, stream);
+    }
+  return launch_lean_lines<op, dtype, TM, TN, kLineBytes, true>(p, plan, args, stream);
+}
+
 template <Op op, DType dtype, int TM, int TN>
 cudaError_t launch_lean(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  if constexpr (op != Op::wgrad && TM == 64 && !(op == Op::dgrad && TN == 32))
+    if (p.groups > 1) return launch_lean_groups<op, dtype, TM, TN>(p, plan, args, stream);
   if constexpr (dtype != DType::f32 && op != Op::wgrad && TN >= 64 && TN <= 128)
     if (lean_gathers(row_of(plan), p)) return launch_lean_gather<op, dtype, TM, TN>(p, plan, args, stream);
   if constexpr (dtype != DType::f32 && TM == 64 && (TN == 64 || (op == Op::wgrad && TN == 128)))

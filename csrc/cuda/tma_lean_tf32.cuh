@@ -102,8 +102,8 @@ __device__ void turned_multiply(LeanParams const& p, uint32_t ring, LeanTables& 
   lean_add_parts<blocks, S::multiplying>(p, ring + p.stages * S::stage_bytes, tables, rank, acc, store);
 }
 
-// blockIdx: x rows (planes: columns), y the others.
-template <int R, int N, bool planes>
+// blockIdx: x rows (planes: columns), y the others. image: of planes; of groups the group.
+template <int R, int N, bool planes, bool groups = false>
 __device__ __forceinline__ void turned_block(LeanParams const& p, int tile, int image) {
   using S = TurnedShape<R, N>;
   extern __shared__ uint8_t dynamic[];
@@ -112,9 +112,9 @@ __device__ __forceinline__ void turned_block(LeanParams const& p, int tile, int 
   uint32_t const ring = warp_uniform((ptx::shared_address(dynamic) + 1023) / 1024 * 1024);
   int const row0 = tile * R, column0 = int(blockIdx.y) * N;
   using Straight = std::conditional_t<planes, PlaneCopies<float, N, R, false, true, true>,
-                                      LeanCopies<float, N, R, kLineBytes, false, true, true>>;
+                                      LeanCopies<float, N, R, kLineBytes, false, true, true, groups>>;
   using Turned = std::conditional_t<planes, PlaneCopies<float, N, R, false, true, false>,
-                                    LeanCopies<float, N, R, kLineBytes, false, true, false>>;
+                                    LeanCopies<float, N, R, kLineBytes, false, true, false, groups>>;
   auto places = [&] {
     if (threadIdx.x >= N) return;
     int const column = column0 + int(threadIdx.x);
@@ -125,6 +125,7 @@ __device__ __forceinline__ void turned_block(LeanParams const& p, int tile, int 
       } else {
         int j = column, i = p.columns.divide(j), n = p.rows.divide(i);
         to = n * p.out_n + i * p.out_h + j * p.out_w;
+        if constexpr (groups) to += int64_t(image) * p.N * p.out_c;
       }
     }
     columns[threadIdx.x] = to;
@@ -140,6 +141,14 @@ __global__ void __launch_bounds__(TurnedShape<R, N>::threads, R == 64 ? 2 : 1)
   int tile = int(blockIdx.x), image = 0;
   if constexpr (planes) image = p.tiles_n.divide(tile);
   turned_block<R, N, planes>(p, tile, image);
+}
+
+template <int R, int N>
+__global__ void __launch_bounds__(TurnedShape<R, N>::threads, R == 64 ? 2 : 1)
+    lean_turned_groups_kernel(__grid_constant__ LeanParams const p) {
+  int tile = int(blockIdx.x);
+  int const group = p.tiles_n.divide(tile);
+  turned_block<R, N, false, true>(p, tile, group);
 }
 
 // dgrad with strides: the phases' tiles of channels follow each other along x.
@@ -377,10 +386,10 @@ template <int TM>
 cudaError_t turned_params(LeanParams& q, Problem const& p, Plan const& plan, Arguments const& args, int64_t i,
                           int64_t j) {
   Walk const h = walk_h(Op::dgrad, p, i), w = walk_w(Op::dgrad, p, j);
-  int64_t const pixels = p.N * h.pixels * w.pixels, taps = h.taps * w.taps;
+  int64_t const pixels = p.N * h.pixels * w.pixels, taps = h.taps * w.taps, K = p.K_per_group();
   q.columns = Divisor(max64(w.pixels, 1)), q.rows = Divisor(max64(h.pixels, 1)), q.tiles_n = Divisor(1);
   q.taps_w = Divisor(max64(w.taps, 1)), q.taps = Divisor(max64(taps, 1));
-  q.M = int32_t(pixels), q.N = int32_t(p.C), q.steps = int32_t(ceil_div(p.K, kTf32Line) * taps);
+  q.M = int32_t(pixels), q.N = int32_t(p.C_per_group()), q.steps = int32_t(ceil_div(K, kTf32Line) * taps);
   q.splits = plan.split_k, q.share = int32_t(ceil_div(q.steps, q.splits)), q.per = int32_t(ceil_div(TM / 8, q.splits));
   q.h0 = int32_t(h.lower), q.w0 = int32_t(w.lower);
   q.stride_h = int32_t(h.stride), q.stride_w = int32_t(w.stride);
@@ -391,9 +400,20 @@ cudaError_t turned_params(LeanParams& q, Problem const& p, Plan const& plan, Arg
   q.out = static_cast<float*>(args.out) + i * p.x.h + j * p.x.w;
   q.out_h *= phases_of(p.H, p.stride_h), q.out_w *= phases_of(p.W, p.stride_w);
   if (pixels == 0 || taps == 0) return cudaSuccess;
-  Tensor4 const walks{args.a, p.dtype, {p.K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}, true};
-  cudaError_t const error = encode_im2col(q.a, walks, h, w, kTf32Line, TM);
+  Tensor4 const walks{args.a, p.dtype, {K, p.Q(), p.P(), p.N}, {1, p.y.w, p.y.h, p.y.n}, true};
+  cudaError_t const error = encode_im2col(q.a, walks, h, w, kTf32Line, TM, p.groups > 1 ? p.groups : 0);
   return error != cudaSuccess ? error : encode_filters(q.b, args.b, p, kTf32Line, kTf32Line, true);
+}
+
+// TM pixels by TN channels of a group.
+template <int TM, int TN>
+cudaError_t launch_lean_turned_groups(Problem const& p, Plan const& plan, Arguments const& args, cudaStream_t stream) {
+  LeanParams q{};
+  cudaError_t const error = turned_params<TM>(q, p, plan, args, 0, 0);
+  if (error != cudaSuccess) return error;
+  q.tiles_n = Divisor(ceil_div(p.C_per_group(), TN));
+  return start_lean<TurnedShape<TN, TM>>(lean_turned_groups_kernel<TN, TM>, q, q.tiles_n.value * p.groups,
+                                         ceil_div(q.M, TM), stream);
 }
 
 // TM pixels by TN channels.
@@ -531,6 +551,8 @@ cudaError_t launch_lean_tf32(Problem const& p, Plan const& plan, Arguments const
   if constexpr (op == Op::dgrad) {
     if constexpr (TM == 64 && TN == 64)
       if (lean_takes_planes(row_of(plan), p)) return launch_lean_sums_planes<TM, TN>(p, plan, args, stream);
+    if constexpr (TM == 64)
+      if (p.groups > 1) return launch_lean_turned_groups<TM, TN>(p, plan, args, stream);
     return launch_lean_turned<TM, TN>(p, plan, args, stream);
   } else {
     bool const planes = TM == 64 && TN >= 64 && lean_takes_planes(row_of(plan), p);
