@@ -106,7 +106,9 @@ enum class Layout : uint8_t { nchw, nhwc };
 inline constexpr int any = -1;  // tile
 
 // all_taps: of all groups; weights, inputs, outputs: elements; ..._fits: the largest power of two up to 16 that divides
-// it; C and K are of a group; us is the row's estimate without the table.
+// it; least: the smaller of C and K; products: multiplications, of 1x1; lines: 1 if channels and filters fill lines of
+// 64, one_by_one: of dense 1x1 with a stride of 1; else 0. C and K are of a group; us is the row's estimate without the
+// table.
 enum class Of : uint8_t {
   us,
   N,
@@ -126,6 +128,10 @@ enum class Of : uint8_t {
   K,
   all_K,
   K_over_C,
+  least,
+  products,
+  lines,
+  one_by_one,
   groups,
   weights,
   inputs,
@@ -201,6 +207,14 @@ constexpr double value_of(Of of, Problem const& p, double ns) {
       return double(p.K);
     case Of::K_over_C:
       return double(p.K) / double(p.C);
+    case Of::least:
+      return double(min64(p.C, p.K));
+    case Of::products:
+      return double(p.N) * double(p.P()) * double(p.Q()) * double(p.C) * double(p.K);
+    case Of::lines:
+      return p.C % 64 == 0 && p.K % 64 == 0 ? 1 : 0;
+    case Of::one_by_one:
+      return p.R * p.S * p.groups * p.stride_h * p.stride_w == 1 ? 1 : 0;
     case Of::groups:
       return double(p.groups);
     case Of::weights:

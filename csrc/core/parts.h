@@ -47,12 +47,12 @@ constexpr bool engine_reaches(Op op, int64_t extent, int64_t pixels, int64_t tap
 // In how many parts an axis with a stride of one is taken; 0: in none.
 constexpr int64_t far_parts(Op op, int64_t extent, int64_t pixels, int64_t taps, int64_t pad, int64_t dilation) {
   for (int64_t of = 1; of <= min64(min64(extent, pixels), kMaxPartsOfAxis); ++of) {
-    if (dilation % of != 0) continue;
-    AxisPart const first = far_part(extent, pixels, taps, pad, dilation, of, 0),
-                   last = far_part(extent, pixels, taps, pad, dilation, of, of - 1);
-    if (engine_reaches(op, first.extent, first.pixels, taps, first.pad, first.dilation) &&
-        engine_reaches(op, last.extent, last.pixels, taps, last.pad, last.dilation))
-      return of;
+    bool reached = dilation % of == 0;
+    for (int64_t index = 0; index < of && reached; ++index) {  // parts differ by a pixel: any may be the longest
+      AxisPart const part = far_part(extent, pixels, taps, pad, dilation, of, index);
+      reached = engine_reaches(op, part.extent, part.pixels, taps, part.pad, part.dilation);
+    }
+    if (reached) return of;
   }
   return 0;
 }

@@ -7,10 +7,12 @@
 namespace conv2d_ext::pixel_runs {
 
 // Of tiles of tile_m rows, whose results are stored in boxes of 16 rows by out_run pixels. lines: channels a step that
-// are copied. end: the map of an image's last run of pixels, where it is no whole one.
+// are copied. end: the map of an image's last run of pixels, where it is no whole one. out_end: of a tile's last run of
+// so many pixels.
 template <Op op, DType dtype, class Params>
 cudaError_t set_params(Params& p, PixelRuns const& t, Problem const& problem, Arguments const& args, int tile_m,
-                       int out_run, int lines = 64, CUtensorMap* end = nullptr) {
+                       int out_run, int lines = 64, CUtensorMap* end = nullptr, int last = 0,
+                       CUtensorMap* in_last = nullptr, CUtensorMap* out_last = nullptr) {
   using tma::Divisor, tma::Tensor4, tma::encode_tiled;
   constexpr bool forward = op == Op::fprop;
   int64_t const pixels = problem.H * problem.W, C = problem.C_per_group(), K = problem.K_per_group();
@@ -29,6 +31,10 @@ cudaError_t set_params(Params& p, PixelRuns const& t, Problem const& problem, Ar
   if (auto const error = encode_tiled(p.b, in, 64, lines, 1, 1)) return error;
   if (end != nullptr && pixels % 64 != 0)
     if (auto const error = encode_tiled(*end, in, int(pixels % 64), lines, 1, 1)) return error;
+  if (last != 0) {
+    if (auto const error = encode_tiled(*in_last, in, last, lines, 1, 1)) return error;
+    if (auto const error = encode_tiled(*out_last, out, last, 16, 1, 1)) return error;
+  }
   return encode_tiled(p.out, out, out_run, 16, 1, 1, 1, 1,
                       out_run == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B);
 }
