@@ -1650,7 +1650,7 @@ def test_pointwise_layers_over_nchw_take_tiles_that_fit_them() -> None:
         (Case("long sums", 4, 3072, 40, 40, 672, 1, 1), "fprop", torch.float16, "160x128_lines"),
         (Case("few tiles", 8, 2560, 16, 16, 1280, 1, 1), "dgrad", torch.bfloat16, "160x128_lines"),
         (Case("turns", 32, 128, 28, 28, 512, 1, 1), "fprop", torch.float16, "128x128_nchw"),  # 14.8 us, 64x256 16.3
-        (Case("turns", 8, 512, 64, 64, 576, 1, 1), "dgrad", torch.bfloat16, "128x256_nchw"),
+        (Case("turns", 8, 512, 64, 64, 576, 1, 1), "dgrad", torch.bfloat16, "128x128_nchw"),  # 33.4 us, 128x256 35.2
         (sums, "wgrad", torch.float16, "192x160_nchw"),
         (sums, "wgrad", torch.float32, "192x160_nchw"),
         (half, "wgrad", torch.bfloat16, "256x128_nchw"),
@@ -2400,7 +2400,7 @@ def test_few_channels_and_many_results_over_nchw_take_turns(op: str) -> None:
     for N, few, side, many in ((64, 16, 112, 96), (32, 24, 56, 144), (128, 40, 28, 240), (64, 32, 112, 16)):
         C, K = (few, many) if op == "fprop" else (many, few)
         name = named(op, Case("mobilenet", N, C, side, side, K, 1, 1), torch.float16, "nchw")
-        assert re.fullmatch(rf"pixels_{op}_f16_\d+x256_nchw", name), name
+        assert re.fullmatch(rf"pixels_{op}_f16_(64x256|128x(128|256))_nchw", name), name
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))
