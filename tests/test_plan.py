@@ -2400,7 +2400,7 @@ def test_few_channels_and_many_results_over_nchw_take_turns(op: str) -> None:
     for N, few, side, many in ((64, 16, 112, 96), (32, 24, 56, 144), (128, 40, 28, 240), (64, 32, 112, 16)):
         C, K = (few, many) if op == "fprop" else (many, few)
         name = named(op, Case("mobilenet", N, C, side, side, K, 1, 1), torch.float16, "nchw")
-        assert re.fullmatch(rf"pixels_{op}_f16_(64x256|128x(128|256))_nchw", name), name
+        assert re.fullmatch(rf"pixels_{op}_f16_\d+x256_nchw", name), name
 
 
 @pytest.mark.parametrize("op", ("fprop", "dgrad"))

@@ -62,7 +62,7 @@ constexpr Estimate pixel_turns_estimate(Row const& row, Problem const& p, Device
   double const off = 1 - double(gcd64(p.H * p.W * 2, 128)) / 128;
   double const l2 = double(shape.tiles) * steps * double(row.tile_m + row.tile_n) * 128 / 16.5e6 * (1 + t.off * off);
   double const longest = work > memory ? (work > l2 ? work : l2) : memory > l2 ? memory : l2;
-  double const few = p.N * p.H * p.W < 4000 ? 1.12 : depth < 64 ? 1.05 : 1;  // of which none or few were measured
+  double const few = p.N * p.H * p.W < 4000 ? 1.12 : depth < 64 ? 1.15 : 1;  // of which none or few were measured
   return {few * 1000 * (t.launch + longest + t.rest * (work + memory + l2 - longest)), 1};
 }
 
