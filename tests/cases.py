@@ -182,7 +182,7 @@ CASES: tuple[Case, ...] = (
     # tiles in turns, whose filters stay, of the next filters in each turn
     Case("planes_24_to_144_in_turns", 37, 24, 32, 32, 144, 1, 1),
     # pixels_turns.cuh: several tiles of one image a block, of 128 rows and fewer.
-    Case("planes_12x12_in_turns", 70, 200, 12, 12, 264, 1, 1),
+    Case("planes_12x12_in_turns", 70, 200, 12, 12, 264, 1, 1, edge=True),
     Case("windows_several_tiles_a_block", 37, 24, 37, 35, 136, 1, 1),
     Case("windows_whole_images", 9, 70, 7, 7, 72, 1, 1, edge=True),
     # two channels a row of vectors, tiles of filters alone and in pairs, that end early
